@@ -1,0 +1,355 @@
+"""Spans, masks and labels of one row: every invariant by property, every number by hand or by a plain loop."""
+
+from collections import Counter
+from itertools import combinations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from trainer.corruption import (
+    CorruptedRow,
+    CorruptionSettings,
+    _splitmix64,
+    corrupt_row,
+    row_generator,
+    sample_spans,
+)
+
+VOCAB_SIZE = 40
+MASK, BOS, EOS = 39, 1, 2
+SPECIAL = torch.tensor([0, BOS, EOS])
+ORDINARY = torch.arange(3, VOCAB_SIZE)
+
+
+def corrupt(input_ids: Tensor, *, seed: int = 0, **fields) -> CorruptedRow:
+    return corrupt_row(
+        input_ids,
+        settings=CorruptionSettings(**fields),
+        mask_token_id=MASK,
+        special_token_ids=SPECIAL,
+        replacement_ids=ORDINARY,
+        generator=row_generator(seed, epoch=0, row_id=0),
+    )
+
+
+def placements(length: int, lengths: tuple[int, ...]) -> set[tuple[tuple[int, int], ...]]:
+    """Every way to lay spans of these lengths, in this order, with context before, between and after."""
+    found = set()
+    for starts in combinations(range(1, length), len(lengths)):
+        spans = tuple((start, start + size) for start, size in zip(starts, lengths, strict=True))
+        ends = [0, *(end for _, end in spans)]
+        if all(start > end for (start, _), end in zip(spans, ends, strict=False)) and spans[-1][1] < length:
+            found.add(spans)
+    return found
+
+
+# --- row_generator ---------------------------------------------------------------------------------------------------
+
+
+@given(st.tuples(*[st.integers(0, 2**40)] * 3), st.tuples(*[st.integers(0, 2**40)] * 3))
+@settings(max_examples=60, deadline=None)
+def test_row_generator_depends_on_all_three_numbers_and_on_nothing_else(one, other):
+    def draws(seed, epoch, row_id):
+        return torch.rand(4, generator=row_generator(seed, epoch=epoch, row_id=row_id)).tolist()
+
+    assert draws(*one) == draws(*one)
+    assert (draws(*one) == draws(*other)) == (one == other)
+
+
+def test_row_generator_tells_permuted_arguments_apart():
+    seeds = {row_generator(a, epoch=b, row_id=c).initial_seed() for a, b, c in [(1, 2, 3), (3, 2, 1), (2, 1, 3)]}
+    assert len(seeds) == 3
+
+
+def test_row_generator_uses_all_bits_for_its_low_half():
+    low_halves = {row_generator(0, epoch=0, row_id=row << 32).initial_seed() & 0xFFFF_FFFF for row in range(1000)}
+    assert len(low_halves) == 1000
+
+
+def test_neighbouring_rows_draw_unrelated_numbers():
+    first = torch.tensor(
+        [torch.rand(1, generator=row_generator(0, epoch=0, row_id=row)).item() for row in range(4000)]
+    )
+    assert first.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert torch.corrcoef(torch.stack([first[:-1], first[1:]]))[0, 1].abs().item() < 0.05
+
+
+def test_row_generator_is_pinned_so_that_old_runs_can_be_repeated():
+    assert _splitmix64(0) == 0xE220_A839_7B1D_CDAF  # the first output of the published generator, started at 0
+    assert row_generator(42, epoch=1, row_id=7).initial_seed() == 1952419378684700410
+
+
+# --- sample_spans ----------------------------------------------------------------------------------------------------
+
+
+@given(
+    length=st.integers(0, 90),
+    max_spans=st.integers(0, 5),
+    min_span_tokens=st.integers(1, 12),
+    more_tokens=st.integers(0, 40),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=300, deadline=None)
+def test_spans_keep_every_promise(length, max_spans, min_span_tokens, more_tokens, seed):
+    max_span_tokens = min_span_tokens + more_tokens
+    spans = sample_spans(
+        length,
+        max_spans=max_spans,
+        min_span_tokens=min_span_tokens,
+        max_span_tokens=max_span_tokens,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    assert len(spans) <= max_spans
+    assert bool(spans) == (max_spans > 0 and length >= min_span_tokens + 2)
+    last_end = 0
+    for start, end in spans:
+        assert min_span_tokens <= end - start <= max_span_tokens
+        assert start > last_end, "context before and between"
+        last_end = end
+    assert not spans or last_end < length, "context after"
+
+
+@pytest.mark.parametrize(
+    (
+        "length",
+        "lengths",
+        "limit",
+    ),  # the 99.9 % quantile of chi-square, with 6 - 1, 10 - 1 and 20 - 1 degrees of freedom
+    [(10, (3,), 20.5), (12, (3, 3), 27.9), (10, (1, 1, 1), 43.8)],
+)
+def test_every_placement_is_equally_likely(length, lengths, limit):
+    generator = torch.Generator().manual_seed(0)
+    draws = Counter(
+        tuple(
+            sample_spans(
+                length,
+                max_spans=len(lengths),
+                min_span_tokens=lengths[0],
+                max_span_tokens=lengths[0],
+                generator=generator,
+            )
+        )
+        for _ in range(12_000)
+    )
+    possible = placements(length, lengths)
+    counts = torch.tensor([float(draws[spans]) for spans in possible])
+    assert {spans for spans in draws if len(spans) == len(lengths)} == possible
+    assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < limit
+
+
+def test_number_and_length_are_uniform_when_the_row_is_long():
+    generator = torch.Generator().manual_seed(0)
+    rows = [
+        sample_spans(400, max_spans=3, min_span_tokens=4, max_span_tokens=8, generator=generator) for _ in range(6000)
+    ]
+    numbers = Counter(len(spans) for spans in rows)
+    lengths = Counter(end - start for spans in rows for start, end in spans)
+    assert numbers == {number: pytest.approx(2000, rel=0.08) for number in (1, 2, 3)}
+    assert lengths == {length: pytest.approx(sum(lengths.values()) / 5, rel=0.08) for length in (4, 5, 6, 7, 8)}
+
+
+def test_a_tight_row_does_not_favour_long_spans_on_the_left():
+    generator = torch.Generator().manual_seed(0)
+    pairs = [
+        spans
+        for _ in range(6000)
+        if len(spans := sample_spans(20, max_spans=2, min_span_tokens=2, max_span_tokens=128, generator=generator)) > 1
+    ]
+    left, right = (sum(end - start for start, end in side) / len(pairs) for side in zip(*pairs, strict=True))
+    assert left == pytest.approx(right, rel=0.05)
+
+
+@pytest.mark.parametrize(("length", "expected"), [(5, []), (6, [(1, 5)])])
+def test_the_shortest_row_with_a_span(length, expected):
+    generator = torch.Generator()
+    assert sample_spans(length, max_spans=2, min_span_tokens=4, max_span_tokens=128, generator=generator) == expected
+
+
+def test_sample_spans_names_every_bad_limit():
+    with pytest.raises(ValueError, match=r"`max_spans` is -1[\s\S]*`min_span_tokens` is 0[\s\S]*below") as error:
+        sample_spans(9, max_spans=-1, min_span_tokens=0, max_span_tokens=-2, generator=torch.Generator())
+    assert str(error.value).count("\n- ") == 3
+
+
+# --- CorruptionSettings ----------------------------------------------------------------------------------------------
+
+
+def test_settings_default_to_the_paper():
+    assert CorruptionSettings() == CorruptionSettings(
+        mask_ratio=0.2,
+        mask_token_share=0.8,
+        random_token_share=0.1,
+        max_spans=2,
+        min_span_tokens=4,
+        max_span_tokens=128,
+        causal_ratio=0.0,
+    )
+    assert CorruptionSettings().complaints() == []
+
+
+def test_settings_name_every_bad_field_in_one_error():
+    with pytest.raises(ValueError) as error:
+        CorruptionSettings(
+            mask_ratio=1.5, mask_token_share=-0.1, random_token_share=1.2, max_spans=-2, causal_ratio=float("nan")
+        )
+    message = str(error.value)
+    for expected in ("`mask_ratio` is 1.5", "`mask_token_share` is -0.1", "`random_token_share` is 1.2"):
+        assert expected in message
+    for expected in ("add up to more than 1", "`max_spans` is -2", "`causal_ratio` is nan"):
+        assert expected in message
+
+
+def test_shares_that_fill_the_whole_are_accepted_in_spite_of_rounding():
+    assert CorruptionSettings(mask_token_share=0.7, random_token_share=0.1 + 0.2).complaints() == []
+
+
+# --- corrupt_row -----------------------------------------------------------------------------------------------------
+
+
+def test_the_whole_row_by_hand():
+    # One span of two tokens fits a row of four in one way; with three tokens there is no room for it.
+    sure = dict(mask_ratio=1.0, mask_token_share=1.0, random_token_share=0.0, max_spans=1, min_span_tokens=2)
+    row = corrupt(torch.tensor([BOS, 10, 11, 12]), **sure)
+    assert row.input_ids.tolist() == [BOS, 10, 11, 12]
+    assert row.segment_ids.tolist() == [0, 1, 1, 0]
+    assert row.msg_labels.tolist() == [10, 11, -100, -100]
+    assert row.mntp_labels.tolist() == [
+        -100,
+        -100,
+        -100,
+        -100,
+    ]  # 12 follows the span: nobody in the context predicts it
+
+    row = corrupt(torch.tensor([BOS, 10, 11]), **sure)
+    assert row.input_ids.tolist() == [BOS, MASK, MASK]
+    assert row.segment_ids.tolist() == [0, 0, 0]
+    assert row.msg_labels.tolist() == [-100, -100, -100]
+    assert row.mntp_labels.tolist() == [10, 11, -100]
+
+
+def test_a_causal_row_is_next_token_prediction():
+    input_ids = torch.tensor([BOS, 10, EOS, 11])
+    row = corrupt(input_ids, mask_ratio=1.0, causal_ratio=1.0)
+    assert row.input_ids.tolist() == [BOS, 10, EOS, 11]
+    assert row.segment_ids.tolist() == [0, 1, 1, 1]
+    assert row.msg_labels.tolist() == [10, EOS, 11, -100]
+    assert row.mntp_labels.tolist() == [-100] * 4
+
+
+def reference_labels(input_ids: list[int], targets: list[bool]) -> list[int]:
+    labels = [-100] * len(input_ids)
+    for position in range(1, len(input_ids)):
+        if targets[position]:
+            labels[position - 1] = input_ids[position]
+    return labels
+
+
+@st.composite
+def corruption_fields(draw) -> dict:
+    mask_token_share = draw(st.sampled_from([0.0, 0.3, 0.8, 1.0]))
+    min_span_tokens = draw(st.integers(1, 6))
+    return dict(
+        mask_ratio=draw(st.sampled_from([0.0, 0.2, 0.7, 1.0])),
+        mask_token_share=mask_token_share,
+        random_token_share=draw(st.sampled_from([0.0, 0.5, 1.0])) * (1 - mask_token_share),
+        max_spans=draw(st.integers(0, 3)),
+        min_span_tokens=min_span_tokens,
+        max_span_tokens=min_span_tokens + draw(st.integers(0, 9)),
+        causal_ratio=draw(st.sampled_from([0.0, 0.5, 1.0])),
+    )
+
+
+@given(tokens=st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=40), fields=corruption_fields(), seed=st.integers(0))
+@settings(max_examples=300, deadline=None)
+def test_a_corrupted_row_keeps_every_promise(tokens, fields, seed):
+    input_ids = torch.tensor(tokens, dtype=torch.long)
+    row = corrupt(input_ids, seed=seed, **fields)
+
+    assert input_ids.tolist() == tokens, "the original is not touched"
+    assert all(field.shape == input_ids.shape and field.dtype == torch.long for field in row)
+    segments = row.segment_ids.tolist()
+    mntp, msg, corrupted = row.mntp_labels.tolist(), row.msg_labels.tolist(), row.input_ids.tolist()
+
+    assert msg == reference_labels(tokens, [segment > 0 for segment in segments])
+    selected = [False] + [label != -100 for label in mntp[:-1]] if tokens else []
+    assert mntp == reference_labels(tokens, selected), "labels are the original tokens"
+    assert sorted(set(segments) - {0}) == list(range(1, max(segments, default=0) + 1)), "spans are numbered 1, 2, .."
+    for position in range(len(tokens)):
+        assert mntp[position] == -100 or msg[position] == -100
+        may_be_selected = (
+            position > 0
+            and segments[position] == segments[position - 1] == 0
+            and tokens[position] not in (0, BOS, EOS)
+        )
+        assert may_be_selected or not selected[position]
+        if may_be_selected and fields["mask_ratio"] == 1:
+            assert selected[position]
+        if not selected[position]:
+            assert corrupted[position] == tokens[position]
+        elif fields["mask_token_share"] == 1:
+            assert corrupted[position] == MASK
+        elif corrupted[position] != tokens[position]:
+            assert corrupted[position] not in (0, BOS, EOS), "a random replacement is never special"
+    if tokens:
+        assert segments[0] == 0 and (segments[-1] == 0 or fields["causal_ratio"] > 0)
+
+
+def test_a_fifth_is_selected_and_split_80_10_10():
+    num_tokens = 60_000
+    input_ids = torch.full((num_tokens,), 5)
+    replacement_ids = torch.arange(6, 38)  # neither the token itself nor the mask, so that the three kinds tell apart
+    row = corrupt_row(
+        input_ids,
+        settings=CorruptionSettings(max_spans=0),
+        mask_token_id=MASK,
+        special_token_ids=SPECIAL,
+        replacement_ids=replacement_ids,
+        generator=row_generator(0, epoch=0, row_id=0),
+    )
+    selected = row.input_ids[1:][row.mntp_labels[:-1] != -100]
+    counts = Counter(selected.tolist())
+    assert len(selected) / num_tokens == pytest.approx(0.2, abs=0.005)
+    assert counts[MASK] / len(selected) == pytest.approx(0.8, abs=0.012)
+    assert counts[5] / len(selected) == pytest.approx(0.1, abs=0.01)
+    assert set(counts) - {MASK, 5} == set(replacement_ids.tolist())
+    assert torch.equal(
+        row.input_ids[1:][row.mntp_labels[:-1] == -100], torch.full((num_tokens - len(selected) - 1,), 5)
+    )
+
+
+def test_the_causal_ratio_is_the_share_of_causal_rows():
+    input_ids = torch.arange(3, 23)
+    rows = [corrupt(input_ids, seed=seed, causal_ratio=0.3) for seed in range(2000)]
+    share = sum(bool((row.segment_ids[1:] == 1).all()) for row in rows) / len(rows)
+    assert share == pytest.approx(0.3, abs=0.03)
+
+
+def test_changing_one_setting_does_not_redraw_what_another_governs():
+    input_ids = torch.randint(3, VOCAB_SIZE, (64,), generator=torch.Generator().manual_seed(0))
+    plain = corrupt(input_ids)
+    assert torch.equal(corrupt(input_ids, mask_ratio=0.0).segment_ids, plain.segment_ids)
+    assert torch.equal(corrupt(input_ids, random_token_share=0.2).mntp_labels, plain.mntp_labels)
+    spanless = corrupt(input_ids, max_spans=0)
+    kept = plain.mntp_labels != -100
+    assert torch.equal(spanless.mntp_labels[kept], plain.mntp_labels[kept])
+
+
+@pytest.mark.parametrize("shape", [(), (2, 5)])
+def test_corrupt_row_wants_one_row(shape):
+    with pytest.raises(ValueError, match="one row"):
+        corrupt(torch.full(shape, 5))
+
+
+def test_corrupt_row_wants_tokens_to_replace_with():
+    with pytest.raises(ValueError, match="`replacement_ids` is empty"):
+        corrupt_row(
+            torch.arange(9),
+            settings=CorruptionSettings(),
+            mask_token_id=MASK,
+            special_token_ids=SPECIAL,
+            replacement_ids=torch.tensor([], dtype=torch.long),
+            generator=torch.Generator(),
+        )

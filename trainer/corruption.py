@@ -1,0 +1,279 @@
+"""What one tokenised row looks like after spans are marked missing and part of the remaining context is masked.
+
+Randomness comes from a generator that is passed in, and `row_generator` makes it from nothing but (seed, epoch, row),
+so neither workers, processes nor an interruption change what a row becomes. Nothing here knows about batches,
+tokenizers or models. Shapes: S is the number of tokens in the row.
+"""
+
+import operator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+
+_UINT64 = 0xFFFF_FFFF_FFFF_FFFF
+
+
+def row_generator(seed: int, *, epoch: int, row_id: int) -> torch.Generator:
+    """Make the generator that draws everything random about one row in one epoch.
+
+    Args:
+        seed (`int`): Seed of the run.
+        epoch (`int`): Pass over the data, from 0.
+        row_id (`int`): Index of the row in the data set.
+
+    Returns:
+        `torch.Generator`: on the CPU, the same for the same three numbers in any process.
+
+    Source: SplitMix64 (Steele, Lea and Flood 2014), applied once per number.
+
+    Example:
+        >>> draws = [torch.rand(1, generator=row_generator(0, epoch=0, row_id=row)).item() for row in (7, 7, 8)]
+        >>> draws[0] == draws[1], draws[0] == draws[2]
+        (True, False)
+    """
+    state = 0
+    for number in (seed, epoch, row_id):
+        state = _splitmix64(state ^ (operator.index(number) & _UINT64))
+    # The CPU generator keeps the low 32 bits only. All 64 are mixed into them, so neighbours stay unrelated.
+    return torch.Generator().manual_seed(state)
+
+
+def sample_spans(
+    length: int, *, max_spans: int, min_span_tokens: int, max_span_tokens: int, generator: torch.Generator
+) -> list[tuple[int, int]]:
+    """Draw the missing spans of a row: how many, how long, where.
+
+    The number is uniform over 1..`max_spans`, or up to what the row can hold. Each length is uniform over its range,
+    the upper limit lowered to what leaves room for the spans still to be drawn. The placement is uniform over all that
+    leave a context token before, between and after the spans; so position 0 is in no span, and no two are adjacent.
+
+    Args:
+        length (`int`): Tokens in the row.
+        max_spans (`int`): Upper limit of the number of spans, >= 0.
+        min_span_tokens (`int`): Lower limit of the length of a span, >= 1.
+        max_span_tokens (`int`): Upper limit of the length of a span, >= `min_span_tokens`.
+        generator (`torch.Generator`): Source of the draws: number, lengths, order of the lengths, gaps.
+
+    Returns:
+        `list[tuple[int, int]]`: half-open `(start, end)`, ascending; empty if not even one span fits.
+
+    Raises:
+        ValueError: if a limit is out of its range.
+
+    Source: MAGNET (Khosla et al. 2025), missing-span generation; the placement is this project's choice.
+
+    Example:
+        >>> sample_spans(6, max_spans=1, min_span_tokens=4, max_span_tokens=128, generator=torch.Generator())
+        [(1, 5)]
+    """
+    complaints = _span_complaints(max_spans, min_span_tokens, max_span_tokens)
+    if complaints:
+        raise ValueError("\n- ".join(["The spans cannot be drawn:", *complaints]))
+
+    most = min(max_spans, (length - 1) // (min_span_tokens + 1))  # each span brings the context token behind it
+    if most < 1:
+        return []
+    num_spans = _draw_integer(1, most, generator)
+
+    room = length - (num_spans + 1)  # tokens not needed as context
+    lengths = []
+    for num_to_come in reversed(range(num_spans)):
+        longest = min(max_span_tokens, room - num_to_come * min_span_tokens)
+        lengths.append(_draw_integer(min_span_tokens, longest, generator))
+        room -= lengths[-1]
+    # In a tight row the first draws are the longest: without this they would always lie on the left.
+    lengths = [lengths[index] for index in torch.randperm(num_spans, generator=generator).tolist()]
+
+    # Stars and bars: every choice of `num_spans` bars among room + num_spans places is one way to share out the room.
+    bars = sorted(torch.randperm(room + num_spans, generator=generator)[:num_spans].tolist())
+    spans = []
+    num_span_tokens = 0
+    for bar, span_length in zip(bars, lengths, strict=True):
+        start = 1 + bar + num_span_tokens  # a bar counts the context tokens before it, but for position 0
+        spans.append((start, start + span_length))
+        num_span_tokens += span_length
+    return spans
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorruptionSettings:
+    """How much of a row is masked, and which spans of it go missing.
+
+    Args:
+        mask_ratio (`float`): Chance of a context token to be selected for MNTP, in [0, 1]; 0 turns masking off.
+        mask_token_share (`float`): Share of the selected tokens that become the mask token, in [0, 1].
+        random_token_share (`float`): Share of the selected tokens that become a random one, in [0, 1]; what the two
+            shares leave over stays as it is.
+        max_spans (`int`): Upper limit of the number of missing spans, >= 0; 0 turns spans off.
+        min_span_tokens (`int`): Lower limit of the length of a span, >= 1.
+        max_span_tokens (`int`): Upper limit of the length of a span, >= `min_span_tokens`.
+        causal_ratio (`float`): Chance of a row to be one span from its second token to its end, in [0, 1].
+
+    Raises:
+        ValueError: listing every field that is out of its range.
+
+    Source: MAGNET (Khosla et al. 2025), section 3 and appendix (20 %, 80/10/10, up to 2 spans of 4 to 128 tokens).
+    """
+
+    mask_ratio: float = 0.2
+    mask_token_share: float = 0.8
+    random_token_share: float = 0.1
+    max_spans: int = 2
+    min_span_tokens: int = 4
+    max_span_tokens: int = 128
+    causal_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        complaints = self.complaints()
+        if complaints:
+            raise ValueError("\n- ".join(["The corruption settings cannot be used:", *complaints]))
+
+    def complaints(self) -> list[str]:
+        """Say what is wrong with each field, in the order of the fields; an empty list if nothing is."""
+        complaints = [
+            f"`{name}` is {getattr(self, name)}; it is a share, pass a number from 0 to 1."
+            for name in ("mask_ratio", "mask_token_share", "random_token_share", "causal_ratio")
+            if not 0 <= getattr(self, name) <= 1
+        ]
+        if self.mask_token_share + self.random_token_share > 1 + 1e-9:
+            complaints.append(
+                f"`mask_token_share` {self.mask_token_share} and `random_token_share` {self.random_token_share} add "
+                "up to more than 1; they divide the selected tokens, lower one of them."
+            )
+        return complaints + _span_complaints(self.max_spans, self.min_span_tokens, self.max_span_tokens)
+
+
+class CorruptedRow(NamedTuple):
+    """One row as the model sees it, and what it is to predict; each field is a `torch.LongTensor` of shape `(S,)`.
+
+    Labels are already shifted: the label at position l is the original token l + 1, which the output at l predicts.
+    """
+
+    input_ids: Tensor
+    segment_ids: Tensor  # 0 context, k >= 1 the k-th span
+    mntp_labels: Tensor  # -100 where the next token was not selected
+    msg_labels: Tensor  # -100 where the next token is not in a span
+
+
+def corrupt_row(
+    input_ids: Tensor,
+    *,
+    settings: CorruptionSettings,
+    mask_token_id: int,
+    special_token_ids: Tensor,
+    replacement_ids: Tensor,
+    generator: torch.Generator,
+) -> CorruptedRow:
+    """Mark spans of a row as missing and mask some of its context: x becomes x_m, with the labels of MNTP and MSG.
+
+    Span tokens keep their ids, for attention hides them. No position ever carries both labels.
+
+    The draws come in this order: whether the row is causal; per position the selection, then the kind of replacement,
+    then the random token; the spans (see `sample_spans`). All but the last are made whatever the settings say, so that
+    changing one setting does not redraw what another one governs.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(S,)`): The original tokens; not modified.
+        settings (`CorruptionSettings`): How much to mask and which spans to draw.
+        mask_token_id (`int`): Token that stands for a masked one.
+        special_token_ids (`torch.LongTensor` of shape `(num_special_tokens,)`): Tokens that are never selected.
+        replacement_ids (`torch.LongTensor` of shape `(num_replacements,)`): Tokens a random replacement is drawn from,
+            at least one: the vocabulary without its special tokens.
+        generator (`torch.Generator`): Source of all draws, see `row_generator`.
+
+    Returns:
+        `CorruptedRow`: input ids, segment ids and the shifted labels of both objectives.
+
+    Raises:
+        ValueError: if `input_ids` is not one row, or there is no token to draw a replacement from.
+
+    Source: MAGNET (Khosla et al. 2025), section 3, objectives MNTP and MSG.
+    """
+    if input_ids.dim() != 1:
+        raise ValueError(
+            f"`input_ids` has shape {tuple(input_ids.shape)}; pass one row, of shape (num_tokens,), per call."
+        )
+    if not len(replacement_ids):
+        raise ValueError("`replacement_ids` is empty; pass the ids of the vocabulary that are not special tokens.")
+
+    length = len(input_ids)
+    is_causal = torch.rand((), generator=generator).item() < settings.causal_ratio
+    selection, kind = torch.rand(2, length, generator=generator)  # (S,) each, in [0, 1)
+    random_ids = replacement_ids[torch.randint(len(replacement_ids), (length,), generator=generator)]
+    spans = [(1, length)] if is_causal else _draw_spans(settings, length=length, generator=generator)
+
+    segment_ids = torch.zeros_like(input_ids)
+    for number, (start, end) in enumerate(spans, start=1):
+        segment_ids[start:end] = number
+    in_span = segment_ids > 0
+
+    selected = (selection < settings.mask_ratio) & _may_be_masked(input_ids, in_span, special_token_ids)
+    is_masked = selected & (kind < settings.mask_token_share)
+    is_changed = selected & (kind < settings.mask_token_share + settings.random_token_share)
+
+    return CorruptedRow(
+        input_ids=torch.where(is_changed, random_ids, input_ids).masked_fill_(is_masked, mask_token_id),
+        segment_ids=segment_ids,
+        mntp_labels=_next_token_labels(input_ids, selected),
+        msg_labels=_next_token_labels(input_ids, in_span),
+    )
+
+
+def _draw_spans(settings: CorruptionSettings, *, length: int, generator: torch.Generator) -> list[tuple[int, int]]:
+    """Draw the spans that the settings ask for."""
+    return sample_spans(
+        length,
+        max_spans=settings.max_spans,
+        min_span_tokens=settings.min_span_tokens,
+        max_span_tokens=settings.max_span_tokens,
+        generator=generator,
+    )
+
+
+def _may_be_masked(input_ids: Tensor, in_span: Tensor, special_token_ids: Tensor) -> Tensor:
+    """Say which tokens can be MNTP targets: context that is not special and follows another context token."""
+    follows_context = torch.zeros_like(in_span)
+    follows_context[1:] = ~in_span[:-1]  # a span token does not predict context, and nothing predicts position 0
+    return follows_context & ~in_span & ~torch.isin(input_ids, special_token_ids)
+
+
+def _next_token_labels(input_ids: Tensor, is_target: Tensor) -> Tensor:
+    """Put each target token one position to the left, at the output that predicts it; position 0 is no target."""
+    labels = torch.full_like(input_ids, IGNORE_INDEX)
+    labels[:-1] = torch.where(is_target, input_ids, IGNORE_INDEX)[1:]
+    return labels
+
+
+def _draw_integer(low: int, high: int, generator: torch.Generator) -> int:
+    """Draw a whole number uniformly from low..high, both included."""
+    return int(torch.randint(low, high + 1, (), generator=generator).item())
+
+
+def _splitmix64(number: int) -> int:
+    """Turn a 64-bit number into another so that each bit of one depends on all bits of the other."""
+    number = (number + 0x9E37_79B9_7F4A_7C15) & _UINT64
+    number = ((number ^ (number >> 30)) * 0xBF58_476D_1CE4_E5B9) & _UINT64
+    number = ((number ^ (number >> 27)) * 0x94D0_49BB_1331_11EB) & _UINT64
+    return number ^ (number >> 31)
+
+
+def _span_complaints(max_spans: int, min_span_tokens: int, max_span_tokens: int) -> list[str]:
+    """Say which limits of the spans are out of their range."""
+    complaints = []
+    if max_spans < 0:
+        complaints.append(f"`max_spans` is {max_spans}; pass 0 for no spans, or a positive number.")
+    if min_span_tokens < 1:
+        complaints.append(f"`min_span_tokens` is {min_span_tokens}; a span has at least one token, pass 1 or more.")
+    if max_span_tokens < min_span_tokens:
+        complaints.append(
+            f"`max_span_tokens` is {max_span_tokens}, below `min_span_tokens` {min_span_tokens}; "
+            "raise the one or lower the other."
+        )
+    return complaints
+
+
+__all__ = ["IGNORE_INDEX", "CorruptedRow", "CorruptionSettings", "corrupt_row", "row_generator", "sample_spans"]
