@@ -1,0 +1,97 @@
+"""Perplexity and repetition: worked by hand, and by property."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.metrics import perplexity, repetition_n, repetition_sentences
+
+
+def test_perplexity_of_a_uniform_guess_is_the_size_of_the_vocabulary():
+    assert perplexity(5 * math.log(32_000), 5) == pytest.approx(32_000)
+
+
+def test_perplexity_of_certainty_is_one():
+    assert perplexity(0.0, 3) == 1.0
+
+
+def test_perplexity_beyond_a_float_is_infinite():
+    assert perplexity(1e6, 1) == math.inf
+
+
+@pytest.mark.parametrize("num_tokens", [0, -1])
+def test_perplexity_of_nothing_is_refused(num_tokens):
+    with pytest.raises(ValueError, match=f"`num_tokens` is {num_tokens}"):
+        perplexity(1.0, num_tokens)
+
+
+@pytest.mark.parametrize(
+    ("texts", "n", "expected"),
+    [
+        (["the cat sat on the mat"], 1, 1 / 6),
+        (["the cat sat on the mat"], 4, 0.0),
+        (["a b c d a b c d"], 4, 1 / 5),  # abcd bcda cdab dabc abcd
+        (["a a a a a a"], 4, 2 / 3),
+        ([[5, 5, 5], [5, 6, 7]], 2, (1 / 2 + 0) / 2),
+        (["a a a", "b"], 2, (1 / 2 + 0) / 2),  # too short for a bigram: nothing repeats
+        ("a a a a", 1, 3 / 4),  # a lone text, not four texts
+    ],
+)
+def test_repetition_n_by_hand(texts, n, expected):
+    assert repetition_n(texts, n=n) == pytest.approx(expected)
+
+
+def test_repetition_n_defaults_to_four_tokens():
+    text = "a b c d a b c d"
+    assert repetition_n([text]) == repetition_n([text], n=4) != repetition_n([text], n=3)
+
+
+def test_texts_that_share_their_words_do_not_repeat_each_other():
+    assert repetition_n(["a b c d", "a b c d"]) == 0.0
+    assert repetition_sentences(["He left.", "He left."]) == 0.0
+
+
+@given(st.lists(st.lists(st.integers(0, 3), max_size=12), min_size=1, max_size=4), st.integers(1, 5))
+def test_repetition_n_is_the_mean_of_an_explicit_count(token_lists, n):
+    shares = []
+    for tokens in token_lists:
+        seen, repeated = [], 0
+        for start in range(len(tokens) - n + 1):
+            repeated += tokens[start : start + n] in seen
+            seen.append(tokens[start : start + n])
+        shares.append(repeated / len(seen) if seen else 0.0)
+    assert repetition_n(token_lists, n=n) == pytest.approx(sum(shares) / len(shares))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", 0.0),
+        ("One sentence without an end", 0.0),
+        ("He left. He left. He left. She stayed.", 2 / 4),
+        ("He left. He  left.\nHe left!", 1 / 3),  # white space does not tell sentences apart, punctuation does
+        ('"Go!" he said. "Go!" he said.', 2 / 4),
+        ("It cost 3.50 in the U.S.A. in 1999.", 0.0),
+        ("line one\nline one\n\nline two", 1 / 3),
+        ("It fell . It fell . It rose .", 1 / 3),  # WikiText puts a space before the stop
+    ],
+)
+def test_repetition_sentences_by_hand(text, expected):
+    assert repetition_sentences(text) == pytest.approx(expected)
+
+
+def test_repetition_sentences_averages_over_texts():
+    assert repetition_sentences(["Yes. Yes.", "Yes. No."]) == pytest.approx(1 / 4)
+
+
+@pytest.mark.parametrize("measure", [repetition_n, repetition_sentences])
+def test_repetition_of_no_text_is_refused(measure):
+    with pytest.raises(ValueError, match="no text to measure"):
+        measure([])
+
+
+def test_repetition_n_refuses_an_n_below_one():
+    with pytest.raises(ValueError, match="`n` is 0"):
+        repetition_n(["a"], n=0)

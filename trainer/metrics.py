@@ -1,0 +1,109 @@
+"""Numbers that judge generated text, as pure functions of sums, strings and tokens."""
+
+import math
+import re
+from collections.abc import Hashable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# A sentence ends at a line break, or at white space behind a full stop, question or exclamation mark and its closing
+# quote or bracket.
+_SENTENCE_END = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["'”’)\]]))\s+|\n+""")
+
+
+def perplexity(loss_sum: float, num_tokens: int) -> float:
+    """Turn a summed cross entropy into a perplexity, `exp(loss_sum / num_tokens)`.
+
+    Args:
+        loss_sum (`float`): Cross entropy summed over tokens, in nats.
+        num_tokens (`int`): Number of tokens in the sum, >= 1.
+
+    Returns:
+        `float`: 1 for a sure prediction, V for a guess among V tokens; infinite where a float cannot hold it.
+
+    Raises:
+        ValueError: if there are no tokens.
+
+    Source: MAGNET (Khosla et al. 2025), infilling perplexity, where only the tokens of the removed spans count.
+
+    Example:
+        >>> round(perplexity(2 * math.log(10), 2), 6)  # each of two tokens had a chance of one in ten
+        10.0
+    """
+    if num_tokens < 1:
+        raise ValueError(f"`num_tokens` is {num_tokens}; a perplexity needs at least one predicted token.")
+    try:
+        return math.exp(loss_sum / num_tokens)
+    except OverflowError:
+        return math.inf
+
+
+def repetition_n(texts: str | Sequence[str] | Sequence[Sequence[Hashable]], *, n: int = 4) -> float:
+    """Rep-n: the share of n-grams that repeat another one of the same text, averaged over the texts.
+
+    Args:
+        texts (`str`, or a list of `str` or of token lists): What was generated; strings are split at white space.
+        n (`int`): Tokens in an n-gram, >= 1.
+
+    Returns:
+        `float`: mean of `1 - unique n-grams / n-grams`, in [0, 1); a text of fewer than n tokens counts as 0.
+
+    Raises:
+        ValueError: if there is no text or `n` is below 1.
+
+    Source: MAGNET (Khosla et al. 2025), section on repetition; Welleck et al. 2020, seq-rep-n.
+
+    Example:
+        >>> repetition_n(["a b a b a b"], n=2)  # 5 bigrams, 2 of them unique
+        0.6
+    """
+    if n < 1:
+        raise ValueError(f"`n` is {n}; an n-gram has at least one token, pass 1 or more.")
+    token_lists = [text.split() if isinstance(text, str) else text for text in _as_list(texts)]
+    return _mean_share_repeated(
+        [[tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)] for tokens in token_lists]
+    )
+
+
+def repetition_sentences(texts: str | Sequence[str]) -> float:
+    """Rep-Sen: the share of sentences that repeat another one of the same text, averaged over the texts.
+
+    Args:
+        texts (`str` or a list of `str`): What was generated. A sentence ends at a line break, or at `.`, `!` or `?`
+            followed by white space; sentences that differ in their white space only are the same.
+
+    Returns:
+        `float`: mean of `1 - unique sentences / sentences`, in [0, 1); an empty text counts as 0.
+
+    Raises:
+        ValueError: if there is no text.
+
+    Source: MAGNET (Khosla et al. 2025), section on repetition.
+
+    Example:
+        >>> repetition_sentences("It rained. It rained. Then, at 3.5 degrees, it snowed. It rained.")
+        0.5
+    """
+    return _mean_share_repeated(
+        [
+            [" ".join(sentence.split()) for sentence in _SENTENCE_END.split(text) if sentence.strip()]
+            for text in _as_list(texts)
+        ]
+    )
+
+
+def _as_list(texts: str | Sequence[T]) -> Sequence[str | T]:
+    """Wrap a lone string, whose elements would be its characters."""
+    return [texts] if isinstance(texts, str) else texts
+
+
+def _mean_share_repeated(units_per_text: Sequence[Sequence[Hashable]]) -> float:
+    """Average `1 - unique / all` over texts, each given as a list of what it is made of."""
+    if not units_per_text:
+        raise ValueError("There is no text to measure; pass at least one generated text.")
+    shares = [(len(units) - len(set(units))) / len(units) if units else 0.0 for units in units_per_text]
+    return sum(shares) / len(shares)
+
+
+__all__ = ["perplexity", "repetition_n", "repetition_sentences"]
