@@ -1,0 +1,210 @@
+"""Texts come out stripped and in order; blocks hold every token, none of padding, and fit the model."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from trainer.datasets import load_texts, texts_to_blocks
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared"
+BOS = 0
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing cached by another test or another run is seen, and no test waits for a network."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    yield
+
+
+@pytest.fixture(scope="module")
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """`w7` is token 7; 0 is BOS, which the tokenizer itself would put in front; context of 16."""
+    words = Tokenizer(models.WordLevel({"<s>": BOS, **{f"w{i}": i for i in range(1, 100)}}, unk_token="<s>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", model_max_length=16)
+
+
+@pytest.fixture(scope="module")
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Every byte a token, and a newline seen as one."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    byte_level = Tokenizer(models.BPE({"<s>": BOS, **{char: i + 1 for i, char in enumerate(alphabet)}}, []))
+    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=byte_level, bos_token="<s>")
+
+
+def words(numbers: range | list[int]) -> str:
+    return " ".join(f"w{number}" for number in numbers)
+
+
+def blocks_of(texts: list[str], tokenizer: PreTrainedTokenizerBase, **arguments: int | bool) -> list[list[int]]:
+    return texts_to_blocks(Dataset.from_dict({"text": texts}), tokenizer, **arguments)["input_ids"][:]  # type: ignore[arg-type]
+
+
+def test_texts_are_stripped_and_empty_ones_dropped(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '{"body": " one\\n"}\n{"body": " \\n"}\n{"body": null}\n{"body": "two\\nlines"}\n'
+    )
+    texts = load_texts(tmp_path / "a.jsonl", text_column="body")
+    assert texts[:] == {"text": ["one", "two\nlines"]}
+
+
+def test_limit_counts_usable_texts_and_may_exceed_them(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n\na\n\nb\nc\n")
+    assert load_texts(tmp_path / "a.txt", limit=2)["text"][:] == ["a", "b"]
+    assert load_texts(tmp_path / "a.txt", limit=9)["text"][:] == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="`limit` is 0; expected at least 1"):
+        load_texts(tmp_path / "a.txt", limit=0)
+
+
+def test_a_corpus_of_whitespace_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n  \n")
+    with pytest.raises(ValueError, match="2 rows hold nothing but whitespace in column 'text'"):
+        load_texts(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "expected"),
+    [
+        (2, []),
+        (3, [[BOS, 1, 2, 3]]),
+        (4, [[BOS, 1, 2, 3, 4]]),
+        (5, [[BOS, 1, 2, 3, 4], [BOS, 2, 3, 4, 5]]),
+        (8, [[BOS, 1, 2, 3, 4], [BOS, 5, 6, 7, 8]]),
+        (10, [[BOS, 1, 2, 3, 4], [BOS, 5, 6, 7, 8], [BOS, 7, 8, 9, 10]]),
+    ],
+)
+def test_long_texts_are_cut_and_the_last_block_is_shifted_back(
+    word_tokenizer: PreTrainedTokenizerFast, num_tokens: int, expected: list[list[int]]
+) -> None:
+    padding = [words(range(90, 94))]  # a text that always stays, so that there is a block
+    blocks = blocks_of(padding + [words(range(1, num_tokens + 1))], word_tokenizer, max_length=5, min_length=3)
+    assert blocks[1:] == expected
+
+
+def test_concatenation_joins_texts_with_newlines(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    blocks = blocks_of(["ab", "cd", "e"], byte_tokenizer, max_length=5, min_length=1, concatenate=True)
+    assert [byte_tokenizer.decode(block[1:]) for block in blocks] == ["ab\nc", "d\ne\n"]
+    assert [block[0] for block in blocks] == [BOS, BOS]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 60), min_size=1, max_size=8),
+    max_length=st.integers(2, 16),
+    min_length=st.integers(1, 15),
+)
+def test_every_token_of_every_text_is_kept_in_order(
+    word_tokenizer: PreTrainedTokenizerFast, lengths: list[int], max_length: int, min_length: int
+) -> None:
+    min_length = min(min_length, max_length - 1)
+    texts = [list(range(1, length + 1)) for length in [*lengths, 16]]
+    blocks = blocks_of([words(text) for text in texts], word_tokenizer, max_length=max_length, min_length=min_length)
+    expected = []
+    for text in texts:
+        if len(text) < min_length:
+            continue
+        position = 0
+        while position < len(text):
+            start = max(0, min(position, len(text) - (max_length - 1)))
+            expected.append([BOS] + text[start : start + max_length - 1])
+            position = start + max_length - 1
+    assert blocks == expected
+
+
+def test_pieces_of_a_joined_stream_give_the_tokens_of_the_whole() -> None:
+    if not SHARED.is_dir():
+        pytest.skip("needs the shared data and models beside the repository")
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "models" / "wiki-7m")
+    texts = load_texts(SHARED / "data" / "wikitext2" / "wiki.valid.tokens.xz", limit=200)
+    whole = tokenizer("\n".join(texts["text"]) + "\n", add_special_tokens=False, verbose=False)["input_ids"]
+    blocks = texts_to_blocks(texts, tokenizer, max_length=512, concatenate=True)["input_ids"][:]
+    stream = [token for block in blocks[:-1] for token in block[1:]]
+    stream += blocks[-1][1:][len(stream) - len(whole) :]
+    assert len(whole) > 20_000 and stream == whole
+    assert {len(block) for block in blocks} == {512}
+
+
+def test_real_articles_become_full_blocks() -> None:
+    if not SHARED.is_dir():
+        pytest.skip("needs the shared data and models beside the repository")
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "models" / "wiki-7m")
+    source = SHARED / "data" / "wikipedia_en_long" / "wikipedia_en_2015_long_15.jsonl.xz"
+    texts = load_texts(source, limit=5)
+    blocks = texts_to_blocks(texts, tokenizer, max_length=512)
+    assert texts.column_names == ["text"] and blocks.column_names == ["input_ids"]
+    assert blocks.features["input_ids"].feature.dtype == "int32"
+    assert {(len(block), block[0]) for block in blocks["input_ids"]} == {(512, tokenizer.bos_token_id)}
+    assert tokenizer.decode(blocks[0]["input_ids"][1:])[:40] == texts[0]["text"][:40]
+
+
+def test_changed_arguments_never_meet_cached_blocks(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    (tmp_path / "a.txt").write_text("abcdefgh\nij\n")
+    texts = load_texts(tmp_path / "a.txt")
+    variants: list[dict[str, int | bool]] = [
+        {"max_length": 5, "min_length": 1},
+        {"max_length": 6, "min_length": 1},
+        {"max_length": 5, "min_length": 3},
+        {"max_length": 5, "min_length": 1, "concatenate": True},
+    ]
+    for _ in range(2):
+        counts = [len(texts_to_blocks(texts, byte_tokenizer, **variant)) for variant in variants]  # type: ignore[arg-type]
+        assert counts == [3, 3, 2, 3]
+    (tmp_path / "a.txt").write_text("abcdefgh\nik\n")
+    again = texts_to_blocks(load_texts(tmp_path / "a.txt"), byte_tokenizer, max_length=5, min_length=1)
+    assert byte_tokenizer.decode(again[2]["input_ids"][1:]) == "ik"
+
+
+def test_another_process_finds_the_cached_blocks(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    (tmp_path / "a.txt").write_text("abcdefgh\n" * 20)
+    byte_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    program = """
+import sys
+from transformers import AutoTokenizer
+from trainer.datasets import load_texts, texts_to_blocks
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1] + "/tokenizer")
+texts = load_texts(sys.argv[1] + "/a.txt")
+print(texts_to_blocks(texts, tokenizer, max_length=5, min_length=1).cache_files[0]["filename"])
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    runs = [subprocess.run(command, env=environment, capture_output=True, text=True, check=True) for _ in range(2)]
+    assert runs[0].stdout == runs[1].stdout != ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_length": 17}, "`max_length` is 17; the model of this tokenizer reads at most 16 tokens"),
+        ({"max_length": 3}, "`max_length` is 3; expected more than `min_length`=3, since BOS"),
+        ({"max_length": 9, "min_length": 0}, "`min_length` is 0; expected at least 1"),
+        ({"max_length": 9, "min_length": 8}, "None of the 1 texts has `min_length`=8 tokens.*concatenate=True"),
+    ],
+)
+def test_lengths_that_cannot_work_are_refused(
+    word_tokenizer: PreTrainedTokenizerFast, arguments: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        blocks_of([words(range(1, 5))], word_tokenizer, **{"min_length": 3, **arguments})
+
+
+def test_complaints_come_together(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    plain = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer.backend_tokenizer, model_max_length=8)
+    with pytest.raises(ValueError, match=r"(?s)columns \['body'\].*has no BOS.*`min_length` is -1.*at most 8 tokens"):
+        texts_to_blocks(Dataset.from_dict({"body": ["a"]}), plain, max_length=9, min_length=-1)

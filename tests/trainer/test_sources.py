@@ -1,0 +1,126 @@
+"""Which files are read as what, and which sources are refused before anything is read in full."""
+
+import gzip
+import json
+import lzma
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import datasets
+import pytest
+
+from trainer.sources import read_source
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing cached by another test or another run is seen, and no test waits for a network."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    yield
+
+
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}
+SAME_ROWS = {
+    ".txt": "Ünï one\ntwo\n",
+    ".tokens": "Ünï one\ntwo\n",
+    ".jsonl": '{"text": "Ünï one"}\n{"text": "two"}\n',
+    ".json": '[{"text": "Ünï one"}, {"text": "two"}]',
+    ".csv": 'text\n"Ünï one"\ntwo\n',
+    ".tsv": "text\nÜnï one\ntwo\n",
+}
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("suffix", SAME_ROWS)
+def test_every_format_and_compression_gives_the_same_rows(tmp_path: Path, suffix: str, compression: str) -> None:
+    path = tmp_path / f"corpus{suffix}{compression}"
+    path.write_bytes(COMPRESSIONS[compression](SAME_ROWS[suffix].encode()))
+    assert read_source(path, columns=["text"])["text"][:] == ["Ünï one", "two"]
+
+
+def test_parquet_is_read(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"text": ["a", "b"]}).to_parquet(str(tmp_path / "corpus.parquet"))
+    assert read_source(str(tmp_path / "corpus.parquet"), columns=["text"])["text"][:] == ["a", "b"]
+
+
+def test_folder_pattern_and_list_read_the_same_files_in_name_order(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.txt").write_text(f"{name}\n")
+    (tmp_path / "README.md").write_text("Not data.\n")
+    folder, pattern = read_source(tmp_path), read_source(str(tmp_path / "*.txt"))
+    listed = read_source([tmp_path / "b.txt", tmp_path / "a.txt"])
+    assert folder["text"][:] == pattern["text"][:] == ["a", "b"]
+    assert listed["text"][:] == ["b", "a"]
+
+
+def test_brackets_in_a_file_name_are_no_pattern(tmp_path: Path) -> None:
+    (tmp_path / "part[1].txt").write_text("a\n")
+    assert read_source(tmp_path / "part[1].txt")["text"][:] == ["a"]
+
+
+def test_quotation_marks_and_the_word_na_are_text(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text('left\tright\n"Open\tNA\nnull\tclose"\n')
+    assert read_source(tmp_path / "a.tsv")[:] == {"left": ['"Open', "null"], "right": ["NA", 'close"']}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.xz"])
+def test_a_rewritten_file_is_read_again(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    for text in ("old", "new"):  # same length, same second
+        path.write_bytes(COMPRESSIONS[suffix.removeprefix(".jsonl")](json.dumps({"text": text}).encode() + b"\n"))
+        assert read_source(path)["text"][:] == [text]
+
+
+def test_a_slice_of_a_file_is_a_slice(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a\nb\nc\n")
+    assert read_source(tmp_path / "a.txt", split="train[1:]")["text"][:] == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("files", "source", "arguments", "message"),
+    [
+        ({}, "absent.jsonl", {}, r"absent\.jsonl': no data file there .*Give an existing"),
+        ({}, "absent/*.txt", {}, r"absent/\*\.txt': no data file there"),
+        ({"README.md": "x"}, ".", {}, r"no data file there .* of \.txt, \.tokens,"),
+        ({"a.docx": "x"}, "a.docx", {}, r"a\.docx'\], whose type is unknown; expected \.txt"),
+        ({"a.txt": "x", "b.csv": "y\nz"}, ".", {}, r"mixes \.csv, \.txt files; .*'\*\.csv\*'"),
+        ({"a.csv": "y\nz", "b.tsv": "y\nz"}, ".", {}, r"mixes \.csv, \.tsv"),
+        (
+            {"a.jsonl": '{"id": 1, "body": "x"}'},
+            "a.jsonl",
+            {"columns": ["text"]},
+            "no column 'text'.*'id', 'body'",
+        ),
+        (
+            {"a.jsonl": '{"text": 1, "body": "x"}'},
+            "a.jsonl",
+            {"columns": ["text"]},
+            "int64.*expected strings.*'body'",
+        ),
+        ({"a.txt": ""}, "a.txt", {}, "hold no row"),
+        ({"a.jsonl": ""}, "a.jsonl", {}, "hold no row"),
+        ({"a.jsonl": "{"}, "a.jsonl", {}, "cannot be read as json .*Check that"),
+        ({"a.txt.gz": "plain"}, "a.txt.gz", {}, "cannot be read as text .*Check that"),
+        ({"a.txt.xz": "plain"}, "a.txt.xz", {}, "cannot be read as text .*Check that"),
+        ({"a.txt": "x"}, "a.txt", {"split": "test"}, "`split` is 'test' .*'train'"),
+        ({"a.txt": "x"}, "a.txt", {"config_name": "raw"}, "`config_name` 'raw'.*no configurations"),
+    ],
+)
+def test_a_source_that_cannot_work_is_refused(
+    tmp_path: Path, files: dict[str, str], source: str, arguments: dict, message: str
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_source(tmp_path / source, **arguments)
+
+
+def test_an_empty_list_is_refused() -> None:
+    with pytest.raises(ValueError, match="empty list; expected files"):
+        read_source([])
+
+
+def test_a_name_that_is_neither_here_nor_on_the_hub_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'nobody/nothing-of-this-name': .*cannot be read .*Check the spelling"):
+        read_source("nobody/nothing-of-this-name")

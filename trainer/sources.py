@@ -1,0 +1,180 @@
+"""Where rows come from: local files of one format, plain or compressed, or a dataset of the Hub.
+
+Reading, decompressing and caching are left to the `datasets` library (its cache follows the files' modification
+times); what is here decides which reader a file gets, and refuses what cannot work before it is read in full.
+"""
+
+import csv
+import glob
+import lzma
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Value, load_dataset
+from datasets.exceptions import DatasetNotFoundError
+
+Source = str | Path | Sequence[str | Path]
+
+# Suffix -> builder of the `datasets` library and its options. Text cells such as "NA" are words, not missing values,
+# and a tab-separated file has no quoting: a quotation mark in it belongs to the sentence.
+_CSV_OPTIONS: dict[str, Any] = {"keep_default_na": False}
+_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".txt": ("text", {}),
+    ".tokens": ("text", {}),  # WikiText's own suffix: one paragraph or heading per line
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".parquet": ("parquet", {}),
+    ".csv": ("csv", _CSV_OPTIONS),
+    ".tsv": ("csv", {**_CSV_OPTIONS, "sep": "\t", "quoting": csv.QUOTE_NONE}),
+}
+_COMPRESSIONS = (".gz", ".xz")
+
+
+def read_source(
+    source: Source, *, columns: Sequence[str] = (), split: str = "train", config_name: str | None = None
+) -> Dataset:
+    """Read all columns of local files or of a Hub dataset, as `load_texts` describes its source.
+
+    Args:
+        source (`str`, `Path` or a list of these): As for `load_texts`.
+        columns (`Sequence[str]`): Columns of text that must be there; checked before files are read in full.
+        split, config_name: As for `load_texts`.
+
+    Returns:
+        `datasets.Dataset`: the rows as they stand in the source.
+
+    Raises:
+        ValueError: If the source does not exist, mixes formats, is empty or lacks one of the columns.
+    """
+    source = str(source) if isinstance(source, Path) else source
+    if isinstance(source, str) and _is_hub_id(source):
+        rows = _read_hub(source, split=split, config_name=config_name)
+    else:
+        files = _local_files(source)
+        builder, options = _format_of(files)
+        if split.partition("[")[0] != "train" or config_name is not None:
+            raise ValueError(
+                f"`split` is {split!r} and `config_name` {config_name!r}, but `source` {source!r} is made of files, "
+                "which have one split, 'train' (or a slice such as 'train[:10%]'), and no configurations. "
+                "Leave both out, or pass the id of a Hub dataset."
+            )
+        data_files = [glob.escape(str(file)) for file in files]  # the library would read "[1]" in a name as a pattern
+        first_row = _first_row(builder, data_files, options)
+        if not first_row:
+            raise ValueError(f"`source` is {source!r}: these files hold no row. Give files with at least one.")
+        _check_columns(source, columns, list(first_row))
+        rows = load_dataset(builder, data_files=data_files, split=split, **options)
+    _check_columns(source, columns, rows.column_names)
+    for column in columns:
+        if not is_text(rows.features[column]):
+            raise ValueError(
+                f"Column {column!r} of {source!r} has type {rows.features[column]}; expected strings. Name one of its "
+                f"columns of text: {[name for name in rows.column_names if is_text(rows.features[name])]}."
+            )
+    return rows
+
+
+def is_text(feature: Any) -> bool:
+    """Whether a column of this feature type holds strings."""
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+
+
+def check_limit(limit: int | None) -> None:
+    """Refuse a `limit` that would leave nothing."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"`limit` is {limit}; expected at least 1. Leave it out to read everything.")
+
+
+def _is_hub_id(source: str | Path) -> bool:
+    """Whether this is spelled like a Hub id (`name` or `owner/name`) and is nothing on this disk."""
+    spelled_like_one = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", str(source)) is not None
+    return spelled_like_one and not Path(source).exists() and _data_suffix(Path(source)) not in _FORMATS
+
+
+def _read_hub(name: str, *, split: str, config_name: str | None) -> Dataset:
+    """One split of a Hub dataset, or one error for all the ways of not getting at it."""
+    try:
+        return load_dataset(name, config_name, split=split)
+    except (DatasetNotFoundError, ConnectionError) as error:
+        raise ValueError(
+            f"`source` is {name!r}: there is no such file or folder here, and as a Hub dataset it cannot be read "
+            f"({error}). Check the spelling, the connection and the access token, or pass a path."
+        ) from error
+
+
+def _local_files(source: Source) -> list[Path]:
+    """The files a path, folder, pattern or list of paths stands for, in a fixed order."""
+    if not isinstance(source, (str, Path)):
+        if not source:
+            raise ValueError("`source` is an empty list; expected files. Pass at least one path.")
+        return [file for entry in source for file in _local_files(entry)]
+    path = Path(source).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file() and _data_suffix(file) in _FORMATS)
+    else:
+        files = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+    if not files:
+        raise ValueError(
+            f"`source` is {str(source)!r}: no data file there (working folder {str(Path.cwd())!r}). Give an existing "
+            f"file, folder or pattern of {_supported()} files, or the id of a Hub dataset."
+        )
+    return files
+
+
+def _format_of(files: Sequence[Path]) -> tuple[str, dict[str, Any]]:
+    """Builder and options that all these files share."""
+    unknown = [str(file) for file in files if _data_suffix(file) not in _FORMATS]
+    if unknown:
+        raise ValueError(
+            f"`source` holds {unknown[:3]}, whose type is unknown; expected {_supported()}. Convert them."
+        )
+    suffixes = sorted({_data_suffix(file) for file in files})
+    formats = [_FORMATS[suffix] for suffix in suffixes]
+    if any(left != right for left, right in pairwise(formats)):
+        raise ValueError(
+            f"`source` mixes {', '.join(suffixes)} files; files read together must share one format. Narrow it down "
+            f"with a pattern such as '*{suffixes[0]}*', or read them one after the other."
+        )
+    return formats[0]
+
+
+def _first_row(builder: str, data_files: list[str], options: dict[str, Any]) -> dict[str, Any]:
+    """The first row, read without reading the rest; empty if there is none."""
+    try:
+        rows = load_dataset(builder, data_files=data_files, split="train", streaming=True, **options)
+        return next(iter(rows), {})
+    except StopIteration:  # an empty JSON file
+        return {}
+    except (ValueError, OSError, EOFError, lzma.LZMAError) as error:
+        raise ValueError(
+            f"`source` begins with {data_files[0]!r}, which cannot be read as {builder} ({error}). "
+            "Check that the file is whole, is UTF-8 and is what its suffix says."
+        ) from error
+
+
+def _data_suffix(path: Path) -> str:
+    """`.jsonl` for `a.jsonl` and for `a.jsonl.xz`."""
+    return Path(path.stem if path.suffix.lower() in _COMPRESSIONS else path.name).suffix.lower()
+
+
+def _supported() -> str:
+    """The readable suffixes, for messages."""
+    return f"{', '.join(_FORMATS)} (plain, {' or '.join(_COMPRESSIONS)})"
+
+
+def _check_columns(source: Source, columns: Sequence[str], present: Sequence[str]) -> None:
+    """Refuse a source that lacks one of the columns."""
+    missing = [column for column in columns if column not in present]
+    if missing:
+        raise ValueError(
+            f"`source` {source!r} has no column {', '.join(map(repr, missing))}; its columns are "
+            f"{', '.join(map(repr, present))}. Name one of these."
+        )
+
+
+__all__ = ["Source", "check_limit", "is_text", "read_source"]
