@@ -58,9 +58,8 @@ def blocks_of(texts: list[str], tokenizer: PreTrainedTokenizerBase, **arguments:
 
 
 def test_texts_are_stripped_and_empty_ones_dropped(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text(
-        '{"body": " one\\n"}\n{"body": " \\n"}\n{"body": null}\n{"body": "two\\nlines"}\n'
-    )
+    rows = [" one\n", " \n", None, "two\nlines"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"body": row}) + "\n" for row in rows))
     texts = load_texts(tmp_path / "a.jsonl", text_column="body")
     assert texts[:] == {"text": ["one", "two\nlines"]}
 
