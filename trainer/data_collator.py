@@ -1,0 +1,223 @@
+"""Rows of a data set -> batches: corrupted text for MNTP and MSG, and pairs of sentences for SSCL.
+
+Shapes: B rows, P pairs, S tokens in the longest row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from modeling_magnet.encoding_magnet import pad_token_rows, tokenize_texts
+
+from .corruption import IGNORE_INDEX, CorruptedRow, CorruptionSettings, corrupt_row, row_generator
+
+
+@dataclass
+class DataCollatorForMagnet:
+    """Corrupt each row by its own generator and pad the rows on the right.
+
+    What becomes of a row depends on `seed`, its `row_id` and its `epoch` alone, not on its neighbours, the batch size,
+    the worker or the process.
+
+    Args:
+        settings (`CorruptionSettings`): How much to mask and which spans to draw.
+        mask_token_id (`int`): Token that stands for a masked one, in 0..`vocab_size` - 1.
+        pad_token_id (`int`): Token in padded places, in 0..`vocab_size` - 1; it is neither attended nor predicted.
+        special_token_ids (`list[int]`): Tokens that are never masked and never a random replacement.
+        vocab_size (`int`): Random replacements are drawn from 0..`vocab_size` - 1.
+        seed (`int`): Seed of all draws.
+
+    Raises:
+        ValueError: listing every id that is not in the vocabulary.
+
+    Source: MAGNET (Khosla et al. 2025), section 3: x -> x_m.
+
+    Example:
+        The first row holds one span of two tokens in one way only, and its last token follows that span. The second
+        row is too short for a span, so its tokens can be masked.
+
+        >>> collate = DataCollatorForMagnet(
+        ...     settings=CorruptionSettings(mask_ratio=1, mask_token_share=1, random_token_share=0, min_span_tokens=2),
+        ...     mask_token_id=9,
+        ...     pad_token_id=0,
+        ...     special_token_ids=[0, 1, 2],
+        ...     vocab_size=30,
+        ...     seed=0,
+        ... )
+        >>> rows = [[1, 10, 11, 12], [1, 20, 21]]  # 1 is BOS
+        >>> batch = collate([{"input_ids": ids, "row_id": row, "epoch": 0} for row, ids in enumerate(rows)])
+        >>> for name, tensor in batch.items():
+        ...     print(f"{name:14}", tensor.tolist())
+        input_ids      [[1, 10, 11, 12], [1, 9, 9, 0]]
+        segment_ids    [[0, 1, 1, 0], [0, 0, 0, 0]]
+        mntp_labels    [[-100, -100, -100, -100], [20, 21, -100, -100]]
+        msg_labels     [[10, 11, -100, -100], [-100, -100, -100, -100]]
+        attention_mask [[1, 1, 1, 1], [1, 1, 1, 0]]
+    """
+
+    settings: CorruptionSettings
+    mask_token_id: int
+    pad_token_id: int
+    special_token_ids: list[int]
+    vocab_size: int
+    seed: int
+    _special_ids: Tensor = field(init=False, repr=False, compare=False)  # (num_special_tokens,)
+    _replacement_ids: Tensor = field(init=False, repr=False, compare=False)  # (num_replacements,)
+
+    def __post_init__(self) -> None:
+        complaints = [
+            f"`{name}` is {token_id}; pass the id of a token, from 0 to {self.vocab_size - 1}."
+            for name, token_id in (("mask_token_id", self.mask_token_id), ("pad_token_id", self.pad_token_id))
+            if not 0 <= token_id < self.vocab_size
+        ]
+        vocabulary = torch.arange(max(self.vocab_size, 0))
+        self._special_ids = torch.tensor(self.special_token_ids, dtype=torch.long)
+        self._replacement_ids = vocabulary[~torch.isin(vocabulary, self._special_ids)]
+        if not len(self._replacement_ids):
+            complaints.append(
+                f"`vocab_size` is {self.vocab_size} and `special_token_ids` leave no token for random replacements; "
+                "pass the size of the whole vocabulary."
+            )
+        if complaints:
+            raise ValueError("\n- ".join(["The collator cannot be used:", *complaints]))
+
+    @classmethod
+    def from_tokenizer(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        model_config: PreTrainedConfig,
+        mask_token_id: int,
+        settings: CorruptionSettings,
+        seed: int,
+    ) -> Self:
+        """Read the vocabulary, the special tokens and the padding from a tokenizer and a model's config.
+
+        Args:
+            tokenizer (`PreTrainedTokenizerBase`): Says which tokens are special, those added to it included.
+            model_config (`PreTrainedConfig`): Limits the vocabulary to rows that the embedding matrix has.
+            mask_token_id (`int`): Token that stands for a masked one.
+            settings (`CorruptionSettings`): How much to mask and which spans to draw.
+            seed (`int`): Seed of all draws.
+
+        Returns:
+            `DataCollatorForMagnet`: padding with the tokenizer's pad token; a tokenizer without one, or with one the
+            model has no embedding for, with EOS, or else token 0.
+        """
+        vocab_size = min(len(tokenizer), model_config.vocab_size)
+        special_token_ids = set(tokenizer.all_special_ids)
+        special_token_ids |= {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        pad_token_ids = [
+            token_id
+            for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id)
+            if token_id is not None and token_id < vocab_size
+        ]
+        return cls(
+            settings=settings,
+            mask_token_id=mask_token_id,
+            pad_token_id=pad_token_ids[0] if pad_token_ids else 0,
+            special_token_ids=sorted(special_token_ids),
+            vocab_size=vocab_size,
+            seed=seed,
+        )
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Make one batch.
+
+        Args:
+            rows (list of `dict`): `input_ids` (at least one token), `row_id` (`int`) and `epoch` (`int`) of each row.
+
+        Returns:
+            `dict[str, torch.LongTensor]`: `input_ids`, `segment_ids`, `mntp_labels`, `msg_labels`, `attention_mask`,
+            each of shape `(B, S)`; padding has segment 0, labels -100 and attention 0.
+
+        Raises:
+            ValueError: if there is no row, a row has no token, or a row lacks one of the three fields.
+        """
+        _check_fields(rows, ("input_ids", "row_id", "epoch"))
+        corrupted = [self._corrupt(row) for row in rows]
+        padding_values = {
+            "input_ids": self.pad_token_id,
+            "segment_ids": 0,
+            "mntp_labels": IGNORE_INDEX,
+            "msg_labels": IGNORE_INDEX,
+        }
+        batch = {
+            name: pad_sequence([getattr(row, name) for row in corrupted], batch_first=True, padding_value=value)
+            for name, value in padding_values.items()
+        }
+        lengths = torch.tensor([len(row.input_ids) for row in corrupted])  # (B,)
+        batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()  # (B, S)
+        return batch
+
+    def _corrupt(self, row: dict[str, Any]) -> CorruptedRow:
+        """Corrupt one row by its own generator."""
+        input_ids = torch.as_tensor(row["input_ids"], dtype=torch.long)
+        if not len(input_ids):
+            raise ValueError(f"Row {row['row_id']} has no tokens; drop empty rows from the data set.")
+        return corrupt_row(
+            input_ids,
+            settings=self.settings,
+            mask_token_id=self.mask_token_id,
+            special_token_ids=self._special_ids,
+            replacement_ids=self._replacement_ids,
+            generator=row_generator(self.seed, epoch=row["epoch"], row_id=row["row_id"]),
+        )
+
+
+@dataclass
+class DataCollatorForPairs:
+    """Tokenise both sides of each pair for one forward: all anchors, then all positives.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Needs an EOS token, whose output is the representation.
+        prompt (`str` or `None`): Put in front of both sides.
+        max_length (`int`): Longest side in tokens, prompt and special tokens included, >= 3; EOS is never cut off.
+        pad_token_id (`int`): Token in padded places, on the right.
+
+    Source: MAGNET (Khosla et al. 2025), section 3, objective SSCL.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    prompt: str | None
+    max_length: int
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Make one batch.
+
+        Args:
+            rows (list of `dict`): The strings `anchor` and `positive` of each pair.
+
+        Returns:
+            `dict[str, torch.LongTensor]`: `input_ids` and `attention_mask` of shape `(2P, S)`, right padded; row i is
+            the anchor of pair i, row P + i its positive.
+
+        Raises:
+            ValueError: if there is no row, or a row lacks one of the two fields.
+        """
+        _check_fields(rows, ("anchor", "positive"))
+        texts = [row["anchor"] for row in rows] + [row["positive"] for row in rows]
+        token_rows = tokenize_texts(self.tokenizer, texts, prompt=self.prompt, max_length=self.max_length)
+        return pad_token_rows(token_rows, pad_token_id=self.pad_token_id)
+
+
+def _check_fields(rows: Sequence[dict[str, Any]], fields: tuple[str, ...]) -> None:
+    """Refuse an empty batch, and rows that lack a field."""
+    if not rows:
+        raise ValueError("There are no rows to collate; pass at least one.")
+    for index, row in enumerate(rows):
+        missing = [name for name in fields if name not in row]
+        if missing:
+            raise ValueError(
+                f"Row {index} of the batch has the fields {sorted(row)}, but not {missing}. Name the columns of the "
+                f"data set {list(fields)}, and keep `remove_unused_columns=False`."
+            )
+
+
+__all__ = ["DataCollatorForMagnet", "DataCollatorForPairs"]
