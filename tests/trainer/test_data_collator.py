@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
@@ -207,8 +207,8 @@ def test_the_vocabulary_is_what_tokenizer_and_model_share():
 
 def test_special_tokens_include_those_without_a_role():
     tokenizer = make_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|image|>"]})
-    tokenizer.add_tokens(["ordinary"])
+    tokenizer.add_tokens([AddedToken("<|reserved|>", special=True), "ordinary"])
+    assert 13 not in tokenizer.all_special_ids
     assert from_tokenizer(tokenizer).special_token_ids == [UNK, BOS, EOS, 13]
     assert from_tokenizer(tokenizer).vocab_size == 15
 
