@@ -170,11 +170,9 @@ def corrupt_row(
 ) -> CorruptedRow:
     """Mark spans of a row as missing and mask some of its context: x becomes x_m, with the labels of MNTP and MSG.
 
-    Span tokens keep their ids, for attention hides them. No position ever carries both labels.
-
-    The draws come in this order: whether the row is causal; per position the selection, then the kind of replacement,
-    then the random token; the spans (see `sample_spans`). All but the last are made whatever the settings say, so that
-    changing one setting does not redraw what another one governs.
+    Span tokens keep their ids, for attention hides them. No position ever carries both labels. The draws: whether the
+    row is causal; per position the selection, the kind of replacement and the random token; the spans. All but the
+    spans are drawn whatever the settings say, so that changing one setting does not redraw what another one governs.
 
     Args:
         input_ids (`torch.LongTensor` of shape `(S,)`): The original tokens; not modified.
