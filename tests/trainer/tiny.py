@@ -1,0 +1,105 @@
+"""The smallest real things a trainer can run on, built without a network; also imported by the tests' subprocesses."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from modeling_magnet import MagnetLlamaForCausalLM
+from trainer.magnet_trainer import MagnetTrainer
+from trainer.training_args import MagnetTrainingArguments
+
+SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "_"]
+WORDS = [f"w{number}" for number in range(40)]
+MASK_TOKEN_ID = 3
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word."""
+    vocabulary = {token: number for number, token in enumerate(SPECIAL_TOKENS + WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+
+
+def tiny_model(**changes: Any) -> MagnetLlamaForCausalLM:
+    """Two layers of width 16, the same weights every time."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        **{
+            "vocab_size": len(SPECIAL_TOKENS + WORDS),
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 64,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 2,
+            "magnet": {"mask_token": "_", "mask_token_id": MASK_TOKEN_ID},
+            **changes,
+        }
+    )
+    return MagnetLlamaForCausalLM(config)
+
+
+def tiny_rows(num_rows: int = 24, *, seed: int = 0) -> list[dict[str, list[int]]]:
+    """Rows of 8 to 20 tokens, BOS in front."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(8, 21, (num_rows,), generator=generator).tolist()
+    rows = [torch.randint(4, 44, (length - 1,), generator=generator).tolist() for length in lengths]
+    return [{"input_ids": [1, *row]} for row in rows]
+
+
+def tiny_pairs(num_pairs: int = 20) -> list[dict[str, str]]:
+    """Pairs that share two of their three words."""
+    return [
+        {"anchor": f"w{n} w{n + 1} w{n + 2}", "positive": f"w{n} w{n + 1} w{(n + 9) % 40}"} for n in range(num_pairs)
+    ]
+
+
+def tiny_args(output_dir: str | Path, **changes: Any) -> MagnetTrainingArguments:
+    """Four joint steps, then four with the contrastive loss; nothing written but what is asked for."""
+    return MagnetTrainingArguments(
+        **{
+            "output_dir": str(output_dir),
+            "loss_phases": ["4:1,0,1", "4:1,9,1"],
+            "per_device_train_batch_size": 4,
+            "per_device_eval_batch_size": 4,
+            "learning_rate": 1e-2,
+            "min_span_tokens": 2,
+            "max_span_tokens": 4,
+            "eval_min_span_tokens": 2,
+            "eval_max_span_tokens": 4,
+            "contrastive_batch_size": 4,
+            "contrastive_max_length": 24,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": True,
+            **changes,
+        }
+    )
+
+
+def tiny_trainer(args: MagnetTrainingArguments, **changes: Any) -> MagnetTrainer:
+    """A trainer of the tiny things; what is passed replaces one of them."""
+    return MagnetTrainer(
+        **{
+            "model": tiny_model(),
+            "args": args,
+            "train_dataset": tiny_rows(),
+            "pair_dataset": tiny_pairs() if args.uses_contrastive_loss else None,
+            "processing_class": tiny_tokenizer(),
+            **changes,
+        }
+    )
+
+
+__all__ = ["tiny_args", "tiny_model", "tiny_pairs", "tiny_rows", "tiny_tokenizer", "tiny_trainer"]

@@ -1,0 +1,152 @@
+"""What has to fit together before a run starts: model, arguments, tokenizer, rows and pairs."""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from modeling_magnet.configuration_magnet import check_tokenizer_fits
+from modeling_magnet.encoding_magnet import tokenize_texts
+
+from .corruption import CorruptionSettings
+from .data_collator import DataCollatorForMagnet
+from .streams import RowSource
+from .training_args import MagnetTrainingArguments
+
+logger = logging.get_logger(__name__)
+
+_FORWARD_ARGUMENTS = ("mode", "segment_ids", "logits_to_keep")
+
+
+def check_run(
+    model: nn.Module,
+    *,
+    args: MagnetTrainingArguments,
+    data_collator: DataCollatorForMagnet | None,
+    train_dataset: RowSource | None,
+    pair_dataset: RowSource | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> None:
+    """Refuse a run that cannot work, before anything is written or trained.
+
+    Args:
+        model (`nn.Module`): The model itself, not its peft wrapper.
+        args (`MagnetTrainingArguments`): Valid in themselves.
+        data_collator (`DataCollatorForMagnet`, *optional*): The caller's own collator.
+        train_dataset, pair_dataset (`RowSource`, *optional*): Rows and pairs to train on.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): The tokenizer.
+
+    Raises:
+        ValueError: listing everything that does not fit.
+    """
+    settings = args.corruption_settings if data_collator is None else data_collator.settings
+    complaints = [
+        *_about_model(model, args=args, tokenizer=tokenizer, needs_mask_token=data_collator is None),
+        *([] if train_dataset is None else _about_rows(train_dataset, args=args, settings=settings)),
+    ]
+    if args.uses_contrastive_loss:
+        complaints += _about_pairs(pair_dataset, args=args, tokenizer=tokenizer)
+    elif pair_dataset is not None:
+        logger.warning(f"Pairs were given, but no phase of {args.loss_phases} weighs sscl: they are not used.")
+    if complaints:
+        raise ValueError("\n- ".join(["This run cannot work:", *complaints]))
+
+
+def _about_model(
+    model: nn.Module,
+    *,
+    args: MagnetTrainingArguments,
+    tokenizer: PreTrainedTokenizerBase | None,
+    needs_mask_token: bool,
+) -> Iterator[str]:
+    """What is wrong with the model, the tokenizer, and the devices they are to run on."""
+    missing = [name for name in _FORWARD_ARGUMENTS if name not in inspect.signature(model.forward).parameters]
+    if missing:
+        yield (
+            f"The forward of {type(model).__name__} takes no {', '.join(missing)}; the objectives need all of "
+            f"{', '.join(_FORWARD_ARGUMENTS)}. Load the model with `MagnetLlamaForCausalLM.from_pretrained`."
+        )
+        return
+    config: Any = model.config
+    if needs_mask_token and tokenizer is None:
+        yield "`processing_class` is missing; pass the tokenizer, or a `data_collator` made from it."
+    if needs_mask_token and config.magnet["mask_token_id"] is None:
+        yield (
+            "The model's config names no mask token. Load the model with `MagnetLlamaForCausalLM.from_pretrained` "
+            "from a folder with its tokenizer, or set `config.magnet['mask_token_id']`."
+        )
+    if tokenizer is not None:
+        try:
+            check_tokenizer_fits(tokenizer, config.vocab_size)
+        except ValueError as error:
+            yield str(error)
+    if args.n_gpu > 1:
+        yield (
+            f"One process sees {args.n_gpu} GPUs; threads over them are not supported. Launch with `accelerate "
+            "launch` or `torchrun`, or show the process one GPU with CUDA_VISIBLE_DEVICES."
+        )
+    if args.view_dropout and config._attn_implementation == "flex_attention":
+        yield (
+            f"`view_dropout` is {args.view_dropout}, but flex_attention drops nothing. Load the model with "
+            "attn_implementation='sdpa', or set `view_dropout` to 0."
+        )
+
+
+def _about_rows(rows: RowSource, *, args: MagnetTrainingArguments, settings: CorruptionSettings) -> Iterator[str]:
+    """What is wrong with the rows to train on."""
+    if not len(rows):
+        yield "`train_dataset` has no rows; check its source and its filters."
+        return
+    if "input_ids" not in rows[0]:
+        yield f"`train_dataset` has the columns {sorted(rows[0])} but no `input_ids`; tokenise it first."
+        return
+    needed = settings.min_span_tokens + 2  # a context token on each side
+    weighs_msg = any(phase.msg > 0 for phase in args.phases)
+    only_spans = settings.max_spans > 0 and settings.causal_ratio == 0
+    if weighs_msg and only_spans and all(len(rows[index]["input_ids"]) < needed for index in range(len(rows))):
+        longest = max(len(rows[index]["input_ids"]) for index in range(len(rows)))
+        yield (
+            f"`min_span_tokens` is {settings.min_span_tokens}, which takes a row of {needed} tokens with context on "
+            f"both sides; the longest row of `train_dataset` has {longest}. Lower it, or make longer rows."
+        )
+
+
+def _about_pairs(
+    pairs: RowSource | None, *, args: MagnetTrainingArguments, tokenizer: PreTrainedTokenizerBase | None
+) -> Iterator[str]:
+    """What is wrong with the pairs of a run that needs them."""
+    if tokenizer is None:
+        yield "`processing_class` is missing; pass the tokenizer, pairs are tokenised batch by batch."
+    elif tokenizer.eos_token_id is None:
+        yield "The tokenizer has no EOS token, whose output represents a sentence. Set `tokenizer.eos_token`."
+    else:
+        prompt = args.contrastive_prompt or None
+        length = len(tokenize_texts(tokenizer, [""], prompt=prompt, max_length=2**31)[0])
+        if length >= args.contrastive_max_length:
+            yield (
+                f"`contrastive_max_length` is {args.contrastive_max_length}, but prompt, BOS and EOS take {length} "
+                "tokens and leave none for the sentence. Raise it, or shorten `contrastive_prompt`."
+            )
+    if pairs is None:
+        yield (
+            f"`loss_phases` {args.loss_phases} weigh sscl, but there is no `pair_dataset`. Pass pairs, or set the "
+            "weight to 0."
+        )
+        return
+    batch_size = args.contrastive_batch_size * args.world_size
+    if batch_size < 2:
+        yield "`contrastive_batch_size` is 1 on one process: a pair alone has no negatives. Raise it."
+    if len(pairs) < batch_size:
+        yield (
+            f"`pair_dataset` has {len(pairs)} pairs, but one contrastive batch takes {batch_size} "
+            f"({args.contrastive_batch_size} on each of {args.world_size} processes). Pass more pairs or lower "
+            "`contrastive_batch_size`."
+        )
+    elif missing := [name for name in ("anchor", "positive") if name not in pairs[0]]:
+        yield f"`pair_dataset` has the columns {sorted(pairs[0])} but no {' and no '.join(missing)}; rename them."
+
+
+__all__ = ["check_run"]

@@ -1,0 +1,181 @@
+"""Everything the contrastive objective needs around the model: its head, its two views, other processes' positives.
+
+Shapes: P pairs, W processes, H hidden size.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from modeling_magnet.encoding_magnet import last_token_states
+from modeling_magnet.head_magnet import ContrastiveHead
+
+HEAD_NAME = "sscl_head"
+HEAD_FILE = "sscl_head.safetensors"
+
+
+def attach_contrastive_head(model: nn.Module, *, kind: str, hidden_size: int, seed: int) -> nn.Module:
+    """Give a model its projection head, a trainable child in float32 that no other module's forward calls.
+
+    A model that was trained contrastively before, or saved with its head, keeps the head it has.
+
+    Args:
+        model (`nn.Module`): The model itself, neither wrapped for peft nor for several processes.
+        kind (`str`): `"tanh"` for a linear layer and tanh, `"none"` for no projection.
+        hidden_size (`int`): H, width of the states.
+        seed (`int`): Seed of the first weights; torch's global generator is left alone.
+
+    Returns:
+        `nn.Module`: maps `(P, H)` to `(P, H)`.
+    """
+    if kind == "none":
+        return nn.Identity()
+    for name, child in model.named_children():
+        if name == HEAD_NAME:
+            return child.float().requires_grad_(True)
+    with torch.device("meta"):  # draws nothing
+        head = ContrastiveHead(hidden_size)
+    head.to_empty(device="cpu").float()
+    generator = torch.Generator().manual_seed(seed)
+    bound = hidden_size**-0.5  # torch's own range for a linear layer
+    for weight in head.parameters():
+        nn.init.uniform_(weight, -bound, bound, generator=generator)
+    model.add_module(HEAD_NAME, head.to(next(model.parameters()).device))
+    return head
+
+
+def save_head(head: nn.Module, *, directory: str | Path, should_save: bool) -> None:
+    """Write the weights of a head to a file of its own; nothing for a head without weights.
+
+    Args:
+        head (`nn.Module`): The head; sharded weights are gathered, so every process has to call this.
+        directory (`str` or `Path`): Existing folder of the checkpoint.
+        should_save (`bool`): Whether this process is the one that writes.
+    """
+    weights = {name: _whole(weight.detach()) for name, weight in head.state_dict().items()}
+    if weights and should_save:
+        safetensors.torch.save_file(
+            {name: weight.cpu().contiguous() for name, weight in weights.items()}, Path(directory) / HEAD_FILE
+        )
+
+
+def load_head(head: nn.Module, *, directory: str | Path) -> None:
+    """Read the weights that `save_head` wrote.
+
+    Raises:
+        ValueError: if the folder has none.
+    """
+    if not head.state_dict():
+        return
+    path = Path(directory) / HEAD_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"{directory} has no {HEAD_FILE}, but the run to resume trains a contrastive head. Resume from a "
+            "checkpoint of a run with the same `loss_phases` and `contrastive_head`, or start afresh."
+        )
+    head.load_state_dict(safetensors.torch.load_file(path))
+
+
+@contextmanager
+def dropout_views(model: nn.Module, *, dropout: float) -> Iterator[None]:
+    """Drop attention weights with the given chance, so that two forwards of one text are two views of it.
+
+    Only the forward inside the context is affected, and only in training mode. Layers that are recomputed during the
+    backward pass would be recomputed without it.
+
+    Args:
+        model (`nn.Module`): Its modules with a field `attention_dropout` are changed until the context ends.
+        dropout (`float`): Chance of an attention weight to be dropped, in [0, 1).
+
+    Source: SimCSE (Gao et al. 2021, https://huggingface.co/papers/2104.08821); Llama has no other dropout.
+    """
+    layers = [module for module in model.modules() if "attention_dropout" in vars(module)] if dropout else []
+    before = [vars(layer)["attention_dropout"] for layer in layers]
+    for layer in layers:
+        vars(layer)["attention_dropout"] = dropout
+    try:
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            vars(layer)["attention_dropout"] = value
+
+
+def contrastive_views(model: nn.Module, pairs: dict[str, Tensor], *, head: nn.Module) -> tuple[Tensor, Tensor]:
+    """Represent both sides of pairs: bidirectional attention, the last token's state, the head.
+
+    Args:
+        model (`nn.Module`): The model as it is called in training, wrapped or not.
+        pairs (`dict`): `input_ids` and `attention_mask` of shape `(2P, S)`, all anchors before all positives.
+        head (`nn.Module`): Projection of the states.
+
+    Returns:
+        `tuple[Tensor, Tensor]`: anchors and positives, `(P, H)` each.
+
+    Source: MAGNET (Khosla et al. 2025), SSCL.
+    """
+    outputs: Any = model(
+        **pairs,
+        mode="bidirectional",
+        logits_to_keep=torch.zeros_like(pairs["attention_mask"], dtype=torch.bool),
+        use_cache=False,
+    )
+    # The LM head saw no position. Its empty output keeps it in the graph, for wrappers that count gradients.
+    states = last_token_states(outputs.last_hidden_state, pairs["attention_mask"]) + 0.0 * outputs.logits.sum()
+    anchors, positives = head(states).chunk(2)
+    return anchors, positives
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    """All-gather whose backward sums what every process asks of a row and hands it to the row's owner."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.num_rows = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous().clone()
+        torch.distributed.all_reduce(total)
+        first = torch.distributed.get_rank() * ctx.num_rows
+        return total[first : first + ctx.num_rows]
+
+
+def gather_with_gradient(rows: Tensor) -> Tensor:
+    """Rows of all processes, in the order of their ranks, through which gradients flow back to where each row is from.
+
+    Args:
+        rows (`torch.FloatTensor` of shape `(P, H)`): This process's rows, as many as every other process has.
+
+    Returns:
+        `torch.FloatTensor` of shape `(W * P, H)`; `rows` itself where there is one process.
+    """
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return rows
+    gathered: Tensor = _GatherWithGradient.apply(rows)
+    return gathered
+
+
+def _whole(weight: Tensor) -> Tensor:
+    """A weight with all its shards."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+__all__ = [
+    "HEAD_FILE",
+    "HEAD_NAME",
+    "attach_contrastive_head",
+    "contrastive_views",
+    "dropout_views",
+    "gather_with_gradient",
+    "load_head",
+    "save_head",
+]

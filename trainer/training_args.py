@@ -1,0 +1,264 @@
+"""Arguments of a training run: those of transformers, the paper's values where it names them, and MAGNET's own."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from transformers import TrainingArguments
+
+from modeling_magnet.configuration_magnet import DEFAULT_PROMPT
+
+from .corruption import CorruptionSettings
+from .objectives import MntpNormalization, MsgNormalization
+from .phases import LossPhase, parse_phases
+
+Similarity = Literal["cosine", "dot"]
+HeadKind = Literal["tanh", "none"]
+
+_CHOICES: dict[str, Any] = {
+    "mntp_normalization": MntpNormalization,
+    "msg_normalization": MsgNormalization,
+    "similarity": Similarity,
+    "contrastive_head": HeadKind,
+}
+_CORRUPTION_FIELDS = tuple(CorruptionSettings.__dataclass_fields__)
+
+
+@dataclass
+class MagnetTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the objectives, their schedule and the corruption; every field has its help text.
+
+    Changed defaults of the parent: `per_device_train_batch_size` and `learning_rate` (the paper's),
+    `remove_unused_columns` (the collator needs every column), `ddp_find_unused_parameters` (every parameter gets a
+    gradient in every step, and the search breaks with two forwards in one).
+
+    Raises:
+        ValueError: listing every field that is out of its range and every two that contradict each other.
+
+    Source: MAGNET (Khosla et al. 2025), section 4 and appendix.
+
+    Example:
+        >>> args = MagnetTrainingArguments(output_dir="run", loss_phases=["30:1,0,1", "10:1,9,1"], use_cpu=True)
+        >>> args.max_steps, args.phases[1].sscl
+        (40, 9.0)
+    """
+
+    # Changed defaults of the parent.
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Rows per device and micro-batch."})
+    learning_rate: float = field(default=3e-5, metadata={"help": "Peak learning rate of AdamW."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Has to stay false: the collators need every column."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Has to stay false: the search breaks with two forwards in one step."}
+    )
+
+    # Objectives.
+    loss_phases: list[str] = field(
+        default_factory=lambda: ["3400:1,0,1", "800:1,9,1"],
+        metadata={
+            "help": "Phases of training in their order, each `steps:mntp,sscl,msg` with the weights of the losses. "
+            "The sum of the steps is `max_steps`."
+        },
+    )
+    mntp_normalization: MntpNormalization = field(
+        default="selected", metadata={"help": "MNTP is a mean over `selected` tokens, or over all `tokens` (Eq. 2)."}
+    )
+    msg_normalization: MsgNormalization = field(
+        default="token",
+        metadata={"help": "MSG is a mean over span tokens, or over rows with spans (`sequence`, Eq. 4)."},
+    )
+
+    # Corruption.
+    mask_ratio: float = field(
+        default=CorruptionSettings.mask_ratio,
+        metadata={"help": "Chance of a context token to be selected for MNTP, in [0, 1]."},
+    )
+    mask_token_share: float = field(
+        default=CorruptionSettings.mask_token_share,
+        metadata={"help": "Share of the selected tokens that become the mask token, in [0, 1]."},
+    )
+    random_token_share: float = field(
+        default=CorruptionSettings.random_token_share,
+        metadata={"help": "Share of the selected tokens that become a random one, in [0, 1]."},
+    )
+    max_spans: int = field(
+        default=CorruptionSettings.max_spans, metadata={"help": "Upper limit of the missing spans of a row; 0: none."}
+    )
+    min_span_tokens: int = field(
+        default=CorruptionSettings.min_span_tokens, metadata={"help": "Lower limit of the length of a span."}
+    )
+    max_span_tokens: int = field(
+        default=CorruptionSettings.max_span_tokens, metadata={"help": "Upper limit of the length of a span."}
+    )
+    causal_ratio: float = field(
+        default=CorruptionSettings.causal_ratio,
+        metadata={"help": "Chance of a row to be one span from its second token on, in [0, 1]."},
+    )
+
+    # Contrastive objective.
+    contrastive_batch_size: int = field(
+        default=64, metadata={"help": "Pairs per device and micro-batch; the pairs of all devices are negatives."}
+    )
+    contrastive_max_length: int = field(
+        default=128, metadata={"help": "Tokens of one side of a pair, prompt and special tokens included."}
+    )
+    contrastive_prompt: str = field(
+        default=DEFAULT_PROMPT, metadata={"help": "Put in front of both sides of a pair; empty for none."}
+    )
+    temperature: float = field(default=0.1, metadata={"help": "Divides the similarity in InfoNCE, > 0."})
+    similarity: Similarity = field(
+        default="cosine", metadata={"help": "Similarity in InfoNCE: `cosine`, or `dot` product (Eq. 3 as printed)."}
+    )
+    contrastive_head: HeadKind = field(
+        default="tanh", metadata={"help": "Projection of the representations: linear layer and `tanh`, or `none`."}
+    )
+    keep_contrastive_head: bool = field(
+        default=False, metadata={"help": "Make the trained projection a part of the model, for `encode` to apply."}
+    )
+    view_dropout: float = field(
+        default=0.0,
+        metadata={"help": "Attention dropout of the contrastive forward alone, in [0, 1); for pairs of equal texts."},
+    )
+
+    # Evaluation.
+    eval_corruption_seed: int = field(
+        default=0, metadata={"help": "Seed of the masks and spans of evaluation, the same in every evaluation."}
+    )
+    eval_max_spans: int = field(
+        default=3, metadata={"help": "Upper limit of the spans of a row for the infilling perplexity, >= 1."}
+    )
+    eval_min_span_tokens: int = field(
+        default=8, metadata={"help": "Lower limit of the length of a span for the infilling perplexity."}
+    )
+    eval_max_span_tokens: int = field(
+        default=32, metadata={"help": "Upper limit of the length of a span for the infilling perplexity."}
+    )
+
+    def __post_init__(self) -> None:
+        complaints = [
+            *self._complaints_about_phases(),
+            *self._complaints_about_values(),
+            *self._complaints_about_contrastive(),
+            *self._complaints_about_parent(),
+        ]
+        if complaints:
+            raise ValueError("\n- ".join(["The training arguments cannot be used:", *complaints]))
+        self.max_steps = sum(phase.steps for phase in self.phases)
+        super().__post_init__()
+
+    @property
+    def phases(self) -> tuple[LossPhase, ...]:
+        """The parsed `loss_phases`."""
+        return parse_phases(self.loss_phases)
+
+    @property
+    def corruption_settings(self) -> CorruptionSettings:
+        """How training rows are corrupted."""
+        return CorruptionSettings(**{name: getattr(self, name) for name in _CORRUPTION_FIELDS})
+
+    @property
+    def infilling_settings(self) -> CorruptionSettings:
+        """How evaluation rows lose spans for the infilling perplexity, with nothing masked."""
+        return CorruptionSettings(
+            mask_ratio=0.0,
+            max_spans=self.eval_max_spans,
+            min_span_tokens=self.eval_min_span_tokens,
+            max_span_tokens=self.eval_max_span_tokens,
+        )
+
+    @property
+    def uses_contrastive_loss(self) -> bool:
+        """Whether the contrastive loss has a weight in any phase."""
+        return any(phase.sscl > 0 for phase in self.phases)
+
+    def _complaints_about_phases(self) -> list[str]:
+        """What is wrong with the schedule, and which weights ask for labels that the corruption never makes."""
+        try:
+            phases = self.phases
+        except ValueError as error:
+            return [str(error).replace("\n- ", " ")]
+        complaints = []
+        total = sum(phase.steps for phase in phases)
+        if self.max_steps > 0 and self.max_steps != total:
+            complaints.append(
+                f"`max_steps` is {self.max_steps}, but `loss_phases` {self.loss_phases} add up to {total} steps. "
+                "Leave `max_steps` at -1, or change the phases."
+            )
+        if self.keep_contrastive_head and not any(phase.sscl > 0 for phase in phases):
+            complaints.append(
+                f"`keep_contrastive_head` is true, but `loss_phases` {self.loss_phases} never train it. Give sscl a "
+                "weight in some phase, or set `keep_contrastive_head` to false."
+            )
+        for name, weighted, never in (
+            ("mntp", any(phase.mntp > 0 for phase in phases), self.mask_ratio == 0 or self.causal_ratio == 1),
+            ("msg", any(phase.msg > 0 for phase in phases), self.max_spans == 0 and self.causal_ratio == 0),
+        ):
+            if weighted and never:
+                remedy = "`mask_ratio`, lower `causal_ratio`" if name == "mntp" else "`max_spans` or `causal_ratio`"
+                complaints.append(
+                    f"`loss_phases` {self.loss_phases} weigh {name}, but with `mask_ratio` {self.mask_ratio}, "
+                    f"`max_spans` {self.max_spans} and `causal_ratio` {self.causal_ratio} no token is ever predicted "
+                    f"for it. Raise {remedy}, or set its weight to 0."
+                )
+        return complaints
+
+    def _complaints_about_values(self) -> list[str]:
+        """Which fields of this class are out of their range."""
+        complaints = [
+            f"`{name}` is {getattr(self, name)!r}; pass one of {list(get_args(choices))}."
+            for name, choices in _CHOICES.items()
+            if getattr(self, name) not in get_args(choices)
+        ]
+        for settings in ("corruption_settings", "infilling_settings"):
+            try:
+                getattr(self, settings)
+            except ValueError as error:
+                complaints.append(str(error).replace("\n- ", " "))
+        if self.eval_max_spans < 1:
+            complaints.append(f"`eval_max_spans` is {self.eval_max_spans}; evaluation needs spans, pass 1 or more.")
+        if not self.temperature > 0:
+            complaints.append(
+                f"`temperature` is {self.temperature}; it divides the similarity, pass a number above 0."
+            )
+        if self.contrastive_batch_size < 1:
+            complaints.append(f"`contrastive_batch_size` is {self.contrastive_batch_size}; pass 1 or more.")
+        if self.contrastive_max_length < 3:
+            complaints.append(
+                f"`contrastive_max_length` is {self.contrastive_max_length}; BOS, a token and EOS take 3, pass more."
+            )
+        if not 0 <= self.view_dropout < 1:
+            complaints.append(f"`view_dropout` is {self.view_dropout}; pass a number from 0 to below 1.")
+        return complaints
+
+    def _complaints_about_contrastive(self) -> list[str]:
+        """Which arguments of the contrastive objective contradict another one."""
+        complaints = []
+        if self.view_dropout and (self.activation_checkpointing or self.gradient_checkpointing):
+            complaints.append(
+                f"`view_dropout` is {self.view_dropout} and activation checkpointing is on: the layers would be "
+                "recomputed with another dropout than they had. Turn one of them off."
+            )
+        if self.keep_contrastive_head and self.contrastive_head == "none":
+            complaints.append("`keep_contrastive_head` is true, but `contrastive_head` is 'none': nothing to keep.")
+        return complaints
+
+    def _complaints_about_parent(self) -> list[str]:
+        """Which of the parent's arguments would be ignored or break the objectives."""
+        complaints = []
+        for name, wanted, reason in (
+            ("remove_unused_columns", False, "the collators need every column"),
+            ("ddp_find_unused_parameters", False, "its search breaks with two forwards in one step"),
+            ("ddp_static_graph", None, "the graph changes from phase to phase"),
+            ("label_smoothing_factor", 0, "the objectives do not smooth labels"),
+            ("use_liger_kernel", False, "it replaces the forward that knows the attention modes"),
+            ("train_sampling_strategy", "random", "rows are shuffled by seed and epoch"),
+            ("num_train_epochs", 3, "`loss_phases` say how long to train"),
+            ("parallelism_config", None, "only data parallelism is supported"),
+        ):
+            value = getattr(self, name)
+            if value != wanted and not (wanted is None and value is False):
+                complaints.append(f"`{name}` is {value!r}, but {reason}. Leave it at {wanted!r}.")
+        return complaints
+
+
+__all__ = ["MagnetTrainingArguments"]
