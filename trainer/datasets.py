@@ -27,7 +27,8 @@ def load_texts(
 ) -> Dataset:
     """Read the texts of a corpus, stripped of surrounding whitespace, without the empty ones.
 
-    A plain text file gives one text per line, the other formats one per record.
+    A plain text file gives one text per line, the other formats one per record; the first line of a `.csv` or `.tsv`
+    names its columns.
 
     Args:
         source (`str`, `Path` or a list of these):
@@ -91,7 +92,7 @@ def texts_to_blocks(
     Raises:
         ValueError: If a length is out of range, the tokenizer has no BOS, or every text is too short.
 
-    Source: blocks of 512 are those of section 3 of Khosla et al. 2025 (arXiv 2501.08648).
+    Source: the training blocks of Khosla et al. 2025 (arXiv 2501.08648); grouping of lines as in LLM2Vec.
     """
     _check_block_arguments(texts, tokenizer, max_length=max_length, min_length=min_length)
     blocks = texts.map(

@@ -65,9 +65,9 @@ def read_source(
         first_row = _first_row(builder, data_files, options)
         if not first_row:
             raise ValueError(f"`source` is {source!r}: these files hold no row. Give files with at least one.")
-        _check_columns(source, columns, list(first_row))
+        check_columns(source, columns, list(first_row))
         rows = load_dataset(builder, data_files=data_files, split=split, **options)
-    _check_columns(source, columns, rows.column_names)
+    check_columns(source, columns, rows.column_names)
     for column in columns:
         if not is_text(rows.features[column]):
             raise ValueError(
@@ -167,8 +167,8 @@ def _supported() -> str:
     return f"{', '.join(_FORMATS)} (plain, {' or '.join(_COMPRESSIONS)})"
 
 
-def _check_columns(source: Source, columns: Sequence[str], present: Sequence[str]) -> None:
-    """Refuse a source that lacks one of the columns."""
+def check_columns(source: Source, columns: Sequence[str], present: Sequence[str]) -> None:
+    """Refuse a source that lacks one of the columns, naming those it has."""
     missing = [column for column in columns if column not in present]
     if missing:
         raise ValueError(
@@ -177,4 +177,4 @@ def _check_columns(source: Source, columns: Sequence[str], present: Sequence[str
         )
 
 
-__all__ = ["Source", "check_limit", "is_text", "read_source"]
+__all__ = ["Source", "check_columns", "check_limit", "is_text", "read_source"]

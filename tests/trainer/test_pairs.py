@@ -1,0 +1,297 @@
+"""Pairs are the rows they should be; a paraphrasing that is killed and resumed gives the file it would have given."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+from trainer.pairs import dropout_pairs, load_pairs, paraphrase_pairs
+from trainer.paraphraser import PARROT_GENERATION, choose_paraphrase, paraphrase_batch
+from trainer.resumable import append_rows, resume_rows
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared"
+WORDS = [f"word{number}" for number in range(20)] + ["paraphrase:"]
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing cached by another test or another run is seen, and no test waits for a network."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    yield
+
+
+@pytest.fixture(scope="module")
+def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a random T5 and a tokenizer of whole words."""
+    vocabulary = {word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=64
+    )
+    config = T5Config(vocab_size=len(vocabulary), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny-t5")
+    model = T5ForConditionalGeneration(config)
+    model.generation_config.decoder_start_token_id = 0
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def sentences(count: int) -> Dataset:
+    """`count` different lines of 3 to 8 words."""
+    lines = []
+    for row in range(count):
+        step = row // 20 + 1
+        lines.append(" ".join(WORDS[(row * 7 + place * step) % 20] for place in range(3 + row % 6)))
+    return Dataset.from_dict({"text": lines})
+
+
+def paraphrase(texts: Dataset, output_path: Path, model_id: str, **changes: Any) -> Dataset:
+    arguments = {"min_words": 3, "max_length": 8, "batch_size": 4, "num_candidates": 2, "device": "cpu", **changes}
+    return paraphrase_pairs(texts, output_path=output_path, model_id=model_id, **arguments)
+
+
+# Columns
+
+
+def test_the_only_two_columns_of_text_are_the_pair(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("id\tleft\tright\n1\t a \tb\n2\tc\t \n3\td\te\n")
+    assert load_pairs(tmp_path / "a.tsv")[:] == {"anchor": ["a", "d"], "positive": ["b", "e"]}
+
+
+def test_columns_called_anchor_and_positive_come_first(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"negative": "n", "positive": "p", "anchor": "a"}\n')
+    assert load_pairs(tmp_path / "a.jsonl")[:] == {"anchor": ["a"], "positive": ["p"]}
+
+
+def test_named_columns_are_taken_in_the_order_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('x,y,z\n"1, 2",b,c\n')
+    assert load_pairs(tmp_path / "a.csv", columns=("z", "x"))[:] == {"anchor": ["c"], "positive": ["1, 2"]}
+
+
+@pytest.mark.parametrize("labels", [("1", "0", "1"), ('"1"', '"0"', '"1"'), ("true", "false", "true")])
+def test_a_label_column_keeps_the_rows_that_hold_one(tmp_path: Path, labels: tuple[str, ...]) -> None:
+    rows = [f'{{"label": {label}, "s1": "a{row}", "s2": "b{row}"}}\n' for row, label in enumerate(labels)]
+    (tmp_path / "a.jsonl").write_text("".join(rows))
+    pairs = load_pairs(tmp_path / "a.jsonl", label_column="label")
+    assert pairs[:] == {"anchor": ["a0", "a2"], "positive": ["b0", "b2"]}
+    assert load_pairs(tmp_path / "a.jsonl", label_column="label", limit=1)[:] == {"anchor": ["a0"], "positive": ["b0"]}
+    assert len(load_pairs(tmp_path / "a.jsonl", columns=("s1", "s2"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        ("label\ta\tb\n1\tx\ty\n", {}, "column 'label', which may mark .*`label_column='label'`"),
+        ("label\ta\tb\n0\tx\ty\n", {"label_column": "label"}, r"None of the 1 rows .* 1 in 'label' \(it holds \[0\]"),
+        ("a\tb\nx\ty\n", {"label_column": "same"}, "no column 'same'; its columns are 'a', 'b'"),
+        ("a\tb\nx\ty\n", {"columns": ("a", "c")}, "no column 'c'; its columns are 'a', 'b'"),
+        ("a\tb\nx\ty\n", {"columns": ("a", "a")}, r"`columns` is \('a', 'a'\); expected two different names"),
+        ("a\tb\tc\nx\ty\tz\n", {}, r"columns of text \['a', 'b', 'c'\]; expected two"),
+        ("a\tb\nx\t \n", {}, "None of the 1 rows .* has text in 'a' and 'b'"),
+        ("a\tb\nx\ty\n", {"limit": -1}, "`limit` is -1; expected at least 1"),
+    ],
+)
+def test_pairs_that_cannot_work_are_refused(tmp_path: Path, content: str, arguments: dict, message: str) -> None:
+    (tmp_path / "a.tsv").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_pairs(tmp_path / "a.tsv", **arguments)
+
+
+def test_real_paraphrase_files_give_their_published_counts() -> None:
+    if not SHARED.is_dir():
+        pytest.skip("needs the shared data beside the repository")
+    folder = SHARED / "data" / "paraphrase"
+    pan = load_pairs(folder / "pan_train.tsv.gz", label_column="label")
+    msr = load_pairs(folder / "msr_paraphrase_train.tsv.gz", label_column="Quality")
+    assert len(pan) == 5000 and len(msr) == 2753
+    assert msr[0]["anchor"].startswith('Amrozi accused his brother, whom he called "the witness", of')
+
+
+# Dropout views
+
+
+def test_long_lines_of_a_text_are_paired_with_themselves() -> None:
+    texts = Dataset.from_dict({"text": ["a b c\n d  e f g \nh", "i j", "k l m"]})
+    lines = ["a b c", "d  e f g", "k l m"]
+    assert dropout_pairs(texts, min_words=3)[:] == {"anchor": lines, "positive": lines}
+    assert dropout_pairs(texts, min_words=3, limit=2)["anchor"][:] == lines[:2]
+
+
+def test_lines_have_more_than_twenty_words_by_default() -> None:
+    texts = Dataset.from_dict({"text": [" ".join("x" * count) for count in (20, 21)]})
+    assert [len(anchor.split()) for anchor in dropout_pairs(texts)["anchor"]] == [21]
+
+
+def test_texts_without_a_long_line_are_refused() -> None:
+    with pytest.raises(ValueError, match="None of the 1 texts has a line of at least `min_words`=21 words"):
+        dropout_pairs(Dataset.from_dict({"text": ["too short"]}))
+    with pytest.raises(ValueError, match="`min_words` is 0; expected at least 1"):
+        dropout_pairs(Dataset.from_dict({"text": ["a"]}), min_words=0)
+    with pytest.raises(ValueError, match="no column 'text'; its columns are 'body'"):
+        dropout_pairs(Dataset.from_dict({"body": ["a"]}))
+
+
+# Paraphrases
+
+
+def test_copies_and_empty_outputs_are_passed_over() -> None:
+    line = "The cat, Tom, sat."
+    assert choose_paraphrase(line, ["the cat tom sat", " ", "?!", " Tom  the cat sat "]) == "Tom the cat sat"
+    assert choose_paraphrase(line, ["the cat tom sat", ""]) == line
+
+
+def test_each_line_gets_a_candidate_of_its_own(tiny_t5: str) -> None:
+    """Greedy outputs of a batch are those of its lines alone: none is mixed up, and padding changes nothing."""
+    model = T5ForConditionalGeneration.from_pretrained(tiny_t5).eval()
+    arguments: dict[str, Any] = {"model": model, "tokenizer": AutoTokenizer.from_pretrained(tiny_t5), "prefix": ""}
+    arguments |= {"max_length": 8, "num_candidates": 2, "generation_options": {"num_beams": 2}, "seed": 0}
+    lines = sentences(6)["text"][:]
+    together = paraphrase_batch(lines, **arguments)
+    assert together == [paraphrase_batch([line], **arguments)[0] for line in lines]
+    assert len(set(together)) > 1
+
+
+def test_the_callers_random_state_is_untouched(tiny_t5: str, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    paraphrase(sentences(4), tmp_path / "a.jsonl", tiny_t5)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_paraphrases_are_one_row_per_line_in_order(tiny_t5: str, tmp_path: Path) -> None:
+    texts = sentences(10)
+    pairs = paraphrase(texts, tmp_path / "new" / "a.jsonl", tiny_t5)
+    assert pairs["anchor"][:] == texts["text"][:]
+    assert sum(a != p for a, p in zip(pairs["anchor"], pairs["positive"], strict=True)) > 5
+    assert load_pairs(tmp_path / "new" / "a.jsonl")[:] == pairs[:]
+
+
+def test_seed_and_prefix_change_the_paraphrases(tiny_t5: str, tmp_path: Path) -> None:
+    variants: list[dict[str, Any]] = [{}, {"seed": 1}, {"prefix": "word3 word3 word3 "}]
+    files = [tmp_path / f"{number}.jsonl" for number in range(len(variants))]
+    for file, variant in zip(files, variants, strict=True):
+        paraphrase(sentences(12), file, tiny_t5, **variant)
+    assert len({file.read_bytes() for file in files}) == 3
+
+
+def test_a_file_cut_anywhere_is_completed_byte_for_byte(tiny_t5: str, tmp_path: Path) -> None:
+    whole = tmp_path / "whole.jsonl"
+    paraphrase(sentences(10), whole, tiny_t5)
+    expected = whole.read_bytes()
+    for size in [*range(0, len(expected), len(expected) // 12), len(expected) - 1, len(expected)]:
+        with open(whole, "rb+") as file:
+            file.truncate(size)
+        paraphrase(sentences(10), whole, tiny_t5)
+        assert whole.read_bytes() == expected, f"cut after {size} bytes"
+
+
+def test_a_killed_process_is_resumed_byte_for_byte(tiny_t5: str, tmp_path: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+from tests.trainer.test_pairs import paraphrase, sentences
+print("ready", flush=True)
+paraphrase(sentences(1200), Path(sys.argv[1]), sys.argv[2])
+"""
+    killed, whole = tmp_path / "killed.jsonl", tmp_path / "whole.jsonl"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", program, str(killed), tiny_t5]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (killed.exists() and killed.read_bytes().count(b"\n") >= 30):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 30 <= killed.read_bytes().count(b"\n") < 1200
+    for output_path in (killed, whole):
+        paraphrase(sentences(1200), output_path, tiny_t5)
+    assert killed.read_bytes() == whole.read_bytes()
+    assert [json.loads(line)["anchor"] for line in killed.open()] == sentences(1200)["text"][:]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 7}, "seed was 42 and is now 7. Repeat the call"),
+        ({"prefix": ""}, "prefix was 'paraphrase: ' and is now ''"),
+        ({"batch_size": 2, "num_candidates": 3}, "batch_size was 4 and is now 2; num_candidates was 2 and is now 3"),
+        ({"generation_options": {}}, "generation_options was {'do_sample': True"),
+        ({"min_words": 4}, "lines_sha256 was .*num_lines was 5 and is now 4"),
+        ({"texts": ["word1 word2 word3"] * 5}, "lines_sha256 was"),
+    ],
+)
+def test_a_file_of_another_job_is_refused_and_left_alone(
+    tiny_t5: str, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    paraphrase(sentences(5), tmp_path / "a.jsonl", tiny_t5)
+    before = (tmp_path / "a.jsonl").read_bytes()
+    changed = {"texts": sentences(5)["text"][:], **changes}
+    texts = Dataset.from_dict({"text": changed.pop("texts")})
+    with pytest.raises(ValueError, match=message):
+        paraphrase(texts, tmp_path / "a.jsonl", tiny_t5, **changed)
+    assert (tmp_path / "a.jsonl").read_bytes() == before
+
+
+def test_an_edited_file_is_refused(tiny_t5: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    paraphrase(sentences(5), path, tiny_t5)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[1:]))
+    with pytest.raises(ValueError, match="not the lines of `texts` in order"):
+        paraphrase(sentences(5), path, tiny_t5)
+    path.write_text(lines[0] + "oops\n")
+    with pytest.raises(ValueError, match="Line 2 of .* is not JSON"):
+        paraphrase(sentences(5), path, tiny_t5)
+    path.with_name("a.jsonl.settings.json").unlink()
+    with pytest.raises(ValueError, match="no 'a.jsonl.settings.json' beside it"):
+        paraphrase(sentences(5), path, tiny_t5)
+
+
+def test_a_finished_file_needs_no_model(tiny_t5: str, tmp_path: Path) -> None:
+    pairs = paraphrase(sentences(5), tmp_path / "a.jsonl", tiny_t5)
+    hidden = Path(tiny_t5).rename(tiny_t5 + "-hidden")
+    try:
+        assert paraphrase(sentences(5), tmp_path / "a.jsonl", tiny_t5)[:] == pairs[:]
+    finally:
+        hidden.rename(tiny_t5)
+
+
+def test_arguments_that_cannot_work_are_refused_together(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"(?s)`max_length` is 2;.*`batch_size` is 0;.*'max_new_tokens', .*'\.jsonl'"):
+        options = {**PARROT_GENERATION, "max_new_tokens": 3}
+        paraphrase(sentences(1), tmp_path / "a.txt", "x", max_length=2, batch_size=0, generation_options=options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_length_beyond_the_model_is_refused(tiny_t5: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`max_length` is 65; .* reads at most 64 tokens. Lower it"):
+        paraphrase(sentences(1), tmp_path / "a.jsonl", tiny_t5, max_length=65)
+    assert len(paraphrase(sentences(1), tmp_path / "a.jsonl", tiny_t5)) == 1  # nothing was begun
+
+
+def test_rows_survive_any_characters(tmp_path: Path) -> None:
+    rows = [{"anchor": text} for text in ('"quoted"', "a\nb\r\u2028c", "日本\U0001f600", "")]
+    assert resume_rows(tmp_path / "a.jsonl", settings={"shape": (1, 2)}) == []
+    append_rows(tmp_path / "a.jsonl", rows[:2])
+    append_rows(tmp_path / "a.jsonl", rows[2:])
+    assert resume_rows(str(tmp_path / "a.jsonl"), settings={"shape": (1, 2)}) == rows
