@@ -28,6 +28,7 @@ def check_run(
     data_collator: DataCollatorForMagnet | None,
     train_dataset: RowSource | None,
     pair_dataset: RowSource | None,
+    eval_pair_dataset: RowSource | None,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> None:
     """Refuse a run that cannot work, before anything is written or trained.
@@ -37,6 +38,7 @@ def check_run(
         args (`MagnetTrainingArguments`): Valid in themselves.
         data_collator (`DataCollatorForMagnet`, *optional*): The caller's own collator.
         train_dataset, pair_dataset (`RowSource`, *optional*): Rows and pairs to train on.
+        eval_pair_dataset (`RowSource`, *optional*): Held-out pairs.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): The tokenizer.
 
     Raises:
@@ -47,8 +49,12 @@ def check_run(
         *_about_model(model, args=args, tokenizer=tokenizer, needs_mask_token=data_collator is None),
         *([] if train_dataset is None else _about_rows(train_dataset, args=args, settings=settings)),
     ]
+    if args.uses_contrastive_loss or eval_pair_dataset is not None:
+        complaints += _about_prompt(args, tokenizer=tokenizer)
+    for name, pairs in (("pair_dataset", pair_dataset), ("eval_pair_dataset", eval_pair_dataset)):
+        complaints += [] if pairs is None else _about_columns(pairs, name=name)
     if args.uses_contrastive_loss:
-        complaints += _about_pairs(pair_dataset, args=args, tokenizer=tokenizer)
+        complaints += _about_pairs(pair_dataset, args=args)
     elif pair_dataset is not None:
         logger.warning(f"Pairs were given, but no phase of {args.loss_phases} weighs sscl: they are not used.")
     if complaints:
@@ -114,10 +120,8 @@ def _about_rows(rows: RowSource, *, args: MagnetTrainingArguments, settings: Cor
         )
 
 
-def _about_pairs(
-    pairs: RowSource | None, *, args: MagnetTrainingArguments, tokenizer: PreTrainedTokenizerBase | None
-) -> Iterator[str]:
-    """What is wrong with the pairs of a run that needs them."""
+def _about_prompt(args: MagnetTrainingArguments, *, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[str]:
+    """What keeps a side of a pair from being tokenised."""
     if tokenizer is None:
         yield "`processing_class` is missing; pass the tokenizer, pairs are tokenised batch by batch."
     elif tokenizer.eos_token_id is None:
@@ -130,6 +134,18 @@ def _about_pairs(
                 f"`contrastive_max_length` is {args.contrastive_max_length}, but prompt, BOS and EOS take {length} "
                 "tokens and leave none for the sentence. Raise it, or shorten `contrastive_prompt`."
             )
+
+
+def _about_columns(pairs: RowSource, *, name: str) -> Iterator[str]:
+    """What is wrong with pairs in themselves."""
+    if not len(pairs):
+        yield f"`{name}` has no rows; check its source and its filters."
+    elif missing := [column for column in ("anchor", "positive") if column not in pairs[0]]:
+        yield f"`{name}` has the columns {sorted(pairs[0])} but no {' and no '.join(missing)}; rename them."
+
+
+def _about_pairs(pairs: RowSource | None, *, args: MagnetTrainingArguments) -> Iterator[str]:
+    """What is wrong with the pairs to train on."""
     if pairs is None:
         yield (
             f"`loss_phases` {args.loss_phases} weigh sscl, but there is no `pair_dataset`. Pass pairs, or set the "
@@ -145,8 +161,6 @@ def _about_pairs(
             f"({args.contrastive_batch_size} on each of {args.world_size} processes). Pass more pairs or lower "
             "`contrastive_batch_size`."
         )
-    elif missing := [name for name in ("anchor", "positive") if name not in pairs[0]]:
-        yield f"`pair_dataset` has the columns {sorted(pairs[0])} but no {' and no '.join(missing)}; rename them."
 
 
 __all__ = ["check_run"]

@@ -60,10 +60,12 @@ def apply_lora(model: PreTrainedModel, args: LoraArguments) -> PreTrainedModel |
     """
     if not args.use_lora:
         return model
+    # A head kept from an earlier contrastive training goes on as it is; peft warns of names that match nothing.
+    kept_head = rf"(.*\.)?{HEAD_NAME}\..*" if HEAD_NAME in dict(model.named_children()) else None
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         target_modules="all-linear",
-        exclude_modules=rf"(.*\.)?{HEAD_NAME}(\..*)?",  # a kept head is trained as it is
+        exclude_modules=kept_head,
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,

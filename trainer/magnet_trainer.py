@@ -80,6 +80,7 @@ class MagnetTrainer(EvaluatingTrainer):
             data_collator=data_collator,
             train_dataset=train_dataset,
             pair_dataset=pair_dataset,
+            eval_pair_dataset=eval_pair_dataset,
             tokenizer=processing_class,
         )
         if data_collator is None:

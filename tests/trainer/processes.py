@@ -1,0 +1,142 @@
+"""Runs of the tiny trainer in processes of their own: several that work together, or one that is killed."""
+
+import multiprocessing
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from trainer.lora import LoraArguments, apply_lora
+
+from .tiny import tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_trainer
+
+FULL = LoraArguments(use_lora=False)
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload([__name__])  # one import of torch and transformers for all processes
+
+
+class KillAt(TrainerCallback):
+    """Kills the process at the end of a step, before that step's checkpoint."""
+
+    def __init__(self, step: int | None) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KeepGradients(TrainerCallback):
+    """Copies the gradients of every step before the optimizer sees them."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.steps.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+
+def train_once(
+    report: str, output_dir: str, lora: LoraArguments, resume: bool, kill_at: int | None, changes: dict[str, Any]
+) -> None:
+    """Train, evaluate where there is an evaluation strategy, and write what happened to a file."""
+    torch.set_num_threads(1)
+    torch.manual_seed(7)
+    model = apply_lora(tiny_model(), lora)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:  # fresh adapters do nothing; these do
+            torch.nn.init.normal_(weight, std=0.1)
+    keep = KeepGradients()
+    trainer = tiny_trainer(
+        tiny_args(output_dir, **changes),
+        model=model,
+        eval_dataset=tiny_rows(7, seed=3),
+        eval_pair_dataset=tiny_pairs(9),
+        callbacks=[keep, KillAt(kill_at)],
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        torch.save(
+            {
+                "gradients": keep.steps,
+                "logs": [log for log in trainer.state.log_history if "loss" in log],
+                "metrics": metrics,
+                "weights": trainer.model.state_dict(),
+                "rng": torch.get_rng_state(),
+            },
+            report,
+        )
+
+
+def run_together(
+    num_processes: int,
+    *,
+    directory: Path,
+    lora: LoraArguments = FULL,
+    resume: bool = False,
+    kill_at: int | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """Train in several processes over gloo, and return what the first reported; nothing if they were killed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    report = directory / f"report-{num_processes}.pt"
+    arguments = (str(report), str(directory / "run"), lora, resume, kill_at, {"ddp_backend": "gloo", **changes})
+    processes = [
+        _CONTEXT.Process(target=_join, args=(rank, num_processes, port, arguments)) for rank in range(num_processes)
+    ]
+    _wait_for(processes)
+    if kill_at is not None:
+        assert -signal.SIGKILL in [process.exitcode for process in processes]
+        return {}
+    assert [process.exitcode for process in processes] == [0] * num_processes
+    return torch.load(report, weights_only=False)
+
+
+def run_alone(
+    *, directory: Path, lora: LoraArguments = FULL, resume: bool = False, kill_at: int | None = None, **changes: Any
+) -> dict[str, Any]:
+    """Train in one process, and return what it reported; nothing if it was killed as asked."""
+    report = directory / "report.pt"
+    process = _CONTEXT.Process(
+        target=train_once, args=(str(report), str(directory / "run"), lora, resume, kill_at, changes)
+    )
+    _wait_for([process])
+    if kill_at is not None:
+        assert process.exitcode == -signal.SIGKILL
+        return {}
+    assert process.exitcode == 0
+    return torch.load(report, weights_only=False)
+
+
+def _join(rank: int, num_processes: int, port: int, arguments: tuple[Any, ...]) -> None:
+    """Become one of several processes and train."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(num_processes),
+        "LOCAL_WORLD_SIZE": str(num_processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    train_once(*arguments)
+    torch.distributed.destroy_process_group()
+
+
+def _wait_for(processes: list[Any]) -> None:
+    """Start processes and end them all if they hang."""
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=180)
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+            process.join()

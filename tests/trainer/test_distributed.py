@@ -1,0 +1,84 @@
+"""Two processes with half the batch each do what one does with the whole batch."""
+
+import pytest
+import torch
+
+from trainer.lora import LoraArguments
+
+from .processes import FULL, run_alone, run_together
+
+# Small steps of plain gradient descent: Adam would turn the last bits of a gradient into steps of full size.
+COMMON = {"max_grad_norm": 0, "optim": "sgd", "learning_rate": 1e-3}
+JOINT = {**COMMON, "loss_phases": ["4:1,0,1"]}
+CONTRASTIVE = {**COMMON, "loss_phases": ["1:1,0,1", "3:1,9,1", "1:0,1,0"]}
+
+
+def run_both(directory, *, lora=FULL, **changes):
+    one = run_alone(directory=directory, lora=lora, per_device_train_batch_size=4, contrastive_batch_size=4, **changes)
+    two = run_together(
+        2, directory=directory, lora=lora, per_device_train_batch_size=2, contrastive_batch_size=2, **changes
+    )
+    return one, two
+
+
+def assert_same_training(two, one):
+    assert len(two["gradients"]) == len(one["gradients"]) > 0
+    for step, (actual, expected) in enumerate(zip(two["gradients"], one["gradients"], strict=True)):
+        assert actual.keys() == expected.keys()
+        for name in actual:
+            tolerance = 1e-5 * max(1.0, expected[name].abs().max().item())
+            assert (actual[name] - expected[name]).abs().max().item() <= tolerance, (step, name)
+    for actual, expected in zip(two["logs"], one["logs"], strict=True):
+        names = {name for name in expected if name.startswith("loss")}
+        assert names == {name for name in actual if name.startswith("loss")}
+        for name in names:
+            assert actual[name] == pytest.approx(expected[name], rel=1e-5), name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"mntp_normalization": "tokens", "msg_normalization": "sequence"}, {"gradient_accumulation_steps": 2}],
+    ids=["labels", "equations", "accumulated"],
+)
+def test_joint_training_in_two_processes_equals_one_with_the_same_global_batch(tmp_path, changes):
+    one, two = run_both(tmp_path, **JOINT, **changes)
+    assert_same_training(two, one)
+
+
+@pytest.mark.parametrize("lora", [FULL, LoraArguments(lora_r=2, lora_alpha=2)], ids=["full", "lora"])
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_contrastive_training_in_two_processes_equals_one_with_the_same_global_batch(tmp_path, lora, similarity):
+    one, two = run_both(tmp_path, lora=lora, similarity=similarity, temperature=0.5, **CONTRASTIVE)
+    assert_same_training(two, one)
+    head = {name: grad for name, grad in one["gradients"][2].items() if "sscl_head" in name}
+    assert len(head) == 2 and all(grad.abs().max() > 0 for grad in head.values())
+
+
+def test_checkpointed_activations_in_two_processes_equal_one_without(tmp_path):
+    changes = {**CONTRASTIVE, "temperature": 0.5}
+    one = run_alone(directory=tmp_path, per_device_train_batch_size=4, contrastive_batch_size=4, **changes)
+    halves = {"per_device_train_batch_size": 2, "contrastive_batch_size": 2, "activation_checkpointing": True}
+    assert_same_training(run_together(2, directory=tmp_path, **halves, **changes), one)
+
+
+def test_evaluation_in_two_processes_equals_one(tmp_path):
+    # Seven rows and nine pairs: neither fills the batches of two processes.
+    changes = {**CONTRASTIVE, "learning_rate": 0.0, "contrastive_batch_size": 4, "per_device_eval_batch_size": 2}
+    one = run_alone(directory=tmp_path, **changes)
+    two = run_together(2, directory=tmp_path, **changes)
+    for name, expected in one["metrics"].items():
+        if not name.endswith(("runtime", "per_second", "preparation_time", "epoch")):
+            assert two["metrics"][name] == pytest.approx(expected, rel=1e-5), name
+
+
+def test_a_run_of_two_processes_killed_inside_an_epoch_goes_on_with_the_same_bits(tmp_path):
+    # The parent leaves a sampler behind a shard and a skip of batches at epoch 0; step 9 is inside epoch 1.
+    changes = {"per_device_train_batch_size": 2, "contrastive_batch_size": 2, "loss_phases": ["7:1,0,1", "5:1,9,1"]}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    expected = run_together(2, directory=whole, save_strategy="steps", save_steps=9, **changes)
+    run_together(2, directory=killed, kill_at=10, save_strategy="steps", save_steps=9, **changes)
+    actual = run_together(2, directory=killed, resume=True, **changes)
+    for name, weight in expected["weights"].items():
+        assert torch.equal(actual["weights"][name], weight), name

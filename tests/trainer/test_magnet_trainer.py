@@ -1,0 +1,372 @@
+"""The step: what it computes, what it leaves out, and what it refuses before it starts."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import LlamaForCausalLM
+from transformers.utils import logging
+
+from trainer.contrastive import contrastive_views, dropout_views
+from trainer.lora import LoraArguments, apply_lora
+
+from .processes import KeepGradients
+from .tiny import tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_tokenizer, tiny_trainer
+
+
+def gradients(args, **changes):
+    """Train and return the gradients of each step and the logs."""
+    keep = KeepGradients()
+    trainer = tiny_trainer(args, callbacks=[keep], **changes)
+    trainer.train()
+    return keep.steps, [log for log in trainer.state.log_history if "loss" in log]
+
+
+def assert_same_gradients(steps, expected_steps):
+    assert len(steps) == len(expected_steps) > 0
+    for step, expected in zip(steps, expected_steps, strict=True):
+        assert step.keys() == expected.keys()
+        for name in step:
+            difference = (step[name] - expected[name]).abs().max().item()
+            assert difference <= 1e-5 * max(1.0, expected[name].abs().max().item()), name
+
+
+def joint_only(tmp_path, **changes):
+    return tiny_args(tmp_path, **{"loss_phases": ["2:1,0,1"], "max_grad_norm": 0, **changes})
+
+
+@pytest.mark.parametrize("normalization", [{}, {"mntp_normalization": "tokens", "msg_normalization": "sequence"}])
+def test_four_accumulated_batches_give_loss_and_gradients_of_one_four_times_as_large(tmp_path, normalization):
+    rows = tiny_rows(32)
+    one, one_log = gradients(joint_only(tmp_path, per_device_train_batch_size=16, **normalization), train_dataset=rows)
+    args = joint_only(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=4, **normalization)
+    four, four_log = gradients(args, train_dataset=rows)
+    assert_same_gradients(four, one)
+    for log, expected in zip(four_log, one_log, strict=True):
+        for name in ("loss", "loss_mntp", "loss_msg"):
+            assert log[name] == pytest.approx(expected[name], rel=1e-5)
+    batches = [trainer_batch for trainer_batch in tiny_trainer(args, train_dataset=rows).get_train_dataloader()]
+    assert len({(batch["mntp_labels"] >= 0).sum().item() for batch in batches}) > 1
+    assert len({(batch["msg_labels"] >= 0).sum().item() for batch in batches}) > 1
+
+
+def test_a_short_window_at_the_end_of_an_epoch_is_exact_too(tmp_path):
+    # Six batches in windows of four: the second window of an epoch has two.
+    args = joint_only(tmp_path, loss_phases=["3:1,0,1"], gradient_accumulation_steps=4)
+    _, logs = gradients(args)
+    reference, _ = gradients(joint_only(tmp_path, loss_phases=["1:1,0,1"], per_device_train_batch_size=16))
+    first, _ = gradients(args)
+    assert_same_gradients(first[:1], reference)
+    for log in logs:
+        assert log["loss"] == pytest.approx(log["loss_mntp"] + log["loss_msg"], rel=1e-5)
+
+
+def explicit_losses(model, batch, *, num_mntp, num_msg):
+    logits = model(
+        batch["input_ids"], attention_mask=batch["attention_mask"], mode="infill", segment_ids=batch["segment_ids"]
+    ).logits
+    sums = {"mntp": torch.zeros(()), "msg": torch.zeros(())}
+    for row in range(logits.shape[0]):
+        for position in range(logits.shape[1]):
+            for name in sums:
+                label = batch[f"{name}_labels"][row, position]
+                if label >= 0:
+                    sums[name] = sums[name] + F.cross_entropy(logits[row, position], label)
+    return sums["mntp"] / num_mntp, sums["msg"] / num_msg
+
+
+@pytest.mark.parametrize("equations", [False, True])
+def test_the_joint_loss_equals_an_explicit_loop_with_its_gradients(tmp_path, equations):
+    changes = {"mntp_normalization": "tokens", "msg_normalization": "sequence"} if equations else {}
+    trainer = tiny_trainer(tiny_args(tmp_path, loss_phases=["1:0.5,0,3"], **changes))
+    batch = next(iter(trainer.get_train_dataloader()))
+    selected, missing = batch["mntp_labels"] >= 0, batch["msg_labels"] >= 0
+    num_mntp = batch["attention_mask"].sum() if equations else selected.sum()
+    num_msg = missing.any(dim=1).sum() if equations else missing.sum()
+
+    model = trainer.model.train()
+    loss, parts = trainer.compute_loss(model, batch, return_outputs=True)
+    loss.backward()
+    actual = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    mntp, msg = explicit_losses(model, batch, num_mntp=num_mntp, num_msg=num_msg)
+    (0.5 * mntp + 3 * msg).backward()
+    torch.testing.assert_close(loss, 0.5 * mntp + 3 * msg)
+    torch.testing.assert_close(parts["mntp"], mntp)
+    torch.testing.assert_close(parts["msg"], msg)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(actual[name], p.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_the_contrastive_loss_equals_an_explicit_double_loop(tmp_path):
+    trainer = tiny_trainer(tiny_args(tmp_path, loss_phases=["1:0,2,0"], similarity="dot", contrastive_head="none"))
+    pairs = trainer._pair_stream.fetch(0)
+    rows = next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(trainer.model, {**rows, "pairs": pairs})
+    states = trainer.model(**pairs, mode="bidirectional").last_hidden_state
+    last = pairs["attention_mask"].sum(dim=1) - 1
+    vectors = states[torch.arange(8), last]
+    total = torch.zeros(())
+    for anchor in range(4):
+        scores = [vectors[anchor] @ vectors[4 + other] / 0.1 for other in range(4)]
+        total = total - scores[anchor] + torch.logsumexp(torch.stack(scores), 0)
+    torch.testing.assert_close(loss, 2 * total / 4)
+
+
+class Calls:
+    """Counts forwards by mode, collations of pairs, and positions the LM head sees."""
+
+    def __init__(self, trainer):
+        self.by_step, self.head_inputs, self.head_calls = [], [], 0
+        model = trainer.model
+        model.register_forward_pre_hook(self._count, with_kwargs=True)
+        model.lm_head.register_forward_pre_hook(lambda _, args: self.head_inputs.append(tuple(args[0].shape)))
+        trainer.head.register_forward_pre_hook(self._count_head)
+        self.trainer = trainer
+
+    def _count(self, _, args, kwargs):
+        self.by_step.append((self.trainer.state.global_step, kwargs["mode"]))
+
+    def _count_head(self, _, args):
+        self.head_calls += 1
+
+
+def test_the_contrastive_forward_does_not_run_while_its_weight_is_0(tmp_path):
+    collated = []
+
+    class Pairs(list):
+        def __getitem__(self, index):
+            collated.append(index)
+            return super().__getitem__(index)
+
+    trainer = tiny_trainer(
+        tiny_args(tmp_path, loss_phases=["3:1,0,1", "2:1,9,1", "2:1,0,1"]), pair_dataset=Pairs(tiny_pairs())
+    )
+    collated.clear()  # the checks look at one pair
+    calls = Calls(trainer)
+    trainer.train()
+    assert calls.by_step == [
+        (0, "infill"),
+        (1, "infill"),
+        (2, "infill"),
+        (3, "infill"),
+        (3, "bidirectional"),
+        (4, "infill"),
+        (4, "bidirectional"),
+        (5, "infill"),
+        (6, "infill"),
+    ]
+    assert calls.head_calls == 2
+    assert len(collated) == 8
+    steps = [log["step"] for log in trainer.state.log_history if "loss_sscl" in log]
+    assert steps == [4, 5]
+
+
+def test_without_a_contrastive_phase_there_is_neither_head_nor_pair(tmp_path, caplog):
+    trainer = tiny_trainer(tiny_args(tmp_path, loss_phases=["2:1,0,1"]), pair_dataset=tiny_pairs())
+    trainer.train()
+    assert not [name for name, _ in trainer.model.named_parameters() if "sscl_head" in name]
+
+
+def test_the_lm_head_is_applied_to_labelled_positions_only(tmp_path):
+    trainer = tiny_trainer(tiny_args(tmp_path, loss_phases=["1:1,9,1"]))
+    batch = next(iter(trainer.get_train_dataloader()))
+    labelled = ((batch["mntp_labels"] >= 0) | (batch["msg_labels"] >= 0)).sum().item()
+    calls = Calls(trainer)
+    trainer.compute_loss(trainer.model, {**batch, "pairs": trainer._pair_stream.fetch(0)})
+    assert calls.head_inputs == [(labelled, 16), (0, 16)]
+    assert 0 < labelled < batch["input_ids"].numel() / 2
+
+
+def test_a_phase_of_pairs_alone_runs_no_infill_forward(tmp_path):
+    trainer = tiny_trainer(tiny_args(tmp_path, loss_phases=["2:0,1,0"]))
+    calls = Calls(trainer)
+    trainer.train()
+    assert {mode for _, mode in calls.by_step} == {"bidirectional"}
+
+
+def test_every_parameter_gets_a_gradient_in_every_step(tmp_path):
+    steps, _ = gradients(tiny_args(tmp_path, loss_phases=["1:1,0,1", "1:1,9,1", "1:0,1,0"]))
+    names = {name for name, _ in tiny_model().named_parameters()} | {
+        "sscl_head.linear.weight",
+        "sscl_head.linear.bias",
+    }
+    assert [set(step) for step in steps] == [names] * 3
+    assert steps[0]["sscl_head.linear.weight"].abs().max() == 0
+    assert steps[1]["sscl_head.linear.weight"].abs().max() > 0
+    assert steps[2]["lm_head.weight"].abs().max() == 0
+
+
+def test_batches_without_a_label_train_nothing_and_do_not_fail(tmp_path):
+    rows = [{"input_ids": [1, 5]}] * 8 + [{"input_ids": [1, 5, 6, 7, 8]}]  # one row can hold a span
+    args = tiny_args(tmp_path, loss_phases=["3:1,0,1"], mask_ratio=0.01, per_device_train_batch_size=3)
+    steps, logs = gradients(args, train_dataset=rows)
+    assert all(math.isfinite(log["loss"]) for log in logs)
+    assert all(torch.isfinite(grad).all() for step in steps for grad in step.values())
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_checkpointed_activations_give_the_same_gradients(tmp_path, lora):
+    def model():
+        torch.manual_seed(1)
+        return apply_lora(tiny_model(), LoraArguments(use_lora=lora, lora_r=2))
+
+    plain, _ = gradients(tiny_args(tmp_path, loss_phases=["1:1,0,1", "2:1,9,1"], max_grad_norm=0), model=model())
+    for kwargs in ({"use_reentrant": False}, {"use_reentrant": True}) if lora else ({"use_reentrant": False},):
+        args = tiny_args(
+            tmp_path,
+            loss_phases=["1:1,0,1", "2:1,9,1"],
+            max_grad_norm=0,
+            activation_checkpointing=True,
+            activation_checkpointing_kwargs=kwargs,
+        )
+        assert_same_gradients(gradients(args, model=model())[0], plain)
+
+
+def test_the_head_is_trained_beside_adapters_and_drawn_from_the_seed(tmp_path):
+    torch.manual_seed(1)
+    model = apply_lora(tiny_model(), LoraArguments(lora_r=2))
+    state = torch.get_rng_state()
+    trainer = tiny_trainer(tiny_args(tmp_path), model=model)
+    other = tiny_trainer(tiny_args(tmp_path))
+    assert torch.equal(trainer.head.linear.weight, other.head.linear.weight)
+    torch.set_rng_state(state)
+    before = trainer.head.linear.weight.detach().clone()
+    trainer.train()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad and "lora" not in name}
+    assert trained == {
+        "base_model.model.sscl_head.linear.weight",
+        "base_model.model.sscl_head.linear.bias",
+    }
+    assert not torch.equal(trainer.head.linear.weight, before)
+
+
+def test_dropout_views_differ_in_the_contrastive_forward_alone(tmp_path):
+    seen = []
+    trainer = tiny_trainer(tiny_args(tmp_path, loss_phases=["2:1,1,1"], view_dropout=0.5))
+    attention = trainer.model.model.layers[0].self_attn
+    trainer.model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((kwargs["mode"], attention.attention_dropout)), with_kwargs=True
+    )
+    trainer.train()
+    assert seen == [("infill", 0.0), ("bidirectional", 0.5)] * 2
+    pairs = trainer._pair_collator()([{"anchor": "w1 w2 w3 w4", "positive": "w1 w2 w3 w4"}] * 2)
+    trainer.model.train()
+    with dropout_views(trainer.model, dropout=0.5):
+        anchors, positives = contrastive_views(trainer.model, pairs, head=trainer.head)
+    assert (anchors - positives).abs().max() > 1e-3
+    anchors, positives = contrastive_views(trainer.model, pairs, head=trainer.head)
+    torch.testing.assert_close(anchors, positives)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_bfloat16_trains_and_evaluates(tmp_path, lora):
+    model = apply_lora(tiny_model(), LoraArguments(use_lora=lora, lora_r=2))
+    trainer = tiny_trainer(
+        tiny_args(tmp_path, bf16=True, eval_strategy="steps", eval_steps=4),
+        model=model,
+        eval_dataset=tiny_rows(5),
+        eval_pair_dataset=tiny_pairs(8),
+    )
+    trainer.train()
+    assert all(math.isfinite(log["loss"]) for log in trainer.state.log_history if "loss" in log)
+    assert trainer.head.linear.weight.dtype == torch.float32
+
+
+def test_a_model_in_bfloat16_keeps_its_head_in_float32(tmp_path):
+    trainer = tiny_trainer(tiny_args(tmp_path), model=tiny_model().bfloat16())
+    trainer.train()
+    assert trainer.head.linear.weight.dtype == torch.float32
+    assert math.isfinite(trainer.state.log_history[0]["loss"])
+
+
+def test_the_losses_are_logged_as_means_over_the_steps_they_ran_in(tmp_path):
+    single = tiny_trainer(tiny_args(tmp_path, loss_phases=["3:1,0,1", "3:1,9,1"]))
+    single.train()
+    several = tiny_trainer(tiny_args(tmp_path, loss_phases=["3:1,0,1", "3:1,9,1"], logging_steps=2))
+    several.train()
+    one = [log for log in single.state.log_history if "loss" in log]
+    two = [log for log in several.state.log_history if "loss" in log]
+    for first, second, both in zip(one[::2], one[1::2], two, strict=True):
+        for name in ("loss", "loss_mntp", "loss_msg"):
+            assert both[name] == pytest.approx((first[name] + second[name]) / 2, rel=1e-5)
+    assert "loss_sscl" not in two[0]
+    assert two[1]["loss_sscl"] == pytest.approx(one[3]["loss_sscl"], rel=1e-5)  # step 3 had none
+
+
+def test_training_learns_what_the_rows_repeat(tmp_path):
+    rows = [{"input_ids": [1, *[4 + n % 3 + k % 8 for k in range(15)]]} for n in range(24)]
+    args = tiny_args(tmp_path, loss_phases=["60:1,0,1"], learning_rate=2e-2)
+    trainer = tiny_trainer(args, train_dataset=rows, eval_dataset=rows[:8])
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    assert after["eval_infilling_perplexity"] < before["eval_infilling_perplexity"] / 5
+    assert after["eval_masked_accuracy"] > 0.5
+
+
+def test_a_kept_head_is_named_in_the_config_and_a_dropped_one_is_not(tmp_path):
+    kept = tiny_trainer(tiny_args(tmp_path, keep_contrastive_head=True))
+    kept.train()
+    dropped = tiny_trainer(tiny_args(tmp_path))
+    dropped.train()
+    assert kept.model.config.magnet["contrastive_head"] == "tanh"
+    assert dropped.model.config.magnet["contrastive_head"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pair_dataset": None}, "weigh sscl, but there is no `pair_dataset`"),
+        ({"pair_dataset": tiny_pairs(3)}, "`pair_dataset` has 3 pairs, but one contrastive batch takes 4"),
+        ({"pair_dataset": [{"a": "x", "positive": "y"}] * 8}, r"columns \['a', 'positive'\] but no anchor"),
+        ({"train_dataset": []}, "`train_dataset` has no rows"),
+        ({"train_dataset": [{"text": "x"}]}, r"has the columns \['text'\] but no `input_ids`"),
+        ({"train_dataset": [{"input_ids": [1, 5, 6]}] * 9}, "takes a row of 4 tokens .* longest .* has 3"),
+        ({"processing_class": None}, "`processing_class` is missing"),
+        ({"eval_pair_dataset": []}, "`eval_pair_dataset` has no rows"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, changes, message):
+    output_dir = tmp_path / "run"
+    with pytest.raises(ValueError, match=message):
+        tiny_trainer(tiny_args(output_dir), **changes)
+    assert not output_dir.exists()
+
+
+def test_all_misfits_come_in_one_error(tmp_path):
+    with pytest.raises(ValueError) as caught:
+        tiny_trainer(tiny_args(tmp_path), train_dataset=[], pair_dataset=None)
+    assert "no rows" in str(caught.value) and "no `pair_dataset`" in str(caught.value)
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`contrastive_max_length` is 5, but prompt, BOS and EOS take"):
+        tiny_trainer(tiny_args(tmp_path, contrastive_max_length=5))
+
+
+def test_a_stock_model_is_refused_with_the_way_to_load_it(tmp_path):
+    with pytest.raises(ValueError, match="LlamaForCausalLM takes no mode, segment_ids.*from_pretrained"):
+        tiny_trainer(tiny_args(tmp_path), model=LlamaForCausalLM(tiny_model().config))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["new"])
+    with pytest.raises(ValueError, match="45 tokens, but the model embeds 44"):
+        tiny_trainer(tiny_args(tmp_path), processing_class=tokenizer)
+
+
+def test_a_model_without_a_mask_token_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="names no mask token"):
+        tiny_trainer(tiny_args(tmp_path), model=tiny_model(magnet={}))
+
+
+def test_pairs_that_no_phase_uses_are_worth_a_warning(tmp_path, caplog):
+    logging.enable_propagation()
+    try:
+        tiny_trainer(tiny_args(tmp_path, loss_phases=["2:1,0,1"]), pair_dataset=tiny_pairs())
+    finally:
+        logging.disable_propagation()
+    assert "they are not used" in caplog.text

@@ -1,0 +1,110 @@
+"""A run that was killed twice ends with the same bits as one that was not."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from trainer.checkpoints import last_complete_checkpoint
+from trainer.contrastive import HEAD_FILE
+from trainer.lora import LoraArguments
+
+from .processes import FULL, run_alone
+from .tiny import tiny_args, tiny_rows, tiny_trainer
+
+# Six batches in windows of four: two steps in an epoch, the second one short. Checkpoint 3 is inside an epoch,
+# checkpoint 6 at the end of one; step 5 is the first with pairs.
+RUN = {
+    "loss_phases": ["5:1,0,1", "5:1,9,1"],
+    "gradient_accumulation_steps": 4,
+    "view_dropout": 0.3,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_strategy": "steps",
+    "save_steps": 3,
+}
+
+
+@pytest.mark.parametrize("lora", [FULL, LoraArguments(lora_r=2, lora_dropout=0.1)], ids=["full", "lora"])
+def test_a_run_killed_before_and_inside_the_contrastive_phase_ends_with_the_same_bits(tmp_path, lora):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    expected = run_alone(directory=whole, lora=lora, **RUN)
+
+    workers = {"dataloader_num_workers": 2}  # which make no difference
+    run_alone(directory=killed, lora=lora, kill_at=4, **RUN, **workers)
+    assert last_complete_checkpoint(killed / "run").name == "checkpoint-3"
+    run_alone(directory=killed, lora=lora, resume=True, kill_at=8, **RUN, **workers)
+    assert last_complete_checkpoint(killed / "run").name == "checkpoint-6"
+    actual = run_alone(directory=killed, lora=lora, resume=True, **RUN)
+
+    assert actual["weights"].keys() == expected["weights"].keys()
+    assert any("sscl_head" in name for name in expected["weights"])
+    for name, weight in expected["weights"].items():
+        assert torch.equal(actual["weights"][name], weight), name
+    assert torch.equal(actual["rng"], expected["rng"])
+    assert [log["loss"] for log in actual["logs"]] == [log["loss"] for log in expected["logs"]]
+    for name in (HEAD_FILE, "adapter_model.safetensors" if lora.use_lora else "model.safetensors"):
+        files = [folder / "run" / "checkpoint-10" / name for folder in (whole, killed)]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
+
+
+def test_resuming_without_the_file_of_the_head_is_refused(tmp_path):
+    trainer = tiny_trainer(tiny_args(tmp_path, save_strategy="steps", save_steps=6))
+    trainer.train()
+    (tmp_path / "checkpoint-6" / HEAD_FILE).unlink()
+    with pytest.raises(ValueError, match=f"checkpoint-6 has no {HEAD_FILE}"):
+        tiny_trainer(tiny_args(tmp_path)).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path):
+    tiny_trainer(tiny_args(tmp_path, save_strategy="steps", save_steps=3)).train()
+    assert last_complete_checkpoint(tmp_path).name == "checkpoint-8"
+    (tmp_path / "checkpoint-8" / "trainer_state.json").write_text('{"epoch": 1.')
+    (tmp_path / "checkpoint-6" / "rng_state.pth").unlink()
+    assert last_complete_checkpoint(tmp_path).name == "checkpoint-3"
+    assert last_complete_checkpoint(tmp_path, num_processes=2) is None
+    shutil.rmtree(tmp_path / "checkpoint-3")
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        tiny_trainer(tiny_args(tmp_path)).train(resume_from_checkpoint=True)
+
+
+def test_resuming_a_finished_run_trains_no_further(tmp_path):
+    args = tiny_args(tmp_path, save_strategy="steps", save_steps=8)
+    first = tiny_trainer(args)
+    first.train()
+    again = tiny_trainer(args)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 8
+    for name, weight in first.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], weight), name
+
+
+def test_the_main_weights_know_nothing_of_the_head(tmp_path):
+    tiny_trainer(tiny_args(tmp_path, save_strategy="steps", save_steps=8)).train()
+    with safe_open(tmp_path / "checkpoint-8" / "model.safetensors", "pt") as weights:
+        assert not [name for name in weights.keys() if "sscl_head" in name]
+    with safe_open(tmp_path / "checkpoint-8" / HEAD_FILE, "pt") as weights:
+        assert sorted(weights.keys()) == ["linear.bias", "linear.weight"]
+
+
+def test_the_best_model_comes_back_with_its_head(tmp_path):
+    args = tiny_args(
+        tmp_path,
+        loss_phases=["6:1,9,1"],
+        save_strategy="steps",
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss_mntp",
+        greater_is_better=True,  # the first is the best
+        learning_rate=5e-2,
+    )
+    trainer = tiny_trainer(args, eval_dataset=tiny_rows(6))
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    assert torch.equal(trainer.head.linear.weight, load_file(f"{best}/{HEAD_FILE}")["linear.weight"])

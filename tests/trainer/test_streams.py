@@ -1,0 +1,123 @@
+"""Rows and pairs follow from the seed and the position alone."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from trainer.streams import EpochRows, EpochRowSampler, EvenBatchSampler, MicroBatchStream, PairBatchSampler
+
+
+def order(num_rows, *, seed, epoch):
+    sampler = EpochRowSampler(num_rows, seed=seed)
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def test_each_epoch_is_another_order_of_all_rows():
+    first, second = order(50, seed=1, epoch=0), order(50, seed=1, epoch=1)
+    assert sorted(first) == list(range(50))
+    assert sorted(second) == list(range(50, 100))
+    assert [index - 50 for index in second] != first
+    assert order(50, seed=1, epoch=1) == second
+    assert order(50, seed=2, epoch=0) != first
+
+
+def test_the_order_does_not_touch_the_global_generator():
+    state = torch.get_rng_state()
+    order(50, seed=1, epoch=0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_rows_know_their_epoch_in_workers_that_started_in_an_earlier_one(num_workers):
+    sampler = EpochRowSampler(4, seed=0)
+    loader = DataLoader(
+        EpochRows([{"input_ids": [1, row], "text": "unused"} for row in range(4)]),
+        sampler=sampler,
+        batch_size=2,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        collate_fn=list,
+    )
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        rows = [row for batch in loader for row in batch]
+        assert sorted(row["row_id"] for row in rows) == [0, 1, 2, 3]
+        assert all(row == {"input_ids": [1, row["row_id"]], "row_id": row["row_id"], "epoch": epoch} for row in rows)
+
+
+def micro_batches(num_pairs, *, batch_size, first=0, end, num_processes=1, process_index=0):
+    return list(
+        PairBatchSampler(
+            num_pairs,
+            seed=3,
+            batch_size=batch_size,
+            first_micro_batch=first,
+            end_micro_batch=end,
+            num_processes=num_processes,
+            process_index=process_index,
+        )
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num_pairs=st.integers(4, 40),
+    batch_size=st.integers(1, 4),
+    first=st.integers(0, 30),
+    num_processes=st.sampled_from([1, 2, 4]),
+)
+def test_a_stream_joined_late_and_split_over_processes_gives_the_same_pairs(
+    num_pairs, batch_size, first, num_processes
+):
+    total = batch_size * num_processes
+    if num_pairs < total:
+        return
+    whole = micro_batches(num_pairs, batch_size=total, end=31)
+    parts = [
+        micro_batches(
+            num_pairs, batch_size=batch_size, first=first, end=31, num_processes=num_processes, process_index=rank
+        )
+        for rank in range(num_processes)
+    ]
+    assert [sum(batches, []) for batches in zip(*parts, strict=True)] == whole[first:]
+
+
+def test_no_pair_comes_twice_in_a_pass_nor_in_a_batch():
+    batches = micro_batches(10, batch_size=4, end=6)
+    for first in range(0, 6, 2):  # two batches of four fit into ten pairs
+        assert len(set(batches[first] + batches[first + 1])) == 8
+    assert batches[0] + batches[1] != batches[2] + batches[3]
+
+
+def test_a_batch_larger_than_the_pairs_is_refused():
+    with pytest.raises(ValueError, match=r"There are 7 pairs, but one contrastive batch takes 8 \(4 on each of 2"):
+        micro_batches(7, batch_size=4, end=1, num_processes=2)
+
+
+def test_a_stream_goes_on_without_starting_anew():
+    starts = []
+
+    def load(first):
+        starts.append(first)
+        return range(first, 100)
+
+    stream = MicroBatchStream(load)
+    assert [stream.fetch(number) for number in (5, 6, 9)] == [5, 6, 9]
+    assert starts == [5]
+    stream.stop()
+    assert [stream.fetch(number) for number in (10, 2)] == [10, 2]
+    assert starts == [5, 10, 2]
+
+
+@pytest.mark.parametrize("num_items", [0, 1, 7, 8, 9])
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+def test_evaluation_sees_each_item_once_in_as_many_batches_on_each_process(num_items, num_processes):
+    shares = [
+        list(EvenBatchSampler(num_items, batch_size=2, num_processes=num_processes, process_index=rank))
+        for rank in range(num_processes)
+    ]
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(index for share in shares for batch in share for index in batch) == list(range(num_items))

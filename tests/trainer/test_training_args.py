@@ -1,0 +1,133 @@
+"""The paper's values are the defaults, and what cannot work is refused with everything that is wrong at once."""
+
+import dataclasses
+import json
+
+import pytest
+from transformers import HfArgumentParser, TrainingArguments
+
+from trainer.corruption import CorruptionSettings
+from trainer.phases import LossPhase
+from trainer.training_args import MagnetTrainingArguments
+
+
+def make(tmp_path, **changes):
+    return MagnetTrainingArguments(**{"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none", **changes})
+
+
+def test_the_defaults_are_the_papers(tmp_path):
+    args = make(tmp_path)
+    assert args.phases == (LossPhase(3400, 1.0, 0.0, 1.0), LossPhase(800, 1.0, 9.0, 1.0))
+    assert args.max_steps == 4200
+    assert (args.learning_rate, args.per_device_train_batch_size) == (3e-5, 32)
+    assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.999, 1e-8)
+    assert (args.contrastive_batch_size, args.contrastive_max_length, args.temperature) == (64, 128, 0.1)
+    assert args.contrastive_prompt.strip() == "Given the sentence, find its representation:"
+    assert args.corruption_settings == CorruptionSettings(
+        mask_ratio=0.2,
+        mask_token_share=0.8,
+        random_token_share=0.1,
+        max_spans=2,
+        min_span_tokens=4,
+        max_span_tokens=128,
+        causal_ratio=0.0,
+    )
+    assert args.infilling_settings == CorruptionSettings(
+        mask_ratio=0, max_spans=3, min_span_tokens=8, max_span_tokens=32
+    )
+
+
+def test_the_phases_decide_how_many_steps_there_are(tmp_path):
+    assert make(tmp_path, loss_phases=["30:1,0,1", "12:0,1,0"]).max_steps == 42
+    assert make(tmp_path, loss_phases=["30:1,0,1"], max_steps=30).max_steps == 30
+
+
+def test_arguments_survive_saving_and_loading(tmp_path):
+    args = make(tmp_path, loss_phases=["3:1,0,1"], temperature=0.05, max_spans=1)
+    saved = json.loads(args.to_json_string())
+    fields = {field.name for field in dataclasses.fields(MagnetTrainingArguments) if field.init}
+    again = MagnetTrainingArguments(**{name: value for name, value in saved.items() if name in fields})
+    assert again.to_dict() == args.to_dict()
+
+
+def test_a_command_line_sets_every_kind_of_field(tmp_path):
+    line = (
+        f"--output_dir {tmp_path} --use_cpu --report_to none --loss_phases 3:1,0,1 2:1,9,1 --similarity dot "
+        "--contrastive_head none --mask_ratio 0.3 --max_spans 1 --msg_normalization sequence --view_dropout 0.3"
+    )
+    (args,) = HfArgumentParser(MagnetTrainingArguments).parse_args_into_dataclasses(line.split())
+    assert args.max_steps == 5
+    assert (args.similarity, args.contrastive_head, args.msg_normalization) == ("dot", "none", "sequence")
+    assert (args.corruption_settings.mask_ratio, args.corruption_settings.max_spans) == (0.3, 1)
+
+
+def test_one_json_file_sets_the_same(tmp_path):
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps({"output_dir": str(tmp_path), "use_cpu": True, "loss_phases": ["3:1,0,1", "2:1,9,1"]}))
+    (args,) = HfArgumentParser(MagnetTrainingArguments).parse_json_file(path)
+    assert (args.max_steps, args.phases[1].sscl) == (5, 9.0)
+
+
+def test_every_field_has_help_text_that_a_command_line_can_print(tmp_path):
+    inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
+    for field in dataclasses.fields(MagnetTrainingArguments):
+        assert field.name in inherited or field.metadata["help"].endswith((".", "none")), field.name
+    assert "--loss_phases" in HfArgumentParser(MagnetTrainingArguments).format_help()
+
+
+def test_all_complaints_come_in_one_error(tmp_path):
+    with pytest.raises(ValueError) as caught:
+        make(
+            tmp_path,
+            loss_phases=["30:0,0,0", "7"],
+            mask_ratio=1.5,
+            max_span_tokens=1,
+            temperature=0.0,
+            similarity="euclid",
+            remove_unused_columns=True,
+            view_dropout=0.3,
+            activation_checkpointing=True,
+        )
+    message = str(caught.value)
+    for expected in (
+        "all weights are 0",
+        "phase 2, '7'",
+        "`mask_ratio` is 1.5",
+        "`max_span_tokens` is 1",
+        "`temperature` is 0.0",
+        "`similarity` is 'euclid'; pass one of ['cosine', 'dot']",
+        "`remove_unused_columns` is True",
+        "`view_dropout` is 0.3 and activation checkpointing is on",
+    ):
+        assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_steps": 7}, "`max_steps` is 7, but"),
+        ({"loss_phases": []}, "at least one"),
+        ({"num_train_epochs": 1}, "`num_train_epochs` is 1, but `loss_phases` say how long"),
+        ({"loss_phases": ["5:1,0,0"], "mask_ratio": 0}, "weigh mntp, but with `mask_ratio` 0"),
+        ({"loss_phases": ["5:1,0,1"], "causal_ratio": 1}, "weigh mntp"),
+        ({"loss_phases": ["5:0,0,1"], "max_spans": 0}, "weigh msg, but"),
+        ({"keep_contrastive_head": True, "contrastive_head": "none"}, "nothing to keep"),
+        ({"keep_contrastive_head": True, "loss_phases": ["5:1,0,1"]}, "never train it"),
+        ({"eval_max_spans": 0}, "`eval_max_spans` is 0"),
+        ({"eval_min_span_tokens": 9, "eval_max_span_tokens": 3}, "below `min_span_tokens` 9"),
+        ({"contrastive_batch_size": 0}, "`contrastive_batch_size` is 0"),
+        ({"contrastive_max_length": 2}, "`contrastive_max_length` is 2"),
+        ({"view_dropout": 1.0}, "`view_dropout` is 1.0"),
+        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` is 0.1"),
+        ({"train_sampling_strategy": "sequential"}, "rows are shuffled by seed and epoch"),
+        ({"ddp_find_unused_parameters": True}, "two forwards in one step"),
+    ],
+)
+def test_what_cannot_work_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match="The training arguments cannot be used") as caught:
+        make(tmp_path, **changes)
+    assert message in str(caught.value)
+
+
+def test_causal_rows_alone_can_train_spans(tmp_path):
+    assert make(tmp_path, loss_phases=["5:0,0,1"], max_spans=0, causal_ratio=1).max_steps == 5
