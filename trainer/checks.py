@@ -84,6 +84,15 @@ def _about_model(
             "The model's config names no mask token. Load the model with `MagnetLlamaForCausalLM.from_pretrained` "
             "from a folder with its tokenizer, or set `config.magnet['mask_token_id']`."
         )
+    if (
+        config.magnet["contrastive_head"] is not None
+        and args.uses_contrastive_loss
+        and args.contrastive_head == "none"
+    ):
+        yield (
+            f"The model was saved with a {config.magnet['contrastive_head']!r} head, but `contrastive_head` is 'none'. "
+            "Train with the head it has, or set `config.magnet['contrastive_head']` to None first."
+        )
     if tokenizer is not None:
         try:
             check_tokenizer_fits(tokenizer, config.vocab_size)
@@ -106,6 +115,12 @@ def _about_rows(rows: RowSource, *, args: MagnetTrainingArguments, settings: Cor
     if not len(rows):
         yield "`train_dataset` has no rows; check its source and its filters."
         return
+    batch_size = args.per_device_train_batch_size * args.world_size
+    if args.dataloader_drop_last and len(rows) < batch_size:
+        yield (
+            f"`train_dataset` has {len(rows)} rows, fewer than the {batch_size} of one batch, and "
+            "`dataloader_drop_last` leaves them out. Pass more rows, or lower `per_device_train_batch_size`."
+        )
     if "input_ids" not in rows[0]:
         yield f"`train_dataset` has the columns {sorted(rows[0])} but no `input_ids`; tokenise it first."
         return

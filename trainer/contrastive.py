@@ -23,7 +23,8 @@ HEAD_FILE = "sscl_head.safetensors"
 def attach_contrastive_head(model: nn.Module, *, kind: str, hidden_size: int, seed: int) -> nn.Module:
     """Give a model its projection head, a trainable child in float32 that no other module's forward calls.
 
-    A model that was trained contrastively before, or saved with its head, keeps the head it has.
+    A model that was trained contrastively before, or saved with its head, keeps the head it has; a run without one
+    leaves it as it is.
 
     Args:
         model (`nn.Module`): The model itself, neither wrapped for peft nor for several processes.
@@ -34,11 +35,13 @@ def attach_contrastive_head(model: nn.Module, *, kind: str, hidden_size: int, se
     Returns:
         `nn.Module`: maps `(P, H)` to `(P, H)`.
     """
+    old_head = dict(model.named_children()).get(HEAD_NAME)
     if kind == "none":
+        if old_head is not None:
+            old_head.requires_grad_(False)
         return nn.Identity()
-    for name, child in model.named_children():
-        if name == HEAD_NAME:
-            return child.float().requires_grad_(True)
+    if old_head is not None:
+        return old_head.float().requires_grad_(True)
     with torch.device("meta"):  # draws nothing
         head = ContrastiveHead(hidden_size)
     head.to_empty(device="cpu").float()

@@ -32,28 +32,6 @@ class EvaluatingTrainer(Trainer):
     head: nn.Module
     eval_pair_dataset: RowSource | None
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Report losses, masked accuracy and perplexities, without touching the random state of training.
-
-        `loss` is the sum of the reported losses with the weights of the current phase. What an evaluation set cannot
-        tell, such as the infilling perplexity of rows too short for a span, is left out.
-
-        Args:
-            eval_dataset (`RowSource`, a `dict` of them, or `str`, *optional*): As the parent takes it.
-            ignore_keys (`list[str]`, *optional*): Not used.
-            metric_key_prefix (`str`): Put in front of each name, with an underscore.
-
-        Returns:
-            `dict[str, float]`: `loss`, `loss_mntp`, `loss_msg`, `loss_sscl`, `masked_accuracy`,
-            `infilling_perplexity`, `left_to_right_perplexity` (of the same span tokens), `causal_perplexity`, and the
-            parent's speed.
-        """
-        devices = [self.args.device] if self.args.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Load each evaluation row once over all processes, corrupted in the same way every time."""
         if isinstance(eval_dataset, str):
@@ -81,7 +59,22 @@ class EvaluatingTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Run the parent's loop, which collects sums through `prediction_step`, and turn them into metrics."""
+        """Run the parent's loop, which collects sums through `prediction_step`, and turn them into metrics.
+
+        `loss` is the sum of the reported losses with the weights of the current phase. What an evaluation set cannot
+        tell, such as the infilling perplexity of rows too short for a span, is left out. Nothing is drawn from the
+        random state of training.
+
+        Args:
+            dataloader (`DataLoader`): What `get_eval_dataloader` returns.
+            description (`str`): For the parent's log.
+            prediction_loss_only, ignore_keys: Not used.
+            metric_key_prefix (`str`): Put in front of each name, with an underscore.
+
+        Returns:
+            `EvalLoopOutput`: with the metrics `loss`, `loss_mntp`, `loss_msg`, `loss_sscl`, `masked_accuracy`,
+            `infilling_perplexity`, `left_to_right_perplexity` (of the same span tokens) and `causal_perplexity`.
+        """
         was_training = self.model.training
         self._sums: Sums = {}
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)

@@ -95,11 +95,12 @@ class MagnetTrainer(EvaluatingTrainer):
         self.pair_dataset = pair_dataset
         self.eval_pair_dataset = eval_pair_dataset
         self.phases = args.phases
-        self.head: nn.Module = nn.Identity()
-        if args.uses_contrastive_loss:
-            self.head = attach_contrastive_head(
-                base_model, kind=args.contrastive_head, hidden_size=base_model.config.hidden_size, seed=args.seed
-            )
+        self.head = attach_contrastive_head(
+            base_model,
+            kind=args.contrastive_head if args.uses_contrastive_loss else "none",
+            hidden_size=base_model.config.hidden_size,
+            seed=args.seed,
+        )
         if args.activation_checkpointing and base_model is not model:
             # Adapters in checkpointed layers get no gradient where the layers' inputs ask for none.
             base_model.enable_input_require_grads()
@@ -293,8 +294,9 @@ class MagnetTrainer(EvaluatingTrainer):
                 )
             resume_from_checkpoint = str(found)
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        if self.args.keep_contrastive_head:
-            unwrap_peft_model(self.accelerator.unwrap_model(self.model)).config.magnet["contrastive_head"] = "tanh"
+        if self.args.uses_contrastive_loss:
+            kept = self.args.contrastive_head if self.args.keep_contrastive_head else None
+            unwrap_peft_model(self.accelerator.unwrap_model(self.model)).config.magnet["contrastive_head"] = kept
         return output
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

@@ -315,6 +315,21 @@ def test_a_kept_head_is_named_in_the_config_and_a_dropped_one_is_not(tmp_path):
     assert dropped.model.config.magnet["contrastive_head"] is None
 
 
+def test_a_kept_head_goes_on_or_rests_as_the_run_asks(tmp_path):
+    model = tiny_model(magnet={"mask_token": "_", "mask_token_id": 3, "contrastive_head": "tanh"})
+    before = model.sscl_head.linear.weight.detach().clone()
+    resting = tiny_trainer(tiny_args(tmp_path, loss_phases=["2:1,0,1"]), model=model)
+    resting.train()
+    assert torch.equal(model.sscl_head.linear.weight, before)
+    assert model.config.magnet["contrastive_head"] == "tanh"
+    going_on = tiny_trainer(tiny_args(tmp_path, keep_contrastive_head=True), model=model)
+    assert going_on.head is model.sscl_head
+    going_on.train()
+    assert not torch.equal(model.sscl_head.linear.weight, before)
+    with pytest.raises(ValueError, match="saved with a 'tanh' head, but `contrastive_head` is 'none'"):
+        tiny_trainer(tiny_args(tmp_path, contrastive_head="none"), model=model)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
