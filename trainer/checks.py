@@ -90,8 +90,8 @@ def _about_model(
         and args.contrastive_head == "none"
     ):
         yield (
-            f"The model was saved with a {config.magnet['contrastive_head']!r} head, but `contrastive_head` is 'none'. "
-            "Train with the head it has, or set `config.magnet['contrastive_head']` to None first."
+            f"The model was saved with a head, {config.magnet['contrastive_head']!r}, but `contrastive_head` is "
+            "'none'. Train with the head it has, or set `config.magnet['contrastive_head']` to None first."
         )
     if tokenizer is not None:
         try:

@@ -326,7 +326,7 @@ def test_a_kept_head_goes_on_or_rests_as_the_run_asks(tmp_path):
     assert going_on.head is model.sscl_head
     going_on.train()
     assert not torch.equal(model.sscl_head.linear.weight, before)
-    with pytest.raises(ValueError, match="saved with a 'tanh' head, but `contrastive_head` is 'none'"):
+    with pytest.raises(ValueError, match="saved with a head, 'tanh', but `contrastive_head` is 'none'"):
         tiny_trainer(tiny_args(tmp_path, contrastive_head="none"), model=model)
 
 
