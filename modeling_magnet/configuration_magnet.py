@@ -1,0 +1,115 @@
+"""What a MAGNET checkpoint stores beyond its base model: one nested dict of `config.json`, validated once."""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+
+DEFAULT_PROMPT = "Given the sentence, find its representation: "
+MASK_TOKEN_CANDIDATES = ("_", "▁_", "<0x5F>")
+CONTRASTIVE_HEADS = (None, "tanh")
+
+
+@dataclass(kw_only=True)
+class MagnetSettings:
+    """The settings of one checkpoint, stored as `config.magnet`.
+
+    Args:
+        mask_token (`str`, *optional*): Token that hides a context token in masked next-token prediction.
+        mask_token_id (`int`, *optional*): Its id; `None` only while no tokenizer is known.
+        prompts (`dict[str, str]`): Named prompts of `encode`, each complete with its separator.
+        default_prompt_name (`str`, *optional*): The prompt `encode` uses when none is asked for; `None` for no prompt.
+        contrastive_head (`str`, *optional*): `"tanh"` when the projection trained with the contrastive loss was kept
+            and applies to sentence embeddings; `None` when it was dropped (SimCSE's practice, the default).
+
+    Raises:
+        ValueError: an unknown default prompt or head, or a prompt that is no text.
+
+    Example:
+
+        >>> settings = MagnetSettings(mask_token="_", mask_token_id=65)
+        >>> MagnetSettings.from_dict(settings.to_dict()) == settings
+        True
+    """
+
+    mask_token: str | None = None
+    mask_token_id: int | None = None
+    prompts: dict[str, str] = field(default_factory=lambda: {"sentence": DEFAULT_PROMPT})
+    default_prompt_name: str | None = "sentence"
+    contrastive_head: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, prompt in self.prompts.items():
+            if not isinstance(prompt, str):
+                raise ValueError(f"Prompt {name!r} is {prompt!r}; expected a string. Correct `prompts`.")
+        if self.default_prompt_name is not None and self.default_prompt_name not in self.prompts:
+            raise ValueError(
+                f"`default_prompt_name` is {self.default_prompt_name!r}, but the stored prompts are "
+                f"{sorted(self.prompts)}. Add it to `prompts` or set `default_prompt_name=None`."
+            )
+        if self.contrastive_head not in CONTRASTIVE_HEADS:
+            raise ValueError(f"`contrastive_head` is {self.contrastive_head!r}; expected one of {CONTRASTIVE_HEADS}.")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "MagnetSettings":
+        """The settings of a `config.magnet` dict.
+
+        Raises:
+            ValueError: for a key this version does not know.
+        """
+        known = [f.name for f in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(
+                f"Unknown MAGNET settings {unknown}; this version knows {known}. The checkpoint may be newer than the "
+                "code: update the library, or remove the keys from `magnet` in config.json."
+            )
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict, the inverse of `from_dict`."""
+        return asdict(self)
+
+
+def resolve_mask_token(tokenizer: PreTrainedTokenizerBase, mask_token: str | None = None) -> tuple[str, int]:
+    """The token that hides a context token: the one asked for, else the tokenizer's own, else an underscore.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the model.
+        mask_token (`str`, *optional*): The wanted token; it must be one real token of the vocabulary.
+
+    Returns:
+        `tuple[str, int]`: token and id.
+
+    Raises:
+        ValueError: no candidate is one real token (`<unk>` is none).
+
+    Source: the paper uses `_` for Llama-2 (section 4.1); other vocabularies spell it differently.
+    """
+    own = (tokenizer.mask_token,) if tokenizer.mask_token is not None else ()
+    candidates = (mask_token,) if mask_token is not None else own + MASK_TOKEN_CANDIDATES
+    for token in candidates:
+        token_id = tokenizer.convert_tokens_to_ids(token)
+        if isinstance(token_id, int) and token_id >= 0 and token_id != tokenizer.unk_token_id:
+            return token, token_id
+    raise ValueError(
+        f"No mask token: none of {list(candidates)} is one token of this vocabulary of {len(tokenizer)} (the unknown "
+        "token does not count). Name a rare token of the vocabulary with `mask_token=`."
+    )
+
+
+def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Refuse a tokenizer whose ids the embedding matrix does not have.
+
+    Raises:
+        ValueError: naming both sizes.
+    """
+    if len(tokenizer) > vocab_size:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens, but the model embeds {vocab_size}. Pass the model's own "
+            "tokenizer, or call `model.resize_token_embeddings(len(tokenizer))` first."
+        )
+
+
+__all__ = ["DEFAULT_PROMPT", "MagnetSettings", "check_tokenizer_fits", "resolve_mask_token"]

@@ -1,0 +1,26 @@
+"""The projection that the contrastive loss trains on top of the last token's state."""
+
+import torch
+from torch import nn
+
+
+class ContrastiveHead(nn.Module):
+    """One linear layer of the model's width and a tanh, as SimCSE's unsupervised recipe has it.
+
+    Args:
+        hidden_size (`int`): H, width of the states.
+
+    Source: Gao et al. 2021 (https://huggingface.co/papers/2104.08821), section 3; the MAGNET paper names a
+    projection head without describing it.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Project states `(..., H)` to `(..., H)`, in the head's own dtype."""
+        return torch.tanh(self.linear(states.to(self.linear.weight.dtype)))
+
+
+__all__ = ["ContrastiveHead"]

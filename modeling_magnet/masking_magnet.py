@@ -1,0 +1,170 @@
+"""Segment ids -> who may attend to whom -> the mask each attention back-end needs. Pure functions, no model.
+
+Shape legend: B batch, Q queries of this call, KV keys seen so far (cached ones included).
+"""
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+
+AttentionMode = Literal["causal", "bidirectional", "infill"]
+MODES: tuple[AttentionMode, ...] = ("causal", "bidirectional", "infill")
+MASKED_BACKENDS = ("eager", "sdpa", "flex_attention")
+
+
+def check_mode(mode: str) -> None:
+    """Refuse a mode that does not exist.
+
+    Raises:
+        ValueError: naming the three modes.
+    """
+    if mode not in MODES:
+        raise ValueError(f"Unknown mode {mode!r}. Expected one of {', '.join(map(repr, MODES))}.")
+
+
+def check_segment_ids(segment_ids: torch.Tensor | None, *, mode: str, expected_shape: tuple[int, int]) -> None:
+    """Refuse segment ids that do not fit the mode, or that are no legal table of the tokens.
+
+    Args:
+        segment_ids (`torch.LongTensor` of shape `(B, KV)`, *optional*):
+            0 for a context token, k >= 1 for a token of the k-th span.
+        mode (`str`): The mode of the call.
+        expected_shape (`tuple[int, int]`): `(B, KV)`, the cached tokens included.
+
+    Raises:
+        ValueError: missing in infill mode, given in another mode, wrong shape, wrong dtype or negative.
+    """
+    if mode != "infill":
+        if segment_ids is not None:
+            raise ValueError(
+                f"`segment_ids` were given with mode={mode!r}, which has no spans. "
+                'Pass mode="infill", or leave `segment_ids` out.'
+            )
+        return
+    if segment_ids is None:
+        raise ValueError(
+            'mode="infill" needs `segment_ids` of shape (batch_size, sequence_length): 0 for context, k >= 1 for the '
+            'k-th span. Pass them, or use mode="bidirectional" for text without a span.'
+        )
+    if segment_ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8):
+        raise ValueError(
+            f"`segment_ids` have dtype {segment_ids.dtype}; expected signed integers. Use `segment_ids.long()`."
+        )
+    if tuple(segment_ids.shape) != tuple(expected_shape):
+        raise ValueError(
+            f"`segment_ids` have shape {tuple(segment_ids.shape)}; expected {tuple(expected_shape)}, one id per token "
+            "seen so far (tokens in the cache included). Pass ids for every token."
+        )
+    # Reading a value back would break a compiled graph; there the caller vouches for the sign.
+    if not torch.compiler.is_compiling() and segment_ids.numel() and int(segment_ids.min()) < 0:
+        raise ValueError(
+            f"`segment_ids` hold the negative value {int(segment_ids.min())}. Expected 0 for context and k >= 1 for "
+            "the k-th span; mark padding with `attention_mask`."
+        )
+
+
+def attention_pattern(
+    segment_ids: torch.Tensor, *, query_length: int, attention_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Every token sees the context; a span token also sees its own span, up to itself.
+
+    Args:
+        segment_ids (`torch.LongTensor` of shape `(B, KV)`):
+            0 for a context token, k >= 1 for a token of the k-th span, for every token seen so far.
+        query_length (`int`): Q; the queries are the last Q of the KV tokens.
+        attention_mask (`torch.Tensor` of shape `(B, KV)`, *optional*):
+            Nonzero for real tokens, zero for padding. A padding token is seen by itself alone, so that no row of
+            the softmax is empty.
+
+    Returns:
+        `torch.BoolTensor` of shape `(B, 1, Q, KV)`: true where the query may attend to the key.
+
+    Source: Khosla et al. 2025 (https://huggingface.co/papers/2501.08648), Figure 2.
+
+    Example, with a context token written `c` and the spans by their numbers:
+
+        >>> import torch
+        >>> pattern = attention_pattern(torch.tensor([[0, 1, 1, 0, 2]]), query_length=5)
+        >>> for name, row in zip("c11c2", pattern[0, 0].tolist()):
+        ...     print(name, "".join("x" if cell else "." for cell in row))
+        c x..x.
+        1 xx.x.
+        1 xxxx.
+        c x..x.
+        2 x..xx
+    """
+    index = torch.arange(segment_ids.shape[1], device=segment_ids.device)
+    queries = index[segment_ids.shape[1] - query_length :]
+    query_segments = segment_ids[:, segment_ids.shape[1] - query_length :]
+    own_past = (query_segments[:, :, None] == segment_ids[:, None, :]) & (index <= queries[:, None])  # (B, Q, KV)
+    allowed = own_past | (segment_ids == 0)[:, None, :]
+    if attention_mask is not None:
+        allowed = (allowed & attention_mask.bool()[:, None, :]) | (index == queries[:, None])
+    return allowed[:, None]  # (B, 1, Q, KV)
+
+
+def render_pattern(allowed: torch.Tensor, *, implementation: str, dtype: torch.dtype) -> "torch.Tensor | BlockMask":
+    """What the back-end wants to be handed for a boolean pattern.
+
+    Args:
+        allowed (`torch.BoolTensor` of shape `(B, 1, Q, KV)`): True where the query may attend.
+        implementation (`str`): `eager` (it *adds* the mask, so it gets 0 and the dtype's minimum), `sdpa` (boolean)
+            or `flex_attention` (a block mask).
+        dtype (`torch.dtype`): Floating dtype of the hidden states, for the additive mask.
+
+    Returns:
+        `torch.Tensor` of shape `(B, 1, Q, KV)`, or `BlockMask`.
+    """
+    if implementation == "eager":
+        return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
+            ~allowed, torch.finfo(dtype).min
+        )
+    if implementation == "sdpa":
+        return allowed
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def may_attend(
+        batch_idx: torch.Tensor, head_idx: torch.Tensor, q_idx: torch.Tensor, kv_idx: torch.Tensor
+    ) -> torch.Tensor:
+        return allowed[batch_idx, 0, q_idx, kv_idx]
+
+    batch_size, _, query_length, key_length = allowed.shape
+    return create_block_mask(may_attend, batch_size, None, query_length, key_length, device=str(allowed.device))
+
+
+def positions_from_mask(attention_mask: torch.Tensor, *, query_length: int) -> torch.Tensor:
+    """Positions that count real tokens only, so that padding on either side does not move a text.
+
+    Args:
+        attention_mask (`torch.Tensor` of shape `(B, KV)`): Nonzero for real tokens.
+        query_length (`int`): Q; the queries are the last Q tokens.
+
+    Returns:
+        `torch.LongTensor` of shape `(B, Q)`: 0 for padding in front.
+
+    Example:
+
+        >>> import torch
+        >>> positions_from_mask(torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]]), query_length=5)
+        tensor([[0, 0, 0, 1, 2],
+                [0, 1, 2, 3, 3]])
+    """
+    positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+    return positions[:, positions.shape[1] - query_length :]
+
+
+__all__ = [
+    "MASKED_BACKENDS",
+    "MODES",
+    "AttentionMode",
+    "attention_pattern",
+    "check_mode",
+    "check_segment_ids",
+    "positions_from_mask",
+    "render_pattern",
+]

@@ -1,0 +1,246 @@
+"""The model: a decoder whose forward takes a mode. Says only what differs from the parent class.
+
+`MagnetMixin` knows no architecture; `MagnetLlamaForCausalLM` lends it Llama's.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import LlamaForCausalLM, PreTrainedConfig
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import can_return_tuple
+
+from .checkpoint_magnet import CheckpointMixin, TokenizerSource
+from .configuration_magnet import MagnetSettings
+from .encoding_magnet import EncodingMixin
+from .head_magnet import ContrastiveHead
+from .infilling_magnet import InfillingMixin
+from .masking_magnet import (
+    MASKED_BACKENDS,
+    AttentionMode,
+    attention_pattern,
+    check_mode,
+    check_segment_ids,
+    positions_from_mask,
+    render_pattern,
+)
+
+
+@dataclass
+class MagnetCausalLMOutput(CausalLMOutputWithPast):
+    """`CausalLMOutputWithPast` with the states that embeddings are read from.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
+            Output of the last layer after the final norm.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+
+
+class MagnetMixin(EncodingMixin, InfillingMixin, CheckpointMixin):
+    """Three attention modes, `encode`, `infill` and the checkpoint format for any decoder of transformers.
+
+    Put it in front of a `...ForCausalLM` class whose layers all attend to the full sequence:
+
+        class MagnetMistralForCausalLM(MagnetMixin, MistralForCausalLM):
+            pass
+
+    The mode is an argument of each call, so that threads can share one model: no call writes to the model or to its
+    config.
+    """
+
+    def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        # A config object may be shared with other models; ours is changed here, once, and by no call afterwards.
+        config = copy.deepcopy(config)
+        # `is_causal: false` is how sentence-transformers opens a decoder as an encoder. It picks our default mode and
+        # then goes: the library would otherwise write to the config during every forward, which is not thread-safe.
+        opened_as_encoder = config.__dict__.pop("is_causal", True) is False
+        settings = MagnetSettings.from_dict(getattr(config, "magnet", None) or {})
+        config.magnet = settings.to_dict()
+        super().__init__(config, *args, **kwargs)
+        self._tokenizer_source = TokenizerSource(config._name_or_path)
+        self.default_mode: AttentionMode = "bidirectional" if opened_as_encoder else "causal"
+        if settings.contrastive_head is not None:
+            self.sscl_head = ContrastiveHead(config.hidden_size)
+            self.post_init()
+
+    @property
+    def magnet_settings(self) -> MagnetSettings:
+        """The validated form of `config.magnet`."""
+        return MagnetSettings.from_dict(self.config.magnet)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Any | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mode: AttentionMode | None = None,
+        segment_ids: torch.LongTensor | None = None,
+        **kwargs: Any,
+    ) -> MagnetCausalLMOutput:
+        """The parent's forward with a mode. What is not listed here is the parent's.
+
+        Args:
+            attention_mask (`torch.Tensor` of shape `(batch_size, key_length)`, *optional*):
+                1 for real tokens and 0 for padding, on either side; cached tokens included.
+            position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Outside causal mode they default to counting real tokens; in causal mode to the parent's choice.
+            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
+                As in transformers: the last so many positions (0: all), a 1-D tensor of positions, or a boolean
+                `(batch_size, sequence_length)` mask, for which the logits come as `(num_true, vocab_size)` and the
+                head runs nowhere else.
+            mode (`str`, *optional*):
+                `"causal"`: bit for bit the parent. `"bidirectional"`: every token sees every token. `"infill"`:
+                context tokens see the context, span tokens see the context and their own span's past. Defaults to
+                causal; in a model opened as an encoder (`is_causal: false`, as sentence-transformers does) to
+                bidirectional, and then without logits.
+            segment_ids (`torch.LongTensor` of shape `(batch_size, key_length)`, *optional*):
+                For infill mode only, and needed there: 0 for context, k >= 1 for the k-th span; cached tokens
+                included.
+
+        Returns:
+            [`MagnetCausalLMOutput`]: with `logits` and `last_hidden_state`.
+
+        Raises:
+            ValueError: unknown mode, segment ids that do not fit it, or a back-end that cannot do it.
+        """
+        wants_logits = mode is not None or labels is not None or self.default_mode == "causal"
+        mode = self.default_mode if mode is None else mode
+        check_mode(mode)
+        if "is_causal" in kwargs:
+            raise ValueError(f"`is_causal={kwargs['is_causal']!r}` was given; pass `mode` instead.")
+        if mode == "causal":
+            check_segment_ids(segment_ids, mode=mode, expected_shape=(0, 0))
+        else:
+            if inputs_embeds is None:
+                inputs_embeds, input_ids = self.get_input_embeddings()(input_ids), None
+            past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+            if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
+                position_ids = positions_from_mask(attention_mask, query_length=inputs_embeds.shape[1])
+            # A cache costs memory that a single bidirectional pass never reads: only on request.
+            use_cache = past_key_values is not None if use_cache is None else use_cache
+            attention_mask = self._prepare_4d_causal_attention_mask(
+                attention_mask, inputs_embeds.shape[:2], inputs_embeds, past_length, mode=mode, segment_ids=segment_ids
+            )
+        outputs = self.base_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state  # (B, S, H)
+        logits = self._project(slice_logits_to_keep(hidden_states, logits_to_keep)) if wants_logits else None
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return MagnetCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            last_hidden_state=hidden_states,
+        )
+
+    def _prepare_4d_causal_attention_mask(
+        self,
+        attention_mask: torch.Tensor | None,
+        input_shape: tuple[int, int] | torch.Size,
+        inputs_embeds: torch.Tensor,
+        past_key_values_length: int,
+        sliding_window: int | None = None,
+        *,
+        segment_ids: torch.Tensor | None = None,
+        mode: AttentionMode = "causal",
+    ) -> Any:
+        """The mask of a mode, in the form the active attention back-end needs.
+
+        Args:
+            attention_mask (`torch.Tensor` of shape `(batch_size, key_length)`, *optional*): Zero for padding.
+            input_shape (`tuple[int, int]`): `(batch_size, query_length)` of this call.
+            inputs_embeds (`torch.Tensor`): Gives dtype and device.
+            past_key_values_length (`int`): Tokens already in the cache.
+            sliding_window (`int`, *optional*): Kept for the classic signature; windows are not supported.
+            segment_ids (`torch.LongTensor` of shape `(batch_size, key_length)`, *optional*): In infill mode.
+            mode (`str`): In causal mode the given mask comes back unchanged: the parent knows what to do with it.
+
+        Returns:
+            Eager: floats, 0 or the dtype's minimum; SDPA: booleans; both `(batch_size, 1, query_length, key_length)`.
+            Flex attention: a `BlockMask`.
+
+        Raises:
+            ValueError: shapes that do not agree, or a back-end without a rendering.
+        """
+        check_mode(mode)
+        batch_size, query_length = input_shape
+        key_length = past_key_values_length + query_length
+        check_segment_ids(segment_ids, mode=mode, expected_shape=(batch_size, key_length))
+        if mode == "causal":
+            return attention_mask
+        implementation = self.config._attn_implementation
+        if implementation not in MASKED_BACKENDS:
+            raise ValueError(
+                f"Attention back-end {implementation!r} cannot do mode={mode!r}: it takes no such mask. Load the model "
+                f"with attn_implementation set to one of {', '.join(MASKED_BACKENDS)}."
+            )
+        if sliding_window is not None:
+            raise ValueError(f"`sliding_window={sliding_window}` is not supported with mode={mode!r}. Pass None.")
+        if implementation == "flex_attention" and self.training and inputs_embeds.device.type == "cpu":
+            raise ValueError(
+                "flex_attention has no backward pass on the CPU. Train with attn_implementation='sdpa', or call "
+                "`model.eval()` for inference."
+            )
+        if attention_mask is not None and tuple(attention_mask.shape) != (batch_size, key_length):
+            raise ValueError(
+                f"`attention_mask` has shape {tuple(attention_mask.shape)}; mode={mode!r} expects "
+                f"{(batch_size, key_length)}, cached tokens included. Pass the 2-D padding mask."
+            )
+        if segment_ids is None:
+            segment_ids = torch.zeros(batch_size, key_length, dtype=torch.long, device=inputs_embeds.device)
+        pattern = attention_pattern(segment_ids, query_length=query_length, attention_mask=attention_mask)
+        return render_pattern(pattern, implementation=implementation, dtype=inputs_embeds.dtype)
+
+    def _project(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """States `(..., H)` to logits `(..., V)`; a family that does more than its LM head overrides this."""
+        return self.get_output_embeddings()(hidden_states)
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The parent's inputs; generation is causal, also in a model that was opened as an encoder."""
+        if kwargs.get("mode", "causal") != "causal" or kwargs.get("segment_ids") is not None:
+            raise ValueError(
+                f"`generate` is left to right; it was given mode={kwargs.get('mode')!r} or segment ids. "
+                "Use `model.infill` to fill a gap and `model.encode` for embeddings."
+            )
+        return {**super().prepare_inputs_for_generation(*args, **kwargs), "mode": "causal"}
+
+
+class MagnetLlamaForCausalLM(MagnetMixin, LlamaForCausalLM):
+    """A Llama that generates (causal), encodes (bidirectional) and infills (context and spans).
+
+    Example:
+
+        >>> import torch
+        >>> from transformers import LlamaConfig
+        >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        ...                      num_attention_heads=2)
+        >>> model = MagnetLlamaForCausalLM(config)
+        >>> ids = torch.tensor([[1, 5, 6, 7]])
+        >>> model(ids, mode="infill", segment_ids=torch.tensor([[0, 1, 1, 0]])).logits.shape
+        torch.Size([1, 4, 32])
+    """
+
+
+__all__ = ["MagnetCausalLMOutput", "MagnetLlamaForCausalLM", "MagnetMixin"]
