@@ -16,7 +16,6 @@ from transformers.utils import cached_file
 from .configuration_magnet import MagnetSettings, check_tokenizer_fits, resolve_mask_token
 from .sidecars_magnet import HEAD_WEIGHTS, sidecar_contents, write_sidecars
 
-
 # What a load says about where its files are; the tokenizer must come from the same place.
 SOURCE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 HEAD_PREFIX = "sscl_head."

@@ -5,7 +5,6 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-
 DEFAULT_PROMPT = "Given the sentence, find its representation: "
 MASK_TOKEN_CANDIDATES = ("_", "▁_", "<0x5F>")
 CONTRASTIVE_HEADS = (None, "tanh")

@@ -12,7 +12,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
-
 # A progress bar shorter than this many batches only flickers.
 PROGRESS_FROM_BATCHES = 16
 

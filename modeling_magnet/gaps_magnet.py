@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-
 # Texts that tokenise to themselves in front of nearly anything, tried in turn to hide a text's beginning.
 ANCHORS = ("\n", "a", "0", ".", " ")
 # Tokens in front of a fill that can change how its first token is written.

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 

@@ -14,7 +14,6 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-
 # What generate uses where neither the caller nor the checkpoint says anything.
 DEFAULT_TOP_K = 50
 SUPPORTED = ("do_sample", "temperature", "top_k", "top_p", "min_p")

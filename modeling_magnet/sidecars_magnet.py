@@ -9,7 +9,6 @@ from typing import Any
 
 from .configuration_magnet import MagnetSettings
 
-
 POOLING_FOLDER = "1_Pooling"
 HEAD_FOLDER = "2_Dense"
 HEAD_WEIGHTS = f"{HEAD_FOLDER}/model.safetensors"

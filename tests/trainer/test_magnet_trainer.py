@@ -306,13 +306,24 @@ def test_training_learns_what_the_rows_repeat(tmp_path):
     assert after["eval_masked_accuracy"] > 0.5
 
 
-def test_a_kept_head_is_named_in_the_config_and_a_dropped_one_is_not(tmp_path):
-    kept = tiny_trainer(tiny_args(tmp_path, keep_contrastive_head=True))
-    kept.train()
-    dropped = tiny_trainer(tiny_args(tmp_path))
-    dropped.train()
-    assert kept.model.config.magnet["contrastive_head"] == "tanh"
-    assert dropped.model.config.magnet["contrastive_head"] is None
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_kept_head_is_saved_with_the_model_and_a_dropped_one_is_not(tmp_path, kept, lora):
+    torch.manual_seed(1)
+    model = apply_lora(tiny_model(), LoraArguments(use_lora=lora, lora_r=2))
+    trainer = tiny_trainer(tiny_args(tmp_path / "run", keep_contrastive_head=kept), model=model)
+    trainer.train()
+    final = model.merge_and_unload() if lora else model
+    final.tokenizer = tiny_tokenizer()
+    final.save_pretrained(tmp_path / "model")
+    again = type(final).from_pretrained(tmp_path / "model")
+    assert again.magnet_settings.contrastive_head == ("tanh" if kept else None)
+    assert [name for name, _ in again.named_children() if name == "sscl_head"] == (["sscl_head"] if kept else [])
+    for name, weight in again.state_dict().items():
+        assert torch.equal(weight, final.state_dict()[name]), name
+    torch.testing.assert_close(again.encode(["w1 w2 w3"]), final.eval().encode(["w1 w2 w3"]))
+    stock, info = LlamaForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
 
 
 def test_a_kept_head_goes_on_or_rests_as_the_run_asks(tmp_path):
