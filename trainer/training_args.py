@@ -29,7 +29,7 @@ class MagnetTrainingArguments(TrainingArguments):
 
     Changed defaults of the parent: `per_device_train_batch_size` and `learning_rate` (the paper's),
     `remove_unused_columns` (the collator needs every column), `ddp_find_unused_parameters` (every parameter gets a
-    gradient in every step, and the search breaks with two forwards in one).
+    gradient in every step, and the search breaks with two forwards in one), `use_cache` (the trained model generates).
 
     Raises:
         ValueError: listing every field that is out of its range and every two that contradict each other.
@@ -50,6 +50,10 @@ class MagnetTrainingArguments(TrainingArguments):
     )
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Has to stay false: the search breaks with two forwards in one step."}
+    )
+
+    use_cache: bool = field(
+        default=True, metadata={"help": "Written to the saved config; training itself never uses a cache."}
     )
 
     # Objectives.

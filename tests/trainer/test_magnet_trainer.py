@@ -317,6 +317,7 @@ def test_a_kept_head_is_saved_with_the_model_and_a_dropped_one_is_not(tmp_path, 
     final.tokenizer = tiny_tokenizer()
     final.save_pretrained(tmp_path / "model")
     again = type(final).from_pretrained(tmp_path / "model")
+    assert again.config.use_cache
     assert again.magnet_settings.contrastive_head == ("tanh" if kept else None)
     assert [name for name, _ in again.named_children() if name == "sscl_head"] == (["sscl_head"] if kept else [])
     for name, weight in again.state_dict().items():
