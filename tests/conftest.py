@@ -1,0 +1,116 @@
+"""What every test may use: a tiny Llama and a tokenizer built on the spot, and the models beside the repository."""
+
+import copy
+import os
+from pathlib import Path
+
+# Before anything imports huggingface_hub: no test may reach a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers  # noqa: E402
+from transformers import LlamaConfig, PreTrainedTokenizerFast  # noqa: E402
+
+from modeling_magnet import MagnetLlamaForCausalLM  # noqa: E402
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED_MODELS = REPOSITORY.parent / "shared" / "models"
+SPECIAL_TOKENS = ["<unk>", "<s>", "</s>"]
+SENTENCES = [
+    "She ate the apple for breakfast and the bread for lunch.",
+    "The cat sat on the mat, and the dog barked at the cat.",
+    "Given the sentence, find its representation: there was a little girl who lived in the forest.",
+]
+
+
+def _shared_model(name: str) -> Path:
+    """Directory of a real small Llama, or a skip that says where it was looked for."""
+    directory = SHARED_MODELS / name
+    if not (directory / "config.json").is_file():
+        pytest.skip(f"no model at ../shared/models/{name} beside the repository")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def stories260k() -> Path:
+    """A tied Llama with grouped queries and a SentencePiece-like tokenizer without a padding token."""
+    return _shared_model("stories260K")
+
+
+@pytest.fixture(scope="session")
+def wiki_7m() -> Path:
+    """A tied Llama with a byte-level tokenizer."""
+    return _shared_model("wiki-7m")
+
+
+@pytest.fixture(scope="session")
+def babyllama() -> Path:
+    """A Llama over characters, none of which is an underscore."""
+    return _shared_model("babyllama-tok105")
+
+
+@pytest.fixture(scope="session", params=["stories260K", "wiki-7m"])
+def real_llama(request: pytest.FixtureRequest) -> Path:
+    """Each real Llama that has a mask token."""
+    return _shared_model(request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE over three sentences: any text is tokenisable, BOS stands in front, `_` is one token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        model_max_length=256,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """Three layers, four heads on two key-value heads."""
+    return LlamaConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,  # the usual 0.02 would leave so narrow a model blind to its input
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+
+
+@pytest.fixture(scope="session")
+def _tiny_weights(tiny_config: LlamaConfig) -> MagnetLlamaForCausalLM:
+    """Built once; tests get copies."""
+    torch.manual_seed(0)
+    return MagnetLlamaForCausalLM(tiny_config).eval()
+
+
+@pytest.fixture
+def tiny_model(
+    _tiny_weights: MagnetLlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> MagnetLlamaForCausalLM:
+    """A random model that a test may change, with its tokenizer, in evaluation mode."""
+    model = copy.deepcopy(_tiny_weights)
+    model.tokenizer = copy.deepcopy(tiny_tokenizer)
+    return model

@@ -1,0 +1,120 @@
+"""Who may attend to whom, against an explicit double loop, in the form every attention back-end needs."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import BlockMask
+
+from modeling_magnet.masking_magnet import attention_pattern, check_segment_ids, positions_from_mask, render_pattern
+
+# Adjacent spans, a gap between ids, a span at either end, context alone, one span alone.
+SEGMENT_ROWS = [
+    [0, 1, 1, 1, 0, 0, 2, 2, 0, 0],
+    [0, 3, 3, 1, 1, 1, 0, 0, 7, 7],
+    [2, 2, 0, 0, 0, 1, 1, 1, 1, 0],
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    [1, 1, 1, 1, 1, 1, 1, 1, 1, 1],
+]
+PADDING_ROWS = {
+    "none": None,
+    "right": [[1] * 10, [1] * 7 + [0] * 3, [1] * 9 + [0], [1] * 5 + [0] * 5, [1] * 8 + [0] * 2],
+    "left": [[1] * 10, [0] * 3 + [1] * 7, [0] + [1] * 9, [0] * 5 + [1] * 5, [0] * 2 + [1] * 8],
+}
+
+
+def mask_by_loop(segments: list[list[int]], padding: list[list[int]] | None, query_length: int) -> torch.Tensor:
+    """The table of the paper, cell by cell; padding is seen by itself alone."""
+    key_length = len(segments[0])
+    table = torch.zeros(len(segments), 1, query_length, key_length, dtype=torch.bool)
+    for row, ids in enumerate(segments):
+        for cell in range(query_length):
+            query = key_length - query_length + cell
+            for key in range(key_length):
+                if padding is not None and not padding[row][key]:
+                    allowed = query == key
+                elif ids[key] == 0:
+                    allowed = True
+                else:
+                    allowed = ids[query] == ids[key] and key <= query
+                table[row, 0, cell, key] = allowed
+    return table
+
+
+def test_the_five_kinds_of_cells_look_as_in_the_papers_figure():
+    pattern = attention_pattern(torch.tensor([[0, 1, 1, 0, 2, 2]]), query_length=6)
+    expected = ["x..x..", "xx.x..", "xxxx..", "x..x..", "x..xx.", "x..xxx"]
+    assert ["".join(".x"[int(cell)] for cell in row) for row in pattern[0, 0]] == expected
+
+
+@pytest.mark.parametrize("query_length", [10, 4, 1], ids=["uncached", "cached", "cached one token"])
+@pytest.mark.parametrize("padding", list(PADDING_ROWS))
+def test_pattern_equals_the_double_loop(padding, query_length):
+    rows = PADDING_ROWS[padding]
+    mask = None if rows is None else torch.tensor(rows)
+    pattern = attention_pattern(torch.tensor(SEGMENT_ROWS), query_length=query_length, attention_mask=mask)
+    assert torch.equal(pattern, mask_by_loop(SEGMENT_ROWS, rows, query_length))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), length=st.integers(1, 9), rows=st.integers(1, 3))
+def test_any_legal_table_equals_the_double_loop(data, length, rows):
+    table = [data.draw(st.lists(st.integers(0, 3), min_size=length, max_size=length)) for _ in range(rows)]
+    padding = [data.draw(st.lists(st.integers(0, 1), min_size=length, max_size=length)) for _ in range(rows)]
+    query_length = data.draw(st.integers(1, length))
+    pattern = attention_pattern(
+        torch.tensor(table), query_length=query_length, attention_mask=torch.tensor(padding)
+    )
+    assert torch.equal(pattern, mask_by_loop(table, padding, query_length))
+    assert pattern.any(-1).all(), "an empty row would make the softmax undefined"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+@pytest.mark.parametrize("query_length", [10, 4], ids=["uncached", "cached"])
+@pytest.mark.parametrize("padding", list(PADDING_ROWS))
+def test_every_backend_is_handed_the_same_table(padding, query_length, implementation, dtype):
+    rows = PADDING_ROWS[padding]
+    mask = None if rows is None else torch.tensor(rows)
+    expected = mask_by_loop(SEGMENT_ROWS, rows, query_length)
+    pattern = attention_pattern(torch.tensor(SEGMENT_ROWS), query_length=query_length, attention_mask=mask)
+    rendered = render_pattern(pattern, implementation=implementation, dtype=dtype)
+    if implementation == "eager":
+        assert rendered.dtype == dtype
+        assert torch.equal(rendered, torch.where(expected, 0.0, torch.finfo(dtype).min).to(dtype))
+    elif implementation == "sdpa":
+        assert rendered.dtype == torch.bool and torch.equal(rendered, expected)
+    else:
+        assert isinstance(rendered, BlockMask)
+        cells = [
+            [
+                [bool(rendered.mask_mod(*map(torch.tensor, (row, 0, query, key)))) for key in range(10)]
+                for query in range(query_length)
+            ]
+            for row in range(len(SEGMENT_ROWS))
+        ]
+        assert torch.equal(torch.tensor(cells)[:, None], expected)
+
+
+@pytest.mark.parametrize(
+    ("segment_ids", "mode", "message"),
+    [
+        (None, "infill", r'mode="infill" needs `segment_ids`'),
+        (torch.zeros(2, 5, dtype=torch.long), "causal", r"given with mode='causal'.*Pass mode=\"infill\""),
+        (torch.zeros(2, 5, dtype=torch.long), "bidirectional", r"given with mode='bidirectional'"),
+        (torch.zeros(2, 4, dtype=torch.long), "infill", r"shape \(2, 4\); expected \(2, 5\)"),
+        (torch.zeros(5, dtype=torch.long), "infill", r"shape \(5,\); expected \(2, 5\)"),
+        (torch.zeros(2, 5), "infill", r"dtype torch.float32; expected signed integers"),
+        (torch.zeros(2, 5, dtype=torch.bool), "infill", r"dtype torch.bool"),
+        (torch.tensor([[0, 1, -1, 0, 0]] * 2), "infill", r"negative value -1.*attention_mask"),
+    ],
+)
+def test_segment_ids_that_do_not_fit_are_named(segment_ids, mode, message):
+    with pytest.raises(ValueError, match=message):
+        check_segment_ids(segment_ids, mode=mode, expected_shape=(2, 5))
+
+
+def test_positions_count_real_tokens_on_either_side():
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1]])
+    assert positions_from_mask(mask, query_length=4).tolist() == [[0, 0, 0, 1], [0, 1, 1, 1], [0, 1, 2, 3]]
+    assert positions_from_mask(mask, query_length=1).tolist() == [[1], [1], [3]]
