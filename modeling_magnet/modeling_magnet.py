@@ -125,7 +125,12 @@ class MagnetMixin(EncodingMixin, InfillingMixin, CheckpointMixin):
             if inputs_embeds is None:
                 inputs_embeds, input_ids = self.get_input_embeddings()(input_ids), None
             past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-            if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
+            if past_key_values is not None and past_key_values.is_compileable:
+                raise ValueError(
+                    f"`past_key_values` is a {type(past_key_values).__name__}, whose free slots mode={mode!r} would "
+                    "attend to. Pass a DynamicCache."
+                )
+            if position_ids is None and isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
                 position_ids = positions_from_mask(attention_mask, query_length=inputs_embeds.shape[1])
             # A cache costs memory that a single bidirectional pass never reads: only on request.
             use_cache = past_key_values is not None if use_cache is None else use_cache
@@ -203,11 +208,14 @@ class MagnetMixin(EncodingMixin, InfillingMixin, CheckpointMixin):
                 "flex_attention has no backward pass on the CPU. Train with attn_implementation='sdpa', or call "
                 "`model.eval()` for inference."
             )
-        if attention_mask is not None and tuple(attention_mask.shape) != (batch_size, key_length):
-            raise ValueError(
-                f"`attention_mask` has shape {tuple(attention_mask.shape)}; mode={mode!r} expects "
-                f"{(batch_size, key_length)}, cached tokens included. Pass the 2-D padding mask."
-            )
+        if attention_mask is not None:
+            is_tensor = isinstance(attention_mask, torch.Tensor)
+            given = f"has shape {tuple(attention_mask.shape)}" if is_tensor else f"is {type(attention_mask).__name__}"
+            if not is_tensor or attention_mask.shape != (batch_size, key_length):
+                raise ValueError(
+                    f"`attention_mask` {given}; mode={mode!r} expects a tensor of shape {(batch_size, key_length)}, "
+                    "cached tokens included. Pass the 2-D padding mask."
+                )
         if segment_ids is None:
             segment_ids = torch.zeros(batch_size, key_length, dtype=torch.long, device=inputs_embeds.device)
         pattern = attention_pattern(segment_ids, query_length=query_length, attention_mask=attention_mask)

@@ -62,9 +62,7 @@ def test_any_legal_table_equals_the_double_loop(data, length, rows):
     table = [data.draw(st.lists(st.integers(0, 3), min_size=length, max_size=length)) for _ in range(rows)]
     padding = [data.draw(st.lists(st.integers(0, 1), min_size=length, max_size=length)) for _ in range(rows)]
     query_length = data.draw(st.integers(1, length))
-    pattern = attention_pattern(
-        torch.tensor(table), query_length=query_length, attention_mask=torch.tensor(padding)
-    )
+    pattern = attention_pattern(torch.tensor(table), query_length=query_length, attention_mask=torch.tensor(padding))
     assert torch.equal(pattern, mask_by_loop(table, padding, query_length))
     assert pattern.any(-1).all(), "an empty row would make the softmax undefined"
 
