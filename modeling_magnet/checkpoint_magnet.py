@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
@@ -14,7 +14,14 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file
 
 from .configuration_magnet import MagnetSettings, check_tokenizer_fits, resolve_mask_token
+from .head_magnet import ContrastiveHead
 from .sidecars_magnet import HEAD_WEIGHTS, sidecar_contents, write_sidecars
+
+# A mixin is checked as what it is mixed into.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Host
+else:
+    _Host = object
 
 # What a load says about where its files are; the tokenizer must come from the same place.
 SOURCE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -47,7 +54,7 @@ def check_is_our_decoder(values: dict[str, Any], *, expected: str, path: str) ->
     """
     if values.get("model_type") != expected:
         raise ValueError(
-            f"{path!r} holds a model of type {values.get('model_type')!r}; this class adapts the decoder {expected!r}. "
+            f"{path!r} holds a model of type {values.get('model_type')!r}; this class adapts {expected!r}. "
             "Choose a decoder-only checkpoint of that type, or the MAGNET class of its family."
         )
 
@@ -71,16 +78,19 @@ def move_into_place(finished: Path, target: Path) -> None:
         os.replace(finished / name, target / name)
 
 
-class CheckpointMixin:
-    """`from_pretrained`, `save_pretrained` and the model's tokenizer."""
+class CheckpointMixin(_Host):
+    """`from_pretrained`, `save_pretrained`, and what a checkpoint knows: its settings and its tokenizer."""
 
     # The contrastive head has a file of its own, so the main weights never hold it.
     _keys_to_ignore_on_load_missing = [r"^sscl_head\."]
 
-    # What the mixin uses of the model it is mixed into.
-    config: Any
-    magnet_settings: MagnetSettings
     _tokenizer_source: TokenizerSource
+    sscl_head: ContrastiveHead
+
+    @property
+    def magnet_settings(self) -> MagnetSettings:
+        """The validated form of `config.magnet`."""
+        return MagnetSettings.from_dict(self.config.magnet)
 
     @classmethod
     def from_pretrained(
@@ -104,20 +114,19 @@ class CheckpointMixin:
             values = config.to_dict()
         else:
             values, _ = PreTrainedConfig.get_config_dict(path if config is None else config, **arguments)
-        check_is_our_decoder(values, expected=cls.config_class.model_type, path=path)  # type: ignore[attr-defined]
+        check_is_our_decoder(values, expected=getattr(cls.config_class, "model_type", ""), path=path)
         # Before the weights: a missing mask token must not cost the time of loading them.
         source = TokenizerSource(path, arguments)
         settings = MagnetSettings.from_dict(values.get("magnet") or {})
         tokenizer = source.find() if settings.mask_token_id is None or mask_token is not None else None
         if tokenizer is not None:
             settings.mask_token, settings.mask_token_id = resolve_mask_token(tokenizer, mask_token)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)  # type: ignore[misc]
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.config.magnet = settings.to_dict()
         model._tokenizer_source = source
         if settings.contrastive_head is not None:
-            head_file = cached_file(path, HEAD_WEIGHTS, **arguments)
-            model.sscl_head.load_state_dict(load_file(head_file))
+            model.sscl_head.load_state_dict(load_file(str(cached_file(path, HEAD_WEIGHTS, **arguments))))
         return loaded
 
     @property
@@ -143,7 +152,7 @@ class CheckpointMixin:
             mask_token, mask_token_id = resolve_mask_token(tokenizer)
             self.config.magnet.update(mask_token=mask_token, mask_token_id=mask_token_id)
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]
         self,
         save_directory: str | os.PathLike[str],
         is_main_process: bool = True,
@@ -170,15 +179,13 @@ class CheckpointMixin:
             raise ValueError(f"`save_directory` {str(target)!r} is a file; expected a directory. Choose another name.")
         if push_to_hub:
             raise ValueError("`push_to_hub=True` is not supported here. Call `model.push_to_hub(repo_id)` instead.")
-        weights = self.state_dict() if state_dict is None else state_dict  # type: ignore[attr-defined]
+        weights = self.state_dict() if state_dict is None else state_dict
         main_weights = {name: tensor for name, tensor in weights.items() if not name.startswith(HEAD_PREFIX)}
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-saving-", dir=target.parent))
         try:
             finished = scratch / "checkpoint"
-            super().save_pretrained(  # type: ignore[misc]
-                finished, is_main_process=is_main_process, state_dict=main_weights, **kwargs
-            )
+            super().save_pretrained(finished, is_main_process=is_main_process, state_dict=main_weights, **kwargs)
             if is_main_process:
                 self._write_beside_weights(finished, weights)
                 move_into_place(finished, target)

@@ -12,6 +12,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
+from .checkpoint_magnet import CheckpointMixin
+
 # A progress bar shorter than this many batches only flickers.
 PROGRESS_FROM_BATCHES = 16
 
@@ -139,14 +141,8 @@ def word_of_token(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> l
     return [owner[end - 1] if end > start and end <= len(owner) else -1 for start, end in offsets]
 
 
-class EncodingMixin:
+class EncodingMixin(CheckpointMixin):
     """`encode` and `encode_words`."""
-
-    # What the mixin uses of the model it is mixed into.
-    config: Any
-    device: torch.device
-    tokenizer: PreTrainedTokenizerBase
-    magnet_settings: Any
 
     @torch.no_grad()
     def encode(
@@ -288,7 +284,7 @@ class EncodingMixin:
         pad = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         batch = {name: tensor.to(self.device) for name, tensor in pad_token_rows(rows, pad_token_id=pad).items()}
         nowhere = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
-        states = self(**batch, mode="bidirectional", logits_to_keep=nowhere).last_hidden_state  # type: ignore[operator]
+        states = self(**batch, mode="bidirectional", logits_to_keep=nowhere).last_hidden_state
         return states, batch["attention_mask"]
 
     def _embed_rows(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -296,7 +292,7 @@ class EncodingMixin:
         states, attention_mask = self._bidirectional_states(rows)
         vectors = last_token_states(states, attention_mask)
         if self.magnet_settings.contrastive_head is not None:
-            vectors = self.sscl_head(vectors)  # type: ignore[operator]
+            vectors = self.sscl_head(vectors)
         return vectors.float()
 
 

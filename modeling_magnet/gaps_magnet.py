@@ -115,11 +115,11 @@ def decode_fill(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], fill:
         fill (`Sequence[int]`): Tokens of the fill.
     """
     context = list(before[-DECODE_CONTEXT:])
-    without = tokenizer.decode(context, clean_up_tokenization_spaces=False)
-    together = tokenizer.decode([*context, *fill], clean_up_tokenization_spaces=False)
+    without = str(tokenizer.decode(context, clean_up_tokenization_spaces=False))
+    together = str(tokenizer.decode([*context, *fill], clean_up_tokenization_spaces=False))
     if together.startswith(without):
         return together[len(without) :]
-    return tokenizer.decode(list(fill), clean_up_tokenization_spaces=False)
+    return str(tokenizer.decode(list(fill), clean_up_tokenization_spaces=False))
 
 
 __all__ = ["GappedText", "continuation_ids", "decode_fill", "lay_out"]

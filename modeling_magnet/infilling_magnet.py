@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig
 
+from .checkpoint_magnet import CheckpointMixin
 from .encoding_magnet import check_texts, pad_token_rows
 from .gaps_magnet import GappedText, decode_fill, lay_out
 from .sampling_magnet import TokenChooser, merge_generation_config
@@ -31,14 +32,8 @@ class InfillOutput:
     logprobs: list[list[list[float]]]
 
 
-class InfillingMixin:
+class InfillingMixin(CheckpointMixin):
     """`infill` and `infill_blanks`."""
-
-    # What the mixin uses of the model it is mixed into.
-    config: Any
-    device: torch.device
-    generation_config: GenerationConfig
-    tokenizer: PreTrainedTokenizerBase
 
     def infill(
         self,
@@ -167,7 +162,7 @@ class InfillingMixin:
             gap_lengths=[length for text in texts for length in text.gap_lengths],
             barred_ids=self._ids_outside_text(),
         )
-        output = InfillOutput(*([[] for _ in texts] for _ in range(3)))
+        output = InfillOutput(fills=[[] for _ in texts], token_ids=[[] for _ in texts], logprobs=[[] for _ in texts])
         longest_first = sorted(range(len(texts)), key=lambda index: -texts[index].length)
         for start in range(0, len(texts), batch_size):
             chosen = longest_first[start : start + batch_size]
@@ -203,7 +198,7 @@ class InfillingMixin:
         predicts = torch.zeros(num_rows, context, dtype=torch.bool)
         for row, text in enumerate(texts):
             predicts[row, text.predictors] = True
-        outputs = self(  # type: ignore[operator]
+        outputs = self(
             input_ids=batch["input_ids"].to(device),
             attention_mask=batch["attention_mask"].to(device),
             position_ids=positions.to(device),
@@ -230,7 +225,7 @@ class InfillingMixin:
             if step + 1 == num_steps:
                 break
             seen = context + (step + 1) * num_slots
-            outputs = self(  # type: ignore[operator]
+            outputs = self(
                 input_ids=tokens[:, :, step],
                 attention_mask=attention_mask[:, :seen],
                 position_ids=starts + step,

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
-from .checkpoint_magnet import CheckpointMixin, TokenizerSource
+from .checkpoint_magnet import TokenizerSource
 from .configuration_magnet import MagnetSettings
 from .encoding_magnet import EncodingMixin
 from .head_magnet import ContrastiveHead
@@ -41,7 +41,7 @@ class MagnetCausalLMOutput(CausalLMOutputWithPast):
     last_hidden_state: torch.FloatTensor | None = None
 
 
-class MagnetMixin(EncodingMixin, InfillingMixin, CheckpointMixin):
+class MagnetMixin(EncodingMixin, InfillingMixin):
     """Three attention modes, `encode`, `infill` and the checkpoint format for any decoder of transformers.
 
     Put it in front of a `...ForCausalLM` class whose layers all attend to the full sequence:
@@ -68,19 +68,14 @@ class MagnetMixin(EncodingMixin, InfillingMixin, CheckpointMixin):
             self.sscl_head = ContrastiveHead(config.hidden_size)
             self.post_init()
 
-    @property
-    def magnet_settings(self) -> MagnetSettings:
-        """The validated form of `config.magnet`."""
-        return MagnetSettings.from_dict(self.config.magnet)
-
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         past_key_values: Any | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -123,7 +118,8 @@ class MagnetMixin(EncodingMixin, InfillingMixin, CheckpointMixin):
             check_segment_ids(segment_ids, mode=mode, expected_shape=(0, 0))
         else:
             if inputs_embeds is None:
-                inputs_embeds, input_ids = self.get_input_embeddings()(input_ids), None
+                inputs_embeds = self.get_input_embeddings()(input_ids)
+                input_ids = None
             past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
             if past_key_values is not None and past_key_values.is_compileable:
                 raise ValueError(
@@ -198,8 +194,8 @@ class MagnetMixin(EncodingMixin, InfillingMixin, CheckpointMixin):
         implementation = self.config._attn_implementation
         if implementation not in MASKED_BACKENDS:
             raise ValueError(
-                f"Attention back-end {implementation!r} cannot do mode={mode!r}: it takes no such mask. Load the model "
-                f"with attn_implementation set to one of {', '.join(MASKED_BACKENDS)}."
+                f"Attention back-end {implementation!r} cannot do mode={mode!r}: it takes no such mask. Load the "
+                f"model with attn_implementation set to one of {', '.join(MASKED_BACKENDS)}."
             )
         if sliding_window is not None:
             raise ValueError(f"`sliding_window={sliding_window}` is not supported with mode={mode!r}. Pass None.")
@@ -232,7 +228,8 @@ class MagnetMixin(EncodingMixin, InfillingMixin, CheckpointMixin):
                 f"`generate` is left to right; it was given mode={kwargs.get('mode')!r} or segment ids. "
                 "Use `model.infill` to fill a gap and `model.encode` for embeddings."
             )
-        return {**super().prepare_inputs_for_generation(*args, **kwargs), "mode": "causal"}
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        return {**inputs, "mode": "causal"}
 
 
 class MagnetLlamaForCausalLM(MagnetMixin, LlamaForCausalLM):

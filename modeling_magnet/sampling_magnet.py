@@ -91,7 +91,7 @@ class TokenChooser:
         if self.uniforms is None:
             tokens = scores.argmax(-1)
         else:
-            scores = self.warpers(None, scores)
+            scores = self.warpers(torch.empty(0, dtype=torch.long), scores)  # type: ignore[arg-type]
             cumulative = torch.softmax(scores.double(), dim=-1).cumsum(-1)
             wanted = torch.stack([self.uniforms[gap][step] for gap in gaps]).to(scores.device)
             # Scaled by the last sum, so that rounding cannot leave the draw behind the last token.
