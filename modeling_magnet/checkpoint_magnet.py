@@ -134,7 +134,7 @@ class CheckpointMixin(_Host):
         """The tokenizer of the checkpoint, loaded on first use, or the one that was set.
 
         Raises:
-            ValueError: there is none where the model came from.
+            ValueError: there is none where the model came from, or one whose ids the model does not embed.
         """
         tokenizer = self._tokenizer_source.find()
         if tokenizer is None:
@@ -142,6 +142,7 @@ class CheckpointMixin(_Host):
                 f"No tokenizer at {self._tokenizer_source.path!r}, where the model came from. "
                 "Set one: `model.tokenizer = AutoTokenizer.from_pretrained(...)`."
             )
+        check_tokenizer_fits(tokenizer, self.config.vocab_size)
         return tokenizer
 
     @tokenizer.setter

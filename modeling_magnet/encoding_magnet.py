@@ -1,4 +1,4 @@
-"""Texts -> batches -> sentence and word embeddings.
+"""Texts -> batches -> sentence embeddings.
 
 The joining, truncation and pooling rules here are the ones that the sidecar files of `checkpoint_magnet` describe to
 sentence-transformers, so that both give the same vectors.
@@ -126,23 +126,8 @@ def check_texts(texts: Any, *, name: str) -> list[str]:
     return list(texts)
 
 
-def word_of_token(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[int]:
-    """Which word of `" ".join(words)` each token belongs to: the one that holds its last character.
-
-    Tokenizers differ in whether the space in front of a word belongs to its token, so a token's first character does
-    not tell.
-
-    Returns:
-        `list[int]`: per token the index of its word, -1 for a token of white space alone.
-    """
-    owner: list[int] = []
-    for index, word in enumerate(words):
-        owner += [index] * len(word) + [-1]
-    return [owner[end - 1] if end > start and end <= len(owner) else -1 for start, end in offsets]
-
-
 class EncodingMixin(CheckpointMixin):
-    """`encode` and `encode_words`."""
+    """`encode`."""
 
     @torch.no_grad()
     def encode(
@@ -204,60 +189,6 @@ class EncodingMixin(CheckpointMixin):
         output = vectors[0] if single else vectors
         return output if convert_to_tensor or not convert_to_numpy else output.cpu().numpy()
 
-    @torch.no_grad()
-    def encode_words(
-        self, inputs: Sequence[str] | Sequence[Sequence[str]], *, batch_size: int = 32
-    ) -> np.ndarray | list[np.ndarray]:
-        """Embed the words of pre-split sentences: bidirectional attention, no prompt, no EOS.
-
-        Token i is represented by the output at i-1, the one that predicts it, and a word by the mean over its
-        tokens. Where the tokenizer has no BOS, the very first token is represented by its own output.
-
-        Args:
-            inputs (`list[str]` or `list[list[str]]`): The words of one sentence, or of several.
-            batch_size (`int`, defaults to 32): Sentences per forward.
-
-        Returns:
-            `numpy.ndarray` of shape `(num_words, hidden_size)` in float32 for one sentence, a list of them for
-            several.
-
-        Raises:
-            ValueError: an empty word, or a sentence longer than the context.
-
-        Source: Khosla et al. 2025, section 4.1 (word-level tasks); BehnamGhader et al. 2024 (LLM2Vec).
-        """
-        if len(inputs) and isinstance(inputs[0], str):
-            return self.encode_words([list(inputs)], batch_size=batch_size)[0]  # type: ignore[arg-type]
-        sentences = [check_texts(words, name="inputs") for words in inputs]
-        limit = self._longest_row(None)
-        front = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
-        prepared: list[tuple[list[int], list[int]]] = []
-        for index, words in enumerate(sentences):
-            if not words or not all(word.strip() for word in words):
-                raise ValueError(f"Sentence {index} is empty or has an empty word: {words!r:.80}. Leave it out.")
-            encoded = self.tokenizer(" ".join(words), add_special_tokens=False, return_offsets_mapping=True)
-            ids = front + encoded["input_ids"]
-            if len(ids) > limit:
-                raise ValueError(f"Sentence {index} has {len(ids)} tokens; the context holds {limit}. Split it.")
-            prepared.append((ids, word_of_token(words, encoded["offset_mapping"])))
-        output: list[np.ndarray] = [np.empty(0)] * len(sentences)
-        longest_first = sorted(range(len(sentences)), key=lambda index: -len(prepared[index][0]))
-        for start in range(0, len(sentences), batch_size):
-            chosen = longest_first[start : start + batch_size]
-            states, _ = self._bidirectional_states([prepared[index][0] for index in chosen])
-            for index, row_states in zip(chosen, states, strict=True):
-                owner = torch.tensor(prepared[index][1], device=row_states.device)
-                tokens = torch.arange(len(owner), device=row_states.device) + len(front) - 1  # the output before
-                words_of_row = row_states.new_zeros(len(sentences[index]), row_states.shape[-1])
-                real = owner >= 0
-                words_of_row.index_add_(0, owner[real], row_states[tokens.clamp(min=0)[real]])
-                counts = torch.bincount(owner[real], minlength=len(words_of_row))
-                if int(counts.min()) == 0:
-                    lost = sentences[index][int(counts.argmin())]
-                    raise ValueError(f"Word {lost!r} of sentence {index} has no token of its own. Leave it out.")
-                output[index] = (words_of_row / counts[:, None]).cpu().numpy()
-        return output
-
     def _choose_prompt(self, *, prompt: str | None, prompt_name: str | None) -> str | None:
         """The prompt of a call: given, named, or the model's default."""
         settings = self.magnet_settings
@@ -280,7 +211,7 @@ class EncodingMixin(CheckpointMixin):
         return context if max_length is None else max_length
 
     def _bidirectional_states(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Float32 states `(B, S, H)` of token rows, and the attention mask `(B, S)`."""
+        """States `(B, S, H)` of token rows, and the attention mask `(B, S)`."""
         pad = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         batch = {name: tensor.to(self.device) for name, tensor in pad_token_rows(rows, pad_token_id=pad).items()}
         nowhere = torch.zeros_like(batch["input_ids"], dtype=torch.bool)

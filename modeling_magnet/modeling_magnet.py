@@ -15,7 +15,6 @@ from transformers.utils import can_return_tuple
 
 from .checkpoint_magnet import TokenizerSource
 from .configuration_magnet import MagnetSettings
-from .encoding_magnet import EncodingMixin
 from .head_magnet import ContrastiveHead
 from .infilling_magnet import InfillingMixin
 from .masking_magnet import (
@@ -27,6 +26,7 @@ from .masking_magnet import (
     positions_from_mask,
     render_pattern,
 )
+from .words_magnet import WordsMixin
 
 
 @dataclass
@@ -41,7 +41,7 @@ class MagnetCausalLMOutput(CausalLMOutputWithPast):
     last_hidden_state: torch.FloatTensor | None = None
 
 
-class MagnetMixin(EncodingMixin, InfillingMixin):
+class MagnetMixin(WordsMixin, InfillingMixin):
     """Three attention modes, `encode`, `infill` and the checkpoint format for any decoder of transformers.
 
     Put it in front of a `...ForCausalLM` class whose layers all attend to the full sequence:
@@ -73,7 +73,7 @@ class MagnetMixin(EncodingMixin, InfillingMixin):
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Any | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
