@@ -12,16 +12,27 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import HfArgumentParser, set_seed
-from transformers.utils import logging
+from transformers import (
+    AutoTokenizer,
+    HfArgumentParser,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
 from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet.checkpoint_magnet import check_is_our_decoder
+from modeling_magnet.configuration_magnet import check_tokenizer_fits, resolve_mask_token
+from modeling_magnet.encoding_magnet import join_prompt
+from modeling_magnet.masking_magnet import MASKED_BACKENDS
 from trainer import (
     LoraArguments,
     MagnetTrainer,
@@ -33,8 +44,10 @@ from trainer import (
     paraphrase_pairs,
     texts_to_blocks,
 )
+from trainer.checkpoints import last_complete_checkpoint
+from trainer.checks import check_run
 
-logger = logging.get_logger(__name__)
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass
@@ -50,8 +63,10 @@ class AdaptArguments:
     dtype: str = field(default="float32", metadata={"help": "Dtype in which the weights are held."})
     text_column: str = field(default="text", metadata={"help": "Column of the texts."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub dataset."})
+    train_split: str = field(default="train", metadata={"help": "Split of a Hub dataset, slices included."})
     train_limit: int | None = field(default=None, metadata={"help": "Use this many texts at most."})
     eval_texts: list[str] | None = field(default=None, metadata={"help": "Held-out texts, as for training."})
+    eval_split: str = field(default="train", metadata={"help": "Their split, where they are a Hub dataset."})
     eval_limit: int | None = field(default=None, metadata={"help": "Use this many held-out rows at most."})
     max_length: int = field(default=512, metadata={"help": "Tokens of a row, BOS included."})
     concatenate_texts: bool = field(
@@ -60,75 +75,202 @@ class AdaptArguments:
     pairs: str = field(
         default="paraphrase", metadata={"help": "Pairs from: `paraphrase`, `dropout`, or files and Hub ids of pairs."}
     )
+    pair_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub dataset of pairs."})
     pair_columns: list[str] | None = field(default=None, metadata={"help": "The two columns of given pairs."})
     pair_label_column: str | None = field(default=None, metadata={"help": "Keep pairs whose label here is 1."})
     pair_limit: int | None = field(default=20_000, metadata={"help": "Use this many pairs at most."})
+    pair_min_words: int = field(
+        default=21, metadata={"help": "Shortest line that is paraphrased or paired with itself, in words."}
+    )
     paraphraser: str = field(
         default="prithivida/parrot_paraphraser_on_T5", metadata={"help": "Sequence-to-sequence model for paraphrases."}
     )
 
 
 def check_arguments(adapt: AdaptArguments, training: MagnetTrainingArguments) -> None:
-    """Refuse contradictions between the argument groups before anything is read.
+    """Refuse values out of range and contradictions between the argument groups before anything is read.
 
     Raises:
         ValueError: listing them.
     """
-    complaints = []
-    if adapt.pairs == "dropout" and training.uses_contrastive_loss and training.view_dropout == 0:
+    complaints = [*_about_model(adapt, training), *_about_pairs(adapt, training), *_about_output(training)]
+    if adapt.eval_limit is not None and adapt.eval_limit < 1:
+        complaints.append(f"`eval_limit` is {adapt.eval_limit}; pass 1 or more, or leave it out.")
+    if adapt.eval_texts is None and training.eval_strategy != "no":
         complaints.append(
-            "`pairs` is 'dropout', but `view_dropout` is 0: both views would be the same. Set it, e.g. to 0.3."
-        )
-    if adapt.pair_columns is not None and len(adapt.pair_columns) != 2:
-        complaints.append(f"`pair_columns` is {adapt.pair_columns}; name two columns.")
-    if adapt.pairs in ("dropout", "paraphrase") and (adapt.pair_columns or adapt.pair_label_column):
-        complaints.append(
-            f"`pairs` is {adapt.pairs!r}, which makes its own pairs, but pair columns are given. Drop one of them."
-        )
-    output = Path(str(training.output_dir))
-    if training.resume_from_checkpoint is None and (output / "adapt.json").exists():
-        complaints.append(f"`output_dir` {str(output)!r} holds a finished run. Choose another directory.")
-    elif training.resume_from_checkpoint is None and any(output.glob("checkpoint-*")):
-        complaints.append(
-            f"`output_dir` {str(output)!r} holds checkpoints of a run. Pass `--resume_from_checkpoint true` to go on "
-            "with it, or choose another directory."
+            "`eval_strategy` asks for evaluations, but there are no `eval_texts`. Name some, or set it to 'no'."
         )
     if complaints:
         raise ValueError("\n- ".join(["The arguments cannot be used:", *complaints]))
 
 
+def _about_model(adapt: AdaptArguments, training: MagnetTrainingArguments) -> Iterator[str]:
+    """What is wrong with how the model is to be held."""
+    if adapt.dtype not in DTYPES:
+        yield f"`dtype` is {adapt.dtype!r}; pass one of {list(DTYPES)}."
+    if adapt.attn_implementation not in MASKED_BACKENDS:
+        yield f"`attn_implementation` is {adapt.attn_implementation!r}; pass one of {list(MASKED_BACKENDS)}."
+    elif adapt.attn_implementation == "flex_attention" and training.device.type == "cpu":
+        yield "`attn_implementation` is 'flex_attention', which has no backward pass on the CPU. Pass 'sdpa'."
+
+
+def _about_pairs(adapt: AdaptArguments, training: MagnetTrainingArguments) -> Iterator[str]:
+    """Which arguments about pairs contradict each other."""
+    if adapt.pairs == "dropout" and training.uses_contrastive_loss and training.view_dropout == 0:
+        yield "`pairs` is 'dropout', but `view_dropout` is 0: both views would be the same. Set it, e.g. to 0.3."
+    if adapt.pair_columns is not None and len(set(adapt.pair_columns)) != 2:
+        yield f"`pair_columns` is {adapt.pair_columns}; name two different columns."
+    if adapt.pairs in ("dropout", "paraphrase") and (
+        adapt.pair_columns or adapt.pair_label_column or adapt.pair_config
+    ):
+        yield (
+            f"`pairs` is {adapt.pairs!r}, which makes its own pairs, but columns or a configuration of given pairs "
+            "are named. Drop one of them."
+        )
+
+
+def _about_output(training: MagnetTrainingArguments) -> Iterator[str]:
+    """What stands in the way of writing to the output folder, or of going on with what is there."""
+    output = Path(str(training.output_dir))
+    resume = resume_point(training)
+    if output.is_file():
+        yield f"`output_dir` {str(output)!r} is a file; name a folder."
+    elif (output / "adapt.json").exists():
+        yield f"`output_dir` {str(output)!r} holds a finished run. Choose another directory."
+    elif resume is None and any(output.glob("checkpoint-*")):
+        yield (
+            f"`output_dir` {str(output)!r} holds checkpoints of a run. Pass `--resume_from_checkpoint true` to go on "
+            "with it, or choose another directory."
+        )
+    elif resume is True and last_complete_checkpoint(output, num_processes=training.world_size) is None:
+        yield (
+            f"`resume_from_checkpoint` is true, but `output_dir` {str(output)!r} has no complete checkpoint of "
+            f"{training.world_size} process(es). Leave it out to start afresh."
+        )
+    elif isinstance(resume, str) and not Path(resume).is_dir():
+        yield f"`resume_from_checkpoint` is {resume!r}, which is no folder. Name a checkpoint, or pass true."
+
+
+def resume_point(training: MagnetTrainingArguments) -> str | bool | None:
+    """`resume_from_checkpoint` as the trainer takes it: `True` for the newest, a folder, or `None`."""
+    wish = training.resume_from_checkpoint
+    return {"true": True, "false": None}.get(str(wish).lower(), wish)
+
+
+def open_tokenizer(adapt: AdaptArguments) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model, once it is certain that the two can be adapted; no weights are read.
+
+    Raises:
+        ValueError: another architecture, no tokenizer or one that does not fit, no mask token, or rows too long.
+    """
+    path = adapt.model_name_or_path
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(path)
+    except OSError as error:
+        raise ValueError(
+            f"`model_name_or_path` is {path!r}, where no model can be read ({error}). Name a folder or a Hub id."
+        ) from error
+    family: Any = MagnetLlamaForCausalLM.config_class
+    check_is_our_decoder(config, expected=family.model_type, path=path)
+    config = family.from_dict(config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path!r} has no tokenizer that can be read ({error}). Put the model's own there."
+        ) from error
+    check_tokenizer_fits(tokenizer, config.vocab_size)
+    known = (getattr(config, "magnet", None) or {}).get("mask_token_id")
+    if known is None or adapt.mask_token is not None:
+        resolve_mask_token(tokenizer, adapt.mask_token)
+    if adapt.max_length > config.max_position_embeddings:
+        raise ValueError(
+            f"`max_length` is {adapt.max_length}, but the model has positions for {config.max_position_embeddings} "
+            "tokens. Lower it."
+        )
+    return tokenizer
+
+
+def read_texts(adapt: AdaptArguments) -> tuple[Dataset, Dataset | None]:
+    """Texts to train on, and held-out ones where they are named."""
+    read: dict[str, Any] = {"text_column": adapt.text_column, "config_name": adapt.dataset_config}
+    texts = load_texts(_source(adapt.train_texts), split=adapt.train_split, limit=adapt.train_limit, **read)
+    if not adapt.eval_texts:
+        return texts, None
+    return texts, load_texts(_source(adapt.eval_texts), split=adapt.eval_split, **read)
+
+
+def _source(names: list[str]) -> str | list[str]:
+    """One name may be a Hub id; several are files."""
+    return names[0] if len(names) == 1 else names
+
+
 def read_pairs(adapt: AdaptArguments, training: MagnetTrainingArguments, texts: Dataset) -> Dataset | None:
-    """The contrastive pairs the arguments ask for; none where no phase uses them."""
+    """The contrastive pairs the arguments ask for; none where no phase uses them.
+
+    For paraphrases these are the lines that will be paraphrased, paired with themselves: as many as there will be.
+    """
     if not training.uses_contrastive_loss:
         return None
-    if adapt.pairs == "dropout":
-        return dropout_pairs(texts, limit=adapt.pair_limit)
-    if adapt.pairs == "paraphrase":
-        return paraphrase_pairs(
-            texts,
-            model_id=adapt.paraphraser,
-            output_path=Path(str(training.output_dir)) / "paraphrases.jsonl",
-            limit=adapt.pair_limit,
-        )
+    if adapt.pairs in ("dropout", "paraphrase"):
+        return dropout_pairs(texts, min_words=adapt.pair_min_words, limit=adapt.pair_limit)
     columns = None if adapt.pair_columns is None else (adapt.pair_columns[0], adapt.pair_columns[1])
     return load_pairs(
-        adapt.pairs, columns=columns, label_column=adapt.pair_label_column, limit=adapt.pair_limit
+        adapt.pairs,
+        columns=columns,
+        label_column=adapt.pair_label_column,
+        config_name=adapt.pair_config,
+        limit=adapt.pair_limit,
     )
+
+
+def write_paraphrases(adapt: AdaptArguments, training: MagnetTrainingArguments, texts: Dataset) -> Dataset:
+    """Paraphrase the lines; a killed run goes on where it was."""
+    return paraphrase_pairs(
+        texts,
+        model_id=adapt.paraphraser,
+        output_path=Path(str(training.output_dir)) / "paraphrases.jsonl",
+        min_words=adapt.pair_min_words,
+        limit=adapt.pair_limit,
+    )
+
+
+def remember_prompt(model: PreTrainedModel, prompt: str) -> None:
+    """Make the prompt of the contrastive training the one that `encode` and sentence-transformers use by default."""
+    if prompt:
+        model.config.magnet["prompts"]["sentence"] = join_prompt(prompt, "")
+    model.config.magnet["default_prompt_name"] = "sentence" if prompt else None
 
 
 def parse_arguments(arguments: list[str]) -> tuple[AdaptArguments, LoraArguments, MagnetTrainingArguments]:
     """From one JSON file, JSON and overriding options behind it, or options alone."""
     parser = HfArgumentParser((AdaptArguments, LoraArguments, MagnetTrainingArguments))  # type: ignore[arg-type]
     if arguments and arguments[0].endswith(".json"):
-        values = {k: v for k, v in json.loads(Path(arguments[0]).read_text()).items() if not k.startswith("_")}
-        flags: list[str] = []
-        for name, value in values.items():
-            if value is None:
-                continue
-            items = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-            flags += [f"--{name}", *map(str, items)]
-        arguments = flags + arguments[1:]
+        arguments = [*_flags_of(Path(arguments[0])), *arguments[1:]]
     return parser.parse_args_into_dataclasses(arguments)  # type: ignore[return-value]
+
+
+def _flags_of(recipe: Path) -> list[str]:
+    """A JSON file as options; keys with an underscore in front are comments.
+
+    Raises:
+        ValueError: the file is not there or is not a JSON object.
+    """
+    try:
+        values = json.loads(recipe.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{str(recipe)!r} cannot be read as JSON ({error}). Name one file of arguments.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{str(recipe)!r} holds a JSON {type(values).__name__}; expected an object of arguments.")
+    flags: list[str] = []
+    for name, value in values.items():
+        if name.startswith("_") or value is None:
+            continue
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        else:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -141,25 +283,75 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     check_arguments(adapt, training)
     set_seed(training.seed)
     started = time.perf_counter()
+    trainer = build_trainer(adapt, lora, training)
+    rows, pairs = len(trainer.train_dataset), len(trainer.pair_dataset or ())
+    if training.should_save:
+        print(f"{rows:,} rows of up to {adapt.max_length} tokens, {pairs:,} pairs", flush=True)
+    trainer.train(resume_from_checkpoint=resume_point(training))
+    last = trainer.state.global_step
+    if trainer.eval_dataset is not None and not any(
+        "eval_loss" in log and log["step"] == last for log in trainer.state.log_history
+    ):
+        trainer.evaluate()
+    report = {
+        "arguments": {**training.to_dict(), **vars(lora), **vars(adapt)},
+        "log_history": trainer.state.log_history,
+        "rows": rows,
+        "pairs": pairs,
+        "seconds": time.perf_counter() - started,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "processes": training.world_size,
+    }
+    if training.should_save:
+        finished = trainer.accelerator.unwrap_model(trainer.model)
+        if lora.use_lora:
+            finished = finished.merge_and_unload()
+        finished.save_pretrained(training.output_dir)
+        scratch = Path(str(training.output_dir)) / ".adapt.json"
+        scratch.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        os.replace(scratch, scratch.with_name("adapt.json"))
+        print(f"adapt: OK ({training.output_dir}; {report['seconds']:.0f} s)", flush=True)
+    return report
+
+
+def build_trainer(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTrainingArguments) -> MagnetTrainer:
+    """Read everything a run needs, cheap things first, so that what cannot work is refused early."""
+    tokenizer = open_tokenizer(adapt)
+    cut: dict[str, Any] = {"max_length": adapt.max_length, "concatenate": adapt.concatenate_texts}
+    # One process fills the cache of the data sets, the others read it.
+    with training.main_process_first(desc="reading texts"):
+        texts, eval_texts = read_texts(adapt)
+        pairs = read_pairs(adapt, training, texts)
+        eval_blocks = None if eval_texts is None else texts_to_blocks(eval_texts, tokenizer, **cut)
+        if eval_blocks is not None and adapt.eval_limit is not None:
+            eval_blocks = eval_blocks.select(range(min(len(eval_blocks), adapt.eval_limit)))
+        blocks = texts_to_blocks(texts, tokenizer, **cut)
     model = MagnetLlamaForCausalLM.from_pretrained(
         adapt.model_name_or_path,
         mask_token=adapt.mask_token,
         attn_implementation=adapt.attn_implementation,
         dtype=getattr(torch, adapt.dtype),
     )
-    tokenizer = model.tokenizer
-    with training.main_process_first(desc="reading texts"):
-        read = {"text_column": adapt.text_column, "config_name": adapt.dataset_config}
-        texts = load_texts(adapt.train_texts, limit=adapt.train_limit, **read)
-        cut = {"max_length": adapt.max_length, "concatenate": adapt.concatenate_texts}
-        blocks = texts_to_blocks(texts, tokenizer, **cut)
-        eval_blocks = None
-        if adapt.eval_texts:
-            eval_blocks = texts_to_blocks(load_texts(adapt.eval_texts, **read), tokenizer, **cut)
-            eval_blocks = eval_blocks.select(range(min(len(eval_blocks), adapt.eval_limit or len(eval_blocks))))
-        pairs = read_pairs(adapt, training, texts)
-    print(f"{len(blocks):,} rows of up to {adapt.max_length} tokens, {len(pairs or ()):,} pairs", flush=True)
-    trainer = MagnetTrainer(
+    model.tokenizer = tokenizer
+    if training.uses_contrastive_loss:
+        remember_prompt(model, training.contrastive_prompt)
+    if training.uses_contrastive_loss and adapt.pairs == "paraphrase":
+        # It takes hours: whatever the trainer would refuse is refused before.
+        check_run(
+            model,
+            args=training,
+            data_collator=None,
+            train_dataset=blocks,
+            pair_dataset=pairs,
+            eval_pair_dataset=None,
+            tokenizer=tokenizer,
+        )
+        with training.main_process_first(desc="paraphrasing"):
+            pairs = write_paraphrases(adapt, training, texts)
+    # The first evaluation is what the base can do; a resumed run has it in its history.
+    training.eval_on_start = eval_blocks is not None and resume_point(training) is None
+    return MagnetTrainer(
         model=apply_lora(model, lora),
         args=training,
         train_dataset=blocks,
@@ -167,31 +359,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         pair_dataset=pairs,
         processing_class=tokenizer,
     )
-    resume = training.resume_from_checkpoint
-    if resume is None and eval_blocks is not None:
-        trainer.evaluate()
-    trainer.train(resume_from_checkpoint=True if resume in ("true", "True") else resume)
-    if eval_blocks is not None and "eval_loss" not in trainer.state.log_history[-2]:
-        trainer.evaluate()
-    report = {
-        "arguments": {**vars(adapt), **vars(lora), "loss_phases": training.loss_phases},
-        "log_history": trainer.state.log_history,
-        "rows": len(blocks),
-        "pairs": len(pairs or ()),
-        "seconds": time.perf_counter() - started,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
-    finished = trainer.accelerator.unwrap_model(trainer.model)
-    if lora.use_lora:
-        finished = finished.merge_and_unload()
-    finished.save_pretrained(training.output_dir, is_main_process=training.should_save)
-    if training.should_save:
-        scratch = Path(str(training.output_dir)) / ".adapt.json"
-        scratch.write_text(json.dumps(report, indent=1) + "\n")
-        os.replace(scratch, scratch.with_name("adapt.json"))
-        print(f"adapt: OK ({training.output_dir}; {report['seconds']:.0f} s)")
-    return report
 
 
 if __name__ == "__main__":
