@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 # Texts that tokenise to themselves in front of nearly anything, tried in turn to hide a text's beginning.
 ANCHORS = ("\n", "a", "0", ".", " ")
-# Tokens in front of a fill that can change how its first token is written.
+# Tokens in front of a fill that can change how its first token is written; more where these begin inside a character.
 DECODE_CONTEXT = 8
 
 
@@ -116,6 +116,10 @@ def decode_fill(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], fill:
     """
     context = list(before[-DECODE_CONTEXT:])
     without = str(tokenizer.decode(context, clean_up_tokenization_spaces=False))
+    # Byte tokens that begin inside a character garble every byte token behind them, the fill's own included.
+    while without.startswith("\ufffd") and len(context) < len(before):
+        context = list(before[-2 * len(context) :])
+        without = str(tokenizer.decode(context, clean_up_tokenization_spaces=False))
     together = str(tokenizer.decode([*context, *fill], clean_up_tokenization_spaces=False))
     if together.startswith(without):
         return together[len(without) :]
