@@ -1,0 +1,241 @@
+"""`examples/adapt.py`, from its command line to the checkpoint it leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from examples import adapt
+
+from .tiny_run import save_plain_llama, tiny_options
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FULL, LORA = ["--use_lora=false"], ["--lora_r=2", "--lora_dropout=0.1"]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    """No cached data set of another test."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def plain_llama(tmp_path, tiny_tokenizer) -> Path:
+    return save_plain_llama(tmp_path / "base", tiny_tokenizer)
+
+
+@pytest.fixture
+def options(tmp_path, plain_llama) -> list[str]:
+    return tiny_options(tmp_path, model=plain_llama)
+
+
+# ---- What a run leaves ----
+
+
+@pytest.mark.parametrize("training", [FULL, LORA], ids=["full", "lora"])
+def test_a_run_leaves_one_checkpoint_that_encodes_infills_and_is_a_stock_llama(tmp_path, options, training, capsys):
+    adapt.main([*options, *training])
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"adapt: OK ({tmp_path / 'run'}; ")
+
+    model = AutoModel.from_pretrained(tmp_path / "run", trust_remote_code=True)
+    assert model.encode(["the cat sat", "a dog ran"]).shape == (2, 16)
+    assert isinstance(model.infill("the cat ", " by the river", max_new_tokens=3), str)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    assert type(stock) is LlamaForCausalLM
+    base = load_file(tmp_path / "base" / "model.safetensors")
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    assert weights.keys() == base.keys()
+    changed = {name for name, weight in weights.items() if not torch.equal(weight, base[name])}
+    linear = {name for name in base if "_proj" in name}
+    assert changed == (set(base) if training is FULL else linear)
+
+
+def test_the_report_tells_what_was_measured_before_during_and_after(tmp_path, options):
+    adapt.main([*options, *FULL, "--eval_strategy=steps", "--eval_steps=4"])
+    report = json.loads((tmp_path / "run" / "adapt.json").read_text())
+    measured = {log["step"]: log for log in report["log_history"] if "eval_infilling_perplexity" in log}
+    assert sorted(measured) == [0, 4, 6]
+    assert measured[6]["eval_loss_mntp"] < measured[0]["eval_loss_mntp"]
+    assert [log["step"] for log in report["log_history"] if "loss_sscl" in log] == [6]
+    assert report["arguments"]["max_length"] == 64
+    assert report["arguments"]["learning_rate"] == 1e-3
+    assert report["pairs"] == 40
+
+
+@pytest.mark.parametrize(
+    ("prompt", "stored", "default"),
+    [
+        ("Represent this", "Represent this: ", "sentence"),
+        ("", "Given the sentence, find its representation: ", None),
+    ],
+)
+def test_the_prompt_of_training_becomes_the_default_prompt_of_encode(tmp_path, options, prompt, stored, default):
+    adapt.main([*options, *FULL, f"--contrastive_prompt={prompt}"])
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["magnet"]["prompts"] == {"sentence": stored}
+    assert config["magnet"]["default_prompt_name"] == default
+    sidecar = json.loads((tmp_path / "run" / "config_sentence_transformers.json").read_text())
+    assert (sidecar["prompts"], sidecar["default_prompt_name"]) == ({"sentence": stored}, default)
+
+
+def test_pairs_come_from_two_columns_of_a_file(tmp_path, options):
+    pairs = tmp_path / "pairs.tsv"
+    rows = [f"{n % 2}\tthe {n} cats sat\tthere were {n} cats\n" for n in range(10)]
+    pairs.write_text("label\tfirst\tsecond\n" + "".join(rows))
+    report = adapt.main([*options, *FULL, f"--pairs={pairs}", "--pair_label_column=label", "--view_dropout=0"])
+    assert report["pairs"] == 5
+
+
+# ---- Interruption ----
+
+
+@pytest.mark.parametrize("training", [FULL, LORA], ids=["full", "lora"])
+def test_a_killed_run_that_is_resumed_ends_with_the_same_bytes(tmp_path, options, training):
+    options = [*options, *training, "--save_strategy=steps", "--save_steps=6", "--save_total_limit=3"]
+    options += ["--loss_phases", "10:1,0,1", "80:1,9,1"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    adapt.main([*options, f"--output_dir={whole}"])
+
+    command = [sys.executable, str(REPOSITORY / "examples" / "adapt.py"), *options, f"--output_dir={killed}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 300
+        while not (killed / "checkpoint-18" / "trainer_state.json").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (killed / "adapt.json").exists()
+
+    with pytest.raises(ValueError, match="holds checkpoints of a run. Pass `--resume_from_checkpoint true`"):
+        adapt.main([*options, f"--output_dir={killed}"])
+    adapt.main([*options, f"--output_dir={killed}", "--resume_from_checkpoint=true"])
+    assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    losses = [
+        [
+            (log["step"], log["loss"])
+            for log in json.loads((run / "adapt.json").read_text())["log_history"]
+            if "loss" in log
+        ]
+        for run in (whole, killed)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_finished_run_is_never_overwritten(tmp_path, options):
+    adapt.main([*options, *FULL])
+    before = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
+    for more in ([], ["--resume_from_checkpoint=true"]):
+        with pytest.raises(ValueError, match="holds a finished run. Choose another directory"):
+            adapt.main([*options, *FULL, *more])
+    assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == before
+
+
+# ---- Bad input: one clear error, and nothing written ----
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--loss_phases", "4:0,0,0"], "0"),
+        (["--min_span_tokens=9", "--max_span_tokens=8"], "min_span_tokens"),
+        (["--min_span_tokens=70", "--max_span_tokens=80"], "`min_span_tokens` is 70.*longest row of `train_dataset`"),
+        (["--view_dropout=0"], "both views would be the same"),
+        (["--pair_columns", "a", "b"], "makes its own pairs"),
+        (["--pairs=pairs.tsv", "--pair_columns", "a", "a"], "name two different columns"),
+        (["--pairs=nowhere.tsv", "--view_dropout=0"], "nowhere.tsv.*no data file there"),
+        (["--pair_min_words=1000"], "line of at least `min_words`=1000 words"),
+        (["--contrastive_batch_size=64"], "40 pairs, but one contrastive batch takes 64"),
+        (["--contrastive_max_length=10"], "`contrastive_max_length` is 10"),
+        (["--dtype=int8"], "`dtype` is 'int8'; pass one of"),
+        (["--attn_implementation=flash_attention_2"], "pass one of.*sdpa"),
+        (["--attn_implementation=flex_attention"], "no backward pass on the CPU"),
+        (["--max_length=512"], "`max_length` is 512, but the model has positions for 256"),
+        (["--mask_token=absent"], "No mask token"),
+        (["--text_column=body"], "no column 'body'; its columns are 'text'"),
+        (["--train_texts=nowhere.txt"], "nowhere.txt.*no data file there"),
+        (["--model_name_or_path=./nowhere"], "./nowhere.*no model can be read"),
+        (["--eval_limit=0"], "`eval_limit` is 0"),
+        (["--resume_from_checkpoint=true"], "no complete checkpoint"),
+        (["--resume_from_checkpoint=elsewhere"], "'elsewhere', which is no folder"),
+        (["--lora_r=0"], "`lora_r` is 0"),
+        (["--no_such_option=1"], "no_such_option"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_bad_input_is_one_value_error_and_writes_nothing(tmp_path, options, changes, message):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        adapt.main([*options, *changes])
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_contradictions_are_told_together(options):
+    with pytest.raises(ValueError) as error:
+        adapt.main([*options, "--view_dropout=0", "--dtype=int8", "--eval_limit=0"])
+    assert str(error.value).count("\n- ") == 3
+
+
+def test_a_corpus_without_a_usable_line_is_refused_before_the_weights_are_read(tmp_path, options):
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"not read")
+    empty = tmp_path / "empty.txt"
+    empty.write_text(" \n\n\t\n")
+    with pytest.raises(ValueError, match="empty.txt"):
+        adapt.main([*options, f"--train_texts={empty}"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_texts_too_short_for_a_row_are_refused(tmp_path, options):
+    short = tmp_path / "short.txt"
+    short.write_text("a cat\na dog\n")
+    with pytest.raises(ValueError, match="min_words|min_length|short"):
+        adapt.main([*options, f"--train_texts={short}"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_is_no_llama_is_refused_before_its_weights_are_read(tmp_path, options):
+    BertConfig().save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match="a model of type 'bert'"):
+        adapt.main(options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path, options, tiny_tokenizer: PreTrainedTokenizerFast):
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"not read")
+    config_file = tmp_path / "base" / "config.json"
+    config = json.loads(config_file.read_text())
+    config_file.write_text(json.dumps({**config, "vocab_size": len(tiny_tokenizer) - 1}))
+    with pytest.raises(ValueError, match=f"tokenizer has {len(tiny_tokenizer)} tokens"):
+        adapt.main(options)
+
+
+def test_a_model_without_a_tokenizer_is_refused(tmp_path, options):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "base" / name).unlink()
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        adapt.main(options)
+
+
+@pytest.mark.parametrize(("content", "message"), [("{", "cannot be read as JSON"), ("[1]", "expected an object")])
+def test_a_recipe_that_is_no_object_is_refused(tmp_path, content, message):
+    (tmp_path / "recipe.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        adapt.parse_arguments([str(tmp_path / "recipe.json")])
+
+
+def test_options_behind_a_recipe_override_it(tmp_path):
+    recipe = {"_note": 1, "model_name_or_path": "m", "train_texts": ["a", "b"], "output_dir": "o", "use_cpu": True}
+    (tmp_path / "recipe.json").write_text(json.dumps({**recipe, "contrastive_prompt": "", "eval_texts": None}))
+    arguments, _, training = adapt.parse_arguments([str(tmp_path / "recipe.json"), "--train_texts", "c"])
+    assert arguments.train_texts == ["c"]
+    assert arguments.eval_texts is None
+    assert (training.contrastive_prompt, training.use_cpu, training.output_dir) == ("", True, "o")
