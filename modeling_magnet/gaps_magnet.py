@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from transformers import PreTrainedTokenizerBase
 
@@ -71,8 +72,8 @@ def lay_out(
     """
     if not any(pieces):
         raise ValueError("There is no text around the gap: prefix and suffix are empty. Use `model.generate`.")
-    if min(gap_lengths) < 1:
-        raise ValueError(f"Gaps of {list(gap_lengths)} tokens were asked for; each needs at least 1.")
+    if not all(isinstance(length, Integral) and length >= 1 for length in gap_lengths):
+        raise ValueError(f"Gaps of {list(gap_lengths)} tokens were asked for; each needs an integer of at least 1.")
     token_ids = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     token_ids += tokenizer(pieces[0], add_special_tokens=False, verbose=False)["input_ids"] if pieces[0] else []
     if not token_ids:

@@ -125,7 +125,7 @@ class InfillingMixin(CheckpointMixin):
             blanks = len(parts) - 1
             if blanks == 0:
                 raise ValueError(f"Text {index} has no blank {blank!r}. Mark the gap, or pass `blank=`.")
-            lengths = [max_new_tokens] * blanks if isinstance(max_new_tokens, int) else list(max_new_tokens)
+            lengths = list(max_new_tokens) if isinstance(max_new_tokens, Sequence) else [max_new_tokens] * blanks
             if len(lengths) != blanks:
                 raise ValueError(f"`max_new_tokens` has {len(lengths)} numbers; text {index} has {blanks} blanks.")
             gap_lengths.append(lengths)
@@ -238,16 +238,10 @@ class InfillingMixin(CheckpointMixin):
         return tokens, logprobs
 
     def _ids_outside_text(self) -> list[int]:
-        """BOS, EOS and padding: a fill has none of them, whatever the model says."""
-        ids: set[int] = set()
+        """EOS and every other special token: a fill has none of them, whatever the model says."""
+        ids = set(self.tokenizer.all_special_ids)
         for value in (self.generation_config.eos_token_id, self.config.eos_token_id):
             ids.update(value if isinstance(value, list) else [] if value is None else [value])
-        tokenizer = self.tokenizer
-        ids.update(
-            value
-            for value in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-            if value is not None
-        )
         return sorted(token_id for token_id in ids if token_id < self.config.vocab_size)
 
 
