@@ -50,8 +50,13 @@ def check_is_our_decoder(values: dict[str, Any], *, expected: str, path: str) ->
     """Refuse a checkpoint of another architecture before its weights are read.
 
     Raises:
-        ValueError: naming both model types.
+        ValueError: naming both model types, or that there is no config to read one from.
     """
+    if not values:
+        raise ValueError(
+            f"{path!r} has no config.json, so it holds no model, or one whose saving was interrupted. Name another "
+            "directory or Hub id."
+        )
     if values.get("model_type") != expected:
         raise ValueError(
             f"{path!r} holds a model of type {values.get('model_type')!r}; this class adapts {expected!r}. "
@@ -105,7 +110,7 @@ class CheckpointMixin(_Host):
             kwargs: As in transformers. Revision, token and subfolder reach the tokenizer, too.
 
         Raises:
-            ValueError: another architecture, or a vocabulary without a mask token.
+            ValueError: another architecture, a vocabulary without a mask token, or no tokenizer to look it up in.
         """
         path = str(pretrained_model_name_or_path)
         arguments = {name: kwargs[name] for name in SOURCE_ARGUMENTS if kwargs.get(name) is not None}
@@ -119,6 +124,11 @@ class CheckpointMixin(_Host):
         source = TokenizerSource(path, arguments)
         settings = MagnetSettings.from_dict(values.get("magnet") or {})
         tokenizer = source.find() if settings.mask_token_id is None or mask_token is not None else None
+        if tokenizer is None and mask_token is not None:
+            raise ValueError(
+                f"mask_token={mask_token!r} was given, but there is no tokenizer at {path!r} to look it up in. Put "
+                "the tokenizer's files there, or set `model.tokenizer` after loading."
+            )
         if tokenizer is not None:
             settings.mask_token, settings.mask_token_id = resolve_mask_token(tokenizer, mask_token)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)

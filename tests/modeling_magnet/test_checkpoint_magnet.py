@@ -1,0 +1,259 @@
+"""Saved and loaded: what is in the directory, who can read it, and what is left when a save is interrupted."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BertConfig, LlamaForCausalLM
+
+from modeling_magnet import MagnetLlamaForCausalLM
+
+IDS = torch.tensor([[1, 40, 41, 42, 43, 44]])
+
+
+def variant(model, *, tied=False, head=None):
+    """A model of the tiny size with tied embeddings or a contrastive head, and the same tokenizer."""
+    config = copy.deepcopy(model.config)
+    config.tie_word_embeddings = tied
+    config.magnet["contrastive_head"] = head
+    torch.manual_seed(1)
+    other = MagnetLlamaForCausalLM(config).eval()
+    other.tokenizer = model.tokenizer
+    return other
+
+
+def stored_keys(directory):
+    """Names of all tensors in the main weights."""
+    keys = set()
+    for file in directory.glob("model*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            keys |= set(tensors.keys())
+    return keys
+
+
+@torch.no_grad()
+def behaviour(model):
+    """Everything that must survive a round trip, as numbers and text."""
+    return {
+        "causal": model(IDS).logits.numpy(),
+        "bidirectional": model(IDS, mode="bidirectional").last_hidden_state.numpy(),
+        "embedding": model.encode(["A cat.", ""]),
+        "words": model.encode_words(["A", "cat"]),
+        "fill": np.array(model.infill("The cat", " mat.", max_new_tokens=5)),
+    }
+
+
+def assert_same_behaviour(model, other):
+    expected, given = behaviour(model), behaviour(other)
+    for name in expected:
+        np.testing.assert_array_equal(given[name], expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize("head", [None, "tanh"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_a_round_trip_changes_nothing(tiny_model, tmp_path, tied, head):
+    model = variant(tiny_model, tied=tied, head=head)
+    model.save_pretrained(tmp_path / "saved")
+    loaded, report = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not loaded.training
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert_same_behaviour(model, loaded)
+    assert loaded.magnet_settings == model.magnet_settings
+    again = tmp_path / "again"
+    loaded.save_pretrained(again)
+    names = sorted(str(file.relative_to(again)) for file in again.rglob("*"))
+    assert names == sorted(str(file.relative_to(tmp_path / "saved")) for file in (tmp_path / "saved").rglob("*"))
+    for name in names:
+        # Transformers notes in the tokenizer's config that it came from a local file.
+        if (again / name).is_file() and name != "tokenizer_config.json":
+            assert (again / name).read_bytes() == (tmp_path / "saved" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("head", [None, "tanh"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_without_remote_code_it_is_a_stock_llama(tiny_model, tmp_path, tied, head):
+    model = variant(tiny_model, tied=tied, head=head)
+    model.save_pretrained(tmp_path)
+    stock, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True, trust_remote_code=False)
+    assert type(stock) is LlamaForCausalLM
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    with torch.no_grad():
+        assert torch.equal(stock(IDS).logits, model(IDS).logits)
+    stock.save_pretrained(tmp_path / "stock")
+    assert stored_keys(tmp_path) == stored_keys(tmp_path / "stock")
+    assert not any("sscl_head" in key for key in stored_keys(tmp_path))
+    assert (tmp_path / "2_Dense").exists() == (head is not None)
+    trunk, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True, trust_remote_code=False)
+    assert not report["missing_keys"] and type(trunk).__name__ == "LlamaModel"
+
+
+def test_a_plain_llama_becomes_a_checkpoint(real_llama, tmp_path):
+    model = MagnetLlamaForCausalLM.from_pretrained(real_llama)
+    model.save_pretrained(tmp_path)
+    loaded = MagnetLlamaForCausalLM.from_pretrained(tmp_path)
+    assert_same_behaviour(model, loaded)
+    assert loaded.magnet_settings.mask_token == model.magnet_settings.mask_token
+
+
+def test_config_json_names_both_lives(tiny_model, tmp_path):
+    tiny_model.config.magnet["prompts"]["query"] = "Find: "
+    before = copy.deepcopy(tiny_model.config.to_dict())
+    tiny_model.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    ours = "modeling_magnet.MagnetLlamaForCausalLM"
+    assert values["model_type"] == "llama"
+    assert values["architectures"] == ["LlamaForCausalLM"]
+    assert values["auto_map"] == {"AutoModel": ours, "AutoModelForCausalLM": ours}
+    assert values["is_causal"] is True
+    assert values["magnet"] == tiny_model.magnet_settings.to_dict()
+    changed = {name for name, value in tiny_model.config.to_dict().items() if before.get(name) != value}
+    assert changed <= {"architectures", "dtype"}, "transformers notes both; nothing else changes"
+
+
+def test_loading_leaves_the_callers_config_alone(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    before = copy.deepcopy(config.to_dict())
+    MagnetLlamaForCausalLM.from_pretrained(tmp_path, config=config)
+    MagnetLlamaForCausalLM(config)
+    assert config.to_dict() == before
+
+
+def test_saving_over_a_checkpoint_replaces_it(tiny_model, tmp_path):
+    other = variant(tiny_model, tied=True, head="tanh")
+    (tmp_path / "notes.txt").write_text("kept")
+    for model, arguments in (
+        (tiny_model, {"max_shard_size": "20KB"}),
+        (other, {}),
+        (tiny_model, {}),
+        (other, {"max_shard_size": "20KB"}),
+    ):
+        model.save_pretrained(tmp_path, **arguments)
+        shards = list(tmp_path.glob("model-*.safetensors"))
+        assert bool(shards) == bool(arguments) == (tmp_path / "model.safetensors.index.json").exists()
+        assert_same_behaviour(model, MagnetLlamaForCausalLM.from_pretrained(tmp_path))
+    assert (tmp_path / "notes.txt").read_text() == "kept"
+
+
+def test_a_model_can_be_saved_where_it_came_from(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    loaded = MagnetLlamaForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        loaded.lm_head.weight.mul_(2)
+    loaded.save_pretrained(tmp_path)
+    assert_same_behaviour(loaded, MagnetLlamaForCausalLM.from_pretrained(tmp_path))
+
+
+def test_an_interrupted_save_leaves_the_old_checkpoint(tiny_model, tmp_path):
+    target = tmp_path / "checkpoint"
+    tiny_model.save_pretrained(target)
+    files = {file: file.read_bytes() for file in target.rglob("*") if file.is_file()}
+    other = variant(tiny_model, tied=True)
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    other.tokenizer = copy.deepcopy(tiny_model.tokenizer)
+    other.tokenizer.save_pretrained = interrupt  # by now the new weights are written
+    with pytest.raises(KeyboardInterrupt):
+        other.save_pretrained(target)
+    assert {file: file.read_bytes() for file in target.rglob("*") if file.is_file()} == files
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint"], "nothing half-written stays beside it"
+    assert_same_behaviour(tiny_model, MagnetLlamaForCausalLM.from_pretrained(target))
+    with pytest.raises(KeyboardInterrupt):
+        other.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_save_that_stops_among_the_renames_is_never_a_mixture(tiny_model, tmp_path, monkeypatch):
+    import os
+
+    other, replace = variant(tiny_model, tied=True), os.replace
+    for allowed in (0, 1, 5, 10, 10**6):
+        target = tmp_path / str(allowed)
+        tiny_model.save_pretrained(target)
+        calls = iter(range(10**6))
+
+        def stop_later(source, destination, calls=calls, allowed=allowed):
+            if next(calls) >= allowed:
+                raise OSError("disk gone")
+            replace(source, destination)
+
+        monkeypatch.setattr(os, "replace", stop_later)
+        finished = True
+        try:
+            other.save_pretrained(target)
+        except OSError:
+            finished = False
+        monkeypatch.setattr(os, "replace", replace)
+        if finished:
+            assert_same_behaviour(other, MagnetLlamaForCausalLM.from_pretrained(target))
+        else:
+            with pytest.raises((OSError, ValueError), match="config.json"):
+                MagnetLlamaForCausalLM.from_pretrained(target)
+
+
+def test_only_the_main_process_writes(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "saved", is_main_process=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_may_be_handed_in(tiny_model, tmp_path):
+    weights = {name: tensor * 2 for name, tensor in variant(tiny_model, head="tanh").state_dict().items()}
+    assert any(name.startswith("sscl_head.") for name in weights)
+    tiny_model.save_pretrained(tmp_path, state_dict=weights)
+    loaded = MagnetLlamaForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded.lm_head.weight, weights["lm_head.weight"])
+    assert not any("sscl_head" in key for key in stored_keys(tmp_path))
+
+
+def test_half_precision_and_subfolders_survive(tiny_model, tmp_path):
+    variant(tiny_model, head="tanh").save_pretrained(tmp_path / "full")
+    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "full", dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "inner")
+    loaded = MagnetLlamaForCausalLM.from_pretrained(tmp_path, subfolder="inner")
+    assert loaded.dtype == torch.bfloat16 and loaded.sscl_head.linear.weight.dtype == torch.bfloat16
+    np.testing.assert_array_equal(loaded.encode("A cat."), model.encode("A cat."))
+    assert MagnetLlamaForCausalLM.from_pretrained(tmp_path / "inner", dtype=torch.float32).dtype == torch.float32
+
+
+def test_a_model_that_is_no_llama_is_refused_before_its_weights_are_read(tmp_path):
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds a model of type 'bert'; this class adapts 'llama'"):
+        MagnetLlamaForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_mask_token_needs_a_tokenizer(tiny_config, tmp_path):
+    LlamaForCausalLM(tiny_config).save_pretrained(tmp_path)
+    assert MagnetLlamaForCausalLM.from_pretrained(tmp_path).magnet_settings.mask_token is None
+    with pytest.raises(ValueError, match=r"mask_token='_' was given, but there is no tokenizer at"):
+        MagnetLlamaForCausalLM.from_pretrained(tmp_path, mask_token="_")
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    larger = copy.deepcopy(tiny_model.tokenizer)
+    larger.add_tokens(["<new>"])
+    larger.save_pretrained(str(tmp_path))
+    with pytest.raises(ValueError, match="has 301 tokens, but the model embeds 300"):
+        MagnetLlamaForCausalLM.from_pretrained(tmp_path).encode("A cat.")
+
+
+def test_a_newer_checkpoint_says_so(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["magnet"]["telepathy"] = True
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"Unknown MAGNET settings \['telepathy'\]"):
+        MagnetLlamaForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_target_that_is_a_file_is_refused(tiny_model, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file; expected a directory"):
+        tiny_model.save_pretrained(tmp_path / "file")
+    with pytest.raises(ValueError, match="`push_to_hub=True` is not supported"):
+        tiny_model.save_pretrained(tmp_path / "other", push_to_hub=True)
