@@ -1,0 +1,116 @@
+"""Each recipe is understood by `adapt.py`, and holds the values of the publication it is named after."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from examples.adapt import check_arguments, parse_arguments
+
+CONFIGS = Path(__file__).resolve().parents[2] / "examples" / "configs"
+
+# Khosla et al. 2025, section 4 and appendix.
+PAPER = {
+    "model_name_or_path": "meta-llama/Llama-2-7b-hf",
+    "train_texts": ["Salesforce/wikitext"],
+    "dataset_config": "wikitext-103-raw-v1",
+    "loss_phases": ["3400:1,0,1", "800:1,9,1"],
+    "max_steps": 4200,
+    "per_device_train_batch_size": 32,
+    "max_length": 512,
+    "mask_ratio": 0.2,
+    "mask_token_share": 0.8,
+    "random_token_share": 0.1,
+    "max_spans": 2,
+    "min_span_tokens": 4,
+    "max_span_tokens": 128,
+    "pairs": "paraphrase",
+    "pair_min_words": 21,
+    "contrastive_batch_size": 64,
+    "contrastive_max_length": 128,
+    "temperature": 0.1,
+    "use_lora": True,
+    "lora_r": 16,
+    "lora_alpha": 32,
+    "learning_rate": 3e-5,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_epsilon": 1e-8,
+    "bf16": True,
+    "attn_implementation": "sdpa",
+}
+
+# BehnamGhader et al. 2024: the two configurations for Llama-2 in their repository.
+LLM2VEC_MNTP = {
+    "model_name_or_path": "meta-llama/Llama-2-7b-chat-hf",
+    "dataset_config": "wikitext-103-raw-v1",
+    "loss_phases": ["1000:1,0,0"],
+    "per_device_train_batch_size": 32,
+    "max_length": 512,
+    "mask_ratio": 0.2,
+    "max_spans": 0,
+    "lora_r": 16,
+    "lora_alpha": 32,
+    "learning_rate": 5e-5,
+    "dtype": "bfloat16",
+}
+LLM2VEC_SIMCSE = {
+    "loss_phases": ["1000:0,1,0"],
+    "pairs": "dropout",
+    "view_dropout": 0.3,
+    "contrastive_batch_size": 128,
+    "contrastive_max_length": 128,
+    "temperature": 1 / 20,
+    "learning_rate": 3e-5,
+    "lora_r": 16,
+    "lora_alpha": 32,
+    "contrastive_head": "none",
+    "contrastive_prompt": "",
+    "dtype": "bfloat16",
+}
+PUBLISHED = {"llama2_7b_paper": PAPER, "llm2vec_mntp": LLM2VEC_MNTP, "llm2vec_simcse": LLM2VEC_SIMCSE}
+
+
+def read(name: str, output_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The JSON object, and all arguments it leads to, on a machine without a GPU."""
+    options = [str(CONFIGS / f"{name}.json"), f"--output_dir={output_dir}", "--use_cpu"]
+    adapt, lora, training = parse_arguments(options)
+    check_arguments(adapt, training)
+    values = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
+    return values, {**vars(training), **vars(lora), **vars(adapt)}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.json")))
+def test_every_value_of_a_recipe_arrives_as_it_is_written(name, tmp_path):
+    values, arguments = read(name, tmp_path)
+    for key, value in values.items():
+        if not key.startswith("_") and key not in ("output_dir", "report_to", "use_cpu"):
+            assert arguments[key] == value, key
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_recipe_has_the_published_values(name, tmp_path):
+    _, arguments = read(name, tmp_path)
+    assert {key: arguments[key] for key in PUBLISHED[name]} == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_value_of_a_published_recipe_names_its_source(name):
+    values = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
+    settings = {key for key in values if not key.startswith("_")}
+    assert set(values["_sources"]) - {"paper"} == settings
+
+
+def test_the_papers_recipe_is_the_default_of_every_argument_of_the_method(tmp_path):
+    _, recipe = read("llama2_7b_paper", tmp_path)
+    _, _, plain = parse_arguments(
+        ["--model_name_or_path=m", "--train_texts=t", f"--output_dir={tmp_path}", "--use_cpu"]
+    )
+    for name in ("loss_phases", "mask_ratio", "max_spans", "temperature", "contrastive_prompt", "learning_rate"):
+        assert getattr(plain, name) == recipe[name]
+
+
+def test_the_second_stage_of_llm2vec_begins_where_the_first_ends():
+    first, second = (json.loads((CONFIGS / f"llm2vec_{stage}.json").read_text()) for stage in ("mntp", "simcse"))
+    assert second["model_name_or_path"] == first["output_dir"]
