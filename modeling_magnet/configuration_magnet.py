@@ -17,7 +17,7 @@ class MagnetSettings:
     Args:
         mask_token (`str`, *optional*): Token that hides a context token in masked next-token prediction.
         mask_token_id (`int`, *optional*): Its id; `None` only while no tokenizer is known.
-        prompts (`dict[str, str]`): Named prompts of `encode`, each complete with its separator.
+        prompts (`dict[str, str]`): Named prompts of `encode`, put in front by `join_prompt`.
         default_prompt_name (`str`, *optional*): The prompt `encode` uses when none is asked for; `None` for no prompt.
         contrastive_head (`str`, *optional*): `"tanh"` when the projection trained with the contrastive loss was kept
             and applies to sentence embeddings; `None` when it was dropped (SimCSE's practice, the default).
@@ -71,6 +71,28 @@ class MagnetSettings:
         return asdict(self)
 
 
+def join_prompt(prompt: str | None, text: str) -> str:
+    """Prompt and text as one string, joined before tokenising.
+
+    A prompt that ends in white space is a template of the caller's own and is used as it is; otherwise a colon is
+    added where there is none, and a space.
+
+    Example:
+
+        >>> join_prompt("Retrieve semantically similar text", "A cat.")
+        'Retrieve semantically similar text: A cat.'
+        >>> join_prompt("Given the sentence, find its representation:", "A cat.")
+        'Given the sentence, find its representation: A cat.'
+        >>> join_prompt(None, "A cat.")
+        'A cat.'
+    """
+    if not prompt:
+        return text
+    if prompt[-1].isspace():
+        return prompt + text
+    return f"{prompt} {text}" if prompt.endswith(":") else f"{prompt}: {text}"
+
+
 def resolve_mask_token(tokenizer: PreTrainedTokenizerBase, mask_token: str | None = None) -> tuple[str, int]:
     """The token that hides a context token: the one asked for, else the tokenizer's own, else an underscore.
 
@@ -111,4 +133,4 @@ def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, vocab_size: int) ->
         )
 
 
-__all__ = ["DEFAULT_PROMPT", "MagnetSettings", "check_tokenizer_fits", "resolve_mask_token"]
+__all__ = ["DEFAULT_PROMPT", "MagnetSettings", "check_tokenizer_fits", "join_prompt", "resolve_mask_token"]

@@ -13,31 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
 from .checkpoint_magnet import CheckpointMixin
+from .configuration_magnet import join_prompt
 
 # A progress bar shorter than this many batches only flickers.
 PROGRESS_FROM_BATCHES = 16
-
-
-def join_prompt(prompt: str | None, text: str) -> str:
-    """Prompt and text as one string, joined before tokenising.
-
-    A prompt that ends in white space is a template of the caller's own and is used as it is; otherwise a colon is
-    added where there is none, and a space.
-
-    Example:
-
-        >>> join_prompt("Retrieve semantically similar text", "A cat.")
-        'Retrieve semantically similar text: A cat.'
-        >>> join_prompt("Given the sentence, find its representation:", "A cat.")
-        'Given the sentence, find its representation: A cat.'
-        >>> join_prompt(None, "A cat.")
-        'A cat.'
-    """
-    if not prompt:
-        return text
-    if prompt[-1].isspace():
-        return prompt + text
-    return f"{prompt} {text}" if prompt.endswith(":") else f"{prompt}: {text}"
 
 
 def tokenize_texts(
@@ -230,7 +209,6 @@ class EncodingMixin(CheckpointMixin):
 __all__ = [
     "EncodingMixin",
     "check_texts",
-    "join_prompt",
     "last_token_states",
     "pad_token_rows",
     "tokenize_texts",

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .configuration_magnet import MagnetSettings
+from .configuration_magnet import MagnetSettings, join_prompt
 
 POOLING_FOLDER = "1_Pooling"
 HEAD_FOLDER = "2_Dense"
@@ -46,7 +46,8 @@ def sidecar_contents(
         },
         "config_sentence_transformers.json": {
             "model_type": "SentenceTransformer",
-            "prompts": settings.prompts,
+            # The library puts a prompt in front as it is.
+            "prompts": {name: join_prompt(prompt, "") for name, prompt in settings.prompts.items()},
             "default_prompt_name": settings.default_prompt_name,
             "similarity_fn_name": "cosine",
         },

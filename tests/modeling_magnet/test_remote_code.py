@@ -1,0 +1,149 @@
+"""A saved directory in a clean process: outside the repository, without the package, with remote code and without."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_magnet import MagnetLlamaForCausalLM
+
+from .test_checkpoint_magnet import behaviour, variant
+
+# The order of the loads is the point: neither kind may change what a later load of the other returns.
+CLEAN_PROCESS = """
+import json, sys
+from pathlib import Path
+
+sys.modules["modeling_magnet"] = sys.modules["trainer"] = None  # importing either fails
+import numpy as np
+import torch
+from transformers import AutoModel, AutoModelForCausalLM
+
+IDS = torch.tensor([[1, 40, 41, 42, 43, 44]])
+
+
+@torch.no_grad()
+def behaviour(model):
+    return {
+        "causal": model(IDS).logits.numpy(),
+        "bidirectional": model(IDS, mode="bidirectional").last_hidden_state.numpy(),
+        "embedding": model.encode(["A cat.", ""]),
+        "words": model.encode_words(["A", "cat"]),
+        "fill": np.array(model.infill("The cat", " mat.", max_new_tokens=5)),
+    }
+
+
+report = {}
+for directory in map(Path, sys.argv[2:]):
+    kinds = {}
+    for turn in ("first", "second"):
+        for factory in (AutoModel, AutoModelForCausalLM):
+            remote, loading = factory.from_pretrained(directory, trust_remote_code=True, output_loading_info=True)
+            assert not loading["missing_keys"] and not loading["unexpected_keys"], loading
+            kinds[turn, factory.__name__, "remote"] = type(remote)
+            np.savez(f"{directory}-{turn}-{factory.__name__}.npz", **behaviour(remote))
+        stock, loading = AutoModelForCausalLM.from_pretrained(
+            directory, trust_remote_code=False, output_loading_info=True
+        )
+        assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), loading
+        kinds[turn, "AutoModelForCausalLM", "stock"] = type(stock)
+        kinds[turn, "AutoModel", "stock"] = type(AutoModel.from_pretrained(directory, trust_remote_code=False))
+        with torch.no_grad():
+            np.savez(f"{directory}-{turn}-stock.npz", causal=stock(IDS).logits.numpy())
+    # Saved from its remote class, it must still be whole.
+    remote.save_pretrained(f"{directory}-again")
+    again = AutoModel.from_pretrained(f"{directory}-again", trust_remote_code=True)
+    kinds["again", "AutoModel", "remote"] = type(again)
+    np.savez(f"{directory}-again.npz", **behaviour(again))
+    report[directory.name] = [[*key, f"{kind.__module__}.{kind.__qualname__}"] for key, kind in kinds.items()]
+Path(sys.argv[1]).write_text(json.dumps(report))
+"""
+
+
+@pytest.fixture(scope="module")
+def saved(_tiny_weights, tiny_tokenizer, tmp_path_factory):
+    """Checkpoints of every kind, and what a clean process made of them."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    _tiny_weights.tokenizer = tiny_tokenizer
+    models = {
+        "untied": _tiny_weights,
+        "tied": variant(_tiny_weights, tied=True),
+        "headed": variant(_tiny_weights, head="tanh"),
+    }
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "probe.py").write_text(CLEAN_PROCESS)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment |= {"HF_HOME": str(elsewhere / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment.pop("HF_MODULES_CACHE", None)
+    done = subprocess.run(
+        [sys.executable, "probe.py", "report.json", *(str(folder / name) for name in models)],
+        cwd=elsewhere,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return models, folder, json.loads((elsewhere / "report.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["untied", "tied", "headed"])
+def test_remote_code_behaves_as_the_package(saved, name):
+    models, folder, _ = saved
+    expected = behaviour(models[name])
+    for load in ("first-AutoModel", "first-AutoModelForCausalLM", "second-AutoModel", "again"):
+        given = np.load(f"{folder / name}-{load}.npz")
+        for key, value in expected.items():
+            if value.dtype.kind == "U":
+                assert given[key] == value, (load, key)
+            else:
+                # Another process may split the work of a sum differently over its threads.
+                np.testing.assert_allclose(given[key], value, atol=1e-5, rtol=0, err_msg=f"{load} {key}")
+
+
+@pytest.mark.parametrize("name", ["untied", "tied", "headed"])
+def test_the_stock_class_gives_the_same_logits_bit_for_bit(saved, name):
+    _, folder, _ = saved
+    remote = np.load(f"{folder / name}-first-AutoModel.npz")["causal"]
+    for turn in ("first", "second"):
+        np.testing.assert_array_equal(np.load(f"{folder / name}-{turn}-stock.npz")["causal"], remote)
+
+
+def test_neither_kind_of_load_changes_what_the_other_returns(saved):
+    _, _, report = saved
+    for name, kinds in report.items():
+        for turn, factory, source, kind in kinds:
+            if source == "remote":
+                assert kind.startswith("transformers_modules."), (name, turn)
+                assert kind.endswith("modeling_magnet.MagnetLlamaForCausalLM")
+            else:
+                stock = {"AutoModel": "LlamaModel", "AutoModelForCausalLM": "LlamaForCausalLM"}[factory]
+                assert kind == f"transformers.models.llama.modeling_llama.{stock}", (name, turn)
+
+
+def test_a_process_that_imported_the_package_loads_either_kind(saved):
+    from transformers import AutoModelForCausalLM
+
+    models, folder, _ = saved
+    for trusted in (False, True, False):
+        model = AutoModelForCausalLM.from_pretrained(folder / "untied", trust_remote_code=trusted)
+        assert (type(model).__name__ == "MagnetLlamaForCausalLM") == trusted
+        assert type(model) is not MagnetLlamaForCausalLM
+        ids = torch.tensor([[1, 40, 41, 42, 43, 44]])
+        with torch.no_grad():
+            assert torch.equal(model(ids).logits, models["untied"](ids).logits)
+
+
+def test_the_directory_holds_the_code_and_nothing_of_ours_in_the_weights(saved):
+    _, folder, _ = saved
+    for name in ("untied", "headed"):
+        files = {file.name for file in (folder / name).glob("*.py")}
+        assert "modeling_magnet.py" in files and "__init__.py" not in files
+        package = os.path.dirname(sys.modules["modeling_magnet"].__file__)
+        assert files == {file for file in os.listdir(package) if file.endswith("_magnet.py")}

@@ -1,0 +1,90 @@
+"""`SentenceTransformer(directory)` gives the vectors of `encode`, with our class and with the stock one."""
+
+import numpy as np
+import pytest
+
+from modeling_magnet import MagnetLlamaForCausalLM
+
+from .test_checkpoint_magnet import variant
+
+sentence_transformers = pytest.importorskip("sentence_transformers", reason="an optional extra: pip install .[eval]")
+
+TEXTS = [
+    "A cat.",
+    "",
+    "  spaces around  ",
+    "The naïve king said: « 日本 » 🙂\nand left.",
+    "She ate the apple.",
+]
+LONG = "the dog barked at the cat " * 200
+
+
+@pytest.fixture(params=["tiny", "tied", "headed", "stories260K", "wiki-7m"])
+def model(request, tiny_model):
+    """Byte-level and SentencePiece tokenizers, with and without padding token, tied or not, with and without head."""
+    if request.param == "stories260K":
+        return MagnetLlamaForCausalLM.from_pretrained(request.getfixturevalue("stories260k"))
+    if request.param == "wiki-7m":
+        return MagnetLlamaForCausalLM.from_pretrained(request.getfixturevalue("wiki_7m"))
+    if request.param == "tiny":
+        return tiny_model
+    return variant(tiny_model, tied=request.param == "tied", head="tanh" if request.param == "headed" else None)
+
+
+@pytest.mark.parametrize("trust_remote_code", [False, True])
+def test_vectors_are_those_of_encode(model, tmp_path, trust_remote_code):
+    model.config.magnet["prompts"].update(query="Find the text: ", bare="Find the text")
+    model.save_pretrained(tmp_path)
+    embedder = sentence_transformers.SentenceTransformer(
+        str(tmp_path), trust_remote_code=trust_remote_code, device="cpu"
+    )
+    ours = type(embedder[0].model).__name__ == "MagnetLlamaForCausalLM"
+    assert ours == trust_remote_code
+    for arguments in (
+        {},
+        {"prompt_name": "query"},
+        {"prompt_name": "bare"},
+        {"prompt": "Another task: "},
+        {"prompt": ""},
+        {"batch_size": 1},
+    ):
+        vectors = embedder.encode(TEXTS, normalize_embeddings=True, **arguments)
+        expected = model.encode(TEXTS, normalize_embeddings=True, **arguments)
+        np.testing.assert_allclose(vectors, expected, atol=1e-5, rtol=0, err_msg=str(arguments))
+    for text in (LONG, LONG + "again"):
+        vectors = [reader.encode(text, normalize_embeddings=True) for reader in (embedder, model)]
+        np.testing.assert_allclose(*vectors, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(embedder.encode(TEXTS[0]), model.encode(TEXTS[0]), atol=1e-4, rtol=1e-4)
+    assert embedder.get_embedding_dimension() == model.config.hidden_size
+    assert embedder.similarity_fn_name == "cosine"
+
+
+def test_a_model_without_default_prompt_has_none_there_either(tiny_model, tmp_path):
+    tiny_model.config.magnet["default_prompt_name"] = None
+    tiny_model.save_pretrained(tmp_path)
+    embedder = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
+    np.testing.assert_allclose(
+        embedder.encode(TEXTS[:3], normalize_embeddings=True),
+        tiny_model.encode(TEXTS[:3], prompt="", normalize_embeddings=True),
+        atol=1e-5,
+    )
+
+
+def test_a_checkpoint_saved_over_one_with_a_head_has_none(tiny_model, tmp_path):
+    variant(tiny_model, head="tanh").save_pretrained(tmp_path)
+    tiny_model.save_pretrained(tmp_path)
+    embedder = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
+    assert len(embedder) == 2
+    np.testing.assert_allclose(embedder.encode(TEXTS[0]), tiny_model.encode(TEXTS[0]), atol=1e-4, rtol=1e-4)
+
+
+def test_reading_as_an_embedder_leaves_later_loads_causal(tiny_model, tmp_path):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tiny_model.save_pretrained(tmp_path)
+    for trusted in (True, False):
+        sentence_transformers.SentenceTransformer(str(tmp_path), trust_remote_code=trusted, device="cpu").encode("A")
+        assert AutoConfig.from_pretrained(tmp_path).is_causal is True
+        model = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=trusted)
+        ids = tiny_model.tokenizer("The cat sat", return_tensors="pt").input_ids
+        assert model(ids).logits.equal(tiny_model(ids).logits)

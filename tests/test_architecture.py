@@ -1,0 +1,118 @@
+"""Rules that the source itself must keep: who imports whom, and what the Hub can follow."""
+
+import ast
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+HUB_FILES = sorted(file for file in (REPOSITORY / "modeling_magnet").glob("*.py") if file.name != "__init__.py")
+PACKAGE_FILES = sorted(
+    file for folder in ("modeling_magnet", "trainer") for file in (REPOSITORY / folder).glob("*.py")
+)
+EXAMPLES = sorted((REPOSITORY / "examples").rglob("*.py"))
+OURS = {"modeling_magnet", "trainer", "examples", "tests"}
+# What a user of the Hub copy has installed; transformers itself requires the last three.
+HUB_REQUIREMENTS = {"torch", "transformers", "numpy", "safetensors"}
+MAY_IMPORT = {"modeling_magnet": {"modeling_magnet"}, "trainer": {"trainer", "modeling_magnet"}}
+
+
+def relative(file):
+    return str(file.relative_to(REPOSITORY))
+
+
+def parse(file):
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def absolute_imports(file):
+    """Top-level names of every absolute import, those inside functions included."""
+    names = set()
+    for node in ast.walk(parse(file)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(str(node.module).split(".")[0])
+    return names
+
+
+def relative_imports(file):
+    return [node for node in ast.walk(parse(file)) if isinstance(node, ast.ImportFrom) and node.level > 0]
+
+
+@pytest.mark.parametrize("file", PACKAGE_FILES + EXAMPLES, ids=relative)
+def test_imports_go_from_examples_to_trainer_to_modeling_magnet(file):
+    folder = file.relative_to(REPOSITORY).parts[0]
+    allowed = MAY_IMPORT.get(folder, OURS - {"tests"})
+    assert absolute_imports(file) & OURS <= allowed
+
+
+@pytest.mark.parametrize("name", ["losses", "corruption", "metrics"])
+def test_what_is_pure_imports_torch_alone(name):
+    file = REPOSITORY / "trainer" / f"{name}.py"
+    assert absolute_imports(file) - set(sys.stdlib_module_names) <= {"torch"}
+    assert relative_imports(file) == []
+
+
+@pytest.mark.parametrize("file", HUB_FILES, ids=relative)
+def test_the_hub_finds_every_import(file):
+    outside = absolute_imports(file) - set(sys.stdlib_module_names)
+    assert outside <= HUB_REQUIREMENTS, "each would become a requirement of the Hub copy"
+    for node in relative_imports(file):
+        assert node.level == 1 and node.module and "." not in node.module, ast.unparse(node)
+        assert (file.parent / f"{node.module}.py").is_file(), ast.unparse(node)
+
+
+@pytest.mark.parametrize("file", HUB_FILES, ids=relative)
+def test_no_prose_looks_like_an_import_to_the_hub(file):
+    """transformers reads relative imports by a regular expression, docstrings included."""
+    text = file.read_text(encoding="utf-8")
+    found = re.findall(r"^\s*from\s+\.(\S+)\s+import", text, flags=re.MULTILINE)
+    found += re.findall(r"^\s*import\s+\.(\S+)\s*$", text, flags=re.MULTILINE)
+    assert sorted(found) == sorted(node.module for node in relative_imports(file))
+    for node in ast.walk(parse(file)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert not re.search(r"^\s*(from|import)\s+\.", node.value, flags=re.MULTILINE)
+
+
+def test_hub_files_have_names_of_their_own():
+    assert all(file.stem.endswith("_magnet") for file in HUB_FILES)
+
+
+def test_nothing_below_the_model_imports_the_model():
+    for file in HUB_FILES:
+        if file.name != "modeling_magnet.py":
+            assert "modeling_magnet" not in {node.module for node in relative_imports(file)}, file.name
+
+
+@pytest.mark.parametrize("file", PACKAGE_FILES, ids=relative)
+def test_a_module_ends_with_its_public_names(file):
+    last = parse(file).body[-1]
+    assert isinstance(last, ast.Assign) and ast.unparse(last.targets[0]) == "__all__"
+    names = ast.literal_eval(last.value)
+    assert len(names) == len(set(names)), "each once"
+    module = importlib.import_module(relative(file).removesuffix(".py").replace("/", ".").removesuffix(".__init__"))
+    assert all(hasattr(module, name) for name in names)
+
+
+@pytest.mark.parametrize("file", PACKAGE_FILES + EXAMPLES, ids=relative)
+def test_files_stay_short(file):
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("file", PACKAGE_FILES, ids=relative)
+def test_what_is_public_has_a_docstring(file):
+    tree = parse(file)
+    public = ast.literal_eval(tree.body[-1].value)
+    assert ast.get_docstring(tree), "the file's first sentence"
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef) or node.name not in public:
+            continue
+        assert ast.get_docstring(node), node.name
+        for method in node.body if isinstance(node, ast.ClassDef) else []:
+            if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
+                setter = any(isinstance(decorator, ast.Attribute) for decorator in method.decorator_list)
+                assert setter or ast.get_docstring(method), f"{node.name}.{method.name}"
