@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    BertConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from examples import adapt
 
@@ -92,6 +100,33 @@ def test_pairs_come_from_two_columns_of_a_file(tmp_path, options):
     pairs.write_text("label\tfirst\tsecond\n" + "".join(rows))
     report = adapt.main([*options, *FULL, f"--pairs={pairs}", "--pair_label_column=label", "--view_dropout=0"])
     assert report["pairs"] == 5
+
+
+@pytest.fixture
+def paraphraser(tmp_path, tiny_tokenizer) -> Path:
+    """A random T5 that reads and writes the tokens of the tiny Llama."""
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=len(tiny_tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    model = T5ForConditionalGeneration(config)
+    model.generation_config.decoder_start_token_id = tiny_tokenizer.pad_token_id
+    model.save_pretrained(tmp_path / "t5")
+    tiny_tokenizer.save_pretrained(str(tmp_path / "t5"))
+    return tmp_path / "t5"
+
+
+def test_pairs_come_from_a_paraphraser_and_are_kept_beside_the_checkpoint(tmp_path, options, paraphraser):
+    changes = ["--pairs=paraphrase", "--view_dropout=0", f"--paraphraser={paraphraser}", "--pair_limit=6"]
+    report = adapt.main([*options, *FULL, *changes])
+    rows = [json.loads(line) for line in (tmp_path / "run" / "paraphrases.jsonl").read_text().splitlines()]
+    assert len(rows) == report["pairs"] == 6
+    assert all(len(row["anchor"].split()) > 20 for row in rows)
+
+
+def test_what_cannot_work_is_refused_before_anything_is_paraphrased(tmp_path, options, paraphraser):
+    changes = ["--pairs=paraphrase", f"--paraphraser={paraphraser}", "--contrastive_batch_size=64"]
+    with pytest.raises(ValueError, match="40 pairs, but one contrastive batch takes 64"):
+        adapt.main([*options, *changes])
+    assert not (tmp_path / "run").exists()
 
 
 # ---- Interruption ----
