@@ -79,6 +79,7 @@ class AdaptArguments:
     pair_columns: list[str] | None = field(default=None, metadata={"help": "The two columns of given pairs."})
     pair_label_column: str | None = field(default=None, metadata={"help": "Keep pairs whose label here is 1."})
     pair_limit: int | None = field(default=20_000, metadata={"help": "Use this many pairs at most."})
+    eval_pairs: int = field(default=0, metadata={"help": "Hold out this many pairs and report their loss, too."})
     pair_min_words: int = field(
         default=21, metadata={"help": "Shortest line that is paraphrased or paired with itself, in words."}
     )
@@ -118,6 +119,8 @@ def _about_pairs(adapt: AdaptArguments, training: MagnetTrainingArguments) -> It
     """Which arguments about pairs contradict each other."""
     if adapt.pairs == "dropout" and training.uses_contrastive_loss and training.view_dropout == 0:
         yield "`pairs` is 'dropout', but `view_dropout` is 0: both views would be the same. Set it, e.g. to 0.3."
+    if adapt.eval_pairs < 0 or (adapt.eval_pairs > 0 and not adapt.eval_texts):
+        yield f"`eval_pairs` is {adapt.eval_pairs}; pass 0, or 1 or more together with `eval_texts`."
     if adapt.pair_columns is not None and len(set(adapt.pair_columns)) != 2:
         yield f"`pair_columns` is {adapt.pair_columns}; name two different columns."
     if adapt.pairs in ("dropout", "paraphrase") and (
@@ -349,6 +352,10 @@ def build_trainer(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTr
         )
         with training.main_process_first(desc="paraphrasing"):
             pairs = write_paraphrases(adapt, training, texts)
+    eval_pairs = None
+    if pairs is not None and adapt.eval_pairs:
+        held_out = range(len(pairs))[-adapt.eval_pairs :]
+        pairs, eval_pairs = pairs.select(range(held_out.start)), pairs.select(held_out)
     # The first evaluation is what the base can do; a resumed run has it in its history.
     training.eval_on_start = eval_blocks is not None and resume_point(training) is None
     return MagnetTrainer(
@@ -357,6 +364,7 @@ def build_trainer(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTr
         train_dataset=blocks,
         eval_dataset=eval_blocks,
         pair_dataset=pairs,
+        eval_pair_dataset=eval_pairs,
         processing_class=tokenizer,
     )
 

@@ -102,6 +102,12 @@ def test_pairs_come_from_two_columns_of_a_file(tmp_path, options):
     assert report["pairs"] == 5
 
 
+def test_held_out_pairs_are_evaluated_and_never_trained_on(options):
+    report = adapt.main([*options, *FULL, "--eval_pairs=10"])
+    assert report["pairs"] == 30
+    assert len([log for log in report["log_history"] if "eval_loss_sscl" in log]) == 2
+
+
 @pytest.fixture
 def paraphraser(tmp_path, tiny_tokenizer) -> Path:
     """A random T5 that reads and writes the tokens of the tiny Llama."""
@@ -192,6 +198,8 @@ def test_a_finished_run_is_never_overwritten(tmp_path, options):
         (["--pair_min_words=1000"], "line of at least `min_words`=1000 words"),
         (["--contrastive_batch_size=64"], "40 pairs, but one contrastive batch takes 64"),
         (["--contrastive_max_length=10"], "`contrastive_max_length` is 10"),
+        (["--eval_pairs=-1"], "`eval_pairs` is -1"),
+        (["--eval_pairs=40"], "`pair_dataset` has no rows|0 pairs"),
         (["--dtype=int8"], "`dtype` is 'int8'; pass one of"),
         (["--attn_implementation=flash_attention_2"], "pass one of.*sdpa"),
         (["--attn_implementation=flex_attention"], "no backward pass on the CPU"),
