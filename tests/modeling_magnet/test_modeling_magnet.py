@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -191,7 +192,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_model):
     for checkpointing in (False, True):
         model = copy.deepcopy(tiny_model).train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         output = model(IDS, mode="infill", segment_ids=MIXED_SEGMENTS, labels=IDS)
         output.loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
@@ -233,6 +234,22 @@ def test_threads_share_one_model(tiny_model):
         thread.join()
     assert failures == []
     assert tiny_model.config.to_dict() == config
+
+
+def test_threads_encode_and_infill_with_one_model(tiny_model):
+    texts = [f"The cat sat {'and sat ' * (n % 3)}{n}" for n in range(8)]
+    vectors = [tiny_model.encode(text) for text in texts]
+    fills = [tiny_model.infill(text, " mat.", max_new_tokens=4) for text in texts]
+
+    def encode(index):
+        return (tiny_model.encode(texts[index]) == vectors[index]).all()
+
+    def infill(index):
+        return tiny_model.infill(texts[index], " mat.", max_new_tokens=4) == fills[index]
+
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(work, index) for index in range(8) for work in (encode, infill)]
+        assert all(call.result() for call in calls)
 
 
 @torch.no_grad()
@@ -299,7 +316,7 @@ def test_a_static_cache_serves_causal_calls_and_is_refused_elsewhere(tiny_model)
         tiny_model(IDS, mode="bidirectional", past_key_values=StaticCache(config=tiny_model.config, max_cache_len=16))
 
 
-def test_a_backend_without_such_masks_is_named(tiny_model, monkeypatch):
+def test_a_backend_without_such_masks_is_named(tiny_model):
     sdpa = AttentionInterface()["sdpa"]
     AttentionInterface.register("maskless", sdpa)
     AttentionMaskInterface.register("maskless", lambda *args, **kwargs: None)
