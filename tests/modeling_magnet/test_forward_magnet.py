@@ -1,0 +1,175 @@
+"""What forward keeps to beside the masks: gradients, graphs, threads, an untouched config, and clear refusals."""
+
+import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from transformers import AttentionInterface, DynamicCache, StaticCache
+from transformers.masking_utils import AttentionMaskInterface
+
+from modeling_magnet.masking_magnet import attention_pattern
+
+from .test_modeling_magnet import IDS, MIXED_SEGMENTS, PADDING, with_backend
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(tiny_model):
+    gradients = []
+    for checkpointing in (False, True):
+        model = copy.deepcopy(tiny_model).train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        output = model(IDS, mode="infill", segment_ids=MIXED_SEGMENTS, labels=IDS)
+        output.loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["causal", "bidirectional", "infill"])
+def test_compiling_the_forward_breaks_no_graph(tiny_model, mode):
+    extra = {"segment_ids": MIXED_SEGMENTS} if mode == "infill" else {}
+    mask = torch.tensor(PADDING["left"])
+    torch._dynamo.reset()
+    with torch.no_grad():
+        report = torch._dynamo.explain(tiny_model.forward)(
+            input_ids=IDS, attention_mask=mask, mode=mode, use_cache=False, **extra
+        )
+    assert report.graph_break_count == 0, report.break_reasons
+    assert report.graph_count == 1
+
+
+@torch.no_grad()
+def test_threads_share_one_model(tiny_model):
+    calls = [{"mode": "causal"}, {"mode": "bidirectional"}, {"mode": "infill", "segment_ids": MIXED_SEGMENTS}, {}]
+    expected = [tiny_model(IDS, **call).logits for call in calls]
+    config = copy.deepcopy(tiny_model.config.to_dict())
+    failures = []
+
+    def work(first):
+        with torch.no_grad():
+            for turn in range(30):
+                index = (first + turn) % len(calls)
+                if not torch.equal(tiny_model(IDS, **calls[index]).logits, expected[index]):
+                    failures.append((first, turn))
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert tiny_model.config.to_dict() == config
+
+
+def test_threads_encode_and_infill_with_one_model(tiny_model):
+    texts = [f"The cat sat {'and sat ' * (n % 3)}{n}" for n in range(8)]
+    vectors = [tiny_model.encode(text) for text in texts]
+    fills = [tiny_model.infill(text, " mat.", max_new_tokens=4) for text in texts]
+
+    def encode(index):
+        return (tiny_model.encode(texts[index]) == vectors[index]).all()
+
+    def infill(index):
+        return tiny_model.infill(texts[index], " mat.", max_new_tokens=4) == fills[index]
+
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(work, index) for index in range(8) for work in (encode, infill)]
+        assert all(call.result() for call in calls)
+
+
+@torch.no_grad()
+def test_no_call_writes_to_the_config_or_the_model(tiny_model):
+    config, attributes = copy.deepcopy(tiny_model.config.to_dict()), set(vars(tiny_model))
+    for call in ({}, {"mode": "bidirectional"}, {"mode": "infill", "segment_ids": MIXED_SEGMENTS}):
+        tiny_model(IDS, **call)
+    tiny_model.encode(["A cat.", "A longer text."])
+    tiny_model.encode_words(["A", "cat"])
+    tiny_model.infill("A ", " sat.", max_new_tokens=3)
+    tiny_model.generate(IDS, max_new_tokens=2, do_sample=False)
+    assert tiny_model.config.to_dict() == config
+    assert set(vars(tiny_model)) == attributes
+
+
+@torch.no_grad()
+def test_a_boolean_mask_picks_the_cells_that_the_head_runs_on(tiny_model):
+    full = tiny_model(IDS, mode="infill", segment_ids=MIXED_SEGMENTS).logits
+    picked = MIXED_SEGMENTS == 2
+    shapes = []
+    tiny_model.lm_head.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(inputs[0].shape)))
+    for keep in (picked, torch.zeros_like(picked)):
+        logits = tiny_model(IDS, mode="infill", segment_ids=MIXED_SEGMENTS, logits_to_keep=keep).logits
+        torch.testing.assert_close(logits, full[keep], atol=1e-5, rtol=0)
+    assert shapes == [(6, 32), (0, 32)]
+
+
+def call_with(**arguments):
+    return lambda model: model(IDS, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (call_with(mode="prefix"), r"Unknown mode 'prefix'. Expected one of 'causal', 'bidirectional', 'infill'"),
+        (call_with(mode="infill"), r'mode="infill" needs `segment_ids`'),
+        (call_with(segment_ids=MIXED_SEGMENTS), r"given with mode='causal'"),
+        (call_with(mode="bidirectional", segment_ids=MIXED_SEGMENTS), r"given with mode='bidirectional'"),
+        (call_with(mode="infill", segment_ids=MIXED_SEGMENTS[:1]), r"shape \(1, 12\); expected \(2, 12\)"),
+        (call_with(mode="infill", segment_ids=MIXED_SEGMENTS - 1), r"negative value -1"),
+        (call_with(mode="infill", segment_ids=MIXED_SEGMENTS.float()), r"dtype torch.float32"),
+        (call_with(mode="bidirectional", is_causal=False), r"pass `mode` instead"),
+        (
+            call_with(mode="bidirectional", attention_mask=torch.ones(2, 9)),
+            r"\(2, 9\).*of shape \(2, 12\)",
+        ),
+        (call_with(mode="bidirectional", attention_mask=torch.ones(2, 1, 12, 12)), r"shape \(2, 1, 12, 12\).*2-D"),
+        (call_with(mode="bidirectional", attention_mask={"full_attention": None}), r"`attention_mask` is dict.*2-D"),
+        (lambda model: model.generate(IDS, mode="infill", max_new_tokens=1), r"Use `model.infill`"),
+        (lambda model: model.generate(IDS, segment_ids=MIXED_SEGMENTS, max_new_tokens=1), r"Use `model.infill`"),
+    ],
+)
+def test_what_forward_cannot_do_is_refused(tiny_model, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(tiny_model)
+
+
+@torch.no_grad()
+def test_a_static_cache_serves_causal_calls_and_is_refused_elsewhere(tiny_model):
+    cache = StaticCache(config=tiny_model.config, max_cache_len=16)
+    logits = tiny_model(IDS, past_key_values=cache).logits
+    torch.testing.assert_close(logits, tiny_model(IDS).logits, atol=2e-5, rtol=0)
+    with pytest.raises(ValueError, match="DynamicCache"):
+        tiny_model(IDS, mode="bidirectional", past_key_values=StaticCache(config=tiny_model.config, max_cache_len=16))
+
+
+def test_a_backend_without_such_masks_is_named(tiny_model):
+    sdpa = AttentionInterface()["sdpa"]
+    AttentionInterface.register("maskless", sdpa)
+    AttentionMaskInterface.register("maskless", lambda *args, **kwargs: None)
+    tiny_model.config._attn_implementation = "maskless"
+    with pytest.raises(ValueError, match=r"'maskless' cannot do mode='bidirectional'.*eager, sdpa, flex_attention"):
+        tiny_model(IDS, mode="bidirectional")
+
+
+def test_flex_attention_refuses_to_train_on_a_cpu(tiny_model):
+    model = with_backend(tiny_model, "flex_attention").train()
+    with pytest.raises(ValueError, match="no backward pass on the CPU"):
+        model(IDS, mode="infill", segment_ids=MIXED_SEGMENTS)
+
+
+def test_the_classic_method_gives_the_pattern_for_hand_written_use(tiny_model):
+    embeds = torch.zeros(2, 12, 32)
+    mask = tiny_model._prepare_4d_causal_attention_mask(
+        None, (2, 12), embeds, 0, segment_ids=MIXED_SEGMENTS, mode="infill"
+    )
+    assert torch.equal(mask, attention_pattern(MIXED_SEGMENTS, query_length=12))
+    assert tiny_model._prepare_4d_causal_attention_mask(None, (2, 12), embeds, 0) is None
+    with pytest.raises(ValueError, match="sliding_window=4"):
+        tiny_model._prepare_4d_causal_attention_mask(None, (2, 12), embeds, 0, 4, mode="bidirectional")
+
+
+@torch.no_grad()
+def test_a_bidirectional_call_keeps_no_cache_unless_asked(tiny_model):
+    assert tiny_model(IDS, mode="bidirectional").past_key_values is None
+    assert isinstance(tiny_model(IDS, mode="bidirectional", use_cache=True).past_key_values, DynamicCache)
