@@ -1,0 +1,160 @@
+"""Pictures of a quickstart: the three attention masks as the model builds them, and the training curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from torch import Tensor
+
+# Two spans in seven tokens, enough to see that spans do not see each other.
+SEGMENTS: dict[str, list[int]] = {
+    "bidirectional": [0, 0, 0, 0, 0, 0, 0],
+    "causal": [1, 1, 1, 1, 1, 1, 1],
+    "infill": [0, 1, 1, 0, 2, 2, 0],
+}
+TITLES = {
+    "bidirectional": "all context: representations",
+    "causal": "one span: generation",
+    "infill": "context and spans: infilling",
+}
+CONTEXT_COLOR, SPAN_COLOR = "#4477aa", "#ee7733"
+OBJECTIVES = {
+    "loss_mntp": "masked next token (MNTP)",
+    "loss_msg": "missing span (MSG)",
+    "loss_sscl": "contrastive (SSCL)",
+}
+
+
+def allowed_attention(model: Any, segment_ids: Sequence[int]) -> Tensor:
+    """Who may attend to whom, read off the mask that the model hands to its attention layers.
+
+    Args:
+        model (`MagnetLlamaForCausalLM`): With eager or SDPA attention.
+        segment_ids (`Sequence[int]`): 0 for a context token, k >= 1 for a token of the k-th span; length S.
+
+    Returns:
+        `torch.BoolTensor` of shape `(S, S)`: row attends to column.
+    """
+    length = len(segment_ids)
+    mode = "infill" if any(segment_ids) else "bidirectional"
+    inputs_embeds = torch.zeros(1, length, model.config.hidden_size, device=model.device, dtype=model.dtype)
+    mask = model._prepare_4d_causal_attention_mask(
+        torch.ones(1, length, dtype=torch.long, device=model.device),
+        (1, length),
+        inputs_embeds,
+        0,
+        segment_ids=torch.tensor([list(segment_ids)], device=model.device) if mode == "infill" else None,
+        mode=mode,
+    )
+    allowed = mask if mask.dtype == torch.bool else mask == 0  # eager masks are floats, 0 where attention may go
+    return allowed[0, 0].cpu()
+
+
+def draw_masks(model: Any, path: Path) -> Path:
+    """Draw the three attention masks side by side.
+
+    Args:
+        model (`MagnetLlamaForCausalLM`): Whose masks to draw.
+        path (`Path`): PNG file to write.
+
+    Returns:
+        `Path`: the file written.
+
+    Source: Khosla et al. 2025, figure 2.
+    """
+    figure = Figure(figsize=(11, 4.4))  # without pyplot there is no window system and nothing to close
+    panels = figure.subplots(1, len(SEGMENTS))
+    for axes, (name, segment_ids) in zip(panels, SEGMENTS.items(), strict=True):
+        _draw_mask(axes, allowed_attention(model, segment_ids), segment_ids)
+        axes.set_title(TITLES[name])
+    panels[0].set_ylabel("token that attends")
+    panels[1].set_xlabel("token that is attended to")
+    legend = [Patch(color=CONTEXT_COLOR, label="context token"), Patch(color=SPAN_COLOR, label="span token")]
+    figure.legend(handles=legend, loc="lower center", ncol=2, frameon=False)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _draw_mask(axes: Axes, allowed: Tensor, segment_ids: Sequence[int]) -> None:
+    """One mask: a cell is filled where the row's token attends to the column's, in the colour of the column."""
+    for row in range(len(segment_ids)):
+        for column, segment in enumerate(segment_ids):
+            color = SPAN_COLOR if segment else CONTEXT_COLOR
+            axes.add_patch(
+                Rectangle((column, row), 1, 1, edgecolor="0.7", facecolor=color if allowed[row, column] else "w")
+            )
+    counts: dict[int, int] = {}
+    labels = []
+    for segment in segment_ids:
+        counts[segment] = counts.get(segment, 0) + 1
+        kind = "c" if segment == 0 else "s" if max(segment_ids) == 1 else f"s{segment},"
+        labels.append(f"{kind}{counts[segment]}")
+    ticks = [index + 0.5 for index in range(len(segment_ids))]
+    axes.set_xticks(ticks, labels)
+    axes.set_yticks(ticks, labels)
+    axes.tick_params(length=0)
+    axes.set_xlim(0, len(segment_ids))
+    axes.set_ylim(len(segment_ids), 0)
+    axes.set_aspect("equal")
+
+
+def curve(log_history: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one logged quantity.
+
+    Args:
+        log_history (`Sequence[dict]`): `trainer.state.log_history`.
+        key (`str`): Name of the quantity.
+
+    Returns:
+        `tuple[list[int], list[float]]`: of equal length, in the order of the log.
+
+    Example:
+        >>> curve([{"step": 5, "loss": 2.0}, {"step": 5, "eval_loss": 3.0}, {"step": 10, "loss": 1.0}], "loss")
+        ([5, 10], [2.0, 1.0])
+    """
+    found = [(int(row["step"]), float(row[key])) for row in log_history if key in row]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def draw_curves(
+    path: Path, *, causal_logs: dict[str, Sequence[dict[str, Any]]], adaptation_log: Sequence[dict[str, Any]]
+) -> Path:
+    """Draw the training losses: causal runs on the left, the objectives of the adaptation on the right.
+
+    Args:
+        path (`Path`): PNG file to write.
+        causal_logs (`dict[str, Sequence[dict]]`): Log history of each causal run, by its name.
+        adaptation_log (`Sequence[dict]`): Log history of the `MagnetTrainer`.
+
+    Returns:
+        `Path`: the file written.
+    """
+    figure = Figure(figsize=(11, 4))
+    left, right = figure.subplots(1, 2)
+    for name, log_history in causal_logs.items():
+        left.plot(*curve(log_history, "loss"), label=name)
+    for key, name in OBJECTIVES.items():
+        steps, values = curve(adaptation_log, key)
+        if steps:
+            right.plot(steps, values, label=name)
+    left.set_title("next-token loss of the causal runs")
+    right.set_title("adaptation, per objective")
+    for axes in (left, right):
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss in nats")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    return path
+
+
+__all__ = ["OBJECTIVES", "SEGMENTS", "allowed_attention", "curve", "draw_curves", "draw_masks"]

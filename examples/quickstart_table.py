@@ -1,0 +1,188 @@
+"""The quickstart's one table: a row for each question, a column for each model, and a few fills in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from examples.quickstart_measures import Exam, fact_accuracy
+from examples.synthetic_corpus import THINGS
+
+BASE, CONTROL, NOT_ADAPTED = "base", "base + steps", "base, unadapted"
+MAGNET, OTHER_SUFFIX, CHANCE = "MAGNET", "other suffix", "chance"
+COLUMNS = (BASE, CONTROL, NOT_ADAPTED, MAGNET, OTHER_SUFFIX, CHANCE)
+
+Table = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """Who is asked, all in evaluation mode.
+
+    Args:
+        base (`LlamaForCausalLM`): Trained left to right.
+        control (`LlamaForCausalLM`): The base, trained left to right for as many steps more as MAGNET was adapted.
+        not_adapted (`MagnetLlamaForCausalLM`): The base's weights under MAGNET's masks.
+        magnet (`MagnetLlamaForCausalLM`): The adapted model, loaded back from its folder.
+    """
+
+    base: Any
+    control: Any
+    not_adapted: Any
+    magnet: Any
+
+
+def fill_table(exam: Exam, models: Models) -> Table:
+    """Ask everything.
+
+    Args:
+        exam (`Exam`): The questions.
+        models (`Models`): Who is asked.
+
+    Returns:
+        `dict[str, dict[str, float]]`: rows, then columns of `COLUMNS`; a share is a number from 0 to 1.
+    """
+    base, control, plain, magnet = models.base, models.control, models.not_adapted, models.magnet
+    mask_id = magnet.config.magnet["mask_token_id"]
+    others = exam.other_suffixes
+
+    def facts(fills: list[str]) -> float:
+        return fact_accuracy(fills, exam.stories)
+
+    def masked(model: Any, mode: str | None = None) -> float:
+        return exam.masked_accuracy(model, mask_token_id=mask_id, mode=mode)
+
+    questions: dict[str, dict[str, Callable[[], float]]] = {
+        "hidden fact, from the left": {
+            BASE: lambda: facts(exam.left_to_right_fills(base)),
+            CONTROL: lambda: facts(exam.left_to_right_fills(control)),
+            MAGNET: lambda: facts(exam.left_to_right_fills(magnet)),
+            CHANCE: lambda: 1 / len(THINGS),
+        },
+        "hidden fact, from both sides": {
+            NOT_ADAPTED: lambda: facts(exam.infills(plain)),
+            MAGNET: lambda: facts(exam.infills(magnet)),
+            OTHER_SUFFIX: lambda: facts(exam.infills(magnet, suffixes=others)),
+            CHANCE: lambda: 1 / len(THINGS),
+        },
+        "hidden fact, every thing tried": {
+            BASE: lambda: exam.scored_facts(base),
+            CONTROL: lambda: exam.scored_facts(control),
+            MAGNET: lambda: exam.scored_facts(magnet),
+            CHANCE: lambda: 1 / len(THINGS),
+        },
+        "perplexity of the gap, from the left": {
+            BASE: lambda: exam.missing_perplexity(base),
+            CONTROL: lambda: exam.missing_perplexity(control),
+            MAGNET: lambda: exam.missing_perplexity(magnet),
+        },
+        "perplexity of the gap, from both sides": {
+            NOT_ADAPTED: lambda: exam.missing_perplexity(plain, mode="infill"),
+            MAGNET: lambda: exam.missing_perplexity(magnet, mode="infill"),
+            OTHER_SUFFIX: lambda: exam.missing_perplexity(magnet, mode="infill", suffixes=others),
+        },
+        "masked tokens named, from the left": {
+            BASE: lambda: masked(base),
+            CONTROL: lambda: masked(control),
+            MAGNET: lambda: masked(magnet),
+        },
+        "masked tokens named, from both sides": {
+            NOT_ADAPTED: lambda: masked(plain, "bidirectional"),
+            MAGNET: lambda: masked(magnet, "bidirectional"),
+        },
+        "paraphrase found, last token": {
+            BASE: lambda: exam.plain_retrieval(base, pooling="last"),
+            CONTROL: lambda: exam.plain_retrieval(control, pooling="last"),
+            NOT_ADAPTED: lambda: exam.encode_retrieval(plain),
+            MAGNET: lambda: exam.encode_retrieval(magnet),
+            CHANCE: lambda: 1 / len(exam.pairs),
+        },
+        "paraphrase found, mean over tokens": {
+            BASE: lambda: exam.plain_retrieval(base, pooling="mean"),
+            CONTROL: lambda: exam.plain_retrieval(control, pooling="mean"),
+            NOT_ADAPTED: lambda: exam.plain_retrieval(plain, pooling="mean", mode="bidirectional"),
+            MAGNET: lambda: exam.plain_retrieval(magnet, pooling="mean", mode="bidirectional"),
+            CHANCE: lambda: 1 / len(exam.pairs),
+        },
+        "perplexity of whole stories, causal": {
+            BASE: lambda: exam.causal_perplexity(base),
+            CONTROL: lambda: exam.causal_perplexity(control),
+            MAGNET: lambda: exam.causal_perplexity(magnet),
+        },
+        "repetition (Rep-4), greedy, causal": {
+            BASE: lambda: exam.repetition(base),
+            CONTROL: lambda: exam.repetition(control),
+            MAGNET: lambda: exam.repetition(magnet),
+        },
+    }
+    with tqdm(total=sum(map(len, questions.values())), desc="questions", leave=False) as bar:
+        table: Table = {}
+        for row, cells in questions.items():
+            table[row] = {}
+            for column, ask in cells.items():
+                table[row][column] = ask()
+                bar.update()
+    return table
+
+
+def render_table(table: Table) -> str:
+    """The table as Markdown, aligned to be read as it is.
+
+    Args:
+        table (`dict[str, dict[str, float]]`): From `fill_table`.
+
+    Returns:
+        `str`: without a newline at the end.
+
+    Example:
+        >>> print(render_table({"perplexity": {"base": 3.0}}))
+        |            | base | base + steps | base, unadapted | MAGNET | other suffix | chance |
+        |------------|-----:|-------------:|----------------:|-------:|-------------:|-------:|
+        | perplexity | 3.00 |              |                 |        |              |        |
+    """
+    lines = [["", *COLUMNS]]
+    lines += [[row, *(_format(row, cells.get(column)) for column in COLUMNS)] for row, cells in table.items()]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+    def align(line: list[str]) -> str:
+        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+        return f"| {' | '.join([line[0].ljust(widths[0]), *cells[1:]])} |"
+
+    rule = f"|-{'-' * widths[0]}-|" + "".join(f"{'-' * (width + 1)}:|" for width in widths[1:])
+    return "\n".join([align(lines[0]), rule, *map(align, lines[1:])])
+
+
+def _format(row: str, value: float | None) -> str:
+    """A perplexity or a repetition as a number, anything else in percent."""
+    if value is None:
+        return ""
+    if row.startswith("perplexity"):
+        return f"{value:.2f}"
+    return f"{value:.3f}" if row.startswith("repetition") else f"{100 * value:.1f} %"
+
+
+def show_infills(exam: Exam, models: Models, *, count: int = 4) -> str:
+    """A few stories, and what the base and MAGNET put into their gaps.
+
+    Args:
+        exam (`Exam`): Has the stories.
+        models (`Models`): Two of them are asked.
+        count (`int`): Stories to show.
+
+    Returns:
+        `str`: a paragraph per story.
+    """
+    few = Exam(tokenizer=exam.tokenizer, stories=exam.stories[:count], pairs=[], max_length=exam.max_length)
+    guesses, fills = few.left_to_right_fills(models.base), few.infills(models.magnet)
+    paragraphs = []
+    for story, guess, fill in zip(few.stories, guesses, fills, strict=True):
+        paragraphs.append(
+            f"{story.prefix} [...]{story.suffix}\n    missing:{story.missing}\n    base:   {guess}\n    MAGNET: {fill}"
+        )
+    return "\n".join(paragraphs)
+
+
+__all__ = ["COLUMNS", "Models", "Table", "fill_table", "render_table", "show_infills"]

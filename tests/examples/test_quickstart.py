@@ -1,0 +1,266 @@
+"""The quickstart runs from end to end on its smallest budget, and its questions count what they say they count."""
+
+import doctest
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from examples import plots, quickstart, quickstart_measures, quickstart_table, synthetic_corpus
+from examples.plots import SEGMENTS, allowed_attention
+from examples.quickstart import verdict
+from examples.quickstart_measures import Exam, fact_accuracy, retrieval_accuracy
+from examples.quickstart_models import build_tokenizer
+from examples.quickstart_table import COLUMNS, render_table
+from examples.synthetic_corpus import MISSING, THINGS, Story, read_rows, write_corpus
+from modeling_magnet import MagnetLlamaForCausalLM
+
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "quickstart.py"
+ROWS = (
+    "hidden fact, from the left",
+    "hidden fact, from both sides",
+    "hidden fact, every thing tried",
+    "perplexity of the gap, from the left",
+    "perplexity of the gap, from both sides",
+    "masked tokens named, from the left",
+    "masked tokens named, from both sides",
+    "paraphrase found, last token",
+    "paraphrase found, mean over tokens",
+    "perplexity of whole stories, causal",
+    "repetition (Rep-4), greedy, causal",
+)
+
+
+@pytest.fixture(scope="module")
+def exam(tmp_path_factory) -> Exam:
+    paths = write_corpus(tmp_path_factory.mktemp("corpus"), seed=0, stories=300, pairs=200, tests=8)
+    rows = {name: read_rows(path) for name, path in paths.items()}
+    texts = [row["text"] for row in rows["stories_train"]]
+    texts += [f"{row['anchor']} {row['positive']}" for row in rows["pairs_train"]]
+    parts = ("prefix", "missing", "suffix", "answer")
+    return Exam(
+        tokenizer=build_tokenizer(texts),
+        stories=[Story(**{part: row[part] for part in parts}) for row in rows["stories_test"]],
+        pairs=rows["pairs_test"],
+        max_length=128,
+    )
+
+
+@pytest.fixture(scope="module")
+def config(exam) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=len(exam.tokenizer),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.5,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def llama(config) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def magnet(config, llama, exam) -> MagnetLlamaForCausalLM:
+    model = MagnetLlamaForCausalLM(config).eval()
+    model.load_state_dict(llama.state_dict())
+    model.tokenizer = exam.tokenizer
+    return model
+
+
+# ---- From end to end ----
+
+
+@pytest.fixture(scope="module")
+def smoke_run(tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path]:
+    """The command of the README's first line, outside the repository."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    process = subprocess.run(
+        [sys.executable, str(SCRIPT), "--smoke", "--output_dir", "run", "--seed", "3"],
+        cwd=folder,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    return process, folder / "run"
+
+
+def test_the_last_line_promises_and_the_exit_code_agrees(smoke_run) -> None:
+    process, _ = smoke_run
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert re.fullmatch(r"quickstart: OK \(MAGNET \d+ %, a smoke run; \d+ s\)", process.stdout.splitlines()[-1])
+
+
+def test_the_table_asks_every_question_of_every_model_it_fits(smoke_run) -> None:
+    process, folder = smoke_run
+    figures = json.loads((folder / "figures.json").read_text())
+    assert tuple(figures) == ROWS
+    assert all(set(cells) <= set(COLUMNS) for cells in figures.values())
+    shares = [row for row in ROWS if not row.startswith("perplexity")]
+    assert all(0 <= share <= 1 for row in shares for share in figures[row].values())
+    assert all(value >= 1 for row in set(ROWS) - set(shares) for value in figures[row].values())
+    assert figures["hidden fact, from both sides"]["chance"] == 1 / len(THINGS)
+    table = (folder / "table.md").read_text().strip()
+    assert table in process.stdout
+    assert len({len(line) for line in table.splitlines()}) == 1 and len(table.splitlines()) == len(ROWS) + 2
+
+
+def test_it_leaves_plots_and_a_checkpoint_that_opens_as_a_stock_llama(smoke_run) -> None:
+    _, folder = smoke_run
+    for name in ("masks.png", "curves.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    assert type(AutoModelForCausalLM.from_pretrained(folder / "magnet")) is LlamaForCausalLM
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "smoke", "line", "exit_code"),
+    [
+        (1.0, False, "quickstart: OK (MAGNET 100 %; 99 s)", 0),
+        (0.9, False, "quickstart: OK (MAGNET 90 %; 99 s)", 0),
+        (0.89, False, "quickstart: FAILED (MAGNET 89 %, not the 90 % it should reach; 99 s)", 1),
+        (0.0, True, "quickstart: OK (MAGNET 0 %, a smoke run; 99 s)", 0),
+    ],
+)
+def test_a_full_run_below_ninety_percent_fails(accuracy, smoke, line, exit_code) -> None:
+    assert verdict(accuracy, smoke=smoke, seconds=99.4) == (line, exit_code)
+
+
+def test_the_stories_and_fills_are_shown_in_words(smoke_run) -> None:
+    process, _ = smoke_run
+    marks = (" [...] ", "\n    missing: ", "\n    base: ", "\n    MAGNET: ")
+    assert [process.stdout.count(mark) for mark in marks] == [4, 4, 4, 4]
+
+
+# ---- The tokenizer ----
+
+
+def test_every_gap_has_the_same_number_of_tokens(exam) -> None:
+    for thing in THINGS:
+        for sentence in MISSING:
+            ids = exam.tokenizer(" " + sentence.format(thing=thing), add_special_tokens=False)["input_ids"]
+            assert len(exam.tokenizer(" " + thing, add_special_tokens=False)["input_ids"]) == 1
+            assert len(sentence.split()) == 7 and sentence.endswith(".")
+            assert exam.tokenizer.decode(ids) == " " + sentence.format(thing=thing)
+
+
+def test_the_tokenizer_puts_bos_in_front_and_knows_the_mask_token(exam) -> None:
+    ids = exam.tokenizer("Anna was there.")["input_ids"]
+    assert ids[0] == exam.tokenizer.bos_token_id and exam.tokenizer.eos_token_id not in ids
+    assert exam.tokenizer.convert_ids_to_tokens(exam.tokenizer.convert_tokens_to_ids("_")) == "_"
+
+
+def test_too_few_texts_for_whole_words_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"raincoat.* more than one token each.* than 1\."):
+        build_tokenizer(["Anna found a kite."])
+
+
+# ---- The questions ----
+
+
+def test_a_fill_counts_only_with_the_right_thing_alone() -> None:
+    stories = [Story(prefix="A.", missing=" B.", suffix=" C.", answer="kite")] * 5
+    fills = [" She found a kite.", " A Kite, there", " a kite and a cake", " a kites", " nothing"]
+    assert fact_accuracy(fills, stories) == 2 / 5
+
+
+def test_retrieval_looks_for_the_highest_cosine_and_not_the_highest_product() -> None:
+    anchors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    positives = torch.tensor([[0.1, 0.0], [5.0, 5.0], [2.0, 2.1]])
+    assert retrieval_accuracy(anchors, positives) == pytest.approx(1 / 3)
+
+
+def test_the_gaps_perplexity_from_the_left_is_that_of_an_explicit_loop(exam, llama) -> None:
+    losses = []
+    for story in exam.stories:
+        ids = exam.tokenizer(story.prefix + story.missing)["input_ids"]
+        start = len(exam.tokenizer(story.prefix)["input_ids"])
+        log_probs = llama(torch.tensor([ids])).logits[0].log_softmax(-1)
+        losses += [-log_probs[position - 1, ids[position]].item() for position in range(start, len(ids))]
+    assert exam.missing_perplexity(llama) == pytest.approx(torch.tensor(losses).double().mean().exp().item(), rel=1e-4)
+
+
+def test_the_gaps_perplexity_from_both_sides_depends_on_the_suffix_and_from_the_left_does_not(exam, magnet) -> None:
+    others = exam.other_suffixes
+    assert others != [story.suffix for story in exam.stories] and sorted(others) == sorted(
+        story.suffix for story in exam.stories
+    )
+    both, left = exam.missing_perplexity(magnet, mode="infill"), exam.missing_perplexity(magnet)
+    assert exam.missing_perplexity(magnet, mode="infill", suffixes=others) != pytest.approx(both, rel=1e-3)
+    assert exam.missing_perplexity(magnet, suffixes=others) == pytest.approx(left, rel=1e-5)
+
+
+def test_fills_come_back_in_the_order_of_the_stories_and_as_long_as_the_gaps(exam, llama, magnet) -> None:
+    for fills, one in (
+        (exam.left_to_right_fills(llama), lambda single: single.left_to_right_fills(llama)),
+        (exam.infills(magnet), lambda single: single.infills(magnet)),
+    ):
+        assert len(fills) == len(exam.stories)
+        for story, fill in zip(exam.stories, fills, strict=True):
+            alone = Exam(tokenizer=exam.tokenizer, stories=[story], pairs=[], max_length=128)
+            assert one(alone) == [fill]
+
+
+def test_trying_every_thing_scores_whole_texts(exam, llama) -> None:
+    hits = 0
+    for story in exam.stories:
+        scores = {}
+        for thing in THINGS:
+            text = story.prefix + story.missing.replace(story.answer, thing) + story.suffix
+            ids = torch.tensor([exam.tokenizer(text)["input_ids"]])
+            scores[thing] = llama(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+        hits += min(scores, key=scores.__getitem__) == story.answer
+    assert exam.scored_facts(llama) == hits / len(exam.stories)
+
+
+def test_an_unadapted_magnet_answers_causal_questions_as_its_base(exam, llama, magnet) -> None:
+    assert exam.causal_perplexity(magnet) == pytest.approx(exam.causal_perplexity(llama), rel=1e-6)
+    assert exam.repetition(magnet) == exam.repetition(llama)
+    assert exam.masked_accuracy(magnet, mask_token_id=65) == exam.masked_accuracy(llama, mask_token_id=65)
+
+
+# ---- The table and the plots ----
+
+
+@pytest.mark.parametrize("module", [quickstart, quickstart_measures, quickstart_table, plots, synthetic_corpus])
+def test_the_examples_in_docstrings_are_true(module) -> None:
+    results = doctest.testmod(module)
+    assert results.attempted > 0 and results.failed == 0
+
+
+def test_a_cell_is_a_share_a_perplexity_or_a_repetition_by_its_row() -> None:
+    table = {"perplexity": {"base": 1.755}, "repetition": {"MAGNET": 0.0204}, "found": {"chance": 0.0625}}
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in render_table(table).splitlines()]
+    assert lines[0] == ["", *COLUMNS]
+    assert lines[2:] == [
+        ["perplexity", "1.75", "", "", "", "", ""],
+        ["repetition", "", "", "", "0.020", "", ""],
+        ["found", "", "", "", "", "", "6.2 %"],
+    ]
+
+
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+def test_the_drawn_masks_are_those_of_figure_two(magnet, attn_implementation) -> None:
+    magnet.set_attn_implementation(attn_implementation)
+    drawn = {
+        name: ["".join(".x"[int(cell)] for cell in row) for row in allowed_attention(magnet, segment_ids)]
+        for name, segment_ids in SEGMENTS.items()
+    }
+    magnet.set_attn_implementation("sdpa")
+    assert drawn == {
+        "bidirectional": ["xxxxxxx"] * 7,
+        "causal": ["x......", "xx.....", "xxx....", "xxxx...", "xxxxx..", "xxxxxx.", "xxxxxxx"],
+        "infill": ["x..x..x", "xx.x..x", "xxxx..x", "x..x..x", "x..xx.x", "x..xxxx", "x..x..x"],
+    }

@@ -1,0 +1,108 @@
+"""The corpus of the quickstart: its one fact is told by the end of a story alone, and its pairs share no wording."""
+
+import random
+import re
+from collections import Counter, defaultdict
+
+import pytest
+
+from examples.synthetic_corpus import CONSEQUENCES, THINGS, Story, draw_pair, draw_story, read_rows, write_corpus
+
+PARTS = ("prefix", "missing", "suffix")
+
+
+@pytest.fixture(scope="module")
+def stories() -> list[Story]:
+    generator = random.Random(1)
+    return [draw_story(generator) for _ in range(4000)]
+
+
+def test_the_parts_of_a_story_join_exactly() -> None:
+    story = draw_story(random.Random(3))
+    assert story.text == story.prefix + story.missing + story.suffix
+    assert story.prefix.endswith(".") and not story.prefix.startswith(" ")
+    assert re.fullmatch(r" [A-Z][^.]*\.", story.missing)
+    assert re.fullmatch(r"( [A-Z][^.]*\.)+", story.suffix)
+
+
+def test_a_story_names_its_thing_in_the_missing_sentence_only(stories: list[Story]) -> None:
+    for story in stories:
+        assert [thing for thing in THINGS if thing in story.missing] == [story.answer]
+        assert not [thing for thing in THINGS if thing in story.prefix + story.suffix]
+
+
+def test_no_thing_begins_with_a_vowel_for_the_article_would_tell() -> None:
+    assert not [thing for thing in THINGS if thing[0] in "aeiou"]
+
+
+def test_every_consequence_follows_from_one_thing_only() -> None:
+    consequences = [sentence for sentences in CONSEQUENCES.values() for sentence in sentences]
+    assert set(CONSEQUENCES) == set(THINGS)
+    assert len(consequences) == len(set(consequences)) == 2 * len(THINGS)
+
+
+def test_things_are_drawn_evenly(stories: list[Story]) -> None:
+    counts = Counter(story.answer for story in stories)
+    assert set(counts) == set(THINGS)
+    expected = len(stories) / len(THINGS)
+    assert sum((count - expected) ** 2 / expected for count in counts.values()) < 37.7  # chi-square, 15 df, p = 0.001
+
+
+@pytest.mark.parametrize("part", ["opening", "gap"])
+def test_neither_the_opening_nor_the_wording_of_the_gap_tells_the_thing(stories: list[Story], part: str) -> None:
+    """Guessing the commonest thing after each frame must do no better than chance on fresh stories."""
+    seen: dict[str, Counter[str]] = defaultdict(Counter)
+
+    def frame(story: Story) -> str:
+        return story.prefix if part == "opening" else story.missing.replace(story.answer, "*")
+
+    for story in stories[:3000]:
+        seen[frame(story)][story.answer] += 1
+    known = [story for story in stories[3000:] if frame(story) in seen]
+    hits = sum(seen[frame(story)].most_common(1)[0][0] == story.answer for story in known)
+    assert len(known) > 200
+    assert hits / len(known) < 2.5 / len(THINGS)
+
+
+def test_paraphrases_share_the_name_and_no_other_word_of_meaning() -> None:
+    generator = random.Random(2)
+    small = {"a", "at", "the", "in", "on", "of", "for", "with", "to", "that", "day", "days"}
+    for _ in range(500):
+        anchor, positive = (set(re.findall(r"\w+", side.lower())) for side in draw_pair(generator))
+        assert len(anchor & positive - small) == 1
+
+
+def test_the_same_seed_writes_the_same_files_and_another_seed_others(tmp_path) -> None:
+    folders = [tmp_path / name for name in ("first", "again", "other")]
+    for folder, seed in zip(folders, (0, 0, 1), strict=True):
+        write_corpus(folder, seed=seed, stories=30, pairs=30, tests=5)
+    first, again, other = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
+    assert first == again
+    assert sorted(first) == ["pairs_test.jsonl", "pairs_train.jsonl", "stories_test.jsonl", "stories_train.jsonl"]
+    assert all(first[name] != other[name] for name in first)
+
+
+def test_training_never_sees_a_story_or_a_fact_of_the_test(tmp_path) -> None:
+    paths = write_corpus(tmp_path, seed=0, stories=2000, pairs=2000, tests=200)
+    rows = {name: read_rows(path) for name, path in paths.items()}
+    assert {name: len(found) for name, found in rows.items()} == {
+        "stories_test": 200,
+        "stories_train": 1800,
+        "pairs_test": 200,
+        "pairs_train": 1800,
+    }
+    stories = [{row["text"] for row in rows[f"stories_{part}"]} for part in ("train", "test")]
+    assert not stories[0] & stories[1]
+    facts = [
+        {frozenset(re.findall(r"\w+", row["anchor"].lower())) for row in rows[f"pairs_{part}"]}
+        for part in ("train", "test")
+    ]
+    assert not facts[0] & facts[1]
+    assert sum(map(len, facts)) == 2000
+
+
+def test_rows_hold_the_parts_of_their_text(tmp_path) -> None:
+    paths = write_corpus(tmp_path, seed=0, stories=6, pairs=6, tests=3)
+    for row in read_rows(paths["stories_test"]):
+        assert row["text"] == "".join(row[part] for part in PARTS)
+        assert f" {row['answer']}" in row["missing"]
