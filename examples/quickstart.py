@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from transformers.utils import logging
 
 from examples.quickstart_models import SMOKE, Budget, train_models
-from examples.quickstart_table import fill_table, render_table, show_infills
+from examples.quickstart_table import LEGEND, fill_table, render_table, show_infills
 
 try:
     from examples.plots import draw_curves, draw_masks
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
 
     print("5/6 questions to each model")
     table = fill_table(exam, answering)
-    rendered = render_table(table)
+    rendered = f"{render_table(table)}\n\n{LEGEND}"
     (output_dir / "table.md").write_text(rendered + "\n", encoding="utf-8")
     (output_dir / "figures.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
 

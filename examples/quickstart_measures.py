@@ -84,6 +84,12 @@ class Exam:
         suffixes = [story.suffix for story in self.stories]
         return suffixes[1:] + suffixes[:1]
 
+    @property
+    def gap_tokens(self) -> float:
+        """Tokens of a missing sentence, on average."""
+        lengths = self._gap_lengths()
+        return sum(lengths) / len(lengths)
+
     def left_to_right_fills(self, model: Any) -> list[str]:
         """Fill each gap greedily from its prefix alone, with as many tokens as are missing."""
         prefixes = self.tokenizer([story.prefix for story in self.stories])["input_ids"]
@@ -196,9 +202,13 @@ class Exam:
         """Token ids without BOS."""
         return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
+    def _gap_lengths(self) -> list[int]:
+        """Tokens of each missing sentence."""
+        return [len(ids) for ids in self._continuations([story.missing for story in self.stories])]
+
     def _by_length(self) -> Iterator[tuple[list[int], int]]:
         """Batches of stories whose missing sentences have equally many tokens, and how many these are."""
-        lengths = [len(ids) for ids in self._continuations([story.missing for story in self.stories])]
+        lengths = self._gap_lengths()
         for length in sorted(set(lengths)):
             indices = [index for index, other in enumerate(lengths) if other == length]
             for chosen in _batches(indices):

@@ -9,11 +9,15 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from examples.quickstart_measures import Exam, fact_accuracy
-from examples.synthetic_corpus import THINGS
+from examples.synthetic_corpus import MISSING, THINGS
 
-BASE, CONTROL, NOT_ADAPTED = "base", "base + steps", "base, unadapted"
-MAGNET, OTHER_SUFFIX, CHANCE = "MAGNET", "other suffix", "chance"
-COLUMNS = (BASE, CONTROL, NOT_ADAPTED, MAGNET, OTHER_SUFFIX, CHANCE)
+BASE, CONTROL, NOT_ADAPTED = "base", "trained on", "not adapted"
+MAGNET, OTHER_SUFFIX, CHANCE, LIMIT = "MAGNET", "other suffix", "chance", "best possible"
+COLUMNS = (BASE, CONTROL, NOT_ADAPTED, MAGNET, OTHER_SUFFIX, CHANCE, LIMIT)
+
+LEGEND = """\
+trained on: the base, left to right, for as many steps more as MAGNET took; not adapted: the base's weights in MAGNET's
+masks; other suffix: MAGNET shown the end of another story; best possible: what the drawing of the stories allows."""
 
 Table = dict[str, dict[str, float]]
 
@@ -48,6 +52,8 @@ def fill_table(exam: Exam, models: Models) -> Table:
     base, control, plain, magnet = models.base, models.control, models.not_adapted, models.magnet
     mask_id = magnet.config.magnet["mask_token_id"]
     others = exam.other_suffixes
+    # Nothing to the left tells the thing, and nothing anywhere the wording of the gap.
+    wordings, things = len(MISSING), len(THINGS)
 
     def facts(fills: list[str]) -> float:
         return fact_accuracy(fills, exam.stories)
@@ -60,29 +66,34 @@ def fill_table(exam: Exam, models: Models) -> Table:
             BASE: lambda: facts(exam.left_to_right_fills(base)),
             CONTROL: lambda: facts(exam.left_to_right_fills(control)),
             MAGNET: lambda: facts(exam.left_to_right_fills(magnet)),
-            CHANCE: lambda: 1 / len(THINGS),
+            CHANCE: lambda: 1 / things,
+            LIMIT: lambda: 1 / things,
         },
         "hidden fact, from both sides": {
             NOT_ADAPTED: lambda: facts(exam.infills(plain)),
             MAGNET: lambda: facts(exam.infills(magnet)),
             OTHER_SUFFIX: lambda: facts(exam.infills(magnet, suffixes=others)),
-            CHANCE: lambda: 1 / len(THINGS),
+            CHANCE: lambda: 1 / things,
+            LIMIT: lambda: 1.0,
         },
         "hidden fact, every thing tried": {
             BASE: lambda: exam.scored_facts(base),
             CONTROL: lambda: exam.scored_facts(control),
             MAGNET: lambda: exam.scored_facts(magnet),
-            CHANCE: lambda: 1 / len(THINGS),
+            CHANCE: lambda: 1 / things,
+            LIMIT: lambda: 1.0,
         },
         "perplexity of the gap, from the left": {
             BASE: lambda: exam.missing_perplexity(base),
             CONTROL: lambda: exam.missing_perplexity(control),
             MAGNET: lambda: exam.missing_perplexity(magnet),
+            LIMIT: lambda: (wordings * things) ** (1 / exam.gap_tokens),
         },
         "perplexity of the gap, from both sides": {
             NOT_ADAPTED: lambda: exam.missing_perplexity(plain, mode="infill"),
             MAGNET: lambda: exam.missing_perplexity(magnet, mode="infill"),
             OTHER_SUFFIX: lambda: exam.missing_perplexity(magnet, mode="infill", suffixes=others),
+            LIMIT: lambda: wordings ** (1 / exam.gap_tokens),
         },
         "masked tokens named, from the left": {
             BASE: lambda: masked(base),
@@ -139,9 +150,9 @@ def render_table(table: Table) -> str:
 
     Example:
         >>> print(render_table({"perplexity": {"base": 3.0}}))
-        |            | base | base + steps | base, unadapted | MAGNET | other suffix | chance |
-        |------------|-----:|-------------:|----------------:|-------:|-------------:|-------:|
-        | perplexity | 3.00 |              |                 |        |              |        |
+        |            | base | trained on | not adapted | MAGNET | other suffix | chance | best possible |
+        |------------|-----:|-----------:|------------:|-------:|-------------:|-------:|--------------:|
+        | perplexity | 3.00 |            |             |        |              |        |               |
     """
     lines = [["", *COLUMNS]]
     lines += [[row, *(_format(row, cells.get(column)) for column in COLUMNS)] for row, cells in table.items()]
@@ -185,4 +196,4 @@ def show_infills(exam: Exam, models: Models, *, count: int = 4) -> str:
     return "\n".join(paragraphs)
 
 
-__all__ = ["COLUMNS", "Models", "Table", "fill_table", "render_table", "show_infills"]
+__all__ = ["COLUMNS", "LEGEND", "Models", "Table", "fill_table", "render_table", "show_infills"]
