@@ -5,6 +5,7 @@ Exact, because context states never depend on a span and spans never see each ot
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -156,7 +157,7 @@ class InfillingMixin(CheckpointMixin):
             lay_out(tokenizer, parts, gap_lengths=lengths, context_length=self.config.max_position_embeddings)
             for parts, lengths in zip(pieces, gap_lengths, strict=True)
         ]
-        first_gap = [sum(map(len, gap_lengths[:index])) for index in range(len(texts))]
+        first_gap = list(accumulate(map(len, gap_lengths), initial=0))  # each text's first among all gaps
         chooser = TokenChooser(
             config,
             gap_lengths=[length for text in texts for length in text.gap_lengths],
