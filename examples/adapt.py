@@ -31,8 +31,8 @@ from transformers import (
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.checkpoint_magnet import check_is_our_decoder
 from modeling_magnet.configuration_magnet import check_tokenizer_fits, resolve_mask_token
-from modeling_magnet.encoding_magnet import join_prompt
 from modeling_magnet.masking_magnet import MASKED_BACKENDS
+from modeling_magnet.prompts_magnet import join_prompt
 from trainer import (
     LoraArguments,
     MagnetTrainer,

@@ -27,8 +27,8 @@ from examples.quickstart_measures import Exam
 from examples.quickstart_table import Models
 from examples.synthetic_corpus import THINGS, Story, read_rows, write_corpus
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.configuration_magnet import DEFAULT_PROMPT
-from modeling_magnet.encoding_magnet import tokenize_texts
+from modeling_magnet.prompts_magnet import DEFAULT_PROMPT
+from modeling_magnet.texts_magnet import tokenize_texts
 from trainer import MagnetTrainer, MagnetTrainingArguments
 
 MAX_LENGTH = 128

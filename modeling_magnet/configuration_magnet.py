@@ -5,7 +5,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-DEFAULT_PROMPT = "Given the sentence, find its representation: "
+from .pooling_magnet import Pooling, check_pooling
+from .prompts_magnet import default_prompts
+from .similarity_magnet import SIMILARITIES, Similarity
+
 MASK_TOKEN_CANDIDATES = ("_", "▁_", "<0x5F>")
 CONTRASTIVE_HEADS = (None, "tanh")
 
@@ -19,11 +22,13 @@ class MagnetSettings:
         mask_token_id (`int`, *optional*): Its id; `None` only while no tokenizer is known.
         prompts (`dict[str, str]`): Named prompts of `encode`, put in front by `join_prompt`.
         default_prompt_name (`str`, *optional*): The prompt `encode` uses when none is asked for; `None` for no prompt.
+        pooling (`str`, defaults to `"last"`): How `encode` makes one vector of a text's states: see `pool_states`.
+        similarity_fn_name (`str`, defaults to `"cosine"`): What `similarity` computes.
         contrastive_head (`str`, *optional*): `"tanh"` when the projection trained with the contrastive loss was kept
             and applies to sentence embeddings; `None` when it was dropped (SimCSE's practice, the default).
 
     Raises:
-        ValueError: an unknown default prompt or head, or a prompt that is no text.
+        ValueError: an unknown default prompt, pooling, similarity or head, or a prompt that is no text.
 
     Example:
 
@@ -34,8 +39,10 @@ class MagnetSettings:
 
     mask_token: str | None = None
     mask_token_id: int | None = None
-    prompts: dict[str, str] = field(default_factory=lambda: {"sentence": DEFAULT_PROMPT})
+    prompts: dict[str, str] = field(default_factory=default_prompts)
     default_prompt_name: str | None = "sentence"
+    pooling: Pooling = "last"
+    similarity_fn_name: Similarity = "cosine"
     contrastive_head: str | None = None
 
     def __post_init__(self) -> None:
@@ -46,6 +53,11 @@ class MagnetSettings:
             raise ValueError(
                 f"`default_prompt_name` is {self.default_prompt_name!r}, but the stored prompts are "
                 f"{sorted(self.prompts)}. Add it to `prompts` or set `default_prompt_name=None`."
+            )
+        check_pooling(self.pooling)
+        if self.similarity_fn_name not in SIMILARITIES:
+            raise ValueError(
+                f"`similarity_fn_name` is {self.similarity_fn_name!r}; expected one of {list(SIMILARITIES)}."
             )
         if self.contrastive_head not in CONTRASTIVE_HEADS:
             raise ValueError(f"`contrastive_head` is {self.contrastive_head!r}; expected one of {CONTRASTIVE_HEADS}.")
@@ -69,28 +81,6 @@ class MagnetSettings:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict, the inverse of `from_dict`."""
         return asdict(self)
-
-
-def join_prompt(prompt: str | None, text: str) -> str:
-    """Prompt and text as one string, joined before tokenising.
-
-    A prompt that ends in white space is a template of the caller's own and is used as it is; otherwise a colon is
-    added where there is none, and a space.
-
-    Example:
-
-        >>> join_prompt("Retrieve semantically similar text", "A cat.")
-        'Retrieve semantically similar text: A cat.'
-        >>> join_prompt("Given the sentence, find its representation:", "A cat.")
-        'Given the sentence, find its representation: A cat.'
-        >>> join_prompt(None, "A cat.")
-        'A cat.'
-    """
-    if not prompt:
-        return text
-    if prompt[-1].isspace():
-        return prompt + text
-    return f"{prompt} {text}" if prompt.endswith(":") else f"{prompt}: {text}"
 
 
 def resolve_mask_token(tokenizer: PreTrainedTokenizerBase, mask_token: str | None = None) -> tuple[str, int]:
@@ -133,4 +123,4 @@ def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, vocab_size: int) ->
         )
 
 
-__all__ = ["DEFAULT_PROMPT", "MagnetSettings", "check_tokenizer_fits", "join_prompt", "resolve_mask_token"]
+__all__ = ["MagnetSettings", "check_tokenizer_fits", "resolve_mask_token"]

@@ -1,112 +1,31 @@
-"""Texts -> batches -> sentence embeddings.
+"""Texts -> sentence embeddings, with sentence-transformers' names, defaults and vectors.
 
-The joining, truncation and pooling rules here are the ones that the sidecar files of `checkpoint_magnet` describe to
-sentence-transformers, so that both give the same vectors.
+What is joined, cut and pooled here is what the sidecar files of a checkpoint tell that library.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
-from .checkpoint_magnet import CheckpointMixin
-from .configuration_magnet import join_prompt
+from .pooling_magnet import Pooling, check_pooling, pool_states
+from .prompts_magnet import choose_prompt
+from .quantization_magnet import Precision, check_precision, quantize_embeddings
+from .similarity_magnet import similarity_matrix, similarity_pairs
+from .states_magnet import StatesMixin
+from .texts_magnet import check_texts, prompt_length, tokenize_texts
 
-# A progress bar shorter than this many batches only flickers.
-PROGRESS_FROM_BATCHES = 16
+# Token ids of this many texts are held at once; their lengths vary little, for the texts are sorted before.
+TEXTS_TOKENIZED_AT_ONCE = 8192
+# A progress bar over fewer texts only flickers.
+PROGRESS_FROM_TEXTS = 1000
 
-
-def tokenize_texts(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, prompt: str | None, max_length: int
-) -> list[list[int]]:
-    """Token ids of `BOS prompt text EOS`; what is too long loses the text's end, never the EOS.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): Needs an EOS token; BOS is put in front where there is one.
-        texts (`Sequence[str]`): Any texts; an empty one is embedded as its prompt alone.
-        prompt (`str`, *optional*): Put in front by `join_prompt`.
-        max_length (`int`): Longest row in tokens, special tokens included, >= 3.
-
-    Returns:
-        `list[list[int]]`: one row per text, unpadded.
-
-    Raises:
-        ValueError: no EOS token, or no room for text.
-    """
-    if tokenizer.eos_token_id is None:
-        raise ValueError("The tokenizer has no EOS token, whose output is the embedding. Set `tokenizer.eos_token`.")
-    if max_length < 3:
-        raise ValueError(f"`max_length` is {max_length}; expected at least 3 (BOS, one token, EOS).")
-    front = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    rows = tokenizer(
-        [join_prompt(prompt, text) for text in texts],
-        add_special_tokens=False,
-        return_attention_mask=False,
-        verbose=False,
-    )["input_ids"]
-    room = max_length - len(front) - 1
-    return [front + row[:room] + [tokenizer.eos_token_id] for row in rows]
+OutputValue = Literal["sentence_embedding", "token_embeddings"]
 
 
-def pad_token_rows(
-    rows: Sequence[Sequence[int]], *, pad_token_id: int, padding_side: str = "right"
-) -> dict[str, torch.Tensor]:
-    """Token rows as one batch.
-
-    Returns:
-        `dict`: `input_ids` and `attention_mask`, both `torch.LongTensor` of shape `(len(rows), longest)`.
-
-    Example:
-
-        >>> pad_token_rows([[1, 5, 2], [1, 2]], pad_token_id=0)["input_ids"].tolist()
-        [[1, 5, 2], [1, 2, 0]]
-    """
-    width = max(len(row) for row in rows)
-    input_ids = torch.full((len(rows), width), pad_token_id, dtype=torch.long)
-    attention_mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for index, row in enumerate(rows):
-        cells = slice(0, len(row)) if padding_side == "right" else slice(width - len(row), width)
-        input_ids[index, cells] = torch.tensor(row, dtype=torch.long)
-        attention_mask[index, cells] = 1
-    return {"input_ids": input_ids, "attention_mask": attention_mask}
-
-
-def last_token_states(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """The state of each row's last real token, wherever the padding is.
-
-    Args:
-        hidden_states (`torch.FloatTensor` of shape `(B, S, H)`): Output of the last layer.
-        attention_mask (`torch.Tensor` of shape `(B, S)`): Nonzero for real tokens.
-
-    Returns:
-        `torch.FloatTensor` of shape `(B, H)`.
-    """
-    last = attention_mask.shape[1] - 1 - attention_mask.bool().flip(-1).long().argmax(-1)  # (B,)
-    return hidden_states[torch.arange(len(hidden_states), device=hidden_states.device), last]
-
-
-def check_texts(texts: Any, *, name: str) -> list[str]:
-    """A list of strings, or an error that names the first thing that is none.
-
-    Raises:
-        ValueError: anything but a list or tuple of strings.
-    """
-    if not isinstance(texts, (list, tuple, np.ndarray)):
-        raise ValueError(f"`{name}` is {type(texts).__name__}; expected a string or a list of strings.")
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(
-                f"`{name}[{index}]` is {type(text).__name__} ({text!r:.60}); expected a string. "
-                "Convert it, or leave the row out."
-            )
-    return list(texts)
-
-
-class EncodingMixin(CheckpointMixin):
-    """`encode`."""
+class EncodingMixin(StatesMixin):
+    """`encode`, `encode_query`, `encode_document`, `similarity`."""
 
     @torch.no_grad()
     def encode(
@@ -115,101 +34,212 @@ class EncodingMixin(CheckpointMixin):
         *,
         prompt_name: str | None = None,
         prompt: str | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         show_progress_bar: bool | None = None,
+        output_value: OutputValue = "sentence_embedding",
+        precision: Precision = "float32",
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
+        device: str | torch.device | None = None,
         normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        pooling: Pooling | None = None,
         max_length: int | None = None,
-    ) -> np.ndarray | torch.Tensor:
-        """Embed texts: bidirectional attention, the state of the EOS put behind each text.
+        batch_tokens: int | None = None,
+    ) -> Any:
+        """Embed texts: bidirectional attention over `BOS prompt text EOS`, one vector from the states.
+
+        Batches are filled to a budget of tokens with texts of like length, so that memory is bounded by the budget
+        and next to nothing is padded; with flex attention they are laid end to end and nothing is.
 
         Args:
-            inputs (`str` or `list[str]`): Texts. An empty text gives the vector of the prompt alone; a text beyond
-                `max_length` is cut at its end, before the EOS.
+            inputs (`str` or `list[str]`): Texts, in any sequence. An empty text gives the vector of the prompt alone;
+                a text beyond `max_length` is cut at its end, before the EOS.
             prompt_name (`str`, *optional*): Name of a prompt stored with the model.
             prompt (`str`, *optional*): The prompt itself, joined by `join_prompt`; `""` for none. Without either,
                 the model's default prompt.
-            batch_size (`int`, defaults to 32): Texts per forward; they are sorted by length first.
+            batch_size (`int`, *optional*): Texts per forward at most, beside `batch_tokens`.
             show_progress_bar (`bool`, *optional*): Defaults to showing one on long lists.
-            convert_to_numpy (`bool`, defaults to `True`): Return a float32 array.
-            convert_to_tensor (`bool`, defaults to `False`): Return a float32 tensor on the model's device instead.
+            output_value (`str`, defaults to `"sentence_embedding"`): Or `"token_embeddings"`: the states of all tokens
+                of a text, BOS, prompt and EOS included, as a list of tensors. See `encode_tokens` for places.
+            precision (`str`, defaults to `"float32"`): See `quantize_embeddings`.
+            convert_to_numpy (`bool`, defaults to `True`): Return an array; else a list of tensors.
+            convert_to_tensor (`bool`, defaults to `False`): Return one tensor on the model's device instead.
+            device (`str` or `torch.device`, *optional*): Move the model there first.
             normalize_embeddings (`bool`, defaults to `False`): Scale each vector to unit length.
+            truncate_dim (`int`, *optional*): Keep this many dimensions in front, before scaling.
+            pooling (`str`, *optional*): See `pool_states`; defaults to the model's own.
             max_length (`int`, *optional*): Longest row in tokens; defaults to the context of model and tokenizer.
+            batch_tokens (`int`, *optional*): Tokens of a forward, padding included; defaults to what suits the device.
 
         Returns:
-            `numpy.ndarray` or `torch.Tensor` in float32, of shape `(hidden_size,)` for a string and
-            `(len(inputs), hidden_size)` for a list, in the order of `inputs`.
+            Float32 vectors whatever the model's dtype, of shape `(hidden_size,)` for a string and `(len(inputs),
+            hidden_size)` for a list, in the order of `inputs`.
 
         Raises:
-            ValueError: something that is no text, an unknown prompt, or two prompts.
+            ValueError: something that is no text, an unknown prompt or option, or one out of range.
+            RuntimeError: the back-end does not attend as the mode says.
 
         Source: Khosla et al. 2025, section 3.2, and section 5 of their appendix for the instructions.
         """
         single = isinstance(inputs, str)
-        texts = [inputs] if isinstance(inputs, str) else check_texts(inputs, name="inputs")
-        prompt = self._choose_prompt(prompt=prompt, prompt_name=prompt_name)
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` is {batch_size}; expected at least 1.")
-        rows = (
-            tokenize_texts(self.tokenizer, texts, prompt=prompt, max_length=self._longest_row(max_length))
-            if texts
-            else []
+        texts = check_texts([inputs] if single else inputs, name="inputs")
+        chosen = self._choose_prompt(prompt=prompt, prompt_name=prompt_name)
+        pooling = self.magnet_settings.pooling if pooling is None else pooling
+        check_pooling(pooling)
+        check_precision(precision)
+        width = self._check_width(truncate_dim)
+        if output_value not in ("sentence_embedding", "token_embeddings"):
+            raise ValueError(
+                f"`output_value` is {output_value!r}; expected 'sentence_embedding' or 'token_embeddings'."
+            )
+        if device is not None:
+            self.to(device)  # type: ignore[arg-type]
+        budget = self._batch_tokens(batch_tokens, batch_size)
+        hide = len(texts) < PROGRESS_FROM_TEXTS if show_progress_bar is None else not show_progress_bar
+        states = self._text_states(
+            texts, prompt=chosen, max_length=max_length, batch_tokens=budget, batch_size=batch_size, hide=hide
         )
-        longest_first = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
-        starts = range(0, len(rows), batch_size)
-        vectors = torch.empty(len(rows), self.config.hidden_size, device=self.device)
-        hide = len(starts) < PROGRESS_FROM_BATCHES if show_progress_bar is None else not show_progress_bar
-        for start in tqdm(starts, desc="Encoding", unit="batch", disable=hide):
-            chosen = longest_first[start : start + batch_size]
-            vectors[chosen] = self._embed_rows([rows[index] for index in chosen])
-        if normalize_embeddings:
-            vectors = torch.nn.functional.normalize(vectors, dim=-1)
-        output = vectors[0] if single else vectors
-        return output if convert_to_tensor or not convert_to_numpy else output.cpu().numpy()
+        if output_value == "token_embeddings":
+            tokens: list[torch.Tensor] = [torch.empty(0)] * len(texts)
+            for indices, hidden_states, attention_mask in states:
+                for index, row, mask in zip(indices, hidden_states, attention_mask, strict=True):
+                    tokens[index] = row[mask.bool()].float()
+            return tokens[0] if single else tokens
+
+        left_out = prompt_length(self.tokenizer, chosen) if pooling != "last" else 0
+        table = _VectorTable(len(texts), width, device=self.device if convert_to_tensor else torch.device("cpu"))
+        for indices, hidden_states, attention_mask in states:
+            vectors = pool_states(hidden_states, attention_mask, pooling=pooling, prompt_length=left_out)
+            if self.magnet_settings.contrastive_head is not None:
+                vectors = self.sscl_head(vectors.to(self.dtype)).float()
+            vectors = vectors[:, :width]
+            if normalize_embeddings:
+                vectors = torch.nn.functional.normalize(vectors, dim=-1)
+            table.put(indices, vectors)
+        embeddings = table.finish()
+        if precision != "float32":
+            embeddings = torch.from_numpy(quantize_embeddings(embeddings.cpu().numpy(), precision=precision))
+        if convert_to_tensor:
+            output: Any = embeddings.to(self.device)
+        else:
+            output = embeddings.numpy() if convert_to_numpy else list(embeddings)
+        return output[0] if single else output
+
+    def encode_query(self, inputs: str | Sequence[str], **kwargs: Any) -> Any:
+        """`encode` with the stored prompt `query`, where there is one and no other is asked for.
+
+        Args:
+            inputs (`str` or `list[str]`): Queries.
+            kwargs: As in `encode`.
+        """
+        return self._encode_as("query", inputs, **kwargs)
+
+    def encode_document(self, inputs: str | Sequence[str], **kwargs: Any) -> Any:
+        """`encode` with the stored prompt `document`, where there is one and no other is asked for.
+
+        Args:
+            inputs (`str` or `list[str]`): Documents.
+            kwargs: As in `encode`.
+        """
+        return self._encode_as("document", inputs, **kwargs)
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
+        """Every embedding of one set against every one of another, by the model's similarity.
+
+        Args:
+            embeddings1 (`numpy.ndarray` or `torch.Tensor` of shape `(N, H)`): Embeddings.
+            embeddings2 (`numpy.ndarray` or `torch.Tensor` of shape `(M, H)`): Embeddings.
+
+        Returns:
+            `torch.FloatTensor` of shape `(N, M)`; larger is more alike.
+        """
+        return similarity_matrix(embeddings1, embeddings2, name=self.magnet_settings.similarity_fn_name)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
+        """Each embedding of one set against the one in the same row of another, by the model's similarity.
+
+        Args:
+            embeddings1 (`numpy.ndarray` or `torch.Tensor` of shape `(N, H)`): Embeddings.
+            embeddings2 (`numpy.ndarray` or `torch.Tensor` of shape `(N, H)`): Embeddings.
+
+        Returns:
+            `torch.FloatTensor` of shape `(N,)`; larger is more alike.
+        """
+        return similarity_pairs(embeddings1, embeddings2, name=self.magnet_settings.similarity_fn_name)
+
+    def _encode_as(self, role: str, inputs: str | Sequence[str], **kwargs: Any) -> Any:
+        """`encode` with the prompt of a role, unless another is asked for."""
+        unasked = kwargs.get("prompt") is None and kwargs.get("prompt_name") is None
+        if unasked and role in self.magnet_settings.prompts:
+            kwargs["prompt_name"] = role
+        return self.encode(inputs, **kwargs)
 
     def _choose_prompt(self, *, prompt: str | None, prompt_name: str | None) -> str | None:
         """The prompt of a call: given, named, or the model's default."""
         settings = self.magnet_settings
-        if prompt is not None and prompt_name is not None:
-            raise ValueError(f"Both prompt={prompt!r} and prompt_name={prompt_name!r} were given. Choose one.")
-        if prompt is not None:
-            return prompt
-        name = settings.default_prompt_name if prompt_name is None else prompt_name
-        if name is not None and name not in settings.prompts:
-            raise ValueError(
-                f"No prompt is named {name!r}; the model stores {sorted(settings.prompts)}. Pass `prompt=`."
-            )
-        return None if name is None else settings.prompts[name]
+        return choose_prompt(
+            settings.prompts, prompt=prompt, prompt_name=prompt_name, default_prompt_name=settings.default_prompt_name
+        )
 
-    def _longest_row(self, max_length: int | None) -> int:
-        """The context in tokens, or a shorter wish."""
-        context = min(self.config.max_position_embeddings, self.tokenizer.model_max_length)
-        if max_length is not None and max_length > context:
-            raise ValueError(f"`max_length` is {max_length}; model and tokenizer have a context of {context} tokens.")
-        return context if max_length is None else max_length
+    def _check_width(self, truncate_dim: int | None) -> int:
+        """Dimensions of an embedding."""
+        full: int = self.config.hidden_size
+        if truncate_dim is not None and not 1 <= truncate_dim <= full:
+            raise ValueError(f"`truncate_dim` is {truncate_dim}; embeddings have {full} dimensions, pass 1 to {full}.")
+        return full if truncate_dim is None else truncate_dim
 
-    def _bidirectional_states(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """States `(B, S, H)` of token rows, and the attention mask `(B, S)`."""
-        pad = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
-        batch = {name: tensor.to(self.device) for name, tensor in pad_token_rows(rows, pad_token_id=pad).items()}
-        nowhere = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
-        states = self(**batch, mode="bidirectional", logits_to_keep=nowhere).last_hidden_state
-        return states, batch["attention_mask"]
+    def _text_states(
+        self,
+        texts: list[str],
+        *,
+        prompt: str | None,
+        max_length: int | None,
+        batch_tokens: int,
+        batch_size: int | None,
+        hide: bool,
+    ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+        """States of texts, longest first: indices of a batch, states `(B, S, H)`, attention mask `(B, S)`."""
+        limit = self._longest_row(max_length)
+        self._probe_attention()
+        longest_first = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
+        with tqdm(total=len(texts), desc="Encoding", unit="text", disable=hide) as bar:
+            for start in range(0, len(texts), TEXTS_TOKENIZED_AT_ONCE):
+                chosen = longest_first[start : start + TEXTS_TOKENIZED_AT_ONCE]
+                rows = tokenize_texts(
+                    self.tokenizer, [texts[index] for index in chosen], prompt=prompt, max_length=limit
+                )
+                for batch in self._row_states(rows, batch_tokens=batch_tokens, batch_size=batch_size):
+                    yield [chosen[index] for index in batch.indices], batch.states, batch.attention_mask
+                    bar.update(len(batch.indices))
 
-    def _embed_rows(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Sentence vectors `(B, H)` of token rows that end in EOS, in float32."""
-        states, attention_mask = self._bidirectional_states(rows)
-        vectors = last_token_states(states, attention_mask)
-        if self.magnet_settings.contrastive_head is not None:
-            vectors = self.sscl_head(vectors)
-        return vectors.float()
+
+class _VectorTable:
+    """Vectors that come in any order, in their order. An accelerator is waited for once in thousands of rows."""
+
+    def __init__(self, num_rows: int, width: int, *, device: torch.device) -> None:
+        self.vectors = torch.empty(num_rows, width, device=device)
+        self._indices: list[int] = []
+        self._parts: list[torch.Tensor] = []
+
+    def put(self, indices: list[int], vectors: torch.Tensor) -> None:
+        """Take the vectors of some rows."""
+        self._indices += indices
+        self._parts.append(vectors)
+        if len(self._indices) >= TEXTS_TOKENIZED_AT_ONCE:
+            self._move()
+
+    def finish(self) -> torch.Tensor:
+        """The whole table, `(num_rows, width)`."""
+        self._move()
+        return self.vectors
+
+    def _move(self) -> None:
+        """Write what has come into its rows."""
+        if self._parts:
+            rows = torch.tensor(self._indices, device=self.vectors.device)
+            self.vectors[rows] = torch.cat(self._parts).to(self.vectors.device)
+            self._indices, self._parts = [], []
 
 
-__all__ = [
-    "EncodingMixin",
-    "check_texts",
-    "last_token_states",
-    "pad_token_rows",
-    "tokenize_texts",
-]
+__all__ = ["EncodingMixin", "OutputValue"]

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from .batching_magnet import pad_token_rows
 from .checkpoint_magnet import CheckpointMixin
-from .encoding_magnet import check_texts, pad_token_rows
 from .gaps_magnet import GappedText, decode_fill, lay_out
 from .sampling_magnet import TokenChooser, merge_generation_config
+from .texts_magnet import check_texts
 
 
 @dataclass

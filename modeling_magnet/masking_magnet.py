@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 AttentionMode = Literal["causal", "bidirectional", "infill"]
 MODES: tuple[AttentionMode, ...] = ("causal", "bidirectional", "infill")
 MASKED_BACKENDS = ("eager", "sdpa", "flex_attention")
+# These skip the blocks that a mask leaves out, so that rows laid end to end cost no more than rows apart.
+PACKED_BACKENDS = ("flex_attention",)
 
 
 def check_mode(mode: str) -> None:
@@ -136,6 +138,23 @@ def render_pattern(allowed: torch.Tensor, *, implementation: str, dtype: torch.d
     return create_block_mask(may_attend, batch_size, None, query_length, key_length, device=str(allowed.device))
 
 
+def packed_block_mask(row_ids: torch.Tensor) -> "BlockMask":
+    """The bidirectional block mask of rows laid end to end: a token attends to the tokens of its own row.
+
+    Args:
+        row_ids (`torch.LongTensor` of shape `(1, L)`): Which row each token belongs to.
+    """
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def same_row(
+        batch_idx: torch.Tensor, head_idx: torch.Tensor, q_idx: torch.Tensor, kv_idx: torch.Tensor
+    ) -> torch.Tensor:
+        return row_ids[0, q_idx] == row_ids[0, kv_idx]
+
+    length = row_ids.shape[1]
+    return create_block_mask(same_row, 1, None, length, length, device=str(row_ids.device))
+
+
 def positions_from_mask(attention_mask: torch.Tensor, *, query_length: int) -> torch.Tensor:
     """Positions that count real tokens only, so that padding on either side does not move a text.
 
@@ -160,10 +179,12 @@ def positions_from_mask(attention_mask: torch.Tensor, *, query_length: int) -> t
 __all__ = [
     "MASKED_BACKENDS",
     "MODES",
+    "PACKED_BACKENDS",
     "AttentionMode",
     "attention_pattern",
     "check_mode",
     "check_segment_ids",
+    "packed_block_mask",
     "positions_from_mask",
     "render_pattern",
 ]

@@ -63,6 +63,7 @@ class MagnetMixin(WordsMixin, InfillingMixin):
         config.magnet = settings.to_dict()
         super().__init__(config, *args, **kwargs)
         self._tokenizer_source = TokenizerSource(config._name_or_path)
+        self._probed = set()
         self.default_mode: AttentionMode = "bidirectional" if opened_as_encoder else "causal"
         if settings.contrastive_head is not None:
             self.sscl_head = ContrastiveHead(config.hidden_size)

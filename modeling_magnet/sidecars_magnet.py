@@ -7,11 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .configuration_magnet import MagnetSettings, join_prompt
+from .configuration_magnet import MagnetSettings
+from .prompts_magnet import join_prompt
 
 POOLING_FOLDER = "1_Pooling"
 HEAD_FOLDER = "2_Dense"
 HEAD_WEIGHTS = f"{HEAD_FOLDER}/model.safetensors"
+# Our pooling by the library's name.
+POOLING_MODES = {"last": "lasttoken", "mean": "mean", "weighted_mean": "weightedmean"}
 
 
 def sidecar_contents(
@@ -26,6 +29,11 @@ def sidecar_contents(
         pad_token (`str`, *optional*): Padding token; without one the library cannot batch.
     """
     processor = {"add_bos_token": has_bos, "add_eos_token": True}
+    # The library puts a prompt in front as it is, and without one of these names its `encode_query` and
+    # `encode_document` use none.
+    default = "" if settings.default_prompt_name is None else settings.prompts[settings.default_prompt_name]
+    named = {"query": default, "document": default, **settings.prompts}
+    prompts = {name: join_prompt(named[name], "") for name in sorted(named)}  # as config.json sorts them
     modules = [
         ("", "sentence_transformers.base.modules.transformer.Transformer"),
         (POOLING_FOLDER, "sentence_transformers.sentence_transformer.modules.pooling.Pooling"),
@@ -41,15 +49,14 @@ def sidecar_contents(
         },
         f"{POOLING_FOLDER}/config.json": {
             "embedding_dimension": hidden_size,
-            "pooling_mode": "lasttoken",
-            "include_prompt": True,
+            "pooling_mode": POOLING_MODES[settings.pooling],
+            "include_prompt": False,
         },
         "config_sentence_transformers.json": {
             "model_type": "SentenceTransformer",
-            # The library puts a prompt in front as it is.
-            "prompts": {name: join_prompt(prompt, "") for name, prompt in settings.prompts.items()},
+            "prompts": prompts,
             "default_prompt_name": settings.default_prompt_name,
-            "similarity_fn_name": "cosine",
+            "similarity_fn_name": settings.similarity_fn_name,
         },
     }
     if settings.contrastive_head is not None:

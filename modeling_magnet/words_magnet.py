@@ -1,93 +1,264 @@
-"""Pre-split sentences -> one vector per word."""
+"""Texts -> one vector per token or per word, with its place in the text, whatever the length of the text."""
 
+import re
 from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from .encoding_magnet import EncodingMixin, check_texts
+from .encoding_magnet import EncodingMixin
+from .prompts_magnet import join_prompt
+from .texts_magnet import check_texts, front_tokens
+
+Shift = Literal["next", "same"]
+Spans = list[tuple[int, int]]
 
 
-def word_of_token(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[int]:
-    """Which word of `" ".join(words)` each token belongs to: the one that holds its last character.
+class PlacedVectors(NamedTuple):
+    """Vectors of the tokens or words of one text, in its order."""
+
+    vectors: np.ndarray  # (n, hidden size), float32
+    offsets: np.ndarray  # (n, 2), characters start and end in the text
+
+
+class Window(NamedTuple):
+    """A stretch of a row that the model reads at once, and the part of it whose states are kept."""
+
+    start: int
+    end: int
+    keep_start: int
+    keep_end: int
+
+
+def plan_windows(length: int, *, size: int, overlap: int) -> list[Window]:
+    """Cut a row into overlapping windows, each token kept where it is farthest from an edge.
+
+    Args:
+        length (`int`): Tokens of the row.
+        size (`int`): Tokens of a window, >= 1.
+        overlap (`int`): Tokens two neighbours share, >= 0 and < `size`; the last two share more, so that every window
+            is full.
+
+    Returns:
+        `list[Window]`: their kept parts are disjoint and cover the row.
+
+    Example:
+
+        >>> [tuple(window) for window in plan_windows(10, size=6, overlap=2)]
+        [(0, 6, 0, 5), (4, 10, 5, 10)]
+    """
+    starts = list(range(0, max(length - size, 0), size - overlap)) + [max(length - size, 0)]
+    ends = [min(start + size, length) for start in starts]
+    # Half of what two neighbours share goes to each.
+    cuts = [(start + end) // 2 for start, end in zip(starts[1:], ends, strict=False)]
+    return [
+        Window(*window)
+        for window in zip(starts, ends, [0, *cuts], [*cuts, length], strict=True)
+        if window[2] < window[3]
+    ]
+
+
+def owners_of_tokens(words: Spans, offsets: Spans) -> list[int]:
+    """Which word each token belongs to: the one that holds its last character.
 
     Tokenizers differ in whether the space in front of a word belongs to its token, so a token's first character does
     not tell.
 
+    Args:
+        words (`list[tuple[int, int]]`): Characters of each word, ascending and disjoint.
+        offsets (`list[tuple[int, int]]`): Characters of each token.
+
     Returns:
-        `list[int]`: per token the index of its word, -1 for a token of white space alone.
+        `list[int]`: per token the index of its word, -1 for a token that ends in none.
+
+    Example:
+
+        >>> owners_of_tokens([(0, 3), (4, 7)], [(0, 2), (2, 3), (3, 4), (3, 7)])
+        [0, 0, -1, 1]
     """
-    owner: list[int] = []
-    for index, word in enumerate(words):
-        owner += [index] * len(word) + [-1]
-    return [owner[end - 1] if end > start and end <= len(owner) else -1 for start, end in offsets]
+    starts = [start for start, _ in words]
+    owners = []
+    for start, end in offsets:
+        word = int(np.searchsorted(starts, end, side="left")) - 1
+        owners.append(word if end > start and word >= 0 and end <= words[word][1] else -1)
+    return owners
 
 
 class WordsMixin(EncodingMixin):
-    """`encode_words`."""
+    """`encode_tokens` and `encode_words`."""
 
     @torch.no_grad()
-    def encode_words(
-        self, inputs: Sequence[str] | Sequence[Sequence[str]], *, batch_size: int = 32
-    ) -> np.ndarray | list[np.ndarray]:
-        """Embed the words of pre-split sentences: bidirectional attention, no prompt, no EOS.
+    def encode_tokens(
+        self,
+        inputs: str | Sequence[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = "",
+        shift: Shift = "next",
+        max_length: int | None = None,
+        window_overlap: int | None = None,
+        batch_tokens: int | None = None,
+    ) -> PlacedVectors | list[PlacedVectors]:
+        """Embed every token of a text: bidirectional attention, no EOS.
 
-        Token i is represented by the output at i-1, the one that predicts it, and a word by the mean over its
-        tokens (a token of white space alone belongs to no word). Where the tokenizer has no BOS, the very first token
-        is represented by its own output.
+        A text beyond the context is read in windows that overlap; each repeats BOS and prompt, and a token's vector
+        comes from the window in which it is farthest from an edge.
 
         Args:
-            inputs (`list[str]` or `list[list[str]]`): The words of one sentence, or of several.
-            batch_size (`int`, defaults to 32): Sentences per forward; they are sorted by length first.
+            inputs (`str` or `list[str]`): Texts; an empty one has no tokens.
+            prompt_name (`str`, *optional*): Name of a stored prompt.
+            prompt (`str`, *optional*, defaults to `""`): The prompt itself; none by default, as in the paper's word
+                tasks. `None` for the model's default prompt. Its tokens get no vectors.
+            shift (`str`, defaults to `"next"`): `"next"`: a token is represented by the output before it, which
+                predicts it (the paper's choice); the very first token of a vocabulary without BOS by its own.
+                `"same"`: by its own output.
+            max_length (`int`, *optional*): Tokens of a window, BOS and prompt included; defaults to the context.
+            window_overlap (`int`, *optional*): Tokens that two windows share; defaults to a quarter of their text.
+            batch_tokens (`int`, *optional*): Tokens of a forward, padding included.
 
         Returns:
-            `numpy.ndarray` of shape `(num_words, hidden_size)` in float32 for one sentence, a list of them for
-            several.
+            `PlacedVectors`, or a list of them for a list: `vectors` of shape `(num_tokens, hidden_size)` in float32
+            and `offsets` of shape `(num_tokens, 2)`, in characters of the text.
 
         Raises:
-            ValueError: no list of words, an empty word, or a sentence longer than the context.
+            ValueError: something that is no text, an unknown prompt or shift, or windows without room.
 
-        Source: Khosla et al. 2025, section 4.1 (word-level tasks); BehnamGhader et al. 2024 (LLM2Vec).
+        Source: Khosla et al. 2025, section 4.1; BehnamGhader et al. 2024 (LLM2Vec) for the shift.
         """
-        if isinstance(inputs, str):
-            raise ValueError(f"`inputs` is a string ({inputs!r:.60}); expected a list of words. Split it.")
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` is {batch_size}; expected at least 1.")
-        single = len(inputs) > 0 and isinstance(inputs[0], str)
-        sentences = [check_texts(words, name="inputs") for words in ([inputs] if single else inputs)]
-        prepared = [self._prepare_words(words, index=index) for index, words in enumerate(sentences)]
-        output: list[np.ndarray] = [np.empty(0)] * len(sentences)
-        longest_first = sorted(range(len(sentences)), key=lambda index: -len(prepared[index][0]))
-        for start in range(0, len(sentences), batch_size):
-            chosen = longest_first[start : start + batch_size]
-            states, _ = self._bidirectional_states([prepared[index][0] for index in chosen])
-            for index, row_states in zip(chosen, states.float(), strict=True):
-                ids, owners = prepared[index]
-                owner = torch.tensor(owners, device=row_states.device)
-                real = owner >= 0
-                # The output before each token; `ids` is longer than `owners` by the BOS in front.
-                before = torch.arange(len(owners), device=row_states.device) + len(ids) - len(owners) - 1
-                sums = row_states.new_zeros(len(sentences[index]), row_states.shape[-1])
-                sums.index_add_(0, owner[real], row_states[before.clamp(min=0)[real]])
-                counts = torch.bincount(owner[real], minlength=len(sums))
-                output[index] = (sums / counts[:, None]).cpu().numpy()
-        return output[0] if single else output
+        single = isinstance(inputs, str)
+        texts = check_texts([inputs] if single else inputs, name="inputs")
+        chosen = self._choose_prompt(prompt=None if prompt_name and not prompt else prompt, prompt_name=prompt_name)
+        placed = self._place_tokens(
+            texts,
+            prompt=chosen,
+            shift=shift,
+            max_length=max_length,
+            window_overlap=window_overlap,
+            batch_tokens=batch_tokens,
+        )
+        return placed[0] if single else placed
 
-    def _prepare_words(self, words: list[str], *, index: int) -> tuple[list[int], list[int]]:
-        """Token ids of a sentence, BOS in front, and the word of each token but BOS."""
-        if not words or not all(word.strip() for word in words):
-            raise ValueError(f"Sentence {index} is empty or has an empty word: {words!r:.80}. Leave it out.")
-        encoded = self.tokenizer(" ".join(words), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        front = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
-        ids = front + encoded["input_ids"]
-        limit = self._longest_row(None)
-        if len(ids) > limit:
-            raise ValueError(f"Sentence {index} has {len(ids)} tokens; the context holds {limit}. Split it.")
-        owners = word_of_token(words, encoded["offset_mapping"])
-        lost = sorted(set(range(len(words))) - set(owners))
-        if lost:
-            raise ValueError(f"Word {words[lost[0]]!r} of sentence {index} has no token of its own. Leave it out.")
-        return ids, owners
+    def encode_words(
+        self,
+        inputs: str | Sequence[str] | Sequence[Sequence[str]],
+        *,
+        is_split_into_words: bool = False,
+        **kwargs: Any,
+    ) -> PlacedVectors | list[PlacedVectors]:
+        """Embed every word of a text: the mean over its tokens, as `encode_tokens` embeds them.
+
+        A token of white space alone belongs to no word.
+
+        Args:
+            inputs (`str`, `list[str]` or `list[list[str]]`): Texts, whose words are what stands between white space;
+                or with `is_split_into_words` the words of one text (`list[str]`) or of several, joined by one space.
+            is_split_into_words (`bool`, defaults to `False`): Whether the caller has split the texts.
+            kwargs: As in `encode_tokens`.
+
+        Returns:
+            `PlacedVectors`, or a list of them for several texts: `vectors` of shape `(num_words, hidden_size)` in
+            float32 and `offsets` of shape `(num_words, 2)`, in characters of the text or of the joined words.
+
+        Raises:
+            ValueError: as `encode_tokens`; an empty word, or one without a token of its own.
+        """
+        if is_split_into_words:
+            single = len(inputs) > 0 and isinstance(inputs[0], str)
+            sentences = [inputs] if single else inputs
+            checked = [_check_words(words, index=index) for index, words in enumerate(sentences)]
+            texts, words = [" ".join(given) for given in checked], [_places(given) for given in checked]
+        else:
+            single = isinstance(inputs, str)
+            if not single and any(isinstance(text, (list, tuple)) for text in inputs):
+                raise ValueError("`inputs` holds lists of words; expected texts. Pass `is_split_into_words=True`.")
+            texts = check_texts([inputs] if single else inputs, name="inputs")
+            words = [[match.span() for match in re.finditer(r"\S+", text)] for text in texts]
+        tokens: Any = self.encode_tokens(texts, **kwargs)
+        placed = [
+            _average(of_text, spans, text=text, index=index)
+            for index, (of_text, spans, text) in enumerate(zip(tokens, words, texts, strict=True))
+        ]
+        return placed[0] if single else placed
+
+    def _place_tokens(
+        self,
+        texts: list[str],
+        *,
+        prompt: str | None,
+        shift: Shift,
+        max_length: int | None,
+        window_overlap: int | None,
+        batch_tokens: int | None,
+    ) -> list[PlacedVectors]:
+        """Tokens of each text with their vectors."""
+        if shift not in ("next", "same"):
+            raise ValueError(f"`shift` is {shift!r}; expected 'next' (the output before a token) or 'same'.")
+        budget = self._batch_tokens(batch_tokens, None)
+        before = join_prompt(prompt, "")
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            [before + text for text in texts], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        rows: list[list[int]] = []
+        sources: list[tuple[int, int, Window]] = []  # text, tokens in front of it, window within it
+        offsets: list[np.ndarray] = []
+        for number, (ids, spans) in enumerate(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)):
+            # A token that holds the prompt's last space and the first letters is the text's.
+            num_prompt = sum(end <= len(before) for _, end in spans) if before else 0
+            front = front_tokens(self.tokenizer) + ids[:num_prompt]
+            own = ids[num_prompt:]
+            offsets.append(np.array(spans[num_prompt:], dtype=np.int64).reshape(-1, 2) - len(before))
+            size = self._longest_row(max_length) - len(front)
+            overlap = max(size, 0) // 4 if window_overlap is None else window_overlap
+            if size < 1 or not 0 <= overlap < size:
+                raise ValueError(
+                    f"Windows of {size} tokens of text cannot overlap by {overlap}: `window_overlap` must be at least "
+                    f"0 and less than a window. BOS and prompt take {len(front)} tokens of each window; raise "
+                    "`max_length`, or shorten the overlap or the prompt."
+                )
+            for window in plan_windows(len(own), size=size, overlap=overlap) if own else []:
+                rows.append(front + own[window.start : window.end])
+                sources.append((number, len(front), window))
+        vectors = [np.empty((len(places), self.config.hidden_size), dtype=np.float32) for places in offsets]
+        self._probe_attention()
+        for batch in self._row_states(rows, batch_tokens=budget, batch_size=None):
+            states = batch.states.float().cpu().numpy()
+            for index, row_states in zip(batch.indices, states, strict=True):
+                number, num_front, window = sources[index]
+                place = np.arange(window.keep_start, window.keep_end) - window.start + num_front
+                read = np.maximum(place - 1, 0) if shift == "next" else place
+                vectors[number][window.keep_start : window.keep_end] = row_states[read]
+        return [PlacedVectors(*pair) for pair in zip(vectors, (np.maximum(o, 0) for o in offsets), strict=True)]
 
 
-__all__ = ["WordsMixin"]
+def _check_words(words: Any, *, index: int) -> list[str]:
+    """The words of one text, none of them empty."""
+    if isinstance(words, str):
+        raise ValueError(f"Text {index} is a string ({words!r:.60}); expected a list of words. Split it.")
+    checked = check_texts(words, name=f"inputs[{index}]")
+    if not checked or not all(word.strip() for word in checked):
+        raise ValueError(f"Text {index} is empty or has an empty word: {checked!r:.80}. Leave it out.")
+    return checked
+
+
+def _places(words: list[str]) -> Spans:
+    """Characters of each word in the words joined by spaces."""
+    ends = np.cumsum([len(word) + 1 for word in words]) - 1
+    return [(int(end) - len(word), int(end)) for word, end in zip(words, ends, strict=True)]
+
+
+def _average(tokens: PlacedVectors, words: Spans, *, text: str, index: int) -> PlacedVectors:
+    """Vectors of words from those of their tokens."""
+    owners = np.array(owners_of_tokens(words, tokens.offsets.tolist()), dtype=np.int64)
+    counts = np.bincount(owners[owners >= 0], minlength=len(words))
+    if (counts == 0).any():
+        start, end = words[int(np.argmin(counts))]
+        raise ValueError(f"Word {text[start:end]!r} of text {index} has no token of its own. Leave it out.")
+    sums = np.zeros((len(words), tokens.vectors.shape[1]), dtype=np.float32)
+    np.add.at(sums, owners[owners >= 0], tokens.vectors[owners >= 0])
+    return PlacedVectors(sums / counts[:, None].astype(np.float32), np.array(words, dtype=np.int64).reshape(-1, 2))
+
+
+__all__ = ["PlacedVectors", "Window", "WordsMixin", "owners_of_tokens", "plan_windows"]

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from modeling_magnet.configuration_magnet import check_tokenizer_fits
-from modeling_magnet.encoding_magnet import tokenize_texts
+from modeling_magnet.texts_magnet import tokenize_texts
 
 from .corruption import CorruptionSettings
 from .data_collator import DataCollatorForMagnet

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from modeling_magnet.encoding_magnet import last_token_states
 from modeling_magnet.head_magnet import ContrastiveHead
+from modeling_magnet.pooling_magnet import last_token_states
 
 HEAD_NAME = "sscl_head"
 HEAD_FILE = "sscl_head.safetensors"

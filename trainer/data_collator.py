@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from modeling_magnet.encoding_magnet import pad_token_rows, tokenize_texts
+from modeling_magnet.batching_magnet import pad_token_rows
+from modeling_magnet.texts_magnet import tokenize_texts
 
 from .corruption import IGNORE_INDEX, CorruptedRow, CorruptionSettings, corrupt_row, row_generator
 

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 from transformers import TrainingArguments
 
-from modeling_magnet.configuration_magnet import DEFAULT_PROMPT
+from modeling_magnet.prompts_magnet import DEFAULT_PROMPT
 
 from .corruption import CorruptionSettings
 from .objectives import MntpNormalization, MsgNormalization

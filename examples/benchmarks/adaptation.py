@@ -26,7 +26,10 @@ from scipy.stats import spearmanr
 from transformers.utils.logging import tqdm
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.encoding_magnet import join_prompt, last_token_states, pad_token_rows, tokenize_texts
+from modeling_magnet.batching_magnet import pad_token_rows
+from modeling_magnet.pooling_magnet import last_token_states
+from modeling_magnet.prompts_magnet import join_prompt
+from modeling_magnet.texts_magnet import tokenize_texts
 from trainer import CorruptionSettings, DataCollatorForMagnet, load_texts, texts_to_blocks
 from trainer.evaluation import EvaluationCollator, language_metrics, language_sums
 from trainer.losses import msg_loss

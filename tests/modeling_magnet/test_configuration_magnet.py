@@ -19,7 +19,9 @@ def test_settings_survive_a_round_trip():
     ("values", "message"),
     [
         ({"prompts": {"a": 3}}, r"Prompt 'a' is 3; expected a string"),
-        ({"default_prompt_name": "other"}, r"'other', but the stored prompts are \['sentence'\]"),
+        ({"default_prompt_name": "other"}, r"'other', but the stored prompts are \[.*'sentence'\]"),
+        ({"pooling": "cls"}, r"`pooling` is 'cls'; expected one of"),
+        ({"similarity_fn_name": "jaccard"}, r"`similarity_fn_name` is 'jaccard'; expected one of"),
         ({"contrastive_head": "relu"}, r"'relu'; expected one of \(None, 'tanh'\)"),
         ({"temperature": 0.1}, r"Unknown MAGNET settings \['temperature'\]; this version knows"),
     ],

@@ -8,7 +8,9 @@ import torch
 from torch.nn.functional import normalize
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.encoding_magnet import last_token_states, pad_token_rows, tokenize_texts
+from modeling_magnet.batching_magnet import pad_token_rows
+from modeling_magnet.pooling_magnet import last_token_states
+from modeling_magnet.texts_magnet import tokenize_texts
 
 NOUNS = ("cat", "king", "river", "old house")
 VERBS = ("slept", "stood", "was seen", "sang")
@@ -45,6 +47,8 @@ def test_a_text_has_one_vector_alone_in_a_batch_and_padded_on_either_side(wiki, 
     for vectors in (
         wiki.encode(TEXTS, batch_size=64, normalize_embeddings=True),
         wiki.encode(TEXTS, batch_size=5, normalize_embeddings=True),
+        wiki.encode(TEXTS, batch_tokens=100, normalize_embeddings=True),
+        wiki.encode(TEXTS, batch_tokens=100_000, normalize_embeddings=True),
         vectors_by_hand(wiki, TEXTS, padding_side="left"),
         vectors_by_hand(wiki, TEXTS, padding_side="right"),
     ):
@@ -73,7 +77,8 @@ def test_a_string_gives_a_vector_and_a_list_rows_in_its_order(tiny_model):
     np.testing.assert_allclose(tiny_model.encode(texts[::-1]), rows[::-1], atol=1e-5)
     tensor = tiny_model.encode(texts, convert_to_tensor=True)
     assert isinstance(tensor, torch.Tensor) and not tensor.requires_grad
-    assert isinstance(tiny_model.encode(texts, convert_to_numpy=False), torch.Tensor)
+    listed = tiny_model.encode(texts, convert_to_numpy=False)
+    assert isinstance(listed, list) and all(isinstance(row, torch.Tensor) for row in listed)
     assert tiny_model.encode([]).shape == (0, 32)
     assert tiny_model.encode(np.array(texts)).shape == (4, 32)
 
@@ -112,9 +117,25 @@ def test_prompts_are_given_named_or_stored(tiny_model):
     ("call", "message"),
     [
         (lambda m: m.encode(3), r"`inputs` is int; expected a string or a list of strings"),
+        (lambda m: m.encode(None), r"`inputs` is NoneType; expected a string or a list of strings"),
+        (lambda m: m.encode({"text": "a"}), r"`inputs` is dict; expected a string or a list of strings"),
+        (lambda m: m.encode([["a", "b"]]), r"`inputs\[0\]` is list .*expected a string"),
+        (lambda m: m.encode([1.5]), r"`inputs\[0\]` is float \(1.5\)"),
+        (lambda m: m.encode(["a", "b\ud800"]), r"`inputs\[1\]` has a lone surrogate '\\ud800' at character 1"),
+        (lambda m: m.encode("a", truncate_dim=33), r"`truncate_dim` is 33; embeddings have 32 dimensions"),
+        (lambda m: m.encode("a", truncate_dim=0), r"`truncate_dim` is 0"),
+        (lambda m: m.encode("a", pooling="cls"), r"`pooling` is 'cls'"),
+        (lambda m: m.encode(["a"], precision="int8"), r"precision='int8' takes each dimension's range"),
+        (lambda m: m.encode("a", precision="fp8"), r"`precision` is 'fp8'"),
+        (lambda m: m.encode("a", output_value="words"), r"`output_value` is 'words'"),
+        (lambda m: m.encode("a", batch_tokens=0), r"`batch_tokens` is 0"),
+        (lambda m: m.encode("a", prompt_name="sentense"), r"Did you mean 'sentence'\?"),
         (lambda m: m.encode(["a", None]), r"`inputs\[1\]` is NoneType"),
         (lambda m: m.encode("a", prompt="p", prompt_name="sentence"), r"Both prompt='p' and prompt_name='sentence'"),
-        (lambda m: m.encode("a", prompt_name="q"), r"No prompt is named 'q'; the model stores \['sentence'\]"),
+        (
+            lambda m: m.encode("a", prompt_name="q"),
+            r"No prompt is named 'q'; the model stores \['Biorxiv.*'sentence'\]",
+        ),
         (lambda m: m.encode("a", batch_size=0), r"`batch_size` is 0"),
         (lambda m: m.encode("a", max_length=2), r"`max_length` is 2; expected at least 3"),
         (lambda m: m.encode("a", max_length=999), r"`max_length` is 999.*context of 256 tokens"),
@@ -134,8 +155,79 @@ def test_a_model_without_a_tokenizer_or_an_eos_says_so(tiny_config, tiny_model, 
         tiny_model.encode("a")
 
 
-@pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_the_last_real_token_is_found_on_either_side(padding_side):
-    batch = pad_token_rows([[5, 6, 7], [8], [9, 9]], pad_token_id=0, padding_side=padding_side)
-    states = batch["input_ids"][..., None].float()
-    assert last_token_states(states, batch["attention_mask"]).tolist() == [[7.0], [8.0], [9.0]]
+def test_a_corpus_may_be_any_column_of_strings(tiny_model):
+    from datasets import Dataset
+
+    expected = tiny_model.encode(["A cat.", "A dog."])
+    for column in (("A cat.", "A dog."), Dataset.from_dict({"text": ["A cat.", "A dog."]})["text"]):
+        np.testing.assert_array_equal(tiny_model.encode(column), expected)
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\n\t", "a\0b", "\u200b", "🙂" * 50, "x" * 1_000_000])
+def test_odd_texts_have_vectors(tiny_model, text):
+    vector = tiny_model.encode(text)
+    assert np.isfinite(vector).all()
+    np.testing.assert_allclose(tiny_model.encode([text, "A cat."])[0], vector, atol=1e-5)
+
+
+def test_dimensions_are_cut_before_vectors_are_scaled(tiny_model):
+    full = tiny_model.encode(TEXTS[:3])
+    cut = tiny_model.encode(TEXTS[:3], truncate_dim=8, normalize_embeddings=True)
+    np.testing.assert_allclose(cut, full[:, :8] / np.linalg.norm(full[:, :8], axis=1, keepdims=True), atol=1e-6)
+
+
+def test_vectors_can_be_quantised(tiny_model):
+    full = tiny_model.encode(TEXTS)
+    np.testing.assert_array_equal(tiny_model.encode(TEXTS, precision="ubinary"), np.packbits(full > 0, axis=-1))
+    assert tiny_model.encode(TEXTS, precision="int8").dtype == np.int8
+    assert tiny_model.encode(TEXTS, precision="uint8", convert_to_tensor=True).dtype == torch.uint8
+    assert tiny_model.encode("A cat.", precision="binary").shape == (4,)
+
+
+def test_states_of_all_tokens_are_those_of_the_forward(tiny_model):
+    states = tiny_model.encode(["A cat sat.", ""], output_value="token_embeddings")
+    rows = tokenize_texts(
+        tiny_model.tokenizer, ["A cat sat.", ""], prompt="Given the sentence, find its representation:", max_length=256
+    )
+    for row, of_text in zip(rows, states, strict=True):
+        with torch.no_grad():
+            expected = tiny_model(torch.tensor([row]), mode="bidirectional").last_hidden_state[0]
+        torch.testing.assert_close(of_text, expected, atol=1e-5, rtol=0)
+    assert tiny_model.encode("A cat sat.", output_value="token_embeddings").equal(states[0])
+
+
+def test_a_mean_leaves_the_prompt_out(tiny_model):
+    prompt = "Find the text:\n"  # ends in a token of its own
+    tokens = tiny_model.encode("A cat sat.", prompt=prompt, output_value="token_embeddings")
+    own = tokens[1 + len(tiny_model.tokenizer(prompt, add_special_tokens=False)["input_ids"]) :]
+    mean = tiny_model.encode("A cat sat.", prompt=prompt, pooling="mean")
+    np.testing.assert_allclose(mean, own.mean(0), atol=1e-5)
+    without = tiny_model.encode("A cat sat.", prompt="", output_value="token_embeddings")
+    np.testing.assert_allclose(tiny_model.encode("A cat sat.", prompt="", pooling="mean"), without.mean(0), atol=1e-5)
+    tiny_model.config.magnet["pooling"] = "mean"
+    np.testing.assert_array_equal(tiny_model.encode("A cat sat.", prompt=prompt), mean)
+
+
+def test_queries_and_documents_have_prompts_of_their_own_if_stored(tiny_model):
+    default = tiny_model.encode("A cat.")
+    np.testing.assert_array_equal(tiny_model.encode_query("A cat."), default)
+    np.testing.assert_array_equal(tiny_model.encode_document("A cat."), default)
+    tiny_model.config.magnet["prompts"].update(query="Find: ", document="Text: ")
+    np.testing.assert_array_equal(tiny_model.encode_query("A cat."), tiny_model.encode("A cat.", prompt="Find: "))
+    np.testing.assert_array_equal(tiny_model.encode_document("A cat."), tiny_model.encode("A cat.", prompt="Text: "))
+    np.testing.assert_array_equal(tiny_model.encode_query("A cat.", prompt=""), tiny_model.encode("A cat.", prompt=""))
+
+
+def test_a_long_list_has_one_bar_that_counts_texts(tiny_model, capsys, monkeypatch):
+    monkeypatch.setattr("modeling_magnet.encoding_magnet.TEXTS_TOKENIZED_AT_ONCE", 20)
+    vectors = tiny_model.encode(TEXTS, show_progress_bar=True, batch_size=7)
+    shown = capsys.readouterr().err
+    assert "64/64" in shown and shown.count("\n") == 1
+    np.testing.assert_allclose(vectors, tiny_model.encode(TEXTS), atol=1e-5)
+    tiny_model.encode(TEXTS)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_device_is_where_the_model_goes(tiny_model):
+    np.testing.assert_array_equal(tiny_model.encode("A cat.", device="cpu"), tiny_model.encode("A cat."))
+    assert tiny_model.encode("A cat.", convert_to_tensor=True, device=torch.device("cpu")).device.type == "cpu"

@@ -85,7 +85,7 @@ def test_no_call_writes_to_the_config_or_the_model(tiny_model):
     for call in ({}, {"mode": "bidirectional"}, {"mode": "infill", "segment_ids": MIXED_SEGMENTS}):
         tiny_model(IDS, **call)
     tiny_model.encode(["A cat.", "A longer text."])
-    tiny_model.encode_words(["A", "cat"])
+    tiny_model.encode_words("A cat")
     tiny_model.infill("A ", " sat.", max_new_tokens=3)
     tiny_model.generate(IDS, max_new_tokens=2, do_sample=False)
     assert tiny_model.config.to_dict() == config

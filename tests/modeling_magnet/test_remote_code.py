@@ -35,7 +35,7 @@ def behaviour(model):
         "causal": model(IDS).logits.numpy(),
         "bidirectional": model(IDS, mode="bidirectional").last_hidden_state.numpy(),
         "embedding": model.encode(["A cat.", ""]),
-        "words": model.encode_words(["A", "cat"]),
+        "words": model.encode_words("A cat").vectors,
         "fill": np.array(model.infill("The cat", " mat.", max_new_tokens=5)),
     }
 

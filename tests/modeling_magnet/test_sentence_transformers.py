@@ -57,6 +57,9 @@ def test_vectors_are_those_of_encode(model, tmp_path, trust_remote_code):
     np.testing.assert_allclose(embedder.encode(TEXTS[0]), model.encode(TEXTS[0]), atol=1e-4, rtol=1e-4)
     assert embedder.get_embedding_dimension() == model.config.hidden_size
     assert embedder.similarity_fn_name == "cosine"
+    for name in ("encode_query", "encode_document"):
+        vectors, expected = (getattr(reader, name)(TEXTS, normalize_embeddings=True) for reader in (embedder, model))
+        np.testing.assert_allclose(vectors, expected, atol=1e-5, rtol=0, err_msg=name)
 
 
 def test_a_model_without_default_prompt_has_none_there_either(tiny_model, tmp_path):
@@ -88,3 +91,39 @@ def test_reading_as_an_embedder_leaves_later_loads_causal(tiny_model, tmp_path):
         model = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=trusted)
         ids = tiny_model.tokenizer("The cat sat", return_tensors="pt").input_ids
         assert model(ids).logits.equal(tiny_model(ids).logits)
+
+
+@pytest.mark.parametrize("similarity", ["dot", "manhattan"])
+@pytest.mark.parametrize("pooling", ["mean", "weighted_mean"])
+def test_pooling_and_similarity_are_stored(wiki_7m, tmp_path, pooling, similarity):
+    model = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)
+    model.config.magnet.update(pooling=pooling, similarity_fn_name=similarity)
+    model.save_pretrained(tmp_path)
+    embedder = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
+    for arguments in ({}, {"prompt": ""}, {"prompt_name": "STS", "truncate_dim": 64}):
+        vectors = embedder.encode(TEXTS, normalize_embeddings=True, **arguments)
+        expected = model.encode(TEXTS, normalize_embeddings=True, **arguments)
+        np.testing.assert_allclose(vectors, expected, atol=1e-5, rtol=0, err_msg=str(arguments))
+    np.testing.assert_allclose(embedder.similarity(vectors, vectors), model.similarity(vectors, vectors), atol=1e-4)
+    states = embedder.encode(TEXTS, output_value="token_embeddings")
+    for row, expected in zip(states, model.encode(TEXTS, output_value="token_embeddings"), strict=True):
+        np.testing.assert_allclose(row, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_its_pool_search_and_quantisation_work(wiki_7m, tmp_path):
+    model = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)
+    model.save_pretrained(tmp_path)
+    embedder = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
+    expected = model.encode(TEXTS, normalize_embeddings=True)
+    pool = embedder.start_multi_process_pool(["cpu", "cpu"])
+    try:
+        vectors = embedder.encode(TEXTS, pool=pool, normalize_embeddings=True, chunk_size=2)
+    finally:
+        embedder.stop_multi_process_pool(pool)
+    np.testing.assert_allclose(vectors, expected, atol=1e-5, rtol=0)
+    hits = sentence_transformers.util.semantic_search(expected, expected, top_k=1)
+    assert [found[0]["corpus_id"] for found in hits] == list(range(len(TEXTS)))
+    # Rounding decides the sign of what is next to nothing.
+    bits, ours = embedder.encode(TEXTS, precision="ubinary"), model.encode(TEXTS, precision="ubinary")
+    assert np.unpackbits(bits ^ ours).mean() < 0.001

@@ -1,4 +1,4 @@
-"""Words to vectors: the shift of one, the mean over sub-words, and what may be asked of `encode_words`."""
+"""Tokens and words to vectors: the shift, the places, the mean over sub-words, windows over long texts."""
 
 import numpy as np
 import pytest
@@ -7,62 +7,153 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.words_magnet import word_of_token
+from modeling_magnet.words_magnet import owners_of_tokens, plan_windows
 
 
 @torch.no_grad()
-def test_a_word_is_the_mean_of_the_outputs_before_its_tokens(wiki_7m):
+def states_of(model, ids):
+    return model(torch.tensor([ids]), mode="bidirectional").last_hidden_state[0].numpy()
+
+
+@pytest.mark.parametrize("shift", ["next", "same"])
+def test_a_token_is_the_output_before_it_or_its_own(real_llama, shift):
+    model = MagnetLlamaForCausalLM.from_pretrained(real_llama)
+    text = "The naïve astronomer's telescope 日本."
+    encoded = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    states = states_of(model, [1, *encoded["input_ids"]])
+    vectors, offsets = model.encode_tokens(text, shift=shift)
+    assert vectors.dtype == np.float32
+    np.testing.assert_array_equal(offsets, encoded["offset_mapping"])
+    np.testing.assert_allclose(vectors, states[:-1] if shift == "next" else states[1:], atol=1e-5)
+
+
+def test_a_prompt_is_read_but_has_no_vectors(wiki_7m):
+    wiki = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)
+    text = "The cat slept."
+    vectors, offsets = wiki.encode_tokens(text, prompt="Find the names")
+    ids = wiki.tokenizer("Find the names: " + text, add_special_tokens=False)["input_ids"]
+    np.testing.assert_allclose(vectors, states_of(wiki, [1, *ids])[-len(vectors) - 1 : -1], atol=1e-5)
+    plain, places = wiki.encode_tokens(text)
+    assert [text[start:end].strip() for start, end in offsets] == [text[s:e].strip() for s, e in places]
+    assert np.abs(vectors - plain).max() > 1e-3
+    by_name, _ = wiki.encode_tokens(text, prompt_name="sentence")
+    np.testing.assert_allclose(wiki.encode_tokens(text, prompt=None).vectors, by_name, atol=1e-5)
+
+
+def test_a_word_is_the_mean_of_its_tokens(wiki_7m):
     wiki = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)
     words = ["The", "naïve", "astronomer", "'s", "telescope", "日本", "."]
-    encoded = wiki.tokenizer(" ".join(words), add_special_tokens=False, return_offsets_mapping=True)
-    ids = [1, *encoded["input_ids"]]
-    states = wiki(torch.tensor([ids]), mode="bidirectional").last_hidden_state[0]
-    ends = np.cumsum([len(word) + 1 for word in words]) - 1  # of each word, in characters
-    for index, vector in enumerate(wiki.encode_words(words)):
-        tokens = [
+    text = " ".join(words)
+    tokens = wiki.encode_tokens(text)
+    vectors, offsets = wiki.encode_words(words, is_split_into_words=True)
+    assert [text[start:end] for start, end in offsets] == words
+    for vector, (word_start, word_end) in zip(vectors, offsets, strict=True):
+        own = [
             token
-            for token, (start, end) in enumerate(encoded["offset_mapping"], start=1)
-            if (0 if index == 0 else ends[index - 1]) < end <= ends[index] and " ".join(words)[start:end].strip()
+            for token, (start, end) in zip(*tokens, strict=True)
+            if word_start < end <= word_end and text[start:end].strip()
         ]
-        assert tokens
-        expected = torch.stack([states[token - 1] for token in tokens]).mean(0)
-        np.testing.assert_allclose(vector, expected, atol=1e-5)
+        np.testing.assert_allclose(vector, np.mean(own, axis=0), atol=1e-5)
+
+
+def test_raw_text_has_the_words_between_its_white_space(wiki_7m):
+    wiki = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)
+    text = "  The cat\n slept,  then left. "
+    vectors, offsets = wiki.encode_words(text)
+    assert [text[start:end] for start, end in offsets] == ["The", "cat", "slept,", "then", "left."]
+    assert vectors.shape == (5, 256)
+    split, _ = wiki.encode_words(["The", "cat", "sat"], is_split_into_words=True)
+    np.testing.assert_allclose(wiki.encode_words("The cat sat").vectors, split, atol=1e-5)
 
 
 def test_words_are_the_same_in_a_batch(real_llama):
     model = MagnetLlamaForCausalLM.from_pretrained(real_llama)
     sentences = [["The", "cat", "slept", "."], ["A", "king"], ["Unbelievably", ",", "it", "rained", "for", "days"]]
-    batched = model.encode_words(sentences, batch_size=2)
-    assert [rows.shape for rows in batched] == [(len(words), model.config.hidden_size) for words in sentences]
-    for words, rows in zip(sentences, batched, strict=True):
-        np.testing.assert_allclose(model.encode_words(words), rows, atol=1e-4)
-    assert model.encode_words([]) == []
+    for batch_tokens in (1, 20, 10_000):
+        batched = model.encode_words(sentences, is_split_into_words=True, batch_tokens=batch_tokens)
+        for words, (vectors, _) in zip(sentences, batched, strict=True):
+            assert vectors.shape == (len(words), model.config.hidden_size)
+            alone = model.encode_words(words, is_split_into_words=True)
+            np.testing.assert_allclose(alone.vectors, vectors, atol=1e-4)
+    assert model.encode_words([]) == [] and model.encode_tokens([]) == []
+
+
+def test_an_empty_text_has_no_tokens(tiny_model):
+    for text in ("", "   "):
+        assert tiny_model.encode_words(text).vectors.shape == (0, 32)
+    vectors, offsets = tiny_model.encode_tokens("")
+    assert vectors.shape == (0, 32) and offsets.shape == (0, 2)
+    assert [len(vectors) for vectors, _ in tiny_model.encode_words(["", "A cat"])] == [0, 2]
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), length=st.integers(1, 200), size=st.integers(1, 40))
+def test_windows_cover_a_row_and_keep_each_token_far_from_edges(data, length, size):
+    overlap = data.draw(st.integers(0, size - 1))
+    windows = plan_windows(length, size=size, overlap=overlap)
+    kept = [place for window in windows for place in range(window.keep_start, window.keep_end)]
+    assert kept == list(range(length)), "each token once, in order"
+    for window in windows:
+        assert window.end - window.start == min(size, length)
+        assert window.start <= window.keep_start and window.keep_end <= window.end
+        # Half of an overlap stands on each side of what is kept, but at the ends of the row.
+        assert window.start == 0 or window.keep_start - window.start >= overlap // 2
+        assert window.end == length or window.end - window.keep_end >= overlap // 2
+
+
+def test_a_text_beyond_the_context_is_read_in_windows(tiny_model):
+    text = "The cat sat on the mat, and the dog barked at the king. " * 12
+    vectors, offsets = tiny_model.encode_tokens(text, max_length=64, window_overlap=20)
+    ids = tiny_model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert len(vectors) == len(ids) == len(offsets) > 2 * 64
+    for window in plan_windows(len(ids), size=63, overlap=20):
+        states = states_of(tiny_model, [1, *ids[window.start : window.end]])
+        first = window.keep_start - window.start
+        expected = states[first : first + window.keep_end - window.keep_start]
+        np.testing.assert_allclose(vectors[window.keep_start : window.keep_end], expected, atol=1e-5)
+    long = text * 20
+    words, places = tiny_model.encode_words(long)
+    assert len(words) == len(long.split()) and [long[start:end] for start, end in places] == long.split()
 
 
 @settings(max_examples=60, deadline=None)
 @given(words=st.lists(st.text("abé日z'.-", min_size=1, max_size=6), min_size=1, max_size=8))
 def test_every_word_owns_a_token(tiny_tokenizer, words):
-    offsets = tiny_tokenizer(" ".join(words), add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    owners = word_of_token(words, offsets)
+    text = " ".join(words)
+    offsets = tiny_tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    places, start = [], 0
+    for word in words:
+        places.append((start, start + len(word)))
+        start += len(word) + 1
+    owners = owners_of_tokens(places, offsets)
     owned = [owner for owner in owners if owner >= 0]  # a lone space belongs to no word
     assert owned == sorted(owned) and set(owned) == set(range(len(words)))
 
 
 def test_bfloat16_gives_float32_words(tiny_model):
-    expected = tiny_model.encode_words(["The", "cat", "sat"])
-    words = tiny_model.bfloat16().encode_words(["The", "cat", "sat"])
+    expected = tiny_model.encode_words("The cat sat").vectors
+    words = tiny_model.bfloat16().encode_words("The cat sat").vectors
     assert words.dtype == np.float32
     np.testing.assert_allclose(words, expected, atol=0.2)
+
+
+def split(*words):
+    return {"inputs": list(words), "is_split_into_words": True}
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: m.encode_words("The cat"), r"`inputs` is a string .*; expected a list of words"),
-        (lambda m: m.encode_words([["a", " "]]), r"Sentence 0 is empty or has an empty word"),
-        (lambda m: m.encode_words([["a"], []]), r"Sentence 1 is empty"),
-        (lambda m: m.encode_words(["a"] * 300), r"Sentence 0 has \d+ tokens; the context holds 256"),
-        (lambda m: m.encode_words(["a"], batch_size=0), r"`batch_size` is 0"),
+        (lambda m: m.encode_words(**split("a", ["b"])), r"`inputs\[0\]\[1\]` is list|`inputs` holds lists|Text 0"),
+        (lambda m: m.encode_words([["a"]]), r"`inputs` holds lists of words; .*is_split_into_words=True"),
+        (lambda m: m.encode_words(**split(["a", " "])), r"Text 0 is empty or has an empty word"),
+        (lambda m: m.encode_words(**split(["a"], [])), r"Text 1 is empty"),
+        (lambda m: m.encode_words(**split(["a"], "b c")), r"Text 1 is a string \('b c'\)"),
+        (lambda m: m.encode_words("a", batch_tokens=0), r"`batch_tokens` is 0"),
+        (lambda m: m.encode_tokens("a", shift="last"), r"`shift` is 'last'; expected 'next'"),
+        (lambda m: m.encode_tokens("a", max_length=20, window_overlap=19), r"cannot overlap by 19"),
+        (lambda m: m.encode_tokens("a", max_length=5, prompt="A long prompt"), r"Windows of -\d+ tokens of text"),
+        (lambda m: m.encode_tokens(7), r"`inputs` is int"),
     ],
 )
 def test_what_cannot_be_encoded_is_named(tiny_model, call, message):

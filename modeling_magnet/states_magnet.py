@@ -1,0 +1,114 @@
+"""Token rows -> hidden states, bidirectionally, in batches of a bounded number of tokens."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+
+from .batching_magnet import pack_token_rows, pad_token_rows, plan_batches
+from .checkpoint_magnet import CheckpointMixin
+from .masking_magnet import PACKED_BACKENDS, packed_block_mask
+from .probe_magnet import check_attention
+
+# Tokens of a forward. On a CPU they should stay in its caches; an accelerator wants to be filled.
+CPU_BATCH_TOKENS = 2048
+ACCELERATOR_BATCH_TOKENS = 16_384
+# Packed rows end at a multiple of this: the blocks of a block mask, and few lengths to compile for.
+PACKED_MULTIPLE = 1024
+
+
+class RowStates(NamedTuple):
+    """States of some rows of a call."""
+
+    indices: list[int]  # which rows these are
+    states: torch.Tensor  # (B, S, H)
+    attention_mask: torch.Tensor  # (B, S), right padded
+
+
+class StatesMixin(CheckpointMixin):
+    """Run token rows through the model in bidirectional mode."""
+
+    _probed: set[tuple[str, ...]]
+
+    def _longest_row(self, max_length: int | None) -> int:
+        """The context in tokens, or a shorter wish."""
+        context = min(self.config.max_position_embeddings, self.tokenizer.model_max_length)
+        if max_length is not None and max_length > context:
+            raise ValueError(f"`max_length` is {max_length}; model and tokenizer have a context of {context} tokens.")
+        return context if max_length is None else max_length
+
+    def _batch_tokens(self, batch_tokens: int | None, batch_size: int | None) -> int:
+        """The budget of a forward, checked."""
+        for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"`{name}` is {value!r}; expected a whole number of at least 1.")
+        if batch_tokens is not None:
+            return batch_tokens
+        return CPU_BATCH_TOKENS if self.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
+
+    def _probe_attention(self) -> None:
+        """Check the modes once for each back-end, device and dtype that this model is used with."""
+        used_with = (str(self.config._attn_implementation), self.device.type, str(self.dtype))
+        if used_with not in self._probed:
+            check_attention(self)
+            self._probed.add(used_with)
+
+    def _row_states(
+        self, rows: Sequence[Sequence[int]], *, batch_tokens: int, batch_size: int | None
+    ) -> Iterator[RowStates]:
+        """States of all rows, in batches; nothing waits for the device.
+
+        Packed end to end where the back-end skips what a block mask leaves out, else padded to the longest of the
+        batch.
+        """
+        packed = self.config._attn_implementation in PACKED_BACKENDS
+        lengths = [len(row) for row in rows]
+        run = self._packed_states if packed else self._padded_states
+        for indices in plan_batches(lengths, max_tokens=batch_tokens, max_rows=batch_size, padded=not packed):
+            states, attention_mask = run([rows[index] for index in indices])
+            yield RowStates(indices, states, attention_mask)
+
+    def _pad_token_id(self) -> int:
+        """What fills up a batch; it is never attended to."""
+        tokenizer = self.tokenizer
+        known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        return next(token_id for token_id in known if token_id is not None)
+
+    def _padded_states(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """States `(B, S, H)` and attention mask `(B, S)` of a padded batch."""
+        batch = self._to_device(pad_token_rows(rows, pad_token_id=self._pad_token_id()))
+        attention_mask = batch["attention_mask"]
+        is_padded = min(map(len, rows)) < attention_mask.shape[1]  # read off the lists: the device is not waited for
+        outputs = self(
+            batch["input_ids"],
+            attention_mask=attention_mask if is_padded else None,
+            mode="bidirectional",
+            logits_to_keep=torch.arange(0, device=self.device),
+        )
+        return outputs.last_hidden_state, attention_mask
+
+    def _packed_states(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of rows that the model read end to end."""
+        packed = pack_token_rows(rows, pad_token_id=self._pad_token_id(), multiple=PACKED_MULTIPLE)
+        ids = self._to_device(packed._asdict())
+        states = self.base_model(
+            ids["input_ids"],
+            attention_mask=packed_block_mask(ids["row_ids"]),
+            position_ids=ids["position_ids"],
+            use_cache=False,
+        ).last_hidden_state[0]  # (L, H)
+        lengths = torch.tensor([len(row) for row in rows])
+        place = torch.arange(int(lengths.max()))
+        inside = place < lengths[:, None]  # (B, S)
+        source = (lengths.cumsum(0) - lengths)[:, None] + place.where(inside, 0)
+        unpacked = self._to_device({"source": source, "inside": inside.long()})
+        return states[unpacked["source"]], unpacked["inside"]
+
+    def _to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Move a batch; from pinned memory a GPU fetches it by itself."""
+        if self.device.type == "cuda":
+            batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+
+__all__ = ["StatesMixin"]

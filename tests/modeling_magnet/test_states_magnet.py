@@ -1,0 +1,30 @@
+"""Rows laid end to end give the states of rows apart."""
+
+import numpy as np
+import pytest
+
+from modeling_magnet import MagnetLlamaForCausalLM
+
+TEXTS = [f"The cat{' and the dog' * number} slept." for number in (0, 7, 1, 3, 0)]
+
+
+@pytest.mark.slow
+def test_packed_vectors_are_the_padded_ones(wiki_7m):
+    wiki = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)
+    expected = {
+        pooling: wiki.encode(TEXTS, normalize_embeddings=True, pooling=pooling) for pooling in ("last", "mean")
+    }
+    words = wiki.encode_words(TEXTS)
+    wiki.set_attn_implementation("flex_attention")
+    for pooling, vectors in expected.items():
+        for batch_tokens in (40, 10_000):
+            packed = wiki.encode(TEXTS, normalize_embeddings=True, pooling=pooling, batch_tokens=batch_tokens)
+            np.testing.assert_allclose(packed, vectors, atol=1e-5, rtol=0)
+    for (vectors, _), (theirs, _) in zip(wiki.encode_words(TEXTS), words, strict=True):
+        np.testing.assert_allclose(vectors, theirs, atol=1e-4)
+
+
+def test_a_back_end_without_a_bidirectional_mask_is_refused(tiny_model):
+    tiny_model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="flash_attention_2"):
+        tiny_model.encode("A cat.")
