@@ -1,0 +1,83 @@
+"""The STS sets of the paper: pairs of sentences with a human score, from the Hub or from files on disk."""
+
+import csv
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets import load_dataset
+
+
+class StsSet(NamedTuple):
+    """Where a set is, and what its columns are called."""
+
+    hub_id: str
+    file_name: str  # in a local folder
+    columns: tuple[str, str, str]  # sentence, sentence, score in the file; by place where it has no header
+
+
+class StsPair(NamedTuple):
+    """Two sentences and how alike people find them."""
+
+    sentence1: str
+    sentence2: str
+    score: float
+
+
+_USUAL = ("sentence1", "sentence2", "score")
+STS_SETS = {
+    "STS12": StsSet("mteb/sts12-sts", "sts12.test.tsv.gz", _USUAL),
+    "STS13": StsSet("mteb/sts13-sts", "sts13.test.tsv.gz", _USUAL),
+    "STS14": StsSet("mteb/sts14-sts", "sts14.test.tsv.gz", _USUAL),
+    "STS15": StsSet("mteb/sts15-sts", "sts15.test.tsv.gz", _USUAL),
+    "STS16": StsSet("mteb/sts16-sts", "sts16.test.tsv.gz", _USUAL),
+    "STSBenchmark": StsSet("mteb/stsbenchmark-sts", "stsb.test.csv.gz", _USUAL),
+    "SICK-R": StsSet("mteb/sickr-sts", "sick.test.tsv.gz", ("sentence_A", "sentence_B", "relatedness_score")),
+}
+
+
+def read_sts(name: str, *, folder: Path | None = None) -> list[StsPair]:
+    """The test pairs of a set.
+
+    Args:
+        name (`str`): One of `STS_SETS`.
+        folder (`Path`, *optional*): Where its file is; the Hub if left out.
+
+    Raises:
+        ValueError: unknown name, no such file, or a line without two sentences and a score.
+    """
+    if name not in STS_SETS:
+        raise ValueError(f"No set is named {name!r}; expected one of {sorted(STS_SETS)}.")
+    source = STS_SETS[name]
+    if folder is None:
+        rows = load_dataset(source.hub_id, split="test")
+        return [StsPair(row["sentence1"], row["sentence2"], float(row["score"])) for row in rows]
+    file = folder / source.file_name
+    if not file.is_file():
+        raise ValueError(f"{str(folder)!r} has no {source.file_name}, where {name} is looked for. Put it there.")
+    return list(_read_file(file, source.columns))
+
+
+def _read_file(file: Path, columns: tuple[str, str, str]) -> Iterator[StsPair]:
+    """Pairs of a `.csv` or `.tsv`, plain or `.gz`, with or without a header."""
+    is_tsv = ".tsv" in file.suffixes
+    opener = gzip.open if file.suffix == ".gz" else open
+    with opener(file, "rt", encoding="utf-8", newline="") as stream:
+        # A quotation mark in a tab-separated file belongs to the sentence.
+        lines = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE) if is_tsv else csv.reader(stream)
+        places = (0, 1, 2)
+        for number, cells in enumerate(lines, start=1):
+            if number == 1 and set(columns) <= set(cells):
+                places = tuple(cells.index(column) for column in columns)  # type: ignore[assignment]
+                continue
+            try:
+                sentence1, sentence2, score = (cells[place] for place in places)
+                yield StsPair(sentence1, sentence2, float(score))
+            except (IndexError, ValueError) as error:
+                raise ValueError(
+                    f"Line {number} of {str(file)!r} has no {', '.join(columns)} ({cells!r:.80}). Correct it."
+                ) from error
+
+
+__all__ = ["STS_SETS", "StsPair", "StsSet", "read_sts"]

@@ -1,0 +1,114 @@
+"""A MAGNET model as `mteb.evaluate` takes it: the paper's instruction for each of its tasks, the conditions on record.
+
+Needs the `eval` extra, so `trainer` itself does not import this.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from mteb.models import ModelMeta
+from mteb.models.abs_encoder import AbsEncoder
+from mteb.models.model_meta import ScoringFunction
+
+from modeling_magnet.prompts_magnet import PAPER_PROMPTS
+
+_SCORING = {"cosine": ScoringFunction.COSINE, "dot": ScoringFunction.DOT_PRODUCT}
+
+
+class MagnetEncoder(AbsEncoder):
+    """Wrap a model for MTEB.
+
+    The instruction of a task is the first of: the prompt stored with the model under the task's name, under its type
+    (`"STS"`), under `query` or `document`; the paper's under the same keys; the model's default prompt.
+
+    Args:
+        model (`PreTrainedModel`): With `encode` and `tokenizer`.
+        name (`str`, *optional*): `owner/name` in the result files; made from where the model was loaded if left out.
+        revision (`str`, *optional*): Commit of the model; that of the load, where it is known, if left out.
+        encode_kwargs: Passed to `encode`, such as `pooling` or `normalize_embeddings`.
+
+    Example:
+
+        mteb.evaluate(MagnetEncoder(model), mteb.get_tasks(["STSBenchmark"]))
+    """
+
+    def __init__(
+        self, model: Any, *, name: str | None = None, revision: str | None = None, **encode_kwargs: Any
+    ) -> None:
+        self.model = model
+        self.encode_kwargs = encode_kwargs
+        settings = model.magnet_settings
+        self.prompts = {**PAPER_PROMPTS, **settings.prompts}
+        self.default_prompt = self.prompts.get(settings.default_prompt_name or "", "")
+        self.model_prompts = self.prompts
+        self.mteb_model_meta = ModelMeta.create_empty(
+            overwrites={
+                "name": name or _name_of(model),
+                "revision": revision or getattr(model.config, "_commit_hash", None) or "local",
+                # Of the others MTEB knows nothing; it then asks the model.
+                "similarity_fn_name": _SCORING.get(settings.similarity_fn_name),
+                "embed_dim": model.config.hidden_size,
+                "max_tokens": model.config.max_position_embeddings,
+                "framework": ["PyTorch"],
+                "use_instructions": True,
+                "experiment_kwargs": self.conditions(),
+            }
+        )
+
+    def conditions(self) -> dict[str, Any]:
+        """Under which the vectors are made; part of every result file."""
+        return {
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "attn_implementation": self.model.config._attn_implementation,
+            "pooling": self.model.magnet_settings.pooling,
+            "prompts": self.prompts,
+            "default_prompt": self.default_prompt,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            **self.encode_kwargs,
+        }
+
+    def prompt_of(self, task_metadata: Any, prompt_type: Any = None) -> str:
+        """The instruction in front of the texts of a task."""
+        name = self.get_prompt_name(task_metadata, prompt_type)
+        return self.default_prompt if name is None else self.prompts[name]
+
+    def encode(
+        self,
+        inputs: Any,
+        *,
+        task_metadata: Any,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: Any = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Embed the texts of a task.
+
+        Args:
+            inputs (`DataLoader`): Batches with a column `text`.
+            task_metadata (`TaskMetadata`): Chooses the instruction.
+            hf_split, hf_subset: Not used.
+            prompt_type (`PromptType`, *optional*): Query or document.
+            kwargs: Of `mteb.evaluate(encode_kwargs=)`; passed to `encode`.
+
+        Returns:
+            `numpy.ndarray` of shape `(num_texts, embed_dim)`, in float32.
+        """
+        texts = [text for batch in inputs for text in batch["text"]]
+        prompt = self.prompt_of(task_metadata, prompt_type)
+        vectors: np.ndarray = self.model.encode(texts, prompt=prompt, **{**self.encode_kwargs, **kwargs})
+        return vectors
+
+
+def _name_of(model: Any) -> str:
+    """`owner/name` from the last two parts of where a model was loaded."""
+    parts = [
+        part for part in str(model.config._name_or_path).replace("\\", "/").split("/") if part not in ("", ".", "..")
+    ]
+    return "/".join((["local", "magnet"] if not parts else ["local", *parts])[-2:])
+
+
+__all__ = ["MagnetEncoder"]
