@@ -1,0 +1,220 @@
+"""How fast is `encode` against sentence-transformers on the same weights and texts, and against the arithmetic?
+
+    python examples/benchmarks/encoding_throughput.py --model DIR --texts FILE
+    python examples/benchmarks/encoding_throughput.py --model DIR --texts FILE --shape 7b --device cuda \
+        --dtype bfloat16 --attn_implementation flex_attention --number 20000
+
+The floor: every real token costs two operations per weight outside the embedding, and attention 4 x length x width per
+layer; padding and everything else come on top. The floor's time is taken at the rate of one large matrix product on
+the same machine in the same run. Vectors are compared before anything is timed; rounds alternate between the systems.
+"""
+
+import argparse
+import json
+import platform
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet.batching_magnet import plan_batches
+from modeling_magnet.texts_magnet import tokenize_texts
+from trainer import load_texts
+
+THEIR_BATCH_SIZES = (4, 8, 16, 32, 64, 128)
+# Llamas with random weights: hidden size, width of the MLP, layers, heads, key-value heads.
+SHAPES = {"1b": (2048, 5632, 22, 32, 4), "7b": (4096, 11008, 32, 32, 32)}
+DEFAULT_BATCH_SIZE = 32
+
+
+def sample_texts(file: str, *, number: int, seed: int) -> list[str]:
+    """Half sentences, half paragraphs of more than one, in random order."""
+    paragraphs = [line.strip() for text in load_texts(file)["text"] for line in text.split("\n")]
+    paragraphs = [line for line in paragraphs if len(re.findall(r"[.!?] [A-Z]", line)) >= 1]
+    draw = np.random.default_rng(seed)
+    draw.shuffle(paragraphs)
+    sentences = [draw.choice(re.split(r"(?<=[.!?]) (?=[A-Z])", line)) for line in paragraphs[: number // 2]]
+    mixed = [str(text) for text in sentences] + paragraphs[number // 2 : number]
+    draw.shuffle(mixed)
+    return mixed
+
+
+def random_llama(shape: str, tokenizer: Any, folder: Path, *, dtype: torch.dtype) -> str:
+    """A Llama of a well-known size on disk, its weights random: their values do not change its speed."""
+    hidden_size, intermediate_size, layers, heads, key_value_heads = SHAPES[shape]
+    config = transformers.LlamaConfig(
+        vocab_size=max(32_000, len(tokenizer)),
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        max_position_embeddings=4096,
+        dtype=dtype,
+    )
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = transformers.LlamaForCausalLM._from_config(config, dtype=dtype)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(str(folder))
+    return str(folder)
+
+
+def operations(lengths: list[int], config: Any) -> float:
+    """Floating-point operations of reading rows of these lengths once, the LM head left out."""
+    width, heads = config.hidden_size, config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or width // heads
+    attention = width * head_dim * (2 * heads + 2 * config.num_key_value_heads)
+    weights = config.num_hidden_layers * (attention + 3 * width * config.intermediate_size)
+    scores = 4 * heads * head_dim * config.num_hidden_layers
+    return float(sum(2 * weights * length + scores * length * length for length in lengths))
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Operations per second of one large matrix product, the best of a few."""
+    size = 2048 if device.type == "cpu" else 8192
+    left, right = torch.randn(2, size, size, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(6):
+        started = time.perf_counter()
+        left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def padding_waste(lengths: list[int], batches: list[list[int]]) -> float:
+    """Share of the tokens read that are padding."""
+    read = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
+    return 1 - sum(lengths) / read
+
+
+def seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Time of one call."""
+    started = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Compare, time, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a plain Llama or a MAGNET checkpoint")
+    parser.add_argument("--texts", required=True, help="texts with paragraphs")
+    parser.add_argument("--number", type=int, default=2000, help="texts to embed")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds")
+    parser.add_argument(
+        "--shape", choices=list(SHAPES), help="random weights of this size instead, with its tokenizer"
+    )
+    parser.add_argument("--attn_implementation", default="sdpa", help="back-end of `encode`")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
+    parser.add_argument("--batch_tokens", type=int, nargs="*", default=[], help="further budgets to try")
+    parser.add_argument("--name", default="encoding_throughput", help="name of the JSON file")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where it goes")
+    args = parser.parse_args(arguments)
+    from sentence_transformers import SentenceTransformer
+
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    texts = sample_texts(args.texts, number=args.number, seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = args.model
+        if args.shape is not None:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
+            path = random_llama(args.shape, tokenizer, Path(folder) / "random", dtype=dtype)
+        model = MagnetLlamaForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=args.attn_implementation)
+        model.eval().to(device)
+        model.save_pretrained(Path(folder) / "magnet")
+        embedder = SentenceTransformer(str(Path(folder) / "magnet"), device=args.device, model_kwargs={"dtype": dtype})
+
+    prompt = model.magnet_settings.prompts[model.magnet_settings.default_prompt_name]
+    rows = tokenize_texts(model.tokenizer, texts, prompt=prompt, max_length=model.config.max_position_embeddings)
+    lengths = [len(row) for row in rows]
+    floor = operations(lengths, model.config)
+    rate = matrix_rate(dtype, device)
+    print(
+        f"{len(texts)} texts, {sum(lengths):,} tokens with prompts, lengths {np.percentile(lengths, [5, 50, 95])}; "
+        f"{floor / 1e9:.0f} GFLOP, {rate / 1e9:.0f} GFLOP/s: floor {floor / rate:.2f} s"
+    )
+
+    difference = np.abs(
+        model.encode(texts, normalize_embeddings=True) - embedder.encode(texts, normalize_embeddings=True)
+    ).max()
+    print(f"largest difference of unit vectors: {difference:.1e}")
+    if difference > (1e-5 if dtype == torch.float32 else 5e-2):
+        raise SystemExit("The vectors differ: there is nothing to compare.")
+
+    systems: dict[str, Callable[[], Any]] = {"encode": partial(model.encode, texts)}
+    for budget in args.batch_tokens:
+        systems[f"encode, {budget} tokens"] = partial(model.encode, texts, batch_tokens=budget)
+    for size in THEIR_BATCH_SIZES:
+        systems[f"sentence-transformers, {size}"] = partial(
+            embedder.encode, texts, batch_size=size, show_progress_bar=False
+        )
+    times: dict[str, list[float]] = {name: [] for name in systems}
+    for _ in range(args.rounds):
+        for name, call in systems.items():
+            times[name].append(seconds(call, device))
+
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    theirs = {name: value for name, value in medians.items() if name.startswith("sentence-transformers")}
+    best = min(theirs, key=lambda name: theirs[name])
+    budget = model._batch_tokens(None, None)
+    by_length = sorted(range(len(texts)), key=lambda index: -len(texts[index]))  # by characters, as the library sorts
+    waste = {
+        "encode": padding_waste(lengths, plan_batches(lengths, max_tokens=budget)),
+        f"sentence-transformers, {DEFAULT_BATCH_SIZE}": padding_waste(
+            lengths,
+            [by_length[start : start + DEFAULT_BATCH_SIZE] for start in range(0, len(texts), DEFAULT_BATCH_SIZE)],
+        ),
+    }
+    print(f"\n{'':28s}{'seconds':>9s}{'quartiles':>16s}{'tokens/s':>11s}{'of the floor':>14s}{'encode is':>11s}")
+    for name, values in times.items():
+        low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
+        print(
+            f"{name:28s}{medians[name]:9.2f}{f'{low:.2f} - {high:.2f}':>16s}{sum(lengths) / medians[name]:11,.0f}"
+            f"{floor / rate / medians[name]:14.0%}{medians[name] / medians['encode']:10.2f}x"
+        )
+    default = f"sentence-transformers, {DEFAULT_BATCH_SIZE}"
+    report = {
+        "seconds": times,
+        "ratio_default": medians[default] / medians["encode"],
+        "ratio_best": medians[best] / medians["encode"],
+        "best": best,
+        "padding_waste": waste,
+        "tokens": sum(lengths),
+        "texts": len(texts),
+        "floor_flop": floor,
+        "matrix_flop_per_second": rate,
+        "largest_difference": float(difference),
+        "hardware": {
+            "device": torch.cuda.get_device_name()
+            if device.type == "cuda"
+            else platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "dtype": args.dtype,
+        },
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    print(
+        f"\nagainst the default batch size {report['ratio_default']:.2f}x, against the best ({best}) "
+        f"{report['ratio_best']:.2f}x; padding {', '.join(f'{name} {share:.1%}' for name, share in waste.items())}"
+    )
+    file = args.results / f"{args.name}.json"
+    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"encoding_throughput: OK ({file.name})")
+
+
+if __name__ == "__main__":
+    main()
