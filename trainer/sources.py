@@ -50,11 +50,11 @@ def read_source(
         ValueError: If the source does not exist, mixes formats, is empty or lacks one of the columns.
     """
     source = str(source) if isinstance(source, Path) else source
-    if isinstance(source, str) and _is_hub_id(source):
+    if isinstance(source, str) and is_hub_id(source):
         rows = _read_hub(source, split=split, config_name=config_name)
     else:
-        files = _local_files(source)
-        builder, options = _format_of(files)
+        files = local_files(source)
+        builder, options = format_of(files)
         if split.partition("[")[0] != "train" or config_name is not None:
             raise ValueError(
                 f"`split` is {split!r} and `config_name` {config_name!r}, but `source` {source!r} is made of files, "
@@ -88,7 +88,7 @@ def check_limit(limit: int | None) -> None:
         raise ValueError(f"`limit` is {limit}; expected at least 1. Leave it out to read everything.")
 
 
-def _is_hub_id(source: str | Path) -> bool:
+def is_hub_id(source: str | Path) -> bool:
     """Whether this is spelled like a Hub id (`name` or `owner/name`) and is nothing on this disk."""
     spelled_like_one = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", str(source)) is not None
     return spelled_like_one and not Path(source).exists() and _data_suffix(Path(source)) not in _FORMATS
@@ -105,12 +105,12 @@ def _read_hub(name: str, *, split: str, config_name: str | None) -> Dataset:
         ) from error
 
 
-def _local_files(source: Source) -> list[Path]:
+def local_files(source: Source) -> list[Path]:
     """The files a path, folder, pattern or list of paths stands for, in a fixed order."""
     if not isinstance(source, (str, Path)):
         if not source:
             raise ValueError("`source` is an empty list; expected files. Pass at least one path.")
-        return [file for entry in source for file in _local_files(entry)]
+        return [file for entry in source for file in local_files(entry)]
     path = Path(source).expanduser()
     if path.is_file():
         return [path]
@@ -126,7 +126,7 @@ def _local_files(source: Source) -> list[Path]:
     return files
 
 
-def _format_of(files: Sequence[Path]) -> tuple[str, dict[str, Any]]:
+def format_of(files: Sequence[Path]) -> tuple[str, dict[str, Any]]:
     """Builder and options that all these files share."""
     unknown = [str(file) for file in files if _data_suffix(file) not in _FORMATS]
     if unknown:
@@ -177,4 +177,13 @@ def check_columns(source: Source, columns: Sequence[str], present: Sequence[str]
         )
 
 
-__all__ = ["Source", "check_columns", "check_limit", "is_text", "read_source"]
+__all__ = [
+    "Source",
+    "check_columns",
+    "check_limit",
+    "format_of",
+    "is_hub_id",
+    "is_text",
+    "local_files",
+    "read_source",
+]

@@ -1,0 +1,223 @@
+"""One file -> its rows, one after another: never more of the file in memory than a row or a batch of rows.
+
+A format first gives raw rows, which cost next to nothing to skip, and makes records of those that are wanted.
+"""
+
+import codecs
+import csv
+import gzip
+import io
+import itertools
+import json
+import lzma
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainer.sources import check_columns
+
+# So many lines of a JSONL file are asked which columns there are.
+_LINES_LOOKED_AT = 100
+_ROWS_PER_BATCH = 256
+_BYTES_AT_ONCE = 1 << 20
+_ARRAY_BEGINS = re.compile(rb"\s*\[\s*(\{|$)")
+
+
+class CorruptRow(ValueError):
+    """One row that cannot be read; the rows around it can."""
+
+
+class Format(Protocol):
+    """How files of one kind are read."""
+
+    def check(self, file: Path, columns: list[str]) -> None:
+        """Refuse a file that lacks a column, as far as its beginning tells.
+
+        Raises:
+            ValueError: naming the file and its columns.
+        """
+
+    def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, Any]]:
+        """Raw rows, each with the number of its first line, from 1; of the row itself where there are no lines."""
+
+    def record(self, raw: Any) -> Mapping[str, Any]:
+        """The cells of a raw row by column.
+
+        Raises:
+            CorruptRow: the row is none of this format.
+        """
+
+    def count(self, file: Path) -> int | None:
+        """Rows of the file, where that can be told without reading it."""
+
+
+class TextLines:
+    """Plain text: a line is a row, an empty line an empty text. Its only column is `text`."""
+
+    def check(self, file: Path, columns: list[str]) -> None:
+        """See `Format`."""
+        check_columns(str(file), columns, ["text"])
+
+    def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, bytes]]:
+        """See `Format`."""
+        return _lines(file)
+
+    def record(self, raw: bytes) -> Mapping[str, Any]:
+        """See `Format`."""
+        return {"text": _decode(raw)}
+
+    def count(self, file: Path) -> int | None:
+        """See `Format`."""
+        return None
+
+
+class JsonLines:
+    """One JSON object a line. A line is a row whatever stands in it, so that line n of a file is always its row n."""
+
+    def check(self, file: Path, columns: list[str]) -> None:
+        """See `Format`."""
+        present: dict[str, None] = {}
+        for number, raw in itertools.islice(_lines(file), _LINES_LOOKED_AT):
+            if number == 1 and _ARRAY_BEGINS.match(raw):
+                raise ValueError(
+                    f"{str(file)!r} begins with '[': it is one JSON array, which cannot be read row by row. "
+                    "Write one object a line (JSON Lines)."
+                )
+            try:
+                present |= dict.fromkeys(self.record(raw))
+            except CorruptRow:
+                continue
+        if present:
+            check_columns(str(file), columns, list(present))
+
+    def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, bytes]]:
+        """See `Format`."""
+        return _lines(file)
+
+    def record(self, raw: bytes) -> Mapping[str, Any]:
+        """See `Format`."""
+        try:
+            record = json.loads(_decode(raw))
+        except json.JSONDecodeError as error:
+            raise CorruptRow(f"not JSON ({error.msg} at character {error.pos + 1})") from error
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested as deep
+            raise CorruptRow(f"JSON that cannot be read ({error})") from error
+        if not isinstance(record, dict):
+            raise CorruptRow(f"a JSON {type(record).__name__}, not an object")
+        return record
+
+    def count(self, file: Path) -> int | None:
+        """See `Format`."""
+        return None
+
+
+class DelimitedText:
+    """Comma- or tab-separated values under a line of column names.
+
+    Args:
+        delimiter (`str`): Between two cells.
+        quoting (`int`): Of the `csv` module. With `csv.QUOTE_NONE` a quotation mark belongs to the text.
+    """
+
+    def __init__(self, *, delimiter: str, quoting: int) -> None:
+        self.delimiter = delimiter
+        self.quoting = quoting
+
+    def check(self, file: Path, columns: list[str]) -> None:
+        """See `Format`."""
+        with _open(file) as stream:
+            header = next(self._reader(stream), None)
+        if header is not None:
+            check_columns(str(file), columns, header)
+
+    def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, tuple[list[str], list[str]]]]:
+        """See `Format`. A blank line is no row."""
+        with _open(file) as stream:
+            reader = self._reader(stream)
+            header: list[str] = next(reader, [])
+            line = reader.line_num + 1
+            for cells in reader:
+                if cells:
+                    yield line, (header, cells)
+                line = reader.line_num + 1
+
+    def record(self, raw: tuple[list[str], list[str]]) -> Mapping[str, Any]:
+        """See `Format`. What is missing at the end of a row is missing in the record."""
+        header, cells = raw
+        return dict(zip(header, cells, strict=False))
+
+    def count(self, file: Path) -> int | None:
+        """See `Format`."""
+        return None
+
+    def _reader(self, stream: BinaryIO) -> Any:
+        """Rows of cells."""
+        csv.field_size_limit(sys.maxsize)  # the module's own limit is 128 KiB, less than a long document
+        lines = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        return csv.reader(lines, delimiter=self.delimiter, quoting=self.quoting)  # type: ignore[arg-type]
+
+
+class ParquetRows:
+    """Parquet, a few hundred rows at a time; only the wanted columns are read."""
+
+    def check(self, file: Path, columns: list[str]) -> None:
+        """See `Format`. The first column is the text's, and must hold strings."""
+        schema = pq.read_schema(file)
+        check_columns(str(file), columns, schema.names)
+        kind = schema.field(columns[0]).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise ValueError(
+                f"Column {columns[0]!r} of {str(file)!r} has type {kind}; expected strings. Name another."
+            )
+
+    def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, tuple[pa.RecordBatch, int]]]:
+        """See `Format`."""
+        with pq.ParquetFile(file, buffer_size=_BYTES_AT_ONCE) as table:
+            row = 0
+            for batch in table.iter_batches(batch_size=_ROWS_PER_BATCH, columns=columns):
+                batch = pa.record_batch([_undecoded(column) for column in batch.columns], batch.schema.names)
+                for place in range(batch.num_rows):
+                    row += 1
+                    yield row, (batch, place)
+
+    def record(self, raw: tuple[pa.RecordBatch, int]) -> Mapping[str, Any]:
+        """See `Format`."""
+        batch, place = raw
+        cells = {name: column[place].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+        return {name: _decode(cell) if isinstance(cell, bytes) else cell for name, cell in cells.items()}
+
+    def count(self, file: Path) -> int | None:
+        """See `Format`."""
+        return cast(int, pq.read_metadata(file).num_rows)
+
+
+def _open(file: Path) -> BinaryIO:
+    """The bytes of a file, decompressed as its suffix says."""
+    opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(file.suffix.lower(), open)
+    return cast(BinaryIO, opener(file, "rb"))
+
+
+def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines without their ends, numbered from 1; only a newline ends one."""
+    with _open(file) as stream:
+        for number, line in enumerate(stream, start=1):
+            yield number, (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).rstrip(b"\r\n")
+
+
+def _decode(raw: bytes) -> str:
+    """Text; a byte that is no UTF-8 becomes half of a surrogate pair, by which its text is known as corrupt."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def _undecoded(column: pa.Array) -> pa.Array:
+    """Strings as bytes: one that is no UTF-8 must not take the rest of its batch with it."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    undecoded = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+    return column.cast(undecoded.get(column.type, column.type))

@@ -1,0 +1,101 @@
+"""Chunks -> vectors on this machine: in this process, or dealt out to several, one device each."""
+
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import numpy as np
+import torch
+
+from examples.corpus.encoding import ChunkEncoder, EncodingOptions, ModelFacts
+from examples.corpus.reading import Chunk
+
+# Chunks that wait for each process, so that none waits for the reader.
+CHUNKS_AHEAD = 2
+
+# What a worker process knows about itself.
+_own: dict[str, Any] = {}
+
+
+def encode_here(
+    chunks: Iterable[Chunk], options: EncodingOptions, facts: ModelFacts, *, num_processes: int
+) -> Generator[tuple[Chunk, np.ndarray], None, None]:
+    """Encode chunks on this machine.
+
+    Args:
+        chunks (`Iterable[Chunk]`): Read as they are needed, in this process.
+        options, facts: Of the encoder. Its `threads` decide the bits of a vector, the number of processes does not.
+        num_processes (`int`): 1: no process is started. More: each has a model, on CUDA device 0, 1, ... where there
+            are some.
+
+    Returns:
+        `Generator[tuple[Chunk, numpy.ndarray]]`: each chunk, perhaps without its texts, and its vectors, in order.
+
+    Raises:
+        RuntimeError: a process died.
+    """
+    if num_processes == 1:
+        encoder = ChunkEncoder(options, facts, device=_device(0))
+        for chunk in chunks:
+            yield chunk, encoder(chunk)
+        return
+    context = multiprocessing.get_context("spawn")  # a forked process could not use CUDA
+    numbers = context.SimpleQueue()
+    for number in range(num_processes):
+        numbers.put(number)
+    executor = ProcessPoolExecutor(
+        num_processes, mp_context=context, initializer=_start_worker, initargs=(options, facts, numbers)
+    )
+    waiting: deque[tuple[Chunk, Future[np.ndarray]]] = deque()
+    try:
+        for chunk in chunks:
+            waiting.append((chunk.without_texts(), executor.submit(_encode, chunk)))
+            if len(waiting) > CHUNKS_AHEAD * num_processes:
+                yield _first_result(waiting)
+        while waiting:
+            yield _first_result(waiting)
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            f"One of the {num_processes} processes was killed, perhaps for want of memory. Finished chunks are kept: "
+            "run the command again, with fewer processes or smaller `--batch_tokens`."
+        ) from error
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _first_result(waiting: deque[tuple[Chunk, "Future[np.ndarray]"]]) -> tuple[Chunk, np.ndarray]:
+    """The oldest chunk and its vectors, once they are there."""
+    chunk, future = waiting.popleft()
+    return chunk, future.result()
+
+
+def _device(number: int) -> str:
+    """Where the worker of this number computes."""
+    return f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+
+
+def _start_worker(options: EncodingOptions, facts: ModelFacts, numbers: Any) -> None:
+    """Prepare a worker process; its model is loaded with its first chunk, where an error has a way back."""
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    # Read by the tokenizer's thread pool when it starts: processes share the cores.
+    os.environ.setdefault("RAYON_NUM_THREADS", str(options.threads))
+    _own["encoder"] = ChunkEncoder(options, facts, device=_device(numbers.get()))
+
+
+def _leave_with_parent() -> None:
+    """End this process when its parent is killed; it would wait for chunks forever, with a model in memory."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _encode(chunk: Chunk) -> np.ndarray:
+    """Encode a chunk in a worker process."""
+    vectors: np.ndarray = _own["encoder"](chunk)
+    return vectors

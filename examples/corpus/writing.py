@@ -1,0 +1,201 @@
+"""The work folder of an unfinished run: finished chunks, each in files of its own, and what they were made from.
+
+    OUTPUT.parts/manifest.json   arguments, inputs and versions; another run must not go on with these chunks
+    OUTPUT.parts/00000012.json   ids and complaints of a chunk, where it has some
+    OUTPUT.parts/00000012.npy    its vectors; written last, so that its presence says that the chunk is finished
+
+Every file is written aside, forced to the disk and moved into place, so that a kill at any moment leaves it whole or
+absent. Needs a POSIX system.
+"""
+
+import fcntl
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from examples.corpus.reading import Chunk, Complaint
+
+_DIFFERENCES_TOLD = 5
+
+
+class PartsFolder:
+    """The work folder beside an output.
+
+    Args:
+        output (`Path`): The file that the chunks will make.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.path = output.with_name(output.name + ".parts")
+
+    @contextmanager
+    def opened(self, manifest: Mapping[str, Any]) -> Iterator[bool]:
+        """Make the folder, or go on with it; nobody else can until the context is left.
+
+        Args:
+            manifest (`Mapping[str, Any]`): Everything the output's bytes depend on, as JSON can hold it.
+
+        Yields:
+            `bool`: whether a run of this manifest was here before.
+
+        Raises:
+            ValueError: the folder cannot be written, another run is at work in it, or it holds finished chunks of
+                another manifest.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / "lock", "ab")
+        except OSError as error:
+            raise ValueError(
+                f"`output` is {str(self.output)!r}, beside which nothing can be written ({error}). Choose another."
+            ) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # however this process ends, the system unlocks it
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"Another run is at work in {str(self.path)!r}. Wait for it, or choose another `output`."
+                ) from error
+            for leftover in self.path.glob("*.unfinished"):
+                leftover.unlink()
+            yield self._begin(json.loads(json.dumps(manifest)))
+
+    def finished(self) -> dict[int, int]:
+        """Rows of each finished chunk by its index; a file that is not whole is no chunk."""
+        rows = {}
+        for file in self.path.glob("*.npy"):
+            with open(file, "rb") as stream, suppress(ValueError):
+                shape, dtype = read_npy_header(stream)
+                if file.stat().st_size == stream.tell() + math.prod(shape) * dtype.itemsize:
+                    rows[int(file.stem)] = shape[0]
+        return rows
+
+    def write(self, chunk: Chunk, vectors: np.ndarray) -> None:
+        """Keep a finished chunk.
+
+        Args:
+            chunk (`Chunk`): Its ids and complaints.
+            vectors (`numpy.ndarray` of shape `(chunk.num_rows, width)`): Contiguous.
+
+        Raises:
+            OSError: naming the file and the free space; the chunks before are kept.
+        """
+        if chunk.ids or chunk.complaints:
+            details = {"ids": chunk.ids, "complaints": chunk.complaints}
+            with whole_file(self._details_file(chunk.index)) as file:
+                file.write(json.dumps(details).encode())
+        with whole_file(self.vectors_file(chunk.index)) as file:
+            write_npy_header(file, shape=vectors.shape, dtype=vectors.dtype)
+            file.write(vectors.view(np.uint8).data)
+
+    def vectors_file(self, index: int) -> Path:
+        """Where the vectors of a chunk are."""
+        return self.path / f"{index:08d}.npy"
+
+    def ids(self, index: int) -> list[str | None]:
+        """The ids of a finished chunk, one per row; empty where none were wanted."""
+        ids: list[str | None] = self._details(index).get("ids", [])
+        return ids
+
+    def complaints(self, index: int) -> list[Complaint]:
+        """What was wrong with rows of a finished chunk."""
+        return [Complaint(*complaint) for complaint in self._details(index).get("complaints", [])]
+
+    def remove(self) -> None:
+        """Remove the folder, its manifest behind its chunks."""
+        for file in [*self.path.glob("[0-9]*"), self.path / "manifest.json", self.path / "lock"]:
+            file.unlink(missing_ok=True)
+        with suppress(OSError):  # a network file system keeps an open lock under another name
+            self.path.rmdir()
+
+    def _begin(self, wanted: dict[str, Any]) -> bool:
+        """Check the manifest, or write it where there is nothing to lose yet."""
+        file = self.path / "manifest.json"
+        begun: dict[str, Any] = json.loads(file.read_bytes()) if file.exists() else {}
+        differences = [
+            f"{name} was {begun.get(name)!r} and is now {wanted.get(name)!r}"
+            for name in sorted(begun.keys() | wanted.keys())
+            if begun.get(name) != wanted.get(name)
+        ]
+        if not differences:
+            return True
+        if self.finished():
+            more = len(differences) - _DIFFERENCES_TOLD
+            told = differences[:_DIFFERENCES_TOLD] + ([f"and {more} more differences"] if more > 0 else [])
+            raise ValueError(
+                f"{str(self.path)!r} holds chunks of a run with other arguments or inputs: {'; '.join(told)}. "
+                "Repeat the command that began it, delete the folder to start afresh, or choose another `output`."
+            )
+        with whole_file(file) as stream:
+            stream.write(json.dumps(wanted, indent=1).encode())
+        return False
+
+    def _details_file(self, index: int) -> Path:
+        """Where ids and complaints of a chunk are."""
+        return self.path / f"{index:08d}.json"
+
+    def _details(self, index: int) -> dict[str, Any]:
+        """Ids and complaints of a finished chunk."""
+        file = self._details_file(index)
+        return json.loads(file.read_bytes()) if file.exists() else {}
+
+
+@contextmanager
+def whole_file(path: Path, *, aside: Path | None = None) -> Iterator[BinaryIO]:
+    """A file to write that appears under its name when all of it is on the disk, or not at all.
+
+    Args:
+        path (`Path`): Its name; a file of this name is replaced.
+        aside (`Path`, *optional*): A folder of the same file system for the unfinished file; its own by default.
+
+    Raises:
+        OSError: it cannot be written, naming it and the free space.
+    """
+    unfinished = (path.parent if aside is None else aside) / f"{path.name}.unfinished"
+    try:
+        with open(unfinished, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the name, too
+        finally:
+            os.close(folder)
+    except BaseException as error:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(
+            error.errno,
+            f"{str(path)!r} cannot be written ({error.strerror or error}); {free:,} bytes are free there. Finished "
+            "chunks are kept: make room or lift the limit, then run the same command again",
+        ) from error
+
+
+def write_npy_header(file: BinaryIO, *, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Begin a `.npy` file."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of a `.npy` file that `write_npy_header` began; leaves the file at its data.
+
+    Raises:
+        ValueError: it is none, or cut short.
+    """
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return shape, dtype

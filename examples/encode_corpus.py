@@ -1,0 +1,244 @@
+"""Embed a corpus: texts of any number and source -> one file of vectors, which appears whole or not at all.
+
+    python examples/encode_corpus.py --model_name_or_path DIR --texts corpus.jsonl.xz --output vectors.npy
+    python examples/encode_corpus.py --model_name_or_path DIR --texts 'corpus/*.parquet' --id_column id \\
+        --output vectors.parquet --num_processes 8 --threads 4
+
+A run that was killed goes on with its finished chunks when the same command is given again, and ends with the bytes
+of an undisturbed run. Row n of the output is row n of the corpus; a row that cannot be read has a vector of NaN and
+stands in the report, `OUTPUT.json`. While it works, a run needs room for its vectors twice.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+# A script finds its own folder alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+import transformers
+from tqdm import tqdm
+from transformers import HfArgumentParser
+
+import modeling_magnet
+from examples.corpus.encoding import EncodingOptions, ModelFacts, complaints_about, inspect_model
+from examples.corpus.merging import SUFFIXES, merge_parts
+from examples.corpus.ray_engine import encode_on_ray, import_ray
+from examples.corpus.reading import ChunkStream, Corpus, open_corpus
+from examples.corpus.workers import encode_here
+from examples.corpus.writing import PartsFolder, whole_file
+
+ENGINES = {"local": encode_here, "ray": encode_on_ray}
+COMPLAINTS_TOLD = 20
+_EXISTS = "`output` {!r} exists already. Choose another, or move it away."
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusArguments:
+    """Which texts, and where the vectors go."""
+
+    texts: list[str] = field(
+        metadata={"help": "Files (.txt, .jsonl, .parquet, .csv, also .gz and .xz), folders, globs, or one Hub id."}
+    )
+    output: str = field(metadata={"help": "The file of vectors: .npy, or .parquet with row numbers and ids."})
+    text_column: str = field(default="text", metadata={"help": "Column of the texts."})
+    id_column: str | None = field(default=None, metadata={"help": "Column to keep in a .parquet output, as text."})
+    split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub dataset."})
+    limit: int | None = field(default=None, metadata={"help": "Read this many rows at most."})
+    chunk_size: int = field(default=8192, metadata={"help": "Rows that are encoded, and kept, together."})
+    num_processes: int = field(default=1, metadata={"help": "Processes, each with a model; one a GPU."})
+    engine: str = field(default="local", metadata={"help": "local: this machine; ray: the cluster of RAY_ADDRESS."})
+
+
+def parse_arguments(arguments: list[str]) -> tuple[CorpusArguments, EncodingOptions]:
+    """Read the command line and fill in the number of threads."""
+    parser = HfArgumentParser((CorpusArguments, EncodingOptions))  # type: ignore[arg-type]
+    corpus, options = parser.parse_args_into_dataclasses(arguments)
+    if options.threads is None and corpus.num_processes >= 1:
+        options = replace(options, threads=max(1, torch.get_num_threads() // corpus.num_processes))
+    return corpus, options
+
+
+def check_arguments(arguments: CorpusArguments) -> None:
+    """Refuse values out of range and contradictions before anything is read.
+
+    Raises:
+        ValueError: listing them.
+    """
+    complaints = list(_about_output(arguments))
+    for name in ("chunk_size", "num_processes"):
+        if getattr(arguments, name) < 1:
+            complaints.append(f"`{name}` is {getattr(arguments, name)}; pass 1 or more.")
+    if arguments.engine not in ENGINES:
+        complaints.append(f"`engine` is {arguments.engine!r}; pass one of {list(ENGINES)}.")
+    if complaints:
+        raise ValueError("\n- ".join(["The arguments cannot be used:", *complaints]))
+
+
+def _about_output(arguments: CorpusArguments) -> Iterator[str]:
+    """What stands in the way of writing the output."""
+    output = Path(arguments.output)
+    if output.suffix not in SUFFIXES:
+        yield f"`output` is {arguments.output!r}; its name must end in {' or '.join(SUFFIXES)}."
+    if output.is_dir():
+        yield f"`output` {arguments.output!r} is a folder; name a file."
+    elif output.exists() and not PartsFolder(output).path.exists():
+        yield _EXISTS.format(arguments.output)
+    if arguments.id_column is not None and output.suffix == ".npy":
+        yield f"`id_column` is {arguments.id_column!r}, but a .npy file has no room for ids. Write .parquet."
+    for source in arguments.texts:
+        if Path(source).is_dir() and output.resolve().is_relative_to(Path(source).resolve()):
+            yield f"`output` {arguments.output!r} lies in {source!r}, which is read as texts. Write it elsewhere."
+
+
+def describe_run(arguments: CorpusArguments, options: EncodingOptions, corpus: Corpus, facts: ModelFacts) -> dict:
+    """Everything the bytes of the output depend on. How many processes make it, and where, is not among it."""
+    left_out = ("num_processes", "engine", "output")
+    chosen = {name: value for name, value in vars(arguments).items() if name not in left_out}
+    return {
+        **{f"`{name}`": value for name, value in {**chosen, **asdict(options)}.items()},
+        **corpus.origin.fingerprint(),
+        **facts.files,
+        "the model's revision": facts.revision,
+        "the device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        **{f"the version of {name}": version for name, version in _versions().items()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what computes."""
+    libraries = (modeling_magnet, np, torch, transformers)
+    return {library.__name__: library.__version__ for library in libraries}
+
+
+def encode_missing(
+    corpus: Corpus, parts: PartsFolder, arguments: CorpusArguments, options: EncodingOptions, facts: ModelFacts
+) -> list[int]:
+    """Encode and keep the chunks that are not there yet.
+
+    Returns:
+        `list[int]`: rows of every chunk.
+
+    Raises:
+        RuntimeError: the chunks do not make up the corpus.
+    """
+    rows = parts.finished()
+    stream = ChunkStream(corpus, arguments.chunk_size, skip=frozenset(rows))
+    encoded = ENGINES[arguments.engine](stream, options, facts, num_processes=arguments.num_processes)
+    total = None
+    with (
+        closing(encoded),
+        tqdm(desc="Encoding", unit="row", initial=sum(rows.values()), total=corpus.count(), mininterval=1) as bar,
+    ):
+        told = 0
+        for chunk, vectors in encoded:
+            if not chunk.num_rows:
+                total = chunk.first_row
+                continue
+            chunk.complaints.extend(complaints_about(chunk, vectors))
+            parts.write(chunk, vectors)
+            rows[chunk.index] = chunk.num_rows
+            for complaint in chunk.complaints[: max(0, COMPLAINTS_TOLD - told)]:
+                place = "" if complaint.file is None else f" ({complaint.file}, line {complaint.line})"
+                bar.write(f"Row {complaint.row}{place}: {complaint.reason}", file=sys.stderr)
+            told += len(chunk.complaints)
+            bar.update(chunk.num_rows)
+    if sorted(rows) != list(range(len(rows))) or sum(rows.values()) != total:
+        raise RuntimeError(f"{len(rows)} chunks of {sum(rows.values())} rows are there, but {total} rows were read.")
+    return [rows[index] for index in range(len(rows))]
+
+
+def describe_result(
+    parts: PartsFolder, rows: list[int], arguments: CorpusArguments, options: EncodingOptions, facts: ModelFacts
+) -> dict[str, Any]:
+    """What the report holds, but for the time it took.
+
+    Args:
+        rows (`list[int]`): Of every chunk.
+    """
+    corrupt = [complaint._asdict() for index in range(len(rows)) for complaint in parts.complaints(index)]
+    return {
+        "rows": sum(rows),
+        "corrupt_rows": len(corrupt),
+        "width": facts.width,
+        "dtype": facts.dtype,
+        "model": options.model_name_or_path,
+        "revision": facts.revision,
+        "prompt": facts.prompt,
+        "pooling": facts.pooling,
+        "arguments": {**asdict(arguments), **asdict(options)},
+        "versions": _versions(),
+        "corrupt": corrupt,
+    }
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Embed a corpus.
+
+    Returns:
+        `dict`: what the report holds.
+
+    Raises:
+        ValueError: arguments or inputs that cannot be used.
+        OSError: the disk is full or fails; finished chunks are kept.
+    """
+    started = time.perf_counter()
+    chosen, options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    check_arguments(chosen)
+    if chosen.engine == "ray":
+        import_ray()
+    corpus = open_corpus(
+        chosen.texts,
+        text_column=chosen.text_column,
+        id_column=chosen.id_column,
+        split=chosen.split,
+        config_name=chosen.dataset_config,
+        limit=chosen.limit,
+    )
+    facts = inspect_model(options)
+    run = describe_run(chosen, options, corpus, facts)
+    parts = PartsFolder(Path(chosen.output))
+    draft, report_file = parts.path / "report.json", parts.output.with_name(parts.output.name + ".json")
+    with parts.opened(run) as known:
+        if not parts.output.exists():
+            before = sum(parts.finished().values())
+            rows = encode_missing(corpus, parts, chosen, options, facts)
+            if not corpus.origin.fingerprint().items() <= run.items():
+                raise ValueError(
+                    f"The corpus {chosen.texts} was changed while it was read. Delete {str(parts.path)!r} and start "
+                    "again."
+                )
+            seconds, encoded = time.perf_counter() - started, sum(rows) - before
+            timing = {"seconds": seconds, "rows_encoded": encoded, "rows_per_second": encoded / seconds}
+            with whole_file(draft) as file:
+                report = {**describe_result(parts, rows, chosen, options, facts), **timing}
+                file.write((json.dumps(report, indent=1) + "\n").encode())
+            merge_parts(parts, rows, width=facts.width, dtype=facts.dtype, with_ids=chosen.id_column is not None)
+        elif not known or not (draft.exists() or report_file.exists()):
+            raise ValueError(f"{_EXISTS.format(chosen.output)} Its work folder {str(parts.path)!r} is not its own.")
+        # What is left to do when a run is killed from here on is done by the next.
+        if draft.exists():
+            os.replace(draft, report_file)
+        parts.remove()
+    report = json.loads(report_file.read_bytes())
+    if report["corrupt_rows"]:
+        print(
+            f"{report['corrupt_rows']:,} of {report['rows']:,} rows could not be encoded; they are listed in "
+            f"{report_file}",
+            file=sys.stderr,
+        )
+    print(f"encode_corpus: OK ({parts.output}; {report['rows']:,} rows; {report['seconds']:.0f} s)", flush=True)
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""`examples/corpus_reading.py` and what it reads with: every row keeps its number, also one that cannot be read."""
+
+import csv
+import gzip
+import io
+import json
+import lzma
+import os
+import pickle
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from examples.corpus.origins import HubDataset
+from examples.corpus.reading import ChunkStream, Corpus, open_corpus
+
+from .tiny_corpus import make_texts, write_jsonl
+
+TEXTS = ["a cat sat", "", 'the "red" dog, ran', "a\u2028b é 漢 😀", "over\ttwo words"]
+
+
+def read(source, *, chunk_size=2, skip=(), **options):
+    """All chunks but the last, which is empty."""
+    *chunks, end = ChunkStream(open_corpus(str(source), **options), chunk_size, skip=skip)
+    assert end.num_rows == 0 and end.texts == [] and end.index == (chunks[-1].index + 1 if chunks else len(skip))
+    return chunks
+
+
+def rows_of(chunks):
+    """Texts and complaints by row number."""
+    texts = {
+        chunk.first_row + place: text
+        for chunk in chunks
+        for place, text in zip(chunk.places, chunk.texts, strict=True)
+    }
+    return texts, {complaint.row: complaint for chunk in chunks for complaint in chunk.complaints}
+
+
+def write_as(path: Path, texts: list[str]) -> Path:
+    """The texts in the format of the file's suffix."""
+    suffix = Path(path.stem if path.suffix in (".gz", ".xz") else path.name).suffix
+    if suffix == ".parquet":
+        pq.write_table(pa.table({"other": range(len(texts)), "text": texts}), path, row_group_size=2)
+        return path
+    buffer = io.StringIO()
+    if suffix == ".txt":
+        buffer.write("".join(text + "\n" for text in texts))
+    elif suffix == ".jsonl":
+        buffer.write("".join(json.dumps({"text": text}, ensure_ascii=False) + "\r\n" for text in texts))
+    else:
+        writer = csv.writer(buffer)
+        writer.writerows([("other", "text"), *(("x", text) for text in texts)])
+    compress = {".gz": gzip.compress, ".xz": lzma.compress}.get(path.suffix, bytes)
+    path.write_bytes(compress(buffer.getvalue().encode()))
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.xz", "a.txt", "a.txt.gz", "a.csv", "a.csv.gz", "a.parquet"])
+def test_every_format_gives_the_same_texts_in_chunks(tmp_path, name):
+    chunks = read(write_as(tmp_path / name, TEXTS))
+    assert [chunk.texts for chunk in chunks] == [TEXTS[:2], TEXTS[2:4], TEXTS[4:]]
+    assert [(chunk.index, chunk.first_row, chunk.num_rows) for chunk in chunks] == [(0, 0, 2), (1, 2, 2), (2, 4, 1)]
+
+
+def test_a_cell_of_a_csv_file_may_hold_line_ends_and_a_tab_separated_one_quotes(tmp_path):
+    (tmp_path / "a.csv").write_text('id,text\n1,"two\nlines"\n\n2\n3,last\n')
+    (chunk,) = read(tmp_path / "a.csv", chunk_size=9, id_column="id")
+    assert (chunk.texts, chunk.places, chunk.ids) == (["two\nlines", "last"], [0, 2], ["1", "2", "3"])
+    (complaint,) = chunk.complaints
+    assert (complaint.row, complaint.line, complaint.reason) == (1, 5, "no column 'text'")
+    (tmp_path / "a.tsv").write_text('id\ttext\n1\t"so\n')
+    assert read(tmp_path / "a.tsv")[0].texts == ['"so']
+
+
+def test_a_line_that_cannot_be_read_is_told_with_its_number_and_its_row_stays(tmp_path):
+    lines = [
+        b'{"text": "fine"}',
+        b"{broken",
+        b"",
+        b"[1]",
+        b'{"txt": "a"}',
+        b'{"text": null}',
+        b'{"text": 5}',
+        rb'{"text": "\ud800"}',
+        b'{"text": "\xff"}',
+        b"[" * 100_000,
+        b'{"text": "also fine", "junk": "\xff"}',
+    ]
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + b"\n".join(lines))
+    texts, complaints = rows_of(read(file, chunk_size=4))
+    assert texts == {0: "fine", 10: "also fine"}
+    assert sorted(complaints) == list(range(1, 10))
+    assert all(complaint.file == str(file) and complaint.line == row + 1 for row, complaint in complaints.items())
+    expected = {
+        1: "not JSON",
+        2: "not JSON",
+        3: "JSON list",
+        4: "no column 'text'",
+        5: "is null",
+        6: "type int",
+        7: "not Unicode",
+        8: "not Unicode",
+        9: "cannot be read",
+    }
+    for row, reason in expected.items():
+        assert reason in complaints[row].reason
+
+
+def test_a_parquet_cell_that_cannot_be_read_is_told_with_its_row(tmp_path):
+    cells = pa.array([b"fine", b"\xff", None, b"also fine"]).cast(pa.binary())
+    text = pa.Array.from_buffers(pa.string(), len(cells), cells.buffers())
+    table = pa.table({"key": pa.array([7, None, 9, 10]), "text": text})
+    pq.write_table(table, tmp_path / "a.parquet")
+    (chunk,) = read(tmp_path / "a.parquet", chunk_size=9, id_column="key")
+    assert (chunk.texts, chunk.ids) == (["fine", "also fine"], ["7", None, "9", "10"])
+    assert [(complaint.row, complaint.line) for complaint in chunk.complaints] == [(1, 2), (2, 3)]
+
+    table = pa.table({"text": pa.array(["a", "b", "a"]).dictionary_encode()})
+    pq.write_table(table, tmp_path / "b.parquet")
+    assert read(tmp_path / "b.parquet", chunk_size=9)[0].texts == ["a", "b", "a"]
+
+
+def test_files_of_a_folder_or_a_pattern_follow_each_other(tmp_path):
+    write_jsonl(tmp_path / "b.jsonl", ["3", "4"])
+    write_jsonl(tmp_path / "a.jsonl", ["1", "2"])
+    for source in (tmp_path, tmp_path / "*.jsonl"):
+        chunks = read(source, chunk_size=3)
+        assert [chunk.texts for chunk in chunks] == [["1", "2", "3"], ["4"]]
+    assert [chunk.texts for chunk in read(tmp_path, chunk_size=3, limit=2)] == [["1", "2"]]
+
+
+def test_skipped_chunks_are_not_read_and_the_others_are_the_same(tmp_path):
+    file = write_jsonl(tmp_path / "a.jsonl", make_texts(50))
+    chunks = read(file, chunk_size=7)
+    assert read(file, chunk_size=7, skip={0, 2, 5}) == [chunk for chunk in chunks if chunk.index not in {0, 2, 5}]
+    stream = ChunkStream(open_corpus(str(file)), 7)
+    assert list(pickle.loads(pickle.dumps(stream))) == list(stream)
+
+
+def test_a_count_needs_no_reading_where_the_format_knows(tmp_path):
+    assert open_corpus(str(write_as(tmp_path / "a.parquet", TEXTS))).count() == 5
+    assert open_corpus(str(tmp_path / "a.parquet"), limit=3).count() == 3
+    assert open_corpus(str(write_as(tmp_path / "a.txt", TEXTS))).count() is None
+
+
+def test_ids_are_text(tmp_path):
+    ids = ["a", 1, 2.5, None, [1], "\ud800"]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"id": value, "text": "t"}) + "\n" for value in ids) + "{broken\n")
+    (chunk,) = read(file, chunk_size=9, id_column="id")
+    assert chunk.ids == ["a", "1", "2.5", None, "[1]", "\\ud800", None]
+
+
+def test_a_data_set_is_streamed_as_from_the_hub(tmp_path):
+    """A folder stands in for the Hub, which no test may reach; the class is the one that reads from there."""
+    write_jsonl(tmp_path / "train.jsonl", ["1", None, "3"])
+    origin = HubDataset(str(tmp_path), None, "train", None)
+    origin.check(["text", "key"])
+    with pytest.raises(ValueError, match="no column 'body'"):
+        origin.check(["body"])
+    chunk, _ = ChunkStream(Corpus(origin=origin, id_column="key"), 9)
+    assert (chunk.texts, chunk.ids, chunk.complaints[0].line) == (["1", "3"], ["100", "101", "102"], 2)
+    with pytest.raises(ValueError, match="'train.*cannot be streamed"):
+        next(HubDataset(str(tmp_path), None, "train[:1]", None).rows(["text"]))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.xz", "a.jsonl.gz"])
+def test_a_file_that_is_cut_short_stops_the_reading_with_its_name(tmp_path, name):
+    whole = write_jsonl(tmp_path / "whole.jsonl", [os.urandom(30).hex() for _ in range(3000)]).read_bytes()
+    compress = lzma.compress if name.endswith("xz") else gzip.compress
+    (tmp_path / name).write_bytes(compress(whole)[:-1000])
+    with pytest.raises(ValueError, match=rf"{name}' cannot be read beyond line \d\d+ \(.*Restore it"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ({"a.jsonl": "\n{broken"}, {"text_column": "body", "limit": 0}, "`limit` is 0"),
+        ({"a.jsonl": '{"txt": "a"}\n{broken\n{"t": "b"}\n'}, {}, "no column 'text'; its columns are 'txt', 't'"),
+        ({"a.jsonl": '{"text": "a"}\n'}, {"id_column": "id"}, "no column 'id'"),
+        ({"a.jsonl": ""}, {}, "holds no row"),
+        ({"a.txt": ""}, {}, "holds no row"),
+        ({"a.csv": "text\n"}, {}, "holds no row"),
+        ({"a.csv": "body\nb\n"}, {}, "no column 'text'; its columns are 'body'"),
+        ({"a.txt": "b\n"}, {"text_column": "body"}, "no column 'body'; its columns are 'text'"),
+        ({"a.json": '[\n{"text": "a"}\n]'}, {}, "one JSON array"),
+        ({"a.json": ' [{"text": "a"}]'}, {}, "one JSON array"),
+        ({"a.parquet": "PAR"}, {}, "a.parquet' cannot be read"),
+        ({"a.parquet.gz": "PAR"}, {}, "Decompress it"),
+        ({"a.xz.jsonl.xz": "not compressed"}, {}, "cannot be read"),
+        ({"a.txt": "a\n", "b.jsonl": ""}, {}, "mixes .jsonl, .txt files"),
+        ({"a.txt": "a\n"}, {"split": "test"}, "The split is 'test'"),
+        ({"a.txt": "a\n"}, {"config_name": "en"}, "configuration 'en'"),
+        ({}, {}, "no data file there"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_at_once(tmp_path, content, options, message):
+    for name, text in content.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        open_corpus(str(tmp_path), **options)
+
+
+def test_a_parquet_column_of_numbers_is_no_text(tmp_path):
+    pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="has type int64; expected strings"):
+        open_corpus(str(tmp_path / "a.parquet"))
+
+
+def test_a_name_that_is_neither_here_nor_on_the_hub_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="'no-such/corpus'.*there is no such file or folder here"):
+        open_corpus("no-such/corpus")

@@ -1,0 +1,239 @@
+"""`examples/encode_corpus.py`: which vectors it writes, what it tells, what it refuses."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from examples.encode_corpus import main
+from modeling_magnet import MagnetLlamaForCausalLM
+
+from .tiny_corpus import make_texts, write_jsonl
+
+CHUNK_SIZE = 16
+
+
+@pytest.fixture
+def model(tmp_path, tiny_model) -> Path:
+    tiny_model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def options(tmp_path, model) -> list[str]:
+    """The options of every run: 40 texts in three chunks; later ones override these."""
+    texts = write_jsonl(tmp_path / "texts.jsonl", make_texts(40))
+    return [
+        f"--model_name_or_path={model}",
+        f"--texts={texts}",
+        f"--output={tmp_path / 'out.npy'}",
+        f"--chunk_size={CHUNK_SIZE}",
+    ]
+
+
+def encode_in_chunks(model: Path, texts: list[str], *, dtype=torch.float32, **options) -> np.ndarray:
+    """What `encode` itself makes of each chunk."""
+    loaded = MagnetLlamaForCausalLM.from_pretrained(model, dtype=dtype)
+    starts = range(0, len(texts), CHUNK_SIZE)
+    return np.concatenate([loaded.encode(texts[start : start + CHUNK_SIZE], **options) for start in starts])
+
+
+# ---- What a run writes ----
+
+
+def test_each_row_is_the_vector_that_encode_gives_its_text(tmp_path, options, model, capsys):
+    report = main(options)
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"encode_corpus: OK ({tmp_path / 'out.npy'}; 40 rows;")
+    vectors = np.load(tmp_path / "out.npy", mmap_mode="r")
+    assert (vectors.shape, vectors.dtype) == ((40, 32), np.float32)
+    assert np.array_equal(vectors, encode_in_chunks(model, make_texts(40)))
+    alone = MagnetLlamaForCausalLM.from_pretrained(model)
+    for row, text in enumerate(make_texts(40)):
+        np.testing.assert_allclose(vectors[row], alone.encode(text), atol=1e-5)
+
+    assert report == json.loads((tmp_path / "out.npy.json").read_text())
+    assert (report["rows"], report["rows_encoded"], report["corrupt_rows"], report["corrupt"]) == (40, 40, 0, [])
+    assert (report["prompt"], report["pooling"]) == ("Given the sentence, find its representation: ", "last")
+    assert report["rows_per_second"] == pytest.approx(40 / report["seconds"])
+    assert report["versions"]["torch"] == torch.__version__
+    assert report["arguments"]["threads"] == torch.get_num_threads()
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "texts.jsonl", "out.npy", "out.npy.json"}
+
+
+def test_parquet_holds_row_numbers_ids_and_the_same_vectors(tmp_path, options):
+    main(options)
+    main([*options, f"--output={tmp_path / 'out.parquet'}", "--id_column=key"])
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.schema.types == [pa.int64(), pa.string(), pa.list_(pa.float32(), 32)]
+    assert table["row"].to_pylist() == list(range(40))
+    assert table["id"].to_pylist() == [str(key) for key in range(100, 140)]
+    vectors = np.array(table["embedding"].to_pylist(), dtype=np.float32)
+    assert np.array_equal(vectors, np.load(tmp_path / "out.npy"))
+
+    main([*options, f"--output={tmp_path / 'half.parquet'}", "--dtype=float16", "--limit=20"])
+    half = pq.read_table(tmp_path / "half.parquet")
+    assert half.column_names == ["row", "embedding"] and half.num_rows == 20
+    assert np.array_equal(np.array(half["embedding"].to_pylist()), vectors[:20].astype(np.float16))
+
+
+@pytest.mark.parametrize(
+    ("flags", "same", "dtype"),
+    [
+        (["--prompt="], {"prompt": ""}, "float32"),
+        (["--prompt_name=STS"], {"prompt_name": "STS"}, "float32"),
+        (["--prompt=Find", "--pooling=mean"], {"prompt": "Find", "pooling": "mean"}, "float32"),
+        (
+            ["--normalize_embeddings", "--truncate_dim=5", "--dtype=float16"],
+            {"normalize_embeddings": True, "truncate_dim": 5},
+            "float16",
+        ),
+        (["--precision=ubinary", "--truncate_dim=12"], {"precision": "ubinary", "truncate_dim": 12}, "uint8"),
+        (["--precision=binary"], {"precision": "binary"}, "int8"),
+        (["--max_length=20", "--batch_tokens=64"], {"max_length": 20, "batch_tokens": 64}, "float32"),
+        (["--model_dtype=bfloat16", "--attn_implementation=eager"], {"dtype": torch.bfloat16}, "float32"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_options_are_those_of_encode(tmp_path, options, model, flags, same, dtype):
+    main([*options, *flags])
+    vectors = np.load(tmp_path / "out.npy")
+    assert vectors.dtype == dtype
+    expected = encode_in_chunks(model, make_texts(40), **same).astype(dtype)
+    if "--model_dtype=bfloat16" in flags:  # another back-end
+        np.testing.assert_allclose(vectors, expected, atol=0.1)
+    else:
+        assert np.array_equal(vectors, expected)
+
+
+# ---- Rows that cannot be read ----
+
+
+def test_a_corrupt_row_keeps_its_place_and_is_reported(tmp_path, options, model, capsys):
+    texts = make_texts(40)
+    file = write_jsonl(tmp_path / "texts.jsonl", texts)
+    lines = file.read_text().splitlines()
+    broken = [0, 5, *range(14, 34), 39]  # the whole second chunk among them
+    for row in broken:
+        lines[row] = "{broken"
+    file.write_text("\n".join(lines) + "\n")
+    report = main([*options, f"--output={tmp_path / 'out.parquet'}", "--id_column=key"])
+
+    table = pq.read_table(tmp_path / "out.parquet")
+    vectors = np.array(table["embedding"].to_pylist(), dtype=np.float32)
+    assert np.flatnonzero(np.isnan(vectors).all(1)).tolist() == broken
+    assert np.flatnonzero(np.isnan(vectors).any(1)).tolist() == broken
+    alone = MagnetLlamaForCausalLM.from_pretrained(model)
+    for row in set(range(40)) - set(broken):
+        np.testing.assert_allclose(vectors[row], alone.encode(texts[row]), atol=1e-5)
+    assert [row for row, key in enumerate(table["id"].to_pylist()) if key is None] == broken
+
+    assert report["corrupt_rows"] == len(broken) == 23
+    assert [complaint["row"] for complaint in report["corrupt"]] == broken
+    assert report["corrupt"][1]["line"] == 6 and report["corrupt"][1]["file"] == str(file)
+    told = capsys.readouterr().err
+    assert f"Row 5 ({file}, line 6): not JSON" in told
+    assert told.count("not JSON") == 20
+    assert "23 of 40 rows could not be encoded" in told
+
+    main([*options, "--precision=ubinary"])
+    assert (np.load(tmp_path / "out.npy")[broken] == 0).all()
+
+
+def test_a_vector_that_does_not_fit_its_dtype_is_reported_like_a_corrupt_row(tmp_path, options, model):
+    loaded = MagnetLlamaForCausalLM.from_pretrained(model)
+    loaded.model.norm.weight.data *= 1e6
+    loaded.save_pretrained(model)
+    report = main([*options, "--dtype=float16", "--limit=20"])
+    assert np.isnan(np.load(tmp_path / "out.npy")).all()
+    assert report["corrupt_rows"] == 20
+    assert report["corrupt"][3] == {
+        "row": 3,
+        "file": None,
+        "line": None,
+        "reason": "the vector is not finite in float16",
+    }
+
+
+# ---- What is refused, before the weights are read or anything is written ----
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--output=out.txt"], "`output` is 'out.txt'; its name must end in .npy or .parquet"),
+        (["--id_column=key"], "a .npy file has no room for ids"),
+        (["--chunk_size=0", "--num_processes=0"], "`chunk_size` is 0.*`num_processes` is 0"),
+        (["--engine=spark"], "`engine` is 'spark'; pass one of"),
+        (["--texts=nowhere.jsonl"], "nowhere.jsonl.*no data file there"),
+        (["--text_column=body"], "no column 'body'; its columns are 'key', 'text'"),
+        (["--limit=0"], "`limit` is 0"),
+        (["--split=test"], "The split is 'test'"),
+        (["--model_name_or_path=./nowhere"], "./nowhere.*no model can be read"),
+        (["--model_dtype=int8"], "`model_dtype` is 'int8'; pass one of"),
+        (["--dtype=bfloat16"], "`dtype` is 'bfloat16'; pass one of"),
+        (["--attn_implementation=flash_attention_2"], "`attn_implementation` is 'flash_attention_2'; pass one of"),
+        (["--pooling=max"], "`pooling` is 'max'"),
+        (["--precision=int8"], "range of each dimension over the whole corpus.*quantize_embeddings"),
+        (["--precision=int4"], "`precision` is 'int4'"),
+        (["--precision=binary", "--dtype=float16"], "Leave one of them out"),
+        (["--prompt=a", "--prompt_name=STS"], "Choose one"),
+        (["--prompt_name=sts"], "No prompt is named 'sts'"),
+        (["--truncate_dim=33"], "`truncate_dim` is 33; embeddings have 32 dimensions"),
+        (["--max_length=257"], "`max_length` is 257; expected 3 to 256"),
+        (["--batch_tokens=0"], "`batch_tokens` is 0"),
+        (["--threads=0"], "`threads` is 0"),
+        (["--no_such_option=1"], "no_such_option"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_cannot_work_is_refused_before_the_weights_are_read(tmp_path, options, model, changes, message):
+    (model / "model.safetensors").write_bytes(b"not read")
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        main([*options, *changes])
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "texts.jsonl"}
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_weights_are_read(tmp_path, options, model):
+    (model / "model.safetensors").write_bytes(b"not read")
+    for folder in ("/proc", "/dev/null"):  # also closed to root
+        with pytest.raises(ValueError, match=f"`output` is '{folder}/out.npy', beside which nothing can be written"):
+            main([*options, f"--output={folder}/out.npy"])
+    with pytest.raises(ValueError, match="is a folder; name a file"):
+        (tmp_path / "out.parquet").mkdir()
+        main([*options, f"--output={tmp_path / 'out.parquet'}"])
+
+
+def test_without_ray_its_engine_is_refused(options, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
+    with pytest.raises(ValueError, match=r"`engine` is 'ray'.*pip install 'ray\[data\]'"):
+        main([*options, "--engine=ray"])
+
+
+def test_an_output_among_the_texts_is_refused(tmp_path, options):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl", ["a"])
+    with pytest.raises(ValueError, match="which is read as texts"):
+        main([*options, f"--texts={folder}", f"--output={folder / 'out.npy'}"])
+
+
+def test_a_finished_output_is_never_overwritten(tmp_path, options):
+    (tmp_path / "out.npy").write_bytes(b"precious")
+    with pytest.raises(ValueError, match="exists already"):
+        main(options)
+    (tmp_path / "out.npy.parts").mkdir()
+    with pytest.raises(ValueError, match="exists already.*is not its own"):
+        main(options)
+    assert (tmp_path / "out.npy").read_bytes() == b"precious"
+
+
+def test_a_model_without_a_tokenizer_is_refused(options, model):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (model / name).unlink()
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        main(options)

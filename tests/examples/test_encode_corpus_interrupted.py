@@ -1,0 +1,268 @@
+"""`examples/encode_corpus.py` killed, out of disk, in several processes, on Ray: always the bytes of a quiet run."""
+
+import errno
+import fcntl
+import json
+import os
+import random
+import re
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from examples.encode_corpus import main
+
+from .tiny_corpus import finish_run, make_texts, start_run, write_jsonl
+
+NUM_TEXTS, CHUNK_SIZE = 600, 8
+NUM_CHUNKS = NUM_TEXTS // CHUNK_SIZE
+ALL_VECTORS = NUM_TEXTS * 32 * 4  # bytes
+# A chunk that does not fit into a file where the manifest does.
+LARGE_CHUNK, NO_ROOM = "--chunk_size=300", 20_000
+
+
+@pytest.fixture
+def options(tmp_path, tiny_model) -> list[str]:
+    tiny_model.save_pretrained(tmp_path / "model")
+    texts: list[str | None] = [*make_texts(NUM_TEXTS)]
+    texts[123] = None
+    return [
+        f"--model_name_or_path={tmp_path / 'model'}",
+        f"--texts={write_jsonl(tmp_path / 'texts.jsonl', texts)}",
+        f"--output={tmp_path / 'out.npy'}",
+        f"--chunk_size={CHUNK_SIZE}",
+        "--threads=1",
+        "--prompt=",
+    ]
+
+
+@pytest.fixture
+def undisturbed(tmp_path, options) -> Path:
+    """The output of a quiet run."""
+    main([*options, f"--output={tmp_path / 'undisturbed.npy'}"])
+    return tmp_path / "undisturbed.npy"
+
+
+@pytest.fixture
+def interrupted(tmp_path, options) -> Path:
+    """The work folder of a run whose chunks are finished but whose output did not fit."""
+    error, _ = finish_run(options, largest_file=ALL_VECTORS)
+    assert isinstance(error, OSError)
+    return tmp_path / "out.npy.parts"
+
+
+def parts_of(folder: Path) -> list[Path]:
+    """Finished chunks."""
+    return sorted(folder.glob("*.npy"))
+
+
+def wait_for_parts(folder: Path, number: int, process) -> None:
+    """Look until so many chunks are finished."""
+    deadline = time.monotonic() + 120
+    while len(parts_of(folder)) < number and process.is_alive():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+# ---- Killed ----
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_bytes_of_an_undisturbed_one(
+    tmp_path, options, undisturbed, capsys
+):
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")  # shown when the test fails
+    draw = random.Random(seed)
+    folder = tmp_path / "out.npy.parts"
+    for moment in sorted(draw.sample(range(1, NUM_CHUNKS // 2), 3)):
+        process, _ = start_run(options)
+        wait_for_parts(folder, moment, process)
+        time.sleep(draw.uniform(0, 0.02))
+        process.kill()
+        process.join()
+        assert process.exitcode == -9, "the run was over before it was killed"
+        assert not (tmp_path / "out.npy").exists() and not (tmp_path / "out.npy.json").exists()
+    found = parts_of(folder)
+    assert 0 < len(found) <= NUM_CHUNKS
+    # As after a crash of the machine: a chunk that is not whole is none.
+    found[0].write_bytes(found[0].read_bytes()[:-1])
+    before = {file: file.stat().st_mtime_ns for file in found[1:]}
+    (folder / "00000099.npy.unfinished").write_bytes(b"half")
+
+    capsys.readouterr()
+    report = main(options)
+    assert (tmp_path / "out.npy").read_bytes() == undisturbed.read_bytes()
+    assert report["rows_encoded"] == NUM_TEXTS - CHUNK_SIZE * len(before)
+    assert [complaint["row"] for complaint in report["corrupt"]] == [123]
+    first_bar = re.search(r"Encoding: (\d+)row", capsys.readouterr().err)
+    assert first_bar is not None and int(first_bar[1]) == CHUNK_SIZE * len(before)
+    assert not folder.exists()
+
+
+def test_a_run_killed_while_it_writes_the_output_leaves_all_of_it_or_nothing(
+    tmp_path, options, interrupted, undisturbed
+):
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    output, seconds = tmp_path / "out.npy", 0.0
+    shutil.copytree(interrupted, tmp_path / "copy")
+    for attempt in range(8):
+        started = time.monotonic()
+        process, _ = start_run(options)
+        if attempt:  # the first shows how long it takes
+            time.sleep(draw.uniform(0.5, 1) * seconds)
+            process.kill()
+        process.join()
+        seconds = seconds or time.monotonic() - started
+        if output.exists():
+            assert output.read_bytes() == undisturbed.read_bytes()
+        if interrupted.exists():
+            main(options)
+        assert output.read_bytes() == undisturbed.read_bytes()
+        assert json.loads((tmp_path / "out.npy.json").read_text())["rows"] == NUM_TEXTS
+        assert not interrupted.exists()
+        output.unlink()
+        (tmp_path / "out.npy.json").unlink()
+        shutil.copytree(tmp_path / "copy", interrupted)
+
+
+def test_a_run_killed_before_it_tidied_up_is_finished_by_the_next(tmp_path, options, interrupted, capsys):
+    shutil.copytree(interrupted, tmp_path / "copy")
+    main(options)
+    before = (tmp_path / "out.npy").read_bytes()
+    (tmp_path / "copy").rename(interrupted)
+    capsys.readouterr()
+    main(options)
+    assert "encode_corpus: OK" in capsys.readouterr().out
+    assert (tmp_path / "out.npy").read_bytes() == before
+    assert not interrupted.exists()
+
+
+# ---- Going on ----
+
+
+def test_a_run_goes_on_only_with_the_same_arguments_inputs_and_alone(tmp_path, options, interrupted):
+    before = {file: file.stat().st_mtime_ns for file in parts_of(interrupted)}
+    assert len(before) == NUM_CHUNKS
+    for change, message in (
+        ("--pooling=mean", "`pooling` was None and is now 'mean'.*delete the folder.*choose another `output`"),
+        ("--chunk_size=9", "`chunk_size` was 8 and is now 9"),
+        ("--threads=2", "`threads` was 1 and is now 2"),
+        ("--limit=600", "`limit` was None and is now 600"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            main([*options, change])
+    for name in ("texts.jsonl", "model/model.safetensors"):
+        state = (tmp_path / name).stat()
+        os.utime(tmp_path / name, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+        with pytest.raises(ValueError, match=f"{name} was '.* ns' and is now '.* ns'"):
+            main(options)
+        os.utime(tmp_path / name, ns=(state.st_atime_ns, state.st_mtime_ns))
+    with open(interrupted / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="Another run is at work"):
+            main(options)
+    assert before == {file: file.stat().st_mtime_ns for file in parts_of(interrupted)}
+    assert main(options)["rows_encoded"] == 0
+
+
+def test_where_no_chunk_is_finished_other_arguments_begin_afresh(tmp_path, options):
+    error, _ = finish_run([*options, LARGE_CHUNK], largest_file=NO_ROOM)
+    assert isinstance(error, OSError)
+    assert main([*options, "--pooling=mean"])["pooling"] == "mean"
+
+
+# ---- Full disk ----
+
+
+def test_a_full_disk_is_told_and_what_is_finished_is_kept(tmp_path, options, undisturbed):
+    folder = tmp_path / "out.npy.parts"
+    error, _ = finish_run([*options, LARGE_CHUNK], largest_file=NO_ROOM)
+    assert isinstance(error, OSError) and error.errno == errno.EFBIG
+    assert re.search(r"00000000.npy' cannot be written \(File too large\); [\d,]+ bytes are free", str(error))
+    assert parts_of(folder) == [] and list(folder.glob("*.unfinished")) == []
+
+    error, _ = finish_run(options, largest_file=ALL_VECTORS)  # the output does not fit
+    assert isinstance(error, OSError) and error.errno == errno.EFBIG
+    assert "out.npy' cannot be written" in str(error) and "run the same command again" in str(error)
+    assert len(parts_of(folder)) == NUM_CHUNKS and list(folder.glob("*.unfinished")) == []
+    assert not (tmp_path / "out.npy").exists() and not (tmp_path / "out.npy.json").exists()
+
+    parquet = [*options, f"--output={tmp_path / 'out.parquet'}", "--id_column=key"]
+    error, _ = finish_run(parquet, largest_file=ALL_VECTORS)
+    assert isinstance(error, OSError) and error.errno == errno.EFBIG
+    assert not (tmp_path / "out.parquet").exists()
+
+    main(options)
+    assert (tmp_path / "out.npy").read_bytes() == undisturbed.read_bytes()
+
+
+# ---- Memory ----
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_memory_does_not_grow_with_the_corpus(tmp_path, options, suffix):
+    peaks = []
+    for number in (200, 20_000):
+        file = write_jsonl(tmp_path / "texts.jsonl", make_texts(number, longest=4))
+        output = tmp_path / f"{number}{suffix}"
+        error, peak = finish_run([*options, f"--texts={file}", f"--output={output}", "--chunk_size=100"])
+        assert error is None
+        peaks.append(peak)
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+# ---- Several processes, Ray ----
+
+
+def children_of(pid: int) -> set[int]:
+    """Processes that this one started."""
+    children = set()
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = file.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            children.add(int(file.parent.name))
+    return children
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for orphans in /proc")
+def test_two_processes_killed_and_started_again_write_the_bytes_of_one(tmp_path, options, undisturbed):
+    options = [*options, "--num_processes=2"]
+    process, _ = start_run(options)
+    wait_for_parts(tmp_path / "out.npy.parts", 3, process)
+    workers = children_of(process.pid)
+    assert len(workers) >= 2
+    process.kill()
+    process.join()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.1)
+
+    report = main(options)
+    assert 0 < report["rows_encoded"] < NUM_TEXTS
+    assert (tmp_path / "out.npy").read_bytes() == undisturbed.read_bytes()
+
+
+@pytest.mark.slow
+def test_ray_writes_the_bytes_of_this_machine_and_goes_on_with_its_chunks(tmp_path, options, interrupted, undisturbed):
+    ray = pytest.importorskip("ray", reason="needs `pip install 'ray[data]'`")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        for file in parts_of(interrupted)[10:]:
+            file.unlink()
+        report = main([*options, "--engine=ray", "--num_processes=2"])
+        assert report["rows_encoded"] == NUM_TEXTS - 10 * CHUNK_SIZE
+        assert (tmp_path / "out.npy").read_bytes() == undisturbed.read_bytes()
+        assert json.loads((tmp_path / "out.npy.json").read_text())["corrupt"][0]["row"] == 123
+        assert np.isnan(np.load(tmp_path / "out.npy")[123]).all()
+    finally:
+        ray.shutdown()
