@@ -3,7 +3,7 @@
 Shape legend: B batch, Q queries of this call, KV keys seen so far (cached ones included).
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 
@@ -144,15 +144,9 @@ def packed_block_mask(row_ids: torch.Tensor) -> "BlockMask":
     Args:
         row_ids (`torch.LongTensor` of shape `(1, L)`): Which row each token belongs to.
     """
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    def same_row(
-        batch_idx: torch.Tensor, head_idx: torch.Tensor, q_idx: torch.Tensor, kv_idx: torch.Tensor
-    ) -> torch.Tensor:
-        return row_ids[0, q_idx] == row_ids[0, kv_idx]
-
-    length = row_ids.shape[1]
-    return create_block_mask(same_row, 1, None, length, length, device=str(row_ids.device))
+    same_row = row_ids[:, None, :, None] == row_ids[:, None, None, :]  # (1, 1, L, L)
+    # Blocks read their mask from a table: a kernel that compares ids does not compile on a CPU (torch 2.13).
+    return cast("BlockMask", render_pattern(same_row, implementation="flex_attention", dtype=torch.float32))
 
 
 def positions_from_mask(attention_mask: torch.Tensor, *, query_length: int) -> torch.Tensor:

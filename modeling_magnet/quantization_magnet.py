@@ -29,8 +29,8 @@ def quantize_embeddings(
 
     Example:
 
-        >>> quantize_embeddings(np.array([[0.5, -1.0], [-0.5, 1.0]]), precision="uint8").tolist()
-        [[255, 0], [0, 255]]
+        >>> quantize_embeddings(np.array([[-1.0, 0.0], [254.0, 510.0]]), precision="uint8").tolist()
+        [[0, 0], [255, 255]]
         >>> quantize_embeddings(np.array([[0.5, -1.0]]), precision="ubinary").tolist()
         [[128]]
     """

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from examples import adapt
+from modeling_magnet.prompts_magnet import PAPER_PROMPTS
 
 from .tiny_run import save_plain_llama, tiny_options
 
@@ -88,10 +89,11 @@ def test_the_report_tells_what_was_measured_before_during_and_after(tmp_path, op
 def test_the_prompt_of_training_becomes_the_default_prompt_of_encode(tmp_path, options, prompt, stored, default):
     adapt.main([*options, *FULL, f"--contrastive_prompt={prompt}"])
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["magnet"]["prompts"] == {"sentence": stored}
+    assert config["magnet"]["prompts"] == {**PAPER_PROMPTS, "sentence": stored}
     assert config["magnet"]["default_prompt_name"] == default
     sidecar = json.loads((tmp_path / "run" / "config_sentence_transformers.json").read_text())
-    assert (sidecar["prompts"], sidecar["default_prompt_name"]) == ({"sentence": stored}, default)
+    assert (sidecar["prompts"]["sentence"], sidecar["default_prompt_name"]) == (stored, default)
+    assert sidecar["prompts"]["query"] == (stored if default else "")
 
 
 def test_pairs_come_from_two_columns_of_a_file(tmp_path, options):
