@@ -20,17 +20,15 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import (
-    AutoTokenizer,
     HfArgumentParser,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.checkpoint_magnet import check_is_our_decoder
-from modeling_magnet.configuration_magnet import check_tokenizer_fits, resolve_mask_token
+from modeling_magnet.checkpoint_magnet import open_without_weights
+from modeling_magnet.configuration_magnet import resolve_mask_token
 from modeling_magnet.masking_magnet import MASKED_BACKENDS
 from modeling_magnet.prompts_magnet import join_prompt
 from trainer import (
@@ -166,23 +164,8 @@ def open_tokenizer(adapt: AdaptArguments) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: another architecture, no tokenizer or one that does not fit, no mask token, or rows too long.
     """
-    path = adapt.model_name_or_path
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(path)
-    except OSError as error:
-        raise ValueError(
-            f"`model_name_or_path` is {path!r}, where no model can be read ({error}). Name a folder or a Hub id."
-        ) from error
     family: Any = MagnetLlamaForCausalLM.config_class
-    check_is_our_decoder(config, expected=family.model_type, path=path)
-    config = family.from_dict(config)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path!r} has no tokenizer that can be read ({error}). Put the model's own there."
-        ) from error
-    check_tokenizer_fits(tokenizer, config.vocab_size)
+    config, tokenizer = open_without_weights(adapt.model_name_or_path, family=family)
     known = (getattr(config, "magnet", None) or {}).get("mask_token_id")
     if known is None or adapt.mask_token is not None:
         resolve_mask_token(tokenizer, adapt.mask_token)

@@ -85,7 +85,8 @@ class EncodingMixin(StatesMixin):
         single = isinstance(inputs, str)
         texts = check_texts([inputs] if single else inputs, name="inputs")
         chosen = self._choose_prompt(prompt=prompt, prompt_name=prompt_name)
-        pooling = self.magnet_settings.pooling if pooling is None else pooling
+        settings = self.magnet_settings
+        pooling = settings.pooling if pooling is None else pooling
         check_pooling(pooling)
         check_precision(precision)
         width = self._check_width(truncate_dim)
@@ -111,7 +112,7 @@ class EncodingMixin(StatesMixin):
         table = _VectorTable(len(texts), width, device=self.device if convert_to_tensor else torch.device("cpu"))
         for indices, hidden_states, attention_mask in states:
             vectors = pool_states(hidden_states, attention_mask, pooling=pooling, prompt_length=left_out)
-            if self.magnet_settings.contrastive_head is not None:
+            if settings.contrastive_head is not None:
                 vectors = self.sscl_head(vectors.to(self.dtype)).float()
             vectors = vectors[:, :width]
             if normalize_embeddings:

@@ -6,6 +6,8 @@ from numbers import Integral
 
 from transformers import PreTrainedTokenizerBase
 
+from .texts_magnet import front_tokens
+
 # Texts that tokenise to themselves in front of nearly anything, tried in turn to hide a text's beginning.
 ANCHORS = ("\n", "a", "0", ".", " ")
 # Tokens in front of a fill that can change how its first token is written; more where these begin inside a character.
@@ -74,7 +76,7 @@ def lay_out(
         raise ValueError("There is no text around the gap: prefix and suffix are empty. Use `model.generate`.")
     if not all(isinstance(length, Integral) and length >= 1 for length in gap_lengths):
         raise ValueError(f"Gaps of {list(gap_lengths)} tokens were asked for; each needs an integer of at least 1.")
-    token_ids = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    token_ids = front_tokens(tokenizer)
     token_ids += tokenizer(pieces[0], add_special_tokens=False, verbose=False)["input_ids"] if pieces[0] else []
     if not token_ids:
         raise ValueError("The prefix is empty and the tokenizer has no BOS token to predict from. Pass a prefix.")

@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from examples.corpus.origins import describe_files
 from examples.corpus.reading import Chunk, Complaint
 from modeling_magnet import MagnetLlamaForCausalLM, MagnetSettings
-from modeling_magnet.checkpoint_magnet import check_is_our_decoder
-from modeling_magnet.configuration_magnet import check_tokenizer_fits
+from modeling_magnet.checkpoint_magnet import open_without_weights
 from modeling_magnet.masking_magnet import MASKED_BACKENDS
 from modeling_magnet.pooling_magnet import check_pooling
 from modeling_magnet.prompts_magnet import choose_prompt
@@ -74,23 +72,14 @@ def inspect_model(options: EncodingOptions) -> ModelFacts:
     _check_options(options)
     path = options.model_name_or_path
     try:
-        values, _ = PreTrainedConfig.get_config_dict(path)
         revision = None if Path(path).is_dir() else extract_commit_hash(cached_file(path, "config.json"), None)
     except OSError as error:
         raise ValueError(
             f"`model_name_or_path` is {path!r}, where no model can be read ({error}). Name a folder or a Hub id."
         ) from error
     family: Any = MagnetLlamaForCausalLM.config_class
-    check_is_our_decoder(values, expected=family.model_type, path=path)
-    config = family.from_dict(values)
-    settings = MagnetSettings.from_dict(values.get("magnet") or {})
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision or "main")
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path!r} has no tokenizer that can be read ({error}). Put the model's own there."
-        ) from error
-    check_tokenizer_fits(tokenizer, config.vocab_size)
+    config, tokenizer = open_without_weights(path, family=family, revision=revision)
+    settings = MagnetSettings.from_dict(getattr(config, "magnet", None) or {})
     context = min(config.max_position_embeddings, tokenizer.model_max_length)
     if options.max_length is not None and not 3 <= options.max_length <= context:
         raise ValueError(f"`max_length` is {options.max_length}; expected 3 to {context}, the context of the model.")
