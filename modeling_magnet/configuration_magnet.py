@@ -26,6 +26,8 @@ class MagnetSettings:
         similarity_fn_name (`str`, defaults to `"cosine"`): What `similarity` computes.
         contrastive_head (`str`, *optional*): `"tanh"` when the projection trained with the contrastive loss was kept
             and applies to sentence embeddings; `None` when it was dropped (SimCSE's practice, the default).
+        end_of_span (`int`, defaults to 0): m >= 1 where the model was taught to end a fill with EOS inside a gap of a
+            multiple of m positions; 0 where a fill is as long as its gap.
 
     Raises:
         ValueError: an unknown default prompt, pooling, similarity or head, or a prompt that is no text.
@@ -44,6 +46,7 @@ class MagnetSettings:
     pooling: Pooling = "last"
     similarity_fn_name: Similarity = "cosine"
     contrastive_head: str | None = None
+    end_of_span: int = 0
 
     def __post_init__(self) -> None:
         for name, prompt in self.prompts.items():
@@ -61,6 +64,8 @@ class MagnetSettings:
             )
         if self.contrastive_head not in CONTRASTIVE_HEADS:
             raise ValueError(f"`contrastive_head` is {self.contrastive_head!r}; expected one of {CONTRASTIVE_HEADS}.")
+        if not isinstance(self.end_of_span, int) or self.end_of_span < 0:
+            raise ValueError(f"`end_of_span` is {self.end_of_span!r}; expected 0, or a multiple such as 32.")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "MagnetSettings":

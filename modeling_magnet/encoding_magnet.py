@@ -85,8 +85,7 @@ class EncodingMixin(StatesMixin):
         single = isinstance(inputs, str)
         texts = check_texts([inputs] if single else inputs, name="inputs")
         chosen = self._choose_prompt(prompt=prompt, prompt_name=prompt_name)
-        settings = self.magnet_settings
-        pooling = settings.pooling if pooling is None else pooling
+        pooling = self.magnet_settings.pooling if pooling is None else pooling
         check_pooling(pooling)
         check_precision(precision)
         width = self._check_width(truncate_dim)
@@ -111,9 +110,7 @@ class EncodingMixin(StatesMixin):
         left_out = prompt_length(self.tokenizer, chosen) if pooling != "last" else 0
         table = _VectorTable(len(texts), width, device=self.device if convert_to_tensor else torch.device("cpu"))
         for indices, hidden_states, attention_mask in states:
-            vectors = pool_states(hidden_states, attention_mask, pooling=pooling, prompt_length=left_out)
-            if settings.contrastive_head is not None:
-                vectors = self.sscl_head(vectors.to(self.dtype)).float()
+            vectors = self._sentence_vectors(hidden_states, attention_mask, pooling=pooling, prompt_length=left_out)
             vectors = vectors[:, :width]
             if normalize_embeddings:
                 vectors = torch.nn.functional.normalize(vectors, dim=-1)
@@ -175,6 +172,15 @@ class EncodingMixin(StatesMixin):
         if unasked and role in self.magnet_settings.prompts:
             kwargs["prompt_name"] = role
         return self.encode(inputs, **kwargs)
+
+    def _sentence_vectors(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, *, pooling: Pooling, prompt_length: int
+    ) -> torch.Tensor:
+        """Float32 vectors `(B, hidden_size)` of states `(B, S, hidden_size)`, through the head where one was kept."""
+        vectors = pool_states(hidden_states, attention_mask, pooling=pooling, prompt_length=prompt_length)
+        if self.config.magnet["contrastive_head"] is not None:
+            vectors = self.sscl_head(vectors.to(self.dtype)).float()
+        return vectors
 
     def _choose_prompt(self, *, prompt: str | None, prompt_name: str | None) -> str | None:
         """The prompt of a call: given, named, or the model's default."""

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from numbers import Integral
 
 from transformers import PreTrainedTokenizerBase
@@ -14,29 +16,69 @@ ANCHORS = ("\n", "a", "0", ".", " ")
 DECODE_CONTEXT = 8
 
 
+@dataclass(frozen=True)
+class Seam:
+    """What a fill has to begin and end with, because tokens of the context were taken back: see `lay_out`."""
+
+    start: str = ""
+    end: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GappedText:
-    """The context tokens of one text and where its gaps are.
+    """The context tokens of one text, where its gaps are, and what stands in them already.
 
     Args:
-        token_ids (`list[int]`): Context tokens in order, BOS in front.
-        positions (`list[int]`): Their positions, which leave out those of the gaps.
-        gap_starts (`list[int]`): Position of the first token of each gap.
-        gap_lengths (`list[int]`): Tokens to fill into each gap.
-        predictors (`list[int]`): Index into `token_ids` of the token before each gap, whose output predicts the
-            gap's first token.
+        pieces (`list[list[int]]`): Tokens in front of the first gap (BOS first), between gaps, behind the last one.
+        gap_lengths (`list[int]`): Positions that each gap keeps free.
+        filled (`list[list[int]]`): Tokens at the beginning of each gap that are context by now.
+        seams (`list[Seam]`): Both ends of each gap.
     """
 
-    token_ids: list[int]
-    positions: list[int]
-    gap_starts: list[int]
+    pieces: list[list[int]]
     gap_lengths: list[int]
-    predictors: list[int]
+    filled: list[list[int]]
+    seams: list[Seam]
+
+    @cached_property
+    def token_ids(self) -> list[int]:
+        """Context tokens in order."""
+        return [token for run in self._runs() for token in run]
+
+    @cached_property
+    def positions(self) -> list[int]:
+        """Their positions, which leave out what is free of the gaps."""
+        positions = list(range(len(self.pieces[0])))
+        next_position = len(positions)
+        for filled, length, piece in zip(self.filled, self.gap_lengths, self.pieces[1:], strict=True):
+            positions += range(next_position, next_position + len(filled))
+            next_position += length
+            positions += range(next_position, next_position + len(piece))
+            next_position += len(piece)
+        return positions
+
+    @cached_property
+    def predictors(self) -> list[int]:
+        """Index into `token_ids` of the token before each gap's free part, whose output predicts the next token."""
+        ends = list(accumulate(map(len, self._runs())))
+        return [end - 1 for end in ends[1::2]]
+
+    @property
+    def gap_starts(self) -> list[int]:
+        """Position of the first free token of each gap."""
+        return [self.positions[index] + 1 for index in self.predictors]
 
     @property
     def length(self) -> int:
-        """Tokens of the whole text once it is filled."""
-        return len(self.token_ids) + sum(self.gap_lengths)
+        """Positions of the whole text."""
+        return sum(map(len, self.pieces)) + sum(self.gap_lengths)
+
+    def _runs(self) -> list[list[int]]:
+        """Pieces and what stands in the gaps, in turn."""
+        runs = [self.pieces[0]]
+        for filled, piece in zip(self.filled, self.pieces[1:], strict=True):
+            runs += [filled, piece]
+        return runs
 
 
 def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -59,15 +101,25 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
 
 
 def lay_out(
-    tokenizer: PreTrainedTokenizerBase, pieces: Sequence[str], *, gap_lengths: Sequence[int], context_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    pieces: Sequence[str],
+    *,
+    gap_lengths: Sequence[int],
+    context_length: int,
+    heal: bool = False,
 ) -> GappedText:
     """Tokenise the pieces of a text around its gaps and leave the gaps' positions free.
+
+    With `heal`, one token on either side of a gap is taken back into it, and the fill has to spell its text anew, so
+    that a gap may begin and end inside a word. Where the text behind a gap begins with white space there is nothing
+    to heal: words begin with it in the usual vocabularies.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the model.
         pieces (`Sequence[str]`): The text in front of the first gap, between gaps, and behind the last one.
         gap_lengths (`Sequence[int]`): Tokens to fill into each gap, one fewer than pieces.
         context_length (`int`): Positions the model has.
+        heal (`bool`): Whether to heal the seams.
 
     Raises:
         ValueError: nothing around the gaps, neighbouring gaps, a gap without length, or a text that is too long.
@@ -76,36 +128,53 @@ def lay_out(
         raise ValueError("There is no text around the gap: prefix and suffix are empty. Use `model.generate`.")
     if not all(isinstance(length, Integral) and length >= 1 for length in gap_lengths):
         raise ValueError(f"Gaps of {list(gap_lengths)} tokens were asked for; each needs an integer of at least 1.")
-    token_ids = front_tokens(tokenizer)
-    token_ids += tokenizer(pieces[0], add_special_tokens=False, verbose=False)["input_ids"] if pieces[0] else []
-    if not token_ids:
+    first = tokenizer(pieces[0], add_special_tokens=False, verbose=False)["input_ids"] if pieces[0] else []
+    token_ids = [[*front_tokens(tokenizer), *first], *(continuation_ids(tokenizer, piece) for piece in pieces[1:])]
+    if not token_ids[0]:
         raise ValueError("The prefix is empty and the tokenizer has no BOS token to predict from. Pass a prefix.")
-    positions = list(range(len(token_ids)))
-    starts: list[int] = []
-    predictors: list[int] = []
-    next_position = len(token_ids)
-    for index, (piece, gap_length) in enumerate(zip(pieces[1:], gap_lengths, strict=True)):
-        starts.append(next_position)
-        predictors.append(len(token_ids) - 1)
-        next_position += gap_length
-        piece_ids = continuation_ids(tokenizer, piece)
-        if not piece_ids and index < len(gap_lengths) - 1:
-            raise ValueError(f"Nothing stands between gap {index + 1} and the next. Make them one longer gap.")
-        token_ids += piece_ids
-        positions += range(next_position, next_position + len(piece_ids))
-        next_position += len(piece_ids)
-    if next_position > context_length:
+    for index, ids in enumerate(token_ids[1:-1], start=1):
+        if not ids:
+            raise ValueError(f"Nothing stands between gap {index} and the next. Make them one longer gap.")
+    special = set(tokenizer.all_special_ids)
+    if all(token_id in special for ids in token_ids for token_id in ids):
         raise ValueError(
-            f"Text and gaps need {next_position} positions ({len(token_ids)} tokens of context and gaps of "
+            f"There is no text around the gap but special tokens: {[piece for piece in pieces if piece]}. Pass text."
+        )
+    seams = [Seam() for _ in gap_lengths]
+    if heal:
+        seams = [
+            _heal(tokenizer, token_ids[index], token_ids[index + 1], is_last=index == len(gap_lengths) - 1)
+            for index in range(len(gap_lengths))
+        ]
+    text = GappedText(
+        pieces=token_ids, gap_lengths=list(map(int, gap_lengths)), filled=[[] for _ in gap_lengths], seams=seams
+    )
+    if text.length > context_length:
+        raise ValueError(
+            f"Text and gaps need {text.length} positions ({len(text.token_ids)} tokens of context and gaps of "
             f"{list(gap_lengths)}); the model has {context_length}. Shorten the text or the gaps."
         )
-    return GappedText(
-        token_ids=token_ids,
-        positions=positions,
-        gap_starts=starts,
-        gap_lengths=list(gap_lengths),
-        predictors=predictors,
-    )
+    return text
+
+
+def _heal(tokenizer: PreTrainedTokenizerBase, before: list[int], after: list[int], *, is_last: bool) -> Seam:
+    """Take back the token in front of a gap and the one behind it; returns their texts.
+
+    A token is needed in front of every gap, to predict from. Special tokens and parts of characters stay.
+    """
+    special = set(tokenizer.all_special_ids)
+    start = end = ""
+    if len(before) > 1 and before[-1] not in special:
+        text = decode_fill(tokenizer, [token for token in before[:-1] if token not in special], before[-1:])
+        if "\ufffd" not in text:
+            start = text
+            before.pop()
+    if after and (len(after) > 1 or is_last) and after[0] not in special:
+        text = decode_fill(tokenizer, before, after[:1])
+        if "\ufffd" not in text and not text[:1].isspace():
+            end = text
+            after.pop(0)
+    return Seam(start, end)
 
 
 def decode_fill(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], fill: Sequence[int]) -> str:
@@ -129,4 +198,4 @@ def decode_fill(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], fill:
     return str(tokenizer.decode(list(fill), clean_up_tokenization_spaces=False))
 
 
-__all__ = ["GappedText", "continuation_ids", "decode_fill", "lay_out"]
+__all__ = ["GappedText", "Seam", "continuation_ids", "decode_fill", "lay_out"]

@@ -218,10 +218,6 @@ class MagnetMixin(WordsMixin, InfillingMixin):
         pattern = attention_pattern(segment_ids, query_length=query_length, attention_mask=attention_mask)
         return render_pattern(pattern, implementation=implementation, dtype=inputs_embeds.dtype)
 
-    def _project(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """States `(..., H)` to logits `(..., V)`; a family that does more than its LM head overrides this."""
-        return self.get_output_embeddings()(hidden_states)
-
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The parent's inputs; generation is causal, also in a model that was opened as an encoder."""
         if kwargs.get("mode", "causal") != "causal" or kwargs.get("segment_ids") is not None:

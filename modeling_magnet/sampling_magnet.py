@@ -1,29 +1,45 @@
-"""Which token a distribution gives: the most likely one, or a draw from a generator that belongs to one gap."""
+"""Which token a distribution gives: the most likely one, or a draw from a generator that belongs to one span."""
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import GenerationConfig
 from transformers.generation.logits_process import (
     LogitsProcessorList,
     MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
+from .batching_magnet import pad_token_rows
+from .seams_magnet import SeamHealer
+from .spans_magnet import Span
+
 # What generate uses where neither the caller nor the checkpoint says anything.
 DEFAULT_TOP_K = 50
-SUPPORTED = ("do_sample", "temperature", "top_k", "top_p", "min_p")
+SUPPORTED = (
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "num_return_sequences",
+    "stop_strings",
+)
 
 
 def merge_generation_config(base: GenerationConfig, overrides: dict[str, Any]) -> GenerationConfig:
     """The checkpoint's or caller's generation config with the call's own arguments on top.
 
     Raises:
-        ValueError: an argument that filling a gap does not have.
+        ValueError: an argument that filling a gap does not have, or a number of answers below one.
     """
     unknown = sorted(set(overrides) - set(SUPPORTED))
     if unknown:
@@ -32,24 +48,58 @@ def merge_generation_config(base: GenerationConfig, overrides: dict[str, Any]) -
         raise ValueError(f"`num_beams={base.num_beams}` in the generation config: a gap is not filled by beam search.")
     config = copy.deepcopy(base)
     config.update(**overrides)
+    answers = config.num_return_sequences
+    if answers is not None and (not isinstance(answers, int) or answers < 1):
+        raise ValueError(f"`num_return_sequences` is {answers!r}; expected a whole number of at least 1.")
     return config
 
 
-class TokenChooser:
-    """Greedy or sampled choice, with one stream of random numbers per gap.
+class Choice(NamedTuple):
+    """One token for each of N spans."""
 
-    The seeds of the streams are drawn from torch's global generator in the order of the gaps, before anything is
-    batched: after `torch.manual_seed`, a gap gets the same sample alone or in any batch, and one call with many texts
+    tokens: torch.Tensor  # (N,)
+    logprobs: torch.Tensor  # (N,): under the model's own distribution, before anything is barred or warped
+    is_possible: torch.Tensor  # (N,): false where everything was barred, and the token means nothing
+    is_nan: torch.Tensor  # (): whether the model gave something that is no number
+    scores: torch.Tensor  # (N, V): what the token was chosen by
+
+
+class TokenChooser:
+    """Greedy or sampled choice, with one stream of random numbers per span.
+
+    The seeds of the streams are drawn from torch's global generator in the order of the spans, before anything is
+    batched: after `torch.manual_seed`, a span gets the same sample alone or in any batch, and one call with many texts
     gives what as many calls with one text give.
 
     Args:
-        config (`GenerationConfig`): `do_sample`, `temperature`, `top_k`, `top_p` and `min_p` count.
-        gap_lengths (`Sequence[int]`): Tokens of each gap, over all texts of the call.
+        config (`GenerationConfig`): `do_sample`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty` and
+            `no_repeat_ngram_size` count.
+        span_lengths (`Sequence[int]`): Tokens each span can have, over all texts of the call.
         barred_ids (`Sequence[int]`): Tokens that never stand in a fill.
+        end_of_span_id (`int`, *optional*): Token that may end a span, but not be its first.
+        processors (`LogitsProcessorList`, *optional*): As `generate` takes them, applied in front of the config's.
+            Their rows are the spans of a batch, see `left_contexts`.
+        healer (`SeamHealer`, *optional*): Says what fits a healed seam.
     """
 
-    def __init__(self, config: GenerationConfig, *, gap_lengths: Sequence[int], barred_ids: Sequence[int]) -> None:
-        self.barred_ids = list(barred_ids)
+    def __init__(
+        self,
+        config: GenerationConfig,
+        *,
+        span_lengths: Sequence[int],
+        barred_ids: Sequence[int],
+        end_of_span_id: int | None = None,
+        processors: LogitsProcessorList | None = None,
+        healer: SeamHealer | None = None,
+    ) -> None:
+        self.barred_ids = [token_id for token_id in barred_ids if token_id != end_of_span_id]
+        self.end_of_span_id = end_of_span_id
+        self.healer = healer
+        self.processors = LogitsProcessorList(processors or [])
+        if config.repetition_penalty not in (None, 1.0):
+            self.processors.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
+        if config.no_repeat_ngram_size:
+            self.processors.append(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
         self.uniforms: list[torch.Tensor] | None = None
         self.warpers = LogitsProcessorList()
         if not config.do_sample:
@@ -64,39 +114,68 @@ class TokenChooser:
         if config.min_p is not None:
             self.warpers.append(MinPLogitsWarper(config.min_p))
         self.uniforms = []
-        for gap_length in gap_lengths:
+        for length in span_lengths:
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-            self.uniforms.append(torch.rand(gap_length, generator=generator, dtype=torch.float64))
+            self.uniforms.append(torch.rand(length, generator=generator, dtype=torch.float64))
 
-    def choose(self, logits: torch.Tensor, *, gaps: Sequence[int], step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """One token for each of some gaps.
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether a choice depends on what the spans hold."""
+        return bool(self.processors) or self.healer is not None
+
+    def choose(self, logits: torch.Tensor, spans: Sequence[Span], *, indices: Sequence[int]) -> Choice:
+        """One token for each of some spans.
 
         Args:
-            logits (`torch.FloatTensor` of shape `(N, V)`): One row per gap.
-            gaps (`Sequence[int]`): Which gaps of the call the rows belong to.
-            step (`int`): Which token of its gap is chosen, from 0.
-
-        Returns:
-            `tuple[torch.LongTensor, torch.FloatTensor]`, both of shape `(N,)`: the tokens, and their log-probability
-            under the model's own distribution, before anything is barred or warped.
-
-        Raises:
-            ValueError: the logits are not numbers.
+            logits (`torch.FloatTensor` of shape `(N, V)`): One row per span.
+            spans (`Sequence[Span]`): The spans.
+            indices (`Sequence[int]`): Which token of its gap each of them gets, from 0.
         """
-        logprobs = torch.log_softmax(logits.float(), dim=-1)
-        if torch.isnan(logprobs).any():
-            raise ValueError(f"The model gave NaN logits for token {step} of a gap. Check its weights and dtype.")
-        scores = logprobs.clone()
+        scores = logits.float()
+        logprobs = torch.log_softmax(scores, dim=-1)
+        is_nan = torch.isnan(logprobs).any()
+        scores = scores.clone()
+        if self.processors:
+            scores = self.processors(left_contexts(spans).to(scores.device), scores)  # type: ignore[arg-type]
         scores[:, self.barred_ids] = -torch.inf
+        if self.end_of_span_id is not None:
+            first = [row for row, index in enumerate(indices) if index == 0]
+            scores[first, self.end_of_span_id] = -torch.inf
+        if self.healer is not None:
+            for row, (span, index) in enumerate(zip(spans, indices, strict=True)):
+                fits = self.healer.fits(span, index=index)
+                if fits is not None:
+                    scores[row, ~fits.to(scores.device)] = -torch.inf
         if self.uniforms is None:
-            tokens = scores.argmax(-1)
+            tokens = self._most_likely(scores, spans, indices=indices)
         else:
             scores = self.warpers(torch.empty(0, dtype=torch.long), scores)  # type: ignore[arg-type]
             cumulative = torch.softmax(scores.double(), dim=-1).cumsum(-1)
-            wanted = torch.stack([self.uniforms[gap][step] for gap in gaps]).to(scores.device)
+            drawn = [self.uniforms[span.stream][index] for span, index in zip(spans, indices, strict=True)]
+            wanted = torch.stack(drawn).to(scores.device)
             # Scaled by the last sum, so that rounding cannot leave the draw behind the last token.
             tokens = torch.searchsorted(cumulative, (wanted * cumulative[:, -1])[:, None], right=True)[:, 0]
-        return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+            tokens = tokens.clamp(max=scores.shape[-1] - 1)  # a row of NaN points behind the end
+        own = scores.gather(-1, tokens[:, None])[:, 0]
+        return Choice(tokens, logprobs.gather(-1, tokens[:, None])[:, 0], own > -torch.inf, is_nan, scores)
+
+    def _most_likely(self, scores: torch.Tensor, spans: Sequence[Span], *, indices: Sequence[int]) -> torch.Tensor:
+        """The likeliest tokens; where several answers to one gap begin, each the next likely one."""
+        ranks = [span.rank if index == 0 else 0 for span, index in zip(spans, indices, strict=True)]
+        if not any(ranks):
+            return scores.argmax(-1)
+        ordered = scores.topk(max(ranks) + 1, dim=-1).indices  # (N, ranks)
+        return ordered.gather(-1, torch.tensor(ranks, device=scores.device)[:, None])[:, 0]
 
 
-__all__ = ["TokenChooser", "merge_generation_config"]
+def left_contexts(spans: Sequence[Span]) -> torch.Tensor:
+    """What `generate` would call the input ids of each span: the tokens in front of its gap, then its own.
+
+    Returns:
+        `torch.LongTensor` of shape `(N, longest)`, padded on the left with 0.
+    """
+    rows = [[*span.before, *span.token_ids] or [0] for span in spans]
+    return pad_token_rows(rows, pad_token_id=0, padding_side="left")["input_ids"]
+
+
+__all__ = ["Choice", "TokenChooser", "left_contexts", "merge_generation_config"]

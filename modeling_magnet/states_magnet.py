@@ -104,6 +104,11 @@ class StatesMixin(CheckpointMixin):
         unpacked = self._to_device({"source": source, "inside": inside.long()})
         return states[unpacked["source"]], unpacked["inside"]
 
+    def _project(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """States `(..., H)` to logits `(..., V)`; a family that does more than its LM head overrides this."""
+        logits: torch.Tensor = self.get_output_embeddings()(hidden_states)
+        return logits
+
     def _to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Move a batch; from pinned memory a GPU fetches it by itself."""
         if self.device.type == "cuda":

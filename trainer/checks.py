@@ -48,6 +48,7 @@ def check_run(
     complaints = [
         *_about_model(model, args=args, tokenizer=tokenizer, needs_mask_token=data_collator is None),
         *([] if train_dataset is None else _about_rows(train_dataset, args=args, settings=settings)),
+        *([] if train_dataset is None else _about_positions(train_dataset, model=model, settings=settings)),
     ]
     if args.uses_contrastive_loss or eval_pair_dataset is not None:
         complaints += _about_prompt(args, tokenizer=tokenizer)
@@ -132,6 +133,21 @@ def _about_rows(rows: RowSource, *, args: MagnetTrainingArguments, settings: Cor
         yield (
             f"`min_span_tokens` is {settings.min_span_tokens}, which takes a row of {needed} tokens with context on "
             f"both sides; the longest row of `train_dataset` has {longest}. Lower it, or make longer rows."
+        )
+
+
+def _about_positions(rows: RowSource, *, model: nn.Module, settings: CorruptionSettings) -> Iterator[str]:
+    """Whether gaps that are longer than their spans leave the model's positions."""
+    if not settings.end_of_span or not len(rows) or "input_ids" not in rows[0]:
+        return
+    config: Any = model.config
+    longest = max(len(rows[index]["input_ids"]) for index in range(len(rows)))
+    needed = longest + settings.max_spans * (settings.end_of_span - 1)
+    if needed > config.max_position_embeddings:
+        yield (
+            f"`end_of_span` is {settings.end_of_span}: rows of {longest} tokens with up to {settings.max_spans} gaps "
+            f"need {needed} positions, and the model has {config.max_position_embeddings}. Make shorter rows, or "
+            "lower `end_of_span` or `max_spans`."
         )
 
 

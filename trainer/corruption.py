@@ -112,6 +112,9 @@ class CorruptionSettings:
         min_span_tokens (`int`): Lower limit of the length of a span, >= 1.
         max_span_tokens (`int`): Upper limit of the length of a span, >= `min_span_tokens`.
         causal_ratio (`float`): Chance of a row to be one span from its second token to its end, in [0, 1].
+        end_of_span (`int`): 0: a gap has as many positions as the span has tokens, as in the paper. m >= 1: as many
+            as the next multiple of m, and the output at the span's last token is to predict its end, so that a model
+            learns to say where a fill ends. Causal rows are cut, not ended: they have none.
 
     Raises:
         ValueError: listing every field that is out of its range.
@@ -126,6 +129,7 @@ class CorruptionSettings:
     min_span_tokens: int = 4
     max_span_tokens: int = 128
     causal_ratio: float = 0.0
+    end_of_span: int = 0
 
     def __post_init__(self) -> None:
         complaints = self.complaints()
@@ -144,6 +148,8 @@ class CorruptionSettings:
                 f"`mask_token_share` {self.mask_token_share} and `random_token_share` {self.random_token_share} add "
                 "up to more than 1; they divide the selected tokens, lower one of them."
             )
+        if self.end_of_span < 0:
+            complaints.append(f"`end_of_span` is {self.end_of_span}; pass 0 for exact gaps, or a multiple such as 32.")
         return complaints + _span_complaints(self.max_spans, self.min_span_tokens, self.max_span_tokens)
 
 
@@ -157,6 +163,7 @@ class CorruptedRow(NamedTuple):
     segment_ids: Tensor  # 0 context, k >= 1 the k-th span
     mntp_labels: Tensor  # -100 where the next token was not selected
     msg_labels: Tensor  # -100 where the next token is not in a span
+    position_ids: Tensor  # 0..S - 1, or further where gaps keep more positions free than their span has tokens
 
 
 def corrupt_row(
@@ -167,6 +174,7 @@ def corrupt_row(
     special_token_ids: Tensor,
     replacement_ids: Tensor,
     generator: torch.Generator,
+    end_of_span_id: int | None = None,
 ) -> CorruptedRow:
     """Mark spans of a row as missing and mask some of its context: x becomes x_m, with the labels of MNTP and MSG.
 
@@ -182,12 +190,14 @@ def corrupt_row(
         replacement_ids (`torch.LongTensor` of shape `(num_replacements,)`): Tokens a random replacement is drawn from,
             at least one: the vocabulary without its special tokens.
         generator (`torch.Generator`): Source of all draws, see `row_generator`.
+        end_of_span_id (`int`, *optional*): Label that ends a span; needed where the settings' `end_of_span` is on.
 
     Returns:
-        `CorruptedRow`: input ids, segment ids and the shifted labels of both objectives.
+        `CorruptedRow`: input ids, segment ids, the shifted labels of both objectives, and positions.
 
     Raises:
-        ValueError: if `input_ids` is not one row, or there is no token to draw a replacement from.
+        ValueError: if `input_ids` is not one row, there is no token to draw a replacement from, or spans are to end
+            and no token says so.
 
     Source: MAGNET (Khosla et al. 2025), section 3, objectives MNTP and MSG.
     """
@@ -197,6 +207,9 @@ def corrupt_row(
         )
     if not len(replacement_ids):
         raise ValueError("`replacement_ids` is empty; pass the ids of the vocabulary that are not special tokens.")
+
+    if settings.end_of_span and end_of_span_id is None:
+        raise ValueError(f"`end_of_span` is {settings.end_of_span}, but no `end_of_span_id` is given; pass EOS.")
 
     length = len(input_ids)
     is_causal = torch.rand((), generator=generator).item() < settings.causal_ratio
@@ -213,11 +226,19 @@ def corrupt_row(
     is_masked = selected & (kind < settings.mask_token_share)
     is_changed = selected & (kind < settings.mask_token_share + settings.random_token_share)
 
+    msg_labels = _next_token_labels(input_ids, in_span)
+    position_ids = torch.arange(length)
+    if settings.end_of_span and not is_causal:
+        for start, end in spans:
+            msg_labels[end - 1] = int(end_of_span_id or 0)
+            position_ids[end:] += -(end - start) % settings.end_of_span
+
     return CorruptedRow(
         input_ids=torch.where(is_changed, random_ids, input_ids).masked_fill_(is_masked, mask_token_id),
         segment_ids=segment_ids,
         mntp_labels=_next_token_labels(input_ids, selected),
-        msg_labels=_next_token_labels(input_ids, in_span),
+        msg_labels=msg_labels,
+        position_ids=position_ids,
     )
 
 

@@ -32,6 +32,7 @@ class DataCollatorForMagnet:
         special_token_ids (`list[int]`): Tokens that are never masked and never a random replacement.
         vocab_size (`int`): Random replacements are drawn from 0..`vocab_size` - 1.
         seed (`int`): Seed of all draws.
+        end_of_span_id (`int`, *optional*): Token that ends a span, where the settings' `end_of_span` is on.
 
     Raises:
         ValueError: listing every id that is not in the vocabulary.
@@ -56,6 +57,7 @@ class DataCollatorForMagnet:
         ...     print(f"{name:14}", tensor.tolist())
         input_ids      [[1, 10, 11, 12], [1, 9, 9, 0]]
         segment_ids    [[0, 1, 1, 0], [0, 0, 0, 0]]
+        position_ids   [[0, 1, 2, 3], [0, 1, 2, 0]]
         mntp_labels    [[-100, -100, -100, -100], [20, 21, -100, -100]]
         msg_labels     [[10, 11, -100, -100], [-100, -100, -100, -100]]
         attention_mask [[1, 1, 1, 1], [1, 1, 1, 0]]
@@ -67,6 +69,7 @@ class DataCollatorForMagnet:
     special_token_ids: list[int]
     vocab_size: int
     seed: int
+    end_of_span_id: int | None = None
     _special_ids: Tensor = field(init=False, repr=False, compare=False)  # (num_special_tokens,)
     _replacement_ids: Tensor = field(init=False, repr=False, compare=False)  # (num_replacements,)
 
@@ -76,6 +79,12 @@ class DataCollatorForMagnet:
             for name, token_id in (("mask_token_id", self.mask_token_id), ("pad_token_id", self.pad_token_id))
             if not 0 <= token_id < self.vocab_size
         ]
+        end_id = -1 if self.end_of_span_id is None else self.end_of_span_id
+        if self.settings.end_of_span and not 0 <= end_id < self.vocab_size:
+            complaints.append(
+                f"`end_of_span` is {self.settings.end_of_span}, but `end_of_span_id` is {self.end_of_span_id}; pass "
+                "the id of EOS, or give the tokenizer an EOS token."
+            )
         vocabulary = torch.arange(max(self.vocab_size, 0))
         self._special_ids = torch.tensor(self.special_token_ids, dtype=torch.long)
         self._replacement_ids = vocabulary[~torch.isin(vocabulary, self._special_ids)]
@@ -125,6 +134,7 @@ class DataCollatorForMagnet:
             special_token_ids=sorted(special_token_ids),
             vocab_size=vocab_size,
             seed=seed,
+            end_of_span_id=tokenizer.eos_token_id,
         )
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -134,8 +144,8 @@ class DataCollatorForMagnet:
             rows (list of `dict`): `input_ids` (at least one token), `row_id` (`int`) and `epoch` (`int`) of each row.
 
         Returns:
-            `dict[str, torch.LongTensor]`: `input_ids`, `segment_ids`, `mntp_labels`, `msg_labels`, `attention_mask`,
-            each of shape `(B, S)`; padding has segment 0, labels -100 and attention 0.
+            `dict[str, torch.LongTensor]`: `input_ids`, `segment_ids`, `position_ids`, `mntp_labels`, `msg_labels`,
+            `attention_mask`, each of shape `(B, S)`; padding has segment 0, labels -100 and attention 0.
 
         Raises:
             ValueError: if there is no row, a row has no token, or a row lacks one of the three fields.
@@ -145,6 +155,7 @@ class DataCollatorForMagnet:
         padding_values = {
             "input_ids": self.pad_token_id,
             "segment_ids": 0,
+            "position_ids": 0,
             "mntp_labels": IGNORE_INDEX,
             "msg_labels": IGNORE_INDEX,
         }
@@ -168,6 +179,7 @@ class DataCollatorForMagnet:
             special_token_ids=self._special_ids,
             replacement_ids=self._replacement_ids,
             generator=row_generator(self.seed, epoch=row["epoch"], row_id=row["row_id"]),
+            end_of_span_id=self.end_of_span_id,
         )
 
 

@@ -41,7 +41,9 @@ class EvaluationCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, dict[str, Tensor]]:
         if not rows:
-            empty = {name: torch.zeros(1, 1, dtype=torch.long) for name in ("input_ids", "segment_ids")}
+            empty = {
+                name: torch.zeros(1, 1, dtype=torch.long) for name in ("input_ids", "segment_ids", "position_ids")
+            }
             empty["attention_mask"] = torch.ones(1, 1, dtype=torch.long)
             empty |= {name: torch.full((1, 1), IGNORE_INDEX) for name in ("mntp_labels", "msg_labels")}
             return {"corrupted": empty, "infilling": empty}

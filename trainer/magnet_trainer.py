@@ -92,6 +92,8 @@ class MagnetTrainer(EvaluatingTrainer):
                 settings=args.corruption_settings,
                 seed=args.seed,
             )
+        if any(phase.msg > 0 for phase in args.phases):
+            base_model.config.magnet["end_of_span"] = data_collator.settings.end_of_span
         self.pair_dataset = pair_dataset
         self.eval_pair_dataset = eval_pair_dataset
         self.phases = args.phases

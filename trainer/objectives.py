@@ -28,7 +28,8 @@ def forward_labelled(model: nn.Module, batch: dict[str, Tensor]) -> LabelledLogi
 
     Args:
         model (`nn.Module`): The model as it is called in training, wrapped or not.
-        batch (`dict`): `input_ids`, `attention_mask`, `segment_ids`, `mntp_labels`, `msg_labels`, each `(B, S)`.
+        batch (`dict`): `input_ids`, `attention_mask`, `segment_ids`, `position_ids`, `mntp_labels` and `msg_labels`,
+            each `(B, S)`.
 
     Returns:
         `LabelledLogits`: both objectives' logits and labels, in row-major order.
@@ -39,6 +40,7 @@ def forward_labelled(model: nn.Module, batch: dict[str, Tensor]) -> LabelledLogi
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
         segment_ids=batch["segment_ids"],
+        position_ids=batch["position_ids"],
         mode="infill",
         logits_to_keep=wanted,
         use_cache=False,

@@ -98,6 +98,13 @@ class MagnetTrainingArguments(TrainingArguments):
         default=CorruptionSettings.causal_ratio,
         metadata={"help": "Chance of a row to be one span from its second token on, in [0, 1]."},
     )
+    end_of_span: int = field(
+        default=CorruptionSettings.end_of_span,
+        metadata={
+            "help": "Teach the model to end a span: gaps keep the next multiple of this many positions free. 0: gaps "
+            "are as long as their spans, as in the paper."
+        },
+    )
 
     # Contrastive objective.
     contrastive_batch_size: int = field(

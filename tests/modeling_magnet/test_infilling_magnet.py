@@ -42,6 +42,11 @@ def full_mask_logprobs(model, text, fills):
     ]
 
 
+def best(output):
+    """Per text, the tokens and the log-probabilities of the best answer to each gap."""
+    return [([gap[0].token_ids for gap in gaps], [gap[0].logprobs for gap in gaps]) for gaps in output.fills]
+
+
 def check_against_full_mask(model, text, fills, logprobs):
     special = model.tokenizer.all_special_ids
     for fill, given, expected in zip(fills, logprobs, full_mask_logprobs(model, text, fills), strict=True):
@@ -55,17 +60,19 @@ def check_against_full_mask(model, text, fills, logprobs):
 @pytest.mark.parametrize(("text", "lengths"), BLANKED)
 def test_blanks_decoded_together_equal_one_full_mask_forward(model, text, lengths, batch_size):
     output = model.infill_blanks(text, max_new_tokens=lengths, batch_size=batch_size, return_dict_in_generate=True)
-    assert [len(fill) for fill in output.token_ids[0]] == lengths
-    check_against_full_mask(model, text, output.token_ids[0], output.logprobs[0])
+    ((fills, logprobs),) = best(output)
+    assert [len(fill) for fill in fills] == lengths
+    check_against_full_mask(model, text, fills, logprobs)
 
 
 def test_a_ragged_batch_equals_full_mask_forwards(model):
     texts = [text for text, _ in BLANKED]
     output = model.infill_blanks(texts, max_new_tokens=6, return_dict_in_generate=True)
-    for text, fills, logprobs in zip(texts, output.token_ids, output.logprobs, strict=True):
+    for text, (fills, logprobs) in zip(texts, best(output), strict=True):
         check_against_full_mask(model, text, fills, logprobs)
-    assert output.fills == [model.infill_blanks(text, max_new_tokens=6) for text in texts]
-    assert output.fills == model.infill_blanks(texts, max_new_tokens=6, batch_size=3)
+    together = [[gap[0].text for gap in gaps] for gaps in output.fills]
+    assert together == [model.infill_blanks(text, max_new_tokens=6) for text in texts]
+    assert together == model.infill_blanks(texts, max_new_tokens=6, batch_size=3)
 
 
 def test_infill_is_the_text_with_one_blank(model):
@@ -83,9 +90,9 @@ def test_prefix_fill_and_suffix_are_the_text_of_the_tokens(model):
         output = model.infill(prefix, suffix, max_new_tokens=6, return_dict_in_generate=True)
         layout = lay_out(model.tokenizer, [prefix, suffix], gap_lengths=[6], context_length=512)
         split = layout.predictors[0] + 1
-        ids = layout.token_ids[1:split] + output.token_ids[0][0] + layout.token_ids[split:]
+        ids = layout.token_ids[1:split] + output.fills[0][0][0].token_ids + layout.token_ids[split:]
         text = model.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        assert prefix + output.fills[0][0] + suffix == text
+        assert prefix + output.fills[0][0][0].text + suffix == text
 
 
 def test_a_sample_does_not_depend_on_its_batch(model):
@@ -107,8 +114,9 @@ def test_samples_are_scored_under_the_models_own_distribution(model):
     output = model.infill_blanks(
         text, max_new_tokens=5, do_sample=True, temperature=2.0, top_p=0.9, return_dict_in_generate=True
     )
-    expected = full_mask_logprobs(model, text, output.token_ids[0])
-    for fill, given, table in zip(output.token_ids[0], output.logprobs[0], expected, strict=True):
+    ((fills, logprobs),) = best(output)
+    expected = full_mask_logprobs(model, text, fills)
+    for fill, given, table in zip(fills, logprobs, expected, strict=True):
         own = table.gather(-1, torch.tensor(fill)[:, None])[:, 0]
         torch.testing.assert_close(torch.tensor(given), own, atol=1e-4, rtol=0)
 
@@ -127,16 +135,18 @@ def test_a_fill_never_holds_a_special_token(tiny_model, do_sample):
     output = tiny_model.infill(
         "The cat", " mat.", max_new_tokens=12, do_sample=do_sample, return_dict_in_generate=True
     )
-    assert len(output.token_ids[0][0]) == 12
-    assert not set(output.token_ids[0][0]) & set(special)
-    assert max(output.logprobs[0][0]) < -10, "scored as the model has it, special tokens included"
+    (((fill,),),) = output.fills
+    assert len(fill.token_ids) == 12
+    assert not set(fill.token_ids) & set(special)
+    assert max(fill.logprobs) < -10, "scored as the model has it, special tokens included"
 
 
 def test_every_further_end_of_sequence_token_is_barred(tiny_model):
-    greedy = tiny_model.infill("The cat", " mat.", max_new_tokens=1, return_dict_in_generate=True).token_ids[0][0][0]
+    output = tiny_model.infill("The cat", " mat.", max_new_tokens=1, return_dict_in_generate=True)
+    (greedy,) = output.fills[0][0][0].token_ids
     tiny_model.generation_config.eos_token_id = [2, greedy]
-    fill = tiny_model.infill("The cat", " mat.", max_new_tokens=8, return_dict_in_generate=True).token_ids[0][0]
-    assert greedy not in fill
+    output = tiny_model.infill("The cat", " mat.", max_new_tokens=8, return_dict_in_generate=True)
+    assert greedy not in output.fills[0][0][0].token_ids
 
 
 def test_generation_knobs_come_from_the_model_the_caller_or_the_call(tiny_model):
@@ -159,8 +169,9 @@ def test_a_model_opened_as_an_encoder_infills_the_same(tiny_model):
 
 def test_bfloat16_fills_whole_gaps(tiny_model):
     output = tiny_model.bfloat16().infill("The cat", " mat.", max_new_tokens=6, return_dict_in_generate=True)
-    assert len(output.token_ids[0][0]) == 6
-    assert all(logprob < 0 for logprob in output.logprobs[0][0])
+    (((fill,),),) = output.fills
+    assert len(fill.token_ids) == 6
+    assert all(logprob < 0 for logprob in fill.logprobs)
 
 
 @pytest.mark.parametrize(
@@ -173,19 +184,19 @@ def test_bfloat16_fills_whole_gaps(tiny_model):
         (lambda m: m.infill("a", ["b"], max_new_tokens=4), "`prefix` is str and `suffix` list"),
         (lambda m: m.infill(["a", 3], ["b", "c"], max_new_tokens=4), r"`prefix\[1\]` is int"),
         (lambda m: m.infill(None, None, max_new_tokens=4), "`prefix` is NoneType"),
-        (lambda m: m.infill("a", "b", max_new_tokens=4, num_beams=4), r"does not know \['num_beams'\]"),
+        (lambda m: m.infill("a", "b", max_new_tokens=4, num_beams=4), "does not know `num_beams`"),
         (
             lambda m: m.infill("a", "b", max_new_tokens=4, generation_config=GenerationConfig(num_beams=4)),
             "num_beams=4",
         ),
         (lambda m: m.infill("a", "b", max_new_tokens=4, batch_size=0), "`batch_size` is 0"),
-        (lambda m: m.infill("a", "b", max_new_tokens=[4]), r"Gaps of \[\[4\]\] tokens.*an integer"),
+        (lambda m: m.infill("a", "b", max_new_tokens=[[4]]), r"Gaps of \[\[4\]\] tokens.*an integer"),
         (lambda m: m.infill("a", "b", max_new_tokens=4.0), r"Gaps of \[4.0\] tokens.*an integer"),
-        (lambda m: m.infill_blanks("no mark", max_new_tokens=4), r"Text 0 has no blank '\[blank\]'"),
-        (lambda m: m.infill_blanks("a [blank]", blank="", max_new_tokens=4), "`blank` is empty"),
+        (lambda m: m.infill_blanks("no mark", max_new_tokens=4), r"`text` has no blank '\[blank\]'"),
+        (lambda m: m.infill_blanks("a [blank]", blank="", max_new_tokens=4), "`blank` is ''"),
         (
             lambda m: m.infill_blanks("[blank] a [blank]", max_new_tokens=[1, 2, 3]),
-            "3 numbers; text 0 has 2 blanks",
+            "3 numbers; text 0 has 2 gaps",
         ),
         (lambda m: m.infill_blanks("a [blank][blank] b", max_new_tokens=4), "Nothing stands between gap 1"),
         (lambda m: m.infill_blanks(["a [blank]", 7], max_new_tokens=4), r"`text\[1\]` is int"),
@@ -197,5 +208,5 @@ def test_what_cannot_be_filled_is_named(tiny_model, call, message):
 
 
 def test_a_text_that_fills_the_context_to_its_end_is_filled(tiny_model):
-    output = tiny_model.infill("a", "b", max_new_tokens=253, return_dict_in_generate=True)
-    assert len(output.token_ids[0][0]) == 253
+    output = tiny_model.infill("a", "b", max_new_tokens=253, chunk_size=253, return_dict_in_generate=True)
+    assert len(output.fills[0][0][0].token_ids) == 253

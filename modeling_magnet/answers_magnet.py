@@ -1,0 +1,93 @@
+"""What filling gives: decoded spans -> texts that join with their context, best first, each once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from .gaps_magnet import decode_fill
+from .seams_magnet import trim_overlap
+from .spans_magnet import Span
+
+
+@dataclass
+class Fill:
+    """One answer to one gap.
+
+    Args:
+        text (`str`): What stands in the gap, so that the text in front of it, this, and the text behind it are joined.
+        token_ids (`list[int]`): The tokens that were decoded or scored. Where a rule cut the text, where it was
+            trimmed, or where a seam was healed, they say more than `text`.
+        logprobs (`list[float]`): Each token's log-probability in nats under the model's own distribution, before
+            temperature, truncation and processors.
+    """
+
+    text: str
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+    @property
+    def logprob(self) -> float:
+        """Log-probability of all tokens, in nats."""
+        return sum(self.logprobs)
+
+    @property
+    def mean_logprob(self) -> float:
+        """Log-probability of a token on average, in nats; 0 without tokens."""
+        return self.logprob / max(len(self.logprobs), 1)
+
+
+@dataclass
+class InfillOutput:
+    """What filling returns with `return_dict_in_generate=True`.
+
+    Args:
+        fills (`list[list[list[Fill]]]`): Per text and gap, its answers, the most probable first, no text twice.
+        embeddings (`torch.FloatTensor` of shape `(num_texts, hidden_size)`): Of each text *with its gaps*, by the
+            model's own pooling; read in the same forward as the context, with an EOS behind the text that no context
+            token sees. `encode` shows that EOS to the context, so its vectors differ a little.
+        length_scores (`list[list[dict[int, float]]]`, *optional*): Per text and gap, the score of each candidate
+            length, where `num_tokens` asked for several.
+    """
+
+    fills: list[list[list[Fill]]]
+    embeddings: torch.Tensor
+    length_scores: list[list[dict[int, float]]] | None = None
+
+
+def answers(
+    tokenizer: PreTrainedTokenizerBase, spans: Sequence[Span], *, before: str, after: str, trim: bool
+) -> list[Fill]:
+    """The different answers to one gap, the most probable first.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Writes tokens as text.
+        spans (`Sequence[Span]`): The spans that were decoded for the gap.
+        before (`str`): The text in front of the gap.
+        after (`str`): The text behind it.
+        trim (`bool`): Whether to trim what repeats the context.
+
+    Raises:
+        ValueError: no token fitted the gap's seam.
+    """
+    possible = [span for span in spans if span.is_possible]
+    if not possible:
+        seam = spans[0].seam
+        raise ValueError(
+            f"No {spans[0].gap_length} tokens begin with {seam.start!r} and end with {seam.end!r}, which healing the "
+            "seams takes. Allow more tokens, or pass `heal=False`."
+        )
+    fills: dict[str, Fill] = {}
+    for span in possible:
+        text = decode_fill(tokenizer, span.before, span.token_ids)[: span.text_length]
+        text = text[len(span.seam.start) : len(text) - len(span.seam.end)]
+        if trim:
+            text = trim_overlap(text, before=before, after=after)
+        fill = Fill(text, span.token_ids, span.logprobs)
+        if text not in fills or fill.logprob > fills[text].logprob:
+            fills[text] = fill
+    return sorted(fills.values(), key=lambda fill: -fill.logprob)
+
+
+__all__ = ["Fill", "InfillOutput", "answers"]

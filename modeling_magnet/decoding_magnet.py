@@ -1,0 +1,187 @@
+"""The decoding loop: prefill the context once, then all spans of all rows advance together, one token a step.
+
+Exact, because context states never depend on a span and spans never see each other. Shapes: B rows, C context tokens
+in the longest row, K spans in the row that has most, T steps, N spans in all, H hidden size, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from .batching_magnet import pad_token_rows
+from .cache_magnet import ReservedCache
+from .encoding_magnet import EncodingMixin
+from .masking_magnet import PACKED_BACKENDS, render_pattern
+from .sampling_magnet import TokenChooser
+from .spans_magnet import SpanRow
+from .stopping_magnet import StopRules
+
+
+class _Prefill(NamedTuple):
+    """What is known once the context has been read."""
+
+    states: torch.Tensor  # (B, C, H)
+    visible: torch.Tensor  # (B, C): context that spans may attend to
+    cache: ReservedCache
+    embeddings: torch.Tensor | None  # (B, H)
+
+
+class DecodingMixin(EncodingMixin):
+    """Run rows of spans through the model in infill mode."""
+
+    def _decode(
+        self,
+        rows: Sequence[SpanRow],
+        *,
+        chooser: TokenChooser,
+        rules: StopRules,
+        max_steps: int,
+        embed: bool = False,
+    ) -> torch.Tensor | None:
+        """Write up to `max_steps` tokens into each span; every row has a span that is not full.
+
+        Args:
+            rows (`Sequence[SpanRow]`): Rows with their spans, which grow in place.
+            chooser (`TokenChooser`): Picks tokens.
+            rules (`StopRules`): End spans early.
+            max_steps (`int`): Tokens to add to a span at most.
+            embed (`bool`): Whether to return embeddings of the gapped texts as well.
+
+        Returns:
+            `torch.FloatTensor` of shape `(B, H)` in the order of the rows, or `None`.
+
+        Raises:
+            ValueError: logits that are no numbers.
+        """
+        # Rows that go on longest come first: those that still go on are then always the first ones of the batch.
+        steps = [max(min(max_steps, s.gap_length - len(s.token_ids)) for s in row.spans) for row in rows]
+        order = sorted(range(len(rows)), key=lambda index: -steps[index])
+        place_of = dict(sorted((index, place) for place, index in enumerate(order)))
+        spans = [span for row in rows for span in row.spans]
+        places = [(place_of[index], slot) for index, row in enumerate(rows) for slot in range(len(row.spans))]
+        firsts = [len(span.token_ids) for span in spans]
+        limits = [min(max_steps, span.gap_length - first) for span, first in zip(spans, firsts, strict=True)]
+        num_slots, num_steps = max(len(row.spans) for row in rows), max(steps)
+
+        prefill = self._read_context([rows[index] for index in order], room=num_slots * num_steps, embed=embed)
+        mask = _StepMask(self, prefill.visible, num_slots=num_slots, num_steps=num_steps)
+        shape = (len(rows), num_slots)
+        positions = torch.zeros(shape, dtype=torch.long)
+        predictors = torch.zeros(shape, dtype=torch.long)
+        for row, place in zip(rows, place_of.values(), strict=True):
+            for slot, span in enumerate(row.spans):
+                positions[place, slot] = row.text.gap_starts[span.gap]
+                predictors[place, slot] = row.text.predictors[span.gap]
+        positions, predictors = self._to_device({"positions": positions, "predictors": predictors}).values()
+        tokens = torch.zeros(*shape, num_steps, dtype=torch.long, device=self.device)
+        logprobs = torch.zeros(*shape, num_steps, device=self.device)
+        is_possible = torch.ones(shape, dtype=torch.bool, device=self.device)
+        is_nan = torch.zeros((), dtype=torch.bool, device=self.device)
+
+        reads_tokens = rules.reads_tokens or chooser.reads_tokens
+        keeps_rows = bool(chooser.processors or rules.criteria)  # they may remember rows by their number
+        active = list(range(len(spans)))
+        where = self._index(places)  # two of (N,): row and slot of each active span
+        states = prefill.states[where[0], predictors[where]]  # (N, H)
+        for step in range(num_steps):
+            choice = chooser.choose(
+                self._project(states), [spans[i] for i in active], indices=[firsts[i] + step for i in active]
+            )
+            tokens[:, :, step].index_put_(where, choice.tokens)
+            logprobs[:, :, step].index_put_(where, choice.logprobs)
+            is_possible.index_put_(where, is_possible[where] & choice.is_possible)
+            is_nan |= choice.is_nan
+            if reads_tokens:
+                rules.after_step([spans[i] for i in active], choice)
+            going_on = [i for i in active if limits[i] > step + 1 and not spans[i].has_ended]
+            if not going_on:
+                break
+            if len(going_on) < len(active) and not keeps_rows:
+                active = going_on
+                where = self._index([places[i] for i in active])
+            num_rows = 1 + max(places[i][0] for i in active)
+            prefill.cache.keep_first_rows(num_rows)
+            states = self.base_model(
+                input_ids=tokens[:num_rows, :, step],
+                attention_mask=mask.at(step, num_rows=num_rows),
+                position_ids=positions[:num_rows] + step,
+                past_key_values=prefill.cache,
+                use_cache=True,
+            ).last_hidden_state[where]
+        if bool(is_nan):
+            raise ValueError("The model gave NaN logits for a token of a gap. Check its weights and dtype.")
+        everywhere = self._index(places)
+        for span, possible in zip(spans, is_possible[everywhere].tolist(), strict=True):
+            span.is_possible = span.is_possible and possible
+        if not reads_tokens:
+            grown = (spans, limits, tokens[everywhere].tolist(), logprobs[everywhere].tolist())
+            for span, limit, ids, scores in zip(*grown, strict=True):
+                span.token_ids += ids[:limit]
+                span.logprobs += scores[:limit]
+        embeddings = prefill.embeddings
+        return None if embeddings is None else embeddings[[place_of[index] for index in range(len(rows))]]
+
+    def _read_context(self, rows: Sequence[SpanRow], *, room: int, embed: bool) -> _Prefill:
+        """Read the context of a batch, and leave room in its cache.
+
+        An embedding needs an EOS behind the text. It is read as a span of its own: it sees the whole context, and no
+        context token sees it, so that fills do not depend on whether an embedding is wanted.
+        """
+        ids = [row.text.token_ids for row in rows]
+        positions = [row.text.positions for row in rows]
+        segments = [[0] * len(row) for row in ids]
+        if embed:
+            ids = [[*row, self.tokenizer.eos_token_id] for row in ids]
+            positions = [[*row, text.text.length] for row, text in zip(positions, rows, strict=True)]
+            segments = [[*row, 1] for row in segments]
+        batch = pad_token_rows(ids, pad_token_id=self._pad_token_id())
+        batch["position_ids"] = pad_token_rows(positions, pad_token_id=0)["input_ids"]
+        batch["segment_ids"] = pad_token_rows(segments, pad_token_id=0)["input_ids"]
+        batch = self._to_device(batch)
+        context = batch["input_ids"].shape[1]
+        cache = ReservedCache(num_layers=self.config.num_hidden_layers, capacity=context + room)
+        outputs = self(
+            **batch, mode="infill", past_key_values=cache, logits_to_keep=torch.arange(0, device=self.device)
+        )
+        states, attention_mask = outputs.last_hidden_state, batch["attention_mask"]
+        embeddings = None
+        if embed:
+            settings = self.magnet_settings
+            embeddings = self._sentence_vectors(states, attention_mask, pooling=settings.pooling, prompt_length=0)
+        visible = attention_mask.bool() & (batch["segment_ids"] == 0)
+        return _Prefill(states, visible, cache, embeddings)
+
+    def _index(self, places: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Places `(row, slot)` as two index tensors `(N,)`."""
+        rows, slots = self._to_device({"both": torch.tensor(places).T.contiguous()})["both"]
+        return rows, slots
+
+
+class _StepMask:
+    """The mask of every step: a span sees the context, and its own token of each step."""
+
+    def __init__(self, model: DecodingMixin, visible: torch.Tensor, *, num_slots: int, num_steps: int) -> None:
+        self.backend = str(model.config._attn_implementation)
+        self.dtype = model.dtype
+        self.context = visible.shape[1]
+        self.num_slots = num_slots
+        own = torch.eye(num_slots, dtype=torch.bool, device=visible.device).repeat(1, num_steps)  # (K, T * K)
+        rows = visible[:, None].expand(-1, num_slots, -1)  # (B, K, C)
+        self.allowed = torch.cat([rows, own.expand(len(rows), -1, -1)], dim=-1)[:, None]  # (B, 1, K, C + T * K)
+        # Tensors are rendered once and cut; a block mask cannot be cut.
+        self.is_tensor = self.backend not in PACKED_BACKENDS
+        self.rendered = self._render(self.allowed) if self.is_tensor else None
+
+    def at(self, step: int, *, num_rows: int) -> object:
+        """What the back-end is handed when token `step` of every span is fed."""
+        seen = self.context + (step + 1) * self.num_slots
+        if self.rendered is not None:
+            return self.rendered[:num_rows, :, :, :seen]
+        return self._render(self.allowed[:num_rows, :, :, :seen])
+
+    def _render(self, allowed: torch.Tensor) -> torch.Tensor:
+        return render_pattern(allowed, implementation=self.backend, dtype=self.dtype)  # type: ignore[return-value]
+
+
+__all__ = ["DecodingMixin"]

@@ -1,0 +1,168 @@
+"""Texts with gaps -> filled spans: rounds of decoding, in batches, and the choice among lengths."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+
+import torch
+
+from .decoding_magnet import DecodingMixin
+from .gaps_magnet import GappedText, lay_out
+from .options_magnet import InfillOptions
+from .sampling_magnet import TokenChooser
+from .seams_magnet import SeamHealer
+from .spans_magnet import Span, SpanRow
+from .stopping_magnet import GapStream, StopRules
+
+
+@dataclass
+class FilledText:
+    """A text whose gaps were filled.
+
+    Args:
+        layout (`GappedText`): Its tokens before anything was filled.
+        spans (`list[list[Span]]`): For each gap, its answers.
+        embedding (`torch.FloatTensor` of shape `(hidden_size,)`): Of the text with its gaps.
+    """
+
+    layout: GappedText
+    spans: list[list[Span]]
+    embedding: torch.Tensor
+
+
+class FillingMixin(DecodingMixin):
+    """Fill gaps of known lengths."""
+
+    @torch.no_grad()
+    def _fill(
+        self,
+        pieces: Sequence[Sequence[str]],
+        *,
+        gap_lengths: Sequence[Sequence[int]],
+        options: InfillOptions,
+    ) -> list[FilledText]:
+        """Fill the gaps of all texts.
+
+        Args:
+            pieces (`Sequence[Sequence[str]]`): Of each text, what stands around its gaps.
+            gap_lengths (`Sequence[Sequence[int]]`): Of each text, the tokens of each gap.
+            options (`InfillOptions`): How.
+
+        Raises:
+            ValueError: a text that cannot be laid out.
+        """
+        self._probe_attention()
+        multiple = self.magnet_settings.end_of_span if options.stop_at_end_of_span else 1
+        layouts = [
+            lay_out(
+                self.tokenizer,
+                parts,
+                gap_lengths=[_round_up(length, multiple) for length in lengths],
+                context_length=self.config.max_position_embeddings,
+                heal=options.heal,
+            )
+            for parts, lengths in zip(pieces, gap_lengths, strict=True)
+        ]
+        texts = self._new_spans(layouts, gap_lengths, num_answers=options.num_answers)
+        chooser = self._chooser(texts, options)
+        rules = self._stop_rules(texts, options)
+        # First all answers of a text side by side in one row; later each sees what it was filled with before.
+        rows = [(text, SpanRow(text.layout, [s for spans in text.spans for s in spans])) for text in texts]
+        is_first = True
+        while rows:
+            by_length = sorted(range(len(rows)), key=lambda index: -rows[index][1].text.length)
+            for start in range(0, len(rows), options.batch_size):
+                batch = [rows[index] for index in sorted(by_length[start : start + options.batch_size])]
+                embeddings = self._decode(
+                    [row for _, row in batch],
+                    chooser=chooser,
+                    rules=rules,
+                    max_steps=options.chunk_size,
+                    embed=is_first and options.return_dict_in_generate,
+                )
+                if embeddings is not None:
+                    for (text, _), embedding in zip(batch, embeddings, strict=True):
+                        text.embedding = embedding
+            rows, is_first = [(text, row) for text in texts for row in _next_rows(text)], False
+        return texts
+
+    def _new_spans(
+        self, layouts: Sequence[GappedText], gap_lengths: Sequence[Sequence[int]], *, num_answers: int
+    ) -> list[FilledText]:
+        """Empty spans, numbered in the order of texts, gaps and answers."""
+        special = set(self.tokenizer.all_special_ids)
+        streams = count()
+        texts = []
+        for layout, lengths in zip(layouts, gap_lengths, strict=True):
+            ends = [predictor + 1 for predictor in layout.predictors]
+            befores = [[token for token in layout.token_ids[:end] if token not in special] for end in ends]
+            spans = [
+                [
+                    Span(
+                        gap=gap,
+                        before=before,
+                        gap_length=int(length),
+                        stream=next(streams),
+                        rank=rank,
+                        seam=layout.seams[gap],
+                    )
+                    for rank in range(num_answers)
+                ]
+                for gap, (before, length) in enumerate(zip(befores, lengths, strict=True))
+            ]
+            texts.append(FilledText(layout, spans, torch.empty(0)))
+        return texts
+
+    def _chooser(self, texts: Sequence[FilledText], options: InfillOptions) -> TokenChooser:
+        """The choice of tokens for all spans of a call."""
+        spans = [span for text in texts for gap in text.spans for span in gap]
+        return TokenChooser(
+            options.generation_config,
+            span_lengths=[span.gap_length for span in spans],
+            barred_ids=self._ids_outside_text(),
+            end_of_span_id=self.tokenizer.eos_token_id if options.stop_at_end_of_span else None,
+            processors=options.logits_processor,
+            healer=SeamHealer(self.tokenizer, vocab_size=self.config.vocab_size) if options.heal else None,
+        )
+
+    def _stop_rules(self, texts: Sequence[FilledText], options: InfillOptions) -> StopRules:
+        """The rules that end spans, and who is told of tokens."""
+        rules = StopRules(
+            self.tokenizer,
+            end_of_span_id=self.tokenizer.eos_token_id if options.stop_at_end_of_span else None,
+            stop_strings=options.stop_strings,
+            sentence_end=options.stop_at_sentence_end,
+            criteria=options.stopping_criteria,
+        )
+        if options.streamer is not None:
+            if len(texts) != 1:
+                raise ValueError(f"`streamer` takes one text; {len(texts)} were given. Call once for each.")
+            spans = [answers[0] for answers in texts[0].spans]
+            rules.stream = GapStream(options.streamer, texts[0].layout, spans, hold_back=rules.reads_text)
+        return rules
+
+    def _ids_outside_text(self) -> list[int]:
+        """EOS and every other special token: a fill has none of them, whatever the model says."""
+        ids = set(self.tokenizer.all_special_ids)
+        for value in (self.generation_config.eos_token_id, self.config.eos_token_id):
+            ids.update(value if isinstance(value, list) else [] if value is None else [value])
+        return sorted(token_id for token_id in ids if token_id < self.config.vocab_size)
+
+
+def _next_rows(text: FilledText) -> list[SpanRow]:
+    """Of each answer to a text's gaps, the row that goes on where gaps are not full: what was filled is context."""
+    rows = []
+    for spans in zip(*text.spans, strict=True):  # one span of each gap
+        growing = [span for span in spans if not span.is_full and span.is_possible]
+        if growing:
+            layout = replace(text.layout, filled=[span.token_ids for span in spans])
+            rows.append(SpanRow(layout, growing))
+    return rows
+
+
+def _round_up(length: int, multiple: int) -> int:
+    """The next multiple; what is no length is left for `lay_out` to refuse."""
+    return -(-length // multiple) * multiple if multiple > 1 and isinstance(length, int) else length
+
+
+__all__ = ["FilledText", "FillingMixin"]

@@ -1,0 +1,157 @@
+"""How gaps are filled: the options that all ways of filling share, checked once."""
+
+import copy
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from numbers import Integral
+from typing import Any, Literal
+
+from transformers import GenerationConfig
+from transformers.generation.logits_process import LogitsProcessorList
+from transformers.generation.stopping_criteria import StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from .sampling_magnet import SUPPORTED, merge_generation_config
+
+# The lengths that `num_tokens="auto"` tries.
+AUTO_LENGTHS = (2, 4, 6, 8, 12, 16, 24, 32, 48)
+
+
+@dataclass(kw_only=True)
+class InfillOptions:
+    """Options of `infill`, `infill_blanks` and `rewrite`.
+
+    Args:
+        max_new_tokens (`int` or `list[int]`, *optional*): Tokens of each fill, one number for all gaps of a text or
+            one for each. Exact, unless a rule ends the fill: the gap keeps that many positions free. A model that was
+            taught to end spans ends them within this limit by itself.
+        num_tokens (`"auto"` or `list[int]`, *optional*): Instead of `max_new_tokens`: lengths to try, each gap then
+            having the one that scores best; see `lengths_magnet`.
+        chunk_size (`int`, defaults to 32): Longer gaps are filled in pieces of so many tokens; each sees all that was
+            filled before as context (appendix E).
+        stop_at_sentence_end (`bool`, defaults to `False`): End a fill behind its first sentence.
+        stop_at_end_of_span (`bool`, *optional*): Let the model end a fill; defaults to whether it was taught to.
+        trim_overlap (`bool`, defaults to `False`): Cut off a fill's beginning where it repeats the end of the text in
+            front of the gap, and its end where it repeats the beginning of the text behind it.
+        heal (`bool`, defaults to `False`): Let a gap begin and end inside a word: one token on either side of it is
+            spelt anew, as part of the fill's tokens.
+        batch_size (`int`, defaults to 32): Texts decoded together.
+        generation_config (`GenerationConfig`, *optional*): Defaults to the model's own.
+        logits_processor (`LogitsProcessorList`, *optional*): As `generate` takes it.
+        stopping_criteria (`StoppingCriteriaList`, *optional*): As `generate` takes it, each span a row.
+        streamer (`BaseStreamer`, *optional*): As `generate` takes it, for one text; its gaps come one after another.
+        return_dict_in_generate (`bool`, defaults to `False`): Return an [`InfillOutput`] instead of text.
+
+    Beside these, `do_sample`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `no_repeat_ngram_size`,
+    `num_return_sequences` and `stop_strings` of GenerationConfig. Without sampling, several answers to one gap begin
+    with its most likely tokens, each continued greedily.
+
+    Raises:
+        ValueError: an option that does not exist, is out of range, or contradicts another.
+    """
+
+    max_new_tokens: int | Sequence[int] | None = None
+    num_tokens: Literal["auto"] | Sequence[int] | None = None
+    chunk_size: int = 32
+    stop_at_sentence_end: bool = False
+    stop_at_end_of_span: bool | None = None
+    trim_overlap: bool = False
+    heal: bool = False
+    batch_size: int = 32
+    generation_config: GenerationConfig
+    logits_processor: LogitsProcessorList | None = None
+    stopping_criteria: StoppingCriteriaList | None = None
+    streamer: BaseStreamer | None = None
+    return_dict_in_generate: bool = False
+
+    @classmethod
+    def of_call(cls, given: dict[str, Any], *, default_config: GenerationConfig, end_of_span: int) -> "InfillOptions":
+        """The options of a call.
+
+        Args:
+            given (`dict`): What the caller passed.
+            default_config (`GenerationConfig`): The model's own.
+            end_of_span (`int`): The model's setting, 0 for a model that was not taught to end spans.
+        """
+        own = {field.name for field in fields(cls)}
+        for name in given:
+            if name not in own and name not in SUPPORTED:
+                close = difflib.get_close_matches(name, sorted(own | set(SUPPORTED)), n=1)
+                hint = f" Did you mean `{close[0]}`?" if close else ""
+                raise ValueError(
+                    f"`infill` does not know `{name}`.{hint} It takes {', '.join(sorted(own))}, and of "
+                    f"GenerationConfig {', '.join(SUPPORTED)}."
+                )
+        config = merge_generation_config(
+            given.get("generation_config") or default_config, {k: v for k, v in given.items() if k not in own}
+        )
+        options = cls(**{**{k: v for k, v in given.items() if k in own}, "generation_config": config})
+        if options.stop_at_end_of_span and not end_of_span:
+            raise ValueError(
+                "`stop_at_end_of_span` is true, but this model was not taught to end a span. Adapt it with "
+                "`end_of_span`, or leave the option out."
+            )
+        if options.stop_at_end_of_span is None:
+            options.stop_at_end_of_span = end_of_span > 0 and not options.heal
+        options._check()
+        return options
+
+    def greedy(self) -> "InfillOptions":
+        """The same with one greedy answer."""
+        config = copy.deepcopy(self.generation_config)
+        config.update(do_sample=False, num_return_sequences=1)
+        return replace(self, generation_config=config)
+
+    @property
+    def num_answers(self) -> int:
+        """Answers to each gap."""
+        return self.generation_config.num_return_sequences or 1
+
+    @property
+    def stop_strings(self) -> list[str]:
+        """Strings that end a fill."""
+        given = self.generation_config.stop_strings
+        return [given] if isinstance(given, str) else list(given or [])
+
+    def candidate_lengths(self, *, end_of_span: int) -> list[int]:
+        """The lengths to try, ascending; multiples of what it was taught with where the model ends spans by itself."""
+        if self.num_tokens != "auto":
+            return sorted(set(self.num_tokens or []))
+        if self.stop_at_end_of_span:
+            return list(range(end_of_span, AUTO_LENGTHS[-1] + end_of_span, end_of_span))
+        return list(AUTO_LENGTHS)
+
+    def _check(self) -> None:
+        """Refuse what is out of range or contradicts itself."""
+        if (self.max_new_tokens is None) == (self.num_tokens is None):
+            raise ValueError(
+                f"`max_new_tokens` is {self.max_new_tokens!r} and `num_tokens` {self.num_tokens!r}; pass one of them: "
+                "the length of the fill, or the lengths to try ('auto' or a list)."
+            )
+        if self.num_tokens is not None and self.num_tokens != "auto":
+            lengths = self.num_tokens
+            if (
+                isinstance(lengths, str)
+                or not isinstance(lengths, Sequence)
+                or not lengths
+                or not all(isinstance(length, Integral) and length >= 1 for length in lengths)
+            ):
+                raise ValueError(f"`num_tokens` is {lengths!r}; expected 'auto' or a list of lengths of at least 1.")
+        for name in ("batch_size", "chunk_size"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"`{name}` is {value!r}; expected a whole number of at least 1.")
+        if not all(isinstance(stop, str) and stop for stop in self.stop_strings):
+            raise ValueError(f"`stop_strings` is {self.generation_config.stop_strings!r}; expected strings with text.")
+        stops = self.stop_strings or self.stop_at_sentence_end or self.stop_at_end_of_span or self.stopping_criteria
+        if self.heal and stops:
+            raise ValueError("`heal` needs fills of exact length, which end where the word behind them goes on. Drop "
+                             "`heal`, or the rules that end a fill early.")  # fmt: skip
+        if self.streamer is not None and (self.num_answers > 1 or self.num_tokens is not None):
+            raise ValueError("`streamer` shows one answer as it is written; pass `max_new_tokens` and one sequence.")
+        if self.streamer is not None and (self.heal or self.trim_overlap):
+            raise ValueError("`streamer` shows tokens as they come; `heal` and `trim_overlap` change the text later.")
+
+
+__all__ = ["AUTO_LENGTHS", "InfillOptions"]

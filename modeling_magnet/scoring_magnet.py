@@ -1,0 +1,143 @@
+"""How probable are given fills? Those of equal length are read in one row, as spans that do not see each other.
+
+Shapes: B rows, S tokens in the longest row, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .answers_magnet import Fill
+from .batching_magnet import pad_token_rows, plan_batches
+from .encoding_magnet import EncodingMixin
+from .gaps_magnet import GappedText, continuation_ids, lay_out
+from .texts_magnet import check_texts
+
+
+@dataclass(frozen=True)
+class _ScoredRow:
+    """One text and all its fills of one length."""
+
+    text: int
+    layout: GappedText
+    fills: dict[int, list[int]]  # number of the fill -> tokens
+
+    @property
+    def length(self) -> int:
+        return len(self.layout.token_ids) + sum(map(len, self.fills.values()))
+
+
+class ScoringMixin(EncodingMixin):
+    """`score_infill`."""
+
+    @torch.no_grad()
+    def score_infill(
+        self,
+        prefix: str | Sequence[str],
+        fills: Sequence[str] | Sequence[Sequence[str]],
+        suffix: str | Sequence[str],
+        *,
+        batch_tokens: int | None = None,
+    ) -> list[Fill] | list[list[Fill]]:
+        """Log-probabilities of given fills between a prefix and a suffix.
+
+        Exact: what decoding would have scored. A fill is scored in a gap of its own length.
+
+        Args:
+            prefix (`str` or `list[str]`): Text in front of the gap; may be empty.
+            fills (`list[str]`, or a list of such lists): The candidates for the gap; none may be empty.
+            suffix (`str` or `list[str]`): Text behind it.
+            batch_tokens (`int`, *optional*): Tokens of a forward, padding included; defaults to what suits the device.
+
+        Returns:
+            `list[Fill]`, or a list of them for lists, in the order given: with `logprob` to choose between fills of
+            equal length, and `mean_logprob` where lengths differ.
+
+        Raises:
+            ValueError: lists of different lengths, no fill or an empty one, no text around the gap, or a text beyond
+                the context.
+
+        Source: Khosla et al. 2025, section 3.3; the shared row follows from the mask (Figure 2).
+        """
+        single = isinstance(prefix, str) and isinstance(suffix, str)
+        prefixes = check_texts([prefix] if isinstance(prefix, str) else prefix, name="prefix")
+        suffixes = check_texts([suffix] if isinstance(suffix, str) else suffix, name="suffix")
+        candidates: Any = [fills] if single else fills
+        if isinstance(candidates, str) or not len(prefixes) == len(suffixes) == len(candidates):
+            raise ValueError(
+                f"{len(prefixes)} prefixes, {len(suffixes)} suffixes and {len(candidates)} lists of fills were given; "
+                "expected as many of each."
+            )
+        rows = [
+            row
+            for text, (before, given, after) in enumerate(zip(prefixes, candidates, suffixes, strict=True))
+            for row in self._scored_rows(text, before, given, after)
+        ]
+        self._probe_attention()
+        scored: list[list[Fill]] = [[Fill(fill) for fill in given] for given in candidates]
+        budget = self._batch_tokens(batch_tokens, None)
+        for batch in plan_batches([row.length for row in rows], max_tokens=budget):
+            for index, logprobs in zip(batch, self._score_rows([rows[index] for index in batch]), strict=True):
+                row = rows[index]
+                for (number, ids), own in zip(row.fills.items(), logprobs, strict=True):
+                    fill = scored[row.text][number]
+                    fill.token_ids, fill.logprobs = ids, own
+        return scored[0] if single else scored
+
+    def _scored_rows(self, text: int, prefix: str, fills: Sequence[str], suffix: str) -> list[_ScoredRow]:
+        """The fills of one text, those of equal length in one row."""
+        if isinstance(fills, str):
+            raise ValueError(f"`fills` is the string {fills!r:.40}; expected a list of strings.")
+        if not len(fills):
+            raise ValueError(f"Text {text} has no fill to score. Pass at least one.")
+        by_length: dict[int, dict[int, list[int]]] = {}
+        for number, fill in enumerate(check_texts(fills, name="fills")):
+            ids = continuation_ids(self.tokenizer, fill)
+            if not ids:
+                raise ValueError(f"`fills[{number}]` of text {text} is empty; a fill has at least one token.")
+            by_length.setdefault(len(ids), {})[number] = ids
+        context = self.config.max_position_embeddings
+        return [
+            _ScoredRow(
+                text,
+                lay_out(self.tokenizer, [prefix, suffix], gap_lengths=[length], context_length=context),
+                of_length,
+            )
+            for length, of_length in by_length.items()
+        ]
+
+    def _score_rows(self, rows: Sequence[_ScoredRow]) -> list[list[list[float]]]:
+        """Per row and fill, each token's log-probability; one forward."""
+        ids, positions, segments, sources, labels = [], [], [], [], []
+        for row_number, row in enumerate(rows):
+            layout = row.layout
+            row_ids, row_positions = list(layout.token_ids), list(layout.positions)
+            row_segments = [0] * len(row_ids)
+            for segment, fill in enumerate(row.fills.values(), start=1):
+                # The output before a token predicts it; in front of a fill stands the context.
+                places = [layout.predictors[0], *range(len(row_ids), len(row_ids) + len(fill) - 1)]
+                sources += [(row_number, place) for place in places]
+                labels += fill
+                row_ids += fill
+                row_positions += range(layout.gap_starts[0], layout.gap_starts[0] + len(fill))
+                row_segments += [segment] * len(fill)
+            ids.append(row_ids)
+            positions.append(row_positions)
+            segments.append(row_segments)
+        batch = pad_token_rows(ids, pad_token_id=self._pad_token_id())
+        batch["position_ids"] = pad_token_rows(positions, pad_token_id=0)["input_ids"]
+        batch["segment_ids"] = pad_token_rows(segments, pad_token_id=0)["input_ids"]
+        batch = self._to_device(batch)
+        states = self(
+            **batch, mode="infill", logits_to_keep=torch.arange(0, device=self.device)
+        ).last_hidden_state  # (B, S, H)
+        where = self._to_device({"sources": torch.tensor(sources).T.contiguous(), "labels": torch.tensor(labels)})
+        logits = self._project(states[where["sources"][0], where["sources"][1]]).float()  # (labels, V)
+        chosen = logits.gather(-1, where["labels"][:, None])[:, 0]
+        logprobs = iter((chosen - logits.logsumexp(-1)).tolist())
+        return [[[next(logprobs) for _ in fill] for fill in row.fills.values()] for row in rows]
+
+
+__all__ = ["ScoringMixin"]

@@ -1,0 +1,110 @@
+"""Where a fill meets its context: tokens that spell a healed seam, and repetitions of the context to trim."""
+
+import re
+from functools import lru_cache
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from .gaps_magnet import decode_fill
+from .spans_magnet import Span
+
+WORDS = re.compile(r"\w+|[^\w\s]", re.UNICODE)
+
+
+class SeamHealer:
+    """Which tokens keep a span on the way to the text its seam asks for.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the model.
+        vocab_size (`int`): Tokens the model gives scores for.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, vocab_size: int) -> None:
+        self.tokenizer = tokenizer
+        self.texts = vocabulary_texts(tokenizer, vocab_size)
+
+    def fits(self, span: Span, *, index: int) -> torch.Tensor | None:
+        """Which tokens may come next.
+
+        Args:
+            span (`Span`): With the tokens it has so far.
+            index (`int`): Which token of its gap is chosen, from 0.
+
+        Returns:
+            `torch.BoolTensor` of shape `(V,)`, or `None` for any token.
+        """
+        start, end = span.seam.start, span.seam.end
+        is_last = index == span.gap_length - 1
+        rest = start[len(decode_fill(self.tokenizer, span.before, span.token_ids)) :] if start else ""
+        if not rest and not (is_last and end):
+            return None
+        return torch.tensor(
+            [_fits(text, rest=rest, end=end if is_last else "", is_last=is_last) for text in self.texts]
+        )
+
+
+def _fits(text: str, *, rest: str, end: str, is_last: bool) -> bool:
+    """Whether a token's text goes on with `rest`, and at the last token completes it and ends with `end`."""
+    if not text or "\ufffd" in text:
+        return False
+    if is_last:
+        return text.startswith(rest) and text.endswith(end) and len(text) >= len(rest) + len(end)
+    return text.startswith(rest) or rest.startswith(text)
+
+
+@lru_cache(maxsize=2)
+def vocabulary_texts(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> tuple[str, ...]:
+    """What each token adds to a text that it continues; special tokens add nothing."""
+    anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
+    size = min(vocab_size, len(tokenizer))
+    special = set(tokenizer.all_special_ids)
+    front = tokenizer.decode(anchor, clean_up_tokenization_spaces=False)
+    both = tokenizer.batch_decode([[*anchor, token] for token in range(size)], clean_up_tokenization_spaces=False)
+    texts = ["" if token in special else text[len(front) :] for token, text in enumerate(both)]
+    return (*texts, *[""] * (vocab_size - size))
+
+
+def trim_overlap(fill: str, *, before: str, after: str) -> str:
+    """A fill without what it repeats: the end of the text in front of it, and the beginning of the text behind it.
+
+    Whole words and punctuation marks count, with a word among them, so that a fill keeps letters or a full stop that
+    only happen to be the same. White space between fill and context stays on the context's side.
+
+    Args:
+        fill (`str`): What was written into a gap.
+        before (`str`): The text in front of the gap.
+        after (`str`): The text behind it.
+
+    Example:
+
+        >>> trim_overlap("the red apple for lunch", before="She ate the", after=" for lunch.")
+        ' red apple'
+    """
+    count = _longest_overlap(_words(before), _words(fill))
+    if count:
+        fill = fill[[match.end() for match in WORDS.finditer(fill)][count - 1] :]
+        if before[-1:].isspace():
+            fill = fill.lstrip()
+    count = _longest_overlap(_words(fill), _words(after))
+    if count:
+        fill = fill[: [match.start() for match in WORDS.finditer(fill)][-count]]
+        if after[:1].isspace():
+            fill = fill.rstrip()
+    return fill
+
+
+def _words(text: str) -> list[str]:
+    """Words and punctuation marks of a text."""
+    return WORDS.findall(text)
+
+
+def _longest_overlap(left: list[str], right: list[str]) -> int:
+    """Most words at the end of `left` that are the first of `right`, with a real word among them."""
+    for count in range(min(len(left), len(right)), 0, -1):
+        if left[-count:] == right[:count] and any(word[0].isalnum() for word in right[:count]):
+            return count
+    return 0
+
+
+__all__ = ["SeamHealer", "trim_overlap", "vocabulary_texts"]

@@ -1,0 +1,96 @@
+"""Scores of given fills, against one full-mask forward for each, and against decoding."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet.gaps_magnet import continuation_ids, lay_out
+
+FILLS = [" a red ball", " the", " big dog and a small cat", " a blue box", " the", "日本"]
+
+
+@pytest.fixture(scope="module", params=["sdpa", "eager"])
+def model(real_llama, request):
+    return MagnetLlamaForCausalLM.from_pretrained(real_llama, attn_implementation=request.param)
+
+
+@torch.no_grad()
+def one_by_one(model, prefix, fill, suffix):
+    """Log-probabilities of a fill from a forward of its own, in the order of the text."""
+    ids = continuation_ids(model.tokenizer, fill)
+    layout = lay_out(model.tokenizer, [prefix, suffix], gap_lengths=[len(ids)], context_length=10**6)
+    cut = layout.predictors[0] + 1
+    row = layout.token_ids[:cut] + ids + layout.token_ids[cut:]
+    segments = [0] * cut + [1] * len(ids) + [0] * (len(layout.token_ids) - cut)
+    logits = model(torch.tensor([row]), mode="infill", segment_ids=torch.tensor([segments])).logits[0]
+    logprobs = torch.log_softmax(logits[cut - 1 : cut - 1 + len(ids)], -1)
+    return logprobs.gather(-1, torch.tensor(ids)[:, None])[:, 0]
+
+
+def test_each_score_is_that_of_a_forward_of_its_own(model):
+    prefix, suffix = "Lily saw", " in the park. She was happy."
+    scored = model.score_infill(prefix, FILLS, suffix)
+    assert [fill.text for fill in scored] == FILLS
+    for fill in scored:
+        torch.testing.assert_close(
+            torch.tensor(fill.logprobs), one_by_one(model, prefix, fill.text, suffix), atol=1e-4, rtol=0
+        )
+        assert fill.logprob == pytest.approx(sum(fill.logprobs))
+        assert fill.mean_logprob == pytest.approx(fill.logprob / len(fill.token_ids))
+    assert scored[1].logprobs == scored[4].logprobs
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 60, 4096])
+def test_a_batch_scores_what_single_calls_score(model, batch_tokens):
+    prefixes, suffixes = ["Lily saw", "", "Once upon a time,"], [" in the park.", " was sad.", ""]
+    fills = [FILLS, FILLS[:1], FILLS[2:4]]
+    together = model.score_infill(prefixes, fills, suffixes, batch_tokens=batch_tokens)
+    for prefix, given, suffix, scored in zip(prefixes, fills, suffixes, together, strict=True):
+        for fill, alone in zip(scored, model.score_infill(prefix, given, suffix), strict=True):
+            assert fill.token_ids == alone.token_ids
+            torch.testing.assert_close(torch.tensor(fill.logprobs), torch.tensor(alone.logprobs), atol=1e-4, rtol=0)
+    assert model.score_infill([], [], []) == []
+
+
+def test_a_decoded_fill_scores_what_it_was_decoded_with(model):
+    output = model.infill("Lily went to the", " and played.", max_new_tokens=6, return_dict_in_generate=True)
+    decoded = output.fills[0][0][0]
+    (scored,) = model.score_infill("Lily went to the", [decoded.text], " and played.")
+    if scored.token_ids == decoded.token_ids:  # a greedy fill need not be in the tokenizer's own spelling
+        torch.testing.assert_close(torch.tensor(scored.logprobs), torch.tensor(decoded.logprobs), atol=1e-4, rtol=0)
+    else:
+        assert continuation_ids(model.tokenizer, decoded.text) == scored.token_ids
+
+
+@settings(max_examples=15, deadline=None)
+@given(words=st.lists(st.sampled_from(["cat", "a dog", "it", "ran and ran", "é"]), min_size=1, max_size=6))
+def test_other_candidates_do_not_move_a_score(stories260k, words):
+    model = _MODEL.setdefault(stories260k, MagnetLlamaForCausalLM.from_pretrained(stories260k))
+    fills = [f" {word}" for word in words]
+    together = model.score_infill("The", fills, " away.")
+    for fill, scored in zip(fills, together, strict=True):
+        (alone,) = model.score_infill("The", [fill], " away.")
+        torch.testing.assert_close(torch.tensor(scored.logprobs), torch.tensor(alone.logprobs), atol=1e-4, rtol=0)
+
+
+_MODEL: dict = {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("a", "b", "c"), "expected as many of each|`fills` is the string"),
+        (("a", [], "c"), "Text 0 has no fill"),
+        (("a", ["b", ""], "c"), r"`fills\[1\]` of text 0 is empty"),
+        (("a", ["b", 3], "c"), r"`fills\[1\]` is int"),
+        ((["a"], [["b"], ["c"]], ["d"]), "1 prefixes, 1 suffixes and 2 lists of fills"),
+        ((["a"], ["b"], ["d"]), "`fills` is the string 'b'"),
+        (("", ["b"], ""), "no text around the gap"),
+        (("a", ["b" * 400], "c"), "the model has 256"),
+    ],
+)
+def test_what_cannot_be_scored_is_named(tiny_model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model.score_infill(*arguments)

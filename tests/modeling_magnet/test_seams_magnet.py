@@ -1,0 +1,77 @@
+"""Overlaps that are trimmed, and seams that are spelt anew."""
+
+import pytest
+
+from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet.seams_magnet import trim_overlap, vocabulary_texts
+
+
+@pytest.mark.parametrize(
+    ("before", "fill", "after", "expected"),
+    [
+        ("She ate the", "the red apple", " for lunch.", " red apple"),
+        ("She ate the ", "the red apple", " for lunch.", "red apple"),
+        ("She ate", " an apple for lunch", " for lunch.", " an apple"),
+        ("She ate", " an apple for lunch", "for lunch.", " an apple "),
+        ("She ate the", " the apple for lunch.", " for lunch.", " apple"),
+        ("She ate the", " red apple", " for lunch.", " red apple"),
+        # Letters and a full stop alone are no repetition.
+        ("It is hot.", ". Then", " rain", ". Then"),
+        ("a cat", "ate", " tea", "ate"),
+        ("I think that", " that", " was all", ""),
+        ("", " all", "", " all"),
+        ("one two", "", " three", ""),
+    ],
+)
+def test_whole_words_that_repeat_the_context_are_trimmed(before, fill, after, expected):
+    assert trim_overlap(fill, before=before, after=after) == expected
+
+
+def test_the_call_trims_only_when_asked(real_llama):
+    model = MagnetLlamaForCausalLM.from_pretrained(real_llama)
+    prefix, suffix = "Once upon a time there was a little", " girl named Lily."
+    plain = model.infill(prefix, suffix, max_new_tokens=8, return_dict_in_generate=True).fills[0][0][0]
+    # Its own beginning as the end of the prefix: the fill of the shorter gap is not asked for, only the trimming.
+    assert plain.text == model.infill(prefix, suffix, max_new_tokens=8)
+    trimmed = model.infill(prefix, suffix, max_new_tokens=8, trim_overlap=True)
+    assert trimmed == trim_overlap(plain.text, before=prefix, after=suffix)
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+@pytest.mark.parametrize(
+    ("prefix", "suffix"),
+    [("The little gi", "l went to the par"), ("Once up", "n a time"), ("She said hel", " to him.")],
+)
+def test_a_healed_fill_spells_the_text_on_both_sides(real_llama, prefix, suffix, do_sample):
+    model = MagnetLlamaForCausalLM.from_pretrained(real_llama)
+    for length in (4, 6):
+        output = model.infill(
+            prefix, suffix, max_new_tokens=length, heal=True, do_sample=do_sample, return_dict_in_generate=True
+        )
+        (((fill,),),) = output.fills
+        assert len(fill.token_ids) == length
+        text = model.tokenizer.decode(fill.token_ids, clean_up_tokenization_spaces=False)
+        # What the tokens spell begins with the end of the prefix, ends with the beginning of the suffix,
+        # and has the fill between.
+        left, found, right = text.partition(fill.text) if fill.text else (text, "", "")
+        assert found == fill.text
+        assert prefix.endswith(left.strip()) or fill.text == ""
+        assert suffix.startswith(right)
+
+
+def test_healing_completes_a_word(tiny_model):
+    """Only a healed gap can have a token that bridges the seam; every healed fill is made of such tokens."""
+    texts = vocabulary_texts(tiny_model.tokenizer, tiny_model.config.vocab_size)
+    assert len(texts) == tiny_model.config.vocab_size
+    output = tiny_model.infill("the ca", "t sat", max_new_tokens=3, heal=True, return_dict_in_generate=True)
+    (((fill,),),) = output.fills
+    spelt = "".join(texts[token] for token in fill.token_ids)
+    assert fill.text in spelt
+
+
+def test_a_seam_that_nothing_fits_is_named(real_llama):
+    model = MagnetLlamaForCausalLM.from_pretrained(real_llama)
+    with pytest.raises(ValueError, match=r"No 1 tokens begin with '.*' and end with '.*'.*heal=False"):
+        model.infill("Once upon a time", "qx the end", max_new_tokens=1, heal=True)
+    with pytest.raises(ValueError, match="`heal` needs fills of exact length"):
+        model.infill("Once upon a ti", "me.", max_new_tokens=4, heal=True, stop_at_sentence_end=True)
