@@ -76,7 +76,7 @@ def answers(
         seam = spans[0].seam
         raise ValueError(
             f"No {spans[0].gap_length} tokens begin with {seam.start!r} and end with {seam.end!r}, which healing the "
-            "seams takes. Allow more tokens, or pass `heal=False`."
+            "seams takes. Allow more tokens, or heal otherwise."
         )
     fills: dict[str, Fill] = {}
     for span in possible:

@@ -118,11 +118,11 @@ class FillingMixin(DecodingMixin):
         spans = [span for text in texts for gap in text.spans for span in gap]
         return TokenChooser(
             options.generation_config,
-            span_lengths=[span.gap_length for span in spans],
+            spans=spans,
             barred_ids=self._ids_outside_text(),
             end_of_span_id=self.tokenizer.eos_token_id if options.stop_at_end_of_span else None,
             processors=options.logits_processor,
-            healer=SeamHealer(self.tokenizer, vocab_size=self.config.vocab_size) if options.heal else None,
+            healer=SeamHealer(self.tokenizer, vocab_size=self.config.vocab_size),
         )
 
     def _stop_rules(self, texts: Sequence[FilledText], options: InfillOptions) -> StopRules:

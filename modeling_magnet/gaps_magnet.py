@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from numbers import Integral
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,9 +17,12 @@ ANCHORS = ("\n", "a", "0", ".", " ")
 DECODE_CONTEXT = 8
 
 
+Healing = Literal["space", "token"]
+
+
 @dataclass(frozen=True)
 class Seam:
-    """What a fill has to begin and end with, because tokens of the context were taken back: see `lay_out`."""
+    """What a fill has to begin and end with, because it was taken from the context: see `lay_out`."""
 
     start: str = ""
     end: str = ""
@@ -106,20 +110,21 @@ def lay_out(
     *,
     gap_lengths: Sequence[int],
     context_length: int,
-    heal: bool = False,
+    heal: Healing | None = None,
 ) -> GappedText:
     """Tokenise the pieces of a text around its gaps and leave the gaps' positions free.
 
-    With `heal`, one token on either side of a gap is taken back into it, and the fill has to spell its text anew, so
-    that a gap may begin and end inside a word. Where the text behind a gap begins with white space there is nothing
-    to heal: words begin with it in the usual vocabularies.
+    Words begin with their space in the usual vocabularies: text that ends in a space, as in front of a blank in a
+    sentence, is nothing they were trained on. With `heal="space"` those spaces are taken into the gap, and the fill
+    has to begin with them. With `heal="token"` one token on either side of a gap is taken into it and spelt anew, so
+    that a gap may begin and end inside a word.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the model.
         pieces (`Sequence[str]`): The text in front of the first gap, between gaps, and behind the last one.
         gap_lengths (`Sequence[int]`): Tokens to fill into each gap, one fewer than pieces.
         context_length (`int`): Positions the model has.
-        heal (`bool`): Whether to heal the seams.
+        heal (`str`, *optional*): `"space"` or `"token"`, how to heal the seams.
 
     Raises:
         ValueError: nothing around the gaps, neighbouring gaps, a gap without length, or a text that is too long.
@@ -128,6 +133,11 @@ def lay_out(
         raise ValueError("There is no text around the gap: prefix and suffix are empty. Use `model.generate`.")
     if not all(isinstance(length, Integral) and length >= 1 for length in gap_lengths):
         raise ValueError(f"Gaps of {list(gap_lengths)} tokens were asked for; each needs an integer of at least 1.")
+    seams = [Seam() for _ in gap_lengths]
+    if heal == "space":
+        bare = [piece.rstrip(" ") or piece for piece in pieces[:-1]]
+        seams = [Seam(start=piece[len(text) :]) for piece, text in zip(pieces, bare, strict=False)]
+        pieces = [*bare, pieces[-1]]
     first = tokenizer(pieces[0], add_special_tokens=False, verbose=False)["input_ids"] if pieces[0] else []
     token_ids = [[*front_tokens(tokenizer), *first], *(continuation_ids(tokenizer, piece) for piece in pieces[1:])]
     if not token_ids[0]:
@@ -140,10 +150,9 @@ def lay_out(
         raise ValueError(
             f"There is no text around the gap but special tokens: {[piece for piece in pieces if piece]}. Pass text."
         )
-    seams = [Seam() for _ in gap_lengths]
-    if heal:
+    if heal == "token":
         seams = [
-            _heal(tokenizer, token_ids[index], token_ids[index + 1], is_last=index == len(gap_lengths) - 1)
+            _take_back(tokenizer, token_ids[index], token_ids[index + 1], is_last=index == len(gap_lengths) - 1)
             for index in range(len(gap_lengths))
         ]
     text = GappedText(
@@ -157,7 +166,7 @@ def lay_out(
     return text
 
 
-def _heal(tokenizer: PreTrainedTokenizerBase, before: list[int], after: list[int], *, is_last: bool) -> Seam:
+def _take_back(tokenizer: PreTrainedTokenizerBase, before: list[int], after: list[int], *, is_last: bool) -> Seam:
     """Take back the token in front of a gap and the one behind it; returns their texts.
 
     A token is needed in front of every gap, to predict from. Special tokens and parts of characters stay.
@@ -170,7 +179,7 @@ def _heal(tokenizer: PreTrainedTokenizerBase, before: list[int], after: list[int
             start = text
             before.pop()
     if after and (len(after) > 1 or is_last) and after[0] not in special:
-        text = decode_fill(tokenizer, before, after[:1])
+        text = decode_fill(tokenizer, [token for token in before if token not in special], after[:1])
         if "\ufffd" not in text and not text[:1].isspace():
             end = text
             after.pop(0)
@@ -198,4 +207,4 @@ def decode_fill(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], fill:
     return str(tokenizer.decode(list(fill), clean_up_tokenization_spaces=False))
 
 
-__all__ = ["GappedText", "Seam", "continuation_ids", "decode_fill", "lay_out"]
+__all__ = ["GappedText", "Healing", "Seam", "continuation_ids", "decode_fill", "lay_out"]

@@ -12,6 +12,7 @@ from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from .gaps_magnet import Healing
 from .sampling_magnet import SUPPORTED, merge_generation_config
 
 # The lengths that `num_tokens="auto"` tries.
@@ -34,8 +35,9 @@ class InfillOptions:
         stop_at_end_of_span (`bool`, *optional*): Let the model end a fill; defaults to whether it was taught to.
         trim_overlap (`bool`, defaults to `False`): Cut off a fill's beginning where it repeats the end of the text in
             front of the gap, and its end where it repeats the beginning of the text behind it.
-        heal (`bool`, defaults to `False`): Let a gap begin and end inside a word: one token on either side of it is
-            spelt anew, as part of the fill's tokens.
+        heal (`str`, *optional*, defaults to `"space"`): Spaces in front of a gap become part of the fill's first
+            token, where vocabularies have them. `"token"` lets a gap begin and end inside a word: one token on either
+            side of it is spelt anew, as part of the fill's tokens. `None` leaves the tokens of the context alone.
         batch_size (`int`, defaults to 32): Texts decoded together.
         generation_config (`GenerationConfig`, *optional*): Defaults to the model's own.
         logits_processor (`LogitsProcessorList`, *optional*): As `generate` takes it.
@@ -57,7 +59,7 @@ class InfillOptions:
     stop_at_sentence_end: bool = False
     stop_at_end_of_span: bool | None = None
     trim_overlap: bool = False
-    heal: bool = False
+    heal: Healing | None = "space"
     batch_size: int = 32
     generation_config: GenerationConfig
     logits_processor: LogitsProcessorList | None = None
@@ -93,14 +95,14 @@ class InfillOptions:
                 "`end_of_span`, or leave the option out."
             )
         if options.stop_at_end_of_span is None:
-            options.stop_at_end_of_span = end_of_span > 0 and not options.heal
+            options.stop_at_end_of_span = end_of_span > 0 and options.heal != "token"
         options._check()
         return options
 
     def greedy(self) -> "InfillOptions":
         """The same with one greedy answer."""
         config = copy.deepcopy(self.generation_config)
-        config.update(do_sample=False, num_return_sequences=1)
+        config.do_sample, config.num_return_sequences = False, None
         return replace(self, generation_config=config)
 
     @property
@@ -145,13 +147,17 @@ class InfillOptions:
         if not all(isinstance(stop, str) and stop for stop in self.stop_strings):
             raise ValueError(f"`stop_strings` is {self.generation_config.stop_strings!r}; expected strings with text.")
         stops = self.stop_strings or self.stop_at_sentence_end or self.stop_at_end_of_span or self.stopping_criteria
-        if self.heal and stops:
+        if self.heal not in ("space", "token", None):
+            raise ValueError(f"`heal` is {self.heal!r}; expected 'space', 'token' or None.")
+        if self.heal == "token" and stops:
             raise ValueError("`heal` needs fills of exact length, which end where the word behind them goes on. Drop "
                              "`heal`, or the rules that end a fill early.")  # fmt: skip
         if self.streamer is not None and (self.num_answers > 1 or self.num_tokens is not None):
             raise ValueError("`streamer` shows one answer as it is written; pass `max_new_tokens` and one sequence.")
-        if self.streamer is not None and (self.heal or self.trim_overlap):
-            raise ValueError("`streamer` shows tokens as they come; `heal` and `trim_overlap` change the text later.")
+        if self.streamer is not None and (self.heal == "token" or self.trim_overlap):
+            raise ValueError(
+                "`streamer` shows tokens as they come; `heal='token'` and `trim_overlap` change the text later."
+            )
 
 
 __all__ = ["AUTO_LENGTHS", "InfillOptions"]

@@ -17,6 +17,7 @@ from transformers.generation.logits_process import (
 )
 
 from .batching_magnet import pad_token_rows
+from .gaps_magnet import Seam
 from .seams_magnet import SeamHealer
 from .spans_magnet import Span
 
@@ -47,8 +48,9 @@ def merge_generation_config(base: GenerationConfig, overrides: dict[str, Any]) -
     if base.num_beams not in (None, 1):
         raise ValueError(f"`num_beams={base.num_beams}` in the generation config: a gap is not filled by beam search.")
     config = copy.deepcopy(base)
-    config.update(**overrides)
-    answers = config.num_return_sequences
+    # Its own check allows several answers for sampling and beams alone.
+    config.update(**{name: value for name, value in overrides.items() if name != "num_return_sequences"})
+    answers = config.num_return_sequences = overrides.get("num_return_sequences", config.num_return_sequences)
     if answers is not None and (not isinstance(answers, int) or answers < 1):
         raise ValueError(f"`num_return_sequences` is {answers!r}; expected a whole number of at least 1.")
     return config
@@ -74,7 +76,7 @@ class TokenChooser:
     Args:
         config (`GenerationConfig`): `do_sample`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty` and
             `no_repeat_ngram_size` count.
-        span_lengths (`Sequence[int]`): Tokens each span can have, over all texts of the call.
+        spans (`Sequence[Span]`): All spans of the call, in the order of their streams.
         barred_ids (`Sequence[int]`): Tokens that never stand in a fill.
         end_of_span_id (`int`, *optional*): Token that may end a span, but not be its first.
         processors (`LogitsProcessorList`, *optional*): As `generate` takes them, applied in front of the config's.
@@ -86,7 +88,7 @@ class TokenChooser:
         self,
         config: GenerationConfig,
         *,
-        span_lengths: Sequence[int],
+        spans: Sequence[Span],
         barred_ids: Sequence[int],
         end_of_span_id: int | None = None,
         processors: LogitsProcessorList | None = None,
@@ -94,7 +96,8 @@ class TokenChooser:
     ) -> None:
         self.barred_ids = [token_id for token_id in barred_ids if token_id != end_of_span_id]
         self.end_of_span_id = end_of_span_id
-        self.healer = healer
+        self.healer = healer if any(span.seam != Seam() for span in spans) else None
+        self.spells = any(len(span.seam.start) > 1 for span in spans)
         self.processors = LogitsProcessorList(processors or [])
         if config.repetition_penalty not in (None, 1.0):
             self.processors.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
@@ -114,14 +117,14 @@ class TokenChooser:
         if config.min_p is not None:
             self.warpers.append(MinPLogitsWarper(config.min_p))
         self.uniforms = []
-        for length in span_lengths:
+        for span in spans:
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-            self.uniforms.append(torch.rand(length, generator=generator, dtype=torch.float64))
+            self.uniforms.append(torch.rand(span.gap_length, generator=generator, dtype=torch.float64))
 
     @property
     def reads_tokens(self) -> bool:
         """Whether a choice depends on what the spans hold."""
-        return bool(self.processors) or self.healer is not None
+        return bool(self.processors) or self.spells
 
     def choose(self, logits: torch.Tensor, spans: Sequence[Span], *, indices: Sequence[int]) -> Choice:
         """One token for each of some spans.

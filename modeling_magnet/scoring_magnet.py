@@ -43,7 +43,8 @@ class ScoringMixin(EncodingMixin):
     ) -> list[Fill] | list[list[Fill]]:
         """Log-probabilities of given fills between a prefix and a suffix.
 
-        Exact: what decoding would have scored. A fill is scored in a gap of its own length.
+        Exact: what decoding would have scored. A fill is scored in a gap of its own length, with the spaces at the end
+        of the prefix as part of its first token.
 
         Args:
             prefix (`str` or `list[str]`): Text in front of the gap; may be empty.
@@ -92,17 +93,22 @@ class ScoringMixin(EncodingMixin):
             raise ValueError(f"`fills` is the string {fills!r:.40}; expected a list of strings.")
         if not len(fills):
             raise ValueError(f"Text {text} has no fill to score. Pass at least one.")
+        context = self.config.max_position_embeddings
+        start = (
+            lay_out(self.tokenizer, [prefix, suffix], gap_lengths=[1], context_length=context, heal="space")
+            .seams[0]
+            .start
+        )
         by_length: dict[int, dict[int, list[int]]] = {}
         for number, fill in enumerate(check_texts(fills, name="fills")):
-            ids = continuation_ids(self.tokenizer, fill)
-            if not ids:
+            ids = continuation_ids(self.tokenizer, start + fill)
+            if not fill:
                 raise ValueError(f"`fills[{number}]` of text {text} is empty; a fill has at least one token.")
             by_length.setdefault(len(ids), {})[number] = ids
-        context = self.config.max_position_embeddings
         return [
             _ScoredRow(
                 text,
-                lay_out(self.tokenizer, [prefix, suffix], gap_lengths=[length], context_length=context),
+                lay_out(self.tokenizer, [prefix, suffix], gap_lengths=[length], context_length=context, heal="space"),
                 of_length,
             )
             for length, of_length in by_length.items()

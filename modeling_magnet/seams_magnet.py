@@ -22,35 +22,44 @@ class SeamHealer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, vocab_size: int) -> None:
         self.tokenizer = tokenizer
-        self.texts = vocabulary_texts(tokenizer, vocab_size)
+        self.vocab_size = vocab_size
 
     def fits(self, span: Span, *, index: int) -> torch.Tensor | None:
         """Which tokens may come next.
 
         Args:
-            span (`Span`): With the tokens it has so far.
+            span (`Span`): With the tokens it has so far; they are read from its second token on, and only where its
+                beginning is longer than the one character that any token spells.
             index (`int`): Which token of its gap is chosen, from 0.
 
         Returns:
             `torch.BoolTensor` of shape `(V,)`, or `None` for any token.
         """
-        start, end = span.seam.start, span.seam.end
-        is_last = index == span.gap_length - 1
-        rest = start[len(decode_fill(self.tokenizer, span.before, span.token_ids)) :] if start else ""
-        if not rest and not (is_last and end):
+        rest = span.seam.start if index == 0 else ""
+        if index > 0 and len(span.seam.start) > 1:
+            rest = span.seam.start[len(decode_fill(self.tokenizer, span.before, span.token_ids)) :]
+        end = span.seam.end if index == span.gap_length - 1 else ""
+        if not rest and not end:
             return None
-        return torch.tensor(
-            [_fits(text, rest=rest, end=end if is_last else "", is_last=is_last) for text in self.texts]
+        return fitting_tokens(
+            self.tokenizer, self.vocab_size, rest=rest, end=end, is_last=index == span.gap_length - 1
         )
 
 
-def _fits(text: str, *, rest: str, end: str, is_last: bool) -> bool:
-    """Whether a token's text goes on with `rest`, and at the last token completes it and ends with `end`."""
-    if not text or "\ufffd" in text:
-        return False
-    if is_last:
-        return text.startswith(rest) and text.endswith(end) and len(text) >= len(rest) + len(end)
-    return text.startswith(rest) or rest.startswith(text)
+@lru_cache(maxsize=256)
+def fitting_tokens(
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int, *, rest: str, end: str, is_last: bool
+) -> torch.Tensor:
+    """Tokens `(V,)` whose text goes on with `rest`; the last one has to complete it, and to end with `end`."""
+
+    def fits(text: str) -> bool:
+        if not text or "\ufffd" in text:
+            return False
+        if is_last:
+            return text.startswith(rest) and text.endswith(end) and len(text) >= len(rest) + len(end)
+        return text.startswith(rest) or rest.startswith(text)
+
+    return torch.tensor([fits(text) for text in vocabulary_texts(tokenizer, vocab_size)])
 
 
 @lru_cache(maxsize=2)
@@ -107,4 +116,4 @@ def _longest_overlap(left: list[str], right: list[str]) -> int:
     return 0
 
 
-__all__ = ["SeamHealer", "trim_overlap", "vocabulary_texts"]
+__all__ = ["SeamHealer", "fitting_tokens", "trim_overlap", "vocabulary_texts"]

@@ -47,8 +47,8 @@ def test_a_batch_scores_what_single_calls_score(model, batch_tokens):
     prefixes, suffixes = ["Lily saw", "", "Once upon a time,"], [" in the park.", " was sad.", ""]
     fills = [FILLS, FILLS[:1], FILLS[2:4]]
     together = model.score_infill(prefixes, fills, suffixes, batch_tokens=batch_tokens)
-    for prefix, given, suffix, scored in zip(prefixes, fills, suffixes, together, strict=True):
-        for fill, alone in zip(scored, model.score_infill(prefix, given, suffix), strict=True):
+    for prefix, own, suffix, scored in zip(prefixes, fills, suffixes, together, strict=True):
+        for fill, alone in zip(scored, model.score_infill(prefix, own, suffix), strict=True):
             assert fill.token_ids == alone.token_ids
             torch.testing.assert_close(torch.tensor(fill.logprobs), torch.tensor(alone.logprobs), atol=1e-4, rtol=0)
     assert model.score_infill([], [], []) == []

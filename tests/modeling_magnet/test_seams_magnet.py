@@ -46,7 +46,7 @@ def test_a_healed_fill_spells_the_text_on_both_sides(real_llama, prefix, suffix,
     model = MagnetLlamaForCausalLM.from_pretrained(real_llama)
     for length in (4, 6):
         output = model.infill(
-            prefix, suffix, max_new_tokens=length, heal=True, do_sample=do_sample, return_dict_in_generate=True
+            prefix, suffix, max_new_tokens=length, heal="token", do_sample=do_sample, return_dict_in_generate=True
         )
         (((fill,),),) = output.fills
         assert len(fill.token_ids) == length
@@ -63,7 +63,7 @@ def test_healing_completes_a_word(tiny_model):
     """Only a healed gap can have a token that bridges the seam; every healed fill is made of such tokens."""
     texts = vocabulary_texts(tiny_model.tokenizer, tiny_model.config.vocab_size)
     assert len(texts) == tiny_model.config.vocab_size
-    output = tiny_model.infill("the ca", "t sat", max_new_tokens=3, heal=True, return_dict_in_generate=True)
+    output = tiny_model.infill("the ca", "t sat", max_new_tokens=3, heal="token", return_dict_in_generate=True)
     (((fill,),),) = output.fills
     spelt = "".join(texts[token] for token in fill.token_ids)
     assert fill.text in spelt
@@ -71,7 +71,7 @@ def test_healing_completes_a_word(tiny_model):
 
 def test_a_seam_that_nothing_fits_is_named(real_llama):
     model = MagnetLlamaForCausalLM.from_pretrained(real_llama)
-    with pytest.raises(ValueError, match=r"No 1 tokens begin with '.*' and end with '.*'.*heal=False"):
-        model.infill("Once upon a time", "qx the end", max_new_tokens=1, heal=True)
+    with pytest.raises(ValueError, match=r"No 1 tokens begin with '.*' and end with '.*'.*or heal otherwise"):
+        model.infill("Once upon a time", "qx the end", max_new_tokens=1, heal="token")
     with pytest.raises(ValueError, match="`heal` needs fills of exact length"):
-        model.infill("Once upon a ti", "me.", max_new_tokens=4, heal=True, stop_at_sentence_end=True)
+        model.infill("Once upon a ti", "me.", max_new_tokens=4, heal="token", stop_at_sentence_end=True)
