@@ -3,6 +3,8 @@
 Needs the `eval` extra, so `trainer` itself does not import this.
 """
 
+import hashlib
+import inspect
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,12 @@ from mteb.models.model_meta import ScoringFunction
 from modeling_magnet.prompts_magnet import PAPER_PROMPTS
 
 _SCORING = {"cosine": ScoringFunction.COSINE, "dot": ScoringFunction.DOT_PRODUCT}
+# Of `mteb.evaluate(encode_kwargs=)`: what leaves the vectors as they are, and the precision, which MTEB puts on record.
+_OF_EVALUATE = ("batch_size", "batch_tokens", "precision", "show_progress_bar")
+# What MTEB asks for where nobody asked; it would cap the budget of tokens.
+_MTEB_BATCH_SIZE = 32
+# Of `encode`, but not of this class: texts and instruction come from the task, the output is what MTEB reads.
+_OF_THE_TASK = ("inputs", "prompt", "prompt_name", "output_value", "convert_to_numpy", "convert_to_tensor")
 
 
 class MagnetEncoder(AbsEncoder):
@@ -26,8 +34,13 @@ class MagnetEncoder(AbsEncoder):
     Args:
         model (`PreTrainedModel`): With `encode` and `tokenizer`.
         name (`str`, *optional*): `owner/name` in the result files; made from where the model was loaded if left out.
-        revision (`str`, *optional*): Commit of the model; that of the load, where it is known, if left out.
+        revision (`str`, *optional*): Commit of the model. If left out, the commit of the load, or `local`, and a
+            digest of the weights as they are now: MTEB takes a score from its cache where name and revision agree, and
+            a model that was trained on is another one. Wrap it anew after training.
         encode_kwargs: Passed to `encode`, such as `pooling` or `normalize_embeddings`.
+
+    Raises:
+        ValueError: options that `encode` does not have or cannot use, or that belong to the task, such as `prompt`.
 
     Example:
 
@@ -37,6 +50,7 @@ class MagnetEncoder(AbsEncoder):
     def __init__(
         self, model: Any, *, name: str | None = None, revision: str | None = None, **encode_kwargs: Any
     ) -> None:
+        _check_options(model, encode_kwargs)
         self.model = model
         self.encode_kwargs = encode_kwargs
         settings = model.magnet_settings
@@ -46,7 +60,7 @@ class MagnetEncoder(AbsEncoder):
         self.mteb_model_meta = ModelMeta.create_empty(
             overwrites={
                 "name": name or _name_of(model),
-                "revision": revision or getattr(model.config, "_commit_hash", None) or "local",
+                "revision": revision or f"{getattr(model.config, '_commit_hash', None) or 'local'}-{_digest_of(model)}",
                 # Of the others MTEB knows nothing; it then asks the model.
                 "similarity_fn_name": _SCORING.get(settings.similarity_fn_name),
                 "embed_dim": model.config.hidden_size,
@@ -92,15 +106,51 @@ class MagnetEncoder(AbsEncoder):
             task_metadata (`TaskMetadata`): Chooses the instruction.
             hf_split, hf_subset: Not used.
             prompt_type (`PromptType`, *optional*): Query or document.
-            kwargs: Of `mteb.evaluate(encode_kwargs=)`; passed to `encode`.
+            kwargs: Of `mteb.evaluate(encode_kwargs=)`; passed to `encode`. MTEB's own batch size of 32 is not.
 
         Returns:
             `numpy.ndarray` of shape `(num_texts, embed_dim)`, in float32.
+
+        Raises:
+            ValueError: options that change the vectors; MTEB would file the score under those it knows of.
         """
+        unrecorded = sorted(set(kwargs) - set(_OF_EVALUATE))
+        if unrecorded:
+            raise ValueError(
+                f"`encode_kwargs` has {', '.join(map(repr, unrecorded))}, which MTEB does not put on record; expected "
+                f"{', '.join(_OF_EVALUATE)} alone. Pass the others to MagnetEncoder: MagnetEncoder(model, pooling=...)."
+            )
+        if kwargs.get("batch_size") == _MTEB_BATCH_SIZE:
+            del kwargs["batch_size"]
         texts = [text for batch in inputs for text in batch["text"]]
         prompt = self.prompt_of(task_metadata, prompt_type)
         vectors: np.ndarray = self.model.encode(texts, prompt=prompt, **{**self.encode_kwargs, **kwargs})
         return vectors
+
+
+def _check_options(model: Any, options: dict[str, Any]) -> None:
+    """Refuse options of `encode` that it does not have, that are not the caller's to choose, or out of range."""
+    of_the_task = sorted(set(options) & set(_OF_THE_TASK))
+    if of_the_task:
+        raise ValueError(
+            f"{', '.join(map(repr, of_the_task))} cannot be chosen for all tasks: MTEB chooses the texts and their "
+            "form, and the task its instruction. Store an instruction under the task's name or type: "
+            'model.config.magnet["prompts"]["STS"] = "..."'
+        )
+    known = [name for name in inspect.signature(model.encode).parameters if name not in _OF_THE_TASK]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"`encode` has no option {', '.join(map(repr, unknown))}; expected some of {known}.")
+    model.encode([], **{name: value for name, value in options.items() if name != "precision"})
+
+
+def _digest_of(model: Any) -> str:
+    """Of all weights, as they are in memory."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def _name_of(model: Any) -> str:

@@ -54,6 +54,86 @@ def test_a_clustering_task_runs_and_its_record_tells_the_conditions(tiny_model, 
     assert conditions["prompts"]["TwentyNewsgroupsClustering"] == encoder.prompt_of(task.metadata)
 
 
+@pytest.fixture
+def task():
+    pairs = {
+        "sentence1": ["The cat sat.", "The dog barked.", "A man is here.", "The apple is red."],
+        "sentence2": ["A cat was sitting.", "A dog barked.", "The bread was for lunch.", "An apple was on the mat."],
+        "score": [4.5, 4.0, 0.0, 2.0],
+    }
+    task = mteb.get_task("STSBenchmark")
+    task.dataset, task.data_loaded = {"default": {"test": Dataset.from_dict(pairs)}}, True
+    return task
+
+
+def test_a_model_that_was_trained_on_is_measured_again(tiny_model, task, tmp_path):
+    cache = mteb.ResultCache(cache_path=tmp_path)
+    calls, encode = [], tiny_model.encode
+
+    def counted(texts, **options):
+        calls.extend(texts)
+        return encode(texts, **options)
+
+    def measure(**options):
+        calls.clear()
+        encoder = MagnetEncoder(tiny_model, **options)
+        tiny_model.encode = counted
+        mteb.evaluate(encoder, task, cache=cache, co2_tracker=False)
+        del tiny_model.encode
+        return len(calls), encoder.mteb_model_meta.revision
+
+    texts, first = measure()
+    assert texts == 8 and first.startswith("local-")
+    assert measure() == (0, first), "the same weights: from the record"
+    tiny_model.model.norm.weight.data[0] += 0.5
+    texts, second = measure()
+    assert texts == 8 and second != first
+    tiny_model.config._commit_hash = "abc"
+    assert measure()[1] == second.replace("local", "abc")
+    assert measure(revision="mine")[1] == "mine"
+    assert measure(pooling="mean")[0] == 8, "another record, not that of the last token"
+    assert MagnetEncoder(tiny_model.bfloat16()).mteb_model_meta.revision != second
+
+
+def test_options_that_mteb_does_not_put_on_record_are_refused(tiny_model, task):
+    encoder = MagnetEncoder(tiny_model)
+    for options in ({"pooling": "mean"}, {"prompt": "X: "}, {"truncate_dim": 8, "normalize_embeddings": True}):
+        with pytest.raises(ValueError, match=r"`encode_kwargs` has '.*expected batch_size, .*MagnetEncoder\(model"):
+            mteb.evaluate(encoder, task, cache=None, co2_tracker=False, encode_kwargs=options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": "X: "}, r"'prompt' cannot be chosen for all tasks.*model\.config\.magnet"),
+        ({"prompt_name": "STS"}, r"'prompt_name' cannot be chosen"),
+        ({"convert_to_tensor": True}, r"'convert_to_tensor' cannot be chosen"),
+        ({"poling": "mean"}, r"`encode` has no option 'poling'; expected some of .*'pooling'"),
+        ({"pooling": "cls"}, r"`pooling` is 'cls'"),
+        ({"truncate_dim": 99}, r"`truncate_dim` is 99"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused_at_once(tiny_model, options, message):
+    with pytest.raises(ValueError, match=message):
+        MagnetEncoder(tiny_model, **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "rows"),
+    [
+        ({}, {"batch_size": 32}, None),
+        ({}, {"batch_size": 16}, 16),
+        ({"batch_size": 8}, {"batch_size": 32}, 8),
+    ],
+)
+def test_the_batch_size_is_not_mtebs_own(tiny_model, given, asked, rows):
+    encoder = MagnetEncoder(tiny_model, **given)
+    seen, states = [], tiny_model._row_states
+    tiny_model._row_states = lambda *a, **kw: seen.append(kw["batch_size"]) or states(*a, **kw)
+    encoder.encode([{"text": ["A cat."]}], task_metadata=metadata("STS12"), hf_split="", hf_subset="", **asked)
+    assert seen == [rows]
+
+
 def test_vectors_are_those_of_encode(tiny_model):
     encoder = MagnetEncoder(tiny_model, pooling="mean")
     texts = ["The cat sat.", "A dog barked."]
