@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import LlamaForCausalLM, PreTrainedConfig
+from transformers import GenerationMixin, LlamaForCausalLM, PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
@@ -46,8 +46,11 @@ class MagnetMixin(WordsMixin, InfillingMixin):
 
     Put it in front of a `...ForCausalLM` class whose layers all attend to the full sequence:
 
-        class MagnetMistralForCausalLM(MagnetMixin, MistralForCausalLM):
+        class MagnetMistralForCausalLM(MagnetMixin, MistralForCausalLM, GenerationMixin):
             pass
+
+    The last is a base of the second already; but where remote code does not name it, transformers makes a new class of
+    each load, whose models cannot be pickled: sentence-transformers could start no processes.
 
     The mode is an argument of each call, so that threads can share one model: no call writes to the model or to its
     config.
@@ -229,7 +232,7 @@ class MagnetMixin(WordsMixin, InfillingMixin):
         return {**inputs, "mode": "causal"}
 
 
-class MagnetLlamaForCausalLM(MagnetMixin, LlamaForCausalLM):
+class MagnetLlamaForCausalLM(MagnetMixin, LlamaForCausalLM, GenerationMixin):
     """A Llama that generates (causal), encodes (bidirectional) and infills (context and spans).
 
     Example:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 
@@ -147,6 +148,21 @@ def test_a_process_that_imported_the_package_loads_either_kind(saved):
         ids = torch.tensor([[1, 40, 41, 42, 43, 44]])
         with torch.no_grad():
             assert torch.equal(model(ids).logits, models["untied"](ids).logits)
+
+
+def test_a_model_of_remote_code_can_be_pickled(saved):
+    """As sentence-transformers does to start its processes."""
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    models, folder, _ = saved
+    loads = [
+        factory.from_pretrained(folder / "untied", trust_remote_code=True)
+        for factory in 2 * (AutoModel, AutoModelForCausalLM)
+    ]
+    assert len({type(model) for model in loads}) == 1, "one class, whoever loads it, however often"
+    for model in loads:
+        again = pickle.loads(pickle.dumps(model))
+        np.testing.assert_array_equal(again.encode("A cat."), models["untied"].encode("A cat."))
 
 
 def test_the_directory_holds_the_code_and_nothing_of_ours_in_the_weights(saved):

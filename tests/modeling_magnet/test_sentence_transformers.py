@@ -111,10 +111,13 @@ def test_pooling_and_similarity_are_stored(wiki_7m, tmp_path, pooling, similarit
 
 
 @pytest.mark.slow
-def test_its_pool_search_and_quantisation_work(wiki_7m, tmp_path):
+@pytest.mark.parametrize("trust_remote_code", [False, True])
+def test_its_pool_search_and_quantisation_work(wiki_7m, tmp_path, trust_remote_code):
     model = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)
     model.save_pretrained(tmp_path)
-    embedder = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
+    embedder = sentence_transformers.SentenceTransformer(
+        str(tmp_path), trust_remote_code=trust_remote_code, device="cpu"
+    )
     expected = model.encode(TEXTS, normalize_embeddings=True)
     pool = embedder.start_multi_process_pool(["cpu", "cpu"])
     try:
