@@ -17,7 +17,7 @@ from mteb.models.model_meta import ScoringFunction
 from modeling_magnet.prompts_magnet import PAPER_PROMPTS
 
 _SCORING = {"cosine": ScoringFunction.COSINE, "dot": ScoringFunction.DOT_PRODUCT}
-# Of `mteb.evaluate(encode_kwargs=)`: what leaves the vectors as they are, and the precision, which MTEB puts on record.
+# Of `mteb.evaluate(encode_kwargs=)`: what leaves the vectors alone, and the precision, which MTEB puts on record.
 _OF_EVALUATE = ("batch_size", "batch_tokens", "precision", "show_progress_bar")
 # What MTEB asks for where nobody asked; it would cap the budget of tokens.
 _MTEB_BATCH_SIZE = 32
@@ -60,7 +60,7 @@ class MagnetEncoder(AbsEncoder):
         self.mteb_model_meta = ModelMeta.create_empty(
             overwrites={
                 "name": name or _name_of(model),
-                "revision": revision or f"{getattr(model.config, '_commit_hash', None) or 'local'}-{_digest_of(model)}",
+                "revision": revision or _revision_of(model),
                 # Of the others MTEB knows nothing; it then asks the model.
                 "similarity_fn_name": _SCORING.get(settings.similarity_fn_name),
                 "embed_dim": model.config.hidden_size,
@@ -118,7 +118,7 @@ class MagnetEncoder(AbsEncoder):
         if unrecorded:
             raise ValueError(
                 f"`encode_kwargs` has {', '.join(map(repr, unrecorded))}, which MTEB does not put on record; expected "
-                f"{', '.join(_OF_EVALUATE)} alone. Pass the others to MagnetEncoder: MagnetEncoder(model, pooling=...)."
+                f"{', '.join(_OF_EVALUATE)} alone. Pass the others at the start: MagnetEncoder(model, pooling=...)."
             )
         if kwargs.get("batch_size") == _MTEB_BATCH_SIZE:
             del kwargs["batch_size"]
@@ -144,13 +144,13 @@ def _check_options(model: Any, options: dict[str, Any]) -> None:
     model.encode([], **{name: value for name, value in options.items() if name != "precision"})
 
 
-def _digest_of(model: Any) -> str:
-    """Of all weights, as they are in memory."""
+def _revision_of(model: Any) -> str:
+    """The commit of the load, where it is known, and a digest of all weights as they are in memory."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
+    return f"{getattr(model.config, '_commit_hash', None) or 'local'}-{digest.hexdigest()[:16]}"
 
 
 def _name_of(model: Any) -> str:
