@@ -23,7 +23,8 @@ def check_attention(model: Any) -> None:
         model (`PreTrainedModel`): Its forward takes `mode`.
 
     Raises:
-        RuntimeError: a mode attends to what it must not, or not to what it must, naming back-end and versions.
+        RuntimeError: a mode attends to what it must not, or not to what it must, or the states are no numbers; naming
+            back-end and versions.
     """
     vocab_size = model.config.vocab_size
     ids = torch.tensor([PROBE_IDS] * 3) % vocab_size
@@ -33,6 +34,11 @@ def check_attention(model: Any) -> None:
         kept = model(
             ids.to(model.device), mode=mode, use_cache=False, logits_to_keep=torch.arange(0)
         ).last_hidden_state[:, :NUM_KEPT]
+        if not kept.isfinite().all():
+            raise RuntimeError(
+                f"The states of the model are not finite, with {_used_with(model)}. Either its weights are damaged: "
+                "look for NaN in the checkpoint; or they are too large for this dtype: load it with dtype='float32'."
+            )
         moved[mode] = float((kept[1] - kept[0]).abs().max())
         noise[mode] = float((kept[2] - kept[0]).abs().max())
     complaints = []
@@ -42,11 +48,18 @@ def check_attention(model: Any) -> None:
         complaints.append("causal mode sees later tokens: generation would silently be wrong")
     if complaints:
         raise RuntimeError(
-            f"Attention is not what the mode says, with attn_implementation={model.config._attn_implementation!r} on "
-            f"{model.device.type} in {model.dtype}, transformers {transformers.__version__}, torch "
-            f"{torch.__version__}: {'; '.join(complaints)} (states moved by {moved}, noise {noise}). Choose another "
-            "back-end with `model.set_attn_implementation(...)` or other versions, and report it."
+            f"Attention is not what the mode says, with {_used_with(model)}: {'; '.join(complaints)} (states moved by "
+            f"{moved}, noise {noise}). Choose another back-end with `model.set_attn_implementation(...)` or other "
+            "versions, and report it."
         )
+
+
+def _used_with(model: Any) -> str:
+    """Back-end, device, dtype and versions, for messages."""
+    return (
+        f"attn_implementation={model.config._attn_implementation!r} on {model.device.type} in {model.dtype}, "
+        f"transformers {transformers.__version__}, torch {torch.__version__}"
+    )
 
 
 __all__ = ["check_attention"]
