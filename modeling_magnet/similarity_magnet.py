@@ -21,7 +21,7 @@ def similarity_matrix(left: Any, right: Any, *, name: Similarity) -> torch.Tenso
         `torch.FloatTensor` of shape `(N, M)`, in float32.
 
     Raises:
-        ValueError: unknown name, or widths that differ.
+        ValueError: unknown name, no vectors of numbers, or widths that differ.
 
     Example:
 
@@ -48,7 +48,7 @@ def similarity_pairs(left: Any, right: Any, *, name: Similarity) -> torch.Tensor
         `torch.FloatTensor` of shape `(N,)`, in float32.
 
     Raises:
-        ValueError: unknown name, or shapes that differ.
+        ValueError: unknown name, no vectors of numbers, or shapes that differ.
 
     Example:
 
@@ -79,11 +79,21 @@ def _comparable(left: Any, right: Any, *, name: str) -> tuple[torch.Tensor, torc
 
 def _rows(embeddings: Any) -> torch.Tensor:
     """A float32 matrix of them."""
-    if isinstance(embeddings, list) and embeddings and isinstance(embeddings[0], torch.Tensor):
-        embeddings = torch.stack(embeddings)
-    if not isinstance(embeddings, torch.Tensor):
-        embeddings = torch.from_numpy(np.ascontiguousarray(embeddings))  # torch has no reversed views
-    return (embeddings[None] if embeddings.dim() == 1 else embeddings).float()
+    try:
+        if isinstance(embeddings, list) and embeddings and isinstance(embeddings[0], torch.Tensor):
+            rows = torch.stack(embeddings)
+        elif isinstance(embeddings, torch.Tensor):
+            rows = embeddings
+        else:
+            rows = torch.from_numpy(np.asarray(embeddings, order="C"))  # torch has no reversed views
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"Embeddings were given as {type(embeddings).__name__} ({embeddings!r:.60}), which is no array of numbers "
+            f"({error}). Pass what `encode` returns."
+        ) from error
+    if rows.dim() not in (1, 2):
+        raise ValueError(f"Embeddings were given in shape {tuple(rows.shape)}; expected (width,) or (number, width).")
+    return (rows[None] if rows.dim() == 1 else rows).float()
 
 
 __all__ = ["SIMILARITIES", "Similarity", "similarity_matrix", "similarity_pairs"]

@@ -38,3 +38,18 @@ def test_what_cannot_be_compared_is_named():
         similarity_matrix(np.zeros((1, 3)), np.zeros((1, 3)), name="jaccard")
     with pytest.raises(ValueError, match=r"2 and 3 embeddings do not make pairs"):
         similarity_pairs(np.zeros((2, 3)), np.zeros((3, 3)), name="dot")
+    vectors = np.zeros((2, 3))
+    for given, message in (
+        (None, r"Embeddings were given as NoneType \(None\), which is no array of numbers"),
+        (["a"], r"as list \(\['a'\]\), which is no array"),
+        ("abc", r"as str \('abc'\), which is no array"),
+        ([[1.0, 2.0], [3.0]], r"as list .*no array of numbers.*Pass what `encode` returns"),
+        ([torch.zeros(3), torch.zeros(2)], r"as list .*no array of numbers"),
+        (5, r"in shape \(\); expected \(width,\) or \(number, width\)"),
+        (vectors[None], r"in shape \(1, 2, 3\)"),
+        (torch.zeros(1, 2, 3), r"in shape \(1, 2, 3\)"),
+    ):
+        for compare in (similarity_matrix, similarity_pairs):
+            for pair in ((given, vectors), (vectors, given)):
+                with pytest.raises(ValueError, match=message):
+                    compare(*pair, name="cosine")
