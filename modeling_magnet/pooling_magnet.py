@@ -22,7 +22,7 @@ def pool_states(
         pooling (`str`): `"last"`: the last real token, which is EOS. `"mean"`: over all real tokens, EOS included.
             `"weighted_mean"`: the same with weights 1, 2, 3, ... by position.
         prompt_length (`int`, defaults to 0): So many tokens in front, BOS included, are left out of a mean; positions
-            go on counting them.
+            go on counting them. The last token always counts, also in a row that is no longer than that.
 
     Returns:
         `torch.FloatTensor` of shape `(B, H)`.
@@ -42,7 +42,8 @@ def pool_states(
     if pooling == "last":
         return last_token_states(hidden_states, attention_mask).float()
     position = attention_mask.cumsum(-1) * attention_mask  # 1 for the first real token, 0 for padding
-    counted = position > prompt_length
+    # Where a tokenizer joins the prompt's end to the text, a row may be shorter than the prompt alone.
+    counted = position > (attention_mask.sum(-1, keepdim=True) - 1).clamp(0, prompt_length)
     weights = (position if pooling == "weighted_mean" else torch.ones_like(position)) * counted  # (B, S)
     total = torch.einsum("bs,bsh->bh", weights.float(), hidden_states.float())
     return total / weights.sum(-1, keepdim=True)

@@ -64,6 +64,15 @@ def test_the_last_real_token_is_found_on_either_side(padding_side):
     assert last_token_states(states, batch["attention_mask"]).tolist() == [[7.0], [8.0], [9.0]]
 
 
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("pooling", ["mean", "weighted_mean"])
+def test_a_row_that_is_no_longer_than_the_prompt_has_the_vector_of_its_last_token(pooling, padding_side):
+    batch = pad_token_rows([[5, 6, 7, 8], [8, 9]], pad_token_id=0, padding_side=padding_side)
+    states = batch["input_ids"][..., None].float()
+    vectors = pool_states(states, batch["attention_mask"], pooling=pooling, prompt_length=3)
+    assert vectors.tolist() == [[8.0], [9.0]]
+
+
 def test_an_unknown_pooling_is_named():
     with pytest.raises(ValueError, match=r"`pooling` is 'cls'; expected one of \['last', 'mean', 'weighted_mean'\]"):
         pool_states(torch.zeros(1, 1, 1), torch.ones(1, 1), pooling="cls")
