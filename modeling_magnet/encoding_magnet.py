@@ -13,8 +13,8 @@ from .pooling_magnet import Pooling, check_pooling, pool_states
 from .prompts_magnet import choose_prompt
 from .quantization_magnet import Precision, check_precision, quantize_embeddings
 from .similarity_magnet import similarity_matrix, similarity_pairs
-from .states_magnet import StatesMixin
-from .texts_magnet import check_texts, prompt_length, tokenize_texts
+from .states_magnet import StatesMixin, check_whole_number
+from .texts_magnet import check_is_unicode, check_room, check_texts, prompt_length, tokenize_texts
 
 # Token ids of this many texts are held at once; their lengths vary little, for the texts are sorted before.
 TEXTS_TOKENIZED_AT_ONCE = 8192
@@ -31,8 +31,8 @@ class EncodingMixin(StatesMixin):
     def encode(
         self,
         inputs: str | Sequence[str],
-        *,
         prompt_name: str | None = None,
+        *,
         prompt: str | None = None,
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
@@ -46,18 +46,22 @@ class EncodingMixin(StatesMixin):
         pooling: Pooling | None = None,
         max_length: int | None = None,
         batch_tokens: int | None = None,
+        pool: None = None,
+        chunk_size: None = None,
     ) -> Any:
         """Embed texts: bidirectional attention over `BOS prompt text EOS`, one vector from the states.
 
         Batches are filled to a budget of tokens with texts of like length, so that memory is bounded by the budget
-        and next to nothing is padded; with flex attention they are laid end to end and nothing is.
+        and next to nothing is padded; with flex attention they are laid end to end and nothing is. A model in training
+        mode encodes without dropout, and is in training mode afterwards.
 
         Args:
             inputs (`str` or `list[str]`): Texts, in any sequence. An empty text gives the vector of the prompt alone;
                 a text beyond `max_length` is cut at its end, before the EOS.
             prompt_name (`str`, *optional*): Name of a prompt stored with the model.
             prompt (`str`, *optional*): The prompt itself, joined by `join_prompt`; `""` for none. Without either,
-                the model's default prompt.
+                the model's default prompt. One that does not end in white space gets `": "` or a space behind it;
+                sentence-transformers puts it in front as it is, so give it `"Find: "` where this gets `"Find"`.
             batch_size (`int`, *optional*): Texts per forward at most, beside `batch_tokens`.
             show_progress_bar (`bool`, *optional*): Defaults to showing one on long lists.
             output_value (`str`, defaults to `"sentence_embedding"`): Or `"token_embeddings"`: the states of all tokens
@@ -71,13 +75,15 @@ class EncodingMixin(StatesMixin):
             pooling (`str`, *optional*): See `pool_states`; defaults to the model's own.
             max_length (`int`, *optional*): Longest row in tokens; defaults to the context of model and tokenizer.
             batch_tokens (`int`, *optional*): Tokens of a forward, padding included; defaults to what suits the device.
+            pool, chunk_size: sentence-transformers' several processes; refused, as is a list of devices.
 
         Returns:
             Float32 vectors whatever the model's dtype, of shape `(hidden_size,)` for a string and `(len(inputs),
             hidden_size)` for a list, in the order of `inputs`.
 
         Raises:
-            ValueError: something that is no text, an unknown prompt or option, or one out of range.
+            ValueError: something that is no text, an unknown prompt or option, one out of range, or a prompt that
+                leaves no room for text.
             RuntimeError: the back-end does not attend as the mode says.
 
         Source: Khosla et al. 2025, section 3.2, and section 5 of their appendix for the instructions.
@@ -88,7 +94,10 @@ class EncodingMixin(StatesMixin):
         pooling = self.magnet_settings.pooling if pooling is None else pooling
         check_pooling(pooling)
         check_precision(precision)
+        _check_is_one_process(device, pool, chunk_size)
         width = self._check_width(truncate_dim)
+        limit = self._longest_row(max_length)
+        check_room(self.tokenizer, prompt=chosen, max_length=limit)
         if output_value not in ("sentence_embedding", "token_embeddings"):
             raise ValueError(
                 f"`output_value` is {output_value!r}; expected 'sentence_embedding' or 'token_embeddings'."
@@ -96,25 +105,29 @@ class EncodingMixin(StatesMixin):
         if device is not None:
             self.to(device)  # type: ignore[arg-type]
         budget = self._batch_tokens(batch_tokens, batch_size)
-        hide = len(texts) < PROGRESS_FROM_TEXTS if show_progress_bar is None else not show_progress_bar
+        hide = hides_bar(show_progress_bar, len(texts))
         states = self._text_states(
-            texts, prompt=chosen, max_length=max_length, batch_tokens=budget, batch_size=batch_size, hide=hide
+            texts, prompt=chosen, limit=limit, batch_tokens=budget, batch_size=batch_size, hide=hide
         )
         if output_value == "token_embeddings":
             tokens: list[torch.Tensor] = [torch.empty(0)] * len(texts)
-            for indices, hidden_states, attention_mask in states:
-                for index, row, mask in zip(indices, hidden_states, attention_mask, strict=True):
-                    tokens[index] = row[mask.bool()].float()
+            with self._evaluating():
+                for indices, hidden_states, attention_mask in states:
+                    for index, row, mask in zip(indices, hidden_states, attention_mask, strict=True):
+                        tokens[index] = row[mask.bool()].float()
             return tokens[0] if single else tokens
 
         left_out = prompt_length(self.tokenizer, chosen) if pooling != "last" else 0
         table = _VectorTable(len(texts), width, device=self.device if convert_to_tensor else torch.device("cpu"))
-        for indices, hidden_states, attention_mask in states:
-            vectors = self._sentence_vectors(hidden_states, attention_mask, pooling=pooling, prompt_length=left_out)
-            vectors = vectors[:, :width]
-            if normalize_embeddings:
-                vectors = torch.nn.functional.normalize(vectors, dim=-1)
-            table.put(indices, vectors)
+        with self._evaluating():
+            for indices, hidden_states, attention_mask in states:
+                vectors = self._sentence_vectors(
+                    hidden_states, attention_mask, pooling=pooling, prompt_length=left_out
+                )
+                vectors = vectors[:, :width]
+                if normalize_embeddings:
+                    vectors = torch.nn.functional.normalize(vectors, dim=-1)
+                table.put(indices, vectors)
         embeddings = table.finish()
         if precision != "float32":
             embeddings = torch.from_numpy(quantize_embeddings(embeddings.cpu().numpy(), precision=precision))
@@ -124,23 +137,23 @@ class EncodingMixin(StatesMixin):
             output = embeddings.numpy() if convert_to_numpy else list(embeddings)
         return output[0] if single else output
 
-    def encode_query(self, inputs: str | Sequence[str], **kwargs: Any) -> Any:
+    def encode_query(self, inputs: str | Sequence[str], prompt_name: str | None = None, **kwargs: Any) -> Any:
         """`encode` with the stored prompt `query`, where there is one and no other is asked for.
 
         Args:
             inputs (`str` or `list[str]`): Queries.
-            kwargs: As in `encode`.
+            prompt_name, kwargs: As in `encode`.
         """
-        return self._encode_as("query", inputs, **kwargs)
+        return self._encode_as("query", inputs, prompt_name, **kwargs)
 
-    def encode_document(self, inputs: str | Sequence[str], **kwargs: Any) -> Any:
+    def encode_document(self, inputs: str | Sequence[str], prompt_name: str | None = None, **kwargs: Any) -> Any:
         """`encode` with the stored prompt `document`, where there is one and no other is asked for.
 
         Args:
             inputs (`str` or `list[str]`): Documents.
-            kwargs: As in `encode`.
+            prompt_name, kwargs: As in `encode`.
         """
-        return self._encode_as("document", inputs, **kwargs)
+        return self._encode_as("document", inputs, prompt_name, **kwargs)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
         """Every embedding of one set against every one of another, by the model's similarity.
@@ -166,12 +179,12 @@ class EncodingMixin(StatesMixin):
         """
         return similarity_pairs(embeddings1, embeddings2, name=self.magnet_settings.similarity_fn_name)
 
-    def _encode_as(self, role: str, inputs: str | Sequence[str], **kwargs: Any) -> Any:
+    def _encode_as(self, role: str, inputs: str | Sequence[str], prompt_name: str | None, **kwargs: Any) -> Any:
         """`encode` with the prompt of a role, unless another is asked for."""
-        unasked = kwargs.get("prompt") is None and kwargs.get("prompt_name") is None
+        unasked = kwargs.get("prompt") is None and prompt_name is None
         if unasked and role in self.magnet_settings.prompts:
-            kwargs["prompt_name"] = role
-        return self.encode(inputs, **kwargs)
+            prompt_name = role
+        return self.encode(inputs, prompt_name, **kwargs)
 
     def _sentence_vectors(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, *, pooling: Pooling, prompt_length: int
@@ -185,13 +198,17 @@ class EncodingMixin(StatesMixin):
     def _choose_prompt(self, *, prompt: str | None, prompt_name: str | None) -> str | None:
         """The prompt of a call: given, named, or the model's default."""
         settings = self.magnet_settings
-        return choose_prompt(
+        chosen = choose_prompt(
             settings.prompts, prompt=prompt, prompt_name=prompt_name, default_prompt_name=settings.default_prompt_name
         )
+        check_is_unicode(chosen or "", name="prompt")
+        return chosen
 
     def _check_width(self, truncate_dim: int | None) -> int:
         """Dimensions of an embedding."""
         full: int = self.config.hidden_size
+        if truncate_dim is not None:
+            check_whole_number(truncate_dim, name="truncate_dim")
         if truncate_dim is not None and not 1 <= truncate_dim <= full:
             raise ValueError(f"`truncate_dim` is {truncate_dim}; embeddings have {full} dimensions, pass 1 to {full}.")
         return full if truncate_dim is None else truncate_dim
@@ -201,13 +218,12 @@ class EncodingMixin(StatesMixin):
         texts: list[str],
         *,
         prompt: str | None,
-        max_length: int | None,
+        limit: int,
         batch_tokens: int,
         batch_size: int | None,
         hide: bool,
     ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
         """States of texts, longest first: indices of a batch, states `(B, S, H)`, attention mask `(B, S)`."""
-        limit = self._longest_row(max_length)
         self._probe_attention()
         longest_first = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
         with tqdm(total=len(texts), desc="Encoding", unit="text", disable=hide) as bar:
@@ -219,6 +235,22 @@ class EncodingMixin(StatesMixin):
                 for batch in self._row_states(rows, batch_tokens=batch_tokens, batch_size=batch_size):
                     yield [chosen[index] for index in batch.indices], batch.states, batch.attention_mask
                     bar.update(len(batch.indices))
+
+
+def hides_bar(show_progress_bar: bool | None, number: int) -> bool:
+    """Whether to show no progress over so many texts, asked for or not."""
+    return number < PROGRESS_FROM_TEXTS if show_progress_bar is None else not show_progress_bar
+
+
+def _check_is_one_process(device: Any, pool: Any, chunk_size: Any) -> None:
+    """Refuse what sentence-transformers has for several processes."""
+    several = {"device": device if isinstance(device, (list, tuple)) else None, "pool": pool, "chunk_size": chunk_size}
+    for name, value in several.items():
+        if value is not None:
+            raise ValueError(
+                f"`{name}` is {value!r:.60}; expected one device and no pool, for this encodes in one process. For "
+                "several use examples/encode_corpus.py, or SentenceTransformer(directory) with its pool."
+            )
 
 
 class _VectorTable:
@@ -249,4 +281,4 @@ class _VectorTable:
             self._indices, self._parts = [], []
 
 
-__all__ = ["EncodingMixin", "OutputValue"]
+__all__ = ["EncodingMixin", "OutputValue", "hides_bar"]

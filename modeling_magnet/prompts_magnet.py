@@ -72,9 +72,12 @@ def choose_prompt(
     name = default_prompt_name if prompt_name is None else prompt_name
     if name is None:
         return None
+    if not isinstance(name, str):
+        raise ValueError(f"`prompt_name` is {type(name).__name__} ({name!r:.60}); expected one of {sorted(stored)}.")
     if name not in stored:
-        close = get_close_matches(str(name), stored, n=1)
-        hint = f"Did you mean {close[0]!r}? " if close else ""
+        lowered = {stored_name.lower(): stored_name for stored_name in stored}
+        close = get_close_matches(name.lower(), lowered, n=1)
+        hint = f"Did you mean {lowered[close[0]]!r}? " if close else ""
         raise ValueError(f"No prompt is named {name!r}; the model stores {sorted(stored)}. {hint}Or pass `prompt=`.")
     return stored[name]
 

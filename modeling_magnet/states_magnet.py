@@ -1,7 +1,9 @@
 """Token rows -> hidden states, bidirectionally, in batches of a bounded number of tokens."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from contextlib import contextmanager
+from numbers import Integral
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,6 +17,17 @@ CPU_BATCH_TOKENS = 2048
 ACCELERATOR_BATCH_TOKENS = 16_384
 # Packed rows end at a multiple of this: the blocks of a block mask, and few lengths to compile for.
 PACKED_MULTIPLE = 1024
+
+
+def check_whole_number(value: Any, *, name: str, least: int | None = None) -> None:
+    """Refuse what is no whole number, such as `True`, or is less than so many.
+
+    Raises:
+        ValueError: naming the argument and its value.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or (least is not None and int(value) < least):
+        limit = "" if least is None else f" of at least {least}"
+        raise ValueError(f"`{name}` is {value!r}; expected a whole number{limit}.")
 
 
 class RowStates(NamedTuple):
@@ -33,6 +46,8 @@ class StatesMixin(CheckpointMixin):
     def _longest_row(self, max_length: int | None) -> int:
         """The context in tokens, or a shorter wish."""
         context = min(self.config.max_position_embeddings, self.tokenizer.model_max_length)
+        if max_length is not None:
+            check_whole_number(max_length, name="max_length")
         if max_length is not None and max_length > context:
             raise ValueError(f"`max_length` is {max_length}; model and tokenizer have a context of {context} tokens.")
         return context if max_length is None else max_length
@@ -40,11 +55,26 @@ class StatesMixin(CheckpointMixin):
     def _batch_tokens(self, batch_tokens: int | None, batch_size: int | None) -> int:
         """The budget of a forward, checked."""
         for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"`{name}` is {value!r}; expected a whole number of at least 1.")
+            if value is not None:
+                check_whole_number(value, name=name, least=1)
         if batch_tokens is not None:
             return batch_tokens
         return CPU_BATCH_TOKENS if self.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Without dropout, as `eval()` does; what was in training mode is so again afterwards, and nothing else.
+
+        A model that is not in training mode is not written to, so that threads can share it.
+        """
+        training = [module for module in self.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
     def _probe_attention(self) -> None:
         """Check the modes once for each back-end, device and dtype that this model is used with."""
@@ -116,4 +146,4 @@ class StatesMixin(CheckpointMixin):
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
 
-__all__ = ["StatesMixin"]
+__all__ = ["StatesMixin", "check_whole_number"]

@@ -17,9 +17,7 @@ def check_texts(texts: Any, *, name: str) -> list[str]:
     Raises:
         ValueError: no sequence, something in it that is no string, or a string that is not Unicode text.
     """
-    if isinstance(texts, (dict, set, bytes)) or not hasattr(texts, "__len__") or not hasattr(texts, "__getitem__"):
-        raise ValueError(f"`{name}` is {type(texts).__name__}; expected a string or a list of strings.")
-    checked = texts.tolist() if isinstance(texts, np.ndarray) else list(texts)
+    checked = items_of(texts, name=name)
     for index, text in enumerate(checked):
         if not isinstance(text, str):
             raise ValueError(
@@ -28,6 +26,24 @@ def check_texts(texts: Any, *, name: str) -> list[str]:
             )
         check_is_unicode(text, name=f"{name}[{index}]")
     return checked
+
+
+def items_of(column: Any, *, name: str) -> list[Any]:
+    """What stands in a column of any kind, whatever its index.
+
+    Raises:
+        ValueError: it has no order, no length, or not one dimension: of a table, its column names would be read.
+    """
+    if isinstance(column, (dict, set, bytes)) or not hasattr(column, "__len__") or not hasattr(column, "__getitem__"):
+        raise ValueError(f"`{name}` is {type(column).__name__}; expected a string or a list of strings.")
+    is_array = isinstance(column, np.ndarray)
+    dimensions = getattr(column, "ndim", 1)
+    if dimensions == 0 or (dimensions > 1 and not is_array):
+        raise ValueError(
+            f"`{name}` is {type(column).__name__} of {dimensions} dimensions; expected a string or a list of strings. "
+            "Pass one column of it, or `.item()` of a single string."
+        )
+    return column.tolist() if is_array else list(column)
 
 
 def check_is_unicode(text: str, *, name: str) -> None:
@@ -67,12 +83,9 @@ def tokenize_texts(
         `list[list[int]]`: one row per text, unpadded.
 
     Raises:
-        ValueError: no EOS token, or no room for text.
+        ValueError: no EOS token, or no room for BOS, a token and EOS. See `check_room` for the prompt.
     """
-    if tokenizer.eos_token_id is None:
-        raise ValueError("The tokenizer has no EOS token, whose output is the embedding. Set `tokenizer.eos_token`.")
-    if max_length < 3:
-        raise ValueError(f"`max_length` is {max_length}; expected at least 3 (BOS, one token, EOS).")
+    check_room(tokenizer, prompt=None, max_length=max_length)
     front = front_tokens(tokenizer)
     rows = tokenizer(
         [join_prompt(prompt, text) for text in texts],
@@ -82,6 +95,31 @@ def tokenize_texts(
     )["input_ids"]
     room = max_length - len(front) - 1
     return [front + row[:room] + [tokenizer.eos_token_id] for row in rows]
+
+
+def check_room(tokenizer: PreTrainedTokenizerBase, *, prompt: str | None, max_length: int) -> None:
+    """Refuse a frame of BOS, prompt and EOS that leaves no room for a token of text: all texts would be alike.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Of the model.
+        prompt (`str`, *optional*): As for `tokenize_texts`.
+        max_length (`int`): Longest row in tokens.
+
+    Raises:
+        ValueError: no EOS token, a prompt that is no Unicode text, or no room.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("The tokenizer has no EOS token, whose output is the embedding. Set `tokenizer.eos_token`.")
+    if max_length < 3:
+        raise ValueError(f"`max_length` is {max_length}; expected at least 3 (BOS, one token, EOS).")
+    if prompt:
+        check_is_unicode(prompt, name="prompt")
+        length = prompt_length(tokenizer, prompt)
+        if length + 2 > max_length:
+            raise ValueError(
+                f"BOS and the prompt {prompt!r:.60} take {length} tokens of rows of {max_length}, which leaves no "
+                "room for a token of text and EOS. Shorten the prompt, or raise `max_length` up to the context."
+            )
 
 
 def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str | None) -> int:
@@ -96,4 +134,12 @@ def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str | None) -> int
     return len(front_tokens(tokenizer)) + len(ids)
 
 
-__all__ = ["check_is_unicode", "check_texts", "front_tokens", "prompt_length", "tokenize_texts"]
+__all__ = [
+    "check_is_unicode",
+    "check_room",
+    "check_texts",
+    "front_tokens",
+    "items_of",
+    "prompt_length",
+    "tokenize_texts",
+]

@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -113,9 +114,64 @@ def test_prompts_are_given_named_or_stored(tiny_model):
     assert np.abs(named - default).max() > 1e-3
 
 
+def test_the_name_of_a_prompt_may_come_second_as_in_sentence_transformers(tiny_model):
+    named = tiny_model.encode("A cat.", prompt_name="STS")
+    np.testing.assert_array_equal(tiny_model.encode("A cat.", "STS"), named)
+    np.testing.assert_array_equal(tiny_model.encode_query("A cat.", "STS"), named)
+    np.testing.assert_array_equal(tiny_model.encode_document("A cat.", "STS"), named)
+    assert np.abs(named - tiny_model.encode("A cat.")).max() > 1e-3
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "weighted_mean"])
+def test_a_prompt_that_leaves_no_room_for_text_is_refused(tiny_model, pooling):
+    ids = tiny_model.tokenizer("Find: ", add_special_tokens=False)["input_ids"]
+    least = 1 + len(ids) + 1 + 1
+    vectors = tiny_model.encode(["A cat.", "The dog", ""], prompt="Find", pooling=pooling, max_length=least)
+    assert np.isfinite(vectors).all()
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
+    for short, prompt in ((least - 1, "Find"), (None, "Find the cat " * 200)):
+        with pytest.raises(ValueError, match=r"BOS and the prompt 'Find.*leaves no room for a token of text and EOS"):
+            tiny_model.encode("A cat.", prompt=prompt, pooling=pooling, max_length=short)
+
+
+def test_in_training_mode_nothing_is_dropped_and_training_goes_on(tiny_model):
+    expected = tiny_model.encode(["A cat.", "A dog sat."])
+    states = tiny_model.encode("A cat.", output_value="token_embeddings")
+    for layer in tiny_model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    tiny_model.train()
+    frozen = tiny_model.model.layers[0].eval()
+    training = {name: module.training for name, module in tiny_model.named_modules()}
+    np.testing.assert_array_equal(tiny_model.encode(["A cat.", "A dog sat."]), expected)
+    assert tiny_model.encode("A cat.", output_value="token_embeddings").equal(states)
+    with pytest.raises(RuntimeError, match="not finite"):
+        tiny_model.model.norm.weight.data[0] = float("nan")
+        tiny_model.bfloat16().encode("A cat.")
+    assert {name: module.training for name, module in tiny_model.named_modules()} == training
+    assert tiny_model.training and not frozen.training
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda m: m.encode(np.array("hello")), r"`inputs` is ndarray of 0 dimensions; expected a string"),
+        (
+            lambda m: m.encode(pandas.DataFrame({"text": ["a"], "id": ["b"]})),
+            r"`inputs` is DataFrame of 2 dim.*column",
+        ),
+        (lambda m: m.encode("a", prompt="\ud800"), r"`prompt` has a lone surrogate"),
+        (lambda m: m.encode("a", prompt_name=["a"]), r"`prompt_name` is list \(\['a'\]\); expected one of"),
+        (lambda m: m.encode("a", prompt_name="sts"), r"Did you mean 'STS'\?"),
+        (lambda m: m.encode("a", truncate_dim=2.5), r"`truncate_dim` is 2.5; expected a whole number"),
+        (lambda m: m.encode("a", truncate_dim="8"), r"`truncate_dim` is '8'; expected a whole number"),
+        (lambda m: m.encode("a", truncate_dim=True), r"`truncate_dim` is True; expected a whole number"),
+        (lambda m: m.encode("a", max_length=3.5), r"`max_length` is 3.5; expected a whole number"),
+        (lambda m: m.encode("a", max_length="9"), r"`max_length` is '9'; expected a whole number"),
+        (lambda m: m.encode("a", batch_size=True), r"`batch_size` is True; expected a whole number of at least 1"),
+        (lambda m: m.encode("a", device=["cpu", "cpu"]), r"`device` is \['cpu', 'cpu'\].*examples/encode_corpus.py"),
+        (lambda m: m.encode("a", pool={"input": 1}), r"`pool` is .*SentenceTransformer\(directory\) with its pool"),
+        (lambda m: m.encode("a", chunk_size=8), r"`chunk_size` is 8; expected one device and no pool"),
+        (lambda m: m.encode("a", output_value=None), r"`output_value` is None"),
         (lambda m: m.encode(3), r"`inputs` is int; expected a string or a list of strings"),
         (lambda m: m.encode(None), r"`inputs` is NoneType; expected a string or a list of strings"),
         (lambda m: m.encode({"text": "a"}), r"`inputs` is dict; expected a string or a list of strings"),
