@@ -2,16 +2,17 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from transformers.utils.logging import tqdm
 
-from .encoding_magnet import EncodingMixin
+from .encoding_magnet import EncodingMixin, hides_bar
 from .prompts_magnet import join_prompt
-from .texts_magnet import check_texts, front_tokens
+from .texts_magnet import check_texts, front_tokens, items_of
+from .windows_magnet import Shift, Window, windows_of_text
 
-Shift = Literal["next", "same"]
 Spans = list[tuple[int, int]]
 
 
@@ -20,43 +21,6 @@ class PlacedVectors(NamedTuple):
 
     vectors: np.ndarray  # (n, hidden size), float32
     offsets: np.ndarray  # (n, 2), characters start and end in the text
-
-
-class Window(NamedTuple):
-    """A stretch of a row that the model reads at once, and the part of it whose states are kept."""
-
-    start: int
-    end: int
-    keep_start: int
-    keep_end: int
-
-
-def plan_windows(length: int, *, size: int, overlap: int) -> list[Window]:
-    """Cut a row into overlapping windows, each token kept where it is farthest from an edge.
-
-    Args:
-        length (`int`): Tokens of the row.
-        size (`int`): Tokens of a window, >= 1.
-        overlap (`int`): Tokens two neighbours share, >= 0 and < `size`; the last two share more, so that every window
-            is full.
-
-    Returns:
-        `list[Window]`: their kept parts are disjoint and cover the row.
-
-    Example:
-
-        >>> [tuple(window) for window in plan_windows(10, size=6, overlap=2)]
-        [(0, 6, 0, 5), (4, 10, 5, 10)]
-    """
-    starts = list(range(0, max(length - size, 0), size - overlap)) + [max(length - size, 0)]
-    ends = [min(start + size, length) for start in starts]
-    # Half of what two neighbours share goes to each.
-    cuts = [(start + end) // 2 for start, end in zip(starts[1:], ends, strict=False)]
-    return [
-        Window(*window)
-        for window in zip(starts, ends, [0, *cuts], [*cuts, length], strict=True)
-        if window[2] < window[3]
-    ]
 
 
 def owners_of_tokens(words: Spans, offsets: Spans) -> list[int]:
@@ -99,6 +63,7 @@ class WordsMixin(EncodingMixin):
         max_length: int | None = None,
         window_overlap: int | None = None,
         batch_tokens: int | None = None,
+        show_progress_bar: bool | None = None,
     ) -> PlacedVectors | list[PlacedVectors]:
         """Embed every token of a text: bidirectional attention, no EOS.
 
@@ -114,8 +79,10 @@ class WordsMixin(EncodingMixin):
                 predicts it (the paper's choice); the very first token of a vocabulary without BOS by its own.
                 `"same"`: by its own output.
             max_length (`int`, *optional*): Tokens of a window, BOS and prompt included; defaults to the context.
-            window_overlap (`int`, *optional*): Tokens that two windows share; defaults to a quarter of their text.
+            window_overlap (`int`, *optional*): Tokens that two windows share; defaults to a quarter of their text. At
+                least 1 with the shift `"next"`, so that a window's first token has the output before it.
             batch_tokens (`int`, *optional*): Tokens of a forward, padding included.
+            show_progress_bar (`bool`, *optional*): Over windows; defaults to showing one where there are many.
 
         Returns:
             `PlacedVectors`, or a list of them for a list: `vectors` of shape `(num_tokens, hidden_size)` in float32
@@ -129,14 +96,16 @@ class WordsMixin(EncodingMixin):
         single = isinstance(inputs, str)
         texts = check_texts([inputs] if single else inputs, name="inputs")
         chosen = self._choose_prompt(prompt=None if prompt_name and not prompt else prompt, prompt_name=prompt_name)
-        placed = self._place_tokens(
-            texts,
-            prompt=chosen,
-            shift=shift,
-            max_length=max_length,
-            window_overlap=window_overlap,
-            batch_tokens=batch_tokens,
-        )
+        with self._evaluating():
+            placed = self._place_tokens(
+                texts,
+                prompt=chosen,
+                shift=shift,
+                max_length=max_length,
+                window_overlap=window_overlap,
+                batch_tokens=batch_tokens,
+                show_progress_bar=show_progress_bar,
+            )
         return placed[0] if single else placed
 
     def encode_words(
@@ -144,7 +113,13 @@ class WordsMixin(EncodingMixin):
         inputs: str | Sequence[str] | Sequence[Sequence[str]],
         *,
         is_split_into_words: bool = False,
-        **kwargs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = "",
+        shift: Shift = "next",
+        max_length: int | None = None,
+        window_overlap: int | None = None,
+        batch_tokens: int | None = None,
+        show_progress_bar: bool | None = None,
     ) -> PlacedVectors | list[PlacedVectors]:
         """Embed every word of a text: the mean over its tokens, as `encode_tokens` embeds them.
 
@@ -154,7 +129,8 @@ class WordsMixin(EncodingMixin):
             inputs (`str`, `list[str]` or `list[list[str]]`): Texts, whose words are what stands between white space;
                 or with `is_split_into_words` the words of one text (`list[str]`) or of several, joined by one space.
             is_split_into_words (`bool`, defaults to `False`): Whether the caller has split the texts.
-            kwargs: As in `encode_tokens`.
+            prompt_name, prompt, shift, max_length, window_overlap, batch_tokens, show_progress_bar: As in
+                `encode_tokens`.
 
         Returns:
             `PlacedVectors`, or a list of them for several texts: `vectors` of shape `(num_words, hidden_size)` in
@@ -163,18 +139,28 @@ class WordsMixin(EncodingMixin):
         Raises:
             ValueError: as `encode_tokens`; an empty word, or one without a token of its own.
         """
+        given = [inputs] if isinstance(inputs, str) else items_of(inputs, name="inputs")
         if is_split_into_words:
-            single = len(inputs) > 0 and isinstance(inputs[0], str)
-            sentences = [inputs] if single else inputs
+            single = not isinstance(inputs, str) and bool(given) and isinstance(given[0], str)
+            sentences = [given] if single else given
             checked = [_check_words(words, index=index) for index, words in enumerate(sentences)]
-            texts, words = [" ".join(given) for given in checked], [_places(given) for given in checked]
+            texts, words = [" ".join(row) for row in checked], [_places(row) for row in checked]
         else:
             single = isinstance(inputs, str)
-            if not single and any(isinstance(text, (list, tuple)) for text in inputs):
+            if any(isinstance(text, (list, tuple)) for text in given):
                 raise ValueError("`inputs` holds lists of words; expected texts. Pass `is_split_into_words=True`.")
-            texts = check_texts([inputs] if single else inputs, name="inputs")
+            texts = check_texts(given, name="inputs")
             words = [[match.span() for match in re.finditer(r"\S+", text)] for text in texts]
-        tokens: Any = self.encode_tokens(texts, **kwargs)
+        tokens: Any = self.encode_tokens(
+            texts,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            shift=shift,
+            max_length=max_length,
+            window_overlap=window_overlap,
+            batch_tokens=batch_tokens,
+            show_progress_bar=show_progress_bar,
+        )
         placed = [
             _average(of_text, spans, text=text, index=index)
             for index, (of_text, spans, text) in enumerate(zip(tokens, words, texts, strict=True))
@@ -190,6 +176,7 @@ class WordsMixin(EncodingMixin):
         max_length: int | None,
         window_overlap: int | None,
         batch_tokens: int | None,
+        show_progress_bar: bool | None,
     ) -> list[PlacedVectors]:
         """Tokens of each text with their vectors."""
         if shift not in ("next", "same"):
@@ -211,25 +198,25 @@ class WordsMixin(EncodingMixin):
             own = ids[num_prompt:]
             offsets.append(np.array(spans[num_prompt:], dtype=np.int64).reshape(-1, 2) - len(before))
             size = self._longest_row(max_length) - len(front)
-            overlap = max(size, 0) // 4 if window_overlap is None else window_overlap
-            if size < 1 or not 0 <= overlap < size:
-                raise ValueError(
-                    f"Windows of {size} tokens of text cannot overlap by {overlap}: `window_overlap` must be at least "
-                    f"0 and less than a window. BOS and prompt take {len(front)} tokens of each window; raise "
-                    "`max_length`, or shorten the overlap or the prompt."
-                )
-            for window in plan_windows(len(own), size=size, overlap=overlap) if own else []:
+            for window in windows_of_text(
+                len(own), num_front=len(front), size=size, overlap=window_overlap, shift=shift
+            ):
                 rows.append(front + own[window.start : window.end])
                 sources.append((number, len(front), window))
         vectors = [np.empty((len(places), self.config.hidden_size), dtype=np.float32) for places in offsets]
         self._probe_attention()
-        for batch in self._row_states(rows, batch_tokens=budget, batch_size=None):
-            states = batch.states.float().cpu().numpy()
-            for index, row_states in zip(batch.indices, states, strict=True):
-                number, num_front, window = sources[index]
-                place = np.arange(window.keep_start, window.keep_end) - window.start + num_front
-                read = np.maximum(place - 1, 0) if shift == "next" else place
-                vectors[number][window.keep_start : window.keep_end] = row_states[read]
+        with tqdm(
+            total=len(rows), desc="Encoding", unit="window", disable=hides_bar(show_progress_bar, len(rows))
+        ) as bar:
+            for batch in self._row_states(rows, batch_tokens=budget, batch_size=None):
+                states = batch.states.float().cpu().numpy()
+                for index, row_states in zip(batch.indices, states, strict=True):
+                    number, num_front, window = sources[index]
+                    place = np.arange(window.keep_start, window.keep_end) - window.start + num_front
+                    # Only the first token of a text can have nothing in front of it.
+                    read = np.maximum(place - 1, 0) if shift == "next" else place
+                    vectors[number][window.keep_start : window.keep_end] = row_states[read]
+                bar.update(len(batch.indices))
         return [PlacedVectors(*pair) for pair in zip(vectors, (np.maximum(o, 0) for o in offsets), strict=True)]
 
 
@@ -261,4 +248,4 @@ def _average(tokens: PlacedVectors, words: Spans, *, text: str, index: int) -> P
     return PlacedVectors(sums / counts[:, None].astype(np.float32), np.array(words, dtype=np.int64).reshape(-1, 2))
 
 
-__all__ = ["PlacedVectors", "Window", "WordsMixin", "owners_of_tokens", "plan_windows"]
+__all__ = ["PlacedVectors", "WordsMixin", "owners_of_tokens"]

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.words_magnet import owners_of_tokens, plan_windows
+from modeling_magnet.windows_magnet import plan_windows
+from modeling_magnet.words_magnet import owners_of_tokens
 
 
 @torch.no_grad()
@@ -86,21 +87,6 @@ def test_an_empty_text_has_no_tokens(tiny_model):
     assert [len(vectors) for vectors, _ in tiny_model.encode_words(["", "A cat"])] == [0, 2]
 
 
-@settings(max_examples=200, deadline=None)
-@given(data=st.data(), length=st.integers(1, 200), size=st.integers(1, 40))
-def test_windows_cover_a_row_and_keep_each_token_far_from_edges(data, length, size):
-    overlap = data.draw(st.integers(0, size - 1))
-    windows = plan_windows(length, size=size, overlap=overlap)
-    kept = [place for window in windows for place in range(window.keep_start, window.keep_end)]
-    assert kept == list(range(length)), "each token once, in order"
-    for window in windows:
-        assert window.end - window.start == min(size, length)
-        assert window.start <= window.keep_start and window.keep_end <= window.end
-        # Half of an overlap stands on each side of what is kept, but at the ends of the row.
-        assert window.start == 0 or window.keep_start - window.start >= overlap // 2
-        assert window.end == length or window.end - window.keep_end >= overlap // 2
-
-
 def test_a_text_beyond_the_context_is_read_in_windows(tiny_model):
     text = "The cat sat on the mat, and the dog barked at the king. " * 12
     vectors, offsets = tiny_model.encode_tokens(text, max_length=64, window_overlap=20)
@@ -114,6 +100,64 @@ def test_a_text_beyond_the_context_is_read_in_windows(tiny_model):
     long = text * 20
     words, places = tiny_model.encode_words(long)
     assert len(words) == len(long.split()) and [long[start:end] for start, end in places] == long.split()
+
+
+@pytest.mark.parametrize("overlap", [0, 1, None])
+@pytest.mark.parametrize("max_length", [3, 9, 17])
+def test_the_first_token_of_a_later_window_is_the_output_of_the_token_before_it(tiny_model, max_length, overlap):
+    text = "The cat sat on the mat, and the dog barked at the king."
+    ids = tiny_model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    vectors, _ = tiny_model.encode_tokens(text, max_length=max_length, window_overlap=overlap)
+    at_bos = states_of(tiny_model, [1, *ids[: max_length - 1]])[0]
+    np.testing.assert_allclose(vectors[0], at_bos, atol=1e-5)
+    size = max_length - 1
+    seen = {tuple(states_of(tiny_model, [1, *ids[start : start + size]])[0].round(4)) for start in range(len(ids))}
+    assert len(seen) > 5
+    assert all(tuple(vector.round(4)) not in seen for vector in vectors[1:]), "an output of BOS"
+    same, _ = tiny_model.encode_tokens(text, max_length=max_length, window_overlap=overlap, shift="same")
+    assert len(same) == len(vectors) == len(ids)
+
+
+def test_a_window_of_one_token_has_none_in_front(tiny_model):
+    assert tiny_model.encode_tokens("a", max_length=2).vectors.shape == (1, 32)
+    assert len(tiny_model.encode_tokens("a b c", max_length=2, shift="same").vectors) > 1
+    with pytest.raises(ValueError, match=r"does not fit into a window of 1, .*Raise `max_length`.*shift='same'"):
+        tiny_model.encode_tokens("a b c", max_length=2)
+
+
+def test_words_may_stand_in_any_column(tiny_model):
+    pandas = pytest.importorskip("pandas", reason="comes with datasets")
+    expected = tiny_model.encode_words(["A cat", "A dog"])
+    for column in (("A cat", "A dog"), np.array(["A cat", "A dog"]), pandas.Series(["A cat", "A dog"], index=[5, 6])):
+        for row, (vectors, _) in zip(expected, tiny_model.encode_words(column), strict=True):
+            np.testing.assert_array_equal(row.vectors, vectors)
+    words = pandas.Series(["A", "cat"], index=[5, 6])
+    split_up = tiny_model.encode_words(words, is_split_into_words=True)
+    np.testing.assert_allclose(split_up.vectors, expected[0].vectors, atol=1e-5)
+    several = tiny_model.encode_words(np.array([["A", "cat"], ["A", "dog"]]), is_split_into_words=True)
+    np.testing.assert_allclose(several[1].vectors, expected[1].vectors, atol=1e-5)
+    assert tiny_model.encode_words([], is_split_into_words=True) == []
+
+
+def test_in_training_mode_nothing_is_dropped(tiny_model):
+    expected = tiny_model.encode_words("The cat sat").vectors
+    for layer in tiny_model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    tiny_model.train()
+    np.testing.assert_array_equal(tiny_model.encode_words("The cat sat").vectors, expected)
+    assert tiny_model.training and all(module.training for module in tiny_model.modules())
+
+
+def test_many_windows_have_a_bar(tiny_model, capsys):
+    tiny_model.encode_words("The cat sat. " * 10, max_length=9, show_progress_bar=True)
+    assert "window" in capsys.readouterr().err
+    tiny_model.encode_tokens("The cat sat. " * 10, max_length=9)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_misspelt_option_names_the_function_that_was_called(tiny_model):
+    with pytest.raises(TypeError, match=r"encode_words\(\) got an unexpected keyword argument 'shif'"):
+        tiny_model.encode_words("a", shif="same")
 
 
 @settings(max_examples=60, deadline=None)
@@ -154,6 +198,17 @@ def split(*words):
         (lambda m: m.encode_tokens("a", max_length=20, window_overlap=19), r"cannot overlap by 19"),
         (lambda m: m.encode_tokens("a", max_length=5, prompt="A long prompt"), r"Windows of -\d+ tokens of text"),
         (lambda m: m.encode_tokens(7), r"`inputs` is int"),
+        (lambda m: m.encode_words(None), r"`inputs` is NoneType"),
+        (lambda m: m.encode_words(5), r"`inputs` is int"),
+        (lambda m: m.encode_words(None, is_split_into_words=True), r"`inputs` is NoneType"),
+        (lambda m: m.encode_words((text for text in "ab"), is_split_into_words=True), r"`inputs` is generator"),
+        (lambda m: m.encode_words({"a": "b"}, is_split_into_words=True), r"`inputs` is dict"),
+        (lambda m: m.encode_words("", is_split_into_words=True), r"Text 0 is a string \(''\)"),
+        (lambda m: m.encode_words(" ", is_split_into_words=True), r"Text 0 is a string \(' '\)"),
+        (lambda m: m.encode_words(**split(None)), r"`inputs\[0\]` is NoneType"),
+        (lambda m: m.encode_tokens("a", window_overlap=2.5), r"`window_overlap` is 2.5; expected a whole number"),
+        (lambda m: m.encode_tokens("a", max_length="9"), r"`max_length` is '9'; expected a whole number"),
+        (lambda m: m.encode_tokens("a", prompt="\ud800"), r"`prompt` has a lone surrogate"),
     ],
 )
 def test_what_cannot_be_encoded_is_named(tiny_model, call, message):
