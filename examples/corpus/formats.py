@@ -11,7 +11,7 @@ import itertools
 import json
 import lzma
 import re
-import sys
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
@@ -25,6 +25,8 @@ from trainer.sources import check_columns
 _LINES_LOOKED_AT = 100
 _ROWS_PER_BATCH = 256
 _BYTES_AT_ONCE = 1 << 20
+# A cell of more characters is none: somewhere before it, a quotation mark was not closed.
+_LONGEST_CELL = 1 << 26
 _ARRAY_BEGINS = re.compile(rb"\s*\[\s*(\{|$)")
 
 
@@ -119,6 +121,9 @@ class JsonLines:
 class DelimitedText:
     """Comma- or tab-separated values under a line of column names.
 
+    A line that begins no row, such as one whose quotation mark is never closed, is a row that cannot be read; the next
+    line begins a row again.
+
     Args:
         delimiter (`str`): Between two cells.
         quoting (`int`): Of the `csv` module. With `csv.QUOTE_NONE` a quotation mark belongs to the text.
@@ -131,35 +136,65 @@ class DelimitedText:
     def check(self, file: Path, columns: list[str]) -> None:
         """See `Format`."""
         with _open(file) as stream:
-            header = next(self._reader(stream), None)
+            _, header = next(self._records(stream), (1, None))
+        if isinstance(header, str):
+            raise ValueError(f"The first line of {str(file)!r}, of column names, is {header}. Correct it.")
         if header is not None:
             check_columns(str(file), columns, header)
 
-    def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, tuple[list[str], list[str]]]]:
+    def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, tuple[list[str], list[str] | str]]]:
         """See `Format`. A blank line is no row."""
         with _open(file) as stream:
-            reader = self._reader(stream)
-            header: list[str] = next(reader, [])
-            line = reader.line_num + 1
-            for cells in reader:
+            records = self._records(stream)
+            _, header = next(records, (1, []))
+            assert not isinstance(header, str), "`check` came first"
+            for line, cells in records:
                 if cells:
                     yield line, (header, cells)
-                line = reader.line_num + 1
 
-    def record(self, raw: tuple[list[str], list[str]]) -> Mapping[str, Any]:
+    def record(self, raw: tuple[list[str], list[str] | str]) -> Mapping[str, Any]:
         """See `Format`. What is missing at the end of a row is missing in the record."""
         header, cells = raw
+        if isinstance(cells, str):
+            raise CorruptRow(cells)
+        if len(cells) > len(header):
+            raise CorruptRow(f"{len(cells)} cells under {len(header)} column names; is one with a comma not quoted?")
         return dict(zip(header, cells, strict=False))
 
     def count(self, file: Path) -> int | None:
         """See `Format`."""
         return None
 
-    def _reader(self, stream: BinaryIO) -> Any:
-        """Rows of cells."""
-        csv.field_size_limit(sys.maxsize)  # the module's own limit is 128 KiB, less than a long document
+    def _records(self, stream: BinaryIO) -> Iterator[tuple[int, list[str] | str]]:
+        """Cells of each record, or why a line begins none, with the number of its first line."""
+        csv.field_size_limit(_LONGEST_CELL)  # the module's own limit is 128 KiB, less than a long document
         lines = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        return csv.reader(lines, delimiter=self.delimiter, quoting=self.quoting)  # type: ignore[arg-type]
+        put_back: deque[str] = deque()
+        taken: list[str] = []  # by the present record
+
+        def next_lines() -> Iterator[str]:
+            while line := put_back.popleft() if put_back else lines.readline():
+                taken.append(line)
+                yield line
+
+        def new_reader() -> Any:
+            dialect: Any = {"delimiter": self.delimiter, "quoting": self.quoting, "strict": True}
+            return csv.reader(next_lines(), **dialect)
+
+        reader, number = new_reader(), 1
+        while True:
+            taken.clear()
+            try:
+                cells: list[str] | str = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                cells = f"no row of separated values ({error}); is a quotation mark not closed, or not doubled?"
+                put_back.extendleft(reversed(taken[1:]))
+                del taken[1:]
+                reader = new_reader()
+            yield number, cells
+            number += len(taken)
 
 
 class ParquetRows:

@@ -74,6 +74,42 @@ def test_a_cell_of_a_csv_file_may_hold_line_ends_and_a_tab_separated_one_quotes(
     assert read(tmp_path / "a.tsv")[0].texts == ['"so']
 
 
+@pytest.mark.parametrize("compression", ["", ".gz"])
+def test_a_csv_row_of_too_many_cells_or_without_a_closing_quote_is_told_and_swallows_nothing(tmp_path, compression):
+    lines = [
+        "id,text",
+        '1,"a, b"',
+        "2,a, b",  # too many cells
+        '3,"never closed',
+        "4,fine",
+        '5,"two',
+        'lines"',
+        '6,"closed" too early',
+        '7,"never closed',
+        '8,"fine, too"',
+        '9,"never closed, to the end of the file',
+        "10,last",
+    ]
+    file = tmp_path / f"a.csv{compression}"
+    text = "\n".join(lines) + "\n"
+    file.write_bytes(gzip.compress(text.encode()) if compression else text.encode())
+    texts, complaints = rows_of(read(file, chunk_size=4))
+    assert texts == {0: "a, b", 3: "fine", 4: "two\nlines", 7: "fine, too", 9: "last"}
+    assert {row: complaint.line for row, complaint in complaints.items()} == {1: 3, 2: 4, 5: 8, 6: 9, 8: 11}
+    assert "3 cells under 2 column names" in complaints[1].reason
+    assert all("is a quotation mark not closed" in complaints[row].reason for row in (2, 5, 6, 8))
+    (tmp_path / "b.csv").write_text('id,"text\n1,a\n')
+    with pytest.raises(ValueError, match=r"The first line of .*b\.csv', of column names, is no row"):
+        read(tmp_path / "b.csv")
+
+
+def test_the_search_for_a_closing_quote_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("examples.corpus.formats._LONGEST_CELL", 1000)
+    (tmp_path / "a.csv").write_text('text\n"never closed\n' + "line\n" * 5000)
+    texts, complaints = rows_of(read(tmp_path / "a.csv", chunk_size=9999))
+    assert list(complaints) == [0] and texts == dict.fromkeys(range(1, 5001), "line")
+
+
 def test_a_line_that_cannot_be_read_is_told_with_its_number_and_its_row_stays(tmp_path):
     lines = [
         b'{"text": "fine"}',
