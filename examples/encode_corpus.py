@@ -9,6 +9,7 @@ of an undisturbed run. Row n of the output is row n of the corpus; a row that ca
 stands in the report, `OUTPUT.json`. While it works, a run needs room for its vectors twice.
 """
 
+import glob
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +62,27 @@ class CorpusArguments:
 
 
 def parse_arguments(arguments: list[str]) -> tuple[CorpusArguments, EncodingOptions]:
-    """Read the command line and fill in the number of threads."""
+    """Read the command line."""
     parser = HfArgumentParser((CorpusArguments, EncodingOptions))  # type: ignore[arg-type]
     corpus, options = parser.parse_args_into_dataclasses(arguments)
-    if options.threads is None and corpus.num_processes >= 1:
-        options = replace(options, threads=max(1, torch.get_num_threads() // corpus.num_processes))
     return corpus, options
 
 
-def check_arguments(arguments: CorpusArguments) -> None:
+def choose_threads(options: EncodingOptions, *, num_processes: int, parts: PartsFolder) -> EncodingOptions:
+    """Fill in the number of threads: given, as in the run that goes on, or an equal share."""
+    if options.threads is not None:
+        return options
+    share = max(1, torch.get_num_threads() // num_processes)
+    return replace(options, threads=parts.begun_with("threads") or share)
+
+
+def check_arguments(arguments: CorpusArguments, options: EncodingOptions) -> None:
     """Refuse values out of range and contradictions before anything is read.
 
     Raises:
         ValueError: listing them.
     """
-    complaints = list(_about_output(arguments))
+    complaints = [*_about_output(arguments), *_about_inputs(arguments, options)]
     for name in ("chunk_size", "num_processes"):
         if getattr(arguments, name) < 1:
             complaints.append(f"`{name}` is {getattr(arguments, name)}; pass 1 or more.")
@@ -87,17 +95,53 @@ def check_arguments(arguments: CorpusArguments) -> None:
 def _about_output(arguments: CorpusArguments) -> Iterator[str]:
     """What stands in the way of writing the output."""
     output = Path(arguments.output)
+    report, is_begun = _report_of(output), PartsFolder(output).path.exists()
     if output.suffix not in SUFFIXES:
         yield f"`output` is {arguments.output!r}; its name must end in {' or '.join(SUFFIXES)}."
     if output.is_dir():
         yield f"`output` {arguments.output!r} is a folder; name a file."
-    elif output.exists() and not PartsFolder(output).path.exists():
+    elif output.exists() and not is_begun:
         yield _EXISTS.format(arguments.output)
+    elif report.exists() and not (output.exists() and is_begun):
+        yield f"{str(report)!r} exists already, where the report is to stand. Choose another output, or move it away."
     if arguments.id_column is not None and output.suffix == ".npy":
         yield f"`id_column` is {arguments.id_column!r}, but a .npy file has no room for ids. Write .parquet."
+
+
+def _about_inputs(arguments: CorpusArguments, options: EncodingOptions) -> Iterator[str]:
+    """Which inputs would change with what is written: a run that was killed late could never go on."""
+    output, parts = Path(arguments.output), PartsFolder(Path(arguments.output))
+    written = [output, _report_of(output), *(parts.path / f"0{suffix}" for suffix in (".json", ".npy"))]
     for source in arguments.texts:
-        if Path(source).is_dir() and output.resolve().is_relative_to(Path(source).resolve()):
-            yield f"`output` {arguments.output!r} lies in {source!r}, which is read as texts. Write it elsewhere."
+        path = Path(source).expanduser()
+        inside = path.is_dir() and output.resolve().is_relative_to(path.resolve())
+        if inside or any(_is_matched(file, str(path)) for file in written):
+            yield (
+                f"`output` {arguments.output!r} lies in {source!r}, which is read as texts, or its report does. Write "
+                "it elsewhere."
+            )
+    model = Path(options.model_name_or_path)
+    if model.is_dir() and output.resolve().is_relative_to(model.resolve()):
+        yield f"`output` {arguments.output!r} lies in the folder of the model, {str(model)!r}. Write it elsewhere."
+
+
+def _report_of(output: Path) -> Path:
+    """Where the report of an output stands."""
+    return output.with_name(output.name + ".json")
+
+
+def _is_matched(file: Path, pattern: str) -> bool:
+    """Whether a glob pattern would find a file, if it were there."""
+
+    def agree(names: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
+        if not patterns:
+            return not names
+        if patterns[0] == "**":
+            return any(agree(names[start:], patterns[1:]) for start in range(len(names) + 1))
+        return bool(names) and fnmatchcase(names[0], patterns[0]) and agree(names[1:], patterns[1:])
+
+    absolute = os.path.normpath(os.path.join(glob.escape(os.getcwd()), pattern))
+    return any(agree(Path(path).parts, Path(absolute).parts) for path in (os.path.abspath(file), file.resolve()))
 
 
 def describe_run(arguments: CorpusArguments, options: EncodingOptions, corpus: Corpus, facts: ModelFacts) -> dict:
@@ -193,7 +237,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """
     started = time.perf_counter()
     chosen, options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    check_arguments(chosen)
+    check_arguments(chosen, options)
     if chosen.engine == "ray":
         import_ray()
     corpus = open_corpus(
@@ -205,9 +249,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         limit=chosen.limit,
     )
     facts = inspect_model(options)
-    run = describe_run(chosen, options, corpus, facts)
     parts = PartsFolder(Path(chosen.output))
-    draft, report_file = parts.path / "report.json", parts.output.with_name(parts.output.name + ".json")
+    options = choose_threads(options, num_processes=chosen.num_processes, parts=parts)
+    run = describe_run(chosen, options, corpus, facts)
+    draft, report_file = parts.path / "report.json", _report_of(parts.output)
     with parts.opened(run) as known:
         if not parts.output.exists():
             before = sum(parts.finished().values())
@@ -241,4 +286,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:  # what the user can mend; anything else needs its traceback
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -105,12 +105,17 @@ def _read_hub(name: str, *, split: str, config_name: str | None) -> Dataset:
         ) from error
 
 
-def local_files(source: Source) -> list[Path]:
-    """The files a path, folder, pattern or list of paths stands for, in a fixed order."""
+def local_files(source: Source, *, name: str = "source") -> list[Path]:
+    """The files a path, folder, pattern or list of paths stands for, in a fixed order.
+
+    Args:
+        source (`str`, `Path` or a list of these): As for `load_texts`.
+        name (`str`, defaults to `"source"`): The argument that messages speak of.
+    """
     if not isinstance(source, (str, Path)):
         if not source:
-            raise ValueError("`source` is an empty list; expected files. Pass at least one path.")
-        return [file for entry in source for file in local_files(entry)]
+            raise ValueError(f"`{name}` is an empty list; expected files. Pass at least one path.")
+        return [file for entry in source for file in local_files(entry, name=name)]
     path = Path(source).expanduser()
     if path.is_file():
         return [path]
@@ -120,7 +125,7 @@ def local_files(source: Source) -> list[Path]:
         files = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
     if not files:
         raise ValueError(
-            f"`source` is {str(source)!r}: no data file there (working folder {str(Path.cwd())!r}). Give an existing "
+            f"`{name}` is {str(source)!r}: no data file there (working folder {str(Path.cwd())!r}). Give an existing "
             f"file, folder or pattern of {_supported()} files, or the id of a Hub dataset."
         )
     return files
@@ -172,7 +177,7 @@ def check_columns(source: Source, columns: Sequence[str], present: Sequence[str]
     missing = [column for column in columns if column not in present]
     if missing:
         raise ValueError(
-            f"`source` {source!r} has no column {', '.join(map(repr, missing))}; its columns are "
+            f"{source!r} has no column {', '.join(map(repr, missing))}; its columns are "
             f"{', '.join(map(repr, present))}. Name one of these."
         )
 

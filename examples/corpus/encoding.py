@@ -20,6 +20,7 @@ from modeling_magnet.checkpoint_magnet import open_without_weights
 from modeling_magnet.masking_magnet import MASKED_BACKENDS
 from modeling_magnet.pooling_magnet import check_pooling
 from modeling_magnet.prompts_magnet import choose_prompt
+from modeling_magnet.texts_magnet import check_room
 
 MODEL_DTYPES = ("float32", "bfloat16")
 # Precision -> what its vectors are stored as; for "float32", `dtype` says it.
@@ -31,7 +32,9 @@ DTYPES = ("float32", "float16")
 class EncodingOptions:
     """Which model, and how it encodes: as in `encode`."""
 
-    model_name_or_path: str = field(metadata={"help": "Directory or Hub id of a MAGNET checkpoint."})
+    model_name_or_path: str = field(
+        metadata={"help": "Directory or Hub id of a MAGNET checkpoint, or of a plain Llama."}
+    )
     model_dtype: str = field(default="float32", metadata={"help": "Dtype of the weights: float32 or bfloat16."})
     attn_implementation: str = field(default="sdpa", metadata={"help": "eager, sdpa or flex_attention."})
     prompt: str | None = field(default=None, metadata={"help": "Instruction in front of each text; '' for none."})
@@ -46,7 +49,8 @@ class EncodingOptions:
     threads: int | None = field(
         default=None,
         metadata={
-            "help": "CPU threads of each process; default an equal share. The last bits of a vector depend on it."
+            "help": "CPU threads of each process; default an equal share, or as the run that goes on began. The last "
+            "bits of a vector depend on it."
         },
     )
 
@@ -64,10 +68,11 @@ class ModelFacts:
 
 
 def inspect_model(options: EncodingOptions) -> ModelFacts:
-    """Check that a model can do what the options ask for; no weights are read.
+    """Check that a model, a MAGNET checkpoint or a plain Llama, can do what the options ask for; reads no weights.
 
     Raises:
-        ValueError: no MAGNET model or tokenizer there, or an option that is unknown, out of range or contradictory.
+        ValueError: no Llama or tokenizer there, an option that is unknown, out of range or contradictory, or a prompt
+            that leaves no room for text.
     """
     _check_options(options)
     path = options.model_name_or_path
@@ -88,15 +93,17 @@ def inspect_model(options: EncodingOptions) -> ModelFacts:
         raise ValueError(
             f"`truncate_dim` is {width}; embeddings have {config.hidden_size} dimensions, pass 1 to that."
         )
+    prompt = choose_prompt(
+        settings.prompts,
+        prompt=options.prompt,
+        prompt_name=options.prompt_name,
+        default_prompt_name=settings.default_prompt_name,
+    )
+    check_room(tokenizer, prompt=prompt, max_length=options.max_length or context)
     return ModelFacts(
         width=-(-width // 8) if options.precision in BIT_DTYPES else width,
         dtype=BIT_DTYPES.get(options.precision, options.dtype),
-        prompt=choose_prompt(
-            settings.prompts,
-            prompt=options.prompt,
-            prompt_name=options.prompt_name,
-            default_prompt_name=settings.default_prompt_name,
-        ),
+        prompt=prompt,
         pooling=settings.pooling if options.pooling is None else options.pooling,
         revision=revision,
         files=describe_files(sorted(file for file in Path(path).glob("*") if file.is_file())),

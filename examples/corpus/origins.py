@@ -66,7 +66,8 @@ class Files:
             except _UNREADABLE as error:
                 raise ValueError(
                     f"{str(file)!r} cannot be read beyond line {line} ({error}): it is damaged or cut short. "
-                    "Restore it, or pass `--limit` to stop before."
+                    "Restore it, or pass `--limit` to stop before it. Either is another corpus, which needs "
+                    "a new run: delete the work folder beside the output, OUTPUT.parts, first."
                 ) from error
 
     def record(self, raw: Any) -> Mapping[str, Any]:
@@ -155,7 +156,7 @@ def find_origin(source: str | list[str], *, split: str, config_name: str | None)
             f"The split is {split!r} and the configuration {config_name!r}, but the corpus {source!r} is made of "
             "files, which have neither. Leave both out, or pass the id of a Hub dataset."
         )
-    files = local_files(source)
+    files = local_files(source, name="texts")
     builder, options = format_of(files)
     packed = [str(file) for file in files if builder == "parquet" and file.suffix.lower() != ".parquet"]
     if packed:

@@ -68,6 +68,11 @@ class PartsFolder:
                 leftover.unlink()
             yield self._begin(json.loads(json.dumps(manifest)))
 
+    def begun_with(self, argument: str) -> Any:
+        """Value of an argument in the run whose finished chunks are here; `None` where there are none."""
+        file = self.path / "manifest.json"
+        return json.loads(file.read_bytes()).get(f"`{argument}`") if file.exists() and self.finished() else None
+
     def finished(self) -> dict[int, int]:
         """Rows of each finished chunk by its index; a file that is not whole is no chunk."""
         rows = {}

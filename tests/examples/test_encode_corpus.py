@@ -1,6 +1,7 @@
 """`examples/encode_corpus.py`: which vectors it writes, what it tells, what it refuses."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def test_parquet_holds_row_numbers_ids_and_the_same_vectors(tmp_path, options):
         ),
         (["--precision=ubinary", "--truncate_dim=12"], {"precision": "ubinary", "truncate_dim": 12}, "uint8"),
         (["--precision=binary"], {"precision": "binary"}, "int8"),
-        (["--max_length=20", "--batch_tokens=64"], {"max_length": 20, "batch_tokens": 64}, "float32"),
+        (["--max_length=30", "--batch_tokens=64"], {"max_length": 30, "batch_tokens": 64}, "float32"),
         (["--model_dtype=bfloat16", "--attn_implementation=eager"], {"dtype": torch.bfloat16}, "float32"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -169,7 +170,7 @@ def test_a_vector_that_does_not_fit_its_dtype_is_reported_like_a_corrupt_row(tmp
         (["--id_column=key"], "a .npy file has no room for ids"),
         (["--chunk_size=0", "--num_processes=0"], "`chunk_size` is 0.*`num_processes` is 0"),
         (["--engine=spark"], "`engine` is 'spark'; pass one of"),
-        (["--texts=nowhere.jsonl"], "nowhere.jsonl.*no data file there"),
+        (["--texts=nowhere.jsonl"], "`texts` is 'nowhere.jsonl': no data file there"),
         (["--text_column=body"], "no column 'body'; its columns are 'key', 'text'"),
         (["--limit=0"], "`limit` is 0"),
         (["--split=test"], "The split is 'test'"),
@@ -183,6 +184,9 @@ def test_a_vector_that_does_not_fit_its_dtype_is_reported_like_a_corrupt_row(tmp
         (["--precision=binary", "--dtype=float16"], "Leave one of them out"),
         (["--prompt=a", "--prompt_name=STS"], "Choose one"),
         (["--prompt_name=sts"], "No prompt is named 'sts'"),
+        (["--prompt=" + "a long prompt " * 99], "leaves no room for a token of text and EOS"),
+        (["--prompt=Find", "--max_length=5"], "BOS and the prompt 'Find' take . tokens of rows of 5"),
+        (["--prompt=\udcff"], "`prompt` has a lone surrogate"),
         (["--truncate_dim=33"], "`truncate_dim` is 33; embeddings have 32 dimensions"),
         (["--max_length=257"], "`max_length` is 257; expected 3 to 256"),
         (["--batch_tokens=0"], "`batch_tokens` is 0"),
@@ -220,6 +224,52 @@ def test_an_output_among_the_texts_is_refused(tmp_path, options):
     write_jsonl(folder / "a.jsonl", ["a"])
     with pytest.raises(ValueError, match="which is read as texts"):
         main([*options, f"--texts={folder}", f"--output={folder / 'out.npy'}"])
+
+
+def test_an_output_that_the_pattern_of_the_texts_would_find_is_refused(tmp_path, options, monkeypatch):
+    folder = tmp_path / "corpus[1]" / "deep"
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"text": ["a"]}), folder / "a.parquet")
+    write_jsonl(folder / "b.json", ["a"])
+    escaped = str(tmp_path / "corpus[[]1]")
+    for pattern, name in (
+        (f"{escaped}/deep/*.parquet", "out.parquet"),
+        (f"{escaped}/**/*.parquet", "out.parquet"),
+        (f"{escaped}/*/*", "out.npy"),
+        (f"{escaped}/deep/*.json", "out.npy"),  # the report
+        (f"{escaped}/deep/*/*.json", "out.npy"),  # the chunks' own files
+    ):
+        with pytest.raises(ValueError, match="which is read as texts, or its report does. Write it elsewhere"):
+            main([*options, f"--texts={pattern}", f"--output={folder / name}"])
+    monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match="which is read as texts"):
+        main([*options, "--texts=../deep/*.parquet", "--output=out.parquet"])
+    assert {path.name for path in folder.iterdir()} == {"a.parquet", "b.json"}
+    assert main([*options, "--texts=*.parquet", "--output=../out.parquet"])["rows"] == 1
+    assert main([*options, "--texts=./a*.parquet", "--output=out.parquet"])["rows"] == 1
+
+
+def test_an_output_in_the_folder_of_the_model_is_refused(options, model):
+    with pytest.raises(ValueError, match="lies in the folder of the model"):
+        main([*options, f"--output={model / 'out.npy'}"])
+
+
+def test_a_report_of_something_else_is_never_overwritten(tmp_path, options):
+    (tmp_path / "out.npy.json").write_text("precious")
+    for parts in (False, True):
+        with pytest.raises(ValueError, match=r"out\.npy\.json' exists already, where the report is to stand"):
+            main(options)
+        (tmp_path / "out.npy.parts").mkdir(exist_ok=parts)
+    assert (tmp_path / "out.npy.json").read_text() == "precious"
+    assert not (tmp_path / "out.npy").exists()
+
+
+def test_what_is_refused_is_one_line_on_the_command_line(tmp_path, options):
+    script = Path(__file__).parents[2] / "examples" / "encode_corpus.py"
+    done = subprocess.run([sys.executable, script, *options, "--pooling=max"], capture_output=True, text=True)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: `pooling` is 'max'") and "Traceback" not in done.stderr
 
 
 def test_a_finished_output_is_never_overwritten(tmp_path, options):

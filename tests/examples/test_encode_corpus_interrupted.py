@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import gzip
 import json
 import os
 import random
@@ -168,6 +169,35 @@ def test_a_run_goes_on_only_with_the_same_arguments_inputs_and_alone(tmp_path, o
             main(options)
     assert before == {file: file.stat().st_mtime_ns for file in parts_of(interrupted)}
     assert main(options)["rows_encoded"] == 0
+
+
+def test_the_number_of_processes_may_change_and_the_threads_are_those_it_began_with(
+    tmp_path, options, interrupted, undisturbed, monkeypatch
+):
+    for file in parts_of(interrupted)[10:]:
+        file.unlink()
+    monkeypatch.setattr("torch.get_num_threads", lambda: 4)  # an equal share would be another number
+    options.remove("--threads=1")
+    report = main(options)
+    assert report["arguments"]["threads"] == 1
+    assert report["rows_encoded"] == NUM_TEXTS - 10 * CHUNK_SIZE
+    assert (tmp_path / "out.npy").read_bytes() == undisturbed.read_bytes()
+    assert main([*options, f"--output={tmp_path / 'other.npy'}", "--limit=8"])["arguments"]["threads"] == 4
+
+
+def test_a_corpus_that_is_cut_short_is_read_again_from_the_start_once_it_is_restored(tmp_path, options):
+    whole = gzip.compress((tmp_path / "texts.jsonl").read_bytes())
+    file = tmp_path / "texts.jsonl.gz"
+    file.write_bytes(whole[: len(whole) // 2])
+    options = [*options, f"--texts={file}"]
+    with pytest.raises(ValueError, match=r"cut short.*Restore it.*delete the work folder.*OUTPUT\.parts"):
+        main(options)
+    assert parts_of(tmp_path / "out.npy.parts")
+    file.write_bytes(whole)
+    with pytest.raises(ValueError, match="delete the folder to start afresh"):
+        main(options)
+    shutil.rmtree(tmp_path / "out.npy.parts")
+    assert main(options)["rows"] == NUM_TEXTS
 
 
 def test_where_no_chunk_is_finished_other_arguments_begin_afresh(tmp_path, options):
