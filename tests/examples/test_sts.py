@@ -2,8 +2,11 @@
 
 import gzip
 import json
+import subprocess
+import sys
 
 import pytest
+import torch
 
 from examples.evaluate import sts
 from examples.evaluate.sts_data import read_sts
@@ -52,8 +55,41 @@ def test_both_drivers_find_the_same(tmp_path, tiny_model, capsys):
         assert scores["ours"] == pytest.approx(scores["mteb"], abs=1e-4)
     assert capsys.readouterr().out.splitlines()[-1] == "sts: OK (STS12, SICK-R)"
     written = json.loads((tmp_path / "out.json").read_text())["tiny"]
+    assert written["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
     assert written["prompt"] == "Retrieve semantically similar text: "
     assert (written["pooling"], written["dtype"], written["pairs"]) == ("mean", "float32", {"STS12": 5, "SICK-R": 5})
+
+
+def test_all_arguments_that_cannot_be_used_are_told_at_once_before_weights_are_read(tmp_path, tiny_model, capsys):
+    tiny_model.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"not read")
+    model, data = str(tmp_path / "model"), str(write_files(tmp_path))
+    arguments = ["--models", model, f"a={model}", f"a={model}", "b=./nowhere", "=", "--data", data]
+    arguments += ["--tasks", "STS12", "STS13", "--pooling", "foo", "--device", "warp"]
+    arguments += ["--output", str(tmp_path / "missing" / "out.json")]
+    with pytest.raises(ValueError, match="The arguments cannot be used") as raised:
+        sts.main(arguments)
+    for complaint in (
+        f"`--models` has {model!r}; expected NAME=MODEL, such as magnet={model}.",
+        "two models named 'a'",
+        "`--models` b: `model_name_or_path` is './nowhere', where no model can be read",
+        "`--models` has '='; expected NAME=MODEL, such as magnet=DIR.",
+        "`--pooling` is 'foo'; pass one of ['last', 'mean', 'weighted_mean']",
+        "`--device` is 'warp', which cannot be used",
+        "has no sts13.test.tsv.gz, of STS13",
+        "out.json'; name a file in a folder that exists",
+    ):
+        assert complaint in str(raised.value)
+    assert str(raised.value).count("\n- ") == 8
+    with pytest.raises(ValueError, match="leaves no room for a token of text"):
+        sts.main(["--models", f"a={model}", "--data", data, "--tasks", "STS12", "--prompt", "long " * 300])
+
+
+def test_what_is_refused_is_told_without_a_traceback(tmp_path):
+    command = [sys.executable, sts.__file__, "--models", f"a={tmp_path}", "--pooling", "foo"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "error: The arguments cannot be used:\n- `--models` a: " in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_correlation_is_that_of_the_order(tiny_model):
