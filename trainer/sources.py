@@ -8,19 +8,21 @@ import csv
 import glob
 import lzma
 import re
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Value, load_dataset
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 Source = str | Path | Sequence[str | Path]
 
 # Suffix -> builder of the `datasets` library and its options. Text cells such as "NA" are words, not missing values,
-# and a tab-separated file has no quoting: a quotation mark in it belongs to the sentence.
-_CSV_OPTIONS: dict[str, Any] = {"keep_default_na": False}
+# and a tab-separated file has no quoting: a quotation mark in it belongs to the sentence. Without `index_col` rows of
+# one cell too many would be read with each cell under the next column's name.
+_CSV_OPTIONS: dict[str, Any] = {"keep_default_na": False, "index_col": False}
 _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".txt": ("text", {}),
     ".tokens": ("text", {}),  # WikiText's own suffix: one paragraph or heading per line
@@ -30,6 +32,8 @@ _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", _CSV_OPTIONS),
     ".tsv": ("csv", {**_CSV_OPTIONS, "sep": "\t", "quoting": csv.QUOTE_NONE}),
 }
+# What pandas says when it leaves out what stands in surplus cells.
+_CELLS_LOST = "Length of header or names does not match"
 _COMPRESSIONS = (".gz", ".xz")
 
 
@@ -66,7 +70,7 @@ def read_source(
         if not first_row:
             raise ValueError(f"`source` is {source!r}: these files hold no row. Give files with at least one.")
         check_columns(source, columns, list(first_row))
-        rows = load_dataset(builder, data_files=data_files, split=split, **options)
+        rows = _read_files(builder, data_files, options, split=split)
     check_columns(source, columns, rows.column_names)
     for column in columns:
         if not is_text(rows.features[column]):
@@ -151,14 +155,32 @@ def format_of(files: Sequence[Path]) -> tuple[str, dict[str, Any]]:
 def _first_row(builder: str, data_files: list[str], options: dict[str, Any]) -> dict[str, Any]:
     """The first row, read without reading the rest; empty if there is none."""
     try:
-        rows = load_dataset(builder, data_files=data_files, split="train", streaming=True, **options)
-        return next(iter(rows), {})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=_CELLS_LOST)
+            rows = load_dataset(builder, data_files=data_files, split="train", streaming=True, **options)
+            return next(iter(rows), {})
     except StopIteration:  # an empty JSON file
         return {}
-    except (ValueError, OSError, EOFError, lzma.LZMAError) as error:
+    except (ValueError, OSError, EOFError, lzma.LZMAError, Warning) as error:
         raise ValueError(
             f"`source` begins with {data_files[0]!r}, which cannot be read as {builder} ({error}). "
             "Check that the file is whole, is UTF-8 and is what its suffix says."
+        ) from error
+
+
+def _read_files(builder: str, data_files: list[str], options: dict[str, Any], *, split: str) -> Dataset:
+    """All rows of the files."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=_CELLS_LOST)
+            return load_dataset(builder, data_files=data_files, split=split, **options)
+    except DatasetGenerationError as error:
+        cause = error.__cause__
+        if not isinstance(cause, (ValueError, Warning)):  # a full disk, say
+            raise
+        raise ValueError(
+            f"`source` begins with {data_files[0]!r} and cannot be read to its end as {builder} ({cause}). Check that "
+            "each row has a cell for each column name, and that quotation marks are closed."
         ) from error
 
 

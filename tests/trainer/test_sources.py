@@ -54,6 +54,25 @@ def test_folder_pattern_and_list_read_the_same_files_in_name_order(tmp_path: Pat
     assert listed["text"][:] == ["b", "a"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "id,text\n1,a,x\n2,b,y\n",  # would be read with each cell under the next name
+        "id,text\n1,a\n2,b,y\n",
+        "id,text\n" + "1,a\n" * 20_000 + "2,b,y\n",  # far behind the first rows
+        'id,text\n1,a\n2,"never closed\n3,c\n',
+    ],
+    ids=["all", "one", "late", "quote"],
+)
+@pytest.mark.parametrize("first", ["", "id,text\n0,fine\n"])
+def test_rows_of_too_many_cells_and_open_quotes_are_refused(tmp_path: Path, text: str, first: str) -> None:
+    (tmp_path / "b.csv").write_text(text)
+    if first:
+        (tmp_path / "a.csv").write_text(first)
+    with pytest.raises(ValueError, match=r"`source` begins with '.*\.csv'.* cannot be read (to its end )?as csv"):
+        read_source(tmp_path, columns=["text"])
+
+
 def test_brackets_in_a_file_name_are_no_pattern(tmp_path: Path) -> None:
     (tmp_path / "part[1].txt").write_text("a\n")
     assert read_source(tmp_path / "part[1].txt")["text"][:] == ["a"]
