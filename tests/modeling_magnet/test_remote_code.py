@@ -1,5 +1,6 @@
 """A saved directory in a clean process: outside the repository, without the package, with remote code and without."""
 
+import copy
 import json
 import os
 import pickle
@@ -72,12 +73,9 @@ Path(sys.argv[1]).write_text(json.dumps(report))
 def saved(_tiny_weights, tiny_tokenizer, tmp_path_factory):
     """Checkpoints of every kind, and what a clean process made of them."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    _tiny_weights.tokenizer = tiny_tokenizer
-    models = {
-        "untied": _tiny_weights,
-        "tied": variant(_tiny_weights, tied=True),
-        "headed": variant(_tiny_weights, head="tanh"),
-    }
+    base = copy.deepcopy(_tiny_weights)  # what was encoded once is not probed again, in copies neither
+    base.tokenizer = tiny_tokenizer
+    models = {"untied": base, "tied": variant(base, tied=True), "headed": variant(base, head="tanh")}
     if (SHARED_MODELS / "stories260K").is_dir():
         models["real"] = MagnetLlamaForCausalLM.from_pretrained(SHARED_MODELS / "stories260K")
     for name, model in models.items():
