@@ -52,8 +52,8 @@ class MagnetMixin(WordsMixin, InfillingMixin):
     The last is a base of the second already; but where remote code does not name it, transformers makes a new class of
     each load, whose models cannot be pickled: sentence-transformers could start no processes.
 
-    The mode is an argument of each call, so that threads can share one model: no call writes to the model or to its
-    config.
+    The mode is an argument of each call, so that threads can share one model: no call writes to the config, nor, in
+    evaluation mode, to the model.
     """
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
