@@ -53,7 +53,7 @@ def fitting_tokens(
     """Tokens `(V,)` whose text goes on with `rest`; the last one has to complete it, and to end with `end`."""
 
     def fits(text: str) -> bool:
-        if not text or "\ufffd" in text:
+        if not text:
             return False
         if is_last:
             return text.startswith(rest) and text.endswith(end) and len(text) >= len(rest) + len(end)
