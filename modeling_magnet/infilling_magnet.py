@@ -116,7 +116,8 @@ class InfillingMixin(LengthsMixin, ScoringMixin):
         if options.get("max_new_tokens") is None and options.get("num_tokens") is None:
             if start == end:
                 raise ValueError(f"Nothing is selected at {start}. Say how much to write: `max_new_tokens=`.")
-            selected = continuation_ids(self.tokenizer, checked[start:end])
+            spaces = pieces[0][len(pieces[0].rstrip(" ")) :]
+            selected = continuation_ids(self.tokenizer, spaces + checked[start:end])
             options = {**options, "max_new_tokens": max(len(selected), 1)}
         output = self._fill_pieces([pieces], options)
         return output if isinstance(output, InfillOutput) else output[0][0]

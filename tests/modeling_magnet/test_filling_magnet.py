@@ -1,0 +1,238 @@
+"""Rounds of chunks, several answers, candidate lengths, embeddings and selections."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from transformers.generation.logits_process import LogitsProcessorList, SuppressTokensLogitsProcessor
+
+from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet.gaps_magnet import continuation_ids, lay_out
+from modeling_magnet.lengths_magnet import JOIN_TOKENS
+from modeling_magnet.options_magnet import AUTO_LENGTHS
+from tests.modeling_magnet.infill_reference import next_logprobs
+
+TEXT = "Lily went to the [blank] with her mom. They saw a [blank] and were happy."
+
+
+@pytest.fixture(scope="module", params=["sdpa", "eager"])
+def model(stories260k, request):
+    return MagnetLlamaForCausalLM.from_pretrained(stories260k, attn_implementation=request.param)
+
+
+@pytest.mark.parametrize(("lengths", "chunk"), [([7, 3], 3), ([4, 9], 4), ([6, 6], 2)])
+def test_a_chunk_sees_what_was_filled_before(model, lengths, chunk):
+    """Against a loop in which each round is a text of its own, whose context holds the earlier chunks of all gaps."""
+    output = model.infill_blanks(TEXT, max_new_tokens=lengths, chunk_size=chunk, return_dict_in_generate=True)
+    layout = lay_out(model.tokenizer, TEXT.split("[blank]"), gap_lengths=lengths, context_length=512, heal="space")
+    pieces, starts = layout.pieces, [seam.start for seam in layout.seams]
+    assert starts == [" ", " "]
+    filled = [[], []]
+    for _ in range(0, max(lengths), chunk):
+        current = copy.copy(layout)
+        object.__setattr__(current, "__dict__", {"pieces": pieces, "gap_lengths": lengths, "seams": layout.seams,
+                                                 "filled": [list(tokens) for tokens in filled]})  # fmt: skip
+        new = [[], []]
+        for gap, length in enumerate(lengths):
+            while len(filled[gap]) + len(new[gap]) < length and len(new[gap]) < chunk:
+                index = len(filled[gap]) + len(new[gap])
+                logprobs = next_logprobs(model, current, gap, new[gap])
+                chosen = output.fills[0][gap][0]
+                token = chosen.token_ids[index]
+                assert chosen.logprobs[index] == pytest.approx(logprobs[token].item(), abs=1e-4)
+                logprobs[model.tokenizer.all_special_ids] = -torch.inf
+                if index > 0:  # the first has to begin with the space
+                    assert token == logprobs.argmax().item()
+                new[gap].append(token)
+        filled = [[*old, *fresh] for old, fresh in zip(filled, new, strict=True)]
+    assert [len(tokens) for tokens in filled] == lengths
+
+
+def test_one_chunk_that_holds_all_is_no_chunk(model):
+    whole = model.infill_blanks(TEXT, max_new_tokens=9, chunk_size=9)
+    assert model.infill_blanks(TEXT, max_new_tokens=9) == whole
+    assert model.infill_blanks(TEXT, max_new_tokens=9, chunk_size=4) != whole
+
+
+def test_several_greedy_answers_are_single_ones_that_begin_differently(model):
+    output = model.infill_blanks(TEXT, max_new_tokens=4, num_return_sequences=5, return_dict_in_generate=True)
+    best = model.infill_blanks(TEXT, max_new_tokens=4)
+    for gap, fills in enumerate(output.fills[0]):
+        assert best[gap] in [fill.text for fill in fills]
+        assert len({fill.text for fill in fills}) == len(fills)
+        assert len({fill.token_ids[0] for fill in fills}) == len(fills)
+        totals = [fill.logprob for fill in fills]
+        assert totals == sorted(totals, reverse=True)
+    assert model.infill_blanks(TEXT, max_new_tokens=4, num_return_sequences=5) == [
+        [fill.text for fill in gap] for gap in output.fills[0]
+    ]
+
+
+def test_answers_side_by_side_are_what_they_are_alone(model):
+    """Sampled answers share a row; each equals the sample of the same stream in a row of its own."""
+    arguments = {"max_new_tokens": 5, "do_sample": True, "top_k": 20}
+    torch.manual_seed(11)
+    together = model.infill_blanks(TEXT, num_return_sequences=4, **arguments)
+    torch.manual_seed(11)
+    seeds = [[torch.randint(2**62, ()).item() for _ in range(4)] for _ in range(2)]
+    for gap in range(2):
+        for seed in seeds[gap]:
+            # A call draws the seeds of its spans in order; this one is given the wanted seed at the gap's place.
+            drawn = iter([seed, seed])
+            original = torch.randint
+            torch.randint = lambda *a, drawn=drawn, **k: torch.tensor(next(drawn))
+            try:
+                alone = model.infill_blanks(TEXT, **arguments)
+            finally:
+                torch.randint = original
+            assert alone[gap] in together[gap]
+
+
+def test_duplicate_samples_are_removed(model):
+    fills = model.infill_blanks(TEXT, max_new_tokens=1, do_sample=True, top_k=2, num_return_sequences=12)
+    for gap in fills:
+        assert 1 <= len(gap) <= 2
+        assert len(set(gap)) == len(gap)
+
+
+def test_the_best_length_is_the_best_scored(model):
+    """The score against separate calls: the fill's mean log-probability, plus that of what follows it causally."""
+    prefix, suffix = "Lily went to the", " with her mom. They were happy."
+    lengths = [1, 3, 5, 9]
+    output = model.infill(prefix, suffix, num_tokens=lengths, return_dict_in_generate=True)
+    (scores,) = output.length_scores[0]
+    assert list(scores) == lengths
+    expected = {}
+    for length in lengths:
+        (((fill,),),) = model.infill(prefix, suffix, max_new_tokens=length, return_dict_in_generate=True).fills
+        layout = lay_out(model.tokenizer, [prefix, suffix], gap_lengths=[length], context_length=512)
+        ids = [*layout.pieces[0], *fill.token_ids, *layout.pieces[1]]
+        with torch.no_grad():
+            logprobs = torch.log_softmax(model(torch.tensor([ids]), mode="causal").logits[0], -1)
+        start = len(layout.pieces[0]) + length
+        behind = range(start, min(start + JOIN_TOKENS, len(ids)))
+        join = sum(logprobs[place - 1, ids[place]].item() for place in behind) / len(behind)
+        expected[length] = fill.mean_logprob + join
+        if length == max(scores, key=scores.get):
+            assert output.fills[0][0][0].text == fill.text
+    assert scores == pytest.approx(expected, abs=1e-4)
+
+
+def test_each_gap_of_a_batch_gets_its_own_length(model):
+    texts = [TEXT, "Once upon a time there was a [blank].", "[blank] the end"]
+    output = model.infill_blanks(texts, num_tokens="auto", return_dict_in_generate=True)
+    for text, gaps, tables in zip(texts, output.fills, output.length_scores, strict=True):
+        assert len(gaps) == len(tables) == text.count("[blank]")
+        for (fill,), scores in zip(gaps, tables, strict=True):
+            assert tuple(scores) == AUTO_LENGTHS
+            assert len(fill.token_ids) == max(scores, key=scores.get)
+    assert [[gap[0].text for gap in gaps] for gaps in output.fills] == [
+        model.infill_blanks(text, num_tokens="auto") for text in texts
+    ]
+    several = model.infill_blanks(texts[1], num_tokens=[2, 4], num_return_sequences=3, do_sample=True)
+    assert 1 <= len(several[0]) <= 3
+
+
+def test_candidates_that_leave_the_context_are_left_out(tiny_model):
+    prefix = "a" * 200
+    room = 256 - len(tiny_model.tokenizer(prefix)["input_ids"]) - 2
+    output = tiny_model.infill(prefix, " b", num_tokens=[2, room + 50], return_dict_in_generate=True)
+    assert list(output.length_scores[0][0]) == [2]
+
+
+def test_the_embedding_is_of_the_gapped_text_with_an_eos_no_context_sees(model):
+    output = model.infill_blanks([TEXT, "A [blank]."], max_new_tokens=3, return_dict_in_generate=True)
+    assert output.embeddings.shape == (2, model.config.hidden_size)
+    for text, embedding in zip([TEXT, "A [blank]."], output.embeddings, strict=True):
+        pieces = text.split("[blank]")
+        layout = lay_out(
+            model.tokenizer, pieces, gap_lengths=[3] * (len(pieces) - 1), context_length=512, heal="space"
+        )
+        ids = torch.tensor([[*layout.token_ids, model.tokenizer.eos_token_id]])
+        positions = torch.tensor([[*layout.positions, layout.length]])
+        segments = torch.tensor([[0] * len(layout.token_ids) + [1]])
+        with torch.no_grad():
+            states = model(ids, position_ids=positions, mode="infill", segment_ids=segments).last_hidden_state[0]
+        torch.testing.assert_close(embedding, states[-1], atol=1e-4, rtol=0)
+    # Whether an embedding is wanted does not move a fill.
+    assert [[g[0].text for g in gaps] for gaps in output.fills][0] == model.infill_blanks(TEXT, max_new_tokens=3)
+
+
+def test_the_embedding_is_pooled_as_encode_pools(tiny_model):
+    last = tiny_model.infill("The cat", " mat.", max_new_tokens=3, return_dict_in_generate=True).embeddings
+    tiny_model.config.magnet["pooling"] = "mean"
+    mean = tiny_model.infill("The cat", " mat.", max_new_tokens=3, return_dict_in_generate=True).embeddings
+    assert np.abs((last - mean).numpy()).max() > 1e-3
+
+
+def test_a_selection_is_rewritten_in_as_many_tokens(model):
+    text = "Lily went to the park with her mom."
+    start = text.index("park")
+    count = len(continuation_ids(model.tokenizer, " park"))
+    fill = model.rewrite(text, start, start + 4)
+    assert fill == model.infill_blanks(text, ranges=[(start, start + 4)], max_new_tokens=count)[0]
+    others = model.rewrite(text, start, start + 4, num_return_sequences=3)
+    assert fill in others
+    assert len(others) == 3
+    # A processor, as `generate` takes it, keeps a word out.
+    chosen = model.rewrite(text, start, start + 4, return_dict_in_generate=True).fills[0][0][0].token_ids
+    barred = LogitsProcessorList([SuppressTokensLogitsProcessor(chosen[:1])])
+    assert model.rewrite(text, start, start + 4, logits_processor=barred) != fill
+    inserted = model.rewrite(text, start, start, max_new_tokens=2)
+    assert isinstance(inserted, str)
+    with pytest.raises(ValueError, match=f"Nothing is selected at {start}"):
+        model.rewrite(text, start, start)
+    with pytest.raises(ValueError, match=r"Range \(3, 99\) does not fit `text`"):
+        model.rewrite(text, 3, 99)
+
+
+def test_ranges_are_blanks(model):
+    text = "Lily went to the park with her mom."
+    marked = "Lily went to the [blank] with her [blank]."
+    ranges = [(17, 21), (31, 34)]
+    assert model.infill_blanks(text, ranges=ranges, max_new_tokens=2) == model.infill_blanks(marked, max_new_tokens=2)
+    both = model.infill_blanks([text, text], ranges=[ranges, ranges[:1]], max_new_tokens=2)
+    assert [len(gaps) for gaps in both] == [2, 1]
+    with pytest.raises(ValueError, match="2 texts and 1 lists of ranges"):
+        model.infill_blanks([text, text], ranges=[ranges], max_new_tokens=2)
+
+
+def test_nan_weights_give_no_fill(tiny_model):
+    with torch.no_grad():
+        tiny_model.lm_head.weight[5] = torch.nan
+    with pytest.raises(ValueError, match="NaN logits"):
+        tiny_model.infill(["The cat", "A"], [" mat.", " b"], max_new_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "pass one of them"),
+        ({"max_new_tokens": 3, "num_tokens": "auto"}, "pass one of them"),
+        ({"num_tokens": "any"}, "`num_tokens` is 'any'"),
+        ({"num_tokens": []}, r"`num_tokens` is \[\]"),
+        ({"num_tokens": [2, 0]}, r"`num_tokens` is \[2, 0\]"),
+        ({"max_new_tokens": 3, "num_return_sequence": 2}, "Did you mean `num_return_sequences`"),
+        ({"max_new_tokens": 3, "chunk_size": 0}, "`chunk_size` is 0"),
+        ({"max_new_tokens": 3, "stop_strings": [""]}, r"`stop_strings` is \[''\]"),
+        ({"max_new_tokens": 3, "heal": True}, "`heal` is True; expected 'space', 'token' or None"),
+        ({"max_new_tokens": 3, "stop_at_end_of_span": True}, "was not taught to end a span"),
+        ({"max_new_tokens": 3, "streamer": object(), "num_return_sequences": 2}, "`streamer` shows one answer"),
+        ({"num_tokens": "auto", "streamer": object()}, "`streamer` shows one answer"),
+        ({"max_new_tokens": 3, "streamer": object(), "trim_overlap": True}, "`streamer` shows tokens as they come"),
+    ],
+)
+def test_options_that_cannot_be_are_named(tiny_model, options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model.infill("The cat", " mat.", **options)
+
+
+def test_a_streamer_takes_one_text(tiny_model):
+    with pytest.raises(ValueError, match="`streamer` takes one text; 2 were given"):
+        tiny_model.infill(["a", "b"], ["c", "d"], max_new_tokens=2, streamer=object())
+
+
+def test_context_of_special_tokens_alone_is_refused(tiny_model):
+    with pytest.raises(ValueError, match=r"no text around the gap but special tokens: \['</s>'\]"):
+        tiny_model.infill("", "</s>", max_new_tokens=2)

@@ -1,0 +1,180 @@
+"""Rules that end a fill early, and streaming, on real models."""
+
+from threading import Thread
+
+import pytest
+import torch
+from transformers import TextIteratorStreamer
+from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet.gaps_magnet import decode_fill
+from modeling_magnet.stopping_magnet import SENTENCE_END
+
+PREFIX, SUFFIX = "One day, Lily went to the park.", " She was happy."
+
+
+@pytest.fixture(scope="module")
+def model(stories260k):
+    return MagnetLlamaForCausalLM.from_pretrained(stories260k)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (" ran. Then he", " ran."),
+        (' said "No!" and', ' said "No!"'),
+        (" is 3.5 metres", None),
+        (" really?! Yes.", " really?!"),
+        (" ran.", None),
+        ("了。 他", "了。"),
+    ],
+)
+def test_where_a_sentence_ends(text, sentence):
+    match = SENTENCE_END.search(text)
+    assert (match and text[: match.end()]) == sentence
+
+
+def test_a_fill_ends_behind_its_first_sentence(model):
+    """The rule cuts what the same call without it writes; the gap's positions are as many."""
+    arguments = {"max_new_tokens": 60, "chunk_size": 60}
+    whole = model.infill(PREFIX, SUFFIX, **arguments)
+    output = model.infill(PREFIX, SUFFIX, stop_at_sentence_end=True, return_dict_in_generate=True, **arguments)
+    (((fill,),),) = output.fills
+    assert fill.text == whole[: SENTENCE_END.search(whole).end()]
+    assert len(fill.token_ids) == len(fill.logprobs) < 60
+    assert decode_fill(model.tokenizer, model.tokenizer(PREFIX)["input_ids"][1:], fill.token_ids) == fill.text
+
+
+def test_a_fill_ends_behind_a_stop_string(model):
+    arguments = {"max_new_tokens": 40, "chunk_size": 40}
+    whole = model.infill([PREFIX, "Lily saw"], [SUFFIX, " dog."], **arguments)
+    stops = [whole[0][12:15], "no such text"]
+    fills = model.infill([PREFIX, "Lily saw"], [SUFFIX, " dog."], stop_strings=stops, **arguments)
+    for fill, text in zip(fills, whole, strict=True):
+        assert fill == (text[: text.index(stops[0]) + 3] if stops[0] in text else text)
+    assert model.infill(PREFIX, SUFFIX, stop_strings=stops[0], **arguments) == fills[0]
+
+
+def test_criteria_get_left_contexts_and_end_spans(model):
+    rows = []
+
+    def three_tokens(input_ids, scores, **kwargs):
+        rows.append(input_ids.tolist())
+        return torch.tensor([row.count(0) == 0 and len(rows) == 3 for row in input_ids.tolist()])
+
+    text = "Lily saw [blank] and [blank]."
+    output = model.infill_blanks(
+        text,
+        max_new_tokens=6,
+        heal=None,
+        stopping_criteria=StoppingCriteriaList([three_tokens]),
+        return_dict_in_generate=True,
+    )
+    first, second = (gap[0].token_ids for gap in output.fills[0])
+    # The second gap has the longer left context: its row is the one without padding.
+    assert (len(first), len(second)) == (6, 3)
+    bare = model.tokenizer("Lily saw ", add_special_tokens=False)["input_ids"]
+    assert rows[0][0][-len(bare) - 1 :] == [*bare, first[0]]
+    assert rows[2][1][-3:] == second
+    at_once = StoppingCriteriaList([MaxTimeCriteria(0)])
+    output = model.infill(PREFIX, SUFFIX, max_new_tokens=30, stopping_criteria=at_once, return_dict_in_generate=True)
+    assert len(output.fills[0][0][0].token_ids) == 1
+
+
+class Recorder(BaseStreamer):
+    def __init__(self):
+        self.events = []
+
+    def put(self, value):
+        self.events.append(value.flatten().tolist())
+
+    def end(self):
+        self.events.append("end")
+
+
+@pytest.mark.parametrize("chunk_size", [3, 32])
+def test_gaps_are_streamed_one_after_another(model, chunk_size):
+    text, arguments = "Lily saw [blank] and [blank].", {"max_new_tokens": [4, 7], "chunk_size": chunk_size}
+    recorder = Recorder()
+    fills = model.infill_blanks(text, streamer=recorder, **arguments)
+    output = model.infill_blanks(text, return_dict_in_generate=True, **arguments)
+    first, second = (gap[0].token_ids for gap in output.fills[0])
+    prompts = [
+        [1, *model.tokenizer("Lily saw", add_special_tokens=False)["input_ids"]],
+        model.tokenizer("and", add_special_tokens=False)["input_ids"],
+    ]
+    expected = [prompts[0], *[[t] for t in first], "end", prompts[1], *[[t] for t in second], "end"]
+    assert recorder.events == expected
+    assert fills == model.infill_blanks(text, **arguments)
+
+
+def test_a_text_iterator_is_iterated_once_for_each_gap(model):
+    streamer = TextIteratorStreamer(model.tokenizer, skip_prompt=True, timeout=60)
+    thread = Thread(target=model.infill_blanks, args=("Lily saw [blank] and [blank].",),
+                    kwargs={"max_new_tokens": 5, "streamer": streamer})  # fmt: skip
+    thread.start()
+    texts = ["".join(streamer) for _ in range(2)]
+    thread.join()
+    fills = model.infill_blanks("Lily saw [blank] and [blank].", max_new_tokens=5)
+    assert [text.strip() for text in texts] == [fill.strip() for fill in fills]
+
+
+def test_a_token_that_a_rule_drops_is_not_streamed(model):
+    recorder = Recorder()
+    output = model.infill(
+        PREFIX,
+        SUFFIX,
+        max_new_tokens=60,
+        chunk_size=60,
+        stop_at_sentence_end=True,
+        streamer=recorder,
+        return_dict_in_generate=True,
+    )
+    tokens = [event[0] for event in recorder.events[1:-1]]
+    assert tokens == output.fills[0][0][0].token_ids
+
+
+def test_a_model_that_was_taught_to_ends_its_fills_by_itself(tiny_model):
+    """With EOS made likely, a fill ends at its second token: the first is never the end."""
+    tiny_model.config.magnet["end_of_span"] = 8
+    plain = tiny_model.infill("The cat", " mat.", max_new_tokens=6, return_dict_in_generate=True).fills[0][0][0]
+    assert 1 <= len(plain.token_ids) <= 6
+
+    def push_end(module, inputs, output):
+        output = output.clone()
+        output[..., tiny_model.tokenizer.eos_token_id] += 50.0
+        return output
+
+    tiny_model.lm_head.register_forward_hook(push_end)
+    for chunk_size in (1, 32):
+        output = tiny_model.infill(
+            ["The cat", "A"],
+            [" mat.", " b"],
+            max_new_tokens=6,
+            chunk_size=chunk_size,
+            num_return_sequences=2,
+            return_dict_in_generate=True,
+        )
+        assert [[len(fill.token_ids) for fill in gaps[0]] for gaps in output.fills] == [[1, 1], [1, 1]]
+    exact = tiny_model.infill(
+        "The cat", " mat.", max_new_tokens=6, stop_at_end_of_span=False, return_dict_in_generate=True
+    )
+    assert len(exact.fills[0][0][0].token_ids) == 6
+
+
+def test_a_taught_model_keeps_a_multiple_of_positions_free(tiny_model):
+    """Six tokens in a gap of eight: what follows the gap stands two positions further on."""
+    exact = tiny_model.infill("The cat", " mat.", max_new_tokens=8, return_dict_in_generate=True).fills[0][0][0]
+    tiny_model.config.magnet["end_of_span"] = 8
+    tiny_model.lm_head.register_forward_hook(bar_end)
+    rounded = tiny_model.infill("The cat", " mat.", max_new_tokens=6, return_dict_in_generate=True).fills[0][0][0]
+    assert rounded.token_ids == exact.token_ids[:6]
+    torch.testing.assert_close(torch.tensor(rounded.logprobs[:1]), torch.tensor(exact.logprobs[:1]), atol=0.5, rtol=0)
+
+
+def bar_end(module, inputs, output):
+    output = output.clone()
+    output[..., 2] -= 50.0
+    return output
