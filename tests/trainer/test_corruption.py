@@ -24,7 +24,7 @@ SPECIAL = torch.tensor([0, BOS, EOS])
 ORDINARY = torch.arange(3, VOCAB_SIZE)
 
 
-def corrupt(input_ids: Tensor, *, seed: int = 0, **fields) -> CorruptedRow:
+def corrupt(input_ids: Tensor, *, seed: int = 0, end_of_span_id: int | None = None, **fields) -> CorruptedRow:
     return corrupt_row(
         input_ids,
         settings=CorruptionSettings(**fields),
@@ -32,6 +32,7 @@ def corrupt(input_ids: Tensor, *, seed: int = 0, **fields) -> CorruptedRow:
         special_token_ids=SPECIAL,
         replacement_ids=ORDINARY,
         generator=row_generator(seed, epoch=0, row_id=0),
+        end_of_span_id=end_of_span_id,
     )
 
 
@@ -335,6 +336,46 @@ def test_changing_one_setting_does_not_redraw_what_another_governs():
     spanless = corrupt(input_ids, max_spans=0)
     kept = plain.mntp_labels != -100
     assert torch.equal(spanless.mntp_labels[kept], plain.mntp_labels[kept])
+
+
+@given(st.integers(0, 2**30), st.integers(1, 9), st.integers(4, 40))
+@settings(max_examples=80, deadline=None)
+def test_ended_spans_leave_a_rounded_gap_and_change_nothing_else(seed, multiple, length):
+    input_ids = torch.arange(3, 3 + length) % VOCAB_SIZE
+    fields = {"seed": seed, "max_spans": 3, "min_span_tokens": 1, "max_span_tokens": 6}
+    plain = corrupt(input_ids, **fields)
+    ended = corrupt(input_ids, end_of_span=multiple, end_of_span_id=EOS, **fields)
+    assert torch.equal(plain.position_ids, torch.arange(length))
+    for name in ("input_ids", "segment_ids", "mntp_labels"):
+        assert torch.equal(getattr(ended, name), getattr(plain, name))
+    # Walk the row: a gap starts behind its context and takes the next multiple of positions.
+    position, expected_labels = 0, plain.msg_labels.tolist()
+    segments = [*plain.segment_ids.tolist(), 0]
+    for place, segment in enumerate(segments[:-1]):
+        if segment and segments[place - 1] == 0:
+            start = position
+        assert ended.position_ids[place] == position
+        position += 1
+        if segment and segments[place + 1] == 0:
+            assert expected_labels[place] == -100  # what follows a span is no target of another objective
+            expected_labels[place] = EOS
+            size = position - start
+            position = start + next(n for n in range(size, size + multiple) if n % multiple == 0)
+    assert ended.msg_labels.tolist() == expected_labels
+
+
+def test_a_causal_row_is_cut_and_not_ended():
+    input_ids = torch.arange(3, 20)
+    row = corrupt(input_ids, causal_ratio=1.0, end_of_span=8, end_of_span_id=EOS)
+    assert row.msg_labels.tolist() == [*range(4, 20), -100]
+    assert row.position_ids.tolist() == list(range(17))
+
+
+def test_the_end_of_spans_needs_a_token_and_a_length():
+    with pytest.raises(ValueError, match="`end_of_span` is 8, but no `end_of_span_id` is given"):
+        corrupt(torch.arange(9), end_of_span=8)
+    with pytest.raises(ValueError, match="`end_of_span` is -1"):
+        CorruptionSettings(end_of_span=-1)
 
 
 @pytest.mark.parametrize("shape", [(), (2, 5)])

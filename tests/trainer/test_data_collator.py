@@ -38,6 +38,15 @@ def make_collator(*, seed: int = 0, **fields) -> DataCollatorForMagnet:
     )
 
 
+@pytest.mark.parametrize("end_of_span_id", [None, -1, VOCAB_SIZE])
+def test_ended_spans_need_a_token_of_the_vocabulary(end_of_span_id):
+    fields = {"mask_token_id": MASK, "pad_token_id": EOS, "special_token_ids": [EOS], "vocab_size": VOCAB_SIZE}
+    with pytest.raises(ValueError, match=f"`end_of_span` is 8, but `end_of_span_id` is {end_of_span_id}"):
+        DataCollatorForMagnet(
+            settings=CorruptionSettings(end_of_span=8), seed=0, end_of_span_id=end_of_span_id, **fields
+        )
+
+
 def make_rows(lengths: list[int], *, epoch: int = 0) -> list[dict]:
     generator = torch.Generator().manual_seed(0)
     return [

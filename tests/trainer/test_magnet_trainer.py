@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 from transformers.utils import logging
 
@@ -306,6 +307,43 @@ def test_training_learns_what_the_rows_repeat(tmp_path):
     assert after["eval_masked_accuracy"] > 0.5
 
 
+def test_a_model_learns_where_its_fills_end(tmp_path):
+    """Words come in a circle of eight, so that the text around a gap tells how many are missing."""
+    rows = [{"input_ids": [1, *[4 + (n + k) % 8 for k in range(18)]]} for n in range(8)]
+    args = tiny_args(
+        tmp_path,
+        loss_phases=["500:0,0,1"],
+        max_spans=1,
+        max_span_tokens=7,
+        end_of_span=8,
+        per_device_train_batch_size=16,
+        learning_rate=1e-2,
+    )
+    model = tiny_model(hidden_size=32, intermediate_size=64)
+    tiny_trainer(args, model=model, train_dataset=rows).train()
+    assert model.config.magnet["end_of_span"] == 8
+    tokenizer = tiny_tokenizer()
+    # A word that tokenises to itself in front of others, without which no text can be continued.
+    spelling = tokenizer.backend_tokenizer.to_str().replace('"w39"', '"a"')
+    tokenizer._tokenizer = Tokenizer.from_str(spelling)
+    model.tokenizer = tokenizer
+    missing = range(2, 8)
+    words = [[f"w{k % 8}" for k in range(start, start + 20)] for start in range(8)]
+    texts = [(text[:5], text[5 : 5 + n], text[5 + n : 16]) for text in words for n in missing]
+    output = model.eval().infill(
+        [" ".join(before) for before, _, _ in texts],
+        [" " + " ".join(after) for _, _, after in texts],
+        max_new_tokens=8,
+        return_dict_in_generate=True,
+    )
+    fills = [gaps[0][0].token_ids for gaps in output.fills]
+    right = [fill == [4 + int(word[1:]) for word in span] for fill, (_, span, _) in zip(fills, texts, strict=True)]
+    assert sum(right) / len(right) > 0.8
+    # Without the option the setting goes, and with it the early end.
+    tiny_trainer(tiny_args(tmp_path, loss_phases=["1:0,0,1"]), model=model).train()
+    assert model.config.magnet["end_of_span"] == 0
+
+
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_kept_head_is_saved_with_the_model_and_a_dropped_one_is_not(tmp_path, kept, lora):
@@ -360,6 +398,16 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, chang
     with pytest.raises(ValueError, match=message):
         tiny_trainer(tiny_args(output_dir), **changes)
     assert not output_dir.exists()
+
+
+def test_gaps_beyond_the_positions_of_the_model_are_refused(tmp_path):
+    rows = [{"input_ids": [1, *range(4, 33)]}] * 8
+    args = tiny_args(tmp_path / "run", loss_phases=["2:1,0,1"], end_of_span=32)
+    with pytest.raises(
+        ValueError, match="rows of 30 tokens with up to 2 gaps need 92 positions, and the model has 64"
+    ):
+        tiny_trainer(args, train_dataset=rows)
+    tiny_trainer(tiny_args(tmp_path / "run", loss_phases=["2:1,0,1"], end_of_span=16), train_dataset=rows)
 
 
 def test_all_misfits_come_in_one_error(tmp_path):
