@@ -1,101 +1,221 @@
-"""What does filling gaps cost: several gaps against one, and a filled token against one of `generate`?
+"""What does filling gaps cost: more gaps, more texts, more candidates, and all of it against doing without a cache?
 
     python examples/benchmarks/infill_decoding.py --model DIR
+    python examples/benchmarks/infill_decoding.py --model DIR --shape 7b --device cuda --dtype bfloat16
 
-Floor: on one sequence a decoded token reads every weight once. k gaps advance together, so that k tokens a step read
-the weights once as well; their cost beyond one gap is k - 1 tokens of attention and of small matrix products. The
-times of one round are taken one after another, and ratios within a round, so that a busy machine disturbs both sides.
+Floor: on one sequence a decoded token reads every weight once. The gaps of a text and the texts of a batch advance
+together, so that all their tokens read the weights once; beyond that they cost their own operations, and the context
+of each text has to be read first. Filled tokens and scores are compared with plain full-mask forwards before anything
+is timed. The times of one round are taken one after another and ratios within a round, so that a busy machine
+disturbs both sides.
 """
 
 import argparse
 import json
 import platform
+import random
 import statistics
-import time
+import sys
+import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+# A script finds its own folder alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 import transformers
 
+from examples.benchmarks.encoding_throughput import SHAPES, random_llama, seconds
 from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet.gaps_magnet import continuation_ids, lay_out
 
-
-def seconds(call: Callable[[], Any]) -> float:
-    """Wall time of one call."""
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
+WORDS = "The river runs through the old town and its bridges were built in the last century .".split()
+FILL_TOKENS = 16
+DECODE_TOKENS = 64  # tokens of the comparison with generate
+BATCH = 32
+CONTEXTS = (32, 256)  # tokens around the gaps of a batch
+LONG_CONTEXT = 512
+CANDIDATES = 16
 
 
 def make_text(model: Any, *, context_tokens: int, blanks: int) -> str:
     """Words of about so many tokens in all, with blanks spread evenly."""
-    words = "The river runs through the old town and its bridges were built in the last century .".split()
-    text = [words[index % len(words)] for index in range(context_tokens)]
+    text = [WORDS[index % len(WORDS)] for index in range(context_tokens)]
     while len(model.tokenizer(" ".join(text))["input_ids"]) > context_tokens:
         text.pop()
     for blank in range(blanks, 0, -1):
         text.insert(blank * len(text) // (blanks + 1), "[blank]")
-    return " ".join(text).replace(" [blank]", "[blank]")
+    return " ".join(text)
 
 
-def main() -> None:
-    """Measure, print the medians, write JSON."""
+def make_fills(model: Any, *, number: int) -> list[str]:
+    """Random words of `FILL_TOKENS` tokens behind a space."""
+    draw = random.Random(0)
+    words = [word for word in map(model.tokenizer.decode, range(300, len(model.tokenizer))) if word.strip().isalpha()]
+    fills: list[str] = []
+    while len(fills) < number:
+        fill = " " + " ".join(word.strip() for word in draw.sample(words, FILL_TOKENS))
+        ids = continuation_ids(model.tokenizer, fill)[:FILL_TOKENS]
+        fill = model.tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip()
+        if len(continuation_ids(model.tokenizer, f" {fill}")) == FILL_TOKENS:
+            fills.append(fill)
+    return fills
+
+
+@torch.no_grad()
+def full_mask_logits(model: Any, layout: Any, fill: list[int], *, last_only: bool) -> torch.Tensor:
+    """Logits of the outputs that predict a fill and what follows it, from one forward without a cache."""
+    cut = layout.predictors[0] + 1
+    ids = torch.tensor([layout.token_ids[:cut] + fill + layout.token_ids[cut:]], device=model.device)
+    segments = torch.tensor([[0] * cut + [1] * len(fill) + [0] * (len(layout.token_ids) - cut)], device=model.device)
+    start = layout.gap_starts[0]
+    positions = torch.tensor(
+        [[*layout.positions[:cut], *range(start, start + len(fill)), *layout.positions[cut:]]], device=model.device
+    )
+    keep = torch.arange(cut - 1 + (len(fill) if last_only else 0), cut + len(fill), device=model.device)
+    return model(ids, position_ids=positions, mode="infill", segment_ids=segments, logits_to_keep=keep).logits[0]
+
+
+def fill_without_cache(model: Any, layout: Any, *, first: int) -> list[int]:
+    """Greedy tokens, the whole row read anew for each; the first is given, for it is healed."""
+    special = model.tokenizer.all_special_ids
+    fill = [first]
+    while len(fill) < FILL_TOKENS:
+        logits = full_mask_logits(model, layout, fill, last_only=True)[-1]
+        logits[special] = -torch.inf
+        fill.append(int(logits.argmax()))
+    return fill
+
+
+def check(model: Any, *, prefix: str, suffix: str, fills: list[str], layout: Any) -> tuple[int, float]:
+    """The first token of a fill without a cache, and how far scores are from one forward for each fill.
+
+    Raises:
+        SystemExit: the tokens differ, or in float32 the scores do.
+    """
+    output = model.infill(prefix, suffix, max_new_tokens=FILL_TOKENS, return_dict_in_generate=True)
+    tokens = output.fills[0][0][0].token_ids
+    exact = model.dtype == torch.float32
+    if exact and fill_without_cache(model, layout, first=tokens[0]) != tokens:
+        raise SystemExit("The cached fill is not the fill without a cache: there is nothing to compare.")
+    difference = 0.0
+    for fill in model.score_infill(prefix, fills, suffix):
+        logprobs = torch.log_softmax(full_mask_logits(model, layout, fill.token_ids, last_only=False).float(), -1)
+        own = logprobs[:-1].gather(-1, torch.tensor(fill.token_ids, device=model.device)[:, None])[:, 0]
+        difference = max(difference, float((own.cpu() - torch.tensor(fill.logprobs)).abs().max()))
+    if exact and difference > 1e-4:
+        raise SystemExit(f"Scores differ by {difference:.1e} from one forward for each fill.")
+    return tokens[0], difference
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Check, measure, print the medians, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--context_tokens", type=int, default=256)
-    parser.add_argument("--fill_tokens", type=int, default=16)
-    parser.add_argument("--decode_tokens", type=int, default=64, help="tokens of the comparison with generate")
-    parser.add_argument("--rounds", type=int, default=30)
-    args = parser.parse_args()
+    parser.add_argument("--model", required=True, help="a plain Llama or a MAGNET checkpoint")
+    parser.add_argument("--shape", choices=list(SHAPES), help="random weights of this size, with its tokenizer")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--name", default="infill_decoding", help="name of the JSON file")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where it goes")
+    args = parser.parse_args(arguments)
     torch.manual_seed(0)
-    model = MagnetLlamaForCausalLM.from_pretrained(args.model).eval()
-    texts = {k: make_text(model, context_tokens=args.context_tokens, blanks=k) for k in (1, 4)}
-    prompt = model.tokenizer(texts[1].replace("[blank]", ""), return_tensors="pt")
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        path = args.model
+        if args.shape is not None:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
+            path = random_llama(args.shape, tokenizer, Path(folder), dtype=dtype)
+        model: Any = MagnetLlamaForCausalLM.from_pretrained(path, dtype=dtype).eval().to(device)
+        assert model.tokenizer is not None  # read before its folder goes
 
-    def fill(blanks: int, tokens: int) -> float:
-        return seconds(lambda: model.infill_blanks(texts[blanks], max_new_tokens=tokens))
+    prefix, suffix = make_text(model, context_tokens=LONG_CONTEXT, blanks=1).split("[blank]")
+    fills = make_fills(model, number=CANDIDATES)
+    layout = lay_out(
+        model.tokenizer,
+        [prefix, suffix],
+        gap_lengths=[FILL_TOKENS],
+        context_length=model.config.max_position_embeddings,
+        heal="space",
+    )
+    first, difference = check(model, prefix=prefix, suffix=suffix, fills=fills, layout=layout)
+    print(f"cached = recomputed; {CANDIDATES} scores of one forward to {difference:.1e} of {CANDIDATES} forwards\n")
 
-    def generate(tokens: int) -> float:
-        options = {"min_new_tokens": tokens, "max_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
-        return seconds(lambda: model.generate(**prompt, **options))
+    fill: Callable[..., Any] = partial(model.infill_blanks, max_new_tokens=FILL_TOKENS, batch_size=BATCH)
+    texts = {(n, k): make_text(model, context_tokens=n, blanks=k) for n in CONTEXTS for k in (1, 8)}
+    prompt = model.tokenizer(texts[256, 1].replace("[blank]", ""), return_tensors="pt").to(device)
 
-    for warm_up in (lambda: fill(4, 4), lambda: generate(4)):
-        warm_up()
-    rounds = []
-    for _ in range(args.rounds):
-        short, long = args.fill_tokens, args.fill_tokens + args.decode_tokens
-        one, four = fill(1, short), fill(4, short)
-        # The difference of a long and a short call is decoding alone: the prefill drops out.
-        infill_token = (fill(1, long) - one) / args.decode_tokens
-        generate_token = (generate(long) - generate(short)) / args.decode_tokens
-        rounds.append(
-            {
-                "one_gap_s": one,
-                "four_gaps_s": four,
-                "infill_token_ms": 1e3 * infill_token,
-                "generate_token_ms": 1e3 * generate_token,
-                "four_to_one": four / one,
-                "infill_to_generate": infill_token / generate_token,
-            }
-        )
-    report: dict[str, Any] = {}
-    for name in rounds[0]:
-        values = sorted(one_round[name] for one_round in rounds)
-        quartiles = statistics.quantiles(values, n=4)
-        report[name] = {"median": quartiles[1], "quartiles": [quartiles[0], quartiles[2]]}
-        print(f"{name:20s} median {quartiles[1]:8.4f}   quartiles {quartiles[0]:8.4f} .. {quartiles[2]:8.4f}")
-    weights_gb = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9
-    print(f"weights read per step: {weights_gb:.4f} GB")
+    def generate(tokens: int) -> Any:
+        return model.generate(**prompt, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+
+    calls: dict[str, Callable[[], Any]] = {
+        "one blank": partial(fill, texts[256, 1]),
+        "eight blanks": partial(fill, texts[256, 8]),
+        "one blank, long": partial(model.infill_blanks, texts[256, 1], max_new_tokens=FILL_TOKENS + DECODE_TOKENS,
+                                   chunk_size=FILL_TOKENS + DECODE_TOKENS),
+        "generate": partial(generate, FILL_TOKENS),
+        "generate, long": partial(generate, FILL_TOKENS + DECODE_TOKENS),
+        **{f"one text, {n}": partial(fill, texts[n, 1]) for n in CONTEXTS},
+        **{f"one text, {n}, one token": partial(fill, texts[n, 1], max_new_tokens=1) for n in CONTEXTS},
+        **{f"{BATCH} texts, {n}": partial(fill, [texts[n, 1]] * BATCH) for n in CONTEXTS},
+        **{f"{BATCH} texts, {n}, one token": partial(fill, [texts[n, 1]] * BATCH, max_new_tokens=1) for n in CONTEXTS},
+        "cached": partial(model.infill, prefix, suffix, max_new_tokens=FILL_TOKENS),
+        "recomputed": partial(fill_without_cache, model, layout, first=first),
+        "one score": partial(model.score_infill, prefix, fills[:1], suffix),
+        f"{CANDIDATES} scores": partial(model.score_infill, prefix, fills, suffix),
+    }  # fmt: skip
+    for call in calls.values():
+        call()
+    rounds = [{name: seconds(call, device) for name, call in calls.items()} for _ in range(args.rounds)]
+    ratios = [measured_ratios(one) for one in rounds]
+    report: dict[str, Any] = {"seconds": {}, "ratios": {}}
+    for kind, values in (("seconds", rounds), ("ratios", ratios)):
+        print(f"{kind:52s}{'median':>9s}{'quartiles':>20s}")
+        for name in values[0]:
+            low, median, high = statistics.quantiles([one[name] for one in values], n=4)
+            report[kind][name] = {"median": median, "quartiles": [low, high]}
+            print(f"  {name:50s}{median:9.4f}{f'{low:.4f} .. {high:.4f}':>20s}")
     report |= {
-        "arguments": {**vars(args), "model": Path(args.model).name},
-        "weights_gb": weights_gb,
-        "hardware": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+        "largest_score_difference": difference,
+        "arguments": {"shape": args.shape, "rounds": args.rounds, "model": Path(args.model).name},
+        "weights_gb": sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9,
+        "hardware": {
+            "device": torch.cuda.get_device_name()
+            if device.type == "cuda"
+            else platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "dtype": args.dtype,
+        },
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
-    file = Path(__file__).parent / "results" / "infill_decoding.json"
+    print(f"weights read per step: {report['weights_gb']:.4f} GB")
+    file = args.results / f"{args.name}.json"
     file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"infill_decoding: OK ({file.name})")
+
+
+def measured_ratios(one: dict[str, float]) -> dict[str, float]:
+    """What the times of one round say; a long call less a short one is decoding alone, without the context."""
+    infill_token = one["one blank, long"] - one["one blank"]
+    generate_token = one["generate, long"] - one["generate"]
+    ratios = {
+        "eight blanks / one blank": one["eight blanks"] / one["one blank"],
+        "a filled token / one of generate": infill_token / generate_token,
+        "recomputed / cached": one["recomputed"] / one["cached"],
+        f"{CANDIDATES} scores / one": one[f"{CANDIDATES} scores"] / one["one score"],
+    }
+    for n in CONTEXTS:
+        single, batch = one[f"one text, {n}"], one[f"{BATCH} texts, {n}"]
+        single_step, batch_step = (
+            single - one[f"one text, {n}, one token"],
+            batch - one[f"{BATCH} texts, {n}, one token"],
+        )
+        ratios[f"{BATCH} texts / one, tokens/s decoded, context {n}"] = BATCH * single_step / batch_step
+        ratios[f"{BATCH} texts / one, tokens/s with reading, context {n}"] = BATCH * single / batch
+    return ratios
 
 
 if __name__ == "__main__":
