@@ -86,11 +86,18 @@ def repetition_sentences(texts: str | Sequence[str]) -> float:
         0.5
     """
     return _mean_share_repeated(
-        [
-            [" ".join(sentence.split()) for sentence in _SENTENCE_END.split(text) if sentence.strip()]
-            for text in _as_list(texts)
-        ]
+        [[" ".join(sentence.split()) for sentence in split_sentences(text)] for text in _as_list(texts)]
     )
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a text; one ends at a line break, or at `.`, `!` or `?` followed by white space.
+
+    Example:
+        >>> split_sentences("At 3.5 degrees it snowed. “Why?” she asked.")
+        ['At 3.5 degrees it snowed.', '“Why?”', 'she asked.']
+    """
+    return [sentence.strip() for sentence in _SENTENCE_END.split(text) if sentence.strip()]
 
 
 def _as_list(texts: str | Sequence[T]) -> Sequence[str | T]:
@@ -106,4 +113,4 @@ def _mean_share_repeated(units_per_text: Sequence[Sequence[Hashable]]) -> float:
     return sum(shares) / len(shares)
 
 
-__all__ = ["perplexity", "repetition_n", "repetition_sentences"]
+__all__ = ["perplexity", "repetition_n", "repetition_sentences", "split_sentences"]

@@ -1,0 +1,157 @@
+"""Which sentence belongs into a story? Choice by `score_infill`, against reading from left to right.
+
+    python examples/evaluate/story_cloze.py --magnet DIR --base DIR --stories storycloze.csv.gz --output cloze.json
+
+Two tasks on the same stories: the fifth sentence, right ending against wrong ending; and the third sentence, removed,
+against the third sentence of another story. The second has a suffix, which only infilling and a causal reading of the
+whole text use. The control gives infilling the suffix of another story. Accuracy in percent with its 95 % interval
+(Wilson); systems are compared story by story (McNemar's exact test).
+"""
+
+import argparse
+import csv
+import gzip
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+# A script finds its own folder alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+from scipy.stats import binomtest
+
+from examples.evaluate.results import write_results
+from modeling_magnet import MagnetLlamaForCausalLM
+from trainer.prompted_infilling import PromptedInfiller
+
+TASKS = ("fifth sentence", "third sentence")
+
+
+class Choice:
+    """One story with a gap and two candidates, the right one first."""
+
+    def __init__(self, prefix: Sequence[str], right: str, wrong: str, suffix: Sequence[str]) -> None:
+        self.prefix = " ".join(prefix)
+        self.candidates = [f" {right}", f" {wrong}"]
+        self.suffix = "".join(f" {sentence}" for sentence in suffix)
+
+
+def read_stories(file: Path) -> list[tuple[list[str], str, str]]:
+    """Of each story its first four sentences, the right ending and the wrong one.
+
+    Raises:
+        ValueError: a file that has not the columns of Story Cloze.
+    """
+    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    stories = []
+    try:
+        for row in rows:
+            endings = [row["RandomFifthSentenceQuiz1"], row["RandomFifthSentenceQuiz2"]]
+            right = int(row["AnswerRightEnding"]) - 1
+            stories.append(([row[f"InputSentence{k}"] for k in range(1, 5)], endings[right], endings[1 - right]))
+    except KeyError as error:
+        raise ValueError(f"{str(file)!r} has no column {error}; expected the columns of Story Cloze.") from error
+    return stories
+
+
+def make_choices(stories: Sequence[tuple[list[str], str, str]], *, seed: int) -> dict[str, list[Choice]]:
+    """Both tasks; the wrong third sentence is that of a story drawn at random."""
+    others = _derangement(len(stories), seed=seed)
+    fifth = [Choice(first, right, wrong, []) for first, right, wrong in stories]
+    third = [
+        Choice(first[:2], first[2], stories[other][0][2], [first[3], right])
+        for (first, right, _), other in zip(stories, others, strict=True)
+    ]
+    return dict(zip(TASKS, (fifth, third), strict=True))
+
+
+def _derangement(number: int, *, seed: int) -> list[int]:
+    """Each story's other story: the next one in a random order."""
+    order = np.random.default_rng(seed).permutation(number)
+    other = np.empty(number, dtype=int)
+    other[order] = np.roll(order, 1)
+    return [int(index) for index in other]
+
+
+def correct(
+    score: Callable[..., Any], choices: Sequence[Choice], *, suffixes: Sequence[str], mean: bool
+) -> np.ndarray:
+    """Whether the right candidate has the higher log-probability, in all or per token."""
+    scored = score([c.prefix for c in choices], [c.candidates for c in choices], list(suffixes))
+    values = np.array([[fill.mean_logprob if mean else fill.logprob for fill in fills] for fills in scored])
+    return values[:, 0] > values[:, 1]
+
+
+def mcnemar(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
+    """McNemar's exact test of two systems on the same stories."""
+    only_one, only_other = int((one & ~other).sum()), int((~one & other).sum())
+    discordant = only_one + only_other
+    p = binomtest(only_one, discordant).pvalue if discordant else 1.0
+    return {"only_first": only_one, "only_second": only_other, "p": float(p)}
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Choose, compare, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--magnet", required=True, help="the adapted model")
+    parser.add_argument("--base", required=True, help="the model it was adapted from")
+    parser.add_argument("--stories", type=Path, required=True, help="Story Cloze, .csv or .csv.gz")
+    parser.add_argument("--limit", type=int, help="stories, from the first on")
+    parser.add_argument("--seed", type=int, default=0, help="draws the wrong third sentences")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    args = parser.parse_args(arguments)
+    stories = read_stories(args.stories)[: args.limit]
+    tasks = make_choices(stories, seed=args.seed)
+    magnet, base = (
+        MagnetLlamaForCausalLM.from_pretrained(path).eval().to(args.device) for path in (args.magnet, args.base)
+    )
+    reads, adapted_reads = (PromptedInfiller(model, model.tokenizer).score_infill for model in (base, magnet))
+    systems: dict[str, tuple[Callable[..., Any], bool]] = {
+        "magnet, infilling": (magnet.score_infill, False),
+        "magnet, infilling, another story's suffix": (magnet.score_infill, True),
+        "base, infilling": (base.score_infill, False),
+        "base, left to right": (reads, False),
+        "magnet, left to right": (adapted_reads, False),
+        "base, left to right, with the suffix": (lambda *a: reads(*a, with_suffix=True), False),
+        "magnet, left to right, with the suffix": (lambda *a: adapted_reads(*a, with_suffix=True), False),
+    }
+    report: dict[str, Any] = {"stories": len(stories), "tasks": {}}
+    for task, choices in tasks.items():
+        suffixes = [choice.suffix for choice in choices]
+        foreign = [suffixes[other] for other in _derangement(len(choices), seed=args.seed + 1)]
+        has_suffix = any(suffixes)
+        hits: dict[str, np.ndarray] = {}
+        report["tasks"][task] = {"accuracy": {}, "mcnemar": {}}
+        print(f"\n{task}, {len(choices)} stories{'':8s}{'accuracy':>12s}{'95 %':>16s}{'per token':>12s}")
+        for name, (score, uses_foreign) in systems.items():
+            if not has_suffix and "suffix" in name:
+                continue
+            used = foreign if uses_foreign else suffixes
+            hits[name] = correct(score, choices, suffixes=used, mean=False)
+            per_token = correct(score, choices, suffixes=used, mean=True).mean()
+            low, high = binomtest(int(hits[name].sum()), len(choices)).proportion_ci(method="wilson")
+            report["tasks"][task]["accuracy"][name] = {
+                "total": float(hits[name].mean()),
+                "interval": [float(low), float(high)],
+                "per_token": float(per_token),
+            }
+            print(
+                f"  {name:42s}{100 * hits[name].mean():8.2f}{f'{100 * low:.1f} .. {100 * high:.1f}':>17s}"
+                f"{100 * per_token:11.2f}"
+            )
+        first = "magnet, infilling"
+        for name in list(hits)[1:]:
+            test = report["tasks"][task]["mcnemar"][f"{first} / {name}"] = mcnemar(hits[first], hits[name])
+            print(f"  only {first} {test['only_first']}, only {name} {test['only_second']}: p = {test['p']:.2g}")
+    report["seed"] = args.seed
+    write_results(args.output, report, models={"magnet": args.magnet, "base": args.base})
+    print(f"\nstory_cloze: OK ({len(stories)} stories)")
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""A page that shows fills in their places, coloured by how sure the model was of each token."""
+
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 1rem/1.6 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }
+article { border-top: 1px solid #8888; padding: 0.5rem 0; }
+p { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0.5rem 0; }
+.token { border-radius: 0.2em; background: color-mix(in srgb, hsl(var(--hue) 75% 50%) 40%, transparent); }
+.error { color: #c33; }
+small, summary { opacity: 0.75; }
+"""
+
+
+def render_page(rows: Iterable[Mapping[str, Any]], *, title: str) -> str:
+    """One HTML page without anything outside it; all text is escaped.
+
+    Args:
+        rows (`Iterable[Mapping]`): As `infill_stories.py` writes them: `row`, and `pieces` with `fills`, or `error`.
+        title (`str`): Heading of the page.
+    """
+    scale = " ".join(_token(f"{share:.0%}", math.log(share)) for share in (0.9, 0.5, 0.1, 0.01, 0.001))
+    body = "\n".join(_article(row) for row in rows)
+    return (
+        "<!DOCTYPE html>\n"
+        '<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n"
+        f"<body><h1>{html.escape(title)}</h1>\n<p>Probability of a token: {scale}</p>\n{body}\n</body></html>\n"
+    )
+
+
+def _article(row: Mapping[str, Any]) -> str:
+    """One text: its best fills in place, the other answers below."""
+    number = f"<small>{int(row['row']) + 1}</small>"
+    if "error" in row:
+        return f'<article>{number}<p class="error">{html.escape(row["error"])}</p></article>'
+    best = [answers[0] for answers in row["fills"]]
+    parts = [html.escape(row["pieces"][0])]
+    for fill, piece in zip(best, row["pieces"][1:], strict=True):
+        parts += [_fill(fill), html.escape(piece)]
+    text = "".join(parts)
+    details = ""
+    if any(len(answers) > 1 for answers in row["fills"]):
+        items = "".join(_alternatives(gap, answers) for gap, answers in enumerate(row["fills"], start=1))
+        details = f"<details><summary>all answers</summary>{items}</details>"
+    return f"<article>{number}<p>{text}</p>{details}</article>"
+
+
+def _alternatives(gap: int, answers: Sequence[Mapping[str, Any]]) -> str:
+    """The answers to one gap with their log-probabilities."""
+    items = "".join(f"<li>{_fill(answer)} <small>{answer['logprob']:.2f} nats</small></li>" for answer in answers)
+    return f"<p>Blank {gap}</p><ol>{items}</ol>"
+
+
+def _fill(fill: Mapping[str, Any]) -> str:
+    """The tokens of a fill; in one colour where its text is not that of its tokens."""
+    if "".join(fill["tokens"]) == fill["text"]:
+        return "".join(map(_token, fill["tokens"], fill["logprobs"]))
+    return _token(fill["text"], fill["mean_logprob"])
+
+
+def _token(text: str, logprob: float) -> str:
+    """A token whose hue goes from red (a thousandth) to green (certain), with its number for those who ask."""
+    hue = 120 * min(max(1 + logprob / math.log(1000), 0.0), 1.0)
+    return (
+        f'<span class="token" style="--hue:{hue:.0f}" title="{math.exp(logprob):.2%}, {logprob:.2f} nats">'
+        f"{html.escape(text)}</span>"
+    )
+
+
+__all__ = ["render_page"]

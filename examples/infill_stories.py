@@ -1,0 +1,151 @@
+"""Fill the blanks of many texts: JSONL in, JSONL with fills and scores out, and a page that shows them in place.
+
+    python examples/infill_stories.py --model DIR --texts stories.jsonl --output fills.jsonl --max_new_tokens 12
+    python examples/infill_stories.py --model DIR --texts stories.jsonl --output fills.jsonl --num_tokens auto \
+        --num_return_sequences 3 --html fills.html
+
+Each row of the input has a text with blanks, `[blank]` unless told otherwise. A killed run goes on with the same
+command. A row that cannot be filled is reported in its place and counted; the others are filled.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# A script finds its own folder alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from tqdm import tqdm
+
+from examples.corpus.writing import whole_file
+from examples.fills_page import render_page
+from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet.blanks_magnet import split_at_marks
+from trainer.resumable import append_rows, resume_rows
+from trainer.sources import read_source
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The options; see `--help`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a MAGNET checkpoint")
+    parser.add_argument("--texts", required=True, help="rows with blanks: .jsonl, .csv, .parquet, also compressed")
+    parser.add_argument("--text_column", default="text", help="column of the text")
+    parser.add_argument("--output", type=Path, required=True, help=".jsonl file to write, one line per row")
+    parser.add_argument("--html", type=Path, help="page to write, too")
+    parser.add_argument("--blank", default="[blank]", help="mark of a gap; behind a backslash it is text")
+    parser.add_argument("--max_new_tokens", type=int, help="tokens of each fill")
+    parser.add_argument("--num_tokens", nargs="+", help="instead: lengths to try, or auto")
+    parser.add_argument("--num_return_sequences", type=int, default=1, help="different answers to each gap")
+    parser.add_argument("--do_sample", action="store_true", help="draw tokens instead of taking the likeliest")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of sampling")
+    parser.add_argument("--top_p", type=float, default=1.0, help="of sampling")
+    parser.add_argument("--stop_at_sentence_end", action="store_true", help="end a fill behind its first sentence")
+    parser.add_argument("--trim_overlap", action="store_true", help="cut off what repeats the context")
+    parser.add_argument("--limit", type=int, help="rows, from the first on")
+    parser.add_argument("--batch_size", type=int, default=16, help="texts filled together")
+    parser.add_argument("--seed", type=int, default=0, help="of sampling")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="dtype of the weights")
+    args = parser.parse_args(arguments)
+    if (args.max_new_tokens is None) == (args.num_tokens is None):
+        parser.error("pass one of --max_new_tokens and --num_tokens")
+    if args.num_tokens == ["auto"]:
+        args.num_tokens = "auto"
+    elif args.num_tokens is not None:
+        try:
+            args.num_tokens = [int(length) for length in args.num_tokens]
+        except ValueError:
+            parser.error(f"--num_tokens {' '.join(args.num_tokens)}: expected auto, or whole numbers")
+    return args
+
+
+def fill_rows(model: Any, texts: Sequence[str], *, first: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The output rows of some texts; where one of them cannot be filled, each is tried alone."""
+    sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p} if args.do_sample else {}
+    lengths = {"max_new_tokens": args.max_new_tokens} if args.num_tokens is None else {"num_tokens": args.num_tokens}
+    torch.manual_seed(args.seed + first)
+    try:
+        output = model.infill_blanks(
+            list(texts),
+            blank=args.blank,
+            num_return_sequences=args.num_return_sequences,
+            stop_at_sentence_end=args.stop_at_sentence_end,
+            trim_overlap=args.trim_overlap,
+            return_dict_in_generate=True,
+            **lengths,
+            **sampling,
+        )
+    except ValueError as error:
+        if len(texts) == 1:
+            return [{"row": first, "text": str(texts[0]), "error": str(error)}]
+        return [
+            row
+            for number, text in enumerate(texts)
+            for row in fill_rows(model, [text], first=first + number, args=args)
+        ]
+    rows = []
+    for number, (text, gaps) in enumerate(zip(texts, output.fills, strict=True)):
+        pieces = split_at_marks(text, args.blank, name="text")
+        fills = [[describe(model, fill) for fill in gap] for gap in gaps]
+        filled = pieces[0] + "".join(gap[0].text + piece for gap, piece in zip(gaps, pieces[1:], strict=True))
+        rows.append({"row": first + number, "pieces": pieces, "fills": fills, "filled": filled})
+    return rows
+
+
+def describe(model: Any, fill: Any) -> dict[str, Any]:
+    """A fill as JSON holds it, with the text of each token."""
+    tokenizer = model.tokenizer
+    ends = [len(tokenizer.decode(fill.token_ids[: k + 1])) for k in range(len(fill.token_ids))]
+    whole = tokenizer.decode(fill.token_ids)
+    tokens = [whole[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    if tokens and "".join(tokens).lstrip(" ") == fill.text.lstrip(" "):
+        # The space in front of a fill stands in its text or in the context.
+        spaces = fill.text[: len(fill.text) - len(fill.text.lstrip(" "))]
+        tokens[0] = spaces + tokens[0].lstrip(" ")
+    return {
+        "text": fill.text,
+        "tokens": tokens,
+        "logprobs": [round(value, 4) for value in fill.logprobs],
+        "logprob": round(fill.logprob, 4),
+        "mean_logprob": round(fill.mean_logprob, 4),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Fill, resume, render."""
+    args = parse_arguments(arguments)
+    for path in (args.output, args.html):
+        if path is not None and not path.parent.is_dir():
+            raise SystemExit(
+                f"error: {str(path.parent)!r}, the folder of {path.name!r}, does not exist. Make it first."
+            )
+    texts = read_source(args.texts, columns=[args.text_column])[args.text_column][: args.limit]
+    settings = {k: v for k, v in vars(args).items() if k not in ("output", "html", "device", "limit")}
+    rows = resume_rows(args.output, settings={**settings, "model": str(args.model)})
+    done = len(rows)
+    if done < len(texts):
+        model = MagnetLlamaForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
+        model.eval().to(args.device)
+        with tqdm(total=len(texts), initial=done, desc="Filling", unit="text") as progress:
+            while done < len(texts):
+                # Batches begin at multiples of their size, so that a resumed run draws what an undisturbed one draws.
+                end = min((done // args.batch_size + 1) * args.batch_size, len(texts))
+                start = done // args.batch_size * args.batch_size
+                new = fill_rows(model, texts[start:end], first=start, args=args)[done - start :]
+                append_rows(args.output, new)
+                rows += new
+                progress.update(end - done)
+                done = end
+    errors = sum("error" in row for row in rows)
+    if args.html is not None:
+        with whole_file(args.html) as file:
+            file.write(render_page(rows, title=f"{Path(args.texts).name}, filled").encode())
+    print(f"infill_stories: OK ({args.output}; {len(rows)} rows, {errors} that could not be filled)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""The baselines: the paper's prompts word for word, and scores against plain forwards of a stock Llama."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trainer.prompted_infilling import PromptedInfiller, SolvedGap, prompt_for
+
+PREFIX, SUFFIX = "Tom fell. It hurt.", " He cried. Mom came."
+
+
+@pytest.fixture(scope="module")
+def stock(stories260k):
+    model = AutoModelForCausalLM.from_pretrained(stories260k).eval()
+    return model, AutoTokenizer.from_pretrained(stories260k)
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        (
+            "blank",
+            "Generate the missing line represented by _ in the given text: Tom fell. It hurt. _ He cried. Mom came..\n"
+            "Generate a single sentence.\nThe missing line is:",
+        ),
+        (
+            "contextual",
+            'Fill in the missing sentence between "Tom fell. It hurt." and "He cried. Mom came.". Generate only one '
+            "sentence. The missing sentence is:",
+        ),
+        (
+            "prefix_suffix",
+            "Given the prefix and the suffix, generate the middle sentence.\nPrefix: Tom fell. It hurt.\n"
+            "Suffix: He cried. Mom came.\nGenerate only one sentence.\nMiddle:",
+        ),
+        (
+            "line_by_line",
+            "You have a five-sentence story with some missing text.\nHere is the context for each line, with the "
+            "missing line indicated:\nLine 1: Tom fell.\nLine 2: It hurt.\nLine 3: [Missing Line]\nLine 4: He cried.\n"
+            "Line 5: Mom came.\nPlease generate the missing line of the story. Please generate only the missing line "
+            "and nothing else.\nThe missing line is: Line 3:",
+        ),
+    ],
+)
+def test_the_prompts_are_the_papers(family, expected):
+    assert prompt_for(family, PREFIX, SUFFIX) == expected
+
+
+def test_solved_examples_stand_in_front_in_the_same_format(stock):
+    examples = [SolvedGap("A cat.", " A dog.", "A cow."), SolvedGap("Up.", "Left.", "Down.")]
+    infiller = PromptedInfiller(*stock, family="prefix_suffix", examples=examples)
+    blocks = infiller._prompt(PREFIX, SUFFIX).split("\n\n")
+    assert blocks == [
+        prompt_for("prefix_suffix", "A cat.", "A cow.") + " A dog.",
+        prompt_for("prefix_suffix", "Up.", "Down.") + " Left.",
+        prompt_for("prefix_suffix", PREFIX, SUFFIX),
+    ]
+
+
+def test_from_the_left_it_is_greedy_generation(stock):
+    model, tokenizer = stock
+    infiller = PromptedInfiller(model, tokenizer)
+    prefixes = [PREFIX, "Once upon a time"]
+    fills = infiller.infill(prefixes, [SUFFIX, ""], max_new_tokens=8)
+    for prefix, fill in zip(prefixes, fills, strict=True):
+        ids = tokenizer(prefix, return_tensors="pt", return_token_type_ids=False)
+        expected = model.generate(**ids, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+        assert prefix + fill == tokenizer.decode(expected[0], skip_special_tokens=True)
+        assert infiller.infill(prefix, SUFFIX, max_new_tokens=8) == fill
+
+
+@pytest.mark.parametrize("family", ["blank", "contextual", "prefix_suffix", "line_by_line"])
+def test_the_answer_to_a_prompt_is_one_line_that_joins(stock, family):
+    fill = PromptedInfiller(*stock, family=family).infill(PREFIX, SUFFIX, max_new_tokens=12)
+    assert "\n" not in fill
+    assert fill.startswith(" ")
+    spaced = PromptedInfiller(*stock, family=family).infill(PREFIX + " ", SUFFIX, max_new_tokens=12)
+    assert not spaced.startswith(" ")
+
+
+@torch.no_grad()
+def plain_logprob(model, tokenizer, front, target):
+    """Log-probability of one text behind another, from one forward."""
+    front_ids = tokenizer(front)["input_ids"]
+    ids = tokenizer(front + target)["input_ids"]
+    assert ids[: len(front_ids)] == front_ids
+    logprobs = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
+    return sum(logprobs[place - 1, ids[place]].item() for place in range(len(front_ids), len(ids)))
+
+
+def test_scores_are_those_of_plain_forwards(stock):
+    model, tokenizer = stock
+    fills = [" He was sad.", " The dog ran to the big red house."]
+    infiller = PromptedInfiller(model, tokenizer)
+    together = infiller.score_infill([PREFIX, "Once"], [fills, fills[:1]], [SUFFIX, SUFFIX])
+    for prefix, scored in zip([PREFIX, "Once"], together, strict=True):
+        for fill in scored:
+            assert fill.logprob == pytest.approx(plain_logprob(model, tokenizer, prefix, fill.text), abs=1e-3)
+    for fill in infiller.score_infill(PREFIX, fills, SUFFIX, with_suffix=True):
+        expected = plain_logprob(model, tokenizer, PREFIX, fill.text + SUFFIX)
+        assert fill.logprob == pytest.approx(expected, abs=1e-3)
+    prompted = PromptedInfiller(model, tokenizer, family="contextual").score_infill(PREFIX, fills, SUFFIX)
+    expected = plain_logprob(model, tokenizer, prompt_for("contextual", PREFIX, SUFFIX), fills[0])
+    assert prompted[0].logprob == pytest.approx(expected, abs=1e-3)
+
+
+def test_what_cannot_be_is_named(stock):
+    with pytest.raises(ValueError, match="`family` is 'fim'"):
+        PromptedInfiller(*stock, family="fim")
+    with pytest.raises(ValueError, match="`examples` were given for 'contextual'"):
+        PromptedInfiller(*stock, family="contextual", examples=[SolvedGap("a", "b", "c")])
+    with pytest.raises(ValueError, match="a prompt of 'blank' holds the suffix"):
+        PromptedInfiller(*stock, family="blank").score_infill("a", ["b"], "c", with_suffix=True)

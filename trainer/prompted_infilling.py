@@ -1,0 +1,254 @@
+"""Infilling without infill training, for comparison: a causal model that reads the left context, or is prompted.
+
+The same calls as the model's own `infill` and `score_infill`, for any causal language model. The prompts are the
+paper's.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from modeling_magnet.answers_magnet import Fill
+from modeling_magnet.batching_magnet import pad_token_rows, plan_batches
+from modeling_magnet.gaps_magnet import continuation_ids, decode_fill
+from modeling_magnet.texts_magnet import check_texts, front_tokens
+
+from .metrics import split_sentences
+
+Family = Literal["left_to_right", "blank", "contextual", "prefix_suffix", "line_by_line"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
+# The paper shows solved examples in these three.
+FEW_SHOT_FAMILIES = ("blank", "prefix_suffix", "line_by_line")
+# Tokens of a forward that scores; its logits are kept for all of them.
+SCORED_TOKENS = 2048
+
+
+class SolvedGap(NamedTuple):
+    """A text whose gap is filled, as an example in a prompt."""
+
+    prefix: str
+    fill: str
+    suffix: str
+
+
+def _blank(prefix: str, suffix: str) -> str:
+    return (
+        f"Generate the missing line represented by _ in the given text: {_join(prefix, '_', suffix)}.\n"
+        "Generate a single sentence.\nThe missing line is:"
+    )
+
+
+def _contextual(prefix: str, suffix: str) -> str:
+    return (
+        f'Fill in the missing sentence between "{prefix.strip()}" and "{suffix.strip()}". Generate only one sentence. '
+        "The missing sentence is:"
+    )
+
+
+def _prefix_suffix(prefix: str, suffix: str) -> str:
+    return (
+        "Given the prefix and the suffix, generate the middle sentence.\n"
+        f"Prefix: {prefix.strip()}\nSuffix: {suffix.strip()}\nGenerate only one sentence.\nMiddle:"
+    )
+
+
+def _line_by_line(prefix: str, suffix: str) -> str:
+    before, after = split_sentences(prefix), split_sentences(suffix)
+    missing = len(before) + 1
+    lines = [*before, "[Missing Line]", *after]
+    count = {5: "five"}.get(len(lines), str(len(lines)))
+    numbered = "\n".join(f"Line {number}: {line}" for number, line in enumerate(lines, start=1))
+    return (
+        f"You have a {count}-sentence story with some missing text.\n"
+        f"Here is the context for each line, with the missing line indicated:\n{numbered}\n"
+        "Please generate the missing line of the story. Please generate only the missing line and nothing else.\n"
+        f"The missing line is: Line {missing}:"
+    )
+
+
+def _join(prefix: str, middle: str, suffix: str) -> str:
+    return " ".join(part for part in (prefix.strip(), middle, suffix.strip()) if part)
+
+
+_PROMPTS: dict[str, Callable[[str, str], str]] = {
+    "blank": _blank,
+    "contextual": _contextual,
+    "prefix_suffix": _prefix_suffix,
+    "line_by_line": _line_by_line,
+}
+
+
+class PromptedInfiller:
+    """`infill` and `score_infill` by a causal model.
+
+    Args:
+        model (`PreTrainedModel`): Any causal language model.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        family (`str`): `"left_to_right"` goes on from the prefix and never sees the suffix; the others are prompts.
+        examples (`Sequence[SolvedGap]`): Solved gaps in front of the prompt; the paper has five.
+
+    Raises:
+        ValueError: an unknown family, or examples for one that has none.
+
+    Source: Khosla et al. 2025, Table 5 and its prompts.
+
+    Example:
+
+        >>> print(prompt_for("prefix_suffix", "Tom fell.", "He cried."))
+        Given the prefix and the suffix, generate the middle sentence.
+        Prefix: Tom fell.
+        Suffix: He cried.
+        Generate only one sentence.
+        Middle:
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        family: Family = "left_to_right",
+        examples: Sequence[SolvedGap] = (),
+    ) -> None:
+        if family not in FAMILIES:
+            raise ValueError(f"`family` is {family!r}; expected one of {list(FAMILIES)}.")
+        if examples and family not in FEW_SHOT_FAMILIES:
+            raise ValueError(f"`examples` were given for {family!r}; only {list(FEW_SHOT_FAMILIES)} take them.")
+        self.model: Any = model
+        self.tokenizer = tokenizer
+        self.family = family
+        self.examples = list(examples)
+
+    @torch.no_grad()
+    def infill(
+        self,
+        prefix: str | Sequence[str],
+        suffix: str | Sequence[str],
+        *,
+        max_new_tokens: int,
+        batch_size: int = 16,
+        **generation_arguments: Any,
+    ) -> Any:
+        """What the model writes: from the left exactly `max_new_tokens`, answering a prompt one line of at most that.
+
+        Args:
+            prefix (`str` or `list[str]`): Text in front of the gap.
+            suffix (`str` or `list[str]`): Text behind it.
+            max_new_tokens (`int`): Tokens at most.
+            batch_size (`int`, defaults to 16): Texts decoded together.
+            generation_arguments: As `generate` takes them.
+
+        Returns:
+            `str` for strings, `list[str]` for lists.
+        """
+        single = isinstance(prefix, str) and isinstance(suffix, str)
+        prefixes = check_texts([prefix] if single else prefix, name="prefix")
+        suffixes = check_texts([suffix] if single else suffix, name="suffix")
+        prompts = [self._prompt(*pair) for pair in zip(prefixes, suffixes, strict=True)]
+        rows = [front_tokens(self.tokenizer) + self._ids(prompt.rstrip(" ")) for prompt in prompts]
+        pad = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        least = {"min_new_tokens": max_new_tokens} if self.family == "left_to_right" else {}
+        special = set(self.tokenizer.all_special_ids)
+        fills: list[str] = []
+        for start in range(0, len(rows), batch_size):
+            batch = pad_token_rows(rows[start : start + batch_size], pad_token_id=pad, padding_side="left")
+            output = self.model.generate(
+                **{name: tensor.to(self.model.device) for name, tensor in batch.items()},
+                **{"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": pad, **least},
+                **generation_arguments,
+            )
+            new = output[:, batch["input_ids"].shape[1] :].tolist()
+            for front, ids in zip(rows[start : start + batch_size], new, strict=True):
+                before, fill = ([token for token in part if token not in special] for part in (front, ids))
+                fills.append(decode_fill(self.tokenizer, before, fill))
+        if self.family == "left_to_right":
+            pairs = zip(fills, prefixes, strict=True)
+            fills = [fill.removeprefix(" ") if text.endswith(" ") else fill for fill, text in pairs]
+        else:
+            lines = [next(iter(fill.strip().splitlines()), "").strip() for fill in fills]
+            joined = zip(lines, prefixes, strict=True)
+            fills = [f" {line}" if text and not text[-1].isspace() else line for line, text in joined]
+        return fills[0] if single else fills
+
+    @torch.no_grad()
+    def score_infill(
+        self,
+        prefix: str | Sequence[str],
+        fills: Sequence[str] | Sequence[Sequence[str]],
+        suffix: str | Sequence[str],
+        *,
+        with_suffix: bool = False,
+    ) -> Any:
+        """Log-probabilities of given fills behind the prompt, from left to right.
+
+        Args:
+            prefix (`str` or `list[str]`): Text in front of the gap.
+            fills (`list[str]`, or a list of such lists): The candidates.
+            suffix (`str` or `list[str]`): Text behind it.
+            with_suffix (`bool`, defaults to `False`): Count the suffix behind each fill as well, which a fill should
+                lead on to: the most that a causal model can make of it. For `left_to_right` alone.
+
+        Returns:
+            `list[Fill]`, or a list of them for lists.
+        """
+        single = isinstance(prefix, str) and isinstance(suffix, str)
+        prefixes = check_texts([prefix] if isinstance(prefix, str) else prefix, name="prefix")
+        suffixes = check_texts([suffix] if isinstance(suffix, str) else suffix, name="suffix")
+        candidates: Any = [fills] if single else fills
+        if with_suffix and self.family != "left_to_right":
+            raise ValueError(f"`with_suffix` needs 'left_to_right'; a prompt of {self.family!r} holds the suffix.")
+        rows: list[tuple[list[int], list[int]]] = []
+        for before, given, after in zip(prefixes, candidates, suffixes, strict=True):
+            prompt = self._prompt(before, after)
+            front = front_tokens(self.tokenizer) + self._ids(prompt.rstrip(" "))
+            for fill in check_texts(given, name="fills"):
+                text = f" {fill.strip()}" if prompt.endswith(" ") or self.family != "left_to_right" else fill
+                target = continuation_ids(self.tokenizer, text + after if with_suffix else text)
+                rows.append((front, target))
+        logprobs: list[list[float]] = [[] for _ in rows]
+        for batch in plan_batches([len(front) + len(target) for front, target in rows], max_tokens=SCORED_TOKENS):
+            for index, own in zip(batch, self._score([rows[index] for index in batch]), strict=True):
+                logprobs[index] = own
+        scored = iter(zip((target for _, target in rows), logprobs, strict=True))
+        output = [[Fill(fill, *next(scored)) for fill in given] for given in candidates]
+        return output[0] if single else output
+
+    def _prompt(self, prefix: str, suffix: str) -> str:
+        """The text that the model goes on from, solved examples in front."""
+        if self.family == "left_to_right":
+            return prefix
+        solved = [f"{prompt_for(self.family, one.prefix, one.suffix)} {one.fill.strip()}" for one in self.examples]
+        return "\n\n".join([*solved, prompt_for(self.family, prefix, suffix)])
+
+    def _ids(self, text: str) -> list[int]:
+        """Token ids of a text without special tokens."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
+        return ids
+
+    def _score(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
+        """Log-probabilities of the second part of each row behind the first."""
+        batch = pad_token_rows([front + target for front, target in rows], pad_token_id=0)
+        batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+        logits = self.model(**batch, use_cache=False).logits[:, :-1]
+        labels = batch["input_ids"][:, 1:]
+        logprobs = logits.gather(-1, labels[..., None])[..., 0].float() - logits.float().logsumexp(-1)
+        return [
+            logprobs[row, len(front) - 1 : len(front) + len(target) - 1].tolist()
+            for row, (front, target) in enumerate(rows)
+        ]
+
+
+def prompt_for(family: str, prefix: str, suffix: str) -> str:
+    """The paper's prompt of a family for one gap.
+
+    Args:
+        family (`str`): `"blank"`, `"contextual"`, `"prefix_suffix"` or `"line_by_line"`.
+        prefix (`str`): Text in front of the gap.
+        suffix (`str`): Text behind it.
+    """
+    return _PROMPTS[family](prefix, suffix)
+
+
+__all__ = ["FAMILIES", "FEW_SHOT_FAMILIES", "Family", "PromptedInfiller", "SolvedGap", "prompt_for"]
