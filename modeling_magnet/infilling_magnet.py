@@ -128,11 +128,12 @@ class InfillingMixin(LengthsMixin, ScoringMixin):
             given, default_config=self.generation_config, end_of_span=self.magnet_settings.end_of_span
         )
         length_scores = None
-        if options.num_tokens is None:
-            lengths = [_gap_lengths(options.max_new_tokens, index, parts) for index, parts in enumerate(pieces)]
-            texts = self._fill(pieces, gap_lengths=lengths, options=options)
-        else:
-            texts, length_scores = self._fill_best_length(pieces, options=options)
+        with self._evaluating():
+            if options.num_tokens is None:
+                lengths = [_gap_lengths(options.max_new_tokens, index, parts) for index, parts in enumerate(pieces)]
+                texts = self._fill(pieces, gap_lengths=lengths, options=options)
+            else:
+                texts, length_scores = self._fill_best_length(pieces, options=options)
         fills = [
             [
                 answers(self.tokenizer, spans, before=before, after=after, trim=options.trim_overlap)

@@ -80,7 +80,9 @@ class ScoringMixin(EncodingMixin):
         scored: list[list[Fill]] = [[Fill(fill) for fill in given] for given in candidates]
         budget = self._batch_tokens(batch_tokens, None)
         for batch in plan_batches([row.length for row in rows], max_tokens=budget):
-            for index, logprobs in zip(batch, self._score_rows([rows[index] for index in batch]), strict=True):
+            with self._evaluating():
+                by_row = self._score_rows([rows[index] for index in batch])
+            for index, logprobs in zip(batch, by_row, strict=True):
                 row = rows[index]
                 for (number, ids), own in zip(row.fills.items(), logprobs, strict=True):
                     fill = scored[row.text][number]

@@ -198,6 +198,18 @@ def test_ranges_are_blanks(model):
         model.infill_blanks([text, text], ranges=[ranges], max_new_tokens=2)
 
 
+def test_a_model_in_training_fills_and_scores_without_dropout(tiny_model):
+    for layer in tiny_model.model.layers:
+        layer.self_attn.attention_dropout = 0.9
+    expected = tiny_model.eval().infill("The cat", " mat.", max_new_tokens=8)
+    (score,) = tiny_model.score_infill("The cat", [" on the"], " mat.")
+    tiny_model.train()
+    assert tiny_model.infill("The cat", " mat.", max_new_tokens=8) == expected
+    assert tiny_model.score_infill("The cat", [" on the"], " mat.")[0].logprobs == score.logprobs
+    assert tiny_model.training
+    assert all(layer.self_attn.training for layer in tiny_model.model.layers)
+
+
 def test_nan_weights_give_no_fill(tiny_model):
     with torch.no_grad():
         tiny_model.lm_head.weight[5] = torch.nan
