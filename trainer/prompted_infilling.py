@@ -156,8 +156,10 @@ class PromptedInfiller:
             batch = pad_token_rows(rows[start : start + batch_size], pad_token_id=pad, padding_side="left")
             output = self.model.generate(
                 **{name: tensor.to(self.model.device) for name, tensor in batch.items()},
-                **{"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": pad, **least},
-                **generation_arguments,
+                **{"do_sample": False, **generation_arguments},
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad,
+                **least,
             )
             new = output[:, batch["input_ids"].shape[1] :].tolist()
             for front, ids in zip(rows[start : start + batch_size], new, strict=True):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from modeling_magnet.gaps_magnet import continuation_ids
+from modeling_magnet.gaps_magnet import continuation_ids, decode_fill
 from trainer import load_texts
 from trainer.metrics import perplexity
 from trainer.prompted_infilling import PromptedInfiller
@@ -49,13 +49,12 @@ def draw_gaps(
         ids = tokenizer(texts[int(index)][:40_000], add_special_tokens=False, verbose=False)["input_ids"]
         places = draw.permutation(max(len(ids) - prefix_tokens - length - suffix_tokens, 0))[:50]
         for start in (int(place) + prefix_tokens for place in places):
-            parts = (ids[start - prefix_tokens : start], ids[start : start + length], ids[start + length :])
-            prefix, truth, suffix = (
-                tokenizer.decode(part, clean_up_tokenization_spaces=False)
-                for part in (parts[0], parts[1], parts[2][:suffix_tokens])
-            )
+            before, own = ids[start - prefix_tokens : start], ids[start : start + length]
+            after = ids[start + length : start + length + suffix_tokens]
+            prefix = str(tokenizer.decode(before, clean_up_tokenization_spaces=False))
+            truth, suffix = decode_fill(tokenizer, before, own), decode_fill(tokenizer, [*before, *own], after)
             # Texts that tokenise back to the very tokens, so that the truth has the length it is said to have.
-            same = continuation_ids(tokenizer, truth) == parts[1] and "\n" not in truth
+            same = continuation_ids(tokenizer, truth) == own and "\n" not in truth
             if same and truth.startswith(" ") and suffix.startswith(" "):
                 gaps.append(HeldOutGap(prefix.lstrip(), truth, suffix, length))
                 break

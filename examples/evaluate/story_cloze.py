@@ -27,6 +27,8 @@ from modeling_magnet import MagnetLlamaForCausalLM
 from trainer.prompted_infilling import PromptedInfiller
 
 TASKS = ("fifth sentence", "third sentence")
+# The sum of a sentence's log-probabilities prefers short ones; the mean does not.
+RULES = ("in all", "per token")
 
 
 class Choice:
@@ -76,13 +78,13 @@ def _derangement(number: int, *, seed: int) -> list[int]:
     return [int(index) for index in other]
 
 
-def correct(
-    score: Callable[..., Any], choices: Sequence[Choice], *, suffixes: Sequence[str], mean: bool
-) -> np.ndarray:
-    """Whether the right candidate has the higher log-probability, in all or per token."""
+def hits_by_rule(
+    score: Callable[..., Any], choices: Sequence[Choice], *, suffixes: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Whether the right candidate has the higher log-probability, in all and per token."""
     scored = score([c.prefix for c in choices], [c.candidates for c in choices], list(suffixes))
-    values = np.array([[fill.mean_logprob if mean else fill.logprob for fill in fills] for fills in scored])
-    return values[:, 0] > values[:, 1]
+    values = np.array([[(fill.logprob, fill.mean_logprob) for fill in fills] for fills in scored])
+    return {rule: values[:, 0, index] > values[:, 1, index] for index, rule in enumerate(RULES)}
 
 
 def mcnemar(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
@@ -124,29 +126,23 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         suffixes = [choice.suffix for choice in choices]
         foreign = [suffixes[other] for other in _derangement(len(choices), seed=args.seed + 1)]
         has_suffix = any(suffixes)
-        hits: dict[str, np.ndarray] = {}
-        report["tasks"][task] = {"accuracy": {}, "mcnemar": {}}
-        print(f"\n{task}, {len(choices)} stories{'':8s}{'accuracy':>12s}{'95 %':>16s}{'per token':>12s}")
+        report["tasks"][task] = {rule: {"accuracy": {}, "mcnemar": {}} for rule in RULES}
+        scores: dict[str, dict[str, np.ndarray]] = {}
         for name, (score, uses_foreign) in systems.items():
-            if not has_suffix and "suffix" in name:
-                continue
-            used = foreign if uses_foreign else suffixes
-            hits[name] = correct(score, choices, suffixes=used, mean=False)
-            per_token = correct(score, choices, suffixes=used, mean=True).mean()
-            low, high = binomtest(int(hits[name].sum()), len(choices)).proportion_ci(method="wilson")
-            report["tasks"][task]["accuracy"][name] = {
-                "total": float(hits[name].mean()),
-                "interval": [float(low), float(high)],
-                "per_token": float(per_token),
-            }
-            print(
-                f"  {name:42s}{100 * hits[name].mean():8.2f}{f'{100 * low:.1f} .. {100 * high:.1f}':>17s}"
-                f"{100 * per_token:11.2f}"
-            )
-        first = "magnet, infilling"
-        for name in list(hits)[1:]:
-            test = report["tasks"][task]["mcnemar"][f"{first} / {name}"] = mcnemar(hits[first], hits[name])
-            print(f"  only {first} {test['only_first']}, only {name} {test['only_second']}: p = {test['p']:.2g}")
+            if has_suffix or "suffix" not in name:
+                scores[name] = hits_by_rule(score, choices, suffixes=foreign if uses_foreign else suffixes)
+        for rule in RULES:
+            part = report["tasks"][task][rule]
+            print(f"\n{task}, {len(choices)} stories, {rule:16s}{'accuracy':>12s}{'95 %':>15s}")
+            for name, by_rule in scores.items():
+                hits = by_rule[rule]
+                low, high = binomtest(int(hits.sum()), len(choices)).proportion_ci(method="wilson")
+                part["accuracy"][name] = {"share": float(hits.mean()), "interval": [float(low), float(high)]}
+                print(f"  {name:46s}{100 * hits.mean():9.2f}{f'{100 * low:.1f} .. {100 * high:.1f}':>16s}")
+            first = next(iter(scores))
+            for name in list(scores)[1:]:
+                test = part["mcnemar"][f"{first} / {name}"] = mcnemar(scores[first][rule], scores[name][rule])
+                print(f"  only {first} {test['only_first']}, only {name} {test['only_second']}: p = {test['p']:.2g}")
     report["seed"] = args.seed
     write_results(args.output, report, models={"magnet": args.magnet, "base": args.base})
     print(f"\nstory_cloze: OK ({len(stories)} stories)")
