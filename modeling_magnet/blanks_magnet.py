@@ -60,8 +60,8 @@ def split_at_ranges(text: str, ranges: Sequence[tuple[int, int]], *, name: str) 
         >>> split_at_ranges("She ate the apple.", [(8, 11)], name="text")
         ['She ate ', ' apple.']
     """
-    if not len(ranges):
-        raise ValueError(f"{name} has no range to fill. Pass (start, end) in characters.")
+    if isinstance(ranges, str) or not isinstance(ranges, Sequence) or not len(ranges):
+        raise ValueError(f"The ranges of {name} are {ranges!r}; expected a list of (start, end) in characters.")
     for one in ranges:
         if not isinstance(one, Sequence) or len(one) != 2 or not all(isinstance(place, Integral) for place in one):
             raise ValueError(f"{one!r} is no range of {name}; expected two whole numbers (start, end).")

@@ -51,6 +51,11 @@ class FillingMixin(DecodingMixin):
         Raises:
             ValueError: a text that cannot be laid out.
         """
+        if options.num_answers > self.config.vocab_size:
+            raise ValueError(
+                f"`num_return_sequences` is {options.num_answers}; a vocabulary of {self.config.vocab_size} tokens "
+                "begins no more than as many different answers."
+            )
         self._probe_attention()
         multiple = self.magnet_settings.end_of_span if options.stop_at_end_of_span else 1
         layouts = [

@@ -131,7 +131,7 @@ def lay_out(
     """
     if not any(pieces):
         raise ValueError("There is no text around the gap: prefix and suffix are empty. Use `model.generate`.")
-    if not all(isinstance(length, Integral) and length >= 1 for length in gap_lengths):
+    if not all(isinstance(n, Integral) and not isinstance(n, bool) and n >= 1 for n in gap_lengths):
         raise ValueError(f"Gaps of {list(gap_lengths)} tokens were asked for; each needs an integer of at least 1.")
     seams = [Seam() for _ in gap_lengths]
     if heal == "space":
@@ -146,10 +146,9 @@ def lay_out(
         if not ids:
             raise ValueError(f"Nothing stands between gap {index} and the next. Make them one longer gap.")
     special = set(tokenizer.all_special_ids)
-    if all(token_id in special for ids in token_ids for token_id in ids):
-        raise ValueError(
-            f"There is no text around the gap but special tokens: {[piece for piece in pieces if piece]}. Pass text."
-        )
+    for piece, ids in zip(pieces, [first, *token_ids[1:]], strict=True):
+        if ids and special.issuperset(ids):
+            raise ValueError(f"{piece!r} beside a gap has special tokens alone. Pass text, or nothing at all.")
     if heal == "token":
         seams = [
             _take_back(tokenizer, token_ids[index], token_ids[index + 1], is_last=index == len(gap_lengths) - 1)

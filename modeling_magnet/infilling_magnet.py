@@ -85,7 +85,9 @@ class InfillingMixin(LengthsMixin, ScoringMixin):
         if ranges is None:
             pieces = [split_at_marks(one, blank, name=name) for one, name in zip(texts, names, strict=True)]
         else:
-            given: Sequence[Any] = [ranges] if single else ranges
+            given: Any = [ranges] if single else ranges
+            if not isinstance(given, Sequence):
+                raise ValueError(f"`ranges` is {type(ranges).__name__}; expected a list of ranges for each text.")
             if len(given) != len(texts):
                 raise ValueError(f"{len(texts)} texts and {len(given)} lists of ranges were given; expected as many.")
             pieces = [split_at_ranges(one, own, name=name) for one, own, name in zip(texts, given, names, strict=True)]

@@ -77,6 +77,10 @@ class InfillOptions:
             end_of_span (`int`): The model's setting, 0 for a model that was not taught to end spans.
         """
         own = {field.name for field in fields(cls)}
+        if not isinstance(given.get("generation_config") or default_config, GenerationConfig):
+            raise ValueError(
+                f"`generation_config` is {given['generation_config']!r:.60}; expected a GenerationConfig."
+            )
         for name in given:
             if name not in own and name not in SUPPORTED:
                 close = difflib.get_close_matches(name, sorted(own | set(SUPPORTED)), n=1)
@@ -144,6 +148,11 @@ class InfillOptions:
             value = getattr(self, name)
             if not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"`{name}` is {value!r}; expected a whole number of at least 1.")
+        for name, lists in (("logits_processor", LogitsProcessorList), ("stopping_criteria", StoppingCriteriaList)):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, list):
+                raise ValueError(f"`{name}` is {type(value).__name__}; expected a {lists.__name__}.")
+            setattr(self, name, None if value is None else lists(value))
         if not all(isinstance(stop, str) and stop for stop in self.stop_strings):
             raise ValueError(f"`stop_strings` is {self.generation_config.stop_strings!r}; expected strings with text.")
         stops = self.stop_strings or self.stop_at_sentence_end or self.stop_at_end_of_span or self.stopping_criteria

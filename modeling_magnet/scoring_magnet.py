@@ -66,7 +66,9 @@ class ScoringMixin(EncodingMixin):
         prefixes = check_texts([prefix] if isinstance(prefix, str) else prefix, name="prefix")
         suffixes = check_texts([suffix] if isinstance(suffix, str) else suffix, name="suffix")
         candidates: Any = [fills] if single else fills
-        if isinstance(candidates, str) or not len(prefixes) == len(suffixes) == len(candidates):
+        if isinstance(candidates, str) or not isinstance(candidates, Sequence):
+            raise ValueError(f"`fills` is {type(fills).__name__}; expected a list of fills for each prefix.")
+        if not len(prefixes) == len(suffixes) == len(candidates):
             raise ValueError(
                 f"{len(prefixes)} prefixes, {len(suffixes)} suffixes and {len(candidates)} lists of fills were given; "
                 "expected as many of each."
@@ -91,8 +93,8 @@ class ScoringMixin(EncodingMixin):
 
     def _scored_rows(self, text: int, prefix: str, fills: Sequence[str], suffix: str) -> list[_ScoredRow]:
         """The fills of one text, those of equal length in one row."""
-        if isinstance(fills, str):
-            raise ValueError(f"`fills` is the string {fills!r:.40}; expected a list of strings.")
+        if isinstance(fills, str) or not isinstance(fills, Sequence):
+            raise ValueError(f"The fills of text {text} are {fills!r:.40}; expected a list of strings.")
         if not len(fills):
             raise ValueError(f"Text {text} has no fill to score. Pass at least one.")
         context = self.config.max_position_embeddings

@@ -52,7 +52,9 @@ def test_a_character_of_several_code_points_is_not_cut(text, place):
 @pytest.mark.parametrize(
     ("ranges", "message"),
     [
-        ([], "has no range to fill"),
+        ([], r"The ranges of text are \[\]"),
+        (5, "The ranges of text are 5"),
+        ("ab", "The ranges of text are 'ab'"),
         ([(2, 1)], r"Range \(2, 1\) does not fit text; expected 0 <= start <= end <= 5"),
         ([(-1, 2)], r"Range \(-1, 2\) does not fit"),
         ([(0, 6)], "<= 5, its length"),

@@ -194,6 +194,8 @@ def test_ranges_are_blanks(model):
     assert model.infill_blanks(text, ranges=ranges, max_new_tokens=2) == model.infill_blanks(marked, max_new_tokens=2)
     both = model.infill_blanks([text, text], ranges=[ranges, ranges[:1]], max_new_tokens=2)
     assert [len(gaps) for gaps in both] == [2, 1]
+    with pytest.raises(ValueError, match="`ranges` is int"):
+        model.infill_blanks([text], ranges=5, max_new_tokens=2)
     with pytest.raises(ValueError, match="2 texts and 1 lists of ranges"):
         model.infill_blanks([text, text], ranges=[ranges], max_new_tokens=2)
 
@@ -232,6 +234,11 @@ def test_nan_weights_give_no_fill(tiny_model):
         ({"max_new_tokens": 3, "stop_at_end_of_span": True}, "was not taught to end a span"),
         ({"max_new_tokens": 3, "streamer": object(), "num_return_sequences": 2}, "`streamer` shows one answer"),
         ({"num_tokens": "auto", "streamer": object()}, "`streamer` shows one answer"),
+        ({"max_new_tokens": True}, r"Gaps of \[True\] tokens"),
+        ({"max_new_tokens": 3, "num_return_sequences": 10**6}, "`num_return_sequences` is 1000000; a vocabulary of"),
+        ({"max_new_tokens": 3, "logits_processor": len}, "expected a LogitsProcessorList"),
+        ({"max_new_tokens": 3, "stopping_criteria": len}, "expected a StoppingCriteriaList"),
+        ({"max_new_tokens": 3, "generation_config": {"do_sample": True}}, "expected a GenerationConfig"),
         ({"max_new_tokens": 3, "streamer": object(), "trim_overlap": True}, "`streamer` shows tokens as they come"),
     ],
 )
@@ -246,5 +253,6 @@ def test_a_streamer_takes_one_text(tiny_model):
 
 
 def test_context_of_special_tokens_alone_is_refused(tiny_model):
-    with pytest.raises(ValueError, match=r"no text around the gap but special tokens: \['</s>'\]"):
-        tiny_model.infill("", "</s>", max_new_tokens=2)
+    for prefix, suffix in (("", "</s>"), ("text", "</s>"), ("<s>", "text")):
+        with pytest.raises(ValueError, match="beside a gap has special tokens alone"):
+            tiny_model.infill(prefix, suffix, max_new_tokens=2)

@@ -81,12 +81,14 @@ _MODEL: dict = {}
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("a", "b", "c"), "expected as many of each|`fills` is the string"),
+        (("a", "b", "c"), "The fills of text 0 are 'b'"),
+        (("a", None, "c"), "The fills of text 0 are None"),
+        ((["a"], 5, ["c"]), "`fills` is int"),
         (("a", [], "c"), "Text 0 has no fill"),
         (("a", ["b", ""], "c"), r"`fills\[1\]` of text 0 is empty"),
         (("a", ["b", 3], "c"), r"`fills\[1\]` is int"),
         ((["a"], [["b"], ["c"]], ["d"]), "1 prefixes, 1 suffixes and 2 lists of fills"),
-        ((["a"], ["b"], ["d"]), "`fills` is the string 'b'"),
+        ((["a"], ["b"], ["d"]), "The fills of text 0 are 'b'"),
         (("", ["b"], ""), "no text around the gap"),
         (("a", ["b" * 400], "c"), "the model has 256"),
     ],
