@@ -118,7 +118,8 @@ def test_relative_links_lead_somewhere():
 def test_the_table_of_examples_names_every_script_and_recipe():
     table = (REPOSITORY / "examples" / "README.md").read_text(encoding="utf-8")
     assert f"`{'adapt.py'}`" in table and "`quickstart.py`" in table
-    for path in [*REPOSITORY.glob("examples/configs/*.json"), *REPOSITORY.glob("examples/benchmarks/[!_]*.py")]:
+    scripts = [path for path in REPOSITORY.glob("examples/**/*.py") if "__main__" in path.read_text(encoding="utf-8")]
+    for path in [*REPOSITORY.glob("examples/configs/*.json"), *scripts]:
         assert f"`{path.relative_to(REPOSITORY / 'examples')}`" in table
 
 

@@ -11,28 +11,29 @@ the same machine in the same run. Vectors are compared before anything is timed;
 
 import argparse
 import json
-import platform
 import re
 import statistics
+import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+# A script finds its own folder alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 import numpy as np
 import torch
 import transformers
 
+from examples.benchmarks.measuring import SHAPES, machine, matrix_rate, random_llama, seconds
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.batching_magnet import plan_batches
 from modeling_magnet.texts_magnet import tokenize_texts
 from trainer import load_texts
 
 THEIR_BATCH_SIZES = (4, 8, 16, 32, 64, 128)
-# Llamas with random weights: hidden size, width of the MLP, layers, heads, key-value heads.
-SHAPES = {"1b": (2048, 5632, 22, 32, 4), "7b": (4096, 11008, 32, 32, 32)}
 DEFAULT_BATCH_SIZE = 32
 
 
@@ -48,26 +49,6 @@ def sample_texts(file: str, *, number: int, seed: int) -> list[str]:
     return mixed
 
 
-def random_llama(shape: str, tokenizer: Any, folder: Path, *, dtype: torch.dtype) -> str:
-    """A Llama of a well-known size on disk, its weights random: their values do not change its speed."""
-    hidden_size, intermediate_size, layers, heads, key_value_heads = SHAPES[shape]
-    config = transformers.LlamaConfig(
-        vocab_size=max(32_000, len(tokenizer)),
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=key_value_heads,
-        max_position_embeddings=4096,
-        dtype=dtype,
-    )
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = transformers.LlamaForCausalLM._from_config(config, dtype=dtype)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(str(folder))
-    return str(folder)
-
-
 def operations(lengths: list[int], config: Any) -> float:
     """Floating-point operations of reading rows of these lengths once, the LM head left out."""
     width, heads = config.hidden_size, config.num_attention_heads
@@ -78,33 +59,10 @@ def operations(lengths: list[int], config: Any) -> float:
     return float(sum(2 * weights * length + scores * length * length for length in lengths))
 
 
-def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations per second of one large matrix product, the best of a few."""
-    size = 2048 if device.type == "cpu" else 8192
-    left, right = torch.randn(2, size, size, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(6):
-        started = time.perf_counter()
-        left @ right
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
-
-
 def padding_waste(lengths: list[int], batches: list[list[int]]) -> float:
     """Share of the tokens read that are padding."""
     read = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
     return 1 - sum(lengths) / read
-
-
-def seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Time of one call."""
-    started = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -198,14 +156,7 @@ def main(arguments: list[str] | None = None) -> None:
         "floor_flop": floor,
         "matrix_flop_per_second": rate,
         "largest_difference": float(difference),
-        "hardware": {
-            "device": torch.cuda.get_device_name()
-            if device.type == "cuda"
-            else platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "dtype": args.dtype,
-        },
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        **machine(device, dtype=args.dtype),
     }
     print(
         f"\nagainst the default batch size {report['ratio_default']:.2f}x, against the best ({best}) "

@@ -12,7 +12,6 @@ disturbs both sides.
 
 import argparse
 import json
-import platform
 import random
 import statistics
 import sys
@@ -28,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 import transformers
 
-from examples.benchmarks.encoding_throughput import SHAPES, random_llama, seconds
+from examples.benchmarks.measuring import SHAPES, machine, random_llama, seconds
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.gaps_magnet import continuation_ids, lay_out
 
@@ -182,14 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
         "largest_score_difference": difference,
         "arguments": {"shape": args.shape, "rounds": args.rounds, "model": Path(args.model).name},
         "weights_gb": sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9,
-        "hardware": {
-            "device": torch.cuda.get_device_name()
-            if device.type == "cuda"
-            else platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "dtype": args.dtype,
-        },
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        **machine(device, dtype=args.dtype),
     }
     print(f"weights read per step: {report['weights_gb']:.4f} GB")
     file = args.results / f"{args.name}.json"

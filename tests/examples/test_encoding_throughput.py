@@ -38,7 +38,7 @@ def test_texts_are_half_sentences_half_paragraphs(tmp_path):
 @pytest.mark.parametrize("shape", [None, "tiny"])
 def test_it_ends_with_its_figures(tmp_path, tiny_tokenizer, capsys, monkeypatch, shape):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(benchmark, "SHAPES", {"tiny": (16, 24, 2, 2, 2)})
+    monkeypatch.setitem(benchmark.SHAPES, "tiny", (16, 24, 2, 2, 2))
     model = save_plain_llama(tmp_path / "base", tiny_tokenizer)
     (tmp_path / "texts.txt").write_text("\n".join(["The cat sat on the mat. Then it slept."] * 20))
     arguments = [

@@ -1,0 +1,68 @@
+"""What benchmarks share: Llamas of a well-known size, a clock, and what the machine is and does."""
+
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+# Llamas with random weights: hidden size, width of the MLP, layers, heads, key-value heads.
+SHAPES = {"1b": (2048, 5632, 22, 32, 4), "7b": (4096, 11008, 32, 32, 32)}
+
+
+def random_llama(shape: str, tokenizer: Any, folder: Path, *, dtype: torch.dtype) -> str:
+    """A Llama of a well-known size on disk, its weights random: their values do not change its speed."""
+    hidden_size, intermediate_size, layers, heads, key_value_heads = SHAPES[shape]
+    config = transformers.LlamaConfig(
+        vocab_size=max(32_000, len(tokenizer)),
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        max_position_embeddings=4096,
+        dtype=dtype,
+    )
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = transformers.LlamaForCausalLM._from_config(config, dtype=dtype)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(str(folder))
+    return str(folder)
+
+
+def seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Time of one call."""
+    started = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Operations per second of one large matrix product, the best of a few."""
+    size = 2048 if device.type == "cpu" else 8192
+    left, right = torch.randn(2, size, size, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(6):
+        started = time.perf_counter()
+        left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def machine(device: torch.device, *, dtype: str) -> dict[str, dict[str, Any]]:
+    """Hardware and versions, as the JSON files name them."""
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "hardware": {"device": name, "threads": torch.get_num_threads(), "dtype": dtype},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+
+
+__all__ = ["SHAPES", "machine", "matrix_rate", "random_llama", "seconds"]
