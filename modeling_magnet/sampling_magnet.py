@@ -78,7 +78,9 @@ class TokenChooser:
             `no_repeat_ngram_size` count.
         spans (`Sequence[Span]`): All spans of the call, in the order of their streams.
         barred_ids (`Sequence[int]`): Tokens that never stand in a fill.
-        end_of_span_id (`int`, *optional*): Token that may end a span, but not be its first.
+        end_of_span_id (`int`, *optional*): Token that may end a span, but not be its first. A sample ends where it
+            is drawn. A greedy span ends where the model gives more than half of a chance that it has ended by then,
+            the median of its length: the end is hardly ever the likeliest token of a single step.
         processors (`LogitsProcessorList`, *optional*): As `generate` takes them, applied in front of the config's.
             Their rows are the spans of a batch, see `left_contexts`.
         healer (`SeamHealer`, *optional*): Says what fits a healed seam.
@@ -96,6 +98,7 @@ class TokenChooser:
     ) -> None:
         self.barred_ids = [token_id for token_id in barred_ids if token_id != end_of_span_id]
         self.end_of_span_id = end_of_span_id
+        self.goes_on = [1.0] * len(spans)  # by stream, the model's chance that the span has not ended
         self.healer = healer if any(span.seam != Seam() for span in spans) else None
         self.spells = any(len(span.seam.start) > 1 for span in spans)
         self.processors = LogitsProcessorList(processors or [])
@@ -142,8 +145,8 @@ class TokenChooser:
             scores = self.processors(left_contexts(spans).to(scores.device), scores)  # type: ignore[arg-type]
         scores[:, self.barred_ids] = -torch.inf
         if self.end_of_span_id is not None:
-            first = [row for row, index in enumerate(indices) if index == 0]
-            scores[first, self.end_of_span_id] = -torch.inf
+            never = [row for row, index in enumerate(indices) if index == 0 or self.uniforms is None]
+            scores[never, self.end_of_span_id] = -torch.inf
         if self.healer is not None:
             for row, (span, index) in enumerate(zip(spans, indices, strict=True)):
                 fits = self.healer.fits(span, index=index)
@@ -151,6 +154,8 @@ class TokenChooser:
                     scores[row, ~fits.to(scores.device)] = -torch.inf
         if self.uniforms is None:
             tokens = self._most_likely(scores, spans, indices=indices)
+            if self.end_of_span_id is not None:
+                tokens = self._end_at_median(tokens, logprobs[:, self.end_of_span_id], spans, indices=indices)
         else:
             scores = self.warpers(torch.empty(0, dtype=torch.long), scores)  # type: ignore[arg-type]
             cumulative = torch.softmax(scores.double(), dim=-1).cumsum(-1)
@@ -159,8 +164,22 @@ class TokenChooser:
             # Scaled by the last sum, so that rounding cannot leave the draw behind the last token.
             tokens = torch.searchsorted(cumulative, (wanted * cumulative[:, -1])[:, None], right=True)[:, 0]
             tokens = tokens.clamp(max=scores.shape[-1] - 1)  # a row of NaN points behind the end
-        own = scores.gather(-1, tokens[:, None])[:, 0]
-        return Choice(tokens, logprobs.gather(-1, tokens[:, None])[:, 0], own > -torch.inf, is_nan, scores)
+        is_possible = scores.gather(-1, tokens[:, None])[:, 0] > -torch.inf
+        if self.end_of_span_id is not None:
+            is_possible |= tokens == self.end_of_span_id
+        return Choice(tokens, logprobs.gather(-1, tokens[:, None])[:, 0], is_possible, is_nan, scores)
+
+    def _end_at_median(
+        self, tokens: torch.Tensor, end_logprobs: torch.Tensor, spans: Sequence[Span], *, indices: Sequence[int]
+    ) -> torch.Tensor:
+        """The tokens, or the end where the chance that a span still goes on falls below one half."""
+        chosen = tokens.clone()
+        for row, (span, index, chance) in enumerate(zip(spans, indices, end_logprobs.exp().tolist(), strict=True)):
+            if index > 0:
+                self.goes_on[span.stream] *= 1.0 - chance
+            if self.goes_on[span.stream] < 0.5:
+                chosen[row] = int(self.end_of_span_id or 0)
+        return chosen
 
     def _most_likely(self, scores: torch.Tensor, spans: Sequence[Span], *, indices: Sequence[int]) -> torch.Tensor:
         """The likeliest tokens; where several answers to one gap begin, each the next likely one."""

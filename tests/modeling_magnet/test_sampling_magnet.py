@@ -54,10 +54,28 @@ def test_a_choice_among_nothing_is_impossible():
     assert sampled.is_possible.tolist() == [False] * 3
 
 
-def test_the_end_of_a_span_is_never_its_first_token():
-    spans = make_spans([4])
-    chooser = TokenChooser(GenerationConfig(), spans=spans, barred_ids=[1, 2], end_of_span_id=1)
-    assert [chooser.choose(LOGITS, spans, indices=[index]).tokens.item() for index in (0, 1)] == [3, 1]
+def test_a_greedy_span_ends_at_the_median_of_its_length():
+    """Chances of 0.4, 0.15 and 0.05 that it ends at a step: it goes on with 0.6, 0.51, 0.4845."""
+    spans = make_spans([9])
+    chooser = TokenChooser(GenerationConfig(), spans=spans, barred_ids=[2], end_of_span_id=1)
+    chances = (0.99, 0.4, 0.15, 0.05)
+    tokens = []
+    for index, chance in enumerate(chances):
+        rest = (1 - chance) / 4
+        logits = torch.log(torch.tensor([[rest, chance, rest, rest * 1.1, rest * 0.9]]))
+        choice = chooser.choose(logits, spans, indices=[index])
+        assert choice.is_possible.all()
+        tokens.append(choice.tokens.item())
+    assert tokens == [3, 3, 3, 1], "the first token is never the end, and the likeliest one ends nothing by itself"
+
+
+def test_a_sample_ends_where_the_end_is_drawn():
+    torch.manual_seed(0)
+    spans = make_spans([4] * 3000)
+    chooser = TokenChooser(GenerationConfig(do_sample=True, top_k=0), spans=spans, barred_ids=[1, 2], end_of_span_id=1)
+    for index, expected in ((0, 0.0), (1, 0.4 / 0.7)):
+        tokens = chooser.choose(LOGITS.expand(3000, -1), spans, indices=[index] * 3000).tokens
+        assert (tokens == 1).float().mean() == pytest.approx(expected, abs=0.03)
 
 
 @pytest.mark.parametrize(
