@@ -5,14 +5,14 @@ in the longest row, K spans in the row that has most, T steps, N spans in all, H
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from .batching_magnet import pad_token_rows
 from .cache_magnet import ReservedCache
 from .encoding_magnet import EncodingMixin
-from .masking_magnet import PACKED_BACKENDS, render_pattern
+from .masking_magnet import PACKED_BACKENDS, layer_windows, render_for_layers
 from .sampling_magnet import TokenChooser
 from .spans_magnet import SpanRow
 from .stopping_magnet import StopRules
@@ -23,6 +23,7 @@ class _Prefill(NamedTuple):
 
     states: torch.Tensor  # (B, C, H)
     visible: torch.Tensor  # (B, C): context that spans may attend to
+    positions: torch.Tensor  # (B, C)
     cache: ReservedCache
     embeddings: torch.Tensor | None  # (B, H)
 
@@ -65,7 +66,6 @@ class DecodingMixin(EncodingMixin):
         num_slots, num_steps = max(len(row.spans) for row in rows), max(steps)
 
         prefill = self._read_context([rows[index] for index in order], room=num_slots * num_steps, embed=embed)
-        mask = _StepMask(self, prefill.visible, num_slots=num_slots, num_steps=num_steps)
         shape = (len(rows), num_slots)
         positions = torch.zeros(shape, dtype=torch.long)
         predictors = torch.zeros(shape, dtype=torch.long)
@@ -74,6 +74,13 @@ class DecodingMixin(EncodingMixin):
                 positions[place, slot] = row.text.gap_starts[span.gap]
                 predictors[place, slot] = row.text.predictors[span.gap]
         positions, predictors = self._to_device({"positions": positions, "predictors": predictors}).values()
+        mask = _StepMask(
+            self,
+            prefill.visible,
+            context_positions=prefill.positions,
+            starts=positions,
+            num_steps=num_steps,
+        )
         tokens = torch.zeros(*shape, num_steps, dtype=torch.long, device=self.device)
         logprobs = torch.zeros(*shape, num_steps, device=self.device)
         is_possible = torch.ones(shape, dtype=torch.bool, device=self.device)
@@ -150,7 +157,7 @@ class DecodingMixin(EncodingMixin):
             settings = self.magnet_settings
             embeddings = self._sentence_vectors(states, attention_mask, pooling=settings.pooling, prompt_length=0)
         visible = attention_mask.bool() & (batch["segment_ids"] == 0)
-        return _Prefill(states, visible, cache, embeddings)
+        return _Prefill(states, visible, batch["position_ids"], cache, embeddings)
 
     def _index(self, places: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Places `(row, slot)` as two index tensors `(N,)`."""
@@ -159,29 +166,58 @@ class DecodingMixin(EncodingMixin):
 
 
 class _StepMask:
-    """The mask of every step: a span sees the context, and its own token of each step."""
+    """The mask of every step: a span sees the context, and its own token of each step.
 
-    def __init__(self, model: DecodingMixin, visible: torch.Tensor, *, num_slots: int, num_steps: int) -> None:
+    Args:
+        model (`DecodingMixin`): Says what its layers want to be handed.
+        visible (`torch.BoolTensor` of shape `(B, C)`): Context that spans may attend to.
+        context_positions (`torch.LongTensor` of shape `(B, C)`): Its positions.
+        starts (`torch.LongTensor` of shape `(B, K)`): Position of each span's first token of this run.
+        num_steps (`int`): T.
+    """
+
+    def __init__(
+        self,
+        model: DecodingMixin,
+        visible: torch.Tensor,
+        *,
+        context_positions: torch.Tensor,
+        starts: torch.Tensor,
+        num_steps: int,
+    ) -> None:
+        self.windows = layer_windows(model.config)
         self.backend = str(model.config._attn_implementation)
         self.dtype = model.dtype
-        self.context = visible.shape[1]
-        self.num_slots = num_slots
-        own = torch.eye(num_slots, dtype=torch.bool, device=visible.device).repeat(1, num_steps)  # (K, T * K)
-        rows = visible[:, None].expand(-1, num_slots, -1)  # (B, K, C)
+        self.context, self.num_slots = visible.shape[1], starts.shape[1]
+        self.starts = starts
+        own = torch.eye(self.num_slots, dtype=torch.bool, device=visible.device).repeat(1, num_steps)  # (K, T * K)
+        rows = visible[:, None].expand(-1, self.num_slots, -1)  # (B, K, C)
         self.allowed = torch.cat([rows, own.expand(len(rows), -1, -1)], dim=-1)[:, None]  # (B, 1, K, C + T * K)
-        # Tensors are rendered once and cut; a block mask cannot be cut.
-        self.is_tensor = self.backend not in PACKED_BACKENDS
-        self.rendered = self._render(self.allowed) if self.is_tensor else None
+        steps = torch.arange(num_steps, device=visible.device)
+        fed = (starts[:, None, :] + steps[:, None]).flatten(1)  # (B, T * K)
+        self.key_positions = torch.cat([context_positions, fed], dim=1)
+        # One tensor is rendered once and cut; a block mask cannot be cut, and windows move with the queries.
+        renders_once = self.backend not in PACKED_BACKENDS and not any(self.windows.values())
+        self.rendered = self._render(self.allowed, starts, self.key_positions) if renders_once else None
 
-    def at(self, step: int, *, num_rows: int) -> object:
+    def at(self, step: int, *, num_rows: int) -> Any:
         """What the back-end is handed when token `step` of every span is fed."""
         seen = self.context + (step + 1) * self.num_slots
         if self.rendered is not None:
             return self.rendered[:num_rows, :, :, :seen]
-        return self._render(self.allowed[:num_rows, :, :, :seen])
+        return self._render(
+            self.allowed[:num_rows, :, :, :seen], self.starts[:num_rows] + step, self.key_positions[:num_rows, :seen]
+        )
 
-    def _render(self, allowed: torch.Tensor) -> torch.Tensor:
-        return render_pattern(allowed, implementation=self.backend, dtype=self.dtype)  # type: ignore[return-value]
+    def _render(self, allowed: torch.Tensor, query_positions: torch.Tensor, key_positions: torch.Tensor) -> Any:
+        return render_for_layers(
+            allowed,
+            windows=self.windows,
+            query_positions=query_positions,
+            key_positions=key_positions,
+            implementation=self.backend,
+            dtype=self.dtype,
+        )
 
 
 __all__ = ["DecodingMixin"]

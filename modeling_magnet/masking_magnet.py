@@ -3,7 +3,7 @@
 Shape legend: B batch, Q queries of this call, KV keys seen so far (cached ones included).
 """
 
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -138,15 +138,83 @@ def render_pattern(allowed: torch.Tensor, *, implementation: str, dtype: torch.d
     return create_block_mask(may_attend, batch_size, None, query_length, key_length, device=str(allowed.device))
 
 
-def packed_block_mask(row_ids: torch.Tensor) -> "BlockMask":
-    """The bidirectional block mask of rows laid end to end: a token attends to the tokens of its own row.
+def layer_windows(config: Any) -> dict[str, int | None]:
+    """How far the layers of a decoder see, by the kinds of layers it has.
 
     Args:
-        row_ids (`torch.LongTensor` of shape `(1, L)`): Which row each token belongs to.
+        config (`PreTrainedConfig`): Of any decoder.
+
+    Returns:
+        `dict`: kind of layer to window in positions, `None` for no limit; the one key `""` where all layers are alike.
+
+    Raises:
+        ValueError: a kind of layer that these modes are not defined for.
+
+    Example:
+
+        >>> from transformers import MistralConfig, Qwen3Config
+        >>> layer_windows(MistralConfig(sliding_window=64)), layer_windows(Qwen3Config())
+        ({'': 64}, {'': None})
     """
-    same_row = row_ids[:, None, :, None] == row_ids[:, None, None, :]  # (1, 1, L, L)
-    # Blocks read their mask from a table: a kernel that compares ids does not compile on a CPU (torch 2.13).
-    return cast("BlockMask", render_pattern(same_row, implementation="flex_attention", dtype=torch.float32))
+    kinds = set(getattr(config, "layer_types", None) or ())
+    unknown = sorted(kinds - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise ValueError(
+            f"This {config.model_type} has layers of {unknown}; bidirectional and infill mode are defined for full "
+            "and sliding attention alone. Choose another base model."
+        )
+    window = getattr(config, "sliding_window", None)
+    if "sliding_attention" in kinds:
+        return {"full_attention": None, "sliding_attention": window}
+    return {"": None if kinds else window}
+
+
+def limit_to_window(
+    allowed: torch.Tensor, *, query_positions: torch.Tensor, key_positions: torch.Tensor, window: int
+) -> torch.Tensor:
+    """A pattern whose queries see fewer than `window` positions to either side.
+
+    In causal mode a family's window looks back; where a token may look ahead, it looks ahead as far.
+
+    Args:
+        allowed (`torch.BoolTensor` of shape `(B, 1, Q, KV)`): True where the query may attend.
+        query_positions (`torch.LongTensor` of shape `(B, Q)`): Positions of the queries.
+        key_positions (`torch.LongTensor` of shape `(B, KV)`): Positions of the keys.
+        window (`int`): As the config has it: the token itself counts.
+    """
+    distance = (query_positions[:, :, None] - key_positions[:, None, :]).abs()  # (B, Q, KV)
+    # A padding token that sees itself alone must not lose even that: its distance to itself is 0.
+    return allowed & (distance < window)[:, None]
+
+
+def render_for_layers(
+    allowed: torch.Tensor,
+    *,
+    windows: dict[str, int | None],
+    query_positions: torch.Tensor,
+    key_positions: torch.Tensor,
+    implementation: str,
+    dtype: torch.dtype,
+) -> Any:
+    """What a decoder is handed: one mask, or one for each kind of its layers.
+
+    Args:
+        allowed (`torch.BoolTensor` of shape `(B, 1, Q, KV)`): True where the query may attend.
+        windows (`dict[str, int | None]`): See `layer_windows`.
+        query_positions, key_positions (`torch.LongTensor` of shape `(B, Q)` and `(B, KV)`): For the windows.
+        implementation, dtype: See `render_pattern`.
+    """
+    masks = {
+        kind: render_pattern(
+            allowed
+            if window is None
+            else limit_to_window(allowed, query_positions=query_positions, key_positions=key_positions, window=window),
+            implementation=implementation,
+            dtype=dtype,
+        )
+        for kind, window in windows.items()
+    }
+    return masks.get("", masks)
 
 
 def positions_from_mask(attention_mask: torch.Tensor, *, query_length: int) -> torch.Tensor:
@@ -178,7 +246,9 @@ __all__ = [
     "attention_pattern",
     "check_mode",
     "check_segment_ids",
-    "packed_block_mask",
+    "layer_windows",
+    "limit_to_window",
     "positions_from_mask",
+    "render_for_layers",
     "render_pattern",
 ]

@@ -23,8 +23,9 @@ from .masking_magnet import (
     attention_pattern,
     check_mode,
     check_segment_ids,
+    layer_windows,
     positions_from_mask,
-    render_pattern,
+    render_for_layers,
 )
 from .words_magnet import WordsMixin
 
@@ -132,10 +133,18 @@ class MagnetMixin(WordsMixin, InfillingMixin):
                 )
             if position_ids is None and isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
                 position_ids = positions_from_mask(attention_mask, query_length=inputs_embeds.shape[1])
+            if position_ids is None:
+                position_ids = past_length + torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None]
             # A cache costs memory that a single bidirectional pass never reads: only on request.
             use_cache = past_key_values is not None if use_cache is None else use_cache
             attention_mask = self._prepare_4d_causal_attention_mask(
-                attention_mask, inputs_embeds.shape[:2], inputs_embeds, past_length, mode=mode, segment_ids=segment_ids
+                attention_mask,
+                inputs_embeds.shape[:2],
+                inputs_embeds,
+                past_length,
+                position_ids=position_ids,
+                segment_ids=segment_ids,
+                mode=mode,
             )
         outputs = self.base_model(
             input_ids=input_ids,
@@ -168,6 +177,7 @@ class MagnetMixin(WordsMixin, InfillingMixin):
         past_key_values_length: int,
         sliding_window: int | None = None,
         *,
+        position_ids: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
         mode: AttentionMode = "causal",
     ) -> Any:
@@ -178,16 +188,19 @@ class MagnetMixin(WordsMixin, InfillingMixin):
             input_shape (`tuple[int, int]`): `(batch_size, query_length)` of this call.
             inputs_embeds (`torch.Tensor`): Gives dtype and device.
             past_key_values_length (`int`): Tokens already in the cache.
-            sliding_window (`int`, *optional*): Kept for the classic signature; windows are not supported.
+            sliding_window (`int`, *optional*): Kept for the classic signature; the config says which layers have one.
+            position_ids (`torch.LongTensor` of shape `(batch_size or 1, query_length)`, *optional*): For layers with
+                a window, which reaches as far ahead as it reaches back.
             segment_ids (`torch.LongTensor` of shape `(batch_size, key_length)`, *optional*): In infill mode.
             mode (`str`): In causal mode the given mask comes back unchanged: the parent knows what to do with it.
 
         Returns:
             Eager: floats, 0 or the dtype's minimum; SDPA: booleans; both `(batch_size, 1, query_length, key_length)`.
-            Flex attention: a `BlockMask`.
+            Flex attention: a `BlockMask`. A decoder with two kinds of layers: a `dict` with one for each kind.
 
         Raises:
-            ValueError: shapes that do not agree, or a back-end without a rendering.
+            ValueError: shapes that do not agree, a back-end without a rendering, layers that the modes are not
+                defined for, or a cache in a model with windows, which does not know the positions of its tokens.
         """
         check_mode(mode)
         batch_size, query_length = input_shape
@@ -203,6 +216,12 @@ class MagnetMixin(WordsMixin, InfillingMixin):
             )
         if sliding_window is not None:
             raise ValueError(f"`sliding_window={sliding_window}` is not supported with mode={mode!r}. Pass None.")
+        windows = layer_windows(self.config)
+        if past_key_values_length and any(window is not None for window in windows.values()):
+            raise ValueError(
+                f"A cache of {past_key_values_length} tokens was given to a model with sliding windows; mode={mode!r} "
+                "needs the positions of all tokens for them. Pass all tokens at once, or use `model.infill`."
+            )
         if implementation == "flex_attention" and self.training and inputs_embeds.device.type == "cpu":
             raise ValueError(
                 "flex_attention has no backward pass on the CPU. Train with attn_implementation='sdpa', or call "
@@ -219,7 +238,16 @@ class MagnetMixin(WordsMixin, InfillingMixin):
         if segment_ids is None:
             segment_ids = torch.zeros(batch_size, key_length, dtype=torch.long, device=inputs_embeds.device)
         pattern = attention_pattern(segment_ids, query_length=query_length, attention_mask=attention_mask)
-        return render_pattern(pattern, implementation=implementation, dtype=inputs_embeds.dtype)
+        if position_ids is None:
+            position_ids = torch.arange(key_length, device=inputs_embeds.device)[None, past_key_values_length:]
+        return render_for_layers(
+            pattern,
+            windows=windows,
+            query_positions=position_ids,
+            key_positions=position_ids,
+            implementation=implementation,
+            dtype=inputs_embeds.dtype,
+        )
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The parent's inputs; generation is causal, also in a model that was opened as an encoder."""

@@ -9,7 +9,7 @@ import torch
 
 from .batching_magnet import pack_token_rows, pad_token_rows, plan_batches
 from .checkpoint_magnet import CheckpointMixin
-from .masking_magnet import PACKED_BACKENDS, packed_block_mask
+from .masking_magnet import PACKED_BACKENDS, layer_windows, render_for_layers
 from .probe_magnet import check_attention
 
 # Tokens of a forward. On a CPU they should stay in its caches; an accelerator wants to be filled.
@@ -121,9 +121,19 @@ class StatesMixin(CheckpointMixin):
         """The same of rows that the model read end to end."""
         packed = pack_token_rows(rows, pad_token_id=self._pad_token_id(), multiple=PACKED_MULTIPLE)
         ids = self._to_device(packed._asdict())
+        same_row = ids["row_ids"][:, None, :, None] == ids["row_ids"][:, None, None, :]  # (1, 1, L, L)
+        masks = render_for_layers(
+            same_row,
+            windows=layer_windows(self.config),
+            query_positions=ids["position_ids"],
+            key_positions=ids["position_ids"],
+            # Blocks read their mask from a table: a kernel that compares ids does not compile on a CPU (torch 2.13).
+            implementation=str(self.config._attn_implementation),
+            dtype=self.dtype,
+        )
         states = self.base_model(
             ids["input_ids"],
-            attention_mask=packed_block_mask(ids["row_ids"]),
+            attention_mask=masks,
             position_ids=ids["position_ids"],
             use_cache=False,
         ).last_hidden_state[0]  # (L, H)

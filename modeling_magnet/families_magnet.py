@@ -1,0 +1,108 @@
+"""Further families: each lends `MagnetMixin` its decoder. A family of your own takes as many lines.
+
+Where layers have a sliding window, causal mode has the family's, looking back; in the other modes it reaches as far
+ahead as it reaches back.
+"""
+
+from typing import Any
+
+import torch
+from transformers import (
+    Gemma3ForCausalLM,
+    GenerationMixin,
+    MistralForCausalLM,
+    Olmo2ForCausalLM,
+    PreTrainedConfig,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+    SmolLM3ForCausalLM,
+)
+
+from .modeling_magnet import MagnetLlamaForCausalLM, MagnetMixin
+
+
+class MagnetMistralForCausalLM(MagnetMixin, MistralForCausalLM, GenerationMixin):
+    """A Mistral in three modes."""
+
+
+class MagnetQwen2ForCausalLM(MagnetMixin, Qwen2ForCausalLM, GenerationMixin):
+    """A Qwen2 or Qwen2.5 in three modes."""
+
+
+class MagnetQwen3ForCausalLM(MagnetMixin, Qwen3ForCausalLM, GenerationMixin):
+    """A Qwen3 in three modes."""
+
+
+class MagnetOlmo2ForCausalLM(MagnetMixin, Olmo2ForCausalLM, GenerationMixin):
+    """An OLMo 2 in three modes."""
+
+
+class MagnetSmolLM3ForCausalLM(MagnetMixin, SmolLM3ForCausalLM, GenerationMixin):
+    """A SmolLM3 in three modes."""
+
+
+class MagnetGemma3ForCausalLM(MagnetMixin, Gemma3ForCausalLM, GenerationMixin):
+    """A text-only Gemma 3 in three modes."""
+
+    def _project(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Logits, softly capped where the config says so."""
+        logits, cap = super()._project(hidden_states), self.config.final_logit_softcapping
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+FAMILIES: dict[str, type[Any]] = {
+    family.config_class.model_type: family
+    for family in (
+        MagnetLlamaForCausalLM,
+        MagnetMistralForCausalLM,
+        MagnetQwen2ForCausalLM,
+        MagnetQwen3ForCausalLM,
+        MagnetGemma3ForCausalLM,
+        MagnetOlmo2ForCausalLM,
+        MagnetSmolLM3ForCausalLM,
+    )
+}
+
+
+class AutoMagnetForCausalLM:
+    """Opens a checkpoint as the MAGNET class of its family, as the Auto classes of transformers do."""
+
+    @staticmethod
+    def family_of(path: str, **arguments: Any) -> type[Any]:
+        """The MAGNET class for a checkpoint.
+
+        Args:
+            path (`str`): Directory or Hub id.
+            arguments: `revision`, `token` and others that say where its config is.
+
+        Raises:
+            ValueError: a family without a class here.
+        """
+        values, _ = PreTrainedConfig.get_config_dict(path, **arguments)
+        model_type = values.get("model_type", "")
+        if model_type not in FAMILIES:
+            raise ValueError(
+                f"{str(path)!r} holds a model of type {model_type!r}; there are MAGNET classes for "
+                f"{sorted(FAMILIES)}. Choose one of these, or write its class: `class Mine(MagnetMixin, Theirs)`."
+            )
+        return FAMILIES[model_type]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """`from_pretrained` of the family's class; see there."""
+        names = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+        where = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        family = cls.family_of(str(pretrained_model_name_or_path), **where)
+        return family.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+
+__all__ = [
+    "FAMILIES",
+    "AutoMagnetForCausalLM",
+    "MagnetGemma3ForCausalLM",
+    "MagnetMistralForCausalLM",
+    "MagnetOlmo2ForCausalLM",
+    "MagnetQwen2ForCausalLM",
+    "MagnetQwen3ForCausalLM",
+    "MagnetSmolLM3ForCausalLM",
+]
