@@ -26,9 +26,9 @@ from transformers import (
     set_seed,
 )
 
-from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.checkpoint_magnet import open_without_weights
+from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.configuration_magnet import resolve_mask_token
+from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.masking_magnet import MASKED_BACKENDS
 from modeling_magnet.prompts_magnet import join_prompt
 from trainer import (
@@ -164,8 +164,7 @@ def open_tokenizer(adapt: AdaptArguments) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: another architecture, no tokenizer or one that does not fit, no mask token, or rows too long.
     """
-    family: Any = MagnetLlamaForCausalLM.config_class
-    config, tokenizer = open_without_weights(adapt.model_name_or_path, family=family)
+    config, tokenizer = open_without_weights(adapt.model_name_or_path)
     known = (getattr(config, "magnet", None) or {}).get("mask_token_id")
     if known is None or adapt.mask_token is not None:
         resolve_mask_token(tokenizer, adapt.mask_token)
@@ -313,7 +312,7 @@ def build_trainer(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTr
         if eval_blocks is not None and adapt.eval_limit is not None:
             eval_blocks = eval_blocks.select(range(min(len(eval_blocks), adapt.eval_limit)))
         blocks = texts_to_blocks(texts, tokenizer, **cut)
-    model = MagnetLlamaForCausalLM.from_pretrained(
+    model = AutoMagnetForCausalLM.from_pretrained(
         adapt.model_name_or_path,
         mask_token=adapt.mask_token,
         attn_implementation=adapt.attn_implementation,

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from examples.corpus.writing import whole_file
 from examples.fills_page import render_page
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.blanks_magnet import split_at_marks
 from trainer.resumable import append_rows, resume_rows
 from trainer.sources import read_source
@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = resume_rows(args.output, settings={**settings, "model": str(args.model)})
     done = len(rows)
     if done < len(texts):
-        model = MagnetLlamaForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
+        model = AutoMagnetForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
         model.eval().to(args.device)
         with tqdm(total=len(texts), initial=done, desc="Filling", unit="text") as progress:
             while done < len(texts):

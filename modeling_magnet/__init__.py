@@ -1,8 +1,36 @@
 """MAGNET models: decoders that generate, encode and infill."""
 
+from .answers_magnet import Fill, InfillOutput
 from .configuration_magnet import MagnetSettings
+from .families_magnet import (
+    FAMILIES,
+    AutoMagnetForCausalLM,
+    MagnetGemma3ForCausalLM,
+    MagnetMistralForCausalLM,
+    MagnetOlmo2ForCausalLM,
+    MagnetQwen2ForCausalLM,
+    MagnetQwen3ForCausalLM,
+    MagnetSmolLM3ForCausalLM,
+)
 from .modeling_magnet import MagnetCausalLMOutput, MagnetLlamaForCausalLM, MagnetMixin
+from .options_magnet import InfillOptions
 
 __version__ = "0.1.0"
 
-__all__ = ["MagnetCausalLMOutput", "MagnetLlamaForCausalLM", "MagnetMixin", "MagnetSettings"]
+__all__ = [
+    "FAMILIES",
+    "AutoMagnetForCausalLM",
+    "Fill",
+    "InfillOptions",
+    "InfillOutput",
+    "MagnetCausalLMOutput",
+    "MagnetGemma3ForCausalLM",
+    "MagnetLlamaForCausalLM",
+    "MagnetMistralForCausalLM",
+    "MagnetMixin",
+    "MagnetOlmo2ForCausalLM",
+    "MagnetQwen2ForCausalLM",
+    "MagnetQwen3ForCausalLM",
+    "MagnetSettings",
+    "MagnetSmolLM3ForCausalLM",
+]

@@ -64,37 +64,6 @@ def check_is_our_decoder(values: dict[str, Any], *, expected: str, path: str) ->
         )
 
 
-def open_without_weights(
-    path: str, *, family: type[PreTrainedConfig], revision: str | None = None
-) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """Config and tokenizer of a checkpoint, so that what cannot work is refused before its weights are read.
-
-    Args:
-        path (`str`): Directory or Hub id.
-        family (`type`): Config class of the expected architecture.
-        revision (`str`, *optional*): Commit of the tokenizer on the Hub.
-
-    Raises:
-        ValueError: no model there, another architecture, no tokenizer, or one whose ids the model does not embed.
-    """
-    try:
-        values, _ = PreTrainedConfig.get_config_dict(path)
-    except OSError as error:
-        raise ValueError(
-            f"`model_name_or_path` is {path!r}, where no model can be read ({error}). Name a folder or a Hub id."
-        ) from error
-    check_is_our_decoder(values, expected=family.model_type, path=path)
-    config = family.from_dict(values)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision or "main")
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path!r} has no tokenizer that can be read ({error}). Put the model's own there."
-        ) from error
-    check_tokenizer_fits(tokenizer, config.vocab_size)
-    return config, tokenizer
-
-
 def move_into_place(finished: Path, target: Path) -> None:
     """Replace a checkpoint directory by a finished one beside it, its `config.json` last.
 
@@ -262,4 +231,4 @@ class CheckpointMixin(_Host):
             save_file({name: tensor.contiguous() for name, tensor in head.items()}, directory / HEAD_WEIGHTS)
 
 
-__all__ = ["CheckpointMixin", "TokenizerSource", "open_without_weights"]
+__all__ = ["CheckpointMixin", "TokenizerSource"]

@@ -8,16 +8,19 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoTokenizer,
     Gemma3ForCausalLM,
     GenerationMixin,
     MistralForCausalLM,
     Olmo2ForCausalLM,
     PreTrainedConfig,
+    PreTrainedTokenizerBase,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
     SmolLM3ForCausalLM,
 )
 
+from .configuration_magnet import check_tokenizer_fits
 from .modeling_magnet import MagnetLlamaForCausalLM, MagnetMixin
 
 
@@ -51,7 +54,7 @@ class MagnetGemma3ForCausalLM(MagnetMixin, Gemma3ForCausalLM, GenerationMixin):
 
 
 FAMILIES: dict[str, type[Any]] = {
-    family.config_class.model_type: family
+    str(family.config_class.model_type): family  # type: ignore[union-attr]
     for family in (
         MagnetLlamaForCausalLM,
         MagnetMistralForCausalLM,
@@ -76,9 +79,19 @@ class AutoMagnetForCausalLM:
             arguments: `revision`, `token` and others that say where its config is.
 
         Raises:
-            ValueError: a family without a class here.
+            ValueError: no model there, or a family without a class here.
         """
-        values, _ = PreTrainedConfig.get_config_dict(path, **arguments)
+        try:
+            values, _ = PreTrainedConfig.get_config_dict(path, **arguments)
+        except OSError as error:
+            raise ValueError(
+                f"`model_name_or_path` is {path!r}, where no model can be read ({error}). Name a folder or a Hub id."
+            ) from error
+        if not values:
+            raise ValueError(
+                f"{path!r} has no config.json, so it holds no model, or one whose saving was interrupted. Name "
+                "another directory or Hub id."
+            )
         model_type = values.get("model_type", "")
         if model_type not in FAMILIES:
             raise ValueError(
@@ -96,6 +109,31 @@ class AutoMagnetForCausalLM:
         return family.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
 
+def open_without_weights(
+    path: str, *, revision: str | None = None
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Config and tokenizer of a checkpoint, so that what cannot work is refused before its weights are read.
+
+    Args:
+        path (`str`): Directory or Hub id.
+        revision (`str`, *optional*): Commit on the Hub.
+
+    Raises:
+        ValueError: no model there, another family, no tokenizer, or one whose ids the model does not embed.
+    """
+    family = AutoMagnetForCausalLM.family_of(path, revision=revision or "main")
+    values, _ = PreTrainedConfig.get_config_dict(path, revision=revision or "main")
+    config: PreTrainedConfig = family.config_class.from_dict(values)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision or "main")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path!r} has no tokenizer that can be read ({error}). Put the model's own there."
+        ) from error
+    check_tokenizer_fits(tokenizer, config.vocab_size)
+    return config, tokenizer
+
+
 __all__ = [
     "FAMILIES",
     "AutoMagnetForCausalLM",
@@ -105,4 +143,5 @@ __all__ = [
     "MagnetQwen2ForCausalLM",
     "MagnetQwen3ForCausalLM",
     "MagnetSmolLM3ForCausalLM",
+    "open_without_weights",
 ]

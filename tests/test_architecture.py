@@ -84,7 +84,7 @@ def test_hub_files_have_names_of_their_own():
 
 def test_nothing_below_the_model_imports_the_model():
     for file in HUB_FILES:
-        if file.name != "modeling_magnet.py":
+        if file.name not in ("modeling_magnet.py", "families_magnet.py"):
             assert "modeling_magnet" not in {node.module for node in relative_imports(file)}, file.name
 
 

@@ -25,7 +25,7 @@ from datasets import Dataset
 from scipy.stats import spearmanr
 from transformers.utils.logging import tqdm
 
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.batching_magnet import pad_token_rows
 from modeling_magnet.pooling_magnet import last_token_states
 from modeling_magnet.prompts_magnet import join_prompt
@@ -167,7 +167,7 @@ def main() -> None:
     args = parser.parse_args()
     started = time.perf_counter()
     models = {
-        name: MagnetLlamaForCausalLM.from_pretrained(path).eval()
+        name: AutoMagnetForCausalLM.from_pretrained(path).eval()
         for name, path in (("base", args.base), ("adapted", args.adapted), ("causal_control", args.causal_control))
         if path is not None
     }

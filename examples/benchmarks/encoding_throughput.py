@@ -28,7 +28,7 @@ import torch
 import transformers
 
 from examples.benchmarks.measuring import SHAPES, machine, matrix_rate, random_llama, seconds
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.batching_magnet import plan_batches
 from modeling_magnet.texts_magnet import tokenize_texts
 from trainer import load_texts
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
         if args.shape is not None:
             tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
             path = random_llama(args.shape, tokenizer, Path(folder) / "random", dtype=dtype)
-        model = MagnetLlamaForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=args.attn_implementation)
+        model = AutoMagnetForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=args.attn_implementation)
         model.eval().to(device)
         model.save_pretrained(Path(folder) / "magnet")
         embedder = SentenceTransformer(str(Path(folder) / "magnet"), device=args.device, model_kwargs={"dtype": dtype})

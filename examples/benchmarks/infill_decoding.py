@@ -28,7 +28,7 @@ import torch
 import transformers
 
 from examples.benchmarks.measuring import SHAPES, machine, random_llama, seconds
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.gaps_magnet import continuation_ids, lay_out
 
 WORDS = "The river runs through the old town and its bridges were built in the last century .".split()
@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
         if args.shape is not None:
             tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
             path = random_llama(args.shape, tokenizer, Path(folder), dtype=dtype)
-        model: Any = MagnetLlamaForCausalLM.from_pretrained(path, dtype=dtype).eval().to(device)
+        model: Any = AutoMagnetForCausalLM.from_pretrained(path, dtype=dtype).eval().to(device)
         assert model.tokenizer is not None  # read before its folder goes
 
     prefix, suffix = make_text(model, context_tokens=LONG_CONTEXT, blanks=1).split("[blank]")

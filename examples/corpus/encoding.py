@@ -15,8 +15,8 @@ from transformers.utils.hub import extract_commit_hash
 
 from examples.corpus.origins import describe_files
 from examples.corpus.reading import Chunk, Complaint
-from modeling_magnet import MagnetLlamaForCausalLM, MagnetSettings
-from modeling_magnet.checkpoint_magnet import open_without_weights
+from modeling_magnet import AutoMagnetForCausalLM, MagnetSettings
+from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.masking_magnet import MASKED_BACKENDS
 from modeling_magnet.pooling_magnet import check_pooling
 from modeling_magnet.prompts_magnet import choose_prompt
@@ -82,8 +82,7 @@ def inspect_model(options: EncodingOptions) -> ModelFacts:
         raise ValueError(
             f"`model_name_or_path` is {path!r}, where no model can be read ({error}). Name a folder or a Hub id."
         ) from error
-    family: Any = MagnetLlamaForCausalLM.config_class
-    config, tokenizer = open_without_weights(path, family=family, revision=revision)
+    config, tokenizer = open_without_weights(path, revision=revision)
     settings = MagnetSettings.from_dict(getattr(config, "magnet", None) or {})
     context = min(config.max_position_embeddings, tokenizer.model_max_length)
     if options.max_length is not None and not 3 <= options.max_length <= context:
@@ -159,7 +158,7 @@ class ChunkEncoder:
     def model(self) -> Any:
         """The model, from the revision that was inspected."""
         where = {} if self.facts.revision is None else {"revision": self.facts.revision}
-        model = MagnetLlamaForCausalLM.from_pretrained(
+        model = AutoMagnetForCausalLM.from_pretrained(
             self.options.model_name_or_path,
             attn_implementation=self.options.attn_implementation,
             dtype=getattr(torch, self.options.model_dtype),

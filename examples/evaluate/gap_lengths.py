@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from examples.evaluate.held_out_gaps import HeldOutGap, continuation_perplexity, draw_gaps, word_overlap
 from examples.evaluate.results import write_results
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.gaps_magnet import continuation_ids
 from trainer.prompted_infilling import PromptedInfiller
 
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(arguments)
     paths = {name: getattr(args, name) for name in ("magnet", "end_of_span", "exact", "judge")}
     models: dict[str, Any] = {
-        name: MagnetLlamaForCausalLM.from_pretrained(path).eval() for name, path in paths.items() if path
+        name: AutoMagnetForCausalLM.from_pretrained(path).eval() for name, path in paths.items() if path
     }
     magnet, judge = models["magnet"], models["judge"]
     draw = np.random.default_rng(args.seed)

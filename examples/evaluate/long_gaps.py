@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from examples.evaluate.held_out_gaps import continuation_perplexity, draw_gaps
 from examples.evaluate.results import write_results
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import AutoMagnetForCausalLM
 from trainer.metrics import perplexity, repetition_n
 from trainer.prompted_infilling import PromptedInfiller
 
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--seed", type=int, default=0, help="draws texts, places and samples")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
-    magnet, judge = (MagnetLlamaForCausalLM.from_pretrained(path).eval() for path in (args.magnet, args.judge))
+    magnet, judge = (AutoMagnetForCausalLM.from_pretrained(path).eval() for path in (args.magnet, args.judge))
     gaps = draw_gaps(
         args.texts,
         magnet.tokenizer,

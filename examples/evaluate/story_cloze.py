@@ -23,7 +23,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from examples.evaluate.results import write_results
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import AutoMagnetForCausalLM
 from trainer.prompted_infilling import PromptedInfiller
 
 TASKS = ("fifth sentence", "third sentence")
@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     stories = read_stories(args.stories)[: args.limit]
     tasks = make_choices(stories, seed=args.seed)
     magnet, base = (
-        MagnetLlamaForCausalLM.from_pretrained(path).eval().to(args.device) for path in (args.magnet, args.base)
+        AutoMagnetForCausalLM.from_pretrained(path).eval().to(args.device) for path in (args.magnet, args.base)
     )
     reads, adapted_reads = (PromptedInfiller(model, model.tokenizer).score_infill for model in (base, magnet))
     systems: dict[str, tuple[Callable[..., Any], bool]] = {

@@ -25,8 +25,8 @@ from scipy.stats import spearmanr
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.evaluate.sts_data import STS_SETS, StsPair, read_sts
-from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.checkpoint_magnet import open_without_weights
+from modeling_magnet import AutoMagnetForCausalLM
+from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.pooling_magnet import POOLINGS
 from modeling_magnet.prompts_magnet import PAPER_PROMPTS
 from modeling_magnet.similarity_magnet import similarity_pairs
@@ -119,7 +119,6 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 def _about_models(args: argparse.Namespace) -> Iterator[str]:
     """What is wrong with the models and their names."""
-    family: Any = MagnetLlamaForCausalLM.config_class
     names = []
     for item in args.models:
         name, separator, path = item.partition("=")
@@ -130,7 +129,7 @@ def _about_models(args: argparse.Namespace) -> Iterator[str]:
             yield f"`--models` has two models named {name!r}. Give each a name of its own."
         names.append(name)
         try:
-            config, tokenizer = open_without_weights(path, family=family)
+            config, tokenizer = open_without_weights(path)
             context = min(config.max_position_embeddings, tokenizer.model_max_length)
             check_room(tokenizer, prompt=args.prompt, max_length=context)
         except ValueError as error:
@@ -148,7 +147,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     data = {task: read_sts(task, folder=args.data) for task in args.tasks}
     results: dict[str, dict[str, Any]] = {}
     for name, path in (item.split("=", 1) for item in args.models):
-        model: Any = MagnetLlamaForCausalLM.from_pretrained(path, dtype=getattr(torch, args.dtype))
+        model: Any = AutoMagnetForCausalLM.from_pretrained(path, dtype=getattr(torch, args.dtype))
         model.to(args.device).eval()
         if args.mteb:
             model.config.magnet["prompts"]["STS"] = args.prompt
