@@ -23,7 +23,7 @@ def render_page(rows: Iterable[Mapping[str, Any]], *, title: str) -> str:
         rows (`Iterable[Mapping]`): As `infill_stories.py` writes them: `row`, and `pieces` with `fills`, or `error`.
         title (`str`): Heading of the page.
     """
-    scale = " ".join(_token(f"{share:.0%}", math.log(share)) for share in (0.9, 0.5, 0.1, 0.01, 0.001))
+    scale = " ".join(_token(f"{100 * share:g}%", math.log(share)) for share in (0.9, 0.5, 0.1, 0.01, 0.001))
     body = "\n".join(_article(row) for row in rows)
     return (
         "<!DOCTYPE html>\n"
@@ -38,7 +38,8 @@ def _article(row: Mapping[str, Any]) -> str:
     """One text: its best fills in place, the other answers below."""
     number = f"<small>{int(row['row']) + 1}</small>"
     if "error" in row:
-        return f'<article>{number}<p class="error">{html.escape(row["error"])}</p></article>'
+        text, error = html.escape(row["text"]), html.escape(row["error"])
+        return f'<article>{number}<p>{text}</p><p class="error">{error}</p></article>'
     best = [answers[0] for answers in row["fills"]]
     parts = [html.escape(row["pieces"][0])]
     for fill, piece in zip(best, row["pieces"][1:], strict=True):
@@ -60,7 +61,8 @@ def _alternatives(gap: int, answers: Sequence[Mapping[str, Any]]) -> str:
 def _fill(fill: Mapping[str, Any]) -> str:
     """The tokens of a fill; in one colour where its text is not that of its tokens."""
     if "".join(fill["tokens"]) == fill["text"]:
-        return "".join(map(_token, fill["tokens"], fill["logprobs"]))
+        shown = zip(fill["tokens"], fill["logprobs"], strict=True)
+        return "".join(_token(text, logprob) for text, logprob in shown if text)
     return _token(fill["text"], fill["mean_logprob"])
 
 

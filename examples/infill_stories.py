@@ -19,10 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from tqdm import tqdm
+from transformers import GenerationConfig
 
 from examples.corpus.writing import whole_file
 from examples.fills_page import render_page
-from modeling_magnet import AutoMagnetForCausalLM
+from modeling_magnet import AutoMagnetForCausalLM, InfillOptions
 from modeling_magnet.blanks_magnet import split_at_marks
 from trainer.resumable import append_rows, resume_rows
 from trainer.sources import read_source
@@ -53,6 +54,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if (args.max_new_tokens is None) == (args.num_tokens is None):
         parser.error("pass one of --max_new_tokens and --num_tokens")
+    if not args.blank:
+        parser.error("--blank is empty; expected the mark of a gap, such as [blank]")
     if args.num_tokens == ["auto"]:
         args.num_tokens = "auto"
     elif args.num_tokens is not None:
@@ -60,25 +63,36 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
             args.num_tokens = [int(length) for length in args.num_tokens]
         except ValueError:
             parser.error(f"--num_tokens {' '.join(args.num_tokens)}: expected auto, or whole numbers")
+    if args.max_new_tokens is not None and args.max_new_tokens < 1:
+        parser.error(f"--max_new_tokens is {args.max_new_tokens}; a fill has at least one token")
+    try:
+        InfillOptions.of_call(infill_options(args), default_config=GenerationConfig(), end_of_span=0)
+    except ValueError as error:  # before a model is loaded or a row is written
+        parser.error(str(error))
     return args
+
+
+def infill_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What every call of `infill_blanks` is given."""
+    lengths = {"max_new_tokens": args.max_new_tokens} if args.num_tokens is None else {"num_tokens": args.num_tokens}
+    sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p} if args.do_sample else {}
+    return {
+        **lengths,
+        **sampling,
+        "num_return_sequences": args.num_return_sequences,
+        "stop_at_sentence_end": args.stop_at_sentence_end,
+        "trim_overlap": args.trim_overlap,
+        "return_dict_in_generate": True,
+    }
 
 
 def fill_rows(model: Any, texts: Sequence[str], *, first: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """The output rows of some texts; where one of them cannot be filled, each is tried alone."""
-    sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p} if args.do_sample else {}
-    lengths = {"max_new_tokens": args.max_new_tokens} if args.num_tokens is None else {"num_tokens": args.num_tokens}
     torch.manual_seed(args.seed + first)
     try:
-        output = model.infill_blanks(
-            list(texts),
-            blank=args.blank,
-            num_return_sequences=args.num_return_sequences,
-            stop_at_sentence_end=args.stop_at_sentence_end,
-            trim_overlap=args.trim_overlap,
-            return_dict_in_generate=True,
-            **lengths,
-            **sampling,
-        )
+        # A text alone is named as one in an error, and not as the first of a list.
+        given = texts[0] if len(texts) == 1 else list(texts)
+        output = model.infill_blanks(given, blank=args.blank, **infill_options(args))
     except ValueError as error:
         if len(texts) == 1:
             return [{"row": first, "text": str(texts[0]), "error": str(error)}]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from .gaps_magnet import decode_fill
+from .gaps_magnet import Seam, decode_fill
 from .seams_magnet import trim_overlap
 from .spans_magnet import Span
 
@@ -44,15 +44,16 @@ class InfillOutput:
 
     Args:
         fills (`list[list[list[Fill]]]`): Per text and gap, its answers, the most probable first, no text twice.
-        embeddings (`torch.FloatTensor` of shape `(num_texts, hidden_size)`): Of each text *with its gaps*, by the
-            model's own pooling; read in the same forward as the context, with an EOS behind the text that no context
-            token sees. `encode` shows that EOS to the context, so its vectors differ a little.
+        embeddings (`torch.FloatTensor` of shape `(num_texts, hidden_size)`, *optional*): Of each text *with its
+            gaps*, by the model's own pooling; read in the same forward as the context, with an EOS behind the text
+            that no context token sees. `encode` shows that EOS to the context, so its vectors differ a little. `None`
+            where the tokenizer has no EOS.
         length_scores (`list[list[dict[int, float]]]`, *optional*): Per text and gap, the score of each candidate
             length, where `num_tokens` asked for several.
     """
 
     fills: list[list[list[Fill]]]
-    embeddings: torch.Tensor
+    embeddings: torch.Tensor | None
     length_scores: list[list[dict[int, float]]] | None = None
 
 
@@ -74,6 +75,8 @@ def answers(
     possible = [span for span in spans if span.is_possible]
     if not possible:
         seam = spans[0].seam
+        if seam == Seam():
+            raise ValueError("Every token of a gap was barred: the processors or penalties leave none. Relax them.")
         raise ValueError(
             f"No {spans[0].gap_length} tokens begin with {seam.start!r} and end with {seam.end!r}, which healing the "
             "seams takes. Allow more tokens, or heal otherwise."

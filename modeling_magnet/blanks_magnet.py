@@ -10,10 +10,13 @@ ESCAPE = "\\"
 # Behind these, the next character belongs to the same sign: emoji that are joined into one.
 ZERO_WIDTH_JOINER = "\u200d"
 EMOJI_MODIFIERS = ("\U0001f3fb", "\U0001f3ff")
+FLAG_LETTERS = ("\U0001f1e6", "\U0001f1ff")  # two of them are a flag
+TAGS = ("\U000e0020", "\U000e007f")  # flags of regions
+HANGUL_ENDINGS = ("\u1160", "\u11ff")  # vowels and last consonants of a syllable that is written in parts
 
 
 def split_at_marks(text: str, blank: str, *, name: str) -> list[str]:
-    """The pieces of a text around its marks; a mark behind a backslash is ordinary text.
+    """The pieces of a text around its marks; a mark behind a backslash is ordinary text, behind two a backslash's.
 
     Args:
         text (`str`): The text.
@@ -31,11 +34,16 @@ def split_at_marks(text: str, blank: str, *, name: str) -> list[str]:
     if not isinstance(blank, str) or not blank:
         raise ValueError(f"`blank` is {blank!r}; expected the mark of a gap, such as '[blank]'.")
     pieces = [""]
-    for part in re.split(f"({re.escape(ESCAPE + blank)}|{re.escape(blank)})", text):
-        if part == blank:
-            pieces.append("")
+    for part in re.split(rf"(\\*{re.escape(blank)})", text):
+        if not part.endswith(blank):
+            pieces[-1] += part
+            continue
+        backslashes = len(part) - len(blank)
+        pieces[-1] += ESCAPE * (backslashes // 2)
+        if backslashes % 2:
+            pieces[-1] += blank
         else:
-            pieces[-1] += blank if part == ESCAPE + blank else part
+            pieces.append("")
     if len(pieces) == 1:
         escaped = f" but behind a backslash, which makes it text ({ESCAPE + blank!r})" if blank in text else ""
         raise ValueError(f"{name} has no blank {blank!r}{escaped}. Mark the gap, or pass `blank=` or `ranges=`.")
@@ -89,7 +97,8 @@ def split_at_ranges(text: str, ranges: Sequence[tuple[int, int]], *, name: str) 
 def cuts_a_character(text: str, place: int) -> bool:
     """Whether a cut in front of `text[place]` goes through what people see as one character.
 
-    Combining marks, variation selectors, joined emoji, their skin colours, and a line break of two characters.
+    Combining marks, variation selectors, joined emoji, their skin colours, flags, Hangul in parts, and a line break of
+    two characters.
 
     Example:
 
@@ -99,8 +108,14 @@ def cuts_a_character(text: str, place: int) -> bool:
     if not 0 < place < len(text):
         return False
     before, after = text[place - 1], text[place]
+    flags = 0
+    while flags < place and FLAG_LETTERS[0] <= text[place - flags - 1] <= FLAG_LETTERS[1]:
+        flags += 1
     return (
-        unicodedata.category(after) in ("Mn", "Me", "Mc")
+        (flags % 2 == 1 and FLAG_LETTERS[0] <= after <= FLAG_LETTERS[1])
+        or HANGUL_ENDINGS[0] <= after <= HANGUL_ENDINGS[1]
+        or TAGS[0] <= after <= TAGS[1]
+        or unicodedata.category(after) in ("Mn", "Me", "Mc")
         or ZERO_WIDTH_JOINER in (before, after)
         or EMOJI_MODIFIERS[0] <= after <= EMOJI_MODIFIERS[1]
         or before + after == "\r\n"

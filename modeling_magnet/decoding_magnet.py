@@ -97,10 +97,16 @@ class DecodingMixin(EncodingMixin):
             )
             tokens[:, :, step].index_put_(where, choice.tokens)
             logprobs[:, :, step].index_put_(where, choice.logprobs)
-            is_possible.index_put_(where, is_possible[where] & choice.is_possible)
+            possible = choice.is_possible
+            if keeps_rows:  # what is said of a span that is full no longer counts
+                full = torch.tensor([spans[i].is_full for i in active], device=possible.device)
+                possible = possible | full
+            is_possible.index_put_(where, is_possible[where] & possible)
             is_nan |= choice.is_nan
             if reads_tokens:
-                rules.after_step([spans[i] for i in active], choice)
+                if bool(is_nan):
+                    break  # before a token of it is handed to anyone
+                rules.after_step([spans[i] for i in active], choice, chooser=chooser)
             going_on = [i for i in active if limits[i] > step + 1 and not spans[i].has_ended]
             if not going_on:
                 break

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
+from numbers import Integral
 
 import torch
 
@@ -10,7 +11,7 @@ from .decoding_magnet import DecodingMixin
 from .gaps_magnet import GappedText, lay_out
 from .options_magnet import InfillOptions
 from .sampling_magnet import TokenChooser
-from .seams_magnet import SeamHealer
+from .seams_magnet import SeamHealer, useful_healing
 from .spans_magnet import Span, SpanRow
 from .stopping_magnet import GapStream, StopRules
 
@@ -22,12 +23,12 @@ class FilledText:
     Args:
         layout (`GappedText`): Its tokens before anything was filled.
         spans (`list[list[Span]]`): For each gap, its answers.
-        embedding (`torch.FloatTensor` of shape `(hidden_size,)`): Of the text with its gaps.
+        embedding (`torch.FloatTensor` of shape `(hidden_size,)`, *optional*): Of the text with its gaps.
     """
 
     layout: GappedText
     spans: list[list[Span]]
-    embedding: torch.Tensor
+    embedding: torch.Tensor | None = None
 
 
 class FillingMixin(DecodingMixin):
@@ -62,9 +63,9 @@ class FillingMixin(DecodingMixin):
             lay_out(
                 self.tokenizer,
                 parts,
-                gap_lengths=[_round_up(length, multiple) for length in lengths],
+                gap_lengths=[round_up(length, multiple) for length in lengths],
                 context_length=self.config.max_position_embeddings,
-                heal=options.heal,
+                heal=useful_healing(self.tokenizer, self.config.vocab_size, options.heal),
             )
             for parts, lengths in zip(pieces, gap_lengths, strict=True)
         ]
@@ -83,7 +84,7 @@ class FillingMixin(DecodingMixin):
                     chooser=chooser,
                     rules=rules,
                     max_steps=options.chunk_size,
-                    embed=is_first and options.return_dict_in_generate,
+                    embed=is_first and options.return_dict_in_generate and self.tokenizer.eos_token_id is not None,
                 )
                 if embeddings is not None:
                     for (text, _), embedding in zip(batch, embeddings, strict=True):
@@ -115,7 +116,7 @@ class FillingMixin(DecodingMixin):
                 ]
                 for gap, (before, length) in enumerate(zip(befores, lengths, strict=True))
             ]
-            texts.append(FilledText(layout, spans, torch.empty(0)))
+            texts.append(FilledText(layout, spans))
         return texts
 
     def _chooser(self, texts: Sequence[FilledText], options: InfillOptions) -> TokenChooser:
@@ -125,6 +126,7 @@ class FillingMixin(DecodingMixin):
             options.generation_config,
             spans=spans,
             barred_ids=self._ids_outside_text(),
+            pad_token_id=self._pad_token_id(),
             end_of_span_id=self.tokenizer.eos_token_id if options.stop_at_end_of_span else None,
             processors=options.logits_processor,
             healer=SeamHealer(self.tokenizer, vocab_size=self.config.vocab_size),
@@ -160,14 +162,20 @@ def _next_rows(text: FilledText) -> list[SpanRow]:
     for spans in zip(*text.spans, strict=True):  # one span of each gap
         growing = [span for span in spans if not span.is_full and span.is_possible]
         if growing:
-            layout = replace(text.layout, filled=[span.token_ids for span in spans])
+            # What is no answer is no context either: beside it stands the first answer to its gap.
+            seen = [
+                span if span.is_possible else next((one for one in text.spans[span.gap] if one.is_possible), span)
+                for span in spans
+            ]
+            layout = replace(text.layout, filled=[span.token_ids for span in seen])
             rows.append(SpanRow(layout, growing))
     return rows
 
 
-def _round_up(length: int, multiple: int) -> int:
+def round_up(length: int, multiple: int) -> int:
     """The next multiple; what is no length is left for `lay_out` to refuse."""
-    return -(-length // multiple) * multiple if multiple > 1 and isinstance(length, int) else length
+    is_length = isinstance(length, Integral) and not isinstance(length, bool) and length >= 1
+    return -(-length // multiple) * multiple if is_length else length
 
 
-__all__ = ["FilledText", "FillingMixin"]
+__all__ = ["FilledText", "FillingMixin", "round_up"]

@@ -104,6 +104,20 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
     raise ValueError(f"The tokenizer cannot continue a text with {text!r:.40}. Begin it with another character.")
 
 
+def fill_ids(tokenizer: PreTrainedTokenizerBase, fill: str, *, prefix: str) -> list[int]:
+    """Token ids of a fill behind a prefix; behind none it begins a text.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the model.
+        fill (`str`): The fill.
+        prefix (`str`): The text in front of it.
+    """
+    if prefix:
+        return continuation_ids(tokenizer, fill)
+    ids: list[int] = tokenizer(fill, add_special_tokens=False, verbose=False)["input_ids"] if fill else []
+    return ids
+
+
 def lay_out(
     tokenizer: PreTrainedTokenizerBase,
     pieces: Sequence[str],
@@ -115,8 +129,8 @@ def lay_out(
     """Tokenise the pieces of a text around its gaps and leave the gaps' positions free.
 
     Words begin with their space in the usual vocabularies: text that ends in a space, as in front of a blank in a
-    sentence, is nothing they were trained on. With `heal="space"` those spaces are taken into the gap, and the fill
-    has to begin with them. With `heal="token"` one token on either side of a gap is taken into it and spelt anew, so
+    sentence, is nothing they were trained on. With `heal="space"` that last space is taken into the gap, and the fill
+    has to begin with it. With `heal="token"` one token on either side of a gap is taken into it and spelt anew, so
     that a gap may begin and end inside a word.
 
     Args:
@@ -135,7 +149,7 @@ def lay_out(
         raise ValueError(f"Gaps of {list(gap_lengths)} tokens were asked for; each needs an integer of at least 1.")
     seams = [Seam() for _ in gap_lengths]
     if heal == "space":
-        bare = [piece.rstrip(" ") or piece for piece in pieces[:-1]]
+        bare = [piece[:-1] if piece.endswith(" ") and piece.strip() else piece for piece in pieces[:-1]]
         seams = [Seam(start=piece[len(text) :]) for piece, text in zip(pieces, bare, strict=False)]
         pieces = [*bare, pieces[-1]]
     first = tokenizer(pieces[0], add_special_tokens=False, verbose=False)["input_ids"] if pieces[0] else []
@@ -145,9 +159,10 @@ def lay_out(
     for index, ids in enumerate(token_ids[1:-1], start=1):
         if not ids:
             raise ValueError(f"Nothing stands between gap {index} and the next. Make them one longer gap.")
-    special = set(tokenizer.all_special_ids)
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     for piece, ids in zip(pieces, [first, *token_ids[1:]], strict=True):
-        if ids and special.issuperset(ids):
+        rest = [token_id for token_id in ids if token_id not in special]
+        if len(rest) < len(ids) and not str(tokenizer.decode(rest)).strip():
             raise ValueError(f"{piece!r} beside a gap has special tokens alone. Pass text, or nothing at all.")
     if heal == "token":
         seams = [
@@ -172,13 +187,13 @@ def _take_back(tokenizer: PreTrainedTokenizerBase, before: list[int], after: lis
     """
     special = set(tokenizer.all_special_ids)
     start = end = ""
-    if len(before) > 1 and before[-1] not in special:
+    if len(before) > 1 and not special & {*before[-2:]}:
         text = decode_fill(tokenizer, [token for token in before[:-1] if token not in special], before[-1:])
         if "\ufffd" not in text:
             start = text
             before.pop()
     if after and (len(after) > 1 or is_last) and after[0] not in special:
-        text = decode_fill(tokenizer, [token for token in before if token not in special], after[:1])
+        text = decode_fill(tokenizer, tokenizer(ANCHORS[1], add_special_tokens=False)["input_ids"], after[:1])
         if "\ufffd" not in text and not text[:1].isspace():
             end = text
             after.pop(0)
@@ -206,4 +221,4 @@ def decode_fill(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], fill:
     return str(tokenizer.decode(list(fill), clean_up_tokenization_spaces=False))
 
 
-__all__ = ["GappedText", "Healing", "Seam", "continuation_ids", "decode_fill", "lay_out"]
+__all__ = ["GappedText", "Healing", "Seam", "continuation_ids", "decode_fill", "fill_ids", "lay_out"]

@@ -132,7 +132,10 @@ class InfillingMixin(LengthsMixin, ScoringMixin):
         length_scores = None
         with self._evaluating():
             if options.num_tokens is None:
-                lengths = [_gap_lengths(options.max_new_tokens, index, parts) for index, parts in enumerate(pieces)]
+                lengths = [
+                    _gap_lengths(options.max_new_tokens, index, parts, num_texts=len(pieces))
+                    for index, parts in enumerate(pieces)
+                ]
                 texts = self._fill(pieces, gap_lengths=lengths, options=options)
             else:
                 texts, length_scores = self._fill_best_length(pieces, options=options)
@@ -144,18 +147,21 @@ class InfillingMixin(LengthsMixin, ScoringMixin):
             for text, parts in zip(texts, pieces, strict=True)
         ]
         if options.return_dict_in_generate:
-            embeddings = torch.stack([text.embedding for text in texts]) if texts else torch.empty(0)
+            found = [text.embedding for text in texts if text.embedding is not None]
+            embeddings = torch.stack(found) if found else None
             return InfillOutput(fills, embeddings, length_scores)
         if options.num_answers == 1:
             return [[best.text for best, *_ in gaps] for gaps in fills]
         return [[[fill.text for fill in gap] for gap in gaps] for gaps in fills]
 
 
-def _gap_lengths(asked: Any, index: int, pieces: Sequence[str]) -> list[Any]:
+def _gap_lengths(asked: Any, index: int, pieces: Sequence[str], *, num_texts: int) -> list[Any]:
     """The length asked for of each gap of a text."""
     gaps = len(pieces) - 1
     if isinstance(asked, Integral) or not isinstance(asked, Sequence) or isinstance(asked, str):
         return [asked] * gaps
+    if len(asked) == num_texts and all(isinstance(own, Sequence) for own in asked):
+        asked = asked[index]  # a list for each text
     if len(asked) != gaps:
         raise ValueError(f"`max_new_tokens` has {len(asked)} numbers; text {index} has {gaps} gaps.")
     return list(asked)

@@ -5,13 +5,14 @@ tokens behind the gap when the filled text is read from left to right: a fill ha
 follows has to be likely after it. Means, since sums would always prefer the shortest.
 """
 
+import sys
 from collections.abc import Sequence
 
 import torch
 
 from .batching_magnet import pad_token_rows
-from .filling_magnet import FilledText, FillingMixin
-from .gaps_magnet import GappedText
+from .filling_magnet import FilledText, FillingMixin, round_up
+from .gaps_magnet import GappedText, lay_out
 from .options_magnet import InfillOptions
 
 # Tokens behind a gap that its fill has to lead on to.
@@ -35,7 +36,7 @@ class LengthsMixin(FillingMixin):
             ValueError: a text that does not fit the context with even the shortest gaps.
         """
         candidates = options.candidate_lengths(end_of_span=self.magnet_settings.end_of_span)
-        fitting = [self._fitting(parts, candidates) for parts in pieces]
+        fitting = [self._fitting(parts, candidates, options=options) for parts in pieces]
         trial_options = options.greedy()
         trials = self._fill(
             [parts for parts, lengths in zip(pieces, fitting, strict=True) for _ in lengths],
@@ -64,14 +65,13 @@ class LengthsMixin(FillingMixin):
         chosen = [[max(table, key=table.__getitem__) for table in gaps] for gaps in tables]
         return self._fill(pieces, gap_lengths=chosen, options=options), tables
 
-    def _fitting(self, pieces: Sequence[str], candidates: Sequence[int]) -> list[int]:
+    def _fitting(self, pieces: Sequence[str], candidates: Sequence[int], *, options: InfillOptions) -> list[int]:
         """The candidates that leave a text within the context; the shortest in any case, to be refused by name."""
-        tokens = sum(len(self.tokenizer(piece, verbose=False)["input_ids"]) for piece in pieces)
         gaps = len(pieces) - 1
-        room = self.config.max_position_embeddings - tokens
-        multiple = max(self.magnet_settings.end_of_span, 1)
-        fitting = [length for length in candidates if gaps * (length + multiple - 1) <= room]
-        return fitting or [min(candidates)]
+        layout = lay_out(self.tokenizer, pieces, gap_lengths=[1] * gaps, context_length=sys.maxsize, heal=options.heal)
+        room = self.config.max_position_embeddings - len(layout.token_ids)
+        multiple = self.magnet_settings.end_of_span if options.stop_at_end_of_span else 1
+        return [length for length in candidates if gaps * round_up(length, multiple) <= room] or [min(candidates)]
 
     @torch.no_grad()
     def _length_scores(self, texts: Sequence[FilledText], *, batch_size: int) -> list[list[float]]:

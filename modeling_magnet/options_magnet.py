@@ -13,7 +13,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from .gaps_magnet import Healing
-from .sampling_magnet import SUPPORTED, merge_generation_config
+from .sampling_magnet import SUPPORTED, TokenChooser, merge_generation_config
 
 # The lengths that `num_tokens="auto"` tries.
 AUTO_LENGTHS = (2, 4, 6, 8, 12, 16, 24, 32, 48)
@@ -35,9 +35,10 @@ class InfillOptions:
         stop_at_end_of_span (`bool`, *optional*): Let the model end a fill; defaults to whether it was taught to.
         trim_overlap (`bool`, defaults to `False`): Cut off a fill's beginning where it repeats the end of the text in
             front of the gap, and its end where it repeats the beginning of the text behind it.
-        heal (`str`, *optional*, defaults to `"space"`): Spaces in front of a gap become part of the fill's first
-            token, where vocabularies have them. `"token"` lets a gap begin and end inside a word: one token on either
-            side of it is spelt anew, as part of the fill's tokens. `None` leaves the tokens of the context alone.
+        heal (`str`, *optional*, defaults to `"space"`): A space in front of a gap becomes part of the fill's first
+            token, where vocabularies have it. `"token"` lets a gap begin and end inside a word: one token on either
+            side of it is spelt anew, as part of the fill's tokens, whose number is then exact. `None` leaves the
+            tokens of the context alone.
         batch_size (`int`, defaults to 32): Texts decoded together.
         generation_config (`GenerationConfig`, *optional*): Defaults to the model's own.
         logits_processor (`LogitsProcessorList`, *optional*): As `generate` takes it.
@@ -155,6 +156,7 @@ class InfillOptions:
             setattr(self, name, None if value is None else lists(value))
         if not all(isinstance(stop, str) and stop for stop in self.stop_strings):
             raise ValueError(f"`stop_strings` is {self.generation_config.stop_strings!r}; expected strings with text.")
+        TokenChooser(self.generation_config, spans=[], barred_ids=[])  # it knows the ranges of its knobs
         stops = self.stop_strings or self.stop_at_sentence_end or self.stop_at_end_of_span or self.stopping_criteria
         if self.heal not in ("space", "token", None):
             raise ValueError(f"`heal` is {self.heal!r}; expected 'space', 'token' or None.")

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -51,7 +52,7 @@ def merge_generation_config(base: GenerationConfig, overrides: dict[str, Any]) -
     # Its own check allows several answers for sampling and beams alone.
     config.update(**{name: value for name, value in overrides.items() if name != "num_return_sequences"})
     answers = config.num_return_sequences = overrides.get("num_return_sequences", config.num_return_sequences)
-    if answers is not None and (not isinstance(answers, int) or answers < 1):
+    if answers is not None and (not isinstance(answers, Integral) or answers < 1):
         raise ValueError(f"`num_return_sequences` is {answers!r}; expected a whole number of at least 1.")
     return config
 
@@ -78,11 +79,12 @@ class TokenChooser:
             `no_repeat_ngram_size` count.
         spans (`Sequence[Span]`): All spans of the call, in the order of their streams.
         barred_ids (`Sequence[int]`): Tokens that never stand in a fill.
+        pad_token_id (`int`): Pads what processors are shown; a barred one, so that penalties for it change nothing.
         end_of_span_id (`int`, *optional*): Token that may end a span, but not be its first. A sample ends where it
             is drawn. A greedy span ends where the model gives more than half of a chance that it has ended by then,
             the median of its length: the end is hardly ever the likeliest token of a single step.
         processors (`LogitsProcessorList`, *optional*): As `generate` takes them, applied in front of the config's.
-            Their rows are the spans of a batch, see `left_contexts`.
+            Their rows are the spans of a batch, see `TokenChooser.left_contexts`.
         healer (`SeamHealer`, *optional*): Says what fits a healed seam.
     """
 
@@ -92,11 +94,13 @@ class TokenChooser:
         *,
         spans: Sequence[Span],
         barred_ids: Sequence[int],
+        pad_token_id: int = 0,
         end_of_span_id: int | None = None,
         processors: LogitsProcessorList | None = None,
         healer: SeamHealer | None = None,
     ) -> None:
-        self.barred_ids = [token_id for token_id in barred_ids if token_id != end_of_span_id]
+        self.barred = torch.tensor([i for i in barred_ids if i != end_of_span_id], dtype=torch.long)
+        self.pad_token_id = pad_token_id
         self.end_of_span_id = end_of_span_id
         self.goes_on = [1.0] * len(spans)  # by stream, the model's chance that the span has not ended
         self.healer = healer if any(span.seam != Seam() for span in spans) else None
@@ -129,6 +133,15 @@ class TokenChooser:
         """Whether a choice depends on what the spans hold."""
         return bool(self.processors) or self.spells
 
+    def left_contexts(self, spans: Sequence[Span]) -> torch.Tensor:
+        """What `generate` would call the input ids of each span: the tokens in front of its gap, then its own.
+
+        Returns:
+            `torch.LongTensor` of shape `(N, longest)`, padded on the left.
+        """
+        rows = [[*span.before, *span.token_ids] or [self.pad_token_id] for span in spans]
+        return pad_token_rows(rows, pad_token_id=self.pad_token_id, padding_side="left")["input_ids"]
+
     def choose(self, logits: torch.Tensor, spans: Sequence[Span], *, indices: Sequence[int]) -> Choice:
         """One token for each of some spans.
 
@@ -142,8 +155,13 @@ class TokenChooser:
         is_nan = torch.isnan(logprobs).any()
         scores = scores.clone()
         if self.processors:
-            scores = self.processors(left_contexts(spans).to(scores.device), scores)  # type: ignore[arg-type]
-        scores[:, self.barred_ids] = -torch.inf
+            scores = self.processors(self.left_contexts(spans).to(scores.device), scores)  # type: ignore[arg-type]
+        end_chances = None
+        if self.end_of_span_id is not None and self.uniforms is None:
+            end_chances = torch.softmax(scores, dim=-1)[:, self.end_of_span_id]
+        if self.barred.device != scores.device:
+            self.barred = self.barred.to(scores.device)  # once, and not at every step
+        scores[:, self.barred] = -torch.inf
         if self.end_of_span_id is not None:
             never = [row for row, index in enumerate(indices) if index == 0 or self.uniforms is None]
             scores[never, self.end_of_span_id] = -torch.inf
@@ -154,12 +172,14 @@ class TokenChooser:
                     scores[row, ~fits.to(scores.device)] = -torch.inf
         if self.uniforms is None:
             tokens = self._most_likely(scores, spans, indices=indices)
-            if self.end_of_span_id is not None:
-                tokens = self._end_at_median(tokens, logprobs[:, self.end_of_span_id], spans, indices=indices)
+            if end_chances is not None:
+                tokens = self._end_at_median(tokens, end_chances, spans, indices=indices)
         else:
             scores = self.warpers(torch.empty(0, dtype=torch.long), scores)  # type: ignore[arg-type]
             cumulative = torch.softmax(scores.double(), dim=-1).cumsum(-1)
-            drawn = [self.uniforms[span.stream][index] for span, index in zip(spans, indices, strict=True)]
+            # A span that is full stays beside the others where processors know rows by number; its token is not used.
+            places = (min(index, span.gap_length - 1) for span, index in zip(spans, indices, strict=True))
+            drawn = [self.uniforms[span.stream][place] for span, place in zip(spans, places, strict=True)]
             wanted = torch.stack(drawn).to(scores.device)
             # Scaled by the last sum, so that rounding cannot leave the draw behind the last token.
             tokens = torch.searchsorted(cumulative, (wanted * cumulative[:, -1])[:, None], right=True)[:, 0]
@@ -170,11 +190,11 @@ class TokenChooser:
         return Choice(tokens, logprobs.gather(-1, tokens[:, None])[:, 0], is_possible, is_nan, scores)
 
     def _end_at_median(
-        self, tokens: torch.Tensor, end_logprobs: torch.Tensor, spans: Sequence[Span], *, indices: Sequence[int]
+        self, tokens: torch.Tensor, end_chances: torch.Tensor, spans: Sequence[Span], *, indices: Sequence[int]
     ) -> torch.Tensor:
         """The tokens, or the end where the chance that a span still goes on falls below one half."""
         chosen = tokens.clone()
-        for row, (span, index, chance) in enumerate(zip(spans, indices, end_logprobs.exp().tolist(), strict=True)):
+        for row, (span, index, chance) in enumerate(zip(spans, indices, end_chances.tolist(), strict=True)):
             if index > 0:
                 self.goes_on[span.stream] *= 1.0 - chance
             if self.goes_on[span.stream] < 0.5:
@@ -190,14 +210,4 @@ class TokenChooser:
         return ordered.gather(-1, torch.tensor(ranks, device=scores.device)[:, None])[:, 0]
 
 
-def left_contexts(spans: Sequence[Span]) -> torch.Tensor:
-    """What `generate` would call the input ids of each span: the tokens in front of its gap, then its own.
-
-    Returns:
-        `torch.LongTensor` of shape `(N, longest)`, padded on the left with 0.
-    """
-    rows = [[*span.before, *span.token_ids] or [0] for span in spans]
-    return pad_token_rows(rows, pad_token_id=0, padding_side="left")["input_ids"]
-
-
-__all__ = ["Choice", "TokenChooser", "left_contexts", "merge_generation_config"]
+__all__ = ["Choice", "TokenChooser", "merge_generation_config"]

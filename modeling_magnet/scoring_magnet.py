@@ -12,7 +12,9 @@ import torch
 from .answers_magnet import Fill
 from .batching_magnet import pad_token_rows, plan_batches
 from .encoding_magnet import EncodingMixin
-from .gaps_magnet import GappedText, continuation_ids, lay_out
+from .filling_magnet import round_up
+from .gaps_magnet import GappedText, fill_ids, lay_out
+from .seams_magnet import useful_healing
 from .texts_magnet import check_texts
 
 
@@ -44,7 +46,8 @@ class ScoringMixin(EncodingMixin):
         """Log-probabilities of given fills between a prefix and a suffix.
 
         Exact: what decoding would have scored. A fill is scored in a gap of its own length, with the spaces at the end
-        of the prefix as part of its first token.
+        of the prefix as part of its first token. A model that was taught to end spans is asked in the next multiple of
+        its gaps, as in decoding with no longer limit; the chance that the span ends there is not counted.
 
         Args:
             prefix (`str` or `list[str]`): Text in front of the gap; may be empty.
@@ -98,21 +101,21 @@ class ScoringMixin(EncodingMixin):
         if not len(fills):
             raise ValueError(f"Text {text} has no fill to score. Pass at least one.")
         context = self.config.max_position_embeddings
-        start = (
-            lay_out(self.tokenizer, [prefix, suffix], gap_lengths=[1], context_length=context, heal="space")
-            .seams[0]
-            .start
-        )
+        heal = useful_healing(self.tokenizer, self.config.vocab_size, "space")
+        spaces = lay_out(self.tokenizer, [prefix, suffix], gap_lengths=[1], context_length=context, heal=heal)
+        start = spaces.seams[0].start
+        # A model that was taught to end spans knows gaps of multiples alone, and is asked in the next one.
+        multiple = self.magnet_settings.end_of_span or 1
         by_length: dict[int, dict[int, list[int]]] = {}
         for number, fill in enumerate(check_texts(fills, name="fills")):
-            ids = continuation_ids(self.tokenizer, start + fill)
+            ids = fill_ids(self.tokenizer, start + fill, prefix=prefix)
             if not fill:
                 raise ValueError(f"`fills[{number}]` of text {text} is empty; a fill has at least one token.")
-            by_length.setdefault(len(ids), {})[number] = ids
+            by_length.setdefault(round_up(len(ids), multiple), {})[number] = ids
         return [
             _ScoredRow(
                 text,
-                lay_out(self.tokenizer, [prefix, suffix], gap_lengths=[length], context_length=context, heal="space"),
+                lay_out(self.tokenizer, [prefix, suffix], gap_lengths=[length], context_length=context, heal=heal),
                 of_length,
             )
             for length, of_length in by_length.items()
@@ -146,7 +149,10 @@ class ScoringMixin(EncodingMixin):
         where = self._to_device({"sources": torch.tensor(sources).T.contiguous(), "labels": torch.tensor(labels)})
         logits = self._project(states[where["sources"][0], where["sources"][1]]).float()  # (labels, V)
         chosen = logits.gather(-1, where["labels"][:, None])[:, 0]
-        logprobs = iter((chosen - logits.logsumexp(-1)).tolist())
+        scores = chosen - logits.logsumexp(-1)
+        if bool(torch.isnan(scores).any()):
+            raise ValueError("The model gave NaN logits for a token of a fill. Check its weights and dtype.")
+        logprobs = iter(scores.tolist())
         return [[[next(logprobs) for _ in fill] for fill in row.fills.values()] for row in rows]
 
 

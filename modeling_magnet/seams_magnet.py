@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from .gaps_magnet import decode_fill
+from .gaps_magnet import Healing, decode_fill
 from .spans_magnet import Span
 
 WORDS = re.compile(r"\w+|[^\w\s]", re.UNICODE)
@@ -38,28 +38,44 @@ class SeamHealer:
         rest = span.seam.start if index == 0 else ""
         if index > 0 and len(span.seam.start) > 1:
             rest = span.seam.start[len(decode_fill(self.tokenizer, span.before, span.token_ids)) :]
-        end = span.seam.end if index == span.gap_length - 1 else ""
+        left = span.gap_length - 1 - index  # tokens to come
+        end = span.seam.end if left == 0 else ""
         if not rest and not end:
             return None
+        # The last token is the end's; what is begun has to be completed before it.
+        may_go_on = left > (1 if span.seam.end else 0)
         return fitting_tokens(
-            self.tokenizer, self.vocab_size, rest=rest, end=end, is_last=index == span.gap_length - 1
+            self.tokenizer, self.vocab_size, rest=rest, end=end, is_last=left == 0, may_go_on=may_go_on
         )
 
 
 @lru_cache(maxsize=256)
 def fitting_tokens(
-    tokenizer: PreTrainedTokenizerBase, vocab_size: int, *, rest: str, end: str, is_last: bool
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int, *, rest: str, end: str, is_last: bool, may_go_on: bool
 ) -> torch.Tensor:
-    """Tokens `(V,)` whose text goes on with `rest`; the last one has to complete it, and to end with `end`."""
+    """Tokens `(V,)` that spell `rest`, whole or, if they may, up to what another token spells.
+
+    The last one has to complete it and to end with `end`. So no greedy choice leads where nothing fits any more.
+    """
+    texts = vocabulary_texts(tokenizer, vocab_size)
+    known = set(texts) - {""}
 
     def fits(text: str) -> bool:
-        if not text:
-            return False
+        if not text or (is_last and not end and text == rest == " "):
+            return False  # the space of the context alone would fill the gap with nothing
         if is_last:
             return text.startswith(rest) and text.endswith(end) and len(text) >= len(rest) + len(end)
-        return text.startswith(rest) or rest.startswith(text)
+        return text.startswith(rest) or (may_go_on and rest.startswith(text) and rest[len(text) :] in known)
 
-    return torch.tensor([fits(text) for text in vocabulary_texts(tokenizer, vocab_size)])
+    return torch.tensor([fits(text) for text in texts])
+
+
+def useful_healing(tokenizer: PreTrainedTokenizerBase, vocab_size: int, heal: Healing | None) -> Healing | None:
+    """The healing that was asked for, but none of spaces where no token begins with one and goes on."""
+    texts = vocabulary_texts(tokenizer, vocab_size)
+    if heal == "space" and not any(text[:1] == " " and text.strip() for text in texts):
+        return None
+    return heal
 
 
 @lru_cache(maxsize=2)
@@ -116,4 +132,4 @@ def _longest_overlap(left: list[str], right: list[str]) -> int:
     return 0
 
 
-__all__ = ["SeamHealer", "fitting_tokens", "trim_overlap", "vocabulary_texts"]
+__all__ = ["SeamHealer", "fitting_tokens", "trim_overlap", "useful_healing", "vocabulary_texts"]

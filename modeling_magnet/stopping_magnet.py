@@ -10,11 +10,12 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from .gaps_magnet import GappedText, decode_fill
-from .sampling_magnet import Choice, left_contexts
+from .sampling_magnet import Choice, TokenChooser
 from .spans_magnet import Span
 
-# Closing quotes and brackets belong to the sentence; white space behind tells an end from a decimal point.
-SENTENCE_END = re.compile(r"""[.!?…。！？]+["'”’»)\]]*(?=\s)""")
+# Closing quotes and brackets belong to the sentence; white space behind tells an end from a decimal point. Scripts
+# that set no spaces have full stops of their own.
+SENTENCE_END = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s)|[。！？]+[”’」』）]*""")
 
 
 class GapStream:
@@ -66,7 +67,7 @@ class StopRules:
         sentence_end (`bool`): A span ends behind its first sentence: at a full stop, question or exclamation mark and
             its closing quotes, in front of white space. An abbreviation counts as an end.
         criteria (`StoppingCriteriaList`, *optional*): As `generate` takes them. Their rows are the spans of a batch,
-            see `left_contexts`.
+            see `TokenChooser.left_contexts`.
         stream (`GapStream`, *optional*): Told after every token.
     """
 
@@ -87,7 +88,7 @@ class StopRules:
         """Whether tokens have to be looked at as they come."""
         return self.reads_text or self.end_of_span_id is not None or bool(self.criteria) or self.stream is not None
 
-    def after_step(self, spans: Sequence[Span], choice: Choice) -> None:
+    def after_step(self, spans: Sequence[Span], choice: Choice, *, chooser: TokenChooser) -> None:
         """Give each span its token, and end those that a rule ends; spans that are full stay as they are."""
         growing = [not span.is_full for span in spans]
         for span, token, logprob, grows in zip(
@@ -103,7 +104,7 @@ class StopRules:
             if self.reads_text:
                 self._end_in_text(span)
         if self.criteria:
-            ended = self.criteria(left_contexts(spans).to(choice.scores.device), choice.scores)
+            ended = self.criteria(chooser.left_contexts(spans).to(choice.scores.device), choice.scores)
             ended = torch.as_tensor(ended).expand(len(spans)).tolist()
             for span, grows, ends in zip(spans, growing, ended, strict=True):
                 span.has_ended |= grows and ends
@@ -113,8 +114,9 @@ class StopRules:
     def _end_in_text(self, span: Span) -> None:
         """End a span at the first place in its text where a rule does; tokens behind it are dropped."""
         text = decode_fill(self.tokenizer, span.before, span.token_ids)
-        ends = [text.index(stop) + len(stop) for stop in self.stop_strings if stop in text]
-        if self.sentence_end and (match := SENTENCE_END.search(text)):
+        own = len(span.seam.start)  # what was taken from the context ends nothing
+        ends = [text.index(stop, own) + len(stop) for stop in self.stop_strings if stop in text[own:]]
+        if self.sentence_end and (match := SENTENCE_END.search(text, own)):
             ends.append(match.end())
         if not ends:
             return

@@ -148,7 +148,7 @@ class CorruptionSettings:
                 f"`mask_token_share` {self.mask_token_share} and `random_token_share` {self.random_token_share} add "
                 "up to more than 1; they divide the selected tokens, lower one of them."
             )
-        if self.end_of_span < 0:
+        if not isinstance(self.end_of_span, int) or self.end_of_span < 0:
             complaints.append(f"`end_of_span` is {self.end_of_span}; pass 0 for exact gaps, or a multiple such as 32.")
         return complaints + _span_complaints(self.max_spans, self.min_span_tokens, self.max_span_tokens)
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_magnet.answers_magnet import Fill
 from modeling_magnet.batching_magnet import pad_token_rows, plan_batches
-from modeling_magnet.gaps_magnet import continuation_ids, decode_fill
+from modeling_magnet.gaps_magnet import decode_fill, fill_ids
 from modeling_magnet.texts_magnet import check_texts, front_tokens
 
 from .metrics import split_sentences
@@ -146,6 +146,11 @@ class PromptedInfiller:
         single = isinstance(prefix, str) and isinstance(suffix, str)
         prefixes = check_texts([prefix] if single else prefix, name="prefix")
         suffixes = check_texts([suffix] if single else suffix, name="suffix")
+        if isinstance(prefix, str) != isinstance(suffix, str) or len(prefixes) != len(suffixes):
+            raise ValueError(
+                f"{len(prefixes)} prefixes and {len(suffixes)} suffixes were given; pass two strings, or two lists of "
+                "the same length."
+            )
         prompts = [self._prompt(*pair) for pair in zip(prefixes, suffixes, strict=True)]
         rows = [front_tokens(self.tokenizer) + self._ids(prompt.rstrip(" ")) for prompt in prompts]
         pad = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
@@ -207,7 +212,7 @@ class PromptedInfiller:
             front = front_tokens(self.tokenizer) + self._ids(prompt.rstrip(" "))
             for fill in check_texts(given, name="fills"):
                 text = f" {fill.strip()}" if prompt.endswith(" ") or self.family != "left_to_right" else fill
-                target = continuation_ids(self.tokenizer, text + after if with_suffix else text)
+                target = fill_ids(self.tokenizer, text + after if with_suffix else text, prefix=prompt)
                 rows.append((front, target))
         logprobs: list[list[float]] = [[] for _ in rows]
         for batch in plan_batches([len(front) + len(target) for front, target in rows], max_tokens=SCORED_TOKENS):

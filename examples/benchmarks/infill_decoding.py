@@ -121,6 +121,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--name", default="infill_decoding", help="name of the JSON file")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where it goes")
     args = parser.parse_args(arguments)
+    if args.rounds < 2:
+        parser.error("--rounds: quartiles take 2 rounds or more")
     torch.manual_seed(0)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     with tempfile.TemporaryDirectory() as folder:

@@ -34,7 +34,8 @@ PREFIX_TOKENS, SUFFIX_TOKENS = 128, 64
 def score_tables(model: Any, gaps: list[HeldOutGap]) -> tuple[dict[str, np.ndarray], list[list[str]]]:
     """Scores `(gaps, candidates)` by each rule, and the fills of each gap by candidate."""
     prefixes, suffixes = [gap.prefix for gap in gaps], [gap.suffix for gap in gaps]
-    output = model.infill(prefixes, suffixes, num_tokens=list(CANDIDATES), return_dict_in_generate=True)
+    output = model.infill(prefixes, suffixes, num_tokens=list(CANDIDATES), chunk_size=CANDIDATES[-1],
+                          return_dict_in_generate=True)  # fmt: skip
     both = np.array([[gap_scores[0][length] for length in CANDIDATES] for gap_scores in output.length_scores])
     means, totals, fills = [], [], []
     for length in tqdm(CANDIDATES, desc="Lengths"):

@@ -8,6 +8,7 @@ to that model, and by its repetitions.
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         total, tokens = -sum(one.logprob for one in scored), sum(len(one.token_ids) for one in scored)
         row = report["fills"][name] = {
             "continuation_perplexity": continuation_perplexity(judge, judge.tokenizer, gaps, fills),
-            "fill_perplexity": perplexity(total, tokens) if tokens else float("nan"),
+            "fill_perplexity": perplexity(total, tokens) if tokens else None,
             "rep_4": repetition_n(fills),
         }
-        print(f"{name:32s}{row['continuation_perplexity']:18.2f}{row['fill_perplexity']:14.2f}{row['rep_4']:9.3f}")
+        own = math.nan if row["fill_perplexity"] is None else row["fill_perplexity"]
+        print(f"{name:32s}{row['continuation_perplexity']:18.2f}{own:14.2f}{row['rep_4']:9.3f}")
     means = {
         kind: {name: row for name, row in report["fills"].items() if name.endswith(kind)}
         for kind in ("greedy", "sampled")

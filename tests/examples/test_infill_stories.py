@@ -80,9 +80,9 @@ def test_the_page_shows_fills_in_place_and_escapes_text(checkpoint, corpus, tmp_
     # Without tags the best fills stand in their texts.
     shown = re.sub(r"<[^>]*>", "", text)
     assert rows[0]["filled"] in shown
-    assert "<script" not in render_page([{"row": 0, "error": "<script>alert(1)</script>"}], title="<script>").replace(
-        "&lt;script", ""
-    )
+    assert "<script" not in render_page(
+        [{"row": 0, "text": "<script>", "error": "<script>alert(1)</script>"}], title="<script>"
+    ).replace("&lt;script", "")
 
 
 @pytest.mark.parametrize(
@@ -91,11 +91,16 @@ def test_the_page_shows_fills_in_place_and_escapes_text(checkpoint, corpus, tmp_
         ([], "pass one of --max_new_tokens and --num_tokens"),
         (["--max_new_tokens", "3", "--num_tokens", "auto"], "pass one of"),
         (["--num_tokens", "2", "some"], "expected auto, or whole numbers"),
+        (["--max_new_tokens", "0"], "a fill has at least one token"),
+        (["--max_new_tokens", "3", "--blank", ""], "--blank is empty"),
+        (["--max_new_tokens", "3", "--do_sample", "--temperature", "0"], "`temperature`"),
+        (["--num_tokens", "0", "2"], "expected 'auto' or a list of lengths"),
     ],
 )
 def test_options_that_cannot_be_are_named(checkpoint, corpus, tmp_path, options, message, capsys):
     with pytest.raises(SystemExit):
         run(checkpoint, corpus, tmp_path / "out.jsonl", *options)
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()
     with pytest.raises(SystemExit, match="does not exist"):
         run(checkpoint, corpus, tmp_path / "no" / "out.jsonl", "--max_new_tokens", "3")

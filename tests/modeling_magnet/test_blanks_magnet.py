@@ -1,5 +1,7 @@
 """Marks and ranges to the pieces around gaps: nothing of the text is lost, and what cannot be is named."""
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,10 +14,18 @@ CHARACTERS = "ab [blank]\\\n日🙂"
 @settings(max_examples=200, deadline=None)
 @given(pieces=st.lists(st.text(CHARACTERS, max_size=8), min_size=2, max_size=5))
 def test_escaped_pieces_around_marks_come_back(pieces):
-    """A backslash in front of a mark makes it text; one at the end of a piece would do so to the mark behind it."""
-    pieces = [piece.replace("[blank]", "").rstrip("\\") for piece in pieces]
+    """A backslash in front of a mark makes it text; those that stand there themselves are doubled."""
+    pieces = [piece.replace("[blank]", "") for piece in pieces]
     pieces[0] = "say [blank] " + pieces[0]
-    marked = "[blank]".join(piece.replace("[blank]", "\\[blank]") for piece in pieces)
+
+    def escape(piece, *, before_a_mark):
+        piece = re.sub(r"(\\*)\[blank\]", r"\1\1\\[blank]", piece)
+        ending = len(piece) - len(piece.rstrip("\\"))
+        return piece + "\\" * ending if before_a_mark else piece
+
+    marked = "[blank]".join(
+        escape(piece, before_a_mark=number < len(pieces) - 1) for number, piece in enumerate(pieces)
+    )
     assert split_at_marks(marked, "[blank]", name="text") == pieces
 
 
@@ -39,7 +49,17 @@ def test_ranges_take_out_what_they_name(text, data):
 
 @pytest.mark.parametrize(
     ("text", "place"),
-    [("e\u0301a", 1), ("👍🏽", 1), ("👩\u200d🚀", 1), ("👩\u200d🚀", 2), ("a\r\nb", 2), ("❤\ufe0f", 1)],
+    [
+        ("e\u0301a", 1),
+        ("👍🏽", 1),
+        ("👩\u200d🚀", 1),
+        ("👩\u200d🚀", 2),
+        ("a\r\nb", 2),
+        ("❤\ufe0f", 1),
+        ("🇩🇪", 1),
+        ("🇩🇪🇫🇷", 3),
+        ("\u1112\u1161\u11ab", 2),
+    ],  # fmt: skip
 )
 def test_a_character_of_several_code_points_is_not_cut(text, place):
     assert cuts_a_character(text, place)

@@ -200,6 +200,111 @@ def test_ranges_are_blanks(model):
         model.infill_blanks([text, text], ranges=[ranges], max_new_tokens=2)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": True, "repetition_penalty": 1.2},
+        {"do_sample": True, "no_repeat_ngram_size": 2},
+        {"repetition_penalty": 1.2, "num_return_sequences": 3, "chunk_size": 2},
+        {"do_sample": True, "num_return_sequences": 2, "chunk_size": 2, "no_repeat_ngram_size": 2},
+    ],
+)
+def test_ragged_gaps_with_processors_are_filled_as_alone(model, options):
+    """Full spans stay beside the others where processors know rows by number, and change nothing."""
+    texts = [TEXT, "Once upon a time there was a [blank] dog.", "[blank] the end of the long story"]
+    lengths = [[2, 6], [4], [1]]
+    torch.manual_seed(3)
+    together = model.infill_blanks(texts, max_new_tokens=lengths, **options)
+    torch.manual_seed(3)
+    alone = [
+        model.infill_blanks(text, max_new_tokens=own, **options) for text, own in zip(texts, lengths, strict=True)
+    ]
+    assert together == alone
+
+
+def test_what_a_processor_says_of_a_full_span_does_not_count(model):
+    seen = []
+
+    def bar_all_later(input_ids, scores):
+        seen.append(len(scores))
+        if len(seen) > 2:
+            scores[0] = -torch.inf
+        return scores
+
+    processors = LogitsProcessorList([bar_all_later])
+    output = model.infill_blanks(
+        TEXT, max_new_tokens=[2, 5], logits_processor=processors, return_dict_in_generate=True
+    )
+    assert [len(gap[0].token_ids) for gap in output.fills[0]] == [2, 5]
+    assert seen == [2] * 5
+
+    def bar_all(input_ids, scores):
+        return torch.full_like(scores, -torch.inf)
+
+    with pytest.raises(ValueError, match="the processors or penalties leave none"):
+        model.infill("Lily", " dog", max_new_tokens=2, logits_processor=LogitsProcessorList([bar_all]))
+
+
+def test_an_impossible_answer_is_no_context_of_another_gap(model):
+    """Every answer to the second gap is scored beside a possible answer to the first."""
+    text = "Lily saw a do[blank] and they were [blank] happy to play in the park"
+    options = {"max_new_tokens": 4, "chunk_size": 2, "num_return_sequences": 40, "heal": "token"}
+    output = model.infill_blanks(text, return_dict_in_generate=True, **options)
+    special = set(model.tokenizer.all_special_ids)
+    first, second = output.fills[0]
+    assert len(first) < 40
+    for fill in [*first, *second]:
+        assert not special & set(fill.token_ids)
+        assert all(value > -60 for value in fill.logprobs)
+
+
+def test_indentation_and_characters_are_filled(model, babyllama):
+    assert isinstance(model.infill("def f():\n    ", "return x", max_new_tokens=3), str)
+    assert isinstance(model.infill("Lily saw  ", " dog", max_new_tokens=1), str)
+    characters = MagnetLlamaForCausalLM.from_pretrained(babyllama, mask_token="~")
+    output = characters.infill("The ", " sat.", max_new_tokens=3, return_dict_in_generate=True)
+    (((fill,),),) = output.fills
+    assert len(fill.text) == 3, "no position is spent on a space that is there already"
+
+
+def test_numbers_of_numpy_are_numbers(model):
+    for options in ({"max_new_tokens": np.int64(4)}, {"max_new_tokens": 4, "num_return_sequences": np.int64(2)}):
+        plain = {name: int(value) for name, value in options.items()}
+        assert model.infill("Lily", " dog", **options) == model.infill("Lily", " dog", **plain)
+    model.config.magnet["end_of_span"] = 8
+    try:
+        assert model.infill("Lily", " dog", max_new_tokens=np.int64(5)) == model.infill(
+            "Lily", " dog", max_new_tokens=5
+        )
+        for wrong, shown in ((True, "True"), (-5, "-5")):
+            with pytest.raises(ValueError, match=rf"Gaps of \[{shown}\] tokens"):
+                model.infill("Lily", " dog", max_new_tokens=wrong)
+    finally:
+        model.config.magnet["end_of_span"] = 0
+
+
+def test_a_candidate_that_just_fits_is_tried(tiny_model):
+    prefix = "a" * 200
+    used = len(tiny_model.tokenizer(prefix)["input_ids"]) + len(
+        tiny_model.tokenizer(" b", add_special_tokens=False)["input_ids"]
+    )
+    for end_of_span in (0, 16):
+        tiny_model.config.magnet["end_of_span"] = end_of_span
+        room = (256 - used) // 16 * 16 if end_of_span else 256 - used
+        output = tiny_model.infill(prefix, " b", num_tokens=[2, room, room + 16], return_dict_in_generate=True)
+        assert list(output.length_scores[0][0]) == [2, room]
+
+
+def test_a_tokenizer_without_eos_fills_but_embeds_nothing(tiny_model):
+    tokenizer = tiny_model.tokenizer
+    bare = type(tokenizer)(tokenizer_object=tokenizer._tokenizer, bos_token="<s>", unk_token="<unk>")
+    expected = tiny_model.infill("The cat", " mat.", max_new_tokens=3)
+    tiny_model.tokenizer = bare
+    output = tiny_model.infill("The cat", " mat.", max_new_tokens=3, return_dict_in_generate=True)
+    assert output.embeddings is None
+    assert output.fills[0][0][0].text == expected
+
+
 def test_a_model_in_training_fills_and_scores_without_dropout(tiny_model):
     for layer in tiny_model.model.layers:
         layer.self_attn.attention_dropout = 0.9

@@ -171,7 +171,7 @@ def test_bfloat16_fills_whole_gaps(tiny_model):
             "num_beams=4",
         ),
         (lambda m: m.infill("a", "b", max_new_tokens=4, batch_size=0), "`batch_size` is 0"),
-        (lambda m: m.infill("a", "b", max_new_tokens=[[4]]), r"Gaps of \[\[4\]\] tokens.*an integer"),
+        (lambda m: m.infill("a", "b", max_new_tokens=[[[4]]]), r"Gaps of \[\[4\]\] tokens.*an integer"),
         (lambda m: m.infill("a", "b", max_new_tokens=4.0), r"Gaps of \[4.0\] tokens.*an integer"),
         (lambda m: m.infill_blanks("no mark", max_new_tokens=4), r"`text` has no blank '\[blank\]'"),
         (lambda m: m.infill_blanks("a [blank]", blank="", max_new_tokens=4), "`blank` is ''"),

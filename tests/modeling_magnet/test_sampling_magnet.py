@@ -5,7 +5,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.logits_process import LogitsProcessorList
 
-from modeling_magnet.sampling_magnet import TokenChooser, left_contexts, merge_generation_config
+from modeling_magnet.sampling_magnet import TokenChooser, merge_generation_config
 from modeling_magnet.spans_magnet import Span
 
 LOGITS = torch.log(torch.tensor([[0.05, 0.4, 0.3, 0.15, 0.1]]))
@@ -134,7 +134,6 @@ def test_processors_see_what_generate_would_show_them():
     spans = make_spans([3, 3])
     spans[0].before, spans[0].token_ids = [4, 2], [1]
     spans[1].before, spans[1].token_ids = [3], []
-    assert left_contexts(spans).tolist() == [[4, 2, 1], [0, 0, 3]]
     seen = []
 
     def forbid_two(input_ids, scores):
@@ -143,8 +142,9 @@ def test_processors_see_what_generate_would_show_them():
         return scores
 
     chooser = TokenChooser(
-        GenerationConfig(), spans=spans, barred_ids=[1], processors=LogitsProcessorList([forbid_two])
+        GenerationConfig(), spans=spans, barred_ids=[0, 1], processors=LogitsProcessorList([forbid_two])
     )
+    assert chooser.left_contexts(spans).tolist() == [[4, 2, 1], [0, 0, 3]]
     assert chooser.choose(LOGITS.expand(2, -1), spans, indices=[1, 0]).tokens.tolist() == [3, 3]
     assert seen == [[[4, 2, 1], [0, 0, 3]]]
 

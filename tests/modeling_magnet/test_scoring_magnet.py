@@ -54,6 +54,39 @@ def test_a_batch_scores_what_single_calls_score(model, batch_tokens):
     assert model.score_infill([], [], []) == []
 
 
+def test_a_fill_at_the_beginning_of_a_text_is_spelt_as_one(model):
+    output = model.infill("", " was a little girl. She was happy.", max_new_tokens=4, return_dict_in_generate=True)
+    decoded = output.fills[0][0][0]
+    (scored,) = model.score_infill("", [decoded.text], " was a little girl. She was happy.")
+    if model.tokenizer(decoded.text, add_special_tokens=False)["input_ids"] == decoded.token_ids:
+        assert scored.token_ids == decoded.token_ids
+        assert scored.logprob == pytest.approx(decoded.logprob, abs=1e-3)
+    assert scored.token_ids == model.tokenizer(decoded.text, add_special_tokens=False)["input_ids"]
+
+
+def test_a_taught_model_is_asked_in_the_gap_it_would_decode_in(tiny_model):
+    tiny_model.config.magnet["end_of_span"] = 8
+    tiny_model.lm_head.register_forward_hook(
+        lambda module, inputs, output: output - 50 * torch.eye(300)[2][: output.shape[-1]]
+    )
+    output = tiny_model.infill("The cat", " mat.", max_new_tokens=5, return_dict_in_generate=True)
+    decoded = output.fills[0][0][0]
+    (scored,) = tiny_model.score_infill("The cat", [decoded.text], " mat.")
+    if scored.token_ids == decoded.token_ids:
+        torch.testing.assert_close(torch.tensor(scored.logprobs), torch.tensor(decoded.logprobs), atol=1e-4, rtol=0)
+    # Fills of 3 and of 5 tokens share a gap of 8, and so a row.
+    rows = tiny_model._scored_rows(0, "The cat", ["abc", "abcde"], " mat.")
+    assert [len(row.fills) for row in rows] == [2]
+
+
+def test_a_score_that_is_no_number_is_an_error(tiny_model):
+    tiny_model.score_infill("The cat", [" sat"], " mat.")
+    with torch.no_grad():
+        tiny_model.lm_head.weight[7] = torch.nan
+    with pytest.raises(ValueError, match="NaN logits for a token of a fill"):
+        tiny_model.score_infill("The cat", [" sat"], " mat.")
+
+
 def test_a_decoded_fill_scores_what_it_was_decoded_with(model):
     output = model.infill("Lily went to the", " and played.", max_new_tokens=6, return_dict_in_generate=True)
     decoded = output.fills[0][0][0]

@@ -69,6 +69,25 @@ def test_healing_completes_a_word(tiny_model):
     assert fill.text in spelt
 
 
+def test_healing_never_runs_into_a_dead_end(real_llama):
+    """With two tokens there is always a way: those that were taken back. A greedy choice must not leave it."""
+    model = MagnetLlamaForCausalLM.from_pretrained(real_llama)
+    words = ["overlook", "butterflies", "understand", "Saturday", "wonderful", "sometimes", "everybody", "together"]
+    texts = [(f"One day, {word[:cut]}", f"{word[cut:]} and then she") for word in words for cut in range(1, len(word))]
+    for length in (2, 3):
+        fills = model.infill(*map(list, zip(*texts, strict=True)), max_new_tokens=length, heal="token")
+        assert len(fills) == len(texts)
+
+
+def test_the_beginning_of_a_text_is_not_healed(stories260k):
+    model = MagnetLlamaForCausalLM.from_pretrained(stories260k)
+    for prefix, suffix in (("", " upon a time"), ("Once", " upon a time there was a girl."), ("Once", ", there was")):
+        output = model.infill(prefix, suffix, max_new_tokens=3, heal="token", return_dict_in_generate=True)
+        (((fill,),),) = output.fills
+        assert fill.text != ""
+        assert not (prefix + fill.text + suffix).endswith("  " + suffix.strip())
+
+
 def test_a_seam_that_nothing_fits_is_named(real_llama):
     model = MagnetLlamaForCausalLM.from_pretrained(real_llama)
     with pytest.raises(ValueError, match=r"No 1 tokens begin with '.*' and end with '.*'.*or heal otherwise"):

@@ -28,7 +28,7 @@ def model(stories260k):
         (" is 3.5 metres", None),
         (" really?! Yes.", " really?!"),
         (" ran.", None),
-        ("了。 他", "了。"),
+        ("他吃了苹果。然后他走了。", "他吃了苹果。"),
     ],
 )
 def test_where_a_sentence_ends(text, sentence):
@@ -62,7 +62,7 @@ def test_criteria_get_left_contexts_and_end_spans(model):
 
     def three_tokens(input_ids, scores, **kwargs):
         rows.append(input_ids.tolist())
-        return torch.tensor([row.count(0) == 0 and len(rows) == 3 for row in input_ids.tolist()])
+        return torch.tensor([row.count(2) == 0 and len(rows) == 3 for row in input_ids.tolist()])
 
     text = "Lily saw [blank] and [blank]."
     output = model.infill_blanks(
@@ -92,6 +92,26 @@ class Recorder(BaseStreamer):
 
     def end(self):
         self.events.append("end")
+
+
+def test_a_space_of_the_context_ends_nothing(model):
+    arguments = {"max_new_tokens": 6}
+    whole = model.infill("Lily went to the ", " with her mom.", **arguments)
+    assert model.infill("Lily went to the ", " with her mom.", stop_strings=[" "], **arguments) == (
+        whole[: whole.index(" ") + 1] if " " in whole else whole
+    )
+
+
+def test_nothing_is_streamed_of_a_model_that_gives_no_numbers(tiny_model):
+    recorder = Recorder()
+
+    def spoil(module, inputs, output):
+        return output * torch.nan
+
+    tiny_model.lm_head.register_forward_hook(spoil)
+    with pytest.raises(ValueError, match="NaN logits"):
+        tiny_model.infill("The cat", " mat.", max_new_tokens=4, streamer=recorder)
+    assert recorder.events == []
 
 
 @pytest.mark.parametrize("chunk_size", [3, 32])
