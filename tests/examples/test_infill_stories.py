@@ -80,9 +80,8 @@ def test_the_page_shows_fills_in_place_and_escapes_text(checkpoint, corpus, tmp_
     # Without tags the best fills stand in their texts.
     shown = re.sub(r"<[^>]*>", "", text)
     assert rows[0]["filled"] in shown
-    assert "<script" not in render_page(
-        [{"row": 0, "text": "<script>", "error": "<script>alert(1)</script>"}], title="<script>"
-    ).replace("&lt;script", "")
+    bad = {"row": 0, "text": "<script>", "error": "<script>alert(1)</script>"}
+    assert "<script" not in render_page([bad], title="<script>")
 
 
 @pytest.mark.parametrize(
