@@ -81,6 +81,7 @@ def test_a_batch_by_hand():
         "input_ids": [[BOS, 10, 11, 12], [BOS, MASK, EOS, EOS], [BOS, EOS, EOS, EOS]],
         "attention_mask": [[1, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0]],
         "segment_ids": [[0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]],
+        "position_ids": [[0, 1, 2, 3], [0, 1, 2, 0], [0, 0, 0, 0]],
         "mntp_labels": [[-100] * 4, [20, -100, -100, -100], [-100] * 4],
         "msg_labels": [[10, 11, -100, -100], [-100] * 4, [-100] * 4],
     }
