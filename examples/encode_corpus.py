@@ -56,7 +56,7 @@ class CorpusArguments:
     split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub dataset."})
     limit: int | None = field(default=None, metadata={"help": "Read this many rows at most."})
-    chunk_size: int = field(default=8192, metadata={"help": "Rows that are encoded, and kept, together."})
+    chunk_size: int = field(default=4096, metadata={"help": "Rows that are encoded, and kept, together."})
     num_processes: int = field(default=1, metadata={"help": "Processes, each with a model; one a GPU."})
     engine: str = field(default="local", metadata={"help": "local: this machine; ray: the cluster of RAY_ADDRESS."})
 

@@ -8,6 +8,9 @@ from transformers import PreTrainedTokenizerBase
 
 from .prompts_magnet import join_prompt
 
+# Texts that a tokenizer is handed in one call.
+TEXTS_AT_ONCE = 1024
+
 
 def check_texts(texts: Any, *, name: str) -> list[str]:
     """A list of strings, or an error that names the first thing that is none.
@@ -87,14 +90,18 @@ def tokenize_texts(
     """
     check_room(tokenizer, prompt=None, max_length=max_length)
     front = front_tokens(tokenizer)
-    rows = tokenizer(
-        [join_prompt(prompt, text) for text in texts],
-        add_special_tokens=False,
-        return_attention_mask=False,
-        verbose=False,
-    )["input_ids"]
     room = max_length - len(front) - 1
-    return [front + row[:room] + [tokenizer.eos_token_id] for row in rows]
+    rows: list[list[int]] = []
+    # A tokenizer keeps far more of each text than its ids until the whole call is done.
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        ids = tokenizer(
+            [join_prompt(prompt, text) for text in texts[start : start + TEXTS_AT_ONCE]],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            verbose=False,
+        )["input_ids"]
+        rows += [front + row[:room] + [tokenizer.eos_token_id] for row in ids]
+    return rows
 
 
 def check_room(tokenizer: PreTrainedTokenizerBase, *, prompt: str | None, max_length: int) -> None:
