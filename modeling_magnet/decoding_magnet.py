@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .batching_magnet import pad_token_rows
 from .cache_magnet import ReservedCache
 from .encoding_magnet import EncodingMixin
 from .masking_magnet import PACKED_BACKENDS, layer_windows, render_for_layers
@@ -89,7 +88,7 @@ class DecodingMixin(EncodingMixin):
         reads_tokens = rules.reads_tokens or chooser.reads_tokens
         keeps_rows = bool(chooser.processors or rules.criteria)  # they may remember rows by their number
         active = list(range(len(spans)))
-        where = self._index(places)  # two of (N,): row and slot of each active span
+        everywhere = where = self._index(places)  # two of (N,): row and slot of each span, and of each active one
         states = prefill.states[where[0], predictors[where]]  # (N, H)
         for step in range(num_steps):
             choice = chooser.choose(
@@ -124,7 +123,6 @@ class DecodingMixin(EncodingMixin):
             ).last_hidden_state[where]
         if bool(is_nan):
             raise ValueError("The model gave NaN logits for a token of a gap. Check its weights and dtype.")
-        everywhere = self._index(places)
         for span, possible in zip(spans, is_possible[everywhere].tolist(), strict=True):
             span.is_possible = span.is_possible and possible
         if not reads_tokens:
@@ -148,10 +146,7 @@ class DecodingMixin(EncodingMixin):
             ids = [[*row, self.tokenizer.eos_token_id] for row in ids]
             positions = [[*row, text.text.length] for row, text in zip(positions, rows, strict=True)]
             segments = [[*row, 1] for row in segments]
-        batch = pad_token_rows(ids, pad_token_id=self._pad_token_id())
-        batch["position_ids"] = pad_token_rows(positions, pad_token_id=0)["input_ids"]
-        batch["segment_ids"] = pad_token_rows(segments, pad_token_id=0)["input_ids"]
-        batch = self._to_device(batch)
+        batch = self._infill_batch(ids, positions, segments)
         context = batch["input_ids"].shape[1]
         cache = ReservedCache(num_layers=self.config.num_hidden_layers, capacity=context + room)
         outputs = self(

@@ -20,6 +20,7 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
+from .checkpoint_magnet import SOURCE_ARGUMENTS
 from .configuration_magnet import check_tokenizer_fits
 from .modeling_magnet import MagnetLlamaForCausalLM, MagnetMixin
 
@@ -103,8 +104,7 @@ class AutoMagnetForCausalLM:
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """`from_pretrained` of the family's class; see there."""
-        names = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
-        where = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        where = {name: kwargs[name] for name in SOURCE_ARGUMENTS if kwargs.get(name) is not None}
         family = cls.family_of(str(pretrained_model_name_or_path), **where)
         return family.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .answers_magnet import Fill
-from .batching_magnet import pad_token_rows, plan_batches
+from .batching_magnet import plan_batches
 from .encoding_magnet import EncodingMixin
 from .filling_magnet import round_up
 from .gaps_magnet import GappedText, fill_ids, lay_out
@@ -139,12 +139,10 @@ class ScoringMixin(EncodingMixin):
             ids.append(row_ids)
             positions.append(row_positions)
             segments.append(row_segments)
-        batch = pad_token_rows(ids, pad_token_id=self._pad_token_id())
-        batch["position_ids"] = pad_token_rows(positions, pad_token_id=0)["input_ids"]
-        batch["segment_ids"] = pad_token_rows(segments, pad_token_id=0)["input_ids"]
-        batch = self._to_device(batch)
         states = self(
-            **batch, mode="infill", logits_to_keep=torch.arange(0, device=self.device)
+            **self._infill_batch(ids, positions, segments),
+            mode="infill",
+            logits_to_keep=torch.arange(0, device=self.device),
         ).last_hidden_state  # (B, S, H)
         where = self._to_device({"sources": torch.tensor(sources).T.contiguous(), "labels": torch.tensor(labels)})
         logits = self._project(states[where["sources"][0], where["sources"][1]]).float()  # (labels, V)

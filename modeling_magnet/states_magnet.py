@@ -149,6 +149,15 @@ class StatesMixin(CheckpointMixin):
         logits: torch.Tensor = self.get_output_embeddings()(hidden_states)
         return logits
 
+    def _infill_batch(
+        self, ids: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], segments: Sequence[Sequence[int]]
+    ) -> dict[str, torch.Tensor]:
+        """Rows with their positions and segments as arguments of an infill forward, on the model's device."""
+        batch = pad_token_rows(ids, pad_token_id=self._pad_token_id())
+        batch["position_ids"] = pad_token_rows(positions, pad_token_id=0)["input_ids"]
+        batch["segment_ids"] = pad_token_rows(segments, pad_token_id=0)["input_ids"]
+        return self._to_device(batch)
+
     def _to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Move a batch; from pinned memory a GPU fetches it by itself."""
         if self.device.type == "cuda":
