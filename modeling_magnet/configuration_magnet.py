@@ -1,16 +1,21 @@
 """What a MAGNET checkpoint stores beyond its base model: one nested dict of `config.json`, validated once."""
 
+import difflib
+import warnings
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from .masking_magnet import MODES
 from .pooling_magnet import Pooling, check_pooling
 from .prompts_magnet import default_prompts
 from .similarity_magnet import SIMILARITIES, Similarity
 
 MASK_TOKEN_CANDIDATES = ("_", "▁_", "<0x5F>")
 CONTRASTIVE_HEADS = (None, "tanh")
+# Raised by one when settings change their meaning, so that older code cannot read them rightly.
+SCHEMA = 1
 
 
 @dataclass(kw_only=True)
@@ -28,6 +33,8 @@ class MagnetSettings:
             and applies to sentence embeddings; `None` when it was dropped (SimCSE's practice, the default).
         end_of_span (`int`, defaults to 0): m >= 1 where the model was taught to end a fill with EOS inside a gap of a
             multiple of m positions; 0 where a fill is as long as its gap.
+        adapter_modes (`list[str]`, *optional*): The modes in which an unmerged adapter is on; `None` for every mode.
+        schema (`int`): Version of these settings' meaning.
 
     Raises:
         ValueError: an unknown default prompt, pooling, similarity or head, or a prompt that is no text.
@@ -47,6 +54,8 @@ class MagnetSettings:
     similarity_fn_name: Similarity = "cosine"
     contrastive_head: str | None = None
     end_of_span: int = 0
+    adapter_modes: list[str] | None = None
+    schema: int = SCHEMA
 
     def __post_init__(self) -> None:
         for name, prompt in self.prompts.items():
@@ -66,20 +75,38 @@ class MagnetSettings:
             raise ValueError(f"`contrastive_head` is {self.contrastive_head!r}; expected one of {CONTRASTIVE_HEADS}.")
         if not isinstance(self.end_of_span, int) or self.end_of_span < 0:
             raise ValueError(f"`end_of_span` is {self.end_of_span!r}; expected 0, or a multiple such as 32.")
+        if self.adapter_modes is not None and not set(self.adapter_modes) <= set(MODES):
+            raise ValueError(f"`adapter_modes` is {self.adapter_modes!r}; expected None or some of {list(MODES)}.")
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "MagnetSettings":
+    def from_dict(cls, values: dict[str, Any], *, source: str = "the configuration") -> "MagnetSettings":
         """The settings of a `config.magnet` dict.
 
+        Args:
+            values (`dict`): What was stored. Keys that are left out have their defaults.
+            source (`str`): Where it was stored, for messages.
+
         Raises:
-            ValueError: for a key this version does not know.
+            ValueError: for a key that this schema does not know. Of a newer schema, such keys are left out with a
+                warning.
         """
         known = [f.name for f in fields(cls)]
         unknown = sorted(set(values) - set(known))
+        schema = values.get("schema", SCHEMA)
+        if schema != SCHEMA:
+            warnings.warn(
+                f"The MAGNET settings of {source} were written in schema {schema}; this code reads schema {SCHEMA}. "
+                f"They may mean something else, and {unknown} are left out. Update the library, or pin the revision "
+                "of the checkpoint that goes with it.",
+                stacklevel=2,
+            )
+            return cls(**{name: value for name, value in values.items() if name in known})
         if unknown:
+            guesses = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
+            meant = "".join(f" Did you mean {match[0]!r} for {name!r}?" for name, match in guesses.items() if match)
             raise ValueError(
-                f"Unknown MAGNET settings {unknown}; this version knows {known}. The checkpoint may be newer than the "
-                "code: update the library, or remove the keys from `magnet` in config.json."
+                f"Unknown MAGNET settings {unknown} in {source}; this version knows {known}.{meant} Correct the keys "
+                "of `magnet` in config.json, or update the library."
             )
         return cls(**values)
 

@@ -20,9 +20,9 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
-from .checkpoint_magnet import SOURCE_ARGUMENTS
 from .configuration_magnet import check_tokenizer_fits
 from .modeling_magnet import MagnetLlamaForCausalLM, MagnetMixin
+from .sources_magnet import SOURCE_ARGUMENTS, ModelSource
 
 
 class MagnetMistralForCausalLM(MagnetMixin, MistralForCausalLM, GenerationMixin):
@@ -73,7 +73,7 @@ class AutoMagnetForCausalLM:
 
     @staticmethod
     def family_of(path: str, **arguments: Any) -> type[Any]:
-        """The MAGNET class for a checkpoint.
+        """The MAGNET class for a checkpoint, or for the base of an adapter.
 
         Args:
             path (`str`): Directory or Hub id.
@@ -82,17 +82,8 @@ class AutoMagnetForCausalLM:
         Raises:
             ValueError: no model there, or a family without a class here.
         """
-        try:
-            values, _ = PreTrainedConfig.get_config_dict(path, **arguments)
-        except OSError as error:
-            raise ValueError(
-                f"`model_name_or_path` is {path!r}, where no model can be read ({error}). Name a folder or a Hub id."
-            ) from error
-        if not values:
-            raise ValueError(
-                f"{path!r} has no config.json, so it holds no model, or one whose saving was interrupted. Name "
-                "another directory or Hub id."
-            )
+        source = ModelSource(path, arguments)
+        values = (source.adapter_base() or source).config_values()
         model_type = values.get("model_type", "")
         if model_type not in FAMILIES:
             raise ValueError(
@@ -121,15 +112,16 @@ def open_without_weights(
     Raises:
         ValueError: no model there, another family, no tokenizer, or one whose ids the model does not embed.
     """
-    family = AutoMagnetForCausalLM.family_of(path, revision=revision or "main")
-    values, _ = PreTrainedConfig.get_config_dict(path, revision=revision or "main")
-    config: PreTrainedConfig = family.config_class.from_dict(values)
+    where = {} if revision is None else {"revision": revision}
+    family = AutoMagnetForCausalLM.family_of(path, **where)
+    source = ModelSource(path, where)
+    base = source.adapter_base()
+    config: PreTrainedConfig = family.config_class.from_dict((base or source).config_values())
+    own = source if base is None or source.file("tokenizer_config.json") is not None else base
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision or "main")
+        tokenizer = AutoTokenizer.from_pretrained(own.path, **own.arguments)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path!r} has no tokenizer that can be read ({error}). Put the model's own there."
-        ) from error
+        raise ValueError(f"{own} has no tokenizer that can be read ({error}). Put the model's own there.") from error
     check_tokenizer_fits(tokenizer, config.vocab_size)
     return config, tokenizer
 

@@ -79,13 +79,14 @@ class FillingMixin(DecodingMixin):
             by_length = sorted(range(len(rows)), key=lambda index: -rows[index][1].text.length)
             for start in range(0, len(rows), options.batch_size):
                 batch = [rows[index] for index in sorted(by_length[start : start + options.batch_size])]
-                embeddings = self._decode(
-                    [row for _, row in batch],
-                    chooser=chooser,
-                    rules=rules,
-                    max_steps=options.chunk_size,
-                    embed=is_first and options.return_dict_in_generate and self.tokenizer.eos_token_id is not None,
-                )
+                with self._adapters_for("infill"):
+                    embeddings = self._decode(
+                        [row for _, row in batch],
+                        chooser=chooser,
+                        rules=rules,
+                        max_steps=options.chunk_size,
+                        embed=is_first and options.return_dict_in_generate and self.tokenizer.eos_token_id is not None,
+                    )
                 if embeddings is not None:
                     for (text, _), embedding in zip(batch, embeddings, strict=True):
                         text.embedding = embedding

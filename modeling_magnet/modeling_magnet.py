@@ -4,6 +4,7 @@
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,6 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
-from .checkpoint_magnet import TokenizerSource
 from .configuration_magnet import MagnetSettings
 from .head_magnet import ContrastiveHead
 from .infilling_magnet import InfillingMixin
@@ -27,6 +27,8 @@ from .masking_magnet import (
     positions_from_mask,
     render_for_layers,
 )
+from .rows_magnet import forward_rows
+from .sources_magnet import TokenizerSource
 from .words_magnet import WordsMixin
 
 
@@ -84,7 +86,7 @@ class MagnetMixin(WordsMixin, InfillingMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        mode: AttentionMode | None = None,
+        mode: AttentionMode | Sequence[AttentionMode] | None = None,
         segment_ids: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> MagnetCausalLMOutput:
@@ -99,11 +101,12 @@ class MagnetMixin(WordsMixin, InfillingMixin):
                 As in transformers: the last so many positions (0: all), a 1-D tensor of positions, or a boolean
                 `(batch_size, sequence_length)` mask, for which the logits come as `(num_true, vocab_size)` and the
                 head runs nowhere else.
-            mode (`str`, *optional*):
+            mode (`str` or sequence of `str`, *optional*):
+                One for the call, or one for each row: then each mode runs once, on its rows, without a cache.
                 `"causal"`: bit for bit the parent. `"bidirectional"`: every token sees every token. `"infill"`:
                 context tokens see the context, span tokens see the context and their own span's past. Defaults to
                 causal; in a model opened as an encoder (`is_causal: false`, as sentence-transformers does) to
-                bidirectional, and then without logits.
+                bidirectional, and then without logits. An adapter can be bound to modes: `set_adapter_modes`.
             segment_ids (`torch.LongTensor` of shape `(batch_size, key_length)`, *optional*):
                 For infill mode only, and needed there: 0 for context, k >= 1 for the k-th span; cached tokens
                 included.
@@ -114,11 +117,45 @@ class MagnetMixin(WordsMixin, InfillingMixin):
         Raises:
             ValueError: unknown mode, segment ids that do not fit it, or a back-end that cannot do it.
         """
+        arguments = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+            "labels": labels,
+            "use_cache": use_cache,
+            "logits_to_keep": logits_to_keep,
+            "segment_ids": segment_ids,
+            **kwargs,
+        }
+        if isinstance(mode, list | tuple):
+            return MagnetCausalLMOutput(**forward_rows(self, mode, arguments))
         wants_logits = mode is not None or labels is not None or self.default_mode == "causal"
-        mode = self.default_mode if mode is None else mode
-        check_mode(mode)
+        chosen = self.default_mode if mode is None else mode
+        check_mode(chosen)  # type: ignore[arg-type]
         if "is_causal" in kwargs:
             raise ValueError(f"`is_causal={kwargs['is_causal']!r}` was given; pass `mode` instead.")
+        with self._adapters_for(chosen):  # type: ignore[arg-type]
+            return self._forward_in_mode(chosen, wants_logits=wants_logits, **arguments)  # type: ignore[arg-type]
+
+    def _forward_in_mode(
+        self,
+        mode: AttentionMode,
+        *,
+        wants_logits: bool,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        past_key_values: Any | None,
+        inputs_embeds: torch.Tensor | None,
+        labels: torch.LongTensor | None,
+        use_cache: bool | None,
+        logits_to_keep: int | torch.Tensor,
+        segment_ids: torch.LongTensor | None,
+        **kwargs: Any,
+    ) -> MagnetCausalLMOutput:
+        """The whole batch in one mode."""
         if mode == "causal":
             check_segment_ids(segment_ids, mode=mode, expected_shape=(0, 0))
         else:

@@ -86,7 +86,8 @@ class ScoringMixin(EncodingMixin):
         budget = self._batch_tokens(batch_tokens, None)
         for batch in plan_batches([row.length for row in rows], max_tokens=budget):
             with self._evaluating():
-                by_row = self._score_rows([rows[index] for index in batch])
+                with self._adapters_for("infill"):
+                    by_row = self._score_rows([rows[index] for index in batch])
             for index, logprobs in zip(batch, by_row, strict=True):
                 row = rows[index]
                 for (number, ids), own in zip(row.fills.items(), logprobs, strict=True):

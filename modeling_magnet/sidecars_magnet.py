@@ -73,6 +73,16 @@ def sidecar_contents(
     return contents
 
 
+# sentence-transformers takes an adapter's config from its base and drops an override of what that does not have: over
+# a plain decoder the vectors would silently be causal. This module cannot be imported; its name is the message.
+REFUSAL = "merge_this_adapter_first.save_pretrained_with_merge_adapter"
+
+
+def refusing_contents() -> dict[str, Any]:
+    """The sidecars of an adapter that sentence-transformers cannot open rightly: one that says so."""
+    return {"modules.json": [{"idx": 0, "name": "0", "path": "", "type": REFUSAL}]}
+
+
 def write_sidecars(directory: Path, contents: dict[str, Any]) -> None:
     """Write each content as indented JSON below the directory."""
     for name, content in contents.items():
@@ -81,4 +91,4 @@ def write_sidecars(directory: Path, contents: dict[str, Any]) -> None:
         file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-__all__ = ["HEAD_WEIGHTS", "sidecar_contents", "write_sidecars"]
+__all__ = ["HEAD_WEIGHTS", "refusing_contents", "sidecar_contents", "write_sidecars"]

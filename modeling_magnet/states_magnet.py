@@ -131,12 +131,13 @@ class StatesMixin(CheckpointMixin):
             implementation=str(self.config._attn_implementation),
             dtype=self.dtype,
         )
-        states = self.base_model(
-            ids["input_ids"],
-            attention_mask=masks,
-            position_ids=ids["position_ids"],
-            use_cache=False,
-        ).last_hidden_state[0]  # (L, H)
+        with self._adapters_for("bidirectional"):
+            states = self.base_model(
+                ids["input_ids"],
+                attention_mask=masks,
+                position_ids=ids["position_ids"],
+                use_cache=False,
+            ).last_hidden_state[0]  # (L, H)
         lengths = torch.tensor([len(row) for row in rows])
         place = torch.arange(int(lengths.max()))
         inside = place < lengths[:, None]  # (B, S)

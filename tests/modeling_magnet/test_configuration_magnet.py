@@ -23,7 +23,7 @@ def test_settings_survive_a_round_trip():
         ({"pooling": "cls"}, r"`pooling` is 'cls'; expected one of"),
         ({"similarity_fn_name": "jaccard"}, r"`similarity_fn_name` is 'jaccard'; expected one of"),
         ({"contrastive_head": "relu"}, r"'relu'; expected one of \(None, 'tanh'\)"),
-        ({"temperature": 0.1}, r"Unknown MAGNET settings \['temperature'\]; this version knows"),
+        ({"temperature": 0.1}, r"Unknown MAGNET settings \['temperature'\] in the configuration; this version knows"),
     ],
 )
 def test_settings_that_cannot_be_are_named(values, message):

@@ -1,0 +1,133 @@
+"""An adapter merged into its base, and the proof that the files written say the same as the model in memory."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .adapters_magnet import ADAPTER_LAYERS
+from .sources_magnet import CheckpointError
+
+# Largest difference that rounding explains, relative to the largest value: of sums in another order, or of weights
+# that were rounded to 8 bits of mantissa.
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}
+HALF_TOLERANCE = 0.2
+PROBE_TEXTS = ("The cat sat on the mat.", "She ate")
+PROBE_LENGTH = 16
+
+
+def merged_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of a model whose adapters are merged, named as without them; the model is left as it is.
+
+    Each adapted layer is merged in float32, in a copy of its own: memory grows by one layer and the merged weights.
+
+    Args:
+        model (`torch.nn.Module`): A model with adapters of peft.
+
+    Returns:
+        `dict[str, torch.Tensor]`: adapted layers in float32, all others as they are.
+    """
+    replaced: dict[str, torch.nn.Module] = {}
+    for name, module in model.named_modules():
+        if any(name.startswith(f"{outer}.") for outer in replaced):
+            continue
+        if isinstance(module, ADAPTER_LAYERS):
+            replaced[name] = _merge(copy.deepcopy(module))
+    weights = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not any(name.startswith(f"{outer}.") for outer in replaced)
+    }
+    for outer, module in replaced.items():
+        weights.update({f"{outer}.{name}": tensor for name, tensor in module.state_dict().items()})
+    return weights
+
+
+def _merge(layer: Any) -> torch.nn.Module:
+    """A layer in place of an adapted one, which is used up."""
+    layer.float()
+    if hasattr(layer, "unload_and_optionally_merge_module"):
+        merged: torch.nn.Module = layer.unload_and_optionally_merge_module(
+            merge=True, safe_merge=True, adapter_names=None
+        )
+        return merged
+    layer.merge(safe_merge=True)
+    base: torch.nn.Module = layer.get_base_layer()
+    return base
+
+
+@torch.no_grad()
+def largest_differences(model: Any, other: Any) -> dict[str, float]:
+    """How far two models are apart, each mode and the embeddings, relative to the largest value.
+
+    Args:
+        model: The model that counts.
+        other: Another of the same vocabulary.
+
+    Returns:
+        `dict[str, float]`: by what was compared.
+    """
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (2, PROBE_LENGTH), generator=generator)
+    segments = torch.zeros_like(ids)
+    segments[:, 5:9] = 1
+    differences = {}
+    for mode in ("causal", "bidirectional", "infill"):
+        segment_ids = segments if mode == "infill" else None
+        first, second = (
+            one(
+                ids.to(one.device), mode=mode, segment_ids=None if segment_ids is None else segment_ids.to(one.device)
+            ).logits.float()
+            for one in (model, other)
+        )
+        differences[f"logits, {mode}"] = _relative(first, second.to(first.device))
+    if model._tokenizer_source.find() is not None:
+        first, second = (one.encode(list(PROBE_TEXTS), convert_to_tensor=True).float() for one in (model, other))
+        differences["embeddings"] = _relative(first, second.to(first.device))
+    return differences
+
+
+def _relative(first: torch.Tensor, second: torch.Tensor) -> float:
+    return float((first - second).abs().max() / first.abs().max().clamp_min(1e-30))
+
+
+def verify_files(model: Any, directory: Path, *, dtype: torch.dtype) -> dict[str, float]:
+    """Load what was written and compare it to the model in memory.
+
+    Args:
+        model: The model that was saved.
+        directory (`Path`): Where to.
+        dtype (`torch.dtype`): What the weights were written in.
+
+    Returns:
+        `dict[str, float]`: the largest differences.
+
+    Raises:
+        CheckpointError: they are more than rounding explains.
+    """
+    was_training = model.training
+    loaded = (
+        type(model)
+        .from_pretrained(directory, dtype=dtype, attn_implementation=model.config._attn_implementation)
+        .to(model.device)
+    )
+    model.eval()
+    try:
+        differences = largest_differences(model, loaded)
+    finally:
+        model.train(was_training)
+    coarser = max((model.dtype, dtype), key=lambda kind: TOLERANCES.get(kind, HALF_TOLERANCE))
+    limit = TOLERANCES.get(coarser, HALF_TOLERANCE)
+    print("saved; largest differences: " + ", ".join(f"{name} {value:.1e}" for name, value in differences.items()))
+    worst = max(differences, key=lambda name: differences[name])
+    if not differences[worst] <= limit:
+        raise CheckpointError(
+            f"The files written do not say what the model in memory says: {worst} differ by {differences[worst]:.2g} "
+            f"of the largest value; rounding to {dtype} explains {limit:g}. Nothing was saved; report this with the "
+            "versions of torch, transformers and peft."
+        )
+    return differences
+
+
+__all__ = ["largest_differences", "merged_weights", "verify_files"]

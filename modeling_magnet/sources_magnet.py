@@ -1,0 +1,238 @@
+"""What lies at a path or under a Hub id: a plain decoder, a MAGNET checkpoint, or an adapter and its base.
+
+Everything that can be refused without reading a weight is refused here.
+"""
+
+import json
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
+
+# What a load says about where its files are; the tokenizer must come from the same place.
+SOURCE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+# Those that say which files of a repository, and so hold for an adapter and not for its base.
+_OF_ONE_REPOSITORY = ("revision", "subfolder")
+
+CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# Our settings beside an adapter: a config.json there would hide the base from the Auto classes.
+ADAPTER_SETTINGS = "magnet_adapter.json"
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
+
+
+class CheckpointError(OSError, ValueError):
+    """A checkpoint that cannot be read or written: names the file and says what to do.
+
+    It is an `OSError` because that is what transformers raises for the same, and a `ValueError` as all our errors are.
+    """
+
+
+@dataclass
+class TokenizerSource:
+    """Where the tokenizer of a model is, and the tokenizer once it was needed."""
+
+    path: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+    def find(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer, loaded on first use; `None` where there is none."""
+        if self.tokenizer is None and self.path:
+            try:
+                self.tokenizer = AutoTokenizer.from_pretrained(self.path, **self.arguments)
+            except (OSError, ValueError):
+                return None
+        return self.tokenizer
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """One place with the arguments that find its files.
+
+    Args:
+        path (`str`): Directory or Hub id.
+        arguments (`dict`): Those of `SOURCE_ARGUMENTS` that were given.
+    """
+
+    path: str
+    arguments: dict[str, Any]
+
+    @property
+    def directory(self) -> Path | None:
+        """The local directory, subfolder included; `None` for a Hub id."""
+        folder = Path(self.path) / str(self.arguments.get("subfolder") or "")
+        return folder if Path(self.path).is_dir() else None
+
+    def __str__(self) -> str:
+        return repr(self.path if self.directory is None else str(self.directory))
+
+    def file(self, name: str) -> Path | None:
+        """A file of the source, downloaded where need be; `None` where there is none.
+
+        Raises:
+            CheckpointError: the place itself cannot be reached.
+        """
+        if self.directory is not None:
+            return self.directory / name if (self.directory / name).is_file() else None
+        try:
+            found = cached_file(self.path, name, **self.arguments, _raise_exceptions_for_missing_entries=False)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{self} is no directory here, and as a repository it cannot be read "
+                f"({str(error).strip().splitlines()[0]}). Check the name and `revision`; for a private repository "
+                "pass `token`; without a network, name a local directory."
+            ) from error
+        return None if found is None else Path(found)
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """The content of a JSON file; `None` where there is none.
+
+        Raises:
+            CheckpointError: it is not JSON, or not one object.
+        """
+        file = self.file(name)
+        if file is None:
+            return None
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(
+                f"{str(file)!r} is no JSON ({error}). Restore the file or save the model anew."
+            ) from error
+        if not isinstance(values, dict):
+            raise CheckpointError(
+                f"{str(file)!r} holds {type(values).__name__}; expected an object. Restore the file."
+            )
+        return values
+
+    def adapter_base(self) -> "ModelSource | None":
+        """The model an adapter here was trained on; `None` where there is no adapter, or one beside its own base.
+
+        Raises:
+            CheckpointError: the adapter does not name a base.
+        """
+        where = {name: value for name, value in self.arguments.items() if name != "force_download"}
+        if self.directory is not None and (self.directory / CONFIG).is_file():
+            return None
+        if self.directory is None and find_adapter_config_file(self.path, **where) is None:
+            return None
+        values = self.read_json(ADAPTER_CONFIG)
+        if values is None:
+            return None
+        base = values.get("base_model_name_or_path")
+        if not base:
+            raise CheckpointError(
+                f"{ADAPTER_CONFIG} of {self} names no base model. Write its directory or Hub id there, as "
+                "`base_model_name_or_path`."
+            )
+        arguments = {name: value for name, value in self.arguments.items() if name not in _OF_ONE_REPOSITORY}
+        if values.get("revision"):
+            arguments["revision"] = values["revision"]
+        source = ModelSource(str(base), arguments)
+        try:
+            found = source.file(CONFIG) or source.file(ADAPTER_CONFIG)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self} is an adapter, and its base cannot be read: {error}") from error
+        if found is None or found.name == ADAPTER_CONFIG:
+            kind = "an adapter itself; merge it first" if found is not None else "no model: it has no config.json"
+            raise CheckpointError(
+                f"{self} is an adapter whose base, {source}, is {kind}. Correct `base_model_name_or_path` in "
+                f"{ADAPTER_CONFIG}."
+            )
+        return source
+
+    def config_values(self, config: PreTrainedConfig | str | None = None) -> dict[str, Any]:
+        """The content of config.json, or of a config that is given in its place.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        if isinstance(config, PreTrainedConfig):
+            return config.to_dict()
+        values = (self if config is None else ModelSource(str(config), self.arguments)).read_json(CONFIG)
+        if not values:
+            raise CheckpointError(
+                f"{self} has no config.json, so it holds no model, or one whose saving was interrupted. Name another "
+                "directory or Hub id."
+            )
+        return values
+
+    def check_weights(self) -> None:
+        """Refuse a local directory whose weights are missing, cut short or a pickle. Reads headers only.
+
+        Raises:
+            CheckpointError: naming the file.
+        """
+        folder = self.directory
+        if folder is None:
+            return
+        adapter, index = folder / ADAPTER_WEIGHTS, self.read_json(WEIGHTS_INDEX)
+        is_adapter = self.file(ADAPTER_CONFIG) is not None and self.file(CONFIG) is None
+        if is_adapter:
+            expected = [adapter]
+        elif index is not None and not (folder / WEIGHTS).is_file():
+            shards = index.get("weight_map")
+            if not isinstance(shards, dict) or not shards:
+                raise CheckpointError(f"{str(folder / WEIGHTS_INDEX)!r} has no `weight_map`. Save the model anew.")
+            expected = [folder / name for name in sorted(set(shards.values()))]
+        else:
+            expected = [folder / WEIGHTS]
+        for file in expected:
+            if file.is_file():
+                check_safetensors(file)
+                continue
+            pickle = next((name for name in PICKLES if (folder / name).is_file()), None)
+            if pickle is not None:
+                raise CheckpointError(
+                    f"{str(folder / pickle)!r} is a pickle, which can run any code when it is read; expected "
+                    f"{file.name}. Convert it where you trust it: load it with the stock class and `save_pretrained`."
+                )
+            raise CheckpointError(f"{str(file)!r} is missing. Fetch it again, or save the model anew.")
+
+
+def check_safetensors(file: Path) -> None:
+    """Refuse a safetensors file that was cut short, by its header.
+
+    Raises:
+        CheckpointError: naming the file and both sizes.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        header = stream.read(length) if 0 < length <= size - 8 else b""
+    try:
+        tensors = json.loads(header)
+        ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            f"{str(file)!r} ({size} bytes) has no readable safetensors header: it was cut short or is of another "
+            "format. Fetch it again, or save the model anew."
+        ) from error
+    wanted = 8 + length + max(ends, default=0)
+    if size != wanted:
+        raise CheckpointError(
+            f"{str(file)!r} has {size} bytes where its header promises {wanted}. Fetch it again, or save the model "
+            "anew."
+        )
+
+
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_SETTINGS",
+    "ADAPTER_WEIGHTS",
+    "CONFIG",
+    "SOURCE_ARGUMENTS",
+    "CheckpointError",
+    "ModelSource",
+    "TokenizerSource",
+    "check_safetensors",
+]

@@ -1,0 +1,386 @@
+"""An adapter bound to modes leaves the base as it was, in every call, whatever other threads do."""
+
+import copy
+import json
+import pickle
+import random
+import threading
+
+import numpy as np
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet.adapters_magnet import ADAPTER_LAYERS
+
+BOUND = ["bidirectional", "infill"]
+IDS = torch.tensor([[1, 40, 41, 42, 43, 44], [1, 50, 51, 52, 53, 54], [1, 60, 61, 62, 63, 64]])
+SEGMENTS = torch.tensor([[0, 0, 1, 1, 0, 0]]).expand(3, -1)
+TEXTS = ["The cat sat.", "She ate the apple for breakfast.", "dog"]
+
+
+def lora(**changes):
+    """An adapter that moves outputs visibly from its first step on."""
+    return LoraConfig(
+        **{"task_type": "CAUSAL_LM", "target_modules": "all-linear", "r": 4, "init_lora_weights": False, **changes}
+    )
+
+
+@pytest.fixture
+def base_folder(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def adapted(base_folder):
+    torch.manual_seed(3)
+    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
+    model.add_adapter(lora())
+    return model.eval()
+
+
+@pytest.fixture
+def bound(adapted):
+    adapted.set_adapter_modes(BOUND)
+    return adapted
+
+
+@pytest.fixture
+def stock(base_folder):
+    return AutoModelForCausalLM.from_pretrained(base_folder).eval()
+
+
+def differs(first, second):
+    return float((first - second).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_causal_mode_is_the_base_bit_for_bit(base_folder, implementation, dtype):
+    options = {"attn_implementation": implementation, "dtype": dtype}
+    torch.manual_seed(3)
+    model = MagnetLlamaForCausalLM.from_pretrained(base_folder, **options)
+    model.add_adapter(lora())
+    model.eval()
+    always = {
+        mode: model(IDS, mode=mode, segment_ids=SEGMENTS if mode == "infill" else None) for mode in ("causal", *BOUND)
+    }
+    stock = AutoModelForCausalLM.from_pretrained(base_folder, **options).eval()
+    assert differs(model(IDS).logits, stock(IDS).logits)
+    model.set_adapter_modes(BOUND)
+    for mask in (None, torch.ones_like(IDS), torch.tensor([[0, 1, 1, 1, 1, 1], [1] * 6, [1, 1, 1, 1, 0, 0]])):
+        assert torch.equal(model(IDS, attention_mask=mask).logits, stock(IDS, attention_mask=mask).logits)
+    for mode in BOUND:
+        given = model(IDS, mode=mode, segment_ids=SEGMENTS if mode == "infill" else None)
+        assert torch.equal(given.logits, always[mode].logits), "as with an adapter that is always on"
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 2}
+    assert torch.equal(model.generate(IDS, **options), stock.generate(IDS, **options))
+    model.set_adapter_modes(None)
+    assert torch.equal(model(IDS).logits, always["causal"].logits)
+
+
+@torch.no_grad()
+def test_each_row_of_a_batch_may_have_its_own_mode(bound, stock):
+    modes = ["infill", "causal", "bidirectional", "causal"]
+    ids, segments = IDS[[0, 1, 2, 0]], torch.zeros(4, 6, dtype=torch.long)
+    segments[0, 2:4] = 1
+    mask = torch.ones_like(ids)
+    mask[1, -2:] = 0
+    mask[2, :1] = 0
+    output = bound(ids, attention_mask=mask, segment_ids=segments, mode=modes)
+    causal = [1, 3]
+    assert torch.equal(output.logits[causal], stock(ids[causal], attention_mask=mask[causal]).logits)
+    for row, mode in ((0, "infill"), (2, "bidirectional")):
+        alone = bound(
+            ids[[row]],
+            attention_mask=mask[[row]],
+            segment_ids=segments[[row]] if mode == "infill" else None,
+            mode=mode,
+        )
+        assert torch.equal(output.logits[[row]], alone.logits)
+        assert torch.equal(output.last_hidden_state[[row]], alone.last_hidden_state)
+    last = bound(ids, attention_mask=mask, segment_ids=segments, mode=modes, logits_to_keep=1)
+    assert last.logits.shape == (4, 1, 300)
+
+
+def test_a_mixed_batch_says_what_it_cannot_do(bound):
+    mixed = ["causal", "infill", "bidirectional"]
+    with pytest.raises(ValueError, match="`mode` has 2 entries for a batch of 3 rows"):
+        bound(IDS, mode=["causal", "causal"])
+    with pytest.raises(ValueError, match="Unknown mode 'sideways'"):
+        bound(IDS, mode=["causal", "causal", "sideways"])
+    with pytest.raises(ValueError, match="takes no use_cache"):
+        bound(IDS, mode=mixed, segment_ids=torch.zeros_like(IDS), use_cache=True)
+    with pytest.raises(ValueError, match="takes no labels"):
+        bound(IDS, mode=mixed, segment_ids=torch.zeros_like(IDS), labels=IDS)
+    with pytest.raises(ValueError, match="takes no logits_to_keep"):
+        bound(IDS, mode=mixed, segment_ids=torch.zeros_like(IDS), logits_to_keep=IDS > 50)
+    with pytest.raises(ValueError, match="spans in rows that are not in infill mode"):
+        bound(IDS, mode=mixed, segment_ids=SEGMENTS)
+
+
+def test_a_mixed_batch_has_the_gradients_of_its_parts(tiny_model):
+    segments = torch.zeros_like(IDS)
+    segments[1, 2:4] = 1
+    modes = ["causal", "infill", "bidirectional"]
+    gradients = []
+    for together in (True, False):
+        tiny_model.zero_grad()
+        if together:
+            tiny_model(IDS, mode=modes, segment_ids=segments).logits.square().sum().backward()
+        else:
+            for row, mode in enumerate(modes):
+                segment_ids = segments[[row]] if mode == "infill" else None
+                tiny_model(IDS[[row]], mode=mode, segment_ids=segment_ids).logits.square().sum().backward()
+        gradients.append(tiny_model.model.layers[0].self_attn.q_proj.weight.grad.clone())
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-3)
+
+
+def test_a_thousand_calls_of_four_threads_do_not_disturb_each_other(bound, stock):
+    """Each thread mixes modes in an order of its own; every result is compared to the one of a quiet model."""
+    before = copy.deepcopy(bound.config.to_dict())
+    with torch.no_grad():
+        calls = {
+            "causal": lambda: bound(IDS).logits,
+            "bidirectional": lambda: bound(IDS, mode="bidirectional").last_hidden_state,
+            "infill": lambda: bound(IDS, mode="infill", segment_ids=SEGMENTS).logits,
+            "rows": lambda: (
+                bound(IDS, mode=["causal", "bidirectional", "causal"], segment_ids=torch.zeros_like(IDS)).logits
+            ),
+            "encode": lambda: torch.from_numpy(bound.encode(TEXTS)),
+            "score": lambda: torch.tensor(bound.score_infill("The cat", [" sat", " ran"], " down.")[0].logprobs),
+        }
+        expected = {name: call() for name, call in calls.items()}
+        assert torch.equal(expected["causal"], stock(IDS).logits)
+        wrong, done = [], []
+
+        def work(seed):
+            order = random.Random(seed)
+            with torch.no_grad():
+                for _ in range(250):
+                    name = order.choice(list(calls))
+                    done.append(name)
+                    if not torch.equal(calls[name](), expected[name]):
+                        wrong.append(name)
+
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(done) == 1000 and set(done) == set(calls)
+    assert wrong == []
+    assert bound.config.to_dict() == before
+
+
+@torch.no_grad()
+def test_a_callback_may_use_another_mode(bound, stock):
+    """The running call wants no adapter; what it calls is asked anew."""
+    seen = {}
+
+    def look(module, args, output):
+        if "embedding" not in seen:
+            seen["embedding"] = None
+            seen["embedding"] = bound.encode(TEXTS)
+
+    handle = bound.model.layers[1].register_forward_hook(look)
+    logits = bound(IDS).logits
+    handle.remove()
+    np.testing.assert_array_equal(seen["embedding"], bound.encode(TEXTS))
+    assert torch.equal(logits, stock(IDS).logits)
+
+
+@torch.no_grad()
+def test_an_adapter_may_be_on_in_any_set_of_modes(adapted, stock):
+    plain = MagnetLlamaForCausalLM.from_pretrained(adapted.config._name_or_path)
+    infill = {"max_new_tokens": 4}
+    with_adapter = adapted.infill("The cat", " mat.", **infill), adapted.encode(TEXTS), adapted(IDS).logits
+    for modes in ([], ["causal"], ["infill"], ["bidirectional"], ["causal", "bidirectional", "infill"]):
+        adapted.set_adapter_modes(modes)
+        expected = [
+            with_adapter[0] if "infill" in modes else plain.infill("The cat", " mat.", **infill),
+            with_adapter[1] if "bidirectional" in modes else plain.encode(TEXTS),
+            with_adapter[2] if "causal" in modes else stock(IDS).logits,
+        ]
+        assert adapted.infill("The cat", " mat.", **infill) == expected[0]
+        np.testing.assert_array_equal(adapted.encode(TEXTS), expected[1])
+        assert torch.equal(adapted(IDS).logits, expected[2])
+        scores = adapted.score_infill("The cat", [" sat"], " down.")[0].logprobs
+        other = plain.score_infill("The cat", [" sat"], " down.")[0].logprobs
+        assert (scores == other) == ("infill" not in modes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"use_dora": True},
+        {"use_rslora": True},
+    ],
+    ids=["embeddings", "saved module", "dora", "rslora"],
+)
+@torch.no_grad()
+def test_other_kinds_of_lora_can_be_left_out_too(base_folder, stock, changes):
+    torch.manual_seed(3)
+    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
+    model.add_adapter(lora(**changes))
+    for name, parameter in model.named_parameters():
+        if "modules_to_save" in name:
+            parameter.add_(1)
+    model.eval()
+    assert differs(model(IDS).logits, stock(IDS).logits)
+    model.set_adapter_modes(BOUND)
+    assert torch.equal(model(IDS).logits, stock(IDS).logits)
+    assert differs(model(IDS, mode="infill", segment_ids=SEGMENTS).logits, model(IDS).logits)
+
+
+def test_what_cannot_be_left_out_is_refused(base_folder, tiny_model):
+    with pytest.raises(ValueError, match="has no adapter to bind"):
+        tiny_model.set_adapter_modes(BOUND)
+    with pytest.raises(ValueError, match="Unknown mode 'off'"):
+        tiny_model.set_adapter_modes(["off"])
+    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
+    model.add_adapter(lora(bias="all"))
+    with pytest.raises(ValueError, match=r"biases of the base itself \(bias='all'\)"):
+        model.set_adapter_modes(BOUND)
+    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
+    model.add_adapter(
+        IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
+    )
+    with pytest.raises(ValueError, match="cannot be left out of a call"):
+        model.set_adapter_modes(BOUND)
+
+
+def test_layers_that_came_behind_the_models_back_are_noticed(tiny_model, adapted):
+    adapted.set_adapter_modes(BOUND)
+    merged = copy.deepcopy(adapted)
+    for layer in (layer for layer in merged.modules() if isinstance(layer, ADAPTER_LAYERS)):
+        layer._forward_pre_hooks.clear()
+    with pytest.raises(ValueError, match="attached behind the model's back"):
+        merged(IDS)
+
+
+def test_gradient_checkpointing_is_refused_where_it_would_forget(bound):
+    bound.train()
+    bound.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="gradient checkpointing would run the layers again"):
+        bound(IDS)
+    bound(IDS, mode="bidirectional").last_hidden_state.sum().backward()
+    with torch.no_grad():
+        bound(IDS)
+
+
+@torch.no_grad()
+def test_a_bound_model_can_be_copied_and_pickled(bound, stock):
+    for other in (copy.deepcopy(bound), pickle.loads(pickle.dumps(bound))):
+        assert torch.equal(other(IDS).logits, stock(IDS).logits)
+        np.testing.assert_array_equal(other.encode(TEXTS), bound.encode(TEXTS))
+
+
+@torch.no_grad()
+def test_a_peft_model_around_ours_can_be_bound(base_folder, stock):
+    torch.manual_seed(3)
+    wrapped = get_peft_model(MagnetLlamaForCausalLM.from_pretrained(base_folder), lora()).eval()
+    embedding = wrapped.encode(TEXTS)
+    wrapped.set_adapter_modes(BOUND)
+    assert torch.equal(wrapped(input_ids=IDS).logits, stock(IDS).logits)
+    assert torch.equal(
+        wrapped.generate(input_ids=IDS, max_new_tokens=4, do_sample=False, pad_token_id=2),
+        stock.generate(IDS, max_new_tokens=4, do_sample=False, pad_token_id=2),
+    )
+    np.testing.assert_array_equal(wrapped.encode(TEXTS), embedding)
+
+
+@torch.no_grad()
+def test_an_adapter_directory_keeps_everything(bound, base_folder, stock, tmp_path):
+    bound.config.magnet["prompts"]["query"] = "Find"
+    folder = tmp_path / "adapter"
+    bound.save_pretrained(folder)
+    names = {file.name for file in folder.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "magnet_adapter.json", "tokenizer.json"} <= names
+    assert not names & {"config.json", "model.safetensors", "modeling_magnet.py"}
+    assert (folder / "adapter_model.safetensors").stat().st_size < (base_folder / "model.safetensors").stat().st_size
+    loaded, info = MagnetLlamaForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert loaded.magnet_settings == bound.magnet_settings
+    assert loaded.config.magnet["adapter_modes"] == BOUND
+    assert torch.equal(loaded(IDS).logits, stock(IDS).logits)
+    np.testing.assert_array_equal(loaded.encode(TEXTS, prompt_name="query"), bound.encode(TEXTS, prompt_name="query"))
+    by_hand = MagnetLlamaForCausalLM.from_pretrained(base_folder)
+    by_hand.load_adapter(str(folder))
+    np.testing.assert_array_equal(by_hand.encode(TEXTS), bound.encode(TEXTS))
+    assert torch.equal(by_hand(IDS).logits, stock(IDS).logits)
+    loaded.save_pretrained(tmp_path / "again")
+    for file in folder.iterdir():
+        if file.is_file() and file.name != "tokenizer_config.json":
+            assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+@torch.no_grad()
+def test_a_kept_head_travels_with_the_adapter(base_folder, adapted, tmp_path):
+    from modeling_magnet.head_magnet import ContrastiveHead
+
+    adapted.sscl_head = ContrastiveHead(adapted.config.hidden_size)
+    adapted.config.magnet["contrastive_head"] = "tanh"
+    adapted.save_pretrained(tmp_path / "adapter")
+    loaded = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "adapter")
+    np.testing.assert_array_equal(loaded.encode(TEXTS), adapted.encode(TEXTS))
+    merged = tmp_path / "merged"
+    adapted.save_pretrained(merged, merge_adapter=True)
+    np.testing.assert_allclose(
+        MagnetLlamaForCausalLM.from_pretrained(merged).encode(TEXTS), adapted.encode(TEXTS), atol=1e-5
+    )
+
+
+@torch.no_grad()
+def test_an_adapter_of_pefts_own_making_loads(base_folder, tmp_path):
+    torch.manual_seed(3)
+    wrapped = get_peft_model(MagnetLlamaForCausalLM.from_pretrained(base_folder), lora()).eval()
+    wrapped.save_pretrained(tmp_path / "adapter")
+    loaded = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "adapter")
+    np.testing.assert_array_equal(loaded.encode(TEXTS), wrapped.encode(TEXTS))
+    inner = tmp_path / "inner"
+    wrapped.get_base_model().save_pretrained(inner)
+    again = PeftModel.from_pretrained(MagnetLlamaForCausalLM.from_pretrained(base_folder), inner)
+    np.testing.assert_array_equal(again.encode(TEXTS), wrapped.encode(TEXTS))
+
+
+def test_an_adapter_of_another_base_is_refused(adapted, base_folder, tmp_path):
+    folder = tmp_path / "adapter"
+    adapted.save_pretrained(folder)
+    stored = json.loads((folder / "magnet_adapter.json").read_text())
+    stored["base"]["hidden_size"] = 64
+    (folder / "magnet_adapter.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="trained on another base: hidden_size 64 where this base has 32"):
+        MagnetLlamaForCausalLM.from_pretrained(folder)
+    (folder / "magnet_adapter.json").unlink()  # one of peft's own making
+    config = copy.deepcopy(adapted.config)
+    config.hidden_size = 64
+    config.magnet["adapter_modes"] = None
+    MagnetLlamaForCausalLM(config).save_pretrained(base_folder)
+    with pytest.raises(ValueError, match="does not fit this model"):
+        MagnetLlamaForCausalLM.from_pretrained(folder)
+    config.hidden_size, config.num_hidden_layers = 32, 2
+    MagnetLlamaForCausalLM(config).save_pretrained(base_folder)
+    with pytest.raises(ValueError, match="has more than its configuration says"):
+        MagnetLlamaForCausalLM.from_pretrained(folder)
+
+
+def test_an_adapter_without_its_base_says_so(adapted, tmp_path):
+    folder = tmp_path / "adapter"
+    adapted.save_pretrained(folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    for base, message in (
+        (None, "names no base model"),
+        (str(tmp_path / "gone"), "is an adapter, and its base cannot be read"),
+        (str(folder), "is an adapter itself; merge it first"),
+        (str(tmp_path), "is no model: it has no config.json"),
+    ):
+        (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
+        with pytest.raises(ValueError, match=message):
+            MagnetLlamaForCausalLM.from_pretrained(folder)
