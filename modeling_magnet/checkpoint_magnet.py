@@ -3,7 +3,7 @@
 import copy
 import json
 import os
-import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from .adapters_magnet import AdaptersMixin, check_adapter_fits
 from .configuration_magnet import MagnetSettings, check_tokenizer_fits, resolve_mask_token
 from .head_magnet import ContrastiveHead
-from .merging_magnet import merged_weights, verify_files
+from .merging_magnet import are_tied, merged_weights, verify_files
 from .sidecars_magnet import HEAD_WEIGHTS, refusing_contents, sidecar_contents, write_sidecars
 from .sources_magnet import ADAPTER_SETTINGS, SOURCE_ARGUMENTS, CheckpointError, ModelSource, TokenizerSource
 from .writing_magnet import written_aside
@@ -209,15 +209,18 @@ class CheckpointMixin(AdaptersMixin):
         if adapter_alone and dtype is not None:
             raise ValueError(f"`dtype={dtype}` is for whole checkpoints. Pass `merge_adapter=True`, or no dtype.")
         dtype = self.dtype if dtype is None else dtype
+        if not is_main_process:  # it may have to take part, where weights are spread over processes
+            with tempfile.TemporaryDirectory() as scratch:
+                if not adapter_alone:
+                    self._write_checkpoint(Path(scratch), state_dict, dtype, is_main_process=False, **kwargs)
+            return
         with written_aside(target) as finished:
             if adapter_alone:
                 self._write_adapter(finished, state_dict)
                 self._write_embedder(finished, self.state_dict(), is_adapter=True)
             else:
-                self._write_checkpoint(finished, state_dict, dtype, is_main_process=is_main_process, **kwargs)
-            if not is_main_process:
-                shutil.rmtree(finished, ignore_errors=True)
-            elif (merge_adapter or dtype != self.dtype) if verify is None else verify:
+                self._write_checkpoint(finished, state_dict, dtype, is_main_process=True, **kwargs)
+            if (merge_adapter or dtype != self.dtype) if verify is None else verify:
                 verify_files(self, finished, dtype=dtype)
 
     def _check_can_merge(self) -> None:
@@ -246,10 +249,10 @@ class CheckpointMixin(AdaptersMixin):
         """A whole checkpoint; merged or in another dtype, a twin without weights says what it looks like."""
         host: Any = self
         if self.has_adapter or dtype != self.dtype:
-            host = self._twin_without_weights(dtype)
             if state_dict is None:
                 state_dict = merged_weights(self) if self.has_adapter else self.state_dict()
             state_dict = {name: _in_dtype(tensor, dtype) for name, tensor in state_dict.items()}
+            host = self._twin_without_weights(dtype, tied=are_tied(state_dict, self))
         weights = self.state_dict() if state_dict is None else state_dict
         main_weights = {name: tensor for name, tensor in weights.items() if not name.startswith(HEAD_PREFIX)}
         super(CheckpointMixin, host).save_pretrained(
@@ -258,10 +261,12 @@ class CheckpointMixin(AdaptersMixin):
         if is_main_process:
             self._write_beside_weights(directory, weights)
 
-    def _twin_without_weights(self, dtype: torch.dtype) -> Any:
+    def _twin_without_weights(self, dtype: torch.dtype, *, tied: bool) -> Any:
         """A model of this class and config without adapters, on no device."""
+        config = copy.deepcopy(self.config)
+        config.tie_word_embeddings = tied
         with torch.device("meta"):
-            twin: Any = type(self)(copy.deepcopy(self.config))
+            twin: Any = type(self)(config)
         twin.to(dtype)
         twin.generation_config = self.generation_config
         return twin

@@ -44,6 +44,16 @@ def merged_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return weights
 
 
+def are_tied(weights: dict[str, torch.Tensor], model: Any) -> bool:
+    """Whether the LM head is the embedding matrix: as the config says, unless an adapter has parted them."""
+    if not model.config.tie_word_embeddings:
+        return False
+    names = {id(module): name for name, module in model.named_modules()}
+    ends = (names[id(model.get_input_embeddings())], names[id(model.get_output_embeddings())])
+    first, second = (weights.get(f"{name}.weight") for name in ends)
+    return first is None or second is None or torch.equal(first, second)
+
+
 def _merge(layer: Any) -> torch.nn.Module:
     """A layer in place of an adapted one, which is used up."""
     layer.float()
@@ -130,4 +140,4 @@ def verify_files(model: Any, directory: Path, *, dtype: torch.dtype) -> dict[str
     return differences
 
 
-__all__ = ["largest_differences", "merged_weights", "verify_files"]
+__all__ = ["are_tied", "largest_differences", "merged_weights", "verify_files"]

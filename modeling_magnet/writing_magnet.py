@@ -58,7 +58,7 @@ def written_aside(target: Path) -> Iterator[Path]:
         ) from error
     finally:
         if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+            _remove(scratch)
 
 
 def move_into_place(finished: Path, target: Path) -> None:
@@ -92,9 +92,17 @@ def _remove_leftovers(target: Path) -> None:
     if fcntl is None:
         return
     for folder in target.parent.glob(f".{target.name}-saving-*"):
+        with suppress(OSError):
+            folder.rmdir()  # killed before it had a lock
         with suppress(OSError), (folder / "lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
+
+
+def _remove(scratch: Path) -> None:
+    """The lock goes last, so that who is killed here leaves what the next save removes."""
+    shutil.rmtree(scratch / "checkpoint", ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 __all__ = ["move_into_place", "written_aside"]

@@ -1,0 +1,181 @@
+"""Merged in float32, written in the dtype that was chosen, and checked before it takes its place."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet.merging_magnet import largest_differences, merged_weights
+
+IDS = torch.tensor([[1, 40, 41, 42, 43, 44]])
+KINDS = {
+    "linear": {"target_modules": "all-linear"},
+    "scaled": {"target_modules": ["q_proj", "down_proj"], "use_rslora": True, "lora_alpha": 7},
+    "dora": {"target_modules": "all-linear", "use_dora": True},
+    "embeddings": {"target_modules": ["embed_tokens", "lm_head", "v_proj"]},
+    "saved module": {"target_modules": ["k_proj"], "modules_to_save": ["lm_head"]},
+    "bias": {"target_modules": ["o_proj"], "bias": "lora_only"},
+}
+
+
+def adapt(model, kind):
+    torch.manual_seed(5)
+    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False, **KINDS[kind]))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "modules_to_save" in name:
+                parameter.mul_(1.5)
+    return model.eval()
+
+
+@pytest.fixture
+def base_folder(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def load(folder, **options):
+    return MagnetLlamaForCausalLM.from_pretrained(folder, **options)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@torch.no_grad()
+def test_merged_files_say_what_the_model_said(base_folder, tmp_path, kind, capsys):
+    model = adapt(load(base_folder), kind)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "merged", merge_adapter=True)
+    assert "saved; largest differences: logits, causal" in capsys.readouterr().out
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), "the model itself stays unmerged"
+    loaded, info = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "merged", output_loading_info=True)
+    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert not loaded.has_adapter
+    differences = largest_differences(model, loaded)
+    assert set(differences) == {"logits, causal", "logits, bidirectional", "logits, infill", "embeddings"}
+    assert max(differences.values()) < 1e-4
+    assert max(largest_differences(load(base_folder), loaded).values()) > 1e-2, "the adapter does something"
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert torch.equal(stock(IDS).logits, loaded(IDS).logits)
+
+
+@torch.no_grad()
+def test_merging_is_done_in_float32(base_folder, tmp_path):
+    """A half-precision base is merged as float32 and rounded once, which peft's own merge of it is not."""
+    model = adapt(load(base_folder, dtype=torch.bfloat16), "linear")
+    for parameter in model.parameters():
+        assert parameter.dtype == torch.bfloat16
+    layer = model.model.layers[0].self_attn.q_proj
+    exact = layer.base_layer.weight.float() + layer.scaling["default"] * (
+        layer.lora_B["default"].weight.float() @ layer.lora_A["default"].weight.float()
+    )
+    torch.testing.assert_close(merged_weights(model)["model.layers.0.self_attn.q_proj.weight"], exact)
+    model.save_pretrained(tmp_path / "merged", merge_adapter=True, dtype=torch.float32)
+    with safe_open(tmp_path / "merged" / "model.safetensors", "pt") as file:
+        assert torch.allclose(file.get_tensor("model.layers.0.self_attn.q_proj.weight"), exact)
+    model.save_pretrained(tmp_path / "rounded", merge_adapter=True)
+    with safe_open(tmp_path / "rounded" / "model.safetensors", "pt") as file:
+        stored = {name: file.get_tensor(name) for name in file.keys()}
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    assert torch.equal(stored["model.layers.0.self_attn.q_proj.weight"], exact.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_checkpoint_can_change_its_dtype(tiny_model, tmp_path, dtype, capsys):
+    tiny_model.save_pretrained(tmp_path, dtype=dtype)
+    assert "largest differences" in capsys.readouterr().out
+    assert tiny_model.dtype == torch.float32
+    loaded = load(tmp_path)
+    assert loaded.dtype == dtype
+    for (name, tensor), other in zip(tiny_model.state_dict().items(), loaded.state_dict().values(), strict=True):
+        assert torch.equal(tensor.to(dtype), other), name
+
+
+def test_merged_shards_are_whole(base_folder, tmp_path):
+    model = adapt(load(base_folder), "linear")
+    model.save_pretrained(tmp_path / "merged", merge_adapter=True, max_shard_size="20KB")
+    assert len(list((tmp_path / "merged").glob("model-*.safetensors"))) > 3
+    assert max(largest_differences(model, load(tmp_path / "merged")).values()) < 1e-4
+
+
+def test_a_tied_model_stays_tied(tiny_model, tmp_path):
+    config = copy.deepcopy(tiny_model.config)
+    config.tie_word_embeddings = True
+    model = MagnetLlamaForCausalLM(config)
+    model.tokenizer = tiny_model.tokenizer
+    adapt(model, "linear").save_pretrained(tmp_path / "merged", merge_adapter=True)
+    loaded = load(tmp_path / "merged")
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert max(largest_differences(model, loaded).values()) < 1e-4
+
+
+def test_tied_embeddings_that_an_adapter_parts_are_written_apart(tiny_model, tmp_path):
+    config = copy.deepcopy(tiny_model.config)
+    config.tie_word_embeddings = True
+    model = MagnetLlamaForCausalLM(config)
+    model.tokenizer = tiny_model.tokenizer
+    adapt(model, "embeddings")
+    model.save_pretrained(tmp_path / "merged", merge_adapter=True)
+    assert model.config.tie_word_embeddings
+    loaded = load(tmp_path / "merged")
+    assert not loaded.config.tie_word_embeddings
+    assert not torch.equal(loaded.lm_head.weight, loaded.model.embed_tokens.weight)
+    assert max(largest_differences(model, loaded).values()) < 1e-4
+    stock, info = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    with torch.no_grad():
+        assert torch.equal(stock(IDS).logits, loaded(IDS).logits)
+
+
+def test_files_that_say_something_else_are_not_kept(base_folder, tmp_path, monkeypatch):
+    model = adapt(load(base_folder), "linear")
+    import modeling_magnet.checkpoint_magnet as checkpoint
+
+    monkeypatch.setattr(checkpoint, "merged_weights", lambda model: load(base_folder).state_dict())  # forgot to merge
+    with pytest.raises(ValueError, match="do not say what the model in memory says"):
+        model.save_pretrained(tmp_path / "merged", merge_adapter=True)
+    assert not (tmp_path / "merged").exists()
+    model.save_pretrained(tmp_path / "merged", merge_adapter=True, verify=False)
+    assert (tmp_path / "merged" / "config.json").is_file()
+
+
+def test_verification_is_there_for_any_save(tiny_model, base_folder, tmp_path, capsys):
+    tiny_model.save_pretrained(tmp_path / "plain")
+    assert "largest differences" not in capsys.readouterr().out
+    tiny_model.train()
+    tiny_model.save_pretrained(tmp_path / "plain", verify=True)
+    assert "embeddings 0.0e+00" in capsys.readouterr().out
+    assert tiny_model.training
+    adapt(load(base_folder), "linear").save_pretrained(tmp_path / "adapter", verify=True)
+    assert "embeddings 0.0e+00" in capsys.readouterr().out
+
+
+def test_what_cannot_be_merged_is_refused(tiny_model, base_folder, tmp_path):
+    with pytest.raises(ValueError, match="`merge_adapter=True` was given, but this model has no adapter"):
+        tiny_model.save_pretrained(tmp_path / "merged", merge_adapter=True)
+    model = adapt(load(base_folder), "linear")
+    with pytest.raises(ValueError, match="`dtype=torch.bfloat16` is for whole checkpoints"):
+        model.save_pretrained(tmp_path / "adapter", dtype=torch.bfloat16)
+    model.set_adapter_modes(["infill"])
+    with pytest.raises(ValueError, match=r"is on in \['infill'\] alone; merged, it would be on in every"):
+        model.save_pretrained(tmp_path / "merged", merge_adapter=True)
+    model.set_adapter_modes(None)
+    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]), adapter_name="second")
+    model.set_adapter(["default", "second"])
+    with pytest.raises(ValueError, match=r"active adapters are \['default', 'second'\]; a directory holds one"):
+        model.save_pretrained(tmp_path / "adapter")
+    nameless = MagnetLlamaForCausalLM(tiny_model.config)
+    with pytest.raises(ValueError, match="stored with the name of its base, and this model has none"):
+        adapt(nameless, "linear").save_pretrained(tmp_path / "adapter")
+
+
+def test_a_peft_model_around_ours_is_merged_by_its_inner_one(base_folder, tmp_path):
+    torch.manual_seed(5)
+    wrapped = get_peft_model(
+        load(base_folder), LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False, target_modules="all-linear")
+    ).eval()
+    wrapped.get_base_model().save_pretrained(tmp_path / "merged", merge_adapter=True)
+    assert max(largest_differences(wrapped, load(tmp_path / "merged")).values()) < 1e-4
