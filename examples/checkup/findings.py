@@ -1,0 +1,56 @@
+"""What a check finds: one row of the table, whatever happens while it looks."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Outcome = Literal["pass", "fail", "not applicable"]
+# A compiler's message can be a whole log; a row is a line.
+LONGEST_MESSAGE = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One row.
+
+    Args:
+        name (`str`): What was checked, the same for every model.
+        outcome (`str`): `"pass"`, `"fail"` or `"not applicable"`.
+        detail (`str`): The measured figure and its limit, or why there is none.
+    """
+
+    name: str
+    outcome: Outcome
+    detail: str
+
+
+def judged(name: str, good: bool, detail: str) -> Finding:
+    """A row that passes or fails."""
+    return Finding(name=name, outcome="pass" if good else "fail", detail=detail)
+
+
+def not_applicable(name: str, reason: str) -> Finding:
+    """A row for what this model does not have; it counts neither way."""
+    return Finding(name=name, outcome="not applicable", detail=reason)
+
+
+def examine(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """The rows of a check as they come; an exception is a failed row, so that the checks behind it still run.
+
+    Args:
+        name (`str`): Of the failed row.
+        check (callable): Gives the rows.
+    """
+    try:
+        yield from check()
+    except Exception as error:
+        yield Finding(name=name, outcome="fail", detail=f"{type(error).__name__}: {in_one_line(error)}")
+
+
+def in_one_line(error: BaseException) -> str:
+    """The message of an error without line breaks, cut where it is a log."""
+    text = " ".join(str(error).split()) or repr(error)
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}..."
+
+
+__all__ = ["Finding", "Outcome", "examine", "in_one_line", "judged", "not_applicable"]

@@ -1,0 +1,66 @@
+"""A text has the same vector, and a gap the same fill, whatever else is in the call."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from examples.checkup.findings import Finding, judged, not_applicable
+
+TEXTS = (
+    "The cat sat on the mat.",
+    "dog",
+    "She ate the apple for breakfast and the bread for lunch, and then she went home through the forest.",
+    "",
+    "naïve café",
+)
+GAPS = (("The cat", " the mat."), ("She ate the apple", " for lunch, and the dog barked at the cat."), ("", " dog."))
+FILL_LENGTH = 4
+# Unit vectors in float32; in half precision their cosine.
+VECTORS = 1e-5
+HALF_COSINE = 0.999
+
+
+def vectors_agree(first: np.ndarray, second: np.ndarray, dtype: torch.dtype) -> tuple[bool, str]:
+    """Whether two tables of unit vectors say the same, and the figure that tells.
+
+    Args:
+        first, second (`np.ndarray` of shape `(N, hidden size)`): Unit vectors.
+        dtype (`torch.dtype`): Of the model.
+    """
+    if dtype in (torch.float32, torch.float64):
+        furthest = float(np.abs(first - second).max())
+        return furthest <= VECTORS, f"unit vectors differ by {furthest:.1e} (limit {VECTORS:.0e})"
+    # sentence-transformers scales vectors in the model's own precision, so that their length is not quite one.
+    lengths = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
+    cosine = float(((first * second).sum(-1) / lengths).min())
+    return cosine >= HALF_COSINE, f"cosine {cosine:.5f} or more (limit {HALF_COSINE})"
+
+
+def encode_findings(model: Any) -> list[Finding]:
+    """One row: texts together, in another order, and each alone."""
+    texts = list(TEXTS)
+    together = model.encode(texts, normalize_embeddings=True)
+    backwards = model.encode(texts[::-1], normalize_embeddings=True)[::-1]
+    alone = np.stack([model.encode(text, normalize_embeddings=True) for text in texts])
+    both = np.concatenate([together, together]), np.concatenate([backwards, alone])
+    good, figure = vectors_agree(*both, model.dtype)
+    return [
+        judged("encode, batch invariance", good, f"{len(texts)} texts alone, together, in another order: {figure}")
+    ]
+
+
+def infill_findings(model: Any) -> list[Finding]:
+    """One row: gaps filled together and each alone."""
+    name = "infill, batch invariance"
+    if model.dtype not in (torch.float32, torch.float64):
+        return [not_applicable(name, f"in {model.dtype} the likeliest of two like tokens may change with the batch")]
+    prefixes, suffixes = (list(column) for column in zip(*GAPS, strict=True))
+    together = model.infill(prefixes, suffixes, max_new_tokens=FILL_LENGTH, do_sample=False)
+    alone = [model.infill(prefix, suffix, max_new_tokens=FILL_LENGTH, do_sample=False) for prefix, suffix in GAPS]
+    told = f"{len(GAPS)} gaps of {FILL_LENGTH} tokens, alone and together: "
+    differing = [f"{one!r} and {other!r}" for one, other in zip(alone, together, strict=True) if one != other]
+    return [judged(name, not differing, told + ("; ".join(differing) or "the same fills"))]
+
+
+__all__ = ["HALF_COSINE", "TEXTS", "VECTORS", "encode_findings", "infill_findings", "vectors_agree"]

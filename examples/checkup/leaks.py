@@ -1,0 +1,185 @@
+"""Change one token and look which states move: exactly those that the mode lets see it.
+
+Changed and unchanged rows stand in the same places of batches of the same shape, where a deterministic back-end gives
+the same bits: what moves by more than its noise has seen the change.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from examples.checkup.attention import reached_from, windows_by_layer
+from examples.checkup.findings import Finding, judged
+from modeling_magnet.masking_magnet import MODES, AttentionMode
+
+LENGTH = 24
+# Two spans, and the tokens that are changed: in the context before, between and behind them, and inside each.
+SEGMENTS = [0] * 6 + [1] * 4 + [0] * 5 + [2] * 3 + [0] * 6
+CHANGED = (1, 7, 12, 16, 23)
+# Of a trained model one token may happen to say nothing new; of two others one does.
+DRAWS = 2
+PADS = 5
+# How far a state may move, of the largest value, and count as still. The same bits are expected in every precision;
+# where a back-end is not deterministic, its own noise is measured.
+STILL = 1e-6
+# And how far when the row is padded, which changes the order of sums.
+PADDED = {torch.float64: 1e-9, torch.float32: 1e-4}
+HALF_PADDED = 0.15
+NOISE_FACTOR = 10
+
+
+@contextmanager
+def attention_backend(model: Any, backend: str) -> Iterator[None]:
+    """The block in which a model uses a back-end; afterwards it has its own again."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(backend)
+    _forget_compiled(backend)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _forget_compiled(backend: str) -> None:
+    """On a CPU, flex attention compiled for one length and mask may not build for another (torch 2.13)."""
+    if backend == "flex_attention":
+        torch.compiler.reset()
+
+
+def leak_findings(model: Any, mode: AttentionMode, backend: str) -> list[Finding]:
+    """One row: the states that moved against those that had to.
+
+    Args:
+        model: Its forward takes `mode`.
+        mode (`str`): Of the forwards.
+        backend (`str`): Of the attention.
+    """
+    windows = windows_by_layer(model.config)
+    ids = _random_ids(model, len(CHANGED) * DRAWS, LENGTH)
+    changed = ids.clone()
+    for row in range(len(ids)):
+        changed[row, CHANGED[row // DRAWS]] += 1 + row % DRAWS
+    changed %= model.config.vocab_size
+    with attention_backend(model, backend):
+        first, again, other = (_states(model, rows, mode) for rows in (ids, ids, changed))
+    scale = float(first.abs().max())
+    noise = NOISE_FACTOR * float((first - again).abs().max()) / scale
+    # The strongest movement of the draws, for each token that was changed: (places, positions).
+    moved = ((first - other).abs().amax(-1) / scale).view(len(CHANGED), DRAWS, LENGTH).amax(1)
+    still = max(STILL, noise)
+    faults, least, most = [], float("inf"), 0.0
+    for movement, place in zip(moved.tolist(), CHANGED, strict=True):
+        reached = reached_from(place, mode=mode, segments=SEGMENTS, windows=windows)
+        blind = [position for position in sorted(reached) if not movement[position] > noise]
+        leaks = [position for position in range(LENGTH) if position not in reached and not movement[position] <= still]
+        if blind:
+            faults.append(f"token {place} does not move {_ranges(blind)}, which must see it")
+        if leaks:
+            worst = max(movement[position] for position in leaks)
+            faults.append(f"token {place} moves {_ranges(leaks)}, which must not see it, by {worst:.1e}")
+        least = min([least, *(movement[position] for position in reached)])
+        most = max([most, *(movement[position] for position in range(LENGTH) if position not in reached)])
+    figures = (
+        f"{len(CHANGED)} of {LENGTH} tokens changed in turn: states that see them move by {least:.1e} or more, others "
+        f"by {most:.1e} or less (limit {still:.0e})"
+    )
+    beyond = [window for window in windows if window is not None and window >= LENGTH]
+    if beyond:
+        figures += f"; windows of {min(beyond)} are longer than this probe"
+    return [judged(f"leaks, {mode}, {backend}", not faults, "; ".join(faults) or figures)]
+
+
+def padding_findings(model: Any, backend: str) -> list[Finding]:
+    """One row: padding on either side, and what stands in it, moves no state of a real token in any mode."""
+    ids = _random_ids(model, DRAWS, LENGTH)
+    limit = PADDED.get(model.dtype, HALF_PADDED)
+    contents, sides, noise = 0.0, 0.0, 0.0
+    with attention_backend(model, backend):
+        for mode in MODES:
+            _forget_compiled(backend)
+            alone = _states(model, ids, mode)
+            scale = float(alone.abs().max())
+            _forget_compiled(backend)
+            for side in ("left", "right"):
+                padded = [_padded(model, ids, mode, side, content) for content in (0, 5, 0)]
+                noise = max(noise, NOISE_FACTOR * float((padded[0] - padded[2]).abs().max()) / scale)
+                contents = max(contents, float((padded[0] - padded[1]).abs().max()) / scale)
+                sides = max(sides, float((padded[0] - alone).abs().max()) / scale)
+    still = max(STILL, noise)
+    detail = (
+        f"{PADS} pads on either side, three modes: other ids in them move real states by {contents:.1e} (limit "
+        f"{still:.0e}), pads instead of none by {sides:.1e} (limit {limit:g})"
+    )
+    return [judged(f"padding, {backend}", contents <= still and sides <= limit, detail)]
+
+
+def _padded(model: Any, ids: torch.Tensor, mode: AttentionMode, side: str, content: int) -> torch.Tensor:
+    """States of the real tokens of padded rows."""
+    pads = torch.full((len(ids), PADS), content, device=ids.device) % model.config.vocab_size
+
+    def beside(filling: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        return torch.cat([filling, real] if side == "left" else [real, filling], dim=1)
+
+    mask = beside(torch.zeros_like(pads), torch.ones_like(ids))
+    segments = [0] * PADS + SEGMENTS if side == "left" else SEGMENTS + [0] * PADS
+    states = _states(model, beside(pads, ids), mode, mask=mask, segments=segments)
+    return states[:, PADS:] if side == "left" else states[:, :LENGTH]
+
+
+def _random_ids(model: Any, rows: int, length: int) -> torch.Tensor:
+    """The same ordinary tokens in every run."""
+    lowest, size = min(3, model.config.vocab_size - 1), model.config.vocab_size
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(lowest, size, (rows, length), generator=generator).to(model.device)
+
+
+@torch.no_grad()
+def _states(
+    model: Any,
+    ids: torch.Tensor,
+    mode: AttentionMode,
+    *,
+    mask: torch.Tensor | None = None,
+    segments: list[int] | None = None,
+) -> torch.Tensor:
+    """Last hidden states in float32.
+
+    Raises:
+        RuntimeError: they are no numbers.
+    """
+    table = torch.tensor(SEGMENTS if segments is None else segments, device=ids.device).expand(len(ids), -1)
+    output = model(
+        ids,
+        attention_mask=mask,
+        mode=mode,
+        segment_ids=table if mode == "infill" else None,
+        use_cache=False,
+        logits_to_keep=torch.arange(0, device=ids.device),
+    )
+    states: torch.Tensor = output.last_hidden_state.float()
+    real = states if mask is None else states[mask.bool()]
+    if not bool(real.isfinite().all()):
+        raise RuntimeError(f"states of {mode} mode are no finite numbers; look for NaN in the weights, or use float32")
+    return states
+
+
+def _ranges(positions: list[int]) -> str:
+    """Positions as text, neighbours joined.
+
+    Example:
+
+        >>> _ranges([0, 1, 2, 5])
+        'positions 0-2, 5'
+    """
+    runs: list[list[int]] = []
+    for position in positions:
+        if runs and position == runs[-1][-1] + 1:
+            runs[-1].append(position)
+        else:
+            runs.append([position])
+    return "positions " + ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+__all__ = ["attention_backend", "leak_findings", "padding_findings"]

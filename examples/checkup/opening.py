@@ -1,0 +1,125 @@
+"""A directory or Hub id -> an opened model and what is known of its files."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModel
+
+from examples.checkup.findings import Finding, judged, not_applicable
+from modeling_magnet import FAMILIES, AutoMagnetForCausalLM
+from modeling_magnet.sources_magnet import ModelSource
+
+Kind = Literal["plain decoder", "checkpoint", "adapter"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A model and where it came from.
+
+    Args:
+        model: In evaluation mode, on its device.
+        loading (`dict`): What the load said about keys.
+        source (`ModelSource`): What was named.
+        base (`ModelSource`, *optional*): Of an adapter.
+        values (`dict`): config.json of the model, or of an adapter's base.
+        kind (`str`): What was named.
+        seconds (`float`): The load took.
+    """
+
+    model: Any
+    loading: dict[str, Any]
+    source: ModelSource
+    base: ModelSource | None
+    values: dict[str, Any]
+    kind: Kind
+    seconds: float
+
+    @property
+    def own_class(self) -> type[Any]:
+        """The class of the installed package for this family, also where remote code was loaded."""
+        return FAMILIES[self.values["model_type"]]
+
+
+def open_model(
+    path: str,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    revision: str | None = None,
+    mask_token: str | None = None,
+    trust_remote_code: bool = False,
+) -> Opened:
+    """Open a plain decoder, a checkpoint or an adapter.
+
+    Args:
+        path (`str`): Directory or Hub id.
+        dtype (`str`): `auto`, or a name of torch.
+        device (`str`): Where to.
+        revision (`str`, *optional*): Commit on the Hub.
+        mask_token (`str`, *optional*): For a plain decoder whose vocabulary has no underscore.
+        trust_remote_code (`bool`): Run the model's own files instead of the installed package.
+
+    Raises:
+        ValueError: there is no model, its files are damaged, or it has no code of its own to trust.
+    """
+    where = {} if revision is None else {"revision": revision}
+    source = ModelSource(path, where)
+    base = source.adapter_base()
+    values = (base or source).config_values()
+    AutoMagnetForCausalLM.family_of(path, **where)
+    for place in (source, base):
+        if place is not None:
+            place.check_weights()
+    kind: Kind = "adapter" if base is not None else "checkpoint" if "magnet" in values else "plain decoder"
+    if trust_remote_code and not values.get("auto_map"):
+        raise ValueError(
+            f"`--trust_remote_code` was given, but config.json of {base or source} names no code (`auto_map`): it is "
+            "no MAGNET checkpoint. Leave the option out."
+        )
+    arguments: dict[str, Any] = {**where, "dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    if mask_token is not None:
+        arguments["mask_token"] = mask_token
+    start = time.monotonic()
+    opener: Any = AutoModel if trust_remote_code else AutoMagnetForCausalLM
+    if trust_remote_code:
+        arguments["trust_remote_code"] = True
+    model, loading = opener.from_pretrained(path, output_loading_info=True, **arguments)
+    model.eval().to(device)
+    seconds = time.monotonic() - start
+    return Opened(model=model, loading=loading, source=source, base=base, values=values, kind=kind, seconds=seconds)
+
+
+def opening_findings(opened: Opened, *, trust_remote_code: bool) -> Iterator[Finding]:
+    """What kind of model it is, whether every tensor found its place, and whether the weights are numbers."""
+    model = opened.model
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    code = "remote code" if trust_remote_code else "the package"
+    is_remote = type(model).__module__.startswith("transformers_modules.")
+    described = (
+        f"{opened.kind}, as {type(model).__name__} of {code}; {num_parameters:,} parameters, "
+        f"{str(model.dtype).removeprefix('torch.')} on {model.device}, in {opened.seconds:.1f} s"
+    )
+    if trust_remote_code and not is_remote:
+        described += f"; but its class is of {type(model).__module__}, not of the model's own files"
+    yield judged("opens", is_remote == trust_remote_code, described)
+    places = [place for place in (opened.source, opened.base) if place is not None and place.directory is not None]
+    if places:
+        yield judged("files are whole", True, ", ".join(str(place) for place in places))
+    else:
+        yield not_applicable("files are whole", "of the Hub; whole files are the download's business")
+    missing, unexpected = (sorted(opened.loading[kind]) for kind in ("missing_keys", "unexpected_keys"))
+    keys = f"{len(missing)} missing, {len(unexpected)} unexpected"
+    told = "".join(f"; {name}" for name in [*missing, *unexpected][:3])
+    yield judged("weights fit the class", not missing and not unexpected, keys + told)
+    odd = [name for name, tensor in model.named_parameters() if not bool(tensor.isfinite().all())]
+    yield judged("weights are numbers", not odd, f"{len(odd)} tensors with NaN or infinity" + _first(odd))
+
+
+def _first(names: list[str]) -> str:
+    return "" if not names else f", such as {names[0]}"
+
+
+__all__ = ["Kind", "Opened", "open_model", "opening_findings"]

@@ -1,0 +1,95 @@
+"""Save and load again: the same bits in every mode, and a stock decoder that reads the same files."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from examples.checkup.findings import Finding, examine, judged, not_applicable
+from examples.checkup.invariance import TEXTS
+from modeling_magnet.masking_magnet import MODES, AttentionMode
+
+LENGTH = 16
+SEGMENTS = [0] * 5 + [1] * 4 + [0] * 7
+
+
+@torch.no_grad()
+def logits_of(model: Any, mode: AttentionMode | None) -> torch.Tensor:
+    """Logits of a padded and an unpadded row, of real tokens alone.
+
+    Args:
+        model: Ours, or a stock decoder.
+        mode (`str`, *optional*): `None` for a stock decoder, which knows none.
+    """
+    generator = torch.Generator().manual_seed(1)
+    size = model.config.vocab_size
+    ids = torch.randint(min(3, size - 1), size, (2, LENGTH), generator=generator).to(model.device)
+    mask = torch.ones_like(ids)
+    mask[1, -3:] = 0
+    arguments: dict[str, Any] = {} if mode is None else {"mode": mode}
+    if mode == "infill":
+        arguments["segment_ids"] = torch.tensor(SEGMENTS, device=ids.device).expand(2, -1)
+    logits: torch.Tensor = model(ids, attention_mask=mask, **arguments).logits
+    return logits[mask.bool()].float()
+
+
+def equality(first: torch.Tensor, second: torch.Tensor) -> tuple[bool, float]:
+    """Whether two tables are the same bits, and how far apart, of the largest value."""
+    second = second.to(first.device)
+    return torch.equal(first, second), float((first - second).abs().max() / first.abs().max().clamp_min(1e-30))
+
+
+def round_trip_findings(model: Any, folder: Path) -> Iterator[Finding]:
+    """Save to a folder, load with the same class and with the stock one, and compare.
+
+    Args:
+        model: Any of ours.
+        folder (`Path`): Where there is room for its files.
+    """
+    target = folder / "saved"
+    model.save_pretrained(target)
+    like = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation}
+    yield from examine("saved and loaded", lambda: _loaded_findings(model, target, like))
+    yield from examine("stock class", lambda: _stock_findings(model, target, like))
+
+
+def _loaded_findings(model: Any, target: Path, like: dict[str, Any]) -> Iterator[Finding]:
+    again = type(model).from_pretrained(target, **like).to(model.device).eval()
+    compared = {mode: equality(logits_of(model, mode), logits_of(again, mode)) for mode in MODES}
+    told = ", ".join(f"{mode} {distance:.1e}" for mode, (_, distance) in compared.items())
+    same = all(equal for equal, _ in compared.values())
+    yield judged("saved and loaded, logits", same, f"largest differences: {told} (limit 0)")
+    if model._tokenizer_source.find() is None:
+        yield not_applicable("saved and loaded, embeddings", "there is no tokenizer")
+        return
+    yield from examine("saved and loaded, embeddings", lambda: _embedding_findings(model, again))
+
+
+def _embedding_findings(model: Any, again: Any) -> list[Finding]:
+    first, second = (one.encode(list(TEXTS)) for one in (model, again))
+    furthest = float(np.abs(first - second).max())
+    return [judged("saved and loaded, embeddings", furthest == 0, f"largest difference {furthest:.1e} (limit 0)")]
+
+
+def _stock_findings(model: Any, target: Path, like: dict[str, Any]) -> Iterator[Finding]:
+    if model.has_adapter and model.config.magnet["adapter_modes"] is not None:
+        yield not_applicable("stock class, keys", "an adapter bound to modes, which a stock class does not know")
+        yield not_applicable("stock class, causal logits", "likewise")
+        return
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        target, trust_remote_code=False, output_loading_info=True, **like
+    )
+    stock, loading = loaded
+    stock.to(model.device).eval()
+    missing, unexpected = (sorted(loading[kind]) for kind in ("missing_keys", "unexpected_keys"))
+    told = f"{type(stock).__name__}: {len(missing)} missing, {len(unexpected)} unexpected"
+    told += "".join(f"; {name}" for name in [*missing, *unexpected][:3])
+    yield judged("stock class, keys", not missing and not unexpected, told)
+    same, distance = equality(logits_of(model, "causal"), logits_of(stock, None))
+    yield judged("stock class, causal logits", same, f"largest difference {distance:.1e} (limit 0)")
+
+
+__all__ = ["equality", "logits_of", "round_trip_findings"]

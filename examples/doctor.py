@@ -1,0 +1,219 @@
+"""Is a model sound? A plain decoder, a MAGNET checkpoint or an adapter -> a table of what passes and what fails.
+
+    python examples/doctor.py outputs/mine
+    python examples/doctor.py outputs/mine --trust_remote_code --backends eager sdpa flex_attention --json doctor.json
+
+Checks that the model opens, that each token sees what its mode says and nothing else, that vectors and fills do not
+depend on the batch, that adapters merge, that the tokenizer fits, that saving and loading changes no bit, and that
+code, sidecars and versions are those of this library. The model is left as it is; copies for comparison go to the
+folder for temporary files, which needs room for the weights twice.
+
+Exit code: 0 when nothing failed, 1 when something did, 2 when the model cannot be opened.
+"""
+
+import argparse
+import logging
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+# A script finds its own folder alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from examples.checkup.adapters import bound_findings, merge_findings
+from examples.checkup.embedder import embedder_findings
+from examples.checkup.files import file_findings
+from examples.checkup.findings import Finding, examine, in_one_line
+from examples.checkup.invariance import encode_findings, infill_findings
+from examples.checkup.leaks import leak_findings, padding_findings
+from examples.checkup.opening import Opened, open_model, opening_findings
+from examples.checkup.round_trip import round_trip_findings
+from examples.checkup.versions import version_findings
+from examples.checkup.vocabulary import vocabulary_findings
+from examples.evaluate.results import write_results
+from modeling_magnet.masking_magnet import MASKED_BACKENDS, MODES
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+MARKS = {"pass": "pass", "fail": "FAIL", "not applicable": "n/a"}
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser that complains in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse, without its summary of all options."""
+        self.exit(2, f"error: {message}. See --help.\n")
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL", help="directory or Hub id of a decoder, checkpoint or adapter")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of the weights; as they are stored if auto")
+    parser.add_argument("--device", help="such as cpu or cuda:1; CUDA where there is some if left out")
+    parser.add_argument(
+        "--backends",
+        nargs="+",
+        default=["eager", "sdpa"],
+        choices=MASKED_BACKENDS,
+        help="of the attention, to look for leaks in; flex_attention compiles for a minute on a CPU",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file to write the results to, too")
+    parser.add_argument("--revision", help="commit, tag or branch of a Hub id")
+    parser.add_argument("--mask_token", help="for a plain decoder whose vocabulary has no underscore")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own files, not the package")
+    args = parser.parse_args(arguments)
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    args.backends = list(dict.fromkeys(args.backends))
+    return args
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse what cannot work before weights are read.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    try:
+        torch.empty(1, device=args.device)
+    except (RuntimeError, AssertionError) as error:  # the second where torch was built without CUDA
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"`--device` is {args.device!r}, which cannot be used ({reason}). Pass another, such as cpu."
+        ) from error
+    if args.json is not None and (args.json.is_dir() or not args.json.parent.is_dir()):
+        raise ValueError(f"`--json` is {str(args.json)!r}; name a file in a folder that exists.")
+    if args.revision is not None and Path(args.model).is_dir():
+        raise ValueError(
+            f"`--revision` is {args.revision!r}, but {args.model!r} is a directory, which has none. Leave it out."
+        )
+
+
+def open_named(args: argparse.Namespace) -> Opened:
+    """Open what the command line names.
+
+    Raises:
+        ValueError: it cannot be opened.
+    """
+    try:
+        return open_model(
+            args.model,
+            dtype=args.dtype,
+            device=args.device,
+            revision=args.revision,
+            mask_token=args.mask_token,
+            trust_remote_code=args.trust_remote_code,
+        )
+    except Exception as error:  # code and files of others: anything may be wrong with them
+        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        hint = " Here: `--mask_token`." if "mask_token=" in str(error) and args.mask_token is None else ""
+        raise ValueError(f"{args.model!r} cannot be opened: {kind}{in_one_line(error)}{hint}") from error
+
+
+def plan(
+    opened: Opened, folder: Path, args: argparse.Namespace
+) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
+    """All checks in their order, each with the name of the row that it fails as."""
+    model = opened.model
+    yield "opens", partial(opening_findings, opened, trust_remote_code=args.trust_remote_code)
+    yield "versions", version_findings
+    yield "tokenizer", partial(vocabulary_findings, model)
+    for backend in args.backends:
+        for mode in MODES:
+            yield f"leaks, {mode}, {backend}", partial(leak_findings, model, mode, backend)
+        yield f"padding, {backend}", partial(padding_findings, model, backend)
+    yield "encode, batch invariance", partial(encode_findings, model)
+    yield "infill, batch invariance", partial(infill_findings, model)
+    yield "adapter, merged", partial(merge_findings, model, folder)
+    yield "adapter, causal mode is the base", partial(bound_findings, model, opened.base)
+    yield "saved and loaded", partial(round_trip_findings, model, folder)
+    yield "files", partial(file_findings, opened)
+    yield "sentence-transformers", partial(embedder_findings, opened)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The block in which libraries neither warn nor draw bars: what is wrong has a row of its own."""
+    others = [logging.getLogger(name) for name in ("huggingface_hub", "sentence_transformers")]
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    levels = [other.level for other in others]
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for other in others:
+        other.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for other, level in zip(others, levels, strict=True):
+            other.setLevel(level)
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def print_row(finding: Finding) -> None:
+    """One line of the table, at once."""
+    print(f"{MARKS[finding.outcome]:5s} {finding.name:36s} {finding.detail}", flush=True)
+
+
+def describe(opened: Opened, findings: list[Finding], args: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    """The results as JSON holds them."""
+    return {
+        "kind": opened.kind,
+        "class": type(opened.model).__name__,
+        "arguments": {name: value for name, value in vars(args).items() if name not in ("model", "json")},
+        "counts": dict(Counter(finding.outcome for finding in findings)),
+        "findings": [asdict(finding) for finding in findings],
+        "seconds": round(seconds, 1),
+    }
+
+
+def summary(args: argparse.Namespace, findings: list[Finding], seconds: float) -> str:
+    """The last line."""
+    counts = Counter(finding.outcome for finding in findings)
+    told = f"{args.model}; {counts['pass']} passed, {counts['not applicable']} not applicable; {seconds:.0f} s"
+    failed = [finding.name for finding in findings if finding.outcome == "fail"]
+    return f"doctor: {len(failed)} FAILED ({told}): {'; '.join(failed)}" if failed else f"doctor: OK ({told})"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Examine the model that was named.
+
+    Returns:
+        `int`: the exit code.
+    """
+    args = parse_arguments(arguments)
+    start = time.monotonic()
+    findings = []
+    try:
+        with quiet(), tempfile.TemporaryDirectory(prefix="doctor-") as folder:
+            check_arguments(args)
+            opened = open_named(args)
+            for name, check in plan(opened, Path(folder), args):
+                for finding in examine(name, check):
+                    print_row(finding)
+                    findings.append(finding)
+        seconds = time.monotonic() - start
+        write_results(args.json, describe(opened, findings, args, seconds), models={"model": args.model})
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(summary(args, findings, seconds))
+    return int(any(finding.outcome == "fail" for finding in findings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Each check of the doctor can fail."""
+
+from importlib import metadata
+
+import numpy as np
+import torch
+
+import modeling_magnet.checkpoint_magnet
+from examples.checkup import adapters, findings, invariance, round_trip, versions, vocabulary
+from modeling_magnet import AutoMagnetForCausalLM, MagnetLlamaForCausalLM
+from modeling_magnet.sources_magnet import ModelSource
+
+from .doctor_runs import BOUND, edit_weights
+
+
+class Careless:
+    """An encoder and infiller whose answers depend on the batch."""
+
+    def __init__(self, dtype=torch.float32, error=2e-5):
+        self.dtype, self.error = dtype, error
+
+    def encode(self, texts, **_):
+        if isinstance(texts, str):
+            return np.array([1.0, self.error])
+        return np.array([[1.0, 0.0]] * len(texts))
+
+    def infill(self, prefix, suffix, **_):
+        return "alone" if isinstance(prefix, str) else ["together"] * len(prefix)
+
+
+def test_answers_that_depend_on_the_batch_are_found():
+    (found,) = invariance.encode_findings(Careless())
+    assert found.outcome == "fail" and "differ by 2.0e-05 (limit 1e-05)" in found.detail
+    assert invariance.encode_findings(Careless(error=5e-6))[0].outcome == "pass"
+    assert invariance.encode_findings(Careless(torch.bfloat16, error=0.02))[0].outcome == "pass"
+    assert invariance.encode_findings(Careless(torch.bfloat16, error=0.1))[0].outcome == "fail"
+    (found,) = invariance.infill_findings(Careless())
+    assert found.outcome == "fail" and "'alone' and 'together'" in found.detail
+
+
+def test_a_save_that_loses_bits_is_found(doctor_models, tmp_path, monkeypatch):
+    model = AutoMagnetForCausalLM.from_pretrained(doctor_models["llama"] / "saved").eval()
+    save = model.save_pretrained
+
+    def round_one(weights):
+        name = "model.layers.1.self_attn.q_proj.weight"
+        weights[name] = weights[name].bfloat16().float()
+
+    def lossy(folder, **kwargs):
+        save(folder, **kwargs)
+        edit_weights(folder, round_one)
+
+    monkeypatch.setattr(model, "save_pretrained", lossy)
+    failed = {row.name for row in round_trip.round_trip_findings(model, tmp_path) if row.outcome == "fail"}
+    assert failed == {"saved and loaded, logits", "saved and loaded, embeddings", "stock class, causal logits"}
+
+
+def test_a_merge_that_says_something_else_is_found(doctor_models, tmp_path, monkeypatch):
+    model = AutoMagnetForCausalLM.from_pretrained(doctor_models["llama"] / "bound").eval()
+    assert adapters.merge_findings(model, tmp_path / "first")[0].outcome == "pass"
+    merged = modeling_magnet.checkpoint_magnet.merged_weights
+
+    def forgetful(model):
+        base = MagnetLlamaForCausalLM.from_pretrained(doctor_models["llama"] / "saved").state_dict()
+        return {**merged(model), "model.layers.2.mlp.down_proj.weight": base["model.layers.2.mlp.down_proj.weight"]}
+
+    monkeypatch.setattr(modeling_magnet.checkpoint_magnet, "merged_weights", forgetful)
+    (found,) = adapters.merge_findings(model, tmp_path / "second")
+    assert found.outcome == "fail" and "(limit 0.001)" in found.detail
+    assert model.config.magnet["adapter_modes"] == BOUND
+
+
+def test_a_bound_adapter_on_another_base_is_found(doctor_models, saved):
+    def move(weights):
+        weights["model.norm.weight"] += 1e-6
+
+    model = AutoMagnetForCausalLM.from_pretrained(doctor_models["llama"] / "bound").eval()
+    assert adapters.bound_findings(model, ModelSource(str(saved), {}))[0].outcome == "pass"
+    edit_weights(saved, move)
+    assert adapters.bound_findings(model, ModelSource(str(saved), {}))[0].outcome == "fail"
+
+
+def test_a_tokenizer_that_changes_texts_is_found(tiny_tokenizer, monkeypatch):
+    assert [row.outcome for row in vocabulary.text_findings(tiny_tokenizer)] == ["pass", "pass"]
+    monkeypatch.setattr(vocabulary, "ENGLISH", ("</s> is a mark", "fine"))
+    decode = type(tiny_tokenizer).decode
+    monkeypatch.setattr(type(tiny_tokenizer), "decode", lambda self, *args, **kw: decode(self, *args, **kw).lower())
+    found = vocabulary.text_findings(tiny_tokenizer)
+    assert [row.outcome for row in found] == ["pass", "fail"]
+    assert "comes back as 'naïve café, ωmega, привет'" in found[1].detail
+
+
+def test_special_tokens_that_are_missing_are_told(tiny_tokenizer):
+    bare = type(tiny_tokenizer)(tokenizer_object=tiny_tokenizer._tokenizer)
+    rows = {row.name: row for row in vocabulary.special_findings(bare, 300)}
+    assert [rows[name].outcome for name in ("EOS token", "padding token", "BOS token")] == ["fail", "fail", "pass"]
+    assert rows["BOS token"].detail == "none; texts begin with their own first token"
+    rows = {row.name: row for row in vocabulary.special_findings(tiny_tokenizer, 2)}
+    assert rows["EOS token"].outcome == "fail", "an id that the model does not embed"
+
+
+def test_versions_are_held_against_what_is_asked_for(monkeypatch):
+    assert {row.outcome for row in versions.version_findings()} == {"pass"}
+    version = metadata.version
+
+    def other(name):
+        if name in ("peft", "sentence-transformers"):
+            raise metadata.PackageNotFoundError(name)
+        return "2.0.1+cu118" if name == "torch" else version(name)
+
+    monkeypatch.setattr(versions.metadata, "version", other)
+    rows = {row.name: row for row in versions.version_findings()}
+    assert (rows["version, torch"].outcome, rows["version, torch"].detail) == ("fail", "2.0.1+cu118 (wanted: >=2.9)")
+    assert (rows["version, peft"].outcome, rows["version, peft"].detail) == ("fail", "not installed (wanted: >=0.18)")
+    assert rows["version, sentence-transformers"].outcome == "not applicable"
+    assert rows["version, transformers"].outcome == "pass"
+
+
+def test_without_a_setup_cfg_the_installed_distribution_says_what_is_asked_for(tmp_path, monkeypatch):
+    python, asked = versions.requirements()
+    assert asked["torch"] == versions.Asked(versions.SpecifierSet(">=2.9"), needed=True)
+    assert not asked["sentence-transformers"].needed and "scipy" in asked
+    monkeypatch.setattr(versions, "SETUP", tmp_path / "setup.cfg")
+    read = versions.requirements()
+    assert read[0] == python == ">=3.11"
+    for name in map(versions.normalised, versions.PACKAGES):
+        assert read[1][name] == asked[name]
+
+
+def test_a_check_that_breaks_is_a_failed_row_behind_those_it_has_found():
+    def check():
+        yield findings.judged("first", True, "fine")
+        raise RuntimeError("a log\n" + "of many words " * 100)
+
+    first, second = findings.examine("the check", check)
+    assert (first.name, first.outcome) == ("first", "pass")
+    assert (second.name, second.outcome) == ("the check", "fail")
+    assert second.detail.startswith("RuntimeError: a log of many words") and len(second.detail) < 450

@@ -1,0 +1,286 @@
+"""What is broken in files or masks fails in the row that says so."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+import modeling_magnet.modeling_magnet
+from examples.checkup import files, leaks
+from modeling_magnet import FAMILIES, AutoMagnetForCausalLM, MagnetLlamaForCausalLM
+
+from .doctor_runs import edit_json, edit_weights, names_of, rows_of
+
+pytest.importorskip("sentence_transformers", reason="an optional extra: pip install .[eval]")
+
+
+# ---- Files that are broken ----
+
+
+def edit_code(folder):
+    with (folder / "masking_magnet.py").open("a") as file:
+        file.write("# changed\n")
+    (folder / "old_magnet.py").write_text("")
+    (folder / "probe_magnet.py").unlink()
+
+
+def remove_is_causal(folder):
+    edit_json(folder / "config.json", is_causal=None)
+
+
+def edit_settings(folder, **changes):
+    settings = json.loads((folder / "config.json").read_text())["magnet"]
+    edit_json(folder / "config.json", magnet={**settings, **changes})
+
+
+def enlarge_tokenizer(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["one more", "and more"])
+    tokenizer.save_pretrained(folder)
+
+
+def add_nan(weights):
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
+
+
+def add_tensor(weights):
+    weights["model.layers.7.mlp.up_proj.weight"] = torch.zeros(2)
+
+
+def remove_tokenizer(folder):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+NEED_TOKENIZER = {
+    "tokenizer",
+    "encode, batch invariance",
+    "infill, batch invariance",
+    "sentence-transformers",
+}
+
+
+@pytest.mark.parametrize(
+    "breaking, failed, row, detail",
+    [
+        (
+            edit_code,
+            {"remote code"},
+            "remote code",
+            "different: masking_magnet.py; missing: probe_magnet.py; extra: old_magnet.py. Save the model anew",
+        ),
+        (
+            remove_is_causal,
+            {"config.json", "sentence-transformers"},
+            "config.json",
+            "is_causal is missing (True)",
+        ),
+        (
+            lambda folder: edit_json(folder / "config.json", auto_map={"AutoModel": "x.Y"}),
+            {"config.json"},
+            "config.json",
+            "auto_map is {'AutoModel': 'x.Y'} instead of {'AutoModel': 'modeling_magnet.MagnetLlamaForCausalLM'",
+        ),
+        (
+            lambda folder: edit_settings(folder, mask_token_id=70),
+            {"mask token"},
+            "mask token",
+            "the tokenizer gives '_' the id",
+        ),
+        (
+            lambda folder: edit_settings(folder, mask_token_id=300),
+            {"mask token"},
+            "mask token",
+            "its id is none of the 300 that the model embeds",
+        ),
+        (
+            lambda folder: edit_settings(folder, mask_token="</s>", mask_token_id=2),
+            {"mask token"},
+            "mask token",
+            "'</s>' (2): it is the EOS token",
+        ),
+        (
+            lambda folder: edit_settings(folder, schema=2, colour="green"),
+            {"settings schema"},
+            "settings schema",
+            "2, and this code reads 1; update the library",
+        ),
+        (
+            lambda folder: edit_json(folder / "1_Pooling" / "config.json", pooling_mode="mean"),
+            {"sidecars", "sentence-transformers"},
+            "sidecars",
+            "different: 1_Pooling/config.json",
+        ),
+        (
+            lambda folder: (folder / "config_sentence_transformers.json").unlink(),
+            {"sidecars", "sentence-transformers"},
+            "sidecars",
+            "missing: config_sentence_transformers.json",
+        ),
+        (
+            enlarge_tokenizer,
+            {*NEED_TOKENIZER, "saved and loaded, embeddings"},
+            "tokenizer",
+            "302 tokens of 300 that the model embeds: ids without a vector",
+        ),
+        (remove_tokenizer, {*NEED_TOKENIZER, "sidecars"}, "tokenizer", "none at "),
+        (
+            lambda folder: edit_weights(folder, add_tensor),
+            {"weights fit the class"},
+            "weights fit the class",
+            "0 missing, 1 unexpected; model.layers.7.mlp.up_proj.weight",
+        ),
+    ],
+    ids=[
+        "code",
+        "is_causal",
+        "auto_map",
+        "mask id of another token",
+        "mask id of none",
+        "mask token is EOS",
+        "schema",
+        "sidecar",
+        "sidecar gone",
+        "tokenizer too large",
+        "tokenizer gone",
+        "tensor too many",
+    ],
+)
+def test_what_is_broken_fails_in_its_row_and_no_other(saved, tmp_path, capsys, breaking, failed, row, detail):
+    breaking(saved)
+    code, rows = rows_of(tmp_path, saved, "--backends", "sdpa")
+    assert names_of(rows, "fail") == failed
+    assert code == 1
+    assert detail in rows[row]["detail"]
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    table, last = printed.out.splitlines()[:-1], printed.out.splitlines()[-1]
+    assert {line[6:42].strip() for line in table if line.startswith("FAIL ")} == failed
+    assert last.startswith(f"doctor: {len(failed)} FAILED (")
+
+
+def test_weights_that_are_no_numbers_fail_and_stop_nothing(saved, tmp_path):
+    edit_weights(saved, add_nan)
+    code, rows = rows_of(tmp_path, saved, "--backends", "sdpa")
+    assert code == 1 and len(rows) == 35
+    assert rows["weights are numbers"]["detail"] == (
+        "1 tensors with NaN or infinity, such as model.layers.0.mlp.up_proj.weight"
+    )
+    assert "states of causal mode are no finite numbers" in rows["leaks, causal, sdpa"]["detail"]
+    assert rows["sidecars"]["outcome"] == "pass"
+
+
+def test_an_edited_code_file_is_found_by_its_own_code_too(saved, tmp_path):
+    edit_code(saved)
+    (saved / "probe_magnet.py").write_bytes(
+        files.expected_code(MagnetLlamaForCausalLM)["probe_magnet.py"].read_bytes()
+    )
+    code, rows = rows_of(tmp_path, saved, "--trust_remote_code", "--backends", "sdpa")
+    assert (code, names_of(rows, "fail")) == (1, {"remote code"})
+
+
+# ---- Masks that are broken ----
+
+
+class Changed(MagnetLlamaForCausalLM):
+    """A class whose mask differs in one mode."""
+
+    @staticmethod
+    def change(mode, arguments):
+        """What the library's method is asked instead; `None` for no mask at all."""
+        return arguments
+
+    def _prepare_4d_causal_attention_mask(self, attention_mask, *args, mode="causal", **kwargs):
+        asked = self.change(mode, {"attention_mask": attention_mask, "mode": mode, **kwargs})
+        return (
+            None
+            if asked is None
+            else super()._prepare_4d_causal_attention_mask(asked.pop("attention_mask"), *args, **asked)
+        )
+
+
+def no_mask_in_bidirectional_mode(mode, arguments):
+    return None if mode == "bidirectional" else arguments
+
+
+def spans_are_context(mode, arguments):
+    segments = arguments.get("segment_ids")
+    return arguments if segments is None else {**arguments, "segment_ids": torch.zeros_like(segments)}
+
+
+def spans_are_one(mode, arguments):
+    segments = arguments.get("segment_ids")
+    return arguments if segments is None else {**arguments, "segment_ids": segments.clamp(max=1)}
+
+
+def padding_is_seen(mode, arguments):
+    return {**arguments, "attention_mask": None} if mode == "infill" else arguments
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    "change, row, detail",
+    [
+        (
+            no_mask_in_bidirectional_mode,
+            "leaks, bidirectional",
+            "token 23 does not move positions 0-22, which must",
+        ),
+        (spans_are_context, "leaks, infill", "token 7 moves positions 0-6, 10-23, which must not see it, by"),
+        (spans_are_one, "leaks, infill", "token 7 moves positions 15-17, which must not see it, by"),
+        (padding_is_seen, "padding", "other ids in them move real states by"),
+    ],
+)
+def test_a_mask_that_is_broken_is_found(doctor_models, monkeypatch, backend, change, row, detail):
+    monkeypatch.setattr(Changed, "change", staticmethod(change))
+    model = Changed.from_pretrained(doctor_models["llama"] / "plain").eval()
+    rows = [*(leaks.leak_findings(model, mode, backend)[0] for mode in ("causal", "bidirectional", "infill"))]
+    rows += leaks.padding_findings(model, backend)
+    failed = {finding.name: finding.detail for finding in rows if finding.outcome == "fail"}
+    assert detail in failed[f"{row}, {backend}"]
+    if change is not no_mask_in_bidirectional_mode:  # which forgets the padding, too
+        assert set(failed) == {f"{row}, {backend}"}
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_class_with_a_broken_mask_fails_as_a_whole(doctor_models, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Changed, "change", staticmethod(no_mask_in_bidirectional_mode))
+    monkeypatch.setitem(FAMILIES, "llama", Changed)
+    code, rows = rows_of(tmp_path, doctor_models["llama"] / "plain")
+    assert code == 1
+    failed = names_of(rows, "fail")
+    assert {"leaks, bidirectional, eager", "leaks, bidirectional, sdpa", "encode, batch invariance"} <= failed
+    assert {"leaks, causal, sdpa", "leaks, infill, sdpa"} <= names_of(rows, "pass")
+    assert "embeddings would silently be causal" in rows["encode, batch invariance"]["detail"]
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "mistral"])
+def test_windows_are_part_of_what_is_expected(doctor_models, monkeypatch, family):
+    model = AutoMagnetForCausalLM.from_pretrained(doctor_models[family] / "plain").eval()
+    assert leaks.leak_findings(model, "bidirectional", "sdpa")[0].outcome == "pass"
+    monkeypatch.setattr(modeling_magnet.modeling_magnet, "layer_windows", lambda config: {"": None})
+    if family == "gemma3_text":  # hands each kind of layer its own
+        full = {"full_attention": None, "sliding_attention": None}
+        monkeypatch.setattr(modeling_magnet.modeling_magnet, "layer_windows", lambda config: full)
+    (found,) = leaks.leak_findings(model, "bidirectional", "sdpa")
+    if family == "mistral":  # three layers of one window reach 9 positions
+        assert "token 1 moves positions 11-23, which must not see it" in found.detail
+    else:  # one layer of all attends to everything, so that no window shows in what moves
+        assert found.outcome == "pass"
+
+
+def test_a_causal_mode_that_looks_ahead_is_found(doctor_models, monkeypatch):
+    model = AutoMagnetForCausalLM.from_pretrained(doctor_models["llama"] / "plain").eval()
+    forward = model._forward_in_mode
+    monkeypatch.setattr(model, "_forward_in_mode", lambda mode, **given: forward("bidirectional", **given))
+    (found,) = leaks.leak_findings(model, "causal", "sdpa")
+    assert found.outcome == "fail" and "token 23 moves positions 0-22, which must not see it" in found.detail
+
+
+@pytest.mark.slow
+def test_flex_attention_is_probed_where_it_is_asked_for(doctor_models):
+    model = AutoMagnetForCausalLM.from_pretrained(doctor_models["llama"] / "plain").eval()
+    for mode in ("causal", "infill"):
+        (found,) = leaks.leak_findings(model, mode, "flex_attention")
+        assert (found.name, found.outcome) == (f"leaks, {mode}, flex_attention", "pass")
