@@ -211,6 +211,14 @@ class AdaptersMixin(_Host):
             metadata={"format": "pt"},
         )
         config.save_pretrained(str(directory))
+        self.write_adapter_settings(directory)
+
+    def write_adapter_settings(self, directory: Path) -> None:
+        """Our settings and the shape of the base, beside the files of peft.
+
+        Args:
+            directory (`Path`): The adapter's.
+        """
         values = self.config.to_dict()
         contents = {"magnet": self.config.magnet, "base": {key: values.get(key) for key in _SHAPE}}
         (directory / ADAPTER_SETTINGS).write_text(

@@ -14,11 +14,12 @@ from transformers import PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import custom_object_save
 
 from .adapters_magnet import AdaptersMixin, check_adapter_fits
+from .card_magnet import CARD, write_card
 from .configuration_magnet import MagnetSettings, check_tokenizer_fits, resolve_mask_token
 from .head_magnet import ContrastiveHead
 from .merging_magnet import are_tied, merged_weights, verify_files
 from .sidecars_magnet import HEAD_WEIGHTS, refusing_contents, sidecar_contents, write_sidecars
-from .sources_magnet import ADAPTER_SETTINGS, SOURCE_ARGUMENTS, CheckpointError, ModelSource, TokenizerSource
+from .sources_magnet import ADAPTER_SETTINGS, CONFIG, SOURCE_ARGUMENTS, CheckpointError, ModelSource, TokenizerSource
 from .writing_magnet import written_aside
 
 HEAD_PREFIX = "sscl_head."
@@ -46,6 +47,8 @@ class CheckpointMixin(AdaptersMixin):
     _keys_to_ignore_on_load_missing = [r"^sscl_head\."]
 
     _tokenizer_source: TokenizerSource
+    _card: str | None = None
+    _card_source: ModelSource | None = None
     sscl_head: ContrastiveHead
 
     @property
@@ -123,6 +126,8 @@ class CheckpointMixin(AdaptersMixin):
             model.load_adapter(adapter.path, adapter_kwargs=where)
         model.config.magnet = settings.to_dict()
         model._tokenizer_source = tokenizer_source
+        ours = source if adapter is None else adapter
+        model._card_source = ours if (values.get("magnet") if adapter is None else stored) else None
         if settings.contrastive_head is not None:
             model._load_head(source if adapter is None or adapter.file(HEAD_WEIGHTS) is None else adapter)
         return (model, info) if wants_info else model
@@ -138,6 +143,27 @@ class CheckpointMixin(AdaptersMixin):
         if not hasattr(self, "sscl_head"):  # the settings came with an adapter, after the model was built
             self.sscl_head = ContrastiveHead(self.config.hidden_size).to(device=self.device, dtype=self.dtype)
         self.sscl_head.load_state_dict(load_file(str(file)))
+
+    @property
+    def card(self) -> str | None:
+        """The model card, content of README.md: the one that was set, else that of where this model came from.
+
+        Without one, `save_pretrained` writes a card from the model alone where there is none yet. The card of an
+        adapter is not that of the model it is merged into, nor the other way round.
+        """
+        if self._card is not None or self._card_source is None:
+            return self._card
+        return self._card_source.read_text(CARD)
+
+    @card.setter
+    def card(self, text: str | None) -> None:
+        self._card = text
+
+    def _card_to_save(self, *, adapter_alone: bool) -> str | None:
+        """The card that holds for what is saved."""
+        source = self._card_source
+        came_as_adapter = source is not None and source.file(CONFIG) is None
+        return self.card if self._card is not None or came_as_adapter == adapter_alone else None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -220,6 +246,10 @@ class CheckpointMixin(AdaptersMixin):
                 self._write_embedder(finished, self.state_dict(), is_adapter=True)
             else:
                 self._write_checkpoint(finished, state_dict, dtype, is_main_process=True, **kwargs)
+            card = self._card_to_save(adapter_alone=adapter_alone)
+            if card is not None or not (target / CARD).exists():
+                card = write_card(self, target.name, merged=merge_adapter) if card is None else card
+                (finished / CARD).write_text(card, encoding="utf-8")
             if (merge_adapter or dtype != self.dtype) if verify is None else verify:
                 verify_files(self, finished, dtype=dtype)
 

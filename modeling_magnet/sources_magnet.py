@@ -11,7 +11,6 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
-from transformers.utils.peft_utils import find_adapter_config_file
 
 # What a load says about where its files are; the tokenizer must come from the same place.
 SOURCE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -92,6 +91,11 @@ class ModelSource:
             ) from error
         return None if found is None else Path(found)
 
+    def read_text(self, name: str) -> str | None:
+        """The content of a text file; `None` where there is none."""
+        file = self.file(name)
+        return None if file is None else file.read_text(encoding="utf-8")
+
     def read_json(self, name: str) -> dict[str, Any] | None:
         """The content of a JSON file; `None` where there is none.
 
@@ -119,10 +123,7 @@ class ModelSource:
         Raises:
             CheckpointError: the adapter does not name a base.
         """
-        where = {name: value for name, value in self.arguments.items() if name != "force_download"}
         if self.directory is not None and (self.directory / CONFIG).is_file():
-            return None
-        if self.directory is None and find_adapter_config_file(self.path, **where) is None:
             return None
         values = self.read_json(ADAPTER_CONFIG)
         if values is None:

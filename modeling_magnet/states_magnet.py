@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 
 from .batching_magnet import pack_token_rows, pad_token_rows, plan_batches
-from .checkpoint_magnet import CheckpointMixin
 from .masking_magnet import PACKED_BACKENDS, layer_windows, render_for_layers
 from .probe_magnet import check_attention
+from .publishing_magnet import PublishingMixin
 
 # Tokens of a forward. On a CPU they should stay in its caches; an accelerator wants to be filled.
 CPU_BATCH_TOKENS = 2048
@@ -38,7 +38,7 @@ class RowStates(NamedTuple):
     attention_mask: torch.Tensor  # (B, S), right padded
 
 
-class StatesMixin(CheckpointMixin):
+class StatesMixin(PublishingMixin):
     """Run token rows through the model in bidirectional mode."""
 
     _probed: set[tuple[str, ...]]

@@ -19,8 +19,16 @@ except ImportError:
 # Without one of these a directory is no checkpoint to any loader: they go first and come last.
 IDENTITIES = (CONFIG, ADAPTER_CONFIG)
 # What a former checkpoint may have had and the new one not: it would be read beside it.
-_FORMER = ("model*.safetensors", "model*.safetensors.index.json", "adapter_model*", "magnet_adapter.json")
-_FORMER_EMBEDDER = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+REPLACED = (
+    *IDENTITIES,
+    "model*.safetensors",
+    "model*.safetensors.index.json",
+    "adapter_model*",
+    "magnet_adapter.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+)
 
 
 @contextmanager
@@ -73,7 +81,7 @@ def move_into_place(finished: Path, target: Path) -> None:
     new = sorted(file.relative_to(finished) for file in finished.rglob("*") if file.is_file())
     for identity in IDENTITIES:
         (target / identity).unlink(missing_ok=True)
-    for pattern in (*_FORMER, *_FORMER_EMBEDDER):
+    for pattern in REPLACED:
         for file in target.glob(pattern):
             if file.relative_to(target) not in new:
                 file.unlink()
@@ -105,4 +113,4 @@ def _remove(scratch: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-__all__ = ["move_into_place", "written_aside"]
+__all__ = ["REPLACED", "move_into_place", "written_aside"]

@@ -16,7 +16,7 @@ PACKAGE_FILES = sorted(
 EXAMPLES = sorted((REPOSITORY / "examples").rglob("*.py"))
 OURS = {"modeling_magnet", "trainer", "examples", "tests"}
 # What a user of the Hub copy has installed; transformers itself requires the last three.
-HUB_REQUIREMENTS = {"torch", "transformers", "numpy", "safetensors"}
+HUB_REQUIREMENTS = {"torch", "transformers", "numpy", "safetensors", "huggingface_hub"}
 MAY_IMPORT = {"modeling_magnet": {"modeling_magnet"}, "trainer": {"trainer", "modeling_magnet"}}
 
 

@@ -16,7 +16,8 @@ import pytest
 
 import modeling_magnet
 import trainer
-from examples.adapt import main, parse_arguments
+from examples.adapt import main
+from examples.adapt_arguments import parse_arguments
 
 from .examples.tiny_run import WORDS, save_plain_llama, tiny_options
 

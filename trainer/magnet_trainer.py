@@ -25,15 +25,15 @@ from .contrastive import (
     save_head,
 )
 from .data_collator import DataCollatorForMagnet
-from .evaluating_trainer import EvaluatingTrainer
 from .losses import mntp_loss, msg_loss, sscl_loss
 from .objectives import count_items, forward_labelled
 from .phases import contrastive_steps_before
+from .publishing_trainer import PublishingTrainer
 from .streams import EpochRows, EpochRowSampler, MicroBatchStream, PairBatchSampler, RowSource
 from .training_args import MagnetTrainingArguments
 
 
-class MagnetTrainer(EvaluatingTrainer):
+class MagnetTrainer(PublishingTrainer):
     """Train a decoder to generate, encode and infill at once.
 
     Args:

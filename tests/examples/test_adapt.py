@@ -209,7 +209,7 @@ def test_a_finished_run_is_never_overwritten(tmp_path, options):
         (["--mask_token=absent"], "No mask token"),
         (["--text_column=body"], "no column 'body'; its columns are 'text'"),
         (["--train_texts=nowhere.txt"], "nowhere.txt.*no data file there"),
-        (["--model_name_or_path=./nowhere"], "./nowhere.*no model can be read"),
+        (["--model_name_or_path=./nowhere"], "./nowhere.*cannot be read"),
         (["--eval_limit=0"], "`eval_limit` is 0"),
         (["--resume_from_checkpoint=true"], "no complete checkpoint"),
         (["--resume_from_checkpoint=elsewhere"], "'elsewhere', which is no folder"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from examples.adapt import check_arguments, parse_arguments
+from examples.adapt_arguments import check_arguments, parse_arguments
 
 CONFIGS = Path(__file__).resolve().parents[2] / "examples" / "configs"
 
@@ -76,7 +76,7 @@ def read(name: str, output_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The JSON object, and all arguments it leads to, on a machine without a GPU."""
     options = [str(CONFIGS / f"{name}.json"), f"--output_dir={output_dir}", "--use_cpu"]
     adapt, lora, training = parse_arguments(options)
-    check_arguments(adapt, training)
+    check_arguments(adapt, lora, training)
     values = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
     return values, {**vars(training), **vars(lora), **vars(adapt)}
 

@@ -72,7 +72,7 @@ def test_all_arguments_that_cannot_be_used_are_told_at_once_before_weights_are_r
     for complaint in (
         f"`--models` has {model!r}; expected NAME=MODEL, such as magnet={model}.",
         "two models named 'a'",
-        "`--models` b: `model_name_or_path` is './nowhere', where no model can be read",
+        "`--models` b: './nowhere' is no directory here",
         "`--models` has '='; expected NAME=MODEL, such as magnet=DIR.",
         "`--pooling` is 'foo'; pass one of ['last', 'mean', 'weighted_mean']",
         "`--device` is 'warp', which cannot be used",

@@ -1,0 +1,185 @@
+"""The arguments of `adapt.py`: what can be said, and what contradicts itself."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import HfArgumentParser
+
+from modeling_magnet.masking_magnet import MASKED_BACKENDS, MODES
+from trainer import LoraArguments, MagnetTrainingArguments
+from trainer.checkpoints import last_complete_checkpoint
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass
+class AdaptArguments:
+    """Which model and which texts."""
+
+    model_name_or_path: str = field(metadata={"help": "Directory or Hub id of a plain Llama or a MAGNET checkpoint."})
+    train_texts: list[str] = field(
+        metadata={"help": "Files (.txt, .jsonl, .parquet, also .gz and .xz), directories, globs, or one Hub id."}
+    )
+    mask_token: str | None = field(default=None, metadata={"help": "Overrides the choice of the mask token."})
+    attn_implementation: str = field(default="sdpa", metadata={"help": "eager, sdpa or flex_attention."})
+    dtype: str = field(default="float32", metadata={"help": "Dtype in which the weights are held."})
+    text_column: str = field(default="text", metadata={"help": "Column of the texts."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub dataset."})
+    train_split: str = field(default="train", metadata={"help": "Split of a Hub dataset, slices included."})
+    train_limit: int | None = field(default=None, metadata={"help": "Use this many texts at most."})
+    eval_texts: list[str] | None = field(default=None, metadata={"help": "Held-out texts, as for training."})
+    eval_split: str = field(default="train", metadata={"help": "Their split, where they are a Hub dataset."})
+    eval_limit: int | None = field(default=None, metadata={"help": "Use this many held-out rows at most."})
+    max_length: int = field(default=512, metadata={"help": "Tokens of a row, BOS included."})
+    concatenate_texts: bool = field(
+        default=False, metadata={"help": "Join texts before cutting rows; for corpora with one paragraph per line."}
+    )
+    pairs: str = field(
+        default="paraphrase", metadata={"help": "Pairs from: `paraphrase`, `dropout`, or files and Hub ids of pairs."}
+    )
+    pair_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub dataset of pairs."})
+    pair_columns: list[str] | None = field(default=None, metadata={"help": "The two columns of given pairs."})
+    pair_label_column: str | None = field(default=None, metadata={"help": "Keep pairs whose label here is 1."})
+    pair_limit: int | None = field(default=20_000, metadata={"help": "Use this many pairs at most."})
+    eval_pairs: int = field(default=0, metadata={"help": "Hold out this many pairs and report their loss, too."})
+    pair_min_words: int = field(
+        default=21, metadata={"help": "Shortest line that is paraphrased or paired with itself, in words."}
+    )
+    paraphraser: str = field(
+        default="prithivida/parrot_paraphraser_on_T5", metadata={"help": "Sequence-to-sequence model for paraphrases."}
+    )
+    merge_adapter: bool = field(
+        default=True, metadata={"help": "Merge LoRA into the checkpoint; false saves the adapter alone."}
+    )
+    adapter_modes: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Modes in which an unmerged adapter is on; `bidirectional infill` leaves generation to the base."
+        },
+    )
+    license: str | None = field(
+        default=None, metadata={"help": "The Hub's identifier for the model card; by default the base model's."}
+    )
+    language: list[str] | None = field(default=None, metadata={"help": "Language codes for the model card."})
+
+
+def check_arguments(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTrainingArguments) -> None:
+    """Refuse values out of range and contradictions between the argument groups before anything is read.
+
+    Raises:
+        ValueError: listing them.
+    """
+    complaints = [
+        *_about_model(adapt, training),
+        *_about_adapter(adapt, lora, training),
+        *_about_pairs(adapt, training),
+        *_about_output(training),
+    ]
+    if adapt.eval_limit is not None and adapt.eval_limit < 1:
+        complaints.append(f"`eval_limit` is {adapt.eval_limit}; pass 1 or more, or leave it out.")
+    if adapt.eval_texts is None and training.eval_strategy != "no":
+        complaints.append(
+            "`eval_strategy` asks for evaluations, but there are no `eval_texts`. Name some, or set it to 'no'."
+        )
+    if complaints:
+        raise ValueError("\n- ".join(["The arguments cannot be used:", *complaints]))
+
+
+def _about_model(adapt: AdaptArguments, training: MagnetTrainingArguments) -> Iterator[str]:
+    """What is wrong with how the model is to be held."""
+    if adapt.dtype not in DTYPES:
+        yield f"`dtype` is {adapt.dtype!r}; pass one of {list(DTYPES)}."
+    if adapt.attn_implementation not in MASKED_BACKENDS:
+        yield f"`attn_implementation` is {adapt.attn_implementation!r}; pass one of {list(MASKED_BACKENDS)}."
+    elif adapt.attn_implementation == "flex_attention" and training.device.type == "cpu":
+        yield "`attn_implementation` is 'flex_attention', which has no backward pass on the CPU. Pass 'sdpa'."
+
+
+def _about_adapter(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTrainingArguments) -> Iterator[str]:
+    """What contradicts how the result is to be saved and pushed."""
+    if not lora.use_lora and (not adapt.merge_adapter or adapt.adapter_modes is not None):
+        yield "`merge_adapter` and `adapter_modes` are for adapters, and `use_lora` is false. Drop one of them."
+    elif adapt.merge_adapter and adapt.adapter_modes is not None:
+        yield "`adapter_modes` is for an unmerged adapter. Pass `--merge_adapter false`, or leave it out."
+    elif not set(adapt.adapter_modes or ()) <= set(MODES):
+        yield f"`adapter_modes` is {adapt.adapter_modes}; pass some of {list(MODES)}."
+    if training.push_to_hub and not training.hub_model_id:
+        yield "`push_to_hub` is true, but no `hub_model_id` says where to. Name a repository, such as `me/mine`."
+
+
+def _about_pairs(adapt: AdaptArguments, training: MagnetTrainingArguments) -> Iterator[str]:
+    """Which arguments about pairs contradict each other."""
+    if adapt.pairs == "dropout" and training.uses_contrastive_loss and training.view_dropout == 0:
+        yield "`pairs` is 'dropout', but `view_dropout` is 0: both views would be the same. Set it, e.g. to 0.3."
+    if adapt.eval_pairs < 0 or (adapt.eval_pairs > 0 and not adapt.eval_texts):
+        yield f"`eval_pairs` is {adapt.eval_pairs}; pass 0, or 1 or more together with `eval_texts`."
+    if adapt.pair_columns is not None and len(set(adapt.pair_columns)) != 2:
+        yield f"`pair_columns` is {adapt.pair_columns}; name two different columns."
+    if adapt.pairs in ("dropout", "paraphrase") and (
+        adapt.pair_columns or adapt.pair_label_column or adapt.pair_config
+    ):
+        yield (
+            f"`pairs` is {adapt.pairs!r}, which makes its own pairs, but columns or a configuration of given pairs "
+            "are named. Drop one of them."
+        )
+
+
+def _about_output(training: MagnetTrainingArguments) -> Iterator[str]:
+    """What stands in the way of writing to the output folder, or of going on with what is there."""
+    output = Path(str(training.output_dir))
+    resume = resume_point(training)
+    if output.is_file():
+        yield f"`output_dir` {str(output)!r} is a file; name a folder."
+    elif (output / "adapt.json").exists():
+        yield f"`output_dir` {str(output)!r} holds a finished run. Choose another directory."
+    elif resume is None and any(output.glob("checkpoint-*")):
+        yield (
+            f"`output_dir` {str(output)!r} holds checkpoints of a run. Pass `--resume_from_checkpoint true` to go on "
+            "with it, or choose another directory."
+        )
+    elif resume is True and last_complete_checkpoint(output, num_processes=training.world_size) is None:
+        yield (
+            f"`resume_from_checkpoint` is true, but `output_dir` {str(output)!r} has no complete checkpoint of "
+            f"{training.world_size} process(es). Leave it out to start afresh."
+        )
+    elif isinstance(resume, str) and not Path(resume).is_dir():
+        yield f"`resume_from_checkpoint` is {resume!r}, which is no folder. Name a checkpoint, or pass true."
+
+
+def resume_point(training: MagnetTrainingArguments) -> str | bool | None:
+    """`resume_from_checkpoint` as the trainer takes it: `True` for the newest, a folder, or `None`."""
+    wish = training.resume_from_checkpoint
+    return {"true": True, "false": None}.get(str(wish).lower(), wish)
+
+
+def parse_arguments(arguments: list[str]) -> tuple[AdaptArguments, LoraArguments, MagnetTrainingArguments]:
+    """From one JSON file, JSON and overriding options behind it, or options alone."""
+    parser = HfArgumentParser((AdaptArguments, LoraArguments, MagnetTrainingArguments))  # type: ignore[arg-type]
+    if arguments and arguments[0].endswith(".json"):
+        arguments = [*_flags_of(Path(arguments[0])), *arguments[1:]]
+    return parser.parse_args_into_dataclasses(arguments)  # type: ignore[return-value]
+
+
+def _flags_of(recipe: Path) -> list[str]:
+    """A JSON file as options; keys with an underscore in front are comments.
+
+    Raises:
+        ValueError: the file is not there or is not a JSON object.
+    """
+    try:
+        values = json.loads(recipe.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{str(recipe)!r} cannot be read as JSON ({error}). Name one file of arguments.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{str(recipe)!r} holds a JSON {type(values).__name__}; expected an object of arguments.")
+    flags: list[str] = []
+    for name, value in values.items():
+        if name.startswith("_") or value is None:
+            continue
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        else:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags

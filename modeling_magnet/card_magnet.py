@@ -1,0 +1,233 @@
+"""The model card of a checkpoint: what it is, what was measured, how to use it, what it cannot do."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.repocard import RepoCard
+
+CARD = "README.md"
+NOT_RECORDED = "Not recorded: this card was written from the model alone."
+PAPER = "https://arxiv.org/abs/2501.08648"
+TAGS = ("magnet", "text-embeddings", "infilling", "sentence-transformers")
+
+
+@dataclass
+class CardFacts:
+    """What a card says beyond what the model itself tells.
+
+    Args:
+        base_model (`str`, *optional*): Directory or Hub id of the model that was adapted.
+        datasets (`Sequence[str]`): Hub ids, or names of local files, of the training data.
+        language (`Sequence[str]`): Two-letter codes.
+        license (`str`, *optional*): The Hub's identifier, such as `apache-2.0`; the base model's binds, too.
+        recipe (`Sequence[tuple[str, str]]`): What was set in training, a name and a value each.
+        results (`Sequence[EvalResult]`): What was measured, for the Hub's structured evaluation results.
+        notes (`Sequence[str]`): Sentences under "Limits".
+    """
+
+    base_model: str | None = None
+    datasets: Sequence[str] = ()
+    language: Sequence[str] = ()
+    license: str | None = None
+    recipe: Sequence[tuple[str, str]] = ()
+    results: Sequence[EvalResult] = ()
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+def write_card(model: Any, name: str, facts: CardFacts | None = None, *, merged: bool = False) -> str:
+    """The card of a model, as Markdown with the Hub's metadata in front.
+
+    Args:
+        model: One of our models, with its tokenizer.
+        name (`str`): Hub id or directory that the code examples name.
+        facts (`CardFacts`, *optional*): What is known of its making.
+        merged (`bool`, defaults to `False`): Whether the model's adapter is merged into what the card is for.
+
+    Returns:
+        `str`: the content of README.md.
+    """
+    facts = CardFacts() if facts is None else facts
+    is_adapter = bool(model.has_adapter) and not merged
+    base = facts.base_model or _base_of(model)
+    data = ModelCardData(
+        language=list(facts.language) or None,
+        license=facts.license,
+        library_name="peft" if is_adapter else "transformers",
+        tags=list(TAGS),
+        base_model=base if is_hub_id(base) else None,
+        datasets=list(facts.datasets) or None,
+        pipeline_tag="text-generation" if is_adapter else "feature-extraction",
+        model_name=name,
+        eval_results=list(facts.results) or None,
+        base_model_relation=("adapter" if is_adapter else "finetune") if is_hub_id(base) else None,
+    )
+    parts = [
+        f"# {name}",
+        _summary(model, base, is_adapter=is_adapter),
+        "## Use",
+        _adapter_code(name, base) if is_adapter else _checkpoint_code(name),
+        "## How it was made",
+        _table(("", ""), facts.recipe) if facts.recipe else NOT_RECORDED,
+        "## Measured",
+        _results(facts.results) if facts.results else "Nothing was recorded with this checkpoint.",
+        "## Limits",
+        "\n".join(f"- {note}" for note in (*_limits(model, is_adapter=is_adapter), *facts.notes)),
+        f"The method is MAGNET ([Khosla et al. 2025]({PAPER})); this model is no work of the paper's authors.",
+    ]
+    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def rename_card(text: str, name: str) -> str:
+    """The card under another name, so that its code examples name the repository it is pushed to.
+
+    Args:
+        text (`str`): Content of a README.md; one that names no model in its metadata comes back as it is.
+        name (`str`): Hub id.
+    """
+    card = RepoCard(text, ignore_metadata_errors=True)
+    old = _title(card.text)
+    if not old or old == name:
+        return text
+    lines = text.splitlines(keepends=True)
+    whole = {f"{start}{old}\n": f"{start}{name}\n" for start in ("# ", "- name: ", "model_name: ")}
+    return "".join(whole.get(line, line.replace(f'"{old}"', f'"{name}"')) for line in lines)
+
+
+def with_tags(text: str, tags: Sequence[str]) -> str:
+    """The card with further tags in its metadata."""
+    card = RepoCard(text, ignore_metadata_errors=True)
+    known = list(card.data.get("tags") or [])
+    card.data["tags"] = known + [tag for tag in tags if tag not in known]
+    return str(card)
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Whether a model's name is one of the Hub and no directory here: the Hub's metadata takes no other."""
+    return name is not None and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not Path(name).exists()
+
+
+def _shown(name: str | None) -> str | None:
+    """A model's name without the directories of the machine it was made on."""
+    return name if name is None or is_hub_id(name) else Path(name).name
+
+
+def _title(text: str) -> str | None:
+    return next((line[2:].strip() for line in text.splitlines() if line.startswith("# ")), None)
+
+
+def _base_of(model: Any) -> str | None:
+    configs = getattr(model, "peft_config", None) or {}
+    named = next((config.base_model_name_or_path for config in configs.values()), None)
+    return str(named) if named else None
+
+
+def _summary(model: Any, base: str | None, *, is_adapter: bool) -> str:
+    size = sum(parameter.numel() for parameter in model.parameters())
+    amount = f"{size / 1e9:.1f} billion" if size >= 1e9 else f"{size / 1e6:.1f} million"
+    kind = "adapter" if is_adapter else "model"
+    origin = f", adapted from `{_shown(base)}`" if base else ""
+    return (
+        f"A {model.config.model_type} of {amount} parameters{origin}: one {kind} that generates text from left to "
+        "right, encodes it bidirectionally into embeddings, and fills gaps from both sides."
+    )
+
+
+def _checkpoint_code(name: str) -> str:
+    return f'''```python
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
+vectors = model.encode(["The cat sat on the mat.", "A cat was sitting there."], normalize_embeddings=True)
+fill = model.infill("She ate the apple", " for lunch.", max_new_tokens=4)
+inputs = model.tokenizer("There was a little", return_tensors="pt", return_token_type_ids=False)
+output = model.generate(**inputs, max_new_tokens=20)
+```
+
+As an embedder, without remote code:
+
+```python
+from sentence_transformers import SentenceTransformer
+
+embedder = SentenceTransformer("{name}")
+vectors = embedder.encode(["The cat sat on the mat."], normalize_embeddings=True)
+```
+
+As a plain decoder, for every tool that reads its family; here vLLM:
+
+```python
+from vllm import LLM
+
+texts = LLM("{name}").generate(["There was a little"])
+```'''
+
+
+def _adapter_code(name: str, base: str | None) -> str:
+    return f'''The adapter of peft alone; its base is `{_shown(base)}`. With the library installed:
+
+```python
+from modeling_magnet import AutoMagnetForCausalLM
+
+model = AutoMagnetForCausalLM.from_pretrained("{name}")
+vectors = model.encode(["The cat sat on the mat.", "A cat was sitting there."], normalize_embeddings=True)
+fill = model.infill("She ate the apple", " for lunch.", max_new_tokens=4)
+inputs = model.tokenizer("There was a little", return_tensors="pt", return_token_type_ids=False)
+output = model.generate(**inputs, max_new_tokens=20)
+```
+
+For sentence-transformers, vLLM and loading without the library, merge it into its base:
+
+```python
+model.set_adapter_modes(None)
+model.save_pretrained("merged", merge_adapter=True)
+```'''
+
+
+def _limits(model: Any, *, is_adapter: bool) -> list[str]:
+    settings = model.magnet_settings
+    modes = settings.adapter_modes
+    limits = [
+        f"A text has at most {model.config.max_position_embeddings} tokens; `encode_words` reads longer ones in "
+        "windows.",
+        "The prompts of `encode` are part of the model: "
+        + ", ".join(f"`{name}`" for name in sorted(settings.prompts))
+        + f"; {settings.default_prompt_name!r} is used where none is named.",
+    ]
+    if is_adapter and modes is None:
+        limits.append("The adapter is on in every mode, so generation differs from the base model's.")
+    elif is_adapter and modes is not None:
+        limits.append(
+            f"The adapter is on in {' and '.join(modes) or 'no'} mode and off in all others: opened with the library, "
+            "the model generates as its base does, bit for bit, where causal mode is one of those. Opened as a plain "
+            "decoder with its adapter, the adapter is always on."
+        )
+    if settings.end_of_span == 0:
+        limits.append("A fill is as long as the gap it is asked for; the model was not taught where fills end.")
+    return limits
+
+
+def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
+    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
+    return "\n".join(lines + [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows])
+
+
+def _cell(text: str) -> str:
+    """A value in a table: nothing in it may end the cell or become markup."""
+    return str(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _results(results: Sequence[EvalResult]) -> str:
+    rows = [
+        (
+            f"{result.dataset_name}: {result.metric_name or result.metric_type}",
+            f"{result.metric_value:.4g}" if isinstance(result.metric_value, float) else str(result.metric_value),
+        )
+        for result in results
+    ]
+    return _table(("what", "value"), rows)
+
+
+__all__ = ["CARD", "NOT_RECORDED", "CardFacts", "is_hub_id", "rename_card", "with_tags", "write_card"]

@@ -1,0 +1,119 @@
+"""The model card: metadata the Hub takes, facts of the run, code that runs, no markup from data."""
+
+import re
+
+import pytest
+from huggingface_hub import EvalResult, ModelCard
+from peft import LoraConfig
+
+from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet.card_magnet import NOT_RECORDED, CardFacts, is_hub_id, rename_card, with_tags, write_card
+
+FACTS = CardFacts(
+    base_model="meta-llama/Llama-2-7b-hf",
+    datasets=["Salesforce/wikitext"],
+    language=["en"],
+    license="llama2",
+    recipe=[("steps", "4,200"), ("odd | value", "<b>bold</b>\nnext line")],
+    results=[
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="held-out",
+            dataset_name="Held-out texts",
+            metric_type="perplexity",
+            metric_name="infilling perplexity",
+            metric_value=12.3456,
+        )
+    ],
+    notes=["A small model."],
+)
+
+
+def test_the_metadata_are_what_the_hub_reads(tiny_model):
+    card = ModelCard(write_card(tiny_model, "me/mine", FACTS))
+    data = card.data
+    assert (data.license, data.language, data.base_model) == ("llama2", ["en"], "meta-llama/Llama-2-7b-hf")
+    assert data.library_name == "transformers" and data.pipeline_tag == "feature-extraction"
+    assert data.datasets == ["Salesforce/wikitext"] and {"magnet", "infilling"} <= set(data.tags)
+    [result] = data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ("perplexity", 12.3456, "Held-out texts")
+    assert data.model_name == "me/mine"
+    assert "| Held-out texts: infilling perplexity | 12.35 |" in card.text
+    assert "- A small model." in card.text
+
+
+def test_values_cannot_break_the_table(tiny_model):
+    text = write_card(tiny_model, "me/mine", FACTS)
+    assert r"| odd \| value | &lt;b>bold&lt;/b> next line |" in text
+
+
+def test_a_directory_is_no_hub_id_and_its_path_stays_private(tiny_model, tmp_path):
+    text = write_card(tiny_model, "mine", CardFacts(base_model=str(tmp_path)))
+    assert ModelCard(text).data.get("base_model") is None
+    assert str(tmp_path) not in text and f"`{tmp_path.name}`" in text
+    assert is_hub_id("me/mine") and is_hub_id("gpt2")
+    assert not is_hub_id(str(tmp_path)) and not is_hub_id("a/b/c") and not is_hub_id(None)
+
+
+@pytest.mark.parametrize("facts", [FACTS, CardFacts()], ids=["facts", "model alone"])
+def test_a_card_is_renamed_throughout_and_nowhere_else(tiny_model, facts):
+    text = write_card(tiny_model, "out/mine", facts)
+    renamed = rename_card(text, "me/other")
+    assert "out/mine" not in renamed
+    assert renamed == write_card(tiny_model, "me/other", facts)
+    assert rename_card("---\nlicense: mit\n---\n\nNo title.\n", "me/other") == "---\nlicense: mit\n---\n\nNo title.\n"
+    assert ModelCard(with_tags(renamed, ["mine", "magnet"])).data.tags[-1] == "mine"
+
+
+def test_an_adapters_card_says_in_which_modes_it_is_on(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "base")
+    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "base")
+    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    always = write_card(model, "me/mine")
+    assert "is on in every mode" in always and ModelCard(always).data.library_name == "peft"
+    model.set_adapter_modes(["bidirectional", "infill"])
+    bound = write_card(model, "me/mine")
+    assert "is on in bidirectional and infill mode and off in all others" in bound
+    assert "AutoMagnetForCausalLM" in bound and "trust_remote_code" not in bound
+    assert ModelCard(write_card(model, "me/mine", merged=True)).data.library_name == "transformers"
+
+
+def test_the_code_of_a_card_runs(tiny_model, tmp_path, monkeypatch):
+    """All but vLLM's, which is not installed here."""
+    folder = tmp_path / "mine"
+    tiny_model.save_pretrained(folder)
+    blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) == 3 and "vllm" in blocks.pop()
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    model = MagnetLlamaForCausalLM.from_pretrained(folder)
+    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path / "adapter")
+    [first, second] = re.findall(
+        r"```python\n(.*?)```", (tmp_path / "adapter" / "README.md").read_text(), flags=re.DOTALL
+    )
+    names: dict = {}
+    exec(compile(first, "README.md", "exec"), names)
+    exec(compile(second, "README.md", "exec"), names)
+    assert (tmp_path / "merged" / "config.json").is_file()
+
+
+def test_a_card_stays_with_its_model(tiny_model, tmp_path):
+    first, second, other = (tmp_path / name for name in ("first", "second", "other"))
+    tiny_model.save_pretrained(first)
+    assert NOT_RECORDED in (first / "README.md").read_text()
+    (first / "README.md").write_text("# Mine\n\nBy hand.\n")
+    MagnetLlamaForCausalLM.from_pretrained(first).save_pretrained(second)
+    assert (second / "README.md").read_text() == "# Mine\n\nBy hand.\n"
+    other.mkdir()
+    (other / "README.md").write_text("# Notes\n")
+    tiny_model.save_pretrained(other)
+    assert (other / "README.md").read_text() == "# Notes\n", "a card that nobody wrote replaces nothing"
+    tiny_model.card = "# Set\n"
+    tiny_model.save_pretrained(other)
+    assert (other / "README.md").read_text() == "# Set\n"
+    model = MagnetLlamaForCausalLM.from_pretrained(first)
+    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path / "adapter")
+    assert "By hand" not in (tmp_path / "adapter" / "README.md").read_text()

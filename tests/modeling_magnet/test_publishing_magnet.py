@@ -1,0 +1,222 @@
+"""To a Hub and back over HTTP: pushed by the real client, loaded by name where nobody has the package."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.hub_client import refusal, run_client
+from tests.hub_server import HubServer
+
+TOKENS = {"hf_owner": "me", "hf_other": "other", "hf_reader": "me"}
+REPO = "me/mine"
+
+# What a user of the Hub runs: no checkout, no package.
+USER = """
+import json, sys
+sys.modules["modeling_magnet"] = sys.modules["trainer"] = None  # importing either fails
+import numpy as np
+import torch
+from transformers import AutoModel, AutoModelForCausalLM
+kind, revision, target = sys.argv[1:]
+where = {} if revision == "-" else {"revision": revision}
+if kind == "remote":
+    model = AutoModel.from_pretrained("me/mine", trust_remote_code=True, **where)
+    embedding = model.encode(["The cat sat."])
+    fill = model.infill("The cat", " mat.", max_new_tokens=4)
+elif kind == "embedder":
+    from sentence_transformers import SentenceTransformer
+    embedding, fill = SentenceTransformer("me/mine", **where).encode(["The cat sat."]), ""
+else:
+    model = AutoModelForCausalLM.from_pretrained("me/mine", **where)
+    assert type(model).__module__.startswith("transformers.")
+    embedding, fill = model(torch.tensor([[1, 40, 41]])).logits.detach().numpy(), ""
+np.save(target, embedding)
+print(json.dumps(fill))
+"""
+
+
+def push(folder, repo, *options):
+    """Push a directory; options are `name=value`."""
+    from modeling_magnet import AutoMagnetForCausalLM
+
+    chosen = {name: {"True": True}.get(value, value) for name, value in (option.split("=") for option in options)}
+    model = AutoMagnetForCausalLM.from_pretrained(folder)
+    return refusal(model.push_to_hub, repo, **chosen)
+
+
+def push_adapter(base, repo, modes):
+    """Train nothing, push a random adapter over a base on the Hub; returns a fingerprint of what it does."""
+    import torch
+    from peft import LoraConfig
+
+    from modeling_magnet import AutoMagnetForCausalLM
+
+    model = AutoMagnetForCausalLM.from_pretrained(base)
+    torch.manual_seed(0)
+    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False))
+    model.eval()
+    model.set_adapter_modes(modes.split("+") if modes else None)
+    commit = model.push_to_hub(repo)
+    return [commit.oid, model.encode(["The cat sat."]).tolist(), model.infill("The cat", " mat.", max_new_tokens=4)]
+
+
+def open_adapter(repo, base, revision):
+    """What the pushed adapter does, and whether its generation is the base's."""
+    import torch
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    from modeling_magnet import AutoMagnetForCausalLM
+
+    ids = torch.tensor([[1, 40, 41]])
+    answers = []
+    # The Auto classes look for the adapter's revision in the base, where it need not be.
+    for factory, where in ((AutoMagnetForCausalLM, {"revision": revision}), (AutoModel, {})):
+        model = factory.from_pretrained(repo, trust_remote_code=True, **where).eval()
+        same = torch.equal(model(ids).logits, AutoModelForCausalLM.from_pretrained(base).eval()(ids).logits)
+        embedding, fill = model.encode(["The cat sat."]), model.infill("The cat", " mat.", max_new_tokens=4)
+        answers.append([embedding.tolist(), fill, same])
+    return answers
+
+
+def open_with_token(repo, token):
+    """A model of a private repository, its tokenizer fetched with the token of the load alone."""
+    from modeling_magnet import AutoMagnetForCausalLM
+
+    model = AutoMagnetForCausalLM.from_pretrained(repo, token=token)
+    return model.tokenizer.decode(model.tokenizer("The cat").input_ids)
+
+
+def refusals(folder, repo):
+    """The errors of loads and pushes that cannot work."""
+    from modeling_magnet import AutoMagnetForCausalLM
+
+    model = AutoMagnetForCausalLM.from_pretrained(folder)
+    load = AutoMagnetForCausalLM.from_pretrained
+    return [
+        refusal(load, "me/unknown"),
+        refusal(load, repo, revision="unknown"),
+        refusal(load, repo, subfolder="unknown"),
+        refusal(model.push_to_hub, "stranger/mine"),
+        refusal(model.push_to_hub, "a/b/c"),
+    ]
+
+
+@pytest.fixture
+def hub():
+    with HubServer(TOKENS, read_only={"hf_reader"}) as server:
+        yield server
+
+
+@pytest.fixture
+def checkpoint(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "mine")
+    return tmp_path / "mine"
+
+
+def as_user(hub, tmp_path, kind, revision="-"):
+    """Run the user's program in a home and a directory of its own."""
+    folder = tmp_path / f"user-{kind}-{revision[:8]}"
+    folder.mkdir()
+    environment = hub.environment(folder)
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", USER, kind, revision, str(folder / "out.npy")],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    import json
+
+    import numpy as np
+
+    return np.load(folder / "out.npy"), json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_round_trip_over_http(hub, checkpoint, tiny_model, tmp_path):
+    import numpy as np
+    import torch
+
+    assert run_client(push, str(checkpoint), REPO, "tags=mine", hub=hub, home=tmp_path, token="hf_owner") is None
+    files = hub.files(REPO)
+    local = {str(file.relative_to(checkpoint)) for file in checkpoint.rglob("*") if file.is_file()}
+    assert local <= set(files)
+    for name in local - {"README.md", "tokenizer_config.json"}:
+        assert files[name] == (checkpoint / name).read_bytes(), name
+    card = files["README.md"].decode()
+    assert "# me/mine" in card and '"me/mine"' in card and "- mine\n" in card
+    first = hub.commits(REPO)[0].id
+
+    # A second version, in shards: the first is still there by its hash, and no weights of it lie beside the second.
+    with torch.no_grad():
+        tiny_model.lm_head.weight.mul_(-1)
+        tiny_model.model.embed_tokens.weight.mul_(2)
+    before = tiny_model.config.magnet["prompts"].copy()
+    tiny_model.save_pretrained(tmp_path / "second")
+    options = (str(tmp_path / "second"), REPO, "max_shard_size=20KB", "commit_message=Second")
+    assert run_client(push, *options, hub=hub, home=tmp_path, token="hf_owner") is None
+    assert "model.safetensors" not in hub.files(REPO) and "model.safetensors.index.json" in hub.files(REPO)
+    assert hub.commits(REPO)[0].title == "Second"
+    assert tiny_model.config.magnet["prompts"] == before
+
+    embedding, fill = as_user(hub, tmp_path, "remote")
+    np.testing.assert_array_equal(embedding, tiny_model.encode(["The cat sat."]))
+    assert fill == tiny_model.infill("The cat", " mat.", max_new_tokens=4)
+    vectors, _ = as_user(hub, tmp_path, "embedder")
+    np.testing.assert_allclose(vectors, embedding, atol=1e-5)
+    old, old_fill = as_user(hub, tmp_path, "remote", first)
+    from modeling_magnet import MagnetLlamaForCausalLM
+
+    original = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
+    np.testing.assert_array_equal(old, original.encode(["The cat sat."]))
+    assert old_fill == original.infill("The cat", " mat.", max_new_tokens=4)
+    logits, _ = as_user(hub, tmp_path, "stock", first)
+    with torch.no_grad():
+        np.testing.assert_array_equal(logits, original(torch.tensor([[1, 40, 41]])).logits.numpy())
+
+
+def test_an_adapter_over_a_base_of_the_hub(hub, checkpoint, tmp_path):
+    at = {"hub": hub, "home": tmp_path / "owner", "token": "hf_owner"}
+    assert run_client(push, str(checkpoint), "me/base", **at) is None
+    commit, embedding, fill = run_client(push_adapter, "me/base", REPO, "bidirectional+infill", **at)
+    files = hub.files(REPO)
+    assert "adapter_model.safetensors" in files and "config.json" not in files
+    assert b"base_model: me/base" in files["README.md"] and b"base_model_relation: adapter" in files["README.md"]
+    # Its revision is the adapter's own: the base has no such commit.
+    answers = run_client(open_adapter, REPO, "me/base", commit, hub=hub, home=tmp_path / "user")
+    assert answers == [[embedding, fill, True]] * 2
+    # A whole checkpoint takes the adapter's place in one commit.
+    assert run_client(push, str(checkpoint), REPO, **at) is None
+    assert not {"adapter_model.safetensors", "adapter_config.json", "magnet_adapter.json"} & set(hub.files(REPO))
+
+
+def test_a_private_repository_and_its_token(hub, checkpoint, tmp_path):
+    options = (str(checkpoint), REPO, "private=True", "revision=side")
+    assert run_client(push, *options, hub=hub, home=tmp_path, token="hf_owner") is None
+    assert "config.json" in hub.files(REPO, "side") and "config.json" not in hub.files(REPO)
+    assert run_client(push, str(checkpoint), REPO, hub=hub, home=tmp_path, token="hf_owner") is None
+    seen = len(hub.requests)
+    text = run_client(open_with_token, REPO, "hf_owner", hub=hub, home=tmp_path / "reader")
+    assert "The cat" in text
+    tokenizer = [request for request in hub.requests[seen:] if request.path.endswith("/tokenizer.json")]
+    assert tokenizer and all(request.token == "hf_owner" for request in tokenizer)
+
+
+def test_what_the_hub_refuses_is_told_with_its_remedy(hub, checkpoint, tmp_path):
+    assert run_client(push, str(checkpoint), REPO, hub=hub, home=tmp_path, token="hf_owner") is None
+    answers = run_client(refusals, str(checkpoint), REPO, hub=hub, home=tmp_path, token="hf_owner")
+    kinds, _, texts = zip(*answers, strict=True)
+    assert set(kinds) == {"CheckpointError"}
+    unknown, revision, subfolder, stranger, odd = texts
+    assert "'me/unknown' is no directory here, and as a repository it cannot be read" in unknown
+    assert "unknown" in revision and "`revision`" in revision
+    assert "has no config.json" in subfolder
+    assert "'stranger/mine' was not pushed" in stranger and "the token may write there" in stranger
+    assert "'a/b/c' was not pushed" in odd
+    name, _, text = run_client(push, str(checkpoint), REPO, hub=hub, home=tmp_path / "reader", token="hf_reader")
+    assert name == "CheckpointError" and "was not pushed" in text
+    hub.__exit__(None, None, None)
+    name, _, text = run_client(push, str(checkpoint), REPO, hub=hub, home=tmp_path / "late", token="hf_owner")
+    assert name == "CheckpointError" and "the network" in text

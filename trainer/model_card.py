@@ -1,0 +1,104 @@
+"""What a run tells its model card: base, data, recipe, and what was measured before and after."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+from huggingface_hub.repocard import RepoCard
+
+from modeling_magnet.card_magnet import CARD, CardFacts, is_hub_id
+from modeling_magnet.sources_magnet import CheckpointError, ModelSource
+
+# Measures of an evaluation by the name of their log, and what a reader calls them.
+MEASURES = {
+    "eval_infilling_perplexity": ("perplexity", "infilling perplexity, span tokens from both sides"),
+    "eval_left_to_right_perplexity": ("perplexity", "perplexity of the same tokens from the left alone"),
+    "eval_causal_perplexity": ("perplexity", "causal perplexity of whole texts"),
+    "eval_masked_accuracy": ("accuracy", "accuracy of masked next-token prediction"),
+}
+TASKS = {"perplexity": "text-generation", "accuracy": "fill-mask"}
+
+
+def run_facts(
+    log_history: Sequence[dict[str, Any]],
+    *,
+    base_model: str,
+    arguments: dict[str, Any],
+    train_texts: Sequence[str] = (),
+    eval_texts: Sequence[str] = (),
+    language: Sequence[str] = (),
+    license: str | None = None,
+    notes: Sequence[str] = (),
+) -> CardFacts:
+    """The facts of a run for `write_card`.
+
+    Args:
+        log_history (`Sequence[dict]`): The trainer's, with its evaluations.
+        base_model (`str`): Directory or Hub id; its own card gives licence and language where none is given.
+        arguments (`dict`): Arguments of the run that belong into the recipe, by name.
+        train_texts (`Sequence[str]`): Files or Hub ids of the training data.
+        eval_texts (`Sequence[str]`): The same of the held-out data.
+        language (`Sequence[str]`): Codes of the languages.
+        license (`str`, *optional*): The Hub's identifier of a licence.
+        notes (`Sequence[str]`): Further sentences under "Limits".
+
+    Returns:
+        `CardFacts`: the results are those of the last evaluation; the recipe tells the first one as well.
+    """
+    evaluations = [log for log in log_history if "eval_loss" in log]
+    held_out = ", ".join(map(_shown, eval_texts)) or "held-out texts"
+    results = [
+        EvalResult(
+            task_type=TASKS[kind],
+            dataset_type=eval_texts[0] if len(eval_texts) == 1 and is_hub_id(eval_texts[0]) else "held-out",
+            dataset_name=held_out,
+            metric_type=kind,
+            metric_name=_with_before(text, evaluations[0].get(name) if len(evaluations) > 1 else None),
+            metric_value=float(evaluations[-1][name]),
+        )
+        for name, (kind, text) in MEASURES.items()
+        if evaluations and name in evaluations[-1]
+    ]
+    own = _card_data(base_model)
+    recipe = [(name, _value(value)) for name, value in arguments.items() if value not in (None, "", [], {})]
+    if train_texts:
+        recipe.insert(0, ("training data", ", ".join(map(_shown, train_texts))))
+    return CardFacts(
+        base_model=base_model,
+        datasets=[name for name in train_texts if is_hub_id(name)],
+        language=list(language) or _list(own.get("language")),
+        license=license or own.get("license"),
+        recipe=recipe,
+        results=results,
+        notes=notes,
+    )
+
+
+def _card_data(model: str) -> dict[str, Any]:
+    """Metadata of a model's own card; nothing where there is none that can be read."""
+    try:
+        text = ModelSource(model, {}).read_text(CARD)
+    except (CheckpointError, ValueError):
+        return {}
+    return {} if text is None else RepoCard(text, ignore_metadata_errors=True).data.to_dict()
+
+
+def _with_before(text: str, before: float | None) -> str:
+    return text if before is None else f"{text} (before: {before:.4g})"
+
+
+def _shown(name: str) -> str:
+    """A file without the directories of the machine it lies on."""
+    return name if is_hub_id(name) else Path(name).name
+
+
+def _value(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _list(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])
+
+
+__all__ = ["MEASURES", "run_facts"]
