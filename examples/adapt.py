@@ -42,6 +42,7 @@ from trainer import (
     paraphrase_pairs,
     texts_to_blocks,
 )
+from trainer.adapter_cost import LARGEST_MODEL, adapter_cost
 from trainer.checks import check_run
 
 
@@ -162,6 +163,14 @@ def save_and_push(
     """Write the checkpoint or the adapter with the card of the run, and push it where that was asked for."""
     training = trainer.args
     merged = lora.use_lora and adapt.merge_adapter
+    notes = []
+    if lora.use_lora and not merged:
+        model.set_adapter_modes(adapt.adapter_modes)
+        if model.num_parameters() <= LARGEST_MODEL:
+            texts = [text[:400] for text in load_texts(_source(adapt.train_texts), limit=32)[adapt.text_column]]
+            cost = adapter_cost(model, texts=texts, rounds=3)
+            told = ", ".join(f"`{name}` {ratio:.2f}" for name, ratio in cost.items())
+            notes.append(f"Unmerged, the adapter costs time: {told} of the time with merged weights, measured here.")
     model.card = trainer.card_text(
         training.hub_model_id or Path(str(training.output_dir)).name,
         merged=merged,
@@ -169,10 +178,9 @@ def save_and_push(
         eval_texts=adapt.eval_texts or (),
         language=adapt.language or (),
         license=adapt.license,
+        notes=notes,
         recipe={"max_length": adapt.max_length, "pairs": adapt.pairs if training.uses_contrastive_loss else "none"},
     )
-    if lora.use_lora and not merged:
-        model.set_adapter_modes(adapt.adapter_modes)
     model.save_pretrained(training.output_dir, merge_adapter=merged)
     if wants_push:
         commit = model.push_to_hub(

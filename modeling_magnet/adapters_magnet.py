@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from .configuration_magnet import MagnetSettings
 from .masking_magnet import AttentionMode, check_mode
-from .sources_magnet import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, CheckpointError, ModelSource
+from .sources_magnet import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, CheckpointError, ModelSource, told_mismatch
 
 try:  # needed only by models that have an adapter
     from peft import get_peft_model_state_dict
@@ -95,12 +95,13 @@ class AdaptersMixin(_Host):
         if peft_model_id is not None:
             source = ModelSource(str(peft_model_id), dict(kwargs.get("adapter_kwargs") or {}))
             check_adapter_fits(source, self.config.to_dict())
-        try:
-            report = super().load_adapter(peft_model_id, *args, **kwargs)
-        except RuntimeError as error:
+        # Told to go on, transformers names the tensors that do not fit.
+        report = super().load_adapter(peft_model_id, *args, **{**kwargs, "ignore_mismatched_sizes": True})
+        if report.mismatched_keys:
             raise CheckpointError(
-                f"The adapter at {peft_model_id!r} does not fit this model: {error}. Load the base it was trained on."
-            ) from error
+                f"The adapter at {peft_model_id!r} does not fit this model: {told_mismatch(report.mismatched_keys)}. "
+                "Load the base it was trained on."
+            )
         wrong = sorted(report.missing_keys) or sorted(report.unexpected_keys)
         if wrong:
             kind = "lacks" if report.missing_keys else "has more than its configuration says:"

@@ -19,7 +19,15 @@ from .configuration_magnet import MagnetSettings, check_tokenizer_fits, resolve_
 from .head_magnet import ContrastiveHead
 from .merging_magnet import are_tied, merged_weights, verify_files
 from .sidecars_magnet import HEAD_WEIGHTS, refusing_contents, sidecar_contents, write_sidecars
-from .sources_magnet import ADAPTER_SETTINGS, CONFIG, SOURCE_ARGUMENTS, CheckpointError, ModelSource, TokenizerSource
+from .sources_magnet import (
+    ADAPTER_SETTINGS,
+    CONFIG,
+    SOURCE_ARGUMENTS,
+    CheckpointError,
+    ModelSource,
+    TokenizerSource,
+    told_mismatch,
+)
 from .writing_magnet import written_aside
 
 HEAD_PREFIX = "sscl_head."
@@ -105,16 +113,25 @@ class CheckpointMixin(AdaptersMixin):
         if tokenizer is not None:
             settings.mask_token, settings.mask_token_id = resolve_mask_token(tokenizer, mask_token)
         wants_info = kwargs.pop("output_loading_info", False)
+        may_differ = kwargs.pop("ignore_mismatched_sizes", False)
         model: Any
         info: dict[str, Any]
         try:
-            loaded: Any = super().from_pretrained(source.path, *model_args, output_loading_info=True, **kwargs)
+            # Told to go on, transformers names the tensors that do not fit.
+            loaded: Any = super().from_pretrained(
+                source.path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
             model, info = loaded
         except (RuntimeError, SafetensorError) as error:
             raise CheckpointError(
                 f"The weights of {source} cannot be read into its config.json ({error}). Restore the files that "
                 "belong together, or save the model anew."
             ) from error
+        if info["mismatched_keys"] and not may_differ:
+            raise CheckpointError(
+                f"The weights of {source} do not fit its config.json: {told_mismatch(info['mismatched_keys'])}. "
+                "Restore the files that belong together, or save the model anew."
+            )
         if info["missing_keys"]:
             raise CheckpointError(
                 f"The weights of {source} lack {sorted(info['missing_keys'])[:3]} ({len(info['missing_keys'])} "

@@ -100,7 +100,7 @@ class MagnetSettings:
                 "of the checkpoint that goes with it.",
                 stacklevel=2,
             )
-            return cls(**{name: value for name, value in values.items() if name in known})
+            return cls(**{name: value for name, value in values.items() if name in known and name != "schema"})
         if unknown:
             guesses = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
             meant = "".join(f" Did you mean {match[0]!r} for {name!r}?" for name, match in guesses.items() if match)

@@ -5,6 +5,7 @@ Everything that can be refused without reading a weight is refused here.
 
 import json
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,12 @@ class ModelSource:
         if isinstance(config, PreTrainedConfig):
             return config.to_dict()
         values = (self if config is None else ModelSource(str(config), self.arguments)).read_json(CONFIG)
+        if not values and self.directory is None:
+            raise CheckpointError(
+                f"{self} is no directory here, and as a repository it has no config.json that can be read. Check the "
+                "name, `revision` and `subfolder`; without a network, or in offline mode, only what was downloaded "
+                "before is there."
+            )
         if not values:
             raise CheckpointError(
                 f"{self} has no config.json, so it holds no model, or one whose saving was interrupted. Name another "
@@ -199,6 +206,16 @@ class ModelSource:
             raise CheckpointError(f"{str(file)!r} is missing. Fetch it again, or save the model anew.")
 
 
+def told_mismatch(mismatched: Collection[tuple[str, Any, Any]]) -> str:
+    """Tensors that do not fit, as a message tells them.
+
+    Args:
+        mismatched (collection of `tuple`): Name, stored shape and expected shape, as transformers reports them.
+    """
+    name, stored, built = min(mismatched, key=lambda entry: entry[0])
+    return f"{name} has shape {tuple(stored)} where {tuple(built)} is expected ({len(mismatched)} tensors)"
+
+
 def check_safetensors(file: Path) -> None:
     """Refuse a safetensors file that was cut short, by its header.
 
@@ -236,4 +253,5 @@ __all__ = [
     "ModelSource",
     "TokenizerSource",
     "check_safetensors",
+    "told_mismatch",
 ]

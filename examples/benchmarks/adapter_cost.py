@@ -1,0 +1,74 @@
+"""What does an adapter cost that is bound to modes instead of merged?
+
+    python examples/benchmarks/adapter_cost.py --model LLAMA --texts corpus.jsonl.xz --output result.json
+
+The floor: an adapter of rank r on a layer of n inputs and m outputs adds r (n + m) products to n m. What is above it
+is memory traffic and the many small products. Merged, there is no adapter at all.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from peft import LoraConfig
+
+from examples.benchmarks.measuring import machine
+from examples.evaluate.results import write_results
+from modeling_magnet import AutoMagnetForCausalLM
+from trainer import load_texts
+from trainer.adapter_cost import adapter_cost
+
+BINDINGS = {"always on": None, "bound": ["bidirectional", "infill"]}
+
+
+def extra_products(model: Any) -> float:
+    """Products that the adapter adds to those of the layers it is on, as a share."""
+    layers = [module for module in model.modules() if hasattr(module, "lora_A")]
+    added = sum(p.numel() for layer in layers for p in (*layer.lora_A.parameters(), *layer.lora_B.parameters()))
+    return added / sum(layer.get_base_layer().weight.numel() for layer in layers)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measure, print a table and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="Directory or Hub id of a plain decoder or a MAGNET model.")
+    parser.add_argument("--texts", nargs="+", required=True, help="Files or a Hub id of texts.")
+    parser.add_argument("--num_texts", type=int, default=64, help="Texts that are encoded.")
+    parser.add_argument("--rank", type=int, default=16, help="Rank of the adapter, on all linear layers.")
+    parser.add_argument("--rounds", type=int, default=9, help="Rounds that are timed.")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda.")
+    parser.add_argument("--dtype", default="float32", help="Dtype of the weights.")
+    parser.add_argument("--output", type=Path, help="JSON file for the result.")
+    args = parser.parse_args(arguments)
+    if min(args.num_texts, args.rank, args.rounds) < 1:
+        parser.error("`--num_texts`, `--rank` and `--rounds` are at least 1.")
+    source = args.texts[0] if len(args.texts) == 1 else args.texts
+    texts = [text[:400] for text in load_texts(source, limit=args.num_texts)["text"]]
+    device = torch.device(args.device)
+    model = AutoMagnetForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(device)
+    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=args.rank))
+    share = extra_products(model)
+    rows = {}
+    print(f"{'adapter':10}" + "".join(f"{name:>12}" for name in ("encode", "infill", "generate")))
+    for name, modes in BINDINGS.items():
+        model.set_adapter_modes(modes)
+        rows[name] = adapter_cost(model, texts=texts, rounds=args.rounds)
+        print(f"{name:10}" + "".join(f"{ratio:11.2f}x" for ratio in rows[name].values()), flush=True)
+    print(f"floor of encode and infill: {1 + share:.2f}x; of generate, bound: 1.00x")
+    result = {
+        **machine(device, dtype=args.dtype),
+        "settings": {"rank": args.rank, "rounds": args.rounds, "num_texts": len(texts)},
+        "times_over_merged": rows,
+        "products_over_merged": 1 + share,
+    }
+    write_results(args.output, result, models={"base": args.model})
+    print(f"adapter_cost: OK ({args.output or 'not written'})", flush=True)
+    return result
+
+
+if __name__ == "__main__":
+    main()

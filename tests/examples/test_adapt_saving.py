@@ -1,0 +1,114 @@
+"""What a run of `adapt.py` saves and pushes: merged or as an adapter, with a card of its facts."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from examples import adapt
+from modeling_magnet import AutoMagnetForCausalLM
+from modeling_magnet.merging_magnet import largest_differences
+from tests.hub_client import run_client
+from tests.hub_server import HubServer
+
+from .tiny_run import save_plain_llama, tiny_options
+
+IDS = torch.tensor([[1, 40, 41, 42]])
+LORA = ["--lora_r=2", "--learning_rate=1e-2"]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    """No cached data set of another test."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def options(tmp_path, tiny_tokenizer):
+    base = save_plain_llama(tmp_path / "base", tiny_tokenizer)
+    (base / "README.md").write_text("---\nlicense: llama2\nlanguage: en\n---\n\n# Its own card\n")
+    return tiny_options(tmp_path, model=base)
+
+
+def test_an_adapter_alone_leaves_generation_to_the_base(tmp_path, options):
+    """The same run merged and unmerged: the same embeddings; generation is the base's where the adapter is bound."""
+    adapt.main([*options, *LORA])
+    merged = AutoMagnetForCausalLM.from_pretrained(tmp_path / "run")
+    bound_options = [option.replace("/run", "/bound") for option in options]
+    adapt.main([*bound_options, *LORA, "--merge_adapter=false", "--adapter_modes", "bidirectional", "infill"])
+    names = {file.name for file in (tmp_path / "bound").iterdir()}
+    assert {"adapter_model.safetensors", "magnet_adapter.json", "adapt.json"} <= names and "config.json" not in names
+    bound = AutoMagnetForCausalLM.from_pretrained(tmp_path / "bound")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        assert torch.equal(bound(IDS).logits, base(IDS).logits)
+        assert not torch.equal(merged(IDS).logits, base(IDS).logits)
+    differences = largest_differences(merged, bound)
+    assert differences.pop("logits, causal") > 1e-3
+    assert max(differences.values()) < 1e-4
+    text = (tmp_path / "bound" / "README.md").read_text()
+    assert "on in bidirectional and infill mode" in text and "rank 2, alpha 32" in text
+
+
+def test_the_card_tells_the_run(tmp_path, options):
+    adapt.main([*options, *LORA, "--language", "en", "de"])
+    card = ModelCard((tmp_path / "run" / "README.md").read_text())
+    report = json.loads((tmp_path / "run" / "adapt.json").read_text())
+    last = [log for log in report["log_history"] if "eval_loss" in log][-1]
+    measured = {result.metric_name.split(" (before")[0]: result.metric_value for result in card.data.eval_results}
+    assert measured["infilling perplexity, span tokens from both sides"] == last["eval_infilling_perplexity"]
+    assert len(measured) == 4 and {result.dataset_name for result in card.data.eval_results} == {"held_out.jsonl.xz"}
+    assert card.data.license == "llama2" and card.data.language == ["en", "de"]
+    assert "| training data | train.jsonl.xz |" in card.text and "| loss_phases | 4:1,0,1 2:1,9,1 |" in card.text
+    assert "(before: " in card.text and str(tmp_path) not in card.content
+    loaded = AutoMagnetForCausalLM.from_pretrained(tmp_path / "run")
+    loaded.save_pretrained(tmp_path / "copy")
+    assert (tmp_path / "copy" / "README.md").read_text() == (tmp_path / "run" / "README.md").read_text()
+
+
+def test_checkpoints_of_a_lora_run_are_adapters_of_ours(tmp_path, options):
+    adapt.main(
+        [option for option in [*options, *LORA, "--save_strategy=steps", "--save_steps=4"] if "no" not in option]
+    )
+    folder = tmp_path / "run" / "checkpoint-4"
+    assert (folder / "magnet_adapter.json").is_file()
+    loaded = AutoMagnetForCausalLM.from_pretrained(folder)
+    plain = AutoMagnetForCausalLM.from_pretrained(tmp_path / "base")
+    wrapped = PeftModel.from_pretrained(AutoMagnetForCausalLM.from_pretrained(tmp_path / "base"), folder).eval()
+    np.testing.assert_array_equal(loaded.encode(["the cat"], prompt=""), wrapped.encode(["the cat"], prompt=""))
+    assert not np.array_equal(loaded.encode(["the cat"], prompt=""), plain.encode(["the cat"], prompt=""))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--use_lora=false", "--merge_adapter=false"], "`use_lora` is false"),
+        (["--adapter_modes", "infill"], "`adapter_modes` is for an unmerged adapter"),
+        (["--merge_adapter=false", "--adapter_modes", "infil"], r"`adapter_modes` is \['infil'\]"),
+        (["--push_to_hub=true"], "no `hub_model_id` says where to"),
+    ],
+)
+def test_contradictions_are_refused_before_anything_is_read(options, given, message):
+    with pytest.raises(ValueError, match=message):
+        adapt.main([*options, *given])
+
+
+def run_and_push(*options):
+    """A run as its user starts it, and what it printed of its push."""
+    adapt.main(list(options))
+    return "done"
+
+
+def test_a_run_can_end_on_the_hub(tmp_path, options):
+    with HubServer({"hf_owner": "me"}) as hub:
+        pushed = [*options, *LORA, "--push_to_hub=true", "--hub_model_id=me/mine", "--hub_private_repo=true"]
+        run_client(run_and_push, *pushed, "--save_steps=2", hub=hub, home=tmp_path / "home", token="hf_owner")
+        titles = [commit.title for commit in hub.commits("me/mine")]
+        assert titles[0] == "Upload model" and len(titles) <= 2, "the result alone, not the checkpoints on the way"
+        files = hub.files("me/mine")
+    assert files["model.safetensors"] == (tmp_path / "run" / "model.safetensors").read_bytes()
+    assert ModelCard(files["README.md"].decode()).data.model_name == "me/mine"
