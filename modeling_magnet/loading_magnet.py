@@ -1,0 +1,201 @@
+"""Opened from a directory or the Hub: a checkpoint, a plain decoder or an adapter, with its settings and tokenizer."""
+
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerBase
+
+from .adapters_magnet import AdaptersMixin, check_adapter_fits
+from .card_magnet import CARD
+from .configuration_magnet import MagnetSettings, check_tokenizer_fits, resolve_mask_token
+from .head_magnet import ContrastiveHead
+from .sidecars_magnet import HEAD_WEIGHTS
+from .sources_magnet import (
+    ADAPTER_SETTINGS,
+    SOURCE_ARGUMENTS,
+    CheckpointError,
+    ModelSource,
+    TokenizerSource,
+    told_mismatch,
+)
+
+# Arguments of transformers by which weights are not where they usually are.
+_OTHER_WEIGHTS = ("gguf_file", "variant", "state_dict")
+
+
+def check_is_our_decoder(values: dict[str, Any], *, expected: str, path: str) -> None:
+    """Refuse a checkpoint of another architecture before its weights are read.
+
+    Raises:
+        ValueError: naming both model types.
+    """
+    if values.get("model_type") != expected:
+        raise ValueError(
+            f"{path!r} holds a model of type {values.get('model_type')!r}; this class adapts {expected!r}. "
+            "Choose a decoder-only checkpoint of that type, or the MAGNET class of its family."
+        )
+
+
+class LoadingMixin(AdaptersMixin):
+    """`from_pretrained`, and what a model knows of where it came from: settings, tokenizer, card."""
+
+    # The contrastive head has a file of its own, so the main weights never hold it.
+    _keys_to_ignore_on_load_missing = [r"^sscl_head\."]
+
+    _tokenizer_source: TokenizerSource
+    _card: str | None = None
+    _card_source: ModelSource | None = None
+    sscl_head: ContrastiveHead
+
+    @property
+    def magnet_settings(self) -> MagnetSettings:
+        """The validated form of `config.magnet`."""
+        return MagnetSettings.from_dict(self.config.magnet, source=repr(self.config._name_or_path))
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *model_args: Any, mask_token: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Load a MAGNET checkpoint, a plain decoder with default settings, or an adapter of peft over either.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): Directory or Hub id of the model or the adapter.
+            mask_token (`str`, *optional*): For a plain decoder, the token that hides a context token; defaults to
+                the tokenizer's own, else to an underscore.
+            kwargs: As in transformers. Revision, token and subfolder reach the tokenizer, too; of an adapter, revision
+                and subfolder are the adapter's own, and its base is read at the `revision` of adapter_config.json.
+
+        Raises:
+            ValueError: another architecture, files that are missing, cut short or no safetensors, tensors that do not
+                fit, a vocabulary without a mask token, or no tokenizer to look it up in.
+        """
+        arguments = {name: kwargs[name] for name in SOURCE_ARGUMENTS if kwargs.get(name) is not None}
+        source = ModelSource(str(pretrained_model_name_or_path), arguments)
+        adapter = _adapter_of_auto_class(kwargs.pop("adapter_kwargs", None))
+        if adapter is None and kwargs.get("config") is None:
+            base = source.adapter_base()
+            if base is not None:
+                source, adapter = base, source
+                kwargs = {name: value for name, value in kwargs.items() if name not in arguments} | base.arguments
+        values = source.config_values(kwargs.get("config"))
+        check_is_our_decoder(values, expected=getattr(cls.config_class, "model_type", ""), path=source.path)
+        settings = MagnetSettings.from_dict(values.get("magnet") or {}, source=str(source))
+        if adapter is not None:
+            check_adapter_fits(adapter, values)
+            adapter.check_weights()
+            stored = adapter.read_json(ADAPTER_SETTINGS)
+            settings = settings if stored is None else MagnetSettings.from_dict(stored["magnet"], source=str(adapter))
+        if not any(kwargs.get(name) for name in _OTHER_WEIGHTS) and kwargs.get("use_safetensors") is None:
+            source.check_weights()
+            kwargs["use_safetensors"] = True
+        # Before the weights: a missing mask token must not cost the time of loading them.
+        has_own = adapter is not None and adapter.file("tokenizer_config.json") is not None
+        place = adapter if adapter is not None and has_own else source
+        tokenizer_source = TokenizerSource(place.path, place.arguments)
+        tokenizer = tokenizer_source.find() if settings.mask_token_id is None or mask_token is not None else None
+        if tokenizer is None and mask_token is not None:
+            raise ValueError(
+                f"mask_token={mask_token!r} was given, but there is no tokenizer at {source} to look it up in. Put "
+                "the tokenizer's files there, or set `model.tokenizer` after loading."
+            )
+        if tokenizer is not None:
+            settings.mask_token, settings.mask_token_id = resolve_mask_token(tokenizer, mask_token)
+        wants_info = kwargs.pop("output_loading_info", False)
+        may_differ = kwargs.pop("ignore_mismatched_sizes", False)
+        model: Any
+        info: dict[str, Any]
+        try:
+            # Told to go on, transformers names the tensors that do not fit.
+            loaded: Any = super().from_pretrained(
+                source.path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+            model, info = loaded
+        except (RuntimeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"The weights of {source} cannot be read into its config.json ({error}). Restore the files that "
+                "belong together, or save the model anew."
+            ) from error
+        if info["mismatched_keys"] and not may_differ:
+            raise CheckpointError(
+                f"The weights of {source} do not fit its config.json: {told_mismatch(info['mismatched_keys'])}. "
+                "Restore the files that belong together, or save the model anew."
+            )
+        if info["missing_keys"]:
+            raise CheckpointError(
+                f"The weights of {source} lack {sorted(info['missing_keys'])[:3]} ({len(info['missing_keys'])} "
+                "tensors), which would be random. An encoder that was saved without its LM head, or a part of a "
+                "model, cannot be opened here; name the whole one."
+            )
+        if adapter is not None:
+            where = {name: value for name, value in adapter.arguments.items() if name != "force_download"}
+            model.load_adapter(adapter.path, adapter_kwargs=where)
+        model.config.magnet = settings.to_dict()
+        model._tokenizer_source = tokenizer_source
+        ours = source if adapter is None else adapter
+        model._card_source = ours if (values.get("magnet") if adapter is None else stored) else None
+        if settings.contrastive_head is not None:
+            model._load_head(source if adapter is None or adapter.file(HEAD_WEIGHTS) is None else adapter)
+        return (model, info) if wants_info else model
+
+    def _load_head(self, source: ModelSource) -> None:
+        """The projection that was kept for sentence embeddings, from its own file."""
+        file = source.file(HEAD_WEIGHTS)
+        if file is None:
+            raise CheckpointError(
+                f"{source} keeps its contrastive head in {HEAD_WEIGHTS}, which is missing. Fetch it again, or set "
+                "`contrastive_head` of `magnet` in config.json to null to encode without it."
+            )
+        if not hasattr(self, "sscl_head"):  # the settings came with an adapter, after the model was built
+            self.sscl_head = ContrastiveHead(self.config.hidden_size).to(device=self.device, dtype=self.dtype)
+        self.sscl_head.load_state_dict(load_file(str(file)))
+
+    @property
+    def card(self) -> str | None:
+        """The model card, content of README.md: the one that was set, else that of where this model came from.
+
+        Without one, `save_pretrained` writes a card from the model alone where there is none yet. The card of an
+        adapter is not that of the model it is merged into, nor the other way round.
+        """
+        if self._card is not None or self._card_source is None:
+            return self._card
+        return self._card_source.read_text(CARD)
+
+    @card.setter
+    def card(self, text: str | None) -> None:
+        self._card = text
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the checkpoint, loaded on first use, or the one that was set.
+
+        Raises:
+            ValueError: there is none where the model came from, or one whose ids the model does not embed.
+        """
+        tokenizer = self._tokenizer_source.find()
+        if tokenizer is None:
+            raise ValueError(
+                f"No tokenizer at {self._tokenizer_source.path!r}, where the model came from. "
+                "Set one: `model.tokenizer = AutoTokenizer.from_pretrained(...)`."
+            )
+        check_tokenizer_fits(tokenizer, self.config.vocab_size)
+        return tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        check_tokenizer_fits(tokenizer, self.config.vocab_size)
+        self._tokenizer_source.tokenizer = tokenizer
+        if self.config.magnet["mask_token_id"] is None:
+            mask_token, mask_token_id = resolve_mask_token(tokenizer)
+            self.config.magnet.update(mask_token=mask_token, mask_token_id=mask_token_id)
+
+
+def _adapter_of_auto_class(arguments: dict[str, Any] | None) -> ModelSource | None:
+    """The adapter that an Auto class found where it was pointed, before it handed us the base."""
+    arguments = dict(arguments or {})
+    path = arguments.pop("_adapter_model_path", None)
+    known = {name: arguments[name] for name in SOURCE_ARGUMENTS if arguments.get(name) is not None}
+    return None if path is None else ModelSource(str(path), known)
+
+
+__all__ = ["LoadingMixin"]
