@@ -13,7 +13,7 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from .card_magnet import CARD, write_card
 from .loading_magnet import LoadingMixin
-from .merging_magnet import are_tied, merged_weights, verify_files
+from .merging_magnet import are_tied, in_dtype, merged_weights, verify_files
 from .sidecars_magnet import HEAD_WEIGHTS, refusing_contents, sidecar_contents, write_sidecars
 from .sources_magnet import CONFIG, CheckpointError, ModelSource
 from .writing_magnet import written_aside
@@ -122,7 +122,7 @@ class CheckpointMixin(LoadingMixin):
         if self.has_adapter or dtype != self.dtype:
             if state_dict is None:
                 state_dict = merged_weights(self) if self.has_adapter else self.state_dict()
-            state_dict = {name: _in_dtype(tensor, dtype) for name, tensor in state_dict.items()}
+            state_dict = in_dtype(state_dict, dtype)
             host = self._twin_without_weights(dtype, tied=are_tied(state_dict, self))
         weights = self.state_dict() if state_dict is None else state_dict
         main_weights = {name: tensor for name, tensor in weights.items() if not name.startswith(HEAD_PREFIX)}
@@ -185,11 +185,6 @@ def _base_is_checkpoint(adapter: Path) -> bool:
     except CheckpointError:
         return False
     return base is not None and "is_causal" in base.config_values()
-
-
-def _in_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Floating-point weights in another dtype; a whole number stays one."""
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 __all__ = ["CheckpointMixin"]

@@ -1,7 +1,7 @@
 """Further families: each lends `MagnetMixin` its decoder. A family of your own takes as many lines.
 
-Where layers have a sliding window, causal mode has the family's, looking back; in the other modes it reaches as far
-ahead as it reaches back.
+Where layers have a sliding window of w, causal mode has the family's: a token sees itself and w - 1 before it. In the
+other modes it sees w to either side, as the stock classes do when they are told not to be causal.
 """
 
 from typing import Any

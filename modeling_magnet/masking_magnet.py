@@ -172,19 +172,20 @@ def layer_windows(config: Any) -> dict[str, int | None]:
 def limit_to_window(
     allowed: torch.Tensor, *, query_positions: torch.Tensor, key_positions: torch.Tensor, window: int
 ) -> torch.Tensor:
-    """A pattern whose queries see fewer than `window` positions to either side.
+    """A pattern whose queries see at most `window` positions to either side.
 
-    In causal mode a family's window looks back; where a token may look ahead, it looks ahead as far.
+    That is how transformers turns a family's window, which in causal mode looks back and counts the token itself, into
+    one to both sides; so do the stock classes that sentence-transformers opens.
 
     Args:
         allowed (`torch.BoolTensor` of shape `(B, 1, Q, KV)`): True where the query may attend.
         query_positions (`torch.LongTensor` of shape `(B, Q)`): Positions of the queries.
         key_positions (`torch.LongTensor` of shape `(B, KV)`): Positions of the keys.
-        window (`int`): As the config has it: the token itself counts.
+        window (`int`): As the config has it.
     """
     distance = (query_positions[:, :, None] - key_positions[:, None, :]).abs()  # (B, Q, KV)
     # A padding token that sees itself alone must not lose even that: its distance to itself is 0.
-    return allowed & (distance < window)[:, None]
+    return allowed & (distance <= window)[:, None]
 
 
 def render_for_layers(

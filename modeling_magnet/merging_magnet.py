@@ -54,6 +54,24 @@ def are_tied(weights: dict[str, torch.Tensor], model: Any) -> bool:
     return first is None or second is None or torch.equal(first, second)
 
 
+def in_dtype(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Floating-point weights in another dtype; what is one tensor under two names stays one.
+
+    Args:
+        weights (`dict[str, torch.Tensor]`): A state dict.
+        dtype (`torch.dtype`): For whatever is no whole number.
+    """
+    cast: dict[tuple[Any, ...], torch.Tensor] = {}
+    for tensor in weights.values():
+        wanted = dtype if tensor.is_floating_point() else tensor.dtype
+        cast.setdefault(_memory(tensor), tensor.to(wanted))
+    return {name: cast[_memory(tensor)] for name, tensor in weights.items()}
+
+
+def _memory(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, str(tensor.device)
+
+
 def _merge(layer: Any) -> torch.nn.Module:
     """A layer in place of an adapted one, which is used up."""
     layer.float()
@@ -140,4 +158,4 @@ def verify_files(model: Any, directory: Path, *, dtype: torch.dtype) -> dict[str
     return differences
 
 
-__all__ = ["are_tied", "largest_differences", "merged_weights", "verify_files"]
+__all__ = ["are_tied", "in_dtype", "largest_differences", "merged_weights", "verify_files"]

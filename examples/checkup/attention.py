@@ -16,9 +16,9 @@ def sees(query: int, key: int, *, mode: AttentionMode, segments: Sequence[int], 
         query, key (`int`): Positions.
         mode (`str`): Of the call.
         segments (`Sequence[int]`): 0 for context, k for the k-th span; for infill mode.
-        window (`int`, *optional*): Of the layer: distances below it are within.
+        window (`int`, *optional*): Of the layer: causally it counts the token itself, else it is a distance.
     """
-    if window is not None and abs(query - key) >= window:
+    if window is not None and abs(query - key) > window - (mode == "causal"):
         return False
     if mode == "bidirectional":
         return True

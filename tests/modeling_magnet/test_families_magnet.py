@@ -112,7 +112,7 @@ def looped_masks(config, segments, positions, mask):
                     sees = segments[row, key] == 0 or (segments[row, key] == segments[row, query] and key <= query)
                     sees = sees and bool(mask[row, key])
                     if window is not None:
-                        sees = sees and abs(int(positions[row, query] - positions[row, key])) < window
+                        sees = sees and abs(int(positions[row, query] - positions[row, key])) <= window
                     if sees or key == query:
                         table[row, 0, query, key] = 0.0
         masks[kind] = table
@@ -154,7 +154,7 @@ def test_a_later_token_moves_what_its_window_reaches_and_nothing_else(checkpoint
     if None in windows.values():
         assert (moved > 0).all()
     else:  # three layers of one window reach three windows back
-        reach = 3 * (WINDOW - 1)
+        reach = 3 * WINDOW
         assert (moved[-reach - 1 :] > 0).all()
         assert (moved[: -reach - 1] == 0).all()
     assert torch.equal(ours(ids, mode="causal").logits[:, :-1], ours(changed, mode="causal").logits[:, :-1])

@@ -94,6 +94,14 @@ def test_a_checkpoint_can_change_its_dtype(tiny_model, tmp_path, dtype, capsys):
         assert torch.equal(tensor.to(dtype), other), name
 
 
+def test_tied_weights_are_written_once_in_any_dtype(wiki_7m, tmp_path):
+    model = load(wiki_7m)
+    model.save_pretrained(tmp_path, dtype=torch.bfloat16)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert "lm_head.weight" not in file.keys()
+    assert (tmp_path / "model.safetensors").stat().st_size < 2.01 * model.num_parameters()
+
+
 def test_merged_shards_are_whole(base_folder, tmp_path):
     model = adapt(load(base_folder), "linear")
     model.save_pretrained(tmp_path / "merged", merge_adapter=True, max_shard_size="20KB")
