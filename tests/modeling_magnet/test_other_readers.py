@@ -1,0 +1,50 @@
+"""Tools that know nothing of us read a checkpoint: transformers' stock class, lm-eval, peft, sentence-transformers.
+
+The first and the last are compared cell by cell in test_loading_matrix; here are those with readers of their own.
+"""
+
+import numpy as np
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from peft import AutoPeftModelForCausalLM, LoraConfig
+
+from modeling_magnet import MagnetLlamaForCausalLM
+
+CONTINUATIONS = [("Once upon a time there was a little", " girl"), ("The cat sat on the", " mat.")]
+
+
+def by_hand(model, context, continuation):
+    """Log-probability of a continuation, token by token."""
+    prefix = model.tokenizer(context).input_ids
+    ids = prefix + model.tokenizer(continuation, add_special_tokens=False).input_ids
+    with torch.no_grad():
+        logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return sum(float(logprobs[place - 1, ids[place]]) for place in range(len(prefix), len(ids)))
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["stock", "remote code"])
+def test_lm_eval_gives_the_likelihoods_of_the_model(wiki_7m, tmp_path, remote):
+    model = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)
+    model.save_pretrained(tmp_path / "saved")
+    reader = HFLM(
+        pretrained=str(tmp_path / "saved"), device="cpu", dtype="float32", batch_size=2, trust_remote_code=remote
+    )
+    assert type(reader.model).__module__.startswith("transformers_modules." if remote else "transformers.models.")
+    requests = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(CONTINUATIONS)]
+    given = [loglikelihood for loglikelihood, _ in reader.loglikelihood(requests, disable_tqdm=True)]
+    np.testing.assert_allclose(given, [by_hand(model, *pair) for pair in CONTINUATIONS], atol=1e-4)
+
+
+def test_peft_opens_an_adapter_by_itself(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "base")
+    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "base")
+    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False))
+    model.eval().save_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([[1, 40, 41, 42]])
+    with torch.no_grad():
+        stock = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+        assert torch.equal(stock(input_ids=ids).logits, model(ids).logits)
+        ours = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", trust_remote_code=True).eval()
+        np.testing.assert_array_equal(ours.encode(["The cat."]), model.encode(["The cat."]))
