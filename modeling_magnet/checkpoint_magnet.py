@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers.dynamic_module_utils import custom_object_save
 
 from .card_magnet import CARD, write_card
+from .code_magnet import write_code
 from .loading_magnet import LoadingMixin
 from .merging_magnet import are_tied, in_dtype, merged_weights, verify_files
 from .sidecars_magnet import HEAD_WEIGHTS, refusing_contents, sidecar_contents, write_sidecars
@@ -144,13 +144,14 @@ class CheckpointMixin(LoadingMixin):
 
     def _write_beside_weights(self, directory: Path, weights: dict[str, Any]) -> None:
         """Everything that turns a directory of stock weights into ours."""
-        custom_object_save(self, directory)
+        ours = write_code(type(self), directory)
         config_file = directory / "config.json"
         values = json.loads(config_file.read_text(encoding="utf-8"))
         stock = next(base for base in type(self).__mro__ if base.__module__.startswith("transformers.models."))
-        ours = f"{type(self).__module__.rsplit('.', 1)[-1]}.{type(self).__name__}"
         values["architectures"] = [stock.__name__]
-        values["auto_map"] = {"AutoModel": ours, "AutoModelForCausalLM": ours}
+        values.pop("auto_map", None)
+        if ours is not None:
+            values["auto_map"] = {"AutoModel": ours, "AutoModelForCausalLM": ours}
         # sentence-transformers drops its override of a key that the file does not have.
         values["is_causal"] = True
         config_file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

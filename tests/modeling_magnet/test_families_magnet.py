@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, MistralForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from modeling_magnet.families_magnet import FAMILIES, AutoMagnetForCausalLM
@@ -227,19 +227,3 @@ def test_a_cache_without_positions_is_refused_where_there_are_windows(model_type
     cache = model(ids, mode="causal", use_cache=True).past_key_values
     with pytest.raises(ValueError, match="sliding windows; mode='bidirectional' needs the positions"):
         model(ids[:, :1], past_key_values=cache, mode="bidirectional")
-
-
-def test_a_family_of_ones_own_takes_a_few_lines(tiny_tokenizer):
-    from transformers import GenerationMixin
-
-    from modeling_magnet import MagnetMixin
-
-    class Mine(MagnetMixin, MistralForCausalLM, GenerationMixin):
-        pass
-
-    torch.manual_seed(0)
-    model = Mine(make_config("mistral")).eval()
-    model.tokenizer = tiny_tokenizer
-    assert model.encode(["The cat"]).shape == (1, 32)
-    assert isinstance(model.infill("The cat", " mat.", max_new_tokens=3), str)
-    assert AutoTokenizer is not None
