@@ -98,7 +98,7 @@ def test_its_code_travels_with_the_checkpoint(own_class, plain, tmp_path):
 def test_a_class_in_no_file_is_saved_as_a_stock_decoder_with_a_warning(tiny_tokenizer, tmp_path):
     kind = type("Mine", (MagnetMixin, MistralForCausalLM, GenerationMixin), {"__module__": "__main__"})
     config = MistralConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=8
     )
     model = kind(config).eval()
     model.tokenizer = tiny_tokenizer
