@@ -27,7 +27,7 @@ def write_code(kind: type, directory: Path) -> str | None:
     file = getattr(module, "__file__", None)
     if kind.__module__ == "__main__" or file is None:
         warnings.warn(
-            f"The code of {kind.__name__} cannot be saved with its model: the class was defined in the running program. "
+            f"The code of {kind.__name__} cannot be saved with its model: it was defined in the running program. "
             "Move it into a file of its own and import it; until then the checkpoint opens as a stock decoder.",
             stacklevel=2,
         )
