@@ -165,7 +165,6 @@ def save_and_push(
     merged = lora.use_lora and adapt.merge_adapter
     notes = []
     if lora.use_lora and not merged:
-        model.set_adapter_modes(adapt.adapter_modes)
         if model.num_parameters() <= LARGEST_MODEL:
             texts = [text[:400] for text in load_texts(_source(adapt.train_texts), limit=32)[adapt.text_column]]
             cost = adapter_cost(model, texts=texts, rounds=3)
@@ -179,7 +178,10 @@ def save_and_push(
         language=adapt.language or (),
         license=adapt.license,
         notes=notes,
-        recipe={"max_length": adapt.max_length, "pairs": adapt.pairs if training.uses_contrastive_loss else "none"},
+        recipe={
+            "max_length": adapt.max_length,
+            "pairs": Path(adapt.pairs).name if training.uses_contrastive_loss else "none",
+        },
     )
     model.save_pretrained(training.output_dir, merge_adapter=merged)
     if wants_push:
@@ -233,8 +235,11 @@ def build_trainer(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTr
         pairs, eval_pairs = pairs.select(range(held_out.start)), pairs.select(held_out)
     # The first evaluation is what the base can do; a resumed run has it in its history.
     training.eval_on_start = eval_blocks is not None and resume_point(training) is None
+    adapted = apply_lora(model, lora)
+    if adapt.adapter_modes is not None:  # before training, so that evaluations see what will be saved
+        model.set_adapter_modes(adapt.adapter_modes)
     return MagnetTrainer(
-        model=apply_lora(model, lora),
+        model=adapted,
         args=training,
         train_dataset=blocks,
         eval_dataset=eval_blocks,

@@ -126,7 +126,7 @@ def _base_of(model: Any) -> str | None:
 
 
 def _summary(model: Any, base: str | None, *, is_adapter: bool) -> str:
-    size = sum(parameter.numel() for parameter in model.parameters())
+    size = sum(parameter.numel() for name, parameter in model.named_parameters() if ".lora_" not in name)
     amount = f"{size / 1e9:.1f} billion" if size >= 1e9 else f"{size / 1e6:.1f} million"
     kind = "adapter" if is_adapter else "model"
     origin = f", adapted from `{_shown(base)}`" if base else ""

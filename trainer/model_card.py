@@ -94,6 +94,7 @@ def _shown(name: str) -> str:
 
 
 def _value(value: Any) -> str:
+    value = getattr(value, "value", value)  # of an enumeration
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 

@@ -50,6 +50,10 @@ def test_an_adapter_alone_leaves_generation_to_the_base(tmp_path, options):
     differences = largest_differences(merged, bound)
     assert differences.pop("logits, causal") > 1e-3
     assert max(differences.values()) < 1e-4
+    log = json.loads((tmp_path / "bound" / "adapt.json").read_text())["log_history"]
+    causal = [entry["eval_causal_perplexity"] for entry in log if "eval_causal_perplexity" in entry]
+    infilling = [entry["eval_infilling_perplexity"] for entry in log if "eval_infilling_perplexity" in entry]
+    assert causal[0] == causal[-1] and infilling[0] != infilling[-1], "evaluations see what is saved"
     text = (tmp_path / "bound" / "README.md").read_text()
     assert "on in bidirectional and infill mode" in text and "rank 2, alpha 32" in text
 
