@@ -57,7 +57,15 @@ def apply_lora(model: PreTrainedModel, args: LoraArguments) -> PreTrainedModel |
 
     Returns:
         `PeftModel`: the wrapped model, or `model` itself where `args.use_lora` is false.
+
+    Raises:
+        ValueError: the model has an adapter already.
     """
+    if getattr(model, "has_adapter", False):
+        raise ValueError(
+            "The model has an adapter already, and another on top of it could not be saved with its base. Merge it "
+            "first: `model.save_pretrained(directory, merge_adapter=True)`, and train what stands there."
+        )
     if not args.use_lora:
         return model
     # A head kept from an earlier contrastive training goes on as it is; peft warns of names that match nothing.

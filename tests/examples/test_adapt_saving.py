@@ -101,6 +101,17 @@ def test_contradictions_are_refused_before_anything_is_read(options, given, mess
         adapt.main([*options, *given])
 
 
+def test_an_adapter_is_merged_before_it_is_trained_further(tmp_path, options):
+    adapt.main([*options, *LORA, "--merge_adapter=false"])
+    again = [*options, *LORA, f"--output_dir={tmp_path / 'again'}"]  # the last of an option counts
+    for training in ([], ["--use_lora=false"]):
+        with pytest.raises(ValueError, match=r"has an adapter already[\s\S]* Merge it first"):
+            adapt.main([*again, f"--model_name_or_path={tmp_path / 'run'}", *training])
+    AutoMagnetForCausalLM.from_pretrained(tmp_path / "run").save_pretrained(tmp_path / "merged", merge_adapter=True)
+    adapt.main([*again, f"--model_name_or_path={tmp_path / 'merged'}"])
+    assert (tmp_path / "again" / "config.json").is_file()
+
+
 def run_and_push(*options):
     """A run as its user starts it, and what it printed of its push."""
     adapt.main(list(options))
