@@ -1,182 +1,135 @@
-"""Adapters of peft on our models: which modes they are on in, and their own directory.
-
-peft switches an adapter for the whole model, which is state that threads would share. Here the choice belongs to the
-call: a context variable, which every thread has of its own, tells the adapter layers to let their base layer speak.
-"""
+"""Adapters of peft on our models: opened with the settings stored beside them, taken off, and written."""
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
+from .binding_magnet import ADAPTER_LAYERS, BindingMixin
 from .configuration_magnet import MagnetSettings
-from .masking_magnet import AttentionMode, check_mode
+from .head_magnet import ContrastiveHead
+from .sidecars_magnet import HEAD_WEIGHTS
 from .sources_magnet import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, CheckpointError, ModelSource, told_mismatch
 
 try:  # needed only by models that have an adapter
-    from peft import get_peft_model_state_dict
-    from peft.tuners.lora import LoraLayer
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    ADAPTER_LAYERS: tuple[type, ...] = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-    BINDABLE_LAYERS: tuple[type, ...] = (LoraLayer, AuxiliaryTrainingWrapper)
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
 except ImportError:
-    ADAPTER_LAYERS = BINDABLE_LAYERS = ()
-
-# A mixin is checked as what it is mixed into.
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel as _Host
-else:
-    _Host = object
+    pass
 
 # What an adapter must agree on with its base before any weight is read.
 _SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+# How peft names the weights of an adapter of a model that it wraps.
+_PREFIX = "base_model.model."
 
 
-class _BaseOnly:
-    """That the running call wants no adapter; counts the layers that obeyed."""
+class AdaptersMixin(BindingMixin):
+    """Load adapters with their settings, and write them."""
 
-    def __init__(self) -> None:
-        self.layers = 0
-
-
-_base_only: ContextVar[_BaseOnly | None] = ContextVar("magnet_base_only", default=None)
-
-
-def _ask_for_base(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Forward pre-hook of an adapter layer: peft's own name for no adapter, where the running call says so."""
-    call = _base_only.get()
-    if call is None:
-        return None
-    call.layers += 1
-    return args, {**kwargs, "adapter_names": ["__base__"] * len(args[0])}
-
-
-class AdaptersMixin(_Host):
-    """Bind adapters to attention modes, load them with their settings, and write them."""
-
-    peft_config: dict[str, Any]
-
-    def set_adapter_modes(self, modes: Sequence[AttentionMode] | None) -> None:
-        """Choose the modes in which the adapter is on.
-
-        With `["bidirectional", "infill"]` generation is the base model's, bit for bit, while the same weights in
-        memory encode and infill with the adapter. The choice is made in every call, so threads can mix modes. It is
-        stored with the adapter.
-
-        Args:
-            modes (sequence of `str`, *optional*): `None` for every mode.
-
-        Raises:
-            ValueError: an unknown mode, or an adapter that changes the base's own weights or cannot be left out of a
-                call.
-        """
-        chosen = None if modes is None else [str(mode) for mode in modes]
-        for mode in chosen or ():
-            check_mode(mode)
-        if chosen is not None:
-            self._bind_adapters()
-        self.config.magnet["adapter_modes"] = chosen
+    sscl_head: ContrastiveHead
+    # Where the weights came from, which an adapter is stored with.
+    _weights_source: ModelSource | None = None
 
     def load_adapter(self, peft_model_id: str | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; a directory of ours brings the settings that were stored with the adapter.
 
         Raises:
-            ValueError: the adapter is of another base, or its tensors do not fit.
+            ValueError: the adapter is of another base, or its tensors do not fit. The model is then as it was.
         """
-        source = None
+        source, stored = None, None
         if peft_model_id is not None:
             source = ModelSource(str(peft_model_id), dict(kwargs.get("adapter_kwargs") or {}))
+            stored = source.read_json(ADAPTER_SETTINGS)
             check_adapter_fits(source, self.config.to_dict())
-        # Told to go on, transformers names the tensors that do not fit.
-        report = super().load_adapter(peft_model_id, *args, **{**kwargs, "ignore_mismatched_sizes": True})
-        if report.mismatched_keys:
-            raise CheckpointError(
-                f"The adapter at {peft_model_id!r} does not fit this model: {told_mismatch(report.mismatched_keys)}. "
-                "Load the base it was trained on."
-            )
-        wrong = sorted(report.missing_keys) or sorted(report.unexpected_keys)
-        if wrong:
-            kind = "lacks" if report.missing_keys else "has more than its configuration says:"
-            raise CheckpointError(
-                f"The adapter at {peft_model_id!r} {kind} {wrong[:3]} ({len(wrong)} tensors). It belongs to another "
-                "model or was cut short; load the base it was trained on, or save it anew."
-            )
-        stored = None if source is None else source.read_json(ADAPTER_SETTINGS)
-        if stored is not None:
-            self.config.magnet = MagnetSettings.from_dict(stored["magnet"], source=str(source)).to_dict()
-        if self.config.magnet["adapter_modes"] is not None:
-            self._bind_adapters()
+        name = (args[0] if args else kwargs.get("adapter_name")) or "default"
+        known = name in (getattr(self, "peft_config", None) or {})
+        settings = None if stored is None else MagnetSettings.from_dict(stored["magnet"], source=str(source))
+        # Of the base's names, which transformers forgets over those of the adapter and would save the base by.
+        conversions = getattr(self, "_weight_conversions", None)
+        try:
+            # Told to go on, transformers names the tensors that do not fit.
+            report = super().load_adapter(peft_model_id, *args, **{**kwargs, "ignore_mismatched_sizes": True})
+            self._check_adapter_report(report, source, name)
+            if settings is not None and settings.contrastive_head is not None and source is not None:
+                self._load_head(source)
+            if settings is not None:
+                self.config.magnet = settings.to_dict()
+            if self.config.magnet["adapter_modes"] is not None:
+                self._bind_adapters()
+        except (ValueError, SafetensorError):
+            if not known and name in (getattr(self, "peft_config", None) or {}):
+                self.delete_adapter(name)
+            raise
+        finally:
+            self._weight_conversions = conversions
         return report
 
-    def _bind_adapters(self) -> None:
-        """Make every adapter layer listen to what a call wants; once, not in a call."""
-        layers = list(self._adapter_layers())
-        if not layers:
-            raise ValueError("This model has no adapter to bind to modes. Load one first: `model.load_adapter(...)`.")
-        for config in self.peft_config.values():
-            if getattr(config, "bias", "none") != "none":
-                raise ValueError(
-                    f"The adapter trains biases of the base itself (bias={config.bias!r}), so no call can leave it "
-                    "out. Train it with bias='none', or `set_adapter_modes(None)`."
-                )
-        for layer in layers:
-            if not isinstance(layer, BINDABLE_LAYERS) or hasattr(layer, "parameter_name"):
-                raise ValueError(
-                    f"Adapter layers of type {type(layer).__name__} cannot be left out of a call. Use LoRA on linear "
-                    "or embedding layers, or `set_adapter_modes(None)`."
-                )
-            if _ask_for_base not in layer._forward_pre_hooks.values():
-                layer.register_forward_pre_hook(_ask_for_base, with_kwargs=True)
-
-    def _adapter_layers(self) -> Iterator[torch.nn.Module]:
-        return (module for module in self.modules() if isinstance(module, ADAPTER_LAYERS))
-
-    @property
-    def has_adapter(self) -> bool:
-        """Whether an adapter of peft is attached, by transformers or by a `PeftModel` around this model."""
-        return next(self._adapter_layers(), None) is not None
-
-    @contextmanager
-    def _adapters_for(self, mode: AttentionMode) -> Iterator[None]:
-        """The block in which a forward of this mode runs."""
-        modes = self.config.magnet["adapter_modes"]
-        if modes is None or not getattr(self, "peft_config", None):
-            yield
-            return
-        if mode in modes:  # said aloud: the caller may be a callback of a call that wants none
-            token = _base_only.set(None)
-            try:
-                yield
-            finally:
-                _base_only.reset(token)
-            return
-        if _base_only.get() is not None:  # a part of a call that has said so
-            yield
-            return
-        if torch.is_grad_enabled() and self.training and _checkpoints_activations(self):
-            raise ValueError(
-                f"The adapter is off in mode={mode!r}, and gradient checkpointing would run the layers again without "
-                "knowing it. Use torch.no_grad(), `gradient_checkpointing_disable()` or `set_adapter_modes(None)`."
+    def _check_adapter_report(self, report: Any, source: ModelSource | None, name: str) -> None:
+        """Refuse what transformers would have gone on with."""
+        where = "in memory" if source is None else f"at {source}"
+        if report.mismatched_keys:
+            raise CheckpointError(
+                f"The adapter {where} does not fit this model: {told_mismatch(report.mismatched_keys)}. "
+                "Load the base it was trained on."
             )
-        call = _BaseOnly()
-        token = _base_only.set(call)
-        try:
-            yield
-        finally:
-            _base_only.reset(token)
-        if call.layers == 0:
-            raise ValueError(
-                f"The adapter should be off in mode={mode!r}, but its layers were attached behind the model's back "
-                "or were merged. Call `model.set_adapter_modes(...)` again: the same modes, or None after merging."
+        missing = [key for key in report.missing_keys if f".{name}." in f"{key}."]
+        unexpected = list(report.unexpected_keys)
+        if (missing or unexpected) and source is not None:  # kinds of adapters whose names only peft knows
+            missing, unexpected = self._load_by_peft(source, name)
+        wrong = sorted(missing) or sorted(unexpected)
+        if wrong:
+            kind = "lacks" if missing else "has more than its configuration says:"
+            raise CheckpointError(
+                f"The adapter {where} {kind} {wrong[:3]} ({len(wrong)} tensors). It belongs to another model or was "
+                "cut short; load the base it was trained on, or save it anew."
             )
+
+    def _load_by_peft(self, source: ModelSource, name: str) -> tuple[list[str], list[str]]:
+        """Read an adapter's weights by peft itself; returns what is missing and what is left over."""
+        file = source.file(ADAPTER_WEIGHTS)
+        if file is None:
+            return [], []
+        stored = {key.removeprefix(_PREFIX): tensor for key, tensor in load_file(str(file)).items()}
+        result: Any = set_peft_model_state_dict(self, stored, adapter_name=name)
+        missing = [key for key in result.missing_keys if f".{name}." in f"{key}."]
+        return missing, list(result.unexpected_keys)
+
+    def add_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; a model that is bound to modes binds the new adapter as well."""
+        super().add_adapter(*args, **kwargs)
+        if self.config.magnet["adapter_modes"] is not None:
+            self._bind_adapters()
+
+    def delete_adapter(self, adapter_names: list[str] | str) -> None:
+        """As in transformers; without its last adapter the model is the base again, and bound to nothing."""
+        super().delete_adapter(adapter_names)
+        if getattr(self, "peft_config", None):
+            self._bound_adapters = tuple(self.peft_config) if self._bound_adapters else ()
+            return
+        layers: list[tuple[str, Any]] = [
+            (name, module) for name, module in self.named_modules() if isinstance(module, ADAPTER_LAYERS)
+        ]
+        for name, module in layers:
+            parent, _, child = name.rpartition(".")
+            base = module.get_base_layer() if hasattr(module, "get_base_layer") else module.original_module
+            setattr(self.get_submodule(parent), child, base)
+        self._hf_peft_config_loaded = False  # transformers' own mark, by which it would save an adapter
+        self._bound_adapters = ()
+        self.config.magnet["adapter_modes"] = None
+
+    def _load_head(self, source: ModelSource) -> None:
+        """The projection that was kept for sentence embeddings, from its own file."""
+        file = source.file(HEAD_WEIGHTS)
+        if file is None:
+            raise CheckpointError(
+                f"{source} keeps its contrastive head in {HEAD_WEIGHTS}, which is missing. Fetch it again, or set "
+                "`contrastive_head` of `magnet` in its settings to null to encode without it."
+            )
+        if not hasattr(self, "sscl_head"):  # the settings came with an adapter, after the model was built
+            self.sscl_head = ContrastiveHead(self.config.hidden_size).to(device=self.device, dtype=self.dtype)
+        self.sscl_head.load_state_dict(load_file(str(file)))
 
     def _active_adapter(self) -> str:
         """The one adapter that is on.
@@ -196,6 +149,7 @@ class AdaptersMixin(_Host):
         name = self._active_adapter()
         config = copy.deepcopy(self.peft_config[name])
         config.base_model_name_or_path = config.base_model_name_or_path or self.config._name_or_path
+        self._name_base(config)
         if not config.base_model_name_or_path:
             raise ValueError(
                 "An adapter is stored with the name of its base, and this model has none: it was not loaded from "
@@ -207,12 +161,27 @@ class AdaptersMixin(_Host):
         state = get_peft_model_state_dict(self, state_dict=weights, adapter_name=name, save_embedding_layers=False)
         directory.mkdir(parents=True)
         save_file(
-            {f"base_model.model.{key}": tensor.detach().cpu().contiguous() for key, tensor in state.items()},
+            {f"{_PREFIX}{key}": tensor.detach().cpu().contiguous() for key, tensor in state.items()},
             directory / ADAPTER_WEIGHTS,
             metadata={"format": "pt"},
         )
         config.save_pretrained(str(directory))
         self.write_adapter_settings(directory)
+
+    def _name_base(self, config: Any) -> None:
+        """Say which files of a directory or a repository the base is, where this model was loaded from there."""
+        source = self._weights_source
+        if source is None or config.base_model_name_or_path != source.path:
+            return
+        if source.directory is not None:
+            config.base_model_name_or_path = str(source.directory)
+        elif source.arguments.get("subfolder"):
+            raise ValueError(
+                f"The base is the folder {source.arguments['subfolder']!r} of {source}, and peft has no way to name "
+                "it. Save with `merge_adapter=True`, or load the base from a directory or repository of its own."
+            )
+        if source.arguments.get("revision"):
+            config.revision = source.arguments["revision"]
 
     def write_adapter_settings(self, directory: Path) -> None:
         """Our settings and the shape of the base, beside the files of peft.
@@ -225,12 +194,6 @@ class AdaptersMixin(_Host):
         (directory / ADAPTER_SETTINGS).write_text(
             json.dumps(contents, indent=2, sort_keys=True) + "\n", encoding="utf-8"
         )
-
-
-def _checkpoints_activations(model: Any) -> bool:
-    """By the name that the installed transformers has for it."""
-    known = getattr(model, "is_activation_checkpointing", None)
-    return bool(model.is_gradient_checkpointing if known is None else known)
 
 
 def check_adapter_fits(source: ModelSource, values: dict[str, Any]) -> None:
@@ -250,4 +213,4 @@ def check_adapter_fits(source: ModelSource, values: dict[str, Any]) -> None:
         raise CheckpointError(f"The adapter at {source} was trained on another base: {told}. Load it on its own base.")
 
 
-__all__ = ["ADAPTER_LAYERS", "AdaptersMixin", "check_adapter_fits"]
+__all__ = ["AdaptersMixin", "check_adapter_fits"]

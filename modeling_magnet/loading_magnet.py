@@ -1,16 +1,14 @@
 """Opened from a directory or the Hub: a checkpoint, a plain decoder or an adapter, with its settings and tokenizer."""
 
+import warnings
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from .adapters_magnet import AdaptersMixin, check_adapter_fits
 from .card_magnet import CARD
 from .configuration_magnet import MagnetSettings, check_tokenizer_fits, resolve_mask_token
-from .head_magnet import ContrastiveHead
-from .sidecars_magnet import HEAD_WEIGHTS
 from .sources_magnet import (
     ADAPTER_SETTINGS,
     SOURCE_ARGUMENTS,
@@ -46,7 +44,6 @@ class LoadingMixin(AdaptersMixin):
     _tokenizer_source: TokenizerSource
     _card: str | None = None
     _card_source: ModelSource | None = None
-    sscl_head: ContrastiveHead
 
     @property
     def magnet_settings(self) -> MagnetSettings:
@@ -70,10 +67,13 @@ class LoadingMixin(AdaptersMixin):
             ValueError: another architecture, files that are missing, cut short or no safetensors, tensors that do not
                 fit, a vocabulary without a mask token, or no tokenizer to look it up in.
         """
+        if pretrained_model_name_or_path is None:  # weights in memory
+            return super().from_pretrained(None, *model_args, **kwargs)
         arguments = {name: kwargs[name] for name in SOURCE_ARGUMENTS if kwargs.get(name) is not None}
         source = ModelSource(str(pretrained_model_name_or_path), arguments)
+        stored = None
         adapter = _adapter_of_auto_class(kwargs.pop("adapter_kwargs", None))
-        if adapter is None and kwargs.get("config") is None:
+        if adapter is None:
             base = source.adapter_base()
             if base is not None:
                 source, adapter = base, source
@@ -127,28 +127,24 @@ class LoadingMixin(AdaptersMixin):
                 "tensors), which would be random. An encoder that was saved without its LM head, or a part of a "
                 "model, cannot be opened here; name the whole one."
             )
+        unexpected = [key for key in info["unexpected_keys"] if not key.startswith("sscl_head.")]
+        if unexpected:
+            warnings.warn(
+                f"The weights of {source} hold {sorted(unexpected)[:3]} ({len(unexpected)} tensors), for which the "
+                "model has no place. If its config.json was changed, restore it.",
+                stacklevel=2,
+            )
+        model._tokenizer_source, model._weights_source = tokenizer_source, source
         if adapter is not None:
             where = {name: value for name, value in adapter.arguments.items() if name != "force_download"}
             model.load_adapter(adapter.path, adapter_kwargs=where)
-        model.config.magnet = settings.to_dict()
-        model._tokenizer_source = tokenizer_source
+        # An adapter that came with the weights has brought its own settings.
+        model.config.magnet.update(mask_token=settings.mask_token, mask_token_id=settings.mask_token_id)
         ours = source if adapter is None else adapter
         model._card_source = ours if (values.get("magnet") if adapter is None else stored) else None
-        if settings.contrastive_head is not None:
-            model._load_head(source if adapter is None or adapter.file(HEAD_WEIGHTS) is None else adapter)
+        if model.config.magnet["contrastive_head"] is not None and (adapter is None or stored is None):
+            model._load_head(source)
         return (model, info) if wants_info else model
-
-    def _load_head(self, source: ModelSource) -> None:
-        """The projection that was kept for sentence embeddings, from its own file."""
-        file = source.file(HEAD_WEIGHTS)
-        if file is None:
-            raise CheckpointError(
-                f"{source} keeps its contrastive head in {HEAD_WEIGHTS}, which is missing. Fetch it again, or set "
-                "`contrastive_head` of `magnet` in config.json to null to encode without it."
-            )
-        if not hasattr(self, "sscl_head"):  # the settings came with an adapter, after the model was built
-            self.sscl_head = ContrastiveHead(self.config.hidden_size).to(device=self.device, dtype=self.dtype)
-        self.sscl_head.load_state_dict(load_file(str(file)))
 
     @property
     def card(self) -> str | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .adapters_magnet import ADAPTER_LAYERS
+from .binding_magnet import ADAPTER_LAYERS
 from .sources_magnet import CheckpointError
 
 # Largest difference that rounding explains, relative to the largest value: of sums in another order, or of weights

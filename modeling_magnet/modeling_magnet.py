@@ -129,15 +129,15 @@ class MagnetMixin(WordsMixin, InfillingMixin):
             "segment_ids": segment_ids,
             **kwargs,
         }
-        if isinstance(mode, list | tuple):
-            return MagnetCausalLMOutput(**forward_rows(self, mode, arguments))
+        if mode is not None and not isinstance(mode, str):
+            return MagnetCausalLMOutput(**forward_rows(self, [str(one) for one in mode], arguments))  # type: ignore[misc]
         wants_logits = mode is not None or labels is not None or self.default_mode == "causal"
         chosen = self.default_mode if mode is None else mode
-        check_mode(chosen)  # type: ignore[arg-type]
+        check_mode(chosen)
         if "is_causal" in kwargs:
             raise ValueError(f"`is_causal={kwargs['is_causal']!r}` was given; pass `mode` instead.")
-        with self._adapters_for(chosen):  # type: ignore[arg-type]
-            return self._forward_in_mode(chosen, wants_logits=wants_logits, **arguments)  # type: ignore[arg-type]
+        with self._adapters_for(chosen):
+            return self._forward_in_mode(chosen, wants_logits=wants_logits, **arguments)
 
     def _forward_in_mode(
         self,

@@ -33,7 +33,10 @@ def forward_rows(model: Any, modes: Sequence[AttentionMode], arguments: dict[str
     """
     for mode in modes:
         check_mode(mode)
-    given = next(arguments[name] for name in ("input_ids", "inputs_embeds") if arguments.get(name) is not None)
+    named = [arguments[name] for name in ("input_ids", "inputs_embeds") if arguments.get(name) is not None]
+    if not named:
+        raise ValueError("Neither `input_ids` nor `inputs_embeds` was given. Pass one of them.")
+    given = named[0]
     if len(modes) != len(given):
         raise ValueError(f"`mode` has {len(modes)} entries for a batch of {len(given)} rows. Pass one for each row.")
     unfit = [name for name in NOT_MIXED if arguments.get(name) not in (None, False)]
@@ -42,6 +45,8 @@ def forward_rows(model: Any, modes: Sequence[AttentionMode], arguments: dict[str
         unfit += [name for name in ("labels", "logits_to_keep") if isinstance(arguments.get(name), torch.Tensor)]
         raise ValueError(f"A batch of mixed modes takes no {', '.join(unfit)}. Call the model once for each mode.")
     segments = arguments.get("segment_ids")
+    if segments is not None and len(segments) != len(modes):
+        raise ValueError(f"`segment_ids` has {len(segments)} rows for a batch of {len(modes)}. Pass one for each.")
     others = torch.tensor([mode != "infill" for mode in modes], device=given.device)
     if segments is not None and bool(segments[others].any()):
         raise ValueError("`segment_ids` has spans in rows that are not in infill mode. Set those rows to 0.")

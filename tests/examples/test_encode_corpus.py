@@ -174,7 +174,7 @@ def test_a_vector_that_does_not_fit_its_dtype_is_reported_like_a_corrupt_row(tmp
         (["--text_column=body"], "no column 'body'; its columns are 'key', 'text'"),
         (["--limit=0"], "`limit` is 0"),
         (["--split=test"], "The split is 'test'"),
-        (["--model_name_or_path=./nowhere"], "./nowhere.*is no directory here"),
+        (["--model_name_or_path=./nowhere"], "./nowhere.*no model can be read"),
         (["--model_dtype=int8"], "`model_dtype` is 'int8'; pass one of"),
         (["--dtype=bfloat16"], "`dtype` is 'bfloat16'; pass one of"),
         (["--attn_implementation=flash_attention_2"], "`attn_implementation` is 'flash_attention_2'; pass one of"),

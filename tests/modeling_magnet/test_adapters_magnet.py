@@ -13,7 +13,7 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.adapters_magnet import ADAPTER_LAYERS
+from modeling_magnet.binding_magnet import ADAPTER_LAYERS
 
 BOUND = ["bidirectional", "infill"]
 IDS = torch.tensor([[1, 40, 41, 42, 43, 44], [1, 50, 51, 52, 53, 54], [1, 60, 61, 62, 63, 64]])
@@ -113,6 +113,10 @@ def test_a_mixed_batch_says_what_it_cannot_do(bound):
         bound(IDS, mode=["causal", "causal"])
     with pytest.raises(ValueError, match="Unknown mode 'sideways'"):
         bound(IDS, mode=["causal", "causal", "sideways"])
+    with pytest.raises(ValueError, match="Neither `input_ids` nor `inputs_embeds`"):
+        bound(mode=mixed)
+    with pytest.raises(ValueError, match="`segment_ids` has 1 rows for a batch of 3"):
+        bound(IDS, mode=np.array(mixed), segment_ids=torch.zeros_like(IDS[:1]))
     with pytest.raises(ValueError, match="takes no use_cache"):
         bound(IDS, mode=mixed, segment_ids=torch.zeros_like(IDS), use_cache=True)
     with pytest.raises(ValueError, match="takes no labels"):
@@ -244,6 +248,8 @@ def test_what_cannot_be_left_out_is_refused(base_folder, tiny_model):
         tiny_model.set_adapter_modes(BOUND)
     with pytest.raises(ValueError, match="Unknown mode 'off'"):
         tiny_model.set_adapter_modes(["off"])
+    with pytest.raises(ValueError, match=r"`modes` is 'infill'; expected a list of modes, such as \['infill'\]"):
+        tiny_model.set_adapter_modes("infill")
     model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
     model.add_adapter(lora(bias="all"))
     with pytest.raises(ValueError, match=r"biases of the base itself \(bias='all'\)"):
@@ -384,3 +390,161 @@ def test_an_adapter_without_its_base_says_so(adapted, tmp_path):
         (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
         with pytest.raises(ValueError, match=message):
             MagnetLlamaForCausalLM.from_pretrained(folder)
+
+
+# ---- Several adapters, and what goes wrong behind the model's back ----
+
+
+def saved_adapter(base_folder, folder, seed, **changes):
+    torch.manual_seed(seed)
+    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
+    model.add_adapter(lora(**changes))
+    model.eval().save_pretrained(folder)
+    return model
+
+
+@torch.no_grad()
+def test_two_adapters_can_be_loaded_side_by_side(base_folder, tmp_path, stock):
+    first = saved_adapter(base_folder, tmp_path / "one", 1)
+    second = saved_adapter(base_folder, tmp_path / "two", 2)
+    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "one")
+    model.load_adapter(str(tmp_path / "two"), adapter_name="two")
+    for name, single in (("default", first), ("two", second)):
+        model.set_adapter(name)
+        np.testing.assert_array_equal(model.encode(TEXTS), single.encode(TEXTS))
+    model.set_adapter_modes(BOUND)
+    assert torch.equal(model(IDS).logits, stock(IDS).logits)
+    model.delete_adapter("two")
+    model.set_adapter("default")
+    assert torch.equal(model(IDS).logits, stock(IDS).logits)
+    model.delete_adapter("default")
+    assert not model.has_adapter and model.config.magnet["adapter_modes"] is None
+    model.save_pretrained(tmp_path / "base again")
+    assert torch.equal(MagnetLlamaForCausalLM.from_pretrained(tmp_path / "base again")(IDS).logits, stock(IDS).logits)
+
+
+@torch.no_grad()
+def test_an_adapter_that_is_added_later_is_bound_as_well(bound, stock):
+    torch.manual_seed(4)
+    bound.add_adapter(lora(target_modules=["v_proj"]), "second")
+    bound.set_adapter("second")
+    bound.eval()
+    assert torch.equal(bound(IDS).logits, stock(IDS).logits)
+
+
+@torch.no_grad()
+def test_what_peft_does_behind_the_models_back_is_noticed(base_folder):
+    torch.manual_seed(3)
+    wrapped = get_peft_model(MagnetLlamaForCausalLM.from_pretrained(base_folder), lora()).eval()
+    wrapped.set_adapter_modes(BOUND)
+    wrapped(input_ids=IDS)
+    wrapped.add_adapter("second", lora(target_modules=["v_proj"]))
+    wrapped.set_adapter("second")
+    with pytest.raises(ValueError, match="attached behind the model's back"):
+        wrapped(input_ids=IDS)
+    wrapped.set_adapter_modes(BOUND)
+    wrapped(input_ids=IDS)
+    merged = wrapped.merge_and_unload()
+    with pytest.raises(ValueError, match="or were merged"):
+        merged(IDS)
+    merged.set_adapter_modes(None)
+    merged(IDS)
+
+
+def test_an_adapter_that_fails_to_load_leaves_the_model_as_it_was(base_folder, tmp_path, stock):
+    from safetensors.torch import load_file, save_file
+
+    saved_adapter(base_folder, tmp_path / "adapter", 1)
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    weights.pop(sorted(weights)[0])
+    save_file(weights, tmp_path / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
+    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="lacks"):
+            model.load_adapter(str(tmp_path / "adapter"))
+        assert not model.has_adapter
+        with torch.no_grad():
+            assert torch.equal(model(IDS).logits, stock(IDS).logits)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"use_dora": True}, {"trainable_token_indices": [40, 41]}], ids=["dora", "tokens"]
+)
+@torch.no_grad()
+def test_kinds_whose_names_only_peft_knows_come_back(base_folder, tmp_path, changes):
+    torch.manual_seed(1)
+    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
+    model.add_adapter(lora(**changes))
+    for name, parameter in model.named_parameters():
+        if "trainable_tokens" in name or "magnitude" in name:
+            parameter.mul_(1.3)
+    model.eval().save_pretrained(tmp_path / "adapter")
+    loaded = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "adapter")
+    np.testing.assert_array_equal(loaded.encode(TEXTS), model.encode(TEXTS))
+
+
+@torch.no_grad()
+def test_an_adapter_remembers_which_files_its_base_is(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "many")
+    tiny_model.lm_head.weight.mul_(-1)
+    tiny_model.model.embed_tokens.weight.mul_(2)
+    tiny_model.save_pretrained(tmp_path / "many" / "inner")
+    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "many", subfolder="inner")
+    torch.manual_seed(1)
+    model.add_adapter(lora())
+    model.eval().save_pretrained(tmp_path / "adapter")
+    loaded = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "adapter")
+    np.testing.assert_array_equal(loaded.encode(TEXTS), model.encode(TEXTS))
+
+
+@torch.no_grad()
+def test_modes_are_kept_however_the_adapter_is_opened(bound, base_folder, stock, tmp_path):
+    from transformers import AutoConfig
+
+    bound.save_pretrained(tmp_path / "adapter")
+    given = MagnetLlamaForCausalLM.from_pretrained(
+        tmp_path / "adapter", config=AutoConfig.from_pretrained(base_folder)
+    )
+    beside = tmp_path / "beside"
+    MagnetLlamaForCausalLM.from_pretrained(base_folder).save_pretrained(beside)
+    for name in ("adapter_config.json", "adapter_model.safetensors", "magnet_adapter.json"):
+        (beside / name).write_bytes((tmp_path / "adapter" / name).read_bytes())
+    for model in (given, MagnetLlamaForCausalLM.from_pretrained(beside)):
+        assert model.config.magnet["adapter_modes"] == BOUND
+        assert torch.equal(model(IDS).logits, stock(IDS).logits)
+        np.testing.assert_array_equal(model.encode(TEXTS), bound.encode(TEXTS))
+
+
+@torch.no_grad()
+def test_a_call_of_another_model_inside_is_its_own(bound, base_folder):
+    """What one model wants is nothing to another that runs within it."""
+    torch.manual_seed(8)
+    other = MagnetLlamaForCausalLM.from_pretrained(base_folder)
+    other.add_adapter(lora())
+    other.eval()
+    other.set_adapter_modes(BOUND)
+    for modes in (BOUND, None, ["causal"]):
+        other.set_adapter_modes(modes)
+        expected, seen = (other.encode(TEXTS), other(IDS).logits), []
+        handle = bound.model.layers[1].register_forward_hook(
+            lambda *_: seen.append((other.encode(TEXTS), other(IDS).logits))  # noqa: B023
+        )
+        bound(IDS)
+        handle.remove()
+        [(embedding, logits)] = seen
+        np.testing.assert_array_equal(embedding, expected[0])
+        assert torch.equal(logits, expected[1])
+
+
+def test_weights_in_memory_need_no_place(tiny_model):
+    other = MagnetLlamaForCausalLM.from_pretrained(None, config=tiny_model.config, state_dict=tiny_model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(other(IDS).logits, tiny_model(IDS).logits)
+
+
+def test_weights_without_a_place_are_warned_of(base_folder):
+    values = json.loads((base_folder / "config.json").read_text())
+    values["num_hidden_layers"] = 2
+    (base_folder / "config.json").write_text(json.dumps(values))
+    with pytest.warns(UserWarning, match=r"hold \['model.layers.2.*for which the model has no place"):
+        MagnetLlamaForCausalLM.from_pretrained(base_folder)
