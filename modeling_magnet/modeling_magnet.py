@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from transformers import GenerationMixin, LlamaForCausalLM, PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
 from .configuration_magnet import MagnetSettings
@@ -30,6 +29,17 @@ from .masking_magnet import (
 from .rows_magnet import forward_rows
 from .sources_magnet import TokenizerSource
 from .words_magnet import WordsMixin
+
+
+def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """The states that logits are wanted of: as in transformers from 5.21 on."""
+    if isinstance(logits_to_keep, int):
+        return hidden_states[:, -logits_to_keep:]
+    if logits_to_keep.ndim == 1:
+        return hidden_states[:, logits_to_keep]
+    if logits_to_keep.dtype == torch.bool:
+        return hidden_states[logits_to_keep]
+    return torch.take_along_dim(hidden_states, logits_to_keep[..., None], dim=1)
 
 
 @dataclass

@@ -103,7 +103,7 @@ class MagnetTrainer(PublishingTrainer):
             hidden_size=base_model.config.hidden_size,
             seed=args.seed,
         )
-        if args.activation_checkpointing and base_model is not model:
+        if args.gradient_checkpointing and base_model is not model:
             # Adapters in checkpointed layers get no gradient where the layers' inputs ask for none.
             base_model.enable_input_require_grads()
         self._row_sampler: EpochRowSampler | None = None

@@ -56,6 +56,14 @@ class MagnetTrainingArguments(TrainingArguments):
         default=True, metadata={"help": "Written to the saved config; training itself never uses a cache."}
     )
 
+    # Until 5.22 the parent knows these as `gradient_checkpointing` and `gradient_checkpointing_kwargs` only.
+    activation_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Recompute activations in the backward pass: memory for time."}
+    )
+    activation_checkpointing_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Passed on to the model's `activation_checkpointing_enable()`."}
+    )
+
     # Objectives.
     loss_phases: list[str] = field(
         default_factory=lambda: ["3400:1,0,1", "800:1,9,1"],
@@ -155,6 +163,9 @@ class MagnetTrainingArguments(TrainingArguments):
         if complaints:
             raise ValueError("\n- ".join(["The training arguments cannot be used:", *complaints]))
         self.max_steps = sum(phase.steps for phase in self.phases)
+        if self.activation_checkpointing is not None:
+            self.gradient_checkpointing = self.activation_checkpointing
+            self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs
         super().__post_init__()
 
     @property

@@ -19,7 +19,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_model):
     for checkpointing in (False, True):
         model = copy.deepcopy(tiny_model).train()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            model.gradient_checkpointing_enable()
         output = model(IDS, mode="infill", segment_ids=MIXED_SEGMENTS, labels=IDS)
         output.loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
