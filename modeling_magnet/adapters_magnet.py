@@ -127,8 +127,8 @@ class AdaptersMixin(BindingMixin):
                 f"{source} keeps its contrastive head in {HEAD_WEIGHTS}, which is missing. Fetch it again, or set "
                 "`contrastive_head` of `magnet` in its settings to null to encode without it."
             )
-        if not hasattr(self, "sscl_head"):  # the settings came with an adapter, after the model was built
-            self.sscl_head = ContrastiveHead(self.config.hidden_size).to(device=self.device, dtype=self.dtype)
+        # Made anew: it may have come with an adapter, and what quantised the base may have quantised it.
+        self.sscl_head = ContrastiveHead(self.config.hidden_size).to(device=self.device, dtype=self.dtype)
         self.sscl_head.load_state_dict(load_file(str(file)))
 
     def _active_adapter(self) -> str:

@@ -40,6 +40,8 @@ class LoadingMixin(AdaptersMixin):
 
     # The contrastive head has a file of its own, so the main weights never hold it.
     _keys_to_ignore_on_load_missing = [r"^sscl_head\."]
+    # Of a quantised model transformers takes the state dict by itself, whatever it is handed.
+    _keys_to_ignore_on_save = {"sscl_head.linear.weight", "sscl_head.linear.bias"}
 
     _tokenizer_source: TokenizerSource
     _card: str | None = None

@@ -13,6 +13,7 @@ from modeling_magnet.texts_magnet import tokenize_texts
 
 from .corruption import CorruptionSettings
 from .data_collator import DataCollatorForMagnet
+from .quantized_bases import about_quantized_base
 from .streams import RowSource
 from .training_args import MagnetTrainingArguments
 
@@ -47,6 +48,7 @@ def check_run(
     settings = args.corruption_settings if data_collator is None else data_collator.settings
     complaints = [
         *_about_model(model, args=args, tokenizer=tokenizer, needs_mask_token=data_collator is None),
+        *about_quantized_base(model),
         *([] if train_dataset is None else _about_rows(train_dataset, args=args, settings=settings)),
         *([] if train_dataset is None else _about_positions(train_dataset, model=model, settings=settings)),
     ]

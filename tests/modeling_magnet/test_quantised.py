@@ -1,0 +1,123 @@
+"""Quantised bases, by transformers' own configurations: what they do, what is saved, and what is refused.
+
+torchao is tested everywhere; bitsandbytes where it is installed.
+"""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from safetensors import safe_open
+from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
+from transformers import AutoModelForCausalLM, TorchAoConfig
+
+from modeling_magnet import MagnetLlamaForCausalLM
+from trainer import LoraArguments, MagnetTrainer, MagnetTrainingArguments, apply_lora, texts_to_blocks
+from trainer.contrastive import attach_contrastive_head
+
+IDS = torch.tensor([[1, 40, 41, 42, 43, 44]])
+TEXTS = ["A cat.", "The dog barked at the cat, and the cat sat on the mat.", ""]
+
+
+def torchao_int8():
+    return TorchAoConfig(Int8WeightOnlyConfig())
+
+
+def bitsandbytes_int8():
+    pytest.importorskip("bitsandbytes", reason="an optional library")
+    from transformers import BitsAndBytesConfig
+
+    # At its default threshold a vector depends on the texts beside it.
+    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+
+
+@pytest.mark.parametrize("config", [torchao_int8, bitsandbytes_int8])
+def test_a_quantised_base_does_everything_and_is_saved_as_it_is(tiny_model, tmp_path, config):
+    attach_contrastive_head(tiny_model, kind="tanh", hidden_size=32, seed=0)
+    tiny_model.config.magnet["contrastive_head"] = "tanh"
+    tiny_model.save_pretrained(tmp_path / "plain")
+    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=config()).eval()
+    vectors, expected = model.encode(TEXTS), tiny_model.encode(TEXTS)
+    assert not np.array_equal(vectors, expected)
+    norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(expected, axis=1)
+    assert ((vectors * expected).sum(1) / norms).min() > 0.99
+    for text, vector in zip(TEXTS, vectors, strict=True):
+        np.testing.assert_allclose(model.encode(text), vector, atol=1e-5, err_msg="whatever stands beside it")
+    assert isinstance(model.infill("A cat", " mat.", max_new_tokens=3), str)
+    with torch.no_grad():
+        logits = model(IDS).logits
+        ones = torch.ones(1, 32)
+        assert torch.equal(model.sscl_head(ones), tiny_model.sscl_head(ones)), "the head is no part of the base"
+    model.save_pretrained(tmp_path / "quantised")
+    np.testing.assert_array_equal(model.encode(TEXTS), vectors)
+    with safe_open(tmp_path / "quantised" / "model.safetensors", "pt") as file:
+        assert not [name for name in file.keys() if name.startswith("sscl_head")]
+    again = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "quantised").eval()
+    np.testing.assert_array_equal(again.encode(TEXTS), vectors)
+    stock, info = AutoModelForCausalLM.from_pretrained(tmp_path / "quantised", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    with torch.no_grad():
+        assert torch.equal(stock.eval()(IDS).logits, logits)
+
+
+@pytest.fixture
+def quantised(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "plain")
+    return MagnetLlamaForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=torchao_int8())
+
+
+def train(model, folder, **options):
+    texts = Dataset.from_dict({"text": ["The cat sat on the mat and the dog barked at it."] * 8})
+    rows = texts_to_blocks(texts, model.tokenizer, max_length=24)
+    args = MagnetTrainingArguments(
+        output_dir=str(folder), loss_phases=["3:1,0,1"], report_to="none", use_cpu=True, disable_tqdm=True, **options
+    )
+    trainer = MagnetTrainer(
+        apply_lora(model, LoraArguments(lora_r=2)), args=args, train_dataset=rows, processing_class=model.tokenizer
+    )
+    trainer.train()
+    return trainer
+
+
+def test_an_adapter_is_trained_on_it_bound_and_carried_to_the_exact_base(quantised, tmp_path):
+    with torch.no_grad():
+        causal = quantised(IDS).logits
+    trainer = train(quantised, tmp_path / "run", learning_rate=0.05)
+    model = trainer.model.get_base_model().eval()
+    with torch.no_grad():
+        assert not torch.equal(model(IDS).logits, causal)
+        model.set_adapter_modes(["bidirectional", "infill"])
+        assert torch.equal(model(IDS).logits, causal)
+    with pytest.raises(ValueError, match="is on in .* alone"):
+        model.save_pretrained(tmp_path / "merged", merge_adapter=True)
+    model.set_adapter_modes(None)
+    with pytest.raises(ValueError, match="The base is quantised, and merging into rounded weights"):
+        model.save_pretrained(tmp_path / "merged", merge_adapter=True)
+    model.save_pretrained(tmp_path / "adapter")
+    exact = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert not getattr(exact, "is_quantized", False)
+    first, second = exact.encode(TEXTS, normalize_embeddings=True), model.encode(TEXTS, normalize_embeddings=True)
+    assert (first * second).sum(1).min() > 0.99
+    exact.save_pretrained(tmp_path / "merged", merge_adapter=True)
+    again = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "adapter", quantization_config=torchao_int8())
+    np.testing.assert_array_equal(again.encode(TEXTS), model.encode(TEXTS))
+
+
+def test_a_base_that_lets_no_gradient_through_is_not_trained(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "plain")
+    config = TorchAoConfig(Int8DynamicActivationInt8WeightConfig())
+    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=config)
+    assert model.encode(TEXTS).shape == (3, 32)
+    with pytest.raises(ValueError, match="lets no gradient through"):
+        train(model, tmp_path / "run")
+
+
+def test_an_adapter_loads_onto_a_quantised_base(quantised, tiny_model, tmp_path):
+    torch.manual_seed(0)
+    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "plain")
+    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False))
+    model.eval().save_pretrained(tmp_path / "adapter")
+    quantised.load_adapter(str(tmp_path / "adapter"))
+    first, second = (one.encode(TEXTS, normalize_embeddings=True) for one in (model, quantised))
+    assert (first * second).sum(1).min() > 0.99
