@@ -111,7 +111,7 @@ def test_versions_are_held_against_what_is_asked_for(monkeypatch):
     monkeypatch.setattr(versions.metadata, "version", other)
     rows = {row.name: row for row in versions.version_findings()}
     assert (rows["version, torch"].outcome, rows["version, torch"].detail) == ("fail", "2.0.1+cu118 (wanted: >=2.9)")
-    assert (rows["version, peft"].outcome, rows["version, peft"].detail) == ("fail", "not installed (wanted: >=0.18)")
+    assert (rows["version, peft"].outcome, rows["version, peft"].detail) == ("fail", "not installed (wanted: >=0.20)")
     assert rows["version, sentence-transformers"].outcome == "not applicable"
     assert rows["version, transformers"].outcome == "pass"
 
