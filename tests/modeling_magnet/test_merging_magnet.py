@@ -244,3 +244,19 @@ def test_a_peft_model_around_ours_is_merged_by_its_inner_one(base_folder, tmp_pa
     ).eval()
     wrapped.get_base_model().save_pretrained(tmp_path / "merged", merge_adapter=True)
     assert max(largest_differences(wrapped, load(tmp_path / "merged")).values()) < 1e-4
+
+
+def test_encoding_minds_no_default_dtype(tiny_model):
+    """Saving in another dtype verifies by a load, which sets torch's default for the whole process meanwhile."""
+    tiny_model.eval()
+    texts = ["The cat sat on the mat.", "She ate"]
+    vectors, empty = tiny_model.encode(texts), tiny_model.encode([])
+    states = tiny_model.encode(texts, output_value="token_embeddings")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found, nothing = tiny_model.encode(texts), tiny_model.encode([])
+        found_states = tiny_model.encode(texts, output_value="token_embeddings")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == nothing.dtype == empty.dtype and (found == vectors).all()
+    assert all(torch.equal(one, other) for one, other in zip(found_states, states, strict=True))
