@@ -45,6 +45,9 @@ from trainer import (
 from trainer.adapter_cost import LARGEST_MODEL, adapter_cost
 from trainer.checks import check_run
 
+# What the cost of an unmerged adapter is measured on.
+COST_TEXTS, COST_TOKENS = 32, 32
+
 
 def open_tokenizer(adapt: AdaptArguments) -> PreTrainedTokenizerBase:
     """The tokenizer of the model, once it is certain that the two can be adapted; no weights are read.
@@ -163,13 +166,7 @@ def save_and_push(
     """Write the checkpoint or the adapter with the card of the run, and push it where that was asked for."""
     training = trainer.args
     merged = lora.use_lora and adapt.merge_adapter
-    notes = []
-    if lora.use_lora and not merged:
-        if model.num_parameters() <= LARGEST_MODEL:
-            texts = [text[:400] for text in load_texts(_source(adapt.train_texts), limit=32)[adapt.text_column]]
-            cost = adapter_cost(model, texts=texts, rounds=3)
-            told = ", ".join(f"`{name}` {ratio:.2f}" for name, ratio in cost.items())
-            notes.append(f"Unmerged, the adapter costs time: {told} of the time with merged weights, measured here.")
+    notes = cost_notes(model, trainer.train_dataset) if lora.use_lora and not merged else []
     model.card = trainer.card_text(
         training.hub_model_id or Path(str(training.output_dir)).name,
         merged=merged,
@@ -193,6 +190,28 @@ def save_and_push(
             merge_adapter=merged,
         )
         print(f"pushed: {commit.commit_url}", flush=True)
+
+
+def cost_notes(model: Any, blocks: Dataset) -> list[str]:
+    """What the unmerged adapter costs in time, as a sentence of the card; what goes wrong is no reason to save less.
+
+    Args:
+        model: One of our models, with an adapter.
+        blocks (`Dataset`): Rows that the run trained on.
+    """
+    if model.num_parameters() > LARGEST_MODEL:
+        return []
+    try:
+        # A prefix, a suffix and a fill of a quarter each: the last is left to what reading a cut text anew may add.
+        quarter = min(model.config.max_position_embeddings, model.tokenizer.model_max_length) // 4
+        rows = [row[:quarter] for row in blocks[: min(COST_TEXTS, len(blocks))]["input_ids"]]
+        texts = model.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        cost = adapter_cost(model, texts=texts, new_tokens=min(COST_TOKENS, quarter), rounds=3)
+    except Exception as error:  # memory may run out, too: the run is done, and its result must be saved
+        print(f"warning: the cost of the adapter was not measured ({error!r})", flush=True)
+        return []
+    told = ", ".join(f"`{name}` {ratio:.2f}" for name, ratio in cost.items())
+    return [f"Unmerged, the adapter costs time: {told} of the time with merged weights, measured here."]
 
 
 def build_trainer(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTrainingArguments) -> MagnetTrainer:

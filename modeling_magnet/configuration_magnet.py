@@ -2,6 +2,7 @@
 
 import difflib
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -58,9 +59,7 @@ class MagnetSettings:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        for name, prompt in self.prompts.items():
-            if not isinstance(prompt, str):
-                raise ValueError(f"Prompt {name!r} is {prompt!r}; expected a string. Correct `prompts`.")
+        _check_types(self)
         if self.default_prompt_name is not None and self.default_prompt_name not in self.prompts:
             raise ValueError(
                 f"`default_prompt_name` is {self.default_prompt_name!r}, but the stored prompts are "
@@ -73,8 +72,10 @@ class MagnetSettings:
             )
         if self.contrastive_head not in CONTRASTIVE_HEADS:
             raise ValueError(f"`contrastive_head` is {self.contrastive_head!r}; expected one of {CONTRASTIVE_HEADS}.")
-        if not isinstance(self.end_of_span, int) or self.end_of_span < 0:
+        if self.end_of_span < 0:
             raise ValueError(f"`end_of_span` is {self.end_of_span!r}; expected 0, or a multiple such as 32.")
+        if self.mask_token_id is not None and self.mask_token_id < 0:
+            raise ValueError(f"`mask_token_id` is {self.mask_token_id!r}; expected an id of the vocabulary, or None.")
         if self.adapter_modes is not None and not set(self.adapter_modes) <= set(MODES):
             raise ValueError(f"`adapter_modes` is {self.adapter_modes!r}; expected None or some of {list(MODES)}.")
 
@@ -87,12 +88,22 @@ class MagnetSettings:
             source (`str`): Where it was stored, for messages.
 
         Raises:
-            ValueError: for a key that this schema does not know. Of a newer schema, such keys are left out with a
-                warning.
+            ValueError: naming the source: it holds no dict, a value that cannot be, or a key that this schema does not
+                know. Of a newer schema, such keys are left out with a warning.
         """
+        if not isinstance(values, dict):
+            raise ValueError(
+                f"`magnet` of {source} is {values!r:.60}; expected an object of settings. Restore the file, or leave "
+                "`magnet` out."
+            )
         known = [f.name for f in fields(cls)]
         unknown = sorted(set(values) - set(known))
         schema = values.get("schema", SCHEMA)
+        if not _is_whole(schema):
+            raise ValueError(
+                f"`schema` in the MAGNET settings of {source} is {schema!r:.60}; expected a whole number, {SCHEMA} "
+                "for this version. Restore the file."
+            )
         if schema != SCHEMA:
             warnings.warn(
                 f"The MAGNET settings of {source} were written in schema {schema}; this code reads schema {SCHEMA}. "
@@ -100,19 +111,66 @@ class MagnetSettings:
                 "of the checkpoint that goes with it.",
                 stacklevel=2,
             )
-            return cls(**{name: value for name, value in values.items() if name in known and name != "schema"})
-        if unknown:
+            values = {name: value for name, value in values.items() if name in known and name != "schema"}
+        elif unknown:
             guesses = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
             meant = "".join(f" Did you mean {match[0]!r} for {name!r}?" for name, match in guesses.items() if match)
             raise ValueError(
                 f"Unknown MAGNET settings {unknown} in {source}; this version knows {known}.{meant} Correct the keys "
                 "of `magnet` in config.json, or update the library."
             )
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"In the MAGNET settings of {source}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict, the inverse of `from_dict`."""
         return asdict(self)
+
+
+def _is_whole(value: Any) -> bool:
+    """A whole number; `True` is none, though Python counts with it."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_text_or_none(value: Any) -> bool:
+    return value is None or _is_text(value)
+
+
+# Settings whose type must be right before their value can be looked at, and what is expected of each.
+_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "mask_token": (_is_text_or_none, "a string or None"),
+    "mask_token_id": (lambda value: value is None or _is_whole(value), "a whole number or None"),
+    "prompts": (lambda value: isinstance(value, dict), "an object of strings by name"),
+    "default_prompt_name": (_is_text_or_none, "a string or None"),
+    "pooling": (_is_text, "a string"),
+    "similarity_fn_name": (_is_text, "a string"),
+    "contrastive_head": (_is_text_or_none, "a string or None"),
+    "end_of_span": (_is_whole, "a whole number"),
+    "adapter_modes": (
+        lambda value: (
+            value is None or (isinstance(value, list | tuple) and all(isinstance(one, str) for one in value))
+        ),
+        "a list of strings or None",
+    ),
+    "schema": (_is_whole, "a whole number"),
+}
+
+
+def _check_types(settings: MagnetSettings) -> None:
+    """Refuse values of another type, as a file that was edited may hold them."""
+    for name, (is_right, expected) in _TYPES.items():
+        value = getattr(settings, name)
+        if not is_right(value):
+            raise ValueError(f"`{name}` is {value!r:.60}; expected {expected}. Correct it.")
+    for name, prompt in settings.prompts.items():
+        if not isinstance(name, str) or not isinstance(prompt, str):
+            raise ValueError(f"Prompt {name!r:.60} is {prompt!r:.60}; expected a string. Correct `prompts`.")
 
 
 def resolve_mask_token(tokenizer: PreTrainedTokenizerBase, mask_token: str | None = None) -> tuple[str, int]:

@@ -110,7 +110,7 @@ class EncodingMixin(StatesMixin):
             texts, prompt=chosen, limit=limit, batch_tokens=budget, batch_size=batch_size, hide=hide
         )
         if output_value == "token_embeddings":
-            tokens: list[torch.Tensor] = [torch.empty(0)] * len(texts)
+            tokens: list[torch.Tensor] = [torch.empty(0, dtype=torch.float32)] * len(texts)
             with self._evaluating():
                 for indices, hidden_states, attention_mask in states:
                     for index, row, mask in zip(indices, hidden_states, attention_mask, strict=True):
@@ -257,7 +257,8 @@ class _VectorTable:
     """Vectors that come in any order, in their order. An accelerator is waited for once in thousands of rows."""
 
     def __init__(self, num_rows: int, width: int, *, device: torch.device) -> None:
-        self.vectors = torch.empty(num_rows, width, device=device)
+        # Said aloud: while any thread loads a model, torch's default dtype is that model's, for all threads.
+        self.vectors = torch.empty(num_rows, width, dtype=torch.float32, device=device)
         self._indices: list[int] = []
         self._parts: list[torch.Tensor] = []
 
@@ -276,7 +277,7 @@ class _VectorTable:
     def _move(self) -> None:
         """Write what has come into its rows."""
         if self._parts:
-            rows = torch.tensor(self._indices, device=self.vectors.device)
+            rows = torch.tensor(self._indices, dtype=torch.long, device=self.vectors.device)
             self.vectors[rows] = torch.cat(self._parts).to(self.vectors.device)
             self._indices, self._parts = [], []
 

@@ -1,13 +1,16 @@
 """An adapter merged into its base, and the proof that the files written say the same as the model in memory."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from .binding_magnet import ADAPTER_LAYERS
-from .sources_magnet import CheckpointError
+from .sources_magnet import CONFIG, CheckpointError
 
 # Largest difference that rounding explains, relative to the largest value: of sums in another order, or of weights
 # that were rounded to 8 bits of mantissa.
@@ -27,21 +30,31 @@ def merged_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
     Returns:
         `dict[str, torch.Tensor]`: adapted layers in float32, all others as they are.
+
+    Raises:
+        ValueError: the adapter is switched off by `disable_adapters()`.
     """
-    replaced: dict[str, torch.nn.Module] = {}
+    return dict(_merged_pieces(model))
+
+
+def _merged_pieces(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same one after the other, so that one merged layer at a time is in memory."""
+    adapted: dict[str, Any] = {}
     for name, module in model.named_modules():
-        if any(name.startswith(f"{outer}.") for outer in replaced):
-            continue
-        if isinstance(module, ADAPTER_LAYERS):
-            replaced[name] = _merge(copy.deepcopy(module))
-    weights = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if not any(name.startswith(f"{outer}.") for outer in replaced)
-    }
-    for outer, module in replaced.items():
-        weights.update({f"{outer}.{name}": tensor for name, tensor in module.state_dict().items()})
-    return weights
+        if isinstance(module, ADAPTER_LAYERS) and not any(name.startswith(f"{outer}.") for outer in adapted):
+            adapted[name] = module
+    if any(getattr(module, "disable_adapters", False) for module in adapted.values()):
+        raise ValueError(
+            "The adapter is switched off, so merging it would save the base alone. Switch it on first: "
+            "`model.enable_adapters()`, or `enable_adapter_layers()` of a PeftModel; where `modules_to_save` stay "
+            "off, load the adapter anew."
+        )
+    for name, tensor in model.state_dict().items():
+        if not any(name.startswith(f"{outer}.") for outer in adapted):
+            yield name, tensor
+    for outer, module in adapted.items():
+        for name, tensor in _merge(copy.deepcopy(module)).state_dict().items():
+            yield f"{outer}.{name}", tensor
 
 
 def are_tied(weights: dict[str, torch.Tensor], model: Any) -> bool:
@@ -132,30 +145,69 @@ def verify_files(model: Any, directory: Path, *, dtype: torch.dtype) -> dict[str
         `dict[str, float]`: the largest differences.
 
     Raises:
-        CheckpointError: they are more than rounding explains.
+        CheckpointError: a tensor is not what was to be written, or the differences are more than rounding explains.
     """
-    was_training = model.training
     loaded = (
         type(model)
         .from_pretrained(directory, dtype=dtype, attn_implementation=model.config._attn_implementation)
         .to(model.device)
     )
-    model.eval()
-    try:
+    _check_written(model, loaded, directory, dtype=dtype)
+    with model._evaluating():
         differences = largest_differences(model, loaded)
-    finally:
-        model.train(was_training)
     coarser = max((model.dtype, dtype), key=lambda kind: TOLERANCES.get(kind, HALF_TOLERANCE))
     limit = TOLERANCES.get(coarser, HALF_TOLERANCE)
     print("saved; largest differences: " + ", ".join(f"{name} {value:.1e}" for name, value in differences.items()))
     worst = max(differences, key=lambda name: differences[name])
     if not differences[worst] <= limit:
-        raise CheckpointError(
-            f"The files written do not say what the model in memory says: {worst} differ by {differences[worst]:.2g} "
-            f"of the largest value; rounding to {dtype} explains {limit:g}. Nothing was saved; report this with the "
-            "versions of torch, transformers and peft."
+        raise _says_something_else(
+            f"{worst} differ by {differences[worst]:.2g} of the largest value; rounding to {dtype} explains {limit:g}"
         )
     return differences
+
+
+@torch.no_grad()
+def _check_written(model: Any, loaded: Any, directory: Path, *, dtype: torch.dtype) -> None:
+    """Compare the files of a checkpoint to what was to be written, bit for bit and one tensor at a time.
+
+    Logits alone cannot tell: what an adapter adds may be less than what rounding to half precision takes.
+
+    Args:
+        loaded: The model of these files: a tied tensor has no file of its own, and is there.
+    """
+    if not (directory / CONFIG).is_file() or getattr(model, "is_quantized", False):
+        return
+    with ExitStack() as opened:
+        stored = {}
+        for path in sorted(directory.glob("model*.safetensors")):
+            file = opened.enter_context(safe_open(path, "pt"))
+            stored.update(dict.fromkeys(file.keys(), file))
+        loaded_weights = loaded.state_dict()
+        for name, tensor in _merged_pieces(model):
+            if name.startswith("sscl_head."):  # has a file of its own
+                continue
+            file = stored.pop(name, None)
+            written = loaded_weights.get(name) if file is None else file.get_tensor(name)
+            wanted = tensor.to(dtype) if tensor.is_floating_point() else tensor
+            if written is None or not _are_same_bits(wanted, written):
+                raise _says_something_else(f"{name} is {'missing' if written is None else 'another tensor'}")
+        if stored:
+            raise _says_something_else(f"they have {sorted(stored)[:3]}, which the model has not")
+
+
+def _are_same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Equal in shape, dtype and every bit, whatever numbers they stand for."""
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    first, second = (tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (first, second))
+    return torch.equal(first, second)
+
+
+def _says_something_else(what: str) -> CheckpointError:
+    return CheckpointError(
+        f"The files written do not say what the model in memory says: {what}. Nothing was saved; report this with the "
+        "versions of torch, transformers and peft."
+    )
 
 
 __all__ = ["are_tied", "in_dtype", "largest_differences", "merged_weights", "verify_files"]

@@ -87,7 +87,7 @@ class ModelSource:
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{self} is no directory here, and as a repository it cannot be read "
-                f"({str(error).strip().splitlines()[0]}). Check the name and `revision`; for a private repository "
+                f"({_first_line(error)}). Check the name and `revision`; for a private repository "
                 "pass `token`; without a network, name a local directory."
             ) from error
         return None if found is None else Path(found)
@@ -108,7 +108,7 @@ class ModelSource:
             return None
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"{str(file)!r} is no JSON ({error}). Restore the file or save the model anew."
             ) from error
@@ -129,16 +129,21 @@ class ModelSource:
         values = self.read_json(ADAPTER_CONFIG)
         if values is None:
             return None
-        base = values.get("base_model_name_or_path")
+        base, revision = values.get("base_model_name_or_path"), values.get("revision")
         if not base:
             raise CheckpointError(
                 f"{ADAPTER_CONFIG} of {self} names no base model. Write its directory or Hub id there, as "
                 "`base_model_name_or_path`."
             )
+        for name, value in (("base_model_name_or_path", base), ("revision", revision or "")):
+            if not isinstance(value, str):
+                raise CheckpointError(
+                    f"`{name}` in {ADAPTER_CONFIG} of {self} is {value!r:.60}; expected a string. Correct it."
+                )
         arguments = {name: value for name, value in self.arguments.items() if name not in _OF_ONE_REPOSITORY}
-        if values.get("revision"):
-            arguments["revision"] = values["revision"]
-        source = ModelSource(str(base), arguments)
+        if revision:
+            arguments["revision"] = revision
+        source = ModelSource(base, arguments)
         try:
             found = source.file(CONFIG) or source.file(ADAPTER_CONFIG)
         except CheckpointError as error:
@@ -151,25 +156,58 @@ class ModelSource:
             )
         return source
 
+    def adapter_settings(self) -> dict[str, Any] | None:
+        """The content of our file beside an adapter: its `magnet`, and `base`, the shape of what it was trained on.
+
+        Returns:
+            `dict`, *optional*: with both, each a dict; `None` where there is no such file, as beside adapters that
+            others wrote.
+
+        Raises:
+            CheckpointError: it is no JSON, or lacks one of the two or holds something else there.
+        """
+        values = self.read_json(ADAPTER_SETTINGS)
+        if values is None:
+            return None
+        for name in ("magnet", "base"):
+            if not isinstance(values.get(name), dict):
+                told = f"{values[name]!r:.60}" if name in values else "missing"
+                raise CheckpointError(
+                    f"`{name}` in {ADAPTER_SETTINGS} of {self} is {told}; expected an object. Restore the file, or "
+                    "save the adapter anew."
+                )
+        return values
+
     def config_values(self, config: PreTrainedConfig | str | None = None) -> dict[str, Any]:
         """The content of config.json, or of a config that is given in its place.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: there is none, or one that names no type of model.
         """
         if isinstance(config, PreTrainedConfig):
             return config.to_dict()
-        values = (self if config is None else ModelSource(str(config), self.arguments)).read_json(CONFIG)
-        if not values and self.directory is None:
+        place = self if config is None else ModelSource(str(config), self.arguments)
+        values = place.read_json(CONFIG)
+        if values is None and place.directory is None:
             raise CheckpointError(
-                f"{self} is no directory here, and as a repository it has no config.json that can be read. Check the "
+                f"{place} is no directory here, and as a repository it has no config.json that can be read. Check the "
                 "name, `revision` and `subfolder`; without a network, or in offline mode, only what was downloaded "
                 "before is there."
             )
-        if not values:
+        if values is None:
             raise CheckpointError(
-                f"{self} has no config.json, so it holds no model, or one whose saving was interrupted. Name another "
+                f"{place} has no config.json, so it holds no model, or one whose saving was interrupted. Name another "
                 "directory or Hub id."
+            )
+        if not values.get("model_type"):
+            raise CheckpointError(
+                f"config.json of {place} holds no model_type, so nothing says what model it is. Restore the file, or "
+                "write the type there, such as 'llama'."
+            )
+        if not isinstance(values["model_type"], str):
+            raise CheckpointError(
+                f"`model_type` in config.json of {place} is {values['model_type']!r:.60}; expected a string such as "
+                "'llama'. Restore the file."
             )
         return values
 
@@ -190,6 +228,12 @@ class ModelSource:
             shards = index.get("weight_map")
             if not isinstance(shards, dict) or not shards:
                 raise CheckpointError(f"{str(folder / WEIGHTS_INDEX)!r} has no `weight_map`. Save the model anew.")
+            for tensor, shard in shards.items():
+                if not isinstance(shard, str) or not shard:
+                    raise CheckpointError(
+                        f"`weight_map` in {str(folder / WEIGHTS_INDEX)!r} has {shard!r:.60} for {tensor!r}; expected "
+                        "the name of a file. Save the model anew."
+                    )
             expected = [folder / name for name in sorted(set(shards.values()))]
         else:
             expected = [folder / WEIGHTS]
@@ -229,8 +273,8 @@ def check_safetensors(file: Path) -> None:
         header = stream.read(length) if 0 < length <= size - 8 else b""
     try:
         tensors = json.loads(header)
-        ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        ends = [_end(entry["data_offsets"]) for name, entry in tensors.items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{str(file)!r} ({size} bytes) has no readable safetensors header: it was cut short or is of another "
             "format. Fetch it again, or save the model anew."
@@ -241,6 +285,20 @@ def check_safetensors(file: Path) -> None:
             f"{str(file)!r} has {size} bytes where its header promises {wanted}. Fetch it again, or save the model "
             "anew."
         )
+
+
+def _end(offsets: Any) -> int:
+    """The second of two whole numbers in their order."""
+    first, last = offsets
+    if type(first) is not int or type(last) is not int or not 0 <= first <= last:
+        raise ValueError(f"data_offsets are {offsets!r:.60}")
+    return last
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, in short; some say nothing but their type."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 __all__ = [

@@ -61,9 +61,7 @@ def adapter_cost(model: Any, *, texts: list[str], new_tokens: int = 32, rounds: 
         ),
     }
     seconds: dict[tuple[str, bool], list[float]] = {}
-    was_training = model.training
-    model.eval()
-    try:
+    with model._evaluating():
         for number in range(rounds + 1):
             for name, call in calls.items():
                 for one in (model, twin):
@@ -73,8 +71,6 @@ def adapter_cost(model: Any, *, texts: list[str], new_tokens: int = 32, rounds: 
                         torch.cuda.synchronize()
                     if number:  # the first round warms up
                         seconds.setdefault((name, one is twin), []).append(time.perf_counter() - started)
-    finally:
-        model.train(was_training)
     return {name: statistics.median(seconds[name, False]) / statistics.median(seconds[name, True]) for name in calls}
 
 

@@ -49,6 +49,7 @@ def check_run(
     complaints = [
         *_about_model(model, args=args, tokenizer=tokenizer, needs_mask_token=data_collator is None),
         *about_quantized_base(model),
+        *([] if train_dataset is None else _about_adapter(model)),
         *([] if train_dataset is None else _about_rows(train_dataset, args=args, settings=settings)),
         *([] if train_dataset is None else _about_positions(train_dataset, model=model, settings=settings)),
     ]
@@ -110,6 +111,15 @@ def _about_model(
         yield (
             f"`view_dropout` is {args.view_dropout}, but flex_attention drops nothing. Load the model with "
             "attn_implementation='sdpa', or set `view_dropout` to 0."
+        )
+
+
+def _about_adapter(model: nn.Module) -> Iterator[str]:
+    """An adapter whose checkpoints could not be resumed from: the parent loads those of a `PeftModel` alone."""
+    if getattr(model, "_hf_peft_config_loaded", False):  # set by transformers, not by a `PeftModel` around the model
+        yield (
+            "The model's adapter was added by `model.add_adapter` or loaded with the model; such a run could not be "
+            "resumed. Wrap the model without one by `get_peft_model` of peft or `trainer.lora.apply_lora` instead."
         )
 
 

@@ -212,8 +212,8 @@ def corrupt_row(
         raise ValueError(f"`end_of_span` is {settings.end_of_span}, but no `end_of_span_id` is given; pass EOS.")
 
     length = len(input_ids)
-    is_causal = torch.rand((), generator=generator).item() < settings.causal_ratio
-    selection, kind = torch.rand(2, length, generator=generator)  # (S,) each, in [0, 1)
+    is_causal = torch.rand((), dtype=torch.float32, generator=generator).item() < settings.causal_ratio
+    selection, kind = torch.rand(2, length, dtype=torch.float32, generator=generator)  # (S,) each, in [0, 1)
     random_ids = replacement_ids[torch.randint(len(replacement_ids), (length,), generator=generator)]
     spans = [(1, length)] if is_causal else _draw_spans(settings, length=length, generator=generator)
 

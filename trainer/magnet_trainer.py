@@ -149,7 +149,7 @@ class MagnetTrainer(PublishingTrainer):
         # Wrappers average gradients over the processes; sums over a global count have to be added up instead.
         num_processes = self.accelerator.num_processes
         parts: dict[str, Tensor] = {}
-        loss = torch.zeros((), device=self.args.device)
+        loss = torch.zeros((), dtype=torch.float32, device=self.args.device)
         if weights.mntp > 0 or weights.msg > 0:
             joint = forward_labelled(model, inputs)
             parts["mntp"] = num_processes * mntp_loss(joint.mntp_logits, joint.mntp_labels, num_items=num_items[0])

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard import RepoCard
 
 from modeling_magnet.card_magnet import CARD, CardFacts, is_hub_id
-from modeling_magnet.sources_magnet import CheckpointError, ModelSource
+from modeling_magnet.sources_magnet import ModelSource
 
 # Measures of an evaluation by the name of their log, and what a reader calls them.
 MEASURES = {
@@ -68,7 +69,7 @@ def run_facts(
         base_model=base_model,
         datasets=[name for name in train_texts if is_hub_id(name)],
         language=list(language) or _list(own.get("language")),
-        license=license or own.get("license"),
+        license=license or next(iter(_list(own.get("license"))), None),
         recipe=recipe,
         results=results,
         notes=notes,
@@ -76,12 +77,14 @@ def run_facts(
 
 
 def _card_data(model: str) -> dict[str, Any]:
-    """Metadata of a model's own card; nothing where there is none that can be read."""
+    """Metadata of a model's own card; nothing where the model has no name, or no card that can be read."""
+    if not model:  # a model that was made and not loaded; an empty path would be the current directory
+        return {}
     try:
         text = ModelSource(model, {}).read_text(CARD)
-    except (CheckpointError, ValueError):
+        return {} if text is None else RepoCard(text, ignore_metadata_errors=True).data.to_dict()
+    except (OSError, ValueError, TypeError, yaml.YAMLError):  # others wrote it: it may hold anything
         return {}
-    return {} if text is None else RepoCard(text, ignore_metadata_errors=True).data.to_dict()
 
 
 def _with_before(text: str, before: float | None) -> str:
@@ -99,7 +102,8 @@ def _value(value: Any) -> str:
 
 
 def _list(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else list(value or [])
+    values = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    return [one for one in values if isinstance(one, str)]
 
 
 __all__ = ["MEASURES", "run_facts"]

@@ -1,5 +1,7 @@
 """The part of the trainer that writes for others: adapters with their settings, and the model card of the run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +83,27 @@ class PublishingTrainer(EvaluatingTrainer):
         (directory / CARD).write_text(text, encoding="utf-8")
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save as the parent does; beside an adapter of a `PeftModel`, our settings as well."""
-        super()._save(output_dir, state_dict)
+        """Save as the parent does, with the card of this run; beside an adapter of a `PeftModel`, our settings."""
+        with self._own_card():
+            super()._save(output_dir, state_dict)
         model = self.accelerator.unwrap_model(self.model)
         if self.args.should_save and isinstance(model, PeftModel):
             inner: Any = model.get_base_model()
             inner.write_adapter_settings(Path(str(output_dir or self.args.output_dir)))
+
+    @contextmanager
+    def _own_card(self) -> Iterator[None]:
+        """The block in which the model has the card of this run; by itself it carries that of where it came from."""
+        model: Any = unwrap_peft_model(self.accelerator.unwrap_model(self.model))
+        # A card that was set by hand stays.
+        if not self.args.should_save or getattr(model, "_card", "") is not None:
+            yield
+            return
+        model.card = self.card_text(self.args.hub_model_id or Path(str(self.args.output_dir)).name)
+        try:
+            yield
+        finally:
+            model.card = None
 
 
 def _list(value: str | list[str] | None) -> list[str]:

@@ -1,6 +1,7 @@
 """What a run of `adapt.py` saves and pushes: merged or as an adapter, with a card of its facts."""
 
 import json
+import lzma
 
 import numpy as np
 import pytest
@@ -85,6 +86,46 @@ def test_checkpoints_of_a_lora_run_are_adapters_of_ours(tmp_path, options):
     wrapped = PeftModel.from_pretrained(AutoMagnetForCausalLM.from_pretrained(tmp_path / "base"), folder).eval()
     np.testing.assert_array_equal(loaded.encode(["the cat"], prompt=""), wrapped.encode(["the cat"], prompt=""))
     assert not np.array_equal(loaded.encode(["the cat"], prompt=""), plain.encode(["the cat"], prompt=""))
+
+
+UNMERGED = [*LORA, "--merge_adapter=false"]
+
+
+def test_the_cost_of_an_adapter_is_measured_on_what_the_run_read(tmp_path, options, capsys):
+    """A column of another name, and texts of many tokens before a small context."""
+    rows = [json.loads(line) for line in lzma.decompress((tmp_path / "train.jsonl.xz").read_bytes()).splitlines()]
+    long = [" ".join(row["text"] for row in rows[start : start + 8]) for start in range(8)]
+    for name in ("train", "held_out"):
+        lines = "".join(json.dumps({"body": text}) + "\n" for text in long)
+        (tmp_path / f"{name}.jsonl.xz").write_bytes(lzma.compress(lines.encode()))
+    given = ["--text_column=body", "--max_length=256", "--per_device_train_batch_size=2"]
+    adapt.main([*options, *UNMERGED, *given])
+    assert "Unmerged, the adapter costs time: `encode` " in (tmp_path / "run" / "README.md").read_text()
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_a_cost_that_cannot_be_measured_is_a_warning(tmp_path, options, monkeypatch, capsys):
+    def fail(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(adapt, "adapter_cost", fail)
+    adapt.main([*options, *UNMERGED])
+    assert (
+        "warning: the cost of the adapter was not measured (RuntimeError('out of memory'))" in capsys.readouterr().out
+    )
+    assert {"adapter_model.safetensors", "adapt.json"} <= {file.name for file in (tmp_path / "run").iterdir()}
+    assert "costs time" not in (tmp_path / "run" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "card",
+    [b"---\na: [\n---\n", b"---\n1: x\nlanguage: 5\n---\n", b"---\nlanguage: 5\nlicense: [a]\n---\n", b"\xff\xfe"],
+    ids=["broken", "numbers", "other types", "no text"],
+)
+def test_a_broken_card_of_the_base_does_not_end_a_run(tmp_path, options, card):
+    (tmp_path / "base" / "README.md").write_bytes(card)
+    adapt.main([*options, *LORA])
+    assert {"model.safetensors", "adapt.json", "README.md"} <= {file.name for file in (tmp_path / "run").iterdir()}
 
 
 @pytest.mark.parametrize(

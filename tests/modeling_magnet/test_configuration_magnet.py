@@ -1,6 +1,10 @@
 """Settings of a checkpoint and the token that hides a context token."""
 
+import warnings
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from modeling_magnet import MagnetLlamaForCausalLM, MagnetSettings
@@ -8,10 +12,10 @@ from modeling_magnet.configuration_magnet import check_tokenizer_fits, resolve_m
 
 
 def test_settings_survive_a_round_trip():
-    settings = MagnetSettings(
+    chosen = MagnetSettings(
         mask_token="_", mask_token_id=7, prompts={"a": "A: "}, default_prompt_name=None, contrastive_head="tanh"
     )
-    assert MagnetSettings.from_dict(settings.to_dict()) == settings
+    assert MagnetSettings.from_dict(chosen.to_dict()) == chosen
     assert MagnetSettings.from_dict({}) == MagnetSettings()
 
 
@@ -29,6 +33,57 @@ def test_settings_survive_a_round_trip():
 def test_settings_that_cannot_be_are_named(values, message):
     with pytest.raises(ValueError, match=message):
         MagnetSettings.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([], r"`magnet` of 'here' is \[\]; expected an object"),
+        ("x", "`magnet` of 'here' is 'x'; expected an object"),
+        (3, "`magnet` of 'here' is 3; expected an object"),
+        ({"prompts": ["a"]}, r"of 'here': `prompts` is \['a'\]; expected an object"),
+        ({"prompts": None}, "of 'here': `prompts` is None; expected an object"),
+        ({"adapter_modes": 3}, "of 'here': `adapter_modes` is 3; expected a list of strings"),
+        ({"adapter_modes": [["infill"]]}, r"of 'here': `adapter_modes` is \[\['infill'\]\]; expected a list"),
+        ({"adapter_modes": "infill"}, "of 'here': `adapter_modes` is 'infill'; expected a list"),
+        ({"default_prompt_name": ["a"]}, r"of 'here': `default_prompt_name` is \['a'\]; expected a string"),
+        ({"mask_token": 7}, "of 'here': `mask_token` is 7; expected a string"),
+        ({"mask_token_id": "7"}, "of 'here': `mask_token_id` is '7'; expected a whole number"),
+        ({"mask_token_id": 7.5}, "of 'here': `mask_token_id` is 7.5; expected a whole number"),
+        ({"mask_token_id": True}, "of 'here': `mask_token_id` is True; expected a whole number"),
+        ({"mask_token_id": -1}, "of 'here': `mask_token_id` is -1; expected an id of the vocabulary"),
+        ({"end_of_span": True}, "of 'here': `end_of_span` is True; expected a whole number"),
+        ({"end_of_span": -1}, "of 'here': `end_of_span` is -1; expected 0, or a multiple"),
+        ({"schema": "x"}, "`schema` in the MAGNET settings of 'here' is 'x'; expected a whole number"),
+        ({"schema": None}, "`schema` in the MAGNET settings of 'here' is None"),
+        ({"similarity_fn_name": ["cosine"]}, r"of 'here': `similarity_fn_name` is \['cosine'\]; expected a string"),
+        ({"pooling": "median"}, "of 'here': `pooling` is 'median'; expected one of"),
+    ],
+)
+def test_settings_of_another_type_are_named_with_their_source(values, message):
+    with pytest.raises(ValueError, match=message):
+        MagnetSettings.from_dict(values, source="'here'")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+KNOWN = st.sampled_from(sorted(MagnetSettings().to_dict()))
+
+
+@settings(max_examples=400, deadline=None)
+@given(values=JSON | st.dictionaries(KNOWN, JSON, max_size=3))
+def test_any_json_is_settings_or_a_value_error(values):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of newer schemas
+        try:
+            read = MagnetSettings.from_dict(values)
+        except ValueError as error:
+            assert "the configuration" in str(error)
+        else:
+            assert MagnetSettings.from_dict(read.to_dict()) == read
 
 
 def test_default_mask_tokens_of_real_llamas(wiki_7m, stories260k, babyllama):

@@ -6,10 +6,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.merging_magnet import largest_differences, merged_weights
+from modeling_magnet.merging_magnet import largest_differences, merged_weights, verify_files
 
 IDS = torch.tensor([[1, 40, 41, 42, 43, 44]])
 KINDS = {
@@ -150,6 +151,62 @@ def test_files_that_say_something_else_are_not_kept(base_folder, tmp_path, monke
     assert (tmp_path / "merged" / "config.json").is_file()
 
 
+def weak_adapter(base_folder, **options):
+    """One that moves logits by about a percent, and the logits of the base."""
+    model = load(base_folder, **options)
+    torch.manual_seed(5)
+    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(0.02)
+    return model.eval()
+
+
+@pytest.mark.parametrize("size", ["50GB", "20KB"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_weak_adapter_that_is_lost_is_found_in_half_precision(base_folder, tmp_path, monkeypatch, dtype, size):
+    import modeling_magnet.checkpoint_magnet as checkpoint
+
+    model = weak_adapter(base_folder)
+    assert max(largest_differences(model, load(base_folder)).values()) < 0.2, "logits alone do not tell"
+    model.save_pretrained(tmp_path / "right", merge_adapter=True, dtype=dtype, max_shard_size=size)
+    monkeypatch.setattr(checkpoint, "merged_weights", lambda model: load(base_folder).state_dict())
+    with pytest.raises(ValueError, match="do not say what the model in memory says: .*_proj.weight is another tensor"):
+        model.save_pretrained(tmp_path / "lost", merge_adapter=True, dtype=dtype, max_shard_size=size)
+    assert not (tmp_path / "lost").exists()
+
+
+def test_files_with_more_or_other_tensors_are_found(tiny_model, base_folder, tmp_path):
+    file = base_folder / "model.safetensors"
+    weights = load_file(file)
+    save_file({**weights, "more": torch.ones(2)}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"they have \['more'\], which the model has not"):
+        verify_files(tiny_model, base_folder, dtype=torch.float32)
+    weights["model.norm.weight"] = weights["model.norm.weight"].double()
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="model.norm.weight is another tensor"):
+        verify_files(tiny_model, base_folder, dtype=torch.float32)
+
+
+def test_an_adapter_that_is_switched_off_is_not_merged(base_folder, tmp_path):
+    model = adapt(load(base_folder), "linear")
+    model.disable_adapters()
+    with pytest.raises(ValueError, match=r"is switched off.*`model.enable_adapters\(\)`"):
+        model.save_pretrained(tmp_path / "merged", merge_adapter=True)
+    assert not (tmp_path / "merged").exists()
+    model.enable_adapters()
+    model.save_pretrained(tmp_path / "merged", merge_adapter=True)
+
+
+def test_verification_leaves_every_part_in_its_mode(tiny_model, tmp_path):
+    tiny_model.train()
+    tiny_model.model.layers[0].eval()  # as a user freezes a part
+    before = [module.training for module in tiny_model.modules()]
+    tiny_model.save_pretrained(tmp_path, verify=True)
+    assert [module.training for module in tiny_model.modules()] == before
+
+
 def test_verification_is_there_for_any_save(tiny_model, base_folder, tmp_path, capsys):
     tiny_model.save_pretrained(tmp_path / "plain")
     assert "largest differences" not in capsys.readouterr().out
@@ -187,3 +244,19 @@ def test_a_peft_model_around_ours_is_merged_by_its_inner_one(base_folder, tmp_pa
     ).eval()
     wrapped.get_base_model().save_pretrained(tmp_path / "merged", merge_adapter=True)
     assert max(largest_differences(wrapped, load(tmp_path / "merged")).values()) < 1e-4
+
+
+def test_encoding_minds_no_default_dtype(tiny_model):
+    """Saving in another dtype verifies by a load, which sets torch's default for the whole process meanwhile."""
+    tiny_model.eval()
+    texts = ["The cat sat on the mat.", "She ate"]
+    vectors, empty = tiny_model.encode(texts), tiny_model.encode([])
+    states = tiny_model.encode(texts, output_value="token_embeddings")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found, nothing = tiny_model.encode(texts), tiny_model.encode([])
+        found_states = tiny_model.encode(texts, output_value="token_embeddings")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == nothing.dtype == empty.dtype and (found == vectors).all()
+    assert all(torch.equal(one, other) for one, other in zip(found_states, states, strict=True))

@@ -57,6 +57,12 @@ def test_a_header_that_lies(tmp_path):
         file.write_bytes(struct.pack("<Q", len(header)) + header)
         with pytest.raises(CheckpointError, match="no readable safetensors header"):
             check_safetensors(file)
+    offsets = ('["0", "4"]', "[0, 4.0]", "[4, 0]", "[-4, 0]", "[true, true]", "[0, 4, 8]", "[[0], [4]]")
+    deep = b'{"a": ' * 100_000
+    for header in (*(b'{"a": {"data_offsets": %b}}' % given.encode() for given in offsets), deep):
+        file.write_bytes(struct.pack("<Q", len(header)) + header)
+        with pytest.raises(CheckpointError, match="no readable safetensors header"):
+            check_safetensors(file)
     file.write_bytes(struct.pack("<Q", 2**63) + b"{}")
     with pytest.raises(CheckpointError, match="no readable safetensors header"):
         check_safetensors(file)
@@ -64,6 +70,11 @@ def test_a_header_that_lies(tmp_path):
 
 def test_an_index_that_is_none(sharded):
     for content, message in (("{", "is no JSON"), ("[]", "holds list; expected an object"), ("{}", "no `weight_map`")):
+        (sharded / "model.safetensors.index.json").write_text(content)
+        refused(sharded, message)
+    for shard in (7, [], "", None):
+        content = json.dumps({"weight_map": {"lm_head.weight": shard}})
+        message = r"`weight_map` in .*index.json' has .* for 'lm_head.weight'; expected the name of a file"
         (sharded / "model.safetensors.index.json").write_text(content)
         refused(sharded, message)
 
@@ -143,6 +154,14 @@ def test_a_newer_schema_is_warned_of_by_name(single):
 def test_a_config_that_is_none(single):
     (single / "config.json").write_text("{")
     refused(single, "config.json' is no JSON")
+    (single / "config.json").write_text("[" * 100_000)
+    refused(single, "config.json' is no JSON")
+    for content in ("{}", '{"model_type": ""}', '{"hidden_size": 32}'):
+        (single / "config.json").write_text(content)
+        refused(single, "config.json of '.*single' holds no model_type")
+    for value in (["llama"], 7, {"a": 1}):
+        (single / "config.json").write_text(json.dumps({"model_type": value}))
+        refused(single, "`model_type` in config.json of '.*single' is .*; expected a string")
     (single / "config.json").unlink()
     refused(single, "has no config.json, so it holds no model, or one whose saving was interrupted")
 
@@ -182,3 +201,48 @@ def test_plain_models_are_checked_too(tiny_config, tmp_path):
     LlamaForCausalLM(tiny_config).save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
     refused(tmp_path, "no readable safetensors header")
+
+
+GOOD = {"magnet": {"pooling": "mean"}, "base": {"hidden_size": 32}}
+
+
+def test_settings_beside_an_adapter_are_read(tmp_path):
+    source = ModelSource(str(tmp_path), {})
+    assert source.adapter_settings() is None
+    (tmp_path / "magnet_adapter.json").write_text(json.dumps(GOOD))
+    assert source.adapter_settings() == GOOD
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"base": {}}, "`magnet` in magnet_adapter.json of '.*' is missing; expected an object"),
+        ({"magnet": {}}, "`base` in magnet_adapter.json of '.*' is missing"),
+        (GOOD | {"base": [32]}, r"`base` in magnet_adapter.json of '.*' is \[32\]; expected an object"),
+        (GOOD | {"magnet": None}, "`magnet` in magnet_adapter.json of '.*' is None"),
+        ([], "magnet_adapter.json' holds list; expected an object"),
+    ],
+)
+def test_settings_beside_an_adapter_that_are_none(tmp_path, content, message):
+    (tmp_path / "magnet_adapter.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=message):
+        ModelSource(str(tmp_path), {}).adapter_settings()
+
+
+@pytest.mark.parametrize("key", ["base_model_name_or_path", "revision"])
+def test_an_adapter_whose_base_is_no_name(tmp_path, key):
+    values = {"base_model_name_or_path": "me/base", key: ["main"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(values))
+    with pytest.raises(
+        CheckpointError, match=rf"`{key}` in adapter_config.json of '.*' is \['main'\]; expected a str"
+    ):
+        ModelSource(str(tmp_path), {}).adapter_base()
+
+
+def test_an_error_without_a_message_is_told_by_its_type(monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError
+
+    monkeypatch.setattr("modeling_magnet.sources_magnet.cached_file", fail)
+    with pytest.raises(CheckpointError, match=r"as a repository it cannot be read \(OSError\)"):
+        ModelSource("me/mine", {}).file("config.json")

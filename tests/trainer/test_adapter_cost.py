@@ -35,9 +35,11 @@ def test_the_twin_is_the_merged_model(tiny_model, adapted, tied):
 
 def test_times_are_ratios(adapted):
     adapted.train()
+    adapted.model.layers[0].eval()  # as a user freezes a part
+    before = [module.training for module in adapted.modules()]
     cost = adapter_cost(adapted, texts=["The cat sat.", "She ate."], new_tokens=2, rounds=1)
     assert set(cost) == {"encode", "infill", "generate"} and all(0 < ratio < 100 for ratio in cost.values())
-    assert adapted.training
+    assert [module.training for module in adapted.modules()] == before
 
 
 def test_products_are_counted(adapted):

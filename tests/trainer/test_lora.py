@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from trainer.contrastive import attach_contrastive_head
 from trainer.lora import LoraArguments, apply_lora
 
-from .tiny import tiny_model
+from .tiny import tiny_args, tiny_model, tiny_trainer
 
 IDS = torch.tensor([[1, 5, 6, 7, 8, 9]])
 SEGMENTS = torch.tensor([[0, 0, 1, 1, 0, 0]])
@@ -57,3 +58,16 @@ def test_all_complaints_come_in_one_error():
     with pytest.raises(ValueError) as caught:
         LoraArguments(lora_r=0, lora_alpha=0, lora_dropout=1.0)
     assert all(name in str(caught.value) for name in ("`lora_r` is 0", "`lora_alpha` is 0", "`lora_dropout` is 1.0"))
+
+
+def test_only_an_adapter_that_can_be_resumed_is_trained(tmp_path):
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
+    model = tiny_model()
+    model.add_adapter(config)
+    with pytest.raises(
+        ValueError, match=r"could not be\s+resumed\. Wrap .* `get_peft_model`.*`trainer.lora.apply_lora`"
+    ):
+        tiny_trainer(tiny_args(tmp_path / "run"), model=model)
+    assert not (tmp_path / "run").exists()
+    tiny_trainer(tiny_args(tmp_path / "run"), model=model, train_dataset=None)  # to evaluate it
+    tiny_trainer(tiny_args(tmp_path / "run"), model=get_peft_model(tiny_model(), config))

@@ -344,6 +344,35 @@ def test_a_model_learns_where_its_fills_end(tmp_path):
     assert model.config.magnet["end_of_span"] == 0
 
 
+def test_a_saved_model_has_the_card_of_its_run(tmp_path):
+    """Not that of the checkpoint it started from, unless one was set by hand."""
+    first = tiny_model()
+    first.tokenizer = tiny_tokenizer()
+    first.card = "---\nlicense: mit\n---\n\n# First\n"
+    first.save_pretrained(tmp_path / "first")
+    model = type(first).from_pretrained(tmp_path / "first")
+    trainer = tiny_trainer(tiny_args(tmp_path / "second", loss_phases=["1:1,0,1"], seed=7), model=model)
+    trainer.train()
+    trainer.save_model()
+    text = (tmp_path / "second" / "README.md").read_text()
+    assert "# second\n" in text and "license: mit" in text and "| loss_phases | 1:1,0,1 |" in text
+    assert "| seed | 7 |" in text and "# First" not in text
+    assert model.card == first.card, "the model itself is as it was"
+    model.card = "# By hand\n"
+    trainer.save_model()
+    assert (tmp_path / "second" / "README.md").read_text() == "# By hand\n" == model.card
+
+
+def test_a_model_that_came_from_nowhere_has_no_base(tmp_path, monkeypatch):
+    """Its empty name is not the current directory, whose card is another's."""
+    (tmp_path / "README.md").write_text("---\nlicense: mit\nlanguage: en\n---\n\n# Another\n")
+    monkeypatch.chdir(tmp_path)
+    trainer = tiny_trainer(tiny_args(tmp_path / "run", loss_phases=["1:1,0,1"]))
+    trainer.save_model()
+    text = (tmp_path / "run" / "README.md").read_text()
+    assert "license" not in text and "language:" not in text
+
+
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_kept_head_is_saved_with_the_model_and_a_dropped_one_is_not(tmp_path, kept, lora):
