@@ -83,7 +83,7 @@ class CheckpointMixin(LoadingMixin):
                 self._write_checkpoint(finished, state_dict, dtype, is_main_process=True, **kwargs)
             card = self._card_to_save(adapter_alone=adapter_alone)
             if card is not None or not (target / CARD).exists():
-                card = write_card(self, target.name, merged=merge_adapter) if card is None else card
+                card = write_card(self, target.resolve().name, merged=merge_adapter) if card is None else card
                 (finished / CARD).write_text(card, encoding="utf-8")
             if (merge_adapter or dtype != self.dtype) if verify is None else verify:
                 verify_files(self, finished, dtype=dtype)

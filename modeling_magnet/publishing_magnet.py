@@ -13,7 +13,7 @@ from huggingface_hub.utils import httpx
 from .card_magnet import CARD, NOT_RECORDED, rename_card, with_tags
 from .checkpoint_magnet import CheckpointMixin
 from .sources_magnet import CheckpointError
-from .writing_magnet import REPLACED
+from .writing_magnet import stale_files
 
 
 class PublishingMixin(CheckpointMixin):
@@ -67,6 +67,8 @@ class PublishingMixin(CheckpointMixin):
                 folder = Path(scratch) / repo_id.split("/")[-1]
                 self.save_pretrained(folder, max_shard_size=max_shard_size, merge_adapter=merge_adapter, dtype=dtype)
                 self._prepare_card(folder / CARD, api, repo_id, revision=revision, tags=tags)
+                there = [name for name in api.list_repo_files(repo_id, revision=revision) if "/" not in name]
+                new = [file.name for file in folder.iterdir() if file.is_file()]
                 return api.upload_folder(
                     repo_id=repo_id,
                     folder_path=folder,
@@ -74,7 +76,8 @@ class PublishingMixin(CheckpointMixin):
                     commit_description=commit_description,
                     revision=revision,
                     create_pr=create_pr,
-                    delete_patterns=list(REPLACED),
+                    # Exact names: a `*` of these patterns would reach into folders.
+                    delete_patterns=stale_files(there, new),
                 )
         except (httpx.HTTPError, HFValidationError, ConnectionError) as error:
             raise CheckpointError(
