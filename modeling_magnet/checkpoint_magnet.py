@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from .card_magnet import CARD, write_card
+from .card_magnet import CARD, card_bytes, is_ours, read_card, rename_card, write_card
 from .code_magnet import write_code
 from .loading_magnet import LoadingMixin
 from .merging_magnet import are_tied, in_dtype, merged_weights, verify_files
@@ -81,18 +81,33 @@ class CheckpointMixin(LoadingMixin):
                 self._write_embedder(finished, self.state_dict(), is_adapter=True)
             else:
                 self._write_checkpoint(finished, state_dict, dtype, is_main_process=True, **kwargs)
-            card = self._card_to_save(adapter_alone=adapter_alone)
-            if card is not None or not (target / CARD).exists():
-                card = write_card(self, target.resolve().name, merged=merge_adapter) if card is None else card
-                (finished / CARD).write_text(card, encoding="utf-8")
+            card = self._card_to_save(target.resolve(), adapter_alone=adapter_alone)
+            if card is not None:
+                (finished / CARD).write_bytes(card_bytes(card))
             if (merge_adapter or dtype != self.dtype) if verify is None else verify:
                 verify_files(self, finished, dtype=dtype)
 
-    def _card_to_save(self, *, adapter_alone: bool) -> str | None:
-        """The card that holds for what is saved."""
+    def _card_to_save(self, place: Path, *, adapter_alone: bool) -> str | None:
+        """The card that was set; else none where a person's lies there; else the one that came along, or a new one."""
+        if self._card is not None:
+            return self._card
+        there = read_card(place / CARD)
+        if there is not None and not is_ours(there):
+            return None
+        known = self._card_that_came(adapter_alone=adapter_alone)
+        return (
+            write_card(self, place.name, merged=not adapter_alone) if known is None else rename_card(known, place.name)
+        )
+
+    def _card_that_came(self, *, adapter_alone: bool) -> str | None:
+        """The card of where the model came from, where it holds for what is saved."""
         source = self._card_source
-        came_as_adapter = source is not None and source.file(CONFIG) is None
-        return self.card if self._card is not None or came_as_adapter == adapter_alone else None
+        if source is None:
+            return None
+        try:
+            return read_card(source.file(CARD)) if (source.file(CONFIG) is None) == adapter_alone else None
+        except CheckpointError:  # gone meanwhile, which must not end a save
+            return None
 
     def _check_can_merge(self) -> None:
         if not self.has_adapter:
