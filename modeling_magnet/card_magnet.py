@@ -1,15 +1,19 @@
 """The model card of a checkpoint: what it is, what was measured, how to use it, what it cannot do."""
 
+import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
-from huggingface_hub.repocard import RepoCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 CARD = "README.md"
+# What tells our cards from those of people, which nothing replaces.
+MARK = "<!-- written by magnet"
+_MARK_LINE = f"{MARK}: replaced by the next save, unless you delete this line -->"
 NOT_RECORDED = "Not recorded: this card was written from the model alone."
 PAPER = "https://arxiv.org/abs/2501.08648"
 TAGS = ("magnet", "text-embeddings", "infilling", "sentence-transformers")
@@ -62,11 +66,12 @@ def write_card(model: Any, name: str, facts: CardFacts | None = None, *, merged:
         datasets=list(facts.datasets) or None,
         pipeline_tag="text-generation" if is_adapter else "feature-extraction",
         model_name=name,
-        eval_results=list(facts.results) or None,
+        eval_results=[result for result in facts.results if _is_finite(result.metric_value)] or None,
         base_model_relation=("adapter" if is_adapter else "finetune") if is_hub_id(base) else None,
     )
     parts = [
-        f"# {name}",
+        _MARK_LINE,
+        f"# {_one_line(name)}",
         _summary(model, base, is_adapter=is_adapter),
         "## Use",
         _adapter_code(name, base) if is_adapter else _checkpoint_code(name),
@@ -75,34 +80,71 @@ def write_card(model: Any, name: str, facts: CardFacts | None = None, *, merged:
         "## Measured",
         _results(facts.results) if facts.results else "Nothing was recorded with this checkpoint.",
         "## Limits",
-        "\n".join(f"- {note}" for note in (*_limits(model, is_adapter=is_adapter), *facts.notes)),
+        "\n".join(f"- {_item(note)}" for note in (*_limits(model, is_adapter=is_adapter), *facts.notes)),
         f"The method is MAGNET ([Khosla et al. 2025]({PAPER})); this model is no work of the paper's authors.",
     ]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
 
 
+def read_card(file: Path | None) -> str | None:
+    """A card, of whatever encoding: `write_bytes` of `card_bytes` gives the same file; `None` where there is none."""
+    if file is None or not file.is_file():
+        return None
+    return file.read_bytes().decode("utf-8", "surrogateescape")
+
+
+def card_bytes(text: str) -> bytes:
+    """The content of a card's file."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def is_ours(text: str) -> bool:
+    """Whether a card was written by `write_card`, and not by a person."""
+    return MARK in text
+
+
 def rename_card(text: str, name: str) -> str:
-    """The card under another name, so that its code examples name the repository it is pushed to.
+    """A card of ours under another name, so that its code examples name where it lies.
 
     Args:
-        text (`str`): Content of a README.md; one that names no model in its metadata comes back as it is.
-        name (`str`): Hub id.
+        text (`str`): Content of a README.md; one of a person, or that cannot be read, comes back as it is.
+        name (`str`): Hub id or directory.
     """
-    card = RepoCard(text, ignore_metadata_errors=True)
-    old = _title(card.text)
-    if not old or old == name:
+    card = _parsed(text) if is_ours(text) else None
+    old = None if card is None else card.data.get("model_name")
+    if card is None or not old or str(old) == name:
         return text
-    lines = text.splitlines(keepends=True)
-    whole = {f"{start}{old}\n": f"{start}{name}\n" for start in ("# ", "- name: ", "model_name: ")}
-    return "".join(whole.get(line, line.replace(f'"{old}"', f'"{name}"')) for line in lines)
+    card.data["model_name"] = name
+    whole = {f"# {_one_line(str(old))}": f"# {_one_line(name)}"}
+    quoted, other = _quoted(str(old)), _quoted(name)
+    lines = [whole.get(line, line.replace(quoted, other)) for line in card.text.split("\n")]
+    card.text = "\n".join(lines)
+    return str(card)
 
 
 def with_tags(text: str, tags: Sequence[str]) -> str:
-    """The card with further tags in its metadata."""
-    card = RepoCard(text, ignore_metadata_errors=True)
-    known = list(card.data.get("tags") or [])
+    """The card with further tags in its metadata; one whose metadata cannot be read comes back as it is."""
+    card = _parsed(text)
+    if card is None:
+        return text
+    known = card.data.get("tags") or []
+    known = [known] if isinstance(known, str) else list(known)
     card.data["tags"] = known + [tag for tag in tags if tag not in known]
     return str(card)
+
+
+def is_readable(text: str) -> bool:
+    """Whether a card is UTF-8 with metadata that can be read: the Hub takes no other."""
+    return _parsed(text) is not None
+
+
+def _parsed(text: str) -> ModelCard | None:
+    """A card and its metadata, or nothing where it cannot be read."""
+    try:
+        text.encode("utf-8")
+        return ModelCard(text, ignore_metadata_errors=True)
+    except Exception:  # of the YAML reader, which is no package that we name, and of whatever the metadata hold
+        return None
 
 
 def is_hub_id(name: str | None) -> bool:
@@ -112,11 +154,42 @@ def is_hub_id(name: str | None) -> bool:
 
 def _shown(name: str | None) -> str | None:
     """A model's name without the directories of the machine it was made on."""
-    return name if name is None or is_hub_id(name) else Path(name).name
+    return name if name is None or is_hub_id(name) else _one_line(Path(name).name).replace("`", "'")
 
 
-def _title(text: str) -> str | None:
-    return next((line[2:].strip() for line in text.splitlines() if line.startswith("# ")), None)
+def _one_line(text: str) -> str:
+    return " ".join(str(text).split())
+
+
+def _quoted(name: str) -> str:
+    """A name as a string of Python: JSON's are, where they are not escaped to ASCII."""
+    return json.dumps(name, ensure_ascii=False)
+
+
+def _item(note: str) -> str:
+    """A note as one item of a list: nothing in it may end the item or become a heading."""
+    return re.sub(r"^(#|>|[-+*]\s)", r"\\\1", _one_line(note))
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether JSON, and so the Hub, has such a number."""
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _size(model: Any) -> int:
+    """Parameters of the model itself: peft names those of an adapter on the layer that it wraps."""
+    added = tuple(
+        f"{name}.{part}."
+        for name, module in model.named_modules()
+        for part in (*getattr(module, "adapter_layer_names", ()), *getattr(module, "other_param_names", ()))
+    )
+    # Tied weights count once, and under a name of the model's own.
+    kept = {
+        id(parameter): parameter.numel()
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if not name.startswith(added)
+    }
+    return sum(kept.values())
 
 
 def _base_of(model: Any) -> str | None:
@@ -126,7 +199,7 @@ def _base_of(model: Any) -> str | None:
 
 
 def _summary(model: Any, base: str | None, *, is_adapter: bool) -> str:
-    size = sum(parameter.numel() for name, parameter in model.named_parameters() if ".lora_" not in name)
+    size = _size(model)
     amount = f"{size / 1e9:.1f} billion" if size >= 1e9 else f"{size / 1e6:.1f} million"
     kind = "adapter" if is_adapter else "model"
     origin = f", adapted from `{_shown(base)}`" if base else ""
@@ -137,10 +210,10 @@ def _summary(model: Any, base: str | None, *, is_adapter: bool) -> str:
 
 
 def _checkpoint_code(name: str) -> str:
-    return f'''```python
+    return f"""```python
 from transformers import AutoModel
 
-model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModel.from_pretrained({_quoted(name)}, trust_remote_code=True)
 vectors = model.encode(["The cat sat on the mat.", "A cat was sitting there."], normalize_embeddings=True)
 fill = model.infill("She ate the apple", " for lunch.", max_new_tokens=4)
 inputs = model.tokenizer("There was a little", return_tensors="pt", return_token_type_ids=False)
@@ -152,7 +225,7 @@ As an embedder, without remote code:
 ```python
 from sentence_transformers import SentenceTransformer
 
-embedder = SentenceTransformer("{name}")
+embedder = SentenceTransformer({_quoted(name)})
 vectors = embedder.encode(["The cat sat on the mat."], normalize_embeddings=True)
 ```
 
@@ -161,17 +234,17 @@ As a plain decoder, for every tool that reads its family; here vLLM:
 ```python
 from vllm import LLM
 
-texts = LLM("{name}").generate(["There was a little"])
-```'''
+texts = LLM({_quoted(name)}).generate(["There was a little"])
+```"""
 
 
 def _adapter_code(name: str, base: str | None) -> str:
-    return f'''The adapter of peft alone; its base is `{_shown(base)}`. With the library installed:
+    return f"""The adapter of peft alone; its base is `{_shown(base)}`. With the library installed:
 
 ```python
 from modeling_magnet import AutoMagnetForCausalLM
 
-model = AutoMagnetForCausalLM.from_pretrained("{name}")
+model = AutoMagnetForCausalLM.from_pretrained({_quoted(name)})
 vectors = model.encode(["The cat sat on the mat.", "A cat was sitting there."], normalize_embeddings=True)
 fill = model.infill("She ate the apple", " for lunch.", max_new_tokens=4)
 inputs = model.tokenizer("There was a little", return_tensors="pt", return_token_type_ids=False)
@@ -183,7 +256,7 @@ For sentence-transformers, vLLM and loading without the library, merge it into i
 ```python
 model.set_adapter_modes(None)
 model.save_pretrained("merged", merge_adapter=True)
-```'''
+```"""
 
 
 def _limits(model: Any, *, is_adapter: bool) -> list[str]:
@@ -216,7 +289,9 @@ def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
 
 def _cell(text: str) -> str:
     """A value in a table: nothing in it may end the cell or become markup."""
-    return str(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    return (
+        str(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\r", " ").replace("\n", " ")
+    )
 
 
 def _results(results: Sequence[EvalResult]) -> str:
@@ -230,4 +305,17 @@ def _results(results: Sequence[EvalResult]) -> str:
     return _table(("what", "value"), rows)
 
 
-__all__ = ["CARD", "NOT_RECORDED", "CardFacts", "is_hub_id", "rename_card", "with_tags", "write_card"]
+__all__ = [
+    "CARD",
+    "MARK",
+    "NOT_RECORDED",
+    "CardFacts",
+    "card_bytes",
+    "is_hub_id",
+    "is_ours",
+    "is_readable",
+    "read_card",
+    "rename_card",
+    "with_tags",
+    "write_card",
+]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from .card_magnet import CARD, write_card
+from .card_magnet import CARD, card_bytes, is_ours, read_card, rename_card, write_card
 from .code_magnet import write_code
 from .loading_magnet import LoadingMixin
 from .merging_magnet import are_tied, in_dtype, merged_weights, verify_files
@@ -32,7 +32,7 @@ class CheckpointMixin(LoadingMixin):
         push_to_hub: bool = False,
         *,
         merge_adapter: bool = False,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         verify: bool | None = None,
         **kwargs: Any,
     ) -> None:
@@ -49,7 +49,8 @@ class CheckpointMixin(LoadingMixin):
             state_dict (`dict`, *optional*): Weights to write instead of the model's own.
             merge_adapter (`bool`, defaults to `False`): Save a whole checkpoint with the adapter merged into it, in
                 float32, and leave the model as it is. By default a model with an adapter saves the adapter alone.
-            dtype (`torch.dtype`, *optional*): What a checkpoint's weights are written in; defaults to the model's.
+            dtype (`torch.dtype` or `str`, *optional*): What a checkpoint's weights are written in; defaults to
+                the model's.
             verify (`bool`, *optional*): Whether to load what was written, before it is moved into place, and to print
                 how far its logits and embeddings are from this model's. Done by default where weights were merged or
                 changed their dtype.
@@ -57,45 +58,74 @@ class CheckpointMixin(LoadingMixin):
 
         Raises:
             ValueError: a target that is a file or cannot be written, `push_to_hub=True`, an adapter that cannot be
-                merged, or files that do not say what the model says.
+                merged, a tokenizer that is gone, or files that do not say what the model says.
         """
         target = Path(save_directory)
         if target.is_file():
             raise ValueError(f"`save_directory` {str(target)!r} is a file; expected a directory. Choose another name.")
         if push_to_hub:
             raise ValueError("`push_to_hub=True` is not supported here. Call `model.push_to_hub(repo_id)` instead.")
-        adapter_alone = self.has_adapter and not merge_adapter
+        # A model whose adapters were all deleted keeps peft's layers around its own.
+        has_adapter = self.has_adapter and bool(getattr(self, "peft_config", None))
+        adapter_alone = has_adapter and not merge_adapter
         if merge_adapter:
-            self._check_can_merge()
+            self._check_can_merge(has_adapter=has_adapter)
+            if state_dict is not None:
+                raise ValueError("`merge_adapter=True` merges the model's own weights; pass it or `state_dict`.")
         if adapter_alone and dtype is not None:
             raise ValueError(f"`dtype={dtype}` is for whole checkpoints. Pass `merge_adapter=True`, or no dtype.")
-        dtype = self.dtype if dtype is None else dtype
+        dtype = self.dtype if dtype is None else _as_dtype(dtype)
         if not is_main_process:  # it may have to take part, where weights are spread over processes
             with tempfile.TemporaryDirectory() as scratch:
                 if not adapter_alone:
                     self._write_checkpoint(Path(scratch), state_dict, dtype, is_main_process=False, **kwargs)
             return
+        self._check_tokenizer()
         with written_aside(target) as finished:
             if adapter_alone:
                 self._write_adapter(finished, state_dict)
                 self._write_embedder(finished, self.state_dict(), is_adapter=True)
             else:
                 self._write_checkpoint(finished, state_dict, dtype, is_main_process=True, **kwargs)
-            card = self._card_to_save(adapter_alone=adapter_alone)
-            if card is not None or not (target / CARD).exists():
-                card = write_card(self, target.name, merged=merge_adapter) if card is None else card
-                (finished / CARD).write_text(card, encoding="utf-8")
+            card = self._card_to_save(target.resolve(), adapter_alone=adapter_alone)
+            if card is not None:
+                (finished / CARD).write_bytes(card_bytes(card))
             if (merge_adapter or dtype != self.dtype) if verify is None else verify:
                 verify_files(self, finished, dtype=dtype)
 
-    def _card_to_save(self, *, adapter_alone: bool) -> str | None:
-        """The card that holds for what is saved."""
-        source = self._card_source
-        came_as_adapter = source is not None and source.file(CONFIG) is None
-        return self.card if self._card is not None or came_as_adapter == adapter_alone else None
+    def _card_to_save(self, place: Path, *, adapter_alone: bool) -> str | None:
+        """The card that was set; else none where a person's lies there; else the one that came along, or a new one."""
+        if self._card is not None:
+            return self._card
+        there = read_card(place / CARD)
+        if there is not None and not is_ours(there):
+            return None
+        known = self._card_that_came(adapter_alone=adapter_alone)
+        return (
+            write_card(self, place.name, merged=not adapter_alone) if known is None else rename_card(known, place.name)
+        )
 
-    def _check_can_merge(self) -> None:
-        if not self.has_adapter:
+    def _card_that_came(self, *, adapter_alone: bool) -> str | None:
+        """The card of where the model came from, where it holds for what is saved."""
+        source = self._card_source
+        if source is None:
+            return None
+        try:
+            return read_card(source.file(CARD)) if (source.file(CONFIG) is None) == adapter_alone else None
+        except CheckpointError:  # gone meanwhile, which must not end a save
+            return None
+
+    def _check_tokenizer(self) -> None:
+        """Refuse to save without the tokenizer that there was when the model was loaded: its mask token is known."""
+        source = self._tokenizer_source
+        if source.path and self.config.magnet["mask_token_id"] is not None and source.find() is None:
+            raise CheckpointError(
+                f"The tokenizer at {source.path!r}, where the model came from, cannot be read any more. Nothing was "
+                "saved. Restore it, or set one: `model.tokenizer = AutoTokenizer.from_pretrained(...)`."
+            )
+
+    def _check_can_merge(self, *, has_adapter: bool) -> None:
+        if not has_adapter:
             raise ValueError("`merge_adapter=True` was given, but this model has no adapter. Leave it out.")
         if self.config.magnet["adapter_modes"] is not None:
             raise ValueError(
@@ -154,6 +184,7 @@ class CheckpointMixin(LoadingMixin):
             values["auto_map"] = {"AutoModel": ours, "AutoModelForCausalLM": ours}
         # sentence-transformers drops its override of a key that the file does not have.
         values["is_causal"] = True
+        values["magnet"]["adapter_modes"] = None  # of an adapter, which no whole checkpoint has
         config_file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         self._write_embedder(directory, weights)
 
@@ -177,6 +208,16 @@ class CheckpointMixin(LoadingMixin):
             file = directory / HEAD_WEIGHTS
             file.parent.mkdir(exist_ok=True)
             save_file({name: tensor.contiguous() for name, tensor in head.items()}, file)
+
+
+def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """A dtype of weights, by torch's name for it."""
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(
+            f"`dtype={dtype!r}` is no floating-point dtype of torch; expected one such as torch.bfloat16."
+        )
+    return found
 
 
 def _base_is_checkpoint(adapter: Path) -> bool:

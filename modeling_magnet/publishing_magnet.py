@@ -10,10 +10,10 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import httpx
 
-from .card_magnet import CARD, NOT_RECORDED, rename_card, with_tags
+from .card_magnet import CARD, card_bytes, is_ours, is_readable, read_card, rename_card, with_tags
 from .checkpoint_magnet import CheckpointMixin
 from .sources_magnet import CheckpointError
-from .writing_magnet import REPLACED
+from .writing_magnet import stale_files
 
 
 class PublishingMixin(CheckpointMixin):
@@ -32,12 +32,12 @@ class PublishingMixin(CheckpointMixin):
         max_shard_size: int | str = "50GB",
         tags: str | Sequence[str] | None = None,
         merge_adapter: bool = False,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
     ) -> Any:
         """Save the model and upload it to a repository of the Hub, which is made where there is none.
 
-        A model card that was written by hand, in the directory the model came from or in the repository, stays; else
-        one is written from the model.
+        A model card that was written by hand stays, that of the repository first, then that of the directory the model
+        came from, unless `model.card` was set; else one is written from the model.
 
         Args:
             repo_id (`str`): Name on the Hub, such as `me/mine`.
@@ -50,7 +50,7 @@ class PublishingMixin(CheckpointMixin):
             max_shard_size (`int` or `str`, defaults to `"50GB"`): As in `save_pretrained`.
             tags (`str` or sequence of `str`, *optional*): Further tags of the model card.
             merge_adapter (`bool`, defaults to `False`): As in `save_pretrained`.
-            dtype (`torch.dtype`, *optional*): As in `save_pretrained`.
+            dtype (`torch.dtype` or `str`, *optional*): As in `save_pretrained`.
 
         Returns:
             `CommitInfo`: of `huggingface_hub`.
@@ -67,6 +67,8 @@ class PublishingMixin(CheckpointMixin):
                 folder = Path(scratch) / repo_id.split("/")[-1]
                 self.save_pretrained(folder, max_shard_size=max_shard_size, merge_adapter=merge_adapter, dtype=dtype)
                 self._prepare_card(folder / CARD, api, repo_id, revision=revision, tags=tags)
+                there = [name for name in api.list_repo_files(repo_id, revision=revision) if "/" not in name]
+                new = [file.name for file in folder.iterdir() if file.is_file()]
                 return api.upload_folder(
                     repo_id=repo_id,
                     folder_path=folder,
@@ -74,23 +76,32 @@ class PublishingMixin(CheckpointMixin):
                     commit_description=commit_description,
                     revision=revision,
                     create_pr=create_pr,
-                    delete_patterns=list(REPLACED),
+                    # Exact names: a `*` of these patterns would reach into folders.
+                    delete_patterns=stale_files(there, new),
                 )
         except (httpx.HTTPError, HFValidationError, ConnectionError) as error:
             raise CheckpointError(
-                f"{repo_id!r} was not pushed: {str(error).strip().splitlines()[0]} Check the name, the network, and "
+                f"{repo_id!r} was not pushed: {_first_line(error)} Check the name, the network, and "
                 "that the token may write there. No file of the repository was changed."
             ) from error
 
     def _prepare_card(
         self, file: Path, api: HfApi, repo_id: str, *, revision: str | None, tags: Sequence[str]
     ) -> None:
-        """Name the repository in the card; one written from the model alone gives way to a better one on the Hub."""
-        text = rename_card(file.read_text(encoding="utf-8"), repo_id)
-        if NOT_RECORDED in text and api.file_exists(repo_id, CARD, revision=revision):
-            there = Path(api.hf_hub_download(repo_id, CARD, revision=revision)).read_text(encoding="utf-8")
-            text = text if NOT_RECORDED in there else there
-        file.write_text(with_tags(text, tags) if tags else text, encoding="utf-8")
+        """Name the repository in the card; one that a person wrote into the repository stays, unless one was set."""
+        text, there = rename_card(read_card(file) or "", repo_id), None
+        if self._card is None and api.file_exists(repo_id, CARD, revision=revision):
+            there = read_card(Path(api.hf_hub_download(repo_id, CARD, revision=revision)))
+            text = text if there is None or is_ours(there) else there
+        text = with_tags(text, tags) if tags else text
+        file.write_bytes(card_bytes(text))
+        if text == there or (self._card is None and not is_readable(text)):
+            file.unlink()  # it is there; or the Hub would refuse the whole push for it
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says; its name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), f"{type(error).__name__}.")
 
 
 __all__ = ["PublishingMixin"]

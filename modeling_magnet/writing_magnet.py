@@ -1,10 +1,14 @@
 """A checkpoint directory appears whole: written aside, moved into place, its config last."""
 
+import errno
+import glob
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -18,88 +22,193 @@ except ImportError:
 
 # Without one of these a directory is no checkpoint to any loader: they go first and come last.
 IDENTITIES = (CONFIG, ADAPTER_CONFIG)
-# What a former checkpoint may have had and the new one not: it would be read beside it.
-REPLACED = (
-    *IDENTITIES,
-    "model*.safetensors",
-    "model*.safetensors.index.json",
-    "adapter_model*",
-    "magnet_adapter.json",
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
+# What a former checkpoint may have had and the new one not: it would be read beside it. Exact names, because whatever
+# else lies there is the user's.
+REPLACED = frozenset(
+    {
+        *IDENTITIES,
+        "model.safetensors.index.json",
+        "adapter_model.safetensors",
+        "adapter_model.bin",
+        "magnet_adapter.json",
+        "modules.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
+    }
 )
+WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+TOKENIZER_FILES = frozenset(
+    {
+        "added_tokens.json",
+        "chat_template.jinja",
+        "merges.txt",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+    }
+)
+# Between the threads of this process; between processes, a lock on the directory.
+_THREADS = threading.Lock()
 
 
 @contextmanager
 def written_aside(target: Path) -> Iterator[Path]:
     """A directory to write to, which becomes the target at the end of the block; after an error nothing is left of it.
 
+    Saves to one target may run at once: each is moved into place whole, the last one stays.
+
     Args:
-        target (`Path`): The checkpoint directory; what else lies in it stays.
+        target (`Path`): The checkpoint directory, or a link to it; what else lies in it stays.
 
     Yields:
         `Path`: a directory that does not exist yet, on the target's file system.
 
     Raises:
-        CheckpointError: no permission to write, or no room.
+        CheckpointError: no permission to write, or no room; it says whether the target was changed.
     """
     scratch = None
+    changed: list[Path] = []
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-saving-", dir=target.parent))
-        with (scratch / "lock").open("w") as lock:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        place = target.resolve()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as held:
+            with _alone_at(place):
+                _remove_leftovers(place)
+                scratch = _make_scratch(place)
+                lock = held.enter_context((scratch / "lock").open("w"))
+                if fcntl is not None:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             finished = scratch / "checkpoint"
             yield finished
             if finished.is_dir():
-                move_into_place(finished, target)
+                with _alone_at(place):
+                    move_into_place(finished, place, changed)
     except CheckpointError:
         raise
     except (OSError, SafetensorError) as error:
+        told = (
+            "It was changed: its config is gone or its files are not all of one save, so save to it again."
+            if changed
+            else "Nothing in it was changed."
+        )
         raise CheckpointError(
-            f"{str(target)!r} could not be written ({error}). Nothing in it was changed unless its config is gone. "
-            f"Check the permissions and the {shutil.disk_usage(_existing(target)).free / 1e9:.1f} GB that are free "
-            "there, or name another directory."
+            f"{str(target)!r} could not be written ({error}). {told} Check the permissions and the "
+            f"{shutil.disk_usage(_existing(target)).free / 1e9:.1f} GB that are free there, or name another directory."
         ) from error
     finally:
         if scratch is not None:
             _remove(scratch)
 
 
-def move_into_place(finished: Path, target: Path) -> None:
-    """Replace a checkpoint directory by a finished one beside it, its config last.
+def move_into_place(finished: Path, target: Path, changed: list[Path]) -> None:
+    """Replace a checkpoint directory by a finished one on the same file system, its config last.
 
     The old config goes first: an interruption leaves the old checkpoint, the new one, or a directory that loaders
     refuse because it has no config, never a mixture.
+
+    Args:
+        finished (`Path`): The new one.
+        target (`Path`): The one to replace, or none.
+        changed (`list[Path]`): Collects what was changed in the target, for whom this fails.
+
+    Raises:
+        CheckpointError: a directory in the place of a file, or the other way round; nothing was changed.
     """
     if not target.exists():
         finished.rename(target)
         return
     new = sorted(file.relative_to(finished) for file in finished.rglob("*") if file.is_file())
-    for identity in IDENTITIES:
-        (target / identity).unlink(missing_ok=True)
-    for pattern in REPLACED:
-        for file in target.glob(pattern):
-            if file.relative_to(target) not in new:
-                file.unlink()
+    for name in new:
+        _check_free(target, name)
+    stale = stale_files([file.name for file in target.iterdir() if file.is_file()], map(str, new))
+    identities = [name for name in IDENTITIES if (target / name).is_symlink() or (target / name).is_file()]
+    for old in dict.fromkeys([*identities, *stale]):
+        (target / old).unlink()
+        changed.append(target / old)
     for name in sorted(new, key=lambda name: str(name) in IDENTITIES):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(finished / name, target / name)
+        changed.append(target / name)
+
+
+def stale_files(there: Collection[str], new: Iterator[str] | Collection[str]) -> list[str]:
+    """The files of a former checkpoint that would be read beside the new one.
+
+    Args:
+        there (collection of `str`): Names of the files at the top of the directory or repository.
+        new (iterable of `str`): Names of the files that the new checkpoint has.
+
+    Returns:
+        `list[str]`: those of `there` to delete.
+    """
+    added = set(new)
+    replaces_tokenizer = bool(added & TOKENIZER_FILES) or not set(IDENTITIES).isdisjoint(there)
+    return sorted(
+        name
+        for name in set(there) - added
+        if name in REPLACED or WEIGHTS.fullmatch(name) or (replaces_tokenizer and name in TOKENIZER_FILES)
+    )
+
+
+def _check_free(target: Path, name: Path) -> None:
+    """Refuse what a move would only find out after the old config is gone."""
+    blocking = [target / name] if (target / name).is_dir() else []
+    blocking += [target / part for part in name.parents if (target / part).exists() and not (target / part).is_dir()]
+    if blocking:
+        raise CheckpointError(
+            f"{str(blocking[0])!r} is in the way of a checkpoint's {str(name)!r}. Nothing was changed. Move it away, "
+            "or name another directory."
+        )
+
+
+def _make_scratch(place: Path) -> Path:
+    """A directory from which files can be moved into the target: beside it, or in it where no other will do."""
+    if not place.is_dir():
+        return Path(tempfile.mkdtemp(prefix=f".{place.name}-saving-", dir=place.parent))
+    if os.access(place.parent, os.W_OK | os.X_OK) and place.stat().st_dev == place.parent.stat().st_dev:
+        scratch = Path(tempfile.mkdtemp(prefix=f".{place.name}-saving-", dir=place.parent))
+        if _can_move(scratch, place):
+            return scratch
+        scratch.rmdir()
+    return Path(tempfile.mkdtemp(prefix=".saving-", dir=place))
+
+
+def _can_move(scratch: Path, place: Path) -> bool:
+    """Whether files can be renamed between two directories: not between mounts, even of one file system."""
+    try:
+        os.rename(scratch / "absent", place / scratch.name)  # changes nothing: the mounts are compared first
+    except OSError as error:
+        return error.errno != errno.EXDEV
+    return True
+
+
+@contextmanager
+def _alone_at(place: Path) -> Iterator[None]:
+    """The block that no other save to the same target is in; nothing is left of the lock, even after a kill."""
+    with _THREADS, ExitStack() as held:
+        for folder in (place.parent, place):
+            # Some network file systems lock no directory; there, saves to one target must not run at once.
+            with suppress(OSError):
+                descriptor = os.open(folder, os.O_RDONLY)
+                held.callback(os.close, descriptor)
+                if fcntl is not None:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 def _existing(path: Path) -> Path:
     """The nearest directory above that is there."""
-    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
 
 
-def _remove_leftovers(target: Path) -> None:
-    """Delete what a killed save to the same target left beside it; a save that runs holds its lock."""
+def _remove_leftovers(place: Path) -> None:
+    """Delete what a killed save to the same target left; a save that runs holds its lock."""
     if fcntl is None:
         return
-    for folder in target.parent.glob(f".{target.name}-saving-*"):
+    beside = place.parent.glob(f".{glob.escape(place.name)}-saving-*")
+    for folder in [*beside, *place.glob(".saving-*")]:
         with suppress(OSError):
             folder.rmdir()  # killed before it had a lock
         with suppress(OSError), (folder / "lock").open() as lock:
@@ -113,4 +222,4 @@ def _remove(scratch: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-__all__ = ["REPLACED", "move_into_place", "written_aside"]
+__all__ = ["move_into_place", "stale_files", "written_aside"]

@@ -104,7 +104,7 @@ def main(folder: str, old: str, new: str, how: str, kills: str) -> None:
             killed_save(save_new, after_events=events * number // int(kills))
         print(describe(target, prints, old=old, new=new), flush=True)
     save_new()
-    left = [file.name for file in target.parent.iterdir() if "saving" in file.name]
+    left = [file.name for file in [*target.parent.iterdir(), *target.iterdir()] if "saving" in file.name]
     print("clean" if not left else f"left behind: {left}")
 
 

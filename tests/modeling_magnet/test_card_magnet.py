@@ -3,11 +3,21 @@
 import re
 
 import pytest
+import torch
 from huggingface_hub import EvalResult, ModelCard
 from peft import LoraConfig
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.card_magnet import NOT_RECORDED, CardFacts, is_hub_id, rename_card, with_tags, write_card
+from modeling_magnet.card_magnet import (
+    MARK,
+    NOT_RECORDED,
+    CardFacts,
+    is_hub_id,
+    is_ours,
+    rename_card,
+    with_tags,
+    write_card,
+)
 
 FACTS = CardFacts(
     base_model="meta-llama/Llama-2-7b-hf",
@@ -117,3 +127,99 @@ def test_a_card_stays_with_its_model(tiny_model, tmp_path):
     model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
     model.save_pretrained(tmp_path / "adapter")
     assert "By hand" not in (tmp_path / "adapter" / "README.md").read_text()
+
+
+def test_a_card_of_a_person_is_replaced_by_none_but_one_that_was_set(tiny_model, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    tiny_model.save_pretrained(first)
+    (first / "README.md").write_text("# Mine\n\nBy hand.\n")
+    second.mkdir()
+    (second / "README.md").write_text("# Yours\n\nBy hand.\n")
+    MagnetLlamaForCausalLM.from_pretrained(first).save_pretrained(second)
+    assert (second / "README.md").read_text() == "# Yours\n\nBy hand.\n"
+    assert (first / "README.md").read_text() == "# Mine\n\nBy hand.\n"
+    assert rename_card("# Mine\n", "me/other") == "# Mine\n", "a person's title stays"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"---\ntags: [a\n---\n# Mine\n", b"---\n- a\n---\n# Mine\n", b"# Mine \xff\xfe\r\n", b"---\neval: \xff\n---\n"],
+    ids=["yaml", "list", "encoding", "metadata"],
+)
+def test_a_card_that_cannot_be_read_is_left_as_it_is(tiny_model, tmp_path, content):
+    tiny_model.save_pretrained(tmp_path / "first")
+    (tmp_path / "first" / "README.md").write_bytes(content)
+    loaded = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "first")
+    for name in ("first", "second"):
+        loaded.save_pretrained(tmp_path / name)
+        assert (tmp_path / name / "README.md").read_bytes() == content
+    broken = "---\ntags: [a\n---\n# Mine\n"
+    assert with_tags(broken, ["b"]) == broken
+    assert rename_card(f"{broken}{MARK} -->\n", "b") == f"{broken}{MARK} -->\n"
+
+
+def test_tags_that_are_one_word():
+    assert ModelCard(with_tags("---\ntags: cool\n---\n# Mine\n", ["mine"])).data.tags == ["cool", "mine"]
+
+
+def test_a_card_of_ours_is_named_after_where_it_is_saved(tiny_model, tmp_path, monkeypatch):
+    tiny_model.card = write_card(tiny_model, "first", FACTS)
+    tiny_model.save_pretrained(tmp_path / "first")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    MagnetLlamaForCausalLM.from_pretrained(tmp_path / "first").save_pretrained(".")
+    assert (tmp_path / "here" / "README.md").read_text() == write_card(tiny_model, "here", FACTS)
+    tiny_model.card = None
+    tiny_model.save_pretrained(".")
+    assert "# here\n" in (tmp_path / "here" / "README.md").read_text()
+
+
+def test_the_card_of_an_adapter_gives_way_to_that_of_a_checkpoint(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "base")
+    plain = ModelCard((tmp_path / "base" / "README.md").read_text())
+    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "base")
+    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path / "target")
+    assert ModelCard((tmp_path / "target" / "README.md").read_text()).data.library_name == "peft"
+    tiny_model.save_pretrained(tmp_path / "target")
+    card = ModelCard((tmp_path / "target" / "README.md").read_text())
+    assert card.data.library_name == "transformers" and card.text == plain.text.replace("base", "target")
+
+
+def test_parameters_of_an_adapter_are_none_of_the_model(tiny_model, tmp_path):
+    with torch.no_grad():
+        tiny_model.save_pretrained(tmp_path / "base")
+    told = re.search(r"of [\d.]+ million", write_card(tiny_model, "base"))[0]
+    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "base")
+    model.add_adapter(
+        LoraConfig(
+            task_type="CAUSAL_LM", target_modules="all-linear", r=256, modules_to_save=["embed_tokens", "lm_head"]
+        )
+    )
+    assert told in write_card(model, "base", merged=True)
+    model.save_pretrained(tmp_path / "merged", merge_adapter=True)
+    assert told in (tmp_path / "merged" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ['a"b', "a'b", "a\nb", "a\\b", "{a}", "#1: b", "😀é", "[a]*"])
+def test_odd_names_break_neither_code_nor_metadata(tiny_model, tmp_path, name):
+    tiny_model.save_pretrained(tmp_path / name)
+    text = (tmp_path / name / "README.md").read_text()
+    assert is_ours(text) and ModelCard(text).data.model_name == name
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        assert name in compile(block, "README.md", "exec").co_consts
+    renamed = rename_card(write_card(tiny_model, "mine", FACTS), name)
+    assert renamed == write_card(tiny_model, name, FACTS)
+    assert rename_card(renamed, "mine") == write_card(tiny_model, "mine", FACTS)
+
+
+def test_notes_and_numbers_stay_what_they_are(tiny_model):
+    results = [
+        EvalResult("text-generation", "held-out", "Texts", "perplexity", value)
+        for value in (float("inf"), float("nan"), 2.0)
+    ]
+    text = write_card(tiny_model, "mine", CardFacts(results=results, notes=["# One\n# two", "- three\n\nfour"]))
+    assert "\n- \\# One # two\n- \\- three four\n" in text
+    assert "| Texts: perplexity | inf |" in text and "| Texts: perplexity | nan |" in text
+    assert [result.metric_value for result in ModelCard(text).data.eval_results] == [2.0]
+    assert ModelCard(write_card(tiny_model, "mine", CardFacts(results=results[:1]))).data.get("model-index") is None

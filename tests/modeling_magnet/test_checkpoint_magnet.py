@@ -2,10 +2,12 @@
 
 import copy
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BertConfig, LlamaForCausalLM
 
@@ -67,8 +69,8 @@ def test_a_round_trip_changes_nothing(tiny_model, tmp_path, tied, head):
     names = sorted(str(file.relative_to(again)) for file in again.rglob("*"))
     assert names == sorted(str(file.relative_to(tmp_path / "saved")) for file in (tmp_path / "saved").rglob("*"))
     for name in names:
-        # Transformers notes in the tokenizer's config that it came from a local file.
-        if (again / name).is_file() and name != "tokenizer_config.json":
+        # Transformers notes in the tokenizer's config that it came from a local file; the card names its directory.
+        if (again / name).is_file() and name not in ("tokenizer_config.json", "README.md"):
             assert (again / name).read_bytes() == (tmp_path / "saved" / name).read_bytes(), name
 
 
@@ -257,3 +259,58 @@ def test_a_target_that_is_a_file_is_refused(tiny_model, tmp_path):
         tiny_model.save_pretrained(tmp_path / "file")
     with pytest.raises(ValueError, match="`push_to_hub=True` is not supported"):
         tiny_model.save_pretrained(tmp_path / "other", push_to_hub=True)
+
+
+def test_a_dtype_may_be_a_name(tiny_model, tmp_path):
+    for name in ("bfloat16", "torch.bfloat16"):
+        tiny_model.save_pretrained(tmp_path / name, dtype=name)
+        assert MagnetLlamaForCausalLM.from_pretrained(tmp_path / name).dtype == torch.bfloat16
+    for wrong in ("bf16", "int8", "nn", 16):
+        with pytest.raises(ValueError, match=f"`dtype={wrong!r}` is no floating-point dtype"):
+            tiny_model.save_pretrained(tmp_path / "wrong", dtype=wrong)
+
+
+def test_merging_takes_the_models_own_weights(tiny_model, tmp_path):
+    tiny_model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="pass it or `state_dict`"):
+        tiny_model.save_pretrained(tmp_path / "merged", merge_adapter=True, state_dict=tiny_model.state_dict())
+
+
+@pytest.mark.parametrize("saved", [[], ["lm_head"]], ids=["LoRA", "LoRA and a copy"])
+def test_a_model_whose_adapters_were_deleted_is_a_checkpoint(tiny_model, tmp_path, saved):
+    expected = behaviour(tiny_model)
+    torch.manual_seed(0)
+    options = {"target_modules": ["q_proj", "embed_tokens"], "init_lora_weights": False, "modules_to_save": saved}
+    tiny_model.add_adapter(LoraConfig(task_type="CAUSAL_LM", **options))
+    tiny_model.eval()
+    tiny_model.set_adapter_modes(["bidirectional"] if not saved else None)
+    tiny_model.delete_adapter("default")
+    tiny_model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["magnet"]["adapter_modes"] is None
+    assert "library_name: transformers" in (tmp_path / "README.md").read_text()
+    given = behaviour(MagnetLlamaForCausalLM.from_pretrained(tmp_path))
+    for name in expected:
+        np.testing.assert_array_equal(given[name], expected[name], err_msg=name)
+    with pytest.raises(ValueError, match="this model has no adapter"):
+        tiny_model.save_pretrained(tmp_path, merge_adapter=True)
+
+
+def test_modes_of_an_adapter_are_in_no_checkpoint(tiny_model, tmp_path):
+    tiny_model.config.magnet["adapter_modes"] = ["bidirectional"]
+    tiny_model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["magnet"]["adapter_modes"] is None
+    assert tiny_model.config.magnet["adapter_modes"] == ["bidirectional"]
+
+
+def test_a_tokenizer_that_is_gone_is_missed(tiny_model, tiny_config, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "mine")
+    loaded = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "mine")
+    shutil.rmtree(tmp_path / "mine")
+    with pytest.raises(ValueError, match=r"The tokenizer at '.*mine', .* cannot be read any more"):
+        loaded.save_pretrained(tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+    loaded.tokenizer = tiny_model.tokenizer
+    loaded.save_pretrained(tmp_path / "copy")
+    LlamaForCausalLM(tiny_config).save_pretrained(tmp_path / "plain")
+    MagnetLlamaForCausalLM.from_pretrained(tmp_path / "plain").save_pretrained(tmp_path / "without")
+    assert not (tmp_path / "without" / "tokenizer.json").exists()

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +85,33 @@ def open_with_token(repo, token):
 
     model = AutoMagnetForCausalLM.from_pretrained(repo, token=token)
     return model.tokenizer.decode(model.tokenizer("The cat").input_ids)
+
+
+def push_cards(folder, repo):
+    """Push over files and cards of a person; returns the card after each push, and the files at the end."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    from modeling_magnet import AutoMagnetForCausalLM
+
+    api, model = HfApi(), AutoMagnetForCausalLM.from_pretrained(folder)
+    model.push_to_hub(repo)
+    for name in ("model_ema.safetensors", "vocab.json", "old/model.safetensors", "old/adapter_config.json"):
+        api.upload_file(path_or_fileobj=b"mine", path_in_repo=name, repo_id=repo)
+    cards = []
+    api.upload_file(path_or_fileobj=b"# Mine\n", path_in_repo="README.md", repo_id=repo)
+    for tags in ((), ["new"]):
+        model.push_to_hub(repo, tags=tags)
+        cards.append(open(hf_hub_download(repo, "README.md")).read())
+    for number, content in enumerate((b"# \xff\n", b"---\ntags: [a\n---\n")):
+        Path(folder, "README.md").write_bytes(content)
+        model.push_to_hub(f"{repo}-{number}", tags=["new"])
+        assert not api.file_exists(f"{repo}-{number}", "README.md") and api.file_exists(
+            f"{repo}-{number}", "config.json"
+        )
+    model.card = "# Set\n"
+    model.push_to_hub(repo)
+    cards.append(open(hf_hub_download(repo, "README.md")).read())
+    return [cards, api.list_repo_files(repo)]
 
 
 def refusals(folder, repo):
@@ -204,3 +232,19 @@ def test_what_the_hub_refuses_is_told_with_its_remedy(hub, checkpoint, tmp_path)
     hub.__exit__(None, None, None)
     name, _, text = run_client(push, str(checkpoint), REPO, hub=hub, home=tmp_path / "late", token="hf_owner")
     assert name == "CheckpointError" and "the network" in text
+
+
+def test_files_and_cards_of_a_person_stay(hub, checkpoint, tmp_path):
+    cards, files = run_client(push_cards, str(checkpoint), REPO, hub=hub, home=tmp_path, token="hf_owner")
+    assert cards == ["# Mine\n", "---\ntags:\n- new\n---\n# Mine\n", "# Set\n"]
+    assert {"model_ema.safetensors", "old/model.safetensors", "old/adapter_config.json"} <= set(files)
+    assert "vocab.json" not in files
+
+
+def test_an_error_without_words_is_told_by_its_name(tiny_model, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", fail)
+    with pytest.raises(ValueError, match=r"'me/mine' was not pushed: ConnectionError\."):
+        tiny_model.push_to_hub(REPO)

@@ -1,10 +1,13 @@
 """A save that is killed, cannot write or finds another checkpoint in its place."""
 
+import copy
 import os
 import resource
 import subprocess
 import sys
+import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from peft import LoraConfig
 
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.merging_magnet import largest_differences
+from modeling_magnet.writing_magnet import stale_files
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -118,3 +122,138 @@ def test_a_full_file_system_is_named(tiny_model, tmp_path):
         assert [file.name for file in small.iterdir()] == ["filler"]
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.fixture
+def other_device(tmp_path):
+    """A directory on another file system."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no second file system here")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+def test_a_link_to_another_file_system(tiny_model, tmp_path, other_device):
+    """Before, the rename failed after the old config was gone."""
+    (tmp_path / "link").symlink_to(other_device)
+    for _ in range(2):
+        tiny_model.save_pretrained(tmp_path / "link")
+        loaded = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "link")
+        assert max(largest_differences(tiny_model, loaded).values()) == 0
+    assert (tmp_path / "link").is_symlink() and not list(other_device.glob(".*"))
+    assert [file.name for file in tmp_path.iterdir()] == ["link"]
+    assert other_device.name in (other_device / "README.md").read_text(), "the name of the directory, not of the link"
+
+
+@pytest.mark.parametrize("kind", [["-t", "tmpfs", "tmpfs"], ["--bind", "."]], ids=["other device", "same device"])
+def test_a_mount_point(tiny_model, tmp_path, kind):
+    """A mount of the same file system has the same device, and yet nothing can be renamed into it."""
+    target, source = tmp_path / "target", tmp_path / "source"
+    target.mkdir()
+    source.mkdir()
+    options = [str(source) if option == "." else option for option in kind]
+    mounted = subprocess.run(["mount", *options, str(target)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here ({mounted.stderr.strip()})")
+    try:
+        for _ in range(2):
+            (target / ".saving-killed").mkdir()  # of a save that was killed
+            tiny_model.save_pretrained(target)
+            assert (target / "config.json").is_file() and not list(target.glob(".*"))
+    finally:
+        subprocess.run(["umount", str(target)], check=True)
+
+
+def test_an_error_says_whether_the_target_was_changed(tiny_model, tmp_path, monkeypatch):
+    tiny_model.save_pretrained(tmp_path / "target")
+    replace = os.replace
+
+    def fail(source, destination):
+        raise OSError("disk gone")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(ValueError, match="It was changed: its config is gone"):
+        tiny_model.save_pretrained(tmp_path / "target")
+    monkeypatch.setattr(os, "replace", replace)
+    tiny_model.save_pretrained(tmp_path / "target")
+    monkeypatch.setattr(tiny_model.tokenizer, "save_pretrained", lambda folder: fail(None, None))
+    with pytest.raises(ValueError, match="Nothing in it was changed"):
+        tiny_model.save_pretrained(tmp_path / "target")
+
+
+def test_files_of_the_user_stay(tiny_model, tmp_path):
+    theirs = ("model_ema.safetensors", "model.fp16.safetensors", "adapter_model_notes.txt", "model-1.safetensors")
+    for name in theirs:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "adapter_model_old").mkdir()
+    (tmp_path / "adapter_model_old" / "adapter_config.json").write_text("mine")
+    for _ in range(2):
+        tiny_model.save_pretrained(tmp_path)
+    assert all((tmp_path / name).read_text() == "mine" for name in (*theirs, "adapter_model_old/adapter_config.json"))
+
+
+def test_what_is_in_the_way_is_told_before_anything_changes(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer.json").mkdir()
+    with pytest.raises(ValueError, match=r"tokenizer.json' is in the way .* Nothing was changed"):
+        tiny_model.save_pretrained(tmp_path)
+    assert (tmp_path / "config.json").is_file()
+
+
+def test_the_tokenizer_of_a_former_checkpoint_goes(tiny_model, tmp_path):
+    stale = ("chat_template.jinja", "added_tokens.json", "special_tokens_map.json", "merges.txt", "tokenizer.model")
+    for name in stale:
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "vocab.txt").write_text("mine")
+    tiny_model.save_pretrained(tmp_path)
+    assert not any((tmp_path / name).exists() for name in stale)
+    assert (tmp_path / "tokenizer.json").is_file() and (tmp_path / "vocab.txt").is_file()
+    assert stale_files(["vocab.json", "notes"], []) == []
+    assert stale_files(["vocab.json", "config.json"], ["config.json"]) == ["vocab.json"]
+    assert stale_files(["vocab.json"], ["tokenizer.json"]) == ["vocab.json"]
+
+
+def test_saves_to_one_target_at_once_are_never_mixed(tiny_model, tmp_path):
+    """Two threads and two other processes with different models."""
+    other = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        other.lm_head.weight.mul_(-1)
+    for name, model in (("first", tiny_model), ("second", other)):
+        model.save_pretrained(tmp_path / name)
+    program = (
+        "import sys\n"
+        "from modeling_magnet import MagnetLlamaForCausalLM\n"
+        "model = MagnetLlamaForCausalLM.from_pretrained(sys.argv[1])\n"
+        "for number in range(15):\n"
+        "    model.save_pretrained(sys.argv[2], max_shard_size='20KB' if number % 2 else '1GB')\n"
+    )
+    target = tmp_path / "target"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path / name), str(target)],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("first", "second")
+    ]
+    with ThreadPoolExecutor() as pool:
+        threads = [pool.submit(model.save_pretrained, target) for _ in range(10) for model in (tiny_model, other)]
+        for thread in threads:
+            thread.result()
+    for process in running:
+        assert process.wait() == 0, process.stderr.read()[-2000:]
+    loaded = MagnetLlamaForCausalLM.from_pretrained(target)
+    assert 0 in [max(largest_differences(model, loaded).values()) for model in (tiny_model, other)]
+    assert bool(list(target.glob("model-*"))) != (target / "model.safetensors").exists(), "the files of one save"
+    assert {file.name for file in tmp_path.iterdir()} == {"first", "second", "target"}
+
+
+def test_what_is_left_beside_a_name_with_glob_characters_is_removed(tiny_model, tmp_path):
+    mine, foreign = tmp_path / ".run[1]-saving-killed", tmp_path / ".run1-saving-killed"
+    mine.mkdir()
+    foreign.mkdir()
+    tiny_model.save_pretrained(tmp_path / "run[1]")
+    assert not mine.exists() and foreign.exists()
