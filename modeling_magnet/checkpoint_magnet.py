@@ -65,8 +65,7 @@ class CheckpointMixin(LoadingMixin):
             raise ValueError(f"`save_directory` {str(target)!r} is a file; expected a directory. Choose another name.")
         if push_to_hub:
             raise ValueError("`push_to_hub=True` is not supported here. Call `model.push_to_hub(repo_id)` instead.")
-        # A model whose adapters were all deleted keeps peft's layers around its own.
-        has_adapter = self.has_adapter and bool(getattr(self, "peft_config", None))
+        has_adapter = self.has_adapter
         adapter_alone = has_adapter and not merge_adapter
         if merge_adapter:
             self._check_can_merge(has_adapter=has_adapter)
@@ -81,6 +80,7 @@ class CheckpointMixin(LoadingMixin):
                     self._write_checkpoint(Path(scratch), state_dict, dtype, is_main_process=False, **kwargs)
             return
         self._check_tokenizer()
+        _check_not_packed(self)
         with written_aside(target) as finished:
             if adapter_alone:
                 self._write_adapter(finished, state_dict)
@@ -193,7 +193,10 @@ class CheckpointMixin(LoadingMixin):
         tokenizer = self._tokenizer_source.find()
         if tokenizer is not None:
             tokenizer.save_pretrained(str(directory))
-        if is_adapter and not _base_is_checkpoint(directory):
+        modes = self.config.magnet["adapter_modes"]
+        # The library would have the adapter always on.
+        off = modes is not None and "bidirectional" not in modes
+        if is_adapter and (off or not _base_is_checkpoint(directory)):
             write_sidecars(directory, refusing_contents())
         else:
             contents = sidecar_contents(
@@ -218,6 +221,16 @@ def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
             f"`dtype={dtype!r}` is no floating-point dtype of torch; expected one such as torch.bfloat16."
         )
     return found
+
+
+def _check_not_packed(model: torch.nn.Module) -> None:
+    """Refuse weights that bitsandbytes repacked for a CPU: what it gives back of them is not what they were."""
+    for name, parameter in model.named_parameters():
+        if getattr(getattr(parameter, "quant_state", None), "packing_format_for_cpu", False):
+            raise CheckpointError(
+                f"{name} was repacked by the 4-bit kernels of bitsandbytes in a forward on this CPU, and would be saved "
+                "wrongly. Load the model again and save it before any forward, or quantise it otherwise."
+            )
 
 
 def _base_is_checkpoint(adapter: Path) -> bool:

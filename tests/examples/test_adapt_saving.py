@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from examples import adapt
 from modeling_magnet import AutoMagnetForCausalLM
+from modeling_magnet.card_magnet import rename_card
 from modeling_magnet.merging_magnet import largest_differences
 from tests.hub_client import run_client
 from tests.hub_server import HubServer
@@ -72,7 +73,9 @@ def test_the_card_tells_the_run(tmp_path, options):
     assert "(before: " in card.text and str(tmp_path) not in card.content
     loaded = AutoMagnetForCausalLM.from_pretrained(tmp_path / "run")
     loaded.save_pretrained(tmp_path / "copy")
-    assert (tmp_path / "copy" / "README.md").read_text() == (tmp_path / "run" / "README.md").read_text()
+    assert (tmp_path / "copy" / "README.md").read_text() == rename_card(
+        (tmp_path / "run" / "README.md").read_text(), "copy"
+    )
 
 
 def test_checkpoints_of_a_lora_run_are_adapters_of_ours(tmp_path, options):

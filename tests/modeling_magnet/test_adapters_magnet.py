@@ -323,7 +323,7 @@ def test_an_adapter_directory_keeps_everything(bound, base_folder, stock, tmp_pa
     assert torch.equal(by_hand(IDS).logits, stock(IDS).logits)
     loaded.save_pretrained(tmp_path / "again")
     for file in folder.iterdir():
-        if file.is_file() and file.name != "tokenizer_config.json":
+        if file.is_file() and file.name not in ("tokenizer_config.json", "README.md"):  # the card has its name
             assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
@@ -548,3 +548,19 @@ def test_weights_without_a_place_are_warned_of(base_folder):
     (base_folder / "config.json").write_text(json.dumps(values))
     with pytest.warns(UserWarning, match=r"hold \['model.layers.2.*for which the model has no place"):
         MagnetLlamaForCausalLM.from_pretrained(base_folder)
+
+
+def test_sentence_transformers_refuses_an_adapter_that_is_off_where_it_encodes(adapted, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    for modes, opens in ((["infill"], False), (BOUND, True)):
+        adapted.set_adapter_modes(modes)
+        folder = tmp_path / modes[0]
+        adapted.save_pretrained(folder)
+        if opens:
+            np.testing.assert_allclose(
+                SentenceTransformer(str(folder)).encode(TEXTS), adapted.encode(TEXTS), atol=1e-5
+            )
+        else:
+            with pytest.raises(ValueError, match="merge_this_adapter_first"):
+                SentenceTransformer(str(folder))

@@ -121,3 +121,20 @@ def test_an_adapter_loads_onto_a_quantised_base(quantised, tiny_model, tmp_path)
     quantised.load_adapter(str(tmp_path / "adapter"))
     first, second = (one.encode(TEXTS, normalize_embeddings=True) for one in (model, quantised))
     assert (first * second).sum(1).min() > 0.99
+
+
+def test_four_bits_that_a_forward_repacked_are_not_saved(tiny_model, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="an optional library")
+    from transformers import BitsAndBytesConfig
+
+    tiny_model.save_pretrained(tmp_path / "plain")
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=config).eval()
+    model.encode(TEXTS)
+    states = [parameter.quant_state for parameter in model.parameters() if hasattr(parameter, "quant_state")]
+    if not any(getattr(state, "packing_format_for_cpu", False) for state in states):
+        pytest.skip("this CPU has no kernels that repack")
+    with pytest.raises(ValueError, match="was repacked by the 4-bit kernels"):
+        model.save_pretrained(tmp_path / "saved")
+    with pytest.raises(ValueError, match="quantised to 4 bits by bitsandbytes on a CPU"):
+        train(model, tmp_path / "run")
