@@ -369,8 +369,8 @@ def test_a_model_that_came_from_nowhere_has_no_base(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trainer = tiny_trainer(tiny_args(tmp_path / "run", loss_phases=["1:1,0,1"]))
     trainer.save_model()
-    text = (tmp_path / "run" / "README.md").read_text()
-    assert "license" not in text and "language:" not in text
+    for text in ((tmp_path / "run" / "README.md").read_text(), trainer.card_text("run")):
+        assert "license" not in text and "language:" not in text
 
 
 @pytest.mark.parametrize("lora", [False, True])
