@@ -41,7 +41,7 @@ class AdaptersMixin(BindingMixin):
         source, stored = None, None
         if peft_model_id is not None:
             source = ModelSource(str(peft_model_id), dict(kwargs.get("adapter_kwargs") or {}))
-            stored = source.read_json(ADAPTER_SETTINGS)
+            stored = source.adapter_settings()
             check_adapter_fits(source, self.config.to_dict())
         name = (args[0] if args else kwargs.get("adapter_name")) or "default"
         known = name in (getattr(self, "peft_config", None) or {})
@@ -206,7 +206,7 @@ def check_adapter_fits(source: ModelSource, values: dict[str, Any]) -> None:
     Raises:
         CheckpointError: naming what differs.
     """
-    stored = (source.read_json(ADAPTER_SETTINGS) or {}).get("base") or {}
+    stored = (source.adapter_settings() or {}).get("base") or {}
     differing = [key for key in _SHAPE if stored.get(key) not in (None, values.get(key))]
     if differing:
         told = ", ".join(f"{key} {stored[key]!r} where this base has {values.get(key)!r}" for key in differing)

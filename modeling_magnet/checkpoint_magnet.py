@@ -228,8 +228,8 @@ def _check_not_packed(model: torch.nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if getattr(getattr(parameter, "quant_state", None), "packing_format_for_cpu", False):
             raise CheckpointError(
-                f"{name} was repacked by the 4-bit kernels of bitsandbytes in a forward on this CPU, and would be saved "
-                "wrongly. Load the model again and save it before any forward, or quantise it otherwise."
+                f"{name} was repacked by the 4-bit kernels of bitsandbytes in a forward on this CPU, and would be "
+                "saved wrongly. Load the model again and save it before any forward, or quantise it otherwise."
             )
 
 

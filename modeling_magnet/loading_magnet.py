@@ -10,7 +10,6 @@ from .adapters_magnet import AdaptersMixin, check_adapter_fits
 from .card_magnet import CARD
 from .configuration_magnet import MagnetSettings, check_tokenizer_fits, resolve_mask_token
 from .sources_magnet import (
-    ADAPTER_SETTINGS,
     SOURCE_ARGUMENTS,
     CheckpointError,
     ModelSource,
@@ -42,6 +41,8 @@ class LoadingMixin(AdaptersMixin):
     _keys_to_ignore_on_load_missing = [r"^sscl_head\."]
     # Of a quantised model transformers takes the state dict by itself, whatever it is handed.
     _keys_to_ignore_on_save = {"sscl_head.linear.weight", "sscl_head.linear.bias"}
+    # What quantises the base leaves out what is named here; the head is loaded afterwards, in the model's dtype.
+    _keep_in_fp32_modules = ["sscl_head"]
 
     _tokenizer_source: TokenizerSource
     _card: str | None = None
@@ -86,7 +87,7 @@ class LoadingMixin(AdaptersMixin):
         if adapter is not None:
             check_adapter_fits(adapter, values)
             adapter.check_weights()
-            stored = adapter.read_json(ADAPTER_SETTINGS)
+            stored = adapter.adapter_settings()
             settings = settings if stored is None else MagnetSettings.from_dict(stored["magnet"], source=str(adapter))
         if not any(kwargs.get(name) for name in _OTHER_WEIGHTS) and kwargs.get("use_safetensors") is None:
             source.check_weights()
@@ -152,7 +153,7 @@ class LoadingMixin(AdaptersMixin):
     def card(self) -> str | None:
         """The model card, content of README.md: the one that was set, else that of where this model came from.
 
-        Without one, `save_pretrained` writes a card from the model alone where there is none yet. The card of an
+        Without one, `save_pretrained` writes a card from the model alone, unless somebody's own lies there. The card of an
         adapter is not that of the model it is merged into, nor the other way round.
         """
         if self._card is not None or self._card_source is None:

@@ -558,9 +558,8 @@ def test_sentence_transformers_refuses_an_adapter_that_is_off_where_it_encodes(a
         folder = tmp_path / modes[0]
         adapted.save_pretrained(folder)
         if opens:
-            np.testing.assert_allclose(
-                SentenceTransformer(str(folder)).encode(TEXTS), adapted.encode(TEXTS), atol=1e-5
-            )
+            vectors = SentenceTransformer(str(folder)).encode(TEXTS)
+            np.testing.assert_allclose(vectors, adapted.encode(TEXTS), atol=1e-5)
         else:
             with pytest.raises(ValueError, match="merge_this_adapter_first"):
                 SentenceTransformer(str(folder))

@@ -123,13 +123,12 @@ def test_an_adapter_loads_onto_a_quantised_base(quantised, tiny_model, tmp_path)
     assert (first * second).sum(1).min() > 0.99
 
 
-def test_four_bits_that_a_forward_repacked_are_not_saved(tiny_model, tmp_path):
+def test_four_bits_that_a_forward_repacked_are_not_saved(wiki_7m, tmp_path):
     pytest.importorskip("bitsandbytes", reason="an optional library")
     from transformers import BitsAndBytesConfig
 
-    tiny_model.save_pretrained(tmp_path / "plain")
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=config).eval()
+    model = MagnetLlamaForCausalLM.from_pretrained(wiki_7m, quantization_config=config).eval()
     model.encode(TEXTS)
     states = [parameter.quant_state for parameter in model.parameters() if hasattr(parameter, "quant_state")]
     if not any(getattr(state, "packing_format_for_cpu", False) for state in states):
