@@ -153,8 +153,8 @@ class LoadingMixin(AdaptersMixin):
     def card(self) -> str | None:
         """The model card, content of README.md: the one that was set, else that of where this model came from.
 
-        Without one, `save_pretrained` writes a card from the model alone, unless somebody's own lies there. The card of an
-        adapter is not that of the model it is merged into, nor the other way round.
+        Without one, `save_pretrained` writes a card from the model alone, unless somebody's own lies there. The card
+        of an adapter is not that of the model it is merged into, nor the other way round.
         """
         if self._card is not None or self._card_source is None:
             return self._card

@@ -68,7 +68,7 @@ def quantised(tiny_model, tmp_path):
 
 
 def train(model, folder, **options):
-    texts = Dataset.from_dict({"text": ["The cat sat on the mat and the dog barked at it."] * 8})
+    texts = Dataset.from_dict({"text": ["The cat sat on the mat and the dog barked at it. " * 3] * 8})
     rows = texts_to_blocks(texts, model.tokenizer, max_length=24)
     args = MagnetTrainingArguments(
         output_dir=str(folder), loss_phases=["3:1,0,1"], report_to="none", use_cpu=True, disable_tqdm=True, **options
