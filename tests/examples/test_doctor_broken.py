@@ -124,7 +124,7 @@ NEED_TOKENIZER = {
             "tokenizer",
             "302 tokens of 300 that the model embeds: ids without a vector",
         ),
-        (remove_tokenizer, {*NEED_TOKENIZER, "sidecars"}, "tokenizer", "none at "),
+        (remove_tokenizer, {*NEED_TOKENIZER, "sidecars", "saved and loaded"}, "tokenizer", "none at "),
         (
             lambda folder: edit_weights(folder, add_tensor),
             {"weights fit the class"},
