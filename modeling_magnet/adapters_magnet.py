@@ -42,7 +42,7 @@ class AdaptersMixin(BindingMixin):
         if peft_model_id is not None:
             source = ModelSource(str(peft_model_id), dict(kwargs.get("adapter_kwargs") or {}))
             stored = source.adapter_settings()
-            check_adapter_fits(source, self.config.to_dict())
+            check_adapter_fits(source, stored, self.config.to_dict())
         name = (args[0] if args else kwargs.get("adapter_name")) or "default"
         known = name in (getattr(self, "peft_config", None) or {})
         settings = None if stored is None else MagnetSettings.from_dict(stored["magnet"], source=str(source))
@@ -196,17 +196,18 @@ class AdaptersMixin(BindingMixin):
         )
 
 
-def check_adapter_fits(source: ModelSource, values: dict[str, Any]) -> None:
+def check_adapter_fits(source: ModelSource, settings: dict[str, Any] | None, values: dict[str, Any]) -> None:
     """Refuse an adapter of another base by what is stored beside it.
 
     Args:
-        source (`ModelSource`): The adapter; one without our settings is not checked.
+        source (`ModelSource`): The adapter.
+        settings (`dict`, *optional*): Its `adapter_settings()`; one without is not checked.
         values (`dict`): config.json of the base.
 
     Raises:
         CheckpointError: naming what differs.
     """
-    stored = (source.adapter_settings() or {}).get("base") or {}
+    stored = (settings or {}).get("base") or {}
     differing = [key for key in _SHAPE if stored.get(key) not in (None, values.get(key))]
     if differing:
         told = ", ".join(f"{key} {stored[key]!r} where this base has {values.get(key)!r}" for key in differing)

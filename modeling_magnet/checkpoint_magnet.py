@@ -65,10 +65,9 @@ class CheckpointMixin(LoadingMixin):
             raise ValueError(f"`save_directory` {str(target)!r} is a file; expected a directory. Choose another name.")
         if push_to_hub:
             raise ValueError("`push_to_hub=True` is not supported here. Call `model.push_to_hub(repo_id)` instead.")
-        has_adapter = self.has_adapter
-        adapter_alone = has_adapter and not merge_adapter
+        adapter_alone = self.has_adapter and not merge_adapter
         if merge_adapter:
-            self._check_can_merge(has_adapter=has_adapter)
+            self._check_can_merge()
             if state_dict is not None:
                 raise ValueError("`merge_adapter=True` merges the model's own weights; pass it or `state_dict`.")
         if adapter_alone and dtype is not None:
@@ -124,8 +123,8 @@ class CheckpointMixin(LoadingMixin):
                 "saved. Restore it, or set one: `model.tokenizer = AutoTokenizer.from_pretrained(...)`."
             )
 
-    def _check_can_merge(self, *, has_adapter: bool) -> None:
-        if not has_adapter:
+    def _check_can_merge(self) -> None:
+        if not self.has_adapter:
             raise ValueError("`merge_adapter=True` was given, but this model has no adapter. Leave it out.")
         if self.config.magnet["adapter_modes"] is not None:
             raise ValueError(

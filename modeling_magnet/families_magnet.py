@@ -22,7 +22,7 @@ from transformers import (
 
 from .configuration_magnet import check_tokenizer_fits
 from .modeling_magnet import MagnetLlamaForCausalLM, MagnetMixin
-from .sources_magnet import SOURCE_ARGUMENTS, ModelSource
+from .sources_magnet import SOURCE_ARGUMENTS, ModelSource, tokenizer_place
 
 
 class MagnetMistralForCausalLM(MagnetMixin, MistralForCausalLM, GenerationMixin):
@@ -117,7 +117,7 @@ def open_without_weights(
     source = ModelSource(path, where)
     base = source.adapter_base()
     config: PreTrainedConfig = family.config_class.from_dict((base or source).config_values())
-    own = source if base is None or source.file("tokenizer_config.json") is not None else base
+    own = source if base is None else tokenizer_place(base, source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(own.path, **own.arguments)
     except (OSError, ValueError) as error:

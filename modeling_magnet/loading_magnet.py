@@ -14,6 +14,7 @@ from .sources_magnet import (
     CheckpointError,
     ModelSource,
     TokenizerSource,
+    tokenizer_place,
     told_mismatch,
 )
 
@@ -85,16 +86,15 @@ class LoadingMixin(AdaptersMixin):
         check_is_our_decoder(values, expected=getattr(cls.config_class, "model_type", ""), path=source.path)
         settings = MagnetSettings.from_dict(values.get("magnet") or {}, source=str(source))
         if adapter is not None:
-            check_adapter_fits(adapter, values)
-            adapter.check_weights()
             stored = adapter.adapter_settings()
+            check_adapter_fits(adapter, stored, values)
+            adapter.check_weights()
             settings = settings if stored is None else MagnetSettings.from_dict(stored["magnet"], source=str(adapter))
         if not any(kwargs.get(name) for name in _OTHER_WEIGHTS) and kwargs.get("use_safetensors") is None:
             source.check_weights()
             kwargs["use_safetensors"] = True
         # Before the weights: a missing mask token must not cost the time of loading them.
-        has_own = adapter is not None and adapter.file("tokenizer_config.json") is not None
-        place = adapter if adapter is not None and has_own else source
+        place = tokenizer_place(source, adapter)
         tokenizer_source = TokenizerSource(place.path, place.arguments)
         tokenizer = tokenizer_source.find() if settings.mask_token_id is None or mask_token is not None else None
         if tokenizer is None and mask_token is not None:

@@ -12,7 +12,7 @@ from huggingface_hub.utils import httpx
 
 from .card_magnet import CARD, card_bytes, is_ours, is_readable, read_card, rename_card, with_tags
 from .checkpoint_magnet import CheckpointMixin
-from .sources_magnet import CheckpointError
+from .sources_magnet import CheckpointError, first_line
 from .writing_magnet import stale_files
 
 
@@ -81,7 +81,7 @@ class PublishingMixin(CheckpointMixin):
                 )
         except (httpx.HTTPError, HFValidationError, ConnectionError) as error:
             raise CheckpointError(
-                f"{repo_id!r} was not pushed: {_first_line(error)} Check the name, the network, and "
+                f"{repo_id!r} was not pushed: {first_line(error).removesuffix('.')}. Check the name, the network, and "
                 "that the token may write there. No file of the repository was changed."
             ) from error
 
@@ -97,11 +97,6 @@ class PublishingMixin(CheckpointMixin):
         file.write_bytes(card_bytes(text))
         if text == there or (self._card is None and not is_readable(text)):
             file.unlink()  # it is there; or the Hub would refuse the whole push for it
-
-
-def _first_line(error: Exception) -> str:
-    """What an error says; its name where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), f"{type(error).__name__}.")
 
 
 __all__ = ["PublishingMixin"]

@@ -87,7 +87,7 @@ class ModelSource:
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{self} is no directory here, and as a repository it cannot be read "
-                f"({_first_line(error)}). Check the name and `revision`; for a private repository "
+                f"({first_line(error)}). Check the name and `revision`; for a private repository "
                 "pass `token`; without a network, name a local directory."
             ) from error
         return None if found is None else Path(found)
@@ -250,6 +250,17 @@ class ModelSource:
             raise CheckpointError(f"{str(file)!r} is missing. Fetch it again, or save the model anew.")
 
 
+def tokenizer_place(model: ModelSource, adapter: ModelSource | None) -> ModelSource:
+    """Where the tokenizer is: an adapter's own goes before that of its base.
+
+    Args:
+        model (`ModelSource`): The model, or the base of the adapter.
+        adapter (`ModelSource`, *optional*): The adapter over it.
+    """
+    has_own = adapter is not None and adapter.file("tokenizer_config.json") is not None
+    return adapter if adapter is not None and has_own else model
+
+
 def told_mismatch(mismatched: Collection[tuple[str, Any, Any]]) -> str:
     """Tensors that do not fit, as a message tells them.
 
@@ -295,7 +306,7 @@ def _end(offsets: Any) -> int:
     return last
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """What an error says, in short; some say nothing but their type."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
@@ -311,5 +322,7 @@ __all__ = [
     "ModelSource",
     "TokenizerSource",
     "check_safetensors",
+    "first_line",
     "told_mismatch",
+    "tokenizer_place",
 ]

@@ -25,14 +25,7 @@ def vocabulary_findings(model: Any) -> Iterator[Finding]:
     tokenizer = model._tokenizer_source.find()
     if tokenizer is None:
         yield judged(ROWS[0], False, f"none at {model._tokenizer_source.path!r}; put its files there")
-        for name in (
-            "mask token",
-            "EOS token",
-            "padding token",
-            "BOS token",
-            "text there and back",
-            "Unicode there and back",
-        ):
+        for name in ROWS[1:]:
             yield not_applicable(name, "there is no tokenizer")
         return
     size, embedded = len(tokenizer), model.config.vocab_size
