@@ -1,0 +1,238 @@
+"""What the drivers of the paper's tables share: the command line, and going through the cells that are still open.
+
+A driver names its cells as `Unit`s and how a model is opened; `run` measures what no record answers yet, appends one
+record per cell, and prints the table. Killed, it goes on with the same command at the cell it was in.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from examples.evaluate.records import Record, RecordFile, conditions, identify
+from modeling_magnet import AutoMagnetForCausalLM
+
+DTYPES = ("float32", "bfloat16")
+
+
+class NotAvailableError(Exception):
+    """Data or a model that cannot be had here; the reason becomes part of the record."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What one cell came to.
+
+    Args:
+        metrics (`dict[str, float]`): By name.
+        counts (`dict[str, int]`): What the metrics are made of.
+        samples (`list[dict]`): Texts to show.
+    """
+
+    metrics: dict[str, float]
+    counts: dict[str, int] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One column of a table: its name, all settings that change its figures, and how it is measured.
+
+    `measure` takes the opened model and may raise `NotAvailableError`.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    measure: Callable[[Any], Measurement]
+
+
+def make_parser(doc: str | None, *, smoke: dict[str, Any], paper: dict[str, Any]) -> argparse.ArgumentParser:
+    """The options that every driver has; add its own behind them, without defaults where a preset has one.
+
+    Args:
+        doc (`str`): The driver's docstring.
+        smoke (`dict`): Values of the driver's own options with `--preset smoke`: minutes on a laptop.
+        paper (`dict`): With `--preset paper`, the default: as the paper did it.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        required=True,
+        metavar="[NAME=]MODEL",
+        help="directories, adapters or Hub ids; the name is the row's in the table, by default the folder's",
+    )
+    parser.add_argument("--preset", default="paper", choices=["smoke", "paper"], help="sizes: of a trial, or in full")
+    parser.add_argument("--seed", type=int, default=0, help="of all draws of the measurement")
+    parser.add_argument("--data", type=Path, help="folder of the data's files; the Hub if left out")
+    parser.add_argument("--results", type=Path, default=Path("outputs/results"), help="folder of the records")
+    parser.add_argument("--replica", type=int, default=0, help="which of several trainings of the same system")
+    parser.add_argument("--step", type=int, help="training step of the model, for curves")
+    parser.add_argument("--again", action="store_true", help="measure anew what is on record; both stay on record")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="dtype of the weights")
+    parser.add_argument("--device", help="such as cpu or cuda:1; CUDA where there is some if left out")
+    parser.set_defaults(presets={"smoke": smoke, "paper": paper})
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; what is not said comes from the preset.
+
+    Raises:
+        ValueError: two models of one name, or a device that cannot be used.
+    """
+    chosen = parser.parse_known_args(arguments)[0]
+    parser.set_defaults(**chosen.presets[chosen.preset])
+    args = parser.parse_args(arguments)
+    del args.presets
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    complaints = []
+    try:
+        torch.empty(1, device=args.device)
+    except (RuntimeError, AssertionError) as error:  # the second where torch was built without CUDA
+        reason = str(error).splitlines()[0]
+        complaints.append(
+            f"`--device` is {args.device!r}, which cannot be used ({reason}). Pass another, such as cpu."
+        )
+    models: dict[str, str] = {}
+    for item in args.model:
+        name, separator, path = item.partition("=")
+        name, path = (name, path) if separator else (Path(item).name, item)
+        if not (name and path):
+            complaints.append(f"`--model` has {item!r}; expected NAME=MODEL, such as magnet=outputs/mine.")
+        elif name in models:
+            complaints.append(f"`--model` has two models named {name!r}. Give each a name: NAME=MODEL.")
+        models[name] = path
+    args.model = models
+    if args.data is not None and not args.data.is_dir():
+        complaints.append(f"`--data` {str(args.data)!r} is no folder. Name one, or leave it out for the Hub.")
+    check(complaints)
+    return args
+
+
+def check(complaints: Sequence[str]) -> None:
+    """Refuse arguments before weights are read or anything is measured.
+
+    Raises:
+        ValueError: listing the complaints, if there are any.
+    """
+    if complaints:
+        raise ValueError("\n- ".join(["The arguments cannot be used:", *complaints]))
+
+
+def open_magnet(path: str, args: argparse.Namespace) -> Any:
+    """A MAGNET checkpoint, an adapter or a plain decoder, as our class, in evaluation mode on the device."""
+    model: Any = AutoMagnetForCausalLM.from_pretrained(path, dtype=getattr(torch, args.dtype))
+    return model.to(args.device).eval()
+
+
+def run(
+    table: str,
+    args: argparse.Namespace,
+    units: Sequence[Unit],
+    *,
+    open_model: Callable[[str, argparse.Namespace], Any] = open_magnet,
+) -> list[Record]:
+    """Measure the cells that have no record yet, model by model, and print the table.
+
+    Args:
+        table (`str`): Name of the file of records.
+        args (`argparse.Namespace`): What `parse` returned.
+        units (`Sequence[Unit]`): The columns.
+        open_model (`Callable`): From path and arguments to what the units measure; called only where a cell is open.
+
+    Returns:
+        `list[Record]`: of all models and units, new ones and those found on record, in their order.
+    """
+    file = RecordFile(args.results, table)
+    answered = {} if args.again else file.answered()
+    records = []
+    for name, path in args.model.items():
+        identity = identify(path)
+        asked = [
+            Record(
+                table=table,
+                system=name,
+                unit=unit.name,
+                settings={**unit.settings, "dtype": args.dtype, "preset": args.preset},
+                model=identity,
+                seed=args.seed,
+                replica=args.replica,
+                step=args.step,
+            )
+            for unit in units
+        ]
+        open_units = [unit for unit, record in zip(units, asked, strict=True) if record.question not in answered]
+        model = open_model(path, args) if open_units else None
+        bar = tqdm(total=len(units), desc=f"{table}: {name}", unit="cell", file=sys.stderr)
+        for unit, record in zip(units, asked, strict=True):
+            bar.set_postfix_str(unit.name)
+            if unit in open_units:
+                record = _measured(unit, record, model, device=args.device)
+                file.append(record)
+            else:
+                record = answered[record.question]
+            records.append(record)
+            bar.update()
+        bar.close()
+    print_table(records)
+    print(f"\n{table}: OK ({len(args.model)} models, {len(units)} cells each; {file.path})")
+    return records
+
+
+def print_table(records: Sequence[Record]) -> None:
+    """Systems by units and metrics; a cell that could not be measured says so below."""
+    columns = list(dict.fromkeys((record.unit, metric) for record in records for metric in record.metrics))
+    cells = {
+        (record.system, record.unit, metric): value for record in records for metric, value in record.metrics.items()
+    }
+    width = max([len(record.system) for record in records], default=0) + 2
+    titles = [f"{unit} {metric}" for unit, metric in columns]
+    print("\n" + " " * width + "".join(f"{title:>{len(title) + 2}s}" for title in titles))
+    for system in dict.fromkeys(record.system for record in records):
+        values = [cells.get((system, *column)) for column in columns]
+        told = ["-" if value is None else f"{value:.4f}" for value in values]
+        print(f"{system:{width}s}" + "".join(f"{value:>{len(t) + 2}s}" for value, t in zip(told, titles, strict=True)))
+    for record in records:
+        if record.unavailable:
+            print(f"{record.system}, {record.unit}: not available here: {record.unavailable}")
+
+
+def start(main: Callable[[], Any]) -> None:
+    """Run a driver as a script: what the user can mend is told in a line, anything else with its traceback."""
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _measured(unit: Unit, asked: Record, model: Any, *, device: str) -> Record:
+    """Measure one cell."""
+    started = time.perf_counter()
+    try:
+        found: dict[str, Any] = vars(unit.measure(model))
+    except NotAvailableError as error:
+        found = {"unavailable": str(error)}
+    return Record(**{**vars(asked), **found, **conditions(device), "seconds": round(time.perf_counter() - started, 3)})
+
+
+__all__ = [
+    "DTYPES",
+    "Measurement",
+    "NotAvailableError",
+    "Unit",
+    "check",
+    "make_parser",
+    "open_magnet",
+    "parse",
+    "print_table",
+    "run",
+    "start",
+]

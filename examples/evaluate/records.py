@@ -1,0 +1,191 @@
+"""What was measured, one JSON line each: appended, never overwritten, found again by a run that goes on.
+
+A line is whole or it does not count: a process killed while it writes leaves half a line, which is skipped with a
+warning and cut off from the next one.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils.hub import cached_file, extract_commit_hash
+
+LIBRARIES = ("torch", "transformers", "peft", "datasets", "mteb", "lm_eval", "scikit-learn", "scipy", "seqeval")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One unit of a table, measured on one model.
+
+    Args:
+        table (`str`): What was measured, such as `"sts"`; also the name of the file.
+        system (`str`): The row of the table.
+        unit (`str`): The column, such as `"STS12"`.
+        settings (`dict`): All that changes the figures: prompt, pooling, dtype, limits, preset.
+        model (`dict`): See `identify`.
+        seed (`int`): Of the measurement.
+        replica (`int`): Which of several trainings of the system, such as its training seed.
+        step (`int`, *optional*): Training step of the model, for curves.
+        metrics (`dict[str, float]`): What was measured; empty where it could not be.
+        counts (`dict[str, int]`): On how many sentences, tokens, ...
+        samples (`list[dict]`): Texts to show.
+        unavailable (`str`, *optional*): Why it could not be measured here.
+        seconds (`float`): How long it took.
+        versions, hardware (`dict[str, str]`): With what.
+        time (`str`): When it was done, UTC.
+    """
+
+    table: str
+    system: str
+    unit: str
+    settings: dict[str, Any]
+    model: dict[str, str | None]
+    seed: int = 0
+    replica: int = 0
+    step: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    unavailable: str | None = None
+    seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+    time: str = ""
+
+    @property
+    def place(self) -> str:
+        """The cell of a table. A later record of the same cell, with other weights or settings, takes it over."""
+        return _key(self)
+
+    @property
+    def question(self) -> str:
+        """What was asked of which weights: two records with the same question have the same answer."""
+        return _key(self, self.settings, self.model)
+
+
+class RecordFile:
+    """The records of one table, `<folder>/<table>.jsonl`.
+
+    Args:
+        folder (`str` or `Path`): Made when the first record is written.
+        table (`str`): Name of the table.
+    """
+
+    def __init__(self, folder: str | Path, table: str) -> None:
+        self.path = Path(folder) / f"{table}.jsonl"
+
+    def read(self) -> list[Record]:
+        """All records, oldest first."""
+        return list(read_records(self.path)) if self.path.is_file() else []
+
+    def answered(self) -> dict[str, Record]:
+        """The newest record of each question that was answered."""
+        return {record.question: record for record in self.read() if record.unavailable is None}
+
+    def append(self, record: Record) -> None:
+        """Write one record behind the others, in one piece, and wait until the disk has it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps(asdict(record), ensure_ascii=False) + "\n"
+        with open(self.path, "ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else "\n" + line
+            file.write(line.encode())  # one write at the end of the file: several processes may share it
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The whole lines of a file of records.
+
+    Raises:
+        ValueError: a line that is JSON but no record.
+    """
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except ValueError:
+            warnings.warn(f"Line {number} of {str(path)!r} was not written to its end; it is skipped.", stacklevel=2)
+            continue
+        try:
+            yield Record(**values)
+        except TypeError as error:
+            raise ValueError(f"Line {number} of {str(path)!r} is no record ({error}). Remove it.") from error
+
+
+def newest(records: Sequence[Record]) -> list[Record]:
+    """Of each cell the record that was written last."""
+    return list({record.place: record for record in records}.values())
+
+
+def identify(model: str) -> dict[str, str | None]:
+    """Name a model so that other weights are another model.
+
+    Args:
+        model (`str`): Directory, adapter directory or Hub id.
+
+    Returns:
+        `dict`: `name` (of a directory its last part alone), `revision` (commit of the Hub) and `weights`, a digest of
+        all weights in a directory and of the base of an adapter.
+
+    Raises:
+        ValueError: neither a directory nor a model of the Hub that can be read.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        return {"name": folder.resolve().name, "revision": None, "weights": _digest(folder)}
+    try:
+        file = cached_file(model, "config.json")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{model!r} is no directory here and cannot be read from the Hub ({error}).") from error
+    return {"name": model, "revision": extract_commit_hash(str(file), None), "weights": None}
+
+
+def conditions(device: str) -> dict[str, Any]:
+    """Versions, hardware and time, as keywords of a record."""
+    versions = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            versions[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    is_gpu = device.startswith("cuda")
+    name = torch.cuda.get_device_name(device) if is_gpu else platform.processor() or platform.machine()
+    return {
+        "versions": versions,
+        "hardware": {"device": name, "threads": torch.get_num_threads()},
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _digest(folder: Path) -> str:
+    """Of all weights of a folder; an adapter's base is part of it."""
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        with file.open("rb") as stream:
+            digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    settings = folder / "adapter_config.json"
+    if settings.is_file():
+        base = str(json.loads(settings.read_text(encoding="utf-8"))["base_model_name_or_path"])
+        digest.update(json.dumps(identify(base)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _key(record: Record, *more: Any) -> str:
+    """What tells records apart, as one string."""
+    parts = [record.table, record.system, record.unit, record.seed, record.replica, record.step, *more]
+    return json.dumps(parts, sort_keys=True)
+
+
+__all__ = ["Record", "RecordFile", "conditions", "identify", "newest", "read_records"]

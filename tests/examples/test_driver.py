@@ -1,0 +1,135 @@
+"""The drivers' command line and records: what is on record is not measured again, what is lost half is skipped."""
+
+import json
+
+import pytest
+
+from examples.evaluate import driver
+from examples.evaluate.driver import Measurement, NotAvailableError, Unit
+from examples.evaluate.records import Record, RecordFile, identify, newest
+
+
+def parse(*arguments, smoke=None, paper=None):
+    parser = driver.make_parser("A driver.", smoke=smoke or {}, paper=paper or {})
+    parser.add_argument("--limit", type=int)
+    return driver.parse(parser, list(arguments))
+
+
+@pytest.fixture
+def saved(tmp_path, tiny_model):
+    tiny_model.save_pretrained(tmp_path / "mine")
+    return str(tmp_path / "mine")
+
+
+class Counter:
+    """A unit's measurement that counts its calls."""
+
+    def __init__(self, **metrics):
+        self.metrics, self.calls = metrics, 0
+
+    def __call__(self, model):
+        self.calls += 1
+        return Measurement(metrics=self.metrics, counts={"texts": 3})
+
+
+def test_a_preset_gives_the_values_that_are_not_said():
+    sizes = {"smoke": {"limit": 3}, "paper": {"limit": None}}
+    assert parse("--model", "x", "--preset", "smoke", **sizes).limit == 3
+    assert parse("--model", "x", "--preset", "smoke", "--limit", "5", **sizes).limit == 5
+    assert parse("--model", "x", **sizes).limit is None
+    assert parse("--model", "some/where", "b=c").model == {"where": "some/where", "b": "c"}
+
+
+def test_all_complaints_come_at_once():
+    with pytest.raises(ValueError, match="The arguments cannot be used") as raised:
+        parse("--model", "a=x", "a=y", "=", "--device", "warp", "--data", "nowhere")
+    for complaint in ("two models named 'a'", "`--model` has '='", "`--device` is 'warp'", "'nowhere' is no folder"):
+        assert complaint in str(raised.value)
+
+
+def test_a_run_goes_on_where_it_was_and_appends(tmp_path, saved, capsys):
+    args = parse("--model", f"m={saved}", "--results", str(tmp_path / "results"), "--device", "cpu")
+    one, broken = Counter(score=0.25), Counter(score=0.5)
+
+    def fails(model):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        driver.run("table", args, [Unit("one", {"prompt": ""}, one), Unit("two", {}, fails)])
+    records = driver.run("table", args, [Unit("one", {"prompt": ""}, one), Unit("two", {}, broken)])
+
+    assert (one.calls, broken.calls) == (1, 1)
+    assert [record.metrics for record in records] == [{"score": 0.25}, {"score": 0.5}]
+    assert records == RecordFile(tmp_path / "results", "table").read()
+    first = records[0]
+    assert first.settings == {"prompt": "", "dtype": "float32", "preset": "paper"}
+    assert first.model["name"] == "mine" and first.model["weights"]
+    assert first.versions["torch"] and first.time and first.counts == {"texts": 3}
+    out = capsys.readouterr().out
+    assert "0.2500" in out and out.splitlines()[-1].startswith("table: OK (1 models, 2 cells each")
+
+    driver.run("table", parse(*_told(args), "--again"), [Unit("one", {"prompt": ""}, one)])
+    assert one.calls == 2
+    assert len(RecordFile(tmp_path / "results", "table").read()) == 3
+
+
+def _told(args):
+    """The arguments that were parsed."""
+    name, path = next(iter(args.model.items()))
+    return ["--model", f"{name}={path}", "--results", str(args.results), "--device", "cpu"]
+
+
+def test_other_settings_or_weights_are_measured_anew_and_take_the_cell_over(tmp_path, saved, tiny_model):
+    args = parse("--model", f"m={saved}", "--results", str(tmp_path / "results"), "--device", "cpu")
+    unit = Counter(score=1.0)
+    driver.run("table", args, [Unit("one", {"prompt": "a"}, unit)])
+    driver.run("table", args, [Unit("one", {"prompt": "b"}, unit)])
+    tiny_model.lm_head.weight.data += 1
+    tiny_model.save_pretrained(saved)
+    driver.run("table", args, [Unit("one", {"prompt": "b"}, unit)])
+    assert unit.calls == 3
+    records = RecordFile(tmp_path / "results", "table").read()
+    assert len(records) == 3
+    assert newest(records) == records[-1:]
+
+
+def test_what_cannot_be_had_is_on_record_and_tried_again(tmp_path, saved, capsys):
+    args = parse("--model", f"m={saved}", "--results", str(tmp_path / "results"), "--device", "cpu")
+
+    def missing(model):
+        raise NotAvailableError("no network")
+
+    (record,) = driver.run("table", args, [Unit("one", {}, missing)])
+    assert (record.unavailable, record.metrics) == ("no network", {})
+    assert "m, one: not available here: no network" in capsys.readouterr().out
+    (record,) = driver.run("table", args, [Unit("one", {}, Counter(score=2.0))])
+    assert record.metrics == {"score": 2.0} and record.unavailable is None
+
+
+def test_half_a_line_is_skipped_and_cut_off(tmp_path):
+    file = RecordFile(tmp_path, "table")
+    record = Record(table="table", system="s", unit="u", settings={}, model={"name": "m"}, metrics={"score": 1.0})
+    file.append(record)
+    whole = file.path.read_bytes()
+    file.path.write_bytes(whole + whole[: len(whole) // 2])
+    with pytest.warns(UserWarning, match="Line 2 .* was not written to its end"):
+        assert file.read() == [record]
+    file.append(record)
+    with pytest.warns(UserWarning, match="Line 2"):
+        assert file.read() == [record, record]
+    file.path.write_text(json.dumps({"what": 1}) + "\n")
+    with pytest.raises(ValueError, match="is no record"):
+        file.read()
+
+
+def test_a_model_is_named_by_its_weights_and_those_of_its_base(tmp_path, saved, tiny_model):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": saved}))
+    before = identify(str(adapter))
+    assert before["name"] == "adapter"
+    tiny_model.lm_head.weight.data += 1
+    tiny_model.save_pretrained(saved)
+    assert identify(str(adapter))["weights"] != before["weights"]
+    with pytest.raises(ValueError, match="no directory here"):
+        identify("no-such/model")
