@@ -7,12 +7,14 @@ tokenizers or models. Shapes: S is the number of tokens in the row.
 
 import operator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 IGNORE_INDEX = -100
+
+MntpShift = Literal["next", "same"]
 
 _UINT64 = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -112,6 +114,8 @@ class CorruptionSettings:
         min_span_tokens (`int`): Lower limit of the length of a span, >= 1.
         max_span_tokens (`int`): Upper limit of the length of a span, >= `min_span_tokens`.
         causal_ratio (`float`): Chance of a row to be one span from its second token to its end, in [0, 1].
+        mntp_shift (`str`): Which output predicts a masked token: `"next"`, the one before it (MNTP); `"same"`, its own
+            (MTP, which the paper's figure 7 finds worse).
         end_of_span (`int`): 0: a gap has as many positions as the span has tokens, as in the paper. m >= 1: as many
             as the next multiple of m, and the output at the span's last token is to predict its end, so that a model
             learns to say where a fill ends. Causal rows are cut, not ended: they have none.
@@ -129,6 +133,7 @@ class CorruptionSettings:
     min_span_tokens: int = 4
     max_span_tokens: int = 128
     causal_ratio: float = 0.0
+    mntp_shift: MntpShift = "next"
     end_of_span: int = 0
 
     def __post_init__(self) -> None:
@@ -148,6 +153,8 @@ class CorruptionSettings:
                 f"`mask_token_share` {self.mask_token_share} and `random_token_share` {self.random_token_share} add "
                 "up to more than 1; they divide the selected tokens, lower one of them."
             )
+        if self.mntp_shift not in get_args(MntpShift):
+            complaints.append(f"`mntp_shift` is {self.mntp_shift!r}; pass one of {list(get_args(MntpShift))}.")
         if not isinstance(self.end_of_span, int) or self.end_of_span < 0:
             complaints.append(f"`end_of_span` is {self.end_of_span}; pass 0 for exact gaps, or a multiple such as 32.")
         return complaints + _span_complaints(self.max_spans, self.min_span_tokens, self.max_span_tokens)
@@ -156,12 +163,13 @@ class CorruptionSettings:
 class CorruptedRow(NamedTuple):
     """One row as the model sees it, and what it is to predict; each field is a `torch.LongTensor` of shape `(S,)`.
 
-    Labels are already shifted: the label at position l is the original token l + 1, which the output at l predicts.
+    Labels are already shifted: the label at position l is the original token l + 1, which the output at l predicts;
+    with `mntp_shift="same"` those of masked tokens are the original token l itself.
     """
 
     input_ids: Tensor
     segment_ids: Tensor  # 0 context, k >= 1 the k-th span
-    mntp_labels: Tensor  # -100 where the next token was not selected
+    mntp_labels: Tensor  # -100 where the next token (or with `mntp_shift="same"` this one) was not selected
     msg_labels: Tensor  # -100 where the next token is not in a span
     position_ids: Tensor  # 0..S - 1, or further where gaps keep more positions free than their span has tokens
 
@@ -178,7 +186,8 @@ def corrupt_row(
 ) -> CorruptedRow:
     """Mark spans of a row as missing and mask some of its context: x becomes x_m, with the labels of MNTP and MSG.
 
-    Span tokens keep their ids, for attention hides them. No position ever carries both labels. The draws: whether the
+    Span tokens keep their ids, for attention hides them. No position carries both labels, unless masked tokens are
+    predicted at their own position: then one in front of a span may. The draws: whether the
     row is causal; per position the selection, the kind of replacement and the random token; the spans. All but the
     spans are drawn whatever the settings say, so that changing one setting does not redraw what another one governs.
 
@@ -222,7 +231,8 @@ def corrupt_row(
         segment_ids[start:end] = number
     in_span = segment_ids > 0
 
-    selected = (selection < settings.mask_ratio) & _may_be_masked(input_ids, in_span, special_token_ids)
+    is_eligible = _may_be_masked(input_ids, in_span, special_token_ids, shift=settings.mntp_shift)
+    selected = (selection < settings.mask_ratio) & is_eligible
     is_masked = selected & (kind < settings.mask_token_share)
     is_changed = selected & (kind < settings.mask_token_share + settings.random_token_share)
 
@@ -236,7 +246,11 @@ def corrupt_row(
     return CorruptedRow(
         input_ids=torch.where(is_changed, random_ids, input_ids).masked_fill_(is_masked, mask_token_id),
         segment_ids=segment_ids,
-        mntp_labels=_next_token_labels(input_ids, selected),
+        mntp_labels=(
+            _next_token_labels(input_ids, selected)
+            if settings.mntp_shift == "next"
+            else torch.where(selected, input_ids, IGNORE_INDEX)
+        ),
         msg_labels=msg_labels,
         position_ids=position_ids,
     )
@@ -253,11 +267,12 @@ def _draw_spans(settings: CorruptionSettings, *, length: int, generator: torch.G
     )
 
 
-def _may_be_masked(input_ids: Tensor, in_span: Tensor, special_token_ids: Tensor) -> Tensor:
-    """Say which tokens can be MNTP targets: context that is not special and follows another context token."""
-    follows_context = torch.zeros_like(in_span)
-    follows_context[1:] = ~in_span[:-1]  # a span token does not predict context, and nothing predicts position 0
-    return follows_context & ~in_span & ~torch.isin(input_ids, special_token_ids)
+def _may_be_masked(input_ids: Tensor, in_span: Tensor, special_token_ids: Tensor, *, shift: MntpShift) -> Tensor:
+    """Say which tokens can be targets: context that is not special, behind a context token where that predicts it."""
+    has_predictor = torch.zeros_like(in_span)
+    # A span token does not predict context, and nothing predicts position 0, which is never masked.
+    has_predictor[1:] = ~in_span[:-1] if shift == "next" else True
+    return has_predictor & ~in_span & ~torch.isin(input_ids, special_token_ids)
 
 
 def _next_token_labels(input_ids: Tensor, is_target: Tensor) -> Tensor:
@@ -295,4 +310,12 @@ def _span_complaints(max_spans: int, min_span_tokens: int, max_span_tokens: int)
     return complaints
 
 
-__all__ = ["IGNORE_INDEX", "CorruptedRow", "CorruptionSettings", "corrupt_row", "row_generator", "sample_spans"]
+__all__ = [
+    "IGNORE_INDEX",
+    "CorruptedRow",
+    "CorruptionSettings",
+    "MntpShift",
+    "corrupt_row",
+    "row_generator",
+    "sample_spans",
+]

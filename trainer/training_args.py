@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 
 from modeling_magnet.prompts_magnet import DEFAULT_PROMPT
 
-from .corruption import CorruptionSettings
+from .corruption import CorruptionSettings, MntpShift
 from .objectives import MntpNormalization, MsgNormalization
 from .phases import LossPhase, parse_phases
 
@@ -105,6 +105,10 @@ class MagnetTrainingArguments(TrainingArguments):
     causal_ratio: float = field(
         default=CorruptionSettings.causal_ratio,
         metadata={"help": "Chance of a row to be one span from its second token on, in [0, 1]."},
+    )
+    mntp_shift: MntpShift = field(
+        default=CorruptionSettings.mntp_shift,
+        metadata={"help": "A masked token is predicted by the output before it (`next`), or its own (`same`: MTP)."},
     )
     end_of_span: int = field(
         default=CorruptionSettings.end_of_span,

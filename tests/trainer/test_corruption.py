@@ -187,6 +187,7 @@ def test_settings_default_to_the_paper():
         min_span_tokens=4,
         max_span_tokens=128,
         causal_ratio=0.0,
+        mntp_shift="next",
     )
     assert CorruptionSettings().complaints() == []
 
@@ -194,12 +195,17 @@ def test_settings_default_to_the_paper():
 def test_settings_name_every_bad_field_in_one_error():
     with pytest.raises(ValueError) as error:
         CorruptionSettings(
-            mask_ratio=1.5, mask_token_share=-0.1, random_token_share=1.2, max_spans=-2, causal_ratio=float("nan")
+            mask_ratio=1.5,
+            mask_token_share=-0.1,
+            random_token_share=1.2,
+            max_spans=-2,
+            causal_ratio=float("nan"),
+            mntp_shift="last",
         )
     message = str(error.value)
     for expected in ("`mask_ratio` is 1.5", "`mask_token_share` is -0.1", "`random_token_share` is 1.2"):
         assert expected in message
-    for expected in ("add up to more than 1", "`max_spans` is -2", "`causal_ratio` is nan"):
+    for expected in ("add up to more than 1", "`max_spans` is -2", "`causal_ratio` is nan", "`mntp_shift` is 'last'"):
         assert expected in message
 
 
@@ -326,6 +332,33 @@ def test_the_causal_ratio_is_the_share_of_causal_rows():
     rows = [corrupt(input_ids, seed=seed, causal_ratio=0.3) for seed in range(2000)]
     share = sum(bool((row.segment_ids[1:] == 1).all()) for row in rows) / len(rows)
     assert share == pytest.approx(0.3, abs=0.03)
+
+
+def test_a_masked_token_may_be_predicted_at_its_own_place_by_hand():
+    sure = dict(mask_ratio=1.0, mask_token_share=1.0, random_token_share=0.0, max_spans=1, min_span_tokens=2)
+    row = corrupt(torch.tensor([BOS, 10, 11, 12]), mntp_shift="same", **sure)
+    assert row.segment_ids.tolist() == [0, 1, 1, 0]
+    assert row.input_ids.tolist() == [BOS, 10, 11, MASK]
+    assert row.mntp_labels.tolist() == [-100, -100, -100, 12]
+    assert row.msg_labels.tolist() == [10, 11, -100, -100], "spans are predicted as ever"
+
+
+@given(tokens=st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=40), fields=corruption_fields(), seed=st.integers(0))
+@settings(max_examples=100, deadline=None)
+def test_the_shift_moves_labels_and_adds_what_follows_a_span_and_nothing_else(tokens, fields, seed):
+    input_ids = torch.tensor(tokens, dtype=torch.long)
+    there = corrupt(input_ids, seed=seed, **fields)
+    here = corrupt(input_ids, seed=seed, mntp_shift="same", **fields)
+    assert torch.equal(here.segment_ids, there.segment_ids) and torch.equal(here.msg_labels, there.msg_labels)
+    segments = there.segment_ids.tolist()
+    for position, label in enumerate(here.mntp_labels.tolist()):
+        behind_a_span = position > 0 and segments[position - 1] > 0
+        if position and not behind_a_span:
+            assert label == there.mntp_labels[position - 1]
+            assert here.input_ids[position] == there.input_ids[position]
+        if label != -100:
+            assert label == tokens[position] not in (0, BOS, EOS)
+            assert position > 0 and segments[position] == 0
 
 
 def test_changing_one_setting_does_not_redraw_what_another_governs():

@@ -77,9 +77,11 @@ def explicit_losses(model, batch, *, num_mntp, num_msg):
     return sums["mntp"] / num_mntp, sums["msg"] / num_msg
 
 
+@pytest.mark.parametrize("shift", ["next", "same"])
 @pytest.mark.parametrize("equations", [False, True])
-def test_the_joint_loss_equals_an_explicit_loop_with_its_gradients(tmp_path, equations):
+def test_the_joint_loss_equals_an_explicit_loop_with_its_gradients(tmp_path, equations, shift):
     changes = {"mntp_normalization": "tokens", "msg_normalization": "sequence"} if equations else {}
+    changes["mntp_shift"] = shift
     trainer = tiny_trainer(tiny_args(tmp_path, loss_phases=["1:0.5,0,3"], **changes))
     batch = next(iter(trainer.get_train_dataloader()))
     selected, missing = batch["mntp_labels"] >= 0, batch["msg_labels"] >= 0
