@@ -1,0 +1,195 @@
+"""The whole study: trains every system of a plan, asks every driver, and writes the page.
+
+    python examples/evaluate/study.py examples/evaluate/study_wiki7m.json --output outputs/study
+    python examples/evaluate/study.py examples/evaluate/study_wiki7m.json --output outputs/trial --preset smoke
+    python examples/evaluate/study.py PLAN.json --output DIR --only train --jobs 2
+
+All systems have the same data, steps and parameters; the plan says what differs. Killed, the same command goes on:
+a training at its last checkpoint, a table at its first open cell. Trainings run `--jobs` at a time, each on its share
+of the cores.
+"""
+
+import argparse
+import fcntl
+import importlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+# A script finds its own folder alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from examples.evaluate import mixture, report
+from examples.evaluate.driver import start
+from examples.evaluate.study_plan import BASE, Call, Plan, Run, read_plan
+from trainer.checkpoints import last_complete_checkpoint
+
+ADAPT = Path(__file__).resolve().parents[1] / "adapt.py"
+STAGES = ("train", "evaluate", "report")
+
+
+def training_command(plan: Plan, run: Run) -> list[str]:
+    """The `adapt.py` command of a run; it goes on where there is a checkpoint.
+
+    Args:
+        plan (`Plan`): Where its base is.
+        run (`Run`): The run.
+    """
+    command = [sys.executable, str(ADAPT)]
+    options = {**run.arguments, "model_name_or_path": _base_of(plan, run), "output_dir": str(run.folder)}
+    if last_complete_checkpoint(run.folder) is not None:
+        options["resume_from_checkpoint"] = "true"
+    for name, value in options.items():
+        if value is None:
+            continue
+        command += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
+    return command
+
+
+def train(plan: Plan, *, jobs: int) -> None:
+    """Train every run that has not finished, each behind its base, on corpora that are written first.
+
+    Raises:
+        RuntimeError: naming the run that failed and its log; others that were under way are finished first.
+    """
+    for corpus in plan.corpora:
+        if not corpus.file.is_file():
+            mixture.main(
+                ["--texts", *corpus.texts, "--characters", str(corpus.characters), "--output", str(corpus.file)]
+            )
+    waiting = [run for run in plan.runs if not is_finished(run)]
+    print(f"{len(plan.runs) - len(waiting)} of {len(plan.runs)} runs are finished", flush=True)
+    under_way: dict[Future[int], Run] = {}
+    failed: list[Run] = []
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        while under_way or (waiting and not failed):
+            ready = [run for run in waiting if all(map(is_finished, _bases(plan, run)))]
+            for run in ready[: jobs - len(under_way)] if not failed else []:
+                waiting.remove(run)
+                under_way[pool.submit(_train, plan, run, threads=max(1, (os.cpu_count() or 1) // jobs))] = run
+            done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+            for future in done:
+                run = under_way.pop(future)
+                if future.result():
+                    failed.append(run)
+    if failed:
+        told = ", ".join(f"{run.name} ({log_of(run)})" for run in failed)
+        raise RuntimeError(f"Did not finish: {told}. Read the log; the same command goes on.")
+
+
+def evaluate(plan: Plan, *, results: Path) -> None:
+    """Ask every driver about its systems; what is on record is not measured again."""
+    commands = list(driver_commands(plan, results=results))
+    for number, (driver, arguments) in enumerate(commands, start=1):
+        print(f"\n[{number}/{len(commands)}] {driver}.py {shlex.join(arguments)}", flush=True)
+        importlib.import_module(f"examples.evaluate.{driver}").main(arguments)
+
+
+def driver_commands(plan: Plan, *, results: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each driver to run, with its arguments."""
+    for call in plan.calls:
+        data = [] if call.data is None else ["--data", str(plan.data / call.data)]
+        shared = [*call.arguments, *data, "--results", str(results)]
+        for replica, step, models in _models(plan, call):
+            at_step = [] if step is None else ["--step", str(step)]
+            yield call.driver, ["--model", *models, *shared, "--replica", str(replica), *at_step]
+
+
+def is_finished(run: Run) -> bool:
+    """Whether a run has written its result."""
+    return (run.folder / "adapt.json").is_file()
+
+
+def log_of(run: Run) -> Path:
+    """Where a training's output goes."""
+    return run.folder.with_suffix(".log")
+
+
+def _models(plan: Plan, call: Call) -> Iterator[tuple[int, int | None, list[str]]]:
+    """Systems that one command can be asked about, as `NAME=MODEL`: replica, step, models."""
+    groups: dict[tuple[int, int | None], list[str]] = {}
+    for name, system in call.systems.items():
+        if system == BASE:
+            groups.setdefault((0, 0 if call.over_steps else None), []).append(f"{name}={plan.base}")
+        for run in plan.replicas(system):
+            if not call.over_steps:
+                groups.setdefault((run.replica, None), []).append(f"{name}={run.folder}")
+                continue
+            for folder in run.folder.glob("checkpoint-*"):
+                at = (run.replica, int(folder.name.split("-")[1]))
+                groups.setdefault(at, []).append(f"{name}={folder}")
+    for place in sorted(groups, key=lambda place: (place[0], place[1] or 0)):
+        yield *place, groups[place]
+
+
+def _train(plan: Plan, run: Run, *, threads: int) -> int:
+    """Train in a process of its own; its output goes to a log. Returns the exit status."""
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    for unfinished in run.folder.glob("checkpoint-*") if last_complete_checkpoint(run.folder) is None else []:
+        shutil.rmtree(unfinished)  # killed at its first checkpoint; `adapt.py` would take it for another run's
+    # bfloat16 products of ever new shapes are cached without bound otherwise.
+    environment = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "OMP_NUM_THREADS": str(threads), **os.environ}
+    started = time.perf_counter()
+    with log_of(run).open("ab") as log:
+        # The training holds the lock, too: one that outlives a killed study is waited for, not run twice.
+        fcntl.flock(log, fcntl.LOCK_EX)
+        if is_finished(run):
+            return 0
+        print(f"training {run.name}, replica {run.replica} ({log_of(run)})", flush=True)
+        status = subprocess.run(
+            training_command(plan, run), env=environment, stdout=log, stderr=subprocess.STDOUT, check=False
+        ).returncode
+    told = "finished" if status == 0 else f"FAILED with status {status}"
+    print(f"{run.name}, replica {run.replica}: {told} ({time.perf_counter() - started:.0f} s)", flush=True)
+    return status
+
+
+def _base_of(plan: Plan, run: Run) -> str:
+    """The model that a run starts from."""
+    return str(next((base.folder for base in _bases(plan, run)), plan.base))
+
+
+def _bases(plan: Plan, run: Run) -> list[Run]:
+    """The run that a run starts from, the same replica or the first; none for the base model."""
+    runs = plan.replicas(run.base)
+    return [base for base in runs if base.replica == run.replica] or runs[:1]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train, evaluate, report.
+
+    Raises:
+        ValueError: a plan that cannot be used.
+        RuntimeError: a training that failed.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plan", type=Path, help="JSON file, see study_plan.py")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the runs, the records and the page")
+    parser.add_argument("--preset", default="paper", help="one of the plan's presets")
+    parser.add_argument("--only", choices=STAGES, help="this stage alone")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    args = parser.parse_args(arguments)
+    plan = read_plan(args.plan, preset=args.preset, output=args.output)
+    results, started = args.output / "results", time.perf_counter()
+    stages: dict[str, Callable[[], Any]] = {
+        "train": lambda: train(plan, jobs=max(1, args.jobs)),
+        "evaluate": lambda: evaluate(plan, results=results),
+        "report": lambda: report.main(
+            ["--results", str(results), "--output", str(args.output / "page"), "--title", plan.title]
+        ),
+    }
+    for name, stage in stages.items():
+        if args.only in (None, name):
+            stage()
+    print(f"study: OK ({args.output}; {time.perf_counter() - started:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    start(main)

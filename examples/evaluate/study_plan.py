@@ -1,0 +1,171 @@
+"""The plan of a study as a JSON file: which models are trained from which, and which tables are made of them.
+
+A plan names a base model, training arguments that all runs share, the runs, and the calls of the drivers. What a
+preset changes stands in the plan, too. `read_plan` checks the whole of it before anything runs.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+DRIVERS = Path(__file__).parent
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training.
+
+    Args:
+        name (`str`): The system that comes of it.
+        base (`str`): `"base"`, or the run it starts from.
+        replica (`int`): Its training seed.
+        arguments (`dict`): Of `adapt.py`, the shared ones included; without the model and the folders.
+        folder (`Path`): Where it writes.
+    """
+
+    name: str
+    base: str
+    replica: int
+    arguments: dict[str, Any]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Call:
+    """A driver and what it is asked about some systems.
+
+    Args:
+        driver (`str`): Name of a script in this folder.
+        data (`str`, *optional*): Sub-folder of the plan's data.
+        systems (`dict[str, str]`): Row of the table -> `"base"` or a run.
+        arguments (`list[str]`): Further options.
+        over_steps (`bool`): Ask every checkpoint of the runs instead of their result.
+    """
+
+    driver: str
+    data: str | None
+    systems: dict[str, str]
+    arguments: list[str] = field(default_factory=list)
+    over_steps: bool = False
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A mixture of texts that runs train on, see `mixture.py`."""
+
+    file: Path
+    texts: list[str]
+    characters: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `read_plan` returns; `runs` are in an order in which each comes behind its base."""
+
+    title: str
+    base: str
+    data: Path
+    corpora: tuple[Corpus, ...]
+    runs: tuple[Run, ...]
+    calls: tuple[Call, ...]
+
+    def replicas(self, system: str) -> list[Run]:
+        """The trainings of a system; none of the base."""
+        return [run for run in self.runs if run.name == system]
+
+
+def read_plan(path: Path, *, preset: str, output: Path) -> Plan:
+    """Read a plan and say all that is wrong with it at once.
+
+    Args:
+        path (`Path`): JSON with `title`, `base`, `data`, `corpora`, `training`, `runs`, `calls` and `presets`; keys
+            that begin with an underscore are comments, and `{output}` in arguments is the folder of the study.
+        preset (`str`): One of `presets`: `steps`, a factor of all steps; `replicas`, the most of a run; `training`,
+            arguments that replace shared ones.
+        output (`Path`): Folder of the study; runs write below it.
+
+    Raises:
+        ValueError: a file that cannot be read, or listing unknown keys, runs, drivers and presets.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8").replace("{output}", str(output)))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as a plan ({error}).") from error
+    complaints = list(_complaints(values, preset=preset))
+    if complaints:
+        raise ValueError("\n- ".join([f"{str(path)!r} cannot be used:", *complaints]))
+    chosen = values["presets"][preset]
+    factor = float(chosen.get("steps", 1))
+    shared = {**values["training"], **chosen.get("training", {})}
+    runs = [
+        Run(
+            name=name,
+            base=run.get("base", BASE),
+            replica=replica,
+            arguments=_scaled({**shared, **run.get("training", {}), "seed": replica}, factor=factor),
+            folder=output / "runs" / f"{_slug(name)}-{replica}",
+        )
+        for name, run in values["runs"].items()
+        for replica in range(min(run.get("replicas", 1), chosen.get("replicas", run.get("replicas", 1))))
+    ]
+    calls = [
+        Call(
+            driver=call["driver"],
+            data=call.get("data"),
+            systems=call["systems"],
+            arguments=[*call.get("arguments", []), "--preset", preset],
+            over_steps=call.get("over_steps", False),
+        )
+        for call in values["calls"]
+    ]
+    corpora = [Corpus(output / name, one["texts"], one["characters"]) for name, one in values["corpora"].items()]
+    runs.sort(key=lambda run: run.replica)  # one training of every system before the second of any
+    return Plan(values["title"], values["base"], Path(values["data"]), tuple(corpora), tuple(runs), tuple(calls))
+
+
+def _complaints(values: Any, *, preset: str) -> Iterator[str]:
+    """What is wrong with a plan."""
+    if not isinstance(values, dict):
+        yield f"it holds a JSON {type(values).__name__}; expected an object."
+        return
+    wanted = {"title", "base", "data", "corpora", "training", "runs", "calls", "presets"}
+    present = {key for key in values if not key.startswith("_")}
+    if present != wanted:
+        yield f"it has the keys {sorted(present)}; expected {sorted(wanted)}."
+        return
+    if preset not in values["presets"]:
+        yield f"it has no preset {preset!r}; choose one of {sorted(values['presets'])}."
+    known = {BASE}
+    for name, run in values["runs"].items():
+        if run.get("base", BASE) not in known:
+            yield f"the run {name!r} starts from {run['base']!r}, which is no run before it."
+        known.add(name)
+    for call in values["calls"]:
+        if not (DRIVERS / f"{call['driver']}.py").is_file():
+            yield f"there is no driver {call['driver']!r} in {DRIVERS.name}/."
+        for system in sorted(set(call["systems"].values()) - known):
+            yield f"{call['driver']!r} is asked about {system!r}, which is no run."
+
+
+def _scaled(arguments: dict[str, Any], *, factor: float) -> dict[str, Any]:
+    """Arguments with all numbers of steps multiplied, rounded to at least one."""
+
+    def scale(steps: float) -> int:
+        return max(1, round(float(steps) * factor))
+
+    phases = [phase.split(":", 1) for phase in arguments["loss_phases"]]
+    scaled: dict[str, Any] = {"loss_phases": [f"{scale(int(steps))}:{weights}" for steps, weights in phases]}
+    scaled |= {key: scale(arguments[key]) for key in ("eval_steps", "save_steps", "warmup_steps") if key in arguments}
+    return {**arguments, **scaled}
+
+
+def _slug(name: str) -> str:
+    """A name as a folder."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+__all__ = ["BASE", "Call", "Corpus", "Plan", "Run", "read_plan"]

@@ -1,0 +1,200 @@
+"""The study: a plan that is checked whole, trainings that go on, the commands of the drivers, mixtures of texts."""
+
+import fcntl
+import json
+import threading
+
+import pytest
+
+from examples.evaluate import mixture, study
+from examples.evaluate.study_plan import read_plan
+
+from ..conftest import REPOSITORY
+from .tiny_run import save_plain_llama, tiny_options
+
+PLAN = REPOSITORY / "examples" / "evaluate" / "study_wiki7m.json"
+
+
+def write_plan(folder, **changes):
+    """A plan with one run upon another, on a tiny Llama."""
+    values = {
+        "title": "A trial",
+        "base": str(folder / "base"),
+        "data": str(folder),
+        "corpora": {},
+        "training": {"loss_phases": ["4:1,0,1"], "save_steps": 2, "learning_rate": 0.001},
+        "runs": {
+            "first": {"replicas": 2},
+            "second one": {"base": "first", "training": {"loss_phases": ["200:1,0,0"]}},
+        },
+        "calls": [],
+        "presets": {"paper": {}, "smoke": {"steps": 0.5, "replicas": 1, "training": {"learning_rate": 1}}},
+        **changes,
+    }
+    (folder / "plan.json").write_text(json.dumps(values))
+    return folder / "plan.json"
+
+
+def test_the_committed_plan_can_be_read_with_every_preset(tmp_path):
+    for preset in ("paper", "smoke"):
+        plan = read_plan(PLAN, preset=preset, output=tmp_path)
+        names = [run.name for run in plan.runs]
+        assert {"MAGNET", "LLM2Vec recipe", "MNTP", "MTP", "MNTP + MSG", "SSCL", "SSCL + MSG"} <= set(names)
+        assert names.count("MAGNET") == (3 if preset == "paper" else 1)
+        assert len({run.folder for run in plan.runs}) == len(plan.runs)
+
+
+def test_every_system_of_the_committed_plan_has_the_same_steps_texts_and_adapters(tmp_path):
+    runs = {run.name: run for run in read_plan(PLAN, preset="paper", output=tmp_path).runs}
+
+    def steps(name):
+        run = runs[name]
+        own = sum(int(phase.split(":")[0]) for phase in run.arguments["loss_phases"])
+        return own + (0 if run.base == "base" else steps(run.base))
+
+    full = {steps(name) for name in runs if name not in ("LLM2Vec, first stage", "SSCL")}
+    assert full == {900}
+    assert steps("SSCL") == 170, "as many updates with pairs as MAGNET has"
+    for name in ("train_texts", "lora_r", "lora_alpha", "learning_rate", "contrastive_batch_size", "max_length"):
+        values = {json.dumps(run.arguments[name]) for run in runs.values() if run.name != "MAGNET, mixture"}
+        assert len(values) == 1, name
+
+
+def test_a_preset_scales_steps_and_replaces_arguments(tmp_path):
+    plan = read_plan(write_plan(tmp_path), preset="smoke", output=tmp_path / "out")
+    assert [(run.name, run.base, run.replica) for run in plan.runs] == [
+        ("first", "base", 0),
+        ("second one", "first", 0),
+    ]
+    first, second = (run.arguments for run in plan.runs)
+    assert first == {"loss_phases": ["2:1,0,1"], "save_steps": 1, "learning_rate": 1, "seed": 0}
+    assert second["loss_phases"] == ["100:1,0,0"]
+    assert plan.runs[1].folder == tmp_path / "out" / "runs" / "second-one-0"
+
+
+def test_all_that_is_wrong_with_a_plan_is_told_at_once(tmp_path):
+    path = write_plan(
+        tmp_path,
+        runs={"first": {"base": "later"}, "later": {}},
+        calls=[{"driver": "no_such", "systems": {"a": "nobody"}}],
+    )
+    with pytest.raises(ValueError, match="cannot be used") as raised:
+        read_plan(path, preset="huge", output=tmp_path)
+    for complaint in (
+        "no preset 'huge'; choose one of ['paper', 'smoke']",
+        "the run 'first' starts from 'later', which is no run before it",
+        "no driver 'no_such'",
+        "'no_such' is asked about 'nobody', which is no run",
+    ):
+        assert complaint in str(raised.value)
+    with pytest.raises(ValueError, match=r"it has the keys \['title'\]; expected"):
+        (tmp_path / "plan.json").write_text('{"title": ""}')
+        read_plan(tmp_path / "plan.json", preset="paper", output=tmp_path)
+    with pytest.raises(ValueError, match="cannot be read as a plan"):
+        read_plan(tmp_path / "missing.json", preset="paper", output=tmp_path)
+
+
+@pytest.fixture
+def tiny_plan(tmp_path, tiny_tokenizer):
+    """A plan whose runs really train, in seconds."""
+    base = save_plain_llama(tmp_path / "base", tiny_tokenizer)
+    told = [option.removeprefix("--") for option in tiny_options(tmp_path, model=base) if "=" in option]
+    options = {"use_cpu": True, **dict(option.split("=", 1) for option in told)}
+    for name in ("model_name_or_path", "output_dir", "loss_phases", "save_steps"):
+        options.pop(name, None)
+    return write_plan(
+        tmp_path,
+        training={**options, "loss_phases": ["2:1,0,1"], "save_strategy": "steps", "save_steps": 1},
+        runs={"first": {}, "second": {"base": "first"}},
+        calls=[
+            {"driver": "word_probes", "data": ".", "systems": {"b": "base", "f": "first"}, "arguments": ["--x", "1"]},
+            {"driver": "repetition", "systems": {"b": "base", "f": "first"}, "over_steps": True},
+        ],
+    )
+
+
+@pytest.mark.slow
+def test_runs_are_trained_behind_their_base_and_not_twice(tmp_path, tiny_plan, capsys):
+    output = tmp_path / "out"
+    study.main([str(tiny_plan), "--output", str(output), "--only", "train", "--jobs", "2"])
+    first, second = (output / "runs" / name for name in ("first-0", "second-0"))
+    assert json.loads((second / "adapt.json").read_text())["arguments"]["model_name_or_path"] == str(first)
+    assert "0 of 2 runs are finished" in capsys.readouterr().out
+    before = (second / "adapt.json").read_bytes()
+    study.main([str(tiny_plan), "--output", str(output), "--only", "train"])
+    assert "2 of 2 runs are finished" in capsys.readouterr().out
+    assert (second / "adapt.json").read_bytes() == before
+
+    # Killed behind its first checkpoint: it goes on there; at its first checkpoint: it begins anew.
+    plan = read_plan(tiny_plan, preset="paper", output=output)
+    (second / "adapt.json").unlink()
+    assert "--resume_from_checkpoint=true" in study.training_command(plan, plan.runs[1])
+    for state in second.glob("checkpoint-*/trainer_state.json"):
+        state.unlink()
+    assert "--resume_from_checkpoint=true" not in study.training_command(plan, plan.runs[1])
+    study.main([str(tiny_plan), "--output", str(output), "--only", "train"])
+    assert (second / "adapt.json").is_file()
+
+    commands = list(study.driver_commands(plan, results=tmp_path / "results"))
+    end = ["--results", str(tmp_path / "results"), "--replica", "0"]
+    assert commands[0] == (
+        "word_probes",
+        ["--model", f"b={plan.base}", f"f={first}", "--x", "1", "--preset", "paper", "--data", str(tmp_path), *end],
+    )
+    assert [command[1][-1] for command in commands[1:]] == ["0", "1", "2"]
+    assert commands[1][1][:2] == ["--model", f"b={plan.base}"]
+    assert commands[2][1][:2] == ["--model", f"f={first / 'checkpoint-1'}"]
+
+
+def test_a_failed_run_is_told_with_its_log(tmp_path, capsys):
+    plan = write_plan(tmp_path, runs={"first": {}})
+    with pytest.raises(RuntimeError, match=r"Did not finish: first \(.*first-0\.log\)"):
+        study.main([str(plan), "--output", str(tmp_path / "out"), "--only", "train"])
+    assert "required: --train_texts" in (tmp_path / "out" / "runs" / "first-0.log").read_text()
+
+
+def test_a_training_that_outlived_a_killed_study_is_waited_for(tmp_path):
+    plan = read_plan(write_plan(tmp_path), preset="paper", output=tmp_path / "out")
+    run = plan.runs[0]
+    run.folder.mkdir(parents=True)
+    with study.log_of(run).open("ab") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        statuses = []
+        waiting = threading.Thread(target=lambda: statuses.append(study._train(plan, run, threads=1)))
+        waiting.start()
+        waiting.join(timeout=0.5)
+        assert waiting.is_alive()
+        (run.folder / "adapt.json").write_text("{}")  # it finishes
+    waiting.join(timeout=10)
+    assert statuses == [0]
+
+
+# ---- mixtures ----
+
+
+def test_a_mixture_has_its_shares_and_says_what_is_too_small(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"{n} " + "a" * 5000}) + "\n" for n in range(30)))
+    (tmp_path / "b.txt").write_text("".join(f"{n} " + "b" * 98 + "\n<|endoftext|>\n" for n in range(500)))
+    (tmp_path / "c.tsv").write_text("title\tabstract\n" + "x\t" + "c" * 300 + "\n")
+    output = tmp_path / "out" / "mixture.jsonl"
+    sources = [f"2:{tmp_path}/a.jsonl", f"1:{tmp_path}/b.txt", f"1:{tmp_path}/c.tsv:abstract"]
+    written = mixture.main(["--texts", *sources, "--characters", "100000", "--output", str(output)])
+    rows = [json.loads(line)["text"] for line in output.read_text().splitlines()]
+    shares = {letter: sum(len(row) for row in rows if row[-1] == letter) for letter in "abc"}
+    assert list(written.values()) == list(shares.values())
+    assert 50_000 <= shares["a"] < 56_000 and 25_000 <= shares["b"] < 30_000 and shares["c"] == 300
+    assert "c.tsv: 300 characters, all there is; 25,000 were asked for" in capsys.readouterr().out
+    assert all(len(row) >= mixture.ROW_CHARACTERS for row in rows if row[-1] != "c")
+    assert not any("endoftext" in row for row in rows)
+    assert [row[-1] for row in rows] != sorted(row[-1] for row in rows), "the sources are shuffled"
+    assert len(set(rows)) == len(rows)
+
+    again = tmp_path / "again.jsonl"
+    mixture.main(["--texts", *sources, "--characters", "100000", "--output", str(again)])
+    assert again.read_bytes() == output.read_bytes()
+
+
+@pytest.mark.parametrize("source", ["file.txt", "x:file.txt", "0:file.txt", "1:"])
+def test_a_source_that_is_not_written_so_is_refused(tmp_path, source):
+    with pytest.raises(ValueError, match="expected SHARE:FILE"):
+        mixture.main(["--texts", source, "--output", str(tmp_path / "out.jsonl")])
