@@ -4,9 +4,9 @@
         --steps 6000 --minutes 9
 
 Hidden size 512, 8 layers, bfloat16, rows of 1,024 tokens, AdamW with a cosine schedule over `--steps`. With
-`--minutes` it stops in time and writes a checkpoint; the same command goes on there, so that a machine lent for minutes
-is enough. The result is a stock Llama in shards small enough to carry; `perplexity.json` beside it has the perplexity
-of held-out text over the steps.
+`--minutes` it stops in time and writes a checkpoint; the same command goes on there, for a machine that is lent for
+minutes. The result is a stock Llama in shards small enough to carry; `perplexity.json` beside it has the perplexity of
+held-out text over the steps.
 """
 
 import argparse

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.evaluate import mixture, report
 from examples.evaluate.driver import start
-from examples.evaluate.study_plan import BASE, Call, Plan, Run, read_plan
+from examples.evaluate.study_plan import ADAPTER, BASE, Call, Plan, Run, read_plan
 from trainer.checkpoints import last_complete_checkpoint
 
 ADAPT = Path(__file__).resolve().parents[1] / "adapt.py"
@@ -115,10 +115,15 @@ def log_of(run: Run) -> Path:
 def _models(plan: Plan, call: Call) -> Iterator[tuple[int, int | None, list[str]]]:
     """Systems that one command can be asked about, as `NAME=MODEL`: replica, step, models."""
     groups: dict[tuple[int, int | None], list[str]] = {}
-    for name, system in call.systems.items():
+    for name, wanted in call.systems.items():
+        system = wanted.removesuffix(ADAPTER)
         if system == BASE:
             groups.setdefault((0, 0 if call.over_steps else None), []).append(f"{name}={plan.base}")
         for run in plan.replicas(system):
+            if wanted.endswith(ADAPTER):
+                last = last_complete_checkpoint(run.folder)
+                groups.setdefault((run.replica, None), []).append(f"{name}={last}")
+                continue
             if not call.over_steps:
                 groups.setdefault((run.replica, None), []).append(f"{name}={run.folder}")
                 continue

@@ -13,6 +13,8 @@ from typing import Any
 
 DRIVERS = Path(__file__).parent
 BASE = "base"
+# Behind the name of a run: its last checkpoint, which is the adapter alone, instead of the merged result.
+ADAPTER = "@adapter"
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Call:
     Args:
         driver (`str`): Name of a script in this folder.
         data (`str`, *optional*): Sub-folder of the plan's data.
-        systems (`dict[str, str]`): Row of the table -> `"base"` or a run.
+        systems (`dict[str, str]`): Row of the table -> `"base"` or a run; with `"@adapter"` behind it, its adapter.
         arguments (`list[str]`): Further options.
         over_steps (`bool`): Ask every checkpoint of the runs instead of their result.
     """
@@ -147,7 +149,7 @@ def _complaints(values: Any, *, preset: str) -> Iterator[str]:
     for call in values["calls"]:
         if not (DRIVERS / f"{call['driver']}.py").is_file():
             yield f"there is no driver {call['driver']!r} in {DRIVERS.name}/."
-        for system in sorted(set(call["systems"].values()) - known):
+        for system in sorted({name.removesuffix(ADAPTER) for name in call["systems"].values()} - known):
             yield f"{call['driver']!r} is asked about {system!r}, which is no run."
 
 
@@ -168,4 +170,4 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-__all__ = ["BASE", "Call", "Corpus", "Plan", "Run", "read_plan"]
+__all__ = ["ADAPTER", "BASE", "Call", "Corpus", "Plan", "Run", "read_plan"]
