@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausa
 # What each word is followed by.
 FOLLOWS = {"a": "b", "b": "c", "c": "d.", "d.": "a", "x.": "</s>"}
 STORIES = [["a b c d .", "x .", "x .", "x .", "x ."], ["a x .", "a .", "a .", "a .", "a ."]]
-PARAGRAPHS = ["a b c d . a b c", " = a b c d . a b c = ", "a b c d . a", "too short ."]
+PARAGRAPHS = ["a b c d . a b c", " = a b c d . a b c = ", "a b c d . a", "a <unk> b c d . a b", "too short ."]
 
 
 def _words(vocabulary: list[str]) -> Tokenizer:
@@ -87,7 +87,7 @@ def save_bert(folder: Path) -> Path:
 
 
 def write_corpora(folder: Path) -> Path:
-    """Two stories and four lines of WikiText, as the files of a folder of data."""
+    """Two stories and five lines of WikiText, as the files of a folder of data."""
     folder.mkdir()
     stories = "".join("title <EOT> key <EOL> " + "".join(f" </s> {s}" for s in story) + "\n" for story in STORIES)
     (folder / "rocstories_dev.titlesepkeysepstory.txt.gz").write_bytes(gzip.compress(stories.encode()))
