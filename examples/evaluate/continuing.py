@@ -1,0 +1,213 @@
+"""Greedy continuations of texts: left to right, or by models that fill masks, one appended mask after the other.
+
+Nothing is sampled and nothing is forbidden: no penalty, no ban, whatever a model's generation config says.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from modeling_magnet.batching_magnet import pad_token_rows
+from modeling_magnet.gaps_magnet import decode_fill
+from modeling_magnet.texts_magnet import check_texts, front_tokens
+
+Reading = Literal["causal", "appended_masks", "masked"]
+READINGS: tuple[Reading, ...] = get_args(Reading)
+
+
+class Continuation(NamedTuple):
+    """What was written behind a text."""
+
+    text: str
+    token_ids: list[int]  # without the token that ended it
+    has_ended: bool
+
+
+class _Row(NamedTuple):
+    """A text as tokens: what is read in front of the continuation, and special tokens that stay behind it."""
+
+    front: list[int]
+    back: list[int]
+
+
+@torch.no_grad()
+def continue_texts(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    reading: Reading = "causal",
+    max_new_tokens: int,
+    batch_size: int = 16,
+) -> list[Continuation]:
+    """Continue each text by the most likely token, again and again, up to an end of text.
+
+    Args:
+        model: In evaluation mode: any causal model for `"causal"`, one of ours for `"appended_masks"`, a masked
+            language model for `"masked"`.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        texts (`Sequence[str]`): Beginnings.
+        reading (`str`, defaults to `"causal"`): `"causal"` is `generate`. The other two append a mask behind the text,
+            put the most likely token in its place, and repeat; all tokens see each other. `"masked"` asks the output
+            at the mask, in front of the tokens that close a text of such a model (`[SEP]`); `"appended_masks"` asks
+            the output at the position before it, as MNTP trains it.
+        max_new_tokens (`int`): Tokens at most, >= 1.
+        batch_size (`int`, defaults to 16): Texts at once; padding changes no continuation.
+
+    Returns:
+        `list[Continuation]`: in the order of the texts.
+
+    Raises:
+        ValueError: unknown reading, no mask token, or a text that leaves no room for so many tokens.
+
+    Source: Khosla et al. 2025, section on repetition; generation by appended masks is the paper's for masked encoders.
+    """
+    if reading not in READINGS:
+        raise ValueError(f"`reading` is {reading!r}; expected one of {list(READINGS)}.")
+    rows = _token_rows(tokenizer, check_texts(texts, name="texts"), reading=reading)
+    _check_room(model, tokenizer, rows, max_new_tokens=max_new_tokens)
+    ends = _end_ids(model, tokenizer, reading=reading)
+    continuations = []
+    for start in tqdm(range(0, len(rows), batch_size), desc="continuing", unit="batch", leave=False):
+        batch = rows[start : start + batch_size]
+        if reading == "causal":
+            written = _write_causally(model, tokenizer, batch, ends=ends, max_new_tokens=max_new_tokens)
+        else:
+            written = _write_into_masks(model, tokenizer, batch, ends=ends, max_new_tokens=max_new_tokens)
+        continuations += [_finish(tokenizer, row, ids, ends) for row, ids in zip(batch, written, strict=True)]
+    return continuations
+
+
+def _mask_token_id(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The mask of one of our models, or of a masked language model.
+
+    Raises:
+        ValueError: there is none.
+    """
+    settings = getattr(model, "magnet_settings", None)
+    mask = tokenizer.mask_token_id if settings is None else settings.mask_token_id
+    if mask is None:
+        raise ValueError(
+            f"{type(model).__name__} has no mask token to append. Name a model that was trained with one."
+        )
+    return int(mask)
+
+
+def _token_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, reading: Reading) -> list[_Row]:
+    """The texts in the frame of special tokens that the model knows."""
+    if reading != "masked":
+        ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return [_Row(front_tokens(tokenizer) + row, []) for row in ids]
+    rows = []
+    encoded = tokenizer(list(texts), return_special_tokens_mask=True, verbose=False)
+    for framed, special in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
+        end = len(framed)
+        while end and special[end - 1]:
+            end -= 1
+        rows.append(_Row(framed[:end], framed[end:]))
+    return rows
+
+
+def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase, *, reading: Reading) -> list[int]:
+    """Tokens that end a text; of a masked language model its separator, which stands behind every text."""
+    if reading == "masked":
+        known: Any = [tokenizer.sep_token_id, tokenizer.eos_token_id]
+    else:
+        known = getattr(model.generation_config, "eos_token_id", None)
+        known = tokenizer.eos_token_id if known is None else known
+    known = known if isinstance(known, Iterable) else [known]
+    return sorted({int(token) for token in known if token is not None})
+
+
+def _check_room(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[_Row], *, max_new_tokens: int) -> None:
+    """Refuse texts whose continuation would run out of positions.
+
+    Raises:
+        ValueError: naming the longest.
+    """
+    positions = min(model.config.max_position_embeddings, tokenizer.model_max_length)
+    longest = max((len(row.front) + len(row.back) for row in rows), default=0)
+    if max_new_tokens < 1 or longest + max_new_tokens > positions:
+        raise ValueError(
+            f"`max_new_tokens` is {max_new_tokens}; expected 1 to {positions - longest}: the longest text has "
+            f"{longest} tokens, the model {positions} positions."
+        )
+
+
+def _write_causally(
+    model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[_Row], *, ends: list[int], max_new_tokens: int
+) -> list[list[int]]:
+    """New tokens of each row by `generate`, greedily; behind an end come padding tokens."""
+    pad = tokenizer.pad_token_id
+    pad = (ends or [0])[0] if pad is None else pad
+    batch = pad_token_rows([row.front for row in rows], pad_token_id=pad, padding_side="left")
+    output = model.generate(
+        **{name: tensor.to(model.device) for name, tensor in batch.items()},
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=0,
+        eos_token_id=ends or None,
+        pad_token_id=pad,
+    )
+    new: list[list[int]] = output[:, batch["input_ids"].shape[1] :].tolist()
+    return new
+
+
+def _write_into_masks(
+    model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[_Row], *, ends: list[int], max_new_tokens: int
+) -> list[list[int]]:
+    """New tokens of each row, one mask at a time; an end is the last of them."""
+    mask = _mask_token_id(model, tokenizer)
+    written: list[list[int]] = [[] for _ in rows]
+    going_on = list(range(len(rows)))
+    for _ in range(max_new_tokens):
+        fronts = [rows[index].front + written[index] for index in going_on]
+        padded = pad_token_rows(
+            [front + [mask] + rows[index].back for front, index in zip(fronts, going_on, strict=True)],
+            pad_token_id=mask,
+        )
+        tokens = _read_masks(model, padded, places=[len(front) for front in fronts])
+        for index, token in zip(going_on, tokens, strict=True):
+            written[index].append(token)
+        going_on = [index for index in going_on if written[index][-1] not in ends]
+        if not going_on:
+            break
+    return written
+
+
+def _read_masks(model: Any, batch: dict[str, torch.Tensor], *, places: Sequence[int]) -> list[int]:
+    """The most likely token of the mask of each row.
+
+    Args:
+        model: One of ours, or a masked language model.
+        batch (`dict`): `input_ids` and `attention_mask` of shape `(B, S)`, padded on the right.
+        places (`Sequence[int]`): Where the mask of each row stands, >= 1.
+    """
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    rows = torch.arange(len(places), device=model.device)
+    columns = torch.tensor(places, device=model.device)
+    if hasattr(model, "magnet_settings"):
+        asked = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
+        asked[rows, columns - 1] = True  # MNTP: the output at l predicts the token at l + 1
+        logits = model(**batch, mode="bidirectional", logits_to_keep=asked).logits  # (B, V)
+    else:
+        logits = model(**batch).logits[rows, columns]
+    tokens: list[int] = logits.argmax(-1).tolist()
+    return tokens
+
+
+def _finish(tokenizer: PreTrainedTokenizerBase, row: _Row, ids: list[int], ends: Sequence[int]) -> Continuation:
+    """Cut off the end and what stands behind it, and decode."""
+    length = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+    special = set(tokenizer.all_special_ids)
+    before, new = ([token for token in part if token not in special] for part in (row.front, ids[:length]))
+    return Continuation(decode_fill(tokenizer, before, new), ids[:length], length < len(ids))
+
+
+__all__ = ["READINGS", "Continuation", "Reading", "continue_texts"]

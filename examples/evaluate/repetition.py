@@ -1,0 +1,248 @@
+"""Table 11 and Figures 5 and 6 of the paper: how much greedy open-ended generation repeats itself.
+
+    python examples/evaluate/repetition.py --model base=meta-llama/Llama-2-7b-hf MAGNET=outputs/magnet
+    python examples/evaluate/repetition.py --model BERT=bert-large-uncased --reading masked
+    python examples/evaluate/repetition.py --model MNTP=outputs/mntp --reading appended_masks
+    python examples/evaluate/repetition.py --model MAGNET=outputs/magnet/checkpoint-400 --step 400
+
+Beginnings are the first five words of a paragraph of WikiText, or the first sentence of a story of ROCStories; 1,000
+of each are continued by up to 128 tokens (the paper says neither number), without a repetition penalty, until the
+model ends the text. `rep_sen` is the share of sentences of what was written that repeat an earlier one, `rep_4` that
+of 4-grams of words, which vocabularies share, and `rep_4_tokens` that of tokens, which also sees a word without end;
+averaged over continuations. One that ends at once repeats nothing: `counts` tell how many tokens were written. A curve
+over training steps is one command for each checkpoint, see `training_run.py`.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# A script finds its own folder alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from examples.evaluate import stories, wikitext
+from examples.evaluate.continuing import READINGS, continue_texts
+from examples.evaluate.driver import (
+    Measurement,
+    NotAvailableError,
+    Unit,
+    check,
+    make_parser,
+    open_magnet,
+    parse,
+    run,
+    start,
+)
+from examples.evaluate.records import Record
+from modeling_magnet.families_magnet import open_without_weights
+from trainer.metrics import repetition_n, repetition_sentences
+
+SMOKE = {"limit": 16, "new_tokens": 64}
+PAPER = {"limit": 1000, "new_tokens": 128}
+PREFIX_WORDS = 5
+SAMPLES = 3
+_FIRST_WORDS = re.compile(rf"\s*(\S+(?:\s+\S+){{{PREFIX_WORDS - 1}}})(?=\s+\S)")
+
+
+def wikitext_beginnings(folder: Path | None) -> list[str]:
+    """The first five words of each paragraph that has more of them, and no `<unk>` among them."""
+    found = map(first_words, wikitext.read_wikitext(folder))
+    # The raw texts of the Hub have their rare words; those of a folder have `<unk>`, which nobody would go on from.
+    return [words for words in found if words is not None and "<unk>" not in words]
+
+
+def rocstories_beginnings(folder: Path | None) -> list[str]:
+    """The first sentence of each story."""
+    return [story[0] for story in stories.read_stories(folder)]
+
+
+def first_words(text: str) -> str | None:
+    """Five words as they stand in the text, or `None` where nothing would be left to say.
+
+    Example:
+        >>> first_words("One, two  three 4.5 five, six.")
+        'One, two  three 4.5 five,'
+    """
+    match = _FIRST_WORDS.match(text)
+    return None if match is None else match[1]
+
+
+class Corpus(NamedTuple):
+    """How its beginnings are read, what they are, and where its texts come from."""
+
+    read: Callable[[Path | None], list[str]]
+    beginning: str
+    hub: str
+    file: str
+
+
+CORPORA = {
+    "WikiText": Corpus(
+        wikitext_beginnings,
+        f"first {PREFIX_WORDS} words",
+        f"{wikitext.HUB_ID}, {wikitext.HUB_CONFIG}, {wikitext.HUB_SPLIT}",
+        wikitext.FILE_NAME,
+    ),
+    "ROCStories": Corpus(
+        rocstories_beginnings,
+        "first sentence",
+        ", ".join(stories.HUB_SOURCES["rocstories"]),
+        stories.FILE_NAMES["rocstories"],
+    ),
+}
+
+
+def draw(beginnings: Sequence[str], *, limit: int, seed: int) -> list[str]:
+    """So many beginnings at random, in the order of the corpus; all where there are fewer."""
+    order = np.random.default_rng(seed).permutation(len(beginnings))[:limit]
+    return [beginnings[int(index)] for index in sorted(order)]
+
+
+def open_reader(path: str, args: argparse.Namespace) -> tuple[Any, PreTrainedTokenizerBase]:
+    """What the reading needs: one of our models, or a masked language model of the Auto classes, and its tokenizer."""
+    if args.reading != "masked":
+        model = open_magnet(path, args)
+        return model, model.tokenizer
+    model = AutoModelForMaskedLM.from_pretrained(path, dtype=getattr(torch, args.dtype))
+    return model.to(args.device).eval(), AutoTokenizer.from_pretrained(path)
+
+
+def measure(
+    reader: tuple[Any, PreTrainedTokenizerBase], *, read: Callable[[], list[str]], args: argparse.Namespace
+) -> Measurement:
+    """Continue the beginnings of a corpus and count what repeats.
+
+    Raises:
+        NotAvailableError: a corpus of the Hub that cannot be had.
+    """
+    try:
+        beginnings = draw(read(), limit=args.limit, seed=args.seed)
+    except (OSError, ValueError) as error:
+        raise NotAvailableError(str(error)) from error
+    written = continue_texts(
+        *reader,
+        beginnings,
+        reading=args.reading,
+        max_new_tokens=args.new_tokens,
+        batch_size=args.batch_size,
+    )
+    texts = [one.text for one in written]
+    return Measurement(
+        metrics={
+            "rep_sen": repetition_sentences(texts),
+            "rep_4": repetition_n(texts, n=4),
+            "rep_4_tokens": repetition_n([one.token_ids for one in written], n=4),
+        },
+        counts={
+            "texts": len(texts),
+            "tokens": sum(len(one.token_ids) for one in written),
+            "ended": sum(one.has_ended for one in written),
+        },
+        samples=[
+            {"prefix": prefix, "continuation": text}
+            for prefix, text in zip(beginnings[:SAMPLES], texts[:SAMPLES], strict=True)
+        ],
+    )
+
+
+def check_arguments(args: argparse.Namespace) -> dict[str, Callable[[], list[str]]]:
+    """Refuse what cannot work before weights are read; a folder's files are read by then.
+
+    Returns:
+        `dict`: how to get the beginnings of each corpus.
+
+    Raises:
+        ValueError: listing what is wrong.
+    """
+    complaints = [
+        f"`--{name}` is {value}; pass 1 or more."
+        for name, value in (("limit", args.limit), ("new_tokens", args.new_tokens), ("batch_size", args.batch_size))
+        if value < 1
+    ]
+    for name, path in args.model.items():
+        try:
+            _check_model(path, args)
+        except (ValueError, OSError) as error:
+            complaints.append(f"`--model` {name}: {error}")
+    found: dict[str, Callable[[], list[str]]] = {}
+    for name, corpus in CORPORA.items():
+        found[name] = partial(corpus.read, args.data)
+        if args.data is None:
+            continue
+        try:
+            beginnings = corpus.read(args.data)
+        except ValueError as error:
+            complaints.append(f"`--data`: {error}")
+            continue
+        found[name] = partial(list, beginnings)
+        if not beginnings:
+            complaints.append(f"`--data` has nothing to continue of {name}. Name a folder with its texts.")
+    check(complaints)
+    return found
+
+
+def _check_model(path: str, args: argparse.Namespace) -> None:
+    """Whether a model can be read so, as far as its config and tokenizer tell.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if args.reading == "masked":
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+        if config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+            raise ValueError(
+                f"{path!r} is a {config.model_type!r}, no masked language model; `--reading masked` is for these. "
+                "Leave it out for a decoder."
+            )
+        if tokenizer.mask_token_id is None:
+            raise ValueError(f"the tokenizer of {path!r} has no mask token. Name a model that was trained with one.")
+    else:
+        config, tokenizer = open_without_weights(path)
+    positions = min(config.max_position_embeddings, tokenizer.model_max_length)
+    if args.new_tokens >= positions:
+        raise ValueError(f"`--new_tokens` is {args.new_tokens}, but it has {positions} positions. Lower it.")
+
+
+def main(arguments: list[str] | None = None) -> list[Record]:
+    """Measure the models that were named."""
+    parser = make_parser(__doc__, smoke=SMOKE, paper=PAPER)
+    parser.add_argument(
+        "--reading",
+        default="causal",
+        choices=READINGS,
+        help="left to right; by masks appended one at a time, MNTP's way; or so, of a masked encoder such as BERT",
+    )
+    parser.add_argument("--limit", type=int, help="beginnings of each corpus, drawn at random")
+    parser.add_argument("--new_tokens", type=int, help="tokens of a continuation at most")
+    parser.add_argument("--batch_size", type=int, default=16, help="continuations at once")
+    args = parse(parser, arguments)
+    reads = check_arguments(args)
+    units = [
+        Unit(
+            name,
+            {
+                "reading": args.reading,
+                "prefix": CORPORA[name].beginning,
+                "limit": args.limit,
+                "new_tokens": args.new_tokens,
+                "data": CORPORA[name].hub if args.data is None else CORPORA[name].file,
+            },
+            partial(measure, read=read, args=args),
+        )
+        for name, read in reads.items()
+    ]
+    return run("repetition", args, units, open_model=open_reader)
+
+
+if __name__ == "__main__":
+    start(main)

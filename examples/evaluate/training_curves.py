@@ -1,0 +1,143 @@
+"""Figure 7 of the paper: losses and masked accuracy over the steps of training, MNTP against MTP.
+
+    python examples/evaluate/training_curves.py --run MNTP=outputs/mntp MTP=outputs/mtp
+    python examples/evaluate/training_curves.py --run MAGNET=outputs/magnet --replica 1 --results outputs/results
+
+Nothing is measured here: the evaluations that `adapt.py` made on its way (`eval_texts`, `eval_strategy steps`) become
+records, one for each step, step 0 being the model before training. What is on record is not written twice.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+# A script finds its own folder alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from examples.evaluate.driver import check, start
+from examples.evaluate.records import Record, RecordFile
+from examples.evaluate.training_run import REPORT, read_report
+
+TABLE, UNIT = "curves", "training"
+PREFIX = "eval_"
+# Of the evaluation's clock, not of the model.
+NOT_METRICS = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+
+
+def evaluations_by_step(report: dict[str, Any]) -> dict[int, dict[str, float]]:
+    """The metrics of each evaluation, without `eval_` in front of their names.
+
+    Args:
+        report (`dict`): What `read_report` returns.
+
+    Example:
+        >>> evaluations_by_step({"log_history": [{"step": 0, "eval_loss_mntp": 5.5}, {"step": 1, "loss": 5.0}]})
+        {0: {'loss_mntp': 5.5}}
+    """
+    found: dict[int, dict[str, float]] = {}
+    for row in report["log_history"]:
+        metrics = {
+            name.removeprefix(PREFIX): float(value)
+            for name, value in row.items()
+            if name.startswith(PREFIX) and name not in NOT_METRICS
+        }
+        if metrics:
+            found.setdefault(int(row["step"]), {}).update(metrics)
+    return dict(sorted(found.items()))
+
+
+def curve_records(name: str, run: Path, *, replica: int) -> list[Record]:
+    """One record for each step of a run that was evaluated.
+
+    Args:
+        name (`str`): The system.
+        run (`Path`): `output_dir` of its run.
+        replica (`int`): Which of several trainings of the system.
+
+    Raises:
+        ValueError: no finished run, or one that evaluated nothing.
+    """
+    report = read_report(run)
+    try:
+        evaluations = evaluations_by_step(report)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{str(run / REPORT)!r} has an evaluation that is no number ({error}). Repeat it.") from error
+    if not evaluations:
+        raise ValueError(f"The run in {str(run)!r} evaluated nothing; give it `eval_texts` and `eval_strategy` steps.")
+    arguments = report["arguments"]
+    log = hashlib.sha256(json.dumps(report["log_history"], sort_keys=True).encode()).hexdigest()[:16]
+    settings = {
+        "log": log,  # another run in the same folder is another question
+        "eval_texts": [Path(text).name for text in arguments.get("eval_texts") or ()],
+        **{key: arguments.get(key) for key in ("eval_limit", "max_length", "dtype")},
+    }
+    ended = datetime.fromtimestamp((run / REPORT).stat().st_mtime, UTC)
+    return [
+        Record(
+            table=TABLE,
+            system=name,
+            unit=UNIT,
+            settings=settings,
+            model={"name": run.resolve().name, "revision": None, "weights": None},
+            seed=int(arguments.get("eval_corruption_seed") or 0),
+            replica=replica,
+            step=step,
+            metrics=metrics,
+            versions={"torch": str(report.get("torch", ""))},
+            hardware={"threads": report.get("threads")},
+            time=ended.isoformat(timespec="seconds"),
+        )
+        for step, metrics in evaluations.items()
+    ]
+
+
+def parse_runs(items: list[str]) -> dict[str, Path]:
+    """Folders by the name of their system.
+
+    Raises:
+        ValueError: listing what is no `NAME=DIR`, and names that come twice.
+    """
+    complaints, runs = [], {}
+    for item in items:
+        name, separator, folder = item.partition("=")
+        if not (name and separator and folder):
+            complaints.append(f"`--run` has {item!r}; expected NAME=DIR, such as MNTP=outputs/mntp.")
+        elif name in runs:
+            complaints.append(f"`--run` has two runs named {name!r}. Give each a name of its own.")
+        runs[name] = Path(folder)
+    check(complaints)
+    return runs
+
+
+def main(arguments: list[str] | None = None) -> list[Record]:
+    """Put the evaluations of the runs that were named on record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", nargs="+", required=True, metavar="NAME=DIR", help="output folders of adapt.py")
+    parser.add_argument("--results", type=Path, default=Path("outputs/results"), help="folder of the records")
+    parser.add_argument("--replica", type=int, default=0, help="which of several trainings of the same system")
+    args = parser.parse_args(arguments)
+    complaints, records = [], []
+    for name, folder in parse_runs(args.run).items():
+        try:
+            records += curve_records(name, folder, replica=args.replica)
+        except ValueError as error:
+            complaints.append(f"`--run` {name}: {error}")
+    check(complaints)
+    file = RecordFile(args.results, TABLE)
+    answered = file.answered()
+    new = [record for record in records if record.question not in answered]
+    for record in new:
+        file.append(record)
+    for record in records:
+        told = ", ".join(f"{metric} {value:.4f}" for metric, value in record.metrics.items())
+        print(f"{record.system}, step {record.step}: {told}")
+    print(f"\n{TABLE}: OK ({len(records)} evaluations, {len(new)} of them new; {file.path})")
+    return [answered.get(record.question, record) for record in records]
+
+
+if __name__ == "__main__":
+    start(main)

@@ -1,0 +1,145 @@
+"""Repetition of continuations that are known word by word, from the command line to the records."""
+
+import pytest
+import torch
+
+from examples.evaluate import repetition
+from examples.evaluate.records import RecordFile
+from trainer.metrics import repetition_n, repetition_sentences
+
+from .tiny_readers import save_bert, save_chain, write_corpora
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    return save_chain(tmp_path_factory.mktemp("models") / "chain")
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return save_bert(tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture
+def common(tmp_path):
+    return ["--data", str(write_corpora(tmp_path / "data")), "--results", str(tmp_path / "results"), "--device", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("one two three four five six", "one two three four five"),
+        ("  It’s\t3.5  km, (about) two miles.", "It’s\t3.5  km, (about) two"),
+        ("one two three four five", None),
+        ("one two three four five ", None),
+        ("one two", None),
+        ("", None),
+    ],
+)
+def test_beginnings_of_paragraphs_are_five_words_as_they_stand(text, expected):
+    assert repetition.first_words(text) == expected
+
+
+def test_beginnings_are_those_of_the_files_without_headings_and_short_lines(tmp_path):
+    folder = write_corpora(tmp_path / "data")
+    assert repetition.wikitext_beginnings(folder) == ["a b c d. a"]
+    assert repetition.rocstories_beginnings(folder) == ["a b c d.", "a x."]
+
+
+def test_beginnings_are_drawn_by_the_seed_and_kept_in_order():
+    texts = [f"{number:03d}" for number in range(100)]
+    drawn = repetition.draw(texts, limit=10, seed=1)
+    assert len(set(drawn)) == 10 and drawn == sorted(drawn) == repetition.draw(texts, limit=10, seed=1)
+    assert drawn != repetition.draw(texts, limit=10, seed=2)
+    assert repetition.draw(texts, limit=1000, seed=1) == texts
+
+
+def test_a_chain_of_words_repeats_as_counted_by_hand(chain, common, tmp_path, capsys):
+    given = ["--model", f"base={chain}", "--limit", "5", "--new_tokens", "12", *common]
+    wikitext, stories = repetition.main(given)
+    # Of "b c d.", "a b c d.", "a b c d." and "a" one sentence repeats another; of 9 4-grams 4 differ.
+    assert wikitext.samples == [{"prefix": "a b c d. a", "continuation": " b c d. a b c d. a b c d. a"}]
+    assert wikitext.metrics == pytest.approx({"rep_sen": 1 / 4, "rep_4": 5 / 9, "rep_4_tokens": 5 / 9})
+    assert wikitext.counts == {"texts": 1, "tokens": 12, "ended": 0}
+    # "a b c d." three times: two sentences of three repeat the first; the second story ends at once.
+    assert [sample["continuation"] for sample in stories.samples] == [" a b c d. a b c d. a b c d.", ""]
+    assert stories.metrics == pytest.approx({"rep_sen": 2 / 3 / 2, "rep_4": 5 / 18, "rep_4_tokens": 5 / 18})
+    assert stories.counts == {"texts": 2, "tokens": 12, "ended": 1}
+    assert wikitext.settings["data"] == "wiki.valid.tokens.xz" and wikitext.settings["prefix"] == "first 5 words"
+
+    assert repetition.main(given) == [wikitext, stories]
+    file = RecordFile(tmp_path / "results", "repetition")
+    assert file.read() == [wikitext, stories], "what is on record is not measured again"
+    at_step = repetition.main([*given, "--step", "400", "--batch_size", "1"])
+    assert [record.step for record in file.read()] == [None, None, 400, 400]
+    assert [record.metrics for record in at_step] == [wikitext.metrics, stories.metrics]
+    assert "repetition: OK (1 models, 2 cells each" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("reading", ["masked", "appended_masks"])
+def test_models_that_fill_masks_are_measured_too(reading, chain, bert, common):
+    model = bert if reading == "masked" else chain
+    records = repetition.main(
+        ["--model", f"m={model}", "--preset", "smoke", "--new_tokens", "9", *common, "--reading", reading]
+    )
+    for record in records:
+        assert record.settings["reading"] == reading and record.settings["limit"] == 16
+        texts = [sample["continuation"] for sample in record.samples]
+        assert len(texts) == record.counts["texts"] and record.counts["tokens"] > 0
+        assert record.metrics["rep_sen"] == repetition_sentences(texts)
+        assert record.metrics["rep_4"] == repetition_n(texts, n=4)
+
+
+def test_weights_are_held_in_the_dtype_that_is_named(chain, bert, common):
+    for model, reading in ((chain, "causal"), (bert, "masked")):
+        args = repetition.parse(
+            _parser(), ["--model", str(model), "--dtype", "bfloat16", "--reading", reading, *common]
+        )
+        opened, tokenizer = repetition.open_reader(str(model), args)
+        assert (opened.dtype, opened.training) == (torch.bfloat16, False)
+        assert tokenizer("a")["input_ids"][:1] == [1]
+
+
+def _parser():
+    parser = repetition.make_parser("A driver.", smoke={}, paper={})
+    parser.add_argument("--reading")
+    return parser
+
+
+def test_what_cannot_work_is_refused_at_once_before_weights_are_read(chain, bert, common, tmp_path):
+    (chain.parent / "empty").mkdir(exist_ok=True)
+    with pytest.raises(ValueError, match="The arguments cannot be used") as raised:
+        repetition.main(
+            ["--model", f"a={bert}", f"b={chain}", "--new_tokens", "64", "--limit", "0", "--batch_size", "0"]
+            + ["--data", str(chain.parent / "empty"), "--device", "cpu"]
+        )
+    for complaint in (
+        "`--limit` is 0; pass 1 or more",
+        "`--batch_size` is 0",
+        "`--model` a: ",
+        "`--model` b: `--new_tokens` is 64, but it has 64 positions",
+        "has no wiki.valid.tokens.xz",
+        "has no rocstories_dev",
+    ):
+        assert complaint in str(raised.value)
+    with pytest.raises(ValueError, match="is a 'llama', no masked language model"):
+        repetition.main(["--model", str(chain), "--reading", "masked", *common])
+
+
+def test_texts_of_the_hub_that_cannot_be_had_are_on_record_as_such(chain, tmp_path):
+    records = repetition.main(
+        [
+            "--model",
+            str(chain),
+            "--preset",
+            "smoke",
+            "--new_tokens",
+            "9",
+            "--results",
+            str(tmp_path),
+            "--device",
+            "cpu",
+        ]
+    )
+    assert [record.unit for record in records] == ["WikiText", "ROCStories"]
+    assert all(record.unavailable and not record.metrics for record in records)

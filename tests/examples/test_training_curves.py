@@ -1,0 +1,88 @@
+"""Evaluations of runs become records, one for each step, once."""
+
+import json
+
+import pytest
+
+from examples import adapt
+from examples.evaluate import training_curves
+from examples.evaluate.records import RecordFile
+
+from .tiny_run import save_plain_llama, tiny_options
+
+ARGUMENTS = {
+    "eval_texts": ["some/where/held_out.txt"],
+    "max_length": 64,
+    "dtype": "float32",
+    "eval_corruption_seed": 7,
+}
+LOG = [
+    {"step": 0, "eval_loss_mntp": 5.5, "eval_masked_accuracy": 0.125, "eval_runtime": 9.0, "epoch": 0},
+    {"step": 10, "loss": 4.0, "loss_mntp": 3.75},
+    {"step": 10, "eval_loss_mntp": 4.5, "eval_masked_accuracy": 0.25, "eval_samples_per_second": 3.0},
+    {"step": 10, "train_runtime": 8.0, "train_loss": 4.0},
+]
+
+
+def write_run(folder, log=LOG, arguments=ARGUMENTS):
+    folder.mkdir(exist_ok=True)
+    (folder / "adapt.json").write_text(json.dumps({"arguments": arguments, "log_history": log, "torch": "2.0"}))
+    return folder
+
+
+def test_a_run_of_adapt_becomes_one_record_for_each_evaluated_step(tmp_path, tiny_tokenizer, monkeypatch, capsys):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    options = tiny_options(tmp_path, model=save_plain_llama(tmp_path / "base", tiny_tokenizer))
+    report = adapt.main([*options, "--use_lora=false", "--eval_strategy=steps", "--eval_steps=4"])
+    given = ["--run", f"MNTP={tmp_path / 'run'}", "--results", str(tmp_path / "results")]
+    records = training_curves.main(given)
+    logged = {log["step"]: log for log in report["log_history"] if "eval_masked_accuracy" in log}
+    assert [record.step for record in records] == [0, 4, 6] == list(logged)
+    for record in records:
+        names = {"loss", "loss_mntp", "loss_msg", "masked_accuracy", "infilling_perplexity"}
+        assert record.metrics.keys() == names | {"left_to_right_perplexity", "causal_perplexity"}
+        assert record.metrics == {name: logged[record.step][f"eval_{name}"] for name in record.metrics}
+    assert RecordFile(tmp_path / "results", "curves").read() == records
+    assert capsys.readouterr().out.splitlines()[-1].startswith("curves: OK (3 evaluations, 3 of them new; ")
+    assert training_curves.main(given) == records
+    assert RecordFile(tmp_path / "results", "curves").read() == records
+
+
+def test_records_hold_what_was_evaluated_and_nothing_of_its_clock(tmp_path):
+    run = write_run(tmp_path / "mine")
+    first, second = training_curves.main(
+        ["--run", f"MTP={run}", "--results", str(tmp_path / "results"), "--replica", "2"]
+    )
+    assert (first.table, first.system, first.unit, first.seed, first.replica) == ("curves", "MTP", "training", 7, 2)
+    assert (first.step, first.metrics) == (0, {"loss_mntp": 5.5, "masked_accuracy": 0.125})
+    assert (second.step, second.metrics) == (10, {"loss_mntp": 4.5, "masked_accuracy": 0.25})
+    assert first.settings["eval_texts"] == ["held_out.txt"] and first.settings["max_length"] == 64
+    assert first.model["name"] == "mine" and first.versions == {"torch": "2.0"}
+
+
+def test_a_half_written_file_is_completed_and_another_run_in_the_folder_is_new(tmp_path):
+    given = ["--run", f"MTP={write_run(tmp_path / 'mine')}", "--results", str(tmp_path / "results")]
+    records = training_curves.main(given)
+    file = RecordFile(tmp_path / "results", "curves")
+    lines = file.path.read_text().splitlines(keepends=True)
+    file.path.write_text(lines[0] + lines[1][:20])
+    with pytest.warns(UserWarning, match="Line 2"):
+        assert training_curves.main(given) == records
+    write_run(tmp_path / "mine", [{**LOG[0], "eval_loss_mntp": 5.0}, *LOG[1:]])
+    with pytest.warns(UserWarning, match="Line 2"):
+        assert training_curves.main(given)[0].metrics["loss_mntp"] == 5.0
+    with pytest.warns(UserWarning, match="Line 2"):
+        assert [record.step for record in file.read()] == [0, 10, 0, 10]
+
+
+def test_all_that_is_wrong_is_told_at_once_and_nothing_is_written(tmp_path):
+    good, silent = write_run(tmp_path / "good"), write_run(tmp_path / "silent", LOG[1:2])
+    text = write_run(tmp_path / "text", [{"step": 1, "eval_loss": "high"}])
+    runs = [f"a={good}", f"b={silent}", f"c={tmp_path}", f"d={text}"]
+    with pytest.raises(ValueError) as raised:
+        training_curves.main(["--run", *runs, "--results", str(tmp_path / "results")])
+    for complaint in ("b: The run in", "evaluated nothing", "c: ", "has no adapt.json", "is no number"):
+        assert complaint in str(raised.value)
+    assert not (tmp_path / "results").exists()
+    with pytest.raises(ValueError, match="(?s)two runs named 'a'.*`--run` has 'nameless'"):
+        training_curves.main(["--run", f"a={good}", f"a={silent}", "nameless"])

@@ -1,0 +1,84 @@
+"""The models of a run by step: what `adapt.py` saved on its way can be opened and measured."""
+
+import json
+
+import pytest
+import torch
+
+from examples import adapt
+from examples.evaluate.training_run import models_by_step, read_report
+from modeling_magnet import AutoMagnetForCausalLM
+
+from .tiny_run import save_plain_llama, tiny_options
+
+IDS = torch.tensor([[1, 40, 41, 42]])
+SAVING = ["--save_strategy=steps", "--save_steps=2", "--mask_token=the", "--contrastive_prompt=Represent this"]
+
+
+def run_adaptation(tmp_path, tokenizer, monkeypatch, *more):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    options = tiny_options(tmp_path, model=save_plain_llama(tmp_path / "base", tokenizer))
+    adapt.main([*(option for option in options if option != "--save_strategy=no"), *SAVING, *more])
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    "training", [["--use_lora=false"], ["--lora_r=2", "--learning_rate=1e-2"]], ids=["full", "lora"]
+)
+def test_each_checkpoint_of_a_run_opens_as_the_model_of_its_step(tmp_path, tiny_tokenizer, monkeypatch, training):
+    run = run_adaptation(tmp_path, tiny_tokenizer, monkeypatch, *training)
+    found = models_by_step(run)
+    assert found == {2: run / "checkpoint-2", 4: run / "checkpoint-4", 6: run}
+    assert (run / "checkpoint-4" / "adapter_config.json").is_file() == (training != ["--use_lora=false"])
+
+    final = AutoMagnetForCausalLM.from_pretrained(run)
+    logits = {}
+    for step, place in {**found, "last checkpoint": run / "checkpoint-6"}.items():
+        model = AutoMagnetForCausalLM.from_pretrained(place).eval()
+        assert model.tokenizer.decode([model.magnet_settings.mask_token_id]) == "the"
+        # The head is there to resume from, in checkpoints alone.
+        settings = {**model.magnet_settings.to_dict(), "contrastive_head": None}
+        assert settings == {**final.magnet_settings.to_dict(), "contrastive_head": None}
+        assert settings["prompts"]["sentence"] == "Represent this: "
+        with torch.no_grad():
+            logits[step] = model(IDS, mode="bidirectional").logits
+    torch.testing.assert_close(logits["last checkpoint"], logits[6], atol=1e-4, rtol=1e-4)
+    assert (logits[2] - logits[4]).abs().max() > 1e-3 and (logits[4] - logits[6]).abs().max() > 1e-3
+
+
+def write_checkpoint(run, step, *, state=None):
+    folder = run / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    if state is not None:
+        (folder / "trainer_state.json").write_text(state)
+    return folder
+
+
+def test_half_written_checkpoints_are_left_out_and_an_unfinished_run_has_what_it_saved(tmp_path):
+    whole = {step: write_checkpoint(tmp_path, step, state=json.dumps({"global_step": step})) for step in (10, 9)}
+    write_checkpoint(tmp_path, 11)
+    write_checkpoint(tmp_path, 12, state='{"global_st')
+    assert list(models_by_step(tmp_path).items()) == [(9, whole[9]), (10, whole[10])]
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(ValueError, match="has no whole checkpoint and no adapt.json"):
+        models_by_step(tmp_path)
+    with pytest.raises(ValueError, match="has no adapt.json; name the output folder"):
+        read_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        "{",
+        "[]",
+        '{"arguments": {}}',
+        '{"arguments": {}, "log_history": []}',
+        '{"arguments": 1, "log_history": [{"step": 1}]}',
+    ],
+)
+def test_a_report_that_is_none_is_refused(tmp_path, report):
+    (tmp_path / "adapt.json").write_text(report)
+    with pytest.raises(ValueError, match="is no report of adapt.py; expected JSON with"):
+        read_report(tmp_path)
