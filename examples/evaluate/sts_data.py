@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from datasets import load_dataset
 
+from examples.evaluate.driver import NotAvailableError
+
 
 class StsSet(NamedTuple):
     """Where a set is, and what its columns are called."""
@@ -45,17 +47,21 @@ def read_sts(name: str, *, folder: Path | None = None) -> list[StsPair]:
         folder (`Path`, *optional*): Where its file is; the Hub if left out.
 
     Raises:
-        ValueError: unknown name, no such file, or a line without two sentences and a score.
+        ValueError: unknown name, or a line without two sentences and a score.
+        NotAvailableError: no such file, or the Hub cannot be reached.
     """
     if name not in STS_SETS:
         raise ValueError(f"No set is named {name!r}; expected one of {sorted(STS_SETS)}.")
     source = STS_SETS[name]
     if folder is None:
-        rows = load_dataset(source.hub_id, split="test")
+        try:
+            rows = load_dataset(source.hub_id, split="test")
+        except OSError as error:
+            raise NotAvailableError(f"{source.hub_id} of the Hub: {str(error).splitlines()[0]}") from error
         return [StsPair(row["sentence1"], row["sentence2"], float(row["score"])) for row in rows]
     file = folder / source.file_name
     if not file.is_file():
-        raise ValueError(f"{str(folder)!r} has no {source.file_name}, where {name} is looked for. Put it there.")
+        raise NotAvailableError(f"the folder of the data has no {source.file_name}")
     return list(_read_file(file, source.columns))
 
 

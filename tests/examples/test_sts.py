@@ -1,14 +1,18 @@
-"""STS by our own driver and by MTEB: the same figures from the same files, without a network."""
+"""STS by our own figure, by scipy and by MTEB: the same from the same files, without a network."""
 
 import gzip
-import json
+import importlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-import torch
+from datasets import Dataset
+from scipy.stats import spearmanr
 
 from examples.evaluate import sts
+from examples.evaluate.driver import NotAvailableError
+from examples.evaluate.sentence_readers import MagnetReader
 from examples.evaluate.sts_data import read_sts
 from modeling_magnet import MagnetLlamaForCausalLM
 
@@ -43,79 +47,113 @@ def test_every_kind_of_file_is_read(tmp_path, name):
     assert read_sts(name, folder=write_files(tmp_path)) == PAIRS
 
 
-def test_both_drivers_find_the_same(tmp_path, tiny_model, capsys):
+@pytest.mark.parametrize("reading", ["magnet", "causal", "echo"])
+def test_mteb_finds_the_same_and_the_record_says_how_it_was_read(tmp_path, tiny_model, capsys, reading):
     pytest.importorskip("mteb", reason="an optional extra: pip install .[eval]")
     tiny_model.save_pretrained(tmp_path / "model")
-    arguments = ["--models", f"tiny={tmp_path / 'model'}", "--data", str(write_files(tmp_path)), "--mteb"]
-    for pooling in ("last", "mean"):
-        results = sts.main(
-            [*arguments, "--tasks", "STS12", "SICK-R", "--pooling", pooling, "--output", str(tmp_path / "out.json")]
-        )
-        scores = results["tiny"]["scores"]
-        assert scores["ours"] == pytest.approx(scores["mteb"], abs=1e-4)
-    assert capsys.readouterr().out.splitlines()[-1] == "sts: OK (STS12, SICK-R)"
-    written = json.loads((tmp_path / "out.json").read_text())["tiny"]
-    assert written["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert written["prompt"] == "Retrieve semantically similar text: "
-    assert (written["pooling"], written["dtype"], written["pairs"]) == ("mean", "float32", {"STS12": 5, "SICK-R": 5})
+    arguments = ["--model", f"tiny={tmp_path / 'model'}", "--data", str(write_files(tmp_path)), "--mteb"]
+    arguments += ["--results", str(tmp_path / "results"), "--device", "cpu", "--reading", reading]
+    records = sts.main([*arguments, "--tasks", "STS12", "SICK-R", "--pooling", "mean"])
+    for record in records:
+        assert record.metrics["spearman"] == pytest.approx(record.metrics["spearman_mteb"], abs=1e-3)
+        assert record.counts == {"pairs": 5}
+    assert capsys.readouterr().out.splitlines()[-1].startswith("sts: OK (1 models, 2 cells each")
+    settings = records[0].settings
+    assert (settings["reading"], settings["pooling"], settings["dtype"]) == (reading, "mean", "float32")
+    assert settings["prompt"] == "Retrieve semantically similar text: "
+    assert ("template" in settings) == (reading == "echo")
+    assert (settings["data"], settings["limit"], settings["mteb"]) == ("sts12.test.tsv.gz", None, True)
 
 
-def test_all_arguments_that_cannot_be_used_are_told_at_once_before_weights_are_read(tmp_path, tiny_model, capsys):
+def test_the_figure_is_scipys_of_vectors_made_one_by_one(tmp_path, tiny_model):
+    tiny_model.save_pretrained(tmp_path / "model")
+    arguments = ["--model", str(tmp_path / "model"), "--data", str(write_files(tmp_path)), "--device", "cpu"]
+    (record,) = sts.main([*arguments, "--results", str(tmp_path), "--tasks", "STS12", "--prompt", "Find it"])
+    cosines = []
+    for one, other, _ in PAIRS:
+        left, right = (tiny_model.encode(f"Find it: {text}", prompt="") for text in (one, other))
+        cosines.append(float(np.dot(left, right) / np.linalg.norm(left) / np.linalg.norm(right)))
+    expected = spearmanr(cosines, [score for _, _, score in PAIRS]).statistic
+    assert record.metrics["spearman"] == pytest.approx(100 * expected)
+
+
+def test_sets_that_are_not_there_are_on_record_as_such(tmp_path, tiny_model, capsys):
+    tiny_model.save_pretrained(tmp_path / "model")
+    arguments = ["--model", f"tiny={tmp_path / 'model'}", "--results", str(tmp_path), "--device", "cpu"]
+    here, missing = sts.main([*arguments, "--data", str(write_files(tmp_path)), "--tasks", "STS12", "STS13"])
+    assert here.unavailable is None
+    assert (missing.unavailable, missing.metrics) == ("the folder of the data has no sts13.test.tsv.gz", {})
+    (offline,) = sts.main([*arguments, "--tasks", "STS13"])  # the tests run without a network
+    assert offline.unavailable.startswith("mteb/sts13-sts of the Hub: ")
+    assert offline.settings["data"] == "mteb/sts13-sts"
+    assert "tiny, STS13: not available here: mteb/sts13-sts of the Hub" in capsys.readouterr().out
+
+
+def test_a_trial_draws_pairs_with_the_seed(tmp_path):
+    folder = write_files(tmp_path)
+    few = sts.sts_pairs("STS12", folder, 3, 0)
+    assert few == sts.sts_pairs("STS12", folder, 3, 0) and len(set(few)) == 3 and set(few) < set(PAIRS)
+    assert any(sts.sts_pairs("STS12", folder, 3, seed) != few for seed in range(1, 6))
+    assert sts.sts_pairs("STS12", folder, 5, 1) == PAIRS
+
+
+def test_all_arguments_that_cannot_be_used_are_told_at_once_before_weights_are_read(tmp_path, tiny_model):
     tiny_model.save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").write_bytes(b"not read")
-    model, data = str(tmp_path / "model"), str(write_files(tmp_path))
-    arguments = ["--models", model, f"a={model}", f"a={model}", "b=./nowhere", "=", "--data", data]
-    arguments += ["--tasks", "STS12", "STS13", "--pooling", "foo", "--device", "warp"]
-    arguments += ["--output", str(tmp_path / "missing" / "out.json")]
+    data = write_files(tmp_path)
+    (data / "stsb.test.csv.gz").write_bytes(gzip.compress(b"a,b,1\nc,d\n"))
+    arguments = ["--model", f"a={tmp_path / 'model'}", "b=./nowhere", "--data", str(data)]
+    arguments += ["--tasks", "STS12", "STSBenchmark", "STS13", "--pooling", "foo", "--limit", "1"]
     with pytest.raises(ValueError, match="The arguments cannot be used") as raised:
         sts.main(arguments)
     for complaint in (
-        f"`--models` has {model!r}; expected NAME=MODEL, such as magnet={model}.",
-        "two models named 'a'",
-        "`--models` b: './nowhere' is no directory here",
-        "`--models` has '='; expected NAME=MODEL, such as magnet=DIR.",
-        "`--pooling` is 'foo'; pass one of ['last', 'mean', 'weighted_mean']",
-        "`--device` is 'warp', which cannot be used",
-        "has no sts13.test.tsv.gz, of STS13",
-        "out.json'; name a file in a folder that exists",
+        "`--model` b: './nowhere' is no directory here",
+        "`--pooling` is 'foo'; the reading magnet has last, mean, weighted_mean.",
+        "`--data`: Line 2 of ",
+        "`--limit` is 1; a correlation needs at least 2 pairs",
     ):
         assert complaint in str(raised.value)
-    assert str(raised.value).count("\n- ") == 8
-    with pytest.raises(ValueError, match="leaves no room for a token of text"):
-        sts.main(["--models", f"a={model}", "--data", data, "--tasks", "STS12", "--prompt", "long " * 300])
+    assert str(raised.value).count("\n- ") == 4
 
 
 def test_what_is_refused_is_told_without_a_traceback(tmp_path):
-    command = [sys.executable, sts.__file__, "--models", f"a={tmp_path}", "--pooling", "foo"]
+    command = [sys.executable, sts.__file__, "--model", f"a={tmp_path}", "--device", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "error: The arguments cannot be used:\n- `--models` a: " in done.stderr and "Traceback" not in done.stderr
+    assert "error: The arguments cannot be used:\n- `--model` a: " in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_correlation_is_that_of_the_order(tiny_model):
     same = [("The cat sat.", "The cat sat.", 5.0), ("The cat sat.", "It rained.", 1.0)]
     pairs = [sts.StsPair(*pair) for pair in same]
-    assert sts.sts_correlation(tiny_model, pairs) == pytest.approx(100)
-    assert sts.sts_correlation(tiny_model, [pair._replace(score=-pair.score) for pair in pairs]) == pytest.approx(-100)
+    reader = MagnetReader(tiny_model)
+    assert sts.sts_correlation(reader, pairs, prompt="") == pytest.approx(100)
+    pairs = [pair._replace(score=-pair.score) for pair in pairs]
+    assert sts.sts_correlation(reader, pairs, prompt="") == pytest.approx(-100)
 
 
 @pytest.mark.slow
-def test_real_pairs_give_the_same_by_both_drivers(wiki_7m):
-    pytest.importorskip("mteb", reason="an optional extra: pip install .[eval]")
+def test_real_pairs_give_the_same_as_by_the_encoder_that_users_hand_to_mteb(wiki_7m):
+    mteb = pytest.importorskip("mteb", reason="an optional extra: pip install .[eval]")
     if not STS_FOLDER.is_dir():
         pytest.skip("no STS files at ../shared/data/sts beside the repository")
     model = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)
-    pairs = read_sts("STSBenchmark", folder=STS_FOLDER)[:300]
-    ours = sts.sts_correlation(model, pairs, prompt=model.magnet_settings.prompts["STS"])
-    theirs = sts.sts_correlation_by_mteb(model, "STSBenchmark", pairs, pooling="last")
-    assert ours == pytest.approx(theirs, abs=1e-4)
+    pairs = read_sts("STSBenchmark", folder=STS_FOLDER)[:200]
+    prompt = model.magnet_settings.prompts["STS"]
+    ours = sts.sts_correlation(MagnetReader(model), pairs, prompt=prompt)
+    task = mteb.get_task("STSBenchmark")
+    columns = {field: [getattr(pair, field) for pair in pairs] for field in sts.StsPair._fields}
+    task.dataset, task.data_loaded = {"default": {"test": Dataset.from_dict(columns)}}, True
+    encoder = importlib.import_module("trainer.mteb_encoder").MagnetEncoder(model, pooling="last")
+    theirs = mteb.evaluate(encoder, task, cache=None, co2_tracker=False).task_results[0].get_score()
+    assert ours == pytest.approx(100 * theirs, abs=1e-3)
     assert 20 < ours < 90
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"No set is named 'STS99'"):
         read_sts("STS99", folder=tmp_path)
-    with pytest.raises(ValueError, match=r"has no sts12\.test\.tsv\.gz, where STS12"):
+    with pytest.raises(NotAvailableError, match=r"has no sts12\.test\.tsv\.gz"):
         read_sts("STS12", folder=tmp_path)
     write_files(tmp_path)
     (tmp_path / "stsb.test.csv.gz").write_bytes(gzip.compress(b"a,b,1\nc,d\n"))

@@ -1,0 +1,68 @@
+"""A sentence reader as `mteb.evaluate` takes it, on data that was put into the task.
+
+`trainer/mteb_encoder.py` is what users wrap a MAGNET model with; this one takes any reader, and says its instruction.
+"""
+
+import warnings
+from typing import Any
+
+import mteb
+import numpy as np
+from datasets import Dataset
+from mteb.models import ModelMeta
+from mteb.models.abs_encoder import AbsEncoder
+
+from examples.evaluate.sentence_readers import SentenceReader
+
+
+class ReaderEncoder(AbsEncoder):
+    """Wrap a reader for MTEB.
+
+    Args:
+        reader (`SentenceReader`): Embeds the texts.
+        prompt (`str`): The instruction in front of them.
+    """
+
+    def __init__(self, reader: SentenceReader, *, prompt: str) -> None:
+        self.model, self.prompt = reader, prompt
+        self.mteb_model_meta = ModelMeta.create_empty(overwrites={"name": "local/reader", "revision": "local"})
+
+    def encode(self, inputs: Any, **kwargs: Any) -> np.ndarray:
+        """Embed the texts of a task.
+
+        Args:
+            inputs (`DataLoader`): Batches with a column `text`.
+            kwargs: Of MTEB, which says there what the task is; not used.
+        """
+        texts = [text for batch in inputs for text in batch["text"]]
+        vectors: np.ndarray = self.model.encode(texts, prompt=self.prompt)
+        return vectors
+
+
+def scores_by_mteb(
+    reader: SentenceReader, task_name: str, columns: dict[str, list[Any]], *, prompt: str
+) -> dict[str, float]:
+    """The scores of MTEB's own evaluator, without its download and its cache.
+
+    Args:
+        reader (`SentenceReader`): The model.
+        task_name (`str`): As MTEB names it.
+        columns (`dict[str, list]`): The test split that is put into the task.
+        prompt (`str`): The instruction.
+
+    Returns:
+        `dict[str, float]`: all its scores by name, `main_score` among them, as fractions of 1.
+    """
+    task = mteb.get_task(task_name)
+    task.dataset = {"default": {"test": Dataset.from_dict(columns)}}
+    task.data_loaded = True
+    encoder: Any = ReaderEncoder(reader, prompt=prompt)
+    with warnings.catch_warnings():
+        # The paper's tasks are the legacy ones; figures of their second versions cannot be compared with its own.
+        warnings.filterwarnings("ignore", message=".*is superseded by")
+        result = mteb.evaluate(encoder, task, cache=None, co2_tracker=False, show_progress_bar=False)
+    scores: dict[str, float] = dict(result.task_results[0].scores["test"][0])
+    return scores
+
+
+__all__ = ["ReaderEncoder", "scores_by_mteb"]

@@ -1,0 +1,173 @@
+"""The options of the drivers that embed sentences: how a model reads, checked before weights are read."""
+
+import argparse
+import copy
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from examples.evaluate.driver import Unit, check, open_magnet, print_table, run
+from examples.evaluate.echo_rows import ECHO_TEMPLATE, PLAIN_ECHO_TEMPLATE, check_echo_room
+from examples.evaluate.records import Record
+from examples.evaluate.sentence_readers import (
+    POOLINGS,
+    CausalReader,
+    EchoReader,
+    MagnetReader,
+    SentenceReader,
+    context_of,
+    open_encoder,
+)
+from modeling_magnet import FAMILIES
+from modeling_magnet.families_magnet import open_without_weights
+from modeling_magnet.prompts_magnet import PAPER_PROMPTS
+from modeling_magnet.sources_magnet import ModelSource
+from modeling_magnet.texts_magnet import check_room
+
+
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """`--reading`, `--pooling` and `--prompt`."""
+    parser.add_argument(
+        "--reading",
+        choices=list(POOLINGS),
+        help="how sentences are read; by default magnet for a MAGNET checkpoint or an adapter, causal for a plain "
+        "decoder, encoder for anything else",
+    )
+    told = "; ".join(f"{reading}: {', '.join(poolings)}" for reading, poolings in POOLINGS.items())
+    parser.add_argument("--pooling", help=f"states that make the vector, the first by default ({told})")
+    parser.add_argument("--prompt", help="instruction, '' for none; the paper's if left out, none for an encoder")
+
+
+def default_reading(path: str) -> str:
+    """How a model is read where nobody says it.
+
+    Args:
+        path (`str`): Directory or Hub id.
+
+    Raises:
+        ValueError: no model is there.
+    """
+    source = ModelSource(path, {})
+    if source.adapter_base() is not None:
+        return "magnet"
+    values = source.config_values()
+    if "magnet" in values:
+        return "magnet"
+    is_embedder = source.file("modules.json") is not None
+    return "causal" if values["model_type"] in FAMILIES and not is_embedder else "encoder"
+
+
+def prompt_of(args: argparse.Namespace, task: str) -> str:
+    """The instruction of a task, named as in `PAPER_PROMPTS`, for the reading of `args`."""
+    if args.prompt is not None:
+        return str(args.prompt)
+    return "" if args.reading == "encoder" else PAPER_PROMPTS[task]
+
+
+def reading_settings(args: argparse.Namespace, prompt: str) -> dict[str, Any]:
+    """What of the reading changes a figure, for the record."""
+    settings = {"reading": args.reading, "pooling": args.pooling, "prompt": prompt}
+    if args.reading == "echo":
+        settings["template"] = ECHO_TEMPLATE if prompt.strip() else PLAIN_ECHO_TEMPLATE
+    return settings
+
+
+def open_reader(path: str, args: argparse.Namespace) -> SentenceReader:
+    """The model of a directory or Hub id in the reading of `args`."""
+    if args.reading == "encoder":
+        return open_encoder(path, pooling=args.pooling, dtype=args.dtype, device=args.device)
+    readers: dict[str, Callable[..., SentenceReader]] = {
+        "magnet": MagnetReader,
+        "causal": CausalReader,
+        "echo": EchoReader,
+    }
+    return readers[args.reading](open_magnet(path, args), pooling=args.pooling)
+
+
+def by_reading(
+    args: argparse.Namespace, *, tasks: Sequence[str], complaints: Sequence[str] = ()
+) -> list[argparse.Namespace]:
+    """The arguments once per reading, each with its own models and pooling.
+
+    Args:
+        args (`argparse.Namespace`): What `parse` returned, with the options of this file.
+        tasks (`Sequence[str]`): Whose instructions will be used, as `PAPER_PROMPTS` names them.
+        complaints (`Sequence[str]`): The driver's own.
+
+    Raises:
+        ValueError: listing all complaints: models that cannot be read so, poolings, room for the instructions.
+    """
+    complaints = list(complaints)
+    groups: dict[str, argparse.Namespace] = {}
+    for name, path in args.model.items():
+        try:
+            reading = args.reading or default_reading(path)
+            if reading not in groups:
+                groups[reading] = _with_reading(args, reading)
+            _check_model(path, groups[reading], tasks)
+            groups[reading].model[name] = path
+        except ValueError as error:
+            complaints.append(f"`--model` {name}: {error}")
+    for group in groups.values():
+        poolings = POOLINGS[group.reading]
+        if group.pooling not in poolings:
+            complaints.append(
+                f"`--pooling` is {group.pooling!r}; the reading {group.reading} has {', '.join(poolings)}. Pass one."
+            )
+    if "encoder" in groups and importlib.util.find_spec("sentence_transformers") is None:
+        complaints.append("The reading encoder needs a package that is not here. Install it: pip install '.[eval]'.")
+    check(complaints)
+    return list(groups.values())
+
+
+def run_readings(
+    table: str,
+    groups: Sequence[argparse.Namespace],
+    units_of: Callable[[argparse.Namespace], list[Unit]],
+) -> list[Record]:
+    """Measure all models, reading by reading, and print one table of all.
+
+    Args:
+        table (`str`): Name of the file of records.
+        groups (`Sequence[argparse.Namespace]`): What `by_reading` returned.
+        units_of (`Callable`): From the arguments of a reading to its cells.
+
+    Returns:
+        `list[Record]`: as `run` does.
+    """
+    records = []
+    for group in groups:
+        records += run(table, group, units_of(group), open_model=open_reader)
+    if len(groups) > 1:
+        print_table(records)
+    return records
+
+
+def _with_reading(args: argparse.Namespace, reading: str) -> argparse.Namespace:
+    """The arguments for models of one reading, none of them yet."""
+    group = copy.copy(args)
+    group.reading, group.model = reading, {}
+    group.pooling = POOLINGS[reading][0] if args.pooling is None else args.pooling
+    return group
+
+
+def _check_model(path: str, group: argparse.Namespace, tasks: Sequence[str]) -> None:
+    """Refuse a model that cannot be read so, or whose context the instructions fill."""
+    if group.reading == "encoder":
+        ModelSource(path, {}).config_values()
+        return
+    config, tokenizer = open_without_weights(path)
+    check_frame = check_echo_room if group.reading == "echo" else check_room
+    for prompt in dict.fromkeys(prompt_of(group, task) for task in tasks):
+        check_frame(tokenizer, prompt=prompt, max_length=context_of(config, tokenizer))
+
+
+__all__ = [
+    "add_reading_options",
+    "by_reading",
+    "default_reading",
+    "open_reader",
+    "prompt_of",
+    "reading_settings",
+    "run_readings",
+]

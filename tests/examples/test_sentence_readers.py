@@ -1,0 +1,179 @@
+"""Every way to read a sentence against a plain loop over one text at a time, or against another library."""
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, BertConfig, BertModel, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from examples.evaluate.echo_rows import echo_frame
+from examples.evaluate.sentence_readers import CausalReader, EchoReader, MagnetReader, open_encoder
+from modeling_magnet import MagnetLlamaForCausalLM
+
+from .test_echo_rows import start_by_decoding
+
+PROMPT = "Retrieve semantically similar text: "
+TEXTS = [
+    "The cat sat on the mat, and the dog barked at the cat.",
+    "x",
+    "She ate the apple for breakfast.",
+    "It rained.",
+]
+
+
+@pytest.fixture
+def stock(tiny_model, tmp_path):
+    """The same weights as transformers reads them."""
+    tiny_model.save_pretrained(tmp_path / "stock")
+    return LlamaForCausalLM.from_pretrained(tmp_path / "stock").eval()
+
+
+@torch.no_grad()
+def stock_states(stock, ids):
+    return stock.model(torch.tensor([ids])).last_hidden_state[0].numpy()
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, ""])
+def test_causal_is_the_last_state_of_the_stock_decoder(tiny_model, stock, prompt):
+    tokenizer = tiny_model.tokenizer
+    expected = []
+    for text in TEXTS:
+        ids = [1, *tokenizer(prompt + text, add_special_tokens=False)["input_ids"], 2]
+        expected.append(stock_states(stock, ids)[-1])
+    vectors = CausalReader(tiny_model).encode(TEXTS, prompt=prompt)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    assert np.abs(vectors - MagnetReader(tiny_model).encode(TEXTS, prompt=prompt)).max() > 0.01
+
+
+def test_a_causal_mean_is_over_the_text_and_eos(tiny_model, stock):
+    front = len(tiny_model.tokenizer(PROMPT, add_special_tokens=False)["input_ids"]) + 1
+    text = "It rained."
+    ids = [1, *tiny_model.tokenizer(PROMPT + text, add_special_tokens=False)["input_ids"], 2]
+    (vector,) = CausalReader(tiny_model, pooling="mean").encode([text], prompt=PROMPT)
+    np.testing.assert_allclose(vector, stock_states(stock, ids)[front:].mean(axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("prompt", [PROMPT, ""])
+def test_echo_is_the_second_occurrence_read_one_text_at_a_time(tiny_model, stock, prompt, pooling):
+    tokenizer = tiny_model.tokenizer
+    before, between = echo_frame(prompt)
+    expected = []
+    for text in TEXTS:
+        ids = [1, *tokenizer(before + text + between + text, add_special_tokens=False)["input_ids"]]
+        start = start_by_decoding(tokenizer, ids, len(before + text + between))
+        states = stock_states(stock, ids)[start:]
+        expected.append(states.mean(axis=0) if pooling == "mean" else states[-1])
+    reader = EchoReader(tiny_model, pooling=pooling)
+    together = reader.encode(TEXTS, prompt=prompt)
+    np.testing.assert_allclose(together, expected, atol=1e-5)
+    alone = np.concatenate([reader.encode([text], prompt=prompt) for text in TEXTS])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_echo_on_a_real_decoder_with_a_text_that_must_be_cut(wiki_7m):
+    model = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)
+    stock = LlamaForCausalLM.from_pretrained(wiki_7m).eval()
+    model.config.max_position_embeddings = 80
+    before, between = echo_frame(PROMPT)
+    text = "The astronomer's telescope was built in 1789, and it was the largest of its time. " * 5
+    long, _ = EchoReader(model).encode([text, "A cat."], prompt=PROMPT)
+    tokenizer = AutoTokenizer.from_pretrained(wiki_7m)
+    by_cut = {}
+    for length in range(60, 140):
+        whole = before + text[:length] + between + text[:length]
+        ids = [1, *tokenizer(whole, add_special_tokens=False)["input_ids"]]
+        start = start_by_decoding(tokenizer, ids, len(whole) - length)
+        by_cut[length] = (len(ids), np.abs(stock_states(stock, ids)[start:].mean(axis=0) - long).max())
+    cut = min(by_cut, key=lambda length: by_cut[length][1])
+    assert by_cut[cut][1] < 1e-4
+    assert 77 <= by_cut[cut][0] <= 80
+
+
+def test_a_word_of_the_text_moves_an_echo_from_its_first_token_on(tiny_model):
+    """The first token of the second occurrence has read the text's last word: the point of the method."""
+    reader = EchoReader(tiny_model)
+    one, other = reader.encode(["The cat sat on the mat", "The cat sat on the apple"], prompt=PROMPT)
+    assert np.abs(one - other).max() > 0.01
+    assert np.abs(one - reader.encode(["The cat sat on the mat"], prompt="Another")[0]).max() > 0.01
+
+
+def test_no_word_of_the_template_is_pooled(tiny_model):
+    """Where layers add nothing, a state is its own token's, and the instruction can only be seen by pooling it."""
+    for layer in tiny_model.model.layers:
+        layer.self_attn.o_proj.weight.data.zero_()
+        layer.mlp.down_proj.weight.data.zero_()
+    text = "the cat sat."  # whose first token holds the space in front
+    vectors = [EchoReader(tiny_model).encode([text], prompt=prompt)[0] for prompt in (PROMPT, "Another one", "")]
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
+    np.testing.assert_allclose(vectors[0], vectors[2], atol=1e-6)
+    ids = tiny_model.tokenizer(" " + text, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        tokens = tiny_model.model.norm(tiny_model.model.embed_tokens(torch.tensor(ids))).numpy()
+    np.testing.assert_allclose(vectors[0], tokens.mean(axis=0), atol=1e-6)
+
+
+@pytest.fixture
+def bert(tmp_path):
+    """Directory of a tiny BERT as SimCSE's are saved: weights and tokenizer alone."""
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        *"the cat sat on mat and dog barked at she ate apple for x it".split(),
+    ]
+    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=64,
+    ).save_pretrained(str(tmp_path / "bert"))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+    )
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    return str(tmp_path / "bert")
+
+
+def test_an_encoder_reads_as_sentence_transformers_does_and_as_simcse(bert):
+    library = pytest.importorskip("sentence_transformers", reason="an optional extra: pip install .[eval]")
+    texts = ["the cat sat on the mat", "x", "she ate the apple and the dog barked"]
+    tokenizer, model = AutoTokenizer.from_pretrained(bert), BertModel.from_pretrained(bert).eval()
+    first, mean = [], []
+    with torch.no_grad():
+        for text in texts:
+            states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].numpy()
+            first.append(states[0])
+            mean.append(states.mean(axis=0))
+    own = open_encoder(bert).encode(texts)
+    np.testing.assert_array_equal(own, library.SentenceTransformer(bert, device="cpu").encode(texts))
+    np.testing.assert_allclose(own, mean, atol=1e-5)
+    np.testing.assert_allclose(open_encoder(bert, pooling="mean").encode(texts), mean, atol=1e-5)
+    vectors = open_encoder(bert, pooling="cls").encode(texts)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, first, atol=1e-5)
+
+
+def test_a_magnet_checkpoint_gives_the_same_as_an_encoder(tiny_model, tmp_path):
+    pytest.importorskip("sentence_transformers", reason="an optional extra: pip install .[eval]")
+    tiny_model.save_pretrained(tmp_path / "saved")
+    encoder = open_encoder(str(tmp_path / "saved"))
+    for prompt in (PROMPT, ""):
+        ours = MagnetReader(tiny_model).encode(TEXTS, prompt=prompt)
+        np.testing.assert_allclose(encoder.encode(TEXTS, prompt=prompt), ours, atol=1e-5)
