@@ -149,17 +149,13 @@ def go_on(reader: tuple[Any, Any], *, reading: Reading, texts: Texts, args: argp
     Raises:
         NotAvailableError: a text that leaves no room in the model's context.
     """
-    given = list(texts.beginnings.values())
+    options = {"reading": reading, "max_new_tokens": args.new_tokens, "batch_size": BATCH_SIZE}
     try:
-        written = continue_texts(
-            *reader, given, reading=reading, max_new_tokens=args.new_tokens, batch_size=BATCH_SIZE
-        )
+        written = continue_texts(*reader, list(texts.beginnings.values()), **options)
     except ValueError as error:
         raise NotAvailableError(str(error)) from error
-    samples = [
-        {"title": title, "prefix": prefix, "continuation": one.text}
-        for (title, prefix), one in zip(texts.beginnings.items(), written, strict=True)
-    ]
+    pairs = zip(texts.beginnings.items(), written, strict=True)
+    samples = [{"title": title, "prefix": prefix, "continuation": one.text} for (title, prefix), one in pairs]
     return Measurement(metrics={}, counts={"texts": len(samples)}, samples=samples)
 
 

@@ -99,29 +99,36 @@ def test_from_stories_to_records_and_again(models, data, tmp_path, capsys):
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(models, data, tmp_path, monkeypatch):
-    sample(models, data, tmp_path / "whole")
-    whole = files_of(tmp_path / "whole")
-    calls = []
+    calls, dies_at = [], None
     fill = FillSystem.fill
 
-    def counted(self, *args, **options):
-        if len(calls) == 7:  # in the third system, behind its first batch
-            calls.append("killed")
+    def counted(self, model, gaps, **options):
+        if len(calls) == dies_at:
             raise KeyboardInterrupt
-        calls.append(self.name)
-        return fill(self, *args, **options)
+        calls.append((self.name, gaps[0], len(gaps)))
+        return fill(self, model, gaps, **options)
 
     monkeypatch.setattr(FillSystem, "fill", counted)
-    cut = tmp_path / "cut"
+    sample(models, data, tmp_path / "whole")
+    whole, all_calls = files_of(tmp_path / "whole"), sorted(calls)
+    assert len(all_calls) == 3 * len(SYSTEMS)
+    calls, dies_at, cut = [], 7, tmp_path / "cut"  # in the third system, behind its first batch
     with pytest.raises(KeyboardInterrupt):
         sample(models, data, cut)
+    dies_at = None
     assert not (cut / "form.html").exists() and not (cut / "key.json").exists()
     with open(cut / "fills" / "one-shot, prefix_suffix.jsonl", "ab") as file:
         file.write(b'{"fill": "half a l')
     sample(models, data, cut)
     assert files_of(cut) == whole
-    # Three batches for each of five systems, none twice.
-    assert sorted(name for name in calls if name != "killed") == sorted(SYSTEMS * 3)
+    assert sorted(calls) == all_calls  # none twice
+    # Cut off within a batch: its batch is filled again as it was, and what was kept of it stays.
+    kept = cut / "fills" / "MAGNET.jsonl"
+    kept.write_bytes(b"".join(whole["fills/MAGNET.jsonl"].splitlines(keepends=True)[:3]))
+    calls = []
+    sample(models, data, cut)
+    assert files_of(cut) == whole
+    assert len(calls) == 2 and set(calls) <= set(all_calls)
 
 
 def test_a_form_that_people_may_be_answering_is_not_overwritten(models, data, tmp_path):

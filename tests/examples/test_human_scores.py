@@ -91,18 +91,18 @@ def test_figures_are_those_of_the_answers_unblinded():
     }
     _, key = make_form(gaps, fills, annotators=2, seed=3)
     key["systems"] = dict.fromkeys(fills, {})
-    yes = {"1": {"a", "d", "e", "f", "same"}, "2": {"d", "e", "same", "g"}}
+    yes = {"1": {"a", "d", "e", "f", "same"}, "2": {"d", "e", "same", "g", "h"}}
     text = {item: fills[owner["systems"][0]][owner["story"]] for item, owner in key["items"].items()}
     answers = {who: {item: text[item] in liked for item in text} for who, liked in yes.items()}
 
     tables = answers_by_system(key, answers)
     assert tables["MAGNET"].tolist() == [[True, True, True, True], [True, True, False, True]]
     assert tables["unidirectional"].tolist() == [[True, False, False, True], [False, False, False, True]]
-    assert tables["other"].tolist() == [[False] * 4, [True, False, False, False]]
+    assert tables["other"].tolist() == [[False] * 4, [True, True, False, False]]
     scores = score_systems(tables, seed=0)
     assert {name: row["appropriate"] for name, row in scores.items()} == {
         "unidirectional": pytest.approx(100 * 3 / 8), "MAGNET": pytest.approx(100 * 7 / 8),
-        "other": pytest.approx(100 / 8),
+        "other": pytest.approx(25),
     }  # fmt: skip
     for row in scores.values():
         assert 0 <= row["interval_low"] <= row["appropriate"] <= row["interval_high"] <= 100
@@ -112,6 +112,6 @@ def test_figures_are_those_of_the_answers_unblinded():
     assert "mcnemar_p" not in scores["MAGNET"]
     assert "mcnemar_p" not in score_systems({"other": tables["other"]}, seed=0)["other"]
     assert scores["unidirectional"]["kappa"] == pytest.approx((0.75 - 0.5) / 0.5)
-    # All 11 items, the shared one once: both yes 3 (d, e, same), apart 2 (a, f) and 1 (g), both no 5.
-    observed, chance = 8 / 11, (5 * 4 + 6 * 7) / 121
+    # All 11 items, the shared one once: both yes 3 (d, e, same), apart 2 (a, f) and 2 (g, h), both no 4.
+    observed, chance = 7 / 11, (5 * 5 + 6 * 6) / 121
     assert overall_agreement(key, answers) == pytest.approx((observed - chance) / (1 - chance))
