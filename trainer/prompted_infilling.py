@@ -151,7 +151,7 @@ class PromptedInfiller:
                 f"{len(prefixes)} prefixes and {len(suffixes)} suffixes were given; pass two strings, or two lists of "
                 "the same length."
             )
-        prompts = [self._prompt(*pair) for pair in zip(prefixes, suffixes, strict=True)]
+        prompts = [self.prompt(*pair) for pair in zip(prefixes, suffixes, strict=True)]
         rows = [front_tokens(self.tokenizer) + self._ids(prompt.rstrip(" ")) for prompt in prompts]
         pad = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         least = {"min_new_tokens": max_new_tokens} if self.family == "left_to_right" else {}
@@ -208,7 +208,7 @@ class PromptedInfiller:
             raise ValueError(f"`with_suffix` needs 'left_to_right'; a prompt of {self.family!r} holds the suffix.")
         rows: list[tuple[list[int], list[int]]] = []
         for before, given, after in zip(prefixes, candidates, suffixes, strict=True):
-            prompt = self._prompt(before, after)
+            prompt = self.prompt(before, after)
             front = front_tokens(self.tokenizer) + self._ids(prompt.rstrip(" "))
             for fill in check_texts(given, name="fills"):
                 text = f" {fill.strip()}" if prompt.endswith(" ") or self.family != "left_to_right" else fill
@@ -222,8 +222,13 @@ class PromptedInfiller:
         output = [[Fill(fill, *next(scored)) for fill in given] for given in candidates]
         return output[0] if single else output
 
-    def _prompt(self, prefix: str, suffix: str) -> str:
-        """The text that the model goes on from, solved examples in front."""
+    def prompt(self, prefix: str, suffix: str) -> str:
+        """The text that the model goes on from, solved examples in front.
+
+        Args:
+            prefix (`str`): Text in front of the gap.
+            suffix (`str`): Text behind it.
+        """
         if self.family == "left_to_right":
             return prefix
         solved = [f"{prompt_for(self.family, one.prefix, one.suffix)} {one.fill.strip()}" for one in self.examples]

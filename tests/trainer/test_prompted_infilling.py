@@ -49,7 +49,7 @@ def test_the_prompts_are_the_papers(family, expected):
 def test_solved_examples_stand_in_front_in_the_same_format(stock):
     examples = [SolvedGap("A cat.", " A dog.", "A cow."), SolvedGap("Up.", "Left.", "Down.")]
     infiller = PromptedInfiller(*stock, family="prefix_suffix", examples=examples)
-    blocks = infiller._prompt(PREFIX, SUFFIX).split("\n\n")
+    blocks = infiller.prompt(PREFIX, SUFFIX).split("\n\n")
     assert blocks == [
         prompt_for("prefix_suffix", "A cat.", "A cow.") + " A dog.",
         prompt_for("prefix_suffix", "Up.", "Down.") + " Left.",

@@ -1,0 +1,148 @@
+"""The form in which people judge fills without knowing who wrote them, its key, and the answers that come back.
+
+The form holds texts and nothing else: items stand in the order of digests of their texts, and annotators see them in
+random orders that do not depend on systems either. So the form would be the same bytes if two systems had swapped all
+their fills, and nobody can read from it who wrote what, not even knowing the seed. Systems that wrote the same
+sentence into a story share one item. Only the key says which item is whose.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from examples.evaluate.fill_systems import StoryGap
+
+TEMPLATE = Path(__file__).with_name("annotation_form.html")
+DATA_MARK = "__FORM_DATA__"
+# In JSON inside a script element: what could end the element or begin a comment in it.
+_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
+
+
+def make_form(
+    gaps: Sequence[StoryGap], fills: Mapping[str, Sequence[str]], *, annotators: int, seed: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Blind and shuffle.
+
+    Args:
+        gaps (`Sequence[StoryGap]`): The stories.
+        fills (`Mapping[str, Sequence[str]]`): Of each system one fill a story.
+        annotators (`int`): How many people; they are numbered from 1.
+        seed (`int`): Of their orders.
+
+    Returns:
+        `tuple[dict, dict]`: What the form holds (`form`, its digest; `items`; `orders`, by annotator), and the key's
+        part of it (`form`, `annotators`, and `items`, of each its `story` and `systems`).
+    """
+    owners: dict[str, dict[str, Any]] = {}
+    texts: dict[str, dict[str, str]] = {}
+    for system, written in fills.items():
+        for story, (gap, fill) in enumerate(zip(gaps, written, strict=True)):
+            parts = {"prefix": gap.prefix.strip(), "fill": fill.strip(), "suffix": gap.suffix.strip()}
+            item = _digest([story, parts])
+            texts[item] = parts
+            owners.setdefault(item, {"story": story, "systems": []})["systems"].append(system)
+    items = [{"id": item, **texts[item]} for item in sorted(texts)]
+    orders = {
+        str(annotator): np.random.default_rng([seed, annotator]).permutation(len(items)).tolist()
+        for annotator in range(1, annotators + 1)
+    }
+    form = _digest([items, orders])
+    shown = {"form": form, "items": items, "orders": orders}
+    return shown, {"form": form, "annotators": list(orders), "items": {item: owners[item] for item in sorted(owners)}}
+
+
+def render_form(shown: Mapping[str, Any]) -> str:
+    """One HTML page without anything outside it.
+
+    Args:
+        shown (`Mapping`): As `make_form` returns it. Its texts become text of the page, never markup.
+    """
+    data = json.dumps(shown)  # ASCII alone: marks of direction and line separators are escaped
+    for character, escape in _ESCAPES.items():
+        data = data.replace(character, escape)
+    before, after = TEMPLATE.read_text(encoding="utf-8").split(DATA_MARK)
+    return before + data + after
+
+
+def read_key(file: Path) -> dict[str, Any]:
+    """The key of a form.
+
+    Raises:
+        ValueError: no such file, or not a key.
+    """
+    key = _read_json(file)
+    if not isinstance(key, dict) or not {"form", "annotators", "items", "systems"} <= key.keys():
+        raise ValueError(f"{str(file)!r} is no key of a form; expected the key.json that `sample` wrote beside it.")
+    return key
+
+
+def read_answers(key: Mapping[str, Any], files: Sequence[Path]) -> dict[str, dict[str, bool]]:
+    """The answers of each annotator, checked.
+
+    Args:
+        key (`Mapping`): Of the form.
+        files (`Sequence[Path]`): What the annotators downloaded.
+
+    Returns:
+        `dict[str, dict[str, bool]]`: By annotator and item, whether the fill was found appropriate.
+
+    Raises:
+        ValueError: listing all that is wrong with all files: unreadable, of another form, of an annotator whom it does
+            not know or who has answered already, incomplete, or with answers that are none.
+    """
+    answers: dict[str, dict[str, bool]] = {}
+    complaints: list[str] = []
+    for file in files:
+        try:
+            given = _read_json(file)
+        except ValueError as error:
+            complaints.append(str(error))
+            continue
+        found = _faults(key, given, known=answers)
+        complaints += [f"{str(file)!r} {fault}" for fault in found]
+        if not found:
+            answers[given["annotator"]] = given["answers"]
+    if complaints:
+        raise ValueError("\n- ".join(["The answers cannot be used:", *complaints]))
+    return answers
+
+
+def _faults(key: Mapping[str, Any], given: Any, *, known: Mapping[str, Any]) -> list[str]:
+    """What is wrong with one file of answers."""
+    if not isinstance(given, dict) or not isinstance(given.get("answers"), dict) or "annotator" not in given:
+        return ["holds no answers of a form; expected what its button downloads."]
+    if given.get("form") != key["form"]:
+        return [f"answers form {given.get('form')!r}; the key is of {key['form']!r}. Take the key that belongs to it."]
+    faults = []
+    annotator, answers = given["annotator"], given["answers"]
+    if annotator not in key["annotators"]:
+        faults.append(f"is of annotator {annotator!r}; the form has {', '.join(key['annotators'])}.")
+    elif annotator in known:
+        faults.append(f"is of annotator {annotator}, as is another file. Pass one of them.")
+    if missing := len(key["items"].keys() - answers.keys()):
+        faults.append(f"leaves {missing} of {len(key['items'])} stories without an answer. Have it completed.")
+    if foreign := sorted(answers.keys() - key["items"].keys()):
+        faults.append(f"answers items that the form has not, such as {foreign[0]!r}.")
+    if odd := [answer for answer in answers.values() if not isinstance(answer, bool)]:
+        faults.append(f"has answers such as {odd[0]!r}; expected true or false.")
+    return faults
+
+
+def _read_json(file: Path) -> Any:
+    """What a JSON file holds."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{str(file)!r} cannot be read as JSON ({error}).") from error
+
+
+def _digest(value: Any) -> str:
+    """Of a value that JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+__all__ = ["DATA_MARK", "TEMPLATE", "make_form", "read_answers", "read_key", "render_form"]

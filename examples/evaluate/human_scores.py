@@ -1,0 +1,122 @@
+"""From people's answers to the figures of Table 5: shares, their intervals, agreement, and a test against MAGNET.
+
+The interval is a percentile bootstrap over stories, by scipy. Stories are what was drawn at random, and the answers of
+several people to one story depend on each other: an interval that counts answers one by one would be too narrow.
+Where all stories have the same share, as with a system that nobody ever found appropriate, resampling has no width;
+there the interval is Wilson's for as many stories.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest, bootstrap
+from sklearn.metrics import cohen_kappa_score
+
+from examples.evaluate.fill_systems import MAGNET
+from examples.evaluate.story_cloze import mcnemar
+
+CONFIDENCE = 0.95
+RESAMPLES = 9999
+
+
+def answers_by_system(key: Mapping[str, Any], answers: Mapping[str, Mapping[str, bool]]) -> dict[str, np.ndarray]:
+    """Who found what appropriate, unblinded.
+
+    Args:
+        key (`Mapping`): Of the form.
+        answers (`Mapping[str, Mapping[str, bool]]`): By annotator and item.
+
+    Returns:
+        `dict[str, numpy.ndarray]`: Of each system `bool` of shape `(annotators, stories)`.
+    """
+    stories = 1 + max(item["story"] for item in key["items"].values())
+    tables = {system: np.zeros((len(answers), stories), dtype=bool) for system in key["systems"]}
+    for item, owner in key["items"].items():
+        given = [of_annotator[item] for of_annotator in answers.values()]
+        for system in owner["systems"]:
+            tables[system][:, owner["story"]] = given
+    return tables
+
+
+def share_interval(shares: np.ndarray, *, seed: int) -> tuple[float, float]:
+    """The 95 % interval of a mean over stories, see above.
+
+    Args:
+        shares (`numpy.ndarray` of shape `(stories,)`): Of each story the share of annotators who said yes, 0 to 1.
+        seed (`int`): Of the resampling.
+
+    Returns:
+        `tuple[float, float]`: Lower and upper end, 0 to 1.
+    """
+    if np.all(shares == shares[0]):
+        yes = round(float(shares[0]) * len(shares))
+        low, high = binomtest(yes, len(shares)).proportion_ci(CONFIDENCE, method="wilson")
+    else:
+        low, high = bootstrap(
+            (shares,),
+            np.mean,
+            n_resamples=RESAMPLES,
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            random_state=np.random.default_rng(seed),
+        ).confidence_interval
+    return float(low), float(high)
+
+
+def agreement(table: np.ndarray) -> float | None:
+    """Cohen's kappa of two annotators; of more, the mean over their pairs.
+
+    Args:
+        table (`numpy.ndarray` of shape `(annotators, items)`): Their answers.
+
+    Returns:
+        `float`, or `None` where it has no meaning: one annotator, or a pair who gave all items the same answer.
+    """
+    kappas = []
+    for one, other in combinations(table, 2):
+        if len(np.unique([one, other])) == 1:
+            return None
+        kappas.append(cohen_kappa_score(one, other))
+    return float(np.mean(kappas)) if kappas else None
+
+
+def score_systems(tables: Mapping[str, np.ndarray], *, seed: int) -> dict[str, dict[str, float]]:
+    """The figures of each system.
+
+    Args:
+        tables (`Mapping[str, numpy.ndarray]`): As `answers_by_system` returns them.
+        seed (`int`): Of the resampling.
+
+    Returns:
+        `dict[str, dict[str, float]]`: `appropriate`, `interval_low` and `interval_high` in percent; `kappa`, where
+        it has a meaning; and against MAGNET `mcnemar_p`, for which a story counts as appropriate where more than half
+        of the annotators say so, of two both.
+    """
+    scores: dict[str, dict[str, float]] = {}
+    for system, table in tables.items():
+        low, high = share_interval(table.mean(axis=0), seed=seed)
+        row = {"appropriate": 100 * float(table.mean()), "interval_low": 100 * low, "interval_high": 100 * high}
+        kappa = agreement(table)
+        if kappa is not None:
+            row["kappa"] = kappa
+        if system != MAGNET and MAGNET in tables:
+            row["mcnemar_p"] = mcnemar(_majority(tables[MAGNET]), _majority(table))["p"]
+        scores[system] = row
+    return scores
+
+
+def overall_agreement(key: Mapping[str, Any], answers: Mapping[str, Mapping[str, bool]]) -> float | None:
+    """Agreement over all items of the form, each counted once."""
+    annotators: Sequence[Mapping[str, bool]] = list(answers.values())
+    return agreement(np.array([[of_annotator[item] for item in key["items"]] for of_annotator in annotators]))
+
+
+def _majority(table: np.ndarray) -> np.ndarray:
+    """Stories that more than half of the annotators find appropriate."""
+    majority: np.ndarray = table.mean(axis=0) > 0.5
+    return majority
+
+
+__all__ = ["agreement", "answers_by_system", "overall_agreement", "score_systems", "share_interval"]

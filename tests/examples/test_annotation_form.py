@@ -1,0 +1,245 @@
+"""The form shows texts as texts, nothing of who wrote them, keeps answers, and refuses what it did not give."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+
+from examples.evaluate.annotation_form import make_form, read_answers, read_key, render_form
+from examples.evaluate.fill_systems import StoryGap
+
+GAPS = [StoryGap(f"Tom fell {n} times.", "He cried.", f" Mum came at {n}.") for n in range(6)]
+SYSTEMS = ("MAGNET", "zero-shot, blank", "unidirectional")
+FILLS = {name: [f"Sentence {n} of kind {'abc'[k]}." for n in range(6)] for k, name in enumerate(SYSTEMS)}
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    "<!-- <script> \" ' ` & &lt;img src=x onerror=alert(1)>",
+    "\u202eright to left\u2066 \u05e9\u05dc\u05d5\u05dd \u2028 line",
+    "__FORM_DATA__ ${1} \\u003c",
+    "",
+    "<b>bold</b>",
+]
+
+
+def form_of(gaps=GAPS, fills=FILLS, annotators=2, seed=0):
+    shown, key = make_form(gaps, fills, annotators=annotators, seed=seed)
+    return shown, {**key, "systems": dict.fromkeys(fills, {})}
+
+
+def act(tmp_path, shown, *actions):
+    """What the page shows when its own JavaScript is run, outside a browser."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no node to run the form's JavaScript with")
+    page = tmp_path / "form.html"
+    page.write_text(render_form(shown), encoding="utf-8")
+    script = Path(__file__).with_name("form_page.js")
+    done = subprocess.run(
+        [node, str(script), str(page)], input=json.dumps(actions), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_form_is_the_same_whoever_wrote_what(seed):
+    """Per story the systems' fills change hands at random: not a byte of the form follows."""
+    draw = np.random.default_rng(seed)
+    hands = [draw.permutation(len(SYSTEMS)) for _ in GAPS]
+    changed = {
+        name: [FILLS[SYSTEMS[hands[story][k]]][story] for story in range(len(GAPS))] for k, name in enumerate(SYSTEMS)
+    }
+    assert changed != FILLS
+    (one, key), (other, changed_key) = form_of(seed=seed), form_of(fills=changed, seed=seed)
+    assert render_form(one) == render_form(other)
+    assert key["items"] != changed_key["items"]
+
+
+def test_the_form_holds_no_name_and_the_key_knows_every_owner():
+    shown, key = form_of()
+    page = render_form(shown)
+    for name in (*SYSTEMS, "magnet", "zero-shot", "He cried."):
+        assert name.lower() not in page.lower()
+    assert set(shown["items"][0]) == {"id", "prefix", "fill", "suffix"}
+    by_id = {item["id"]: item for item in shown["items"]}
+    assert len(by_id) == 18 and by_id.keys() == key["items"].keys()
+    for item, owner in key["items"].items():
+        (system,) = owner["systems"]
+        assert by_id[item]["fill"] == FILLS[system][owner["story"]]
+        assert by_id[item]["prefix"] == GAPS[owner["story"]].prefix
+
+
+def test_systems_that_wrote_the_same_share_an_item():
+    fills = {**FILLS, "unidirectional": [FILLS["MAGNET"][0], *FILLS["unidirectional"][1:]]}
+    shown, key = form_of(fills=fills)
+    assert len(shown["items"]) == 17
+    shared = [owner for owner in key["items"].values() if len(owner["systems"]) == 2]
+    assert shared == [{"story": 0, "systems": ["MAGNET", "unidirectional"]}]
+
+
+def test_every_annotator_sees_all_in_an_order_of_their_own_and_all_orders_are_as_likely():
+    shown, _ = form_of()
+    assert list(shown["orders"]) == ["1", "2"]
+    for order in shown["orders"].values():
+        assert sorted(order) == list(range(18))
+    assert shown["orders"]["1"] != shown["orders"]["2"]
+    assert form_of() == form_of() and form_of(seed=1)[0]["orders"] != shown["orders"]
+    # Which system stands first, over many seeds and both annotators; and where the first item of all ends up.
+    firsts, places = Counter(), Counter()
+    for seed in range(300):
+        shown, key = form_of(seed=seed)
+        for order in shown["orders"].values():
+            firsts[key["items"][shown["items"][order[0]]["id"]]["systems"][0]] += 1
+            places[order.index(0)] += 1
+    assert chisquare([firsts[name] for name in SYSTEMS]).pvalue > 0.001
+    assert chisquare([places[place] for place in range(18)]).pvalue > 0.001
+
+
+class Tags(HTMLParser):
+    """Elements of a page with their attributes; checks that what is opened is closed."""
+
+    VOID = {"meta", "link", "br", "input"}
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.found, self.text = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append((self.open[-1] if self.open else "", data))
+
+
+def test_hostile_text_stays_text():
+    gaps = [StoryGap(text or "x", "", " " + text) for text in HOSTILE]
+    page, harmless = render_form(form_of(gaps, {"a": HOSTILE})[0]), render_form(form_of()[0])
+    parsers = [Tags(), Tags()]
+    for parser, text in zip(parsers, (page, harmless), strict=True):
+        parser.feed(text)
+        parser.close()
+        assert parser.open == []
+    assert parsers[0].found == parsers[1].found
+    assert "alert(1)</" not in page and not re.search("[\u2028\u202e\u2066]", page)
+    (data,) = [text for tag, text in parsers[0].text if tag == "script" and text.startswith('{"form"')]
+    assert sorted(item["fill"] for item in json.loads(data)["items"]) == sorted(HOSTILE)
+
+
+def test_the_form_asks_for_nothing_from_outside_and_is_labelled():
+    parser = Tags()
+    page = render_form(form_of()[0])
+    parser.feed(page)
+    assert not re.search(r"https?:|//[a-z]|url\(|@import|\b(?:src|href|action)=|innerHTML|eval\(|fetch\(", page)
+    policy = [a["content"] for tag, a in parser.found if a.get("http-equiv") == "Content-Security-Policy"]
+    assert len(policy) == 1 and policy[0].startswith("default-src 'none';")
+    ids = {a["id"] for _, a in parser.found if "id" in a}
+    assert {a["for"] for tag, a in parser.found if tag == "label"} == {"annotator", "progress"} <= ids
+    assert "width=device-width" in page and "color-scheme: light dark" in page
+    assert [a["lang"] for tag, a in parser.found if tag == "html"] == ["en"]
+    assert all(a.get("type") == "button" for tag, a in parser.found if tag == "button")
+
+
+def test_the_page_puts_each_story_together_and_takes_hostile_text_as_text(tmp_path):
+    gaps = [StoryGap(text or "x", "", f" {text}") for text in HOSTILE]
+    shown, _ = form_of(gaps, {"a": HOSTILE}, annotators=1)
+    states = act(tmp_path, shown, ["choose", "1"], *[["show"], ["key", "ArrowRight"]] * len(HOSTILE))
+    for position, state in enumerate(states):
+        item = shown["items"][shown["orders"]["1"][position]]
+        before, _, mark, _, after = state["story"]["children"]
+        assert before == {"tag": "bdi", "children": [item["prefix"]]}
+        assert after == {"tag": "bdi", "children": [item["suffix"]]}
+        assert mark["tag"] == "mark"
+        assert mark["children"][1] == {"tag": "bdi", "children": [item["fill"] or "(nothing was put in)"]}
+
+
+def test_keys_and_buttons_answer_and_go_back_and_answers_outlive_the_page(tmp_path):
+    shown, key = form_of()
+    states = act(
+        tmp_path, shown,
+        ["show"], ["key", "1"],  # nobody has said who they are: no answer
+        ["choose", "1"], ["show"],
+        ["key", "1"], ["key", "2"], ["click", "no"], ["show"],
+        ["key", "ArrowLeft"], ["show"], ["click", "back"], ["show"], ["click", "yes"],
+        ["key", {"key": "1", "ctrlKey": True}], ["key", {"key": "1", "repeat": True}], ["key", "3"],
+        ["key", {"key": "2", "target": {"id": "annotator"}}],
+        ["reload"], ["show"], ["choose", "2"], ["show"], ["choose", "1"], ["show"], ["download"],
+    )  # fmt: skip
+    start, chosen, three, third, second, reloaded, other, restored, saved = states
+    assert not start["work"] and start["choices"] == ["1", "2"]
+    assert chosen["work"] and chosen["place"] == "Story 1 of 18, 0 answered"
+    assert three["place"] == "Story 4 of 18, 3 answered" and three["progress"] == 3
+    assert (third["yes"], third["no"]) == ("false", "true")
+    assert second["place"].startswith("Story 2") and (second["yes"], second["no"]) == ("false", "true")
+    assert not reloaded["work"]
+    assert other["place"] == "Story 1 of 18, 0 answered"
+    assert restored["place"] == "Story 4 of 18, 3 answered"
+    assert saved["name"] == "answers_1.json"
+    order = [shown["items"][index]["id"] for index in shown["orders"]["1"]]
+    content = json.loads(saved["content"])
+    assert content == {
+        "form": shown["form"], "annotator": "1", "answers": {order[0]: True, order[1]: True, order[2]: False}
+    }  # fmt: skip
+
+
+def test_a_page_that_cannot_keep_answers_says_so_and_still_gives_them(tmp_path):
+    shown, key = form_of(annotators=1)
+    answers = [["key", "1"] if n % 3 else ["key", "2"] for n in range(18)]
+    states = act(tmp_path, shown, ["storage", False], ["choose", "1"], *answers, ["show"], ["download"])
+    assert states[0]["notice"] and states[0]["done"].startswith("All stories are answered")
+    assert states[0]["place"] == "Story 18 of 18, 18 answered"
+    file = tmp_path / states[1]["name"]
+    file.write_text(states[1]["content"])
+    read = read_answers(key, [file])
+    order = [shown["items"][index]["id"] for index in shown["orders"]["1"]]
+    assert read == {"1": {item: n % 3 != 0 for n, item in enumerate(order)}}
+
+
+def test_what_is_wrong_with_answers_is_told_at_once(tmp_path):
+    _, key = form_of()
+    whole = {"form": key["form"], "annotator": "1", "answers": dict.fromkeys(key["items"], True)}
+    some = dict(list(whole["answers"].items())[:-2])
+    given = {
+        "good": whole,
+        "twice": whole,
+        "part": {**whole, "annotator": "2", "answers": some},
+        "stranger": {**whole, "annotator": "7", "answers": {**whole["answers"], "other": True}},
+        "odd": {**whole, "annotator": "2", "answers": {**whole["answers"], next(iter(key["items"])): 1}},
+        "elsewhere": {**whole, "form": "0123"},
+        "list": [],
+    }
+    for name, content in given.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "text").write_text("no JSON")
+    files = [tmp_path / name for name in (*given, "text", "missing")]
+    with pytest.raises(ValueError, match="The answers cannot be used") as raised:
+        read_answers(key, files)
+    complaints = str(raised.value).split("\n- ")[1:]
+    expected = {
+        "twice": "is of annotator 1, as is another file",
+        "part": "leaves 2 of 18 stories without an answer",
+        "stranger": "is of annotator '7'; the form has 1, 2",
+        "odd": "has answers such as 1; expected true or false",
+        "elsewhere": "answers form '0123'",
+        "list": "holds no answers of a form",
+        "text": "cannot be read as JSON",
+        "missing": "cannot be read as JSON",
+    }
+    for name, complaint in expected.items():
+        assert any(f"{name}'" in told and complaint in told for told in complaints), name
+    assert any("answers items that the form has not, such as 'other'" in told for told in complaints)
+    assert len(complaints) == len(expected) + 1
+    assert read_answers(key, [tmp_path / "good"]) == {"1": whole["answers"]}
+    with pytest.raises(ValueError, match="is no key of a form"):
+        read_key(tmp_path / "good")

@@ -1,0 +1,92 @@
+"""The systems of Table 5: what each is asked, that it sees what it should, and one sentence of each."""
+
+import pytest
+
+from examples.evaluate.fill_systems import FillSystem, draw_gaps, fill_systems, first_sentence
+from trainer.prompted_infilling import PromptedInfiller
+
+STORIES = [[f"Story {n} {word}." for word in ("begins", "goes on", "turns", "slows", "ends")] for n in range(12)]
+
+
+@pytest.fixture
+def long_model(tiny_model):
+    """The tiny model, with room for prompts."""
+    tiny_model.config.max_position_embeddings = 2048
+    return tiny_model
+
+
+def test_the_rows_are_those_of_the_table():
+    assert [(system.name, system.model) for system in fill_systems(more=["other"])] == [
+        ("unidirectional", "base"),
+        *[(f"zero-shot, {f}", "base") for f in ("blank", "contextual", "prefix_suffix", "line_by_line")],
+        *[(f"five-shot, {f}", "base") for f in ("blank", "prefix_suffix", "line_by_line")],
+        ("MAGNET", "MAGNET"),
+        ("other", "other"),
+    ]
+    assert [system.shots for system in fill_systems(shots=2)] == [0] * 5 + [2] * 3 + [0]
+    assert fill_systems(shots=2)[5].name == "two-shot, blank"
+    assert not any(system.shots for system in fill_systems(shots=0)) and len(fill_systems(shots=0)) == 6
+
+
+def test_a_middle_sentence_is_taken_out_and_examples_are_other_stories():
+    gaps, examples = draw_gaps(STORIES, number=7, shots=5, seed=0)
+    assert (gaps, examples) == draw_gaps(STORIES, number=7, shots=5, seed=0)
+    assert gaps != draw_gaps(STORIES, number=7, shots=5, seed=1)[0]
+    whole = [f"{one[0]} {one[1]}{one[2]}" for one in (*gaps, *examples)]
+    assert sorted(whole) == sorted(" ".join(story) for story in STORIES)  # all of them, each once
+    places = set()
+    for seed in range(20):
+        for gap in draw_gaps(STORIES, number=12, shots=0, seed=seed)[0]:
+            (story,) = [story for story in STORIES if gap.prefix.startswith(story[0])]
+            places.add(story.index(gap.truth))
+    assert places == {1, 2, 3}
+    with pytest.raises(ValueError, match="There are 12 different stories; 10 to fill and 5 solved"):
+        draw_gaps(STORIES + STORIES, number=10, shots=5, seed=0)
+
+
+def test_a_fill_is_its_first_sentence_whatever_stands_around_it():
+    assert first_sentence("\nHe fell. He rose.") == "He fell."
+    assert first_sentence(' "Why?" she asked.') == '"Why?"'
+    assert first_sentence(" It is 3.5  degrees\nand") == "It is 3.5 degrees"
+    assert first_sentence(" \n") == ""
+
+
+def test_every_system_writes_what_its_model_writes_when_asked_so(long_model):
+    gaps, examples = draw_gaps(STORIES, number=3, shots=2, seed=0)
+    prefixes, suffixes = [gap.prefix for gap in gaps], [gap.suffix for gap in gaps]
+    options = {"max_new_tokens": 6, "do_sample": False}
+    for system in fill_systems(shots=2):
+        written = system.fill(long_model, gaps, examples=examples, max_new_tokens=6, batch_size=2)
+        if system.name == "MAGNET":
+            expected = long_model.infill(prefixes, suffixes, stop_at_sentence_end=True, **options)
+        else:
+            asked = PromptedInfiller(
+                long_model, long_model.tokenizer, family=system.family, examples=examples if system.shots else []
+            )
+            expected = asked.infill(prefixes, suffixes, **options)
+        assert written == [first_sentence(text) for text in expected], system.name
+        assert system.settings(max_new_tokens=6)["max_new_tokens"] == 6
+
+
+def test_the_suffix_is_seen_by_all_but_the_first_and_examples_by_those_that_have_them(long_model):
+    gaps, examples = draw_gaps(STORIES, number=6, shots=2, seed=0)
+    others = [gap._replace(suffix=" Quite another end, of cats and dogs.") for gap in gaps]
+    for system in fill_systems(shots=2):
+
+        def fills(given, solved, system=system):
+            return system.fill(long_model, given, examples=solved, max_new_tokens=8, batch_size=6)
+
+        own = fills(gaps, examples)
+        assert (fills(others, examples) == own) == (system.name == "unidirectional"), system.name
+        assert (fills(gaps, examples[::-1]) == own) == (system.shots == 0), system.name
+
+
+def test_a_prompt_that_exceeds_the_context_is_found(long_model):
+    gaps, examples = draw_gaps(STORIES, number=3, shots=2, seed=0)
+    system = FillSystem("two-shot, blank", "base", "blank", 2)
+    assert system.overflow(long_model, gaps, examples, room=8) == 0
+    prompts = PromptedInfiller(long_model, long_model.tokenizer, family="blank", examples=examples)
+    longest = max(len(long_model.tokenizer(prompts.prompt(gap.prefix, gap.suffix))["input_ids"]) for gap in gaps)
+    long_model.config.max_position_embeddings = longest + 5  # with the BOS that the tokenizer sets
+    assert system.overflow(long_model, gaps, examples, room=5) == 0
+    assert system.overflow(long_model, gaps, examples, room=8) == 3

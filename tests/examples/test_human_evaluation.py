@@ -1,0 +1,194 @@
+"""From stories to records: fills of real systems, a form, answers, figures; killed and wrong runs included."""
+
+import gzip
+import json
+
+import pytest
+
+pytest.importorskip("sklearn", reason="an optional extra: pip install .[eval]")
+
+from examples.evaluate.fill_systems import FillSystem
+from examples.evaluate.human_evaluation import main
+from examples.evaluate.records import RecordFile, identify
+
+SYSTEMS = ("unidirectional", "zero-shot, blank", "one-shot, prefix_suffix", "MAGNET", "other")
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Stories as the file of ROCStories has them."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    words = ("begins", "goes on", "turns", "slows", "ends")
+    lines = [f"title <EOT> keys <EOL>  </s> {' </s> '.join(f'tale {n} {word} .' for word in words)}" for n in range(9)]
+    with gzip.open(folder / "rocstories_dev.titlesepkeysepstory.txt.gz", "wt") as file:
+        file.write("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def models(tmp_path, tiny_model):
+    """A base and two models that infill, with different weights."""
+    tiny_model.config.max_position_embeddings = 2048  # prompts are long in bytes
+    folders = {}
+    for name in ("base", "magnet", "other"):
+        tiny_model.model.norm.weight.data *= 1.5
+        tiny_model.lm_head.weight.data.add_(0.1 * tiny_model.lm_head.weight.data.roll(len(folders), 0))
+        folders[name] = str(tmp_path / name)
+        tiny_model.save_pretrained(folders[name])
+    return folders
+
+
+def sample(models, data, output, *options):
+    main([
+        "sample", "--base", models["base"], "--magnet", models["magnet"], "--more", f"other={models['other']}",
+        "--data", str(data), "--preset", "smoke", "--number", "5", "--shots", "1", "--max_new_tokens", "6",
+        "--batch_size", "2", "--device", "cpu", "--output", str(output), "--systems", *SYSTEMS, *options,
+    ])  # fmt: skip
+    return json.loads((output / "key.json").read_text())
+
+
+def answer(key, folder, annotator, rule):
+    """Answers by a rule, in place of a person's."""
+    answers = {item: rule(owner) for item, owner in key["items"].items()}
+    file = folder / f"answers_{annotator}.json"
+    file.write_text(json.dumps({"form": key["form"], "annotator": annotator, "answers": answers}))
+    return str(file)
+
+
+def files_of(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_from_stories_to_records_and_again(models, data, tmp_path, capsys):
+    output, results = tmp_path / "out", tmp_path / "results"
+    key = sample(models, data, output)
+    assert list(key["systems"]) == list(SYSTEMS) == list(key["fills"])
+    assert key["systems"]["MAGNET"]["model"] == identify(models["magnet"])
+    assert key["systems"]["zero-shot, blank"]["model"] == identify(models["base"])
+    page = (output / "form.html").read_text()
+    assert not any(name in page for name in ("MAGNET", "shot", "unidirectional", "other"))
+    for item, owner in key["items"].items():
+        assert item in page
+        assert all(key["fills"][system][owner["story"]] is not None for system in owner["systems"])
+
+    # One likes whatever MAGNET wrote, the other its fills of the first three stories alone.
+    files = [
+        answer(key, output, "1", lambda owner: "MAGNET" in owner["systems"]),
+        answer(key, output, "2", lambda owner: "MAGNET" in owner["systems"] and owner["story"] < 3),
+    ]
+    ask = ["score", "--key", str(output / "key.json"), "--answers", *files, "--results", str(results)]
+    records = main(ask)
+    by_system = {record.system: record for record in records}
+    magnet = by_system["MAGNET"]
+    assert (magnet.table, magnet.unit, magnet.counts) == ("people", "ROCStories", {"stories": 5, "annotators": 2})
+    assert magnet.metrics["appropriate"] == pytest.approx(80)
+    assert magnet.metrics["interval_low"] < 80 < magnet.metrics["interval_high"]
+    assert magnet.metrics["kappa"] == pytest.approx(0)  # one of them always says yes
+    shared = sum({"MAGNET", "other"} <= set(owner["systems"]) for owner in key["items"].values())
+    assert (by_system["other"].metrics["appropriate"] == 0) == (shared == 0)
+    assert magnet.model == identify(models["magnet"]) and magnet.settings["stop_at_sentence_end"]
+    assert "Cohen's kappa over all items: 0." in capsys.readouterr().out
+
+    assert main(ask) == records == RecordFile(results, "people").read()  # and nothing was appended
+    main([*ask[:4], files[0], *ask[6:]])
+    assert len(RecordFile(results, "people").read()) == 2 * len(SYSTEMS)
+    assert "one annotator, no agreement" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="is of annotator 1, as is another file"):
+        main([*ask[:4], files[0], files[0], *ask[6:]])
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(models, data, tmp_path, monkeypatch):
+    calls, dies_at = [], None
+    fill = FillSystem.fill
+
+    def counted(self, model, gaps, **options):
+        if len(calls) == dies_at:
+            raise KeyboardInterrupt
+        calls.append((self.name, gaps[0], len(gaps)))
+        return fill(self, model, gaps, **options)
+
+    monkeypatch.setattr(FillSystem, "fill", counted)
+    sample(models, data, tmp_path / "whole")
+    whole, all_calls = files_of(tmp_path / "whole"), sorted(calls)
+    assert len(all_calls) == 3 * len(SYSTEMS)
+    calls, dies_at, cut = [], 7, tmp_path / "cut"  # in the third system, behind its first batch
+    with pytest.raises(KeyboardInterrupt):
+        sample(models, data, cut)
+    dies_at = None
+    assert not (cut / "form.html").exists() and not (cut / "key.json").exists()
+    with open(cut / "fills" / "one-shot, prefix_suffix.jsonl", "ab") as file:
+        file.write(b'{"fill": "half a l')
+    sample(models, data, cut)
+    assert files_of(cut) == whole
+    assert sorted(calls) == all_calls  # none twice
+    # Cut off within a batch: its batch is filled again as it was, and what was kept of it stays.
+    kept = cut / "fills" / "MAGNET.jsonl"
+    kept.write_bytes(b"".join(whole["fills/MAGNET.jsonl"].splitlines(keepends=True)[:3]))
+    calls = []
+    sample(models, data, cut)
+    assert files_of(cut) == whole
+    assert len(calls) == 2 and set(calls) <= set(all_calls)
+
+
+def test_a_form_that_people_may_be_answering_is_not_overwritten(models, data, tmp_path):
+    output = tmp_path / "out"
+    sample(models, data, output)
+    before = files_of(output)
+    for options in (["--annotators", "3"], ["--systems", "MAGNET"]):
+        with pytest.raises(ValueError, match="holds the form of another run, which people may be answering"):
+            sample(models, data, output, *options)
+    assert files_of(output) == before
+    for name in ("form.html", "key.json"):
+        (output / name).unlink()
+    sample(models, data, output, "--annotators", "3")
+    assert files_of(output / "fills") == {
+        name.removeprefix("fills/"): content for name, content in before.items() if name.startswith("fills/")
+    }
+    for name in ("form.html", "key.json"):
+        (output / name).unlink()
+    with pytest.raises(ValueError, match="was begun with other settings: max_new_tokens was 6 and is now 7"):
+        sample(models, data, output, "--max_new_tokens", "7")
+
+
+def test_arguments_that_cannot_be_are_told_at_once(models, data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="The arguments cannot be used") as raised:
+        main([
+            "sample", "--base", str(tmp_path / "none"), "--magnet", models["magnet"], "--more", "MAGNET=x", "--data",
+            "nowhere", "--number", "0", "--annotators", "0", "--device", "warp", "--output", str(tmp_path / "file"),
+            "--systems", "unidirectional", "best",
+        ])  # fmt: skip
+    for complaint in (
+        "`--number` is 0", "`--annotators` is 0", "`--device` is 'warp'", "'nowhere' is no folder", "is a file",
+        "`--more` has 'MAGNET=x'", "`--systems` has ['best']", "is no directory here",
+    ):  # fmt: skip
+        assert complaint in str(raised.value)
+    with pytest.raises(ValueError, match="`--seed` is -1"):
+        main(["score", "--key", "k", "--answers", "a", "--seed", "-1"])
+
+
+def test_prompts_that_do_not_fit_are_refused_before_anything_is_written(models, data, tmp_path):
+    config = tmp_path / "base" / "config.json"
+    settings = json.loads(config.read_text())
+    settings["max_position_embeddings"] = 200
+    config.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="longest prompt of 'one-shot, prefix_suffix' exceeds the model's context by"):
+        sample(models, data, tmp_path / "out")
+    assert not any((tmp_path / "out" / "fills").glob("unidirectional.jsonl"))
+
+
+def test_real_models_fill_cased_stories(wiki_7m, tmp_path):
+    data = wiki_7m.parents[1] / "data"
+    if not (data / "stories").is_dir():
+        pytest.skip("no stories at ../shared/data beside the repository")
+    main([
+        "sample", "--base", str(wiki_7m), "--magnet", str(wiki_7m), "--data", str(data), "--corpus", "story_cloze",
+        "--preset", "smoke", "--number", "2", "--systems", "unidirectional", "two-shot, line_by_line", "MAGNET",
+        "--output", str(tmp_path / "out"),
+    ])  # fmt: skip
+    key = json.loads((tmp_path / "out" / "key.json").read_text())
+    assert key["settings"]["number"] == 2 and key["systems"]["two-shot, line_by_line"]["settings"]["shots"] == 2
+    for fills in key["fills"].values():
+        assert len(fills) == 2 and all(any(c.isalnum() for c in fill) and "\n" not in fill for fill in fills)
+    assert key["fills"]["unidirectional"] != key["fills"]["MAGNET"]

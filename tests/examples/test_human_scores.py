@@ -1,0 +1,117 @@
+"""Shares, intervals, agreement and tests, each against a computation of its own."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy", reason="an optional extra: pip install .[eval]")
+pytest.importorskip("sklearn", reason="an optional extra: pip install .[eval]")
+
+from scipy.stats import binom, binomtest
+
+from examples.evaluate.annotation_form import make_form
+from examples.evaluate.fill_systems import StoryGap
+from examples.evaluate.human_scores import (
+    agreement,
+    answers_by_system,
+    overall_agreement,
+    score_systems,
+    share_interval,
+)
+
+
+def two_by_two(both, first, second, neither):
+    """Answers of two annotators from the four counts."""
+    one = [True] * both + [True] * first + [False] * second + [False] * neither
+    other = [True] * both + [False] * first + [True] * second + [False] * neither
+    return np.array([one, other])
+
+
+def test_kappa_is_that_of_a_table_worked_out_by_hand():
+    # 20 both yes, 5 and 10 apart, 15 both no: agreement 35/50 = 0.7; by chance 0.5 * 0.6 + 0.5 * 0.4 = 0.5.
+    assert agreement(two_by_two(20, 5, 10, 15)) == pytest.approx((0.7 - 0.5) / (1 - 0.5))
+    assert agreement(two_by_two(5, 0, 0, 5)) == 1
+    assert agreement(two_by_two(0, 5, 5, 0)) == -1
+    # One says yes always: agreement is what chance gives.
+    assert agreement(two_by_two(4, 6, 0, 0)) == pytest.approx(0)
+
+
+def test_kappa_of_three_is_the_mean_of_their_pairs_and_sometimes_has_no_meaning():
+    table = np.random.default_rng(0).random((3, 40)) < 0.6
+
+    def by_hand(one, other):
+        observed = np.mean(one == other)
+        chance = one.mean() * other.mean() + (1 - one.mean()) * (1 - other.mean())
+        return (observed - chance) / (1 - chance)
+
+    pairs = [by_hand(table[i], table[j]) for i, j in itertools.combinations(range(3), 2)]
+    assert agreement(table) == pytest.approx(sum(pairs) / 3)
+    assert agreement(table[:1]) is None
+    assert agreement(np.ones((2, 5), dtype=bool)) is None
+    assert agreement(np.zeros((2, 5), dtype=bool)) is None
+
+
+def test_the_interval_is_that_of_a_plain_loop_over_stories():
+    shares = np.array([0.0] * 30 + [0.5] * 25 + [1.0] * 45)
+    low, high = share_interval(shares, seed=0)
+    assert (low, high) == share_interval(shares, seed=0)
+    draw, means = random.Random(1), []
+    for _ in range(4000):
+        means.append(sum(draw.choice(shares) for _ in shares) / len(shares))
+    means.sort()
+    assert low == pytest.approx(means[100], abs=0.011)
+    assert high == pytest.approx(means[-101], abs=0.011)
+    assert low < shares.mean() < high
+
+
+def test_two_people_who_agree_count_as_one_observation_of_a_story():
+    """Not as two: the interval of 100 stories has the width of 100 observations."""
+    hits = np.array([1.0] * 60 + [0.0] * 40)
+    low, high = share_interval(hits, seed=0)
+    exact = binom.ppf([0.025, 0.975], 100, 0.6) / 100
+    assert [low, high] == pytest.approx(list(exact), abs=0.011)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_system_that_is_never_or_always_appropriate_has_an_interval_with_a_width(share):
+    low, high = share_interval(np.full(20, share), seed=0)
+    wilson = binomtest(int(20 * share), 20).proportion_ci(method="wilson")
+    assert (low, high) == pytest.approx((wilson.low, wilson.high))
+    assert high - low > 0.1
+
+
+def test_figures_are_those_of_the_answers_unblinded():
+    gaps = [StoryGap(f"Story {n}.", "", " End.") for n in range(4)]
+    fills = {
+        "unidirectional": ["a", "b", "c", "same"],
+        "MAGNET": ["d", "e", "f", "same"],
+        "other": ["g", "h", "i", "j"],
+    }
+    _, key = make_form(gaps, fills, annotators=2, seed=3)
+    key["systems"] = dict.fromkeys(fills, {})
+    yes = {"1": {"a", "d", "e", "f", "same"}, "2": {"d", "e", "same", "g", "h"}}
+    text = {item: fills[owner["systems"][0]][owner["story"]] for item, owner in key["items"].items()}
+    answers = {who: {item: text[item] in liked for item in text} for who, liked in yes.items()}
+
+    tables = answers_by_system(key, answers)
+    assert tables["MAGNET"].tolist() == [[True, True, True, True], [True, True, False, True]]
+    assert tables["unidirectional"].tolist() == [[True, False, False, True], [False, False, False, True]]
+    assert tables["other"].tolist() == [[False] * 4, [True, True, False, False]]
+    scores = score_systems(tables, seed=0)
+    assert {name: row["appropriate"] for name, row in scores.items()} == {
+        "unidirectional": pytest.approx(100 * 3 / 8), "MAGNET": pytest.approx(100 * 7 / 8),
+        "other": pytest.approx(25),
+    }  # fmt: skip
+    for row in scores.values():
+        assert 0 <= row["interval_low"] <= row["appropriate"] <= row["interval_high"] <= 100
+    # To both: MAGNET 0, 1 and 3; unidirectional 3 alone: two discordant stories, p = 2 * 1/4. Other none: 2 * 1/8.
+    assert scores["unidirectional"]["mcnemar_p"] == pytest.approx(0.5)
+    assert scores["other"]["mcnemar_p"] == pytest.approx(0.25)
+    assert "mcnemar_p" not in scores["MAGNET"]
+    assert "mcnemar_p" not in score_systems({"other": tables["other"]}, seed=0)["other"]
+    assert scores["unidirectional"]["kappa"] == pytest.approx((0.75 - 0.5) / 0.5)
+    # All 11 items, the shared one once: both yes 3 (d, e, same), apart 2 (a, f) and 2 (g, h), both no 4.
+    observed, chance = 7 / 11, (5 * 5 + 6 * 6) / 121
+    assert overall_agreement(key, answers) == pytest.approx((observed - chance) / (1 - chance))

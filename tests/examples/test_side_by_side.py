@@ -1,0 +1,153 @@
+"""Texts side by side: the user's or drawn ones, of every system what it writes by itself, once on record."""
+
+import csv
+import gzip
+import json
+import lzma
+
+import pytest
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from examples.evaluate.continuing import continue_texts
+from examples.evaluate.fill_systems import fill_systems, first_sentence
+from examples.evaluate.records import RecordFile
+from examples.evaluate.side_by_side import main, read_own
+from modeling_magnet import AutoMagnetForCausalLM
+from trainer.prompted_infilling import PromptedInfiller
+
+from .tiny_readers import save_bert
+
+OWN = [
+    {"prefix": "Tom fell.", "suffix": "Mum came.", "title": "A fall"},
+    {"prefix": "a b c"},
+    {"prefix": "She ate the apple. ", "suffix": " It was good."},
+]
+STORIES = [[f"Tale {n} {word}." for word in ("begins", "goes on", "turns", "slows", "ends")] for n in range(6)]
+PARAGRAPHS = [" = A heading = ", *[f" Paragraph {n} has more than five words ." for n in range(4)]]
+
+
+@pytest.fixture
+def own(tmp_path):
+    file = tmp_path / "own.jsonl"
+    file.write_text("\n".join(map(json.dumps, OWN)) + "\n\n")
+    return file
+
+
+@pytest.fixture
+def ask(tmp_path, tiny_model):
+    """Arguments of a small run."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    columns = [f"InputSentence{k}" for k in range(1, 5)] + [f"RandomFifthSentenceQuiz{k}" for k in (1, 2)]
+    with gzip.open(folder / "storycloze_spring2016_val.csv.gz", "wt", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*columns, "AnswerRightEnding"])
+        writer.writerows([*story, "Wrong.", 1] for story in STORIES)
+    (folder / "wiki.valid.tokens.xz").write_bytes(lzma.compress("\n".join(PARAGRAPHS).encode()))
+    tiny_model.config.max_position_embeddings = 2048  # prompts are long in bytes
+    for name in ("base", "magnet"):
+        tiny_model.lm_head.weight.data = tiny_model.lm_head.weight.data.roll(1, 0)  # another token each time
+        tiny_model.save_pretrained(tmp_path / name)
+    return [
+        "--model", f"base={tmp_path / 'base'}", f"MAGNET={tmp_path / 'magnet'}", "--masked",
+        f"BERT={save_bert(tmp_path / 'bert')}", "--data", str(folder), "--results", str(tmp_path / "results"),
+        "--preset", "smoke", "--shots", "1", "--max_new_tokens", "6", "--new_tokens", "5", "--device", "cpu",
+    ]  # fmt: skip
+
+
+def by_cell(records):
+    return {(record.system, record.unit): record for record in records}
+
+
+def test_the_users_texts_are_filled_and_continued_as_each_system_does_by_itself(ask, own, tmp_path, capsys):
+    records = main([*ask, "--stories", str(own)])
+    cells = by_cell(records)
+    filling = [system.name for system in fill_systems(shots=1)]
+    assert list(cells) == [
+        *[(name, "infilling") for name in filling[:-1]], ("base", "continuation"),
+        ("MAGNET", "infilling"), ("MAGNET", "continuation"), ("BERT", "continuation"),
+    ]  # fmt: skip
+    base, magnet = (AutoMagnetForCausalLM.from_pretrained(tmp_path / name).eval() for name in ("base", "magnet"))
+    gaps = [("Tom fell.", " Mum came."), ("She ate the apple.", " It was good.")]
+    for name, expected in {
+        "MAGNET": magnet.infill(*zip(*gaps, strict=True), max_new_tokens=6, stop_at_sentence_end=True),
+        "unidirectional": PromptedInfiller(base, base.tokenizer).infill(
+            *(list(side) for side in zip(*gaps, strict=True)), max_new_tokens=6
+        ),
+    }.items():
+        assert cells[name, "infilling"].samples == [
+            {"title": title, "prefix": prefix, "fill": first_sentence(text), "suffix": suffix.strip()}
+            for title, (prefix, suffix), text in zip(["A fall", "Line 3"], gaps, expected, strict=True)
+        ]
+    bert = AutoModelForMaskedLM.from_pretrained(tmp_path / "bert").eval()
+    for name, reader, reading in (
+        ("base", (base, base.tokenizer), "causal"),
+        ("MAGNET", (magnet, magnet.tokenizer), "causal"),
+        ("BERT", (bert, AutoTokenizer.from_pretrained(tmp_path / "bert")), "masked"),
+    ):
+        (expected,) = continue_texts(*reader, ["a b c"], reading=reading, max_new_tokens=5)
+        assert cells[name, "continuation"].samples == [
+            {"title": "Line 2", "prefix": "a b c", "continuation": expected.text}
+        ]
+    assert cells["base", "continuation"].samples != cells["MAGNET", "continuation"].samples
+    out = capsys.readouterr().out
+    assert "infilling, A fall: Tom fell. [...] Mum came." in out and "continuation, Line 2: a b c [...]\n" in out
+    assert out.splitlines()[-1].startswith("side_by_side: OK (2 gaps, 1 beginnings;")
+
+    again = main([*ask, "--stories", str(own)])  # nothing is written twice
+    assert again == records == RecordFile(tmp_path / "results", "side_by_side").read()
+
+
+def test_held_out_texts_are_drawn_by_the_seed(ask, capsys):
+    one, same, other = (by_cell(main([*ask[:3], *ask[5:], "--seed", seed, "--again"])) for seed in ("0", "0", "1"))
+    samples = one["MAGNET", "infilling"].samples
+    assert [sample["title"] for sample in samples] == ["Story 1", "Story 2"]
+    whole = [" ".join(story) for story in STORIES]
+    for sample in samples:
+        assert any(text.startswith(sample["prefix"]) and text.endswith(sample["suffix"]) for text in whole)
+        assert not any(f"{sample['prefix']} {sample['suffix']}" == text for text in whole)  # one is missing
+    prefixes = [sample["prefix"] for sample in one["base", "continuation"].samples]
+    assert len(prefixes) == 2 and all(prefix.endswith("has more than") for prefix in prefixes)
+    assert {cell: record.samples for cell, record in one.items()} == {cell: r.samples for cell, r in same.items()}
+    assert samples != other["MAGNET", "infilling"].samples
+    assert one["MAGNET", "infilling"].settings["texts"] != other["MAGNET", "infilling"].settings["texts"]
+
+
+def test_what_does_not_fit_a_model_is_on_record_as_that(ask, own, tmp_path, capsys):
+    own.write_text(json.dumps({"prefix": "a " * 70}) + "\n" + json.dumps({"prefix": "b " * 2048, "suffix": "c"}))
+    cells = by_cell(main([*ask, "--stories", str(own)]))
+    assert "the model 64 positions" in cells["BERT", "continuation"].unavailable
+    assert "exceeds the model's context by" in cells["zero-shot, blank", "infilling"].unavailable
+    assert cells["MAGNET", "infilling"].unavailable
+    assert cells["base", "continuation"].samples
+    assert "BERT, continuation: not available here:" in capsys.readouterr().out
+
+
+def test_a_model_that_is_not_there_leaves_its_rows_out(ask, own, capsys):
+    cells = by_cell(main([ask[0], ask[2], *ask[5:], "--stories", str(own)]))
+    assert list(cells) == [("MAGNET", "infilling"), ("MAGNET", "continuation")]
+    assert "No model is named base" in capsys.readouterr().out
+
+
+def test_wrong_files_and_arguments_are_told_at_once(ask, tmp_path):
+    file = tmp_path / "bad.jsonl"
+    rows = ['{"prefix": "a", "title": "t"}', '{"suffix": "b"}', "text", '{"prefix": 3}', '{"prefix": "a", "x": "b"}',
+            '{"prefix": "c", "title": "t"}', '{"prefix": " "}', "[]"]  # fmt: skip
+    file.write_text("\n".join(rows))
+    with pytest.raises(ValueError) as raised:
+        read_own(file)
+    assert [number for number in range(1, 9) if f"Line {number} of" in str(raised.value)] == list(range(2, 9))
+    assert "has the title 't', as another line has" in str(raised.value)
+    file.write_text("\n")
+    with pytest.raises(ValueError, match="has no line"):
+        read_own(file)
+    with pytest.raises(ValueError, match="The arguments cannot be used") as raised:
+        main([*ask[:3], "unidirectional=x", "--masked", "base=y", "--stories", str(tmp_path / "no"), "--number", "0",
+              *ask[5:]])  # fmt: skip
+    for complaint in (
+        "`--number` is 0",
+        "has 'unidirectional', the name of a row",
+        "`--masked` has 'base=y'",
+        "no file",
+    ):
+        assert complaint in str(raised.value)
