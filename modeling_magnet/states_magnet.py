@@ -1,9 +1,10 @@
-"""Token rows -> hidden states, bidirectionally, in batches of a bounded number of tokens."""
+"""Token rows -> hidden states, bidirectionally or causally, in batches of a bounded number of tokens."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
@@ -18,6 +19,8 @@ ACCELERATOR_BATCH_TOKENS = 16_384
 # Packed rows end at a multiple of this: the blocks of a block mask, and few lengths to compile for.
 PACKED_MULTIPLE = 1024
 
+ReadingMode = Literal["bidirectional", "causal"]
+
 
 def check_whole_number(value: Any, *, name: str, least: int | None = None) -> None:
     """Refuse what is no whole number, such as `True`, or is less than so many.
@@ -30,6 +33,16 @@ def check_whole_number(value: Any, *, name: str, least: int | None = None) -> No
         raise ValueError(f"`{name}` is {value!r}; expected a whole number{limit}.")
 
 
+def check_reading_mode(mode: str) -> None:
+    """Refuse a mode in which no plain text is read.
+
+    Raises:
+        ValueError: naming the two modes.
+    """
+    if mode not in get_args(ReadingMode):
+        raise ValueError(f"`mode` is {mode!r}; expected 'bidirectional' or 'causal'. Infill mode needs segment ids.")
+
+
 class RowStates(NamedTuple):
     """States of some rows of a call."""
 
@@ -39,7 +52,7 @@ class RowStates(NamedTuple):
 
 
 class StatesMixin(PublishingMixin):
-    """Run token rows through the model in bidirectional mode."""
+    """Run token rows through the model in bidirectional or causal mode."""
 
     _probed: set[tuple[str, ...]]
 
@@ -84,16 +97,21 @@ class StatesMixin(PublishingMixin):
             self._probed.add(used_with)
 
     def _row_states(
-        self, rows: Sequence[Sequence[int]], *, batch_tokens: int, batch_size: int | None
+        self,
+        rows: Sequence[Sequence[int]],
+        *,
+        batch_tokens: int,
+        batch_size: int | None,
+        mode: ReadingMode = "bidirectional",
     ) -> Iterator[RowStates]:
         """States of all rows, in batches; nothing waits for the device.
 
-        Packed end to end where the back-end skips what a block mask leaves out, else padded to the longest of the
-        batch.
+        Packed end to end where the back-end skips what a block mask leaves out, else, and in causal mode, padded to
+        the longest of the batch.
         """
-        packed = self.config._attn_implementation in PACKED_BACKENDS
+        packed = mode == "bidirectional" and self.config._attn_implementation in PACKED_BACKENDS
         lengths = [len(row) for row in rows]
-        run = self._packed_states if packed else self._padded_states
+        run = self._packed_states if packed else partial(self._padded_states, mode=mode)
         for indices in plan_batches(lengths, max_tokens=batch_tokens, max_rows=batch_size, padded=not packed):
             states, attention_mask = run([rows[index] for index in indices])
             yield RowStates(indices, states, attention_mask)
@@ -104,7 +122,7 @@ class StatesMixin(PublishingMixin):
         known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         return next(token_id for token_id in known if token_id is not None)
 
-    def _padded_states(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _padded_states(self, rows: Sequence[Sequence[int]], *, mode: ReadingMode) -> tuple[torch.Tensor, torch.Tensor]:
         """States `(B, S, H)` and attention mask `(B, S)` of a padded batch."""
         batch = self._to_device(pad_token_rows(rows, pad_token_id=self._pad_token_id()))
         attention_mask = batch["attention_mask"]
@@ -112,7 +130,8 @@ class StatesMixin(PublishingMixin):
         outputs = self(
             batch["input_ids"],
             attention_mask=attention_mask if is_padded else None,
-            mode="bidirectional",
+            mode=mode,
+            use_cache=False,
             logits_to_keep=torch.arange(0, device=self.device),
         )
         return outputs.last_hidden_state, attention_mask
@@ -166,4 +185,4 @@ class StatesMixin(PublishingMixin):
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
 
-__all__ = ["StatesMixin", "check_whole_number"]
+__all__ = ["ReadingMode", "StatesMixin", "check_reading_mode", "check_whole_number"]

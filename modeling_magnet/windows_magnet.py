@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-from .states_magnet import check_whole_number
+from .states_magnet import ReadingMode, check_whole_number
 
 Shift = Literal["next", "same"]
 
@@ -47,7 +47,15 @@ def plan_windows(length: int, *, size: int, overlap: int, context: int = 0) -> l
     ]
 
 
-def windows_of_text(length: int, *, num_front: int, size: int, overlap: int | None, shift: Shift) -> list[Window]:
+def windows_of_text(
+    length: int,
+    *,
+    num_front: int,
+    size: int,
+    overlap: int | None,
+    shift: Shift,
+    mode: ReadingMode = "bidirectional",
+) -> list[Window]:
     """The windows in which a text is read; each vector of a later one has its own context.
 
     Args:
@@ -57,6 +65,8 @@ def windows_of_text(length: int, *, num_front: int, size: int, overlap: int | No
         overlap (`int`, *optional*): Tokens two neighbours share; defaults to a quarter of `size`.
         shift (`str`): With `"next"` a token is represented by the output before it, so that at least one token of text
             must stand in front of what a later window keeps: BOS and prompt know nothing of the text before.
+        mode (`str`, defaults to `"bidirectional"`): With `"causal"` what follows a token is of no use to it, so that
+            the whole overlap stands in front of what a later window keeps.
 
     Raises:
         ValueError: there is no room for them, or for their overlap.
@@ -77,6 +87,7 @@ def windows_of_text(length: int, *, num_front: int, size: int, overlap: int | No
             "as shift='next' needs. Raise `max_length`, shorten the prompt, or pass shift='same'."
         )
     overlap = max(overlap, min(context, size - 1))
+    context = overlap if mode == "causal" else context
     return plan_windows(length, size=size, overlap=overlap, context=context) if length else []
 
 

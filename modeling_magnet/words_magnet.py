@@ -10,6 +10,7 @@ from transformers.utils.logging import tqdm
 
 from .encoding_magnet import EncodingMixin, hides_bar
 from .prompts_magnet import join_prompt
+from .states_magnet import ReadingMode, check_reading_mode
 from .texts_magnet import check_texts, front_tokens, items_of
 from .windows_magnet import Shift, Window, windows_of_text
 
@@ -60,12 +61,13 @@ class WordsMixin(EncodingMixin):
         prompt_name: str | None = None,
         prompt: str | None = "",
         shift: Shift = "next",
+        mode: ReadingMode = "bidirectional",
         max_length: int | None = None,
         window_overlap: int | None = None,
         batch_tokens: int | None = None,
         show_progress_bar: bool | None = None,
     ) -> PlacedVectors | list[PlacedVectors]:
-        """Embed every token of a text: bidirectional attention, no EOS.
+        """Embed every token of a text: bidirectional attention unless asked for causal, no EOS.
 
         A text beyond the context is read in windows that overlap; each repeats BOS and prompt, and a token's vector
         comes from the window in which it is farthest from an edge.
@@ -78,6 +80,8 @@ class WordsMixin(EncodingMixin):
             shift (`str`, defaults to `"next"`): `"next"`: a token is represented by the output before it, which
                 predicts it (the paper's choice); the very first token of a vocabulary without BOS by its own.
                 `"same"`: by its own output.
+            mode (`str`, defaults to `"bidirectional"`): Or `"causal"`: the decoder as it generates, a control that
+                knows what stands in front of a token alone.
             max_length (`int`, *optional*): Tokens of a window, BOS and prompt included; defaults to the context.
             window_overlap (`int`, *optional*): Tokens that two windows share; defaults to a quarter of their text. At
                 least 1 with the shift `"next"`, so that a window's first token has the output before it.
@@ -89,7 +93,7 @@ class WordsMixin(EncodingMixin):
             and `offsets` of shape `(num_tokens, 2)`, in characters of the text.
 
         Raises:
-            ValueError: something that is no text, an unknown prompt or shift, or windows without room.
+            ValueError: something that is no text, an unknown prompt, shift or mode, or windows without room.
 
         Source: Khosla et al. 2025, section 4.1; BehnamGhader et al. 2024 (LLM2Vec) for the shift.
         """
@@ -101,6 +105,7 @@ class WordsMixin(EncodingMixin):
                 texts,
                 prompt=chosen,
                 shift=shift,
+                mode=mode,
                 max_length=max_length,
                 window_overlap=window_overlap,
                 batch_tokens=batch_tokens,
@@ -116,6 +121,7 @@ class WordsMixin(EncodingMixin):
         prompt_name: str | None = None,
         prompt: str | None = "",
         shift: Shift = "next",
+        mode: ReadingMode = "bidirectional",
         max_length: int | None = None,
         window_overlap: int | None = None,
         batch_tokens: int | None = None,
@@ -129,7 +135,7 @@ class WordsMixin(EncodingMixin):
             inputs (`str`, `list[str]` or `list[list[str]]`): Texts, whose words are what stands between white space;
                 or with `is_split_into_words` the words of one text (`list[str]`) or of several, joined by one space.
             is_split_into_words (`bool`, defaults to `False`): Whether the caller has split the texts.
-            prompt_name, prompt, shift, max_length, window_overlap, batch_tokens, show_progress_bar: As in
+            prompt_name, prompt, shift, mode, max_length, window_overlap, batch_tokens, show_progress_bar: As in
                 `encode_tokens`.
 
         Returns:
@@ -156,6 +162,7 @@ class WordsMixin(EncodingMixin):
             prompt_name=prompt_name,
             prompt=prompt,
             shift=shift,
+            mode=mode,
             max_length=max_length,
             window_overlap=window_overlap,
             batch_tokens=batch_tokens,
@@ -173,6 +180,7 @@ class WordsMixin(EncodingMixin):
         *,
         prompt: str | None,
         shift: Shift,
+        mode: ReadingMode,
         max_length: int | None,
         window_overlap: int | None,
         batch_tokens: int | None,
@@ -181,6 +189,7 @@ class WordsMixin(EncodingMixin):
         """Tokens of each text with their vectors."""
         if shift not in ("next", "same"):
             raise ValueError(f"`shift` is {shift!r}; expected 'next' (the output before a token) or 'same'.")
+        check_reading_mode(mode)
         budget = self._batch_tokens(batch_tokens, None)
         before = join_prompt(prompt, "")
         if not texts:
@@ -199,7 +208,7 @@ class WordsMixin(EncodingMixin):
             offsets.append(np.array(spans[num_prompt:], dtype=np.int64).reshape(-1, 2) - len(before))
             size = self._longest_row(max_length) - len(front)
             for window in windows_of_text(
-                len(own), num_front=len(front), size=size, overlap=window_overlap, shift=shift
+                len(own), num_front=len(front), size=size, overlap=window_overlap, shift=shift, mode=mode
             ):
                 rows.append(front + own[window.start : window.end])
                 sources.append((number, len(front), window))
@@ -208,7 +217,7 @@ class WordsMixin(EncodingMixin):
         with tqdm(
             total=len(rows), desc="Encoding", unit="window", disable=hides_bar(show_progress_bar, len(rows))
         ) as bar:
-            for batch in self._row_states(rows, batch_tokens=budget, batch_size=None):
+            for batch in self._row_states(rows, batch_tokens=budget, batch_size=None, mode=mode):
                 states = batch.states.float().cpu().numpy()
                 for index, row_states in zip(batch.indices, states, strict=True):
                     number, num_front, window = sources[index]

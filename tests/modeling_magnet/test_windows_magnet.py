@@ -33,3 +33,7 @@ def test_a_later_window_has_a_token_in_front_of_what_it_keeps(length, size, over
     unshifted = windows_of_text(length, num_front=1, size=size, overlap=overlap, shift="same")
     if overlap is None or overlap > 1:  # then there is a token anyway
         assert size < 8 and overlap is None or windows == unshifted
+    causal = windows_of_text(length, num_front=1, size=size, overlap=overlap, shift="same", mode="causal")
+    assert [place for window in causal for place in range(window.keep_start, window.keep_end)] == list(range(length))
+    shared = size // 4 if overlap is None else overlap
+    assert all(window.keep_start - window.start >= shared for window in causal[1:])

@@ -28,6 +28,43 @@ def test_a_token_is_the_output_before_it_or_its_own(real_llama, shift):
     np.testing.assert_allclose(vectors, states[:-1] if shift == "next" else states[1:], atol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("shift", ["next", "same"])
+def test_read_causally_a_token_knows_what_is_before_it_alone(tiny_model, shift):
+    words = ["The", "cat", "unbelievably", "slept", "."]
+    text = " ".join(words)
+    encoded = tiny_model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = [1, *encoded["input_ids"]]
+    # The states by hand: one forward for each prefix, so that nothing later can be seen.
+    states = np.stack(
+        [
+            tiny_model(torch.tensor([ids[: end + 1]]), mode="causal").last_hidden_state[0, -1].numpy()
+            for end in range(len(ids))
+        ]
+    )
+    vectors, offsets = tiny_model.encode_tokens(text, shift=shift, mode="causal")
+    np.testing.assert_array_equal(offsets, encoded["offset_mapping"])
+    np.testing.assert_allclose(vectors, states[:-1] if shift == "next" else states[1:], atol=1e-5)
+    assert np.abs(vectors - tiny_model.encode_tokens(text, shift=shift).vectors).max() > 1e-2
+
+    both = tiny_model.encode_words([words, words[:2]], is_split_into_words=True, shift=shift, mode="causal")
+    np.testing.assert_allclose(both[1].vectors, both[0].vectors[:2], atol=1e-5)
+    spans = [(text.index(word), text.index(word) + len(word)) for word in words]
+    for vector, (first, last) in zip(both[0].vectors, spans, strict=True):
+        own = [vectors[n] for n, (start, end) in enumerate(offsets) if first < end <= last and start < end]
+        np.testing.assert_allclose(vector, np.mean(own, axis=0), atol=1e-5)
+
+
+def test_read_causally_a_later_window_keeps_what_has_the_whole_overlap_before_it(tiny_model):
+    text = "The cat sat on the mat, and the dog barked at the king. " * 6
+    ids = tiny_model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    vectors, _ = tiny_model.encode_tokens(text, max_length=41, window_overlap=16, mode="causal")
+    own = tiny_model(torch.tensor([[1, *ids[:40]]]), mode="causal").last_hidden_state[0].detach().numpy()
+    np.testing.assert_allclose(vectors[:40], own[:-1], atol=1e-5)
+    own = tiny_model(torch.tensor([[1, *ids[24:64]]]), mode="causal").last_hidden_state[0].detach().numpy()
+    np.testing.assert_allclose(vectors[40:64], own[16:-1], atol=1e-5)
+
+
 def test_a_prompt_is_read_but_has_no_vectors(wiki_7m):
     wiki = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)
     text = "The cat slept."
@@ -195,6 +232,8 @@ def split(*words):
         (lambda m: m.encode_words(**split(["a"], "b c")), r"Text 1 is a string \('b c'\)"),
         (lambda m: m.encode_words("a", batch_tokens=0), r"`batch_tokens` is 0"),
         (lambda m: m.encode_tokens("a", shift="last"), r"`shift` is 'last'; expected 'next'"),
+        (lambda m: m.encode_tokens("a", mode="infill"), r"`mode` is 'infill'; expected 'bidirectional' or 'causal'"),
+        (lambda m: m.encode_words("a", mode="both"), r"`mode` is 'both'"),
         (lambda m: m.encode_tokens("a", max_length=20, window_overlap=19), r"cannot overlap by 19"),
         (lambda m: m.encode_tokens("a", max_length=5, prompt="A long prompt"), r"Windows of -\d+ tokens of text"),
         (lambda m: m.encode_tokens(7), r"`inputs` is int"),

@@ -1,0 +1,151 @@
+"""Frozen states of words and their labels -> a trained linear layer -> predicted labels.
+
+Pure functions of arrays and a seed: nothing here knows about models, texts or tasks.
+
+How LLM2Vec trains its classifiers (experiments/run_word_task.py and train_configs/word-task of its repository) is
+followed: AdamW without weight decay, which is Adam, at its default moments; the rate falls in a line that would reach
+0 after 10 epochs and is cut off at 4000 steps; gradients are clipped at norm 1; dropout on the states; cross entropy
+over the words of the batch; each epoch is a new order, and its last batch may be smaller. Not followed: their layer is
+kept in bfloat16, ours in float32.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+# Rows of states that are classified at once.
+_ROWS_AT_ONCE = 16_384
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings:
+    """How a probe is trained; the paper's values.
+
+    Args:
+        steps (`int`): Updates, >= 1.
+        batch_size (`int`): Sentences of an update, >= 1.
+        learning_rate (`float`): At the first step, > 0.
+        dropout (`float`): Share of each state's dimensions that a step leaves out, in [0, 1).
+        decay_epochs (`int`): Epochs after which the falling rate would be 0; never before the last step.
+        max_grad_norm (`float`): Longer gradients are scaled down to it.
+
+    Source: Khosla et al. 2025, section 4.1; BehnamGhader et al. 2024 (LLM2Vec) for the last two.
+    """
+
+    steps: int = 4000
+    batch_size: int = 8
+    learning_rate: float = 5e-4
+    dropout: float = 0.1
+    decay_epochs: int = 10
+    max_grad_norm: float = 1.0
+
+    def complaints(self) -> list[str]:
+        """What cannot be trained with, in words."""
+        found = [
+            f"`{name}` is {getattr(self, name)}; expected a whole number of at least 1."
+            for name in ("steps", "batch_size", "decay_epochs")
+            if getattr(self, name) < 1
+        ]
+        if not 0 < self.learning_rate < math.inf:
+            found.append(f"`learning_rate` is {self.learning_rate}; expected a number above 0, such as 5e-4.")
+        if not 0 <= self.dropout < 1:
+            found.append(f"`dropout` is {self.dropout}; expected at least 0 and less than 1.")
+        return found
+
+
+def train_probe(
+    states: np.ndarray,
+    labels: np.ndarray,
+    bounds: np.ndarray,
+    *,
+    num_labels: int,
+    settings: ProbeSettings,
+    seed: int,
+    device: str = "cpu",
+    description: str | None = None,
+) -> torch.nn.Linear:
+    """Train a linear layer to tell the labels of words from their states.
+
+    Args:
+        states (`numpy.ndarray` of shape `(num_words, hidden_size)`): Float32; a memory map is read batch by batch.
+        labels (`numpy.ndarray` of shape `(num_words,)`): Whole numbers from 0 to `num_labels - 1`.
+        bounds (`numpy.ndarray` of shape `(num_sentences + 1,)`): Words `bounds[i]` to `bounds[i + 1]` are sentence i.
+        num_labels (`int`): Outputs of the layer.
+        settings (`ProbeSettings`): How.
+        seed (`int`): Draws the layer, the orders and the dropout; torch's own generators stay as they are.
+        device (`str`): Where to compute.
+        description (`str`, *optional*): Of the progress bar; none is shown without.
+
+    Returns:
+        `torch.nn.Linear`: on the device.
+
+    Raises:
+        ValueError: arrays that do not fit together, or settings out of range.
+    """
+    _check_arrays(states, labels, bounds, num_labels=num_labels)
+    if complaints := settings.complaints():
+        raise ValueError(" ".join(complaints))
+    cuda = [torch.device(device)] if device.startswith("cuda") else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        layer = torch.nn.Linear(states.shape[1], num_labels).to(device)
+        orders = torch.Generator().manual_seed(seed)
+        optimizer = torch.optim.AdamW(layer.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+        num_sentences = len(bounds) - 1
+        per_epoch = math.ceil(num_sentences / settings.batch_size)
+        decay_steps = max(settings.decay_epochs * per_epoch, settings.steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / decay_steps)
+        order: list[int] = []
+        for _ in tqdm(range(settings.steps), desc=description, unit="step", disable=description is None):
+            order = order or torch.randperm(num_sentences, generator=orders).tolist()
+            chosen, order = order[: settings.batch_size], order[settings.batch_size :]
+            rows = np.concatenate([np.arange(bounds[index], bounds[index + 1]) for index in chosen])
+            batch = torch.from_numpy(states[rows]).to(device)
+            truth = torch.from_numpy(labels[rows]).long().to(device)
+            logits = layer(torch.nn.functional.dropout(batch, settings.dropout))
+            torch.nn.functional.cross_entropy(logits, truth).backward()
+            torch.nn.utils.clip_grad_norm_(layer.parameters(), settings.max_grad_norm)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+    return layer
+
+
+@torch.no_grad()
+def predict(layer: torch.nn.Linear, states: np.ndarray) -> np.ndarray:
+    """The likeliest label of each word.
+
+    Args:
+        layer (`torch.nn.Linear`): What `train_probe` returned.
+        states (`numpy.ndarray` of shape `(num_words, hidden_size)`): Float32.
+
+    Returns:
+        `numpy.ndarray` of shape `(num_words,)`, int64.
+    """
+    parts = [
+        layer(torch.from_numpy(states[start : start + _ROWS_AT_ONCE].copy()).to(layer.weight.device)).argmax(-1).cpu()
+        for start in range(0, len(states), _ROWS_AT_ONCE)
+    ]
+    return torch.cat(parts).numpy() if parts else np.empty(0, dtype=np.int64)
+
+
+def _check_arrays(states: np.ndarray, labels: np.ndarray, bounds: np.ndarray, *, num_labels: int) -> None:
+    """Refuse arrays that do not describe the same words."""
+    lengths = np.diff(bounds)
+    if not len(lengths) or bounds[0] != 0 or bounds[-1] != len(states) or (lengths < 1).any():
+        raise ValueError(
+            f"`bounds` must rise from 0 to the number of words, {len(states)}; it holds {bounds.tolist()!r:.80}."
+        )
+    if len(labels) != len(states):
+        raise ValueError(f"There are {len(labels)} labels for the states of {len(states)} words; expected one each.")
+    if labels.min() < 0 or labels.max() >= num_labels:
+        raise ValueError(
+            f"`labels` go from {labels.min()} to {labels.max()}; expected 0 to {num_labels - 1}, for `num_labels` is "
+            f"{num_labels}."
+        )
+
+
+__all__ = ["ProbeSettings", "predict", "train_probe"]

@@ -1,0 +1,213 @@
+"""Table 1 of the paper: linear probes for chunking, entities and parts of speech on frozen states of CoNLL-2003.
+
+    python examples/evaluate/word_probes.py --model MAGNET=DIR "base, bidirectional=DIR" --data FOLDER
+    python examples/evaluate/word_probes.py --model "base, causal=DIR" --reading causal --data FOLDER
+    python examples/evaluate/word_probes.py --model BERT-Large=google-bert/bert-large-cased
+
+A decoder is read bidirectionally unless `--reading causal` is given, a token represented by the output before it and a
+word by the mean over its tokens; any other model as an encoder, with the last hidden states of its own tokens. The
+states of all words are computed once and serve the three probes. `accuracy` over words, in percent, is the paper's
+figure; `f1` is that of spans (see trainer/metric_modules/probe_scores.py).
+"""
+
+import argparse
+import functools
+import random
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+# A script finds its own folder alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+
+from examples.evaluate.conll import HUB_ID, TASKS, TaggedSentence, missing_files, read_conll, split_to_test
+from examples.evaluate.driver import (
+    Measurement,
+    NotAvailableError,
+    Unit,
+    check,
+    make_parser,
+    parse,
+    print_table,
+    run,
+    start,
+)
+from examples.evaluate.linear_probe import ProbeSettings, predict, train_probe
+from examples.evaluate.records import Record
+from examples.evaluate.word_readers import ENCODER_WINDOW, READINGS, open_reader, reading_of
+from examples.evaluate.word_states import WordStates, tabulate
+from modeling_magnet.windows_magnet import Shift
+from trainer.metric_modules.probe_scores import probe_scores
+
+PAPER = {
+    "steps": 4000,
+    "batch_size": 8,
+    "learning_rate": 5e-4,
+    "dropout": 0.1,
+    "train_sentences": None,
+    "test_sentences": None,
+}
+SMOKE = {**PAPER, "steps": 1000, "train_sentences": 2000, "test_sentences": 500}
+
+Corpus = dict[str, list[TaggedSentence]]
+
+
+class FrozenStates:
+    """The states of all words by one model: computed when a probe first asks, then shared; the model is let go.
+
+    Args:
+        path (`str`): Of the model.
+        args (`argparse.Namespace`): The command line.
+        reading (`str`): One of `READINGS`.
+        corpus (`Callable`): Gives the sentences of `"train"` and `"test"`.
+    """
+
+    def __init__(self, path: str, args: argparse.Namespace, *, reading: str, corpus: Callable[[], Corpus]) -> None:
+        self.path, self.args, self.reading, self.corpus = path, args, reading, corpus
+
+    @functools.cached_property
+    def tables(self) -> dict[str, WordStates]:
+        """By part of the corpus."""
+        corpus = self.corpus()
+        reader = open_reader(self.path, self.args, reading=self.reading)
+        return {
+            part: tabulate(reader, [sentence.words for sentence in sentences], description=f"states, {part}")
+            for part, sentences in corpus.items()
+        }
+
+
+def draw(sentences: list[TaggedSentence], number: int | None, *, seed: int) -> list[TaggedSentence]:
+    """So many of the sentences, in their order; all if there are no more, or with `None`."""
+    if number is None or number >= len(sentences):
+        return sentences
+    return [sentences[index] for index in sorted(random.Random(seed).sample(range(len(sentences)), number))]
+
+
+def read_corpus(args: argparse.Namespace) -> Corpus:
+    """The sentences to train on and to test on.
+
+    Raises:
+        NotAvailableError: the Hub cannot be reached.
+    """
+    try:
+        parts = {"train": read_conll("train", folder=args.data)}
+        parts["test"] = read_conll(split_to_test(args.data), folder=args.data)
+    except OSError as error:
+        raise NotAvailableError(f"CoNLL-2003 cannot be read ({error}); pass `--data` with its files") from error
+    limits = {"train": args.train_sentences, "test": args.test_sentences}
+    return {part: draw(sentences, limits[part], seed=args.seed) for part, sentences in parts.items()}
+
+
+def probe_settings(args: argparse.Namespace) -> ProbeSettings:
+    """How the probes are trained, from the command line."""
+    names = ("steps", "batch_size", "learning_rate", "dropout")
+    return ProbeSettings(**{name: getattr(args, name) for name in names})
+
+
+def measure(frozen: FrozenStates, *, task: str, settings: ProbeSettings, args: argparse.Namespace) -> Measurement:
+    """Train a probe for one task, and score what it predicts."""
+    corpus = frozen.corpus()
+    train, test = frozen.tables["train"], frozen.tables["test"]
+    truth = {part: [sentence.tags(task) for sentence in sentences] for part, sentences in corpus.items()}
+    labels = sorted({tag for tags in truth["train"] for tag in tags})
+    ids = {label: number for number, label in enumerate(labels)}
+    probe = train_probe(
+        train.states,
+        np.array([ids[tag] for tags in truth["train"] for tag in tags]),
+        train.bounds,
+        num_labels=len(labels),
+        settings=settings,
+        seed=args.seed,
+        device=args.device,
+        description=f"probe, {task}",
+    )
+    predicted = [labels[number] for number in predict(probe, test.states)]
+    tags = [predicted[first:last] for first, last in zip(test.bounds, test.bounds[1:], strict=False)]
+    return Measurement(
+        metrics=probe_scores(tags, truth["test"], spans=task != "pos"),
+        counts={
+            "train_sentences": len(corpus["train"]),
+            "train_words": len(train.states),
+            "test_sentences": len(corpus["test"]),
+            "test_words": len(test.states),
+            "labels": len(labels),
+            "words_without_tokens": train.num_without_tokens + test.num_without_tokens,
+        },
+    )
+
+
+def make_units(args: argparse.Namespace, reading: str) -> list[Unit]:
+    """The three columns of the table for models that are read in one way."""
+    probe = probe_settings(args)
+    settings = {
+        **vars(probe),
+        "optimizer": "AdamW, no weight decay, linear decay",
+        "reading": reading,
+        "shift": "same" if reading == "encoder" else args.shift,
+        "window": ENCODER_WINDOW if reading == "encoder" else None,
+        "data": HUB_ID if args.data is None else "files of the shared task",
+        "tested": split_to_test(args.data),
+        "train_sentences": args.train_sentences,
+        "test_sentences": args.test_sentences,
+    }
+    return [Unit(task, settings, partial(measure, task=task, settings=probe, args=args)) for task in TASKS]
+
+
+def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, dict[str, str]]:
+    """The command line, checked, and how each model is read.
+
+    Raises:
+        ValueError: listing what cannot be used.
+    """
+    parser = make_parser(__doc__, smoke=SMOKE, paper=PAPER)
+    parser.add_argument("--reading", choices=READINGS, help="of all models; by what each is if left out")
+    parser.add_argument("--shift", default="next", choices=get_args(Shift), help="of decoders: output before, or own")
+    parser.add_argument("--steps", type=int, help="updates of a probe")
+    parser.add_argument("--batch-size", type=int, help="sentences of an update")
+    parser.add_argument("--learning-rate", type=float, help="at the first step")
+    parser.add_argument("--dropout", type=float, help="on the states")
+    parser.add_argument("--train-sentences", type=int, help="drawn from the training set; all if left out")
+    parser.add_argument("--test-sentences", type=int, help="drawn from the test set; all if left out")
+    args = parse(parser, arguments)
+    complaints = probe_settings(args).complaints()
+    for name in ("train_sentences", "test_sentences"):
+        number = getattr(args, name)
+        if number is not None and number < 1:
+            complaints.append(f"`--{name.replace('_', '-')}` is {number}; expected at least 1.")
+    complaints += missing_files(args.data) if args.data is not None else []
+    readings = {}
+    for name, path in args.model.items():
+        try:
+            readings[name] = reading_of(path, args.reading)
+        except ValueError as error:
+            complaints.append(f"`--model` {name}: {error}")
+    check(complaints)
+    return args, readings
+
+
+def main(arguments: list[str] | None = None) -> list[Record]:
+    """Probe the models that were named.
+
+    Raises:
+        ValueError: arguments or files that cannot be used.
+    """
+    args, readings = parse_arguments(arguments)
+    corpus = functools.cache(partial(read_corpus, args))
+    records = []
+    kinds = list(dict.fromkeys(readings.values()))
+    for reading in kinds:  # a record's settings say how its model was read
+        models = {name: path for name, path in args.model.items() if readings[name] == reading}
+        some = argparse.Namespace(**{**vars(args), "model": models})
+        opened = partial(FrozenStates, reading=reading, corpus=corpus)
+        records += run("words", some, make_units(args, reading), open_model=opened)
+    if len(kinds) > 1:
+        print_table(records)
+    return records
+
+
+if __name__ == "__main__":
+    start(main)

@@ -1,0 +1,142 @@
+"""Texts -> the vectors of their tokens with their places, by a decoder in either direction or by an encoder."""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+
+from examples.evaluate.driver import open_magnet
+from modeling_magnet import AutoMagnetForCausalLM
+from modeling_magnet.batching_magnet import plan_batches
+from modeling_magnet.families_magnet import open_without_weights
+from modeling_magnet.states_magnet import ACCELERATOR_BATCH_TOKENS, CPU_BATCH_TOKENS, ReadingMode
+from modeling_magnet.words_magnet import PlacedVectors
+
+READINGS = (*get_args(ReadingMode), "encoder")
+# Tokens that an encoder reads at once, where its own context is not shorter; what LLM2Vec tested with.
+ENCODER_WINDOW = 512
+_FAR = 1 << 30
+
+TokenReader = Callable[[list[str]], list[PlacedVectors]]
+
+
+def open_reader(path: str, args: argparse.Namespace, *, reading: str) -> TokenReader:
+    """From texts to the vectors of their tokens by a model that is opened here."""
+    if reading != "encoder":
+        decoder = open_magnet(path, args)
+        return partial(decoder.encode_tokens, shift=args.shift, mode=reading, show_progress_bar=False)
+    encoder: Any = AutoModel.from_pretrained(path, dtype=getattr(torch, args.dtype))
+    return partial(encoder_tokens, encoder.to(args.device).eval(), AutoTokenizer.from_pretrained(path))
+
+
+def reading_of(path: str, asked: str | None) -> str:
+    """How a model is read: as asked, else a decoder that we have bidirectionally and any other as an encoder.
+
+    Raises:
+        ValueError: no model there, or one that cannot be read so.
+    """
+    try:
+        AutoMagnetForCausalLM.family_of(path)
+    except ValueError as error:
+        if asked not in (None, "encoder"):
+            raise
+        try:
+            AutoConfig.from_pretrained(path)
+            is_fast = AutoTokenizer.from_pretrained(path).is_fast
+        except (OSError, ValueError) as as_encoder:
+            raise ValueError(f"{error} As an encoder: {as_encoder}") from as_encoder
+        if not is_fast:
+            raise ValueError(
+                f"The tokenizer of {path!r} tells no places in the text; a fast one is needed."
+            ) from error
+        return "encoder"
+    if asked == "encoder":
+        raise ValueError(f"{path!r} is a decoder; expected --reading bidirectional or causal.")
+    open_without_weights(path)
+    return asked or "bidirectional"
+
+
+@torch.no_grad()
+def encoder_tokens(
+    model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[str], *, window: int = ENCODER_WINDOW
+) -> list[PlacedVectors]:
+    """The last hidden states of every token of texts, special tokens left out.
+
+    A text beyond the context is read in windows that share a quarter; a token's vector comes from the window in which
+    it is farthest from an edge. So nothing is cut off.
+
+    Args:
+        model (`PreTrainedModel`): Any encoder that `AutoModel` opens.
+        tokenizer (`PreTrainedTokenizerFast`): Its own.
+        texts (`list[str]`): Texts.
+        window (`int`): Tokens of a window at most, special tokens included.
+
+    Returns:
+        `list[PlacedVectors]`: `vectors` of shape `(num_tokens, hidden_size)` in float32 and `offsets` of shape
+        `(num_tokens, 2)`, in characters of the text.
+
+    Raises:
+        ValueError: windows without room for text.
+    """
+    limit = min(window, tokenizer.model_max_length)
+    context = getattr(model.config, "max_position_embeddings", None) or -1
+    limit = min(limit, context) if context > 0 else limit  # XLNet, which has no limit, says -1
+    size = limit - tokenizer.num_special_tokens_to_add()
+    if size < 1:
+        raise ValueError(f"Windows of {limit} tokens have no room for text beside the special tokens. Pass more.")
+    rows = tokenizer(
+        texts,
+        truncation=True,
+        max_length=limit,
+        stride=size // 4,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
+    windows: list[list[PlacedVectors]] = [[] for _ in texts]
+    for index, states in enumerate(_encoder_states(model, tokenizer, rows)):
+        is_text = np.array(rows["special_tokens_mask"][index]) == 0
+        offsets = np.array(rows["offset_mapping"][index], dtype=np.int64).reshape(-1, 2)
+        windows[rows["overflow_to_sample_mapping"][index]].append(PlacedVectors(states[is_text], offsets[is_text]))
+    return [_join_windows(parts, step=size - size // 4) for parts in windows]
+
+
+def _encoder_states(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Any) -> list[np.ndarray]:
+    """States `(row length, hidden size)` of token rows, in their order."""
+    inputs = [name for name in tokenizer.model_input_names if name in rows]
+    budget = CPU_BATCH_TOKENS if model.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
+    states = [np.empty(0, dtype=np.float32)] * len(rows["input_ids"])
+    for batch in plan_batches([len(row) for row in rows["input_ids"]], max_tokens=budget):
+        chosen = {name: [rows[name][index] for index in batch] for name in inputs}
+        padded = tokenizer.pad(chosen, return_tensors="pt", return_attention_mask=True)
+        hidden = model(**padded.to(model.device)).last_hidden_state.float().cpu().numpy()
+        # Padding may stand on either side.
+        for index, row, mask in zip(batch, hidden, padded["attention_mask"].bool().cpu().numpy(), strict=True):
+            states[index] = row[mask]
+    return states
+
+
+def _join_windows(parts: list[PlacedVectors], *, step: int) -> PlacedVectors:
+    """The tokens of a text from windows of which each begins `step` tokens behind the one before."""
+    length = (len(parts) - 1) * step + len(parts[-1].vectors)
+    vectors = np.empty((length, parts[0].vectors.shape[1]), dtype=np.float32)
+    offsets = np.empty((length, 2), dtype=np.int64)
+    farthest = np.full(length, -1)
+    for number, part in enumerate(parts):
+        place = np.arange(len(part.vectors))
+        # Where the text itself begins or ends is no edge.
+        before = place if number else np.full_like(place, _FAR)
+        behind = place[::-1] if number < len(parts) - 1 else np.full_like(place, _FAR)
+        distance = np.minimum(before, behind)
+        better = distance > farthest[number * step + place]
+        chosen = number * step + place[better]
+        vectors[chosen], offsets[chosen] = part.vectors[better], part.offsets[better]
+        farthest[chosen] = distance[better]
+    return PlacedVectors(vectors, offsets)
+
+
+__all__ = ["ENCODER_WINDOW", "READINGS", "TokenReader", "encoder_tokens", "open_reader", "reading_of"]

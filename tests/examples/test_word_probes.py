@@ -1,0 +1,195 @@
+"""Table 1 from files to records: one pass over the words for three probes, and the same figures after a break."""
+
+import gzip
+import random
+
+import numpy as np
+import pytest
+
+from examples.evaluate import word_probes
+from examples.evaluate.linear_probe import ProbeSettings, predict, train_probe
+from examples.evaluate.records import RecordFile
+
+from .tiny_encoder import save_bert
+
+# Words with their tags: a word tells them all, so that a probe can learn them.
+WORDS = {
+    "the": ("DT", "I-NP", "O"),
+    "cat": ("NN", "I-NP", "O"),
+    "sat": ("VBD", "I-VP", "O"),
+    "on": ("IN", "I-PP", "O"),
+    "Given": ("NNP", "I-NP", "I-PER"),
+    "forest": ("NNP", "I-NP", "I-LOC"),
+    ".": (".", "O", "O"),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder with the files of the shared task, without its test set."""
+    folder = tmp_path_factory.mktemp("conll")
+    draw = random.Random(0)
+    for name, number in (("train", 60), ("testa", 20)):
+        rows = [[draw.choice(list(WORDS)) for _ in range(draw.randint(2, 8))] for _ in range(number)]
+        text = "\n\n".join("\n".join(f"{word} {' '.join(WORDS[word])}" for word in row) for row in rows)
+        (folder / f"eng.{name}.gz").write_bytes(gzip.compress(f"-DOCSTART- -X- O O\n\n{text}\n".encode()))
+    return folder
+
+
+@pytest.fixture
+def command(tmp_path, tiny_model, data):
+    tiny_model.save_pretrained(tmp_path / "model")
+    sizes = ["--steps", "100", "--learning-rate", "0.05", "--device", "cpu"]
+    return ["--model", f"m={tmp_path / 'model'}", "--data", str(data), "--results", str(tmp_path / "results"), *sizes]
+
+
+@pytest.fixture
+def openings(monkeypatch):
+    """The readings in which models were opened."""
+    seen, opened = [], word_probes.open_reader
+    monkeypatch.setattr(
+        word_probes, "open_reader", lambda *a, reading: seen.append(reading) or opened(*a, reading=reading)
+    )
+    return seen
+
+
+def test_three_probes_share_one_pass_and_are_on_record(command, openings, capsys):
+    records = word_probes.main([*command, "--shift", "same"])
+    assert openings == ["bidirectional"]
+    assert [record.unit for record in records] == ["chunking", "ner", "pos"]
+    for record in records:
+        assert 0 < record.metrics["f1"] <= record.metrics["accuracy"] <= 100
+        assert record.counts["train_sentences"] == 60 and record.counts["words_without_tokens"] == 0
+    assert records[2].metrics["f1"] == records[2].metrics["accuracy"] > 60, "far above a guess among six"
+    assert records[2].counts["labels"] == 6
+    settings = records[0].settings
+    assert (settings["tested"], settings["reading"], settings["shift"]) == ("testa", "bidirectional", "same")
+    assert (settings["steps"], settings["batch_size"], settings["dropout"]) == (100, 8, 0.1)
+    assert "words: OK (1 models, 3 cells each" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_broken_off_run_goes_on_to_the_figures_of_a_whole_one(command, openings, tmp_path, monkeypatch):
+    whole = word_probes.main([*command, "--results", str(tmp_path / "whole")])
+    trained = word_probes.train_probe
+
+    def breaks_off(*args, description, **kwargs):
+        if description == "probe, ner":
+            raise KeyboardInterrupt
+        return trained(*args, description=description, **kwargs)
+
+    monkeypatch.setattr(word_probes, "train_probe", breaks_off)
+    with pytest.raises(KeyboardInterrupt):
+        word_probes.main(command)
+    assert len(RecordFile(tmp_path / "results", "words").read()) == 1
+    monkeypatch.setattr(word_probes, "train_probe", trained)
+    records = word_probes.main(command)
+    assert [record.metrics for record in records] == [record.metrics for record in whole]
+    assert len(openings) == 3
+    word_probes.main(command)
+    assert len(openings) == 3, "all is on record"
+    other = word_probes.main([*command, "--seed", "1", "--steps", "3"])
+    assert other[0].metrics != records[0].metrics
+
+
+def test_readings_are_other_questions_and_differ(command, openings):
+    found = {
+        reading: word_probes.main([*command, "--reading", reading, "--steps", "40"])
+        for reading in ("bidirectional", "causal")
+    }
+    assert openings == ["bidirectional", "causal"]
+    for one, other in zip(*found.values(), strict=True):
+        assert one.question != other.question and one.place == other.place
+    # Random words: what stands before a word does not tell its tags, what the whole sentence holds does in part.
+    accuracies = [sum(record.metrics["accuracy"] for record in records) for records in found.values()]
+    assert accuracies[0] > accuracies[1]
+
+
+def test_encoders_and_decoders_stand_in_one_command(command, tmp_path, openings, capsys):
+    save_bert(tmp_path / "bert")
+    command.insert(2, f"bert={tmp_path / 'bert'}")
+    command.insert(3, f"again={tmp_path / 'model'}")
+    records = word_probes.main(command)
+    assert openings == ["bidirectional", "bidirectional", "encoder"]
+    assert [(record.system, record.settings["reading"], record.settings["shift"]) for record in records[::3]] == [
+        ("m", "bidirectional", "next"),
+        ("again", "bidirectional", "next"),
+        ("bert", "encoder", "same"),
+    ]
+    assert records[0].metrics == records[3].metrics
+    assert records[8].metrics["accuracy"] > 60, "far above a guess among six"
+    table = capsys.readouterr().out.split("words: OK")[-1]
+    assert all(name in table for name in ("m ", "again ", "bert "))
+
+
+def test_figures_are_those_of_the_parts(command, tiny_model, data):
+    record = word_probes.main([*command, "--train-sentences", "30", "--test-sentences", "9", "--seed", "3"])[1]
+    parts = {}
+    for part, file, number in (("train", "train", 30), ("test", "testa", 9)):
+        sentences = word_probes.read_conll(file, folder=data)
+        chosen = [sentences[index] for index in sorted(random.Random(3).sample(range(len(sentences)), number))]
+        vectors = tiny_model.encode_words([sentence.words for sentence in chosen], is_split_into_words=True)
+        parts[part] = (
+            np.concatenate([row.vectors for row in vectors]),
+            [tag for sentence in chosen for tag in sentence.ner],
+            np.cumsum([0, *(len(row.vectors) for row in vectors)]),
+        )
+    names = sorted(set(parts["train"][1]))
+    states, tags, bounds = parts["train"]
+    probe = train_probe(
+        states,
+        np.array([names.index(tag) for tag in tags]),
+        bounds,
+        num_labels=len(names),
+        settings=ProbeSettings(steps=100, learning_rate=0.05),
+        seed=3,
+    )
+    found = [names[number] for number in predict(probe, parts["test"][0])]
+    hits = [one == other for one, other in zip(found, parts["test"][1], strict=True)]
+    assert record.metrics["accuracy"] == pytest.approx(100 * np.mean(hits), abs=0.01)
+    assert (record.counts["train_sentences"], record.counts["test_sentences"]) == (30, 9)
+    assert record.counts["test_words"] == len(hits) and 50 < record.metrics["accuracy"] < 100
+
+
+def test_without_the_hub_the_record_says_so_and_no_weights_are_read(command, openings):
+    place = command.index("--data")
+    records = word_probes.main(command[:place] + command[place + 2 :])
+    assert openings == []
+    assert [record.metrics for record in records] == [{}, {}, {}]
+    assert "lhoestq/conll2003" in records[0].unavailable and "pass `--data`" in records[0].unavailable
+    assert records[0].settings["tested"] == "testb"
+
+
+def test_all_that_cannot_be_used_is_told_at_once(command, tmp_path):
+    (tmp_path / "empty").mkdir()
+    command[command.index("--data") + 1] = str(tmp_path / "empty")
+    command.insert(2, f"no={tmp_path / 'empty'}")
+    bad = ["--steps", "0", "--dropout", "1.5", "--learning-rate", "0", "--batch-size", "0", "--train-sentences", "0"]
+    with pytest.raises(ValueError, match="The arguments cannot be used") as raised:
+        word_probes.main([*command, *bad])
+    for complaint in (
+        "`steps` is 0",
+        "`dropout` is 1.5",
+        "`learning_rate` is 0.0",
+        "`batch_size` is 0",
+        "`--train-sentences` is 0",
+        "has no eng.train.gz",
+        "has no eng.testa.gz",
+        "`--model` no: ",
+    ):
+        assert complaint in str(raised.value)
+
+
+def test_the_presets_are_a_trial_and_the_paper(command):
+    plain = [item for item in command if item not in ("--steps", "100", "--learning-rate", "0.05")]
+    paper, _ = word_probes.parse_arguments(plain)
+    assert (paper.steps, paper.batch_size, paper.learning_rate, paper.dropout) == (4000, 8, 5e-4, 0.1)
+    assert paper.train_sentences is None and paper.test_sentences is None
+    smoke, _ = word_probes.parse_arguments([*plain, "--preset", "smoke"])
+    assert smoke.steps < 4000 and smoke.train_sentences < 14_041
+
+
+def test_what_is_refused_is_told_without_a_traceback(tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        word_probes.start(lambda: word_probes.main(["--model", f"a={tmp_path}", "--steps", "0"]))
+    assert left.value.code == 2
+    assert capsys.readouterr().err.startswith("error: The arguments cannot be used:\n- `steps` is 0")

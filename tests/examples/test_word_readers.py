@@ -1,0 +1,97 @@
+"""Vectors of tokens by encoders and decoders: windows, padding on either side, and which reading fits which model."""
+
+import argparse
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig
+
+from examples.evaluate.word_readers import encoder_tokens, open_reader, reading_of
+
+from .tiny_encoder import make_bert, make_wordpiece, make_xlnet, save_bert
+
+TEXTS = ["The cat sat on the mat .", "A king", "Unbelievably , the little girl lived in the forest for breakfast ."]
+
+
+@torch.no_grad()
+def states_of(model, ids):
+    """Of one row, without padding; `[CLS]` and `[SEP]` around it left out."""
+    return model(torch.tensor([[2, *ids, 3]])).last_hidden_state[0, 1:-1].numpy()
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlnet"])
+def test_tokens_have_the_states_of_a_row_alone_in_their_places(kind):
+    model, tokenizer = (make_bert(), make_wordpiece()) if kind == "bert" else (make_xlnet(), make_wordpiece())
+    tokenizer.padding_side = "right" if kind == "bert" else "left"
+    for text, (vectors, offsets) in zip(TEXTS, encoder_tokens(model, tokenizer, TEXTS), strict=True):
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        assert vectors.dtype == np.float32
+        np.testing.assert_array_equal(offsets, encoded["offset_mapping"])
+        np.testing.assert_allclose(vectors, states_of(model, encoded["input_ids"]), atol=1e-5)
+
+
+def test_a_text_beyond_the_context_is_read_in_windows_far_from_their_edges():
+    model, tokenizer = make_bert(), make_wordpiece()
+    text = " ".join(TEXTS * 4)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = encoded["input_ids"]
+    assert len(ids) > 3 * 46, "the context is 48 tokens"
+    (whole, offsets), (short, _) = encoder_tokens(model, tokenizer, [text, TEXTS[1]])
+    np.testing.assert_array_equal(offsets, encoded["offset_mapping"])
+    np.testing.assert_allclose(short, encoder_tokens(model, tokenizer, [TEXTS[1]])[0].vectors, atol=1e-5)
+    size, step = 46, 46 - 11
+    starts = list(range(0, len(ids), step))
+    starts = starts[: next(k for k, start in enumerate(starts) if start + size >= len(ids)) + 1]
+    windows = {start: states_of(model, ids[start : start + size]) for start in starts}
+    for place in range(len(ids)):
+        room = {}
+        for start, states in windows.items():
+            if start <= place < start + len(states):
+                left = place - start if start else 1000
+                right = start + len(states) - 1 - place if start + len(states) < len(ids) else 1000
+                room[start] = min(left, right)
+        best = max(room.values())
+        expected = [windows[start][place - start] for start, distance in room.items() if distance == best]
+        assert any(np.allclose(whole[place], vector, atol=1e-5) for vector in expected), place
+    by_nine = encoder_tokens(model, tokenizer, [text], window=9)[0].vectors
+    assert by_nine.shape == whole.shape and np.abs(by_nine - whole).max() > 1e-3
+    with pytest.raises(ValueError, match="Windows of 2 tokens have no room"):
+        encoder_tokens(model, tokenizer, [text], window=2)
+
+
+def test_a_directory_says_how_it_is_read(tmp_path, tiny_model):
+    tiny_model.save_pretrained(tmp_path / "decoder")
+    tiny_model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=2))
+    adapter = tmp_path / "adapter"
+    reopened = type(tiny_model).from_pretrained(tmp_path / "decoder")
+    reopened.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=2))
+    reopened.save_pretrained(adapter)
+    save_bert(tmp_path / "bert")
+    for name in ("decoder", "adapter"):
+        assert reading_of(str(tmp_path / name), None) == "bidirectional"
+        assert reading_of(str(tmp_path / name), "causal") == "causal"
+    assert reading_of(str(tmp_path / "bert"), None) == reading_of(str(tmp_path / "bert"), "encoder") == "encoder"
+    with pytest.raises(ValueError, match="is a decoder; expected --reading bidirectional or causal"):
+        reading_of(str(tmp_path / "decoder"), "encoder")
+    with pytest.raises(ValueError, match="holds a model of type 'bert'"):
+        reading_of(str(tmp_path / "bert"), "causal")
+    with pytest.raises(ValueError, match="As an encoder: "):
+        reading_of(str(tmp_path), None)
+    (tmp_path / "decoder" / "tokenizer.json").unlink()
+    (tmp_path / "decoder" / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match="tokenizer"):
+        reading_of(str(tmp_path / "decoder"), None)
+
+
+def test_a_model_on_disk_is_opened_in_its_reading(tmp_path, tiny_model):
+    args = argparse.Namespace(dtype="float32", device="cpu", shift="same")
+    tiny_model.save_pretrained(tmp_path / "decoder")
+    for mode in ("bidirectional", "causal"):
+        (found,) = open_reader(str(tmp_path / "decoder"), args, reading=mode)(TEXTS[:1])
+        expected = tiny_model.encode_tokens(TEXTS[0], shift="same", mode=mode)
+        np.testing.assert_allclose(found.vectors, expected.vectors, atol=1e-5)
+    save_bert(tmp_path / "bert")
+    (found,) = open_reader(str(tmp_path / "bert"), args, reading="encoder")(TEXTS[:1])
+    expected = encoder_tokens(make_bert(), make_wordpiece(), TEXTS[:1])[0]
+    np.testing.assert_allclose(found.vectors, expected.vectors, atol=1e-5)

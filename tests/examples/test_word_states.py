@@ -1,0 +1,90 @@
+"""One state a word: the mean over its sub-words at the positions that an explicit forward says, in its place."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from examples.evaluate.word_readers import encoder_tokens
+from examples.evaluate.word_states import mean_over_words, tabulate
+from modeling_magnet.words_magnet import PlacedVectors
+
+from .tiny_encoder import make_bert, make_wordpiece
+
+SENTENCES = [["The", "naïve", "cat", "'s", "mat", "."], ["Unbelievably", ",", "日本"], ["A"]]
+
+
+@pytest.mark.parametrize("mode", ["bidirectional", "causal"])
+def test_a_decoders_word_is_the_mean_of_the_outputs_before_its_sub_words(tmp_path, tiny_model, mode):
+    tiny_model.save_pretrained(tmp_path)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path).model.eval()
+    table = tabulate(partial(tiny_model.encode_tokens, mode=mode), SENTENCES, description="states")
+    assert table.bounds.tolist() == [0, 6, 9, 10] and table.num_without_tokens == 0
+    row = 0
+    for words in SENTENCES:
+        ids, owners = [1], [None]
+        for number, word in enumerate(words):
+            # Byte-level: the space in front of a word is in its first token, or a token of its own.
+            for token in tiny_model.tokenizer(" " * bool(number) + word, add_special_tokens=False)["input_ids"]:
+                ids.append(token)
+                owners.append(number if tiny_model.tokenizer.decode([token]).strip(" ") else None)
+        allowed = torch.ones(len(ids), len(ids), dtype=torch.bool)
+        mask = (allowed if mode == "bidirectional" else allowed.tril())[None, None]
+        with torch.no_grad():
+            states = stock(torch.tensor([ids]), attention_mask=mask).last_hidden_state[0].numpy()
+        for number in range(len(words)):
+            own = [states[place - 1] for place, owner in enumerate(owners) if owner == number]
+            np.testing.assert_allclose(table.states[row], np.mean(own, axis=0), atol=1e-5)
+            row += 1
+    for words, first, last in zip(SENTENCES, table.bounds, table.bounds[1:], strict=False):
+        expected = tiny_model.encode_words(words, is_split_into_words=True, mode=mode).vectors
+        np.testing.assert_allclose(table.states[first:last], expected, atol=1e-5)
+
+
+def test_an_encoders_word_is_the_mean_over_its_sub_words_by_word_ids():
+    model, tokenizer = make_bert(), make_wordpiece()
+    sentences = [["The", "cat-like", "king", "'s", "mat", "."], ["Unbelievably", ",", "girls"]]
+    table = tabulate(partial(encoder_tokens, model, tokenizer), sentences, description="states")
+    for words, first, last in zip(sentences, table.bounds, table.bounds[1:], strict=False):
+        encoded = tokenizer(words, is_split_into_words=True, return_tensors="pt")
+        with torch.no_grad():
+            states = model(**encoded).last_hidden_state[0].numpy()
+        owners = encoded.word_ids()
+        for number, vector in enumerate(table.states[first:last]):
+            own = [state for state, owner in zip(states, owners, strict=True) if owner == number]
+            np.testing.assert_allclose(vector, np.mean(own, axis=0), atol=1e-5)
+
+
+def test_a_word_that_the_tokenizer_drops_keeps_its_place():
+    read = partial(encoder_tokens, make_bert(), make_wordpiece())
+    plain = tabulate(read, [["The", "cat", "sat"]], description="states")
+    table = tabulate(read, [["\u200b"], ["The", "\u200b", "cat", "sat", "\u200b\u200b"]], description="states")
+    assert table.bounds.tolist() == [0, 1, 6] and table.num_without_tokens == 3
+    assert not table.states[[0, 2, 5]].any()
+    np.testing.assert_allclose(table.states[[1, 3, 4]], plain.states, atol=1e-5)
+
+
+def test_means_by_hand():
+    vectors = np.array([[1, 0], [3, 2], [9, 9], [5, 4]], dtype=np.float32)
+    # "ab cd e": two tokens of ab, the space alone, e; cd has none.
+    offsets = np.array([[0, 1], [1, 2], [2, 3], [5, 7]])
+    found, counts = mean_over_words(PlacedVectors(vectors, offsets), ["ab", "cd", "e"])
+    assert found.tolist() == [[2, 1], [0, 0], [5, 4]] and found.dtype == np.float32
+    assert counts.tolist() == [2, 0, 1]
+
+
+def test_a_table_in_a_file_is_the_same(tiny_model):
+    many = SENTENCES * 200  # more than are read at once
+    table = tabulate(tiny_model.encode_tokens, many, description="states")
+    mapped = tabulate(tiny_model.encode_tokens, many, description="states", bytes_in_memory=1000)
+    assert isinstance(mapped.states, np.memmap) and not isinstance(table.states, np.memmap)
+    np.testing.assert_array_equal(mapped.states, table.states)
+    np.testing.assert_allclose(table.states[-10:], table.states[:10], atol=1e-5)
+
+
+@pytest.mark.parametrize("sentences", [[], [["a"], []]])
+def test_no_words_are_refused(tiny_model, sentences):
+    with pytest.raises(ValueError, match="no sentences, or one of them has no words"):
+        tabulate(tiny_model.encode_tokens, sentences, description="states")

@@ -1,0 +1,52 @@
+"""Encoders of a few thousand weights with a WordPiece tokenizer, as users have them on disk."""
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, XLNetConfig, XLNetModel
+
+from ..conftest import SENTENCES
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def make_wordpiece(*, padding_side="right"):
+    """A tokenizer as BERT's: control characters vanish, punctuation stands alone, words are split into pieces."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=90, special_tokens=SPECIAL, show_progress=False)
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=512,
+        padding_side=padding_side,
+        **{f"{name}_token": SPECIAL[place] for name, place in names.items()},
+    )
+
+
+def make_bert():
+    """A random BERT of two layers with a context of 48 tokens, in evaluation mode."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vocab_size = len(make_wordpiece())
+    return BertModel(
+        BertConfig(vocab_size=vocab_size, max_position_embeddings=48, initializer_range=0.2, **sizes)
+    ).eval()
+
+
+def make_xlnet():
+    """A random XLNet, which has no longest text and whose rows are padded on the left."""
+    torch.manual_seed(0)
+    config = XLNetConfig(vocab_size=len(make_wordpiece()), d_model=16, n_layer=2, n_head=2, d_inner=24)
+    return XLNetModel(config).eval()
+
+
+def save_bert(folder):
+    """The BERT and its tokenizer in a folder."""
+    make_bert().save_pretrained(folder)
+    make_wordpiece().save_pretrained(folder)
+    return folder

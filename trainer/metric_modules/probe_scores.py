@@ -1,0 +1,84 @@
+"""Accuracy over words and F1 of tagged words, in percent: how the paper's word-level probes are judged.
+
+    probe_scores = evaluate.load(str(METRIC_MODULES / "probe_scores.py"))
+    probe_scores.compute(predictions=[["B-LOC", "O"]], references=[["B-LOC", "O"]])
+
+LLM2Vec (experiments/test_word_task.py of its repository), which the paper follows, reports one score for all three
+tasks: precision over words, averaged over classes "micro". With one tag a word that is the accuracy over words, and
+micro-averaged recall and F1 are the same number. So the accuracy is what stands in the paper's table; the F1 of spans
+(CoNLL's own measure, by `seqeval`) is told beside it. Parts of speech are no spans: their F1 is the micro-averaged
+one, so the accuracy again.
+"""
+
+from collections.abc import Sequence
+
+import datasets
+import evaluate
+from seqeval.metrics import f1_score
+
+_CITATION = "BehnamGhader et al. 2024, LLM2Vec; Nakayama 2018, seqeval; Khosla et al. 2025, MAGNET"
+
+
+def probe_scores(
+    predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]], *, spans: bool = True
+) -> dict[str, float]:
+    """Score the tags of sentences.
+
+    Args:
+        predictions (`Sequence[Sequence[str]]`): Tags by sentence.
+        references (`Sequence[Sequence[str]]`): The right ones, as many.
+        spans (`bool`): Whether tags are spans in IOB2. A predicted `I-` that continues nothing begins a span, as in
+            the shared task's own script (`seqeval`'s default mode).
+
+    Returns:
+        `dict[str, float]`: `accuracy` over all words and `f1`, both in [0, 100]; F1 is micro-averaged over all spans,
+        or over words where there are no spans, and 0 where neither side has a span.
+
+    Raises:
+        ValueError: no words, or other numbers of sentences or words on the two sides.
+
+    Source: section 4.1 and table 1 of the paper; LLM2Vec, as above.
+
+    Example:
+        >>> probe_scores([["B-PER", "O", "O", "O"]], [["B-PER", "O", "B-LOC", "I-LOC"]])["accuracy"]
+        50.0
+    """
+    lengths = [[len(sentence) for sentence in side] for side in (predictions, references)]
+    if lengths[0] != lengths[1]:
+        raise ValueError(
+            f"`predictions` has {len(predictions)} sentences of {sum(lengths[0])} words, `references` "
+            f"{len(references)} of {sum(lengths[1])}; expected a tag for each word of each sentence."
+        )
+    if not sum(lengths[0]):
+        raise ValueError("There are no words to score; pass at least one sentence.")
+    hits = [
+        one == other
+        for guesses, truths in zip(predictions, references, strict=True)
+        for one, other in zip(guesses, truths, strict=True)
+    ]
+    accuracy = 100 * sum(hits) / len(hits)
+    if not spans:
+        return {"accuracy": accuracy, "f1": accuracy}
+    sides = [[list(sentence) for sentence in side] for side in (references, predictions)]
+    return {"accuracy": accuracy, "f1": 100 * float(f1_score(*sides, zero_division=0))}
+
+
+class ProbeScores(evaluate.Metric):
+    """`probe_scores` as a metric of Hugging Face `evaluate`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        tags = datasets.Sequence(datasets.Value("string"))
+        return evaluate.MetricInfo(
+            description=__doc__ or "",
+            citation=_CITATION,
+            inputs_description=probe_scores.__doc__ or "",
+            features=datasets.Features({"predictions": tags, "references": tags}),
+        )
+
+    def _compute(
+        self, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]], spans: bool = True
+    ) -> dict[str, float]:
+        return probe_scores(predictions, references, spans=spans)
+
+
+__all__ = ["ProbeScores", "probe_scores"]
