@@ -14,10 +14,8 @@ goes on at the group it was in. Prompts longer than the model's context lose the
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -45,7 +43,14 @@ from examples.evaluate.driver import (
     run,
     start,
 )
-from examples.evaluate.mmlu_data import EXAMPLES_PER_SUBJECT, GROUPS, load_group, name_questions, read_questions
+from examples.evaluate.mmlu_data import (
+    EXAMPLES_PER_SUBJECT,
+    GROUPS,
+    load_group,
+    name_questions,
+    only_errors,
+    read_questions,
+)
 from examples.evaluate.records import Record, RecordFile, identify
 from modeling_magnet.sources_magnet import ADAPTER_CONFIG, ModelSource
 
@@ -84,18 +89,6 @@ class OpenedModel:
     lm: CausalLM
     path: str
     groups: dict[str, Measurement] = field(default_factory=dict)
-
-
-@contextmanager
-def only_errors() -> Iterator[None]:
-    """Keep lm-eval from telling each of the 57 tasks that it was given what it was given."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def open_reader(path: str, args: argparse.Namespace) -> OpenedModel:

@@ -7,8 +7,10 @@ where the questions are.
 import gzip
 import hashlib
 import json
+import logging
 import lzma
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,18 @@ def task_configs(manager: TaskManager, group: str) -> dict[str, dict[str, Any]]:
     return {index[task].cfg["dataset_name"]: index[task].cfg for task in tasks}
 
 
+@contextmanager
+def only_errors() -> Iterator[None]:
+    """Keep lm-eval from telling of each task that it was given what it was given."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def load_group(group: str, questions: dict[str, DatasetDict] | None) -> Group:
     """A group of subjects, ready to be evaluated.
 
@@ -75,7 +89,8 @@ def load_group(group: str, questions: dict[str, DatasetDict] | None) -> Group:
     loaded = Group.from_config(manager.task_index[group].cfg)
     for subject, config in task_configs(manager, group).items():
         source = {} if questions is None else {"custom_dataset": _giver(questions[subject])}
-        (task,) = manager.load({**config, **source})["tasks"].values()
+        with only_errors():
+            (task,) = manager.load({**config, **source})["tasks"].values()
         loaded.add(task)
     return loaded
 
@@ -185,6 +200,7 @@ __all__ = [
     "HUB_ID",
     "load_group",
     "name_questions",
+    "only_errors",
     "read_questions",
     "task_configs",
     "task_manager",
