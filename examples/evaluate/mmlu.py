@@ -5,9 +5,8 @@
     lm_eval run --model hf --model_args pretrained=DIR,dtype=float32 --tasks mmlu --num_fewshot 5 --batch_size 8
 
 The last line is the same by lm-eval alone on a saved checkpoint (of an adapter: `pretrained=BASE,peft=ADAPTER`). Here
-as well, tasks, prompts, scoring and averages, which weigh each subject by its questions, are lm-eval's. The paper
-states neither prompt nor number of examples; the 45.3 of its base is what the report on Llama 2 gives for five
-examples, so `--preset paper` puts five before each question.
+as well, tasks, prompts, scoring and averages, weighed by questions, are lm-eval's. The paper states neither prompt nor
+examples; the 45.3 of its base is what the report on Llama 2 gives for five of them, so `--preset paper` puts five.
 
 Each group of subjects is a record of its own, and the average is computed from those of the groups: what was killed
 goes on at the group it was in. Prompts longer than the model's context lose their beginning; `truncated` counts them.
