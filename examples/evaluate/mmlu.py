@@ -1,0 +1,250 @@
+"""Table 6 of the paper: knowledge, the accuracy on MMLU in percent, by lm-eval.
+
+    python examples/evaluate/mmlu.py --model base=DIR MAGNET=DIR --data FOLDER
+    python examples/evaluate/mmlu.py --model "MAGNET, adapter off=ADAPTER" --reading adapter_off --preset smoke
+    lm_eval run --model hf --model_args pretrained=DIR,dtype=float32 --tasks mmlu --num_fewshot 5 --batch_size 8
+
+The last line is the same by lm-eval alone on a saved checkpoint (of an adapter: `pretrained=BASE,peft=ADAPTER`). Here
+as well, tasks, prompts, scoring and averages, weighed by questions, are lm-eval's. The paper states neither prompt nor
+examples; the 45.3 of its base is what the report on Llama 2 gives for five of them, so `--preset paper` puts five.
+
+Each group of subjects is a record of its own, and the average is computed from those of the groups: what was killed
+goes on at the group it was in. Prompts longer than the model's context lose their beginning; `truncated` counts them.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+# A script finds its own folder alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from datasets import DatasetDict
+from lm_eval import evaluate
+from lm_eval.api.group import Group
+from lm_eval.api.metrics import aggregate_subtask_metrics, mean_stderr, pooled_sample_stderr
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from examples.evaluate.driver import (
+    Measurement,
+    NotAvailableError,
+    Unit,
+    check,
+    make_parser,
+    open_magnet,
+    parse,
+    run,
+    start,
+)
+from examples.evaluate.mmlu_data import (
+    EXAMPLES_PER_SUBJECT,
+    GROUPS,
+    load_group,
+    name_questions,
+    only_errors,
+    read_questions,
+)
+from examples.evaluate.records import Record, RecordFile, identify
+from modeling_magnet.sources_magnet import ADAPTER_CONFIG, ModelSource
+
+TABLE = "mmlu"
+READINGS = ("adapted", "adapter_off", "stock")
+SMOKE = {"num_fewshot": 0, "limit": 2, "batch_size": 8}
+PAPER = {"num_fewshot": 5, "limit": None, "batch_size": 8}
+
+
+class CausalLM(HFLM):
+    """lm-eval's reader of a model that is open already; remembers the prompts that lm-eval cuts.
+
+    Args:
+        model (`PreTrainedModel`): Ours, which reads causally where no mode is named, or a stock one.
+        tokenizer (`PreTrainedTokenizerBase`): Its own.
+        batch_size (`int`): Prompts of one forward.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int) -> None:
+        with only_errors():  # that it was not given a path
+            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        self.cut: set[str] = set()
+
+    def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in lm-eval, which would tell each cut in a line of its own."""
+        for (context, _), context_ids, choice_ids in requests:
+            if len(context_ids) + len(choice_ids) > self.max_length + 1:  # the last token is not read
+                self.cut.add(context)
+        return super()._loglikelihood_tokens(requests, *args, **kwargs)
+
+
+@dataclass
+class OpenedModel:
+    """A model as all columns share it, with the groups that this run has measured."""
+
+    lm: CausalLM
+    path: str
+    groups: dict[str, Measurement] = field(default_factory=dict)
+
+
+def open_reader(path: str, args: argparse.Namespace) -> OpenedModel:
+    """The model, in the reading that is asked for.
+
+    Args:
+        path (`str`): Directory, adapter directory or Hub id.
+        args (`argparse.Namespace`): `reading` among them. `"adapted"`: by our class, an adapter on in every mode.
+            `"adapter_off"`: by our class, with an adapter that is on in the other modes alone. `"stock"`: by
+            transformers' own class, without our code.
+    """
+    if args.reading == "stock":
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, args.dtype))
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        return OpenedModel(CausalLM(model.to(args.device).eval(), tokenizer, batch_size=args.batch_size), path)
+    model = open_magnet(path, args)
+    if args.reading == "adapter_off":
+        model.set_adapter_modes(["bidirectional", "infill"])
+    elif model.has_adapter:  # it may be stored with modes that leave it out of the causal one
+        model.set_adapter_modes(None)
+    return OpenedModel(CausalLM(model, model.tokenizer, batch_size=args.batch_size), path)
+
+
+def evaluate_group(lm: CausalLM, group: Group, *, num_fewshot: int, limit: int | None) -> Measurement:
+    """Accuracy on the subjects of a group, each weighed by its questions.
+
+    Args:
+        lm (`CausalLM`): The reader.
+        group (`Group`): See `load_group`.
+        num_fewshot (`int`): Examples before each question, 0 to 5: the first ones of the subject, in their order.
+        limit (`int`, *optional*): Questions of each subject, from the first on; all if left out.
+
+    Returns:
+        `Measurement`: `accuracy` and its standard error `stderr` in percent; `questions` and `truncated` in all,
+        questions and right answers by subject.
+    """
+    tasks = {task.task_name: task for task in group.get_all_tasks()}
+    for task in tasks.values():
+        task.set_config("num_fewshot", num_fewshot)
+    with only_errors():
+        found: Any = evaluate(lm, {"tasks": tasks, "groups": {group.name: group}}, limit=limit)
+    counts = {"questions": 0, "truncated": 0}
+    for name, task in tasks.items():
+        samples = found["samples"][name]
+        subject = task.config.dataset_name
+        counts["questions"] += len(samples)
+        counts["truncated"] += sum(sample["arguments"][0][0] in lm.cut for sample in samples)
+        counts[f"questions, {subject}"] = len(samples)
+        counts[f"correct, {subject}"] = sum(round(sample["acc"]) for sample in samples)
+    accuracy, stderr = found["groups"][group.name]["acc,none"], found["groups"][group.name]["acc_stderr,none"]
+    metrics = {"accuracy": 100 * float(accuracy)}
+    if stderr != "N/A":  # of a single question there is none
+        metrics["stderr"] = 100 * float(stderr)
+    return Measurement(metrics=metrics, counts=counts)
+
+
+def average_groups(groups: Sequence[Measurement | Record]) -> Measurement:
+    """lm-eval's average over all subjects, each weighed by its questions, from the counts of the groups."""
+    counts: dict[str, int] = {"questions": 0, "truncated": 0}
+    sizes, correct = [], []
+    for group in groups:
+        for name in counts:
+            counts[name] += group.counts[name]
+        subjects = [name.removeprefix("correct, ") for name in group.counts if name.startswith("correct, ")]
+        sizes += [group.counts[f"questions, {subject}"] for subject in subjects]
+        correct += [group.counts[f"correct, {subject}"] for subject in subjects]
+    accuracies = [right / size for right, size in zip(correct, sizes, strict=True)]
+    metrics = {"accuracy": 100 * float(aggregate_subtask_metrics(accuracies, sizes))}
+    if min(sizes) > 1:
+        stderrs = [mean_stderr([1] * right + [0] * (n - right)) for right, n in zip(correct, sizes, strict=True)]
+        metrics["stderr"] = 100 * float(pooled_sample_stderr(stderrs, sizes))
+    return Measurement(metrics=metrics, counts=counts)
+
+
+def make_units(args: argparse.Namespace, questions: dict[str, DatasetDict] | None) -> list[Unit]:
+    """The columns: four groups of subjects, and their average."""
+    settings = {
+        "reading": args.reading,
+        "num_fewshot": args.num_fewshot,
+        "limit": args.limit,
+        "batch_size": args.batch_size,
+        "data": name_questions(questions),
+    }
+
+    def measure_group(name: str, opened: OpenedModel) -> Measurement:
+        try:
+            group = load_group(GROUPS[name], questions)
+        except (OSError, ValueError) as error:  # the second where only some subjects were downloaded before
+            if questions is not None:
+                raise
+            raise NotAvailableError(f"{settings['data']} cannot be had from the Hub ({error})") from error
+        opened.groups[name] = evaluate_group(opened.lm, group, num_fewshot=args.num_fewshot, limit=args.limit)
+        return opened.groups[name]
+
+    def measure_average(opened: OpenedModel) -> Measurement:
+        found = {name: opened.groups.get(name) or _on_record(args, opened.path, name, settings) for name in GROUPS}
+        missing = [name for name, group in found.items() if group is None]
+        if missing:
+            raise NotAvailableError(f"not measured: {', '.join(missing)}")
+        return average_groups([group for group in found.values() if group is not None])
+
+    groups = [Unit(name, settings, partial(measure_group, name)) for name in GROUPS]
+    return [*groups, Unit("average", settings, measure_average)]
+
+
+def _on_record(args: argparse.Namespace, path: str, unit: str, settings: dict[str, Any]) -> Record | None:
+    """A group that an earlier run has measured on the same weights, in the same way."""
+    identity = identify(path)
+    settings = {**settings, "dtype": args.dtype, "preset": args.preset}
+    for record in reversed(RecordFile(args.results, TABLE).read()):
+        if (record.unit, record.model, record.settings) == (unit, identity, settings) and record.metrics:
+            return record
+    return None
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser(__doc__, smoke=SMOKE, paper=PAPER)
+    parser.add_argument("--reading", default="adapted", choices=READINGS, help="adapter on, off, or without our code")
+    parser.add_argument("--num_fewshot", type=int, help=f"examples before a question, 0 to {EXAMPLES_PER_SUBJECT}")
+    parser.add_argument("--limit", type=int, help="questions of each subject, from the first on; all if left out")
+    parser.add_argument("--batch_size", type=int, help="prompts of one forward")
+    return parse(parser, arguments)
+
+
+def _about_arguments(args: argparse.Namespace) -> Iterator[str]:
+    """What is wrong with the driver's own options."""
+    if args.num_fewshot not in range(EXAMPLES_PER_SUBJECT + 1):
+        yield f"`--num_fewshot` is {args.num_fewshot}; pass 0 to {EXAMPLES_PER_SUBJECT}, as many as a subject has."
+    for option in ("limit", "batch_size"):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            yield f"`--{option}` is {value}; pass 1 or more."
+    for name, path in args.model.items() if args.reading == "adapter_off" else ():
+        try:
+            if ModelSource(path, {}).file(ADAPTER_CONFIG) is None:
+                yield f"`--model` {name}: {path!r} has no adapter that could be off. Pass `--reading adapted`."
+        except ValueError as error:
+            yield f"`--model` {name}: {error}"
+
+
+def main(arguments: list[str] | None = None) -> list[Record]:
+    """Measure the models that were named.
+
+    Raises:
+        ValueError: arguments or files that cannot be used.
+    """
+    args = parse_arguments(arguments)
+    complaints, questions = list(_about_arguments(args)), None
+    if args.data is not None:
+        try:
+            questions = read_questions(args.data)
+        except ValueError as error:
+            complaints.append(f"`--data`: {error}")
+    check(complaints)
+    return run(TABLE, args, make_units(args, questions), open_model=open_reader)
+
+
+if __name__ == "__main__":
+    start(main)
