@@ -51,11 +51,11 @@ def test_numbers_are_those_that_are_printed(table, row, title, value):
 
 
 def test_averages_agree_with_their_parts():
-    """A slip in any of the 49 numbers of Table 2 would show in its average."""
+    """A slip of a tenth in any of the 49 numbers of Table 2 would show; one average is cut, not rounded."""
     table = PAPER.tables["sts"]
     for row in table.rows:
         parts = [row.values[Column(unit, "spearman", "sts")] for unit in table.means["average"]]
-        assert row.values[Column("average", "spearman", "sts")] == pytest.approx(sum(parts) / 7, abs=0.0051)
+        assert row.values[Column("average", "spearman", "sts")] == pytest.approx(sum(parts) / 7, abs=0.0075)
 
 
 def test_the_ablation_repeats_the_rows_of_magnet():
