@@ -12,6 +12,8 @@ from examples.evaluate.records import Record, newest, read_records
 
 # How a model was read is a row of its own, not a difference in settings.
 READINGS = ("reading", "mode")
+# Of a system that was read in several ways, the one that its bare name stands for, as far as a table has it.
+USUAL = ("bidirectional", "magnet", "infill", "causal")
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,13 @@ class Cells:
         )
 
     def find(self, table: str, names: Iterable[str]) -> str | None:
-        """The first of these rows that has records: by its name, or by its system and how it was read."""
+        """The first of these rows that has records: by its name, by its system and how it was read, or as usual."""
         known = {row: row for row in self.rows(table)}
         for (name, row, _), records in self._all.items():
             if name == table:
                 known.setdefault(f"{records[0].system}, {reading_of(records[0])}", row)
-        return next((known[name] for name in names if name in known), None)
+        told = [other for name in names for other in (name, *(f"{name}, {reading}" for reading in USUAL))]
+        return next((known[name] for name in told if name in known), None)
 
     def final(self, table: str, row: str, unit: str) -> list[Record]:
         """The records of a cell: those without a step; of a cell that has none of them, those of its last step."""

@@ -39,7 +39,7 @@ class Claim:
 
 
 MAGNET, RECIPE, BASE = ("MAGNET",), ("LLM2Vec recipe",), ("base", "base, causal")
-FILLED, LEFT, BASE_FILLED = ("MAGNET, infill", "MAGNET"), ("base, left", "base, causal"), ("base, infill",)
+FILLED, LEFT, BASE_FILLED = ("MAGNET, infill",), ("base, left", "base, causal"), ("base, infill",)
 
 
 def judge_claims(cells: Cells, paper: PaperValues) -> list[Claim]:

@@ -17,6 +17,7 @@ from examples.evaluate.report_conditions import settings_warnings
 
 Outcome = Literal["for", "against", "within the spread", "not measured"]
 ONE_RUN = "one training run each"
+TRIAL = "preset smoke: sizes of a trial"
 ERRORS = 2.0
 # Systems whose weights nobody trained here; their replicas have no spread.
 UNTRAINED = ("base", "Echo")
@@ -99,7 +100,9 @@ def judge(
         numbers += f"; difference {difference:.2f}, 95 % interval {low:.2f} to {high:.2f}"
     warnings = [ONE_RUN] if single else []
     records = [record for _, row, _ in measured for unit in units for record in cells.final(table, row, unit)]
-    warnings += settings_warnings([record for record in records if record.unavailable is None])
+    answered = [record for record in records if record.unavailable is None]
+    warnings += [TRIAL] if any(record.settings.get("preset") == "smoke" for record in answered) else []
+    warnings += settings_warnings(answered)
     trend = () if outcome == "for" else _trend(cells, table, [row for _, row, _ in measured], units, metric)
     return Finding(what, outcome, numbers, tuple(warnings), trend)
 
@@ -173,4 +176,4 @@ def _told(value: Value) -> str:
     return f"{value.mean:.4f}{spread} (n = {value.n})"
 
 
-__all__ = ["ERRORS", "Finding", "ONE_RUN", "Outcome", "Term", "growth", "judge", "measurement_error"]
+__all__ = ["ERRORS", "Finding", "ONE_RUN", "TRIAL", "Outcome", "Term", "growth", "judge", "measurement_error"]

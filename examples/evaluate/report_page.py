@@ -73,7 +73,13 @@ def _opening(results: Results, paper: PaperValues) -> Iterator[Block]:
 def _claims(claims: Sequence[Claim]) -> Iterator[Block]:
     """The verdicts in one table, then each with its numbers."""
     yield Heading(2, "The four claims")
-    yield Grid(["Claim", "Question", "Verdict"], [[c.name, c.question, c.verdict] for c in claims])
+    rows = []
+    for claim in claims:
+        warnings = dict.fromkeys(w for f in claim.findings if f.outcome != "not measured" for w in f.warnings)
+        left_out = sum(finding.outcome == "not measured" for finding in claim.findings)
+        told = [*warnings, f"{left_out} of {len(claim.findings)} comparisons not measured"] if left_out else warnings
+        rows.append([claim.name, claim.question, claim.verdict, "; ".join(told) or ABSENT])
+    yield Grid(["Claim", "Question", "Verdict", "Warnings"], rows)
     yield Text(RULE)
     for claim in claims:
         yield Heading(3, f"Claim: {claim.name}")

@@ -82,7 +82,9 @@ def draw_bars(table: Table) -> Picture | None:
         figure.supxlabel(table.unit, fontsize=9)
         svg = _save(figure)
     direction = "higher is better" if table.higher_is_better else "lower is better"
-    caption = f"{table.title}: {table.unit}, {direction}. In colour measured here, grey and hatched quoted."
+    caption = (
+        f"{table.title}: {table.unit}, {direction}. In colour measured here; grey, hatched and with a star quoted."
+    )
     return Picture(
         f"{table.name}_bars", caption, f"Bars of the table {table.title}; its figures are in the table.", svg
     )

@@ -193,6 +193,8 @@ def _compare(cells: Cells, paper: PaperTable, measured: Sequence[Row]) -> list[C
             paper_gain = sign * (number - base.values[column]) if base and column in base.values else None
             own = our_base.values.get(column) if our_base else None
             gain = sign * (value.mean - own.mean) if isinstance(own, Value) else None
+            if row == base:  # a base gains nothing over itself
+                paper_gain = gain = None
             found.append(Comparison(row.name, answer, column, number, value, paper_gain, gain))
     return found
 

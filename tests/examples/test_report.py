@@ -93,6 +93,8 @@ def test_both_pages_have_the_numbers_of_the_records(study):
     assert rows["tiny-bert", f"{MEASURED}, peer"]["ner accuracy"] == "not available here (1)"
     assert "(1) Not available here: no CoNLL-2003 <here>" in page.texts
     assert rows["BERT-Large", f"{QUOTED}, peer"]["pos f1"] == "–"
+    claims = {row[0]: row[2:] for row in tables[0][1:]}
+    assert claims["Infilling"] == ["holds", "–"] and claims["Knowledge"] == ["holds", "one training run each"]
     gains = next(table for table in tables if table[0][0] == "Row of the paper")
     (found,) = (row for row in gains if row[:3] == ["LLM2Vec", "LLM2Vec recipe", "pos accuracy"])
     assert found[3:] == ["90.53", "82.00 ± 0.35 (n = 2)", "-8.53", "-1.00", "+2.00"]

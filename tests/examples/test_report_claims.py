@@ -5,7 +5,7 @@ import pytest
 from examples.evaluate.paper_values import read_paper_values
 from examples.evaluate.report_cells import Cells
 from examples.evaluate.report_claims import judge_claims
-from examples.evaluate.report_findings import ONE_RUN
+from examples.evaluate.report_findings import ONE_RUN, TRIAL
 
 from .report_records import make_record, replicas, whole_study
 
@@ -144,6 +144,7 @@ def test_settings_that_differ_weaken_a_comparison():
     records[0].settings["preset"] = "smoke"
     claim = claims(records)["Representations"]
     assert any("Mixed presets" in warning for warning in claim.findings[0].warnings)
+    assert TRIAL in claim.findings[0].warnings and TRIAL not in claim.findings[1].warnings
 
 
 def test_what_could_not_be_had_is_named():

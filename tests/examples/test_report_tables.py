@@ -56,7 +56,9 @@ def test_the_newest_record_of_a_cell_counts_and_readings_are_rows(tmp_path):
     cells = Cells(results.records)
     found = {name: cells.value("infilling", name, "WikiText", "perplexity").mean for name in cells.rows("infilling")}
     assert found == {"base": 8.0, "MAGNET, left": 5.0, "MAGNET, infill": 4.0, "MAGNET, infill, other suffix": 6.0}
-    assert cells.find("infilling", ["nobody", "MAGNET, infill"]) == "MAGNET, infill"
+    assert cells.find("infilling", ["nobody", "MAGNET, left"]) == "MAGNET, left"
+    assert cells.find("infilling", ["nobody", "MAGNET"]) == "MAGNET, infill"
+    assert cells.find("infilling", ["nobody"]) is None
 
 
 def test_a_row_takes_records_without_a_step_else_those_of_the_last_step():
