@@ -1,0 +1,103 @@
+"""What a page of the report is made of, before it is Markdown or HTML."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from examples.evaluate.report_plots import Picture
+
+# Lone surrogates cannot be written; control characters and marks that turn text around must not reach a page.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Heading:
+    """Level 2 opens a section and is listed in the table of contents."""
+
+    level: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; a warning is marked."""
+
+    text: str
+    is_warning: bool = False
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list under a line of its own."""
+
+    head: str
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: heads, rows of as many cells, and of each row a kind that tells its look."""
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    kinds: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question with its verdict."""
+
+    question: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Story:
+    """One beginning and end, and what each system wrote between or behind them."""
+
+    title: str
+    prefix: str
+    suffix: str
+    writings: Sequence[tuple[str, str]]
+
+    def around(self, text: str) -> tuple[str, str, str]:
+        """Beginning, text and end, apart from each other where they have no space of their own."""
+        before = f"{self.prefix} " if self.prefix and not self.prefix[-1].isspace() else self.prefix
+        behind = f" {self.suffix}" if self.suffix and not self.suffix[0].isspace() else self.suffix
+        return before, text.strip(), behind
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Markdown of those who ran it."""
+
+    markdown: str
+
+
+Block = Heading | Text | Bullets | Grid | Answer | Story | Notes | Picture
+
+
+@dataclass(frozen=True)
+class Page:
+    """A title and what is below it."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+def clean(text: str) -> str:
+    """Text that any page can hold: what must not reach one becomes a replacement character."""
+    return _UNSAFE.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def anchor(text: str) -> str:
+    """The name of a section in links.
+
+    Example:
+        >>> anchor("Sentence level: clustering (Table 3)")
+        'sentence-level-clustering-table-3'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+__all__ = ["Answer", "Block", "Bullets", "Grid", "Heading", "Notes", "Page", "Story", "Text", "anchor", "clean"]

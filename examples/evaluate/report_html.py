@@ -1,0 +1,120 @@
+"""A page of the report as one HTML file without anything outside it; all text is escaped, nothing is run."""
+
+import base64
+import html
+from collections.abc import Sequence
+
+from markdown_it import MarkdownIt
+
+from examples.evaluate.report_blocks import (
+    Answer,
+    Block,
+    Bullets,
+    Grid,
+    Heading,
+    Notes,
+    Page,
+    Story,
+    Text,
+    anchor,
+    clean,
+)
+
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 1rem/1.6 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+h2 { border-top: 1px solid #8888; padding-top: 1rem; margin-top: 2.5rem; }
+p, li { overflow-wrap: anywhere; max-width: 46rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
+th, td { padding: 0.3rem 0.7rem; text-align: left; border-bottom: 1px solid #8884; min-width: 4rem; max-width: 28rem; }
+.measured td, .quoted td, th { white-space: nowrap; }
+td:first-child { position: sticky; left: 0; background: Canvas; }
+.quoted { font-style: italic; opacity: 0.8; }
+.warning { border-left: 0.3rem solid #d55e00; padding-left: 0.7rem; }
+.verdict { border: 1px solid; border-radius: 0.3em; padding: 0.1em 0.5em; white-space: nowrap; }
+article { border-top: 1px solid #8888; padding: 0.5rem 0; }
+article p { white-space: pre-wrap; unicode-bidi: isolate; margin: 0.4rem 0; }
+mark { border-radius: 0.2em; color: inherit; background: color-mix(in srgb, #56b4e9 35%, transparent); }
+figure { margin: 1rem 0; }
+img { max-width: 100%; height: auto; background: white; border-radius: 0.3rem; }
+small, figcaption { opacity: 0.8; }
+"""
+
+
+def render_html(page: Page) -> str:
+    """One page, light or dark, wide or narrow.
+
+    Args:
+        page (`Page`): What is on it.
+    """
+    title = _escape(page.title)
+    sections = [block.text for block in page.blocks if isinstance(block, Heading) and block.level == 2]
+    contents = "".join(f'<li><a href="#{anchor(text)}">{_escape(text)}</a></li>' for text in sections)
+    body = "\n".join(_block(block) for block in page.blocks)
+    return (
+        "<!DOCTYPE html>\n"
+        '<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{STYLE}</style></head>\n"
+        f'<body><h1>{title}</h1>\n<nav aria-label="Contents"><ul>{contents}</ul></nav>\n<main>\n{body}\n</main>'
+        "</body></html>\n"
+    )
+
+
+def _block(block: Block) -> str:
+    """Any block."""
+    match block:
+        case Heading(level, text):
+            return f'<h{level} id="{anchor(text)}">{_escape(text)}</h{level}>'
+        case Text(text, is_warning):
+            return f'<p class="warning">{_escape(text)}</p>' if is_warning else f"<p>{_escape(text)}</p>"
+        case Bullets(head, items):
+            listed = "".join(f"<li>{_escape(item)}</li>" for item in items)
+            return f"<p>{_escape(head)}</p><ul>{listed}</ul>"
+        case Grid(heads, rows, kinds):
+            return _grid(heads, rows, kinds)
+        case Answer(question, verdict):
+            return f'<p>{_escape(question)} <strong class="verdict">{_escape(verdict)}</strong></p>'
+        case Story():
+            return _story(block)
+        case Notes(markdown):
+            # Raw HTML stays text, and nothing is fetched from elsewhere.
+            reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+            return str(reader.render(clean(markdown)))
+    data = base64.b64encode(block.svg).decode()
+    return (
+        f'<figure><img src="data:image/svg+xml;base64,{data}" alt="{_escape(block.alternative)}">'
+        f"<figcaption>{_escape(block.caption)}</figcaption></figure>"
+    )
+
+
+def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]], kinds: Sequence[str]) -> str:
+    """A table that scrolls by itself where the page is too narrow."""
+    head = "".join(f'<th scope="col">{_escape(text)}</th>' for text in heads)
+    lines = []
+    for row, kind in zip(rows, kinds or [""] * len(rows), strict=True):
+        cells = "".join(f"<td>{_escape(text)}</td>" for text in row)
+        lines.append(f'<tr class="{_escape(kind)}">{cells}</tr>' if kind else f"<tr>{cells}</tr>")
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Table"><table><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>{chr(10).join(lines)}</tbody></table></div>"
+    )
+
+
+def _story(story: Story) -> str:
+    """All systems under each other, what they wrote marked in its place."""
+    parts = []
+    for system, text in story.writings:
+        before, written, behind = map(_escape, story.around(text))
+        place = f"{before}<mark>{written}</mark>{behind}"
+        parts.append(f"<small>{_escape(system)}</small><p>{place}</p>")
+    return f"<article><h4>{_escape(story.title)}</h4>{''.join(parts)}</article>"
+
+
+def _escape(text: str) -> str:
+    """Text for elements and attributes alike."""
+    return html.escape(clean(text))
+
+
+__all__ = ["render_html"]

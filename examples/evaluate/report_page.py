@@ -1,0 +1,204 @@
+"""The report from records and the paper's numbers: claims, tables with their figures, samples, conditions."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from examples.evaluate.paper_values import PaperTable, PaperValues
+from examples.evaluate.report_blocks import Answer, Block, Bullets, Grid, Heading, Notes, Page, Text
+from examples.evaluate.report_cells import Cells, Results, Value
+from examples.evaluate.report_claims import RULE, Claim, judge_claims
+from examples.evaluate.report_plots import draw_bars, draw_infilling, draw_objectives, draw_repetition
+from examples.evaluate.report_samples import TABLE as SAMPLES
+from examples.evaluate.report_samples import sample_blocks
+from examples.evaluate.report_tables import MEASURED, SIZES, Row, Table, build_table
+
+TITLE = "MAGNET: the paper's tables, measured anew"
+# Tables of records that the paper has no table of; any other is told as unknown.
+WITHOUT_PAPER = {
+    "long_fills": "Long gaps: at once or in chunks",
+    "curves": "Training, as the runs evaluated themselves",
+}
+WITH_BARS = ("words", "sts", "infilling")
+BASE = ("base, left", "base", "base, causal")
+ABSENT = "–"
+
+
+def build_page(results: Results, paper: PaperValues, *, title: str = TITLE, notes: str | None = None) -> Page:
+    """All blocks in their order.
+
+    Args:
+        results (`Results`): The records.
+        paper (`PaperValues`): What they are set beside.
+        title (`str`): Of the page.
+        notes (`str`, *optional*): Markdown of those who ran it, behind the claims.
+    """
+    cells = Cells(results.records)
+    blocks = [*_opening(results, paper), *_claims(judge_claims(cells, paper))]
+    if notes:
+        blocks += [Heading(2, "Notes"), Notes(notes)]
+    for name, table in paper.tables.items():
+        blocks += _section(cells, name, table)
+    measured = {record.table for record in results.records}
+    for name, heading in WITHOUT_PAPER.items():
+        if name in measured:
+            blocks += _generic(cells, name, heading)
+    samples = sample_blocks(cells, results.records)
+    blocks += [Heading(2, "Side by side"), *samples] if samples else []
+    unknown = sorted(measured - set(paper.tables) - set(WITHOUT_PAPER) - {SAMPLES})
+    for name in unknown:
+        blocks += _generic(cells, name, f"Unknown table: {name}")
+    blocks += _conditions(results, unknown)
+    return Page(title, blocks)
+
+
+def _opening(results: Results, paper: PaperValues) -> Iterator[Block]:
+    """What a reader has to know before the first number."""
+    latest = max(record.time for record in results.records)
+    yield Text(f"{len(results.records)} cells on record, the latest of {latest or 'an unknown time'}.")
+    yield Text(
+        f"Rows are either {MEASURED} or quoted from the paper ({paper.source}; {paper.model}); no cell and no mean "
+        "holds both. Of figures measured here: mean ± standard deviation over replicas (trainings) and seeds, n of "
+        "them. The parameters of the models are not on record."
+    )
+    yield Text(SIZES, is_warning=True)
+    presets: dict[str, set[str]] = defaultdict(set)
+    for record in results.records:
+        presets[str(record.settings.get("preset", "not said"))].add(record.table)
+    if set(presets) != {"paper"}:
+        told = "; ".join(f"{preset}: {', '.join(sorted(tables))}" for preset, tables in sorted(presets.items()))
+        mixed = "Mixed presets" if len(presets) > 1 else "Preset"
+        yield Text(f"{mixed} ({told}). Only figures of the preset paper have the paper's sizes.", is_warning=True)
+
+
+def _claims(claims: Sequence[Claim]) -> Iterator[Block]:
+    """The verdicts in one table, then each with its numbers."""
+    yield Heading(2, "The four claims")
+    rows = []
+    for claim in claims:
+        warnings = dict.fromkeys(w for f in claim.findings if f.outcome != "not measured" for w in f.warnings)
+        left_out = sum(finding.outcome == "not measured" for finding in claim.findings)
+        told = [*warnings, f"{left_out} of {len(claim.findings)} comparisons not measured"] if left_out else warnings
+        rows.append([claim.name, claim.question, claim.verdict, "; ".join(told) or ABSENT])
+    yield Grid(["Claim", "Question", "Verdict", "Warnings"], rows)
+    yield Text(RULE)
+    for claim in claims:
+        yield Heading(3, f"Claim: {claim.name}")
+        yield Answer(claim.question, claim.verdict)
+        yield Text(f"Threshold: {claim.threshold}")
+        rows = [[f.what, f.outcome, f.numbers, " ".join(f.warnings) or ABSENT] for f in claim.findings]
+        yield Grid(["Comparison", "Counts", "Figures", "Warnings"], rows)
+        trends = [f"{finding.what}: {line}" for finding in claim.findings for line in finding.trend]
+        if trends:
+            yield Bullets("Over training steps, where a comparison does not count for the claim:", trends)
+
+
+def _section(cells: Cells, name: str, paper: PaperTable) -> Iterator[Block]:
+    """A table of the paper."""
+    table = build_table(cells, name, paper)
+    yield Heading(2, table.title)
+    yield Text(f"Unit: {table.unit}; {'higher' if table.higher_is_better else 'lower'} is better.")
+    if not any(row.values for row in table.rows if row.origin == MEASURED):
+        nobody = "No people were asked." if name == "people" else "Nothing of this table was measured here."
+        yield Text(nobody, is_warning=True)
+    yield from _table(table)
+    yield from _comparisons(table, paper)
+    pictures = [draw_bars(table) if name in WITH_BARS else None]
+    if name == "repetition":
+        pictures += [draw_repetition(cells, cells.find(name, BASE)), draw_objectives(cells)]
+    if name == "infilling":
+        pictures.append(draw_infilling(cells, cells.find(name, BASE)))
+    yield from (picture for picture in pictures if picture is not None)
+
+
+def _generic(cells: Cells, name: str, heading: str) -> Iterator[Block]:
+    """A table that the paper does not have."""
+    yield Heading(2, heading)
+    yield from _table(build_table(cells, name, None))
+
+
+def _table(table: Table) -> Iterator[Block]:
+    """Rows, then what is missing, then under what conditions."""
+    reasons = list(dict.fromkeys(reason for row in table.rows for reason in row.missing.values()))
+    quoted = [v for row in table.rows for v in row.values.values() if isinstance(v, float)]
+    digits = max((len(repr(value).partition(".")[2]) for value in quoted), default=0)
+
+    def cell(row: Row, column: object) -> str:
+        value = row.values.get(column)  # type: ignore[call-overload]
+        if isinstance(value, Value):
+            return _told(value, table.digits)
+        if value is not None:
+            return f"{value:.{digits}f}"
+        reason = row.missing.get(column)  # type: ignore[call-overload]
+        return f"not available here ({reasons.index(reason) + 1})" if reason is not None else ABSENT
+
+    rows, kinds = [], []
+    for row in table.rows:
+        origin = f"{row.origin}, peer" if row.is_peer else row.origin
+        rows.append([row.name, origin, row.model, *(cell(row, column) for column in table.columns)])
+        kinds.append("measured" if row.origin == MEASURED else "quoted")
+    yield Grid(["System", "Origin", "Model", *(column.title for column in table.columns)], rows, kinds)
+    for number, reason in enumerate(reasons, start=1):
+        yield Text(f"({number}) Not available here: {reason}")
+    yield from (Text(warning, is_warning=True) for warning in table.warnings)
+    yield from (Text(note) for note in table.notes)
+    if table.settings:
+        yield Bullets("Settings of what was measured here:", table.settings)
+    if table.counts:
+        yield Bullets("Measured on:", table.counts)
+
+
+def _comparisons(table: Table, paper: PaperTable) -> Iterator[Block]:
+    """Paper and ours, their difference, and the gain of each over its own base."""
+    if not table.comparisons:
+        return
+    yield Heading(3, f"{table.title}: ours against the paper")
+    base = f"the base is the paper's {paper.base} and our row that answers to it" if paper.base else "there is no base"
+    yield Text(f"Gains are improvements over the base of the same table, positive where better; {base}. {SIZES}")
+    heads = ["Row of the paper", "Our row", "Figure", "Paper", "Ours", "Ours - paper", "Gain, paper", "Gain, ours"]
+    rows = []
+    for one in table.comparisons:
+        gains = [ABSENT if gain is None else f"{gain:+.{table.digits}f}" for gain in (one.paper_gain, one.gain)]
+        numbers = [f"{one.paper:g}", _told(one.value, table.digits), f"{one.difference:+.{table.digits}f}"]
+        rows.append([one.theirs, one.ours, one.column.title, *numbers, *gains])
+    yield Grid(heads, rows)
+
+
+def _conditions(results: Results, unknown: Sequence[str]) -> Iterator[Block]:
+    """Hardware, versions, time, and what was skipped."""
+    records = results.records
+    yield Heading(2, "Conditions")
+    seconds = sum(record.seconds for record in records)
+    yield Text(f"The cells shown took {seconds:,.0f} seconds in all ({seconds / 3600:.1f} hours).")
+    yield Bullets("Hardware (cells):", _tally([r.hardware for r in records]))
+    yield Bullets("Versions (cells):", _tally([{k: v} for r in records for k, v in r.versions.items()]))
+    names = {
+        (r.system, str(r.model.get("name")), str(r.model.get("weights") or r.model.get("revision"))) for r in records
+    }
+    yield Heading(3, "Models")
+    yield Grid(["System", "Model", "Weights or revision"], sorted(names))
+    if results.read > len(records):
+        yield Text(f"{results.read - len(records)} older records of the same cells are not shown.")
+    if unknown:
+        counts = [
+            f"{name}: {sum(r.table == name for r in records)} cells, shown above as they are" for name in unknown
+        ]
+        yield Bullets("Tables that this report does not know:", counts)
+    if results.problems:
+        yield Bullets("Skipped or odd in the files of records:", results.problems)
+
+
+def _tally(found: Sequence[dict[str, object]]) -> list[str]:
+    """Each combination with how often it is there."""
+    counts: dict[str, int] = defaultdict(int)
+    for one in found:
+        counts[", ".join(f"{key} {value}" for key, value in sorted(one.items())) or "not on record"] += 1
+    return [f"{told} ({count})" for told, count in sorted(counts.items())]
+
+
+def _told(value: Value, digits: int) -> str:
+    """A figure measured here."""
+    spread = "" if value.spread is None else f" ± {value.spread:.{digits}f} (n = {value.n})"
+    return f"{value.mean:.{digits}f}{spread}"
+
+
+__all__ = ["TITLE", "build_page"]

@@ -1,0 +1,241 @@
+"""The figures of the report, as SVG: bars of tables, and curves over training steps with error bars over replicas."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from examples.evaluate.report_cells import Cells, Value
+from examples.evaluate.report_tables import MEASURED, Row, Table
+
+# The same bytes from the same records, and no formulas in names.
+STYLE: Any = {"svg.hashsalt": "magnet", "text.parse_math": False, "font.size": 9}
+# Okabe and Ito's colours, told apart with any kind of sight; yellow is too light for lines.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+STYLES = ("-", "--", "-.", ":")
+SYSTEMS = ("MAGNET", "LLM2Vec recipe", "MNTP", "MTP", "SSCL", "MNTP + MSG", "SSCL + MSG")
+QUOTED_COLOR = "0.8"
+BAR_COLUMNS = 4
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the page.
+
+    Args:
+        name (`str`): Of its file, without ending.
+        caption (`str`): What it shows.
+        alternative (`str`): For those who do not see it.
+        svg (`bytes`): The file.
+    """
+
+    name: str
+    caption: str
+    alternative: str
+    svg: bytes
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes of curves.
+
+    Args:
+        title (`str`): Above it.
+        label (`str`): Of the vertical axis, with its unit.
+        curves (`dict[str, dict[int, Value]]`): By system and step.
+        level (`tuple[str, float]`, *optional*): A horizontal line.
+    """
+
+    title: str
+    label: str
+    curves: Mapping[str, Mapping[int, Value]]
+    level: tuple[str, float] | None = None
+
+
+def draw_bars(table: Table) -> Picture | None:
+    """One panel for each column, one bar for each row; the paper's bars are grey and hatched.
+
+    Args:
+        table (`Table`): Columns that nothing was measured in are left out; `None` where that is all of them.
+    """
+    measured = [row for row in table.rows if row.origin == MEASURED]
+    columns = [column for column in table.columns if any(column in row.values for row in measured)]
+    quoted = {column for row in table.rows if row.origin != MEASURED for column in row.values}
+    columns = [column for column in columns if column in quoted]
+    if not columns:
+        return None
+    rows = [row for row in table.rows if any(column in row.values for column in columns)]
+    across = min(BAR_COLUMNS, len(columns))
+    down = -(-len(columns) // across)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.5 + 2.4 * across, down * (1.0 + 0.26 * len(rows))))
+        panels = figure.subplots(down, across, squeeze=False, sharey=True)
+        for axes, column in zip(panels.flat, columns, strict=False):
+            _draw_bars(axes, rows, [row.values.get(column) for row in rows], digits=table.digits)
+            axes.set_title(column.title)
+        for axes in list(panels.flat)[len(columns) :]:
+            axes.set_visible(False)
+        figure.supxlabel(table.unit, fontsize=9)
+        svg = _save(figure)
+    direction = "higher is better" if table.higher_is_better else "lower is better"
+    caption = (
+        f"{table.title}: {table.unit}, {direction}. In colour measured here; grey, hatched and with a star quoted."
+    )
+    return Picture(
+        f"{table.name}_bars", caption, f"Bars of the table {table.title}; its figures are in the table.", svg
+    )
+
+
+def draw_curves(name: str, caption: str, panels: Sequence[Panel]) -> Picture | None:
+    """Curves over training steps, named at their ends.
+
+    Args:
+        name (`str`): Of the file.
+        caption (`str`): Below the figure.
+        panels (`Sequence[Panel]`): Those without a curve of two points are left out; `None` where that is all.
+    """
+    panels = [panel for panel in panels if any(len(curve) > 1 for curve in panel.curves.values())]
+    if not panels:
+        return None
+    across = min(2, len(panels))
+    down = -(-len(panels) // across)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.5 * across, 3.2 * down))
+        grid = list(figure.subplots(down, across, squeeze=False).flat)
+        for axes, panel in zip(grid, panels, strict=False):
+            _draw_panel(axes, panel)
+        for axes in grid[len(panels) :]:
+            axes.set_visible(False)
+        svg = _save(figure)
+    systems = sorted({system for panel in panels for system in panel.curves})
+    return Picture(name, caption, f"{caption} Curves of {', '.join(systems)}.", svg)
+
+
+def draw_repetition(cells: Cells, base: str | None) -> Picture | None:
+    """Figures 5 and 6: repetition over training steps; the base as a level."""
+    panels = []
+    for unit in cells.units("repetition"):
+        for metric in ("rep_sen", "rep_4"):
+            start = cells.value("repetition", base, unit, metric) if base else None
+            level = (str(base), start.mean) if start else None
+            panels.append(
+                Panel(f"{unit}, {metric}", "share repeated", _curves(cells, "repetition", unit, metric), level)
+            )
+    caption = "Repetition in greedy open-ended generation over training steps (Figures 5 and 6); lower is better."
+    return draw_curves("repetition_steps", caption, panels)
+
+
+def draw_infilling(cells: Cells, base: str | None) -> Picture | None:
+    """Perplexity of what was removed over training steps; the base from the left as a level."""
+    panels = []
+    for unit in cells.units("infilling"):
+        start = cells.value("infilling", base, unit, "perplexity") if base else None
+        curves = _curves(cells, "infilling", unit, "perplexity")
+        panels.append(Panel(unit, "perplexity per token removed", curves, (str(base), start.mean) if start else None))
+    caption = "Infilling perplexity over training steps; lower is better."
+    return draw_curves("infilling_steps", caption, panels)
+
+
+def draw_objectives(cells: Cells) -> Picture | None:
+    """Figure 7: masked next-token prediction (MNTP) against masked token prediction (MTP) while training."""
+    panels = []
+    for metric in cells.metrics("curves", "training"):
+        short = metric.removeprefix("eval_")
+        label = {"masked_accuracy": "share of masked tokens found", "loss_mntp": "loss in nats"}.get(short)
+        if label:
+            every = _curves(cells, "curves", "training", metric)
+            panels.append(Panel(short, label, {name: every[name] for name in ("MNTP", "MTP") if name in every}))
+    return draw_curves("mntp_mtp_steps", "MNTP against MTP over training steps (Figure 7).", panels)
+
+
+def _curves(cells: Cells, table: str, unit: str, metric: str) -> dict[str, dict[int, Value]]:
+    """Of every system that has one."""
+    found = {row: cells.curve(table, row, unit, metric) for row in cells.rows(table)}
+    return {row: curve for row, curve in found.items() if len(curve) > 1}
+
+
+def _draw_bars(axes: Axes, rows: Sequence[Row], values: Sequence[Value | float | None], *, digits: int) -> None:
+    """One column of a table, its first row on top."""
+    for place, value in enumerate(values):
+        if value is None:
+            continue
+        is_ours = isinstance(value, Value)
+        number = value.mean if isinstance(value, Value) else value
+        spread = value.spread if isinstance(value, Value) else None
+        look = {"color": COLORS[0]} if is_ours else {"color": QUOTED_COLOR, "hatch": "///", "edgecolor": "0.5"}
+        axes.barh(place, number, xerr=spread, height=0.7, capsize=2, **look)  # type: ignore[arg-type]
+        axes.annotate(
+            f"{number:.{digits}f}",
+            (number + (spread or 0), place),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+        )
+    axes.set_yticks(range(len(rows)), [_short(row.name) + ("" if row.origin == MEASURED else " *") for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.margins(x=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    """The curves of one panel; names stand at their ends, kept apart."""
+    ends = []
+    for name, curve in panel.curves.items():
+        steps = sorted(curve)
+        color, line = _look(name, list(panel.curves))
+        means, spreads = [curve[step].mean for step in steps], [curve[step].spread or 0.0 for step in steps]
+        axes.errorbar(steps, means, yerr=spreads, color=color, linestyle=line, marker="o", markersize=3, capsize=2)
+        ends.append((means[-1], name, color))
+    if panel.level is not None:
+        name, height = panel.level
+        axes.axhline(height, color="0.4", linewidth=1, linestyle=(0, (1, 1)))
+        ends.append((height, name, "0.4"))
+    low, high = axes.get_ylim()
+    gap, places = (high - low) * 0.07, list[float]()
+    for height, name, color in sorted(ends):
+        place = max(height, places[-1] + gap) if places else height
+        places.append(place)
+        axes.annotate(
+            _short(name),
+            (1, place),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            color=color,
+            annotation_clip=False,
+        )
+    axes.set_title(panel.title)
+    axes.set_xlabel("training step")
+    axes.set_ylabel(panel.label)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _look(name: str, names: Sequence[str]) -> tuple[str, str]:
+    """Colour and line of a system, the same in every figure; others come behind the study's."""
+    known = [*SYSTEMS, *sorted(set(names) - set(SYSTEMS))]
+    place = known.index(name)
+    return COLORS[place % len(COLORS)], STYLES[(place // len(COLORS) + place) % len(STYLES)]
+
+
+def _short(name: str) -> str:
+    """A name as a figure has room for it."""
+    name = "".join(character if character.isprintable() else "?" for character in name)
+    return name if len(name) <= 32 else f"{name[:31]}…"
+
+
+def _save(figure: Figure) -> bytes:
+    """As SVG, without the time."""
+    figure.set_layout_engine("constrained")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
+    return buffer.getvalue()
+
+
+__all__ = ["Panel", "Picture", "draw_bars", "draw_curves", "draw_infilling", "draw_objectives", "draw_repetition"]

@@ -1,0 +1,236 @@
+"""One table of the report: what was measured here beside what the paper prints, never mixed in a cell.
+
+What the two have in common is compared in a second table: the difference, and how far each is from its own base.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from examples.evaluate.paper_values import Column, PaperRow, PaperTable
+from examples.evaluate.records import Record
+from examples.evaluate.report_cells import Cells, Value
+from examples.evaluate.report_conditions import list_counts, list_settings, same_weights, settings_warnings
+
+MEASURED, QUOTED = "measured here", "quoted from the paper"
+# The systems of the study; what else was measured is a peer.
+OURS = (
+    *("base", "base, causal", "base, bidirectional", "MNTP", "MTP", "SSCL", "MNTP + MSG", "SSCL + MSG", "MAGNET"),
+    *("LLM2Vec recipe", "MAGNET, mixture", "MAGNET, adapter off"),
+    *("unidirectional", "zero-shot", "five-shot"),  # the base, asked by prompts
+)
+SIZES = (
+    "The models differ in size by about a factor of a thousand (LLaMA-2-7B against ours of some million parameters). "
+    "The figures themselves are not to be compared; the differences BETWEEN systems are."
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row.
+
+    Args:
+        name (`str`): The system, or the paper's name of it.
+        origin (`str`): `MEASURED` or `QUOTED`.
+        is_peer (`bool`): Whether it is a system of others that the study does not adapt.
+        model (`str`): What was measured.
+        values (`dict[Column, Value | float]`): Measured ones are `Value`s, quoted ones floats.
+        missing (`dict[Column, str]`): Why a cell could not be measured here.
+    """
+
+    name: str
+    origin: str
+    is_peer: bool
+    model: str
+    values: dict[Column, Value | float]
+    missing: dict[Column, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One figure of the paper and ours; the gains are improvements over the base of the same table."""
+
+    theirs: str
+    ours: str
+    column: Column
+    paper: float
+    value: Value
+    paper_gain: float | None
+    gain: float | None
+
+    @property
+    def difference(self) -> float:
+        """Ours less the paper's."""
+        return self.value.mean - self.paper
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with all that a reader needs to judge it.
+
+    Args:
+        name, title, unit (`str`): For its heading.
+        higher_is_better (`bool`, *optional*): Unknown for tables that the paper does not have.
+        digits (`int`): Decimals of what was measured.
+        columns (`list[Column]`): The paper's first.
+        rows (`list[Row]`): Measured ones first.
+        comparisons (`list[Comparison]`): Where a row of the paper has an answer.
+        notes, warnings (`list[str]`): Below the table.
+        settings, counts (`list[str]`): With what and on how much.
+    """
+
+    name: str
+    title: str
+    unit: str
+    higher_is_better: bool | None
+    digits: int
+    columns: list[Column]
+    rows: list[Row]
+    comparisons: list[Comparison]
+    notes: list[str]
+    warnings: list[str]
+    settings: list[str]
+    counts: list[str]
+
+
+def build_table(cells: Cells, name: str, paper: PaperTable | None) -> Table:
+    """Put together what the records and the paper say of a table.
+
+    Args:
+        cells (`Cells`): All records.
+        name (`str`): Of the records; of a table of the paper its own.
+        paper (`PaperTable`, *optional*): The table of the paper that it answers.
+    """
+    columns = list(paper.columns) if paper else []
+    means = paper.means if paper else {}
+    if paper is None or all(column.table == name for column in columns):
+        found = [Column(unit, metric, name) for unit in cells.units(name) for metric in cells.metrics(name, unit)]
+        silent = [Column(unit, "", name) for unit in cells.units(name) if not cells.metrics(name, unit)]
+        columns += [column for column in found if column not in columns]
+        columns += [column for column in silent if column.unit not in {one.unit for one in columns}]
+    measured = [row for row in _measured_rows(cells, columns, means, paper) if row.values or row.missing]
+    quoted = [_quoted_row(row) for row in paper.rows] if paper else []
+    records = [
+        record
+        for table in dict.fromkeys(column.table for column in columns)
+        for row in [one.name for one in measured]
+        for unit in dict.fromkeys(u for c in columns if c.table == table for u in means.get(c.unit, (c.unit,)))
+        for record in cells.final(table, row, unit)
+    ]
+    answered = [record for record in records if record.unavailable is None]
+    return Table(
+        name=name,
+        title=f"{paper.title} ({paper.number})" if paper else name,
+        unit=paper.unit if paper else "as the records name it",
+        higher_is_better=paper.higher_is_better if paper else None,
+        digits=max(2, paper.digits) if paper else 4,
+        columns=columns,
+        rows=measured + quoted,
+        comparisons=_compare(cells, paper, measured) if paper else [],
+        notes=_notes(records, paper),
+        warnings=settings_warnings(answered) + same_weights(answered),
+        settings=list_settings(answered),
+        counts=list_counts(answered),
+    )
+
+
+def measure(cells: Cells, row: str, column: Column, means: dict[str, tuple[str, ...]]) -> Value | None:
+    """The figure of a cell, which may be a mean over units."""
+    if column.unit in means and column.unit not in cells.units(column.table):
+        return cells.mean(column.table, row, means[column.unit], column.metric)
+    return cells.value(column.table, row, column.unit, column.metric)
+
+
+def _measured_rows(
+    cells: Cells, columns: Sequence[Column], means: dict[str, tuple[str, ...]], paper: PaperTable | None
+) -> Iterable[Row]:
+    """The study's systems in its order, then peers by name; of an ablation only what the paper's rows ask for."""
+    names = sorted({row for column in columns for row in cells.rows(column.table)})
+    if paper and any(column.table != paper.name for column in columns):
+        asked = {cells.find(column.table, row.answers) for row in paper.rows for column in row.values}
+        names = [name for name in names if name in asked]
+    ours = [name for system in OURS for name in names if name == system or name.startswith(f"{system}, ")]
+    ours = list(dict.fromkeys(ours))
+    for name in ours + [name for name in names if name not in ours]:
+        values: dict[Column, Value | float] = {}
+        missing: dict[Column, str] = {}
+        models: set[str] = set()
+        for column in columns:
+            value = measure(cells, name, column, means)
+            if value is not None:
+                values[column] = value
+            for unit in means.get(column.unit, (column.unit,)):
+                records = cells.final(column.table, name, unit)
+                models |= {str(record.model.get("name")) for record in records}
+                reasons = [str(record.unavailable) for record in records if record.unavailable is not None]
+                if reasons and value is None:
+                    missing[column] = "; ".join(dict.fromkeys(reasons))
+        yield Row(name, MEASURED, name not in ours, ", ".join(sorted(models)), values, missing)
+
+
+def _quoted_row(row: PaperRow) -> Row:
+    """A row of the paper; one that no system of the study answers to is a peer, as Echo is."""
+    is_peer = not set(row.answers) - {"Echo"} and not row.name.startswith(("MAGNET", "LLaMA-2"))
+    return Row(row.name, QUOTED, is_peer, row.name, dict(row.values))
+
+
+def _compare(cells: Cells, paper: PaperTable, measured: Sequence[Row]) -> list[Comparison]:
+    """Every figure that both have."""
+    rows = {row.name: row for row in measured}
+    base = paper.row(paper.base) if paper.base else None
+    answers = {row.name: _answer(cells, paper, row, rows) for row in paper.rows}
+    our_base = rows.get(answers[base.name] or "") if base else None
+    sign = 1 if paper.higher_is_better else -1
+    found = []
+    for row in paper.rows:
+        answer = answers[row.name]
+        if answer is None:
+            continue
+        for column, number in row.values.items():
+            value = rows[answer].values.get(column)
+            if not isinstance(value, Value):
+                continue
+            paper_gain = sign * (number - base.values[column]) if base and column in base.values else None
+            own = our_base.values.get(column) if our_base else None
+            gain = sign * (value.mean - own.mean) if isinstance(own, Value) else None
+            if row == base:  # a base gains nothing over itself
+                paper_gain = gain = None
+            found.append(Comparison(row.name, answer, column, number, value, paper_gain, gain))
+    return found
+
+
+def _answer(cells: Cells, paper: PaperTable, row: PaperRow, rows: dict[str, Row]) -> str | None:
+    """Our row that a row of the paper is compared with."""
+    tables = dict.fromkeys(column.table for column in row.values)
+    found = [cells.find(table, row.answers) for table in tables]
+    return next((name for name in found if name in rows), None)
+
+
+def _notes(records: Sequence[Record], paper: PaperTable | None) -> list[str]:
+    """What a reader has to know of the rows."""
+    notes = [paper.note] if paper and paper.note else []
+    steps = {f"{record.system} (step {record.step})" for record in records if record.step is not None}
+    if steps:
+        notes.append(f"On record at steps only, shown at the last one: {', '.join(sorted(steps))}.")
+    partly = defaultdict(set)
+    answered = {(r.table, r.system, r.unit) for r in records if r.unavailable is None}
+    for record in records:
+        if record.unavailable is not None and (record.table, record.system, record.unit) in answered:
+            partly[record.system, record.unit].add(
+                f"replica {record.replica}, seed {record.seed}: {record.unavailable}"
+            )
+    notes += [f"{s}, {unit}: without {'; '.join(sorted(why))}." for (s, unit), why in sorted(partly.items())]
+    return notes
+
+
+__all__ = [
+    "Comparison",
+    "MEASURED",
+    "OURS",
+    "QUOTED",
+    "Row",
+    "SIZES",
+    "Table",
+    "build_table",
+    "measure",
+]

@@ -1,0 +1,99 @@
+"""Records made by hand for the tests of the report. Their figures are invented and must not leave the tests."""
+
+from examples.evaluate.records import Record, RecordFile
+
+TIME = "2026-11-21T12:00:00+00:00"
+STS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
+
+
+def make_record(table, system, unit, *, weights=None, settings=None, **fields):
+    """A record with all that a driver writes; weights are those of the system and replica."""
+    replica = fields.get("replica", 0)
+    return Record(
+        table=table,
+        system=system,
+        unit=unit,
+        settings={"dtype": "float32", "preset": "paper", **(settings or {})},
+        model={"name": "tiny", "revision": None, "weights": weights or f"{system}-{replica}"},
+        **{"seconds": 2.0, "time": TIME, "versions": {"torch": "2.13"}, "hardware": {"device": "cpu"}, **fields},
+    )
+
+
+def write(folder, records):
+    """As the drivers do."""
+    for record in records:
+        RecordFile(folder, record.table).append(record)
+    return folder
+
+
+def replicas(table, system, unit, metric, values, **fields):
+    """One record for each training."""
+    return [
+        make_record(table, system, unit, metrics={metric: value}, replica=number, **fields)
+        for number, value in enumerate(values)
+    ]
+
+
+def whole_study():
+    """Every table, with peers, curves, samples and cells that could not be had; MAGNET does what the paper says."""
+    records = []
+    for unit, height in (("chunking", 60.0), ("ner", 70.0), ("pos", 80.0)):
+        for system, gain in (("base, causal", 0.0), ("LLM2Vec recipe", 2.0), ("MNTP", 3.0), ("MAGNET", 5.0)):
+            values = [height + gain] if system == "base, causal" else [height + gain - 0.25, height + gain + 0.25]
+            records += replicas("words", system, unit, "accuracy", values, counts={"sentences": 3453})
+    records.append(make_record("words", "tiny-bert", "pos", metrics={"accuracy": 85.0, "f1": 84.0}))
+    records.append(make_record("words", "tiny-bert", "ner", unavailable="no CoNLL-2003 <here>"))
+    for number, unit in enumerate(STS):
+        for system, gain in (("base, causal", 0.0), ("Echo", 1.0), ("LLM2Vec recipe", 5.0), ("MAGNET", 8.0)):
+            records += replicas("sts", system, unit, "spearman", [30.0 + number + gain, 30.5 + number + gain])
+    for system, value in (("LLM2Vec recipe", 10.0), ("MAGNET", 12.0)):
+        records += replicas("clustering", system, "TwentyNewsgroupsClustering", "v_measure", [value, value + 0.1])
+    for unit in ("ROCStories", "WikiText"):
+        for reading, value in (("left", 40.0), ("infill", 300.0)):
+            records += replicas("infilling", "base", unit, "perplexity", [value], settings={"reading": reading})
+        magnet = {"settings": {"reading": "infill"}}
+        records += replicas("infilling", "MAGNET", unit, "perplexity", [30.0, 31.0], **magnet)
+        for step in (100, 200, 300):
+            records += replicas("infilling", "MAGNET", unit, "perplexity", [40 - step / 30.0], step=step, **magnet)
+        records += repetition(unit)
+    for system, value in (("base", 30.0), ("MAGNET", 29.0)):
+        records.append(make_record("mmlu", system, "average", metrics={"accuracy": value, "stderr": 0.1}))
+        records += replicas("perplexity", system, "WikiText", "perplexity", [20.0 if system == "base" else 21.0])
+    for step in (0, 50, 100):
+        for system, change in (("MNTP", 0.002), ("MTP", -0.001)):
+            metrics = {"masked_accuracy": 0.2 + change * step, "loss_mntp": 5.0 - 0.01 * step}
+            records.append(make_record("curves", system, "training", metrics=metrics, step=step))
+    return records + samples()
+
+
+def repetition(unit):
+    """The base once, two systems at the end and over steps; only the recipe's grows."""
+    records = []
+    for metric in ("rep_sen", "rep_4"):
+        found = (("base", [0.05]), ("LLM2Vec recipe", [0.5, 0.52]), ("MAGNET", [0.1, 0.11]))
+        for system, values in found:
+            records += [(system, number, None, metric, value) for number, value in enumerate(values)]
+        for number, step in enumerate((100, 200, 300)):
+            records.append(("LLM2Vec recipe", 0, step, metric, 0.2 + 0.15 * number))
+            records.append(("MAGNET", 0, step, metric, 0.1 + 0.01 * (number % 2)))
+    cells = {}
+    for system, replica, step, metric, value in records:
+        cells.setdefault((system, replica, step), {})[metric] = value
+    return [
+        make_record("repetition", system, unit, replica=replica, step=step, metrics=metrics)
+        for (system, replica, step), metrics in cells.items()
+    ]
+
+
+def samples():
+    """Two systems and one story, with texts that try to break out of the page."""
+    fills = {"MAGNET": "<script>alert('x')</script>", "unidirectional": "| `code` *stars* [link](javascript:alert(1))"}
+    return [
+        make_record(
+            "side_by_side",
+            system,
+            "infilling",
+            samples=[{"title": "Story 1", "prefix": "Tom ran & ran.", "fill": fill, "suffix": "He won </article>."}],
+        )
+        for system, fill in fills.items()
+    ]

@@ -1,0 +1,79 @@
+"""The paper's numbers: every table whole, spot values as printed, averages that agree with their parts."""
+
+import json
+
+import pytest
+
+from examples.evaluate.paper_values import FILE, Column, read_paper_values
+
+PAPER = read_paper_values()
+# Rows, columns and numbers of each table.
+SHAPES = {
+    "words": (8, 3, 24),
+    "sts": (7, 8, 56),
+    "clustering": (3, 3, 9),
+    "infilling": (2, 2, 4),
+    "people": (4, 1, 4),
+    "repetition": (3, 4, 12),
+    "mmlu": (3, 5, 15),
+    "perplexity": (2, 1, 2),
+    "ablation": (5, 8, 24),
+}
+SPOTS = [
+    ("words", "MAGNET", "ner accuracy", 98.31),
+    ("words", "BERT-Large", "chunking accuracy", 71.77),
+    ("words", "LLM2Vec [MNTP]", "pos accuracy", 92.61),
+    ("sts", "MAGNET", "average spearman", 79.36),
+    ("sts", "RoBERTa-Large SimCSE", "STS15 spearman", 84.77),
+    ("sts", "Echo embeddings", "SICK-R spearman", 64.39),
+    ("clustering", "MAGNET", "TwentyNewsgroupsClustering v_measure", 53.31),
+    ("infilling", "LLaMA-2-7B (left context only)", "WikiText perplexity", 22.0399),
+    ("people", "LLaMA-2-7B, five-shot prompt", "ROCStories appropriate", 54.5),
+    ("repetition", "LLM2Vec", "ROCStories rep_4", 0.5243),
+    ("mmlu", "MAGNET, SlimPajama", "other accuracy", 52.8),
+    ("perplexity", "MAGNET", "WikiText perplexity", 7.6),
+    ("ablation", "SSCL + MSG", "STS16 spearman", 79.17),
+    ("ablation", "MNTP + MSG", "pos accuracy", 93.38),
+]
+
+
+def test_every_table_is_there_with_all_its_numbers():
+    found = {
+        name: (len(table.rows), len(table.columns), sum(len(row.values) for row in table.rows))
+        for name, table in PAPER.tables.items()
+    }
+    assert found == SHAPES
+
+
+@pytest.mark.parametrize("table, row, title, value", SPOTS)
+def test_numbers_are_those_that_are_printed(table, row, title, value):
+    assert {column.title: number for column, number in PAPER.tables[table].row(row).values.items()}[title] == value
+
+
+def test_averages_agree_with_their_parts():
+    """A slip of a tenth in any of the 49 numbers of Table 2 would show; one average is cut, not rounded."""
+    table = PAPER.tables["sts"]
+    for row in table.rows:
+        parts = [row.values[Column(unit, "spearman", "sts")] for unit in table.means["average"]]
+        assert row.values[Column("average", "spearman", "sts")] == pytest.approx(sum(parts) / 7, abs=0.0075)
+
+
+def test_the_ablation_repeats_the_rows_of_magnet():
+    full = PAPER.tables["ablation"].row("MNTP + SSCL + MSG").values
+    for column, value in full.items():
+        (same,) = (v for c, v in PAPER.tables[column.table].row("MAGNET").values.items() if c == column)
+        assert value == same
+
+
+def test_a_broken_file_is_told_with_all_that_is_wrong(tmp_path):
+    content = json.loads(FILE.read_text())
+    content["tables"][0]["rows"][0]["values"].pop()
+    content["tables"][1]["base"] = "nobody"
+    content["tables"][2]["better"] = "more"
+    file = tmp_path / "values.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="words: 'BERT-Large' has 2 values for 3") as raised:
+        read_paper_values(file)
+    assert "sts: the base 'nobody' is none" in str(raised.value) and "clustering: `better` is 'more'" in str(
+        raised.value
+    )

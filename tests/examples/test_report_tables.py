@@ -1,0 +1,166 @@
+"""Cells and tables of the report: mean and spread by hand, quoted and measured apart, what differs is told."""
+
+import math
+
+import pytest
+
+from examples.evaluate.paper_values import Column, read_paper_values
+from examples.evaluate.report_cells import Cells, Value, read_results
+from examples.evaluate.report_tables import MEASURED, QUOTED, build_table
+
+from .report_records import make_record, replicas, whole_study, write
+
+PAPER = read_paper_values()
+
+
+def table(records, name):
+    return build_table(Cells(records), name, PAPER.tables.get(name))
+
+
+def row(built, name, origin=MEASURED):
+    return next(row for row in built.rows if (row.name, row.origin) == (name, origin))
+
+
+def test_mean_and_spread_are_over_replicas_and_seeds_and_the_error_over_trainings():
+    records = [
+        make_record("words", "MAGNET", "ner", metrics={"accuracy": value}, replica=replica, seed=seed)
+        for replica, seed, value in ((0, 0, 90.0), (0, 1, 92.0), (1, 0, 94.0), (1, 1, 96.0))
+    ]
+    value = Cells(records).value("words", "MAGNET", "ner", "accuracy")
+    assert (value.mean, value.n, value.runs) == (93.0, 4, (91.0, 95.0))
+    assert value.spread == pytest.approx(math.sqrt((9 + 1 + 1 + 9) / 3))
+    assert value.run_error == pytest.approx(math.sqrt(8) / math.sqrt(2))
+
+
+def test_replicas_of_the_same_weights_are_one_training():
+    records = replicas("words", "MAGNET", "ner", "accuracy", [90.0, 91.0], weights="same")
+    assert Cells(records).value("words", "MAGNET", "ner", "accuracy").run_error is None
+    assert any("Replicas 0, 1 of MAGNET have the same weights" in text for text in table(records, "words").warnings)
+
+
+def test_the_newest_record_of_a_cell_counts_and_readings_are_rows(tmp_path):
+    old, new = (make_record("infilling", "base", "WikiText", metrics={"perplexity": p}) for p in (9.0, 8.0))
+    left, both = (
+        make_record("infilling", "MAGNET", "WikiText", metrics={"perplexity": p}, settings={"reading": reading})
+        for p, reading in ((5.0, "left"), (4.0, "infill"))
+    )
+    control = make_record(
+        "infilling",
+        "MAGNET",
+        "WikiText",
+        metrics={"perplexity": 6.0},
+        settings={"reading": "infill", "suffix": "other"},
+    )
+    results = read_results(write(tmp_path, [old, left, new, both, control]))
+    assert (results.read, len(results.records)) == (5, 4)
+    cells = Cells(results.records)
+    found = {name: cells.value("infilling", name, "WikiText", "perplexity").mean for name in cells.rows("infilling")}
+    assert found == {"base": 8.0, "MAGNET, left": 5.0, "MAGNET, infill": 4.0, "MAGNET, infill, other suffix": 6.0}
+    assert cells.find("infilling", ["nobody", "MAGNET, left"]) == "MAGNET, left"
+    assert cells.find("infilling", ["nobody", "MAGNET"]) == "MAGNET, infill"
+    assert cells.find("infilling", ["nobody"]) is None
+
+
+def test_a_row_takes_records_without_a_step_else_those_of_the_last_step():
+    steps = [make_record("repetition", "A", "WikiText", metrics={"rep_4": s / 1000}, step=s) for s in (100, 300, 200)]
+    plain = make_record("repetition", "B", "WikiText", metrics={"rep_4": 0.9})
+    other = make_record("repetition", "B", "WikiText", metrics={"rep_4": 0.1}, step=900)
+    cells = Cells([*steps, plain, other])
+    assert cells.value("repetition", "A", "WikiText", "rep_4").mean == 0.3
+    assert cells.value("repetition", "B", "WikiText", "rep_4").mean == 0.9
+    assert [*cells.curve("repetition", "A", "WikiText", "rep_4")] == [100, 200, 300]
+    assert any("A (step 300)" in note for note in table([*steps, plain], "repetition").notes)
+
+
+def test_quoted_and_measured_never_share_a_row():
+    built = table(whole_study(), "words")
+    for one in built.rows:
+        kinds = {type(value) for value in one.values.values()}
+        assert kinds <= ({Value} if one.origin == MEASURED else {float})
+    ner = Column("ner", "accuracy", "words")
+    assert row(built, "MAGNET").values[ner].mean == 75.0
+    assert row(built, "MAGNET", QUOTED).values[ner] == 98.31
+    assert row(built, "tiny-bert").is_peer and row(built, "BERT-Large", QUOTED).is_peer
+    assert not row(built, "MAGNET").is_peer and not row(built, "LLaMA-2-7B", QUOTED).is_peer
+    assert [one.name for one in built.rows][:4] == ["base, causal", "MNTP", "MAGNET", "LLM2Vec recipe"]
+    assert row(built, "tiny-bert").missing[ner] == "no CoNLL-2003 <here>"
+
+
+def test_differences_and_gains_are_those_by_hand():
+    built = table(whole_study(), "words")
+    (one,) = (c for c in built.comparisons if (c.ours, c.column.unit) == ("LLM2Vec recipe", "pos"))
+    assert one.theirs == "LLM2Vec"
+    assert one.difference == pytest.approx(82.0 - 90.53)
+    assert one.paper_gain == pytest.approx(90.53 - 91.53)
+    assert one.gain == pytest.approx(82.0 - 80.0)
+    assert {c.ours for c in built.comparisons} == {"base, causal", "LLM2Vec recipe", "MNTP", "MAGNET"}
+    # Where lower is better a gain is a fall.
+    (fill,) = (
+        c for c in table(whole_study(), "infilling").comparisons if (c.ours, c.column[0]) == ("MAGNET", "WikiText")
+    )
+    assert fill.paper_gain == pytest.approx(22.0399 - 15.4573) and fill.gain == pytest.approx(40.0 - 30.5)
+
+
+def test_an_average_needs_all_its_parts_of_the_same_replica():
+    records = [record for record in whole_study() if record.table == "sts"]
+    average = Column("average", "spearman", "sts")
+    assert row(table(records, "sts"), "MAGNET").values[average].mean == pytest.approx(38.0 + 3.0 + 0.25)
+    fewer = [record for record in records if (record.replica, record.unit) != (1, "SICK-R")]
+    assert row(table(fewer, "sts"), "MAGNET").values[average].n == 1
+    none = [record for record in records if record.unit != "SICK-R"]
+    assert average not in row(table(none, "sts"), "MAGNET").values
+
+
+def test_the_ablation_takes_its_figures_from_words_and_sts():
+    built = table(whole_study(), "ablation")
+    assert [one.name for one in built.rows if one.origin == MEASURED] == ["MNTP", "MAGNET"]
+    assert {(c.theirs, c.column.unit) for c in built.comparisons if c.ours == "MNTP"} == {
+        ("MNTP", unit) for unit in ("chunking", "ner", "pos")
+    }
+    assert all(c.paper_gain is None and c.gain is None for c in built.comparisons)
+
+
+def test_different_settings_and_mixed_presets_are_told_and_readings_are_not():
+    units = [("MAGNET", {"prompt": "a", "reading": "magnet"}), ("Echo", {"prompt": "b", "reading": "echo"})]
+    records = [make_record("sts", s, "STS12", metrics={"spearman": 1.0}, settings=settings) for s, settings in units]
+    (warning,) = table(records, "sts").warnings
+    assert warning == "The rows have different settings: prompt (a: MAGNET; b: Echo)."
+    smoke = make_record("sts", "Echo", "STS13", metrics={"spearman": 1.0}, settings={"preset": "smoke", "prompt": "b"})
+    assert table([records[0], smoke], "sts").warnings == ["Mixed presets (paper: MAGNET; smoke: Echo)."]
+    assert table(records[:1], "sts").warnings == []
+    assert "prompt: a" in table(records[:1], "sts").settings
+
+
+def test_counts_say_where_rows_differ():
+    records = [
+        make_record("sts", s, "STS12", metrics={"spearman": 1.0}, counts={"pairs": n}) for s, n in (("A", 5), ("B", 9))
+    ]
+    assert table(records, "sts").counts == ["STS12: pairs 5 to 9, differing by row"]
+
+
+def test_what_a_replica_could_not_have_is_told_beside_the_mean():
+    records = [
+        *replicas("words", "MAGNET", "ner", "accuracy", [90.0]),
+        make_record("words", "MAGNET", "ner", replica=1, unavailable="disk full"),
+    ]
+    built = table(records, "words")
+    assert row(built, "MAGNET").values[Column("ner", "accuracy", "words")].n == 1
+    assert built.notes == ["MAGNET, ner: without replica 1, seed 0: disk full."]
+
+
+def test_bad_folders_and_figures_are_told(tmp_path):
+    with pytest.raises(ValueError, match="is no folder"):
+        read_results(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="has no records"):
+        read_results(tmp_path)
+    good = make_record("words", "A", "pos", metrics={"accuracy": 1.0, "f1": math.nan})
+    file = write(tmp_path, [good]) / "words.jsonl"
+    file.write_bytes(file.read_bytes() + b'{"table": "wor')
+    results = read_results(tmp_path)
+    assert len(results.records) == 1
+    assert any("Line 2 of 'words.jsonl' was not written to its end" in problem for problem in results.problems)
+    assert any("A, pos: f1 is nan" in problem for problem in results.problems)
+    assert Cells(results.records).value("words", "A", "pos", "f1") is None
+    write(tmp_path, [make_record("words", "A", "ner", metrics=[1])])
+    with pytest.raises(ValueError, match="must be objects"):
+        read_results(tmp_path)
