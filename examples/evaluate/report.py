@@ -16,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.corpus.writing import whole_file
 from examples.evaluate.driver import check, start
-from examples.evaluate.paper_values import read_paper_values
-from examples.evaluate.report_blocks import Page
-from examples.evaluate.report_cells import read_results
-from examples.evaluate.report_html import render_html
-from examples.evaluate.report_markdown import FIGURES, render_markdown
-from examples.evaluate.report_page import TITLE, build_page
-from examples.evaluate.report_plots import Picture
+from examples.reporting.blocks import Page
+from examples.reporting.cells import read_results
+from examples.reporting.html_page import render_html
+from examples.reporting.markdown_page import FIGURES, render_markdown
+from examples.reporting.page import TITLE, build_page
+from examples.reporting.paper_values import read_paper_values
+from examples.reporting.plots import Picture
 
 
 def main(arguments: list[str] | None = None) -> Page:

@@ -10,10 +10,10 @@ import pytest
 from markdown_it import MarkdownIt
 
 from examples.evaluate.report import main, write_page
-from examples.evaluate.report_blocks import Grid, Heading, Page, Story, Text
-from examples.evaluate.report_html import render_html
-from examples.evaluate.report_markdown import render_markdown
-from examples.evaluate.report_tables import MEASURED, QUOTED
+from examples.reporting.blocks import Grid, Heading, Page, Story, Text
+from examples.reporting.html_page import render_html
+from examples.reporting.markdown_page import render_markdown
+from examples.reporting.tables import MEASURED, QUOTED
 
 from .report_records import make_record, whole_study, write
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from markdown_it import MarkdownIt
 
-from examples.evaluate.report_blocks import (
+from examples.reporting.blocks import (
     Answer,
     Block,
     Bullets,

@@ -9,8 +9,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from examples.evaluate.report_cells import Cells, Value
-from examples.evaluate.report_tables import MEASURED, Row, Table
+from examples.reporting.cells import Cells, Value
+from examples.reporting.tables import MEASURED, Row, Table
 
 # The same bytes from the same records, and no formulas in names.
 STYLE: Any = {"svg.hashsalt": "magnet", "text.parse_math": False, "font.size": 9}

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from examples.evaluate.report_blocks import (
+from examples.reporting.blocks import (
     Answer,
     Block,
     Bullets,

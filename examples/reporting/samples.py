@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from examples.evaluate.records import Record
-from examples.evaluate.report_blocks import Bullets, Heading, Story, Text
-from examples.evaluate.report_cells import Cells
+from examples.reporting.blocks import Bullets, Heading, Story, Text
+from examples.reporting.cells import Cells
 
 TABLE = "side_by_side"
 TITLES = {"infilling": "Gaps filled", "continuation": "Beginnings continued"}

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from examples.evaluate.records import Record
-from examples.evaluate.report_cells import READINGS
+from examples.reporting.cells import READINGS
 
 
 def settings_warnings(records: Sequence[Record]) -> list[str]:

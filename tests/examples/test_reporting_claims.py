@@ -2,10 +2,10 @@
 
 import pytest
 
-from examples.evaluate.paper_values import read_paper_values
-from examples.evaluate.report_cells import Cells
-from examples.evaluate.report_claims import judge_claims
-from examples.evaluate.report_findings import ONE_RUN, TRIAL
+from examples.reporting.cells import Cells
+from examples.reporting.claims import judge_claims
+from examples.reporting.findings import ONE_RUN, TRIAL
+from examples.reporting.paper_values import read_paper_values
 
 from .report_records import make_record, replicas, whole_study
 

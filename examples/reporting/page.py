@@ -3,14 +3,14 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from examples.evaluate.paper_values import PaperTable, PaperValues
-from examples.evaluate.report_blocks import Answer, Block, Bullets, Grid, Heading, Notes, Page, Text
-from examples.evaluate.report_cells import Cells, Results, Value
-from examples.evaluate.report_claims import RULE, Claim, judge_claims
-from examples.evaluate.report_plots import draw_bars, draw_infilling, draw_objectives, draw_repetition
-from examples.evaluate.report_samples import TABLE as SAMPLES
-from examples.evaluate.report_samples import sample_blocks
-from examples.evaluate.report_tables import MEASURED, SIZES, Row, Table, build_table
+from examples.reporting.blocks import Answer, Block, Bullets, Grid, Heading, Notes, Page, Text
+from examples.reporting.cells import Cells, Results, Value
+from examples.reporting.claims import RULE, Claim, judge_claims
+from examples.reporting.paper_values import PaperTable, PaperValues
+from examples.reporting.plots import draw_bars, draw_infilling, draw_objectives, draw_repetition
+from examples.reporting.samples import TABLE as SAMPLES
+from examples.reporting.samples import sample_blocks
+from examples.reporting.tables import MEASURED, SIZES, Row, Table, build_table
 
 TITLE = "MAGNET: the paper's tables, measured anew"
 # Tables of records that the paper has no table of; any other is told as unknown.

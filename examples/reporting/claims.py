@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from examples.evaluate.paper_values import PaperValues
-from examples.evaluate.report_cells import Cells
-from examples.evaluate.report_findings import ERRORS, Finding, Term, growth, judge, measurement_error
+from examples.reporting.cells import Cells
+from examples.reporting.findings import ERRORS, Finding, Term, growth, judge, measurement_error
+from examples.reporting.paper_values import PaperValues
 
 Verdict = Literal["holds", "holds in part", "does not hold", "not measured"]
 RULE = (

@@ -12,8 +12,8 @@ from typing import Literal
 
 from scipy.stats import linregress
 
-from examples.evaluate.report_cells import Cells, Value
-from examples.evaluate.report_conditions import settings_warnings
+from examples.reporting.cells import Cells, Value
+from examples.reporting.conditions import settings_warnings
 
 Outcome = Literal["for", "against", "within the spread", "not measured"]
 ONE_RUN = "one training run each"

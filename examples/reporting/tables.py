@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from examples.evaluate.paper_values import Column, PaperRow, PaperTable
 from examples.evaluate.records import Record
-from examples.evaluate.report_cells import Cells, Value
-from examples.evaluate.report_conditions import list_counts, list_settings, same_weights, settings_warnings
+from examples.reporting.cells import Cells, Value
+from examples.reporting.conditions import list_counts, list_settings, same_weights, settings_warnings
+from examples.reporting.paper_values import Column, PaperRow, PaperTable
 
 MEASURED, QUOTED = "measured here", "quoted from the paper"
 # The systems of the study; what else was measured is a peer.
