@@ -1,0 +1,100 @@
+"""Short stories for evaluation, sentence by sentence: ROCStories, Story Cloze and TinyStories.
+
+ROCStories comes from one of its mirrors on the Hub, `mintujupally/ROCStories`, a story a row, cut at its sentences'
+ends; the file of a folder is lower-cased and tokenised, and is put back into running text, still in lower case.
+"""
+
+import csv
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+from examples.evaluate.wikitext import detokenize, find_file, read_text
+from trainer.metrics import split_sentences
+from trainer.sources import read_source
+
+Corpus = Literal["rocstories", "story_cloze", "tinystories"]
+CORPORA: tuple[Corpus, ...] = get_args(Corpus)
+FILE_NAMES: dict[str, str] = {
+    "rocstories": "rocstories_dev.titlesepkeysepstory.txt.gz",
+    "story_cloze": "storycloze_spring2016_val.csv.gz",
+    "tinystories": "tinystories_train_head_2MiB.txt.xz",
+}
+# Id and split of the Hub; Story Cloze is handed out on request only.
+HUB_SOURCES = {
+    "rocstories": ("mintujupally/ROCStories", "test"),
+    "tinystories": ("roneneldan/TinyStories", "validation"),
+}
+SENTENCES = 5
+
+
+class ClozeStory(NamedTuple):
+    """Four sentences, and a right and a wrong fifth one."""
+
+    first: list[str]
+    right: str
+    wrong: str
+
+
+def read_stories(folder: Path | None = None, *, corpus: Corpus = "rocstories") -> list[list[str]]:
+    """The sentences of each story; five of each, but for TinyStories.
+
+    Args:
+        folder (`Path`, *optional*): Where the corpus' file is, or its subfolder; the Hub if left out.
+        corpus (`str`, defaults to `"rocstories"`): Or `"story_cloze"`, cased, with the right ending; or
+            `"tinystories"`, of which the Hub has the validation split.
+
+    Returns:
+        `list[list[str]]`: In their order. Texts of the Hub that are not cut into five sentences are left out.
+
+    Raises:
+        ValueError: unknown corpus, no such file, or no way to the Hub.
+    """
+    if corpus not in CORPORA:
+        raise ValueError(f"No stories are named {corpus!r}; expected one of {list(CORPORA)}.")
+    if folder is None:
+        if corpus not in HUB_SOURCES:
+            raise ValueError(f"{corpus!r} is not on the Hub; pass a folder that has {FILE_NAMES[corpus]}.")
+        hub_id, split = HUB_SOURCES[corpus]
+        stories = [split_sentences(text) for text in read_source(hub_id, columns=["text"], split=split)["text"]]
+        return stories if corpus == "tinystories" else [story for story in stories if len(story) == SENTENCES]
+    file = find_file(folder, FILE_NAMES[corpus])
+    if corpus == "story_cloze":
+        return [[*story.first, story.right] for story in read_story_cloze(file)]
+    if corpus == "tinystories":
+        return [split_sentences(text) for text in read_text(file).split("<|endoftext|>") if text.strip()]
+    return _read_rocstories(file)
+
+
+def read_story_cloze(file: Path) -> list[ClozeStory]:
+    """Of each story its first four sentences, the right ending and the wrong one.
+
+    Raises:
+        ValueError: a file that has not the columns of Story Cloze.
+    """
+    stories = []
+    try:
+        for row in csv.DictReader(read_text(file).splitlines(keepends=True)):
+            endings = [row["RandomFifthSentenceQuiz1"], row["RandomFifthSentenceQuiz2"]]
+            right = int(row["AnswerRightEnding"]) - 1
+            first = [row[f"InputSentence{k}"] for k in range(1, SENTENCES)]
+            stories.append(ClozeStory(first, endings[right], endings[1 - right]))
+    except KeyError as error:
+        raise ValueError(f"{str(file)!r} has no column {error}; expected the columns of Story Cloze.") from error
+    return stories
+
+
+def _read_rocstories(file: Path) -> list[list[str]]:
+    """Lines of `title <EOT> keywords <EOL> </s> sentence </s> sentence ...`."""
+    stories = []
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
+        sentences = [detokenize(sentence) for sentence in line.split("</s>")[1:]]
+        if len(sentences) != SENTENCES or not all(sentences):
+            raise ValueError(
+                f"Line {number} of {str(file)!r} has {len(sentences)} sentences behind `</s>`; expected {SENTENCES}: "
+                f"{line!r:.80}. Correct it."
+            )
+        stories.append(sentences)
+    return stories
+
+
+__all__ = ["CORPORA", "FILE_NAMES", "HUB_SOURCES", "ClozeStory", "Corpus", "read_stories", "read_story_cloze"]

@@ -1,0 +1,100 @@
+"""WikiText for evaluation, from the Hub or from a file on disk, and tokenised English put back into running text.
+
+WikiText is tokenised: ` @-@ ` stands for a hyphen inside a word, marks stand apart from words. Perplexity is usually
+measured on text without these traces, for no model was trained on them. Words that the corpus replaced stay `<unk>`.
+"""
+
+import gzip
+import lzma
+import re
+from pathlib import Path
+from typing import Any
+
+from trainer.sources import read_source
+
+HUB_ID, HUB_CONFIG, HUB_SPLIT = "Salesforce/wikitext", "wikitext-103-raw-v1", "test"
+FILE_NAME = "wiki.valid.tokens.xz"
+
+_HEADING = re.compile(r"((?:= )+)(.*?)((?: =)+)")
+# In turn: what is replaced, and by what.
+_RULES = [
+    (re.compile(r" @([-,.])@ "), r"\1"),
+    (re.compile(r"``|''"), '"'),
+    (re.compile(r" +(\.\.\.|[.,;:!?%°)\]}])(?= |$)"), r"\1"),  # marks join what is in front of them,
+    (re.compile(r"(^| )([(\[{$£]) +"), r"\1\2"),  # or behind them
+    (re.compile(r" +(n't|'(?:[stdm]|ll|re|ve))\b"), r"\1"),
+    (re.compile(r"(^| )' (?=\d0s\b)"), r"\1'"),
+    (re.compile(r"(^| |\")' ?([^' ][^']*?) '(?=\W|$)"), r"\1'\2'"),  # quotations before possessives: the same mark
+    (re.compile(r"(?<=s) '(?= |$)"), "'"),
+    (re.compile(r'" *([^"]*?) *"'), r'"\1"'),
+]
+
+
+def detokenize(text: str) -> str:
+    """Running text from tokens with spaces between them, as WikiText and lower-cased ROCStories are written.
+
+    Args:
+        text (`str`): One line or one sentence.
+
+    Example:
+        >>> detokenize('It weighs 0 @.@ 7 – 2 @.@ 2 kg ( 1 @.@ 5 lb ) , " red @-@ tipped " .')
+        'It weighs 0.7 – 2.2 kg (1.5 lb), "red-tipped".'
+        >>> detokenize("he did n't see fran 's $ 10 , or the boys ' dog .")
+        "he didn't see fran's $10, or the boys' dog."
+    """
+    text = " ".join(text.split())
+    for pattern, replacement in _RULES:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def read_wikitext(folder: Path | None = None, *, headings: bool = False, tokenised: bool = False) -> list[str]:
+    """The paragraphs of WikiText: the test split of the Hub's WikiText-103, or the validation file of a folder.
+
+    Args:
+        folder (`Path`, *optional*): Where `wiki.valid.tokens.xz` is, or its subfolder; the Hub if left out.
+        headings (`bool`, defaults to `False`): Keep the headings, as `== Title ==`.
+        tokenised (`bool`, defaults to `False`): Leave the text as it was tokenised.
+
+    Returns:
+        `list[str]`: In their order, no empty ones.
+
+    Raises:
+        ValueError: no such file, or no way to the Hub.
+    """
+    if folder is None:
+        rows = read_source(HUB_ID, columns=["text"], split=HUB_SPLIT, config_name=HUB_CONFIG)["text"]
+        lines = [line for row in rows for line in row.splitlines()]
+    else:
+        lines = read_text(find_file(folder, FILE_NAME)).splitlines()
+    paragraphs = []
+    for line in filter(None, map(str.strip, lines)):
+        heading = _HEADING.fullmatch(line)
+        if heading is None:
+            paragraphs.append(line if tokenised else detokenize(line))
+        elif headings:
+            marks = "=" * heading[1].count("=")
+            paragraphs.append(line if tokenised else f"{marks} {detokenize(heading[2])} {marks}")
+    return paragraphs
+
+
+def find_file(folder: Path, name: str) -> Path:
+    """A file of this name in a folder, or in one of its subfolders.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = [file for file in (folder / name, *sorted(folder.glob(f"*/{name}"))) if file.is_file()]
+    if not found:
+        raise ValueError(f"{str(folder)!r} has no {name}, nor has a folder in it. Put it there.")
+    return found[0]
+
+
+def read_text(file: Path) -> str:
+    """All of a text file, plain, `.gz` or `.xz`."""
+    opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(file.suffix, open)
+    with opener(file, "rt", encoding="utf-8", newline="") as stream:
+        return str(stream.read())
+
+
+__all__ = ["FILE_NAME", "HUB_CONFIG", "HUB_ID", "HUB_SPLIT", "detokenize", "find_file", "read_text", "read_wikitext"]
