@@ -17,6 +17,7 @@ from examples.evaluate.held_out_gaps import (
     draw_gaps,
     word_overlap,
 )
+from examples.evaluate.stories import read_story_cloze
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.gaps_magnet import continuation_ids
 
@@ -104,7 +105,7 @@ def stories(tmp_path_factory):
 
 
 def test_choices_have_the_right_candidate_first_and_a_foreign_wrong_one(stories):
-    read = story_cloze.read_stories(stories)
+    read = read_story_cloze(stories)
     assert read[0] == (
         ["Tom 0 was sad, and cold.", "He ran.", "He saw dog 0.", "They played."],
         "He was happy.",
@@ -134,7 +135,7 @@ def test_story_cloze_runs_and_its_accuracy_is_that_of_the_scores(stories260k, st
     written = json.loads(file.read_text())
     assert written["tasks"] == report["tasks"]
     model = MagnetLlamaForCausalLM.from_pretrained(stories260k)
-    choices = story_cloze.make_choices(story_cloze.read_stories(stories), seed=0)["third sentence"]
+    choices = story_cloze.make_choices(read_story_cloze(stories), seed=0)["third sentence"]
     hits = 0
     for choice in choices:
         right, wrong = model.score_infill(choice.prefix, choice.candidates, choice.suffix)
