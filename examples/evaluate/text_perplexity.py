@@ -50,7 +50,7 @@ def measure(model: Any, read: Any, args: argparse.Namespace) -> Measurement:
     """Perplexity of all tokens of a corpus."""
     texts = read()
     size = args.max_length or min(model.config.max_position_embeddings, model.tokenizer.model_max_length)
-    rows = make_windows(model.tokenizer, texts, size=size)
+    rows = make_windows(model.tokenizer, texts, size=size)[: args.limit]
     by_row = span_logprobs(model, rows, reading="left")
     tokens = sum(map(len, by_row))
     value = perplexity(-sum(map(sum, by_row)), tokens)
@@ -66,10 +66,10 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
         lines = unless_absent(
             lambda: read_wikitext(args.data, headings=True, tokenised=args.tokenised), folder=args.data
         )
-        return ["\n".join(lines[: args.limit])]
+        return ["\n".join(lines)]
 
     def texts_of(file: str) -> list[str]:
-        return list(load_texts(file, limit=args.limit)["text"])
+        return list(load_texts(file)["text"])
 
     shared = {"window": args.max_length or "the model's context", "limit": args.limit}
     form = "tokenised" if args.tokenised else "detokenised"
@@ -103,7 +103,7 @@ def complaints(args: argparse.Namespace) -> list[str]:
     except ValueError as error:
         found.append(str(error))
     if args.limit is not None and args.limit < 1:
-        found.append(f"`--limit` is {args.limit}; expected at least 1, or leave it out to read everything.")
+        found.append(f"`--limit` is {args.limit}; expected at least 1, or leave it out to read all windows.")
     for name, path in args.model.items():
         try:
             config, tokenizer = open_without_weights(path)
@@ -122,10 +122,10 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     Raises:
         ValueError: arguments or files that cannot be used.
     """
-    parser = make_parser(__doc__, smoke={"limit": 100}, paper={"limit": None})
+    parser = make_parser(__doc__, smoke={"limit": 16}, paper={"limit": None})
     parser.add_argument("--texts", nargs="+", default=[], metavar="NAME=FILE", help="further corpora, as .jsonl.xz")
     parser.add_argument("--tokenised", action="store_true", help="leave WikiText as it was tokenised")
-    parser.add_argument("--limit", type=int, help="lines of WikiText and texts of a file, from the first on")
+    parser.add_argument("--limit", type=int, help="windows of each corpus, from the first on; all if left out")
     parser.add_argument("--max_length", type=int, help="tokens of a window; the model's context if left out")
     args = parse(parser, arguments)
     check(complaints(args))

@@ -18,7 +18,7 @@ FILE_NAME = "wiki.valid.tokens.xz"
 _HEADING = re.compile(r"((?:= )+)(.*?)((?: =)+)")
 # In turn: what is replaced, and by what.
 _RULES = [
-    (re.compile(r" @([-,.])@ "), r"\1"),
+    (re.compile(r" @([-,.])@(?: |$)"), r"\1"),
     (re.compile(r"``|''"), '"'),
     (re.compile(r" +(\.\.\.|[.,;:!?%°)\]}])(?= |$)"), r"\1"),  # marks join what is in front of them,
     (re.compile(r"(^| )([(\[{$£]) +"), r"\1\2"),  # or behind them
