@@ -160,6 +160,10 @@ def complaints(args: argparse.Namespace) -> list[str]:
         except ValueError as error:
             found.append(f"`--model` {name}: {error}")
             continue
+        if tokenizer.bos_token_id is None:
+            found.append(
+                f"{name} has no BOS, from which a first sentence is predicted and which opens blocks. Set one."
+            )
         context = min(config.max_position_embeddings, tokenizer.model_max_length)
         if "WikiText" in args.units and args.max_length > context:
             found.append(

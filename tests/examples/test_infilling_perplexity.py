@@ -120,9 +120,12 @@ def test_without_the_hub_the_record_says_so(saved, tmp_path, capsys):
     assert "not available here" in capsys.readouterr().out
 
 
-def test_all_that_cannot_work_is_told_before_weights_are_read(tmp_path, saved):
+def test_all_that_cannot_work_is_told_before_weights_are_read(tmp_path, saved, tiny_model):
     (tmp_path / "empty").mkdir()
-    options = ["--model", f"m={saved}", "gone=nowhere/at/all", "--data", str(tmp_path / "empty")]
+    tiny_model.tokenizer.bos_token = None
+    tiny_model.save_pretrained(tmp_path / "bare")
+    models = [f"m={saved}", f"bare={tmp_path / 'bare'}", "gone=nowhere/at/all"]
+    options = ["--model", *models, "--data", str(tmp_path / "empty")]
     with pytest.raises(ValueError, match="The arguments cannot be used") as raised:
         main([*options, "--reading", "left", "--suffix", "other", "--limit", "1"])
     for complaint in (
@@ -131,6 +134,7 @@ def test_all_that_cannot_work_is_told_before_weights_are_read(tmp_path, saved):
         "has no rocstories_dev",
         "has no wiki.valid.tokens.xz",
         "`--model` gone:",
+        "bare has no BOS",
         "`--max_length` is 512, but m reads 256 tokens at most",
     ):
         assert complaint in str(raised.value)
