@@ -72,7 +72,9 @@ def test_from_the_left_the_stock_llama_reads(stock, magnet, blocks):
 
 
 def test_infilling_is_one_forward_for_each_token(magnet, blocks):
-    rows = block_rows(blocks, **SPANS, seed=4) + block_rows(blocks[:2], **SPANS, seed=4, behind=blocks[1::-1])
+    foreign = block_rows(blocks, **SPANS, seed=4, behind=[*blocks[1:], blocks[0]])
+    assert any(row.first_counted for row in foreign)
+    rows = block_rows(blocks, **SPANS, seed=4) + foreign
     found = span_logprobs(magnet, rows, reading="infill")
     assert_same(found, [infill_logprobs(magnet, row) for row in rows])
     left = span_logprobs(magnet, rows, reading="left")
