@@ -25,12 +25,18 @@ class HeldOutGap(NamedTuple):
 
 
 def draw_gaps(
-    source: str, tokenizer: Any, *, lengths: Sequence[int], prefix_tokens: int, suffix_tokens: int, seed: int
+    source: str | Sequence[str],
+    tokenizer: Any,
+    *,
+    lengths: Sequence[int],
+    prefix_tokens: int,
+    suffix_tokens: int,
+    seed: int,
 ) -> list[HeldOutGap]:
     """A gap in each of as many texts as there are lengths; gap and suffix begin at a space, as words do.
 
     Args:
-        source (`str`): Texts, as `load_texts` takes them.
+        source (`str` or `Sequence[str]`): Where texts are, as `load_texts` takes it, or the texts.
         tokenizer: Counts tokens.
         lengths (`Sequence[int]`): Tokens of each gap.
         prefix_tokens, suffix_tokens (`int`): Tokens around a gap.
@@ -40,7 +46,8 @@ def draw_gaps(
         ValueError: too few texts that are long enough.
     """
     draw = np.random.default_rng(seed)
-    texts = load_texts(source)["text"]
+    name = repr(source) if isinstance(source, str) else f"A list of {len(source)} texts"
+    texts = load_texts(source)["text"] if isinstance(source, str) else source
     gaps: list[HeldOutGap] = []
     for index in draw.permutation(len(texts)):
         if len(gaps) == len(lengths):
@@ -59,7 +66,7 @@ def draw_gaps(
                 gaps.append(HeldOutGap(prefix.lstrip(), truth, suffix, length))
                 break
     if len(gaps) < len(lengths):
-        raise ValueError(f"{source!r} has {len(gaps)} texts that are long enough; {len(lengths)} gaps were asked for.")
+        raise ValueError(f"{name} has {len(gaps)} texts that are long enough; {len(lengths)} gaps were asked for.")
     return gaps
 
 

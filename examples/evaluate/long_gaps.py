@@ -1,15 +1,16 @@
-"""Long gaps at once or in chunks: does a chunk gain from seeing what was filled before it?
+"""Appendix E of the paper: long gaps, filled at once or in chunks. Does a chunk gain from what was filled before it?
 
-    python examples/evaluate/long_gaps.py --magnet DIR --judge DIR --texts FILE --output long.json
+    python examples/evaluate/long_gaps.py --model MAGNET=DIR --judge BASE
+    python examples/evaluate/long_gaps.py --model MAGNET=DIR --judge BASE --texts articles.jsonl.xz --chunks 128 32
 
-Gaps of 128 tokens on held-out text (appendix E), filled greedily and by sampling, at once and in chunks. A fill is
-judged by the perplexity of the text behind it to a causal model that has read prefix and fill, by its own perplexity
-to that model, and by its repetitions.
+Gaps of 128 tokens on held-out text, filled greedily and by sampling. A fill is judged by the perplexity of the text
+behind it to a causal model that has read prefix and fill, by its own perplexity to that model, and by its repetitions.
+Beside the fills stand what stood in the gaps, nothing, and what the judge writes from the left.
 """
 
 import argparse
-import math
 import sys
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,80 +18,178 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-from tqdm import tqdm
 
-from examples.evaluate.held_out_gaps import continuation_perplexity, draw_gaps
-from examples.evaluate.results import write_results
-from modeling_magnet import AutoMagnetForCausalLM
+from examples.evaluate.driver import Measurement, Unit, check, make_parser, open_magnet, parse, run, start
+from examples.evaluate.held_out_gaps import CONTINUATION_TOKENS, HeldOutGap, continuation_perplexity, draw_gaps
+from examples.evaluate.infilling_perplexity import unless_absent
+from examples.evaluate.records import Record, identify
+from examples.evaluate.wikitext import read_wikitext, wikitext_source
+from modeling_magnet.families_magnet import open_without_weights
 from trainer.metrics import perplexity, repetition_n
 from trainer.prompted_infilling import PromptedInfiller
+from trainer.sources import is_hub_id, local_files
 
-CHUNKS = (128, 64, 32, 16, 8)
 PREFIX_TOKENS, SUFFIX_TOKENS = 192, 128
 SAMPLING: dict[str, Any] = {"do_sample": True, "top_p": 0.9, "temperature": 0.8, "top_k": 0}
+KINDS: dict[str, dict[str, Any]] = {"greedy": {}, "sampled": SAMPLING}
+# Characters of joined WikiText paragraphs that hold a gap and what stands around it.
+TEXT_CHARACTERS = 4000
 
 
-def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Fill, judge, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--magnet", required=True, help="the adapted model")
-    parser.add_argument("--judge", required=True, help="a causal model that reads fills and what is behind them")
-    parser.add_argument("--texts", required=True, help="held-out texts")
-    parser.add_argument("--number", type=int, default=200, help="gaps")
-    parser.add_argument("--gap_tokens", type=int, default=128, help="tokens of a gap")
-    parser.add_argument("--seed", type=int, default=0, help="draws texts, places and samples")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    args = parser.parse_args(arguments)
-    magnet, judge = (AutoMagnetForCausalLM.from_pretrained(path).eval() for path in (args.magnet, args.judge))
-    gaps = draw_gaps(
-        args.texts,
-        magnet.tokenizer,
-        lengths=[args.gap_tokens] * args.number,
-        prefix_tokens=PREFIX_TOKENS,
-        suffix_tokens=SUFFIX_TOKENS,
-        seed=args.seed,
-    )
-    prefixes, suffixes = [gap.prefix for gap in gaps], [gap.suffix for gap in gaps]
-    reader = PromptedInfiller(judge, judge.tokenizer)
-    systems: dict[str, list[str]] = {"what stood there": [gap.truth for gap in gaps], "nothing": [""] * len(gaps)}
-    for kind, options in (("greedy", {}), ("sampled", SAMPLING)):
-        torch.manual_seed(args.seed)
-        systems[f"judge, left to right, {kind}"] = reader.infill(
-            prefixes, suffixes, max_new_tokens=args.gap_tokens, **options
-        )
-        for chunk in tqdm([chunk for chunk in CHUNKS if chunk <= args.gap_tokens], desc=kind):
-            torch.manual_seed(args.seed)
-            name = "at once" if chunk == args.gap_tokens else f"chunks of {chunk}"
-            systems[f"{name}, {kind}"] = magnet.infill(
-                prefixes, suffixes, max_new_tokens=args.gap_tokens, chunk_size=chunk, **options
+class Judge:
+    """The model that reads the fills, opened when the first unit needs it, and the gaps of each model's tokens.
+
+    Args:
+        args (`argparse.Namespace`): What was parsed.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.opened = cache(lambda: open_magnet(args.judge, args))
+        self.texts = cache(lambda: args.texts or joined_wikitext(args))
+        self.drawn: tuple[Any, list[HeldOutGap]] = (None, [])
+
+    def gaps(self, model: Any) -> list[HeldOutGap]:
+        """The gaps, drawn in the tokens of a model; kept for the model that is being measured."""
+        if self.drawn[0] is not model.tokenizer:
+            gaps = draw_gaps(
+                self.texts(),
+                model.tokenizer,
+                lengths=[self.args.gap_tokens] * self.args.number,
+                prefix_tokens=PREFIX_TOKENS,
+                suffix_tokens=SUFFIX_TOKENS,
+                seed=self.args.seed,
             )
-    report: dict[str, Any] = {"gaps": len(gaps), "gap_tokens": args.gap_tokens, "fills": {}}
-    print(f"\n{'fills':32s}{'perplexity behind':>18s}{'of the fill':>14s}{'Rep-4':>9s}")
-    for name, fills in systems.items():
-        scored = (
-            [one[0] for one in reader.score_infill(prefixes, [[fill] for fill in fills], suffixes)]
-            if any(fills)
-            else []
-        )
-        total, tokens = -sum(one.logprob for one in scored), sum(len(one.token_ids) for one in scored)
-        row = report["fills"][name] = {
-            "continuation_perplexity": continuation_perplexity(judge, judge.tokenizer, gaps, fills),
-            "fill_perplexity": perplexity(total, tokens) if tokens else None,
-            "rep_4": repetition_n(fills),
-        }
-        own = math.nan if row["fill_perplexity"] is None else row["fill_perplexity"]
-        print(f"{name:32s}{row['continuation_perplexity']:18.2f}{own:14.2f}{row['rep_4']:9.3f}")
-    means = {
-        kind: {name: row for name, row in report["fills"].items() if name.endswith(kind)}
-        for kind in ("greedy", "sampled")
+            self.drawn = (model.tokenizer, gaps)
+        return self.drawn[1]
+
+    def measure(self, gaps: list[HeldOutGap], fills: list[str]) -> Measurement:
+        """How the judge reads fills and what stands behind them."""
+        judge = self.opened()
+        behind = continuation_perplexity(judge, judge.tokenizer, gaps, fills)
+        metrics = {"continuation_perplexity": behind, "rep_4": repetition_n(fills)}
+        if any(fills):
+            reader = PromptedInfiller(judge, judge.tokenizer)
+            prefixes, suffixes = [gap.prefix for gap in gaps], [gap.suffix for gap in gaps]
+            scored = [one[0] for one in reader.score_infill(prefixes, [[fill] for fill in fills], suffixes)]
+            tokens = sum(len(one.token_ids) for one in scored)
+            metrics["fill_perplexity"] = perplexity(-sum(one.logprob for one in scored), tokens)
+        shown = [gap._asdict() | {"fill": fill} for gap, fill in zip(gaps[:3], fills, strict=False)]
+        return Measurement(metrics=metrics, counts={"gaps": len(gaps)}, samples=shown)
+
+
+def joined_wikitext(args: argparse.Namespace) -> list[str]:
+    """Stretches of WikiText that are long enough for a gap: neighbouring paragraphs, joined."""
+    texts = [""]
+    for paragraph in unless_absent(lambda: read_wikitext(args.data), folder=args.data):
+        if len(texts[-1]) >= TEXT_CHARACTERS:
+            texts.append("")
+        texts[-1] += f" {paragraph}" if texts[-1] else paragraph
+    return texts
+
+
+def fill(model: Any, gaps: list[HeldOutGap], args: argparse.Namespace, *, chunk: int, kind: str) -> list[str]:
+    """What a model writes into the gaps."""
+    torch.manual_seed(args.seed)
+    prefixes, suffixes = [gap.prefix for gap in gaps], [gap.suffix for gap in gaps]
+    fills: list[str] = model.infill(
+        prefixes, suffixes, max_new_tokens=args.gap_tokens, chunk_size=chunk, **KINDS[kind]
+    )
+    return fills
+
+
+def read_on(judge: Judge, gaps: list[HeldOutGap], *, kind: str) -> list[str]:
+    """What the judge writes behind the prefixes."""
+    torch.manual_seed(judge.args.seed)
+    model = judge.opened()
+    fills: list[str] = PromptedInfiller(model, model.tokenizer).infill(
+        [gap.prefix for gap in gaps],
+        [gap.suffix for gap in gaps],
+        max_new_tokens=judge.args.gap_tokens,
+        **KINDS[kind],
+    )
+    return fills
+
+
+def make_units(args: argparse.Namespace) -> list[Unit]:
+    """A unit for each way to fill, and what they are compared with."""
+    judge = Judge(args)
+    settings = {
+        "judge": identify(args.judge),
+        "texts": Path(args.texts).name if args.texts else wikitext_source(args.data),
+        "gap_tokens": args.gap_tokens,
+        "prefix_tokens": PREFIX_TOKENS,
+        "suffix_tokens": SUFFIX_TOKENS,
+        "continuation_tokens": CONTINUATION_TOKENS,
+        "number": args.number,
     }
-    for kind, rows in means.items():
-        best = min((n for n in rows if not n.startswith("judge")), key=lambda n: rows[n]["continuation_perplexity"])
-        print(f"{kind}: the text behind is read best after {best}")
-    write_results(args.output, report, models={"magnet": args.magnet, "judge": args.judge})
-    print(f"\nlong_gaps: OK ({len(gaps)} gaps of {args.gap_tokens} tokens)")
-    return report
+
+    def measure(model: Any, *, write: Any) -> Measurement:
+        gaps = judge.gaps(model)
+        return judge.measure(gaps, write(model, gaps))
+
+    def unit(name: str, write: Any, **more: Any) -> Unit:
+        return Unit(name, {**settings, **more}, partial(measure, write=write))
+
+    units = [
+        unit("what stood there", lambda model, gaps: [gap.truth for gap in gaps]),
+        unit("nothing", lambda model, gaps: [""] * len(gaps)),
+    ]
+    for kind in args.kinds:
+        more = {"sampling": KINDS[kind]}
+        left = partial(lambda model, gaps, kind: read_on(judge, gaps, kind=kind), kind=kind)
+        units.append(unit(f"judge, left to right, {kind}", left, **more))
+        for chunk in args.chunks:
+            name = "at once" if chunk == args.gap_tokens else f"chunks of {chunk}"
+            units.append(unit(f"{name}, {kind}", partial(fill, args=args, chunk=chunk, kind=kind), **more))
+    return units
+
+
+def complaints(args: argparse.Namespace) -> list[str]:
+    """What cannot work, before weights are read."""
+    found = []
+    for name in ("number", "gap_tokens"):
+        if getattr(args, name) < 1:
+            found.append(f"`--{name}` is {getattr(args, name)}; expected at least 1.")
+    if wrong := [chunk for chunk in args.chunks if not 1 <= chunk <= args.gap_tokens]:
+        found.append(f"`--chunks` has {wrong}; expected 1 to {args.gap_tokens}, the tokens of a gap. Leave them out.")
+    room = PREFIX_TOKENS + args.gap_tokens + SUFFIX_TOKENS + 1
+    for name, path in {**args.model, "the judge": args.judge}.items():
+        try:
+            context = open_without_weights(path)[0].max_position_embeddings
+        except ValueError as error:
+            found.append(f"{name}: {error}")
+            continue
+        if context < room:
+            found.append(f"{name} reads {context} tokens, but a gap and its text take {room}. Lower `--gap_tokens`.")
+    try:
+        if args.texts is None:
+            wikitext_source(args.data)
+        elif not is_hub_id(args.texts):
+            local_files(args.texts, name="--texts")
+    except ValueError as error:
+        found.append(str(error))
+    return found
+
+
+def main(arguments: list[str] | None = None) -> list[Record]:
+    """Fill, judge, print, record.
+
+    Raises:
+        ValueError: arguments or files that cannot be used, or texts that are too short.
+    """
+    paper = {"number": 200, "gap_tokens": 128, "chunks": [128, 64, 32, 16, 8], "kinds": list(KINDS)}
+    parser = make_parser(__doc__, smoke={**paper, "number": 8, "chunks": [128, 32], "kinds": ["greedy"]}, paper=paper)
+    parser.add_argument("--judge", required=True, help="a causal model that reads fills and what is behind them")
+    parser.add_argument("--texts", help="held-out texts, a file or a data set of the Hub; WikiText if left out")
+    parser.add_argument("--number", type=int, help="gaps")
+    parser.add_argument("--gap_tokens", type=int, help="tokens of a gap")
+    parser.add_argument("--chunks", type=int, nargs="+", help="tokens filled at once; all of a gap's is at once")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), help="how tokens are chosen")
+    args = parse(parser, arguments)
+    check(complaints(args))
+    return run("long_fills", args, make_units(args))
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -8,6 +8,8 @@ import csv
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+import numpy as np
+
 from examples.evaluate.wikitext import detokenize, find_file, read_text
 from trainer.metrics import split_sentences
 from trainer.sources import read_source
@@ -52,8 +54,7 @@ def read_stories(folder: Path | None = None, *, corpus: Corpus = "rocstories") -
     if corpus not in CORPORA:
         raise ValueError(f"No stories are named {corpus!r}; expected one of {list(CORPORA)}.")
     if folder is None:
-        if corpus not in HUB_SOURCES:
-            raise ValueError(f"{corpus!r} is not on the Hub; pass a folder that has {FILE_NAMES[corpus]}.")
+        stories_source(folder, corpus=corpus)
         hub_id, split = HUB_SOURCES[corpus]
         stories = [split_sentences(text) for text in read_source(hub_id, columns=["text"], split=split)["text"]]
         return stories if corpus == "tinystories" else [story for story in stories if len(story) == SENTENCES]
@@ -83,6 +84,28 @@ def read_story_cloze(file: Path) -> list[ClozeStory]:
     return stories
 
 
+def stories_source(folder: Path | None, *, corpus: Corpus = "rocstories") -> tuple[str, str]:
+    """Where stories come from and how they are written, for records.
+
+    Raises:
+        ValueError: no such file, or none of the Hub.
+    """
+    if folder is not None:
+        form = "lower case, detokenised" if corpus == "rocstories" else "cased"
+        return find_file(folder, FILE_NAMES[corpus]).name, form
+    if corpus not in HUB_SOURCES:
+        raise ValueError(f"{corpus!r} is not on the Hub; pass a folder that has {FILE_NAMES[corpus]}.")
+    return ", ".join(HUB_SOURCES[corpus]), "cased"
+
+
+def derange(number: int, *, seed: int) -> list[int]:
+    """For each of several texts another one: the next in a random order."""
+    order = np.random.default_rng(seed).permutation(number)
+    other = np.empty(number, dtype=int)
+    other[order] = np.roll(order, 1)
+    return [int(index) for index in other]
+
+
 def _read_rocstories(file: Path) -> list[list[str]]:
     """Lines of `title <EOT> keywords <EOL> </s> sentence </s> sentence ...`."""
     stories = []
@@ -97,4 +120,15 @@ def _read_rocstories(file: Path) -> list[list[str]]:
     return stories
 
 
-__all__ = ["CORPORA", "FILE_NAMES", "HUB_SOURCES", "ClozeStory", "Corpus", "read_stories", "read_story_cloze"]
+__all__ = [
+    "CORPORA",
+    "FILE_NAMES",
+    "HUB_SOURCES",
+    "SENTENCES",
+    "ClozeStory",
+    "Corpus",
+    "derange",
+    "read_stories",
+    "read_story_cloze",
+    "stories_source",
+]

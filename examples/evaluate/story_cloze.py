@@ -9,8 +9,6 @@ whole text use. The control gives infilling the suffix of another story. Accurac
 """
 
 import argparse
-import csv
-import gzip
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +21,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from examples.evaluate.results import write_results
+from examples.evaluate.stories import ClozeStory, derange, read_story_cloze
 from modeling_magnet import AutoMagnetForCausalLM
 from trainer.prompted_infilling import PromptedInfiller
 
@@ -40,42 +39,15 @@ class Choice:
         self.suffix = "".join(f" {sentence}" for sentence in suffix)
 
 
-def read_stories(file: Path) -> list[tuple[list[str], str, str]]:
-    """Of each story its first four sentences, the right ending and the wrong one.
-
-    Raises:
-        ValueError: a file that has not the columns of Story Cloze.
-    """
-    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
-    stories = []
-    try:
-        for row in rows:
-            endings = [row["RandomFifthSentenceQuiz1"], row["RandomFifthSentenceQuiz2"]]
-            right = int(row["AnswerRightEnding"]) - 1
-            stories.append(([row[f"InputSentence{k}"] for k in range(1, 5)], endings[right], endings[1 - right]))
-    except KeyError as error:
-        raise ValueError(f"{str(file)!r} has no column {error}; expected the columns of Story Cloze.") from error
-    return stories
-
-
-def make_choices(stories: Sequence[tuple[list[str], str, str]], *, seed: int) -> dict[str, list[Choice]]:
+def make_choices(stories: Sequence[ClozeStory], *, seed: int) -> dict[str, list[Choice]]:
     """Both tasks; the wrong third sentence is that of a story drawn at random."""
-    others = _derangement(len(stories), seed=seed)
+    others = derange(len(stories), seed=seed)
     fifth = [Choice(first, right, wrong, []) for first, right, wrong in stories]
     third = [
         Choice(first[:2], first[2], stories[other][0][2], [first[3], right])
         for (first, right, _), other in zip(stories, others, strict=True)
     ]
     return dict(zip(TASKS, (fifth, third), strict=True))
-
-
-def _derangement(number: int, *, seed: int) -> list[int]:
-    """Each story's other story: the next one in a random order."""
-    order = np.random.default_rng(seed).permutation(number)
-    other = np.empty(number, dtype=int)
-    other[order] = np.roll(order, 1)
-    return [int(index) for index in other]
 
 
 def hits_by_rule(
@@ -106,7 +78,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
-    stories = read_stories(args.stories)[: args.limit]
+    stories = read_story_cloze(args.stories)[: args.limit]
     tasks = make_choices(stories, seed=args.seed)
     magnet, base = (
         AutoMagnetForCausalLM.from_pretrained(path).eval().to(args.device) for path in (args.magnet, args.base)
@@ -124,7 +96,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     report: dict[str, Any] = {"stories": len(stories), "tasks": {}}
     for task, choices in tasks.items():
         suffixes = [choice.suffix for choice in choices]
-        foreign = [suffixes[other] for other in _derangement(len(choices), seed=args.seed + 1)]
+        foreign = [suffixes[other] for other in derange(len(choices), seed=args.seed + 1)]
         has_suffix = any(suffixes)
         report["tasks"][task] = {rule: {"accuracy": {}, "mcnemar": {}} for rule in RULES}
         scores: dict[str, dict[str, np.ndarray]] = {}

@@ -18,7 +18,7 @@ FILE_NAME = "wiki.valid.tokens.xz"
 _HEADING = re.compile(r"((?:= )+)(.*?)((?: =)+)")
 # In turn: what is replaced, and by what.
 _RULES = [
-    (re.compile(r" @([-,.])@ "), r"\1"),
+    (re.compile(r" @([-,.])@(?: |$)"), r"\1"),
     (re.compile(r"``|''"), '"'),
     (re.compile(r" +(\.\.\.|[.,;:!?%°)\]}])(?= |$)"), r"\1"),  # marks join what is in front of them,
     (re.compile(r"(^| )([(\[{$£]) +"), r"\1\2"),  # or behind them
@@ -78,6 +78,15 @@ def read_wikitext(folder: Path | None = None, *, headings: bool = False, tokenis
     return paragraphs
 
 
+def wikitext_source(folder: Path | None) -> str:
+    """Where WikiText comes from, for records.
+
+    Raises:
+        ValueError: no such file.
+    """
+    return f"{HUB_ID}, {HUB_CONFIG}, {HUB_SPLIT}" if folder is None else find_file(folder, FILE_NAME).name
+
+
 def find_file(folder: Path, name: str) -> Path:
     """A file of this name in a folder, or in one of its subfolders.
 
@@ -97,4 +106,4 @@ def read_text(file: Path) -> str:
         return str(stream.read())
 
 
-__all__ = ["FILE_NAME", "HUB_CONFIG", "HUB_ID", "HUB_SPLIT", "detokenize", "find_file", "read_text", "read_wikitext"]
+__all__ = ["detokenize", "find_file", "read_text", "read_wikitext", "wikitext_source"]

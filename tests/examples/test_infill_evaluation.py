@@ -1,7 +1,5 @@
 """The evaluations of infilling on tiny stories and texts: gaps, judges, tests and tables."""
 
-import csv
-import gzip
 import json
 
 import numpy as np
@@ -17,8 +15,14 @@ from examples.evaluate.held_out_gaps import (
     draw_gaps,
     word_overlap,
 )
+from examples.evaluate.records import RecordFile
+from examples.evaluate.stories import read_story_cloze
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.gaps_magnet import continuation_ids
+from trainer.metrics import repetition_n
+from trainer.prompted_infilling import PromptedInfiller
+
+from .evaluation_files import write_story_cloze, write_wikitext
 
 STORY = (
     "Once upon a time, there was a little girl named Lily. She loved to play with her toys in the park. One day, she "
@@ -91,20 +95,13 @@ def test_mcnemar_counts_where_two_systems_differ():
 
 @pytest.fixture(scope="module")
 def stories(tmp_path_factory):
-    file = tmp_path_factory.mktemp("stories") / "cloze.csv.gz"
-    names = [f"InputSentence{k}" for k in range(1, 5)]
-    names += ["RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2", "AnswerRightEnding"]
-    with gzip.open(file, "wt", newline="") as lines:
-        writer = csv.writer(lines)
-        writer.writerow(names)
-        for n in range(6):
-            first = [f"Tom {n} was sad, and cold.", "He ran.", f"He saw dog {n}.", "They played."]
-            writer.writerow([*first, "He was happy.", "He cried.", 1 + n % 2])
-    return file
+    folder = tmp_path_factory.mktemp("stories")
+    write_story_cloze(folder)
+    return folder / "storycloze_spring2016_val.csv.gz"
 
 
 def test_choices_have_the_right_candidate_first_and_a_foreign_wrong_one(stories):
-    read = story_cloze.read_stories(stories)
+    read = read_story_cloze(stories)
     assert read[0] == (
         ["Tom 0 was sad, and cold.", "He ran.", "He saw dog 0.", "They played."],
         "He was happy.",
@@ -134,7 +131,7 @@ def test_story_cloze_runs_and_its_accuracy_is_that_of_the_scores(stories260k, st
     written = json.loads(file.read_text())
     assert written["tasks"] == report["tasks"]
     model = MagnetLlamaForCausalLM.from_pretrained(stories260k)
-    choices = story_cloze.make_choices(story_cloze.read_stories(stories), seed=0)["third sentence"]
+    choices = story_cloze.make_choices(read_story_cloze(stories), seed=0)["third sentence"]
     hits = 0
     for choice in choices:
         right, wrong = model.score_infill(choice.prefix, choice.candidates, choice.suffix)
@@ -192,16 +189,66 @@ def test_broken_words_lose_letters_from_their_middle(stories260k, texts, tmp_pat
     assert all(0 <= row["right"] <= row["spells_a_word"] <= 1 for row in report["heal"].values())
 
 
-def test_long_gaps_runs(stories260k, texts, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def short_context(monkeypatch):
     monkeypatch.setattr(long_gaps, "PREFIX_TOKENS", 40)
     monkeypatch.setattr(long_gaps, "SUFFIX_TOKENS", 40)
-    report = long_gaps.main(
-        ["--magnet", str(stories260k), "--judge", str(stories260k), "--texts", texts, "--number", "3"]
-        + ["--gap_tokens", "16", "--output", str(tmp_path / "long.json")]
+
+
+def test_long_gaps_are_filled_at_once_and_in_chunks(stories260k, texts, tmp_path, short_context, tokenizer, capsys):
+    options = ["--judge", str(stories260k), "--texts", texts, "--number", "3", "--gap_tokens", "16"]
+    records = long_gaps.main(
+        ["--model", f"m={stories260k}", *options, "--chunks", "16", "8", "--results", str(tmp_path), "--device", "cpu"]
     )
-    assert "long_gaps: OK (3 gaps of 16 tokens)" in capsys.readouterr().out
-    fills = report["fills"]
-    assert {"at once, greedy", "chunks of 8, greedy", "at once, sampled", "chunks of 8, sampled"} <= set(fills)
-    assert "chunks of 32, greedy" not in fills
-    assert all(row["continuation_perplexity"] > 1 for row in fills.values())
-    assert json.loads((tmp_path / "long.json").read_text())["fills"].keys() == fills.keys()
+    assert "long_fills: OK (1 models, 8 cells each" in capsys.readouterr().out
+    by_unit = {record.unit: record for record in records}
+    filled = {f"{name}, {kind}" for name in ("at once", "chunks of 8") for kind in ("greedy", "sampled")}
+    judged = {"judge, left to right, greedy", "judge, left to right, sampled"}
+    assert set(by_unit) == filled | judged | {"what stood there", "nothing"}
+    assert set(by_unit["nothing"].metrics) == {"continuation_perplexity", "rep_4"}
+    assert all(record.metrics["continuation_perplexity"] > 1 for record in records)
+    assert all(record.settings["judge"]["name"] == "stories260K" for record in records)
+    assert len(RecordFile(tmp_path, "long_fills").read()) == 8
+
+    model = MagnetLlamaForCausalLM.from_pretrained(stories260k)
+    gaps = draw_gaps(texts, tokenizer, lengths=[16] * 3, prefix_tokens=40, suffix_tokens=40, seed=0)
+    prefixes, suffixes = [gap.prefix for gap in gaps], [gap.suffix for gap in gaps]
+    for name, chunk in (("at once", 16), ("chunks of 8", 8)):
+        fills = model.infill(prefixes, suffixes, max_new_tokens=16, chunk_size=chunk)
+        record = by_unit[f"{name}, greedy"]
+        assert [sample["fill"] for sample in record.samples] == fills
+        expected = continuation_perplexity(model, tokenizer, gaps, fills)
+        assert record.metrics["continuation_perplexity"] == pytest.approx(expected)
+        assert record.metrics["rep_4"] == repetition_n(fills)
+        logprobs = [
+            value
+            for one in PromptedInfiller(model, tokenizer).score_infill(prefixes, [[fill] for fill in fills], suffixes)
+            for value in one[0].logprobs
+        ]
+        assert record.metrics["fill_perplexity"] == pytest.approx(np.exp(-np.mean(logprobs)))
+    assert [sample["truth"] for sample in by_unit["what stood there"].samples] == [gap.truth for gap in gaps]
+
+
+def test_long_gaps_of_wikitext(wiki_7m, tmp_path, short_context):
+    write_wikitext(tmp_path, number=200)
+    options = ["--judge", str(wiki_7m), "--data", str(tmp_path), "--number", "2", "--gap_tokens", "8", "--chunks", "8"]
+    records = long_gaps.main(
+        ["--model", f"m={wiki_7m}", *options, "--kinds", "greedy", "--results", str(tmp_path), "--device", "cpu"]
+    )
+    assert [record.unit for record in records][-1] == "at once, greedy"
+    assert {record.settings["texts"] for record in records} == {"wiki.valid.tokens.xz"}
+    assert all("\n" not in sample["prefix"] for record in records for sample in record.samples)
+
+
+def test_long_gaps_tell_all_that_cannot_work(stories260k, tmp_path):
+    options = ["--model", f"m={stories260k}", "--judge", "no/where", "--data", str(tmp_path), "--number", "0"]
+    with pytest.raises(ValueError, match="The arguments cannot be used") as raised:
+        long_gaps.main([*options, "--gap_tokens", "300", "--chunks", "0", "400"])
+    for complaint in (
+        "`--number` is 0",
+        r"`--chunks` has [0, 400]; expected 1 to 300",
+        "m reads 512 tokens, but a gap and its text take 621",
+        "the judge: ",
+        "has no wiki.valid.tokens.xz",
+    ):
+        assert complaint in str(raised.value)

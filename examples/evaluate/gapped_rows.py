@@ -1,0 +1,173 @@
+"""Token rows with missing spans, and how probable a model finds what is missing, from both sides or the left alone.
+
+Shapes: B rows, S tokens in the longest row, N tokens that count, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from modeling_magnet.batching_magnet import pad_token_rows, plan_batches
+from modeling_magnet.gaps_magnet import continuation_ids, fill_ids
+from modeling_magnet.texts_magnet import front_tokens
+from trainer.corruption import row_generator, sample_spans
+
+Reading = Literal["infill", "left"]
+READINGS: tuple[Reading, ...] = get_args(Reading)
+# Tokens of a forward, padding included. Logits are made for those that count, and float32 ones for a chunk at a time.
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+CHUNK = 1024
+
+
+class GappedRow(NamedTuple):
+    """One text as tokens, and the spans of it that are missing."""
+
+    input_ids: list[int]
+    spans: list[tuple[int, int]]  # half-open, ascending, none at position 0
+    first_counted: int = 0  # spans in front of this one are missing, but do not count
+
+
+def story_row(tokenizer: Any, sentences: Sequence[str], gap: int, *, behind: Sequence[str] | None = None) -> GappedRow:
+    """A story with one sentence missing, tokenised as `score_infill` does: prefix, sentence and suffix apart.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Of the model.
+        sentences (`Sequence[str]`): Of the story.
+        gap (`int`): Which sentence is missing, from 0.
+        behind (`Sequence[str]`, *optional*): What stands behind the gap instead of the story's own sentences.
+
+    Raises:
+        ValueError: the first sentence is missing, and there is no BOS to predict it from.
+    """
+    prefix = " ".join(sentences[:gap])
+    suffix = " ".join(sentences[gap + 1 :] if behind is None else behind)
+    before = front_tokens(tokenizer) + fill_ids(tokenizer, prefix, prefix="")
+    if not before:
+        raise ValueError("A first sentence is missing and the tokenizer has no BOS to predict it from. Set one.")
+    fill = fill_ids(tokenizer, f" {sentences[gap]}" if prefix else sentences[gap], prefix=prefix)
+    after = continuation_ids(tokenizer, f" {suffix}") if suffix else []
+    return GappedRow([*before, *fill, *after], [(len(before), len(before) + len(fill))])
+
+
+def block_rows(
+    blocks: Sequence[list[int]],
+    *,
+    max_spans: int,
+    min_span_tokens: int,
+    max_span_tokens: int,
+    seed: int,
+    behind: Sequence[list[int]] | None = None,
+) -> list[GappedRow]:
+    """Blocks of tokens with spans missing; which ones depends on the seed and the place of a block alone.
+
+    Args:
+        blocks (`Sequence[list[int]]`): BOS in front.
+        max_spans, min_span_tokens, max_span_tokens (`int`): See `sample_spans`.
+        seed (`int`): Of the draws.
+        behind (`Sequence[list[int]]`, *optional*): For each block another one. Each span then has a row of its own,
+            where the other block's tokens stand behind it; the spans in front of it are missing as before.
+    """
+    rows = []
+    for number, ids in enumerate(blocks):
+        spans = sample_spans(
+            len(ids),
+            max_spans=max_spans,
+            min_span_tokens=min_span_tokens,
+            max_span_tokens=max_span_tokens,
+            generator=row_generator(seed, epoch=0, row_id=number),
+        )
+        if behind is None:
+            rows.append(GappedRow(list(ids), spans))
+            continue
+        for index, (_, end) in enumerate(spans):
+            rows.append(GappedRow([*ids[:end], *behind[number][end:]], spans[: index + 1], first_counted=index))
+    return rows
+
+
+@torch.no_grad()
+def span_logprobs(
+    model: Any, rows: Sequence[GappedRow], *, reading: Reading, desc: str = "Reading"
+) -> list[list[float]]:
+    """Log-probabilities in nats of the missing tokens that count.
+
+    Args:
+        model (`PreTrainedModel`): A MAGNET in evaluation mode.
+        rows (`Sequence[GappedRow]`): Texts with their gaps.
+        reading (`str`): `"infill"`: a span sees all context, and itself up to the token, as the model is trained; a
+            model that was taught to end spans is given gaps of the next multiple. `"left"`: all tokens in front are
+            seen, those of earlier spans too.
+        desc (`str`): Of the progress bar.
+
+    Returns:
+        `list[list[float]]`: Per row, in the order of its tokens.
+
+    Raises:
+        ValueError: a row that is longer than the context.
+
+    Source: MAGNET (Khosla et al. 2025), section 5.4 and Table 4.
+    """
+    inputs = [
+        _RowInput.of(row, multiple=model.magnet_settings.end_of_span if reading == "infill" else 0) for row in rows
+    ]
+    context = model.config.max_position_embeddings
+    longest = max((row.positions[-1] + 1 for row in inputs), default=0)
+    if longest > context:
+        raise ValueError(f"A text with its gaps takes {longest} positions, but the model has {context}. Shorten them.")
+    logprobs: list[list[float]] = [[] for _ in rows]
+    budget = BATCH_TOKENS["cpu" if model.device.type == "cpu" else "cuda"]
+    with tqdm(total=len(rows), desc=desc, unit="row", leave=False) as bar:
+        for batch in plan_batches([len(row.ids) for row in inputs], max_tokens=budget):
+            for index, own in zip(batch, _read(model, [inputs[index] for index in batch], reading), strict=True):
+                logprobs[index] = own
+            bar.update(len(batch))
+    return logprobs
+
+
+class _RowInput(NamedTuple):
+    """One row as the model is given it; all of the same length."""
+
+    ids: list[int]
+    positions: list[int]
+    segments: list[int]
+    is_source: list[bool]  # whether the output predicts a token that counts
+
+    @classmethod
+    def of(cls, row: GappedRow, *, multiple: int) -> "_RowInput":
+        """Lay out a row; behind each gap, positions go on at the next multiple of its length."""
+        length = len(row.input_ids)
+        positions, segments, is_source = list(range(length)), [0] * length, [False] * length
+        for number, (start, end) in enumerate(row.spans):
+            segments[start:end] = [number + 1] * (end - start)
+            if number >= row.first_counted:
+                is_source[start - 1 : end - 1] = [True] * (end - start)
+            skipped = -(end - start) % multiple if multiple else 0
+            positions[end:] = [position + skipped for position in positions[end:]]
+        return cls(row.input_ids, positions, segments, is_source)
+
+
+def _read(model: Any, rows: Sequence[_RowInput], reading: Reading) -> list[list[float]]:
+    """One forward."""
+    batch = pad_token_rows([row.ids for row in rows], pad_token_id=0)
+    segments, positions, is_source = (
+        pad_token_rows(column, pad_token_id=0)["input_ids"].to(model.device)
+        for column in zip(*((row.segments, row.positions, row.is_source) for row in rows), strict=True)
+    )
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    wanted = is_source.bool()  # (B, S)
+    how: dict[str, Any] = {"mode": "causal"}
+    if reading == "infill":
+        how = {"mode": "infill", "segment_ids": segments, "position_ids": positions}
+    logits = model(**batch, **how, logits_to_keep=wanted, use_cache=False).logits  # (N, V)
+    labels = batch["input_ids"].roll(-1, dims=1)[wanted]  # (N,)
+    losses = [
+        F.cross_entropy(part.float(), targets, reduction="none")
+        for part, targets in zip(logits.split(CHUNK), labels.split(CHUNK), strict=True)
+    ]
+    found = iter((-torch.cat(losses)).tolist() if losses else [])
+    return [[next(found) for _ in range(sum(row.is_source))] for row in rows]
+
+
+__all__ = ["READINGS", "GappedRow", "Reading", "block_rows", "span_logprobs", "story_row"]

@@ -1,0 +1,198 @@
+"""Table 4 of the paper: infilling perplexity, where the tokens of the removed spans alone count.
+
+    python examples/evaluate/infilling_perplexity.py --model base=DIR --reading left
+    python examples/evaluate/infilling_perplexity.py --model MAGNET=DIR
+    python examples/evaluate/infilling_perplexity.py --model "MAGNET, other suffix=DIR" --suffix other
+
+ROCStories: one sentence of five is removed, any of the five. WikiText: one to three spans of 8 to 32 tokens of blocks
+of joined paragraphs. A model reads both sides of a gap, or with `--reading left` what is in front of it: as a causal
+model does, so that it is shown the removed tokens of earlier spans as well, which infilling is not. With
+`--suffix other` another text stands behind each gap: what that costs is what the suffix is worth to the model.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+# A script finds its own folder alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from datasets import Dataset
+
+from examples.evaluate.driver import Measurement, NotAvailableError, Unit, check, make_parser, parse, run, start
+from examples.evaluate.gapped_rows import READINGS, GappedRow, block_rows, span_logprobs, story_row
+from examples.evaluate.records import Record
+from examples.evaluate.stories import CORPORA, SENTENCES, derange, read_stories, stories_source
+from examples.evaluate.wikitext import read_wikitext, wikitext_source
+from modeling_magnet.families_magnet import open_without_weights
+from trainer import texts_to_blocks
+from trainer.corruption import row_generator
+from trainer.metrics import perplexity
+
+UNITS = ("ROCStories", "WikiText")
+SPANS = {"max_spans": 3, "min_span_tokens": 8, "max_span_tokens": 32}
+
+T = TypeVar("T")
+
+
+def unless_absent(read: Callable[[], T], *, folder: Path | None) -> T:
+    """Read a corpus; one of the Hub that cannot be had is told as such.
+
+    Raises:
+        NotAvailableError: no way to the Hub.
+        ValueError: a file that is not as it should be.
+    """
+    try:
+        return read()
+    except ValueError as error:
+        if folder is None:
+            raise NotAvailableError(str(error)) from error
+        raise
+
+
+def draw(number: int, *, limit: int | None, seed: int) -> list[int]:
+    """Which texts are measured: all, or as many as the limit says, drawn at random."""
+    if limit is None:
+        return list(range(number))
+    order = torch.randperm(number, generator=row_generator(seed, epoch=1, row_id=0))
+    return sorted(order[:limit].tolist())
+
+
+def make_story_rows(tokenizer: Any, stories: list[list[str]], *, foreign: bool, seed: int) -> list[GappedRow]:
+    """Stories, each without one sentence that is drawn; with a foreign suffix, what follows in another story."""
+    others = derange(len(stories), seed=seed) if foreign else None
+    rows = []
+    for number, story in enumerate(stories):
+        generator = row_generator(seed, epoch=0, row_id=number)
+        gap = int(torch.randint(SENTENCES, (), generator=generator))
+        behind = None if others is None else stories[others[number]][gap + 1 :]
+        rows.append(story_row(tokenizer, story, gap, behind=behind))
+    return rows
+
+
+def make_wikitext_rows(tokenizer: Any, paragraphs: list[str], args: argparse.Namespace) -> list[GappedRow]:
+    """Blocks of joined paragraphs with spans missing."""
+    blocks = texts_to_blocks(
+        Dataset.from_dict({"text": paragraphs}),
+        tokenizer,
+        max_length=args.max_length,
+        min_length=SPANS["max_span_tokens"],
+        concatenate=True,
+    )["input_ids"]
+    chosen = [blocks[index] for index in draw(len(blocks), limit=args.limit, seed=args.seed)]
+    behind = None
+    if args.suffix == "other":
+        behind = [chosen[other] for other in derange(len(chosen), seed=args.seed)]
+    return block_rows(chosen, **SPANS, seed=args.seed, behind=behind)
+
+
+def measure(model: Any, rows: list[GappedRow], *, texts: int, reading: Any) -> Measurement:
+    """Perplexity of the removed tokens."""
+    by_row = span_logprobs(model, rows, reading=reading)
+    tokens = sum(map(len, by_row))
+    value = perplexity(-sum(map(sum, by_row)), tokens)
+    spans = sum(len(row.spans) - row.first_counted for row in rows)
+    return Measurement(metrics={"perplexity": value}, counts={"texts": texts, "spans": spans, "tokens": tokens})
+
+
+def make_units(args: argparse.Namespace) -> list[Unit]:
+    """The columns that were asked for; a corpus is read when the first model needs it."""
+
+    @cache
+    def stories() -> list[list[str]]:
+        found = unless_absent(lambda: read_stories(args.data, corpus=args.stories), folder=args.data)
+        full = [story for story in found if len(story) >= SENTENCES]  # the five that may be drawn
+        return [full[index] for index in draw(len(full), limit=args.limit, seed=args.seed)]
+
+    @cache
+    def paragraphs() -> list[str]:
+        return unless_absent(lambda: read_wikitext(args.data, tokenised=args.tokenised), folder=args.data)
+
+    def measure_stories(model: Any) -> Measurement:
+        rows = make_story_rows(model.tokenizer, stories(), foreign=args.suffix == "other", seed=args.seed)
+        return measure(model, rows, texts=len(rows), reading=args.reading)
+
+    def measure_wikitext(model: Any) -> Measurement:
+        rows = make_wikitext_rows(model.tokenizer, paragraphs(), args)
+        texts = sum(row.first_counted == 0 for row in rows)
+        return measure(model, rows, texts=texts, reading=args.reading)
+
+    shared = {"reading": args.reading, "suffix": args.suffix, "limit": args.limit}
+    source, form = stories_source(args.data, corpus=args.stories)
+    settings: dict[str, dict[str, Any]] = {
+        "ROCStories": {**shared, "source": source, "text": form, "removed": "one sentence of the first five"},
+        "WikiText": {
+            **shared,
+            "source": wikitext_source(args.data),
+            "text": "tokenised" if args.tokenised else "detokenised",
+            "max_length": args.max_length,
+            **SPANS,
+        },
+    }
+    measures = {"ROCStories": measure_stories, "WikiText": measure_wikitext}
+    return [Unit(name, settings[name], measures[name]) for name in args.units]
+
+
+def complaints(args: argparse.Namespace) -> list[str]:
+    """What cannot work, before weights are read."""
+    found = []
+    if args.reading == "left" and args.suffix == "other":
+        found.append("`--suffix other` changes nothing with `--reading left`, which sees no suffix. Drop one of them.")
+    least = 2 if args.suffix == "other" else 1
+    if args.limit is not None and args.limit < least:
+        found.append(f"`--limit` is {args.limit}; expected at least {least}, or leave it out to take all texts.")
+    if args.max_length <= SPANS["max_span_tokens"] + 1:
+        found.append(f"`--max_length` is {args.max_length}; a block must hold a span of 32 tokens. Raise it.")
+    sources = {"ROCStories": lambda: stories_source(args.data, corpus=args.stories)}
+    sources["WikiText"] = lambda: (wikitext_source(args.data), "")
+    for unit in args.units:
+        try:
+            sources[unit]()
+        except ValueError as error:
+            found.append(f"{unit}: {error}")
+    for name, path in args.model.items():
+        try:
+            config, tokenizer = open_without_weights(path)
+        except ValueError as error:
+            found.append(f"`--model` {name}: {error}")
+            continue
+        if tokenizer.bos_token_id is None:
+            found.append(
+                f"{name} has no BOS, from which a first sentence is predicted and which opens blocks. Set one."
+            )
+        context = min(config.max_position_embeddings, tokenizer.model_max_length)
+        if "WikiText" in args.units and args.max_length > context:
+            found.append(
+                f"`--max_length` is {args.max_length}, but {name} reads {context} tokens at most. Lower it for all "
+                "models that are compared."
+            )
+    return found
+
+
+def main(arguments: list[str] | None = None) -> list[Record]:
+    """Measure the models that were named.
+
+    Raises:
+        ValueError: arguments or files that cannot be used.
+    """
+    parser = make_parser(__doc__, smoke={"limit": 64, "max_length": 256}, paper={"limit": None, "max_length": 512})
+    parser.add_argument("--units", nargs="+", default=list(UNITS), choices=UNITS, help="corpora")
+    parser.add_argument(
+        "--reading", default="infill", choices=READINGS, help="both sides of a gap, or what is left of it"
+    )
+    parser.add_argument("--suffix", default="own", choices=["own", "other"], help="what stands behind a gap")
+    parser.add_argument("--stories", default="rocstories", choices=CORPORA, help="which stories")
+    parser.add_argument("--tokenised", action="store_true", help="leave WikiText as it was tokenised")
+    parser.add_argument("--limit", type=int, help="stories and blocks, drawn at random; all if left out")
+    parser.add_argument("--max_length", type=int, help="tokens of a block of WikiText, BOS included")
+    args = parse(parser, arguments)
+    check(complaints(args))
+    return run("infilling", args, make_units(args))
+
+
+if __name__ == "__main__":
+    start(main)

@@ -1,0 +1,136 @@
+"""Section 5 of the paper: perplexity of whole texts read from left to right, before and after adaptation.
+
+    python examples/evaluate/text_perplexity.py --model base=DIR MAGNET=DIR
+    python examples/evaluate/text_perplexity.py --model base=DIR MAGNET=DIR --texts Wikipedia=articles.jsonl.xz
+
+A text is cut into windows of the context length that do not overlap; BOS stands in front of each, and each token
+counts once. WikiText is one text, headings included, its lines joined by newlines; of a file each row is a text.
+"""
+
+import argparse
+import sys
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+# A script finds its own folder alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from examples.evaluate.driver import Measurement, Unit, check, make_parser, parse, run, start
+from examples.evaluate.gapped_rows import GappedRow, span_logprobs
+from examples.evaluate.infilling_perplexity import unless_absent
+from examples.evaluate.records import Record
+from examples.evaluate.wikitext import read_wikitext, wikitext_source
+from modeling_magnet.families_magnet import open_without_weights
+from modeling_magnet.texts_magnet import front_tokens
+from trainer import load_texts
+from trainer.metrics import perplexity
+from trainer.sources import local_files
+
+
+def make_windows(tokenizer: Any, texts: list[str], *, size: int) -> list[GappedRow]:
+    """Windows of which every token counts but the first, which is BOS where there is one.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Of the model.
+        texts (`list[str]`): Each is cut on its own.
+        size (`int`): Tokens of a window, >= 2.
+    """
+    front = front_tokens(tokenizer)
+    step = size - len(front)
+    rows = []
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        cut = [front + ids[begin : begin + step] for begin in range(0, len(ids), step)]
+        rows += [GappedRow(window, [(1, len(window))]) for window in cut if len(window) > 1]
+    return rows
+
+
+def measure(model: Any, read: Any, args: argparse.Namespace) -> Measurement:
+    """Perplexity of all tokens of a corpus."""
+    texts = read()
+    size = args.max_length or min(model.config.max_position_embeddings, model.tokenizer.model_max_length)
+    rows = make_windows(model.tokenizer, texts, size=size)[: args.limit]
+    by_row = span_logprobs(model, rows, reading="left")
+    tokens = sum(map(len, by_row))
+    value = perplexity(-sum(map(sum, by_row)), tokens)
+    counts = {"texts": len(texts), "windows": len(rows), "window": size, "tokens": tokens}
+    return Measurement(metrics={"perplexity": value}, counts=counts)
+
+
+def make_units(args: argparse.Namespace) -> list[Unit]:
+    """WikiText, and the files that were named."""
+
+    @cache
+    def wikitext() -> list[str]:
+        lines = unless_absent(
+            lambda: read_wikitext(args.data, headings=True, tokenised=args.tokenised), folder=args.data
+        )
+        return ["\n".join(lines)]
+
+    def texts_of(file: str) -> list[str]:
+        return list(load_texts(file)["text"])
+
+    shared = {"window": args.max_length or "the model's context", "limit": args.limit}
+    form = "tokenised" if args.tokenised else "detokenised"
+    settings = {**shared, "source": wikitext_source(args.data), "text": form}
+    units = [Unit("WikiText", settings, partial(measure, read=wikitext, args=args))]
+    for name, file in args.texts.items():
+        read = cache(partial(texts_of, file))
+        units.append(Unit(name, {**shared, "source": Path(file).name}, partial(measure, read=read, args=args)))
+    return units
+
+
+def complaints(args: argparse.Namespace) -> list[str]:
+    """What cannot work, before weights are read; turns `--texts` into names and files."""
+    found = []
+    texts: dict[str, str] = {}
+    for item in args.texts:
+        name, separator, file = item.partition("=")
+        if not (name and separator and file):
+            found.append(f"`--texts` has {item!r}; expected NAME=FILE, such as Wikipedia=articles.jsonl.xz.")
+            continue
+        if name in texts or name == "WikiText":
+            found.append(f"`--texts` has two corpora named {name!r}, or WikiText. Give each a name of its own.")
+        texts[name] = file
+        try:
+            local_files(file, name="--texts")
+        except ValueError as error:
+            found.append(str(error))
+    args.texts = texts
+    try:
+        wikitext_source(args.data)
+    except ValueError as error:
+        found.append(str(error))
+    if args.limit is not None and args.limit < 1:
+        found.append(f"`--limit` is {args.limit}; expected at least 1, or leave it out to read all windows.")
+    for name, path in args.model.items():
+        try:
+            config, tokenizer = open_without_weights(path)
+        except ValueError as error:
+            found.append(f"`--model` {name}: {error}")
+            continue
+        context = min(config.max_position_embeddings, tokenizer.model_max_length)
+        if args.max_length is not None and not 2 <= args.max_length <= context:
+            found.append(f"`--max_length` is {args.max_length}; {name} reads 2 to {context} tokens. Change it.")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> list[Record]:
+    """Measure the models that were named.
+
+    Raises:
+        ValueError: arguments or files that cannot be used.
+    """
+    parser = make_parser(__doc__, smoke={"limit": 16}, paper={"limit": None})
+    parser.add_argument("--texts", nargs="+", default=[], metavar="NAME=FILE", help="further corpora, as .jsonl.xz")
+    parser.add_argument("--tokenised", action="store_true", help="leave WikiText as it was tokenised")
+    parser.add_argument("--limit", type=int, help="windows of each corpus, from the first on; all if left out")
+    parser.add_argument("--max_length", type=int, help="tokens of a window; the model's context if left out")
+    args = parse(parser, arguments)
+    check(complaints(args))
+    return run("perplexity", args, make_units(args))
+
+
+if __name__ == "__main__":
+    start(main)

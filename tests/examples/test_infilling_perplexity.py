@@ -1,0 +1,142 @@
+"""Table 4: the driver's figures are those of explicit loops over the texts, and what cannot work is told at once."""
+
+import json
+import math
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from examples.evaluate.infilling_perplexity import draw, main, make_story_rows
+from examples.evaluate.stories import derange, read_stories
+
+from .evaluation_files import write_all
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_all(tmp_path_factory.mktemp("data") / "all")
+
+
+@pytest.fixture
+def saved(tmp_path, tiny_model):
+    tiny_model.save_pretrained(tmp_path / "tiny")
+    return str(tmp_path / "tiny")
+
+
+def measure(data, saved, tmp_path, *more):
+    options = ["--results", str(tmp_path / "results"), "--device", "cpu", "--max_length", "100"]
+    return main(["--model", f"system={saved}", "--data", str(data), *options, *more])
+
+
+@torch.no_grad()
+def perplexity_by_loop(model, rows):
+    """From the left, one row at a time."""
+    losses = []
+    for ids, start, end in rows:
+        logprobs = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
+        losses += [-logprobs[place - 1, ids[place]].item() for place in range(start, end)]
+    return math.exp(sum(losses) / len(losses)), len(losses)
+
+
+def test_the_left_reading_is_the_stock_llamas_perplexity(data, saved, tmp_path, tiny_model):
+    (record,) = measure(
+        data, saved, tmp_path, "--reading", "left", "--units", "ROCStories", "--stories", "story_cloze"
+    )
+    stories = read_stories(data, corpus="story_cloze")
+    tokenizer, rows = tiny_model.tokenizer, []
+    for number, row in enumerate(make_story_rows(tokenizer, stories, foreign=False, seed=0)):
+        ((start, end),) = row.spans
+        removed = tokenizer.decode(row.input_ids[start:end]).strip()
+        assert removed in stories[number]
+        gap = stories[number].index(removed)
+        prefix = " ".join(stories[number][:gap])
+        ids = tokenizer(" ".join(stories[number]))["input_ids"]
+        assert ids == row.input_ids, "no token of these stories reaches over a seam"
+        assert len(tokenizer(prefix)["input_ids"]) == start
+        rows.append((ids, start, end))
+    value, tokens = perplexity_by_loop(LlamaForCausalLM.from_pretrained(saved).eval(), rows)
+    assert record.metrics == {"perplexity": pytest.approx(value, rel=1e-4)}
+    assert record.counts == {"texts": 6, "spans": 6, "tokens": tokens}
+    assert (record.table, record.system, record.unit) == ("infilling", "system", "ROCStories")
+
+
+def test_both_corpora_are_measured_and_recorded(data, saved, tmp_path, capsys):
+    stories, wikitext = measure(data, saved, tmp_path)
+    assert "infilling: OK (1 models, 2 cells each" in capsys.readouterr().out
+    assert stories.settings["removed"] == "one sentence of the first five"
+    assert stories.settings["text"] == "lower case, detokenised"
+    assert wikitext.settings["max_spans"] == 3
+    assert (wikitext.settings["min_span_tokens"], wikitext.settings["max_span_tokens"]) == (8, 32)
+    assert wikitext.settings["reading"] == stories.settings["reading"] == "infill"
+    assert 8 * wikitext.counts["spans"] <= wikitext.counts["tokens"] <= 32 * wikitext.counts["spans"]
+    left = measure(data, saved, tmp_path, "--reading", "left")
+    assert [one.counts for one in left] == [stories.counts, wikitext.counts]
+    assert all(a.metrics != b.metrics for a, b in zip(left, (stories, wikitext), strict=True))
+    lines = (tmp_path / "results" / "infilling.jsonl").read_text().splitlines()
+    assert [json.loads(line)["unit"] for line in lines] == ["ROCStories", "WikiText"] * 2
+
+
+def test_another_suffix_costs_the_same_tokens(data, saved, tmp_path):
+    own = measure(data, saved, tmp_path)
+    other = measure(data, saved, tmp_path, "--suffix", "other")
+    assert [one.counts["tokens"] for one in own] == [one.counts["tokens"] for one in other]
+    assert [one.counts["texts"] for one in own] == [one.counts["texts"] for one in other]
+    assert all(a.metrics["perplexity"] != b.metrics["perplexity"] for a, b in zip(own, other, strict=True))
+
+
+def test_the_other_suffix_is_that_of_another_story(data, tiny_model):
+    stories = read_stories(data)
+    tokenizer = tiny_model.tokenizer
+    others = derange(len(stories), seed=0)
+    own = make_story_rows(tokenizer, stories, foreign=False, seed=0)
+    gaps = set()
+    for number, row in enumerate(make_story_rows(tokenizer, stories, foreign=True, seed=0)):
+        ((_, end),) = row.spans
+        assert row.spans == own[number].spans
+        assert row.input_ids[:end] == own[number].input_ids[:end]
+        told = tokenizer.decode(own[number].input_ids[1:end])
+        gap = next(k for k in range(5) if told == " ".join(stories[number][: k + 1]))
+        gaps.add(gap)
+        assert tokenizer.decode(row.input_ids[end:]).strip() == " ".join(stories[others[number]][gap + 1 :])
+    assert len(gaps) > 1
+
+
+def test_a_limit_draws_texts(data, saved, tmp_path):
+    assert draw(5, limit=None, seed=0) == [0, 1, 2, 3, 4]
+    assert draw(100, limit=4, seed=0) != draw(100, limit=4, seed=1)
+    assert len(set(draw(100, limit=30, seed=0))) == 30
+    (record,) = measure(data, saved, tmp_path, "--units", "ROCStories", "--limit", "3")
+    assert record.counts["texts"] == 3
+
+
+def test_without_the_hub_the_record_says_so(saved, tmp_path, capsys):
+    results = str(tmp_path / "results")
+    records = main(["--model", f"m={saved}", "--results", results, "--device", "cpu", "--max_length", "100"])
+    assert ["mintujupally/ROCStories" in records[0].unavailable, "Salesforce/wikitext" in records[1].unavailable] == [
+        True,
+        True,
+    ]
+    assert "not available here" in capsys.readouterr().out
+
+
+def test_all_that_cannot_work_is_told_before_weights_are_read(tmp_path, saved, tiny_model):
+    (tmp_path / "empty").mkdir()
+    tiny_model.tokenizer.bos_token = None
+    tiny_model.save_pretrained(tmp_path / "bare")
+    models = [f"m={saved}", f"bare={tmp_path / 'bare'}", "gone=nowhere/at/all"]
+    options = ["--model", *models, "--data", str(tmp_path / "empty")]
+    with pytest.raises(ValueError, match="The arguments cannot be used") as raised:
+        main([*options, "--reading", "left", "--suffix", "other", "--limit", "1"])
+    for complaint in (
+        "`--suffix other` changes nothing with `--reading left`",
+        "`--limit` is 1; expected at least 2",
+        "has no rocstories_dev",
+        "has no wiki.valid.tokens.xz",
+        "`--model` gone:",
+        "bare has no BOS",
+        "`--max_length` is 512, but m reads 256 tokens at most",
+    ):
+        assert complaint in str(raised.value)
+    with pytest.raises(ValueError, match="a block must hold a span of 32 tokens"):
+        main([*options, "--max_length", "20"])

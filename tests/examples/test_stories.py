@@ -1,0 +1,86 @@
+"""Readers of stories: five sentences each, as they stand in the files, on disk or by the loader of the Hub."""
+
+import gzip
+import json
+import lzma
+
+import pytest
+
+from examples.evaluate import stories
+from examples.evaluate.stories import derange, read_stories, read_story_cloze, stories_source
+
+from ..conftest import REPOSITORY
+from .evaluation_files import write_rocstories, write_story_cloze
+
+
+def test_rocstories_are_five_sentences_of_running_text(tmp_path):
+    (tmp_path / "stories").mkdir()
+    write_rocstories(tmp_path / "stories", number=3)
+    read = read_stories(tmp_path)
+    assert len(read) == 3
+    assert read[1] == ["tom 1 was sad.", "he didn't eat.", "the cat saw dog 1, too.", "they ran.", "he's home."]
+    assert read == read_stories(tmp_path / "stories"), "the folder of the file will do as well"
+    assert stories_source(tmp_path) == ("rocstories_dev.titlesepkeysepstory.txt.gz", "lower case, detokenised")
+
+
+def test_story_cloze_stories_end_rightly(tmp_path):
+    write_story_cloze(tmp_path)
+    first, second = read_stories(tmp_path, corpus="story_cloze")[:2]
+    assert first == ["Tom 0 was sad, and cold.", "He ran.", "He saw dog 0.", "They played.", "He was happy."]
+    assert second[4] == "He cried."
+    cloze = read_story_cloze(tmp_path / "storycloze_spring2016_val.csv.gz")
+    assert (cloze[1].first, cloze[1].right, cloze[1].wrong) == (second[:4], "He cried.", "He was happy.")
+
+
+def test_tinystories_are_cut_at_their_mark_and_their_sentences(tmp_path):
+    file = tmp_path / "tinystories_train_head_2MiB.txt.xz"
+    with lzma.open(file, "wt") as stream:
+        stream.write("\nTom ran. He fell.\nHe cried.\n<|endoftext|>\nA dog sat.\n<|endoftext|>\n")
+    assert read_stories(tmp_path, corpus="tinystories") == [["Tom ran.", "He fell.", "He cried."], ["A dog sat."]]
+
+
+def test_stories_of_the_hub_are_cut_into_sentences_and_others_left_out(tmp_path, monkeypatch):
+    file = tmp_path / "rows.jsonl"
+    texts = ["One is. Two is! Three is? Four is. Five is.", "This has one."]
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    monkeypatch.setitem(stories.HUB_SOURCES, "rocstories", (str(file), "train"))
+    assert read_stories() == [["One is.", "Two is!", "Three is?", "Four is.", "Five is."]]
+
+
+def test_what_cannot_be_read_is_told(tmp_path):
+    with pytest.raises(ValueError, match="No stories are named 'fables'; expected one of"):
+        read_stories(tmp_path, corpus="fables")
+    with pytest.raises(ValueError, match="has no rocstories_dev.* nor has a folder in it"):
+        read_stories(tmp_path)
+    with pytest.raises(ValueError, match="'story_cloze' is not on the Hub; pass a folder"):
+        read_stories(corpus="story_cloze")
+    with pytest.raises(ValueError, match="mintujupally/ROCStories.* cannot be read"):
+        read_stories()
+    with gzip.open(tmp_path / "rocstories_dev.titlesepkeysepstory.txt.gz", "wt") as lines:
+        lines.write("t <EOT> k <EOL>  </s> a . </s> b . </s> c .\n")
+    with pytest.raises(ValueError, match="Line 1 .* has 3 sentences behind `</s>`; expected 5"):
+        read_stories(tmp_path)
+    (tmp_path / "cloze.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="has no column .*; expected the columns of Story Cloze"):
+        read_story_cloze(tmp_path / "cloze.csv")
+
+
+@pytest.mark.parametrize("number", [2, 3, 10])
+def test_each_text_lends_itself_to_one_other(number):
+    others = derange(number, seed=3)
+    assert sorted(others) == list(range(number))
+    assert all(other != own for own, other in enumerate(others))
+    assert others == derange(number, seed=3)
+
+
+def test_the_real_files_have_their_counts():
+    folder = REPOSITORY.parent / "shared" / "data" / "stories"
+    if not folder.is_dir():
+        pytest.skip("no data at ../shared/data beside the repository")
+    read = read_stories(folder)
+    assert len(read) == 9816
+    text = " ".join(" ".join(story) for story in read)
+    assert text == text.lower()
+    assert " ." not in text.replace("...", "") and " n't" not in text and "''" not in text
+    assert len(read_stories(folder, corpus="story_cloze")) == 1871
+    assert len(read_stories(folder, corpus="tinystories")) == 2317

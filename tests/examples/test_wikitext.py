@@ -1,0 +1,72 @@
+"""WikiText as running text, by hand and against another project's rules on the real file."""
+
+import json
+
+import pytest
+
+from examples.evaluate import wikitext
+from examples.evaluate.wikitext import detokenize, read_wikitext, wikitext_source
+
+from ..conftest import REPOSITORY
+from .evaluation_files import PARAGRAPH, write_wikitext
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [
+        ("a 5 @,@ 000 @.@ 5 m long @-@ range gun", "a 5,000.5 m long-range gun"),
+        ('He said " no " , and " go ! " .', 'He said "no", and "go!".'),
+        ("( see [ 3 ] ) ; 5 % : yes ?", "(see [3]); 5%: yes?"),
+        ("he wo n't , they 're , it 's , don 't", "he won't, they're, it's, don't"),
+        ("the Knights ' coach in the ' 80s", "the Knights' coach in the '80s"),
+        ("called ' deep sea ' by them", "called 'deep sea' by them"),
+        ("a 'do-it-yourself ' razor", "a 'do-it-yourself' razor"),
+        ("she called '' nanny '' , for $ 10 ...", 'she called "nanny", for $10...'),
+        ("U.S. troops – 24 / 7", "U.S. troops – 24 / 7"),
+        ("plain words stay", "plain words stay"),
+    ],
+)
+def test_tokens_become_running_text(tokens, text):
+    assert detokenize(tokens) == text
+    assert detokenize(text) == text
+
+
+def test_paragraphs_come_without_headings_unless_asked_for(tmp_path):
+    write_wikitext(tmp_path, number=2)
+    plain = "The cat sat on the mat, and the dog barked at the cat. She ate the bread-like apple."
+    assert read_wikitext(tmp_path) == [f"{plain} Number 0 is <unk>.", f"{plain} Number 1 is <unk>."]
+    assert read_wikitext(tmp_path, headings=True)[::3] == ["= The cat =", "== More of it =="]
+    assert read_wikitext(tmp_path, tokenised=True)[0] == f"{PARAGRAPH} Number 0 is <unk> ."
+    assert wikitext_source(tmp_path) == "wiki.valid.tokens.xz"
+
+
+def test_rows_of_the_hub_are_lines(tmp_path, monkeypatch):
+    file = tmp_path / "rows.jsonl"
+    rows = ["", " = A title = \n", " One @-@ off . \n", ""]
+    file.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    for name, value in (("HUB_ID", str(file)), ("HUB_CONFIG", None), ("HUB_SPLIT", "train")):
+        monkeypatch.setattr(wikitext, name, value)
+    assert read_wikitext(headings=True) == ["= A title =", "One-off."]
+
+
+def test_what_cannot_be_read_is_told(tmp_path):
+    with pytest.raises(ValueError, match="has no wiki.valid.tokens.xz, nor has a folder in it"):
+        read_wikitext(tmp_path)
+    with pytest.raises(ValueError, match="Salesforce/wikitext.* cannot be read"):
+        read_wikitext()
+
+
+def test_the_real_file_is_read_nearly_as_by_the_evaluation_harness():
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no data at ../shared/data beside the repository")
+    harness = pytest.importorskip("lm_eval.tasks.wikitext.preprocess_wikitext").wikitext_detokenizer
+    ours, tokens = read_wikitext(folder), read_wikitext(folder, tokenised=True)
+    assert len(ours) == 1841
+    theirs = [harness({"page": text + " "}).strip() for text in tokens]
+    # It leaves marks at a line's end, contractions other than 's, and signs of money and percent apart.
+    same = sum("".join(a.split()) == "".join(b.split()) for a, b in zip(ours, theirs, strict=True))
+    words = sum(len(set(a.split()) & set(b.split())) for a, b in zip(ours, theirs, strict=True))
+    assert same / len(ours) > 0.95
+    assert words / sum(len(set(text.split())) for text in ours) > 0.97
+    assert not any(mark in text for text in ours for mark in ("@-@", "@,@", "@.@", " n't", " ,", "( "))

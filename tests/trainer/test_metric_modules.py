@@ -1,0 +1,73 @@
+"""The metric modules, loaded as users load them: by path, without a network, alone and combined."""
+
+import math
+from collections import Counter
+
+import pytest
+
+from trainer.metric_modules import METRIC_MODULES
+
+evaluate = pytest.importorskip("evaluate")
+
+TEXTS = ["a b c d a b c d. a b c d a b c d.", "He left. He left! She stayed. He left.", "one"]
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+    """Copies of the modules and what they keep go into a folder of the test."""
+    cache = str(tmp_path_factory.mktemp("metrics"))
+    return lambda name: evaluate.load(str(METRIC_MODULES / f"{name}.py"), cache_dir=cache)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_rep_n_is_that_of_ngrams_by_nltk(load, n):
+    ngrams = pytest.importorskip("nltk.util").ngrams
+    shares = []
+    for text in TEXTS:
+        counts = Counter(ngrams(text.split(), n))
+        shares.append(1 - len(counts) / counts.total() if counts else 0.0)
+    assert load("rep_n").compute(predictions=TEXTS, n=n) == {f"rep_{n}": pytest.approx(sum(shares) / 3)}
+
+
+def test_rep_n_by_hand(load):
+    # abcd bcda cdab dabc abcd: four of five are unique
+    assert load("rep_n").compute(predictions=["a b c d a b c d"]) == {"rep_4": pytest.approx(1 / 5)}
+
+
+def test_rep_sen_by_hand(load):
+    # "a b c d a b c d." twice; "He left." twice among four; one sentence
+    assert load("rep_sen").compute(predictions=TEXTS) == {"rep_sen": pytest.approx((1 / 2 + 1 / 4 + 0) / 3)}
+
+
+def test_both_repetitions_combine(load):
+    both = evaluate.combine([load("rep_n"), load("rep_sen")])
+    for text in TEXTS:
+        both.add(predictions=text)
+    expected = load("rep_n").compute(predictions=TEXTS) | load("rep_sen").compute(predictions=TEXTS)
+    assert both.compute() == pytest.approx(expected)
+    assert set(expected) == {"rep_4", "rep_sen"}
+
+
+def test_infilling_perplexity_by_hand(load):
+    logprobs = [[math.log(1 / 2), math.log(1 / 8)], [], [math.log(1 / 4)]]
+    values = load("infilling_perplexity").compute(predictions=logprobs)
+    assert values == {"infilling_perplexity": pytest.approx(4.0), "tokens": 3}
+
+
+def test_infilling_perplexity_is_that_of_scored_fills(load, tiny_model):
+    fills = tiny_model.score_infill(["She ate the", "The dog"], [[" apple"], [" barked at"]], [" for lunch.", " me."])
+    values = load("infilling_perplexity").compute(predictions=[one.logprobs for (one,) in fills])
+    flat = [value for (one,) in fills for value in one.logprobs]
+    assert values["infilling_perplexity"] == pytest.approx(math.exp(-sum(flat) / len(flat)))
+    assert values["tokens"] == len(flat) >= 2
+
+
+@pytest.mark.parametrize("values", [[[0.5]], [[-1.0, math.nan]]])
+def test_losses_are_no_log_probabilities(load, values):
+    with pytest.raises(ValueError, match="expected log-probabilities in nats"):
+        load("infilling_perplexity").compute(predictions=values)
+
+
+def test_no_token_is_refused(load):
+    with pytest.raises(ValueError, match="at least one predicted token"):
+        load("infilling_perplexity").compute(predictions=[[]])

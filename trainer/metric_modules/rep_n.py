@@ -1,0 +1,46 @@
+"""Rep-n as a module of `evaluate`: how often generated text repeats its own n-grams."""
+
+from collections.abc import Sequence
+
+import datasets
+import evaluate
+
+from trainer.metrics import repetition_n
+
+_DESCRIPTION = "Rep-n: 1 - unique n-grams / n-grams of a text, averaged over the texts. Lower is better."
+_INPUTS = """
+Args:
+    predictions (`list` of `str`): Generated texts; tokens stand between white space.
+    n (`int`, defaults to 4): Tokens in an n-gram, >= 1.
+Returns:
+    rep_<n> (`float`): in [0, 1).
+"""
+_CITATION = """\
+@inproceedings{khosla2025magnet,
+    title={MAGNET: Augmenting Generative Decoders with Representation Learning and Infilling Capabilities},
+    author={Khosla and Tiwari and Kafle and Jenni and Zhao and Collomosse and Shi},
+    booktitle={ACL},
+    year={2025},
+}
+"""
+
+
+class RepN(evaluate.Metric):
+    """Rep-n, under the name `rep_<n>`.
+
+    Example:
+
+        >>> RepN().compute(predictions=["a b a b a b"], n=2)  # 5 bigrams, 2 of them unique
+        {'rep_2': 0.6}
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features({"predictions": datasets.Value("string")}),
+        )
+
+    def _compute(self, *, predictions: Sequence[str], n: int = 4) -> dict[str, float]:
+        return {f"rep_{n}": repetition_n(predictions, n=n)}

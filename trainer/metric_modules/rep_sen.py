@@ -1,0 +1,45 @@
+"""Rep-Sen as a module of `evaluate`: how often generated text repeats its own sentences."""
+
+from collections.abc import Sequence
+
+import datasets
+import evaluate
+
+from trainer.metrics import repetition_sentences
+
+_DESCRIPTION = "Rep-Sen: 1 - unique sentences / sentences of a text, averaged over the texts. Lower is better."
+_INPUTS = """
+Args:
+    predictions (`list` of `str`): Generated texts.
+Returns:
+    rep_sen (`float`): in [0, 1).
+"""
+_CITATION = """\
+@inproceedings{khosla2025magnet,
+    title={MAGNET: Augmenting Generative Decoders with Representation Learning and Infilling Capabilities},
+    author={Khosla and Tiwari and Kafle and Jenni and Zhao and Collomosse and Shi},
+    booktitle={ACL},
+    year={2025},
+}
+"""
+
+
+class RepSen(evaluate.Metric):
+    """Rep-Sen, under the name `rep_sen`.
+
+    Example:
+
+        >>> RepSen().compute(predictions=["It rained. It rained. It snowed. It rained."])
+        {'rep_sen': 0.5}
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features({"predictions": datasets.Value("string")}),
+        )
+
+    def _compute(self, *, predictions: Sequence[str]) -> dict[str, float]:
+        return {"rep_sen": repetition_sentences(predictions)}
