@@ -103,7 +103,7 @@ def test_the_readmes_tree_is_the_real_one():
         str(path.relative_to(REPOSITORY))
         for top in ("modeling_magnet", "trainer", "examples")
         for path in (REPOSITORY / top).rglob("*")
-        if path.suffix in (".py", ".md", ".json") and "results" not in path.parts
+        if path.suffix in (".py", ".md", ".json", ".html") and "results" not in path.parts
     }
     assert {path for path in listed if "/" in path and not path.startswith(".")} == real
     assert all((REPOSITORY / path).is_file() for path in listed)

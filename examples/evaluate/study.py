@@ -26,9 +26,10 @@ from typing import Any
 # A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.evaluate import mixture, report
+from examples.evaluate import mixture, report, training_curves
 from examples.evaluate.driver import start
 from examples.evaluate.study_plan import ADAPTER, BASE, Call, Plan, Run, read_plan
+from examples.evaluate.training_run import REPORT, models_by_step
 from trainer.checkpoints import last_complete_checkpoint
 
 ADAPT = Path(__file__).resolve().parents[1] / "adapt.py"
@@ -85,7 +86,10 @@ def train(plan: Plan, *, jobs: int) -> None:
 
 
 def evaluate(plan: Plan, *, results: Path) -> None:
-    """Ask every driver about its systems; what is on record is not measured again."""
+    """Ask every driver about its systems; what is on record is not measured again. A curve of each run comes first."""
+    for run in filter(is_finished, plan.runs):
+        named = f"{run.name}={run.folder}"
+        training_curves.main(["--run", named, "--results", str(results), "--replica", str(run.replica)])
     commands = list(driver_commands(plan, results=results))
     for number, (driver, arguments) in enumerate(commands, start=1):
         print(f"\n[{number}/{len(commands)}] {driver}.py {shlex.join(arguments)}", flush=True)
@@ -104,7 +108,7 @@ def driver_commands(plan: Plan, *, results: Path) -> Iterator[tuple[str, list[st
 
 def is_finished(run: Run) -> bool:
     """Whether a run has written its result."""
-    return (run.folder / "adapt.json").is_file()
+    return (run.folder / REPORT).is_file()
 
 
 def log_of(run: Run) -> Path:
@@ -127,9 +131,8 @@ def _models(plan: Plan, call: Call) -> Iterator[tuple[int, int | None, list[str]
             if not call.over_steps:
                 groups.setdefault((run.replica, None), []).append(f"{name}={run.folder}")
                 continue
-            for folder in run.folder.glob("checkpoint-*"):
-                at = (run.replica, int(folder.name.split("-")[1]))
-                groups.setdefault(at, []).append(f"{name}={folder}")
+            for step, model in models_by_step(run.folder).items():
+                groups.setdefault((run.replica, step), []).append(f"{name}={model}")
     for place in sorted(groups, key=lambda place: (place[0], place[1] or 0)):
         yield *place, groups[place]
 

@@ -85,7 +85,8 @@ def read_plan(path: Path, *, preset: str, output: Path) -> Plan:
 
     Args:
         path (`Path`): JSON with `title`, `base`, `data`, `corpora`, `training`, `runs`, `calls` and `presets`; keys
-            that begin with an underscore are comments, and `{output}` in arguments is the folder of the study.
+            that begin with an underscore are comments, and `{output}` in arguments is the folder of the study. A call
+            may have more arguments for a preset under its name.
         preset (`str`): One of `presets`: `steps`, a factor of all steps; `replicas`, the most of a run; `training`,
             arguments that replace shared ones.
         output (`Path`): Folder of the study; runs write below it.
@@ -119,7 +120,7 @@ def read_plan(path: Path, *, preset: str, output: Path) -> Plan:
             driver=call["driver"],
             data=call.get("data"),
             systems=call["systems"],
-            arguments=[*call.get("arguments", []), "--preset", preset],
+            arguments=[*call.get("arguments", []), *call.get(preset, []), "--preset", preset],
             over_steps=call.get("over_steps", False),
         )
         for call in values["calls"]
