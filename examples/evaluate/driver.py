@@ -151,7 +151,7 @@ def run(
         `list[Record]`: of all models and units, new ones and those found on record, in their order.
     """
     file = RecordFile(args.results, table)
-    answered = {} if args.again else file.answered()
+    answered, reasons = {} if args.again else file.answered(), file.reasons()
     records = []
     for name, path in args.model.items():
         identity = identify(path)
@@ -175,7 +175,8 @@ def run(
             bar.set_postfix_str(unit.name)
             if unit in open_units:
                 record = _measured(unit, record, model, device=args.device)
-                file.append(record)
+                if record.unavailable is None or record.unavailable != reasons.get(record.question):
+                    file.append(record)  # the same reason once more is no news
             else:
                 record = answered[record.question]
             records.append(record)

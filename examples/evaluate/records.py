@@ -91,6 +91,10 @@ class RecordFile:
         """The newest record of each question that was answered."""
         return {record.question: record for record in self.read() if record.unavailable is None}
 
+    def reasons(self) -> dict[str, str | None]:
+        """Of each question why it could not be answered when it was last asked; `None` where it was."""
+        return {record.question: record.unavailable for record in self.read()}
+
     def append(self, record: Record) -> None:
         """Write one record behind the others, in one piece, and wait until the disk has it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -131,7 +131,8 @@ def _models(plan: Plan, call: Call) -> Iterator[tuple[int, int | None, list[str]
             if not call.over_steps:
                 groups.setdefault((run.replica, None), []).append(f"{name}={run.folder}")
                 continue
-            for step, model in models_by_step(run.folder).items():
+            models = list(models_by_step(run.folder).items())
+            for step, model in models[::-1][:: call.over_steps]:
                 groups.setdefault((run.replica, step), []).append(f"{name}={model}")
     for place in sorted(groups, key=lambda place: (place[0], place[1] or 0)):
         yield *place, groups[place]

@@ -45,14 +45,15 @@ class Call:
         data (`str`, *optional*): Sub-folder of the plan's data.
         systems (`dict[str, str]`): Row of the table -> `"base"` or a run; with `"@adapter"` behind it, its adapter.
         arguments (`list[str]`): Further options.
-        over_steps (`bool`): Ask every checkpoint of the runs instead of their result.
+        over_steps (`int`): Ask about every so many of the runs' checkpoints, the last one among them; 0: about their
+            result.
     """
 
     driver: str
     data: str | None
     systems: dict[str, str]
     arguments: list[str] = field(default_factory=list)
-    over_steps: bool = False
+    over_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ def read_plan(path: Path, *, preset: str, output: Path) -> Plan:
 
     Args:
         path (`Path`): JSON with `title`, `base`, `data`, `corpora`, `training`, `runs`, `calls` and `presets`; keys
-            that begin with an underscore are comments, and `{output}` in arguments is the folder of the study. A call
-            may have more arguments for a preset under its name.
+            that begin with an underscore are comments, and `{output}` in arguments is the folder of the study. The
+            `systems` of a call are `RUN` or `ROW=RUN`; it may have more arguments for a preset under its name.
         preset (`str`): One of `presets`: `steps`, a factor of all steps; `replicas`, the most of a run; `training`,
             arguments that replace shared ones.
         output (`Path`): Folder of the study; runs write below it.
@@ -119,9 +120,9 @@ def read_plan(path: Path, *, preset: str, output: Path) -> Plan:
         Call(
             driver=call["driver"],
             data=call.get("data"),
-            systems=call["systems"],
+            systems=_named(call["systems"]),
             arguments=[*call.get("arguments", []), *call.get(preset, []), "--preset", preset],
-            over_steps=call.get("over_steps", False),
+            over_steps=call.get("over_steps", 0),
         )
         for call in values["calls"]
     ]
@@ -150,8 +151,14 @@ def _complaints(values: Any, *, preset: str) -> Iterator[str]:
     for call in values["calls"]:
         if not (DRIVERS / f"{call['driver']}.py").is_file():
             yield f"there is no driver {call['driver']!r} in {DRIVERS.name}/."
-        for system in sorted({name.removesuffix(ADAPTER) for name in call["systems"].values()} - known):
+        for system in sorted({run.removesuffix(ADAPTER) for run in _named(call["systems"]).values()} - known):
             yield f"{call['driver']!r} is asked about {system!r}, which is no run."
+
+
+def _named(systems: list[str]) -> dict[str, str]:
+    """Row of the table -> run, from items `ROW=RUN`, or `RUN` alone where the row has its name."""
+    pairs = [item.rpartition("=") for item in systems]
+    return {row or run: run for row, _, run in pairs}
 
 
 def _scaled(arguments: dict[str, Any], *, factor: float) -> dict[str, Any]:

@@ -102,6 +102,8 @@ def test_what_cannot_be_had_is_on_record_and_tried_again(tmp_path, saved, capsys
     (record,) = driver.run("table", args, [Unit("one", {}, missing)])
     assert (record.unavailable, record.metrics) == ("no network", {})
     assert "m, one: not available here: no network" in capsys.readouterr().out
+    driver.run("table", args, [Unit("one", {}, missing)])
+    assert len(RecordFile(tmp_path / "results", "table").read()) == 1, "the same reason is no news"
     (record,) = driver.run("table", args, [Unit("one", {}, Counter(score=2.0))])
     assert record.metrics == {"score": 2.0} and record.unavailable is None
 

@@ -76,7 +76,7 @@ def test_all_that_is_wrong_with_a_plan_is_told_at_once(tmp_path):
     path = write_plan(
         tmp_path,
         runs={"first": {"base": "later"}, "later": {}},
-        calls=[{"driver": "no_such", "systems": {"a": "nobody"}}],
+        calls=[{"driver": "no_such", "systems": ["nobody"]}],
     )
     with pytest.raises(ValueError, match="cannot be used") as raised:
         read_plan(path, preset="huge", output=tmp_path)
@@ -107,8 +107,8 @@ def tiny_plan(tmp_path, tiny_tokenizer):
         training={**options, "loss_phases": ["2:1,0,1"], "save_strategy": "steps", "save_steps": 1},
         runs={"first": {}, "second": {"base": "first"}},
         calls=[
-            {"driver": "word_probes", "data": ".", "systems": {"b": "base", "f": "first"}, "arguments": ["--x", "1"]},
-            {"driver": "repetition", "systems": {"b": "base", "f": "first"}, "over_steps": True},
+            {"driver": "word_probes", "data": ".", "systems": ["b=base", "f=first"], "arguments": ["--x", "1"]},
+            {"driver": "repetition", "systems": ["b=base", "f=first"], "over_steps": 1},
         ],
     )
 
@@ -144,6 +144,67 @@ def test_runs_are_trained_behind_their_base_and_not_twice(tmp_path, tiny_plan, c
     assert [command[1][-1] for command in commands[1:]] == ["0", "1", "2"]
     assert commands[1][1][:2] == ["--model", f"b={plan.base}"]
     assert commands[2][1][:2] == ["--model", f"f={first / 'checkpoint-1'}"]
+
+
+@pytest.mark.slow
+def test_a_slice_of_the_study_from_nothing_to_the_page(tmp_path, tiny_plan, capsys):
+    data = REPOSITORY.parent / "shared" / "data"
+    if not data.is_dir():
+        pytest.skip("no data at ../shared/data beside the repository")
+    values = json.loads(tiny_plan.read_text())
+    own = json.loads(PLAN.read_text())
+    kept = {  # of each driver one call, on less than its smoke preset where that takes seconds
+        "word_probes": ["--steps", "20", "--train-sentences", "40", "--test-sentences", "20"],
+        "sts": ["--tasks", "STSBenchmark", "STS13", "--limit", "20"],
+        "clustering": ["--tasks", "TwentyNewsgroupsClustering", "--subset_size", "60"],
+        "infilling_perplexity": ["--limit", "4"],
+        "text_perplexity": ["--limit", "2", "--max_length", "128"],
+        "repetition": ["--limit", "2", "--new_tokens", "8"],
+        "mmlu": ["--limit", "1"],
+        "side_by_side": ["--number", "1", "--new_tokens", "8", "--shots", "0"],
+    }
+    calls = [
+        {
+            **next(call for call in own["calls"] if call["driver"] == driver),
+            "systems": ["base", "MAGNET=first"],
+            "arguments": arguments,
+        }
+        for driver, arguments in kept.items()
+    ]
+    curve = {**calls[5], "systems": ["MAGNET=first"], "over_steps": 1}
+    tiny_plan.write_text(json.dumps({**values, "data": str(data), "calls": [*calls, curve]}))
+    command = [str(tiny_plan), "--output", str(tmp_path / "out"), "--preset", "smoke"]
+    study.main(command)
+
+    assert capsys.readouterr().out.splitlines()[-1].startswith("study: OK")
+    page = (tmp_path / "out" / "page" / "report.md").read_text()
+    tables = {file.stem: file.read_text().splitlines() for file in (tmp_path / "out" / "results").glob("*.jsonl")}
+    assert set(tables) == {
+        *("words", "sts", "clustering", "infilling", "perplexity", "repetition", "mmlu", "side_by_side", "curves")
+    }
+    for title in (
+        "Table 1",
+        "Table 2",
+        "Table 3",
+        "Table 4",
+        "Table 6",
+        "Table 11",
+        "The four claims",
+        "Side by side",
+    ):
+        assert title in page
+    for lines in tables.values():
+        records = [json.loads(line) for line in lines]
+        assert all(record["versions"]["torch"] for record in records)
+        assert all(record["metrics"] or record["unavailable"] or record["samples"] for record in records)
+    missing = [json.loads(line) for line in tables["sts"] if '"STS13"' in line]
+    assert len(missing) == 2 and all("sts13" in record["unavailable"] for record in missing)
+    magnet = next(r for r in map(json.loads, tables["infilling"]) if r["system"] == "MAGNET")
+    assert f"{magnet['metrics']['perplexity']:.4f}" in page
+
+    study.main(command)
+    again = {file.stem: file.read_text().splitlines() for file in (tmp_path / "out" / "results").glob("*.jsonl")}
+    assert again == tables, "nothing is measured twice"
 
 
 def test_a_failed_run_is_told_with_its_log(tmp_path, capsys):
