@@ -38,8 +38,12 @@ from trainer import load_texts, texts_to_blocks
 from trainer.checkpoints import last_complete_checkpoint
 
 SHARD = "15MB"
-# Width of the model -> the other sizes; the smallest is for tests.
-SHAPES = {512: {"layers": 8, "heads": 8, "mlp": 1376}, 16: {"layers": 2, "heads": 2, "mlp": 24}}
+# Width of the model -> the other sizes: of a GPU, of a CPU, of the tests.
+SHAPES = {
+    512: {"layers": 8, "heads": 8, "mlp": 1376},
+    128: {"layers": 4, "heads": 4, "mlp": 352},
+    16: {"layers": 2, "heads": 2, "mlp": 24},
+}
 
 
 _INPUTS = ("input_ids", "labels")

@@ -3,6 +3,7 @@
     python examples/evaluate/study.py examples/evaluate/study_wiki7m.json --output outputs/study
     python examples/evaluate/study.py examples/evaluate/study_wiki7m.json --output outputs/trial --preset smoke
     python examples/evaluate/study.py PLAN.json --output DIR --only train --jobs 2
+    python examples/evaluate/study.py PLAN.json --output OTHER --base outputs/llama-2m --runs MAGNET "LLM2Vec recipe"
 
 All systems have the same data, steps and parameters; the plan says what differs. Killed, the same command goes on:
 a training at its last checkpoint, a table at its first open cell. Trainings run `--jobs` at a time, each on its share
@@ -100,7 +101,8 @@ def driver_commands(plan: Plan, *, results: Path) -> Iterator[tuple[str, list[st
     """Each driver to run, with its arguments."""
     for call in plan.calls:
         data = [] if call.data is None else ["--data", str(plan.data / call.data)]
-        shared = [*call.arguments, *data, "--results", str(results)]
+        own = [argument.replace("{base}", plan.base) for argument in call.arguments]
+        shared = [*own, *data, "--results", str(results)]
         for replica, step, models in _models(plan, call):
             at_step = [] if step is None else ["--step", str(step)]
             yield call.driver, ["--model", *models, *shared, "--replica", str(replica), *at_step]
@@ -184,8 +186,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--preset", default="paper", help="one of the plan's presets")
     parser.add_argument("--only", choices=STAGES, help="this stage alone")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--base", help="another base model than the plan's, such as one of another size")
+    parser.add_argument("--runs", nargs="+", metavar="RUN", help="these runs alone, and those they start from")
+    parser.add_argument("--title", help="of the page, instead of the plan's")
     args = parser.parse_args(arguments)
     plan = read_plan(args.plan, preset=args.preset, output=args.output)
+    plan = plan if args.runs is None else plan.narrowed(args.runs)
+    plan = replace(plan, base=args.base or plan.base, title=args.title or plan.title)
     results, started = args.output / "results", time.perf_counter()
     stages: dict[str, Callable[[], Any]] = {
         "train": lambda: train(plan, jobs=max(1, args.jobs)),

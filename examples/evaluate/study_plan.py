@@ -6,8 +6,8 @@ preset changes stands in the plan, too. `read_plan` checks the whole of it befor
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class Call:
         driver (`str`): Name of a script in this folder.
         data (`str`, *optional*): Sub-folder of the plan's data.
         systems (`dict[str, str]`): Row of the table -> `"base"` or a run; with `"@adapter"` behind it, its adapter.
-        arguments (`list[str]`): Further options.
+        arguments (`list[str]`): Further options; `{base}` in them is the base model.
         over_steps (`int`): Ask about every so many of the runs' checkpoints, the last one among them; 0: about their
             result.
     """
@@ -80,13 +80,33 @@ class Plan:
         """The trainings of a system; none of the base."""
         return [run for run in self.runs if run.name == system]
 
+    def narrowed(self, names: Sequence[str]) -> "Plan":
+        """The plan with some runs alone and those they start from; the drivers are asked about these and the base.
+
+        Raises:
+            ValueError: a name that no run has.
+        """
+        unknown = sorted(set(names) - {run.name for run in self.runs})
+        if unknown:
+            raise ValueError(f"The plan has no run {unknown}; choose from {sorted({run.name for run in self.runs})}.")
+        kept = set(names)
+        for run in reversed(self.runs):
+            kept |= {run.base} if run.name in kept else set()
+        runs = tuple(run for run in self.runs if run.name in kept)
+        calls = []
+        for call in self.calls:
+            systems = {row: run for row, run in call.systems.items() if run.removesuffix(ADAPTER) in {BASE, *kept}}
+            calls += [replace(call, systems=systems)] if systems else []
+        corpora = [one for one in self.corpora if any(str(one.file) in run.arguments["train_texts"] for run in runs)]
+        return replace(self, runs=runs, calls=tuple(calls), corpora=tuple(corpora))
+
 
 def read_plan(path: Path, *, preset: str, output: Path) -> Plan:
     """Read a plan and say all that is wrong with it at once.
 
     Args:
         path (`Path`): JSON with `title`, `base`, `data`, `corpora`, `training`, `runs`, `calls` and `presets`; keys
-            that begin with an underscore are comments, and `{output}` in arguments is the folder of the study. The
+            that begin with an underscore are comments, `{output}` is the folder of the study. The
             `systems` of a call are `RUN` or `ROW=RUN`; it may have more arguments for a preset under its name.
         preset (`str`): One of `presets`: `steps`, a factor of all steps; `replicas`, the most of a run; `training`,
             arguments that replace shared ones.

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -92,6 +93,27 @@ def test_all_that_is_wrong_with_a_plan_is_told_at_once(tmp_path):
         read_plan(tmp_path / "plan.json", preset="paper", output=tmp_path)
     with pytest.raises(ValueError, match="cannot be read as a plan"):
         read_plan(tmp_path / "missing.json", preset="paper", output=tmp_path)
+
+
+def test_a_plan_can_be_narrowed_to_some_runs_and_what_they_start_from(tmp_path):
+    whole = read_plan(PLAN, preset="paper", output=tmp_path)
+    some = whole.narrowed(["LLM2Vec recipe"])
+    assert {run.name for run in some.runs} == {"LLM2Vec recipe", "LLM2Vec, first stage"}
+    assert some.corpora == () and len(whole.corpora) == 1
+    asked = {run for call in some.calls for run in call.systems.values()}
+    assert asked == {"base", "LLM2Vec recipe", "LLM2Vec, first stage"}
+    assert all(call.systems for call in some.calls)
+    assert whole.narrowed(["MAGNET, mixture"]).corpora == whole.corpora
+    with pytest.raises(ValueError, match=r"no run \['Magnet'\]; choose from \['LLM2Vec recipe'"):
+        whole.narrowed(["Magnet"])
+
+
+def test_the_base_may_be_another_in_commands_and_their_arguments(tmp_path):
+    plan = replace(read_plan(PLAN, preset="paper", output=tmp_path), base="other").narrowed(["MNTP", "SSCL"])
+    commands = [told for _, told in study.driver_commands(plan, results=tmp_path)]
+    assert any("base=other" in told for told in commands)
+    assert not any("wiki-7m" in part or "{base}" in part for told in commands for part in told)
+    assert "--model_name_or_path=other" in study.training_command(plan, plan.runs[0])
 
 
 @pytest.fixture
