@@ -2,13 +2,16 @@
 
     python examples/evaluate/report.py --results outputs/results --output outputs/report
     python examples/evaluate/report.py --results outputs/results --output outputs/report --notes notes.md
+    python examples/evaluate/report.py --results outputs/7m/results --name 7M --compare 28M=outputs/28m/results
 
 Writes `report.md`, `report.html`, which needs nothing beside it, and `figures/`. Nothing is measured here; the same
-records give the same bytes. The four claims are answered by a rule that the page states.
+records give the same bytes. The four claims are answered by a rule that the page states. `--compare` names the same
+study on other base models: the claims are judged on each, side by side, and no figure of theirs enters a table.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # A script finds its own folder alone.
@@ -17,10 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from examples.corpus.writing import whole_file
 from examples.evaluate.driver import check, start
 from examples.reporting.blocks import Page
-from examples.reporting.cells import read_results
+from examples.reporting.cells import Results, read_results
 from examples.reporting.html_page import render_html
 from examples.reporting.markdown_page import FIGURES, render_markdown
-from examples.reporting.page import TITLE, build_page
+from examples.reporting.opening import base_name
+from examples.reporting.page import PICTURES, THIS_MODEL, TITLE, build_page
 from examples.reporting.paper_values import read_paper_values
 from examples.reporting.plots import Picture
 
@@ -36,24 +40,64 @@ def main(arguments: list[str] | None = None) -> Page:
     parser.add_argument("--output", type=Path, default=Path("outputs/report"), help="folder of the page")
     parser.add_argument("--title", default=TITLE, help="heading of the page")
     parser.add_argument("--notes", type=Path, help="Markdown file that goes behind the claims")
+    parser.add_argument("--name", help="what the page calls the model that was studied; by default what its base is")
+    parser.add_argument(
+        "--compare", nargs="+", default=[], metavar="NAME=DIR", help="records of the study on other base models"
+    )
     args = parser.parse_args(arguments)
-    complaints = []
+    complaints: list[str] = []
     if args.notes is not None and not args.notes.is_file():
         complaints.append(f"`--notes` {str(args.notes)!r} is no file. Name a Markdown file, or leave it out.")
     if args.output.exists() and not args.output.is_dir():
         complaints.append(f"`--output` {str(args.output)!r} is a file. Name a folder.")
+    results = _read(args.results, "--results", complaints)
+    name = args.name or (results and base_name(results.records)) or THIS_MODEL
+    compared = _compared(args.compare, name, args.results, complaints)
     check(complaints)
+    assert results is not None  # else there was a complaint
     notes = args.notes.read_text(encoding="utf-8") if args.notes is not None else None
-    results = read_results(args.results)
-    page = build_page(results, read_paper_values(), title=args.title, notes=notes)
+    page = build_page(results, read_paper_values(), title=args.title, notes=notes, name=name, compared=compared)
     write_page(page, args.output)
     tables = len({record.table for record in results.records})
     print(f"report: OK ({len(results.records)} cells of {tables} tables; {args.output / 'report.html'})")
     return page
 
 
+def _read(folder: Path, option: str, complaints: list[str]) -> Results | None:
+    """The records of a folder, or one more complaint."""
+    try:
+        return read_results(folder, option)
+    except ValueError as error:
+        complaints.append(str(error))
+        return None
+
+
+def _compared(items: Sequence[str], name: str, own: Path, complaints: list[str]) -> dict[str, Results]:
+    """The records of the other models by their names; what cannot be used is added to the complaints."""
+    found: dict[str, Results] = {}
+    folders = {own.resolve()}
+    for item in items:
+        other, _, path = (part.strip() for part in item.partition("="))
+        if not (other and path):
+            complaints.append(f"`--compare` has {item!r}; expected NAME=DIR, such as 28M=outputs/28m/results.")
+            continue
+        if other == name or other in found:
+            complaints.append(
+                f"`--compare` has {other!r}, which another model is called. Give each a name of its own."
+            )
+        if Path(path).resolve() in folders:
+            complaints.append(f"`--compare` has {path!r}, which is there already. Name each folder once.")
+        folders.add(Path(path).resolve())
+        results = _read(Path(path), "--compare", complaints)
+        if results is not None:
+            found[other] = results
+    return found
+
+
 def write_page(page: Page, folder: Path) -> None:
     """Write figures and both pages, each whole or not at all; the pages last, when all they show is there.
+
+    Figures of an earlier page that this one does not have are removed; what the report never writes stays.
 
     Args:
         page (`Page`): What to write.
@@ -66,6 +110,10 @@ def write_page(page: Page, folder: Path) -> None:
     for path, content in files.items():
         with whole_file(path) as file:
             file.write(content)
+    for name in PICTURES:
+        path = folder / FIGURES / f"{name}.svg"
+        if path not in files:
+            path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,22 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Details:
+    """What is folded under a line until a reader opens it."""
+
+    head: str
+    blocks: Sequence[Text | Bullets | Grid]
+
+
+@dataclass(frozen=True)
+class Link:
+    """A line that leads to a section of the page, by its heading."""
+
+    text: str
+    section: str
+
+
+@dataclass(frozen=True)
 class Answer:
     """A question with its verdict."""
 
@@ -69,12 +85,12 @@ class Story:
 
 @dataclass(frozen=True)
 class Notes:
-    """Markdown of those who ran it."""
+    """Markdown of those who ran it; a page that is not Markdown shows it as it was written."""
 
     markdown: str
 
 
-Block = Heading | Text | Bullets | Grid | Answer | Story | Notes | Picture
+Block = Heading | Text | Bullets | Grid | Details | Link | Answer | Story | Notes | Picture
 
 
 @dataclass(frozen=True)
@@ -83,6 +99,17 @@ class Page:
 
     title: str
     blocks: Sequence[Block]
+
+    @property
+    def sections(self) -> list[str]:
+        """The headings of its table of contents."""
+        return [block.text for block in self.blocks if isinstance(block, Heading) and block.level == 2]
+
+    @property
+    def opening(self) -> int:
+        """How many blocks come before the first section; the table of contents follows them."""
+        places = [place for place, block in enumerate(self.blocks) if isinstance(block, Heading) and block.level == 2]
+        return places[0] if places else len(self.blocks)
 
 
 def clean(text: str) -> str:
@@ -100,4 +127,18 @@ def anchor(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-__all__ = ["Answer", "Block", "Bullets", "Grid", "Heading", "Notes", "Page", "Story", "Text", "anchor", "clean"]
+__all__ = [
+    "Answer",
+    "Block",
+    "Bullets",
+    "Details",
+    "Grid",
+    "Heading",
+    "Link",
+    "Notes",
+    "Page",
+    "Story",
+    "Text",
+    "anchor",
+    "clean",
+]

@@ -12,6 +12,7 @@ from examples.evaluate.records import Record, newest, read_records
 
 # How a model was read is a row of its own, not a difference in settings.
 READINGS = ("reading", "mode")
+ROW_SETTINGS = (*READINGS, "suffix")
 # Of a system that was read in several ways, the one that its bare name stands for, as far as a table has it.
 USUAL = ("bidirectional", "magnet", "infill", "causal")
 
@@ -53,14 +54,18 @@ class Results:
     read: int = 0
 
 
-def read_results(folder: Path) -> Results:
+def read_results(folder: Path, option: str = "--results") -> Results:
     """All tables of a folder.
+
+    Args:
+        folder (`Path`): With one `.jsonl` for each table.
+        option (`str`, defaults to `"--results"`): What named it, for complaints.
 
     Raises:
         ValueError: no such folder, no records in it, or a line that is no record.
     """
     if not folder.is_dir():
-        raise ValueError(f"`--results` {str(folder)!r} is no folder. Name the one that the drivers wrote into.")
+        raise ValueError(f"`{option}` {str(folder)!r} is no folder. Name the one that the drivers wrote into.")
     records: list[Record] = []
     problems: list[str] = []
     for path in sorted(folder.glob("*.jsonl")):
@@ -74,7 +79,7 @@ def read_results(folder: Path) -> Results:
             problems += _check_metrics(record, path)
         records += found
     if not records:
-        raise ValueError(f"`--results` {str(folder)!r} has no records (*.jsonl). Run the drivers of the tables first.")
+        raise ValueError(f"`{option}` {str(folder)!r} has no records (*.jsonl). Run the drivers of the tables first.")
     # One system may be measured in several readings: a cell each.
     readings = dict.fromkeys(reading_of(record) for record in records)
     kept = [one for reading in readings for one in newest([r for r in records if reading_of(r) == reading])]
@@ -85,7 +90,7 @@ def reading_of(record: Record) -> str | None:
     """How the model was read, such as `"left"`; `None` where the record does not say."""
     reading = next((str(record.settings[key]) for key in READINGS if record.settings.get(key)), None)
     # A control that shows the end of another text is no second measurement of the same cell.
-    return f"{reading}, {record.settings['suffix']} suffix" if record.settings.get("suffix") == "other" else reading
+    return "other suffix" if record.settings.get("suffix") == "other" else reading
 
 
 class Cells:

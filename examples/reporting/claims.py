@@ -1,6 +1,7 @@
 """The paper's four claims, answered by a stated rule from the records alone."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from examples.reporting.cells import Cells
@@ -20,12 +21,13 @@ CHANCE = 25.0
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim with its comparisons."""
+    """One claim with its comparisons; `in_short` is one sentence of their figures."""
 
     name: str
     question: str
     threshold: str
     findings: list[Finding] = field(default_factory=list)
+    in_short: str = ""
 
     @property
     def verdict(self) -> Verdict:
@@ -56,8 +58,8 @@ def judge_claims(cells: Cells, paper: PaperValues) -> list[Claim]:
 
 def _representations(cells: Cells) -> Claim:
     """(a) Against LLM2Vec's recipe."""
-    findings = []
-    for unit in ("chunking", "ner", "pos"):
+    findings, names = [], ["chunking", "ner", "pos", "sts", "clustering"]
+    for unit in names[:3]:
         findings.append(judge(cells, f"words, {unit}: accuracy", "words", [unit], "accuracy", _higher(RECIPE)))
     for table, metric in (("sts", "spearman"), ("clustering", "v_measure")):
         rows = [cells.find(table, names) for names in (MAGNET, RECIPE)]
@@ -66,41 +68,59 @@ def _representations(cells: Cells) -> Claim:
             for unit in cells.units(table)
             if all(row is not None and cells.value(table, row, unit, metric) for row in rows)
         ]
-        told = f"{table}: mean {metric} over {', '.join(units) or 'no set that both have'}"
+        told = f"{table}: mean {metric} over the sets that both have"
         findings.append(judge(cells, told, table, units, metric, _higher(RECIPE)))
+    points = [
+        f"{name} {one.figures[0] - one.figures[1]:+.2f}"
+        for name, one in zip(names, findings, strict=True)
+        if one.figures
+    ]
     return Claim(
         "Representations",
         "Are MAGNET's representations better than those of LLM2Vec's recipe at equal budget?",
         "MAGNET less LLM2Vec recipe is above zero.",
         findings,
+        _sentence("MAGNET less the recipe, in points", points),
     )
 
 
 def _infilling(cells: Cells) -> Claim:
     """(b) Against reading from the left, and against what the base makes of both sides."""
-    findings = [
-        judge(cells, f"{unit}: perplexity against {told}", "infilling", [unit], "perplexity", _lower(rival, FILLED))
-        for unit in ("ROCStories", "WikiText")
-        for told, rival in (("the base from the left", LEFT), ("the base reading both sides", BASE_FILLED))
-    ]
+    findings, shares = [], []
+    for unit in ("ROCStories", "WikiText"):
+        told = []
+        for rival, names in (("the base from the left", LEFT), ("the base reading both sides", BASE_FILLED)):
+            what, terms = f"{unit}: perplexity against {rival}", _lower(names, FILLED)
+            one = judge(cells, what, "infilling", [unit], "perplexity", terms)
+            findings.append(one)
+            told.append(_share(one.figures[1], one.figures[0]) if one.figures else "not measured")
+        if any(one.figures for one in findings[-2:]):
+            shares.append(f"{unit} {told[0]} ({told[1]})")
     return Claim(
         "Infilling",
         "Does MAGNET fill gaps better than the base that sees the left side only?",
         "The base's perplexity of what was removed, less MAGNET's, is above zero.",
         findings,
+        _sentence("MAGNET's perplexity against the base from the left (reading both sides)", shares),
     )
 
 
 def _repetition(cells: Cells) -> Claim:
     """(c) Against the recipe, relative to the base, and over steps."""
-    findings = []
+    findings, shares = [], []
     nearer = [Term(MAGNET, -1), Term(BASE, 0.5), Term(RECIPE, 0.5)]
     for unit in ("WikiText", "ROCStories"):
         for metric in ("rep_sen", "rep_4"):
             what = f"{unit}: {metric}"
+            middle = judge(
+                cells, f"{what}, nearer to the base than to the recipe", "repetition", [unit], metric, nearer
+            )
+            if middle.figures:
+                ours, base, recipe = middle.figures
+                shares.append(f"{unit} {metric} {ours:.3f} ({recipe:.3f}; {base:.3f})")
             findings += [
                 judge(cells, f"{what} against LLM2Vec recipe", "repetition", [unit], metric, _lower(RECIPE)),
-                judge(cells, f"{what}, nearer to the base than to the recipe", "repetition", [unit], metric, nearer),
+                middle,
                 growth(cells, f"{what} over training steps", "repetition", unit, metric, (MAGNET, RECIPE)),
             ]
     return Claim(
@@ -110,6 +130,7 @@ def _repetition(cells: Cells) -> Claim:
         "of base and recipe, less MAGNET, is above zero); and its repetition does not grow over training steps (the "
         "slope of a straight line is not above zero by more than two of its standard errors; three steps at least).",
         findings,
+        _sentence("Share that MAGNET repeats (recipe; base)", shares),
     )
 
 
@@ -127,18 +148,32 @@ def _knowledge(cells: Cells, paper: PaperValues) -> Claim:
     error = measurement_error(cells, "mmlu", base, ["average"]) if base else 0.0
     if at_start is not None and mmlu.outcome != "not measured" and at_start.mean - ERRORS * error <= CHANCE:
         told = f"the base is not above chance ({CHANCE:g} %): it has no knowledge to lose, so that this says nothing"
-        mmlu = Finding(mmlu.what, "not measured", mmlu.numbers, (*mmlu.warnings, told))
+        mmlu = replace(mmlu, outcome="not measured", warnings=(*mmlu.warnings, told), trend=())
     findings = [mmlu]
+    changes = [f"MMLU's average {mmlu.figures[0] - mmlu.figures[1]:+.2f} points"] if mmlu.figures else []
     for unit in cells.units("perplexity") or ["WikiText"]:
         terms = [Term(BASE, ratio), Term(MAGNET, -1)]
-        findings.append(judge(cells, f"{unit}: text perplexity", "perplexity", [unit], "perplexity", terms))
+        found = judge(cells, f"{unit}: text perplexity", "perplexity", [unit], "perplexity", terms)
+        findings.append(found)
+        changes += [f"perplexity of {unit} {_share(found.figures[1], found.figures[0])}"] if found.figures else []
     return Claim(
         "Knowledge",
         "Are knowledge and perplexity of the base kept?",
         f"No more is lost than the paper's own model lost: {lost:.1f} points of MMLU's average, and a perplexity of "
         f"{ratio:.3f} times the base's.",
         findings,
+        _sentence("MAGNET against its base", changes),
     )
+
+
+def _sentence(head: str, told: Sequence[str]) -> str:
+    """One sentence of figures."""
+    return f"{head}: {', '.join(told)}." if told else "Nothing was measured."
+
+
+def _share(value: float, base: float) -> str:
+    """How much more than the base, in percent of it."""
+    return f"{100 * (value - base) / base:+.1f} %" if base else f"{value:.4g} where the base has 0"
 
 
 def _higher(rival: tuple[str, ...]) -> list[Term]:

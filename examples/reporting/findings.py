@@ -18,6 +18,7 @@ from examples.reporting.conditions import settings_warnings
 Outcome = Literal["for", "against", "within the spread", "not measured"]
 ONE_RUN = "one training run each"
 TRIAL = "preset smoke: sizes of a trial"
+NO_STEPS = "no records over training steps"
 ERRORS = 2.0
 # Systems whose weights nobody trained here; their replicas have no spread.
 UNTRAINED = ("base", "Echo")
@@ -33,6 +34,8 @@ class Finding:
         numbers (`str`): The figures.
         warnings (`tuple[str, ...]`): What weakens it.
         trend (`tuple[str, ...]`): Over training steps, where it does not count for the claim.
+        figures (`tuple[float, ...]`): The means that were compared, in the order of the terms; empty where one of
+            them is not there.
     """
 
     what: str
@@ -40,6 +43,7 @@ class Finding:
     numbers: str
     warnings: tuple[str, ...] = ()
     trend: tuple[str, ...] = ()
+    figures: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ def judge(
         if row is not None and value is not None:
             measured.append((term, row, value))
     numbers = "; ".join(f"{row} {_told(value)}" for _, row, value in measured)
+    if measured and len(units) > 1:
+        numbers = f"mean over {', '.join(units)}: {numbers}"
     if len(measured) < len(terms):
         absent = [
             f"{row or term.names[0]}{_reason(cells, table, row, units)}"
@@ -102,9 +108,10 @@ def judge(
     records = [record for _, row, _ in measured for unit in units for record in cells.final(table, row, unit)]
     answered = [record for record in records if record.unavailable is None]
     warnings += [TRIAL] if any(record.settings.get("preset") == "smoke" for record in answered) else []
-    warnings += settings_warnings(answered)
+    warnings += settings_warnings(answered, cells.row_of)
     trend = () if outcome == "for" else _trend(cells, table, [row for _, row, _ in measured], units, metric)
-    return Finding(what, outcome, numbers, tuple(warnings), trend)
+    figures = tuple(value.mean for _, _, value in measured)
+    return Finding(what, outcome, numbers, tuple(warnings), trend, figures)
 
 
 def growth(cells: Cells, what: str, table: str, unit: str, metric: str, systems: Sequence[tuple[str, ...]]) -> Finding:
@@ -161,7 +168,7 @@ def _trend(cells: Cells, table: str, rows: Sequence[str], units: Sequence[str], 
             if len(curve) > 1:
                 points = ", ".join(f"step {step}: {value.mean:.4f}" for step, value in curve.items())
                 told.append(f"{row}, {unit}, {metric}: {points}")
-    return tuple(told) or ("no records over training steps",)
+    return tuple(told) or (NO_STEPS,)
 
 
 def _reason(cells: Cells, table: str, row: str | None, units: Sequence[str]) -> str:
@@ -176,4 +183,16 @@ def _told(value: Value) -> str:
     return f"{value.mean:.4f}{spread} (n = {value.n})"
 
 
-__all__ = ["ERRORS", "Finding", "ONE_RUN", "TRIAL", "Outcome", "Term", "growth", "judge", "measurement_error"]
+__all__ = [
+    "ERRORS",
+    "Finding",
+    "NO_STEPS",
+    "ONE_RUN",
+    "TRIAL",
+    "UNTRAINED",
+    "Outcome",
+    "Term",
+    "growth",
+    "judge",
+    "measurement_error",
+]

@@ -4,14 +4,14 @@ import base64
 import html
 from collections.abc import Sequence
 
-from markdown_it import MarkdownIt
-
 from examples.reporting.blocks import (
     Answer,
     Block,
     Bullets,
+    Details,
     Grid,
     Heading,
+    Link,
     Notes,
     Page,
     Story,
@@ -34,6 +34,8 @@ td:first-child { position: sticky; left: 0; background: Canvas; }
 .warning { border-left: 0.3rem solid #d55e00; padding-left: 0.7rem; }
 .verdict { border: 1px solid; border-radius: 0.3em; padding: 0.1em 0.5em; white-space: nowrap; }
 article { border-top: 1px solid #8888; padding: 0.5rem 0; }
+.notes { white-space: pre-wrap; }
+summary { cursor: pointer; }
 article p { white-space: pre-wrap; unicode-bidi: isolate; margin: 0.4rem 0; }
 mark { border-radius: 0.2em; color: inherit; background: color-mix(in srgb, #56b4e9 35%, transparent); }
 figure { margin: 1rem 0; }
@@ -49,16 +51,16 @@ def render_html(page: Page) -> str:
         page (`Page`): What is on it.
     """
     title = _escape(page.title)
-    sections = [block.text for block in page.blocks if isinstance(block, Heading) and block.level == 2]
-    contents = "".join(f'<li><a href="#{anchor(text)}">{_escape(text)}</a></li>' for text in sections)
-    body = "\n".join(_block(block) for block in page.blocks)
+    listed = "".join(f'<li><a href="#{anchor(text)}">{_escape(text)}</a></li>' for text in page.sections)
+    contents = [f'<nav aria-label="Contents"><ul>{listed}</ul></nav>'] if listed else []
+    blocks = [_block(block) for block in page.blocks]
+    body = "\n".join([*blocks[: page.opening], *contents, *blocks[page.opening :]])
     return (
         "<!DOCTYPE html>\n"
         '<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{STYLE}</style></head>\n"
-        f'<body><h1>{title}</h1>\n<nav aria-label="Contents"><ul>{contents}</ul></nav>\n<main>\n{body}\n</main>'
-        "</body></html>\n"
+        f"<body><h1>{title}</h1>\n<main>\n{body}\n</main></body></html>\n"
     )
 
 
@@ -74,14 +76,17 @@ def _block(block: Block) -> str:
             return f"<p>{_escape(head)}</p><ul>{listed}</ul>"
         case Grid(heads, rows, kinds):
             return _grid(heads, rows, kinds)
+        case Details(head, blocks):
+            folded = "\n".join(_block(one) for one in blocks)
+            return f"<details><summary>{_escape(head)}</summary>\n{folded}\n</details>"
+        case Link(text, section):
+            return f'<p><a href="#{anchor(section)}">{_escape(text)}</a></p>'
         case Answer(question, verdict):
             return f'<p>{_escape(question)} <strong class="verdict">{_escape(verdict)}</strong></p>'
         case Story():
             return _story(block)
         case Notes(markdown):
-            # Raw HTML stays text, and nothing is fetched from elsewhere.
-            reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
-            return str(reader.render(clean(markdown)))
+            return f'<p class="notes">{_escape(markdown.strip())}</p>'
     data = base64.b64encode(block.svg).decode()
     return (
         f'<figure><img src="data:image/svg+xml;base64,{data}" alt="{_escape(block.alternative)}">'

@@ -1,5 +1,6 @@
 """A page of the report as Markdown; pictures are files in a folder beside it, all text is escaped."""
 
+import html
 import re
 from collections.abc import Sequence
 
@@ -7,8 +8,10 @@ from examples.reporting.blocks import (
     Answer,
     Block,
     Bullets,
+    Details,
     Grid,
     Heading,
+    Link,
     Notes,
     Page,
     Story,
@@ -32,9 +35,9 @@ def render_markdown(page: Page) -> str:
     Args:
         page (`Page`): What is on it.
     """
-    sections = [block.text for block in page.blocks if isinstance(block, Heading) and block.level == 2]
-    contents = "\n".join(f"- [{_escape(text)}](#{anchor(text)})" for text in sections)
-    parts = [f"# {_escape(page.title)}", contents, *(_block(block) for block in page.blocks)]
+    contents = "\n".join(f"- [{_escape(text)}](#{anchor(text)})" for text in page.sections)
+    blocks = [_block(block) for block in page.blocks]
+    parts = [f"# {_escape(page.title)}", *blocks[: page.opening], contents, *blocks[page.opening :]]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -50,6 +53,13 @@ def _block(block: Block) -> str:
             return "\n".join([_escape(head), "", *(f"- {_escape(item)}" for item in items)])
         case Grid(heads, rows):
             return _grid(heads, rows)
+        case Details(head, blocks):
+            # The line is inside HTML, what is below an empty line is Markdown again.
+            line = html.escape(clean(" ".join(head.split())))
+            folded = [_block(one) for one in blocks]
+            return "\n\n".join([f"<details>\n<summary>{line}</summary>", *folded, "</details>"])
+        case Link(text, section):
+            return f"[{_escape(text)}](#{anchor(section)})"
         case Answer(question, verdict):
             return f"{_escape(question)} **{_escape(verdict)}**"
         case Story():

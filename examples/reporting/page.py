@@ -1,11 +1,14 @@
-"""The report from records and the paper's numbers: claims, tables with their figures, samples, conditions."""
+"""The report from records and the paper's numbers: verdicts, tables with their figures, samples, conditions."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from examples.reporting.blocks import Answer, Block, Bullets, Grid, Heading, Notes, Page, Text
+from examples.reporting.blocks import Answer, Block, Bullets, Details, Grid, Heading, Link, Notes, Page, Text
 from examples.reporting.cells import Cells, Results, Value
 from examples.reporting.claims import RULE, Claim, judge_claims
+from examples.reporting.findings import NO_STEPS
+from examples.reporting.model_sizes import SECTION, Model, size_blocks
+from examples.reporting.opening import ABSENT, opening_blocks
 from examples.reporting.paper_values import PaperTable, PaperValues
 from examples.reporting.plots import draw_bars, draw_infilling, draw_objectives, draw_repetition
 from examples.reporting.samples import TABLE as SAMPLES
@@ -13,17 +16,27 @@ from examples.reporting.samples import sample_blocks
 from examples.reporting.tables import MEASURED, SIZES, Row, Table, build_table
 
 TITLE = "MAGNET: the paper's tables, measured anew"
+THIS_MODEL = "this model"
 # Tables of records that the paper has no table of; any other is told as unknown.
 WITHOUT_PAPER = {
     "long_fills": "Long gaps: at once or in chunks",
     "curves": "Training, as the runs evaluated themselves",
 }
 WITH_BARS = ("words", "sts", "infilling")
+# All figures that a page may have; what is not among them is not the report's.
+PICTURES = (*(f"{name}_bars" for name in WITH_BARS), "infilling_steps", "repetition_steps", "mntp_mtp_steps")
 BASE = ("base, left", "base", "base, causal")
-ABSENT = "–"
 
 
-def build_page(results: Results, paper: PaperValues, *, title: str = TITLE, notes: str | None = None) -> Page:
+def build_page(
+    results: Results,
+    paper: PaperValues,
+    *,
+    title: str = TITLE,
+    notes: str | None = None,
+    name: str = THIS_MODEL,
+    compared: Mapping[str, Results] | None = None,
+) -> Page:
     """All blocks in their order.
 
     Args:
@@ -31,70 +44,65 @@ def build_page(results: Results, paper: PaperValues, *, title: str = TITLE, note
         paper (`PaperValues`): What they are set beside.
         title (`str`): Of the page.
         notes (`str`, *optional*): Markdown of those who ran it, behind the claims.
+        name (`str`): Of the model that was studied.
+        compared (`Mapping[str, Results]`, *optional*): The same study on other models, by their names; no figure of
+            theirs enters a table.
     """
     cells = Cells(results.records)
-    blocks = [*_opening(results, paper), *_claims(judge_claims(cells, paper))]
+    claims = judge_claims(cells, paper)
+    tables = {table: build_table(cells, table, values) for table, values in paper.tables.items()}
+    models = [
+        Model(other, found, judge_claims(Cells(found.records), paper)) for other, found in (compared or {}).items()
+    ]
+    blocks = [*opening_blocks(results, paper, claims, tables, name=name), *_claims(claims)]
+    blocks += size_blocks([Model(name, results, claims), *models])
     if notes:
         blocks += [Heading(2, "Notes"), Notes(notes)]
-    for name, table in paper.tables.items():
-        blocks += _section(cells, name, table)
+    for table, values in paper.tables.items():
+        blocks += _section(cells, tables[table], values)
     measured = {record.table for record in results.records}
-    for name, heading in WITHOUT_PAPER.items():
-        if name in measured:
-            blocks += _generic(cells, name, heading)
+    for table, heading in WITHOUT_PAPER.items():
+        if table in measured:
+            blocks += _generic(cells, table, heading)
     samples = sample_blocks(cells, results.records)
     blocks += [Heading(2, "Side by side"), *samples] if samples else []
     unknown = sorted(measured - set(paper.tables) - set(WITHOUT_PAPER) - {SAMPLES})
-    for name in unknown:
-        blocks += _generic(cells, name, f"Unknown table: {name}")
+    for table in unknown:
+        blocks += _generic(cells, table, f"Unknown table: {table}")
     blocks += _conditions(results, unknown)
     return Page(title, blocks)
 
 
-def _opening(results: Results, paper: PaperValues) -> Iterator[Block]:
-    """What a reader has to know before the first number."""
-    latest = max(record.time for record in results.records)
-    yield Text(f"{len(results.records)} cells on record, the latest of {latest or 'an unknown time'}.")
-    yield Text(
-        f"Rows are either {MEASURED} or quoted from the paper ({paper.source}; {paper.model}); no cell and no mean "
-        "holds both. Of figures measured here: mean ± standard deviation over replicas (trainings) and seeds, n of "
-        "them. The parameters of the models are not on record."
-    )
-    yield Text(SIZES, is_warning=True)
-    presets: dict[str, set[str]] = defaultdict(set)
-    for record in results.records:
-        presets[str(record.settings.get("preset", "not said"))].add(record.table)
-    if set(presets) != {"paper"}:
-        told = "; ".join(f"{preset}: {', '.join(sorted(tables))}" for preset, tables in sorted(presets.items()))
-        mixed = "Mixed presets" if len(presets) > 1 else "Preset"
-        yield Text(f"{mixed} ({told}). Only figures of the preset paper have the paper's sizes.", is_warning=True)
-
-
 def _claims(claims: Sequence[Claim]) -> Iterator[Block]:
-    """The verdicts in one table, then each with its numbers."""
+    """The rule, then each claim with its numbers."""
     yield Heading(2, "The four claims")
-    rows = []
-    for claim in claims:
-        warnings = dict.fromkeys(w for f in claim.findings if f.outcome != "not measured" for w in f.warnings)
-        left_out = sum(finding.outcome == "not measured" for finding in claim.findings)
-        told = [*warnings, f"{left_out} of {len(claim.findings)} comparisons not measured"] if left_out else warnings
-        rows.append([claim.name, claim.question, claim.verdict, "; ".join(told) or ABSENT])
-    yield Grid(["Claim", "Question", "Verdict", "Warnings"], rows)
     yield Text(RULE)
     for claim in claims:
         yield Heading(3, f"Claim: {claim.name}")
         yield Answer(claim.question, claim.verdict)
         yield Text(f"Threshold: {claim.threshold}")
-        rows = [[f.what, f.outcome, f.numbers, " ".join(f.warnings) or ABSENT] for f in claim.findings]
+        rows = [[f.what, f.outcome, f.numbers, "; ".join(f.warnings) or ABSENT] for f in claim.findings]
         yield Grid(["Comparison", "Counts", "Figures", "Warnings"], rows)
-        trends = [f"{finding.what}: {line}" for finding in claim.findings for line in finding.trend]
-        if trends:
-            yield Bullets("Over training steps, where a comparison does not count for the claim:", trends)
+        yield from _trends(claim)
 
 
-def _section(cells: Cells, name: str, paper: PaperTable) -> Iterator[Block]:
+def _trends(claim: Claim) -> Iterator[Block]:
+    """Over steps and over sizes, where a comparison does not count for the claim."""
+    others = [finding for finding in claim.findings if finding.outcome != "for"]
+    # Several comparisons are of the same curve.
+    curves = [line for line in dict.fromkeys(line for one in others for line in one.trend) if line != NO_STEPS]
+    without = [finding.what for finding in others if NO_STEPS in finding.trend]
+    if curves:
+        yield Bullets("Over training steps, where a comparison does not count for the claim:", curves)
+    if without:
+        yield Text(f"Without records over training steps: {'; '.join(without)}.")
+    if others:
+        yield Link("These comparisons on models of other sizes", SECTION)
+
+
+def _section(cells: Cells, table: Table, paper: PaperTable) -> Iterator[Block]:
     """A table of the paper."""
-    table = build_table(cells, name, paper)
+    name = table.name
     yield Heading(2, table.title)
     yield Text(f"Unit: {table.unit}; {'higher' if table.higher_is_better else 'lower'} is better.")
     if not any(row.values for row in table.rows if row.origin == MEASURED):
@@ -129,7 +137,7 @@ def _table(table: Table) -> Iterator[Block]:
         if value is not None:
             return f"{value:.{digits}f}"
         reason = row.missing.get(column)  # type: ignore[call-overload]
-        return f"not available here ({reasons.index(reason) + 1})" if reason is not None else ABSENT
+        return f"n/a ({reasons.index(reason) + 1})" if reason is not None else ABSENT
 
     rows, kinds = [], []
     for row in table.rows:
@@ -138,13 +146,17 @@ def _table(table: Table) -> Iterator[Block]:
         kinds.append("measured" if row.origin == MEASURED else "quoted")
     yield Grid(["System", "Origin", "Model", *(column.title for column in table.columns)], rows, kinds)
     for number, reason in enumerate(reasons, start=1):
-        yield Text(f"({number}) Not available here: {reason}")
+        yield Text(f"n/a ({number}): not available here: {reason}")
     yield from (Text(warning, is_warning=True) for warning in table.warnings)
     yield from (Text(note) for note in table.notes)
-    if table.settings:
-        yield Bullets("Settings of what was measured here:", table.settings)
-    if table.counts:
-        yield Bullets("Measured on:", table.counts)
+    lists = {
+        "Where rows differ:": table.differences,
+        "Settings of what was measured here:": table.settings,
+        "Measured on:": table.counts,
+    }
+    folded = [Bullets(head, items) for head, items in lists.items() if items]
+    if folded:
+        yield Details("Settings and counts", folded)
 
 
 def _comparisons(table: Table, paper: PaperTable) -> Iterator[Block]:
@@ -153,11 +165,17 @@ def _comparisons(table: Table, paper: PaperTable) -> Iterator[Block]:
         return
     yield Heading(3, f"{table.title}: ours against the paper")
     base = f"the base is the paper's {paper.base} and our row that answers to it" if paper.base else "there is no base"
-    yield Text(f"Gains are improvements over the base of the same table, positive where better; {base}. {SIZES}")
+    unit = "in percent of that base" if paper.gain_is_share else "in the unit of the table"
+    yield Text(
+        f"Gains are improvements over the base of the same table, {unit}, positive where better; {base}. {SIZES}"
+    )
     heads = ["Row of the paper", "Our row", "Figure", "Paper", "Ours", "Ours - paper", "Gain, paper", "Gain, ours"]
     rows = []
     for one in table.comparisons:
-        gains = [ABSENT if gain is None else f"{gain:+.{table.digits}f}" for gain in (one.paper_gain, one.gain)]
+        gains = [
+            ABSENT if gain is None else f"{gain:+.1f} %" if paper.gain_is_share else f"{gain:+.{table.digits}f}"
+            for gain in (one.paper_gain, one.gain)
+        ]
         numbers = [f"{one.paper:g}", _told(one.value, table.digits), f"{one.difference:+.{table.digits}f}"]
         rows.append([one.theirs, one.ours, one.column.title, *numbers, *gains])
     yield Grid(heads, rows)
@@ -170,12 +188,13 @@ def _conditions(results: Results, unknown: Sequence[str]) -> Iterator[Block]:
     seconds = sum(record.seconds for record in records)
     yield Text(f"The cells shown took {seconds:,.0f} seconds in all ({seconds / 3600:.1f} hours).")
     yield Bullets("Hardware (cells):", _tally([r.hardware for r in records]))
-    yield Bullets("Versions (cells):", _tally([{k: v} for r in records for k, v in r.versions.items()]))
+    versions = Bullets("Cells in brackets:", _tally([{k: v} for r in records for k, v in r.versions.items()]))
+    yield Details("Versions", [versions])
     names = {
-        (r.system, str(r.model.get("name")), str(r.model.get("weights") or r.model.get("revision"))) for r in records
+        (r.system, str(r.model.get("name")), str(r.model.get("weights") or r.model.get("revision") or ABSENT))
+        for r in records
     }
-    yield Heading(3, "Models")
-    yield Grid(["System", "Model", "Weights or revision"], sorted(names))
+    yield Details("Models", [Grid(["System", "Model", "Weights or revision"], sorted(names))])
     if results.read > len(records):
         yield Text(f"{results.read - len(records)} older records of the same cells are not shown.")
     if unknown:
@@ -201,4 +220,4 @@ def _told(value: Value, digits: int) -> str:
     return f"{value.mean:.{digits}f}{spread}"
 
 
-__all__ = ["TITLE", "build_page"]
+__all__ = ["PICTURES", "THIS_MODEL", "TITLE", "build_page"]

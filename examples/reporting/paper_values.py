@@ -54,6 +54,7 @@ class PaperTable:
         rows (`tuple[PaperRow, ...]`): In their order.
         base (`str`, *optional*): The row that the others are compared with.
         digits (`int`): Decimals of the paper.
+        gain_is_share (`bool`): Whether a gain is told in percent of the base, as that of a perplexity has to be.
         means (`dict[str, tuple[str, ...]]`): Units that are means over other units of the records.
         note (`str`): What a reader has to know.
     """
@@ -67,6 +68,7 @@ class PaperTable:
     rows: tuple[PaperRow, ...]
     base: str | None = None
     digits: int = 2
+    gain_is_share: bool = False
     means: dict[str, tuple[str, ...]] = field(default_factory=dict)
     note: str = ""
 
@@ -127,6 +129,7 @@ def _table(entry: dict[str, Any]) -> PaperTable:
         rows=rows,
         base=entry["base"],
         digits=entry.get("digits", 2),
+        gain_is_share=entry.get("gain") == "percent of the base",
         means={unit: tuple(parts) for unit, parts in entry.get("means", {}).items()},
         note=entry.get("note", ""),
     )
@@ -149,6 +152,8 @@ def _complaints(entry: dict[str, Any], table: PaperTable) -> list[str]:
         complaints.append(f"the base {table.base!r} is none of its rows.")
     if entry["better"] not in ("higher", "lower"):
         complaints.append(f"`better` is {entry['better']!r}; expected 'higher' or 'lower'.")
+    if entry.get("gain") not in (None, "percent of the base"):
+        complaints.append(f"`gain` is {entry['gain']!r}; expected 'percent of the base', or leave it out.")
     return complaints
 
 

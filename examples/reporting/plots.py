@@ -3,22 +3,15 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from examples.reporting.cells import Cells, Value
+from examples.reporting.looks import QUOTED_COLOR, STYLE, look_of, short
 from examples.reporting.tables import MEASURED, Row, Table
 
-# The same bytes from the same records, and no formulas in names.
-STYLE: Any = {"svg.hashsalt": "magnet", "text.parse_math": False, "font.size": 9}
-# Okabe and Ito's colours, told apart with any kind of sight; yellow is too light for lines.
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-STYLES = ("-", "--", "-.", ":")
-SYSTEMS = ("MAGNET", "LLM2Vec recipe", "MNTP", "MTP", "SSCL", "MNTP + MSG", "SSCL + MSG")
-QUOTED_COLOR = "0.8"
 BAR_COLUMNS = 4
 
 
@@ -69,8 +62,8 @@ def draw_bars(table: Table) -> Picture | None:
     if not columns:
         return None
     rows = [row for row in table.rows if any(column in row.values for column in columns)]
-    across = min(BAR_COLUMNS, len(columns))
-    down = -(-len(columns) // across)
+    down = -(-len(columns) // BAR_COLUMNS)
+    across = -(-len(columns) // down)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.5 + 2.4 * across, down * (1.0 + 0.26 * len(rows))))
         panels = figure.subplots(down, across, squeeze=False, sharey=True)
@@ -91,7 +84,7 @@ def draw_bars(table: Table) -> Picture | None:
 
 
 def draw_curves(name: str, caption: str, panels: Sequence[Panel]) -> Picture | None:
-    """Curves over training steps, named at their ends.
+    """Curves over training steps, named beside their ends.
 
     Args:
         name (`str`): Of the file.
@@ -166,7 +159,11 @@ def _draw_bars(axes: Axes, rows: Sequence[Row], values: Sequence[Value | float |
         is_ours = isinstance(value, Value)
         number = value.mean if isinstance(value, Value) else value
         spread = value.spread if isinstance(value, Value) else None
-        look = {"color": COLORS[0]} if is_ours else {"color": QUOTED_COLOR, "hatch": "///", "edgecolor": "0.5"}
+        look = (
+            {"color": look_of(rows[place].name)[0]}
+            if is_ours
+            else {"color": QUOTED_COLOR, "hatch": "///", "edgecolor": "0.5"}
+        )
         axes.barh(place, number, xerr=spread, height=0.7, capsize=2, **look)  # type: ignore[arg-type]
         axes.annotate(
             f"{number:.{digits}f}",
@@ -176,7 +173,7 @@ def _draw_bars(axes: Axes, rows: Sequence[Row], values: Sequence[Value | float |
             va="center",
             fontsize=7,
         )
-    axes.set_yticks(range(len(rows)), [_short(row.name) + ("" if row.origin == MEASURED else " *") for row in rows])
+    axes.set_yticks(range(len(rows)), [short(row.name) + ("" if row.origin == MEASURED else " *") for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.margins(x=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -187,21 +184,19 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     ends = []
     for name, curve in panel.curves.items():
         steps = sorted(curve)
-        color, line = _look(name, list(panel.curves))
+        color, line, marker = look_of(name)
         means, spreads = [curve[step].mean for step in steps], [curve[step].spread or 0.0 for step in steps]
-        axes.errorbar(steps, means, yerr=spreads, color=color, linestyle=line, marker="o", markersize=3, capsize=2)
+        look = {"color": color, "linestyle": line, "marker": marker}
+        axes.errorbar(steps, means, yerr=spreads, markersize=4, capsize=2, **look)  # type: ignore[arg-type]
         ends.append((means[-1], name, color))
     if panel.level is not None:
         name, height = panel.level
-        axes.axhline(height, color="0.4", linewidth=1, linestyle=(0, (1, 1)))
-        ends.append((height, name, "0.4"))
-    low, high = axes.get_ylim()
-    gap, places = (high - low) * 0.07, list[float]()
-    for height, name, color in sorted(ends):
-        place = max(height, places[-1] + gap) if places else height
-        places.append(place)
+        color = look_of(name)[0]
+        axes.axhline(height, color=color, linewidth=1, linestyle=(0, (1, 1)))
+        ends.append((height, name, color))
+    for place, (_, name, color) in zip(_apart(sorted(ends), axes.get_ylim()), sorted(ends), strict=True):
         axes.annotate(
-            _short(name),
+            short(name),
             (1, place),
             xycoords=("axes fraction", "data"),
             xytext=(4, 0),
@@ -217,17 +212,18 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _look(name: str, names: Sequence[str]) -> tuple[str, str]:
-    """Colour and line of a system, the same in every figure; others come behind the study's."""
-    known = [*SYSTEMS, *sorted(set(names) - set(SYSTEMS))]
-    place = known.index(name)
-    return COLORS[place % len(COLORS)], STYLES[(place // len(COLORS) + place) % len(STYLES)]
-
-
-def _short(name: str) -> str:
-    """A name as a figure has room for it."""
-    name = "".join(character if character.isprintable() else "?" for character in name)
-    return name if len(name) <= 32 else f"{name[:31]}…"
+def _apart(ends: Sequence[tuple[float, str, str]], limits: tuple[float, float]) -> list[float]:
+    """Where names stand that would lie upon each other: as near to their ends as there is room in the panel."""
+    low, high = limits
+    gap = min((high - low) * 0.07, (high - low) / max(len(ends), 1))
+    places: list[float] = []
+    for height, _, _ in ends:
+        places.append(max(height, places[-1] + gap) if places else height)
+    top = high
+    for index in reversed(range(len(places))):  # what was pushed out at the top pushes the others down
+        places[index] = min(places[index], top)
+        top = places[index] - gap
+    return places
 
 
 def _save(figure: Figure) -> bytes:

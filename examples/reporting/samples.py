@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from examples.evaluate.records import Record
 from examples.reporting.blocks import Bullets, Heading, Story, Text
-from examples.reporting.cells import Cells
+from examples.reporting.cells import Cells, reading_of
 
 TABLE = "side_by_side"
 TITLES = {"infilling": "Gaps filled", "continuation": "Beginnings continued"}
@@ -39,7 +39,8 @@ def _stories(cells: Cells, records: Sequence[Record]) -> list[Story]:
     truths: dict[tuple[str, str], str] = {}
     for record in sorted(records, key=lambda one: (one.system, one.replica, one.seed, one.step or 0)):
         alike = [one for one in records if one.system == record.system]
-        name = cells.row_of(record)
+        # Another unit may have been read in another way; only what differs within this one needs to be told.
+        name = cells.row_of(record) if len({reading_of(one) for one in alike}) > 1 else record.system
         for key in ("replica", "seed", "step"):
             if len({getattr(one, key) for one in alike}) > 1:
                 name += f", {key} {getattr(record, key)}"

@@ -9,19 +9,26 @@ from dataclasses import dataclass, field
 
 from examples.evaluate.records import Record
 from examples.reporting.cells import Cells, Value
-from examples.reporting.conditions import list_counts, list_settings, same_weights, settings_warnings
+from examples.reporting.conditions import (
+    list_counts,
+    list_differences,
+    list_settings,
+    same_weights,
+    settings_warnings,
+)
 from examples.reporting.paper_values import Column, PaperRow, PaperTable
 
 MEASURED, QUOTED = "measured here", "quoted from the paper"
+PROMPTED = ("unidirectional", "zero-shot", "five-shot")  # the base, asked by prompts
 # The systems of the study; what else was measured is a peer.
 OURS = (
     *("base", "base, causal", "base, bidirectional", "MNTP", "MTP", "SSCL", "MNTP + MSG", "SSCL + MSG", "MAGNET"),
     *("LLM2Vec recipe", "MAGNET, mixture", "MAGNET, adapter off"),
-    *("unidirectional", "zero-shot", "five-shot"),  # the base, asked by prompts
+    *PROMPTED,
 )
 SIZES = (
-    "The models differ in size by about a factor of a thousand (LLaMA-2-7B against ours of some million parameters). "
-    "The figures themselves are not to be compared; the differences BETWEEN systems are."
+    "The paper's models and those measured here may differ in size. The figures themselves are then not to be "
+    "compared; the differences BETWEEN systems are."
 )
 
 
@@ -48,7 +55,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One figure of the paper and ours; the gains are improvements over the base of the same table."""
+    """One figure of the paper and ours; the gains are improvements over the base of the same table.
+
+    They are in the unit of the table, or in percent of the base where the table says so.
+    """
 
     theirs: str
     ours: str
@@ -76,7 +86,7 @@ class Table:
         rows (`list[Row]`): Measured ones first.
         comparisons (`list[Comparison]`): Where a row of the paper has an answer.
         notes, warnings (`list[str]`): Below the table.
-        settings, counts (`list[str]`): With what and on how much.
+        settings, differences, counts (`list[str]`): With what, where rows differ in it, and on how much.
     """
 
     name: str
@@ -90,6 +100,7 @@ class Table:
     notes: list[str]
     warnings: list[str]
     settings: list[str]
+    differences: list[str]
     counts: list[str]
 
 
@@ -128,8 +139,9 @@ def build_table(cells: Cells, name: str, paper: PaperTable | None) -> Table:
         rows=measured + quoted,
         comparisons=_compare(cells, paper, measured) if paper else [],
         notes=_notes(records, paper),
-        warnings=settings_warnings(answered) + same_weights(answered),
+        warnings=settings_warnings(answered, cells.row_of) + same_weights(answered),
         settings=list_settings(answered),
+        differences=list_differences(answered, cells.row_of),
         counts=list_counts(answered),
     )
 
@@ -180,7 +192,6 @@ def _compare(cells: Cells, paper: PaperTable, measured: Sequence[Row]) -> list[C
     base = paper.row(paper.base) if paper.base else None
     answers = {row.name: _answer(cells, paper, row, rows) for row in paper.rows}
     our_base = rows.get(answers[base.name] or "") if base else None
-    sign = 1 if paper.higher_is_better else -1
     found = []
     for row in paper.rows:
         answer = answers[row.name]
@@ -190,13 +201,21 @@ def _compare(cells: Cells, paper: PaperTable, measured: Sequence[Row]) -> list[C
             value = rows[answer].values.get(column)
             if not isinstance(value, Value):
                 continue
-            paper_gain = sign * (number - base.values[column]) if base and column in base.values else None
+            paper_gain = _gain(paper, number, base.values[column]) if base and column in base.values else None
             own = our_base.values.get(column) if our_base else None
-            gain = sign * (value.mean - own.mean) if isinstance(own, Value) else None
+            gain = _gain(paper, value.mean, own.mean) if isinstance(own, Value) else None
             if row == base:  # a base gains nothing over itself
                 paper_gain = gain = None
             found.append(Comparison(row.name, answer, column, number, value, paper_gain, gain))
     return found
+
+
+def _gain(paper: PaperTable, value: float, base: float) -> float | None:
+    """How much better than the base: in the table's unit, or in percent of the base; none of a base of zero."""
+    gain = value - base if paper.higher_is_better else base - value
+    if not paper.gain_is_share:
+        return gain
+    return 100 * gain / base if base else None
 
 
 def _answer(cells: Cells, paper: PaperTable, row: PaperRow, rows: dict[str, Row]) -> str | None:
@@ -223,14 +242,4 @@ def _notes(records: Sequence[Record], paper: PaperTable | None) -> list[str]:
     return notes
 
 
-__all__ = [
-    "Comparison",
-    "MEASURED",
-    "OURS",
-    "QUOTED",
-    "Row",
-    "SIZES",
-    "Table",
-    "build_table",
-    "measure",
-]
+__all__ = ["Comparison", "MEASURED", "OURS", "PROMPTED", "QUOTED", "Row", "SIZES", "Table", "build_table", "measure"]

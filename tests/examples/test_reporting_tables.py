@@ -55,7 +55,7 @@ def test_the_newest_record_of_a_cell_counts_and_readings_are_rows(tmp_path):
     assert (results.read, len(results.records)) == (5, 4)
     cells = Cells(results.records)
     found = {name: cells.value("infilling", name, "WikiText", "perplexity").mean for name in cells.rows("infilling")}
-    assert found == {"base": 8.0, "MAGNET, left": 5.0, "MAGNET, infill": 4.0, "MAGNET, infill, other suffix": 6.0}
+    assert found == {"base": 8.0, "MAGNET, left": 5.0, "MAGNET, infill": 4.0, "MAGNET, other suffix": 6.0}
     assert cells.find("infilling", ["nobody", "MAGNET, left"]) == "MAGNET, left"
     assert cells.find("infilling", ["nobody", "MAGNET"]) == "MAGNET, infill"
     assert cells.find("infilling", ["nobody"]) is None
@@ -94,11 +94,12 @@ def test_differences_and_gains_are_those_by_hand():
     assert one.paper_gain == pytest.approx(90.53 - 91.53)
     assert one.gain == pytest.approx(82.0 - 80.0)
     assert {c.ours for c in built.comparisons} == {"base, causal", "LLM2Vec recipe", "MNTP", "MAGNET"}
-    # Where lower is better a gain is a fall.
+    # Where lower is better a gain is a fall, of a perplexity in percent of the base; the paper says 29.9 %.
     (fill,) = (
         c for c in table(whole_study(), "infilling").comparisons if (c.ours, c.column[0]) == ("MAGNET", "WikiText")
     )
-    assert fill.paper_gain == pytest.approx(22.0399 - 15.4573) and fill.gain == pytest.approx(40.0 - 30.5)
+    assert fill.paper_gain == pytest.approx(100 * (22.0399 - 15.4573) / 22.0399)
+    assert fill.paper_gain == pytest.approx(29.9, abs=0.05) and fill.gain == pytest.approx(100 * 9.5 / 40)
 
 
 def test_an_average_needs_all_its_parts_of_the_same_replica():
@@ -129,6 +130,21 @@ def test_different_settings_and_mixed_presets_are_told_and_readings_are_not():
     assert table([records[0], smoke], "sts").warnings == ["Mixed presets (paper: MAGNET; smoke: Echo)."]
     assert table(records[:1], "sts").warnings == []
     assert "prompt: a" in table(records[:1], "sts").settings
+
+
+def test_many_rows_are_counted_in_the_note_and_named_in_the_list():
+    long = "Instruct: embed this sentence, whatever it may say"
+    settings = [("A", "b"), ("B", "b"), ("C, left", "b"), ("D", long)]
+    records = [make_record("sts", s, "STS12", metrics={"spearman": 1.0}, settings={"prompt": p}) for s, p in settings]
+    built = table(records, "sts")
+    assert built.warnings == [
+        f"The rows have different settings: prompt (“{long[:39]}…”: D; b: 3 rows).",
+    ]
+    assert built.differences == [f"prompt “{long}”: D", "prompt b: A; B; C, left"]
+    many = [make_record("sts", s, "STS12", metrics={"spearman": 1.0}, settings={"prompt": s}) for s in "ABCDE"]
+    assert table(many, "sts").warnings == ["The rows have different settings: prompt (5 values)."]
+    logs = [make_record("curves", s, "training", metrics={"loss": 1.0}, settings={"log": s}) for s in "AB"]
+    assert table(logs, "curves").warnings == []
 
 
 def test_counts_say_where_rows_differ():
