@@ -190,7 +190,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--base", help="another base model than the plan's, such as one of another size")
     parser.add_argument("--runs", nargs="+", metavar="RUN", help="these runs alone, and those they start from")
     parser.add_argument("--title", help="of the page, instead of the plan's")
+    parser.add_argument(
+        "--compare", nargs="+", default=[], metavar="NAME=DIR", help="results on other bases, for the page"
+    )
     args = parser.parse_args(arguments)
+    compared = ["--compare", *args.compare] if args.compare else []
     plan = read_plan(args.plan, preset=args.preset, output=args.output)
     plan = plan if args.runs is None else plan.narrowed(args.runs)
     plan = replace(plan, base=args.base or plan.base, title=args.title or plan.title)
@@ -199,7 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
         "train": lambda: train(plan, jobs=max(1, args.jobs)),
         "evaluate": lambda: evaluate(plan, results=results),
         "report": lambda: report.main(
-            ["--results", str(results), "--output", str(args.output / "page"), "--title", plan.title]
+            ["--results", str(results), "--output", str(args.output / "page"), "--title", plan.title, *compared]
         ),
     }
     for name, stage in stages.items():

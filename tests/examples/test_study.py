@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import shutil
 import threading
 from dataclasses import replace
 
@@ -224,7 +225,9 @@ def test_a_slice_of_the_study_from_nothing_to_the_page(tmp_path, tiny_plan, caps
     magnet = next(r for r in map(json.loads, tables["infilling"]) if r["system"] == "MAGNET")
     assert f"{magnet['metrics']['perplexity']:.4f}" in page
 
-    study.main(command)
+    shutil.copytree(tmp_path / "out" / "results", tmp_path / "smaller")
+    study.main([*command, "--compare", f"a smaller one={tmp_path / 'smaller'}"])
+    assert "a smaller one" in (tmp_path / "out" / "page" / "report.md").read_text()
     again = {file.stem: file.read_text().splitlines() for file in (tmp_path / "out" / "results").glob("*.jsonl")}
     assert again == tables, "nothing is measured twice"
 
