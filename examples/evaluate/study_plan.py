@@ -109,7 +109,7 @@ def read_plan(path: Path, *, preset: str, output: Path) -> Plan:
             that begin with an underscore are comments, `{output}` is the folder of the study. The
             `systems` of a call are `RUN` or `ROW=RUN`; it may have more arguments for a preset under its name.
         preset (`str`): One of `presets`: `steps`, a factor of all steps; `replicas`, the most of a run; `training`,
-            arguments that replace shared ones.
+            arguments that replace shared ones; `drivers`, the drivers' preset where it is not of the same name.
         output (`Path`): Folder of the study; runs write below it.
 
     Raises:
@@ -123,7 +123,7 @@ def read_plan(path: Path, *, preset: str, output: Path) -> Plan:
     if complaints:
         raise ValueError("\n- ".join([f"{str(path)!r} cannot be used:", *complaints]))
     chosen = values["presets"][preset]
-    factor = float(chosen.get("steps", 1))
+    factor, sizes = float(chosen.get("steps", 1)), chosen.get("drivers", preset)
     shared = {**values["training"], **chosen.get("training", {})}
     runs = [
         Run(
@@ -141,7 +141,7 @@ def read_plan(path: Path, *, preset: str, output: Path) -> Plan:
             driver=call["driver"],
             data=call.get("data"),
             systems=_named(call["systems"]),
-            arguments=[*call.get("arguments", []), *call.get(preset, []), "--preset", preset],
+            arguments=[*call.get("arguments", []), *call.get(sizes, []), "--preset", sizes],
             over_steps=call.get("over_steps", 0),
         )
         for call in values["calls"]

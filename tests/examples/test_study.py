@@ -38,11 +38,13 @@ def write_plan(folder, **changes):
 
 
 def test_the_committed_plan_can_be_read_with_every_preset(tmp_path):
-    for preset in ("paper", "smoke"):
+    for preset, sizes in (("paper", "paper"), ("gpu", "paper"), ("smoke", "smoke")):
         plan = read_plan(PLAN, preset=preset, output=tmp_path)
+        assert all(call.arguments[-2:] == ["--preset", sizes] for call in plan.calls)
+        assert all(run.arguments["use_cpu"] == (preset != "gpu") for run in plan.runs)
         names = [run.name for run in plan.runs]
         assert {"MAGNET", "LLM2Vec recipe", "MNTP", "MTP", "MNTP + MSG", "SSCL", "SSCL + MSG"} <= set(names)
-        assert names.count("MAGNET") == (3 if preset == "paper" else 1)
+        assert names.count("MAGNET") == (1 if preset == "smoke" else 3)
         assert len({run.folder for run in plan.runs}) == len(plan.runs)
 
 
