@@ -82,6 +82,8 @@ def test_from_stories_to_records_and_again(models, data, tmp_path, capsys):
     by_system = {record.system: record for record in records}
     magnet = by_system["MAGNET"]
     assert (magnet.table, magnet.unit, magnet.counts) == ("people", "ROCStories", {"stories": 5, "annotators": 2})
+    assert magnet.settings["source"] == "rocstories_dev.titlesepkeysepstory.txt.gz"
+    assert magnet.settings["text"] == "lower case, detokenised"
     assert magnet.metrics["appropriate"] == pytest.approx(80)
     assert magnet.metrics["interval_low"] < 80 < magnet.metrics["interval_high"]
     assert magnet.metrics["kappa"] == pytest.approx(0)  # one of them always says yes
