@@ -151,6 +151,8 @@ def test_a_form_that_people_may_be_answering_is_not_overwritten(models, data, tm
         (output / name).unlink()
     with pytest.raises(ValueError, match="was begun with other settings: max_new_tokens was 6 and is now 7"):
         sample(models, data, output, "--max_new_tokens", "7")
+    with pytest.raises(ValueError, match="was begun with other settings: texts was"):
+        sample(models, data, output, "--seed", "1")
 
 
 def test_arguments_that_cannot_be_are_told_at_once(models, data, tmp_path):

@@ -74,6 +74,7 @@ def test_both_corpora_are_measured_and_recorded(data, saved, tmp_path, capsys):
     assert (wikitext.settings["min_span_tokens"], wikitext.settings["max_span_tokens"]) == (8, 32)
     assert wikitext.settings["reading"] == stories.settings["reading"] == "infill"
     assert 8 * wikitext.counts["spans"] <= wikitext.counts["tokens"] <= 32 * wikitext.counts["spans"]
+    assert (wikitext.settings["max_length"], wikitext.settings["text"]) == (100, "detokenised")
     left = measure(data, saved, tmp_path, "--reading", "left")
     assert [one.counts for one in left] == [stories.counts, wikitext.counts]
     assert all(a.metrics != b.metrics for a, b in zip(left, (stories, wikitext), strict=True))
@@ -137,6 +138,14 @@ def test_a_limit_draws_texts(data, saved, tmp_path):
     assert len(set(draw(100, limit=30, seed=0))) == 30
     (record,) = measure(data, saved, tmp_path, "--units", "ROCStories", "--limit", "3")
     assert record.counts["texts"] == 3
+
+
+def test_wikitext_may_stay_as_it_was_tokenised(data, saved, tmp_path):
+    plain, tokenised = (
+        measure(data, saved, tmp_path, "--units", "WikiText", *more)[0] for more in ([], ["--tokenised"])
+    )
+    assert (plain.settings["text"], tokenised.settings["text"]) == ("detokenised", "tokenised")
+    assert plain.metrics != tokenised.metrics
 
 
 def test_without_the_hub_the_record_says_so(saved, tmp_path, capsys):
