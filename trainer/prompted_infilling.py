@@ -35,7 +35,7 @@ class SolvedGap(NamedTuple):
 
 def _blank(prefix: str, suffix: str) -> str:
     return (
-        f"Generate the missing line represented by _ in the given text: {_join(prefix, '_', suffix)}.\n"
+        f"Generate the missing line represented by _ in the given text: {_ended(_join(prefix, '_', suffix))}\n"
         "Generate a single sentence.\nThe missing line is:"
     )
 
@@ -50,7 +50,7 @@ def _contextual(prefix: str, suffix: str) -> str:
 def _prefix_suffix(prefix: str, suffix: str) -> str:
     return (
         "Given the prefix and the suffix, generate the middle sentence.\n"
-        f"Prefix: {prefix.strip()}\nSuffix: {suffix.strip()}\nGenerate only one sentence.\nMiddle:"
+        f"Prefix: {_ended(prefix)}\nSuffix: {_ended(suffix)}\nGenerate only one sentence.\nMiddle:"
     )
 
 
@@ -70,6 +70,12 @@ def _line_by_line(prefix: str, suffix: str) -> str:
 
 def _join(prefix: str, middle: str, suffix: str) -> str:
     return " ".join(part for part in (prefix.strip(), middle, suffix.strip()) if part)
+
+
+def _ended(text: str) -> str:
+    """With the full stop that the paper's prompts have behind a text, which is the text's own where it ends."""
+    text = text.strip()
+    return text if not text or text.rstrip("\"'”’)]").endswith((".", "!", "?")) else f"{text}."
 
 
 _PROMPTS: dict[str, Callable[[str, str], str]] = {

@@ -3,12 +3,13 @@
 Nothing is sampled and nothing is forbidden: no penalty, no ban, whatever a model's generation config says.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from modeling_magnet.batching_magnet import pad_token_rows
 from modeling_magnet.gaps_magnet import decode_fill
@@ -144,19 +145,23 @@ def _write_causally(
     pad = tokenizer.pad_token_id
     pad = (ends or [0])[0] if pad is None else pad
     batch = pad_token_rows([row.front for row in rows], pad_token_id=pad, padding_side="left")
-    output = model.generate(
-        **{name: tensor.to(model.device) for name, tensor in batch.items()},
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        max_new_tokens=max_new_tokens,
-        min_new_tokens=0,
-        eos_token_id=ends or None,
-        pad_token_id=pad,
+    settings = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=ends or None, pad_token_id=pad
     )
+    with _generation_config(model, settings):
+        output = model.generate(**{name: tensor.to(model.device) for name, tensor in batch.items()})
     new: list[list[int]] = output[:, batch["input_ids"].shape[1] :].tolist()
     return new
+
+
+@contextmanager
+def _generation_config(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """Take the place of the model's own: what a call leaves unset, `generate` takes from there, bans included."""
+    own, model.generation_config = model.generation_config, settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _write_into_masks(

@@ -35,9 +35,9 @@ from examples.evaluate.human_scores import (
 )
 from examples.evaluate.kept_fills import fill_all
 from examples.evaluate.records import Record, RecordFile, conditions, identify
-from examples.evaluate.stories import read_stories
+from examples.evaluate.stories import TITLES, read_stories, stories_source
 
-UNITS = {"rocstories": "ROCStories", "story_cloze": "Story Cloze"}
+CORPORA = ("rocstories", "story_cloze")
 PRESETS: dict[str, dict[str, int]] = {"smoke": {"number": 4, "shots": 2}, "paper": {"number": 100, "shots": SHOTS}}
 
 
@@ -55,7 +55,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     sample.add_argument("--more", nargs="+", default=[], metavar="NAME=MODEL", help="further models that infill")
     sample.add_argument("--systems", nargs="+", help="rows of the table to have judged, all if left out")
     sample.add_argument("--data", type=Path, help="folder of the data's files; the Hub if left out")
-    sample.add_argument("--corpus", default="rocstories", choices=list(UNITS), help="where the stories are from")
+    sample.add_argument("--corpus", default="rocstories", choices=CORPORA, help="where the stories are from")
     sample.add_argument("--number", type=int, help="stories")
     sample.add_argument("--shots", type=int, help="solved examples in front of the prompts that take some")
     sample.add_argument("--max_new_tokens", type=int, default=32, help="tokens of a fill at most")
@@ -134,6 +134,7 @@ def sample(args: argparse.Namespace) -> dict[str, Any]:
     stories = read_stories(args.data, corpus=args.corpus)
     gaps, examples = draw_gaps(stories, number=args.number, shots=args.shots, seed=args.seed)
     settings = {name: getattr(args, name) for name in ("corpus", "number", "dtype", "batch_size", "preset", "seed")}
+    settings["source"], settings["text"] = stories_source(args.data, corpus=args.corpus)
     systems = {
         system.name: {
             "model": args.identities[system.model],
@@ -189,7 +190,7 @@ def score(args: argparse.Namespace) -> list[Record]:
         record = Record(
             table="people",
             system=system,
-            unit=UNITS[settings["corpus"]],
+            unit=TITLES[settings["corpus"]],
             settings={
                 **settings,
                 **key["systems"][system]["settings"],

@@ -26,7 +26,7 @@ from datasets import Dataset
 from examples.evaluate.driver import Measurement, NotAvailableError, Unit, check, make_parser, parse, run, start
 from examples.evaluate.gapped_rows import READINGS, GappedRow, block_rows, span_logprobs, story_row
 from examples.evaluate.records import Record
-from examples.evaluate.stories import CORPORA, SENTENCES, derange, read_stories, stories_source
+from examples.evaluate.stories import CORPORA, SENTENCES, TITLES, derange, read_stories, stories_source
 from examples.evaluate.wikitext import read_wikitext, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights
 from trainer import texts_to_blocks
@@ -134,7 +134,8 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
         },
     }
     measures = {"ROCStories": measure_stories, "WikiText": measure_wikitext}
-    return [Unit(name, settings[name], measures[name]) for name in args.units]
+    names = {"ROCStories": TITLES[args.stories], "WikiText": "WikiText"}
+    return [Unit(names[unit], settings[unit], measures[unit]) for unit in args.units]
 
 
 def complaints(args: argparse.Namespace) -> list[str]:
@@ -185,7 +186,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
         "--reading", default="infill", choices=READINGS, help="both sides of a gap, or what is left of it"
     )
     parser.add_argument("--suffix", default="own", choices=["own", "other"], help="what stands behind a gap")
-    parser.add_argument("--stories", default="rocstories", choices=CORPORA, help="which stories")
+    parser.add_argument("--stories", default="rocstories", choices=CORPORA, help="which stories, a unit of their own")
     parser.add_argument("--tokenised", action="store_true", help="leave WikiText as it was tokenised")
     parser.add_argument("--limit", type=int, help="stories and blocks, drawn at random; all if left out")
     parser.add_argument("--max_length", type=int, help="tokens of a block of WikiText, BOS included")

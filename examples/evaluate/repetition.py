@@ -81,23 +81,12 @@ class Corpus(NamedTuple):
 
     read: Callable[[Path | None], list[str]]
     beginning: str
-    hub: str
-    file: str
+    source: Callable[[Path | None], str]
 
 
 CORPORA = {
-    "WikiText": Corpus(
-        wikitext_beginnings,
-        f"first {PREFIX_WORDS} words",
-        f"{wikitext.HUB_ID}, {wikitext.HUB_CONFIG}, {wikitext.HUB_SPLIT}",
-        wikitext.FILE_NAME,
-    ),
-    "ROCStories": Corpus(
-        rocstories_beginnings,
-        "first sentence",
-        ", ".join(stories.HUB_SOURCES["rocstories"]),
-        stories.FILE_NAMES["rocstories"],
-    ),
+    "WikiText": Corpus(wikitext_beginnings, f"first {PREFIX_WORDS} words", wikitext.wikitext_source),
+    "ROCStories": Corpus(rocstories_beginnings, "first sentence", lambda folder: stories.stories_source(folder)[0]),
 }
 
 
@@ -235,7 +224,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
                 "prefix": CORPORA[name].beginning,
                 "limit": args.limit,
                 "new_tokens": args.new_tokens,
-                "data": CORPORA[name].hub if args.data is None else CORPORA[name].file,
+                "data": CORPORA[name].source(args.data),
             },
             partial(measure, read=read, args=args),
         )

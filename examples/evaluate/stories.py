@@ -26,6 +26,8 @@ HUB_SOURCES = {
     "rocstories": ("mintujupally/ROCStories", "test"),
     "tinystories": ("roneneldan/TinyStories", "validation"),
 }
+# How their figures are named in tables; the paper has those of ROCStories.
+TITLES: dict[str, str] = {"rocstories": "ROCStories", "story_cloze": "Story Cloze", "tinystories": "TinyStories"}
 SENTENCES = 5
 
 
@@ -125,6 +127,7 @@ __all__ = [
     "FILE_NAMES",
     "HUB_SOURCES",
     "SENTENCES",
+    "TITLES",
     "ClozeStory",
     "Corpus",
     "derange",

@@ -80,6 +80,7 @@ function open(page) {
 const page = fs.readFileSync(process.argv[2], "utf-8");
 let form = open(page);
 const shown = [];
+let prevented = 0;
 for (const [action, value] of JSON.parse(fs.readFileSync(0, "utf-8"))) {
   const { document, elements, urls } = form;
   if (action === "choose") {
@@ -87,7 +88,7 @@ for (const [action, value] of JSON.parse(fs.readFileSync(0, "utf-8"))) {
     elements.annotator.dispatch("change");
   } else if (action === "key") {
     const event = typeof value === "string" ? { key: value } : value;
-    document.dispatch("keydown", { target: { id: "story" }, preventDefault() {}, ...event });
+    document.dispatch("keydown", { target: { id: "story" }, preventDefault: () => prevented++, ...event });
   } else if (action === "click") elements[value].click();
   else if (action === "reload") form = open(page);
   else if (action === "storage") storageWorks = value;
@@ -106,6 +107,7 @@ for (const [action, value] of JSON.parse(fs.readFileSync(0, "utf-8"))) {
       progress: elements.progress.value,
       yes: elements.yes.attributes["aria-pressed"],
       no: elements.no.attributes["aria-pressed"],
+      prevented,
       done: elements.done.textContent,
     });
   }

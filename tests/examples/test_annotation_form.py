@@ -148,6 +148,8 @@ def test_the_form_asks_for_nothing_from_outside_and_is_labelled():
     assert {a["for"] for tag, a in parser.found if tag == "label"} == {"annotator", "progress"} <= ids
     assert "width=device-width" in page and "color-scheme: light dark" in page
     assert [a["lang"] for tag, a in parser.found if tag == "html"] == ["en"]
+    # Firefox would show the number that was chosen before a reload, and tell the page nothing of it.
+    assert [a.get("autocomplete") for tag, a in parser.found if tag == "select"] == ["off"]
     assert all(a.get("type") == "button" for tag, a in parser.found if tag == "button")
 
 
@@ -191,6 +193,14 @@ def test_keys_and_buttons_answer_and_go_back_and_answers_outlive_the_page(tmp_pa
     assert content == {
         "form": shown["form"], "annotator": "1", "answers": {order[0]: True, order[1]: True, order[2]: False}
     }  # fmt: skip
+
+
+def test_enter_that_is_held_on_a_button_answers_once(tmp_path):
+    shown, _ = form_of()
+    held = ["key", {"key": "Enter", "repeat": True, "target": {"id": "yes"}}]
+    pressed = ["key", {"key": "Enter", "target": {"id": "yes"}}]
+    states = act(tmp_path, shown, ["choose", "1"], pressed, ["show"], held, held, ["show"])
+    assert [state["prevented"] for state in states] == [0, 2], "the first press stays the browser's"
 
 
 def test_a_page_that_cannot_keep_answers_says_so_and_still_gives_them(tmp_path):

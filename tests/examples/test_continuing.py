@@ -49,6 +49,15 @@ def test_a_penalty_of_the_models_generation_config_is_not_applied(tiny_model, ti
     assert continue_texts(tiny_model, tiny_tokenizer, TEXTS, max_new_tokens=NEW) == plain
 
 
+def test_a_ban_of_the_models_generation_config_is_not_applied_and_stays_there(tiny_model, tiny_tokenizer):
+    plain = continue_texts(tiny_model, tiny_tokenizer, TEXTS, max_new_tokens=NEW)
+    first = plain[0].token_ids[0]
+    bans = {"bad_words_ids": [[first]], "suppress_tokens": [first], "encoder_repetition_penalty": 3.0}
+    tiny_model.generation_config.update(**bans, forced_eos_token_id=2, return_dict_in_generate=True)
+    assert continue_texts(tiny_model, tiny_tokenizer, TEXTS, max_new_tokens=NEW) == plain
+    assert {name: getattr(tiny_model.generation_config, name) for name in bans} == bans
+
+
 @pytest.mark.parametrize("reading", READINGS)
 def test_a_padded_batch_writes_what_each_text_alone_gets(reading, tiny_model, tiny_tokenizer, bert):
     model, tokenizer = bert if reading == "masked" else (tiny_model, tiny_tokenizer)

@@ -81,6 +81,15 @@ def test_the_suffix_is_seen_by_all_but_the_first_and_examples_by_those_that_have
         assert (fills(gaps, examples[::-1]) == own) == (system.shots == 0), system.name
 
 
+def test_a_prompt_shows_no_more_examples_than_its_shots(long_model):
+    gaps, examples = draw_gaps(STORIES, number=3, shots=4, seed=0)
+    one = FillSystem("one-shot, blank", "base", "blank", 1)
+    options = {"max_new_tokens": 8, "batch_size": 3}
+    fills = one.fill(long_model, gaps, examples=examples, **options)
+    assert fills == one.fill(long_model, gaps, examples=examples[:1], **options)
+    assert fills != FillSystem("", "base", "blank", 4).fill(long_model, gaps, examples=examples, **options)
+
+
 def test_a_prompt_that_exceeds_the_context_is_found(long_model):
     gaps, examples = draw_gaps(STORIES, number=3, shots=2, seed=0)
     system = FillSystem("two-shot, blank", "base", "blank", 2)

@@ -82,6 +82,8 @@ def test_from_stories_to_records_and_again(models, data, tmp_path, capsys):
     by_system = {record.system: record for record in records}
     magnet = by_system["MAGNET"]
     assert (magnet.table, magnet.unit, magnet.counts) == ("people", "ROCStories", {"stories": 5, "annotators": 2})
+    assert magnet.settings["source"] == "rocstories_dev.titlesepkeysepstory.txt.gz"
+    assert magnet.settings["text"] == "lower case, detokenised"
     assert magnet.metrics["appropriate"] == pytest.approx(80)
     assert magnet.metrics["interval_low"] < 80 < magnet.metrics["interval_high"]
     assert magnet.metrics["kappa"] == pytest.approx(0)  # one of them always says yes
@@ -149,6 +151,8 @@ def test_a_form_that_people_may_be_answering_is_not_overwritten(models, data, tm
         (output / name).unlink()
     with pytest.raises(ValueError, match="was begun with other settings: max_new_tokens was 6 and is now 7"):
         sample(models, data, output, "--max_new_tokens", "7")
+    with pytest.raises(ValueError, match="was begun with other settings: texts was"):
+        sample(models, data, output, "--seed", "1")
 
 
 def test_arguments_that_cannot_be_are_told_at_once(models, data, tmp_path):

@@ -226,6 +226,10 @@ def test_long_gaps_are_filled_at_once_and_in_chunks(stories260k, texts, tmp_path
             for value in one[0].logprobs
         ]
         assert record.metrics["fill_perplexity"] == pytest.approx(np.exp(-np.mean(logprobs)))
+    for name in ("at once", "chunks of 8", "judge, left to right"):
+        greedy, sampled = by_unit[f"{name}, greedy"], by_unit[f"{name}, sampled"]
+        assert (greedy.settings["sampling"], sampled.settings["sampling"]["do_sample"]) == ({}, True)
+        assert greedy.samples != sampled.samples
     assert [sample["truth"] for sample in by_unit["what stood there"].samples] == [gap.truth for gap in gaps]
 
 

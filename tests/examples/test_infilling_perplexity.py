@@ -1,5 +1,6 @@
 """Table 4: the driver's figures are those of explicit loops over the texts, and what cannot work is told at once."""
 
+import argparse
 import json
 import math
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from examples.evaluate.infilling_perplexity import draw, main, make_story_rows
+from examples.evaluate.infilling_perplexity import draw, main, make_story_rows, make_wikitext_rows
 from examples.evaluate.stories import derange, read_stories
+from examples.evaluate.wikitext import read_wikitext
 
 from .evaluation_files import write_all
 
@@ -58,7 +60,9 @@ def test_the_left_reading_is_the_stock_llamas_perplexity(data, saved, tmp_path, 
     value, tokens = perplexity_by_loop(LlamaForCausalLM.from_pretrained(saved).eval(), rows)
     assert record.metrics == {"perplexity": pytest.approx(value, rel=1e-4)}
     assert record.counts == {"texts": 6, "spans": 6, "tokens": tokens}
-    assert (record.table, record.system, record.unit) == ("infilling", "system", "ROCStories")
+    assert (record.table, record.system, record.unit) == ("infilling", "system", "Story Cloze")
+    (other,) = measure(data, saved, tmp_path, "--reading", "left", "--units", "ROCStories")
+    assert other.unit == "ROCStories", "only these stand in the paper's column"
 
 
 def test_both_corpora_are_measured_and_recorded(data, saved, tmp_path, capsys):
@@ -70,6 +74,7 @@ def test_both_corpora_are_measured_and_recorded(data, saved, tmp_path, capsys):
     assert (wikitext.settings["min_span_tokens"], wikitext.settings["max_span_tokens"]) == (8, 32)
     assert wikitext.settings["reading"] == stories.settings["reading"] == "infill"
     assert 8 * wikitext.counts["spans"] <= wikitext.counts["tokens"] <= 32 * wikitext.counts["spans"]
+    assert (wikitext.settings["max_length"], wikitext.settings["text"]) == (100, "detokenised")
     left = measure(data, saved, tmp_path, "--reading", "left")
     assert [one.counts for one in left] == [stories.counts, wikitext.counts]
     assert all(a.metrics != b.metrics for a, b in zip(left, (stories, wikitext), strict=True))
@@ -102,12 +107,45 @@ def test_the_other_suffix_is_that_of_another_story(data, tiny_model):
     assert len(gaps) > 1
 
 
+def test_each_of_the_five_sentences_is_removed_about_as_often(tiny_model):
+    stories = [["a.", "b.", "c.", "d.", "e."]] * 1000
+    rows = make_story_rows(tiny_model.tokenizer, stories, foreign=False, seed=0)
+    removed = [tiny_model.tokenizer.decode(row.input_ids[slice(*row.spans[0])]).strip() for row in rows]
+    counts = [removed.count(sentence) for sentence in stories[0]]
+    assert sum(counts) == 1000 and 160 < min(counts) <= max(counts) < 240
+
+
+def test_the_other_suffix_of_a_block_is_that_of_another_block(data, tiny_model):
+    def rows(suffix):
+        args = argparse.Namespace(max_length=100, limit=None, seed=0, suffix=suffix)
+        return make_wikitext_rows(tiny_model.tokenizer, read_wikitext(data), args)
+
+    own, others = rows("own"), rows("other")
+    blocks = [row.input_ids for row in own]
+    firsts = [row for row in others if row.first_counted == 0]
+    assert len(blocks) == len(firsts) > 1
+    sources = []
+    for row, block in zip(firsts, blocks, strict=True):
+        end = row.spans[0][1]
+        assert row.input_ids[:end] == block[:end]
+        sources.append(next(n for n, other in enumerate(blocks) if other[end:] == row.input_ids[end:]))
+    assert all(source != number for number, source in enumerate(sources))
+
+
 def test_a_limit_draws_texts(data, saved, tmp_path):
     assert draw(5, limit=None, seed=0) == [0, 1, 2, 3, 4]
     assert draw(100, limit=4, seed=0) != draw(100, limit=4, seed=1)
     assert len(set(draw(100, limit=30, seed=0))) == 30
     (record,) = measure(data, saved, tmp_path, "--units", "ROCStories", "--limit", "3")
     assert record.counts["texts"] == 3
+
+
+def test_wikitext_may_stay_as_it_was_tokenised(data, saved, tmp_path):
+    plain, tokenised = (
+        measure(data, saved, tmp_path, "--units", "WikiText", *more)[0] for more in ([], ["--tokenised"])
+    )
+    assert (plain.settings["text"], tokenised.settings["text"]) == ("detokenised", "tokenised")
+    assert plain.metrics != tokenised.metrics
 
 
 def test_without_the_hub_the_record_says_so(saved, tmp_path, capsys):

@@ -65,6 +65,7 @@ def test_a_chain_of_words_repeats_as_counted_by_hand(chain, common, tmp_path, ca
     assert [sample["continuation"] for sample in stories.samples] == [" a b c d. a b c d. a b c d.", ""]
     assert stories.metrics == pytest.approx({"rep_sen": 2 / 3 / 2, "rep_4": 5 / 18, "rep_4_tokens": 5 / 18})
     assert stories.counts == {"texts": 2, "tokens": 12, "ended": 1}
+    assert (wikitext.settings["limit"], wikitext.settings["new_tokens"]) == (5, 12)
     assert wikitext.settings["data"] == "wiki.valid.tokens.xz" and wikitext.settings["prefix"] == "first 5 words"
 
     assert repetition.main(given) == [wikitext, stories]

@@ -57,6 +57,9 @@ def test_windows_are_the_context_unless_told(tmp_path, saved):
     (record,) = main(["--model", f"m={saved}", *options])
     assert record.counts["window"] == 256
     assert record.settings["window"] == "the model's context"
+    (tokenised,) = main(["--model", f"m={saved}", *options, "--tokenised"])
+    assert (record.settings["text"], tokenised.settings["text"]) == ("detokenised", "tokenised")
+    assert tokenised.counts["tokens"] > record.counts["tokens"], "marks that stand apart"
     (first,) = main(["--model", f"m={saved}", *options, "--limit", "1"])
     assert first.counts == {"texts": 1, "windows": 1, "window": 256, "tokens": 255}
 

@@ -20,7 +20,7 @@ def stock(stories260k):
     [
         (
             "blank",
-            "Generate the missing line represented by _ in the given text: Tom fell. It hurt. _ He cried. Mom came..\n"
+            "Generate the missing line represented by _ in the given text: Tom fell. It hurt. _ He cried. Mom came.\n"
             "Generate a single sentence.\nThe missing line is:",
         ),
         (
@@ -44,6 +44,15 @@ def stock(stories260k):
 )
 def test_the_prompts_are_the_papers(family, expected):
     assert prompt_for(family, PREFIX, SUFFIX) == expected
+
+
+def test_a_full_stop_of_a_prompt_is_the_texts_own_where_it_has_one():
+    """`Prefix: <past-context>.` and `... in the given text: <text>.`, never two marks behind each other."""
+    for prefix, told in (("Tom fell", "Tom fell."), ('"Ow!"', '"Ow!"'), ("Why? ", "Why?"), ("", "")):
+        lines = prompt_for("prefix_suffix", prefix, " He cried").split("\n")
+        assert lines[1:3] == [f"Prefix: {told}", "Suffix: He cried."]
+    assert prompt_for("blank", "Tom fell.", "").split("\n")[0].endswith("in the given text: Tom fell. _.")
+    assert prompt_for("blank", "Tom fell.", " He cried").split("\n")[0].endswith("text: Tom fell. _ He cried.")
 
 
 def test_solved_examples_stand_in_front_in_the_same_format(stock):
