@@ -8,4 +8,13 @@ from pathlib import Path
 
 METRIC_MODULES = Path(__file__).resolve().parent
 
-__all__ = ["METRIC_MODULES"]
+CITATION = """\
+@inproceedings{khosla2025magnet,
+    title={MAGNET: Augmenting Generative Decoders with Representation Learning and Infilling Capabilities},
+    author={Khosla and Tiwari and Kafle and Jenni and Zhao and Collomosse and Shi},
+    booktitle={ACL},
+    year={2025},
+}
+"""
+
+__all__ = ["CITATION", "METRIC_MODULES"]

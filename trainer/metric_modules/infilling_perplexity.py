@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import datasets
 import evaluate
 
+from trainer.metric_modules import CITATION
 from trainer.metrics import perplexity
 
 _DESCRIPTION = "Infilling perplexity: of the tokens of removed spans alone, over all texts at once. Lower is better."
@@ -16,14 +17,6 @@ Args:
 Returns:
     infilling_perplexity (`float`): >= 1.
     tokens (`int`): Tokens that count.
-"""
-_CITATION = """\
-@inproceedings{khosla2025magnet,
-    title={MAGNET: Augmenting Generative Decoders with Representation Learning and Infilling Capabilities},
-    author={Khosla and Tiwari and Kafle and Jenni and Zhao and Collomosse and Shi},
-    booktitle={ACL},
-    year={2025},
-}
 """
 
 
@@ -40,7 +33,7 @@ class InfillingPerplexity(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
-            citation=_CITATION,
+            citation=CITATION,
             inputs_description=_INPUTS,
             features=datasets.Features({"predictions": datasets.Sequence(datasets.Value("float64"))}),
         )

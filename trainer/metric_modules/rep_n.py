@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import datasets
 import evaluate
 
+from trainer.metric_modules import CITATION
 from trainer.metrics import repetition_n
 
 _DESCRIPTION = "Rep-n: 1 - unique n-grams / n-grams of a text, averaged over the texts. Lower is better."
@@ -14,14 +15,6 @@ Args:
     n (`int`, defaults to 4): Tokens in an n-gram, >= 1.
 Returns:
     rep_<n> (`float`): in [0, 1).
-"""
-_CITATION = """\
-@inproceedings{khosla2025magnet,
-    title={MAGNET: Augmenting Generative Decoders with Representation Learning and Infilling Capabilities},
-    author={Khosla and Tiwari and Kafle and Jenni and Zhao and Collomosse and Shi},
-    booktitle={ACL},
-    year={2025},
-}
 """
 
 
@@ -37,7 +30,7 @@ class RepN(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
-            citation=_CITATION,
+            citation=CITATION,
             inputs_description=_INPUTS,
             features=datasets.Features({"predictions": datasets.Value("string")}),
         )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import datasets
 import evaluate
 
+from trainer.metric_modules import CITATION
 from trainer.metrics import repetition_sentences
 
 _DESCRIPTION = "Rep-Sen: 1 - unique sentences / sentences of a text, averaged over the texts. Lower is better."
@@ -13,14 +14,6 @@ Args:
     predictions (`list` of `str`): Generated texts.
 Returns:
     rep_sen (`float`): in [0, 1).
-"""
-_CITATION = """\
-@inproceedings{khosla2025magnet,
-    title={MAGNET: Augmenting Generative Decoders with Representation Learning and Infilling Capabilities},
-    author={Khosla and Tiwari and Kafle and Jenni and Zhao and Collomosse and Shi},
-    booktitle={ACL},
-    year={2025},
-}
 """
 
 
@@ -36,7 +29,7 @@ class RepSen(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
-            citation=_CITATION,
+            citation=CITATION,
             inputs_description=_INPUTS,
             features=datasets.Features({"predictions": datasets.Value("string")}),
         )
