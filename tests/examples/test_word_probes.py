@@ -92,16 +92,23 @@ def test_a_broken_off_run_goes_on_to_the_figures_of_a_whole_one(command, opening
 
 
 def test_readings_are_other_questions_and_differ(command, openings):
-    found = {
-        reading: word_probes.main([*command, "--reading", reading, "--steps", "40"])
-        for reading in ("bidirectional", "causal")
-    }
+    told = [*command, "--shift", "next", "--steps", "40"]
+    found = {reading: word_probes.main([*told, "--reading", reading]) for reading in ("bidirectional", "causal")}
     assert openings == ["bidirectional", "causal"]
     for one, other in zip(*found.values(), strict=True):
         assert one.question != other.question and one.place == other.place
     # Random words: what stands before a word does not tell its tags, what the whole sentence holds does in part.
     accuracies = [sum(record.metrics["accuracy"] for record in records) for records in found.values()]
     assert accuracies[0] > accuracies[1]
+
+
+def test_a_causal_control_has_read_the_word_it_is_asked_about(command):
+    command = [*command, "--reading", "causal", "--steps", "300"]
+    records = word_probes.main(command)
+    assert {record.settings["shift"] for record in records} == {"same"}
+    assert records[2].metrics["accuracy"] > 90, "a word alone tells its part of speech"
+    blind = word_probes.main([*command, "--shift", "next"])
+    assert blind[2].metrics["accuracy"] < 60, "what stands before a random word does not"
 
 
 def test_encoders_and_decoders_stand_in_one_command(command, tmp_path, openings, capsys):
