@@ -64,6 +64,7 @@ def make_parser(doc: str | None, *, smoke: dict[str, Any], paper: dict[str, Any]
     parser.add_argument(
         "--model",
         nargs="+",
+        action="extend",
         required=True,
         metavar="[NAME=]MODEL",
         help="directories, adapters or Hub ids; the name is the row's in the table, by default the folder's",
@@ -149,19 +150,22 @@ def run(
 
     Returns:
         `list[Record]`: of all models and units, new ones and those found on record, in their order.
+
+    Raises:
+        ValueError: listing models that are not there, before any is measured.
     """
     file = RecordFile(args.results, table)
     answered = {} if args.again else file.answered()
+    identities = _identities(args.model)
     records = []
     for name, path in args.model.items():
-        identity = identify(path)
         asked = [
             Record(
                 table=table,
                 system=name,
                 unit=unit.name,
                 settings={**unit.settings, "dtype": args.dtype, "preset": args.preset},
-                model=identity,
+                model=identities[name],
                 seed=args.seed,
                 replica=args.replica,
                 step=args.step,
@@ -181,6 +185,7 @@ def run(
             records.append(record)
             bar.update()
         bar.close()
+        model = None  # so that the next one does not come beside it
     print_table(records)
     print(f"\n{table}: OK ({len(args.model)} models, {len(units)} cells each; {file.path})")
     return records
@@ -211,6 +216,25 @@ def start(main: Callable[[], Any]) -> None:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nStopped. What was finished is kept; the same command goes on.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _identities(models: dict[str, str]) -> dict[str, dict[str, str | None]]:
+    """What tells the weights of each model apart.
+
+    Raises:
+        ValueError: listing the models that are not there.
+    """
+    found, complaints = {}, []
+    for name, path in models.items():
+        try:
+            found[name] = identify(path)
+        except ValueError as error:
+            complaints.append(f"`--model` {name}: {error}")
+    check(complaints)
+    return found
 
 
 def _measured(unit: Unit, asked: Record, model: Any, *, device: str) -> Record:

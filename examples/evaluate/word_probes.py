@@ -6,8 +6,9 @@
 
 A decoder is read bidirectionally unless `--reading causal` is given; any other model as an encoder. A word is the mean
 over its tokens, and a token is represented by the output before it; from left to right, where that has not read the
-token yet, and in an encoder by its own. The states of all words are computed once and serve the three probes. `accuracy` over words, in percent, is the paper's
-figure; `f1` is that of spans (see trainer/metric_modules/probe_scores.py).
+token yet, and in an encoder by its own. The states of all words are computed once and serve the three probes.
+`accuracy` over words, in percent, is the paper's figure; `f1` is that of spans (see
+trainer/metric_modules/probe_scores.py).
 """
 
 import argparse
