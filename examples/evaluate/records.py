@@ -168,9 +168,13 @@ def identify(model: str) -> dict[str, str | None]:
 
 
 def digest_files(files: Sequence[Path]) -> str:
-    """What tells other files of the same names apart, such as a driver's data: for the settings of a record."""
+    """What tells other files of the same names apart, such as a driver's data: for the settings of a record.
+
+    Args:
+        files (`Sequence[Path]`): In an order that is always the same; one that is not there does not count.
+    """
     digest = hashlib.sha256()
-    for file in files:
+    for file in filter(Path.is_file, files):
         with file.open("rb") as stream:
             digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:16]

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from examples.evaluate.conll import HUB_ID, TASKS, TaggedSentence, missing_files, read_conll, split_to_test
+from examples.evaluate.conll import HUB_ID, TASKS, TaggedSentence, missing_files, read_conll, split_file, split_to_test
 from examples.evaluate.driver import (
     Measurement,
     NotAvailableError,
@@ -38,7 +38,7 @@ from examples.evaluate.driver import (
     start,
 )
 from examples.evaluate.linear_probe import ProbeSettings, predict, train_probe
-from examples.evaluate.records import Record
+from examples.evaluate.records import Record, digest_files
 from examples.evaluate.word_readers import ENCODER_WINDOW, READINGS, SHIFTS, open_reader, reading_of
 from examples.evaluate.word_states import WordStates, tabulate
 from modeling_magnet.windows_magnet import Shift
@@ -144,6 +144,7 @@ def measure(frozen: FrozenStates, *, task: str, settings: ProbeSettings, args: a
 def make_units(args: argparse.Namespace, reading: str) -> list[Unit]:
     """The three columns of the table for models that are read in one way."""
     probe = probe_settings(args)
+    splits = ("train", split_to_test(args.data))
     settings = {
         **vars(probe),
         "optimizer": "AdamW, no weight decay, linear decay",
@@ -151,7 +152,8 @@ def make_units(args: argparse.Namespace, reading: str) -> list[Unit]:
         "shift": args.shift,
         "window": ENCODER_WINDOW if reading == "encoder" else None,
         "data": HUB_ID if args.data is None else "files of the shared task",
-        "tested": split_to_test(args.data),
+        "files": None if args.data is None else digest_files([split_file(args.data, split) for split in splits]),
+        "tested": splits[1],
         "train_sentences": args.train_sentences,
         "test_sentences": args.test_sentences,
     }

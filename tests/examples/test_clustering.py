@@ -80,6 +80,8 @@ def test_subsets_are_drawn_with_the_seed(folder):
     assert len(subsets_of(name, folder=folder)) == 10
     settings = described(name, folder=folder, subsets=None, size=None)
     assert (settings["subsets"], settings["subset_size"]) == (10, 6000)
+    (folder / "20news_bydate_train.jsonl.xz").write_bytes(b"others")
+    assert described(name, folder=folder, subsets=None, size=None)["files"] != settings["files"]
 
 
 def test_without_a_folder_the_hub_is_asked_at_mtebs_revision(tmp_path, tiny_model):

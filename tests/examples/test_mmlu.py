@@ -325,6 +325,13 @@ def test_all_arguments_that_cannot_be_used_are_told_at_once_before_weights_are_r
         assert complaint in str(raised.value)
 
 
+@pytest.mark.parametrize("reading", mmlu.READINGS)
+def test_a_folder_without_a_model_is_told_before_another_is_measured(tmp_path, saved, folder, reading):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"- `--model` empty: .*empty.* has no config\.json"):
+        measure(saved, folder, tmp_path, "--model", str(tmp_path / "empty"), "--reading", reading)
+
+
 @pytest.mark.parametrize(
     "change, complaint",
     [

@@ -68,7 +68,7 @@ def test_three_probes_share_one_pass_and_are_on_record(command, openings, capsys
     assert "words: OK (1 models, 3 cells each" in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_a_broken_off_run_goes_on_to_the_figures_of_a_whole_one(command, openings, tmp_path, monkeypatch):
+def test_a_broken_off_run_goes_on_to_the_figures_of_a_whole_one(command, openings, data, tmp_path, monkeypatch):
     whole = word_probes.main([*command, "--results", str(tmp_path / "whole")])
     trained = word_probes.train_probe
 
@@ -87,6 +87,11 @@ def test_a_broken_off_run_goes_on_to_the_figures_of_a_whole_one(command, opening
     assert len(openings) == 3
     word_probes.main(command)
     assert len(openings) == 3, "all is on record"
+    file = data / "eng.testa.gz"
+    whole = file.read_bytes()
+    file.write_bytes(gzip.compress(gzip.decompress(whole) + b"\n\nthe DT I-NP O\n"))
+    assert word_probes.main(command)[0].counts["test_sentences"] == 21, "other texts are another question"
+    file.write_bytes(whole)
     other = word_probes.main([*command, "--seed", "1", "--steps", "3"])
     assert other[0].metrics != records[0].metrics
 
