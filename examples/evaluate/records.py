@@ -198,8 +198,8 @@ def conditions(device: str) -> dict[str, Any]:
 
 
 def _digest(folder: Path) -> str:
-    """Of all weights of a folder; an adapter's base is part of it."""
-    weights = digest_files(sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]))
+    """Of all weights of a folder, not of a checkpoint's training arguments; an adapter's base is part of it."""
+    weights = digest_files(sorted([*folder.glob("*.safetensors"), *folder.glob("*model*.bin")]))
     base = ModelSource(str(folder), {}).adapter_base()
     if base is None:
         return weights

@@ -174,17 +174,17 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, di
         help="of decoders: a token is the output before it, or its own; by default own with `--reading causal` alone",
     )
     parser.add_argument("--steps", type=int, help="updates of a probe")
-    parser.add_argument("--batch-size", type=int, help="sentences of an update")
-    parser.add_argument("--learning-rate", type=float, help="at the first step")
+    parser.add_argument("--batch_size", type=int, help="sentences of an update")
+    parser.add_argument("--learning_rate", type=float, help="at the first step")
     parser.add_argument("--dropout", type=float, help="on the states")
-    parser.add_argument("--train-sentences", type=int, help="drawn from the training set; all if left out")
-    parser.add_argument("--test-sentences", type=int, help="drawn from the test set; all if left out")
+    parser.add_argument("--train_sentences", type=int, help="drawn from the training set; all if left out")
+    parser.add_argument("--test_sentences", type=int, help="drawn from the test set; all if left out")
     args = parse(parser, arguments)
     complaints = probe_settings(args).complaints()
     for name in ("train_sentences", "test_sentences"):
         number = getattr(args, name)
         if number is not None and number < 1:
-            complaints.append(f"`--{name.replace('_', '-')}` is {number}; expected at least 1.")
+            complaints.append(f"`--{name}` is {number}; expected at least 1.")
     complaints += missing_files(args.data) if args.data is not None else []
     readings = {}
     for name, path in args.model.items():

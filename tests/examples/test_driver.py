@@ -126,6 +126,8 @@ def test_models_of_the_hub_are_named_by_their_commit_and_the_base_of_an_adapter(
 
 def test_settings_and_tokenizer_tell_models_apart_as_weights_do(tmp_path, saved):
     before = identify(saved)
+    (tmp_path / "mine" / "training_args.bin").write_bytes(b"where it was trained")
+    assert identify(saved) == before
     for name in ("config.json", "tokenizer.json"):
         file = tmp_path / "mine" / name
         values = json.loads(file.read_text())

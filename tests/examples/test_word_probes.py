@@ -39,7 +39,7 @@ def data(tmp_path_factory):
 @pytest.fixture
 def command(tmp_path, tiny_model, data):
     tiny_model.save_pretrained(tmp_path / "model")
-    sizes = ["--steps", "100", "--learning-rate", "0.05", "--device", "cpu"]
+    sizes = ["--steps", "100", "--learning_rate", "0.05", "--device", "cpu"]
     return ["--model", f"m={tmp_path / 'model'}", "--data", str(data), "--results", str(tmp_path / "results"), *sizes]
 
 
@@ -134,7 +134,7 @@ def test_encoders_and_decoders_stand_in_one_command(command, tmp_path, openings,
 
 
 def test_figures_are_those_of_the_parts(command, tiny_model, data):
-    record = word_probes.main([*command, "--train-sentences", "30", "--test-sentences", "9", "--seed", "3"])[1]
+    record = word_probes.main([*command, "--train_sentences", "30", "--test_sentences", "9", "--seed", "3"])[1]
     parts = {}
     for part, file, number in (("train", "train", 30), ("test", "testa", 9)):
         sentences = word_probes.read_conll(file, folder=data)
@@ -175,7 +175,7 @@ def test_all_that_cannot_be_used_is_told_at_once(command, tmp_path):
     (tmp_path / "empty").mkdir()
     command[command.index("--data") + 1] = str(tmp_path / "empty")
     command.insert(2, f"no={tmp_path / 'empty'}")
-    bad = ["--steps", "0", "--dropout", "1.5", "--learning-rate", "0", "--batch-size", "0", "--train-sentences", "0"]
+    bad = ["--steps", "0", "--dropout", "1.5", "--learning_rate", "0", "--batch_size", "0", "--train_sentences", "0"]
     with pytest.raises(ValueError, match="The arguments cannot be used") as raised:
         word_probes.main([*command, *bad])
     for complaint in (
@@ -183,7 +183,7 @@ def test_all_that_cannot_be_used_is_told_at_once(command, tmp_path):
         "`dropout` is 1.5",
         "`learning_rate` is 0.0",
         "`batch_size` is 0",
-        "`--train-sentences` is 0",
+        "`--train_sentences` is 0",
         "has no eng.train.gz",
         "has no eng.testa.gz",
         "`--model` no: ",
@@ -192,7 +192,7 @@ def test_all_that_cannot_be_used_is_told_at_once(command, tmp_path):
 
 
 def test_the_presets_are_a_trial_and_the_paper(command):
-    plain = [item for item in command if item not in ("--steps", "100", "--learning-rate", "0.05")]
+    plain = [item for item in command if item not in ("--steps", "100", "--learning_rate", "0.05")]
     paper, _ = word_probes.parse_arguments(plain)
     assert (paper.steps, paper.batch_size, paper.learning_rate, paper.dropout) == (4000, 8, 5e-4, 0.1)
     assert paper.train_sentences is None and paper.test_sentences is None
