@@ -142,6 +142,8 @@ def run(
 ) -> list[Record]:
     """Measure the cells that have no record yet, model by model, and print the table.
 
+    The file's last record of each cell is then the one that was asked for.
+
     Args:
         table (`str`): Name of the file of records.
         args (`argparse.Namespace`): What `parse` returned.
@@ -156,6 +158,7 @@ def run(
     """
     file = RecordFile(args.results, table)
     answered = {} if args.again else file.answered()
+    shown = {record.place: record for record in file.read()}
     identities = _identities(args.model)
     records = []
     for name, path in args.model.items():
@@ -182,6 +185,9 @@ def run(
                 file.append(record)
             else:
                 record = answered[record.question]
+                last = shown[record.place]
+                if (last.question, last.unavailable) != (record.question, None):  # others took the cell over meanwhile
+                    file.append(record)
             records.append(record)
             bar.update()
         bar.close()

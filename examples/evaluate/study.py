@@ -58,7 +58,7 @@ def train(plan: Plan, *, jobs: int) -> None:
     """Train every run that has not finished, each behind its base, on corpora that are written first.
 
     Raises:
-        RuntimeError: naming the run that failed and its log; others that were under way are finished first.
+        ChildProcessError: naming the run that failed and its log; others that were under way are finished first.
     """
     for corpus in plan.corpora:
         if not corpus.file.is_file():
@@ -82,7 +82,7 @@ def train(plan: Plan, *, jobs: int) -> None:
                     failed.append(run)
     if failed:
         told = ", ".join(f"{run.name} ({log_of(run)})" for run in failed)
-        raise RuntimeError(f"Did not finish: {told}. Read the log; the same command goes on.")
+        raise ChildProcessError(f"Did not finish: {told}. Read the log; the same command goes on.")
 
 
 def evaluate(plan: Plan, *, results: Path) -> None:
@@ -187,7 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     Raises:
         ValueError: a plan that cannot be used.
-        RuntimeError: a training that failed.
+        ChildProcessError: a training that failed.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", type=Path, help="JSON file, see study_plan.py")

@@ -94,6 +94,13 @@ def test_other_settings_or_weights_are_measured_anew_and_take_the_cell_over(tmp_
     records = RecordFile(tmp_path / "results", "table").read()
     assert len(records) == 3
     assert newest(records) == records[-1:]
+    smoke = parse(*_told(args), "--preset", "smoke")
+    driver.run("table", smoke, [Unit("one", {"prompt": "b"}, unit)])
+    for _ in range(2):
+        driver.run("table", args, [Unit("one", {"prompt": "b"}, unit)])
+    found = RecordFile(tmp_path / "results", "table").read()
+    assert unit.calls == 4 and len(found) == 5, "found on record, and written behind the trial's, once"
+    assert newest(found) == records[-1:]
 
 
 def identify_pushed(base, other):

@@ -149,7 +149,7 @@ def test_runs_are_trained_behind_their_base_and_not_twice(tmp_path, tiny_plan, c
 
 def test_a_failed_run_is_told_with_its_log(tmp_path, capsys):
     plan = write_plan(tmp_path, runs={"first": {}})
-    with pytest.raises(RuntimeError, match=r"Did not finish: first \(.*first-0\.log\)"):
+    with pytest.raises(ChildProcessError, match=r"Did not finish: first \(.*first-0\.log\)"):
         study.main([str(plan), "--output", str(tmp_path / "out"), "--only", "train"])
     assert "required: --train_texts" in (tmp_path / "out" / "runs" / "first-0.log").read_text()
 
