@@ -163,8 +163,8 @@ def identify(model: str) -> dict[str, str | None]:
             "read. Check the name; without a network, only what was downloaded before is there."
         )
     base = source.adapter_base() if file.name == ADAPTER_CONFIG else None
-    weights = None if base is None else hashlib.sha256(json.dumps(identify(base.path)).encode()).hexdigest()[:16]
-    return {"name": model, "revision": extract_commit_hash(str(file), None), "weights": weights, "config": None}
+    digest = None if base is None else hashlib.sha256(json.dumps(identify(base.path)).encode()).hexdigest()[:16]
+    return {"name": model, "revision": extract_commit_hash(str(file), None), "weights": digest, "config": None}
 
 
 def digest_files(files: Sequence[Path]) -> str:
