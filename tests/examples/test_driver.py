@@ -180,6 +180,15 @@ def test_a_break_is_told_in_a_line(capsys):
     assert left.value.code == 130 and "the same command goes on" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--seed", "--replica", "--step"])
+def test_another_draw_training_or_step_is_another_cell(tmp_path, saved, option):
+    args = parse("--model", f"m={saved}", "--results", str(tmp_path), "--device", "cpu")
+    unit = Counter(score=1.0)
+    for told in ([], [option, "1"], [option, "2"]):
+        driver.run("table", parse(*_told(args), *told), [Unit("one", {}, unit)])
+    assert unit.calls == len(newest(RecordFile(tmp_path, "table").read())) == 3
+
+
 def test_what_cannot_be_had_is_on_record_and_tried_again(tmp_path, saved, capsys):
     args = parse("--model", f"m={saved}", "--results", str(tmp_path / "results"), "--device", "cpu")
 
