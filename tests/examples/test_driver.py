@@ -154,6 +154,12 @@ def test_no_model_is_measured_where_one_is_not_there(tmp_path, saved):
     assert unit.calls == 0
 
 
+@pytest.mark.parametrize("dtype", driver.DTYPES)
+def test_a_model_is_opened_in_the_dtype_that_is_asked_for(saved, dtype):
+    model = driver.open_magnet(saved, parse("--model", saved, "--dtype", dtype, "--device", "cpu"))
+    assert str(model.dtype) == f"torch.{dtype}" and not model.training
+
+
 def test_one_model_at_a_time_is_held(tmp_path, saved):
     class Opened:
         pass
