@@ -16,6 +16,7 @@ from typing import NamedTuple
 from datasets import load_dataset
 
 from examples.evaluate.driver import NotAvailableError
+from examples.evaluate.records import digest_files
 
 # As many subsets as MTEB's sets have.
 NUM_SUBSETS = 10
@@ -169,11 +170,13 @@ def described(name: str, *, folder: Path | None, subsets: int | None, size: int 
     """Which texts these are, for the record: nobody shall take a stand-in for MTEB's own set."""
     source = CLUSTERING_SETS[name]
     if folder is None:
-        return {"data": f"{source.hub_id}@{source.revision[:7]}", "subsets": subsets, "subset_size": size}
+        data = f"{source.hub_id}@{source.revision[:7]}"
+        return {"data": data, "files": None, "subsets": subsets, "subset_size": size}
     if source.file is None:
-        return {"data": "nothing stands in for this set", "subsets": subsets, "subset_size": size}
+        return {"data": "nothing stands in for this set", "files": None, "subsets": subsets, "subset_size": size}
     return {
         "data": f"stand-in: {source.file.what}, drawn from {source.file.name}",
+        "files": digest_files([folder / source.file.name]),
         "subsets": subsets or NUM_SUBSETS,
         "subset_size": size or source.file.size,
     }

@@ -60,7 +60,7 @@ def read_conll(split: str, *, folder: Path | None = None) -> list[TaggedSentence
         folder (`Path`, *optional*): Where its file is; the Hub if left out.
 
     Raises:
-        ValueError: unknown split, no such file, or a line without a word and three tags.
+        ValueError: unknown split, no such file or a broken one, or a line without a word and three tags.
         OSError: the Hub cannot be reached.
 
     Source: Tjong Kim Sang and De Meulder 2003; section 4.1 of the paper.
@@ -72,8 +72,11 @@ def read_conll(split: str, *, folder: Path | None = None) -> list[TaggedSentence
     file = split_file(folder, split)
     if not file.is_file():
         raise ValueError(f"{str(folder)!r} has no {file.name}, where the split {split} is looked for. Put it there.")
-    with gzip.open(file, "rt", encoding="utf-8") as lines:
-        return list(read_lines(lines, name=str(file)))
+    try:
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            return list(read_lines(lines, name=str(file)))
+    except (OSError, EOFError, UnicodeError) as error:
+        raise ValueError(f"{str(file)!r} cannot be read to its end ({error}). Fetch it again.") from error
 
 
 def read_lines(lines: Iterable[str], *, name: str) -> Iterator[TaggedSentence]:

@@ -64,6 +64,7 @@ def make_parser(doc: str | None, *, smoke: dict[str, Any], paper: dict[str, Any]
     parser.add_argument(
         "--model",
         nargs="+",
+        action="extend",
         required=True,
         metavar="[NAME=]MODEL",
         help="directories, adapters or Hub ids; the name is the row's in the table, by default the folder's",
@@ -141,6 +142,8 @@ def run(
 ) -> list[Record]:
     """Measure the cells that have no record yet, model by model, and print the table.
 
+    The file's last record of each cell is then the one that was asked for.
+
     Args:
         table (`str`): Name of the file of records.
         args (`argparse.Namespace`): What `parse` returned.
@@ -149,19 +152,23 @@ def run(
 
     Returns:
         `list[Record]`: of all models and units, new ones and those found on record, in their order.
+
+    Raises:
+        ValueError: listing models that are not there, before any is measured.
     """
     file = RecordFile(args.results, table)
     answered, reasons = {} if args.again else file.answered(), file.reasons()
+    shown = {record.place: record for record in file.read()}
+    identities = _identities(args.model)
     records = []
     for name, path in args.model.items():
-        identity = identify(path)
         asked = [
             Record(
                 table=table,
                 system=name,
                 unit=unit.name,
                 settings={**unit.settings, "dtype": args.dtype, "preset": args.preset},
-                model=identity,
+                model=identities[name],
                 seed=args.seed,
                 replica=args.replica,
                 step=args.step,
@@ -179,9 +186,13 @@ def run(
                     file.append(record)  # the same reason once more is no news
             else:
                 record = answered[record.question]
+                last = shown[record.place]
+                if (last.question, last.unavailable) != (record.question, None):  # others took the cell over meanwhile
+                    file.append(record)
             records.append(record)
             bar.update()
         bar.close()
+        model = None  # so that the next one does not come beside it
     print_table(records)
     print(f"\n{table}: OK ({len(args.model)} models, {len(units)} cells each; {file.path})")
     return records
@@ -212,6 +223,25 @@ def start(main: Callable[[], Any]) -> None:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nStopped. What was finished is kept; the same command goes on.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _identities(models: dict[str, str]) -> dict[str, dict[str, str | None]]:
+    """What tells the weights of each model apart.
+
+    Raises:
+        ValueError: listing the models that are not there.
+    """
+    found, complaints = {}, []
+    for name, path in models.items():
+        try:
+            found[name] = identify(path)
+        except ValueError as error:
+            complaints.append(f"`--model` {name}: {error}")
+    check(complaints)
+    return found
 
 
 def _measured(unit: Unit, asked: Record, model: Any, *, device: str) -> Record:

@@ -51,6 +51,7 @@ from examples.evaluate.mmlu_data import (
     read_questions,
 )
 from examples.evaluate.records import Record, RecordFile, identify
+from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.sources_magnet import ADAPTER_CONFIG, ModelSource
 
 TABLE = "mmlu"
@@ -138,10 +139,8 @@ def evaluate_group(lm: CausalLM, group: Group, *, num_fewshot: int, limit: int |
         counts[f"questions, {subject}"] = len(samples)
         counts[f"correct, {subject}"] = sum(round(sample["acc"]) for sample in samples)
     accuracy, stderr = found["groups"][group.name]["acc,none"], found["groups"][group.name]["acc_stderr,none"]
-    metrics = {"accuracy": 100 * float(accuracy)}
-    if stderr != "N/A":  # of a single question there is none
-        metrics["stderr"] = 100 * float(stderr)
-    return Measurement(metrics=metrics, counts=counts)
+    metrics = {"accuracy": accuracy, "stderr": stderr}  # of a single question there is no error
+    return Measurement(metrics={name: 100 * float(x) for name, x in metrics.items() if x != "N/A"}, counts=counts)
 
 
 def average_groups(groups: Sequence[Measurement | Record]) -> Measurement:
@@ -221,9 +220,14 @@ def _about_arguments(args: argparse.Namespace) -> Iterator[str]:
         value = getattr(args, option)
         if value is not None and value < 1:
             yield f"`--{option}` is {value}; pass 1 or more."
-    for name, path in args.model.items() if args.reading == "adapter_off" else ():
+    for name, path in args.model.items():
         try:
-            if ModelSource(path, {}).file(ADAPTER_CONFIG) is None:
+            source = ModelSource(path, {})
+            if args.reading == "stock":
+                (source.adapter_base() or source).config_values()
+            else:
+                open_without_weights(path)
+            if args.reading == "adapter_off" and source.file(ADAPTER_CONFIG) is None:
                 yield f"`--model` {name}: {path!r} has no adapter that could be off. Pass `--reading adapted`."
         except ValueError as error:
             yield f"`--model` {name}: {error}"

@@ -17,8 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils.hub import cached_file, extract_commit_hash
+from transformers.utils.hub import extract_commit_hash
 
+from modeling_magnet.sources_magnet import ADAPTER_CONFIG, ADAPTER_SETTINGS, CONFIG, ModelSource
+
+# What else of a folder changes what its weights compute.
+_SETTINGS = (
+    *(CONFIG, ADAPTER_CONFIG, ADAPTER_SETTINGS, "tokenizer.json", "tokenizer.model", "tokenizer_config.json"),
+    *("modules.json", "sentence_bert_config.json", "*_Pooling/config.json"),
+)
 LIBRARIES = ("torch", "transformers", "peft", "datasets", "mteb", "lm_eval", "scikit-learn", "scipy", "seqeval")
 
 
@@ -140,20 +147,41 @@ def identify(model: str) -> dict[str, str | None]:
         model (`str`): Directory, adapter directory or Hub id.
 
     Returns:
-        `dict`: `name` (of a directory its last part alone), `revision` (commit of the Hub) and `weights`, a digest of
-        all weights in a directory and of the base of an adapter.
+        `dict`: `name` (of a directory its last part alone), `revision` (commit of the Hub), `weights`, a digest of
+        all weights in a directory, and of the base of an adapter, also of one of the Hub; and `config`, one of its
+        settings and its tokenizer.
 
     Raises:
         ValueError: neither a directory nor a model of the Hub that can be read.
     """
     folder = Path(model)
     if folder.is_dir():
-        return {"name": folder.resolve().name, "revision": None, "weights": _digest(folder)}
-    try:
-        file = cached_file(model, "config.json")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{model!r} is no directory here and cannot be read from the Hub ({error}).") from error
-    return {"name": model, "revision": extract_commit_hash(str(file), None), "weights": None}
+        files = [file for pattern in _SETTINGS for file in sorted(folder.glob(pattern))]
+        name, weights = folder.resolve().name, _digest(folder)
+        return {"name": name, "revision": None, "weights": weights, "config": digest_files(files)}
+    source = ModelSource(model, {})
+    file = source.file(CONFIG) or source.file(ADAPTER_CONFIG)
+    if file is None:
+        raise ValueError(
+            f"{model!r} is no directory here, and as a repository it has no {CONFIG} or {ADAPTER_CONFIG} that can be "
+            "read. Check the name; without a network, only what was downloaded before is there."
+        )
+    base = source.adapter_base() if file.name == ADAPTER_CONFIG else None
+    digest = None if base is None else hashlib.sha256(json.dumps(identify(base.path)).encode()).hexdigest()[:16]
+    return {"name": model, "revision": extract_commit_hash(str(file), None), "weights": digest, "config": None}
+
+
+def digest_files(files: Sequence[Path]) -> str:
+    """What tells other files of the same names apart, such as a driver's data: for the settings of a record.
+
+    Args:
+        files (`Sequence[Path]`): In an order that is always the same; one that is not there does not count.
+    """
+    digest = hashlib.sha256()
+    for file in filter(Path.is_file, files):
+        with file.open("rb") as stream:
+            digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def conditions(device: str) -> dict[str, Any]:
@@ -174,16 +202,12 @@ def conditions(device: str) -> dict[str, Any]:
 
 
 def _digest(folder: Path) -> str:
-    """Of all weights of a folder; an adapter's base is part of it."""
-    digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        with file.open("rb") as stream:
-            digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
-    settings = folder / "adapter_config.json"
-    if settings.is_file():
-        base = str(json.loads(settings.read_text(encoding="utf-8"))["base_model_name_or_path"])
-        digest.update(json.dumps(identify(base)).encode())
-    return digest.hexdigest()[:16]
+    """Of all weights of a folder, not of a checkpoint's training arguments; an adapter's base is part of it."""
+    weights = digest_files(sorted([*folder.glob("*.safetensors"), *folder.glob("*model*.bin")]))
+    base = ModelSource(str(folder), {}).adapter_base()
+    if base is None:
+        return weights
+    return hashlib.sha256((weights + json.dumps(identify(base.path))).encode()).hexdigest()[:16]
 
 
 def _key(record: Record, *more: Any) -> str:
@@ -192,4 +216,4 @@ def _key(record: Record, *more: Any) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
-__all__ = ["Record", "RecordFile", "conditions", "identify", "newest", "read_records"]
+__all__ = ["Record", "RecordFile", "conditions", "digest_files", "identify", "newest", "read_records"]

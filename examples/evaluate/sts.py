@@ -28,7 +28,7 @@ from examples.evaluate.reading_options import (
     reading_settings,
     run_readings,
 )
-from examples.evaluate.records import Record
+from examples.evaluate.records import Record, digest_files
 from examples.evaluate.sentence_readers import SentenceReader
 from examples.evaluate.sts_data import STS_SETS, StsPair, read_sts
 from modeling_magnet.similarity_magnet import similarity_pairs
@@ -86,6 +86,7 @@ def units(args: argparse.Namespace) -> list[Unit]:
             {
                 **reading_settings(args, prompt_of(args, "STS")),
                 "data": STS_SETS[task].hub_id if args.data is None else STS_SETS[task].file_name,
+                "files": None if args.data is None else digest_files([args.data / STS_SETS[task].file_name]),
                 "limit": args.limit,
                 "mteb": args.mteb,
             },

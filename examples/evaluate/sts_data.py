@@ -47,7 +47,7 @@ def read_sts(name: str, *, folder: Path | None = None) -> list[StsPair]:
         folder (`Path`, *optional*): Where its file is; the Hub if left out.
 
     Raises:
-        ValueError: unknown name, or a line without two sentences and a score.
+        ValueError: unknown name, a broken file, or a line without two sentences and a score.
         NotAvailableError: no such file, or the Hub cannot be reached.
     """
     if name not in STS_SETS:
@@ -62,7 +62,10 @@ def read_sts(name: str, *, folder: Path | None = None) -> list[StsPair]:
     file = folder / source.file_name
     if not file.is_file():
         raise NotAvailableError(f"the folder of the data has no {source.file_name}")
-    return list(_read_file(file, source.columns))
+    try:
+        return list(_read_file(file, source.columns))
+    except (OSError, EOFError, UnicodeError, csv.Error) as error:
+        raise ValueError(f"{str(file)!r} cannot be read to its end ({error}). Fetch it again.") from error
 
 
 def _read_file(file: Path, columns: tuple[str, str, str]) -> Iterator[StsPair]:

@@ -60,7 +60,7 @@ def train(plan: Plan, *, jobs: int) -> None:
     """Train every run that has not finished, each behind its base, on corpora that are written first.
 
     Raises:
-        RuntimeError: naming the run that failed and its log; others that were under way are finished first.
+        ChildProcessError: naming the run that failed and its log; others that were under way are finished first.
     """
     for corpus in plan.corpora:
         if not corpus.file.is_file():
@@ -84,11 +84,17 @@ def train(plan: Plan, *, jobs: int) -> None:
                     failed.append(run)
     if failed:
         told = ", ".join(f"{run.name} ({log_of(run)})" for run in failed)
-        raise RuntimeError(f"Did not finish: {told}. Read the log; the same command goes on.")
+        raise ChildProcessError(f"Did not finish: {told}. Read the log; the same command goes on.")
 
 
 def evaluate(plan: Plan, *, results: Path) -> None:
-    """Ask every driver about its systems; what is on record is not measured again. A curve of each run comes first."""
+    """Ask every driver about its systems; what is on record is not measured again. A curve of each run comes first.
+
+    Runs that have not finished are left out, and told.
+    """
+    open_runs = [f"{run.name}, replica {run.replica}" for run in plan.runs if not is_finished(run)]
+    if open_runs:
+        print(f"left out, for their training has not finished: {'; '.join(open_runs)}", flush=True)
     for run in filter(is_finished, plan.runs):
         named = f"{run.name}={run.folder}"
         training_curves.main(["--run", named, "--results", str(results), "--replica", str(run.replica)])
@@ -120,15 +126,21 @@ def log_of(run: Run) -> Path:
 
 
 def _models(plan: Plan, call: Call) -> Iterator[tuple[int, int | None, list[str]]]:
-    """Systems that one command can be asked about, as `NAME=MODEL`: replica, step, models."""
+    """Systems that one command can be asked about, as `NAME=MODEL`: replica, step, models.
+
+    Raises:
+        ValueError: an adapter is asked for, and its run has kept no checkpoint.
+    """
     groups: dict[tuple[int, int | None], list[str]] = {}
     for name, wanted in call.systems.items():
         system = wanted.removesuffix(ADAPTER)
         if system == BASE:
             groups.setdefault((0, 0 if call.over_steps else None), []).append(f"{name}={plan.base}")
-        for run in plan.replicas(system):
+        for run in filter(is_finished, plan.replicas(system)):
             if wanted.endswith(ADAPTER):
                 last = last_complete_checkpoint(run.folder)
+                if last is None:
+                    raise ValueError(f"{str(run.folder)!r} has no checkpoint, so no adapter. Let the plan save some.")
                 groups.setdefault((run.replica, None), []).append(f"{name}={last}")
                 continue
             if not call.over_steps:
@@ -144,8 +156,6 @@ def _models(plan: Plan, call: Call) -> Iterator[tuple[int, int | None, list[str]
 def _train(plan: Plan, run: Run, *, threads: int) -> int:
     """Train in a process of its own; its output goes to a log. Returns the exit status."""
     run.folder.parent.mkdir(parents=True, exist_ok=True)
-    for unfinished in run.folder.glob("checkpoint-*") if last_complete_checkpoint(run.folder) is None else []:
-        shutil.rmtree(unfinished)  # killed at its first checkpoint; `adapt.py` would take it for another run's
     # bfloat16 products of ever new shapes are cached without bound otherwise.
     environment = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "OMP_NUM_THREADS": str(threads), **os.environ}
     started = time.perf_counter()
@@ -154,6 +164,8 @@ def _train(plan: Plan, run: Run, *, threads: int) -> int:
         fcntl.flock(log, fcntl.LOCK_EX)
         if is_finished(run):
             return 0
+        for unfinished in run.folder.glob("checkpoint-*") if last_complete_checkpoint(run.folder) is None else []:
+            shutil.rmtree(unfinished)  # killed at its first checkpoint; `adapt.py` would take it for another run's
         print(f"training {run.name}, replica {run.replica} ({log_of(run)})", flush=True)
         status = subprocess.run(
             training_command(plan, run), env=environment, stdout=log, stderr=subprocess.STDOUT, check=False
@@ -179,7 +191,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     Raises:
         ValueError: a plan that cannot be used.
-        RuntimeError: a training that failed.
+        ChildProcessError: a training that failed.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", type=Path, help="JSON file, see study_plan.py")

@@ -4,10 +4,11 @@
     python examples/evaluate/word_probes.py --model "base, causal=DIR" --reading causal --data FOLDER
     python examples/evaluate/word_probes.py --model BERT-Large=google-bert/bert-large-cased
 
-A decoder is read bidirectionally unless `--reading causal` is given, a token represented by the output before it and a
-word by the mean over its tokens; any other model as an encoder, with the last hidden states of its own tokens. The
-states of all words are computed once and serve the three probes. `accuracy` over words, in percent, is the paper's
-figure; `f1` is that of spans (see trainer/metric_modules/probe_scores.py).
+A decoder is read bidirectionally unless `--reading causal` is given; any other model as an encoder. A word is the mean
+over its tokens, and a token is represented by the output before it; from left to right, where that has not read the
+token yet, and in an encoder by its own. The states of all words are computed once and serve the three probes.
+`accuracy` over words, in percent, is the paper's figure; `f1` is that of spans (see
+trainer/metric_modules/probe_scores.py).
 """
 
 import argparse
@@ -24,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from examples.evaluate.conll import HUB_ID, TASKS, TaggedSentence, missing_files, read_conll, split_to_test
+from examples.evaluate.conll import HUB_ID, TASKS, TaggedSentence, missing_files, read_conll, split_file, split_to_test
 from examples.evaluate.driver import (
     Measurement,
     NotAvailableError,
@@ -37,8 +38,8 @@ from examples.evaluate.driver import (
     start,
 )
 from examples.evaluate.linear_probe import ProbeSettings, predict, train_probe
-from examples.evaluate.records import Record
-from examples.evaluate.word_readers import ENCODER_WINDOW, READINGS, open_reader, reading_of
+from examples.evaluate.records import Record, digest_files
+from examples.evaluate.word_readers import ENCODER_WINDOW, READINGS, SHIFTS, open_reader, reading_of
 from examples.evaluate.word_states import WordStates, tabulate
 from modeling_magnet.windows_magnet import Shift
 from trainer.metric_modules.probe_scores import probe_scores
@@ -143,14 +144,16 @@ def measure(frozen: FrozenStates, *, task: str, settings: ProbeSettings, args: a
 def make_units(args: argparse.Namespace, reading: str) -> list[Unit]:
     """The three columns of the table for models that are read in one way."""
     probe = probe_settings(args)
+    splits = ("train", split_to_test(args.data))
     settings = {
         **vars(probe),
         "optimizer": "AdamW, no weight decay, linear decay",
         "reading": reading,
-        "shift": "same" if reading == "encoder" else args.shift,
+        "shift": args.shift,
         "window": ENCODER_WINDOW if reading == "encoder" else None,
         "data": HUB_ID if args.data is None else "files of the shared task",
-        "tested": split_to_test(args.data),
+        "files": None if args.data is None else digest_files([split_file(args.data, split) for split in splits]),
+        "tested": splits[1],
         "train_sentences": args.train_sentences,
         "test_sentences": args.test_sentences,
     }
@@ -165,19 +168,23 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, di
     """
     parser = make_parser(__doc__, smoke=SMOKE, paper=PAPER)
     parser.add_argument("--reading", choices=READINGS, help="of all models; by what each is if left out")
-    parser.add_argument("--shift", default="next", choices=get_args(Shift), help="of decoders: output before, or own")
+    parser.add_argument(
+        "--shift",
+        choices=get_args(Shift),
+        help="of decoders: a token is the output before it, or its own; by default own with `--reading causal` alone",
+    )
     parser.add_argument("--steps", type=int, help="updates of a probe")
-    parser.add_argument("--batch-size", type=int, help="sentences of an update")
-    parser.add_argument("--learning-rate", type=float, help="at the first step")
+    parser.add_argument("--batch_size", type=int, help="sentences of an update")
+    parser.add_argument("--learning_rate", type=float, help="at the first step")
     parser.add_argument("--dropout", type=float, help="on the states")
-    parser.add_argument("--train-sentences", type=int, help="drawn from the training set; all if left out")
-    parser.add_argument("--test-sentences", type=int, help="drawn from the test set; all if left out")
+    parser.add_argument("--train_sentences", type=int, help="drawn from the training set; all if left out")
+    parser.add_argument("--test_sentences", type=int, help="drawn from the test set; all if left out")
     args = parse(parser, arguments)
     complaints = probe_settings(args).complaints()
     for name in ("train_sentences", "test_sentences"):
         number = getattr(args, name)
         if number is not None and number < 1:
-            complaints.append(f"`--{name.replace('_', '-')}` is {number}; expected at least 1.")
+            complaints.append(f"`--{name}` is {number}; expected at least 1.")
     complaints += missing_files(args.data) if args.data is not None else []
     readings = {}
     for name, path in args.model.items():
@@ -201,9 +208,10 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     kinds = list(dict.fromkeys(readings.values()))
     for reading in kinds:  # a record's settings say how its model was read
         models = {name: path for name, path in args.model.items() if readings[name] == reading}
-        some = argparse.Namespace(**{**vars(args), "model": models})
+        shift = SHIFTS[reading] if reading == "encoder" or args.shift is None else args.shift
+        some = argparse.Namespace(**{**vars(args), "model": models, "shift": shift})
         opened = partial(FrozenStates, reading=reading, corpus=corpus)
-        records += run("words", some, make_units(args, reading), open_model=opened)
+        records += run("words", some, make_units(some, reading), open_model=opened)
     if len(kinds) > 1:
         print_table(records)
     return records

@@ -14,9 +14,13 @@ from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.batching_magnet import plan_batches
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.states_magnet import ACCELERATOR_BATCH_TOKENS, CPU_BATCH_TOKENS, ReadingMode
+from modeling_magnet.windows_magnet import Shift
 from modeling_magnet.words_magnet import PlacedVectors
 
 READINGS = (*get_args(ReadingMode), "encoder")
+# Which output a token is represented by where nobody says it. From left to right the output before a word has not read
+# it: LLM2Vec, too, takes a causal model's own outputs, and so must a control that is to be compared.
+SHIFTS: dict[str, Shift] = {"bidirectional": "next", "causal": "same", "encoder": "same"}
 # Tokens that an encoder reads at once, where its own context is not shorter; what LLM2Vec tested with.
 ENCODER_WINDOW = 512
 _FAR = 1 << 30
@@ -139,4 +143,4 @@ def _join_windows(parts: list[PlacedVectors], *, step: int) -> PlacedVectors:
     return PlacedVectors(vectors, offsets)
 
 
-__all__ = ["ENCODER_WINDOW", "READINGS", "TokenReader", "encoder_tokens", "open_reader", "reading_of"]
+__all__ = ["ENCODER_WINDOW", "READINGS", "SHIFTS", "TokenReader", "encoder_tokens", "open_reader", "reading_of"]

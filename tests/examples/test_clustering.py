@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import random
 
 import numpy as np
 import pytest
@@ -66,6 +67,23 @@ def test_topics_that_lie_apart_score_full(tiny_model):
     assert found == pytest.approx((100, 0))
 
 
+def test_the_seed_of_k_means_is_mtebs_own(tiny_model):
+    """Texts without topics: where the clusters begin decides the figure."""
+    pytest.importorskip("mteb", reason="an optional extra: pip install .[eval]")
+    cluster, metrics = (pytest.importorskip(f"sklearn.{name}") for name in ("cluster", "metrics"))
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices("cat dog sat mat apple bread girl forest".split(), k=5)) for _ in range(80)]
+    labels = [draw.choice("abcdefgh") for _ in texts]
+    vectors, scores = MagnetReader(tiny_model).encode(texts), []
+    for seed in (42, 0, 1):
+        means = cluster.MiniBatchKMeans(8, batch_size=500, n_init="auto", random_state=seed).fit(vectors)
+        scores.append(100 * metrics.v_measure_score(labels, means.labels_))
+    assert len(set(scores)) == 3
+    subset = clustering.Subset(texts, labels)
+    found = clustering.v_measure_by_mteb(MagnetReader(tiny_model), "TwentyNewsgroupsClustering", [subset], prompt="")
+    assert found[0] == pytest.approx(scores[0])
+
+
 def test_subjects_are_read_as_mteb_has_them(folder):
     assert read_file("TwentyNewsgroupsClustering", folder) == ROWS  # no `Re:`, nothing short, nothing long
     assert [row.text for row in read_file("BiorxivClusteringS2S", folder)] == [f'"{text}' for text, _ in ROWS]
@@ -80,6 +98,8 @@ def test_subsets_are_drawn_with_the_seed(folder):
     assert len(subsets_of(name, folder=folder)) == 10
     settings = described(name, folder=folder, subsets=None, size=None)
     assert (settings["subsets"], settings["subset_size"]) == (10, 6000)
+    (folder / "20news_bydate_train.jsonl.xz").write_bytes(b"others")
+    assert described(name, folder=folder, subsets=None, size=None)["files"] != settings["files"]
 
 
 def test_without_a_folder_the_hub_is_asked_at_mtebs_revision(tmp_path, tiny_model):

@@ -115,6 +115,9 @@ def test_what_cannot_be_read_is_named(tmp_path):
         read_conll("dev", folder=tmp_path)
     with pytest.raises(ValueError, match=r"has no eng\.testb\.gz, where the split testb"):
         read_conll("testb", folder=tmp_path)
+    (tmp_path / "eng.testb.gz").write_bytes(gzip.compress(LINES.encode())[:-20])
+    with pytest.raises(ValueError, match=r"eng\.testb\.gz' cannot be read to its end .* Fetch it again"):
+        read_conll("testb", folder=tmp_path)
     with pytest.raises(OSError, match="lhoestq/conll2003"):  # the tests have no network
         read_conll("train")
 

@@ -1,12 +1,15 @@
 """The drivers' command line and records: what is on record is not measured again, what is lost half is skipped."""
 
 import json
+import weakref
 
 import pytest
 
 from examples.evaluate import driver
 from examples.evaluate.driver import Measurement, NotAvailableError, Unit
 from examples.evaluate.records import Record, RecordFile, identify, newest
+from tests.hub_client import run_client
+from tests.hub_server import HubServer
 
 
 def parse(*arguments, smoke=None, paper=None):
@@ -91,6 +94,105 @@ def test_other_settings_or_weights_are_measured_anew_and_take_the_cell_over(tmp_
     records = RecordFile(tmp_path / "results", "table").read()
     assert len(records) == 3
     assert newest(records) == records[-1:]
+    smoke = parse(*_told(args), "--preset", "smoke")
+    driver.run("table", smoke, [Unit("one", {"prompt": "b"}, unit)])
+    for _ in range(2):
+        driver.run("table", args, [Unit("one", {"prompt": "b"}, unit)])
+    found = RecordFile(tmp_path / "results", "table").read()
+    assert unit.calls == 4 and len(found) == 5, "found on record, and written behind the trial's, once"
+    assert newest(found) == records[-1:]
+
+
+def identify_pushed(base, other):
+    """A model of the Hub, and an adapter of it on one base and on another."""
+    from huggingface_hub import HfApi  # what the process of the test must not
+
+    api, found = HfApi(), []
+    api.create_repo("me/base")
+    api.upload_folder(repo_id="me/base", folder_path=base)
+    found.append(identify("me/base"))
+    api.create_repo("me/adapter")
+    for name in (base, other):
+        values = json.dumps({"base_model_name_or_path": name}).encode()
+        api.upload_file(repo_id="me/adapter", path_in_repo="adapter_config.json", path_or_fileobj=values)
+        found.append(identify("me/adapter"))
+    return found
+
+
+@pytest.mark.slow
+def test_models_of_the_hub_are_named_by_their_commit_and_the_base_of_an_adapter(tmp_path, saved, tiny_model):
+    tiny_model.lm_head.weight.data += 1
+    tiny_model.save_pretrained(tmp_path / "other")
+    with HubServer({"hf_me": "me"}) as hub:
+        told = {"hub": hub, "home": tmp_path / "home", "token": "hf_me"}
+        model, one, other = run_client(identify_pushed, saved, str(tmp_path / "other"), **told)
+    assert (model["name"], model["weights"], len(model["revision"])) == ("me/base", None, 40)
+    assert one["name"] == other["name"] == "me/adapter"
+    assert one["weights"] and one["weights"] != other["weights"] and one["revision"] != other["revision"]
+
+
+def test_settings_and_tokenizer_tell_models_apart_as_weights_do(tmp_path, saved):
+    before = identify(saved)
+    (tmp_path / "mine" / "training_args.bin").write_bytes(b"where it was trained")
+    assert identify(saved) == before
+    for name in ("config.json", "tokenizer.json"):
+        file = tmp_path / "mine" / name
+        values = json.loads(file.read_text())
+        values["rms_norm_eps" if name == "config.json" else "version"] = 0.5
+        file.write_text(json.dumps(values))
+        after = identify(saved)
+        assert after["weights"] == before["weights"] and after["config"] != before["config"]
+        before = after
+
+
+def test_no_model_is_measured_where_one_is_not_there(tmp_path, saved):
+    unit = Counter(score=1.0)
+    args = parse("--model", f"m={saved}", "--model", "b=./nowhere", "c=./neither", "--device", "cpu")
+    args.results = tmp_path
+    with pytest.raises(ValueError, match=r"- `--model` b: './nowhere' is no directory here.*\n- `--model` c: "):
+        driver.run("table", args, [Unit("one", {}, unit)])
+    assert unit.calls == 0
+
+
+@pytest.mark.parametrize("dtype", driver.DTYPES)
+def test_a_model_is_opened_in_the_dtype_that_is_asked_for(saved, dtype):
+    model = driver.open_magnet(saved, parse("--model", saved, "--dtype", dtype, "--device", "cpu"))
+    assert str(model.dtype) == f"torch.{dtype}" and not model.training
+
+
+def test_one_model_at_a_time_is_held(tmp_path, saved):
+    class Opened:
+        pass
+
+    held = []
+
+    def open_model(path, args):
+        assert [one for one in held if one() is not None] == []
+        model = Opened()
+        held.append(weakref.ref(model))
+        return model
+
+    args = parse("--model", f"a={saved}", f"b={saved}", "--results", str(tmp_path), "--device", "cpu")
+    driver.run("table", args, [Unit("one", {}, Counter(score=1.0))], open_model=open_model)
+    assert len(held) == 2
+
+
+def test_a_break_is_told_in_a_line(capsys):
+    def broken():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as left:
+        driver.start(broken)
+    assert left.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--seed", "--replica", "--step"])
+def test_another_draw_training_or_step_is_another_cell(tmp_path, saved, option):
+    args = parse("--model", f"m={saved}", "--results", str(tmp_path), "--device", "cpu")
+    unit = Counter(score=1.0)
+    for told in ([], [option, "1"], [option, "2"]):
+        driver.run("table", parse(*_told(args), *told), [Unit("one", {}, unit)])
+    assert unit.calls == len(newest(RecordFile(tmp_path, "table").read())) == 3
 
 
 def test_what_cannot_be_had_is_on_record_and_tried_again(tmp_path, saved, capsys):

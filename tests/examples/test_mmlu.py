@@ -229,8 +229,9 @@ def test_without_its_adapter_the_model_is_the_base_to_the_digit(tmp_path, saved,
     torch.manual_seed(1)
     model = MagnetLlamaForCausalLM.from_pretrained(saved)
     model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False))
+    model.eval().save_pretrained(tmp_path / "always on")
     model.set_adapter_modes(["bidirectional", "infill"])
-    model.eval().save_pretrained(tmp_path / "adapter")
+    model.save_pretrained(tmp_path / "adapter")
 
     def likelihoods(path, reading):
         options = ["--model", str(path), "--device", "cpu", "--preset", "smoke", "--reading", reading]
@@ -241,6 +242,7 @@ def test_without_its_adapter_the_model_is_the_base_to_the_digit(tmp_path, saved,
 
     base = likelihoods(saved, "adapted")
     assert likelihoods(tmp_path / "adapter", "adapter_off") == base
+    assert likelihoods(tmp_path / "always on", "adapter_off") == base
     adapted = likelihoods(tmp_path / "adapter", "adapted")
     assert max(abs(one - two) for one, two in zip(adapted, base, strict=True)) > 0.1, "on, though it was stored off"
     np.testing.assert_allclose(likelihoods(tmp_path / "adapter", "stock"), adapted, atol=1e-4)
@@ -325,6 +327,13 @@ def test_all_arguments_that_cannot_be_used_are_told_at_once_before_weights_are_r
         assert complaint in str(raised.value)
 
 
+@pytest.mark.parametrize("reading", mmlu.READINGS)
+def test_a_folder_without_a_model_is_told_before_another_is_measured(tmp_path, saved, folder, reading):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"- `--model` empty: .*empty.* has no config\.json"):
+        measure(saved, folder, tmp_path, "--model", str(tmp_path / "empty"), "--reading", reading)
+
+
 @pytest.mark.parametrize(
     "change, complaint",
     [
@@ -372,4 +381,5 @@ def test_as_a_script_what_can_be_mended_is_told_in_a_line(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(script, run_name="__main__")
     assert ended.value.code == 2
-    assert capsys.readouterr().err == "error: The arguments cannot be used:\n- `--limit` is 0; pass 1 or more.\n"
+    told = "error: The arguments cannot be used:\n- `--limit` is 0; pass 1 or more.\n- `--model` m: './nowhere' is no "
+    assert capsys.readouterr().err.startswith(told)

@@ -77,6 +77,18 @@ def test_the_figure_is_scipys_of_vectors_made_one_by_one(tmp_path, tiny_model):
     assert record.metrics["spearman"] == pytest.approx(100 * expected)
 
 
+def test_other_pairs_under_the_same_name_are_measured_anew(tmp_path, tiny_model):
+    tiny_model.save_pretrained(tmp_path / "model")
+    arguments = ["--model", str(tmp_path / "model"), "--data", str(write_files(tmp_path)), "--device", "cpu"]
+    arguments += ["--results", str(tmp_path), "--tasks", "STS12"]
+    (one,) = sts.main(arguments)
+    file = tmp_path / "sts12.test.tsv.gz"
+    file.write_bytes(gzip.compress(b"\n".join(gzip.decompress(file.read_bytes()).splitlines()[:-1])))
+    sts.sts_pairs.cache_clear()  # as in a process of its own
+    (other,) = sts.main(arguments)
+    assert (one.counts["pairs"], other.counts["pairs"]) == (5, 4)
+
+
 def test_sets_that_are_not_there_are_on_record_as_such(tmp_path, tiny_model, capsys):
     tiny_model.save_pretrained(tmp_path / "model")
     arguments = ["--model", f"tiny={tmp_path / 'model'}", "--results", str(tmp_path), "--device", "cpu"]
@@ -159,3 +171,8 @@ def test_what_cannot_be_read_is_named(tmp_path):
     (tmp_path / "stsb.test.csv.gz").write_bytes(gzip.compress(b"a,b,1\nc,d\n"))
     with pytest.raises(ValueError, match=r"Line 2 of .*stsb\.test\.csv\.gz.*\['c', 'd'\]"):
         read_sts("STSBenchmark", folder=tmp_path)
+    whole = (tmp_path / "sts12.test.tsv.gz").read_bytes()
+    for broken in (whole[:-20], b"no archive"):
+        (tmp_path / "sts12.test.tsv.gz").write_bytes(broken)
+        with pytest.raises(ValueError, match=r"sts12\.test\.tsv\.gz' cannot be read to its end .* Fetch it again"):
+            read_sts("STS12", folder=tmp_path)

@@ -1,6 +1,7 @@
 """The study: a plan that is checked whole, trainings that go on, the commands of the drivers, mixtures of texts."""
 
 import fcntl
+import importlib
 import json
 import shutil
 import threading
@@ -179,7 +180,7 @@ def test_a_slice_of_the_study_from_nothing_to_the_page(tmp_path, tiny_plan, caps
     values = json.loads(tiny_plan.read_text())
     own = json.loads(PLAN.read_text())
     kept = {  # of each driver one call, on less than its smoke preset where that takes seconds
-        "word_probes": ["--steps", "20", "--train-sentences", "40", "--test-sentences", "20"],
+        "word_probes": ["--steps", "20", "--train_sentences", "40", "--test_sentences", "20"],
         "sts": ["--tasks", "STSBenchmark", "STS13", "--limit", "20"],
         "clustering": ["--tasks", "TwentyNewsgroupsClustering", "--subset_size", "60"],
         "infilling_perplexity": ["--limit", "4"],
@@ -236,7 +237,7 @@ def test_a_slice_of_the_study_from_nothing_to_the_page(tmp_path, tiny_plan, caps
 
 def test_a_failed_run_is_told_with_its_log(tmp_path, capsys):
     plan = write_plan(tmp_path, runs={"first": {}})
-    with pytest.raises(RuntimeError, match=r"Did not finish: first \(.*first-0\.log\)"):
+    with pytest.raises(ChildProcessError, match=r"Did not finish: first \(.*first-0\.log\)"):
         study.main([str(plan), "--output", str(tmp_path / "out"), "--only", "train"])
     assert "required: --train_texts" in (tmp_path / "out" / "runs" / "first-0.log").read_text()
 
@@ -244,7 +245,8 @@ def test_a_failed_run_is_told_with_its_log(tmp_path, capsys):
 def test_a_training_that_outlived_a_killed_study_is_waited_for(tmp_path):
     plan = read_plan(write_plan(tmp_path), preset="paper", output=tmp_path / "out")
     run = plan.runs[0]
-    run.folder.mkdir(parents=True)
+    under_way = run.folder / "checkpoint-1"
+    under_way.mkdir(parents=True)
     with study.log_of(run).open("ab") as log:
         fcntl.flock(log, fcntl.LOCK_EX)
         statuses = []
@@ -252,9 +254,26 @@ def test_a_training_that_outlived_a_killed_study_is_waited_for(tmp_path):
         waiting.start()
         waiting.join(timeout=0.5)
         assert waiting.is_alive()
+        assert under_way.is_dir(), "what the other training is writing stays"
         (run.folder / "adapt.json").write_text("{}")  # it finishes
     waiting.join(timeout=10)
     assert statuses == [0]
+
+
+def test_runs_that_have_not_finished_are_left_out_and_told(tmp_path, monkeypatch, capsys):
+    calls = [{"driver": "mmlu", "systems": ["b=base", "f=first", "s=second one", "a=first@adapter"]}]
+    plan = read_plan(write_plan(tmp_path, calls=calls), preset="smoke", output=tmp_path / "out")
+    first = plan.runs[0].folder
+    monkeypatch.setattr(study.training_curves, "main", lambda arguments: None)
+    asked = []
+    monkeypatch.setattr(importlib.import_module("examples.evaluate.mmlu"), "main", asked.append)
+    study.evaluate(plan, results=tmp_path)
+    assert [arguments[:3] for arguments in asked] == [["--model", f"b={plan.base}", "--preset"]]
+    assert "not finished: first, replica 0; second one, replica 0" in capsys.readouterr().out
+    first.mkdir(parents=True)
+    (first / "adapt.json").write_text("{}")
+    with pytest.raises(ValueError, match="first-0' has no checkpoint, so no adapter"):
+        study.evaluate(plan, results=tmp_path)
 
 
 # ---- mixtures ----

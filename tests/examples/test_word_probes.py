@@ -39,7 +39,7 @@ def data(tmp_path_factory):
 @pytest.fixture
 def command(tmp_path, tiny_model, data):
     tiny_model.save_pretrained(tmp_path / "model")
-    sizes = ["--steps", "100", "--learning-rate", "0.05", "--device", "cpu"]
+    sizes = ["--steps", "100", "--learning_rate", "0.05", "--device", "cpu"]
     return ["--model", f"m={tmp_path / 'model'}", "--data", str(data), "--results", str(tmp_path / "results"), *sizes]
 
 
@@ -68,7 +68,7 @@ def test_three_probes_share_one_pass_and_are_on_record(command, openings, capsys
     assert "words: OK (1 models, 3 cells each" in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_a_broken_off_run_goes_on_to_the_figures_of_a_whole_one(command, openings, tmp_path, monkeypatch):
+def test_a_broken_off_run_goes_on_to_the_figures_of_a_whole_one(command, openings, data, tmp_path, monkeypatch):
     whole = word_probes.main([*command, "--results", str(tmp_path / "whole")])
     trained = word_probes.train_probe
 
@@ -87,21 +87,33 @@ def test_a_broken_off_run_goes_on_to_the_figures_of_a_whole_one(command, opening
     assert len(openings) == 3
     word_probes.main(command)
     assert len(openings) == 3, "all is on record"
+    file = data / "eng.testa.gz"
+    whole = file.read_bytes()
+    file.write_bytes(gzip.compress(gzip.decompress(whole) + b"\n\nthe DT I-NP O\n"))
+    assert word_probes.main(command)[0].counts["test_sentences"] == 21, "other texts are another question"
+    file.write_bytes(whole)
     other = word_probes.main([*command, "--seed", "1", "--steps", "3"])
     assert other[0].metrics != records[0].metrics
 
 
 def test_readings_are_other_questions_and_differ(command, openings):
-    found = {
-        reading: word_probes.main([*command, "--reading", reading, "--steps", "40"])
-        for reading in ("bidirectional", "causal")
-    }
+    told = [*command, "--shift", "next", "--steps", "40"]
+    found = {reading: word_probes.main([*told, "--reading", reading]) for reading in ("bidirectional", "causal")}
     assert openings == ["bidirectional", "causal"]
     for one, other in zip(*found.values(), strict=True):
         assert one.question != other.question and one.place == other.place
     # Random words: what stands before a word does not tell its tags, what the whole sentence holds does in part.
     accuracies = [sum(record.metrics["accuracy"] for record in records) for records in found.values()]
     assert accuracies[0] > accuracies[1]
+
+
+def test_a_causal_control_has_read_the_word_it_is_asked_about(command):
+    command = [*command, "--reading", "causal", "--steps", "300"]
+    records = word_probes.main(command)
+    assert {record.settings["shift"] for record in records} == {"same"}
+    assert records[2].metrics["accuracy"] > 90, "a word alone tells its part of speech"
+    blind = word_probes.main([*command, "--shift", "next"])
+    assert blind[2].metrics["accuracy"] < 60, "what stands before a random word does not"
 
 
 def test_encoders_and_decoders_stand_in_one_command(command, tmp_path, openings, capsys):
@@ -122,7 +134,7 @@ def test_encoders_and_decoders_stand_in_one_command(command, tmp_path, openings,
 
 
 def test_figures_are_those_of_the_parts(command, tiny_model, data):
-    record = word_probes.main([*command, "--train-sentences", "30", "--test-sentences", "9", "--seed", "3"])[1]
+    record = word_probes.main([*command, "--train_sentences", "30", "--test_sentences", "9", "--seed", "3"])[1]
     parts = {}
     for part, file, number in (("train", "train", 30), ("test", "testa", 9)):
         sentences = word_probes.read_conll(file, folder=data)
@@ -163,7 +175,7 @@ def test_all_that_cannot_be_used_is_told_at_once(command, tmp_path):
     (tmp_path / "empty").mkdir()
     command[command.index("--data") + 1] = str(tmp_path / "empty")
     command.insert(2, f"no={tmp_path / 'empty'}")
-    bad = ["--steps", "0", "--dropout", "1.5", "--learning-rate", "0", "--batch-size", "0", "--train-sentences", "0"]
+    bad = ["--steps", "0", "--dropout", "1.5", "--learning_rate", "0", "--batch_size", "0", "--train_sentences", "0"]
     with pytest.raises(ValueError, match="The arguments cannot be used") as raised:
         word_probes.main([*command, *bad])
     for complaint in (
@@ -171,7 +183,7 @@ def test_all_that_cannot_be_used_is_told_at_once(command, tmp_path):
         "`dropout` is 1.5",
         "`learning_rate` is 0.0",
         "`batch_size` is 0",
-        "`--train-sentences` is 0",
+        "`--train_sentences` is 0",
         "has no eng.train.gz",
         "has no eng.testa.gz",
         "`--model` no: ",
@@ -180,7 +192,7 @@ def test_all_that_cannot_be_used_is_told_at_once(command, tmp_path):
 
 
 def test_the_presets_are_a_trial_and_the_paper(command):
-    plain = [item for item in command if item not in ("--steps", "100", "--learning-rate", "0.05")]
+    plain = [item for item in command if item not in ("--steps", "100", "--learning_rate", "0.05")]
     paper, _ = word_probes.parse_arguments(plain)
     assert (paper.steps, paper.batch_size, paper.learning_rate, paper.dropout) == (4000, 8, 5e-4, 0.1)
     assert paper.train_sentences is None and paper.test_sentences is None
