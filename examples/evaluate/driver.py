@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from examples.evaluate.records import Record, RecordFile, conditions, identify
+from examples.evaluate.records import Record, RecordFile, answered, conditions, identify
 from modeling_magnet import AutoMagnetForCausalLM
 
 DTYPES = ("float32", "bfloat16")
@@ -157,8 +157,10 @@ def run(
         ValueError: listing models that are not there, before any is measured.
     """
     file = RecordFile(args.results, table)
-    answered, reasons = {} if args.again else file.answered(), file.reasons()
-    shown = {record.place: record for record in file.read()}
+    on_record = file.read()
+    known = {} if args.again else answered(on_record)
+    reasons = {record.question: record.unavailable for record in on_record}
+    shown = {record.place: record for record in on_record}
     identities = _identities(args.model)
     records = []
     for name, path in args.model.items():
@@ -175,7 +177,7 @@ def run(
             )
             for unit in units
         ]
-        open_units = [unit for unit, record in zip(units, asked, strict=True) if record.question not in answered]
+        open_units = [unit for unit, record in zip(units, asked, strict=True) if record.question not in known]
         model = open_model(path, args) if open_units else None
         bar = tqdm(total=len(units), desc=f"{table}: {name}", unit="cell", file=sys.stderr)
         for unit, record in zip(units, asked, strict=True):
@@ -185,7 +187,7 @@ def run(
                 if record.unavailable is None or record.unavailable != reasons.get(record.question):
                     file.append(record)  # the same reason once more is no news
             else:
-                record = answered[record.question]
+                record = known[record.question]
                 last = shown[record.place]
                 if (last.question, last.unavailable) != (record.question, None):  # others took the cell over meanwhile
                     file.append(record)

@@ -34,7 +34,7 @@ from examples.evaluate.human_scores import (
     score_systems,
 )
 from examples.evaluate.kept_fills import fill_all
-from examples.evaluate.records import Record, RecordFile, conditions, identify
+from examples.evaluate.records import Record, RecordFile, answered, conditions, identify
 from examples.evaluate.stories import TITLES, read_stories, stories_source
 
 CORPORA = ("rocstories", "story_cloze")
@@ -183,7 +183,7 @@ def score(args: argparse.Namespace) -> list[Record]:
     answers = read_answers(key, args.answers)
     given = json.dumps({name: answers[name] for name in sorted(answers)}, sort_keys=True)
     file = RecordFile(args.results, "people")
-    on_record = file.answered()
+    on_record = answered(file.read())
     settings, stories = key["settings"], key["settings"]["number"]
     records = []
     for system, metrics in score_systems(answers_by_system(key, answers), seed=args.seed).items():

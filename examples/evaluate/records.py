@@ -94,14 +94,6 @@ class RecordFile:
         """All records, oldest first."""
         return list(read_records(self.path)) if self.path.is_file() else []
 
-    def answered(self) -> dict[str, Record]:
-        """The newest record of each question that was answered."""
-        return {record.question: record for record in self.read() if record.unavailable is None}
-
-    def reasons(self) -> dict[str, str | None]:
-        """Of each question why it could not be answered when it was last asked; `None` where it was."""
-        return {record.question: record.unavailable for record in self.read()}
-
     def append(self, record: Record) -> None:
         """Write one record behind the others, in one piece, and wait until the disk has it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,6 +125,11 @@ def read_records(path: Path) -> Iterator[Record]:
             yield Record(**values)
         except TypeError as error:
             raise ValueError(f"Line {number} of {str(path)!r} is no record ({error}). Remove it.") from error
+
+
+def answered(records: Sequence[Record]) -> dict[str, Record]:
+    """The newest record of each question that was answered."""
+    return {record.question: record for record in records if record.unavailable is None}
 
 
 def newest(records: Sequence[Record]) -> list[Record]:
@@ -216,4 +213,4 @@ def _key(record: Record, *more: Any) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
-__all__ = ["Record", "RecordFile", "conditions", "digest_files", "identify", "newest", "read_records"]
+__all__ = ["Record", "RecordFile", "answered", "conditions", "digest_files", "identify", "newest", "read_records"]

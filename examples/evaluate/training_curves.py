@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.evaluate.driver import check, start
-from examples.evaluate.records import Record, RecordFile
+from examples.evaluate.records import Record, RecordFile, answered
 from examples.evaluate.training_run import REPORT, read_report
 
 TABLE, UNIT = "curves", "training"
@@ -128,15 +128,15 @@ def main(arguments: list[str] | None = None) -> list[Record]:
             complaints.append(f"`--run` {name}: {error}")
     check(complaints)
     file = RecordFile(args.results, TABLE)
-    answered = file.answered()
-    new = [record for record in records if record.question not in answered]
+    known = answered(file.read())
+    new = [record for record in records if record.question not in known]
     for record in new:
         file.append(record)
     for record in records:
         told = ", ".join(f"{metric} {value:.4f}" for metric, value in record.metrics.items())
         print(f"{record.system}, step {record.step}: {told}")
     print(f"\n{TABLE}: OK ({len(records)} evaluations, {len(new)} of them new; {file.path})")
-    return [answered.get(record.question, record) for record in records]
+    return [known.get(record.question, record) for record in records]
 
 
 if __name__ == "__main__":
