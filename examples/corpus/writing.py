@@ -115,11 +115,13 @@ class PartsFolder:
         return [Complaint(*complaint) for complaint in self._details(index).get("complaints", [])]
 
     def remove(self) -> None:
-        """Remove the folder, its manifest behind its chunks."""
-        for file in [*self.path.glob("[0-9]*"), self.path / "manifest.json", self.path / "lock"]:
-            file.unlink(missing_ok=True)
-        with suppress(OSError):  # a network file system keeps an open lock under another name
-            self.path.rmdir()
+        """Remove the folder: its chunks, then in one step its name, so that it is never there without its manifest."""
+        for file in self.path.glob("[0-9]*"):
+            file.unlink()
+        gone = self.path.with_name(f"{self.path.name}.removed")
+        shutil.rmtree(gone, ignore_errors=True)  # of a run that was killed just here
+        os.replace(self.path, gone)
+        shutil.rmtree(gone, ignore_errors=True)  # a network file system keeps an open lock under another name
 
     def _begin(self, wanted: dict[str, Any]) -> bool:
         """Check the manifest, or write it where there is nothing to lose yet."""

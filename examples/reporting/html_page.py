@@ -27,7 +27,8 @@ h2 { border-top: 1px solid #8888; padding-top: 1rem; margin-top: 2.5rem; }
 p, li { overflow-wrap: anywhere; max-width: 46rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
-th, td { padding: 0.3rem 0.7rem; text-align: left; border-bottom: 1px solid #8884; vertical-align: top; min-width: 8rem; max-width: 28rem; }
+th, td { padding: 0.3rem 0.7rem; text-align: left; vertical-align: top; border-bottom: 1px solid #8884; }
+th, td { min-width: 8rem; max-width: 28rem; }
 .measured td, .quoted td, th { white-space: nowrap; min-width: 4rem; }
 td:first-child { position: sticky; left: 0; background: Canvas; }
 .quoted { font-style: italic; opacity: 0.8; }

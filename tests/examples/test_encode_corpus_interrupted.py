@@ -143,6 +143,29 @@ def test_a_run_killed_before_it_tidied_up_is_finished_by_the_next(tmp_path, opti
     assert not interrupted.exists()
 
 
+@pytest.mark.parametrize("calls", range(2))
+def test_a_run_killed_while_it_tidies_up_leaves_no_folder_without_its_manifest(
+    tmp_path, options, interrupted, undisturbed, monkeypatch, calls
+):
+    rmtree, left = shutil.rmtree, [None] * calls
+
+    def killed(*arguments, **named):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        rmtree(*arguments, **named)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("examples.corpus.writing.shutil.rmtree", killed)
+        main(options)
+    assert (tmp_path / "out.npy").read_bytes() == undisturbed.read_bytes()
+    assert interrupted.exists() == (interrupted / "manifest.json").exists()
+    if interrupted.exists():
+        main(options)
+    assert not interrupted.exists()
+    assert json.loads((tmp_path / "out.npy.json").read_text())["rows"] == NUM_TEXTS
+
+
 # ---- Going on ----
 
 
