@@ -31,6 +31,7 @@ from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.configuration_magnet import resolve_mask_token
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.prompts_magnet import join_prompt
+from modeling_magnet.texts_magnet import context_length
 from trainer import (
     LoraArguments,
     MagnetTrainer,
@@ -203,7 +204,7 @@ def cost_notes(model: Any, blocks: Dataset) -> list[str]:
         return []
     try:
         # A prefix, a suffix and a fill of a quarter each: the last is left to what reading a cut text anew may add.
-        quarter = min(model.config.max_position_embeddings, model.tokenizer.model_max_length) // 4
+        quarter = context_length(model.config, model.tokenizer) // 4
         rows = [row[:quarter] for row in blocks[: min(COST_TEXTS, len(blocks))]["input_ids"]]
         texts = model.tokenizer.batch_decode(rows, skip_special_tokens=True)
         cost = adapter_cost(model, texts=texts, new_tokens=min(COST_TOKENS, quarter), rounds=3)

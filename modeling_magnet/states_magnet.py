@@ -12,6 +12,7 @@ from .batching_magnet import pack_token_rows, pad_token_rows, plan_batches
 from .masking_magnet import PACKED_BACKENDS, layer_windows, render_for_layers
 from .probe_magnet import check_attention
 from .publishing_magnet import PublishingMixin
+from .texts_magnet import context_length
 
 # Tokens of a forward. On a CPU they should stay in its caches; an accelerator wants to be filled.
 CPU_BATCH_TOKENS = 2048
@@ -58,7 +59,7 @@ class StatesMixin(PublishingMixin):
 
     def _longest_row(self, max_length: int | None) -> int:
         """The context in tokens, or a shorter wish."""
-        context = min(self.config.max_position_embeddings, self.tokenizer.model_max_length)
+        context = context_length(self.config, self.tokenizer)
         if max_length is not None:
             check_whole_number(max_length, name="max_length")
         if max_length is not None and max_length > context:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from .prompts_magnet import join_prompt
 
@@ -104,6 +104,11 @@ def tokenize_texts(
     return rows
 
 
+def context_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Longest row in tokens that model and tokenizer allow."""
+    return int(min(config.max_position_embeddings, tokenizer.model_max_length))
+
+
 def check_room(tokenizer: PreTrainedTokenizerBase, *, prompt: str | None, max_length: int) -> None:
     """Refuse a frame of BOS, prompt and EOS that leaves no room for a token of text: all texts would be alike.
 
@@ -145,6 +150,7 @@ __all__ = [
     "check_is_unicode",
     "check_room",
     "check_texts",
+    "context_length",
     "front_tokens",
     "items_of",
     "prompt_length",

@@ -20,7 +20,7 @@ from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.masking_magnet import MASKED_BACKENDS
 from modeling_magnet.pooling_magnet import check_pooling
 from modeling_magnet.prompts_magnet import choose_prompt
-from modeling_magnet.texts_magnet import check_room
+from modeling_magnet.texts_magnet import check_room, context_length
 
 MODEL_DTYPES = ("float32", "bfloat16")
 # Precision -> what its vectors are stored as; for "float32", `dtype` says it.
@@ -84,7 +84,7 @@ def inspect_model(options: EncodingOptions) -> ModelFacts:
         ) from error
     config, tokenizer = open_without_weights(path, revision=revision)
     settings = MagnetSettings.from_dict(getattr(config, "magnet", None) or {})
-    context = min(config.max_position_embeddings, tokenizer.model_max_length)
+    context = context_length(config, tokenizer)
     if options.max_length is not None and not 3 <= options.max_length <= context:
         raise ValueError(f"`max_length` is {options.max_length}; expected 3 to {context}, the context of the model.")
     width = config.hidden_size if options.truncate_dim is None else options.truncate_dim

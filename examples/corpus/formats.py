@@ -5,11 +5,9 @@ A format first gives raw rows, which cost next to nothing to skip, and makes rec
 
 import codecs
 import csv
-import gzip
 import io
 import itertools
 import json
-import lzma
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -19,6 +17,7 @@ from typing import Any, BinaryIO, Protocol, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from examples.corpus.compression import open_bytes
 from trainer.sources import check_columns
 
 # So many lines of a JSONL file are asked which columns there are.
@@ -135,7 +134,7 @@ class DelimitedText:
 
     def check(self, file: Path, columns: list[str]) -> None:
         """See `Format`."""
-        with _open(file) as stream:
+        with open_bytes(file) as stream:
             _, header = next(self._records(stream), (1, None))
         if isinstance(header, str):
             raise ValueError(f"The first line of {str(file)!r}, of column names, is {header}. Correct it.")
@@ -144,7 +143,7 @@ class DelimitedText:
 
     def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, tuple[list[str], list[str] | str]]]:
         """See `Format`. A blank line is no row."""
-        with _open(file) as stream:
+        with open_bytes(file) as stream:
             records = self._records(stream)
             _, header = next(records, (1, []))
             assert not isinstance(header, str), "`check` came first"
@@ -232,15 +231,9 @@ class ParquetRows:
         return cast(int, pq.read_metadata(file).num_rows)
 
 
-def _open(file: Path) -> BinaryIO:
-    """The bytes of a file, decompressed as its suffix says."""
-    opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(file.suffix.lower(), open)
-    return cast(BinaryIO, opener(file, "rb"))
-
-
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
     """Lines without their ends, numbered from 1; only a newline ends one."""
-    with _open(file) as stream:
+    with open_bytes(file) as stream:
         for number, line in enumerate(stream, start=1):
             yield number, (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).rstrip(b"\r\n")
 

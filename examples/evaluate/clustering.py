@@ -19,10 +19,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.evaluate.clustering_data import CLUSTERING_SETS, Subset, described, read_file, subsets_of
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit, make_parser, parse, start
+from examples.evaluate.driver import Measurement, Unit, make_parser, parse, start
 from examples.evaluate.reading_options import (
     add_reading_options,
     by_reading,
+    data_complaints,
     prompt_of,
     reading_settings,
     run_readings,
@@ -108,13 +109,8 @@ def parse_arguments(arguments: list[str] | None) -> list[argparse.Namespace]:
     ]
     if importlib.util.find_spec("mteb") is None:
         complaints.append("The clustering needs a package that is not here. Install it: pip install '.[eval]'.")
-    for task in args.tasks if args.data is not None else []:
-        try:
-            read_file(task, args.data)
-        except ValueError as error:
-            complaints.append(f"`--data`: {error}")
-        except NotAvailableError:
-            continue  # its cells will say so
+    if args.data is not None:
+        complaints += data_complaints(args.tasks, lambda task: read_file(task, args.data))
     return by_reading(args, tasks=args.tasks, complaints=complaints)
 
 

@@ -4,7 +4,6 @@ The files here are not MTEB's own subsets, and their figures are not MTEB's: `su
 """
 
 import csv
-import gzip
 import json
 import lzma
 import random
@@ -15,6 +14,7 @@ from typing import NamedTuple
 
 from datasets import load_dataset
 
+from examples.corpus.compression import open_text
 from examples.evaluate.driver import NotAvailableError
 from examples.evaluate.records import digest_files
 
@@ -61,7 +61,7 @@ def _read_newsgroups(file: Path) -> list[LabelledText]:
     With this the file has 5,239 different texts of 32.1 characters on average, MTEB's set 5,242 of 32.0.
     """
     rows = []
-    with lzma.open(file, "rt", encoding="utf-8") as stream:
+    with open_text(file) as stream:
         for number, line in enumerate(stream, start=1):
             try:
                 values = json.loads(line)
@@ -77,7 +77,7 @@ def _read_newsgroups(file: Path) -> list[LabelledText]:
 
 def _read_titles(file: Path) -> list[LabelledText]:
     """Titles and subjects of a tab-separated file with a header."""
-    with gzip.open(file, "rt", encoding="utf-8", newline="") as stream:
+    with open_text(file, newline="") as stream:
         lines = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
         rows = [LabelledText(str(line.get("title") or ""), str(line.get("subject") or "")) for line in lines]
     empty = next((number for number, row in enumerate(rows, start=2) if not all(row)), None)

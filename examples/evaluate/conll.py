@@ -4,12 +4,13 @@ The files of the shared task tag in IOB1 (`B-` only where two spans of a type me
 every beginning). Both are read as IOB2, which is what LLM2Vec trained on: an accuracy over tags depends on it.
 """
 
-import gzip
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import Dataset, load_dataset
+
+from examples.corpus.compression import open_text
 
 HUB_ID = "lhoestq/conll2003"
 TASKS = ("chunking", "ner", "pos")
@@ -73,7 +74,7 @@ def read_conll(split: str, *, folder: Path | None = None) -> list[TaggedSentence
     if not file.is_file():
         raise ValueError(f"{str(folder)!r} has no {file.name}, where the split {split} is looked for. Put it there.")
     try:
-        with gzip.open(file, "rt", encoding="utf-8") as lines:
+        with open_text(file) as lines:
             return list(read_lines(lines, name=str(file)))
     except (OSError, EOFError, UnicodeError) as error:
         raise ValueError(f"{str(file)!r} cannot be read to its end ({error}). Fetch it again.") from error

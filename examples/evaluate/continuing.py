@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from modeling_magnet.batching_magnet import pad_token_rows
 from modeling_magnet.gaps_magnet import decode_fill
-from modeling_magnet.texts_magnet import check_texts, front_tokens
+from modeling_magnet.texts_magnet import check_texts, context_length, front_tokens
 
 Reading = Literal["causal", "appended_masks", "masked"]
 READINGS: tuple[Reading, ...] = get_args(Reading)
@@ -129,7 +129,7 @@ def _check_room(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[_
     Raises:
         ValueError: naming the longest.
     """
-    positions = min(model.config.max_position_embeddings, tokenizer.model_max_length)
+    positions = context_length(model.config, tokenizer)
     longest = max((len(row.front) + len(row.back) for row in rows), default=0)
     if max_new_tokens < 1 or longest + max_new_tokens > positions:
         raise ValueError(

@@ -29,6 +29,7 @@ from examples.evaluate.records import Record
 from examples.evaluate.stories import CORPORA, SENTENCES, TITLES, derange, read_stories, stories_source
 from examples.evaluate.wikitext import read_wikitext, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights
+from modeling_magnet.texts_magnet import context_length
 from trainer import texts_to_blocks
 from trainer.corruption import row_generator
 from trainer.metrics import perplexity
@@ -165,7 +166,7 @@ def complaints(args: argparse.Namespace) -> list[str]:
             found.append(
                 f"{name} has no BOS, from which a first sentence is predicted and which opens blocks. Set one."
             )
-        context = min(config.max_position_embeddings, tokenizer.model_max_length)
+        context = context_length(config, tokenizer)
         if "WikiText" in args.units and args.max_length > context:
             found.append(
                 f"`--max_length` is {args.max_length}, but {name} reads {context} tokens at most. Lower it for all "

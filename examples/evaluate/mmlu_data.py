@@ -4,7 +4,6 @@ Descriptions, templates, choice of the examples and groups are read from the ins
 where the questions are.
 """
 
-import gzip
 import hashlib
 import json
 import logging
@@ -19,6 +18,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from lm_eval.api.group import Group
 from lm_eval.tasks import TaskManager
 
+from examples.corpus.compression import open_text
+
 # The columns of the paper's table, by lm-eval's names.
 GROUPS = {
     "humanities": "mmlu_humanities",
@@ -31,7 +32,7 @@ EXAMPLES_PER_SUBJECT = 5
 FILE_NAMES = {"dev": "mmlu_dev.jsonl", "test": "mmlu_test.jsonl"}
 LETTERS = ["A", "B", "C", "D"]
 
-_OPENERS: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".xz": lzma.open}
+_SUFFIXES = ("", ".gz", ".xz")
 _FEATURES = Features(
     {
         "question": Value("string"),
@@ -158,7 +159,7 @@ def _giver(rows: DatasetDict) -> Callable[..., DatasetDict]:
 
 def _find(folder: Path, name: str) -> Path:
     """A file, compressed or not."""
-    for suffix in _OPENERS:
+    for suffix in _SUFFIXES:
         if (folder / f"{name}{suffix}").is_file():
             return folder / f"{name}{suffix}"
     raise ValueError(f"{str(folder)!r} has no {name}, plain, .gz or .xz. Put it there.")
@@ -166,9 +167,8 @@ def _find(folder: Path, name: str) -> Path:
 
 def _read(file: Path) -> Iterator[tuple[int, Any]]:
     """The lines of a file as JSON, numbered from 1; `None` where one is none."""
-    opener = _OPENERS[file.suffix if file.suffix in _OPENERS else ""]
     try:
-        with opener(file, "rt", encoding="utf-8") as stream:
+        with open_text(file) as stream:
             for number, line in enumerate(stream, start=1):
                 try:
                     yield number, json.loads(line)

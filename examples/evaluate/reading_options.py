@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from examples.evaluate.driver import Unit, check, open_magnet, print_table, run
+from examples.evaluate.driver import NotAvailableError, Unit, check, open_magnet, print_table, run
 from examples.evaluate.echo_rows import ECHO_TEMPLATE, PLAIN_ECHO_TEMPLATE, check_echo_room
 from examples.evaluate.records import Record
 from examples.evaluate.sentence_readers import (
@@ -15,14 +15,13 @@ from examples.evaluate.sentence_readers import (
     EchoReader,
     MagnetReader,
     SentenceReader,
-    context_of,
     open_encoder,
 )
 from modeling_magnet import FAMILIES
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.prompts_magnet import PAPER_PROMPTS
 from modeling_magnet.sources_magnet import ModelSource
-from modeling_magnet.texts_magnet import check_room
+from modeling_magnet.texts_magnet import check_room, context_length
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
@@ -120,6 +119,19 @@ def by_reading(
     return list(groups.values())
 
 
+def data_complaints(tasks: Sequence[str], read: Callable[[str], Any]) -> list[str]:
+    """What is wrong with the data of tasks; of what is not there the cells will say so."""
+    found = []
+    for task in tasks:
+        try:
+            read(task)
+        except ValueError as error:
+            found.append(f"`--data`: {error}")
+        except NotAvailableError:
+            continue
+    return found
+
+
 def run_readings(
     table: str,
     groups: Sequence[argparse.Namespace],
@@ -159,12 +171,13 @@ def _check_model(path: str, group: argparse.Namespace, tasks: Sequence[str]) -> 
     config, tokenizer = open_without_weights(path)
     check_frame = check_echo_room if group.reading == "echo" else check_room
     for prompt in dict.fromkeys(prompt_of(group, task) for task in tasks):
-        check_frame(tokenizer, prompt=prompt, max_length=context_of(config, tokenizer))
+        check_frame(tokenizer, prompt=prompt, max_length=context_length(config, tokenizer))
 
 
 __all__ = [
     "add_reading_options",
     "by_reading",
+    "data_complaints",
     "default_reading",
     "open_reader",
     "prompt_of",

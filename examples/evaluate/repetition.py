@@ -44,6 +44,7 @@ from examples.evaluate.driver import (
 )
 from examples.evaluate.records import Record
 from modeling_magnet.families_magnet import open_without_weights
+from modeling_magnet.texts_magnet import context_length
 from trainer.metrics import repetition_n, repetition_sentences
 
 SMOKE = {"limit": 16, "new_tokens": 64}
@@ -197,7 +198,7 @@ def _check_model(path: str, args: argparse.Namespace) -> None:
             raise ValueError(f"the tokenizer of {path!r} has no mask token. Name a model that was trained with one.")
     else:
         config, tokenizer = open_without_weights(path)
-    positions = min(config.max_position_embeddings, tokenizer.model_max_length)
+    positions = context_length(config, tokenizer)
     if args.new_tokens >= positions:
         raise ValueError(f"`--new_tokens` is {args.new_tokens}, but it has {positions} positions. Lower it.")
 

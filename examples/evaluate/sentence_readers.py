@@ -19,7 +19,7 @@ from modeling_magnet.encoding_magnet import PROGRESS_FROM_TEXTS
 from modeling_magnet.pooling_magnet import Pooling, pool_states
 from modeling_magnet.prompts_magnet import join_prompt
 from modeling_magnet.states_magnet import ACCELERATOR_BATCH_TOKENS, CPU_BATCH_TOKENS
-from modeling_magnet.texts_magnet import prompt_length, tokenize_texts
+from modeling_magnet.texts_magnet import context_length, prompt_length, tokenize_texts
 
 # What each reader can pool; the first is the default.
 POOLINGS = {
@@ -81,7 +81,7 @@ class CausalReader:
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> np.ndarray:
         """Embed texts; see `SentenceReader`."""
         tokenizer = self.model.tokenizer
-        rows = tokenize_texts(tokenizer, texts, prompt=prompt, max_length=context_of(self.model.config, tokenizer))
+        rows = tokenize_texts(tokenizer, texts, prompt=prompt, max_length=context_length(self.model.config, tokenizer))
         left_out = prompt_length(tokenizer, prompt)
         vectors = np.empty((len(rows), self.model.config.hidden_size), dtype=np.float32)
         for indices, states, attention_mask in causal_states(self.model, rows):
@@ -109,7 +109,7 @@ class EchoReader:
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> np.ndarray:
         """Embed texts; see `SentenceReader`."""
         tokenizer = self.model.tokenizer
-        rows = echo_rows(tokenizer, texts, prompt=prompt, max_length=context_of(self.model.config, tokenizer))
+        rows = echo_rows(tokenizer, texts, prompt=prompt, max_length=context_length(self.model.config, tokenizer))
         vectors = np.empty((len(rows), self.model.config.hidden_size), dtype=np.float32)
         for indices, states, attention_mask in causal_states(self.model, [row.ids for row in rows]):
             place = torch.arange(attention_mask.shape[1], device=attention_mask.device)
@@ -161,11 +161,6 @@ def open_encoder(path: str, *, pooling: str = "own", dtype: str = "float32", dev
     return EncoderReader(model.eval())
 
 
-def context_of(config: Any, tokenizer: Any) -> int:
-    """Longest row in tokens that model and tokenizer allow."""
-    return int(min(config.max_position_embeddings, tokenizer.model_max_length))
-
-
 @torch.no_grad()
 def causal_states(model: Any, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
     """States of token rows in causal mode, in batches of like length, the longest first.
@@ -198,6 +193,5 @@ __all__ = [
     "MagnetReader",
     "SentenceReader",
     "causal_states",
-    "context_of",
     "open_encoder",
 ]

@@ -20,10 +20,11 @@ from scipy.stats import spearmanr
 # A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit, make_parser, parse, start
+from examples.evaluate.driver import Measurement, Unit, make_parser, parse, start
 from examples.evaluate.reading_options import (
     add_reading_options,
     by_reading,
+    data_complaints,
     prompt_of,
     reading_settings,
     run_readings,
@@ -113,13 +114,8 @@ def parse_arguments(arguments: list[str] | None) -> list[argparse.Namespace]:
         complaints.append(f"`--limit` is {args.limit}; a correlation needs at least 2 pairs.")
     if args.mteb and importlib.util.find_spec("mteb") is None:
         complaints.append("`--mteb` needs a package that is not here. Install it: pip install '.[eval]'.")
-    for task in args.tasks if args.data is not None else []:
-        try:
-            read_sts(task, folder=args.data)
-        except ValueError as error:
-            complaints.append(f"`--data`: {error}")
-        except NotAvailableError:
-            continue  # its cells will say so
+    if args.data is not None:
+        complaints += data_complaints(args.tasks, lambda task: read_sts(task, folder=args.data))
     return by_reading(args, tasks=["STS"], complaints=complaints)
 
 

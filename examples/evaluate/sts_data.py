@@ -1,13 +1,13 @@
 """The STS sets of the paper: pairs of sentences with a human score, from the Hub or from files on disk."""
 
 import csv
-import gzip
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from datasets import load_dataset
 
+from examples.corpus.compression import open_text
 from examples.evaluate.driver import NotAvailableError
 
 
@@ -71,8 +71,7 @@ def read_sts(name: str, *, folder: Path | None = None) -> list[StsPair]:
 def _read_file(file: Path, columns: tuple[str, str, str]) -> Iterator[StsPair]:
     """Pairs of a `.csv` or `.tsv`, plain or `.gz`, with or without a header."""
     is_tsv = ".tsv" in file.suffixes
-    opener = gzip.open if file.suffix == ".gz" else open
-    with opener(file, "rt", encoding="utf-8", newline="") as stream:
+    with open_text(file, newline="") as stream:
         # A quotation mark in a tab-separated file belongs to the sentence.
         lines = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE) if is_tsv else csv.reader(stream)
         places = (0, 1, 2)

@@ -22,7 +22,7 @@ from examples.evaluate.infilling_perplexity import unless_absent
 from examples.evaluate.records import Record
 from examples.evaluate.wikitext import read_wikitext, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights
-from modeling_magnet.texts_magnet import front_tokens
+from modeling_magnet.texts_magnet import context_length, front_tokens
 from trainer import load_texts
 from trainer.metrics import perplexity
 from trainer.sources import local_files
@@ -49,7 +49,7 @@ def make_windows(tokenizer: Any, texts: list[str], *, size: int) -> list[GappedR
 def measure(model: Any, read: Any, args: argparse.Namespace) -> Measurement:
     """Perplexity of all tokens of a corpus."""
     texts = read()
-    size = args.max_length or min(model.config.max_position_embeddings, model.tokenizer.model_max_length)
+    size = args.max_length or context_length(model.config, model.tokenizer)
     rows = make_windows(model.tokenizer, texts, size=size)[: args.limit]
     by_row = span_logprobs(model, rows, reading="left")
     tokens = sum(map(len, by_row))
@@ -110,7 +110,7 @@ def complaints(args: argparse.Namespace) -> list[str]:
         except ValueError as error:
             found.append(f"`--model` {name}: {error}")
             continue
-        context = min(config.max_position_embeddings, tokenizer.model_max_length)
+        context = context_length(config, tokenizer)
         if args.max_length is not None and not 2 <= args.max_length <= context:
             found.append(f"`--max_length` is {args.max_length}; {name} reads 2 to {context} tokens. Change it.")
     return found

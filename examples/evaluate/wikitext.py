@@ -4,12 +4,10 @@ WikiText is tokenised: ` @-@ ` stands for a hyphen inside a word, marks stand ap
 measured on text without these traces, for no model was trained on them. Words that the corpus replaced stay `<unk>`.
 """
 
-import gzip
-import lzma
 import re
 from pathlib import Path
-from typing import Any
 
+from examples.corpus.compression import open_text
 from trainer.sources import read_source
 
 HUB_ID, HUB_CONFIG, HUB_SPLIT = "Salesforce/wikitext", "wikitext-103-raw-v1", "test"
@@ -101,9 +99,8 @@ def find_file(folder: Path, name: str) -> Path:
 
 def read_text(file: Path) -> str:
     """All of a text file, plain, `.gz` or `.xz`."""
-    opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(file.suffix, open)
-    with opener(file, "rt", encoding="utf-8", newline="") as stream:
-        return str(stream.read())
+    with open_text(file, newline="") as stream:
+        return stream.read()
 
 
 __all__ = ["detokenize", "find_file", "read_text", "read_wikitext", "wikitext_source"]
