@@ -19,7 +19,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.evaluate.clustering_data import CLUSTERING_SETS, Subset, described, read_file, subsets_of
-from examples.evaluate.driver import Measurement, Unit, make_parser, parse, start
+from examples.evaluate.command_line import make_parser, parse, start
+from examples.evaluate.driver import Measurement, Unit
 from examples.evaluate.reading_options import (
     add_reading_options,
     by_reading,

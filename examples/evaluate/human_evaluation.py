@@ -24,7 +24,8 @@ import torch
 
 from examples.corpus.writing import whole_file
 from examples.evaluate.annotation_form import make_form, read_answers, read_key, render_form
-from examples.evaluate.driver import DTYPES, check, open_magnet, print_table, start
+from examples.evaluate.command_line import DTYPES, check, start
+from examples.evaluate.driver import open_magnet, print_table
 from examples.evaluate.fill_systems import BASE, MAGNET, SHOTS, draw_gaps, fill_systems
 from examples.evaluate.human_scores import (
     CONFIDENCE,

@@ -12,10 +12,9 @@ model does, so that it is shown the removed tokens of earlier spans as well, whi
 
 import argparse
 import sys
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 # A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -23,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from datasets import Dataset
 
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit, check, make_parser, parse, run, start
+from examples.evaluate.command_line import check, make_parser, parse, start
+from examples.evaluate.driver import Measurement, Unit, run, unless_absent
 from examples.evaluate.gapped_rows import READINGS, GappedRow, block_rows, span_logprobs, story_row
 from examples.evaluate.records import Record
 from examples.evaluate.stories import CORPORA, SENTENCES, TITLES, derange, read_stories, stories_source
@@ -36,23 +36,6 @@ from trainer.metrics import perplexity
 
 UNITS = ("ROCStories", "WikiText")
 SPANS = {"max_spans": 3, "min_span_tokens": 8, "max_span_tokens": 32}
-
-T = TypeVar("T")
-
-
-def unless_absent(read: Callable[[], T], *, folder: Path | None) -> T:
-    """Read a corpus; one of the Hub that cannot be had is told as such.
-
-    Raises:
-        NotAvailableError: no way to the Hub.
-        ValueError: a file that is not as it should be.
-    """
-    try:
-        return read()
-    except ValueError as error:
-        if folder is None:
-            raise NotAvailableError(str(error)) from error
-        raise
 
 
 def draw(number: int, *, limit: int | None, seed: int) -> list[int]:

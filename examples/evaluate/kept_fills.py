@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from tqdm import tqdm
 
-from examples.evaluate.driver import check
+from examples.evaluate.command_line import check
 from examples.evaluate.fill_systems import FillSystem, StoryGap
 from trainer.prompted_infilling import SolvedGap
 from trainer.resumable import append_rows, resume_rows

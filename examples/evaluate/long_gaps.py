@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from examples.evaluate.driver import Measurement, Unit, check, make_parser, open_magnet, parse, run, start
+from examples.evaluate.command_line import check, make_parser, parse, start
+from examples.evaluate.driver import Measurement, Unit, open_magnet, run, unless_absent
 from examples.evaluate.held_out_gaps import CONTINUATION_TOKENS, HeldOutGap, continuation_perplexity, draw_gaps
-from examples.evaluate.infilling_perplexity import unless_absent
 from examples.evaluate.records import Record, identify
 from examples.evaluate.wikitext import read_wikitext, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights

@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from examples.corpus.writing import whole_file
-from examples.evaluate.driver import start
+from examples.evaluate.command_line import start
 from trainer import load_texts
 
 # Characters of a row of the output at least: more than 512 tokens of English.

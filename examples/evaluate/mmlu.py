@@ -31,17 +31,8 @@ from lm_eval.api.metrics import aggregate_subtask_metrics, mean_stderr, pooled_s
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from examples.evaluate.driver import (
-    Measurement,
-    NotAvailableError,
-    Unit,
-    check,
-    make_parser,
-    open_magnet,
-    parse,
-    run,
-    start,
-)
+from examples.evaluate.command_line import check, make_parser, parse, start
+from examples.evaluate.driver import Measurement, NotAvailableError, Unit, open_magnet, run
 from examples.evaluate.mmlu_data import (
     EXAMPLES_PER_SUBJECT,
     GROUPS,

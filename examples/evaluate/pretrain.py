@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from examples.corpus.writing import whole_file
-from examples.evaluate.driver import start
+from examples.evaluate.command_line import start
 from trainer import load_texts, texts_to_blocks
 from trainer.checkpoints import last_complete_checkpoint
 

@@ -6,7 +6,8 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from examples.evaluate.driver import NotAvailableError, Unit, check, open_magnet, print_table, run
+from examples.evaluate.command_line import check
+from examples.evaluate.driver import NotAvailableError, Unit, open_magnet, print_table, run
 from examples.evaluate.echo_rows import ECHO_TEMPLATE, PLAIN_ECHO_TEMPLATE, check_echo_room
 from examples.evaluate.records import Record
 from examples.evaluate.sentence_readers import (

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.corpus.writing import whole_file
-from examples.evaluate.driver import check, start
+from examples.evaluate.command_line import check, start
 from examples.reporting.blocks import Page
 from examples.reporting.cells import Results, read_results
 from examples.reporting.html_page import render_html

@@ -20,7 +20,8 @@ from scipy.stats import spearmanr
 # A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.evaluate.driver import Measurement, Unit, make_parser, parse, start
+from examples.evaluate.command_line import make_parser, parse, start
+from examples.evaluate.driver import Measurement, Unit
 from examples.evaluate.reading_options import (
     add_reading_options,
     by_reading,

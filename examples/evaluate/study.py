@@ -29,7 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.evaluate import mixture, report, training_curves
-from examples.evaluate.driver import start
+from examples.evaluate.command_line import start
 from examples.evaluate.study_plan import ADAPTER, BASE, Call, Plan, Run, read_plan
 from examples.evaluate.training_run import REPORT, models_by_step
 from trainer.checkpoints import last_complete_checkpoint

@@ -16,9 +16,9 @@ from typing import Any
 # A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.evaluate.driver import Measurement, Unit, check, make_parser, parse, run, start
+from examples.evaluate.command_line import check, make_parser, parse, start
+from examples.evaluate.driver import Measurement, Unit, run, unless_absent
 from examples.evaluate.gapped_rows import GappedRow, span_logprobs
-from examples.evaluate.infilling_perplexity import unless_absent
 from examples.evaluate.records import Record
 from examples.evaluate.wikitext import read_wikitext, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights

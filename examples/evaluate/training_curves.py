@@ -18,7 +18,7 @@ from typing import Any
 # A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.evaluate.driver import check, start
+from examples.evaluate.command_line import check, start
 from examples.evaluate.records import Record, RecordFile, answered
 from examples.evaluate.training_run import REPORT, read_report
 

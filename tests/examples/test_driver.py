@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 
-from examples.evaluate import driver
+from examples.evaluate import command_line, driver
 from examples.evaluate.driver import Measurement, NotAvailableError, Unit
 from examples.evaluate.records import Record, RecordFile, identify, newest
 from tests.hub_client import run_client
@@ -13,9 +13,9 @@ from tests.hub_server import HubServer
 
 
 def parse(*arguments, smoke=None, paper=None):
-    parser = driver.make_parser("A driver.", smoke=smoke or {}, paper=paper or {})
+    parser = command_line.make_parser("A driver.", smoke=smoke or {}, paper=paper or {})
     parser.add_argument("--limit", type=int)
-    return driver.parse(parser, list(arguments))
+    return command_line.parse(parser, list(arguments))
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_no_model_is_measured_where_one_is_not_there(tmp_path, saved):
     assert unit.calls == 0
 
 
-@pytest.mark.parametrize("dtype", driver.DTYPES)
+@pytest.mark.parametrize("dtype", command_line.DTYPES)
 def test_a_model_is_opened_in_the_dtype_that_is_asked_for(saved, dtype):
     model = driver.open_magnet(saved, parse("--model", saved, "--dtype", dtype, "--device", "cpu"))
     assert str(model.dtype) == f"torch.{dtype}" and not model.training
@@ -182,7 +182,7 @@ def test_a_break_is_told_in_a_line(capsys):
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as left:
-        driver.start(broken)
+        command_line.start(broken)
     assert left.value.code == 130 and "the same command goes on" in capsys.readouterr().err
 
 
