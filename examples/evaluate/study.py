@@ -36,6 +36,14 @@ from trainer.checkpoints import last_complete_checkpoint
 
 ADAPT = Path(__file__).resolve().parents[1] / "adapt.py"
 STAGES = ("train", "evaluate", "report")
+# Of a training on a CPU: a bound for oneDNN's cache of bfloat16 products, which has an entry for each shape, and glibc
+# keeps what is freed, where it would give large tensors back and have every page of the next ones cleared.
+MEMORY = {
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+    "MALLOC_TOP_PAD_": "500000000",
+}
 
 
 def training_command(plan: Plan, run: Run) -> list[str]:
@@ -156,8 +164,7 @@ def _models(plan: Plan, call: Call) -> Iterator[tuple[int, int | None, list[str]
 def _train(plan: Plan, run: Run, *, threads: int) -> int:
     """Train in a process of its own; its output goes to a log. Returns the exit status."""
     run.folder.parent.mkdir(parents=True, exist_ok=True)
-    # bfloat16 products of ever new shapes are cached without bound otherwise.
-    environment = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "OMP_NUM_THREADS": str(threads), **os.environ}
+    environment = {**MEMORY, "OMP_NUM_THREADS": str(threads), **os.environ}
     started = time.perf_counter()
     with log_of(run).open("ab") as log:
         # The training holds the lock, too: one that outlives a killed study is waited for, not run twice.
