@@ -28,6 +28,8 @@ from .masking_magnet import (
 )
 from .rows_magnet import forward_rows
 from .sources_magnet import TokenizerSource
+from .states_magnet import StatesMixin
+from .token_losses_magnet import TokenLosses, token_losses
 from .words_magnet import WordsMixin
 
 
@@ -44,14 +46,20 @@ def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torc
 
 @dataclass
 class MagnetCausalLMOutput(CausalLMOutputWithPast):
-    """`CausalLMOutputWithPast` with the states that embeddings are read from.
+    """`CausalLMOutputWithPast` with the states that embeddings are read from, and what became of `target_ids`.
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
             Output of the last layer after the final norm.
+        token_losses (`torch.FloatTensor` of the shape of `target_ids`):
+            Cross entropy of each target in nats, in float32; 0 where there is none.
+        token_hits (`torch.BoolTensor` of the shape of `target_ids`):
+            Whether a target is the likeliest token; only where gradients are off.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
+    token_losses: torch.FloatTensor | None = None
+    token_hits: torch.BoolTensor | None = None
 
 
 class MagnetMixin(WordsMixin, InfillingMixin):
@@ -98,6 +106,8 @@ class MagnetMixin(WordsMixin, InfillingMixin):
         logits_to_keep: int | torch.Tensor = 0,
         mode: AttentionMode | Sequence[AttentionMode] | None = None,
         segment_ids: torch.LongTensor | None = None,
+        target_ids: torch.LongTensor | None = None,
+        num_targets: int | None = None,
         **kwargs: Any,
     ) -> MagnetCausalLMOutput:
         """The parent's forward with a mode. What is not listed here is the parent's.
@@ -120,9 +130,15 @@ class MagnetMixin(WordsMixin, InfillingMixin):
             segment_ids (`torch.LongTensor` of shape `(batch_size, key_length)`, *optional*):
                 For infill mode only, and needed there: 0 for context, k >= 1 for the k-th span; cached tokens
                 included.
+            target_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                What each position is to predict, already shifted, or -100; `(k, batch_size, sequence_length)` where
+                a position may have k targets. Instead of logits there are then `token_losses`, for which the head
+                runs on a few positions at a time: memory does not grow with their number.
+            num_targets (`int`, *optional*):
+                How many targets are set, or an upper limit. Without it a GPU has to be waited for.
 
         Returns:
-            [`MagnetCausalLMOutput`]: with `logits` and `last_hidden_state`.
+            [`MagnetCausalLMOutput`]: with `logits` or `token_losses`, and `last_hidden_state`.
 
         Raises:
             ValueError: unknown mode, segment ids that do not fit it, or a back-end that cannot do it.
@@ -137,11 +153,14 @@ class MagnetMixin(WordsMixin, InfillingMixin):
             "use_cache": use_cache,
             "logits_to_keep": logits_to_keep,
             "segment_ids": segment_ids,
+            "target_ids": target_ids,
+            "num_targets": num_targets,
             **kwargs,
         }
         if mode is not None and not isinstance(mode, str):
             return MagnetCausalLMOutput(**forward_rows(self, [str(one) for one in mode], arguments))  # type: ignore[misc]
         wants_logits = mode is not None or labels is not None or self.default_mode == "causal"
+        wants_logits = wants_logits and (target_ids is None or labels is not None)
         chosen = self.default_mode if mode is None else mode
         check_mode(chosen)
         if "is_causal" in kwargs:
@@ -163,6 +182,8 @@ class MagnetMixin(WordsMixin, InfillingMixin):
         use_cache: bool | None,
         logits_to_keep: int | torch.Tensor,
         segment_ids: torch.LongTensor | None,
+        target_ids: torch.LongTensor | None,
+        num_targets: int | None,
         **kwargs: Any,
     ) -> MagnetCausalLMOutput:
         """The whole batch in one mode."""
@@ -204,6 +225,7 @@ class MagnetMixin(WordsMixin, InfillingMixin):
         )
         hidden_states = outputs.last_hidden_state  # (B, S, H)
         logits = self._project(slice_logits_to_keep(hidden_states, logits_to_keep)) if wants_logits else None
+        targets: Any = None if target_ids is None else self._token_losses(hidden_states, target_ids, num_targets)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -214,6 +236,22 @@ class MagnetMixin(WordsMixin, InfillingMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             last_hidden_state=hidden_states,
+            token_losses=None if targets is None else targets.losses,
+            token_hits=None if targets is None else targets.hits,
+        )
+
+    def _token_losses(
+        self, hidden_states: torch.Tensor, target_ids: torch.Tensor, num_targets: int | None
+    ) -> TokenLosses:
+        """Cross entropy of the targets, by the shortest way that this family's head allows."""
+        is_plain = type(self)._project is StatesMixin._project
+        return token_losses(
+            hidden_states,
+            target_ids,
+            project=self._project,
+            vocab_size=self.config.vocab_size,
+            head=self.get_output_embeddings() if is_plain else None,
+            num_targets=num_targets,
         )
 
     def _prepare_4d_causal_attention_mask(

@@ -40,6 +40,7 @@ def forward_rows(model: Any, modes: Sequence[AttentionMode], arguments: dict[str
     if len(modes) != len(given):
         raise ValueError(f"`mode` has {len(modes)} entries for a batch of {len(given)} rows. Pass one for each row.")
     unfit = [name for name in NOT_MIXED if arguments.get(name) not in (None, False)]
+    unfit += [] if arguments.get("target_ids") is None else ["target_ids"]
     keep = arguments.get("logits_to_keep")
     if unfit or arguments.get("labels") is not None or (isinstance(keep, torch.Tensor) and keep.dtype == torch.bool):
         unfit += [name for name in ("labels", "logits_to_keep") if isinstance(arguments.get(name), torch.Tensor)]

@@ -19,7 +19,7 @@ from .training_args import MagnetTrainingArguments
 
 logger = logging.get_logger(__name__)
 
-_FORWARD_ARGUMENTS = ("mode", "segment_ids", "logits_to_keep")
+_FORWARD_ARGUMENTS = ("mode", "segment_ids", "target_ids", "logits_to_keep")
 
 
 def check_run(

@@ -53,6 +53,8 @@ class DataCollatorForMagnet:
         ... )
         >>> rows = [[1, 10, 11, 12], [1, 20, 21]]  # 1 is BOS
         >>> batch = collate([{"input_ids": ids, "row_id": row, "epoch": 0} for row, ids in enumerate(rows)])
+        >>> batch.pop("num_labels")
+        4
         >>> for name, tensor in batch.items():
         ...     print(f"{name:14}", tensor.tolist())
         input_ids      [[1, 10, 11, 12], [1, 9, 9, 0]]
@@ -137,15 +139,16 @@ class DataCollatorForMagnet:
             end_of_span_id=tokenizer.eos_token_id,
         )
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Make one batch.
 
         Args:
             rows (list of `dict`): `input_ids` (at least one token), `row_id` (`int`) and `epoch` (`int`) of each row.
 
         Returns:
-            `dict[str, torch.LongTensor]`: `input_ids`, `segment_ids`, `position_ids`, `mntp_labels`, `msg_labels`,
-            `attention_mask`, each of shape `(B, S)`; padding has segment 0, labels -100 and attention 0.
+            `dict`: `input_ids`, `segment_ids`, `position_ids`, `mntp_labels`, `msg_labels`, `attention_mask`, each a
+            `torch.LongTensor` of shape `(B, S)`; padding has segment 0, labels -100 and attention 0. And `num_labels`
+            (`int`), how many labels are set.
 
         Raises:
             ValueError: if there is no row, a row has no token, or a row lacks one of the three fields.
@@ -159,12 +162,13 @@ class DataCollatorForMagnet:
             "mntp_labels": IGNORE_INDEX,
             "msg_labels": IGNORE_INDEX,
         }
-        batch = {
+        batch: dict[str, Any] = {
             name: pad_sequence([getattr(row, name) for row in corrupted], batch_first=True, padding_value=value)
             for name, value in padding_values.items()
         }
         lengths = torch.tensor([len(row.input_ids) for row in corrupted])  # (B,)
         batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()  # (B, S)
+        batch["num_labels"] = sum(int((batch[name] != IGNORE_INDEX).sum()) for name in ("mntp_labels", "msg_labels"))
         return batch
 
     def _corrupt(self, row: dict[str, Any]) -> CorruptedRow:

@@ -3,26 +3,21 @@
 The questions do not depend on the loss weights, and rows lose the same tokens in every evaluation, so that curves of
 different runs and steps can be laid over each other.
 
-Shapes: B rows, S tokens in a row, V vocabulary.
+Shapes: B rows, S tokens in a row.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .corruption import IGNORE_INDEX
 from .data_collator import DataCollatorForMagnet, DataCollatorForPairs
-from .losses import mntp_loss, msg_loss
 from .metrics import perplexity
-from .objectives import MntpNormalization, MsgNormalization, count_items, forward_labelled
+from .objectives import MntpNormalization, MsgNormalization, count_items, forward_targets
 
 Sums = dict[str, float]
-
-# Logits that one call of the cross entropy turns into float32.
-_CAUSAL_CHUNK = 1024
 
 
 @dataclass
@@ -70,6 +65,7 @@ class PairEvaluationCollator:
         return {"num_pairs": 0, "pairs": empty}
 
 
+@torch.no_grad()
 def language_sums(
     model: nn.Module,
     batch: dict[str, dict[str, Tensor]],
@@ -89,19 +85,20 @@ def language_sums(
     """
     corrupted, infilling = batch["corrupted"], batch["infilling"]
     items = count_items(corrupted, mntp_normalization=mntp_normalization, msg_normalization=msg_normalization)
-    joint = forward_labelled(model, corrupted)
-    fills = forward_labelled(model, infilling)
+    joint = forward_targets(model, corrupted)
+    fills = forward_targets(model, infilling)
+    assert joint.mntp_hits is not None
     # The single token of an empty batch counts for nothing.
     is_real = float(corrupted["input_ids"].numel() > 1)
     return {
-        "mntp_loss": mntp_loss(joint.mntp_logits, joint.mntp_labels, num_items=1).item(),
+        "mntp_loss": joint.mntp.sum().item(),
         "mntp_items": items[0].item() * is_real,
-        "mntp_tokens": len(joint.mntp_labels),
-        "mntp_hits": (joint.mntp_logits.argmax(-1) == joint.mntp_labels).sum().item(),
-        "msg_loss": msg_loss(joint.msg_logits, joint.msg_labels, num_items=1).item(),
+        "mntp_tokens": (corrupted["mntp_labels"] != IGNORE_INDEX).sum().item(),
+        "mntp_hits": joint.mntp_hits.sum().item(),
+        "msg_loss": joint.msg.sum().item(),
         "msg_items": items[1].item(),
-        "infilling_loss": msg_loss(fills.msg_logits, fills.msg_labels, num_items=1).item(),
-        "span_tokens": len(fills.msg_labels),
+        "infilling_loss": fills.msg.sum().item(),
+        "span_tokens": (infilling["msg_labels"] != IGNORE_INDEX).sum().item(),
         **_causal_sums(model, infilling),
     }
 
@@ -132,22 +129,16 @@ def language_metrics(sums: Sums) -> dict[str, float]:
 def _causal_sums(model: nn.Module, batch: dict[str, Tensor]) -> Sums:
     """Read a clean batch from left to right: the cross entropy of all its tokens, and of its span tokens alone."""
     input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
-    has_next = torch.zeros_like(input_ids, dtype=torch.bool)
-    has_next[:, :-1] = attention_mask[:, 1:].bool()  # (B, S)
+    targets = torch.full_like(input_ids, IGNORE_INDEX)
+    targets[:, :-1] = input_ids[:, 1:].where(attention_mask[:, 1:].bool(), IGNORE_INDEX)  # (B, S)
     outputs: Any = model(
-        input_ids=input_ids, attention_mask=attention_mask, mode="causal", logits_to_keep=has_next, use_cache=False
+        input_ids=input_ids, attention_mask=attention_mask, mode="causal", target_ids=targets, use_cache=False
     )
-    labels = input_ids.roll(-1, dims=1)[has_next]  # (N,)
-    losses = [
-        F.cross_entropy(logits.float(), targets, reduction="none")
-        for logits, targets in zip(outputs.logits.split(_CAUSAL_CHUNK), labels.split(_CAUSAL_CHUNK), strict=True)
-    ]
-    loss = torch.cat(losses)  # (N,)
-    is_missing = batch["msg_labels"][has_next] != IGNORE_INDEX
+    is_missing = batch["msg_labels"] != IGNORE_INDEX
     return {
-        "left_to_right_loss": loss[is_missing].sum().item(),
-        "causal_loss": loss.sum().item(),
-        "causal_tokens": len(loss),
+        "left_to_right_loss": outputs.token_losses[is_missing].sum().item(),
+        "causal_loss": outputs.token_losses.sum().item(),
+        "causal_tokens": (targets != IGNORE_INDEX).sum().item(),
     }
 
 

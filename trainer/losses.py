@@ -15,44 +15,36 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def mntp_loss(logits: Tensor, labels: Tensor, *, num_items: float | Tensor) -> Tensor:
+def mntp_loss(token_losses: Tensor, *, num_items: float | Tensor) -> Tensor:
     """Masked next-token prediction: cross entropy of the selected context tokens, each predicted one position earlier.
 
     Args:
-        logits (`torch.FloatTensor` of shape `(N, V)`): Outputs at the positions that carry a label.
-        labels (`torch.LongTensor` of shape `(N,)`): Already shifted: the token that follows each position, or -100.
+        token_losses (`torch.FloatTensor` of any shape): Cross entropy of each label in nats, 0 where there is none.
         num_items (`float` or `torch.Tensor` of shape `()`): What the sum is divided by, > 0 where there are labels:
             the selected tokens of the whole accumulation window and all processes, or for Eq. 2 all its tokens.
 
     Returns:
-        `torch.FloatTensor` of shape `()`: in nats per item; 0 if no label is set.
-
-    Raises:
-        ValueError: if the shapes do not match.
+        `torch.FloatTensor` of shape `()`: in nats per item; 0 without items.
 
     Source: MAGNET (Khosla et al. 2025), Eq. 2, which divides by all tokens; LLM2Vec (BehnamGhader et al. 2024).
     """
-    return _cross_entropy(logits, labels, num_items=num_items)
+    return _per_item(token_losses, num_items=num_items)
 
 
-def msg_loss(logits: Tensor, labels: Tensor, *, num_items: float | Tensor) -> Tensor:
+def msg_loss(token_losses: Tensor, *, num_items: float | Tensor) -> Tensor:
     """Missing-span generation: cross entropy of span tokens, each predicted from all context and its span's past.
 
     Args:
-        logits (`torch.FloatTensor` of shape `(N, V)`): Outputs at the positions that carry a label.
-        labels (`torch.LongTensor` of shape `(N,)`): Already shifted: the token that follows each position, or -100.
+        token_losses (`torch.FloatTensor` of any shape): Cross entropy of each label in nats, 0 where there is none.
         num_items (`float` or `torch.Tensor` of shape `()`): What the sum is divided by, > 0 where there are labels:
             the span tokens of the whole accumulation window and all processes, or for Eq. 4 its sequences.
 
     Returns:
-        `torch.FloatTensor` of shape `()`: in nats per item; 0 if no label is set.
-
-    Raises:
-        ValueError: if the shapes do not match.
+        `torch.FloatTensor` of shape `()`: in nats per item; 0 without items.
 
     Source: MAGNET (Khosla et al. 2025), Eq. 4, which divides by the number of sequences.
     """
-    return _cross_entropy(logits, labels, num_items=num_items)
+    return _per_item(token_losses, num_items=num_items)
 
 
 def sscl_loss(
@@ -108,18 +100,10 @@ def sscl_loss(
     return F.cross_entropy(scores, targets)
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, *, num_items: float | Tensor) -> Tensor:
-    """Sum the cross entropy over the labels that are set and divide it by `num_items`."""
-    if logits.dim() != 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(
-            f"`logits` has shape {tuple(logits.shape)} and `labels` {tuple(labels.shape)}; pass logits of shape "
-            "(num_positions, vocab_size) and one label for each position."
-        )
-    # The dtype argument converts inside the kernel: no float32 copy of the logits beside their logarithms.
-    log_probabilities = F.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    total = F.nll_loss(log_probabilities, labels, reduction="sum")  # leaves out labels of -100
-    has_labels = (labels >= 0).any()  # a tensor: the device need not be waited for
-    return total / torch.where(has_labels, num_items, 1)
+def _per_item(token_losses: Tensor, *, num_items: float | Tensor) -> Tensor:
+    """Divide the sum; a batch of a window without items has the sum 0."""
+    divisor = torch.as_tensor(num_items, dtype=token_losses.dtype, device=token_losses.device)
+    return token_losses.sum() / divisor.where(divisor > 0, 1.0)
 
 
 def _check_pairs(anchors: Tensor, positives: Tensor, targets: Tensor | None) -> None:

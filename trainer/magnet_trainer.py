@@ -26,7 +26,7 @@ from .contrastive import (
 )
 from .data_collator import DataCollatorForMagnet
 from .losses import mntp_loss, msg_loss, sscl_loss
-from .objectives import count_items, forward_labelled
+from .objectives import count_items, forward_targets
 from .phases import contrastive_steps_before
 from .publishing_trainer import PublishingTrainer
 from .streams import EpochRows, EpochRowSampler, MicroBatchStream, PairBatchSampler, RowSource
@@ -37,7 +37,8 @@ class MagnetTrainer(PublishingTrainer):
     """Train a decoder to generate, encode and infill at once.
 
     Args:
-        model (`PreTrainedModel` or `PeftModel`): Its forward takes `mode`, `segment_ids` and `logits_to_keep`.
+        model (`PreTrainedModel` or `PeftModel`): Its forward takes `mode`, `segment_ids`, `target_ids`
+            and `logits_to_keep`.
         args (`MagnetTrainingArguments`): Schedule, corruption and everything else.
         data_collator (`DataCollatorForMagnet`, *optional*): Corrupts rows; made from the tokenizer, the model's config
             and `args` if left out.
@@ -151,9 +152,9 @@ class MagnetTrainer(PublishingTrainer):
         parts: dict[str, Tensor] = {}
         loss = torch.zeros((), dtype=torch.float32, device=self.args.device)
         if weights.mntp > 0 or weights.msg > 0:
-            joint = forward_labelled(model, inputs)
-            parts["mntp"] = num_processes * mntp_loss(joint.mntp_logits, joint.mntp_labels, num_items=num_items[0])
-            parts["msg"] = num_processes * msg_loss(joint.msg_logits, joint.msg_labels, num_items=num_items[1])
+            joint = forward_targets(model, inputs)
+            parts["mntp"] = num_processes * mntp_loss(joint.mntp, num_items=num_items[0])
+            parts["msg"] = num_processes * msg_loss(joint.msg, num_items=num_items[1])
             loss = weights.mntp * parts["mntp"] + weights.msg * parts["msg"]
         if "pairs" in inputs:
             parts["sscl"] = self._sscl(model, inputs["pairs"]) / self._num_micro_batches()

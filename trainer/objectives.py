@@ -1,6 +1,6 @@
 """From a corrupted batch to what MNTP and MSG are computed from, with one forward for both.
 
-Shapes: B rows, S tokens in a row, N1 and N2 labels of the two objectives, V vocabulary.
+Shapes: B rows, S tokens in a row.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -14,45 +14,38 @@ MntpNormalization = Literal["selected", "tokens"]
 MsgNormalization = Literal["token", "sequence"]
 
 
-class LabelledLogits(NamedTuple):
-    """Outputs at the positions that carry a label, and nowhere else."""
+class TargetLosses(NamedTuple):
+    """Cross entropy of each label in nats, in float32; 0 where there is none."""
 
-    mntp_logits: Tensor  # (N1, V)
-    mntp_labels: Tensor  # (N1,)
-    msg_logits: Tensor  # (N2, V)
-    msg_labels: Tensor  # (N2,)
+    mntp: Tensor  # (B, S)
+    msg: Tensor  # (B, S)
+    mntp_hits: Tensor | None  # (B, S), whether a label is the likeliest token; where gradients are off
+    msg_hits: Tensor | None  # (B, S)
 
 
-def forward_labelled(model: nn.Module, batch: dict[str, Tensor]) -> LabelledLogits:
-    """Run the model in infill mode and apply its LM head to labelled positions only.
+def forward_targets(model: nn.Module, batch: dict[str, Any]) -> TargetLosses:
+    """Run the model once in infill mode and ask for the losses of both objectives' labels.
 
     Args:
         model (`nn.Module`): The model as it is called in training, wrapped or not.
         batch (`dict`): `input_ids`, `attention_mask`, `segment_ids`, `position_ids`, `mntp_labels` and `msg_labels`,
-            each `(B, S)`.
+            each `(B, S)`; and, so that a GPU need not be waited for, `num_labels` (`int`) of both objectives together.
 
     Returns:
-        `LabelledLogits`: both objectives' logits and labels, in row-major order.
+        `TargetLosses`: part of the graph even where there is no label.
     """
-    mntp_labels, msg_labels = batch["mntp_labels"], batch["msg_labels"]
-    wanted = (mntp_labels != IGNORE_INDEX) | (msg_labels != IGNORE_INDEX)  # (B, S)
     outputs: Any = model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
         segment_ids=batch["segment_ids"],
         position_ids=batch["position_ids"],
         mode="infill",
-        logits_to_keep=wanted,
+        target_ids=torch.stack([batch["mntp_labels"], batch["msg_labels"]]),
+        num_targets=batch.get("num_labels"),
         use_cache=False,
     )
-    mntp_labels, msg_labels = mntp_labels[wanted], msg_labels[wanted]  # (N1 + N2,)
-    has_mntp, has_msg = mntp_labels != IGNORE_INDEX, msg_labels != IGNORE_INDEX
-    return LabelledLogits(
-        mntp_logits=outputs.logits[has_mntp],
-        mntp_labels=mntp_labels[has_mntp],
-        msg_logits=outputs.logits[has_msg],
-        msg_labels=msg_labels[has_msg],
-    )
+    hits = (None, None) if outputs.token_hits is None else outputs.token_hits.unbind()
+    return TargetLosses(*outputs.token_losses.unbind(), *hits)
 
 
 def count_items(
@@ -85,4 +78,4 @@ def count_items(
     return torch.stack([num_mntp, num_msg]).float()
 
 
-__all__ = ["LabelledLogits", "MntpNormalization", "MsgNormalization", "count_items", "forward_labelled"]
+__all__ = ["MntpNormalization", "MsgNormalization", "TargetLosses", "count_items", "forward_targets"]

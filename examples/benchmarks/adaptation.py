@@ -31,10 +31,10 @@ from modeling_magnet.pooling_magnet import last_token_states
 from modeling_magnet.prompts_magnet import join_prompt
 from modeling_magnet.texts_magnet import tokenize_texts
 from trainer import CorruptionSettings, DataCollatorForMagnet, load_texts, texts_to_blocks
+from trainer.corruption import IGNORE_INDEX
 from trainer.evaluation import EvaluationCollator, language_metrics, language_sums
-from trainer.losses import msg_loss
 from trainer.metrics import perplexity
-from trainer.objectives import forward_labelled
+from trainer.objectives import forward_targets
 
 SPANS = CorruptionSettings(mask_ratio=0.0, max_spans=3, min_span_tokens=8, max_span_tokens=32)
 BATCH_SIZE = 16
@@ -85,9 +85,9 @@ def measure_language(model: Any, rows: Dataset, *, max_rows: int) -> dict[str, f
         batch = collate(numbered)
         asked = language_sums(model, batch, mntp_normalization="selected", msg_normalization="token")
         for name, shuffle in (("own_suffix", False), ("other_suffix", True)):
-            joint = forward_labelled(model, keep_first_span(batch["infilling"], shuffle_suffix=shuffle))
-            asked[f"{name}_loss"] = msg_loss(joint.msg_logits, joint.msg_labels, num_items=1).item()
-            asked[f"{name}_tokens"] = len(joint.msg_labels)
+            first = keep_first_span(batch["infilling"], shuffle_suffix=shuffle)
+            asked[f"{name}_loss"] = forward_targets(model, first).msg.sum().item()
+            asked[f"{name}_tokens"] = int((first["msg_labels"] != IGNORE_INDEX).sum())
         for name, value in asked.items():
             sums[name] += value
     metrics = language_metrics(sums)

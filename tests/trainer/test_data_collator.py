@@ -1,6 +1,7 @@
 """Batches: literal tensors, padding, and the same corruption whoever collates a row."""
 
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -59,8 +60,9 @@ def make_rows(lengths: list[int], *, epoch: int = 0) -> list[dict]:
     ]
 
 
-def unpad(batch: dict[str, torch.Tensor]) -> list[dict[str, list[int]]]:
-    """The rows of a batch without their padding."""
+def unpad(batch: dict[str, Any]) -> list[dict[str, list[int]]]:
+    """The rows of a batch without their padding, whose labels are as many as it says."""
+    assert batch.pop("num_labels") == sum((batch[name] != -100).sum() for name in ("mntp_labels", "msg_labels"))
     lengths = batch["attention_mask"].sum(1).tolist()
     return [{name: batch[name][row, :length].tolist() for name in batch} for row, length in enumerate(lengths)]
 
@@ -85,6 +87,7 @@ def test_a_batch_by_hand():
         "mntp_labels": [[-100] * 4, [20, -100, -100, -100], [-100] * 4],
         "msg_labels": [[10, 11, -100, -100], [-100] * 4, [-100] * 4],
     }
+    assert batch.pop("num_labels") == 3
     assert {name: tensor.tolist() for name, tensor in batch.items()} == expected
     assert all(tensor.dtype == torch.long for tensor in batch.values())
 
@@ -94,8 +97,9 @@ def test_a_batch_by_hand():
 def test_a_batch_is_its_rows_corrupted_one_by_one(lengths, seed):
     collate, rows = make_collator(seed=seed, causal_ratio=0.2), make_rows(lengths)
     batch = collate(rows)
+    found_rows = unpad(batch)
     assert all(tensor.shape == (len(rows), max(lengths)) for tensor in batch.values())
-    for row, found in zip(rows, unpad(batch), strict=True):
+    for row, found in zip(rows, found_rows, strict=True):
         expected = corrupt_row(
             torch.tensor(row["input_ids"]),
             settings=collate.settings,

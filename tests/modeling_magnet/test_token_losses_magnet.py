@@ -1,0 +1,236 @@
+"""Losses in chunks against all logits at once: values, gradients, hits, and what is held in memory."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import Gemma3TextConfig
+
+from modeling_magnet.families_magnet import MagnetGemma3ForCausalLM
+from modeling_magnet.modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet.token_losses_magnet import token_losses
+
+HIDDEN, VOCAB = 6, 11
+
+
+def make_head(*, bias: bool = False, trained: bool = False, dtype: torch.dtype = torch.float32) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(HIDDEN, VOCAB, bias=bias).to(dtype).requires_grad_(trained)
+
+
+def draw(shape: tuple[int, ...], *, ratio: float, seed: int, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """States and targets of the shape (B, S) or (K, B, S), of which about a share is set."""
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(*shape[-2:], HIDDEN, generator=generator).to(dtype).requires_grad_()
+    targets = torch.randint(VOCAB, shape, generator=generator)
+    return states, targets.where(torch.rand(shape, generator=generator) < ratio, -100)
+
+
+def at_once(states: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> torch.Tensor:
+    """All logits, and one cross entropy after the other."""
+    logits = head(states)
+    losses = torch.zeros(targets.shape, dtype=torch.promote_types(logits.dtype, torch.float32))
+    for place in (targets != -100).nonzero().tolist():
+        row, column = place[-2:]
+        probabilities = logits[row, column].to(losses.dtype).softmax(-1)
+        losses[tuple(place)] = -probabilities[targets[tuple(place)]].log()
+    return losses
+
+
+def gradients(losses: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Of a sum in which each loss has a weight of its own."""
+    weights = torch.linspace(0.5, 2.0, losses.numel(), dtype=losses.dtype).view(losses.shape)
+    return torch.autograd.grad((losses * weights).sum(), inputs)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.sampled_from([(1, 1), (3, 7), (2, 3, 5), (3, 1, 4)]),
+    ratio=st.sampled_from([0.0, 0.3, 1.0]),
+    chunk_size=st.sampled_from([None, 1, 2, 3, 64]),
+    surplus=st.sampled_from([None, 0, 5]),
+    bias=st.booleans(),
+    trained=st.booleans(),
+    named=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_losses_and_gradients_equal_those_of_all_logits(shape, ratio, chunk_size, surplus, bias, trained, named, seed):
+    head = make_head(bias=bias, trained=trained)
+    states, targets = draw(shape, ratio=ratio, seed=seed)
+    num_targets = None if surplus is None else int((targets != -100).sum()) + surplus
+    found = token_losses(
+        states,
+        targets,
+        project=head,
+        vocab_size=VOCAB,
+        head=head if named else None,
+        num_targets=num_targets,
+        chunk_size=chunk_size,
+    )
+    assert found.hits is None and found.losses.dtype == torch.float32
+    expected = at_once(states, targets, head)
+    torch.testing.assert_close(found.losses, expected)
+    assert not found.losses[targets == -100].any()
+    inputs = (states, *head.parameters()) if trained else (states,)
+    if ratio:
+        torch.testing.assert_close(
+            gradients(found.losses, *inputs), gradients(expected + 0 * head(states).sum(), *inputs)
+        )
+    else:
+        assert not any(gradient.any() for gradient in gradients(found.losses, *inputs)), "zeros, not nothing"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_losses_pass_the_gradient_check_in_float64(named):
+    head = make_head(dtype=torch.float64)
+    states, targets = draw((2, 5), ratio=0.6, seed=3, dtype=torch.float64)
+
+    def losses(states: torch.Tensor) -> torch.Tensor:
+        head_or_none = head if named else None
+        return token_losses(states, targets, project=head, vocab_size=VOCAB, head=head_or_none, chunk_size=2).losses
+
+    assert losses(states).dtype == torch.float64
+    assert torch.autograd.gradcheck(losses, states)
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["frozen head", "any head"])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_half_precision_is_summed_in_float32(named, autocast):
+    head = make_head(dtype=torch.float32 if autocast else torch.bfloat16)
+    states, targets = draw((8, 50), ratio=0.9, seed=1, dtype=torch.float32 if autocast else torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        found = token_losses(
+            states, targets, project=head, vocab_size=VOCAB, head=head if named else None, chunk_size=64
+        ).losses
+        logits = head(states)
+    expected = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+    assert logits.dtype == torch.bfloat16 and found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    (gradient,), (wanted,) = gradients(found, states), gradients(expected, states)
+    assert gradient.dtype == states.dtype
+    torch.testing.assert_close(gradient.float(), wanted.float(), rtol=2e-2, atol=2e-2)
+
+
+@torch.no_grad()
+def test_hits_are_targets_that_are_the_likeliest_token():
+    head = make_head()
+    states, targets = draw((2, 4, 9), ratio=0.8, seed=2)
+    targets[0, :, ::2] = head(states).argmax(-1)[:, ::2]
+    found = token_losses(states, targets, project=head, vocab_size=VOCAB, chunk_size=4)
+    expected = (head(states).argmax(-1) == targets) & (targets != -100)
+    assert torch.equal(found.hits, expected) and expected.any() and not expected[targets != -100].all()
+    torch.testing.assert_close(found.losses, at_once(states, targets, head))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_no_more_than_a_chunk_of_logits_is_made_or_kept(trained):
+    head, sizes, kept = make_head(trained=trained), [], []
+
+    class Counted(nn.Linear):
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(states))
+            return super().forward(states)
+
+    counted = Counted(HIDDEN, VOCAB, bias=False)
+    counted.weight = head.weight
+    states, targets = draw((4, 40), ratio=1.0, seed=5)
+    chosen: Any = counted if trained else head
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        found = token_losses(states, targets, project=chosen, vocab_size=VOCAB, head=chosen, chunk_size=16)
+    assert not any(tensor.shape[-1:] == (VOCAB,) for tensor in kept if tensor is not head.weight)
+    found.losses.sum().backward()
+    assert set(sizes) == ({16} if trained else set())
+    assert len(sizes) == (20 if trained else 0), "ten chunks, each made again for its gradient"
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (3,), (2, 2, 2, 3), (3, 2)])
+def test_targets_that_do_not_fit_the_states_are_refused(shape):
+    with pytest.raises(ValueError, match=r"`target_ids` has shape .*pass \(2, 3\)"):
+        token_losses(
+            torch.zeros(2, 3, HIDDEN), torch.zeros(shape, dtype=torch.long), project=make_head(), vocab_size=VOCAB
+        )
+
+
+def test_too_small_a_number_of_targets_is_refused():
+    with pytest.raises(ValueError, match="`num_targets` is 5, but 6 targets"):
+        token_losses(
+            torch.zeros(2, 3, HIDDEN),
+            torch.zeros(2, 3, dtype=torch.long),
+            project=make_head(),
+            vocab_size=VOCAB,
+            num_targets=5,
+        )
+
+
+# --- In the model ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["causal", "bidirectional", "infill"])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_forward_with_targets_equals_one_with_logits(tiny_model, mode, frozen):
+    model: MagnetLlamaForCausalLM = copy.deepcopy(tiny_model)
+    model.get_output_embeddings().requires_grad_(not frozen)
+    ids = torch.randint(5, 90, (3, 12), generator=torch.Generator().manual_seed(0))
+    segments = {"segment_ids": torch.tensor([[0, 0, 1, 1, 0, 0, 2, 2, 2, 0, 0, 0]] * 3)} if mode == "infill" else {}
+    targets = ids.roll(-1, dims=1)
+    targets[:, ::3] = -100
+    output = model(ids, mode=mode, target_ids=targets, num_targets=24, **segments)
+    assert output.logits is None and output.token_hits is None
+    logits = model(ids, mode=mode, **segments).logits
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+    torch.testing.assert_close(output.token_losses, expected)
+    weight = model.model.layers[0].self_attn.q_proj.weight
+    torch.testing.assert_close(gradients(output.token_losses, weight), gradients(expected, weight))
+    with torch.no_grad():
+        hits = model(ids, mode=mode, target_ids=targets, **segments).token_hits
+    assert torch.equal(hits, (logits.argmax(-1) == targets) & (targets != -100))
+
+
+def test_a_head_that_is_more_than_its_layer_is_asked_as_a_whole():
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=90,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        final_logit_softcapping=0.5,
+    )
+    model = MagnetGemma3ForCausalLM(config).eval().requires_grad_(False)
+    model.model.layers[0].requires_grad_(True)
+    ids = torch.randint(5, 90, (2, 9), generator=torch.Generator().manual_seed(0))
+    logits = model(ids, mode="bidirectional").logits
+    assert logits.abs().max() < 0.5
+    found = model(ids, mode="bidirectional", target_ids=ids).token_losses
+    expected = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(ids.shape)
+    torch.testing.assert_close(found, expected)
+    weight = model.model.layers[0].self_attn.q_proj.weight
+    torch.testing.assert_close(gradients(found, weight), gradients(expected, weight))
+
+
+def test_an_adapter_on_the_head_gets_its_gradient(tiny_model):
+    lora = LoraConfig(target_modules=["lm_head", "q_proj"], r=2, lora_alpha=4, init_lora_weights=False)
+    model = get_peft_model(copy.deepcopy(tiny_model), lora)
+    ids = torch.randint(5, 90, (2, 9), generator=torch.Generator().manual_seed(0))
+    found = model(input_ids=ids, mode="bidirectional", target_ids=ids).token_losses
+    logits = model(input_ids=ids, mode="bidirectional").logits
+    expected = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(ids.shape)
+    adapters = [weight for weight in model.parameters() if weight.requires_grad]
+    assert len(adapters) > 2
+    found_gradients = gradients(found, *adapters)
+    torch.testing.assert_close(found_gradients, gradients(expected, *adapters))
+    assert all(gradient.any() for gradient in found_gradients)
+
+
+def test_rows_of_several_modes_take_no_targets(tiny_model):
+    ids = torch.ones(2, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match="takes no target_ids"):
+        tiny_model(ids, mode=["causal", "bidirectional"], target_ids=ids)
