@@ -1,10 +1,8 @@
-"""Everything the contrastive objective needs around the model: its head, its two views, other processes' positives.
+"""What the contrastive objective needs beside the model: its head, and other processes' positives.
 
 Shapes: P pairs, W processes, H hidden size.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from modeling_magnet.head_magnet import ContrastiveHead
-from modeling_magnet.pooling_magnet import last_token_states
 
 HEAD_NAME = "sscl_head"
 HEAD_FILE = "sscl_head.safetensors"
@@ -85,55 +82,6 @@ def load_head(head: nn.Module, *, directory: str | Path) -> None:
     head.load_state_dict(safetensors.torch.load_file(path))
 
 
-@contextmanager
-def dropout_views(model: nn.Module, *, dropout: float) -> Iterator[None]:
-    """Drop attention weights with the given chance, so that two forwards of one text are two views of it.
-
-    Only the forward inside the context is affected, and only in training mode. Layers that are recomputed during the
-    backward pass would be recomputed without it.
-
-    Args:
-        model (`nn.Module`): Its modules with a field `attention_dropout` are changed until the context ends.
-        dropout (`float`): Chance of an attention weight to be dropped, in [0, 1).
-
-    Source: SimCSE (Gao et al. 2021, https://huggingface.co/papers/2104.08821); Llama has no other dropout.
-    """
-    layers = [module for module in model.modules() if "attention_dropout" in vars(module)] if dropout else []
-    before = [vars(layer)["attention_dropout"] for layer in layers]
-    for layer in layers:
-        vars(layer)["attention_dropout"] = dropout
-    try:
-        yield
-    finally:
-        for layer, value in zip(layers, before, strict=True):
-            vars(layer)["attention_dropout"] = value
-
-
-def contrastive_views(model: nn.Module, pairs: dict[str, Tensor], *, head: nn.Module) -> tuple[Tensor, Tensor]:
-    """Represent both sides of pairs: bidirectional attention, the last token's state, the head.
-
-    Args:
-        model (`nn.Module`): The model as it is called in training, wrapped or not.
-        pairs (`dict`): `input_ids` and `attention_mask` of shape `(2P, S)`, all anchors before all positives.
-        head (`nn.Module`): Projection of the states.
-
-    Returns:
-        `tuple[Tensor, Tensor]`: anchors and positives, `(P, H)` each.
-
-    Source: MAGNET (Khosla et al. 2025), SSCL.
-    """
-    outputs: Any = model(
-        **pairs,
-        mode="bidirectional",
-        logits_to_keep=torch.zeros_like(pairs["attention_mask"], dtype=torch.bool),
-        use_cache=False,
-    )
-    # The LM head saw no position. Its empty output keeps it in the graph, for wrappers that count gradients.
-    states = last_token_states(outputs.last_hidden_state, pairs["attention_mask"]) + 0.0 * outputs.logits.sum()
-    anchors, positives = head(states).chunk(2)
-    return anchors, positives
-
-
 class _GatherWithGradient(torch.autograd.Function):
     """All-gather whose backward sums what every process asks of a row and hands it to the row's owner."""
 
@@ -176,8 +124,6 @@ __all__ = [
     "HEAD_FILE",
     "HEAD_NAME",
     "attach_contrastive_head",
-    "contrastive_views",
-    "dropout_views",
     "gather_with_gradient",
     "load_head",
     "save_head",

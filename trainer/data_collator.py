@@ -196,6 +196,7 @@ class DataCollatorForPairs:
         prompt (`str` or `None`): Put in front of both sides.
         max_length (`int`): Longest side in tokens, prompt and special tokens included, >= 3; EOS is never cut off.
         pad_token_id (`int`): Token in padded places, on the right.
+        mini_batch_tokens (`int`, *optional*): Limit of the tokens of a mini-batch, padding included, >= `max_length`.
 
     Source: MAGNET (Khosla et al. 2025), section 3, objective SSCL.
     """
@@ -204,16 +205,20 @@ class DataCollatorForPairs:
     prompt: str | None
     max_length: int
     pad_token_id: int
+    mini_batch_tokens: int | None = None
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Make one batch.
 
         Args:
             rows (list of `dict`): The strings `anchor` and `positive` of each pair.
 
         Returns:
-            `dict[str, torch.LongTensor]`: `input_ids` and `attention_mask` of shape `(2P, S)`, right padded; row i is
-            the anchor of pair i, row P + i its positive.
+            `dict`: `input_ids` and `attention_mask`, `torch.LongTensor` of shape `(2P, S)`, right padded; row i is the
+            anchor of pair i, row P + i its positive. With a limit of tokens also `order`, a `torch.LongTensor` of
+            shape `(2P,)`, the rows from the longest to the shortest, and `mini_batches`, a list of the numbers of rows
+            and columns into which they are parted. How many there are follows from P alone, so that processes that
+            gather weights for each forward have equally many.
 
         Raises:
             ValueError: if there is no row, or a row lacks one of the two fields.
@@ -221,7 +226,14 @@ class DataCollatorForPairs:
         _check_fields(rows, ("anchor", "positive"))
         texts = [row["anchor"] for row in rows] + [row["positive"] for row in rows]
         token_rows = tokenize_texts(self.tokenizer, texts, prompt=self.prompt, max_length=self.max_length)
-        return pad_token_rows(token_rows, pad_token_id=self.pad_token_id)
+        batch: dict[str, Any] = pad_token_rows(token_rows, pad_token_id=self.pad_token_id)
+        if self.mini_batch_tokens is not None:
+            lengths = batch["attention_mask"].sum(1)  # (2P,)
+            batch["order"] = lengths.argsort(descending=True, stable=True)
+            number = -(-len(texts) // (self.mini_batch_tokens // self.max_length))
+            parts = lengths[batch["order"]].tensor_split(number)
+            batch["mini_batches"] = [(len(part), int(part[0])) for part in parts]
+        return batch
 
 
 def _check_fields(rows: Sequence[dict[str, Any]], fields: tuple[str, ...]) -> None:

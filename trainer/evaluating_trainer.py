@@ -9,13 +9,13 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from .contrastive import contrastive_views
 from .data_collator import DataCollatorForMagnet, DataCollatorForPairs
 from .evaluation import EvaluationCollator, PairEvaluationCollator, Sums, language_metrics, language_sums
 from .losses import sscl_loss
 from .phases import LossPhase, phase_at
 from .streams import EpochRows, EvenBatchSampler, RowSource
 from .training_args import MagnetTrainingArguments
+from .views import contrastive_views
 
 
 class EvaluatingTrainer(Trainer):
@@ -153,6 +153,7 @@ class EvaluatingTrainer(Trainer):
             prompt=self.args.contrastive_prompt or None,
             max_length=self.args.contrastive_max_length,
             pad_token_id=self.data_collator.pad_token_id,
+            mini_batch_tokens=self.args.contrastive_mini_batch_tokens,
         )
 
     def _plain_dataloader(self, dataset: Any, batch_sampler: Sampler, collator: Any) -> DataLoader:

@@ -18,8 +18,6 @@ from .checks import check_run
 from .contrastive import (
     HEAD_NAME,
     attach_contrastive_head,
-    contrastive_views,
-    dropout_views,
     gather_with_gradient,
     load_head,
     save_head,
@@ -31,6 +29,7 @@ from .phases import contrastive_steps_before
 from .publishing_trainer import PublishingTrainer
 from .streams import EpochRows, EpochRowSampler, MicroBatchStream, PairBatchSampler, RowSource
 from .training_args import MagnetTrainingArguments
+from .views import contrastive_views
 
 
 class MagnetTrainer(PublishingTrainer):
@@ -200,8 +199,13 @@ class MagnetTrainer(PublishingTrainer):
 
     def _sscl(self, model: nn.Module, pairs: dict[str, Tensor]) -> Tensor:
         """Contrast this process's anchors with the positives of all processes."""
-        with dropout_views(model, dropout=self.args.view_dropout):
-            anchors, positives = contrastive_views(model, pairs, head=self.head)
+        anchors, positives = contrastive_views(
+            model,
+            pairs,
+            head=self.head,
+            dropout=self.args.view_dropout,
+            recompute=self.args.contrastive_recompute,
+        )
         first = self.accelerator.process_index * len(anchors)
         return sscl_loss(
             anchors,

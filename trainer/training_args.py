@@ -125,6 +125,20 @@ class MagnetTrainingArguments(TrainingArguments):
     contrastive_max_length: int = field(
         default=128, metadata={"help": "Tokens of one side of a pair, prompt and special tokens included."}
     )
+    contrastive_mini_batch_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Read the texts of a contrastive batch in mini-batches of texts of similar length, of at most so "
+            "many tokens even if all were of `contrastive_max_length`. Default: all at once."
+        },
+    )
+    contrastive_recompute: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep the activations of no mini-batch and run each again for its gradient (GradCache): memory "
+            "of one mini-batch for any number of negatives."
+        },
+    )
     contrastive_prompt: str = field(
         default=DEFAULT_PROMPT, metadata={"help": "Put in front of both sides of a pair; empty for none."}
     )
@@ -252,6 +266,12 @@ class MagnetTrainingArguments(TrainingArguments):
             complaints.append(
                 f"`contrastive_max_length` is {self.contrastive_max_length}; BOS, a token and EOS take 3, pass more."
             )
+        limit = self.contrastive_mini_batch_tokens
+        if limit is not None and limit < self.contrastive_max_length:
+            complaints.append(
+                f"`contrastive_mini_batch_tokens` is {limit}, less than a text of `contrastive_max_length` "
+                f"{self.contrastive_max_length}. Raise it."
+            )
         if not 0 <= self.view_dropout < 1:
             complaints.append(f"`view_dropout` is {self.view_dropout}; pass a number from 0 to below 1.")
         return complaints
@@ -263,6 +283,11 @@ class MagnetTrainingArguments(TrainingArguments):
             complaints.append(
                 f"`view_dropout` is {self.view_dropout} and activation checkpointing is on: the layers would be "
                 "recomputed with another dropout than they had. Turn one of them off."
+            )
+        if self.contrastive_recompute and self.contrastive_mini_batch_tokens is None:
+            complaints.append(
+                "`contrastive_recompute` is true, but the batch is not read in mini-batches. Pass "
+                "`contrastive_mini_batch_tokens`."
             )
         if self.keep_contrastive_head and self.contrastive_head == "none":
             complaints.append("`keep_contrastive_head` is true, but `contrastive_head` is 'none': nothing to keep.")

@@ -61,6 +61,14 @@ def test_checkpointed_activations_in_two_processes_equal_one_without(tmp_path):
     assert_same_training(run_together(2, directory=tmp_path, **halves, **changes), one)
 
 
+def test_recomputed_mini_batches_in_two_processes_equal_one_that_reads_all_pairs_at_once(tmp_path):
+    changes = {**CONTRASTIVE, "temperature": 0.5}
+    one = run_alone(directory=tmp_path, per_device_train_batch_size=4, contrastive_batch_size=4, **changes)
+    halves = {"per_device_train_batch_size": 2, "contrastive_batch_size": 2}
+    cached = {"contrastive_mini_batch_tokens": 24, "contrastive_recompute": True}
+    assert_same_training(run_together(2, directory=tmp_path, **halves, **cached, **changes), one)
+
+
 def test_evaluation_in_two_processes_equals_one(tmp_path):
     # Seven rows and nine pairs: neither fills the batches of two processes.
     changes = {**CONTRASTIVE, "learning_rate": 0.0, "contrastive_batch_size": 4, "per_device_eval_batch_size": 2}

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 from transformers.utils import logging
 
-from trainer.contrastive import contrastive_views, dropout_views
 from trainer.lora import LoraArguments, apply_lora
+from trainer.views import contrastive_views
 
 from .processes import KeepGradients
 from .tiny import tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_tokenizer, tiny_trainer
@@ -256,8 +256,7 @@ def test_dropout_views_differ_in_the_contrastive_forward_alone(tmp_path):
     assert seen == [("infill", 0.0), ("bidirectional", 0.5)] * 2
     pairs = trainer._pair_collator()([{"anchor": "w1 w2 w3 w4", "positive": "w1 w2 w3 w4"}] * 2)
     trainer.model.train()
-    with dropout_views(trainer.model, dropout=0.5):
-        anchors, positives = contrastive_views(trainer.model, pairs, head=trainer.head)
+    anchors, positives = contrastive_views(trainer.model, pairs, head=trainer.head, dropout=0.5)
     assert (anchors - positives).abs().max() > 1e-3
     anchors, positives = contrastive_views(trainer.model, pairs, head=trainer.head)
     torch.testing.assert_close(anchors, positives)

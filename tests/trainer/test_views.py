@@ -1,0 +1,115 @@
+"""Pairs read in mini-batches against pairs read at once: vectors, gradients, forwards, padding, what is kept."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.data_collator import DataCollatorForPairs
+from trainer.losses import sscl_loss
+from trainer.views import contrastive_views
+
+from .tiny import tiny_args, tiny_model, tiny_tokenizer, tiny_trainer
+
+MAX_LENGTH = 12
+
+
+def collate(pairs: list[dict[str, str]], *, mini_batch_tokens: int | None) -> dict[str, Any]:
+    collator = DataCollatorForPairs(
+        tiny_tokenizer(), prompt=None, max_length=MAX_LENGTH, pad_token_id=2, mini_batch_tokens=mini_batch_tokens
+    )
+    return collator(pairs)
+
+
+def pairs_of(lengths: list[int]) -> list[dict[str, str]]:
+    """Anchors of these numbers of words, positives of one more."""
+    words = [f"w{number}" for number in range(40)]
+    return [
+        {"anchor": " ".join(words[n : n + length]), "positive": " ".join(words[n : n + length + 1])}
+        for n, length in enumerate(lengths)
+    ]
+
+
+@given(lengths=st.lists(st.integers(1, 15), min_size=1, max_size=12), budget=st.integers(MAX_LENGTH, 80))
+@settings(max_examples=60, deadline=None)
+def test_mini_batches_hold_every_text_once_within_the_limit(lengths, budget):
+    batch, whole = (collate(pairs_of(lengths), mini_batch_tokens=limit) for limit in (budget, None))
+    assert torch.equal(batch["input_ids"], whole["input_ids"]) and whole.keys() == {"input_ids", "attention_mask"}
+    assert sorted(batch["order"].tolist()) == list(range(2 * len(lengths)))
+    start = 0
+    for num_rows, width in batch["mini_batches"]:
+        rows = batch["order"][start : start + num_rows]
+        start += num_rows
+        assert num_rows * width <= budget
+        assert width == batch["attention_mask"][rows].sum(1).max(), "no column of padding alone"
+    assert start == 2 * len(lengths)
+    longest = pairs_of([15] * len(lengths))
+    assert len(collate(longest, mini_batch_tokens=budget)["mini_batches"]) == len(batch["mini_batches"])
+
+
+def losses_and_gradients(
+    batch: dict[str, Any], *, dropout: float = 0.0, recompute: bool = False
+) -> list[torch.Tensor]:
+    trainer = tiny_trainer(tiny_args("unused", loss_phases=["1:0,1,0"]))
+    model = trainer.model.train()
+    torch.manual_seed(1)
+    anchors, positives = contrastive_views(model, batch, head=trainer.head, dropout=dropout, recompute=recompute)
+    loss = sscl_loss(anchors, positives, temperature=0.5)
+    loss.backward()
+    return [loss.detach(), *(weight.grad for weight in model.parameters() if weight.grad is not None)]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("budget", [MAX_LENGTH, 30, 1000])
+def test_mini_batches_give_the_loss_and_gradients_of_the_whole(budget, recompute):
+    pairs = pairs_of([3, 9, 1, 5, 5])
+    expected = losses_and_gradients(collate(pairs, mini_batch_tokens=None))
+    found = losses_and_gradients(collate(pairs, mini_batch_tokens=budget), recompute=recompute)
+    assert len(found) == len(expected) > 10
+    torch.testing.assert_close(found, expected)
+
+
+def test_what_runs_again_drops_the_same_attention_weights():
+    batch = collate(pairs_of([3, 9, 1, 5, 5]), mini_batch_tokens=30)
+    kept = losses_and_gradients(batch, dropout=0.5)
+    again = losses_and_gradients(batch, dropout=0.5, recompute=True)
+    assert all(torch.equal(*both) for both in zip(kept, again, strict=True))
+    assert not torch.equal(kept[0], losses_and_gradients(batch)[0])
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_recomputing_keeps_no_activations_and_runs_each_mini_batch_twice(recompute):
+    batch, model = collate(pairs_of([6] * 8), mini_batch_tokens=4 * MAX_LENGTH), tiny_model()
+    calls, sizes = [], []
+    model.register_forward_pre_hook(lambda *call: calls.append(call[2]["input_ids"].shape), with_kwargs=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda kept: sizes.append(kept.numel()) or kept, lambda kept: kept):
+        anchors, positives = contrastive_views(model, batch, head=torch.nn.Identity(), recompute=recompute)
+    assert calls == [(4, 9)] * 2 + [(4, 8)] * 2
+    # What is left are token ids, masks and vectors, where one layer of one mini-batch has 4 x 8 states of width 16.
+    assert (max(sizes) >= 4 * 8 * 16) is not recompute
+    sscl_loss(anchors, positives, temperature=0.5).backward()
+    assert len(calls) == (8 if recompute else 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"contrastive_recompute": True}, "`contrastive_mini_batch_tokens`"),
+        ({"contrastive_mini_batch_tokens": 23}, "less than a text of `contrastive_max_length` 24"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(tmp_path, changes, told):
+    with pytest.raises(ValueError, match=told):
+        tiny_args(tmp_path, **changes)
+
+
+def test_training_in_mini_batches_logs_what_training_at_once_logs(tmp_path):
+    logs = []
+    for changes in ({}, {"contrastive_mini_batch_tokens": 48, "contrastive_recompute": True}):
+        trainer = tiny_trainer(tiny_args(tmp_path, loss_phases=["2:1,0,1", "3:1,9,1"], **changes))
+        trainer.train()
+        logs.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
+    assert len(logs[0]) == 5
+    assert logs[1] == pytest.approx(logs[0], rel=1e-3)
