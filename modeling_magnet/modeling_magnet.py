@@ -248,9 +248,9 @@ class MagnetMixin(WordsMixin, InfillingMixin):
         return token_losses(
             hidden_states,
             target_ids,
-            project=self._project,
+            head=self.get_output_embeddings(),
             vocab_size=self.config.vocab_size,
-            head=self.get_output_embeddings() if is_plain else None,
+            project=None if is_plain else self._project,
             num_targets=num_targets,
         )
 

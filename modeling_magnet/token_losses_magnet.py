@@ -9,6 +9,7 @@ Shapes: T targets, set or not; N positions with a target, padded; C positions of
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -38,9 +39,9 @@ def token_losses(
     states: torch.Tensor,
     target_ids: torch.Tensor,
     *,
-    project: Project,
+    head: nn.Module,
     vocab_size: int,
-    head: nn.Module | None = None,
+    project: Project | None = None,
     num_targets: int | None = None,
     chunk_size: int | None = None,
 ) -> TokenLosses:
@@ -50,9 +51,9 @@ def token_losses(
         states (`torch.FloatTensor` of shape `(B, S, H)`): Output of the last layer.
         target_ids (`torch.LongTensor` of shape `(B, S)` or `(K, B, S)`): The token to predict at each position, or
             -100; K of them where a position may have several.
-        project (`Callable`): States `(C, H)` to logits `(C, V)`.
+        head (`nn.Module`): The layer that makes logits `(C, V)` of states `(C, H)`.
         vocab_size (`int`): V.
-        head (`nn.Module`, *optional*): The layer that `project` is, if it is nothing more.
+        project (`Callable`, *optional*): What makes logits of states, where that is more than the head.
         num_targets (`int`, *optional*): How many targets are set, or an upper limit. Left out, it is read from the
             device, which has to be waited for.
         chunk_size (`int`, *optional*): C. By default what makes 4 million logits on a CPU, 67 million elsewhere.
@@ -76,27 +77,59 @@ def token_losses(
             raise ValueError(f"`num_targets` is {num_targets}, but {found} targets are set. Pass as many, or None.")
         num_targets = found if num_targets is None else num_targets
     rows = chunk_size or _chunk_size(max(num_targets, 1), vocab_size=vocab_size, device=states.device)
+    is_gathered = _is_gathered(head)
+    if is_gathered and project is not None:
+        rows = max(num_targets, 1)  # the projection calls the head, which is to be called once
     padded = -(-max(num_targets, 1) // rows) * rows  # N
     places = torch.nonzero_static(is_set, size=padded, fill_value=len(targets))[:, 0]  # (N,), T for padding
     wanted = F.pad(targets, (0, 1), value=IGNORE_INDEX)[places]  # (N,)
     picked = states.flatten(0, 1).index_select(0, places % states.shape[:2].numel())  # (N, H)
+    measure = partial(_in_chunks, targets=wanted, rows=rows, head=head if project is None else None)
+    if is_gathered and project is None:
+        losses, hits = _within(head, picked, measure)
+    else:
+        losses, hits = measure(picked, project=project or head)
+    return TokenLosses(
+        losses=_put(losses, places, like=target_ids),
+        hits=None if hits is None else _put(hits, places, like=target_ids),
+    )
 
-    hits = None
-    if torch.is_grad_enabled() and _is_frozen(head, picked):
+
+def _in_chunks(
+    states: torch.Tensor, *, project: Project, targets: torch.Tensor, rows: int, head: nn.Module | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Losses `(N,)`, and hits `(N,)` where gradients are off; with the head, if projecting is nothing more."""
+    if torch.is_grad_enabled() and _is_frozen(head, states):
         assert isinstance(head, nn.Linear)
-        losses = _FrozenHead.apply(picked, wanted, head.weight, head.bias, rows)
-    elif torch.is_grad_enabled():
-        parts = list(zip(picked.split(rows), wanted.split(rows), strict=True))
+        return _FrozenHead.apply(states, targets, head.weight, head.bias, rows), None
+    parts = list(zip(states.split(rows), targets.split(rows), strict=True))
+    if torch.is_grad_enabled():
         # A single chunk needs as much memory kept as made again.
         run: Any = checkpoint if len(parts) > 1 else _call
-        losses = torch.cat([run(_losses, project, *part, use_reentrant=False) for part in parts])
-    else:
-        chunks = [
-            _losses_and_hits(project, *part) for part in zip(picked.split(rows), wanted.split(rows), strict=True)
-        ]
-        losses, hits = (torch.cat(found) for found in zip(*chunks, strict=True))
-        hits = _put(hits, places, like=target_ids)
-    return TokenLosses(losses=_put(losses, places, like=target_ids), hits=hits)
+        return torch.cat([run(_losses, project, *part, use_reentrant=False) for part in parts]), None
+    losses, hits = zip(*[_losses_and_hits(project, *part) for part in parts], strict=True)
+    return torch.cat(losses), torch.cat(hits)
+
+
+def _within(head: nn.Module, states: torch.Tensor, measure: Callable[..., Any]) -> Any:
+    """Measure inside the one call of a head whose weight is gathered for each.
+
+    Processes have different numbers of chunks: a call for each would let them wait for one another, and, with weights
+    that several modules share the gathering of, be out of step.
+    """
+    own = vars(head).get("forward")
+    forward = head.forward
+
+    def measure_once(states: torch.Tensor) -> Any:
+        return measure(states, project=forward)
+
+    vars(head)["forward"] = measure_once
+    try:
+        return head(states)
+    finally:
+        del vars(head)["forward"]
+        if own is not None:
+            vars(head)["forward"] = own
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -154,7 +187,7 @@ def _call(function: Callable[..., torch.Tensor], *arguments: Any, use_reentrant:
 
 def _put(values: torch.Tensor, places: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:
     """Values of the chosen positions in the targets' shape, without the padding."""
-    return values.new_zeros(like.numel() + 1).index_copy(0, places, values)[:-1].view(like.shape)
+    return values.new_zeros(like.numel() + 1).index_copy(0, places, values)[:-1].reshape(like.shape).clone()
 
 
 def _chunk_size(num_targets: int, *, vocab_size: int, device: torch.device) -> int:
@@ -165,12 +198,18 @@ def _chunk_size(num_targets: int, *, vocab_size: int, device: torch.device) -> i
     return -(-even // _ROUND) * _ROUND
 
 
+def _is_gathered(head: nn.Module) -> bool:
+    """Whether a head's weight is in parts with several processes: by FSDP2 or by DeepSpeed's third stage."""
+    return hasattr(head, "set_reshard_after_backward") or any(hasattr(weight, "ds_id") for weight in head.parameters())
+
+
 def _is_frozen(head: nn.Module | None, states: torch.Tensor) -> bool:
     """Whether a head is a plain linear layer without gradient whose weight is whole and here."""
-    if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter or hasattr(head.weight, "ds_id"):
-        return False  # adapted, quantised, or in parts with several processes
-    frozen = not any(parameter.requires_grad for parameter in head.parameters())
-    return frozen and states.requires_grad and head.weight.device == states.device
+    if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
+        return False  # adapted or quantised
+    is_frozen = not any(parameter.requires_grad for parameter in head.parameters())
+    is_plain = type(head.weight) is nn.Parameter
+    return is_frozen and is_plain and states.requires_grad and head.weight.device == states.device
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -67,9 +67,9 @@ def test_losses_and_gradients_equal_those_of_all_logits(shape, ratio, chunk_size
     found = token_losses(
         states,
         targets,
-        project=head,
+        head=head,
         vocab_size=VOCAB,
-        head=head if named else None,
+        project=None if named else head,
         num_targets=num_targets,
         chunk_size=chunk_size,
     )
@@ -92,8 +92,8 @@ def test_losses_pass_the_gradient_check_in_float64(named):
     states, targets = draw((2, 5), ratio=0.6, seed=3, dtype=torch.float64)
 
     def losses(states: torch.Tensor) -> torch.Tensor:
-        head_or_none = head if named else None
-        return token_losses(states, targets, project=head, vocab_size=VOCAB, head=head_or_none, chunk_size=2).losses
+        project = None if named else head
+        return token_losses(states, targets, head=head, vocab_size=VOCAB, project=project, chunk_size=2).losses
 
     assert losses(states).dtype == torch.float64
     assert torch.autograd.gradcheck(losses, states)
@@ -106,7 +106,7 @@ def test_half_precision_is_summed_in_float32(named, autocast):
     states, targets = draw((8, 50), ratio=0.9, seed=1, dtype=torch.float32 if autocast else torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         found = token_losses(
-            states, targets, project=head, vocab_size=VOCAB, head=head if named else None, chunk_size=64
+            states, targets, head=head, vocab_size=VOCAB, project=None if named else head, chunk_size=64
         ).losses
         logits = head(states)
     expected = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
@@ -122,7 +122,7 @@ def test_hits_are_targets_that_are_the_likeliest_token():
     head = make_head()
     states, targets = draw((2, 4, 9), ratio=0.8, seed=2)
     targets[0, :, ::2] = head(states).argmax(-1)[:, ::2]
-    found = token_losses(states, targets, project=head, vocab_size=VOCAB, chunk_size=4)
+    found = token_losses(states, targets, head=head, vocab_size=VOCAB, chunk_size=4)
     expected = (head(states).argmax(-1) == targets) & (targets != -100)
     assert torch.equal(found.hits, expected) and expected.any() and not expected[targets != -100].all()
     torch.testing.assert_close(found.losses, at_once(states, targets, head))
@@ -142,7 +142,7 @@ def test_no_more_than_a_chunk_of_logits_is_made_or_kept(trained):
     states, targets = draw((4, 40), ratio=1.0, seed=5)
     chosen: Any = counted if trained else head
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        found = token_losses(states, targets, project=chosen, vocab_size=VOCAB, head=chosen, chunk_size=16)
+        found = token_losses(states, targets, head=chosen, vocab_size=VOCAB, chunk_size=16)
     assert not any(tensor.shape[-1:] == (VOCAB,) for tensor in kept if tensor is not head.weight)
     found.losses.sum().backward()
     assert set(sizes) == ({16} if trained else set())
@@ -153,7 +153,7 @@ def test_no_more_than_a_chunk_of_logits_is_made_or_kept(trained):
 def test_targets_that_do_not_fit_the_states_are_refused(shape):
     with pytest.raises(ValueError, match=r"`target_ids` has shape .*pass \(2, 3\)"):
         token_losses(
-            torch.zeros(2, 3, HIDDEN), torch.zeros(shape, dtype=torch.long), project=make_head(), vocab_size=VOCAB
+            torch.zeros(2, 3, HIDDEN), torch.zeros(shape, dtype=torch.long), head=make_head(), vocab_size=VOCAB
         )
 
 
@@ -162,7 +162,7 @@ def test_too_small_a_number_of_targets_is_refused():
         token_losses(
             torch.zeros(2, 3, HIDDEN),
             torch.zeros(2, 3, dtype=torch.long),
-            project=make_head(),
+            head=make_head(),
             vocab_size=VOCAB,
             num_targets=5,
         )
