@@ -9,7 +9,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from modeling_magnet.head_magnet import ContrastiveHead
 
@@ -65,8 +65,9 @@ def save_head(head: nn.Module, *, directory: str | Path, should_save: bool) -> N
         )
 
 
+@torch.no_grad()
 def load_head(head: nn.Module, *, directory: str | Path) -> None:
-    """Read the weights that `save_head` wrote.
+    """Read the weights that `save_head` wrote; of sharded ones each process keeps its part.
 
     Raises:
         ValueError: if the folder has none.
@@ -79,7 +80,9 @@ def load_head(head: nn.Module, *, directory: str | Path) -> None:
             f"{directory} has no {HEAD_FILE}, but the run to resume trains a contrastive head. Resume from a "
             "checkpoint of a run with the same `loss_phases` and `contrastive_head`, or start afresh."
         )
-    head.load_state_dict(safetensors.torch.load_file(path))
+    saved = safetensors.torch.load_file(path)
+    for name, weight in head.state_dict().items():
+        weight.copy_(_like(saved[name], weight))
 
 
 class _GatherWithGradient(torch.autograd.Function):
@@ -113,6 +116,13 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
         return rows
     gathered: Tensor = _GatherWithGradient.apply(rows)
     return gathered
+
+
+def _like(saved: Tensor, weight: Tensor) -> Tensor:
+    """A whole tensor, in parts if the weight is."""
+    if not isinstance(weight, DTensor):
+        return saved
+    return distribute_tensor(saved.to(weight.device), weight.device_mesh, weight.placements)
 
 
 def _whole(weight: Tensor) -> Tensor:

@@ -318,15 +318,15 @@ class MagnetTrainer(PublishingTrainer):
         save_head(self.head, directory=output_dir, should_save=self.args.should_save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Load the weights, and the head, which is no part of them; sharded checkpoints hold both."""
+        """Load the weights, and the head, which is no part of them but with DeepSpeed."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
+        if not self.is_deepspeed_enabled:
             load_head(self.head, directory=resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         """Load the best weights, and the head that belongs to them."""
         super()._load_best_model()
-        if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
+        if not self.is_deepspeed_enabled:
             assert self.state.best_model_checkpoint is not None
             load_head(self.head, directory=self.state.best_model_checkpoint)
 

@@ -8,8 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_multi_gpu_env
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from modeling_magnet import token_losses_magnet
 from trainer.lora import LoraArguments, apply_lora
 
 from .tiny import tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_trainer
@@ -38,7 +44,12 @@ class KeepGradients(TrainerCallback):
         self.steps: list[dict[str, torch.Tensor]] = []
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self.steps.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        self.steps.append({name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None})
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy with the parts of all processes, each of which has to ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
 
 
 def train_once(
@@ -61,13 +72,14 @@ def train_once(
     )
     trainer.train(resume_from_checkpoint=resume)
     metrics = trainer.evaluate()
+    weights = {name: whole(weight) for name, weight in trainer.model.state_dict().items()}
     if trainer.is_world_process_zero():
         torch.save(
             {
                 "gradients": keep.steps,
                 "logs": [log for log in trainer.state.log_history if "loss" in log],
                 "metrics": metrics,
-                "weights": trainer.model.state_dict(),
+                "weights": weights,
                 "rng": torch.get_rng_state(),
             },
             report,
@@ -81,16 +93,21 @@ def run_together(
     lora: LoraArguments = FULL,
     resume: bool = False,
     kill_at: int | None = None,
+    config: Path | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Train in several processes over gloo, and return what the first reported; nothing if they were killed."""
+    """Train in several processes over gloo, and return what the first reported; nothing if they were killed.
+
+    With a configuration of accelerate in the environment that `accelerate launch` makes of it.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     report = directory / f"report-{num_processes}.pt"
     arguments = (str(report), str(directory / "run"), lora, resume, kill_at, {"ddp_backend": "gloo", **changes})
     processes = [
-        _CONTEXT.Process(target=_join, args=(rank, num_processes, port, arguments)) for rank in range(num_processes)
+        _CONTEXT.Process(target=_join, args=(rank, num_processes, port, config, arguments))
+        for rank in range(num_processes)
     ]
     _wait_for(processes)
     if kill_at is not None:
@@ -116,8 +133,34 @@ def run_alone(
     return torch.load(report, weights_only=False)
 
 
-def _join(rank: int, num_processes: int, port: int, arguments: tuple[Any, ...]) -> None:
+def launch_environment(config: Path) -> dict[str, str]:
+    """What `accelerate launch` sets for the processes of a configuration, in float32."""
+    arguments = launch_command_parser().parse_args(["--config_file", str(config), "script.py"])
+    arguments, *_ = _validate_launch_command(arguments)
+    return {**prepare_multi_gpu_env(arguments), "ACCELERATE_MIXED_PRECISION": "no"}
+
+
+def _shard_on_cpus() -> None:
+    """Let accelerate shard on CPUs too: it does so on GPUs alone, and gloo can.
+
+    With chunks of four labels, of which the processes then have different numbers.
+    """
+    token_losses_magnet._ROUND, token_losses_magnet._CPU_LOGITS = 4, 1
+    make = AcceleratorState.__init__
+
+    def make_sharding(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        make(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+
+    AcceleratorState.__init__ = make_sharding
+
+
+def _join(rank: int, num_processes: int, port: int, config: Path | None, arguments: tuple[Any, ...]) -> None:
     """Become one of several processes and train."""
+    if config is not None:
+        os.environ |= launch_environment(config)
+        _shard_on_cpus()
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

@@ -1,5 +1,7 @@
 """Two processes with half the batch each do what one does with the whole batch."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from .processes import FULL, run_alone, run_together
 
 # Small steps of plain gradient descent: Adam would turn the last bits of a gradient into steps of full size.
 COMMON = {"max_grad_norm": 0, "optim": "sgd", "learning_rate": 1e-3}
+FSDP2 = Path(__file__).resolve().parents[2] / "examples/configs/accelerate/fsdp2.yaml"
 JOINT = {**COMMON, "loss_phases": ["4:1,0,1"]}
 CONTRASTIVE = {**COMMON, "loss_phases": ["1:1,0,1", "3:1,9,1", "1:0,1,0"]}
 
@@ -69,6 +72,16 @@ def test_recomputed_mini_batches_in_two_processes_equal_one_that_reads_all_pairs
     assert_same_training(run_together(2, directory=tmp_path, **halves, **cached, **changes), one)
 
 
+@pytest.mark.parametrize("lora", [FULL, LoraArguments(lora_r=2, lora_alpha=2)], ids=["full", "lora"])
+def test_two_processes_that_share_the_weights_equal_one_that_has_them_all(tmp_path, lora):
+    changes = {**CONTRASTIVE, "temperature": 0.5, "lora": lora}
+    one = run_alone(directory=tmp_path, per_device_train_batch_size=4, contrastive_batch_size=4, **changes)
+    halves = {"per_device_train_batch_size": 2, "contrastive_batch_size": 2}
+    cached = {"contrastive_mini_batch_tokens": 24, "contrastive_recompute": True}
+    for more in ({}, cached):
+        assert_same_training(run_together(2, directory=tmp_path, config=FSDP2, **halves, **more, **changes), one)
+
+
 def test_evaluation_in_two_processes_equals_one(tmp_path):
     # Seven rows and nine pairs: neither fills the batches of two processes.
     changes = {**CONTRASTIVE, "learning_rate": 0.0, "contrastive_batch_size": 4, "per_device_eval_batch_size": 2}
@@ -87,6 +100,20 @@ def test_a_run_of_two_processes_killed_inside_an_epoch_goes_on_with_the_same_bit
     killed.mkdir()
     expected = run_together(2, directory=whole, save_strategy="steps", save_steps=9, **changes)
     run_together(2, directory=killed, kill_at=10, save_strategy="steps", save_steps=9, **changes)
+    actual = run_together(2, directory=killed, resume=True, **changes)
+    for name, weight in expected["weights"].items():
+        assert torch.equal(actual["weights"][name], weight), name
+
+
+@pytest.mark.parametrize("lora", [FULL, LoraArguments(lora_r=2, lora_alpha=2)], ids=["full", "lora"])
+def test_two_killed_processes_that_share_the_weights_go_on_with_the_same_bits(tmp_path, lora):
+    changes = {"per_device_train_batch_size": 2, "contrastive_batch_size": 2, "loss_phases": ["3:1,0,1", "4:1,9,1"]}
+    changes |= {"lora": lora, "config": FSDP2}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    expected = run_together(2, directory=whole, save_strategy="steps", save_steps=5, **changes)
+    run_together(2, directory=killed, kill_at=6, save_strategy="steps", save_steps=5, **changes)
     actual = run_together(2, directory=killed, resume=True, **changes)
     for name, weight in expected["weights"].items():
         assert torch.equal(actual["weights"][name], weight), name
