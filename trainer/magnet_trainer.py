@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.trainer_utils import TrainOutput, unwrap_peft_model
 
 from .checkpoints import forget_completeness, last_complete_checkpoint
-from .checks import check_run
+from .checks import check_run, check_sharding
 from .contrastive import (
     HEAD_NAME,
     attach_contrastive_head,
@@ -119,6 +119,7 @@ class MagnetTrainer(PublishingTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        check_sharding(getattr(self.accelerator.state, "fsdp_plugin", None))
 
     # ---- The step ----
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import FullyShardedDataParallelPlugin
 
+from trainer.checks import check_sharding
 from trainer.lora import LoraArguments
 
 from .processes import FULL, run_alone, run_together
@@ -103,6 +105,13 @@ def test_a_run_of_two_processes_killed_inside_an_epoch_goes_on_with_the_same_bit
     actual = run_together(2, directory=killed, resume=True, **changes)
     for name, weight in expected["weights"].items():
         assert torch.equal(actual["weights"][name], weight), name
+
+
+def test_the_first_version_of_fsdp_is_refused():
+    with pytest.raises(ValueError, match=r"`fsdp_version` is 1.*fsdp2\.yaml"):
+        check_sharding(FullyShardedDataParallelPlugin(fsdp_version=1))
+    check_sharding(FullyShardedDataParallelPlugin(fsdp_version=2))
+    check_sharding(None)
 
 
 @pytest.mark.parametrize("lora", [FULL, LoraArguments(lora_r=2, lora_alpha=2)], ids=["full", "lora"])
