@@ -1,0 +1,135 @@
+"""How much memory does a joint training step take, against the same losses written naively, as the vocabulary grows?
+
+    python examples/benchmarks/training_memory.py --model DIR --texts FILES --pairs FILE
+
+The floor: the logits of B rows of S tokens are B x S x V numbers, and with their logarithms and gradients a naive step
+holds several times that; labels of a tenth of the positions need a tenth of it, a chunk at a time next to nothing. Of
+every tensor of a step the bytes are counted as it is made and let go; weights and optimizer, the same for both, are
+not. Neither is what a kernel uses inside.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any
+
+# A script finds its own folder alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from examples.benchmarks.measuring import machine
+from examples.benchmarks.training_systems import JOINT, NAIVE, collate, loss_of, make_trainer
+from modeling_magnet import AutoMagnetForCausalLM
+from trainer import LoraArguments, apply_lora, load_pairs, load_texts, texts_to_blocks
+
+MIB = 2**20
+
+
+def widened(path: str, *, vocab_size: int, folder: str) -> str:
+    """The same shape with random weights and a larger vocabulary, of which the tokenizer knows the beginning."""
+    tokenizer, config = AutoTokenizer.from_pretrained(path), LlamaConfig.from_pretrained(path)
+    config.vocab_size = max(vocab_size, len(tokenizer))
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+class PeakBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made inside, and remembers when there were most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = self.most = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for storage in _storages((args, kwargs)):
+            self._known.add(storage._cdata)  # from outside: weights and the batch
+        result = func(*args, **(kwargs or {}))
+        for storage in _storages(result):
+            if storage._cdata not in self._known:
+                self._known.add(storage._cdata)
+                self.held += storage.nbytes()
+                weakref.finalize(storage, self._let_go, storage._cdata, storage.nbytes())
+        self.most = max(self.most, self.held)
+        return result
+
+    def _let_go(self, key: int, size: int) -> None:
+        self.held -= size
+        self._known.discard(key)
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    """Where the tensors among some values have their numbers."""
+    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
+
+
+def peak(trainer: Any, batch: dict[str, Any], *, system: str, autocast: bool) -> int:
+    """Largest number of bytes of the tensors that a step makes."""
+    with PeakBytes() as counted:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            loss = loss_of(system, trainer, batch)
+        loss.backward()
+    trainer.model.zero_grad(set_to_none=True)
+    return counted.most
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Count, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a plain Llama, whose shape and tokenizer are used")
+    parser.add_argument("--texts", nargs="+", required=True, help="texts to train on")
+    parser.add_argument("--pairs", required=True, help="pairs of texts")
+    parser.add_argument("--pair_label_column", help="1 where the two are paraphrases")
+    parser.add_argument("--vocab_sizes", type=int, nargs="+", default=[8192, 32_000, 128_000], help="vocabularies")
+    parser.add_argument("--lora_r", type=int, default=16, help="rank of the adapters; 0 trains all weights")
+    parser.add_argument("--batch_size", type=int, default=4, help="rows a step")
+    parser.add_argument("--max_length", type=int, default=512, help="tokens a row")
+    parser.add_argument("--pairs_a_step", type=int, default=16, help="pairs a step")
+    parser.add_argument("--pair_length", type=int, default=64, help="tokens a side, to which the naive step pads")
+    parser.add_argument("--mini_batch_tokens", type=int, default=2048, help="of the pairs, in the trainer's step")
+    parser.add_argument("--autocast", action="store_true", help="products in bfloat16")
+    parser.add_argument("--name", default="training_memory", help="name of the JSON file")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where it goes")
+    args = parser.parse_args(arguments)
+    args.device = "cpu"
+    torch.manual_seed(0)
+    texts = load_texts(args.texts if len(args.texts) > 1 else args.texts[0], limit=60 * args.batch_size)
+    pairs = load_pairs(args.pairs, label_column=args.pair_label_column, limit=2 * args.pairs_a_step)
+    rows = {}
+    print(f"{'vocabulary':>10s}{'joint, MiB':>12s}{'naive, MiB':>12s}{'share':>8s}")
+    for vocab_size in args.vocab_sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            path = widened(args.model, vocab_size=vocab_size, folder=folder)
+            model = AutoMagnetForCausalLM.from_pretrained(path)
+            adapted = apply_lora(model, LoraArguments(use_lora=args.lora_r > 0, lora_r=max(1, args.lora_r)))
+            blocks = texts_to_blocks(texts, model.tokenizer, max_length=args.max_length)
+            trainer = make_trainer(adapted, args, blocks, pairs, folder)
+        trainer.model.train()
+        batch = collate(trainer, blocks, first=0)
+        held = {name: peak(trainer, batch, system=name, autocast=args.autocast) for name in (JOINT, NAIVE)}
+        rows[vocab_size] = {**held, "share": held[JOINT] / held[NAIVE]}
+        print(
+            f"{vocab_size:10,}{held[JOINT] / MIB:12,.0f}{held[NAIVE] / MIB:12,.0f}{rows[vocab_size]['share']:8.3f}",
+            flush=True,
+        )
+    report = {
+        "bytes": rows,
+        "settings": {name: getattr(args, name) for name in ("lora_r", "batch_size", "max_length", "pairs_a_step")},
+        **machine(torch.device("cpu"), dtype="bfloat16 products" if args.autocast else "float32"),
+    }
+    file = args.results / f"{args.name}.json"
+    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"training_memory: OK ({file.name})")
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""What does a joint training step cost, against the same losses written naively and against the arithmetic?
+
+    python examples/benchmarks/training_step.py --model DIR --texts FILES --pairs FILE
+    python examples/benchmarks/training_step.py --model DIR --texts FILES --pairs FILE --shape 7b --device cuda \
+        --batch_size 32 --rounds 5
+
+The floor: a frozen weight costs 4 operations a token, two each way; one that is trained 6. The LM head costs that for
+labelled positions alone, attention 12 x length x width a layer and token. Padding, projecting other positions and
+reading the same rows again come on top. Its time is taken at the rate of one large matrix product of the same run.
+
+Systems, all with the same optimizer: the trainer's joint step; the same losses naively (`naive_step.py`), on the same
+rows and on rows of one document each, padded; MNTP alone, the trainer's and with the logits of all positions, as a
+plain Trainer has them. Losses and gradients are compared before anything is timed; rounds alternate.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+# A script finds its own folder alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+import transformers
+
+from examples.benchmarks.measuring import SHAPES, machine, matrix_rate, random_llama, seconds
+from examples.benchmarks.training_systems import (
+    FULL,
+    JOINT,
+    MNTP,
+    NAIVE,
+    PADDED,
+    collate,
+    compare,
+    loss_of,
+    make_trainer,
+    step_operations,
+    to_device,
+)
+from modeling_magnet import AutoMagnetForCausalLM
+from trainer import LoraArguments, apply_lora, load_pairs, load_texts, texts_to_blocks
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Compare, time, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a plain Llama or a MAGNET checkpoint")
+    parser.add_argument("--texts", nargs="+", required=True, help="texts to train on")
+    parser.add_argument("--pairs", required=True, help="pairs of texts")
+    parser.add_argument("--pair_label_column", help="1 where the two are paraphrases")
+    parser.add_argument("--shape", choices=list(SHAPES), help="random weights of this size, with the tokenizer")
+    parser.add_argument("--lora_r", type=int, default=16, help="rank of the adapters; 0 trains all weights")
+    parser.add_argument("--batch_size", type=int, default=16, help="rows a step")
+    parser.add_argument("--max_length", type=int, default=512, help="tokens a row")
+    parser.add_argument("--pairs_a_step", type=int, default=64, help="pairs a step")
+    parser.add_argument("--pair_length", type=int, default=64, help="tokens a side, to which the naive step pads")
+    parser.add_argument("--mini_batch_tokens", type=int, default=2048, help="of the pairs, in the trainer's step")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32", help="dtype of the weights")
+    parser.add_argument("--autocast", action="store_true", help="products in bfloat16")
+    parser.add_argument("--name", default="training_step", help="name of the JSON file")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where it goes")
+    args = parser.parse_args(arguments)
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = args.model
+        if args.shape is not None:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
+            path = random_llama(args.shape, tokenizer, Path(folder) / "random", dtype=dtype)
+        model = AutoMagnetForCausalLM.from_pretrained(path, dtype=dtype).to(device)
+    adapted = apply_lora(model, LoraArguments(use_lora=args.lora_r > 0, lora_r=max(1, args.lora_r)))
+    texts = load_texts(args.texts if len(args.texts) > 1 else args.texts[0], limit=60 * args.batch_size)
+    blocks = texts_to_blocks(texts, model.tokenizer, max_length=args.max_length, concatenate=True)
+    documents = texts_to_blocks(texts, model.tokenizer, max_length=args.max_length)
+    pairs = load_pairs(args.pairs, label_column=args.pair_label_column, limit=2 * args.pairs_a_step)
+    trainer = make_trainer(adapted, args, blocks, pairs, folder)
+    trainer.model.train()
+
+    batches = {name: to_device(collate(trainer, blocks, first=0), device) for name in (JOINT, NAIVE)}
+    batches[PADDED] = to_device(collate(trainer, documents, first=0), device)
+    batches |= {name: to_device(collate(trainer, blocks, first=0, spans=False), device) for name in (MNTP, FULL)}
+    apart = compare(trainer, batches[JOINT])
+    print(f"apart: loss {apart['loss']:.1e}, gradients {apart['gradients']:.1e} of the largest")
+    if max(apart.values()) > (1e-4 if dtype == torch.float32 else 5e-2):
+        raise SystemExit("The steps differ: there is nothing to compare.")
+
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-4, fused=True)
+
+    def step(name: str) -> None:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.autocast):
+            loss = loss_of(name, trainer, batches[name])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    rate = matrix_rate(torch.bfloat16 if args.autocast else dtype, device)
+    times: dict[str, list[float]] = {name: [] for name in batches}
+    collating: list[float] = []
+    for turn in range(args.rounds + 1):
+        for name in batches:
+            spent = seconds(partial(step, name), device)
+            times[name] += [spent] if turn else []  # the first one warms up
+        started = time.perf_counter()
+        collate(trainer, blocks, first=0)
+        collating.append(time.perf_counter() - started)
+    tokens, floors = {}, {}
+    for name, batch in batches.items():
+        weights = trainer.phases[0 if name in (MNTP, FULL) else 1]
+        tokens[name] = int(batch["attention_mask"].sum())
+        tokens[name] += int(batch["pairs"]["attention_mask"].sum()) if weights.sscl else 0
+        floors[name] = step_operations(adapted, batch, weights=weights)
+    report = summary(times, tokens, floors, rate=rate, collating=collating)
+    report |= {"apart": apart, **machine(device, dtype="bfloat16 products" if args.autocast else args.dtype)}
+    report["settings"] = {
+        name: getattr(args, name) for name in ("shape", "lora_r", "batch_size", "max_length", "pairs_a_step", "rounds")
+    }
+    file = args.results / f"{args.name}.json"
+    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"training_step: OK ({file.name})")
+    return report
+
+
+def summary(
+    times: dict[str, list[float]],
+    tokens: dict[str, int],
+    floors: dict[str, float],
+    *,
+    rate: float,
+    collating: list[float],
+) -> dict[str, Any]:
+    """Print the table and return what goes to the file."""
+    speeds = {name: tokens[name] / statistics.median(spent) for name, spent in times.items()}
+    print(f"\n{'':24s}{'seconds':>9s}{'quartiles':>16s}{'tokens/s':>10s}{'of the floor':>14s}")
+    for name, spent in times.items():
+        low, middle, high = statistics.quantiles(spent, n=4) if len(spent) > 1 else (spent[0],) * 3
+        print(
+            f"{name:24s}{middle:9.3f}{f'{low:.3f} - {high:.3f}':>16s}{speeds[name]:10,.0f}"
+            f"{floors[name] / rate / middle:14.0%}"
+        )
+    collator = statistics.median(collating) / statistics.median(times[JOINT])
+    ratios = {
+        "joint over naive, the same rows": speeds[JOINT] / speeds[NAIVE],
+        "joint over naive, padded rows": speeds[JOINT] / speeds[PADDED],
+        "MNTP over all logits": speeds[MNTP] / speeds[FULL],
+        "time a token, joint over MNTP": speeds[MNTP] / speeds[JOINT],
+        "collator over joint step": collator,
+    }
+    print("\n" + "\n".join(f"{name}: {ratio:.3f}" for name, ratio in ratios.items()))
+    return {
+        "seconds": times,
+        "collating_seconds": collating,
+        "tokens": tokens,
+        "floor_flop": floors,
+        "matrix_flop_per_second": rate,
+        "ratios": ratios,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""What the benchmarks of training measure: one step of the trainer, the same written naively, and their least work."""
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from examples.benchmarks.naive_step import language_loss, naive_loss
+from trainer import DataCollatorForMagnet, MagnetTrainer, MagnetTrainingArguments
+from trainer.phases import LossPhase
+
+# The first step of the run that the trainer is made for is MNTP's, the second joint.
+PHASES = ["1:1,0,0", "1:0.5,1,1"]
+JOINT, MNTP = "joint", "MNTP alone"
+NAIVE, PADDED, FULL = "naive, the same rows", "naive, padded rows", "MNTP, all logits"
+
+
+def make_trainer(model: Any, args: argparse.Namespace, rows: Any, pairs: Any, folder: str) -> MagnetTrainer:
+    """A trainer whose losses are asked for step by step; it does not train."""
+    training = MagnetTrainingArguments(
+        output_dir=folder,
+        loss_phases=PHASES,
+        per_device_train_batch_size=args.batch_size,
+        contrastive_batch_size=args.pairs_a_step,
+        contrastive_max_length=args.pair_length,
+        contrastive_mini_batch_tokens=args.mini_batch_tokens,
+        max_spans=8,
+        min_span_tokens=4,
+        max_span_tokens=40,
+        use_cpu=args.device == "cpu",
+        report_to="none",
+    )
+    return MagnetTrainer(
+        model=model, args=training, train_dataset=rows, pair_dataset=pairs, processing_class=model.tokenizer
+    )
+
+
+def collate(trainer: MagnetTrainer, rows: Any, *, first: int, spans: bool = True) -> dict[str, Any]:
+    """A batch of rows from a number on, with pairs; without spans as MNTP alone has it."""
+    size = trainer.args.per_device_train_batch_size
+    numbered = [{**rows[first + index], "row_id": index, "epoch": 0} for index in range(size)]
+    collator: DataCollatorForMagnet = trainer.data_collator
+    if not spans:
+        collator = replace(collator, settings=replace(collator.settings, max_spans=0, causal_ratio=0.0))
+    batch = collator(numbered)
+    assert trainer.pair_dataset is not None
+    pairs = [trainer.pair_dataset[index] for index in range(trainer.args.contrastive_batch_size)]
+    return {**batch, "pairs": trainer._pair_collator()(pairs)} if spans else batch
+
+
+def trainers_loss(trainer: MagnetTrainer, batch: dict[str, Any], *, joint: bool) -> torch.Tensor:
+    """Our loss of a step."""
+    trainer.state.global_step = int(joint)
+    return trainer.compute_loss(trainer.model, batch)
+
+
+def written_naively(trainer: MagnetTrainer, batch: dict[str, Any]) -> torch.Tensor:
+    """The same loss as one would first write it."""
+    return naive_loss(
+        trainer.model,
+        batch,
+        head=trainer.head,
+        weights=trainer.phases[1],
+        temperature=trainer.args.temperature,
+        length=trainer.args.contrastive_max_length,
+    )
+
+
+def compare(trainer: MagnetTrainer, batch: dict[str, Any]) -> dict[str, float]:
+    """How far loss and gradients of the trainer and of the naive step are apart, over the largest."""
+    found = []
+    for loss in (trainers_loss(trainer, batch, joint=True), written_naively(trainer, batch)):
+        trainer.model.zero_grad()
+        loss.backward()
+        gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+        found.append((loss.item(), gradients))
+    (ours, our_gradients), (theirs, their_gradients) = found
+    largest = max(gradient.abs().max().item() for gradient in their_gradients.values())
+    apart = max((our_gradients[name] - their_gradients[name]).abs().max().item() for name in their_gradients)
+    return {"loss": abs(ours - theirs) / theirs, "gradients": apart / largest}
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Tensors to the device, the rest as it is."""
+    return {
+        name: to_device(value, device)
+        if isinstance(value, dict)
+        else value.to(device)
+        if isinstance(value, torch.Tensor)
+        else value
+        for name, value in batch.items()
+    }
+
+
+def loss_of(system: str, trainer: MagnetTrainer, batch: dict[str, Any]) -> torch.Tensor:
+    """The loss of one step of a system."""
+    if system in (JOINT, MNTP):
+        return trainers_loss(trainer, batch, joint=system == JOINT)
+    if system == FULL:
+        return language_loss(trainer.model, batch, labels=batch["mntp_labels"])
+    return written_naively(trainer, batch)
+
+
+def step_operations(model: Any, batch: dict[str, Any], *, weights: LossPhase) -> float:
+    """Floating-point operations that a step cannot do without."""
+    config = model.config
+    head = model.get_output_embeddings().weight
+    layers = [parameter for name, parameter in model.named_parameters() if parameter.dim() == 2 and ".layers." in name]
+    of_token = sum((6 if parameter.requires_grad else 4) * parameter.numel() for parameter in layers)
+    scores = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
+    rows = [batch["attention_mask"].sum(1)] if weights.mntp or weights.msg else []
+    labels = sum(
+        int((batch[name] != -100).sum())
+        for weight, name in ((weights.mntp, "mntp_labels"), (weights.msg, "msg_labels"))
+        if weight
+    )
+    rows += [batch["pairs"]["attention_mask"].sum(1)] if weights.sscl else []
+    lengths = torch.cat(rows).double()
+    of_label = (6 if head.requires_grad else 4) * head.numel()
+    return float(of_token * lengths.sum() + scores * lengths.square().sum() + of_label * labels)
+
+
+__all__ = [
+    "FULL",
+    "JOINT",
+    "MNTP",
+    "NAIVE",
+    "PADDED",
+    "collate",
+    "compare",
+    "loss_of",
+    "make_trainer",
+    "step_operations",
+    "to_device",
+]

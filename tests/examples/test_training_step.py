@@ -1,0 +1,110 @@
+"""The benchmarks of a training step: what they count, that their two steps are one, and that they run to their end."""
+
+import json
+
+import pytest
+import torch
+
+from examples.benchmarks import training_memory, training_step
+from examples.benchmarks.naive_step import language_loss
+from examples.benchmarks.training_memory import PeakBytes
+from examples.benchmarks.training_systems import step_operations
+from trainer import LoraArguments, apply_lora
+from trainer.phases import LossPhase
+
+from ..trainer.tiny import tiny_model
+from .tiny_run import save_plain_llama, write_corpus
+
+
+@pytest.fixture
+def options(tmp_path, tiny_tokenizer, monkeypatch) -> list[str]:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    model = save_plain_llama(tmp_path / "base", tiny_tokenizer)
+    texts = write_corpus(tmp_path / "texts.jsonl.xz", num_texts=60, seed=0)
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("first\tsecond\n" + "".join(f"the old dog ran {n}\tthe dog sat then {n}\n" for n in range(20)))
+    return [
+        *("--model", str(model), "--texts", str(texts), "--pairs", str(pairs), "--results", str(tmp_path)),
+        *("--batch_size", "3", "--max_length", "200", "--pairs_a_step", "4", "--lora_r", "2"),
+    ]
+
+
+def test_the_step_is_timed_against_the_naive_one(options, tmp_path, capsys):
+    report = training_step.main([*options, "--rounds", "2", "--name", "step"])
+    assert capsys.readouterr().out.splitlines()[-1] == "training_step: OK (step.json)"
+    assert json.loads((tmp_path / "step.json").read_text())["ratios"] == report["ratios"]
+    assert max(report["apart"].values()) < 1e-5
+    assert all(len(times) == 2 for times in report["seconds"].values())
+    tokens = report["tokens"]
+    assert tokens["joint"] == tokens["naive, the same rows"] > tokens["naive, padded rows"] > tokens["MNTP alone"] / 2
+    floors = report["floor_flop"]
+    assert floors["joint"] == floors["naive, the same rows"] > floors["MNTP alone"] == floors["MNTP, all logits"] > 0
+
+
+def test_steps_that_differ_are_not_timed(options, monkeypatch):
+    monkeypatch.setattr(
+        "examples.benchmarks.naive_step.language_loss", lambda *_, **__: torch.ones((), requires_grad=True)
+    )
+    with pytest.raises(SystemExit, match="steps differ"):
+        training_step.main(options)
+
+
+def test_memory_is_counted_for_each_vocabulary(options, tmp_path, capsys):
+    report = training_memory.main([*options, "--vocab_sizes", "500", "8000", "--name", "memory"])
+    assert capsys.readouterr().out.splitlines()[-1] == "training_memory: OK (memory.json)"
+    small, large = report["bytes"][500], report["bytes"][8000]
+    assert large["naive, the same rows"] > 3 * small["naive, the same rows"]
+    assert max(large["share"], small["share"]) < 0.5
+    assert json.loads((tmp_path / "memory.json").read_text())["bytes"]["8000"] == large
+
+
+def test_bytes_are_counted_as_by_hand():
+    weight = torch.ones(100)  # 400 bytes, from outside
+    with PeakBytes() as counted:
+        doubled = weight * 2
+        assert counted.held == 400
+        view = doubled[:10]
+        doubled += 1
+        assert counted.held == 400, "neither a view nor a change in place takes memory"
+        large = torch.zeros(1000)
+        del large
+        other = torch.zeros(10)
+    assert (counted.held, counted.most) == (440, 4400)
+    del doubled
+    assert counted.held == 440, "the view holds it"
+    del view, other
+    assert counted.held == 0
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_operations_are_counted_as_by_hand(lora):
+    model = tiny_model()
+    adapted = apply_lora(model, LoraArguments(use_lora=lora, lora_r=2))
+    batch = {
+        "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+        "mntp_labels": torch.tensor([[7, -100, 7, -100, -100]] * 2),
+        "msg_labels": torch.tensor([[-100, 7, -100, -100, -100], [-100] * 5]),
+        "pairs": {"attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])},
+    }
+    # Width 16, MLP 32, two key-value heads of 4: query and output, key and value, three of the MLP.
+    shapes = [(16, 16)] * 2 + [(16, 8)] * 2 + [(16, 32)] * 3
+    weights = 2 * sum(rows * columns for rows, columns in shapes)
+    adapters = 2 * sum(2 * (rows + columns) for rows, columns in shapes)
+    of_token = 4 * weights + 6 * adapters if lora else 6 * weights
+    of_label = (4 if lora else 6) * 16 * 44
+    scores = 12 * 2 * 16
+    joint = LossPhase(steps=1, mntp=1, sscl=1, msg=1)
+    assert step_operations(adapted, batch, weights=joint) == of_token * 13 + scores * (25 + 9 + 9 + 4) + of_label * 5
+    alone = LossPhase(steps=1, mntp=1, sscl=0, msg=0)
+    assert step_operations(adapted, batch, weights=alone) == of_token * 8 + scores * (25 + 9) + of_label * 4
+
+
+def test_a_naive_loss_without_labels_is_zero():
+    model, ids = tiny_model(), torch.tensor([[1, 5, 6]])
+    batch = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "position_ids": torch.arange(3)[None],
+        "segment_ids": torch.zeros_like(ids),
+    }
+    assert language_loss(model, batch, labels=torch.full_like(ids, -100)).item() == 0
