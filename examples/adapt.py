@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import nn
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -45,6 +46,8 @@ from trainer import (
 )
 from trainer.adapter_cost import LARGEST_MODEL, adapter_cost
 from trainer.checks import check_run
+from trainer.contrastive import HEAD_NAME, attach_contrastive_head
+from trainer.sharding import whole_weights
 
 # What the cost of an unmerged adapter is measured on.
 COST_TEXTS, COST_TOKENS = 32, 32
@@ -151,8 +154,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": training.world_size,
     }
+    finished = whole_model(trainer, adapt, lora)
     if training.should_save:
-        finished = unwrap_peft_model(trainer.accelerator.unwrap_model(trainer.model))
         save_and_push(finished, trainer, adapt, lora, wants_push=wants_push)
         scratch = Path(str(training.output_dir)) / ".adapt.json"
         scratch.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -215,6 +218,41 @@ def cost_notes(model: Any, blocks: Dataset) -> list[str]:
     return [f"Unmerged, the adapter costs time: {told} of the time with merged weights, measured here."]
 
 
+def open_model(adapt: AdaptArguments, training: MagnetTrainingArguments, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The model to adapt, with its tokenizer and the prompt of its training."""
+    model = AutoMagnetForCausalLM.from_pretrained(
+        adapt.model_name_or_path,
+        mask_token=adapt.mask_token,
+        attn_implementation=adapt.attn_implementation,
+        dtype=getattr(torch, adapt.dtype),
+    )
+    model.tokenizer = tokenizer
+    if training.uses_contrastive_loss:
+        remember_prompt(model, training.contrastive_prompt)
+    return model
+
+
+def whole_model(trainer: MagnetTrainer, adapt: AdaptArguments, lora: LoraArguments) -> Any:
+    """The adapted model with all its weights; where processes have shared them, in the first one's memory alone.
+
+    Every process has to ask for it. The others get the parts that they have.
+    """
+    trained: Any = unwrap_peft_model(trainer.accelerator.unwrap_model(trainer.model))
+    if not trainer.is_fsdp_enabled:
+        return trained
+    weights = whole_weights(trainer.model, keep=trainer.args.should_save)
+    if not trainer.args.should_save:
+        return trained
+    model = open_model(adapt, trainer.args, trained.tokenizer)
+    model.config.magnet = trained.config.magnet
+    if isinstance(getattr(trained, HEAD_NAME, None), nn.Module):
+        attach_contrastive_head(model, kind="tanh", hidden_size=model.config.hidden_size, seed=0)
+    apply_lora(model, lora).load_state_dict(weights)
+    if adapt.adapter_modes is not None:
+        model.set_adapter_modes(adapt.adapter_modes)
+    return model
+
+
 def build_trainer(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTrainingArguments) -> MagnetTrainer:
     """Read everything a run needs, cheap things first, so that what cannot work is refused early."""
     tokenizer = open_tokenizer(adapt)
@@ -227,15 +265,7 @@ def build_trainer(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTr
         if eval_blocks is not None and adapt.eval_limit is not None:
             eval_blocks = eval_blocks.select(range(min(len(eval_blocks), adapt.eval_limit)))
         blocks = texts_to_blocks(texts, tokenizer, **cut)
-    model = AutoMagnetForCausalLM.from_pretrained(
-        adapt.model_name_or_path,
-        mask_token=adapt.mask_token,
-        attn_implementation=adapt.attn_implementation,
-        dtype=getattr(torch, adapt.dtype),
-    )
-    model.tokenizer = tokenizer
-    if training.uses_contrastive_loss:
-        remember_prompt(model, training.contrastive_prompt)
+    model = open_model(adapt, training, tokenizer)
     if training.uses_contrastive_loss and adapt.pairs == "paraphrase":
         # It takes hours: whatever the trainer would refuse is refused before.
         check_run(

@@ -206,21 +206,4 @@ def _about_pairs(pairs: RowSource | None, *, args: MagnetTrainingArguments) -> I
         )
 
 
-def check_sharding(plugin: Any) -> None:
-    """Refuse the first version of FSDP, whose flat weights have no part that is the contrastive head's.
-
-    Args:
-        plugin (`FullyShardedDataParallelPlugin` or `None`): accelerate's settings, where it shards.
-
-    Raises:
-        ValueError: saying how to get the second.
-    """
-    version = getattr(plugin, "fsdp_version", 2)
-    if version != 2:
-        raise ValueError(
-            f"`fsdp_version` is {version}; only FSDP2 is supported. Set `fsdp_version: 2` in the configuration of "
-            "`accelerate launch`, or FSDP_VERSION=2; examples/configs/accelerate/fsdp2.yaml has it."
-        )
-
-
-__all__ = ["check_run", "check_sharding"]
+__all__ = ["check_run"]

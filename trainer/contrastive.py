@@ -9,9 +9,10 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from modeling_magnet.head_magnet import ContrastiveHead
+
+from .sharding import parted_like, whole
 
 HEAD_NAME = "sscl_head"
 HEAD_FILE = "sscl_head.safetensors"
@@ -58,7 +59,7 @@ def save_head(head: nn.Module, *, directory: str | Path, should_save: bool) -> N
         directory (`str` or `Path`): Existing folder of the checkpoint.
         should_save (`bool`): Whether this process is the one that writes.
     """
-    weights = {name: _whole(weight.detach()) for name, weight in head.state_dict().items()}
+    weights = {name: whole(weight.detach()) for name, weight in head.state_dict().items()}
     if weights and should_save:
         safetensors.torch.save_file(
             {name: weight.cpu().contiguous() for name, weight in weights.items()}, Path(directory) / HEAD_FILE
@@ -82,7 +83,7 @@ def load_head(head: nn.Module, *, directory: str | Path) -> None:
         )
     saved = safetensors.torch.load_file(path)
     for name, weight in head.state_dict().items():
-        weight.copy_(_like(saved[name], weight))
+        weight.copy_(parted_like(saved[name], weight))
 
 
 class _GatherWithGradient(torch.autograd.Function):
@@ -116,18 +117,6 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
         return rows
     gathered: Tensor = _GatherWithGradient.apply(rows)
     return gathered
-
-
-def _like(saved: Tensor, weight: Tensor) -> Tensor:
-    """A whole tensor, in parts if the weight is."""
-    if not isinstance(weight, DTensor):
-        return saved
-    return distribute_tensor(saved.to(weight.device), weight.device_mesh, weight.placements)
-
-
-def _whole(weight: Tensor) -> Tensor:
-    """A weight with all its shards."""
-    return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 __all__ = [

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.trainer_utils import TrainOutput, unwrap_peft_model
 
 from .checkpoints import forget_completeness, last_complete_checkpoint
-from .checks import check_run, check_sharding
+from .checks import check_run
 from .contrastive import (
     HEAD_NAME,
     attach_contrastive_head,
@@ -27,6 +27,7 @@ from .losses import mntp_loss, msg_loss, sscl_loss
 from .objectives import count_items, forward_targets
 from .phases import contrastive_steps_before
 from .publishing_trainer import PublishingTrainer
+from .sharding import check_sharding
 from .streams import EpochRows, EpochRowSampler, MicroBatchStream, PairBatchSampler, RowSource
 from .training_args import MagnetTrainingArguments
 from .views import contrastive_views

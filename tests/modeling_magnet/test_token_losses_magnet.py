@@ -149,6 +149,28 @@ def test_no_more_than_a_chunk_of_logits_is_made_or_kept(trained):
     assert len(sizes) == (20 if trained else 0), "ten chunks, each made again for its gradient"
 
 
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("no_grad", [True, False])
+def test_a_head_that_is_gathered_for_each_call_is_called_once(trained, named, no_grad):
+    head, calls = make_head(trained=trained), []
+    head.weight.ds_id = 0  # so DeepSpeed marks a weight of which this process has a part
+    head.register_forward_hook(lambda _, arguments, output: calls.append(output))
+    states, targets = draw((4, 40), ratio=0.9, seed=5)
+    with torch.set_grad_enabled(not no_grad):
+        found = token_losses(
+            states, targets, head=head, vocab_size=VOCAB, project=None if named else head, chunk_size=16
+        )
+    assert len(calls) == 1 and "forward" not in vars(head)
+    torch.testing.assert_close(found.losses, at_once(states, targets, head))
+    if no_grad:
+        assert torch.equal(found.hits, (head(states).argmax(-1) == targets) & (targets != -100))
+    else:
+        inputs = (states, *head.parameters()) if trained else (states,)
+        expected = gradients(at_once(states, targets, head), *inputs)
+        torch.testing.assert_close(gradients(found.losses, *inputs), expected)
+
+
 @pytest.mark.parametrize("shape", [(2, 4), (3,), (2, 2, 2, 3), (3, 2)])
 def test_targets_that_do_not_fit_the_states_are_refused(shape):
     with pytest.raises(ValueError, match=r"`target_ids` has shape .*pass \(2, 3\)"):

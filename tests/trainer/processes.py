@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from modeling_magnet import token_losses_magnet
 from trainer.lora import LoraArguments, apply_lora
+from trainer.sharding import whole, whole_weights
 
 from .tiny import tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_trainer
 
@@ -44,12 +45,7 @@ class KeepGradients(TrainerCallback):
         self.steps: list[dict[str, torch.Tensor]] = []
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self.steps.append({name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None})
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy with the parts of all processes, each of which has to ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
+        self.steps.append({name: whole(p.grad).clone() for name, p in model.named_parameters() if p.grad is not None})
 
 
 def train_once(
@@ -72,7 +68,7 @@ def train_once(
     )
     trainer.train(resume_from_checkpoint=resume)
     metrics = trainer.evaluate()
-    weights = {name: whole(weight) for name, weight in trainer.model.state_dict().items()}
+    weights = whole_weights(trainer.model, keep=True)
     if trainer.is_world_process_zero():
         torch.save(
             {
@@ -100,21 +96,29 @@ def run_together(
 
     With a configuration of accelerate in the environment that `accelerate launch` makes of it.
     """
+    report = directory / f"report-{num_processes}.pt"
+    arguments = (str(report), str(directory / "run"), lora, resume, kill_at, {"ddp_backend": "gloo", **changes})
+    exits = call_together(num_processes, train_once, arguments, config=config)
+    if kill_at is not None:
+        assert -signal.SIGKILL in exits
+        return {}
+    assert exits == [0] * num_processes
+    return torch.load(report, weights_only=False)
+
+
+def call_together(
+    num_processes: int, function: Callable[..., Any], arguments: tuple[Any, ...], *, config: Path | None = None
+) -> list[int | None]:
+    """Call a function in several processes that work together, and return how they ended."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    report = directory / f"report-{num_processes}.pt"
-    arguments = (str(report), str(directory / "run"), lora, resume, kill_at, {"ddp_backend": "gloo", **changes})
     processes = [
-        _CONTEXT.Process(target=_join, args=(rank, num_processes, port, config, arguments))
+        _CONTEXT.Process(target=_join, args=(rank, num_processes, port, config, function, arguments))
         for rank in range(num_processes)
     ]
     _wait_for(processes)
-    if kill_at is not None:
-        assert -signal.SIGKILL in [process.exitcode for process in processes]
-        return {}
-    assert [process.exitcode for process in processes] == [0] * num_processes
-    return torch.load(report, weights_only=False)
+    return [process.exitcode for process in processes]
 
 
 def run_alone(
@@ -156,8 +160,15 @@ def _shard_on_cpus() -> None:
     AcceleratorState.__init__ = make_sharding
 
 
-def _join(rank: int, num_processes: int, port: int, config: Path | None, arguments: tuple[Any, ...]) -> None:
-    """Become one of several processes and train."""
+def _join(
+    rank: int,
+    num_processes: int,
+    port: int,
+    config: Path | None,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    """Become one of several processes and call a function."""
     if config is not None:
         os.environ |= launch_environment(config)
         _shard_on_cpus()
@@ -169,7 +180,7 @@ def _join(rank: int, num_processes: int, port: int, config: Path | None, argumen
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    train_once(*arguments)
+    function(*arguments)
     torch.distributed.destroy_process_group()
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from accelerate import FullyShardedDataParallelPlugin
 
-from trainer.checks import check_sharding
 from trainer.lora import LoraArguments
+from trainer.sharding import check_sharding
 
-from .processes import FULL, run_alone, run_together
+from .processes import FULL, launch_environment, run_alone, run_together
 
 # Small steps of plain gradient descent: Adam would turn the last bits of a gradient into steps of full size.
 COMMON = {"max_grad_norm": 0, "optim": "sgd", "learning_rate": 1e-3}
@@ -105,6 +105,12 @@ def test_a_run_of_two_processes_killed_inside_an_epoch_goes_on_with_the_same_bit
     actual = run_together(2, directory=killed, resume=True, **changes)
     for name, weight in expected["weights"].items():
         assert torch.equal(actual["weights"][name], weight), name
+
+
+@pytest.mark.parametrize("config", sorted(FSDP2.parent.glob("*.yaml")), ids=lambda config: config.stem)
+def test_a_configuration_says_what_its_name_says(config):
+    environment = launch_environment(config)
+    assert environment.get("FSDP_VERSION") == {"ddp": None, "fsdp2": "2"}[config.stem]
 
 
 def test_the_first_version_of_fsdp_is_refused():

@@ -1,0 +1,48 @@
+"""`adapt.py` in two processes that share the weights, against one that has them all: what is saved."""
+
+import json
+
+import pytest
+import torch
+
+from examples import adapt
+from modeling_magnet import AutoMagnetForCausalLM
+
+from ..trainer.processes import call_together
+from ..trainer.test_distributed import FSDP2
+from .tiny_run import save_plain_llama, tiny_options
+
+TEXTS = ["the old dog ran", "a girl sat by the tree and ate", "cat"]
+CHANGES = {
+    "full": ["--use_lora", "false"],
+    "merged": ["--lora_r", "2"],
+    "adapter": ["--lora_r", "2", "--merge_adapter", "false", "--adapter_modes", "bidirectional", "infill"],
+    "head": ["--lora_r", "2", "--keep_contrastive_head", "true"],
+}
+
+
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
+def test_what_two_processes_save_is_what_one_saves(tmp_path, tiny_tokenizer, changes, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    model = save_plain_llama(tmp_path / "base", tiny_tokenizer)
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("first\tsecond\n" + "".join(f"the dog ran {n}\tthe dog sat then {n}\n" for n in range(20)))
+    # Plain gradient descent, and no dropout, which each process draws for itself.
+    plain = ["--optim=sgd", "--max_grad_norm=0", "--view_dropout=0", f"--pairs={pairs}"]
+    told = [*tiny_options(tmp_path, model=model), *plain, *changes]
+    (alone := tmp_path / "alone").mkdir()
+    adapt.main([*told, f"--output_dir={alone}"])
+    halves = ["--per_device_train_batch_size=2", "--contrastive_batch_size=2", "--ddp_backend=gloo"]
+    (together := tmp_path / "together").mkdir()
+    exits = call_together(2, adapt.main, ([*told, f"--output_dir={together}", *halves],), config=FSDP2)
+    assert exits == [0, 0]
+    assert json.loads((together / "adapt.json").read_text())["processes"] == 2
+    assert {path.name for path in together.iterdir()} == {path.name for path in alone.iterdir()}
+    expected, found = (AutoMagnetForCausalLM.from_pretrained(folder).eval() for folder in (alone, together))
+    assert found.config.magnet == expected.config.magnet
+    for text in TEXTS:
+        torch.testing.assert_close(
+            torch.as_tensor(found.encode(text)), torch.as_tensor(expected.encode(text)), atol=1e-4, rtol=1e-4
+        )
+    base = AutoMagnetForCausalLM.from_pretrained(model, mask_token="_").eval()
+    assert abs(torch.as_tensor(base.encode(TEXTS[1])) - torch.as_tensor(expected.encode(TEXTS[1]))).max() > 1e-3
