@@ -83,7 +83,7 @@ def test_the_readmes_options_of_adapt_exist():
     readme = README
     for block in blocks("bash"):
         readme = readme if "adapt.py" in block else readme.replace(block, "")
-    for option in set(re.findall(r"--([a-z]+(?:_[a-z]+)+)", readme)) - {"nproc_per_node"}:
+    for option in set(re.findall(r"--([a-z]+(?:_[a-z]+)+)", readme)) - {"nproc_per_node", "config_file"}:
         assert any(option in vars(part) for part in parse_arguments(["--model_name_or_path=m", "--train_texts=t"])), (
             option
         )
