@@ -84,7 +84,8 @@ def token_losses(
     places = torch.nonzero_static(is_set, size=padded, fill_value=len(targets))[:, 0]  # (N,), T for padding
     wanted = F.pad(targets, (0, 1), value=IGNORE_INDEX)[places]  # (N,)
     picked = states.flatten(0, 1).index_select(0, places % states.shape[:2].numel())  # (N, H)
-    measure = partial(_in_chunks, targets=wanted, rows=rows, head=head if project is None else None)
+    is_bare = project is None and _is_bare(head, is_gathered=is_gathered)
+    measure = partial(_in_chunks, targets=wanted, rows=rows, head=head if is_bare else None)
     if is_gathered and project is None:
         losses, hits = _within(head, picked, measure)
     else:
@@ -147,7 +148,7 @@ class _FrozenHead(torch.autograd.Function):
             weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
             for start in range(0, len(states), rows):
                 part = slice(start, start + rows)
-                chosen = targets[part].clamp(min=0)[:, None]
+                chosen = targets[part].masked_fill(targets[part] == IGNORE_INDEX, 0)[:, None]
                 logits = F.linear(states[part].to(dtype), weight, bias)
                 logprobs = F.log_softmax(logits, dim=-1, dtype=_wide(dtype))  # (C, V)
                 losses[part] = -logprobs.gather(1, chosen)[:, 0]
@@ -201,6 +202,15 @@ def _chunk_size(num_targets: int, *, vocab_size: int, device: torch.device) -> i
 def _is_gathered(head: nn.Module) -> bool:
     """Whether a head's weight is in parts with several processes: by FSDP2 or by DeepSpeed's third stage."""
     return hasattr(head, "set_reshard_after_backward") or any(hasattr(weight, "ds_id") for weight in head.parameters())
+
+
+def _is_bare(head: nn.Module, *, is_gathered: bool) -> bool:
+    """Whether nothing but the head's class says what calling it does: neither hooks nor a forward put in its place.
+
+    Hooks of a head whose weight is gathered are those that gather it; they run around the measuring.
+    """
+    hooks = (head._forward_pre_hooks, head._forward_hooks, head._backward_pre_hooks, head._backward_hooks)
+    return "forward" not in vars(head) and (is_gathered or not any(hooks))
 
 
 def _is_frozen(head: nn.Module | None, states: torch.Tensor) -> bool:

@@ -171,6 +171,32 @@ def test_a_head_that_is_gathered_for_each_call_is_called_once(trained, named, no
         torch.testing.assert_close(gradients(found.losses, *inputs), expected)
 
 
+@pytest.mark.parametrize("put", ["hook", "forward"])
+@pytest.mark.parametrize("trained", [True, False])
+def test_what_is_put_on_a_head_counts(put, trained):
+    head = make_head(trained=trained)
+    plain = head.forward
+    if put == "hook":
+        head.register_forward_hook(lambda _, arguments, output: 2 * output)
+    else:
+        head.forward = lambda states: 2 * plain(states)
+    states, targets = draw((2, 6), ratio=0.7, seed=4)
+    found = token_losses(states, targets, head=head, vocab_size=VOCAB, chunk_size=4).losses
+    expected = at_once(2 * states, targets, make_head())
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients(found, states), gradients(expected, states))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("target", [-1, VOCAB])
+def test_a_target_outside_the_vocabulary_is_an_error(target, trained):
+    targets = torch.tensor([[0, target, -100]])
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        token_losses(
+            torch.zeros(1, 3, HIDDEN, requires_grad=True), targets, head=make_head(trained=trained), vocab_size=VOCAB
+        )
+
+
 @pytest.mark.parametrize("shape", [(2, 4), (3,), (2, 2, 2, 3), (3, 2)])
 def test_targets_that_do_not_fit_the_states_are_refused(shape):
     with pytest.raises(ValueError, match=r"`target_ids` has shape .*pass \(2, 3\)"):
