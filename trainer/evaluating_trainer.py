@@ -110,7 +110,9 @@ class EvaluatingTrainer(Trainer):
         batch_size = self.args.contrastive_batch_size
         num_pairs = len(pairs) - len(pairs) % batch_size or len(pairs)  # a smaller batch would be an easier one
         loader = self._plain_dataloader(
-            pairs, self._even_batches(num_pairs, batch_size=batch_size), PairEvaluationCollator(self._pair_collator())
+            pairs,
+            self._even_batches(num_pairs, batch_size=batch_size),
+            PairEvaluationCollator(self._pair_collator(), batch_size=min(batch_size, num_pairs)),
         )
         sums: Sums = {"loss": 0.0, "pairs": 0.0}
         for batch in loader:

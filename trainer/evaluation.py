@@ -47,22 +47,22 @@ class EvaluationCollator:
 
 @dataclass
 class PairEvaluationCollator:
-    """Collates pairs, and an empty list of them to one token per side and the number 0.
+    """Collates pairs, and an empty list of them to a full batch of empty texts and the number 0.
+
+    Every process then has as many mini-batches: where weights are gathered for each forward, one that had fewer would
+    let the others wait for ever.
 
     Args:
         pairs (`DataCollatorForPairs`): The collator of training.
+        batch_size (`int`): Pairs of a batch that is not empty, >= 1.
     """
 
     pairs: DataCollatorForPairs
+    batch_size: int
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        if rows:
-            return {"num_pairs": len(rows), "pairs": self.pairs(rows)}
-        empty = {
-            "input_ids": torch.zeros(2, 1, dtype=torch.long),
-            "attention_mask": torch.ones(2, 1, dtype=torch.long),
-        }
-        return {"num_pairs": 0, "pairs": empty}
+        empty = [{"anchor": "", "positive": ""}] * self.batch_size
+        return {"num_pairs": len(rows), "pairs": self.pairs(rows or empty)}
 
 
 @torch.no_grad()

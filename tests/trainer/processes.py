@@ -63,7 +63,7 @@ def train_once(
         tiny_args(output_dir, **changes),
         model=model,
         eval_dataset=tiny_rows(7, seed=3),
-        eval_pair_dataset=tiny_pairs(9),
+        eval_pair_dataset=tiny_pairs(15),
         callbacks=[keep, KillAt(kill_at)],
     )
     trainer.train(resume_from_checkpoint=resume)

@@ -85,7 +85,7 @@ def test_two_processes_that_share_the_weights_equal_one_that_has_them_all(tmp_pa
 
 
 def test_evaluation_in_two_processes_equals_one(tmp_path):
-    # Seven rows and nine pairs: neither fills the batches of two processes.
+    # Seven rows and fifteen pairs: neither fills the batches of two processes.
     changes = {**CONTRASTIVE, "learning_rate": 0.0, "contrastive_batch_size": 4, "per_device_eval_batch_size": 2}
     one = run_alone(directory=tmp_path, **changes)
     two = run_together(2, directory=tmp_path, **changes)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.data_collator import DataCollatorForPairs
+from trainer.evaluation import PairEvaluationCollator
 from trainer.losses import sscl_loss
 from trainer.views import contrastive_views
 
@@ -47,6 +48,17 @@ def test_mini_batches_hold_every_text_once_within_the_limit(lengths, budget):
     assert start == 2 * len(lengths)
     longest = pairs_of([15] * len(lengths))
     assert len(collate(longest, mini_batch_tokens=budget)["mini_batches"]) == len(batch["mini_batches"])
+
+
+def test_a_process_that_has_no_pairs_left_to_evaluate_runs_as_many_mini_batches():
+    collator = DataCollatorForPairs(
+        tiny_tokenizer(), prompt=None, max_length=MAX_LENGTH, pad_token_id=2, mini_batch_tokens=2 * MAX_LENGTH
+    )
+    evaluation = PairEvaluationCollator(collator, batch_size=3)
+    full, empty = evaluation(pairs_of([4, 9, 2])), evaluation([])
+    assert (full["num_pairs"], empty["num_pairs"]) == (3, 0)
+    assert len(full["pairs"]["mini_batches"]) == len(empty["pairs"]["mini_batches"]) == 3
+    assert empty["pairs"]["input_ids"].shape[1] <= 2
 
 
 def losses_and_gradients(
