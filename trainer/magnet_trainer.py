@@ -27,7 +27,7 @@ from .losses import mntp_loss, msg_loss, sscl_loss
 from .objectives import count_items, forward_targets
 from .phases import contrastive_steps_before
 from .publishing_trainer import PublishingTrainer
-from .sharding import check_sharding
+from .sharding import check_sharding, keep_output_dtypes
 from .streams import EpochRows, EpochRowSampler, MicroBatchStream, PairBatchSampler, RowSource
 from .training_args import MagnetTrainingArguments
 from .views import contrastive_views
@@ -120,7 +120,9 @@ class MagnetTrainer(PublishingTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        check_sharding(getattr(self.accelerator.state, "fsdp_plugin", None))
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        check_sharding(plugin, view_dropout=args.view_dropout)
+        keep_output_dtypes(plugin)
 
     # ---- The step ----
 

@@ -1,19 +1,22 @@
 """Weights that are in parts with several processes, by FSDP2: put together, taken apart, and what is refused."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def check_sharding(plugin: Any) -> None:
+def check_sharding(plugin: Any, *, view_dropout: float = 0.0) -> None:
     """Refuse the first version of FSDP, whose flat weights have no part that is the contrastive head's.
 
     Args:
         plugin (`FullyShardedDataParallelPlugin` or `None`): accelerate's settings, where it shards.
+        view_dropout (`float`, defaults to 0.0): Of the contrastive forward; layers that FSDP recomputes would do so
+            without it.
 
     Raises:
-        ValueError: saying how to get the second.
+        ValueError: saying how to get the second version, or which of the two to turn off.
     """
     version = getattr(plugin, "fsdp_version", 2)
     if version != 2:
@@ -21,6 +24,26 @@ def check_sharding(plugin: Any) -> None:
             f"`fsdp_version` is {version}; only FSDP2 is supported. Set `fsdp_version: 2` in the configuration of "
             "`accelerate launch`, or FSDP_VERSION=2; examples/configs/accelerate/fsdp2.yaml has it."
         )
+    if view_dropout and getattr(plugin, "activation_checkpointing", False):
+        raise ValueError(
+            f"`view_dropout` is {view_dropout} and `fsdp_activation_checkpointing` is true: the layers would be "
+            "recomputed with another dropout than they had. Turn one of them off."
+        )
+
+
+def keep_output_dtypes(plugin: Any) -> None:
+    """Leave losses in float32 where weights are sharded in half precision.
+
+    accelerate has each sharded module convert what it returns, by which losses lose all but two of their digits: they
+    are summed over thousands of tokens, and over the steps until the next log. States have the dtype of the weights
+    anyway.
+
+    Args:
+        plugin (`FullyShardedDataParallelPlugin` or `None`): accelerate's settings, where it shards; changed.
+    """
+    policy = getattr(plugin, "mixed_precision_policy", None)
+    if policy is not None:
+        plugin.mixed_precision_policy = replace(policy, output_dtype=None)
 
 
 def whole(weight: Tensor) -> Tensor:
@@ -50,4 +73,4 @@ def whole_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     return weights
 
 
-__all__ = ["check_sharding", "parted_like", "whole", "whole_weights"]
+__all__ = ["check_sharding", "keep_output_dtypes", "parted_like", "whole", "whole_weights"]

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
 
 from trainer.lora import LoraArguments
 from trainer.sharding import check_sharding
 
 from .processes import FULL, launch_environment, run_alone, run_together
+from .tiny import tiny_args, tiny_trainer
 
 # Small steps of plain gradient descent: Adam would turn the last bits of a gradient into steps of full size.
 COMMON = {"max_grad_norm": 0, "optim": "sgd", "learning_rate": 1e-3}
@@ -118,6 +120,23 @@ def test_the_first_version_of_fsdp_is_refused():
         check_sharding(FullyShardedDataParallelPlugin(fsdp_version=1))
     check_sharding(FullyShardedDataParallelPlugin(fsdp_version=2))
     check_sharding(None)
+
+
+def test_layers_that_are_recomputed_and_dropout_of_views_are_refused():
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, activation_checkpointing=True)
+    check_sharding(plugin)
+    with pytest.raises(ValueError, match="`view_dropout` is 0.3 and `fsdp_activation_checkpointing` is true"):
+        check_sharding(plugin, view_dropout=0.3)
+
+
+def test_losses_of_weights_shared_in_half_precision_stay_in_float32(tmp_path, monkeypatch):
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    plugin.set_mixed_precision("bf16")
+    assert plugin.mixed_precision_policy.output_dtype == torch.bfloat16, "so accelerate has it"
+    monkeypatch.setattr(AcceleratorState, "fsdp_plugin", plugin, raising=False)
+    tiny_trainer(tiny_args(tmp_path))
+    policy = plugin.mixed_precision_policy
+    assert (policy.param_dtype, policy.output_dtype) == (torch.bfloat16, None)
 
 
 @pytest.mark.parametrize("lora", [FULL, LoraArguments(lora_r=2, lora_alpha=2)], ids=["full", "lora"])
