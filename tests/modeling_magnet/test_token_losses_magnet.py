@@ -171,20 +171,43 @@ def test_a_head_that_is_gathered_for_each_call_is_called_once(trained, named, no
         torch.testing.assert_close(gradients(found.losses, *inputs), expected)
 
 
-@pytest.mark.parametrize("put", ["hook", "forward"])
+class Doubled(nn.Linear):
+    """A family's own kind of head."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(states)
+
+
+@pytest.mark.parametrize("put", ["hook", "forward", "gathered forward", "class"])
 @pytest.mark.parametrize("trained", [True, False])
 def test_what_is_put_on_a_head_counts(put, trained):
     head = make_head(trained=trained)
     plain = head.forward
     if put == "hook":
         head.register_forward_hook(lambda _, arguments, output: 2 * output)
+    elif put == "class":
+        head = Doubled(HIDDEN, VOCAB, bias=False).requires_grad_(trained)
+        head.weight.data = make_head().weight.data
     else:
         head.forward = lambda states: 2 * plain(states)
+    if put == "gathered forward":
+        head.weight.ds_id = 0
+    own = vars(head).get("forward")
     states, targets = draw((2, 6), ratio=0.7, seed=4)
     found = token_losses(states, targets, head=head, vocab_size=VOCAB, chunk_size=4).losses
+    assert vars(head).get("forward") is own
     expected = at_once(2 * states, targets, make_head())
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(gradients(found, states), gradients(expected, states))
+
+
+def test_a_bias_is_trained_beside_a_frozen_weight():
+    head = make_head(bias=True)
+    head.bias.requires_grad_(True)
+    states, targets = draw((2, 6), ratio=0.7, seed=4)
+    found = token_losses(states, targets, head=head, vocab_size=VOCAB, chunk_size=4).losses
+    expected = at_once(states, targets, head)
+    torch.testing.assert_close(gradients(found, states, head.bias), gradients(expected, states, head.bias))
 
 
 @pytest.mark.parametrize("trained", [True, False])
