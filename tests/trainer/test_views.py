@@ -118,10 +118,15 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path, changes, told):
 
 
 def test_training_in_mini_batches_logs_what_training_at_once_logs(tmp_path):
-    logs = []
+    logs, reads = [], []
     for changes in ({}, {"contrastive_mini_batch_tokens": 48, "contrastive_recompute": True}):
-        trainer = tiny_trainer(tiny_args(tmp_path, loss_phases=["2:1,0,1", "3:1,9,1"], **changes))
+        trainer, modes = tiny_trainer(tiny_args(tmp_path, loss_phases=["2:1,0,1", "3:1,9,1"], **changes)), []
+        trainer.model.register_forward_pre_hook(
+            lambda *call, modes=modes: modes.append(call[2]["mode"]), with_kwargs=True
+        )
         trainer.train()
         logs.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
+        reads.append(modes.count("bidirectional"))
     assert len(logs[0]) == 5
     assert logs[1] == pytest.approx(logs[0], rel=1e-3)
+    assert reads == [3, 3 * 4 * 2], "three steps of four pairs, two texts at a time, each read twice"
