@@ -149,6 +149,14 @@ def test_no_more_than_a_chunk_of_logits_is_made_or_kept(trained):
     assert len(sizes) == (20 if trained else 0), "ten chunks, each made again for its gradient"
 
 
+def test_chunks_are_of_one_size_and_follow_the_vocabulary():
+    head, sizes = make_head(), []
+    head.register_forward_hook(lambda _, arguments, output: sizes.append(len(output)))
+    states, targets = draw((4, 40), ratio=1.0, seed=5)
+    token_losses(states, targets, head=head, vocab_size=2**22 // 100)  # 4 million logits: 100 positions, so 64
+    assert sizes == [64, 64, 64]
+
+
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("no_grad", [True, False])
@@ -261,6 +269,19 @@ def test_a_forward_with_targets_equals_one_with_logits(tiny_model, mode, frozen)
     with torch.no_grad():
         hits = model(ids, mode=mode, target_ids=targets, **segments).token_hits
     assert torch.equal(hits, (logits.argmax(-1) == targets) & (targets != -100))
+
+
+def test_a_forward_takes_labels_and_targets_together(tiny_model):
+    ids = torch.randint(5, 90, (2, 9), generator=torch.Generator().manual_seed(0))
+    both = tiny_model(ids, mode="causal", labels=ids, target_ids=ids.roll(-1, dims=1))
+    assert torch.equal(both.logits, tiny_model(ids, mode="causal").logits)
+    torch.testing.assert_close(both.token_losses[:, :-1].mean(), both.loss)
+
+
+def test_a_forward_refuses_more_targets_than_were_counted(tiny_model):
+    ids = torch.ones(2, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match="`num_targets` is 7, but 8 targets"):
+        tiny_model(ids, mode="causal", target_ids=ids, num_targets=7)
 
 
 def test_a_head_that_is_more_than_its_layer_is_asked_as_a_whole():
