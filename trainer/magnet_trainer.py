@@ -23,6 +23,7 @@ from .contrastive import (
     save_head,
 )
 from .data_collator import DataCollatorForMagnet
+from .lora import adapter_layers, inputs_as_they_are
 from .losses import mntp_loss, msg_loss, sscl_loss
 from .objectives import count_items, forward_targets
 from .phases import contrastive_steps_before
@@ -121,8 +122,14 @@ class MagnetTrainer(PublishingTrainer):
             optimizers=optimizers,
         )
         check_sharding(getattr(self.accelerator.state, "fsdp_plugin", None))
+        self._autocast_layers = adapter_layers(model) if args.bf16 or args.fp16 else []
 
     # ---- The step ----
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run forward and backward as the parent does, adapters without conversions that autocast undoes."""
+        with inputs_as_they_are(self._autocast_layers):
+            return super().training_step(*args, **kwargs)
 
     def compute_loss(
         self,
