@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import TrainOutput, unwrap_peft_model
 
-from .checkpoints import forget_completeness, last_complete_checkpoint
+from .checkpoints import check_processes, forget_completeness, last_complete_checkpoint
 from .checks import check_run
 from .contrastive import (
     HEAD_NAME,
@@ -299,7 +299,7 @@ class MagnetTrainer(PublishingTrainer):
         """Train, or go on from a checkpoint; `True` takes the newest one that was written to its end.
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if there is none, or a run with another number of processes wrote it.
         """
         if resume_from_checkpoint is True:
             assert self.args.output_dir is not None
@@ -309,6 +309,8 @@ class MagnetTrainer(PublishingTrainer):
                     f"{self.args.output_dir} has no complete checkpoint to resume from. Name one, or start afresh."
                 )
             resume_from_checkpoint = str(found)
+        if resume_from_checkpoint:
+            check_processes(resume_from_checkpoint, num_processes=self.accelerator.num_processes)
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         if self.args.uses_contrastive_loss:
             kept = self.args.contrastive_head if self.args.keep_contrastive_head else None
