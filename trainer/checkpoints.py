@@ -26,6 +26,24 @@ def last_complete_checkpoint(output_dir: str | Path, *, num_processes: int = 1) 
     return None
 
 
+def check_processes(checkpoint: str | Path, *, num_processes: int) -> None:
+    """Refuse a checkpoint of a run with another number of processes, whose steps would not be those of this one.
+
+    Args:
+        checkpoint (`str` or `Path`): Folder; each process of its run has left its random state there.
+        num_processes (`int`): Processes of this run.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    written_by = len(list(Path(checkpoint).glob("rng_state_*.pth"))) or 1
+    if written_by != num_processes:
+        raise ValueError(
+            f"{checkpoint} was written by {written_by} processes, and this run has {num_processes}: a step would see "
+            f"other rows and other negatives. Start as many, or start a new run from its weights."
+        )
+
+
 def forget_completeness(checkpoint: str | Path) -> None:
     """Mark a checkpoint that is about to be written again as incomplete; nothing if there is none."""
     (Path(checkpoint) / _STATE_FILE).unlink(missing_ok=True)
@@ -42,4 +60,4 @@ def _is_complete(folder: Path, *, num_processes: int) -> bool:
     return all((folder / f"rng_state_{rank}.pth").is_file() for rank in range(num_processes))
 
 
-__all__ = ["forget_completeness", "last_complete_checkpoint"]
+__all__ = ["check_processes", "forget_completeness", "last_complete_checkpoint"]

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import TrainOutput, unwrap_peft_model
 
-from .checkpoints import forget_completeness, last_complete_checkpoint
+from .checkpoints import check_processes, forget_completeness, last_complete_checkpoint
 from .checks import check_run
 from .contrastive import (
     HEAD_NAME,
@@ -23,6 +23,7 @@ from .contrastive import (
     save_head,
 )
 from .data_collator import DataCollatorForMagnet
+from .lora import adapter_layers, inputs_as_they_are
 from .losses import mntp_loss, msg_loss, sscl_loss
 from .objectives import count_items, forward_targets
 from .phases import contrastive_steps_before
@@ -123,8 +124,14 @@ class MagnetTrainer(PublishingTrainer):
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         check_sharding(plugin, view_dropout=args.view_dropout)
         keep_output_dtypes(plugin)
+        self._autocast_layers = adapter_layers(model) if args.bf16 or args.fp16 else []
 
     # ---- The step ----
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run forward and backward as the parent does, adapters without conversions that autocast undoes."""
+        with inputs_as_they_are(self._autocast_layers):
+            return super().training_step(*args, **kwargs)
 
     def compute_loss(
         self,
@@ -294,7 +301,7 @@ class MagnetTrainer(PublishingTrainer):
         """Train, or go on from a checkpoint; `True` takes the newest one that was written to its end.
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if there is none, or a run with another number of processes wrote it.
         """
         if resume_from_checkpoint is True:
             assert self.args.output_dir is not None
@@ -304,6 +311,8 @@ class MagnetTrainer(PublishingTrainer):
                     f"{self.args.output_dir} has no complete checkpoint to resume from. Name one, or start afresh."
                 )
             resume_from_checkpoint = str(found)
+        if resume_from_checkpoint:
+            check_processes(resume_from_checkpoint, num_processes=self.accelerator.num_processes)
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         if self.args.uses_contrastive_loss:
             kept = self.args.contrastive_head if self.args.keep_contrastive_head else None

@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             blocks = texts_to_blocks(texts, model.tokenizer, max_length=args.max_length)
             trainer = make_trainer(adapted, args, blocks, pairs, folder)
         trainer.model.train()
-        batch = collate(trainer, blocks, first=0)
+        batch = collate(trainer, blocks, kind=JOINT)
         held = {name: peak(trainer, batch, system=name, autocast=args.autocast) for name in (JOINT, NAIVE)}
         rows[vocab_size] = {**held, "share": held[JOINT] / held[NAIVE]}
         print(

@@ -8,9 +8,10 @@ The floor: a frozen weight costs 4 operations a token, two each way; one that is
 labelled positions alone, attention 12 x length x width a layer and token. Padding, projecting other positions and
 reading the same rows again come on top. Its time is taken at the rate of one large matrix product of the same run.
 
-Systems, all with the same optimizer: the trainer's joint step; the same losses naively (`naive_step.py`), on the same
-rows and on rows of one document each, padded; MNTP alone, the trainer's and with the logits of all positions, as a
-plain Trainer has them. Losses and gradients are compared before anything is timed; rounds alternate.
+Systems, all with the same optimizer: the trainer's joint step, with and without pairs; the same losses naively
+(`naive_step.py`), on the same rows and on rows of one document each, padded; MNTP alone, the trainer's and with the
+logits of all positions, as a plain Trainer has them. Losses and gradients are compared before anything is timed;
+rounds alternate.
 """
 
 import argparse
@@ -33,18 +34,24 @@ from examples.benchmarks.measuring import SHAPES, machine, matrix_rate, random_l
 from examples.benchmarks.training_systems import (
     FULL,
     JOINT,
+    KINDS,
     MNTP,
     NAIVE,
     PADDED,
+    ROWS,
     collate,
     compare,
     loss_of,
     make_trainer,
+    phase_of,
     step_operations,
     to_device,
 )
 from modeling_magnet import AutoMagnetForCausalLM
 from trainer import LoraArguments, apply_lora, load_pairs, load_texts, texts_to_blocks
+
+# Steps of the paper's recipe, without pairs and with them (Khosla et al. 2025, training details).
+PAPER = {ROWS: 3400, JOINT: 800}
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -61,6 +68,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--pairs_a_step", type=int, default=64, help="pairs a step")
     parser.add_argument("--pair_length", type=int, default=64, help="tokens a side, to which the naive step pads")
     parser.add_argument("--mini_batch_tokens", type=int, default=2048, help="of the pairs, in the trainer's step")
+    parser.add_argument("--systems", nargs="+", choices=list(KINDS), default=list(KINDS), help="which are timed")
     parser.add_argument("--rounds", type=int, default=7, help="rounds")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", help="dtype of the weights")
@@ -84,15 +92,17 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     trainer = make_trainer(adapted, args, blocks, pairs, folder)
     trainer.model.train()
 
-    batches = {name: to_device(collate(trainer, blocks, first=0), device) for name in (JOINT, NAIVE)}
-    batches[PADDED] = to_device(collate(trainer, documents, first=0), device)
-    batches |= {name: to_device(collate(trainer, blocks, first=0, spans=False), device) for name in (MNTP, FULL)}
-    apart = compare(trainer, batches[JOINT])
+    few = to_device(collate(trainer, blocks, kind=JOINT, size=min(2, args.batch_size)), device)
+    apart = compare(trainer, few)
     print(f"apart: loss {apart['loss']:.1e}, gradients {apart['gradients']:.1e} of the largest")
     limit = 1e-4 if dtype == torch.float32 else 5e-2
     if not all(difference <= limit for difference in apart.values()):  # nor where one is not a number
         raise SystemExit("The steps differ: there is nothing to compare.")
 
+    batches = {
+        name: to_device(collate(trainer, documents if name == PADDED else blocks, kind=KINDS[name]), device)
+        for name in args.systems
+    }
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-4, fused=True)
 
     def step(name: str) -> None:
@@ -110,11 +120,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             spent = seconds(partial(step, name), device)
             times[name] += [spent] if turn else []  # the first one warms up
         started = time.perf_counter()
-        collate(trainer, blocks, first=0)
+        collate(trainer, blocks, kind=JOINT)
         collating.append(time.perf_counter() - started)
     tokens, floors = {}, {}
     for name, batch in batches.items():
-        weights = trainer.phases[0 if name in (MNTP, FULL) else 1]
+        weights = phase_of(trainer, name)
         tokens[name] = int(batch["attention_mask"].sum())
         tokens[name] += int(batch["pairs"]["attention_mask"].sum()) if weights.sscl else 0
         floors[name] = step_operations(adapted, batch, weights=weights)
@@ -146,14 +156,18 @@ def summary(
             f"{name:24s}{middle:9.3f}{f'{low:.3f} - {high:.3f}':>16s}{speeds[name]:10,.0f}"
             f"{floors[name] / rate / middle:14.0%}"
         )
-    collator = statistics.median(collating) / statistics.median(times[JOINT])
     ratios = {
-        "joint over naive, the same rows": speeds[JOINT] / speeds[NAIVE],
-        "joint over naive, padded rows": speeds[JOINT] / speeds[PADDED],
-        "MNTP over all logits": speeds[MNTP] / speeds[FULL],
-        "time a token, joint over MNTP": speeds[MNTP] / speeds[JOINT],
-        "collator over joint step": collator,
+        f"{fast} over {slow}": speeds[fast] / speeds[slow]
+        for fast, slow in ((JOINT, NAIVE), (JOINT, PADDED), (MNTP, FULL), (MNTP, JOINT))
+        if fast in speeds and slow in speeds
     }
+    if JOINT in times:
+        ratios["collator's time over the joint step's"] = statistics.median(collating) / statistics.median(
+            times[JOINT]
+        )
+    if JOINT in times and ROWS in times:
+        hours = (PAPER[ROWS] * statistics.median(times[ROWS]) + PAPER[JOINT] * statistics.median(times[JOINT])) / 3600
+        print(f"\n{PAPER[ROWS]} and {PAPER[JOINT]} such steps, as many as the paper's: {hours:.2f} hours")
     print("\n" + "\n".join(f"{name}: {ratio:.3f}" for name, ratio in ratios.items()))
     return {
         "seconds": times,

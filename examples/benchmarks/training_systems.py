@@ -10,17 +10,18 @@ from examples.benchmarks.naive_step import language_loss, naive_loss
 from trainer import DataCollatorForMagnet, MagnetTrainer, MagnetTrainingArguments
 from trainer.phases import LossPhase
 
-# The first step of the run that the trainer is made for is MNTP's, the second joint.
-PHASES = ["1:1,0,0", "1:0.5,1,1"]
-JOINT, MNTP = "joint", "MNTP alone"
+JOINT, ROWS, MNTP = "joint", "MNTP and MSG", "MNTP alone"
 NAIVE, PADDED, FULL = "naive, the same rows", "naive, padded rows", "MNTP, all logits"
+# The run that the trainer is made for has a step of each kind, in this order.
+PHASES = {MNTP: "1:1,0,0", ROWS: "1:0.5,0,1", JOINT: "1:0.5,1,1"}
+KINDS = {JOINT: JOINT, ROWS: ROWS, MNTP: MNTP, NAIVE: JOINT, PADDED: JOINT, FULL: MNTP}
 
 
 def make_trainer(model: Any, args: argparse.Namespace, rows: Any, pairs: Any, folder: str) -> MagnetTrainer:
     """A trainer whose losses are asked for step by step; it does not train."""
     training = MagnetTrainingArguments(
         output_dir=folder,
-        loss_phases=PHASES,
+        loss_phases=list(PHASES.values()),
         per_device_train_batch_size=args.batch_size,
         contrastive_batch_size=args.pairs_a_step,
         contrastive_max_length=args.pair_length,
@@ -36,22 +37,23 @@ def make_trainer(model: Any, args: argparse.Namespace, rows: Any, pairs: Any, fo
     )
 
 
-def collate(trainer: MagnetTrainer, rows: Any, *, first: int, spans: bool = True) -> dict[str, Any]:
-    """A batch of rows from a number on, with pairs; without spans as MNTP alone has it."""
-    size = trainer.args.per_device_train_batch_size
-    numbered = [{**rows[first + index], "row_id": index, "epoch": 0} for index in range(size)]
+def collate(trainer: MagnetTrainer, rows: Any, *, kind: str, size: int | None = None) -> dict[str, Any]:
+    """A batch of the first rows, for a step of a kind: without spans for MNTP alone, with pairs for a joint one."""
+    size = trainer.args.per_device_train_batch_size if size is None else size
     collator: DataCollatorForMagnet = trainer.data_collator
-    if not spans:
+    if kind == MNTP:
         collator = replace(collator, settings=replace(collator.settings, max_spans=0, causal_ratio=0.0))
-    batch = collator(numbered)
-    assert trainer.pair_dataset is not None
-    pairs = [trainer.pair_dataset[index] for index in range(trainer.args.contrastive_batch_size)]
-    return {**batch, "pairs": trainer._pair_collator()(pairs)} if spans else batch
+    batch = collator([{**rows[index], "row_id": index, "epoch": 0} for index in range(size)])
+    if kind == JOINT:
+        assert trainer.pair_dataset is not None
+        pairs = [trainer.pair_dataset[index] for index in range(trainer.args.contrastive_batch_size)]
+        batch["pairs"] = trainer._pair_collator()(pairs)
+    return batch
 
 
-def trainers_loss(trainer: MagnetTrainer, batch: dict[str, Any], *, joint: bool) -> torch.Tensor:
+def trainers_loss(trainer: MagnetTrainer, batch: dict[str, Any], *, kind: str) -> torch.Tensor:
     """Our loss of a step."""
-    trainer.state.global_step = int(joint)
+    trainer.state.global_step = list(PHASES).index(kind)
     return trainer.compute_loss(trainer.model, batch)
 
 
@@ -61,7 +63,7 @@ def written_naively(trainer: MagnetTrainer, batch: dict[str, Any]) -> torch.Tens
         trainer.model,
         batch,
         head=trainer.head,
-        weights=trainer.phases[1],
+        weights=phase_of(trainer, NAIVE),
         temperature=trainer.args.temperature,
         length=trainer.args.contrastive_max_length,
     )
@@ -70,7 +72,7 @@ def written_naively(trainer: MagnetTrainer, batch: dict[str, Any]) -> torch.Tens
 def compare(trainer: MagnetTrainer, batch: dict[str, Any]) -> dict[str, float]:
     """How far loss and gradients of the trainer and of the naive step are apart, over the largest."""
     found = []
-    for loss in (trainers_loss(trainer, batch, joint=True), written_naively(trainer, batch)):
+    for loss in (trainers_loss(trainer, batch, kind=JOINT), written_naively(trainer, batch)):
         trainer.model.zero_grad()
         loss.backward()
         gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
@@ -79,6 +81,11 @@ def compare(trainer: MagnetTrainer, batch: dict[str, Any]) -> dict[str, float]:
     largest = max(gradient.abs().max().item() for gradient in their_gradients.values())
     apart = max((our_gradients[name] - their_gradients[name]).abs().max().item() for name in their_gradients)
     return {"loss": abs(ours - theirs) / theirs, "gradients": apart / largest}
+
+
+def phase_of(trainer: MagnetTrainer, system: str) -> LossPhase:
+    """The weights of a system's step."""
+    return trainer.phases[list(PHASES).index(KINDS[system])]
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -95,8 +102,8 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 def loss_of(system: str, trainer: MagnetTrainer, batch: dict[str, Any]) -> torch.Tensor:
     """The loss of one step of a system."""
-    if system in (JOINT, MNTP):
-        return trainers_loss(trainer, batch, joint=system == JOINT)
+    if system in PHASES:
+        return trainers_loss(trainer, batch, kind=system)
     if system == FULL:
         return language_loss(trainer.model, batch, labels=batch["mntp_labels"])
     return written_naively(trainer, batch)
@@ -124,13 +131,16 @@ def step_operations(model: Any, batch: dict[str, Any], *, weights: LossPhase) ->
 __all__ = [
     "FULL",
     "JOINT",
+    "KINDS",
     "MNTP",
     "NAIVE",
     "PADDED",
+    "ROWS",
     "collate",
     "compare",
     "loss_of",
     "make_trainer",
+    "phase_of",
     "step_operations",
     "to_device",
 ]

@@ -38,6 +38,7 @@ def test_the_step_is_timed_against_the_naive_one(options, tmp_path, capsys):
     tokens = report["tokens"]
     assert tokens["joint"] == tokens["naive, the same rows"] > tokens["naive, padded rows"] > tokens["MNTP alone"] / 2
     floors = report["floor_flop"]
+    assert floors["joint"] > floors["MNTP and MSG"]
     assert floors["joint"] == floors["naive, the same rows"] > floors["MNTP alone"] == floors["MNTP, all logits"] > 0
 
 

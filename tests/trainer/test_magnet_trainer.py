@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 from transformers.utils import logging
 
-from trainer.lora import LoraArguments, apply_lora
+from trainer.lora import LoraArguments, adapter_layers, apply_lora
 from trainer.views import contrastive_views
 
 from .processes import KeepGradients
@@ -274,6 +274,31 @@ def test_bfloat16_trains_and_evaluates(tmp_path, lora):
     trainer.train()
     assert all(math.isfinite(log["loss"]) for log in trainer.state.log_history if "loss" in log)
     assert trainer.head.linear.weight.dtype == torch.float32
+
+
+def test_adapters_in_half_precision_keep_no_copies_of_their_inputs(tmp_path, monkeypatch):
+    found = []
+    for converts in (False, True):
+        torch.manual_seed(0)
+        model = apply_lora(tiny_model().bfloat16(), LoraArguments(lora_r=2))
+        trainer = tiny_trainer(tiny_args(tmp_path, bf16=True, loss_phases=["1:1,9,1"]), model=model)
+        if converts:
+            trainer._autocast_layers = []
+        keep, kept = KeepGradients(), {}
+        trainer.add_callback(keep)
+
+        def note(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            trainer.train()
+        found.append((keep.steps[0], sum(kept.values())))
+        assert all(layer.cast_input_dtype_enabled for layer in adapter_layers(model))
+    (gradients, held), (expected, more) = found
+    assert gradients.keys() == expected.keys()
+    assert all(torch.equal(gradients[name], expected[name]) for name in expected), "the same bits"
+    assert held < 0.9 * more
 
 
 def test_a_model_in_bfloat16_keeps_its_head_in_float32(tmp_path):

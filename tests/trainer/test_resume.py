@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from trainer.checkpoints import last_complete_checkpoint
+from trainer.checkpoints import check_processes, last_complete_checkpoint
 from trainer.contrastive import HEAD_FILE
 from trainer.lora import LoraArguments
 
@@ -70,6 +70,24 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path):
     shutil.rmtree(tmp_path / "checkpoint-3")
     with pytest.raises(ValueError, match="no complete checkpoint"):
         tiny_trainer(tiny_args(tmp_path)).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(("written_by", "num_processes"), [(1, 2), (2, 1), (4, 2), (2, 4)])
+def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path, written_by, num_processes):
+    ranks = [""] if written_by == 1 else [f"_{rank}" for rank in range(written_by)]
+    for rank in ranks:
+        (tmp_path / f"rng_state{rank}.pth").touch()
+    check_processes(tmp_path, num_processes=written_by)
+    with pytest.raises(ValueError, match=f"written by {written_by} processes, and this run has {num_processes}"):
+        check_processes(tmp_path, num_processes=num_processes)
+
+
+def test_the_trainer_looks_at_who_wrote_a_checkpoint(tmp_path):
+    tiny_trainer(tiny_args(tmp_path, save_strategy="steps", save_steps=3)).train()
+    (tmp_path / "checkpoint-3" / "rng_state.pth").rename(tmp_path / "checkpoint-3" / "rng_state_0.pth")
+    (tmp_path / "checkpoint-3" / "rng_state_1.pth").touch()
+    with pytest.raises(ValueError, match="written by 2 processes"):
+        tiny_trainer(tiny_args(tmp_path)).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
 
 def test_resuming_a_finished_run_trains_no_further(tmp_path):
