@@ -133,7 +133,7 @@ class MagnetMixin(WordsMixin, InfillingMixin):
             target_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 What each position is to predict, already shifted, or -100; `(k, batch_size, sequence_length)` where
                 a position may have k targets. Instead of logits there are then `token_losses`, for which the head
-                runs on a few positions at a time: memory does not grow with their number.
+                runs on a few positions at a time.
             num_targets (`int`, *optional*):
                 How many targets are set, or an upper limit. Without it a GPU has to be waited for.
 

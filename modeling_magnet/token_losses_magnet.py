@@ -56,7 +56,8 @@ def token_losses(
         project (`Callable`, *optional*): What makes logits of states, where that is more than the head.
         num_targets (`int`, *optional*): How many targets are set, or an upper limit. Left out, it is read from the
             device, which has to be waited for.
-        chunk_size (`int`, *optional*): C. By default what makes 4 million logits on a CPU, 67 million elsewhere.
+        chunk_size (`int`, *optional*): C, but all of them at once where several processes share the weight and the
+            projection is more than the head. By default what makes 4 million logits on a CPU, 67 million elsewhere.
 
     Returns:
         `TokenLosses`: part of the graph even where no target is set.
@@ -69,7 +70,7 @@ def token_losses(
             f"`target_ids` has shape {tuple(target_ids.shape)} for states of {tuple(states.shape)}; pass "
             f"{tuple(states.shape[:2])}, or several of that, one token to predict or -100 for each position."
         )
-    targets = target_ids.flatten()  # (T,)
+    targets = target_ids.to(states.device).flatten()  # (T,)
     is_set = targets != IGNORE_INDEX
     if num_targets is None or targets.device.type == "cpu":
         found = int(is_set.sum())
@@ -187,7 +188,7 @@ def _call(function: Callable[..., torch.Tensor], *arguments: Any, use_reentrant:
 
 
 def _put(values: torch.Tensor, places: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:
-    """Values of the chosen positions in the targets' shape, without the padding."""
+    """Values of the chosen positions in the targets' shape, without the padding; a copy: FSDP2 warns of views."""
     return values.new_zeros(like.numel() + 1).index_copy(0, places, values)[:-1].reshape(like.shape).clone()
 
 

@@ -71,7 +71,7 @@ def load_head(head: nn.Module, *, directory: str | Path) -> None:
     """Read the weights that `save_head` wrote; of sharded ones each process keeps its part.
 
     Raises:
-        ValueError: if the folder has none.
+        ValueError: if the folder has none, or weights of other names or shapes.
     """
     if not head.state_dict():
         return
@@ -81,9 +81,18 @@ def load_head(head: nn.Module, *, directory: str | Path) -> None:
             f"{directory} has no {HEAD_FILE}, but the run to resume trains a contrastive head. Resume from a "
             "checkpoint of a run with the same `loss_phases` and `contrastive_head`, or start afresh."
         )
-    saved = safetensors.torch.load_file(path)
-    for name, weight in head.state_dict().items():
+    saved, weights = safetensors.torch.load_file(path), head.state_dict()
+    if _shapes(saved) != _shapes(weights):
+        raise ValueError(
+            f"{path} holds {_shapes(saved)}, but the head of this run has {_shapes(weights)}. Resume from a "
+            "checkpoint of a run with the same base and `contrastive_head`."
+        )
+    for name, weight in weights.items():
         weight.copy_(parted_like(saved[name], weight))
+
+
+def _shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
 
 
 class _GatherWithGradient(torch.autograd.Function):

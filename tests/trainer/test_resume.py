@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from trainer.checkpoints import check_processes, last_complete_checkpoint
 from trainer.contrastive import HEAD_FILE
@@ -57,6 +57,24 @@ def test_resuming_without_the_file_of_the_head_is_refused(tmp_path):
     trainer.train()
     (tmp_path / "checkpoint-6" / HEAD_FILE).unlink()
     with pytest.raises(ValueError, match=f"checkpoint-6 has no {HEAD_FILE}"):
+        tiny_trainer(tiny_args(tmp_path)).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+
+
+@pytest.mark.parametrize("change", ["missing", "surplus", "shape"])
+def test_resuming_with_another_head_is_refused(tmp_path, change):
+    trainer = tiny_trainer(tiny_args(tmp_path, save_strategy="steps", save_steps=6))
+    trainer.train()
+    file = tmp_path / "checkpoint-6" / HEAD_FILE
+    weights = load_file(file)
+    (name, weight), *_ = weights.items()
+    if change == "missing":
+        del weights[name]
+    elif change == "surplus":
+        weights["more"] = weight.clone()
+    else:
+        weights[name] = weight[:1].clone()
+    save_file(weights, file)
+    with pytest.raises(ValueError, match="but the head of this run has"):
         tiny_trainer(tiny_args(tmp_path)).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
 
 
