@@ -25,9 +25,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from examples.benchmarks.measuring import machine
-from examples.benchmarks.training_systems import JOINT, NAIVE, collate, loss_of, make_trainer
+from examples.benchmarks.training_systems import JOINT, NAIVE, add_arguments, collate, loss_of, make_trainer, read_data
 from modeling_magnet import AutoMagnetForCausalLM
-from trainer import LoraArguments, apply_lora, load_pairs, load_texts, texts_to_blocks
+from trainer import LoraArguments, apply_lora, texts_to_blocks
 
 MIB = 2**20
 
@@ -85,24 +85,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Count, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a plain Llama, whose shape and tokenizer are used")
-    parser.add_argument("--texts", nargs="+", required=True, help="texts to train on")
-    parser.add_argument("--pairs", required=True, help="pairs of texts")
-    parser.add_argument("--pair_label_column", help="1 where the two are paraphrases")
     parser.add_argument("--vocab_sizes", type=int, nargs="+", default=[8192, 32_000, 128_000], help="vocabularies")
-    parser.add_argument("--lora_r", type=int, default=16, help="rank of the adapters; 0 trains all weights")
-    parser.add_argument("--batch_size", type=int, default=4, help="rows a step")
-    parser.add_argument("--max_length", type=int, default=512, help="tokens a row")
-    parser.add_argument("--pairs_a_step", type=int, default=16, help="pairs a step")
-    parser.add_argument("--pair_length", type=int, default=64, help="tokens a side, to which the naive step pads")
-    parser.add_argument("--mini_batch_tokens", type=int, default=2048, help="of the pairs, in the trainer's step")
-    parser.add_argument("--autocast", action="store_true", help="products in bfloat16")
     parser.add_argument("--name", default="training_memory", help="name of the JSON file")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where it goes")
+    add_arguments(parser, batch_size=4, pairs_a_step=16)
     args = parser.parse_args(arguments)
     args.device = "cpu"
     torch.manual_seed(0)
-    texts = load_texts(args.texts if len(args.texts) > 1 else args.texts[0], limit=60 * args.batch_size)
-    pairs = load_pairs(args.pairs, label_column=args.pair_label_column, limit=2 * args.pairs_a_step)
+    texts, pairs = read_data(args)
     rows = {}
     print(f"{'vocabulary':>10s}{'joint, MiB':>12s}{'naive, MiB':>12s}{'share':>8s}")
     for vocab_size in args.vocab_sizes:

@@ -39,16 +39,18 @@ from examples.benchmarks.training_systems import (
     NAIVE,
     PADDED,
     ROWS,
+    add_arguments,
     collate,
     compare,
     loss_of,
     make_trainer,
     phase_of,
+    read_data,
     step_operations,
     to_device,
 )
 from modeling_magnet import AutoMagnetForCausalLM
-from trainer import LoraArguments, apply_lora, load_pairs, load_texts, texts_to_blocks
+from trainer import LoraArguments, apply_lora, texts_to_blocks
 
 # Steps of the paper's recipe, without pairs and with them (Khosla et al. 2025, training details).
 PAPER = {ROWS: 3400, JOINT: 800}
@@ -58,23 +60,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Compare, time, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a plain Llama or a MAGNET checkpoint")
-    parser.add_argument("--texts", nargs="+", required=True, help="texts to train on")
-    parser.add_argument("--pairs", required=True, help="pairs of texts")
-    parser.add_argument("--pair_label_column", help="1 where the two are paraphrases")
     parser.add_argument("--shape", choices=list(SHAPES), help="random weights of this size, with the tokenizer")
-    parser.add_argument("--lora_r", type=int, default=16, help="rank of the adapters; 0 trains all weights")
-    parser.add_argument("--batch_size", type=int, default=16, help="rows a step")
-    parser.add_argument("--max_length", type=int, default=512, help="tokens a row")
-    parser.add_argument("--pairs_a_step", type=int, default=64, help="pairs a step")
-    parser.add_argument("--pair_length", type=int, default=64, help="tokens a side, to which the naive step pads")
-    parser.add_argument("--mini_batch_tokens", type=int, default=2048, help="of the pairs, in the trainer's step")
     parser.add_argument("--systems", nargs="+", choices=list(KINDS), default=list(KINDS), help="which are timed")
     parser.add_argument("--rounds", type=int, default=7, help="rounds")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", help="dtype of the weights")
-    parser.add_argument("--autocast", action="store_true", help="products in bfloat16")
     parser.add_argument("--name", default="training_step", help="name of the JSON file")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where it goes")
+    add_arguments(parser, batch_size=16, pairs_a_step=64)
     args = parser.parse_args(arguments)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     torch.manual_seed(0)
@@ -85,10 +77,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             path = random_llama(args.shape, tokenizer, Path(folder) / "random", dtype=dtype)
         model = AutoMagnetForCausalLM.from_pretrained(path, dtype=dtype).to(device)
     adapted = apply_lora(model, LoraArguments(use_lora=args.lora_r > 0, lora_r=max(1, args.lora_r)))
-    texts = load_texts(args.texts if len(args.texts) > 1 else args.texts[0], limit=60 * args.batch_size)
+    texts, pairs = read_data(args)
     blocks = texts_to_blocks(texts, model.tokenizer, max_length=args.max_length, concatenate=True)
     documents = texts_to_blocks(texts, model.tokenizer, max_length=args.max_length)
-    pairs = load_pairs(args.pairs, label_column=args.pair_label_column, limit=2 * args.pairs_a_step)
     trainer = make_trainer(adapted, args, blocks, pairs, folder)
     trainer.model.train()
 

@@ -2,12 +2,14 @@
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 
 from examples.benchmarks.naive_step import language_loss, naive_loss
-from trainer import DataCollatorForMagnet, MagnetTrainer, MagnetTrainingArguments
+from trainer import DataCollatorForMagnet, MagnetTrainer, MagnetTrainingArguments, load_pairs, load_texts
 from trainer.phases import LossPhase
 
 JOINT, ROWS, MNTP = "joint", "MNTP and MSG", "MNTP alone"
@@ -15,6 +17,32 @@ NAIVE, PADDED, FULL = "naive, the same rows", "naive, padded rows", "MNTP, all l
 # The run that the trainer is made for has a step of each kind, in this order.
 PHASES = {MNTP: "1:1,0,0", ROWS: "1:0.5,0,1", JOINT: "1:0.5,1,1"}
 KINDS = {JOINT: JOINT, ROWS: ROWS, MNTP: MNTP, NAIVE: JOINT, PADDED: JOINT, FULL: MNTP}
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, batch_size: int, pairs_a_step: int) -> None:
+    """The options of what a step is made of.
+
+    Args:
+        parser (`argparse.ArgumentParser`): Of a benchmark.
+        batch_size, pairs_a_step (`int`): Its defaults.
+    """
+    parser.add_argument("--texts", nargs="+", required=True, help="texts to train on")
+    parser.add_argument("--pairs", required=True, help="pairs of texts")
+    parser.add_argument("--pair_label_column", help="1 where the two are paraphrases")
+    parser.add_argument("--lora_r", type=int, default=16, help="rank of the adapters; 0 trains all weights")
+    parser.add_argument("--batch_size", type=int, default=batch_size, help="rows a step")
+    parser.add_argument("--max_length", type=int, default=512, help="tokens a row")
+    parser.add_argument("--pairs_a_step", type=int, default=pairs_a_step, help="pairs a step")
+    parser.add_argument("--pair_length", type=int, default=64, help="tokens a side, to which the naive step pads")
+    parser.add_argument("--mini_batch_tokens", type=int, default=2048, help="of the pairs, in the trainer's step")
+    parser.add_argument("--autocast", action="store_true", help="products in bfloat16")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where the JSON goes")
+
+
+def read_data(args: argparse.Namespace) -> tuple[Dataset, Dataset]:
+    """Texts and pairs, enough for a step."""
+    texts = load_texts(args.texts if len(args.texts) > 1 else args.texts[0], limit=60 * args.batch_size)
+    return texts, load_pairs(args.pairs, label_column=args.pair_label_column, limit=2 * args.pairs_a_step)
 
 
 def make_trainer(model: Any, args: argparse.Namespace, rows: Any, pairs: Any, folder: str) -> MagnetTrainer:
@@ -136,11 +164,13 @@ __all__ = [
     "NAIVE",
     "PADDED",
     "ROWS",
+    "add_arguments",
     "collate",
     "compare",
     "loss_of",
     "make_trainer",
     "phase_of",
+    "read_data",
     "step_operations",
     "to_device",
 ]
