@@ -22,23 +22,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from examples.benchmarks.measuring import machine
-from examples.benchmarks.training_systems import JOINT, NAIVE, add_arguments, collate, loss_of, make_trainer, read_data
+from examples.benchmarks.training_systems import (
+    JOINT,
+    NAIVE,
+    add_arguments,
+    collate,
+    loss_of,
+    make_trainer,
+    read_data,
+    widened,
+)
 from modeling_magnet import AutoMagnetForCausalLM
 from trainer import LoraArguments, apply_lora, texts_to_blocks
 
 MIB = 2**20
-
-
-def widened(path: str, *, vocab_size: int, folder: str) -> str:
-    """The same shape with random weights and a larger vocabulary, of which the tokenizer knows the beginning."""
-    tokenizer, config = AutoTokenizer.from_pretrained(path), LlamaConfig.from_pretrained(path)
-    config.vocab_size = max(vocab_size, len(tokenizer))
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 class PeakBytes(TorchDispatchMode):

@@ -48,6 +48,7 @@ from examples.benchmarks.training_systems import (
     read_data,
     step_operations,
     to_device,
+    widened,
 )
 from modeling_magnet import AutoMagnetForCausalLM
 from trainer import LoraArguments, apply_lora, texts_to_blocks
@@ -61,6 +62,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a plain Llama or a MAGNET checkpoint")
     parser.add_argument("--shape", choices=list(SHAPES), help="random weights of this size, with the tokenizer")
+    parser.add_argument("--vocab_size", type=int, help="random weights of the model's shape with this vocabulary")
     parser.add_argument("--systems", nargs="+", choices=list(KINDS), default=list(KINDS), help="which are timed")
     parser.add_argument("--rounds", type=int, default=7, help="rounds")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -75,6 +77,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         if args.shape is not None:
             tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
             path = random_llama(args.shape, tokenizer, Path(folder) / "random", dtype=dtype)
+        elif args.vocab_size is not None:
+            path = widened(args.model, vocab_size=args.vocab_size, folder=f"{folder}/widened")
         model = AutoMagnetForCausalLM.from_pretrained(path, dtype=dtype).to(device)
     adapted = apply_lora(model, LoraArguments(use_lora=args.lora_r > 0, lora_r=max(1, args.lora_r)))
     texts, pairs = read_data(args)
@@ -122,7 +126,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     report = summary(times, tokens, floors, rate=rate, collating=collating)
     report |= {"apart": apart, **machine(device, dtype="bfloat16 products" if args.autocast else args.dtype)}
     report["settings"] = {
-        name: getattr(args, name) for name in ("shape", "lora_r", "batch_size", "max_length", "pairs_a_step", "rounds")
+        name: getattr(args, name)
+        for name in ("shape", "vocab_size", "lora_r", "batch_size", "max_length", "pairs_a_step", "rounds")
     }
     file = args.results / f"{args.name}.json"
     file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from examples.benchmarks.naive_step import language_loss, naive_loss
 from trainer import DataCollatorForMagnet, MagnetTrainer, MagnetTrainingArguments, load_pairs, load_texts
@@ -43,6 +44,15 @@ def read_data(args: argparse.Namespace) -> tuple[Dataset, Dataset]:
     """Texts and pairs, enough for a step."""
     texts = load_texts(args.texts if len(args.texts) > 1 else args.texts[0], limit=60 * args.batch_size)
     return texts, load_pairs(args.pairs, label_column=args.pair_label_column, limit=2 * args.pairs_a_step)
+
+
+def widened(path: str, *, vocab_size: int, folder: str) -> str:
+    """The same shape with random weights and a larger vocabulary, of which the tokenizer knows the beginning."""
+    tokenizer, config = AutoTokenizer.from_pretrained(path), LlamaConfig.from_pretrained(path)
+    config.vocab_size = max(vocab_size, len(tokenizer))
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def make_trainer(model: Any, args: argparse.Namespace, rows: Any, pairs: Any, folder: str) -> MagnetTrainer:
@@ -173,4 +183,5 @@ __all__ = [
     "read_data",
     "step_operations",
     "to_device",
+    "widened",
 ]

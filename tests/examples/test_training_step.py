@@ -42,6 +42,14 @@ def test_the_step_is_timed_against_the_naive_one(options, tmp_path, capsys):
     assert floors["joint"] == floors["naive, the same rows"] > floors["MNTP alone"] == floors["MNTP, all logits"] > 0
 
 
+def test_a_larger_vocabulary_costs_the_naive_head_alone(options):
+    chosen = ["--systems", "MNTP alone", "MNTP, all logits", "--rounds", "1"]
+    small, large = (training_step.main([*options, *chosen, "--vocab_size", size]) for size in ("500", "4000"))
+    assert set(large["ratios"]) == {"MNTP alone over MNTP, all logits"}
+    assert large["floor_flop"]["MNTP alone"] > small["floor_flop"]["MNTP alone"]
+    assert (small["settings"]["vocab_size"], large["settings"]["vocab_size"]) == (500, 4000)
+
+
 def test_steps_that_differ_are_not_timed(options, monkeypatch):
     monkeypatch.setattr(
         "examples.benchmarks.naive_step.language_loss", lambda *_, **__: torch.ones((), requires_grad=True)
