@@ -106,9 +106,9 @@ def _in_chunks(
         return _FrozenHead.apply(states, targets, head.weight, head.bias, rows), None
     parts = list(zip(states.split(rows), targets.split(rows), strict=True))
     if torch.is_grad_enabled():
-        # A single chunk needs as much memory kept as made again.
-        run: Any = checkpoint if len(parts) > 1 else _call
-        return torch.cat([run(_losses, project, *part, use_reentrant=False) for part in parts]), None
+        if len(parts) == 1:  # needs as much memory kept as made again
+            return _losses(project, states, targets), None
+        return torch.cat([checkpoint(_losses, project, *part, use_reentrant=False) for part in parts]), None
     losses, hits = zip(*[_losses_and_hits(project, *part) for part in parts], strict=True)
     return torch.cat(losses), torch.cat(hits)
 
@@ -180,11 +180,6 @@ def _losses_and_hits(
     """The same, and whether the target is the likeliest token."""
     logits = project(states)
     return _losses(lambda _: logits, states, targets), logits.argmax(-1) == targets
-
-
-def _call(function: Callable[..., torch.Tensor], *arguments: Any, use_reentrant: bool) -> torch.Tensor:
-    """`checkpoint` without its saving."""
-    return function(*arguments)
 
 
 def _put(values: torch.Tensor, places: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:

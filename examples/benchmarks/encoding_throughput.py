@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import transformers
 
-from examples.benchmarks.measuring import SHAPES, machine, matrix_rate, random_llama, seconds
+from examples.benchmarks.measuring import SHAPES, machine, matrix_rate, quartiles, random_llama, seconds
 from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.batching_magnet import plan_batches
 from modeling_magnet.texts_magnet import tokenize_texts
@@ -139,7 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     print(f"\n{'':28s}{'seconds':>9s}{'quartiles':>16s}{'tokens/s':>11s}{'of the floor':>14s}{'encode is':>11s}")
     for name, values in times.items():
-        low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
+        low, _, high = quartiles(values)
         print(
             f"{name:28s}{medians[name]:9.2f}{f'{low:.2f} - {high:.2f}':>16s}{sum(lengths) / medians[name]:11,.0f}"
             f"{floor / rate / medians[name]:14.0%}{medians[name] / medians['encode']:10.2f}x"

@@ -1,6 +1,7 @@
 """What benchmarks share: Llamas of a well-known size, a clock, and what the machine is and does."""
 
 import platform
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,12 @@ def seconds(call: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile; of a single value, that value."""
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return low, middle, high
+
+
 def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Operations per second of one large matrix product, the best of a few."""
     size = 2048 if device.type == "cpu" else 8192
@@ -65,4 +72,4 @@ def machine(device: torch.device, *, dtype: str) -> dict[str, dict[str, Any]]:
     }
 
 
-__all__ = ["SHAPES", "machine", "matrix_rate", "random_llama", "seconds"]
+__all__ = ["SHAPES", "machine", "matrix_rate", "quartiles", "random_llama", "seconds"]

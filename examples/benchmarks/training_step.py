@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 import transformers
+from accelerate.utils import send_to_device
 
-from examples.benchmarks.measuring import SHAPES, machine, matrix_rate, random_llama, seconds
+from examples.benchmarks.measuring import SHAPES, machine, matrix_rate, quartiles, random_llama, seconds
 from examples.benchmarks.training_systems import (
     FULL,
     JOINT,
@@ -47,7 +48,6 @@ from examples.benchmarks.training_systems import (
     phase_of,
     read_data,
     step_operations,
-    to_device,
     widened,
 )
 from modeling_magnet import AutoMagnetForCausalLM
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     trainer = make_trainer(adapted, args, blocks, pairs, folder)
     trainer.model.train()
 
-    few = to_device(collate(trainer, blocks, kind=JOINT, size=min(2, args.batch_size)), device)
+    few = send_to_device(collate(trainer, blocks, kind=JOINT, size=min(2, args.batch_size)), device)
     apart = compare(trainer, few)
     print(f"apart: loss {apart['loss']:.1e}, gradients {apart['gradients']:.1e} of the largest")
     limit = 1e-4 if dtype == torch.float32 else 5e-2
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         raise SystemExit("The steps differ: there is nothing to compare.")
 
     batches = {
-        name: to_device(collate(trainer, documents if name == PADDED else blocks, kind=KINDS[name]), device)
+        name: send_to_device(collate(trainer, documents if name == PADDED else blocks, kind=KINDS[name]), device)
         for name in args.systems
     }
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-4, fused=True)
@@ -147,7 +147,7 @@ def summary(
     speeds = {name: tokens[name] / statistics.median(spent) for name, spent in times.items()}
     print(f"\n{'':24s}{'seconds':>9s}{'quartiles':>16s}{'tokens/s':>10s}{'of the floor':>14s}")
     for name, spent in times.items():
-        low, middle, high = statistics.quantiles(spent, n=4) if len(spent) > 1 else (spent[0],) * 3
+        low, middle, high = quartiles(spent)
         print(
             f"{name:24s}{middle:9.3f}{f'{low:.3f} - {high:.3f}':>16s}{speeds[name]:10,.0f}"
             f"{floors[name] / rate / middle:14.0%}"

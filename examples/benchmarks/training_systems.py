@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from examples.benchmarks.naive_step import language_loss, naive_loss
 from trainer import DataCollatorForMagnet, MagnetTrainer, MagnetTrainingArguments, load_pairs, load_texts
+from trainer.corruption import IGNORE_INDEX
 from trainer.phases import LossPhase
 
 JOINT, ROWS, MNTP = "joint", "MNTP and MSG", "MNTP alone"
@@ -126,18 +127,6 @@ def phase_of(trainer: MagnetTrainer, system: str) -> LossPhase:
     return trainer.phases[list(PHASES).index(KINDS[system])]
 
 
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Tensors to the device, the rest as it is."""
-    return {
-        name: to_device(value, device)
-        if isinstance(value, dict)
-        else value.to(device)
-        if isinstance(value, torch.Tensor)
-        else value
-        for name, value in batch.items()
-    }
-
-
 def loss_of(system: str, trainer: MagnetTrainer, batch: dict[str, Any]) -> torch.Tensor:
     """The loss of one step of a system."""
     if system in PHASES:
@@ -156,7 +145,7 @@ def step_operations(model: Any, batch: dict[str, Any], *, weights: LossPhase) ->
     scores = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
     rows = [batch["attention_mask"].sum(1)] if weights.mntp or weights.msg else []
     labels = sum(
-        int((batch[name] != -100).sum())
+        int((batch[name] != IGNORE_INDEX).sum())
         for weight, name in ((weights.mntp, "mntp_labels"), (weights.msg, "msg_labels"))
         if weight
     )
@@ -182,6 +171,5 @@ __all__ = [
     "phase_of",
     "read_data",
     "step_operations",
-    "to_device",
     "widened",
 ]

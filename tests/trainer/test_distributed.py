@@ -28,6 +28,20 @@ def run_both(directory, *, lora=FULL, **changes):
     return one, two
 
 
+def assert_a_killed_run_goes_on(directory, *, save_steps, **changes):
+    """Killed one step behind a checkpoint, two processes end with the bits of a run that was left alone."""
+    changes |= {"per_device_train_batch_size": 2, "contrastive_batch_size": 2}
+    whole, killed = directory / "whole", directory / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    saving = {"save_strategy": "steps", "save_steps": save_steps}
+    expected = run_together(2, directory=whole, **saving, **changes)
+    run_together(2, directory=killed, kill_at=save_steps + 1, **saving, **changes)
+    actual = run_together(2, directory=killed, resume=True, **changes)
+    for name, weight in expected["weights"].items():
+        assert torch.equal(actual["weights"][name], weight), name
+
+
 def assert_same_training(two, one):
     assert len(two["gradients"]) == len(one["gradients"]) > 0
     for step, (actual, expected) in enumerate(zip(two["gradients"], one["gradients"], strict=True)):
@@ -98,15 +112,7 @@ def test_evaluation_in_two_processes_equals_one(tmp_path):
 
 def test_a_run_of_two_processes_killed_inside_an_epoch_goes_on_with_the_same_bits(tmp_path):
     # The parent leaves a sampler behind a shard and a skip of batches at epoch 0; step 9 is inside epoch 1.
-    changes = {"per_device_train_batch_size": 2, "contrastive_batch_size": 2, "loss_phases": ["7:1,0,1", "5:1,9,1"]}
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir()
-    killed.mkdir()
-    expected = run_together(2, directory=whole, save_strategy="steps", save_steps=9, **changes)
-    run_together(2, directory=killed, kill_at=10, save_strategy="steps", save_steps=9, **changes)
-    actual = run_together(2, directory=killed, resume=True, **changes)
-    for name, weight in expected["weights"].items():
-        assert torch.equal(actual["weights"][name], weight), name
+    assert_a_killed_run_goes_on(tmp_path, save_steps=9, loss_phases=["7:1,0,1", "5:1,9,1"])
 
 
 @pytest.mark.parametrize("config", sorted(FSDP2.parent.glob("*.yaml")), ids=lambda config: config.stem)
@@ -141,13 +147,5 @@ def test_losses_of_weights_shared_in_half_precision_stay_in_float32(tmp_path, mo
 
 @pytest.mark.parametrize("lora", [FULL, LoraArguments(lora_r=2, lora_alpha=2)], ids=["full", "lora"])
 def test_two_killed_processes_that_share_the_weights_go_on_with_the_same_bits(tmp_path, lora):
-    changes = {"per_device_train_batch_size": 2, "contrastive_batch_size": 2, "loss_phases": ["3:1,0,1", "4:1,9,1"]}
-    changes |= {"lora": lora, "config": FSDP2}
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir()
-    killed.mkdir()
-    expected = run_together(2, directory=whole, save_strategy="steps", save_steps=5, **changes)
-    run_together(2, directory=killed, kill_at=6, save_strategy="steps", save_steps=5, **changes)
-    actual = run_together(2, directory=killed, resume=True, **changes)
-    for name, weight in expected["weights"].items():
-        assert torch.equal(actual["weights"][name], weight), name
+    phases = ["3:1,0,1", "4:1,9,1"]
+    assert_a_killed_run_goes_on(tmp_path, save_steps=5, loss_phases=phases, lora=lora, config=FSDP2)
