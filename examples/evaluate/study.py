@@ -144,7 +144,7 @@ def _models(plan: Plan, call: Call) -> Iterator[tuple[int, int | None, list[str]
         system = wanted.removesuffix(ADAPTER)
         if system == BASE:
             groups.setdefault((0, 0 if call.over_steps else None), []).append(f"{name}={plan.base}")
-        for run in filter(is_finished, plan.replicas(system)):
+        for run in filter(is_finished, plan.replicas(system)[: call.replicas]):
             if wanted.endswith(ADAPTER):
                 last = last_complete_checkpoint(run.folder)
                 if last is None:

@@ -47,6 +47,7 @@ class Call:
         arguments (`list[str]`): Further options; `{base}` in them is the base model.
         over_steps (`int`): Ask about every so many of the runs' checkpoints, the last one among them; 0: about their
             result.
+        replicas (`int`, *optional*): Ask about so many of a run's replicas at most; by default about all.
     """
 
     driver: str
@@ -54,6 +55,7 @@ class Call:
     systems: dict[str, str]
     arguments: list[str] = field(default_factory=list)
     over_steps: int = 0
+    replicas: int | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ def read_plan(path: Path, *, preset: str, output: Path) -> Plan:
             systems=_named(call["systems"]),
             arguments=[*call.get("arguments", []), *call.get(sizes, []), "--preset", sizes],
             over_steps=call.get("over_steps", 0),
+            replicas=call.get("replicas"),
         )
         for call in values["calls"]
     ]
@@ -171,6 +174,8 @@ def _complaints(values: Any, *, preset: str) -> Iterator[str]:
     for call in values["calls"]:
         if not (DRIVERS / f"{call['driver']}.py").is_file():
             yield f"there is no driver {call['driver']!r} in {DRIVERS.name}/."
+        if call.get("replicas", 1) < 1:
+            yield f"{call['driver']!r} is asked about {call['replicas']} replicas; expected one at least."
         for system in sorted({run.removesuffix(ADAPTER) for run in _named(call["systems"]).values()} - known):
             yield f"{call['driver']!r} is asked about {system!r}, which is no run."
 

@@ -45,7 +45,7 @@ def test_the_committed_plan_can_be_read_with_every_preset(tmp_path):
         assert all(run.arguments["use_cpu"] == (preset != "gpu") for run in plan.runs)
         names = [run.name for run in plan.runs]
         assert {"MAGNET", "LLM2Vec recipe", "MNTP", "MTP", "MNTP + MSG", "SSCL", "SSCL + MSG"} <= set(names)
-        assert names.count("MAGNET") == (1 if preset == "smoke" else 3)
+        assert names.count("MAGNET") == (1 if preset == "smoke" else 2)
         assert len({run.folder for run in plan.runs}) == len(plan.runs)
 
 
@@ -77,11 +77,22 @@ def test_a_preset_scales_steps_and_replaces_arguments(tmp_path):
     assert plan.runs[1].folder == tmp_path / "out" / "runs" / "second-one-0"
 
 
+def test_a_call_asks_about_all_replicas_or_so_many(tmp_path):
+    call = {"driver": "sts", "systems": ["first"]}
+    path = write_plan(tmp_path, calls=[call, {**call, "replicas": 1}])
+    plan = read_plan(path, preset="paper", output=tmp_path / "out")
+    for run in plan.runs:
+        run.folder.mkdir(parents=True)
+        (run.folder / study.REPORT).touch()
+    asked = [command[command.index("--replica") + 1] for _, command in study.driver_commands(plan, results=tmp_path)]
+    assert asked == ["0", "1", "0"]
+
+
 def test_all_that_is_wrong_with_a_plan_is_told_at_once(tmp_path):
     path = write_plan(
         tmp_path,
         runs={"first": {"base": "later"}, "later": {}},
-        calls=[{"driver": "no_such", "systems": ["nobody"]}],
+        calls=[{"driver": "no_such", "systems": ["nobody"], "replicas": 0}],
     )
     with pytest.raises(ValueError, match="cannot be used") as raised:
         read_plan(path, preset="huge", output=tmp_path)
@@ -90,6 +101,7 @@ def test_all_that_is_wrong_with_a_plan_is_told_at_once(tmp_path):
         "the run 'first' starts from 'later', which is no run before it",
         "no driver 'no_such'",
         "'no_such' is asked about 'nobody', which is no run",
+        "'no_such' is asked about 0 replicas; expected one at least",
     ):
         assert complaint in str(raised.value)
     with pytest.raises(ValueError, match=r"it has the keys \['title'\]; expected"):
