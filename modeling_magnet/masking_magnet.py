@@ -38,7 +38,7 @@ def check_segment_ids(segment_ids: torch.Tensor | None, *, mode: str, expected_s
         expected_shape (`tuple[int, int]`): `(B, KV)`, the cached tokens included.
 
     Raises:
-        ValueError: missing in infill mode, given in another mode, wrong shape, wrong dtype or negative.
+        ValueError: missing in infill mode, given in another mode, wrong shape, wrong dtype, or on a CPU negative.
     """
     if mode != "infill":
         if segment_ids is not None:
@@ -61,8 +61,10 @@ def check_segment_ids(segment_ids: torch.Tensor | None, *, mode: str, expected_s
             f"`segment_ids` have shape {tuple(segment_ids.shape)}; expected {tuple(expected_shape)}, one id per token "
             "seen so far (tokens in the cache included). Pass ids for every token."
         )
-    # Reading a value back would break a compiled graph; there the caller vouches for the sign.
-    if not torch.compiler.is_compiling() and segment_ids.numel() and int(segment_ids.min()) < 0:
+    # Reading a value back would break a compiled graph, and make the host wait for an accelerator in every step; there
+    # the caller vouches for the sign. (A negative id is a span like any other to the mask.)
+    is_readable = segment_ids.device.type == "cpu" and not torch.compiler.is_compiling()
+    if is_readable and segment_ids.numel() and int(segment_ids.min()) < 0:
         raise ValueError(
             f"`segment_ids` hold the negative value {int(segment_ids.min())}. Expected 0 for context and k >= 1 for "
             "the k-th span; mark padding with `attention_mask`."

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import BlockMask
 
+from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.masking_magnet import attention_pattern, check_segment_ids, positions_from_mask, render_pattern
 
 # Adjacent spans, a gap between ids, a span at either end, context alone, one span alone.
@@ -116,3 +117,20 @@ def test_positions_count_real_tokens_on_either_side():
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1]])
     assert positions_from_mask(mask, query_length=4).tolist() == [[0, 0, 0, 1], [0, 1, 1, 1], [0, 1, 2, 3]]
     assert positions_from_mask(mask, query_length=1).tolist() == [[1], [1], [3]]
+
+
+@pytest.mark.parametrize("mode", ["bidirectional", "infill"])
+def test_the_forward_of_a_training_step_does_not_wait_for_the_device(mode):
+    """On the meta device there is nothing to read, and whoever does raises, as transformers in causal mode."""
+    config = MagnetLlamaForCausalLM.config_class(
+        vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2
+    )
+    with torch.device("meta"):
+        model = MagnetLlamaForCausalLM(config).train()
+        ids = torch.zeros(2, 6, dtype=torch.long)
+    segments = {"segment_ids": ids} if mode == "infill" else {}
+    losses = model(ids, attention_mask=ids, mode=mode, target_ids=ids, num_targets=4, **segments).token_losses
+    losses.sum().backward()
+    assert losses.shape == ids.shape and model.lm_head.weight.grad is not None
+    with pytest.raises(RuntimeError, match="meta"):
+        model(ids, attention_mask=ids, mode=mode, target_ids=ids, **segments)  # without their number it has to be read
