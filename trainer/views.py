@@ -92,7 +92,7 @@ def _last_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) ->
         input_ids=input_ids,
         attention_mask=attention_mask,
         mode="bidirectional",
-        logits_to_keep=torch.zeros_like(attention_mask, dtype=torch.bool),
+        logits_to_keep=torch.arange(0, device=attention_mask.device),  # none; a boolean mask would be read back
         use_cache=False,
     )
     # The LM head saw no position. Its empty output keeps it in the graph, for wrappers that count gradients.

@@ -4,15 +4,18 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import send_to_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from trainer.data_collator import DataCollatorForPairs
 from trainer.evaluation import PairEvaluationCollator
-from trainer.losses import sscl_loss
+from trainer.losses import mntp_loss, msg_loss, sscl_loss
+from trainer.objectives import forward_targets
 from trainer.views import contrastive_views
 
-from .tiny import tiny_args, tiny_model, tiny_tokenizer, tiny_trainer
+from .tiny import tiny_args, tiny_model, tiny_rows, tiny_tokenizer, tiny_trainer
 
 MAX_LENGTH = 12
 
@@ -130,3 +133,18 @@ def test_training_in_mini_batches_logs_what_training_at_once_logs(tmp_path):
     assert len(logs[0]) == 5
     assert logs[1] == pytest.approx(logs[0], rel=1e-3)
     assert reads == [3, 3 * 4 * 2], "three steps of four pairs, two texts at a time, each read twice"
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("budget", [None, 3 * MAX_LENGTH])
+def test_the_forwards_of_a_step_do_not_wait_for_the_device(budget, recompute):
+    """On the meta device there is nothing to read, and whoever does raises."""
+    model, meta = tiny_model().to("meta").train(), torch.device("meta")
+    rows = [{**row, "row_id": number, "epoch": 0} for number, row in enumerate(tiny_rows(3))]
+    batch = send_to_device(tiny_trainer(tiny_args("unused")).data_collator(rows), meta)
+    pairs = send_to_device(collate(pairs_of([4, 9, 2]), mini_batch_tokens=budget), meta)
+    joint = forward_targets(model, batch)
+    loss = mntp_loss(joint.mntp, num_items=10) + msg_loss(joint.msg, num_items=10)
+    anchors, positives = contrastive_views(model, pairs, head=nn.Linear(16, 16, device=meta), recompute=recompute)
+    (loss + (anchors * positives).sum()).backward()  # `sscl_loss` turns autocast off, which this device has not
+    assert all(weight.grad is not None for weight in model.parameters())
