@@ -108,6 +108,18 @@ def test_repetition_is_set_against_recipe_base_and_steps():
     assert "+1.5 in 1,000 steps" in claim.findings[2].numbers
 
 
+def test_where_the_recipe_repeats_less_than_the_base_the_base_is_the_limit():
+    def judged(ours):
+        found = (("base", 0.10), ("LLM2Vec recipe", 0.02), ("MAGNET", ours))
+        records = [make_record("repetition", s, "WikiText", metrics={"rep_4": value}) for s, value in found]
+        return [
+            one.outcome for one in claims(records)["Repetition"].findings if one.what.startswith("WikiText: rep_4")
+        ]
+
+    assert judged(0.09) == ["against", "for", "not measured"]  # more than the recipe, less than the base
+    assert judged(0.11) == ["against", "against", "not measured"]
+
+
 def test_the_papers_own_repetition_would_hold():
     rows = {"LLaMA-2-7B": "base", "LLM2Vec": "LLM2Vec recipe", "MAGNET": "MAGNET"}
     cells = {}
