@@ -111,14 +111,17 @@ def draw_curves(name: str, caption: str, panels: Sequence[Panel]) -> Picture | N
 def draw_repetition(cells: Cells, base: str | None) -> Picture | None:
     """Figures 5 and 6: repetition over training steps; the base as a level."""
     panels = []
-    for unit in cells.units("repetition"):
-        for metric in ("rep_sen", "rep_4"):
+    for metric in ("rep_sen", "rep_4", "rep_4_tokens"):
+        for unit in cells.units("repetition"):
             start = cells.value("repetition", base, unit, metric) if base else None
             level = (str(base), start.mean) if start else None
             panels.append(
                 Panel(f"{unit}, {metric}", "share repeated", _curves(cells, "repetition", unit, metric), level)
             )
-    caption = "Repetition in greedy open-ended generation over training steps (Figures 5 and 6); lower is better."
+    caption = (
+        "Repetition in greedy open-ended generation over training steps (Figures 5 and 6); lower is better. rep_4 "
+        "counts words, rep_4_tokens tokens: it also sees a word without end."
+    )
     return draw_curves("repetition_steps", caption, panels)
 
 
