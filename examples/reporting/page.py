@@ -1,7 +1,7 @@
 """The report from records and the paper's numbers: verdicts, tables with their figures, samples, conditions."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from examples.reporting.blocks import Answer, Block, Bullets, Details, Grid, Heading, Link, Notes, Page, Text
 from examples.reporting.cells import Cells, Results, Value
@@ -9,7 +9,7 @@ from examples.reporting.claims import RULE, Claim, judge_claims
 from examples.reporting.findings import NO_STEPS
 from examples.reporting.model_sizes import SECTION, Model, size_blocks
 from examples.reporting.opening import ABSENT, opening_blocks
-from examples.reporting.paper_values import PaperTable, PaperValues
+from examples.reporting.paper_values import Column, PaperTable, PaperValues
 from examples.reporting.plots import draw_bars, draw_infilling, draw_objectives, draw_repetition
 from examples.reporting.samples import TABLE as SAMPLES
 from examples.reporting.samples import sample_blocks
@@ -119,32 +119,33 @@ def _section(cells: Cells, table: Table, paper: PaperTable) -> Iterator[Block]:
 
 
 def _generic(cells: Cells, name: str, heading: str) -> Iterator[Block]:
-    """A table that the paper does not have."""
+    """A table that the paper does not have; with several units it has a row for each, or it would be too wide."""
     yield Heading(2, heading)
-    yield from _table(build_table(cells, name, None))
+    table = build_table(cells, name, None)
+    yield from _table(table, is_long=len({column.unit for column in table.columns}) > 1)
 
 
-def _table(table: Table) -> Iterator[Block]:
-    """Rows, then what is missing, then under what conditions."""
+def _table(table: Table, *, is_long: bool = False) -> Iterator[Block]:
+    """Rows, then what is missing, then under what conditions.
+
+    Args:
+        table (`Table`): All of it.
+        is_long (`bool`): A row for each system and unit, a column for each metric.
+    """
     reasons = list(dict.fromkeys(reason for row in table.rows for reason in row.missing.values()))
     quoted = [v for row in table.rows for v in row.values.values() if isinstance(v, float)]
     digits = max((len(repr(value).partition(".")[2]) for value in quoted), default=0)
 
-    def cell(row: Row, column: object) -> str:
-        value = row.values.get(column)  # type: ignore[call-overload]
+    def cell(row: Row, column: Column) -> str:
+        value = row.values.get(column)
         if isinstance(value, Value):
             return _told(value, table.digits)
         if value is not None:
             return f"{value:.{digits}f}"
-        reason = row.missing.get(column)  # type: ignore[call-overload]
+        reason = row.missing.get(column)
         return f"n/a ({reasons.index(reason) + 1})" if reason is not None else ABSENT
 
-    rows, kinds = [], []
-    for row in table.rows:
-        origin = f"{row.origin}, peer" if row.is_peer else row.origin
-        rows.append([row.name, origin, row.model, *(cell(row, column) for column in table.columns)])
-        kinds.append("measured" if row.origin == MEASURED else "quoted")
-    yield Grid(["System", "Origin", "Model", *(column.title for column in table.columns)], rows, kinds)
+    yield _grid(table, cell, is_long=is_long)
     for number, reason in enumerate(reasons, start=1):
         yield Text(f"n/a ({number}): not available here: {reason}")
     yield from (Text(warning, is_warning=True) for warning in table.warnings)
@@ -157,6 +158,26 @@ def _table(table: Table) -> Iterator[Block]:
     folded = [Bullets(head, items) for head, items in lists.items() if items]
     if folded:
         yield Details("Settings and counts", folded)
+
+
+def _grid(table: Table, cell: Callable[[Row, Column], str], *, is_long: bool) -> Grid:
+    """The rows of a table, each in one line or in one for each unit."""
+    heads = [column.title for column in table.columns]
+    lines: list[tuple[list[str], list[Column]]] = [([], table.columns)]
+    if is_long:
+        metrics = list(dict.fromkeys(column.metric for column in table.columns))
+        units = list(dict.fromkeys(column.unit for column in table.columns))
+        heads = ["Measured on", *metrics]
+        lines = [([unit], [Column(unit, metric, table.name) for metric in metrics]) for unit in units]
+    rows, kinds = [], []
+    for row in table.rows:
+        origin = f"{row.origin}, peer" if row.is_peer else row.origin
+        for label, columns in lines:
+            if is_long and not any(one in row.values or one in row.missing for one in columns):
+                continue
+            rows.append([row.name, origin, row.model, *label, *(cell(row, one) for one in columns)])
+            kinds.append("measured" if row.origin == MEASURED else "quoted")
+    return Grid(["System", "Origin", "Model", *heads], rows, kinds)
 
 
 def _comparisons(table: Table, paper: PaperTable) -> Iterator[Block]:

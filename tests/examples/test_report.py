@@ -256,6 +256,21 @@ def test_unknown_tables_are_told_and_shown(tmp_path, capsys):
     assert reader.texts.count("Nothing of this table was measured here.") == 8
 
 
+def test_a_table_that_the_paper_does_not_have_has_a_row_for_each_unit(tmp_path):
+    made = {
+        ("base", "at once"): {"a": 1.0},
+        ("MAGNET", "at once"): {"a": 2.0, "b": 3.0},
+        ("MAGNET", "chunks"): {"b": 4.0},
+    }
+    write(tmp_path, [make_record("long_fills", s, unit, metrics=metrics) for (s, unit), metrics in made.items()])
+    main(["--results", str(tmp_path), "--output", str(tmp_path / "page")])
+    (table,) = (t for t in markdown_tables((tmp_path / "page/report.md").read_text()) if "Measured on" in t[0])
+    assert table[0] == ["System", "Origin", "Model", "Measured on", "a", "b"]
+    cells = {(row[0], row[3]): row[4:] for row in table[1:]}
+    assert cells[("MAGNET", "at once")] == ["2.0000", "3.0000"] and cells[("base", "at once")] == ["1.0000", "–"]
+    assert cells[("MAGNET", "chunks")] == ["–", "4.0000"] and ("base", "chunks") not in cells
+
+
 def test_a_table_of_people_takes_the_place_of_the_line(tmp_path):
     metrics = {"appropriate": 61.0, "interval_low": 51.0, "interval_high": 70.0, "kappa": 0.6}
     write(tmp_path, [make_record("people", "MAGNET", "ROCStories", metrics=metrics)])
