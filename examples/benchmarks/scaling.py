@@ -10,7 +10,7 @@ Prints the tables of `SCALING.md`, or writes them into it. The formulas and what
 import argparse
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 # A script finds its own folder alone.
@@ -59,16 +59,21 @@ def memory_lines() -> Iterator[str]:
 
 def rows_lines() -> Iterator[str]:
     """The most rows that fit on a GPU."""
+
+    def told(shape: Shape, gpu: Gpu, *, gpus: int, sharded: bool) -> str:
+        rows, more = (_most_rows(shape, gpu, gpus=gpus, sharded=sharded, checkpointing=c) for c in (False, True))
+        return f"{rows} ({more})" if more else "does not fit"
+
+    return _by_gpu(told, PLACEMENTS)
+
+
+def _by_gpu(told: Callable[..., str], placements: Sequence[tuple[int, bool]]) -> Iterator[str]:
+    """A table of rows with a column for each kind of GPU."""
     yield f"| model | placement | {' | '.join(f'{gpu}: rows' for gpu in GPUS)} |"
     yield "|---|---|" + "---|" * len(GPUS)
     for name, shape in MODELS.items():
-        for gpus, sharded in PLACEMENTS:
-            cells = []
-            for gpu in GPUS.values():
-                most = [
-                    _most_rows(shape, gpu, gpus=gpus, sharded=sharded, checkpointing=again) for again in (False, True)
-                ]
-                cells.append("does not fit" if most[1] == 0 else f"{most[0]} ({most[1]})")
+        for gpus, sharded in placements:
+            cells = [told(shape, gpu, gpus=gpus, sharded=sharded) for gpu in GPUS.values()]
             yield f"| {name} | {placed(gpus, sharded=sharded)} | {' | '.join(cells)} |"
 
 
@@ -119,18 +124,12 @@ def _hours(shape: Shape, gpu: Gpu, *, rows: int, gpus: int, sharded: bool, check
 
 def hiding_lines() -> Iterator[str]:
     """Rows a GPU from which sharded weights arrive while others are computed with."""
-    yield f"| model | placement | {' | '.join(f'{gpu}: rows' for gpu in GPUS)} |"
-    yield "|---|---|" + "---|" * len(GPUS)
-    for name, shape in MODELS.items():
-        for gpus, sharded in PLACEMENTS:
-            if not sharded:
-                continue
-            of_row = operations(shape, tokens=ROW, row=ROW, labels=LABELS * ROW)
-            cells = [
-                f"{gathered_seconds(shape, gpu, gpus=gpus) * UTILISATION * gpu.flops / of_row:.1f}"
-                for gpu in GPUS.values()
-            ]
-            yield f"| {name} | {placed(gpus, sharded=sharded)} | {' | '.join(cells)} |"
+
+    def told(shape: Shape, gpu: Gpu, *, gpus: int, sharded: bool) -> str:
+        of_row = operations(shape, tokens=ROW, row=ROW, labels=LABELS * ROW)
+        return f"{gathered_seconds(shape, gpu, gpus=gpus) * UTILISATION * gpu.flops / of_row:.1f}"
+
+    return _by_gpu(told, [(gpus, sharded) for gpus, sharded in PLACEMENTS if sharded])
 
 
 TABLES = {"memory": memory_lines, "rows": rows_lines, "time": time_lines, "hiding": hiding_lines}
