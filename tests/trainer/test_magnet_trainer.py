@@ -179,7 +179,7 @@ def test_the_lm_head_is_applied_to_labelled_positions_only(tmp_path):
     trainer.compute_loss(trainer.model, {**batch, "pairs": trainer._pair_stream.fetch(0)})
     # Padded to a multiple of 64, so that products have few shapes.
     assert 0 < batch["num_labels"] <= 64 < batch["input_ids"].numel()
-    assert calls.head_inputs == [(64, 16), (0, 16)]
+    assert calls.head_inputs == [(64, 16), (8, 0, 16)]  # of the eight texts of the pairs no position
 
 
 def test_a_phase_of_pairs_alone_runs_no_infill_forward(tmp_path):
