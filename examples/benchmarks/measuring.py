@@ -12,6 +12,8 @@ import transformers
 
 # Llamas with random weights: hidden size, width of the MLP, layers, heads, key-value heads.
 SHAPES = {"1b": (2048, 5632, 22, 32, 4), "7b": (4096, 11008, 32, 32, 32)}
+# Steps of the paper's recipe, without pairs and with them (Khosla et al. 2025, training details).
+PAPER_STEPS = (3400, 800)
 
 
 def random_llama(shape: str, tokenizer: Any, folder: Path, *, dtype: torch.dtype) -> str:
@@ -72,4 +74,4 @@ def machine(device: torch.device, *, dtype: str) -> dict[str, dict[str, Any]]:
     }
 
 
-__all__ = ["SHAPES", "machine", "matrix_rate", "quartiles", "random_llama", "seconds"]
+__all__ = ["PAPER_STEPS", "SHAPES", "machine", "matrix_rate", "quartiles", "random_llama", "seconds"]

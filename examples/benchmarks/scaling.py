@@ -16,10 +16,11 @@ from pathlib import Path
 # A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from examples.benchmarks.measuring import PAPER_STEPS, SHAPES
 from examples.benchmarks.scaling_model import Gpu, Shape, gathered_seconds, memory, operations
 
 MODELS = {
-    "7B": Shape(4096, 11008, 32, 32, 32),
+    "7B": Shape(*SHAPES["7b"]),
     "13B": Shape(5120, 13824, 40, 40, 40),
     "70B": Shape(8192, 28672, 80, 64, 8),
 }
@@ -31,9 +32,10 @@ GPUS = {
 }
 PLACEMENTS = [(1, False), (8, False), (8, True), (16, True), (64, True)]
 ROW, USABLE, UTILISATION = 512, 0.9, 0.5
-# The paper's recipe: steps without and with pairs, rows and pairs of a step; labels are a fifth of the tokens for MNTP
-# and about as many for MSG, a pair is taken for two sentences of 50 tokens with their prompt.
-STEPS, JOINT_STEPS, ROWS, PAIRS, PAIR_TOKENS, LABELS = 3400, 800, 32, 64, 100, 0.4
+# The paper's recipe: rows and pairs of a step; labels are a fifth of the tokens for MNTP and about as many for MSG, a
+# pair is taken for two sentences of 50 tokens with their prompt.
+STEPS, JOINT_STEPS = PAPER_STEPS
+ROWS, PAIRS, PAIR_TOKENS, LABELS = 32, 64, 100, 0.4
 
 
 def placed(gpus: int, *, sharded: bool) -> str:

@@ -31,7 +31,7 @@ import torch
 import transformers
 from accelerate.utils import send_to_device
 
-from examples.benchmarks.measuring import SHAPES, machine, matrix_rate, quartiles, random_llama, seconds
+from examples.benchmarks.measuring import PAPER_STEPS, SHAPES, machine, matrix_rate, quartiles, random_llama, seconds
 from examples.benchmarks.training_systems import (
     FULL,
     JOINT,
@@ -53,8 +53,7 @@ from examples.benchmarks.training_systems import (
 from modeling_magnet import AutoMagnetForCausalLM
 from trainer import LoraArguments, apply_lora, texts_to_blocks
 
-# Steps of the paper's recipe, without pairs and with them (Khosla et al. 2025, training details).
-PAPER = {ROWS: 3400, JOINT: 800}
+PAPER = dict(zip((ROWS, JOINT), PAPER_STEPS, strict=True))
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
