@@ -53,8 +53,8 @@ class DataCollatorForMagnet:
         ... )
         >>> rows = [[1, 10, 11, 12], [1, 20, 21]]  # 1 is BOS
         >>> batch = collate([{"input_ids": ids, "row_id": row, "epoch": 0} for row, ids in enumerate(rows)])
-        >>> batch.pop("num_labels")
-        4
+        >>> batch.pop("num_labels"), batch.pop("row_ids"), batch.pop("epochs")
+        (4, [0, 1], [0, 0])
         >>> for name, tensor in batch.items():
         ...     print(f"{name:14}", tensor.tolist())
         input_ids      [[1, 10, 11, 12], [1, 9, 9, 0]]
@@ -148,7 +148,7 @@ class DataCollatorForMagnet:
         Returns:
             `dict`: `input_ids`, `segment_ids`, `position_ids`, `mntp_labels`, `msg_labels`, `attention_mask`, each a
             `torch.LongTensor` of shape `(B, S)`; padding has segment 0, labels -100 and attention 0. And `num_labels`
-            (`int`), how many labels are set.
+            (`int`), how many labels are set, and `row_ids` and `epochs`, lists of what the rows came with.
 
         Raises:
             ValueError: if there is no row, a row has no token, or a row lacks one of the three fields.
@@ -169,7 +169,7 @@ class DataCollatorForMagnet:
         lengths = torch.tensor([len(row.input_ids) for row in corrupted])  # (B,)
         batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()  # (B, S)
         batch["num_labels"] = sum(int((batch[name] != IGNORE_INDEX).sum()) for name in ("mntp_labels", "msg_labels"))
-        return batch
+        return batch | {"row_ids": [row["row_id"] for row in rows], "epochs": [row["epoch"] for row in rows]}
 
     def _corrupt(self, row: dict[str, Any]) -> CorruptedRow:
         """Corrupt one row by its own generator."""

@@ -1,20 +1,29 @@
 """`MagnetTrainer`: transformers' Trainer with the three objectives, their data and their evaluation.
 
-What it adds is stateless: rows and pairs follow from the seed and the step, so that a resumed run repeats the
-interrupted one exactly. It knows a model by what its forward takes and returns, never by its class.
+It knows a model by what its forward takes and returns, never by its class.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import TrainOutput, unwrap_peft_model
 
-from .checkpoints import check_processes, forget_completeness, last_complete_checkpoint
+from .checkpoints import (
+    check_checkpoint,
+    check_processes,
+    forget_completeness,
+    last_complete_checkpoint,
+    seal_checkpoint,
+)
 from .checks import check_run
+from .compiling import compile_layers, compiled, take_over_compilation
 from .contrastive import (
     HEAD_NAME,
     attach_contrastive_head,
@@ -23,18 +32,18 @@ from .contrastive import (
     save_head,
 )
 from .data_collator import DataCollatorForMagnet
+from .feeding_trainer import ROW_NUMBERS, FeedingTrainer
+from .finite import FiniteWatch
 from .lora import adapter_layers, inputs_as_they_are
 from .losses import mntp_loss, msg_loss, sscl_loss
 from .objectives import count_items, forward_targets
-from .phases import contrastive_steps_before
-from .publishing_trainer import PublishingTrainer
-from .sharding import check_sharding, keep_output_dtypes
-from .streams import EpochRows, EpochRowSampler, MicroBatchStream, PairBatchSampler, RowSource
+from .sharding import check_sharding, keep_output_dtypes, whole_weights
+from .streams import EpochRowSampler, MicroBatchStream, RowSource
 from .training_args import MagnetTrainingArguments
 from .views import contrastive_views
 
 
-class MagnetTrainer(PublishingTrainer):
+class MagnetTrainer(FeedingTrainer):
     """Train a decoder to generate, encode and infill at once.
 
     Args:
@@ -111,6 +120,7 @@ class MagnetTrainer(PublishingTrainer):
         self._row_sampler: EpochRowSampler | None = None
         self._pair_stream: MicroBatchStream[dict[str, Tensor]] = MicroBatchStream(self._pair_dataloader)
         self._parts: dict[str, tuple[Tensor, float]] = {}
+        self._watch = FiniteWatch(args.output_dir or ".", process_index=args.process_index)
         super().__init__(
             model=model,
             args=args,
@@ -125,13 +135,31 @@ class MagnetTrainer(PublishingTrainer):
         check_sharding(plugin, view_dropout=args.view_dropout)
         keep_output_dtypes(plugin)
         self._autocast_layers = adapter_layers(model) if args.bf16 or args.fp16 else []
+        self.compiled_layers = compile_layers(model, take_over_compilation(self.accelerator.state.dynamo_plugin, args))
 
     # ---- The step ----
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Run forward and backward as the parent does, adapters without conversions that autocast undoes."""
-        with inputs_as_they_are(self._autocast_layers):
-            return super().training_step(*args, **kwargs)
+        """Run forward and backward as the parent does, in the forms that layers have in training.
+
+        Raises:
+            FloatingPointError: a loss or gradient that is no number, on a CPU at once, elsewhere by the next log.
+        """
+        with self.layers_for_training():
+            loss = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            # DeepSpeed has made its step by now, and keeps no gradient; those of fp16 overflow as its scale is sought.
+            is_seen = not (self.is_deepspeed_enabled or self.args.fp16)
+            self._watch.end_step(self.state.global_step + 1, self.model.parameters() if is_seen else [])
+            if self.args.device.type == "cpu":
+                self._watch.check()
+        return loss
+
+    @contextmanager
+    def layers_for_training(self) -> Iterator[None]:
+        """Adapters without conversions that autocast undoes, and layers compiled where `torch_compile` is set."""
+        with inputs_as_they_are(self._autocast_layers), compiled(self.compiled_layers):
+            yield
 
     def compute_loss(
         self,
@@ -169,27 +197,16 @@ class MagnetTrainer(PublishingTrainer):
         if "pairs" in inputs:
             parts["sscl"] = self._sscl(model, inputs["pairs"]) / self._num_micro_batches()
             loss = loss + weights.sscl * parts["sscl"]
-        else:
+        elif list(self.head.parameters()):
             # A head without a gradient would make some optimizers and wrappers treat it differently from step to step.
-            for weight in self.head.parameters():
-                loss = loss + 0.0 * weight.sum()
+            # It is called, for ZeRO's third stage has its weights nowhere else.
+            width = unwrap_peft_model(self.accelerator.unwrap_model(model)).config.hidden_size
+            loss = loss + 0.0 * self.head(torch.zeros(1, width, device=loss.device)).sum()
         if model.training:
             self._remember(parts)
+            if self.is_in_train:
+                self._watch.note(parts, {name: inputs[name] for name in ROW_NUMBERS if name in inputs})
         return (loss, parts) if return_outputs else loss
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], Any]:
-        """Collect the micro-batches of a step as the parent does, and the pairs of the steps that use them."""
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        step = self.state.global_step
-        if self._phase().sscl == 0:
-            self._pair_stream.stop()
-            return batches, num_items
-        # Short windows at the end of an epoch leave a gap, so that positions depend on the step alone.
-        first = contrastive_steps_before(self.phases, step) * self.args.gradient_accumulation_steps
-        pairs = (self._pair_stream.fetch(first + offset) for offset in range(len(batches)))
-        return [{**batch, "pairs": batch_pairs} for batch, batch_pairs in zip(batches, pairs, strict=True)], num_items
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
         """Count the items of MNTP and MSG over the accumulation window and all processes."""
@@ -226,52 +243,6 @@ class MagnetTrainer(PublishingTrainer):
             targets=torch.arange(first, first + len(anchors), device=anchors.device),
         )
 
-    # ---- Data ----
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Load training rows that know their number and epoch."""
-        if self.train_dataset is None:
-            raise ValueError("`train_dataset` is missing; pass rows with `input_ids` to train.")
-        return self._get_dataloader(
-            dataset=EpochRows(self.train_dataset),
-            description="Training",
-            batch_size=self._train_batch_size,
-            sampler_fn=self._get_train_sampler,
-            is_training=True,
-        )
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
-        """Shuffle by seed and epoch, and keep the sampler, which has to be told the epoch."""
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self._row_sampler = EpochRowSampler(len(rows), seed=seed)
-        return self._row_sampler
-
-    def _run_epoch(self, model: nn.Module, epoch: int, *args: Any, **kwargs: Any) -> None:
-        """Run the parent's epoch with the sampler set to it; nothing where a finished run is resumed."""
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-            return
-        # The parent and accelerate do not reach a sampler behind both a shard and a skip of batches.
-        assert self._row_sampler is not None
-        self._row_sampler.set_epoch(epoch)
-        super()._run_epoch(model, epoch, *args, **kwargs)
-
-    def _pair_dataloader(self, first_micro_batch: int) -> DataLoader:
-        """Load the pairs of this process from a micro-batch on."""
-        assert self.pair_dataset is not None
-        end = contrastive_steps_before(self.phases, self.args.max_steps) * self.args.gradient_accumulation_steps
-        sampler = PairBatchSampler(
-            len(self.pair_dataset),
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            batch_size=self.args.contrastive_batch_size,
-            first_micro_batch=first_micro_batch,
-            end_micro_batch=end,
-            num_processes=self.accelerator.num_processes,
-            process_index=self.accelerator.process_index,
-        )
-        return self._plain_dataloader(self.pair_dataset, sampler, self._pair_collator())
-
     # ---- Logging ----
 
     def _remember(self, parts: dict[str, Tensor]) -> None:
@@ -282,6 +253,7 @@ class MagnetTrainer(PublishingTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as the parent does, each objective's unweighted mean beside the training loss."""
+        self._watch.check()
         if "loss" in logs and self._parts:
             totals = torch.stack([total for total, _ in self._parts.values()])
             means = self.accelerator.reduce(totals, reduction="mean").tolist()
@@ -290,7 +262,26 @@ class MagnetTrainer(PublishingTrainer):
             self._parts = {}
         super().log(logs, start_time)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as the parent does, but nothing that a bad step has spoilt."""
+        self._watch.check()
+        return super().evaluate(*args, **kwargs)
+
     # ---- Checkpoints ----
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether each process has a part of the weights alone: by FSDP2 or by ZeRO's third stage."""
+        return self.is_fsdp_enabled or (self.is_deepspeed_enabled and is_deepspeed_zero3_enabled())
+
+    def whole_weights(self) -> dict[str, Tensor]:
+        """All weights in CPU memory, put together by all processes, of which each has to ask; surely in the first.
+
+        With DeepSpeed and half precision they are rounded to it: the model has no others.
+        """
+        if self.is_deepspeed_enabled:
+            return self.accelerator.get_state_dict(self.deepspeed) or {}
+        return whole_weights(self.model, keep=self.args.should_save)
 
     def train(
         self,
@@ -298,22 +289,30 @@ class MagnetTrainer(PublishingTrainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Train, or go on from a checkpoint; `True` takes the newest one that was written to its end.
+        """Train, or go on from a checkpoint; `True` takes the newest one that is whole.
 
         Raises:
-            ValueError: if there is none, or a run with another number of processes wrote it.
+            ValueError: if there is none, its files are not those that were written, or a run with another number of
+                processes wrote it.
+            FloatingPointError: as `training_step`.
         """
         if resume_from_checkpoint is True:
             assert self.args.output_dir is not None
-            found = last_complete_checkpoint(self.args.output_dir, num_processes=self.accelerator.num_processes)
-            if found is None:
+            found: list[Path | None] = [None]
+            if self.is_world_process_zero():  # which reads every byte of it
+                found = [last_complete_checkpoint(self.args.output_dir, num_processes=self.accelerator.num_processes)]
+            (last,) = broadcast_object_list(found)
+            if last is None:
                 raise ValueError(
                     f"{self.args.output_dir} has no complete checkpoint to resume from. Name one, or start afresh."
                 )
-            resume_from_checkpoint = str(found)
+            resume_from_checkpoint = str(last)
+        elif resume_from_checkpoint:
+            check_checkpoint(resume_from_checkpoint)
         if resume_from_checkpoint:
             check_processes(resume_from_checkpoint, num_processes=self.accelerator.num_processes)
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        self._watch.check()
         if self.args.uses_contrastive_loss:
             kept = self.args.contrastive_head if self.args.keep_contrastive_head else None
             unwrap_peft_model(self.accelerator.unwrap_model(self.model)).config.magnet["contrastive_head"] = kept
@@ -321,13 +320,19 @@ class MagnetTrainer(PublishingTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save as the parent does; until the end of it the checkpoint counts as incomplete."""
+        self._watch.check()
         if self.args.should_save:
             forget_completeness(f"{self._get_output_dir(trial)}/checkpoint-{self.state.global_step}")
         super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            seal_checkpoint(f"{self._get_output_dir(trial)}/checkpoint-{self.state.global_step}")
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save the contrastive head with the rest of what only resuming needs."""
         super()._save_optimizer_and_scheduler(output_dir)
+        if self.is_deepspeed_enabled:
+            return  # it is part of the weights there
         save_head(self.head, directory=output_dir, should_save=self.args.should_save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

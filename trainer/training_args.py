@@ -28,6 +28,7 @@ class MagnetTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the objectives, their schedule and the corruption; every field has its help text.
 
     Changed defaults of the parent: `per_device_train_batch_size` and `learning_rate` (the paper's),
+    `logging_nan_inf_filter` (a loss that is no number ends the run, see `finite.py`),
     `remove_unused_columns` (the collator needs every column), `ddp_find_unused_parameters` (every parameter gets a
     gradient in every step, and the search breaks with two forwards in one), `use_cache` (the trained model generates).
 
@@ -52,6 +53,10 @@ class MagnetTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Has to stay false: the search breaks with two forwards in one step."}
     )
 
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Has to stay false: it waits for the device in every step, to log a mean instead of NaN."},
+    )
     use_cache: bool = field(
         default=True, metadata={"help": "Written to the saved config; training itself never uses a cache."}
     )
@@ -299,6 +304,7 @@ class MagnetTrainingArguments(TrainingArguments):
         for name, wanted, reason in (
             ("remove_unused_columns", False, "the collators need every column"),
             ("ddp_find_unused_parameters", False, "its search breaks with two forwards in one step"),
+            ("logging_nan_inf_filter", False, "what is not finite ends the run, and is not waited for in every step"),
             ("ddp_static_graph", None, "the graph changes from phase to phase"),
             ("label_smoothing_factor", 0, "the objectives do not smooth labels"),
             ("use_liger_kernel", False, "it replaces the forward that knows the attention modes"),

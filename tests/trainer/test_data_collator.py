@@ -63,6 +63,7 @@ def make_rows(lengths: list[int], *, epoch: int = 0) -> list[dict]:
 def unpad(batch: dict[str, Any]) -> list[dict[str, list[int]]]:
     """The rows of a batch without their padding, whose labels are as many as it says."""
     assert batch.pop("num_labels") == sum((batch[name] != -100).sum() for name in ("mntp_labels", "msg_labels"))
+    assert len(batch.pop("row_ids")) == len(batch.pop("epochs")) == len(batch["input_ids"])
     lengths = batch["attention_mask"].sum(1).tolist()
     return [{name: batch[name][row, :length].tolist() for name in batch} for row, length in enumerate(lengths)]
 
@@ -87,7 +88,7 @@ def test_a_batch_by_hand():
         "mntp_labels": [[-100] * 4, [20, -100, -100, -100], [-100] * 4],
         "msg_labels": [[10, 11, -100, -100], [-100] * 4, [-100] * 4],
     }
-    assert batch.pop("num_labels") == 3
+    assert (batch.pop("num_labels"), batch.pop("row_ids"), batch.pop("epochs")) == (3, [0, 1, 2], [0, 0, 0])
     assert {name: tensor.tolist() for name, tensor in batch.items()} == expected
     assert all(tensor.dtype == torch.long for tensor in batch.values())
 

@@ -117,11 +117,19 @@ def test_the_contrastive_loss_equals_an_explicit_double_loop(tmp_path):
     torch.testing.assert_close(loss, 2 * total / 4)
 
 
+def test_the_contrastive_loss_is_a_mean_over_micro_batches_in_a_short_window_too(tmp_path):
+    # Four pairs that are all alike have the loss log 4; the second window of an epoch has two batches and not four.
+    args = tiny_args(tmp_path, loss_phases=["4:0,1,0"], gradient_accumulation_steps=4)
+    _, logs = gradients(args, pair_dataset=[{"anchor": "w1 w2 w3", "positive": "w1 w2 w3"}] * 20)
+    for name in ("loss", "loss_sscl"):
+        assert [log[name] for log in logs] == pytest.approx([math.log(4)] * 4, rel=1e-5)
+
+
 class Calls:
     """Counts forwards by mode, collations of pairs, and positions the LM head sees."""
 
     def __init__(self, trainer):
-        self.by_step, self.head_inputs, self.head_calls = [], [], 0
+        self.by_step, self.head_inputs, self.head_rows = [], [], []
         model = trainer.model
         model.register_forward_pre_hook(self._count, with_kwargs=True)
         model.lm_head.register_forward_pre_hook(lambda _, args: self.head_inputs.append(tuple(args[0].shape)))
@@ -132,7 +140,7 @@ class Calls:
         self.by_step.append((self.trainer.state.global_step, kwargs["mode"]))
 
     def _count_head(self, _, args):
-        self.head_calls += 1
+        self.head_rows.append(len(args[0]))
 
 
 def test_the_contrastive_forward_does_not_run_while_its_weight_is_0(tmp_path):
@@ -160,7 +168,7 @@ def test_the_contrastive_forward_does_not_run_while_its_weight_is_0(tmp_path):
         (5, "infill"),
         (6, "infill"),
     ]
-    assert calls.head_calls == 2
+    assert calls.head_rows == [1, 1, 1, 8, 8, 1, 1], "without pairs a row of zeros, for gradients of all weights"
     assert len(collated) == 8
     steps = [log["step"] for log in trainer.state.log_history if "loss_sscl" in log]
     assert steps == [4, 5]
