@@ -1,29 +1,72 @@
-"""Which checkpoint of an interrupted run can be trusted."""
+"""Which checkpoint of an interrupted run can be trusted: written to its end, and still what was written."""
 
 import json
 import re
+import zlib
 from pathlib import Path
 
-_STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that is written
+from transformers.utils import logging
+
+from .whole_files import write_json
+
+_STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that the parent writes
+SEAL_FILE = "checksums.json"  # the last one of ours
+_BLOCK = 2**24
+
+logger = logging.get_logger(__name__)
 
 
 def last_complete_checkpoint(output_dir: str | Path, *, num_processes: int = 1) -> Path | None:
-    """Find the newest checkpoint that was written to its end.
+    """Find the newest checkpoint that was written to its end and has not changed since.
 
-    A process that is killed while it saves leaves a folder with the highest number and half of its files.
+    A process that is killed while it saves leaves a folder with the highest number and half of its files; a disk may
+    lose what it had. Each one that is passed over is named in a warning, with the reason.
 
     Args:
         output_dir (`str` or `Path`): Folder of the run.
         num_processes (`int`): Processes of the run; each one's random state has to be there.
 
     Returns:
-        `Path`, or `None` if there is no complete checkpoint.
+        `Path`, or `None` if there is no such checkpoint.
     """
     folders = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     for folder in sorted(folders, key=lambda path: int(path.name.split("-")[1]), reverse=True):
-        if _is_complete(folder, num_processes=num_processes):
+        reason = _why_not(folder, num_processes=num_processes)
+        if reason is None:
             return folder
+        logger.warning(f"{folder} is passed over: {reason}.")
     return None
+
+
+def seal_checkpoint(checkpoint: str | Path) -> None:
+    """Write down the size and checksum of every file of a checkpoint that has been written.
+
+    The seal is no protection against people, who can write another.
+
+    Args:
+        checkpoint (`str` or `Path`): Folder.
+    """
+    folder = Path(checkpoint)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL_FILE)
+    seal = {path.relative_to(folder).as_posix(): [path.stat().st_size, _checksum(path)] for path in files}
+    write_json(folder / SEAL_FILE, seal)
+
+
+def check_checkpoint(checkpoint: str | Path) -> None:
+    """Refuse a checkpoint whose files are not those that were written.
+
+    Args:
+        checkpoint (`str` or `Path`): Folder; without a seal, of an earlier version or another trainer, it is trusted.
+
+    Raises:
+        ValueError: naming the first file that differs.
+    """
+    reason = _damage(Path(checkpoint))
+    if reason is not None:
+        raise ValueError(
+            f"{checkpoint} cannot be resumed from: {reason}. Resume from an earlier one; "
+            "`--resume_from_checkpoint true` finds the newest that is whole."
+        )
 
 
 def check_processes(checkpoint: str | Path, *, num_processes: int) -> None:
@@ -46,18 +89,58 @@ def check_processes(checkpoint: str | Path, *, num_processes: int) -> None:
 
 def forget_completeness(checkpoint: str | Path) -> None:
     """Mark a checkpoint that is about to be written again as incomplete; nothing if there is none."""
-    (Path(checkpoint) / _STATE_FILE).unlink(missing_ok=True)
+    for name in (SEAL_FILE, _STATE_FILE):
+        (Path(checkpoint) / name).unlink(missing_ok=True)
 
 
-def _is_complete(folder: Path, *, num_processes: int) -> bool:
-    """Whether the state file can be read and no process's random state is missing."""
+def _why_not(folder: Path, *, num_processes: int) -> str | None:
+    """Why a checkpoint cannot be trusted; `None` where it can."""
     try:
         json.loads((folder / _STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    if num_processes == 1:
-        return (folder / "rng_state.pth").is_file()
-    return all((folder / f"rng_state_{rank}.pth").is_file() for rank in range(num_processes))
+        return f"it was not written to its end, {_STATE_FILE} cannot be read"
+    names = ["rng_state.pth"] if num_processes == 1 else [f"rng_state_{rank}.pth" for rank in range(num_processes)]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        return f"it has no {missing[0]}"
+    return _damage(folder)
 
 
-__all__ = ["check_processes", "forget_completeness", "last_complete_checkpoint"]
+def _damage(folder: Path) -> str | None:
+    """Which file is not what was written; `None` where all are, or nothing is known of them."""
+    try:
+        seal = json.loads((folder / SEAL_FILE).read_text(encoding="utf-8"))
+        expected = {str(name): (int(size), int(checksum)) for name, (size, checksum) in seal.items()}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, AttributeError):
+        return f"{SEAL_FILE} cannot be read"
+    for name, (size, checksum) in expected.items():
+        try:
+            found = (folder / name).stat().st_size
+            if found != size:
+                return f"{name} has {found:,} bytes of {size:,}"
+            if _checksum(folder / name) != checksum:
+                return f"{name} has other bytes than were written"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+    return None
+
+
+def _checksum(file: Path) -> int:
+    """CRC-32 of a file, at gigabytes a second."""
+    checksum = 0
+    with file.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+__all__ = [
+    "SEAL_FILE",
+    "check_checkpoint",
+    "check_processes",
+    "forget_completeness",
+    "last_complete_checkpoint",
+    "seal_checkpoint",
+]

@@ -255,13 +255,13 @@ def _write_paraphrases(
     device: str | torch.device | None,
 ) -> None:
     """Paraphrase all lines from `num_done` on and append them, batch by batch."""
-    tokenizer = AutoTokenizer.from_pretrained(settings["model_id"])
+    tokenizer = AutoTokenizer.from_pretrained(settings["model_id"], trust_remote_code=False)
     if settings["max_length"] > tokenizer.model_max_length:
         raise ValueError(
             f"`max_length` is {settings['max_length']}; {settings['model_id']!r} reads at most "
             f"{tokenizer.model_max_length} tokens. Lower it."
         )
-    model = AutoModelForSeq2SeqLM.from_pretrained(settings["model_id"])
+    model = AutoModelForSeq2SeqLM.from_pretrained(settings["model_id"], trust_remote_code=False)
     model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     size = settings["batch_size"]
     with tqdm(total=len(lines), initial=num_done, desc="Paraphrasing", unit="line") as progress:

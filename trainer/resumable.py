@@ -5,10 +5,11 @@ jobs never share a file. One process writes at a time.
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from .whole_files import write_json
 
 
 def resume_rows(path: str | Path, *, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -28,10 +29,7 @@ def resume_rows(path: str | Path, *, settings: Mapping[str, Any]) -> list[dict[s
     sidecar = path.with_name(path.name + ".settings.json")
     wanted = json.loads(json.dumps(settings))
     if not path.exists() or path.stat().st_size == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = sidecar.with_name(sidecar.name + ".tmp")
-        unfinished.write_text(json.dumps(wanted, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(unfinished, sidecar)
+        write_json(sidecar, wanted)
         return []
     if not sidecar.exists():
         raise ValueError(

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from trainer.checkpoints import check_processes, last_complete_checkpoint
+from trainer.checkpoints import SEAL_FILE, check_processes, last_complete_checkpoint, seal_checkpoint
 from trainer.contrastive import HEAD_FILE
 from trainer.lora import LoraArguments
 
@@ -55,6 +55,7 @@ def test_a_run_killed_before_and_inside_the_contrastive_phase_ends_with_the_same
 def test_resuming_without_the_file_of_the_head_is_refused(tmp_path):
     trainer = tiny_trainer(tiny_args(tmp_path, save_strategy="steps", save_steps=6))
     trainer.train()
+    (tmp_path / "checkpoint-6" / SEAL_FILE).unlink()
     (tmp_path / "checkpoint-6" / HEAD_FILE).unlink()
     with pytest.raises(ValueError, match=f"checkpoint-6 has no {HEAD_FILE}"):
         tiny_trainer(tiny_args(tmp_path)).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
@@ -65,6 +66,7 @@ def test_resuming_with_another_head_is_refused(tmp_path, change):
     trainer = tiny_trainer(tiny_args(tmp_path, save_strategy="steps", save_steps=6))
     trainer.train()
     file = tmp_path / "checkpoint-6" / HEAD_FILE
+    (tmp_path / "checkpoint-6" / SEAL_FILE).unlink()  # as of a checkpoint that others wrote
     weights = load_file(file)
     (name, weight), *_ = weights.items()
     if change == "missing":
@@ -90,6 +92,72 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path):
         tiny_trainer(tiny_args(tmp_path)).train(resume_from_checkpoint=True)
 
 
+def damage(file, how):
+    content = bytearray(file.read_bytes())
+    if how == "cut short":
+        file.write_bytes(content[:-1])
+    elif how == "a bit":
+        content[len(content) // 2] ^= 4
+        file.write_bytes(content)
+    elif how == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(b"")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [(name, "a bit") for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", HEAD_FILE)]
+    + [("model.safetensors", how) for how in ("cut short", "gone", "empty")],
+)
+def test_a_damaged_checkpoint_is_passed_over_saying_so_and_the_run_ends_with_the_same_bits(
+    tmp_path, sealed_run, name, how, caplog
+):
+    folder, weights = sealed_run
+    shutil.copytree(folder, tmp_path / "run")
+    damage(tmp_path / "run" / "checkpoint-6" / name, how)
+    trainer = tiny_trainer(tiny_args(tmp_path / "run"))
+    with caplog.at_level("WARNING", logger="trainer.checkpoints"):
+        trainer.train(resume_from_checkpoint=True)
+    assert "checkpoint-6 is passed over: " in caplog.text and name in caplog.text
+    for key, weight in weights.items():
+        assert torch.equal(trainer.model.state_dict()[key], weight), key
+    with pytest.raises(ValueError, match=r"checkpoint-6 cannot be resumed from: .*Resume from an earlier one"):
+        tiny_trainer(tiny_args(tmp_path / "run")).train(str(tmp_path / "run" / "checkpoint-6"))
+
+
+@pytest.fixture(scope="module")
+def sealed_run(tmp_path_factory):
+    """A run with the checkpoints 3 and 6, and the weights at its end."""
+    folder = tmp_path_factory.mktemp("sealed")
+    trainer = tiny_trainer(tiny_args(folder, save_strategy="steps", save_steps=3))
+    trainer.train()
+    shutil.rmtree(folder / "checkpoint-8")
+    return folder, {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', '{"a": [1]}'])
+def test_a_damaged_seal_is_damage(tmp_path, content, caplog):
+    tiny_trainer(tiny_args(tmp_path, save_strategy="steps", save_steps=4)).train()
+    (tmp_path / "checkpoint-8" / SEAL_FILE).write_text(content)
+    with caplog.at_level("WARNING", logger="trainer.checkpoints"):
+        assert last_complete_checkpoint(tmp_path).name == "checkpoint-4"
+    assert f"checkpoint-8 is passed over: {SEAL_FILE} cannot be read." in caplog.text
+
+
+def test_a_seal_covers_every_file_and_a_checkpoint_without_one_is_trusted(tmp_path):
+    folder = tmp_path / "checkpoint-1"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("trainer_state.json", "rng_state.pth", "deep/part.bin"):
+        (folder / name).write_text("{}")
+    assert last_complete_checkpoint(tmp_path) == folder
+    seal_checkpoint(folder)
+    assert last_complete_checkpoint(tmp_path) == folder
+    (folder / "deep" / "part.bin").write_text("[]")
+    assert last_complete_checkpoint(tmp_path) is None
+
+
 @pytest.mark.parametrize(("written_by", "num_processes"), [(1, 2), (2, 1), (4, 2), (2, 4)])
 def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path, written_by, num_processes):
     ranks = [""] if written_by == 1 else [f"_{rank}" for rank in range(written_by)]
@@ -102,6 +170,7 @@ def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path, writte
 
 def test_the_trainer_looks_at_who_wrote_a_checkpoint(tmp_path):
     tiny_trainer(tiny_args(tmp_path, save_strategy="steps", save_steps=3)).train()
+    (tmp_path / "checkpoint-3" / SEAL_FILE).unlink()
     (tmp_path / "checkpoint-3" / "rng_state.pth").rename(tmp_path / "checkpoint-3" / "rng_state_0.pth")
     (tmp_path / "checkpoint-3" / "rng_state_1.pth").touch()
     with pytest.raises(ValueError, match="written by 2 processes"):
