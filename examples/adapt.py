@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import unwrap_peft_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -47,7 +48,6 @@ from trainer import (
 from trainer.adapter_cost import LARGEST_MODEL, adapter_cost
 from trainer.checks import check_run
 from trainer.contrastive import HEAD_NAME, attach_contrastive_head
-from trainer.sharding import whole_weights
 
 # What the cost of an unmerged adapter is measured on.
 COST_TEXTS, COST_TOKENS = 32, 32
@@ -238,9 +238,10 @@ def whole_model(trainer: MagnetTrainer, adapt: AdaptArguments, lora: LoraArgumen
     Every process has to ask for it. The others get the parts that they have.
     """
     trained: Any = unwrap_peft_model(trainer.accelerator.unwrap_model(trainer.model))
-    if not trainer.is_fsdp_enabled:
+    if not trainer.shares_weights:
         return trained
-    weights = whole_weights(trainer.model, keep=trainer.args.should_save)
+    weights = trainer.whole_weights()
+    unset_hf_deepspeed_config()  # from here on one process alone opens a model, and no part of one
     if not trainer.args.should_save:
         return trained
     model = open_model(adapt, trainer.args, trained.tokenizer)

@@ -9,7 +9,7 @@ from examples import adapt
 from modeling_magnet import AutoMagnetForCausalLM
 
 from ..trainer.processes import call_together
-from ..trainer.test_distributed import FSDP2
+from ..trainer.test_distributed import FSDP2, ZERO
 from .tiny_run import save_plain_llama, tiny_options
 
 TEXTS = ["the old dog ran", "a girl sat by the tree and ate", "cat"]
@@ -21,8 +21,13 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
-def test_what_two_processes_save_is_what_one_saves(tmp_path, tiny_tokenizer, changes, monkeypatch):
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [(FSDP2, changes) for changes in CHANGES.values()]
+    + [pytest.param(ZERO[1], CHANGES[name], marks=pytest.mark.long) for name in ("full", "head")],
+    ids=[*CHANGES, "zero3-full", "zero3-head"],
+)
+def test_what_two_processes_save_is_what_one_saves(tmp_path, tiny_tokenizer, config, changes, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     model = save_plain_llama(tmp_path / "base", tiny_tokenizer)
     pairs = tmp_path / "pairs.tsv"
@@ -34,7 +39,7 @@ def test_what_two_processes_save_is_what_one_saves(tmp_path, tiny_tokenizer, cha
     adapt.main([*told, f"--output_dir={alone}"])
     halves = ["--per_device_train_batch_size=2", "--contrastive_batch_size=2", "--ddp_backend=gloo"]
     (together := tmp_path / "together").mkdir()
-    exits = call_together(2, adapt.main, ([*told, f"--output_dir={together}", *halves],), config=FSDP2)
+    exits = call_together(2, adapt.main, ([*told, f"--output_dir={together}", *halves],), config=config)
     assert exits == [0, 0]
     assert json.loads((together / "adapt.json").read_text())["processes"] == 2
     assert {path.name for path in together.iterdir()} == {path.name for path in alone.iterdir()}

@@ -11,20 +11,20 @@ from typing import Any
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.utils import DeepSpeedPlugin, DistributedType
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from transformers import TrainerCallback
 
 from modeling_magnet import token_losses_magnet
 from trainer.lora import LoraArguments, apply_lora
-from trainer.sharding import whole, whole_weights
+from trainer.sharding import whole
 
 from .tiny import tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_trainer
 
 FULL = LoraArguments(use_lora=False)
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload([__name__])  # one import of torch and transformers for all processes
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([__name__])  # one import of torch and transformers for all processes
 
 
 class KillAt(TrainerCallback):
@@ -68,7 +68,7 @@ def train_once(
     )
     trainer.train(resume_from_checkpoint=resume)
     metrics = trainer.evaluate()
-    weights = whole_weights(trainer.model, keep=True)
+    weights = trainer.whole_weights()
     if trainer.is_world_process_zero():
         torch.save(
             {
@@ -77,6 +77,8 @@ def train_once(
                 "metrics": metrics,
                 "weights": weights,
                 "rng": torch.get_rng_state(),
+                "distributed_type": trainer.accelerator.distributed_type,
+                "parts": sum(weight.numel() == 0 for weight in trainer.model.parameters()),
             },
             report,
         )
@@ -114,7 +116,7 @@ def call_together(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = [
-        _CONTEXT.Process(target=_join, args=(rank, num_processes, port, config, function, arguments))
+        CONTEXT.Process(target=_join, args=(rank, num_processes, port, config, function, arguments))
         for rank in range(num_processes)
     ]
     _wait_for(processes)
@@ -126,7 +128,7 @@ def run_alone(
 ) -> dict[str, Any]:
     """Train in one process, and return what it reported; nothing if it was killed as asked."""
     report = directory / "report.pt"
-    process = _CONTEXT.Process(
+    process = CONTEXT.Process(
         target=train_once, args=(str(report), str(directory / "run"), lora, resume, kill_at, changes)
     )
     _wait_for([process])
@@ -140,15 +142,21 @@ def run_alone(
 def launch_environment(config: Path) -> dict[str, str]:
     """What `accelerate launch` sets for the processes of a configuration, in float32."""
     arguments = launch_command_parser().parse_args(["--config_file", str(config), "script.py"])
-    arguments, *_ = _validate_launch_command(arguments)
-    return {**prepare_multi_gpu_env(arguments), "ACCELERATE_MIXED_PRECISION": "no"}
+    arguments, defaults, _ = _validate_launch_command(arguments)
+    if arguments.use_deepspeed:
+        arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        environment = {**prepare_deepspeed_cmd_env(arguments)[1], "DS_ACCELERATOR": "cpu"}
+    else:
+        environment = prepare_multi_gpu_env(arguments)
+    return {**environment, "ACCELERATE_MIXED_PRECISION": "no"}
 
 
 def _shard_on_cpus() -> None:
     """Let accelerate shard on CPUs too: it does so on GPUs alone, and gloo can.
 
-    With chunks of four labels, of which the processes then have different numbers.
+    With chunks of four labels, of which the processes then have different numbers; and small weights in parts, too.
     """
+    DeepSpeedPlugin.__post_init__ = _with_small_parts(DeepSpeedPlugin.__post_init__)
     token_losses_magnet._ROUND, token_losses_magnet._CPU_LOGITS = 4, 1
     make = AcceleratorState.__init__
 
@@ -158,6 +166,16 @@ def _shard_on_cpus() -> None:
             self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
 
     AcceleratorState.__init__ = make_sharding
+
+
+def _with_small_parts(prepare: Callable[..., None]) -> Callable[..., None]:
+    """DeepSpeed leaves weights below a hundred thousand numbers whole, which all of these are."""
+
+    def prepare_small(self: DeepSpeedPlugin, *args: Any, **kwargs: Any) -> None:
+        prepare(self, *args, **kwargs)
+        self.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+
+    return prepare_small
 
 
 def _join(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 
 from trainer.lora import LoraArguments
 from trainer.sharding import check_sharding
@@ -15,7 +16,10 @@ from .tiny import tiny_args, tiny_trainer
 
 # Small steps of plain gradient descent: Adam would turn the last bits of a gradient into steps of full size.
 COMMON = {"max_grad_norm": 0, "optim": "sgd", "learning_rate": 1e-3}
-FSDP2 = Path(__file__).resolve().parents[2] / "examples/configs/accelerate/fsdp2.yaml"
+CONFIGS = Path(__file__).resolve().parents[2] / "examples/configs/accelerate"
+FSDP2 = CONFIGS / "fsdp2.yaml"
+ZERO = [CONFIGS / "deepspeed_zero2.yaml", CONFIGS / "deepspeed_zero3.yaml"]
+LORA = LoraArguments(lora_r=2, lora_alpha=2)
 JOINT = {**COMMON, "loss_phases": ["4:1,0,1"]}
 CONTRASTIVE = {**COMMON, "loss_phases": ["1:1,0,1", "3:1,9,1", "1:0,1,0"]}
 
@@ -49,6 +53,10 @@ def assert_same_training(two, one):
         for name in actual:
             tolerance = 1e-5 * max(1.0, expected[name].abs().max().item())
             assert (actual[name] - expected[name]).abs().max().item() <= tolerance, (step, name)
+    assert_same_losses(two, one)
+
+
+def assert_same_losses(two, one):
     for actual, expected in zip(two["logs"], one["logs"], strict=True):
         names = {name for name in expected if name.startswith("loss")}
         assert names == {name for name in actual if name.startswith("loss")}
@@ -115,10 +123,12 @@ def test_a_run_of_two_processes_killed_inside_an_epoch_goes_on_with_the_same_bit
     assert_a_killed_run_goes_on(tmp_path, save_steps=9, loss_phases=["7:1,0,1", "5:1,9,1"])
 
 
-@pytest.mark.parametrize("config", sorted(FSDP2.parent.glob("*.yaml")), ids=lambda config: config.stem)
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda config: config.stem)
 def test_a_configuration_says_what_its_name_says(config):
     environment = launch_environment(config)
-    assert environment.get("FSDP_VERSION") == {"ddp": None, "fsdp2": "2"}[config.stem]
+    assert environment.get("FSDP_VERSION") == ("2" if config.stem == "fsdp2" else None)
+    stages = {"deepspeed_zero2": "2", "deepspeed_zero3": "3"}
+    assert environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == stages.get(config.stem)
 
 
 def test_the_first_version_of_fsdp_is_refused():
@@ -149,3 +159,50 @@ def test_losses_of_weights_shared_in_half_precision_stay_in_float32(tmp_path, mo
 def test_two_killed_processes_that_share_the_weights_go_on_with_the_same_bits(tmp_path, lora):
     phases = ["3:1,0,1", "4:1,9,1"]
     assert_a_killed_run_goes_on(tmp_path, save_steps=5, loss_phases=phases, lora=lora, config=FSDP2)
+
+
+CACHED = {"contrastive_mini_batch_tokens": 24, "contrastive_recompute": True}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("config", "lora", "more"),
+    [(ZERO[0], LORA, CACHED), (ZERO[1], LORA, {}), (ZERO[1], FULL, CACHED)],
+    ids=["zero2-lora-cached", "zero3-lora", "zero3-full-cached"],
+)
+def test_two_processes_of_deepspeed_equal_one_without(tmp_path, config, lora, more):
+    changes = {**CONTRASTIVE, "temperature": 0.5, "lora": lora}
+    one = run_alone(directory=tmp_path, per_device_train_batch_size=4, contrastive_batch_size=4, **changes)
+    halves = {"per_device_train_batch_size": 2, "contrastive_batch_size": 2}
+    two = run_together(2, directory=tmp_path, config=config, **halves, **more, **changes)
+    assert two["distributed_type"] == DistributedType.DEEPSPEED
+    assert bool(two["parts"]) == (config == ZERO[1]), "between the steps no process has a weight of the third stage"
+    assert not list(tmp_path.rglob("sscl_head.safetensors")), "it is part of DeepSpeed's own files"
+    assert_same_losses(two, one)
+    # It steps within the backward pass and keeps no gradient: steps of plain descent say what they were.
+    assert two["weights"].keys() == one["weights"].keys()
+    for name, weight in one["weights"].items():
+        assert (two["weights"][name] - weight).abs().max() <= 2e-7 * max(1.0, weight.abs().max().item()), name
+    for name, expected in one["metrics"].items():
+        # Half as many pairs in a batch are other negatives, of which the last phase's loss is made.
+        other = ("eval_loss", "loss_sscl", "runtime", "per_second", "preparation_time", "epoch")
+        if not name.endswith(other):
+            assert two["metrics"][name] == pytest.approx(expected, rel=1e-4), name
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("config", "lora"), [(ZERO[0], FULL), (ZERO[1], LORA)], ids=["zero2-full", "zero3-lora"])
+def test_two_killed_processes_of_deepspeed_go_on_with_the_same_bits(tmp_path, config, lora):
+    phases = ["3:1,0,1", "4:1,9,1"]
+    assert_a_killed_run_goes_on(tmp_path, save_steps=5, loss_phases=phases, lora=lora, config=config)
+
+
+@pytest.mark.long
+def test_deepspeed_trains_in_half_precision(tmp_path):
+    config, changes = ZERO[1], {**CONTRASTIVE, "temperature": 0.5, "lora": LORA, "bf16": True}
+    one = run_alone(directory=tmp_path, per_device_train_batch_size=4, contrastive_batch_size=4, **changes)
+    halves = {"per_device_train_batch_size": 2, "contrastive_batch_size": 2}
+    two = run_together(2, directory=tmp_path, config=config, **halves, **changes)
+    assert {weight.dtype for weight in two["weights"].values()} == {torch.bfloat16}, "so the configuration says"
+    for actual, expected in zip(two["logs"], one["logs"], strict=True):
+        assert actual["loss"] == pytest.approx(expected["loss"], rel=0.02)
