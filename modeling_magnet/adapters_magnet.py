@@ -36,13 +36,19 @@ class AdaptersMixin(BindingMixin):
         """As in transformers; a directory of ours brings the settings that were stored with the adapter.
 
         Raises:
-            ValueError: the adapter is of another base, or its tensors do not fit. The model is then as it was.
+            ValueError: the adapter is of another base or no safetensors, or its tensors do not fit. The model is then
+                as it was.
         """
         source, stored = None, None
         if peft_model_id is not None:
             source = ModelSource(str(peft_model_id), dict(kwargs.get("adapter_kwargs") or {}))
             stored = source.adapter_settings()
             check_adapter_fits(source, stored, self.config.to_dict())
+            if kwargs.get("adapter_state_dict") is None and source.file(ADAPTER_WEIGHTS) is None:
+                raise CheckpointError(
+                    f"The adapter at {source} has no {ADAPTER_WEIGHTS}; a pickle such as adapter_model.bin is never "
+                    "read here. Fetch the file again, or convert the adapter with peft where you trust it."
+                )
         name = (args[0] if args else kwargs.get("adapter_name")) or "default"
         known = name in (getattr(self, "peft_config", None) or {})
         settings = None if stored is None else MagnetSettings.from_dict(stored["magnet"], source=str(source))

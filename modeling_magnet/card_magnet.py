@@ -17,6 +17,10 @@ _MARK_LINE = f"{MARK}: replaced by the next save, unless you delete this line --
 NOT_RECORDED = "Not recorded: this card was written from the model alone."
 PAPER = "https://arxiv.org/abs/2501.08648"
 TAGS = ("magnet", "text-embeddings", "infilling", "sentence-transformers")
+# Between single backticks, where nothing else means anything.
+_CODE = re.compile(r"((?<!`)`[^`]+`(?!`))")
+# What means something in Markdown; an underscore inside a word does not.
+_MARKS = re.compile(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_]))")
 
 
 @dataclass
@@ -30,7 +34,7 @@ class CardFacts:
         license (`str`, *optional*): The Hub's identifier, such as `apache-2.0`; the base model's binds, too.
         recipe (`Sequence[tuple[str, str]]`): What was set in training, a name and a value each.
         results (`Sequence[EvalResult]`): What was measured, for the Hub's structured evaluation results.
-        notes (`Sequence[str]`): Sentences under "Limits".
+        notes (`Sequence[str]`): Sentences under "Limits", in which backticks mark code and nothing else is markup.
     """
 
     base_model: str | None = None
@@ -71,7 +75,7 @@ def write_card(model: Any, name: str, facts: CardFacts | None = None, *, merged:
     )
     parts = [
         _MARK_LINE,
-        f"# {_one_line(name)}",
+        _title(name),
         _summary(model, base, is_adapter=is_adapter),
         "## Use",
         _adapter_code(name, base) if is_adapter else _checkpoint_code(name),
@@ -80,7 +84,7 @@ def write_card(model: Any, name: str, facts: CardFacts | None = None, *, merged:
         "## Measured",
         _results(facts.results) if facts.results else "Nothing was recorded with this checkpoint.",
         "## Limits",
-        "\n".join(f"- {_item(note)}" for note in (*_limits(model, is_adapter=is_adapter), *facts.notes)),
+        "\n".join(f"- {item}" for item in (*_limits(model, is_adapter=is_adapter), *map(_item, facts.notes))),
         f"The method is MAGNET ([Khosla et al. 2025]({PAPER})); this model is no work of the paper's authors.",
     ]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
@@ -115,7 +119,7 @@ def rename_card(text: str, name: str) -> str:
     if card is None or not old or str(old) == name:
         return text
     card.data["model_name"] = name
-    whole = {f"# {_one_line(str(old))}": f"# {_one_line(name)}"}
+    whole = {_title(str(old)): _title(name)}
     quoted, other = _quoted(str(old)), _quoted(name)
     lines = [whole.get(line, line.replace(quoted, other)) for line in card.text.split("\n")]
     card.text = "\n".join(lines)
@@ -157,6 +161,20 @@ def _shown(name: str | None) -> str | None:
     return name if name is None or is_hub_id(name) else _one_line(Path(name).name).replace("`", "'")
 
 
+def _title(name: str) -> str:
+    """The heading of a card."""
+    return f"# {_plain(name)}"
+
+
+def _plain(text: str) -> str:
+    """One line of text without a meaning of its own."""
+    return _escaped(_one_line(text))
+
+
+def _escaped(text: str) -> str:
+    return _MARKS.sub(r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;")
+
+
 def _one_line(text: str) -> str:
     return " ".join(str(text).split())
 
@@ -167,8 +185,15 @@ def _quoted(name: str) -> str:
 
 
 def _item(note: str) -> str:
-    """A note as one item of a list: nothing in it may end the item or become a heading."""
-    return re.sub(r"^(#|>|[-+*]\s)", r"\\\1", _one_line(note))
+    """A note as one item of a list, whose code stays code: nothing else in it is markup, or ends the item."""
+    parts = _CODE.split(_one_line(note))  # every second one is code
+    line = "".join(part if place % 2 else _escaped(part) for place, part in enumerate(parts))
+    return re.sub(r"^(#|>|[-+]\s)", r"\\\1", line)
+
+
+def _code(name: str) -> str:
+    """A name as a piece of code in a sentence."""
+    return f"`{_one_line(name).replace('`', chr(39))}`"
 
 
 def _is_finite(value: Any) -> bool:
@@ -266,8 +291,12 @@ def _limits(model: Any, *, is_adapter: bool) -> list[str]:
         f"A text has at most {model.config.max_position_embeddings} tokens; `encode_words` reads longer ones in "
         "windows.",
         "The prompts of `encode` are part of the model: "
-        + ", ".join(f"`{name}`" for name in sorted(settings.prompts))
-        + f"; {settings.default_prompt_name!r} is used where none is named.",
+        + ", ".join(map(_code, sorted(settings.prompts)))
+        + (
+            "; none is used where none is named."
+            if settings.default_prompt_name is None
+            else f"; {_code(settings.default_prompt_name)} is used where none is named."
+        ),
     ]
     if is_adapter and modes is None:
         limits.append("The adapter is on in every mode, so generation differs from the base model's.")
@@ -284,14 +313,7 @@ def _limits(model: Any, *, is_adapter: bool) -> list[str]:
 
 def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
     lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
-    return "\n".join(lines + [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows])
-
-
-def _cell(text: str) -> str:
-    """A value in a table: nothing in it may end the cell or become markup."""
-    return (
-        str(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\r", " ").replace("\n", " ")
-    )
+    return "\n".join(lines + [f"| {_plain(name)} | {_plain(value)} |" for name, value in rows])
 
 
 def _results(results: Sequence[EvalResult]) -> str:

@@ -5,15 +5,16 @@ in the longest row, K spans in the row that has most, T steps, N spans in all, H
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from transformers import CompileConfig
 
 from .cache_magnet import ReservedCache
 from .encoding_magnet import EncodingMixin
-from .masking_magnet import PACKED_BACKENDS, layer_windows, render_for_layers
 from .sampling_magnet import TokenChooser
 from .spans_magnet import SpanRow
+from .steps_magnet import STATIC_MULTIPLE, GrowingSteps, StaticSteps, StepMask
 from .stopping_magnet import StopRules
 
 
@@ -38,6 +39,8 @@ class DecodingMixin(EncodingMixin):
         rules: StopRules,
         max_steps: int,
         embed: bool = False,
+        static: bool = False,
+        compile_config: CompileConfig | None = None,
     ) -> torch.Tensor | None:
         """Write up to `max_steps` tokens into each span; every row has a span that is not full.
 
@@ -47,6 +50,7 @@ class DecodingMixin(EncodingMixin):
             rules (`StopRules`): End spans early.
             max_steps (`int`): Tokens to add to a span at most.
             embed (`bool`): Whether to return embeddings of the gapped texts as well.
+            static, compile_config: See [`StaticSteps`].
 
         Returns:
             `torch.FloatTensor` of shape `(B, H)` in the order of the rows, or `None`.
@@ -64,7 +68,12 @@ class DecodingMixin(EncodingMixin):
         limits = [min(max_steps, span.gap_length - first) for span, first in zip(spans, firsts, strict=True)]
         num_slots, num_steps = max(len(row.spans) for row in rows), max(steps)
 
-        prefill = self._read_context([rows[index] for index in order], room=num_slots * num_steps, embed=embed)
+        prefill = self._read_context(
+            [rows[index] for index in order],
+            room=num_slots * num_steps,
+            embed=embed,
+            multiple=STATIC_MULTIPLE if static else 1,
+        )
         shape = (len(rows), num_slots)
         positions = torch.zeros(shape, dtype=torch.long)
         predictors = torch.zeros(shape, dtype=torch.long)
@@ -73,13 +82,19 @@ class DecodingMixin(EncodingMixin):
                 positions[place, slot] = row.text.gap_starts[span.gap]
                 predictors[place, slot] = row.text.predictors[span.gap]
         positions, predictors = self._to_device({"positions": positions, "predictors": predictors}).values()
-        mask = _StepMask(
+        mask = StepMask(
             self,
             prefill.visible,
             context_positions=prefill.positions,
             starts=positions,
             num_steps=num_steps,
+            capacity=prefill.cache.capacity,
         )
+        feed: GrowingSteps | StaticSteps
+        if static:
+            feed = StaticSteps(self, prefill.cache, mask, compile_config=compile_config)
+        else:
+            feed = GrowingSteps(self, prefill.cache, mask)
         tokens = torch.zeros(*shape, num_steps, dtype=torch.long, device=self.device)
         logprobs = torch.zeros(*shape, num_steps, device=self.device)
         is_possible = torch.ones(shape, dtype=torch.bool, device=self.device)
@@ -113,14 +128,7 @@ class DecodingMixin(EncodingMixin):
                 active = going_on
                 where = self._index([places[i] for i in active])
             num_rows = 1 + max(places[i][0] for i in active)
-            prefill.cache.keep_first_rows(num_rows)
-            states = self.base_model(
-                input_ids=tokens[:num_rows, :, step],
-                attention_mask=mask.at(step, num_rows=num_rows),
-                position_ids=positions[:num_rows] + step,
-                past_key_values=prefill.cache,
-                use_cache=True,
-            ).last_hidden_state[where]
+            states = feed(tokens[:, :, step], step, num_rows=num_rows)[where]
         if bool(is_nan):
             raise ValueError("The model gave NaN logits for a token of a gap. Check its weights and dtype.")
         for span, possible in zip(spans, is_possible[everywhere].tolist(), strict=True):
@@ -133,8 +141,8 @@ class DecodingMixin(EncodingMixin):
         embeddings = prefill.embeddings
         return None if embeddings is None else embeddings[[place_of[index] for index in range(len(rows))]]
 
-    def _read_context(self, rows: Sequence[SpanRow], *, room: int, embed: bool) -> _Prefill:
-        """Read the context of a batch, and leave room in its cache.
+    def _read_context(self, rows: Sequence[SpanRow], *, room: int, embed: bool, multiple: int) -> _Prefill:
+        """Read the context of a batch, and leave room in its cache, which is a multiple of some number of tokens.
 
         An embedding needs an EOS behind the text. It is read as a span of its own: it sees the whole context, and no
         context token sees it, so that fills do not depend on whether an embedding is wanted.
@@ -148,7 +156,8 @@ class DecodingMixin(EncodingMixin):
             segments = [[*row, 1] for row in segments]
         batch = self._infill_batch(ids, positions, segments)
         context = batch["input_ids"].shape[1]
-        cache = ReservedCache(num_layers=self.config.num_hidden_layers, capacity=context + room)
+        capacity = -(-(context + room) // multiple) * multiple
+        cache = ReservedCache(num_layers=self.config.num_hidden_layers, capacity=capacity)
         outputs = self(
             **batch, mode="infill", past_key_values=cache, logits_to_keep=torch.arange(0, device=self.device)
         )
@@ -164,61 +173,6 @@ class DecodingMixin(EncodingMixin):
         """Places `(row, slot)` as two index tensors `(N,)`."""
         rows, slots = self._to_device({"both": torch.tensor(places).T.contiguous()})["both"]
         return rows, slots
-
-
-class _StepMask:
-    """The mask of every step: a span sees the context, and its own token of each step.
-
-    Args:
-        model (`DecodingMixin`): Says what its layers want to be handed.
-        visible (`torch.BoolTensor` of shape `(B, C)`): Context that spans may attend to.
-        context_positions (`torch.LongTensor` of shape `(B, C)`): Its positions.
-        starts (`torch.LongTensor` of shape `(B, K)`): Position of each span's first token of this run.
-        num_steps (`int`): T.
-    """
-
-    def __init__(
-        self,
-        model: DecodingMixin,
-        visible: torch.Tensor,
-        *,
-        context_positions: torch.Tensor,
-        starts: torch.Tensor,
-        num_steps: int,
-    ) -> None:
-        self.windows = layer_windows(model.config)
-        self.backend = str(model.config._attn_implementation)
-        self.dtype = model.dtype
-        self.context, self.num_slots = visible.shape[1], starts.shape[1]
-        self.starts = starts
-        own = torch.eye(self.num_slots, dtype=torch.bool, device=visible.device).repeat(1, num_steps)  # (K, T * K)
-        rows = visible[:, None].expand(-1, self.num_slots, -1)  # (B, K, C)
-        self.allowed = torch.cat([rows, own.expand(len(rows), -1, -1)], dim=-1)[:, None]  # (B, 1, K, C + T * K)
-        steps = torch.arange(num_steps, device=visible.device)
-        fed = (starts[:, None, :] + steps[:, None]).flatten(1)  # (B, T * K)
-        self.key_positions = torch.cat([context_positions, fed], dim=1)
-        # One tensor is rendered once and cut; a block mask cannot be cut, and windows move with the queries.
-        renders_once = self.backend not in PACKED_BACKENDS and not any(self.windows.values())
-        self.rendered = self._render(self.allowed, starts, self.key_positions) if renders_once else None
-
-    def at(self, step: int, *, num_rows: int) -> Any:
-        """What the back-end is handed when token `step` of every span is fed."""
-        seen = self.context + (step + 1) * self.num_slots
-        if self.rendered is not None:
-            return self.rendered[:num_rows, :, :, :seen]
-        return self._render(
-            self.allowed[:num_rows, :, :, :seen], self.starts[:num_rows] + step, self.key_positions[:num_rows, :seen]
-        )
-
-    def _render(self, allowed: torch.Tensor, query_positions: torch.Tensor, key_positions: torch.Tensor) -> Any:
-        return render_for_layers(
-            allowed,
-            windows=self.windows,
-            query_positions=query_positions,
-            key_positions=key_positions,
-            implementation=self.backend,
-            dtype=self.dtype,
-        )
 
 
 __all__ = ["DecodingMixin"]

@@ -119,7 +119,7 @@ def open_without_weights(
     config: PreTrainedConfig = family.config_class.from_dict((base or source).config_values())
     own = source if base is None else tokenizer_place(base, source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(own.path, **own.arguments)
+        tokenizer = AutoTokenizer.from_pretrained(own.path, trust_remote_code=False, **own.arguments)
     except (OSError, ValueError) as error:
         raise ValueError(f"{own} has no tokenizer that can be read ({error}). Put the model's own there.") from error
     check_tokenizer_fits(tokenizer, config.vocab_size)

@@ -9,6 +9,7 @@ import torch
 
 from .decoding_magnet import DecodingMixin
 from .gaps_magnet import GappedText, lay_out
+from .masking_magnet import PACKED_BACKENDS
 from .options_magnet import InfillOptions
 from .sampling_magnet import TokenChooser
 from .seams_magnet import SeamHealer, useful_healing
@@ -57,6 +58,8 @@ class FillingMixin(DecodingMixin):
                 f"`num_return_sequences` is {options.num_answers}; a vocabulary of {self.config.vocab_size} tokens "
                 "begins no more than as many different answers."
             )
+        if options.is_static:
+            self._check_static()
         self._probe_attention()
         multiple = self.magnet_settings.end_of_span if options.stop_at_end_of_span else 1
         layouts = [
@@ -86,12 +89,32 @@ class FillingMixin(DecodingMixin):
                         rules=rules,
                         max_steps=options.chunk_size,
                         embed=is_first and options.return_dict_in_generate and self.tokenizer.eos_token_id is not None,
+                        static=options.is_static,
+                        compile_config=options.compile_config,
                     )
                 if embeddings is not None:
                     for (text, _), embedding in zip(batch, embeddings, strict=True):
                         text.embedding = embedding
             rows, is_first = [(text, row) for text in texts for row in _next_rows(text)], False
         return texts
+
+    def _check_static(self) -> None:
+        """Refuse a model whose decoding steps cannot have one shape, or need a value read back.
+
+        Raises:
+            ValueError: saying why.
+        """
+        backend = self.config._attn_implementation
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        kinds = {rope.get("rope_type")} | {one.get("rope_type") for one in rope.values() if isinstance(one, dict)}
+        devices = set((getattr(self, "hf_device_map", None) or {}).values())
+        for is_so, reason in (
+            (backend in PACKED_BACKENDS, f"{backend!r} needs a new mask object for each step"),
+            ("dynamic" in kinds, "rotations of rope_type 'dynamic' depend on a position that is read back"),
+            (len(devices) > 1, f"the model is on several devices, {sorted(map(str, devices))}"),
+        ):
+            if is_so:
+                raise ValueError(f"`cache_implementation` is 'static', but {reason}. Pass 'dynamic'.")
 
     def _new_spans(
         self, layouts: Sequence[GappedText], gap_lengths: Sequence[Sequence[int]], *, num_answers: int

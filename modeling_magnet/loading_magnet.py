@@ -1,5 +1,6 @@
 """Opened from a directory or the Hub: a checkpoint, a plain decoder or an adapter, with its settings and tokenizer."""
 
+import json
 import warnings
 from typing import Any
 
@@ -20,6 +21,8 @@ from .sources_magnet import (
 
 # Arguments of transformers by which weights are not where they usually are.
 _OTHER_WEIGHTS = ("gguf_file", "variant", "state_dict")
+# Keys of config.json that may name a repository of compiled attention code, which transformers would run.
+_ATTENTION = ("attn_implementation", "_attn_implementation")
 
 
 def check_is_our_decoder(values: dict[str, Any], *, expected: str, path: str) -> None:
@@ -33,6 +36,20 @@ def check_is_our_decoder(values: dict[str, Any], *, expected: str, path: str) ->
             f"{path!r} holds a model of type {values.get('model_type')!r}; this class adapts {expected!r}. "
             "Choose a decoder-only checkpoint of that type, or the MAGNET class of its family."
         )
+
+
+def check_names_no_kernel(values: dict[str, Any], *, path: str) -> None:
+    """Refuse a config that has attention computed by code of a repository: that is for the user to ask for.
+
+    Raises:
+        ValueError: naming the repository.
+    """
+    for key in _ATTENTION:
+        if "/" in json.dumps(values.get(key)):
+            raise ValueError(
+                f"config.json of {path!r} has {key!r} {values[key]!r:.80}, a repository whose code would be run. "
+                "Remove it there; where you trust that code, pass `attn_implementation` yourself."
+            )
 
 
 class LoadingMixin(AdaptersMixin):
@@ -69,8 +86,13 @@ class LoadingMixin(AdaptersMixin):
 
         Raises:
             ValueError: another architecture, files that are missing, cut short or no safetensors, tensors that do not
-                fit, a vocabulary without a mask token, or no tokenizer to look it up in.
+                fit, a vocabulary without a mask token, no tokenizer to look it up in, or `use_safetensors=False`.
         """
+        if kwargs.get("use_safetensors") is False:
+            raise ValueError(
+                "`use_safetensors=False` asks for a pickle, which is never read here. Leave it out; convert the "
+                "weights where you trust them: load them with the stock class and `save_pretrained`."
+            )
         if pretrained_model_name_or_path is None:  # weights in memory
             return super().from_pretrained(None, *model_args, **kwargs)
         arguments = {name: kwargs[name] for name in SOURCE_ARGUMENTS if kwargs.get(name) is not None}
@@ -84,14 +106,16 @@ class LoadingMixin(AdaptersMixin):
                 kwargs = {name: value for name, value in kwargs.items() if name not in arguments} | base.arguments
         values = source.config_values(kwargs.get("config"))
         check_is_our_decoder(values, expected=getattr(cls.config_class, "model_type", ""), path=source.path)
+        check_names_no_kernel(values, path=source.path)
         settings = MagnetSettings.from_dict(values.get("magnet") or {}, source=str(source))
         if adapter is not None:
             stored = adapter.adapter_settings()
             check_adapter_fits(adapter, stored, values)
             adapter.check_weights()
             settings = settings if stored is None else MagnetSettings.from_dict(stored["magnet"], source=str(adapter))
-        if not any(kwargs.get(name) for name in _OTHER_WEIGHTS) and kwargs.get("use_safetensors") is None:
+        if not any(kwargs.get(name) for name in _OTHER_WEIGHTS):
             source.check_weights()
+        if not kwargs.get("gguf_file"):
             kwargs["use_safetensors"] = True
         # Before the weights: a missing mask token must not cost the time of loading them.
         place = tokenizer_place(source, adapter)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from numbers import Integral
 from typing import Any, Literal
 
-from transformers import GenerationConfig
+from transformers import CompileConfig, GenerationConfig
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
@@ -49,6 +49,12 @@ class InfillOptions:
     Beside these, `do_sample`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `no_repeat_ngram_size`,
     `num_return_sequences` and `stop_strings` of GenerationConfig. Without sampling, several answers to one gap begin
     with its most likely tokens, each continued greedily.
+
+    For long fills of single texts on a GPU, `cache_implementation="static"` gives each step the same shapes, so that
+    all kernels of one are launched as a CUDA graph, which is recorded anew for every batch and chunk: raise
+    `chunk_size` with it. `compile_config=CompileConfig()` beside it fuses the kernels before, which takes as long as
+    compiling does, a few times for a model: for one row or gap and for several, and for a second length. From one
+    thread at a time.
 
     Raises:
         ValueError: an option that does not exist, is out of range, or contradicts another.
@@ -114,6 +120,16 @@ class InfillOptions:
     def num_answers(self) -> int:
         """Answers to each gap."""
         return self.generation_config.num_return_sequences or 1
+
+    @property
+    def is_static(self) -> bool:
+        """Whether every decoding step has the same shapes."""
+        return self.generation_config.cache_implementation == "static"
+
+    @property
+    def compile_config(self) -> CompileConfig | None:
+        """What a static step is compiled with."""
+        return self.generation_config.compile_config if self.is_static else None
 
     @property
     def stop_strings(self) -> list[str]:

@@ -34,6 +34,8 @@ SUPPORTED = (
     "no_repeat_ngram_size",
     "num_return_sequences",
     "stop_strings",
+    "cache_implementation",
+    "compile_config",
 )
 
 
@@ -48,6 +50,11 @@ def merge_generation_config(base: GenerationConfig, overrides: dict[str, Any]) -
         raise ValueError(f"`infill` does not know {unknown}. It takes {', '.join(SUPPORTED)} of GenerationConfig.")
     if base.num_beams not in (None, 1):
         raise ValueError(f"`num_beams={base.num_beams}` in the generation config: a gap is not filled by beam search.")
+    cache = overrides.get("cache_implementation")
+    if cache not in (None, "dynamic", "static"):  # what a checkpoint prefers for `generate` is no concern of ours
+        raise ValueError(f"`cache_implementation` is {cache!r}; `infill` has 'dynamic' and 'static'.")
+    if overrides.get("compile_config") is not None and (cache or base.cache_implementation) != "static":
+        raise ValueError("`compile_config` needs steps of one shape. Pass `cache_implementation='static'` with it.")
     config = copy.deepcopy(base)
     # Its own check allows several answers for sampling and beams alone.
     config.update(**{name: value for name, value in overrides.items() if name != "num_return_sequences"})

@@ -47,7 +47,7 @@ class TokenizerSource:
         """The tokenizer, loaded on first use; `None` where there is none."""
         if self.tokenizer is None and self.path:
             try:
-                self.tokenizer = AutoTokenizer.from_pretrained(self.path, **self.arguments)
+                self.tokenizer = AutoTokenizer.from_pretrained(self.path, trust_remote_code=False, **self.arguments)
             except (OSError, ValueError):
                 return None
         return self.tokenizer
@@ -233,6 +233,11 @@ class ModelSource:
                     raise CheckpointError(
                         f"`weight_map` in {str(folder / WEIGHTS_INDEX)!r} has {shard!r:.60} for {tensor!r}; expected "
                         "the name of a file. Save the model anew."
+                    )
+                if Path(shard).is_absolute() or ".." in Path(shard).parts:
+                    raise CheckpointError(
+                        f"`weight_map` in {str(folder / WEIGHTS_INDEX)!r} has {shard!r:.60} for {tensor!r}, which is "
+                        "outside its directory. Put the file beside the index and correct its name."
                     )
             expected = [folder / name for name in sorted(set(shards.values()))]
         else:

@@ -64,6 +64,22 @@ def test_merged_files_say_what_the_model_said(base_folder, tmp_path, kind, capsy
 
 
 @torch.no_grad()
+def test_single_tokens_that_were_trained_are_merged(base_folder, tmp_path):
+    """Their layer is merged by another method of peft than LoRA's, and few texts have such a token."""
+    model = load(base_folder)
+    model.add_adapter(
+        LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["v_proj"], trainable_token_indices=[40, 41])
+    )
+    (trained,) = (tensor for name, tensor in model.named_parameters() if "trainable_tokens_delta" in name)
+    trained.add_(1.0)
+    model.eval().save_pretrained(tmp_path / "merged", merge_adapter=True)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert torch.equal(stock.get_input_embeddings().weight[[40, 41]], trained)
+    torch.testing.assert_close(stock(IDS).logits, model(IDS).logits)
+    assert not torch.allclose(stock(IDS).logits, load(base_folder)(IDS).logits, atol=1e-2)
+
+
+@torch.no_grad()
 def test_merging_is_done_in_float32(base_folder, tmp_path):
     """A half-precision base is merged as float32 and rounded once, which peft's own merge of it is not."""
     model = adapt(load(base_folder, dtype=torch.bfloat16), "linear")
