@@ -32,6 +32,7 @@ from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.batching_magnet import plan_batches
 from modeling_magnet.texts_magnet import tokenize_texts
 from trainer import load_texts
+from trainer.compiling import compile_layers, compiled
 
 THEIR_BATCH_SIZES = (4, 8, 16, 32, 64, 128)
 DEFAULT_BATCH_SIZE = 32
@@ -78,6 +79,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--attn_implementation", default="sdpa", help="back-end of `encode`")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
+    parser.add_argument("--compiler", help="`encode` with compiled layers as well, by inductor or another")
+    parser.add_argument(
+        "--batch_sizes", type=int, nargs="+", default=THEIR_BATCH_SIZES, help="of sentence-transformers"
+    )
     parser.add_argument("--batch_tokens", type=int, nargs="*", default=[], help="further budgets to try")
     parser.add_argument("--name", default="encoding_throughput", help="name of the JSON file")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where it goes")
@@ -89,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = args.model
         if args.shape is not None:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
             path = random_llama(args.shape, tokenizer, Path(folder) / "random", dtype=dtype)
         model = AutoMagnetForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=args.attn_implementation)
         model.eval().to(device)
@@ -116,7 +121,19 @@ def main(arguments: list[str] | None = None) -> None:
     systems: dict[str, Callable[[], Any]] = {"encode": partial(model.encode, texts)}
     for budget in args.batch_tokens:
         systems[f"encode, {budget} tokens"] = partial(model.encode, texts, batch_tokens=budget)
-    for size in THEIR_BATCH_SIZES:
+    if args.compiler is not None:
+        forms = compile_layers(model, {"backend": args.compiler, "dynamic": True})
+
+        def encode_compiled() -> Any:
+            with compiled(forms):
+                return model.encode(texts)
+
+        apart = np.abs(encode_compiled() - model.encode(texts)).max() / np.abs(model.encode(texts)).max()
+        print(f"compiled, largest difference over the largest number: {apart:.1e}")
+        if apart > (1e-4 if dtype == torch.float32 else 5e-2):
+            raise SystemExit("Compiled layers give other vectors: there is nothing to compare.")
+        systems["encode, compiled"] = encode_compiled
+    for size in args.batch_sizes:
         systems[f"sentence-transformers, {size}"] = partial(
             embedder.encode, texts, batch_size=size, show_progress_bar=False
         )

@@ -1,9 +1,12 @@
 """What does filling gaps cost: more gaps, more texts, more candidates, and all of it against doing without a cache?
 
     python examples/benchmarks/infill_decoding.py --model DIR
-    python examples/benchmarks/infill_decoding.py --model DIR --shape 7b --device cuda --dtype bfloat16
+    python examples/benchmarks/infill_decoding.py --model DIR --shape 7b --device cuda --dtype bfloat16 \\
+        --compiler inductor
 
-Floor: on one sequence a decoded token reads every weight once. The gaps of a text and the texts of a batch advance
+Floor: on one sequence a decoded token reads every weight once, and the keys and values of all tokens before it, at the
+rate at which the same run copies a large tensor. Steps of one shape (`static`) are recorded on a GPU and launched at
+once, with `--compiler` also as fused kernels. The gaps of a text and the texts of a batch advance
 together, so that all their tokens read the weights once; beyond that they cost their own operations, and the context
 of each text has to be read first. Filled tokens and scores are compared with plain full-mask forwards before anything
 is timed. The times of one round are taken one after another and ratios within a round, so that a busy machine
@@ -18,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 import transformers
 
-from examples.benchmarks.measuring import SHAPES, machine, random_llama, seconds
+from examples.benchmarks.measuring import SHAPES, copy_rate, machine, random_llama, seconds
 from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.gaps_magnet import continuation_ids, lay_out
 
@@ -117,6 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--shape", choices=list(SHAPES), help="random weights of this size, with its tokenizer")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
+    parser.add_argument("--compiler", help="steps of one shape compiled as well, by inductor or another")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--name", default="infill_decoding", help="name of the JSON file")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where it goes")
@@ -128,7 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = args.model
         if args.shape is not None:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
             path = random_llama(args.shape, tokenizer, Path(folder), dtype=dtype)
         model: Any = AutoMagnetForCausalLM.from_pretrained(path, dtype=dtype).eval().to(device)
         assert model.tokenizer is not None  # read before its folder goes
@@ -152,11 +157,17 @@ def main(arguments: list[str] | None = None) -> None:
     def generate(tokens: int) -> Any:
         return model.generate(**prompt, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
 
+    long = {"max_new_tokens": FILL_TOKENS + DECODE_TOKENS, "chunk_size": FILL_TOKENS + DECODE_TOKENS}
+    shapes: dict[str, dict[str, Any]] = {"": {}, ", static": {"cache_implementation": "static"}}
+    if args.compiler is not None:
+        config = transformers.CompileConfig(backend=args.compiler)
+        shapes[", compiled"] = {"cache_implementation": "static", "compile_config": config}
+    check_shapes(model, texts[256, 1], {**long, "return_dict_in_generate": True}, shapes)
     calls: dict[str, Callable[[], Any]] = {
-        "one blank": partial(fill, texts[256, 1]),
+        **{f"one blank{end}": partial(fill, texts[256, 1], **more) for end, more in shapes.items()},
+        **{f"one blank, long{end}": partial(model.infill_blanks, texts[256, 1], **long, **more)
+           for end, more in shapes.items()},
         "eight blanks": partial(fill, texts[256, 8]),
-        "one blank, long": partial(model.infill_blanks, texts[256, 1], max_new_tokens=FILL_TOKENS + DECODE_TOKENS,
-                                   chunk_size=FILL_TOKENS + DECODE_TOKENS),
         "generate": partial(generate, FILL_TOKENS),
         "generate, long": partial(generate, FILL_TOKENS + DECODE_TOKENS),
         **{f"one text, {n}": partial(fill, texts[n, 1]) for n in CONTEXTS},
@@ -171,7 +182,9 @@ def main(arguments: list[str] | None = None) -> None:
     for call in calls.values():
         call()
     rounds = [{name: seconds(call, device) for name, call in calls.items()} for _ in range(args.rounds)]
-    ratios = [measured_ratios(one) for one in rounds]
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    floor = step_bytes(model, context=256 + FILL_TOKENS + DECODE_TOKENS // 2) / copy_rate(device)
+    ratios = [measured_ratios(one, floor=floor, ends=list(shapes)) for one in rounds]
     report: dict[str, Any] = {"seconds": {}, "ratios": {}}
     for kind, values in (("seconds", rounds), ("ratios", ratios)):
         print(f"{kind:52s}{'median':>9s}{'quartiles':>20s}")
@@ -181,17 +194,48 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"  {name:50s}{median:9.4f}{f'{low:.4f} .. {high:.4f}':>20s}")
     report |= {
         "largest_score_difference": difference,
-        "arguments": {"shape": args.shape, "rounds": args.rounds, "model": Path(args.model).name},
-        "weights_gb": sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9,
+        "arguments": {name: getattr(args, name) for name in ("shape", "rounds", "compiler")}
+        | {"model": Path(args.model).name},
+        "weights_gb": weights / 1e9,
+        "floor_seconds": floor,
         **machine(device, dtype=args.dtype),
     }
-    print(f"weights read per step: {report['weights_gb']:.4f} GB")
+    print(f"weights read per step: {report['weights_gb']:.4f} GB; floor of a step {1000 * floor:.3f} ms")
     file = args.results / f"{args.name}.json"
     file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"infill_decoding: OK ({file.name})")
 
 
-def measured_ratios(one: dict[str, float]) -> dict[str, float]:
+def step_bytes(model: Any, *, context: int) -> int:
+    """What a step of one row has to read: every weight but the embedding's other rows, and the keys and values."""
+    config, embedding, head = model.config, model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    weights = sum(p.numel() for p in model.base_model.parameters()) - embedding.numel() + head.numel()
+    states = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * context
+    return (weights + states) * embedding.element_size()
+
+
+def check_shapes(model: Any, text: str, options: dict[str, Any], shapes: dict[str, dict[str, Any]]) -> None:
+    """Refuse steps of one shape that give other scores; in float32 other tokens, too.
+
+    Raises:
+        SystemExit: naming them.
+    """
+    expected, *others = [model.infill_blanks(text, **options, **more).fills[0][0][0] for more in shapes.values()]
+    exact = model.dtype == torch.float32
+    for name, fill in zip(list(shapes)[1:], others, strict=True):
+        # The first token comes from the context. In half precision rounding may change a later one, and all behind it.
+        compared = len(expected.token_ids)
+        if not exact:
+            same = takewhile(lambda pair: pair[0] == pair[1], zip(fill.token_ids, expected.token_ids, strict=True))
+            compared = min(compared, 1 + len(list(same)))
+        scores = zip(fill.logprobs[:compared], expected.logprobs[:compared], strict=True)
+        apart = max(abs(own - other) for own, other in scores)
+        is_other = fill.token_ids != expected.token_ids if exact else compared < 3
+        if apart > (1e-3 if exact else 0.2) or is_other:
+            raise SystemExit(f"Steps{name} give another fill, {apart:.1e} apart: there is nothing to compare.")
+
+
+def measured_ratios(one: dict[str, float], *, floor: float, ends: list[str]) -> dict[str, float]:
     """What the times of one round say; a long call less a short one is decoding alone, without the context."""
     infill_token = one["one blank, long"] - one["one blank"]
     generate_token = one["generate, long"] - one["generate"]
@@ -201,6 +245,13 @@ def measured_ratios(one: dict[str, float]) -> dict[str, float]:
         "recomputed / cached": one["recomputed"] / one["cached"],
         f"{CANDIDATES} scores / one": one[f"{CANDIDATES} scores"] / one["one score"],
     }
+    for end in ends:
+        spent = (one[f"one blank, long{end}"] - one[f"one blank{end}"]) / DECODE_TOKENS
+        ratios[f"share of the copying rate{end}"] = floor / spent
+        ratios[f"tokens/s{end or ', growing'}, over growing"] = infill_token / DECODE_TOKENS / spent
+        ratios[f"calls/s of {FILL_TOKENS} tokens{end or ', growing'}, over growing"] = (
+            one["one blank"] / one[f"one blank{end}"]
+        )
     for n in CONTEXTS:
         single, batch = one[f"one text, {n}"], one[f"{BATCH} texts, {n}"]
         single_step, batch_step = (

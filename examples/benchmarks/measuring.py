@@ -33,6 +33,9 @@ def random_llama(shape: str, tokenizer: Any, folder: Path, *, dtype: torch.dtype
         model = transformers.LlamaForCausalLM._from_config(config, dtype=dtype)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(str(folder))
+    del model
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # the caller may start others on the same device
     return str(folder)
 
 
@@ -65,6 +68,14 @@ def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * size**3 / best
 
 
+def copy_rate(device: torch.device) -> float:
+    """Bytes per second that a copy of a large tensor reads and writes, the best of a few."""
+    source = torch.zeros(2**26 if device.type == "cpu" else 2**31, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    best = min(seconds(lambda: target.copy_(source), device) for _ in range(6))
+    return 2 * source.numel() / best
+
+
 def machine(device: torch.device, *, dtype: str) -> dict[str, dict[str, Any]]:
     """Hardware and versions, as the JSON files name them."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
@@ -74,4 +85,4 @@ def machine(device: torch.device, *, dtype: str) -> dict[str, dict[str, Any]]:
     }
 
 
-__all__ = ["PAPER_STEPS", "SHAPES", "machine", "matrix_rate", "quartiles", "random_llama", "seconds"]
+__all__ = ["PAPER_STEPS", "SHAPES", "copy_rate", "machine", "matrix_rate", "quartiles", "random_llama", "seconds"]

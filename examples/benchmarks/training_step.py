@@ -10,8 +10,8 @@ reading the same rows again come on top. Its time is taken at the rate of one la
 
 Systems, all with the same optimizer: the trainer's joint step, with and without pairs; the same losses naively
 (`naive_step.py`), on the same rows and on rows of one document each, padded; MNTP alone, the trainer's and with the
-logits of all positions, as a plain Trainer has them. Losses and gradients are compared before anything is timed;
-rounds alternate.
+logits of all positions, as a plain Trainer has them. With `--compiler inductor` each once more with compiled layers,
+the naive ones too. Losses and gradients are compared before anything is timed; rounds alternate.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from accelerate.utils import send_to_device
 
 from examples.benchmarks.measuring import PAPER_STEPS, SHAPES, machine, matrix_rate, quartiles, random_llama, seconds
 from examples.benchmarks.training_systems import (
+    COMPILED,
     FULL,
     JOINT,
     KINDS,
@@ -43,6 +44,7 @@ from examples.benchmarks.training_systems import (
     add_arguments,
     collate,
     compare,
+    layers_of,
     loss_of,
     make_trainer,
     phase_of,
@@ -63,6 +65,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--shape", choices=list(SHAPES), help="random weights of this size, with the tokenizer")
     parser.add_argument("--vocab_size", type=int, help="random weights of the model's shape with this vocabulary")
     parser.add_argument("--systems", nargs="+", choices=list(KINDS), default=list(KINDS), help="which are timed")
+    parser.add_argument("--attn_implementation", default="sdpa", help="the attention's back-end")
     parser.add_argument("--rounds", type=int, default=7, help="rounds")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", help="dtype of the weights")
@@ -74,11 +77,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = args.model
         if args.shape is not None:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
             path = random_llama(args.shape, tokenizer, Path(folder) / "random", dtype=dtype)
         elif args.vocab_size is not None:
             path = widened(args.model, vocab_size=args.vocab_size, folder=f"{folder}/widened")
-        model = AutoMagnetForCausalLM.from_pretrained(path, dtype=dtype).to(device)
+        model = AutoMagnetForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation=args.attn_implementation
+        ).to(device)
     adapted = apply_lora(model, LoraArguments(use_lora=args.lora_r > 0, lora_r=max(1, args.lora_r)))
     texts, pairs = read_data(args)
     blocks = texts_to_blocks(texts, model.tokenizer, max_length=args.max_length, concatenate=True)
@@ -87,46 +92,63 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     trainer.model.train()
 
     few = send_to_device(collate(trainer, blocks, kind=JOINT, size=min(2, args.batch_size)), device)
-    apart = compare(trainer, few)
-    print(f"apart: loss {apart['loss']:.1e}, gradients {apart['gradients']:.1e} of the largest")
-    limit = 1e-4 if dtype == torch.float32 else 5e-2
-    if not all(difference <= limit for difference in apart.values()):  # nor where one is not a number
-        raise SystemExit("The steps differ: there is nothing to compare.")
+    apart: dict[str, float] = {}
+    for with_compiled in (False, True) if args.compiler else (False,):
+        # In float32 the losses are equal without half precision; weights in it have to be compared as they are timed.
+        found = compare(trainer, few, with_compiled=with_compiled, autocast=args.autocast and dtype != torch.float32)
+        print(f"apart: loss {found['loss']:.1e}, gradients {found['gradients']:.1e} of the largest")
+        limit = 1e-4 if dtype == torch.float32 else 0.1
+        if not all(difference <= limit for difference in found.values()):  # nor where one is not a number
+            raise SystemExit("The steps differ: there is nothing to compare.")
+        apart |= {name + COMPILED * with_compiled: difference for name, difference in found.items()}
+    torch.compiler.reset()  # of the few rows' lengths
 
+    names = [(name, False) for name in args.systems] + [(name, True) for name in args.systems if args.compiler]
     batches = {
         name: send_to_device(collate(trainer, documents if name == PADDED else blocks, kind=KINDS[name]), device)
         for name in args.systems
     }
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-4, fused=True)
 
-    def step(name: str) -> None:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.autocast):
-            loss = loss_of(name, trainer, batches[name])
-        loss.backward()
+    def step(name: str, with_compiled: bool) -> None:
+        with layers_of(name, trainer, with_compiled=with_compiled, autocast=args.autocast):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.autocast):
+                loss = loss_of(name, trainer, batches[name])
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     rate = matrix_rate(torch.bfloat16 if args.autocast else dtype, device)
-    times: dict[str, list[float]] = {name: [] for name in batches}
+    systems = {name + COMPILED * with_compiled: (name, with_compiled) for name, with_compiled in names}
+    times: dict[str, list[float]] = {system: [] for system in systems}
+    first: dict[str, float] = {}
     collating: list[float] = []
     for turn in range(args.rounds + 1):
-        for name in batches:
-            spent = seconds(partial(step, name), device)
-            times[name] += [spent] if turn else []  # the first one warms up
+        for system, parts in systems.items():
+            spent = seconds(partial(step, *parts), device)
+            if turn:
+                times[system].append(spent)
+            else:
+                first[system] = spent  # warms up, and compiles
         started = time.perf_counter()
         collate(trainer, blocks, kind=JOINT)
         collating.append(time.perf_counter() - started)
     tokens, floors = {}, {}
-    for name, batch in batches.items():
-        weights = phase_of(trainer, name)
-        tokens[name] = int(batch["attention_mask"].sum())
-        tokens[name] += int(batch["pairs"]["attention_mask"].sum()) if weights.sscl else 0
-        floors[name] = step_operations(adapted, batch, weights=weights)
+    for system, (name, _) in systems.items():
+        batch, weights = batches[name], phase_of(trainer, name)
+        tokens[system] = int(batch["attention_mask"].sum())
+        tokens[system] += int(batch["pairs"]["attention_mask"].sum()) if weights.sscl else 0
+        floors[system] = step_operations(adapted, batch, weights=weights)
     report = summary(times, tokens, floors, rate=rate, collating=collating)
-    report |= {"apart": apart, **machine(device, dtype="bfloat16 products" if args.autocast else args.dtype)}
+    report |= {
+        "apart": apart,
+        "first_seconds": first,
+        **machine(device, dtype="bfloat16 products" if args.autocast else args.dtype),
+    }
     report["settings"] = {
         name: getattr(args, name)
         for name in ("shape", "vocab_size", "lora_r", "batch_size", "max_length", "pairs_a_step", "rounds")
+        + ("attn_implementation", "compiler", "recompute")
     }
     file = args.results / f"{args.name}.json"
     file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -144,25 +166,29 @@ def summary(
 ) -> dict[str, Any]:
     """Print the table and return what goes to the file."""
     speeds = {name: tokens[name] / statistics.median(spent) for name, spent in times.items()}
-    print(f"\n{'':24s}{'seconds':>9s}{'quartiles':>16s}{'tokens/s':>10s}{'of the floor':>14s}")
+    print(f"\n{'':32s}{'seconds':>9s}{'quartiles':>16s}{'tokens/s':>10s}{'of the floor':>14s}")
     for name, spent in times.items():
         low, middle, high = quartiles(spent)
         print(
-            f"{name:24s}{middle:9.3f}{f'{low:.3f} - {high:.3f}':>16s}{speeds[name]:10,.0f}"
+            f"{name:32s}{middle:9.3f}{f'{low:.3f} - {high:.3f}':>16s}{speeds[name]:10,.0f}"
             f"{floors[name] / rate / middle:14.0%}"
         )
+    compared = [(JOINT, NAIVE), (JOINT, PADDED), (MNTP, FULL), (MNTP, JOINT)]
+    compared += [(fast + COMPILED, slow + end) for fast, slow in compared for end in ("", COMPILED)]
+    compared += [(name + COMPILED, name) for name in KINDS]
     ratios = {
         f"{fast} over {slow}": speeds[fast] / speeds[slow]
-        for fast, slow in ((JOINT, NAIVE), (JOINT, PADDED), (MNTP, FULL), (MNTP, JOINT))
+        for fast, slow in compared
         if fast in speeds and slow in speeds
     }
     if JOINT in times:
         ratios["collator's time over the joint step's"] = statistics.median(collating) / statistics.median(
             times[JOINT]
         )
-    if JOINT in times and ROWS in times:
-        hours = (PAPER[ROWS] * statistics.median(times[ROWS]) + PAPER[JOINT] * statistics.median(times[JOINT])) / 3600
-        print(f"\n{PAPER[ROWS]} and {PAPER[JOINT]} such steps, as many as the paper's: {hours:.2f} hours")
+    for end in ("", COMPILED):
+        if JOINT + end in times and ROWS + end in times:
+            hours = sum(steps * statistics.median(times[name + end]) for name, steps in PAPER.items()) / 3600
+            print(f"\n{PAPER[ROWS]} and {PAPER[JOINT]} such steps{end}, as many as the paper's: {hours:.2f} hours")
     print("\n" + "\n".join(f"{name}: {ratio:.3f}" for name, ratio in ratios.items()))
     return {
         "seconds": times,

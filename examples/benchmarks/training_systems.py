@@ -1,6 +1,8 @@
 """What the benchmarks of training measure: one step of the trainer, the same written naively, and their least work."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from examples.benchmarks.naive_step import language_loss, naive_loss
 from trainer import DataCollatorForMagnet, MagnetTrainer, MagnetTrainingArguments, load_pairs, load_texts
+from trainer.compiling import compiled
 from trainer.corruption import IGNORE_INDEX
+from trainer.lora import adapter_layers, inputs_as_they_are
 from trainer.phases import LossPhase
 
 JOINT, ROWS, MNTP = "joint", "MNTP and MSG", "MNTP alone"
@@ -19,6 +23,7 @@ NAIVE, PADDED, FULL = "naive, the same rows", "naive, padded rows", "MNTP, all l
 # The run that the trainer is made for has a step of each kind, in this order.
 PHASES = {MNTP: "1:1,0,0", ROWS: "1:0.5,0,1", JOINT: "1:0.5,1,1"}
 KINDS = {JOINT: JOINT, ROWS: ROWS, MNTP: MNTP, NAIVE: JOINT, PADDED: JOINT, FULL: MNTP}
+COMPILED = ", compiled"  # behind the name of a system
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, batch_size: int, pairs_a_step: int) -> None:
@@ -38,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser, *, batch_size: int, pairs_a_s
     parser.add_argument("--pair_length", type=int, default=64, help="tokens a side, to which the naive step pads")
     parser.add_argument("--mini_batch_tokens", type=int, default=2048, help="of the pairs, in the trainer's step")
     parser.add_argument("--autocast", action="store_true", help="products in bfloat16")
+    parser.add_argument("--recompute", action="store_true", help="pairs in the memory of one mini-batch (GradCache)")
+    parser.add_argument("--compiler", help="every system with compiled layers as well, by inductor or another")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where the JSON goes")
 
 
@@ -49,7 +56,7 @@ def read_data(args: argparse.Namespace) -> tuple[Dataset, Dataset]:
 
 def widened(path: str, *, vocab_size: int, folder: str) -> str:
     """The same shape with random weights and a larger vocabulary, of which the tokenizer knows the beginning."""
-    tokenizer, config = AutoTokenizer.from_pretrained(path), LlamaConfig.from_pretrained(path)
+    tokenizer, config = AutoTokenizer.from_pretrained(path, trust_remote_code=False), LlamaConfig.from_pretrained(path)
     config.vocab_size = max(vocab_size, len(tokenizer))
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -65,10 +72,13 @@ def make_trainer(model: Any, args: argparse.Namespace, rows: Any, pairs: Any, fo
         contrastive_batch_size=args.pairs_a_step,
         contrastive_max_length=args.pair_length,
         contrastive_mini_batch_tokens=args.mini_batch_tokens,
+        contrastive_recompute=args.recompute,
         max_spans=8,
         min_span_tokens=4,
         max_span_tokens=40,
         use_cpu=args.device == "cpu",
+        bf16=args.autocast,
+        torch_compile_backend=args.compiler,
         report_to="none",
     )
     return MagnetTrainer(
@@ -108,12 +118,17 @@ def written_naively(trainer: MagnetTrainer, batch: dict[str, Any]) -> torch.Tens
     )
 
 
-def compare(trainer: MagnetTrainer, batch: dict[str, Any]) -> dict[str, float]:
-    """How far loss and gradients of the trainer and of the naive step are apart, over the largest."""
+def compare(
+    trainer: MagnetTrainer, batch: dict[str, Any], *, with_compiled: bool = False, autocast: bool = False
+) -> dict[str, float]:
+    """How far loss and gradients of the trainer and of the naive step are apart, over the largest; ours compiled?"""
     found = []
-    for loss in (trainers_loss(trainer, batch, kind=JOINT), written_naively(trainer, batch)):
+    for system in (JOINT, NAIVE):
         trainer.model.zero_grad()
-        loss.backward()
+        with layers_of(system, trainer, with_compiled=with_compiled and system == JOINT, autocast=autocast):
+            with torch.autocast(trainer.args.device.type, dtype=torch.bfloat16, enabled=autocast):
+                loss = loss_of(system, trainer, batch)
+            loss.backward()
         gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
         found.append((loss.item(), gradients))
     (ours, our_gradients), (theirs, their_gradients) = found
@@ -136,6 +151,14 @@ def loss_of(system: str, trainer: MagnetTrainer, batch: dict[str, Any]) -> torch
     return written_naively(trainer, batch)
 
 
+@contextmanager
+def layers_of(system: str, trainer: MagnetTrainer, *, with_compiled: bool, autocast: bool = False) -> Iterator[None]:
+    """The layers as a system runs them: ours as the trainer does, and any compiled."""
+    adapted = adapter_layers(trainer.model) if system in PHASES and autocast else []
+    with inputs_as_they_are(adapted), compiled(trainer.compiled_layers if with_compiled else []):
+        yield
+
+
 def step_operations(model: Any, batch: dict[str, Any], *, weights: LossPhase) -> float:
     """Floating-point operations that a step cannot do without."""
     config = model.config
@@ -156,6 +179,7 @@ def step_operations(model: Any, batch: dict[str, Any], *, weights: LossPhase) ->
 
 
 __all__ = [
+    "COMPILED",
     "FULL",
     "JOINT",
     "KINDS",
@@ -166,6 +190,7 @@ __all__ = [
     "add_arguments",
     "collate",
     "compare",
+    "layers_of",
     "loss_of",
     "make_trainer",
     "phase_of",

@@ -5,18 +5,46 @@ import json
 import pytest
 
 from examples.benchmarks import infill_decoding
+from modeling_magnet.steps_magnet import StepMask
 
 
-def test_it_checks_measures_and_writes(request, tmp_path, monkeypatch, capsys):
-    real = request.getfixturevalue("stories260k")
+@pytest.fixture
+def few_tokens(monkeypatch):
     for name, value in {"FILL_TOKENS": 4, "DECODE_TOKENS": 2, "BATCH": 3, "LONG_CONTEXT": 64, "CANDIDATES": 3}.items():
         monkeypatch.setattr(infill_decoding, name, value)
-    infill_decoding.main(["--model", str(real), "--rounds", "2", "--results", str(tmp_path)])
+
+
+@pytest.mark.usefixtures("few_tokens")
+def test_it_checks_measures_and_writes(request, tmp_path, capsys):
+    options = ["--model", str(request.getfixturevalue("stories260k")), "--results", str(tmp_path)]
+    infill_decoding.main([*options, "--rounds", "2", "--compiler", "aot_eager"])
     assert "infill_decoding: OK (infill_decoding.json)" in capsys.readouterr().out
     report = json.loads((tmp_path / "infill_decoding.json").read_text())
     assert report["largest_score_difference"] < 1e-4
     assert {"eight blanks / one blank", "recomputed / cached", "3 scores / one"} <= set(report["ratios"])
+    assert {"tokens/s, static, over growing", "share of the copying rate, compiled"} <= set(report["ratios"])
+    assert report["floor_seconds"] > 0
     assert all(row["median"] > 0 for row in report["seconds"].values())
+
+
+@pytest.mark.usefixtures("few_tokens")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_steps_that_give_another_fill_are_not_timed(request, tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(infill_decoding, "DECODE_TOKENS", 2)
+    monkeypatch.setattr(
+        StepMask, "of_all_room", lambda self, step: self._render(self.allowed, self.starts, self.columns)
+    )
+    options = ["--model", str(request.getfixturevalue("stories260k")), "--results", str(tmp_path), "--dtype", dtype]
+    with pytest.raises(SystemExit, match="Steps, static give another fill"):
+        infill_decoding.main(options)
+
+
+def test_bytes_of_a_step_are_counted_as_by_hand(tiny_model):
+    config, count = tiny_model.config, tiny_model.num_parameters()
+    states = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 10
+    assert tiny_model.lm_head.weight is not tiny_model.model.embed_tokens.weight
+    read = count - tiny_model.model.embed_tokens.weight.numel() + states
+    assert infill_decoding.step_bytes(tiny_model, context=10) == 4 * read
 
 
 def test_ratios_are_taken_within_a_round():
@@ -26,7 +54,12 @@ def test_ratios_are_taken_within_a_round():
     batch |= {f"{infill_decoding.BATCH} texts, {n}, one token": 2.0 for n in infill_decoding.CONTEXTS}
     times = {"one blank": 1.0, "eight blanks": 1.5, "one blank, long": 3.0, "generate": 1.0, "generate, long": 5.0}
     times |= {"recomputed": 6.0, "cached": 1.0, "one score": 1.0, f"{infill_decoding.CANDIDATES} scores": 1.7}
-    ratios = infill_decoding.measured_ratios({**single, **batch, **times})
+    times |= {"one blank, static": 1.0, "one blank, long, static": 2.0}
+    ends, floor = ["", ", static"], 0.5 / infill_decoding.DECODE_TOKENS
+    ratios = infill_decoding.measured_ratios({**single, **batch, **times}, floor=floor, ends=ends)
+    assert ratios["tokens/s, static, over growing"] == pytest.approx(2)
+    assert ratios["share of the copying rate"] == pytest.approx(0.25)
+    assert ratios["share of the copying rate, static"] == pytest.approx(0.5)
     assert ratios["eight blanks / one blank"] == 1.5
     assert ratios["a filled token / one of generate"] == 0.5
     assert ratios["32 texts / one, tokens/s decoded, context 32"] == pytest.approx(32 * 0.5 / 2)

@@ -42,6 +42,18 @@ def test_the_step_is_timed_against_the_naive_one(options, tmp_path, capsys):
     assert floors["joint"] == floors["naive, the same rows"] > floors["MNTP alone"] == floors["MNTP, all logits"] > 0
 
 
+def test_compiled_layers_are_timed_beside_the_others(options):
+    chosen = ["--systems", "MNTP alone", "MNTP, all logits", "--rounds", "1", "--compiler", "aot_eager", "--autocast"]
+    report = training_step.main([*options, *chosen])
+    assert set(report["ratios"]) >= {
+        "MNTP alone, compiled over MNTP, all logits",
+        "MNTP alone, compiled over MNTP, all logits, compiled",
+        "MNTP alone, compiled over MNTP alone",
+    }
+    assert report["floor_flop"]["MNTP alone, compiled"] == report["floor_flop"]["MNTP alone"]
+    assert report["first_seconds"]["MNTP alone, compiled"] > report["seconds"]["MNTP alone, compiled"][0]
+
+
 def test_a_larger_vocabulary_costs_the_naive_head_alone(options):
     chosen = ["--systems", "MNTP alone", "MNTP, all logits", "--rounds", "1"]
     small, large = (training_step.main([*options, *chosen, "--vocab_size", size]) for size in ("500", "4000"))
