@@ -1,0 +1,141 @@
+"""Eight threads share one model: results as of one, and nothing of the model is written by a call."""
+
+import copy
+import random
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from modeling_magnet import MagnetLlamaForCausalLM
+from trainer.lora import LoraArguments, apply_lora
+
+THREADS, CALLS = 8, 40
+TEXTS = ["The river runs through the old town.", "A girl sat by the tree and ate.", "In 1986 he was born."]
+GAPPED = "The king lived in [blank] with his daughter, and [blank] died there."
+
+
+def calls_of(model):
+    """Every kind of call that users mix, by name; each gives something that `same` compares."""
+    prompt = model.tokenizer(TEXTS[:1], return_tensors="pt")
+    return {
+        "encode": lambda: model.encode(TEXTS),
+        "encode one": lambda: model.encode(TEXTS[1], normalize_embeddings=True, convert_to_tensor=True),
+        "words": lambda: model.encode_words(TEXTS[0].split()),
+        "infill": lambda: model.infill("The king lived in", " with his daughter.", max_new_tokens=4),
+        "infill, several": lambda: model.infill_blanks([GAPPED, GAPPED], max_new_tokens=3, num_return_sequences=2),
+        "infill, one shape": lambda: model.infill_blanks(GAPPED, max_new_tokens=3, cache_implementation="static"),
+        "generate": lambda: model.generate(**prompt, max_new_tokens=6, do_sample=False, pad_token_id=0),
+        "score": lambda: [one.logprobs for one in model.score_infill("The cat", [" sat", " ran"], " down.")],
+        "rows": lambda: model(prompt["input_ids"].repeat(2, 1), mode=["causal", "bidirectional"]).logits,
+    }
+
+
+def same(one, other):
+    """Whether two results are equal to the last bit."""
+    if torch.is_tensor(one):
+        return torch.equal(one, other)
+    if isinstance(one, np.ndarray):
+        return np.array_equal(one, other)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+class Frozen:
+    """Sets off where anything of a model or its configs is set, and shows what else was written since."""
+
+    def __init__(self, model, monkeypatch):
+        self.model, self.written = model, []
+        self.configs = [model.config, model.generation_config]
+        kept = {id(module) for module in model.modules()} | {id(config) for config in self.configs}
+        for owner in {nn.Module, *(type(config) for config in self.configs)}:
+            for name in ("__setattr__", "__delattr__"):
+                monkeypatch.setattr(owner, name, self._watched(getattr(owner, name), kept))
+        self.before = self._state()
+
+    def _watched(self, change, kept):
+        def watched(owner, name, *value):
+            if id(owner) in kept:
+                self.written.append(f"{type(owner).__name__}.{name}")
+            return change(owner, name, *value)
+
+        return watched
+
+    def _state(self):
+        """What every module holds, by identity, and what the configs say."""
+        modules = {}
+        for name, module in self.model.named_modules():
+            held = {key: id(value) for key, value in vars(module).items() if not isinstance(value, dict)}
+            own = {key: dict(value) for key, value in vars(module).items() if isinstance(value, dict)}
+            modules[name] = (held, {key: {k: id(v) for k, v in value.items()} for key, value in own.items()})
+        return modules, [copy.deepcopy(config.to_dict()) for config in self.configs]
+
+    def assert_untouched(self):
+        assert self.written == []
+        assert self._state() == self.before
+
+
+def bound_to_modes(path):
+    """An adapter that encodes and infills, and leaves generation to the base."""
+    torch.manual_seed(0)
+    model = MagnetLlamaForCausalLM.from_pretrained(path)
+    adapted = apply_lora(model, LoraArguments(lora_r=2, lora_alpha=4))
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=0.05)
+    model = adapted.get_base_model()
+    model.set_adapter_modes(["bidirectional", "infill"])
+    return model
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_results_are_those_of_one_thread_and_nothing_is_written(stories260k, adapted, implementation, monkeypatch):
+    model = bound_to_modes(stories260k) if adapted else MagnetLlamaForCausalLM.from_pretrained(stories260k)
+    model.set_attn_implementation(implementation)
+    model.eval()
+    calls = calls_of(model)
+    expected = {name: call() for name, call in calls.items()}  # the tokenizer and the probe of masks come first
+    frozen = Frozen(model, monkeypatch)
+    wrong, done, failed = [], [], []
+    begin = threading.Barrier(THREADS)
+
+    def work(seed):
+        order = random.Random(seed)
+        begin.wait()
+        for _ in range(CALLS):
+            name = order.choice(list(calls))
+            try:
+                is_same = same(calls[name](), expected[name])
+            except Exception as error:
+                failed.append(f"{name}: {error!r}")
+                return
+            done.append(name)
+            if not is_same:
+                wrong.append(name)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert wrong == []
+    assert len(done) == THREADS * CALLS and set(done) == set(calls)
+    frozen.assert_untouched()
+
+
+def test_the_watch_sees_what_is_written(stories260k, monkeypatch):
+    model = MagnetLlamaForCausalLM.from_pretrained(stories260k)
+    frozen = Frozen(model, monkeypatch)
+    frozen.assert_untouched()
+    model.config.use_cache = model.config.use_cache
+    with pytest.raises(AssertionError):
+        frozen.assert_untouched()
+    frozen.written.clear()
+    vars(model.model.layers[0])["note"] = 1
+    with pytest.raises(AssertionError):
+        frozen.assert_untouched()
