@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     args = parse_arguments(arguments)
     set_seed(args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, trust_remote_code=False)
     trainer = make_trainer(args, tokenizer)
     model: Any = trainer.model
     print(f"{model.num_parameters():,} parameters, {len(trainer.train_dataset):,} rows", flush=True)  # type: ignore[arg-type]

@@ -93,8 +93,8 @@ def open_reader(path: str, args: argparse.Namespace) -> tuple[Any, PreTrainedTok
     if args.reading != "masked":
         model = open_magnet(path, args)
         return model, model.tokenizer
-    model = AutoModelForMaskedLM.from_pretrained(path, dtype=getattr(torch, args.dtype))
-    return model.to(args.device).eval(), AutoTokenizer.from_pretrained(path)
+    model = AutoModelForMaskedLM.from_pretrained(path, dtype=getattr(torch, args.dtype), trust_remote_code=False)
+    return model.to(args.device).eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
 def measure(
@@ -178,8 +178,8 @@ def _check_model(path: str, args: argparse.Namespace) -> None:
         ValueError: it cannot.
     """
     if args.reading == "masked":
-        config: PreTrainedConfig = AutoConfig.from_pretrained(path)
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         if config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
             raise ValueError(
                 f"{path!r} is a {config.model_type!r}, no masked language model; `--reading masked` is for these. "

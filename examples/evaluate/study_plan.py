@@ -184,6 +184,9 @@ def _complaints(values: Any, *, preset: str) -> Iterator[str]:
         return
     if preset not in values["presets"]:
         yield f"it has no preset {preset!r}; choose one of {sorted(values['presets'])}."
+    for name in values["corpora"]:
+        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+            yield f"the corpus {name!r} would be written outside the study's folder; expected the name of a file."
     known = {BASE}
     for name, run in values["runs"].items():
         if run.get("base", BASE) not in known:

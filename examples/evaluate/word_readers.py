@@ -33,8 +33,10 @@ def open_reader(path: str, args: argparse.Namespace, *, reading: str) -> TokenRe
     if reading != "encoder":
         decoder = open_magnet(path, args)
         return partial(decoder.encode_tokens, shift=args.shift, mode=reading, show_progress_bar=False)
-    encoder: Any = AutoModel.from_pretrained(path, dtype=getattr(torch, args.dtype))
-    return partial(encoder_tokens, encoder.to(args.device).eval(), AutoTokenizer.from_pretrained(path))
+    encoder: Any = AutoModel.from_pretrained(path, dtype=getattr(torch, args.dtype), trust_remote_code=False)
+    return partial(
+        encoder_tokens, encoder.to(args.device).eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    )
 
 
 def reading_of(path: str, asked: str | None) -> str:
@@ -49,8 +51,8 @@ def reading_of(path: str, asked: str | None) -> str:
         if asked not in (None, "encoder"):
             raise
         try:
-            AutoConfig.from_pretrained(path)
-            is_fast = AutoTokenizer.from_pretrained(path).is_fast
+            AutoConfig.from_pretrained(path, trust_remote_code=False)
+            is_fast = AutoTokenizer.from_pretrained(path, trust_remote_code=False).is_fast
         except (OSError, ValueError) as as_encoder:
             raise ValueError(f"{error} As an encoder: {as_encoder}") from as_encoder
         if not is_fast:

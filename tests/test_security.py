@@ -1,0 +1,402 @@
+"""What SECURITY.md promises: no pickle is read, no code of a checkpoint is run, text is text, versions are locked."""
+
+import ast
+import json
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import EvalResult, ModelCard
+from markdown_it import MarkdownIt
+from peft import LoraConfig
+from safetensors.torch import load_file
+
+from examples.evaluate.study_plan import read_plan
+from examples.fills_page import render_page
+from modeling_magnet import AutoMagnetForCausalLM, MagnetLlamaForCausalLM
+from modeling_magnet.card_magnet import CardFacts, rename_card, write_card
+from modeling_magnet.families_magnet import open_without_weights
+from modeling_magnet.sources_magnet import CheckpointError
+from trainer.checkpoints import SEAL_FILE
+
+from .trainer.tiny import tiny_args, tiny_trainer
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SOURCES = sorted(
+    file for folder in ("modeling_magnet", "trainer", "examples") for file in (REPOSITORY / folder).rglob("*.py")
+)
+HUB_FILES = sorted(file for file in (REPOSITORY / "modeling_magnet").glob("*.py") if file.name != "__init__.py")
+
+PICKLE_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+MAY_PICKLE = {"examples/corpus/ray_engine.py": "chunks between the processes of one Ray cluster, never a file"}
+
+PROCESSES_AND_NETWORK = {
+    *("asyncio", "ctypes", "ftplib", "http", "importlib", "multiprocessing", "pty", "runpy", "signal", "smtplib"),
+    *("socket", "socketserver", "ssl", "subprocess", "telnetlib", "urllib", "webbrowser", "xmlrpc"),
+    *("aiohttp", "httpx", "requests", "urllib3", "huggingface_hub"),
+}
+# What the pushed files import of these, and why.
+MAY_IMPORT = {
+    ("card_magnet.py", "huggingface_hub"): "the card's metadata; loads nothing",
+    ("publishing_magnet.py", "huggingface_hub"): "`push_to_hub`, when the user calls it",
+}
+# What touches files, processes or the environment: functions by name, methods of whatever object, and all of modules.
+FUNCTIONS = {
+    "open",
+    "exec",
+    "eval",
+    "compile",
+    "__import__",
+    "input",
+    "breakpoint",
+    "load_file",
+    "safe_open",
+    "save_file",
+}
+METHODS = {
+    *("open", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "rmdir", "rename", "unlink", "touch"),
+    *("symlink_to", "hardlink_to", "chmod", "hf_hub_download", "snapshot_download", "upload_folder", "upload_file"),
+    *("create_repo", "create_branch", "delete_repo", "load_state_dict_from_url"),
+}
+MODULES = {"os", "shutil", "tempfile", "fcntl", "sys", "torch.hub", "torch.serialization"}
+HARMLESS = {
+    "os.PathLike",
+    "os.O_RDONLY",
+    "os.W_OK",
+    "os.X_OK",
+    "fcntl.LOCK_EX",
+    "fcntl.LOCK_NB",
+    "sys.modules",
+    "sys.maxsize",
+}
+# Which pushed files may do so, and why.
+MAY_REACH_OUT = {
+    "adapters_magnet.py": (
+        {"load_file", "save_file", "mkdir", "write_text"},
+        "opens and saves an adapter in the directory the user names",
+    ),
+    "card_magnet.py": ({"read_bytes"}, "the card beside a checkpoint"),
+    "checkpoint_magnet.py": (
+        {"tempfile.TemporaryDirectory", "mkdir", "read_text", "save_file", "write_bytes", "write_text"},
+        "saves a checkpoint in the directory the user names",
+    ),
+    "code_magnet.py": ({"shutil.copy", "read_text", "write_text"}, "these files go into a checkpoint that is saved"),
+    "loading_magnet.py": ({"read_text"}, "the card of where the model came from"),
+    "merging_magnet.py": ({"safe_open"}, "reads what was saved, to compare it"),
+    "publishing_magnet.py": (
+        {"create_branch", "create_repo", "hf_hub_download", "upload_folder"}
+        | {"tempfile.TemporaryDirectory", "unlink", "write_bytes"},
+        "`push_to_hub`, when the user calls it",
+    ),
+    "sidecars_magnet.py": ({"mkdir", "write_text"}, "files of a checkpoint that is saved"),
+    "sources_magnet.py": ({"open", "read_text"}, "config, settings and headers of what is opened"),
+    "writing_magnet.py": (
+        {"mkdir", "open", "os.open", "os.close", "os.access", "os.replace", "os.rename", "rename", "rmdir", "unlink"}
+        | {"fcntl.flock", "shutil.disk_usage", "shutil.rmtree", "tempfile.mkdtemp"},
+        "moves a saved checkpoint into place, and removes what it replaces",
+    ),
+}
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\"><img src=x onerror='alert(1)'>",
+    "[link](javascript:alert(1)) ![image](http://x)",
+    "| cell | `code` *stars* __bold__ ~~gone~~ &lt;script> \\",
+    "`a``<script>alert(1)</script>` ```<script>`",
+    "# heading\n\n<script>alert(1)</script>\n\n- item\n---\n    code",
+]
+
+
+def relative(file):
+    return str(file.relative_to(REPOSITORY))
+
+
+def parse(file):
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def imported(file):
+    """Top-level names of all absolute imports, those inside functions included."""
+    for node in ast.walk(parse(file)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield str(node.module).split(".")[0]
+
+
+def calls(file):
+    """Every call: the name as it is written, and its keywords."""
+    for node in ast.walk(parse(file)):
+        if isinstance(node, ast.Call):
+            keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            yield ast.unparse(node.func), keywords
+
+
+def reached(file):
+    """What a file names that touches files, processes or the environment."""
+    for node in ast.walk(parse(file)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS:
+            yield node.func.id
+        elif isinstance(node, ast.Attribute):
+            whole = ast.unparse(node)
+            if ast.unparse(node.value) in MODULES or whole in ("torch.load", "torch.save"):
+                yield from {whole} - HARMLESS
+            elif node.attr in METHODS:
+                yield node.attr
+        elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+# ---- The source ----
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=relative)
+def test_no_pickle_is_loaded(file):
+    loaders = set(imported(file)) & PICKLE_MODULES
+    for name, keywords in calls(file):
+        if name.endswith("torch.load") or name == "torch.load":
+            assert keywords.get("weights_only") == "True", name
+        if name.endswith(("np.load", "numpy.load")):
+            assert keywords.get("allow_pickle", "False") == "False", name
+        if name.endswith(("read_pickle", "to_pickle", "load_state_dict_from_url", "hub.load")):
+            loaders.add(name)
+    assert not loaders or relative(file) in MAY_PICKLE
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=relative)
+def test_nobody_is_asked_whether_code_may_run(file):
+    """Left out, `trust_remote_code` has transformers ask at the terminal; only False is an answer by itself."""
+    for name, keywords in calls(file):
+        if re.search(r"\bAuto(?!Magnet|Peft)\w+\.(from_pretrained|from_config)$", name):
+            assert keywords.get("trust_remote_code") in ("False", "True"), f"{name} leaves it to a prompt"
+            trusted = keywords["trust_remote_code"] == "True"
+            assert not trusted or relative(file) == "examples/quickstart_models.py", "of the model it has just saved"
+
+
+@pytest.mark.parametrize("file", HUB_FILES, ids=relative)
+def test_pushed_files_reach_no_further_than_they_say(file):
+    outside = {(file.name, name) for name in set(imported(file)) & PROCESSES_AND_NETWORK}
+    assert outside <= MAY_IMPORT.keys()
+    assert set(reached(file)) == MAY_REACH_OUT.get(file.name, (set(), ""))[0]
+
+
+# ---- Loading ----
+
+
+class Bomb:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return (os.mkdir, (self.marker,))
+
+
+@pytest.fixture
+def saved(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.fixture
+def marker(tmp_path):
+    """Appears where a test's hostile code has run."""
+    yield tmp_path / "marker"
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("options", [{"use_safetensors": False}, {"variant": "odd"}], ids=["asked for", "variant"])
+def test_options_lead_to_no_pickle(saved, marker, options):
+    (saved / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Bomb(marker)}, saved / "pytorch_model.bin")
+    torch.save({"model.norm.weight": torch.ones(32)}, saved / "pytorch_model.odd.bin")
+    for load in (AutoMagnetForCausalLM.from_pretrained, MagnetLlamaForCausalLM.from_pretrained):
+        with pytest.raises(ValueError if "use_safetensors" in options else OSError, match="safetensors"):
+            load(saved, **options)
+
+
+def test_an_adapter_that_is_added_is_no_pickle(saved, marker, tmp_path):
+    model = MagnetLlamaForCausalLM.from_pretrained(saved)
+    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path / "adapter")
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    torch.save({**weights, "bomb": Bomb(marker)}, tmp_path / "adapter" / "adapter_model.bin")
+    other = MagnetLlamaForCausalLM.from_pretrained(saved)
+    with pytest.raises(CheckpointError, match=r"has no adapter_model.safetensors; a pickle .* is never read"):
+        other.load_adapter(str(tmp_path / "adapter"))
+    assert not getattr(other, "peft_config", None)
+
+
+def write_remote_code(folder, marker):
+    """Code that leaves a mark, named by config and tokenizer."""
+    base = "from transformers import LlamaForCausalLM, PreTrainedTokenizerFast\n"
+    classes = "class Theirs(LlamaForCausalLM): pass\nclass TheirsFast(PreTrainedTokenizerFast): pass\n"
+    (folder / "theirs.py").write_text(f"import os\nos.mkdir({str(marker)!r})\n{base}{classes}")
+    for name, changes in {
+        "config.json": {"auto_map": {"AutoModel": "theirs.Theirs", "AutoModelForCausalLM": "theirs.Theirs"}},
+        "tokenizer_config.json": {
+            "auto_map": {"AutoTokenizer": [None, "theirs.TheirsFast"]},
+            "tokenizer_class": "TheirsFast",
+        },
+    }.items():
+        values = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**values, **changes}))
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text((folder / "theirs.py").read_text())
+
+
+def test_code_beside_a_model_does_not_run_even_where_the_terminal_would_say_yes(saved, marker, monkeypatch):
+    write_remote_code(saved, marker)
+    monkeypatch.setattr("builtins.input", lambda *prompt: "y")
+    for load in (AutoMagnetForCausalLM.from_pretrained, MagnetLlamaForCausalLM.from_pretrained):
+        model = load(saved)
+        assert type(model).__module__.startswith("modeling_magnet.")
+        with pytest.raises(ValueError, match="No tokenizer at"):
+            _ = model.tokenizer
+    with pytest.raises(ValueError, match=r"no tokenizer that can be read .*custom code"):
+        open_without_weights(str(saved))
+
+
+@pytest.mark.parametrize("value", ["some/kernel", {"": "some/kernel@v1:name"}], ids=["one", "by part"])
+def test_a_config_that_names_attention_code_is_refused(saved, value):
+    values = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**values, "attn_implementation": value}))
+    for load in (AutoMagnetForCausalLM.from_pretrained, MagnetLlamaForCausalLM.from_pretrained):
+        with pytest.raises(ValueError, match=r"has 'attn_implementation' .*some/kernel.* whose code would be run"):
+            load(saved)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_resuming_does_not_run_what_a_pickle_holds(tmp_path, marker, name):
+    tiny_trainer(tiny_args(tmp_path, save_strategy="steps", save_steps=2)).train()
+    folder = tmp_path / "checkpoint-2"
+    torch.save({"state": Bomb(marker)}, folder / "training_args.bin")
+    torch.save({"state": Bomb(marker)}, folder / name)
+    (folder / SEAL_FILE).unlink()  # whoever changes files can write another
+    with pytest.raises(Exception, match="(?i)weights.only"):
+        tiny_trainer(tiny_args(tmp_path)).train(resume_from_checkpoint=str(folder))
+
+
+def test_resuming_does_not_read_the_training_arguments(tmp_path, marker):
+    tiny_trainer(tiny_args(tmp_path, save_strategy="steps", save_steps=4)).train()
+    torch.save(Bomb(marker), tmp_path / "checkpoint-4" / "training_args.bin")
+    (tmp_path / "checkpoint-4" / SEAL_FILE).unlink()
+    tiny_trainer(tiny_args(tmp_path)).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+# ---- Paths ----
+
+
+@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/elsewhere.safetensors", "a/../../elsewhere"])
+def test_an_index_names_no_file_outside_its_directory(tiny_model, tmp_path, name):
+    tiny_model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    shard = sorted((tmp_path / "sharded").glob("model-*.safetensors"))[0]
+    shard.rename(tmp_path / "elsewhere.safetensors")
+    index = tmp_path / "sharded" / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace(shard.name, name))
+    with pytest.raises(CheckpointError, match="is outside its directory"):
+        AutoMagnetForCausalLM.from_pretrained(tmp_path / "sharded")
+
+
+@pytest.mark.parametrize("name", ["../texts.jsonl", "/texts.jsonl", "a/../../texts.jsonl", ""])
+def test_a_plan_writes_no_corpus_outside_its_folder(tmp_path, name):
+    plan = json.loads((REPOSITORY / "examples/evaluate/study_wiki7m.json").read_text())
+    (corpus,) = plan["corpora"].values()
+    (tmp_path / "plan.json").write_text(json.dumps({**plan, "corpora": {name: corpus}}))
+    with pytest.raises(ValueError, match="would be written outside the study's folder"):
+        read_plan(tmp_path / "plan.json", preset="paper", output=tmp_path / "out")
+
+
+# ---- Texts ----
+
+
+class Elements(HTMLParser):
+    """The elements of a page, and its text."""
+
+    def __init__(self, page):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.attributes, self.text = set(), [], ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def check_harmless(page):
+    """No script, no handler of an event, no address that runs; returns the text."""
+    found = Elements(page)
+    assert found.tags & {"script", "img", "iframe", "object", "svg", "style"} <= {"style"}
+    assert not [name for name, _ in found.attributes if name.startswith("on")]
+    assert not [
+        value for name, value in found.attributes if name in ("href", "src") and not value.startswith("https:")
+    ]
+    return found.text
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_fills_are_text_on_their_page(text):
+    fill = {"text": text, "tokens": [text], "logprobs": [-1.0], "mean_logprob": -1.0, "logprob": -1.0}
+    other = {**fill, "tokens": ["other"]}
+    rows = [
+        {"row": 0, "pieces": [text, text], "fills": [[fill, other]]},
+        {"row": 1, "text": text, "error": text},
+    ]
+    shown = check_harmless(render_page(rows, title=text))
+    assert shown.count(text) == 9  # twice the title, pieces, best fill, both answers, text and error
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_model_card_is_no_markup_from_data(tiny_model, text):
+    tiny_model.config.magnet["prompts"] = {text: "Prompt:", **tiny_model.config.magnet["prompts"]}
+    tiny_model.config.magnet["default_prompt_name"] = text
+    facts = CardFacts(
+        base_model=f"/somewhere/{text.replace('/', ' ')}",
+        recipe=[(text, text)],
+        results=[EvalResult("text-generation", "held-out", text, "perplexity", 2.0, metric_name=text)],
+        notes=[text],
+    )
+    card = ModelCard(write_card(tiny_model, text, facts))
+    reader = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    rendered = reader.render(card.text.partition("-->")[2])
+    shown = " ".join(check_harmless(rendered).split())
+    line = " ".join(text.split())
+    assert shown.count(line) >= 5, "the title, a name and a value of the recipe, twice a result"
+    assert Elements(rendered).tags <= {*"h1 h2 p code pre table thead tbody tr th td ul li a".split()}
+    assert rename_card(str(card), "me/other") == write_card(tiny_model, "me/other", facts)
+
+
+# ---- Versions ----
+
+
+def pins(name):
+    """Package -> version, without what names a build; and how often each has a hash."""
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    text = re.sub(r"\\\n", " ", text)
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            requirement, *hashes = line.split()
+            package, version = requirement.split("==")
+            yield re.sub(r"[-_.]+", "-", package).lower(), version.partition("+")[0], hashes
+
+
+def test_the_lock_has_the_versions_of_the_constraints():
+    locked = {package: version for package, version, _ in pins("requirements.lock")}
+    assert {package: version for package, version, _ in pins("constraints.txt")}.items() <= locked.items()
+
+
+def test_everything_locked_has_a_hash_and_comes_from_nowhere_else():
+    names = [package for package, _, _ in pins("requirements.lock")]
+    assert len(names) == len(set(names)) > 100
+    for package, _, hashes in pins("requirements.lock"):
+        assert hashes and all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", one) for one in hashes), package
+    text = (REPOSITORY / "requirements.lock").read_text(encoding="utf-8")
+    assert "://" not in text and not re.search("^[-/.]|@", text, flags=re.MULTILINE)
