@@ -13,6 +13,8 @@ from tests.faults.harness import SEEDS, limited, run_until_done, sent
 from tests.trainer.tiny import tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_trainer
 from trainer.checkpoints import last_complete_checkpoint
 
+ATTEMPT = "an attempt begins"
+
 
 def train(folder: Path) -> None:
     """Thirty steps with a checkpoint at every fifth, and the rows of every step on record."""
@@ -29,6 +31,7 @@ def train(folder: Path) -> None:
     trainer = tiny_trainer(args, model=tiny_model(), train_dataset=tiny_rows(40), pair_dataset=tiny_pairs(20))
     compute = trainer.compute_loss
     with (folder / "rows.jsonl").open("a", encoding="utf-8") as record:
+        record.write(f"\n{ATTEMPT}\n")  # a line of its own, also behind one that was cut off
 
         def compute_and_record(model, inputs, *arguments, **more):
             step = [trainer.state.global_step, inputs["row_ids"], inputs["epochs"], inputs.get("pair_micro_batch")]
@@ -43,18 +46,21 @@ def train(folder: Path) -> None:
 
 
 def rows_of_steps(folder: Path) -> dict[int, list]:
-    """The micro-batches that each step was made of, as it was made last."""
+    """The micro-batches that each step was made of, as it was made last: an attempt undoes what it makes again."""
     steps: dict[int, list] = {}
-    last = -1
+    begins = False
     for line in (folder / "rows.jsonl").read_text().splitlines():
+        if line == ATTEMPT:
+            begins = True
+            continue
         try:
             step, *rows = json.loads(line)
         except ValueError:
             continue  # cut off with the process
-        if step <= last and len(steps.get(step, [])) >= 2 or step < last:
+        if begins:
             steps = {number: made for number, made in steps.items() if number < step}
+            begins = False
         steps.setdefault(step, []).append(rows)
-        last = step
     return steps
 
 
