@@ -134,7 +134,7 @@ def _about_output(training: MagnetTrainingArguments) -> Iterator[str]:
         yield f"`output_dir` {str(output)!r} is a file; name a folder."
     elif (output / "adapt.json").exists():
         yield f"`output_dir` {str(output)!r} holds a finished run. Choose another directory."
-    elif resume is None and any(output.glob("checkpoint-*")):
+    elif resume is None and any(output.glob("checkpoint-*/trainer_state.json")):
         yield (
             f"`output_dir` {str(output)!r} holds checkpoints of a run. Pass `--resume_from_checkpoint true` to go on "
             "with it, or choose another directory."
@@ -142,7 +142,7 @@ def _about_output(training: MagnetTrainingArguments) -> Iterator[str]:
     elif resume is True and last_complete_checkpoint(output, num_processes=training.world_size) is None:
         yield (
             f"`resume_from_checkpoint` is true, but `output_dir` {str(output)!r} has no complete checkpoint of "
-            f"{training.world_size} process(es). Leave it out to start afresh."
+            f"{training.world_size} process(es). Delete what is there and leave it out, to start afresh."
         )
     elif isinstance(resume, str) and not Path(resume).is_dir():
         yield f"`resume_from_checkpoint` is {resume!r}, which is no folder. Name a checkpoint, or pass true."

@@ -15,19 +15,14 @@ if not torch.cuda.is_available():
     # DeepSpeed would say on the standard output of every process that it found no GPU.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from modeling_magnet import MagnetLlamaForCausalLM
 
+from .byte_tokenizer import byte_tokenizer
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_MODELS = REPOSITORY.parent / "shared" / "models"
-SPECIAL_TOKENS = ["<unk>", "<s>", "</s>"]
-SENTENCES = [
-    "She ate the apple for breakfast and the bread for lunch.",
-    "The cat sat on the mat, and the dog barked at the cat.",
-    "Given the sentence, find its representation: there was a little girl who lived in the forest.",
-]
 
 
 def _shared_model(name: str) -> Path:
@@ -64,26 +59,8 @@ def real_llama(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE over three sentences: any text is tokenisable, BOS stands in front, `_` is one token."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=SPECIAL_TOKENS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="</s>",
-        model_max_length=256,
-    )
+    """See `byte_tokenizer`."""
+    return byte_tokenizer()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
-"""Which checkpoint of an interrupted run can be trusted: written to its end, and still what was written."""
+"""Which checkpoints of a run can be trusted: written to their end, still what was written; and which may go."""
 
 import json
 import re
+import shutil
 import zlib
 from pathlib import Path
 
@@ -29,8 +30,7 @@ def last_complete_checkpoint(output_dir: str | Path, *, num_processes: int = 1) 
     Returns:
         `Path`, or `None` if there is no such checkpoint.
     """
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+    for _, folder in sorted(_checkpoints(output_dir).items(), reverse=True):
         reason = _why_not(folder, num_processes=num_processes)
         if reason is None:
             return folder
@@ -93,6 +93,34 @@ def forget_completeness(checkpoint: str | Path) -> None:
         (Path(checkpoint) / name).unlink(missing_ok=True)
 
 
+def remove_old_checkpoints(
+    output_dir: str | Path, *, step: int, limit: int | None, best: str | Path | None = None
+) -> None:
+    """Delete the oldest checkpoints by their steps, not by the times of their files: a clock may have been wrong.
+
+    Those beyond the present step are what a run left that was resumed from an earlier one: they go first.
+
+    Args:
+        output_dir (`str` or `Path`): Folder of the run.
+        step (`int`): Of the newest checkpoint, which always stays.
+        limit (`int`, *optional*): How many may stay; `None` and what is below one mean all.
+        best (`str` or `Path`, *optional*): One more that always stays.
+    """
+    if limit is None or limit <= 0:
+        return
+    oldest = sorted(_checkpoints(output_dir).items(), key=lambda found: (found[0] <= step, found[0]))
+    kept = {step, *(number for number, folder in oldest if best is not None and folder.name == Path(best).name)}
+    excess = len(oldest) - max(limit, len(kept))
+    for _, folder in [(number, folder) for number, folder in oldest if number not in kept][: max(0, excess)]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _checkpoints(output_dir: str | Path) -> dict[int, Path]:
+    """The folders of checkpoints by their steps."""
+    found = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in Path(output_dir).glob("checkpoint-*"))
+    return {int(match[1]): path for match, path in found if match}
+
+
 def _why_not(folder: Path, *, num_processes: int) -> str | None:
     """Why a checkpoint cannot be trusted; `None` where it can."""
     try:
@@ -142,5 +170,6 @@ __all__ = [
     "check_processes",
     "forget_completeness",
     "last_complete_checkpoint",
+    "remove_old_checkpoints",
     "seal_checkpoint",
 ]

@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput, unwrap_peft_model
 
 from .checkpoints import (
@@ -20,6 +21,7 @@ from .checkpoints import (
     check_processes,
     forget_completeness,
     last_complete_checkpoint,
+    remove_old_checkpoints,
     seal_checkpoint,
 )
 from .checks import check_run
@@ -319,14 +321,22 @@ class MagnetTrainer(FeedingTrainer):
         return output
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save as the parent does; until the end of it the checkpoint counts as incomplete."""
+        """Save as the parent does; until the end of it the checkpoint counts as incomplete, and no older one goes."""
         self._watch.check()
+        step, run = self.state.global_step, Path(self._get_output_dir(trial))
         if self.args.should_save:
-            forget_completeness(f"{self._get_output_dir(trial)}/checkpoint-{self.state.global_step}")
-        super()._save_checkpoint(model, trial)
+            forget_completeness(run / f"checkpoint-{step}")
+        # The parent would delete before the seal, and by the times of files.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            seal_checkpoint(f"{self._get_output_dir(trial)}/checkpoint-{self.state.global_step}")
+            torch.save(self.args, run / f"checkpoint-{step}" / TRAINING_ARGS_NAME)  # with the limit
+            seal_checkpoint(run / f"checkpoint-{step}")
+            remove_old_checkpoints(run, step=step, limit=limit, best=self.state.best_model_checkpoint)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save the contrastive head with the rest of what only resuming needs."""

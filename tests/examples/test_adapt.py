@@ -175,6 +175,15 @@ def test_a_killed_run_that_is_resumed_ends_with_the_same_bytes(tmp_path, options
     assert losses[0] == losses[1]
 
 
+def test_a_run_killed_in_its_first_checkpoint_starts_afresh_with_the_same_command(tmp_path, options):
+    (tmp_path / "run" / "checkpoint-2").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoint-2" / "model.safetensors").write_bytes(b"half of")
+    with pytest.raises(ValueError, match="has no complete checkpoint .* leave it out, to start afresh"):
+        adapt.main([*options, *FULL, "--resume_from_checkpoint=true"])
+    adapt.main([*options, *FULL])
+    assert (tmp_path / "run" / "adapt.json").exists()
+
+
 def test_a_finished_run_is_never_overwritten(tmp_path, options):
     adapt.main([*options, *FULL])
     before = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns

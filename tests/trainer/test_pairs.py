@@ -14,16 +14,16 @@ import datasets
 import pytest
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from trainer.pairs import dropout_pairs, load_pairs, paraphrase_pairs
 from trainer.paraphraser import PARROT_GENERATION, choose_paraphrase, paraphrase_batch
 from trainer.resumable import append_rows, resume_rows
 
+from .tiny_t5 import save_tiny_t5, sentences
+
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
-WORDS = [f"word{number}" for number in range(20)] + ["paraphrase:"]
 
 
 @pytest.fixture(autouse=True)
@@ -37,30 +37,7 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 @pytest.fixture(scope="module")
 def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a random T5 and a tokenizer of whole words."""
-    vocabulary = {word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=64
-    )
-    config = T5Config(vocab_size=len(vocabulary), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("tiny-t5")
-    model = T5ForConditionalGeneration(config)
-    model.generation_config.decoder_start_token_id = 0
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-def sentences(count: int) -> Dataset:
-    """`count` different lines of 3 to 8 words."""
-    lines = []
-    for row in range(count):
-        step = row // 20 + 1
-        lines.append(" ".join(WORDS[(row * 7 + place * step) % 20] for place in range(3 + row % 6)))
-    return Dataset.from_dict({"text": lines})
+    return save_tiny_t5(tmp_path_factory.mktemp("tiny-t5"))
 
 
 def paraphrase(texts: Dataset, output_path: Path, model_id: str, **changes: Any) -> Dataset:

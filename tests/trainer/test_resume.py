@@ -1,13 +1,22 @@
 """A run that was killed twice ends with the same bits as one that was not."""
 
+import os
 import shutil
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback
 
-from trainer.checkpoints import SEAL_FILE, check_processes, last_complete_checkpoint, seal_checkpoint
+from trainer.checkpoints import (
+    SEAL_FILE,
+    check_checkpoint,
+    check_processes,
+    last_complete_checkpoint,
+    remove_old_checkpoints,
+    seal_checkpoint,
+)
 from trainer.contrastive import HEAD_FILE
 from trainer.lora import LoraArguments
 
@@ -156,6 +165,44 @@ def test_a_seal_covers_every_file_and_a_checkpoint_without_one_is_trusted(tmp_pa
     assert last_complete_checkpoint(tmp_path) == folder
     (folder / "deep" / "part.bin").write_text("[]")
     assert last_complete_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("there", "step", "limit", "best", "left"),
+    [
+        ([2, 4, 6], 6, 2, None, [4, 6]),
+        ([2, 4, 6], 6, 1, 2, [2, 6]),
+        ([2, 4, 6], 6, 2, 2, [2, 6]),
+        ([2, 4, 8, 10], 4, 2, None, [2, 4]),  # resumed at 2, behind which a run had come to 10
+        ([9, 10, 100], 100, 2, None, [10, 100]),
+        ([2, 4], 4, None, None, [2, 4]),
+        ([2, 4], 4, 0, None, [2, 4]),
+    ],
+)
+def test_old_checkpoints_go_by_their_steps_and_not_by_the_clock(tmp_path, there, step, limit, best, left):
+    for time, number in enumerate(reversed(there)):
+        (tmp_path / f"checkpoint-{number}").mkdir()
+        os.utime(tmp_path / f"checkpoint-{number}", (1e9 * time, 1e9 * time))
+    (tmp_path / "checkpoint-of-mine").mkdir()
+    remove_old_checkpoints(tmp_path, step=step, limit=limit, best=best and f"elsewhere/checkpoint-{best}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [*(f"checkpoint-{number}" for number in left), "checkpoint-of-mine"]
+    )
+
+
+def test_a_run_keeps_its_newest_checkpoints_whatever_the_times_of_files_say(tmp_path):
+    class FromTheFuture(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            future = 4e9 - state.global_step * 1e6
+            os.utime(tmp_path / f"checkpoint-{state.global_step}", (future, future))
+
+    args = tiny_args(tmp_path, save_strategy="steps", save_steps=2, save_total_limit=2)
+    tiny_trainer(args, callbacks=[FromTheFuture()]).train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-8"]
+    for checkpoint in tmp_path.glob("checkpoint-*"):
+        saved = torch.load(checkpoint / "training_args.bin", weights_only=False)
+        assert saved.save_total_limit == args.save_total_limit == 2
+        check_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize(("written_by", "num_processes"), [(1, 2), (2, 1), (4, 2), (2, 4)])

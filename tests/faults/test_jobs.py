@@ -1,0 +1,31 @@
+"""Each long job, disturbed at random moments and begun again: it ends with the bytes of a run that was left alone."""
+
+import functools
+
+import pytest
+
+from tests.faults.calamities import FAULTS, NotPossibleError
+from tests.faults.harness import SEEDS, Undisturbed, disturb
+from tests.faults.jobs import JOBS
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """By job, made when it is first asked for."""
+    return functools.cache(lambda job: Undisturbed(JOBS[job], tmp_path_factory.mktemp("undisturbed")))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("fault", list(FAULTS))
+@pytest.mark.parametrize("job", list(JOBS))
+def test_a_disturbed_job_ends_as_an_undisturbed_one(tmp_path, undisturbed, job, fault, seed):
+    try:
+        outcome = disturb(undisturbed(job), FAULTS[fault], seed=seed, base=tmp_path)
+    except NotPossibleError as reason:
+        pytest.skip(str(reason))
+    assert outcome.differing == []
+    assert (outcome.lost, outcome.duplicated) == (0, 0)
+    for error in outcome.errors:
+        assert any(word in error for word in FAULTS[fault].told), f"an unclear end: {error}"
