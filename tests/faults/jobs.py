@@ -31,7 +31,7 @@ from trainer.checkpoints import last_complete_checkpoint
 
 ATTEMPT = "an attempt begins"
 # What tells of the attempt and not of what was made: times, and what it was left to do.
-OF_THE_ATTEMPT = {"time", "rows_encoded", "train_loss", "resume_from_checkpoint"}
+OF_THE_ATTEMPT = {"time", "rows_encoded", "train_loss", "resume_from_checkpoint", "eval_on_start"}
 
 
 def without_attempt(value: Any) -> Any:
