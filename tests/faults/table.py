@@ -1,6 +1,6 @@
 """Disturb every job by every fault at many moments, and print what became of it as a table.
 
-    python tests/faults/table.py --seeds 4 --processes 2 --report faults.jsonl
+    python tests/faults/table.py --seeds 4 --report faults.jsonl
 
 A report that is there is gone on with: what is in it is not run again.
 """
@@ -11,7 +11,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Run what no report has yet, print the table; the exit code is 1 where a run did not survive."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1, help="runs of each job with each fault")
-    parser.add_argument("--processes", type=int, default=1, help="jobs at once")
     parser.add_argument("--jobs", nargs="+", default=list(JOBS), choices=list(JOBS))
     parser.add_argument("--faults", nargs="+", default=list(FAULTS), choices=list(FAULTS))
     parser.add_argument("--report", type=Path, required=True, help="JSONL file, one line a run")
@@ -41,15 +39,12 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     rows = read_report(args.report)
     known = {(row["job"], row["fault"], row["seed"]) for row in rows}
     asked = [(job, fault, seed) for seed in range(args.seeds) for job in args.jobs for fault in args.faults]
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.processes) as pool:
+    with tempfile.TemporaryDirectory() as folder:
         whole = {job: Undisturbed(JOBS[job], Path(folder) / job) for job in args.jobs}
-        runs = pool.map(
-            lambda one: run(whole[one[0]], *one, base=Path(folder)), [one for one in asked if one not in known]
-        )
-        for row in tqdm(runs, total=len(asked) - len(known.intersection(asked)), desc="Faults", unit="run"):
-            rows.append(row)
+        for job, fault, seed in tqdm([one for one in asked if one not in known], desc="Faults", unit="run"):
+            rows.append(run(whole[job], job, fault, seed, base=Path(folder)))
             with args.report.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(rows[-1]) + "\n")
     print("\n".join(table(rows)))
     return rows
 
