@@ -94,7 +94,8 @@ class NoRoom(Fault):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error of writing, then, as on a full disk
 
     def strike(self, pid: int, folder: Path, moments: random.Random) -> None:
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (moments.randint(0, 30_000), resource.RLIM_INFINITY))
+        limit = moments.randint(0, moments.choice([0, 3_000, 30_000]))
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
 
 class FullDisk(Fault):

@@ -212,6 +212,8 @@ def prepare_corpus(inputs: Path) -> None:
 def encode(inputs: Path, folder: Path) -> None:
     """Fifty chunks."""
     own_caches(folder)
+    if (folder / "out.parquet.json").exists() and not (folder / "out.parquet.parts").exists():
+        return  # killed behind its last deed; the command would say that the output is there
     encode_corpus.main(
         [
             f"--model_name_or_path={inputs / 'model'}",
