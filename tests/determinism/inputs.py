@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 
 import torch
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from examples.evaluate import human_evaluation
 from modeling_magnet import MagnetLlamaForCausalLM
@@ -26,17 +26,19 @@ LOG = [
 ]
 
 
-def write_inputs(folder: Path, model: MagnetLlamaForCausalLM) -> Path:
+def write_inputs(folder: Path, model: MagnetLlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Path:
     """Write everything that any command reads.
 
     Args:
         folder (`Path`): Empty.
-        model (`MagnetLlamaForCausalLM`): The tiny model with its tokenizer; it is not changed.
+        model (`MagnetLlamaForCausalLM`): The tiny model.
+        tokenizer (`PreTrainedTokenizerFast`): Its tokenizer; neither is changed.
     """
-    save_plain_llama(folder / "plain", model.tokenizer)
+    save_plain_llama(folder / "plain", tokenizer)
     save_bert(folder / "bert")
     model = copy.deepcopy(model)
-    model.config.max_position_embeddings = 2048  # prompts are long in bytes
+    model.tokenizer = copy.deepcopy(tokenizer)
+    model.config.max_position_embeddings = model.tokenizer.model_max_length = 2048  # prompts are long in bytes
     for name in ("base", "magnet"):
         model.lm_head.weight.data = model.lm_head.weight.data.roll(1, 0)  # another token each time
         model.save_pretrained(folder / name)
@@ -121,11 +123,16 @@ def _write_data(folder: Path) -> None:
         text = "\n\n".join("\n".join(f"{word} {tags[word]}" for word in row) for row in rows)
         (folder / f"eng.{name}.gz").write_bytes(gzip.compress(f"-DOCSTART- -X- O O\n\n{text}\n".encode()))
     texts = [" ".join(draw.choices(WORDS, k=6)) for _ in range(60)]
-    scored = "".join(f"news\t{draw.uniform(0, 5):.1f}\t{one}\t{two}\n" for one, two in zip(texts, texts[1:]))
+    scored = "".join(
+        f"news\t{draw.uniform(0, 5):.1f}\t{one}\t{two}\n" for one, two in zip(texts, reversed(texts), strict=True)
+    )
     (folder / "sts12.test.tsv.gz").write_bytes(gzip.compress(f"genre\tscore\tsentence1\tsentence2\n{scored}".encode()))
     (folder / "stsb.dev.csv.gz").write_bytes(
         gzip.compress(
-            "".join(f"{one},{two},{place % 5}\n" for place, (one, two) in enumerate(zip(texts, texts[1:]))).encode()
+            "".join(
+                f"{one},{two},{place % 5}\n"
+                for place, (one, two) in enumerate(zip(texts, reversed(texts), strict=True))
+            ).encode()
         )
     )
     topics = "".join(json.dumps({"label": draw.choice("abc"), "subject": text, "text": "-"}) + "\n" for text in texts)
