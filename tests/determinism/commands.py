@@ -20,7 +20,7 @@ class Command:
         script (`str`): Below `examples/`, without its suffix.
         writes (`str`): A file it must have written, so that nothing is not equal to nothing.
         options (`str`): What stands behind the script, with `{inputs}` and `{output}` for the two folders,
-            and `{stories260k}` for a real model's.
+            and `{longer}` for a real model's.
         dropped (`Sequence[str]`): Fields of its JSON that hold times.
         unread (`Sequence[str]`): Names of files that hold times or paths and are no JSON.
         name (`str`): Where a script has several entries.
@@ -204,8 +204,8 @@ COMMANDS = [
     Command(
         "benchmarks/infill_decoding",
         "decoding.json",
-        "--model={stories260k} --rounds=2 --name=decoding --results={output}",
-        ["seconds", "ratios"],
+        "--model={longer} --rounds=2 --name=decoding --results={output}",
+        ["seconds", "ratios", "floor_seconds"],
     ),
     Command("benchmarks/training_memory", "memory.json", f"--vocab_sizes 500 800 --name=memory {STEP}"),
     Command(

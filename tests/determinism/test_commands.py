@@ -3,29 +3,49 @@
 import pytest
 
 from examples.benchmarks import scaling
+from modeling_magnet import AutoMagnetForCausalLM
 
 from .artefacts import artefacts, fields
 from .commands import COMMANDS, LEFT_OUT
-from .inputs import write_inputs
-from .interpreters import REPOSITORY, Interpreter
+from .interpreters import REPOSITORY
 
 EXAMPLES = REPOSITORY / "examples"
 
 
-@pytest.fixture(scope="session")
-def interpreters(tmp_path_factory):
-    """Two that share nothing: hashes of strings, random states, folders, caches."""
-    one, other = (tmp_path_factory.mktemp(name) for name in ("one", "quite_another"))
-    with (
-        Interpreter(hash_seed=0, folder=one) as first,
-        Interpreter(hash_seed=31337, folder=other / "deeper") as second,
-    ):
-        yield first, second
+def run_twice(interpreters, script, arguments, *, name, prepare=lambda output: None):
+    """Run a script in both interpreters at a time; the folders it has written."""
+    outputs = []
+    for interpreter in interpreters:
+        outputs.append(interpreter.folder / name.replace("/", "_").replace(" ", "_"))
+        outputs[-1].mkdir()
+        prepare(outputs[-1])
+        interpreter.begin(script, arguments(outputs[-1]), log=outputs[-1].with_suffix(".log"))
+    codes = [interpreter.end() for interpreter in interpreters]
+    assert codes == [0, 0], outputs[0].with_suffix(".log").read_text()
+    return outputs
 
 
-@pytest.fixture(scope="session")
-def inputs(tmp_path_factory, _tiny_weights, tiny_tokenizer):
-    return write_inputs(tmp_path_factory.mktemp("inputs"), _tiny_weights, tiny_tokenizer)
+def check_same(outputs, *, dropped, unread, writes):
+    """The same files with the same bytes, and nothing left out that is not there."""
+    one, other = (artefacts(output, dropped=dropped, unread=unread) for output in outputs)
+    assert list(one) == list(other)
+    assert writes in one and any(one.values())
+    assert [name for name in one if one[name] != other[name]] == []
+    assert {*dropped, *unread} <= fields(outputs[0]), "what is left out is there"
+
+
+@pytest.fixture
+def longer(tmp_path, stories260k):
+    """A real model that reads 2048 tokens."""
+    model = AutoMagnetForCausalLM.from_pretrained(stories260k)
+    model.config.max_position_embeddings = model.tokenizer.model_max_length = 2048
+    model.save_pretrained(tmp_path / "longer")
+    return tmp_path / "longer"
+
+
+def write_page(output):
+    """What `scaling.py` writes into."""
+    (output / "page.md").write_text("".join(f"<!-- {name} -->\nold\n<!-- / -->\n" for name in scaling.TABLES))
 
 
 def test_every_script_has_an_entry():
@@ -42,22 +62,28 @@ def test_every_script_has_an_entry():
 @pytest.mark.long
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.label)
 def test_a_command_writes_the_same_bytes_twice(command, interpreters, inputs, request):
-    folders, outputs = {"inputs": inputs}, []
-    if "{stories260k}" in command.options:
-        folders["stories260k"] = request.getfixturevalue("stories260k")
-    for interpreter in interpreters:
-        output = interpreter.folder / command.label.replace("/", "_").replace(" ", "_")
-        output.mkdir()
-        if command.script == "benchmarks/scaling":  # it writes into a page
-            marks = "".join(f"<!-- {name} -->\nold\n<!-- / -->\n" for name in scaling.TABLES)
-            (output / "page.md").write_text(marks)
-        outputs.append(output)
-        script = EXAMPLES / f"{command.script}.py"
-        interpreter.begin(script, command.arguments(**folders, output=output), log=output.with_suffix(".log"))
-    codes = [interpreter.end() for interpreter in interpreters]
-    assert codes == [0, 0], outputs[0].with_suffix(".log").read_text()
-    one, other = (artefacts(output, dropped=command.dropped, unread=command.unread) for output in outputs)
-    assert list(one) == list(other)
-    assert command.writes in one and any(one.values())
-    assert [name for name in one if one[name] != other[name]] == []
-    assert set(command.dropped) | set(command.unread) <= fields(outputs[0]), "what is left out is there"
+    folders = {"inputs": inputs}
+    if "{longer}" in command.options:
+        folders["longer"] = request.getfixturevalue("longer")
+    outputs = run_twice(
+        interpreters,
+        EXAMPLES / f"{command.script}.py",
+        lambda output: command.arguments(**folders, output=output),
+        name=command.label,
+        prepare=write_page if command.script == "benchmarks/scaling" else lambda output: None,
+    )
+    check_same(outputs, dropped=command.dropped, unread=command.unread, writes=command.writes)
+
+
+@pytest.mark.long
+def test_the_librarys_own_functions_write_the_same_bytes_twice(interpreters, inputs):
+    given = [inputs / "magnet", inputs / "t5", inputs / "train.jsonl.xz"]
+    outputs = run_twice(
+        interpreters,
+        REPOSITORY / "tests" / "determinism" / "library_calls.py",
+        lambda output: [str(path) for path in (*given, output)],
+        name="library",
+    )
+    # What the arguments of training hold of the folder.
+    folder = "training_args.bin"
+    check_same(outputs, dropped=[folder], unread=[folder], writes="adapter/adapter_config.json")
