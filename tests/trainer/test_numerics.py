@@ -11,22 +11,22 @@ from modeling_magnet.token_losses_magnet import token_losses
 from trainer.losses import mntp_loss, msg_loss, sscl_loss
 
 from .processes import KeepGradients
-from .tiny import tiny_args, tiny_model, tiny_pairs, tiny_trainer
+from .tiny import tiny_args, tiny_model, tiny_trainer
 
 # ---- Half precision ----
 
 
 def many_labels():
-    """Rows with 30,000 labels of each objective, about."""
+    """Rows with 20,000 labels of each objective, about."""
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(4, 44, (1000, 60), generator=generator)
-    of_mntp = torch.rand(ids.shape, generator=generator) < 0.5
+    ids = torch.randint(4, 44, (1100, 20), generator=generator)
+    is_set = torch.rand((2, *ids.shape), generator=generator) < 0.95
     batch = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
-        "segment_ids": torch.zeros_like(ids).index_fill_(1, torch.arange(20, 40), 1),
+        "segment_ids": torch.zeros_like(ids).index_fill_(1, torch.arange(7, 14), 1),
     }
-    return batch, torch.stack([ids.where(of_mntp, -100), ids.roll(1, 1).where(~of_mntp, -100)])
+    return batch, torch.stack([ids, ids.roll(1, 1)]).where(is_set, -100)
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained head", "frozen head"])
@@ -41,7 +41,7 @@ def test_losses_of_tens_of_thousands_of_half_precise_labels_are_those_of_float64
     total = torch.zeros(())
     for loss, token, own in zip((mntp_loss, msg_loss), output.token_losses, targets, strict=True):
         number = int((own != -100).sum())
-        assert number > 29_000
+        assert number > 20_000
         expected = F.cross_entropy(logits.flatten(0, 1), own.flatten(), reduction="sum").item() / number
         found = loss(token, num_items=number)
         assert found.dtype == torch.float32
