@@ -36,8 +36,10 @@ def check_same(outputs, *, dropped, unread, writes):
 
 @pytest.fixture
 def longer(tmp_path, stories260k):
-    """A real model that reads 2048 tokens."""
+    """The tokenizer and a layer of a real model, for 2048 tokens."""
     model = AutoMagnetForCausalLM.from_pretrained(stories260k)
+    model.model.layers = model.model.layers[:1]
+    model.config.num_hidden_layers = 1
     model.config.max_position_embeddings = model.tokenizer.model_max_length = 2048
     model.save_pretrained(tmp_path / "longer")
     return tmp_path / "longer"
