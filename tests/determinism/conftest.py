@@ -2,7 +2,6 @@
 
 import pytest
 
-from .inputs import write_inputs
 from .interpreters import Interpreter
 
 
@@ -19,4 +18,6 @@ def interpreters(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory, _tiny_weights, tiny_tokenizer):
+    from .inputs import write_inputs  # which imports lm-eval; most tests of this folder have no need of it
+
     return write_inputs(tmp_path_factory.mktemp("inputs"), _tiny_weights, tiny_tokenizer)

@@ -112,7 +112,7 @@ def _write_texts(folder: Path) -> None:
 
 
 def _write_data(folder: Path) -> None:
-    """Corpora of the tables, each by another name than the others'."""
+    """The corpora of the tables, under the names that the drivers look for."""
     draw = random.Random(3)
     write_rocstories(folder)
     write_story_cloze(folder)
