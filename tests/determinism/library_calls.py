@@ -56,7 +56,8 @@ def pairs(texts: Path, paraphraser: Path, output: Path) -> None:
 
 def train(output: Path, *, name: str, **changes: Any) -> None:
     """Steps with all objectives; what is saved behind them, and the losses."""
-    args = tiny_args(output / name, save_strategy="steps", save_steps=8, view_dropout=0.1, **changes)
+    fixed = {"save_strategy": "steps", "save_steps": 8, "view_dropout": 0.1}
+    args = tiny_args(output / name, **{**fixed, **changes})
     set_seed(args.seed)
     trainer = tiny_trainer(args, eval_dataset=tiny_rows(5, seed=3), eval_pair_dataset=tiny_pairs(8))
     trainer.train()

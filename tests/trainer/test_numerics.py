@@ -122,9 +122,13 @@ def steps_on(tmp_path, row, *, phase, accumulation=1, **changes):
     return logs, keep.steps, moved
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("phase", ["1,0,0", "0,0,1", "1,0,1"])
-@pytest.mark.parametrize("changes", [{}, {"bf16": True}], ids=["float32", "bf16"])
+@pytest.mark.parametrize(
+    ("phase", "accumulation", "changes"),
+    [
+        *((phase, number, {}) for phase in ("1,0,0", "0,0,1", "1,0,1") for number in (1, 2)),
+        ("1,0,1", 2, {"bf16": True}),
+    ],
+)
 def test_rows_too_short_for_anything_give_0_and_move_nothing(tmp_path, phase, accumulation, changes):
     logs, gradients, moved = steps_on(tmp_path, BARE, phase=phase, accumulation=accumulation, **changes)
     assert {log[name] for log in logs for name in ("loss", "loss_mntp", "loss_msg", "grad_norm")} == {0.0}
@@ -156,8 +160,7 @@ def test_pairs_train_where_rows_have_nothing_to_tell(tmp_path, phase, accumulati
 # ---- Pairs without a difference ----
 
 
-@pytest.mark.parametrize("mini_batch_tokens", [None, 60])
-@pytest.mark.parametrize("head", ["tanh", "none"])
+@pytest.mark.parametrize(("head", "mini_batch_tokens"), [("tanh", None), ("tanh", 60), ("none", None)])
 def test_a_batch_of_one_sentence_over_and_over_trains(tmp_path, head, mini_batch_tokens):
     args = tiny_args(
         tmp_path,
