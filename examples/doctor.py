@@ -177,6 +177,7 @@ def describe(opened: Opened, findings: list[Finding], args: argparse.Namespace, 
         "arguments": {name: value for name, value in vars(args).items() if name not in ("model", "json")},
         "counts": dict(Counter(finding.outcome for finding in findings)),
         "findings": [asdict(finding) for finding in findings],
+        "opening_seconds": round(opened.seconds, 1),
         "seconds": round(seconds, 1),
     }
 

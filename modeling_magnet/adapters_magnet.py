@@ -162,8 +162,7 @@ class AdaptersMixin(BindingMixin):
                 "anywhere. Save it with `merge_adapter=True`, or load the base from a directory."
             )
         config.inference_mode = True
-        if isinstance(getattr(config, "target_modules", None), set):
-            config.target_modules = sorted(config.target_modules)  # of a set, each process has an order of its own
+        vars(config).update(sets_in_order(config))
         state = get_peft_model_state_dict(self, state_dict=weights, adapter_name=name, save_embedding_layers=False)
         directory.mkdir(parents=True)
         save_file(
@@ -202,6 +201,15 @@ class AdaptersMixin(BindingMixin):
         )
 
 
+def sets_in_order(config: Any) -> dict[str, list[Any]]:
+    """The fields that peft keeps as sets, such as `target_modules`, sorted: a set has another order in each process.
+
+    Args:
+        config (`PeftConfig`): It is not changed.
+    """
+    return {name: sorted(value) for name, value in vars(config).items() if isinstance(value, set)}
+
+
 def check_adapter_fits(source: ModelSource, settings: dict[str, Any] | None, values: dict[str, Any]) -> None:
     """Refuse an adapter of another base by what is stored beside it.
 
@@ -220,4 +228,4 @@ def check_adapter_fits(source: ModelSource, settings: dict[str, Any] | None, val
         raise CheckpointError(f"The adapter at {source} was trained on another base: {told}. Load it on its own base.")
 
 
-__all__ = ["AdaptersMixin", "check_adapter_fits"]
+__all__ = ["AdaptersMixin", "check_adapter_fits", "sets_in_order"]

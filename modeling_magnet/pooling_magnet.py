@@ -25,7 +25,7 @@ def pool_states(
             go on counting them. The last token always counts, also in a row that is no longer than that.
 
     Returns:
-        `torch.FloatTensor` of shape `(B, H)`.
+        `torch.FloatTensor` of shape `(B, H)`; the mean of a row that is padding alone is 0.
 
     Raises:
         ValueError: unknown pooling.
@@ -46,7 +46,7 @@ def pool_states(
     counted = position > (attention_mask.sum(-1, keepdim=True) - 1).clamp(0, prompt_length)
     weights = (position if pooling == "weighted_mean" else torch.ones_like(position)) * counted  # (B, S)
     total = torch.einsum("bs,bsh->bh", weights.float(), hidden_states.float())
-    return total / weights.sum(-1, keepdim=True)
+    return total / weights.sum(-1, keepdim=True).clamp(min=1)
 
 
 def last_token_states(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

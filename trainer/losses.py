@@ -102,8 +102,9 @@ def sscl_loss(
 
 def _per_item(token_losses: Tensor, *, num_items: float | Tensor) -> Tensor:
     """Divide the sum; a batch of a window without items has the sum 0."""
-    divisor = torch.as_tensor(num_items, dtype=token_losses.dtype, device=token_losses.device)
-    return token_losses.sum() / divisor.where(divisor > 0, 1.0)
+    dtype = torch.promote_types(token_losses.dtype, torch.float32)  # 30,000 items are none of bfloat16's numbers
+    divisor = torch.as_tensor(num_items, dtype=dtype, device=token_losses.device)
+    return token_losses.sum(dtype=dtype) / divisor.where(divisor > 0, 1.0)
 
 
 def _check_pairs(anchors: Tensor, positives: Tensor, targets: Tensor | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from peft import PeftModel
 from transformers.trainer_utils import unwrap_peft_model
 
+from modeling_magnet.adapters_magnet import sets_in_order
 from modeling_magnet.card_magnet import CARD, write_card
 
 from .evaluating_trainer import EvaluatingTrainer
@@ -84,9 +85,9 @@ class PublishingTrainer(EvaluatingTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save as the parent does, with the card of this run; beside an adapter of a `PeftModel`, our settings."""
-        with self._own_card():
-            super()._save(output_dir, state_dict)
         model = self.accelerator.unwrap_model(self.model)
+        with self._own_card(), _targets_in_order(model):
+            super()._save(output_dir, state_dict)
         if self.args.should_save and isinstance(model, PeftModel):
             inner: Any = model.get_base_model()
             inner.write_adapter_settings(Path(str(output_dir or self.args.output_dir)))
@@ -104,6 +105,20 @@ class PublishingTrainer(EvaluatingTrainer):
             yield
         finally:
             model.card = None
+
+
+@contextmanager
+def _targets_in_order(model: Any) -> Iterator[None]:
+    """The block in which a `PeftModel` is written alike by every process: what it adapts is a list and no set."""
+    configs = list(model.peft_config.values()) if isinstance(model, PeftModel) else []
+    before = [dict(vars(config)) for config in configs]
+    for config in configs:
+        vars(config).update(sets_in_order(config))
+    try:
+        yield
+    finally:
+        for config, values in zip(configs, before, strict=True):
+            vars(config).update(values)
 
 
 def _list(value: str | list[str] | None) -> list[str]:

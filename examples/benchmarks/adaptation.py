@@ -164,6 +164,7 @@ def main() -> None:
     parser.add_argument("--sts", type=Path, help="csv.gz of sentence, sentence, score")
     parser.add_argument("--max_rows", type=int, default=128, help="rows of 512 tokens for each corpus")
     parser.add_argument("--name", required=True, help="name of the JSON file")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where it goes")
     args = parser.parse_args()
     started = time.perf_counter()
     models = {
@@ -187,7 +188,7 @@ def main() -> None:
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "seconds": time.perf_counter() - started,
     }
-    file = Path(__file__).parent / "results" / f"{args.name}.json"
+    file = args.results / f"{args.name}.json"
     file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"\nadaptation: OK ({file.name}; {report['seconds']:.0f} s)")
 

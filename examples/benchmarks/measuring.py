@@ -17,7 +17,7 @@ PAPER_STEPS = (3400, 800)
 
 
 def random_llama(shape: str, tokenizer: Any, folder: Path, *, dtype: torch.dtype) -> str:
-    """A Llama of a well-known size on disk, its weights random: their values do not change its speed."""
+    """A Llama of a well-known size on disk, its weights random, the same ones each time."""
     hidden_size, intermediate_size, layers, heads, key_value_heads = SHAPES[shape]
     config = transformers.LlamaConfig(
         vocab_size=max(32_000, len(tokenizer)),
@@ -29,7 +29,8 @@ def random_llama(shape: str, tokenizer: Any, folder: Path, *, dtype: torch.dtype
         max_position_embeddings=4096,
         dtype=dtype,
     )
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+    with torch.random.fork_rng(), torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        torch.manual_seed(0)
         model = transformers.LlamaForCausalLM._from_config(config, dtype=dtype)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(str(folder))

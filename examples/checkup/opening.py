@@ -100,7 +100,7 @@ def opening_findings(opened: Opened, *, trust_remote_code: bool) -> Iterator[Fin
     is_remote = type(model).__module__.startswith("transformers_modules.")
     described = (
         f"{opened.kind}, as {type(model).__name__} of {code}; {num_parameters:,} parameters, "
-        f"{str(model.dtype).removeprefix('torch.')} on {model.device}, in {opened.seconds:.1f} s"
+        f"{str(model.dtype).removeprefix('torch.')} on {model.device}"
     )
     if trust_remote_code and not is_remote:
         described += f"; but its class is of {type(model).__module__}, not of the model's own files"

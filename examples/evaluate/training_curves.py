@@ -69,9 +69,10 @@ def curve_records(name: str, run: Path, *, replica: int) -> list[Record]:
     if not evaluations:
         raise ValueError(f"The run in {str(run)!r} evaluated nothing; give it `eval_texts` and `eval_strategy` steps.")
     arguments = report["arguments"]
-    log = hashlib.sha256(json.dumps(report["log_history"], sort_keys=True).encode()).hexdigest()[:16]
+    logged = [{name: value for name, value in row.items() if not _is_time(name)} for row in report["log_history"]]
+    log = hashlib.sha256(json.dumps(logged, sort_keys=True).encode()).hexdigest()[:16]
     settings = {
-        "log": log,  # another run in the same folder is another question
+        "log": log,  # another run in the same folder is another question, but not the same one at another speed
         "eval_texts": [Path(text).name for text in arguments.get("eval_texts") or ()],
         **{key: arguments.get(key) for key in ("eval_limit", "max_length", "dtype")},
     }
@@ -93,6 +94,11 @@ def curve_records(name: str, run: Path, *, replica: int) -> list[Record]:
         )
         for step, metrics in evaluations.items()
     ]
+
+
+def _is_time(name: str) -> bool:
+    """Whether a log's field says how long something took."""
+    return name.endswith(("_runtime", "_per_second"))
 
 
 def parse_runs(items: list[str]) -> dict[str, Path]:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from transformers import LlamaConfig
 
 from examples.benchmarks import encoding_throughput as benchmark
@@ -33,6 +34,18 @@ def test_texts_are_half_sentences_half_paragraphs(tmp_path):
     texts = benchmark.sample_texts(str(tmp_path / "texts.txt"), number=10, seed=0)
     assert len(texts) == 10 and texts.count(paragraph) == 5
     assert all(text in paragraph for text in texts)
+
+
+def test_random_weights_are_the_same_each_time_and_move_no_generator(tmp_path, tiny_tokenizer, monkeypatch):
+    monkeypatch.setitem(benchmark.SHAPES, "tiny", (16, 24, 2, 2, 2))
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    for name in ("one", "other"):
+        benchmark.random_llama("tiny", tiny_tokenizer, tmp_path / name, dtype=torch.float32)
+        assert torch.equal(torch.get_rng_state(), before)
+        before = torch.manual_seed(6).get_state()
+    one, other = (tmp_path / name / "model.safetensors" for name in ("one", "other"))
+    assert one.read_bytes() == other.read_bytes()
 
 
 @pytest.mark.parametrize("shape", [None, "tiny"])

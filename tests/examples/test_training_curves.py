@@ -58,6 +58,14 @@ def test_records_hold_what_was_evaluated_and_nothing_of_its_clock(tmp_path):
     assert (second.step, second.metrics) == (10, {"loss_mntp": 4.5, "masked_accuracy": 0.25})
     assert first.settings["eval_texts"] == ["held_out.txt"] and first.settings["max_length"] == 64
     assert first.model["name"] == "mine" and first.versions == {"torch": "2.0"}
+    slower = [
+        {key: 2 * value if "runtime" in key or "second" in key else value for key, value in log.items()} for log in LOG
+    ]
+    write_run(run, slower)
+    assert [record.question for record in training_curves.curve_records("MTP", run, replica=2)] == [
+        first.question,
+        second.question,
+    ]
 
 
 def test_a_half_written_file_is_completed_and_another_run_in_the_folder_is_new(tmp_path):

@@ -1,0 +1,227 @@
+"""Every script under `examples/` with the least that makes it do all it does, and what of its files is time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# Of the logs of a Trainer, of an evaluation, and of a record.
+LOGGED = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
+EVALUATED = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+RECORDED = ("seconds", "time")
+# Checksums of the two files of a training checkpoint that hold times and the name of its folder.
+CHECKSUMS = ("trainer_state.json", "training_args.bin")
+
+
+@dataclass(frozen=True)
+class Command:
+    """How a script is called.
+
+    Args:
+        script (`str`): Below `examples/`, without its suffix.
+        writes (`str`): A file it must have written, so that nothing is not equal to nothing.
+        options (`str`): What stands behind the script, with `{inputs}` and `{output}` for the two folders,
+            and `{longer}` for a real model's.
+        dropped (`Sequence[str]`): Fields of its JSON that hold times.
+        unread (`Sequence[str]`): Names of files that hold times or paths and are no JSON.
+        name (`str`): Where a script has several entries.
+    """
+
+    script: str
+    writes: str
+    options: str
+    dropped: Sequence[str] = ()
+    unread: Sequence[str] = ()
+    name: str = ""
+
+    def arguments(self, **folders: Path) -> list[str]:
+        """The options with the names of folders in them."""
+        return [option.format(**folders) for option in self.options.split()]
+
+    @property
+    def label(self) -> str:
+        return " ".join([self.script, self.name]).strip()
+
+
+def _table(script: str, file: str, options: str) -> Command:
+    """A driver of a table, asked about two models."""
+    models = "--model base={inputs}/base magnet={inputs}/magnet"
+    return Command(
+        f"evaluate/{script}",
+        f"{file}.jsonl",
+        f"{models} --data={{inputs}}/data --results={{output}} --device=cpu {options}",
+        RECORDED,
+    )
+
+
+def _adapt(name: str, options: str, *unread: str) -> Command:
+    """A run of `adapt.py` of six steps, the last two with pairs."""
+    return Command(
+        "adapt",
+        "run/adapt.json",
+        "--model_name_or_path={inputs}/plain --train_texts={inputs}/train.jsonl.xz --output_dir={output}/run "
+        "--eval_texts={inputs}/held_out.jsonl.xz --loss_phases 4:1,0,1 2:1,9,1 --pairs=dropout --view_dropout=0.3 "
+        "--contrastive_batch_size=4 --contrastive_max_length=96 --max_length=64 --max_span_tokens=8 "
+        "--eval_max_span_tokens=8 --per_device_train_batch_size=4 --learning_rate=1e-3 --logging_steps=2 "
+        f"--save_strategy=steps --save_steps=4 --report_to=none --use_cpu --disable_tqdm=true {options}",
+        ("seconds", *LOGGED, *EVALUATED, *CHECKSUMS),
+        ("training_args.bin", *unread),
+        name,
+    )
+
+
+# Of the benchmarks of a training step.
+STEP = (
+    "--model={inputs}/plain --texts={inputs}/train.jsonl.xz --pairs={inputs}/pairs.tsv --results={output} "
+    "--batch_size=3 --max_length=200 --pairs_a_step=4 --lora_r=2"
+)
+
+COMMANDS = [
+    Command("quickstart", "table.md", "--smoke --output_dir={output}"),
+    _adapt("all weights", "--use_lora=false"),
+    _adapt(
+        "adapters", "--lora_r=2 --lora_dropout=0.1 --contrastive_recompute=true --contrastive_mini_batch_tokens=200"
+    ),
+    # An unmerged adapter's card says what it costs in time.
+    _adapt("unmerged", "--lora_r=2 --merge_adapter=false --adapter_modes bidirectional infill", "README.md"),
+    _adapt(
+        "paraphrases",
+        "--lora_r=2 --pairs=paraphrase --view_dropout=0 --pair_limit=12 --paraphraser={inputs}/t5 "
+        "--dataloader_num_workers=2 --gradient_accumulation_steps=2",
+    ),
+    Command(
+        "encode_corpus",
+        "vectors.npy",
+        "--model_name_or_path={inputs}/magnet --texts={inputs}/train.jsonl.xz --output={output}/vectors.npy "
+        "--chunk_size=8 --threads=1",
+        ("seconds", "rows_per_second"),
+    ),
+    Command(
+        "infill_stories",
+        "fills.jsonl",
+        "--model={inputs}/magnet --texts={inputs}/blanks.jsonl --output={output}/fills.jsonl "
+        "--html={output}/fills.html --num_tokens 2 5 --do_sample --num_return_sequences=2 --batch_size=2",
+    ),
+    Command("doctor", "doctor.json", "{inputs}/magnet --json={output}/doctor.json", ["opening_seconds", "seconds"]),
+    _table("word_probes", "words", "--steps=20"),
+    _table("sts", "sts", "--tasks=STS12 --mteb"),
+    _table("clustering", "clustering", "--tasks=TwentyNewsgroupsClustering --subsets=2 --subset_size=30"),
+    _table("infilling_perplexity", "infilling", "--max_length=200"),
+    _table("text_perplexity", "perplexity", "--max_length=128 --texts=More={inputs}/paragraphs.txt"),
+    _table("mmlu", "mmlu", "--num_fewshot=0 --limit=1"),
+    _table("repetition", "repetition", "--preset=smoke --new_tokens=9 --limit=4"),
+    _table(
+        "side_by_side",
+        "side_by_side",
+        "--masked=BERT={inputs}/bert --preset=smoke --shots=1 --max_new_tokens=6 --new_tokens=5",
+    ),
+    _table(
+        "long_gaps",
+        "long_fills",
+        "--judge={inputs}/base --texts={inputs}/long.jsonl --number=2 --gap_tokens=16 --chunks 16 8",
+    ),
+    Command(
+        "evaluate/human_evaluation",
+        "form.html",
+        "sample --base={inputs}/base --magnet={inputs}/magnet --data={inputs}/data --preset=smoke --shots=1 "
+        "--max_new_tokens=6 --device=cpu --output={output}",
+        name="sample",
+    ),
+    Command(
+        "evaluate/human_evaluation",
+        "people.jsonl",
+        "score --key={inputs}/form/key.json --results={output} "
+        "--answers {inputs}/form/answers_1.json {inputs}/form/answers_2.json",
+        RECORDED,
+        name="score",
+    ),
+    Command(
+        "evaluate/story_cloze",
+        "cloze.json",
+        "--magnet={inputs}/magnet --base={inputs}/base --output={output}/cloze.json "
+        "--stories={inputs}/data/storycloze_spring2016_val.csv.gz",
+    ),
+    Command(
+        "evaluate/gap_lengths",
+        "lengths.json",
+        "--magnet={inputs}/magnet --judge={inputs}/base --texts={inputs}/long.jsonl --number=3 "
+        "--output={output}/lengths.json",
+    ),
+    Command(
+        "evaluate/broken_words",
+        "words.json",
+        "--magnet={inputs}/magnet --texts={inputs}/long.jsonl --number=3 --output={output}/words.json",
+    ),
+    Command(
+        "evaluate/mixture",
+        "mixture.jsonl",
+        "--texts 2:{inputs}/long.jsonl 1:{inputs}/paragraphs.txt --characters=20000 --output={output}/mixture.jsonl",
+    ),
+    Command(
+        "evaluate/pretrain",
+        "out/config.json",
+        "--tokenizer={inputs}/plain --texts={inputs}/train.jsonl.xz --eval_texts={inputs}/held_out.jsonl.xz "
+        "--output={output}/out --hidden_size=16 --steps=6 --batch_size=4 --max_length=64",
+        EVALUATED,
+        ["training_args.bin"],
+    ),
+    Command(
+        "evaluate/training_curves",
+        "curves.jsonl",
+        "--run one={inputs}/one other={inputs}/other --results={output}",
+    ),
+    Command("evaluate/report", "report.md", "--results={inputs}/records --output={output}"),
+    Command(
+        "evaluate/study",
+        "page/report.md",
+        "{inputs}/plan.json --output={output} --preset=smoke",
+        [*RECORDED, *LOGGED, *EVALUATED, *CHECKSUMS],
+        # The page says when the newest of its records was written. Its own bytes are those of `report` above.
+        ["training_args.bin", "first-0.log", "report.md", "report.html"],
+    ),
+    Command(
+        "benchmarks/adaptation",
+        "quality.json",
+        "--base={inputs}/base --adapted={inputs}/magnet --texts long={inputs}/long.jsonl --max_rows=4 "
+        "--sts={inputs}/data/stsb.dev.csv.gz --name=quality --results={output}",
+        ["seconds"],
+    ),
+    Command(
+        "benchmarks/adaptation_curves",
+        "curves.png",
+        "--runs one={inputs}/one other={inputs}/other --name=curves --results={output}",
+    ),
+    Command(
+        "benchmarks/adapter_cost",
+        "cost.json",
+        "--model={inputs}/magnet --texts={inputs}/paragraphs.txt --num_texts=4 --rounds=1 --output={output}/cost.json",
+        ["times_over_merged"],
+    ),
+    Command(
+        "benchmarks/encoding_throughput",
+        "speed.json",
+        "--model={inputs}/plain --texts={inputs}/paragraphs.txt --number=12 --rounds=1 --batch_sizes 32 --name=speed "
+        "--results={output}",
+        ["seconds", "ratio_default", "ratio_best", "best", "matrix_flop_per_second"],
+    ),
+    Command(
+        "benchmarks/infill_decoding",
+        "decoding.json",
+        "--model={longer} --rounds=2 --name=decoding --results={output}",
+        ["seconds", "ratios", "floor_seconds"],
+    ),
+    Command("benchmarks/training_memory", "memory.json", f"--vocab_sizes 500 800 --name=memory {STEP}"),
+    Command(
+        "benchmarks/training_step",
+        "step.json",
+        f"--rounds=1 --name=step {STEP}",
+        ["seconds", "first_seconds", "collating_seconds", "ratios", "matrix_flop_per_second"],
+    ),
+    Command("benchmarks/scaling", "page.md", "--page={output}/page.md"),
+]
+
+# Not run here, and why.
+LEFT_OUT = {
+    "benchmarks/on_gpu": "weights of 1b at least; it calls three of the benchmarks above, and all it adds is time",
+}
+
+__all__ = ["COMMANDS", "LEFT_OUT", "Command"]

@@ -1,0 +1,91 @@
+"""Every command twice, in two processes that hash strings differently: the same files to the byte, but for times."""
+
+import pytest
+
+from examples.benchmarks import scaling
+from modeling_magnet import AutoMagnetForCausalLM
+
+from .artefacts import artefacts, fields
+from .commands import COMMANDS, LEFT_OUT
+from .interpreters import REPOSITORY
+
+EXAMPLES = REPOSITORY / "examples"
+
+
+def run_twice(interpreters, script, arguments, *, name, prepare=lambda output: None):
+    """Run a script in both interpreters at a time; the folders it has written."""
+    outputs = []
+    for interpreter in interpreters:
+        outputs.append(interpreter.folder / name.replace("/", "_").replace(" ", "_"))
+        outputs[-1].mkdir()
+        prepare(outputs[-1])
+        interpreter.begin(script, arguments(outputs[-1]), log=outputs[-1].with_suffix(".log"))
+    codes = [interpreter.end() for interpreter in interpreters]
+    assert codes == [0, 0], outputs[0].with_suffix(".log").read_text()
+    return outputs
+
+
+def check_same(outputs, *, dropped, unread, writes):
+    """The same files with the same bytes, and nothing left out that is not there."""
+    one, other = (artefacts(output, dropped=dropped, unread=unread) for output in outputs)
+    assert list(one) == list(other)
+    assert writes in one and any(one.values())
+    assert [name for name in one if one[name] != other[name]] == []
+    assert {*dropped, *unread} <= fields(outputs[0]), "what is left out is there"
+
+
+@pytest.fixture
+def longer(tmp_path, stories260k):
+    """The tokenizer and a layer of a real model, for 2048 tokens."""
+    model = AutoMagnetForCausalLM.from_pretrained(stories260k)
+    model.model.layers = model.model.layers[:1]
+    model.config.num_hidden_layers = 1
+    model.config.max_position_embeddings = model.tokenizer.model_max_length = 2048
+    model.save_pretrained(tmp_path / "longer")
+    return tmp_path / "longer"
+
+
+def write_page(output):
+    """What `scaling.py` writes into."""
+    (output / "page.md").write_text("".join(f"<!-- {name} -->\nold\n<!-- / -->\n" for name in scaling.TABLES))
+
+
+def test_every_script_has_an_entry():
+    scripts = {
+        str(path.relative_to(EXAMPLES).with_suffix(""))
+        for path in EXAMPLES.rglob("*.py")
+        if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+    }
+    assert len(scripts) > 25
+    assert {command.script for command in COMMANDS} | set(LEFT_OUT) == scripts, "a new script needs an entry"
+    assert len({command.label for command in COMMANDS}) == len(COMMANDS)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.label)
+def test_a_command_writes_the_same_bytes_twice(command, interpreters, inputs, request):
+    folders = {"inputs": inputs}
+    if "{longer}" in command.options:
+        folders["longer"] = request.getfixturevalue("longer")
+    outputs = run_twice(
+        interpreters,
+        EXAMPLES / f"{command.script}.py",
+        lambda output: command.arguments(**folders, output=output),
+        name=command.label,
+        prepare=write_page if command.script == "benchmarks/scaling" else lambda output: None,
+    )
+    check_same(outputs, dropped=command.dropped, unread=command.unread, writes=command.writes)
+
+
+@pytest.mark.long
+def test_the_librarys_own_functions_write_the_same_bytes_twice(interpreters, inputs):
+    given = [inputs / "magnet", inputs / "t5", inputs / "train.jsonl.xz"]
+    outputs = run_twice(
+        interpreters,
+        REPOSITORY / "tests" / "determinism" / "library_calls.py",
+        lambda output: [str(path) for path in (*given, output)],
+        name="library",
+    )
+    # What the arguments of training hold of the folder.
+    folder = "training_args.bin"
+    check_same(outputs, dropped=[folder], unread=[folder], writes="adapter/adapter_config.json")

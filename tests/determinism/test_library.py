@@ -1,0 +1,114 @@
+"""One process: the same again behind other calls, and nothing of the caller's random state is moved."""
+
+import json
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+from transformers import set_seed
+
+from modeling_magnet import AutoMagnetForCausalLM
+from trainer import LoraArguments, apply_lora
+
+from ..trainer.tiny import tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_trainer
+from . import library_calls
+from .artefacts import artefacts
+from .commands import CHECKSUMS, EVALUATED
+
+
+def states():
+    """Where the global generators stand."""
+    kind, keys, place, *rest = np.random.get_state()
+    return torch.get_rng_state().tolist(), random.getstate(), (kind, keys.tolist(), place, *rest)
+
+
+def test_the_same_seed_gives_the_same_twice_in_a_process(tiny_model, tmp_path):
+    found = []
+    for name in ("once", "again"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for call in (library_calls.encode, library_calls.infill, library_calls.generate):
+            call(tiny_model, folder)
+        library_calls.train(folder, name="run", loss_phases=["1:1,0,1", "2:1,9,1"], save_steps=3)
+        found.append(artefacts(folder, dropped=[*EVALUATED, *CHECKSUMS], unread=["training_args.bin"]))
+        torch.manual_seed(1)
+        random.seed(1)
+        tiny_model.infill("The cat", " sat.", max_new_tokens=9, do_sample=True)
+    assert found[0].keys() == found[1].keys()
+    assert [name for name in found[0] if found[0][name] != found[1][name]] == []
+
+
+CALLS = {
+    "encode": lambda model, folder: model.encode(["The cat sat.", "She ate."]),
+    "encode_words": lambda model, folder: model.encode_words("The cat sat."),
+    "encode_tokens": lambda model, folder: model.encode_tokens("The cat sat."),
+    "infill": lambda model, folder: model.infill("The cat", " sat.", max_new_tokens=3, num_return_sequences=2),
+    "infill_blanks": lambda model, folder: model.infill_blanks("The [blank] sat.", num_tokens="auto"),
+    "rewrite": lambda model, folder: model.rewrite("The cat sat.", 4, 7),
+    "score_infill": lambda model, folder: model.score_infill("The", [" cat", " dog"], " sat."),
+    "save_pretrained": lambda model, folder: model.save_pretrained(folder / "saved"),
+    "from_pretrained": lambda model, folder: AutoMagnetForCausalLM.from_pretrained(folder / "before"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_draws_nothing_leaves_the_global_generators_alone(tiny_model, tmp_path, name):
+    tiny_model.save_pretrained(tmp_path / "before")
+    before = states()
+    CALLS[name](tiny_model, tmp_path)
+    assert states() == before
+
+
+def test_sampled_fills_take_one_number_a_gap_from_torchs_global_generator(tiny_model):
+    texts = ["The [blank] sat on [blank].", "She [blank]."]
+    after = []
+    for calls in ([texts], [[text] for text in texts]):
+        torch.manual_seed(3)
+        fills = [fill for call in calls for fill in tiny_model.infill_blanks(call, max_new_tokens=3, do_sample=True)]
+        after.append((fills, torch.get_rng_state().tolist()))
+    assert after[0] == after[1]
+    torch.manual_seed(3)
+    torch.randint(2**62, (3,))
+    assert torch.get_rng_state().tolist() == after[0][1]
+
+
+def test_an_adapter_in_a_training_checkpoint_names_its_layers_in_order(tmp_path):
+    model = apply_lora(tiny_model(), LoraArguments(lora_r=2))
+    names = model.peft_config["default"].target_modules
+    trainer = tiny_trainer(tiny_args(tmp_path), model=model)
+    trainer.save_model(str(tmp_path / "saved"))
+    config = type(model.peft_config["default"]).from_pretrained(str(tmp_path / "saved"))
+    written = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())["target_modules"]
+    assert written == sorted(names) and len(written) == 14
+    assert model.peft_config["default"].target_modules is names, "the model's own stays a set"
+    assert config.target_modules == names
+
+
+@pytest.fixture
+def own_switches(monkeypatch):
+    """What `full_determinism` turns on in the whole process is off again behind a test."""
+    before = dict(os.environ)
+    yield
+    torch.use_deterministic_algorithms(False)
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.parametrize("more", [{"contrastive_recompute": True}, {"bf16": True, "gradient_checkpointing": True}])
+def test_full_determinism_runs_through_training_encoding_and_infilling(tmp_path, tiny_model, own_switches, more):
+    losses = []
+    for full in (False, True):
+        phases = ["1:1,0,1", "1:1,9,1"]
+        args = tiny_args(tmp_path, full_determinism=full, loss_phases=phases, contrastive_mini_batch_tokens=60, **more)
+        trainer = tiny_trainer(args, eval_dataset=tiny_rows(5, seed=3), eval_pair_dataset=tiny_pairs(8))
+        assert torch.are_deterministic_algorithms_enabled() is full
+        trainer.train()
+        losses.append([log.get("loss") for log in trainer.state.log_history] + [trainer.evaluate()["eval_loss"]])
+    assert losses[0] == losses[1], "on a CPU it changes nothing"
+    set_seed(0)
+    assert tiny_model.encode(["The cat sat."]).shape == (1, 32)
+    assert tiny_model.encode_words("The cat sat.")[0].shape == (3, 32)
+    assert tiny_model.infill("The cat", " sat.", max_new_tokens=3, do_sample=True)
+    assert tiny_model.score_infill("The", [" cat", " dog"], " sat.")
