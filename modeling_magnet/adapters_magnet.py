@@ -12,7 +12,15 @@ from .binding_magnet import ADAPTER_LAYERS, BindingMixin
 from .configuration_magnet import MagnetSettings
 from .head_magnet import ContrastiveHead
 from .sidecars_magnet import HEAD_WEIGHTS
-from .sources_magnet import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, CheckpointError, ModelSource, told_mismatch
+from .sources_magnet import (
+    ADAPTER_CONFIG,
+    ADAPTER_SETTINGS,
+    ADAPTER_WEIGHTS,
+    CheckpointError,
+    ModelSource,
+    first_line,
+    told_mismatch,
+)
 
 try:  # needed only by models that have an adapter
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -21,6 +29,8 @@ except ImportError:
 
 # What an adapter must agree on with its base before any weight is read.
 _SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+# What peft raises over a configuration or weights that it cannot use.
+_UNUSABLE = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError, SafetensorError)
 # How peft names the weights of an adapter of a model that it wraps.
 _PREFIX = "base_model.model."
 
@@ -56,7 +66,7 @@ class AdaptersMixin(BindingMixin):
         conversions = getattr(self, "_weight_conversions", None)
         try:
             # Told to go on, transformers names the tensors that do not fit.
-            report = super().load_adapter(peft_model_id, *args, **{**kwargs, "ignore_mismatched_sizes": True})
+            report = self._load_by_parent(peft_model_id, *args, **{**kwargs, "ignore_mismatched_sizes": True})
             self._check_adapter_report(report, source, name)
             if settings is not None and settings.contrastive_head is not None and source is not None:
                 self._load_head(source)
@@ -64,13 +74,29 @@ class AdaptersMixin(BindingMixin):
                 self.config.magnet = settings.to_dict()
             if self.config.magnet["adapter_modes"] is not None:
                 self._bind_adapters()
-        except (ValueError, SafetensorError):
+        except ValueError:
             if not known and name in (getattr(self, "peft_config", None) or {}):
                 self.delete_adapter(name)
             raise
         finally:
             self._weight_conversions = conversions
         return report
+
+    def _load_by_parent(self, peft_model_id: str | None, *args: Any, **kwargs: Any) -> Any:
+        """`load_adapter` of transformers and peft, whose errors over a directory do not always name it.
+
+        Raises:
+            CheckpointError: naming the adapter: a configuration that peft cannot use, or weights that are none.
+        """
+        try:
+            return super().load_adapter(peft_model_id, *args, **kwargs)  # type: ignore[safe-super]
+        except _UNUSABLE as error:
+            if peft_model_id is None:  # in memory: the caller's own objects, and so the caller's errors
+                raise
+            raise CheckpointError(
+                f"The adapter at {str(peft_model_id)!r} cannot be used ({type(error).__name__}: {first_line(error)}). "
+                f"Restore {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, or save it anew."
+            ) from error
 
     def _check_adapter_report(self, report: Any, source: ModelSource | None, name: str) -> None:
         """Refuse what transformers would have gone on with."""
@@ -98,7 +124,13 @@ class AdaptersMixin(BindingMixin):
         if file is None:
             return [], []
         stored = {key.removeprefix(_PREFIX): tensor for key, tensor in load_file(str(file)).items()}
-        result: Any = set_peft_model_state_dict(self, stored, adapter_name=name)
+        try:
+            result: Any = set_peft_model_state_dict(self, stored, adapter_name=name)
+        except _UNUSABLE as error:
+            raise CheckpointError(
+                f"The weights of the adapter at {source} do not go with its {ADAPTER_CONFIG} "
+                f"({type(error).__name__}: {first_line(error)}). Restore the files that belong together."
+            ) from error
         missing = [key for key in result.missing_keys if f".{name}." in f"{key}."]
         return missing, list(result.unexpected_keys)
 

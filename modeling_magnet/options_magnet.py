@@ -84,10 +84,9 @@ class InfillOptions:
             end_of_span (`int`): The model's setting, 0 for a model that was not taught to end spans.
         """
         own = {field.name for field in fields(cls)}
-        if not isinstance(given.get("generation_config") or default_config, GenerationConfig):
-            raise ValueError(
-                f"`generation_config` is {given['generation_config']!r:.60}; expected a GenerationConfig."
-            )
+        given_config = given.get("generation_config")
+        if given_config is not None and not isinstance(given_config, GenerationConfig):
+            raise ValueError(f"`generation_config` is {given_config!r:.60}; expected a GenerationConfig.")
         for name in given:
             if name not in own and name not in SUPPORTED:
                 close = difflib.get_close_matches(name, sorted(own | set(SUPPORTED)), n=1)
@@ -97,7 +96,7 @@ class InfillOptions:
                     f"GenerationConfig {', '.join(SUPPORTED)}."
                 )
         config = merge_generation_config(
-            given.get("generation_config") or default_config, {k: v for k, v in given.items() if k not in own}
+            given_config or default_config, {k: v for k, v in given.items() if k not in own}
         )
         options = cls(**{**{k: v for k, v in given.items() if k in own}, "generation_config": config})
         if options.stop_at_end_of_span and not end_of_span:

@@ -12,15 +12,78 @@ PIECES = (
     *("", " ", "  ", "\t", "\n", "\r\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\u00a0", "\u3000"),
     *("\x00", "\x01", "\x1b[31m", "\x7f", "\ufeff", "\ufffd", "\ufffe", "\u202e", "\u200b", "\u200d", "\ufe0f"),
     *("\ud800", "\udfff", "\udc80", "\U0010ffff", "e\u0301", "\u0301", "\u0e33", "\u0bbe", "ﬃ", "ß", "İ", "ǆ"),
-    *("👩\u200d👩\u200d👧", "👍🏽", "🇩🇪", "🇩", "🏴\U000e0067\U000e0062\U000e007f", "한\u1161", "中文", "עברית", "हिन्दी"),
-    *("[blank]", "\\[blank]", "\\\\[blank]", "[blank", "blank]", "[[blank]]", "_", "▁", "<s>", "</s>", "<unk>", "<pad>"),
-    *("<script>alert(1)</script>", "<!-- ", "-->", "</textarea>", "&lt;", "&#x3c;", '" onload="x', "'", '"', "`", "```"),
-    *("---", "\n---\n", "...\n", "- ", ": ", "#", "| a | b |", "](javascript:x)", "![x](y)", "{{x}}", "{output}", "${x}"),
+    *(
+        "👩\u200d👩\u200d👧",
+        "👍🏽",
+        "🇩🇪",
+        "🇩",
+        "🏴\U000e0067\U000e0062\U000e007f",
+        "한\u1161",
+        "中文",
+        "עברית",
+        "हिन्दी",
+    ),
+    *(
+        "[blank]",
+        "\\[blank]",
+        "\\\\[blank]",
+        "[blank",
+        "blank]",
+        "[[blank]]",
+        "_",
+        "▁",
+        "<s>",
+        "</s>",
+        "<unk>",
+        "<pad>",
+    ),
+    *(
+        "<script>alert(1)</script>",
+        "<!-- ",
+        "-->",
+        "</textarea>",
+        "&lt;",
+        "&#x3c;",
+        '" onload="x',
+        "'",
+        '"',
+        "`",
+        "```",
+    ),
+    *(
+        "---",
+        "\n---\n",
+        "...\n",
+        "- ",
+        ": ",
+        "#",
+        "| a | b |",
+        "](javascript:x)",
+        "![x](y)",
+        "{{x}}",
+        "{output}",
+        "${x}",
+    ),
     *("!!python/object:os.system", "&a", "*a", "%s", "%n", "\\", "\\\\", "\\u0000", "../../etc/x", "/dev/zero", "NUL"),
     *("NaN", "null", "true", "0", "-1", "1e999", "{}", "[]", '{"a":1}', ",", ";", "=", "~", "$", "^", "(a+)+$"),
-    *("the cat", "She ate the apple for lunch.", "Dr. No said: \"Stop!\" He did.", "w1", "w2 w3", "a", "A", "word"),
+    *("the cat", "She ate the apple for lunch.", 'Dr. No said: "Stop!" He did.', "w1", "w2 w3", "a", "A", "word"),
 )
-NAMES = ("text", "label", "anchor", "positive", "id", "a", "", " ", "text ", "Text", "__proto__", "self", "\ud800", "ü")
+NAMES = (
+    "text",
+    "label",
+    "anchor",
+    "positive",
+    "id",
+    "a",
+    "",
+    " ",
+    "text ",
+    "Text",
+    "__proto__",
+    "self",
+    "\ud800",
+    "ü",
+)
 
 
 def text(draw: random.Random, most: int = 8) -> str:
@@ -68,7 +131,11 @@ def value(draw: random.Random, depth: int = 2, *, of_json: bool = False) -> Any:
     kind = draw.randrange(10 if depth else 6)
     if kind < 2:
         given = number(draw)
-        return given if not of_json or isinstance(given, (int, float, str)) and type(given).__module__ == "builtins" else 3
+        return (
+            given
+            if not of_json or isinstance(given, (int, float, str)) and type(given).__module__ == "builtins"
+            else 3
+        )
     if kind < 4:
         return text(draw, 3)
     if kind == 4:
@@ -115,7 +182,7 @@ def json_bytes(draw: random.Random, values: Any) -> bytes:
             lambda: b'{"a":' * draw.choice((10, 990, 1100, 50_000)) + b"1" + b"}" * 10,
             lambda: raw.replace(b'"', b'"\\ud800', 1),
             lambda: raw.replace(b"1", b"1" * 5000, 1),
-            lambda: raw.replace(b": ", b": NaN, \"x\": ", 1),
+            lambda: raw.replace(b": ", b': NaN, "x": ', 1),
             lambda: raw[:-1] + b"," + raw[1:],
             lambda: raw + raw,
             lambda: raw[: draw.randrange(len(raw) + 1)],
@@ -141,7 +208,9 @@ def mutated(draw: random.Random, raw: bytes) -> bytes:
         elif kind == 4:
             data[place:place] = data[place : place + draw.randint(1, 16)]
         else:
-            data[place:place] = draw.choice((b"\x00", b"\n", b"\xc0\x80", b"\xed\xa0\x80", b"\xff\xfe", b'"', b"}", b","))
+            data[place:place] = draw.choice(
+                (b"\x00", b"\n", b"\xc0\x80", b"\xed\xa0\x80", b"\xff\xfe", b'"', b"}", b",")
+            )
     return bytes(data)
 
 
@@ -150,4 +219,16 @@ def some(draw: random.Random, options: Sequence[Any], most: int) -> list[Any]:
     return [draw.choice(options) for _ in range(draw.randrange(most + 1))]
 
 
-__all__ = ["NAMES", "PIECES", "changed", "json_bytes", "mutated", "number", "small", "some", "text", "unicode_text", "value"]
+__all__ = [
+    "NAMES",
+    "PIECES",
+    "changed",
+    "json_bytes",
+    "mutated",
+    "number",
+    "small",
+    "some",
+    "text",
+    "unicode_text",
+    "value",
+]

@@ -193,4 +193,17 @@ def _where(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error)[:300]} [{places}]"
 
 
-__all__ = ["FINDING", "REFUSED", "RIGHT", "Broken", "Hung", "Target", "Verdict", "check", "is_clear", "judge", "naming", "refused"]
+__all__ = [
+    "FINDING",
+    "REFUSED",
+    "RIGHT",
+    "Broken",
+    "Hung",
+    "Target",
+    "Verdict",
+    "check",
+    "is_clear",
+    "judge",
+    "naming",
+    "refused",
+]

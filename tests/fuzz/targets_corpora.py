@@ -6,7 +6,6 @@ import io
 import json
 import lzma
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from examples.corpus.reading import ChunkStream, open_corpus
-from examples.evaluate.annotation_form import make_form, read_answers, read_key
 from examples.evaluate.clustering_data import CLUSTERING_SETS
 from examples.evaluate.conll import read_conll
 from examples.evaluate.side_by_side import read_own
@@ -48,7 +46,9 @@ def raw_file(draw: random.Random, kind: str, rows: list[dict[str, Any]]) -> byte
     """The rows as a file of a kind, `.gz` or `.xz` behind it, in some cases damaged."""
     kind, _, packed = kind.partition(".")
     if kind in ("jsonl", "json"):
-        raw = b"\n".join(inputs.json_bytes(draw, row) if draw.random() < 0.3 else json.dumps(row).encode() for row in rows)
+        raw = b"\n".join(
+            inputs.json_bytes(draw, row) if draw.random() < 0.3 else json.dumps(row).encode() for row in rows
+        )
     elif kind == "txt":
         raw = "\n".join(str(value) for row in rows for value in row.values()).encode("utf-8", "surrogatepass")
     else:
@@ -60,7 +60,9 @@ def raw_file(draw: random.Random, kind: str, rows: list[dict[str, Any]]) -> byte
     if draw.random() < 0.3:
         raw = inputs.mutated(draw, raw)
     if draw.random() < 0.05:
-        raw = draw.choice((b"\xef\xbb\xbf" + raw, raw.decode("utf-8", "replace").encode("utf-16"), b"[" + raw + b"]", raw * 50))
+        raw = draw.choice(
+            (b"\xef\xbb\xbf" + raw, raw.decode("utf-8", "replace").encode("utf-16"), b"[" + raw + b"]", raw * 50)
+        )
     if packed:
         raw = {"gz": gzip.compress, "xz": lzma.compress}[packed](raw)
         raw = inputs.mutated(draw, raw) if draw.random() < 0.3 else raw
@@ -95,10 +97,14 @@ def parquet(draw: random.Random, folder: Path) -> None:
     """The same for Parquet, whose bytes are read by native code."""
     rows, file = draw.randrange(5), folder / "corpus.parquet"
     texts: Any = [draw.choice((inputs.unicode_text(draw, 2), inputs.unicode_text(draw, 2), None)) for _ in range(rows)]
-    kind = draw.choice((pa.string(), pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.binary()))
+    kind = draw.choice(
+        (pa.string(), pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.binary())
+    )
     column = pa.array([text and text.encode() for text in texts] if kind == pa.binary() else texts, type=kind)
     if kind == pa.string() and draw.random() < 0.3:  # bytes that are no UTF-8 under the name of a string
-        column = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\3\0\0\0"), pa.py_buffer(b"a\xff\xed")])
+        column = pa.Array.from_buffers(
+            pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\3\0\0\0"), pa.py_buffer(b"a\xff\xed")]
+        )
     pq.write_table(pa.table({draw.choice(("text", "text", "Text")): column, "id": pa.nulls(len(column))}), file)
     raw = file.read_bytes()
     if draw.random() < 0.6:
@@ -205,7 +211,9 @@ def evaluations(draw: random.Random, folder: Path) -> None:
         chosen = draw.choice([one.file for one in CLUSTERING_SETS.values() if one.file is not None])
         raw = b"title\tsubject\nabout cats\tbiology\n"
         if chosen.name.startswith("20news"):
-            raw = inputs.json_bytes(draw, inputs.changed(draw, {"subject": "Re: a subject of some length here", "label": 3}))
+            raw = inputs.json_bytes(
+                draw, inputs.changed(draw, {"subject": "Re: a subject of some length here", "label": 3})
+            )
         return chosen.name, raw, lambda: chosen.read(folder / chosen.name)
 
     def wikitext() -> Any:

@@ -104,10 +104,14 @@ def forward(draw: random.Random, folder: Path) -> None:
     """A forward with hostile tables: right states whatever a span or padding hides, or a clear error."""
     shape = (draw.randint(1, 3), draw.randint(1, 8))
     # Ids are torch's to refuse, and so is what causal mode hands on to the parent as it is.
-    given: dict[str, Any] = {"input_ids": torch.tensor([draw.choice((1, 4, 5, 20, 43)) for _ in range(shape[0] * shape[1])]).reshape(shape)}
+    given: dict[str, Any] = {
+        "input_ids": torch.tensor([draw.choice((1, 4, 5, 20, 43)) for _ in range(shape[0] * shape[1])]).reshape(shape)
+    }
     mode: Any = draw.choice((*MODES, "infill", "infill"))
     if draw.random() < 0.15:
-        mode = draw.choice(([draw.choice(MODES) for _ in range(shape[0])], "Causal", "", [], ["infill"], ("x",) * shape[0]))
+        mode = draw.choice(
+            ([draw.choice(MODES) for _ in range(shape[0])], "Causal", "", [], ["infill"], ("x",) * shape[0])
+        )
     if mode == "infill" or "infill" in mode or draw.random() < 0.1:
         given["segment_ids"] = _tensor(draw, shape, draw.choice(((0, 1, 2), (0, 0, 1, 3, 7), (0, -1))))
     is_causal = mode == "causal" or "causal" in mode
@@ -138,7 +142,9 @@ def _check_spans_are_hidden(given: dict[str, Any], states: torch.Tensor) -> None
     changed = torch.where(hidden, 48 - given["input_ids"].clamp(5, 43), given["input_ids"])
     with torch.no_grad():
         other = model()(**{**given, "input_ids": changed}, mode="infill").last_hidden_state
-    check(torch.allclose(states[~hidden], other[~hidden], atol=1e-5), f"a span is seen from outside: {segments.tolist()}")
+    check(
+        torch.allclose(states[~hidden], other[~hidden], atol=1e-5), f"a span is seen from outside: {segments.tolist()}"
+    )
 
 
 def windows(draw: random.Random, folder: Path) -> None:
@@ -169,7 +175,10 @@ def batches(draw: random.Random, folder: Path) -> None:
     side = draw.choice(("left", "right"))
     tables = pad_token_rows(rows, pad_token_id=0, padding_side=side)
     mask = tables["attention_mask"].bool()
-    check([ids[real].tolist() for ids, real in zip(tables["input_ids"], mask, strict=True)] == rows, "padding lost tokens")
+    check(
+        [ids[real].tolist() for ids, real in zip(tables["input_ids"], mask, strict=True)] == rows,
+        "padding lost tokens",
+    )
     packed = pack_token_rows(rows, pad_token_id=0, multiple=draw.choice((1, 2, 7)))
     check(
         [packed.input_ids[packed.row_ids == number].tolist() for number in range(len(rows))] == rows,

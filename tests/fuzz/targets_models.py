@@ -27,13 +27,25 @@ SIZE = 400  # of the embedding matrix, more than any of these tokenizers has
 def _word_level(draw: random.Random) -> Tokenizer:
     words = [*SPECIAL, "w1", "w2", "the", "cat", ".", "[", "blank", "]", "a", "find", "sentence", ":"]
     made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
-    made.pre_tokenizer = draw.choice((pre_tokenizers.Whitespace(), pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()))
+    made.pre_tokenizer = draw.choice(
+        (pre_tokenizers.Whitespace(), pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation())
+    )
     return made
 
 
 def _byte_level(draw: random.Random) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("c", "a"), ("Ġ", "ca"), ("Ġ", "Ġ"), ("Ċ", "a"), ("a", "a"), ("a", "Ġ")]
+    merges = [
+        ("t", "h"),
+        ("th", "e"),
+        ("Ġ", "the"),
+        ("c", "a"),
+        ("Ġ", "ca"),
+        ("Ġ", "Ġ"),
+        ("Ċ", "a"),
+        ("a", "a"),
+        ("a", "Ġ"),
+    ]
     words = [*SPECIAL[:3], *alphabet, *dict.fromkeys(left + right for left, right in merges)]
     made = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, merges))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=draw.random() < 0.3, use_regex=draw.random() < 0.5)
@@ -48,7 +60,9 @@ def _characters(draw: random.Random) -> Tokenizer:
     words = [*SPECIAL, *bytes_, *LETTERS, "th", "the", "▁the", "▁▁"]
     merges = [("t", "h"), ("th", "e"), ("▁", "the"), ("▁", "▁")]
     vocabulary = {word: number for number, word in enumerate(dict.fromkeys(words))}
-    made = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=fallback, fuse_unk=draw.random() < 0.5))
+    made = Tokenizer(
+        models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=fallback, fuse_unk=draw.random() < 0.5)
+    )
     made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     made.decoder = decoders.Sequence(parts)
@@ -57,7 +71,9 @@ def _characters(draw: random.Random) -> Tokenizer:
 
 def _unigram(draw: random.Random) -> Tokenizer:
     words = [*SPECIAL, *LETTERS, "▁the", "▁cat", "he", "blank"]
-    made = Tokenizer(models.Unigram([(word, -float(number)) for number, word in enumerate(dict.fromkeys(words))], unk_id=0))
+    made = Tokenizer(
+        models.Unigram([(word, -float(number)) for number, word in enumerate(dict.fromkeys(words))], unk_id=0)
+    )
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=draw.choice(("always", "never", "first")))
     made.decoder = decoders.Metaspace(prepend_scheme="always")
     return made
@@ -65,7 +81,15 @@ def _unigram(draw: random.Random) -> Tokenizer:
 
 def _lossy(draw: random.Random) -> Tokenizer:
     made = _byte_level(draw)
-    made.normalizer = draw.choice((normalizers.Lowercase(), normalizers.NFKC(), normalizers.Strip(), normalizers.StripAccents(), normalizers.Replace("the", "")))
+    made.normalizer = draw.choice(
+        (
+            normalizers.Lowercase(),
+            normalizers.NFKC(),
+            normalizers.Strip(),
+            normalizers.StripAccents(),
+            normalizers.Replace("the", ""),
+        )
+    )
     return made
 
 
@@ -101,7 +125,10 @@ def tokens(draw: random.Random, folder: Path) -> None:
     """Token rows of any text by any tokenizer: framed, cut to their length, and continued as they began."""
     chosen = tokenizer(draw.randrange(TOKENIZERS))
     texts = [inputs.unicode_text(draw, 4) for _ in range(draw.randrange(3))]
-    length, prompt = draw.choice((3, 4, 9, 64)), draw.choice((None, "", inputs.unicode_text(draw, 2), inputs.text(draw, 2)))
+    length, prompt = (
+        draw.choice((3, 4, 9, 64)),
+        draw.choice((None, "", inputs.unicode_text(draw, 2), inputs.text(draw, 2))),
+    )
     check_tokenizer_fits(chosen, draw.choice((SIZE, SIZE, 3)))
     name, number = resolve_mask_token(chosen, draw.choice((None, None, "_", "the", "nothing", "", "<unk>")))
     check(chosen.convert_ids_to_tokens(number) == name, f"{name!r} is not {number}")
@@ -112,19 +139,26 @@ def tokens(draw: random.Random, folder: Path) -> None:
         check(chosen.bos_token_id in (None, row[0]), f"{row} without BOS")
     for text in texts:
         ids = continuation_ids(chosen, text)
-        check(bool(ids) or not chosen(text, add_special_tokens=False)["input_ids"] or not text.strip(), f"{text!r} is lost")
+        check(
+            bool(ids) or not chosen(text, add_special_tokens=False)["input_ids"] or not text.strip(),
+            f"{text!r} is lost",
+        )
 
 
 def layouts(draw: random.Random, folder: Path) -> None:
     """Gaps keep their positions free, and what is laid out has as many positions as its parts."""
     chosen = tokenizer(draw.randrange(TOKENIZERS))
     pieces = [inputs.unicode_text(draw, 3) + draw.choice(("", " ", "  ")) for _ in range(draw.randint(2, 4))]
-    lengths: list[Any] = [draw.choice((1, 2, 5, 0, True, 1.0, 2**40)) if draw.random() < 0.1 else draw.randint(1, 4) for _ in pieces[1:]]
+    lengths: list[Any] = [
+        draw.choice((1, 2, 5, 0, True, 1.0, 2**40)) if draw.random() < 0.1 else draw.randint(1, 4) for _ in pieces[1:]
+    ]
     made = lay_out(chosen, pieces, gap_lengths=lengths, context_length=64, heal=draw.choice((None, "space", "token")))
     check(len(made.token_ids) == len(made.positions) and made.length <= 64, f"{made}")
     check(made.length == len(made.token_ids) + sum(lengths), "positions of tokens and gaps")
     free = {start + place for start, length in zip(made.gap_starts, lengths, strict=True) for place in range(length)}
-    check(free.isdisjoint(made.positions) and len(free) == sum(lengths), f"gaps at {made.gap_starts} in {made.positions}")
+    check(
+        free.isdisjoint(made.positions) and len(free) == sum(lengths), f"gaps at {made.gap_starts} in {made.positions}"
+    )
 
 
 def vocabularies(draw: random.Random, folder: Path) -> None:
@@ -147,12 +181,24 @@ def encoding(draw: random.Random, folder: Path) -> None:
     chosen = model(draw)
     texts: Any = [inputs.unicode_text(draw, 4) for _ in range(draw.randrange(4))]
     if draw.random() < 0.1:
-        texts = draw.choice((lambda: inputs.value(draw), lambda: [*texts, inputs.text(draw)], lambda: np.array(texts)))()
-    options = _options(draw, {
-        "prompt": ("", "the", "find: ", None), "prompt_name": ("sentence", "STS", "x"), "batch_size": (1, 2, 0), "batch_tokens": (1, 8, -1),
-        "max_length": (3, 5, 64, 65, 2), "pooling": ("last", "mean", "weighted_mean", "cls"), "truncate_dim": (1, 16, 17, 0),
-        "normalize_embeddings": (True, False), "precision": ("float32", "ubinary", "int8"), "output_value": ("sentence_embedding", "token_embeddings"),
-    })
+        texts = draw.choice(
+            (lambda: inputs.value(draw), lambda: [*texts, inputs.text(draw)], lambda: np.array(texts))
+        )()
+    options = _options(
+        draw,
+        {
+            "prompt": ("", "the", "find: ", None),
+            "prompt_name": ("sentence", "STS", "x"),
+            "batch_size": (1, 2, 0),
+            "batch_tokens": (1, 8, -1),
+            "max_length": (3, 5, 64, 65, 2),
+            "pooling": ("last", "mean", "weighted_mean", "cls"),
+            "truncate_dim": (1, 16, 17, 0),
+            "normalize_embeddings": (True, False),
+            "precision": ("float32", "ubinary", "int8"),
+            "output_value": ("sentence_embedding", "token_embeddings"),
+        },
+    )
     made = chosen.encode(texts, **options)
     if isinstance(texts, str):
         return
@@ -169,11 +215,24 @@ def words(draw: random.Random, folder: Path) -> None:
     """Each word and each token has its place in the text, in order, and a vector of numbers."""
     chosen = model(draw)
     text = inputs.unicode_text(draw, 6)
-    options = _options(draw, {"prompt": ("", "the", "a: "), "shift": ("next", "same", "x"), "mode": ("bidirectional", "causal", "infill"), "max_length": (4, 8, 64), "window_overlap": (0, 1, 3, 100), "batch_tokens": (8, 1)})
+    options = _options(
+        draw,
+        {
+            "prompt": ("", "the", "a: "),
+            "shift": ("next", "same", "x"),
+            "mode": ("bidirectional", "causal", "infill"),
+            "max_length": (4, 8, 64),
+            "window_overlap": (0, 1, 3, 100),
+            "batch_tokens": (8, 1),
+        },
+    )
     kind = draw.randrange(3)
     if kind == 0:
         made = chosen.encode_tokens(text, **options)
-        check(all(0 <= start <= end <= len(text) for start, end in made.offsets.tolist()), f"{made.offsets.tolist()} of {text!r}")
+        check(
+            all(0 <= start <= end <= len(text) for start, end in made.offsets.tolist()),
+            f"{made.offsets.tolist()} of {text!r}",
+        )
     else:
         given: Any = text if kind == 1 else (text.split() if draw.random() < 0.9 else inputs.value(draw))
         made = chosen.encode_words(given, is_split_into_words=kind == 2, **options)
@@ -182,21 +241,40 @@ def words(draw: random.Random, folder: Path) -> None:
         whole = text if kind == 1 else " ".join(given)
         shown = [whole[start:end] for start, end in made.offsets.tolist()]
         check(shown == (text.split() if kind == 1 else list(given)), f"{shown} of {given!r}")
-    check(len(made.vectors) == len(made.offsets) and bool(np.isfinite(made.vectors).all()), "vectors that are no numbers")
+    check(
+        len(made.vectors) == len(made.offsets) and bool(np.isfinite(made.vectors).all()), "vectors that are no numbers"
+    )
 
 
 FILLING: dict[str, tuple[Any, ...]] = {
-    "heal": ("space", "token", None), "chunk_size": (1, 2, 32, 0), "do_sample": (True,), "temperature": (0.1, 5.0, 0.0, -1.0), "top_k": (1, 5, 0, -1),
-    "top_p": (0.5, 0.0, 1.0, 2.0), "min_p": (0.1, 2.0), "num_return_sequences": (1, 2, 3, 0), "stop_strings": ("a", ".", "", ["the", " "]), "repetition_penalty": (1.5, 0.0),
-    "no_repeat_ngram_size": (1, 2), "stop_at_sentence_end": (True,), "trim_overlap": (True,), "stop_at_end_of_span": (True, False), "return_dict_in_generate": (True, False),
-    "batch_size": (1, 2), "cache_implementation": ("dynamic", "static", "x"),
+    "heal": ("space", "token", None),
+    "chunk_size": (1, 2, 32, 0),
+    "do_sample": (True,),
+    "temperature": (0.1, 5.0, 0.0, -1.0),
+    "top_k": (1, 5, 0, -1),
+    "top_p": (0.5, 0.0, 1.0, 2.0),
+    "min_p": (0.1, 2.0),
+    "num_return_sequences": (1, 2, 3, 0),
+    "stop_strings": ("a", ".", "", ["the", " "]),
+    "repetition_penalty": (1.5, 0.0),
+    "no_repeat_ngram_size": (1, 2),
+    "stop_at_sentence_end": (True,),
+    "trim_overlap": (True,),
+    "stop_at_end_of_span": (True, False),
+    "return_dict_in_generate": (True, False),
+    "batch_size": (1, 2),
+    "cache_implementation": ("dynamic", "static", "x"),
 }
 
 
 def infilling(draw: random.Random, folder: Path) -> None:
     """Fills of any text are text, as many as gaps; a filled text has all that stood around them."""
     chosen, options = model(draw), _options(draw, FILLING)
-    options |= {"num_tokens": draw.choice(("auto", [1, 3], [0], []))} if draw.random() < 0.1 else {"max_new_tokens": draw.choice((1, 2, 3, 5, 0, [1, 2], 100))}
+    options |= (
+        {"num_tokens": draw.choice(("auto", [1, 3], [0], []))}
+        if draw.random() < 0.1
+        else {"max_new_tokens": draw.choice((1, 2, 3, 5, 0, [1, 2], 100))}
+    )
     if draw.random() < 0.05:
         options[draw.choice(("max_new_tokens", "num_tokens"))] = draw.choice((inputs.number(draw), inputs.value(draw)))
     torch.manual_seed(draw.randrange(100))
@@ -235,7 +313,9 @@ def scoring(draw: random.Random, folder: Path) -> None:
     made = chosen.score_infill(before, fills, after, **_options(draw, {"batch_tokens": (1, 16, 0)}))
     check([fill.text for fill in made] == list(fills), "fills in their order")
     for fill in made:
-        check(len(fill.token_ids) == len(fill.logprobs), f"{len(fill.logprobs)} scores of {len(fill.token_ids)} tokens")
+        check(
+            len(fill.token_ids) == len(fill.logprobs), f"{len(fill.logprobs)} scores of {len(fill.token_ids)} tokens"
+        )
         check(all(score <= 1e-6 for score in fill.logprobs), f"{fill.logprobs} are no log-probabilities")
 
 

@@ -1,6 +1,5 @@
 """Model cards and pages from hostile names, labels and texts: nothing in them becomes metadata or markup."""
 
-import json
 import random
 import re
 from functools import cache
@@ -16,12 +15,32 @@ from examples.fills_page import render_page
 from examples.reporting.blocks import Answer, Bullets, Details, Grid, Heading, Link, Page, Story, Text, clean
 from examples.reporting.html_page import render_html
 from examples.reporting.markdown_page import render_markdown
-from modeling_magnet.card_magnet import CardFacts, card_bytes, is_ours, is_readable, read_card, rename_card, with_tags, write_card
+from modeling_magnet.card_magnet import (
+    CardFacts,
+    card_bytes,
+    is_ours,
+    is_readable,
+    read_card,
+    rename_card,
+    with_tags,
+    write_card,
+)
 from tests.fuzz import inputs
 from tests.fuzz.judging import Target, check, naming
 from tests.trainer.tiny import tiny_model
 
-KEYS = {"base_model", "base_model_relation", "datasets", "language", "library_name", "license", "model-index", "model_name", "pipeline_tag", "tags"}
+KEYS = {
+    "base_model",
+    "base_model_relation",
+    "datasets",
+    "language",
+    "library_name",
+    "license",
+    "model-index",
+    "model_name",
+    "pipeline_tag",
+    "tags",
+}
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 CARD_TAGS = {*"h1 h2 p code pre table thead tbody tr th td ul li a".split()}
 
@@ -52,7 +71,10 @@ def harmless(page: str, tags: set[str]) -> str:
     for name, value in found.attributes:
         check(not name.startswith("on"), f"a handler {name}={value!r}")
         is_address = name in ("href", "src")
-        check(not is_address or (value or "").startswith(("https://arxiv.org/", "#", "data:image/svg+xml;base64,")), f"{value!r}")
+        check(
+            not is_address or (value or "").startswith(("https://arxiv.org/", "#", "data:image/svg+xml;base64,")),
+            f"{value!r}",
+        )
     return "".join(found.text)
 
 
@@ -75,8 +97,12 @@ def card(draw: random.Random, folder: Path) -> None:
         recipe=[(inputs.unicode_text(draw, 2), inputs.unicode_text(draw, 4)) for _ in range(draw.randrange(3))],
         results=[
             EvalResult(
-                "text-generation", "held-out", inputs.unicode_text(draw, 2) or "d", "perplexity",
-                draw.choice((2.0, 1e300, float("nan"), float("inf"), 3, 0.1234567)), metric_name=inputs.unicode_text(draw, 2) or None,
+                "text-generation",
+                "held-out",
+                inputs.unicode_text(draw, 2) or "d",
+                "perplexity",
+                draw.choice((2.0, 1e300, float("nan"), float("inf"), 3, 0.1234567)),
+                metric_name=inputs.unicode_text(draw, 2) or None,
             )
             for _ in range(draw.randrange(2))
         ],
@@ -102,7 +128,26 @@ def card(draw: random.Random, folder: Path) -> None:
 
 def foreign_cards(draw: random.Random, folder: Path) -> None:
     """Cards of people, of any bytes: renamed and tagged, or left as they are; never an error."""
-    metadata = draw.choice(("", "tags: [a]\n", "tags: a\n", "tags: {a: 1}\n", "tags: 3\n", "model-index: 3\n", "a: &a [*a]\n", "? [1]\n: 2\n", "model-index:\n- name: x\n  results: []\n", "- 1\n", "tags: [[a], 1]\n", "base_model: 2026-11-22\n", "!!python/object:os.system 1\n", "a: " + "[" * 200 + "\n", "tags: [null]\n", "no: on\n"))
+    metadata = draw.choice(
+        (
+            "",
+            "tags: [a]\n",
+            "tags: a\n",
+            "tags: {a: 1}\n",
+            "tags: 3\n",
+            "model-index: 3\n",
+            "a: &a [*a]\n",
+            "? [1]\n: 2\n",
+            "model-index:\n- name: x\n  results: []\n",
+            "- 1\n",
+            "tags: [[a], 1]\n",
+            "base_model: 2026-11-22\n",
+            "!!python/object:os.system 1\n",
+            "a: " + "[" * 200 + "\n",
+            "tags: [null]\n",
+            "no: on\n",
+        )
+    )
     text = f"---\n{metadata}{inputs.text(draw, 2) if draw.random() < 0.3 else ''}---\n{inputs.text(draw)}"
     if draw.random() < 0.6:
         text += "\n<!-- written by magnet -->\n# x\n" if draw.random() < 0.7 else "<!-- written by magnet"
@@ -120,6 +165,7 @@ def foreign_cards(draw: random.Random, folder: Path) -> None:
 
 def fills(draw: random.Random, folder: Path) -> None:
     """A page of fills shows the texts as they are."""
+
     def fill() -> dict[str, Any]:
         parts = [inputs.unicode_text(draw, 2) for _ in range(draw.randrange(3))]
         whole = "".join(parts) if draw.random() < 0.7 else inputs.unicode_text(draw, 2)
@@ -144,16 +190,31 @@ def _plain(text: str) -> str:
 
 def report(draw: random.Random, folder: Path) -> None:
     """A report's blocks, as HTML and as Markdown, are text."""
+
     def one() -> str:
         return inputs.text(draw, 4)
 
     story = Story(one(), one(), one(), [(one(), one())])
-    blocks = [Heading(2, one()), Text(one(), draw.random() < 0.5), Bullets(one(), [one(), one()]), Grid([one(), one()], [[one(), one()]], [one()]), Details(one(), [Text(one())]), Link(one(), one()), Answer(one(), one()), story]
+    blocks = [
+        Heading(2, one()),
+        Text(one(), draw.random() < 0.5),
+        Bullets(one(), [one(), one()]),
+        Grid([one(), one()], [[one(), one()]], [one()]),
+        Details(one(), [Text(one())]),
+        Link(one(), one()),
+        Answer(one(), f"yes{one()}"),
+        story,
+    ]
     page = Page(one(), draw.sample(blocks, draw.randint(1, len(blocks))))
     for told in (render_html(page), render_markdown(page)):
         told.encode("utf-8")
         check(told == clean(told), "characters that turn text around")
-    harmless(render_html(page), {*"html head meta title style body h1 h2 h4 main nav p ul li a div table thead tbody tr th td details summary strong article small mark figure".split()})
+    harmless(
+        render_html(page),
+        {
+            *"html head meta title style body h1 h2 h4 main nav p ul li a div table thead tbody tr th td details summary strong article small mark figure".split()
+        },
+    )
     # Details, anchors and line ends are HTML of our own; all else comes from Markdown.
     rendered = MARKDOWN.render(render_markdown(page))
     harmless(rendered, {*"h1 h2 h4 p ul li a table thead tbody tr th td details summary strong blockquote br".split()})
@@ -161,7 +222,10 @@ def report(draw: random.Random, folder: Path) -> None:
 
 def forms(draw: random.Random, folder: Path) -> None:
     """What a form shows is data of its script; answers are those of its key, or all that is wrong is said."""
-    shown = {"title": inputs.text(draw), "items": [{"before": inputs.text(draw), "fill": inputs.text(draw), "after": ""}]}
+    shown = {
+        "title": inputs.text(draw),
+        "items": [{"before": inputs.text(draw), "fill": inputs.text(draw), "after": ""}],
+    }
     page = render_form(shown)
     for tag in ("script", "style"):
         check(page.count(f"</{tag}") == render_form({}).count(f"</{tag}"), f"a text ends the {tag}")
@@ -169,12 +233,20 @@ def forms(draw: random.Random, folder: Path) -> None:
     (folder / "key.json").write_bytes(inputs.json_bytes(draw, inputs.changed(draw, key, chance=0.1)))
     given = {"form": "f", "annotator": "a", "answers": {"i1": True, "i2": False}}
     for name in ("one.json", "two.json"):
-        (folder / name).write_bytes(inputs.json_bytes(draw, inputs.changed(draw, {**given, "annotator": name[:1].replace("o", "a").replace("t", "b")}, chance=0.2)))
+        (folder / name).write_bytes(
+            inputs.json_bytes(
+                draw,
+                inputs.changed(draw, {**given, "annotator": name[:1].replace("o", "a").replace("t", "b")}, chance=0.2),
+            )
+        )
     with naming("key.json"):
         read_key(folder / "key.json")
     with naming(".json"):
         answers = read_answers(key, [folder / "one.json", folder / "two.json"])
-    check(all(set(one) == {"i1", "i2"} and {*map(type, one.values())} == {bool} for one in answers.values()), f"{answers}")
+    check(
+        all(set(one) == {"i1", "i2"} and {*map(type, one.values())} == {bool} for one in answers.values()),
+        f"{answers}",
+    )
 
 
 TARGETS = (

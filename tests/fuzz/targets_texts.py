@@ -49,7 +49,9 @@ def split_by_hand(text: str, blank: str) -> list[str]:
 
 def marks(draw: random.Random, folder: Path) -> None:
     """Texts are cut at their marks, as reading them by hand does."""
-    blank: Any = draw.choice(("[blank]", "[blank]", "[blank]", "_", ".", "(a+)+$", "\n", "ab", "", None, 3, "👩", "]["))
+    blank: Any = draw.choice(
+        ("[blank]", "[blank]", "[blank]", "_", ".", "(a+)+$", "\n", "ab", "", None, 3, "👩", "][")
+    )
     text = inputs.text(draw)
     if isinstance(blank, str) and draw.random() < 0.8:
         text += "\\" * draw.randrange(4) + blank + inputs.text(draw, 3)
@@ -65,7 +67,12 @@ def ranges(draw: random.Random, folder: Path) -> None:
     given: Any = [tuple(places[k : k + 2]) for k in range(0, len(places), 2)]
     if draw.random() < 0.3:
         given = draw.choice(
-            (lambda: inputs.value(draw), lambda: [*given, inputs.value(draw)], lambda: given[::-1], lambda: np.array(given))
+            (
+                lambda: inputs.value(draw),
+                lambda: [*given, inputs.value(draw)],
+                lambda: given[::-1],
+                lambda: np.array(given),
+            )
         )()
     pieces = split_at_ranges(text, given, name="`text`")
     taken = [text[start:end] for start, end in given]
@@ -116,7 +123,7 @@ def overlaps(draw: random.Random, folder: Path) -> None:
     """A trimmed fill is a part of the fill, and trimming is soon over."""
     before, fill, after = (inputs.text(draw, 6) for _ in range(3))
     if draw.random() < 0.5:
-        fill = f"{before[-draw.randint(1, 20):]}{fill}{after[: draw.randint(1, 20)]}"
+        fill = f"{before[-draw.randint(1, 20) :]}{fill}{after[: draw.randint(1, 20)]}"
     check(trim_overlap(fill, before=before, after=after) in fill, f"{fill!r} between {before!r} and {after!r}")
 
 
@@ -132,7 +139,12 @@ def sentences(draw: random.Random, folder: Path) -> None:
     check([char for char in running if char.isalnum()] == letters, f"{text!r} became {running!r}")
     shown = clean(text)
     shown.encode("utf-8")
-    check("\x00" not in shown and "\u202e" not in shown and all(c in "abcdefghijklmnopqrstuvwxyz0123456789-" for c in anchor(text)), shown)
+    check(
+        "\x00" not in shown
+        and "\u202e" not in shown
+        and all(c in "abcdefghijklmnopqrstuvwxyz0123456789-" for c in anchor(text)),
+        shown,
+    )
     if "\ud800" <= max(text, default="a") <= "\udfff":
         check_is_unicode(text, name="text")
         raise AssertionError("half of a surrogate pair went through")
@@ -156,11 +168,23 @@ def tagged(draw: random.Random, folder: Path) -> None:
 
 def vectors(draw: random.Random, folder: Path) -> None:
     """Similarities and bytes of hostile embeddings have the right shape, or are refused."""
+
     def embeddings() -> Any:
         shape = draw.choice(((3,), (2, 3), (0, 3), (2, 0), (2, 3, 1), (), (1, 4)))
-        array = np.array([draw.choice((0.0, 1.0, -2.5, np.nan, np.inf, 1e38)) for _ in range(int(np.prod(shape)))]).reshape(shape)
+        array = np.array(
+            [draw.choice((0.0, 1.0, -2.5, np.nan, np.inf, 1e38)) for _ in range(int(np.prod(shape)))]
+        ).reshape(shape)
         kind = draw.randrange(8)
-        return (array, torch.from_numpy(array), array.tolist(), array[::-1] if array.ndim else array, list(torch.from_numpy(array)) if array.ndim else 1, array.astype(str), array.astype(np.float16), inputs.value(draw))[kind]
+        return (
+            array,
+            torch.from_numpy(array),
+            array.tolist(),
+            array[::-1] if array.ndim else array,
+            list(torch.from_numpy(array)) if array.ndim else 1,
+            array.astype(str),
+            array.astype(np.float16),
+            inputs.value(draw),
+        )[kind]
 
     left, right, name = embeddings(), embeddings(), draw.choice((*SIMILARITIES, *SIMILARITIES, "Cosine", "", None))
     if draw.random() < 0.5:
@@ -184,10 +208,33 @@ def bits(draw: random.Random, folder: Path) -> None:
 
 def options(draw: random.Random, folder: Path) -> None:
     """Options of `infill` are options, or each that is none is named."""
-    names = ("max_new_tokens", "num_tokens", "chunk_size", "batch_size", "heal", "stop_at_sentence_end", "trim_overlap", "stop_at_end_of_span", "generation_config", "logits_processor", "stopping_criteria", "streamer", "return_dict_in_generate", *SUPPORTED)
+    names = (
+        "max_new_tokens",
+        "num_tokens",
+        "chunk_size",
+        "batch_size",
+        "heal",
+        "stop_at_sentence_end",
+        "trim_overlap",
+        "stop_at_end_of_span",
+        "generation_config",
+        "logits_processor",
+        "stopping_criteria",
+        "streamer",
+        "return_dict_in_generate",
+        *SUPPORTED,
+    )
     given: dict[str, Any] = {"max_new_tokens": inputs.small(draw)} if draw.random() < 0.8 else {}
     for name in inputs.some(draw, (*names, "max_tokens", "temperatur", ""), 3):
-        given[name] = draw.choice((lambda: inputs.number(draw), lambda: inputs.value(draw), lambda: inputs.small(draw), lambda: "auto", lambda: "token"))()
+        given[name] = draw.choice(
+            (
+                lambda: inputs.number(draw),
+                lambda: inputs.value(draw),
+                lambda: inputs.small(draw),
+                lambda: "auto",
+                lambda: "token",
+            )
+        )()
     made = InfillOptions.of_call(given, default_config=GenerationConfig(), end_of_span=draw.choice((0, 0, 8)))
     check(made.num_answers >= 1 and made.batch_size >= 1 and made.chunk_size >= 1, "a number below 1")
     lengths = made.candidate_lengths(end_of_span=8) if made.num_tokens is not None else [1]

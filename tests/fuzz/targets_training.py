@@ -26,13 +26,17 @@ def phases(draw: random.Random, folder: Path) -> None:
     weights = ("0", "1", "9", "0.5", "1e-3", "-1", "nan", "inf", "1e999", "", " 1", "1_0", "٣", "x", "0x1", "-0")
     entries: Any = [
         f"{draw.choice(('1', '3', '800', '0', '-2', '1.5', '1e3', '', '9' * 400, '9' * 5000, '٣'))}:"
-        + ",".join(inputs.some(draw, weights, 1) + [draw.choice(weights[:5]) for _ in range(draw.choice((2, 3, 3, 3)))])
+        + ",".join(
+            inputs.some(draw, weights, 1) + [draw.choice(weights[:5]) for _ in range(draw.choice((2, 3, 3, 3)))]
+        )
         if draw.random() < 0.4
         else f"{draw.randint(1, 4)}:{draw.choice(weights[:5])},{draw.choice(weights[:5])},1"
         for _ in range(draw.randint(0, 4))
     ]
     if draw.random() < 0.2:
-        entries = draw.choice((lambda: inputs.text(draw), lambda: [*entries, inputs.text(draw, 3)], lambda: inputs.value(draw)))()
+        entries = draw.choice(
+            (lambda: inputs.text(draw), lambda: [*entries, inputs.text(draw, 3)], lambda: inputs.value(draw))
+        )()
     made = parse_phases(entries)
     if sum(phase.steps for phase in made) > 1000:
         return
@@ -80,13 +84,18 @@ def corruption(draw: random.Random, folder: Path) -> None:
 
 def spans(draw: random.Random, folder: Path) -> None:
     """Spans are apart from each other, in their range, and leave the first token alone."""
-    limits = {name: draw.choice((0, 1, 2, 3, 4, 9, -1, 2**40)) for name in ("max_spans", "min_span_tokens", "max_span_tokens")}
+    limits = {
+        name: draw.choice((0, 1, 2, 3, 4, 9, -1, 2**40))
+        for name in ("max_spans", "min_span_tokens", "max_span_tokens")
+    }
     length = draw.choice((0, 1, 2, 3, 5, 17, 200, 2**20 if limits["max_spans"] < 10 and draw.random() < 0.01 else 9))
     generator = torch.Generator().manual_seed(draw.getrandbits(40))
     found = sample_spans(length, **limits, generator=generator)
     edges = [edge for span in found for edge in span]
     check(edges == sorted(set(edges)) and (not edges or 1 <= edges[0] and edges[-1] < length), f"{found} of {length}")
-    check(all(limits["min_span_tokens"] <= end - start <= limits["max_span_tokens"] for start, end in found), f"{found}")
+    check(
+        all(limits["min_span_tokens"] <= end - start <= limits["max_span_tokens"] for start, end in found), f"{found}"
+    )
     check(len(found) <= limits["max_spans"], f"{len(found)} spans")
 
 
@@ -94,7 +103,11 @@ def collators(draw: random.Random, folder: Path) -> None:
     """Batches of hostile rows and pairs, padded where they are not real."""
     if draw.random() < 0.5:
         rows: list[Any] = [
-            {"input_ids": [draw.choice((1, 4, 43)) for _ in range(draw.randrange(9))], "row_id": draw.choice((0, 7, 2**70)), "epoch": 0}
+            {
+                "input_ids": [draw.choice((1, 4, 43)) for _ in range(draw.randrange(9))],
+                "row_id": draw.choice((0, 7, 2**70)),
+                "epoch": 0,
+            }
             for _ in range(draw.randrange(4))
         ]
         if rows and draw.random() < 0.2:
@@ -116,7 +129,10 @@ def collators(draw: random.Random, folder: Path) -> None:
         check(size < 44 or bool((batch["input_ids"] < size).all()), "ids of the vocabulary")
         return
     length = draw.choice((3, 4, 8, 64, 2))
-    given = [{"anchor": inputs.unicode_text(draw, 3), "positive": "w1 " * draw.choice((0, 1, 90))} for _ in range(draw.randrange(4))]
+    given = [
+        {"anchor": inputs.unicode_text(draw, 3), "positive": "w1 " * draw.choice((0, 1, 90))}
+        for _ in range(draw.randrange(4))
+    ]
     pairs = DataCollatorForPairs(TOKENIZER, draw.choice((None, "", "w5: ")), length, 2, draw.choice((None, 64, 200)))
     batch = pairs(given)
     check(batch["input_ids"].shape[0] == 2 * len(given) and batch["input_ids"].shape[1] <= length, "rows and columns")
@@ -132,15 +148,23 @@ def orders(draw: random.Random, folder: Path) -> None:
     sampler.set_epoch(epoch)
     check(sorted(index - epoch * rows for index in sampler) == list(range(rows)), "not every row once")
     size, processes = draw.randint(1, 4), draw.randint(1, 3)
-    shares = [EvenBatchSampler(rows, batch_size=size, num_processes=processes, process_index=rank) for rank in range(processes)]
+    shares = [
+        EvenBatchSampler(rows, batch_size=size, num_processes=processes, process_index=rank)
+        for rank in range(processes)
+    ]
     check(len({len(list(share)) for share in shares}) == 1, "as many batches on each process")
     check(sorted(i for share in shares for batch in share for i in batch) == list(range(rows)), "not every item once")
     first = draw.randrange(9)
     parts = [
         list(
             PairBatchSampler(
-                rows, seed=seed, batch_size=size, num_processes=processes, process_index=rank,
-                first_micro_batch=first, end_micro_batch=first + 4,
+                rows,
+                seed=seed,
+                batch_size=size,
+                num_processes=processes,
+                process_index=rank,
+                first_micro_batch=first,
+                end_micro_batch=first + 4,
             )
         )
         for rank in range(processes)
@@ -158,10 +182,21 @@ ARGUMENTS = {
     "contrastive_max_length": (2, 3, 128, -1),
     "contrastive_mini_batch_tokens": (None, 1, 4096, -1),
     "contrastive_batch_size": (0, 1, 2, -1, 2**40),
-    **dict.fromkeys(("mask_ratio", "mask_token_share", "random_token_share", "causal_ratio", "view_dropout", "temperature"), NUMBERS),
-    **dict.fromkeys(("max_spans", "min_span_tokens", "max_span_tokens", "end_of_span", "eval_max_spans"), (0, 1, 4, -1, 2**40)),
-    **dict.fromkeys(("contrastive_recompute", "keep_contrastive_head", "gradient_checkpointing", "remove_unused_columns"), (True, False)),
-    **dict.fromkeys(("similarity", "contrastive_head", "mntp_shift", "msg_normalization"), ("cosine", "none", "tanh", "", "same", "token")),
+    **dict.fromkeys(
+        ("mask_ratio", "mask_token_share", "random_token_share", "causal_ratio", "view_dropout", "temperature"),
+        NUMBERS,
+    ),
+    **dict.fromkeys(
+        ("max_spans", "min_span_tokens", "max_span_tokens", "end_of_span", "eval_max_spans"), (0, 1, 4, -1, 2**40)
+    ),
+    **dict.fromkeys(
+        ("contrastive_recompute", "keep_contrastive_head", "gradient_checkpointing", "remove_unused_columns"),
+        (True, False),
+    ),
+    **dict.fromkeys(
+        ("similarity", "contrastive_head", "mntp_shift", "msg_normalization"),
+        ("cosine", "none", "tanh", "", "same", "token"),
+    ),
     "max_steps": (-1, 2, 7),
     "label_smoothing_factor": (0, 0.1),
     "per_device_train_batch_size": (1, 0, -1),
@@ -175,7 +210,9 @@ def arguments(draw: random.Random, folder: Path) -> None:
     given = {name: draw.choice(ARGUMENTS[name]) for name in inputs.some(draw, tuple(ARGUMENTS), 3)}
     made = MagnetTrainingArguments(output_dir=str(folder), use_cpu=True, report_to="none", **given)
     check(made.max_steps == sum(phase.steps for phase in made.phases) >= 1, f"{made.max_steps} steps")
-    check(0 <= made.corruption_settings.mask_ratio <= 1 and made.temperature > 0, "a share or a temperature out of range")
+    check(
+        0 <= made.corruption_settings.mask_ratio <= 1 and made.temperature > 0, "a share or a temperature out of range"
+    )
 
 
 def losses(draw: random.Random, folder: Path) -> None:
@@ -186,7 +223,12 @@ def losses(draw: random.Random, folder: Path) -> None:
     targets = torch.tensor([draw.choice((-100, -100, 0, 8)) for _ in range(math.prod(shape))]).reshape(shape)
     with torch.no_grad():
         made = token_losses(
-            states, targets, head=head, vocab_size=9, num_targets=draw.choice((None, None, 0, 100)), chunk_size=draw.choice((None, 1, 64))
+            states,
+            targets,
+            head=head,
+            vocab_size=9,
+            num_targets=draw.choice((None, None, 0, 100)),
+            chunk_size=draw.choice((None, 1, 64)),
         )
         logits = head(states).expand(*shape, 9)
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
