@@ -89,7 +89,7 @@ class AdaptersMixin(BindingMixin):
             CheckpointError: naming the adapter: a configuration that peft cannot use, or weights that are none.
         """
         try:
-            return super().load_adapter(peft_model_id, *args, **kwargs)  # type: ignore[safe-super]
+            return super().load_adapter(peft_model_id, *args, **kwargs)
         except _UNUSABLE as error:
             if peft_model_id is None:  # in memory: the caller's own objects, and so the caller's errors
                 raise

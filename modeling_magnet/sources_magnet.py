@@ -280,7 +280,8 @@ def config_of(values: dict[str, Any], config_class: Any, *, source: str) -> PreT
         config.to_dict()  # also what is only looked at when it is written
     except Exception as error:  # each family checks its fields in its own way
         raise CheckpointError(
-            f"config.json of {source} is none of a {values.get('model_type')!r} ({first_line(error)}). Restore the file."
+            f"config.json of {source} is none of a {values.get('model_type')!r} ({first_line(error)}). Restore the "
+            "file."
         ) from error
     return config
 

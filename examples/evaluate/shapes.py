@@ -23,7 +23,7 @@ def misfits(value: Any, shape: Any, *, where: str) -> Iterator[str]:
         ["plan.a[1] is 'x'; expected a whole number.", "plan has no 'b'."]
     """
     kind = type(shape) if isinstance(shape, (dict, list)) else shape
-    kinds = (int, float) if kind is float else kind
+    kinds: Any = (int, float) if kind is float else kind
     if not isinstance(value, kinds) or isinstance(value, bool):
         yield f"{where} is {value!r:.60}; expected {_NAMES[kind]}."
     elif isinstance(shape, list):

@@ -43,8 +43,8 @@ def table(tallies: dict[str, Tally]) -> str:
     for name, tally in [*tallies.items(), ("all", whole)]:
         each = 1000 * tally.seconds / max(tally.inputs, 1)
         lines.append(
-            f"| {name} | {tally.inputs:,} | {tally.right:,} | {tally.refused:,} | {len(tally.findings)} | {each:.2f} | "
-            f"{tally.slowest[0]:.2f} s ({tally.slowest[1]}) | {tally.memory >> 20:,} |"
+            f"| {name} | {tally.inputs:,} | {tally.right:,} | {tally.refused:,} | {len(tally.findings)} "
+            f"| {each:.2f} | {tally.slowest[0]:.2f} s ({tally.slowest[1]}) | {tally.memory >> 20:,} |"
         )
     return "\n".join(lines)
 
@@ -77,10 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
             for found in tally.findings:
                 bar.write(f"{found[0]}  {found[1]}")
     findings = [found for tally in tallies.values() for found in tally.findings]
-    told = [
-        table(tallies),
-        f"\n{time.monotonic() - began:,.0f} seconds, {len(findings)} findings, seeds from {args.seed}.",
-    ]
+    seconds = time.monotonic() - began
+    told = [table(tallies), f"\n{seconds:,.0f} seconds, {len(findings)} findings, seeds from {args.seed}."]
     told += [f"- `{name}`: {what}" for name, what in findings]
     print("\n".join(told))
     if args.report is not None:

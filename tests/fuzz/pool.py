@@ -1,4 +1,4 @@
-"""Processes that judge inputs, and may crash or hang doing so: then the input is a finding, and the next one follows."""
+"""Processes that judge inputs, and may crash or hang: then the input is a finding, and the next one follows."""
 
 import contextlib
 import faulthandler

@@ -1,21 +1,25 @@
 """All targets by name."""
 
 from tests.fuzz import (
+    targets_checkpoints,
     targets_corpora,
     targets_files,
     targets_masks,
     targets_models,
     targets_pages,
     targets_texts,
+    targets_tokens,
     targets_training,
 )
 from tests.fuzz.judging import Target
 
 _GROUPS = (
     targets_texts,
+    targets_tokens,
     targets_masks,
     targets_training,
     targets_files,
+    targets_checkpoints,
     targets_corpora,
     targets_pages,
     targets_models,

@@ -67,13 +67,16 @@ def pattern(draw: random.Random, folder: Path) -> None:
 
 def segment_ids(draw: random.Random, folder: Path) -> None:
     """Ids of any shape, dtype and sign are a legal table or refused."""
-    shape = tuple(inputs.some(draw, (0, 1, 2, 3), 3))
-    expected = shape if len(shape) == 2 and draw.random() < 0.6 else (draw.randrange(3), draw.randrange(4))
+    shape = (
+        (draw.randrange(3), draw.randrange(5)) if draw.random() < 0.8 else tuple(inputs.some(draw, (0, 1, 2, 3), 3))
+    )
+    expected = shape if len(shape) == 2 and draw.random() < 0.8 else (draw.randrange(3), draw.randrange(4))
     mode = draw.choice((*MODES, "infill", "infill"))
     ids = None
     if draw.random() < 0.9:
         ids = torch.tensor([draw.randint(-1, 9) for _ in range(max(torch.Size(shape).numel(), 1))])
-        ids = ids[: torch.Size(shape).numel()].reshape(shape).clamp(draw.choice((-2, 0, 0))).to(draw.choice(DTYPES))
+        ids = ids[: torch.Size(shape).numel()].reshape(shape).clamp(draw.choice((-2, 0, 0, 0)))
+        ids = ids.to(draw.choice(DTYPES[:4] if draw.random() < 0.8 else DTYPES))
     check_segment_ids(ids, mode=mode, expected_shape=expected)
     if mode != "infill":
         check(ids is None, f"segment ids went through in mode {mode}")

@@ -1,6 +1,7 @@
 """Blanks, prompts, sentences and other places where text is cut or joined, without a model."""
 
 import random
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -166,30 +167,24 @@ def tagged(draw: random.Random, folder: Path) -> None:
         check(to_iob2(sentence.ner) == sentence.ner, "IOB2 of IOB2 is the same")
 
 
+def _embeddings(draw: random.Random, shape: tuple[int, ...]) -> Any:
+    """Numbers of a shape in one of the forms that callers have them in."""
+    numbers = [draw.choice((0.0, 1.0, -2.5, np.nan, np.inf, 1e38)) for _ in range(int(np.prod(shape)))]
+    array = np.array(numbers).reshape(shape)
+    forms = [array, torch.from_numpy(array), array.tolist(), array.astype(np.float16)]
+    forms += [array[::-1], list(torch.from_numpy(array))] if array.ndim else []
+    return draw.choice(forms) if draw.random() < 0.9 else draw.choice((array.astype(str), inputs.value(draw)))
+
+
 def vectors(draw: random.Random, folder: Path) -> None:
-    """Similarities and bytes of hostile embeddings have the right shape, or are refused."""
-
-    def embeddings() -> Any:
-        shape = draw.choice(((3,), (2, 3), (0, 3), (2, 0), (2, 3, 1), (), (1, 4)))
-        array = np.array(
-            [draw.choice((0.0, 1.0, -2.5, np.nan, np.inf, 1e38)) for _ in range(int(np.prod(shape)))]
-        ).reshape(shape)
-        kind = draw.randrange(8)
-        return (
-            array,
-            torch.from_numpy(array),
-            array.tolist(),
-            array[::-1] if array.ndim else array,
-            list(torch.from_numpy(array)) if array.ndim else 1,
-            array.astype(str),
-            array.astype(np.float16),
-            inputs.value(draw),
-        )[kind]
-
-    left, right, name = embeddings(), embeddings(), draw.choice((*SIMILARITIES, *SIMILARITIES, "Cosine", "", None))
+    """Similarities of hostile embeddings have the right shape, or are refused."""
+    width, number = draw.choice((1, 3, 0)), draw.randrange(4)
+    shapes = [(number, width) if draw.random() < 0.9 else draw.choice(((3,), (), (2, 3, 1), (1, 4))) for _ in "ab"]
+    left, right = (_embeddings(draw, shape) for shape in shapes)
+    name = draw.choice(SIMILARITIES if draw.random() < 0.95 else ("Cosine", "", None))
     if draw.random() < 0.5:
         matrix = similarity_matrix(left, right, name=name)
-        check(matrix.dim() == 2 and matrix.dtype == torch.float32, f"{matrix.shape}")
+        check(matrix.dim() == 2 and matrix.dtype == torch.float32, "no matrix of float32")
     else:
         check(similarity_pairs(left, right, name=name).dim() == 1, "no row of pairs")
 
@@ -208,22 +203,7 @@ def bits(draw: random.Random, folder: Path) -> None:
 
 def options(draw: random.Random, folder: Path) -> None:
     """Options of `infill` are options, or each that is none is named."""
-    names = (
-        "max_new_tokens",
-        "num_tokens",
-        "chunk_size",
-        "batch_size",
-        "heal",
-        "stop_at_sentence_end",
-        "trim_overlap",
-        "stop_at_end_of_span",
-        "generation_config",
-        "logits_processor",
-        "stopping_criteria",
-        "streamer",
-        "return_dict_in_generate",
-        *SUPPORTED,
-    )
+    names = (*(one.name for one in fields(InfillOptions)), *SUPPORTED)
     given: dict[str, Any] = {"max_new_tokens": inputs.small(draw)} if draw.random() < 0.8 else {}
     for name in inputs.some(draw, (*names, "max_tokens", "temperatur", ""), 3):
         given[name] = draw.choice(

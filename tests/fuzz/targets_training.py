@@ -50,15 +50,15 @@ def phases(draw: random.Random, folder: Path) -> None:
 def corruption(draw: random.Random, folder: Path) -> None:
     """A corrupted row hides only what it predicts, whatever the settings let through."""
     changes = {
-        name: draw.choice(NUMBERS[:6] + (0.5, 1.0) if draw.random() < 0.8 else NUMBERS)
+        name: draw.choice((0, 0.1, 0.2, 0.5, 1.0) if draw.random() < 0.9 else NUMBERS)
         for name in ("mask_ratio", "mask_token_share", "random_token_share", "causal_ratio")
         if draw.random() < 0.3
     }
     for name in ("max_spans", "min_span_tokens", "max_span_tokens", "end_of_span"):
         if draw.random() < 0.4:
-            changes[name] = draw.choice((0, 1, 2, 3, 8, -1, 2**40))
-    if draw.random() < 0.2:
-        changes["mntp_shift"] = draw.choice(("next", "same", "", None))
+            changes[name] = draw.choice((1, 2, 3, 4) if draw.random() < 0.85 else (0, 8, -1, 2**40))
+    if draw.random() < 0.3:
+        changes["mntp_shift"] = draw.choice(("next", "same", "same", ""))
     settings = CorruptionSettings(**changes)
     ids = torch.tensor([1, *(draw.randrange(4, 44) for _ in range(draw.choice((0, 1, 3, 10, 40))))])
     row = corrupt_row(
