@@ -24,7 +24,7 @@ def check_mode(mode: str) -> None:
     Raises:
         ValueError: naming the three modes.
     """
-    if mode not in MODES:
+    if not isinstance(mode, str) or mode not in MODES:
         raise ValueError(f"Unknown mode {mode!r}. Expected one of {', '.join(map(repr, MODES))}.")
 
 

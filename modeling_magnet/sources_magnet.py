@@ -252,7 +252,7 @@ class ModelSource:
         else:
             expected = [folder / WEIGHTS]
         for file in expected:
-            if file.is_file():
+            if _is_file(file):
                 check_safetensors(file)
                 continue
             pickle = next((name for name in PICKLES if (folder / name).is_file()), None)
@@ -332,6 +332,14 @@ def check_safetensors(file: Path) -> None:
             f"{str(file)!r} has {size} bytes where its header promises {wanted}. Fetch it again, or save the model "
             "anew."
         )
+
+
+def _is_file(file: Path) -> bool:
+    """Whether there is such a file; there is none of a name that no file can have."""
+    try:
+        return file.is_file()
+    except OSError:
+        return False
 
 
 def _end(offsets: Any) -> int:

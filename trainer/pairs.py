@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from .paraphraser import PARROT_GENERATION, paraphrase_batch
 from .resumable import append_rows, resume_rows
-from .sources import Source, check_columns, check_limit, is_text, read_source
+from .sources import Source, check_are_text, check_columns, check_limit, is_text, read_source
 
 logger = logging.get_logger(__name__)
 
@@ -60,6 +60,7 @@ def load_pairs(
     if label_column is not None:
         check_columns(source, [label_column], rows.column_names)
     anchor, positive = columns or _pair_columns(source, rows, label_column)
+    check_are_text(source, (anchor, positive), rows)
     pairs = rows.map(
         _pick_pairs,
         batched=True,

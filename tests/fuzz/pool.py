@@ -101,24 +101,28 @@ class Worker:
         self.place[:] = [seeds.start, time.monotonic()]
         self.near.send(self.errand)
 
-    def take(self) -> tuple[str, range, Tally]:
-        """What it found, and the seeds that are left; where it crashed, that is a finding, and another takes over."""
+    def take(self) -> tuple[str, list[range], Tally]:
+        """What it found, and the seeds that are left; where it crashed, that is a finding, and another takes over.
+
+        What it had judged before it crashed is judged again, for its tally went with it.
+        """
         assert self.errand is not None
         name, seeds = self.errand
         self.errand = None
         try:
             following, tally = self.near.recv()
+            left = [range(following, seeds.stop)]
         except (EOFError, ConnectionError):
             self.process.join()
             seed = int(self.place[0])
             self.log.seek(0)
-            told = self.log.read()[-4000:].decode("utf-8", "replace")
-            lines = [line.strip() for line in told.splitlines() if "Fatal" in line or "File" in line][:4]
+            _, fatal, told = self.log.read().decode("utf-8", "replace").rpartition("Fatal Python error")
+            lines = [fatal, *(line.strip() for line in told.splitlines() if "File" in line)][:5]
             found = (f"{name}:{seed}", f"the process ended with {self.process.exitcode}: {' '.join(lines)}")
-            following, tally = seed + 1, Tally(inputs=1, findings=[found])
+            tally, left = Tally(inputs=1, findings=[found]), [range(seed + 1, seeds.stop), range(seeds.start, seed)]
             self.log.truncate(0)
             self._start()
-        return name, range(following, seeds.stop), tally
+        return name, [part for part in left if part], tally
 
     def end_if_hanging(self) -> None:
         """Abort it where an input takes far too long in code that hears of no alarm; it says where it was."""
@@ -127,7 +131,8 @@ class Worker:
 
     def stop(self) -> None:
         """End it."""
-        self.near.close()
+        with contextlib.suppress(ConnectionError):
+            self.near.send(None)  # closing the pipe says nothing: other workers have its end, too
         self.process.join(timeout=5)
         if self.process.is_alive():
             self.process.kill()
@@ -135,7 +140,7 @@ class Worker:
 
 
 def _serve(far: Connection, place: Any, log: Any, targets: dict[str, Target], limit: float) -> None:
-    """A worker's life: errands until its pipe is closed. What libraries say goes into the log."""
+    """A worker's life: errands until there is none. What libraries say goes into the log."""
     for stream in (1, 2):
         os.dup2(log.fileno(), stream)
     faulthandler.enable(log)
@@ -144,8 +149,8 @@ def _serve(far: Connection, place: Any, log: Any, targets: dict[str, Target], li
         place[:] = [seed, time.monotonic()]
 
     with contextlib.suppress(EOFError, ConnectionError):
-        while True:
-            name, seeds = far.recv()
+        while errand := far.recv():
+            name, seeds = errand
             found = judge_some(targets[name], seeds, limit=limit, note=note)
             os.lseek(log.fileno(), 0, os.SEEK_SET)
             os.ftruncate(log.fileno(), 0)
@@ -179,8 +184,7 @@ def run(
             busy = {worker.near: worker for worker in workers if worker.errand}
             for near in wait(list(busy), timeout=1.0):
                 name, left, tally = busy[near].take()  # type: ignore[index]
-                if left:
-                    todo.append((name, left))
+                todo += [(name, part) for part in left]
                 yield name, tally
             for worker in workers:
                 worker.end_if_hanging()
