@@ -141,7 +141,7 @@ class LoadingMixin(AdaptersMixin):
                 source.path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
             model, info = loaded
-        except (RuntimeError, TypeError, LookupError, ArithmeticError, SafetensorError) as error:
+        except (RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError, SafetensorError) as error:
             raise CheckpointError(
                 f"The weights of {source} cannot be read into its config.json ({error}). Restore the files that "
                 "belong together, or save the model anew."

@@ -11,7 +11,8 @@ import lzma
 import re
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,21 @@ def check_are_text(source: Source, columns: Sequence[str], rows: Dataset) -> Non
                 f"Column {column!r} of {source!r} has type {rows.features[column]}; expected strings. Name one of its "
                 f"columns of text: {[name for name in rows.column_names if is_text(rows.features[name])]}."
             )
+
+
+@contextmanager
+def naming_bytes(source: Source) -> Iterator[None]:
+    """A block that makes Python strings of a source's: of Parquet, their bytes are looked at only then.
+
+    Raises:
+        ValueError: naming the source, where a string of it is no UTF-8.
+    """
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{source!r} has a string that is no UTF-8 ({error}). Write it anew, or leave it out."
+        ) from error
 
 
 def is_text(feature: Any) -> bool:
@@ -223,5 +239,6 @@ __all__ = [
     "is_hub_id",
     "is_text",
     "local_files",
+    "naming_bytes",
     "read_source",
 ]

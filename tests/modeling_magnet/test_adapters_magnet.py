@@ -377,6 +377,38 @@ def test_an_adapter_of_another_base_is_refused(adapted, base_folder, tmp_path):
         MagnetLlamaForCausalLM.from_pretrained(folder)
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"target_parameters": 3}, "TypeError: `target_parameters` must be"),
+        ({"megatron_config": {}, "megatron_core": "no.such.module"}, "ModuleNotFoundError: No module named 'no'"),
+        ({"task_type": 7}, "ValueError: Invalid task type"),
+        (None, "JSONDecodeError: "),
+    ],
+    ids=["type", "module", "task", "no JSON"],
+)
+def test_a_configuration_that_peft_cannot_use_is_named_and_leaves_the_model(
+    adapted, base_folder, tmp_path, changes, told
+):
+    adapted.save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text("{" if changes is None else json.dumps({**json.loads(file.read_text()), **changes}))
+    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
+    with pytest.raises(ValueError, match=f"The adapter at .*adapter' cannot be used .{told}"):
+        model.load_adapter(str(tmp_path / "adapter"))
+    assert not getattr(model, "peft_config", None)
+
+
+def test_weights_that_are_none_are_named_and_leave_the_model(adapted, base_folder, tmp_path):
+    adapted.save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
+    with pytest.raises(ValueError, match="The adapter at .*adapter' cannot be used .SafetensorError: "):
+        model.load_adapter(str(tmp_path / "adapter"))
+    assert not getattr(model, "peft_config", None)
+
+
 def test_an_adapter_without_its_base_says_so(adapted, tmp_path):
     folder = tmp_path / "adapter"
     adapted.save_pretrained(folder)

@@ -143,3 +143,16 @@ def test_an_empty_list_is_refused() -> None:
 def test_a_name_that_is_neither_here_nor_on_the_hub_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'nobody/nothing-of-this-name': .*cannot be read .*Check the spelling"):
         read_source("nobody/nothing-of-this-name")
+
+
+def test_damaged_archives_and_late_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
+    raw = bytearray(gzip.compress(b"id,text\n" + b"1,some text\n" * 400))
+    for place in range(12, len(raw) - 8):  # the stream of the archive, behind its header
+        damaged = bytearray(raw)
+        damaged[place] ^= 0xFF
+        (tmp_path / "a.csv.gz").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"`source` begins with '.*a\.csv\.gz'.* cannot be read"):
+            read_source(tmp_path / "a.csv.gz", columns=["text"])
+    (tmp_path / "b.jsonl").write_bytes(b'{"text": "a"}\n' * 200_000 + b'{"text": "\xff"}\n')
+    with pytest.raises(ValueError, match=r"`source` begins with '.*b\.jsonl'.* cannot be read to its end as json"):
+        read_source(tmp_path / "b.jsonl", columns=["text"])
