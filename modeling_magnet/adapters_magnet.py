@@ -54,6 +54,7 @@ class AdaptersMixin(BindingMixin):
             source = ModelSource(str(peft_model_id), dict(kwargs.get("adapter_kwargs") or {}))
             stored = source.adapter_settings()
             check_adapter_fits(source, stored, self.config.to_dict())
+            check_adapter_imports_nothing(source)
             if kwargs.get("adapter_state_dict") is None and source.file(ADAPTER_WEIGHTS) is None:
                 raise CheckpointError(
                     f"The adapter at {source} has no {ADAPTER_WEIGHTS}; a pickle such as adapter_model.bin is never "
@@ -234,6 +235,20 @@ class AdaptersMixin(BindingMixin):
         )
 
 
+def check_adapter_imports_nothing(source: ModelSource) -> None:
+    """Refuse a configuration by which peft would import a module that it names: of Megatron, and so of anything.
+
+    Raises:
+        CheckpointError: naming the module, or a configuration that is no JSON.
+    """
+    values = source.read_json(ADAPTER_CONFIG) or {}
+    if values.get("megatron_config"):
+        raise CheckpointError(
+            f"{ADAPTER_CONFIG} of {source} has a `megatron_config`, for which peft would import the module "
+            f"{values.get('megatron_core')!r:.60}. Remove it there: no model here is one of Megatron's."
+        )
+
+
 def check_adapter_fits(source: ModelSource, settings: dict[str, Any] | None, values: dict[str, Any]) -> None:
     """Refuse an adapter of another base by what is stored beside it.
 
@@ -252,4 +267,4 @@ def check_adapter_fits(source: ModelSource, settings: dict[str, Any] | None, val
         raise CheckpointError(f"The adapter at {source} was trained on another base: {told}. Load it on its own base.")
 
 
-__all__ = ["AdaptersMixin", "check_adapter_fits"]
+__all__ = ["AdaptersMixin", "check_adapter_fits", "check_adapter_imports_nothing"]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Value, load_dataset
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationCastError, DatasetGenerationError, DatasetNotFoundError
 
 Source = str | Path | Sequence[str | Path]
 
@@ -87,8 +87,8 @@ def check_are_text(source: Source, columns: Sequence[str], rows: Dataset) -> Non
     for column in columns:
         if not is_text(rows.features[column]):
             raise ValueError(
-                f"Column {column!r} of {source!r} has type {rows.features[column]}; expected strings. Name one of its "
-                f"columns of text: {[name for name in rows.column_names if is_text(rows.features[name])]}."
+                f"Column {column!r} of {_said(source)!r} has type {rows.features[column]}; expected strings. Name one "
+                f"of its columns of text: {[name for name in rows.column_names if is_text(rows.features[name])]}."
             )
 
 
@@ -103,7 +103,7 @@ def naming_bytes(source: Source) -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{source!r} has a string that is no UTF-8 ({error}). Write it anew, or leave it out."
+            f"{_said(source)!r} has a string that is no UTF-8 ({error}). Write it anew, or leave it out."
         ) from error
 
 
@@ -202,12 +202,19 @@ def _read_files(builder: str, data_files: list[str], options: dict[str, Any], *,
             return load_dataset(builder, data_files=data_files, split=split, **options)
     except (DatasetGenerationError, *_DAMAGED) as error:
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
-        if not isinstance(cause, (*_DAMAGED, Warning)):  # a full disk, say
+        if isinstance(error, DatasetGenerationCastError):  # rows of other columns than those in front of them
+            cause = error
+        elif not isinstance(cause, (*_DAMAGED, Warning)):  # a full disk, say
             raise
         raise ValueError(
             f"`source` begins with {data_files[0]!r} and cannot be read to its end as {builder} ({cause}). Check that "
             "each row has a cell for each column name, and that quotation marks are closed."
         ) from error
+
+
+def _said(source: Source) -> Source:
+    """A source as messages show it."""
+    return str(source) if isinstance(source, Path) else source
 
 
 def _data_suffix(path: Path) -> str:

@@ -155,6 +155,6 @@ def _base() -> Any:
 TARGETS = (
     Target(name="header", run=header, weight=30, seeds=200),
     Target(name="sources", run=sources, weight=6, seeds=60),
-    Target(name="loading", run=loading, weight=2, seeds=12),
-    Target(name="adapting", run=adapting, weight=2, seeds=12),
+    Target(name="loading", run=loading, weight=1, seeds=12),
+    Target(name="adapting", run=adapting, weight=1, seeds=12),
 )

@@ -149,9 +149,9 @@ def reports(draw: random.Random, folder: Path) -> None:
 
 TARGETS = (
     Target(name="settings", run=settings, weight=150, seeds=400),
-    Target(name="seals", run=seals, weight=10, seeds=60),
+    Target(name="seals", run=seals, weight=5, seeds=60),
     Target(name="resumable", run=resumable, weight=12, seeds=100),
-    Target(name="records", run=records, weight=8, seeds=80),
+    Target(name="records", run=records, weight=4, seeds=80),
     Target(name="plans", run=plans, weight=8, seeds=60),
     Target(name="recipes", run=recipes, weight=1, seeds=10, allowed=("hf_argparser.py",)),
     Target(name="reports", run=reports, weight=20, seeds=100),

@@ -255,7 +255,7 @@ def test_an_error_without_a_message_is_told_by_its_type(monkeypatch):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"intermediate_size": {}}, {"num_key_value_heads": ["", []]}, {"dtype": "x"}, {"rope_parameters": 3}],
+    [{"intermediate_size": {}}, {"num_key_value_heads": ["", []]}, {"rms_norm_eps": "x"}],
     ids=lambda changes: next(iter(changes)),
 )
 def test_a_config_with_a_value_that_it_cannot_have_is_named(single, changes):

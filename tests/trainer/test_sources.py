@@ -153,6 +153,6 @@ def test_damaged_archives_and_late_bytes_that_are_no_text_are_named(tmp_path: Pa
         (tmp_path / "a.csv.gz").write_bytes(damaged)
         with pytest.raises(ValueError, match=r"`source` begins with '.*a\.csv\.gz'.* cannot be read"):
             read_source(tmp_path / "a.csv.gz", columns=["text"])
-    (tmp_path / "b.jsonl").write_bytes(b'{"text": "a"}\n' * 200_000 + b'{"text": "\xff"}\n')
-    with pytest.raises(ValueError, match=r"`source` begins with '.*b\.jsonl'.* cannot be read to its end as json"):
-        read_source(tmp_path / "b.jsonl", columns=["text"])
+    (tmp_path / "b.csv").write_bytes(b"id,text\n" + b"1,some text\n" * 200_000 + b"2,\xff\n")
+    with pytest.raises(ValueError, match=r"`source` begins with '.*b\.csv'.* cannot be read to its end as csv"):
+        read_source(tmp_path / "b.csv", columns=["text"])
