@@ -20,7 +20,7 @@ def misfits(value: Any, shape: Any, *, where: str) -> Iterator[str]:
     Example:
 
         >>> list(misfits({"a": [1, "x"]}, {"a": [int], "b": str, "c?": str}, where="plan"))
-        ["plan.a[1] is 'x'; expected a whole number.", "plan has no 'b'."]
+        ["plan has no 'b'.", "plan.a[1] is 'x'; expected a whole number."]
     """
     kind = type(shape) if isinstance(shape, (dict, list)) else shape
     kinds: Any = (int, float) if kind is float else kind
