@@ -10,6 +10,7 @@ from transformers import HfArgumentParser
 from modeling_magnet.masking_magnet import MASKED_BACKENDS, MODES
 from trainer import LoraArguments, MagnetTrainingArguments
 from trainer.checkpoints import last_complete_checkpoint
+from trainer.whole_files import parse_json
 
 DTYPES = ("float32", "bfloat16")
 
@@ -169,7 +170,7 @@ def _flags_of(recipe: Path) -> list[str]:
         ValueError: the file is not there or is not a JSON object.
     """
     try:
-        values = json.loads(recipe.read_text(encoding="utf-8"))
+        values = parse_json(recipe.read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"{str(recipe)!r} cannot be read as JSON ({error}). Name one file of arguments.") from error
     if not isinstance(values, dict):

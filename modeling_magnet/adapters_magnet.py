@@ -8,19 +8,28 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from .adapter_checks_magnet import BASE_SHAPE, check_adapter_fits, check_adapter_imports_nothing
 from .binding_magnet import ADAPTER_LAYERS, BindingMixin
 from .configuration_magnet import MagnetSettings
 from .head_magnet import ContrastiveHead
 from .sidecars_magnet import HEAD_WEIGHTS
-from .sources_magnet import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, CheckpointError, ModelSource, told_mismatch
+from .sources_magnet import (
+    ADAPTER_CONFIG,
+    ADAPTER_SETTINGS,
+    ADAPTER_WEIGHTS,
+    CheckpointError,
+    ModelSource,
+    first_line,
+    told_mismatch,
+)
 
 try:  # needed only by models that have an adapter
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 except ImportError:
     pass
 
-# What an adapter must agree on with its base before any weight is read.
-_SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+# What peft raises over a configuration or weights that it cannot use.
+_UNUSABLE = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError, SafetensorError)
 # How peft names the weights of an adapter of a model that it wraps.
 _PREFIX = "base_model.model."
 
@@ -44,6 +53,7 @@ class AdaptersMixin(BindingMixin):
             source = ModelSource(str(peft_model_id), dict(kwargs.get("adapter_kwargs") or {}))
             stored = source.adapter_settings()
             check_adapter_fits(source, stored, self.config.to_dict())
+            check_adapter_imports_nothing(source)
             if kwargs.get("adapter_state_dict") is None and source.file(ADAPTER_WEIGHTS) is None:
                 raise CheckpointError(
                     f"The adapter at {source} has no {ADAPTER_WEIGHTS}; a pickle such as adapter_model.bin is never "
@@ -56,7 +66,7 @@ class AdaptersMixin(BindingMixin):
         conversions = getattr(self, "_weight_conversions", None)
         try:
             # Told to go on, transformers names the tensors that do not fit.
-            report = super().load_adapter(peft_model_id, *args, **{**kwargs, "ignore_mismatched_sizes": True})
+            report = self._load_by_parent(peft_model_id, *args, **{**kwargs, "ignore_mismatched_sizes": True})
             self._check_adapter_report(report, source, name)
             if settings is not None and settings.contrastive_head is not None and source is not None:
                 self._load_head(source)
@@ -64,13 +74,29 @@ class AdaptersMixin(BindingMixin):
                 self.config.magnet = settings.to_dict()
             if self.config.magnet["adapter_modes"] is not None:
                 self._bind_adapters()
-        except (ValueError, SafetensorError):
+        except ValueError:
             if not known and name in (getattr(self, "peft_config", None) or {}):
                 self.delete_adapter(name)
             raise
         finally:
             self._weight_conversions = conversions
         return report
+
+    def _load_by_parent(self, peft_model_id: str | None, *args: Any, **kwargs: Any) -> Any:
+        """`load_adapter` of transformers and peft, whose errors over a directory do not always name it.
+
+        Raises:
+            CheckpointError: naming the adapter: a configuration that peft cannot use, or weights that are none.
+        """
+        try:
+            return super().load_adapter(peft_model_id, *args, **kwargs)
+        except _UNUSABLE as error:
+            if peft_model_id is None:  # in memory: the caller's own objects, and so the caller's errors
+                raise
+            raise CheckpointError(
+                f"The adapter at {str(peft_model_id)!r} cannot be used ({type(error).__name__}: {first_line(error)}). "
+                f"Restore {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, or save it anew."
+            ) from error
 
     def _check_adapter_report(self, report: Any, source: ModelSource | None, name: str) -> None:
         """Refuse what transformers would have gone on with."""
@@ -98,7 +124,13 @@ class AdaptersMixin(BindingMixin):
         if file is None:
             return [], []
         stored = {key.removeprefix(_PREFIX): tensor for key, tensor in load_file(str(file)).items()}
-        result: Any = set_peft_model_state_dict(self, stored, adapter_name=name)
+        try:
+            result: Any = set_peft_model_state_dict(self, stored, adapter_name=name)
+        except _UNUSABLE as error:
+            raise CheckpointError(
+                f"The weights of the adapter at {source} do not go with its {ADAPTER_CONFIG} "
+                f"({type(error).__name__}: {first_line(error)}). Restore the files that belong together."
+            ) from error
         missing = [key for key in result.missing_keys if f".{name}." in f"{key}."]
         return missing, list(result.unexpected_keys)
 
@@ -195,7 +227,7 @@ class AdaptersMixin(BindingMixin):
             directory (`Path`): The adapter's.
         """
         values = self.config.to_dict()
-        contents = {"magnet": self.config.magnet, "base": {key: values.get(key) for key in _SHAPE}}
+        contents = {"magnet": self.config.magnet, "base": {key: values.get(key) for key in BASE_SHAPE}}
         (directory / ADAPTER_SETTINGS).write_text(
             json.dumps(contents, indent=2, sort_keys=True) + "\n", encoding="utf-8"
         )
@@ -210,22 +242,4 @@ def sets_in_order(config: Any) -> dict[str, list[Any]]:
     return {name: sorted(value) for name, value in vars(config).items() if isinstance(value, set)}
 
 
-def check_adapter_fits(source: ModelSource, settings: dict[str, Any] | None, values: dict[str, Any]) -> None:
-    """Refuse an adapter of another base by what is stored beside it.
-
-    Args:
-        source (`ModelSource`): The adapter.
-        settings (`dict`, *optional*): Its `adapter_settings()`; one without is not checked.
-        values (`dict`): config.json of the base.
-
-    Raises:
-        CheckpointError: naming what differs.
-    """
-    stored = (settings or {}).get("base") or {}
-    differing = [key for key in _SHAPE if stored.get(key) not in (None, values.get(key))]
-    if differing:
-        told = ", ".join(f"{key} {stored[key]!r} where this base has {values.get(key)!r}" for key in differing)
-        raise CheckpointError(f"The adapter at {source} was trained on another base: {told}. Load it on its own base.")
-
-
-__all__ = ["AdaptersMixin", "check_adapter_fits", "sets_in_order"]
+__all__ = ["AdaptersMixin", "sets_in_order"]

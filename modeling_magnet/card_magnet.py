@@ -188,7 +188,12 @@ def _item(note: str) -> str:
     """A note as one item of a list, whose code stays code: nothing else in it is markup, or ends the item."""
     parts = _CODE.split(_one_line(note))  # every second one is code
     line = "".join(part if place % 2 else _escaped(part) for place, part in enumerate(parts))
-    return re.sub(r"^(#|>|[-+]\s)", r"\\\1", line)
+    return re.sub(r"^(#|>|[-+](?=[-\s]|$)|\d+(?=[.)]))", _behind_backslash, line)
+
+
+def _behind_backslash(match: re.Match[str]) -> str:
+    """A mark that opens something at the beginning of a line; of a number, the mark behind it does."""
+    return match[0] + "\\" if match[0].isdigit() else "\\" + match[0]
 
 
 def _code(name: str) -> str:

@@ -4,7 +4,7 @@ What is joined, cut and pooled here is what the sidecar files of a checkpoint te
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from transformers.utils.logging import tqdm
@@ -98,7 +98,7 @@ class EncodingMixin(StatesMixin):
         width = self._check_width(truncate_dim)
         limit = self._longest_row(max_length)
         check_room(self.tokenizer, prompt=chosen, max_length=limit)
-        if output_value not in ("sentence_embedding", "token_embeddings"):
+        if not isinstance(output_value, str) or output_value not in get_args(OutputValue):
             raise ValueError(
                 f"`output_value` is {output_value!r}; expected 'sentence_embedding' or 'token_embeddings'."
             )

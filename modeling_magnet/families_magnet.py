@@ -22,7 +22,7 @@ from transformers import (
 
 from .configuration_magnet import check_tokenizer_fits
 from .modeling_magnet import MagnetLlamaForCausalLM, MagnetMixin
-from .sources_magnet import SOURCE_ARGUMENTS, ModelSource, tokenizer_place
+from .sources_magnet import SOURCE_ARGUMENTS, ModelSource, config_of, tokenizer_place
 
 
 class MagnetMistralForCausalLM(MagnetMixin, MistralForCausalLM, GenerationMixin):
@@ -116,7 +116,7 @@ def open_without_weights(
     family = AutoMagnetForCausalLM.family_of(path, **where)
     source = ModelSource(path, where)
     base = source.adapter_base()
-    config: PreTrainedConfig = family.config_class.from_dict((base or source).config_values())
+    config = config_of((base or source).config_values(), family.config_class, source=str(base or source))
     own = source if base is None else tokenizer_place(base, source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(own.path, trust_remote_code=False, **own.arguments)

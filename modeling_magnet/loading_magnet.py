@@ -5,9 +5,10 @@ import warnings
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from .adapters_magnet import AdaptersMixin, check_adapter_fits
+from .adapter_checks_magnet import check_adapter_fits
+from .adapters_magnet import AdaptersMixin
 from .card_magnet import CARD
 from .configuration_magnet import MagnetSettings, check_tokenizer_fits, resolve_mask_token
 from .sources_magnet import (
@@ -15,6 +16,7 @@ from .sources_magnet import (
     CheckpointError,
     ModelSource,
     TokenizerSource,
+    config_of,
     tokenizer_place,
     told_mismatch,
 )
@@ -107,6 +109,8 @@ class LoadingMixin(AdaptersMixin):
         values = source.config_values(kwargs.get("config"))
         check_is_our_decoder(values, expected=getattr(cls.config_class, "model_type", ""), path=source.path)
         check_names_no_kernel(values, path=source.path)
+        if not isinstance(kwargs.get("config"), PreTrainedConfig):
+            config_of(values, cls.config_class, source=str(source))
         settings = MagnetSettings.from_dict(values.get("magnet") or {}, source=str(source))
         if adapter is not None:
             stored = adapter.adapter_settings()
@@ -138,7 +142,7 @@ class LoadingMixin(AdaptersMixin):
                 source.path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
             model, info = loaded
-        except (RuntimeError, SafetensorError) as error:
+        except (RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError, SafetensorError) as error:
             raise CheckpointError(
                 f"The weights of {source} cannot be read into its config.json ({error}). Restore the files that "
                 "belong together, or save the model anew."

@@ -24,7 +24,7 @@ def check_mode(mode: str) -> None:
     Raises:
         ValueError: naming the three modes.
     """
-    if mode not in MODES:
+    if not isinstance(mode, str) or mode not in MODES:
         raise ValueError(f"Unknown mode {mode!r}. Expected one of {', '.join(map(repr, MODES))}.")
 
 
@@ -38,7 +38,8 @@ def check_segment_ids(segment_ids: torch.Tensor | None, *, mode: str, expected_s
         expected_shape (`tuple[int, int]`): `(B, KV)`, the cached tokens included.
 
     Raises:
-        ValueError: missing in infill mode, given in another mode, wrong shape, wrong dtype, or on a CPU negative.
+        ValueError: missing in infill mode, given in another mode, no tensor, wrong shape, wrong dtype, or on a CPU
+            negative.
     """
     if mode != "infill":
         if segment_ids is not None:
@@ -52,6 +53,8 @@ def check_segment_ids(segment_ids: torch.Tensor | None, *, mode: str, expected_s
             'mode="infill" needs `segment_ids` of shape (batch_size, sequence_length): 0 for context, k >= 1 for the '
             'k-th span. Pass them, or use mode="bidirectional" for text without a span.'
         )
+    if not isinstance(segment_ids, torch.Tensor):
+        raise ValueError(f"`segment_ids` is {type(segment_ids).__name__}; expected a tensor. Use `torch.tensor`.")
     if segment_ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8):
         raise ValueError(
             f"`segment_ids` have dtype {segment_ids.dtype}; expected signed integers. Use `segment_ids.long()`."
@@ -68,6 +71,26 @@ def check_segment_ids(segment_ids: torch.Tensor | None, *, mode: str, expected_s
         raise ValueError(
             f"`segment_ids` hold the negative value {int(segment_ids.min())}. Expected 0 for context and k >= 1 for "
             "the k-th span; mark padding with `attention_mask`."
+        )
+
+
+def check_position_ids(position_ids: Any, *, expected_shape: tuple[int, int]) -> None:
+    """Refuse positions that do not stand for the tokens of a call.
+
+    Args:
+        position_ids (`torch.LongTensor` of shape `(B, Q)` or `(1, Q)`): Of the tokens.
+        expected_shape (`tuple[int, int]`): `(B, Q)`.
+
+    Raises:
+        ValueError: no tensor, or of another shape.
+    """
+    batch_size, query_length = expected_shape
+    is_tensor = isinstance(position_ids, torch.Tensor)
+    given = f"has shape {tuple(position_ids.shape)}" if is_tensor else f"is {type(position_ids).__name__}"
+    if not is_tensor or tuple(position_ids.shape) not in ((batch_size, query_length), (1, query_length)):
+        raise ValueError(
+            f"`position_ids` {given}; expected a tensor of shape {(batch_size, query_length)} or {(1, query_length)}, "
+            "one position per token."
         )
 
 
@@ -248,6 +271,7 @@ __all__ = [
     "AttentionMode",
     "attention_pattern",
     "check_mode",
+    "check_position_ids",
     "check_segment_ids",
     "layer_windows",
     "limit_to_window",

@@ -21,6 +21,7 @@ from .masking_magnet import (
     AttentionMode,
     attention_pattern,
     check_mode,
+    check_position_ids,
     check_segment_ids,
     layer_windows,
     positions_from_mask,
@@ -203,6 +204,7 @@ class MagnetMixin(WordsMixin, InfillingMixin):
                 position_ids = positions_from_mask(attention_mask, query_length=inputs_embeds.shape[1])
             if position_ids is None:
                 position_ids = past_length + torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None]
+            check_position_ids(position_ids, expected_shape=(inputs_embeds.shape[0], inputs_embeds.shape[1]))
             # A cache costs memory that a single bidirectional pass never reads: only on request.
             use_cache = past_key_values is not None if use_cache is None else use_cache
             attention_mask = self._prepare_4d_causal_attention_mask(

@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from transformers import CompileConfig, GenerationConfig
 from transformers.generation.logits_process import LogitsProcessorList
@@ -15,6 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 from .gaps_magnet import Healing
 from .sampling_magnet import SUPPORTED, TokenChooser, merge_generation_config
 
+_FLAGS = ("stop_at_sentence_end", "stop_at_end_of_span", "trim_overlap", "return_dict_in_generate")
 # The lengths that `num_tokens="auto"` tries.
 AUTO_LENGTHS = (2, 4, 6, 8, 12, 16, 24, 32, 48)
 
@@ -84,10 +85,9 @@ class InfillOptions:
             end_of_span (`int`): The model's setting, 0 for a model that was not taught to end spans.
         """
         own = {field.name for field in fields(cls)}
-        if not isinstance(given.get("generation_config") or default_config, GenerationConfig):
-            raise ValueError(
-                f"`generation_config` is {given['generation_config']!r:.60}; expected a GenerationConfig."
-            )
+        given_config = given.get("generation_config")
+        if given_config is not None and not isinstance(given_config, GenerationConfig):
+            raise ValueError(f"`generation_config` is {given_config!r:.60}; expected a GenerationConfig.")
         for name in given:
             if name not in own and name not in SUPPORTED:
                 close = difflib.get_close_matches(name, sorted(own | set(SUPPORTED)), n=1)
@@ -97,9 +97,12 @@ class InfillOptions:
                     f"GenerationConfig {', '.join(SUPPORTED)}."
                 )
         config = merge_generation_config(
-            given.get("generation_config") or default_config, {k: v for k, v in given.items() if k not in own}
+            given_config or default_config, {k: v for k, v in given.items() if k not in own}
         )
         options = cls(**{**{k: v for k, v in given.items() if k in own}, "generation_config": config})
+        for name in _FLAGS:
+            if not isinstance(getattr(options, name), bool | None):
+                raise ValueError(f"`{name}` is {getattr(options, name)!r:.60}; expected true or false.")
         if options.stop_at_end_of_span and not end_of_span:
             raise ValueError(
                 "`stop_at_end_of_span` is true, but this model was not taught to end a span. Adapt it with "
@@ -152,7 +155,7 @@ class InfillOptions:
                 f"`max_new_tokens` is {self.max_new_tokens!r} and `num_tokens` {self.num_tokens!r}; pass one of them: "
                 "the length of the fill, or the lengths to try ('auto' or a list)."
             )
-        if self.num_tokens is not None and self.num_tokens != "auto":
+        if self.num_tokens is not None and not (isinstance(self.num_tokens, str) and self.num_tokens == "auto"):
             lengths = self.num_tokens
             if (
                 isinstance(lengths, str)
@@ -174,7 +177,7 @@ class InfillOptions:
             raise ValueError(f"`stop_strings` is {self.generation_config.stop_strings!r}; expected strings with text.")
         TokenChooser(self.generation_config, spans=[], barred_ids=[])  # it knows the ranges of its knobs
         stops = self.stop_strings or self.stop_at_sentence_end or self.stop_at_end_of_span or self.stopping_criteria
-        if self.heal not in ("space", "token", None):
+        if self.heal is not None and (not isinstance(self.heal, str) or self.heal not in get_args(Healing)):
             raise ValueError(f"`heal` is {self.heal!r}; expected 'space', 'token' or None.")
         if self.heal == "token" and stops:
             raise ValueError("`heal` needs fills of exact length, which end where the word behind them goes on. Drop "

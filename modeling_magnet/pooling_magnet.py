@@ -69,7 +69,7 @@ def check_pooling(pooling: str) -> None:
     Raises:
         ValueError: naming those that do.
     """
-    if pooling not in POOLINGS:
+    if not isinstance(pooling, str) or pooling not in POOLINGS:
         raise ValueError(f"`pooling` is {pooling!r}; expected one of {list(POOLINGS)}.")
 
 

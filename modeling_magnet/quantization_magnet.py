@@ -60,7 +60,7 @@ def check_precision(precision: str) -> None:
     Raises:
         ValueError: naming those that do.
     """
-    if precision not in PRECISIONS:
+    if not isinstance(precision, str) or precision not in PRECISIONS:
         raise ValueError(f"`precision` is {precision!r}; expected one of {list(PRECISIONS)}.")
 
 

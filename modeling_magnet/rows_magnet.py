@@ -46,6 +46,9 @@ def forward_rows(model: Any, modes: Sequence[AttentionMode], arguments: dict[str
         unfit += [name for name in ("labels", "logits_to_keep") if isinstance(arguments.get(name), torch.Tensor)]
         raise ValueError(f"A batch of mixed modes takes no {', '.join(unfit)}. Call the model once for each mode.")
     segments = arguments.get("segment_ids")
+    if segments is not None and (not isinstance(segments, torch.Tensor) or segments.dim() != 2):
+        told = f"of shape {tuple(segments.shape)}" if isinstance(segments, torch.Tensor) else type(segments).__name__
+        raise ValueError(f"`segment_ids` is {told}; expected a tensor of shape (batch_size, key_length).")
     if segments is not None and len(segments) != len(modes):
         raise ValueError(f"`segment_ids` has {len(segments)} rows for a batch of {len(modes)}. Pass one for each.")
     others = torch.tensor([mode != "infill" for mode in modes], device=given.device)

@@ -2,11 +2,11 @@
 
 import copy
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
-from transformers import GenerationConfig
+from transformers import CompileConfig, GenerationConfig
 from transformers.generation.logits_process import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -37,15 +37,29 @@ SUPPORTED = (
     "cache_implementation",
     "compile_config",
 )
+# What an option is, where it is given: transformers looks at some of their ranges, and at few of their types.
+_KINDS: tuple[tuple[str, tuple[type, ...], str], ...] = (
+    ("do_sample", (bool,), "true or false"),
+    *((name, (Integral,), "a whole number") for name in ("top_k", "no_repeat_ngram_size", "num_return_sequences")),
+    *((name, (Real,), "a number") for name in ("temperature", "top_p", "min_p", "repetition_penalty")),
+    ("stop_strings", (str, list, tuple), "a string or a list of strings"),
+    ("cache_implementation", (str,), "'dynamic' or 'static'"),
+    ("compile_config", (CompileConfig,), "a CompileConfig"),
+)
 
 
 def merge_generation_config(base: GenerationConfig, overrides: dict[str, Any]) -> GenerationConfig:
     """The checkpoint's or caller's generation config with the call's own arguments on top.
 
     Raises:
-        ValueError: an argument that filling a gap does not have, or a number of answers below one.
+        ValueError: an argument that filling a gap does not have or that is of another kind, or a number of answers
+            below one.
     """
     unknown = sorted(set(overrides) - set(SUPPORTED))
+    for name, kinds, expected in _KINDS:
+        value = overrides.get(name)
+        if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+            raise ValueError(f"`{name}` is {value!r:.60}; expected {expected}.")
     if unknown:
         raise ValueError(f"`infill` does not know {unknown}. It takes {', '.join(SUPPORTED)} of GenerationConfig.")
     if base.num_beams not in (None, 1):

@@ -67,7 +67,7 @@ def similarity_pairs(left: Any, right: Any, *, name: Similarity) -> torch.Tensor
 
 def _comparable(left: Any, right: Any, *, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Two float32 matrices of one width, their rows of unit length where cosines are asked for."""
-    if name not in SIMILARITIES:
+    if not isinstance(name, str) or name not in SIMILARITIES:
         raise ValueError(f"The similarity is {name!r}; expected one of {list(SIMILARITIES)}.")
     left, right = _rows(left), _rows(right)
     if left.shape[-1] != right.shape[-1]:

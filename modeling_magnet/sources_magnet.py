@@ -3,6 +3,7 @@
 Everything that can be refused without reading a weight is refused here.
 """
 
+import copy
 import json
 import struct
 from collections.abc import Collection
@@ -69,7 +70,10 @@ class ModelSource:
     def directory(self) -> Path | None:
         """The local directory, subfolder included; `None` for a Hub id."""
         folder = Path(self.path) / str(self.arguments.get("subfolder") or "")
-        return folder if Path(self.path).is_dir() else None
+        try:
+            return folder if Path(self.path).is_dir() else None
+        except OSError:  # a name that no directory can have
+            return None
 
     def __str__(self) -> str:
         return repr(self.path if self.directory is None else str(self.directory))
@@ -228,6 +232,11 @@ class ModelSource:
             shards = index.get("weight_map")
             if not isinstance(shards, dict) or not shards:
                 raise CheckpointError(f"{str(folder / WEIGHTS_INDEX)!r} has no `weight_map`. Save the model anew.")
+            if not isinstance(index.get("metadata", {}), dict):
+                raise CheckpointError(
+                    f"`metadata` in {str(folder / WEIGHTS_INDEX)!r} is {index['metadata']!r:.60}; expected an object. "
+                    "Save the model anew."
+                )
             for tensor, shard in shards.items():
                 if not isinstance(shard, str) or not shard:
                     raise CheckpointError(
@@ -243,7 +252,7 @@ class ModelSource:
         else:
             expected = [folder / WEIGHTS]
         for file in expected:
-            if file.is_file():
+            if _is_file(file):
                 check_safetensors(file)
                 continue
             pickle = next((name for name in PICKLES if (folder / name).is_file()), None)
@@ -253,6 +262,28 @@ class ModelSource:
                     f"{file.name}. Convert it where you trust it: load it with the stock class and `save_pretrained`."
                 )
             raise CheckpointError(f"{str(file)!r} is missing. Fetch it again, or save the model anew.")
+
+
+def config_of(values: dict[str, Any], config_class: Any, *, source: str) -> PreTrainedConfig:
+    """The config of a family from what config.json holds.
+
+    Args:
+        values (`dict`): Its content.
+        config_class (`type`): Of the family.
+        source (`str`): What to call the place it is from.
+
+    Raises:
+        CheckpointError: a value that such a config cannot have.
+    """
+    try:
+        config: PreTrainedConfig = config_class.from_dict(copy.deepcopy(values))
+        config.to_dict()  # also what is only looked at when it is written
+    except Exception as error:  # each family checks its fields in its own way
+        raise CheckpointError(
+            f"config.json of {source} is none of a {values.get('model_type')!r} ({first_line(error)}). Restore the "
+            "file."
+        ) from error
+    return config
 
 
 def tokenizer_place(model: ModelSource, adapter: ModelSource | None) -> ModelSource:
@@ -303,6 +334,14 @@ def check_safetensors(file: Path) -> None:
         )
 
 
+def _is_file(file: Path) -> bool:
+    """Whether there is such a file; there is none of a name that no file can have."""
+    try:
+        return file.is_file()
+    except OSError:
+        return False
+
+
 def _end(offsets: Any) -> int:
     """The second of two whole numbers in their order."""
     first, last = offsets
@@ -327,6 +366,7 @@ __all__ = [
     "ModelSource",
     "TokenizerSource",
     "check_safetensors",
+    "config_of",
     "first_line",
     "told_mismatch",
     "tokenizer_place",

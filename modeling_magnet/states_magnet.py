@@ -40,7 +40,7 @@ def check_reading_mode(mode: str) -> None:
     Raises:
         ValueError: naming the two modes.
     """
-    if mode not in get_args(ReadingMode):
+    if not isinstance(mode, str) or mode not in get_args(ReadingMode):
         raise ValueError(f"`mode` is {mode!r}; expected 'bidirectional' or 'causal'. Infill mode needs segment ids.")
 
 

@@ -63,17 +63,28 @@ def token_losses(
         `TokenLosses`: part of the graph even where no target is set.
 
     Raises:
-        ValueError: targets of another shape than the states', or more than `num_targets` (looked at on a CPU alone).
+        ValueError: targets that are no integers or of another shape than the states'; on a CPU also those that are no
+            tokens, or more than `num_targets`.
     """
+    if not isinstance(target_ids, torch.Tensor) or target_ids.dtype not in (torch.int64, torch.int32):
+        told = target_ids.dtype if isinstance(target_ids, torch.Tensor) else type(target_ids).__name__
+        raise ValueError(f"`target_ids` is {told}; expected a tensor of integers. Use `target_ids.long()`.")
     if target_ids.dim() not in (2, 3) or target_ids.shape[-2:] != states.shape[:2]:
         raise ValueError(
             f"`target_ids` has shape {tuple(target_ids.shape)} for states of {tuple(states.shape)}; pass "
             f"{tuple(states.shape[:2])}, or several of that, one token to predict or -100 for each position."
         )
-    targets = target_ids.to(states.device).flatten()  # (T,)
+    targets = target_ids.to(states.device).long().flatten()  # (T,)
     is_set = targets != IGNORE_INDEX
     if num_targets is None or targets.device.type == "cpu":
         found = int(is_set.sum())
+        if found and targets.device.type == "cpu" and not torch.compiler.is_compiling():
+            lowest, highest = (int(edge) for edge in targets[is_set].aminmax())
+            if lowest < 0 or highest >= vocab_size:
+                raise ValueError(
+                    f"`target_ids` hold {lowest if lowest < 0 else highest}; expected tokens from 0 to "
+                    f"{vocab_size - 1}, or {IGNORE_INDEX} where nothing is to be predicted."
+                )
         if num_targets is not None and num_targets < found:
             raise ValueError(f"`num_targets` is {num_targets}, but {found} targets are set. Pass as many, or None.")
         num_targets = found if num_targets is None else num_targets

@@ -187,7 +187,7 @@ class WordsMixin(EncodingMixin):
         show_progress_bar: bool | None,
     ) -> list[PlacedVectors]:
         """Tokens of each text with their vectors."""
-        if shift not in ("next", "same"):
+        if not isinstance(shift, str) or shift not in ("next", "same"):
             raise ValueError(f"`shift` is {shift!r}; expected 'next' (the output before a token) or 'same'.")
         check_reading_mode(mode)
         budget = self._batch_tokens(batch_tokens, None)

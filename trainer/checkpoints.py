@@ -1,6 +1,5 @@
 """Which checkpoints of a run can be trusted: written to their end, still what was written; and which may go."""
 
-import json
 import re
 import shutil
 import zlib
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from .whole_files import write_json
+from .whole_files import parse_json, write_json
 
 _STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that the parent writes
 SEAL_FILE = "checksums.json"  # the last one of ours
@@ -124,7 +123,7 @@ def _checkpoints(output_dir: str | Path) -> dict[int, Path]:
 def _why_not(folder: Path, *, num_processes: int) -> str | None:
     """Why a checkpoint cannot be trusted; `None` where it can."""
     try:
-        json.loads((folder / _STATE_FILE).read_text(encoding="utf-8"))
+        parse_json((folder / _STATE_FILE).read_bytes())
     except (OSError, ValueError):
         return f"it was not written to its end, {_STATE_FILE} cannot be read"
     names = ["rng_state.pth"] if num_processes == 1 else [f"rng_state_{rank}.pth" for rank in range(num_processes)]
@@ -137,11 +136,11 @@ def _why_not(folder: Path, *, num_processes: int) -> str | None:
 def _damage(folder: Path) -> str | None:
     """Which file is not what was written; `None` where all are, or nothing is known of them."""
     try:
-        seal = json.loads((folder / SEAL_FILE).read_text(encoding="utf-8"))
+        seal = parse_json((folder / SEAL_FILE).read_bytes())
         expected = {str(name): (int(size), int(checksum)) for name, (size, checksum) in seal.items()}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError):
         return f"{SEAL_FILE} cannot be read"
     for name, (size, checksum) in expected.items():
         try:
@@ -152,6 +151,8 @@ def _damage(folder: Path) -> str | None:
                 return f"{name} has other bytes than were written"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
+        except ValueError:  # names that no file can have
+            return f"{SEAL_FILE} names {name!r:.60}"
     return None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from .sources import Source, check_limit, read_source
+from .sources import Source, check_limit, naming_bytes, read_source
 
 # Enough work for the tokenizer's threads, little enough that the encodings in flight stay below some 100 MB.
 _CHARACTERS_PER_CALL = 1_000_000
@@ -48,14 +48,15 @@ def load_texts(
     """
     check_limit(limit)
     rows = read_source(source, columns=[text_column], split=split, config_name=config_name)
-    texts = rows.map(
-        _strip_texts,
-        batched=True,
-        fn_kwargs={"column": text_column},
-        remove_columns=rows.column_names,
-        features=Features({"text": Value("string")}),
-        desc="Reading texts",
-    )
+    with naming_bytes(source):
+        texts = rows.map(
+            _strip_texts,
+            batched=True,
+            fn_kwargs={"column": text_column},
+            remove_columns=rows.column_names,
+            features=Features({"text": Value("string")}),
+            desc="Reading texts",
+        )
     if not len(texts):
         raise ValueError(
             f"`source` is {source!r}: its {len(rows)} rows hold nothing but whitespace in column {text_column!r}. "

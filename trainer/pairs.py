@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from .paraphraser import PARROT_GENERATION, paraphrase_batch
 from .resumable import append_rows, resume_rows
-from .sources import Source, check_columns, check_limit, is_text, read_source
+from .sources import Source, check_are_text, check_columns, check_limit, is_text, naming_bytes, read_source
 
 logger = logging.get_logger(__name__)
 
@@ -60,14 +60,16 @@ def load_pairs(
     if label_column is not None:
         check_columns(source, [label_column], rows.column_names)
     anchor, positive = columns or _pair_columns(source, rows, label_column)
-    pairs = rows.map(
-        _pick_pairs,
-        batched=True,
-        fn_kwargs={"anchor": anchor, "positive": positive, "label": label_column},
-        remove_columns=rows.column_names,
-        features=_PAIR,
-        desc="Reading pairs",
-    )
+    check_are_text(source, (anchor, positive), rows)
+    with naming_bytes(source):
+        pairs = rows.map(
+            _pick_pairs,
+            batched=True,
+            fn_kwargs={"anchor": anchor, "positive": positive, "label": label_column},
+            remove_columns=rows.column_names,
+            features=_PAIR,
+            desc="Reading pairs",
+        )
     if not len(pairs):
         labels = "" if label_column is None else f" and 1 in {label_column!r} (it holds {rows[:3][label_column]}, ...)"
         raise ValueError(

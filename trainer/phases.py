@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+MOST_STEPS = 2**53  # more than any run has, and what a float still counts
+
 
 @dataclass(frozen=True)
 class LossPhase:
@@ -40,12 +42,12 @@ def parse_phases(entries: Sequence[str]) -> tuple[LossPhase, ...]:
         >>> parse_phases(["3400:1,0,1", "800:1,9,1"])[1]
         LossPhase(steps=800, mntp=1.0, sscl=9.0, msg=1.0)
     """
-    if isinstance(entries, str) or not entries:
+    if isinstance(entries, str) or not isinstance(entries, Sequence) or not len(entries):
         raise ValueError(f"The loss phases are {entries!r}; pass a list of 'steps:mntp,sscl,msg', at least one.")
     phases, complaints = [], []
     for number, entry in enumerate(entries, start=1):
         try:
-            phase = _read(entry)
+            phase = _read(str(entry))
         except ValueError:
             complaints.append(f"phase {number}, {entry!r}: write it as 'steps:mntp,sscl,msg', such as '800:1,9,1'.")
             continue
@@ -112,6 +114,8 @@ def _complaints(phase: LossPhase) -> list[str]:
     complaints = []
     if phase.steps < 1:
         complaints.append(f"{phase.steps} steps; give it at least one, or leave the phase out.")
+    if phase.steps > MOST_STEPS:
+        complaints.append(f"{len(str(phase.steps))} digits of steps; give it {MOST_STEPS} at most.")
     weights = {"mntp": phase.mntp, "sscl": phase.sscl, "msg": phase.msg}
     complaints += [
         f"the weight of {name} is {weight}; pass a finite number, 0 or above."
@@ -123,4 +127,4 @@ def _complaints(phase: LossPhase) -> list[str]:
     return complaints
 
 
-__all__ = ["LossPhase", "contrastive_steps_before", "parse_phases", "phase_at"]
+__all__ = ["MOST_STEPS", "LossPhase", "contrastive_steps_before", "parse_phases", "phase_at"]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .whole_files import write_json
+from .whole_files import json_bytes, parse_json, write_json
 
 
 def resume_rows(path: str | Path, *, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -23,7 +23,8 @@ def resume_rows(path: str | Path, *, settings: Mapping[str, Any]) -> list[dict[s
         `list[dict]`: the complete rows, empty for a new file.
 
     Raises:
-        ValueError: If the file was begun with other settings or not by this module, or holds a line that is not JSON.
+        ValueError: If the file was begun with other settings or not by this module, or holds a line that is no JSON
+            object.
     """
     path = Path(path)
     sidecar = path.with_name(path.name + ".settings.json")
@@ -36,7 +37,16 @@ def resume_rows(path: str | Path, *, settings: Mapping[str, Any]) -> list[dict[s
             f"{str(path)!r} has rows but no {sidecar.name!r} beside it, so what they were made from is unknown. "
             "Give another path, or move the file away."
         )
-    begun = json.loads(sidecar.read_text(encoding="utf-8"))
+    try:
+        begun = parse_json(sidecar.read_bytes())
+    except ValueError as error:
+        begun = error
+    if not isinstance(begun, dict):
+        told = begun if isinstance(begun, ValueError) else f"it holds {type(begun).__name__}"
+        raise ValueError(
+            f"{str(sidecar)!r} is no JSON object of settings ({told}), so what the rows of {path.name!r} were made "
+            "from is unknown. Restore it, or give another path."
+        )
     differences = [
         f"{name} was {begun.get(name)!r} and is now {wanted.get(name)!r}"
         for name in sorted(begun.keys() | wanted.keys())
@@ -58,7 +68,7 @@ def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
         rows (`Iterable[Mapping[str, Any]]`): One JSON object each.
     """
     with open(path, "ab") as file:
-        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        file.write(b"".join(json_bytes(row) + b"\n" for row in rows))
 
 
 def _complete_rows(path: Path) -> list[dict[str, Any]]:
@@ -70,12 +80,18 @@ def _complete_rows(path: Path) -> list[dict[str, Any]]:
             if not line.endswith(b"\n"):
                 break
             try:
-                rows.append(json.loads(line))
+                row = parse_json(line)
             except ValueError as error:
                 raise ValueError(
                     f"Line {number} of {str(path)!r} is not JSON ({error}): the file was edited or damaged. "
                     "Restore it, or give another path."
                 ) from error
+            if not isinstance(row, dict):
+                raise ValueError(
+                    f"Line {number} of {str(path)!r} is {type(row).__name__}, not an object: the file was edited or "
+                    "damaged. Restore it, or give another path."
+                )
+            rows.append(row)
             size += len(line)
         file.truncate(size)
     return rows

@@ -6,16 +6,19 @@ times); what is here decides which reader a file gets, and refuses what cannot w
 
 import csv
 import glob
+import gzip
 import lzma
 import re
 import warnings
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Value, load_dataset
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationCastError, DatasetGenerationError, DatasetNotFoundError
 
 Source = str | Path | Sequence[str | Path]
 
@@ -35,6 +38,9 @@ _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 # What pandas says when it leaves out what stands in surplus cells.
 _CELLS_LOST = "Length of header or names does not match"
 _COMPRESSIONS = (".gz", ".xz")
+# What damaged files raise while they are read, and with what the system says of files.
+_DAMAGED = (ValueError, EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile)
+_UNREADABLE = (*_DAMAGED, OSError)
 
 
 def read_source(
@@ -72,13 +78,33 @@ def read_source(
         check_columns(source, columns, list(first_row))
         rows = _read_files(builder, data_files, options, split=split)
     check_columns(source, columns, rows.column_names)
+    check_are_text(source, columns, rows)
+    return rows
+
+
+def check_are_text(source: Source, columns: Sequence[str], rows: Dataset) -> None:
+    """Refuse columns that hold something else than strings, naming those that do."""
     for column in columns:
         if not is_text(rows.features[column]):
             raise ValueError(
-                f"Column {column!r} of {source!r} has type {rows.features[column]}; expected strings. Name one of its "
-                f"columns of text: {[name for name in rows.column_names if is_text(rows.features[name])]}."
+                f"Column {column!r} of {_said(source)!r} has type {rows.features[column]}; expected strings. Name one "
+                f"of its columns of text: {[name for name in rows.column_names if is_text(rows.features[name])]}."
             )
-    return rows
+
+
+@contextmanager
+def naming_bytes(source: Source) -> Iterator[None]:
+    """A block that makes Python strings of a source's: of Parquet, their bytes are looked at only then.
+
+    Raises:
+        ValueError: naming the source, where a string of it is no UTF-8.
+    """
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{_said(source)!r} has a string that is no UTF-8 ({error}). Write it anew, or leave it out."
+        ) from error
 
 
 def is_text(feature: Any) -> bool:
@@ -161,7 +187,7 @@ def _first_row(builder: str, data_files: list[str], options: dict[str, Any]) -> 
             return next(iter(rows), {})
     except StopIteration:  # an empty JSON file
         return {}
-    except (ValueError, OSError, EOFError, lzma.LZMAError, Warning) as error:
+    except (*_UNREADABLE, Warning) as error:
         raise ValueError(
             f"`source` begins with {data_files[0]!r}, which cannot be read as {builder} ({error}). "
             "Check that the file is whole, is UTF-8 and is what its suffix says."
@@ -174,14 +200,21 @@ def _read_files(builder: str, data_files: list[str], options: dict[str, Any], *,
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=_CELLS_LOST)
             return load_dataset(builder, data_files=data_files, split=split, **options)
-    except DatasetGenerationError as error:
-        cause = error.__cause__
-        if not isinstance(cause, (ValueError, Warning)):  # a full disk, say
+    except (DatasetGenerationError, *_DAMAGED) as error:
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
+        if isinstance(error, DatasetGenerationCastError):  # rows of other columns than those in front of them
+            cause = error
+        elif not isinstance(cause, (*_DAMAGED, Warning)):  # a full disk, say
             raise
         raise ValueError(
             f"`source` begins with {data_files[0]!r} and cannot be read to its end as {builder} ({cause}). Check that "
             "each row has a cell for each column name, and that quotation marks are closed."
         ) from error
+
+
+def _said(source: Source) -> Source:
+    """A source as messages show it."""
+    return str(source) if isinstance(source, Path) else source
 
 
 def _data_suffix(path: Path) -> str:
@@ -206,11 +239,13 @@ def check_columns(source: Source, columns: Sequence[str], present: Sequence[str]
 
 __all__ = [
     "Source",
+    "check_are_text",
     "check_columns",
     "check_limit",
     "format_of",
     "is_hub_id",
     "is_text",
     "local_files",
+    "naming_bytes",
     "read_source",
 ]

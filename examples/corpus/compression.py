@@ -3,8 +3,14 @@
 import gzip
 import io
 import lzma
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
+
+# What a file that is cut short, damaged or of another format raises while it is read.
+UNREADABLE = (OSError, EOFError, UnicodeError, lzma.LZMAError, zlib.error)
 
 
 def open_bytes(file: Path) -> BinaryIO:
@@ -23,4 +29,24 @@ def open_text(file: Path, *, newline: str | None = None) -> TextIO:
     return io.TextIOWrapper(open_bytes(file), encoding="utf-8", newline=newline)
 
 
-__all__ = ["open_bytes", "open_text"]
+@contextmanager
+def whole_text(file: Path, *, newline: str | None = None) -> Iterator[TextIO]:
+    """The text of a file in UTF-8, for a block that reads it to its end.
+
+    Args:
+        file (`Path`): The file.
+        newline (`str`, *optional*): As `open` takes it.
+
+    Raises:
+        ValueError: naming the file, where it cannot be read or is no UTF-8.
+    """
+    try:
+        with open_text(file, newline=newline) as stream:
+            yield stream
+    except UNREADABLE as error:
+        raise ValueError(
+            f"{str(file)!r} cannot be read to its end ({error}): it is damaged, cut short or no UTF-8. Fetch it again."
+        ) from error
+
+
+__all__ = ["UNREADABLE", "open_bytes", "open_text", "whole_text"]

@@ -1,8 +1,6 @@
 """Where raw rows come from: files of one format, plain or compressed, or a dataset of the Hub, streamed."""
 
 import csv
-import lzma
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +11,12 @@ from datasets import load_dataset
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import HfApi
 
+from examples.corpus.compression import UNREADABLE
 from examples.corpus.formats import DelimitedText, Format, JsonLines, ParquetRows, TextLines
 from trainer.sources import check_columns, format_of, is_hub_id, local_files
 
 # What a file that is cut short, damaged or of another format raises.
-_UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error, csv.Error, pa.ArrowException)
+_UNREADABLE = (*UNREADABLE, csv.Error, pa.ArrowException)
 
 
 class Origin(Protocol):

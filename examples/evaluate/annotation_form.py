@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from examples.evaluate.fill_systems import StoryGap
+from trainer.whole_files import parse_json
 
 TEMPLATE = Path(__file__).with_name("annotation_form.html")
 DATA_MARK = "__FORM_DATA__"
@@ -135,7 +136,7 @@ def _faults(key: Mapping[str, Any], given: Any, *, known: Mapping[str, Any]) -> 
 def _read_json(file: Path) -> Any:
     """What a JSON file holds."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"{str(file)!r} cannot be read as JSON ({error}).") from error
 

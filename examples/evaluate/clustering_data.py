@@ -4,8 +4,6 @@ The files here are not MTEB's own subsets, and their figures are not MTEB's: `su
 """
 
 import csv
-import json
-import lzma
 import random
 import re
 from collections.abc import Callable
@@ -14,9 +12,10 @@ from typing import NamedTuple
 
 from datasets import load_dataset
 
-from examples.corpus.compression import open_text
+from examples.corpus.compression import whole_text
 from examples.evaluate.driver import NotAvailableError
 from examples.evaluate.records import digest_files
+from trainer.whole_files import parse_json
 
 # As many subsets as MTEB's sets have.
 NUM_SUBSETS = 10
@@ -61,10 +60,10 @@ def _read_newsgroups(file: Path) -> list[LabelledText]:
     With this the file has 5,239 different texts of 32.1 characters on average, MTEB's set 5,242 of 32.0.
     """
     rows = []
-    with open_text(file) as stream:
+    with whole_text(file) as stream:
         for number, line in enumerate(stream, start=1):
             try:
-                values = json.loads(line)
+                values = parse_json(line)
                 subject = re.sub(r"^re:\s*", "", values["subject"], flags=re.IGNORECASE)
                 rows.append(LabelledText(subject, str(values["label"])))
             except (ValueError, KeyError, TypeError) as error:
@@ -77,7 +76,7 @@ def _read_newsgroups(file: Path) -> list[LabelledText]:
 
 def _read_titles(file: Path) -> list[LabelledText]:
     """Titles and subjects of a tab-separated file with a header."""
-    with open_text(file, newline="") as stream:
+    with whole_text(file, newline="") as stream:
         lines = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
         rows = [LabelledText(str(line.get("title") or ""), str(line.get("subject") or "")) for line in lines]
     empty = next((number for number, row in enumerate(rows, start=2) if not all(row)), None)
@@ -150,7 +149,7 @@ def read_file(name: str, folder: Path) -> list[LabelledText]:
         raise NotAvailableError(f"the folder of the data has no {file.name}")
     try:
         return file.read(path)
-    except (OSError, EOFError, lzma.LZMAError, UnicodeError) as error:
+    except csv.Error as error:
         raise ValueError(f"{str(path)!r} cannot be read ({error}). Fetch it again.") from error
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset, load_dataset
 
-from examples.corpus.compression import open_text
+from examples.corpus.compression import whole_text
 
 HUB_ID = "lhoestq/conll2003"
 TASKS = ("chunking", "ner", "pos")
@@ -73,11 +73,8 @@ def read_conll(split: str, *, folder: Path | None = None) -> list[TaggedSentence
     file = split_file(folder, split)
     if not file.is_file():
         raise ValueError(f"{str(folder)!r} has no {file.name}, where the split {split} is looked for. Put it there.")
-    try:
-        with open_text(file) as lines:
-            return list(read_lines(lines, name=str(file)))
-    except (OSError, EOFError, UnicodeError) as error:
-        raise ValueError(f"{str(file)!r} cannot be read to its end ({error}). Fetch it again.") from error
+    with whole_text(file) as lines:
+        return list(read_lines(lines, name=str(file)))
 
 
 def read_lines(lines: Iterable[str], *, name: str) -> Iterator[TaggedSentence]:

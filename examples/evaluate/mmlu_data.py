@@ -7,7 +7,6 @@ where the questions are.
 import hashlib
 import json
 import logging
-import lzma
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from lm_eval.api.group import Group
 from lm_eval.tasks import TaskManager
 
-from examples.corpus.compression import open_text
+from examples.corpus.compression import whole_text
+from trainer.whole_files import parse_json
 
 # The columns of the paper's table, by lm-eval's names.
 GROUPS = {
@@ -167,15 +167,12 @@ def _find(folder: Path, name: str) -> Path:
 
 def _read(file: Path) -> Iterator[tuple[int, Any]]:
     """The lines of a file as JSON, numbered from 1; `None` where one is none."""
-    try:
-        with open_text(file) as stream:
-            for number, line in enumerate(stream, start=1):
-                try:
-                    yield number, json.loads(line)
-                except json.JSONDecodeError:
-                    yield number, None
-    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
-        raise ValueError(f"{str(file)!r} cannot be read to its end ({error}). Fetch it again.") from error
+    with whole_text(file) as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                yield number, parse_json(line)
+            except ValueError:
+                yield number, None
 
 
 def _complaint(row: Any, subjects: list[str]) -> str | None:

@@ -20,6 +20,7 @@ import torch
 from transformers.utils.hub import extract_commit_hash
 
 from modeling_magnet.sources_magnet import ADAPTER_CONFIG, ADAPTER_SETTINGS, CONFIG, ModelSource
+from trainer.whole_files import json_bytes, parse_json
 
 # What else of a folder changes what its weights compute.
 _SETTINGS = (
@@ -97,12 +98,12 @@ class RecordFile:
     def append(self, record: Record) -> None:
         """Write one record behind the others, in one piece, and wait until the disk has it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps(asdict(record), ensure_ascii=False) + "\n"
+        line = json_bytes(asdict(record)) + b"\n"
         with open(self.path, "ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
-                line = line if file.read(1) == b"\n" else "\n" + line
-            file.write(line.encode())  # one write at the end of the file: several processes may share it
+                line = line if file.read(1) == b"\n" else b"\n" + line
+            file.write(line)  # one write at the end of the file: several processes may share it
             file.flush()
             os.fsync(file.fileno())
 
@@ -117,7 +118,7 @@ def read_records(path: Path) -> Iterator[Record]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = parse_json(line)
         except ValueError:
             warnings.warn(f"Line {number} of {str(path)!r} was not written to its end; it is skipped.", stacklevel=2)
             continue

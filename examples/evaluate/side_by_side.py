@@ -37,6 +37,7 @@ from examples.evaluate.repetition import draw, open_reader, wikitext_beginnings
 from examples.evaluate.stories import Corpus, read_stories
 from examples.evaluate.wikitext import read_text
 from trainer.prompted_infilling import SolvedGap
+from trainer.whole_files import parse_json
 
 SMOKE = {"number": 2, "shots": 2, "new_tokens": 32}
 PAPER = {"number": 5, "shots": SHOTS, "new_tokens": 128}
@@ -72,11 +73,11 @@ def read_own(file: Path) -> tuple[dict[str, StoryGap], dict[str, str]]:
     gaps: dict[str, StoryGap] = {}
     beginnings: dict[str, str] = {}
     complaints = []
-    for number, line in enumerate(read_text(file).splitlines(), start=1):
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             row = None
         values = row.values() if isinstance(row, dict) else [None]

@@ -5,6 +5,7 @@ ends; the file of a folder is lower-cased and tokenised, and is put back into ru
 """
 
 import csv
+import io
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -29,6 +30,11 @@ HUB_SOURCES = {
 # How their figures are named in tables; the paper has those of ROCStories.
 TITLES: dict[str, str] = {"rocstories": "ROCStories", "story_cloze": "Story Cloze", "tinystories": "TinyStories"}
 SENTENCES = 5
+_CLOZE_COLUMNS = (
+    "AnswerRightEnding",
+    *(f"InputSentence{k}" for k in range(1, SENTENCES)),
+    *("RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2"),
+)
 
 
 class ClozeStory(NamedTuple):
@@ -72,17 +78,24 @@ def read_story_cloze(file: Path) -> list[ClozeStory]:
     """Of each story its first four sentences, the right ending and the wrong one.
 
     Raises:
-        ValueError: a file that has not the columns of Story Cloze.
+        ValueError: a file that has not the columns of Story Cloze, or a row that lacks a cell or a right ending.
     """
     stories = []
+    rows = csv.DictReader(io.StringIO(read_text(file), newline=""))
     try:
-        for row in csv.DictReader(read_text(file).splitlines(keepends=True)):
-            endings = [row["RandomFifthSentenceQuiz1"], row["RandomFifthSentenceQuiz2"]]
-            right = int(row["AnswerRightEnding"]) - 1
-            first = [row[f"InputSentence{k}"] for k in range(1, SENTENCES)]
-            stories.append(ClozeStory(first, endings[right], endings[1 - right]))
+        for row in rows:
+            right, *sentences = (row[column] for column in _CLOZE_COLUMNS)
+            if right not in ("1", "2") or None in sentences:
+                raise ValueError(
+                    f"The row that ends with line {rows.line_num} of {str(file)!r} has the right ending {right!r} and "
+                    f"{sum(one is not None for one in sentences)} sentences; expected '1' or '2', and 6. Correct it."
+                )
+            *first, one, two = sentences
+            stories.append(ClozeStory(first, *((one, two) if right == "1" else (two, one))))
     except KeyError as error:
         raise ValueError(f"{str(file)!r} has no column {error}; expected the columns of Story Cloze.") from error
+    except csv.Error as error:
+        raise ValueError(f"{str(file)!r} cannot be read beyond line {rows.line_num} ({error}). Correct it.") from error
     return stories
 
 
@@ -111,7 +124,8 @@ def derange(number: int, *, seed: int) -> list[int]:
 def _read_rocstories(file: Path) -> list[list[str]]:
     """Lines of `title <EOT> keywords <EOL> </s> sentence </s> sentence ...`."""
     stories = []
-    for number, line in enumerate(read_text(file).splitlines(), start=1):
+    lines = read_text(file).removesuffix("\n").split("\n")
+    for number, line in enumerate(lines, start=1):
         sentences = [detokenize(sentence) for sentence in line.split("</s>")[1:]]
         if len(sentences) != SENTENCES or not all(sentences):
             raise ValueError(

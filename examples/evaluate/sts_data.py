@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from datasets import load_dataset
 
-from examples.corpus.compression import open_text
+from examples.corpus.compression import whole_text
 from examples.evaluate.driver import NotAvailableError
 
 
@@ -64,14 +64,14 @@ def read_sts(name: str, *, folder: Path | None = None) -> list[StsPair]:
         raise NotAvailableError(f"the folder of the data has no {source.file_name}")
     try:
         return list(_read_file(file, source.columns))
-    except (OSError, EOFError, UnicodeError, csv.Error) as error:
+    except csv.Error as error:
         raise ValueError(f"{str(file)!r} cannot be read to its end ({error}). Fetch it again.") from error
 
 
 def _read_file(file: Path, columns: tuple[str, str, str]) -> Iterator[StsPair]:
     """Pairs of a `.csv` or `.tsv`, plain or `.gz`, with or without a header."""
     is_tsv = ".tsv" in file.suffixes
-    with open_text(file, newline="") as stream:
+    with whole_text(file, newline="") as stream:
         # A quotation mark in a tab-separated file belongs to the sentence.
         lines = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE) if is_tsv else csv.reader(stream)
         places = (0, 1, 2)

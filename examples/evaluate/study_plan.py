@@ -4,17 +4,13 @@ A plan names a base model, training arguments that all runs share, the runs, and
 preset changes stands in the plan, too. `read_plan` checks the whole of it before anything runs.
 """
 
-import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-DRIVERS = Path(__file__).parent
-BASE = "base"
-# Behind the name of a run: its last checkpoint, which is the adapter alone, instead of the merged result.
-ADAPTER = "@adapter"
+from examples.evaluate.plan_checks import ADAPTER, BASE, STEPS, complaints_about, folder_name, named_systems
+from trainer.whole_files import parse_json
 
 
 @dataclass(frozen=True)
@@ -136,10 +132,10 @@ def read_plan(path: Path, *, preset: str, output: Path) -> Plan:
         ValueError: a file that cannot be read, or listing unknown keys, runs, drivers and presets.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8").replace("{output}", str(output)))
+        values = parse_json(path.read_text(encoding="utf-8").replace("{output}", str(output)))
     except (OSError, ValueError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as a plan ({error}).") from error
-    complaints = list(_complaints(values, preset=preset))
+    complaints = list(complaints_about(values, preset=preset))
     if complaints:
         raise ValueError("\n- ".join([f"{str(path)!r} cannot be used:", *complaints]))
     chosen = values["presets"][preset]
@@ -151,7 +147,7 @@ def read_plan(path: Path, *, preset: str, output: Path) -> Plan:
             base=run.get("base", BASE),
             replica=replica,
             arguments=_scaled({**shared, **run.get("training", {}), "seed": replica}, factor=factor),
-            folder=output / "runs" / f"{_slug(name)}-{replica}",
+            folder=output / "runs" / f"{folder_name(name)}-{replica}",
         )
         for name, run in values["runs"].items()
         for replica in range(min(run.get("replicas", 1), chosen.get("replicas", run.get("replicas", 1))))
@@ -160,7 +156,7 @@ def read_plan(path: Path, *, preset: str, output: Path) -> Plan:
         Call(
             driver=call["driver"],
             data=call.get("data"),
-            systems=_named(call["systems"]),
+            systems=named_systems(call["systems"]),
             arguments=[*call.get("arguments", []), *call.get(sizes, []), "--preset", sizes],
             over_steps=call.get("over_steps", 0),
             replicas=call.get("replicas"),
@@ -172,41 +168,6 @@ def read_plan(path: Path, *, preset: str, output: Path) -> Plan:
     return Plan(values["title"], values["base"], Path(values["data"]), tuple(corpora), tuple(runs), tuple(calls))
 
 
-def _complaints(values: Any, *, preset: str) -> Iterator[str]:
-    """What is wrong with a plan."""
-    if not isinstance(values, dict):
-        yield f"it holds a JSON {type(values).__name__}; expected an object."
-        return
-    wanted = {"title", "base", "data", "corpora", "training", "runs", "calls", "presets"}
-    present = {key for key in values if not key.startswith("_")}
-    if present != wanted:
-        yield f"it has the keys {sorted(present)}; expected {sorted(wanted)}."
-        return
-    if preset not in values["presets"]:
-        yield f"it has no preset {preset!r}; choose one of {sorted(values['presets'])}."
-    for name in values["corpora"]:
-        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-            yield f"the corpus {name!r} would be written outside the study's folder; expected the name of a file."
-    known = {BASE}
-    for name, run in values["runs"].items():
-        if run.get("base", BASE) not in known:
-            yield f"the run {name!r} starts from {run['base']!r}, which is no run before it."
-        known.add(name)
-    for call in values["calls"]:
-        if not (DRIVERS / f"{call['driver']}.py").is_file():
-            yield f"there is no driver {call['driver']!r} in {DRIVERS.name}/."
-        if call.get("replicas", 1) < 1:
-            yield f"{call['driver']!r} is asked about {call['replicas']} replicas; expected one at least."
-        for system in sorted({run.removesuffix(ADAPTER) for run in _named(call["systems"]).values()} - known):
-            yield f"{call['driver']!r} is asked about {system!r}, which is no run."
-
-
-def _named(systems: list[str]) -> dict[str, str]:
-    """Row of the table -> run, from items `ROW=RUN`, or `RUN` alone where the row has its name."""
-    pairs = [item.rpartition("=") for item in systems]
-    return {row or run: run for row, _, run in pairs}
-
-
 def _scaled(arguments: dict[str, Any], *, factor: float) -> dict[str, Any]:
     """Arguments with all numbers of steps multiplied, rounded to at least one."""
 
@@ -215,13 +176,8 @@ def _scaled(arguments: dict[str, Any], *, factor: float) -> dict[str, Any]:
 
     phases = [phase.split(":", 1) for phase in arguments["loss_phases"]]
     scaled: dict[str, Any] = {"loss_phases": [f"{scale(int(steps))}:{weights}" for steps, weights in phases]}
-    scaled |= {key: scale(arguments[key]) for key in ("eval_steps", "save_steps", "warmup_steps") if key in arguments}
+    scaled |= {key: scale(arguments[key]) for key in STEPS if key in arguments}
     return {**arguments, **scaled}
-
-
-def _slug(name: str) -> str:
-    """A name as a folder."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 __all__ = ["ADAPTER", "BASE", "Call", "Corpus", "Plan", "Run", "read_plan"]

@@ -4,9 +4,10 @@ for step, model in models_by_step("outputs/mine").items():
     repetition.main(["--model", f"MAGNET={model}", "--step", str(step)])
 """
 
-import json
 from pathlib import Path
 from typing import Any
+
+from trainer.whole_files import parse_json
 
 REPORT = "adapt.json"
 _STATE = "trainer_state.json"  # the last file of a checkpoint that is written
@@ -25,10 +26,10 @@ def read_report(run: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"{str(run)!r} has no {REPORT}; name the output folder of a finished run of adapt.py.")
     try:
-        report = json.loads(file.read_text(encoding="utf-8"))
+        report = parse_json(file.read_bytes())
         steps = [int(row["step"]) for row in report["log_history"]]
         known = isinstance(report["arguments"], dict) and bool(steps)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):  # a step may be 1e999
         known = False
     if not known:
         raise ValueError(
@@ -54,8 +55,8 @@ def models_by_step(run: str | Path) -> dict[int, Path]:
     found = {}
     for state in folder.glob(f"checkpoint-*/{_STATE}"):
         try:
-            found[int(json.loads(state.read_text(encoding="utf-8"))["global_step"])] = state.parent
-        except (ValueError, KeyError, TypeError):
+            found[int(parse_json(state.read_bytes())["global_step"])] = state.parent
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
     if (folder / REPORT).is_file():
         # The last checkpoint holds the same weights, of LoRA not merged; all other tables measure what was saved.

@@ -7,7 +7,7 @@ measured on text without these traces, for no model was trained on them. Words t
 import re
 from pathlib import Path
 
-from examples.corpus.compression import open_text
+from examples.corpus.compression import whole_text
 from trainer.sources import read_source
 
 HUB_ID, HUB_CONFIG, HUB_SPLIT = "Salesforce/wikitext", "wikitext-103-raw-v1", "test"
@@ -98,8 +98,12 @@ def find_file(folder: Path, name: str) -> Path:
 
 
 def read_text(file: Path) -> str:
-    """All of a text file, plain, `.gz` or `.xz`."""
-    with open_text(file, newline="") as stream:
+    """All of a text file, plain, `.gz` or `.xz`.
+
+    Raises:
+        ValueError: naming the file, where it cannot be read or is no UTF-8.
+    """
+    with whole_text(file, newline="") as stream:
         return stream.read()
 
 

@@ -279,7 +279,10 @@ def test_a_model_without_a_tokenizer_is_refused(tmp_path, options):
         adapt.main(options)
 
 
-@pytest.mark.parametrize(("content", "message"), [("{", "cannot be read as JSON"), ("[1]", "expected an object")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "cannot be read as JSON"), ("[" * 100_000, "nested too deeply"), ("[1]", "expected an object")],
+)
 def test_a_recipe_that_is_no_object_is_refused(tmp_path, content, message):
     (tmp_path / "recipe.json").write_text(content)
     with pytest.raises(ValueError, match=message):

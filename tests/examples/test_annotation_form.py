@@ -232,7 +232,8 @@ def test_what_is_wrong_with_answers_is_told_at_once(tmp_path):
     for name, content in given.items():
         (tmp_path / name).write_text(json.dumps(content))
     (tmp_path / "text").write_text("no JSON")
-    files = [tmp_path / name for name in (*given, "text", "missing")]
+    (tmp_path / "deep").write_text("[" * 100_000)
+    files = [tmp_path / name for name in (*given, "text", "deep", "missing")]
     with pytest.raises(ValueError, match="The answers cannot be used") as raised:
         read_answers(key, files)
     complaints = str(raised.value).split("\n- ")[1:]
@@ -244,6 +245,7 @@ def test_what_is_wrong_with_answers_is_told_at_once(tmp_path):
         "elsewhere": "answers form '0123'",
         "list": "holds no answers of a form",
         "text": "cannot be read as JSON",
+        "deep": "cannot be read as JSON",
         "missing": "cannot be read as JSON",
     }
     for name, complaint in expected.items():

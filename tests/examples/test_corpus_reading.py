@@ -251,3 +251,11 @@ def test_a_name_that_is_neither_here_nor_on_the_hub_is_refused(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="'no-such/corpus'.*there is no such file or folder here"):
         open_corpus("no-such/corpus")
+
+
+def test_a_parquet_file_whose_names_are_no_text_is_named(tmp_path):
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    raw = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(raw.replace(b"text", b"\xff\xfe\xfd\xfc"))
+    with pytest.raises(ValueError, match=r"a\.parquet' cannot be read \("):
+        open_corpus(str(tmp_path / "a.parquet"))

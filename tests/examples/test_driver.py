@@ -2,6 +2,7 @@
 
 import json
 import weakref
+from dataclasses import replace
 
 import pytest
 
@@ -221,6 +222,13 @@ def test_half_a_line_is_skipped_and_cut_off(tmp_path):
     file.append(record)
     with pytest.warns(UserWarning, match="Line 2"):
         assert file.read() == [record, record]
+    file.path.write_text("[" * 100_000 + "\n")
+    with pytest.warns(UserWarning, match="Line 1"):
+        assert file.read() == []
+    odd = replace(record, system="\ud800")
+    file.append(odd)
+    with pytest.warns(UserWarning, match="Line 1"):
+        assert file.read() == [odd]
     file.path.write_text(json.dumps({"what": 1}) + "\n")
     with pytest.raises(ValueError, match="is no record"):
         file.read()

@@ -138,6 +138,14 @@ def test_wrong_files_and_arguments_are_told_at_once(ask, tmp_path):
         read_own(file)
     assert [number for number in range(1, 9) if f"Line {number} of" in str(raised.value)] == list(range(2, 9))
     assert "has the title 't', as another line has" in str(raised.value)
+    file.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="Line 1 of"):
+        read_own(file)
+    file.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"bad.jsonl' cannot be read to its end .*no UTF-8"):
+        read_own(file)
+    file.write_text('{"prefix": "a\u2028b \x85c"}\n')
+    assert read_own(file)[1] == {"Line 1": "a\u2028b \x85c"}, "only a newline ends a line"
     file.write_text("\n")
     with pytest.raises(ValueError, match="has no line"):
         read_own(file)

@@ -84,3 +84,35 @@ def test_the_real_files_have_their_counts():
     assert " ." not in text.replace("...", "") and " n't" not in text and "''" not in text
     assert len(read_stories(folder, corpus="story_cloze")) == 1871
     assert len(read_stories(folder, corpus="tinystories")) == 2317
+
+
+@pytest.mark.parametrize("corpus", ["rocstories", "story_cloze"])
+def test_a_damaged_archive_or_bytes_that_are_no_text_are_named(tmp_path, corpus):
+    (write_rocstories if corpus == "rocstories" else write_story_cloze)(tmp_path)
+    file = tmp_path / stories.FILE_NAMES[corpus]
+    whole = file.read_bytes()
+    for raw in (whole[:-20], whole[:40] + b"\xff" * 20 + whole[60:], b"none", gzip.compress(b"\xff")):
+        file.write_bytes(raw)
+        with pytest.raises(ValueError, match=f"{file.name}' cannot be read to its end"):
+            read_stories(tmp_path, corpus=corpus)
+
+
+def test_ends_of_lines_that_are_none_in_these_formats_stay_in_the_text(tmp_path):
+    write_story_cloze(tmp_path, number=1)
+    file = tmp_path / stories.FILE_NAMES["story_cloze"]
+    for sign in ("\u2028", "\x85", "\x0c"):
+        raw = gzip.decompress(file.read_bytes()).decode()
+        file.write_bytes(gzip.compress(raw.replace("He ran.", f"He{sign}ran.").encode()))
+        assert read_stories(tmp_path, corpus="story_cloze")[0][1] == f"He{sign}ran."
+        file.write_bytes(gzip.compress(raw.encode()))
+
+
+@pytest.mark.parametrize("right", ["0", "3", "", "x", "-1", "٢"])
+def test_a_right_ending_is_the_first_or_the_second(tmp_path, right):
+    names = ",".join(stories._CLOZE_COLUMNS)
+    (tmp_path / "cloze.csv").write_text(f"{names}\n{right},a,b,c,d,e,f\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"The row that ends with line 2 of .* has the right ending '{right}'"):
+        read_story_cloze(tmp_path / "cloze.csv")
+    (tmp_path / "cloze.csv").write_text(f"{names}\n1,a,b\n")
+    with pytest.raises(ValueError, match="has the right ending '1' and 2 sentences"):
+        read_story_cloze(tmp_path / "cloze.csv")

@@ -58,6 +58,8 @@ def test_half_written_checkpoints_are_left_out_and_an_unfinished_run_has_what_it
     whole = {step: write_checkpoint(tmp_path, step, state=json.dumps({"global_step": step})) for step in (10, 9)}
     write_checkpoint(tmp_path, 11)
     write_checkpoint(tmp_path, 12, state='{"global_st')
+    write_checkpoint(tmp_path, 13, state='{"global_step": 1e999}')
+    write_checkpoint(tmp_path, 14, state="[" * 100_000)
     assert list(models_by_step(tmp_path).items()) == [(9, whole[9]), (10, whole[10])]
 
 
@@ -76,6 +78,8 @@ def test_a_folder_without_a_run_is_named(tmp_path):
         '{"arguments": {}}',
         '{"arguments": {}, "log_history": []}',
         '{"arguments": 1, "log_history": [{"step": 1}]}',
+        '{"arguments": {}, "log_history": [{"step": 1e999}]}',
+        "[" * 100_000,
     ],
 )
 def test_a_report_that_is_none_is_refused(tmp_path, report):

@@ -123,6 +123,10 @@ def test_a_mixed_batch_says_what_it_cannot_do(bound):
         bound(IDS, mode=mixed, segment_ids=torch.zeros_like(IDS), labels=IDS)
     with pytest.raises(ValueError, match="takes no logits_to_keep"):
         bound(IDS, mode=mixed, segment_ids=torch.zeros_like(IDS), logits_to_keep=IDS > 50)
+    with pytest.raises(ValueError, match="`segment_ids` is list; expected a tensor of shape"):
+        bound(IDS, mode=mixed, segment_ids=SEGMENTS.tolist())
+    with pytest.raises(ValueError, match=r"`segment_ids` is of shape \(3,\); expected a tensor of shape"):
+        bound(IDS, mode=mixed, segment_ids=SEGMENTS[:, 0])
     with pytest.raises(ValueError, match="spans in rows that are not in infill mode"):
         bound(IDS, mode=mixed, segment_ids=SEGMENTS)
 
@@ -375,6 +379,38 @@ def test_an_adapter_of_another_base_is_refused(adapted, base_folder, tmp_path):
     MagnetLlamaForCausalLM(config).save_pretrained(base_folder)
     with pytest.raises(ValueError, match="has more than its configuration says"):
         MagnetLlamaForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"eva_config": 3}, r"cannot be used \(TypeError: `EvaConfig` must be"),
+        ({"task_type": 7}, r"cannot be used \(ValueError: Invalid task type"),
+        ({"megatron_config": {"a": 1}, "megatron_core": "theirs"}, "peft would import the module 'theirs'"),
+        (None, "is no JSON"),
+    ],
+    ids=["type", "task", "module", "no JSON"],
+)
+def test_a_configuration_that_peft_cannot_use_is_named(adapted, base_folder, tmp_path, monkeypatch, changes, told):
+    adapted.save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text("{" if changes is None else json.dumps({**json.loads(file.read_text()), **changes}))
+    (tmp_path / "theirs.py").write_text("raise SystemExit('it was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
+    with pytest.raises(ValueError, match=rf"adapter.*{told}"):
+        model.load_adapter(str(tmp_path / "adapter"))
+    assert not getattr(model, "peft_config", None)
+
+
+def test_weights_that_are_none_are_named_and_leave_the_model(adapted, base_folder, tmp_path):
+    adapted.save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
+    with pytest.raises(ValueError, match="The adapter at .*adapter' cannot be used .SafetensorError: "):
+        model.load_adapter(str(tmp_path / "adapter"))
+    assert not getattr(model, "peft_config", None)
 
 
 def test_an_adapter_without_its_base_says_so(adapted, tmp_path):

@@ -218,8 +218,12 @@ def test_notes_and_numbers_stay_what_they_are(tiny_model):
         EvalResult("text-generation", "held-out", "Texts", "perplexity", value)
         for value in (float("inf"), float("nan"), 2.0)
     ]
-    text = write_card(tiny_model, "mine", CardFacts(results=results, notes=["# One\n# two", "- three\n\nfour"]))
-    assert "\n- \\# One # two\n- \\- three four\n" in text
+    text = write_card(
+        tiny_model,
+        "mine",
+        CardFacts(results=results, notes=["# One\n# two", "- three\n\nfour", "---", "+", "1. five"]),
+    )
+    assert "\n- \\# One # two\n- \\- three four\n- \\---\n- \\+\n- 1\\. five\n" in text
     assert "| Texts: perplexity | inf |" in text and "| Texts: perplexity | nan |" in text
     assert [result.metric_value for result in ModelCard(text).data.eval_results] == [2.0]
     assert ModelCard(write_card(tiny_model, "mine", CardFacts(results=results[:1]))).data.get("model-index") is None

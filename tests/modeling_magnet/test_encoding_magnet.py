@@ -287,3 +287,9 @@ def test_a_long_list_has_one_bar_that_counts_texts(tiny_model, capsys, monkeypat
 def test_a_device_is_where_the_model_goes(tiny_model):
     np.testing.assert_array_equal(tiny_model.encode("A cat.", device="cpu"), tiny_model.encode("A cat."))
     assert tiny_model.encode("A cat.", convert_to_tensor=True, device=torch.device("cpu")).device.type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["pooling", "precision", "output_value"])
+def test_an_array_in_the_place_of_a_name_is_named(tiny_model, name):
+    with pytest.raises(ValueError, match=rf"{name}` is .*; expected"):
+        tiny_model.encode("a cat", **{name: np.zeros(2)})

@@ -119,6 +119,13 @@ def call_with(**arguments):
         (call_with(mode="infill", segment_ids=MIXED_SEGMENTS - 1), r"negative value -1"),
         (call_with(mode="infill", segment_ids=MIXED_SEGMENTS.float()), r"dtype torch.float32"),
         (call_with(mode="bidirectional", is_causal=False), r"pass `mode` instead"),
+        (call_with(mode="bidirectional", position_ids=[0]), r"`position_ids` is list; expected a tensor"),
+        (
+            call_with(mode="bidirectional", position_ids=torch.arange(4)[None]),
+            r"shape \(1, 4\); .* \(2, 12\) or \(1, 12\)",
+        ),
+        (call_with(target_ids=[[1]]), r"`target_ids` is list; expected a tensor of integers"),
+        (call_with(target_ids=torch.full((2, 12), 10**6)), r"`target_ids` hold 1000000; expected tokens from 0 to"),
         (
             call_with(mode="bidirectional", attention_mask=torch.ones(2, 9)),
             r"\(2, 9\).*of shape \(2, 12\)",

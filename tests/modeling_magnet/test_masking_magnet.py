@@ -106,6 +106,7 @@ def test_every_backend_is_handed_the_same_table(padding, query_length, implement
         (torch.zeros(2, 5), "infill", r"dtype torch.float32; expected signed integers"),
         (torch.zeros(2, 5, dtype=torch.bool), "infill", r"dtype torch.bool"),
         (torch.tensor([[0, 1, -1, 0, 0]] * 2), "infill", r"negative value -1.*attention_mask"),
+        ([[0, 1, 1, 0, 0]] * 2, "infill", r"is list; expected a tensor"),
     ],
 )
 def test_segment_ids_that_do_not_fit_are_named(segment_ids, mode, message):

@@ -182,3 +182,23 @@ def test_logits_that_are_no_numbers_are_reported():
         choice = make_chooser(spans, do_sample=do_sample).choose(torch.full((1, 5), torch.nan), spans, indices=[2])
         assert choice.is_nan
         assert 0 <= choice.tokens.item() < 5
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("temperature", "auto", "a number"),
+        ("top_p", [0.5], "a number"),
+        ("min_p", {}, "a number"),
+        ("repetition_penalty", True, "a number"),
+        ("top_k", 1.5, "a whole number"),
+        ("no_repeat_ngram_size", "2", "a whole number"),
+        ("do_sample", 1, "true or false"),
+        ("stop_strings", 3, "a string or a list of strings"),
+        ("cache_implementation", torch.zeros(2), "'dynamic' or 'static'"),
+        ("compile_config", {}, "a CompileConfig"),
+    ],
+)
+def test_options_of_another_kind_are_named(name, value, expected):
+    with pytest.raises(ValueError, match=rf"`{name}` is .*; expected {expected}"):
+        merge_generation_config(GenerationConfig(), {name: value})

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, LlamaForCausalLM
 
 from modeling_magnet import AutoMagnetForCausalLM, MagnetLlamaForCausalLM
+from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.sources_magnet import CheckpointError, ModelSource, check_safetensors
 
 LOADERS = [MagnetLlamaForCausalLM.from_pretrained, AutoMagnetForCausalLM.from_pretrained]
@@ -72,6 +73,10 @@ def test_an_index_that_is_none(sharded):
     for content, message in (("{", "is no JSON"), ("[]", "holds list; expected an object"), ("{}", "no `weight_map`")):
         (sharded / "model.safetensors.index.json").write_text(content)
         refused(sharded, message)
+    (sharded / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b"}, "metadata": []}')
+    refused(sharded, r"`metadata` in .*index.json' is \[\]; expected an object")
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "x" * 300}}))
+    refused(sharded, "x' is missing")
     for shard in (7, [], "", None):
         content = json.dumps({"weight_map": {"lm_head.weight": shard}})
         message = r"`weight_map` in .*index.json' has .* for 'lm_head.weight'; expected the name of a file"
@@ -246,3 +251,21 @@ def test_an_error_without_a_message_is_told_by_its_type(monkeypatch):
     monkeypatch.setattr("modeling_magnet.sources_magnet.cached_file", fail)
     with pytest.raises(CheckpointError, match=r"as a repository it cannot be read \(OSError\)"):
         ModelSource("me/mine", {}).file("config.json")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"intermediate_size": {}}, {"num_key_value_heads": ["", []]}, {"rms_norm_eps": "x"}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_config_with_a_value_that_it_cannot_have_is_named(single, changes):
+    values = json.loads((single / "config.json").read_text())
+    (single / "config.json").write_text(json.dumps({**values, **changes}))
+    refused(single, r"config.json of .* is none of a 'llama' \(.*Restore the file")
+    with pytest.raises(ValueError, match="is none of a 'llama'"):
+        open_without_weights(str(single))
+
+
+def test_a_base_whose_name_no_directory_can_have_is_no_base(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "x" * 300}))
+    refused(tmp_path, "is an adapter, and its base cannot be read")

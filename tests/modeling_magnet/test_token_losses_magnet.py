@@ -222,7 +222,9 @@ def test_a_bias_is_trained_beside_a_frozen_weight():
 @pytest.mark.parametrize("target", [-1, VOCAB])
 def test_a_target_outside_the_vocabulary_is_an_error(target, trained):
     targets = torch.tensor([[0, target, -100]])
-    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+    with pytest.raises(
+        ValueError, match=rf"`target_ids` hold {target}; expected tokens from 0 to {VOCAB - 1}, or -100"
+    ):
         token_losses(
             torch.zeros(1, 3, HIDDEN, requires_grad=True), targets, head=make_head(trained=trained), vocab_size=VOCAB
         )

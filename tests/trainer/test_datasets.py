@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from hypothesis import given, settings
@@ -207,3 +209,11 @@ def test_complaints_come_together(byte_tokenizer: PreTrainedTokenizerFast) -> No
     plain = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer.backend_tokenizer, model_max_length=8)
     with pytest.raises(ValueError, match=r"(?s)columns \['body'\].*has no BOS.*`min_length` is -1.*at most 8 tokens"):
         texts_to_blocks(Dataset.from_dict({"body": ["a"]}), plain, max_length=9, min_length=-1)
+
+
+def test_a_string_of_parquet_that_is_no_utf8_is_named_with_its_source(tmp_path: Path) -> None:
+    offsets = pa.array([0, 1, 4], type=pa.int32()).buffers()[1]
+    parts = [None, offsets, pa.py_buffer(b"xa\xff\xed")]
+    pq.write_table(pa.table({"text": pa.Array.from_buffers(pa.string(), 2, parts)}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet' has a string that is no UTF-8 \("):
+        load_texts(tmp_path / "a.parquet")

@@ -30,7 +30,9 @@ def test_spaces_do_not_matter():
     assert parse_phases([" 800 : 1, 9, 1e-1 "]) == (LossPhase(800, 1.0, 9.0, 0.1),)
 
 
-@pytest.mark.parametrize("entry", ["", "800", "1,9,1", "800:1,9", "800:1,9,1,1", "800.5:1,9,1", "800:1;9;1", "8:1:1"])
+@pytest.mark.parametrize(
+    "entry", ["", "800", "1,9,1", "800:1,9", "800:1,9,1,1", "800.5:1,9,1", "800:1;9;1", "8:1:1", 800, ["8"]]
+)
 def test_a_malformed_entry_is_shown_with_the_form_it_should_have(entry):
     with pytest.raises(ValueError) as error:
         parse_phases([*PAPER, entry])
@@ -51,12 +53,17 @@ def test_all_complaints_come_in_one_error():
     ]
 
 
+def test_more_steps_than_a_run_can_have_are_refused():
+    with pytest.raises(ValueError, match="400 digits of steps; give it 9007199254740992 at most"):
+        parse_phases(["9" * 400 + ":1,0,1"])
+
+
 def test_not_a_number_is_no_weight():
     with pytest.raises(ValueError, match="the weight of mntp is nan"):
         parse_phases(["10:nan,0,1"])
 
 
-@pytest.mark.parametrize("entries", [[], "3400:1,0,1"])
+@pytest.mark.parametrize("entries", [[], "3400:1,0,1", 3400, None, {"3400": "1,0,1"}])
 def test_phases_come_as_a_list_of_at_least_one(entries):
     with pytest.raises(ValueError, match="pass a list"):
         parse_phases(entries)

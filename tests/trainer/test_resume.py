@@ -146,7 +146,7 @@ def sealed_run(tmp_path_factory):
     return folder, {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', '{"a": [1]}'])
+@pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', '{"a": [1]}', '{"a": [1e999, 1]}', "[" * 100_000])
 def test_a_damaged_seal_is_damage(tmp_path, content, caplog):
     tiny_trainer(tiny_args(tmp_path, save_strategy="steps", save_steps=4)).train()
     (tmp_path / "checkpoint-8" / SEAL_FILE).write_text(content)
@@ -164,6 +164,13 @@ def test_a_seal_covers_every_file_and_a_checkpoint_without_one_is_trusted(tmp_pa
     seal_checkpoint(folder)
     assert last_complete_checkpoint(tmp_path) == folder
     (folder / "deep" / "part.bin").write_text("[]")
+    assert last_complete_checkpoint(tmp_path) is None
+    for name, told in (("\\ud800", r"names '\\ud800'"), ("x" * 300, "cannot be read")):  # no file can have these
+        (folder / SEAL_FILE).write_text(f'{{"{name}": [1, 1]}}')
+        with pytest.raises(ValueError, match=rf"checkpoint-1 cannot be resumed from: .*{told}"):
+            check_checkpoint(folder)
+    (folder / SEAL_FILE).unlink()
+    (folder / "trainer_state.json").write_text("[" * 100_000)
     assert last_complete_checkpoint(tmp_path) is None
 
 

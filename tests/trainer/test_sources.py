@@ -143,3 +143,26 @@ def test_an_empty_list_is_refused() -> None:
 def test_a_name_that_is_neither_here_nor_on_the_hub_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'nobody/nothing-of-this-name': .*cannot be read .*Check the spelling"):
         read_source("nobody/nothing-of-this-name")
+
+
+def test_damaged_archives_and_late_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
+    raw = bytearray(gzip.compress(b"id,text\n" + b"1,some text\n" * 400))
+    for place in range(12, len(raw) - 8):  # the stream of the archive, behind its header
+        damaged = bytearray(raw)
+        damaged[place] ^= 0xFF
+        (tmp_path / "a.csv.gz").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"`source` begins with '.*a\.csv\.gz'.* cannot be read"):
+            read_source(tmp_path / "a.csv.gz", columns=["text"])
+    (tmp_path / "b.csv").write_bytes(b"id,text\n" + b"1,some text\n" * 200_000 + b"2,\xff\n")
+    with pytest.raises(ValueError, match=r"`source` begins with '.*b\.csv'.* cannot be read to its end as csv"):
+        read_source(tmp_path / "b.csv", columns=["text"])
+
+
+def test_rows_of_other_columns_than_those_in_front_of_them_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "b", "more": 1}\n')
+    with pytest.raises(ValueError, match=r"(?s)a\.jsonl' and cannot be read to its end as json .*column names don't"):
+        read_source(tmp_path / "*.jsonl", columns=["text"])
+    (tmp_path / "c.tsv").write_bytes(b'\0a\r\n","a\r\n","')  # the streaming reader and the other name its column apart
+    with pytest.raises(ValueError, match=r"(?s)c\.tsv' and cannot be read to its end as csv .*1 new columns"):
+        read_source(tmp_path / "c.tsv")
