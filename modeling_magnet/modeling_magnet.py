@@ -200,11 +200,12 @@ class MagnetMixin(WordsMixin, InfillingMixin):
                     f"`past_key_values` is a {type(past_key_values).__name__}, whose free slots mode={mode!r} would "
                     "attend to. Pass a DynamicCache."
                 )
-            if position_ids is None and isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
+            if position_ids is not None:
+                check_position_ids(position_ids, expected_shape=(inputs_embeds.shape[0], inputs_embeds.shape[1]))
+            elif isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
                 position_ids = positions_from_mask(attention_mask, query_length=inputs_embeds.shape[1])
             if position_ids is None:
                 position_ids = past_length + torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None]
-            check_position_ids(position_ids, expected_shape=(inputs_embeds.shape[0], inputs_embeds.shape[1]))
             # A cache costs memory that a single bidirectional pass never reads: only on request.
             use_cache = past_key_values is not None if use_cache is None else use_cache
             attention_mask = self._prepare_4d_causal_attention_mask(

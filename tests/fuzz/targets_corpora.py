@@ -232,8 +232,8 @@ def evaluations(draw: random.Random, folder: Path) -> None:
 TARGETS = (
     Target(name="lines", run=lines, weight=20, seeds=200),
     Target(name="parquet", run=parquet, weight=10, seeds=80),
-    Target(name="texts", run=texts, weight=0.5, seeds=6),
-    Target(name="pairs", run=pairs, weight=0.5, seeds=6),
+    Target(name="texts", run=texts, weight=0.5, seeds=12),
+    Target(name="pairs", run=pairs, weight=0.5, seeds=24),
     Target(name="stories", run=stories, weight=20, seeds=150),
     Target(name="evaluations", run=evaluations, weight=20, seeds=150),
 )
