@@ -72,9 +72,10 @@ def _complaints_about_training(values: dict[str, Any], *, preset: str) -> Iterat
     if not 0 < (factor := chosen.get("steps", 1)) <= MOST_STEPS:
         yield f"the preset {preset!r} has `steps` {factor!r:.60}; expected a factor above 0."
     for name, run in values["runs"].items():
-        least = min(run.get("replicas", 1), chosen.get("replicas", MOST_REPLICAS))
-        if not 1 <= least <= MOST_REPLICAS:
-            yield f"the run {name!r} has {least} replicas; expected 1 to {MOST_REPLICAS}."
+        replicas = run.get("replicas", 1)
+        replicas = min(replicas, chosen.get("replicas", replicas))
+        if not 1 <= replicas <= MOST_REPLICAS:
+            yield f"the run {name!r} has {replicas} replicas; expected 1 to {MOST_REPLICAS}."
         training = {**values["training"], **chosen.get("training", {}), **run.get("training", {})}
         shape = {"loss_phases": [str], **dict.fromkeys((f"{key}?" for key in STEPS), float)}
         found = list(misfits(training, shape, where=f"the training of {name!r}"))

@@ -98,8 +98,10 @@ PLAN = json.loads((REPOSITORY / "examples/evaluate/study_wiki7m.json").read_text
 
 def plans(draw: random.Random, folder: Path) -> None:
     """A plan is read with all its runs below its folder, or all that is wrong is said."""
-    file = folder / "plan.json"
-    file.write_bytes(inputs.json_bytes(draw, inputs.changed(draw, PLAN, chance=draw.choice((0.02, 0.1, 0.5)))))
+    file, values = folder / "plan.json", inputs.changed(draw, PLAN, chance=draw.choice((0.0, 0.02, 0.1, 0.5)))
+    if draw.random() < 0.3 and isinstance(values, dict) and isinstance(values.get("runs"), dict):
+        values["runs"] = {**values["runs"], "more": {"replicas": inputs.value(draw, 0, of_json=True)}}
+    file.write_bytes(inputs.json_bytes(draw, values))
     with naming(str(file)):
         plan = read_plan(file, preset=draw.choice(("paper", *PLAN["presets"])), output=folder / "out")
     for place in (*(run.folder for run in plan.runs), *(corpus.file for corpus in plan.corpora)):
