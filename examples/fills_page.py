@@ -63,7 +63,9 @@ def _article(row: Mapping[str, Any]) -> str:
 
 def _alternatives(gap: int, answers: Sequence[Mapping[str, Any]]) -> str:
     """The answers to one gap with their log-probabilities."""
-    items = "".join(f"<li>{render_fill(answer)} <small>{answer['logprob']:.2f} nats</small></li>" for answer in answers)
+    items = "".join(
+        f"<li>{render_fill(answer)} <small>{answer['logprob']:.2f} nats</small></li>" for answer in answers
+    )
     return f"<p>Blank {gap}</p><ol>{items}</ol>"
 
 

@@ -146,7 +146,8 @@ def _render_words(likeness: Likeness) -> str:
     for index, word in enumerate(words):
         near = nearest_words(likeness, index)
         told = "; ".join(
-            f"“{likeness.text_of(words[other])}” in line {words[other].line + 1} ({likeness.cosines[index, other]:.2f})"
+            f"“{likeness.text_of(words[other])}” in line {words[other].line + 1} "
+            f"({likeness.cosines[index, other]:.2f})"
             for other in near
         )
         line = likeness.lines[word.line]

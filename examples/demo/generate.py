@@ -119,6 +119,8 @@ def write_on(
                 break
             ids += new
             yield Written(given, _text(tokenizer, row, ids), len(ids))
+            if stop.is_set():  # what was written ahead is not shown
+                break
         if stop.is_set():
             state = "stopped"
         elif ids and ids[-1] == tokenizer.eos_token_id:

@@ -1,4 +1,4 @@
-"""Infill: a text with blanks -> several answers from both sides, and what the same model writes from the left alone."""
+"""Infill: a text with blanks -> answers from both sides, and what the same model writes from the left alone."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from examples.demo.limits import LIMITS, Limits, checked_number, checked_text
 from examples.fills_page import render_fill, render_scale
 from examples.infill_stories import describe
+from modeling_magnet.answers_magnet import Fill
 from modeling_magnet.blanks_magnet import split_at_marks
+from modeling_magnet.gaps_magnet import decode_fill
 from modeling_magnet.texts_magnet import front_tokens
-from trainer.prompted_infilling import PromptedInfiller
 
 BLANK = "[blank]"
 
@@ -73,16 +76,43 @@ def fill_from_left(model: Any, pieces: Sequence[str], numbers: Sequence[int]) ->
         pieces (`Sequence[str]`): The text around the blanks.
         numbers (`Sequence[int]`): Tokens to write in each.
     """
-    if not pieces[0].strip() and not front_tokens(model.tokenizer):
-        return None
-    writer = PromptedInfiller(model, model.tokenizer, family="left_to_right")
     before, fills = pieces[0], []
     for number, piece in zip(numbers, pieces[1:], strict=True):
-        text = writer.infill(before, piece, max_new_tokens=number) if number else ""
-        (scored,) = writer.score_infill(before, [text], piece)
-        fills.append(describe(model, scored))
-        before += text + piece
+        ids = model.tokenizer(before.rstrip(" "), add_special_tokens=False, verbose=False)["input_ids"]
+        row = front_tokens(model.tokenizer) + ids
+        if not row:
+            return None
+        fill = _continue(model, row, number)
+        if before.endswith(" "):
+            fill.text = fill.text.removeprefix(" ")
+        fills.append(describe(model, fill))
+        before += fill.text + piece
     return fills
+
+
+@torch.no_grad()
+def _continue(model: Any, row: list[int], number: int) -> Fill:
+    """So many tokens behind others, each the likeliest; log-probabilities before any processor, as infilling has."""
+    if number == 0:  # the model ended its fill at once
+        return Fill("")
+    input_ids = torch.tensor([row], device=model.device)
+    tokenizer = model.tokenizer
+    output = model.generate(
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        max_new_tokens=number,
+        min_new_tokens=number,
+        do_sample=False,
+        pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    token_ids = output.sequences[0, len(row) :].tolist()
+    logprobs = torch.cat(output.logits).float().log_softmax(-1)
+    special = set(tokenizer.all_special_ids)
+    before, new = ([token for token in part if token not in special] for part in (row, token_ids))
+    chosen = [float(logprobs[index, token]) for index, token in enumerate(token_ids)]
+    return Fill(decode_fill(tokenizer, before, new), token_ids, chosen)
 
 
 def render_filled(filled: Filled) -> str:

@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from modeling_magnet.texts_magnet import check_is_unicode
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -35,7 +37,7 @@ def checked_text(text: object, *, what: str, limits: Limits = LIMITS) -> str:
         limits (`Limits`): How long it may be.
 
     Raises:
-        ValueError: nothing, or too much.
+        ValueError: nothing, too much, or what is no Unicode text.
     """
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{what} is empty. Type some text first.")
@@ -43,6 +45,7 @@ def checked_text(text: object, *, what: str, limits: Limits = LIMITS) -> str:
         raise ValueError(
             f"{what} has {len(text):,} characters; this page takes {limits.characters:,} at most. Shorten it."
         )
+    check_is_unicode(text, name=what)
     return text
 
 
@@ -65,7 +68,7 @@ def checked_number(value: object, *, what: str, least: int, most: int) -> int:
     is_whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
     if not is_whole or not least <= value <= most:  # type: ignore[operator]
         raise ValueError(f"{what} is {value!r}; expected a whole number from {least} to {most}.")
-    return int(value)  # type: ignore[call-overload, no-any-return]
+    return int(value)  # type: ignore[call-overload]
 
 
 def render_error(message: str) -> str:

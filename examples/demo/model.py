@@ -1,4 +1,4 @@
-"""The model that the app shows: a checkpoint that is named, or the quickstart's, which is built where it is missing."""
+"""The model that the app shows: a checkpoint that is named, or the quickstart's, built where it is missing."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from examples.quickstart_models import Budget, train_models
 from modeling_magnet import AutoMagnetForCausalLM
+
+if TYPE_CHECKING:
+    from examples.quickstart_models import Budget
 
 try:  # not on Windows, where two first starts at a time would each build
     import fcntl
@@ -39,7 +41,7 @@ def open_model(named: str | None, *, default_folder: Path = DEFAULT_FOLDER, budg
     Raises:
         ValueError: nothing that can be opened, or a model without a tokenizer.
     """
-    source = str(named) if named else str(quickstart_model(default_folder, budget=budget or Budget()))
+    source = str(named) if named else str(quickstart_model(default_folder, budget=budget))
     try:
         model = AutoMagnetForCausalLM.from_pretrained(source)
     except OSError as error:
@@ -52,7 +54,7 @@ def open_model(named: str | None, *, default_folder: Path = DEFAULT_FOLDER, budg
     return model.eval().to(device)
 
 
-def quickstart_model(folder: Path, *, budget: Budget, seed: int = 0) -> Path:
+def quickstart_model(folder: Path, *, budget: Budget | None = None, seed: int = 0) -> Path:
     """The quickstart's checkpoint, built once.
 
     It is trained in a folder of its own and moved into place when it is whole, so that a build that was killed is
@@ -60,7 +62,7 @@ def quickstart_model(folder: Path, *, budget: Budget, seed: int = 0) -> Path:
 
     Args:
         folder (`Path`): Gets `magnet`; other files of the quickstart in it stay.
-        budget (`Budget`): How much to train.
+        budget (`Budget`, *optional*): How much to train; the quickstart's own.
         seed (`int`): Decides every draw.
 
     Returns:
@@ -69,6 +71,9 @@ def quickstart_model(folder: Path, *, budget: Budget, seed: int = 0) -> Path:
     checkpoint = folder / "magnet"
     if (checkpoint / CONFIG).is_file():
         return checkpoint
+    # Here, since a start that trains nothing need not wait for it.
+    from examples.quickstart_models import Budget, train_models
+
     folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(folder):
         if (checkpoint / CONFIG).is_file():  # another process has built it while this one waited
@@ -77,7 +82,7 @@ def quickstart_model(folder: Path, *, budget: Budget, seed: int = 0) -> Path:
         print(f"There is no model in {checkpoint} yet. It is built once, in a few minutes on two CPU cores.")
         scratch = folder / "building"
         shutil.rmtree(scratch, ignore_errors=True)  # of a build that was killed: the lock says that nobody is at work
-        _, models, _ = train_models(scratch, budget=budget, seed=seed)
+        _, models, _ = train_models(scratch, budget=budget or Budget(), seed=seed)
         models.magnet.save_pretrained(checkpoint)
         shutil.rmtree(scratch)
         print(f"The model is ready in {checkpoint} ({time.monotonic() - started:.0f} s).", flush=True)

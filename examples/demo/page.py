@@ -22,12 +22,14 @@ FOLDER = Path(__file__).parent
 AT_A_TIME = 4
 WAITING = 64
 
-STORY = "Nora stopped at the market.[blank] Soon it rained hard, but she stayed dry. Nora was proud of that day."
+STORY = (
+    "Nora went to the market on Sunday.[blank] Soon it rained hard, but she stayed dry. Nora was proud of that day."
+)
 LINES = """Anna bought a kite at the market on Monday.
 On Monday, at the market, Anna bought a toy for windy days.
 Nora found a camera at the station at night.
 At the station, Nora found something to take pictures with at night."""
-PROMPT = "Clara went to the market."
+PROMPT = "Clara went to the market on Sunday."
 GAPPED = "She bought a[blank] and stayed dry."
 
 
@@ -58,9 +60,7 @@ class Handlers:
     ) -> Iterator[tuple[str, str]]:
         """A continuation as it grows."""
         stop = self.runs.begin(str(request.session_hash))
-        yield from show_writing(
-            write_on(self.model, prompt, new_tokens=tokens, temperature=temperature, stop=stop)
-        )
+        yield from show_writing(write_on(self.model, prompt, new_tokens=tokens, temperature=temperature, stop=stop))
 
     def stop(self, request: gr.Request) -> None:
         """End the continuation of whoever asks, or whoever has left."""
@@ -87,8 +87,7 @@ def build_page(model: Any, *, described: str) -> gr.Blocks:
     handlers = Handlers(model)
     with gr.Blocks(title="MAGNET", analytics_enabled=False) as page:
         gr.HTML(
-            "<h1>MAGNET: one decoder that infills, encodes and generates</h1>"
-            f"<p>{html.escape(described)}</p>",
+            f"<h1>MAGNET: one decoder that infills, encodes and generates</h1><p>{html.escape(described)}</p>",
             elem_classes="answer",
         )
         with gr.Tabs():
@@ -107,9 +106,12 @@ def build_page(model: Any, *, described: str) -> gr.Blocks:
 def launch_options() -> dict[str, Any]:
     """The look and the behaviour of the page: fonts of the visitor's system, its own style and script."""
     fonts = ["system-ui", "sans-serif"]
+    # The usual grey of small print is too pale to be read.
+    small = {"body_text_color_subdued": "*neutral_600", "block_info_text_color": "*neutral_600"}
+    small |= {f"{name}_dark": "*neutral_300" for name in small}
     script = (FOLDER / "page.js").read_text(encoding="utf-8")
     return {
-        "theme": gr.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"]),
+        "theme": gr.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"]).set(**small),
         "css": TOKEN_STYLE + (FOLDER / "style.css").read_text(encoding="utf-8"),
         "head": f"<script>{script}</script>",
         "footer_links": [],

@@ -89,8 +89,8 @@ def render_grid(
     title = html.escape(caption, quote=True)
     return (
         f'<div class="wide" tabindex="0" role="region" aria-label="{title}"><table class="mask">'
-        f'<caption>{title}</caption><thead><tr><th scope="col"><span class="unseen">token</span></th>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<caption>{title}</caption><thead><tr><th scope="col"><span class="unseen">token</span></th>{head}</tr>'
+        f"</thead><tbody>{body}</tbody></table></div>"
     )
 
 
