@@ -141,7 +141,7 @@ def _infill_tab(handlers: Handlers) -> None:
     with gr.Row():
         length = gr.Radio(["automatic", "set"], value="automatic", label="Length of a fill", elem_id="infill-length")
         tokens = gr.Slider(1, LIMITS.fill_tokens, 8, step=1, label="Tokens, if set", elem_id="infill-tokens")
-        answers = gr.Slider(1, LIMITS.answers, 3, step=1, label="Answers to each blank", elem_id="infill-answers")
+        answers = gr.Slider(1, LIMITS.answers, 3, step=1, label="Answers", elem_id="infill-answers")
     shown = _answer("infill-answer")
     blank.click(None, text, text, js="(text) => window.magnetBlank(text)", api_visibility="private")
     gr.on(

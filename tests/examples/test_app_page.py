@@ -107,6 +107,7 @@ def visit(browser, address):
         page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
         page.goto(address)
         page.get_by_label("Text with blanks").wait_for()
+        page.get_by_text("Loading...").wait_for(state="hidden")
         return page
 
     yield open_page
