@@ -135,7 +135,7 @@ def _render_lines(likeness: Likeness) -> str:
         )
     numbers = [str(number) for number in range(1, len(likeness.lines) + 1)]
     rows = [f"{number} {_shortened(line)}" for number, line in zip(numbers, likeness.lines, strict=True)]
-    return f"<h3>Nearest neighbours</h3><ol>{items}</ol>" + _table(likeness, rows=rows, columns=numbers, of="lines")
+    return f"<h2>Nearest neighbours</h2><ol>{items}</ol>" + _table(likeness, rows=rows, columns=numbers, of="lines")
 
 
 def _render_words(likeness: Likeness) -> str:
@@ -167,7 +167,7 @@ def _render_words(likeness: Likeness) -> str:
     else:
         table = f'<p class="note">The table of all cosines is shown for {TABLE_WORDS} words at most.</p>'
     return (
-        "<h3>Nearest usages</h3><p class='note'>Point at a word, or move to it with Tab, to see the words of other "
+        "<h2>Nearest usages</h2><p class='note'>Point at a word, or move to it with Tab, to see the words of other "
         "lines that are most like it, and their cosines.</p>"
         f'<ol class="usages">{items}</ol><p class="near" role="status">No word is chosen.</p>{table}'
     )
@@ -177,7 +177,7 @@ def _table(likeness: Likeness, *, rows: list[str], columns: list[str], of: str) 
     """All cosines, shaded over the range that different texts have: embeddings of small models lie close together."""
     apart = likeness.cosines[~np.eye(len(likeness.cosines), dtype=bool)]
     least, most = float(apart.min()), float(apart.max())
-    return "<h3>Similarity</h3>" + render_heatmap(
+    return "<h2>Similarity</h2>" + render_heatmap(
         likeness.cosines.tolist(),
         caption=f"Cosine between {of}; shades run from {least:.2f} to {most:.2f}",
         rows=rows,

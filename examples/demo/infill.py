@@ -129,9 +129,9 @@ def render_filled(filled: Filled) -> str:
     lists = "".join(_answers(number, answers) for number, answers in enumerate(filled.fills, start=1))
     return (
         f'<p class="scale">{render_scale()}</p><div class="pair">'
-        f"<section><h3>From both sides</h3>{_in_place(filled.pieces, best)}</section>"
-        f"<section><h3>From the left alone</h3>{left}</section></div>"
-        f"<section><h3>All answers, the likeliest first</h3>{lists}</section>"
+        f"<section><h2>From both sides</h2>{_in_place(filled.pieces, best)}</section>"
+        f"<section><h2>From the left alone</h2>{left}</section></div>"
+        f"<section><h2>All answers, the likeliest first</h2>{lists}</section>"
     )
 
 
@@ -153,7 +153,7 @@ def _answers(number: int, answers: Sequence[Mapping[str, Any]]) -> str:
         f"{answer['mean_logprob']:.2f} a token</span></li>"
         for answer in answers
     )
-    return f"<h4>Blank {number}</h4><ol>{items}</ol>"
+    return f"<h3>Blank {number}</h3><ol>{items}</ol>"
 
 
 __all__ = ["BLANK", "Filled", "fill_from_left", "fill_text", "render_filled"]

@@ -72,8 +72,8 @@ class Handlers:
         weights = attention_weights(self.eager, row, mode=mode, layer=layer, head=head)
         caption = f"Attention of layer {layer}, head {head}, {mode} mode: each row sums to 1"
         return (
-            f"<h3>What the head looks at</h3>{render_weights(row, weights, caption=caption)}"
-            f"<h3>Who may attend to whom</h3>{render_masks(row)}"
+            f"<h2>What the head looks at</h2>{render_weights(row, weights, caption=caption)}"
+            f"<h2>Who may attend to whom</h2>{render_masks(row)}"
         )
 
 

@@ -56,8 +56,8 @@ def render_heatmap(
     title = html.escape(caption, quote=True)
     return (
         f'<div class="wide" tabindex="0" role="region" aria-label="{title}"><table class="heat">'
-        f'<caption>{title}</caption><thead><tr><th scope="col">{html.escape(corner)}</th>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<caption><span>{title}</span></caption><thead><tr><th scope="col">{html.escape(corner)}</th>{head}</tr>'
+        f"</thead><tbody>{body}</tbody></table></div>"
     )
 
 
@@ -89,8 +89,8 @@ def render_grid(
     title = html.escape(caption, quote=True)
     return (
         f'<div class="wide" tabindex="0" role="region" aria-label="{title}"><table class="mask">'
-        f'<caption>{title}</caption><thead><tr><th scope="col"><span class="unseen">token</span></th>{head}</tr>'
-        f"</thead><tbody>{body}</tbody></table></div>"
+        f'<caption><span>{title}</span></caption><thead><tr><th scope="col"><span class="unseen">token</span></th>'
+        f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 

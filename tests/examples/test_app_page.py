@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from modeling_magnet import AutoMagnetForCausalLM
+
 pytest.importorskip("gradio", reason="the app needs gradio, of the extra `demo`")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
-
-from modeling_magnet import AutoMagnetForCausalLM
 
 pytestmark = pytest.mark.long
 
