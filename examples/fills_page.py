@@ -5,14 +5,18 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 1rem/1.6 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }
-article { border-top: 1px solid #8888; padding: 0.5rem 0; }
-p { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0.5rem 0; }
+# A token's colour, from the hue that `render_token` gives it.
+TOKEN_STYLE = """
 .token { border-radius: 0.2em; background: color-mix(in srgb, hsl(var(--hue) 75% 50%) 40%, transparent); }
-.error { color: #c33; }
-small, summary { opacity: 0.75; }
+"""
+STYLE = f"""
+:root {{ color-scheme: light dark; }}
+body {{ font: 1rem/1.6 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }}
+article {{ border-top: 1px solid #8888; padding: 0.5rem 0; }}
+p {{ white-space: pre-wrap; overflow-wrap: anywhere; margin: 0.5rem 0; }}
+{TOKEN_STYLE.strip()}
+.error {{ color: #c33; }}
+small, summary {{ opacity: 0.75; }}
 """
 
 
@@ -23,15 +27,20 @@ def render_page(rows: Iterable[Mapping[str, Any]], *, title: str) -> str:
         rows (`Iterable[Mapping]`): As `infill_stories.py` writes them: `row`, and `pieces` with `fills`, or `error`.
         title (`str`): Heading of the page.
     """
-    scale = " ".join(_token(f"{100 * share:g}%", math.log(share)) for share in (0.9, 0.5, 0.1, 0.01, 0.001))
     body = "\n".join(_article(row) for row in rows)
     return (
         "<!DOCTYPE html>\n"
         '<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n"
-        f"<body><h1>{html.escape(title)}</h1>\n<p>Probability of a token: {scale}</p>\n{body}\n</body></html>\n"
+        f"<body><h1>{html.escape(title)}</h1>\n<p>{render_scale()}</p>\n{body}\n</body></html>\n"
     )
+
+
+def render_scale() -> str:
+    """What the colours of the tokens mean."""
+    shares = (0.9, 0.5, 0.1, 0.01, 0.001)
+    return "Probability of a token: " + " ".join(_token(f"{100 * share:g}%", math.log(share)) for share in shares)
 
 
 def _article(row: Mapping[str, Any]) -> str:
@@ -43,7 +52,7 @@ def _article(row: Mapping[str, Any]) -> str:
     best = [answers[0] for answers in row["fills"]]
     parts = [html.escape(row["pieces"][0])]
     for fill, piece in zip(best, row["pieces"][1:], strict=True):
-        parts += [_fill(fill), html.escape(piece)]
+        parts += [render_fill(fill), html.escape(piece)]
     text = "".join(parts)
     details = ""
     if any(len(answers) > 1 for answers in row["fills"]):
@@ -54,12 +63,18 @@ def _article(row: Mapping[str, Any]) -> str:
 
 def _alternatives(gap: int, answers: Sequence[Mapping[str, Any]]) -> str:
     """The answers to one gap with their log-probabilities."""
-    items = "".join(f"<li>{_fill(answer)} <small>{answer['logprob']:.2f} nats</small></li>" for answer in answers)
+    items = "".join(
+        f"<li>{render_fill(answer)} <small>{answer['logprob']:.2f} nats</small></li>" for answer in answers
+    )
     return f"<p>Blank {gap}</p><ol>{items}</ol>"
 
 
-def _fill(fill: Mapping[str, Any]) -> str:
-    """The tokens of a fill; in one colour where its text is not that of its tokens."""
+def render_fill(fill: Mapping[str, Any]) -> str:
+    """The tokens of a fill; in one colour where its text is not that of its tokens.
+
+    Args:
+        fill (`Mapping`): As `infill_stories.py` describes one: `text`, `tokens`, `logprobs` and `mean_logprob`.
+    """
     if "".join(fill["tokens"]) == fill["text"]:
         shown = zip(fill["tokens"], fill["logprobs"], strict=True)
         return "".join(_token(text, logprob) for text, logprob in shown if text)
@@ -75,4 +90,4 @@ def _token(text: str, logprob: float) -> str:
     )
 
 
-__all__ = ["render_page"]
+__all__ = ["TOKEN_STYLE", "render_fill", "render_page", "render_scale"]

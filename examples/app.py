@@ -1,0 +1,75 @@
+"""MAGNET in a browser: infill, encode, generate, and look at attention. Ready to be a Space of the Hub.
+
+    python examples/app.py
+    python examples/app.py --model DIR_OR_HUB_ID --port 7860
+
+Without `--model` it shows the quickstart's model, which it builds on the first start. It asks no other host for
+anything; only a model of the Hub is fetched from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+# Before gradio is imported, which would report that it was.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+# Threads that wait by spinning slow a tiny model down many times over where other jobs share the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A script finds its own folder alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+try:
+    import gradio  # noqa: F401
+except ImportError as missing:
+    raise SystemExit(f"The app needs gradio ({missing}): pip install -e '.[demo]'") from missing
+
+from transformers.utils import logging
+
+from examples.demo.model import describe_model, open_model
+from examples.demo.page import build_page, launch_options
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The options; see `--help`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a MAGNET checkpoint: directory or Hub id; left out, the quickstart's")
+    # A Space says by these which address it looks at.
+    port, host = os.environ.get("GRADIO_SERVER_PORT", "7860"), os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
+    parser.add_argument("--port", type=int, default=port, help="where to listen")
+    parser.add_argument("--host", default=host, help="0.0.0.0 lets other machines in")
+    parser.add_argument("--share", choices=["yes", "no"], default="no", help="a public address, through gradio's host")
+    args = parser.parse_args(arguments)
+    if not 1 <= args.port <= 65535:
+        parser.error(f"--port is {args.port}; expected a number from 1 to 65535")
+    return args
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Open the model, then serve the page until somebody ends it."""
+    args = parse_arguments(arguments)
+    logging.disable_progress_bar()  # of reading weights; training keeps its own
+    try:
+        model = open_model(args.model)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    page = build_page(model, described=describe_model(model, named=args.model))
+    try:
+        page.launch(
+            server_name=args.host,
+            server_port=args.port,
+            share=args.share == "yes",
+            prevent_thread_lock=True,
+            quiet=True,
+            **launch_options(),
+        )
+    except OSError as error:
+        raise SystemExit(f"error: {args.host}:{args.port} cannot be listened at ({error}). Pass another.") from error
+    print(f"app: OK (http://{args.host}:{args.port}; end it with Ctrl+C)", flush=True)
+    page.block_thread()
+
+
+if __name__ == "__main__":
+    main()

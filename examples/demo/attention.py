@@ -1,0 +1,165 @@
+"""Attention: who may see whom in each mode, and whom the heads of one layer look at."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from examples.demo.infill import BLANK
+from examples.demo.limits import LIMITS, Limits, checked_number, checked_text
+from examples.demo.tables import render_grid, render_heatmap
+from modeling_magnet.blanks_magnet import split_at_marks
+from modeling_magnet.gaps_magnet import decode_fill, lay_out
+from modeling_magnet.masking_magnet import MODES, AttentionMode, attention_pattern
+from modeling_magnet.texts_magnet import context_length
+
+# Tokens that are written into each blank.
+SPAN_TOKENS = 3
+TITLES: dict[AttentionMode, str] = {
+    "causal": "causal: each token sees itself and what stands before it",
+    "bidirectional": "bidirectional: each token sees all tokens",
+    "infill": "infill: all tokens see the context, and those of a span their own span up to themselves",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A text as the model reads it, its blanks filled.
+
+    Args:
+        token_ids (`list[int]`): BOS first, where the vocabulary has one.
+        segments (`list[int]`): 0 for a token of the context, k for one of the k-th span.
+        names (`list[str]`): The tokens as text.
+    """
+
+    token_ids: list[int]
+    segments: list[int]
+    names: list[str]
+
+    def segments_in(self, mode: AttentionMode) -> list[int]:
+        """The segments that make a mode: all context, all one span, or what the blanks say.
+
+        Args:
+            mode (`str`): One of the three.
+        """
+        return {"causal": [1] * len(self.segments), "bidirectional": [0] * len(self.segments)}.get(mode, self.segments)
+
+
+def read_row(model: Any, text: object, *, limits: Limits = LIMITS) -> Row:
+    """Tokens of a text; blanks are filled by the model.
+
+    Args:
+        model: A MAGNET model.
+        text: With or without blanks.
+        limits (`Limits`): What is taken.
+
+    Raises:
+        ValueError: no text, or more tokens than a table can show.
+    """
+    given = checked_text(text, what="The text", limits=limits)
+    tokenizer = model.tokenizer
+    pieces = split_at_marks(given, BLANK, name="The text") if BLANK in given else [given]
+    if len(pieces) - 1 > limits.blanks:
+        raise ValueError(f"The text has {len(pieces) - 1} blanks; this page fills {limits.blanks} at most.")
+    laid = lay_out(
+        tokenizer,
+        pieces,
+        gap_lengths=[SPAN_TOKENS] * (len(pieces) - 1),
+        context_length=context_length(model.config, tokenizer),
+        heal="space",
+    )
+    if laid.length > limits.grid_tokens:
+        raise ValueError(
+            f"The text has {laid.length} tokens, {SPAN_TOKENS} for each blank; a table shows {limits.grid_tokens} at "
+            "most. Shorten it."
+        )
+    token_ids, segments = list(laid.pieces[0]), [0] * len(laid.pieces[0])
+    if len(pieces) > 1:
+        output = model.infill_blanks(given, max_new_tokens=SPAN_TOKENS, return_dict_in_generate=True)
+        for number, (answers, piece) in enumerate(zip(output.fills[0], laid.pieces[1:], strict=True), start=1):
+            fill = answers[0].token_ids
+            token_ids += [*fill, *piece]
+            segments += [number] * len(fill) + [0] * len(piece)
+    special = set(tokenizer.all_special_ids)
+    names = []
+    for index, token in enumerate(token_ids):
+        before = [one for one in token_ids[:index] if one not in special]
+        name = str(tokenizer.decode([token])) if token in special else decode_fill(tokenizer, before, [token])
+        names.append(name.replace(" ", "·").replace("\n", "↵") or "·")
+    return Row(token_ids, segments, names)
+
+
+def render_masks(row: Row) -> str:
+    """The three masks of a row, as in Figure 2 of the paper.
+
+    Args:
+        row (`Row`): A text as the model reads it.
+    """
+    grids = ""
+    for mode in MODES:
+        segments = row.segments_in(mode)
+        allowed = attention_pattern(torch.tensor([segments]), query_length=len(segments))[0, 0].tolist()
+        grids += render_grid(allowed, caption=TITLES[mode], names=row.names, segments=segments)
+    legend = '<p class="scale"><span class="context">context token</span> <span class="span">span token</span></p>'
+    hint = "" if any(row.segments) else '<p class="note">Without a [blank], infill mode is bidirectional.</p>'
+    return f'{legend}{hint}<div class="masks">{grids}</div>'
+
+
+def with_eager_attention(model: Any) -> Any:
+    """The same weights in a model whose attention can be looked at; the one that others use stays as it is.
+
+    Args:
+        model: A MAGNET model.
+    """
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    twin = copy.deepcopy(model, shared)
+    twin.set_attn_implementation("eager")
+    return twin
+
+
+@torch.no_grad()
+def attention_weights(model: Any, row: Row, *, mode: object, layer: object, head: object) -> torch.Tensor:
+    """What each token of a row looks at.
+
+    Args:
+        model: With eager attention, as `with_eager_attention` gives it.
+        row (`Row`): A text as the model reads it.
+        mode: `"causal"`, `"bidirectional"` or `"infill"`.
+        layer: From 1.
+        head: From 1.
+
+    Returns:
+        `torch.Tensor` of shape `(S, S)`: row looks at column; rows sum to 1.
+
+    Raises:
+        ValueError: a mode, layer or head that does not exist.
+    """
+    if mode not in MODES:
+        raise ValueError(f"Mode is {mode!r}; expected one of {', '.join(MODES)}.")
+    config = model.config
+    index = checked_number(layer, what="Layer", least=1, most=config.num_hidden_layers) - 1
+    of_layer = checked_number(head, what="Head", least=1, most=config.num_attention_heads) - 1
+    input_ids = torch.tensor([row.token_ids], device=model.device)
+    segments = {"segment_ids": torch.tensor([row.segments], device=model.device)} if mode == "infill" else {}
+    output = model(input_ids=input_ids, mode=mode, output_attentions=True, use_cache=False, **segments)
+    weights: torch.Tensor = output.attentions[index][0, of_layer].float().cpu()
+    return weights
+
+
+def render_weights(row: Row, weights: torch.Tensor, *, caption: str) -> str:
+    """One head's weights as a table.
+
+    Args:
+        row (`Row`): A text as the model reads it.
+        weights (`torch.Tensor` of shape `(S, S)`): From `attention_weights`.
+        caption (`str`): Whose they are.
+    """
+    return render_heatmap(
+        weights.tolist(), caption=caption, rows=row.names, columns=row.names, corner="looks at", least=0.0, most=1.0
+    )
+
+
+__all__ = ["Row", "attention_weights", "read_row", "render_masks", "render_weights", "with_eager_attention"]

@@ -1,0 +1,238 @@
+"""Generate: a continuation token by token, with meters of its repetition, until it ends or somebody stops it."""
+
+from __future__ import annotations
+
+import html
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from queue import Empty, Queue
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from examples.demo.limits import LIMITS, Limits, checked_number, checked_text, problem, render_error
+from modeling_magnet.gaps_magnet import decode_fill
+from modeling_magnet.texts_magnet import context_length, front_tokens
+from trainer.metrics import repetition_n, repetition_sentences
+
+# Seconds between two looks at whether somebody wants to stop.
+PATIENCE = 0.2
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is there so far.
+
+    Args:
+        prompt (`str`): What the model goes on from.
+        text (`str`): What it wrote.
+        tokens (`int`): How many tokens that is.
+        state (`str`): What is going on.
+    """
+
+    prompt: str
+    text: str
+    tokens: int
+    state: str = "writing"
+
+
+class _TokenQueue(BaseStreamer):
+    """Hands on the ids of new tokens; the prompt comes first and is left out."""
+
+    def __init__(self, queue: Queue[Any]) -> None:
+        self.queue = queue
+        self.is_prompt = True
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.is_prompt:
+            self.queue.put(value.reshape(-1).tolist())
+        self.is_prompt = False
+
+    def end(self) -> None:
+        self.queue.put(None)
+
+
+class _Stopped(StoppingCriteria):
+    """True for all rows from the moment somebody stops."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self.stop = stop
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
+        return torch.full((len(input_ids),), self.stop.is_set(), device=input_ids.device)  # type: ignore[return-value]
+
+
+def write_on(
+    model: Any,
+    prompt: object,
+    *,
+    new_tokens: object,
+    temperature: object,
+    stop: threading.Event,
+    limits: Limits = LIMITS,
+) -> Generator[Written, None, None]:
+    """Go on from a prompt, from left to right; whoever leaves the iterator stops the model.
+
+    Args:
+        model: A MAGNET model.
+        prompt: The text to go on from.
+        new_tokens: Tokens at most.
+        temperature: 0 for the likeliest token each time, above it a draw.
+        stop (`threading.Event`): Ends the text where it is.
+        limits (`Limits`): What is taken.
+
+    Raises:
+        ValueError: no prompt, one that fills the context, or numbers out of range.
+    """
+    given = checked_text(prompt, what="The prompt", limits=limits)
+    number = checked_number(new_tokens, what="New tokens", least=1, most=limits.new_tokens)
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 <= temperature <= 2:
+        raise ValueError(f"Temperature is {temperature!r}; expected a number from 0 to 2.")
+    tokenizer = model.tokenizer
+    row = front_tokens(tokenizer) + tokenizer(given, add_special_tokens=False, verbose=False)["input_ids"]
+    room = context_length(model.config, tokenizer) - len(row)
+    if room < 1:
+        raise ValueError(
+            f"The prompt has {len(row)} tokens; the model reads {len(row) + room}, which leaves none to write. "
+            "Shorten it."
+        )
+    queue: Queue[Any] = Queue()
+    choice = {"do_sample": True, "temperature": float(temperature)} if temperature else {"do_sample": False}
+    writer = threading.Thread(
+        target=_write, args=(model, row, min(number, room), choice, queue, stop), name="writer", daemon=True
+    )
+    ids: list[int] = []
+    writer.start()
+    try:
+        while True:
+            try:
+                new = queue.get(timeout=PATIENCE)
+            except Empty:
+                continue
+            if isinstance(new, BaseException):
+                raise new
+            if new is None:
+                break
+            ids += new
+            yield Written(given, _text(tokenizer, row, ids), len(ids))
+            if stop.is_set():  # what was written ahead is not shown
+                break
+        if stop.is_set():
+            state = "stopped"
+        elif ids and ids[-1] == tokenizer.eos_token_id:
+            state = "ended by the model"
+        elif len(ids) == room < number:
+            state = "stopped: the model's context is full"
+        else:
+            state = "finished"
+        yield Written(given, _text(tokenizer, row, ids), len(ids), state)
+    finally:
+        stop.set()
+        writer.join()
+
+
+def _write(
+    model: Any, row: list[int], number: int, choice: dict[str, Any], queue: Queue[Any], stop: threading.Event
+) -> None:
+    """Run `generate`; what goes wrong is told to the thread that reads."""
+    input_ids = torch.tensor([row], device=model.device)
+    pad = model.tokenizer.eos_token_id if model.tokenizer.pad_token_id is None else model.tokenizer.pad_token_id
+    try:
+        model.generate(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            max_new_tokens=number,
+            pad_token_id=pad,
+            streamer=_TokenQueue(queue),
+            stopping_criteria=StoppingCriteriaList([_Stopped(stop)]),
+            **choice,
+        )
+    except Exception as error:  # raised again by the reader, who knows whom to tell
+        queue.put(error)
+
+
+def _text(tokenizer: Any, row: Sequence[int], ids: Sequence[int]) -> str:
+    """What the new tokens say; a character whose last byte is still to come is left out."""
+    special = set(tokenizer.all_special_ids)
+    before, new = ([token for token in part if token not in special] for part in (row, ids))
+    return decode_fill(tokenizer, before, new).rstrip("\ufffd")
+
+
+class Runs:
+    """Who is having something written, so that they, and nobody else, can stop it."""
+
+    def __init__(self) -> None:
+        self._stops: dict[str, threading.Event] = {}
+        self._lock = threading.Lock()
+
+    def begin(self, visitor: str) -> threading.Event:
+        """Stop what a visitor had begun before, and begin anew.
+
+        Args:
+            visitor (`str`): Of whom there is one run at a time.
+        """
+        with self._lock:
+            if visitor in self._stops:
+                self._stops[visitor].set()
+            self._stops[visitor] = threading.Event()
+            return self._stops[visitor]
+
+    def stop(self, visitor: str) -> None:
+        """Stop a visitor's run, if there is one.
+
+        Args:
+            visitor (`str`): Whose.
+        """
+        with self._lock:
+            stop = self._stops.pop(visitor, None)
+        if stop is not None:
+            stop.set()
+
+
+def show_writing(states: Generator[Written, None, None]) -> Iterator[tuple[str, str]]:
+    """Text and meters, as they grow; what is wrong with a request stands in the place of the text.
+
+    Args:
+        states (`Generator[Written]`): From `write_on`.
+    """
+    last = ""
+    try:
+        with closing(states):  # a visitor who leaves stops the model
+            for written in states:
+                last = render_text(written)
+                yield last, render_meters(written)
+    except Exception as error:
+        yield last + render_error(problem(error)), ""
+
+
+def render_text(written: Written) -> str:
+    """Prompt and continuation.
+
+    Args:
+        written (`Written`): What is there so far.
+    """
+    state = "" if written.state == "writing" else f'<p class="note" role="status">{written.state}</p>'
+    return f'<p class="text">{html.escape(written.prompt)}<mark>{html.escape(written.text)}</mark></p>{state}'
+
+
+def render_meters(written: Written) -> str:
+    """How much of the continuation repeats itself.
+
+    Args:
+        written (`Written`): What is there so far.
+    """
+    shares = {f"Rep-{n}": repetition_n(written.text, n=n) for n in (2, 3, 4)}
+    shares["Rep-Sen"] = repetition_sentences(written.text)
+    items = "".join(
+        f'<label>{name} <meter min="0" max="1" low="0.2" high="0.5" optimum="0" value="{share:.3f}"></meter> '
+        f"<output>{share:.1%}</output></label>"
+        for name, share in shares.items()
+    )
+    return f'<div class="meters"><span>{written.tokens} tokens</span>{items}</div>'
+
+
+__all__ = ["Runs", "Written", "render_meters", "render_text", "show_writing", "write_on"]

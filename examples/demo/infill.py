@@ -1,0 +1,159 @@
+"""Infill: a text with blanks -> answers from both sides, and what the same model writes from the left alone."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from examples.demo.limits import LIMITS, Limits, checked_number, checked_text
+from examples.fills_page import render_fill, render_scale
+from examples.infill_stories import describe
+from modeling_magnet.answers_magnet import Fill
+from modeling_magnet.blanks_magnet import split_at_marks
+from modeling_magnet.gaps_magnet import decode_fill
+from modeling_magnet.texts_magnet import front_tokens
+
+BLANK = "[blank]"
+
+
+@dataclass(frozen=True)
+class Filled:
+    """One text with its blanks filled.
+
+    Args:
+        pieces (`list[str]`): The text around the blanks.
+        fills (`list[list[dict]]`): The answers to each blank, the likeliest first.
+        from_left (`list[dict]`, *optional*): What the model writes in each blank from left to right, blind to what
+            follows; `None` where there is nothing to go on from.
+    """
+
+    pieces: list[str]
+    fills: list[list[dict[str, Any]]]
+    from_left: list[dict[str, Any]] | None
+
+
+def fill_text(model: Any, text: object, *, length: object, answers: object, limits: Limits = LIMITS) -> Filled:
+    """Fill every blank of a text.
+
+    Args:
+        model: A MAGNET model.
+        text: The text, with `[blank]` where something is missing.
+        length: Tokens of each fill, or `None` to let the model choose.
+        answers: Different answers to each blank.
+        limits (`Limits`): What is taken.
+
+    Raises:
+        ValueError: no blank, too much of anything, or what `infill_blanks` refuses.
+    """
+    given = checked_text(text, what="The text", limits=limits)
+    count = checked_number(answers, what="Answers", least=1, most=limits.answers)
+    pieces = split_at_marks(given, BLANK, name="The text")
+    if len(pieces) - 1 > limits.blanks:
+        raise ValueError(f"The text has {len(pieces) - 1} blanks; this page fills {limits.blanks} at most.")
+    lengths: dict[str, Any] = {"num_tokens": "auto"}
+    if length is not None:
+        most = limits.fill_tokens
+        lengths = {"max_new_tokens": checked_number(length, what="Tokens of a fill", least=1, most=most)}
+    output = model.infill_blanks(given, num_return_sequences=count, return_dict_in_generate=True, **lengths)
+    gaps = output.fills[0]
+    numbers = [len(answers[0].token_ids) for answers in gaps]
+    return Filled(
+        pieces=pieces,
+        fills=[[describe(model, fill) for fill in answers] for answers in gaps],
+        from_left=fill_from_left(model, pieces, numbers),
+    )
+
+
+def fill_from_left(model: Any, pieces: Sequence[str], numbers: Sequence[int]) -> list[dict[str, Any]] | None:
+    """What the same weights write in causal mode, blank after blank; each sees the text in front of it alone.
+
+    Args:
+        model: A MAGNET model.
+        pieces (`Sequence[str]`): The text around the blanks.
+        numbers (`Sequence[int]`): Tokens to write in each.
+    """
+    before, fills = pieces[0], []
+    for number, piece in zip(numbers, pieces[1:], strict=True):
+        ids = model.tokenizer(before.rstrip(" "), add_special_tokens=False, verbose=False)["input_ids"]
+        row = front_tokens(model.tokenizer) + ids
+        if not row:
+            return None
+        fill = _continue(model, row, number)
+        if before.endswith(" "):
+            fill.text = fill.text.removeprefix(" ")
+        fills.append(describe(model, fill))
+        before += fill.text + piece
+    return fills
+
+
+@torch.no_grad()
+def _continue(model: Any, row: list[int], number: int) -> Fill:
+    """So many tokens behind others, each the likeliest; log-probabilities before any processor, as infilling has."""
+    if number == 0:  # the model ended its fill at once
+        return Fill("")
+    input_ids = torch.tensor([row], device=model.device)
+    tokenizer = model.tokenizer
+    output = model.generate(
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        max_new_tokens=number,
+        min_new_tokens=number,
+        do_sample=False,
+        pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    token_ids = output.sequences[0, len(row) :].tolist()
+    logprobs = torch.cat(output.logits).float().log_softmax(-1)
+    special = set(tokenizer.all_special_ids)
+    before, new = ([token for token in part if token not in special] for part in (row, token_ids))
+    chosen = [float(logprobs[index, token]) for index, token in enumerate(token_ids)]
+    return Fill(decode_fill(tokenizer, before, new), token_ids, chosen)
+
+
+def render_filled(filled: Filled) -> str:
+    """Both fillings side by side, and all answers below.
+
+    Args:
+        filled (`Filled`): A filled text.
+    """
+    best = [answers[0] for answers in filled.fills]
+    if filled.from_left is None:
+        left = "<p>The text begins with the blank and this model has no BOS token: nothing to go on from.</p>"
+    else:
+        left = _in_place(filled.pieces, filled.from_left)
+    lists = "".join(_answers(number, answers) for number, answers in enumerate(filled.fills, start=1))
+    return (
+        f'<p class="scale">{render_scale()}</p><div class="pair">'
+        f"<section><h2>From both sides</h2>{_in_place(filled.pieces, best)}</section>"
+        f"<section><h2>From the left alone</h2>{left}</section></div>"
+        f"<section><h2>All answers, the likeliest first</h2>{lists}</section>"
+    )
+
+
+def _in_place(pieces: Sequence[str], fills: Sequence[Mapping[str, Any]]) -> str:
+    """A text with its fills, and how likely the model finds all of them."""
+    parts = [html.escape(pieces[0])]
+    for fill, piece in zip(fills, pieces[1:], strict=True):
+        parts += [f"<mark>{render_fill(fill)}</mark>", html.escape(piece)]
+    tokens = sum(len(fill["logprobs"]) for fill in fills)
+    total = sum(fill["logprob"] for fill in fills)
+    counted = f"{tokens} token" if tokens == 1 else f"{tokens} tokens"
+    return f'<p class="text">{"".join(parts)}</p><p class="note">{counted}, {total:.2f} nats in all</p>'
+
+
+def _answers(number: int, answers: Sequence[Mapping[str, Any]]) -> str:
+    """The answers to one blank with their log-probabilities."""
+    items = "".join(
+        f'<li>{render_fill(answer)} <span class="note">{answer["logprob"]:.2f} nats, '
+        f"{answer['mean_logprob']:.2f} a token</span></li>"
+        for answer in answers
+    )
+    return f"<h3>Blank {number}</h3><ol>{items}</ol>"
+
+
+__all__ = ["BLANK", "Filled", "fill_from_left", "fill_text", "render_filled"]

@@ -1,0 +1,112 @@
+"""How much a visitor may ask for, and what they are told when something cannot be done."""
+
+from __future__ import annotations
+
+import functools
+import html
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from modeling_magnet.texts_magnet import check_is_unicode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one call may take, so that no visitor keeps the others waiting for long."""
+
+    characters: int = 4000
+    blanks: int = 8
+    answers: int = 5
+    fill_tokens: int = 32
+    lines: int = 12
+    words: int = 150
+    new_tokens: int = 200
+    grid_tokens: int = 40
+
+
+LIMITS = Limits()
+
+
+def checked_text(text: object, *, what: str, limits: Limits = LIMITS) -> str:
+    """A visitor's text, if it is one.
+
+    Args:
+        text: What came from the page.
+        what (`str`): What to call it.
+        limits (`Limits`): How long it may be.
+
+    Raises:
+        ValueError: nothing, too much, or what is no Unicode text.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{what} is empty. Type some text first.")
+    if len(text) > limits.characters:
+        raise ValueError(
+            f"{what} has {len(text):,} characters; this page takes {limits.characters:,} at most. Shorten it."
+        )
+    check_is_unicode(text, name=what)
+    return text
+
+
+def checked_number(value: object, *, what: str, least: int, most: int) -> int:
+    """A whole number of a visitor's, which need not come from the slider that the page offers.
+
+    Args:
+        value: What came from the page.
+        what (`str`): What to call it.
+        least (`int`): The smallest that is taken.
+        most (`int`): The largest.
+
+    Raises:
+        ValueError: no whole number, or one out of range.
+
+    Example:
+        >>> checked_number(3.0, what="answers", least=1, most=5)
+        3
+    """
+    is_whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
+    if not is_whole or not least <= value <= most:  # type: ignore[operator]
+        raise ValueError(f"{what} is {value!r}; expected a whole number from {least} to {most}.")
+    return int(value)  # type: ignore[call-overload]
+
+
+def render_error(message: str) -> str:
+    """What could not be done, as the page shows it.
+
+    Args:
+        message (`str`): Plain text.
+    """
+    return f'<p class="problem" role="alert">{html.escape(message)}</p>'
+
+
+def shows_problems(function: Callable[..., str]) -> Callable[..., str]:
+    """Show what is wrong with a request in the place of its answer; anything unforeseen goes to the terminal.
+
+    Args:
+        function: Makes HTML; a `ValueError` says what the visitor can do.
+    """
+
+    @functools.wraps(function)
+    def shown(*arguments: object) -> str:
+        try:
+            return function(*arguments)
+        except Exception as error:
+            return render_error(problem(error))
+
+    return shown
+
+
+def problem(error: BaseException) -> str:
+    """What a visitor is told of an error; whatever is no `ValueError` is the operator's, in full.
+
+    Args:
+        error: What was raised.
+    """
+    if isinstance(error, ValueError):
+        return str(error)
+    traceback.print_exception(error)
+    return "Something went wrong on the server. Its terminal says what; try another text."
+
+
+__all__ = ["LIMITS", "Limits", "checked_number", "checked_text", "problem", "render_error", "shows_problems"]

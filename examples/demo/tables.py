@@ -1,0 +1,97 @@
+"""Numbers as tables that a screen reader can read and an eye can scan: each cell has its number and a shade."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+
+def shade(value: float, *, least: float, most: float) -> int:
+    """How dark a cell is, in per cent.
+
+    Args:
+        value (`float`): The cell's number.
+        least (`float`): The number of the palest cell.
+        most (`float`): Of the darkest.
+
+    Example:
+        >>> shade(0.75, least=0.5, most=1.0), shade(0.3, least=0.5, most=1.0), shade(1.0, least=1.0, most=1.0)
+        (50, 0, 100)
+    """
+    if most <= least:
+        return 100 if value >= most else 0
+    return round(100 * min(max((value - least) / (most - least), 0.0), 1.0))
+
+
+def render_heatmap(
+    values: Sequence[Sequence[float]],
+    *,
+    caption: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    corner: str,
+    least: float,
+    most: float,
+    digits: int = 2,
+) -> str:
+    """A table with a caption and headings, which scrolls sideways on its own where the page is narrow.
+
+    Args:
+        values (`Sequence[Sequence[float]]`): Row by row.
+        caption (`str`): What the numbers are; plain text, as are the headings.
+        rows (`Sequence[str]`): Headings of the rows.
+        columns (`Sequence[str]`): Of the columns.
+        corner (`str`): Heading of the rows' headings.
+        least (`float`): The number of the palest cell.
+        most (`float`): Of the darkest.
+        digits (`int`, defaults to 2): Behind the point.
+    """
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in columns)
+    body = ""
+    for name, row in zip(rows, values, strict=True):
+        cells = "".join(
+            f'<td style="--shade:{shade(value, least=least, most=most)}%">{value:.{digits}f}</td>' for value in row
+        )
+        body += f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>'
+    title = html.escape(caption, quote=True)
+    return (
+        f'<div class="wide" tabindex="0" role="region" aria-label="{title}"><table class="heat">'
+        f'<caption><span>{title}</span></caption><thead><tr><th scope="col">{html.escape(corner)}</th>{head}</tr>'
+        f"</thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def render_grid(
+    allowed: Sequence[Sequence[bool]], *, caption: str, names: Sequence[str], segments: Sequence[int]
+) -> str:
+    """An attention mask: a cell is filled where the row's token attends to the column's.
+
+    Args:
+        allowed (`Sequence[Sequence[bool]]`): Row attends to column.
+        caption (`str`): Which mask it is.
+        names (`Sequence[str]`): The tokens.
+        segments (`Sequence[int]`): 0 for a token of the context, k for one of the k-th span.
+    """
+    kinds = ["span" if segment else "context" for segment in segments]
+    head = "".join(
+        f'<th scope="col" class="{kind}"><span>{html.escape(name)}</span></th>'
+        for name, kind in zip(names, kinds, strict=True)
+    )
+    body = ""
+    for name, own, row in zip(names, kinds, allowed, strict=True):
+        cells = "".join(
+            f'<td class="{kind}"><span class="unseen">yes</span></td>'
+            if cell
+            else '<td><span class="unseen">no</span></td>'
+            for cell, kind in zip(row, kinds, strict=True)
+        )
+        body += f'<tr><th scope="row" class="{own}">{html.escape(name)}</th>{cells}</tr>'
+    title = html.escape(caption, quote=True)
+    return (
+        f'<div class="wide" tabindex="0" role="region" aria-label="{title}"><table class="mask">'
+        f'<caption><span>{title}</span></caption><thead><tr><th scope="col"><span class="unseen">token</span></th>'
+        f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+__all__ = ["render_grid", "render_heatmap", "shade"]

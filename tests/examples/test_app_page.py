@@ -1,0 +1,342 @@
+"""The app in a real browser, used as people use it: by mouse and keyboard, on a phone, in the dark, two at a time."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from modeling_magnet import AutoMagnetForCausalLM
+
+pytest.importorskip("gradio", reason="the app needs gradio, of the extra `demo`")
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+
+pytestmark = pytest.mark.long
+
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "app.py"
+QUIET = (
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"),
+    *("--disable-component-update", "--disable-sync"),
+)
+HOSTILE = "<img src=x onerror=alert(1)>"
+# Contrast of the texts of an answer against what is behind them, by WCAG; the lowest, with its text.
+CONTRAST = """(root) => {
+  const parse = (text) => {
+    const numbers = text.match(/[\\d.]+/g).map(Number);
+    const scale = text.startsWith("color(") ? 255 : 1;
+    return [...numbers.slice(0, 3).map((n) => n * scale), numbers[3] ?? 1];
+  };
+  const over = (top, below) => top.slice(0, 3).map((n, i) => n * top[3] + below[i] * (1 - top[3]));
+  const light = (rgb) => rgb
+    .map((n) => n / 255)
+    .map((n) => (n <= 0.04045 ? n / 12.92 : ((n + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, n, i) => sum + n * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (element) => {
+    if (!element) return [255, 255, 255];
+    const own = parse(getComputedStyle(element).backgroundColor);
+    return own[3] === 1 ? own.slice(0, 3) : over(own, behind(element.parentElement));
+  };
+  let worst = [21, ""];
+  for (const element of root.querySelectorAll("*")) {
+    const text = [...element.childNodes].filter((n) => n.nodeType === 3).map((n) => n.data.trim()).join("");
+    if (!text || element.closest(".unseen") || !element.getClientRects().length) continue;
+    const ground = behind(element);
+    const pair = [light(over(parse(getComputedStyle(element).color), ground)), light(ground)];
+    const ratio = (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
+    if (ratio < worst[0]) worst = [ratio, text];
+  }
+  return worst;
+}"""
+
+# Notes how many tokens are shown each time, and presses Stop behind the second.
+STOP_SOON = """() => {
+  window.seen = [];
+  new MutationObserver(() => {
+    const shown = document.querySelector("#generate-meters .meters > span")?.innerText;
+    if (!shown || shown === window.seen.at(-1)) return;
+    window.seen.push(shown);
+    if (window.seen.length === 2) document.getElementById("generate-stop").click();
+  }).observe(document.getElementById("generate-meters"), { subtree: true, childList: true, characterData: true });
+}"""
+
+
+@pytest.fixture(scope="module")
+def address(wiki_7m, tmp_path_factory):
+    """The app on a real small model, started as its user starts it."""
+    folder = tmp_path_factory.mktemp("app")
+    AutoMagnetForCausalLM.from_pretrained(wiki_7m).save_pretrained(folder / "model")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-u", str(SCRIPT), "--model", str(folder / "model"), "--port", str(port)]
+    log = folder / "log"
+    with log.open("wb") as output:
+        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=folder)
+    try:
+        until = time.monotonic() + 120
+        while "app: OK" not in log.read_text():
+            assert server.poll() is None and time.monotonic() < until, log.read_text()
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+        assert server.poll() is None
+        assert "Traceback" not in log.read_text()
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """One headless chromium for all tests."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no chromium on this machine")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(QUIET))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Opens the app as a new visitor; at the end nobody's console has an error and no other host was asked."""
+    contexts, asked, complaints = [], set(), []
+
+    def open_page(**options):
+        context = browser.new_context(**{"viewport": {"width": 1100, "height": 900}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("request", lambda request: asked.add(request.url))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda line: complaints.append(line.text) if line.type in ("error", "warning") else None)
+        page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
+        page.goto(address)
+        page.get_by_label("Text with blanks").wait_for()
+        page.get_by_text("Loading...").wait_for(state="hidden")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert asked and all(url.startswith((f"{address}/", "data:", "blob:")) for url in asked), asked
+
+
+@pytest.fixture
+def photograph(tmp_path):
+    """Keeps a picture of a page, in MAGNET_SCREENSHOTS where that is set."""
+    folder = Path(os.environ.get("MAGNET_SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def take(page, name):
+        page.wait_for_timeout(300)  # an answer fades in
+        page.screenshot(path=folder / f"{name}.png", full_page=True)
+
+    return take
+
+
+def open_tab(page, name):
+    page.get_by_role("tab", name=name).click()
+
+
+def problem(page, tab):
+    """What a tab complains of."""
+    alert = page.locator(f"#{tab}-answer [role=alert]")
+    alert.wait_for()
+    return alert.inner_text()
+
+
+def test_infill_by_keyboard_and_by_mouse(visit, photograph):
+    page = visit()
+    area, answer = page.get_by_label("Text with blanks"), page.locator("#infill-answer")
+    area.fill("Once upon a time there was a little girl.")
+    area.press("Home")
+    for _ in range(4):
+        area.press("Control+ArrowRight")
+    for _ in range(2):
+        area.press("Control+Shift+ArrowRight")
+    area.press("Alt+b")
+    sync_api.expect(area).to_have_value("Once upon a time [blank] a little girl.")
+    sync_api.expect(area).to_be_focused()
+    area.press("Shift+Enter")
+    answer.get_by_role("heading", name="From the left alone").wait_for()
+    assert answer.locator("section mark").count() == 2
+    assert 1 <= answer.locator("ol > li").count() <= 3 and "nats" in answer.locator("ol > li").first.inner_text()
+    assert answer.locator(".token").count() > 5
+    photograph(page, "infill")
+
+    page.get_by_role("radio", name="set").check()
+    page.get_by_label("number input for Tokens, if set").fill("3")
+    area.press("End")
+    area.press("Control+Shift+ArrowLeft")
+    page.get_by_role("button", name="Blank the selection").click()
+    sync_api.expect(area).to_have_value(re.compile(r"a little \[blank\]\.?$|a little girl\[blank\]$"))
+    page.get_by_role("button", name="Fill the blanks").click()
+    answer.get_by_role("heading", name="Blank 2").wait_for()
+    assert answer.locator(".pair .note").all_inner_texts()[0].startswith("6 tokens, ")
+
+    area.fill(f"{HOSTILE} and no gap")
+    page.get_by_role("button", name="Fill the blanks").click()
+    assert "has no blank '[blank]'" in problem(page, "infill")
+    area.fill(f"{HOSTILE}[blank] {HOSTILE}.")
+    area.press("Shift+Enter")
+    answer.get_by_role("heading", name="Blank 1").wait_for()
+    assert HOSTILE in answer.locator(".pair").inner_text() and answer.locator("img").count() == 0
+
+
+def test_the_tab_key_reaches_everything_in_order_and_all_of_it_has_a_name(visit):
+    page = visit()
+    page.get_by_label("Text with blanks").focus()
+    for name in ("Blank the selection", "Fill the blanks"):
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.innerText.trim()") == name
+    page.get_by_role("tab", name="Infill").focus()
+    page.keyboard.press("ArrowRight")
+    for name in ("Infill", "Encode", "Generate", "Attention"):
+        open_tab(page, name)
+        unnamed = page.evaluate(
+            """[...document.querySelectorAll("input, textarea, button")]
+            .filter((one) => one.getClientRects().length)
+            .filter((one) => !(one.labels?.length || one.ariaLabel || one.innerText.trim() || one.title))
+            .map((one) => one.outerHTML.slice(0, 200))"""
+        )
+        assert unnamed == [], name
+
+
+def test_encode_compares_lines_and_words(visit, photograph):
+    page = visit()
+    open_tab(page, "Encode")
+    area, answer = page.get_by_label("Texts, one a line"), page.locator("#encode-answer")
+    area.fill(f"The dog ran home.\nA dog ran.\n{HOSTILE}")
+    area.press("Shift+Enter")
+    answer.locator("table").wait_for()
+    assert answer.locator("td").count() == 9 and answer.locator("td").first.inner_text() == "1.00"
+    assert answer.locator("ol > li").count() == 3 and "nearest: line" in answer.locator("ol > li").first.inner_text()
+    assert answer.locator("img").count() == 0
+    photograph(page, "encode")
+
+    page.get_by_role("radio", name="words").check()
+    page.get_by_role("button", name="Compare").click()
+    answer.locator("button.word").first.wait_for()
+    told = answer.locator(".near")
+    answer.locator("button.word", has_text="home.").focus()
+    sync_api.expect(told).to_contain_text("“home.” is nearest to")
+    page.keyboard.press("Tab")
+    sync_api.expect(told).to_contain_text("“A” is nearest to")
+    answer.locator("button.word", has_text="dog").first.hover()
+    sync_api.expect(told).to_contain_text("“dog” is nearest to")
+    assert answer.locator("button.word.close").count() == 3
+    photograph(page, "words")
+
+    area.fill("one line")
+    area.press("Shift+Enter")
+    assert "There are 1 lines of text; write 2 to 12" in problem(page, "encode")
+
+
+def test_generate_shows_tokens_as_they_come_and_stops(visit, photograph):
+    page = visit()
+    open_tab(page, "Generate")
+    area, answer = page.get_by_label("Prompt"), page.locator("#generate-answer")
+    area.fill(f"Once upon a time {HOSTILE}")
+    page.get_by_label("number input for New tokens").fill("200")
+    counts = page.locator("#generate-meters .meters > span")
+    page.evaluate(STOP_SOON)
+    for _ in range(3):  # so small a model may be done before a busy machine has pressed anything
+        page.evaluate("window.seen = []")
+        page.get_by_role("button", name="Generate").click()
+        page.wait_for_function("window.seen.length >= 2")
+        answer.get_by_role("status").wait_for()
+        if answer.get_by_role("status").inner_text() == "stopped":
+            break
+    sync_api.expect(answer.get_by_role("status")).to_have_text("stopped")
+    assert 0 < int(counts.inner_text().split()[0]) < 200
+    assert page.evaluate("window.seen.length") > 1, "it grows while it is written"
+    assert page.locator("#generate-meters meter").count() == 4
+    assert HOSTILE in answer.inner_text() and answer.locator("img").count() == 0
+
+    page.get_by_label("number input for New tokens").fill("30")
+    area.fill("Once upon a time")
+    area.press("Shift+Enter")
+    sync_api.expect(answer.get_by_role("status")).to_have_text("finished")
+    assert counts.inner_text() == "30 tokens" and answer.locator("mark").inner_text().startswith(",")
+    photograph(page, "generate")
+
+    area.fill("")
+    page.get_by_role("button", name="Generate").click()
+    assert "The prompt is empty" in problem(page, "generate")
+
+
+def test_attention_shows_masks_and_a_head(visit, photograph):
+    page = visit()
+    open_tab(page, "Attention")
+    area, answer = page.get_by_label("Text, with or without blanks"), page.locator("#attention-answer")
+    area.fill("The dog[blank] home.")
+    page.get_by_role("button", name="Show attention").click()
+    answer.locator("table.mask").first.wait_for()
+    assert answer.locator("table.mask").count() == 3
+    tokens = answer.locator("table.heat tbody tr").count()
+    assert answer.locator("table.mask").nth(0).locator("td.span").count() == tokens * (tokens + 1) // 2
+    assert answer.locator("table.mask").nth(1).locator("td.context").count() == tokens**2
+    assert answer.locator("table.mask").nth(2).locator("td.span").count() == 6, "three tokens, each up to itself"
+    assert "layer 1, head 1, infill mode" in answer.locator("table.heat caption").inner_text()
+    photograph(page, "attention")
+
+    page.get_by_role("radio", name="causal").check()
+    page.get_by_label("number input for Head").fill("3")
+    page.get_by_role("button", name="Show attention").click()
+    sync_api.expect(answer.locator("table.heat caption")).to_contain_text("head 3, causal mode")
+    assert answer.locator("table.heat tbody tr").first.locator("td").first.inner_text() == "1.00"
+
+    area.fill(f"{HOSTILE} " * 20)
+    area.press("Shift+Enter")
+    assert "a table shows 40 at most" in problem(page, "attention")
+
+
+def test_two_visitors_at_once_get_their_own(visit):
+    pages = {"girl": visit(), "boy": visit()}
+    for word, page in pages.items():
+        page.get_by_label("Text with blanks").fill(f"There was a {word}[blank] who went home.")
+        open_tab(page, "Generate")
+        page.get_by_label("Prompt").fill(f"The {word}")
+        page.get_by_label("number input for New tokens").fill("40")
+    for page in pages.values():
+        page.get_by_role("button", name="Generate").click()
+    for page in pages.values():
+        open_tab(page, "Infill")
+        page.get_by_role("button", name="Fill the blanks").click()
+    for word, page in pages.items():
+        text = page.locator("#infill-answer .pair p.text").first
+        text.wait_for()
+        assert text.inner_text().startswith(f"There was a {word}")
+        open_tab(page, "Generate")
+        sync_api.expect(page.locator("#generate-answer [role=status]")).to_be_visible()
+        assert page.locator("#generate-answer p.text").inner_text().startswith(f"The {word}")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone_nothing_moves_sideways_and_all_can_be_read(visit, photograph, scheme):
+    page = visit(viewport={"width": 390, "height": 800}, color_scheme=scheme, has_touch=True)
+    grounds = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", grounds)[:3])) < 200) == (scheme == "dark")
+    steps = {
+        "Infill": ("Fill the blanks", "infill"),
+        "Encode": ("Compare", "encode"),
+        "Generate": ("Generate", "generate"),
+        "Attention": ("Show attention", "attention"),
+    }
+    for tab, (button, name) in steps.items():
+        open_tab(page, tab)
+        if tab == "Encode":
+            page.get_by_label("Texts, one a line").fill("\n".join(f"The dog number {n} ran home." for n in range(10)))
+        page.get_by_role("button", name=button, exact=True).tap()
+        page.locator(f"#{name}-answer :is(.pair, table, [role=status])").first.wait_for()
+        photograph(page, f"phone_{scheme}_{name}")
+        assert page.evaluate("document.scrollingElement.scrollWidth") <= 390, tab
+        ratio, text = page.locator(f"#{name}-answer").evaluate(CONTRAST)
+        assert ratio >= 4.5, (tab, text)

@@ -1,0 +1,150 @@
+"""The app writes token by token until somebody stops it, and shows the masks and weights that the model has."""
+
+import threading
+
+import pytest
+import torch
+
+pytest.importorskip("gradio", reason="the app needs gradio, of the extra `demo`")
+
+from examples.demo.attention import attention_weights, read_row, render_masks, render_weights, with_eager_attention
+from examples.demo.generate import Runs, render_meters, show_writing, write_on
+from examples.demo.limits import shows_problems
+from examples.demo.page import Handlers
+from examples.plots import allowed_attention
+from modeling_magnet.masking_magnet import MODES
+
+from .app_answers import check_harmless
+
+TEXT = "Tom fell.[blank] He cried[blank]."
+
+
+# ---- Generate ----
+
+
+def test_it_writes_token_by_token_what_generate_writes(tiny_model):
+    states = list(write_on(tiny_model, "Tom fell", new_tokens=12, temperature=0, stop=threading.Event()))
+    ids = tiny_model.tokenizer("Tom fell", return_tensors="pt", return_token_type_ids=False)
+    output = tiny_model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    assert [state.tokens for state in states[:-1]] == list(range(1, len(output) + 1))
+    whole = tiny_model.tokenizer.decode(output, skip_special_tokens=True).rstrip("\ufffd")
+    assert states[-1].text == whole
+    assert {state.state for state in states[:-1]} == {"writing"}
+    assert states[-1].state in ("finished", "ended by the model")
+
+
+def writers():
+    return [thread for thread in threading.enumerate() if thread.name == "writer"]
+
+
+def test_stopping_ends_it_soon_and_leaving_ends_it_too(tiny_model):
+    stop = threading.Event()
+    running = write_on(tiny_model, "Tom fell", new_tokens=200, temperature=1.5, stop=stop)
+    next(running)
+    stop.set()
+    last = list(running)[-1]
+    assert last.state == "stopped" and last.tokens < 200
+    shown = show_writing(write_on(tiny_model, "Tom", new_tokens=200, temperature=1.5, stop=threading.Event()))
+    next(shown)
+    assert writers()
+    shown.close()
+    assert not writers()
+
+
+def test_a_visitor_stops_their_own_writing_alone():
+    runs = Runs()
+    one, other = runs.begin("one"), runs.begin("other")
+    runs.stop("one")
+    runs.stop("nobody")
+    assert one.is_set() and not other.is_set()
+    again = runs.begin("other")
+    assert other.is_set() and not again.is_set()
+
+
+def test_a_full_context_ends_it(tiny_model):
+    (*_, last) = write_on(tiny_model, "a" * 250, new_tokens=50, temperature=0.5, stop=threading.Event())
+    assert last.tokens <= 6 and last.state in ("stopped: the model's context is full", "ended by the model")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens", "temperature", "told"),
+    [
+        (" ", 5, 0, "The prompt is empty"),
+        ("word " * 300, 5, 0, "which leaves none to write"),
+        ("a", 0, 0, "New tokens is 0"),
+        ("a", 201, 0, "New tokens is 201; expected a whole number from 1 to 200"),
+        ("a", 5, 3, "Temperature is 3; expected a number from 0 to 2"),
+        ("a", 5, float("nan"), "Temperature is nan"),
+        ("a", 5, None, "Temperature is None"),
+    ],
+)
+def test_what_cannot_be_written_is_told_in_place(tiny_model, prompt, tokens, temperature, told):
+    states = write_on(tiny_model, prompt, new_tokens=tokens, temperature=temperature, stop=threading.Event())
+    ((text, meters),) = show_writing(states)
+    assert told in check_harmless(text).text and meters == ""
+    assert not writers()
+
+
+def test_what_breaks_while_writing_reaches_the_visitor_as_words(tiny_model, capsys):
+    tiny_model.model.layers[0] = None
+    states = write_on(tiny_model, "a", new_tokens=3, temperature=0, stop=threading.Event())
+    ((text, _),) = show_writing(states)
+    assert "Something went wrong on the server" in text
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_meters_show_the_metrics():
+    from examples.demo.generate import Written
+
+    page = check_harmless(render_meters(Written("x", "a b a b a b. It rained. It rained.", 9)))
+    values = [float(own["value"]) for tag, own in page.found if tag == "meter"]
+    assert page.text.startswith("9 tokens") and "Rep-4" in page.text
+    assert values[0] == pytest.approx(3 / 9, abs=1e-3) and values[3] == pytest.approx(1 / 3, abs=1e-3)
+
+
+# ---- Attention ----
+
+
+def test_the_masks_are_those_that_the_model_hands_to_its_layers(tiny_model):
+    row = read_row(tiny_model, TEXT)
+    assert row.segments.count(1) == row.segments.count(2) == 3
+    page = check_harmless(render_masks(row))
+    cells = [own.get("class") for tag, own in page.found if tag == "td"]
+    shown = torch.tensor([cell is not None for cell in cells]).reshape(3, len(row.names), len(row.names))
+    for mode, mask in zip(MODES, shown, strict=True):
+        assert torch.equal(mask, allowed_attention(tiny_model, row.segments_in(mode))), mode
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_weights_are_a_heads_own_and_obey_the_mask(tiny_model, mode):
+    row = read_row(tiny_model, TEXT)
+    eager = with_eager_attention(tiny_model)
+    weights = attention_weights(eager, row, mode=mode, layer=2, head=3)
+    assert torch.allclose(weights.sum(-1), torch.ones(len(row.names)), atol=1e-5)
+    allowed = allowed_attention(tiny_model, row.segments_in(mode))
+    assert (weights[~allowed] == 0).all() and (weights[allowed] > 0).all()
+    assert not torch.equal(weights, attention_weights(eager, row, mode=mode, layer=2, head=4))
+    page = check_harmless(render_weights(row, weights, caption="c"))
+    assert page.count("td") == len(row.names) ** 2
+
+
+def test_looking_at_attention_costs_no_second_set_of_weights_and_changes_nothing(tiny_model):
+    before = tiny_model.config._attn_implementation
+    eager = with_eager_attention(tiny_model)
+    assert eager.config._attn_implementation == "eager" != before == tiny_model.config._attn_implementation
+    mine = {tensor.data_ptr() for tensor in tiny_model.parameters()}
+    assert {tensor.data_ptr() for tensor in eager.parameters()} == mine
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "layer", "head", "told"),
+    [
+        ("", "infill", 1, 1, "The text is empty"),
+        ("a" * 60, "infill", 1, 1, "a table shows 40 at most"),
+        (TEXT, "sideways", 1, 1, "Mode is 'sideways'; expected one of causal, bidirectional, infill"),
+        (TEXT, "causal", 4, 1, "Layer is 4; expected a whole number from 1 to 3"),
+        (TEXT, "causal", 1, 0, "Head is 0; expected a whole number from 1 to 4"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_told_in_place(tiny_model, text, mode, layer, head, told):
+    assert told in check_harmless(shows_problems(Handlers(tiny_model).attend)(text, mode, layer, head)).text
