@@ -138,7 +138,7 @@ class MagnetMixin(WordsMixin, InfillingMixin):
                 How many targets are set, or an upper limit. Without it a GPU has to be waited for.
 
         Returns:
-            [`MagnetCausalLMOutput`]: with `logits` or `token_losses`, and `last_hidden_state`.
+            `MagnetCausalLMOutput`: with `logits` or `token_losses`, and `last_hidden_state`.
 
         Raises:
             ValueError: unknown mode, segment ids that do not fit it, or a back-end that cannot do it.
