@@ -268,3 +268,22 @@ def test_the_drawn_masks_are_those_of_figure_two(magnet, attn_implementation) ->
         "causal": ["x......", "xx.....", "xxx....", "xxxx...", "xxxxx..", "xxxxxx.", "xxxxxxx"],
         "infill": ["x..x..x", "xx.x..x", "xxxx..x", "x..x..x", "x..xx.x", "x..xxxx", "x..x..x"],
     }
+
+
+def test_each_objective_has_a_panel_with_its_training_and_its_evaluations(tmp_path) -> None:
+    log = [
+        {"step": 0, "eval_loss_mntp": 9.0},
+        {"step": 2, "loss_mntp": 5.0},
+        {"step": 4, "loss_mntp": 4.0, "loss_sscl": 2.0, "eval_loss_mntp": 4.5},
+    ]
+    pictures = {}
+    for name, part in {"whole": log, "again": log, "without a step": log[:2], "other": [*log, {"step": 9}]}.items():
+        pictures[name] = plots.draw_objectives(tmp_path / f"{name}.png", part).read_bytes()
+    assert pictures["whole"] == pictures["again"]
+    assert len(set(pictures.values())) == 3
+    # 4.5 inches of 120 dots for each objective that the log has.
+    widths = {name: int.from_bytes(picture[16:20]) for name, picture in pictures.items()}
+    assert (widths["whole"], widths["without a step"]) == (1080, 540)
+    assert b"Software" not in pictures["whole"] and b"atplotlib" not in pictures["whole"]
+    assert plots.draw_objectives(tmp_path / "none.png", [{"step": 1, "train_runtime": 3.0}]) is None
+    assert {file.stem for file in tmp_path.iterdir()} == set(pictures)
