@@ -176,7 +176,10 @@ def draw_objectives(path: Path, log_history: Sequence[dict[str, Any]]) -> Path |
     panels = {title: curves for title, curves in panels.items() if any(steps for steps, _ in curves.values())}
     if not panels:
         return None
-    figure = Figure(figsize=(4.5 * len(panels), 4))
+    width = 4.5 * len(panels)
+    figure = Figure(figsize=(width, 4))
+    # `tight_layout` would draw all of it once more to measure it.
+    figure.subplots_adjust(left=0.7 / width, right=1 - 0.15 / width, bottom=0.12, top=0.92, wspace=0.22)
     last = max(1, *(int(row.get("step", 0)) for row in log_history))
     for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for (kind, (steps, values)), color in zip(curves.items(), (CONTEXT_COLOR, SPAN_COLOR), strict=True):
@@ -189,7 +192,6 @@ def draw_objectives(path: Path, log_history: Sequence[dict[str, Any]]) -> Path |
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    figure.tight_layout()
     scratch = path.with_name(f".{path.name}")
     figure.savefig(scratch, dpi=120, format="png", metadata={"Software": None})
     os.replace(scratch, path)

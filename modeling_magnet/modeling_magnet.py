@@ -67,8 +67,9 @@ class MagnetMixin(WordsMixin, InfillingMixin):
 
     Put it in front of a `...ForCausalLM` class whose layers all attend to the full sequence:
 
-        class MagnetMistralForCausalLM(MagnetMixin, MistralForCausalLM, GenerationMixin):
-            pass
+        >>> from transformers import GenerationMixin, MistralForCausalLM
+        >>> class MagnetMistralForCausalLM(MagnetMixin, MistralForCausalLM, GenerationMixin):
+        ...     pass
 
     The last is a base of the second already; but where remote code does not name it, transformers makes a new class of
     each load, whose models cannot be pickled: sentence-transformers could start no processes.
