@@ -40,6 +40,7 @@ class InfillOptions:
             side of it is spelt anew, as part of the fill's tokens, whose number is then exact. `None` leaves the
             tokens of the context alone.
         batch_size (`int`, defaults to 32): Texts decoded together.
+        show_progress_bar (`bool`, *optional*): Over the tokens of the gaps; defaults to showing one over many batches.
         generation_config (`GenerationConfig`, *optional*): Defaults to the model's own.
         logits_processor (`LogitsProcessorList`, *optional*): As `generate` takes it.
         stopping_criteria (`StoppingCriteriaList`, *optional*): As `generate` takes it, each span a row.
@@ -68,6 +69,7 @@ class InfillOptions:
     trim_overlap: bool = False
     heal: Healing | None = "space"
     batch_size: int = 32
+    show_progress_bar: bool | None = None
     generation_config: GenerationConfig
     logits_processor: LogitsProcessorList | None = None
     stopping_criteria: StoppingCriteriaList | None = None
