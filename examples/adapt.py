@@ -5,7 +5,8 @@
     accelerate launch examples/adapt.py CONFIG.json
 
 The checkpoint stands in `output_dir` when the run is over, adapters merged unless `--merge_adapter false`, with its
-model card; `adapt.json` beside it tells what was measured before, during and after.
+model card; `adapt.json` beside it tells what was measured before, during and after, and `curves.png` shows the loss of
+each objective, where matplotlib is installed.
 """
 
 import json
@@ -48,6 +49,11 @@ from trainer import (
 from trainer.adapter_cost import LARGEST_MODEL, adapter_cost
 from trainer.checks import check_run
 from trainer.contrastive import HEAD_NAME, attach_contrastive_head
+
+try:
+    from examples.plots import draw_objectives
+except ImportError:  # of matplotlib, in the extra `plots`
+    draw_objectives = None  # type: ignore[assignment]
 
 # What the cost of an unmerged adapter is measured on.
 COST_TEXTS, COST_TOKENS = 32, 32
@@ -157,6 +163,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     finished = whole_model(trainer, adapt, lora)
     if training.should_save:
         save_and_push(finished, trainer, adapt, lora, wants_push=wants_push)
+        if draw_objectives is not None:
+            draw_objectives(Path(str(training.output_dir)) / "curves.png", trainer.state.log_history)
         scratch = Path(str(training.output_dir)) / ".adapt.json"
         scratch.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         os.replace(scratch, scratch.with_name("adapt.json"))

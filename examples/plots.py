@@ -1,7 +1,8 @@
-"""Pictures of a quickstart: the three attention masks as the model builds them, and the training curves."""
+"""Pictures: the three attention masks as the model builds them, and the training curves."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -157,4 +158,44 @@ def draw_curves(
     return path
 
 
-__all__ = ["OBJECTIVES", "SEGMENTS", "allowed_attention", "curve", "draw_curves", "draw_masks"]
+def draw_objectives(path: Path, log_history: Sequence[dict[str, Any]]) -> Path | None:
+    """Draw each objective of an adaptation in a panel of its own: in training, and on held-out texts or pairs.
+
+    Args:
+        path (`Path`): PNG file to write, whole or not at all; the same log gives the same bytes.
+        log_history (`Sequence[dict]`): Log history of the `MagnetTrainer`, of a resumed run the whole of it.
+
+    Returns:
+        `Path`: the file written, or `None` where nothing was logged.
+    """
+    kinds = {"training": "", "held out": "eval_"}
+    panels = {
+        title: {kind: curve(log_history, prefix + key) for kind, prefix in kinds.items()}
+        for key, title in OBJECTIVES.items()
+    }
+    panels = {title: curves for title, curves in panels.items() if any(steps for steps, _ in curves.values())}
+    if not panels:
+        return None
+    width = 4.5 * len(panels)
+    figure = Figure(figsize=(width, 4))
+    # `tight_layout` would draw all of it once more to measure it.
+    figure.subplots_adjust(left=0.7 / width, right=1 - 0.15 / width, bottom=0.12, top=0.92, wspace=0.22)
+    last = max(1, *(int(row.get("step", 0)) for row in log_history))
+    for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for (kind, (steps, values)), color in zip(curves.items(), (CONTEXT_COLOR, SPAN_COLOR), strict=True):
+            if steps:
+                axes.plot(steps, values, label=kind, color=color, marker="o", markersize=3)
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss in nats")
+        axes.set_xlim(0, last)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    scratch = path.with_name(f".{path.name}")
+    figure.savefig(scratch, dpi=120, format="png", metadata={"Software": None})
+    os.replace(scratch, path)
+    return path
+
+
+__all__ = ["OBJECTIVES", "SEGMENTS", "allowed_attention", "curve", "draw_curves", "draw_masks", "draw_objectives"]

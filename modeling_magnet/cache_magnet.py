@@ -63,7 +63,7 @@ class ReservedLayer(DynamicLayer):
 
 
 class ReservedCache(Cache):
-    """A [`ReservedLayer`] for every layer of a model.
+    """A `ReservedLayer` for every layer of a model.
 
     Args:
         num_layers (`int`): Layers of the model.

@@ -50,7 +50,7 @@ class DecodingMixin(EncodingMixin):
             rules (`StopRules`): End spans early.
             max_steps (`int`): Tokens to add to a span at most.
             embed (`bool`): Whether to return embeddings of the gapped texts as well.
-            static, compile_config: See [`StaticSteps`].
+            static, compile_config: See `StaticSteps`.
 
         Returns:
             `torch.FloatTensor` of shape `(B, H)` in the order of the rows, or `None`.

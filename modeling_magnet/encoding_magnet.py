@@ -20,6 +20,8 @@ from .texts_magnet import check_is_unicode, check_room, check_texts, prompt_leng
 TEXTS_TOKENIZED_AT_ONCE = 8192
 # A progress bar over fewer texts only flickers.
 PROGRESS_FROM_TEXTS = 1000
+# The same of fills, each batch of which takes many forwards.
+PROGRESS_FROM_BATCHES = 8
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
 
@@ -237,9 +239,9 @@ class EncodingMixin(StatesMixin):
                     bar.update(len(batch.indices))
 
 
-def hides_bar(show_progress_bar: bool | None, number: int) -> bool:
-    """Whether to show no progress over so many texts, asked for or not."""
-    return number < PROGRESS_FROM_TEXTS if show_progress_bar is None else not show_progress_bar
+def hides_bar(show_progress_bar: bool | None, number: int, *, least: int = PROGRESS_FROM_TEXTS) -> bool:
+    """Whether to show no progress over so many texts or batches, asked for or not."""
+    return number < least if show_progress_bar is None else not show_progress_bar
 
 
 def _check_is_one_process(device: Any, pool: Any, chunk_size: Any) -> None:

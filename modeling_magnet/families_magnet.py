@@ -66,6 +66,7 @@ FAMILIES: dict[str, type[Any]] = {
         MagnetSmolLM3ForCausalLM,
     )
 }
+"""The class of each `model_type`; one of your own is added here."""
 
 
 class AutoMagnetForCausalLM:
@@ -94,7 +95,12 @@ class AutoMagnetForCausalLM:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """`from_pretrained` of the family's class; see there."""
+        """`from_pretrained` of the family's class; see there.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): Directory or Hub id.
+            args, kwargs: Handed on.
+        """
         where = {name: kwargs[name] for name in SOURCE_ARGUMENTS if kwargs.get(name) is not None}
         family = cls.family_of(str(pretrained_model_name_or_path), **where)
         return family.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)

@@ -6,8 +6,10 @@ from itertools import count
 from numbers import Integral
 
 import torch
+from transformers.utils.logging import tqdm
 
 from .decoding_magnet import DecodingMixin
+from .encoding_magnet import PROGRESS_FROM_BATCHES, hides_bar
 from .gaps_magnet import GappedText, lay_out
 from .masking_magnet import PACKED_BACKENDS
 from .options_magnet import InfillOptions
@@ -78,24 +80,29 @@ class FillingMixin(DecodingMixin):
         # First all answers of a text side by side in one row; later each sees what it was filled with before.
         rows = [(text, SpanRow(text.layout, [s for spans in text.spans for s in spans])) for text in texts]
         is_first = True
-        while rows:
-            by_length = sorted(range(len(rows)), key=lambda index: -rows[index][1].text.length)
-            for start in range(0, len(rows), options.batch_size):
-                batch = [rows[index] for index in sorted(by_length[start : start + options.batch_size])]
-                with self._adapters_for("infill"):
-                    embeddings = self._decode(
-                        [row for _, row in batch],
-                        chooser=chooser,
-                        rules=rules,
-                        max_steps=options.chunk_size,
-                        embed=is_first and options.return_dict_in_generate and self.tokenizer.eos_token_id is not None,
-                        static=options.is_static,
-                        compile_config=options.compile_config,
-                    )
-                if embeddings is not None:
-                    for (text, _), embedding in zip(batch, embeddings, strict=True):
-                        text.embedding = embedding
-            rows, is_first = [(text, row) for text in texts for row in _next_rows(text)], False
+        embeds = options.return_dict_in_generate and self.tokenizer.eos_token_id is not None
+        spans = [span for text in texts for of_gap in text.spans for span in of_gap]
+        hide = hides_bar(options.show_progress_bar, -(-len(rows) // options.batch_size), least=PROGRESS_FROM_BATCHES)
+        with tqdm(total=sum(span.gap_length for span in spans), desc="Filling", unit="token", disable=hide) as bar:
+            while rows:
+                by_length = sorted(range(len(rows)), key=lambda index: -rows[index][1].text.length)
+                for start in range(0, len(rows), options.batch_size):
+                    batch = [rows[index] for index in sorted(by_length[start : start + options.batch_size])]
+                    with self._adapters_for("infill"):
+                        embeddings = self._decode(
+                            [row for _, row in batch],
+                            chooser=chooser,
+                            rules=rules,
+                            max_steps=options.chunk_size,
+                            embed=is_first and embeds,
+                            static=options.is_static,
+                            compile_config=options.compile_config,
+                        )
+                    if embeddings is not None:
+                        for (text, _), embedding in zip(batch, embeddings, strict=True):
+                            text.embedding = embedding
+                    bar.update(sum(map(_settled, spans)) - bar.n)
+                rows, is_first = [(text, row) for text in texts for row in _next_rows(text)], False
         return texts
 
     def _check_static(self) -> None:
@@ -194,6 +201,11 @@ def _next_rows(text: FilledText) -> list[SpanRow]:
             layout = replace(text.layout, filled=[span.token_ids for span in seen])
             rows.append(SpanRow(layout, growing))
     return rows
+
+
+def _settled(span: Span) -> int:
+    """How much of its gap a span has decided: all of it where nothing more comes."""
+    return len(span.token_ids) if span.is_possible and not span.is_full else span.gap_length
 
 
 def round_up(length: int, multiple: int) -> int:

@@ -26,7 +26,7 @@ class InfillingMixin(LengthsMixin, ScoringMixin):
         Args:
             prefix (`str` or `list[str]`): Text in front of the gap; may be empty.
             suffix (`str` or `list[str]`): Text behind it, joined without an added space; may be empty.
-            options: Those of [`InfillOptions`], `max_new_tokens` or `num_tokens` among them, and `do_sample`,
+            options: Those of `InfillOptions`, `max_new_tokens` or `num_tokens` among them, and `do_sample`,
                 `temperature`, `num_return_sequences` and others as `generate` takes them.
 
         Returns:

@@ -68,8 +68,9 @@ class MagnetMixin(WordsMixin, InfillingMixin):
 
     Put it in front of a `...ForCausalLM` class whose layers all attend to the full sequence:
 
-        class MagnetMistralForCausalLM(MagnetMixin, MistralForCausalLM, GenerationMixin):
-            pass
+        >>> from transformers import GenerationMixin, MistralForCausalLM
+        >>> class MagnetMistralForCausalLM(MagnetMixin, MistralForCausalLM, GenerationMixin):
+        ...     pass
 
     The last is a base of the second already; but where remote code does not name it, transformers makes a new class of
     each load, whose models cannot be pickled: sentence-transformers could start no processes.
@@ -139,7 +140,7 @@ class MagnetMixin(WordsMixin, InfillingMixin):
                 How many targets are set, or an upper limit. Without it a GPU has to be waited for.
 
         Returns:
-            [`MagnetCausalLMOutput`]: with `logits` or `token_losses`, and `last_hidden_state`.
+            `MagnetCausalLMOutput`: with `logits` or `token_losses`, and `last_hidden_state`.
 
         Raises:
             ValueError: unknown mode, segment ids that do not fit it, or a back-end that cannot do it.

@@ -41,11 +41,12 @@ class InfillOptions:
             side of it is spelt anew, as part of the fill's tokens, whose number is then exact. `None` leaves the
             tokens of the context alone.
         batch_size (`int`, defaults to 32): Texts decoded together.
+        show_progress_bar (`bool`, *optional*): Over the tokens of the gaps; defaults to showing one over many batches.
         generation_config (`GenerationConfig`, *optional*): Defaults to the model's own.
         logits_processor (`LogitsProcessorList`, *optional*): As `generate` takes it.
         stopping_criteria (`StoppingCriteriaList`, *optional*): As `generate` takes it, each span a row.
         streamer (`BaseStreamer`, *optional*): As `generate` takes it, for one text; its gaps come one after another.
-        return_dict_in_generate (`bool`, defaults to `False`): Return an [`InfillOutput`] instead of text.
+        return_dict_in_generate (`bool`, defaults to `False`): Return an `InfillOutput` instead of text.
 
     Beside these, `do_sample`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `no_repeat_ngram_size`,
     `num_return_sequences` and `stop_strings` of GenerationConfig. Without sampling, several answers to one gap begin
@@ -69,6 +70,7 @@ class InfillOptions:
     trim_overlap: bool = False
     heal: Healing | None = "space"
     batch_size: int = 32
+    show_progress_bar: bool | None = None
     generation_config: GenerationConfig
     logits_processor: LogitsProcessorList | None = None
     stopping_criteria: StoppingCriteriaList | None = None
@@ -141,7 +143,11 @@ class InfillOptions:
         return [given] if isinstance(given, str) else list(given or [])
 
     def candidate_lengths(self, *, end_of_span: int) -> list[int]:
-        """The lengths to try, ascending; multiples of what it was taught with where the model ends spans by itself."""
+        """The lengths to try, ascending; multiples of what it was taught with where the model ends spans by itself.
+
+        Args:
+            end_of_span (`int`): The model's setting, 0 for a model that was not taught to end spans.
+        """
         if self.num_tokens != "auto":
             return sorted(set(self.num_tokens or []))
         if self.stop_at_end_of_span:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.utils.logging import tqdm
 
 from .answers_magnet import Fill
 from .batching_magnet import plan_batches
-from .encoding_magnet import EncodingMixin
+from .encoding_magnet import PROGRESS_FROM_BATCHES, EncodingMixin, hides_bar
 from .filling_magnet import round_up
 from .gaps_magnet import GappedText, fill_ids, lay_out
 from .seams_magnet import useful_healing
@@ -42,6 +43,7 @@ class ScoringMixin(EncodingMixin):
         suffix: str | Sequence[str],
         *,
         batch_tokens: int | None = None,
+        show_progress_bar: bool | None = None,
     ) -> list[Fill] | list[list[Fill]]:
         """Log-probabilities of given fills between a prefix and a suffix.
 
@@ -54,6 +56,7 @@ class ScoringMixin(EncodingMixin):
             fills (`list[str]`, or a list of such lists): The candidates for the gap; none may be empty.
             suffix (`str` or `list[str]`): Text behind it.
             batch_tokens (`int`, *optional*): Tokens of a forward, padding included; defaults to what suits the device.
+            show_progress_bar (`bool`, *optional*): Defaults to showing one over many batches.
 
         Returns:
             `list[Fill]`, or a list of them for lists, in the order given: with `logprob` to choose between fills of
@@ -84,15 +87,19 @@ class ScoringMixin(EncodingMixin):
         self._probe_attention()
         scored: list[list[Fill]] = [[Fill(fill) for fill in given] for given in candidates]
         budget = self._batch_tokens(batch_tokens, None)
-        for batch in plan_batches([row.length for row in rows], max_tokens=budget):
-            with self._evaluating():
-                with self._adapters_for("infill"):
-                    by_row = self._score_rows([rows[index] for index in batch])
-            for index, logprobs in zip(batch, by_row, strict=True):
-                row = rows[index]
-                for (number, ids), own in zip(row.fills.items(), logprobs, strict=True):
-                    fill = scored[row.text][number]
-                    fill.token_ids, fill.logprobs = ids, own
+        batches = plan_batches([row.length for row in rows], max_tokens=budget)
+        hide = hides_bar(show_progress_bar, len(batches), least=PROGRESS_FROM_BATCHES)
+        with tqdm(total=len(rows), desc="Scoring", unit="row", disable=hide) as bar:
+            for batch in batches:
+                with self._evaluating():
+                    with self._adapters_for("infill"):
+                        by_row = self._score_rows([rows[index] for index in batch])
+                for index, logprobs in zip(batch, by_row, strict=True):
+                    row = rows[index]
+                    for (number, ids), own in zip(row.fills.items(), logprobs, strict=True):
+                        fill = scored[row.text][number]
+                        fill.token_ids, fill.logprobs = ids, own
+                bar.update(len(batch))
         return scored[0] if single else scored
 
     def _scored_rows(self, text: int, prefix: str, fills: Sequence[str], suffix: str) -> list[_ScoredRow]:

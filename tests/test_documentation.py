@@ -1,6 +1,7 @@
 """What is written about the code is true: the README runs, its tree is the real one, all that is public is explained.
 
-The examples in docstrings are run by pytest itself (`--doctest-modules`).
+The examples in docstrings are run by pytest itself (`--doctest-modules`); `test_code_blocks.py` sees that no block is
+left out.
 """
 
 import importlib

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
+from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -115,7 +116,8 @@ class EvaluatingTrainer(Trainer):
             PairEvaluationCollator(self._pair_collator(), batch_size=min(batch_size, num_pairs)),
         )
         sums: Sums = {"loss": 0.0, "pairs": 0.0}
-        for batch in loader:
+        hide = self.args.disable_tqdm or not self.is_local_process_zero()
+        for batch in tqdm(loader, desc="Held-out pairs", unit="batch", leave=False, disable=hide):
             with torch.no_grad():
                 inputs = self._prepare_inputs(batch["pairs"])
                 anchors, positives = contrastive_views(self.model, inputs, head=self.head)

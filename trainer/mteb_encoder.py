@@ -26,7 +26,7 @@ _OF_THE_TASK = ("inputs", "prompt", "prompt_name", "output_value", "convert_to_n
 
 
 class MagnetEncoder(AbsEncoder):
-    """Wrap a model for MTEB.
+    """Wrap a model for MTEB, as `mteb.evaluate(MagnetEncoder(model), tasks)`.
 
     The instruction of a task is the first of: the prompt stored with the model under the task's name, under its type
     (`"STS"`), under `query` or `document`; the paper's under the same keys; the model's default prompt.
@@ -41,10 +41,6 @@ class MagnetEncoder(AbsEncoder):
 
     Raises:
         ValueError: options that `encode` does not have or cannot use, or that belong to the task, such as `prompt`.
-
-    Example:
-
-        mteb.evaluate(MagnetEncoder(model), mteb.get_tasks(["STSBenchmark"]))
     """
 
     def __init__(

@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_magnet.answers_magnet import Fill
 from modeling_magnet.batching_magnet import pad_token_rows, plan_batches
+from modeling_magnet.encoding_magnet import PROGRESS_FROM_BATCHES
 from modeling_magnet.gaps_magnet import decode_fill, fill_ids
 from modeling_magnet.texts_magnet import check_texts, front_tokens
 
@@ -163,7 +165,8 @@ class PromptedInfiller:
         least = {"min_new_tokens": max_new_tokens} if self.family == "left_to_right" else {}
         special = set(self.tokenizer.all_special_ids)
         fills: list[str] = []
-        for start in range(0, len(rows), batch_size):
+        starts = range(0, len(rows), batch_size)
+        for start in tqdm(starts, desc="Filling", unit="batch", disable=len(starts) < PROGRESS_FROM_BATCHES):
             batch = pad_token_rows(rows[start : start + batch_size], pad_token_id=pad, padding_side="left")
             output = self.model.generate(
                 **{name: tensor.to(self.model.device) for name, tensor in batch.items()},
@@ -221,7 +224,8 @@ class PromptedInfiller:
                 target = fill_ids(self.tokenizer, text + after if with_suffix else text, prefix=prompt)
                 rows.append((front, target))
         logprobs: list[list[float]] = [[] for _ in rows]
-        for batch in plan_batches([len(front) + len(target) for front, target in rows], max_tokens=SCORED_TOKENS):
+        batches = plan_batches([len(front) + len(target) for front, target in rows], max_tokens=SCORED_TOKENS)
+        for batch in tqdm(batches, desc="Scoring", unit="batch", disable=len(batches) < PROGRESS_FROM_BATCHES):
             for index, own in zip(batch, self._score([rows[index] for index in batch]), strict=True):
                 logprobs[index] = own
         scored = iter(zip((target for _, target in rows), logprobs, strict=True))

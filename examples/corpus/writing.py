@@ -1,8 +1,8 @@
 """The work folder of an unfinished run: finished chunks, each in files of its own, and what they were made from.
 
-    OUTPUT.parts/manifest.json   arguments, inputs and versions; another run must not go on with these chunks
-    OUTPUT.parts/00000012.json   ids and complaints of a chunk, where it has some
-    OUTPUT.parts/00000012.npy    its vectors; written last, so that its presence says that the chunk is finished
+- `OUTPUT.parts/manifest.json`: arguments, inputs and versions; another run must not go on with these chunks
+- `OUTPUT.parts/00000012.json`: ids and complaints of a chunk, where it has some
+- `OUTPUT.parts/00000012.npy`: its vectors; written last, so that its presence says that the chunk is finished
 
 Every file is written aside, forced to the disk and moved into place, so that a kill at any moment leaves it whole or
 absent. Needs a POSIX system.

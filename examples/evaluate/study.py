@@ -26,6 +26,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 # A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -80,7 +82,8 @@ def train(plan: Plan, *, jobs: int) -> None:
     print(f"{len(plan.runs) - len(waiting)} of {len(plan.runs)} runs are finished", flush=True)
     under_way: dict[Future[int], Run] = {}
     failed: list[Run] = []
-    with ThreadPoolExecutor(max_workers=jobs) as pool:
+    bar = tqdm(total=len(waiting), desc="Training", unit="run", file=sys.stderr)
+    with bar, ThreadPoolExecutor(max_workers=jobs) as pool:
         while under_way or (waiting and not failed):
             ready = [run for run in waiting if all(map(is_finished, _bases(plan, run)))]
             for run in ready[: jobs - len(under_way)] if not failed else []:
@@ -89,6 +92,7 @@ def train(plan: Plan, *, jobs: int) -> None:
             done, _ = wait(under_way, return_when=FIRST_COMPLETED)
             for future in done:
                 run = under_way.pop(future)
+                bar.update()
                 if future.result():
                     failed.append(run)
     if failed:
@@ -108,7 +112,8 @@ def evaluate(plan: Plan, *, results: Path) -> None:
         named = f"{run.name}={run.folder}"
         training_curves.main(["--run", named, "--results", str(results), "--replica", str(run.replica)])
     commands = list(driver_commands(plan, results=results))
-    for number, (driver, arguments) in enumerate(commands, start=1):
+    bar = tqdm(commands, desc="Asking", unit="command", file=sys.stderr)
+    for number, (driver, arguments) in enumerate(bar, start=1):
         print(f"\n[{number}/{len(commands)}] {driver}.py {shlex.join(arguments)}", flush=True)
         importlib.import_module(f"examples.evaluate.{driver}").main(arguments)
 

@@ -102,6 +102,7 @@ COMMANDS = [
         "--html={output}/fills.html --num_tokens 2 5 --do_sample --num_return_sequences=2 --batch_size=2",
     ),
     Command("doctor", "doctor.json", "{inputs}/magnet --json={output}/doctor.json", ["opening_seconds", "seconds"]),
+    Command("reference", "trainer.html", "--output={output}"),
     _table("word_probes", "words", "--steps=20"),
     _table("sts", "sts", "--tasks=STS12 --mteb"),
     _table("clustering", "clustering", "--tasks=TwentyNewsgroupsClustering --subsets=2 --subset_size=30"),

@@ -173,6 +173,9 @@ def test_a_killed_run_that_is_resumed_ends_with_the_same_bytes(tmp_path, options
         for run in (whole, killed)
     ]
     assert losses[0] == losses[1]
+    # The whole curve, also of the steps before the interruption, in the same bytes.
+    pictures = [(run / "curves.png").read_bytes() for run in (whole, killed)]
+    assert pictures[0].startswith(b"\x89PNG") and pictures[0] == pictures[1]
 
 
 def test_a_run_killed_in_its_first_checkpoint_starts_afresh_with_the_same_command(tmp_path, options):

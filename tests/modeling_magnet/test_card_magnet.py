@@ -89,20 +89,22 @@ def test_an_adapters_card_says_in_which_modes_it_is_on(tiny_model, tmp_path):
 
 
 def test_the_code_of_a_card_runs(tiny_model, tmp_path, monkeypatch):
-    """All but vLLM's, which is not installed here."""
+    """All but vLLM's, which is not installed here and has to be Python at least."""
     folder = tmp_path / "mine"
     tiny_model.save_pretrained(folder)
-    blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
-    assert len(blocks) == 3 and "vllm" in blocks.pop()
+    card = (folder / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    assert len(blocks) == card.count("```") / 2 == 3 and "vllm" in blocks[-1]
+    compile(blocks.pop(), "README.md", "exec")
     monkeypatch.chdir(tmp_path)
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
     model = MagnetLlamaForCausalLM.from_pretrained(folder)
     model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
     model.save_pretrained(tmp_path / "adapter")
-    [first, second] = re.findall(
-        r"```python\n(.*?)```", (tmp_path / "adapter" / "README.md").read_text(), flags=re.DOTALL
-    )
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    [first, second] = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    assert card.count("```") == 4
     names: dict = {}
     exec(compile(first, "README.md", "exec"), names)
     exec(compile(second, "README.md", "exec"), names)

@@ -7,6 +7,7 @@ it. They need the `eval` extra; nothing here imports them.
 from pathlib import Path
 
 METRIC_MODULES = Path(__file__).resolve().parent
+"""Folder of the metrics' files."""
 
 CITATION = """\
 @inproceedings{khosla2025magnet,
@@ -16,5 +17,6 @@ CITATION = """\
     year={2025},
 }
 """
+"""What to cite, as BibTeX."""
 
 __all__ = ["CITATION", "METRIC_MODULES"]

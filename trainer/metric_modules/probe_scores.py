@@ -1,7 +1,7 @@
 """Accuracy over words and F1 of tagged words, in percent: how the paper's word-level probes are judged.
 
-    probe_scores = evaluate.load(str(METRIC_MODULES / "probe_scores.py"))
-    probe_scores.compute(predictions=[["B-LOC", "O"]], references=[["B-LOC", "O"]])
+    >>> ProbeScores().compute(predictions=[["B-LOC", "O"]], references=[["B-LOC", "O"]])
+    {'accuracy': 100.0, 'f1': 100.0}
 
 LLM2Vec (experiments/test_word_task.py of its repository), which the paper follows, reports one score for all three
 tasks: precision over words, averaged over classes "micro". With one tag a word that is the accuracy over words, and

@@ -1,0 +1,110 @@
+"""The reference as HTML pages: every module of both packages, from its docstrings.
+
+    python examples/reference.py --output outputs/reference
+
+Open `index.html`; `modeling_magnet.html` and `trainer.html` have the public names. Needs pdoc (extra `dev`) and no
+network. A warning ends it, and so does a page that names a folder of this machine.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import inspect
+import os
+import pkgutil
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+PACKAGES = ("modeling_magnet", "trainer")
+
+
+def documented_modules() -> list[ModuleType]:
+    """Both packages, their modules, and the package of metrics, whose own modules need the extra `eval`."""
+    names = [
+        name
+        for package in PACKAGES
+        for name in [package, *(f"{package}.{module.name}" for module in _modules_of(package))]
+    ]
+    return [importlib.import_module(name) for name in names]
+
+
+def _modules_of(package: str) -> Iterator[pkgutil.ModuleInfo]:
+    return pkgutil.iter_modules(importlib.import_module(package).__path__)
+
+
+def explain_fields(module: ModuleType) -> None:
+    """Put the help texts of a module's dataclasses into their docstrings, which is where pdoc looks."""
+    for name in getattr(module, "__all__", ()):
+        member = getattr(module, name)
+        # A package repeats the names of its modules.
+        if not dataclasses.is_dataclass(member) or member.__module__ != module.__name__:
+            continue
+        own = member.__dict__["__annotations__"]
+        helped = [field for field in dataclasses.fields(member) if field.name in own and "help" in field.metadata]
+        if helped:
+            lines = [f"    {field.name}: {field.metadata['help']}" for field in helped]
+            member.__doc__ = "\n".join([inspect.getdoc(member) or "", "", "Args:", *lines, ""])
+
+
+def write_reference(output: Path) -> list[Path]:
+    """Write the pages.
+
+    Args:
+        output (`Path`): Folder, made where there is none.
+
+    Returns:
+        `list[Path]`: the pages.
+
+    Raises:
+        UserWarning: what pdoc finds wrong with a docstring, a signature or an import.
+        ValueError: a page that names a folder of this machine.
+    """
+    import pdoc
+
+    modules = documented_modules()
+    for module in modules:
+        explain_fields(module)
+    pdoc.render.configure(docformat="google", show_source=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pdoc.pdoc(*(module.__name__ for module in modules), output_directory=output)
+    pages = sorted(output.rglob("*.html"))
+    for page in pages:  # a path among the constants is one of this machine
+        text = page.read_text(encoding="utf-8")
+        page.write_text(text.replace(f"{REPOSITORY}{os.sep}", ""), encoding="utf-8")
+    complaints = list(_folders_named(pages))
+    if complaints:
+        raise ValueError("\n- ".join(["The reference cannot be used:", *complaints]))
+    return pages
+
+
+def _folders_named(pages: list[Path]) -> Iterator[str]:
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        yield from (f"{page.name} names {folder}" for folder in _folders_of_this_machine() if folder in text)
+
+
+def _folders_of_this_machine() -> set[str]:
+    folders = {str(REPOSITORY), os.path.expanduser("~"), tempfile.gettempdir(), sys.prefix}
+    return {folder for folder in folders if len(Path(folder).parts) > 1}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("outputs/reference"), help="Folder of the pages.")
+    options = parser.parse_args(arguments)
+    started = time.perf_counter()
+    pages = write_reference(options.output.resolve())
+    print(f"reference: OK ({len(pages)} pages; {time.perf_counter() - started:.0f} s)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Bars of progress over fills: what they count, and when they show."""
+
+import re
+
+import pytest
+
+from modeling_magnet.encoding_magnet import PROGRESS_FROM_BATCHES
+
+TEXTS = [f"The cat number {number} sat" for number in range(PROGRESS_FROM_BATCHES)]
+
+
+def last_bar(capsys):
+    """Name, what is done, what is to do and the unit of the last bar that was drawn."""
+    drawn = re.findall(
+        r"(\w+): 100%\|.*?\| (\d+)/(\d+) \[[\d:]+<[\d:]+, [^\]]*?([a-z]+)(?:/s)?\]", capsys.readouterr().err
+    )
+    return drawn[-1] if drawn else None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_new_tokens": 5},
+        {"max_new_tokens": 5, "chunk_size": 2, "num_return_sequences": 2},
+        {"max_new_tokens": 5, "stop_strings": ["a", "e", " "]},
+    ],
+    ids=["at once", "in chunks", "ended early"],
+)
+def test_the_bar_over_fills_ends_at_all_tokens_of_all_gaps(tiny_model, capsys, options):
+    tiny_model.infill(TEXTS[:3], [" on the mat."] * 3, batch_size=2, show_progress_bar=True, **options)
+    tokens = str(3 * 5 * options.get("num_return_sequences", 1))
+    assert last_bar(capsys) == ("Filling", tokens, tokens, "token")
+
+
+def test_bars_show_by_themselves_from_many_batches_on(tiny_model, capsys):
+    suffixes = [" on the mat."] * len(TEXTS)
+    tiny_model.infill(TEXTS[1:], suffixes[1:], max_new_tokens=2, batch_size=1)
+    tiny_model.score_infill(TEXTS, [[" there"]] * len(TEXTS), suffixes)
+    assert last_bar(capsys) is None
+    tiny_model.infill(TEXTS, suffixes, max_new_tokens=2, batch_size=1)
+    assert last_bar(capsys) == ("Filling", "16", "16", "token")
+    tiny_model.score_infill(TEXTS, [[" there", " here"]] * len(TEXTS), suffixes, batch_tokens=64)
+    assert last_bar(capsys) == ("Scoring", "16", "16", "row")
+    tiny_model.infill(TEXTS, suffixes, max_new_tokens=2, batch_size=1, show_progress_bar=False)
+    assert last_bar(capsys) is None

@@ -1,0 +1,144 @@
+"""Every block of code in pages and docstrings runs, or where it is a command names scripts and options that exist."""
+
+import ast
+import contextlib
+import doctest
+import importlib
+import inspect
+import io
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "examples").rglob("*.md")])
+SOURCES = sorted(
+    file for folder in ("modeling_magnet", "trainer", "examples") for file in (REPOSITORY / folder).rglob("*.py")
+)
+SCRIPTS = [file for file in SOURCES if file.is_relative_to(REPOSITORY / "examples")]
+# Programs of others: their options are not looked up.
+PROGRAMS = {"pip", "pre-commit", "lm_eval", ".", "pytest", "venv", "pip-audit"}
+
+
+def name_of(path):
+    return str(path.relative_to(REPOSITORY))
+
+
+def blocks_of(text):
+    """Language and content of each block of Markdown, `None` for one that is only indented; and code in sentences."""
+    tokens = MarkdownIt().enable("table").parse(text)
+    found = [(token.info.strip() if token.type == "fence" else None, token.content)
+             for token in tokens if token.type in ("fence", "code_block")]  # fmt: skip
+    spans = [child.content for token in tokens for child in token.children or () if child.type == "code_inline"]
+    return found, spans
+
+
+def docstrings_of(file):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (found := ast.get_docstring(node)):
+            yield found
+
+
+def commands_of(text):
+    """Words of each command of a shell script; it has to be one."""
+    assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True).returncode == 0, text
+    for line in text.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="&|")
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for word in [*lexer, "&&"]:
+            if word != "&&":
+                words.append(word)
+            elif words:
+                yield words
+                words = []
+
+
+def check_command(words):
+    """A command of ours has a script that exists, whose own parser takes its options; a stranger is known by name."""
+    words = words[1:] if re.fullmatch(r"[A-Z_]+=\S*", words[0]) else words
+    if words[:2] == ["python", "-m"]:
+        words = words[2:]
+    if words[0] in PROGRAMS:
+        return
+    assert words[0] in ("python", "torchrun", "accelerate"), words
+    place = next(place for place, word in enumerate(words) if word.endswith(".py"))
+    check_options(REPOSITORY / words[place], words[place + 1 :])
+
+
+def check_options(script, options):
+    """Let the script read the options and then explain itself."""
+    assert script.is_file(), script
+    if options[:1] and options[0].endswith(".json") and not (REPOSITORY / options[0]).is_file():
+        options = options[1:]  # a recipe of the reader's own
+    module = importlib.import_module(name_of(script).removesuffix(".py").replace("/", "."))
+    told, complaint, argv = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = [script.name, *options, "--help"]
+    try:
+        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(complaint):
+            module.main()
+    except SystemExit as end:
+        assert end.code == 0, f"{script.name} {options}: {complaint.getvalue()}"
+    finally:
+        sys.argv = argv
+    known = set(re.findall(r"(?<![\w-])--\w+", told.getvalue()))
+    asked = {option.partition("=")[0] for option in options if option.startswith("--")}
+    assert known and asked <= known, f"{script.name} has no {asked - known}"
+
+
+# ---- Pages ----
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_page_has_no_block_that_is_not_run(page, monkeypatch):
+    """The Python of the README is run by `test_documentation.py`; no other page has any."""
+    monkeypatch.chdir(REPOSITORY)
+    text = page.read_text(encoding="utf-8")
+    blocks, spans = blocks_of(text)
+    assert {language for language, _ in blocks} <= {"bash", "python", "text"}
+    python = [content for language, content in blocks if language == "python"]
+    run = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    assert python == (run if page.name == "README.md" and page.parent == REPOSITORY else [])
+    for language, content in blocks:
+        if language == "bash":
+            for words in commands_of(content):
+                check_command(words)
+    for span in spans:
+        if re.match(r"(python|torchrun|accelerate launch) ", span):
+            for words in commands_of(span):
+                check_command(words)
+        elif found := re.match(r"(\S+\.py) -", span):
+            (script,) = (REPOSITORY / "examples").rglob(found[1].removeprefix("examples/"))
+            check_options(script, shlex.split(span)[1:])
+
+
+# ---- Docstrings ----
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=name_of)
+def test_a_docstring_has_no_block_that_is_not_run(file, monkeypatch):
+    """Pytest runs the examples of the packages, and the next test those of the scripts; the rest are commands."""
+    monkeypatch.chdir(REPOSITORY)
+    for docstring in docstrings_of(file):
+        blocks, _ = blocks_of(docstring)
+        for _, content in blocks:
+            if not content.lstrip().startswith(">>> "):
+                assert file.is_relative_to(REPOSITORY / "examples"), content
+                for words in commands_of(content):
+                    check_command(words)
+        for section in re.findall(r"^Examples?:\n((?: +.*(?:\n|$)|\n)*)", docstring, flags=re.MULTILINE):
+            assert ">>> " in section, section
+
+
+@pytest.mark.parametrize("file", [file for file in SCRIPTS if ">>> " in file.read_text(encoding="utf-8")], ids=name_of)
+def test_the_examples_of_a_script_are_true(file):
+    module = importlib.import_module(name_of(file).removesuffix(".py").replace("/", "."))
+    outcome = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert outcome.failed == 0
+    written = sum(len(doctest.DocTestParser().get_examples(inspect.cleandoc(one))) for one in docstrings_of(file))
+    assert outcome.attempted == written > 0
