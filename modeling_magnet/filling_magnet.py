@@ -83,6 +83,7 @@ class FillingMixin(DecodingMixin):
         embeds = options.return_dict_in_generate and self.tokenizer.eos_token_id is not None
         spans = [span for text in texts for of_gap in text.spans for span in of_gap]
         hide = hides_bar(options.show_progress_bar, -(-len(rows) // options.batch_size), least=PROGRESS_FROM_BATCHES)
+        settled = 0  # counted here: a bar that `disable_progress_bar` took away keeps no count
         with tqdm(total=sum(span.gap_length for span in spans), desc="Filling", unit="token", disable=hide) as bar:
             while rows:
                 by_length = sorted(range(len(rows)), key=lambda index: -rows[index][1].text.length)
@@ -101,7 +102,8 @@ class FillingMixin(DecodingMixin):
                     if embeddings is not None:
                         for (text, _), embedding in zip(batch, embeddings, strict=True):
                             text.embedding = embedding
-                    bar.update(sum(map(_settled, spans)) - bar.n)
+                    before, settled = settled, sum(map(_settled, spans))
+                    bar.update(settled - before)
                 rows, is_first = [(text, row) for text in texts for row in _next_rows(text)], False
         return texts
 

@@ -22,6 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
+from transformers.utils import logging as transformers_logging
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 OWN = tuple(str(REPOSITORY / folder) + os.sep for folder in ("modeling_magnet", "trainer", "examples"))
 LIMIT_SECONDS = 10.0
@@ -67,6 +70,18 @@ class Verdict:
     outcome: str
     seconds: float
     told: str = ""  # of a finding, how to see it
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """A block in which no library draws a bar of progress, which a thousand inputs would each begin."""
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
+        datasets.enable_progress_bars()
 
 
 def check(is_right: Any, told: str) -> None:

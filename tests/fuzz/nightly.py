@@ -26,7 +26,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import torch
 from tqdm import tqdm
 
-from tests.fuzz.judging import LIMIT_SECONDS
+from tests.fuzz.judging import LIMIT_SECONDS, no_bars
 from tests.fuzz.pool import Tally, draw_of, run
 from tests.fuzz.targets import TARGETS, shares
 
@@ -49,6 +49,7 @@ def table(tallies: dict[str, Tally]) -> str:
     return "\n".join(lines)
 
 
+@no_bars()
 def main(arguments: list[str] | None = None) -> int:
     """Draw, judge, count; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -10,15 +10,12 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from transformers.utils import logging
 
 from modeling_magnet import AutoMagnetForCausalLM, MagnetLlamaForCausalLM
 from modeling_magnet.sources_magnet import ModelSource, check_safetensors
 from tests.fuzz import inputs
 from tests.fuzz.judging import Target, check, naming
 from tests.trainer.tiny import tiny_model, tiny_tokenizer
-
-logging.disable_progress_bar()
 
 
 @cache

@@ -26,8 +26,6 @@ from tests.trainer.tiny import tiny_tokenizer
 from trainer.datasets import load_texts, texts_to_blocks
 from trainer.pairs import dropout_pairs, load_pairs
 
-datasets.disable_progress_bars()
-
 
 def table(draw: random.Random, columns: tuple[str, ...]) -> list[dict[str, Any]]:
     """Rows of texts under these columns, some of which are something else, or missing."""

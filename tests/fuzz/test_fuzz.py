@@ -14,12 +14,18 @@ from hypothesis import strategies as st
 from modeling_magnet.blanks_magnet import split_at_marks, split_at_ranges
 from modeling_magnet.masking_magnet import check_mode
 from tests.fuzz import inputs, nightly
-from tests.fuzz.judging import FINDING, REFUSED, RIGHT, Target, check, judge, naming
+from tests.fuzz.judging import FINDING, REFUSED, RIGHT, Target, check, judge, naming, no_bars
 from tests.fuzz.pool import draw_of, run
 from tests.fuzz.targets import TARGETS, shares
 from trainer.whole_files import json_bytes, parse_json
 
 derandomised = settings(derandomize=True, max_examples=200, deadline=None, database=None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet():
+    with no_bars():
+        yield
 
 
 @pytest.mark.parametrize("name", TARGETS)

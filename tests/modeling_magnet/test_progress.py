@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from transformers.utils import logging
 
 from modeling_magnet.encoding_magnet import PROGRESS_FROM_BATCHES
 
@@ -42,4 +43,19 @@ def test_bars_show_by_themselves_from_many_batches_on(tiny_model, capsys):
     tiny_model.score_infill(TEXTS, [[" there", " here"]] * len(TEXTS), suffixes, batch_tokens=64)
     assert last_bar(capsys) == ("Scoring", "16", "16", "row")
     tiny_model.infill(TEXTS, suffixes, max_new_tokens=2, batch_size=1, show_progress_bar=False)
+    assert last_bar(capsys) is None
+
+
+def test_bars_that_transformers_was_told_to_hide_are_not_asked_how_far_they_are(tiny_model, capsys):
+    suffixes = [" on the mat."] * len(TEXTS)
+    shown = tiny_model.infill(TEXTS, suffixes, max_new_tokens=2, batch_size=1)
+    assert logging.is_progress_bar_enabled() and last_bar(capsys) is not None
+    logging.disable_progress_bar()
+    try:
+        assert tiny_model.infill(TEXTS, suffixes, max_new_tokens=2, batch_size=1) == shown
+        tiny_model.score_infill(TEXTS, [[" there"]] * len(TEXTS), suffixes)
+        tiny_model.encode(TEXTS, batch_size=1)
+        tiny_model.encode_words(TEXTS, batch_size=1)
+    finally:
+        logging.enable_progress_bar()
     assert last_bar(capsys) is None
