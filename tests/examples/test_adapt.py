@@ -140,7 +140,9 @@ def test_what_cannot_work_is_refused_before_anything_is_paraphrased(tmp_path, op
 # ---- Interruption ----
 
 
-@pytest.mark.parametrize("training", [FULL, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "training", [pytest.param(FULL, id="full"), pytest.param(LORA, id="lora", marks=pytest.mark.long)]
+)
 def test_a_killed_run_that_is_resumed_ends_with_the_same_bytes(tmp_path, options, training):
     options = [*options, *training, "--save_strategy=steps", "--save_steps=6", "--save_total_limit=3"]
     options += ["--loss_phases", "10:1,0,1", "80:1,9,1"]

@@ -162,7 +162,7 @@ def tiny_plan(tmp_path, tiny_tokenizer):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_runs_are_trained_behind_their_base_and_not_twice(tmp_path, tiny_plan, capsys):
     output = tmp_path / "out"
     study.main([str(tiny_plan), "--output", str(output), "--only", "train", "--jobs", "2"])
@@ -195,7 +195,7 @@ def test_runs_are_trained_behind_their_base_and_not_twice(tmp_path, tiny_plan, c
     assert commands[2][1][:2] == ["--model", f"f={first / 'checkpoint-1'}"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_slice_of_the_study_from_nothing_to_the_page(tmp_path, tiny_plan, capsys):
     data = REPOSITORY.parent / "shared" / "data"
     if not data.is_dir():

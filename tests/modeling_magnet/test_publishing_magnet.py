@@ -204,6 +204,7 @@ def test_an_adapter_over_a_base_of_the_hub(hub, checkpoint, tmp_path):
     assert not {"adapter_model.safetensors", "adapter_config.json", "magnet_adapter.json"} & set(hub.files(REPO))
 
 
+@pytest.mark.long
 def test_a_private_repository_and_its_token(hub, checkpoint, tmp_path):
     options = (str(checkpoint), REPO, "private=True", "revision=side")
     assert run_client(push, *options, hub=hub, home=tmp_path, token="hf_owner") is None
@@ -216,6 +217,7 @@ def test_a_private_repository_and_its_token(hub, checkpoint, tmp_path):
     assert tokenizer and all(request.token == "hf_owner" for request in tokenizer)
 
 
+@pytest.mark.long
 def test_what_the_hub_refuses_is_told_with_its_remedy(hub, checkpoint, tmp_path):
     assert run_client(push, str(checkpoint), REPO, hub=hub, home=tmp_path, token="hf_owner") is None
     answers = run_client(refusals, str(checkpoint), REPO, hub=hub, home=tmp_path, token="hf_owner")

@@ -110,7 +110,7 @@ def test_pooling_and_similarity_are_stored(wiki_7m, tmp_path, pooling, similarit
         np.testing.assert_allclose(row, expected, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("trust_remote_code", [False, True])
 def test_its_pool_search_and_quantisation_work(wiki_7m, tmp_path, trust_remote_code):
     model = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)

@@ -17,7 +17,7 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("fresh_compiler")
 def test_packed_vectors_are_the_padded_ones(wiki_7m):
     wiki = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)

@@ -46,7 +46,12 @@ def test_fifty_kills_at_random_moments_never_leave_a_mixture(tiny_model, tmp_pat
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("sharded", "plain"), ("plain", "sharded"), ("plain", "adapter"), ("adapter", "plain")],
+    [
+        ("sharded", "plain"),
+        ("plain", "adapter"),
+        pytest.param("plain", "sharded", marks=pytest.mark.long),
+        pytest.param("adapter", "plain", marks=pytest.mark.long),
+    ],
 )
 def test_kills_between_file_operations_never_leave_a_mixture(tiny_model, tmp_path, old, new):
     tiny_model.save_pretrained(tmp_path / "models")

@@ -37,8 +37,11 @@ def _forget_compiled():
 
 @pytest.mark.parametrize(
     ("lora", "checkpointed"),
-    [(FULL, True), (LORA, True), (LORA, False)],
-    ids=["full-recomputed", "recomputed", "lora"],
+    [
+        pytest.param(FULL, True, id="full-recomputed", marks=pytest.mark.long),
+        pytest.param(LORA, True, id="recomputed"),
+        pytest.param(LORA, False, id="lora", marks=pytest.mark.long),
+    ],
 )
 def test_a_compiled_run_has_the_gradients_losses_and_weights_of_a_plain_one(tmp_path, lora, checkpointed):
     changes = {**CHANGES, "activation_checkpointing": checkpointed}

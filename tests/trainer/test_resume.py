@@ -36,7 +36,13 @@ RUN = {
 }
 
 
-@pytest.mark.parametrize("lora", [FULL, LoraArguments(lora_r=2, lora_dropout=0.1)], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "lora",
+    [
+        pytest.param(FULL, id="full", marks=pytest.mark.long),
+        pytest.param(LoraArguments(lora_r=2, lora_dropout=0.1), id="lora"),
+    ],
+)
 def test_a_run_killed_before_and_inside_the_contrastive_phase_ends_with_the_same_bits(tmp_path, lora):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
