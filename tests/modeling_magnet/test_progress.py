@@ -54,8 +54,8 @@ def test_bars_that_transformers_was_told_to_hide_are_not_asked_how_far_they_are(
     try:
         assert tiny_model.infill(TEXTS, suffixes, max_new_tokens=2, batch_size=1) == shown
         tiny_model.score_infill(TEXTS, [[" there"]] * len(TEXTS), suffixes)
-        tiny_model.encode(TEXTS, batch_size=1)
-        tiny_model.encode_words(TEXTS, batch_size=1)
+        tiny_model.encode(TEXTS, batch_size=1, show_progress_bar=True)
+        tiny_model.encode_words("The cat sat. " * 10, max_length=9, show_progress_bar=True)
     finally:
         logging.enable_progress_bar()
     assert last_bar(capsys) is None
