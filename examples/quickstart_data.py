@@ -26,9 +26,9 @@ class Budget:
     pairs: int = 8_000
     tests: int = 256
     hidden_size: int = 128
-    causal_steps: int = 300
-    infill_steps: int = 500  # MNTP and MSG
-    contrastive_steps: int = 200  # MNTP, MSG and SSCL
+    causal_steps: int = 200
+    infill_steps: int = 350  # MNTP and MSG
+    contrastive_steps: int = 150  # MNTP, MSG and SSCL
 
     @property
     def adaptation_steps(self) -> int:
