@@ -6,11 +6,8 @@ left out.
 
 import importlib
 import inspect
-import os
 import pkgutil
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -164,15 +161,3 @@ def test_everything_public_is_explained(name):
 def test_every_training_argument_has_its_help_text(field):
     help_text = trainer.MagnetTrainingArguments.__dataclass_fields__[field].metadata["help"]
     assert help_text.endswith((".", ")"))
-
-
-def test_the_main_job_explains_itself(tmp_path):
-    script = REPOSITORY / "examples" / "adapt.py"
-    output = subprocess.run(
-        [sys.executable, str(script), "--help"],
-        cwd=tmp_path,
-        env={**os.environ, "COLUMNS": "100"},
-        capture_output=True,
-    ).stdout.decode()
-    for option in ("--model_name_or_path", "--train_texts", "--pairs", "--loss_phases", "--lora_r"):
-        assert option in output
