@@ -19,6 +19,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from examples.quickstart_data import MAX_LENGTH, Budget, Material, prepare
 from examples.quickstart_measures import Exam
@@ -36,9 +37,12 @@ class LossProgress(ProgressCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
         """Put the losses behind the bar."""
-        if self.training_bar is not None and logs:
-            shown = {key: f"{float(value):.2f}" for key, value in logs.items() if key.startswith("loss")}
+        shown = {key: f"{float(value):.2f}" for key, value in (logs or {}).items() if key.startswith("loss")}
+        if self.training_bar is not None and shown:
             self.training_bar.set_postfix(shown)
+
+    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
+        """No second bar: these evaluations take a moment, and two bars on one line break each other."""
 
 
 def _train_causally(
@@ -48,7 +52,8 @@ def _train_causally(
     args = TrainingArguments(output_dir=str(folder), max_steps=steps, **_common(seed, steps))
     collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
     trainer = Trainer(model=model, args=args, train_dataset=rows, data_collator=collator)
-    _run(trainer)
+    show_losses(trainer)
+    trainer.train()
     return trainer.state.log_history
 
 
@@ -73,7 +78,8 @@ def _adapt(
         **_common(seed, budget.adaptation_steps),
     )
     trainer = MagnetTrainer(model=model, args=args, train_dataset=rows, pair_dataset=pairs, processing_class=tokenizer)
-    _run(trainer)
+    show_losses(trainer)
+    trainer.train()
     return trainer.state.log_history
 
 
@@ -92,11 +98,14 @@ def _common(seed: int, steps: int) -> dict[str, Any]:
     }
 
 
-def _run(trainer: Trainer) -> None:
-    """Train with a quiet progress bar."""
-    trainer.remove_callback(ProgressCallback)
+def show_losses(trainer: Trainer) -> None:
+    """Give a trainer a quiet progress bar, a line of text in a notebook as well.
+
+    Args:
+        trainer (`Trainer`): Before it trains.
+    """
+    trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
     trainer.add_callback(LossProgress)
-    trainer.train()
 
 
 def train_magnet(output_dir: Path, *, budget: Budget, seed: int) -> Path:
@@ -199,4 +208,4 @@ def _llama_config(tokenizer: PreTrainedTokenizerFast, *, hidden_size: int) -> Ll
     )
 
 
-__all__ = ["train_magnet", "train_models"]
+__all__ = ["show_losses", "train_magnet", "train_models"]

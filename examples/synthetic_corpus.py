@@ -208,7 +208,7 @@ def write_corpus(output_dir: Path, *, seed: int, stories: int, pairs: int, tests
     generator = random.Random(seed)
     drawn_stories: dict[str, dict[str, str]] = {}
     drawn_pairs: dict[frozenset[str], dict[str, str]] = {}
-    with tqdm(total=stories + pairs, desc="corpus", unit=" texts", leave=False) as bar:
+    with tqdm(total=stories + pairs, desc="corpus", unit=" texts", leave=False, delay=1) as bar:
         while len(drawn_stories) < stories:
             story = draw_story(generator)
             drawn_stories.setdefault(story.text, asdict(story) | {"text": story.text})

@@ -6,6 +6,7 @@ import doctest
 import importlib
 import inspect
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -16,7 +17,8 @@ import pytest
 from markdown_it import MarkdownIt
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "examples").rglob("*.md")])
+EXAMPLES = REPOSITORY / "examples"
+PAGES = sorted([*REPOSITORY.glob("*.md"), *EXAMPLES.rglob("*.md"), *EXAMPLES.glob("*.ipynb")])
 SOURCES = sorted(
     file for folder in ("modeling_magnet", "trainer", "examples") for file in (REPOSITORY / folder).rglob("*.py")
 )
@@ -27,6 +29,15 @@ PROGRAMS = {"pip", "pre-commit", "lm_eval", ".", "pytest", "venv", "pip-audit"}
 
 def name_of(path):
     return str(path.relative_to(REPOSITORY))
+
+
+def text_of(page):
+    """A page as Markdown; of a notebook what stands between its cells of code, which run in a test of their own."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix != ".ipynb":
+        return text
+    cells = json.loads(text)["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
 
 
 def blocks_of(text):
@@ -98,7 +109,7 @@ def check_options(script, options):
 def test_a_page_has_no_block_that_is_not_run(page, monkeypatch):
     """The Python of the README and of the guides is run by `test_documentation.py`; no other page has any."""
     monkeypatch.chdir(REPOSITORY)
-    text = page.read_text(encoding="utf-8")
+    text = text_of(page)
     blocks, spans = blocks_of(text)
     assert {language for language, _ in blocks} <= {"bash", "python", "text"}
     python = [content for language, content in blocks if language == "python"]

@@ -109,14 +109,14 @@ def test_the_tree_is_the_real_one():
         str(path.relative_to(REPOSITORY))
         for top in ("modeling_magnet", "trainer", "examples")
         for path in (REPOSITORY / top).rglob("*")
-        if path.suffix in (".py", ".md", ".json", ".html") and "results" not in path.parts
+        if path.suffix in (".py", ".md", ".json", ".html", ".ipynb") and "results" not in path.parts
     }
     assert {path for path in listed if "/" in path and not path.startswith(".")} == real
     assert all((REPOSITORY / path).is_file() for path in listed)
 
 
 def test_relative_links_lead_somewhere():
-    for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md"):
+    for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md", "examples/magnet_tour.ipynb"):
         path = REPOSITORY / page
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists(), f"{page} links to {target}"

@@ -117,7 +117,7 @@ class EvaluatingTrainer(Trainer):
         )
         sums: Sums = {"loss": 0.0, "pairs": 0.0}
         hide = self.args.disable_tqdm or not self.is_local_process_zero()
-        for batch in tqdm(loader, desc="Held-out pairs", unit="batch", leave=False, disable=hide):
+        for batch in tqdm(loader, desc="Held-out pairs", unit="batch", leave=False, disable=hide, delay=1):
             with torch.no_grad():
                 inputs = self._prepare_inputs(batch["pairs"])
                 anchors, positives = contrastive_views(self.model, inputs, head=self.head)

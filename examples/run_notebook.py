@@ -1,0 +1,113 @@
+"""Execute a notebook from its first cell to its last and keep its outputs, clean enough to be committed.
+
+    python examples/run_notebook.py examples/magnet_tour.ipynb
+
+The kernel is the Python that runs this script. Kept are what a reader sees: texts, tables, pictures, and of each bar
+its last line. No times, no ids of widgets. Where a cell fails, the file stays as it was. Needs the extra `notebook`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+try:
+    import nbformat
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+    from traitlets import default
+except ImportError as error:
+    raise SystemExit(f"A notebook needs a client and a kernel ({error}): pip install -e '.[notebook]'") from error
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TIMEOUT = 900  # seconds for one cell
+
+
+class OwnKernelManager(AsyncKernelManager):
+    """Starts the kernel of this interpreter, whatever kernels are registered on the machine."""
+
+    @default("kernel_spec_manager")
+    def _kernel_spec_manager_default(self) -> KernelSpecManager:
+        return KernelSpecManager(kernel_dirs=[])
+
+
+def run_notebook(path: Path, *, folder: Path) -> Any:
+    """Execute a notebook.
+
+    Args:
+        path (`Path`): What to execute; it is only read.
+        folder (`Path`): Where the cells work.
+
+    Returns:
+        `NotebookNode`: the same cells with the outputs of this run alone.
+
+    Raises:
+        CellExecutionError: a cell raised.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in cells:
+        cell.outputs, cell.execution_count = [], None
+    with tqdm(total=len(cells), desc=path.name, unit=" cells") as bar:
+        client = NotebookClient(
+            notebook,
+            kernel_name="python3",
+            kernel_manager_class=OwnKernelManager,
+            timeout=TIMEOUT,
+            record_timing=False,
+            coalesce_streams=True,  # bars overwrite their line, as they do on a screen
+            resources={"metadata": {"path": str(folder)}},
+            on_cell_executed=lambda **_: bar.update(),
+        )
+        paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+        client.execute(env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
+    for cell in notebook.cells:
+        cell.metadata = nbformat.NotebookNode()
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+    return notebook
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the script.
+
+    Args:
+        argv (`list[str]`, *optional*): Command line; `sys.argv` if left out.
+
+    Returns:
+        `int`: 0, or 1 where a cell failed.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebook", type=Path, help="the file to execute")
+    parser.add_argument("--output", type=Path, help="where to write it; over the notebook if left out")
+    parser.add_argument("--folder", type=Path, help="where its cells work; beside the notebook if left out")
+    arguments = parser.parse_args(argv)
+    started = time.monotonic()
+    output = arguments.output or arguments.notebook
+    try:
+        notebook = run_notebook(arguments.notebook, folder=arguments.folder or arguments.notebook.parent)
+    except CellExecutionError as error:
+        print(error, file=sys.stderr)
+        print(f"run_notebook: FAILED ({arguments.notebook}; {error.ename}: {error.evalue})")
+        return 1
+    scratch = output.with_name(f".{output.name}")
+    nbformat.write(notebook, scratch)
+    os.replace(scratch, output)
+    print(f"run_notebook: OK ({output}; {time.monotonic() - started:.0f} s)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""The tour runs from a fresh folder to its last line, and what is committed of it is a clean run of its own cells."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from examples.run_notebook import main, run_notebook
+from examples.synthetic_corpus import THINGS
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NOTEBOOK = REPOSITORY / "examples" / "magnet_tour.ipynb"
+LARGEST_FILE = 600_000
+# Folders of somebody's machine: absolute paths of Linux, macOS and Windows, and of any environment.
+MACHINE_PATHS = re.compile(
+    r"/(home|root|tmp|Users|opt|usr|var|private|mnt)/|[A-Za-z]:\\\\?Users|site-packages|file://"
+)
+
+
+@pytest.fixture(scope="module")
+def committed() -> nbformat.NotebookNode:
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def cell_of(notebook, name):
+    (cell,) = (cell for cell in notebook.cells if cell.id == name)
+    return cell
+
+
+def printed(cell):
+    """What a cell wrote to its standard output, and its last value as text."""
+    texts = [output.text for output in cell.outputs if output.output_type == "stream" and output.name == "stdout"]
+    return "".join([*texts, *(output.data.get("text/plain", "") for output in cell.outputs if "data" in output)])
+
+
+def shares(text):
+    return [float(share) / 100 for share in re.findall(r"(\d+(?:\.\d+)?)\s?%", text)]
+
+
+def kinds(cell):
+    """The kinds of output that a reader sees; progress and warnings differ from machine to machine."""
+    return [
+        (output.output_type, output.get("name"), sorted(output.get("data", {})))
+        for output in cell.outputs
+        if output.get("name") != "stderr"
+    ]
+
+
+def check_story(notebook):
+    """What every run has to end with: the gap filled, by both sides alone; and the sentences told apart."""
+    assert re.fullmatch(r"tour: OK \(MAGNET \d+%; \d+ s\)\n", printed(cell_of(notebook, "end")))
+    fills = printed(cell_of(notebook, "fill")).splitlines()[1:]
+    assert fills and all(" kite " in fill for fill in fills)
+    left, *_ = shares(printed(cell_of(notebook, "exam-left")))
+    (lost,) = shares(printed(cell_of(notebook, "not-adapted")))
+    still_left, guess, both, wrong_end = shares(printed(cell_of(notebook, "accuracy")))
+    assert guess == pytest.approx(1 / len(THINGS), abs=5e-3)
+    assert both >= 0.9 and max(left, lost, still_left, wrong_end) <= 0.2
+    before, after, _ = shares(printed(cell_of(notebook, "neighbours-claims")))
+    assert after >= 0.4 > 0.1 >= before
+
+
+# ---- What is committed ----
+
+
+def test_the_committed_outputs_are_of_one_run_from_the_first_cell_to_the_last(committed):
+    nbformat.validate(committed)
+    cells = code_cells(committed)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    results = [(cell.execution_count, output) for cell in cells for output in cell.outputs]
+    assert not [output for _, output in results if output.output_type == "error"]
+    assert all(output.get("execution_count", count) == count for count, output in results)
+    check_story(committed)
+
+
+def test_the_committed_figures_agree_with_each_other(committed):
+    """The table at the end and the last line repeat what was printed above them."""
+    still_left, guess, both, wrong_end = shares(printed(cell_of(committed, "accuracy")))
+    lines = {line.split("  ")[0].strip(): shares(line) for line in printed(cell_of(committed, "summary")).splitlines()}
+    assert lines["hidden thing, written from the left"][1:] == [still_left, guess]
+    assert lines["hidden thing, written from both sides"][1:] == [both, guess]
+    assert lines["the same with another story's end"] == [wrong_end, guess]
+    assert lines["other wording found among 128"] == shares(printed(cell_of(committed, "neighbours-claims")))
+    assert shares(printed(cell_of(committed, "end"))) == [round(both, 2)]
+
+
+def test_nothing_of_a_machine_and_no_widget_is_committed(committed):
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    assert len(text.encode()) < LARGEST_FILE
+    assert set(committed.metadata) <= {"kernelspec", "language_info"}
+    assert committed.metadata.kernelspec == {"display_name": "Python 3", "language": "python", "name": "python3"}
+    assert not any(cell.metadata for cell in committed.cells)  # where timings would stand
+    for cell in code_cells(committed):
+        for output in cell.outputs:
+            shown = {kind: value for kind, value in output.get("data", {}).items() if not kind.startswith("image/")}
+            told = json.dumps([output.get("text", ""), shown])
+            assert not MACHINE_PATHS.search(told), f"{cell.id}: {told}"
+            assert str(REPOSITORY) not in told and str(Path.home()) + os.sep not in told
+            assert not any("widget" in kind or "javascript" in kind for kind in shown)
+            # Bars that overwrite each other leave their control characters.
+            assert "\\u001b" not in told and "\\r" not in told, f"{cell.id}: {told}"
+
+
+def test_the_tour_can_be_read_where_it_cannot_be_run(committed):
+    """Short cells, each of them behind some prose, and pictures that are pictures."""
+    for before, cell in zip(committed.cells, committed.cells[1:], strict=False):
+        assert cell.source.count("\n") <= 32, cell.id
+        assert cell.cell_type != "markdown" or before.cell_type == "code", cell.id
+    pictures = [output for cell in code_cells(committed) for output in cell.outputs
+                if "image/png" in output.get("data", {})]  # fmt: skip
+    assert len(pictures) >= 8
+    asserts = [line for cell in code_cells(committed) for line in cell.source.splitlines() if "assert " in line]
+    assert len(asserts) >= 20
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
+def test_the_cells_pass_ruff(command):
+    run = [sys.executable, "-m", "ruff", *command, "--no-cache", str(NOTEBOOK)]
+    process = subprocess.run(run, cwd=REPOSITORY, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout
+    assert re.search("All checks passed|1 file already formatted", process.stdout)
+
+
+# ---- A run ----
+
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    """A notebook that writes a file, a bar and a value."""
+    bar = "import sys\nfor step in range(3):\n    sys.stderr.write(f'\\rstep {step}')"
+    sources = ["from pathlib import Path\nPath('here.txt').write_text('x')", bar, "40 + 2"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    notebook.cells[2].metadata["tags"] = ["noise"]
+    nbformat.write(notebook, tmp_path / "small.ipynb")
+    return tmp_path / "small.ipynb"
+
+
+def test_a_run_keeps_what_a_reader_sees(small, tmp_path, capsys):
+    work = tmp_path / "work"
+    work.mkdir()
+    assert main([str(small), "--folder", str(work), "--output", str(tmp_path / "run.ipynb")]) == 0
+    assert re.search(r"^run_notebook: OK \(.*run\.ipynb; \d+ s\)$", capsys.readouterr().out, flags=re.MULTILINE)
+    first, second, third = nbformat.read(tmp_path / "run.ipynb", as_version=4).cells
+    assert [cell.execution_count for cell in (first, second, third)] == [1, 2, 3]
+    assert (work / "here.txt").is_file()
+    assert [output.text.strip() for output in second.outputs] == ["step 2"]
+    assert printed(third) == "42" and not third.metadata
+    assert not nbformat.read(small, as_version=4).cells[2].outputs
+
+
+def test_a_run_whose_cell_fails_says_so_and_leaves_the_file(small, capsys):
+    notebook = nbformat.read(small, as_version=4)
+    notebook.cells[1].source = "assert 1 > 2, 'no more true'"
+    nbformat.write(notebook, small)
+    before = small.read_bytes()
+    assert main([str(small)]) == 1
+    assert "FAILED" in capsys.readouterr().out.splitlines()[-1]
+    assert small.read_bytes() == before
+
+
+@pytest.mark.long
+def test_the_tour_runs_in_a_fresh_folder(tmp_path, committed, monkeypatch):
+    """From plain Llama to a filled blank, by a kernel of this interpreter, without a network."""
+    for name, value in {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path / "cache"),
+        "IPYTHONDIR": str(tmp_path),
+    }.items():
+        monkeypatch.setenv(name, value)
+    copy = Path(shutil.copy(NOTEBOOK, tmp_path))
+    notebook = run_notebook(copy, folder=tmp_path)
+
+    check_story(notebook)
+    assert (tmp_path / "outputs" / "tour" / "magnet" / "model.safetensors").is_file()
+    assert {cell.id: kinds(cell) for cell in code_cells(notebook)} == {
+        cell.id: kinds(cell) for cell in code_cells(committed)
+    }
