@@ -27,7 +27,10 @@ CHANGES = {
         (FSDP2, changes) if name in ("full", "adapter") else pytest.param(FSDP2, changes, marks=pytest.mark.long)
         for name, changes in CHANGES.items()
     ]
-    + [pytest.param(ZERO[1], CHANGES[name], marks=pytest.mark.long) for name in ("full", "head")],
+    + [
+        pytest.param(ZERO[1], CHANGES["full"], marks=pytest.mark.nightly),
+        pytest.param(ZERO[1], CHANGES["head"], marks=pytest.mark.long),
+    ],
     ids=[*CHANGES, "zero3-full", "zero3-head"],
 )
 def test_what_two_processes_save_is_what_one_saves(tmp_path, tiny_tokenizer, config, changes, monkeypatch):

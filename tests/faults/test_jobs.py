@@ -8,7 +8,14 @@ from tests.faults.calamities import FAULTS, NotPossibleError
 from tests.faults.harness import SEEDS, Undisturbed, disturb
 from tests.faults.jobs import JOBS
 
-pytestmark = pytest.mark.long
+
+def disturbances():
+    """Every fault of every job; CI takes a kill of each and a third of the rest, and a night all of them."""
+    for job_number, job in enumerate(JOBS):
+        for fault_number, fault in enumerate(FAULTS):
+            is_often = fault_number == 0 or (fault_number + job_number) % 3 == 0
+            mark = pytest.mark.long if is_often else pytest.mark.nightly
+            yield pytest.param(job, fault, marks=mark, id=f"{job}-{fault}")
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +25,7 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("fault", list(FAULTS))
-@pytest.mark.parametrize("job", list(JOBS))
+@pytest.mark.parametrize(("job", "fault"), disturbances())
 def test_a_disturbed_job_ends_as_an_undisturbed_one(tmp_path, undisturbed, job, fault, seed):
     try:
         outcome = disturb(undisturbed(job), FAULTS[fault], seed=seed, base=tmp_path)
