@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers.utils import logging
 
-from examples.quickstart_models import SMOKE, Budget, train_models
+from examples.quickstart_data import SMOKE, Budget
+from examples.quickstart_models import train_models
 from examples.quickstart_table import LEGEND, fill_table, render_table, show_infills
 
 try:
@@ -81,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     ]
     print(f"\n{rendered}\n\n{show_infills(exam, answering)}\n")
     print(f"checkpoint: {output_dir / 'magnet'}\nplots: {', '.join(map(str, plots))}")
+    print(f'a blank of your own: python examples/fill.py "Nora found a [blank]." --model {output_dir / "magnet"}')
 
     accuracy = table["hidden fact, from both sides"]["MAGNET"]
     line, exit_code = verdict(accuracy, smoke=arguments.smoke, seconds=time.monotonic() - started)

@@ -17,7 +17,7 @@ from .sampling_magnet import SUPPORTED, TokenChooser, merge_generation_config
 
 _FLAGS = ("stop_at_sentence_end", "stop_at_end_of_span", "trim_overlap", "return_dict_in_generate")
 # The lengths that `num_tokens="auto"` tries.
-AUTO_LENGTHS = (2, 4, 6, 8, 12, 16, 24, 32, 48)
+AUTO_LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48)
 
 
 @dataclass(kw_only=True)

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports huggingface_hub: no test may reach a network.
@@ -16,6 +17,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from modeling_magnet import MagnetLlamaForCausalLM
 
@@ -23,6 +25,15 @@ from .byte_tokenizer import byte_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_MODELS = REPOSITORY.parent / "shared" / "models"
+
+
+@pytest.fixture(autouse=True)
+def bars_of_progress_as_they_were() -> Iterator[None]:
+    """Scripts hide the bars of the process that they think is theirs."""
+    were_shown = logging.is_progress_bar_enabled()
+    yield
+    if were_shown:
+        logging.enable_progress_bar()
 
 
 def _shared_model(name: str) -> Path:

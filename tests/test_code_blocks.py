@@ -107,14 +107,14 @@ def check_options(script, options):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_a_page_has_no_block_that_is_not_run(page, monkeypatch):
-    """The Python of the README is run by `test_documentation.py`; no other page has any."""
+    """The Python of the README and of the guides is run by `test_documentation.py`; no other page has any."""
     monkeypatch.chdir(REPOSITORY)
     text = text_of(page)
     blocks, spans = blocks_of(text)
     assert {language for language, _ in blocks} <= {"bash", "python", "text"}
     python = [content for language, content in blocks if language == "python"]
     run = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
-    assert python == (run if page.name == "README.md" and page.parent == REPOSITORY else [])
+    assert python == (run if name_of(page) in ("README.md", "examples/README.md") else [])
     for language, content in blocks:
         if language == "bash":
             for words in commands_of(content):

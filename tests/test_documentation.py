@@ -6,11 +6,8 @@ left out.
 
 import importlib
 import inspect
-import os
 import pkgutil
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +20,9 @@ from examples.adapt_arguments import parse_arguments
 from .examples.tiny_run import WORDS, save_plain_llama, tiny_options
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+README, GUIDES, CONTRIBUTING = (
+    (REPOSITORY / page).read_text(encoding="utf-8") for page in ("README.md", "examples/README.md", "CONTRIBUTING.md")
+)
 MODULES = sorted(
     f"{package.__name__}.{module.name}"
     for package in (modeling_magnet, trainer)
@@ -31,15 +30,22 @@ MODULES = sorted(
 )
 
 
-def blocks(language: str) -> list[str]:
-    """The README's fenced blocks of a language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    """A page's fenced blocks of a language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
 
 
-# ---- README ----
+# ---- Pages ----
 
 
-def test_the_readmes_python_runs_from_top_to_bottom_on_an_adapted_model(tmp_path, monkeypatch, capsys, tiny_tokenizer):
+def test_the_readme_stays_short():
+    """Depth lives in docstrings, the guides and the notebook."""
+    assert len(README.splitlines()) <= 220
+
+
+def test_the_python_of_both_pages_runs_from_top_to_bottom_on_an_adapted_model(
+    tmp_path, monkeypatch, capsys, tiny_tokenizer
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     base = save_plain_llama(tmp_path / "path/to/llama", tiny_tokenizer)
@@ -48,7 +54,7 @@ def test_the_readmes_python_runs_from_top_to_bottom_on_an_adapted_model(tmp_path
     capsys.readouterr()
 
     page: dict[str, object] = {}
-    for block in blocks("python"):
+    for block in [*blocks("python"), *blocks("python", GUIDES)]:
         exec(compile(block, "README.md", "exec"), page)
 
     printed = capsys.readouterr().out
@@ -76,22 +82,21 @@ def test_the_two_commands_do_their_own_set_up_on_one_line():
     assert "examples/quickstart.py" in commands[0] and "pytest" in commands[1]
 
 
-def test_the_readmes_options_of_adapt_exist():
-    (block,) = (block for block in blocks("bash") if "adapt.py --model_name_or_path" in block)
+def test_the_options_of_adapt_exist():
+    (block,) = blocks("bash", README[README.index("## Adapt your own") :])
+    assert block in blocks("bash", GUIDES)[-2]
     command = block.replace("\\\n", " ").splitlines()[0]
     adapt, _, training = parse_arguments([*command.split()[2:], "--use_cpu"])
     assert (adapt.pairs, training.view_dropout) == ("dropout", 0.3)
-    readme = README
-    for block in blocks("bash"):
-        readme = readme if "adapt.py" in block else readme.replace(block, "")
-    for option in set(re.findall(r"--([a-z]+(?:_[a-z]+)+)", readme)) - {"nproc_per_node", "config_file"}:
+    guide = GUIDES[GUIDES.index("## Adapt your own") : GUIDES.index("## A family")]
+    for option in set(re.findall(r"--([a-z]+(?:_[a-z]+)+)", guide)) - {"nproc_per_node", "config_file"}:
         assert any(option in vars(part) for part in parse_arguments(["--model_name_or_path=m", "--train_texts=t"])), (
             option
         )
 
 
-def test_the_readmes_tree_is_the_real_one():
-    (tree,) = blocks("text")
+def test_the_tree_is_the_real_one():
+    (tree,) = blocks("text", CONTRIBUTING)
     folders, listed = {0: ""}, set()
     for line in tree.splitlines():
         depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
@@ -156,15 +161,3 @@ def test_everything_public_is_explained(name):
 def test_every_training_argument_has_its_help_text(field):
     help_text = trainer.MagnetTrainingArguments.__dataclass_fields__[field].metadata["help"]
     assert help_text.endswith((".", ")"))
-
-
-def test_the_main_job_explains_itself(tmp_path):
-    script = REPOSITORY / "examples" / "adapt.py"
-    output = subprocess.run(
-        [sys.executable, str(script), "--help"],
-        cwd=tmp_path,
-        env={**os.environ, "COLUMNS": "100"},
-        capture_output=True,
-    ).stdout.decode()
-    for option in ("--model_name_or_path", "--train_texts", "--pairs", "--loss_phases", "--lora_r"):
-        assert option in output

@@ -15,7 +15,7 @@ import torch
 from modeling_magnet import AutoMagnetForCausalLM
 
 if TYPE_CHECKING:
-    from examples.quickstart_models import Budget
+    from examples.quickstart_data import Budget
 
 try:  # not on Windows, where two first starts at a time would each build
     import fcntl
@@ -72,7 +72,8 @@ def quickstart_model(folder: Path, *, budget: Budget | None = None, seed: int = 
     if (checkpoint / CONFIG).is_file():
         return checkpoint
     # Here, since a start that trains nothing need not wait for it.
-    from examples.quickstart_models import Budget, train_models
+    from examples.quickstart_data import Budget
+    from examples.quickstart_models import train_magnet
 
     folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(folder):
@@ -82,8 +83,8 @@ def quickstart_model(folder: Path, *, budget: Budget | None = None, seed: int = 
         print(f"There is no model in {checkpoint} yet. It is built once, in a few minutes on two CPU cores.")
         scratch = folder / "building"
         shutil.rmtree(scratch, ignore_errors=True)  # of a build that was killed: the lock says that nobody is at work
-        _, models, _ = train_models(scratch, budget=budget or Budget(), seed=seed)
-        models.magnet.save_pretrained(checkpoint)
+        built = train_magnet(scratch, budget=budget or Budget(), seed=seed)
+        AutoMagnetForCausalLM.from_pretrained(built).save_pretrained(checkpoint)
         shutil.rmtree(scratch)
         print(f"The model is ready in {checkpoint} ({time.monotonic() - started:.0f} s).", flush=True)
     return checkpoint

@@ -23,7 +23,10 @@ CHANGES = {
 
 @pytest.mark.parametrize(
     ("config", "changes"),
-    [(FSDP2, changes) for changes in CHANGES.values()]
+    [
+        (FSDP2, changes) if name in ("full", "adapter") else pytest.param(FSDP2, changes, marks=pytest.mark.long)
+        for name, changes in CHANGES.items()
+    ]
     + [pytest.param(ZERO[1], CHANGES[name], marks=pytest.mark.long) for name in ("full", "head")],
     ids=[*CHANGES, "zero3-full", "zero3-head"],
 )

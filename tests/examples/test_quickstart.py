@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from examples import plots
 from examples.plots import SEGMENTS, allowed_attention
 from examples.quickstart import verdict
+from examples.quickstart_data import SMOKE, build_tokenizer
 from examples.quickstart_measures import Exam, fact_accuracy, retrieval_accuracy
-from examples.quickstart_models import build_tokenizer
+from examples.quickstart_models import train_magnet
 from examples.quickstart_table import COLUMNS, render_table
 from examples.synthetic_corpus import MISSING, THINGS, Story, read_rows, write_corpus
 from modeling_magnet import MagnetLlamaForCausalLM
@@ -126,6 +127,14 @@ def test_it_leaves_plots_and_a_checkpoint_that_opens_as_a_stock_llama(smoke_run)
     for name in ("masks.png", "curves.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     assert type(AutoModelForCausalLM.from_pretrained(folder / "magnet")) is LlamaForCausalLM
+
+
+def test_the_model_alone_is_the_quickstarts(smoke_run, tmp_path, monkeypatch) -> None:
+    """Training no control in between changes nothing."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    alone = train_magnet(tmp_path, budget=SMOKE, seed=3)
+    of_the_quickstart = smoke_run[1] / "magnet" / "model.safetensors"
+    assert (alone / "model.safetensors").read_bytes() == of_the_quickstart.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ Causal mode against the stock class bit for bit, with windows shorter than the t
 class that is handed masks drawn by a double loop.
 """
 
+import json
 import subprocess
 import sys
 
@@ -53,19 +54,22 @@ def make_config(model_type):
     )
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
-def checkpoint(request, tiny_tokenizer, tmp_path_factory):
-    """A plain decoder of the family on disk."""
-    folder = tmp_path_factory.mktemp("families") / request.param
+def write_decoder(folder, model_type, tokenizer):
+    """A plain decoder of a family on disk."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(make_config(request.param))
+    model = AutoModelForCausalLM.from_config(make_config(model_type))
     with torch.no_grad():  # norms begin as ones, which hides a forgotten one
         for name, weight in model.named_parameters():
             if "norm" in name:
                 weight.add_(0.3 * torch.randn_like(weight))
     model.save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
     return folder
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def checkpoint(request, tiny_tokenizer, tmp_path_factory):
+    return write_decoder(tmp_path_factory.mktemp("families") / request.param, request.param, tiny_tokenizer)
 
 
 def twins(checkpoint, implementation):
@@ -180,7 +184,7 @@ def test_a_text_has_one_vector_whatever_stands_beside_it(checkpoint):
         assert abs(ours.encode(text, normalize_embeddings=True) - vector).max() < 1e-5
 
 
-def test_a_checkpoint_opens_in_a_clean_process_and_as_a_stock_decoder(checkpoint, tmp_path):
+def test_a_checkpoint_opens_as_a_stock_decoder(checkpoint, tmp_path):
     ours, _ = twins(checkpoint, "sdpa")
     ours.save_pretrained(tmp_path / "magnet")
     stock, info = AutoModelForCausalLM.from_pretrained(tmp_path / "magnet", output_loading_info=True)
@@ -189,20 +193,28 @@ def test_a_checkpoint_opens_in_a_clean_process_and_as_a_stock_decoder(checkpoint
     ids, _ = make_batch(None)
     with torch.no_grad():
         assert torch.equal(stock.eval()(ids).logits, ours(ids).logits)
+
+
+def test_checkpoints_of_all_families_open_in_a_clean_process(tiny_tokenizer, tmp_path):
+    expected = {}
+    for model_type in FAMILIES:
+        plain = write_decoder(tmp_path / "plain" / model_type, model_type, tiny_tokenizer)
+        ours = AutoMagnetForCausalLM.from_pretrained(plain).eval()
+        ours.save_pretrained(tmp_path / model_type)
+        expected[model_type] = [type(ours).__name__, ours.infill("The cat", " mat.", max_new_tokens=4)]
     program = (
-        "import sys; from transformers import AutoModel; "
-        f"model = AutoModel.from_pretrained({str(tmp_path / 'magnet')!r}, trust_remote_code=True); "
-        "assert 'modeling_magnet' not in sys.modules; "
-        "print(type(model).__name__, model.infill('The cat', ' mat.', max_new_tokens=4), sep='|', end='')"
+        "import json, sys; from transformers import AutoModel; told = {}\n"
+        f"for name in {list(FAMILIES)}:\n"
+        "    model = AutoModel.from_pretrained(name, trust_remote_code=True)\n"
+        "    told[name] = [type(model).__name__, model.infill('The cat', ' mat.', max_new_tokens=4)]\n"
+        "assert 'modeling_magnet' not in sys.modules\n"
+        "print(json.dumps(told))"
     )
     environment = {"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", program], capture_output=True, text=True, cwd=tmp_path, env=environment
-    )
+    command = [sys.executable, "-I", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    name, _, fill = done.stdout.rpartition("\n")[-1].partition("|")
-    assert name == type(ours).__name__
-    assert done.stdout.endswith(f"{name}|" + ours.infill("The cat", " mat.", max_new_tokens=4)) or fill
+    assert json.loads(done.stdout.splitlines()[-1]) == expected
 
 
 def test_a_family_without_a_class_is_named(tmp_path):

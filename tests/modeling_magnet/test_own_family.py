@@ -1,4 +1,4 @@
-"""A decoder class of one's own takes ten lines, and travels with its checkpoint: the README's example, run."""
+"""A decoder class of one's own takes ten lines, and travels with its checkpoint: the guide's example, run."""
 
 import re
 import subprocess
@@ -12,15 +12,17 @@ from transformers import AutoModelForCausalLM, GenerationMixin, MistralConfig, M
 
 from modeling_magnet import FAMILIES, AutoMagnetForCausalLM, MagnetMixin
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+GUIDE = Path(__file__).resolve().parents[2] / "examples" / "README.md"
 IDS = torch.tensor([[1, 40, 41, 42, 43, 44]])
 
 
 @pytest.fixture
 def own_class(tmp_path, monkeypatch):
-    """The class of the README, from a file as its author has it."""
+    """The class of the guide, from a file as its author has it."""
     [code] = [
-        block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "Starcoder2" in block
+        block
+        for block in re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+        if "Starcoder2" in block
     ]
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     (tmp_path / "my_family.py").write_text(code)

@@ -189,6 +189,7 @@ def test_a_round_trip_over_http(hub, checkpoint, tiny_model, tmp_path):
         assert told["stock"] == original(torch.tensor([[1, 40, 41]])).logits.tolist()
 
 
+@pytest.mark.long
 def test_an_adapter_over_a_base_of_the_hub(hub, checkpoint, tmp_path):
     at = {"hub": hub, "home": tmp_path / "owner", "token": "hf_owner"}
     assert run_client(push, str(checkpoint), "me/base", **at) is None

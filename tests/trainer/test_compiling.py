@@ -110,7 +110,9 @@ def test_what_the_launcher_asks_for_is_taken_over():
 
 
 @pytest.mark.parametrize("lora", [FULL, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("model_type", list(FAMILIES))
+@pytest.mark.parametrize(
+    "model_type", [name if name == "llama" else pytest.param(name, marks=pytest.mark.long) for name in FAMILIES]
+)
 def test_a_layer_of_every_family_is_one_graph_in_every_mode(model_type, lora):
     torch.manual_seed(0)
     model = apply_lora(FAMILIES[model_type](make_config(model_type)).train(), lora)

@@ -155,7 +155,13 @@ def test_losses_of_weights_shared_in_half_precision_stay_in_float32(tmp_path, mo
     assert (policy.param_dtype, policy.output_dtype) == (torch.bfloat16, None)
 
 
-@pytest.mark.parametrize("lora", [FULL, LoraArguments(lora_r=2, lora_alpha=2)], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "lora",
+    [
+        pytest.param(FULL, id="full", marks=pytest.mark.long),
+        pytest.param(LoraArguments(lora_r=2, lora_alpha=2), id="lora"),
+    ],
+)
 def test_two_killed_processes_that_share_the_weights_go_on_with_the_same_bits(tmp_path, lora):
     phases = ["3:1,0,1", "4:1,9,1"]
     assert_a_killed_run_goes_on(tmp_path, save_steps=5, loss_phases=phases, lora=lora, config=FSDP2)

@@ -1,0 +1,111 @@
+"""Fill the blanks of a text of your own, from both sides, beside what the same weights write from the left alone.
+
+    python examples/fill.py "Nora was at the market. She found a [blank] there. When the storm broke, she stayed dry."
+    python examples/fill.py --model DIR_OR_HUB_ID --tokens 4 --answers 5
+    python examples/fill.py < texts.txt
+
+Without a text it asks for one after another, or reads lines. Without `--model` it takes the quickstart's model, which
+knows a small made-up language, and trains it on the first start. `infill_stories.py` fills files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# Threads that wait by spinning slow a tiny model down many times over where other jobs share the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A script finds its own folder alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from transformers.utils import logging
+
+from examples.demo.infill import Filled, fill_text
+from examples.demo.model import describe_model, open_model
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The options; see `--help`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", nargs="?", help="a text with [blank] wherever something is missing")
+    parser.add_argument("--model", help="a MAGNET checkpoint: directory or Hub id; left out, the quickstart's")
+    parser.add_argument("--tokens", type=int, help="of each fill; left out, the model chooses")
+    parser.add_argument("--answers", type=int, default=3, help="different ones to each blank")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Fill what is given; returns the exit status."""
+    args = parse_arguments(arguments)
+    logging.disable_progress_bar()  # of reading weights; training keeps its own
+    try:
+        model = open_model(args.model)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    print(f"Filling with {describe_model(model, named=args.model)}.")
+    failed = 0
+    for text in given_texts(args.text):
+        try:
+            print("\n" + render(fill_text(model, text, length=args.tokens, answers=args.answers)))
+        except ValueError as error:  # the next text may be better
+            print(f"error: {error}", file=sys.stderr)
+            failed += 1
+    return 1 if failed else 0
+
+
+def given_texts(text: str | None) -> Iterator[str]:
+    """The text of the command line, or the lines of the standard input until it ends."""
+    if text is not None:
+        yield text
+        return
+    while True:
+        try:
+            line = input("\nA text with [blank] in it (Ctrl+D ends): " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if line.strip():
+            yield line
+
+
+def render(filled: Filled) -> str:
+    """The text as it reads from both sides and from the left alone, and all answers to each blank.
+
+    Args:
+        filled (`Filled`): A filled text.
+
+    Example:
+        >>> fill = {"text": "stayed", "logprob": -0.5}
+        >>> print(render(Filled(["She ", " dry."], [[fill]], from_left=None)))
+        from both sides:     She <stayed> dry.
+        blank 1:  60.7 %  stayed
+    """
+    lines = [f"from both sides:     {_in_place(filled.pieces, [answers[0] for answers in filled.fills])}"]
+    if filled.from_left is not None:
+        lines.append(f"from the left alone: {_in_place(filled.pieces, filled.from_left)}")
+    for number, answers in enumerate(filled.fills, start=1):
+        for answer in answers:
+            lines.append(f"blank {number}: {100 * math.exp(answer['logprob']):5.1f} %  {_on_one_line(answer['text'])}")
+    return "\n".join(lines)
+
+
+def _in_place(pieces: list[str], fills: list[dict[str, Any]]) -> str:
+    """The text with its fills between angle brackets."""
+    parts = [pieces[0]]
+    for fill, piece in zip(fills, pieces[1:], strict=True):
+        text = fill["text"]
+        space = " " if text.startswith(" ") else ""
+        parts += [f"{space}<{_on_one_line(text)}>", piece]
+    return "".join(parts)
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
