@@ -3,7 +3,8 @@
     python examples/run_notebook.py examples/magnet_tour.ipynb
 
 The kernel is the Python that runs this script. Kept are what a reader sees: texts, tables, pictures, and of each bar
-its last line. No times, no ids of widgets. Where a cell fails, the file stays as it was. Needs the extra `notebook`.
+its last line. No times of cells, no ids of widgets. Where a cell fails, the file stays as it was. Needs the extra
+`notebook`.
 """
 
 from __future__ import annotations

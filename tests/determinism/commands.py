@@ -1,5 +1,6 @@
 """Every script under `examples/` with the least that makes it do all it does, and what of its files is time."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ EVALUATED = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
 RECORDED = ("seconds", "time")
 # Checksums of the two files of a training checkpoint that hold times and the name of its folder.
 CHECKSUMS = ("trainer_state.json", "training_args.bin")
+PRINTED = "printed.log"
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Command:
     Args:
         script (`str`): Below `examples/`, without its suffix.
         writes (`str`): A file it must have written, so that nothing is not equal to nothing.
+            `PRINTED` where it writes none: what it prints is kept under that name.
         options (`str`): What stands behind the script, with `{inputs}` and `{output}` for the two folders,
             and `{longer}` for a real model's.
         dropped (`Sequence[str]`): Fields of its JSON that hold times.
@@ -35,7 +38,7 @@ class Command:
 
     def arguments(self, **folders: Path) -> list[str]:
         """The options with the names of folders in them."""
-        return [option.format(**folders) for option in self.options.split()]
+        return [option.format(**folders) for option in shlex.split(self.options)]
 
     @property
     def label(self) -> str:
@@ -100,6 +103,12 @@ COMMANDS = [
         "fills.jsonl",
         "--model={inputs}/magnet --texts={inputs}/blanks.jsonl --output={output}/fills.jsonl "
         "--html={output}/fills.html --num_tokens 2 5 --do_sample --num_return_sequences=2 --batch_size=2",
+    ),
+    Command("fill", PRINTED, "--model={inputs}/magnet 'the old dog [blank] then the cat sat.'"),
+    Command(
+        "run_notebook",
+        "out.ipynb",
+        "{inputs}/notebook.ipynb --output={output}/out.ipynb --folder={inputs}",
     ),
     Command("doctor", "doctor.json", "{inputs}/magnet --json={output}/doctor.json", ["opening_seconds", "seconds"]),
     Command("reference", "trainer.html", "--output={output}"),
@@ -226,4 +235,4 @@ LEFT_OUT = {
     "benchmarks/on_gpu": "weights of 1b at least; it calls three of the benchmarks above, and all it adds is time",
 }
 
-__all__ = ["COMMANDS", "LEFT_OUT", "Command"]
+__all__ = ["COMMANDS", "LEFT_OUT", "PRINTED", "Command"]

@@ -7,6 +7,7 @@ import lzma
 import random
 from pathlib import Path
 
+import nbformat
 import torch
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
@@ -55,6 +56,7 @@ def write_inputs(folder: Path, model: MagnetLlamaForCausalLM, tokenizer: PreTrai
     _write_paraphraser(folder / "t5", model)
     _write_form(folder)
     _write_plan(folder)
+    _write_notebook(folder)
     return folder
 
 
@@ -95,6 +97,18 @@ def _write_plan(folder: Path) -> None:
         **{"training": training, "runs": {"first": {}}, "calls": [call], "presets": {"smoke": {}}},
     }
     (folder / "plan.json").write_text(json.dumps(plan))
+
+
+def _write_notebook(folder: Path) -> None:
+    """Cells that open the model beside them, fill a blank, and draw vectors; warnings and bars hold times."""
+    cells = [
+        "%%capture\nimport matplotlib.pyplot as plt\nfrom modeling_magnet import AutoMagnetForCausalLM\n"
+        "model = AutoMagnetForCausalLM.from_pretrained('magnet')",
+        "print(model.infill('the old dog', 'then', max_new_tokens=4))",
+        "plt.imshow(model.encode(['the old dog', 'sat then'], convert_to_numpy=True));",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nbformat.write(notebook, folder / "notebook.ipynb")
 
 
 def _write_texts(folder: Path) -> None:

@@ -6,22 +6,23 @@ from examples.benchmarks import scaling
 from modeling_magnet import AutoMagnetForCausalLM
 
 from .artefacts import artefacts, fields
-from .commands import COMMANDS, LEFT_OUT
+from .commands import COMMANDS, LEFT_OUT, PRINTED
 from .interpreters import REPOSITORY
 
 EXAMPLES = REPOSITORY / "examples"
 
 
-def run_twice(interpreters, script, arguments, *, name, prepare=lambda output: None):
-    """Run a script in both interpreters at a time; the folders it has written."""
-    outputs = []
+def run_twice(interpreters, script, arguments, *, name, prepare=lambda output: None, printed=None):
+    """Run a script in both interpreters at a time; the folders written. `printed` names a file for what it prints."""
+    outputs, logs = [], []
     for interpreter in interpreters:
         outputs.append(interpreter.folder / name.replace("/", "_").replace(" ", "_"))
         outputs[-1].mkdir()
         prepare(outputs[-1])
-        interpreter.begin(script, arguments(outputs[-1]), log=outputs[-1].with_suffix(".log"))
+        logs.append(outputs[-1] / printed if printed else outputs[-1].with_suffix(".log"))
+        interpreter.begin(script, arguments(outputs[-1]), log=logs[-1])
     codes = [interpreter.end() for interpreter in interpreters]
-    assert codes == [0, 0], outputs[0].with_suffix(".log").read_text()
+    assert codes == [0, 0], logs[0].read_text()
     return outputs
 
 
@@ -73,6 +74,7 @@ def test_a_command_writes_the_same_bytes_twice(command, interpreters, inputs, re
         lambda output: command.arguments(**folders, output=output),
         name=command.label,
         prepare=write_page if command.script == "benchmarks/scaling" else lambda output: None,
+        printed=PRINTED if command.writes == PRINTED else None,
     )
     check_same(outputs, dropped=command.dropped, unread=command.unread, writes=command.writes)
 
