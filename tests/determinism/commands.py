@@ -229,10 +229,22 @@ COMMANDS = [
     Command("benchmarks/scaling", "page.md", "--page={output}/page.md"),
 ]
 
+# The labels of those that CI runs, by what they do: train, adapt, encode, fill, measure, execute. A night runs all.
+OFTEN = {
+    "quickstart",
+    "adapt all weights",
+    "encode_corpus",
+    "infill_stories",
+    "fill",
+    "run_notebook",
+    "evaluate/infilling_perplexity",
+    "benchmarks/training_memory",
+}
+
 # Not run here, and why.
 LEFT_OUT = {
     "app": "a server: it writes nothing but the model that the quickstart's own entry checks",
     "benchmarks/on_gpu": "weights of 1b at least; it calls three of the benchmarks above, and all it adds is time",
 }
 
-__all__ = ["COMMANDS", "LEFT_OUT", "PRINTED", "Command"]
+__all__ = ["COMMANDS", "LEFT_OUT", "OFTEN", "PRINTED", "Command"]

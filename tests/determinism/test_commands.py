@@ -6,7 +6,7 @@ from examples.benchmarks import scaling
 from modeling_magnet import AutoMagnetForCausalLM
 
 from .artefacts import artefacts, fields
-from .commands import COMMANDS, LEFT_OUT, PRINTED
+from .commands import COMMANDS, LEFT_OUT, OFTEN, PRINTED
 from .interpreters import REPOSITORY
 
 EXAMPLES = REPOSITORY / "examples"
@@ -59,11 +59,21 @@ def test_every_script_has_an_entry():
     }
     assert len(scripts) > 25
     assert {command.script for command in COMMANDS} | set(LEFT_OUT) == scripts, "a new script needs an entry"
-    assert len({command.label for command in COMMANDS}) == len(COMMANDS)
+    labels = {command.label for command in COMMANDS}
+    assert len(labels) == len(COMMANDS) and labels > OFTEN
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.label)
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(
+            command,
+            id=command.label,
+            marks=pytest.mark.long if command.label in OFTEN else pytest.mark.nightly,
+        )
+        for command in COMMANDS
+    ],
+)
 def test_a_command_writes_the_same_bytes_twice(command, interpreters, inputs, request):
     folders = {"inputs": inputs}
     if "{longer}" in command.options:

@@ -141,7 +141,11 @@ def test_what_cannot_work_is_refused_before_anything_is_paraphrased(tmp_path, op
 
 
 @pytest.mark.parametrize(
-    "training", [pytest.param(FULL, id="full"), pytest.param(LORA, id="lora", marks=pytest.mark.long)]
+    "training",
+    [
+        pytest.param(FULL, id="full", marks=pytest.mark.nightly),
+        pytest.param(LORA, id="lora", marks=pytest.mark.long),
+    ],
 )
 def test_a_killed_run_that_is_resumed_ends_with_the_same_bytes(tmp_path, options, training):
     options = [*options, *training, "--save_strategy=steps", "--save_steps=6", "--save_total_limit=3"]

@@ -162,6 +162,7 @@ def run_and_push(*options):
     return "done"
 
 
+@pytest.mark.long
 def test_a_run_can_end_on_the_hub(tmp_path, options):
     with HubServer({"hf_owner": "me"}) as hub:
         pushed = [*options, *LORA, "--push_to_hub=true", "--hub_model_id=me/mine", "--hub_private_repo=true"]

@@ -24,12 +24,12 @@ CHANGES = {
 @pytest.mark.parametrize(
     ("config", "changes"),
     [
-        (FSDP2, changes) if name in ("full", "adapter") else pytest.param(FSDP2, changes, marks=pytest.mark.long)
+        (FSDP2, changes) if name == "adapter" else pytest.param(FSDP2, changes, marks=pytest.mark.long)
         for name, changes in CHANGES.items()
     ]
     + [
         pytest.param(ZERO[1], CHANGES["full"], marks=pytest.mark.nightly),
-        pytest.param(ZERO[1], CHANGES["head"], marks=pytest.mark.long),
+        pytest.param(ZERO[1], CHANGES["head"], marks=pytest.mark.nightly),
     ],
     ids=[*CHANGES, "zero3-full", "zero3-head"],
 )

@@ -278,7 +278,7 @@ def test_a_causal_mode_that_looks_ahead_is_found(doctor_models, monkeypatch):
     assert found.outcome == "fail" and "token 23 moves positions 0-22, which must not see it" in found.detail
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_flex_attention_is_probed_where_it_is_asked_for(doctor_models):
     model = AutoMagnetForCausalLM.from_pretrained(doctor_models["llama"] / "plain").eval()
     for mode in ("causal", "infill"):

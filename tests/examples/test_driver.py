@@ -120,6 +120,7 @@ def identify_pushed(base, other):
     return found
 
 
+@pytest.mark.long
 def test_models_of_the_hub_are_named_by_their_commit_and_the_base_of_an_adapter(tmp_path, saved, tiny_model):
     tiny_model.lm_head.weight.data += 1
     tiny_model.save_pretrained(tmp_path / "other")

@@ -1,7 +1,6 @@
 """`examples/encode_corpus.py`: which vectors it writes, what it tells, what it refuses."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,9 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from examples import encode_corpus
 from examples.encode_corpus import main
 from modeling_magnet import MagnetLlamaForCausalLM
 
+from ..scripts import run_script
 from .tiny_corpus import make_texts, write_jsonl
 
 CHUNK_SIZE = 16
@@ -265,11 +266,9 @@ def test_a_report_of_something_else_is_never_overwritten(tmp_path, options):
 
 
 def test_what_is_refused_is_one_line_on_the_command_line(tmp_path, options):
-    script = Path(__file__).parents[2] / "examples" / "encode_corpus.py"
-    done = subprocess.run([sys.executable, script, *options, "--pooling=max"], capture_output=True, text=True)
-    assert done.returncode == 2
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: `pooling` is 'max'") and "Traceback" not in done.stderr
+    code, _, err = run_script(encode_corpus, *options, "--pooling=max")
+    assert code == 2
+    assert err.strip().splitlines()[-1].startswith("error: `pooling` is 'max'")
 
 
 def test_a_finished_output_is_never_overwritten(tmp_path, options):

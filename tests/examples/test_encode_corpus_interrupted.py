@@ -285,7 +285,7 @@ def children_of(pid: int) -> set[int]:
     return children
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for orphans in /proc")
 def test_two_processes_killed_and_started_again_write_the_bytes_of_one(tmp_path, options, undisturbed):
     options = [*options, "--num_processes=2"]
@@ -305,7 +305,7 @@ def test_two_processes_killed_and_started_again_write_the_bytes_of_one(tmp_path,
     assert (tmp_path / "out.npy").read_bytes() == undisturbed.read_bytes()
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_ray_writes_the_bytes_of_this_machine_and_goes_on_with_its_chunks(tmp_path, options, interrupted, undisturbed):
     ray = pytest.importorskip("ray", reason="needs `pip install 'ray[data]'`")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)

@@ -2,14 +2,14 @@
 
 import io
 import math
-import subprocess
-import sys
 
 import pytest
 
 from examples import fill
 from examples.demo.infill import fill_text
 from examples.demo.model import open_model
+
+from ..scripts import run_script
 
 TEXT = "The cat [blank] the mat. She [blank] it."
 
@@ -61,7 +61,6 @@ def test_lines_are_read_where_no_text_is_given_and_a_bad_one_stops_nothing(check
 
 
 def test_what_cannot_be_opened_is_one_line(tmp_path):
-    command = [sys.executable, fill.__file__, "a [blank]", "--model", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
+    code, out, err = run_script(fill, "a [blank]", "--model", str(tmp_path))
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ") and len(err.splitlines()) == 1

@@ -162,7 +162,7 @@ def tiny_plan(tmp_path, tiny_tokenizer):
     )
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_runs_are_trained_behind_their_base_and_not_twice(tmp_path, tiny_plan, capsys):
     output = tmp_path / "out"
     study.main([str(tiny_plan), "--output", str(output), "--only", "train", "--jobs", "2"])
@@ -258,6 +258,7 @@ def test_a_slice_of_the_study_from_nothing_to_the_page(tmp_path, tiny_plan, caps
     assert again == tables, "nothing is measured twice"
 
 
+@pytest.mark.long
 def test_a_failed_run_is_told_with_its_log(tmp_path, capsys):
     plan = write_plan(tmp_path, runs={"first": {}})
     with pytest.raises(ChildProcessError, match=r"Did not finish: first \(.*first-0\.log\)"):

@@ -42,7 +42,7 @@ def test_the_step_is_timed_against_the_naive_one(options, tmp_path, capsys):
     assert floors["joint"] == floors["naive, the same rows"] > floors["MNTP alone"] == floors["MNTP, all logits"] > 0
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_compiled_layers_are_timed_beside_the_others(options):
     chosen = ["--systems", "MNTP alone", "MNTP, all logits", "--rounds", "1", "--compiler", "aot_eager", "--autocast"]
     report = training_step.main([*options, *chosen])

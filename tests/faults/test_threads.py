@@ -91,8 +91,15 @@ def bound_to_modes(path):
     return model
 
 
-@pytest.mark.parametrize("adapted", [False, True])
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("implementation", "adapted"),
+    [
+        ("sdpa", True),
+        ("eager", False),
+        pytest.param("sdpa", False, marks=pytest.mark.long),
+        pytest.param("eager", True, marks=pytest.mark.long),
+    ],
+)
 def test_results_are_those_of_one_thread_and_nothing_is_written(stories260k, adapted, implementation, monkeypatch):
     model = bound_to_modes(stories260k) if adapted else MagnetLlamaForCausalLM.from_pretrained(stories260k)
     model.set_attn_implementation(implementation)

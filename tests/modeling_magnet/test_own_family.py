@@ -71,6 +71,7 @@ def test_it_generates_encodes_and_infills(own_class, plain):
     assert isinstance(model.infill("The cat", " mat.", max_new_tokens=3), str)
 
 
+@pytest.mark.long
 def test_its_code_travels_with_the_checkpoint(own_class, plain, tmp_path):
     model = AutoMagnetForCausalLM.from_pretrained(plain)
     folder = tmp_path / "saved"

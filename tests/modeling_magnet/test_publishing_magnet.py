@@ -154,6 +154,7 @@ def as_user(hub, tmp_path, *arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.long
 def test_a_round_trip_over_http(hub, checkpoint, tiny_model, tmp_path):
     assert run_client(push, str(checkpoint), REPO, "tags=mine", hub=hub, home=tmp_path, token="hf_owner") is None
     files = hub.files(REPO)
@@ -189,7 +190,7 @@ def test_a_round_trip_over_http(hub, checkpoint, tiny_model, tmp_path):
         assert told["stock"] == original(torch.tensor([[1, 40, 41]])).logits.tolist()
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_an_adapter_over_a_base_of_the_hub(hub, checkpoint, tmp_path):
     at = {"hub": hub, "home": tmp_path / "owner", "token": "hf_owner"}
     assert run_client(push, str(checkpoint), "me/base", **at) is None
@@ -218,7 +219,7 @@ def test_a_private_repository_and_its_token(hub, checkpoint, tmp_path):
     assert tokenizer and all(request.token == "hf_owner" for request in tokenizer)
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_what_the_hub_refuses_is_told_with_its_remedy(hub, checkpoint, tmp_path):
     assert run_client(push, str(checkpoint), REPO, hub=hub, home=tmp_path, token="hf_owner") is None
     answers = run_client(refusals, str(checkpoint), REPO, hub=hub, home=tmp_path, token="hf_owner")
@@ -237,6 +238,7 @@ def test_what_the_hub_refuses_is_told_with_its_remedy(hub, checkpoint, tmp_path)
     assert name == "CheckpointError" and "the network" in text
 
 
+@pytest.mark.long
 def test_files_and_cards_of_a_person_stay(hub, checkpoint, tmp_path):
     cards, files = run_client(push_cards, str(checkpoint), REPO, hub=hub, home=tmp_path, token="hf_owner")
     assert cards == ["# Mine\n", "---\ntags:\n- new\n---\n# Mine\n", "# Set\n"]

@@ -110,8 +110,9 @@ def test_pooling_and_similarity_are_stored(wiki_7m, tmp_path, pooling, similarit
         np.testing.assert_allclose(row, expected, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("trust_remote_code", [False, True])
+@pytest.mark.parametrize(
+    "trust_remote_code", [pytest.param(False, marks=pytest.mark.nightly), pytest.param(True, marks=pytest.mark.long)]
+)
 def test_its_pool_search_and_quantisation_work(wiki_7m, tmp_path, trust_remote_code):
     model = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)
     model.save_pretrained(tmp_path)

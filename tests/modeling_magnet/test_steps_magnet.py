@@ -140,6 +140,7 @@ def test_a_step_is_one_graph_for_all_texts_of_about_a_length(real_llama):
     assert not counters["graph_break"]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("fresh_compiler")
 def test_each_model_has_room_for_all_its_shapes(stories260k):
     config = CompileConfig(backend="eager", fullgraph=True)  # which fails where torch's limit is reached

@@ -37,6 +37,7 @@ def kills(folder, old, new, how, count):
     return Counter(outcomes)
 
 
+@pytest.mark.long
 def test_fifty_kills_at_random_moments_never_leave_a_mixture(tiny_model, tmp_path):
     tiny_model.save_pretrained(tmp_path / "models")
     outcomes = kills(tmp_path / "models", "sharded", "plain", "seconds", 50)
@@ -47,10 +48,10 @@ def test_fifty_kills_at_random_moments_never_leave_a_mixture(tiny_model, tmp_pat
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("sharded", "plain"),
-        pytest.param("plain", "adapter", marks=pytest.mark.long),
-        pytest.param("plain", "sharded", marks=pytest.mark.long),
-        pytest.param("adapter", "plain", marks=pytest.mark.long),
+        pytest.param("sharded", "plain", marks=pytest.mark.long),
+        pytest.param("plain", "adapter", marks=pytest.mark.nightly),
+        pytest.param("plain", "sharded", marks=pytest.mark.nightly),
+        pytest.param("adapter", "plain", marks=pytest.mark.nightly),
     ],
 )
 def test_kills_between_file_operations_never_leave_a_mixture(tiny_model, tmp_path, old, new):

@@ -38,9 +38,9 @@ def _forget_compiled():
 @pytest.mark.parametrize(
     ("lora", "checkpointed"),
     [
-        pytest.param(FULL, True, id="full-recomputed", marks=pytest.mark.long),
-        pytest.param(LORA, True, id="recomputed"),
-        pytest.param(LORA, False, id="lora", marks=pytest.mark.long),
+        pytest.param(FULL, True, id="full-recomputed", marks=pytest.mark.nightly),
+        pytest.param(LORA, True, id="recomputed", marks=pytest.mark.long),
+        pytest.param(LORA, False, id="lora", marks=pytest.mark.nightly),
     ],
 )
 def test_a_compiled_run_has_the_gradients_losses_and_weights_of_a_plain_one(tmp_path, lora, checkpointed):
@@ -53,14 +53,19 @@ def test_a_compiled_run_has_the_gradients_losses_and_weights_of_a_plain_one(tmp_
         assert torch.allclose(compiled["weights"][name], weight, rtol=1e-4, atol=1e-6), name
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_the_default_compiler_trains_too(tmp_path):
     plain = run_alone(directory=tmp_path, lora=LORA, **CHANGES)
     assert_same_training(run_alone(directory=tmp_path, lora=LORA, torch_compile=True, **CHANGES), plain)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("config", [None, FSDP2], ids=["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(None, id="ddp", marks=pytest.mark.nightly),
+        pytest.param(FSDP2, id="fsdp2", marks=pytest.mark.long),
+    ],
+)
 def test_two_processes_with_compiled_layers_equal_one_without(tmp_path, config):
     plain = run_alone(directory=tmp_path, per_device_train_batch_size=4, **CHANGES)
     halves = {**CHANGES, "per_device_train_batch_size": 2, "contrastive_batch_size": 2}

@@ -172,7 +172,7 @@ def test_changed_arguments_never_meet_cached_blocks(tmp_path: Path, byte_tokeniz
     assert byte_tokenizer.decode(again[2]["input_ids"][1:]) == "ik"
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_another_process_finds_the_cached_blocks(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
     (tmp_path / "a.txt").write_text("abcdefgh\n" * 20)
     byte_tokenizer.save_pretrained(tmp_path / "tokenizer")

@@ -98,7 +98,13 @@ def test_recomputed_mini_batches_in_two_processes_equal_one_that_reads_all_pairs
     assert_same_training(run_together(2, directory=tmp_path, **halves, **cached, **changes), one)
 
 
-@pytest.mark.parametrize("lora", [FULL, LoraArguments(lora_r=2, lora_alpha=2)], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "lora",
+    [
+        pytest.param(FULL, id="full", marks=pytest.mark.long),
+        pytest.param(LoraArguments(lora_r=2, lora_alpha=2), id="lora"),
+    ],
+)
 def test_two_processes_that_share_the_weights_equal_one_that_has_them_all(tmp_path, lora):
     changes = {**CONTRASTIVE, "temperature": 0.5, "lora": lora}
     one = run_alone(directory=tmp_path, per_device_train_batch_size=4, contrastive_batch_size=4, **changes)
@@ -158,8 +164,8 @@ def test_losses_of_weights_shared_in_half_precision_stay_in_float32(tmp_path, mo
 @pytest.mark.parametrize(
     "lora",
     [
-        pytest.param(FULL, id="full", marks=pytest.mark.long),
-        pytest.param(LoraArguments(lora_r=2, lora_alpha=2), id="lora"),
+        pytest.param(FULL, id="full", marks=pytest.mark.nightly),
+        pytest.param(LoraArguments(lora_r=2, lora_alpha=2), id="lora", marks=pytest.mark.long),
     ],
 )
 def test_two_killed_processes_that_share_the_weights_go_on_with_the_same_bits(tmp_path, lora):
@@ -170,11 +176,13 @@ def test_two_killed_processes_that_share_the_weights_go_on_with_the_same_bits(tm
 CACHED = {"contrastive_mini_batch_tokens": 24, "contrastive_recompute": True}
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("config", "lora", "more"),
-    [(ZERO[0], LORA, CACHED), (ZERO[1], LORA, {}), (ZERO[1], FULL, CACHED)],
-    ids=["zero2-lora-cached", "zero3-lora", "zero3-full-cached"],
+    [
+        pytest.param(ZERO[0], LORA, CACHED, id="zero2-lora-cached", marks=pytest.mark.nightly),
+        pytest.param(ZERO[1], LORA, {}, id="zero3-lora", marks=pytest.mark.long),
+        pytest.param(ZERO[1], FULL, CACHED, id="zero3-full-cached", marks=pytest.mark.nightly),
+    ],
 )
 def test_two_processes_of_deepspeed_equal_one_without(tmp_path, config, lora, more):
     changes = {**CONTRASTIVE, "temperature": 0.5, "lora": lora}
@@ -196,8 +204,13 @@ def test_two_processes_of_deepspeed_equal_one_without(tmp_path, config, lora, mo
             assert two["metrics"][name] == pytest.approx(expected, rel=1e-4), name
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(("config", "lora"), [(ZERO[0], FULL), (ZERO[1], LORA)], ids=["zero2-full", "zero3-lora"])
+@pytest.mark.parametrize(
+    ("config", "lora"),
+    [
+        pytest.param(ZERO[0], FULL, id="zero2-full", marks=pytest.mark.long),
+        pytest.param(ZERO[1], LORA, id="zero3-lora", marks=pytest.mark.nightly),
+    ],
+)
 def test_two_killed_processes_of_deepspeed_go_on_with_the_same_bits(tmp_path, config, lora):
     phases = ["3:1,0,1", "4:1,9,1"]
     assert_a_killed_run_goes_on(tmp_path, save_steps=5, loss_phases=phases, lora=lora, config=config)

@@ -341,6 +341,7 @@ def test_training_learns_what_the_rows_repeat(tmp_path):
     assert after["eval_masked_accuracy"] > 0.5
 
 
+@pytest.mark.long
 def test_a_model_learns_where_its_fills_end(tmp_path):
     """Words come in a circle of eight, so that the text around a gap tells how many are missing."""
     rows = [{"input_ids": [1, *[4 + (n + k) % 8 for k in range(18)]]} for n in range(8)]

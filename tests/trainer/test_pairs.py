@@ -181,6 +181,7 @@ def test_a_file_cut_anywhere_is_completed_byte_for_byte(tiny_t5: str, tmp_path: 
         assert whole.read_bytes() == expected, f"cut after {size} bytes"
 
 
+@pytest.mark.long
 def test_a_killed_process_is_resumed_byte_for_byte(tiny_t5: str, tmp_path: Path) -> None:
     program = """
 import sys

@@ -39,8 +39,8 @@ RUN = {
 @pytest.mark.parametrize(
     "lora",
     [
-        pytest.param(FULL, id="full", marks=pytest.mark.long),
-        pytest.param(LoraArguments(lora_r=2, lora_dropout=0.1), id="lora"),
+        pytest.param(FULL, id="full", marks=pytest.mark.nightly),
+        pytest.param(LoraArguments(lora_r=2, lora_dropout=0.1), id="lora", marks=pytest.mark.long),
     ],
 )
 def test_a_run_killed_before_and_inside_the_contrastive_phase_ends_with_the_same_bits(tmp_path, lora):
