@@ -384,7 +384,7 @@ def test_an_adapter_of_another_base_is_refused(adapted, base_folder, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"eva_config": 3}, r"cannot be used \(TypeError: `EvaConfig` must be"),
+        ({"target_modules": [["q_proj"]]}, r"cannot be used \(TypeError: unhashable type"),
         ({"task_type": 7}, r"cannot be used \(ValueError: Invalid task type"),
         ({"megatron_config": {"a": 1}, "megatron_core": "theirs"}, "peft would import the module 'theirs'"),
         (None, "is no JSON"),

@@ -161,7 +161,8 @@ def test_damaged_archives_and_late_bytes_that_are_no_text_are_named(tmp_path: Pa
 def test_rows_of_other_columns_than_those_in_front_of_them_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     (tmp_path / "b.jsonl").write_text('{"text": "b", "more": 1}\n')
-    with pytest.raises(ValueError, match=r"(?s)a\.jsonl' and cannot be read to its end as json .*column names don't"):
+    told = r"(?s)a\.jsonl' and cannot be read to its end as json .*(column names don't|1 new columns)"
+    with pytest.raises(ValueError, match=told):
         read_source(tmp_path / "*.jsonl", columns=["text"])
     (tmp_path / "c.tsv").write_bytes(b'\0a\r\n","a\r\n","')  # the streaming reader and the other name its column apart
     with pytest.raises(ValueError, match=r"(?s)c\.tsv' and cannot be read to its end as csv .*1 new columns"):
