@@ -50,7 +50,9 @@ class PeakBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for storage in _storages((args, kwargs)):
-            self._known.add(storage._cdata)  # from outside: weights and the batch
+            if storage._cdata not in self._known:  # from outside: weights and the batch
+                self._known.add(storage._cdata)
+                weakref.finalize(storage, self._let_go, storage._cdata, 0)  # its address may be used again
         result = func(*args, **(kwargs or {}))
         for storage in _storages(result):
             if storage._cdata not in self._known:

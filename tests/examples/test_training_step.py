@@ -98,6 +98,17 @@ def test_bytes_are_counted_as_by_hand():
     assert counted.held == 0
 
 
+def test_bytes_at_the_address_of_a_tensor_that_is_gone_are_counted():
+    outside = [torch.ones(250) for _ in range(100)]
+    with PeakBytes() as counted:
+        for tensor in outside:
+            tensor.add_(1)
+        del tensor
+        outside.clear()  # whose addresses the next ones get
+        made = [torch.ones(250) for _ in range(100)]
+    assert counted.held == 1000 * len(made)
+
+
 @pytest.mark.parametrize("lora", [True, False])
 def test_operations_are_counted_as_by_hand(lora):
     model = tiny_model()

@@ -7,6 +7,7 @@ comes out of a package below it, or out of an operator, was meant for somebody e
 import atexit
 import functools
 import linecache
+import logging
 import os
 import random
 import resource
@@ -70,6 +71,17 @@ class Verdict:
     outcome: str
     seconds: float
     told: str = ""  # of a finding, how to see it
+
+
+@contextmanager
+def silent_logs() -> Iterator[None]:
+    """A block in which no library warns of what it is given."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @contextmanager

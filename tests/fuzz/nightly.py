@@ -9,7 +9,6 @@ it again, and the run goes on; with findings the exit status is 1. Needs Linux.
 """
 
 import argparse
-import logging
 import os
 import sys
 import tempfile
@@ -26,7 +25,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import torch
 from tqdm import tqdm
 
-from tests.fuzz.judging import LIMIT_SECONDS, no_bars
+from tests.fuzz.judging import LIMIT_SECONDS, no_bars, silent_logs
 from tests.fuzz.pool import Tally, draw_of, run
 from tests.fuzz.targets import TARGETS, shares
 
@@ -50,6 +49,7 @@ def table(tallies: dict[str, Tally]) -> str:
 
 
 @no_bars()
+@silent_logs()
 def main(arguments: list[str] | None = None) -> int:
     """Draw, judge, count; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -61,7 +61,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--report", type=Path, help="Markdown file to write")
     parser.add_argument("--input", help="show what becomes of one input, TARGET:SEED")
     args = parser.parse_args(arguments)
-    logging.disable(logging.CRITICAL)  # of libraries, which warn of what they are given
     torch.set_num_threads(1)
     if args.input is not None:
         name, _, seed = args.input.partition(":")

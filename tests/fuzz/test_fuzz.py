@@ -5,6 +5,7 @@
 
 import faulthandler
 import json
+import logging
 import time
 
 import pytest
@@ -193,6 +194,7 @@ def test_a_run_ends_with_a_table_and_the_findings(monkeypatch, tmp_path, capsys)
     assert nightly.main(["--inputs", "3", "--target", "good"]) == 0
     with pytest.raises(IndexError):
         nightly.main(["--input", "bad:5"])
+    assert logging.root.manager.disable == logging.NOTSET, "the process keeps its logs"
 
 
 def test_inputs_are_divided_by_weight_and_none_is_lost():
