@@ -76,7 +76,7 @@ def test_the_two_commands_do_their_own_set_up_on_one_line():
     commands = [block for block in blocks("bash") if "pip install" in block]
     assert len(commands) == 2
     for command in commands:
-        set_up = "python -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt -e '.["
+        set_up = "python -m venv --upgrade-deps .venv && . .venv/bin/activate && pip install -c constraints.txt -e '.["
         assert command.startswith(set_up)
         assert command.count("\n") == 1
     assert "examples/quickstart.py" in commands[0] and "pytest" in commands[1]

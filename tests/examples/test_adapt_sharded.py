@@ -24,7 +24,7 @@ CHANGES = {
 @pytest.mark.parametrize(
     ("config", "changes"),
     [
-        (FSDP2, changes) if name == "adapter" else pytest.param(FSDP2, changes, marks=pytest.mark.long)
+        pytest.param(FSDP2, changes, marks=pytest.mark.long if name in ("full", "adapter") else pytest.mark.nightly)
         for name, changes in CHANGES.items()
     ]
     + [

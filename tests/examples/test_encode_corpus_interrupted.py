@@ -257,6 +257,7 @@ def test_a_full_disk_is_told_and_what_is_finished_is_kept(tmp_path, options, und
 # ---- Memory ----
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("suffix", [".npy", ".parquet"])
 def test_memory_does_not_grow_with_the_corpus(tmp_path, options, suffix):
     peaks = []

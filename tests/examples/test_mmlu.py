@@ -147,6 +147,7 @@ def test_all_figures_are_those_of_lm_eval_on_the_stock_model(tmp_path, saved, fo
         assert group.counts[f"correct, {subject}"] == sum(sample["acc"] for sample in samples)
 
 
+@pytest.mark.long
 def test_stock_reading_finds_the_same(tmp_path, saved, folder):
     ours = measure(saved, folder, tmp_path, "--preset=smoke")
     stock = measure(saved, folder, tmp_path, "--preset=smoke", "--reading=stock")
@@ -184,6 +185,7 @@ def test_a_choice_is_the_likeliest_of_four_letters_and_takes_one_row(wiki_7m):
         assert measured.counts[f"correct, {task.config.dataset_name}"] == correct
 
 
+@pytest.mark.long
 def test_every_likelihood_on_a_real_model_is_that_of_lm_eval_on_the_stock_one(wiki_7m):
     if not SHARED.is_dir():
         pytest.skip("no questions at ../shared/data/mmlu beside the repository")
@@ -251,6 +253,7 @@ def test_without_its_adapter_the_model_is_the_base_to_the_digit(tmp_path, saved,
 # ---- Records ----
 
 
+@pytest.mark.long
 def test_what_was_killed_goes_on_at_the_group_it_was_in(tmp_path, saved, folder, monkeypatch):
     whole = measure(saved, folder, tmp_path / "whole", "--preset=smoke")
     evaluated, evaluate_group = [], mmlu.evaluate_group

@@ -95,7 +95,7 @@ def bound_to_modes(path):
     ("implementation", "adapted"),
     [
         ("sdpa", True),
-        ("eager", False),
+        pytest.param("eager", False, marks=pytest.mark.long),
         pytest.param("sdpa", False, marks=pytest.mark.long),
         pytest.param("eager", True, marks=pytest.mark.long),
     ],

@@ -148,6 +148,7 @@ def test_a_mixed_batch_has_the_gradients_of_its_parts(tiny_model):
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.long
 def test_a_thousand_calls_of_four_threads_do_not_disturb_each_other(bound, stock):
     """Each thread mixes modes in an order of its own; every result is compared to the one of a quiet model."""
     before = copy.deepcopy(bound.config.to_dict())

@@ -195,6 +195,7 @@ def test_a_checkpoint_opens_as_a_stock_decoder(checkpoint, tmp_path):
         assert torch.equal(stock.eval()(ids).logits, ours(ids).logits)
 
 
+@pytest.mark.long
 def test_checkpoints_of_all_families_open_in_a_clean_process(tiny_tokenizer, tmp_path):
     expected = {}
     for model_type in FAMILIES:

@@ -77,13 +77,10 @@ def test_forward_equals_a_stock_llama_under_the_double_loops_mask(tiny_model, pa
 
 
 # Each compiles a kernel, which costs seconds.
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("padding", "cached", "dtype"),
-    [
-        ("left", True, torch.float32),
-        pytest.param("none", False, torch.float32, marks=pytest.mark.long),
-        pytest.param("right", False, torch.bfloat16, marks=pytest.mark.long),
-    ],
+    [("none", False, torch.float32), ("left", True, torch.float32), ("right", False, torch.bfloat16)],
 )
 @torch.no_grad()
 def test_flex_attention_equals_a_stock_llama_under_the_double_loops_mask(tiny_model, padding, cached, dtype):

@@ -85,6 +85,7 @@ def test_a_place_that_cannot_be_written_is_named(tiny_model, tmp_path):
         tiny_model.save_pretrained("/proc/inner")
 
 
+@pytest.mark.long
 def test_a_disk_that_is_full_leaves_the_old_checkpoint(tiny_model, tmp_path):
     """A limit on the size of files stops the writing of weights in their middle, as a full disk does."""
     tiny_model.save_pretrained(tmp_path / "target")

@@ -66,16 +66,28 @@ def assert_same_losses(two, one):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"mntp_normalization": "tokens", "msg_normalization": "sequence"}, {"gradient_accumulation_steps": 2}],
-    ids=["labels", "equations", "accumulated"],
+    [
+        pytest.param({"gradient_accumulation_steps": 2}, id="accumulated"),
+        pytest.param({}, id="labels", marks=pytest.mark.long),
+        pytest.param(
+            {"mntp_normalization": "tokens", "msg_normalization": "sequence"}, id="equations", marks=pytest.mark.long
+        ),
+    ],
 )
 def test_joint_training_in_two_processes_equals_one_with_the_same_global_batch(tmp_path, changes):
     one, two = run_both(tmp_path, **JOINT, **changes)
     assert_same_training(two, one)
 
 
-@pytest.mark.parametrize("lora", [FULL, LoraArguments(lora_r=2, lora_alpha=2)], ids=["full", "lora"])
-@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize(
+    ("similarity", "lora"),
+    [
+        pytest.param("cosine", LoraArguments(lora_r=2, lora_alpha=2), id="cosine-lora"),
+        pytest.param("dot", FULL, id="dot-full"),
+        pytest.param("cosine", FULL, id="cosine-full", marks=pytest.mark.long),
+        pytest.param("dot", LoraArguments(lora_r=2, lora_alpha=2), id="dot-lora", marks=pytest.mark.long),
+    ],
+)
 def test_contrastive_training_in_two_processes_equals_one_with_the_same_global_batch(tmp_path, lora, similarity):
     one, two = run_both(tmp_path, lora=lora, similarity=similarity, temperature=0.5, **CONTRASTIVE)
     assert_same_training(two, one)
@@ -83,6 +95,7 @@ def test_contrastive_training_in_two_processes_equals_one_with_the_same_global_b
     assert len(head) == 2 and all(grad.abs().max() > 0 for grad in head.values())
 
 
+@pytest.mark.long
 def test_checkpointed_activations_in_two_processes_equal_one_without(tmp_path):
     changes = {**CONTRASTIVE, "temperature": 0.5}
     one = run_alone(directory=tmp_path, per_device_train_batch_size=4, contrastive_batch_size=4, **changes)
