@@ -94,6 +94,7 @@ def test_checkpoints_of_a_lora_run_are_adapters_of_ours(tmp_path, options):
 UNMERGED = [*LORA, "--merge_adapter=false"]
 
 
+@pytest.mark.long
 def test_the_cost_of_an_adapter_is_measured_on_what_the_run_read(tmp_path, options, capsys):
     """A column of another name, and texts of many tokens before a small context."""
     rows = [json.loads(line) for line in lzma.decompress((tmp_path / "train.jsonl.xz").read_bytes()).splitlines()]
@@ -145,6 +146,7 @@ def test_contradictions_are_refused_before_anything_is_read(options, given, mess
         adapt.main([*options, *given])
 
 
+@pytest.mark.long
 def test_an_adapter_is_merged_before_it_is_trained_further(tmp_path, options):
     adapt.main([*options, *LORA, "--merge_adapter=false"])
     again = [*options, *LORA, f"--output_dir={tmp_path / 'again'}"]  # the last of an option counts

@@ -24,7 +24,7 @@ CHANGES = {
 @pytest.mark.parametrize(
     ("config", "changes"),
     [
-        pytest.param(FSDP2, changes, marks=pytest.mark.long if name in ("full", "adapter") else pytest.mark.nightly)
+        pytest.param(FSDP2, changes, marks=pytest.mark.long if name == "adapter" else pytest.mark.nightly)
         for name, changes in CHANGES.items()
     ]
     + [

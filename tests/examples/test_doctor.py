@@ -90,7 +90,7 @@ def examine_on_the_hub(folder):
     return results
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_a_repository_of_the_hub_is_examined_at_its_revision(saved, tmp_path):
     with HubServer({"hf_owner": "owner"}) as hub:
         results = run_client(examine_on_the_hub, str(saved), hub=hub, home=tmp_path / "home", token="hf_owner")

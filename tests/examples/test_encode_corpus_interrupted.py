@@ -71,6 +71,7 @@ def wait_for_parts(folder: Path, number: int, process) -> None:
 # ---- Killed ----
 
 
+@pytest.mark.long
 def test_a_run_killed_at_random_moments_ends_with_the_bytes_of_an_undisturbed_one(
     tmp_path, options, undisturbed, capsys
 ):
@@ -232,6 +233,7 @@ def test_where_no_chunk_is_finished_other_arguments_begin_afresh(tmp_path, optio
 # ---- Full disk ----
 
 
+@pytest.mark.long
 def test_a_full_disk_is_told_and_what_is_finished_is_kept(tmp_path, options, undisturbed):
     folder = tmp_path / "out.npy.parts"
     error, _ = finish_run([*options, LARGE_CHUNK], largest_file=NO_ROOM)

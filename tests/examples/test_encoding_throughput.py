@@ -48,6 +48,7 @@ def test_random_weights_are_the_same_each_time_and_move_no_generator(tmp_path, t
     assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", [None, "tiny"])
 def test_it_ends_with_its_figures(tmp_path, tiny_tokenizer, capsys, monkeypatch, shape):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")

@@ -68,6 +68,7 @@ def test_every_system_writes_what_its_model_writes_when_asked_so(long_model):
         assert system.settings(max_new_tokens=6)["max_new_tokens"] == 6
 
 
+@pytest.mark.long
 def test_the_suffix_is_seen_by_all_but_the_first_and_examples_by_those_that_have_them(long_model):
     gaps, examples = draw_gaps(STORIES, number=6, shots=2, seed=0)
     others = [gap._replace(suffix=" Quite another end, of cats and dogs.") for gap in gaps]

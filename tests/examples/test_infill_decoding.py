@@ -14,6 +14,7 @@ def few_tokens(monkeypatch):
         monkeypatch.setattr(infill_decoding, name, value)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("few_tokens")
 def test_it_checks_measures_and_writes(request, tmp_path, capsys):
     options = ["--model", str(request.getfixturevalue("stories260k")), "--results", str(tmp_path)]

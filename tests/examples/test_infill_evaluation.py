@@ -146,6 +146,7 @@ def test_story_cloze_runs_and_its_accuracy_is_that_of_the_scores(stories260k, st
     )
 
 
+@pytest.mark.long
 def test_gap_lengths_runs_with_all_its_systems(stories260k, texts, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gap_lengths, "CANDIDATES", (4, 8, 12))
     taught = MagnetLlamaForCausalLM.from_pretrained(stories260k)

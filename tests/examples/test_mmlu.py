@@ -94,6 +94,7 @@ def prompts(task, num_fewshot):
 # ---- Tasks ----
 
 
+@pytest.mark.long
 def test_tasks_and_prompts_are_lm_evals_own_but_for_the_source(hub, questions):
     theirs = task_manager().load(["mmlu"])
     for name in GROUPS.values():
@@ -155,6 +156,7 @@ def test_stock_reading_finds_the_same(tmp_path, saved, folder):
     assert {record.settings["reading"] for record in stock.values()} == {"stock"}
 
 
+@pytest.mark.long
 def test_a_choice_is_the_likeliest_of_four_letters_and_takes_one_row(wiki_7m):
     if not SHARED.is_dir():
         pytest.skip("no questions at ../shared/data/mmlu beside the repository")
@@ -277,6 +279,7 @@ def test_what_was_killed_goes_on_at_the_group_it_was_in(tmp_path, saved, folder,
     assert len(RecordFile(tmp_path / "results", "mmlu").read()) == 5
 
 
+@pytest.mark.long
 def test_an_average_is_not_made_of_groups_in_other_settings(tmp_path, saved, folder):
     measure(saved, folder, tmp_path, "--preset=smoke")
     arguments = ["--model", str(saved), "--preset=smoke", "--limit=1", "--results", str(tmp_path), "--device=cpu"]
@@ -286,6 +289,7 @@ def test_an_average_is_not_made_of_groups_in_other_settings(tmp_path, saved, fol
         average.measure(mmlu.open_reader(str(saved), args))
 
 
+@pytest.mark.long
 def test_records_name_the_questions(tmp_path, saved, folder, questions):
     record = measure(saved, folder, tmp_path / "results", "--preset=smoke")["stem"]
     assert record.settings == {

@@ -11,6 +11,7 @@ from examples.evaluate import pretrain
 from .tiny_run import write_corpus
 
 
+@pytest.mark.long
 def test_legs_lead_to_a_stock_llama(tmp_path, tiny_tokenizer, monkeypatch, capsys):
     tiny_tokenizer.save_pretrained(str(tmp_path / "tokenizer"))
     options = ["--tokenizer", str(tmp_path / "tokenizer"), "--output", str(tmp_path / "out"), "--hidden_size", "16"]

@@ -142,6 +142,7 @@ def test_the_correlation_is_that_of_the_order(tiny_model):
     assert sts.sts_correlation(reader, pairs, prompt="") == pytest.approx(-100)
 
 
+@pytest.mark.long
 def test_real_pairs_give_the_same_as_by_the_encoder_that_users_hand_to_mteb(wiki_7m):
     mteb = pytest.importorskip("mteb", reason="an optional extra: pip install .[eval]")
     if not STS_FOLDER.is_dir():

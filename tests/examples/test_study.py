@@ -258,7 +258,7 @@ def test_a_slice_of_the_study_from_nothing_to_the_page(tmp_path, tiny_plan, caps
     assert again == tables, "nothing is measured twice"
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_a_failed_run_is_told_with_its_log(tmp_path, capsys):
     plan = write_plan(tmp_path, runs={"first": {}})
     with pytest.raises(ChildProcessError, match=r"Did not finish: first \(.*first-0\.log\)"):

@@ -55,6 +55,7 @@ def test_compiled_layers_are_timed_beside_the_others(options):
     assert report["first_seconds"]["MNTP alone, compiled"] > report["seconds"]["MNTP alone, compiled"][0]
 
 
+@pytest.mark.long
 def test_a_larger_vocabulary_costs_the_naive_head_alone(options):
     chosen = ["--systems", "MNTP alone", "MNTP, all logits", "--rounds", "1"]
     small, large = (training_step.main([*options, *chosen, "--vocab_size", size]) for size in ("500", "4000"))

@@ -21,7 +21,7 @@ BLANKED = [
 BEAMS = GenerationConfig(num_beams=4)
 
 
-@pytest.fixture(scope="module", params=["sdpa", "eager"])
+@pytest.fixture(scope="module", params=["sdpa", pytest.param("eager", marks=pytest.mark.long)])
 def model(real_llama, request):
     return MagnetLlamaForCausalLM.from_pretrained(real_llama, attn_implementation=request.param)
 

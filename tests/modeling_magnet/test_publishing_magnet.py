@@ -206,7 +206,7 @@ def test_an_adapter_over_a_base_of_the_hub(hub, checkpoint, tmp_path):
     assert not {"adapter_model.safetensors", "adapter_config.json", "magnet_adapter.json"} & set(hub.files(REPO))
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_a_private_repository_and_its_token(hub, checkpoint, tmp_path):
     options = (str(checkpoint), REPO, "private=True", "revision=side")
     assert run_client(push, *options, hub=hub, home=tmp_path, token="hf_owner") is None

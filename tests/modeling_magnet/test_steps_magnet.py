@@ -126,6 +126,7 @@ def test_what_was_never_written_is_zero(monkeypatch):
     assert torch.equal(keys[:, :, 5:], states[:, :, 1:]), "the caller moved it on"
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("fresh_compiler")
 def test_a_step_is_one_graph_for_all_texts_of_about_a_length(real_llama):
     model = MagnetLlamaForCausalLM.from_pretrained(real_llama)
@@ -140,7 +141,7 @@ def test_a_step_is_one_graph_for_all_texts_of_about_a_length(real_llama):
     assert not counters["graph_break"]
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.usefixtures("fresh_compiler")
 def test_each_model_has_room_for_all_its_shapes(stories260k):
     config = CompileConfig(backend="eager", fullgraph=True)  # which fails where torch's limit is reached

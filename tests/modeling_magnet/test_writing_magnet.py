@@ -37,7 +37,7 @@ def kills(folder, old, new, how, count):
     return Counter(outcomes)
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_fifty_kills_at_random_moments_never_leave_a_mixture(tiny_model, tmp_path):
     tiny_model.save_pretrained(tmp_path / "models")
     outcomes = kills(tmp_path / "models", "sharded", "plain", "seconds", 50)

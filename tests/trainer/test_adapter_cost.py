@@ -47,6 +47,7 @@ def test_products_are_counted(adapted):
     assert extra_products(adapted) == pytest.approx((4 * 64 + 4 * 48) / (1024 + 512))
 
 
+@pytest.mark.long
 def test_the_benchmark_runs(stories260k, tmp_path, capsys):
     (tmp_path / "texts.txt").write_text("Once upon a time there was a cat.\nIt sat on a mat.\n")
     given = [f"--model={stories260k}", f"--texts={tmp_path / 'texts.txt'}", "--rounds=1"]

@@ -73,6 +73,7 @@ def test_two_processes_with_compiled_layers_equal_one_without(tmp_path, config):
     assert_same_training(two, plain)
 
 
+@pytest.mark.long
 def test_layers_are_compiled_whole_once_for_all_and_in_training_steps_alone(tmp_path):
     trainer = tiny_trainer(
         tiny_args(tmp_path, torch_compile_backend="eager", loss_phases=["6:1,1,1"]),

@@ -83,7 +83,7 @@ def test_joint_training_in_two_processes_equals_one_with_the_same_global_batch(t
     ("similarity", "lora"),
     [
         pytest.param("cosine", LoraArguments(lora_r=2, lora_alpha=2), id="cosine-lora"),
-        pytest.param("dot", FULL, id="dot-full"),
+        pytest.param("dot", FULL, id="dot-full", marks=pytest.mark.long),
         pytest.param("cosine", FULL, id="cosine-full", marks=pytest.mark.long),
         pytest.param("dot", LoraArguments(lora_r=2, lora_alpha=2), id="dot-lora", marks=pytest.mark.long),
     ],
@@ -103,6 +103,7 @@ def test_checkpointed_activations_in_two_processes_equal_one_without(tmp_path):
     assert_same_training(run_together(2, directory=tmp_path, **halves, **changes), one)
 
 
+@pytest.mark.long
 def test_recomputed_mini_batches_in_two_processes_equal_one_that_reads_all_pairs_at_once(tmp_path):
     changes = {**CONTRASTIVE, "temperature": 0.5}
     one = run_alone(directory=tmp_path, per_device_train_batch_size=4, contrastive_batch_size=4, **changes)
@@ -114,8 +115,8 @@ def test_recomputed_mini_batches_in_two_processes_equal_one_that_reads_all_pairs
 @pytest.mark.parametrize(
     "lora",
     [
-        pytest.param(FULL, id="full", marks=pytest.mark.long),
-        pytest.param(LoraArguments(lora_r=2, lora_alpha=2), id="lora"),
+        pytest.param(FULL, id="full", marks=pytest.mark.nightly),
+        pytest.param(LoraArguments(lora_r=2, lora_alpha=2), id="lora", marks=pytest.mark.long),
     ],
 )
 def test_two_processes_that_share_the_weights_equal_one_that_has_them_all(tmp_path, lora):
@@ -127,6 +128,7 @@ def test_two_processes_that_share_the_weights_equal_one_that_has_them_all(tmp_pa
         assert_same_training(run_together(2, directory=tmp_path, config=FSDP2, **halves, **more, **changes), one)
 
 
+@pytest.mark.long
 def test_evaluation_in_two_processes_equals_one(tmp_path):
     # Seven rows and fifteen pairs: neither fills the batches of two processes.
     changes = {**CONTRASTIVE, "learning_rate": 0.0, "contrastive_batch_size": 4, "per_device_eval_batch_size": 2}
@@ -137,6 +139,7 @@ def test_evaluation_in_two_processes_equals_one(tmp_path):
             assert two["metrics"][name] == pytest.approx(expected, rel=1e-5), name
 
 
+@pytest.mark.long
 def test_a_run_of_two_processes_killed_inside_an_epoch_goes_on_with_the_same_bits(tmp_path):
     # The parent leaves a sampler behind a shard and a skip of batches at epoch 0; step 9 is inside epoch 1.
     assert_a_killed_run_goes_on(tmp_path, save_steps=9, loss_phases=["7:1,0,1", "5:1,9,1"])
@@ -220,7 +223,7 @@ def test_two_processes_of_deepspeed_equal_one_without(tmp_path, config, lora, mo
 @pytest.mark.parametrize(
     ("config", "lora"),
     [
-        pytest.param(ZERO[0], FULL, id="zero2-full", marks=pytest.mark.long),
+        pytest.param(ZERO[0], FULL, id="zero2-full", marks=pytest.mark.nightly),
         pytest.param(ZERO[1], LORA, id="zero3-lora", marks=pytest.mark.nightly),
     ],
 )
