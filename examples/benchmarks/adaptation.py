@@ -11,7 +11,6 @@ taken from another row. Prints a table and writes JSON beside this file.
 import argparse
 import csv
 import gzip
-import json
 import platform
 import time
 from collections import defaultdict
@@ -35,6 +34,7 @@ from trainer.corruption import IGNORE_INDEX
 from trainer.evaluation import EvaluationCollator, language_metrics, language_sums
 from trainer.metrics import perplexity
 from trainer.objectives import forward_targets
+from trainer.whole_files import write_json
 
 SPANS = CorruptionSettings(mask_ratio=0.0, max_spans=3, min_span_tokens=8, max_span_tokens=32)
 BATCH_SIZE = 16
@@ -189,7 +189,7 @@ def main() -> None:
         "seconds": time.perf_counter() - started,
     }
     file = args.results / f"{args.name}.json"
-    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(file, report)
     print(f"\nadaptation: OK ({file.name}; {report['seconds']:.0f} s)")
 
 

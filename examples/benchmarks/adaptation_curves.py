@@ -13,6 +13,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from trainer.whole_files import write_json
+
 PANELS = {
     "eval_infilling_perplexity": "spans, from both sides",
     "eval_left_to_right_perplexity": "the same spans, left to right",
@@ -76,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     runs = {name: read_evaluations(Path(folder)) for name, folder in (item.split("=", 1) for item in args.runs)}
     file = args.results / f"{args.name}.json"
-    file.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+    write_json(file, runs)
     print(f"adaptation_curves: OK ({draw_evaluations(runs, file.with_suffix('.png'))})")
 
 

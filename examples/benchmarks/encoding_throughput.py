@@ -10,7 +10,6 @@ the same machine in the same run. Vectors are compared before anything is timed;
 """
 
 import argparse
-import json
 import re
 import statistics
 import sys
@@ -33,6 +32,7 @@ from modeling_magnet.batching_magnet import plan_batches
 from modeling_magnet.texts_magnet import tokenize_texts
 from trainer import load_texts
 from trainer.compiling import compile_layers, compiled
+from trainer.whole_files import write_json
 
 THEIR_BATCH_SIZES = (4, 8, 16, 32, 64, 128)
 DEFAULT_BATCH_SIZE = 32
@@ -180,7 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"{report['ratio_best']:.2f}x; padding {', '.join(f'{name} {share:.1%}' for name, share in waste.items())}"
     )
     file = args.results / f"{args.name}.json"
-    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(file, report)
     print(f"encoding_throughput: OK ({file.name})")
 
 

@@ -14,7 +14,6 @@ disturbs both sides.
 """
 
 import argparse
-import json
 import random
 import statistics
 import sys
@@ -34,6 +33,7 @@ import transformers
 from examples.benchmarks.measuring import SHAPES, copy_rate, machine, random_llama, seconds
 from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.gaps_magnet import continuation_ids, lay_out
+from trainer.whole_files import write_json
 
 WORDS = "The river runs through the old town and its bridges were built in the last century .".split()
 FILL_TOKENS = 16
@@ -202,7 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     print(f"weights read per step: {report['weights_gb']:.4f} GB; floor of a step {1000 * floor:.3f} ms")
     file = args.results / f"{args.name}.json"
-    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(file, report)
     print(f"infill_decoding: OK ({file.name})")
 
 

@@ -28,6 +28,7 @@ import transformers
 
 from examples.benchmarks.measuring import PAPER_STEPS, SHAPES, machine, random_llama
 from examples.benchmarks.training_systems import COMPILED, JOINT, MNTP, ROWS
+from trainer.whole_files import write_json
 
 HERE = Path(__file__).parent
 Report = dict[str, Any]
@@ -142,10 +143,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     print_table(table)
     whole = {"table": table, "seconds": time.monotonic() - started, "shape": args.shape}
     file = args.results / f"{args.name}_all.json"
-    file.write_text(
-        json.dumps({**whole, **machine(torch.device(args.device), dtype=args.dtype)}, indent=1) + "\n",
-        encoding="utf-8",
-    )
+    write_json(file, {**whole, **machine(torch.device(args.device), dtype=args.dtype)})
     missing = [row["what"] for row in table if row["at_least"] is not None and row["figure"] is None]
     if missing:
         raise SystemExit(f"There is no figure for: {'; '.join(missing)}.")

@@ -9,7 +9,6 @@ not. Neither is what a kernel uses inside.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import weakref
@@ -36,6 +35,7 @@ from examples.benchmarks.training_systems import (
 )
 from modeling_magnet import AutoMagnetForCausalLM
 from trainer import LoraArguments, apply_lora, texts_to_blocks
+from trainer.whole_files import write_json
 
 MIB = 2**20
 
@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         **machine(torch.device("cpu"), dtype="bfloat16 products" if args.autocast else "float32"),
     }
     file = args.results / f"{args.name}.json"
-    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(file, report)
     print(f"training_memory: OK ({file.name})")
     return report
 

@@ -15,7 +15,6 @@ the naive ones too. Losses and gradients are compared before anything is timed; 
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -54,6 +53,7 @@ from examples.benchmarks.training_systems import (
 )
 from modeling_magnet import AutoMagnetForCausalLM
 from trainer import LoraArguments, apply_lora, texts_to_blocks
+from trainer.whole_files import write_json
 
 PAPER = dict(zip((ROWS, JOINT), PAPER_STEPS, strict=True))
 
@@ -151,7 +151,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         + ("attn_implementation", "compiler", "recompute")
     }
     file = args.results / f"{args.name}.json"
-    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(file, report)
     print(f"training_step: OK ({file.name})")
     return report
 

@@ -73,12 +73,14 @@ def test_steps_that_differ_are_not_timed(options, monkeypatch):
 
 
 def test_memory_is_counted_for_each_vocabulary(options, tmp_path, capsys):
-    report = training_memory.main([*options, "--vocab_sizes", "500", "8000", "--name", "memory"])
+    folder = tmp_path / "not" / "there" / "yet"
+    given = ["--vocab_sizes", "500", "8000", "--name", "memory", "--results", str(folder)]
+    report = training_memory.main([*options, *given])
     assert capsys.readouterr().out.splitlines()[-1] == "training_memory: OK (memory.json)"
     small, large = report["bytes"][500], report["bytes"][8000]
     assert large["naive, the same rows"] > 3 * small["naive, the same rows"]
     assert max(large["share"], small["share"]) < 0.5
-    assert json.loads((tmp_path / "memory.json").read_text())["bytes"]["8000"] == large
+    assert json.loads((folder / "memory.json").read_text())["bytes"]["8000"] == large
 
 
 def test_bytes_are_counted_as_by_hand():
