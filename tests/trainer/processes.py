@@ -52,6 +52,9 @@ def train_once(
     report: str, output_dir: str, lora: LoraArguments, resume: bool, kill_at: int | None, changes: dict[str, Any]
 ) -> None:
     """Train, evaluate where there is an evaluation strategy, and write what happened to a file."""
+    # As where a user trains on Linux. Workers of a loader that the fork server starts would outlive a killed trainer,
+    # which is not their parent, and keep the server.
+    multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     torch.manual_seed(7)
     model = apply_lora(tiny_model(), lora)
