@@ -18,6 +18,7 @@ from examples.adapt import main
 from examples.adapt_arguments import parse_arguments
 
 from .examples.tiny_run import WORDS, save_plain_llama, tiny_options
+from .scripts import run_script
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README, GUIDES, CONTRIBUTING = (
@@ -161,3 +162,11 @@ def test_everything_public_is_explained(name):
 def test_every_training_argument_has_its_help_text(field):
     help_text = trainer.MagnetTrainingArguments.__dataclass_fields__[field].metadata["help"]
     assert help_text.endswith((".", ")"))
+
+
+def test_the_main_job_explains_itself(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    code, output, _ = run_script(REPOSITORY / "examples" / "adapt.py", "--help")
+    assert code == 0
+    for option in ("--model_name_or_path", "--train_texts", "--pairs", "--loss_phases", "--lora_r"):
+        assert option in output

@@ -27,10 +27,7 @@ CHANGES = {
         pytest.param(FSDP2, changes, marks=pytest.mark.long if name == "adapter" else pytest.mark.nightly)
         for name, changes in CHANGES.items()
     ]
-    + [
-        pytest.param(ZERO[1], CHANGES["full"], marks=pytest.mark.nightly),
-        pytest.param(ZERO[1], CHANGES["head"], marks=pytest.mark.nightly),
-    ],
+    + [pytest.param(ZERO[1], CHANGES[name], marks=pytest.mark.nightly) for name in ("full", "head")],
     ids=[*CHANGES, "zero3-full", "zero3-head"],
 )
 def test_what_two_processes_save_is_what_one_saves(tmp_path, tiny_tokenizer, config, changes, monkeypatch):
