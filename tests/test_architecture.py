@@ -110,11 +110,6 @@ def test_a_module_ends_with_its_public_names(file):
     assert all(hasattr(module, name) for name in names)
 
 
-@pytest.mark.parametrize("file", PACKAGE_FILES + EXAMPLES, ids=relative)
-def test_files_stay_short(file):
-    assert len(file.read_text(encoding="utf-8").splitlines()) <= 400
-
-
 @pytest.mark.parametrize("file", PACKAGE_FILES, ids=relative)
 def test_what_is_public_has_a_docstring(file):
     tree = parse(file)
