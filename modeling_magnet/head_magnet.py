@@ -14,7 +14,7 @@ class ContrastiveHead(nn.Module):
     projection head without describing it.
     """
 
-    # transformers collects both from a model's modules. A quantised model's state dict is taken from the model, whatever
+    # transformers collects both from a model's modules. It takes a quantised model's state dict by itself, whatever
     # `save_pretrained` is handed; quantisation leaves the head alone, which is loaded afterwards in the model's dtype.
     _keys_to_ignore_on_save = frozenset({"linear.weight", "linear.bias"})
     _keep_in_fp32_modules = frozenset({"sscl_head"})

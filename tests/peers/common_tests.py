@@ -97,4 +97,4 @@ for family, (config_class, own, stock, ours) in FAMILIES.items():
         case = _case(config_class, own, model_class)
         case.__name__ = case.__qualname__ = f"Test{family}{side}"
         globals()[case.__name__] = case
-del case, ModelTesterMixin
+del case  # or it would be collected under this name as well

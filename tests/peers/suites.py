@@ -4,8 +4,9 @@
     python -m tests.peers.suites --quick     # the common tests of transformers on two families
 
 The suites come in the source packages of the installed versions, which pip downloads; none of their code is kept here.
-A test that passes on the stock class and not on ours is an error, unless `ALLOWED` gives a reason. The source package of
-transformers holds the common tests of models, but not those of `generate`: `test_causal_parity_magnet.py` compares it.
+A test that passes on the stock class and not on ours is an error, unless `ALLOWED` gives a reason. The source package
+of transformers holds the common tests of models, but not those of `generate`: `test_causal_parity_magnet.py` compares
+it with the stock class's.
 """
 
 import argparse
