@@ -14,6 +14,11 @@ class ContrastiveHead(nn.Module):
     projection head without describing it.
     """
 
+    # transformers collects both from a model's modules. It takes a quantised model's state dict by itself, whatever
+    # `save_pretrained` is handed; quantisation leaves the head alone, which is loaded afterwards in the model's dtype.
+    _keys_to_ignore_on_save = frozenset({"linear.weight", "linear.bias"})
+    _keep_in_fp32_modules = frozenset({"sscl_head"})
+
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.linear = nn.Linear(hidden_size, hidden_size)

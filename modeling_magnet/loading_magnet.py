@@ -59,10 +59,6 @@ class LoadingMixin(AdaptersMixin):
 
     # The contrastive head has a file of its own, so the main weights never hold it.
     _keys_to_ignore_on_load_missing = [r"^sscl_head\."]
-    # Of a quantised model transformers takes the state dict by itself, whatever it is handed.
-    _keys_to_ignore_on_save = {"sscl_head.linear.weight", "sscl_head.linear.bias"}
-    # What quantises the base leaves out what is named here; the head is loaded afterwards, in the model's dtype.
-    _keep_in_fp32_modules = ["sscl_head"]
 
     _tokenizer_source: TokenizerSource
     _card: str | None = None

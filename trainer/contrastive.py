@@ -9,6 +9,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from modeling_magnet.head_magnet import ContrastiveHead
 
@@ -48,6 +49,9 @@ def attach_contrastive_head(model: nn.Module, *, kind: str, hidden_size: int, se
     for weight in head.parameters():
         nn.init.uniform_(weight, -bound, bound, generator=generator)
     model.add_module(HEAD_NAME, head.to(next(model.parameters()).device))
+    if isinstance(model, PreTrainedModel):  # which collected the keys of its modules when it was made
+        own = {f"{HEAD_NAME}.{key}" for key in head._keys_to_ignore_on_save}
+        model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *own}
     return head
 
 

@@ -1,0 +1,50 @@
+"""What passes on a stock class passes on ours."""
+
+import pytest
+
+from . import suites
+
+
+def test_a_test_that_fails_on_ours_only_is_a_complaint_unless_it_is_allowed():
+    allowed = next(iter(suites.ALLOWED))
+    passed = {
+        ("TestLlamaStock", "test_a"): True,
+        ("TestLlamaOurs", "test_a"): True,
+        ("TestLlamaStock", "test_b"): True,
+        ("TestLlamaOurs", "test_b"): False,
+        ("TestLlamaStock", "test_c"): False,
+        ("TestLlamaOurs", "test_c"): False,
+        ("TestLlamaStock", "test_d"): True,
+        ("TestLlamaStock", allowed): True,
+        ("TestLlamaOurs", allowed): False,
+    }
+    stock_passed, complaints = suites.compare(passed)
+    assert stock_passed == 4
+    assert [complaint.split(";")[0] for complaint in complaints] == [
+        "TestLlamaOurs::test_b fails",
+        "TestLlamaOurs::test_d is skipped",
+    ]
+    assert suites.compare({}).complaints
+
+
+def test_the_list_of_what_may_fail_is_short_and_gives_reasons():
+    assert len(suites.ALLOWED) <= 10
+    assert all(len(reason.split()) > 5 for reason in suites.ALLOWED.values())
+
+
+def complaints(*, quick: bool) -> list[str]:
+    pytest.importorskip("parameterized", reason="the suite of transformers needs it: pip install -e '.[dev]'")
+    try:
+        return [complaint for _, outcome in suites.run(quick=quick) for complaint in outcome.complaints]
+    except OSError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.long
+def test_the_common_tests_of_transformers_pass_on_ours():
+    assert complaints(quick=True) == []
+
+
+@pytest.mark.nightly
+def test_the_suites_of_transformers_and_peft_pass_on_ours():
+    assert complaints(quick=False) == []
