@@ -1,9 +1,9 @@
 """Scores -> one drawn token for each row, with the distribution cut as `generate` cuts it.
 
-A few rows are drawn at a time, and each by itself: what is drawn does not depend on the rows beside it, and what exists
-at once does not grow with their number. The tokens that a cut leaves are gathered before anything else is done with
-them: top-k leaves some 50 of a vocabulary of 262,144. The cumulative sums are taken in double precision and in the
-order of the vocabulary.
+A few rows are drawn at a time, and each by itself: what is drawn does not depend on the rows beside it, and what
+exists at once does not grow with their number. The tokens that a cut leaves are gathered before anything else is done
+with them: top-k leaves some 50 of a vocabulary of 262,144. The cumulative sums are taken in double precision and in
+the order of the vocabulary.
 
 Shapes: N rows, V vocabulary, M tokens that are left in the row that keeps most.
 """
@@ -11,10 +11,10 @@ Shapes: N rows, V vocabulary, M tokens that are left in the row that keeps most.
 import torch
 from transformers.generation.logits_process import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
-# Scores of the rows that are drawn at once; each has up to four copies, two of them in double precision.
-_CPU_SCORES, _DEVICE_SCORES = 2**21, 2**24
-# Tokens that usually hold the share that top-p keeps; only a flatter row has its whole vocabulary sorted.
-_NUCLEUS = 1024
+# Scores of the rows that are drawn at once. Of a flat row each takes up to 40 bytes beside its own four.
+_CPU_SCORES, _DEVICE_SCORES = 2**20, 2**24
+# So many tokens usually hold the share that top-p keeps; only of flatter rows is the whole vocabulary sorted.
+_NUCLEUS = (1024, 16_384)
 
 
 def draw_tokens(scores: torch.Tensor, numbers: torch.Tensor, *, warpers: LogitsProcessorList) -> torch.Tensor:
@@ -39,8 +39,8 @@ def _draw(scores: torch.Tensor, numbers: torch.Tensor, *, warpers: LogitsProcess
     for warper in warpers:
         if ids is None and isinstance(warper, TopKLogitsWarper):
             scores, ids = _gather(scores, scores.topk(min(warper.top_k, scores.shape[-1])).values[:, -1:])
-        elif ids is None and isinstance(warper, TopPLogitsWarper):
-            scores, ids = _nucleus(scores, share=warper.top_p)
+        elif isinstance(warper, TopPLogitsWarper):
+            scores, ids = _nucleus(scores, ids, share=warper.top_p)
         else:
             scores = warper(_NO_IDS, scores)  # type: ignore[arg-type]
     cumulative = torch.softmax(scores, dim=-1, dtype=torch.float64).cumsum(-1)
@@ -73,23 +73,36 @@ def _gather(scores: torch.Tensor, least: torch.Tensor) -> tuple[torch.Tensor, to
     return kept, ids
 
 
-def _nucleus(scores: torch.Tensor, *, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _nucleus(
+    scores: torch.Tensor, ids: torch.Tensor | None, *, share: float
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What `TopPLogitsWarper` leaves of each row, without sorting the vocabulary where few tokens hold the share.
 
+    Of tokens that are as likely as one another the first are cut, where its sort leaves that to chance.
+
+    Args:
+        scores (`torch.FloatTensor` of shape `(N, M)`): Scores of gathered tokens, or `(N, V)` of all.
+        ids (`torch.LongTensor` of shape `(N, M)`, *optional*): The tokens that were gathered.
+        share (`float`): Least probability of those that stay.
+
     Returns:
-        `tuple`: as `_gather`, with -inf for what was cut.
+        `tuple`: scores with -inf for what was cut, and tokens; `None` for all.
     """
     log_total = scores.logsumexp(-1, keepdim=True).double()  # (N, 1)
-    highest = scores.topk(min(_NUCLEUS, scores.shape[-1])).values
-    is_enough = bool(((highest.double() - log_total).exp().sum(-1) >= share).all())
-    kept, ids = _gather(scores, highest[:, -1:] if is_enough else torch.full_like(log_total, -torch.inf))
-    order = kept.argsort(dim=-1, stable=True)
-    chances = (kept.double() - log_total).exp().gather(-1, order)
-    # All that is not here is less likely than what is.
-    below = (1 - chances.sum(-1, keepdim=True)).clamp(min=0) + chances.cumsum(-1)
-    is_cut = below <= 1 - share
+    if ids is None:
+        for count in _NUCLEUS:
+            if count < scores.shape[-1]:
+                highest = scores.topk(count).values
+                if bool(((highest.double() - log_total).exp().sum(-1) >= share).all()):
+                    scores, ids = _gather(scores, highest[:, -1:])
+                    break
+    order = scores.argsort(dim=-1, stable=True)
+    below = scores.gather(-1, order).double().sub_(log_total).exp_()
+    # All that was not gathered is less likely than what was.
+    rest = (1 - below.sum(-1, keepdim=True)).clamp(min=0)
+    is_cut = below.cumsum(-1).add_(rest) <= 1 - share
     is_cut[:, -1] = False
-    return kept.masked_fill(is_cut.scatter(-1, order, is_cut), -torch.inf), ids
+    return scores.masked_fill(is_cut.scatter(-1, order, is_cut), -torch.inf), ids
 
 
 # Warpers do not look at the tokens so far.

@@ -1,7 +1,6 @@
 """Which token a distribution gives: the most likely one, or a draw from a generator that belongs to one span."""
 
 import copy
-import sys
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, NamedTuple

@@ -141,9 +141,7 @@ class ScoringMixin(EncodingMixin):
             for segment, fill in enumerate(row.fills.values(), start=1):
                 # The output before a token predicts it; in front of a fill stands the context.
                 places = [layout.predictors[0], *range(len(row_ids), len(row_ids) + len(fill) - 1)]
-                targets += [
-                    (segment - 1, row_number, place, token) for place, token in zip(places, fill, strict=True)
-                ]
+                targets += [(segment - 1, row_number, place, token) for place, token in zip(places, fill, strict=True)]
                 row_ids += fill
                 row_positions += range(layout.gap_starts[0], layout.gap_starts[0] + len(fill))
                 row_segments += [segment] * len(fill)

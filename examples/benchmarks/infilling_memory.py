@@ -2,10 +2,11 @@
 
     python examples/benchmarks/infilling_memory.py --model DIR
 
-The floor is the model's own work on a bounded number of tokens. With a vocabulary of 262,144 the logits of one position
-take 1 MiB in float32, so that nothing may hold those of all labels, or of all spans, at once. The bytes of every tensor
-are counted as it is made and let go; weights are not counted, and neither is what a kernel uses inside, which the
-growth of the process' resident memory includes (on Linux). Times are CPU seconds of the call alone, after a first one.
+The floor is the model's own work on a bounded number of tokens. With a vocabulary of 262,144 the logits of one
+position take 1 MiB in float32, so that nothing may hold those of all labels, or of all spans, at once. The bytes of
+every tensor are counted as it is made and let go; weights are not counted, and neither is what a kernel uses inside,
+which the growth of the process' resident memory includes (on Linux). Times are CPU seconds of one call, after a first
+one that reads the vocabulary.
 """
 
 import argparse
