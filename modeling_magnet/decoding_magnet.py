@@ -12,8 +12,8 @@ from transformers import CompileConfig
 
 from .cache_magnet import ReservedCache
 from .encoding_magnet import EncodingMixin
-from .sampling_magnet import TokenChooser
-from .spans_magnet import SpanRow
+from .sampling_magnet import Choice, TokenChooser
+from .spans_magnet import Span, SpanRow
 from .steps_magnet import STATIC_MULTIPLE, GrowingSteps, StaticSteps, StepMask
 from .stopping_magnet import StopRules
 
@@ -106,8 +106,12 @@ class DecodingMixin(EncodingMixin):
         everywhere = where = self._index(places)  # two of (N,): row and slot of each span, and of each active one
         states = prefill.states[where[0], predictors[where]]  # (N, H)
         for step in range(num_steps):
-            choice = chooser.choose(
-                self._project(states), [spans[i] for i in active], indices=[firsts[i] + step for i in active]
+            choice = self._choose(
+                states,
+                [spans[i] for i in active],
+                indices=[firsts[i] + step for i in active],
+                chooser=chooser,
+                with_scores=bool(rules.criteria),
             )
             tokens[:, :, step].index_put_(where, choice.tokens)
             logprobs[:, :, step].index_put_(where, choice.logprobs)
@@ -140,6 +144,32 @@ class DecodingMixin(EncodingMixin):
                 span.logprobs += scores[:limit]
         embeddings = prefill.embeddings
         return None if embeddings is None else embeddings[[place_of[index] for index in range(len(rows))]]
+
+    def _choose(
+        self,
+        states: torch.Tensor,
+        spans: Sequence[Span],
+        *,
+        indices: Sequence[int],
+        chooser: TokenChooser,
+        with_scores: bool,
+    ) -> Choice:
+        """A token for each span from the states `(N, H)` that predict them, with logits of a few spans at a time."""
+        vocab_size = self.config.vocab_size
+        size = chooser.spans_at_once(len(spans), vocab_size=vocab_size, device=states.device)
+        if with_scores:
+            size = len(spans)  # stopping criteria get all of them
+        return Choice.join(
+            [
+                chooser.choose(
+                    self._project(states[start : start + size]),
+                    spans[start : start + size],
+                    indices=indices[start : start + size],
+                    with_scores=with_scores,
+                )
+                for start in range(0, len(spans), size)
+            ]
+        )
 
     def _read_context(self, rows: Sequence[SpanRow], *, room: int, embed: bool, multiple: int) -> _Prefill:
         """Read the context of a batch, and leave room in its cache, which is a multiple of some number of tokens.

@@ -106,23 +106,14 @@ class LengthsMixin(FillingMixin):
                 ids += piece
             rows.append(ids)
             joins.append(ranges)
-        batch = pad_token_rows(rows, pad_token_id=self._pad_token_id())
-        targets = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
-        for row, ranges in enumerate(joins):
-            for start, end in ranges:
-                targets[row, start:end] = True
-        predicts = targets.roll(-1, dims=1)
-        batch = self._to_device({**batch, "predicts": predicts})
-        logits = self(
-            batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            mode="causal",
-            use_cache=False,
-            logits_to_keep=batch["predicts"],
-        ).logits
-        labels = batch["input_ids"].roll(-1, dims=1)[batch["predicts"]]
-        logprobs = torch.log_softmax(logits.float(), -1).gather(-1, labels[:, None])[:, 0].tolist()
-        remaining = iter(logprobs)
+        batch = self._to_device(pad_token_rows(rows, pad_token_id=self._pad_token_id()))
+        targets = [
+            (0, row, place - 1, rows[row][place])
+            for row, ranges in enumerate(joins)
+            for start, end in ranges
+            for place in range(start, end)
+        ]
+        remaining = iter(self._target_logprobs(batch, targets, mode="causal"))
         return [
             [sum(next(remaining) for _ in range(start, end)) / max(end - start, 1) for start, end in ranges]
             for ranges in joins

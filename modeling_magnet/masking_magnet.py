@@ -127,10 +127,13 @@ def attention_pattern(
     index = torch.arange(segment_ids.shape[1], device=segment_ids.device)
     queries = index[segment_ids.shape[1] - query_length :]
     query_segments = segment_ids[:, segment_ids.shape[1] - query_length :]
-    own_past = (query_segments[:, :, None] == segment_ids[:, None, :]) & (index <= queries[:, None])  # (B, Q, KV)
-    allowed = own_past | (segment_ids == 0)[:, None, :]
+    # In place: long rows leave no room for copies of so large a pattern.
+    allowed = query_segments[:, :, None] == segment_ids[:, None, :]  # (B, Q, KV)
+    allowed &= index <= queries[:, None]  # its own past
+    allowed |= (segment_ids == 0)[:, None, :]
     if attention_mask is not None:
-        allowed = (allowed & attention_mask.bool()[:, None, :]) | (index == queries[:, None])
+        allowed &= attention_mask.bool()[:, None, :]
+        allowed |= index == queries[:, None]
     return allowed[:, None]  # (B, 1, Q, KV)
 
 
@@ -208,9 +211,12 @@ def limit_to_window(
         key_positions (`torch.LongTensor` of shape `(B, KV)`): Positions of the keys.
         window (`int`): As the config has it.
     """
-    distance = (query_positions[:, :, None] - key_positions[:, None, :]).abs()  # (B, Q, KV)
+    queries, keys = query_positions[:, None, :, None], key_positions[:, None, None, :]
+    # Bounds are compared, one byte a pair: distances would take eight and their absolute values as many.
     # A padding token that sees itself alone must not lose even that: its distance to itself is 0.
-    return allowed & (distance <= window)[:, None]
+    near = allowed & (keys >= queries - window)
+    near &= keys <= queries + window
+    return near
 
 
 def render_for_layers(
@@ -230,16 +236,16 @@ def render_for_layers(
         query_positions, key_positions (`torch.LongTensor` of shape `(B, Q)` and `(B, KV)`): For the windows.
         implementation, dtype: See `render_pattern`.
     """
-    masks = {
-        kind: render_pattern(
-            allowed
-            if window is None
-            else limit_to_window(allowed, query_positions=query_positions, key_positions=key_positions, window=window),
-            implementation=implementation,
-            dtype=dtype,
-        )
-        for kind, window in windows.items()
-    }
+    rendered: dict[int | None, Any] = {}  # kinds with the same window share one
+    for window in windows.values():
+        if window not in rendered:
+            pattern = allowed
+            if window is not None:
+                pattern = limit_to_window(
+                    allowed, query_positions=query_positions, key_positions=key_positions, window=window
+                )
+            rendered[window] = render_pattern(pattern, implementation=implementation, dtype=dtype)
+    masks = {kind: rendered[window] for kind, window in windows.items()}
     return masks.get("", masks)
 
 

@@ -18,10 +18,13 @@ from transformers.generation.logits_process import (
 )
 
 from .batching_magnet import pad_token_rows
+from .drawing_magnet import draw_tokens
 from .gaps_magnet import Seam
 from .seams_magnet import SeamHealer
 from .spans_magnet import Span
 
+# Scores that exist at once, in float32: those of 64 spans with a vocabulary of 262,144 on a CPU, of 256 elsewhere.
+_CPU_SCORES, _DEVICE_SCORES = 2**24, 2**26
 # What generate uses where neither the caller nor the checkpoint says anything.
 DEFAULT_TOP_K = 50
 SUPPORTED = (
@@ -85,7 +88,15 @@ class Choice(NamedTuple):
     logprobs: torch.Tensor  # (N,): under the model's own distribution, before anything is barred or warped
     is_possible: torch.Tensor  # (N,): false where everything was barred, and the token means nothing
     is_nan: torch.Tensor  # (): whether the model gave something that is no number
-    scores: torch.Tensor  # (N, V): what the token was chosen by
+    scores: torch.Tensor | None = None  # (N, V): what the token was chosen by, where it was asked for
+
+    @classmethod
+    def join(cls, parts: Sequence["Choice"]) -> "Choice":
+        """The choices of several groups of spans as one, without their scores."""
+        if len(parts) == 1:
+            return parts[0]
+        tokens, logprobs, is_possible = (torch.cat(column) for column in list(zip(*parts, strict=True))[:3])
+        return cls(tokens, logprobs, is_possible, torch.stack([part.is_nan for part in parts]).any())
 
 
 class TokenChooser:
@@ -163,26 +174,43 @@ class TokenChooser:
         rows = [[*span.before, *span.token_ids] or [self.pad_token_id] for span in spans]
         return pad_token_rows(rows, pad_token_id=self.pad_token_id, padding_side="left")["input_ids"]
 
-    def choose(self, logits: torch.Tensor, spans: Sequence[Span], *, indices: Sequence[int]) -> Choice:
-        """One token for each of some spans.
+    def spans_at_once(self, num_spans: int, *, vocab_size: int, device: torch.device) -> int:
+        """How many of some spans are to be chosen for at once, so that the memory for their scores is bounded.
+
+        Args:
+            num_spans (`int`): Spans that a token is chosen for.
+            vocab_size (`int`): V.
+            device (`torch.device`): Where the scores are made.
+        """
+        if self.processors:
+            return num_spans  # they may remember rows by their number
+        most = max(1, (_CPU_SCORES if device.type == "cpu" else _DEVICE_SCORES) // vocab_size)
+        return -(-num_spans // -(-num_spans // most))  # groups of one size
+
+    def choose(
+        self, logits: torch.Tensor, spans: Sequence[Span], *, indices: Sequence[int], with_scores: bool = False
+    ) -> Choice:
+        """One token for each of some spans; beside the logits there is one copy of them in float32.
 
         Args:
             logits (`torch.FloatTensor` of shape `(N, V)`): One row per span.
             spans (`Sequence[Span]`): The spans.
             indices (`Sequence[int]`): Which token of its gap each of them gets, from 0.
+            with_scores (`bool`, defaults to `False`): Whether `Choice.scores` is wanted.
         """
-        scores = logits.float()
-        logprobs = torch.log_softmax(scores, dim=-1)
-        is_nan = torch.isnan(logprobs).any()
-        scores = scores.clone()
+        # The one copy first becomes exp(logit - highest), for the model's own distribution, and then the scores.
+        scores = torch.empty(logits.shape, dtype=torch.float32, device=logits.device).copy_(logits)
+        highest = scores.amax(-1, keepdim=True)
+        log_total = scores.sub_(highest).exp_().sum(-1, keepdim=True).log_()  # (N, 1), beyond the highest
+        scores.copy_(logits)
         if self.processors:
             scores = self.processors(self.left_contexts(spans).to(scores.device), scores)  # type: ignore[arg-type]
         end_chances = None
         if self.end_of_span_id is not None and self.uniforms is None:
-            end_chances = torch.softmax(scores, dim=-1)[:, self.end_of_span_id]
+            end_chances = (scores[:, self.end_of_span_id] - _log_totals(scores)).exp()
         if self.barred.device != scores.device:
             self.barred = self.barred.to(scores.device)  # once, and not at every step
-        scores[:, self.barred] = -torch.inf
+        scores.index_fill_(1, self.barred, -torch.inf)
         if self.end_of_span_id is not None:
             never = [row for row, index in enumerate(indices) if index == 0 or self.uniforms is None]
             scores[never, self.end_of_span_id] = -torch.inf
@@ -190,25 +218,25 @@ class TokenChooser:
             for row, (span, index) in enumerate(zip(spans, indices, strict=True)):
                 fits = self.healer.fits(span, index=index)
                 if fits is not None:
-                    scores[row, ~fits.to(scores.device)] = -torch.inf
+                    scores[row].masked_fill_(~fits.to(scores.device), -torch.inf)
         if self.uniforms is None:
             tokens = self._most_likely(scores, spans, indices=indices)
             if end_chances is not None:
                 tokens = self._end_at_median(tokens, end_chances, spans, indices=indices)
         else:
-            scores = self.warpers(torch.empty(0, dtype=torch.long), scores)  # type: ignore[arg-type]
-            cumulative = torch.softmax(scores.double(), dim=-1).cumsum(-1)
             # A span that is full stays beside the others where processors know rows by number; its token is not used.
             places = (min(index, span.gap_length - 1) for span, index in zip(spans, indices, strict=True))
             drawn = [self.uniforms[span.stream][place] for span, place in zip(spans, places, strict=True)]
-            wanted = torch.stack(drawn).to(scores.device)
-            # Scaled by the last sum, so that rounding cannot leave the draw behind the last token.
-            tokens = torch.searchsorted(cumulative, (wanted * cumulative[:, -1])[:, None], right=True)[:, 0]
-            tokens = tokens.clamp(max=scores.shape[-1] - 1)  # a row of NaN points behind the end
+            tokens = draw_tokens(scores, torch.stack(drawn).to(scores.device), warpers=self.warpers)
+            if with_scores:
+                for part in scores.split(1):
+                    part.copy_(self.warpers(torch.empty(0, dtype=torch.long), part))  # type: ignore[arg-type]
         is_possible = scores.gather(-1, tokens[:, None])[:, 0] > -torch.inf
         if self.end_of_span_id is not None:
             is_possible |= tokens == self.end_of_span_id
-        return Choice(tokens, logprobs.gather(-1, tokens[:, None])[:, 0], is_possible, is_nan, scores)
+        logprobs = logits.gather(-1, tokens[:, None]).float() - highest - log_total
+        is_nan = ~log_total.isfinite().all()
+        return Choice(tokens, logprobs[:, 0], is_possible, is_nan, scores if with_scores else None)
 
     def _end_at_median(
         self, tokens: torch.Tensor, end_chances: torch.Tensor, spans: Sequence[Span], *, indices: Sequence[int]
@@ -229,6 +257,12 @@ class TokenChooser:
             return scores.argmax(-1)
         ordered = scores.topk(max(ranks) + 1, dim=-1).indices  # (N, ranks)
         return ordered.gather(-1, torch.tensor(ranks, device=scores.device)[:, None])[:, 0]
+
+
+def _log_totals(scores: torch.Tensor) -> torch.Tensor:
+    """Logarithms `(N,)` of the sums of exp(scores), a few rows at a time: this makes a copy of them."""
+    rows = max(1, _CPU_SCORES // scores.shape[-1])
+    return torch.cat([part.logsumexp(-1) for part in scores.split(rows)])
 
 
 __all__ = ["Choice", "TokenChooser", "merge_generation_config"]

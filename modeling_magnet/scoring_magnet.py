@@ -3,6 +3,7 @@
 Shapes: B rows, S tokens in the longest row, V vocabulary.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -131,7 +132,8 @@ class ScoringMixin(EncodingMixin):
 
     def _score_rows(self, rows: Sequence[_ScoredRow]) -> list[list[list[float]]]:
         """Per row and fill, each token's log-probability; one forward."""
-        ids, positions, segments, sources, labels = [], [], [], [], []
+        ids, positions, segments = [], [], []
+        targets: list[tuple[int, int, int, int]] = []  # number of the fill, row, place, token
         for row_number, row in enumerate(rows):
             layout = row.layout
             row_ids, row_positions = list(layout.token_ids), list(layout.positions)
@@ -139,26 +141,18 @@ class ScoringMixin(EncodingMixin):
             for segment, fill in enumerate(row.fills.values(), start=1):
                 # The output before a token predicts it; in front of a fill stands the context.
                 places = [layout.predictors[0], *range(len(row_ids), len(row_ids) + len(fill) - 1)]
-                sources += [(row_number, place) for place in places]
-                labels += fill
+                targets += [(segment - 1, row_number, place, token) for place, token in zip(places, fill, strict=True)]
                 row_ids += fill
                 row_positions += range(layout.gap_starts[0], layout.gap_starts[0] + len(fill))
                 row_segments += [segment] * len(fill)
             ids.append(row_ids)
             positions.append(row_positions)
             segments.append(row_segments)
-        states = self(
-            **self._infill_batch(ids, positions, segments),
-            mode="infill",
-            logits_to_keep=torch.arange(0, device=self.device),
-        ).last_hidden_state  # (B, S, H)
-        where = self._to_device({"sources": torch.tensor(sources).T.contiguous(), "labels": torch.tensor(labels)})
-        logits = self._project(states[where["sources"][0], where["sources"][1]]).float()  # (labels, V)
-        chosen = logits.gather(-1, where["labels"][:, None])[:, 0]
-        scores = chosen - logits.logsumexp(-1)
-        if bool(torch.isnan(scores).any()):
+        batch = self._infill_batch(ids, positions, segments)
+        scores = self._target_logprobs(batch, targets, mode="infill")
+        if any(map(math.isnan, scores)):
             raise ValueError("The model gave NaN logits for a token of a fill. Check its weights and dtype.")
-        logprobs = iter(scores.tolist())
+        logprobs = iter(scores)
         return [[[next(logprobs) for _ in fill] for fill in row.fills.values()] for row in rows]
 
 

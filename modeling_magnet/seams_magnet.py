@@ -1,10 +1,14 @@
 """Where a fill meets its context: tokens that spell a healed seam, and repetitions of the context to trim."""
 
 import re
-from functools import lru_cache
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from weakref import WeakKeyDictionary
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .gaps_magnet import Healing, decode_fill
 from .spans_magnet import Span
@@ -57,8 +61,8 @@ def fitting_tokens(
 
     The last one has to complete it and to end with `end`. So no greedy choice leads where nothing fits any more.
     """
-    texts = vocabulary_texts(tokenizer, vocab_size)
-    known = set(texts) - {""}
+    vocabulary = read_vocabulary(tokenizer, vocab_size)
+    known = vocabulary.known
 
     def fits(text: str) -> bool:
         if not text or (is_last and not end and text == rest == " "):
@@ -67,27 +71,124 @@ def fitting_tokens(
             return text.startswith(rest) and text.endswith(end) and len(text) >= len(rest) + len(end)
         return text.startswith(rest) or (may_go_on and rest.startswith(text) and rest[len(text) :] in known)
 
-    return torch.tensor([fits(text) for text in texts])
+    # Only the tokens that share the character with which a fitting text begins or ends are looked at.
+    candidates = vocabulary.candidates(rest, end)
+    fitting = torch.zeros(vocab_size, dtype=torch.bool)
+    fitting[[token for token in candidates if fits(vocabulary.texts[token])]] = True
+    return fitting
 
 
 def useful_healing(tokenizer: PreTrainedTokenizerBase, vocab_size: int, heal: Healing | None) -> Healing | None:
     """The healing that was asked for, but none of spaces where no token begins with one and goes on."""
-    texts = vocabulary_texts(tokenizer, vocab_size)
-    if heal == "space" and not any(text[:1] == " " and text.strip() for text in texts):
+    if heal == "space" and not _has_words_with_spaces(tokenizer, vocab_size):
         return None
     return heal
 
 
-@lru_cache(maxsize=2)
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the tokens of a tokenizer say.
+
+    Args:
+        texts (`tuple[str, ...]`): What each token adds to a text that it continues; special tokens add nothing.
+    """
+
+    texts: tuple[str, ...]
+
+    @cached_property
+    def known(self) -> frozenset[str]:
+        """All texts that a token adds."""
+        return frozenset(self.texts) - {""}
+
+    def candidates(self, start: str, end: str) -> Sequence[int]:
+        """Tokens whose text begins with the first character of `start`, or, without one, ends with the last of `end`.
+
+        All of them where neither is given.
+        """
+        if start:
+            return self._by_first.get(start[0], ())
+        return self._by_last.get(end[-1], ()) if end else range(len(self.texts))
+
+    @cached_property
+    def _by_first(self) -> dict[str, list[int]]:
+        return self._grouped(0)
+
+    @cached_property
+    def _by_last(self) -> dict[str, list[int]]:
+        return self._grouped(-1)
+
+    def _grouped(self, place: int) -> dict[str, list[int]]:
+        groups: dict[str, list[int]] = {}
+        for token, text in enumerate(self.texts):
+            if text:
+                groups.setdefault(text[place], []).append(token)
+        return groups
+
+
+# What was read of each tokenizer, by its number of tokens, which grows as tokens are added, and the model's.
+_VOCABULARIES: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, int], Vocabulary]] = WeakKeyDictionary()
+_SPACED: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, int], bool]] = WeakKeyDictionary()
+_READING = threading.Lock()
+# Tokens that are read to find one that begins with a space, before the next as many are.
+_FEW_TOKENS = 2048
+
+
+def read_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Vocabulary:
+    """The texts of all tokens, read once for each tokenizer.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the model.
+        vocab_size (`int`): Tokens the model gives scores for.
+    """
+    with _READING:  # of several threads one reads
+        of_tokenizer = _VOCABULARIES.setdefault(tokenizer, {})
+        key = (len(tokenizer), vocab_size)
+        if key not in of_tokenizer:
+            size = min(vocab_size, len(tokenizer))
+            texts = _token_texts(tokenizer, range(size))
+            of_tokenizer[key] = Vocabulary((*texts, *[""] * (vocab_size - size)))
+        return of_tokenizer[key]
+
+
 def vocabulary_texts(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> tuple[str, ...]:
     """What each token adds to a text that it continues; special tokens add nothing."""
+    return read_vocabulary(tokenizer, vocab_size).texts
+
+
+def _has_words_with_spaces(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> bool:
+    """Whether a token begins with a space and goes on; no more tokens are read than it takes to find one."""
+    with _READING:
+        of_tokenizer = _SPACED.setdefault(tokenizer, {})
+        key = (len(tokenizer), vocab_size)
+        if key not in of_tokenizer:
+            size = min(vocab_size, len(tokenizer))
+            parts = (range(start, min(start + _FEW_TOKENS, size)) for start in range(0, size, _FEW_TOKENS))
+            of_tokenizer[key] = any(
+                text[:1] == " " and text.strip() for part in parts for text in _token_texts(tokenizer, part)
+            )
+        return of_tokenizer[key]
+
+
+def _token_texts(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[str]:
+    """What some tokens add to a text that they continue."""
     anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
-    size = min(vocab_size, len(tokenizer))
     special = set(tokenizer.all_special_ids)
     front = tokenizer.decode(anchor, clean_up_tokenization_spaces=False)
-    both = tokenizer.batch_decode([[*anchor, token] for token in range(size)], clean_up_tokenization_spaces=False)
-    texts = ["" if token in special else text[len(front) :] for token, text in enumerate(both)]
-    return (*texts, *[""] * (vocab_size - size))
+    both = _decode_rows(tokenizer, [[*anchor, token] for token in tokens])
+    return ["" if token in special else text[len(front) :] for token, text in zip(tokens, both, strict=True)]
+
+
+def _decode_rows(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]) -> list[str]:
+    """`batch_decode`; where that is nothing but its backend's for row after row, in one call of the backend."""
+    own = type(tokenizer)
+    is_plain = isinstance(tokenizer, PreTrainedTokenizerFast) and (own.decode, own._decode) == (
+        PreTrainedTokenizerFast.decode,
+        PreTrainedTokenizerFast._decode,
+    )
+    if is_plain:
+        texts: list[str] = tokenizer.backend_tokenizer.decode_batch(rows, skip_special_tokens=False)
+        return texts
+    return list(tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False))
 
 
 def trim_overlap(fill: str, *, before: str, after: str) -> str:
@@ -132,4 +233,12 @@ def _longest_overlap(left: list[str], right: list[str]) -> int:
     return 0
 
 
-__all__ = ["SeamHealer", "fitting_tokens", "trim_overlap", "useful_healing", "vocabulary_texts"]
+__all__ = [
+    "SeamHealer",
+    "Vocabulary",
+    "fitting_tokens",
+    "read_vocabulary",
+    "trim_overlap",
+    "useful_healing",
+    "vocabulary_texts",
+]

@@ -9,10 +9,11 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 
 from .batching_magnet import pack_token_rows, pad_token_rows, plan_batches
-from .masking_magnet import PACKED_BACKENDS, layer_windows, render_for_layers
+from .masking_magnet import PACKED_BACKENDS, AttentionMode, layer_windows, render_for_layers
 from .probe_magnet import check_attention
 from .publishing_magnet import PublishingMixin
 from .texts_magnet import context_length
+from .token_losses_magnet import IGNORE_INDEX
 
 # Tokens of a forward. On a CPU they should stay in its caches; an accelerator wants to be filled.
 CPU_BATCH_TOKENS = 2048
@@ -178,6 +179,27 @@ class StatesMixin(PublishingMixin):
         batch["position_ids"] = pad_token_rows(positions, pad_token_id=0)["input_ids"]
         batch["segment_ids"] = pad_token_rows(segments, pad_token_id=0)["input_ids"]
         return self._to_device(batch)
+
+    def _target_logprobs(
+        self, batch: dict[str, torch.Tensor], targets: Sequence[tuple[int, int, int, int]], *, mode: AttentionMode
+    ) -> list[float]:
+        """Log-probabilities of tokens in one forward, with memory for the logits of a few of them.
+
+        Args:
+            batch (`dict`): Arguments of the forward, on the model's device.
+            targets (`Sequence[tuple[int, int, int, int]]`): Layer, row, place and token: the output at the place
+                predicts the token. Tokens of one place are in different layers, numbered from 0.
+            mode (`str`): Of the forward.
+        """
+        if not targets:
+            return []
+        layers, rows, places, tokens = self._to_device({"all": torch.tensor(targets).T.contiguous()})["all"]
+        shape = (1 + max(target[0] for target in targets), *batch["input_ids"].shape)
+        target_ids = torch.full(shape, IGNORE_INDEX, device=self.device)
+        target_ids[layers, rows, places] = tokens
+        outputs = self(**batch, mode=mode, target_ids=target_ids, num_targets=len(targets), use_cache=False)
+        found: list[float] = (-outputs.token_losses[layers, rows, places]).tolist()
+        return found
 
     def _to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Move a batch; from pinned memory a GPU fetches it by itself."""

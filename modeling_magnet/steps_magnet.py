@@ -56,6 +56,10 @@ class StepMask:
         self.allowed = torch.nn.functional.pad(allowed, (0, unused))  # (B, 1, K, R)
         self.key_positions = torch.nn.functional.pad(torch.cat([context_positions, fed], dim=1), (0, unused))
         self.columns = torch.arange(capacity, device=visible.device)
+        if any(self.windows.values()):
+            farthest = int(self.key_positions.max())  # from position 0; read once for all steps
+            reach = {kind: window for kind, window in self.windows.items() if window is not None and window < farthest}
+            self.windows = {kind: reach.get(kind) for kind in self.windows}
 
     @cached_property
     def rendered(self) -> Any:
@@ -67,7 +71,7 @@ class StepMask:
         """What the back-end is handed when token `step` of the first rows' spans is fed, for the keys seen by then."""
         seen = self.seen_after(step)
         if self.rendered is not None:
-            return self.rendered[:num_rows, :, :, :seen]
+            return _cut(self.rendered, num_rows=num_rows, seen=seen)
         return self._render(
             self.allowed[:num_rows, :, :, :seen], self.starts[:num_rows] + step, self.key_positions[:num_rows, :seen]
         )
@@ -223,6 +227,13 @@ def _compiled(model: Any, config: CompileConfig) -> Callable[..., torch.Tensor]:
         own = FunctionType(_states.__code__.replace(co_name=f"states_{id(model)}"), globals())
         forms[repr(arguments)] = torch.compile(own, **arguments)
     return forms[repr(arguments)]
+
+
+def _cut(masks: Any, *, num_rows: int, seen: int) -> Any:
+    """The first rows and keys of a mask, or of one for each kind of layer."""
+    if isinstance(masks, dict):
+        return {kind: mask[:num_rows, :, :, :seen] for kind, mask in masks.items()}
+    return masks[:num_rows, :, :, :seen]
 
 
 def _copy_masks(masks: Any, *, to: Any) -> None:

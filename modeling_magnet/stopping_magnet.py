@@ -104,7 +104,7 @@ class StopRules:
             if self.reads_text:
                 self._end_in_text(span)
         if self.criteria:
-            ended = self.criteria(chooser.left_contexts(spans).to(choice.scores.device), choice.scores)
+            ended = self.criteria(chooser.left_contexts(spans).to(choice.tokens.device), choice.scores)  # type: ignore[arg-type]
             ended = torch.as_tensor(ended).expand(len(spans)).tolist()
             for span, grows, ends in zip(spans, growing, ended, strict=True):
                 span.has_ended |= grows and ends

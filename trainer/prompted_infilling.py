@@ -16,6 +16,7 @@ from modeling_magnet.batching_magnet import pad_token_rows, plan_batches
 from modeling_magnet.encoding_magnet import PROGRESS_FROM_BATCHES
 from modeling_magnet.gaps_magnet import decode_fill, fill_ids
 from modeling_magnet.texts_magnet import check_texts, front_tokens
+from modeling_magnet.token_losses_magnet import IGNORE_INDEX
 
 from .metrics import split_sentences
 
@@ -23,8 +24,8 @@ Family = Literal["left_to_right", "blank", "contextual", "prefix_suffix", "line_
 FAMILIES: tuple[Family, ...] = get_args(Family)
 # The paper shows solved examples in these three.
 FEW_SHOT_FAMILIES = ("blank", "prefix_suffix", "line_by_line")
-# Tokens of a forward that scores; its logits are kept for all of them.
-SCORED_TOKENS = 2048
+# Tokens of a forward that scores, and logits of one: a stock class gives those of all its tokens.
+SCORED_TOKENS, SCORED_LOGITS = 2048, 2**27
 
 
 class SolvedGap(NamedTuple):
@@ -224,7 +225,10 @@ class PromptedInfiller:
                 target = fill_ids(self.tokenizer, text + after if with_suffix else text, prefix=prompt)
                 rows.append((front, target))
         logprobs: list[list[float]] = [[] for _ in rows]
-        batches = plan_batches([len(front) + len(target) for front, target in rows], max_tokens=SCORED_TOKENS)
+        budget = SCORED_TOKENS
+        if not hasattr(self.model, "magnet_settings"):
+            budget = max(1, min(budget, SCORED_LOGITS // self.model.config.get_text_config().vocab_size))
+        batches = plan_batches([len(front) + len(target) for front, target in rows], max_tokens=budget)
         for batch in tqdm(batches, desc="Scoring", unit="batch", disable=len(batches) < PROGRESS_FROM_BATCHES):
             for index, own in zip(batch, self._score([rows[index] for index in batch]), strict=True):
                 logprobs[index] = own
@@ -253,9 +257,17 @@ class PromptedInfiller:
         """Log-probabilities of the second part of each row behind the first."""
         batch = pad_token_rows([front + target for front, target in rows], pad_token_id=0)
         batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-        logits = self.model(**batch, use_cache=False).logits[:, :-1]
-        labels = batch["input_ids"][:, 1:]
-        logprobs = logits.gather(-1, labels[..., None])[..., 0].float() - logits.float().logsumexp(-1)
+        if hasattr(self.model, "magnet_settings"):  # makes the logits of a few positions at a time
+            target_ids = batch["input_ids"].roll(-1, dims=1)
+            for row, (front, target) in enumerate(rows):
+                target_ids[row, : len(front) - 1] = IGNORE_INDEX
+                target_ids[row, len(front) + len(target) - 1 :] = IGNORE_INDEX
+            logprobs = -self.model(**batch, mode="causal", target_ids=target_ids, use_cache=False).token_losses
+        else:
+            logits = self.model(**batch, use_cache=False).logits[:, :-1]
+            labels = batch["input_ids"][:, 1:]
+            totals = torch.stack([row.float().logsumexp(-1) for row in logits])  # one copy of a row at a time
+            logprobs = logits.gather(-1, labels[..., None])[..., 0].float() - totals
         return [
             logprobs[row, len(front) - 1 : len(front) + len(target) - 1].tolist()
             for row, (front, target) in enumerate(rows)

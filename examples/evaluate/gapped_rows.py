@@ -1,25 +1,24 @@
 """Token rows with missing spans, and how probable a model finds what is missing, from both sides or the left alone.
 
-Shapes: B rows, S tokens in the longest row, N tokens that count, V vocabulary.
+Shapes: B rows, S tokens in the longest row, N tokens that count.
 """
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from modeling_magnet.batching_magnet import pad_token_rows, plan_batches
 from modeling_magnet.gaps_magnet import continuation_ids, fill_ids
 from modeling_magnet.texts_magnet import front_tokens
+from modeling_magnet.token_losses_magnet import IGNORE_INDEX
 from trainer.corruption import row_generator, sample_spans
 
 Reading = Literal["infill", "left"]
 READINGS: tuple[Reading, ...] = get_args(Reading)
-# Tokens of a forward, padding included. Logits are made for those that count, and float32 ones for a chunk at a time.
+# Tokens of a forward, padding included. Logits are made for those that count, a chunk of them at a time.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
-CHUNK = 1024
 
 
 class GappedRow(NamedTuple):
@@ -160,13 +159,9 @@ def _read(model: Any, rows: Sequence[_RowInput], reading: Reading) -> list[list[
     how: dict[str, Any] = {"mode": "causal"}
     if reading == "infill":
         how = {"mode": "infill", "segment_ids": segments, "position_ids": positions}
-    logits = model(**batch, **how, logits_to_keep=wanted, use_cache=False).logits  # (N, V)
-    labels = batch["input_ids"].roll(-1, dims=1)[wanted]  # (N,)
-    losses = [
-        F.cross_entropy(part.float(), targets, reduction="none")
-        for part, targets in zip(logits.split(CHUNK), labels.split(CHUNK), strict=True)
-    ]
-    found = iter((-torch.cat(losses)).tolist() if losses else [])
+    target_ids = batch["input_ids"].roll(-1, dims=1).masked_fill(~wanted, IGNORE_INDEX)
+    losses = model(**batch, **how, target_ids=target_ids, use_cache=False).token_losses[wanted]  # (N,)
+    found = iter((-losses).tolist())
     return [[next(found) for _ in range(sum(row.is_source))] for row in rows]
 
 

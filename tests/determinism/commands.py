@@ -219,6 +219,12 @@ COMMANDS = [
         "--model={longer} --rounds=2 --name=decoding --results={output}",
         ["seconds", "ratios", "floor_seconds"],
     ),
+    Command(
+        "benchmarks/infilling_memory",
+        "infilling.json",
+        "--model={longer} --name=infilling --results={output}",
+        ["cpu_seconds", "resident_bytes", "vocabulary_cpu_seconds"],
+    ),
     Command("benchmarks/training_memory", "memory.json", f"--vocab_sizes 500 800 --name=memory {STEP}"),
     Command(
         "benchmarks/training_step",

@@ -87,7 +87,6 @@ def test_the_size_of_a_batch_changes_nothing(magnet, blocks, monkeypatch):
     rows = block_rows(blocks, **SPANS, seed=4)
     found = span_logprobs(magnet, rows, reading="infill")
     monkeypatch.setitem(gapped_rows.BATCH_TOKENS, "cpu", 1)
-    monkeypatch.setattr(gapped_rows, "CHUNK", 3)
     assert_same(span_logprobs(magnet, rows, reading="infill"), found)
 
 

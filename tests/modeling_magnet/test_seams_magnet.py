@@ -1,9 +1,15 @@
 """Overlaps that are trimmed, and seams that are spelt anew."""
 
-import pytest
+import copy
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
-from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.seams_magnet import trim_overlap, vocabulary_texts
+import pytest
+from transformers import AutoTokenizer
+
+from modeling_magnet import MagnetLlamaForCausalLM, seams_magnet
+from modeling_magnet.seams_magnet import fitting_tokens, trim_overlap, vocabulary_texts
 
 
 @pytest.mark.parametrize(
@@ -94,3 +100,76 @@ def test_a_seam_that_nothing_fits_is_named(real_llama):
         model.infill("Once upon a time", "qx the end", max_new_tokens=1, heal="token")
     with pytest.raises(ValueError, match="`heal` needs fills of exact length"):
         model.infill("Once upon a ti", "me.", max_new_tokens=4, heal="token", stop_at_sentence_end=True)
+
+
+def by_batch_decode(tokenizer, size):
+    """What each token adds behind an "a", a token at a time."""
+    anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
+    front = tokenizer.decode(anchor, clean_up_tokenization_spaces=False)
+    rows = [[*anchor, token] for token in range(size)]
+    return [text[len(front) :] for text in tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False)]
+
+
+def test_a_vocabulary_is_read_in_one_call_as_token_by_token(real_llama):
+    tokenizer = AutoTokenizer.from_pretrained(real_llama)
+    texts, special = vocabulary_texts(tokenizer, len(tokenizer) + 3), set(tokenizer.all_special_ids)
+    for token, text in enumerate(by_batch_decode(tokenizer, len(tokenizer))):
+        assert texts[token] == ("" if token in special else text)
+    assert texts[len(tokenizer) :] == ("",) * 3
+
+
+def test_a_tokenizer_with_a_decoder_of_its_own_is_asked_itself(tiny_tokenizer):
+    class Upper(type(tiny_tokenizer)):
+        def _decode(self, token_ids, **kwargs):
+            return super()._decode(token_ids, **kwargs).upper()
+
+    own = Upper(tokenizer_object=tiny_tokenizer.backend_tokenizer)
+    assert list(vocabulary_texts(own, len(own))) == by_batch_decode(own, len(own))
+
+
+def test_a_vocabulary_is_read_once_by_all_threads_and_again_when_it_grows(tiny_tokenizer, monkeypatch):
+    tokenizer, read = copy.deepcopy(tiny_tokenizer), []
+
+    def decode(tokenizer, rows):
+        read.append(len(rows))
+        return decode_rows(tokenizer, rows)
+
+    decode_rows = seams_magnet._decode_rows
+    monkeypatch.setattr(seams_magnet, "_decode_rows", decode)
+    size = len(tokenizer) + 1
+    with ThreadPoolExecutor(4) as pool:
+        texts = list(pool.map(lambda _: vocabulary_texts(tokenizer, size), range(8)))
+    assert read == [len(tokenizer)] and all(one is texts[0] for one in texts)
+    tokenizer.add_tokens(["zebra"])
+    assert vocabulary_texts(tokenizer, size)[-1] == "zebra" and len(read) == 2
+    reference = weakref.ref(tokenizer)
+    tokenizer = texts = None
+    gc.collect()
+    assert reference() is None, "what was read goes with its tokenizer"
+
+
+def test_a_call_without_a_seam_does_not_read_the_vocabulary(tiny_model, monkeypatch):
+    monkeypatch.setattr(seams_magnet, "read_vocabulary", None)
+    monkeypatch.setattr(seams_magnet, "_FEW_TOKENS", 16)
+    tiny_model.infill("the dog", " ran", max_new_tokens=2)
+    tiny_model.score_infill("the dog", [" old"], " ran")
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+@pytest.mark.parametrize("may_go_on", [False, True])
+def test_fitting_tokens_are_those_of_a_loop(real_llama, is_last, may_go_on):
+    tokenizer = AutoTokenizer.from_pretrained(real_llama)
+    texts = vocabulary_texts(tokenizer, len(tokenizer))
+    known = set(texts) - {""}
+    seams = [(" ", ""), ("th", ""), (" th", ""), ("", "e"), ("", "ing"), ("a", "e"), (" wo", "d"), ("日", "")]
+    for rest, end in seams:
+        end = end if is_last else ""
+        found = fitting_tokens(tokenizer, len(tokenizer), rest=rest, end=end, is_last=is_last, may_go_on=may_go_on)
+        for token, text in enumerate(texts):
+            if is_last:
+                fits = text.startswith(rest) and text.endswith(end) and len(text) >= len(rest) + len(end)
+                fits = fits and not (text == rest == " " and not end)
+            else:
+                goes_on = may_go_on and rest.startswith(text) and rest[len(text) :] in known
+                fits = text.startswith(rest) or goes_on
+            assert bool(found[token]) == (fits and text != ""), (rest, end, text)
