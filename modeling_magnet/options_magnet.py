@@ -13,7 +13,8 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from .gaps_magnet import Healing
-from .sampling_magnet import SUPPORTED, TokenChooser, merge_generation_config
+from .generation_fields_magnet import SUPPORTED
+from .sampling_magnet import TokenChooser, merge_generation_config
 
 _FLAGS = ("stop_at_sentence_end", "stop_at_end_of_span", "trim_overlap", "return_dict_in_generate")
 # The lengths that `num_tokens="auto"` tries.
@@ -37,9 +38,9 @@ class InfillOptions:
         trim_overlap (`bool`, defaults to `False`): Cut off a fill's beginning where it repeats the end of the text in
             front of the gap, and its end where it repeats the beginning of the text behind it.
         heal (`str`, *optional*, defaults to `"space"`): A space in front of a gap becomes part of the fill's first
-            token, where vocabularies have it. `"token"` lets a gap begin and end inside a word: one token on either
-            side of it is spelt anew, as part of the fill's tokens, whose number is then exact. `None` leaves the
-            tokens of the context alone.
+            token where the tokenizer joins it with the next word; indentation that it keeps apart stays. `"token"`
+            lets a gap begin and end inside a word: one token on either side of it is spelt anew, as part of the fill's
+            tokens, whose number is then exact. `None` leaves the tokens of the context alone.
         batch_size (`int`, defaults to 32): Texts decoded together.
         show_progress_bar (`bool`, *optional*): Over the tokens of the gaps; defaults to showing one over many batches.
         generation_config (`GenerationConfig`, *optional*): Defaults to the model's own.
@@ -183,8 +184,7 @@ class InfillOptions:
             raise ValueError(f"`stop_strings` is {self.generation_config.stop_strings!r}; expected strings with text.")
         TokenChooser(self.generation_config, spans=[], barred_ids=[])  # it knows the ranges of its knobs
         stops = self.stop_strings or self.stop_at_sentence_end or self.stop_at_end_of_span or self.stopping_criteria
-        if self.heal is not None and (not isinstance(self.heal, str) or self.heal not in get_args(Healing)):
-            raise ValueError(f"`heal` is {self.heal!r}; expected 'space', 'token' or None.")
+        check_healing(self.heal)
         if self.heal == "token" and stops:
             raise ValueError("`heal` needs fills of exact length, which end where the word behind them goes on. Drop "
                              "`heal`, or the rules that end a fill early.")  # fmt: skip
@@ -196,4 +196,14 @@ class InfillOptions:
             )
 
 
-__all__ = ["AUTO_LENGTHS", "InfillOptions"]
+def check_healing(heal: Any) -> None:
+    """Refuse what is not a kind of healing.
+
+    Raises:
+        ValueError: saying which there are.
+    """
+    if heal is not None and (not isinstance(heal, str) or heal not in get_args(Healing)):
+        raise ValueError(f"`heal` is {heal!r}; expected 'space', 'token' or None.")
+
+
+__all__ = ["AUTO_LENGTHS", "InfillOptions", "check_healing"]

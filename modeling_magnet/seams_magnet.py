@@ -6,8 +6,9 @@ from functools import lru_cache
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from .gaps_magnet import Healing, decode_fill
+from .gaps_magnet import decode_fill
 from .spans_magnet import Span
+from .special_tokens_magnet import special_ids
 
 WORDS = re.compile(r"\w+|[^\w\s]", re.UNICODE)
 
@@ -70,20 +71,12 @@ def fitting_tokens(
     return torch.tensor([fits(text) for text in texts])
 
 
-def useful_healing(tokenizer: PreTrainedTokenizerBase, vocab_size: int, heal: Healing | None) -> Healing | None:
-    """The healing that was asked for, but none of spaces where no token begins with one and goes on."""
-    texts = vocabulary_texts(tokenizer, vocab_size)
-    if heal == "space" and not any(text[:1] == " " and text.strip() for text in texts):
-        return None
-    return heal
-
-
 @lru_cache(maxsize=2)
 def vocabulary_texts(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> tuple[str, ...]:
     """What each token adds to a text that it continues; special tokens add nothing."""
     anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
     size = min(vocab_size, len(tokenizer))
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     front = tokenizer.decode(anchor, clean_up_tokenization_spaces=False)
     both = tokenizer.batch_decode([[*anchor, token] for token in range(size)], clean_up_tokenization_spaces=False)
     texts = ["" if token in special else text[len(front) :] for token, text in enumerate(both)]
@@ -132,4 +125,4 @@ def _longest_overlap(left: list[str], right: list[str]) -> int:
     return 0
 
 
-__all__ = ["SeamHealer", "fitting_tokens", "trim_overlap", "useful_healing", "vocabulary_texts"]
+__all__ = ["SeamHealer", "fitting_tokens", "trim_overlap", "vocabulary_texts"]

@@ -1,6 +1,10 @@
 """Filling without a cache, a batch or a shared row: one full-mask forward for each token of each gap."""
 
+import codecs
+from functools import lru_cache
+
 import torch
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from modeling_magnet.gaps_magnet import lay_out
 
@@ -9,6 +13,27 @@ def text_of(tokenizer, before, tokens):
     """What tokens add to the text of those in front of them."""
     whole = tokenizer.decode([*before, *tokens], clean_up_tokenization_spaces=False)
     return whole[len(tokenizer.decode(before, clean_up_tokenization_spaces=False)) :]
+
+
+@lru_cache(maxsize=4)
+def bytes_of_tokens(tokenizer):
+    """The bytes of each token, in byte-level vocabularies and in those with `<0xE4>`."""
+    letters = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    if "<0xE4>" in tokens:
+        return [bytes([int(t[3:5], 16)]) if t.startswith("<0x") and len(t) == 6 else t.encode() for t in tokens]
+    return [bytes(letters[c] for c in t) if {*t} <= {*letters} else t.encode() for t in tokens]
+
+
+def keeps_characters(written, left):
+    """Whether bytes are whole characters, but for one that as many further bytes can complete."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        decoder.decode(written)
+    except UnicodeDecodeError:
+        return False
+    begun = decoder.getstate()[0]
+    return not begun or (2 if begun[0] < 0xE0 else 3 if begun[0] < 0xF0 else 4) - len(begun) <= left
 
 
 @torch.no_grad()
@@ -41,6 +66,10 @@ def fill_by_loop(model, pieces, lengths, *, seeds=None, top_k=None):
             if index == 0 and layout.seams[gap].start:
                 bad = [t for t in range(len(own)) if not text_of(tokenizer, before, [t]).startswith(" ")]
                 allowed[bad] = -torch.inf
+            parts = bytes_of_tokens(tokenizer)
+            written = b"".join(parts[t] for t in fill)
+            broken = [t for t, part in enumerate(parts) if not keeps_characters(written + part, length - 1 - index)]
+            allowed[broken] = -torch.inf
             if draws is None:
                 token = int(allowed.argmax())
             else:
