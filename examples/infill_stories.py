@@ -46,6 +46,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--top_p", type=float, default=1.0, help="of sampling")
     parser.add_argument("--stop_at_sentence_end", action="store_true", help="end a fill behind its first sentence")
     parser.add_argument("--trim_overlap", action="store_true", help="cut off what repeats the context")
+    parser.add_argument(
+        "--heal",
+        choices=["space", "token", "none"],
+        default="space",
+        help="what may be spelt anew where a blank begins: the space in front of it, a token on either side, nothing",
+    )
     parser.add_argument("--limit", type=int, help="rows, from the first on")
     parser.add_argument("--batch_size", type=int, default=16, help="texts filled together")
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
@@ -82,6 +88,7 @@ def infill_options(args: argparse.Namespace) -> dict[str, Any]:
         "num_return_sequences": args.num_return_sequences,
         "stop_at_sentence_end": args.stop_at_sentence_end,
         "trim_overlap": args.trim_overlap,
+        "heal": None if args.heal == "none" else args.heal,
         "return_dict_in_generate": True,
     }
 
@@ -104,25 +111,17 @@ def fill_rows(model: Any, texts: Sequence[str], *, first: int, args: argparse.Na
     rows = []
     for number, (text, gaps) in enumerate(zip(texts, output.fills, strict=True)):
         pieces = split_at_marks(text, args.blank, name="text")
-        fills = [[describe(model, fill) for fill in gap] for gap in gaps]
+        fills = [[describe(fill) for fill in gap] for gap in gaps]
         filled = pieces[0] + "".join(gap[0].text + piece for gap, piece in zip(gaps, pieces[1:], strict=True))
         rows.append({"row": first + number, "pieces": pieces, "fills": fills, "filled": filled})
     return rows
 
 
-def describe(model: Any, fill: Any) -> dict[str, Any]:
-    """A fill as JSON holds it, with the text of each token."""
-    tokenizer = model.tokenizer
-    ends = [len(tokenizer.decode(fill.token_ids[: k + 1])) for k in range(len(fill.token_ids))]
-    whole = tokenizer.decode(fill.token_ids)
-    tokens = [whole[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-    if tokens and "".join(tokens).lstrip(" ") == fill.text.lstrip(" "):
-        # The space in front of a fill stands in its text or in the context.
-        spaces = fill.text[: len(fill.text) - len(fill.text.lstrip(" "))]
-        tokens[0] = spaces + tokens[0].lstrip(" ")
+def describe(fill: Any) -> dict[str, Any]:
+    """A fill as JSON holds it, with the text of each token; joined they are the fill's."""
     return {
         "text": fill.text,
-        "tokens": tokens,
+        "tokens": fill.tokens,
         "logprobs": [round(value, 4) for value in fill.logprobs],
         "logprob": round(fill.logprob, 4),
         "mean_logprob": round(fill.mean_logprob, 4),

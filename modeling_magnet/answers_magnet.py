@@ -63,19 +63,20 @@ class InfillOutput:
 def fill_text(tokenizer: PreTrainedTokenizerBase, span: Span) -> str:
     """The text that a span fills in: without what a rule cut off, and without its seams, which are context."""
     text = decode_fill(tokenizer, span.before, span.token_ids)[: span.text_length]
-    return text[len(span.seam.start) : len(text) - len(span.seam.end)]
+    return text[len(span.seam.start) : max(len(text) - len(span.seam.end), 0)]
 
 
-def token_texts(tokenizer: PreTrainedTokenizerBase, span: Span, text: str) -> list[str]:
+def token_texts(tokenizer: PreTrainedTokenizerBase, span: Span, text: str, *, start: int = 0) -> list[str]:
     """The part of a text that each token of its span adds.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): Writes tokens as text.
         span (`Span`): A span that is complete.
         text (`str`): Its fill, of which overlaps may have been trimmed.
+        start (`int`): Characters that were trimmed from its beginning.
     """
     whole = decode_fill(tokenizer, span.before, span.token_ids)
-    first = len(span.seam.start) + fill_text(tokenizer, span).find(text)
+    first = len(span.seam.start) + start
     ends, end = [], 0
     for count in range(1, len(span.token_ids) + 1):
         so_far = decode_fill(tokenizer, span.before, span.token_ids[:count])
@@ -119,9 +120,13 @@ def answers(
     fills: dict[str, Fill] = {}
     for span in possible:
         text = fill_text(tokenizer, span)
+        start = 0
         if trim:
+            start = len(text) - len(trim_overlap(text, before=before, after=""))
             text = trim_overlap(text, before=before, after=after)
-        fill = Fill(text, span.token_ids, span.logprobs, token_texts(tokenizer, span, text) if with_tokens else [])
+        fill = Fill(text, span.token_ids, span.logprobs)
+        if with_tokens:
+            fill.tokens = token_texts(tokenizer, span, text, start=start)
         if text not in fills or fill.logprob > fills[text].logprob:
             fills[text] = fill
     return sorted(fills.values(), key=lambda fill: -fill.logprob)

@@ -86,7 +86,7 @@ class FillingMixin(DecodingMixin):
                 )
         texts = self._new_spans(layouts, gap_lengths, num_answers=options.num_answers)
         chooser = self._chooser(texts, options)
-        rules = self._stop_rules(texts, options)
+        rules = self._stop_rules(texts, options, pieces=pieces)
         # First all answers of a text side by side in one row; later each sees what it was filled with before.
         rows = [(text, SpanRow(text.layout, [s for spans in text.spans for s in spans])) for text in texts]
         is_first = True
@@ -178,20 +178,33 @@ class FillingMixin(DecodingMixin):
             characters=CharacterRule(parts, num_spans=len(spans), barred_ids=barred) if parts.token_ids else None,
         )
 
-    def _stop_rules(self, texts: Sequence[FilledText], options: InfillOptions) -> StopRules:
+    def _stop_rules(
+        self, texts: Sequence[FilledText], options: InfillOptions, *, pieces: Sequence[Sequence[str]]
+    ) -> StopRules:
         """The rules that end spans, and who is told of tokens."""
+        parts = character_parts(self.tokenizer, self.config.vocab_size)
         rules = StopRules(
             self.tokenizer,
+            parts,
             end_of_span_id=self.tokenizer.eos_token_id if options.stop_at_end_of_span else None,
             stop_strings=options.stop_strings,
             sentence_end=options.stop_at_sentence_end,
-            criteria=options.stopping_criteria,
+            criteria=options.all_criteria(),
         )
         if options.streamer is not None:
             if len(texts) != 1:
                 raise ValueError(f"`streamer` takes one text; {len(texts)} were given. Call once for each.")
             spans = [answers[0] for answers in texts[0].spans]
-            rules.stream = GapStream(options.streamer, texts[0].layout, spans, hold_back=rules.reads_text)
+            rules.stream = GapStream(
+                options.streamer,
+                texts[0].layout,
+                pieces=pieces[0],
+                spans=spans,
+                tokenizer=self.tokenizer,
+                parts=parts,
+                hold_back=rules.reads_text,
+                trim=options.trim_overlap,
+            )
         return rules
 
     def _ids_outside_text(self, options: InfillOptions) -> list[int]:

@@ -140,6 +140,11 @@ def check_kinds(values: dict[str, Any]) -> None:
     for name in ("suppress_tokens", "begin_suppress_tokens"):
         if not all(_is_id(token_id) for token_id in values.get(name) or ()):
             raise ValueError(f"`{name}` is {values[name]!r:.60}; expected a list of token ids.")
+    decay = values.get("exponential_decay_length_penalty")
+    if decay is not None and (len(decay) != 2 or not all(isinstance(number, Real) for number in decay)):
+        raise ValueError(
+            f"`exponential_decay_length_penalty` is {decay!r:.60}; expected a pair (first token, factor)."
+        )
 
 
 def check_config(config: GenerationConfig) -> None:

@@ -108,7 +108,7 @@ class ScoringMixin(EncodingMixin):
         return scored[0] if single else scored
 
     def _scored_rows(
-        self, text: int, prefix: str, fills: Sequence[str], suffix: str, *, heal: Healing | None
+        self, text: int, prefix: str, fills: Sequence[str], suffix: str, *, heal: Healing | None = "space"
     ) -> list[_ScoredRow]:
         """The fills of one text, those of equal length in one row."""
         if isinstance(fills, str) or not isinstance(fills, Sequence):

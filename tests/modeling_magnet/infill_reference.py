@@ -1,6 +1,5 @@
 """Filling without a cache, a batch or a shared row: one full-mask forward for each token of each gap."""
 
-import codecs
 from functools import lru_cache
 
 import torch
@@ -27,13 +26,17 @@ def bytes_of_tokens(tokenizer):
 
 def keeps_characters(written, left):
     """Whether bytes are whole characters, but for one that as many further bytes can complete."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    ends = [b"", *(bytes([byte]) + b"\x80" * more for more in range(min(left, 3)) for byte in range(0x80, 0xC0))]
+    return any(is_utf8(written + end) for end in (ends if left else ends[:1]))
+
+
+def is_utf8(written):
+    """Whether bytes are text."""
     try:
-        decoder.decode(written)
+        written.decode()
     except UnicodeDecodeError:
         return False
-    begun = decoder.getstate()[0]
-    return not begun or (2 if begun[0] < 0xE0 else 3 if begun[0] < 0xF0 else 4) - len(begun) <= left
+    return True
 
 
 @torch.no_grad()
