@@ -1,6 +1,7 @@
 """Filling without a cache, a batch or a shared row: one full-mask forward for each token of each gap."""
 
 from functools import lru_cache
+from itertools import islice
 
 import torch
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -71,12 +72,13 @@ def fill_by_loop(model, pieces, lengths, *, seeds=None, top_k=None):
                 allowed[bad] = -torch.inf
             parts = bytes_of_tokens(tokenizer)
             written = b"".join(parts[t] for t in fill)
-            broken = [t for t, part in enumerate(parts) if not keeps_characters(written + part, length - 1 - index)]
-            allowed[broken] = -torch.inf
+            likeliest = (t for t in allowed.argsort(descending=True).tolist() if allowed[t] > -torch.inf)
+            whole = (t for t in likeliest if keeps_characters(written + parts[t], length - 1 - index))
+            kept = list(islice(whole, top_k or 1))
             if draws is None:
-                token = int(allowed.argmax())
+                (token,) = kept
             else:
-                allowed[allowed < allowed.topk(top_k).values[-1]] = -torch.inf
+                allowed[[t for t in range(len(own)) if t not in kept]] = -torch.inf
                 cumulative = torch.softmax(allowed.double(), -1).cumsum(-1)
                 token = int((cumulative <= draws[index] * cumulative[-1]).sum())
             fill.append(token)
