@@ -129,11 +129,11 @@ class CharacterRule:
 
     Args:
         parts (`CharacterParts`): Of the vocabulary.
-        num_spans (`int`): Spans of the call, each with its number as `Span.stream`.
+        spans (`Sequence[Span]`): All spans of the call, numbered by `Span.stream`.
         barred_ids (`Sequence[int]`): Tokens that never come, so that no character can be completed by them.
     """
 
-    def __init__(self, parts: CharacterParts, *, num_spans: int, barred_ids: Sequence[int]) -> None:
+    def __init__(self, parts: CharacterParts, *, spans: Sequence[Span], barred_ids: Sequence[int]) -> None:
         barred = {*barred_ids}
         usable = torch.tensor([token_id not in barred for token_id in parts.token_ids], dtype=torch.bool)
         self.token_ids = torch.tensor(parts.token_ids, dtype=torch.long)
@@ -146,43 +146,50 @@ class CharacterRule:
             if to_go.shape[1]:
                 fewest[1:_INVALID] = torch.minimum(fewest[1:_INVALID], 1 + to_go.min(dim=1).values)
         self.to_go = fewest[self.following]  # (9, P)
-        self.states = torch.zeros(num_spans, dtype=torch.long)
+        self.states = torch.zeros(len(spans), dtype=torch.long)
+        # The last token that may complete a character: where a seam is healed, one more spells its end.
+        self.last = torch.zeros(len(spans), dtype=torch.long)
+        for span in spans:
+            self.last[span.stream] = span.gap_length - (2 if span.seam.end else 1)
+        self._index: tuple[list[int], torch.Tensor] | None = None  # of the spans that were asked for last
 
     def bar(self, scores: torch.Tensor, spans: Sequence[Span], *, indices: Sequence[int]) -> None:
         """Set the scores `(N, V)` of tokens that break a character to minus infinity, in place."""
         self._move_to(scores.device)
-        states = self._states(spans)
-        # The last token of a healed seam spells the end of the span: characters are complete before it.
-        left = [
-            max(span.gap_length - 1 - index - (1 if span.seam.end else 0), 0)
-            for span, index in zip(spans, indices, strict=True)
-        ]
-        breaks = self.to_go[states] > torch.tensor(left, device=scores.device)[:, None]  # (N, P)
+        streams = self._streams(spans)
+        states = self.states[streams]
+        same = len({*indices}) == 1
+        index = indices[0] if same else torch.tensor(indices, device=scores.device)
+        left = (self.last[streams] - index).clamp(min=0)
+        breaks = self.to_go[states] > left[:, None]  # (N, P)
         of_parts = scores[:, self.token_ids].masked_fill(breaks, -torch.inf)
         scores.masked_fill_((states != 0)[:, None], -torch.inf)
         scores[:, self.token_ids] = of_parts
 
     def advance(self, tokens: torch.Tensor, spans: Sequence[Span]) -> None:
         """Remember the tokens `(N,)` that the spans were given."""
+        streams = self._streams(spans)
         column = torch.searchsorted(self.token_ids, tokens).clamp(max=len(self.token_ids) - 1)
-        following = self.following[self._states(spans), column]
+        following = self.following[self.states[streams], column]
         is_part = self.token_ids[column] == tokens
-        self.states[self._streams(spans)] = torch.where(is_part & (following != _INVALID), following, 0)
+        self.states[streams] = torch.where(is_part & (following != _INVALID), following, 0)
 
     def are_whole(self, spans: Sequence[Span]) -> list[bool]:
         """Return whether each span is between characters; reads from the device."""
-        return [state == 0 for state in self._states(spans).tolist()]
-
-    def _states(self, spans: Sequence[Span]) -> torch.Tensor:
-        return self.states[self._streams(spans)]
+        return [state == 0 for state in self.states[self._streams(spans)].tolist()]
 
     def _streams(self, spans: Sequence[Span]) -> torch.Tensor:
-        return torch.tensor([span.stream for span in spans], device=self.states.device)
+        """The numbers of spans on the device, kept as long as the same ones are asked for."""
+        numbers = [span.stream for span in spans]
+        if self._index is None or self._index[0] != numbers:
+            self._index = numbers, torch.tensor(numbers, device=self.states.device)
+        return self._index[1]
 
     def _move_to(self, device: torch.device) -> None:
         if self.states.device != device:
             self.states, self.following = self.states.to(device), self.following.to(device)
             self.token_ids, self.to_go = self.token_ids.to(device), self.to_go.to(device)
+            self.last, self._index = self.last.to(device), None
 
 
 __all__ = ["CharacterParts", "CharacterRule", "character_parts"]

@@ -175,7 +175,7 @@ class FillingMixin(DecodingMixin):
             end_of_span_id=self.tokenizer.eos_token_id if options.stop_at_end_of_span else None,
             processors=options.logits_processor,
             healer=SeamHealer(self.tokenizer, vocab_size=self.config.vocab_size),
-            characters=CharacterRule(parts, num_spans=len(spans), barred_ids=barred) if parts.token_ids else None,
+            characters=CharacterRule(parts, spans=spans, barred_ids=barred) if parts.token_ids else None,
         )
 
     def _stop_rules(

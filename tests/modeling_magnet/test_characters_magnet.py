@@ -64,7 +64,7 @@ def test_what_may_come_next_is_what_a_decoder_accepts(model):
     for length in (1, 2, 3, 4, 6):
         for start in {start for start in written if len(start) < length and keeps_characters(start, length)}:
             spans = [Span(gap=0, before=[], gap_length=length, stream=0)]
-            rule = CharacterRule(character_parts(model.tokenizer, 10**6), num_spans=1, barred_ids=[])
+            rule = CharacterRule(character_parts(model.tokenizer, 10**6), spans=spans, barred_ids=[])
             scores = torch.zeros(1, model.config.vocab_size)
             for index, byte in enumerate(start):
                 rule.bar(scores, spans, indices=[index])
