@@ -11,6 +11,7 @@ command. A row that cannot be filled is reported in its place and counted; the o
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -111,21 +112,35 @@ def fill_rows(model: Any, texts: Sequence[str], *, first: int, args: argparse.Na
     rows = []
     for number, (text, gaps) in enumerate(zip(texts, output.fills, strict=True)):
         pieces = split_at_marks(text, args.blank, name="text")
-        fills = [[describe(fill) for fill in gap] for gap in gaps]
+        fills = [[describe(model, fill) for fill in gap] for gap in gaps]
         filled = pieces[0] + "".join(gap[0].text + piece for gap, piece in zip(gaps, pieces[1:], strict=True))
         rows.append({"row": first + number, "pieces": pieces, "fills": fills, "filled": filled})
     return rows
 
 
-def describe(fill: Any) -> dict[str, Any]:
+def describe(model: Any, fill: Any) -> dict[str, Any]:
     """A fill as JSON holds it, with the text of each token; joined they are the fill's."""
     return {
         "text": fill.text,
-        "tokens": fill.tokens,
+        "tokens": fill.tokens or spell(model.tokenizer, fill),
         "logprobs": [round(value, 4) for value in fill.logprobs],
         "logprob": round(fill.logprob, 4),
         "mean_logprob": round(fill.mean_logprob, 4),
     }
+
+
+def spell(tokenizer: Any, fill: Any) -> list[str]:
+    """The text of each token of a fill that did not come from infilling; a character counts for its last token."""
+    whole = tokenizer.decode(fill.token_ids)
+    left_out = len(whole) - len(fill.text)  # a space in front, which a decoder strips or the context has
+    ends, end = [], 0
+    for count in range(1, len(fill.token_ids) + 1):
+        so_far = tokenizer.decode(fill.token_ids[:count])
+        if whole.startswith(so_far):
+            end = len(so_far)
+        ends.append(max(end - left_out, 0))
+    ends[-1:] = [len(fill.text)] * bool(ends)
+    return [fill.text[start:end] for start, end in pairwise([0, *ends])]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -83,7 +84,7 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, span: Span, text: str, *, st
         if whole.startswith(so_far):  # else it ends inside a character
             end = len(so_far)
         ends.append(min(max(end - first, 0), len(text)))
-    return [text[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return [text[start:end] for start, end in pairwise([0, *ends])]
 
 
 def answers(

@@ -7,6 +7,7 @@ characters, others inside one (UTF-8, RFC 3629). Shapes: N spans, V vocabulary, 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -90,9 +91,8 @@ def _byte_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
     spelt = [f"<0x{byte:02X}>" for byte in _PROBE.encode()]
     if tokenizer.convert_tokens_to_string(spelt) == _PROBE:
         names = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(0x80, 0x100)}
-        ids: list[int | None] = tokenizer.convert_tokens_to_ids(list(names))
-        known = zip(ids, names.values(), strict=True)
-        return {token_id: part for token_id, part in known if token_id not in (None, tokenizer.unk_token_id)}
+        known: dict[Any, bytes] = {tokenizer.convert_tokens_to_ids(name): part for name, part in names.items()}
+        return {token_id: part for token_id, part in known.items() if token_id not in (None, tokenizer.unk_token_id)}
     letters = _byte_letters()
     if tokenizer.convert_tokens_to_string([letters[byte] for byte in _PROBE.encode()]) != _PROBE:
         return {}

@@ -90,7 +90,7 @@ class FillingMixin(DecodingMixin):
         # First all answers of a text side by side in one row; later each sees what it was filled with before.
         rows = [(text, SpanRow(text.layout, [s for spans in text.spans for s in spans])) for text in texts]
         is_first = True
-        embeds = options.return_dict_in_generate and self.tokenizer.eos_token_id is not None
+        embeds = bool(options.return_dict_in_generate) and self.tokenizer.eos_token_id is not None
         spans = [span for text in texts for of_gap in text.spans for span in of_gap]
         hide = hides_bar(options.show_progress_bar, -(-len(rows) // options.batch_size), least=PROGRESS_FROM_BATCHES)
         settled = 0  # counted here: a bar that `disable_progress_bar` took away keeps no count

@@ -110,7 +110,7 @@ def last_processors(config: GenerationConfig, *, vocab_size: int, device: torch.
 
 def remove_invalid(scores: torch.Tensor) -> torch.Tensor:
     """Replace NaN and infinities, as `remove_invalid_values` asks for."""
-    return InfNanRemoveLogitsProcessor()(torch.empty(0, dtype=torch.long), scores)  # type: ignore[arg-type]
+    return InfNanRemoveLogitsProcessor()(torch.empty(0, dtype=torch.long), scores)
 
 
 __all__ = ["DEFAULT_TOP_K", "PlaceProcessors", "last_processors", "remove_invalid", "text_processors", "warpers"]

@@ -205,7 +205,7 @@ class TokenChooser:
             self.last = last_processors(self.config, vocab_size=scores.shape[-1], device=scores.device)
         if not self.last:
             return scores
-        return self.last(self.left_contexts(spans).to(scores.device), scores)  # type: ignore[arg-type,no-any-return]
+        return self.last(self.left_contexts(spans).to(scores.device), scores)  # type: ignore[arg-type]
 
     def _most_likely(self, scores: torch.Tensor, spans: Sequence[Span], *, indices: Sequence[int]) -> torch.Tensor:
         """The likeliest tokens; where several answers to one gap begin, each the next likely one."""

@@ -6,8 +6,9 @@ import re
 import pytest
 
 from examples.fills_page import render_page
-from examples.infill_stories import main
+from examples.infill_stories import describe, main
 from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet.answers_magnet import Fill
 
 TEXTS = [
     "Lily went to the [blank] with her mom. They saw a [blank].",
@@ -126,3 +127,13 @@ def test_healing_can_be_chosen(checkpoint, tmp_path):
     for name, heal in (("space", "space"), ("none", None), ("token", "token")):
         (row,) = run(checkpoint, texts, tmp_path / f"{name}.jsonl", "--max_new_tokens", "4", "--heal", name)
         assert [row["fills"][0][0]["text"]] == model.infill_blanks("Lily saw the [blank]", max_new_tokens=4, heal=heal)
+
+
+@pytest.mark.parametrize("text", [" apple", "apple 北京 pie", "😀", "a\n\tb", ""])
+def test_tokens_of_a_fill_from_elsewhere_join_to_it(checkpoint, text):
+    """As a page shows what the same weights wrote from the left alone."""
+    model = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
+    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+    for shown in (text, text.lstrip(" ")):
+        tokens = describe(model, Fill(shown, ids, [0.0] * len(ids)))["tokens"]
+        assert ("".join(tokens), len(tokens)) == (shown, len(ids))

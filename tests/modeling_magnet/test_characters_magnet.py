@@ -123,7 +123,9 @@ def test_a_criterion_that_ends_a_fill_inside_a_character_drops_the_part(model):
         criteria = StoppingCriteriaList([lambda input_ids, scores, s=seen, n=stop_at: torch.tensor([s[0] == n])])
         processors = LogitsProcessorList([spell])
         options = {"max_new_tokens": 9, "logits_processor": processors, "stopping_criteria": criteria}
-        assert model.infill("a", "b", **options) == expected
+        fill = model.infill("a", "b", return_dict_in_generate=True, **options).fills[0][0][0]
+        assert (fill.text, len(fill.token_ids)) == (expected, 3 * len(expected))
+        assert "".join(fill.tokens) == expected
 
 
 def test_a_stop_string_of_several_bytes_stays_whole(model):
