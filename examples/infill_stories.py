@@ -11,6 +11,7 @@ command. A row that cannot be filled is reported in its place and counted; the o
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--top_p", type=float, default=1.0, help="of sampling")
     parser.add_argument("--stop_at_sentence_end", action="store_true", help="end a fill behind its first sentence")
     parser.add_argument("--trim_overlap", action="store_true", help="cut off what repeats the context")
+    parser.add_argument(
+        "--heal",
+        choices=["space", "token", "none"],
+        default="space",
+        help="what may be spelt anew where a blank begins: the space in front of it, a token on either side, nothing",
+    )
     parser.add_argument("--limit", type=int, help="rows, from the first on")
     parser.add_argument("--batch_size", type=int, default=16, help="texts filled together")
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
@@ -82,6 +89,7 @@ def infill_options(args: argparse.Namespace) -> dict[str, Any]:
         "num_return_sequences": args.num_return_sequences,
         "stop_at_sentence_end": args.stop_at_sentence_end,
         "trim_overlap": args.trim_overlap,
+        "heal": None if args.heal == "none" else args.heal,
         "return_dict_in_generate": True,
     }
 
@@ -111,22 +119,28 @@ def fill_rows(model: Any, texts: Sequence[str], *, first: int, args: argparse.Na
 
 
 def describe(model: Any, fill: Any) -> dict[str, Any]:
-    """A fill as JSON holds it, with the text of each token."""
-    tokenizer = model.tokenizer
-    ends = [len(tokenizer.decode(fill.token_ids[: k + 1])) for k in range(len(fill.token_ids))]
-    whole = tokenizer.decode(fill.token_ids)
-    tokens = [whole[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-    if tokens and "".join(tokens).lstrip(" ") == fill.text.lstrip(" "):
-        # The space in front of a fill stands in its text or in the context.
-        spaces = fill.text[: len(fill.text) - len(fill.text.lstrip(" "))]
-        tokens[0] = spaces + tokens[0].lstrip(" ")
+    """A fill as JSON holds it, with the text of each token; joined they are the fill's."""
     return {
         "text": fill.text,
-        "tokens": tokens,
+        "tokens": fill.tokens or spell(model.tokenizer, fill),
         "logprobs": [round(value, 4) for value in fill.logprobs],
         "logprob": round(fill.logprob, 4),
         "mean_logprob": round(fill.mean_logprob, 4),
     }
+
+
+def spell(tokenizer: Any, fill: Any) -> list[str]:
+    """The text of each token of a fill that did not come from infilling; a character counts for its last token."""
+    whole = tokenizer.decode(fill.token_ids)
+    left_out = len(whole) - len(fill.text)  # a space in front, which a decoder strips or the context has
+    ends, end = [], 0
+    for count in range(1, len(fill.token_ids) + 1):
+        so_far = tokenizer.decode(fill.token_ids[:count])
+        if whole.startswith(so_far):
+            end = len(so_far)
+        ends.append(max(end - left_out, 0))
+    ends[-1:] = [len(fill.text)] * bool(ends)
+    return [fill.text[start:end] for start, end in pairwise([0, *ends])]
 
 
 def main(arguments: list[str] | None = None) -> None:

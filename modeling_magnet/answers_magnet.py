@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -21,11 +22,14 @@ class Fill:
             trimmed, or where a seam was healed, they say more than `text`.
         logprobs (`list[float]`): Each token's log-probability in nats under the model's own distribution, before
             temperature, truncation and processors.
+        tokens (`list[str]`): What each token adds to `text`; joined they are the text. A character of several tokens
+            counts for the last of them. Given with `return_dict_in_generate=True`.
     """
 
     text: str
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
 
     @property
     def logprob(self) -> float:
@@ -57,8 +61,40 @@ class InfillOutput:
     length_scores: list[list[dict[int, float]]] | None = None
 
 
+def fill_text(tokenizer: PreTrainedTokenizerBase, span: Span) -> str:
+    """The text that a span fills in: without what a rule cut off, and without its seams, which are context."""
+    text = decode_fill(tokenizer, span.before, span.token_ids)[: span.text_length]
+    return text[len(span.seam.start) : max(len(text) - len(span.seam.end), 0)]
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, span: Span, text: str, *, start: int = 0) -> list[str]:
+    """The part of a text that each token of its span adds.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Writes tokens as text.
+        span (`Span`): A span that is complete.
+        text (`str`): Its fill, of which overlaps may have been trimmed.
+        start (`int`): Characters that were trimmed from its beginning.
+    """
+    whole = decode_fill(tokenizer, span.before, span.token_ids)
+    first = len(span.seam.start) + start
+    ends, end = [], 0
+    for count in range(1, len(span.token_ids) + 1):
+        so_far = decode_fill(tokenizer, span.before, span.token_ids[:count])
+        if whole.startswith(so_far):  # else it ends inside a character
+            end = len(so_far)
+        ends.append(min(max(end - first, 0), len(text)))
+    return [text[start:end] for start, end in pairwise([0, *ends])]
+
+
 def answers(
-    tokenizer: PreTrainedTokenizerBase, spans: Sequence[Span], *, before: str, after: str, trim: bool
+    tokenizer: PreTrainedTokenizerBase,
+    spans: Sequence[Span],
+    *,
+    before: str,
+    after: str,
+    trim: bool,
+    with_tokens: bool = False,
 ) -> list[Fill]:
     """The different answers to one gap, the most probable first.
 
@@ -68,6 +104,7 @@ def answers(
         before (`str`): The text in front of the gap.
         after (`str`): The text behind it.
         trim (`bool`): Whether to trim what repeats the context.
+        with_tokens (`bool`): Whether to give the text of each token, too.
 
     Raises:
         ValueError: no token fitted the gap's seam.
@@ -83,14 +120,17 @@ def answers(
         )
     fills: dict[str, Fill] = {}
     for span in possible:
-        text = decode_fill(tokenizer, span.before, span.token_ids)[: span.text_length]
-        text = text[len(span.seam.start) : len(text) - len(span.seam.end)]
+        text = fill_text(tokenizer, span)
+        start = 0
         if trim:
+            start = len(text) - len(trim_overlap(text, before=before, after=""))
             text = trim_overlap(text, before=before, after=after)
         fill = Fill(text, span.token_ids, span.logprobs)
+        if with_tokens:
+            fill.tokens = token_texts(tokenizer, span, text, start=start)
         if text not in fills or fill.logprob > fills[text].logprob:
             fills[text] = fill
     return sorted(fills.values(), key=lambda fill: -fill.logprob)
 
 
-__all__ = ["Fill", "InfillOutput", "answers"]
+__all__ = ["Fill", "InfillOutput", "answers", "fill_text", "token_texts"]

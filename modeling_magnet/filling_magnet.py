@@ -8,14 +8,17 @@ from numbers import Integral
 import torch
 from transformers.utils.logging import tqdm
 
+from .characters_magnet import CharacterRule, character_parts
 from .decoding_magnet import DecodingMixin
 from .encoding_magnet import PROGRESS_FROM_BATCHES, hides_bar
 from .gaps_magnet import GappedText, lay_out
+from .generation_fields_magnet import eos_ids, max_length
 from .masking_magnet import PACKED_BACKENDS
 from .options_magnet import InfillOptions
 from .sampling_magnet import TokenChooser
-from .seams_magnet import SeamHealer, useful_healing
+from .seams_magnet import SeamHealer
 from .spans_magnet import Span, SpanRow
+from .special_tokens_magnet import special_ids
 from .stopping_magnet import GapStream, StopRules
 
 
@@ -70,17 +73,24 @@ class FillingMixin(DecodingMixin):
                 parts,
                 gap_lengths=[round_up(length, multiple) for length in lengths],
                 context_length=self.config.max_position_embeddings,
-                heal=useful_healing(self.tokenizer, self.config.vocab_size, options.heal),
+                heal=options.heal,
             )
             for parts, lengths in zip(pieces, gap_lengths, strict=True)
         ]
+        longest = max_length(options.generation_config)
+        for layout in layouts:
+            if longest is not None and layout.length > longest:
+                raise ValueError(
+                    f"Text and gaps need {layout.length} positions; `max_length` of the generation config is "
+                    f"{longest}. Shorten the text or the gaps, or pass a config with another `max_length`."
+                )
         texts = self._new_spans(layouts, gap_lengths, num_answers=options.num_answers)
         chooser = self._chooser(texts, options)
-        rules = self._stop_rules(texts, options)
+        rules = self._stop_rules(texts, options, pieces=pieces)
         # First all answers of a text side by side in one row; later each sees what it was filled with before.
         rows = [(text, SpanRow(text.layout, [s for spans in text.spans for s in spans])) for text in texts]
         is_first = True
-        embeds = options.return_dict_in_generate and self.tokenizer.eos_token_id is not None
+        embeds = bool(options.return_dict_in_generate) and self.tokenizer.eos_token_id is not None
         spans = [span for text in texts for of_gap in text.spans for span in of_gap]
         hide = hides_bar(options.show_progress_bar, -(-len(rows) // options.batch_size), least=PROGRESS_FROM_BATCHES)
         settled = 0  # counted here: a bar that `disable_progress_bar` took away keeps no count
@@ -129,7 +139,7 @@ class FillingMixin(DecodingMixin):
         self, layouts: Sequence[GappedText], gap_lengths: Sequence[Sequence[int]], *, num_answers: int
     ) -> list[FilledText]:
         """Empty spans, numbered in the order of texts, gaps and answers."""
-        special = set(self.tokenizer.all_special_ids)
+        special = special_ids(self.tokenizer)
         streams = count()
         texts = []
         for layout, lengths in zip(layouts, gap_lengths, strict=True):
@@ -155,38 +165,58 @@ class FillingMixin(DecodingMixin):
     def _chooser(self, texts: Sequence[FilledText], options: InfillOptions) -> TokenChooser:
         """The choice of tokens for all spans of a call."""
         spans = [span for text in texts for gap in text.spans for span in gap]
+        barred = self._ids_outside_text(options)
+        parts = character_parts(self.tokenizer, self.config.vocab_size)
         return TokenChooser(
             options.generation_config,
             spans=spans,
-            barred_ids=self._ids_outside_text(),
+            barred_ids=barred,
             pad_token_id=self._pad_token_id(),
             end_of_span_id=self.tokenizer.eos_token_id if options.stop_at_end_of_span else None,
             processors=options.logits_processor,
             healer=SeamHealer(self.tokenizer, vocab_size=self.config.vocab_size),
+            characters=CharacterRule(parts, spans=spans, barred_ids=barred) if parts.token_ids else None,
         )
 
-    def _stop_rules(self, texts: Sequence[FilledText], options: InfillOptions) -> StopRules:
+    def _stop_rules(
+        self, texts: Sequence[FilledText], options: InfillOptions, *, pieces: Sequence[Sequence[str]]
+    ) -> StopRules:
         """The rules that end spans, and who is told of tokens."""
+        parts = character_parts(self.tokenizer, self.config.vocab_size)
         rules = StopRules(
             self.tokenizer,
+            parts,
             end_of_span_id=self.tokenizer.eos_token_id if options.stop_at_end_of_span else None,
             stop_strings=options.stop_strings,
             sentence_end=options.stop_at_sentence_end,
-            criteria=options.stopping_criteria,
+            criteria=options.all_criteria(),
         )
         if options.streamer is not None:
             if len(texts) != 1:
                 raise ValueError(f"`streamer` takes one text; {len(texts)} were given. Call once for each.")
             spans = [answers[0] for answers in texts[0].spans]
-            rules.stream = GapStream(options.streamer, texts[0].layout, spans, hold_back=rules.reads_text)
+            rules.stream = GapStream(
+                options.streamer,
+                texts[0].layout,
+                pieces=pieces[0],
+                spans=spans,
+                tokenizer=self.tokenizer,
+                parts=parts,
+                hold_back=rules.reads_text,
+                trim=options.trim_overlap,
+            )
         return rules
 
-    def _ids_outside_text(self) -> list[int]:
-        """EOS and every other special token: a fill has none of them, whatever the model says."""
-        ids = set(self.tokenizer.all_special_ids)
-        for value in (self.generation_config.eos_token_id, self.config.eos_token_id):
-            ids.update(value if isinstance(value, list) else [] if value is None else [value])
-        return sorted(token_id for token_id in ids if token_id < self.config.vocab_size)
+    def _ids_outside_text(self, options: InfillOptions) -> list[int]:
+        """What no fill has, whatever the model or a processor says: EOS, other special tokens, ids without a token."""
+        ids = {*special_ids(self.tokenizer), *(options.generation_config.suppress_tokens or ())}
+        for config in (options.generation_config, self.generation_config, self.config):
+            ids.update(eos_ids(config))
+        size = self.config.vocab_size
+        beyond = range(min(len(self.tokenizer), size), size)
+        tokens = self.tokenizer.convert_ids_to_tokens(list(beyond))
+        ids.update(token_id for token_id, token in zip(beyond, tokens, strict=True) if token is None)
+        return sorted(token_id for token_id in ids if 0 <= token_id < size)
 
 
 def _next_rows(text: FilledText) -> list[SpanRow]:

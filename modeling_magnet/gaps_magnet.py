@@ -9,10 +9,13 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from .special_tokens_magnet import special_ids
 from .texts_magnet import front_tokens
 
 # Texts that tokenise to themselves in front of nearly anything, tried in turn to hide a text's beginning.
 ANCHORS = ("\n", "a", "0", ".", " ")
+# Stands for the word behind a space.
+FOLLOWING_LETTER = "a"
 # Tokens in front of a fill that can change how its first token is written; more where these begin inside a character.
 DECODE_CONTEXT = 8
 
@@ -118,6 +121,25 @@ def fill_ids(tokenizer: PreTrainedTokenizerBase, fill: str, *, prefix: str) -> l
     return ids
 
 
+def space_to_heal(tokenizer: PreTrainedTokenizerBase, piece: str, *, is_first: bool) -> str:
+    """Return the space at the end of a piece that belongs to the first token of the fill, or nothing.
+
+    The tokenizer decides: the space is healed only where the piece's own tokens change once a letter follows.
+    Vocabularies with tokens for runs of spaces keep indentation apart from the word after it, and a space that was
+    taken from such a run would leave the model with a width that no text has.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the model.
+        piece (`str`): The text in front of a gap.
+        is_first (`bool`): Whether it begins the text, and not behind another gap.
+    """
+    if not piece.endswith(" ") or not piece.strip():
+        return ""
+    prefix = "" if is_first else ANCHORS[0]
+    alone, followed = (fill_ids(tokenizer, text, prefix=prefix) for text in (piece, piece + FOLLOWING_LETTER))
+    return "" if followed[: len(alone)] == alone else " "
+
+
 def lay_out(
     tokenizer: PreTrainedTokenizerBase,
     pieces: Sequence[str],
@@ -130,8 +152,9 @@ def lay_out(
 
     Words begin with their space in the usual vocabularies: text that ends in a space, as in front of a blank in a
     sentence, is nothing they were trained on. With `heal="space"` that last space is taken into the gap, and the fill
-    has to begin with it. With `heal="token"` one token on either side of a gap is taken into it and spelt anew, so
-    that a gap may begin and end inside a word.
+    has to begin with it, where the tokenizer would put it into the next word's token; see `space_to_heal`. With
+    `heal="token"` one token on either side of a gap is taken into it and spelt anew, so that a gap may begin and end
+    inside a word.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the model.
@@ -149,8 +172,9 @@ def lay_out(
         raise ValueError(f"Gaps of {list(gap_lengths)} tokens were asked for; each needs an integer of at least 1.")
     seams = [Seam() for _ in gap_lengths]
     if heal == "space":
-        bare = [piece[:-1] if piece.endswith(" ") and piece.strip() else piece for piece in pieces[:-1]]
-        seams = [Seam(start=piece[len(text) :]) for piece, text in zip(pieces, bare, strict=False)]
+        starts = [space_to_heal(tokenizer, piece, is_first=not index) for index, piece in enumerate(pieces[:-1])]
+        seams = [Seam(start=start) for start in starts]
+        bare = [piece.removesuffix(start) for piece, start in zip(pieces, starts, strict=False)]
         pieces = [*bare, pieces[-1]]
     first = tokenizer(pieces[0], add_special_tokens=False, verbose=False)["input_ids"] if pieces[0] else []
     token_ids = [[*front_tokens(tokenizer), *first], *(continuation_ids(tokenizer, piece) for piece in pieces[1:])]
@@ -159,7 +183,7 @@ def lay_out(
     for index, ids in enumerate(token_ids[1:-1], start=1):
         if not ids:
             raise ValueError(f"Nothing stands between gap {index} and the next. Make them one longer gap.")
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    special = special_ids(tokenizer) - {tokenizer.unk_token_id}
     for piece, ids in zip(pieces, [first, *token_ids[1:]], strict=True):
         rest = [token_id for token_id in ids if token_id not in special]
         if len(rest) < len(ids) and not str(tokenizer.decode(rest)).strip():
@@ -185,7 +209,7 @@ def _take_back(tokenizer: PreTrainedTokenizerBase, before: list[int], after: lis
 
     A token is needed in front of every gap, to predict from. Special tokens and parts of characters stay.
     """
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     start = end = ""
     if len(before) > 1 and not special & {*before[-2:]}:
         text = decode_fill(tokenizer, [token for token in before[:-1] if token not in special], before[-1:])
@@ -221,4 +245,4 @@ def decode_fill(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], fill:
     return str(tokenizer.decode(list(fill), clean_up_tokenization_spaces=False))
 
 
-__all__ = ["GappedText", "Healing", "Seam", "continuation_ids", "decode_fill", "fill_ids", "lay_out"]
+__all__ = ["GappedText", "Healing", "Seam", "continuation_ids", "decode_fill", "fill_ids", "lay_out", "space_to_heal"]

@@ -8,7 +8,7 @@ import torch
 
 from .answers_magnet import InfillOutput, answers
 from .blanks_magnet import split_at_marks, split_at_ranges
-from .gaps_magnet import continuation_ids
+from .gaps_magnet import fill_ids, space_to_heal
 from .lengths_magnet import LengthsMixin
 from .options_magnet import InfillOptions
 from .scoring_magnet import ScoringMixin
@@ -18,7 +18,7 @@ Ranges = Sequence[tuple[int, int]]
 
 
 class InfillingMixin(LengthsMixin, ScoringMixin):
-    """`infill`, `infill_blanks`, `rewrite`, and `score_infill`."""
+    """`infill`, `infill_blanks`, `fill`, `rewrite`, and `score_infill`."""
 
     def infill(self, prefix: str | Sequence[str], suffix: str | Sequence[str], **options: Any) -> Any:
         """Write what stands between a prefix and a suffix.
@@ -27,7 +27,8 @@ class InfillingMixin(LengthsMixin, ScoringMixin):
             prefix (`str` or `list[str]`): Text in front of the gap; may be empty.
             suffix (`str` or `list[str]`): Text behind it, joined without an added space; may be empty.
             options: Those of `InfillOptions`, `max_new_tokens` or `num_tokens` among them, and `do_sample`,
-                `temperature`, `num_return_sequences` and others as `generate` takes them.
+                `temperature`, `num_return_sequences` and others as `generate` takes them. Without a length the best
+                of `num_tokens="auto"` is taken, which costs many times as much as one length.
 
         Returns:
             The fill alone, so that `prefix + fill + suffix` is the text: `str` for strings, a list of them for lists.
@@ -79,22 +80,48 @@ class InfillingMixin(LengthsMixin, ScoringMixin):
         Raises:
             ValueError: a text without a blank, neighbouring blanks, ranges that do not fit, or as in `infill`.
         """
-        single = isinstance(text, str)
-        texts = check_texts([text] if single else text, name="text")
-        names = ["`text`"] if single else [f"`text[{index}]`" for index in range(len(texts))]
-        if ranges is None:
-            pieces = [split_at_marks(one, blank, name=name) for one, name in zip(texts, names, strict=True)]
-        else:
-            given: Any = [ranges] if single else ranges
-            if not isinstance(given, Sequence):
-                raise ValueError(f"`ranges` is {type(ranges).__name__}; expected a list of ranges for each text.")
-            if len(given) != len(texts):
-                raise ValueError(f"{len(texts)} texts and {len(given)} lists of ranges were given; expected as many.")
-            pieces = [split_at_ranges(one, own, name=name) for one, own, name in zip(texts, given, names, strict=True)]
-        output = self._fill_pieces(pieces, options)
+        output = self._fill_pieces(_split_texts(text, blank=blank, ranges=ranges), options)
         if isinstance(output, InfillOutput):
             return output
-        return output[0] if single else output
+        return output[0] if isinstance(text, str) else output
+
+    def fill(
+        self,
+        text: str | Sequence[str],
+        *,
+        blank: str = "[blank]",
+        ranges: Ranges | Sequence[Ranges] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Return a text with its blanks filled.
+
+        Args:
+            text (`str` or `list[str]`): Texts with gaps.
+            blank, ranges: As in `infill_blanks`.
+            options: As in `infill`.
+
+        Returns:
+            The filled text: `str` for a string, a list of them for a list. With `num_return_sequences` above one, a
+            list of different texts in the place of each: the first with the most probable answer to each gap, the
+            next with the next ones; a gap that has no further answer keeps its best.
+
+        Raises:
+            ValueError: `return_dict_in_generate`, or as in `infill_blanks`.
+        """
+        if options.get("return_dict_in_generate"):
+            raise ValueError("`fill` returns text. Call `infill_blanks` for an `InfillOutput`.")
+        pieces = _split_texts(text, blank=blank, ranges=ranges)
+        output = self._fill_pieces(pieces, {**options, "return_dict_in_generate": True})
+        assert isinstance(output, InfillOutput)
+        filled: list[Any] = []
+        for parts, gaps in zip(pieces, output.fills, strict=True):
+            number = max(map(len, gaps))
+            chosen = [[gap[rank if rank < len(gap) else 0].text for gap in gaps] for rank in range(number)]
+            texts = [parts[0] + "".join(map("".join, zip(fills, parts[1:], strict=True))) for fills in chosen]
+            filled.append(texts)
+        if self._infill_options(options).num_answers == 1:
+            filled = [best for best, *_ in filled]
+        return filled[0] if isinstance(text, str) else filled
 
     def rewrite(self, text: str, start: int, end: int, **options: Any) -> Any:
         """Write something else in place of a selection, of as many tokens unless told otherwise.
@@ -118,17 +145,22 @@ class InfillingMixin(LengthsMixin, ScoringMixin):
         if options.get("max_new_tokens") is None and options.get("num_tokens") is None:
             if start == end:
                 raise ValueError(f"Nothing is selected at {start}. Say how much to write: `max_new_tokens=`.")
-            spaces = pieces[0][len(pieces[0].rstrip(" ")) :]
-            selected = continuation_ids(self.tokenizer, spaces + checked[start:end])
+            heals = options.get("heal", "space") is not None
+            space = space_to_heal(self.tokenizer, pieces[0], is_first=True) if heals else ""
+            selected = fill_ids(self.tokenizer, space + checked[start:end], prefix=pieces[0])
             options = {**options, "max_new_tokens": max(len(selected), 1)}
         output = self._fill_pieces([pieces], options)
         return output if isinstance(output, InfillOutput) else output[0][0]
 
-    def _fill_pieces(self, pieces: Sequence[Sequence[str]], given: dict[str, Any]) -> InfillOutput | list[list[Any]]:
-        """Fill the gaps between pieces; per text and gap a string, or several, or everything there is to say."""
-        options = InfillOptions.of_call(
+    def _infill_options(self, given: dict[str, Any]) -> InfillOptions:
+        """The options of a call, checked."""
+        return InfillOptions.of_call(
             given, default_config=self.generation_config, end_of_span=self.magnet_settings.end_of_span
         )
+
+    def _fill_pieces(self, pieces: Sequence[Sequence[str]], given: dict[str, Any]) -> InfillOutput | list[list[Any]]:
+        """Fill the gaps between pieces; per text and gap a string, or several, or everything there is to say."""
+        options = self._infill_options(given)
         length_scores = None
         with self._evaluating():
             if options.num_tokens is None:
@@ -141,7 +173,14 @@ class InfillingMixin(LengthsMixin, ScoringMixin):
                 texts, length_scores = self._fill_best_length(pieces, options=options)
         fills = [
             [
-                answers(self.tokenizer, spans, before=before, after=after, trim=options.trim_overlap)
+                answers(
+                    self.tokenizer,
+                    spans,
+                    before=before,
+                    after=after,
+                    trim=options.trim_overlap,
+                    with_tokens=bool(options.return_dict_in_generate),
+                )
                 for spans, before, after in zip(text.spans, parts[:-1], parts[1:], strict=True)
             ]
             for text, parts in zip(texts, pieces, strict=True)
@@ -153,6 +192,23 @@ class InfillingMixin(LengthsMixin, ScoringMixin):
         if options.num_answers == 1:
             return [[best.text for best, *_ in gaps] for gaps in fills]
         return [[[fill.text for fill in gap] for gap in gaps] for gaps in fills]
+
+
+def _split_texts(
+    text: str | Sequence[str], *, blank: str, ranges: Ranges | Sequence[Ranges] | None
+) -> list[list[str]]:
+    """The pieces of each text around its marks or ranges."""
+    single = isinstance(text, str)
+    texts = check_texts([text] if single else text, name="text")
+    names = ["`text`"] if single else [f"`text[{index}]`" for index in range(len(texts))]
+    if ranges is None:
+        return [split_at_marks(one, blank, name=name) for one, name in zip(texts, names, strict=True)]
+    given: Any = [ranges] if single else ranges
+    if not isinstance(given, Sequence):
+        raise ValueError(f"`ranges` is {type(ranges).__name__}; expected a list of ranges for each text.")
+    if len(given) != len(texts):
+        raise ValueError(f"{len(texts)} texts and {len(given)} lists of ranges were given; expected as many.")
+    return [split_at_ranges(one, own, name=name) for one, own, name in zip(texts, given, names, strict=True)]
 
 
 def _gap_lengths(asked: Any, index: int, pieces: Sequence[str], *, num_texts: int) -> list[Any]:

@@ -13,6 +13,7 @@ import torch
 from .batching_magnet import pad_token_rows
 from .filling_magnet import FilledText, FillingMixin, round_up
 from .gaps_magnet import GappedText, lay_out
+from .generation_fields_magnet import max_length
 from .options_magnet import InfillOptions
 
 # Tokens behind a gap that its fill has to lead on to.
@@ -69,7 +70,8 @@ class LengthsMixin(FillingMixin):
         """The candidates that leave a text within the context; the shortest in any case, to be refused by name."""
         gaps = len(pieces) - 1
         layout = lay_out(self.tokenizer, pieces, gap_lengths=[1] * gaps, context_length=sys.maxsize, heal=options.heal)
-        room = self.config.max_position_embeddings - len(layout.token_ids)
+        longest = max_length(options.generation_config) or sys.maxsize
+        room = min(self.config.max_position_embeddings, longest) - len(layout.token_ids)
         multiple = self.magnet_settings.end_of_span if options.stop_at_end_of_span else 1
         return [length for length in candidates if gaps * round_up(length, multiple) <= room] or [min(candidates)]
 
@@ -87,7 +89,8 @@ class LengthsMixin(FillingMixin):
             for index, of_text in zip(batch, joins, strict=True):
                 for answers, join in zip(texts[index].spans, of_text, strict=True):
                     span = answers[0]
-                    mean = sum(span.logprobs) / len(span.logprobs) if span.is_possible else -torch.inf
+                    has_text = span.is_possible and len(span.logprobs) > 0
+                    mean = sum(span.logprobs) / len(span.logprobs) if has_text else -torch.inf
                     scores[index].append(mean + join)
         return scores
 

@@ -2,71 +2,45 @@
 
 import copy
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
-from transformers import CompileConfig, GenerationConfig
-from transformers.generation.logits_process import (
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import GenerationConfig, WatermarkingConfig
+from transformers.generation.logits_process import LogitsProcessorList
 
 from .batching_magnet import pad_token_rows
+from .characters_magnet import CharacterRule
 from .drawing_magnet import draw_tokens
 from .gaps_magnet import Seam
+from .generation_fields_magnet import REFUSED, SUPPORTED, check_config, check_kinds
+from .processors_magnet import PlaceProcessors, last_processors, remove_invalid, text_processors, warpers
 from .seams_magnet import SeamHealer
 from .spans_magnet import Span
 
 # Scores that exist at once, in float32: those of 64 spans with a vocabulary of 262,144 on a CPU, of 256 elsewhere.
 _CPU_SCORES, _DEVICE_SCORES = 2**24, 2**26
-# What generate uses where neither the caller nor the checkpoint says anything.
-DEFAULT_TOP_K = 50
-SUPPORTED = (
-    "do_sample",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "no_repeat_ngram_size",
-    "num_return_sequences",
-    "stop_strings",
-    "cache_implementation",
-    "compile_config",
-)
-# What an option is, where it is given: transformers looks at some of their ranges, and at few of their types.
-_KINDS: tuple[tuple[str, tuple[type, ...], str], ...] = (
-    ("do_sample", (bool,), "true or false"),
-    *((name, (Integral,), "a whole number") for name in ("top_k", "no_repeat_ngram_size", "num_return_sequences")),
-    *((name, (Real,), "a number") for name in ("temperature", "top_p", "min_p", "repetition_penalty")),
-    ("stop_strings", (str, list, tuple), "a string or a list of strings"),
-    ("cache_implementation", (str,), "'dynamic' or 'static'"),
-    ("compile_config", (CompileConfig,), "a CompileConfig"),
-)
+# Warpers do not look at the tokens so far.
+_NO_IDS = torch.empty(0, dtype=torch.long)
 
 
 def merge_generation_config(base: GenerationConfig, overrides: dict[str, Any]) -> GenerationConfig:
     """The checkpoint's or caller's generation config with the call's own arguments on top.
 
     Raises:
-        ValueError: an argument that filling a gap does not have or that is of another kind, or a number of answers
-            below one.
+        ValueError: an argument that filling a gap does not have or that is of another kind, a field of the config that
+            a fill cannot have, or a number of answers below one.
     """
     unknown = sorted(set(overrides) - set(SUPPORTED))
-    for name, kinds, expected in _KINDS:
-        value = overrides.get(name)
-        if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
-            raise ValueError(f"`{name}` is {value!r:.60}; expected {expected}.")
+    check_kinds(overrides)
     if unknown:
-        raise ValueError(f"`infill` does not know {unknown}. It takes {', '.join(SUPPORTED)} of GenerationConfig.")
-    if base.num_beams not in (None, 1):
-        raise ValueError(f"`num_beams={base.num_beams}` in the generation config: a gap is not filled by beam search.")
+        remedies = "".join(f" Instead of `{name}`: {REFUSED[name][1]}." for name in unknown if name in REFUSED)
+        raise ValueError(
+            f"`infill` does not know {unknown}. It takes {', '.join(SUPPORTED)} of GenerationConfig.{remedies}"
+        )
+    check_config(base)
+    if isinstance(watermark := overrides.get("watermarking_config"), dict):
+        overrides = {**overrides, "watermarking_config": WatermarkingConfig.from_dict(watermark)}
     cache = overrides.get("cache_implementation")
     if cache not in (None, "dynamic", "static"):  # what a checkpoint prefers for `generate` is no concern of ours
         raise ValueError(f"`cache_implementation` is {cache!r}; `infill` has 'dynamic' and 'static'.")
@@ -78,6 +52,7 @@ def merge_generation_config(base: GenerationConfig, overrides: dict[str, Any]) -
     answers = config.num_return_sequences = overrides.get("num_return_sequences", config.num_return_sequences)
     if answers is not None and (not isinstance(answers, Integral) or answers < 1):
         raise ValueError(f"`num_return_sequences` is {answers!r}; expected a whole number of at least 1.")
+    check_config(config)
     return config
 
 
@@ -107,10 +82,9 @@ class TokenChooser:
     gives what as many calls with one text give.
 
     Args:
-        config (`GenerationConfig`): `do_sample`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty` and
-            `no_repeat_ngram_size` count.
+        config (`GenerationConfig`): What `generation_fields_magnet` lists as supported counts.
         spans (`Sequence[Span]`): All spans of the call, in the order of their streams.
-        barred_ids (`Sequence[int]`): Tokens that never stand in a fill.
+        barred_ids (`Sequence[int]`): Tokens that never stand in a fill, `suppress_tokens` of the config among them.
         pad_token_id (`int`): Pads what processors are shown; a barred one, so that penalties for it change nothing.
         end_of_span_id (`int`, *optional*): Token that may end a span, but not be its first. A sample ends where it
             is drawn. A greedy span ends where the model gives more than half of a chance that it has ended by then,
@@ -118,6 +92,7 @@ class TokenChooser:
         processors (`LogitsProcessorList`, *optional*): As `generate` takes them, applied in front of the config's.
             Their rows are the spans of a batch, see `TokenChooser.left_contexts`.
         healer (`SeamHealer`, *optional*): Says what fits a healed seam.
+        characters (`CharacterRule`, *optional*): Keeps spans on whole characters.
     """
 
     def __init__(
@@ -130,31 +105,26 @@ class TokenChooser:
         end_of_span_id: int | None = None,
         processors: LogitsProcessorList | None = None,
         healer: SeamHealer | None = None,
+        characters: CharacterRule | None = None,
     ) -> None:
-        self.barred = torch.tensor([i for i in barred_ids if i != end_of_span_id], dtype=torch.long)
+        never_ends = end_of_span_id in (config.suppress_tokens or ())
+        self.barred = torch.tensor([i for i in barred_ids if i != end_of_span_id or never_ends], dtype=torch.long)
+        self.characters = characters
+        self.least = max(config.min_new_tokens or 0, 1)  # tokens before a span may end
         self.pad_token_id = pad_token_id
         self.end_of_span_id = end_of_span_id
         self.goes_on = [1.0] * len(spans)  # by stream, the model's chance that the span has not ended
         self.healer = healer if any(span.seam != Seam() for span in spans) else None
         self.spells = any(len(span.seam.start) > 1 for span in spans)
         self.processors = LogitsProcessorList(processors or [])
-        if config.repetition_penalty not in (None, 1.0):
-            self.processors.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
-        if config.no_repeat_ngram_size:
-            self.processors.append(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
+        self.processors += text_processors(config)
+        self.place_processors = PlaceProcessors(config, end_of_span_id=end_of_span_id)
+        self.config = config
+        self.last: LogitsProcessorList | None = None  # built once the device is known
         self.uniforms: list[torch.Tensor] | None = None
-        self.warpers = LogitsProcessorList()
+        self.warpers = warpers(config)
         if not config.do_sample:
             return
-        if config.temperature not in (None, 1.0):
-            self.warpers.append(TemperatureLogitsWarper(config.temperature))
-        top_k = DEFAULT_TOP_K if config.top_k is None else config.top_k
-        if top_k > 0:
-            self.warpers.append(TopKLogitsWarper(top_k))
-        if config.top_p not in (None, 1.0):
-            self.warpers.append(TopPLogitsWarper(config.top_p))
-        if config.min_p is not None:
-            self.warpers.append(MinPLogitsWarper(config.min_p))
         self.uniforms = []
         for span in spans:
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
@@ -163,7 +133,7 @@ class TokenChooser:
     @property
     def reads_tokens(self) -> bool:
         """Whether a choice depends on what the spans hold."""
-        return bool(self.processors) or self.spells
+        return bool(self.processors) or self.spells or self.config.watermarking_config is not None
 
     def left_contexts(self, spans: Sequence[Span]) -> torch.Tensor:
         """What `generate` would call the input ids of each span: the tokens in front of its gap, then its own.
@@ -198,6 +168,8 @@ class TokenChooser:
             indices (`Sequence[int]`): Which token of its gap each of them gets, from 0.
             with_scores (`bool`, defaults to `False`): Whether `Choice.scores` is wanted.
         """
+        if self.config.remove_invalid_values:
+            logits = remove_invalid(logits)
         # The one copy first becomes exp(logit - highest), for the model's own distribution, and then the scores.
         scores = torch.empty(logits.shape, dtype=torch.float32, device=logits.device).copy_(logits)
         highest = scores.amax(-1, keepdim=True)
@@ -205,6 +177,7 @@ class TokenChooser:
         scores.copy_(logits)
         if self.processors:
             scores = self.processors(self.left_contexts(spans).to(scores.device), scores)  # type: ignore[arg-type]
+        scores = self.place_processors(scores, indices=indices)
         end_chances = None
         if self.end_of_span_id is not None and self.uniforms is None:
             end_chances = (scores[:, self.end_of_span_id] - _log_totals(scores)).exp()
@@ -212,28 +185,38 @@ class TokenChooser:
             self.barred = self.barred.to(scores.device)  # once, and not at every step
         scores.index_fill_(1, self.barred, -torch.inf)
         if self.end_of_span_id is not None:
-            never = [row for row, index in enumerate(indices) if index == 0 or self.uniforms is None]
+            never = [row for row, index in enumerate(indices) if index < self.least or self.uniforms is None]
             scores[never, self.end_of_span_id] = -torch.inf
         if self.healer is not None:
             for row, (span, index) in enumerate(zip(spans, indices, strict=True)):
                 fits = self.healer.fits(span, index=index)
                 if fits is not None:
                     scores[row].masked_fill_(~fits.to(scores.device), -torch.inf)
+        if self.characters is not None:
+            self.characters.bar(scores, spans, indices=indices)
         if self.uniforms is None:
+            scores = self._process_last(scores, spans)
             tokens = self._most_likely(scores, spans, indices=indices)
             if end_chances is not None:
                 tokens = self._end_at_median(tokens, end_chances, spans, indices=indices)
         else:
+            warpers = self.warpers
+            if self.config.watermarking_config is not None or self.config.renormalize_logits:
+                # These see what the cuts have left of the whole vocabulary.
+                scores = self._process_last(warpers(_NO_IDS, scores), spans)  # type: ignore[arg-type]
+                warpers = LogitsProcessorList()
             # A span that is full stays beside the others where processors know rows by number; its token is not used.
             places = (min(index, span.gap_length - 1) for span, index in zip(spans, indices, strict=True))
             drawn = [self.uniforms[span.stream][place] for span, place in zip(spans, places, strict=True)]
-            tokens = draw_tokens(scores, torch.stack(drawn).to(scores.device), warpers=self.warpers)
+            tokens = draw_tokens(scores, torch.stack(drawn).to(scores.device), warpers=warpers)
             if with_scores:
                 for part in scores.split(1):
-                    part.copy_(self.warpers(torch.empty(0, dtype=torch.long), part))  # type: ignore[arg-type]
+                    part.copy_(warpers(_NO_IDS, part))  # type: ignore[arg-type]
         is_possible = scores.gather(-1, tokens[:, None])[:, 0] > -torch.inf
         if self.end_of_span_id is not None:
             is_possible |= tokens == self.end_of_span_id
+        if self.characters is not None:
+            self.characters.advance(tokens, spans)
         logprobs = logits.gather(-1, tokens[:, None]).float() - highest - log_total
         is_nan = ~log_total.isfinite().all()
         return Choice(tokens, logprobs[:, 0], is_possible, is_nan, scores if with_scores else None)
@@ -243,12 +226,21 @@ class TokenChooser:
     ) -> torch.Tensor:
         """The tokens, or the end where the chance that a span still goes on falls below one half."""
         chosen = tokens.clone()
+        may_end = [True] * len(spans) if self.characters is None else self.characters.are_whole(spans)
         for row, (span, index, chance) in enumerate(zip(spans, indices, end_chances.tolist(), strict=True)):
-            if index > 0:
+            if index >= self.least:
                 self.goes_on[span.stream] *= 1.0 - chance
-            if self.goes_on[span.stream] < 0.5:
+            if self.goes_on[span.stream] < 0.5 and may_end[row]:
                 chosen[row] = int(self.end_of_span_id or 0)
         return chosen
+
+    def _process_last(self, scores: torch.Tensor, spans: Sequence[Span]) -> torch.Tensor:
+        """Apply what comes after all that shapes a distribution: a watermark, a normalisation."""
+        if self.last is None:
+            self.last = last_processors(self.config, vocab_size=scores.shape[-1], device=scores.device)
+        if not self.last:
+            return scores
+        return self.last(self.left_contexts(spans).to(scores.device), scores)  # type: ignore[arg-type]
 
     def _most_likely(self, scores: torch.Tensor, spans: Sequence[Span], *, indices: Sequence[int]) -> torch.Tensor:
         """The likeliest tokens; where several answers to one gap begin, each the next likely one."""

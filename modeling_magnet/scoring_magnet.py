@@ -15,8 +15,8 @@ from .answers_magnet import Fill
 from .batching_magnet import plan_batches
 from .encoding_magnet import PROGRESS_FROM_BATCHES, EncodingMixin, hides_bar
 from .filling_magnet import round_up
-from .gaps_magnet import GappedText, fill_ids, lay_out
-from .seams_magnet import useful_healing
+from .gaps_magnet import GappedText, Healing, fill_ids, lay_out
+from .options_magnet import check_healing
 from .texts_magnet import check_texts
 
 
@@ -43,19 +43,23 @@ class ScoringMixin(EncodingMixin):
         fills: Sequence[str] | Sequence[Sequence[str]],
         suffix: str | Sequence[str],
         *,
+        heal: Healing | None = "space",
         batch_tokens: int | None = None,
         show_progress_bar: bool | None = None,
     ) -> list[Fill] | list[list[Fill]]:
         """Log-probabilities of given fills between a prefix and a suffix.
 
-        Exact: what decoding would have scored. A fill is scored in a gap of its own length, with the spaces at the end
-        of the prefix as part of its first token. A model that was taught to end spans is asked in the next multiple of
-        its gaps, as in decoding with no longer limit; the chance that the span ends there is not counted.
+        Exact: what decoding would have scored. A fill is scored in a gap of its own length, with the space at the end
+        of the prefix as part of its first token where `heal` says so. A model that was taught to end spans is asked in
+        the next multiple of its gaps, as in decoding with no longer limit; the chance that the span ends there is not
+        counted.
 
         Args:
             prefix (`str` or `list[str]`): Text in front of the gap; may be empty.
             fills (`list[str]`, or a list of such lists): The candidates for the gap; none may be empty.
             suffix (`str` or `list[str]`): Text behind it.
+            heal (`str`, *optional*, defaults to `"space"`): As `infill` takes it; `None` leaves the tokens of the
+                context alone.
             batch_tokens (`int`, *optional*): Tokens of a forward, padding included; defaults to what suits the device.
             show_progress_bar (`bool`, *optional*): Defaults to showing one over many batches.
 
@@ -69,6 +73,7 @@ class ScoringMixin(EncodingMixin):
 
         Source: Khosla et al. 2025, section 3.3; the shared row follows from the mask (Figure 2).
         """
+        check_healing(heal)
         single = isinstance(prefix, str) and isinstance(suffix, str)
         prefixes = check_texts([prefix] if isinstance(prefix, str) else prefix, name="prefix")
         suffixes = check_texts([suffix] if isinstance(suffix, str) else suffix, name="suffix")
@@ -83,7 +88,7 @@ class ScoringMixin(EncodingMixin):
         rows = [
             row
             for text, (before, given, after) in enumerate(zip(prefixes, candidates, suffixes, strict=True))
-            for row in self._scored_rows(text, before, given, after)
+            for row in self._scored_rows(text, before, given, after, heal=heal)
         ]
         self._probe_attention()
         scored: list[list[Fill]] = [[Fill(fill) for fill in given] for given in candidates]
@@ -103,21 +108,23 @@ class ScoringMixin(EncodingMixin):
                 bar.update(len(batch))
         return scored[0] if single else scored
 
-    def _scored_rows(self, text: int, prefix: str, fills: Sequence[str], suffix: str) -> list[_ScoredRow]:
+    def _scored_rows(
+        self, text: int, prefix: str, fills: Sequence[str], suffix: str, *, heal: Healing | None = "space"
+    ) -> list[_ScoredRow]:
         """The fills of one text, those of equal length in one row."""
         if isinstance(fills, str) or not isinstance(fills, Sequence):
             raise ValueError(f"The fills of text {text} are {fills!r:.40}; expected a list of strings.")
         if not len(fills):
             raise ValueError(f"Text {text} has no fill to score. Pass at least one.")
         context = self.config.max_position_embeddings
-        heal = useful_healing(self.tokenizer, self.config.vocab_size, "space")
-        spaces = lay_out(self.tokenizer, [prefix, suffix], gap_lengths=[1], context_length=context, heal=heal)
-        start = spaces.seams[0].start
-        # A model that was taught to end spans knows gaps of multiples alone, and is asked in the next one.
-        multiple = self.magnet_settings.end_of_span or 1
+        layout = lay_out(self.tokenizer, [prefix, suffix], gap_lengths=[1], context_length=context, heal=heal)
+        (seam,) = layout.seams
+        # A model that was taught to end spans knows gaps of multiples alone, and is asked in the next one; gaps whose
+        # tokens are healed are of exact length, as in decoding.
+        multiple = 1 if heal == "token" else self.magnet_settings.end_of_span or 1
         by_length: dict[int, dict[int, list[int]]] = {}
         for number, fill in enumerate(check_texts(fills, name="fills")):
-            ids = fill_ids(self.tokenizer, start + fill, prefix=prefix)
+            ids = fill_ids(self.tokenizer, seam.start + fill + seam.end, prefix=prefix)
             if not fill:
                 raise ValueError(f"`fills[{number}]` of text {text} is empty; a fill has at least one token.")
             by_length.setdefault(round_up(len(ids), multiple), {})[number] = ids

@@ -10,8 +10,9 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .gaps_magnet import Healing, decode_fill
+from .gaps_magnet import decode_fill
 from .spans_magnet import Span
+from .special_tokens_magnet import special_ids
 
 WORDS = re.compile(r"\w+|[^\w\s]", re.UNICODE)
 
@@ -78,13 +79,6 @@ def fitting_tokens(
     return fitting
 
 
-def useful_healing(tokenizer: PreTrainedTokenizerBase, vocab_size: int, heal: Healing | None) -> Healing | None:
-    """The healing that was asked for, but none of spaces where no token begins with one and goes on."""
-    if heal == "space" and not _has_words_with_spaces(tokenizer, vocab_size):
-        return None
-    return heal
-
-
 @dataclass(frozen=True)
 class Vocabulary:
     """What the tokens of a tokenizer say.
@@ -127,10 +121,7 @@ class Vocabulary:
 
 # What was read of each tokenizer, by its number of tokens, which grows as tokens are added, and the model's.
 _VOCABULARIES: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, int], Vocabulary]] = WeakKeyDictionary()
-_SPACED: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, int], bool]] = WeakKeyDictionary()
 _READING = threading.Lock()
-# Tokens that are read to find one that begins with a space, before the next as many are.
-_FEW_TOKENS = 2048
 
 
 def read_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Vocabulary:
@@ -155,24 +146,10 @@ def vocabulary_texts(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> tup
     return read_vocabulary(tokenizer, vocab_size).texts
 
 
-def _has_words_with_spaces(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> bool:
-    """Whether a token begins with a space and goes on; no more tokens are read than it takes to find one."""
-    with _READING:
-        of_tokenizer = _SPACED.setdefault(tokenizer, {})
-        key = (len(tokenizer), vocab_size)
-        if key not in of_tokenizer:
-            size = min(vocab_size, len(tokenizer))
-            parts = (range(start, min(start + _FEW_TOKENS, size)) for start in range(0, size, _FEW_TOKENS))
-            of_tokenizer[key] = any(
-                text[:1] == " " and text.strip() for part in parts for text in _token_texts(tokenizer, part)
-            )
-        return of_tokenizer[key]
-
-
 def _token_texts(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[str]:
     """What some tokens add to a text that they continue."""
     anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     front = tokenizer.decode(anchor, clean_up_tokenization_spaces=False)
     both = _decode_rows(tokenizer, [[*anchor, token] for token in tokens])
     return ["" if token in special else text[len(front) :] for token, text in zip(tokens, both, strict=True)]
@@ -239,6 +216,5 @@ __all__ = [
     "fitting_tokens",
     "read_vocabulary",
     "trim_overlap",
-    "useful_healing",
     "vocabulary_texts",
 ]

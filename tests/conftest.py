@@ -22,6 +22,7 @@ from transformers.utils import logging
 from modeling_magnet import MagnetLlamaForCausalLM
 
 from .byte_tokenizer import byte_tokenizer
+from .space_run_tokenizer import space_run_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_MODELS = REPOSITORY.parent / "shared" / "models"
@@ -107,3 +108,33 @@ def tiny_model(
     model = copy.deepcopy(_tiny_weights)
     model.tokenizer = copy.deepcopy(tiny_tokenizer)
     return model
+
+
+@pytest.fixture(scope="session")
+def _space_run_weights() -> MagnetLlamaForCausalLM:
+    """Built once; tests get copies."""
+    tokenizer = space_run_tokenizer()
+    torch.manual_seed(0)
+    model = MagnetLlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            initializer_range=0.2,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    ).eval()
+    model.tokenizer = tokenizer
+    return model
+
+
+@pytest.fixture
+def space_run_model(_space_run_weights: MagnetLlamaForCausalLM) -> MagnetLlamaForCausalLM:
+    """A random model with a tokenizer of Gemma's kind, see `space_run_tokenizer`; a test may change it."""
+    return copy.deepcopy(_space_run_weights)

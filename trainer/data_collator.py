@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from modeling_magnet.batching_magnet import pad_token_rows
+from modeling_magnet.special_tokens_magnet import special_ids
 from modeling_magnet.texts_magnet import tokenize_texts
 
 from .corruption import IGNORE_INDEX, CorruptedRow, CorruptionSettings, corrupt_row, row_generator
@@ -122,8 +123,6 @@ class DataCollatorForMagnet:
             model has no embedding for, with EOS, or else token 0.
         """
         vocab_size = min(len(tokenizer), model_config.vocab_size)
-        special_token_ids = set(tokenizer.all_special_ids)
-        special_token_ids |= {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
         pad_token_ids = [
             token_id
             for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id)
@@ -133,7 +132,7 @@ class DataCollatorForMagnet:
             settings=settings,
             mask_token_id=mask_token_id,
             pad_token_id=pad_token_ids[0] if pad_token_ids else 0,
-            special_token_ids=sorted(special_token_ids),
+            special_token_ids=sorted(special_ids(tokenizer)),
             vocab_size=vocab_size,
             seed=seed,
             end_of_span_id=tokenizer.eos_token_id,

@@ -6,8 +6,9 @@ import re
 import pytest
 
 from examples.fills_page import render_page
-from examples.infill_stories import main
+from examples.infill_stories import describe, main
 from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet.answers_magnet import Fill
 
 TEXTS = [
     "Lily went to the [blank] with her mom. They saw a [blank].",
@@ -48,6 +49,7 @@ def test_rows_are_filled_in_their_order_and_bad_ones_reported(checkpoint, corpus
         for gap in rows[index]["fills"]:
             for fill in gap:
                 assert len(fill["tokens"]) == len(fill["logprobs"]) == 4
+                assert "".join(fill["tokens"]) == fill["text"]
                 assert fill["logprob"] == pytest.approx(sum(fill["logprobs"]), abs=1e-3)
     filled = rows[2]["filled"]
     assert filled.startswith("Write [blank] where <b>" + rows[2]["fills"][0][0]["text"] + "</b>")
@@ -103,3 +105,35 @@ def test_options_that_cannot_be_are_named(checkpoint, corpus, tmp_path, options,
     assert not (tmp_path / "out.jsonl").exists()
     with pytest.raises(SystemExit, match="does not exist"):
         run(checkpoint, corpus, tmp_path / "no" / "out.jsonl", "--max_new_tokens", "3")
+
+
+def test_the_tokens_of_a_row_join_to_its_fill(wiki_7m, tmp_path):
+    """Characters of several tokens, and fills that rules cut: no token's text is lost or doubled."""
+    texts = tmp_path / "texts.jsonl"
+    given = ["The Chinese name is 北[blank] (Beijing).", "日本の[blank]は 😀 [blank]!", "def f(x):\n    [blank]\n"]
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in given))
+    for number, options in enumerate((["--heal", "none"], ["--stop_at_sentence_end"], ["--trim_overlap"])):
+        rows = run(wiki_7m, texts, tmp_path / f"{number}.jsonl", "--max_new_tokens", "6",
+                   "--num_return_sequences", "3", *options)  # fmt: skip
+        for fill in (fill for row in rows for gap in row["fills"] for fill in gap):
+            assert "".join(fill["tokens"]) == fill["text"]
+            assert "\ufffd" not in fill["text"]
+
+
+def test_healing_can_be_chosen(checkpoint, tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"text": "Lily saw the [blank]"}) + "\n")
+    model = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
+    for name, heal in (("space", "space"), ("none", None), ("token", "token")):
+        (row,) = run(checkpoint, texts, tmp_path / f"{name}.jsonl", "--max_new_tokens", "4", "--heal", name)
+        assert [row["fills"][0][0]["text"]] == model.infill_blanks("Lily saw the [blank]", max_new_tokens=4, heal=heal)
+
+
+@pytest.mark.parametrize("text", [" apple", "apple 北京 pie", "😀", "a\n\tb", ""])
+def test_tokens_of_a_fill_from_elsewhere_join_to_it(checkpoint, text):
+    """As a page shows what the same weights wrote from the left alone."""
+    model = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
+    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+    for shown in (text, text.lstrip(" ")):
+        tokens = describe(model, Fill(shown, ids, [0.0] * len(ids)))["tokens"]
+        assert ("".join(tokens), len(tokens)) == (shown, len(ids))

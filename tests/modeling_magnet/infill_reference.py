@@ -1,6 +1,10 @@
 """Filling without a cache, a batch or a shared row: one full-mask forward for each token of each gap."""
 
+from functools import lru_cache
+from itertools import islice
+
 import torch
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from modeling_magnet.gaps_magnet import lay_out
 
@@ -9,6 +13,31 @@ def text_of(tokenizer, before, tokens):
     """What tokens add to the text of those in front of them."""
     whole = tokenizer.decode([*before, *tokens], clean_up_tokenization_spaces=False)
     return whole[len(tokenizer.decode(before, clean_up_tokenization_spaces=False)) :]
+
+
+@lru_cache(maxsize=4)
+def bytes_of_tokens(tokenizer):
+    """The bytes of each token, in byte-level vocabularies and in those with `<0xE4>`."""
+    letters = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    if "<0xE4>" in tokens:
+        return [bytes([int(t[3:5], 16)]) if t.startswith("<0x") and len(t) == 6 else t.encode() for t in tokens]
+    return [bytes(letters[c] for c in t) if {*t} <= {*letters} else t.encode() for t in tokens]
+
+
+def keeps_characters(written, left):
+    """Whether bytes are whole characters, but for one that as many further bytes can complete."""
+    ends = [b"", *(bytes([byte]) + b"\x80" * more for more in range(min(left, 3)) for byte in range(0x80, 0xC0))]
+    return any(is_utf8(written + end) for end in (ends if left else ends[:1]))
+
+
+def is_utf8(written):
+    """Whether bytes are text."""
+    try:
+        written.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 @torch.no_grad()
@@ -41,10 +70,15 @@ def fill_by_loop(model, pieces, lengths, *, seeds=None, top_k=None):
             if index == 0 and layout.seams[gap].start:
                 bad = [t for t in range(len(own)) if not text_of(tokenizer, before, [t]).startswith(" ")]
                 allowed[bad] = -torch.inf
+            parts = bytes_of_tokens(tokenizer)
+            written = b"".join(parts[t] for t in fill)
+            likeliest = (t for t in allowed.argsort(descending=True).tolist() if allowed[t] > -torch.inf)
+            whole = (t for t in likeliest if keeps_characters(written + parts[t], length - 1 - index))
+            kept = list(islice(whole, top_k or 1))
             if draws is None:
-                token = int(allowed.argmax())
+                (token,) = kept
             else:
-                allowed[allowed < allowed.topk(top_k).values[-1]] = -torch.inf
+                allowed[[t for t in range(len(own)) if t not in kept]] = -torch.inf
                 cumulative = torch.softmax(allowed.double(), -1).cumsum(-1)
                 token = int((cumulative <= draws[index] * cumulative[-1]).sum())
             fill.append(token)

@@ -326,7 +326,6 @@ def test_nan_weights_give_no_fill(tiny_model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "pass one of them"),
         ({"max_new_tokens": 3, "num_tokens": "auto"}, "pass one of them"),
         ({"num_tokens": "any"}, "`num_tokens` is 'any'"),
         ({"num_tokens": []}, r"`num_tokens` is \[\]"),

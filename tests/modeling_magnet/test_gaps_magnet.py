@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from modeling_magnet.gaps_magnet import continuation_ids, decode_fill, lay_out
+from modeling_magnet.gaps_magnet import Seam, continuation_ids, decode_fill, lay_out, space_to_heal
+from tests.space_run_tokenizer import space_run_tokenizer
 
 # Letters, white space, digits, signs, accents, two scripts beyond Latin, an emoji of two code points.
 CHARACTERS = "abst T.,'\"09-\n\té ßñ日本ж🙂👍🏽"
@@ -110,3 +111,52 @@ def test_an_empty_prefix_needs_a_bos(tiny_tokenizer):
     without_bos = type(tiny_tokenizer)(tokenizer_object=tiny_tokenizer._tokenizer, eos_token="</s>")
     with pytest.raises(ValueError, match="prefix is empty and the tokenizer has no BOS"):
         lay_out(without_bos, ["", "b"], gap_lengths=[2], context_length=64)
+
+
+@pytest.mark.parametrize(
+    ("piece", "healed"),
+    [
+        ("She ate ", " "),
+        ("x = ", " "),
+        ("def f():\n    ", ""),
+        ("if x:\n  ", ""),
+        ("One.  ", ""),
+        ("if x:\n\t ", " "),
+        ("if x:\n\t\t", ""),
+        ("    ", ""),
+        ("", ""),
+        ("no space", ""),
+    ],
+)
+def test_a_space_is_healed_where_the_tokenizer_joins_it_with_a_word(piece, healed):
+    """Runs of two and four spaces are tokens of this vocabulary; one space belongs to the letter behind it."""
+    tokenizer = space_run_tokenizer()
+    for is_first in (True, False):
+        assert space_to_heal(tokenizer, piece, is_first=is_first) == healed
+    layout = lay_out(tokenizer, [piece + "[", "b"], gap_lengths=[2], context_length=64, heal="space")
+    assert layout.seams == [Seam()]
+
+
+@pytest.mark.parametrize("indent", ["    ", "  ", "        "])
+def test_indentation_keeps_the_tokens_that_it_has_in_code(indent):
+    """Around the blank stand the very tokens of the whole text."""
+    tokenizer = space_run_tokenizer()
+    prefix, fill, suffix = f"def area(width):\n{indent}", "area = width", f"\n{indent}return area\n"
+    layout = lay_out(tokenizer, [prefix, suffix], gap_lengths=[9], context_length=256, heal="space")
+    cut = layout.predictors[0] + 1
+    inner = continuation_ids(tokenizer, layout.seams[0].start + fill)
+    row = [*layout.token_ids[1:cut], *inner, *layout.token_ids[cut:]]
+    assert row == plain(tokenizer, prefix + fill + suffix)
+
+
+def test_a_vocabulary_without_runs_heals_one_space_of_indentation(wiki_7m):
+    """Byte-level BPE puts the last of several spaces into the next word's token, whatever stands in front of it."""
+    tokenizer = AutoTokenizer.from_pretrained(wiki_7m)
+    prefix, fill = "def f(x):\n    ", "return x"
+    layout = lay_out(tokenizer, [prefix, ""], gap_lengths=[4], context_length=256, heal="space")
+    assert layout.seams == [Seam(start=" ")]
+    assert layout.token_ids[1:] + continuation_ids(tokenizer, " " + fill) == plain(tokenizer, prefix + fill)
+
+
+def test_characters_alone_are_not_healed(babyllama):
+    assert space_to_heal(AutoTokenizer.from_pretrained(babyllama), "the cat ", is_first=True) == ""

@@ -191,3 +191,53 @@ def test_what_cannot_be_filled_is_named(tiny_model, call, message):
 def test_a_text_that_fills_the_context_to_its_end_is_filled(tiny_model):
     output = tiny_model.infill("a", "b", max_new_tokens=253, chunk_size=253, return_dict_in_generate=True)
     assert len(output.fills[0][0][0].token_ids) == 253
+
+
+def test_a_filled_text_comes_in_one_call(model):
+    texts = ["Once upon a [blank], she saw [blank].", r"Write \[blank] at the [blank]"]
+    fills = model.infill_blanks(texts, max_new_tokens=3)
+    pieces = [["Once upon a ", ", she saw ", "."], ["Write [blank] at the ", ""]]
+    joined = [
+        parts[0] + "".join(fill + part for fill, part in zip(own, parts[1:], strict=True))
+        for own, parts in zip(fills, pieces, strict=True)
+    ]
+    assert model.fill(texts, max_new_tokens=3) == joined
+    assert model.fill(texts[0], max_new_tokens=3) == joined[0]
+    assert model.fill("Once ___ a time", blank="___", max_new_tokens=2) == (
+        "Once " + model.infill("Once ", " a time", max_new_tokens=2) + " a time"
+    )
+    assert model.fill("Once upon a time", ranges=[(5, 9)], max_new_tokens=2).startswith("Once ")
+    assert model.fill([], max_new_tokens=3) == []
+
+
+def test_several_filled_texts_are_different_ones(model):
+    text, options = "Once upon a [blank], she saw [blank].", {"max_new_tokens": 2, "num_return_sequences": 3}
+    first, second = model.infill_blanks(text, **options)
+    expected = [f"Once upon a {a}, she saw {b}." for a, b in zip(first, second, strict=True)]
+    assert model.fill(text, **options) == expected
+    assert model.fill([text], **options) == [expected]
+    assert isinstance(model.fill(text, max_new_tokens=2, num_return_sequences=1), str)
+    with pytest.raises(ValueError, match="`fill` returns text. Call `infill_blanks`"):
+        model.fill(text, max_new_tokens=2, return_dict_in_generate=True)
+    with pytest.raises(ValueError, match="`text` has no blank"):
+        model.fill("none")
+
+
+def test_without_a_length_the_best_one_is_taken(tiny_model):
+    assert tiny_model.infill("The cat", " mat.") == tiny_model.infill("The cat", " mat.", num_tokens="auto")
+    assert tiny_model.fill("The cat[blank] mat.") == "The cat" + tiny_model.infill("The cat", " mat.") + " mat."
+
+
+def test_the_texts_of_tokens_join_to_the_fill(model):
+    cases = [
+        ("Once upon a [blank] time", {}),
+        ("北[blank] (Beijing) 😀[blank]", {"num_return_sequences": 3}),
+        ("She went to the the[blank] the park.", {"trim_overlap": True}),
+        ("The little gi[blank]l went", {"heal": "token"}),
+        ("Once upon a [blank] time", {"stop_strings": ["e", "n", "a"]}),
+    ]
+    for text, options in cases:
+        output = model.infill_blanks(text, max_new_tokens=6, return_dict_in_generate=True, **options)
+        for fill in (fill for gap in output.fills[0] for fill in gap):
+            assert "".join(fill.tokens) == fill.text
+            assert len(fill.tokens) == len(fill.token_ids)

@@ -133,3 +133,24 @@ _MODEL: dict = {}
 def test_what_cannot_be_scored_is_named(tiny_model, arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny_model.score_infill(*arguments)
+
+
+def test_healing_can_be_switched_off_in_scoring(space_run_model):
+    """As decoding does: the same fill is scored in the tokens that decoding with the same option gives."""
+    for heal in ("space", "token", None):
+        for prefix, suffix in (("She ate ", " bread."), ("if x:\n    ", "\n    y = x"), ("the c", "t sat")):
+            output = space_run_model.infill(prefix, suffix, max_new_tokens=4, heal=heal, return_dict_in_generate=True)
+            decoded = output.fills[0][0][0]
+            (scored,) = space_run_model.score_infill(prefix, [decoded.text], suffix, heal=heal)
+            if scored.token_ids == decoded.token_ids:
+                torch.testing.assert_close(
+                    torch.tensor(scored.logprobs), torch.tensor(decoded.logprobs), atol=1e-4, rtol=0
+                )
+    tokenizer = space_run_model.tokenizer
+    (healed,), (plain,) = (
+        space_run_model.score_infill("She ate ", ["bread"], ".", heal=heal) for heal in ("space", None)
+    )
+    assert tokenizer.convert_ids_to_tokens(healed.token_ids[:2]) == ["▁b", "r"]
+    assert tokenizer.convert_ids_to_tokens(plain.token_ids[:2]) == ["b", "r"]
+    with pytest.raises(ValueError, match="`heal` is 'none'; expected 'space', 'token' or None"):
+        space_run_model.score_infill("She ate ", ["bread"], ".", heal="none")

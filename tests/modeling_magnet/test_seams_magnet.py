@@ -150,7 +150,6 @@ def test_a_vocabulary_is_read_once_by_all_threads_and_again_when_it_grows(tiny_t
 
 def test_a_call_without_a_seam_does_not_read_the_vocabulary(tiny_model, monkeypatch):
     monkeypatch.setattr(seams_magnet, "read_vocabulary", None)
-    monkeypatch.setattr(seams_magnet, "_FEW_TOKENS", 16)
     tiny_model.infill("the dog", " ran", max_new_tokens=2)
     tiny_model.score_infill("the dog", [" old"], " ran")
 

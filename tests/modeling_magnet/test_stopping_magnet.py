@@ -4,7 +4,8 @@ from threading import Thread
 
 import pytest
 import torch
-from transformers import TextIteratorStreamer
+from transformers import TextIteratorStreamer, TextStreamer
+from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
@@ -138,7 +139,7 @@ def test_a_text_iterator_is_iterated_once_for_each_gap(model):
     texts = ["".join(streamer) for _ in range(2)]
     thread.join()
     fills = model.infill_blanks("Lily saw [blank] and [blank].", max_new_tokens=5)
-    assert [text.strip() for text in texts] == [fill.strip() for fill in fills]
+    assert texts == fills
 
 
 def test_a_token_that_a_rule_drops_is_not_streamed(model):
@@ -198,3 +199,84 @@ def bar_end(module, inputs, output):
     output = output.clone()
     output[..., 2] -= 50.0
     return output
+
+
+class Collector(TextStreamer):
+    """Collects what a TextStreamer would print."""
+
+    def __init__(self, tokenizer, **options):
+        super().__init__(tokenizer, **options)
+        self.texts, self.parts = [], []
+
+    def on_finalized_text(self, text, stream_end=False):
+        self.parts.append(text)
+        if stream_end:
+            self.texts.append("".join(self.parts))
+            self.parts = []
+
+
+STREAMED = [
+    ("She ate the [blank] for lunch.", {}),
+    ("Lily saw [blank] and  [blank].\n\t[blank]\r\n", {"max_new_tokens": [4, 1, 7]}),
+    ("她的名字是[blank]。私は [blank] です 👍🏽[blank]!", {"chunk_size": 2}),
+    ("Once upon a [blank] time", {"stop_strings": ["e", "n"]}),
+    ("Once upon a [blank]", {"stop_at_sentence_end": True, "max_new_tokens": 40}),
+    ("She went to the the[blank] the park. She", {"trim_overlap": True}),
+    ("The little gi[blank]l went to the par", {"heal": "token"}),
+    ("She [blank] the ", {"heal": None, "do_sample": True}),
+]
+
+
+@pytest.mark.parametrize("streamed", STREAMED)
+@pytest.mark.parametrize("skip_prompt", [True, False])
+def test_the_streamed_text_is_the_fill(real_llama, streamed, skip_prompt):
+    """Character for character: with the prompt, each gap comes behind the text in front of it."""
+    model = MagnetLlamaForCausalLM.from_pretrained(real_llama)
+    text, options = streamed[0], {"max_new_tokens": 6, **streamed[1]}
+    collector = Collector(model.tokenizer, skip_prompt=skip_prompt)
+    torch.manual_seed(0)
+    fills = model.infill_blanks(text, streamer=collector, **options)
+    prompts = [""] * len(fills) if skip_prompt else text.split("[blank]")[: len(fills)]
+    assert collector.texts == [prompt + fill for prompt, fill in zip(prompts, fills, strict=True)]
+    torch.manual_seed(0)
+    assert model.infill_blanks(text, **options) == fills
+
+
+def test_a_stream_cuts_no_character(space_run_model):
+    """Bytes of characters wait for the rest of theirs."""
+    ids = [space_run_model.tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in range(0xE4, 0xEA)]
+
+    def lift(input_ids, scores):
+        scores = scores.clone()
+        scores[:, ids] += 100.0
+        return scores
+
+    options = {"max_new_tokens": 9, "logits_processor": LogitsProcessorList([lift])}
+    collector = Collector(space_run_model.tokenizer, skip_prompt=True)
+    parts = []
+    collector.on_finalized_text = lambda text, stream_end=False: parts.append(text)
+    fill = space_run_model.infill("北", "京", streamer=collector, **options)
+    assert len(fill) == 3
+    assert parts == [*fill, ""]
+    recorder = Recorder()
+    space_run_model.infill("北", "京", streamer=recorder, **options)
+    assert len(recorder.events) == 11, "a streamer of tokens gets them all"
+
+
+def test_a_streamer_that_reads_tokens_is_given_tokens(model):
+    class Counting(TextStreamer):
+        count = 0
+
+        def put(self, value):
+            self.count += 1
+
+        def on_finalized_text(self, text, stream_end=False):
+            pass
+
+    counting = Counting(model.tokenizer)
+    model.infill(PREFIX, SUFFIX, max_new_tokens=5, streamer=counting)
+    assert counting.count == 6
+    with pytest.raises(
+        ValueError, match="`streamer` shows tokens as they come, being Counting.*Pass a `TextStreamer`"
+    ):
+        model.infill(PREFIX, SUFFIX, max_new_tokens=5, streamer=counting, trim_overlap=True)

@@ -1,0 +1,289 @@
+"""Every field of a GenerationConfig is honoured, refused by name, or said to mean nothing for a fill."""
+
+import copy
+import math
+import time
+
+import pytest
+import torch
+from transformers import GenerationConfig, SynthIDTextWatermarkingConfig, WatermarkingConfig
+
+from modeling_magnet.characters_magnet import character_parts
+from modeling_magnet.generation_fields_magnet import HONOURED_IN_CONFIG, IRRELEVANT, REFUSED, SUPPORTED
+from modeling_magnet.processors_magnet import last_processors, text_processors, warpers
+from modeling_magnet.sampling_magnet import TokenChooser, merge_generation_config
+from modeling_magnet.spans_magnet import Span
+
+PREFIX, SUFFIX = "The cat sat on the mat", " the dog."
+# A value of each refused field that asks for something.
+ASKING = {
+    "num_beams": 2,
+    "num_beam_groups": 2,
+    "diversity_penalty": 0.5,
+    "constraints": ["any"],
+    "force_words_ids": [[5]],
+    "penalty_alpha": 0.6,
+    "dola_layers": "low",
+    "min_length": 3,
+    "encoder_repetition_penalty": 1.5,
+    "encoder_no_repeat_ngram_size": 2,
+    "forced_bos_token_id": 5,
+    "forced_eos_token_id": 2,
+    "guidance_scale": 1.5,
+    "token_healing": True,
+    "output_attentions": True,
+    "output_hidden_states": True,
+    "output_scores": True,
+    "output_logits": True,
+}
+
+
+def tokens_of(model, *, suffix=SUFFIX, **options):
+    """The tokens of the best fill."""
+    options = {"max_new_tokens": 6, "return_dict_in_generate": True, **options}
+    return model.infill(PREFIX, suffix, **options).fills[0][0][0].token_ids
+
+
+def test_every_field_is_honoured_refused_or_irrelevant():
+    fields = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
+    groups = [{*SUPPORTED}, {*HONOURED_IN_CONFIG}, {*IRRELEVANT}, {*REFUSED}]
+    assert fields <= set.union(*groups)
+    assert sum(map(len, groups)) == len(set.union(*groups)), "no field is in two groups"
+    assert all(IRRELEVANT.values())
+    assert {*ASKING} == {*REFUSED}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_fill_cannot_have_is_refused_by_name(tiny_model, name):
+    config = GenerationConfig()
+    setattr(config, name, ASKING[name])
+    with pytest.raises(ValueError, match=rf"`{name}=.* in the generation config: \w+"):
+        tiny_model.infill(PREFIX, SUFFIX, max_new_tokens=2, generation_config=config)
+    tiny_model.generation_config = config
+    with pytest.raises(ValueError, match=rf"`{name}="):
+        tiny_model.infill(PREFIX, SUFFIX, max_new_tokens=2)
+    with pytest.raises(ValueError, match=rf"does not know `?\[?'?{name}"):
+        tiny_model.infill(PREFIX, SUFFIX, max_new_tokens=2, **{name: ASKING[name]})
+
+
+def test_values_that_ask_for_nothing_are_fine(tiny_model):
+    """All values that `generate` itself uses where nobody says anything."""
+    expected = tokens_of(tiny_model)
+    config = GenerationConfig()
+    for name, value in GenerationConfig._get_default_generation_params().items():
+        setattr(config, name, value)
+    assert tokens_of(tiny_model, generation_config=config) == expected
+    tiny_model.generation_config = config
+    assert tokens_of(tiny_model) == expected
+    assert tiny_model.infill(PREFIX, SUFFIX, num_tokens=[2, 30]) is not None, "its max_length of 20 bounds nothing"
+
+
+def test_irrelevant_fields_change_nothing(tiny_model):
+    expected = tokens_of(tiny_model)
+    values = {"use_cache": False, "early_stopping": True, "length_penalty": 2.0, "pad_token_id": 7, "bos_token_id": 9}
+    values |= {
+        "prompt_lookup_num_tokens": 3,
+        "is_assistant": True,
+        "max_cache_len": 4,
+        "cache_implementation": "hybrid",
+    }
+    config = GenerationConfig()
+    for name, value in values.items():
+        setattr(config, name, value)
+    assert tokens_of(tiny_model, generation_config=config) == expected
+
+
+@pytest.mark.parametrize("as_argument", [True, False])
+@pytest.mark.parametrize("kind", ["suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias"])
+def test_tokens_can_be_kept_out(tiny_model, kind, as_argument):
+    first, second, *_ = plain = tokens_of(tiny_model)
+    value = {
+        "suppress_tokens": [first, second],
+        "begin_suppress_tokens": [first],
+        "bad_words_ids": [[first, second]],
+        "sequence_bias": {(first,): -1e4},
+    }[kind]
+    options = {kind: value} if as_argument else {"generation_config": GenerationConfig(**{kind: value})}
+    fill = tokens_of(tiny_model, **options)
+    assert fill != plain
+    pairs = list(zip(fill, fill[1:], strict=False))
+    assert {
+        "suppress_tokens": not {first, second} & {*fill},
+        "begin_suppress_tokens": fill[0] != first,
+        "bad_words_ids": fill[0] == first and (first, second) not in pairs,
+        "sequence_bias": first not in fill,
+    }[kind]
+
+
+def test_the_checkpoints_own_fields_count(tiny_model):
+    first = tokens_of(tiny_model)[0]
+    tiny_model.generation_config.suppress_tokens = [first]
+    tiny_model.generation_config.max_new_tokens = 3
+    assert first not in tokens_of(tiny_model)
+    output = tiny_model.infill(PREFIX, SUFFIX, return_dict_in_generate=True)
+    assert list(output.length_scores[0][0]) == [1, 2, 3], "it bounds what is tried"
+    tiny_model.generation_config.max_length = 12
+    with pytest.raises(ValueError, match=r"`max_length` of the generation config is 12"):
+        tokens_of(tiny_model)
+
+
+def test_a_callers_config_says_how_long_a_fill_is(tiny_model):
+    config = GenerationConfig(max_new_tokens=5)
+    output = tiny_model.infill(PREFIX, SUFFIX, generation_config=config, return_dict_in_generate=True)
+    assert len(output.fills[0][0][0].token_ids) == 5
+    assert len(tokens_of(tiny_model, generation_config=config, max_new_tokens=2)) == 2
+    config = GenerationConfig(max_new_tokens=2, return_dict_in_generate=True)
+    assert len(tiny_model.infill(PREFIX, SUFFIX, generation_config=config).fills[0][0][0].token_ids) == 2
+
+
+def test_eos_of_a_callers_config_is_no_part_of_a_fill(tiny_model):
+    first = tokens_of(tiny_model)[0]
+    assert first not in tokens_of(tiny_model, generation_config=GenerationConfig(eos_token_id=[2, first]))
+
+
+def test_processors_are_those_of_generate(tiny_model):
+    """The same classes in the same order; what depends on the length of a prompt is applied by place."""
+    knobs = {"temperature": 0.7, "top_h": 0.4, "top_k": 7, "top_p": 0.9, "min_p": 0.1, "typical_p": 0.8}
+    knobs |= {"epsilon_cutoff": 3e-4, "eta_cutoff": 1e-3, "repetition_penalty": 1.2, "no_repeat_ngram_size": 2}
+    knobs |= {"bad_words_ids": [[5, 6]], "sequence_bias": [[[7], 1.0]], "renormalize_logits": True}
+    config = GenerationConfig(do_sample=True, watermarking_config=WatermarkingConfig(), **knobs)
+    config._eos_token_tensor = None
+    theirs = tiny_model._get_logits_processor(config, input_ids_seq_length=4, device="cpu")
+    ours = [*text_processors(config), *warpers(config), *last_processors(config, vocab_size=300, device="cpu")]
+    assert [type(one) for one in ours] == [type(one) for one in theirs]
+    ids, scores = torch.tensor([[5, 7, 8, 5]]), torch.randn(1, 300, generator=torch.Generator().manual_seed(0))
+    expected = theirs(ids, scores.clone())
+    result = scores.clone()
+    for one in ours:
+        result = one(ids, result)
+    torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.parametrize(
+    ("knob", "support"),
+    [
+        ({"epsilon_cutoff": 0.12}, {1, 2, 3}),
+        ({"top_h": 0.01}, {1}),
+        # The entropy is 1.392 nats; the token of 0.3, which carries 1.204, is nearest to it.
+        ({"typical_p": 0.01}, {2}),
+        # Above the square root of 0.9 times exp(-1.392), which is 0.236.
+        ({"eta_cutoff": 0.9}, {1, 2}),
+    ],
+)
+def test_cutoffs_leave_the_tokens_that_their_definitions_say(knob, support):
+    logits = torch.log(torch.tensor([[0.05, 0.4, 0.3, 0.15, 0.1]])).expand(300, -1)
+    torch.manual_seed(0)
+    spans = [Span(gap=0, before=[], gap_length=1, stream=number) for number in range(300)]
+    chooser = TokenChooser(GenerationConfig(do_sample=True, top_k=0, **knob), spans=spans, barred_ids=[])
+    assert {*chooser.choose(logits, spans, indices=[0] * 300).tokens.tolist()} == support
+
+
+def test_invalid_scores_are_removed_where_that_is_asked_for(tiny_model):
+    def spoil(module, inputs, output):
+        output = output.clone()
+        output[..., 50:60] = torch.nan
+        return output
+
+    tiny_model.lm_head.register_forward_hook(spoil)
+    with pytest.raises(ValueError, match="NaN logits"):
+        tokens_of(tiny_model)
+    output = tiny_model.infill(
+        PREFIX, SUFFIX, max_new_tokens=4, remove_invalid_values=True, return_dict_in_generate=True
+    )
+    assert all(map(math.isfinite, output.fills[0][0][0].logprobs))
+
+
+def test_time_runs_out(tiny_model):
+    start = time.perf_counter()
+    fill = tokens_of(tiny_model, max_new_tokens=200, max_time=1e-6)
+    assert len(fill) == 1
+    assert time.perf_counter() - start < 5
+
+
+def test_a_watermark_prefers_its_green_tokens(tiny_model):
+    watermark = WatermarkingConfig(bias=1e4, greenlist_ratio=0.25)
+    green = watermark.construct_processor(tiny_model.config.vocab_size, "cpu")
+    fill = tokens_of(tiny_model, watermarking_config=watermark)
+    before = tiny_model.tokenizer(PREFIX, add_special_tokens=False)["input_ids"][-1]
+    for previous, token in zip([before, *fill], fill, strict=False):
+        assert token in green._get_greenlist_ids(torch.tensor([previous]))
+    assert tokens_of(tiny_model, watermarking_config=vars(watermark)) == fill
+    with pytest.raises(ValueError, match="SynthIDTextWatermarkingConfig"):
+        tokens_of(tiny_model, watermarking_config=SynthIDTextWatermarkingConfig(keys=[1, 2], ngram_len=5))
+
+
+def likely_end(model, amount):
+    def push(module, inputs, output):
+        output = output.clone()
+        output[..., model.tokenizer.eos_token_id] += amount
+        return output
+
+    model.lm_head.register_forward_hook(push)
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_a_fill_that_ends_by_itself_has_the_least_tokens(tiny_model, do_sample):
+    tiny_model.config.magnet["end_of_span"] = 8
+    likely_end(tiny_model, 50.0)
+    # Without parts of characters, which would have to be completed first.
+    parts = list(character_parts(tiny_model.tokenizer, tiny_model.config.vocab_size).token_ids)
+    options = {"do_sample": do_sample, "suppress_tokens": parts}
+    assert len(tokens_of(tiny_model, **options)) == 1
+    assert len(tokens_of(tiny_model, min_new_tokens=4, **options)) == 4
+    with pytest.raises(ValueError, match="`min_new_tokens` is 9, more than the length asked for"):
+        tokens_of(tiny_model, min_new_tokens=9)
+    output = tiny_model.infill(
+        PREFIX, SUFFIX, num_tokens=[2, 4, 6], min_new_tokens=4, stop_at_end_of_span=False, return_dict_in_generate=True
+    )
+    assert list(output.length_scores[0][0]) == [4, 6]
+
+
+def test_an_exponential_penalty_ends_a_fill(tiny_model):
+    tiny_model.config.magnet["end_of_span"] = 8
+    likely_end(tiny_model, -20.0)
+    assert len(tokens_of(tiny_model, max_new_tokens=8)) == 8
+    assert len(tokens_of(tiny_model, max_new_tokens=8, exponential_decay_length_penalty=(3, 100.0))) == 4
+    with pytest.raises(ValueError, match="`exponential_decay_length_penalty=.*end at their length"):
+        tokens_of(tiny_model, exponential_decay_length_penalty=(3, 2.0), stop_at_end_of_span=False)
+
+
+def test_the_end_can_be_suppressed(tiny_model):
+    tiny_model.config.magnet["end_of_span"] = 8
+    likely_end(tiny_model, 50.0)
+    assert len(tokens_of(tiny_model, suppress_tokens=[tiny_model.tokenizer.eos_token_id], do_sample=True)) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("suppress_tokens", 5, "a list of token ids"),
+        ("suppress_tokens", ["5"], "a list of token ids"),
+        ("begin_suppress_tokens", [1.5], "a list of token ids"),
+        ("bad_words_ids", {5}, "a list of lists"),
+        ("sequence_bias", 3, "a dict"),
+        ("exponential_decay_length_penalty", (3,), r".*\(first token, factor\)"),
+        ("watermarking_config", True, "a WatermarkingConfig"),
+        ("max_time", "1", "a number"),
+        ("min_new_tokens", 1.5, "a whole number"),
+        ("renormalize_logits", 1, "true or false"),
+        ("top_h", "a", "a number"),
+    ],
+)
+def test_values_of_another_kind_are_named(tiny_model, name, value, expected):
+    with pytest.raises(ValueError, match=rf"`{name}` is .*expected {expected}"):
+        tiny_model.infill(PREFIX, SUFFIX, max_new_tokens=2, **{name: value})
+    config = GenerationConfig()
+    setattr(config, name, value)
+    with pytest.raises(ValueError, match=rf"`{name}` is .*expected {expected}"):
+        tiny_model.infill(PREFIX, SUFFIX, max_new_tokens=2, generation_config=config)
+
+
+def test_a_merged_config_is_checked_as_the_callers_is(tiny_model):
+    before = copy.deepcopy(tiny_model.generation_config)
+    tiny_model.infill(PREFIX, SUFFIX, max_new_tokens=2, suppress_tokens=[5], top_h=0.5, do_sample=True)
+    assert tiny_model.generation_config == before
+    merged = merge_generation_config(GenerationConfig(), {"suppress_tokens": [5]})
+    assert merged.suppress_tokens == [5]
+    spans = [Span(gap=0, before=[], gap_length=2, stream=0)]
+    chooser = TokenChooser(merged, spans=spans, barred_ids=[5])
+    assert chooser.choose(torch.eye(9)[5:6], spans, indices=[0]).tokens.item() != 5
