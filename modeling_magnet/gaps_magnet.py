@@ -9,7 +9,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from .texts_magnet import front_tokens
+from .texts_magnet import front_tokens, text_ids
 
 # Texts that tokenise to themselves in front of nearly anything, tried in turn to hide a text's beginning.
 ANCHORS = ("\n", "a", "0", ".", " ")
@@ -97,8 +97,8 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
     if not text:
         return []
     for anchor in ANCHORS:
-        anchor_ids = tokenizer(anchor, add_special_tokens=False)["input_ids"]
-        ids = tokenizer(anchor + text, add_special_tokens=False, verbose=False)["input_ids"]
+        anchor_ids = text_ids(tokenizer, anchor)
+        ids = text_ids(tokenizer, anchor + text)
         if anchor_ids and ids[: len(anchor_ids)] == anchor_ids and tokenizer.unk_token_id not in anchor_ids:
             return ids[len(anchor_ids) :]
     raise ValueError(f"The tokenizer cannot continue a text with {text!r:.40}. Begin it with another character.")
@@ -114,8 +114,7 @@ def fill_ids(tokenizer: PreTrainedTokenizerBase, fill: str, *, prefix: str) -> l
     """
     if prefix:
         return continuation_ids(tokenizer, fill)
-    ids: list[int] = tokenizer(fill, add_special_tokens=False, verbose=False)["input_ids"] if fill else []
-    return ids
+    return text_ids(tokenizer, fill)
 
 
 def lay_out(
@@ -152,7 +151,7 @@ def lay_out(
         bare = [piece[:-1] if piece.endswith(" ") and piece.strip() else piece for piece in pieces[:-1]]
         seams = [Seam(start=piece[len(text) :]) for piece, text in zip(pieces, bare, strict=False)]
         pieces = [*bare, pieces[-1]]
-    first = tokenizer(pieces[0], add_special_tokens=False, verbose=False)["input_ids"] if pieces[0] else []
+    first = text_ids(tokenizer, pieces[0])
     token_ids = [[*front_tokens(tokenizer), *first], *(continuation_ids(tokenizer, piece) for piece in pieces[1:])]
     if not token_ids[0]:
         raise ValueError("The prefix is empty and the tokenizer has no BOS token to predict from. Pass a prefix.")

@@ -171,7 +171,17 @@ def test_in_training_mode_nothing_is_dropped_and_training_goes_on(tiny_model):
         (lambda m: m.encode("a", device=["cpu", "cpu"]), r"`device` is \['cpu', 'cpu'\].*examples/encode_corpus.py"),
         (lambda m: m.encode("a", pool={"input": 1}), r"`pool` is .*SentenceTransformer\(directory\) with its pool"),
         (lambda m: m.encode("a", chunk_size=8), r"`chunk_size` is 8; expected one device and no pool"),
-        (lambda m: m.encode("a", output_value=None), r"`output_value` is None"),
+        (lambda m: m.encode("a", sentences="a"), r"Both `inputs` and its older name `sentences`"),
+        (lambda m: m.encode(sentences=7), r"`inputs` is int"),
+        (lambda m: m.encode("a", split_special_tokens=1), r"`split_special_tokens` is 1; expected True or False"),
+        (
+            lambda m: m.encode(["a", "b"], output_value="token_embeddings", precision="int8"),
+            r"precision='int8' was given with output_value='token_embeddings'",
+        ),
+        (
+            lambda m: m.encode("a", output_value=None, precision="binary"),
+            r"precision='binary' was given with output_value=None",
+        ),
         (lambda m: m.encode(3), r"`inputs` is int; expected a string or a list of strings"),
         (lambda m: m.encode(None), r"`inputs` is NoneType; expected a string or a list of strings"),
         (lambda m: m.encode({"text": "a"}), r"`inputs` is dict; expected a string or a list of strings"),
