@@ -218,7 +218,7 @@ class WordsMixin(EncodingMixin):
             warnings.warn(
                 f"{len(lost)} words have no token, since the tokenizer drops their characters, and get vectors of "
                 f"zeros: {', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}. Leave them out.",
-                stacklevel=3,
+                stacklevel=2,
             )
         return placed[0] if single else placed
 
