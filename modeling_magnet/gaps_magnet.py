@@ -85,11 +85,11 @@ class GappedText:
         return runs
 
 
-def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, split_special_tokens: bool = True) -> list[int]:
     """Token ids of a text that continues another: no BOS and no dummy space in front.
 
     SentencePiece vocabularies put a space before whatever they are given. The text is therefore tokenised behind an
-    anchor whose own tokens are then cut off.
+    anchor whose own tokens are then cut off. Control tokens that stand in it are text: see `read_texts`.
 
     Raises:
         ValueError: every anchor merges with the text's first characters.
@@ -98,23 +98,25 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
         return []
     for anchor in ANCHORS:
         anchor_ids = text_ids(tokenizer, anchor)
-        ids = text_ids(tokenizer, anchor + text)
+        ids = text_ids(tokenizer, anchor + text, split_special_tokens=split_special_tokens)
         if anchor_ids and ids[: len(anchor_ids)] == anchor_ids and tokenizer.unk_token_id not in anchor_ids:
             return ids[len(anchor_ids) :]
     raise ValueError(f"The tokenizer cannot continue a text with {text!r:.40}. Begin it with another character.")
 
 
-def fill_ids(tokenizer: PreTrainedTokenizerBase, fill: str, *, prefix: str) -> list[int]:
+def fill_ids(
+    tokenizer: PreTrainedTokenizerBase, fill: str, *, prefix: str, split_special_tokens: bool = True
+) -> list[int]:
     """Token ids of a fill behind a prefix; behind none it begins a text.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the model.
         fill (`str`): The fill.
         prefix (`str`): The text in front of it.
+        split_special_tokens (`bool`, defaults to `True`): See `read_texts`.
     """
-    if prefix:
-        return continuation_ids(tokenizer, fill)
-    return text_ids(tokenizer, fill)
+    read = continuation_ids if prefix else text_ids
+    return read(tokenizer, fill, split_special_tokens=split_special_tokens)
 
 
 def lay_out(
@@ -124,6 +126,7 @@ def lay_out(
     gap_lengths: Sequence[int],
     context_length: int,
     heal: Healing | None = None,
+    split_special_tokens: bool = True,
 ) -> GappedText:
     """Tokenise the pieces of a text around its gaps and leave the gaps' positions free.
 
@@ -138,6 +141,7 @@ def lay_out(
         gap_lengths (`Sequence[int]`): Tokens to fill into each gap, one fewer than pieces.
         context_length (`int`): Positions the model has.
         heal (`str`, *optional*): `"space"` or `"token"`, how to heal the seams.
+        split_special_tokens (`bool`, defaults to `True`): Read control tokens that stand in a piece as text.
 
     Raises:
         ValueError: nothing around the gaps, neighbouring gaps, a gap without length, or a text that is too long.
@@ -151,8 +155,9 @@ def lay_out(
         bare = [piece[:-1] if piece.endswith(" ") and piece.strip() else piece for piece in pieces[:-1]]
         seams = [Seam(start=piece[len(text) :]) for piece, text in zip(pieces, bare, strict=False)]
         pieces = [*bare, pieces[-1]]
-    first = text_ids(tokenizer, pieces[0])
-    token_ids = [[*front_tokens(tokenizer), *first], *(continuation_ids(tokenizer, piece) for piece in pieces[1:])]
+    first = text_ids(tokenizer, pieces[0], split_special_tokens=split_special_tokens)
+    others = [continuation_ids(tokenizer, one, split_special_tokens=split_special_tokens) for one in pieces[1:]]
+    token_ids = [[*front_tokens(tokenizer), *first], *others]
     if not token_ids[0]:
         raise ValueError("The prefix is empty and the tokenizer has no BOS token to predict from. Pass a prefix.")
     for index, ids in enumerate(token_ids[1:-1], start=1):

@@ -70,6 +70,8 @@ def test_a_context_and_a_fill_are_text_too(tokenizer):
     pieces = lay_out(tokenizer, ["<s>He", "</s>."], gap_lengths=[2], context_length=256).pieces
     assert pieces[0][0] == tokenizer.bos_token_id
     assert not special & {*pieces[0][1:], *pieces[1]}
+    read = lay_out(tokenizer, ["<s>He", "</s>."], gap_lengths=[2], context_length=256, split_special_tokens=False)
+    assert read.pieces[0][1] == tokenizer.bos_token_id and read.pieces[1][0] == tokenizer.eos_token_id
 
 
 def test_an_unknown_character_is_still_unknown():
