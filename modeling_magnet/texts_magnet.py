@@ -27,13 +27,15 @@ class ReadTexts(NamedTuple):
 class _SpecialTokens(NamedTuple):
     """What a tokenizer reads as control tokens."""
 
-    version: tuple[int, ...]  # changes when tokens are added
+    named: tuple[int, ...]  # BOS, EOS and their like
+    size: int  # of the vocabulary; tokens that are added later have ids from here on
     ids: frozenset[int]
 
 
+# `len(tokenizer)` and the list of added tokens take milliseconds where the vocabulary is large.
 _SPECIAL_TOKENS: WeakKeyDictionary[PreTrainedTokenizerBase, _SpecialTokens] = WeakKeyDictionary()
 # A copy of a tokenizer that reads control tokens as text, made when the first one is typed.
-_SPLITTERS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[tuple[int, ...], PreTrainedTokenizerBase]] = (
+_SPLITTERS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[_SpecialTokens, PreTrainedTokenizerBase]] = (
     WeakKeyDictionary()
 )
 
@@ -133,15 +135,14 @@ def read_texts(
     encoded = tokenizer(list(texts), **options)
     read = ReadTexts(encoded["input_ids"], encoded["offset_mapping"] if return_offsets else [])
     if split_special_tokens:
-        special, unknown = _special_tokens(tokenizer).ids, tokenizer.unk_token_id
-        typed = []
-        for index, ids in enumerate(read.input_ids):
-            found = special.intersection(ids)
-            # The unknown token also stands for characters that the vocabulary does not have.
-            if found and (found != {unknown} or str(tokenizer.unk_token) in texts[index]):
-                typed.append(index)
+        special = _special_tokens(tokenizer, read.input_ids)
+        typed = [
+            index
+            for index, ids in enumerate(read.input_ids)
+            if not special.ids.isdisjoint(ids) and _is_typed(tokenizer, texts[index], special.ids.intersection(ids))
+        ]
         if typed:
-            again = _splitter(tokenizer)([texts[index] for index in typed], **options)
+            again = _splitter(tokenizer, special)([texts[index] for index in typed], **options)
             for number, index in enumerate(typed):
                 read.input_ids[index] = again["input_ids"][number]
                 if return_offsets:
@@ -162,24 +163,33 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, split_special_tok
     return read_texts(tokenizer, [text], split_special_tokens=split_special_tokens).input_ids[0]
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> _SpecialTokens:
-    """Return the ids that the tokenizer flags as special; Gemma flags thousands, `all_special_ids` names a few."""
-    version = (len(tokenizer), *tokenizer.all_special_ids)
+def _special_tokens(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> _SpecialTokens:
+    """Return what the tokenizer flags as special; Gemma flags thousands, `all_special_ids` names a few.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Any tokenizer.
+        rows (`Sequence[Sequence[int]]`): Ids that it has given; one beyond the known vocabulary was added since.
+    """
     known = _SPECIAL_TOKENS.get(tokenizer)
-    if known is None or known.version != version:
+    named = tuple(tokenizer.all_special_ids)
+    if known is None or known.named != named or any(max(ids, default=0) >= known.size for ids in rows):
         flagged = frozenset(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
-        known = _SPECIAL_TOKENS[tokenizer] = _SpecialTokens(version, flagged)
+        known = _SPECIAL_TOKENS[tokenizer] = _SpecialTokens(named, len(tokenizer), flagged)
     return known
 
 
-def _splitter(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+def _is_typed(tokenizer: PreTrainedTokenizerBase, text: str, found: frozenset[int]) -> bool:
+    """Whether control tokens of a row stand in its text; the unknown token may be a character that is not known."""
+    return found != {tokenizer.unk_token_id} or str(tokenizer.unk_token) in text
+
+
+def _splitter(tokenizer: PreTrainedTokenizerBase, special: _SpecialTokens) -> PreTrainedTokenizerBase:
     """Return a copy of the tokenizer that reads control tokens as text."""
-    version = _special_tokens(tokenizer).version
     known = _SPLITTERS.get(tokenizer)
-    if known is None or known[0] != version:
+    if known is None or known[0] != special:
         splitter = copy.deepcopy(tokenizer)
         splitter.split_special_tokens = True
-        known = _SPLITTERS[tokenizer] = (version, splitter)
+        known = _SPLITTERS[tokenizer] = (special, splitter)
     return known[1]
 
 

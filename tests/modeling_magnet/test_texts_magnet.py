@@ -89,6 +89,10 @@ def test_a_token_that_becomes_special_later_is_split_from_then_on():
     tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
     assert len(tokenizer("<turn>", add_special_tokens=False)["input_ids"]) == 1
     assert text_ids(tokenizer, "a <turn> b </s>") == before
+    tokenizer.add_tokens(["<later>"], special_tokens=True)
+    assert text_ids(tokenizer, "a <turn> b </s>") == before
+    assert len(tokenizer("<later>", add_special_tokens=False)["input_ids"]) == 1
+    assert tokenizer.decode(text_ids(tokenizer, "<later>")) == "<later>" and len(text_ids(tokenizer, "<later>")) > 1
 
 
 def test_threads_may_read_one_tokenizer_both_ways():
