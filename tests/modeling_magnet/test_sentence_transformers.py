@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from modeling_magnet import MagnetLlamaForCausalLM
 
@@ -110,6 +111,18 @@ def test_pooling_and_similarity_are_stored(wiki_7m, tmp_path, pooling, similarit
     states = embedder.encode(TEXTS, output_value="token_embeddings")
     for row, expected in zip(states, model.encode(TEXTS, output_value="token_embeddings"), strict=True):
         np.testing.assert_allclose(row, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_it_reads_typed_control_tokens_as_text_and_other_readers_as_they_did(wiki_7m, tmp_path):
+    model = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)
+    model.save_pretrained(tmp_path)
+    embedder = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
+    typed = "A cat.</s> <s>sat <unk>"
+    assert embedder.preprocess([typed])["input_ids"][0].tolist() == model.preprocess([typed])["input_ids"][0].tolist()
+    eos = model.tokenizer.eos_token_id
+    assert embedder.preprocess([typed])["input_ids"][0].tolist().count(eos) == 1
+    # Chat templates write control tokens as text, which generation has to read as such.
+    assert eos in AutoTokenizer.from_pretrained(tmp_path)(typed)["input_ids"]
 
 
 def test_other_outputs_are_its_own_where_it_has_them(wiki_7m, tmp_path):
