@@ -10,7 +10,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from .special_tokens_magnet import special_ids
-from .texts_magnet import front_tokens
+from .texts_magnet import front_tokens, text_ids
 
 # Texts that tokenise to themselves in front of nearly anything, tried in turn to hide a text's beginning.
 ANCHORS = ("\n", "a", "0", ".", " ")
@@ -88,11 +88,11 @@ class GappedText:
         return runs
 
 
-def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, split_special_tokens: bool = True) -> list[int]:
     """Token ids of a text that continues another: no BOS and no dummy space in front.
 
     SentencePiece vocabularies put a space before whatever they are given. The text is therefore tokenised behind an
-    anchor whose own tokens are then cut off.
+    anchor whose own tokens are then cut off. Control tokens that stand in it are text: see `read_texts`.
 
     Raises:
         ValueError: every anchor merges with the text's first characters.
@@ -100,25 +100,26 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
     if not text:
         return []
     for anchor in ANCHORS:
-        anchor_ids = tokenizer(anchor, add_special_tokens=False)["input_ids"]
-        ids = tokenizer(anchor + text, add_special_tokens=False, verbose=False)["input_ids"]
+        anchor_ids = text_ids(tokenizer, anchor)
+        ids = text_ids(tokenizer, anchor + text, split_special_tokens=split_special_tokens)
         if anchor_ids and ids[: len(anchor_ids)] == anchor_ids and tokenizer.unk_token_id not in anchor_ids:
             return ids[len(anchor_ids) :]
     raise ValueError(f"The tokenizer cannot continue a text with {text!r:.40}. Begin it with another character.")
 
 
-def fill_ids(tokenizer: PreTrainedTokenizerBase, fill: str, *, prefix: str) -> list[int]:
+def fill_ids(
+    tokenizer: PreTrainedTokenizerBase, fill: str, *, prefix: str, split_special_tokens: bool = True
+) -> list[int]:
     """Token ids of a fill behind a prefix; behind none it begins a text.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the model.
         fill (`str`): The fill.
         prefix (`str`): The text in front of it.
+        split_special_tokens (`bool`, defaults to `True`): See `read_texts`.
     """
-    if prefix:
-        return continuation_ids(tokenizer, fill)
-    ids: list[int] = tokenizer(fill, add_special_tokens=False, verbose=False)["input_ids"] if fill else []
-    return ids
+    read = continuation_ids if prefix else text_ids
+    return read(tokenizer, fill, split_special_tokens=split_special_tokens)
 
 
 def space_to_heal(tokenizer: PreTrainedTokenizerBase, piece: str, *, is_first: bool) -> str:
@@ -147,6 +148,7 @@ def lay_out(
     gap_lengths: Sequence[int],
     context_length: int,
     heal: Healing | None = None,
+    split_special_tokens: bool = True,
 ) -> GappedText:
     """Tokenise the pieces of a text around its gaps and leave the gaps' positions free.
 
@@ -162,6 +164,7 @@ def lay_out(
         gap_lengths (`Sequence[int]`): Tokens to fill into each gap, one fewer than pieces.
         context_length (`int`): Positions the model has.
         heal (`str`, *optional*): `"space"` or `"token"`, how to heal the seams.
+        split_special_tokens (`bool`, defaults to `True`): Read control tokens that stand in a piece as text.
 
     Raises:
         ValueError: nothing around the gaps, neighbouring gaps, a gap without length, or a text that is too long.
@@ -176,8 +179,9 @@ def lay_out(
         seams = [Seam(start=start) for start in starts]
         bare = [piece.removesuffix(start) for piece, start in zip(pieces, starts, strict=False)]
         pieces = [*bare, pieces[-1]]
-    first = tokenizer(pieces[0], add_special_tokens=False, verbose=False)["input_ids"] if pieces[0] else []
-    token_ids = [[*front_tokens(tokenizer), *first], *(continuation_ids(tokenizer, piece) for piece in pieces[1:])]
+    first = text_ids(tokenizer, pieces[0], split_special_tokens=split_special_tokens)
+    others = [continuation_ids(tokenizer, one, split_special_tokens=split_special_tokens) for one in pieces[1:]]
+    token_ids = [[*front_tokens(tokenizer), *first], *others]
     if not token_ids[0]:
         raise ValueError("The prefix is empty and the tokenizer has no BOS token to predict from. Pass a prefix.")
     for index, ids in enumerate(token_ids[1:-1], start=1):

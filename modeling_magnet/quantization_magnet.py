@@ -25,7 +25,8 @@ def quantize_embeddings(
         `numpy.ndarray`: `(N, H)`, or for bits `(N, ceil(H / 8))`.
 
     Raises:
-        ValueError: unknown precision, or ranges that would have to come from a single embedding.
+        ValueError: unknown precision, numbers that are not finite, or ranges that would have to come from a single
+            embedding.
 
     Example:
 
@@ -35,6 +36,12 @@ def quantize_embeddings(
         [[128]]
     """
     check_precision(precision)
+    if not np.isfinite(embeddings).all():
+        rows = np.flatnonzero(~np.isfinite(embeddings).all(axis=-1))
+        raise ValueError(
+            f"{len(rows)} of {len(embeddings)} embeddings are not finite, row {rows[0]} first; as bytes or bits they "
+            "would look like any other. Find out where the NaN comes from: often it is the dtype float16."
+        )
     if precision == "float32":
         return embeddings.astype(np.float32)
     if precision.endswith("binary"):

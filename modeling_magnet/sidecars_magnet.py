@@ -28,7 +28,7 @@ def sidecar_contents(
         has_bos (`bool`): Whether the tokenizer has a BOS token to put in front.
         pad_token (`str`, *optional*): Padding token; without one the library cannot batch.
     """
-    processor = {"add_bos_token": has_bos, "add_eos_token": True}
+    processor = {"add_bos_token": has_bos, "add_eos_token": True, "split_special_tokens": True}
     # The library puts a prompt in front as it is, and without one of these names its `encode_query` and
     # `encode_document` use none.
     default = "" if settings.default_prompt_name is None else settings.prompts[settings.default_prompt_name]

@@ -1,7 +1,12 @@
-"""Texts of a caller -> token rows: what is a text, where the prompt goes, what is cut."""
+"""Texts of a caller -> token rows: what is a text, where the prompt goes, what is cut.
 
+Text is text: a control token that a user or a corpus typed, such as `</s>` or `<unk>`, is read as its characters.
+"""
+
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -10,6 +15,29 @@ from .prompts_magnet import join_prompt
 
 # Texts that a tokenizer is handed in one call.
 TEXTS_AT_ONCE = 1024
+
+
+class ReadTexts(NamedTuple):
+    """Tokens of several texts, without BOS and EOS."""
+
+    input_ids: list[list[int]]
+    offsets: list[list[tuple[int, int]]]  # characters start and end of each token; empty unless asked for
+
+
+class _SpecialTokens(NamedTuple):
+    """What a tokenizer reads as control tokens."""
+
+    named: tuple[int, ...]  # BOS, EOS and their like
+    size: int  # of the vocabulary; tokens that are added later have ids from here on
+    ids: frozenset[int]
+
+
+# `len(tokenizer)` and the list of added tokens take milliseconds where the vocabulary is large.
+_SPECIAL_TOKENS: WeakKeyDictionary[PreTrainedTokenizerBase, _SpecialTokens] = WeakKeyDictionary()
+# A copy of a tokenizer that reads control tokens as text, made when the first one is typed.
+_SPLITTERS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[_SpecialTokens, PreTrainedTokenizerBase]] = (
+    WeakKeyDictionary()
+)
 
 
 def check_texts(texts: Any, *, name: str) -> list[str]:
@@ -71,8 +99,108 @@ def front_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
 
+def read_texts(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    split_special_tokens: bool = True,
+    return_offsets: bool = False,
+) -> ReadTexts:
+    """Tokenise texts without adding BOS or EOS.
+
+    The tokenizer is never written to: its own switch for this holds for all threads that share it.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Any tokenizer.
+        texts (`Sequence[str]`): Any texts.
+        split_special_tokens (`bool`, defaults to `True`): Read control tokens that stand in a text, such as `</s>`, as
+            the characters they are written with; `False` reads them as control tokens.
+        return_offsets (`bool`, defaults to `False`): Also return the characters of each token; needs a fast tokenizer.
+
+    Returns:
+        `ReadTexts`: one row of ids, and of offsets, per text.
+
+    Raises:
+        ValueError: `split_special_tokens` is neither `True` nor `False`.
+    """
+    if not isinstance(split_special_tokens, bool):
+        raise ValueError(f"`split_special_tokens` is {split_special_tokens!r:.60}; expected True or False.")
+    if not len(texts):
+        return ReadTexts([], [])
+    options: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+    if return_offsets:
+        options["return_offsets_mapping"] = True
+    if not split_special_tokens:
+        options["split_special_tokens"] = False
+    encoded = tokenizer(list(texts), **options)
+    read = ReadTexts(encoded["input_ids"], encoded["offset_mapping"] if return_offsets else [])
+    if split_special_tokens:
+        special = _special_tokens(tokenizer, read.input_ids)
+        typed = [
+            index
+            for index, ids in enumerate(read.input_ids)
+            if not special.ids.isdisjoint(ids) and _is_typed(tokenizer, texts[index], special.ids.intersection(ids))
+        ]
+        if typed:
+            again = _splitter(tokenizer, special)([texts[index] for index in typed], **options)
+            for number, index in enumerate(typed):
+                read.input_ids[index] = again["input_ids"][number]
+                if return_offsets:
+                    read.offsets[index] = again["offset_mapping"][number]
+    return read
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, split_special_tokens: bool = True) -> list[int]:
+    """Token ids of one text, as `read_texts` reads it; none for an empty text.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Any tokenizer.
+        text (`str`): Any text.
+        split_special_tokens (`bool`, defaults to `True`): See `read_texts`.
+    """
+    if not text:
+        return []
+    return read_texts(tokenizer, [text], split_special_tokens=split_special_tokens).input_ids[0]
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> _SpecialTokens:
+    """Return what the tokenizer flags as special; Gemma flags thousands, `all_special_ids` names a few.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Any tokenizer.
+        rows (`Sequence[Sequence[int]]`): Ids that it has given; one beyond the known vocabulary was added since.
+    """
+    known = _SPECIAL_TOKENS.get(tokenizer)
+    named = tuple(tokenizer.all_special_ids)
+    if known is None or known.named != named or any(max(ids, default=0) >= known.size for ids in rows):
+        flagged = frozenset(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
+        known = _SPECIAL_TOKENS[tokenizer] = _SpecialTokens(named, len(tokenizer), flagged)
+    return known
+
+
+def _is_typed(tokenizer: PreTrainedTokenizerBase, text: str, found: frozenset[int]) -> bool:
+    """Whether control tokens of a row stand in its text; the unknown token may be a character that is not known."""
+    return found != {tokenizer.unk_token_id} or str(tokenizer.unk_token) in text
+
+
+def _splitter(tokenizer: PreTrainedTokenizerBase, special: _SpecialTokens) -> PreTrainedTokenizerBase:
+    """Return a copy of the tokenizer that reads control tokens as text."""
+    known = _SPLITTERS.get(tokenizer)
+    if known is None or known[0] != special:
+        splitter = copy.deepcopy(tokenizer)
+        splitter.split_special_tokens = True
+        known = _SPLITTERS[tokenizer] = (special, splitter)
+    return known[1]
+
+
 def tokenize_texts(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, prompt: str | None, max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    prompt: str | None,
+    max_length: int,
+    split_special_tokens: bool = True,
+    lost: list[int] | None = None,
 ) -> list[list[int]]:
     """Token ids of `BOS prompt text EOS`; what is too long loses the text's end, never the EOS.
 
@@ -81,6 +209,8 @@ def tokenize_texts(
         texts (`Sequence[str]`): Any texts; an empty one is embedded as its prompt alone.
         prompt (`str`, *optional*): Put in front by `join_prompt`.
         max_length (`int`): Longest row in tokens, special tokens included, >= 3.
+        split_special_tokens (`bool`, defaults to `True`): See `read_texts`; holds for the prompt, too.
+        lost (`list[int]`, *optional*): Takes, for each text that was cut, how many tokens it lost.
 
     Returns:
         `list[list[int]]`: one row per text, unpadded.
@@ -94,13 +224,11 @@ def tokenize_texts(
     rows: list[list[int]] = []
     # A tokenizer keeps far more of each text than its ids until the whole call is done.
     for start in range(0, len(texts), TEXTS_AT_ONCE):
-        ids = tokenizer(
-            [join_prompt(prompt, text) for text in texts[start : start + TEXTS_AT_ONCE]],
-            add_special_tokens=False,
-            return_attention_mask=False,
-            verbose=False,
-        )["input_ids"]
+        joined = [join_prompt(prompt, text) for text in texts[start : start + TEXTS_AT_ONCE]]
+        ids = read_texts(tokenizer, joined, split_special_tokens=split_special_tokens).input_ids
         rows += [front + row[:room] + [tokenizer.eos_token_id] for row in ids]
+        if lost is not None:
+            lost += [len(row) - room for row in ids if len(row) > room]
     return rows
 
 
@@ -109,13 +237,16 @@ def context_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase)
     return int(min(config.max_position_embeddings, tokenizer.model_max_length))
 
 
-def check_room(tokenizer: PreTrainedTokenizerBase, *, prompt: str | None, max_length: int) -> None:
+def check_room(
+    tokenizer: PreTrainedTokenizerBase, *, prompt: str | None, max_length: int, split_special_tokens: bool = True
+) -> None:
     """Refuse a frame of BOS, prompt and EOS that leaves no room for a token of text: all texts would be alike.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): Of the model.
         prompt (`str`, *optional*): As for `tokenize_texts`.
         max_length (`int`): Longest row in tokens.
+        split_special_tokens (`bool`, defaults to `True`): As for `tokenize_texts`.
 
     Raises:
         ValueError: no EOS token, a prompt that is no Unicode text, or no room.
@@ -126,7 +257,7 @@ def check_room(tokenizer: PreTrainedTokenizerBase, *, prompt: str | None, max_le
         raise ValueError(f"`max_length` is {max_length}; expected at least 3 (BOS, one token, EOS).")
     if prompt:
         check_is_unicode(prompt, name="prompt")
-        length = prompt_length(tokenizer, prompt)
+        length = prompt_length(tokenizer, prompt, split_special_tokens=split_special_tokens)
         if length + 2 > max_length:
             raise ValueError(
                 f"BOS and the prompt {prompt!r:.60} take {length} tokens of rows of {max_length}, which leaves no "
@@ -134,19 +265,20 @@ def check_room(tokenizer: PreTrainedTokenizerBase, *, prompt: str | None, max_le
             )
 
 
-def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str | None) -> int:
-    """How many tokens in front of a text are the prompt's, BOS included; 0 without a prompt.
+def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str | None, *, split_special_tokens: bool = True) -> int:
+    """Count the tokens in front of a text that are the prompt's, BOS included; 0 without a prompt.
 
     The prompt is counted alone, as sentence-transformers does: where its last space would join the first word's token,
     that token counts as the prompt's.
     """
     if not prompt:
         return 0
-    ids = tokenizer(join_prompt(prompt, ""), add_special_tokens=False, verbose=False)["input_ids"]
+    ids = text_ids(tokenizer, join_prompt(prompt, ""), split_special_tokens=split_special_tokens)
     return len(front_tokens(tokenizer)) + len(ids)
 
 
 __all__ = [
+    "ReadTexts",
     "check_is_unicode",
     "check_room",
     "check_texts",
@@ -154,5 +286,7 @@ __all__ = [
     "front_tokens",
     "items_of",
     "prompt_length",
+    "read_texts",
+    "text_ids",
     "tokenize_texts",
 ]

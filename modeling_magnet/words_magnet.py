@@ -1,6 +1,8 @@
 """Texts -> one vector per token or per word, with its place in the text, whatever the length of the text."""
 
 import re
+import warnings
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,9 +11,10 @@ import torch
 from transformers.utils.logging import tqdm
 
 from .encoding_magnet import EncodingMixin, hides_bar
+from .probe_magnet import check_vectors
 from .prompts_magnet import join_prompt
 from .states_magnet import ReadingMode, check_reading_mode
-from .texts_magnet import check_texts, front_tokens, items_of
+from .texts_magnet import check_texts, front_tokens, items_of, read_texts
 from .windows_magnet import Shift, Window, windows_of_text
 
 Spans = list[tuple[int, int]]
@@ -24,30 +27,57 @@ class PlacedVectors(NamedTuple):
     offsets: np.ndarray  # (n, 2), characters start and end in the text
 
 
-def owners_of_tokens(words: Spans, offsets: Spans) -> list[int]:
-    """Which word each token belongs to: the one that holds its last character.
+def owners_of_tokens(words: Spans, offsets: Spans, text: str | None = None) -> list[int]:
+    """Find the word that each token belongs to: the one that holds most of its characters, white space not counted.
 
-    Tokenizers differ in whether the space in front of a word belongs to its token, so a token's first character does
-    not tell.
+    Tokenizers differ in whether the space in front of a word belongs to its token, and some glue punctuation to the
+    line break after it, so neither a token's first character nor its last one tells.
 
     Args:
         words (`list[tuple[int, int]]`): Characters of each word, ascending and disjoint.
         offsets (`list[tuple[int, int]]`): Characters of each token.
+        text (`str`, *optional*): Where they stand; without it, white space inside of words counts, too.
 
     Returns:
-        `list[int]`: per token the index of its word, -1 for a token that ends in none.
+        `list[int]`: per token the index of its word, of two words with as many of its characters the later one; -1 for
+        a token that has no character of a word.
 
     Example:
 
         >>> owners_of_tokens([(0, 3), (4, 7)], [(0, 2), (2, 3), (3, 4), (3, 7)])
         [0, 0, -1, 1]
+        >>> owners_of_tokens([(0, 4), (5, 6)], [(0, 3), (3, 5), (5, 6)], "end.\\nA")
+        [0, 0, 1]
     """
-    starts = [start for start, _ in words]
     owners = []
     for start, end in offsets:
-        word = int(np.searchsorted(starts, end, side="left")) - 1
-        owners.append(word if end > start and word >= 0 and end <= words[word][1] else -1)
+        shares = shares_of_token(words, (start, end), text)
+        # Of equal shares the last one counts.
+        owners.append(max(reversed(shares), key=lambda share: share[1])[0] if shares else -1)
     return owners
+
+
+def shares_of_token(words: Spans, token: tuple[int, int], text: str | None = None) -> list[tuple[int, int]]:
+    """Find the words that have characters in a token.
+
+    Args:
+        words (`list[tuple[int, int]]`): Characters of each word, ascending and disjoint.
+        token (`tuple[int, int]`): Characters of the token.
+        text (`str`, *optional*): As for `owners_of_tokens`.
+
+    Returns:
+        `list[tuple[int, int]]`: index of each such word and how many characters it has in the token.
+    """
+    start, end = token
+    shares = []
+    index = bisect_right(words, start, key=lambda word: word[1])
+    while index < len(words) and words[index][0] < end:
+        first, last = max(start, words[index][0]), min(end, words[index][1])
+        size = last - first if text is None else len("".join(text[first:last].split()))
+        if size > 0:
+            shares.append((index, size))
+        index += 1
+    return shares
 
 
 class WordsMixin(EncodingMixin):
@@ -65,6 +95,7 @@ class WordsMixin(EncodingMixin):
         max_length: int | None = None,
         window_overlap: int | None = None,
         batch_tokens: int | None = None,
+        split_special_tokens: bool = True,
         show_progress_bar: bool | None = None,
     ) -> PlacedVectors | list[PlacedVectors]:
         """Embed every token of a text: bidirectional attention unless asked for causal, no EOS.
@@ -76,7 +107,9 @@ class WordsMixin(EncodingMixin):
             inputs (`str` or `list[str]`): Texts; an empty one has no tokens.
             prompt_name (`str`, *optional*): Name of a stored prompt.
             prompt (`str`, *optional*, defaults to `""`): The prompt itself; none by default, as in the paper's word
-                tasks. `None` for the model's default prompt. Its tokens get no vectors.
+                tasks. `None` for the model's default prompt. Its tokens get no vectors. A token that holds the end
+                of the prompt and the beginning of the text, such as ` A` of `Find: A cat`, is the text's and gets one;
+                a mean of `encode` leaves it out, as sentence-transformers does.
             shift (`str`, defaults to `"next"`): `"next"`: a token is represented by the output before it, which
                 predicts it (the paper's choice); the very first token of a vocabulary without BOS by its own.
                 `"same"`: by its own output.
@@ -86,6 +119,7 @@ class WordsMixin(EncodingMixin):
             window_overlap (`int`, *optional*): Tokens that two windows share; defaults to a quarter of their text. At
                 least 1 with the shift `"next"`, so that a window's first token has the output before it.
             batch_tokens (`int`, *optional*): Tokens of a forward, padding included.
+            split_special_tokens (`bool`, defaults to `True`): As in `encode`.
             show_progress_bar (`bool`, *optional*): Over windows; defaults to showing one where there are many.
 
         Returns:
@@ -94,6 +128,7 @@ class WordsMixin(EncodingMixin):
 
         Raises:
             ValueError: something that is no text, an unknown prompt, shift or mode, or windows without room.
+            RuntimeError: as `encode`.
 
         Source: Khosla et al. 2025, section 4.1; BehnamGhader et al. 2024 (LLM2Vec) for the shift.
         """
@@ -109,6 +144,7 @@ class WordsMixin(EncodingMixin):
                 max_length=max_length,
                 window_overlap=window_overlap,
                 batch_tokens=batch_tokens,
+                split_special_tokens=split_special_tokens,
                 show_progress_bar=show_progress_bar,
             )
         return placed[0] if single else placed
@@ -125,25 +161,29 @@ class WordsMixin(EncodingMixin):
         max_length: int | None = None,
         window_overlap: int | None = None,
         batch_tokens: int | None = None,
+        split_special_tokens: bool = True,
         show_progress_bar: bool | None = None,
     ) -> PlacedVectors | list[PlacedVectors]:
         """Embed every word of a text: the mean over its tokens, as `encode_tokens` embeds them.
 
-        A token of white space alone belongs to no word.
+        A token belongs to the word that holds most of its characters, white space not counted; a token of white space
+        alone belongs to no word. A word whose characters are all in tokens of its neighbours is the mean of those
+        tokens; one that the tokenizer drops is zeros, and a warning names it.
 
         Args:
             inputs (`str`, `list[str]` or `list[list[str]]`): Texts, whose words are what stands between white space;
                 or with `is_split_into_words` the words of one text (`list[str]`) or of several, joined by one space.
             is_split_into_words (`bool`, defaults to `False`): Whether the caller has split the texts.
-            prompt_name, prompt, shift, mode, max_length, window_overlap, batch_tokens, show_progress_bar: As in
-                `encode_tokens`.
+            prompt_name, prompt, shift, mode, max_length, window_overlap, batch_tokens, split_special_tokens,
+                show_progress_bar: As in `encode_tokens`.
 
         Returns:
             `PlacedVectors`, or a list of them for several texts: `vectors` of shape `(num_words, hidden_size)` in
             float32 and `offsets` of shape `(num_words, 2)`, in characters of the text or of the joined words.
 
         Raises:
-            ValueError: as `encode_tokens`; an empty word, or one without a token of its own.
+            ValueError: as `encode_tokens`; an empty word.
+            RuntimeError: as `encode`.
         """
         given = [inputs] if isinstance(inputs, str) else items_of(inputs, name="inputs")
         if is_split_into_words:
@@ -166,12 +206,20 @@ class WordsMixin(EncodingMixin):
             max_length=max_length,
             window_overlap=window_overlap,
             batch_tokens=batch_tokens,
+            split_special_tokens=split_special_tokens,
             show_progress_bar=show_progress_bar,
         )
-        placed = [
-            _average(of_text, spans, text=text, index=index)
-            for index, (of_text, spans, text) in enumerate(zip(tokens, words, texts, strict=True))
-        ]
+        placed, lost = [], []
+        for index, (of_text, spans, text) in enumerate(zip(tokens, words, texts, strict=True)):
+            vectors, without = _average(of_text, spans, text=text)
+            placed.append(vectors)
+            lost += [f"{text[start:end]!r:.40} of text {index}" for start, end in without]
+        if lost:
+            warnings.warn(
+                f"{len(lost)} words have no token, since the tokenizer drops their characters, and get vectors of "
+                f"zeros: {', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}. Leave them out.",
+                stacklevel=2,
+            )
         return placed[0] if single else placed
 
     def _place_tokens(
@@ -184,6 +232,7 @@ class WordsMixin(EncodingMixin):
         max_length: int | None,
         window_overlap: int | None,
         batch_tokens: int | None,
+        split_special_tokens: bool,
         show_progress_bar: bool | None,
     ) -> list[PlacedVectors]:
         """Tokens of each text with their vectors."""
@@ -194,13 +243,16 @@ class WordsMixin(EncodingMixin):
         before = join_prompt(prompt, "")
         if not texts:
             return []
-        encoded = self.tokenizer(
-            [before + text for text in texts], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        encoded = read_texts(
+            self.tokenizer,
+            [before + text for text in texts],
+            split_special_tokens=split_special_tokens,
+            return_offsets=True,
         )
         rows: list[list[int]] = []
         sources: list[tuple[int, int, Window]] = []  # text, tokens in front of it, window within it
         offsets: list[np.ndarray] = []
-        for number, (ids, spans) in enumerate(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)):
+        for number, (ids, spans) in enumerate(zip(*encoded, strict=True)):
             # A token that holds the prompt's last space and the first letters is the text's.
             num_prompt = sum(end <= len(before) for _, end in spans) if before else 0
             front = front_tokens(self.tokenizer) + ids[:num_prompt]
@@ -226,6 +278,8 @@ class WordsMixin(EncodingMixin):
                     read = np.maximum(place - 1, 0) if shift == "next" else place
                     vectors[number][window.keep_start : window.keep_end] = row_states[read]
                 bar.update(len(batch.indices))
+        is_finite = torch.tensor([bool(np.isfinite(of_text).all()) for of_text in vectors])
+        check_vectors(self, is_finite, texts=texts, indices=range(len(texts)))
         return [PlacedVectors(*pair) for pair in zip(vectors, (np.maximum(o, 0) for o in offsets), strict=True)]
 
 
@@ -245,16 +299,31 @@ def _places(words: list[str]) -> Spans:
     return [(int(end) - len(word), int(end)) for word, end in zip(words, ends, strict=True)]
 
 
-def _average(tokens: PlacedVectors, words: Spans, *, text: str, index: int) -> PlacedVectors:
-    """Vectors of words from those of their tokens."""
-    owners = np.array(owners_of_tokens(words, tokens.offsets.tolist()), dtype=np.int64)
-    counts = np.bincount(owners[owners >= 0], minlength=len(words))
-    if (counts == 0).any():
-        start, end = words[int(np.argmin(counts))]
-        raise ValueError(f"Word {text[start:end]!r} of text {index} has no token of its own. Leave it out.")
-    sums = np.zeros((len(words), tokens.vectors.shape[1]), dtype=np.float32)
-    np.add.at(sums, owners[owners >= 0], tokens.vectors[owners >= 0])
-    return PlacedVectors(sums / counts[:, None].astype(np.float32), np.array(words, dtype=np.int64).reshape(-1, 2))
+def _average(tokens: PlacedVectors, words: Spans, *, text: str) -> tuple[PlacedVectors, Spans]:
+    """Vectors of words from those of their tokens, and the words that have none."""
+    offsets = tokens.offsets.tolist()
+    owners = owners_of_tokens(words, offsets, text)
+    of_word: list[list[int]] = [[] for _ in words]
+    for token, owner in enumerate(owners):
+        if owner >= 0:
+            of_word[owner].append(token)
+    if not all(of_word):
+        _share_tokens(of_word, words, offsets, text)
+    means = np.zeros((len(words), tokens.vectors.shape[1]), dtype=np.float32)
+    for word, own in enumerate(of_word):
+        if own:
+            means[word] = tokens.vectors[own].mean(axis=0)
+    without = [span for span, own in zip(words, of_word, strict=True) if not own]
+    return PlacedVectors(means, np.array(words, dtype=np.int64).reshape(-1, 2)), without
 
 
-__all__ = ["PlacedVectors", "WordsMixin", "owners_of_tokens"]
+def _share_tokens(of_word: list[list[int]], words: Spans, offsets: Spans, text: str) -> None:
+    """Give words without a token of their own those of their neighbours that hold their characters."""
+    without = {word for word, own in enumerate(of_word) if not own}
+    for token, place in enumerate(offsets):
+        for word, _ in shares_of_token(words, place, text):
+            if word in without:
+                of_word[word].append(token)
+
+
+__all__ = ["PlacedVectors", "WordsMixin", "owners_of_tokens", "shares_of_token"]

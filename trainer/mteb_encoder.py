@@ -22,7 +22,15 @@ _OF_EVALUATE = ("batch_size", "batch_tokens", "precision", "show_progress_bar")
 # What MTEB asks for where nobody asked; it would cap the budget of tokens.
 _MTEB_BATCH_SIZE = 32
 # Of `encode`, but not of this class: texts and instruction come from the task, the output is what MTEB reads.
-_OF_THE_TASK = ("inputs", "prompt", "prompt_name", "output_value", "convert_to_numpy", "convert_to_tensor")
+_OF_THE_TASK = (
+    "inputs",
+    "sentences",
+    "prompt",
+    "prompt_name",
+    "output_value",
+    "convert_to_numpy",
+    "convert_to_tensor",
+)
 
 
 class MagnetEncoder(AbsEncoder):

@@ -15,7 +15,7 @@ from modeling_magnet.answers_magnet import Fill
 from modeling_magnet.batching_magnet import pad_token_rows, plan_batches
 from modeling_magnet.encoding_magnet import PROGRESS_FROM_BATCHES
 from modeling_magnet.gaps_magnet import decode_fill, fill_ids
-from modeling_magnet.texts_magnet import check_texts, front_tokens
+from modeling_magnet.texts_magnet import check_texts, front_tokens, text_ids
 from modeling_magnet.token_losses_magnet import IGNORE_INDEX
 
 from .metrics import split_sentences
@@ -250,8 +250,7 @@ class PromptedInfiller:
 
     def _ids(self, text: str) -> list[int]:
         """Token ids of a text without special tokens."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
-        return ids
+        return text_ids(self.tokenizer, text)
 
     def _score(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
         """Log-probabilities of the second part of each row behind the first."""

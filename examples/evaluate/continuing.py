@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from modeling_magnet.batching_magnet import pad_token_rows
 from modeling_magnet.gaps_magnet import decode_fill
-from modeling_magnet.texts_magnet import check_texts, context_length, front_tokens
+from modeling_magnet.texts_magnet import check_texts, context_length, front_tokens, read_texts
 
 Reading = Literal["causal", "appended_masks", "masked"]
 READINGS: tuple[Reading, ...] = get_args(Reading)
@@ -100,10 +100,9 @@ def _mask_token_id(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
 def _token_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, reading: Reading) -> list[_Row]:
     """The texts in the frame of special tokens that the model knows."""
     if reading != "masked":
-        ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return [_Row(front_tokens(tokenizer) + row, []) for row in ids]
+        return [_Row(front_tokens(tokenizer) + row, []) for row in read_texts(tokenizer, texts).input_ids]
     rows = []
-    encoded = tokenizer(list(texts), return_special_tokens_mask=True, verbose=False)
+    encoded = tokenizer(list(texts), return_special_tokens_mask=True, split_special_tokens=True, verbose=False)
     for framed, special in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
         end = len(framed)
         while end and special[end - 1]:

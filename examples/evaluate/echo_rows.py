@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from modeling_magnet.texts_magnet import check_is_unicode, front_tokens
+from modeling_magnet.texts_magnet import check_is_unicode, front_tokens, read_texts, text_ids
 
 # With a task's instruction as in the authors' code; there each part is tokenised by itself, which puts a space in
 # front of it in a vocabulary such as Llama's. Here the space is written.
@@ -49,14 +49,9 @@ def echo_rows(
     front = front_tokens(tokenizer)
     if not texts:
         return []
-    encoded = tokenizer(
-        [before + text + between + text for text in texts],
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        verbose=False,
-    )
+    encoded = read_texts(tokenizer, [before + text + between + text for text in texts], return_offsets=True)
     rows = []
-    for given, ids, spans in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+    for given, ids, spans in zip(texts, *encoded, strict=True):
         text = given
         if len(front) + len(ids) > max_length:
             text, ids, spans = _cut(tokenizer, text, prompt=prompt, room=max_length - len(front))
@@ -87,7 +82,7 @@ def check_echo_room(tokenizer: PreTrainedTokenizerBase, *, prompt: str, max_leng
     """
     check_is_unicode(prompt, name="prompt")
     frame = "".join(echo_frame(prompt))
-    length = len(front_tokens(tokenizer)) + len(tokenizer(frame, add_special_tokens=False, verbose=False)["input_ids"])
+    length = len(front_tokens(tokenizer)) + len(text_ids(tokenizer, frame))
     if length + 2 > max_length:
         raise ValueError(
             f"BOS and the template of the echo with the prompt {prompt!r:.60} take {length} tokens of rows of "
@@ -100,14 +95,13 @@ def _cut(
 ) -> tuple[str, list[int], list[tuple[int, int]]]:
     """The front of a text with ids and places of its row of at most `room` tokens."""
     before, between = echo_frame(prompt)
-    frame = len(tokenizer(before + between, add_special_tokens=False, verbose=False)["input_ids"])
-    places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    frame = len(text_ids(tokenizer, before + between))
+    (places,) = read_texts(tokenizer, [text], return_offsets=True).offsets
     kept = min((room - frame) // 2, len(places))
     while kept > 0:
         front = text[: places[kept - 1][1]]
         row = before + front + between + front
-        encoded = tokenizer(row, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ids, spans = encoded["input_ids"], encoded["offset_mapping"]
+        (ids,), (spans,) = read_texts(tokenizer, [row], return_offsets=True)
         if len(ids) <= room:
             return front, ids, spans
         kept -= max(1, (len(ids) - room) // 2)  # a cut can take a token apart into several

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from modeling_magnet.texts_magnet import front_tokens
+from modeling_magnet.texts_magnet import front_tokens, read_texts
 from trainer.metrics import split_sentences
 from trainer.prompted_infilling import FAMILIES, FEW_SHOT_FAMILIES, Family, PromptedInfiller, SolvedGap
 
@@ -68,7 +68,7 @@ class FillSystem:
             return 0  # `infill` refuses by itself what is too long
         asked = self._asked(model, examples)
         texts = [asked.prompt(gap.prefix, gap.suffix) for gap in gaps]
-        rows = model.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        rows = read_texts(model.tokenizer, texts).input_ids
         longest = len(front_tokens(model.tokenizer)) + max(map(len, rows), default=0) + room
         return max(longest - int(model.config.max_position_embeddings), 0)
 

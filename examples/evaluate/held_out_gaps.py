@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from modeling_magnet.gaps_magnet import continuation_ids, decode_fill
+from modeling_magnet.texts_magnet import text_ids
 from trainer import load_texts
 from trainer.metrics import perplexity
 from trainer.prompted_infilling import PromptedInfiller
@@ -53,7 +54,7 @@ def draw_gaps(
         if len(gaps) == len(lengths):
             break
         length = lengths[len(gaps)]
-        ids = tokenizer(texts[int(index)][:40_000], add_special_tokens=False, verbose=False)["input_ids"]
+        ids = text_ids(tokenizer, texts[int(index)][:40_000])
         places = draw.permutation(max(len(ids) - prefix_tokens - length - suffix_tokens, 0))[:50]
         for start in (int(place) + prefix_tokens for place in places):
             before, own = ids[start - prefix_tokens : start], ids[start : start + length]

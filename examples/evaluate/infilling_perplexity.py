@@ -27,7 +27,7 @@ from examples.evaluate.driver import Measurement, Unit, run, unless_absent
 from examples.evaluate.gapped_rows import READINGS, GappedRow, block_rows, span_logprobs, story_row
 from examples.evaluate.records import Record
 from examples.evaluate.stories import CORPORA, SENTENCES, TITLES, derange, read_stories, stories_source
-from examples.evaluate.wikitext import read_wikitext, wikitext_source
+from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.texts_magnet import context_length
 from trainer import texts_to_blocks
@@ -112,7 +112,7 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
         "WikiText": {
             **shared,
             "source": wikitext_source(args.data),
-            "text": "tokenised" if args.tokenised else "detokenised",
+            "text": wikitext_form(tokenised=args.tokenised),
             "max_length": args.max_length,
             **SPANS,
         },
@@ -171,7 +171,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     )
     parser.add_argument("--suffix", default="own", choices=["own", "other"], help="what stands behind a gap")
     parser.add_argument("--stories", default="rocstories", choices=CORPORA, help="which stories, a unit of their own")
-    parser.add_argument("--tokenised", action="store_true", help="leave WikiText as it was tokenised")
+    parser.add_argument("--tokenised", action="store_true", help="leave WikiText as it was tokenised, <unk> included")
     parser.add_argument("--limit", type=int, help="stories and blocks, drawn at random; all if left out")
     parser.add_argument("--max_length", type=int, help="tokens of a block of WikiText, BOS included")
     args = parse(parser, arguments)

@@ -23,7 +23,7 @@ from examples.evaluate.command_line import check, make_parser, parse, start
 from examples.evaluate.driver import Measurement, Unit, open_magnet, run, unless_absent
 from examples.evaluate.held_out_gaps import CONTINUATION_TOKENS, HeldOutGap, continuation_perplexity, draw_gaps
 from examples.evaluate.records import Record, identify
-from examples.evaluate.wikitext import read_wikitext, wikitext_source
+from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights
 from trainer.metrics import perplexity, repetition_n
 from trainer.prompted_infilling import PromptedInfiller
@@ -116,7 +116,7 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
     judge = Judge(args)
     settings = {
         "judge": identify(args.judge),
-        "texts": Path(args.texts).name if args.texts else wikitext_source(args.data),
+        "texts": Path(args.texts).name if args.texts else f"{wikitext_source(args.data)}, {wikitext_form()}",
         "gap_tokens": args.gap_tokens,
         "prefix_tokens": PREFIX_TOKENS,
         "suffix_tokens": SUFFIX_TOKENS,

@@ -47,9 +47,9 @@ _FIRST_WORDS = re.compile(rf"\s*(\S+(?:\s+\S+){{{PREFIX_WORDS - 1}}})(?=\s+\S)")
 
 def wikitext_beginnings(folder: Path | None) -> list[str]:
     """The first five words of each paragraph that has more of them, and no `<unk>` among them."""
-    found = map(first_words, wikitext.read_wikitext(folder))
+    found = map(first_words, wikitext.read_wikitext(folder, keep_unknown=True))
     # The raw texts of the Hub have their rare words; those of a folder have `<unk>`, which nobody would go on from.
-    return [words for words in found if words is not None and "<unk>" not in words]
+    return [words for words in found if words is not None and wikitext.UNKNOWN not in words]
 
 
 def rocstories_beginnings(folder: Path | None) -> list[str]:

@@ -20,9 +20,9 @@ from examples.evaluate.command_line import check, make_parser, parse, start
 from examples.evaluate.driver import Measurement, Unit, run, unless_absent
 from examples.evaluate.gapped_rows import GappedRow, span_logprobs
 from examples.evaluate.records import Record
-from examples.evaluate.wikitext import read_wikitext, wikitext_source
+from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights
-from modeling_magnet.texts_magnet import context_length, front_tokens
+from modeling_magnet.texts_magnet import context_length, front_tokens, text_ids
 from trainer import load_texts
 from trainer.metrics import perplexity
 from trainer.sources import local_files
@@ -40,7 +40,7 @@ def make_windows(tokenizer: Any, texts: list[str], *, size: int) -> list[GappedR
     step = size - len(front)
     rows = []
     for text in texts:
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = text_ids(tokenizer, text)
         cut = [front + ids[begin : begin + step] for begin in range(0, len(ids), step)]
         rows += [GappedRow(window, [(1, len(window))]) for window in cut if len(window) > 1]
     return rows
@@ -72,7 +72,7 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
         return list(load_texts(file)["text"])
 
     shared = {"window": args.max_length or "the model's context", "limit": args.limit}
-    form = "tokenised" if args.tokenised else "detokenised"
+    form = wikitext_form(tokenised=args.tokenised)
     settings = {**shared, "source": wikitext_source(args.data), "text": form}
     units = [Unit("WikiText", settings, partial(measure, read=wikitext, args=args))]
     for name, file in args.texts.items():
@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     """
     parser = make_parser(__doc__, smoke={"limit": 16}, paper={"limit": None})
     parser.add_argument("--texts", nargs="+", default=[], metavar="NAME=FILE", help="further corpora, as .jsonl.xz")
-    parser.add_argument("--tokenised", action="store_true", help="leave WikiText as it was tokenised")
+    parser.add_argument("--tokenised", action="store_true", help="leave WikiText as it was tokenised, <unk> included")
     parser.add_argument("--limit", type=int, help="windows of each corpus, from the first on; all if left out")
     parser.add_argument("--max_length", type=int, help="tokens of a window; the model's context if left out")
     args = parse(parser, arguments)

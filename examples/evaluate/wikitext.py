@@ -1,7 +1,8 @@
 """WikiText for evaluation, from the Hub or from a file on disk, and tokenised English put back into running text.
 
 WikiText is tokenised: ` @-@ ` stands for a hyphen inside a word, marks stand apart from words. Perplexity is usually
-measured on text without these traces, for no model was trained on them. Words that the corpus replaced stay `<unk>`.
+measured on text without these traces, for no model was trained on them. Rare words, which the files of WikiText-2 and
+WikiText-103 hold as `<unk>`, become a plain word: models have a control token of that name, or read it as three.
 """
 
 import re
@@ -12,6 +13,9 @@ from trainer.sources import read_source
 
 HUB_ID, HUB_CONFIG, HUB_SPLIT = "Salesforce/wikitext", "wikitext-103-raw-v1", "test"
 FILE_NAME = "wiki.valid.tokens.xz"
+
+# What the corpus wrote in place of rare words, and what is read instead of it.
+UNKNOWN, UNKNOWN_WORD = "<unk>", "unknown"
 
 _HEADING = re.compile(r"((?:= )+)(.*?)((?: =)+)")
 # In turn: what is replaced, and by what.
@@ -46,13 +50,16 @@ def detokenize(text: str) -> str:
     return text
 
 
-def read_wikitext(folder: Path | None = None, *, headings: bool = False, tokenised: bool = False) -> list[str]:
+def read_wikitext(
+    folder: Path | None = None, *, headings: bool = False, tokenised: bool = False, keep_unknown: bool = False
+) -> list[str]:
     """The paragraphs of WikiText: the test split of the Hub's WikiText-103, or the validation file of a folder.
 
     Args:
         folder (`Path`, *optional*): Where `wiki.valid.tokens.xz` is, or its subfolder; the Hub if left out.
         headings (`bool`, defaults to `False`): Keep the headings, as `== Title ==`.
-        tokenised (`bool`, defaults to `False`): Leave the text as it was tokenised.
+        tokenised (`bool`, defaults to `False`): Leave the text as it was tokenised, `<unk>` included.
+        keep_unknown (`bool`, defaults to `False`): Leave `<unk>` in running text, too.
 
     Returns:
         `list[str]`: In their order, no empty ones.
@@ -65,15 +72,25 @@ def read_wikitext(folder: Path | None = None, *, headings: bool = False, tokenis
         lines = [line for row in rows for line in row.splitlines()]
     else:
         lines = read_text(find_file(folder, FILE_NAME)).splitlines()
+
+    def running(text: str) -> str:
+        text = detokenize(text)
+        return text if keep_unknown else text.replace(UNKNOWN, UNKNOWN_WORD)
+
     paragraphs = []
     for line in filter(None, map(str.strip, lines)):
         heading = _HEADING.fullmatch(line)
         if heading is None:
-            paragraphs.append(line if tokenised else detokenize(line))
+            paragraphs.append(line if tokenised else running(line))
         elif headings:
             marks = "=" * heading[1].count("=")
-            paragraphs.append(line if tokenised else f"{marks} {detokenize(heading[2])} {marks}")
+            paragraphs.append(line if tokenised else f"{marks} {running(heading[2])} {marks}")
     return paragraphs
+
+
+def wikitext_form(*, tokenised: bool = False) -> str:
+    """Describe the form in which `read_wikitext` returns the text, for records."""
+    return "tokenised" if tokenised else f"detokenised, {UNKNOWN} replaced by {UNKNOWN_WORD!r}"
 
 
 def wikitext_source(folder: Path | None) -> str:
@@ -107,4 +124,4 @@ def read_text(file: Path) -> str:
         return stream.read()
 
 
-__all__ = ["detokenize", "find_file", "read_text", "read_wikitext", "wikitext_source"]
+__all__ = ["UNKNOWN", "detokenize", "find_file", "read_text", "read_wikitext", "wikitext_form", "wikitext_source"]

@@ -102,6 +102,7 @@ def encoder_tokens(
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
+        split_special_tokens=True,
     )
     windows: list[list[PlacedVectors]] = [[] for _ in texts]
     for index, states in enumerate(_encoder_states(model, tokenizer, rows)):

@@ -81,7 +81,7 @@ def mean_over_words(tokens: PlacedVectors, words: Sequence[str]) -> tuple[np.nda
     """
     ends = np.cumsum([len(word) + 1 for word in words]) - 1
     places = [(int(end) - len(word), int(end)) for word, end in zip(words, ends, strict=True)]
-    owners = np.array(owners_of_tokens(places, tokens.offsets.tolist()), dtype=np.int64)
+    owners = np.array(owners_of_tokens(places, tokens.offsets.tolist(), " ".join(words)), dtype=np.int64)
     counts = np.bincount(owners[owners >= 0], minlength=len(words))
     sums = np.zeros((len(words), tokens.vectors.shape[1]), dtype=np.float32)
     np.add.at(sums, owners[owners >= 0], tokens.vectors[owners >= 0])

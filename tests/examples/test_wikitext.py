@@ -34,7 +34,8 @@ def test_tokens_become_running_text(tokens, text):
 def test_paragraphs_come_without_headings_unless_asked_for(tmp_path):
     write_wikitext(tmp_path, number=2)
     plain = "The cat sat on the mat, and the dog barked at the cat. She ate the bread-like apple."
-    assert read_wikitext(tmp_path) == [f"{plain} Number 0 is <unk>.", f"{plain} Number 1 is <unk>."]
+    assert read_wikitext(tmp_path) == [f"{plain} Number 0 is unknown.", f"{plain} Number 1 is unknown."]
+    assert read_wikitext(tmp_path, keep_unknown=True)[0] == f"{plain} Number 0 is <unk>."
     assert read_wikitext(tmp_path, headings=True)[::3] == ["= The cat =", "== More of it =="]
     assert read_wikitext(tmp_path, tokenised=True)[0] == f"{PARAGRAPH} Number 0 is <unk> ."
     assert wikitext_source(tmp_path) == "wiki.valid.tokens.xz"
@@ -61,7 +62,7 @@ def test_the_real_file_is_read_nearly_as_by_the_evaluation_harness():
     if not folder.is_dir():
         pytest.skip("no data at ../shared/data beside the repository")
     harness = pytest.importorskip("lm_eval.tasks.wikitext.preprocess_wikitext").wikitext_detokenizer
-    ours, tokens = read_wikitext(folder), read_wikitext(folder, tokenised=True)
+    ours, tokens = read_wikitext(folder, keep_unknown=True), read_wikitext(folder, tokenised=True)
     assert len(ours) == 1841
     theirs = [harness({"page": text + " "}).strip() for text in tokens]
     # It leaves marks at a line's end, contractions other than 's, and signs of money and percent apart.

@@ -222,14 +222,15 @@ def options(draw: random.Random, folder: Path) -> None:
 
 
 def owners(draw: random.Random, folder: Path) -> None:
-    """Each token belongs to the word that holds its last character."""
+    """Each token belongs to the word that holds most of its characters, of equal ones the last."""
     edges = sorted(draw.sample(range(40), 2 * draw.randrange(6)))
     words = list(zip(edges[::2], edges[1::2], strict=True))
     tokens = [(start := draw.randrange(40), start + draw.randrange(6)) for _ in range(draw.randrange(9))]
-    expected = [
-        next((number for number, (first, last) in enumerate(words) if first < end <= last and end > start), -1)
-        for start, end in tokens
-    ]
+    expected = []
+    for start, end in tokens:
+        held = [len({*range(start, end)} & {*range(*word)}) for word in words]
+        most = max(held, default=0)
+        expected.append(len(held) - 1 - held[::-1].index(most) if most else -1)
     check(owners_of_tokens(words, tokens) == expected, f"{words} {tokens}")
 
 

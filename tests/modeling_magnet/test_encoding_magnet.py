@@ -1,6 +1,7 @@
 """Texts to vectors: the same for a text whatever stands beside it, and what may be asked of `encode`."""
 
 import itertools
+import warnings
 
 import numpy as np
 import pandas
@@ -171,7 +172,17 @@ def test_in_training_mode_nothing_is_dropped_and_training_goes_on(tiny_model):
         (lambda m: m.encode("a", device=["cpu", "cpu"]), r"`device` is \['cpu', 'cpu'\].*examples/encode_corpus.py"),
         (lambda m: m.encode("a", pool={"input": 1}), r"`pool` is .*SentenceTransformer\(directory\) with its pool"),
         (lambda m: m.encode("a", chunk_size=8), r"`chunk_size` is 8; expected one device and no pool"),
-        (lambda m: m.encode("a", output_value=None), r"`output_value` is None"),
+        (lambda m: m.encode("a", sentences="a"), r"Both `inputs` and its older name `sentences`"),
+        (lambda m: m.encode(sentences=7), r"`inputs` is int"),
+        (lambda m: m.encode("a", split_special_tokens=1), r"`split_special_tokens` is 1; expected True or False"),
+        (
+            lambda m: m.encode(["a", "b"], output_value="token_embeddings", precision="int8"),
+            r"precision='int8' was given with output_value='token_embeddings'",
+        ),
+        (
+            lambda m: m.encode("a", output_value=None, precision="binary"),
+            r"precision='binary' was given with output_value=None",
+        ),
         (lambda m: m.encode(3), r"`inputs` is int; expected a string or a list of strings"),
         (lambda m: m.encode(None), r"`inputs` is NoneType; expected a string or a list of strings"),
         (lambda m: m.encode({"text": "a"}), r"`inputs` is dict; expected a string or a list of strings"),
@@ -293,3 +304,173 @@ def test_a_device_is_where_the_model_goes(tiny_model):
 def test_an_array_in_the_place_of_a_name_is_named(tiny_model, name):
     with pytest.raises(ValueError, match=rf"{name}` is .*; expected"):
         tiny_model.encode("a cat", **{name: np.zeros(2)})
+
+
+@pytest.fixture
+def overflowing(tiny_model):
+    """In float16, with a BOS whose residual passes 65,504 in the first layer, as Gemma's does; nothing else's does."""
+    tiny_model.model.embed_tokens.weight.data[1] = 65_000.0
+    tiny_model.model.layers[0].mlp.down_proj.weight.data *= 1000
+    assert np.isfinite(tiny_model.encode(["A cat sat."])).all(), "in float32"
+    tiny_model.half()
+    with torch.no_grad():
+        states = tiny_model(torch.tensor([[3, 7, 4, 9]]), mode="bidirectional").last_hidden_state
+    assert states.isfinite().all(), "without BOS"
+    return tiny_model
+
+
+CALLS = {
+    "encode": lambda m: m.encode(["A cat."]),
+    "one": lambda m: m.encode("A cat."),
+    "query": lambda m: m.encode_query("A cat."),
+    "tensor": lambda m: m.encode(["A cat."], convert_to_tensor=True),
+    "ubinary": lambda m: m.encode(["A cat."], precision="ubinary"),
+    "int8": lambda m: m.encode(["A cat.", "A dog."], precision="int8"),
+    "normalised": lambda m: m.encode(["A cat."], normalize_embeddings=True),
+    "token embeddings": lambda m: m.encode(["A cat."], output_value="token_embeddings"),
+    "everything": lambda m: m.encode(["A cat."], output_value=None),
+    "tokens": lambda m: m.encode_tokens("A cat."),
+    "words": lambda m: m.encode_words("A cat sat"),
+    "infill": lambda m: m.infill("A cat", " sat.", max_new_tokens=1),
+    "score_infill": lambda m: m.score_infill("A cat", [" has"], " sat."),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_bos_too_large_for_float16_is_an_error_and_no_vector(overflowing, call):
+    with pytest.raises(RuntimeError, match=r"not finite, with .*float16.*dtype='bfloat16' or dtype='float32'"):
+        call(overflowing)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [CALLS[name] for name in CALLS if "infill" not in name],
+    ids=[name for name in CALLS if "infill" not in name],
+)
+def test_vectors_that_the_probe_did_not_foresee_are_checked_too(tiny_model, monkeypatch, call):
+    """A token that only some texts have: here the one of `A`."""
+    (letter,) = tiny_model.tokenizer("A", add_special_tokens=False)["input_ids"]
+    tiny_model.model.embed_tokens.weight.data[letter] = float("nan")
+    with pytest.raises(RuntimeError, match=r"vectors of \d of \d texts are not finite: texts 0 \('A cat"):
+        call(tiny_model)
+
+
+def test_texts_without_a_finite_vector_are_named(tiny_model, monkeypatch):
+    monkeypatch.setattr("modeling_magnet.encoding_magnet.TEXTS_TOKENIZED_AT_ONCE", 3)
+    (letter,) = tiny_model.tokenizer("Z", add_special_tokens=False)["input_ids"]
+    tiny_model.model.embed_tokens.weight.data[letter] = float("inf")
+    texts = ["the cat", "a Z", "the dog sat on the mat", "Z"]
+    for arguments in ({"output_value": "token_embeddings"}, {"output_value": None}):
+        with pytest.raises(RuntimeError, match=r"2 of 4 texts are not finite: texts 1 \('a Z'\), 3 \('Z'\), with"):
+            tiny_model.encode(texts, **arguments)
+    with pytest.raises(RuntimeError, match=r"1 of 3 texts are not finite: texts 1 \('a Z'\)"):
+        tiny_model.encode(texts)
+    with pytest.raises(RuntimeError, match=r"texts 1 \('a Z'\), 3 \('Z'\)"):
+        tiny_model.encode_words(texts)
+
+
+def test_a_text_beyond_the_context_is_counted_in_one_warning(tiny_model, monkeypatch):
+    monkeypatch.setattr("modeling_magnet.encoding_magnet.TEXTS_TOKENIZED_AT_ONCE", 2)
+    texts = ["the cat sat " * 100, "A cat.", "the dog " * 200, "a " * 90]
+    lengths = [len(tiny_model.tokenizer(text)["input_ids"]) + 1 for text in texts]
+    lost = [length - 256 for length in lengths if length > 256]
+    assert len(lost) == 2
+    told = rf"2 of 4 texts were longer than 256 tokens .* at most {max(lost)} tokens, {sum(lost)} in all\. Split"
+    for output_value in ("sentence_embedding", "token_embeddings", None):
+        with pytest.warns(UserWarning, match=told) as caught:
+            tiny_model.encode(texts, prompt="", batch_size=1, output_value=output_value)
+        assert len(caught) == 1 and caught[0].filename == __file__
+    with pytest.warns(UserWarning, match=r"1 of 1 texts were longer than 20 tokens.*Raise `max_length` up to 256"):
+        tiny_model.encode(texts[3], prompt="", max_length=20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tiny_model.encode([texts[1], texts[3][:100]])
+
+
+def test_a_text_that_just_fits_is_not_cut(tiny_model):
+    text = "a " * 60
+    length = len(tiny_model.tokenizer(text)["input_ids"]) + 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tiny_model.encode(text, prompt="", max_length=length)
+    with pytest.warns(UserWarning, match="at most 1 tokens, 1 in all"):
+        tiny_model.encode(text, prompt="", max_length=length - 1)
+
+
+def test_token_embeddings_are_cut_and_scaled_where_asked(tiny_model):
+    texts = ["A cat sat.", ""]
+    full = tiny_model.encode(texts, output_value="token_embeddings")
+    cut = tiny_model.encode(texts, output_value="token_embeddings", truncate_dim=4, normalize_embeddings=True)
+    for own, whole in zip(cut, full, strict=True):
+        expected = whole[:, :4] / whole[:, :4].norm(dim=-1, keepdim=True)
+        torch.testing.assert_close(own, expected)
+    alone = tiny_model.encode(texts[0], output_value="token_embeddings", truncate_dim=4)
+    torch.testing.assert_close(alone, full[0][:, :4], atol=1e-5, rtol=0)
+
+
+def test_all_outputs_of_a_text_are_those_of_each(tiny_model):
+    texts = ["The dog sat on the mat.", "", "A cat."]
+    outputs = tiny_model.encode(texts, output_value=None, normalize_embeddings=True, truncate_dim=8, pooling="mean")
+    states = tiny_model.encode(texts, output_value="token_embeddings")
+    vectors = tiny_model.encode(texts, normalize_embeddings=True, truncate_dim=8, pooling="mean")
+    prompt = tiny_model.magnet_settings.prompts["sentence"]
+    rows = tokenize_texts(tiny_model.tokenizer, texts, prompt=prompt, max_length=256)
+    for output, row, of_text, vector in zip(outputs, rows, states, vectors, strict=True):
+        assert set(output) == {"input_ids", "attention_mask", "token_embeddings", "sentence_embedding"}
+        assert output["input_ids"].tolist() == row and output["attention_mask"].tolist() == [1] * len(row)
+        torch.testing.assert_close(output["token_embeddings"], of_text)
+        np.testing.assert_allclose(output["sentence_embedding"].numpy(), vector, atol=1e-6)
+    single = tiny_model.encode(texts[2], output_value=None)
+    assert isinstance(single, dict) and single["input_ids"].tolist() == rows[2]
+    assert tiny_model.encode([], output_value=None) == [] == tiny_model.encode([], output_value="token_embeddings")
+
+
+def test_texts_may_be_passed_under_their_older_name(tiny_model):
+    expected = tiny_model.encode(["A cat.", "A dog."])
+    np.testing.assert_array_equal(tiny_model.encode(sentences=["A cat.", "A dog."]), expected)
+    assert tiny_model.encode(sentences="A cat.").shape == (32,)
+    np.testing.assert_array_equal(tiny_model.encode_query(sentences=["A cat.", "A dog."]), expected)
+    np.testing.assert_array_equal(tiny_model.encode_document(sentences=["A cat.", "A dog."]), expected)
+
+
+def test_a_typed_control_token_is_text_unless_asked_for(tiny_model):
+    typed = "A cat.</s> <s>sat"
+    one, other = (tiny_model.encode(typed, output_value=None, split_special_tokens=split) for split in (True, False))
+    assert one["input_ids"].tolist().count(2) == 1 and one["input_ids"].tolist().count(1) == 1, "BOS and EOS we add"
+    assert other["input_ids"].tolist().count(2) == 2 and other["input_ids"].tolist().count(1) == 2
+    np.testing.assert_allclose(tiny_model.encode(typed), one["sentence_embedding"].numpy(), atol=1e-6)
+    tokens, words = tiny_model.encode_tokens(typed), tiny_model.encode_words(typed)
+    ids = torch.tensor(
+        [[1, *tiny_model.tokenizer(typed, add_special_tokens=False, split_special_tokens=True).input_ids]]
+    )
+    with torch.no_grad():
+        states = tiny_model(ids, mode="bidirectional").last_hidden_state[0]
+    np.testing.assert_allclose(tokens.vectors, states[:-1].numpy(), atol=1e-5)
+    assert len(words.vectors) == 3
+    read = tiny_model.encode_tokens(typed, split_special_tokens=False)
+    assert len(read.vectors) == len(tiny_model.tokenizer(typed, split_special_tokens=False)["input_ids"]) - 1
+    assert np.abs(words.vectors - tiny_model.encode_words(typed, split_special_tokens=False).vectors).max() > 1e-3
+
+
+def test_a_control_token_in_a_prompt_is_counted_as_it_is_read(tiny_model):
+    prompt = "Find </s>\n"
+    for split in (True, False):
+        options = {"prompt": prompt, "split_special_tokens": split}
+        states = tiny_model.encode("A cat.", output_value="token_embeddings", **options)
+        ids = tiny_model.tokenizer(prompt, add_special_tokens=False, split_special_tokens=split)["input_ids"]
+        mean = tiny_model.encode("A cat.", pooling="mean", **options)
+        np.testing.assert_allclose(mean, states[1 + len(ids) :].mean(0), atol=1e-5)
+
+
+def test_the_first_word_under_a_prompt_that_ends_in_a_space_is_left_out_of_a_mean_but_has_a_vector(tiny_model):
+    """` A` is one token, of which `Find: ` alone already counts the space: so does sentence-transformers."""
+    ids = tiny_model.tokenizer("Find: the cat", add_special_tokens=False)["input_ids"]
+    alone = tiny_model.tokenizer("Find: ", add_special_tokens=False)["input_ids"]
+    word = tiny_model.tokenizer(" the", add_special_tokens=False)["input_ids"]
+    assert ids[: len(alone)] == [*alone[:-1], *word] and len(word) == 1
+    states = tiny_model.encode("the cat", prompt="Find: ", output_value="token_embeddings")
+    mean = tiny_model.encode("the cat", prompt="Find: ", pooling="mean")
+    np.testing.assert_allclose(mean, states[1 + len(alone) :].mean(0), atol=1e-5)
+    _, offsets = tiny_model.encode_tokens("the cat", prompt="Find: ")
+    assert offsets[0].tolist() == [0, 3]
+    assert tiny_model.encode_words("the cat", prompt="Find: ").offsets.tolist() == [[0, 3], [4, 7]]

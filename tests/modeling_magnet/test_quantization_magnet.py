@@ -43,3 +43,12 @@ def test_what_cannot_be_quantised_is_named():
         quantize_embeddings(np.zeros((1, 4)), precision="int8")
     with pytest.raises(ValueError, match=r"`precision` is 'int4'; expected one of"):
         quantize_embeddings(np.zeros((2, 4)), precision="int4")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused(precision, number):
+    embeddings = np.ones((3, 4), dtype=np.float32)
+    embeddings[1, 2] = number
+    with pytest.raises(ValueError, match="1 of 3 embeddings are not finite, row 1 first"):
+        quantize_embeddings(embeddings, precision=precision)

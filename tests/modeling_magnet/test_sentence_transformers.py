@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoTokenizer
 
 from modeling_magnet import MagnetLlamaForCausalLM
 
@@ -15,6 +17,7 @@ TEXTS = [
     "  spaces around  ",
     "The naïve king said: « 日本 » 🙂\nand left.",
     "She ate the apple.",
+    "Typed: </s> and <s>, <unk><mask><eos> and <start_of_turn>user",
 ]
 LONG = "the dog barked at the cat " * 200
 
@@ -108,6 +111,63 @@ def test_pooling_and_similarity_are_stored(wiki_7m, tmp_path, pooling, similarit
     states = embedder.encode(TEXTS, output_value="token_embeddings")
     for row, expected in zip(states, model.encode(TEXTS, output_value="token_embeddings"), strict=True):
         np.testing.assert_allclose(row, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_it_reads_typed_control_tokens_as_text_and_other_readers_as_they_did(wiki_7m, tmp_path):
+    model = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)
+    model.save_pretrained(tmp_path)
+    embedder = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
+    typed = "A cat.</s> <s>sat <unk>"
+    assert embedder.preprocess([typed])["input_ids"][0].tolist() == model.preprocess([typed])["input_ids"][0].tolist()
+    eos = model.tokenizer.eos_token_id
+    assert embedder.preprocess([typed])["input_ids"][0].tolist().count(eos) == 1
+    # Chat templates write control tokens as text, which generation has to read as such.
+    assert eos in AutoTokenizer.from_pretrained(tmp_path)(typed)["input_ids"]
+
+
+def test_other_outputs_are_its_own_where_it_has_them(wiki_7m, tmp_path):
+    model = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)
+    model.save_pretrained(tmp_path)
+    embedder = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
+    close = {"atol": 1e-3, "rtol": 1e-3}
+    # It ignores both options for tokens, which `encode` honours: the same numbers, cut and scaled.
+    options = {"truncate_dim": 4, "normalize_embeddings": True}
+    whole = embedder.encode(TEXTS, output_value="token_embeddings", **options)
+    assert whole[0].shape[-1] == model.config.hidden_size
+    for theirs, ours in zip(whole, model.encode(TEXTS, output_value="token_embeddings", **options), strict=True):
+        np.testing.assert_allclose(ours, torch.nn.functional.normalize(theirs[:, :4], dim=-1), **close)
+    theirs = embedder.encode(TEXTS, output_value=None, truncate_dim=4)
+    ours = model.encode(TEXTS, output_value=None, truncate_dim=4)
+    for their, our in zip(theirs, ours, strict=True):
+        real = their["attention_mask"].bool()  # they leave the padding of the batch in
+        assert set(our) <= set(their)
+        assert our["input_ids"].tolist() == their["input_ids"][real].tolist()
+        np.testing.assert_allclose(our["token_embeddings"], their["token_embeddings"][real], **close)
+        np.testing.assert_allclose(our["sentence_embedding"], their["sentence_embedding"], **close)
+    assert isinstance(embedder.encode(TEXTS[0], output_value=None), dict)
+
+
+def test_names_that_it_has_mean_the_same(wiki_7m, tmp_path):
+    model = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)
+    model.prompts["query"] = "Find the text: "
+    model.similarity_fn_name = "dot"
+    model.max_seq_length = 64
+    model.save_pretrained(tmp_path)
+    embedder = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
+    assert embedder.max_seq_length == model.max_seq_length == 64
+    assert embedder.similarity_fn_name == model.similarity_fn_name
+    assert embedder.default_prompt_name == model.default_prompt_name
+    assert embedder.get_embedding_dimension() == model.get_embedding_dimension()
+    assert embedder.get_sentence_embedding_dimension() == model.get_sentence_embedding_dimension()
+    assert embedder.prompts["query"] == model.prompts["query"]
+    for prompt in (None, "Find the text: "):
+        for name in ("preprocess", "tokenize"):
+            theirs, ours = (getattr(reader, name)([*TEXTS, LONG], prompt=prompt) for reader in (embedder, model))
+            assert ours["input_ids"].shape == (len(TEXTS) + 1, 64)
+            for key in ours:
+                assert ours[key].equal(theirs[key]), (name, key)
+    with pytest.warns(UserWarning, match="1 of 1 texts were longer than 64 tokens"):
+        np.testing.assert_allclose(model.encode(sentences=LONG), embedder.encode(LONG), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

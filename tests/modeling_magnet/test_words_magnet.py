@@ -1,14 +1,20 @@
 """Tokens and words to vectors: the shift, the places, the mean over sub-words, windows over long texts."""
 
+import re
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
+from transformers import LlamaConfig
 
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.windows_magnet import plan_windows
 from modeling_magnet.words_magnet import owners_of_tokens
+from tests.gluing_tokenizers import SPLITS, gluing_tokenizer
 
 
 @torch.no_grad()
@@ -253,3 +259,147 @@ def split(*words):
 def test_what_cannot_be_encoded_is_named(tiny_model, call, message):
     with pytest.raises(ValueError, match=message):
         call(tiny_model)
+
+
+def spans_of(text):
+    return [match.span() for match in re.finditer(r"\S+", text)]
+
+
+def inked(text, token):
+    """The places of a token's characters that are no white space."""
+    return {place for place in range(*token) if not text[place].isspace()}
+
+
+def owner_by_count(text, words, token):
+    """The word with most of a token's inked characters, of equal ones the last, by comparing all of them."""
+    held = [len(inked(text, token) & {*range(*word)}) for word in words]
+    most = max(held, default=0)
+    return max(number for number, count in enumerate(held) if count == most) if most else -1
+
+
+@pytest.fixture(scope="module", params=SPLITS)
+def gluing(request):
+    return gluing_tokenizer(request.param)
+
+
+@pytest.fixture
+def gluing_model(gluing):
+    """A random model over a vocabulary whose tokens reach over the ends of words."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(gluing),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    model = MagnetLlamaForCausalLM(config).eval()
+    model.tokenizer = gluing
+    return model
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SPLITS if kind != "unsplit"])
+def test_punctuation_that_a_vocabulary_glues_to_a_line_break_is_the_words(kind):
+    tokenizer = gluing_tokenizer(kind)
+    for text in ("First line.\nSecond line.", "The end .\n\nA new part begins", "It ends!\r\nAnd, so on"):
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        places = encoded["offset_mapping"]
+        assert any(text[slice(*place)].rstrip() not in ("", text[slice(*place)]) for place in places), "glued"
+        words = spans_of(text)
+        owners = owners_of_tokens(words, places, text)
+        assert owners == [owner_by_count(text, words, place) for place in places]
+        for owner, place in zip(owners, places, strict=True):
+            assert (owner >= 0) == bool(inked(text, place))
+        assert set(owners) - {-1} == set(range(len(words)))
+
+
+def test_words_of_such_texts_are_the_means_of_their_inked_tokens(gluing_model):
+    texts = [
+        "First line.\nSecond line.",
+        "The end .\n\nA new part begins",
+        "a\tb\r\nc .\r\n",
+        "A cat, a dog.",
+        "日本\nand",
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batch = gluing_model.encode_words(texts)
+    assert [len(of_text.vectors) for of_text in batch] == [4, 7, 4, 4, 2]
+    for text, (vectors, offsets) in zip(texts, batch, strict=True):
+        words = spans_of(text)
+        assert list(map(tuple, offsets.tolist())) == words
+        tokens, places = gluing_model.encode_tokens(text)
+        owners = [owner_by_count(text, words, place) for place in places]
+        for number, (vector, word) in enumerate(zip(vectors, words, strict=True)):
+            own = [n for n, owner in enumerate(owners) if owner == number]
+            # A word without a token of its own has those that hold its characters.
+            own = own or [n for n, place in enumerate(places) if inked(text, place) & {*range(*word)}]
+            np.testing.assert_allclose(vector, tokens[own].mean(0), atol=1e-4)
+    split = ["The", "end", ".", "\n\n(A", "new", "part)"]
+    vectors, offsets = gluing_model.encode_words(split, is_split_into_words=True)
+    assert len(vectors) == 6 and np.abs(vectors).sum(1).min() > 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    text=st.lists(
+        st.sampled_from(
+            [" ", "\n", "\n\n", "\r\n", "\t", ".", ",", "!\n", " .", "(", "the", " of the ", "日", "🙂", "é", "a", "9"]
+        ),
+        max_size=14,
+    ).map("".join)
+)
+def test_every_inked_token_is_owned_by_a_word_it_overlaps_and_every_word_has_one(gluing, text):
+    words = spans_of(text)
+    places = gluing(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"] if text else []
+    owners = owners_of_tokens(words, places, text)
+    assert owners == [owner_by_count(text, words, place) for place in places]
+    for owner, place in zip(owners, places, strict=True):
+        assert (owner >= 0) == bool(inked(text, place))
+        assert owner < 0 or inked(text, place) & {*range(*words[owner])}
+    for word in words:
+        assert any(inked(text, place) & {*range(*word)} for place in places)
+
+
+@pytest.mark.parametrize("gluing", ["unsplit"], indirect=True)
+def test_words_that_share_a_token_all_have_its_vector(gluing_model):
+    text = "A cat, a dog."
+    tokens, places = gluing_model.encode_tokens(text)
+    assert places.tolist() == [[0, 11], [11, 12], [12, 13]], "`A cat, a do`, `g` and `.`"
+    vectors, _ = gluing_model.encode_words(text)
+    assert owners_of_tokens(spans_of(text), places.tolist(), text) == [1, 3, 3]
+    for vector, own in zip(vectors, ([0], [0], [0], [1, 2]), strict=True):
+        np.testing.assert_allclose(vector, tokens[own].mean(0), atol=1e-5)
+
+
+def test_a_word_whose_characters_the_tokenizer_drops_is_zeros_and_named(tiny_model):
+    normalizer = normalizers.Replace("\u200b", "")
+    tiny_model.tokenizer.backend_tokenizer.normalizer = normalizer
+    for inputs, options in (
+        (["The cat", "the \u200b cat", "a dog"], {}),
+        ([["The", "cat"], ["the", "\u200b", "cat"], ["a", "dog"]], {"is_split_into_words": True}),
+    ):
+        with pytest.warns(UserWarning, match=r"1 words have no token.*'\\u200b' of text 1") as caught:
+            placed = tiny_model.encode_words(inputs, **options)
+        assert caught[0].filename == __file__
+        assert [len(vectors) for vectors, _ in placed] == [2, 3, 2]
+        assert not placed[1].vectors[1].any() and np.isfinite(placed[1].vectors).all()
+        assert placed[1].vectors[[0, 2]].any(axis=1).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_owners_are_those_of_a_count_over_all_words(data):
+    text = data.draw(st.text("ab. \n", min_size=1, max_size=20))
+    edges = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=8)))
+    words = list(zip(edges[::2], edges[1::2], strict=False))
+    tokens = [
+        (start, data.draw(st.integers(start, len(text))))
+        for start in data.draw(st.lists(st.integers(0, len(text)), max_size=8))
+    ]
+    assert owners_of_tokens(words, tokens, text) == [owner_by_count(text, words, token) for token in tokens]

@@ -1,0 +1,48 @@
+"""Small byte-level vocabularies that split text as Qwen2, Llama 3 and later ones do, or not at all."""
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+_LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+# Punctuation takes the line breaks after it along.
+SPLITS = {
+    "qwen2": rf"{_LETTERS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}",
+    "llama3": rf"{_LETTERS}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}",
+    "o200k": rf"{_LETTERS}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}",
+    "unsplit": None,  # tokens reach over several words
+}
+TEXTS = [
+    "First line.\nSecond line.\n\nA third one!\r\nAnd more,\nwith (brackets)\nor\ttabs.\n",
+    "The end .\n\nA new part begins. It said:\n- one;\n- two.\n\nThe end .\n\n",
+    "of the day in the night of the day in the night. A cat, a dog.\nA cat, a dog.\n",
+    "日本 and naïve.\n日本 and naïve.\n",
+] * 3
+
+
+def gluing_tokenizer(kind: str, *, vocab_size: int = 420) -> PreTrainedTokenizerFast:
+    """A vocabulary trained under one of `SPLITS`."""
+    pattern = SPLITS[kind]
+    tokenizer = Tokenizer(models.BPE())
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    split = [] if pattern is None else [pre_tokenizers.Split(Regex(pattern), behavior="isolated")]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        model_max_length=256,
+    )
+
+
+__all__ = ["SPLITS", "TEXTS", "gluing_tokenizer"]

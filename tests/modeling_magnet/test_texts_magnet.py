@@ -1,0 +1,116 @@
+"""Text is text: control tokens that somebody typed are read as their characters, the tokenizer is left as it is."""
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from modeling_magnet.gaps_magnet import continuation_ids, fill_ids, lay_out
+from modeling_magnet.texts_magnet import read_texts, text_ids, tokenize_texts
+from tests.byte_tokenizer import byte_tokenizer
+
+TYPED = ["a </s> b", "<s>", "<unk>, he said", "</s></s>", "x<unk>y\n<s>"]
+
+
+def ids_of_characters(tokenizer, text):
+    """The ids by a tokenizer of the same vocabulary and merges that has no control tokens at all."""
+    bare = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    bare.encode_special_tokens = True
+    return bare.encode(text, add_special_tokens=False).ids
+
+
+@pytest.fixture(params=["tiny", "wiki-7m", "stories260K", "added later"])
+def tokenizer(request):
+    """Byte-level and SentencePiece vocabularies; control tokens in front of the vocabulary, and after it."""
+    if request.param == "tiny":
+        return byte_tokenizer()
+    if request.param == "added later":
+        added = byte_tokenizer()
+        added.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<start_of_turn>"]})
+        return added
+    return AutoTokenizer.from_pretrained(request.getfixturevalue(request.param.replace("-", "_").lower()))
+
+
+def test_typed_control_tokens_are_their_characters(tokenizer):
+    special = set(tokenizer.all_special_ids)
+    plain = ["The cat sat.", "1 < 2 > 0"]
+    rows, _ = read_texts(tokenizer, [*TYPED, *plain, "<|im_start|>user <start_of_turn>"])
+    for text, row in zip([*TYPED, *plain, "<|im_start|>user <start_of_turn>"], rows, strict=True):
+        assert not special & set(row), text
+        assert row == ids_of_characters(tokenizer, text)
+        assert tokenizer.decode(row).strip() == text, "nothing was lost"
+    assert rows[len(TYPED) : -1] == tokenizer(plain, add_special_tokens=False)["input_ids"]
+    as_before, _ = read_texts(tokenizer, TYPED, split_special_tokens=False)
+    assert as_before == tokenizer(TYPED, add_special_tokens=False)["input_ids"]
+    assert tokenizer.eos_token_id in as_before[0]
+
+
+def test_offsets_go_with_them(tokenizer):
+    rows, offsets = read_texts(tokenizer, [*TYPED, "The cat"], return_offsets=True)
+    for text, row, places in zip([*TYPED, "The cat"], rows, offsets, strict=True):
+        assert len(row) == len(places)
+        covered = {character for start, end in places for character in range(start, end)}
+        assert {n for n, character in enumerate(text) if not character.isspace()} <= covered
+
+
+def test_bos_and_eos_that_we_add_are_control_tokens(tokenizer):
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    rows = tokenize_texts(tokenizer, TYPED, prompt="Find <s>", max_length=256)
+    for text, row in zip(TYPED, rows, strict=True):
+        assert row == [bos, *ids_of_characters(tokenizer, f"Find <s>: {text}"), eos]
+
+
+def test_a_context_and_a_fill_are_text_too(tokenizer):
+    special = set(tokenizer.all_special_ids)
+    ids = continuation_ids(tokenizer, " and </s> then")
+    assert not special & set(ids) and tokenizer.decode(ids).strip() == "and </s> then"
+    assert fill_ids(tokenizer, "<unk>", prefix="") == ids_of_characters(tokenizer, "<unk>")
+    pieces = lay_out(tokenizer, ["<s>He", "</s>."], gap_lengths=[2], context_length=256).pieces
+    assert pieces[0][0] == tokenizer.bos_token_id
+    assert not special & {*pieces[0][1:], *pieces[1]}
+    read = lay_out(tokenizer, ["<s>He", "</s>."], gap_lengths=[2], context_length=256, split_special_tokens=False)
+    assert read.pieces[0][1] == tokenizer.bos_token_id and read.pieces[1][0] == tokenizer.eos_token_id
+
+
+def test_an_unknown_character_is_still_unknown():
+    characters = {"<unk>": 0, **{character: n for n, character in enumerate("<unk>abc ", start=1)}}
+    backend = Tokenizer(models.WordLevel(characters, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    assert text_ids(tokenizer, "a日") == [characters["a"], 0]
+    assert text_ids(tokenizer, "日<unk>") == [0, *(characters[character] for character in "<unk>")]
+
+
+def test_a_token_that_becomes_special_later_is_split_from_then_on():
+    tokenizer = byte_tokenizer()
+    before = text_ids(tokenizer, "a <turn> b </s>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    assert len(tokenizer("<turn>", add_special_tokens=False)["input_ids"]) == 1
+    assert text_ids(tokenizer, "a <turn> b </s>") == before
+    tokenizer.add_tokens(["<later>"], special_tokens=True)
+    assert text_ids(tokenizer, "a <turn> b </s>") == before
+    assert len(tokenizer("<later>", add_special_tokens=False)["input_ids"]) == 1
+    assert tokenizer.decode(text_ids(tokenizer, "<later>")) == "<later>" and len(text_ids(tokenizer, "<later>")) > 1
+
+
+def test_threads_may_read_one_tokenizer_both_ways():
+    tokenizer = byte_tokenizer()
+    texts = ["the cat </s> sat on <s> the mat "] * 40
+    expected = {
+        split: read_texts(copy.deepcopy(tokenizer), texts, split_special_tokens=split)[0] for split in (True, False)
+    }
+    assert expected[True] != expected[False]
+
+    def read(split):
+        return all(read_texts(tokenizer, texts, split_special_tokens=split)[0] == expected[split] for _ in range(15))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, [True, False] * 4))
+    assert not tokenizer.backend_tokenizer.encode_special_tokens, "its own switch, which all threads share"
+
+
+def test_no_texts_and_no_text_have_no_tokens(tokenizer):
+    assert read_texts(tokenizer, []) == ([], [])
+    assert text_ids(tokenizer, "") == []
