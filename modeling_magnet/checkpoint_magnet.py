@@ -49,8 +49,8 @@ class CheckpointMixin(LoadingMixin):
             state_dict (`dict`, *optional*): Weights to write instead of the model's own.
             merge_adapter (`bool`, defaults to `False`): Save a whole checkpoint with the adapter merged into it, in
                 float32, and leave the model as it is. By default a model with an adapter saves the adapter alone.
-            dtype (`torch.dtype` or `str`, *optional*): What a checkpoint's weights are written in; defaults to
-                the model's.
+            dtype (`torch.dtype` or `str`, *optional*): What the weights are written in; defaults to the model's, for
+                an adapter to that of its own weights.
             verify (`bool`, *optional*): Whether to load what was written, before it is moved into place, and to print
                 how far its logits and embeddings are from this model's. Done by default where weights were merged or
                 changed their dtype.
@@ -70,9 +70,8 @@ class CheckpointMixin(LoadingMixin):
             self._check_can_merge()
             if state_dict is not None:
                 raise ValueError("`merge_adapter=True` merges the model's own weights; pass it or `state_dict`.")
-        if adapter_alone and dtype is not None:
-            raise ValueError(f"`dtype={dtype}` is for whole checkpoints. Pass `merge_adapter=True`, or no dtype.")
-        dtype = self.dtype if dtype is None else _as_dtype(dtype)
+        adapter_dtype = None if dtype is None else _as_dtype(dtype)
+        dtype = self.dtype if adapter_dtype is None or adapter_alone else adapter_dtype
         if not is_main_process:  # it may have to take part, where weights are spread over processes
             with tempfile.TemporaryDirectory() as scratch:
                 if not adapter_alone:
@@ -82,7 +81,7 @@ class CheckpointMixin(LoadingMixin):
         _check_not_packed(self)
         with written_aside(target) as finished:
             if adapter_alone:
-                self._write_adapter(finished, state_dict)
+                self._write_adapter(finished, state_dict, adapter_dtype)
                 self._write_embedder(finished, self.state_dict(), is_adapter=True)
             else:
                 self._write_checkpoint(finished, state_dict, dtype, is_main_process=True, **kwargs)
@@ -195,7 +194,7 @@ class CheckpointMixin(LoadingMixin):
         modes = self.config.magnet["adapter_modes"]
         # The library would have the adapter always on.
         off = modes is not None and "bidirectional" not in modes
-        if is_adapter and (off or not _base_is_checkpoint(directory)):
+        if is_adapter and (off or self._is_resized or not _base_is_checkpoint(directory)):
             write_sidecars(directory, refusing_contents())
         else:
             contents = sidecar_contents(
