@@ -162,7 +162,8 @@ class LoadingMixin(AdaptersMixin):
         model._tokenizer_source, model._weights_source = tokenizer_source, source
         model._stored_vocab_size = model.config.vocab_size
         if adapter is not None:
-            where = {name: value for name, value in adapter.arguments.items() if name != "force_download"}
+            of_base = ("force_download", "gguf_file")
+            where = {name: value for name, value in adapter.arguments.items() if name not in of_base}
             model.load_adapter(adapter.path, adapter_kwargs=where)
         # An adapter that came with the weights has brought its own settings.
         model.config.magnet.update(mask_token=settings.mask_token, mask_token_id=settings.mask_token_id)

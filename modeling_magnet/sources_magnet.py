@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.utils import cached_file
 
 try:  # remote code has no packaged bases
@@ -30,8 +31,6 @@ _OF_ONE_REPOSITORY = ("revision", "subfolder", "gguf_file")
 # Files with a vocabulary, beside those that the class of a tokenizer names. transformers makes up an empty tokenizer
 # for some families where there is none.
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "tekken.json", "tiktoken.model")
-# The family whose tokenizer transformers does not choose by the type of the model alone.
-_MISTRAL = "mistral"
 
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -414,8 +413,8 @@ def _gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
         CheckpointError: it holds none that transformers reads.
     """
     kind = gguf_values(file).get("model_type")
-    # Told the type, transformers need not read the header once more to find it.
-    told = {} if kind == _MISTRAL else {"tokenizer_type": kind}
+    # Told the type, transformers does not read the header once more; Mistral's class depends on further files.
+    told = {"tokenizer_type": kind} if TOKENIZER_MAPPING_NAMES.get(kind) and kind != "mistral" else {}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(file.parent), gguf_file=str(file), trust_remote_code=False, **told
@@ -424,7 +423,24 @@ def _gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(
             f"{str(file)!r} holds no tokenizer that can be read ({type(error).__name__}: {first_line(error)})."
         ) from error
+    _drop_tokens_beyond(tokenizer, gguf_values(file).get("vocab_size"))
     return tokenizer
+
+
+def _drop_tokens_beyond(tokenizer: Any, size: int | None) -> None:
+    """Take away what transformers adds to a vocabulary of a GGUF file: an `<|endoftext|>` that the model lacks.
+
+    Args:
+        tokenizer: Changed in place.
+        size (`int`, *optional*): Tokens of the file.
+    """
+    if size is None or len(tokenizer) <= size or not tokenizer.is_fast:
+        return
+    values = json.loads(tokenizer.backend_tokenizer.to_str())
+    values["added_tokens"] = [token for token in values["added_tokens"] if token["id"] < size]
+    if values["model"].get("unk_token") not in values["model"]["vocab"]:
+        values["model"]["unk_token"] = None
+    tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(values))
 
 
 def files_are_at_fault(error: Exception, arguments: Collection[str], *, harmless: Collection[str]) -> bool:
