@@ -15,7 +15,7 @@ from .code_magnet import write_code
 from .loading_magnet import LoadingMixin
 from .merging_magnet import are_tied, in_dtype, merged_weights, verify_files
 from .sidecars_magnet import HEAD_WEIGHTS, refusing_contents, sidecar_contents, write_sidecars
-from .sources_magnet import CONFIG, CheckpointError, ModelSource
+from .sources_magnet import CONFIG, CheckpointError, ModelSource, TokenizerSource
 from .writing_magnet import written_aside
 
 HEAD_PREFIX = "sscl_head."
@@ -189,7 +189,9 @@ class CheckpointMixin(LoadingMixin):
     def _write_embedder(self, directory: Path, weights: dict[str, Any], *, is_adapter: bool = False) -> None:
         """What a checkpoint and an adapter both carry: tokenizer, contrastive head, sentence-transformers sidecars."""
         tokenizer = self._tokenizer_source.find()
-        if tokenizer is not None:
+        # 33 MB beside 8 MB of an adapter, and it comes with the base.
+        is_base_own = is_adapter and tokenizer is not None and _is_packaged(tokenizer, self._weights_source)
+        if tokenizer is not None and not is_base_own:
             tokenizer.save_pretrained(str(directory))
         modes = self.config.magnet["adapter_modes"]
         # The library would have the adapter always on.
@@ -229,6 +231,18 @@ def _check_not_packed(model: torch.nn.Module) -> None:
                 f"{name} was repacked by the 4-bit kernels of bitsandbytes in a forward on this CPU, and would be "
                 "saved wrongly. Load the model again and save it before any forward, or quantise it otherwise."
             )
+
+
+def _is_packaged(tokenizer: Any, source: ModelSource | None) -> bool:
+    """Whether a tokenizer is, unchanged, that of a base which is installed as a package."""
+    if source is None or not source.is_packaged or not tokenizer.is_fast:
+        return False
+    own: Any = TokenizerSource(source.path, source.arguments).load()
+    first, second = (
+        (one.backend_tokenizer.to_str(), one.special_tokens_map, one.padding_side, one.model_max_length)
+        for one in (own, tokenizer)
+    )
+    return first == second
 
 
 def _base_is_checkpoint(adapter: Path) -> bool:

@@ -27,7 +27,14 @@ from .sources_magnet import (
 # Arguments of transformers by which weights are not where they usually are.
 _OTHER_WEIGHTS = ("gguf_file", "variant", "state_dict")
 # Arguments that are checked before anything is read, or by which no load fails.
-_HARMLESS = ("attn_implementation", "dtype", "torch_dtype", "use_safetensors", "trust_remote_code", "low_cpu_mem_usage")
+_HARMLESS = (
+    "attn_implementation",
+    "dtype",
+    "torch_dtype",
+    "use_safetensors",
+    "trust_remote_code",
+    "low_cpu_mem_usage",
+)
 # Keys of config.json that may name a repository of compiled attention code, which transformers would run.
 _ATTENTION = ("attn_implementation", "_attn_implementation")
 

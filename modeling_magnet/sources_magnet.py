@@ -8,8 +8,8 @@ import json
 import struct
 import warnings
 from collections.abc import Collection
-from functools import lru_cache
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
