@@ -44,8 +44,6 @@ _HARMLESS = (
 )
 # How peft names the weights of an adapter of a model that it wraps.
 _PREFIX = "base_model.model."
-# What a tied LM head is called there, plain or under an adapter.
-_TIED_HEADS = ("lm_head.weight", "lm_head.base_layer.weight")
 # Where an adapter stores the embedding matrix and the LM head of a base whose vocabulary was resized.
 _EMBEDDINGS = re.compile(r"(?:.*\.)?(?:embed_tokens|lm_head)(?:\.base_layer)?\.weight")
 
@@ -183,6 +181,14 @@ class AdaptersMixin(BindingMixin):
             )
         return found
 
+    def _ends(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The embedding matrix and, where it is another one, the LM head; of ends that were trained, peft keeps them."""
+        names = {id(module): name for name, module in self.named_modules()}
+        ends: list[Any] = [self.get_input_embeddings(), self.get_output_embeddings()]
+        keys = [f"{names[id(end)]}{inner}.weight" for end in ends for inner in ("", ".base_layer")]
+        tensors = {key: weights[key] for key in keys if key in weights}
+        return tensors if not self.config.tie_word_embeddings else dict(list(tensors.items())[:1])
+
     @torch.no_grad()
     def _set_embeddings(self, embeddings: dict[str, torch.Tensor]) -> None:
         """Take the rows of a resized vocabulary over from an adapter."""
@@ -190,6 +196,8 @@ class AdaptersMixin(BindingMixin):
         for name, tensor in embeddings.items():
             layer, _, leaf = name.rpartition(".")
             name = name if name in known else f"{layer}.base_layer.{leaf}"
+            if any(key.startswith(f"{layer}.modules_to_save.") for key in known):  # peft has set it
+                continue
             if name not in known or known[name].shape != tensor.shape:
                 raise CheckpointError(f"The adapter stores {name!r}, for which this model has no place. Save it anew.")
             known[name].copy_(tensor)
@@ -272,12 +280,9 @@ class AdaptersMixin(BindingMixin):
             )
         config.inference_mode = True
         vars(config).update(sets_in_order(config))
-        state = get_peft_model_state_dict(
-            self, state_dict=weights, adapter_name=name, save_embedding_layers=self._is_resized
-        )
-        if self.config.tie_word_embeddings and any("embed_tokens" in key for key in state):
-            # One matrix under two names, of which a file holds one.
-            state = {key: tensor for key, tensor in state.items() if not key.endswith(_TIED_HEADS)}
+        state = get_peft_model_state_dict(self, state_dict=weights, adapter_name=name, save_embedding_layers=False)
+        if self._is_resized:
+            state |= self._ends(self.state_dict() if weights is None else weights)
         kept = {key: tensor.detach().cpu() for key, tensor in state.items()}
         if dtype is not None:
             kept = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in kept.items()}
