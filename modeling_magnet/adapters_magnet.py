@@ -182,7 +182,7 @@ class AdaptersMixin(BindingMixin):
         return found
 
     def _ends(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The embedding matrix and, where it is another one, the LM head; of ends that were trained, peft keeps them."""
+        """The embedding matrix and an LM head that is not tied to it, unless peft itself stores them as trained."""
         names = {id(module): name for name, module in self.named_modules()}
         ends: list[Any] = [self.get_input_embeddings(), self.get_output_embeddings()]
         keys = [f"{names[id(end)]}{inner}.weight" for end in ends for inner in ("", ".base_layer")]
@@ -321,10 +321,9 @@ class AdaptersMixin(BindingMixin):
         if self._is_resized:
             contents["base"]["vocab_size"] = self._stored_vocab_size
             contents["resized_vocab_size"] = self.config.vocab_size
-        source = self._weights_source
-        gguf = None if source is None or source.is_packaged else source.gguf()
-        if source is not None and gguf is not None:
-            contents["gguf_file"] = {"name": source.arguments["gguf_file"], "size": gguf.stat().st_size}
+        note = None if self._weights_source is None else self._weights_source.gguf_note()
+        if note is not None:
+            contents["gguf_file"] = note
         (directory / ADAPTER_SETTINGS).write_text(
             json.dumps(contents, indent=2, sort_keys=True) + "\n", encoding="utf-8"
         )

@@ -5,6 +5,7 @@ Everything that can be refused without reading a weight is refused here.
 
 import copy
 import json
+import os
 import struct
 import warnings
 from collections.abc import Collection
@@ -167,6 +168,10 @@ class ModelSource:
         if name is None:
             return None
         file = self.file(str(name)) if name else None
+        if file is not None and self.directory is not None and self._relative(file).startswith(os.pardir):
+            raise CheckpointError(
+                f"`gguf_file` is {name!r:.80}, which is outside of {self}. Name the directory that the file is in."
+            )
         if file is None:
             there = [] if self.directory is None else sorted(path.name for path in self.directory.glob("*.gguf"))
             raise CheckpointError(
@@ -174,6 +179,17 @@ class ModelSource:
                 + (f": {there[:5]}." if there else ".")
             )
         return file
+
+    def _relative(self, file: Path) -> str:
+        return os.path.relpath(file, self.directory)
+
+    def gguf_note(self) -> dict[str, Any] | None:
+        """What an adapter remembers of the GGUF file that its base is in: the name in its directory, and the size."""
+        gguf = None if self.is_packaged else self.gguf()
+        if gguf is None:
+            return None
+        name = self.arguments["gguf_file"] if self.directory is None else Path(self._relative(gguf)).as_posix()
+        return {"name": name, "size": gguf.stat().st_size}
 
     def read_text(self, name: str) -> str | None:
         """The content of a text file; `None` where there is none."""
@@ -412,7 +428,7 @@ def _gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
     Raises:
         CheckpointError: it holds none that transformers reads.
     """
-    kind = gguf_values(file).get("model_type")
+    kind = str(gguf_values(file).get("model_type"))
     # Told the type, transformers does not read the header once more; Mistral's class depends on further files.
     told = {"tokenizer_type": kind} if TOKENIZER_MAPPING_NAMES.get(kind) and kind != "mistral" else {}
     try:

@@ -184,6 +184,15 @@ def test_a_file_that_is_not_there_is_named_with_those_that_are(folder):
             AutoMagnetForCausalLM.from_pretrained(folder, gguf_file=name)
 
 
+def test_a_path_is_kept_within_its_directory(folder, tmp_path):
+    inside = AutoMagnetForCausalLM.from_pretrained(folder, gguf_file=str(folder / "tiny.Q8_0.gguf"))
+    assert inside._weights_source.gguf_note()["name"] == "tiny.Q8_0.gguf"
+    (tmp_path / "other").mkdir()
+    for name in (str(folder / "tiny.Q8_0.gguf"), "../base/tiny.Q8_0.gguf"):
+        with pytest.raises(CheckpointError, match="which is outside of"):
+            AutoMagnetForCausalLM.from_pretrained(tmp_path / "other", gguf_file=name)
+
+
 def test_options_of_the_config_are_taken(folder):
     model = AutoMagnetForCausalLM.from_pretrained(
         folder, gguf_file="tiny.Q8_0.gguf", attn_implementation="eager", rms_norm_eps=0.5
