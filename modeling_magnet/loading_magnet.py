@@ -5,9 +5,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import transformers
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import GgufConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from .adapter_checks_magnet import check_adapter_fits
 from .adapters_magnet import AdaptersMixin
@@ -275,9 +274,8 @@ def _as_gguf(file: Path, values: dict[str, Any], config_class: Any, kwargs: dict
         kept["config"] = config
     kept["gguf_file"] = str(file)
     # Where a kernel is installed, transformers would otherwise leave the weights quantised.
-    kind = getattr(transformers, "GgufConfig", None)
-    if kind is not None and kept.get("quantization_config") is None:
-        kept["quantization_config"] = kind(dequantize=True)
+    if kept.get("quantization_config") is None:
+        kept["quantization_config"] = GgufConfig(dequantize=True)
     return kept
 
 
