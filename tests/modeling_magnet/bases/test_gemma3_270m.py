@@ -8,7 +8,7 @@ import textwrap
 import pytest
 
 from modeling_magnet.bases import gemma3_270m, locate
-from modeling_magnet.sources_magnet import ModelSource
+from modeling_magnet.sources_magnet import CheckpointError, ModelSource
 
 CHUNKS = [b"GGUF" * 1000, b"", b"end of the file"]
 CONTENT = b"".join(CHUNKS)
@@ -46,6 +46,21 @@ def test_the_chunks_are_joined_once(package, tmp_path):
     gemma3_270m._checked_file.cache_clear()  # as in another process
     assert gemma3_270m.packaged_file() == file, "the package is not read again"
     assert [path.name for path in file.parent.iterdir() if path.name != ".lock"] == [file.name]
+
+
+def test_a_cache_that_cannot_be_written_is_named(package, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(
+        CheckpointError, match="'gemma-3-270m' is installed, and cannot be put into the cache: .*cache"
+    ):
+        ModelSource("gemma-3-270m", {})
+
+
+def test_what_a_killed_process_left_is_cleared(package):
+    left = gemma3_270m.cache_directory() / f".{gemma3_270m.FILE}.123456"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(CONTENT[:100])
+    assert gemma3_270m.packaged_file().read_bytes() == CONTENT and not left.exists()
 
 
 def test_a_damaged_file_in_the_cache_is_written_anew(package):
