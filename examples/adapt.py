@@ -65,7 +65,7 @@ def open_tokenizer(adapt: AdaptArguments) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: another architecture, no tokenizer or one that does not fit, no mask token, or rows too long.
     """
-    config, tokenizer = open_without_weights(adapt.model_name_or_path)
+    config, tokenizer = open_without_weights(adapt.model_name_or_path, gguf_file=adapt.gguf_file)
     known = (getattr(config, "magnet", None) or {}).get("mask_token_id")
     if known is None or adapt.mask_token is not None:
         resolve_mask_token(tokenizer, adapt.mask_token)
@@ -192,7 +192,9 @@ def save_and_push(
             "pairs": Path(adapt.pairs).name if training.uses_contrastive_loss else "none",
         },
     )
-    model.save_pretrained(training.output_dir, merge_adapter=merged)
+    # Half precision is what an adapter was computed with under autocast; its float32 copy is for the optimiser alone.
+    dtype = torch.bfloat16 if lora.use_lora and not merged and training.bf16 else None
+    model.save_pretrained(training.output_dir, merge_adapter=merged, dtype=dtype)
     if wants_push:
         commit = model.push_to_hub(
             training.hub_model_id,
@@ -230,6 +232,7 @@ def open_model(adapt: AdaptArguments, training: MagnetTrainingArguments, tokeniz
     """The model to adapt, with its tokenizer and the prompt of its training."""
     model = AutoMagnetForCausalLM.from_pretrained(
         adapt.model_name_or_path,
+        gguf_file=adapt.gguf_file,
         mask_token=adapt.mask_token,
         attn_implementation=adapt.attn_implementation,
         dtype=getattr(torch, adapt.dtype),

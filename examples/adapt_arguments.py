@@ -19,10 +19,13 @@ DTYPES = ("float32", "bfloat16")
 class AdaptArguments:
     """Which model and which texts."""
 
-    model_name_or_path: str = field(metadata={"help": "Directory or Hub id of a plain Llama or a MAGNET checkpoint."})
+    model_name_or_path: str = field(
+        metadata={"help": "Directory or Hub id of a plain decoder or a MAGNET checkpoint, or gemma-3-270m."}
+    )
     train_texts: list[str] = field(
         metadata={"help": "Files (.txt, .jsonl, .parquet, also .gz and .xz), directories, globs, or one Hub id."}
     )
+    gguf_file: str | None = field(default=None, metadata={"help": "The GGUF file there that holds the model."})
     mask_token: str | None = field(default=None, metadata={"help": "Overrides the choice of the mask token."})
     attn_implementation: str = field(default="sdpa", metadata={"help": "eager, sdpa or flex_attention."})
     dtype: str = field(default="float32", metadata={"help": "Dtype in which the weights are held."})

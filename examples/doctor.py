@@ -70,6 +70,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="of the attention, to look for leaks in; flex_attention compiles for a minute on a CPU",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="file to write the results to, too")
+    parser.add_argument("--gguf_file", help="the GGUF file there that holds the model")
     parser.add_argument("--revision", help="commit, tag or branch of a Hub id")
     parser.add_argument("--mask_token", help="for a plain decoder whose vocabulary has no underscore")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own files, not the package")
@@ -112,6 +113,7 @@ def open_named(args: argparse.Namespace) -> Opened:
             dtype=args.dtype,
             device=args.device,
             revision=args.revision,
+            gguf_file=args.gguf_file,
             mask_token=args.mask_token,
             trust_remote_code=args.trust_remote_code,
         )

@@ -34,6 +34,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", nargs="?", help="a text with [blank] wherever something is missing")
     parser.add_argument("--model", help="a MAGNET checkpoint: directory or Hub id; left out, the quickstart's")
+    parser.add_argument("--gguf_file", help="the GGUF file there that holds the model")
     parser.add_argument("--tokens", type=int, help="of each fill; left out, the model chooses")
     parser.add_argument("--answers", type=int, default=3, help="different ones to each blank")
     return parser.parse_args(arguments)
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     logging.disable_progress_bar()  # of reading weights; training keeps its own
     try:
-        model = open_model(args.model)
+        model = open_model(args.model, gguf_file=args.gguf_file)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     print(f"Filling with {describe_model(model, named=args.model)}.")

@@ -34,7 +34,13 @@ def check_adapter_fits(source: ModelSource, settings: dict[str, Any] | None, val
         CheckpointError: naming what differs.
     """
     stored = (settings or {}).get("base") or {}
-    differing = [key for key in BASE_SHAPE if stored.get(key) not in (None, values.get(key))]
+    # A base whose vocabulary was resized in memory is the right one, too.
+    resized = {"vocab_size": (settings or {}).get("resized_vocab_size")}
+    differing = [
+        key
+        for key in BASE_SHAPE
+        if stored.get(key) not in (None, values.get(key)) and values.get(key) != resized.get(key, stored.get(key))
+    ]
     if differing:
         told = ", ".join(f"{key} {stored[key]!r} where this base has {values.get(key)!r}" for key in differing)
         raise CheckpointError(f"The adapter at {source} was trained on another base: {told}. Load it on its own base.")

@@ -2,9 +2,11 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -19,6 +21,7 @@ from .sources_magnet import (
     ADAPTER_WEIGHTS,
     CheckpointError,
     ModelSource,
+    files_are_at_fault,
     first_line,
     told_mismatch,
 )
@@ -30,8 +33,19 @@ except ImportError:
 
 # What peft raises over a configuration or weights that it cannot use.
 _UNUSABLE = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError, SafetensorError)
+# Arguments of `load_adapter` by which reading an adapter does not fail in these ways.
+_HARMLESS = (
+    "adapter_name",
+    "adapter_kwargs",
+    "hotswap",
+    "ignore_mismatched_sizes",
+    "is_trainable",
+    "low_cpu_mem_usage",
+)
 # How peft names the weights of an adapter of a model that it wraps.
 _PREFIX = "base_model.model."
+# Where an adapter stores the embedding matrix and the LM head of a base whose vocabulary was resized.
+_EMBEDDINGS = re.compile(r"(?:.*\.)?(?:embed_tokens|lm_head)(?:\.base_layer)?\.weight")
 
 
 class AdaptersMixin(BindingMixin):
@@ -40,6 +54,8 @@ class AdaptersMixin(BindingMixin):
     sscl_head: ContrastiveHead
     # Where the weights came from, which an adapter is stored with.
     _weights_source: ModelSource | None = None
+    # The vocabulary there, by which a resized one is known.
+    _stored_vocab_size: int | None = None
 
     def load_adapter(self, peft_model_id: str | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; a directory of ours brings the settings that were stored with the adapter.
@@ -64,10 +80,15 @@ class AdaptersMixin(BindingMixin):
         settings = None if stored is None else MagnetSettings.from_dict(stored["magnet"], source=str(source))
         # Of the base's names, which transformers forgets over those of the adapter and would save the base by.
         conversions = getattr(self, "_weight_conversions", None)
+        embeddings = {} if stored is None or source is None else self._resized_embeddings(source, stored)
+        before = self.config.vocab_size
         try:
+            if embeddings and before != stored["resized_vocab_size"]:  # type: ignore[index]
+                self.resize_token_embeddings(stored["resized_vocab_size"], mean_resizing=False)  # type: ignore[index]
             # Told to go on, transformers names the tensors that do not fit.
             report = self._load_by_parent(peft_model_id, *args, **{**kwargs, "ignore_mismatched_sizes": True})
             self._check_adapter_report(report, source, name)
+            self._set_embeddings(embeddings)
             if settings is not None and settings.contrastive_head is not None and source is not None:
                 self._load_head(source)
             if settings is not None:
@@ -77,6 +98,8 @@ class AdaptersMixin(BindingMixin):
         except ValueError:
             if not known and name in (getattr(self, "peft_config", None) or {}):
                 self.delete_adapter(name)
+            if self.config.vocab_size != before:
+                self.resize_token_embeddings(before, mean_resizing=False)
             raise
         finally:
             self._weight_conversions = conversions
@@ -91,7 +114,8 @@ class AdaptersMixin(BindingMixin):
         try:
             return super().load_adapter(peft_model_id, *args, **kwargs)
         except _UNUSABLE as error:
-            if peft_model_id is None:  # in memory: the caller's own objects, and so the caller's errors
+            # In memory, they are the caller's own objects, and so the caller's errors.
+            if args[1:] or peft_model_id is None or not files_are_at_fault(error, kwargs, harmless=_HARMLESS):
                 raise
             raise CheckpointError(
                 f"The adapter at {str(peft_model_id)!r} cannot be used ({type(error).__name__}: {first_line(error)}). "
@@ -110,6 +134,7 @@ class AdaptersMixin(BindingMixin):
         unexpected = list(report.unexpected_keys)
         if (missing or unexpected) and source is not None:  # kinds of adapters whose names only peft knows
             missing, unexpected = self._load_by_peft(source, name)
+        unexpected = [key for key in unexpected if not _EMBEDDINGS.fullmatch(key)]
         wrong = sorted(missing) or sorted(unexpected)
         if wrong:
             kind = "lacks" if missing else "has more than its configuration says:"
@@ -127,12 +152,57 @@ class AdaptersMixin(BindingMixin):
         try:
             result: Any = set_peft_model_state_dict(self, stored, adapter_name=name)
         except _UNUSABLE as error:
+            if not files_are_at_fault(error, (), harmless=()):
+                raise
             raise CheckpointError(
                 f"The weights of the adapter at {source} do not go with its {ADAPTER_CONFIG} "
                 f"({type(error).__name__}: {first_line(error)}). Restore the files that belong together."
             ) from error
         missing = [key for key in result.missing_keys if f".{name}." in f"{key}."]
         return missing, list(result.unexpected_keys)
+
+    def _resized_embeddings(self, source: ModelSource, stored: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """The embedding matrix and the LM head of an adapter whose base was resized, by their names in the model.
+
+        Raises:
+            CheckpointError: its settings say that it was resized, and it lacks them.
+        """
+        size = stored.get("resized_vocab_size")
+        file = source.file(ADAPTER_WEIGHTS)
+        if size is None or file is None:
+            return {}
+        tensors = {key.removeprefix(_PREFIX): value for key, value in load_file(str(file)).items()}
+        found = {name: value for name, value in tensors.items() if _EMBEDDINGS.fullmatch(name)}
+        wrong = sorted(name for name, tensor in found.items() if tensor.dim() != 2 or tensor.shape[0] != size)
+        if wrong or not found or type(size) is not int:
+            raise CheckpointError(
+                f"The adapter at {source} was trained on a vocabulary resized to {size!r:.40}, and its embeddings "
+                f"{'do not fit: ' + wrong[0] if wrong else 'are missing'}. Save it anew."
+            )
+        return found
+
+    def _ends(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The embedding matrix and an LM head that is not tied to it, unless peft itself stores them as trained."""
+        names = {id(module): name for name, module in self.named_modules()}
+        ends: list[Any] = [self.get_input_embeddings(), self.get_output_embeddings()]
+        keys = [f"{names[id(end)]}{inner}.weight" for end in ends for inner in ("", ".base_layer")]
+        tensors = {key: weights[key] for key in keys if key in weights}
+        return tensors if not self.config.tie_word_embeddings else dict(list(tensors.items())[:1])
+
+    @torch.no_grad()
+    def _set_embeddings(self, embeddings: dict[str, torch.Tensor]) -> None:
+        """Take the rows of a resized vocabulary over from an adapter."""
+        known = self.state_dict()
+        for name, tensor in embeddings.items():
+            layer, _, leaf = name.rpartition(".")
+            name = name if name in known else f"{layer}.base_layer.{leaf}"
+            if any(key.startswith(f"{layer}.modules_to_save.") for key in known):  # peft has set it
+                continue
+            if name not in known or known[name].shape != tensor.shape:
+                raise CheckpointError(f"The adapter stores {name!r}, for which this model has no place. Save it anew.")
+            known[name].copy_(tensor)
+        if embeddings:
+            self.tie_weights()
 
     def add_adapter(self, *args: Any, **kwargs: Any) -> None:
         """As in transformers; a model that is bound to modes binds the new adapter as well."""
@@ -182,8 +252,23 @@ class AdaptersMixin(BindingMixin):
             )
         return str(names.pop())
 
-    def _write_adapter(self, directory: Path, weights: dict[str, Any] | None) -> None:
-        """Weights, peft's configuration and our settings of the active adapter, as peft reads them."""
+    @property
+    def _is_resized(self) -> bool:
+        """Whether the vocabulary has another size than where the weights came from."""
+        return self._stored_vocab_size not in (None, self.config.vocab_size)
+
+    def _write_adapter(
+        self, directory: Path, weights: dict[str, Any] | None, dtype: torch.dtype | None = None
+    ) -> None:
+        """Weights, peft's configuration and our settings of the active adapter, as peft reads them.
+
+        Of a base whose vocabulary was resized, the embedding matrix and the LM head come along, as by peft's own rule.
+
+        Args:
+            directory (`Path`): Where to; it is made.
+            weights (`dict`, *optional*): In place of the model's.
+            dtype (`torch.dtype`, *optional*): What the tensors are written in; their own by default.
+        """
         name = self._active_adapter()
         config = copy.deepcopy(self.peft_config[name])
         config.base_model_name_or_path = config.base_model_name_or_path or self.config._name_or_path
@@ -196,9 +281,14 @@ class AdaptersMixin(BindingMixin):
         config.inference_mode = True
         vars(config).update(sets_in_order(config))
         state = get_peft_model_state_dict(self, state_dict=weights, adapter_name=name, save_embedding_layers=False)
+        if self._is_resized:
+            state |= self._ends(self.state_dict() if weights is None else weights)
+        kept = {key: tensor.detach().cpu() for key, tensor in state.items()}
+        if dtype is not None:
+            kept = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in kept.items()}
         directory.mkdir(parents=True)
         save_file(
-            {f"{_PREFIX}{key}": tensor.detach().cpu().contiguous() for key, tensor in state.items()},
+            {f"{_PREFIX}{key}": tensor.contiguous() for key, tensor in kept.items()},
             directory / ADAPTER_WEIGHTS,
             metadata={"format": "pt"},
         )
@@ -208,7 +298,7 @@ class AdaptersMixin(BindingMixin):
     def _name_base(self, config: Any) -> None:
         """Say which files of a directory or a repository the base is, where this model was loaded from there."""
         source = self._weights_source
-        if source is None or config.base_model_name_or_path != source.path:
+        if source is None or source.is_packaged or config.base_model_name_or_path != source.path:
             return
         if source.directory is not None:
             config.base_model_name_or_path = str(source.directory)
@@ -228,6 +318,12 @@ class AdaptersMixin(BindingMixin):
         """
         values = self.config.to_dict()
         contents = {"magnet": self.config.magnet, "base": {key: values.get(key) for key in BASE_SHAPE}}
+        if self._is_resized:
+            contents["base"]["vocab_size"] = self._stored_vocab_size
+            contents["resized_vocab_size"] = self.config.vocab_size
+        note = None if self._weights_source is None else self._weights_source.gguf_note()
+        if note is not None:
+            contents["gguf_file"] = note
         (directory / ADAPTER_SETTINGS).write_text(
             json.dumps(contents, indent=2, sort_keys=True) + "\n", encoding="utf-8"
         )

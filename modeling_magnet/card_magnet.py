@@ -17,6 +17,14 @@ _MARK_LINE = f"{MARK}: replaced by the next save, unless you delete this line --
 NOT_RECORDED = "Not recorded: this card was written from the model alone."
 PAPER = "https://arxiv.org/abs/2501.08648"
 TAGS = ("magnet", "text-embeddings", "infilling", "sentence-transformers")
+# What the Hub calls a base that has a shorter name here.
+_ON_HUB = {"gemma-3-270m": "google/gemma-3-270m"}
+# Gemmas have vocabularies of 256,000 tokens and more; a model that only has the architecture need not.
+_GEMMA_VOCABULARY = 256_000
+_GEMMA_NOTICE = (
+    "Gemma is provided under and subject to the Gemma Terms of Use, https://ai.google.dev/gemma/terms. They hold for "
+    "weights made from it and for adapters trained on it, too."
+)
 # Between single backticks, where nothing else means anything.
 _CODE = re.compile(r"((?<!`)`[^`]+`(?!`))")
 # What means something in Markdown; an underscore inside a word does not.
@@ -61,17 +69,19 @@ def write_card(model: Any, name: str, facts: CardFacts | None = None, *, merged:
     facts = CardFacts() if facts is None else facts
     is_adapter = bool(model.has_adapter) and not merged
     base = facts.base_model or _base_of(model)
+    of_gemma = _is_gemma(model, base)
+    base_id = _ON_HUB.get(base or "", base)
     data = ModelCardData(
         language=list(facts.language) or None,
-        license=facts.license,
+        license=facts.license or ("gemma" if of_gemma else None),
         library_name="peft" if is_adapter else "transformers",
         tags=list(TAGS),
-        base_model=base if is_hub_id(base) else None,
+        base_model=base_id if is_hub_id(base_id) else None,
         datasets=list(facts.datasets) or None,
         pipeline_tag="text-generation" if is_adapter else "feature-extraction",
         model_name=name,
         eval_results=[result for result in facts.results if _is_finite(result.metric_value)] or None,
-        base_model_relation=("adapter" if is_adapter else "finetune") if is_hub_id(base) else None,
+        base_model_relation=("adapter" if is_adapter else "finetune") if is_hub_id(base_id) else None,
     )
     parts = [
         _MARK_LINE,
@@ -85,6 +95,7 @@ def write_card(model: Any, name: str, facts: CardFacts | None = None, *, merged:
         _results(facts.results) if facts.results else "Nothing was recorded with this checkpoint.",
         "## Limits",
         "\n".join(f"- {item}" for item in (*_limits(model, is_adapter=is_adapter), *map(_item, facts.notes))),
+        *([_GEMMA_NOTICE] if of_gemma else []),
         f"The method is MAGNET ([Khosla et al. 2025]({PAPER})); this model is no work of the paper's authors.",
     ]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
@@ -226,6 +237,13 @@ def _base_of(model: Any) -> str | None:
     configs = getattr(model, "peft_config", None) or {}
     named = next((config.base_model_name_or_path for config in configs.values()), None)
     return str(named) if named else None
+
+
+def _is_gemma(model: Any, base: str | None) -> bool:
+    """Whether a model comes from one of Gemma's, whose terms hold for what is made of it."""
+    if not str(model.config.model_type).startswith("gemma"):
+        return False
+    return model.config.vocab_size >= _GEMMA_VOCABULARY or "gemma" in str(base or model.config._name_or_path).lower()
 
 
 def _summary(model: Any, base: str | None, *, is_adapter: bool) -> str:

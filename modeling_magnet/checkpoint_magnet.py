@@ -15,7 +15,7 @@ from .code_magnet import write_code
 from .loading_magnet import LoadingMixin
 from .merging_magnet import are_tied, in_dtype, merged_weights, verify_files
 from .sidecars_magnet import HEAD_WEIGHTS, refusing_contents, sidecar_contents, write_sidecars
-from .sources_magnet import CONFIG, CheckpointError, ModelSource
+from .sources_magnet import CONFIG, CheckpointError, ModelSource, TokenizerSource
 from .writing_magnet import written_aside
 
 HEAD_PREFIX = "sscl_head."
@@ -49,8 +49,8 @@ class CheckpointMixin(LoadingMixin):
             state_dict (`dict`, *optional*): Weights to write instead of the model's own.
             merge_adapter (`bool`, defaults to `False`): Save a whole checkpoint with the adapter merged into it, in
                 float32, and leave the model as it is. By default a model with an adapter saves the adapter alone.
-            dtype (`torch.dtype` or `str`, *optional*): What a checkpoint's weights are written in; defaults to
-                the model's.
+            dtype (`torch.dtype` or `str`, *optional*): What the weights are written in; defaults to the model's, for
+                an adapter to that of its own weights.
             verify (`bool`, *optional*): Whether to load what was written, before it is moved into place, and to print
                 how far its logits and embeddings are from this model's. Done by default where weights were merged or
                 changed their dtype.
@@ -70,9 +70,8 @@ class CheckpointMixin(LoadingMixin):
             self._check_can_merge()
             if state_dict is not None:
                 raise ValueError("`merge_adapter=True` merges the model's own weights; pass it or `state_dict`.")
-        if adapter_alone and dtype is not None:
-            raise ValueError(f"`dtype={dtype}` is for whole checkpoints. Pass `merge_adapter=True`, or no dtype.")
-        dtype = self.dtype if dtype is None else _as_dtype(dtype)
+        adapter_dtype = None if dtype is None else _as_dtype(dtype)
+        dtype = self.dtype if adapter_dtype is None or adapter_alone else adapter_dtype
         if not is_main_process:  # it may have to take part, where weights are spread over processes
             with tempfile.TemporaryDirectory() as scratch:
                 if not adapter_alone:
@@ -82,7 +81,7 @@ class CheckpointMixin(LoadingMixin):
         _check_not_packed(self)
         with written_aside(target) as finished:
             if adapter_alone:
-                self._write_adapter(finished, state_dict)
+                self._write_adapter(finished, state_dict, adapter_dtype)
                 self._write_embedder(finished, self.state_dict(), is_adapter=True)
             else:
                 self._write_checkpoint(finished, state_dict, dtype, is_main_process=True, **kwargs)
@@ -190,12 +189,14 @@ class CheckpointMixin(LoadingMixin):
     def _write_embedder(self, directory: Path, weights: dict[str, Any], *, is_adapter: bool = False) -> None:
         """What a checkpoint and an adapter both carry: tokenizer, contrastive head, sentence-transformers sidecars."""
         tokenizer = self._tokenizer_source.find()
-        if tokenizer is not None:
+        # 33 MB beside 8 MB of an adapter, and it comes with the base.
+        is_base_own = is_adapter and tokenizer is not None and _is_packaged(tokenizer, self._weights_source)
+        if tokenizer is not None and not is_base_own:
             tokenizer.save_pretrained(str(directory))
         modes = self.config.magnet["adapter_modes"]
         # The library would have the adapter always on.
         off = modes is not None and "bidirectional" not in modes
-        if is_adapter and (off or not _base_is_checkpoint(directory)):
+        if is_adapter and (off or self._is_resized or not _base_is_checkpoint(directory)):
             write_sidecars(directory, refusing_contents())
         else:
             contents = sidecar_contents(
@@ -230,6 +231,18 @@ def _check_not_packed(model: torch.nn.Module) -> None:
                 f"{name} was repacked by the 4-bit kernels of bitsandbytes in a forward on this CPU, and would be "
                 "saved wrongly. Load the model again and save it before any forward, or quantise it otherwise."
             )
+
+
+def _is_packaged(tokenizer: Any, source: ModelSource | None) -> bool:
+    """Whether a tokenizer is, unchanged, that of a base which is installed as a package."""
+    if source is None or not source.is_packaged or not tokenizer.is_fast:
+        return False
+    own: Any = TokenizerSource(source.path, source.arguments).load()
+    first, second = (
+        (one.backend_tokenizer.to_str(), one.special_tokens_map, one.padding_side, one.model_max_length)
+        for one in (own, tokenizer)
+    )
+    return first == second
 
 
 def _base_is_checkpoint(adapter: Path) -> bool:

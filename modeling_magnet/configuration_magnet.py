@@ -209,7 +209,7 @@ def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, vocab_size: int) ->
     if len(tokenizer) > vocab_size:
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} tokens, but the model embeds {vocab_size}. Pass the model's own "
-            "tokenizer, or call `model.resize_token_embeddings(len(tokenizer))` first."
+            "tokenizer; where tokens were added to it, call `model.resize_token_embeddings(len(tokenizer))` first."
         )
 
 

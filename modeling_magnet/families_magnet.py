@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoTokenizer,
     Gemma3ForCausalLM,
     GenerationMixin,
     MistralForCausalLM,
@@ -22,7 +21,7 @@ from transformers import (
 
 from .configuration_magnet import check_tokenizer_fits
 from .modeling_magnet import MagnetLlamaForCausalLM, MagnetMixin
-from .sources_magnet import SOURCE_ARGUMENTS, ModelSource, config_of, tokenizer_place
+from .sources_magnet import SOURCE_ARGUMENTS, ModelSource, TokenizerSource, config_of, tokenizer_place
 
 
 class MagnetMistralForCausalLM(MagnetMixin, MistralForCausalLM, GenerationMixin):
@@ -107,25 +106,27 @@ class AutoMagnetForCausalLM:
 
 
 def open_without_weights(
-    path: str, *, revision: str | None = None
+    path: str, *, revision: str | None = None, gguf_file: str | None = None
 ) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     """Config and tokenizer of a checkpoint, so that what cannot work is refused before its weights are read.
 
     Args:
         path (`str`): Directory or Hub id.
         revision (`str`, *optional*): Commit on the Hub.
+        gguf_file (`str`, *optional*): The GGUF file that the model is in.
 
     Raises:
         ValueError: no model there, another family, no tokenizer, or one whose ids the model does not embed.
     """
-    where = {} if revision is None else {"revision": revision}
+    given = {"revision": revision, "gguf_file": gguf_file}
+    where = {name: value for name, value in given.items() if value is not None}
     family = AutoMagnetForCausalLM.family_of(path, **where)
     source = ModelSource(path, where)
     base = source.adapter_base()
     config = config_of((base or source).config_values(), family.config_class, source=str(base or source))
     own = source if base is None else tokenizer_place(base, source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(own.path, trust_remote_code=False, **own.arguments)
+        tokenizer = TokenizerSource(own.path, own.arguments).load()
     except (OSError, ValueError) as error:
         raise ValueError(f"{own} has no tokenizer that can be read ({error}). Put the model's own there.") from error
     check_tokenizer_fits(tokenizer, config.vocab_size)

@@ -2,10 +2,11 @@
 
 import json
 import warnings
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import GgufConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from .adapter_checks_magnet import check_adapter_fits
 from .adapters_magnet import AdaptersMixin
@@ -17,12 +18,22 @@ from .sources_magnet import (
     ModelSource,
     TokenizerSource,
     config_of,
+    files_are_at_fault,
     tokenizer_place,
     told_mismatch,
 )
 
 # Arguments of transformers by which weights are not where they usually are.
 _OTHER_WEIGHTS = ("gguf_file", "variant", "state_dict")
+# Arguments that are checked before anything is read, or by which no load fails.
+_HARMLESS = (
+    "attn_implementation",
+    "dtype",
+    "torch_dtype",
+    "use_safetensors",
+    "trust_remote_code",
+    "low_cpu_mem_usage",
+)
 # Keys of config.json that may name a repository of compiled attention code, which transformers would run.
 _ATTENTION = ("attn_implementation", "_attn_implementation")
 
@@ -81,10 +92,13 @@ class LoadingMixin(AdaptersMixin):
                 the tokenizer's own, else to an underscore.
             kwargs: As in transformers. Revision, token and subfolder reach the tokenizer, too; of an adapter, revision
                 and subfolder are the adapter's own, and its base is read at the `revision` of adapter_config.json.
+                With `gguf_file`, weights, config and tokenizer are those of that file. The weights are de-quantised,
+                so that the model trains and saves as any other; an adapter names the file beside its base.
 
         Raises:
             ValueError: another architecture, files that are missing, cut short or no safetensors, tensors that do not
                 fit, a vocabulary without a mask token, no tokenizer to look it up in, or `use_safetensors=False`.
+                What transformers raises for its own arguments, or for want of memory, is raised as it is.
         """
         if kwargs.get("use_safetensors") is False:
             raise ValueError(
@@ -101,7 +115,7 @@ class LoadingMixin(AdaptersMixin):
             base = source.adapter_base()
             if base is not None:
                 source, adapter = base, source
-                kwargs = {name: value for name, value in kwargs.items() if name not in arguments} | base.arguments
+        kwargs = {name: value for name, value in kwargs.items() if name not in arguments} | source.arguments
         values = source.config_values(kwargs.get("config"))
         check_is_our_decoder(values, expected=getattr(cls.config_class, "model_type", ""), path=source.path)
         check_names_no_kernel(values, path=source.path)
@@ -115,8 +129,6 @@ class LoadingMixin(AdaptersMixin):
             settings = settings if stored is None else MagnetSettings.from_dict(stored["magnet"], source=str(adapter))
         if not any(kwargs.get(name) for name in _OTHER_WEIGHTS):
             source.check_weights()
-        if not kwargs.get("gguf_file"):
-            kwargs["use_safetensors"] = True
         # Before the weights: a missing mask token must not cost the time of loading them.
         place = tokenizer_place(source, adapter)
         tokenizer_source = TokenizerSource(place.path, place.arguments)
@@ -130,19 +142,7 @@ class LoadingMixin(AdaptersMixin):
             settings.mask_token, settings.mask_token_id = resolve_mask_token(tokenizer, mask_token)
         wants_info = kwargs.pop("output_loading_info", False)
         may_differ = kwargs.pop("ignore_mismatched_sizes", False)
-        model: Any
-        info: dict[str, Any]
-        try:
-            # Told to go on, transformers names the tensors that do not fit.
-            loaded: Any = super().from_pretrained(
-                source.path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-            )
-            model, info = loaded
-        except (RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError, SafetensorError) as error:
-            raise CheckpointError(
-                f"The weights of {source} cannot be read into its config.json ({error}). Restore the files that "
-                "belong together, or save the model anew."
-            ) from error
+        model, info = cls._read_weights(source, values, *model_args, **kwargs)
         if info["mismatched_keys"] and not may_differ:
             raise CheckpointError(
                 f"The weights of {source} do not fit its config.json: {told_mismatch(info['mismatched_keys'])}. "
@@ -162,8 +162,10 @@ class LoadingMixin(AdaptersMixin):
                 stacklevel=2,
             )
         model._tokenizer_source, model._weights_source = tokenizer_source, source
+        model._stored_vocab_size = model.config.vocab_size
         if adapter is not None:
-            where = {name: value for name, value in adapter.arguments.items() if name != "force_download"}
+            of_base = ("force_download", "gguf_file")
+            where = {name: value for name, value in adapter.arguments.items() if name not in of_base}
             model.load_adapter(adapter.path, adapter_kwargs=where)
         # An adapter that came with the weights has brought its own settings.
         model.config.magnet.update(mask_token=settings.mask_token, mask_token_id=settings.mask_token_id)
@@ -172,6 +174,41 @@ class LoadingMixin(AdaptersMixin):
         if model.config.magnet["contrastive_head"] is not None and (adapter is None or stored is None):
             model._load_head(source)
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _read_weights(
+        cls, source: ModelSource, values: dict[str, Any], *model_args: Any, **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """The model that transformers loads, and what it says of the tensors.
+
+        Raises:
+            CheckpointError: the files cannot be read.
+        """
+        given, path, gguf = set(kwargs), source.path, source.gguf()
+        if gguf is None:
+            kwargs["use_safetensors"] = True
+        else:
+            path = str(gguf.parent)
+            kwargs = _as_gguf(gguf, values, cls.config_class, kwargs)
+        try:
+            # Told to go on, transformers names the tensors that do not fit.
+            loaded: Any = super().from_pretrained(
+                path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+        except (RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError, SafetensorError) as error:
+            given = {name for name in given if not name.startswith("_")}
+            if model_args or not files_are_at_fault(error, given, harmless=_HARMLESS):
+                raise
+            raise CheckpointError(
+                f"The weights of {source} cannot be read into its config.json ({error}). Restore the files that "
+                "belong together, or save the model anew."
+            ) from error
+        model, info = loaded
+        if gguf is not None:
+            _forget_quantization(model)
+        if path != source.name:  # what an adapter names as its base
+            model.config._name_or_path = model.name_or_path = source.name
+        return model, info
 
     @property
     def card(self) -> str | None:
@@ -193,7 +230,7 @@ class LoadingMixin(AdaptersMixin):
         """The tokenizer of the checkpoint, loaded on first use, or the one that was set.
 
         Raises:
-            ValueError: there is none where the model came from, or one whose ids the model does not embed.
+            ValueError: there is none where the model came from.
         """
         tokenizer = self._tokenizer_source.find()
         if tokenizer is None:
@@ -201,7 +238,6 @@ class LoadingMixin(AdaptersMixin):
                 f"No tokenizer at {self._tokenizer_source.path!r}, where the model came from. "
                 "Set one: `model.tokenizer = AutoTokenizer.from_pretrained(...)`."
             )
-        check_tokenizer_fits(tokenizer, self.config.vocab_size)
         return tokenizer
 
     @tokenizer.setter
@@ -211,6 +247,41 @@ class LoadingMixin(AdaptersMixin):
         if self.config.magnet["mask_token_id"] is None:
             mask_token, mask_token_id = resolve_mask_token(tokenizer)
             self.config.magnet.update(mask_token=mask_token, mask_token_id=mask_token_id)
+
+
+def _as_gguf(file: Path, values: dict[str, Any], config_class: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by which transformers opens a GGUF file de-quantised, and reads its header no second time.
+
+    Args:
+        file (`Path`): The file. It is named in full, or one of the same name in the working directory would be read.
+        values (`dict`): What config.json would hold.
+        config_class (`type`): Of the family.
+        kwargs (`dict`): What the caller passed.
+    """
+    kept = {name: value for name, value in kwargs.items() if name not in SOURCE_ARGUMENTS}
+    if not isinstance(kept.get("config"), PreTrainedConfig):
+        if kept.get("config") is None:
+            config = config_of(values, config_class, source=repr(str(file)))
+        else:
+            config = config_class.from_pretrained(kept["config"])
+        known = config.to_dict()
+        for name in [name for name in kept if name in known and name not in ("dtype", "torch_dtype")]:
+            setattr(config, name, kept.pop(name))
+        kept["config"] = config
+    kept["gguf_file"] = str(file)
+    # Where a kernel is installed, transformers would otherwise leave the weights quantised.
+    if kept.get("quantization_config") is None:
+        kept["quantization_config"] = GgufConfig(dequantize=True)
+    return kept
+
+
+def _forget_quantization(model: Any) -> None:
+    """Make a model that was read from a GGUF file the plain one that it is, which can be saved and trained."""
+    for name in ("hf_quantizer", "quantization_method"):
+        vars(model).pop(name, None)
+    model.is_quantized = False
+    for name in ("quantization_config", "_is_quantized"):
+        vars(model.config).pop(name, None)
 
 
 def _adapter_of_auto_class(arguments: dict[str, Any] | None) -> ModelSource | None:

@@ -5,19 +5,33 @@ Everything that can be refused without reading a weight is refused here.
 
 import copy
 import json
+import os
 import struct
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.utils import cached_file
 
+try:  # remote code has no packaged bases
+    from modeling_magnet.bases import locate
+except ImportError:
+    locate = None  # type: ignore[assignment]
+
 # What a load says about where its files are; the tokenizer must come from the same place.
-SOURCE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+SOURCE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "gguf_file")
 # Those that say which files of a repository, and so hold for an adapter and not for its base.
-_OF_ONE_REPOSITORY = ("revision", "subfolder")
+_OF_ONE_REPOSITORY = ("revision", "subfolder", "gguf_file")
+# Files with a vocabulary, beside those that the class of a tokenizer names. transformers makes up an empty tokenizer
+# for some families where there is none.
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "tekken.json", "tiktoken.model")
 
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -48,15 +62,41 @@ class TokenizerSource:
         """The tokenizer, loaded on first use; `None` where there is none."""
         if self.tokenizer is None and self.path:
             try:
-                self.tokenizer = AutoTokenizer.from_pretrained(self.path, trust_remote_code=False, **self.arguments)
+                self.tokenizer = self.load()
             except (OSError, ValueError):
                 return None
         return self.tokenizer
+
+    def load(self) -> PreTrainedTokenizerBase:
+        """Read the tokenizer from its files.
+
+        Raises:
+            OSError, ValueError: there is none, or one that cannot be read. One that transformers made up for a place
+                without a vocabulary is none.
+        """
+        place = ModelSource(self.path, self.arguments)
+        gguf = place.gguf()
+        if gguf is not None:
+            return _gguf_tokenizer(gguf)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            place.path, trust_remote_code=False, **place.arguments
+        )
+        names = list(dict.fromkeys([*_VOCABULARIES, *type(tokenizer).vocab_files_names.values()]))
+        known = {name: value for name, value in place.arguments.items() if name != "force_download"}
+        place = ModelSource(place.path, known)
+        # A tokenizer of bytes needs no vocabulary, only the file that names its class.
+        without = not type(tokenizer).vocab_files_names and place.file("tokenizer_config.json") is not None
+        if not without and not any(place.file(name) for name in names):
+            raise CheckpointError(f"{place} has none of {names}, so it holds no tokenizer.")
+        return tokenizer
 
 
 @dataclass(frozen=True)
 class ModelSource:
     """One place with the arguments that find its files.
+
+    The short name of a packaged base, such as `gemma-3-270m`, stands for its file in the user's cache, or for its
+    repository on the Hub where the package is not installed; a directory of that name comes first.
 
     Args:
         path (`str`): Directory or Hub id.
@@ -65,6 +105,25 @@ class ModelSource:
 
     path: str
     arguments: dict[str, Any]
+    # What the source is called where it is stored: the path, unless it stands for a file in a cache.
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.path)
+        if locate is None or self.directory is not None:
+            return
+        try:
+            found = locate(self.path, on_hub=any(self.arguments.get(key) for key in _OF_ONE_REPOSITORY))
+        except OSError as error:
+            raise CheckpointError(f"{self.path!r} is installed, and cannot be put into the cache: {error}") from error
+        if found is None:
+            return
+        path, gguf_file = found
+        object.__setattr__(self, "path", path)
+        if gguf_file is None:
+            object.__setattr__(self, "name", path)
+        else:
+            object.__setattr__(self, "arguments", {**self.arguments, "gguf_file": gguf_file})
 
     @property
     def directory(self) -> Path | None:
@@ -75,8 +134,13 @@ class ModelSource:
         except OSError:  # a name that no directory can have
             return None
 
+    @property
+    def is_packaged(self) -> bool:
+        """Whether the path is one in a cache, which no file may name."""
+        return self.name != self.path
+
     def __str__(self) -> str:
-        return repr(self.path if self.directory is None else str(self.directory))
+        return repr(self.name if self.is_packaged or self.directory is None else str(self.directory))
 
     def file(self, name: str) -> Path | None:
         """A file of the source, downloaded where need be; `None` where there is none.
@@ -86,8 +150,9 @@ class ModelSource:
         """
         if self.directory is not None:
             return self.directory / name if (self.directory / name).is_file() else None
+        where = {key: value for key, value in self.arguments.items() if key != "gguf_file"}
         try:
-            found = cached_file(self.path, name, **self.arguments, _raise_exceptions_for_missing_entries=False)
+            found = cached_file(self.path, name, **where, _raise_exceptions_for_missing_entries=False)
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{self} is no directory here, and as a repository it cannot be read "
@@ -95,6 +160,39 @@ class ModelSource:
                 "pass `token`; without a network, name a local directory."
             ) from error
         return None if found is None else Path(found)
+
+    def gguf(self) -> Path | None:
+        """The GGUF file that the model is in; `None` where none was asked for.
+
+        Raises:
+            CheckpointError: there is no such file.
+        """
+        name = self.arguments.get("gguf_file")
+        if name is None:
+            return None
+        file = self.file(str(name)) if name else None
+        if file is not None and self.directory is not None and self._relative(file).startswith(os.pardir):
+            raise CheckpointError(
+                f"`gguf_file` is {name!r:.80}, which is outside of {self}. Name the directory that the file is in."
+            )
+        if file is None:
+            there = [] if self.directory is None else sorted(path.name for path in self.directory.glob("*.gguf"))
+            raise CheckpointError(
+                f"`gguf_file` is {name!r:.80}, and {self} has no such file. Name one that is there"
+                + (f": {there[:5]}." if there else ".")
+            )
+        return file
+
+    def _relative(self, file: Path) -> str:
+        return os.path.relpath(file, self.directory)
+
+    def gguf_note(self) -> dict[str, Any] | None:
+        """What an adapter remembers of the GGUF file that its base is in: the name in its directory, and the size."""
+        gguf = None if self.is_packaged else self.gguf()
+        if gguf is None:
+            return None
+        name = self.arguments["gguf_file"] if self.directory is None else Path(self._relative(gguf)).as_posix()
+        return {"name": name, "size": gguf.stat().st_size}
 
     def read_text(self, name: str) -> str | None:
         """The content of a text file; `None` where there is none."""
@@ -130,6 +228,9 @@ class ModelSource:
         """
         if self.directory is not None and (self.directory / CONFIG).is_file():
             return None
+        asked = self.arguments.get("gguf_file")
+        if asked and self.file(str(asked)) is not None:
+            return None
         values = self.read_json(ADAPTER_CONFIG)
         if values is None:
             return None
@@ -147,9 +248,9 @@ class ModelSource:
         arguments = {name: value for name, value in self.arguments.items() if name not in _OF_ONE_REPOSITORY}
         if revision:
             arguments["revision"] = revision
-        source = ModelSource(base, arguments)
         try:
-            found = source.file(CONFIG) or source.file(ADAPTER_CONFIG)
+            source = self._base_with_its_file(ModelSource(base, arguments))
+            found = source.gguf() or source.file(CONFIG) or source.file(ADAPTER_CONFIG)
         except CheckpointError as error:
             raise CheckpointError(f"{self} is an adapter, and its base cannot be read: {error}") from error
         if found is None or found.name == ADAPTER_CONFIG:
@@ -159,6 +260,39 @@ class ModelSource:
                 f"{ADAPTER_CONFIG}."
             )
         return source
+
+    def _base_with_its_file(self, base: "ModelSource") -> "ModelSource":
+        """The base of this adapter, opened from the GGUF file that was asked for or that the adapter was trained on.
+
+        Raises:
+            CheckpointError: the file is not the one that the adapter was trained on, or is gone.
+        """
+        asked = self.arguments.get("gguf_file")
+        stored = (self.read_json(ADAPTER_SETTINGS) or {}).get("gguf_file")
+        if base.is_packaged or not (asked or stored):
+            return base
+        if asked:
+            return ModelSource(base.path, {**base.arguments, "gguf_file": asked})
+        if not isinstance(stored, dict) or not isinstance(stored.get("name"), str):
+            raise CheckpointError(
+                f"`gguf_file` in {ADAPTER_SETTINGS} of {self} is {stored!r:.60}; expected an object with the name and "
+                "the size of a file. Restore it."
+            )
+        found = ModelSource(base.path, {**base.arguments, "gguf_file": stored["name"]})
+        if base.file(stored["name"]) is None and base.file(CONFIG) is not None:
+            warnings.warn(
+                f"The adapter at {self} was trained on {stored['name']!r}, which {base} does not hold; its base is "
+                "opened from the other weights there.",
+                stacklevel=2,
+            )
+            return base
+        file = found.gguf()
+        if file is not None and file.stat().st_size != stored.get("size"):
+            raise CheckpointError(
+                f"The adapter at {self} was trained on {stored['name']!r} of {stored.get('size')} bytes; the one at "
+                f"{base} has {file.stat().st_size}. Restore that file, or pass `gguf_file` to take this one."
+            )
+        return found
 
     def adapter_settings(self) -> dict[str, Any] | None:
         """The content of our file beside an adapter: its `magnet`, and `base`, the shape of what it was trained on.
@@ -191,7 +325,8 @@ class ModelSource:
         if isinstance(config, PreTrainedConfig):
             return config.to_dict()
         place = self if config is None else ModelSource(str(config), self.arguments)
-        values = place.read_json(CONFIG)
+        gguf = self.gguf() if config is None else None
+        values = place.read_json(CONFIG) if gguf is None else gguf_values(gguf)
         if values is None and place.directory is None:
             raise CheckpointError(
                 f"{place} is no directory here, and as a repository it has no config.json that can be read. Check the "
@@ -222,7 +357,7 @@ class ModelSource:
             CheckpointError: naming the file.
         """
         folder = self.directory
-        if folder is None:
+        if folder is None or self.arguments.get("gguf_file"):  # of a GGUF file, `config_values` reads the header
             return
         adapter, index = folder / ADAPTER_WEIGHTS, self.read_json(WEIGHTS_INDEX)
         is_adapter = self.file(ADAPTER_CONFIG) is not None and self.file(CONFIG) is None
@@ -262,6 +397,85 @@ class ModelSource:
                     f"{file.name}. Convert it where you trust it: load it with the stock class and `save_pretrained`."
                 )
             raise CheckpointError(f"{str(file)!r} is missing. Fetch it again, or save the model anew.")
+
+
+def gguf_values(file: Path) -> dict[str, Any]:
+    """What config.json would hold for the model in a GGUF file, as transformers reads its header.
+
+    Raises:
+        CheckpointError: it is damaged, or of a kind that transformers does not read.
+        ValueError: the package that reads such files is missing.
+    """
+    state = file.stat()
+    return copy.deepcopy(_gguf_values(str(file), state.st_size, state.st_mtime_ns))
+
+
+@lru_cache(maxsize=8)  # of a large vocabulary, each reading takes seconds
+def _gguf_values(file: str, size: int, changed: int) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = PreTrainedConfig.get_config_dict(file, gguf_file=file)[0]
+    except ImportError as error:
+        raise ValueError(f"{file!r} is a GGUF file, which the package `gguf` reads: `pip install gguf`.") from error
+    except Exception as error:  # the readers look at what they need, and complain in their own ways
+        raise CheckpointError(
+            f"{file!r} ({size} bytes) cannot be read as GGUF: {type(error).__name__}: {first_line(error)}. Fetch it "
+            "again, or name a file of a family that transformers reads."
+        ) from error
+    values.pop("_model_name_or_path", None)  # a title, which is no name of a place
+    return values
+
+
+def _gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a GGUF file.
+
+    Raises:
+        CheckpointError: it holds none that transformers reads.
+    """
+    kind = str(gguf_values(file).get("model_type"))
+    # Told the type, transformers does not read the header once more; Mistral's class depends on further files.
+    told = {"tokenizer_type": kind} if TOKENIZER_MAPPING_NAMES.get(kind) and kind != "mistral" else {}
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(file.parent), gguf_file=str(file), trust_remote_code=False, **told
+        )
+    except Exception as error:  # as above
+        raise CheckpointError(
+            f"{str(file)!r} holds no tokenizer that can be read ({type(error).__name__}: {first_line(error)})."
+        ) from error
+    _drop_tokens_beyond(tokenizer, gguf_values(file).get("vocab_size"))
+    return tokenizer
+
+
+def _drop_tokens_beyond(tokenizer: Any, size: int | None) -> None:
+    """Take away what transformers adds to a vocabulary of a GGUF file: an `<|endoftext|>` that the model lacks.
+
+    Args:
+        tokenizer: Changed in place.
+        size (`int`, *optional*): Tokens of the file.
+    """
+    if size is None or len(tokenizer) <= size or not tokenizer.is_fast:
+        return
+    values = json.loads(tokenizer.backend_tokenizer.to_str())
+    values["added_tokens"] = [token for token in values["added_tokens"] if token["id"] < size]
+    if values["model"].get("unk_token") not in values["model"]["vocab"]:
+        values["model"]["unk_token"] = None
+    tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(values))
+
+
+def files_are_at_fault(error: Exception, arguments: Collection[str], *, harmless: Collection[str]) -> bool:
+    """Whether a load failed for what the files hold, and not for the machine or an argument of the caller.
+
+    Args:
+        error (`Exception`): What was raised after everything that is checked beforehand was found in order.
+        arguments (collection of `str`): The names that the caller passed.
+        harmless (collection of `str`): Those by which such a load cannot fail in that way.
+    """
+    if isinstance(error, SafetensorError):
+        return True
+    of_machine = isinstance(error, torch.OutOfMemoryError) or type(error).__name__ == "AcceleratorError"
+    if of_machine or "memory" in str(error).lower() or torch.get_default_device().type == "meta":
+        return False
+    return set(arguments) <= {*harmless, *SOURCE_ARGUMENTS}
 
 
 def config_of(values: dict[str, Any], config_class: Any, *, source: str) -> PreTrainedConfig:
@@ -367,7 +581,9 @@ __all__ = [
     "TokenizerSource",
     "check_safetensors",
     "config_of",
+    "files_are_at_fault",
     "first_line",
+    "gguf_values",
     "told_mismatch",
     "tokenizer_place",
 ]

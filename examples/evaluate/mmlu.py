@@ -92,10 +92,11 @@ def open_reader(path: str, args: argparse.Namespace) -> OpenedModel:
             transformers' own class, without our code.
     """
     if args.reading == "stock":
+        place = ModelSource(path, {})
         model: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, args.dtype), trust_remote_code=False
+            place.path, dtype=getattr(torch, args.dtype), trust_remote_code=False, **place.arguments
         )
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(place.path, trust_remote_code=False, **place.arguments)
         return OpenedModel(CausalLM(model.to(args.device).eval(), tokenizer, batch_size=args.batch_size), path)
     model = open_magnet(path, args)
     if args.reading == "adapter_off":

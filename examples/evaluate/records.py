@@ -152,12 +152,14 @@ def identify(model: str) -> dict[str, str | None]:
     Raises:
         ValueError: neither a directory nor a model of the Hub that can be read.
     """
+    source = ModelSource(model, {})
+    if source.is_packaged:
+        return {"name": model, "revision": None, "weights": _of_base(source), "config": None}
     folder = Path(model)
     if folder.is_dir():
         files = [file for pattern in _SETTINGS for file in sorted(folder.glob(pattern))]
         name, weights = folder.resolve().name, _digest(folder)
         return {"name": name, "revision": None, "weights": weights, "config": digest_files(files)}
-    source = ModelSource(model, {})
     file = source.file(CONFIG) or source.file(ADAPTER_CONFIG)
     if file is None:
         raise ValueError(
@@ -165,7 +167,7 @@ def identify(model: str) -> dict[str, str | None]:
             "read. Check the name; without a network, only what was downloaded before is there."
         )
     base = source.adapter_base() if file.name == ADAPTER_CONFIG else None
-    digest = None if base is None else hashlib.sha256(json.dumps(identify(base.path)).encode()).hexdigest()[:16]
+    digest = None if base is None else hashlib.sha256(json.dumps(_of_base(base)).encode()).hexdigest()[:16]
     return {"name": model, "revision": extract_commit_hash(str(file), None), "weights": digest, "config": None}
 
 
@@ -205,7 +207,13 @@ def _digest(folder: Path) -> str:
     base = ModelSource(str(folder), {}).adapter_base()
     if base is None:
         return weights
-    return hashlib.sha256((weights + json.dumps(identify(base.path))).encode()).hexdigest()[:16]
+    return hashlib.sha256((weights + json.dumps(_of_base(base))).encode()).hexdigest()[:16]
+
+
+def _of_base(base: ModelSource) -> Any:
+    """What tells a base apart: the content of a GGUF file, or what `identify` says."""
+    gguf = base.gguf()
+    return identify(base.path) if gguf is None else digest_files([gguf])
 
 
 def _key(record: Record, *more: Any) -> str:

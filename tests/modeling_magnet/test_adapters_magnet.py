@@ -600,3 +600,84 @@ def test_sentence_transformers_refuses_an_adapter_that_is_off_where_it_encodes(a
         else:
             with pytest.raises(ValueError, match="merge_this_adapter_first"):
                 SentenceTransformer(str(folder))
+
+
+RESIZED = {
+    "plain": {"target_modules": ["q_proj"]},
+    "embeddings adapted": {"target_modules": ["q_proj", "embed_tokens"]},
+    "embeddings trained": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "both ends trained": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", RESIZED)
+@torch.no_grad()
+def test_a_resized_vocabulary_is_saved_with_its_adapter(tiny_config, tiny_tokenizer, tmp_path, kind, tied):
+    if tied and "lm_head" in str(RESIZED[kind]):
+        pytest.skip("peft parts tied ends")
+    config = copy.deepcopy(tiny_config)
+    config.tie_word_embeddings = tied
+    torch.manual_seed(0)
+    base = MagnetLlamaForCausalLM(config)
+    base.tokenizer = copy.deepcopy(tiny_tokenizer)
+    base.save_pretrained(tmp_path / "base")
+    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "base")
+    model.tokenizer.add_tokens(["<magnet>", "<needle>"])
+    with pytest.raises(ValueError, match="has 302 tokens, but the model embeds 300.*resize_token_embeddings"):
+        model.encode("A cat.")
+    model.resize_token_embeddings(len(model.tokenizer))
+    model.encode("A <magnet>.")
+    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights=False, **RESIZED[kind]))
+    model.eval().save_pretrained(tmp_path / "adapter")
+    ids = model.tokenizer("A <magnet> and a <needle>", return_tensors="pt")["input_ids"]
+    again = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    assert int(ids.max()) == 301 and again.config.vocab_size == 302
+    assert torch.equal(again(ids).logits, model(ids).logits)
+    resized = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "base")
+    resized.resize_token_embeddings(302)
+    resized.load_adapter(str(tmp_path / "adapter"))
+    assert torch.equal(resized.eval()(ids).logits, model(ids).logits)
+    again.save_pretrained(tmp_path / "merged", merge_adapter=True)
+    merged = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert torch.allclose(merged(ids).logits, model(ids).logits, atol=1e-4)
+    text = "A <magnet> and a <needle>"
+    assert merged.encode(text) == pytest.approx(model.encode(text), abs=1e-5)
+
+
+def test_a_resized_vocabulary_whose_rows_are_gone_leaves_the_model(base_folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
+    model.resize_token_embeddings(303)
+    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({key: value for key, value in load_file(file).items() if "lora" in key}, file, metadata={"format": "pt"})
+    base = MagnetLlamaForCausalLM.from_pretrained(base_folder)
+    with pytest.raises(ValueError, match="on a vocabulary resized to 303, and its embeddings are missing"):
+        base.load_adapter(str(tmp_path / "adapter"))
+    assert base.config.vocab_size == 300 and not base.has_adapter
+
+
+@torch.no_grad()
+def test_an_adapter_is_written_in_the_dtype_that_is_asked_for(base_folder, tmp_path):
+    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
+    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False, target_modules="all-linear"))
+    model.eval()
+    sizes = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        place = tmp_path / str(dtype)
+        model.save_pretrained(place, dtype=None if dtype == torch.float32 else dtype)
+        sizes[dtype] = sum(tensor.nbytes for tensor in load_tensors(place).values())
+        assert {tensor.dtype for tensor in load_tensors(place).values()} == {dtype}
+    assert sizes[torch.float32] == 2 * sizes[torch.bfloat16]
+    again = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "torch.bfloat16").eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # rounds the weights of both
+        assert torch.equal(again(IDS).logits, model(IDS).logits)
+
+
+def load_tensors(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "adapter_model.safetensors")

@@ -229,3 +229,28 @@ def test_notes_and_numbers_stay_what_they_are(tiny_model):
     assert "| Texts: perplexity | inf |" in text and "| Texts: perplexity | nan |" in text
     assert [result.metric_value for result in ModelCard(text).data.eval_results] == [2.0]
     assert ModelCard(write_card(tiny_model, "mine", CardFacts(results=results[:1]))).data.get("model-index") is None
+
+
+GEMMA_TERMS = "https://ai.google.dev/gemma/terms"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "vocab_size", "base", "of_gemma"),
+    [
+        ("gemma3_text", 262_144, "some-folder", True),
+        ("gemma3_text", 300, "google/gemma-3-270m", True),
+        ("gemma3_text", 300, "some-folder", False),
+        ("llama", 262_144, "gemma-like", False),
+    ],
+)
+def test_what_is_made_of_gemma_names_its_terms(tiny_model, model_type, vocab_size, base, of_gemma):
+    tiny_model.config.model_type, tiny_model.config.vocab_size = model_type, vocab_size
+    text = write_card(tiny_model, "mine", CardFacts(base_model=base))
+    assert (ModelCard(text).data.license == "gemma") == of_gemma == (GEMMA_TERMS in text)
+    other = ModelCard(write_card(tiny_model, "mine", CardFacts(base_model=base, license="other")))
+    assert other.data.license == "other" and (GEMMA_TERMS in other.text) == of_gemma
+
+
+def test_a_packaged_base_is_named_as_the_hub_does(tiny_model):
+    data = ModelCard(write_card(tiny_model, "mine", CardFacts(base_model="gemma-3-270m"))).data
+    assert data.base_model == "google/gemma-3-270m"

@@ -1,0 +1,62 @@
+"""The scripts on a base in a GGUF file: examined, filled with, adapted, and found again under the adapter."""
+
+import json
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from examples import adapt, doctor, fill
+from modeling_magnet import AutoMagnetForCausalLM
+
+from .tiny_run import tiny_options
+
+pytest.importorskip("gguf", reason="GGUF files are read and written by the package gguf")
+
+from tests.gguf_files import write_gguf
+
+GGUF = "--gguf_file=tiny.gguf"
+
+
+@pytest.fixture
+def base(tmp_path, tiny_tokenizer):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    place = tmp_path / "base"
+    place.mkdir()
+    write_gguf(LlamaForCausalLM(config), tiny_tokenizer, place / "tiny.gguf", quantized=True)
+    return place
+
+
+def test_an_adapter_is_trained_on_a_file_and_opens_over_it(base, tmp_path, capsys):
+    options = tiny_options(tmp_path, model=base)
+    adapt.main([*options, GGUF, "--merge_adapter=false", "--bf16=true", "--lora_r=4"])
+    run = tmp_path / "run"
+    assert json.loads((run / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+    assert json.loads((run / "magnet_adapter.json").read_text())["gguf_file"]["name"] == "tiny.gguf"
+    model = AutoMagnetForCausalLM.from_pretrained(run)
+    assert model.has_adapter and model.infill("the dog", " the cat.", max_new_tokens=2)
+    assert fill.main(["the [blank] saw a cat.", f"--model={run}", "--tokens=1"]) == 0
+    assert "from both sides" in capsys.readouterr().out
+
+
+def test_a_file_is_filled_with(base, capsys):
+    assert fill.main(["the [blank] saw a cat.", f"--model={base}", GGUF, "--tokens=1"]) == 0
+    assert "from both sides" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_a_file_is_examined(base, capsys):
+    assert doctor.main([str(base), GGUF, "--backends", "sdpa"]) == 0, capsys.readouterr().out
+    assert "plain decoder, as MagnetLlamaForCausalLM" in capsys.readouterr().out

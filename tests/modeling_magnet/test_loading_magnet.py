@@ -1,0 +1,127 @@
+"""What opening a model raises: stock errors for arguments and for the machine, errors that name files for files."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from modeling_magnet import FAMILIES, AutoMagnetForCausalLM, MagnetLlamaForCausalLM
+from modeling_magnet.families_magnet import open_without_weights
+from modeling_magnet.sources_magnet import CheckpointError, TokenizerSource
+
+SHAPE = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+
+
+@pytest.fixture
+def saved(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_folder_without_a_tokenizer_opens_without_one(model_type, tmp_path):
+    family = FAMILIES[model_type]
+    stock = next(base for base in family.__mro__ if base.__module__.startswith("transformers.models."))
+    stock(family.config_class(**SHAPE)).save_pretrained(tmp_path / "stock")
+    model = AutoMagnetForCausalLM.from_pretrained(tmp_path / "stock")
+    assert model.magnet_settings.mask_token is None
+    with pytest.raises(ValueError, match="No tokenizer at"):
+        model.encode(["the cat sat", "one dog ran"])
+    with pytest.raises(ValueError, match="has no tokenizer that can be read"):
+        open_without_weights(str(tmp_path / "stock"))
+    model.save_pretrained(tmp_path / "again")
+    assert not list((tmp_path / "again").glob("tokenizer*"))
+    assert AutoMagnetForCausalLM.from_pretrained(tmp_path / "again")._tokenizer_source.find() is None
+
+
+def test_a_tokenizer_without_its_vocabulary_is_none(tiny_tokenizer, tmp_path):
+    tiny_tokenizer.save_pretrained(tmp_path)
+    assert len(TokenizerSource(str(tmp_path)).find()) == 300
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    assert TokenizerSource(str(tmp_path)).find() is None
+
+
+def test_a_tokenizer_of_bytes_needs_no_vocabulary(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3"}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
+    found = TokenizerSource(str(tmp_path)).find()
+    assert found is not None and found("a")["input_ids"] == AutoTokenizer.from_pretrained(tmp_path)("a")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [
+        ({"dtyp": torch.float32}, TypeError),
+        ({"dtype": "banana"}, ValueError),
+        ({"device_map": "nowhere"}, Exception),
+        ({"hidden_act": "none such"}, KeyError),
+    ],
+    ids=["unknown", "dtype", "device", "config"],
+)
+def test_an_argument_that_cannot_be_is_the_callers_error(saved, arguments, kind):
+    with pytest.raises(kind) as stock:
+        LlamaForCausalLM.from_pretrained(saved, **arguments)
+    with pytest.raises(kind) as ours:
+        MagnetLlamaForCausalLM.from_pretrained(saved, **arguments)
+    assert type(ours.value) is type(stock.value) and not isinstance(ours.value, CheckpointError)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    ids=["device", "host"],
+)
+def test_want_of_memory_is_told_as_such(saved, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", classmethod(fail))
+    with pytest.raises(RuntimeError) as caught:
+        MagnetLlamaForCausalLM.from_pretrained(saved)
+    assert caught.value is error
+
+
+def test_a_context_of_the_meta_device_is_refused_as_by_the_stock_class(saved):
+    for kind in (LlamaForCausalLM, MagnetLlamaForCausalLM):
+        with torch.device("meta"), pytest.raises(RuntimeError, match="meta device context"):
+            kind.from_pretrained(saved)
+
+
+def test_values_of_the_file_that_cannot_be_are_the_files_fault(saved):
+    values = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**values, "hidden_act": "none such"}))
+    for arguments in ({}, {"dtype": torch.bfloat16, "attn_implementation": "eager"}):
+        with pytest.raises(CheckpointError, match="cannot be read into its config.json"):
+            MagnetLlamaForCausalLM.from_pretrained(saved, **arguments)
+
+
+def test_an_adapters_load_blames_no_file_for_an_argument_or_memory(saved, tmp_path, monkeypatch):
+    from peft import LoraConfig
+
+    model = MagnetLlamaForCausalLM.from_pretrained(saved)
+    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path / "adapter")
+    base = MagnetLlamaForCausalLM.from_pretrained(saved)
+    with pytest.raises(TypeError, match="is_trainabel"):
+        base.load_adapter(str(tmp_path / "adapter"), is_trainabel=True)
+    error = torch.OutOfMemoryError("CUDA out of memory")
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(LlamaForCausalLM, "load_adapter", fail)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        base.load_adapter(str(tmp_path / "adapter"))
+    assert caught.value is error
