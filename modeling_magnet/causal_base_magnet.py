@@ -8,8 +8,8 @@ from .configuration_magnet import MagnetSettings
 def make_causal(config: Any, settings: MagnetSettings, *, opened_as_encoder: bool) -> bool:
     """Turn off `use_bidirectional_attention`, which would make every mode bidirectional.
 
-    Gemma 3 reads a window of w in such a config as `w // 2` positions to either side. Those stay what bidirectional and
-    infill mode see, as `settings.bidirectional_window`; causal mode gets w back, as the family's causal models have it.
+    Gemma 3 reads a window of w in such a config as `w // 2` positions to either side. Bidirectional and infill mode
+    keep them, as `settings.bidirectional_window`; causal mode gets w back, as the family's causal models have it.
 
     Args:
         config (`PreTrainedConfig`): Changed in place.

@@ -65,10 +65,10 @@ def check_labels_are_hidden(
     num_open, num_seen = int(is_open.sum()), int((is_seen & is_open).sum())
     if num_seen and 2 * num_seen >= num_open:
         raise ValueError(
-            f"`labels` ask for {num_seen} tokens that mode={mode!r} shows to what predicts them: position i sees token "
-            'i + 1, so the loss would only measure copying. For the loss from left to right pass mode="causal" '
-            "(`is_causal=True`). For masked tokens put the mask token into `input_ids` and give labels, or "
-            '`target_ids`, to those positions alone. For a fill pass mode="infill" with its `segment_ids` and -100 '
+            f"`labels` ask for {num_seen} tokens that mode={mode!r} shows to what predicts them: position i sees "
+            "token i + 1, so the loss would only measure copying. For the loss from left to right pass "
+            'mode="causal" (`is_causal=True`). For masked tokens put the mask token into `input_ids` and give labels, '
+            'or `target_ids`, to those positions alone. For a fill pass mode="infill" with its `segment_ids` and -100 '
             "for every context token."
         )
 

@@ -1,4 +1,4 @@
-"""A base whose config says `use_bidirectional_attention`, as EmbeddingGemma's does: each mode is what its name says."""
+"""A base that says `use_bidirectional_attention`, as EmbeddingGemma does: each mode is what its name says."""
 
 import json
 
