@@ -7,9 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig
 
+from examples import adapt
 from modeling_magnet import AutoMagnetForCausalLM, MagnetLlamaForCausalLM
 from modeling_magnet.masking_magnet import layer_windows
 
+from ..examples.tiny_run import tiny_options
 from .test_families_magnet import make_config, write_decoder
 
 IDS = torch.randint(3, 300, (2, 14), generator=torch.Generator().manual_seed(2))
@@ -103,3 +105,11 @@ def test_fields_that_the_stock_decoder_does_not_read_change_no_mode(stray):
     model.load_state_dict(plain.state_dict())
     for mode in ("causal", "bidirectional"):
         assert torch.equal(model(IDS, mode=mode).logits, plain(IDS, mode=mode).logits)
+
+
+@pytest.mark.long
+def test_such_a_base_is_adapted_to_the_end(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    adapt.main([*tiny_options(tmp_path, model=encoder), "--lora_r=2"])
+    adapted = AutoMagnetForCausalLM.from_pretrained(tmp_path / "run")
+    assert adapted.magnet_settings.bidirectional_window == adapted.config.sliding_window // 2
