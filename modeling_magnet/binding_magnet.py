@@ -5,7 +5,7 @@ every thread has of its own, tells the adapter layers to let their base layer sp
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -109,9 +109,19 @@ class BindingMixin(_Host):
         """Whether an adapter of peft is attached, by transformers or by a `PeftModel` around this model."""
         return bool(getattr(self, "peft_config", None)) and next(self._adapter_layers(), None) is not None
 
+    def _adapters_for(self, mode: AttentionMode) -> AbstractContextManager[None]:
+        """The block in which a forward of this mode runs.
+
+        Where no adapter layer listens there is nothing to tell: the context variable is not read, because a graph that
+        is compiled or exported whole cannot hold it.
+        """
+        if self.config.magnet["adapter_modes"] is None and not self._bound_adapters:
+            return nullcontext()
+        return self._adapters_as_bound(mode)
+
     @contextmanager
-    def _adapters_for(self, mode: AttentionMode) -> Iterator[None]:
-        """The block in which a forward of this mode runs."""
+    def _adapters_as_bound(self, mode: AttentionMode) -> Iterator[None]:
+        """The same of a model whose adapter is bound to modes, or was."""
         modes, outer = self.config.magnet["adapter_modes"], _base_only.get()
         if modes is None or mode in modes:
             if outer is None:

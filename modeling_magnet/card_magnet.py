@@ -277,6 +277,15 @@ embedder = SentenceTransformer({_quoted(name)})
 vectors = embedder.encode(["The cat sat on the mat."], normalize_embeddings=True)
 ```
 
+The states of each token, by the pipeline of transformers; without `model_kwargs` a token sees only what is before it:
+
+```python
+from transformers import pipeline
+
+options = {{"trust_remote_code": True, "model_kwargs": {{"is_causal": False}}}}
+states = pipeline("feature-extraction", model={_quoted(name)}, **options)("The cat sat on the mat.")
+```
+
 As a plain decoder, for every tool that reads its family; here vLLM:
 
 ```python

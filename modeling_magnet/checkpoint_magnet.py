@@ -13,16 +13,28 @@ from safetensors.torch import save_file
 from .card_magnet import CARD, card_bytes, is_ours, read_card, rename_card, write_card
 from .code_magnet import write_code
 from .loading_magnet import LoadingMixin
+from .masking_magnet import AttentionMode
 from .merging_magnet import are_tied, in_dtype, merged_weights, verify_files
-from .sidecars_magnet import HEAD_WEIGHTS, refusing_contents, sidecar_contents, write_sidecars
+from .sidecars_magnet import (
+    HEAD_WEIGHTS,
+    is_saved_by_library,
+    leave_to_library,
+    refusing_contents,
+    sidecar_contents,
+    write_sidecars,
+)
 from .sources_magnet import CONFIG, CheckpointError, ModelSource, TokenizerSource
 from .writing_magnet import written_aside
 
 HEAD_PREFIX = "sscl_head."
+# An attribute of a config that transformers leaves out of what it saves.
+UNWRITTEN = "kwargs"
 
 
 class CheckpointMixin(LoadingMixin):
     """`save_pretrained`: a checkpoint, or an adapter alone."""
+
+    default_mode: AttentionMode
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -41,7 +53,8 @@ class CheckpointMixin(LoadingMixin):
         A checkpoint is weights, config, code, tokenizer and the sentence-transformers sidecars; its weights are the
         stock class's and nothing else, a contrastive head that the settings keep has its own file. An adapter is the
         files of peft with our settings and the tokenizer; its base is named, not copied. Everything is written to a
-        directory beside the target and then moved into place, the config last.
+        directory beside the target and then moved into place, the config last. As a part of a model that
+        sentence-transformers saves, card and sidecars are left to that library.
 
         Args:
             save_directory (`str` or `os.PathLike`): Target directory; created, or overwritten file by file.
@@ -85,6 +98,9 @@ class CheckpointMixin(LoadingMixin):
                 self._write_embedder(finished, self.state_dict(), is_adapter=True)
             else:
                 self._write_checkpoint(finished, state_dict, dtype, is_main_process=True, **kwargs)
+            if is_saved_by_library():  # card and sidecars are its own, with what its user has set
+                leave_to_library(finished, target, opened_as_encoder=self.default_mode == "bidirectional")
+                return
             card = self._card_to_save(target.resolve(), adapter_alone=adapter_alone)
             if card is not None:
                 (finished / CARD).write_bytes(card_bytes(card))
@@ -178,8 +194,13 @@ class CheckpointMixin(LoadingMixin):
         stock = next(base for base in type(self).__mro__ if base.__module__.startswith("transformers.models."))
         values["architectures"] = [stock.__name__]
         values.pop("auto_map", None)
+        values.pop("attribute_map", None)
         if ours is not None:
             values["auto_map"] = {"AutoModel": ours, "AutoModelForCausalLM": ours}
+            # A stock class that opens this and saves it again does not write our code, so that it must not write this
+            # key either: nobody could open the copy with `trust_remote_code=True`. Read under another name, one that
+            # transformers never writes, it stays in the first file alone; the copy opens as a stock decoder.
+            values["attribute_map"] = {**type(self.config).attribute_map, "auto_map": UNWRITTEN}
         # sentence-transformers drops its override of a key that the file does not have.
         values["is_causal"] = True
         values["magnet"]["adapter_modes"] = None  # of an adapter, which no whole checkpoint has

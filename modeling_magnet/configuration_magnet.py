@@ -35,6 +35,9 @@ class MagnetSettings:
         end_of_span (`int`, defaults to 0): m >= 1 where the model was taught to end a fill with EOS inside a gap of a
             multiple of m positions; 0 where a fill is as long as its gap.
         adapter_modes (`list[str]`, *optional*): The modes in which an unmerged adapter is on; `None` for every mode.
+        bidirectional_window (`int`, *optional*): How many positions to either side layers with a sliding window see
+            outside causal mode, where the base was trained as an encoder of such a window; `None` for as many as the
+            window counts.
         schema (`int`): Version of these settings' meaning.
 
     Raises:
@@ -56,6 +59,7 @@ class MagnetSettings:
     contrastive_head: str | None = None
     end_of_span: int = 0
     adapter_modes: list[str] | None = None
+    bidirectional_window: int | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -74,6 +78,8 @@ class MagnetSettings:
             raise ValueError(f"`contrastive_head` is {self.contrastive_head!r}; expected one of {CONTRASTIVE_HEADS}.")
         if self.end_of_span < 0:
             raise ValueError(f"`end_of_span` is {self.end_of_span!r}; expected 0, or a multiple such as 32.")
+        if self.bidirectional_window is not None and self.bidirectional_window < 0:
+            raise ValueError(f"`bidirectional_window` is {self.bidirectional_window!r}; expected positions, or None.")
         if self.mask_token_id is not None and self.mask_token_id < 0:
             raise ValueError(f"`mask_token_id` is {self.mask_token_id!r}; expected an id of the vocabulary, or None.")
         if self.adapter_modes is not None and not set(self.adapter_modes) <= set(MODES):
@@ -158,6 +164,7 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
         ),
         "a list of strings or None",
     ),
+    "bidirectional_window": (lambda value: value is None or _is_whole(value), "a whole number or None"),
     "schema": (_is_whole, "a whole number"),
 }
 

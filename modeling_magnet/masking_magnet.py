@@ -28,6 +28,38 @@ def check_mode(mode: str) -> None:
         raise ValueError(f"Unknown mode {mode!r}. Expected one of {', '.join(map(repr, MODES))}.")
 
 
+def mode_of_call(mode: Any, is_causal: bool | None) -> Any:
+    """The mode that a call asks for, by our name or by transformers' `is_causal`.
+
+    Args:
+        mode (`str` or sequence of `str`, *optional*): One for the call, or one for each row.
+        is_causal (`bool`, *optional*): `True` for causal, `False` for bidirectional.
+
+    Returns:
+        `mode`, or what `is_causal` says in its place; `None` where neither was given.
+
+    Raises:
+        ValueError: `is_causal` is not a boolean, or contradicts the mode.
+
+    Example:
+
+        >>> mode_of_call(None, False), mode_of_call("causal", True), mode_of_call("infill", None)
+        ('bidirectional', 'causal', 'infill')
+    """
+    if is_causal is None:
+        return mode
+    if not isinstance(is_causal, bool):
+        raise ValueError(f"`is_causal` is {is_causal!r}; expected True, False or None. Or pass `mode`.")
+    meant: AttentionMode = "causal" if is_causal else "bidirectional"
+    given = [] if mode is None else [mode] if isinstance(mode, str) else list(mode)
+    if any(one != meant for one in given):
+        raise ValueError(
+            f"`mode={mode!r}` and `is_causal={is_causal}`, which means mode={meant!r}, contradict each other. Pass "
+            "one of them."
+        )
+    return meant if mode is None else mode
+
+
 def check_segment_ids(segment_ids: torch.Tensor | None, *, mode: str, expected_shape: tuple[int, int]) -> None:
     """Refuse segment ids that do not fit the mode, or that are no legal table of the tokens.
 
@@ -167,7 +199,7 @@ def render_pattern(allowed: torch.Tensor, *, implementation: str, dtype: torch.d
 
 
 def layer_windows(config: Any) -> dict[str, int | None]:
-    """How far the layers of a decoder see, by the kinds of layers it has.
+    """How far the layers of a decoder see to either side, by the kinds of layers it has.
 
     Args:
         config (`PreTrainedConfig`): Of any decoder.
@@ -184,17 +216,29 @@ def layer_windows(config: Any) -> dict[str, int | None]:
         >>> layer_windows(MistralConfig(sliding_window=64)), layer_windows(Qwen3Config())
         ({'': 64}, {'': None})
     """
-    kinds = set(getattr(config, "layer_types", None) or ())
+    kinds = set(_own(config, "layer_types") or ())
     unknown = sorted(kinds - {"full_attention", "sliding_attention"})
     if unknown:
         raise ValueError(
             f"This {config.model_type} has layers of {unknown}; bidirectional and infill mode are defined for full "
             "and sliding attention alone. Choose another base model."
         )
-    window = getattr(config, "sliding_window", None)
+    window = _own(config, "sliding_window")
+    trained = (getattr(config, "magnet", None) or {}).get("bidirectional_window")
+    if window is not None and trained is not None:
+        window = trained
+    elif window is not None and getattr(config, "use_bidirectional_attention", False):
+        window -= 1  # the library's masks of such a config leave the last position out
     if "sliding_attention" in kinds:
         return {"full_attention": None, "sliding_attention": window}
     return {"": None if kinds else window}
+
+
+def _own(config: Any, name: str) -> Any:
+    """A field that a config's class has; what a file holds beyond them, the library's decoders do not read."""
+    kind = type(config)
+    is_read = hasattr(kind, name) or not kind.__module__.startswith("transformers.")
+    return getattr(config, name, None) if is_read else None
 
 
 def limit_to_window(
@@ -281,6 +325,7 @@ __all__ = [
     "check_segment_ids",
     "layer_windows",
     "limit_to_window",
+    "mode_of_call",
     "positions_from_mask",
     "render_for_layers",
     "render_pattern",

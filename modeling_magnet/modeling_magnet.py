@@ -6,16 +6,18 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from transformers import GenerationMixin, LlamaForCausalLM, PreTrainedConfig
-from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import can_return_tuple
+from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
+from transformers.utils import TransformersKwargs, can_return_tuple
 
+from .causal_base_magnet import make_causal
 from .configuration_magnet import MagnetSettings
 from .head_magnet import ContrastiveHead
 from .infilling_magnet import InfillingMixin
+from .labels_magnet import check_labels_are_hidden
 from .masking_magnet import (
     MASKED_BACKENDS,
     AttentionMode,
@@ -24,6 +26,7 @@ from .masking_magnet import (
     check_position_ids,
     check_segment_ids,
     layer_windows,
+    mode_of_call,
     positions_from_mask,
     render_for_layers,
 )
@@ -63,6 +66,23 @@ class MagnetCausalLMOutput(CausalLMOutputWithPast):
     token_hits: torch.BoolTensor | None = None
 
 
+@dataclass
+class MagnetModelOutput(ModelOutput):
+    """The fields of `MagnetCausalLMOutput`, states before logits, as the outputs of `AutoModel` have them.
+
+    Whatever takes the first entry of an output, such as the pipeline for feature extraction, gets the states.
+    """
+
+    loss: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: Any | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    token_losses: torch.FloatTensor | None = None
+    token_hits: torch.BoolTensor | None = None
+
+
 class MagnetMixin(WordsMixin, InfillingMixin):
     """Three attention modes, `encode`, `infill` and the checkpoint format for any decoder of transformers.
 
@@ -86,11 +106,14 @@ class MagnetMixin(WordsMixin, InfillingMixin):
         # then goes: the library would otherwise write to the config during every forward, which is not thread-safe.
         opened_as_encoder = config.__dict__.pop("is_causal", True) is False
         settings = MagnetSettings.from_dict(getattr(config, "magnet", None) or {})
+        opened_as_encoder |= make_causal(config, settings, opened_as_encoder=opened_as_encoder)
         config.magnet = settings.to_dict()
         super().__init__(config, *args, **kwargs)
         self._tokenizer_source = TokenizerSource(config._name_or_path)
         self._probed = set()
         self.default_mode: AttentionMode = "bidirectional" if opened_as_encoder else "causal"
+        # An Auto class registers itself with a remote class just before it opens a model of it.
+        self._output_class = MagnetModelOutput if self._auto_class == "AutoModel" else MagnetCausalLMOutput
         if settings.contrastive_head is not None:
             self.sscl_head = ContrastiveHead(config.hidden_size)
             self.post_init()
@@ -110,8 +133,8 @@ class MagnetMixin(WordsMixin, InfillingMixin):
         segment_ids: torch.LongTensor | None = None,
         target_ids: torch.LongTensor | None = None,
         num_targets: int | None = None,
-        **kwargs: Any,
-    ) -> MagnetCausalLMOutput:
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MagnetCausalLMOutput | MagnetModelOutput:
         """The parent's forward with a mode. What is not listed here is the parent's.
 
         Args:
@@ -129,6 +152,7 @@ class MagnetMixin(WordsMixin, InfillingMixin):
                 context tokens see the context, span tokens see the context and their own span's past. Defaults to
                 causal; in a model opened as an encoder (`is_causal: false`, as sentence-transformers does) to
                 bidirectional, and then without logits. An adapter can be bound to modes: `set_adapter_modes`.
+                Transformers' own `is_causal` says it, too: `True` for causal, `False` for bidirectional.
             segment_ids (`torch.LongTensor` of shape `(batch_size, key_length)`, *optional*):
                 For infill mode only, and needed there: 0 for context, k >= 1 for the k-th span; cached tokens
                 included.
@@ -140,12 +164,15 @@ class MagnetMixin(WordsMixin, InfillingMixin):
                 How many targets are set, or an upper limit. Without it a GPU has to be waited for.
 
         Returns:
-            `MagnetCausalLMOutput`: with `logits` or `token_losses`, and `last_hidden_state`.
+            `MagnetCausalLMOutput`: with `logits` or `token_losses`, and `last_hidden_state`. Of a model that
+            `AutoModel` opened, the same fields with the states first: `MagnetModelOutput`.
 
         Raises:
-            ValueError: unknown mode, segment ids that do not fit it, or a back-end that cannot do it.
+            ValueError: unknown mode, an `is_causal` or segment ids that do not fit it, labels that their predictors
+                see, or a back-end that cannot do it.
         """
-        arguments = {
+        mode = mode_of_call(mode, kwargs.pop("is_causal", None))
+        arguments: dict[str, Any] = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
@@ -160,13 +187,11 @@ class MagnetMixin(WordsMixin, InfillingMixin):
             **kwargs,
         }
         if mode is not None and not isinstance(mode, str):
-            return MagnetCausalLMOutput(**forward_rows(self, [str(one) for one in mode], arguments))  # type: ignore[misc]
+            return self._output_class(**forward_rows(self, [str(one) for one in mode], arguments))
         wants_logits = mode is not None or labels is not None or self.default_mode == "causal"
         wants_logits = wants_logits and (target_ids is None or labels is not None)
         chosen = self.default_mode if mode is None else mode
         check_mode(chosen)
-        if "is_causal" in kwargs:
-            raise ValueError(f"`is_causal={kwargs['is_causal']!r}` was given; pass `mode` instead.")
         with self._adapters_for(chosen):
             return self._forward_in_mode(chosen, wants_logits=wants_logits, **arguments)
 
@@ -187,11 +212,12 @@ class MagnetMixin(WordsMixin, InfillingMixin):
         target_ids: torch.LongTensor | None,
         num_targets: int | None,
         **kwargs: Any,
-    ) -> MagnetCausalLMOutput:
+    ) -> MagnetCausalLMOutput | MagnetModelOutput:
         """The whole batch in one mode."""
         if mode == "causal":
             check_segment_ids(segment_ids, mode=mode, expected_shape=(0, 0))
         else:
+            given_ids = input_ids
             if inputs_embeds is None:
                 inputs_embeds = self.get_input_embeddings()(input_ids)
                 input_ids = None
@@ -209,8 +235,9 @@ class MagnetMixin(WordsMixin, InfillingMixin):
                 position_ids = past_length + torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None]
             # A cache costs memory that a single bidirectional pass never reads: only on request.
             use_cache = past_key_values is not None if use_cache is None else use_cache
+            padding_mask = attention_mask
             attention_mask = self._prepare_4d_causal_attention_mask(
-                attention_mask,
+                padding_mask,
                 inputs_embeds.shape[:2],
                 inputs_embeds,
                 past_length,
@@ -218,6 +245,18 @@ class MagnetMixin(WordsMixin, InfillingMixin):
                 segment_ids=segment_ids,
                 mode=mode,
             )
+            if labels is not None:
+                check_labels_are_hidden(
+                    labels,
+                    mode=mode,
+                    input_ids=given_ids,
+                    inputs_embeds=inputs_embeds,
+                    embed=self.get_input_embeddings(),
+                    shift_labels=kwargs.get("shift_labels"),
+                    attention_mask=padding_mask,
+                    segment_ids=segment_ids,
+                    mask_token_id=self.config.magnet["mask_token_id"],
+                )
         outputs = self.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -233,7 +272,7 @@ class MagnetMixin(WordsMixin, InfillingMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return MagnetCausalLMOutput(
+        return self._output_class(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
@@ -338,13 +377,21 @@ class MagnetMixin(WordsMixin, InfillingMixin):
             dtype=inputs_embeds.dtype,
         )
 
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The parent's inputs; generation is causal, also in a model that was opened as an encoder."""
-        if kwargs.get("mode", "causal") != "causal" or kwargs.get("segment_ids") is not None:
+    def prepare_inputs_for_generation(
+        self, *args: Any, inputs_embeds: torch.Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The parent's inputs; generation is causal, also in a model that was opened as an encoder.
+
+        `inputs_embeds` is named because `generate` looks for it in this signature.
+        """
+        mode = mode_of_call(kwargs.pop("mode", None), kwargs.pop("is_causal", None))
+        if mode not in (None, "causal") or kwargs.get("segment_ids") is not None:
             raise ValueError(
-                f"`generate` is left to right; it was given mode={kwargs.get('mode')!r} or segment ids. "
+                f"`generate` is left to right; it was given mode={mode!r} or segment ids. "
                 "Use `model.infill` to fill a gap and `model.encode` for embeddings."
             )
+        if inputs_embeds is not None:
+            kwargs["inputs_embeds"] = inputs_embeds
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         return {**inputs, "mode": "causal"}
 
@@ -365,4 +412,4 @@ class MagnetLlamaForCausalLM(MagnetMixin, LlamaForCausalLM, GenerationMixin):
     """
 
 
-__all__ = ["MagnetCausalLMOutput", "MagnetLlamaForCausalLM", "MagnetMixin"]
+__all__ = ["MagnetCausalLMOutput", "MagnetLlamaForCausalLM", "MagnetMixin", "MagnetModelOutput"]

@@ -94,7 +94,7 @@ def test_the_code_of_a_card_runs(tiny_model, tmp_path, monkeypatch):
     tiny_model.save_pretrained(folder)
     card = (folder / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
-    assert len(blocks) == card.count("```") / 2 == 3 and "vllm" in blocks[-1]
+    assert len(blocks) == card.count("```") / 2 == 4 and "vllm" in blocks[-1]
     compile(blocks.pop(), "README.md", "exec")
     monkeypatch.chdir(tmp_path)
     for block in blocks:

@@ -7,11 +7,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BertConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BertConfig, LlamaForCausalLM, pipeline
 
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import FAMILIES, AutoMagnetForCausalLM, MagnetLlamaForCausalLM
+
+from .test_families_magnet import make_config
 
 IDS = torch.tensor([[1, 40, 41, 42, 43, 44]])
 
@@ -113,6 +115,61 @@ def test_config_json_names_both_lives(tiny_model, tmp_path):
     assert values["magnet"] == tiny_model.magnet_settings.to_dict()
     changed = {name for name, value in tiny_model.config.to_dict().items() if before.get(name) != value}
     assert changed <= {"architectures", "dtype"}, "transformers notes both; nothing else changes"
+
+
+def test_the_pipeline_of_the_card_s_tag_gives_states(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    assert "pipeline_tag: feature-extraction" in (tmp_path / "README.md").read_text()
+    text = "The cat sat on the mat."
+    ids = tiny_model.tokenizer(text, return_tensors="pt").input_ids
+    for options, mode in (({}, "causal"), ({"model_kwargs": {"is_causal": False}}, "bidirectional")):
+        features = pipeline("feature-extraction", model=str(tmp_path), trust_remote_code=True, **options)
+        with torch.no_grad():
+            expected = tiny_model(ids, mode=mode).last_hidden_state
+        torch.testing.assert_close(torch.tensor(features(text)), expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_auto_class_decides_what_comes_first_in_an_output(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    wide, narrow = (1, 6, tiny_model.config.vocab_size), (1, 6, tiny_model.config.hidden_size)
+    expected = tiny_model(IDS, labels=IDS)
+    for factory, first in ((AutoModel, narrow), (AutoModelForCausalLM, wide), (AutoModel, narrow)):
+        model = factory.from_pretrained(tmp_path, trust_remote_code=True)
+        assert model(IDS)[0].shape == model(IDS, return_dict=False)[0].shape == first
+        assert model(IDS, mode=["causal"])[0].shape == first
+        output = model(IDS, labels=IDS)
+        assert torch.equal(output[0], expected.loss) and torch.equal(output.logits, expected.logits)
+        options = {"max_new_tokens": 4, "do_sample": False}
+        assert torch.equal(model.generate(IDS, **options), tiny_model.generate(IDS, **options))
+
+
+def peft_merge(folder):
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), LoraConfig(target_modules=["q_proj"]))
+    return model.merge_and_unload()
+
+
+# Two families, the second with names of its own for what a config holds.
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("opener", [AutoModelForCausalLM.from_pretrained, peft_merge], ids=["stock", "peft"])
+@torch.no_grad()
+def test_a_copy_that_a_stock_class_saved_opens_everywhere(tiny_tokenizer, tmp_path, opener, model_type):
+    ours = FAMILIES[model_type](make_config(model_type)).eval()
+    ours.tokenizer = tiny_tokenizer
+    ours.save_pretrained(tmp_path / "ours")
+    opener(tmp_path / "ours").save_pretrained(tmp_path / "copy")
+    tiny_tokenizer.save_pretrained(tmp_path / "copy")
+    stock = type(AutoModelForCausalLM.from_pretrained(tmp_path / "ours"))
+    for trusted in (False, True):
+        copy_ = AutoModelForCausalLM.from_pretrained(tmp_path / "copy", trust_remote_code=trusted)
+        assert type(copy_) is stock
+        assert torch.equal(copy_(IDS).logits, ours(IDS).logits)
+        AutoModel.from_pretrained(tmp_path / "copy", trust_remote_code=trusted)
+    again = AutoMagnetForCausalLM.from_pretrained(tmp_path / "copy")
+    assert again.magnet_settings == ours.magnet_settings
+    again.save_pretrained(tmp_path / "again")
+    remote = AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    assert type(remote).__name__ == type(ours).__name__
 
 
 def test_loading_leaves_the_callers_config_alone(tiny_model, tmp_path):

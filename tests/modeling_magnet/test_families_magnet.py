@@ -104,6 +104,18 @@ def test_causal_mode_is_the_stock_class_bit_for_bit(checkpoint, implementation, 
     assert torch.equal(ours.generate(**row, **options), stock.generate(**row, **options))
 
 
+@torch.no_grad()
+def test_generation_from_embeddings_is_the_stock_class_s(checkpoint):
+    ours, stock = twins(checkpoint, "sdpa")
+    ids, mask = make_batch("left")
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 2, "attention_mask": mask}
+    generated = [one.generate(inputs_embeds=one.get_input_embeddings()(ids), **options) for one in (ours, stock)]
+    assert torch.equal(*generated)
+    assert torch.equal(generated[0], ours.generate(ids, **options)[:, ids.shape[1] :])
+    both = [one.generate(ids, inputs_embeds=one.get_input_embeddings()(ids), **options) for one in (ours, stock)]
+    assert torch.equal(*both)
+
+
 def looped_masks(config, segments, positions, mask):
     """Additive masks for each kind of layer, one cell at a time."""
     batch, length = segments.shape

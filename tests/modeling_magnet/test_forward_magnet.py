@@ -1,16 +1,19 @@
 """What forward keeps to beside the masks: gradients, graphs, threads, an untouched config, and clear refusals."""
 
 import copy
+import inspect
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from transformers import AttentionInterface, DynamicCache, StaticCache
+from transformers import AttentionInterface, DynamicCache, LlamaForCausalLM, StaticCache
 from transformers.masking_utils import AttentionMaskInterface
 
+from modeling_magnet import FAMILIES, MagnetLlamaForCausalLM
 from modeling_magnet.masking_magnet import attention_pattern
 
+from .test_families_magnet import make_config
 from .test_modeling_magnet import IDS, MIXED_SEGMENTS, PADDING, with_backend
 
 
@@ -20,7 +23,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_model):
         model = copy.deepcopy(tiny_model).train()
         if checkpointing:
             model.gradient_checkpointing_enable()
-        output = model(IDS, mode="infill", segment_ids=MIXED_SEGMENTS, labels=IDS)
+        labels = IDS.where(MIXED_SEGMENTS > 0, -100)
+        output = model(IDS, mode="infill", segment_ids=MIXED_SEGMENTS, labels=labels)
         output.loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     for plain, checkpointed in zip(*gradients, strict=True):
@@ -38,6 +42,81 @@ def test_compiling_the_forward_breaks_no_graph(tiny_model, mode):
         )
     assert report.graph_break_count == 0, report.break_reasons
     assert report.graph_count == 1
+
+
+@pytest.mark.parametrize("mode", ["causal", "infill"])
+@torch.no_grad()
+def test_one_compiled_graph_gives_equal_logits(tiny_model, mode):
+    check_graphs(tiny_model, mode, exports=False)
+
+
+# Tracing costs seconds.
+@pytest.mark.long
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("mode", ["causal", "bidirectional", "infill", "rows"])
+@pytest.mark.parametrize("model_type", list(FAMILIES))
+@torch.no_grad()
+def test_so_does_that_of_every_family_and_its_export(model_type, mode, implementation):
+    check_graphs(FAMILIES[model_type](make_config(model_type)).eval(), mode, implementation)
+
+
+def check_graphs(model, mode, implementation="sdpa", *, exports=True):
+    model.set_attn_implementation(implementation)
+    spans = {"infill": MIXED_SEGMENTS, "rows": MIXED_SEGMENTS * torch.tensor([[0], [1]])}.get(mode)
+    call = {
+        "attention_mask": torch.tensor(PADDING["left"]),
+        "mode": ["causal", "infill"] if mode == "rows" else mode,
+        "use_cache": False,
+        "segment_ids": spans,
+    }
+    torch._dynamo.reset()
+    expected = model(IDS, **call).logits
+    compiled = torch.compile(model.forward, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(IDS, **call).logits, expected)
+    if exports:
+        exported = torch.export.export(model, (IDS,), call, strict=True).module()
+        assert torch.equal(exported(IDS, **call).logits, expected)
+
+
+@torch.no_grad()
+def test_is_causal_is_a_name_of_the_mode(tiny_model):
+    ids, calls = IDS, {True: "causal", False: "bidirectional"}
+    for is_causal, mode in calls.items():
+        for extra in ({}, {"mode": mode}, {"mode": [mode, mode]}):
+            logits = tiny_model(ids, is_causal=is_causal, **extra).logits
+            torch.testing.assert_close(logits, tiny_model(ids, mode=mode).logits, atol=1e-5, rtol=0)
+    assert torch.equal(tiny_model(ids, is_causal=None).logits, tiny_model(ids).logits)
+    generated = tiny_model.generate(ids, is_causal=True, max_new_tokens=3, do_sample=False)
+    assert torch.equal(generated, tiny_model.generate(ids, max_new_tokens=3, do_sample=False))
+    assert not hasattr(tiny_model.config, "is_causal")
+    tiny_model.default_mode = "bidirectional"  # as in a model that was opened as an encoder
+    assert torch.equal(tiny_model(ids, is_causal=True).logits, tiny_model(ids, mode="causal").logits)
+
+
+@pytest.mark.parametrize("mode", ["causal", "bidirectional", "infill"])
+@torch.no_grad()
+def test_attentions_are_those_of_the_mode(tiny_model, mode):
+    model = with_backend(tiny_model, "eager")
+    call = {"mode": mode, "segment_ids": MIXED_SEGMENTS if mode == "infill" else None, "use_cache": False}
+    call |= {"output_attentions": True, "output_hidden_states": True}
+    output = model(IDS, **call)
+    seen = attention_pattern(
+        {"infill": MIXED_SEGMENTS, "causal": torch.ones_like(IDS)}.get(mode, torch.zeros_like(IDS)), query_length=12
+    )
+    assert len(output.attentions) == 3 and len(output.hidden_states) == 4
+    for attention in output.attentions:
+        assert torch.equal(attention > 0, seen.expand_as(attention))
+    assert torch.equal(output.hidden_states[-1], output.last_hidden_state)
+    as_tuple = model(IDS, **call, return_dict=False)
+    assert torch.equal(as_tuple[0], output.logits)
+    assert torch.equal(as_tuple[2][-1], output.attentions[-1])
+    assert torch.equal(as_tuple[3], output.last_hidden_state)
+
+
+def test_the_signatures_show_what_transformers_looks_for():
+    forward = inspect.signature(MagnetLlamaForCausalLM.forward).parameters
+    assert forward["kwargs"].annotation == inspect.signature(LlamaForCausalLM.forward).parameters["kwargs"].annotation
+    assert "inputs_embeds" in inspect.signature(MagnetLlamaForCausalLM.prepare_inputs_for_generation).parameters
 
 
 @torch.no_grad()
@@ -118,7 +197,15 @@ def call_with(**arguments):
         (call_with(mode="infill", segment_ids=MIXED_SEGMENTS[:1]), r"shape \(1, 12\); expected \(2, 12\)"),
         (call_with(mode="infill", segment_ids=MIXED_SEGMENTS - 1), r"negative value -1"),
         (call_with(mode="infill", segment_ids=MIXED_SEGMENTS.float()), r"dtype torch.float32"),
-        (call_with(mode="bidirectional", is_causal=False), r"pass `mode` instead"),
+        (call_with(mode="bidirectional", is_causal=True), r"mode='bidirectional'.*is_causal=True.*contradict"),
+        (call_with(mode="causal", is_causal=False), r"mode='causal'.*is_causal=False.*contradict"),
+        (call_with(mode="infill", is_causal=False, segment_ids=MIXED_SEGMENTS), r"mode='infill'.*is_causal=False"),
+        (call_with(mode=["causal", "bidirectional"], is_causal=True), r"'bidirectional'\].*is_causal=True"),
+        (call_with(is_causal=0), r"`is_causal` is 0; expected True, False or None"),
+        (
+            lambda model: model.generate(IDS, is_causal=False, max_new_tokens=1),
+            r"mode='bidirectional'.*`model.encode`",
+        ),
         (call_with(mode="bidirectional", position_ids=[0]), r"`position_ids` is list; expected a tensor"),
         (
             call_with(mode="bidirectional", position_ids=torch.arange(4)[None]),

@@ -65,6 +65,51 @@ def test_vectors_are_those_of_encode(model, tmp_path, trust_remote_code):
         np.testing.assert_allclose(vectors, expected, atol=1e-5, rtol=0, err_msg=name)
 
 
+@pytest.mark.parametrize("trust_remote_code", [False, True])
+def test_what_its_user_set_is_saved(tiny_model, tmp_path, trust_remote_code):
+    tiny_model.save_pretrained(tmp_path / "ours")
+    embedder = sentence_transformers.SentenceTransformer(
+        str(tmp_path / "ours"), trust_remote_code=trust_remote_code, device="cpu"
+    )
+    embedder.prompts = {"query": "Find this: ", "document": ""}
+    embedder.default_prompt_name = "query"
+    embedder.similarity_fn_name = "dot"
+    embedder.max_seq_length = 20
+    from sentence_transformers.sentence_transformer.modules import Normalize
+
+    embedder.append(Normalize())
+    embedder._model_card_text = "# A card of my own\n"
+    expected = {name: embedder.encode([*TEXTS, LONG], prompt_name=name) for name in (None, "query", "document")}
+    embedder.save(str(tmp_path / "copy"))
+    for trusted in (True, False):
+        assert (tmp_path / "copy" / "README.md").read_text() == "# A card of my own\n"
+        again = sentence_transformers.SentenceTransformer(
+            str(tmp_path / "copy"), trust_remote_code=trusted, device="cpu"
+        )
+        assert (type(again[0].model).__name__ == "MagnetLlamaForCausalLM") == (trusted and trust_remote_code)
+        assert (again.prompts, again.default_prompt_name) == (embedder.prompts, "query")
+        assert (again.similarity_fn_name, again.max_seq_length) == ("dot", 20)
+        for name, vectors in expected.items():
+            np.testing.assert_allclose(again.encode([*TEXTS, LONG], prompt_name=name), vectors, atol=1e-5)
+        if trusted and trust_remote_code:
+            ours = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "copy")
+            again.save(str(tmp_path / "copy"))  # over itself
+    if trust_remote_code:
+        for name, vectors in expected.items():
+            given = ours.encode(TEXTS, prompt_name=name, normalize_embeddings=True)
+            np.testing.assert_allclose(given, vectors[: len(TEXTS)], atol=1e-5)
+        assert ours.magnet_settings.similarity_fn_name == "dot"
+
+
+def test_a_prompt_that_encode_reads_otherwise_is_told(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "ours")
+    embedder = sentence_transformers.SentenceTransformer(str(tmp_path / "ours"), trust_remote_code=True, device="cpu")
+    embedder.prompts = {"bare": "Find this", "document": ""}
+    embedder.default_prompt_name = None
+    with pytest.warns(UserWarning, match=r"prompts \['bare'\] do not end in a space"):
+        embedder.save(str(tmp_path / "copy"))
+
+
 def test_a_model_without_default_prompt_has_none_there_either(tiny_model, tmp_path):
     tiny_model.config.magnet["default_prompt_name"] = None
     tiny_model.save_pretrained(tmp_path)
