@@ -85,6 +85,14 @@ class MagnetTrainingArguments(TrainingArguments):
         metadata={"help": "MSG is a mean over span tokens, or over rows with spans (`sequence`, Eq. 4)."},
     )
 
+    memory_trial: bool = field(
+        default=True,
+        metadata={
+            "help": "Before the first step run the heaviest micro-batch of each phase forward and backward, so that "
+            "running out of memory is found at once. The run stays the same bit for bit."
+        },
+    )
+
     # Corruption.
     mask_ratio: float = field(
         default=CorruptionSettings.mask_ratio,
@@ -310,6 +318,7 @@ class MagnetTrainingArguments(TrainingArguments):
             ("use_liger_kernel", False, "it replaces the forward that knows the attention modes"),
             ("train_sampling_strategy", "random", "rows are shuffled by seed and epoch"),
             ("num_train_epochs", 3, "`loss_phases` say how long to train"),
+            ("batch_eval_metrics", False, "`compute_metrics` gets all rows at once: two integers a token"),
             ("parallelism_config", None, "only data parallelism is supported"),
         ):
             value = getattr(self, name)
