@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from modeling_magnet.batching_magnet import pad_token_rows
-from modeling_magnet.texts_magnet import tokenize_texts
+from modeling_magnet.prompts_magnet import join_prompt
+from modeling_magnet.texts_magnet import check_room, front_tokens
 
 from .corruption import IGNORE_INDEX, CorruptedRow, CorruptionSettings, corrupt_row, row_generator
 
@@ -197,6 +198,7 @@ class DataCollatorForPairs:
         max_length (`int`): Longest side in tokens, prompt and special tokens included, >= 3; EOS is never cut off.
         pad_token_id (`int`): Token in padded places, on the right.
         mini_batch_tokens (`int`, *optional*): Limit of the tokens of a mini-batch, padding included, >= `max_length`.
+        split_special_tokens (`bool`, defaults to `True`): Read `</s>` and the like in a text as text.
 
     Source: MAGNET (Khosla et al. 2025), section 3, objective SSCL.
     """
@@ -206,6 +208,7 @@ class DataCollatorForPairs:
     max_length: int
     pad_token_id: int
     mini_batch_tokens: int | None = None
+    split_special_tokens: bool = True
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Make one batch.
@@ -225,7 +228,7 @@ class DataCollatorForPairs:
         """
         _check_fields(rows, ("anchor", "positive"))
         texts = [row["anchor"] for row in rows] + [row["positive"] for row in rows]
-        token_rows = tokenize_texts(self.tokenizer, texts, prompt=self.prompt, max_length=self.max_length)
+        token_rows = self._tokenize(texts)
         batch: dict[str, Any] = pad_token_rows(token_rows, pad_token_id=self.pad_token_id)
         if self.mini_batch_tokens is not None:
             lengths = batch["attention_mask"].sum(1)  # (2P,)
@@ -234,6 +237,19 @@ class DataCollatorForPairs:
             parts = lengths[batch["order"]].tensor_split(number)
             batch["mini_batches"] = [(len(part), int(part[0])) for part in parts]
         return batch
+
+    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of `BOS prompt text EOS`, as `encode` reads a text; what is too long loses the text's end."""
+        check_room(self.tokenizer, prompt=None, max_length=self.max_length)
+        front, end = front_tokens(self.tokenizer), [self.tokenizer.eos_token_id]
+        ids = self.tokenizer(
+            [join_prompt(self.prompt, text) for text in texts],
+            add_special_tokens=False,
+            split_special_tokens=self.split_special_tokens,
+            return_attention_mask=False,
+            verbose=False,
+        )["input_ids"]
+        return [front + row[: self.max_length - len(front) - 1] + end for row in ids]
 
 
 def _check_fields(rows: Sequence[dict[str, Any]], fields: tuple[str, ...]) -> None:

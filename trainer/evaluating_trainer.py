@@ -177,6 +177,7 @@ class EvaluatingTrainer(Trainer):
             max_length=self.args.contrastive_max_length,
             pad_token_id=self.data_collator.pad_token_id,
             mini_batch_tokens=self.args.contrastive_mini_batch_tokens,
+            split_special_tokens=self.args.split_special_tokens,
         )
 
     def _plain_dataloader(self, dataset: Any, batch_sampler: Sampler, collator: Any) -> DataLoader:

@@ -150,6 +150,8 @@ class MagnetTrainer(FeedingTrainer):
             optimizers=optimizers,
         )
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if compute_metrics is not None and self.shares_weights:
+            raise ValueError("`compute_metrics` needs the output layer whole; FSDP and ZeRO-3 share it. Leave it out.")
         check_sharding(plugin, view_dropout=args.view_dropout)
         keep_output_dtypes(plugin)
         self._autocast_layers = adapter_layers(model) if args.bf16 or args.fp16 else []

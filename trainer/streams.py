@@ -39,9 +39,10 @@ def about_kind(rows: Any, *, name: str) -> str | None:
     kind = f"{type(rows).__module__.partition('.')[0]}.{type(rows).__name__}"
     if isinstance(rows, Mapping):
         return f"`{name}` is {kind} of {sorted(map(str, rows))}; pass one of them."
-    is_stream = isinstance(rows, IterableDataset) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__"))
-    if not is_stream:
+    if hasattr(rows, "__len__") and hasattr(rows, "__getitem__") and not isinstance(rows, IterableDataset):
         return None
+    if not hasattr(rows, "__iter__"):
+        return f"`{name}` is {kind}; expected a `datasets.Dataset` or a list."
     return (
         f"`{name}` is a stream ({kind}), but rows are drawn by their numbers, so that a run can be resumed and "
         "repeated. Read what is to be used first: `datasets.Dataset.from_list(list(stream.take(100_000)))`, or "

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+import torch
 from transformers import TrainingArguments
 
 from modeling_magnet.prompts_magnet import DEFAULT_PROMPT
@@ -85,6 +86,13 @@ class MagnetTrainingArguments(TrainingArguments):
         metadata={"help": "MSG is a mean over span tokens, or over rows with spans (`sequence`, Eq. 4)."},
     )
 
+    split_special_tokens: bool = field(
+        default=True,
+        metadata={
+            "help": "Read what looks like a control token in a text, such as `</s>` or `<unk>`, as text; false reads "
+            "it as the token."
+        },
+    )
     memory_trial: bool = field(
         default=True,
         metadata={
@@ -198,6 +206,8 @@ class MagnetTrainingArguments(TrainingArguments):
             self.gradient_checkpointing = self.activation_checkpointing
             self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs
         super().__post_init__()
+        # The default of the parent asks for it, and torch warns where there is nothing to pin memory for.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
 
     @property
     def phases(self) -> tuple[LossPhase, ...]:
