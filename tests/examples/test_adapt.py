@@ -331,7 +331,7 @@ def refused(capsys, *arguments):
         (["--learning_rate=abc"], "error: argument --learning_rate/--learning-rate: invalid float value: 'abc'\n"),
         (["--max_lenght=3"], "error: unknown: --max_lenght. Did you mean --max_length? `--help` lists all options.\n"),
         (["--save_strategy=never"], "error: argument --save_strategy/--save-strategy: invalid choice: 'never'"),
-        (["--loss_phases", "4:0,0,0"], "error: The training arguments cannot be used:\n- phase 1"),
+        (["--loss_phases", "4:0,0,0"], "error: The training arguments cannot be used:\n- The loss phases"),
         (["--lora_r=0"], "error: The LoRA arguments cannot be used:\n- `lora_r` is 0"),
         (["--view_dropout=0"], "error: The arguments cannot be used:\n- `pairs` is 'dropout', but `view_dropout`"),
         (["--report_to=wandb"], "error: The arguments cannot be used:\n- `report_to` names wandb"),
@@ -374,9 +374,8 @@ def test_too_little_memory_is_told_with_the_phase_before_the_first_step(tmp_path
         adapt.run_script(lambda: adapt.main([*options, *FULL]))
     out, err = capsys.readouterr()
     assert ended.value.code == 1
-    assert (
-        "error: Memory ran out before step 1 in phase 2 of `loss_phases` ('2:1,9,1'). Lower `contrastive_batch" in err
-    )
+    told = "Memory ran out before step 1 in phase 2 of `loss_phases` ('2:1,9,1'). Lower `contrastive_batch_size`"
+    assert f"error: {told}" in err
     assert "trying the memory of phase 2 (2:1,9,1): 4 rows of 64 tokens, then 4 pairs of" in out
     assert not (tmp_path / "run" / "adapt.json").exists()
 
