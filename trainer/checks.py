@@ -65,6 +65,12 @@ def check_run(
         complaints += [] if rows is None else _about_positions(rows, name=name, model=model, settings=settings)
     if args.uses_contrastive_loss or eval_pair_dataset is not None:
         complaints += _about_prompt(args, tokenizer=tokenizer)
+        most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+        if most is not None and args.contrastive_max_length > most:
+            complaints.append(
+                f"`contrastive_max_length` is {args.contrastive_max_length}, and the model has positions for {most}. "
+                "Lower it."
+            )
     for name, pairs in (("pair_dataset", pair_dataset), ("eval_pair_dataset", eval_pair_dataset)):
         complaints += [] if pairs is None else _about_columns(pairs, name=name)
     if args.uses_contrastive_loss:

@@ -200,7 +200,8 @@ class MagnetTrainer(FeedingTrainer):
         # What a subclass adds to the loss, or multiplies it by, is to be added once and to reach all of it.
         if getattr(self.compute_loss, "__func__", None) is not MagnetTrainer.compute_loss:
             return False
-        return not self._steps_in_backward
+        # DeepSpeed counts a backward pass as a micro-batch, and makes its optimizer step in the last one.
+        return not (self.is_deepspeed_enabled or self._steps_in_backward)
 
     @property
     def _steps_in_backward(self) -> bool:
@@ -224,16 +225,7 @@ class MagnetTrainer(FeedingTrainer):
 
         DDP would average them now, and the sum once more. FSDP2 hands each process the sum of its part after every
         backward pass and adds these up, which is right; kept back, every process would hold the gradients whole.
-        DeepSpeed would make an optimizer step now.
         """
-        if self.is_deepspeed_enabled:
-            before = self.accelerator.gradient_state.sync_gradients
-            self.accelerator.gradient_state._set_sync_gradients(False)
-            try:
-                yield
-            finally:
-                self.accelerator.gradient_state._set_sync_gradients(before)
-            return
         with nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model):
             yield
 

@@ -59,7 +59,7 @@ def trained(args, *, trainer_class=MagnetTrainer, lora=False, factor=1.0):
         {"gradient_accumulation_steps": 4},  # the second window of an epoch has two micro-batches
         {"contrastive_mini_batch_tokens": 24, "contrastive_recompute": True},
         {"activation_checkpointing": True},
-        {"torch_compile": True, "torch_compile_backend": "eager"},
+        pytest.param({"torch_compile": True, "torch_compile_backend": "eager"}, marks=pytest.mark.long),
         {"mntp_normalization": "tokens", "msg_normalization": "sequence", "contrastive_head": "none"},
     ],
     ids=["plain", "accumulated", "recomputed", "checkpointed", "compiled", "equations"],

@@ -71,6 +71,11 @@ def test_rows_longer_than_the_positions_of_the_model_are_refused(tmp_path, name,
     tiny_trainer(tiny_args(tmp_path), train_dataset=[*tiny_rows(), {"input_ids": [1] * 64}])
 
 
+def test_pairs_longer_than_the_positions_of_the_model_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="`contrastive_max_length` is 65, and the model has positions for 64"):
+        tiny_trainer(tiny_args(tmp_path, contrastive_max_length=65))
+
+
 def test_the_longest_row_may_be_anywhere_in_a_large_data_set(tmp_path):
     lengths = [20] * 25_000 + [70] + [20] * 10
     rows = Dataset.from_dict({"input_ids": [[1] * length for length in lengths]})
