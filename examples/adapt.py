@@ -16,6 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import examples.quiet_imports  # noqa: F401 - before anything imports transformers
+
+# isort: split
 import torch
 from datasets import Dataset
 from torch import nn
@@ -27,9 +32,14 @@ from transformers import (
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import unwrap_peft_model
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from examples.adapt_arguments import AdaptArguments, check_arguments, parse_arguments, resume_point
+from examples.adapt_arguments import (
+    AdaptArguments,
+    check_arguments,
+    parse_arguments,
+    refusing,
+    resume_point,
+    run_script,
+)
 from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.configuration_magnet import resolve_mask_token
 from modeling_magnet.families_magnet import open_without_weights
@@ -47,8 +57,10 @@ from trainer import (
     texts_to_blocks,
 )
 from trainer.adapter_cost import LARGEST_MODEL, adapter_cost
+from trainer.checkpoints import remove_checkpoints
 from trainer.checks import check_run
 from trainer.contrastive import HEAD_NAME, attach_contrastive_head
+from trainer.model_card import told_data
 
 try:
     from examples.plots import draw_objectives
@@ -133,6 +145,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     Returns:
         `dict`: what `adapt.json` holds.
+
+    Raises:
+        ArgumentError: what cannot work, before the first step.
     """
     adapt, lora, training = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     check_arguments(adapt, lora, training)
@@ -140,7 +155,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     started = time.perf_counter()
     # What is pushed is the result, once; the trainer would push every checkpoint on the way.
     wants_push, training.push_to_hub = training.push_to_hub, False
-    trainer = build_trainer(adapt, lora, training)
+    with refusing(ValueError, ImportError):
+        trainer = build_trainer(adapt, lora, training)
     rows, pairs = len(trainer.train_dataset), len(trainer.pair_dataset or ())
     if training.should_save:
         print(f"{rows:,} rows of up to {adapt.max_length} tokens, {pairs:,} pairs", flush=True)
@@ -168,6 +184,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         scratch = Path(str(training.output_dir)) / ".adapt.json"
         scratch.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         os.replace(scratch, scratch.with_name("adapt.json"))
+        if not adapt.keep_checkpoints:
+            remove_checkpoints(str(training.output_dir))
         print(f"adapt: OK ({training.output_dir}; {report['seconds']:.0f} s)", flush=True)
     return report
 
@@ -189,7 +207,8 @@ def save_and_push(
         notes=notes,
         recipe={
             "max_length": adapt.max_length,
-            "pairs": Path(adapt.pairs).name if training.uses_contrastive_loss else "none",
+            "pairs": told_data([adapt.pairs]) if training.uses_contrastive_loss else "none",
+            "train_limit": adapt.train_limit,
         },
     )
     # Half precision is what an adapter was computed with under autocast; its float32 copy is for the optimiser alone.
@@ -268,7 +287,11 @@ def whole_model(trainer: MagnetTrainer, adapt: AdaptArguments, lora: LoraArgumen
 def build_trainer(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTrainingArguments) -> MagnetTrainer:
     """Read everything a run needs, cheap things first, so that what cannot work is refused early."""
     tokenizer = open_tokenizer(adapt)
-    cut: dict[str, Any] = {"max_length": adapt.max_length, "concatenate": adapt.concatenate_texts}
+    cut: dict[str, Any] = {
+        "max_length": adapt.max_length,
+        "concatenate": adapt.concatenate_texts,
+        "split_special_tokens": training.split_special_tokens,
+    }
     # One process fills the cache of the data sets, the others read it.
     with training.main_process_first(desc="reading texts"):
         texts, eval_texts = read_texts(adapt)
@@ -312,4 +335,4 @@ def build_trainer(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTr
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

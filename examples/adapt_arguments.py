@@ -1,18 +1,40 @@
 """The arguments of `adapt.py`: what can be said, and what contradicts itself."""
 
+import difflib
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NoReturn
 
+import torch
 from transformers import HfArgumentParser
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from modeling_magnet.masking_magnet import MASKED_BACKENDS, MODES
 from trainer import LoraArguments, MagnetTrainingArguments
-from trainer.checkpoints import last_complete_checkpoint
+from trainer.checkpoints import check_checkpoint, check_processes, last_complete_checkpoint
 from trainer.whole_files import parse_json
 
 DTYPES = ("float32", "bfloat16")
+
+
+class ArgumentError(ValueError):
+    """What cannot be used was asked for; a script says so in one message and without a traceback."""
+
+
+class _Parser(HfArgumentParser):
+    """Raises what argparse would print below pages of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse an option or its value.
+
+        Raises:
+            ArgumentError: always.
+        """
+        raise ArgumentError(message)
 
 
 @dataclass
@@ -63,6 +85,10 @@ class AdaptArguments:
             "help": "Modes in which an unmerged adapter is on; `bidirectional infill` leaves generation to the base."
         },
     )
+    keep_checkpoints: bool = field(
+        default=False,
+        metadata={"help": "Leave the checkpoints of the run in `output_dir` after the finished one was saved there."},
+    )
     license: str | None = field(
         default=None, metadata={"help": "The Hub's identifier for the model card; by default the base model's."}
     )
@@ -87,8 +113,15 @@ def check_arguments(adapt: AdaptArguments, lora: LoraArguments, training: Magnet
         complaints.append(
             "`eval_strategy` asks for evaluations, but there are no `eval_texts`. Name some, or set it to 'no'."
         )
+    missing = [
+        name
+        for name in training.report_to
+        if name in INTEGRATION_TO_CALLBACK and name not in get_available_reporting_integrations()
+    ]
+    if missing:
+        complaints.append(f"`report_to` names {', '.join(missing)}, not installed here. Install it, or pass 'none'.")
     if complaints:
-        raise ValueError("\n- ".join(["The arguments cannot be used:", *complaints]))
+        raise ArgumentError("\n- ".join(["The arguments cannot be used:", *complaints]))
 
 
 def _about_model(adapt: AdaptArguments, training: MagnetTrainingArguments) -> Iterator[str]:
@@ -150,6 +183,12 @@ def _about_output(training: MagnetTrainingArguments) -> Iterator[str]:
         )
     elif isinstance(resume, str) and not Path(resume).is_dir():
         yield f"`resume_from_checkpoint` is {resume!r}, which is no folder. Name a checkpoint, or pass true."
+    elif isinstance(resume, str):
+        try:
+            check_checkpoint(resume)
+            check_processes(resume, num_processes=training.world_size)
+        except ValueError as error:
+            yield str(error)
 
 
 def resume_point(training: MagnetTrainingArguments) -> str | bool | None:
@@ -159,11 +198,48 @@ def resume_point(training: MagnetTrainingArguments) -> str | bool | None:
 
 
 def parse_arguments(arguments: list[str]) -> tuple[AdaptArguments, LoraArguments, MagnetTrainingArguments]:
-    """From one JSON file, JSON and overriding options behind it, or options alone."""
-    parser = HfArgumentParser((AdaptArguments, LoraArguments, MagnetTrainingArguments))  # type: ignore[arg-type]
-    if arguments and arguments[0].endswith(".json"):
-        arguments = [*_flags_of(Path(arguments[0])), *arguments[1:]]
-    return parser.parse_args_into_dataclasses(arguments)  # type: ignore[return-value]
+    """From one JSON file, JSON and overriding options behind it, or options alone.
+
+    Raises:
+        ArgumentError: an option that is not known, or a value that cannot be used.
+    """
+    parser = _Parser((AdaptArguments, LoraArguments, MagnetTrainingArguments))  # type: ignore[arg-type]
+    # Beside its own errors transformers raises what the packages do that an option asks for.
+    with refusing(ValueError, TypeError, KeyError, ImportError, RuntimeError):
+        if arguments and arguments[0].endswith(".json"):
+            arguments = [*_flags_of(Path(arguments[0])), *arguments[1:]]
+        *parsed, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+        if unknown:
+            raise ArgumentError(_about_unknown(unknown, known=list(parser._option_string_actions)))
+    return tuple(parsed)  # type: ignore[return-value]
+
+
+@contextmanager
+def refusing(*errors: type[Exception]) -> Iterator[None]:
+    """Make some errors of what is asked for an `ArgumentError`, which is a `ValueError`, with the same message."""
+    try:
+        yield
+    except ArgumentError:
+        raise
+    except errors as error:
+        raise ArgumentError(str(error) or repr(error)) from error
+
+
+def run_script(main: Callable[[], Any]) -> None:
+    """Run a script; what cannot be used ends it with `error: ...` and status 2, too little memory with status 1."""
+    try:
+        main()
+    except (ArgumentError, torch.OutOfMemoryError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2 if isinstance(error, ArgumentError) else 1)
+
+
+def _about_unknown(words: list[str], *, known: list[str]) -> str:
+    """Say which options are not known, and which were meant."""
+    names = [word.partition("=")[0] for word in words if word.startswith("-")] or words
+    meant = [match for name in names for match in difflib.get_close_matches(name, known, n=1)]
+    told = f" Did you mean {', '.join(meant)}?" if meant else ""
+    return f"unknown: {', '.join(names)}.{told} `--help` lists all options."
 
 
 def _flags_of(recipe: Path) -> list[str]:

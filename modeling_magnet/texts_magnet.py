@@ -12,6 +12,7 @@ import numpy as np
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from .prompts_magnet import join_prompt
+from .special_tokens_magnet import special_ids
 
 # Texts that a tokenizer is handed in one call.
 TEXTS_AT_ONCE = 1024
@@ -24,18 +25,8 @@ class ReadTexts(NamedTuple):
     offsets: list[list[tuple[int, int]]]  # characters start and end of each token; empty unless asked for
 
 
-class _SpecialTokens(NamedTuple):
-    """What a tokenizer reads as control tokens."""
-
-    named: tuple[int, ...]  # BOS, EOS and their like
-    size: int  # of the vocabulary; tokens that are added later have ids from here on
-    ids: frozenset[int]
-
-
-# `len(tokenizer)` and the list of added tokens take milliseconds where the vocabulary is large.
-_SPECIAL_TOKENS: WeakKeyDictionary[PreTrainedTokenizerBase, _SpecialTokens] = WeakKeyDictionary()
 # A copy of a tokenizer that reads control tokens as text, made when the first one is typed.
-_SPLITTERS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[_SpecialTokens, PreTrainedTokenizerBase]] = (
+_SPLITTERS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[frozenset[int], PreTrainedTokenizerBase]] = (
     WeakKeyDictionary()
 )
 
@@ -135,11 +126,11 @@ def read_texts(
     encoded = tokenizer(list(texts), **options)
     read = ReadTexts(encoded["input_ids"], encoded["offset_mapping"] if return_offsets else [])
     if split_special_tokens:
-        special = _special_tokens(tokenizer, read.input_ids)
+        special = special_ids(tokenizer, (max(ids, default=0) for ids in read.input_ids))
         typed = [
             index
             for index, ids in enumerate(read.input_ids)
-            if not special.ids.isdisjoint(ids) and _is_typed(tokenizer, texts[index], special.ids.intersection(ids))
+            if not special.isdisjoint(ids) and _is_typed(tokenizer, texts[index], special.intersection(ids))
         ]
         if typed:
             again = _splitter(tokenizer, special)([texts[index] for index in typed], **options)
@@ -163,27 +154,12 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, split_special_tok
     return read_texts(tokenizer, [text], split_special_tokens=split_special_tokens).input_ids[0]
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> _SpecialTokens:
-    """Return what the tokenizer flags as special; Gemma flags thousands, `all_special_ids` names a few.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): Any tokenizer.
-        rows (`Sequence[Sequence[int]]`): Ids that it has given; one beyond the known vocabulary was added since.
-    """
-    known = _SPECIAL_TOKENS.get(tokenizer)
-    named = tuple(tokenizer.all_special_ids)
-    if known is None or known.named != named or any(max(ids, default=0) >= known.size for ids in rows):
-        flagged = frozenset(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
-        known = _SPECIAL_TOKENS[tokenizer] = _SpecialTokens(named, len(tokenizer), flagged)
-    return known
-
-
 def _is_typed(tokenizer: PreTrainedTokenizerBase, text: str, found: frozenset[int]) -> bool:
     """Whether control tokens of a row stand in its text; the unknown token may be a character that is not known."""
     return found != {tokenizer.unk_token_id} or str(tokenizer.unk_token) in text
 
 
-def _splitter(tokenizer: PreTrainedTokenizerBase, special: _SpecialTokens) -> PreTrainedTokenizerBase:
+def _splitter(tokenizer: PreTrainedTokenizerBase, special: frozenset[int]) -> PreTrainedTokenizerBase:
     """Return a copy of the tokenizer that reads control tokens as text."""
     known = _SPLITTERS.get(tokenizer)
     if known is None or known[0] != special:

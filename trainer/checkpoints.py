@@ -114,6 +114,16 @@ def remove_old_checkpoints(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def remove_checkpoints(output_dir: str | Path) -> None:
+    """Delete all checkpoints of a run whose result was saved.
+
+    Args:
+        output_dir (`str` or `Path`): Folder of the run.
+    """
+    for folder in _checkpoints(output_dir).values():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _checkpoints(output_dir: str | Path) -> dict[int, Path]:
     """The folders of checkpoints by their steps."""
     found = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in Path(output_dir).glob("checkpoint-*"))
@@ -171,6 +181,7 @@ __all__ = [
     "check_processes",
     "forget_completeness",
     "last_complete_checkpoint",
+    "remove_checkpoints",
     "remove_old_checkpoints",
     "seal_checkpoint",
 ]

@@ -13,8 +13,9 @@ from modeling_magnet.texts_magnet import tokenize_texts
 
 from .corruption import CorruptionSettings
 from .data_collator import DataCollatorForMagnet
+from .memory_trial import row_lengths
 from .quantized_bases import about_quantized_base
-from .streams import RowSource
+from .streams import RowSource, about_kind
 from .training_args import MagnetTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -31,6 +32,7 @@ def check_run(
     pair_dataset: RowSource | None,
     eval_pair_dataset: RowSource | None,
     tokenizer: PreTrainedTokenizerBase | None,
+    eval_dataset: RowSource | dict[str, RowSource] | None = None,
 ) -> None:
     """Refuse a run that cannot work, before anything is written or trained.
 
@@ -41,20 +43,34 @@ def check_run(
         train_dataset, pair_dataset (`RowSource`, *optional*): Rows and pairs to train on.
         eval_pair_dataset (`RowSource`, *optional*): Held-out pairs.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): The tokenizer.
+        eval_dataset (`RowSource` or a `dict` of them, *optional*): Rows to evaluate on.
 
     Raises:
         ValueError: listing everything that does not fit.
     """
+    named = eval_dataset if type(eval_dataset) is dict else {"": eval_dataset}
+    evaluated = {f"eval_dataset[{name!r}]" if name else "eval_dataset": rows for name, rows in named.items()}
+    given = {"train_dataset": train_dataset, "pair_dataset": pair_dataset, "eval_pair_dataset": eval_pair_dataset}
+    unfit = [about_kind(rows, name=name) for name, rows in (given | evaluated).items() if rows is not None]
+    if any(unfit):
+        raise ValueError("\n- ".join(["This run cannot work:", *filter(None, unfit)]))
     settings = args.corruption_settings if data_collator is None else data_collator.settings
     complaints = [
         *_about_model(model, args=args, tokenizer=tokenizer, needs_mask_token=data_collator is None),
         *about_quantized_base(model),
         *([] if train_dataset is None else _about_adapter(model)),
         *([] if train_dataset is None else _about_rows(train_dataset, args=args, settings=settings)),
-        *([] if train_dataset is None else _about_positions(train_dataset, model=model, settings=settings)),
     ]
+    for name, rows in (("train_dataset", train_dataset), *evaluated.items()):
+        complaints += [] if rows is None else _about_positions(rows, name=name, model=model, settings=settings)
     if args.uses_contrastive_loss or eval_pair_dataset is not None:
         complaints += _about_prompt(args, tokenizer=tokenizer)
+        most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+        if most is not None and args.contrastive_max_length > most:
+            complaints.append(
+                f"`contrastive_max_length` is {args.contrastive_max_length}, and the model has positions for {most}. "
+                "Lower it."
+            )
     for name, pairs in (("pair_dataset", pair_dataset), ("eval_pair_dataset", eval_pair_dataset)):
         complaints += [] if pairs is None else _about_columns(pairs, name=name)
     if args.uses_contrastive_loss:
@@ -140,26 +156,32 @@ def _about_rows(rows: RowSource, *, args: MagnetTrainingArguments, settings: Cor
     needed = settings.min_span_tokens + 2  # a context token on each side
     weighs_msg = any(phase.msg > 0 for phase in args.phases)
     only_spans = settings.max_spans > 0 and settings.causal_ratio == 0
-    if weighs_msg and only_spans and all(len(rows[index]["input_ids"]) < needed for index in range(len(rows))):
-        longest = max(len(rows[index]["input_ids"]) for index in range(len(rows)))
+    longest = max(row_lengths(rows)) if weighs_msg and only_spans else needed
+    if longest < needed:
         yield (
             f"`min_span_tokens` is {settings.min_span_tokens}, which takes a row of {needed} tokens with context on "
             f"both sides; the longest row of `train_dataset` has {longest}. Lower it, or make longer rows."
         )
 
 
-def _about_positions(rows: RowSource, *, model: nn.Module, settings: CorruptionSettings) -> Iterator[str]:
-    """Whether gaps that are longer than their spans leave the model's positions."""
-    if not settings.end_of_span or not len(rows) or "input_ids" not in rows[0]:
-        return
+def _about_positions(rows: RowSource, *, name: str, model: nn.Module, settings: CorruptionSettings) -> Iterator[str]:
+    """Whether rows, or gaps that are longer than their spans, leave the model's positions."""
     config: Any = model.config
-    longest = max(len(rows[index]["input_ids"]) for index in range(len(rows)))
-    needed = longest + settings.max_spans * (settings.end_of_span - 1)
-    if needed > config.max_position_embeddings:
+    most = getattr(config, "max_position_embeddings", None)
+    if most is None or not len(rows) or "input_ids" not in rows[0]:
+        return
+    longest, row = max((length, -index) for index, length in enumerate(row_lengths(rows)))
+    needed = longest + settings.max_spans * (settings.end_of_span - 1) if settings.end_of_span else longest
+    if longest > most:
+        yield (
+            f"Row {-row} of `{name}` has {longest} tokens, and the model has positions for {most}. Make shorter rows: "
+            "`texts_to_blocks` cuts texts to its `max_length`."
+        )
+    elif needed > most:
         yield (
             f"`end_of_span` is {settings.end_of_span}: rows of {longest} tokens with up to {settings.max_spans} gaps "
-            f"need {needed} positions, and the model has {config.max_position_embeddings}. Make shorter rows, or "
-            "lower `end_of_span` or `max_spans`."
+            f"need {needed} positions, and the model has {most}. Make shorter rows, or lower `end_of_span` or "
+            "`max_spans`."
         )
 
 

@@ -196,6 +196,7 @@ class DataCollatorForPairs:
         max_length (`int`): Longest side in tokens, prompt and special tokens included, >= 3; EOS is never cut off.
         pad_token_id (`int`): Token in padded places, on the right.
         mini_batch_tokens (`int`, *optional*): Limit of the tokens of a mini-batch, padding included, >= `max_length`.
+        split_special_tokens (`bool`, defaults to `True`): Read `</s>` and the like in a text as text.
 
     Source: MAGNET (Khosla et al. 2025), section 3, objective SSCL.
     """
@@ -205,6 +206,7 @@ class DataCollatorForPairs:
     max_length: int
     pad_token_id: int
     mini_batch_tokens: int | None = None
+    split_special_tokens: bool = True
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Make one batch.
@@ -224,7 +226,13 @@ class DataCollatorForPairs:
         """
         _check_fields(rows, ("anchor", "positive"))
         texts = [row["anchor"] for row in rows] + [row["positive"] for row in rows]
-        token_rows = tokenize_texts(self.tokenizer, texts, prompt=self.prompt, max_length=self.max_length)
+        token_rows = tokenize_texts(
+            self.tokenizer,
+            texts,
+            prompt=self.prompt,
+            max_length=self.max_length,
+            split_special_tokens=self.split_special_tokens,
+        )
         batch: dict[str, Any] = pad_token_rows(token_rows, pad_token_id=self.pad_token_id)
         if self.mini_batch_tokens is not None:
             lengths = batch["attention_mask"].sum(1)  # (2P,)

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from .sources import Source, check_limit, naming_bytes, read_source
+from modeling_magnet.texts_magnet import read_texts
+
+from .sources import Source, as_texts, check_limit, naming_bytes, read_source
 
 # Enough work for the tokenizer's threads, little enough that the encodings in flight stay below some 100 MB.
 _CHARACTERS_PER_CALL = 1_000_000
@@ -66,12 +68,13 @@ def load_texts(
 
 
 def texts_to_blocks(
-    texts: Dataset,
+    texts: Dataset | Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
     min_length: int = 16,
     concatenate: bool = False,
+    split_special_tokens: bool = True,
 ) -> Dataset:
     """Cut texts into blocks of at most `max_length` token ids, each opened by BOS.
 
@@ -79,13 +82,16 @@ def texts_to_blocks(
     full, so that no token is lost, none is padding, and only the overlap is seen twice.
 
     Args:
-        texts (`datasets.Dataset`): Column `text`, as `load_texts` returns it.
+        texts (`datasets.Dataset` or list of `str`): Column `text` as of `load_texts`, or the texts themselves.
         tokenizer (`PreTrainedTokenizerBase`): Its BOS opens every block; no EOS is added.
         max_length (`int`): Tokens of a block, BOS included; `min_length + 1` to `tokenizer.model_max_length`.
         min_length (`int`): Texts of fewer tokens than this, BOS not counted, are dropped; >= 1.
         concatenate (`bool`):
             Join the texts with newlines before cutting, for corpora with one line per row such as WikiText. Each
             thousand texts make one stream.
+        split_special_tokens (`bool`, defaults to `True`):
+            Read what looks like a control token, such as `</s>` or `<unk>`, as the text that it is in a corpus;
+            `False` reads it as the token.
 
     Returns:
         `datasets.Dataset`: one column, `input_ids`, of at least one row, lengths `min_length + 1` to `max_length`.
@@ -95,6 +101,7 @@ def texts_to_blocks(
 
     Source: the training blocks of Khosla et al. 2025 (arXiv 2501.08648); grouping of lines as in LLM2Vec.
     """
+    texts = as_texts(texts)
     _check_block_arguments(texts, tokenizer, max_length=max_length, min_length=min_length)
     blocks = texts.map(
         _cut_blocks,
@@ -105,6 +112,7 @@ def texts_to_blocks(
             "window": max_length - 1,
             "min_length": min_length,
             "concatenate": concatenate,
+            "split_special_tokens": split_special_tokens,
         },
         remove_columns=texts.column_names,
         features=Features({"input_ids": List(Value("int32"))}),
@@ -150,14 +158,19 @@ def _strip_texts(batch: dict[str, list], *, column: str) -> dict[str, list[str]]
 
 
 def _cut_blocks(
-    batch: dict[str, list], *, tokenizer: PreTrainedTokenizerBase, window: int, min_length: int, concatenate: bool
+    batch: dict[str, list],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    window: int,
+    min_length: int,
+    concatenate: bool,
+    split_special_tokens: bool,
 ) -> dict[str, list[list[int]]]:
     """The blocks of a batch of texts; with `concatenate` the whole batch is one document."""
-    documents: Iterator[list[int]]
+    texts = _pieces(batch["text"]) if concatenate else batch["text"]
+    documents = _tokenize(texts, tokenizer, split_special_tokens=split_special_tokens)
     if concatenate:
-        documents = iter([[token for piece in _tokenize(_pieces(batch["text"]), tokenizer) for token in piece]])
-    else:
-        documents = _tokenize(batch["text"], tokenizer)
+        documents = iter([[token for piece in documents for token in piece]])
     bos = [tokenizer.bos_token_id]
     return {
         "input_ids": [
@@ -174,17 +187,12 @@ def _window_starts(length: int, window: int) -> list[int]:
     return [*range(0, length - window, window), max(0, length - window)]
 
 
-def _tokenize(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+def _tokenize(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, split_special_tokens: bool
+) -> Iterator[list[int]]:
     """Token ids of each text, without special tokens, tokenised in batches of similar size in characters."""
     for chunk in _chunks(texts, _CHARACTERS_PER_CALL):
-        encoded = tokenizer(
-            chunk,
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,  # texts longer than the model's context are the rule here: they are cut below
-        )
-        yield from encoded["input_ids"]
+        yield from read_texts(tokenizer, chunk, split_special_tokens=split_special_tokens).input_ids
 
 
 def _pieces(texts: Sequence[str]) -> list[str]:

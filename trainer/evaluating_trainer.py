@@ -4,17 +4,25 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from .data_collator import DataCollatorForMagnet, DataCollatorForPairs
-from .evaluation import EvaluationCollator, PairEvaluationCollator, Sums, language_metrics, language_sums
+from .evaluation import (
+    EvaluationCollator,
+    PairEvaluationCollator,
+    Sums,
+    language_metrics,
+    language_sums,
+    predict_tokens,
+)
 from .losses import sscl_loss
+from .objectives import forward_targets
 from .phases import LossPhase, phase_at
-from .streams import EpochRows, EvenBatchSampler, RowSource
+from .streams import EpochRows, EvenBatchSampler, RowSource, about_kind
 from .training_args import MagnetTrainingArguments
 from .views import contrastive_views
 
@@ -40,6 +48,8 @@ class EvaluatingTrainer(Trainer):
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         if rows is None:
             raise ValueError("`eval_dataset` is missing; pass rows with `input_ids` to evaluate.")
+        if (complaint := about_kind(rows, name="eval_dataset")) is not None:
+            raise ValueError(complaint)
         corruption = dataclasses.replace(self.data_collator, seed=self.args.eval_corruption_seed)
         infilling = dataclasses.replace(corruption, settings=self.args.infilling_settings)
         return self._plain_dataloader(
@@ -69,7 +79,8 @@ class EvaluatingTrainer(Trainer):
         Args:
             dataloader (`DataLoader`): What `get_eval_dataloader` returns.
             description (`str`): For the parent's log.
-            prediction_loss_only, ignore_keys: Not used.
+            prediction_loss_only (`bool`, *optional*): Whether to leave out `compute_metrics`.
+            ignore_keys: Not used.
             metric_key_prefix (`str`): Put in front of each name, with an underscore.
 
         Returns:
@@ -78,6 +89,8 @@ class EvaluatingTrainer(Trainer):
         """
         was_training = self.model.training
         self._sums: Sums = {}
+        # Every row that is gathered counts: the default leaves out what the loader of training repeats in its end.
+        self.gather_function = self.accelerator.gather
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         assert output.metrics is not None
         metrics = language_metrics(self._add_up(self._sums))
@@ -92,19 +105,25 @@ class EvaluatingTrainer(Trainer):
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[None, None, None]:
-        """Add one batch's sums to the evaluation under way."""
+    ) -> tuple[None, Tensor | None, Tensor | None]:
+        """Add one batch's sums to the evaluation under way, and predict tokens where there is a `compute_metrics`."""
         batch: dict[str, Any] = self._prepare_inputs(inputs)
         with torch.no_grad():
+            joint = forward_targets(model, batch["corrupted"])
             sums = language_sums(
                 model,
                 batch,
                 mntp_normalization=self.args.mntp_normalization,
                 msg_normalization=self.args.msg_normalization,
+                joint=joint,
             )
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
-        return None, None, None
+        if self.compute_metrics is None or prediction_loss_only:
+            return None, None, None
+        assert joint.states is not None
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        return None, *predict_tokens(joint.states, batch["corrupted"], head=head)
 
     def _evaluate_pairs(self, pairs: RowSource) -> float:
         """Contrast held-out pairs in batches of the training size, whatever the number of processes."""
@@ -158,6 +177,7 @@ class EvaluatingTrainer(Trainer):
             max_length=self.args.contrastive_max_length,
             pad_token_id=self.data_collator.pad_token_id,
             mini_batch_tokens=self.args.contrastive_mini_batch_tokens,
+            split_special_tokens=self.args.split_special_tokens,
         )
 
     def _plain_dataloader(self, dataset: Any, batch_sampler: Sampler, collator: Any) -> DataLoader:

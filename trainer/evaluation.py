@@ -7,7 +7,7 @@ Shapes: B rows, S tokens in a row.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,19 @@ from torch import Tensor, nn
 from .corruption import IGNORE_INDEX
 from .data_collator import DataCollatorForMagnet, DataCollatorForPairs
 from .metrics import perplexity
-from .objectives import MntpNormalization, MsgNormalization, count_items, forward_targets
+from .objectives import MntpNormalization, MsgNormalization, TargetLosses, count_items, forward_targets
 
 Sums = dict[str, float]
+
+# Logits that exist at once where tokens are predicted.
+_MOST_LOGITS = 2**22
+
+
+class PredictedTokens(NamedTuple):
+    """What an `EvalPrediction` holds; -100 where a position predicts nothing."""
+
+    predictions: Tensor  # (B, S, 2), the likeliest token of each label of MNTP and MSG
+    labels: Tensor  # (B, S, 2)
 
 
 @dataclass
@@ -34,15 +44,18 @@ class EvaluationCollator:
     corruption: DataCollatorForMagnet
     infilling: DataCollatorForMagnet
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, dict[str, Tensor]]:
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         if not rows:
             empty = {
                 name: torch.zeros(1, 1, dtype=torch.long) for name in ("input_ids", "segment_ids", "position_ids")
             }
             empty["attention_mask"] = torch.ones(1, 1, dtype=torch.long)
             empty |= {name: torch.full((1, 1), IGNORE_INDEX) for name in ("mntp_labels", "msg_labels")}
-            return {"corrupted": empty, "infilling": empty}
-        return {"corrupted": self.corruption(rows), "infilling": self.infilling(rows)}
+            corrupted = infilling = empty
+        else:
+            corrupted, infilling = self.corruption(rows), self.infilling(rows)
+        # The name under which transformers looks for what `include_for_metrics` asks for.
+        return {"corrupted": corrupted, "infilling": infilling, "input_ids": corrupted["input_ids"]}
 
 
 @dataclass
@@ -68,10 +81,11 @@ class PairEvaluationCollator:
 @torch.no_grad()
 def language_sums(
     model: nn.Module,
-    batch: dict[str, dict[str, Tensor]],
+    batch: dict[str, Any],
     *,
     mntp_normalization: MntpNormalization,
     msg_normalization: MsgNormalization,
+    joint: TargetLosses | None = None,
 ) -> Sums:
     """Ask a model everything about one batch of text.
 
@@ -79,13 +93,14 @@ def language_sums(
         model (`nn.Module`): In evaluation mode.
         batch (`dict`): What `EvaluationCollator` returns, on the model's device.
         mntp_normalization, msg_normalization (`str`): See `count_items`.
+        joint (`TargetLosses`, *optional*): What `forward_targets` gave for the corrupted rows, where it was asked.
 
     Returns:
         `dict[str, float]`: sums of cross entropy in nats and counts, under names that `language_metrics` reads.
     """
     corrupted, infilling = batch["corrupted"], batch["infilling"]
     items = count_items(corrupted, mntp_normalization=mntp_normalization, msg_normalization=msg_normalization)
-    joint = forward_targets(model, corrupted)
+    joint = forward_targets(model, corrupted) if joint is None else joint
     fills = forward_targets(model, infilling)
     assert joint.mntp_hits is not None
     # The single token of an empty batch counts for nothing.
@@ -101,6 +116,24 @@ def language_sums(
         "span_tokens": (infilling["msg_labels"] != IGNORE_INDEX).sum().item(),
         **_causal_sums(model, infilling),
     }
+
+
+@torch.no_grad()
+def predict_tokens(states: Tensor, batch: dict[str, Tensor], *, head: nn.Module) -> PredictedTokens:
+    """Predict the likeliest token at each position with a label, a few positions at a time.
+
+    Args:
+        states (`torch.FloatTensor` of shape `(B, S, H)`): From which the head predicts.
+        batch (`dict`): `mntp_labels` and `msg_labels`, `(B, S)` each.
+        head (`nn.Module`): The output layer. What models do to its logits, such as a soft cap, keeps their order.
+    """
+    labels = torch.stack([batch["mntp_labels"], batch["msg_labels"]], dim=-1)  # (B, S, 2)
+    is_asked = (labels != IGNORE_INDEX).any(-1)  # (B, S)
+    asked = states[is_asked]  # (N, H)
+    size = max(1, _MOST_LOGITS // max(1, getattr(head, "out_features", None) or len(head.weight)))
+    tokens = torch.cat([head(part).argmax(-1) for part in asked.split(size)]) if len(asked) else labels.new_zeros(0)
+    predictions = torch.full_like(labels[..., 0], IGNORE_INDEX).masked_scatter(is_asked, tokens)  # (B, S)
+    return PredictedTokens(predictions[..., None].where(labels != IGNORE_INDEX, IGNORE_INDEX), labels)
 
 
 def language_metrics(sums: Sums) -> dict[str, float]:
@@ -142,4 +175,12 @@ def _causal_sums(model: nn.Module, batch: dict[str, Tensor]) -> Sums:
     }
 
 
-__all__ = ["EvaluationCollator", "PairEvaluationCollator", "Sums", "language_metrics", "language_sums"]
+__all__ = [
+    "EvaluationCollator",
+    "PairEvaluationCollator",
+    "PredictedTokens",
+    "Sums",
+    "language_metrics",
+    "language_sums",
+    "predict_tokens",
+]

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
 from .finite import read_report
-from .phases import contrastive_steps_before
+from .memory_trial import longest_pairs, longest_rows
+from .phases import LossPhase, contrastive_steps_before
 from .publishing_trainer import PublishingTrainer
 from .streams import EpochRows, EpochRowSampler, MicroBatchStream, PairBatchSampler, RowSource
 
@@ -62,6 +63,16 @@ class FeedingTrainer(PublishingTrainer):
                 batch["pairs"] = next(iter(self._pair_dataloader(rows["pair_micro_batch"])))
             batches.append(self._prepare_inputs(batch))
         return batches
+
+    def _heaviest_batch(self, phase: LossPhase) -> dict[str, Any]:
+        """A micro-batch of the longest rows, and with a contrastive loss of the longest pairs."""
+        rows = EpochRows(self.train_dataset)
+        batch = self.data_collator([rows[row] for row in longest_rows(rows.rows, count=self._train_batch_size)])
+        if phase.sscl > 0:
+            assert self.pair_dataset is not None
+            longest = longest_pairs(self.pair_dataset, count=self.args.contrastive_batch_size)
+            batch["pairs"] = self._pair_collator()([self.pair_dataset[pair] for pair in longest])
+        return batch
 
     def get_train_dataloader(self) -> DataLoader:
         """Load training rows that know their number and epoch."""

@@ -41,14 +41,16 @@ class FiniteWatch:
         self._losses: list[tuple[str, Tensor]] = []
         self._steps: list[_Step] = []
 
-    def note(self, losses: dict[str, Tensor], rows: dict[str, Any]) -> None:
-        """Take a micro-batch in.
+    def note(self, losses: dict[str, Tensor], rows: dict[str, Any] | None) -> None:
+        """Take a micro-batch in, or further losses of the last one.
 
         Args:
             losses (`dict`): Name of each objective to its loss `()`.
-            rows (`dict`): Names to numbers of rows, as lists or as tensors that are on the CPU.
+            rows (`dict`, *optional*): Names to numbers of rows, as lists or as tensors that are on the CPU; `None` for
+                further losses of the micro-batch that was noted last.
         """
-        self._rows.append({name: torch.as_tensor(ids).tolist() for name, ids in rows.items()})
+        if rows is not None:
+            self._rows.append({name: torch.as_tensor(ids).tolist() for name, ids in rows.items()})
         self._losses += [(name, loss.detach()) for name, loss in losses.items()]
 
     def end_step(self, number: int, parameters: Iterable[nn.Parameter] = ()) -> None:

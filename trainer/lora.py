@@ -1,5 +1,6 @@
 """Low-rank adapters on every linear layer, through peft."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -82,7 +83,9 @@ def apply_lora(model: PreTrainedModel, args: LoraArguments) -> PreTrainedModel |
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():  # peft asks whether layers are checkpointed by a name that transformers retires
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        return get_peft_model(model, config)
 
 
 def adapter_layers(model: nn.Module) -> list[Any]:

@@ -3,10 +3,10 @@
 It knows a model by what its forward takes and returns, never by its class.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -38,11 +38,16 @@ from .feeding_trainer import ROW_NUMBERS, FeedingTrainer
 from .finite import FiniteWatch
 from .lora import adapter_layers, inputs_as_they_are
 from .losses import mntp_loss, msg_loss, sscl_loss
+from .memory_trial import is_out_of_memory, random_state_kept, room_for_optimizer, told_sizes, what_to_lower
 from .objectives import count_items, forward_targets
+from .phases import LossPhase
 from .sharding import check_sharding, keep_output_dtypes, whole_weights
 from .streams import EpochRowSampler, MicroBatchStream, RowSource
 from .training_args import MagnetTrainingArguments
 from .views import contrastive_views
+
+# Which losses a forward and backward pass is made of.
+_Part = Literal["all", "tokens", "pairs"]
 
 
 class MagnetTrainer(FeedingTrainer):
@@ -60,6 +65,12 @@ class MagnetTrainer(FeedingTrainer):
             contrastive loss has a weight.
         eval_pair_dataset (`RowSource`, *optional*): Held-out pairs.
         processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer; saved with the model.
+        compute_metrics (`Callable`, *optional*): Takes the `EvalPrediction` of an evaluation, returns a `dict` of
+            further metrics. `predictions` are the likeliest tokens and `label_ids` the right ones, both arrays of
+            shape `(rows, S, 2)`, MNTP and MSG, -100 where nothing was predicted. They are aligned: nothing is to be
+            shifted, no `argmax` to be taken. Their rows are those of `eval_dataset`, corrupted as every evaluation
+            does; several processes may add rows that hold -100 only. `include_for_metrics=["inputs"]` adds the
+            corrupted rows.
         callbacks (list of `TrainerCallback`, *optional*): Added to the parent's.
         optimizers (`tuple`, *optional*): Optimizer and scheduler, as the parent takes them.
 
@@ -83,6 +94,7 @@ class MagnetTrainer(FeedingTrainer):
         pair_dataset: RowSource | None = None,
         eval_pair_dataset: RowSource | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[..., dict[str, Any]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
@@ -92,6 +104,7 @@ class MagnetTrainer(FeedingTrainer):
             args=args,
             data_collator=data_collator,
             train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             pair_dataset=pair_dataset,
             eval_pair_dataset=eval_pair_dataset,
             tokenizer=processing_class,
@@ -122,6 +135,8 @@ class MagnetTrainer(FeedingTrainer):
         self._row_sampler: EpochRowSampler | None = None
         self._pair_stream: MicroBatchStream[dict[str, Tensor]] = MicroBatchStream(self._pair_dataloader)
         self._parts: dict[str, tuple[Tensor, float]] = {}
+        self._part: _Part = "all"
+        self._tried_phase: LossPhase | None = None
         self._watch = FiniteWatch(args.output_dir or ".", process_index=args.process_index)
         super().__init__(
             model=model,
@@ -130,10 +145,13 @@ class MagnetTrainer(FeedingTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
+            compute_metrics=compute_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
         )
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if compute_metrics is not None and self.shares_weights:
+            raise ValueError("`compute_metrics` needs the output layer whole; FSDP and ZeRO-3 share it. Leave it out.")
         check_sharding(plugin, view_dropout=args.view_dropout)
         keep_output_dtypes(plugin)
         self._autocast_layers = adapter_layers(model) if args.bf16 or args.fp16 else []
@@ -141,21 +159,75 @@ class MagnetTrainer(FeedingTrainer):
 
     # ---- The step ----
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
         """Run forward and backward as the parent does, in the forms that layers have in training.
+
+        With a contrastive loss the token losses are back-propagated first, so that the two graphs never exist at once.
 
         Raises:
             FloatingPointError: a loss or gradient that is no number, on a CPU at once, elsewhere by the next log.
+            torch.OutOfMemoryError: naming the phase, and what to lower.
         """
         with self.layers_for_training():
-            loss = super().training_step(*args, **kwargs)
-        if self.accelerator.sync_gradients:
+            loss = self._forward_and_backward(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients and self.is_in_train:
             # DeepSpeed has made its step by now, and keeps no gradient; those of fp16 overflow as its scale is sought.
             is_seen = not (self.is_deepspeed_enabled or self.args.fp16)
             self._watch.end_step(self.state.global_step + 1, self.model.parameters() if is_seen else [])
             if self.args.device.type == "cpu":
                 self._watch.check()
         return loss
+
+    def _forward_and_backward(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
+        """Run the parent's step once, or once for the token losses and once for the contrastive one."""
+        if not self._splits_backward(inputs):
+            with self._explaining_memory("all"):
+                return super().training_step(model, inputs, num_items_in_batch)
+        with self._only("tokens"), self._gradients_kept_back(model):
+            token_loss = super().training_step(model, inputs, num_items_in_batch)
+        with self._only("pairs"):
+            return token_loss + super().training_step(model, inputs, num_items_in_batch)
+
+    def _splits_backward(self, inputs: dict[str, Any]) -> bool:
+        """Whether a micro-batch has both kinds of losses, and two backward passes give the gradients of one."""
+        weights = self._phase()
+        if "pairs" not in inputs or not (weights.mntp > 0 or weights.msg > 0):
+            return False
+        # What a subclass adds to the loss, or multiplies it by, is to be added once and to reach all of it.
+        if getattr(self.compute_loss, "__func__", None) is not MagnetTrainer.compute_loss:
+            return False
+        # DeepSpeed counts a backward pass as a micro-batch, and makes its optimizer step in the last one.
+        return not (self.is_deepspeed_enabled or self._steps_in_backward)
+
+    @property
+    def _steps_in_backward(self) -> bool:
+        """Whether the optimizer changes weights within each backward pass."""
+        name = str(getattr(self.args.optim, "value", self.args.optim))
+        return "lomo" in name or name.endswith("layerwise")
+
+    @contextmanager
+    def _only(self, part: _Part) -> Iterator[None]:
+        """Let `compute_loss` compute one part of the loss until the context ends."""
+        self._part = part
+        try:
+            with self._explaining_memory(part):
+                yield
+        finally:
+            self._part = "all"
+
+    @contextmanager
+    def _gradients_kept_back(self, model: nn.Module) -> Iterator[None]:
+        """Leave the gradients of this backward pass to be synchronised with those of the next one.
+
+        DDP would average them now, and the sum once more. FSDP2 hands each process the sum of its part after every
+        backward pass and adds these up, which is right; kept back, every process would hold the gradients whole.
+        """
+        with nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model):
+            yield
 
     @contextmanager
     def layers_for_training(self) -> Iterator[None]:
@@ -185,21 +257,21 @@ class MagnetTrainer(FeedingTrainer):
         Returns:
             `torch.Tensor` of shape `()`, or a tuple of it and a `dict`.
         """
-        weights = self._phase()
+        weights, part = self._phase(), self._part
         num_items = num_items_in_batch if isinstance(num_items_in_batch, Tensor) else self._count(inputs)
         # Wrappers average gradients over the processes; sums over a global count have to be added up instead.
         num_processes = self.accelerator.num_processes
         parts: dict[str, Tensor] = {}
         loss = torch.zeros((), dtype=torch.float32, device=self.args.device)
-        if weights.mntp > 0 or weights.msg > 0:
+        if part != "pairs" and (weights.mntp > 0 or weights.msg > 0):
             joint = forward_targets(model, inputs)
             parts["mntp"] = num_processes * mntp_loss(joint.mntp, num_items=num_items[0])
             parts["msg"] = num_processes * msg_loss(joint.msg, num_items=num_items[1])
             loss = weights.mntp * parts["mntp"] + weights.msg * parts["msg"]
-        if "pairs" in inputs:
+        if "pairs" in inputs and part != "tokens":
             parts["sscl"] = self._sscl(model, inputs["pairs"]) / self._num_micro_batches()
             loss = loss + weights.sscl * parts["sscl"]
-        elif list(self.head.parameters()):
+        elif part == "all" and list(self.head.parameters()):
             # A head without a gradient would make some optimizers and wrappers treat it differently from step to step.
             # It is called, for ZeRO's third stage has its weights nowhere else.
             width = unwrap_peft_model(self.accelerator.unwrap_model(model)).config.hidden_size
@@ -207,7 +279,8 @@ class MagnetTrainer(FeedingTrainer):
         if model.training:
             self._remember(parts)
             if self.is_in_train:
-                self._watch.note(parts, {name: inputs[name] for name in ROW_NUMBERS if name in inputs})
+                rows = {name: inputs[name] for name in ROW_NUMBERS if name in inputs}
+                self._watch.note(parts, rows if part != "pairs" else None)
         return (loss, parts) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
@@ -244,6 +317,72 @@ class MagnetTrainer(FeedingTrainer):
             similarity=self.args.similarity,
             targets=torch.arange(first, first + len(anchors), device=anchors.device),
         )
+
+    @contextmanager
+    def _explaining_memory(self, part: _Part) -> Iterator[None]:
+        """Say of an error that memory ran out, in which phase, with which loss, and what to lower.
+
+        Raises:
+            torch.OutOfMemoryError: with the words of the error, too, which accelerate looks for to lower batch sizes.
+        """
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            number = self.phases.index(self._phase())
+            phase = f"phase {number + 1} of `loss_phases` ({self.args.loss_phases[number]!r})"
+            step = "before step 1" if self._tried_phase is not None else f"at step {self.state.global_step + 1}"
+            remedy = what_to_lower(of_pairs=part != "tokens" and self._phase().sscl > 0)
+            raise torch.OutOfMemoryError(f"Memory ran out {step} in {phase}. {remedy} ({error})") from error
+
+    # ---- The trial before the run ----
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Prepare as the parent does, then try the memory of the phases, before the first evaluation."""
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        # DeepSpeed keeps gradients of its own until its next step. Some optimizers step in each backward pass.
+        if self.args.memory_trial and not self.is_deepspeed_enabled and not self._steps_in_backward:
+            self._try_phases(prepared[0])
+        return prepared
+
+    def _try_phases(self, model: nn.Module) -> None:
+        """Run the heaviest micro-batch of each phase forward and backward, and leave everything as it was.
+
+        Phases with the same kinds of losses are tried once. What a resumed run has begun before has been tried.
+        """
+        first, tried = 0, set()
+        for number, phase in enumerate(self.phases):
+            kind = (phase.mntp > 0 or phase.msg > 0, phase.sscl > 0)
+            if kind not in tried and first >= self.state.global_step:
+                self._try_phase(model, phase, name=f"phase {number + 1} ({self.args.loss_phases[number]})")
+            tried.add(kind)
+            first += phase.steps
+
+    def _try_phase(self, model: nn.Module, phase: LossPhase, *, name: str) -> None:
+        """Try one phase: nothing is logged or counted, and no gradient and no random number is left behind."""
+        was_training, logged = self.model.training, self._parts
+        self._tried_phase, self._parts, self.is_in_train = phase, {}, False
+        try:
+            with random_state_kept():
+                batch = self._heaviest_batch(phase)
+                if self.is_world_process_zero():  # a process that the system kills for its memory says nothing
+                    print(f"trying the memory of {name}: {told_sizes(batch)}", flush=True)
+                room = room_for_optimizer(self.optimizer)
+                # Layers that are compiled for these shapes first would compute other bits in the run.
+                with inputs_as_they_are(self._autocast_layers):
+                    # FSDP2 would hold the gradients whole where it does not share them out.
+                    with nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model):
+                        self._forward_and_backward(model, batch, None)
+                del room
+        finally:
+            self._tried_phase, self._parts, self.is_in_train = None, logged, True
+            model.zero_grad()
+            self.model.train(was_training)
+
+    def _phase(self) -> LossPhase:
+        """The weights of the coming step, or of the phase that is being tried."""
+        return super()._phase() if self._tried_phase is None else self._tried_phase
 
     # ---- Logging ----
 

@@ -8,8 +8,11 @@ import yaml
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard import RepoCard
 
-from modeling_magnet.card_magnet import CARD, CardFacts, is_hub_id
-from modeling_magnet.sources_magnet import ModelSource
+from modeling_magnet.card_magnet import CARD, CardFacts
+from modeling_magnet.card_magnet import is_hub_id as is_model_id
+from modeling_magnet.sources_magnet import CONFIG, ModelSource
+
+from .sources import is_hub_id, local_files
 
 # Measures of an evaluation by the name of their log, and what a reader calls them.
 MEASURES = {
@@ -19,6 +22,10 @@ MEASURES = {
     "eval_masked_accuracy": ("accuracy", "accuracy of masked next-token prediction"),
 }
 TASKS = {"perplexity": "text-generation", "accuracy": "fill-mask"}
+# Files of the training data that a card names one by one.
+MOST_FILES = 20
+# How a relative path begins that looks like a Hub id.
+_FOLDERS = {"checkpoints", "checkpoint", "data", "model", "models", "output", "outputs", "results", "runs", "tmp"}
 
 
 def run_facts(
@@ -48,7 +55,7 @@ def run_facts(
         `CardFacts`: the results are those of the last evaluation; the recipe tells the first one as well.
     """
     evaluations = [log for log in log_history if "eval_loss" in log]
-    held_out = ", ".join(map(_shown, eval_texts)) or "held-out texts"
+    held_out = told_data(eval_texts) or "held-out texts"
     results = [
         EvalResult(
             task_type=TASKS[kind],
@@ -64,9 +71,12 @@ def run_facts(
     own = _card_data(base_model)
     recipe = [(name, _value(value)) for name, value in arguments.items() if value not in (None, "", [], {})]
     if train_texts:
-        recipe.insert(0, ("training data", ", ".join(map(_shown, train_texts))))
+        recipe.insert(0, ("training data", told_data(train_texts)))
+    origin = _origin(base_model, own)
+    if origin is not None:
+        recipe.insert(0, ("base model", f"{Path(base_model).name}, a directory whose files name {origin}"))
     return CardFacts(
-        base_model=base_model,
+        base_model=origin or base_model,
         datasets=[name for name in train_texts if is_hub_id(name)],
         language=list(language) or _list(own.get("language")),
         license=license or next(iter(_list(own.get("license"))), None),
@@ -87,13 +97,43 @@ def _card_data(model: str) -> dict[str, Any]:
         return {}
 
 
+def told_data(names: Sequence[str]) -> str:
+    """Name data: Hub ids as they are, files by their real names and number, without the directories they are in."""
+    ids = [name for name in names if is_hub_id(name)]
+    files: list[str] = []
+    for name in names:
+        if name in ids:
+            continue
+        try:
+            files += [file.name for file in local_files(name)]
+        except ValueError:  # gone by now
+            files.append(Path(name).name)
+    shown = files if len(files) <= MOST_FILES else [*files[: MOST_FILES - 1], "...", files[-1]]
+    told = f"{len(files)} files: {', '.join(shown)}" if len(files) > 1 else "".join(files)
+    return ", ".join([*ids, *filter(None, [told])])
+
+
+def _origin(base_model: str, card: dict[str, Any]) -> str | None:
+    """The Hub id that a local base says it is or is made from, in its config or else its card; `None` for none."""
+    if not base_model or not Path(base_model).is_dir():
+        return None
+    try:
+        config = ModelSource(base_model, {}).read_json(CONFIG) or {}
+    except (OSError, ValueError):
+        config = {}
+    named = _list(card.get("base_model"))
+    candidates = [config.get("_name_or_path"), named[0] if len(named) == 1 else None]
+    return next((name for name in candidates if _is_full_id(name)), None)
+
+
+def _is_full_id(name: Any) -> bool:
+    """Whether this is a Hub id with its owner, and no path that looks like one."""
+    is_id = isinstance(name, str) and name.count("/") == 1 and is_model_id(name)
+    return is_id and name.partition("/")[0].lower() not in _FOLDERS and not name.startswith(".")
+
+
 def _with_before(text: str, before: float | None) -> str:
     return text if before is None else f"{text} (before: {before:.4g})"
-
-
-def _shown(name: str) -> str:
-    """A file without the directories of the machine it lies on."""
-    return name if is_hub_id(name) else Path(name).name
 
 
 def _value(value: Any) -> str:
@@ -106,4 +146,4 @@ def _list(value: Any) -> list[str]:
     return [one for one in values if isinstance(one, str)]
 
 
-__all__ = ["MEASURES", "run_facts"]
+__all__ = ["MEASURES", "run_facts", "told_data"]

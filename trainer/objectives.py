@@ -21,6 +21,7 @@ class TargetLosses(NamedTuple):
     msg: Tensor  # (B, S)
     mntp_hits: Tensor | None  # (B, S), whether a label is the likeliest token; where gradients are off
     msg_hits: Tensor | None  # (B, S)
+    states: Tensor | None  # (B, S, H), what the LM head reads; where gradients are off
 
 
 def forward_targets(model: nn.Module, batch: dict[str, Any]) -> TargetLosses:
@@ -45,7 +46,8 @@ def forward_targets(model: nn.Module, batch: dict[str, Any]) -> TargetLosses:
         use_cache=False,
     )
     hits = (None, None) if outputs.token_hits is None else outputs.token_hits.unbind()
-    return TargetLosses(*outputs.token_losses.unbind(), *hits)
+    states = None if torch.is_grad_enabled() else outputs.last_hidden_state
+    return TargetLosses(*outputs.token_losses.unbind(), *hits, states)
 
 
 def count_items(

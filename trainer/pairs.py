@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from .paraphraser import PARROT_GENERATION, paraphrase_batch
 from .resumable import append_rows, resume_rows
-from .sources import Source, check_are_text, check_columns, check_limit, is_text, naming_bytes, read_source
+from .sources import Source, as_texts, check_are_text, check_columns, check_limit, is_text, naming_bytes, read_source
 
 logger = logging.get_logger(__name__)
 
@@ -79,11 +79,12 @@ def load_pairs(
     return pairs if limit is None else pairs.select(range(min(limit, len(pairs))))
 
 
-def dropout_pairs(texts: Dataset, *, min_words: int = 21, limit: int | None = None) -> Dataset:
+def dropout_pairs(texts: Dataset | Sequence[str], *, min_words: int = 21, limit: int | None = None) -> Dataset:
     """Pair every long enough line with itself: only the dropout of the model makes the two views differ.
 
     Args:
-        texts (`datasets.Dataset`): Column `text`, as `load_texts` returns it; a text may have several lines.
+        texts (`datasets.Dataset` or list of `str`): Column `text` as of `load_texts`, or the texts themselves; a
+            text may have several lines.
         min_words (`int`): Lines of fewer words, split at whitespace, are left out; >= 1.
         limit (`int`, *optional*): Keep the first `limit` lines, >= 1.
 
@@ -102,7 +103,7 @@ def dropout_pairs(texts: Dataset, *, min_words: int = 21, limit: int | None = No
 
 
 def paraphrase_pairs(
-    texts: Dataset,
+    texts: Dataset | Sequence[str],
     *,
     output_path: str | Path,
     model_id: str = "prithivida/parrot_paraphraser_on_T5",
@@ -124,7 +125,8 @@ def paraphrase_pairs(
     byte, on the same kind of machine. In a distributed job one process calls this before the others do.
 
     Args:
-        texts (`datasets.Dataset`): Column `text`, as `load_texts` returns it; a text may have several lines.
+        texts (`datasets.Dataset` or list of `str`): Column `text` as of `load_texts`, or the texts themselves; a
+            text may have several lines.
         output_path (`str` or `Path`): A `.jsonl` file of `anchor` and `positive`, which `load_pairs` reads too.
         model_id (`str`): Any sequence-to-sequence model, on the Hub or in a folder.
         prefix (`str`): Put in front of every line; the default is Parrot's.
@@ -201,9 +203,10 @@ def _pick_pairs(batch: dict[str, list], *, anchor: str, positive: str, label: st
     return {"anchor": [left for left, _ in kept], "positive": [right for _, right in kept]}
 
 
-def _long_lines(texts: Dataset, *, min_words: int, limit: int | None) -> Dataset:
+def _long_lines(texts: Dataset | Sequence[str], *, min_words: int, limit: int | None) -> Dataset:
     """The lines of the texts with at least `min_words` words, in column `text`."""
     check_limit(limit)
+    texts = as_texts(texts)
     check_columns("texts", ["text"], texts.column_names)
     if min_words < 1:
         raise ValueError(f"`min_words` is {min_words}; expected at least 1. Raise it.")

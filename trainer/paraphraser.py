@@ -45,6 +45,7 @@ def paraphrase_batch(
     """
     encoded = tokenizer(
         [prefix + sentence for sentence in sentences],
+        split_special_tokens=True,  # `</s>` in a sentence is text
         padding=True,
         truncation=True,
         max_length=max_length,

@@ -17,8 +17,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Value, load_dataset
+from datasets import Dataset, Features, Value, load_dataset
 from datasets.exceptions import DatasetGenerationCastError, DatasetGenerationError, DatasetNotFoundError
+
+from modeling_magnet.texts_magnet import check_texts
+
+from .streams import about_kind
 
 Source = str | Path | Sequence[str | Path]
 
@@ -110,6 +114,30 @@ def naming_bytes(source: Source) -> Iterator[None]:
 def is_text(feature: Any) -> bool:
     """Whether a column of this feature type holds strings."""
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+
+
+def as_texts(texts: Any) -> Dataset:
+    """Make a data set with a column `text` of what a caller passed as texts.
+
+    Args:
+        texts (`datasets.Dataset`, or a list of `str`): Any column of strings will do for a list.
+
+    Raises:
+        ValueError: A stream, a single string, a `DatasetDict`, something that is no string, or no text at all.
+    """
+    if isinstance(texts, Dataset):
+        return texts
+    if isinstance(texts, str):
+        raise ValueError(
+            f"`texts` is one string ({texts!r:.60}); expected a list. Pass `[text]`, or `load_texts(file)`."
+        )
+    complaint = about_kind(texts, name="texts")
+    if complaint is not None:
+        raise ValueError(complaint)
+    checked = check_texts(texts, name="texts")
+    if not checked:
+        raise ValueError("`texts` is empty; expected at least one string.")
+    return Dataset.from_dict({"text": checked}, features=Features({"text": Value("string")}))
 
 
 def check_limit(limit: int | None) -> None:
@@ -239,6 +267,7 @@ def check_columns(source: Source, columns: Sequence[str], present: Sequence[str]
 
 __all__ = [
     "Source",
+    "as_texts",
     "check_are_text",
     "check_columns",
     "check_limit",

@@ -4,11 +4,11 @@ Nothing here is state that a checkpoint would have to hold. A row's epoch travel
 workers started long ago corrupt it as the current epoch asks; the pairs of a micro-batch follow from its number.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from .corruption import row_generator
 
@@ -24,6 +24,30 @@ class RowSource(Sized, Protocol):
     """Anything with a length whose items are dicts, e.g. a `datasets.Dataset` or a list."""
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def about_kind(rows: Any, *, name: str) -> str | None:
+    """What keeps a data set from being used as rows: it can only be read from its beginning, or is several.
+
+    Args:
+        rows (`Any`): What a caller passed as a data set.
+        name (`str`): Of the argument, for the message.
+
+    Returns:
+        `str`: the complaint; `None` where there is none.
+    """
+    kind = f"{type(rows).__module__.partition('.')[0]}.{type(rows).__name__}"
+    if isinstance(rows, Mapping):
+        return f"`{name}` is {kind} of {sorted(map(str, rows))}; pass one of them."
+    if hasattr(rows, "__len__") and hasattr(rows, "__getitem__") and not isinstance(rows, IterableDataset):
+        return None
+    if not hasattr(rows, "__iter__"):
+        return f"`{name}` is {kind}; expected a `datasets.Dataset` or a list."
+    return (
+        f"`{name}` is a stream ({kind}), but rows are drawn by their numbers, so that a run can be resumed and "
+        "repeated. Read what is to be used first: `datasets.Dataset.from_list(list(stream.take(100_000)))`, or "
+        "`Dataset.from_generator`, which keeps it on disk."
+    )
 
 
 class EpochRows(Dataset):
@@ -216,4 +240,12 @@ class EvenBatchSampler(Sampler[list[int]]):
             yield list(range(min(start, self.num_items), min(start + self.batch_size, self.num_items)))
 
 
-__all__ = ["EpochRowSampler", "EpochRows", "EvenBatchSampler", "MicroBatchStream", "PairBatchSampler", "RowSource"]
+__all__ = [
+    "EpochRowSampler",
+    "EpochRows",
+    "EvenBatchSampler",
+    "MicroBatchStream",
+    "PairBatchSampler",
+    "RowSource",
+    "about_kind",
+]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+import torch
 from transformers import TrainingArguments
 
 from modeling_magnet.prompts_magnet import DEFAULT_PROMPT
@@ -83,6 +84,21 @@ class MagnetTrainingArguments(TrainingArguments):
     msg_normalization: MsgNormalization = field(
         default="token",
         metadata={"help": "MSG is a mean over span tokens, or over rows with spans (`sequence`, Eq. 4)."},
+    )
+
+    split_special_tokens: bool = field(
+        default=True,
+        metadata={
+            "help": "Read what looks like a control token in a text, such as `</s>` or `<unk>`, as text; false reads "
+            "it as the token."
+        },
+    )
+    memory_trial: bool = field(
+        default=True,
+        metadata={
+            "help": "Before the first step run the heaviest micro-batch of each phase forward and backward, so that "
+            "running out of memory is found at once. The run stays the same bit for bit."
+        },
     )
 
     # Corruption.
@@ -190,6 +206,8 @@ class MagnetTrainingArguments(TrainingArguments):
             self.gradient_checkpointing = self.activation_checkpointing
             self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs
         super().__post_init__()
+        # The default of the parent asks for it, and torch warns where there is nothing to pin memory for.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
 
     @property
     def phases(self) -> tuple[LossPhase, ...]:
@@ -310,6 +328,7 @@ class MagnetTrainingArguments(TrainingArguments):
             ("use_liger_kernel", False, "it replaces the forward that knows the attention modes"),
             ("train_sampling_strategy", "random", "rows are shuffled by seed and epoch"),
             ("num_train_epochs", 3, "`loss_phases` say how long to train"),
+            ("batch_eval_metrics", False, "`compute_metrics` gets all rows at once: two integers a token"),
             ("parallelism_config", None, "only data parallelism is supported"),
         ):
             value = getattr(self, name)

@@ -1,5 +1,7 @@
 """How much memory does a joint training step take, against the same losses written naively, as the vocabulary grows?
 
+And against its halves: the trainer back-propagates the token losses before the contrastive forward.
+
     python examples/benchmarks/training_memory.py --model DIR --texts FILES --pairs FILE
 
 The floor: the logits of B rows of S tokens are B x S x V numbers, and with their logarithms and gradients a naive step
@@ -26,6 +28,9 @@ from examples.benchmarks.measuring import machine
 from examples.benchmarks.training_systems import (
     JOINT,
     NAIVE,
+    PAIRS,
+    PHASES,
+    ROWS,
     add_arguments,
     collate,
     loss_of,
@@ -82,6 +87,16 @@ def peak(trainer: Any, batch: dict[str, Any], *, system: str, autocast: bool) ->
     return counted.most
 
 
+def peak_of_step(trainer: Any, batch: dict[str, Any], *, kind: str) -> int:
+    """Largest number of bytes of the tensors that the trainer makes in a whole step of a kind, gradients included."""
+    trainer.state.global_step = list(PHASES).index(kind)
+    given = {name: value for name, value in batch.items() if name != "pairs" or kind != ROWS}
+    with PeakBytes() as counted:
+        trainer.training_step(trainer.model, given)
+    trainer.model.zero_grad(set_to_none=True)
+    return counted.most
+
+
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Count, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -94,7 +109,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     torch.manual_seed(0)
     texts, pairs = read_data(args)
     rows = {}
-    print(f"{'vocabulary':>10s}{'joint, MiB':>12s}{'naive, MiB':>12s}{'share':>8s}")
+    print(
+        f"{'vocabulary':>10s}{'joint, MiB':>12s}{'naive, MiB':>12s}{'share':>8s}"
+        f"{'step: tokens':>12s}{'pairs':>12s}{'both':>12s}{'over':>8s}"
+    )
     for vocab_size in args.vocab_sizes:
         with tempfile.TemporaryDirectory() as folder:
             path = widened(args.model, vocab_size=vocab_size, folder=folder)
@@ -105,9 +123,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         trainer.model.train()
         batch = collate(trainer, blocks, kind=JOINT)
         held = {name: peak(trainer, batch, system=name, autocast=args.autocast) for name in (JOINT, NAIVE)}
-        rows[vocab_size] = {**held, "share": held[JOINT] / held[NAIVE]}
+        steps = {kind: peak_of_step(trainer, batch, kind=kind) for kind in (ROWS, PAIRS, JOINT)}
+        over = steps[JOINT] / max(steps[ROWS], steps[PAIRS])
+        rows[vocab_size] = {**held, "share": held[JOINT] / held[NAIVE], "steps": steps, "over the larger half": over}
         print(
-            f"{vocab_size:10,}{held[JOINT] / MIB:12,.0f}{held[NAIVE] / MIB:12,.0f}{rows[vocab_size]['share']:8.3f}",
+            f"{vocab_size:10,}{held[JOINT] / MIB:12,.0f}{held[NAIVE] / MIB:12,.0f}{rows[vocab_size]['share']:8.3f}"
+            f"{''.join(f'{size / MIB:12,.0f}' for size in steps.values())}{over:8.3f}",
             flush=True,
         )
     report = {

@@ -18,10 +18,10 @@ from trainer.corruption import IGNORE_INDEX
 from trainer.lora import adapter_layers, inputs_as_they_are
 from trainer.phases import LossPhase
 
-JOINT, ROWS, MNTP = "joint", "MNTP and MSG", "MNTP alone"
+JOINT, ROWS, MNTP, PAIRS = "joint", "MNTP and MSG", "MNTP alone", "pairs alone"
 NAIVE, PADDED, FULL = "naive, the same rows", "naive, padded rows", "MNTP, all logits"
 # The run that the trainer is made for has a step of each kind, in this order.
-PHASES = {MNTP: "1:1,0,0", ROWS: "1:0.5,0,1", JOINT: "1:0.5,1,1"}
+PHASES = {MNTP: "1:1,0,0", ROWS: "1:0.5,0,1", JOINT: "1:0.5,1,1", PAIRS: "1:0,1,0"}
 KINDS = {JOINT: JOINT, ROWS: ROWS, MNTP: MNTP, NAIVE: JOINT, PADDED: JOINT, FULL: MNTP}
 COMPILED = ", compiled"  # behind the name of a system
 
@@ -186,6 +186,8 @@ __all__ = [
     "MNTP",
     "NAIVE",
     "PADDED",
+    "PAIRS",
+    "PHASES",
     "ROWS",
     "add_arguments",
     "collate",

@@ -305,3 +305,126 @@ def test_options_behind_a_recipe_override_it(tmp_path):
     assert arguments.train_texts == ["c"]
     assert arguments.eval_texts is None
     assert (training.contrastive_prompt, training.use_cpu, training.output_dir) == ("", True, "o")
+
+
+# ---- As a script ----
+
+
+def run_script(*arguments, **environment):
+    """The script in a process of its own."""
+    command = [sys.executable, str(REPOSITORY / "examples" / "adapt.py"), *arguments]
+    return subprocess.run(
+        command, cwd=REPOSITORY, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def refused(capsys, *arguments):
+    """What a script that runs `main` prints, and how it ends."""
+    with pytest.raises(SystemExit) as ended:
+        adapt.run_script(lambda: adapt.main(list(arguments)))
+    return ended.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--learning_rate=abc"], "error: argument --learning_rate/--learning-rate: invalid float value: 'abc'\n"),
+        (["--max_lenght=3"], "error: unknown: --max_lenght. Did you mean --max_length? `--help` lists all options.\n"),
+        (["--save_strategy=never"], "error: argument --save_strategy/--save-strategy: invalid choice: 'never'"),
+        (["--loss_phases", "4:0,0,0"], "error: The training arguments cannot be used:\n- The loss phases"),
+        (["--lora_r=0"], "error: The LoRA arguments cannot be used:\n- `lora_r` is 0"),
+        (["--view_dropout=0"], "error: The arguments cannot be used:\n- `pairs` is 'dropout', but `view_dropout`"),
+        (["--report_to=wandb"], "error: The arguments cannot be used:\n- `report_to` names wandb"),
+        (["--max_length=512"], "error: `max_length` is 512, but the model has positions for 256"),
+        (["--train_texts=nowhere.txt"], "error: `source` is 'nowhere.txt'"),
+        (["--model_name_or_path=./nowhere"], "error: './nowhere'"),
+        (["--contrastive_batch_size=64"], "error: This run cannot work:\n- `pair_dataset` has 40 pairs"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_used_is_one_message_and_status_2(options, changes, message, capsys, monkeypatch):
+    monkeypatch.setattr("examples.adapt_arguments.get_available_reporting_integrations", lambda: ["tensorboard"])
+    capsys.readouterr()
+    code, said = refused(capsys, *options, *changes)
+    assert code == 2 and message in said and said.count("error: ") == 1
+    assert "Traceback" not in said and "usage:" not in said
+
+
+def test_a_missing_option_is_named(capsys):
+    code, said = refused(capsys)
+    assert code == 2 and said.startswith("error: the following arguments are required: --model_name_or_path")
+
+
+def test_a_damaged_checkpoint_to_resume_from_is_one_message(tmp_path, options, capsys):
+    saved = [*options, *FULL, "--save_strategy=steps", "--save_steps=4"]
+    adapt.main([*saved, "--keep_checkpoints"])
+    folder = tmp_path / "run" / "checkpoint-4"
+    (folder / "optimizer.pt").write_bytes(b"")
+    (tmp_path / "run" / "adapt.json").unlink()
+    code, said = refused(capsys, *saved, f"--resume_from_checkpoint={folder}")
+    assert code == 2 and "optimizer.pt has 0 bytes" in said
+
+
+def test_too_little_memory_is_told_with_the_phase_before_the_first_step(tmp_path, options, capsys, monkeypatch):
+    def run_out(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("trainer.magnet_trainer.contrastive_views", run_out)
+    with pytest.raises(SystemExit) as ended:
+        adapt.run_script(lambda: adapt.main([*options, *FULL]))
+    out, err = capsys.readouterr()
+    assert ended.value.code == 1
+    told = "Memory ran out before step 1 in phase 2 of `loss_phases` ('2:1,9,1'). Lower `contrastive_batch_size`"
+    assert f"error: {told}" in err
+    assert "trying the memory of phase 2 (2:1,9,1): 4 rows of 64 tokens, then 4 pairs of" in out
+    assert not (tmp_path / "run" / "adapt.json").exists()
+
+
+def test_other_errors_in_a_run_keep_their_traceback(options, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ValueError("a fault")
+
+    monkeypatch.setattr("trainer.magnet_trainer.sscl_loss", fail)
+    with pytest.raises(ValueError, match="a fault"):
+        adapt.run_script(lambda: adapt.main([*options, *FULL]))
+
+
+@pytest.mark.long
+def test_an_ordinary_run_warns_of_nothing(tmp_path, options):
+    given = [option for option in options if option != "--use_cpu"]
+    run = run_script(*given, *LORA, CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
+    assert run.returncode == 0, run.stderr
+    for words in ("is_gradient_checkpointing", "pin_memory", "Failed to load", "_pytree", "Warning", "WARNING"):
+        assert words not in run.stdout + run.stderr, run.stderr
+    refused = run_script(*options, "--lora_r=0")
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert refused.stderr.splitlines()[0] == "error: The LoRA arguments cannot be used:"
+
+
+# ---- Checkpoints of a finished run ----
+
+
+def test_a_finished_run_leaves_no_checkpoint_unless_asked(tmp_path, options):
+    saving = [*options, *FULL, "--save_strategy=steps", "--save_steps=2"]
+    adapt.main(saving)
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    kept = tmp_path / "kept"
+    adapt.main([*saving, f"--output_dir={kept}", "--keep_checkpoints"])
+    assert sorted(path.name for path in kept.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    assert (kept / "model.safetensors").read_bytes() == (tmp_path / "run" / "model.safetensors").read_bytes()
+
+
+def test_checkpoints_stay_where_the_result_could_not_be_saved(tmp_path, options, monkeypatch):
+    saving = [*options, *FULL, "--save_strategy=steps", "--save_steps=2"]
+
+    def fail(*args, **kwargs):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(adapt, "save_and_push", fail)
+        with pytest.raises(OSError, match="no space left"):
+            adapt.main(saving)
+    assert (tmp_path / "run" / "checkpoint-6").is_dir()
+    adapt.main([*saving, "--resume_from_checkpoint=true"])
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert not list((tmp_path / "run").glob("checkpoint-*"))

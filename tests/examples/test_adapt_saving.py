@@ -16,6 +16,7 @@ from modeling_magnet.card_magnet import rename_card
 from modeling_magnet.merging_magnet import largest_differences
 from tests.hub_client import run_client
 from tests.hub_server import HubServer
+from trainer.model_card import told_data
 
 from .tiny_run import save_plain_llama, tiny_options
 
@@ -79,9 +80,8 @@ def test_the_card_tells_the_run(tmp_path, options):
 
 
 def test_checkpoints_of_a_lora_run_are_adapters_of_ours(tmp_path, options):
-    adapt.main(
-        [option for option in [*options, *LORA, "--save_strategy=steps", "--save_steps=4"] if "no" not in option]
-    )
+    given = [*options, *LORA, "--save_strategy=steps", "--save_steps=4", "--keep_checkpoints"]
+    adapt.main([option for option in given if option != "--save_strategy=no"])
     folder = tmp_path / "run" / "checkpoint-4"
     assert (folder / "magnet_adapter.json").is_file()
     loaded = AutoMagnetForCausalLM.from_pretrained(folder)
@@ -174,3 +174,57 @@ def test_a_run_can_end_on_the_hub(tmp_path, options):
         files = hub.files("me/mine")
     assert files["model.safetensors"] == (tmp_path / "run" / "model.safetensors").read_bytes()
     assert ModelCard(files["README.md"].decode()).data.model_name == "me/mine"
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ("train*.xz", "2 files: train.jsonl.xz, train2.jsonl.xz"),
+        ("data", "2 files: a.jsonl.xz, b.jsonl.xz"),
+        ("train.jsonl.xz", "train.jsonl.xz"),
+    ],
+    ids=["glob", "folder", "file"],
+)
+def test_the_card_names_the_files_of_the_training_data(tmp_path, options, named, told):
+    content = (tmp_path / "train.jsonl.xz").read_bytes()
+    (tmp_path / "data").mkdir()
+    for name in ("train2.jsonl.xz", "data/a.jsonl.xz", "data/b.jsonl.xz"):
+        (tmp_path / name).write_bytes(content)
+    adapt.main([*options, *LORA, f"--train_texts={tmp_path / named}"])
+    text = (tmp_path / "run" / "README.md").read_text()
+    assert f"| training data | {told} |" in text and "*" not in told and str(tmp_path) not in text
+
+
+@pytest.mark.parametrize(
+    ("config", "card", "found"),
+    [
+        ({"_name_or_path": "google/gemma-3-270m"}, "", "google/gemma-3-270m"),
+        ({}, "base_model: meta-llama/Llama-2-7b", "meta-llama/Llama-2-7b"),
+        ({}, "base_model:\n- meta-llama/Llama-2-7b", "meta-llama/Llama-2-7b"),
+        ({"_name_or_path": "outputs/mine"}, "", None),
+        ({"_name_or_path": "/home/me/model"}, "base_model:\n- a/b\n- c/d", None),
+        ({"_name_or_path": 3}, "base_model: 3", None),
+    ],
+    ids=["config", "card", "card-list", "path", "merge", "broken"],
+)
+def test_the_card_names_the_base_of_a_local_directory(tmp_path, options, config, card, found):
+    file = tmp_path / "base" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+    (tmp_path / "base" / "README.md").write_text(f"---\nlicense: llama2\n{card}\n---\n")
+    adapt.main([*options, *LORA])
+    written = ModelCard((tmp_path / "run" / "README.md").read_text())
+    assert written.data.base_model == found
+    assert f"adapted from `{found or 'base'}`" in written.text
+    told = f"| base model | base, a directory whose files name {found} |"
+    assert (told in written.text) == (found is not None)
+    assert str(tmp_path) not in written.content
+
+
+def test_data_of_the_hub_is_named_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [f"part-{number:03}.txt" for number in range(30)]
+    for name in names:
+        (tmp_path / name).write_text("x")
+    assert told_data(["owner/name"]) == "owner/name" and told_data(["name"]) == "name" and told_data([]) == ""
+    assert told_data(["*.txt"]) == f"30 files: {', '.join(names[:19])}, ..., part-029.txt"
+    assert told_data(["gone-*.xz"]) == "gone-*.xz"

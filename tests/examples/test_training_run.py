@@ -13,6 +13,7 @@ from .tiny_run import save_plain_llama, tiny_options
 
 IDS = torch.tensor([[1, 40, 41, 42]])
 SAVING = ["--save_strategy=steps", "--save_steps=2", "--mask_token=the", "--contrastive_prompt=Represent this"]
+SAVING += ["--keep_checkpoints"]
 
 
 def run_adaptation(tmp_path, tokenizer, monkeypatch, *more):

@@ -81,6 +81,11 @@ def test_memory_is_counted_for_each_vocabulary(options, tmp_path, capsys):
     assert large["naive, the same rows"] > 3 * small["naive, the same rows"]
     assert max(large["share"], small["share"]) < 0.5
     assert json.loads((folder / "memory.json").read_text())["bytes"]["8000"] == large
+    for counted in (small, large):
+        halves = counted["steps"]
+        assert set(halves) == {"MNTP and MSG", "pairs alone", "joint"}
+        assert counted["over the larger half"] == halves["joint"] / max(halves["MNTP and MSG"], halves["pairs alone"])
+        assert counted["over the larger half"] <= 1.15
 
 
 def test_bytes_are_counted_as_by_hand():
