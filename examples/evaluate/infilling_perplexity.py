@@ -106,17 +106,20 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
         return measure(model, rows, texts=texts, reading=args.reading)
 
     shared = {"reading": args.reading, "suffix": args.suffix, "limit": args.limit}
-    source, form = stories_source(args.data, corpus=args.stories)
-    settings: dict[str, dict[str, Any]] = {
-        "ROCStories": {**shared, "source": source, "text": form, "removed": "one sentence of the first five"},
-        "WikiText": {
-            **shared,
-            "source": wikitext_source(args.data),
+    settings: dict[str, dict[str, Any]] = {}  # of what was asked for: only its files must be there
+    if "ROCStories" in args.units:
+        source, form = stories_source(args.data, corpus=args.stories)
+        settings["ROCStories"] = {
+            **{**shared, "source": source, "text": form},
+            "removed": "one sentence of the first five",
+        }
+    if "WikiText" in args.units:
+        settings["WikiText"] = {
+            **{**shared, "source": wikitext_source(args.data)},
             "text": "tokenised" if args.tokenised else "detokenised",
             "max_length": args.max_length,
             **SPANS,
-        },
-    }
+        }
     measures = {"ROCStories": measure_stories, "WikiText": measure_wikitext}
     names = {"ROCStories": TITLES[args.stories], "WikiText": "WikiText"}
     return [Unit(names[unit], settings[unit], measures[unit]) for unit in args.units]
@@ -170,7 +173,14 @@ def main(arguments: list[str] | None = None) -> list[Record]:
         "--reading", default="infill", choices=READINGS, help="both sides of a gap, or what is left of it"
     )
     parser.add_argument("--suffix", default="own", choices=["own", "other"], help="what stands behind a gap")
-    parser.add_argument("--stories", default="rocstories", choices=CORPORA, help="which stories, a unit of their own")
+    parser.add_argument(
+        "--corpus",
+        "--stories",
+        dest="stories",
+        default="rocstories",
+        choices=CORPORA,
+        help="which stories, a unit of their own",
+    )
     parser.add_argument("--tokenised", action="store_true", help="leave WikiText as it was tokenised")
     parser.add_argument("--limit", type=int, help="stories and blocks, drawn at random; all if left out")
     parser.add_argument("--max_length", type=int, help="tokens of a block of WikiText, BOS included")
