@@ -48,6 +48,18 @@ def at_least(least: int = 1, most: int | None = None) -> Callable[[str], int]:
     return convert
 
 
+def also(parser: Any, action: argparse.Action, *spellings: str) -> None:
+    """Let an option be written as it was before, without a word of it in the help.
+
+    Args:
+        parser (`ArgumentParser`): Or a group of one.
+        action (`argparse.Action`): What `add_argument` returned.
+        spellings (`str`): Further names, such as `"--tokens"`.
+    """
+    for spelling in spellings:
+        parser._option_string_actions[spelling] = action
+
+
 def add_model(parser: Any, *, help: str, required: bool = True, **options: Any) -> None:
     """Add `--model_name_or_path`, also spelt `--model`; the value is `args.model`.
 
@@ -92,7 +104,8 @@ def add_output_dir(parser: Any, *, help: str, **options: Any) -> None:
         help (`str`): What the folder is for.
         options: `required` or `default`.
     """
-    parser.add_argument("--output_dir", "--output", dest="output", type=Path, help=help, **options)
+    action = parser.add_argument("--output_dir", dest="output", metavar="DIR", type=Path, help=help, **options)
+    also(parser, action, "--output")
 
 
 def choose_device(name: str | None) -> str:
@@ -214,6 +227,7 @@ __all__ = [
     "add_dtype",
     "add_model",
     "add_output_dir",
+    "also",
     "check",
     "choose_device",
     "in_lines",

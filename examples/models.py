@@ -20,9 +20,8 @@ def open_magnet(path: str, *, dtype: str = "auto", device: str = "cpu", **option
     Raises:
         ValueError, OSError: nothing is there that can be opened.
     """
-    model: Any = AutoMagnetForCausalLM.from_pretrained(
-        path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **options
-    )
+    wanted = dtype if dtype == "auto" else getattr(torch, dtype)
+    model: Any = AutoMagnetForCausalLM.from_pretrained(path, dtype=wanted, **options)
     return model.to(device).eval()
 
 
@@ -33,8 +32,12 @@ def not_adapted(path: str) -> str | None:
         path (`str`): Directory or Hub id of a model that can be opened.
     """
     source = ModelSource(path, {})
-    base = source.adapter_base()
-    if "magnet" in (base or source).config_values() or (base is not None and source.file(ADAPTER_SETTINGS)):
+    try:
+        base = source.adapter_base()
+        values = (base or source).config_values()
+    except (ValueError, OSError):  # not a directory of safetensors: nothing can be said of it
+        return None
+    if "magnet" in values or (base is not None and source.file(ADAPTER_SETTINGS)):
         return None
     lacks = f"{CONFIG} has no `magnet` block" if base is None else f"neither {ADAPTER_SETTINGS} nor a `magnet` block"
     return (

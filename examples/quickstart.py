@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,11 @@ from examples.quickstart_models import train_models
 from examples.quickstart_table import LEGEND, fill_table, render_table, show_infills
 
 ACCEPTED_ACCURACY = 0.9
+# Whole sentences of the corpus: the model knows no other words and no shorter texts. Only a raincoat fits.
+TEXT = (
+    "Nora and a friend were at the market at noon. She found a [blank] under a bench. "
+    "Soon it rained hard, but she stayed dry."
+)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -82,12 +88,22 @@ def main(argv: list[str] | None = None) -> int:
     ]
     print(f"\n{rendered}\n\n{show_infills(exam, answering)}\n")
     print(f"checkpoint: {output_dir / 'magnet'}\nplots: {', '.join(map(str, plots))}")
-    print(f'a blank of your own: python examples/fill.py "Nora found a [blank]." --model {output_dir / "magnet"}')
+    print(f"a blank of your own: {command(output_dir / 'magnet')}")
 
     accuracy = table["hidden fact, from both sides"]["MAGNET"]
     line, exit_code = verdict(accuracy, smoke=arguments.smoke, seconds=time.monotonic() - started)
     print(line)
     return exit_code
+
+
+def command(checkpoint: Path) -> str:
+    """The command that fills a blank of a text in the made-up language with the model.
+
+    Example:
+        >>> command(Path("outputs/quickstart/magnet")).split('"')[2]
+        ' --model outputs/quickstart/magnet'
+    """
+    return f'python examples/fill.py "{TEXT}" --model {shlex.quote(str(checkpoint))}'
 
 
 def verdict(accuracy: float, *, smoke: bool, seconds: float) -> tuple[str, int]:

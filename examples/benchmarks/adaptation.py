@@ -1,6 +1,6 @@
 """What an adaptation gained and what it cost, against the base and the controls a sceptic would ask for.
 
-    python examples/benchmarks/adaptation.py --base DIR --adapted DIR --causal_control DIR \
+    python examples/benchmarks/adaptation.py --base DIR --magnet DIR --causal_control DIR \
         --texts wikipedia=FILE wikitext2=FILE --sts FILE --name wiki7m
 
 Infilling perplexity counts the tokens of up to three spans of 8 to 32 tokens. Controls: the base from left to right;
@@ -29,6 +29,7 @@ from transformers.utils.logging import tqdm
 from examples.command_line import (
     OneLineParser,
     add_device,
+    also,
     at_least,
     check,
     choose_device,
@@ -172,18 +173,13 @@ def main() -> None:
     """Measure the models that were named."""
     parser = OneLineParser(description=__doc__)
     parser.add_argument("--base", required=True, help="the model it was adapted from")
-    parser.add_argument("--magnet", "--adapted", dest="adapted", required=True, help="the adapted model")
+    action = parser.add_argument("--magnet", required=True, help="the adapted model")
+    also(parser, action, "--adapted")
     parser.add_argument("--causal_control", help="the base trained causally for the same steps and rows")
     parser.add_argument("--texts", nargs="+", required=True, metavar="NAME=FILE", help="held-out texts")
     parser.add_argument("--sts", type=Path, help="csv.gz of sentence, sentence, score")
-    parser.add_argument(
-        "--limit",
-        "--max_rows",
-        dest="max_rows",
-        type=at_least(),
-        default=128,
-        help="rows of 512 tokens of each corpus",
-    )
+    action = parser.add_argument("--limit", type=at_least(), default=128, help="rows of 512 tokens of each corpus")
+    also(parser, action, "--max_rows")
     add_device(parser)
     parser.add_argument("--name", required=True, help="name of the JSON file")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where it goes")
@@ -198,7 +194,7 @@ def main() -> None:
     started = time.perf_counter()
     models = {
         name: open_magnet(path, device=device)
-        for name, path in (("base", args.base), ("adapted", args.adapted), ("causal_control", args.causal_control))
+        for name, path in (("base", args.base), ("adapted", args.magnet), ("causal_control", args.causal_control))
         if path is not None
     }
     results: dict[str, Any] = {"language": {}, "sts": {}}
@@ -206,7 +202,7 @@ def main() -> None:
         texts = load_texts(file)
         blocks = texts_to_blocks(texts, models["base"].tokenizer, max_length=512, concatenate="wikitext" in name)
         results["language"][name] = {
-            which: measure_language(model, blocks, max_rows=args.max_rows) for which, model in models.items()
+            which: measure_language(model, blocks, max_rows=args.limit) for which, model in models.items()
         }
     if args.sts is not None:
         results["sts"] = {which: measure_sts(model, args.sts) for which, model in models.items()}

@@ -33,6 +33,7 @@ from examples.command_line import (
     add_device,
     add_dtype,
     add_model,
+    also,
     at_least,
     choose_device,
     need,
@@ -130,7 +131,8 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--compiler", default="inductor", help="of layers and decoding steps")
     add_device(parser, default="cuda")
     add_dtype(parser, default="bfloat16")
-    parser.add_argument("--seconds", "--limit", dest="limit", type=float, default=560, help="for all of it")
+    action = parser.add_argument("--seconds", type=float, default=560, help="for all of it")
+    also(parser, action, "--limit")
     parser.add_argument("--name", default="gpu", help="how the names of the JSON files begin")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="where they go")
     args = parser.parse_args(arguments)
@@ -146,7 +148,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
             name = f"{args.name}_{script}" + ("_flex" if number == 3 else "")
             call = [sys.executable, str(HERE / f"{script}.py"), "--model_name_or_path", path, "--device", args.device]
             call += ["--dtype", args.dtype, "--name", name, "--results", str(args.results), *options]
-            left = args.limit - (time.monotonic() - started)
+            left = args.seconds - (time.monotonic() - started)
             report = run(call, seconds=left, file=args.results / f"{name}.json")
             print(f"{name} ended after {time.monotonic() - started:.0f} s in all", flush=True)
             for bar in bars:

@@ -66,7 +66,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--vocab_size", type=at_least(), help="random weights of the model's shape with this vocabulary"
     )
-    parser.add_argument("--systems", nargs="+", choices=list(KINDS), default=list(KINDS), help="which are timed")
+    parser.add_argument(
+        "--systems",
+        nargs="+",
+        metavar="SYSTEM",
+        choices=list(KINDS),
+        default=list(KINDS),
+        help=f"of {'; '.join(KINDS)}",
+    )
     parser.add_argument("--attn_implementation", default="sdpa", help="the attention's back-end")
     parser.add_argument("--rounds", type=at_least(), default=7, help="rounds that are timed")
     add_device(parser)

@@ -1,7 +1,7 @@
 """Figure 7 of the paper: losses and masked accuracy over the steps of training, MNTP against MTP.
 
-    python examples/evaluate/training_curves.py --run MNTP=outputs/mntp MTP=outputs/mtp
-    python examples/evaluate/training_curves.py --run MAGNET=outputs/magnet --replica 1 --results outputs/results
+    python examples/evaluate/training_curves.py --runs MNTP=outputs/mntp MTP=outputs/mtp
+    python examples/evaluate/training_curves.py --runs MAGNET=outputs/magnet --replica 1 --results outputs/results
 
 Nothing is measured here: the evaluations that `adapt.py` made on its way (`eval_texts`, `eval_strategy steps`) become
 records, one for each step, step 0 being the model before training. What is on record is not written twice.
@@ -17,7 +17,7 @@ from typing import Any
 # A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.command_line import OneLineParser, at_least, check, named_items, start
+from examples.command_line import OneLineParser, also, at_least, check, named_items, start
 from examples.evaluate.records import Record, RecordFile, answered
 from examples.evaluate.training_run import REPORT, read_report
 
@@ -115,14 +115,15 @@ def parse_runs(items: list[str]) -> dict[str, Path]:
 def main(arguments: list[str] | None = None) -> list[Record]:
     """Put the evaluations of the runs that were named on record."""
     parser = OneLineParser(description=__doc__)
-    parser.add_argument(
-        "--runs", "--run", dest="run", nargs="+", required=True, metavar="NAME=DIR", help="output folders of adapt.py"
+    action = parser.add_argument(
+        "--runs", nargs="+", required=True, metavar="NAME=DIR", help="output folders of adapt.py"
     )
+    also(parser, action, "--run")
     parser.add_argument("--results", type=Path, default=Path("outputs/results"), help="folder of the records")
     parser.add_argument("--replica", type=at_least(0), default=0, help="which of several trainings of the same system")
     args = parser.parse_args(arguments)
     complaints, records = [], []
-    for name, folder in parse_runs(args.run).items():
+    for name, folder in parse_runs(args.runs).items():
         try:
             records += curve_records(name, folder, replica=args.replica)
         except ValueError as error:
