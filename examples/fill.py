@@ -96,22 +96,23 @@ def render(filled: Filled) -> str:
         lines.append(f"from the left alone: {_in_place(filled.pieces, filled.from_left)}")
     for number, answers in enumerate(filled.fills, start=1):
         for answer in answers:
-            lines.append(f"blank {number}: {_how_likely(answer)}  {_on_one_line(answer['text'])}")
+            lines.append(f"blank {number}: {how_likely(answer)}  {_on_one_line(answer['text'])}")
     return "\n".join(lines)
 
 
-def _how_likely(answer: dict[str, Any]) -> str:
-    """The probability of a fill; where the many tokens of one make it tiny, that of a token, the geometric mean.
+def how_likely(answer: dict[str, Any]) -> str:
+    """Say the probability of a fill; where its many tokens make it tiny, that of a token (geometric mean) as well.
 
     Example:
-        >>> _how_likely({"logprob": -0.5, "mean_logprob": -0.5}), _how_likely({"logprob": -20.0, "mean_logprob": -2.0})
+        >>> how_likely({"logprob": -0.5, "mean_logprob": -0.5}), how_likely({"logprob": -20.0, "mean_logprob": -2.0})
         (' 60.7 %', '2.1e-07 %, 13.5 % a token')
     """
     percent = 100 * math.exp(answer["logprob"])
     if percent >= SMALLEST_PERCENT:
         return f"{percent:5.1f} %"
+    told = f"{percent:.2g} %" if percent else "below 1e-300 %"
     each = 100 * math.exp(answer["mean_logprob"])
-    return f"{percent:.2g} %, {each:.1f} % a token" if each >= SMALLEST_PERCENT else f"{percent:.2g} %"
+    return f"{told}, {each:.1f} % a token" if each >= SMALLEST_PERCENT else told
 
 
 def _in_place(pieces: list[str], fills: list[dict[str, Any]]) -> str:

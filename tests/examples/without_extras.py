@@ -1,6 +1,6 @@
 """Runs scripts in a process in which no package of an extra can be imported; prints a line of JSON for each.
 
-    python tests/examples/without_extras.py '{"fill.py": ["--help"]}'
+python tests/examples/without_extras.py '{"fill.py": ["--help"]}'
 """
 
 import json
