@@ -194,11 +194,9 @@ def in_lines(error: BaseException) -> str:
         '`--limit` is 0. Pass more.'
     """
     heading, *complaints = (" ".join(part.split()) for part in str(error).split(_LISTED))
-    if heading == HEADING and len(complaints) == 1:
-        return complaints[0]
     if heading != HEADING:
-        return " ".join([heading, *complaints]) or type(error).__name__
-    return _LISTED.join([heading, *complaints])
+        return " ".join(str(error).split()) or type(error).__name__
+    return complaints[0] if len(complaints) == 1 else _LISTED.join([heading, *complaints])
 
 
 def start(main: Callable[[], Any]) -> None:

@@ -32,11 +32,12 @@ from examples.command_line import (
 )
 from examples.corpus.writing import whole_file
 from examples.fills_page import render_page
+from examples.hub import offline_where_unreachable
 from examples.models import not_adapted, open_magnet
 from modeling_magnet import InfillOptions
 from modeling_magnet.blanks_magnet import split_at_marks
 from trainer.resumable import append_rows, resume_rows
-from trainer.sources import read_source
+from trainer.sources import is_hub_id, read_source
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -146,6 +147,8 @@ def main(arguments: list[str] | None = None) -> None:
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"{str(path.parent)!r}, the folder of {path.name!r}, does not exist. Make it first.")
     device = choose_device(args.device)
+    if is_hub_id(str(args.texts)):
+        offline_where_unreachable()
     texts = read_source(args.texts, columns=[args.text_column])[args.text_column][: args.limit]
     settings = {k: v for k, v in vars(args).items() if k not in ("output", "html", "device", "limit")}
     rows = resume_rows(args.output, settings={**settings, "model": str(args.model)})

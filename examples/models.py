@@ -1,9 +1,11 @@
 """How scripts open a model that is named on the command line."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from examples.hub import offline_where_unreachable
 from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.sources_magnet import ADAPTER_SETTINGS, CONFIG, ModelSource
 
@@ -20,6 +22,8 @@ def open_magnet(path: str, *, dtype: str = "auto", device: str = "cpu", **option
     Raises:
         ValueError, OSError: nothing is there that can be opened.
     """
+    if not Path(path).is_dir():
+        offline_where_unreachable()
     wanted = dtype if dtype == "auto" else getattr(torch, dtype)
     model: Any = AutoMagnetForCausalLM.from_pretrained(path, dtype=wanted, **options)
     return model.to(device).eval()

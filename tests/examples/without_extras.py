@@ -1,6 +1,6 @@
 """Runs scripts in a process in which no package of an extra can be imported; prints a line of JSON for each.
 
-python tests/examples/without_extras.py '{"fill.py": ["--help"]}'
+python tests/examples/without_extras.py '[["fill.py", ["--help"]]]'
 """
 
 import json
@@ -33,7 +33,7 @@ def main() -> None:
     hide_extras()
     from tests.scripts import run_script
 
-    for script, arguments in json.loads(sys.argv[1]).items():
+    for script, arguments in json.loads(sys.argv[1]):
         try:
             code, out, err = run_script(REPOSITORY / "examples" / script, *arguments)
         except Exception as error:  # a traceback, where a person would see it
