@@ -60,7 +60,7 @@ def also(parser: Any, action: argparse.Action, *spellings: str) -> None:
         parser._option_string_actions[spelling] = action
 
 
-def add_model(parser: Any, *, help: str, required: bool = True, **options: Any) -> None:
+def add_model(parser: Any, *, help: str, required: bool = True, **options: Any) -> argparse.Action:
     """Add `--model_name_or_path`, also spelt `--model`; the value is `args.model`.
 
     Args:
@@ -71,7 +71,9 @@ def add_model(parser: Any, *, help: str, required: bool = True, **options: Any) 
     """
     if "action" not in options:
         options.setdefault("metavar", "MODEL")
-    parser.add_argument("--model_name_or_path", "--model", dest="model", required=required, help=help, **options)
+    names = ("--model_name_or_path", "--model")
+    action: argparse.Action = parser.add_argument(*names, dest="model", required=required, help=help, **options)
+    return action
 
 
 def add_device(parser: Any, *, default: str | None = None) -> None:

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from examples.command_line import OneLineParser, add_device, add_model, at_least, choose_device, start
+from examples.command_line import OneLineParser, add_device, add_model, also, at_least, choose_device, start
 from examples.evaluate.results import write_results
 from examples.models import open_magnet
 from trainer import load_texts
@@ -69,7 +69,7 @@ def break_words(texts: list[str], *, number: int, seed: int) -> list[BrokenWord]
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Break, fill, count, print, write."""
     parser = OneLineParser(description=__doc__)
-    add_model(parser, help="the adapted model")
+    also(parser, add_model(parser, help="the adapted model"), "--magnet")
     parser.add_argument("--texts", required=True, help="held-out texts")
     parser.add_argument("--number", type=at_least(), default=300, help="words")
     parser.add_argument("--seed", type=at_least(0), default=0, help="draws texts, words and cuts")

@@ -45,6 +45,7 @@ from examples.evaluate.human_scores import (
 from examples.evaluate.kept_fills import fill_all
 from examples.evaluate.records import Record, RecordFile, answered, conditions, identify
 from examples.evaluate.stories import TITLES, read_stories, stories_source
+from examples.hub import offline_where_unreachable
 
 CORPORA = ("rocstories", "story_cloze")
 PRESETS: dict[str, dict[str, int]] = {"smoke": {"number": 4, "shots": 2}, "paper": {"number": 100, "shots": SHOTS}}
@@ -139,6 +140,8 @@ def sample(args: argparse.Namespace) -> dict[str, Any]:
         ValueError: the folder holds another form, or fills of other models, stories or options; too few stories; or
             prompts that exceed the context of the base.
     """
+    if args.data is None:
+        offline_where_unreachable()
     stories = read_stories(args.data, corpus=args.corpus)
     gaps, examples = draw_gaps(stories, number=args.number, shots=args.shots, seed=args.seed)
     settings = {name: getattr(args, name) for name in ("corpus", "number", "dtype", "batch_size", "preset", "seed")}

@@ -84,6 +84,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     device = choose_device(args.device)
     stories = read_story_cloze(args.stories)[: args.limit]
+    if len(stories) < 2:  # each takes a wrong sentence from another
+        raise ValueError(f"`--stories` {str(args.stories)!r} has {len(stories)} stories; expected 2 at least.")
     tasks = make_choices(stories, seed=args.seed)
     magnet, base = (open_magnet(path, device=device) for path in (args.magnet, args.base))
     reads, adapted_reads = (PromptedInfiller(model, model.tokenizer).score_infill for model in (base, magnet))
