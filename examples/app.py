@@ -21,21 +21,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-try:
-    import gradio  # noqa: F401
-except ImportError as missing:
-    raise SystemExit(f"The app needs gradio ({missing}): pip install -e '.[demo]'") from missing
-
 from transformers.utils import logging
 
+from examples.command_line import OneLineParser, add_device, add_model, need, start
 from examples.demo.model import describe_model, open_model
-from examples.demo.page import build_page, launch_options
+from examples.models import not_adapted
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The options; see `--help`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a MAGNET checkpoint: directory or Hub id; left out, the quickstart's")
+    parser = OneLineParser(description=__doc__)
+    add_model(parser, required=False, help="a MAGNET checkpoint: directory or Hub id; left out, the quickstart's")
+    add_device(parser)
     # A Space says by these which address it looks at.
     port, host = os.environ.get("GRADIO_SERVER_PORT", "7860"), os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
     parser.add_argument("--port", type=int, default=port, help="where to listen")
@@ -50,11 +47,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Open the model, then serve the page until somebody ends it."""
     args = parse_arguments(arguments)
+    need("demo", "gradio")
+    from examples.demo.page import build_page, launch_options
+
     logging.disable_progress_bar()  # of reading weights; training keeps its own
-    try:
-        model = open_model(args.model)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+    model = open_model(args.model, device=args.device)
+    if args.model is not None and (note := not_adapted(args.model)):
+        print(note, file=sys.stderr)
     page = build_page(model, described=describe_model(model, named=args.model))
     try:
         page.launch(
@@ -66,10 +65,10 @@ def main(arguments: list[str] | None = None) -> None:
             **launch_options(),
         )
     except OSError as error:
-        raise SystemExit(f"error: {args.host}:{args.port} cannot be listened at ({error}). Pass another.") from error
+        raise ValueError(f"{args.host}:{args.port} cannot be listened at ({error}). Pass another `--port`.") from error
     print(f"app: OK (http://{args.host}:{args.port}; end it with Ctrl+C)", flush=True)
     page.block_thread()
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -23,12 +23,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 # A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
 from transformers.utils import logging as transformers_logging
 
 from examples.checkup.adapters import bound_findings, merge_findings
@@ -41,6 +40,7 @@ from examples.checkup.opening import Opened, open_model, opening_findings
 from examples.checkup.round_trip import round_trip_findings
 from examples.checkup.versions import version_findings
 from examples.checkup.vocabulary import vocabulary_findings
+from examples.command_line import OneLineParser, add_device, add_model, choose_device
 from examples.evaluate.results import write_results
 from modeling_magnet.masking_magnet import MASKED_BACKENDS, MODES
 
@@ -48,20 +48,13 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 MARKS = {"pass": "pass", "fail": "FAIL", "not applicable": "n/a"}
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """An argument parser that complains in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """As argparse, without its summary of all options."""
-        self.exit(2, f"error: {message}. See --help.\n")
-
-
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", metavar="MODEL", help="directory or Hub id of a decoder, checkpoint or adapter")
+    parser = OneLineParser(description=__doc__)
+    add_model(parser, required=False, help="directory or Hub id of a decoder, checkpoint or adapter")
+    parser.add_argument("positional", nargs="?", metavar="MODEL", help="the same, without the option's name")
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of the weights; as they are stored if auto")
-    parser.add_argument("--device", help="such as cpu or cuda:1; CUDA where there is some if left out")
+    add_device(parser)
     parser.add_argument(
         "--backends",
         nargs="+",
@@ -75,7 +68,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--mask_token", help="for a plain decoder whose vocabulary has no underscore")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own files, not the package")
     args = parser.parse_args(arguments)
-    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if (args.model is None) == (args.positional is None):
+        parser.error("name one model: doctor.py MODEL, or --model_name_or_path MODEL")
+    args.model = args.model or args.positional
+    del args.positional
     args.backends = list(dict.fromkeys(args.backends))
     return args
 
@@ -86,13 +82,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     Raises:
         ValueError: naming the option.
     """
-    try:
-        torch.empty(1, device=args.device)
-    except (RuntimeError, AssertionError) as error:  # the second where torch was built without CUDA
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"`--device` is {args.device!r}, which cannot be used ({reason}). Pass another, such as cpu."
-        ) from error
+    args.device = choose_device(args.device)
     if args.json is not None and (args.json.is_dir() or not args.json.parent.is_dir()):
         raise ValueError(f"`--json` is {str(args.json)!r}; name a file in a folder that exists.")
     if args.revision is not None and Path(args.model).is_dir():

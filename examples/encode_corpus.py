@@ -9,15 +9,18 @@ of an undisturbed run. Row n of the output is row n of the corpus; a row that ca
 stands in the report, `OUTPUT.json`. While it works, a run needs room for its vectors twice.
 """
 
+import argparse
 import glob
 import json
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +32,10 @@ import torch
 import transformers
 from tqdm import tqdm
 from transformers import HfArgumentParser
+from transformers.utils import logging
 
 import modeling_magnet
+from examples.command_line import OneLineParser, check, start
 from examples.corpus.encoding import EncodingOptions, ModelFacts, complaints_about, inspect_model
 from examples.corpus.merging import SUFFIXES, merge_parts
 from examples.corpus.ray_engine import encode_on_ray, import_ray
@@ -40,6 +45,7 @@ from examples.corpus.writing import PartsFolder, whole_file
 
 ENGINES = {"local": encode_here, "ray": encode_on_ray}
 COMPLAINTS_TOLD = 20
+COUNTED_FIRST = 0.5  # seconds that the bar waits for the number of rows
 _EXISTS = "`output` {!r} exists already. Choose another, or move it away."
 
 
@@ -61,10 +67,18 @@ class CorpusArguments:
     engine: str = field(default="local", metadata={"help": "local: this machine; ray: the cluster of RAY_ADDRESS."})
 
 
+class CorpusFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Help with the docstring as it is and the default of each option."""
+
+
+class CorpusParser(OneLineParser, HfArgumentParser):
+    """The options of the dataclasses; a wrong one is one line."""
+
+
 def parse_arguments(arguments: list[str]) -> tuple[CorpusArguments, EncodingOptions]:
     """Read the command line."""
-    parser = HfArgumentParser((CorpusArguments, EncodingOptions))  # type: ignore[arg-type]
-    corpus, options = parser.parse_args_into_dataclasses(arguments)
+    parser = CorpusParser((EncodingOptions, CorpusArguments), description=__doc__, formatter_class=CorpusFormatter)
+    options, corpus = parser.parse_args_into_dataclasses(arguments)
     return corpus, options
 
 
@@ -88,8 +102,7 @@ def check_arguments(arguments: CorpusArguments, options: EncodingOptions) -> Non
             complaints.append(f"`{name}` is {getattr(arguments, name)}; pass 1 or more.")
     if arguments.engine not in ENGINES:
         complaints.append(f"`engine` is {arguments.engine!r}; pass one of {list(ENGINES)}.")
-    if complaints:
-        raise ValueError("\n- ".join(["The arguments cannot be used:", *complaints]))
+    check(complaints)
 
 
 def _about_output(arguments: CorpusArguments) -> Iterator[str]:
@@ -164,6 +177,39 @@ def _versions() -> dict[str, str]:
     return {library.__name__: library.__version__ for library in libraries}
 
 
+@contextmanager
+def progress(corpus: Corpus, *, done: int) -> Iterator[tuple[tqdm, Callable[[int], None]]]:
+    """A bar over the rows of a corpus, with the time left; where nothing tells their number, a thread counts them.
+
+    Args:
+        corpus (`Corpus`): What is read.
+        done (`int`): Rows that an earlier run has encoded.
+
+    Returns:
+        `tuple[tqdm, Callable]`: the bar, and what moves it on by a number of rows.
+    """
+    ended, counted = threading.Event(), [corpus.count()]
+    counter = threading.Thread(
+        target=lambda: counted.append(corpus.count_by_reading(lambda: not ended.is_set())), daemon=True
+    )
+    if counted[-1] is None:
+        counter.start()
+        counter.join(COUNTED_FIRST)
+    with tqdm(desc="Encoding", unit="row", initial=done, total=counted[-1], mininterval=0.5) as bar:
+
+        def tell(number: int) -> None:
+            """So many rows more."""
+            bar.total = counted[-1]
+            bar.update(number)
+
+        try:
+            yield bar, tell
+        finally:
+            ended.set()
+            if counter.ident is not None:
+                counter.join()
+
+
 def encode_missing(
     corpus: Corpus, parts: PartsFolder, arguments: CorpusArguments, options: EncodingOptions, facts: ModelFacts
 ) -> list[int]:
@@ -177,17 +223,15 @@ def encode_missing(
     """
     rows = parts.finished()
     stream = ChunkStream(corpus, arguments.chunk_size, skip=frozenset(rows))
-    encoded = ENGINES[arguments.engine](stream, options, facts, num_processes=arguments.num_processes)
     total = None
-    with (
-        closing(encoded),
-        tqdm(desc="Encoding", unit="row", initial=sum(rows.values()), total=corpus.count(), mininterval=1) as bar,
-    ):
+    encode = partial(ENGINES[arguments.engine], stream, options, facts, num_processes=arguments.num_processes)
+    with progress(corpus, done=sum(rows.values())) as (bar, tell), closing(encode(tell=tell)) as encoded:
         told = 0
         for chunk, vectors in encoded:
             if not chunk.num_rows:
                 total = chunk.first_row
                 continue
+            tell(len(chunk.complaints))  # rows without a text, which no batch has
             chunk.complaints.extend(complaints_about(chunk, vectors))
             parts.write(chunk, vectors)
             rows[chunk.index] = chunk.num_rows
@@ -195,7 +239,6 @@ def encode_missing(
                 place = "" if complaint.file is None else f" ({complaint.file}, line {complaint.line})"
                 bar.write(f"Row {complaint.row}{place}: {complaint.reason}", file=sys.stderr)
             told += len(chunk.complaints)
-            bar.update(chunk.num_rows)
     if sorted(rows) != list(range(len(rows))) or sum(rows.values()) != total:
         raise RuntimeError(f"{len(rows)} chunks of {sum(rows.values())} rows are there, but {total} rows were read.")
     return [rows[index] for index in range(len(rows))]
@@ -240,6 +283,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     check_arguments(chosen, options)
     if chosen.engine == "ray":
         import_ray()
+    logging.disable_progress_bar()  # of reading weights, which would stand among the rows
     corpus = open_corpus(
         chosen.texts,
         text_column=chosen.text_column,
@@ -286,8 +330,4 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:  # what the user can mend; anything else needs its traceback
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    start(main)

@@ -1,7 +1,7 @@
 """Fill the blanks of a text of your own, from both sides, beside what the same weights write from the left alone.
 
     python examples/fill.py "Nora was at the market. She found a [blank] there. When the storm broke, she stayed dry."
-    python examples/fill.py --model DIR_OR_HUB_ID --tokens 4 --answers 5
+    python examples/fill.py --model DIR_OR_HUB_ID --max_new_tokens 4 --num_return_sequences 5
     python examples/fill.py < texts.txt
 
 Without a text it asks for one after another, or reads lines. Without `--model` it takes the quickstart's model, which
@@ -25,18 +25,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers.utils import logging
 
+from examples.command_line import OneLineParser, add_device, add_model, also, at_least, start
 from examples.demo.infill import Filled, fill_text
 from examples.demo.model import describe_model, open_model
+from examples.models import not_adapted
+
+# Below, one digit behind the point would say "0.0 %".
+SMALLEST_PERCENT = 0.05
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The options; see `--help`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("text", nargs="?", help="a text with [blank] wherever something is missing")
-    parser.add_argument("--model", help="a MAGNET checkpoint: directory or Hub id; left out, the quickstart's")
+    add_model(parser, required=False, help="a MAGNET checkpoint: directory or Hub id; left out, the quickstart's")
     parser.add_argument("--gguf_file", help="the GGUF file there that holds the model")
-    parser.add_argument("--tokens", type=int, help="of each fill; left out, the model chooses")
-    parser.add_argument("--answers", type=int, default=3, help="different ones to each blank")
+    tokens = parser.add_argument("--max_new_tokens", type=at_least(), help="of each fill; left out, the model chooses")
+    answers = parser.add_argument("--num_return_sequences", type=at_least(), default=3, help="answers to each blank")
+    also(parser, tokens, "--tokens")
+    also(parser, answers, "--answers")
+    add_device(parser)
     return parser.parse_args(arguments)
 
 
@@ -44,15 +52,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Fill what is given; returns the exit status."""
     args = parse_arguments(arguments)
     logging.disable_progress_bar()  # of reading weights; training keeps its own
-    try:
-        model = open_model(args.model, gguf_file=args.gguf_file)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+    model = open_model(args.model, gguf_file=args.gguf_file, device=args.device)
     print(f"Filling with {describe_model(model, named=args.model)}.")
+    if args.model is not None and (note := not_adapted(args.model)):
+        print(note)
     failed = 0
     for text in given_texts(args.text):
         try:
-            print("\n" + render(fill_text(model, text, length=args.tokens, answers=args.answers)))
+            print("\n" + render(fill_text(model, text, length=args.max_new_tokens, answers=args.num_return_sequences)))
         except ValueError as error:  # the next text may be better
             print(f"error: {error}", file=sys.stderr)
             failed += 1
@@ -80,7 +87,7 @@ def render(filled: Filled) -> str:
         filled (`Filled`): A filled text.
 
     Example:
-        >>> fill = {"text": "stayed", "logprob": -0.5}
+        >>> fill = {"text": "stayed", "logprob": -0.5, "mean_logprob": -0.5}
         >>> print(render(Filled(["She ", " dry."], [[fill]], from_left=None)))
         from both sides:     She <stayed> dry.
         blank 1:  60.7 %  stayed
@@ -90,8 +97,23 @@ def render(filled: Filled) -> str:
         lines.append(f"from the left alone: {_in_place(filled.pieces, filled.from_left)}")
     for number, answers in enumerate(filled.fills, start=1):
         for answer in answers:
-            lines.append(f"blank {number}: {100 * math.exp(answer['logprob']):5.1f} %  {_on_one_line(answer['text'])}")
+            lines.append(f"blank {number}: {how_likely(answer)}  {_on_one_line(answer['text'])}")
     return "\n".join(lines)
+
+
+def how_likely(answer: dict[str, Any]) -> str:
+    """Say the probability of a fill; where its many tokens make it tiny, that of a token (geometric mean) as well.
+
+    Example:
+        >>> how_likely({"logprob": -0.5, "mean_logprob": -0.5}), how_likely({"logprob": -20.0, "mean_logprob": -2.0})
+        (' 60.7 %', '2.1e-07 %, 13.5 % a token')
+    """
+    percent = 100 * math.exp(answer["logprob"])
+    if percent >= SMALLEST_PERCENT:
+        return f"{percent:5.1f} %"
+    told = f"{percent:.2g} %" if percent else "below 1e-300 %"
+    each = 100 * math.exp(answer["mean_logprob"])
+    return f"{told}, {each:.1f} % a token" if each >= SMALLEST_PERCENT else told
 
 
 def _in_place(pieces: list[str], fills: list[dict[str, Any]]) -> str:
@@ -109,4 +131,4 @@ def _on_one_line(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(lambda: sys.exit(main()))

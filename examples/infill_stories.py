@@ -22,18 +22,29 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig
 
+from examples.command_line import (
+    OneLineParser,
+    add_device,
+    add_dtype,
+    add_model,
+    at_least,
+    choose_device,
+    start,
+)
 from examples.corpus.writing import whole_file
 from examples.fills_page import render_page
-from modeling_magnet import AutoMagnetForCausalLM, InfillOptions
+from examples.hub import offline_where_unreachable
+from examples.models import not_adapted, open_magnet
+from modeling_magnet import InfillOptions
 from modeling_magnet.blanks_magnet import split_at_marks
 from trainer.resumable import append_rows, resume_rows
-from trainer.sources import read_source
+from trainer.sources import is_hub_id, read_source
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The options; see `--help`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a MAGNET checkpoint")
+    parser = OneLineParser(description=__doc__)
+    add_model(parser, help="a MAGNET checkpoint: directory or Hub id")
     parser.add_argument("--texts", required=True, help="rows with blanks: .jsonl, .csv, .parquet, also compressed")
     parser.add_argument("--text_column", default="text", help="column of the text")
     parser.add_argument("--output", type=Path, required=True, help=".jsonl file to write, one line per row")
@@ -53,11 +64,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         default="space",
         help="what may be spelt anew where a blank begins: the space in front of it, a token on either side, nothing",
     )
-    parser.add_argument("--limit", type=int, help="rows, from the first on")
-    parser.add_argument("--batch_size", type=int, default=16, help="texts filled together")
-    parser.add_argument("--seed", type=int, default=0, help="of sampling")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="dtype of the weights")
+    parser.add_argument("--limit", type=at_least(), help="rows, from the first on")
+    parser.add_argument("--batch_size", type=at_least(), default=16, help="texts filled together")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of sampling")
+    add_device(parser)
+    add_dtype(parser)
     args = parser.parse_args(arguments)
     if (args.max_new_tokens is None) == (args.num_tokens is None):
         parser.error("pass one of --max_new_tokens and --num_tokens")
@@ -148,16 +159,18 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     for path in (args.output, args.html):
         if path is not None and not path.parent.is_dir():
-            raise SystemExit(
-                f"error: {str(path.parent)!r}, the folder of {path.name!r}, does not exist. Make it first."
-            )
+            raise ValueError(f"{str(path.parent)!r}, the folder of {path.name!r}, does not exist. Make it first.")
+    device = choose_device(args.device)
+    if is_hub_id(str(args.texts)):
+        offline_where_unreachable()
     texts = read_source(args.texts, columns=[args.text_column])[args.text_column][: args.limit]
     settings = {k: v for k, v in vars(args).items() if k not in ("output", "html", "device", "limit")}
     rows = resume_rows(args.output, settings={**settings, "model": str(args.model)})
     done = len(rows)
     if done < len(texts):
-        model = AutoMagnetForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
-        model.eval().to(args.device)
+        model = open_magnet(args.model, dtype=args.dtype, device=device)
+        if note := not_adapted(args.model):
+            print(note, file=sys.stderr)
         with tqdm(total=len(texts), initial=done, desc="Filling", unit="text") as progress:
             while done < len(texts):
                 # Batches begin at multiples of their size, so that a resumed run draws what an undisturbed one draws.
@@ -176,4 +189,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

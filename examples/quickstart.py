@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -22,17 +23,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers.utils import logging
 
+from examples.command_line import OneLineParser, add_output_dir, at_least, need, start
 from examples.quickstart_data import SMOKE, Budget
 from examples.quickstart_models import train_models
 from examples.quickstart_table import LEGEND, fill_table, render_table, show_infills
 
-try:
-    from examples.plots import draw_curves, draw_masks
-except ImportError as error:
-    raise SystemExit(f"The quickstart draws with matplotlib ({error}): pip install -e '.[plots]'") from error
-
-
 ACCEPTED_ACCURACY = 0.9
+# Whole sentences of the corpus: the model knows no other words and no shorter texts. Only a raincoat fits.
+TEXT = (
+    "Nora and a friend were at the market at noon. She found a [blank] under a bench. "
+    "Soon it rained hard, but she stayed dry."
+)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -42,11 +43,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         argv (`list[str]`, *optional*): Command line; `sys.argv` if left out.
 
     Returns:
-        `argparse.Namespace`: `output_dir`, `seed` and `smoke`.
+        `argparse.Namespace`: `output`, `seed` and `smoke`.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart"), help="corpus, models and plots")
-    parser.add_argument("--seed", type=int, default=0, help="decides the corpus, the weights and every draw")
+    parser = OneLineParser(description=__doc__)
+    add_output_dir(parser, default=Path("outputs/quickstart"), help="folder of corpus, models and plots")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="decides the corpus, the weights and every draw")
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything: proves that it runs, no more")
     return parser.parse_args(argv)
 
@@ -62,8 +63,13 @@ def main(argv: list[str] | None = None) -> int:
     """
     started = time.monotonic()
     arguments = parse_arguments(argv)
+    need("plots", "matplotlib")
+    from examples.plots import draw_curves, draw_masks
+
     logging.disable_progress_bar()  # of reading and writing weights; training keeps its own
-    output_dir = arguments.output_dir
+    output_dir = arguments.output
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"`--output_dir` {str(output_dir)!r} is a file. Name a folder.")
     exam, answering, logs = train_models(
         output_dir, budget=SMOKE if arguments.smoke else Budget(), seed=arguments.seed
     )
@@ -82,12 +88,22 @@ def main(argv: list[str] | None = None) -> int:
     ]
     print(f"\n{rendered}\n\n{show_infills(exam, answering)}\n")
     print(f"checkpoint: {output_dir / 'magnet'}\nplots: {', '.join(map(str, plots))}")
-    print(f'a blank of your own: python examples/fill.py "Nora found a [blank]." --model {output_dir / "magnet"}')
+    print(f"a blank of your own: {command(output_dir / 'magnet')}")
 
     accuracy = table["hidden fact, from both sides"]["MAGNET"]
     line, exit_code = verdict(accuracy, smoke=arguments.smoke, seconds=time.monotonic() - started)
     print(line)
     return exit_code
+
+
+def command(checkpoint: Path) -> str:
+    """The command that fills a blank of a text in the made-up language with the model.
+
+    Example:
+        >>> command(Path("outputs/quickstart/magnet")).split('"')[2]
+        ' --model outputs/quickstart/magnet'
+    """
+    return f'python examples/fill.py "{TEXT}" --model {shlex.quote(str(checkpoint))}'
 
 
 def verdict(accuracy: float, *, smoke: bool, seconds: float) -> tuple[str, int]:
@@ -116,4 +132,4 @@ def verdict(accuracy: float, *, smoke: bool, seconds: float) -> tuple[str, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(lambda: sys.exit(main()))

@@ -1,12 +1,11 @@
 """The reference as HTML pages: every module of both packages, from its docstrings.
 
-    python examples/reference.py --output outputs/reference
+    python examples/reference.py --output_dir outputs/reference
 
 Open `index.html`; `modeling_magnet.html` and `trainer.html` have the public names. Needs pdoc (extra `dev`) and no
 network. A warning ends it, and so does a page that names a folder of this machine.
 """
 
-import argparse
 import dataclasses
 import importlib
 import inspect
@@ -20,9 +19,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from examples.command_line import OneLineParser, add_output_dir, need, start
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("modeling_magnet", "trainer")
 
 
@@ -98,13 +99,17 @@ def _folders_of_this_machine() -> set[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("outputs/reference"), help="Folder of the pages.")
+    parser = OneLineParser(description=__doc__)
+    add_output_dir(parser, default=Path("outputs/reference"), help="folder of the pages")
     options = parser.parse_args(arguments)
+    if options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"`--output_dir` {str(options.output)!r} is a file. Name a folder.")
+    need("dev", "pdoc")
+    need("eval", "mteb")
     started = time.perf_counter()
     pages = write_reference(options.output.resolve())
     print(f"reference: OK ({len(pages)} pages; {time.perf_counter() - started:.0f} s)")
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -9,7 +9,6 @@ its last line. No times of cells, no ids of widgets. Where a cell fails, the fil
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -18,6 +17,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+# A script finds its own folder alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from examples.command_line import OneLineParser, check, need, start
+
 try:
     import nbformat
     from jupyter_client.kernelspec import KernelSpecManager
@@ -25,10 +29,16 @@ try:
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
     from traitlets import default
-except ImportError as error:
-    raise SystemExit(f"A notebook needs a client and a kernel ({error}): pip install -e '.[notebook]'") from error
+except ImportError:  # `main` says what to install; `--help` works without it
+    AsyncKernelManager = object
+
+    def default(name: str) -> Any:
+        """Stand in for traitlets' decorator."""
+        return lambda function: function
+
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+TOUR = "examples/magnet_tour.ipynb"
 TIMEOUT = 900  # seconds for one cell
 
 
@@ -90,11 +100,13 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         `int`: 0, or 1 where a cell failed.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("notebook", type=Path, help="the file to execute")
     parser.add_argument("--output", type=Path, help="where to write it; over the notebook if left out")
     parser.add_argument("--folder", type=Path, help="where its cells work; beside the notebook if left out")
     arguments = parser.parse_args(argv)
+    need("notebook", "nbformat", "nbclient", "ipykernel")
+    _check(arguments)
     started = time.monotonic()
     output = arguments.output or arguments.notebook
     try:
@@ -110,5 +122,21 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _check(arguments: Any) -> None:
+    """Refuse files and folders that are not there.
+
+    Raises:
+        ValueError: listing them.
+    """
+    complaints = []
+    if not arguments.notebook.is_file():
+        complaints.append(f"The notebook {str(arguments.notebook)!r} is not a file. Name one, such as {TOUR}.")
+    if arguments.folder is not None and not arguments.folder.is_dir():
+        complaints.append(f"`--folder` {str(arguments.folder)!r} is not a folder. Name one, or leave it out.")
+    if arguments.output is not None and not arguments.output.parent.is_dir():
+        complaints.append(f"`--output` is {str(arguments.output)!r}, whose folder does not exist. Make it first.")
+    check(complaints)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    start(lambda: sys.exit(main()))

@@ -1,6 +1,6 @@
 """What an adaptation gained and what it cost, against the base and the controls a sceptic would ask for.
 
-    python examples/benchmarks/adaptation.py --base DIR --adapted DIR --causal_control DIR \
+    python examples/benchmarks/adaptation.py --base DIR --magnet DIR --causal_control DIR \
         --texts wikipedia=FILE wikitext2=FILE --sts FILE --name wiki7m
 
 Infilling perplexity counts the tokens of up to three spans of 8 to 32 tokens. Controls: the base from left to right;
@@ -8,23 +8,36 @@ the base trained causally for the same steps on the same rows; the adapted model
 taken from another row. Prints a table and writes JSON beside this file.
 """
 
-import argparse
 import csv
 import gzip
 import platform
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+# A script finds its own folder alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 import numpy as np
 import torch
 import transformers
 from datasets import Dataset
-from scipy.stats import spearmanr
 from transformers.utils.logging import tqdm
 
-from modeling_magnet import AutoMagnetForCausalLM
+from examples.command_line import (
+    OneLineParser,
+    add_device,
+    also,
+    at_least,
+    check,
+    choose_device,
+    named_items,
+    need,
+    start,
+)
+from examples.models import open_magnet
 from modeling_magnet.batching_magnet import pad_token_rows
 from modeling_magnet.pooling_magnet import last_token_states
 from modeling_magnet.prompts_magnet import join_prompt
@@ -77,10 +90,10 @@ def measure_language(model: Any, rows: Dataset, *, max_rows: int) -> dict[str, f
     length = max(map(len, rows["input_ids"]))
     full = [ids for ids in rows["input_ids"] if len(ids) == length][:max_rows]
     sums: dict[str, float] = defaultdict(float)
-    for start in tqdm(range(0, len(full), BATCH_SIZE), desc="Reading", leave=False):
+    for begin in tqdm(range(0, len(full), BATCH_SIZE), desc="Reading", leave=False):
         numbered = [
-            {"input_ids": ids, "row_id": start + index, "epoch": 0}
-            for index, ids in enumerate(full[start : start + BATCH_SIZE])
+            {"input_ids": ids, "row_id": begin + index, "epoch": 0}
+            for index, ids in enumerate(full[begin : begin + BATCH_SIZE])
         ]
         batch = collate(numbered)
         asked = language_sums(model, batch, mntp_normalization="selected", msg_normalization="token")
@@ -103,8 +116,8 @@ def embed(model: Any, texts: list[str], *, mode: str, pooling: str, prompt: str 
     # BOS and the prompt; the prompt's last space belongs to the first word's token.
     front = 1 + len(tokenizer(join_prompt(prompt, "").rstrip(), add_special_tokens=False)["input_ids"])
     vectors = []
-    for start in range(0, len(texts), 64):
-        rows = tokenize_texts(tokenizer, texts[start : start + 64], prompt=prompt, max_length=256)
+    for begin in range(0, len(texts), 64):
+        rows = tokenize_texts(tokenizer, texts[begin : begin + 64], prompt=prompt, max_length=256)
         batch = pad_token_rows(rows, pad_token_id=0)
         nowhere = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
         states = model(**batch, mode=mode, logits_to_keep=nowhere).last_hidden_state
@@ -120,6 +133,8 @@ def embed(model: Any, texts: list[str], *, mode: str, pooling: str, prompt: str 
 
 def measure_sts(model: Any, file: Path) -> dict[str, float]:
     """Spearman correlation x100 of cosine and human score, by mode, pooling and prompt."""
+    from scipy.stats import spearmanr  # of the extra `eval`
+
     with gzip.open(file, "rt", encoding="utf-8", newline="") as stream:
         rows = list(csv.reader(stream))
     scores = [float(row[2]) for row in rows]
@@ -156,28 +171,38 @@ def print_table(results: dict[str, Any], names: list[str]) -> None:
 
 def main() -> None:
     """Measure the models that were named."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", required=True, help="the model before adaptation")
-    parser.add_argument("--adapted", required=True, help="the MAGNET checkpoint")
+    parser = OneLineParser(description=__doc__)
+    parser.add_argument("--base", required=True, help="the model it was adapted from")
+    action = parser.add_argument("--magnet", required=True, help="the adapted model")
+    also(parser, action, "--adapted")
     parser.add_argument("--causal_control", help="the base trained causally for the same steps and rows")
     parser.add_argument("--texts", nargs="+", required=True, metavar="NAME=FILE", help="held-out texts")
     parser.add_argument("--sts", type=Path, help="csv.gz of sentence, sentence, score")
-    parser.add_argument("--max_rows", type=int, default=128, help="rows of 512 tokens for each corpus")
+    action = parser.add_argument("--limit", type=at_least(), default=128, help="rows of 512 tokens of each corpus")
+    also(parser, action, "--max_rows")
+    add_device(parser)
     parser.add_argument("--name", required=True, help="name of the JSON file")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where it goes")
     args = parser.parse_args()
+    files, complaints = named_items(args.texts, option="--texts", what="FILE")
+    if args.sts is not None and not args.sts.is_file():
+        complaints.append(f"`--sts` {str(args.sts)!r} is not a file. Name one, or leave it out.")
+    check(complaints)
+    if args.sts is not None:
+        need("eval", "scipy")
+    device = choose_device(args.device)
     started = time.perf_counter()
     models = {
-        name: AutoMagnetForCausalLM.from_pretrained(path).eval()
-        for name, path in (("base", args.base), ("adapted", args.adapted), ("causal_control", args.causal_control))
+        name: open_magnet(path, device=device)
+        for name, path in (("base", args.base), ("adapted", args.magnet), ("causal_control", args.causal_control))
         if path is not None
     }
     results: dict[str, Any] = {"language": {}, "sts": {}}
-    for name, file in (item.split("=", 1) for item in args.texts):
+    for name, file in files.items():
         texts = load_texts(file)
         blocks = texts_to_blocks(texts, models["base"].tokenizer, max_length=512, concatenate="wikitext" in name)
         results["language"][name] = {
-            which: measure_language(model, blocks, max_rows=args.max_rows) for which, model in models.items()
+            which: measure_language(model, blocks, max_rows=args.limit) for which, model in models.items()
         }
     if args.sts is not None:
         results["sts"] = {which: measure_sts(model, args.sts) for which, model in models.items()}
@@ -194,4 +219,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

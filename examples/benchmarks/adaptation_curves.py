@@ -6,13 +6,15 @@ Each run needs `eval_texts` and `eval_strategy steps`. Writes `results/NAME.png`
 `results/NAME.json`.
 """
 
-import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
+# A script finds its own folder alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from examples.command_line import OneLineParser, check, named_items, need, start
 from trainer.whole_files import write_json
 
 PANELS = {
@@ -49,6 +51,8 @@ def draw_evaluations(runs: dict[str, dict[str, dict[int, float]]], path: Path) -
     Returns:
         `Path`: the file written.
     """
+    from matplotlib.figure import Figure  # of the extra `plots`
+
     figure = Figure(figsize=(12, 7))
     for axes, (metric, title) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
         for name, metrics in runs.items():
@@ -71,16 +75,19 @@ def draw_evaluations(runs: dict[str, dict[str, dict[int, float]]], path: Path) -
 
 def main(arguments: list[str] | None = None) -> None:
     """Draw the runs that were named."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--runs", nargs="+", required=True, metavar="NAME=DIR", help="output folders of adapt.py")
     parser.add_argument("--name", required=True, help="name of the files")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where they go")
     args = parser.parse_args(arguments)
-    runs = {name: read_evaluations(Path(folder)) for name, folder in (item.split("=", 1) for item in args.runs)}
+    need("plots", "matplotlib")
+    folders, complaints = named_items(args.runs, option="--runs")
+    check(complaints)
+    runs = {name: read_evaluations(Path(folder)) for name, folder in folders.items()}
     file = args.results / f"{args.name}.json"
     write_json(file, runs)
     print(f"adaptation_curves: OK ({draw_evaluations(runs, file.with_suffix('.png'))})")
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -6,7 +6,6 @@ The floor: an adapter of rank r on a layer of n inputs and m outputs adds r (n +
 is memory traffic and the many small products. Merged, there is no adapter at all.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ import torch
 from peft import LoraConfig
 
 from examples.benchmarks.measuring import machine
+from examples.command_line import OneLineParser, add_device, add_dtype, add_model, also, choose_device, start
 from examples.evaluate.results import write_results
-from modeling_magnet import AutoMagnetForCausalLM
+from examples.models import open_magnet
 from trainer import load_texts
 from trainer.adapter_cost import adapter_cost
 
@@ -34,23 +34,25 @@ def extra_products(model: Any) -> float:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measure, print a table and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="Directory or Hub id of a plain decoder or a MAGNET model.")
-    parser.add_argument("--texts", nargs="+", required=True, help="Files or a Hub id of texts.")
-    parser.add_argument("--num_texts", type=int, default=64, help="Texts that are encoded.")
-    parser.add_argument("--rank", type=int, default=16, help="Rank of the adapter, on all linear layers.")
-    parser.add_argument("--rounds", type=int, default=9, help="Rounds that are timed.")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda.")
-    parser.add_argument("--dtype", default="float32", help="Dtype of the weights.")
-    parser.add_argument("--output", type=Path, help="JSON file for the result.")
+    parser = OneLineParser(description=__doc__)
+    add_model(parser, help="directory or Hub id of a plain decoder or a MAGNET checkpoint")
+    parser.add_argument("--texts", nargs="+", required=True, help="files or a Hub id of texts")
+    number = parser.add_argument("--number", type=int, default=64, help="texts to embed")
+    also(parser, number, "--num_texts")
+    rank = parser.add_argument("--lora_r", type=int, default=16, help="rank of the adapter")
+    also(parser, rank, "--rank")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds that are timed")
+    add_device(parser)
+    add_dtype(parser)
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
-    if min(args.num_texts, args.rank, args.rounds) < 1:
-        parser.error("`--num_texts`, `--rank` and `--rounds` are at least 1.")
+    if min(args.number, args.lora_r, args.rounds) < 1:
+        parser.error("`--number`, `--lora_r` and `--rounds` are at least 1.")
     source = args.texts[0] if len(args.texts) == 1 else args.texts
-    texts = [text[:400] for text in load_texts(source, limit=args.num_texts)["text"]]
-    device = torch.device(args.device)
-    model = AutoMagnetForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(device)
-    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=args.rank))
+    texts = [text[:400] for text in load_texts(source, limit=args.number)["text"]]
+    device = torch.device(choose_device(args.device))
+    model = open_magnet(args.model, dtype=args.dtype, device=str(device))
+    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=args.lora_r))
     share = extra_products(model)
     rows = {}
     print(f"{'adapter':10}" + "".join(f"{name:>12}" for name in ("encode", "infill", "generate")))
@@ -61,7 +63,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     print(f"floor of encode and infill: {1 + share:.2f}x; of generate, bound: 1.00x")
     result = {
         **machine(device, dtype=args.dtype),
-        "settings": {"rank": args.rank, "rounds": args.rounds, "num_texts": len(texts)},
+        "settings": {"rank": args.lora_r, "rounds": args.rounds, "num_texts": len(texts)},
         "times_over_merged": rows,
         "products_over_merged": 1 + share,
     }
@@ -71,4 +73,4 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

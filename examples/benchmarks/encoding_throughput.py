@@ -9,7 +9,6 @@ layer; padding and everything else come on top. The floor's time is taken at the
 the same machine in the same run. Vectors are compared before anything is timed; rounds alternate between the systems.
 """
 
-import argparse
 import re
 import statistics
 import sys
@@ -27,7 +26,17 @@ import torch
 import transformers
 
 from examples.benchmarks.measuring import SHAPES, machine, matrix_rate, quartiles, random_llama, seconds
-from modeling_magnet import AutoMagnetForCausalLM
+from examples.command_line import (
+    OneLineParser,
+    add_device,
+    add_dtype,
+    add_model,
+    at_least,
+    choose_device,
+    need,
+    start,
+)
+from examples.models import open_magnet
 from modeling_magnet.batching_magnet import plan_batches
 from modeling_magnet.texts_magnet import tokenize_texts
 from trainer import load_texts
@@ -68,27 +77,29 @@ def padding_waste(lengths: list[int], batches: list[list[int]]) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     """Compare, time, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a plain Llama or a MAGNET checkpoint")
+    parser = OneLineParser(description=__doc__)
+    add_model(parser, help="directory or Hub id of a plain decoder or a MAGNET checkpoint")
     parser.add_argument("--texts", required=True, help="texts with paragraphs")
-    parser.add_argument("--number", type=int, default=2000, help="texts to embed")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds")
+    parser.add_argument("--number", type=at_least(), default=2000, help="texts to embed")
+    parser.add_argument("--rounds", type=at_least(), default=5, help="rounds that are timed")
     parser.add_argument(
         "--shape", choices=list(SHAPES), help="random weights of this size instead, with its tokenizer"
     )
     parser.add_argument("--attn_implementation", default="sdpa", help="back-end of `encode`")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
+    add_device(parser)
+    add_dtype(parser)
     parser.add_argument("--compiler", help="`encode` with compiled layers as well, by inductor or another")
     parser.add_argument(
-        "--batch_sizes", type=int, nargs="+", default=THEIR_BATCH_SIZES, help="of sentence-transformers"
+        "--batch_sizes", type=at_least(), nargs="+", default=THEIR_BATCH_SIZES, help="of sentence-transformers"
     )
-    parser.add_argument("--batch_tokens", type=int, nargs="*", default=[], help="further budgets to try")
+    parser.add_argument("--batch_tokens", type=at_least(), nargs="*", default=[], help="further budgets to try")
     parser.add_argument("--name", default="encoding_throughput", help="name of the JSON file")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where it goes")
     args = parser.parse_args(arguments)
+    need("eval", "sentence_transformers")
     from sentence_transformers import SentenceTransformer
 
+    args.device = choose_device(args.device)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     texts = sample_texts(args.texts, number=args.number, seed=0)
     with tempfile.TemporaryDirectory() as folder:
@@ -96,8 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
         if args.shape is not None:
             tokenizer = transformers.AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
             path = random_llama(args.shape, tokenizer, Path(folder) / "random", dtype=dtype)
-        model = AutoMagnetForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=args.attn_implementation)
-        model.eval().to(device)
+        model = open_magnet(path, dtype=args.dtype, device=args.device, attn_implementation=args.attn_implementation)
         model.save_pretrained(Path(folder) / "magnet")
         embedder = SentenceTransformer(str(Path(folder) / "magnet"), device=args.device, model_kwargs={"dtype": dtype})
 
@@ -185,4 +195,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -13,7 +13,6 @@ is timed. The times of one round are taken one after another and ratios within a
 disturbs both sides.
 """
 
-import argparse
 import random
 import statistics
 import sys
@@ -31,7 +30,8 @@ import torch
 import transformers
 
 from examples.benchmarks.measuring import SHAPES, copy_rate, machine, random_llama, seconds
-from modeling_magnet import AutoMagnetForCausalLM
+from examples.command_line import OneLineParser, add_device, add_dtype, add_model, choose_device, start
+from examples.models import open_magnet
 from modeling_magnet.gaps_magnet import continuation_ids, lay_out
 from trainer.whole_files import write_json
 
@@ -116,26 +116,27 @@ def check(model: Any, *, prefix: str, suffix: str, fills: list[str], layout: Any
 
 def main(arguments: list[str] | None = None) -> None:
     """Check, measure, print the medians, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a plain Llama or a MAGNET checkpoint")
+    parser = OneLineParser(description=__doc__)
+    add_model(parser, help="directory or Hub id of a plain decoder or a MAGNET checkpoint")
     parser.add_argument("--shape", choices=list(SHAPES), help="random weights of this size, with its tokenizer")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
+    add_device(parser)
+    add_dtype(parser)
     parser.add_argument("--compiler", help="steps of one shape compiled as well, by inductor or another")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=15, help="rounds that are timed")
     parser.add_argument("--name", default="infill_decoding", help="name of the JSON file")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where it goes")
     args = parser.parse_args(arguments)
     if args.rounds < 2:
         parser.error("--rounds: quartiles take 2 rounds or more")
     torch.manual_seed(0)
+    args.device = choose_device(args.device)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     with tempfile.TemporaryDirectory() as folder:
         path = args.model
         if args.shape is not None:
             tokenizer = transformers.AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
             path = random_llama(args.shape, tokenizer, Path(folder), dtype=dtype)
-        model: Any = AutoMagnetForCausalLM.from_pretrained(path, dtype=dtype).eval().to(device)
+        model: Any = open_magnet(path, dtype=args.dtype, device=args.device)
         assert model.tokenizer is not None  # read before its folder goes
 
     prefix, suffix = make_text(model, context_tokens=LONG_CONTEXT, blanks=1).split("[blank]")
@@ -264,4 +265,4 @@ def measured_ratios(one: dict[str, float], *, floor: float, ends: list[str]) -> 
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

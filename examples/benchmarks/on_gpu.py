@@ -28,6 +28,17 @@ import transformers
 
 from examples.benchmarks.measuring import PAPER_STEPS, SHAPES, machine, random_llama
 from examples.benchmarks.training_systems import COMPILED, JOINT, MNTP, ROWS
+from examples.command_line import (
+    OneLineParser,
+    add_device,
+    add_dtype,
+    add_model,
+    also,
+    at_least,
+    choose_device,
+    need,
+    start,
+)
 from trainer.whole_files import write_json
 
 HERE = Path(__file__).parent
@@ -109,21 +120,24 @@ def benchmarks(args: argparse.Namespace) -> list[tuple[str, list[str], list[Bar]
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Run all, print the table, write it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="whose tokenizer is used, and its folder's")
+    parser = OneLineParser(description=__doc__)
+    add_model(parser, help="directory or Hub id of the model whose tokenizer is used")
     parser.add_argument("--texts", required=True, help="texts with paragraphs")
     parser.add_argument("--pairs", required=True, help="pairs of texts")
     parser.add_argument("--pair_label_column", help="1 where the two are paraphrases")
     parser.add_argument("--shape", choices=list(SHAPES), default="7b", help="of the random weights")
-    parser.add_argument("--batch_size", type=int, default=32, help="rows of a training step")
-    parser.add_argument("--number", type=int, default=1000, help="texts to embed")
+    parser.add_argument("--batch_size", type=at_least(), default=32, help="rows of a training step")
+    parser.add_argument("--number", type=at_least(), default=1000, help="texts to embed")
     parser.add_argument("--compiler", default="inductor", help="of layers and decoding steps")
-    parser.add_argument("--device", default="cuda", help="cuda; cpu to try the script itself")
-    parser.add_argument("--dtype", default="bfloat16", help="dtype of the weights")
-    parser.add_argument("--limit", type=float, default=560, help="seconds for all of it")
+    add_device(parser, default="cuda")
+    add_dtype(parser, default="bfloat16")
+    action = parser.add_argument("--seconds", type=float, default=560, help="for all of it")
+    also(parser, action, "--limit")
     parser.add_argument("--name", default="gpu", help="how the names of the JSON files begin")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="where they go")
     args = parser.parse_args(arguments)
+    need("eval", "sentence_transformers")
+    args.device = choose_device(args.device)
     started = time.monotonic()
     table: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -132,9 +146,9 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         print(f"weights of {args.shape} written after {time.monotonic() - started:.0f} s", flush=True)
         for number, (script, options, bars) in enumerate(benchmarks(args)):
             name = f"{args.name}_{script}" + ("_flex" if number == 3 else "")
-            call = [sys.executable, str(HERE / f"{script}.py"), "--model", path, "--device", args.device]
+            call = [sys.executable, str(HERE / f"{script}.py"), "--model_name_or_path", path, "--device", args.device]
             call += ["--dtype", args.dtype, "--name", name, "--results", str(args.results), *options]
-            left = args.limit - (time.monotonic() - started)
+            left = args.seconds - (time.monotonic() - started)
             report = run(call, seconds=left, file=args.results / f"{name}.json")
             print(f"{name} ended after {time.monotonic() - started:.0f} s in all", flush=True)
             for bar in bars:
@@ -181,4 +195,4 @@ def print_table(table: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

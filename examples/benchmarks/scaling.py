@@ -7,7 +7,6 @@ Prints the tables of `SCALING.md`, or writes them into it. The formulas and what
 `scaling_model.py` and on the page.
 """
 
-import argparse
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.benchmarks.measuring import PAPER_STEPS, SHAPES
 from examples.benchmarks.scaling_model import Gpu, Shape, gathered_seconds, memory, operations
+from examples.command_line import OneLineParser, start
 
 MODELS = {
     "7B": Shape(*SHAPES["7b"]),
@@ -154,7 +154,7 @@ def with_tables(page: str) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Print, or write into the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--page", type=Path, help="file whose tables are written anew")
     args = parser.parse_args(arguments)
     if args.page is not None:
@@ -167,4 +167,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

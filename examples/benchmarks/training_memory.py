@@ -10,7 +10,6 @@ every tensor of a step the bytes are counted as it is made and let go; weights a
 not. Neither is what a kernel uses inside.
 """
 
-import argparse
 import sys
 import tempfile
 import weakref
@@ -38,7 +37,8 @@ from examples.benchmarks.training_systems import (
     read_data,
     widened,
 )
-from modeling_magnet import AutoMagnetForCausalLM
+from examples.command_line import OneLineParser, add_model, at_least, start
+from examples.models import open_magnet
 from trainer import LoraArguments, apply_lora, texts_to_blocks
 from trainer.whole_files import write_json
 
@@ -99,9 +99,11 @@ def peak_of_step(trainer: Any, batch: dict[str, Any], *, kind: str) -> int:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Count, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a plain Llama, whose shape and tokenizer are used")
-    parser.add_argument("--vocab_sizes", type=int, nargs="+", default=[8192, 32_000, 128_000], help="vocabularies")
+    parser = OneLineParser(description=__doc__)
+    add_model(parser, help="directory or Hub id of a plain Llama, whose shape and tokenizer are used")
+    parser.add_argument(
+        "--vocab_sizes", type=at_least(), nargs="+", default=[8192, 32_000, 128_000], help="vocabularies"
+    )
     parser.add_argument("--name", default="training_memory", help="name of the JSON file")
     add_arguments(parser, batch_size=4, pairs_a_step=16)
     args = parser.parse_args(arguments)
@@ -116,7 +118,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for vocab_size in args.vocab_sizes:
         with tempfile.TemporaryDirectory() as folder:
             path = widened(args.model, vocab_size=vocab_size, folder=folder)
-            model = AutoMagnetForCausalLM.from_pretrained(path)
+            model = open_magnet(path)
             adapted = apply_lora(model, LoraArguments(use_lora=args.lora_r > 0, lora_r=max(1, args.lora_r)))
             blocks = texts_to_blocks(texts, model.tokenizer, max_length=args.max_length)
             trainer = make_trainer(adapted, args, blocks, pairs, folder)
@@ -143,4 +145,4 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -14,7 +14,6 @@ logits of all positions, as a plain Trainer has them. With `--compiler inductor`
 the naive ones too. Losses and gradients are compared before anything is timed; rounds alternate.
 """
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -51,7 +50,8 @@ from examples.benchmarks.training_systems import (
     step_operations,
     widened,
 )
-from modeling_magnet import AutoMagnetForCausalLM
+from examples.command_line import OneLineParser, add_device, add_dtype, add_model, at_least, choose_device, start
+from examples.models import open_magnet
 from trainer import LoraArguments, apply_lora, texts_to_blocks
 from trainer.whole_files import write_json
 
@@ -60,18 +60,28 @@ PAPER = dict(zip((ROWS, JOINT), PAPER_STEPS, strict=True))
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Compare, time, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a plain Llama or a MAGNET checkpoint")
+    parser = OneLineParser(description=__doc__)
+    add_model(parser, help="directory or Hub id of a plain decoder or a MAGNET checkpoint")
     parser.add_argument("--shape", choices=list(SHAPES), help="random weights of this size, with the tokenizer")
-    parser.add_argument("--vocab_size", type=int, help="random weights of the model's shape with this vocabulary")
-    parser.add_argument("--systems", nargs="+", choices=list(KINDS), default=list(KINDS), help="which are timed")
+    parser.add_argument(
+        "--vocab_size", type=at_least(), help="random weights of the model's shape with this vocabulary"
+    )
+    parser.add_argument(
+        "--systems",
+        nargs="+",
+        metavar="SYSTEM",
+        choices=list(KINDS),
+        default=list(KINDS),
+        help=f"of {'; '.join(KINDS)}",
+    )
     parser.add_argument("--attn_implementation", default="sdpa", help="the attention's back-end")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--dtype", default="float32", help="dtype of the weights")
+    parser.add_argument("--rounds", type=at_least(), default=7, help="rounds that are timed")
+    add_device(parser)
+    add_dtype(parser)
     parser.add_argument("--name", default="training_step", help="name of the JSON file")
     add_arguments(parser, batch_size=16, pairs_a_step=64)
     args = parser.parse_args(arguments)
+    args.device = choose_device(args.device)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -81,9 +91,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             path = random_llama(args.shape, tokenizer, Path(folder) / "random", dtype=dtype)
         elif args.vocab_size is not None:
             path = widened(args.model, vocab_size=args.vocab_size, folder=f"{folder}/widened")
-        model = AutoMagnetForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation=args.attn_implementation
-        ).to(device)
+        model = open_magnet(path, dtype=args.dtype, device=args.device, attn_implementation=args.attn_implementation)
     adapted = apply_lora(model, LoraArguments(use_lora=args.lora_r > 0, lora_r=max(1, args.lora_r)))
     texts, pairs = read_data(args)
     blocks = texts_to_blocks(texts, model.tokenizer, max_length=args.max_length, concatenate=True)
@@ -201,4 +209,4 @@ def summary(
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

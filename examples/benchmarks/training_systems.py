@@ -12,6 +12,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from examples.benchmarks.naive_step import language_loss, naive_loss
+from examples.command_line import at_least
 from trainer import DataCollatorForMagnet, MagnetTrainer, MagnetTrainingArguments, load_pairs, load_texts
 from trainer.compiling import compiled
 from trainer.corruption import IGNORE_INDEX
@@ -36,12 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser, *, batch_size: int, pairs_a_s
     parser.add_argument("--texts", nargs="+", required=True, help="texts to train on")
     parser.add_argument("--pairs", required=True, help="pairs of texts")
     parser.add_argument("--pair_label_column", help="1 where the two are paraphrases")
-    parser.add_argument("--lora_r", type=int, default=16, help="rank of the adapters; 0 trains all weights")
-    parser.add_argument("--batch_size", type=int, default=batch_size, help="rows a step")
-    parser.add_argument("--max_length", type=int, default=512, help="tokens a row")
-    parser.add_argument("--pairs_a_step", type=int, default=pairs_a_step, help="pairs a step")
-    parser.add_argument("--pair_length", type=int, default=64, help="tokens a side, to which the naive step pads")
-    parser.add_argument("--mini_batch_tokens", type=int, default=2048, help="of the pairs, in the trainer's step")
+    parser.add_argument("--lora_r", type=at_least(0), default=16, help="rank of the adapters; 0 trains all weights")
+    parser.add_argument("--batch_size", type=at_least(), default=batch_size, help="rows a step")
+    parser.add_argument("--max_length", type=at_least(), default=512, help="tokens a row")
+    parser.add_argument("--pairs_a_step", type=at_least(), default=pairs_a_step, help="pairs a step")
+    parser.add_argument(
+        "--pair_length", type=at_least(), default=64, help="tokens a side, to which the naive step pads"
+    )
+    parser.add_argument(
+        "--mini_batch_tokens", type=at_least(), default=2048, help="of the pairs, in the trainer's step"
+    )
     parser.add_argument("--autocast", action="store_true", help="products in bfloat16")
     parser.add_argument("--recompute", action="store_true", help="pairs in the memory of one mini-batch (GradCache)")
     parser.add_argument("--compiler", help="every system with compiled layers as well, by inductor or another")

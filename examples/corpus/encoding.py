@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +33,10 @@ class EncodingOptions:
     """Which model, and how it encodes: as in `encode`."""
 
     model_name_or_path: str = field(
-        metadata={"help": "Directory or Hub id of a MAGNET checkpoint, or of a plain Llama."}
+        metadata={
+            "help": "Directory or Hub id of a MAGNET checkpoint, or of a plain Llama.",
+            "aliases": ["--model"],
+        }
     )
     model_dtype: str = field(default="float32", metadata={"help": "Dtype of the weights: float32 or bfloat16."})
     attn_implementation: str = field(default="sdpa", metadata={"help": "eager, sdpa or flex_attention."})
@@ -166,11 +169,12 @@ class ChunkEncoder:
         )
         return model.to(self.device).eval()
 
-    def __call__(self, chunk: Chunk) -> np.ndarray:
+    def __call__(self, chunk: Chunk, *, tell: Callable[[int], object] | None = None) -> np.ndarray:
         """Encode the texts of a chunk. The result depends on the chunk, options, device and threads, nothing else.
 
         Args:
             chunk (`Chunk`): Texts and their places.
+            tell (`Callable`, *optional*): Called after each batch with its number of texts.
 
         Returns:
             `numpy.ndarray` of shape `(chunk.num_rows, width)`: NaN, or 0 where vectors are bytes, in rows without a
@@ -180,7 +184,7 @@ class ChunkEncoder:
         floating = dtype.kind == "f"
         vectors = np.full((chunk.num_rows, self.facts.width), np.nan if floating else 0, dtype=dtype)
         if chunk.texts:
-            with _repeatable(self.options.threads), np.errstate(over="ignore"):
+            with _repeatable(self.options.threads), np.errstate(over="ignore"), _telling(self.model, tell):
                 vectors[chunk.places] = self.model.encode(
                     chunk.texts,
                     prompt="" if self.facts.prompt is None else self.facts.prompt,
@@ -210,6 +214,26 @@ def complaints_about(chunk: Chunk, vectors: np.ndarray) -> Iterator[Complaint]:
             row = chunk.first_row + int(place)
             if row not in known:
                 yield Complaint(row, None, None, f"the vector is not finite in {vectors.dtype}")
+
+
+@contextlib.contextmanager
+def _telling(model: Any, tell: Callable[[int], object] | None) -> Iterator[None]:
+    """Call `tell` with the number of texts of each batch that the model has read."""
+    if tell is None:
+        yield
+        return
+    run = model._row_states
+
+    def counted(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        for batch in run(*args, **kwargs):
+            yield batch
+            tell(len(batch.indices))
+
+    model._row_states = counted
+    try:
+        yield
+    finally:
+        del model._row_states  # the method of the class is there again
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ encoded together is what the other engine encodes together.
 
 import os
 import pickle
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,12 @@ def import_ray() -> Any:
 
 
 def encode_on_ray(
-    chunks: Iterable[Chunk], options: EncodingOptions, facts: ModelFacts, *, num_processes: int
+    chunks: Iterable[Chunk],
+    options: EncodingOptions,
+    facts: ModelFacts,
+    *,
+    num_processes: int,
+    tell: Callable[[int], object],
 ) -> Generator[tuple[Chunk, np.ndarray], None, None]:
     """Encode chunks on the cluster of `RAY_ADDRESS`, or on a local one that lasts as long as this call.
 
@@ -47,6 +52,7 @@ def encode_on_ray(
         chunks (`Iterable[Chunk]`): Picklable; read once, on this node.
         options, facts: Of the encoder. Every node needs the repository and the model under the same paths.
         num_processes (`int`): Actors, each with a model, on a GPU where the cluster has some, else on a CPU.
+        tell (`Callable`): Called with the number of texts of each chunk.
 
     Returns:
         `Generator[tuple[Chunk, numpy.ndarray]]`: each chunk without its texts, and its vectors, in any order.
@@ -72,7 +78,9 @@ def encode_on_ray(
                 **where,
             )
             for batch in dataset.iter_batches(batch_size=1, batch_format="pyarrow"):
-                yield pickle.loads(batch["chunk"][0].as_py())
+                chunk, vectors = pickle.loads(batch["chunk"][0].as_py())
+                tell(chunk.num_rows - len(chunk.complaints))
+                yield chunk, vectors
 
 
 class ChunkActor:

@@ -5,12 +5,12 @@ Every row of the source is a row of the corpus and keeps its number, also one th
 
 import itertools
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from examples.corpus.formats import CorruptRow
-from examples.corpus.origins import Origin, find_origin
+from examples.corpus.origins import Files, Origin, find_origin
 from trainer.sources import check_limit
 
 
@@ -65,6 +65,24 @@ class Corpus:
         """Rows in all, where that can be told without reading them."""
         rows = self.origin.count()
         return rows if self.limit is None or rows is None else min(rows, self.limit)
+
+    def count_by_reading(self, goes_on: Callable[[], bool]) -> int | None:
+        """Rows in all, read once and not understood; `None` where that is not to be, or fails.
+
+        Args:
+            goes_on (`Callable`): Asked before each row.
+        """
+        if not isinstance(self.origin, Files):  # what would be read is on another machine
+            return None
+        number = 0
+        try:
+            for _ in itertools.islice(self.origin.rows(self.columns), self.limit):
+                if not goes_on():
+                    return None
+                number += 1
+        except (OSError, ValueError):  # whoever reads the texts will say so
+            return None
+        return number
 
     def chunk(self, index: int, first_row: int, raw_rows: list[tuple[str, int, Any]]) -> Chunk:
         """Make texts and ids of raw rows.

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from examples.command_line import choose_device
+from examples.models import open_magnet
 from modeling_magnet import AutoMagnetForCausalLM
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def open_model(
     gguf_file: str | None = None,
     default_folder: Path = DEFAULT_FOLDER,
     budget: Budget | None = None,
+    device: str | None = None,
 ) -> Any:
     """Open a checkpoint for all users of the app.
 
@@ -41,24 +42,25 @@ def open_model(
         gguf_file (`str`, *optional*): The GGUF file that the named model is in.
         default_folder (`Path`): Where the quickstart's model is, or will be, as `magnet`.
         budget (`Budget`, *optional*): How much to train where it has to be built.
+        device (`str`, *optional*): Such as `"cpu"`; a GPU where there is one if left out.
 
     Returns:
-        The model, in evaluation mode, on a GPU where there is one.
+        The model, in evaluation mode, on the device.
 
     Raises:
-        ValueError: nothing that can be opened, or a model without a tokenizer.
+        ValueError: nothing that can be opened, a model without a tokenizer, or a device that cannot be used.
     """
+    device = choose_device(device)
     source = str(named) if named else str(quickstart_model(default_folder, budget=budget))
     try:
-        model = AutoMagnetForCausalLM.from_pretrained(source, gguf_file=gguf_file)
+        model = open_magnet(source, device=device, gguf_file=gguf_file)
     except OSError as error:
         raise ValueError(
             f"`--model` is {source!r}, which cannot be opened ({error}). Pass a directory with a checkpoint, or an id "
             "of the Hub."
         ) from error
     _ = model.tokenizer  # complains where there is none, now and not in front of a user
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.eval().to(device)
+    return model
 
 
 def quickstart_model(folder: Path, *, budget: Budget | None = None, seed: int = 0) -> Path:

@@ -1,13 +1,12 @@
 """Gaps inside words: does healing the seams help to complete them?
 
-    python examples/evaluate/broken_words.py --magnet DIR --texts FILE --output words.json
+    python examples/evaluate/broken_words.py --model_name_or_path DIR --texts FILE --output words.json
 
 Words of held-out text lose letters from their middle, at least two at either end staying. A fill is right where it
 puts the very letters back, and spells a word where the joined letters occur as a word in the texts. One to three
 tokens are tried for each, the model choosing the number.
 """
 
-import argparse
 import re
 import sys
 from pathlib import Path
@@ -18,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
+from examples.command_line import OneLineParser, add_device, add_model, also, at_least, choose_device, start
 from examples.evaluate.results import write_results
-from modeling_magnet import AutoMagnetForCausalLM
+from examples.models import open_magnet
 from trainer import load_texts
 
 LENGTHS = (1, 2, 3)
@@ -68,14 +68,15 @@ def break_words(texts: list[str], *, number: int, seed: int) -> list[BrokenWord]
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Break, fill, count, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--magnet", required=True, help="the adapted model")
+    parser = OneLineParser(description=__doc__)
+    also(parser, add_model(parser, help="the adapted model"), "--magnet")
     parser.add_argument("--texts", required=True, help="held-out texts")
-    parser.add_argument("--number", type=int, default=300, help="words")
-    parser.add_argument("--seed", type=int, default=0, help="draws texts, words and cuts")
+    parser.add_argument("--number", type=at_least(), default=300, help="words")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="draws texts, words and cuts")
     parser.add_argument("--output", type=Path, help="JSON file to write")
+    add_device(parser)
     args = parser.parse_args(arguments)
-    model = AutoMagnetForCausalLM.from_pretrained(args.magnet).eval()
+    model = open_magnet(args.model, device=choose_device(args.device))
     texts = list(load_texts(args.texts)["text"])
     broken = break_words(texts, number=args.number, seed=args.seed)
     words = {word for text in texts for word in re.findall(r"[a-z]+", text)}
@@ -89,10 +90,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         spelt = float(np.mean([one.spelt(fill) in words for fill, one in zip(fills, broken, strict=True)]))
         report["heal"][str(heal)] = {"right": right, "spells_a_word": spelt}
         print(f"{heal!s:12s}{right:8.1%}{spelt:15.1%}")
-    write_results(args.output, report, models={"magnet": args.magnet})
+    write_results(args.output, report, models={"magnet": args.model})
     print(f"broken_words: OK ({len(broken)} words)")
     return report
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -11,13 +11,13 @@ for `sts.py`.
 
 import argparse
 import functools
-import importlib.util
 import sys
 from pathlib import Path
 
 # A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from examples.command_line import need
 from examples.evaluate.clustering_data import CLUSTERING_SETS, Subset, described, read_file, subsets_of
 from examples.evaluate.command_line import make_parser, parse, start
 from examples.evaluate.driver import Measurement, Unit
@@ -103,13 +103,12 @@ def parse_arguments(arguments: list[str] | None) -> list[argparse.Namespace]:
     parser.add_argument("--subset_size", type=int, help="texts of a subset, drawn with the seed; all by default")
     add_reading_options(parser)
     args = parse(parser, arguments)
+    need("eval", "mteb")
     complaints = [
         f"`--{name}` is {value}; expected at least {least}."
         for name, value, least in (("subsets", args.subsets, 1), ("subset_size", args.subset_size, 2))
         if value is not None and value < least
     ]
-    if importlib.util.find_spec("mteb") is None:
-        complaints.append("The clustering needs a package that is not here. Install it: pip install '.[eval]'.")
     if args.data is not None:
         complaints += data_complaints(args.tasks, lambda task: read_file(task, args.data))
     return by_reading(args, tasks=args.tasks, complaints=complaints)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from datasets import load_dataset
 
 from examples.corpus.compression import whole_text
+from examples.evaluate.data_files import data_file
 from examples.evaluate.driver import NotAvailableError
 from examples.evaluate.records import digest_files
 from trainer.whole_files import parse_json
@@ -144,7 +145,7 @@ def read_file(name: str, folder: Path) -> list[LabelledText]:
         NotAvailableError: no such file.
     """
     file = local_file(name)
-    path = folder / file.name
+    path = data_file(folder, file.name)
     if not path.is_file():
         raise NotAvailableError(f"the folder of the data has no {file.name}")
     try:
@@ -175,7 +176,7 @@ def described(name: str, *, folder: Path | None, subsets: int | None, size: int 
         return {"data": "nothing stands in for this set", "files": None, "subsets": subsets, "subset_size": size}
     return {
         "data": f"stand-in: {source.file.what}, drawn from {source.file.name}",
-        "files": digest_files([folder / source.file.name]),
+        "files": digest_files([data_file(folder, source.file.name)]),
         "subsets": subsets or NUM_SUBSETS,
         "subset_size": size or source.file.size,
     }

@@ -1,14 +1,23 @@
-"""The command line that the drivers of the paper's tables share, and how a script of theirs ends."""
+"""The command line that the drivers of the paper's tables share."""
 
 import argparse
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-DTYPES = ("float32", "bfloat16")
+from examples.command_line import (
+    DTYPES,
+    OneLineParser,
+    add_data,
+    add_device,
+    add_dtype,
+    add_model,
+    at_least,
+    check,
+    choose_device,
+    start,
+)
+from examples.hub import offline_where_unreachable
 
 
 def make_parser(doc: str | None, *, smoke: dict[str, Any], paper: dict[str, Any]) -> argparse.ArgumentParser:
@@ -19,24 +28,23 @@ def make_parser(doc: str | None, *, smoke: dict[str, Any], paper: dict[str, Any]
         smoke (`dict`): Values of the driver's own options with `--preset smoke`: minutes on a laptop.
         paper (`dict`): With `--preset paper`, the default: as the paper did it.
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model",
+    parser = OneLineParser(description=doc)
+    add_model(
+        parser,
         nargs="+",
         action="extend",
-        required=True,
         metavar="[NAME=]MODEL",
         help="directories, adapters or Hub ids; the name is the row's in the table, by default the folder's",
     )
     parser.add_argument("--preset", default="paper", choices=["smoke", "paper"], help="sizes: of a trial, or in full")
-    parser.add_argument("--seed", type=int, default=0, help="of all draws of the measurement")
-    parser.add_argument("--data", type=Path, help="folder of the data's files; the Hub if left out")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of all draws of the measurement")
+    add_data(parser)
     parser.add_argument("--results", type=Path, default=Path("outputs/results"), help="folder of the records")
-    parser.add_argument("--replica", type=int, default=0, help="which of several trainings of the same system")
-    parser.add_argument("--step", type=int, help="training step of the model, for curves")
+    parser.add_argument("--replica", type=at_least(0), default=0, help="which of several trainings of the same system")
+    parser.add_argument("--step", type=at_least(0), help="training step of the model, for curves")
     parser.add_argument("--again", action="store_true", help="measure anew what is on record; both stay on record")
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="dtype of the weights")
-    parser.add_argument("--device", help="such as cpu or cuda:1; CUDA where there is some if left out")
+    add_dtype(parser)
+    add_device(parser)
     parser.set_defaults(presets={"smoke": smoke, "paper": paper})
     return parser
 
@@ -51,15 +59,11 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
     parser.set_defaults(**chosen.presets[chosen.preset])
     args = parser.parse_args(arguments)
     del args.presets
-    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     complaints = []
     try:
-        torch.empty(1, device=args.device)
-    except (RuntimeError, AssertionError) as error:  # the second where torch was built without CUDA
-        reason = str(error).splitlines()[0]
-        complaints.append(
-            f"`--device` is {args.device!r}, which cannot be used ({reason}). Pass another, such as cpu."
-        )
+        args.device = choose_device(args.device)
+    except ValueError as error:
+        complaints.append(str(error))
     models: dict[str, str] = {}
     for item in args.model:
         name, separator, path = item.partition("=")
@@ -73,29 +77,9 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
     if args.data is not None and not args.data.is_dir():
         complaints.append(f"`--data` {str(args.data)!r} is no folder. Name one, or leave it out for the Hub.")
     check(complaints)
+    if args.data is None or not all(Path(path).is_dir() for path in models.values()):
+        offline_where_unreachable()
     return args
-
-
-def check(complaints: Sequence[str]) -> None:
-    """Refuse arguments before weights are read or anything is measured.
-
-    Raises:
-        ValueError: listing the complaints, if there are any.
-    """
-    if complaints:
-        raise ValueError("\n- ".join(["The arguments cannot be used:", *complaints]))
-
-
-def start(main: Callable[[], Any]) -> None:
-    """Run a driver as a script: what the user can mend is told in a line, anything else with its traceback."""
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nStopped. What was finished is kept; the same command goes on.", file=sys.stderr)
-        sys.exit(130)
 
 
 __all__ = ["DTYPES", "check", "make_parser", "parse", "start"]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset, load_dataset
 
 from examples.corpus.compression import whole_text
+from examples.evaluate.data_files import data_file
 
 HUB_ID = "lhoestq/conll2003"
 TASKS = ("chunking", "ner", "pos")
@@ -35,8 +36,8 @@ class TaggedSentence(NamedTuple):
 
 
 def split_file(folder: Path, split: str) -> Path:
-    """Where a split's file is looked for."""
-    return folder / f"eng.{split}.gz"
+    """Where a split's file is: in the folder or one of its sub-folders."""
+    return data_file(folder, f"eng.{split}.gz")
 
 
 def split_to_test(folder: Path | None) -> str:

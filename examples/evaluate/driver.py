@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from tqdm import tqdm
 
-from examples.evaluate.command_line import check
+from examples import models
+from examples.command_line import check
 from examples.evaluate.records import Record, RecordFile, answered, conditions, identify
-from modeling_magnet import AutoMagnetForCausalLM
 
 T = TypeVar("T")
 
@@ -70,8 +69,7 @@ def unless_absent(read: Callable[[], T], *, folder: Path | None) -> T:
 
 def open_magnet(path: str, args: argparse.Namespace) -> Any:
     """A MAGNET checkpoint, an adapter or a plain decoder, as our class, in evaluation mode on the device."""
-    model: Any = AutoMagnetForCausalLM.from_pretrained(path, dtype=getattr(torch, args.dtype))
-    return model.to(args.device).eval()
+    return models.open_magnet(path, dtype=args.dtype, device=args.device)
 
 
 def run(
@@ -137,8 +135,19 @@ def run(
         bar.close()
         model = None  # so that the next one does not come beside it
     print_table(records)
-    print(f"\n{table}: OK ({len(args.model)} models, {len(units)} cells each; {file.path})")
+    print("\n" + last_line(table, args, records, file.path))
     return records
+
+
+def last_line(table: str, args: argparse.Namespace, records: Sequence[Record], path: Path) -> str:
+    """Say what was measured; where nothing was, what is missing and where it was looked for."""
+    if any(record.metrics for record in records):
+        absent = sum(not record.metrics for record in records)
+        told = f", {absent} not available" if absent else ""
+        return f"{table}: OK ({len(args.model)} models, {len(records) // len(args.model)} cells each{told}; {path})"
+    where = "the Hub, since `--data` was left out" if args.data is None else f"`--data` {str(args.data)!r}"
+    missing = ", ".join(dict.fromkeys(record.unit for record in records)) or "all"
+    return f"{table}: FAILED (nothing measured; not available: {missing}; looked for in {where})"
 
 
 def print_table(records: Sequence[Record]) -> None:
@@ -147,6 +156,19 @@ def print_table(records: Sequence[Record]) -> None:
     cells = {
         (record.system, record.unit, metric): value for record in records for metric, value in record.metrics.items()
     }
+    if not columns and records:
+        print()
+    else:
+        _print_figures(records, columns, cells)
+    for record in records:
+        if record.unavailable:
+            print(f"{record.system}, {record.unit}: not available here: {record.unavailable}")
+
+
+def _print_figures(
+    records: Sequence[Record], columns: Sequence[tuple[str, str]], cells: dict[tuple[str, str, str], float]
+) -> None:
+    """The rows of a table."""
     width = max([len(record.system) for record in records], default=0) + 2
     titles = [f"{unit} {metric}" for unit, metric in columns]
     print("\n" + " " * width + "".join(f"{title:>{len(title) + 2}s}" for title in titles))
@@ -154,19 +176,16 @@ def print_table(records: Sequence[Record]) -> None:
         values = [cells.get((system, *column)) for column in columns]
         told = ["-" if value is None else f"{value:.4f}" for value in values]
         print(f"{system:{width}s}" + "".join(f"{value:>{len(t) + 2}s}" for value, t in zip(told, titles, strict=True)))
-    for record in records:
-        if record.unavailable:
-            print(f"{record.system}, {record.unit}: not available here: {record.unavailable}")
 
 
-def _identities(models: dict[str, str]) -> dict[str, dict[str, str | None]]:
+def _identities(named: dict[str, str]) -> dict[str, dict[str, str | None]]:
     """What tells the weights of each model apart.
 
     Raises:
         ValueError: listing the models that are not there.
     """
     found, complaints = {}, []
-    for name, path in models.items():
+    for name, path in named.items():
         try:
             found[name] = identify(path)
         except ValueError as error:

@@ -10,7 +10,6 @@ shares with what stood there. `--end_of_span` is a model that was taught to end 
 was trained as long without. The judge should be the unadapted base.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from tqdm import tqdm
 
+from examples.command_line import OneLineParser, add_device, at_least, choose_device, start
 from examples.evaluate.held_out_gaps import HeldOutGap, continuation_perplexity, draw_gaps, word_overlap
 from examples.evaluate.results import write_results
-from modeling_magnet import AutoMagnetForCausalLM
+from examples.models import open_magnet
 from modeling_magnet.gaps_magnet import continuation_ids
 from trainer.prompted_infilling import PromptedInfiller
 
@@ -69,20 +69,20 @@ def rank_report(table: np.ndarray, truths: list[int]) -> dict[str, float]:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Fill, rank, judge, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--magnet", required=True, help="the adapted model")
     parser.add_argument("--end_of_span", help="a model that was taught to end its fills")
     parser.add_argument("--exact", help="its control, trained as long without")
     parser.add_argument("--judge", required=True, help="a causal model that reads on behind the fills")
     parser.add_argument("--texts", required=True, help="held-out texts")
-    parser.add_argument("--number", type=int, default=240, help="gaps")
-    parser.add_argument("--seed", type=int, default=0, help="draws texts, places and lengths")
+    parser.add_argument("--number", type=at_least(), default=240, help="gaps")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="draws texts, places and lengths")
     parser.add_argument("--output", type=Path, help="JSON file to write")
+    add_device(parser)
     args = parser.parse_args(arguments)
+    device = choose_device(args.device)
     paths = {name: getattr(args, name) for name in ("magnet", "end_of_span", "exact", "judge")}
-    models: dict[str, Any] = {
-        name: AutoMagnetForCausalLM.from_pretrained(path).eval() for name, path in paths.items() if path
-    }
+    models: dict[str, Any] = {name: open_magnet(path, device=device) for name, path in paths.items() if path}
     magnet, judge = models["magnet"], models["judge"]
     draw = np.random.default_rng(args.seed)
     truths = [int(length) for length in draw.choice(CANDIDATES, args.number)]
@@ -157,4 +157,4 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -1,6 +1,6 @@
 """Table 5: infilling judged by people. Stories are filled by every system, blinded, judged in a browser and scored.
 
-    python examples/evaluate/human_evaluation.py sample --base DIR --magnet DIR --output outputs/people
+    python examples/evaluate/human_evaluation.py sample --base DIR --magnet DIR --output_dir outputs/people
     # people open outputs/people/form.html, and hand back what its button downloads
     python examples/evaluate/human_evaluation.py score --key outputs/people/key.json --answers answers_*.json
 
@@ -20,11 +20,19 @@ from typing import Any
 # A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import torch
-
+from examples.command_line import (
+    OneLineParser,
+    add_data,
+    add_device,
+    add_dtype,
+    add_output_dir,
+    check,
+    choose_device,
+    need,
+    start,
+)
 from examples.corpus.writing import whole_file
 from examples.evaluate.annotation_form import make_form, read_answers, read_key, render_form
-from examples.evaluate.command_line import DTYPES, check, start
 from examples.evaluate.driver import open_magnet, print_table
 from examples.evaluate.fill_systems import BASE, MAGNET, SHOTS, draw_gaps, fill_systems
 from examples.evaluate.human_scores import (
@@ -37,6 +45,7 @@ from examples.evaluate.human_scores import (
 from examples.evaluate.kept_fills import fill_all
 from examples.evaluate.records import Record, RecordFile, answered, conditions, identify
 from examples.evaluate.stories import TITLES, read_stories, stories_source
+from examples.hub import offline_where_unreachable
 
 CORPORA = ("rocstories", "story_cloze")
 PRESETS: dict[str, dict[str, int]] = {"smoke": {"number": 4, "shots": 2}, "paper": {"number": 100, "shots": SHOTS}}
@@ -48,14 +57,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     Raises:
         ValueError: listing all arguments that cannot be used.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     sample = commands.add_parser("sample", help="fill stories, and write the form and its key")
     sample.add_argument("--base", required=True, help="the model that goes on from the prefix and is prompted")
     sample.add_argument("--magnet", required=True, help="the model that infills")
     sample.add_argument("--more", nargs="+", default=[], metavar="NAME=MODEL", help="further models that infill")
     sample.add_argument("--systems", nargs="+", help="rows of the table to have judged, all if left out")
-    sample.add_argument("--data", type=Path, help="folder of the data's files; the Hub if left out")
+    add_data(sample)
     sample.add_argument("--corpus", default="rocstories", choices=CORPORA, help="where the stories are from")
     sample.add_argument("--number", type=int, help="stories")
     sample.add_argument("--shots", type=int, help="solved examples in front of the prompts that take some")
@@ -63,9 +72,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     sample.add_argument("--batch_size", type=int, default=16, help="stories filled together")
     sample.add_argument("--annotators", type=int, default=2, help="people who will judge")
     sample.add_argument("--preset", default="paper", choices=list(PRESETS), help="sizes: of a trial, or in full")
-    sample.add_argument("--dtype", default="float32", choices=DTYPES, help="dtype of the weights")
-    sample.add_argument("--device", help="such as cpu or cuda:1; CUDA where there is some if left out")
-    sample.add_argument("--output", type=Path, required=True, help="folder to write, or to go on with")
+    add_dtype(sample)
+    add_device(sample)
+    add_output_dir(sample, required=True, help="folder to write, or to go on with")
     score = commands.add_parser("score", help="check answers, and append their figures to the records")
     score.add_argument("--key", type=Path, required=True, help="key.json of the form")
     score.add_argument("--answers", type=Path, nargs="+", required=True, help="what the annotators downloaded")
@@ -91,15 +100,14 @@ def _check_sample(args: argparse.Namespace) -> None:
         for name, limit in least.items()
         if getattr(args, name) < limit
     ]
-    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(1, device=args.device)
-    except (RuntimeError, AssertionError):  # the second where torch was built without CUDA
-        complaints.append(f"`--device` is {args.device!r}, which cannot be used. Pass another, such as cpu.")
+        args.device = choose_device(args.device)
+    except ValueError as error:
+        complaints.append(str(error))
     if args.data is not None and not args.data.is_dir():
         complaints.append(f"`--data` {str(args.data)!r} is no folder. Name one, or leave it out for the Hub.")
     if args.output.exists() and not args.output.is_dir():
-        complaints.append(f"`--output` {str(args.output)!r} is a file. Name a folder.")
+        complaints.append(f"`--output_dir` {str(args.output)!r} is a file. Name a folder.")
     args.models = {BASE: args.base, MAGNET: args.magnet}
     taken = {system.name for system in fill_systems(shots=max(args.shots, 0))} | {BASE}
     for item in args.more:
@@ -132,6 +140,8 @@ def sample(args: argparse.Namespace) -> dict[str, Any]:
         ValueError: the folder holds another form, or fills of other models, stories or options; too few stories; or
             prompts that exceed the context of the base.
     """
+    if args.data is None:
+        offline_where_unreachable()
     stories = read_stories(args.data, corpus=args.corpus)
     gaps, examples = draw_gaps(stories, number=args.number, shots=args.shots, seed=args.seed)
     settings = {name: getattr(args, name) for name in ("corpus", "number", "dtype", "batch_size", "preset", "seed")}
@@ -150,7 +160,7 @@ def sample(args: argparse.Namespace) -> dict[str, Any]:
         if len(begun["annotators"]) != args.annotators or any(begun.get(name) != asked[name] for name in asked):
             raise ValueError(
                 f"{str(args.output)!r} holds the form of another run, which people may be answering. Name another "
-                "`--output`, or move its form.html and key.json away; fills that can be used again are."
+                "`--output_dir`, or move its form.html and key.json away; fills that can be used again are."
             )
     fills = fill_all(
         args.systems,
@@ -180,6 +190,7 @@ def score(args: argparse.Namespace) -> list[Record]:
     Raises:
         ValueError: answers that cannot be used; see `read_answers`.
     """
+    need("eval", "scipy", "sklearn")
     key = read_key(args.key)
     answers = read_answers(key, args.answers)
     given = json.dumps({name: answers[name] for name in sorted(answers)}, sort_keys=True)

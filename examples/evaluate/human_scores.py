@@ -11,8 +11,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap
-from sklearn.metrics import cohen_kappa_score
 
 from examples.evaluate.fill_systems import MAGNET
 from examples.evaluate.story_cloze import mcnemar
@@ -50,6 +48,8 @@ def share_interval(shares: np.ndarray, *, seed: int) -> tuple[float, float]:
     Returns:
         `tuple[float, float]`: Lower and upper end, 0 to 1.
     """
+    from scipy.stats import binomtest, bootstrap  # of the extra `eval`
+
     if np.all(shares == shares[0]):
         yes = round(float(shares[0]) * len(shares))
         low, high = binomtest(yes, len(shares)).proportion_ci(CONFIDENCE, method="wilson")
@@ -74,6 +74,8 @@ def agreement(table: np.ndarray) -> float | None:
     Returns:
         `float`, or `None` where it has no meaning: one annotator, or a pair who gave all items the same answer.
     """
+    from sklearn.metrics import cohen_kappa_score  # of the extra `eval`
+
     kappas = []
     for one, other in combinations(table, 2):
         if len(np.unique([one, other])) == 1:

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from datasets import Dataset
 
+from examples.command_line import also
 from examples.evaluate.command_line import check, make_parser, parse, start
 from examples.evaluate.driver import Measurement, Unit, run, unless_absent
 from examples.evaluate.gapped_rows import READINGS, GappedRow, block_rows, span_logprobs, story_row
@@ -88,7 +89,7 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
 
     @cache
     def stories() -> list[list[str]]:
-        found = unless_absent(lambda: read_stories(args.data, corpus=args.stories), folder=args.data)
+        found = unless_absent(lambda: read_stories(args.data, corpus=args.corpus), folder=args.data)
         full = [story for story in found if len(story) >= SENTENCES]  # the five that may be drawn
         return [full[index] for index in draw(len(full), limit=args.limit, seed=args.seed)]
 
@@ -106,19 +107,22 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
         return measure(model, rows, texts=texts, reading=args.reading)
 
     shared = {"reading": args.reading, "suffix": args.suffix, "limit": args.limit}
-    source, form = stories_source(args.data, corpus=args.stories)
-    settings: dict[str, dict[str, Any]] = {
-        "ROCStories": {**shared, "source": source, "text": form, "removed": "one sentence of the first five"},
-        "WikiText": {
-            **shared,
-            "source": wikitext_source(args.data),
+    settings: dict[str, dict[str, Any]] = {}  # of what was asked for: only its files must be there
+    if "ROCStories" in args.units:
+        source, form = stories_source(args.data, corpus=args.corpus)
+        settings["ROCStories"] = {
+            **{**shared, "source": source, "text": form},
+            "removed": "one sentence of the first five",
+        }
+    if "WikiText" in args.units:
+        settings["WikiText"] = {
+            **{**shared, "source": wikitext_source(args.data)},
             "text": wikitext_form(tokenised=args.tokenised),
             "max_length": args.max_length,
             **SPANS,
-        },
-    }
+        }
     measures = {"ROCStories": measure_stories, "WikiText": measure_wikitext}
-    names = {"ROCStories": TITLES[args.stories], "WikiText": "WikiText"}
+    names = {"ROCStories": TITLES[args.corpus], "WikiText": "WikiText"}
     return [Unit(names[unit], settings[unit], measures[unit]) for unit in args.units]
 
 
@@ -132,7 +136,7 @@ def complaints(args: argparse.Namespace) -> list[str]:
         found.append(f"`--limit` is {args.limit}; expected at least {least}, or leave it out to take all texts.")
     if args.max_length <= SPANS["max_span_tokens"] + 1:
         found.append(f"`--max_length` is {args.max_length}; a block must hold a span of 32 tokens. Raise it.")
-    sources = {"ROCStories": lambda: stories_source(args.data, corpus=args.stories)}
+    sources = {"ROCStories": lambda: stories_source(args.data, corpus=args.corpus)}
     sources["WikiText"] = lambda: (wikitext_source(args.data), "")
     for unit in args.units:
         try:
@@ -170,7 +174,10 @@ def main(arguments: list[str] | None = None) -> list[Record]:
         "--reading", default="infill", choices=READINGS, help="both sides of a gap, or what is left of it"
     )
     parser.add_argument("--suffix", default="own", choices=["own", "other"], help="what stands behind a gap")
-    parser.add_argument("--stories", default="rocstories", choices=CORPORA, help="which stories, a unit of their own")
+    action = parser.add_argument(
+        "--corpus", default="rocstories", choices=CORPORA, help="which stories, a unit of their own"
+    )
+    also(parser, action, "--stories")
     parser.add_argument("--tokenised", action="store_true", help="leave WikiText as it was tokenised, <unk> included")
     parser.add_argument("--limit", type=int, help="stories and blocks, drawn at random; all if left out")
     parser.add_argument("--max_length", type=int, help="tokens of a block of WikiText, BOS included")

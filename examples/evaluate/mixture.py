@@ -8,7 +8,6 @@ a row of training, so that a step of the mixture has as many tokens as one of lo
 for its share is used once in full, which is said. (The paper takes SlimPajama, `DKYoon/SlimPajama-6B` on the Hub.)
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from tqdm import tqdm
 
+from examples.command_line import OneLineParser, at_least, start
 from examples.corpus.writing import whole_file
-from examples.evaluate.command_line import start
 from trainer import load_texts
 
 # Characters of a row of the output at least: more than 512 tokens of English.
@@ -68,10 +67,10 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
     Raises:
         ValueError: a source that is not SHARE:FILE[:COLUMN] or cannot be read.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--texts", nargs="+", required=True, metavar="SHARE:FILE[:COLUMN]", help="the sources")
-    parser.add_argument("--characters", type=int, default=30_000_000, help="of the whole mixture")
-    parser.add_argument("--seed", type=int, default=0, help="draws and shuffles texts")
+    parser.add_argument("--characters", type=at_least(), default=30_000_000, help="of the whole mixture")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="draws and shuffles texts")
     parser.add_argument("--output", type=Path, required=True, help=".jsonl file to write")
     args = parser.parse_args(arguments)
     sources = [_source(item) for item in args.texts]

@@ -25,12 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from datasets import DatasetDict
-from lm_eval import evaluate
-from lm_eval.api.group import Group
-from lm_eval.api.metrics import aggregate_subtask_metrics, mean_stderr, pooled_sample_stderr
-from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from examples.command_line import need
 from examples.evaluate.command_line import check, make_parser, parse, start
 from examples.evaluate.driver import Measurement, NotAvailableError, Unit, open_magnet, run
 from examples.evaluate.mmlu_data import (
@@ -44,6 +41,14 @@ from examples.evaluate.mmlu_data import (
 from examples.evaluate.records import Record, RecordFile, identify
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.sources_magnet import ADAPTER_CONFIG, ModelSource
+
+try:
+    from lm_eval import evaluate
+    from lm_eval.api.group import Group
+    from lm_eval.api.metrics import aggregate_subtask_metrics, mean_stderr, pooled_sample_stderr
+    from lm_eval.models.huggingface import HFLM
+except ImportError:  # `main` says what to install; `--help` works without it
+    HFLM = Group = object
 
 TABLE = "mmlu"
 READINGS = ("adapted", "adapter_off", "stock")
@@ -234,6 +239,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
         ValueError: arguments or files that cannot be used.
     """
     args = parse_arguments(arguments)
+    need("eval", "lm_eval.models.huggingface")
     complaints, questions = list(_about_arguments(args)), None
     if args.data is not None:
         try:

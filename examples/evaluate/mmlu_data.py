@@ -4,21 +4,25 @@ Descriptions, templates, choice of the examples and groups are read from the ins
 where the questions are.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lm_eval.tasks
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
-from lm_eval.api.group import Group
-from lm_eval.tasks import TaskManager
 
 from examples.corpus.compression import whole_text
+from examples.evaluate.data_files import data_file
 from trainer.whole_files import parse_json
+
+if TYPE_CHECKING:  # of the extra `eval`; imported where it is used
+    from lm_eval.api.group import Group
+    from lm_eval.tasks import TaskManager
 
 # The columns of the paper's table, by lm-eval's names.
 GROUPS = {
@@ -45,6 +49,9 @@ _FEATURES = Features(
 
 def task_manager() -> TaskManager:
     """lm-eval's index of its own MMLU tasks alone, which is read in no time."""
+    import lm_eval.tasks
+    from lm_eval.tasks import TaskManager
+
     folder = Path(lm_eval.tasks.__file__).parent / "mmlu" / "default"
     return TaskManager(include_path=folder, include_defaults=False)
 
@@ -86,6 +93,8 @@ def load_group(group: str, questions: dict[str, DatasetDict] | None) -> Group:
     Returns:
         `Group`: of lm-eval's own tasks.
     """
+    from lm_eval.api.group import Group
+
     manager = task_manager()
     loaded = Group.from_config(manager.task_index[group].cfg)
     for subject, config in task_configs(manager, group).items():
@@ -158,10 +167,11 @@ def _giver(rows: DatasetDict) -> Callable[..., DatasetDict]:
 
 
 def _find(folder: Path, name: str) -> Path:
-    """A file, compressed or not."""
+    """A file of a folder or one of its sub-folders, compressed or not."""
     for suffix in _SUFFIXES:
-        if (folder / f"{name}{suffix}").is_file():
-            return folder / f"{name}{suffix}"
+        file = data_file(folder, f"{name}{suffix}")
+        if file.is_file():
+            return file
     raise ValueError(f"{str(folder)!r} has no {name}, plain, .gz or .xz. Put it there.")
 
 

@@ -1,6 +1,6 @@
 """Pretrain a plain Llama of about 28 million parameters, the base of a study where there is a GPU.
 
-    python examples/evaluate/pretrain.py --tokenizer DIR --texts wikipedia/*.jsonl.xz --output outputs/llama-28m \
+    python examples/evaluate/pretrain.py --tokenizer DIR --texts wikipedia/*.jsonl.xz --output_dir outputs/llama-28m \
         --steps 6000 --minutes 9
 
 Hidden size 512, 8 layers, bfloat16, rows of 1,024 tokens, AdamW with a cosine schedule over `--steps`. With
@@ -32,8 +32,8 @@ from transformers import (
     set_seed,
 )
 
+from examples.command_line import OneLineParser, add_output_dir, at_least, start
 from examples.corpus.writing import whole_file
-from examples.evaluate.command_line import start
 from trainer import load_texts, texts_to_blocks
 from trainer.checkpoints import last_complete_checkpoint
 
@@ -93,21 +93,21 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     Raises:
         ValueError: an output that holds a finished model.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--tokenizer", required=True, help="directory or Hub id of a tokenizer")
     parser.add_argument("--texts", nargs="+", required=True, help="texts to train on, as `load_texts` takes them")
     parser.add_argument("--eval_texts", nargs="+", help="held-out texts")
-    parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints and result")
-    parser.add_argument("--steps", type=int, default=6000, help="updates in all")
+    add_output_dir(parser, required=True, help="folder of checkpoints and result")
+    parser.add_argument("--steps", type=at_least(), default=6000, help="updates in all")
     parser.add_argument("--minutes", type=float, help="stop and save after so long")
-    parser.add_argument("--batch_size", type=int, default=64, help="rows of an update")
-    parser.add_argument("--max_length", type=int, default=1024, help="tokens of a row")
+    parser.add_argument("--batch_size", type=at_least(), default=64, help="rows of an update")
+    parser.add_argument("--max_length", type=at_least(2), default=1024, help="tokens of a row")
     parser.add_argument("--hidden_size", type=int, default=512, choices=sorted(SHAPES), help="width of the model")
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="highest rate")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and order")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of weights and order")
     args = parser.parse_args(arguments)
     if (args.output / "config.json").exists():
-        raise ValueError(f"`--output` {str(args.output)!r} holds a finished model. Choose another folder.")
+        raise ValueError(f"`--output_dir` {str(args.output)!r} holds a finished model. Choose another folder.")
     return args
 
 

@@ -2,11 +2,10 @@
 
 import argparse
 import copy
-import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from examples.evaluate.command_line import check
+from examples.command_line import check, need
 from examples.evaluate.driver import NotAvailableError, Unit, open_magnet, print_table, run
 from examples.evaluate.echo_rows import ECHO_TEMPLATE, PLAIN_ECHO_TEMPLATE, check_echo_room
 from examples.evaluate.records import Record
@@ -114,9 +113,9 @@ def by_reading(
             complaints.append(
                 f"`--pooling` is {group.pooling!r}; the reading {group.reading} has {', '.join(poolings)}. Pass one."
             )
-    if "encoder" in groups and importlib.util.find_spec("sentence_transformers") is None:
-        complaints.append("The reading encoder needs a package that is not here. Install it: pip install '.[eval]'.")
     check(complaints)
+    if "encoder" in groups:
+        need("eval", "sentence_transformers")
     return list(groups.values())
 
 

@@ -1,7 +1,7 @@
 """All tables and figures of the paper that are on record, in one page: what was measured here beside what it prints.
 
-    python examples/evaluate/report.py --results outputs/results --output outputs/report
-    python examples/evaluate/report.py --results outputs/results --output outputs/report --notes notes.md
+    python examples/evaluate/report.py --results outputs/results --output_dir outputs/report
+    python examples/evaluate/report.py --results outputs/results --output_dir outputs/report --notes notes.md
     python examples/evaluate/report.py --results outputs/7m/results --name 7M --compare 28M=outputs/28m/results
 
 Writes `report.md`, `report.html`, which needs nothing beside it, and `figures/`. Nothing is measured here; the same
@@ -9,7 +9,6 @@ records give the same bytes. The four claims are answered by a rule that the pag
 study on other base models: the claims are judged on each, side by side, and no figure of theirs enters a table.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +16,8 @@ from pathlib import Path
 # A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from examples.command_line import OneLineParser, add_output_dir, check, need, start
 from examples.corpus.writing import whole_file
-from examples.evaluate.command_line import check, start
 from examples.reporting.blocks import Page
 from examples.reporting.cells import Results, read_results
 from examples.reporting.html_page import render_html
@@ -35,9 +34,9 @@ def main(arguments: list[str] | None = None) -> Page:
     Raises:
         ValueError: arguments or records that cannot be used.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=Path("outputs/results"), help="folder of the records")
-    parser.add_argument("--output", type=Path, default=Path("outputs/report"), help="folder of the page")
+    add_output_dir(parser, default=Path("outputs/report"), help="folder of the page")
     parser.add_argument("--title", default=TITLE, help="heading of the page")
     parser.add_argument("--notes", type=Path, help="Markdown file that goes behind the claims")
     parser.add_argument("--name", help="what the page calls the model that was studied; by default what its base is")
@@ -45,11 +44,12 @@ def main(arguments: list[str] | None = None) -> Page:
         "--compare", nargs="+", default=[], metavar="NAME=DIR", help="records of the study on other base models"
     )
     args = parser.parse_args(arguments)
+    need("eval", "matplotlib", "scipy")
     complaints: list[str] = []
     if args.notes is not None and not args.notes.is_file():
         complaints.append(f"`--notes` {str(args.notes)!r} is no file. Name a Markdown file, or leave it out.")
     if args.output.exists() and not args.output.is_dir():
-        complaints.append(f"`--output` {str(args.output)!r} is a file. Name a folder.")
+        complaints.append(f"`--output_dir` {str(args.output)!r} is a file. Name a folder.")
     results = _read(args.results, "--results", complaints)
     name = args.name or (results and base_name(results.records)) or THIS_MODEL
     compared = _compared(args.compare, name, args.results, complaints)

@@ -8,7 +8,6 @@ whole text use. The control gives infilling the suffix of another story. Accurac
 (Wilson); systems are compared story by story (McNemar's exact test).
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,11 +17,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
-from scipy.stats import binomtest
 
+from examples.command_line import OneLineParser, add_device, at_least, choose_device, need, start
 from examples.evaluate.results import write_results
 from examples.evaluate.stories import ClozeStory, derange, read_story_cloze
-from modeling_magnet import AutoMagnetForCausalLM
+from examples.models import open_magnet
 from trainer.prompted_infilling import PromptedInfiller
 
 TASKS = ("fifth sentence", "third sentence")
@@ -61,6 +60,8 @@ def hits_by_rule(
 
 def mcnemar(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
     """McNemar's exact test of two systems on the same stories."""
+    from scipy.stats import binomtest  # of the extra `eval`
+
     only_one, only_other = int((one & ~other).sum()), int((~one & other).sum())
     discordant = only_one + only_other
     p = binomtest(only_one, discordant).pvalue if discordant else 1.0
@@ -69,20 +70,24 @@ def mcnemar(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Choose, compare, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--magnet", required=True, help="the adapted model")
     parser.add_argument("--base", required=True, help="the model it was adapted from")
     parser.add_argument("--stories", type=Path, required=True, help="Story Cloze, .csv or .csv.gz")
-    parser.add_argument("--limit", type=int, help="stories, from the first on")
-    parser.add_argument("--seed", type=int, default=0, help="draws the wrong third sentences")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--limit", type=at_least(), help="stories, from the first on; all if left out")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="draws the wrong third sentences")
+    add_device(parser)
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
+    need("eval", "scipy")
+    from scipy.stats import binomtest
+
+    device = choose_device(args.device)
     stories = read_story_cloze(args.stories)[: args.limit]
+    if len(stories) < 2:  # each takes a wrong sentence from another
+        raise ValueError(f"`--stories` {str(args.stories)!r} has {len(stories)} stories; expected 2 at least.")
     tasks = make_choices(stories, seed=args.seed)
-    magnet, base = (
-        AutoMagnetForCausalLM.from_pretrained(path).eval().to(args.device) for path in (args.magnet, args.base)
-    )
+    magnet, base = (open_magnet(path, device=device) for path in (args.magnet, args.base))
     reads, adapted_reads = (PromptedInfiller(model, model.tokenizer).score_infill for model in (base, magnet))
     systems: dict[str, tuple[Callable[..., Any], bool]] = {
         "magnet, infilling": (magnet.score_infill, False),
@@ -122,4 +127,4 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -10,17 +10,16 @@ sentence-transformers; `--reading` says otherwise. With `--mteb`, `mteb.evaluate
 
 import argparse
 import functools
-import importlib.util
 import random
 import sys
 from pathlib import Path
 
-from scipy.stats import spearmanr
-
 # A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from examples.command_line import need
 from examples.evaluate.command_line import make_parser, parse, start
+from examples.evaluate.data_files import data_file
 from examples.evaluate.driver import Measurement, Unit
 from examples.evaluate.reading_options import (
     add_reading_options,
@@ -44,6 +43,8 @@ def sts_correlation(reader: SentenceReader, pairs: list[StsPair], *, prompt: str
         pairs (`list[StsPair]`): Sentences and scores.
         prompt (`str`): The instruction.
     """
+    from scipy.stats import spearmanr  # of the extra `eval`
+
     left = reader.encode([pair.sentence1 for pair in pairs], prompt=prompt)
     right = reader.encode([pair.sentence2 for pair in pairs], prompt=prompt)
     cosines = similarity_pairs(left, right, name="cosine")
@@ -88,7 +89,7 @@ def units(args: argparse.Namespace) -> list[Unit]:
             {
                 **reading_settings(args, prompt_of(args, "STS")),
                 "data": STS_SETS[task].hub_id if args.data is None else STS_SETS[task].file_name,
-                "files": None if args.data is None else digest_files([args.data / STS_SETS[task].file_name]),
+                "files": None if args.data is None else digest_files([data_file(args.data, STS_SETS[task].file_name)]),
                 "limit": args.limit,
                 "mteb": args.mteb,
             },
@@ -110,11 +111,10 @@ def parse_arguments(arguments: list[str] | None) -> list[argparse.Namespace]:
     parser.add_argument("--mteb", action="store_true", help="run mteb on the same pairs, too")
     add_reading_options(parser)
     args = parse(parser, arguments)
+    need("eval", "scipy", *(["mteb"] if args.mteb else []))
     complaints = []
     if args.limit is not None and args.limit < 2:
         complaints.append(f"`--limit` is {args.limit}; a correlation needs at least 2 pairs.")
-    if args.mteb and importlib.util.find_spec("mteb") is None:
-        complaints.append("`--mteb` needs a package that is not here. Install it: pip install '.[eval]'.")
     if args.data is not None:
         complaints += data_complaints(args.tasks, lambda task: read_sts(task, folder=args.data))
     return by_reading(args, tasks=["STS"], complaints=complaints)

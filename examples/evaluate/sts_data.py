@@ -8,6 +8,7 @@ from typing import NamedTuple
 from datasets import load_dataset
 
 from examples.corpus.compression import whole_text
+from examples.evaluate.data_files import data_file
 from examples.evaluate.driver import NotAvailableError
 
 
@@ -44,7 +45,7 @@ def read_sts(name: str, *, folder: Path | None = None) -> list[StsPair]:
 
     Args:
         name (`str`): One of `STS_SETS`.
-        folder (`Path`, *optional*): Where its file is; the Hub if left out.
+        folder (`Path`, *optional*): Where its file is, or its sub-folder; the Hub if left out.
 
     Raises:
         ValueError: unknown name, a broken file, or a line without two sentences and a score.
@@ -59,7 +60,7 @@ def read_sts(name: str, *, folder: Path | None = None) -> list[StsPair]:
         except OSError as error:
             raise NotAvailableError(f"{source.hub_id} of the Hub: {str(error).splitlines()[0]}") from error
         return [StsPair(row["sentence1"], row["sentence2"], float(row["score"])) for row in rows]
-    file = folder / source.file_name
+    file = data_file(folder, source.file_name)
     if not file.is_file():
         raise NotAvailableError(f"the folder of the data has no {source.file_name}")
     try:

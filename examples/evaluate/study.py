@@ -1,17 +1,16 @@
 """The whole study: trains every system of a plan, asks every driver, and writes the page.
 
-    python examples/evaluate/study.py examples/evaluate/study_wiki7m.json --output outputs/study
-    python examples/evaluate/study.py examples/evaluate/study_wiki7m.json --output outputs/trial --preset smoke
-    python examples/evaluate/study.py PLAN.json --output DIR --only train --jobs 2
-    python examples/evaluate/study.py PLAN.json --output OTHER --base outputs/llama-2m --runs MAGNET "LLM2Vec recipe"
-    python examples/evaluate/study.py PLAN.json --output DIR --only evaluate --drivers sts clustering --no_curves
+    python examples/evaluate/study.py examples/evaluate/study_wiki7m.json --output_dir outputs/study
+    python examples/evaluate/study.py examples/evaluate/study_wiki7m.json --output_dir outputs/trial --preset smoke
+    python examples/evaluate/study.py PLAN.json --output_dir DIR --only train --jobs 2
+    python examples/evaluate/study.py PLAN.json --output_dir OTHER --base outputs/llama-2m --runs MAGNET
+    python examples/evaluate/study.py PLAN.json --output_dir DIR --only evaluate --drivers sts clustering --no_curves
 
 All systems have the same data, steps and parameters; the plan says what differs. Killed, the same command goes on:
 a training at its last checkpoint, a table at its first open cell. Trainings run `--jobs` at a time, each on its share
 of the cores.
 """
 
-import argparse
 import fcntl
 import importlib
 import os
@@ -31,8 +30,8 @@ from tqdm import tqdm
 # A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from examples.command_line import OneLineParser, add_output_dir, at_least, need, start
 from examples.evaluate import mixture, report, training_curves
-from examples.evaluate.command_line import start
 from examples.evaluate.study_plan import ADAPTER, BASE, Call, Plan, Run, read_plan
 from examples.evaluate.training_run import REPORT, models_by_step
 from trainer.checkpoints import last_complete_checkpoint
@@ -110,7 +109,7 @@ def evaluate(plan: Plan, *, results: Path) -> None:
         print(f"left out, for their training has not finished: {'; '.join(open_runs)}", flush=True)
     for run in filter(is_finished, plan.runs):
         named = f"{run.name}={run.folder}"
-        training_curves.main(["--run", named, "--results", str(results), "--replica", str(run.replica)])
+        training_curves.main(["--runs", named, "--results", str(results), "--replica", str(run.replica)])
     commands = list(driver_commands(plan, results=results))
     bar = tqdm(commands, desc="Asking", unit="command", file=sys.stderr)
     for number, (driver, arguments) in enumerate(bar, start=1):
@@ -206,12 +205,12 @@ def main(arguments: list[str] | None = None) -> None:
         ValueError: a plan that cannot be used.
         ChildProcessError: a training that failed.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("plan", type=Path, help="JSON file, see study_plan.py")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the runs, the records and the page")
+    add_output_dir(parser, required=True, help="folder of the runs, the records and the page")
     parser.add_argument("--preset", default="paper", help="one of the plan's presets")
     parser.add_argument("--only", choices=STAGES, help="this stage alone")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--jobs", type=at_least(), default=1, help="trainings at a time")
     parser.add_argument("--base", help="another base model than the plan's, such as one of another size")
     parser.add_argument("--runs", nargs="+", metavar="RUN", help="these runs alone, and those they start from")
     parser.add_argument(
@@ -223,6 +222,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--compare", nargs="+", default=[], metavar="NAME=DIR", help="results on other bases, for the page"
     )
     args = parser.parse_args(arguments)
+    if args.only != "train":
+        need("eval", "matplotlib", "scipy")  # of the report: a study of hours shall not end without it
     compared = ["--compare", *args.compare] if args.compare else []
     plan = read_plan(args.plan, preset=args.preset, output=args.output)
     plan = plan if args.runs is None else plan.narrowed(args.runs)
@@ -230,10 +231,10 @@ def main(arguments: list[str] | None = None) -> None:
     plan = replace(plan, base=args.base or plan.base, title=args.title or plan.title)
     results, started = args.output / "results", time.perf_counter()
     stages: dict[str, Callable[[], Any]] = {
-        "train": lambda: train(plan, jobs=max(1, args.jobs)),
+        "train": lambda: train(plan, jobs=args.jobs),
         "evaluate": lambda: evaluate(plan, results=results),
         "report": lambda: report.main(
-            ["--results", str(results), "--output", str(args.output / "page"), "--title", plan.title, *compared]
+            ["--results", str(results), "--output_dir", str(args.output / "page"), "--title", plan.title, *compared]
         ),
     }
     for name, stage in stages.items():

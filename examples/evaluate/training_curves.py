@@ -1,13 +1,12 @@
 """Figure 7 of the paper: losses and masked accuracy over the steps of training, MNTP against MTP.
 
-    python examples/evaluate/training_curves.py --run MNTP=outputs/mntp MTP=outputs/mtp
-    python examples/evaluate/training_curves.py --run MAGNET=outputs/magnet --replica 1 --results outputs/results
+    python examples/evaluate/training_curves.py --runs MNTP=outputs/mntp MTP=outputs/mtp
+    python examples/evaluate/training_curves.py --runs MAGNET=outputs/magnet --replica 1 --results outputs/results
 
 Nothing is measured here: the evaluations that `adapt.py` made on its way (`eval_texts`, `eval_strategy steps`) become
 records, one for each step, step 0 being the model before training. What is on record is not written twice.
 """
 
-import argparse
 import hashlib
 import json
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 # A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.evaluate.command_line import check, start
+from examples.command_line import OneLineParser, also, at_least, check, named_items, start
 from examples.evaluate.records import Record, RecordFile, answered
 from examples.evaluate.training_run import REPORT, read_report
 
@@ -107,31 +106,28 @@ def parse_runs(items: list[str]) -> dict[str, Path]:
     Raises:
         ValueError: listing what is no `NAME=DIR`, and names that come twice.
     """
-    complaints, runs = [], {}
-    for item in items:
-        name, separator, folder = item.partition("=")
-        if not (name and separator and folder):
-            complaints.append(f"`--run` has {item!r}; expected NAME=DIR, such as MNTP=outputs/mntp.")
-        elif name in runs:
-            complaints.append(f"`--run` has two runs named {name!r}. Give each a name of its own.")
-        runs[name] = Path(folder)
+    folders, complaints = named_items(items, option="--runs")
     check(complaints)
+    runs = {name: Path(folder) for name, folder in folders.items()}
     return runs
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
     """Put the evaluations of the runs that were named on record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", nargs="+", required=True, metavar="NAME=DIR", help="output folders of adapt.py")
+    parser = OneLineParser(description=__doc__)
+    action = parser.add_argument(
+        "--runs", nargs="+", required=True, metavar="NAME=DIR", help="output folders of adapt.py"
+    )
+    also(parser, action, "--run")
     parser.add_argument("--results", type=Path, default=Path("outputs/results"), help="folder of the records")
-    parser.add_argument("--replica", type=int, default=0, help="which of several trainings of the same system")
+    parser.add_argument("--replica", type=at_least(0), default=0, help="which of several trainings of the same system")
     args = parser.parse_args(arguments)
     complaints, records = [], []
-    for name, folder in parse_runs(args.run).items():
+    for name, folder in parse_runs(args.runs).items():
         try:
             records += curve_records(name, folder, replica=args.replica)
         except ValueError as error:
-            complaints.append(f"`--run` {name}: {error}")
+            complaints.append(f"`--runs` {name}: {error}")
     check(complaints)
     file = RecordFile(args.results, TABLE)
     known = answered(file.read())

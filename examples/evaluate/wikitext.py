@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from examples.corpus.compression import whole_text
+from examples.evaluate.data_files import data_file
 from trainer.sources import read_source
 
 HUB_ID, HUB_CONFIG, HUB_SPLIT = "Salesforce/wikitext", "wikitext-103-raw-v1", "test"
@@ -108,10 +109,10 @@ def find_file(folder: Path, name: str) -> Path:
     Raises:
         ValueError: there is none.
     """
-    found = [file for file in (folder / name, *sorted(folder.glob(f"*/{name}"))) if file.is_file()]
-    if not found:
+    file = data_file(folder, name)
+    if not file.is_file():
         raise ValueError(f"{str(folder)!r} has no {name}, nor has a folder in it. Put it there.")
-    return found[0]
+    return file
 
 
 def read_text(file: Path) -> str:

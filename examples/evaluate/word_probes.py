@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
+from examples.command_line import need
 from examples.evaluate.command_line import check, make_parser, parse, start
 from examples.evaluate.conll import HUB_ID, TASKS, TaggedSentence, missing_files, read_conll, split_file, split_to_test
 from examples.evaluate.driver import Measurement, NotAvailableError, Unit, print_table, run
@@ -33,7 +34,6 @@ from examples.evaluate.records import Record, digest_files
 from examples.evaluate.word_readers import ENCODER_WINDOW, READINGS, SHIFTS, open_reader, reading_of
 from examples.evaluate.word_states import WordStates, tabulate
 from modeling_magnet.windows_magnet import Shift
-from trainer.metric_modules.probe_scores import probe_scores
 
 PAPER = {
     "steps": 4000,
@@ -102,6 +102,8 @@ def probe_settings(args: argparse.Namespace) -> ProbeSettings:
 
 def measure(frozen: FrozenStates, *, task: str, settings: ProbeSettings, args: argparse.Namespace) -> Measurement:
     """Train a probe for one task, and score what it predicts."""
+    from trainer.metric_modules.probe_scores import probe_scores  # needs the extra `eval`
+
     corpus = frozen.corpus()
     train, test = frozen.tables["train"], frozen.tables["test"]
     truth = {part: [sentence.tags(task) for sentence in sentences] for part, sentences in corpus.items()}
@@ -171,6 +173,7 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, di
     parser.add_argument("--train_sentences", type=int, help="drawn from the training set; all if left out")
     parser.add_argument("--test_sentences", type=int, help="drawn from the test set; all if left out")
     args = parse(parser, arguments)
+    need("eval", "evaluate", "seqeval")
     complaints = probe_settings(args).complaints()
     for name in ("train_sentences", "test_sentences"):
         number = getattr(args, name)

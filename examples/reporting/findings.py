@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy.stats import linregress
-
 from examples.reporting.cells import Cells, Value
 from examples.reporting.conditions import settings_warnings
 
@@ -123,6 +121,8 @@ def growth(cells: Cells, what: str, table: str, unit: str, metric: str, systems:
         table, unit, metric (`str`): The figure; lower is better.
         systems (`Sequence[tuple[str, ...]]`): Names that each may have.
     """
+    from scipy.stats import linregress  # of the extra `eval`
+
     told: list[str] = []
     outcome: Outcome = "not measured"
     rows = [cells.find(table, names) for names in systems]

@@ -1,12 +1,17 @@
 """The figures of the report, as SVG: bars of tables, and curves over training steps with error bars over replicas."""
 
+from __future__ import annotations
+
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+try:
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+except ImportError:  # the scripts say what to install; their `--help` works without it
+    pass
 
 from examples.reporting.cells import Cells, Value
 from examples.reporting.looks import QUOTED_COLOR, STYLE, look_of, short

@@ -101,7 +101,7 @@ COMMANDS = [
     Command(
         "infill_stories",
         "fills.jsonl",
-        "--model={inputs}/magnet --texts={inputs}/blanks.jsonl --output={output}/fills.jsonl "
+        "--model_name_or_path={inputs}/magnet --texts={inputs}/blanks.jsonl --output={output}/fills.jsonl "
         "--html={output}/fills.html --num_tokens 2 5 --do_sample --num_return_sequences=2 --batch_size=2",
     ),
     Command("fill", PRINTED, "--model={inputs}/magnet 'the old dog [blank] then the cat sat.'"),
@@ -159,7 +159,7 @@ COMMANDS = [
     Command(
         "evaluate/broken_words",
         "words.json",
-        "--magnet={inputs}/magnet --texts={inputs}/long.jsonl --number=3 --output={output}/words.json",
+        "--model={inputs}/magnet --texts={inputs}/long.jsonl --number=3 --output={output}/words.json",
     ),
     Command(
         "evaluate/mixture",
@@ -177,7 +177,7 @@ COMMANDS = [
     Command(
         "evaluate/training_curves",
         "curves.jsonl",
-        "--run one={inputs}/one other={inputs}/other --results={output}",
+        "--runs one={inputs}/one other={inputs}/other --results={output}",
     ),
     Command("evaluate/report", "report.md", "--results={inputs}/records --output={output}"),
     Command(
@@ -191,7 +191,7 @@ COMMANDS = [
     Command(
         "benchmarks/adaptation",
         "quality.json",
-        "--base={inputs}/base --adapted={inputs}/magnet --texts long={inputs}/long.jsonl --max_rows=4 "
+        "--base={inputs}/base --magnet={inputs}/magnet --texts long={inputs}/long.jsonl --limit=4 "
         "--sts={inputs}/data/stsb.dev.csv.gz --name=quality --results={output}",
         ["seconds"],
     ),

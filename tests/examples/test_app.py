@@ -23,6 +23,7 @@ from examples.demo.model import describe_model, open_model, quickstart_model
 from examples.demo.page import Handlers, build_page, launch_options
 from examples.quickstart_data import SMOKE
 
+from ..scripts import run_script
 from .app_answers import Page, check_harmless
 
 TEXT = "Tom fell.[blank] He cried[blank]."
@@ -237,14 +238,15 @@ def test_what_cannot_be_opened_is_told_in_one_line(tmp_path, tiny_model, what):
         tiny_model.save_pretrained(folder)
         (folder / "tokenizer.json").unlink()
         (folder / "tokenizer_config.json").unlink(missing_ok=True)
-    with pytest.raises(SystemExit, match=r"^error: .*model"):
-        app.main(["--model", str(folder)])
+    code, out, err = run_script(app, "--model", str(folder))
+    assert (code, out) == (2, "")
+    assert re.match(r"error: .*model", err) and len(err.splitlines()) == 1
 
 
 def test_options_are_read(monkeypatch):
     monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")  # as on a Space
     assert app.parse_arguments(["--model", "m"]) == argparse.Namespace(
-        model="m", port=7860, host="0.0.0.0", share="no"
+        model="m", port=7860, host="0.0.0.0", share="no", device=None
     )
     with pytest.raises(SystemExit):
         app.parse_arguments(["--port", "0"])

@@ -204,11 +204,31 @@ def test_what_cannot_be_had_is_on_record_and_tried_again(tmp_path, saved, capsys
 
     (record,) = driver.run("table", args, [Unit("one", {}, missing)])
     assert (record.unavailable, record.metrics) == ("no network", {})
-    assert "m, one: not available here: no network" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "m, one: not available here: no network" in out and "OK" not in out
+    told = "table: FAILED (nothing measured; not available: one; looked for in the Hub, since `--data` was left out)"
+    assert out.splitlines()[-1] == told
     driver.run("table", args, [Unit("one", {}, missing)])
     assert len(RecordFile(tmp_path / "results", "table").read()) == 1, "the same reason is no news"
     (record,) = driver.run("table", args, [Unit("one", {}, Counter(score=2.0))])
     assert record.metrics == {"score": 2.0} and record.unavailable is None
+    capsys.readouterr()
+    driver.run("table", args, [Unit("one", {}, Counter(score=2.0)), Unit("two", {}, missing)])
+    assert "table: OK (1 models, 2 cells each, 1 not available; " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("metrics", "code"), [([{}, {}], 1), ([{}, {"score": 1.0}], 0), ([], 0)])
+def test_where_nothing_was_measured_the_exit_code_says_so(metrics, code):
+    records = [
+        Record(table="t", system="s", unit="u", settings={}, model={}, metrics=one, unavailable="no data")
+        for one in metrics
+    ]
+    try:
+        command_line.start(lambda: records)
+    except SystemExit as left:
+        assert left.code == code
+    else:
+        assert code == 0
 
 
 def test_half_a_line_is_skipped_and_cut_off(tmp_path):

@@ -286,3 +286,24 @@ def test_a_model_without_a_tokenizer_is_refused(options, model):
         (model / name).unlink()
     with pytest.raises(ValueError, match="has no tokenizer"):
         main(options)
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])  # two start anew: 10 s
+def test_progress_moves_with_each_batch_and_knows_the_total(tmp_path, options, monkeypatch, processes):
+    seen = []
+
+    class Bar(encode_corpus.tqdm):
+        def update(self, n=1):
+            super().update(n)
+            seen.append((self.n, self.total))
+
+    monkeypatch.setattr(encode_corpus, "tqdm", Bar)
+    lines = [json.dumps({"key": str(n), "text": f"the cat sat {n}"}) for n in range(40)]
+    lines[7] = "broken"
+    (tmp_path / "many.jsonl").write_text("\n".join(lines) + "\n")
+    arguments = [f"--texts={tmp_path / 'many.jsonl'}", f"--output={tmp_path / 'many.npy'}", "--batch_tokens=200"]
+    main([*options, *arguments, f"--num_processes={processes}", "--threads=1"])
+    rows, totals = zip(*seen, strict=True)
+    assert rows[-1] == 40 and set(totals) == {40}, "a row that cannot be read counts as well"
+    assert list(rows) == sorted(rows)
+    assert processes > 1 or len({row for row in rows if 0 < row < 39}) > 3, "one chunk, told in several batches"

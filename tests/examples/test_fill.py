@@ -27,7 +27,8 @@ def run(capsys, *arguments):
 
 
 def test_it_prints_what_infill_blanks_finds_and_how_likely(checkpoint, capsys):
-    status, out, err = run(capsys, TEXT, "--model", checkpoint, "--tokens", "2", "--answers", "2")
+    sizes = ["--max_new_tokens", "2", "--num_return_sequences", "2"]
+    status, out, err = run(capsys, TEXT, "--model_name_or_path", checkpoint, *sizes)
     assert (status, err) == (0, "")
     expected = open_model(checkpoint).infill_blanks(
         TEXT, max_new_tokens=2, num_return_sequences=2, return_dict_in_generate=True
@@ -38,8 +39,10 @@ def test_it_prints_what_infill_blanks_finds_and_how_likely(checkpoint, capsys):
     for line, (number, answer) in zip(
         answers, [(n, one) for n, many in enumerate(expected.fills[0], 1) for one in many], strict=True
     ):
-        share = 100 * math.exp(sum(answer.logprobs))
-        assert line == f"blank {number}: {share:5.1f} %  {' '.join(answer.text.split())}"
+        share, each = (100 * math.exp(value) for value in (answer.logprob, answer.mean_logprob))
+        told = f"{share:5.1f} %" if share >= 0.05 else f"{share:.2g} %, {each:.1f} % a token"
+        assert line == f"blank {number}: {told}  {' '.join(answer.text.split())}"
+    assert "0.0 %" not in out
     first, second = (" ".join(many[0].text.split()) for many in expected.fills[0])
     (both,) = (line for line in lines if line.startswith("from both sides:"))
     assert f"<{first}>" in both and f"<{second}>" in both and both.endswith(" it.")
@@ -62,5 +65,30 @@ def test_lines_are_read_where_no_text_is_given_and_a_bad_one_stops_nothing(check
 
 def test_what_cannot_be_opened_is_one_line(tmp_path):
     code, out, err = run_script(fill, "a [blank]", "--model", str(tmp_path))
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert err.startswith("error: ") and len(err.splitlines()) == 1
+
+
+def test_old_spellings_are_taken_and_not_shown(capsys):
+    args = fill.parse_arguments(["--model", "m", "--tokens", "4", "--answers", "5"])
+    assert (args.model, args.max_new_tokens, args.num_return_sequences) == ("m", 4, 5)
+    with pytest.raises(SystemExit):
+        fill.parse_arguments(["--help"])
+    told = capsys.readouterr().out
+    assert "--max_new_tokens" in told and "--tokens" not in told and "--answers" not in told
+
+
+def test_a_decoder_that_was_never_adapted_is_named_in_a_line(checkpoint, stories260k, capsys):
+    _, out, _ = run(capsys, "The cat [blank] mat.", "--model", str(stories260k), "--max_new_tokens", "1")
+    (note,) = (line for line in out.splitlines() if line.startswith("note: "))
+    assert "was never adapted by MAGNET (config.json has no `magnet` block)" in note and "adapt.py" in note
+    _, out, _ = run(capsys, "The cat [blank] mat.", "--model", checkpoint, "--max_new_tokens", "1")
+    assert "note: " not in out
+
+
+@pytest.mark.parametrize(("logprob", "tokens"), [(-20.0, 10), (-9.0, 1), (-0.1, 2), (-100.0, 4), (-800.0, 3)])
+def test_no_probability_is_told_as_zero(logprob, tokens):
+    told = fill.how_likely({"logprob": logprob, "mean_logprob": logprob / tokens})
+    assert " 0.0 %" not in f" {told}" and " 0 %" not in f" {told}"
+    if logprob > -700:  # a double has no smaller share
+        assert float(told.split()[0]) == pytest.approx(100 * math.exp(logprob), rel=0.05)

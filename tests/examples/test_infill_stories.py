@@ -103,7 +103,7 @@ def test_options_that_cannot_be_are_named(checkpoint, corpus, tmp_path, options,
         run(checkpoint, corpus, tmp_path / "out.jsonl", *options)
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
-    with pytest.raises(SystemExit, match="does not exist"):
+    with pytest.raises(ValueError, match="does not exist"):
         run(checkpoint, corpus, tmp_path / "no" / "out.jsonl", "--max_new_tokens", "3")
 
 

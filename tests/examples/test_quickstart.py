@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +12,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from examples import fill as fill_script
 from examples import plots
+from examples.demo.infill import fill_text
+from examples.demo.model import open_model, quickstart_model
 from examples.plots import SEGMENTS, allowed_attention
-from examples.quickstart import verdict
+from examples.quickstart import TEXT, command, verdict
 from examples.quickstart_data import SMOKE, build_tokenizer
 from examples.quickstart_measures import Exam, fact_accuracy, retrieval_accuracy
 from examples.quickstart_models import train_magnet
 from examples.quickstart_table import COLUMNS, render_table
-from examples.synthetic_corpus import MISSING, THINGS, Story, read_rows, write_corpus
+from examples.synthetic_corpus import CONSEQUENCES, MISSING, THINGS, Story, read_rows, write_corpus
 from modeling_magnet import MagnetLlamaForCausalLM
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "quickstart.py"
@@ -289,3 +293,29 @@ def test_each_objective_has_a_panel_with_its_training_and_its_evaluations(tmp_pa
     assert b"Software" not in pictures["whole"] and b"atplotlib" not in pictures["whole"]
     assert plots.draw_objectives(tmp_path / "none.png", [{"step": 1, "train_runtime": 3.0}]) is None
     assert {file.stem for file in tmp_path.iterdir()} == set(pictures)
+
+
+def test_the_command_at_its_end_speaks_the_language_of_the_corpus(tmp_path):
+    paths = write_corpus(tmp_path, seed=0, stories=8000, pairs=10, tests=8)
+    texts = [row["text"] for row in read_rows(paths["stories_train"])]
+    words = {word for text in texts for word in re.findall(r"\w+", text)}
+    assert set(re.findall(r"\w+", TEXT.replace("[blank]", ""))) <= words
+    # Whole sentences of it, and only one thing has what follows.
+    sentences = {sentence for text in texts for sentence in re.split(r"(?<=\.) ", text)}
+    opening, gap, following = re.split(r"(?<=\.) ", TEXT)
+    assert {opening, gap.replace("[blank]", "raincoat"), following} <= sentences
+    assert [thing for thing, told in CONSEQUENCES.items() if following in told] == ["raincoat"]
+
+
+def test_the_command_at_its_end_can_be_pasted(tmp_path):
+    told = shlex.split(command(tmp_path / "a folder" / "magnet"))
+    assert told[:2] == ["python", "examples/fill.py"]
+    args = fill_script.parse_arguments(told[2:])
+    assert (args.text, args.model) == (TEXT, str(tmp_path / "a folder" / "magnet"))
+
+
+@pytest.mark.nightly  # trains the quickstart's model: three minutes
+def test_the_fill_of_the_command_is_right(tmp_path):
+    model = open_model(str(quickstart_model(tmp_path)), device="cpu")
+    filled = fill_text(model, TEXT, length=None, answers=1)
+    assert filled.fills[0][0]["text"].strip() == "raincoat"

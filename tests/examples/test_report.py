@@ -295,7 +295,7 @@ def test_bad_arguments_are_told_at_once(tmp_path):
     (tmp_path / "page").write_text("")
     with pytest.raises(ValueError, match="`--notes`.*is no file") as raised:
         main(["--results", str(tmp_path), "--output", str(tmp_path / "page"), "--notes", "nowhere.md"])
-    assert "`--output`" in str(raised.value) and "is a file" in str(raised.value)
+    assert "`--output_dir`" in str(raised.value) and "is a file" in str(raised.value)
     assert "has no records" in str(raised.value)
     assert not (tmp_path / "other").exists()
 

@@ -92,5 +92,5 @@ def test_all_that_is_wrong_is_told_at_once_and_nothing_is_written(tmp_path):
     for complaint in ("b: The run in", "evaluated nothing", "c: ", "has no adapt.json", "is no number"):
         assert complaint in str(raised.value)
     assert not (tmp_path / "results").exists()
-    with pytest.raises(ValueError, match="(?s)two runs named 'a'.*`--run` has 'nameless'"):
+    with pytest.raises(ValueError, match="(?s)`--runs` has 'a' twice.*`--runs` has 'nameless'"):
         training_curves.main(["--run", f"a={good}", f"a={silent}", "nameless"])

@@ -1,0 +1,238 @@
+"""What all scripts share at the command line: option names, devices, extras, and how errors are told.
+
+Imports nothing but the standard library, so that `--help` works with whatever is installed.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+HEADING = "The arguments cannot be used:"
+DTYPES = ("float32", "bfloat16")
+_LISTED = "\n- "
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser that complains in one line; its help keeps the line breaks of the script's docstring."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 and one line, without argparse's summary of all options."""
+        self.exit(2, f"error: {' '.join(message.split())}. See --help.\n")
+
+
+def at_least(least: int = 1, most: int | None = None) -> Callable[[str], int]:
+    """Return the `type` of an option that takes whole numbers in a range.
+
+    Args:
+        least (`int`): Smallest value.
+        most (`int`, *optional*): Largest value.
+    """
+    upper = "" if most is None else f" and at most {most}"
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number of at least {least}{upper}")
+        return value
+
+    return convert
+
+
+def also(parser: Any, action: argparse.Action, *spellings: str) -> None:
+    """Let an option be written as it was before, without a word of it in the help.
+
+    Args:
+        parser (`ArgumentParser`): Or a group of one.
+        action (`argparse.Action`): What `add_argument` returned.
+        spellings (`str`): Further names, such as `"--tokens"`.
+    """
+    for spelling in spellings:
+        parser._option_string_actions[spelling] = action
+
+
+def add_model(parser: Any, *, help: str, required: bool = True, **options: Any) -> argparse.Action:
+    """Add `--model_name_or_path`, also spelt `--model`; the value is `args.model`.
+
+    Args:
+        parser (`ArgumentParser`): Or a group of one.
+        help (`str`): Which kind of model the script takes.
+        required (`bool`): Whether the script needs one.
+        options: Further arguments of `add_argument`.
+    """
+    if "action" not in options:
+        options.setdefault("metavar", "MODEL")
+    names = ("--model_name_or_path", "--model")
+    action: argparse.Action = parser.add_argument(*names, dest="model", required=required, help=help, **options)
+    return action
+
+
+def add_device(parser: Any, *, default: str | None = None) -> None:
+    """Add `--device`; pass `args.device` to `choose_device`.
+
+    Args:
+        parser (`ArgumentParser`): Or a group of one.
+        default (`str`, *optional*): For a script that means one kind of device.
+    """
+    told = f"{default} if left out" if default else "CUDA where there is some if left out"
+    parser.add_argument("--device", default=default, help=f"such as cpu or cuda:1; {told}")
+
+
+def add_dtype(parser: Any, *, default: str = "float32") -> None:
+    """Add `--dtype`, of the weights."""
+    parser.add_argument("--dtype", default=default, choices=DTYPES, help="dtype of the weights")
+
+
+def add_data(parser: Any) -> None:
+    """Add `--data`, which is the same folder for all scripts."""
+    told = "folder of the data's files, in it or in its sub-folders; the Hub if left out"
+    parser.add_argument("--data", type=Path, help=told)
+
+
+def add_output_dir(parser: Any, *, help: str, **options: Any) -> None:
+    """Add `--output_dir`, a folder to write, also spelt `--output`; the value is `args.output`.
+
+    Args:
+        parser (`ArgumentParser`): Or a group of one.
+        help (`str`): What the folder is for.
+        options: `required` or `default`.
+    """
+    action = parser.add_argument("--output_dir", dest="output", metavar="DIR", type=Path, help=help, **options)
+    also(parser, action, "--output")
+
+
+def choose_device(name: str | None) -> str:
+    """Return the device that was asked for, or CUDA where there is some, else the CPU.
+
+    Raises:
+        ValueError: a device that cannot be used here.
+    """
+    import torch  # here: whoever asks for help need not wait for it
+
+    device = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device).tolist()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # the second: torch built without CUDA
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"`--device` is {device!r}, which cannot be used ({reason}). Pass another, such as cpu."
+        ) from error
+    return device
+
+
+def named_items(items: Sequence[str], *, option: str, what: str = "DIR") -> tuple[dict[str, str], list[str]]:
+    """Split a list of `NAME=VALUE`.
+
+    Args:
+        items (`Sequence[str]`): As the command line has them.
+        option (`str`): Its name, for complaints.
+        what (`str`): What a value is called there.
+
+    Returns:
+        `tuple[dict[str, str], list[str]]`: values by name, and complaints.
+    """
+    found: dict[str, str] = {}
+    complaints = []
+    for item in items:
+        name, _, value = item.partition("=")
+        if not (name and value):
+            complaints.append(f"`{option}` has {item!r}; expected NAME={what}.")
+        elif name in found:
+            complaints.append(f"`{option}` has {name!r} twice. Give each a name of its own: NAME={what}.")
+        found[name] = value
+    return found, complaints
+
+
+def need(extra: str, *modules: str) -> None:
+    """Refuse to go on without the packages of an extra.
+
+    Args:
+        extra (`str`): Name of the extra in setup.cfg.
+        modules (`str`): What is imported from it.
+
+    Raises:
+        ValueError: saying what to install.
+    """
+    missing = {}
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            missing[module] = str(error)
+    if missing:
+        reason = next(iter(missing.values()))
+        raise ValueError(
+            f"{', '.join(missing)} cannot be imported ({reason}). Install it: pip install -e '.[{extra}]'"
+        )
+
+
+def check(complaints: Sequence[str]) -> None:
+    """Refuse arguments before weights are read or anything is measured.
+
+    Raises:
+        ValueError: listing the complaints, if there are any.
+    """
+    if complaints:
+        raise ValueError(_LISTED.join([HEADING, *complaints]))
+
+
+def in_lines(error: BaseException) -> str:
+    """Return what an error says: one complaint in one line, several below their heading.
+
+    Args:
+        error (`BaseException`): Of `check`, or of a library whose message may have many lines.
+
+    Example:
+        >>> in_lines(ValueError("The arguments cannot be used:\\n- `--limit` is 0.\\n  Pass more."))
+        '`--limit` is 0. Pass more.'
+    """
+    heading, *complaints = (" ".join(part.split()) for part in str(error).split(_LISTED))
+    if heading != HEADING:
+        return " ".join(str(error).split()) or type(error).__name__
+    return complaints[0] if len(complaints) == 1 else _LISTED.join([heading, *complaints])
+
+
+def start(main: Callable[[], Any]) -> None:
+    """Run a script: what the user can mend is told in one line, with exit code 2; anything else with its traceback.
+
+    Args:
+        main (`Callable`): Returns what it likes; records of which none holds a figure are exit code 1.
+    """
+    try:
+        result = main()
+    except (ValueError, OSError) as error:
+        print(f"error: {in_lines(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nStopped. What was finished is kept; the same command goes on.", file=sys.stderr)
+        sys.exit(130)
+    if isinstance(result, list) and result and not any(getattr(record, "metrics", True) for record in result):
+        sys.exit(1)
+
+
+__all__ = [
+    "DTYPES",
+    "OneLineParser",
+    "add_data",
+    "add_device",
+    "add_dtype",
+    "add_model",
+    "add_output_dir",
+    "also",
+    "check",
+    "choose_device",
+    "in_lines",
+    "named_items",
+    "need",
+    "start",
+    "at_least",
+]

@@ -1,0 +1,282 @@
+"""What all scripts share at the command line: one spelling for one thing, errors in a line, extras said by name."""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from unittest import mock
+
+import pytest
+
+from examples import hub
+from examples.command_line import (
+    OneLineParser,
+    add_device,
+    add_model,
+    also,
+    at_least,
+    check,
+    choose_device,
+    in_lines,
+    named_items,
+    need,
+    start,
+)
+from examples.models import not_adapted
+
+from ..conftest import REPOSITORY
+from ..scripts import run_script
+from . import without_extras
+
+EXAMPLES = REPOSITORY / "examples"
+SCRIPTS = sorted(
+    str(path.relative_to(EXAMPLES))
+    for path in EXAMPLES.rglob("*.py")
+    if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+)
+# One thing a line: its spelling first, then what it must not be called elsewhere.
+SPELLINGS = (
+    ("--model_name_or_path", "--model_path", "--model_name", "--checkpoint"),
+    ("--magnet", "--adapted"),
+    ("--output_dir", "--out_dir", "--output_folder"),
+    ("--device", "--devices", "--use_gpu"),
+    ("--texts", "--text_files", "--corpora"),
+    ("--max_new_tokens", "--tokens", "--fill_tokens"),
+    ("--num_return_sequences", "--num_answers", "--num_fills"),
+    ("--limit", "--max_rows", "--max_texts", "--num_rows"),
+    ("--number", "--num_texts", "--num_stories"),
+    ("--runs", "--run"),
+    ("--lora_r", "--rank", "--lora_rank"),
+    ("--batch_size", "--batch"),
+    ("--max_length", "--max_seq_length", "--block_size"),
+    ("--seed", "--random_seed"),
+)
+
+
+class Captured(Exception):
+    """Carries a script's parser out of it."""
+
+
+@pytest.fixture(scope="module")
+def parsers():
+    """The parser of each script, with those of its subcommands, and which model-opening scripts there are."""
+    found = {}
+
+    def capture(parser, *args, **kwargs):
+        raise Captured(parser)
+
+    with mock.patch.object(argparse.ArgumentParser, "parse_known_args", capture):
+        for script in SCRIPTS:
+            with pytest.raises(Captured) as caught:
+                run_script(EXAMPLES / script)
+            parser = caught.value.args[0]
+            choices = [a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+            found[script] = [parser, *(sub for group in choices for sub in group.values())]
+    return found
+
+
+def options_of(parsers):
+    """Script, spelling and action of every option."""
+    for script, group in parsers.items():
+        for parser in group:
+            for action in parser._actions:
+                if action.option_strings and action.option_strings[0] != "-h":
+                    yield script, action.option_strings[0], action
+
+
+@pytest.mark.long  # lm_eval and others are imported: 8 s
+def test_no_two_spellings_for_one_thing(parsers):
+    used = defaultdict(set)
+    for script, name, action in options_of(parsers):
+        used[name].add(script)
+        others = [other for other in action.option_strings[1:] if other.replace("-", "_") != name.replace("-", "_")]
+        assert others in ([], ["--model"]), f"{script} shows two spellings: {action.option_strings}"
+    for spelling, *others in SPELLINGS:
+        assert used[spelling], f"no script has {spelling}"
+        wrong = {other: sorted(used[other]) for other in others if used[other]}
+        assert not wrong, f"what is {spelling} elsewhere"
+    by_help = defaultdict(set)
+    for script, name, action in options_of(parsers):
+        if script != "adapt.py" and action.help:
+            by_help[action.help].add(name)
+    # A role or a unit in few words may stand for several things; whole sentences may not.
+    doubled = {told: names for told, names in by_help.items() if len(names) > 1 and len(told.split()) > 4}
+    assert doubled == {}
+
+
+@pytest.mark.long
+def test_device_model_and_dtype_are_chosen_alike_in_all_scripts(parsers):
+    model, device = set(), set()
+    for script, name, action in options_of(parsers):
+        if name == "--model_name_or_path":
+            model.add(script)
+            assert script == "adapt.py" or "--model" in action.option_strings, script
+        if name in ("--magnet", "--base", "--judge"):
+            model.add(script)
+        if name == "--device":
+            device.add(script)
+            assert action.default == ("cuda" if script == "benchmarks/on_gpu.py" else None)
+            assert action.help.startswith("such as cpu or cuda:1; ")
+        if name == "--data":
+            assert action.help.startswith("folder of the data's files, in it or in its sub-folders")
+    # These choose by themselves: the Trainer's own options, a device for each process, bytes alone, a plan.
+    others = {"adapt.py", "encode_corpus.py", "benchmarks/training_memory.py", "evaluate/study.py"}
+    assert model - others <= device
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_wrong_option_is_one_line_in_every_script(script):
+    if script == "adapt.py":
+        pytest.skip("tested with it")
+    code, out, err = run_script(EXAMPLES / script, "--no_such_option=1")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and len(err.splitlines()) == 1
+
+
+def test_an_error_of_argparse_is_one_line(capsys):
+    parser = OneLineParser()
+    parser.add_argument("--limit", type=at_least(1, 9))
+    for wrong in ("0", "10", "x", "1.5"):
+        with pytest.raises(SystemExit, match="2"):
+            parser.parse_args(["--limit", wrong])
+        err = capsys.readouterr().err
+        expected = (
+            f"error: argument --limit: '{wrong}'; expected a whole number of at least 1 and at most 9. See --help."
+        )
+        assert err == expected + "\n"
+    assert parser.parse_args(["--limit", "9"]).limit == 9
+
+
+def test_a_model_has_one_name_and_a_short_one(capsys):
+    parser = OneLineParser()
+    add_model(parser, help="a model")
+    also(parser, parser.add_argument("--max_new_tokens", type=int), "--tokens")
+    assert parser.parse_args(["--model", "a"]).model == parser.parse_args(["--model_name_or_path", "a"]).model == "a"
+    assert parser.parse_args(["--model", "a", "--tokens", "3"]).max_new_tokens == 3
+    assert "--tokens" not in parser.format_help()
+    with pytest.raises(SystemExit):
+        parser.parse_args([])
+    assert "--model_name_or_path" in capsys.readouterr().err
+
+
+def test_complaints_are_one_line_each():
+    with pytest.raises(ValueError) as one:
+        check(["`--limit` is 0; pass 1\n  or more."])
+    assert in_lines(one.value) == "`--limit` is 0; pass 1 or more."
+    with pytest.raises(ValueError) as two:
+        check(["first", "second"])
+    assert in_lines(two.value) == "The arguments cannot be used:\n- first\n- second"
+    assert in_lines(OSError("many\nlines\n\n- of a library")) == "many lines - of a library"
+    assert in_lines(ValueError()) == "ValueError"
+    check([])
+
+
+@pytest.mark.parametrize("error", [ValueError("what to do"), OSError("what to do")])
+def test_what_can_be_mended_is_told_in_a_line_with_code_2(error, capsys):
+    def fails():
+        raise error
+
+    with pytest.raises(SystemExit, match="2"):
+        start(fails)
+    assert capsys.readouterr().err == "error: what to do\n"
+    with pytest.raises(ZeroDivisionError):
+        start(lambda: 1 / 0)
+
+
+def test_the_device_is_cuda_where_there_is_some_and_wrong_ones_are_named():
+    parser = OneLineParser()
+    add_device(parser)
+    assert parser.parse_args([]).device is None
+    assert choose_device("cpu") == "cpu"
+    with mock.patch("torch.cuda.is_available", lambda: False):
+        assert choose_device(None) == "cpu"
+    for wrong in ("warp", "meta", "cuda:77", "cpu:x"):
+        with pytest.raises(ValueError, match=f"`--device` is '{wrong}', which cannot be used"):
+            choose_device(wrong)
+
+
+def test_lists_of_names_are_split_and_doubled_or_empty_ones_named():
+    assert named_items(["a=x", "b=y=z"], option="--runs") == ({"a": "x", "b": "y=z"}, [])
+    _, complaints = named_items(["a", "=x", "b=", "c=1", "c=2"], option="--runs")
+    assert len(complaints) == 4 and all("NAME=DIR" in one and one.startswith("`--runs` has ") for one in complaints)
+
+
+def test_what_an_extra_lacks_is_said_with_how_to_install_it():
+    need("eval", "json")
+    with pytest.raises(
+        ValueError, match=r"no_such_thing cannot be imported \(.*\). Install it: pip install -e '\.\[eval\]'"
+    ):
+        need("eval", "json", "no_such_thing")
+
+
+def test_a_plain_decoder_is_told_from_a_checkpoint(stories260k, tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "ours")
+    assert not_adapted(str(tmp_path / "ours")) is None
+    assert "was never adapted" in not_adapted(str(stories260k))
+    plain = tmp_path / "adapter"  # peft's own, over a plain decoder
+    plain.mkdir()
+    (plain / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(stories260k)}))
+    assert "was never adapted" in not_adapted(str(plain))
+    (plain / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "ours")}))
+    assert not_adapted(str(plain)) is None
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(capsys, monkeypatch):
+    import datasets
+    from huggingface_hub import constants
+
+    asked = []
+
+    class Session:
+        def head(self, url, timeout):
+            asked.append(url)
+            raise OSError("no route")
+
+    monkeypatch.setattr("huggingface_hub.get_session", Session)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    hub.offline_where_unreachable.cache_clear()
+    for _ in range(2):
+        hub.offline_where_unreachable()
+    hub.offline_where_unreachable.cache_clear()
+    assert asked == [constants.ENDPOINT] and constants.HF_HUB_OFFLINE and datasets.config.HF_HUB_OFFLINE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"note: {constants.ENDPOINT} cannot be reached (no route)")
+
+
+@pytest.mark.long  # another process imports torch: 6 s
+def test_without_extras_help_works_and_what_to_install_is_said(tmp_path, stories260k):
+    model, data = str(stories260k), str(tmp_path)
+    needing = {
+        "quickstart.py": ([], "plots"),
+        "app.py": ([], "demo"),
+        "reference.py": ([], "dev"),
+        "run_notebook.py": (["x.ipynb"], "notebook"),
+        "evaluate/sts.py": (["--model", model, "--data", data], "eval"),
+        "evaluate/clustering.py": (["--model", model, "--data", data], "eval"),
+        "evaluate/word_probes.py": (["--model", model, "--data", data], "eval"),
+        "evaluate/mmlu.py": (["--model", model, "--data", data], "eval"),
+        "evaluate/report.py": ([], "eval"),
+        "evaluate/study.py": (["plan.json", "--output_dir", data], "eval"),
+        "evaluate/story_cloze.py": (["--magnet", model, "--base", model, "--stories", "x.csv"], "eval"),
+        "evaluate/human_evaluation.py": (["score", "--key", "k.json", "--answers", "a.json"], "eval"),
+        "benchmarks/adaptation_curves.py": (["--runs", "a=b", "--name", "c"], "plots"),
+        "benchmarks/encoding_throughput.py": (["--model", model, "--texts", "x.txt"], "eval"),
+    }
+    calls = [[script, ["--help"]] for script in SCRIPTS]
+    calls += [[script, arguments] for script, (arguments, _) in needing.items()]
+    done = subprocess.run(
+        [sys.executable, without_extras.__file__, json.dumps(calls)], capture_output=True, text=True, check=True
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == len(calls)
+    for answer, (script, arguments) in zip(answers, calls, strict=True):
+        if arguments == ["--help"]:
+            assert answer["code"] == 0 and "usage: " in answer["out"], answer
+        else:
+            assert answer["code"] == 2 and len(answer["err"].splitlines()) == 1, answer
+            assert answer["err"].startswith("error: ")
+            assert f"pip install -e '.[{needing[script][1]}]'" in answer["err"]
