@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from transformers import CompileConfig, GenerationConfig, SynthIDTextWatermarkingConfig
+from transformers import CompileConfig, GenerationConfig, SynthIDTextWatermarkingConfig, WatermarkingConfig
 from transformers.generation.configuration_utils import BaseWatermarkingConfig
 
 # Options of a call; `generate` takes them as well.
@@ -140,6 +140,13 @@ def check_kinds(values: dict[str, Any]) -> None:
     for name in ("suppress_tokens", "begin_suppress_tokens"):
         if not all(_is_id(token_id) for token_id in values.get(name) or ()):
             raise ValueError(f"`{name}` is {values[name]!r:.60}; expected a list of token ids.")
+    bias = values.get("sequence_bias") or []
+    for pair in list(bias.items()) if isinstance(bias, dict) else bias:
+        is_pair = isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], list | tuple)
+        if not is_pair or not all(map(_is_id, pair[0])) or not isinstance(pair[1], Real):
+            raise ValueError(
+                f"`sequence_bias` has {pair!r:.60}; expected token ids, as a tuple, and a number for each sequence."
+            )
     decay = values.get("exponential_decay_length_penalty")
     if decay is not None and (len(decay) != 2 or not all(isinstance(number, Real) for number in decay)):
         raise ValueError(
@@ -174,6 +181,19 @@ def check_config(config: GenerationConfig) -> None:
     check_kinds({name: getattr(config, name, None) for name in SUPPORTED if name not in ("compile_config",)})
 
 
+def watermark_of(settings: dict[str, Any]) -> WatermarkingConfig:
+    """Read the settings of a watermark.
+
+    Raises:
+        ValueError: naming what a WatermarkingConfig does not take.
+    """
+    try:
+        return WatermarkingConfig(**settings)
+    except TypeError as error:
+        names = ", ".join(vars(WatermarkingConfig()))
+        raise ValueError(f"`watermarking_config` is {settings!r:.60}; expected some of {names}.") from error
+
+
 def max_length(config: GenerationConfig) -> int | None:
     """Positions that a text with its fills may have, or `None` where the config does not say."""
     length = config.max_length
@@ -199,4 +219,5 @@ __all__ = [
     "check_kinds",
     "eos_ids",
     "max_length",
+    "watermark_of",
 ]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, WatermarkingConfig
+from transformers import GenerationConfig
 from transformers.generation.logits_process import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
@@ -24,6 +24,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
+
+from .generation_fields_magnet import watermark_of
 
 # What generate uses where neither the caller nor the checkpoint says anything.
 DEFAULT_TOP_K = 50
@@ -101,7 +103,7 @@ def last_processors(config: GenerationConfig, *, vocab_size: int, device: torch.
     processors = LogitsProcessorList()
     watermark = config.watermarking_config
     if watermark is not None:
-        watermark = WatermarkingConfig.from_dict(watermark) if isinstance(watermark, dict) else watermark
+        watermark = watermark_of(watermark) if isinstance(watermark, dict) else watermark
         processors.append(watermark.construct_processor(vocab_size, device))
     if config.renormalize_logits:
         processors.append(LogitNormalization())

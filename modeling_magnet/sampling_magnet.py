@@ -6,14 +6,14 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
-from transformers import GenerationConfig, WatermarkingConfig
+from transformers import GenerationConfig
 from transformers.generation.logits_process import LogitsProcessorList
 
 from .batching_magnet import pad_token_rows
 from .characters_magnet import CharacterRule
 from .drawing_magnet import draw_tokens
 from .gaps_magnet import Seam
-from .generation_fields_magnet import REFUSED, SUPPORTED, check_config, check_kinds
+from .generation_fields_magnet import REFUSED, SUPPORTED, check_config, check_kinds, watermark_of
 from .processors_magnet import PlaceProcessors, last_processors, remove_invalid, text_processors, warpers
 from .seams_magnet import SeamHealer
 from .spans_magnet import Span
@@ -40,7 +40,7 @@ def merge_generation_config(base: GenerationConfig, overrides: dict[str, Any]) -
         )
     check_config(base)
     if isinstance(watermark := overrides.get("watermarking_config"), dict):
-        overrides = {**overrides, "watermarking_config": WatermarkingConfig.from_dict(watermark)}
+        overrides = {**overrides, "watermarking_config": watermark_of(watermark)}
     cache = overrides.get("cache_implementation")
     if cache not in (None, "dynamic", "static"):  # what a checkpoint prefers for `generate` is no concern of ours
         raise ValueError(f"`cache_implementation` is {cache!r}; `infill` has 'dynamic' and 'static'.")

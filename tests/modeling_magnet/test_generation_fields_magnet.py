@@ -208,6 +208,8 @@ def test_a_watermark_prefers_its_green_tokens(tiny_model):
     for previous, token in zip([before, *fill], fill, strict=False):
         assert token in green._get_greenlist_ids(torch.tensor([previous]))
     assert tokens_of(tiny_model, watermarking_config=vars(watermark)) == fill
+    with pytest.raises(ValueError, match="`watermarking_config` is .*expected some of greenlist_ratio"):
+        tokens_of(tiny_model, watermarking_config={"green": 1})
     with pytest.raises(ValueError, match="SynthIDTextWatermarkingConfig"):
         tokens_of(tiny_model, watermarking_config=SynthIDTextWatermarkingConfig(keys=[1, 2], ngram_len=5))
 
@@ -276,6 +278,12 @@ def test_values_of_another_kind_are_named(tiny_model, name, value, expected):
     setattr(config, name, value)
     with pytest.raises(ValueError, match=rf"`{name}` is .*expected {expected}"):
         tiny_model.infill(PREFIX, SUFFIX, max_new_tokens=2, generation_config=config)
+
+
+@pytest.mark.parametrize("bias", [[3.5], ["ab"], {5: 1.0}, [[[5], "x"]], [[["a"], 1.0]]])
+def test_a_bias_of_another_kind_is_named(tiny_model, bias):
+    with pytest.raises(ValueError, match="`sequence_bias` has .*expected token ids"):
+        tiny_model.infill(PREFIX, SUFFIX, max_new_tokens=2, sequence_bias=bias)
 
 
 def test_a_merged_config_is_checked_as_the_callers_is(tiny_model):
