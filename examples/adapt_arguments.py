@@ -115,7 +115,7 @@ def check_arguments(adapt: AdaptArguments, lora: LoraArguments, training: Magnet
         )
     missing = [
         name
-        for name in training.report_to
+        for name in training.report_to or []
         if name in INTEGRATION_TO_CALLBACK and name not in get_available_reporting_integrations()
     ]
     if missing:

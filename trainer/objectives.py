@@ -45,9 +45,10 @@ def forward_targets(model: nn.Module, batch: dict[str, Any]) -> TargetLosses:
         num_targets=batch.get("num_labels"),
         use_cache=False,
     )
-    hits = (None, None) if outputs.token_hits is None else outputs.token_hits.unbind()
+    mntp, msg = outputs.token_losses.unbind()
+    mntp_hits, msg_hits = (None, None) if outputs.token_hits is None else outputs.token_hits.unbind()
     states = None if torch.is_grad_enabled() else outputs.last_hidden_state
-    return TargetLosses(*outputs.token_losses.unbind(), *hits, states)
+    return TargetLosses(mntp, msg, mntp_hits, msg_hits, states)
 
 
 def count_items(
