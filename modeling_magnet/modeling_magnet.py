@@ -113,7 +113,7 @@ class MagnetMixin(WordsMixin, InfillingMixin):
         self._probed = set()
         self.default_mode: AttentionMode = "bidirectional" if opened_as_encoder else "causal"
         # An Auto class registers itself with a remote class just before it opens a model of it.
-        self._output_class = MagnetModelOutput if self._auto_class == "AutoModel" else MagnetCausalLMOutput
+        self._output_class: Any = MagnetModelOutput if self._auto_class == "AutoModel" else MagnetCausalLMOutput
         if settings.contrastive_head is not None:
             self.sscl_head = ContrastiveHead(config.hidden_size)
             self.post_init()
@@ -187,7 +187,7 @@ class MagnetMixin(WordsMixin, InfillingMixin):
             **kwargs,
         }
         if mode is not None and not isinstance(mode, str):
-            return self._output_class(**forward_rows(self, [str(one) for one in mode], arguments))
+            return self._output_class(**forward_rows(self, [str(one) for one in mode], arguments))  # type: ignore[misc]
         wants_logits = mode is not None or labels is not None or self.default_mode == "causal"
         wants_logits = wants_logits and (target_ids is None or labels is not None)
         chosen = self.default_mode if mode is None else mode
