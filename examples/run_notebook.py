@@ -24,30 +24,28 @@ from examples.command_line import OneLineParser, check, need, start
 
 try:
     import nbformat
-    from jupyter_client.kernelspec import KernelSpecManager
-    from jupyter_client.manager import AsyncKernelManager
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
-    from traitlets import default
 except ImportError:  # `main` says what to install; `--help` works without it
-    AsyncKernelManager = object
-
-    def default(name: str) -> Any:
-        """Stand in for traitlets' decorator."""
-        return lambda function: function
-
+    pass
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOUR = "examples/magnet_tour.ipynb"
 TIMEOUT = 900  # seconds for one cell
 
 
-class OwnKernelManager(AsyncKernelManager):
-    """Starts the kernel of this interpreter, whatever kernels are registered on the machine."""
+def own_kernel_manager() -> type[Any]:
+    """Return a manager that starts the kernel of this interpreter, whatever kernels are registered on the machine."""
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from traitlets import default
 
-    @default("kernel_spec_manager")
-    def _kernel_spec_manager_default(self) -> KernelSpecManager:
-        return KernelSpecManager(kernel_dirs=[])
+    class OwnKernelManager(AsyncKernelManager):
+        @default("kernel_spec_manager")
+        def _kernel_spec_manager_default(self) -> KernelSpecManager:
+            return KernelSpecManager(kernel_dirs=[])
+
+    return OwnKernelManager
 
 
 def run_notebook(path: Path, *, folder: Path) -> Any:
@@ -71,7 +69,7 @@ def run_notebook(path: Path, *, folder: Path) -> Any:
         client = NotebookClient(
             notebook,
             kernel_name="python3",
-            kernel_manager_class=OwnKernelManager,
+            kernel_manager_class=own_kernel_manager(),
             timeout=TIMEOUT,
             record_timing=False,
             coalesce_streams=True,  # bars overwrite their line, as they do on a screen

@@ -42,7 +42,7 @@ def _draw(scores: torch.Tensor, numbers: torch.Tensor, *, warpers: LogitsProcess
         elif isinstance(warper, TopPLogitsWarper):
             scores, ids = _nucleus(scores, ids, share=warper.top_p)
         else:
-            scores = warper(_NO_IDS, scores)  # type: ignore[arg-type]
+            scores = warper(_NO_IDS, scores)
     cumulative = torch.softmax(scores, dim=-1, dtype=torch.float64).cumsum(-1)
     # Scaled by the last sum, so that rounding cannot leave the draw behind the last token.
     places = torch.searchsorted(cumulative, (numbers * cumulative[:, -1])[:, None], right=True)

@@ -119,7 +119,7 @@ class MagnetMixin(WordsMixin, InfillingMixin):
             self.post_init()
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]  # `position_ids` is in `TransformersKwargs`, too, as in the stock classes
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,

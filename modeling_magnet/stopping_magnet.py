@@ -155,7 +155,7 @@ class StopRules:
             if self.reads_text:
                 self._end_in_text(span)
         if self.criteria:
-            ended = self.criteria(chooser.left_contexts(spans).to(choice.tokens.device), choice.scores)  # type: ignore[arg-type]
+            ended = self.criteria(chooser.left_contexts(spans).to(choice.tokens.device), choice.scores)
             ended = torch.as_tensor(ended).expand(len(spans)).tolist()
             for span, grows, ends in zip(spans, growing, ended, strict=True):
                 if grows and ends and not span.has_ended:
