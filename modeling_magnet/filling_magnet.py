@@ -74,6 +74,7 @@ class FillingMixin(DecodingMixin):
                 gap_lengths=[round_up(length, multiple) for length in lengths],
                 context_length=self.config.max_position_embeddings,
                 heal=options.heal,
+                split_special_tokens=options.split_special_tokens,
             )
             for parts, lengths in zip(pieces, gap_lengths, strict=True)
         ]

@@ -122,7 +122,9 @@ def fill_ids(
     return read(tokenizer, fill, split_special_tokens=split_special_tokens)
 
 
-def space_to_heal(tokenizer: PreTrainedTokenizerBase, piece: str, *, is_first: bool) -> str:
+def space_to_heal(
+    tokenizer: PreTrainedTokenizerBase, piece: str, *, is_first: bool, split_special_tokens: bool = True
+) -> str:
     """Return the space at the end of a piece that belongs to the first token of the fill, or nothing.
 
     The tokenizer decides: the space is healed only where the piece's own tokens change once a letter follows.
@@ -133,11 +135,15 @@ def space_to_heal(tokenizer: PreTrainedTokenizerBase, piece: str, *, is_first: b
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the model.
         piece (`str`): The text in front of a gap.
         is_first (`bool`): Whether it begins the text, and not behind another gap.
+        split_special_tokens (`bool`, defaults to `True`): See `read_texts`.
     """
     if not piece.endswith(" ") or not piece.strip():
         return ""
     prefix = "" if is_first else ANCHORS[0]
-    alone, followed = (fill_ids(tokenizer, text, prefix=prefix) for text in (piece, piece + FOLLOWING_LETTER))
+    alone, followed = (
+        fill_ids(tokenizer, text, prefix=prefix, split_special_tokens=split_special_tokens)
+        for text in (piece, piece + FOLLOWING_LETTER)
+    )
     return "" if followed[: len(alone)] == alone else " "
 
 
@@ -175,7 +181,10 @@ def lay_out(
         raise ValueError(f"Gaps of {list(gap_lengths)} tokens were asked for; each needs an integer of at least 1.")
     seams = [Seam() for _ in gap_lengths]
     if heal == "space":
-        starts = [space_to_heal(tokenizer, piece, is_first=not index) for index, piece in enumerate(pieces[:-1])]
+        starts = [
+            space_to_heal(tokenizer, piece, is_first=not index, split_special_tokens=split_special_tokens)
+            for index, piece in enumerate(pieces[:-1])
+        ]
         seams = [Seam(start=start) for start in starts]
         bare = [piece.removesuffix(start) for piece, start in zip(pieces, starts, strict=False)]
         pieces = [*bare, pieces[-1]]

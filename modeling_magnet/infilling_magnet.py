@@ -146,8 +146,9 @@ class InfillingMixin(LengthsMixin, ScoringMixin):
             if start == end:
                 raise ValueError(f"Nothing is selected at {start}. Say how much to write: `max_new_tokens=`.")
             heals = options.get("heal", "space") is not None
-            space = space_to_heal(self.tokenizer, pieces[0], is_first=True) if heals else ""
-            selected = fill_ids(self.tokenizer, space + checked[start:end], prefix=pieces[0])
+            read = {"split_special_tokens": options.get("split_special_tokens", True)}
+            space = space_to_heal(self.tokenizer, pieces[0], is_first=True, **read) if heals else ""
+            selected = fill_ids(self.tokenizer, space + checked[start:end], prefix=pieces[0], **read)
             options = {**options, "max_new_tokens": max(len(selected), 1)}
         output = self._fill_pieces([pieces], options)
         return output if isinstance(output, InfillOutput) else output[0][0]

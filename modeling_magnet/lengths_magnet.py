@@ -69,7 +69,14 @@ class LengthsMixin(FillingMixin):
     def _fitting(self, pieces: Sequence[str], candidates: Sequence[int], *, options: InfillOptions) -> list[int]:
         """The candidates that leave a text within the context; the shortest in any case, to be refused by name."""
         gaps = len(pieces) - 1
-        layout = lay_out(self.tokenizer, pieces, gap_lengths=[1] * gaps, context_length=sys.maxsize, heal=options.heal)
+        layout = lay_out(
+            self.tokenizer,
+            pieces,
+            gap_lengths=[1] * gaps,
+            context_length=sys.maxsize,
+            heal=options.heal,
+            split_special_tokens=options.split_special_tokens,
+        )
         longest = max_length(options.generation_config) or sys.maxsize
         room = min(self.config.max_position_embeddings, longest) - len(layout.token_ids)
         multiple = self.magnet_settings.end_of_span if options.stop_at_end_of_span else 1

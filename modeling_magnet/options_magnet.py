@@ -20,7 +20,13 @@ from .processors_magnet import PlaceProcessors, last_processors
 from .sampling_magnet import TokenChooser, merge_generation_config
 from .stopping_magnet import takes_text
 
-_FLAGS = ("stop_at_sentence_end", "stop_at_end_of_span", "trim_overlap", "return_dict_in_generate")
+_FLAGS = (
+    "stop_at_sentence_end",
+    "stop_at_end_of_span",
+    "trim_overlap",
+    "split_special_tokens",
+    "return_dict_in_generate",
+)
 # The lengths that `num_tokens="auto"` tries.
 AUTO_LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48)
 
@@ -46,6 +52,8 @@ class InfillOptions:
             token where the tokenizer joins it with the next word; indentation that it keeps apart stays. `"token"`
             lets a gap begin and end inside a word: one token on either side of it is spelt anew, as part of the fill's
             tokens, whose number is then exact. `None` leaves the tokens of the context alone.
+        split_special_tokens (`bool`, defaults to `True`): Read control tokens that stand in a text, such as `</s>`, as
+            the characters they are written with; `False` reads them as control tokens.
         batch_size (`int`, defaults to 32): Texts decoded together.
         show_progress_bar (`bool`, *optional*): Over the tokens of the gaps; defaults to showing one over many batches.
         generation_config (`GenerationConfig`, *optional*): Defaults to the model's own.
@@ -78,6 +86,7 @@ class InfillOptions:
     stop_at_end_of_span: bool | None = None
     trim_overlap: bool = False
     heal: Healing | None = "space"
+    split_special_tokens: bool = True
     batch_size: int = 32
     show_progress_bar: bool | None = None
     generation_config: GenerationConfig

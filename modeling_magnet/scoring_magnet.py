@@ -6,6 +6,7 @@ Shapes: B rows, S tokens in the longest row, V vocabulary.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ class ScoringMixin(EncodingMixin):
         suffix: str | Sequence[str],
         *,
         heal: Healing | None = "space",
+        split_special_tokens: bool = True,
         batch_tokens: int | None = None,
         show_progress_bar: bool | None = None,
     ) -> list[Fill] | list[list[Fill]]:
@@ -60,6 +62,7 @@ class ScoringMixin(EncodingMixin):
             suffix (`str` or `list[str]`): Text behind it.
             heal (`str`, *optional*, defaults to `"space"`): As `infill` takes it; `None` leaves the tokens of the
                 context alone.
+            split_special_tokens (`bool`, defaults to `True`): As `infill` takes it.
             batch_tokens (`int`, *optional*): Tokens of a forward, padding included; defaults to what suits the device.
             show_progress_bar (`bool`, *optional*): Defaults to showing one over many batches.
 
@@ -88,7 +91,9 @@ class ScoringMixin(EncodingMixin):
         rows = [
             row
             for text, (before, given, after) in enumerate(zip(prefixes, candidates, suffixes, strict=True))
-            for row in self._scored_rows(text, before, given, after, heal=heal)
+            for row in self._scored_rows(
+                text, before, given, after, heal=heal, split_special_tokens=split_special_tokens
+            )
         ]
         self._probe_attention()
         scored: list[list[Fill]] = [[Fill(fill) for fill in given] for given in candidates]
@@ -109,33 +114,40 @@ class ScoringMixin(EncodingMixin):
         return scored[0] if single else scored
 
     def _scored_rows(
-        self, text: int, prefix: str, fills: Sequence[str], suffix: str, *, heal: Healing | None = "space"
+        self,
+        text: int,
+        prefix: str,
+        fills: Sequence[str],
+        suffix: str,
+        *,
+        heal: Healing | None = "space",
+        split_special_tokens: bool = True,
     ) -> list[_ScoredRow]:
         """The fills of one text, those of equal length in one row."""
         if isinstance(fills, str) or not isinstance(fills, Sequence):
             raise ValueError(f"The fills of text {text} are {fills!r:.40}; expected a list of strings.")
         if not len(fills):
             raise ValueError(f"Text {text} has no fill to score. Pass at least one.")
-        context = self.config.max_position_embeddings
-        layout = lay_out(self.tokenizer, [prefix, suffix], gap_lengths=[1], context_length=context, heal=heal)
-        (seam,) = layout.seams
+        read = partial(fill_ids, self.tokenizer, prefix=prefix, split_special_tokens=split_special_tokens)
+        lay = partial(
+            lay_out,
+            self.tokenizer,
+            [prefix, suffix],
+            context_length=self.config.max_position_embeddings,
+            heal=heal,
+            split_special_tokens=split_special_tokens,
+        )
+        (seam,) = lay(gap_lengths=[1]).seams
         # A model that was taught to end spans knows gaps of multiples alone, and is asked in the next one; gaps whose
         # tokens are healed are of exact length, as in decoding.
         multiple = 1 if heal == "token" else self.magnet_settings.end_of_span or 1
         by_length: dict[int, dict[int, list[int]]] = {}
         for number, fill in enumerate(check_texts(fills, name="fills")):
-            ids = fill_ids(self.tokenizer, seam.start + fill + seam.end, prefix=prefix)
+            ids = read(seam.start + fill + seam.end)
             if not fill:
                 raise ValueError(f"`fills[{number}]` of text {text} is empty; a fill has at least one token.")
             by_length.setdefault(round_up(len(ids), multiple), {})[number] = ids
-        return [
-            _ScoredRow(
-                text,
-                lay_out(self.tokenizer, [prefix, suffix], gap_lengths=[length], context_length=context, heal=heal),
-                of_length,
-            )
-            for length, of_length in by_length.items()
-        ]
+        return [_ScoredRow(text, lay(gap_lengths=[length]), own) for length, own in by_length.items()]
 
     def _score_rows(self, rows: Sequence[_ScoredRow]) -> list[list[list[float]]]:
         """Per row and fill, each token's log-probability; one forward."""
