@@ -255,6 +255,7 @@ class MagnetMixin(WordsMixin, InfillingMixin):
             head=self.get_output_embeddings(),
             vocab_size=self.config.vocab_size,
             project=None if is_plain else self._project,
+            softcap=self._softcap() if is_plain else None,
             num_targets=num_targets,
         )
 
