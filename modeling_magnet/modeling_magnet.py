@@ -13,6 +13,7 @@ from transformers import GenerationMixin, LlamaForCausalLM, PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
+from .attention_magnet import DEFAULT_ATTENTION, MASK_IS_OURS
 from .configuration_magnet import MagnetSettings
 from .head_magnet import ContrastiveHead
 from .infilling_magnet import InfillingMixin
@@ -87,7 +88,10 @@ class MagnetMixin(WordsMixin, InfillingMixin):
         opened_as_encoder = config.__dict__.pop("is_causal", True) is False
         settings = MagnetSettings.from_dict(getattr(config, "magnet", None) or {})
         config.magnet = settings.to_dict()
+        chooses_attention = config._attn_implementation is not None
         super().__init__(config, *args, **kwargs)
+        if not chooses_attention and self.config._attn_implementation == "sdpa":
+            self.config._attn_implementation = DEFAULT_ATTENTION
         self._tokenizer_source = TokenizerSource(config._name_or_path)
         self._probed = set()
         self.default_mode: AttentionMode = "bidirectional" if opened_as_encoder else "causal"
@@ -225,6 +229,7 @@ class MagnetMixin(WordsMixin, InfillingMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            **({} if mode == "causal" else {MASK_IS_OURS: True}),
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state  # (B, S, H)
@@ -299,7 +304,7 @@ class MagnetMixin(WordsMixin, InfillingMixin):
         if mode == "causal":
             return attention_mask
         implementation = self.config._attn_implementation
-        if implementation not in MASKED_BACKENDS:
+        if implementation not in (*MASKED_BACKENDS, DEFAULT_ATTENTION):
             raise ValueError(
                 f"Attention back-end {implementation!r} cannot do mode={mode!r}: it takes no such mask. Load the "
                 f"model with attn_implementation set to one of {', '.join(MASKED_BACKENDS)}."
