@@ -25,7 +25,8 @@ _MOST_BYTES = 2**26
 
 def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype in which products of tensors of a dtype are computed: autocast's, where it is on."""
-    if torch.is_autocast_enabled(device.type) and dtype.is_floating_point:
+    is_known = torch.amp.is_autocast_available(device.type)
+    if is_known and torch.is_autocast_enabled(device.type) and dtype.is_floating_point:
         return torch.get_autocast_dtype(device.type)
     return dtype
 

@@ -18,6 +18,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from .attention_magnet import product_dtype
+
 IGNORE_INDEX = -100
 
 # Chunks have a multiple of this many positions: few shapes, for libraries that prepare a product for each.
@@ -140,14 +142,13 @@ def _in_chunks(
         # the weight of one that is gathered for each call is not there between the calls.
         if not is_training or is_frozen or (len(states) > rows and not _is_gathered(head)):
             dtype = _product_dtype(head, states)
-            with torch.autocast(states.device.type, enabled=False):
-                bias = None if head.bias is None else head.bias.to(dtype)
-                linear = _Linear(head.weight.detach().to(dtype), None if bias is None else bias.detach(), softcap)
-                if not is_training:
-                    return _losses_and_hits_of(linear, states, targets, rows=rows)
-                if is_frozen:
-                    return _FrozenHead.apply(states, targets, linear, rows), None
-                return _TrainedHead.apply(states, targets, head.weight, head.bias, linear, rows), None
+            bias = None if head.bias is None else head.bias.detach().to(dtype)
+            linear = _Linear(head.weight.detach().to(dtype), bias, softcap)
+            if not is_training:
+                return _losses_and_hits_of(linear, states, targets, rows=rows)
+            if is_frozen:
+                return _FrozenHead.apply(states, targets, linear, rows), None
+            return _TrainedHead.apply(states, targets, head.weight, head.bias, linear, rows), None
     capped = project if softcap is None else lambda states: soft_cap(project(states), softcap)
     parts = list(zip(states.split(rows), targets.split(rows), strict=True))
     if is_training:
@@ -301,16 +302,15 @@ class _TrainedHead(torch.autograd.Function):
         of_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         of_weight = torch.zeros_like(weight, dtype=ctx.dtypes[0]) if ctx.needs_input_grad[2] else None
         of_bias = torch.zeros_like(bias, dtype=ctx.dtypes[1]) if ctx.needs_input_grad[3] else None
-        with torch.autocast(states.device.type, enabled=False):
-            for place, part, logits in linear.chunks(states, rows=ctx.rows):
-                _measure(logits, targets[place], softcap=ctx.softcap, errors=True)
-                scales = grads[0][place][:, None]  # (C, 1)
-                if of_states is not None:
-                    of_states[place] = (logits @ weight) * scales
-                if of_weight is not None:
-                    of_weight += logits.t() @ (part * scales).to(part.dtype)
-                if of_bias is not None:
-                    of_bias += scales.to(logits.dtype)[:, 0] @ logits
+        for place, part, logits in linear.chunks(states, rows=ctx.rows):
+            _measure(logits, targets[place], softcap=ctx.softcap, errors=True)
+            scales = grads[0][place][:, None]  # (C, 1)
+            if of_states is not None:
+                of_states[place] = (logits @ weight) * scales
+            if of_weight is not None:
+                of_weight += logits.t() @ (part * scales).to(part.dtype)
+            if of_bias is not None:
+                of_bias += scales.to(logits.dtype)[:, 0] @ logits
         return of_states, None, of_weight, of_bias, None, None
 
 
@@ -381,11 +381,9 @@ def _is_linear(head: nn.Module | None, states: torch.Tensor) -> bool:
 
 def _product_dtype(head: nn.Module, states: torch.Tensor) -> torch.dtype:
     """The dtype in which a head's products are computed."""
-    device = states.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
     weight = getattr(head, "weight", None)
-    return weight.dtype if isinstance(weight, torch.Tensor) and weight.is_floating_point() else states.dtype
+    is_plain = isinstance(weight, torch.Tensor) and weight.is_floating_point()
+    return product_dtype(weight.dtype if is_plain else states.dtype, states.device)  # type: ignore[union-attr]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
