@@ -57,6 +57,7 @@ from trainer import (
     texts_to_blocks,
 )
 from trainer.adapter_cost import LARGEST_MODEL, adapter_cost
+from trainer.allocator import keep_freed_memory
 from trainer.checkpoints import remove_checkpoints
 from trainer.checks import check_run
 from trainer.contrastive import HEAD_NAME, attach_contrastive_head
@@ -254,12 +255,19 @@ def open_model(adapt: AdaptArguments, training: MagnetTrainingArguments, tokeniz
         gguf_file=adapt.gguf_file,
         mask_token=adapt.mask_token,
         attn_implementation=adapt.attn_implementation,
-        dtype=getattr(torch, adapt.dtype),
+        dtype=getattr(torch, adapt.dtype or "float32"),
     )
     model.tokenizer = tokenizer
     if training.uses_contrastive_loss:
         remember_prompt(model, training.contrastive_prompt)
     return model
+
+
+def default_dtype(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTrainingArguments) -> str:
+    """The dtype to hold weights in: bfloat16 where that loses nothing and saves converting them in each product."""
+    config, _ = open_without_weights(adapt.model_name_or_path)
+    is_half = str(getattr(config, "dtype", None)).endswith("bfloat16")
+    return "bfloat16" if training.bf16 and lora.use_lora and is_half else "float32"
 
 
 def whole_model(trainer: MagnetTrainer, adapt: AdaptArguments, lora: LoraArguments) -> Any:
@@ -287,6 +295,7 @@ def whole_model(trainer: MagnetTrainer, adapt: AdaptArguments, lora: LoraArgumen
 def build_trainer(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTrainingArguments) -> MagnetTrainer:
     """Read everything a run needs, cheap things first, so that what cannot work is refused early."""
     tokenizer = open_tokenizer(adapt)
+    adapt.dtype = adapt.dtype or default_dtype(adapt, lora, training)
     cut: dict[str, Any] = {
         "max_length": adapt.max_length,
         "concatenate": adapt.concatenate_texts,
@@ -335,4 +344,5 @@ def build_trainer(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTr
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # of the whole process, so not in `main`
     run_script(main)

@@ -49,8 +49,16 @@ class AdaptArguments:
     )
     gguf_file: str | None = field(default=None, metadata={"help": "The GGUF file there that holds the model."})
     mask_token: str | None = field(default=None, metadata={"help": "Overrides the choice of the mask token."})
-    attn_implementation: str = field(default="sdpa", metadata={"help": "eager, sdpa or flex_attention."})
-    dtype: str = field(default="float32", metadata={"help": "Dtype in which the weights are held."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "eager, sdpa or flex_attention; by default the fastest of the first two."}
+    )
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dtype in which the weights are held. By default bfloat16 where `bf16` is true, the checkpoint "
+            "holds them so and adapters alone are trained; otherwise float32."
+        },
+    )
     text_column: str = field(default="text", metadata={"help": "Column of the texts."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub dataset."})
     train_split: str = field(default="train", metadata={"help": "Split of a Hub dataset, slices included."})
@@ -126,9 +134,9 @@ def check_arguments(adapt: AdaptArguments, lora: LoraArguments, training: Magnet
 
 def _about_model(adapt: AdaptArguments, training: MagnetTrainingArguments) -> Iterator[str]:
     """What is wrong with how the model is to be held."""
-    if adapt.dtype not in DTYPES:
+    if adapt.dtype is not None and adapt.dtype not in DTYPES:
         yield f"`dtype` is {adapt.dtype!r}; pass one of {list(DTYPES)}."
-    if adapt.attn_implementation not in MASKED_BACKENDS:
+    if adapt.attn_implementation is not None and adapt.attn_implementation not in MASKED_BACKENDS:
         yield f"`attn_implementation` is {adapt.attn_implementation!r}; pass one of {list(MASKED_BACKENDS)}."
     elif adapt.attn_implementation == "flex_attention" and training.device.type == "cpu":
         yield "`attn_implementation` is 'flex_attention', which has no backward pass on the CPU. Pass 'sdpa'."

@@ -6,7 +6,6 @@ other modes it sees w to either side, as the stock classes do when they are told
 
 from typing import Any
 
-import torch
 from transformers import (
     Gemma3ForCausalLM,
     GenerationMixin,
@@ -47,10 +46,10 @@ class MagnetSmolLM3ForCausalLM(MagnetMixin, SmolLM3ForCausalLM, GenerationMixin)
 class MagnetGemma3ForCausalLM(MagnetMixin, Gemma3ForCausalLM, GenerationMixin):
     """A text-only Gemma 3 in three modes."""
 
-    def _project(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Logits, softly capped where the config says so."""
-        logits, cap = super()._project(hidden_states), self.config.final_logit_softcapping
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+    def _softcap(self) -> float | None:
+        """The limit of the logits' size, where the config has one."""
+        cap: float | None = self.config.final_logit_softcapping
+        return cap
 
 
 FAMILIES: dict[str, type[Any]] = {

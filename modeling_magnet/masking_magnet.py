@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from .attention_magnet import DEFAULT_ATTENTION, product_dtype, takes_float_masks
+
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -174,13 +176,17 @@ def render_pattern(allowed: torch.Tensor, *, implementation: str, dtype: torch.d
 
     Args:
         allowed (`torch.BoolTensor` of shape `(B, 1, Q, KV)`): True where the query may attend.
-        implementation (`str`): `eager` (it *adds* the mask, so it gets 0 and the dtype's minimum), `sdpa` (boolean)
-            or `flex_attention` (a block mask).
+        implementation (`str`): `eager` (it *adds* the mask, so it gets 0 and the dtype's minimum), `sdpa` (boolean),
+            `flex_attention` (a block mask), or the default of `attention_magnet.py` (as one of the first two).
         dtype (`torch.dtype`): Floating dtype of the hidden states, for the additive mask.
 
     Returns:
         `torch.Tensor` of shape `(B, 1, Q, KV)`, or `BlockMask`.
     """
+    if implementation == DEFAULT_ATTENTION:
+        if not takes_float_masks(dtype, allowed.device):
+            return allowed
+        implementation, dtype = "eager", product_dtype(dtype, allowed.device)
     if implementation == "eager":
         return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
             ~allowed, torch.finfo(dtype).min

@@ -13,6 +13,7 @@ from transformers import GenerationMixin, LlamaForCausalLM, PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 from transformers.utils import TransformersKwargs, can_return_tuple
 
+from .attention_magnet import DEFAULT_ATTENTION, MASK_IS_OURS
 from .causal_base_magnet import make_causal
 from .configuration_magnet import MagnetSettings
 from .head_magnet import ContrastiveHead
@@ -108,7 +109,10 @@ class MagnetMixin(WordsMixin, InfillingMixin):
         settings = MagnetSettings.from_dict(getattr(config, "magnet", None) or {})
         opened_as_encoder |= make_causal(config, settings, opened_as_encoder=opened_as_encoder)
         config.magnet = settings.to_dict()
+        chooses_attention = config._attn_implementation is not None
         super().__init__(config, *args, **kwargs)
+        if not chooses_attention and self.config._attn_implementation == "sdpa":
+            self.config._attn_implementation = DEFAULT_ATTENTION
         self._tokenizer_source = TokenizerSource(config._name_or_path)
         self._probed = set()
         self.default_mode: AttentionMode = "bidirectional" if opened_as_encoder else "causal"
@@ -264,6 +268,7 @@ class MagnetMixin(WordsMixin, InfillingMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            **({} if mode == "causal" else {MASK_IS_OURS: True}),
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state  # (B, S, H)
@@ -294,6 +299,7 @@ class MagnetMixin(WordsMixin, InfillingMixin):
             head=self.get_output_embeddings(),
             vocab_size=self.config.vocab_size,
             project=None if is_plain else self._project,
+            softcap=self._softcap() if is_plain else None,
             num_targets=num_targets,
         )
 
@@ -337,7 +343,7 @@ class MagnetMixin(WordsMixin, InfillingMixin):
         if mode == "causal":
             return attention_mask
         implementation = self.config._attn_implementation
-        if implementation not in MASKED_BACKENDS:
+        if implementation not in (*MASKED_BACKENDS, DEFAULT_ATTENTION):
             raise ValueError(
                 f"Attention back-end {implementation!r} cannot do mode={mode!r}: it takes no such mask. Load the "
                 f"model with attn_implementation set to one of {', '.join(MASKED_BACKENDS)}."

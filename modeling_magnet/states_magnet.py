@@ -14,7 +14,7 @@ from .masking_magnet import PACKED_BACKENDS, AttentionMode, layer_windows, rende
 from .probe_magnet import check_attention
 from .publishing_magnet import PublishingMixin
 from .texts_magnet import context_length
-from .token_losses_magnet import IGNORE_INDEX
+from .token_losses_magnet import IGNORE_INDEX, soft_cap
 
 # Tokens of a forward. On a CPU they should stay in its caches; an accelerator wants to be filled.
 CPU_BATCH_TOKENS = 2048
@@ -173,9 +173,12 @@ class StatesMixin(PublishingMixin):
         return states[unpacked["source"]], unpacked["inside"]
 
     def _project(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """States `(..., H)` to logits `(..., V)`; a family that does more than its LM head overrides this."""
-        logits: torch.Tensor = self.get_output_embeddings()(hidden_states)
-        return logits
+        """States `(..., H)` to logits `(..., V)`; a family that does more than head and soft cap overrides this."""
+        return soft_cap(self.get_output_embeddings()(hidden_states), self._softcap())
+
+    def _softcap(self) -> float | None:
+        """The soft limit of the logits' size; a family whose config may have one overrides this."""
+        return None
 
     def _infill_batch(
         self, ids: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], segments: Sequence[Sequence[int]]

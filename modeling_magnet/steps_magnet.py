@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import CompileConfig
 
+from .attention_magnet import MASK_IS_OURS
 from .cache_magnet import ReservedCache
 from .masking_magnet import PACKED_BACKENDS, layer_windows, render_for_layers
 
@@ -207,6 +208,7 @@ def _states(
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,
+        **{MASK_IS_OURS: True},
     )
     return outputs.last_hidden_state
 

@@ -1,14 +1,14 @@
 """Cross entropy of positions that have a target, whose logits never exist all at once.
 
-Logits are the largest tensor of a training step: with a vocabulary of 128,000 they are 60 times as large as states of
-width 2,048. Here the LM head runs on a few positions at a time, and one number of each is kept. A frozen head has its
-gradient taken at once, while the logits are there; one that is trained projects again during the backward pass, which
-is one product more than the three of a plain head.
+Logits are the largest tensor of a training step: with a vocabulary of 262,144 they are 400 times as large as states of
+width 640. Here the LM head runs on a few positions at a time, and one number of each is kept. The weight of a linear
+head is converted to the dtype of the products once. A frozen head has its gradient computed at once, while the logits
+exist; one that is trained projects again during the backward pass, one product more than the three of a plain head.
 
 Shapes: T targets, set or not; N positions with a target, padded; C positions of a chunk; H hidden size; V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,12 +18,19 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from .attention_magnet import product_dtype
+
 IGNORE_INDEX = -100
 
-# Chunks have a multiple of so many positions: few shapes, for libraries that prepare a product for each.
-_ROUND = 64
-# Logits of a chunk. On a CPU they stay in its cache; others need more of them for products at full speed.
-_CPU_LOGITS, _DEVICE_LOGITS = 2**22, 2**26
+# Chunks have a multiple of this many positions: few shapes, for libraries that prepare a product for each.
+_CPU_ROUND, _DEVICE_ROUND = 16, 64
+# On a CPU a product repacks the whole weight, so that more positions at a time make it faster: with a weight of
+# 262,144 x 640 in bfloat16, 64 positions run at 0.33 TFLOP/s, 256 at 0.54, 512 at 0.85, 1,024 at 0.98. The bytes are
+# those of the logits of a chunk.
+_CPU_POSITIONS, _CPU_BYTES = 512, 2**28
+_DEVICE_LOGITS = 2**26
+# What is computed in float32 of a chunk on a CPU, a few positions at a time, so that it stays in the cache.
+_CPU_BLOCK_LOGITS = 2**18
 
 Project = Callable[[torch.Tensor], torch.Tensor]
 
@@ -42,6 +49,7 @@ def token_losses(
     head: nn.Module,
     vocab_size: int,
     project: Project | None = None,
+    softcap: float | None = None,
     num_targets: int | None = None,
     chunk_size: int | None = None,
 ) -> TokenLosses:
@@ -53,11 +61,13 @@ def token_losses(
             -100; K of them where a position may have several.
         head (`nn.Module`): The layer that makes logits `(C, V)` of states `(C, H)`.
         vocab_size (`int`): V.
-        project (`Callable`, *optional*): What makes logits of states, where that is more than the head.
+        project (`Callable`, *optional*): What makes logits of states, where that is more than the head and `softcap`.
+        softcap (`float`, *optional*): Logits x of the head become `softcap * tanh(x / softcap)`; not with `project`.
         num_targets (`int`, *optional*): How many targets are set, or an upper limit. Left out, it is read from the
             device, which has to be waited for.
         chunk_size (`int`, *optional*): C, but all of them at once where several processes share the weight and the
-            projection is more than the head. By default what makes 4 million logits on a CPU, 67 million elsewhere.
+            projection is more than the head. By default at most 512, and what makes 256 MiB of logits, on a CPU;
+            elsewhere what makes 67 million logits.
 
     Returns:
         `TokenLosses`: part of the graph even where no target is set.
@@ -88,7 +98,8 @@ def token_losses(
         if num_targets is not None and num_targets < found:
             raise ValueError(f"`num_targets` is {num_targets}, but {found} targets are set. Pass as many, or None.")
         num_targets = found if num_targets is None else num_targets
-    rows = chunk_size or _chunk_size(max(num_targets, 1), vocab_size=vocab_size, device=states.device)
+    width = vocab_size * _product_dtype(head, states).itemsize
+    rows = chunk_size or _chunk_size(max(num_targets, 1), vocab_size=vocab_size, width=width, device=states.device)
     is_gathered = _is_gathered(head)
     if is_gathered and project is not None:
         rows = max(num_targets, 1)  # the projection calls the head, which is to be called once
@@ -97,7 +108,7 @@ def token_losses(
     wanted = F.pad(targets, (0, 1), value=IGNORE_INDEX)[places]  # (N,)
     picked = states.flatten(0, 1).index_select(0, places % states.shape[:2].numel())  # (N, H)
     is_bare = project is None and _is_bare(head, is_gathered=is_gathered)
-    measure = partial(_in_chunks, targets=wanted, rows=rows, head=head if is_bare else None)
+    measure = partial(_in_chunks, targets=wanted, rows=rows, head=head if is_bare else None, softcap=softcap)
     if is_gathered and project is None:
         losses, hits = _within(head, picked, measure)
     else:
@@ -108,19 +119,43 @@ def token_losses(
     )
 
 
+def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Return logits softly limited to `cap` in size, or unchanged without a cap."""
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
 def _in_chunks(
-    states: torch.Tensor, *, project: Project, targets: torch.Tensor, rows: int, head: nn.Module | None
+    states: torch.Tensor,
+    *,
+    project: Project,
+    targets: torch.Tensor,
+    rows: int,
+    head: nn.Module | None,
+    softcap: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Losses `(N,)`, and hits `(N,)` where gradients are off; with the head, if projecting is nothing more."""
-    if torch.is_grad_enabled() and _is_frozen(head, states):
+    is_training = torch.is_grad_enabled()
+    if _is_linear(head, states):
         assert isinstance(head, nn.Linear)
-        return _FrozenHead.apply(states, targets, head.weight, head.bias, rows), None
+        is_frozen = not any(parameter.requires_grad for parameter in head.parameters())
+        # A trained head with a single chunk needs as much memory for logits that are kept as for those made again, and
+        # the weight of one that is gathered for each call is not there between the calls.
+        if not is_training or is_frozen or (len(states) > rows and not _is_gathered(head)):
+            dtype = _product_dtype(head, states)
+            bias = None if head.bias is None else head.bias.detach().to(dtype)
+            linear = _Linear(head.weight.detach().to(dtype), bias, softcap)
+            if not is_training:
+                return _losses_and_hits_of(linear, states, targets, rows=rows)
+            if is_frozen:
+                return _FrozenHead.apply(states, targets, linear, rows), None
+            return _TrainedHead.apply(states, targets, head.weight, head.bias, linear, rows), None
+    capped = project if softcap is None else lambda states: soft_cap(project(states), softcap)
     parts = list(zip(states.split(rows), targets.split(rows), strict=True))
-    if torch.is_grad_enabled():
+    if is_training:
         if len(parts) == 1:  # needs as much memory kept as made again
-            return _losses(project, states, targets), None
-        return torch.cat([checkpoint(_losses, project, *part, use_reentrant=False) for part in parts]), None
-    losses, hits = zip(*[_losses_and_hits(project, *part) for part in parts], strict=True)
+            return _losses(capped, states, targets), None
+        return torch.cat([checkpoint(_losses, capped, *part, use_reentrant=False) for part in parts]), None
+    losses, hits = zip(*[_losses_and_hits(capped, *part) for part in parts], strict=True)
     return torch.cat(losses), torch.cat(hits)
 
 
@@ -145,28 +180,93 @@ def _within(head: nn.Module, states: torch.Tensor, measure: Callable[..., Any]) 
             vars(head)["forward"] = own
 
 
+class _Linear(NamedTuple):
+    """A linear head in the dtype of its products."""
+
+    weight: torch.Tensor  # (V, H)
+    bias: torch.Tensor | None  # (V,)
+    softcap: float | None
+
+    def chunks(self, states: torch.Tensor, *, rows: int) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """Yield each chunk's place, its states `(C, H)` and its logits `(C, V)` before the cap.
+
+        On a CPU all chunks use the same memory, for fresh memory costs as much time as the product.
+        """
+        size = (min(rows, len(states)), len(self.weight))
+        room = self.weight.new_empty(size) if self.weight.device.type == "cpu" else None
+        for start in range(0, len(states), rows):
+            part = states[start : start + rows].to(self.weight.dtype)
+            if room is None:
+                logits = F.linear(part, self.weight, self.bias)
+            elif self.bias is None:
+                logits = torch.mm(part, self.weight.t(), out=room[: len(part)])
+            else:
+                logits = torch.addmm(self.bias, part, self.weight.t(), out=room[: len(part)])
+            yield slice(start, start + len(part)), part, logits
+
+
+class _Measured(NamedTuple):
+    """What some positions' logits say of their targets."""
+
+    losses: torch.Tensor  # (C,), wide
+    hits: torch.Tensor | None  # (C,), where asked for
+
+
+def _measure(
+    logits: torch.Tensor, targets: torch.Tensor, *, softcap: float | None, errors: bool = False, hits: bool = False
+) -> _Measured:
+    """Measure one chunk, on a CPU a few positions at a time.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(C, V)`): Before the cap. With `errors` they are overwritten by their
+            gradient.
+    """
+    step = max(1, _CPU_BLOCK_LOGITS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    parts = zip(logits.split(step), targets.split(step), strict=True)
+    blocks = [_measure_block(*part, softcap=softcap, errors=errors, hits=hits) for part in parts]
+    return _Measured(
+        losses=torch.cat([block.losses for block in blocks]),
+        hits=torch.cat([block.hits for block in blocks if block.hits is not None]) if hits else None,
+    )
+
+
+def _measure_block(
+    logits: torch.Tensor, targets: torch.Tensor, *, softcap: float | None, errors: bool, hits: bool
+) -> _Measured:
+    """The same for positions whose logits fit a cache in float32."""
+    capped = soft_cap(logits, softcap)
+    found = capped.argmax(-1) == targets if hits else None
+    wide = capped.to(_wide(logits.dtype))
+    if wide is logits and not errors:
+        wide = logits.clone()
+    slope = None if softcap is None or not errors else 1 - (wide / softcap).square_()
+    chosen = targets.masked_fill(targets == IGNORE_INDEX, 0)[:, None]
+    largest = wide.amax(-1, keepdim=True)
+    distances = largest - wide.gather(1, chosen)  # before the exponentials take their place
+    exponentials = wide.sub_(largest).exp_()
+    sums = exponentials.sum(-1, keepdim=True)
+    if errors:
+        probabilities = exponentials.div_(sums)
+        probabilities.scatter_add_(1, chosen, probabilities.new_full((1, 1), -1.0).expand_as(chosen))
+        if slope is not None:
+            probabilities.mul_(slope)
+        if probabilities is not logits:
+            logits.copy_(probabilities)
+    return _Measured((distances + sums.log())[:, 0], found)
+
+
 class _FrozenHead(torch.autograd.Function):
     """Losses `(N,)` of a linear layer without gradient; that of the states is made beside them, chunk by chunk."""
 
     @staticmethod
-    def forward(
-        ctx: Any, states: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, bias: Any, rows: int
-    ) -> torch.Tensor:
-        device = states.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        losses = torch.empty(len(states), dtype=_wide(dtype), device=states.device)
-        gradient = torch.empty_like(states)
-        with torch.autocast(device, enabled=False):  # which would convert the weight for every chunk
-            weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-            for start in range(0, len(states), rows):
-                part = slice(start, start + rows)
-                chosen = targets[part].masked_fill(targets[part] == IGNORE_INDEX, 0)[:, None]
-                logits = F.linear(states[part].to(dtype), weight, bias)
-                logprobs = F.log_softmax(logits, dim=-1, dtype=_wide(dtype))  # (C, V)
-                losses[part] = -logprobs.gather(1, chosen)[:, 0]
-                errors = logprobs.exp_()
-                errors.scatter_add_(1, chosen, errors.new_full((1, 1), -1.0).expand_as(chosen))
-                gradient[part] = errors.to(dtype) @ weight
+    def forward(ctx: Any, states: torch.Tensor, targets: torch.Tensor, linear: _Linear, rows: int) -> torch.Tensor:
+        losses = torch.empty(len(states), dtype=_wide(linear.weight.dtype), device=states.device)
+        wants_gradient = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(states) if wants_gradient else None
+        for place, _, logits in linear.chunks(states, rows=rows):
+            losses[place] = _measure(logits, targets[place], softcap=linear.softcap, errors=wants_gradient).losses
+            if gradient is not None:
+                gradient[place] = logits @ linear.weight
         ctx.save_for_backward(gradient)
         return losses
 
@@ -174,7 +274,56 @@ class _FrozenHead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
-        return (gradient * grads[0][:, None]).to(gradient.dtype), None, None, None, None
+        return (gradient * grads[0][:, None]).to(gradient.dtype), None, None, None
+
+
+class _TrainedHead(torch.autograd.Function):
+    """Losses `(N,)` of a linear layer that is trained; its logits are made once more for the gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: torch.Tensor,
+        targets: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        linear: _Linear,
+        rows: int,
+    ) -> torch.Tensor:
+        ctx.rows, ctx.softcap, ctx.dtypes = rows, linear.softcap, (weight.dtype, None if bias is None else bias.dtype)
+        ctx.save_for_backward(states, targets, linear.weight, linear.bias)
+        return _losses_and_hits_of(linear, states, targets, rows=rows, hits=False)[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        states, targets, weight, bias = ctx.saved_tensors
+        linear = _Linear(weight, bias, ctx.softcap)
+        of_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        of_weight = torch.zeros_like(weight, dtype=ctx.dtypes[0]) if ctx.needs_input_grad[2] else None
+        of_bias = torch.zeros_like(bias, dtype=ctx.dtypes[1]) if ctx.needs_input_grad[3] else None
+        for place, part, logits in linear.chunks(states, rows=ctx.rows):
+            _measure(logits, targets[place], softcap=ctx.softcap, errors=True)
+            scales = grads[0][place][:, None]  # (C, 1)
+            if of_states is not None:
+                of_states[place] = (logits @ weight) * scales
+            if of_weight is not None:
+                of_weight += logits.t() @ (part * scales).to(part.dtype)
+            if of_bias is not None:
+                of_bias += scales.to(logits.dtype)[:, 0] @ logits
+        return of_states, None, of_weight, of_bias, None, None
+
+
+def _losses_and_hits_of(
+    linear: _Linear, states: torch.Tensor, targets: torch.Tensor, *, rows: int, hits: bool = True
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Losses `(N,)` and, where asked for, hits `(N,)` of a linear head, without gradients."""
+    found = [
+        _measure(logits, targets[place], softcap=linear.softcap, hits=hits)
+        for place, _, logits in linear.chunks(states, rows=rows)
+    ]
+    losses = torch.cat([part.losses for part in found])
+    return losses, torch.cat([part.hits for part in found if part.hits is not None]) if hits else None
 
 
 def _losses(project: Project, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -198,12 +347,15 @@ def _put(values: torch.Tensor, places: torch.Tensor, *, like: torch.Tensor) -> t
     return values.new_zeros(like.numel() + 1).index_copy(0, places, values)[:-1].reshape(like.shape).clone()
 
 
-def _chunk_size(num_targets: int, *, vocab_size: int, device: torch.device) -> int:
-    """Positions of a chunk: as few chunks as the logits' limit allows, of one size, with little padding."""
-    most = (_CPU_LOGITS if device.type == "cpu" else _DEVICE_LOGITS) // vocab_size
-    most = max(_ROUND, most // _ROUND * _ROUND)
+def _chunk_size(num_targets: int, *, vocab_size: int, width: int, device: torch.device) -> int:
+    """Positions of a chunk, whose logits take `width` bytes each: few chunks, of one size, with little padding."""
+    if device.type == "cpu":
+        most, unit = min(_CPU_POSITIONS, _CPU_BYTES // width), _CPU_ROUND
+    else:
+        most, unit = _DEVICE_LOGITS // vocab_size, _DEVICE_ROUND
+    most = max(unit, most // unit * unit)
     even = -(-num_targets // -(-num_targets // most))
-    return -(-even // _ROUND) * _ROUND
+    return -(-even // unit) * unit
 
 
 def _is_gathered(head: nn.Module) -> bool:
@@ -220,13 +372,18 @@ def _is_bare(head: nn.Module, *, is_gathered: bool) -> bool:
     return "forward" not in vars(head) and (is_gathered or not any(hooks))
 
 
-def _is_frozen(head: nn.Module | None, states: torch.Tensor) -> bool:
-    """Whether a head is a plain linear layer without gradient whose weight is whole and here."""
+def _is_linear(head: nn.Module | None, states: torch.Tensor) -> bool:
+    """Whether a head is a plain linear layer, neither adapted nor quantised, whose weight is whole and here."""
     if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
-        return False  # adapted or quantised
-    is_frozen = not any(parameter.requires_grad for parameter in head.parameters())
-    is_plain = type(head.weight) is nn.Parameter
-    return is_frozen and is_plain and states.requires_grad and head.weight.device == states.device
+        return False
+    return type(head.weight) is nn.Parameter and head.weight.device == states.device
+
+
+def _product_dtype(head: nn.Module, states: torch.Tensor) -> torch.dtype:
+    """The dtype in which a head's products are computed."""
+    weight = getattr(head, "weight", None)
+    is_plain = isinstance(weight, torch.Tensor) and weight.is_floating_point()
+    return product_dtype(weight.dtype if is_plain else states.dtype, states.device)  # type: ignore[union-attr]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -234,4 +391,4 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-__all__ = ["IGNORE_INDEX", "TokenLosses", "token_losses"]
+__all__ = ["IGNORE_INDEX", "TokenLosses", "soft_cap", "token_losses"]

@@ -3,17 +3,21 @@
     python examples/benchmarks/training_step.py --model DIR --texts FILES --pairs FILE
     python examples/benchmarks/training_step.py --model DIR --texts FILES --pairs FILE --shape 7b --device cuda \
         --batch_size 32 --rounds 5
+    python examples/benchmarks/training_step.py --model GEMMA --texts FILES --pairs FILE --batch_size 8 --rounds 3 \
+        --dtype bfloat16 --autocast --systems "MNTP and MSG" "naive, MNTP and MSG"
 
 The floor: a frozen weight costs 4 operations a token, two each way; one that is trained 6. The LM head costs that for
 labelled positions alone, attention 12 x length x width a layer and token. Padding, projecting other positions and
 reading the same rows again come on top. Its time is taken at the rate of one large matrix product of the same run.
 
 Systems, all with the same optimizer: the trainer's joint step, with and without pairs; the same losses naively
-(`naive_step.py`), on the same rows and on rows of one document each, padded; MNTP alone, the trainer's and with the
-logits of all positions, as a plain Trainer has them. With `--compiler inductor` each once more with compiled layers,
-the naive ones too. Losses and gradients are compared before anything is timed; rounds alternate.
+(`naive_step.py`), on the same rows and on rows of one document each, padded, and without pairs; MNTP alone, the
+trainer's and with the logits of all positions, as a plain Trainer has them. With `--compiler inductor` each once more
+with compiled layers, the naive ones too. Losses and gradients are compared before anything is timed; rounds alternate.
+On a CPU a naive step whose logits do not fit in memory is left out. Another checkout is timed by `checkout_step.py`.
 """
 
+import os
 import statistics
 import sys
 import tempfile
@@ -37,6 +41,7 @@ from examples.benchmarks.training_systems import (
     KINDS,
     MNTP,
     NAIVE,
+    NAIVE_ROWS,
     PADDED,
     ROWS,
     add_arguments,
@@ -45,6 +50,7 @@ from examples.benchmarks.training_systems import (
     layers_of,
     loss_of,
     make_trainer,
+    naive_bytes,
     phase_of,
     read_data,
     step_operations,
@@ -53,6 +59,7 @@ from examples.benchmarks.training_systems import (
 from examples.command_line import OneLineParser, add_device, add_dtype, add_model, at_least, choose_device, start
 from examples.models import open_magnet
 from trainer import LoraArguments, apply_lora, texts_to_blocks
+from trainer.allocator import keep_freed_memory
 from trainer.whole_files import write_json
 
 PAPER = dict(zip((ROWS, JOINT), PAPER_STEPS, strict=True))
@@ -74,7 +81,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         default=list(KINDS),
         help=f"of {'; '.join(KINDS)}",
     )
-    parser.add_argument("--attn_implementation", default="sdpa", help="the attention's back-end")
+    parser.add_argument("--attn_implementation", help="the attention's back-end; by default the model's choice")
     parser.add_argument("--rounds", type=at_least(), default=7, help="rounds that are timed")
     add_device(parser)
     add_dtype(parser)
@@ -99,11 +106,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     trainer = make_trainer(adapted, args, blocks, pairs, folder)
     trainer.model.train()
 
-    few = send_to_device(collate(trainer, blocks, kind=JOINT, size=min(2, args.batch_size)), device)
+    kind = JOINT if any(KINDS[name] == JOINT for name in args.systems) else ROWS
+    few = send_to_device(collate(trainer, blocks, kind=kind, size=min(2, args.batch_size)), device)
     apart: dict[str, float] = {}
     for with_compiled in (False, True) if args.compiler else (False,):
         # In float32 the losses are equal without half precision; weights in it have to be compared as they are timed.
-        found = compare(trainer, few, with_compiled=with_compiled, autocast=args.autocast and dtype != torch.float32)
+        autocast = args.autocast and dtype != torch.float32
+        found = compare(trainer, few, kind=kind, with_compiled=with_compiled, autocast=autocast)
         print(f"apart: loss {found['loss']:.1e}, gradients {found['gradients']:.1e} of the largest")
         limit = 1e-4 if dtype == torch.float32 else 0.1
         if not all(difference <= limit for difference in found.values()):  # nor where one is not a number
@@ -116,6 +125,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         name: send_to_device(collate(trainer, documents if name == PADDED else blocks, kind=KINDS[name]), device)
         for name in args.systems
     }
+    too_large = [name for name in names_of_naive(args.systems) if not fits(naive_bytes(model, batches[name]), device)]
+    if too_large:
+        print(f"left out, for its logits do not fit in memory: {', '.join(too_large)}")
+    names = [(name, compiles) for name, compiles in names if name not in too_large]
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-4, fused=True)
 
     def step(name: str, with_compiled: bool) -> None:
@@ -164,6 +177,16 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return report
 
 
+def names_of_naive(systems: list[str]) -> list[str]:
+    """Those with the logits of all positions for both token losses."""
+    return [name for name in systems if name in (NAIVE, NAIVE_ROWS, PADDED)]
+
+
+def fits(num_bytes: int, device: torch.device) -> bool:
+    """Whether so many bytes are free on a CPU; elsewhere an error says so."""
+    return device.type != "cpu" or num_bytes < os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def summary(
     times: dict[str, list[float]],
     tokens: dict[str, int],
@@ -181,7 +204,7 @@ def summary(
             f"{name:32s}{middle:9.3f}{f'{low:.3f} - {high:.3f}':>16s}{speeds[name]:10,.0f}"
             f"{floors[name] / rate / middle:14.0%}"
         )
-    compared = [(JOINT, NAIVE), (JOINT, PADDED), (MNTP, FULL), (MNTP, JOINT)]
+    compared = [(JOINT, NAIVE), (JOINT, PADDED), (MNTP, FULL), (MNTP, JOINT), (ROWS, NAIVE_ROWS)]
     compared += [(fast + COMPILED, slow + end) for fast, slow in compared for end in ("", COMPILED)]
     compared += [(name + COMPILED, name) for name in KINDS]
     ratios = {
@@ -209,4 +232,5 @@ def summary(
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     start(main)

@@ -21,9 +21,10 @@ from trainer.phases import LossPhase
 
 JOINT, ROWS, MNTP, PAIRS = "joint", "MNTP and MSG", "MNTP alone", "pairs alone"
 NAIVE, PADDED, FULL = "naive, the same rows", "naive, padded rows", "MNTP, all logits"
+NAIVE_ROWS = "naive, MNTP and MSG"
 # The run that the trainer is made for has a step of each kind, in this order.
 PHASES = {MNTP: "1:1,0,0", ROWS: "1:0.5,0,1", JOINT: "1:0.5,1,1", PAIRS: "1:0,1,0"}
-KINDS = {JOINT: JOINT, ROWS: ROWS, MNTP: MNTP, NAIVE: JOINT, PADDED: JOINT, FULL: MNTP}
+KINDS = {JOINT: JOINT, ROWS: ROWS, MNTP: MNTP, NAIVE: JOINT, PADDED: JOINT, FULL: MNTP, NAIVE_ROWS: ROWS}
 COMPILED = ", compiled"  # behind the name of a system
 
 
@@ -111,26 +112,31 @@ def trainers_loss(trainer: MagnetTrainer, batch: dict[str, Any], *, kind: str) -
     return trainer.compute_loss(trainer.model, batch)
 
 
-def written_naively(trainer: MagnetTrainer, batch: dict[str, Any]) -> torch.Tensor:
+def written_naively(trainer: MagnetTrainer, batch: dict[str, Any], *, system: str) -> torch.Tensor:
     """The same loss as one would first write it."""
     return naive_loss(
         trainer.model,
         batch,
         head=trainer.head,
-        weights=phase_of(trainer, NAIVE),
+        weights=phase_of(trainer, system),
         temperature=trainer.args.temperature,
         length=trainer.args.contrastive_max_length,
     )
 
 
 def compare(
-    trainer: MagnetTrainer, batch: dict[str, Any], *, with_compiled: bool = False, autocast: bool = False
+    trainer: MagnetTrainer,
+    batch: dict[str, Any],
+    *,
+    kind: str = JOINT,
+    with_compiled: bool = False,
+    autocast: bool = False,
 ) -> dict[str, float]:
     """How far loss and gradients of the trainer and of the naive step are apart, over the largest; ours compiled?"""
     found = []
-    for system in (JOINT, NAIVE):
+    for system in (kind, NAIVE if kind == JOINT else NAIVE_ROWS):
         trainer.model.zero_grad()
-        with layers_of(system, trainer, with_compiled=with_compiled and system == JOINT, autocast=autocast):
+        with layers_of(system, trainer, with_compiled=with_compiled and system == kind, autocast=autocast):
             with torch.autocast(trainer.args.device.type, dtype=torch.bfloat16, enabled=autocast):
                 loss = loss_of(system, trainer, batch)
             loss.backward()
@@ -153,7 +159,15 @@ def loss_of(system: str, trainer: MagnetTrainer, batch: dict[str, Any]) -> torch
         return trainers_loss(trainer, batch, kind=system)
     if system == FULL:
         return language_loss(trainer.model, batch, labels=batch["mntp_labels"])
-    return written_naively(trainer, batch)
+    return written_naively(trainer, batch, system=system)
+
+
+def naive_bytes(model: Any, batch: dict[str, Any]) -> int:
+    """What the logits of a naive step with both token losses take.
+
+    Of each objective all logits in half precision, in float32, their logarithms and their gradient in float32.
+    """
+    return 2 * batch["input_ids"].numel() * model.config.vocab_size * (2 + 3 * 4)
 
 
 @contextmanager
@@ -190,6 +204,7 @@ __all__ = [
     "KINDS",
     "MNTP",
     "NAIVE",
+    "NAIVE_ROWS",
     "PADDED",
     "PAIRS",
     "PHASES",
@@ -200,6 +215,7 @@ __all__ = [
     "layers_of",
     "loss_of",
     "make_trainer",
+    "naive_bytes",
     "phase_of",
     "read_data",
     "step_operations",

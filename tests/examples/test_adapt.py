@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from examples import adapt
+from examples.adapt_arguments import parse_arguments
 from modeling_magnet.prompts_magnet import PAPER_PROMPTS
 
 from .tiny_run import save_plain_llama, tiny_options
@@ -44,6 +45,30 @@ def plain_llama(tmp_path, tiny_tokenizer) -> Path:
 @pytest.fixture
 def options(tmp_path, plain_llama) -> list[str]:
     return tiny_options(tmp_path, model=plain_llama)
+
+
+# ---- What a run holds ----
+
+
+@pytest.mark.parametrize(
+    "stored, given, held",
+    [
+        (torch.bfloat16, ["--bf16=true"], torch.bfloat16),
+        (torch.bfloat16, ["--bf16=true", "--dtype=float32"], torch.float32),
+        (torch.bfloat16, ["--bf16=true", "--use_lora=false"], torch.float32),
+        (torch.bfloat16, [], torch.float32),
+        (torch.float32, ["--bf16=true"], torch.float32),
+        (torch.float32, ["--dtype=bfloat16"], torch.bfloat16),
+    ],
+)
+def test_frozen_weights_are_held_as_stored_in_a_bf16_run_and_adapters_in_float32(
+    plain_llama, options, stored, given, held
+):
+    LlamaForCausalLM.from_pretrained(plain_llama).to(stored).save_pretrained(plain_llama)
+    model = adapt.build_trainer(*parse_arguments([*options, *given])).model
+    dtypes = {"lora_" in name: weight.dtype for name, weight in model.named_parameters() if "layers" in name}
+    assert dtypes[False] == held
+    assert dtypes.get(True, torch.float32) == torch.float32
 
 
 # ---- What a run leaves ----

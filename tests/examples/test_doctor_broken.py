@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 import modeling_magnet.modeling_magnet
 from examples.checkup import files, leaks
 from modeling_magnet import FAMILIES, AutoMagnetForCausalLM, MagnetLlamaForCausalLM
+from modeling_magnet.attention_magnet import DEFAULT_ATTENTION
 
 from .doctor_runs import edit_json, edit_weights, names_of, rows_of
 
@@ -241,7 +242,7 @@ def test_a_mask_that_is_broken_is_found(doctor_models, monkeypatch, backend, cha
     assert detail in failed[f"{row}, {backend}"]
     if change is not no_mask_in_bidirectional_mode:  # which forgets the padding, too
         assert set(failed) == {f"{row}, {backend}"}
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == DEFAULT_ATTENTION
 
 
 def test_a_class_with_a_broken_mask_fails_as_a_whole(doctor_models, tmp_path, monkeypatch, capsys):

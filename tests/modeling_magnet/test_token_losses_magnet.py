@@ -10,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma3TextConfig
 
+from examples.benchmarks.training_memory import PeakBytes
+from modeling_magnet import token_losses_magnet
 from modeling_magnet.families_magnet import MagnetGemma3ForCausalLM
 from modeling_magnet.modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.token_losses_magnet import token_losses
@@ -153,8 +156,11 @@ def test_chunks_are_of_one_size_and_follow_the_vocabulary():
     head, sizes = make_head(), []
     head.register_forward_hook(lambda _, arguments, output: sizes.append(len(output)))
     states, targets = draw((4, 40), ratio=1.0, seed=5)
-    token_losses(states, targets, head=head, vocab_size=2**22 // 100)  # 4 million logits: 100 positions, so 64
-    assert sizes == [64, 64, 64]
+    token_losses(states, targets, head=head, vocab_size=2**28 // 400)  # 256 MiB in float32: 100 positions, so 80
+    assert sizes == [80, 80]
+    many, all_set = draw((9, 400), ratio=1.0, seed=5)
+    token_losses(many, all_set, head=head, vocab_size=VOCAB)  # 3,600 positions in 8 chunks of at most 512
+    assert sizes[2:] == [464] * 8
 
 
 @pytest.mark.parametrize("trained", [True, False])
@@ -267,7 +273,9 @@ def test_a_forward_with_targets_equals_one_with_logits(tiny_model, mode, frozen)
     expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
     torch.testing.assert_close(output.token_losses, expected)
     weight = model.model.layers[0].self_attn.q_proj.weight
-    torch.testing.assert_close(gradients(output.token_losses, weight), gradients(expected, weight))
+    # Their largest value is 10; in float32 both are up to 2e-5 from those in float64.
+    (found,), (wanted,) = gradients(output.token_losses, weight), gradients(expected, weight)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=3e-5)
     with torch.no_grad():
         hits = model(ids, mode=mode, target_ids=targets, **segments).token_hits
     assert torch.equal(hits, (logits.argmax(-1) == targets) & (targets != -100))
@@ -308,6 +316,94 @@ def test_a_head_that_is_more_than_its_layer_is_asked_as_a_whole():
     torch.testing.assert_close(found, expected)
     weight = model.model.layers[0].self_attn.q_proj.weight
     torch.testing.assert_close(gradients(found, weight), gradients(expected, weight))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_soft_cap_has_the_losses_hits_and_gradients_of_all_logits(trained, dtype, bias):
+    head = make_head(trained=trained, dtype=dtype, bias=bias)
+    states, targets = draw((4, 40), ratio=0.9, seed=7, dtype=dtype)
+    asked: Any = {"head": head, "vocab_size": VOCAB, "softcap": 0.3, "chunk_size": 16}
+    found = token_losses(states, targets, **asked).losses
+    logits = torch.tanh(head(states) / 0.3) * 0.3
+    expected = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+    close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    inputs = (states, *head.parameters()) if trained else (states,)
+    for one, other in zip(gradients(found, *inputs), gradients(expected, *inputs), strict=True):
+        scale = other.float().abs().max()
+        torch.testing.assert_close(one.float() / scale, other.float() / scale, **close)
+    with torch.no_grad():
+        without = token_losses(states, targets, **asked)
+    assert torch.equal(without.losses, found)
+    assert torch.equal(without.hits, (logits.argmax(-1) == targets) & (targets != -100))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("no_grad", [False, True])
+@pytest.mark.parametrize("cap", [None, 0.5], ids=["no cap", "cap"])
+def test_the_weight_of_a_linear_head_is_converted_once(trained, no_grad, cap):
+    """Under autocast a head in float32 is projected in bfloat16; its weight is the only tensor of the shape (V, H)."""
+    head = nn.Linear(HIDDEN, 97, bias=False).requires_grad_(trained)
+    states = torch.randn(4, 40, HIDDEN, requires_grad=True)
+    targets = torch.randint(97, (4, 40))
+    converted = []
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._to_copy.default and kwargs["dtype"] == torch.bfloat16:
+                converted.append(tuple(args[0].shape))
+            return func(*args, **(kwargs or {}))
+
+    with Counting(), torch.set_grad_enabled(not no_grad):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = token_losses(states, targets, head=head, vocab_size=97, softcap=cap, chunk_size=16).losses
+        if not no_grad:
+            losses.sum().backward()
+    assert converted.count((97, HIDDEN)) == 1
+
+
+def test_a_gemma_without_a_cap_takes_the_path_of_a_frozen_head(monkeypatch):
+    """`final_logit_softcapping` is null in Gemma 3."""
+    monkeypatch.setattr(token_losses_magnet, "checkpoint", None)
+    for cap in (None, 30.0):
+        config = Gemma3TextConfig(
+            vocab_size=90,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            final_logit_softcapping=cap,
+        )
+        model = MagnetGemma3ForCausalLM(config).requires_grad_(False)
+        model.model.layers[0].requires_grad_(True)
+        ids = torch.randint(5, 90, (2, 400))
+        losses = model(ids, mode="bidirectional", target_ids=ids).token_losses
+        assert any("FrozenHead" in name for name in nodes_of(losses.grad_fn))
+
+
+def nodes_of(node: Any) -> set[str]:
+    """Names of what a graph is made of."""
+    names, waiting = set(), [node]
+    while waiting:
+        node = waiting.pop()
+        names.add(type(node).__name__)
+        waiting += [before for before, _ in node.next_functions if before is not None]
+    return names
+
+
+@pytest.mark.long
+def test_logits_of_a_wide_vocabulary_take_a_quarter_of_a_gibibyte():
+    """512 positions of 262,144 tokens in bfloat16; the gradient takes their place."""
+    head = nn.Linear(2, 262_144, bias=False).to(torch.bfloat16).requires_grad_(False)
+    states = torch.randn(1, 1100, 2).to(torch.bfloat16).requires_grad_()
+    with PeakBytes() as counted:
+        losses = token_losses(states, torch.zeros(1, 1100, dtype=torch.long), head=head, vocab_size=262_144).losses
+        losses.sum().backward()
+    assert 2**27 < counted.most < 2**28 + 2**23
 
 
 def test_an_adapter_on_the_head_gets_its_gradient(tiny_model):

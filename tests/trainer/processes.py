@@ -160,7 +160,7 @@ def _shard_on_cpus() -> None:
     With chunks of four labels, of which the processes then have different numbers; and small weights in parts, too.
     """
     DeepSpeedPlugin.__post_init__ = _with_small_parts(DeepSpeedPlugin.__post_init__)
-    token_losses_magnet._ROUND, token_losses_magnet._CPU_LOGITS = 4, 1
+    token_losses_magnet._CPU_ROUND, token_losses_magnet._CPU_BYTES = 4, 1
     make = AcceleratorState.__init__
 
     def make_sharding(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:

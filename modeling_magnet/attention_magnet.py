@@ -1,0 +1,128 @@
+"""The default attention of our models: SDPA, but in bfloat16 on a CPU plain products under the masks of our modes.
+
+With a mask the CPU's fused SDPA is twice as slow there, forward and backward, and rounds differently with the padded
+length; these products give a row the same bits alone and in a batch. The choice is made for each call, by the mask, so
+that one model can move between devices. Causal mode is SDPA everywhere.
+
+Shapes: B rows, A heads, KV key-value heads, Q queries, K keys, D width of a head.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+# What `config._attn_implementation` says in a loaded model; it is not written to config.json.
+DEFAULT_ATTENTION = "sdpa_magnet"
+# The argument of a decoder's call that says that the mask is ours.
+MASK_IS_OURS = "magnet_mask"
+# Bytes of scores at once. More are computed in parts, or, where they would be kept for a backward pass, by SDPA.
+_MOST_BYTES = 2**26
+
+
+def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype in which products of tensors of a dtype are computed: autocast's, where it is on."""
+    is_known = torch.amp.is_autocast_available(device.type)
+    if is_known and torch.is_autocast_enabled(device.type) and dtype.is_floating_point:
+        return torch.get_autocast_dtype(device.type)
+    return dtype
+
+
+def takes_float_masks(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether `masked_attention` computes the products itself: of this dtype, on this device."""
+    return device.type == "cpu" and product_dtype(dtype, device) == torch.bfloat16
+
+
+def masked_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend as transformers' attention functions do.
+
+    Args:
+        module (`nn.Module`): The attention layer.
+        query (`torch.FloatTensor` of shape `(B, A, Q, D)`): Rotated queries.
+        key, value (`torch.FloatTensor` of shape `(B, KV, K, D)`): A is a multiple of KV.
+        attention_mask (`torch.Tensor` of shape `(B, 1, Q, K)`, *optional*): One of floats that is ours (see
+            `MASK_IS_OURS`) is added to products computed here; any other goes to SDPA.
+        dropout (`float`): Of the weights.
+        scaling (`float`, *optional*): Factor of the scores, `D ** -0.5` by default.
+
+    Returns:
+        `torch.FloatTensor` of shape `(B, Q, A, D)`, and no weights.
+    """
+    is_ours = kwargs.pop(MASK_IS_OURS, False) and attention_mask is not None and attention_mask.is_floating_point()
+    others = any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "cache"))
+    if is_ours and not others and query.device.type == "cpu":
+        batch_size, num_heads, num_queries, _ = query.shape
+        row_bytes = num_heads * num_queries * key.shape[2] * 2
+        is_kept = torch.is_grad_enabled() and any(part.requires_grad for part in (query, key, value))
+        if not is_kept or batch_size * row_bytes <= _MOST_BYTES:
+            assert attention_mask is not None
+            dtype = attention_mask.dtype
+            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+            with torch.autocast("cpu", enabled=False):
+                parts = (query.to(dtype), key.to(dtype), value.to(dtype), attention_mask)
+                if is_kept or batch_size * row_bytes <= _MOST_BYTES:
+                    attended = _attend(*parts, scale=scale, dropout=dropout)
+                else:
+                    attended = _attend_in_parts(*parts, scale=scale, dropout=dropout)
+            return attended.transpose(1, 2).contiguous(), None
+    if is_ours and attention_mask is not None:
+        attention_mask = attention_mask.to(query.dtype)
+    return sdpa_attention_forward(
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+    )
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    scale: float,
+    dropout: float,
+) -> torch.Tensor:
+    """Attend with heads that share keys side by side as queries; returns `(B, A, Q, D)`."""
+    batch_size, num_heads, num_queries, width = query.shape
+    groups, num_keys = key.shape[1:3]
+    folded = (query * scale).reshape(batch_size, groups, -1, width)  # (B, KV, A / KV * Q, D)
+    scores = folded @ key.transpose(2, 3)
+    scores = scores.view(batch_size, groups, -1, num_queries, num_keys) + mask[:, :, None]
+    weights = torch.softmax(scores, dim=-1)  # sums in float32, as all softmax kernels of half precision
+    weights = F.dropout(weights, p=dropout, training=dropout > 0)
+    attended = weights.view(batch_size, groups, -1, num_keys) @ value
+    return attended.view(batch_size, num_heads, num_queries, width)
+
+
+def _attend_in_parts(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, *, scale: float, dropout: float
+) -> torch.Tensor:
+    """The same without gradients, a row and some of its queries at a time."""
+    attended = torch.empty_like(query)
+    rows = max(1, _MOST_BYTES // (2 * query.shape[1] * key.shape[2]))
+    for index in range(len(query)):
+        row = slice(index, index + 1)
+        for start in range(0, query.shape[2], rows):
+            part = slice(start, start + rows)
+            attended[row, :, part] = _attend(
+                query[row, :, part], key[row], value[row], mask[row, :, part], scale=scale, dropout=dropout
+            )
+    return attended
+
+
+AttentionInterface.register(DEFAULT_ATTENTION, masked_attention)
+AttentionMaskInterface.register(DEFAULT_ATTENTION, sdpa_mask)
+
+
+__all__ = ["DEFAULT_ATTENTION", "MASK_IS_OURS", "masked_attention", "product_dtype", "takes_float_masks"]
