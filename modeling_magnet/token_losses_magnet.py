@@ -86,9 +86,11 @@ def token_losses(
         )
     targets = target_ids.to(states.device).long().flatten()  # (T,)
     is_set = targets != IGNORE_INDEX
-    if num_targets is None or targets.device.type == "cpu":
+    # Reading a value back would break a compiled graph, and make the host wait for an accelerator.
+    is_readable = targets.device.type == "cpu" and not torch.compiler.is_compiling()
+    if num_targets is None or is_readable:
         found = int(is_set.sum())
-        if found and targets.device.type == "cpu" and not torch.compiler.is_compiling():
+        if found and is_readable:
             lowest, highest = (int(edge) for edge in targets[is_set].aminmax())
             if lowest < 0 or highest >= vocab_size:
                 raise ValueError(

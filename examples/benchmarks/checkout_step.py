@@ -28,7 +28,9 @@ MOST_APART = 0.03
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a step, the same in both processes."""
-    parser.add_argument("--model", required=True, help="a plain decoder or a MAGNET checkpoint")
+    parser.add_argument(
+        "--model_name_or_path", "--model", dest="model", required=True, help="a plain decoder or a MAGNET checkpoint"
+    )
     parser.add_argument("--texts", nargs="+", required=True, help="texts to train on")
     parser.add_argument("--batch_size", type=int, default=8, help="rows a step")
     parser.add_argument("--max_length", type=int, default=512, help="tokens a row")
@@ -38,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Compare, time, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    from examples.command_line import OneLineParser  # which another checkout may not have
+
+    parser = OneLineParser(description=__doc__)
     add_arguments(parser)
     parser.add_argument("--against", type=Path, required=True, help="folder of the other checkout")
     parser.add_argument("--against_dtype", default="float32", help="dtype of the weights there")
@@ -209,4 +213,7 @@ if __name__ == "__main__":
         sys.path = [path for path in sys.path if path != str(Path(__file__).resolve().parent)]
         work(sys.argv[2:])
     else:
-        main()
+        sys.path.insert(0, str(HERE))
+        from examples.command_line import start
+
+        start(main)
