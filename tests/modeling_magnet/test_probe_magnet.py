@@ -51,7 +51,7 @@ def lose_causality(model):
 def test_a_model_that_lost_its_mask_is_caught_before_it_encodes(tiny_model, break_it, complaint):
     break_it(tiny_model)
     for call in (lambda: tiny_model.encode("A cat."), lambda: tiny_model.encode_words("A cat.")):
-        with pytest.raises(RuntimeError, match=rf"'sdpa_magnet' on cpu in torch.float32, transformers \d.*{complaint}"):
+        with pytest.raises(RuntimeError, match=rf"'sdpa_magnet' on cpu in torch.float32, tr.*{complaint}"):
             call()
 
 
