@@ -51,7 +51,7 @@ def lose_causality(model):
 def test_a_model_that_lost_its_mask_is_caught_before_it_encodes(tiny_model, break_it, complaint):
     break_it(tiny_model)
     for call in (lambda: tiny_model.encode("A cat."), lambda: tiny_model.encode_words("A cat.")):
-        with pytest.raises(RuntimeError, match=rf"'sdpa_magnet' on cpu in torch.float32, transformers \d.*{complaint}"):
+        with pytest.raises(RuntimeError, match=rf"'sdpa_magnet' on cpu in torch.float32, tr.*{complaint}"):
             call()
 
 
@@ -59,7 +59,7 @@ def test_a_model_that_lost_its_mask_is_caught_before_it_encodes(tiny_model, brea
 def test_states_that_are_no_numbers_are_told_as_such(tiny_model, number):
     tiny_model.model.layers[1].mlp.down_proj.weight.data[3, 4] = float(number)
     with pytest.raises(
-        RuntimeError, match=r"states of the model are not finite, with .*'sdpa' on cpu in torch.float32"
+        RuntimeError, match=r"states of the model are not finite, with .*'sdpa_magnet' on cpu in torch.float32"
     ):
         tiny_model.encode("A cat.")
 
