@@ -47,19 +47,25 @@ def plan_batches(
 
 
 def pad_token_rows(
-    rows: Sequence[Sequence[int]], *, pad_token_id: int, padding_side: str = "right"
+    rows: Sequence[Sequence[int]], *, pad_token_id: int, padding_side: str = "right", width: int | None = None
 ) -> dict[str, torch.Tensor]:
     """Token rows as one batch.
 
+    Args:
+        rows (`Sequence[Sequence[int]]`): At least one row.
+        pad_token_id (`int`): Fills up shorter rows.
+        padding_side (`str`, defaults to `"right"`): Where.
+        width (`int`, *optional*): Tokens of a padded row, at least as many as the longest has, which is the default.
+
     Returns:
-        `dict`: `input_ids` and `attention_mask`, both `torch.LongTensor` of shape `(len(rows), longest)`.
+        `dict`: `input_ids` and `attention_mask`, both `torch.LongTensor` of shape `(len(rows), width)`.
 
     Example:
 
         >>> pad_token_rows([[1, 5, 2], [1, 2]], pad_token_id=0)["input_ids"].tolist()
         [[1, 5, 2], [1, 2, 0]]
     """
-    width = max(len(row) for row in rows)
+    width = width or max(len(row) for row in rows)
     input_ids = torch.full((len(rows), width), pad_token_id, dtype=torch.long)
     attention_mask = torch.zeros(len(rows), width, dtype=torch.long)
     for index, row in enumerate(rows):

@@ -174,8 +174,8 @@ class WordsMixin(EncodingMixin):
             inputs (`str`, `list[str]` or `list[list[str]]`): Texts, whose words are what stands between white space;
                 or with `is_split_into_words` the words of one text (`list[str]`) or of several, joined by one space.
             is_split_into_words (`bool`, defaults to `False`): Whether the caller has split the texts.
-            prompt_name, prompt, shift, mode, max_length, window_overlap, batch_tokens, split_special_tokens,
-                show_progress_bar: As in `encode_tokens`.
+            prompt_name, prompt, shift, mode, max_length, window_overlap: As in `encode_tokens`.
+            batch_tokens, split_special_tokens, show_progress_bar: As in `encode_tokens`.
 
         Returns:
             `PlacedVectors`, or a list of them for several texts: `vectors` of shape `(num_words, hidden_size)` in

@@ -91,8 +91,14 @@ MAY_REACH_OUT = {
         | {"tempfile.TemporaryDirectory", "unlink", "write_bytes"},
         "`push_to_hub`, when the user calls it",
     ),
-    "sidecars_magnet.py": ({"mkdir", "write_text"}, "files of a checkpoint that is saved"),
-    "sources_magnet.py": ({"open", "read_text"}, "config, settings and headers of what is opened"),
+    "sidecars_magnet.py": (
+        {"mkdir", "read_text", "rmdir", "shutil.copy", "sys._getframe", "unlink", "write_text"},
+        "files of a checkpoint that is saved, and those that sentence-transformers, found among the callers, wrote before",
+    ),
+    "sources_magnet.py": (
+        {"open", "os.pardir", "os.path", "read_text"},
+        "config, settings and headers of what is opened",
+    ),
     "writing_magnet.py": (
         {"mkdir", "open", "os.open", "os.close", "os.access", "os.replace", "os.rename", "rename", "rmdir", "unlink"}
         | {"fcntl.flock", "shutil.disk_usage", "shutil.rmtree", "tempfile.mkdtemp"},

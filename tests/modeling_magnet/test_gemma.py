@@ -1,5 +1,6 @@
 """The real Gemma 3 270M shows what tiny models cannot: texts beyond a window of 512, a vocabulary of 262,144."""
 
+import copy
 import json
 
 import pytest
@@ -106,3 +107,12 @@ def test_it_saves_and_loads_and_embeds_as_sentence_transformers_does(gemma, tmp_
     ours = torch.tensor(gemma.encode(texts))
     assert torch.cosine_similarity(ours, theirs).min() > 1 - 1e-5
     assert "license: gemma" in (tmp_path / "README.md").read_text()
+
+
+def test_in_bfloat16_a_text_has_one_vector_alone_and_in_a_batch(gemma):
+    model = copy.deepcopy(gemma).to(torch.bfloat16)
+    texts = ["A cat.", "Hi", FACT, FACT * 3 + "It rains.", "It has bridges, museums and a tower. " * 12, FRONT[:2400]]
+    together = model.encode(texts, convert_to_tensor=True, normalize_embeddings=True, prompt="")
+    for text, vector in zip(texts, together, strict=True):
+        alone = model.encode(text, convert_to_tensor=True, normalize_embeddings=True, prompt="")
+        assert float(alone @ vector) > 0.9999

@@ -38,3 +38,21 @@ def test_a_back_end_without_a_bidirectional_mask_is_refused(tiny_model):
     tiny_model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="flash_attention_2"):
         tiny_model.encode("A cat.")
+
+
+@pytest.mark.parametrize("texts", [["a dog"], ["a dog", "the dog " * 5], ["word " * 90] * 3])
+def test_shapes_in_bfloat16_on_a_cpu_are_those_with_one_order_of_sums(tiny_model, monkeypatch, texts):
+    seen = []
+    model = tiny_model.to(torch.bfloat16)
+    forward = type(model.base_model).forward
+
+    def spy(self, *args, **kwargs):
+        seen.append(tuple(kwargs["inputs_embeds"].shape[:2]))
+        return forward(self, *args, **kwargs)
+
+    model.encode(texts)  # the probe has forwards of its own
+    monkeypatch.setattr(type(model.base_model), "forward", spy)
+    vectors = model.encode(texts, convert_to_tensor=True)
+    assert all(width in (16, 32, 64, 96) and rows * width >= 1024 for rows, width in seen) and seen
+    padded = model.encode([*texts, "another text " * 9], convert_to_tensor=True)
+    assert torch.equal(padded[: len(texts)], vectors), "and a text has one vector whatever stands beside it"
