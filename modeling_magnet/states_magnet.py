@@ -20,9 +20,9 @@ from .token_losses_magnet import IGNORE_INDEX, soft_cap
 # Tokens of a forward. On a CPU they should stay in its caches; an accelerator wants to be filled.
 CPU_BATCH_TOKENS = 2048
 ACCELERATOR_BATCH_TOKENS = 16_384
-# In bfloat16 on a CPU the kernels of matrix products change with the shape, and sum in another order. 18 layers turn that
-# into cosines of 0.994 between a text alone and in a batch. These shapes get kernels with the same sums (torch 2.13, AMX):
-# so many positions in all, in rows of 16 or of a multiple of 32.
+# In bfloat16 on a CPU the kernels of matrix products change with the shape, and sum in another order. 18 layers turn
+# that into cosines of 0.994 between a text alone and in a batch. These shapes get kernels with the same sums (torch
+# 2.13, AMX): so many positions in all, in rows of 16 or of a multiple of 32.
 LEAST_BFLOAT16_POSITIONS = 1024
 BFLOAT16_ROWS = (16, 32)
 # Packed rows end at a multiple of this: the blocks of a block mask, and few lengths to compile for.

@@ -93,7 +93,7 @@ MAY_REACH_OUT = {
     ),
     "sidecars_magnet.py": (
         {"mkdir", "read_text", "rmdir", "shutil.copy", "sys._getframe", "unlink", "write_text"},
-        "files of a checkpoint that is saved, and those that sentence-transformers, found among the callers, wrote before",
+        "files of a checkpoint that is saved; those that sentence-transformers, found among the callers, has written",
     ),
     "sources_magnet.py": (
         {"open", "os.pardir", "os.path", "read_text"},

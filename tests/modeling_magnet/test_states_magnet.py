@@ -53,6 +53,6 @@ def test_shapes_in_bfloat16_on_a_cpu_are_those_with_one_order_of_sums(tiny_model
     model.encode(texts)  # the probe has forwards of its own
     monkeypatch.setattr(type(model.base_model), "forward", spy)
     vectors = model.encode(texts, convert_to_tensor=True)
-    assert all(width in (16, 32, 64, 96) and rows * width >= 1024 for rows, width in seen) and seen
+    assert seen and all((width == 16 or width % 32 == 0) and rows * width >= 1024 for rows, width in seen)
     padded = model.encode([*texts, "another text " * 9], convert_to_tensor=True)
     assert torch.equal(padded[: len(texts)], vectors), "and a text has one vector whatever stands beside it"
