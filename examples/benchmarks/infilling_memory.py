@@ -9,7 +9,6 @@ which the growth of the process' resident memory includes (on Linux). Times are 
 one that reads the vocabulary.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import torch
 
 from examples.benchmarks.measuring import machine
 from examples.benchmarks.training_memory import MIB, PeakBytes
+from examples.command_line import OneLineParser, add_dtype, add_model, start
 from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.seams_magnet import vocabulary_texts
 from trainer.whole_files import write_json
@@ -94,16 +94,16 @@ def _resident(field: str, *, reset: bool = False) -> int:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a plain decoder or a MAGNET checkpoint")
-    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
-    parser.add_argument("--attention", default="sdpa", help="sdpa or eager")
+    parser = OneLineParser(description=__doc__)
+    add_model(parser, help="a plain decoder or a MAGNET checkpoint")
+    add_dtype(parser)
+    parser.add_argument("--attn_implementation", default="sdpa", choices=["sdpa", "eager"], help="the back-end")
     parser.add_argument("--name", default="infilling_memory", help="name of the JSON file")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where it goes")
     args = parser.parse_args(arguments)
     torch.manual_seed(0)
     model: Any = AutoMagnetForCausalLM.from_pretrained(
-        args.model, dtype=getattr(torch, args.dtype), attn_implementation=args.attention
+        args.model, dtype=getattr(torch, args.dtype), attn_implementation=args.attn_implementation
     ).eval()
     started = time.process_time()
     vocabulary_texts(model.tokenizer, model.config.vocab_size)
@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         print(f"{name:44s}{held:14,.0f}{grown:15,.0f}{one['cpu_seconds']:9.2f}", flush=True)
     report["mask_bytes"] = masked(model)
     print(f"the masks themselves: {report['mask_bytes'] / MIB:,.0f} MiB")
-    report |= {"model": Path(args.model).name, "attention": args.attention}
+    report |= {"model": Path(args.model).name, "attention": args.attn_implementation}
     report |= machine(torch.device("cpu"), dtype=args.dtype)
     file = args.results / f"{args.name}.json"
     write_json(file, report)
@@ -135,4 +135,4 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

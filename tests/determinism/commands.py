@@ -222,7 +222,7 @@ COMMANDS = [
     Command(
         "benchmarks/infilling_memory",
         "infilling.json",
-        "--model={longer} --name=infilling --results={output}",
+        "--model_name_or_path={longer} --name=infilling --results={output}",
         ["cpu_seconds", "resident_bytes", "vocabulary_cpu_seconds"],
     ),
     Command("benchmarks/training_memory", "memory.json", f"--vocab_sizes 500 800 --name=memory {STEP}"),

@@ -12,7 +12,7 @@ def test_it_counts_and_writes(request, tmp_path, capsys, monkeypatch):
     for name, value in {"NUM_TEXTS": 2, "ANSWERS": 2, "MASK_TOKENS": 200}.items():
         monkeypatch.setattr(infilling_memory, name, value)
     model = str(request.getfixturevalue("wiki_7m"))
-    report = infilling_memory.main(["--model", model, "--results", str(tmp_path), "--attention", "eager"])
+    report = infilling_memory.main(["--model", model, "--results", str(tmp_path), "--attn_implementation", "eager"])
     assert capsys.readouterr().out.splitlines()[-1] == "infilling_memory: OK (infilling_memory.json)"
     assert json.loads((tmp_path / "infilling_memory.json").read_text()) == report
     assert len(report["calls"]) == 7
