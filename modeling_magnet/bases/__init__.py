@@ -1,6 +1,6 @@
 """Base models whose weights come as Python packages. This folder does not travel as remote code."""
 
-from .gemma3_270m import HUB_ID, NAME, SHA256, packaged_checkpoint
+from .gemma3_270m import HUB_ID, NAME, packaged_checkpoint
 
 
 def locate(name: str, *, on_hub: bool = False) -> tuple[str, bool] | None:
@@ -23,4 +23,4 @@ def locate(name: str, *, on_hub: bool = False) -> tuple[str, bool] | None:
     return (HUB_ID, False) if checkpoint is None else (str(checkpoint), True)
 
 
-__all__ = ["SHA256", "locate"]
+__all__ = ["locate"]

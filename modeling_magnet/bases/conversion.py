@@ -37,7 +37,8 @@ def convert_apart(file: Path, target: Path) -> None:
     command = [sys.executable, "-P", "-c", _CODE, str(file.resolve()), str(target.resolve())]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": search}, capture_output=True, text=True)
     if done.returncode != 0:
-        told = (done.stderr.strip() or f"exit status {done.returncode}, perhaps for want of memory").splitlines()[-1]
+        lines = done.stderr.split("\n") if done.returncode > 0 else []
+        told = next((line for line in reversed(lines) if line.strip()), "it was killed, perhaps for want of memory")
         raise OSError(f"{str(file)!r} could not be converted to safetensors: {told}")
 
 

@@ -13,6 +13,8 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from examples import models
+from examples.corpus.encoding import EncodingOptions, inspect_model
+from examples.evaluate.records import identify
 from examples.models import is_here, not_adapted, open_magnet
 from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.bases import conversion, gemma3_270m, locate
@@ -149,6 +151,13 @@ def test_scripts_do_not_ask_the_hub_for_it(package, monkeypatch):
     assert open_magnet(NAME).config._name_or_path == NAME
     assert is_here(NAME) and not is_here("somebody/else")
     assert "gemma-3-270m was never adapted" in not_adapted(NAME)
+
+
+def test_a_corpus_is_encoded_and_a_record_is_kept_of_it_by_the_short_name(package):
+    facts = inspect_model(EncodingOptions(model_name_or_path=NAME))
+    assert facts.revision is None and facts.width == 32
+    assert "model.safetensors" in {Path(file).name for file in facts.files}
+    assert identify(NAME)["weights"] == gemma3_270m.SHA256[:16] and identify(NAME)["name"] == NAME
 
 
 def test_another_version_of_transformers_converts_anew(package, monkeypatch):
