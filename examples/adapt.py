@@ -265,7 +265,7 @@ def open_model(adapt: AdaptArguments, training: MagnetTrainingArguments, tokeniz
 
 def default_dtype(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTrainingArguments) -> str:
     """The dtype to hold weights in: bfloat16 where that loses nothing and saves converting them in each product."""
-    config, _ = open_without_weights(adapt.model_name_or_path)
+    config, _ = open_without_weights(adapt.model_name_or_path, gguf_file=adapt.gguf_file)
     is_half = str(getattr(config, "dtype", None)).endswith("bfloat16")
     return "bfloat16" if training.bf16 and lora.use_lora and is_half else "float32"
 

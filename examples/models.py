@@ -1,6 +1,5 @@
 """How scripts open a model that is named on the command line."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +7,15 @@ import torch
 from examples.hub import offline_where_unreachable
 from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.sources_magnet import ADAPTER_SETTINGS, CONFIG, ModelSource
+
+
+def is_here(path: str) -> bool:
+    """Whether a model is on this machine, so that the Hub need not be asked: a directory or an installed base.
+
+    Args:
+        path (`str`): What was named on the command line.
+    """
+    return ModelSource(path, {}).directory is not None
 
 
 def open_magnet(path: str, *, dtype: str = "auto", device: str = "cpu", **options: Any) -> Any:
@@ -22,7 +30,7 @@ def open_magnet(path: str, *, dtype: str = "auto", device: str = "cpu", **option
     Raises:
         ValueError, OSError: nothing is there that can be opened.
     """
-    if not Path(path).is_dir():
+    if not is_here(path):
         offline_where_unreachable()
     wanted = dtype if dtype == "auto" else getattr(torch, dtype)
     model: Any = AutoMagnetForCausalLM.from_pretrained(path, dtype=wanted, **options)
@@ -50,4 +58,4 @@ def not_adapted(path: str) -> str | None:
     )
 
 
-__all__ = ["not_adapted", "open_magnet"]
+__all__ = ["is_here", "not_adapted", "open_magnet"]

@@ -95,8 +95,8 @@ class TokenizerSource:
 class ModelSource:
     """One place with the arguments that find its files.
 
-    The short name of a packaged base, such as `gemma-3-270m`, stands for its file in the user's cache, or for its
-    repository on the Hub where the package is not installed; a directory of that name comes first.
+    The short name of a packaged base, such as `gemma-3-270m`, stands for its directory in the user's cache, or for
+    its repository on the Hub where the package is not installed; a directory of that name comes first.
 
     Args:
         path (`str`): Directory or Hub id.
@@ -105,7 +105,7 @@ class ModelSource:
 
     path: str
     arguments: dict[str, Any]
-    # What the source is called where it is stored: the path, unless it stands for a file in a cache.
+    # What the source is called where it is stored: the path, unless it stands for a directory in a cache.
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -118,12 +118,10 @@ class ModelSource:
             raise CheckpointError(f"{self.path!r} is installed, and cannot be put into the cache: {error}") from error
         if found is None:
             return
-        path, gguf_file = found
+        path, is_cached = found
         object.__setattr__(self, "path", path)
-        if gguf_file is None:
+        if not is_cached:
             object.__setattr__(self, "name", path)
-        else:
-            object.__setattr__(self, "arguments", {**self.arguments, "gguf_file": gguf_file})
 
     @property
     def directory(self) -> Path | None:

@@ -20,6 +20,7 @@ from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.masking_magnet import MASKED_BACKENDS
 from modeling_magnet.pooling_magnet import check_pooling
 from modeling_magnet.prompts_magnet import choose_prompt
+from modeling_magnet.sources_magnet import ModelSource
 from modeling_magnet.texts_magnet import check_room, context_length
 
 MODEL_DTYPES = ("float32", "bfloat16")
@@ -79,8 +80,9 @@ def inspect_model(options: EncodingOptions) -> ModelFacts:
     """
     _check_options(options)
     path = options.model_name_or_path
+    source = ModelSource(path, {})
     try:
-        revision = None if Path(path).is_dir() else extract_commit_hash(cached_file(path, "config.json"), None)
+        revision = None if source.directory else extract_commit_hash(cached_file(source.path, "config.json"), None)
     except OSError as error:
         raise ValueError(
             f"`model_name_or_path` is {path!r}, where no model can be read ({error}). Name a folder or a Hub id."
@@ -108,7 +110,7 @@ def inspect_model(options: EncodingOptions) -> ModelFacts:
         prompt=prompt,
         pooling=settings.pooling if options.pooling is None else options.pooling,
         revision=revision,
-        files=describe_files(sorted(file for file in Path(path).glob("*") if file.is_file())),
+        files=describe_files(sorted(file for file in Path(source.path).glob("*") if file.is_file())),
     )
 
 

@@ -18,6 +18,7 @@ from examples.command_line import (
     start,
 )
 from examples.hub import offline_where_unreachable
+from examples.models import is_here
 
 
 def make_parser(doc: str | None, *, smoke: dict[str, Any], paper: dict[str, Any]) -> argparse.ArgumentParser:
@@ -77,7 +78,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
     if args.data is not None and not args.data.is_dir():
         complaints.append(f"`--data` {str(args.data)!r} is no folder. Name one, or leave it out for the Hub.")
     check(complaints)
-    if args.data is None or not all(Path(path).is_dir() for path in models.values()):
+    if args.data is None or not all(map(is_here, models.values())):
         offline_where_unreachable()
     return args
 

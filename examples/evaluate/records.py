@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers.utils.hub import extract_commit_hash
 
+from modeling_magnet.bases import gemma3_270m
 from modeling_magnet.sources_magnet import ADAPTER_CONFIG, ADAPTER_SETTINGS, CONFIG, ModelSource
 from trainer.whole_files import json_bytes, parse_json
 
@@ -211,7 +212,9 @@ def _digest(folder: Path) -> str:
 
 
 def _of_base(base: ModelSource) -> Any:
-    """What tells a base apart: the content of a GGUF file, or what `identify` says."""
+    """What tells a base apart: the content of a GGUF file, also of an installed one, or what `identify` says."""
+    if base.is_packaged:
+        return gemma3_270m.SHA256[:16]
     gguf = base.gguf()
     return identify(base.path) if gguf is None else digest_files([gguf])
 

@@ -1,9 +1,9 @@
 """Base models whose weights come as Python packages. This folder does not travel as remote code."""
 
-from .gemma3_270m import HUB_ID, NAME, packaged_file
+from .gemma3_270m import HUB_ID, NAME, packaged_checkpoint
 
 
-def locate(name: str, *, on_hub: bool = False) -> tuple[str, str | None] | None:
+def locate(name: str, *, on_hub: bool = False) -> tuple[str, bool] | None:
     """Where a base with a short name is.
 
     Args:
@@ -11,16 +11,16 @@ def locate(name: str, *, on_hub: bool = False) -> tuple[str, str | None] | None:
         on_hub (`bool`): Whether the one on the Hub is meant, since the caller named a revision or a file.
 
     Returns:
-        `tuple[str, str]`, *optional*: directory and GGUF file of an installed package; the Hub id and `None` where the
-        package is not installed; `None` for any other name.
+        `tuple[str, bool]`, *optional*: directory of the checkpoint of an installed package, and true; the Hub id and
+        false where the package is not installed; `None` for any other name.
 
     Raises:
-        OSError: the package is installed, but damaged, or its file cannot be written to the cache.
+        OSError: the package is installed, but damaged, or its model cannot be written to the cache.
     """
     if name != NAME:
         return None
-    file = None if on_hub else packaged_file()
-    return (HUB_ID, None) if file is None else (str(file.parent), file.name)
+    checkpoint = None if on_hub else packaged_checkpoint()
+    return (HUB_ID, False) if checkpoint is None else (str(checkpoint), True)
 
 
 __all__ = ["locate"]

