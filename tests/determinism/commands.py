@@ -250,6 +250,7 @@ OFTEN = {
 # Not run here, and why.
 LEFT_OUT = {
     "app": "a server: it writes nothing but the model that the quickstart's own entry checks",
+    "benchmarks/checkout_step": "another checkout to compare with; it prints times and writes nothing",
     "benchmarks/on_gpu": "weights of 1b at least; it calls three of the benchmarks above, and all it adds is time",
 }
 

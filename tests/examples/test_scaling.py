@@ -26,6 +26,7 @@ def config_of(shape: Shape) -> LlamaConfig:
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.key_value_heads,
+        attn_implementation="sdpa",  # as on a GPU; the default on a CPU keeps the scores in bfloat16
     )
 
 
