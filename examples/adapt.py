@@ -161,7 +161,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     rows, pairs = len(trainer.train_dataset), len(trainer.pair_dataset or ())
     if training.should_save:
         print(f"{rows:,} rows of up to {adapt.max_length} tokens, {pairs:,} pairs", flush=True)
-    trainer.train(resume_from_checkpoint=resume_point(training))
+    with refusing(ImportError):  # of an optimiser whose package is not there
+        trainer.train(resume_from_checkpoint=resume_point(training))
     last = trainer.state.global_step
     if trainer.eval_dataset is not None and not any(
         "eval_loss" in log and log["step"] == last for log in trainer.state.log_history
@@ -213,7 +214,8 @@ def save_and_push(
         },
     )
     # Half precision is what an adapter was computed with under autocast; its float32 copy is for the optimiser alone.
-    dtype = torch.bfloat16 if lora.use_lora and not merged and training.bf16 else None
+    # Merged into weights, most of what it adds would be rounded away.
+    dtype = None if not (lora.use_lora and training.bf16) else torch.float32 if merged else torch.bfloat16
     model.save_pretrained(training.output_dir, merge_adapter=merged, dtype=dtype)
     if wants_push:
         commit = model.push_to_hub(
@@ -222,6 +224,7 @@ def save_and_push(
             token=training.hub_token,
             revision=training.hub_revision,
             merge_adapter=merged,
+            dtype=dtype,
         )
         print(f"pushed: {commit.commit_url}", flush=True)
 

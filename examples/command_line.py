@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import examples.quiet_imports  # noqa: F401  # before transformers
+
 HEADING = "The arguments cannot be used:"
 DTYPES = ("float32", "bfloat16")
 _LISTED = "\n- "

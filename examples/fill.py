@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.disable_progress_bar()  # of reading weights; training keeps its own
     model = open_model(args.model, gguf_file=args.gguf_file, device=args.device)
     print(f"Filling with {describe_model(model, named=args.model)}.")
-    if args.model is not None and (note := not_adapted(args.model)):
+    if args.model is not None and (note := not_adapted(args.model, gguf_file=args.gguf_file)):
         print(note)
     failed = 0
     for text in given_texts(args.text):

@@ -37,16 +37,17 @@ def open_magnet(path: str, *, dtype: str = "auto", device: str = "cpu", **option
     return model.to(device).eval()
 
 
-def not_adapted(path: str) -> str | None:
+def not_adapted(path: str, *, gguf_file: str | None = None) -> str | None:
     """Return a line that says that a model was never adapted; `None` for a MAGNET checkpoint or adapter.
 
     Args:
         path (`str`): Directory or Hub id of a model that can be opened.
+        gguf_file (`str`, *optional*): The GGUF file there; such a model was never adapted.
     """
     source = ModelSource(path, {})
     try:
-        base = source.adapter_base()
-        values = (base or source).config_values()
+        base = None if gguf_file else source.adapter_base()
+        values = {} if gguf_file else (base or source).config_values()
     except (ValueError, OSError):  # not a directory of safetensors: nothing can be said of it
         return None
     if "magnet" in values or (base is not None and source.file(ADAPTER_SETTINGS)):

@@ -200,9 +200,7 @@ class AdaptersMixin(BindingMixin):
                 continue
             if name not in known or known[name].shape != tensor.shape:
                 raise CheckpointError(f"The adapter stores {name!r}, for which this model has no place. Save it anew.")
-            known[name].copy_(tensor)
-        if embeddings:
-            self.tie_weights()
+            known[name].copy_(tensor)  # in place: weights that are tied stay so
 
     def add_adapter(self, *args: Any, **kwargs: Any) -> None:
         """As in transformers; a model that is bound to modes binds the new adapter as well."""

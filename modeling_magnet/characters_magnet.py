@@ -97,9 +97,10 @@ def _byte_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
     if tokenizer.convert_tokens_to_string([letters[byte] for byte in _PROBE.encode()]) != _PROBE:
         return {}
     bytes_of = {letter: byte for byte, letter in enumerate(letters)}
+    added = tokenizer.added_tokens_decoder  # spelt as they are, and not in letters for bytes
     parts = {}
     for token_id, token in enumerate(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))):
-        if not token or token.isascii() or any(letter not in bytes_of for letter in token):
+        if not token or token.isascii() or token_id in added or any(letter not in bytes_of for letter in token):
             continue
         part = bytes(bytes_of[letter] for letter in token)
         if _after(0, part) != 0:

@@ -96,7 +96,8 @@ class DecodingMixin(EncodingMixin):
         else:
             feed = GrowingSteps(self, prefill.cache, mask)
         tokens = torch.zeros(*shape, num_steps, dtype=torch.long, device=self.device)
-        logprobs = torch.zeros(*shape, num_steps, device=self.device)
+        # Said aloud: while any thread loads a model, torch's default dtype is that model's, for all threads.
+        logprobs = torch.zeros(*shape, num_steps, dtype=torch.float32, device=self.device)
         is_possible = torch.ones(shape, dtype=torch.bool, device=self.device)
         is_nan = torch.zeros((), dtype=torch.bool, device=self.device)
 

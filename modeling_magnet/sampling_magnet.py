@@ -107,8 +107,9 @@ class TokenChooser:
         healer: SeamHealer | None = None,
         characters: CharacterRule | None = None,
     ) -> None:
-        never_ends = end_of_span_id in (config.suppress_tokens or ())
-        self.barred = torch.tensor([i for i in barred_ids if i != end_of_span_id or never_ends], dtype=torch.long)
+        self.never_ends = end_of_span_id in (config.suppress_tokens or ())
+        barred = [one for one in barred_ids if one != end_of_span_id or self.never_ends]
+        self.barred = torch.tensor(barred, dtype=torch.long)
         self.characters = characters
         self.least = max(config.min_new_tokens or 0, 1)  # tokens before a span may end
         self.pad_token_id = pad_token_id
@@ -116,6 +117,7 @@ class TokenChooser:
         self.goes_on = [1.0] * len(spans)  # by stream, the model's chance that the span has not ended
         self.healer = healer if any(span.seam != Seam() for span in spans) else None
         self.spells = any(len(span.seam.start) > 1 for span in spans)
+        self.remembers_rows = bool(processors)  # the caller's; our own look at each span by itself
         self.processors = LogitsProcessorList(processors or [])
         self.processors += text_processors(config)
         self.place_processors = PlaceProcessors(config, end_of_span_id=end_of_span_id)
@@ -152,8 +154,8 @@ class TokenChooser:
             vocab_size (`int`): V.
             device (`torch.device`): Where the scores are made.
         """
-        if self.processors:
-            return num_spans  # they may remember rows by their number
+        if self.remembers_rows:
+            return num_spans
         most = max(1, (_CPU_SCORES if device.type == "cpu" else _DEVICE_SCORES) // vocab_size)
         return -(-num_spans // -(-num_spans // most))  # groups of one size
 
@@ -179,7 +181,7 @@ class TokenChooser:
             scores = self.processors(self.left_contexts(spans).to(scores.device), scores)  # type: ignore[arg-type]
         scores = self.place_processors(scores, indices=indices)
         end_chances = None
-        if self.end_of_span_id is not None and self.uniforms is None:
+        if self.end_of_span_id is not None and self.uniforms is None and not self.never_ends:
             end_chances = (scores[:, self.end_of_span_id] - _log_totals(scores)).exp()
         if self.barred.device != scores.device:
             self.barred = self.barred.to(scores.device)  # once, and not at every step
@@ -196,9 +198,10 @@ class TokenChooser:
             self.characters.bar(scores, spans, indices=indices)
         if self.uniforms is None:
             scores = self._process_last(scores, spans)
-            tokens = self._most_likely(scores, spans, indices=indices)
+            tokens = likeliest = self._most_likely(scores, spans, indices=indices)
             if end_chances is not None:
                 tokens = self._end_at_median(tokens, end_chances, spans, indices=indices)
+            has_ended = tokens != likeliest
         else:
             warpers = self.warpers
             if self.config.watermarking_config is not None or self.config.renormalize_logits:
@@ -209,12 +212,12 @@ class TokenChooser:
             places = (min(index, span.gap_length - 1) for span, index in zip(spans, indices, strict=True))
             drawn = [self.uniforms[span.stream][place] for span, place in zip(spans, places, strict=True)]
             tokens = draw_tokens(scores, torch.stack(drawn).to(scores.device), warpers=warpers)
+            has_ended = torch.zeros_like(tokens, dtype=torch.bool)
             if with_scores:
                 for part in scores.split(1):
                     part.copy_(warpers(_NO_IDS, part))  # type: ignore[arg-type]
         is_possible = scores.gather(-1, tokens[:, None])[:, 0] > -torch.inf
-        if self.end_of_span_id is not None:
-            is_possible |= tokens == self.end_of_span_id
+        is_possible |= has_ended  # which is barred as a token, for it is chosen otherwise
         if self.characters is not None:
             self.characters.advance(tokens, spans)
         logprobs = logits.gather(-1, tokens[:, None]).float() - highest - log_total

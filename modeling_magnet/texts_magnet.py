@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .prompts_magnet import join_prompt
 from .special_tokens_magnet import special_ids
@@ -26,7 +26,7 @@ class ReadTexts(NamedTuple):
 
 
 # A copy of a tokenizer that reads control tokens as text, made when the first one is typed.
-_SPLITTERS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[frozenset[int], PreTrainedTokenizerBase]] = (
+_SPLITTERS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[tuple[frozenset[int], int], PreTrainedTokenizerBase]] = (
     WeakKeyDictionary()
 )
 
@@ -161,11 +161,14 @@ def _is_typed(tokenizer: PreTrainedTokenizerBase, text: str, found: frozenset[in
 
 def _splitter(tokenizer: PreTrainedTokenizerBase, special: frozenset[int]) -> PreTrainedTokenizerBase:
     """Return a copy of the tokenizer that reads control tokens as text."""
+    state = (special, len(tokenizer))
     known = _SPLITTERS.get(tokenizer)
-    if known is None or known[0] != special:
+    if known is None or known[0] != state:
         splitter = copy.deepcopy(tokenizer)
         splitter.split_special_tokens = True
-        known = _SPLITTERS[tokenizer] = (special, splitter)
+        if isinstance(splitter, PreTrainedTokenizerFast):  # else the first call sets it, maybe in several threads
+            splitter.backend_tokenizer.encode_special_tokens = True
+        known = _SPLITTERS[tokenizer] = (state, splitter)
     return known[1]
 
 

@@ -24,7 +24,8 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    return all([mallopt(name, _MOST_BYTES) == 1 for name in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD)])
+    # Before glibc 2.35 the first is refused; the second alone would end its growth, and make things worse.
+    return all(mallopt(name, _MOST_BYTES) == 1 for name in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))
 
 
 __all__ = ["keep_freed_memory"]

@@ -48,7 +48,7 @@ def check_run(
     Raises:
         ValueError: listing everything that does not fit.
     """
-    named: dict[str, Any] = eval_dataset if type(eval_dataset) is dict else {"": eval_dataset}
+    named: dict[str, Any] = dict(eval_dataset) if isinstance(eval_dataset, dict) else {"": eval_dataset}
     evaluated = {f"eval_dataset[{name!r}]" if name else "eval_dataset": rows for name, rows in named.items()}
     given = {"train_dataset": train_dataset, "pair_dataset": pair_dataset, "eval_pair_dataset": eval_pair_dataset}
     unfit = [about_kind(rows, name=name) for name, rows in (given | evaluated).items() if rows is not None]

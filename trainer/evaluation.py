@@ -132,7 +132,8 @@ def predict_tokens(states: Tensor, batch: dict[str, Tensor], *, head: nn.Module)
     asked = states[is_asked]  # (N, H)
     weight: Any = head.weight
     size = max(1, _MOST_LOGITS // len(weight))
-    tokens = torch.cat([head(part).argmax(-1) for part in asked.split(size)]) if len(asked) else labels.new_zeros(0)
+    parts = asked.to(weight.dtype).split(size)  # accelerate returns states in float32, whatever the model is in
+    tokens = torch.cat([head(part).argmax(-1) for part in parts]) if len(asked) else labels.new_zeros(0)
     predictions = torch.full_like(labels[..., 0], IGNORE_INDEX).masked_scatter(is_asked, tokens)  # (B, S)
     return PredictedTokens(predictions[..., None].where(labels != IGNORE_INDEX, IGNORE_INDEX), labels)
 

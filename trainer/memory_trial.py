@@ -33,7 +33,8 @@ def row_lengths(rows: RowSource) -> Iterator[int]:
         rows (`RowSource`): Items with `input_ids`. Of what is neither a `datasets.Dataset` nor a list the first
             100,000 are read, since each may be tokenised only when it is asked for.
     """
-    if isinstance(rows, Dataset):
+    # A transform makes the columns when a row is asked for.
+    if isinstance(rows, Dataset) and "input_ids" in rows.column_names and rows.format["type"] != "custom":
         for table in rows.select_columns(["input_ids"]).with_format("arrow").iter(_TABLE_ROWS):
             yield from pyarrow.compute.list_value_length(table["input_ids"]).to_pylist()
         return

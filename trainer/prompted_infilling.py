@@ -15,6 +15,7 @@ from modeling_magnet.answers_magnet import Fill
 from modeling_magnet.batching_magnet import pad_token_rows, plan_batches
 from modeling_magnet.encoding_magnet import PROGRESS_FROM_BATCHES
 from modeling_magnet.gaps_magnet import decode_fill, fill_ids
+from modeling_magnet.special_tokens_magnet import special_ids
 from modeling_magnet.texts_magnet import check_texts, front_tokens, text_ids
 from modeling_magnet.token_losses_magnet import IGNORE_INDEX
 
@@ -164,7 +165,7 @@ class PromptedInfiller:
         rows = [front_tokens(self.tokenizer) + self._ids(prompt.rstrip(" ")) for prompt in prompts]
         pad = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         least = {"min_new_tokens": max_new_tokens} if self.family == "left_to_right" else {}
-        special = set(self.tokenizer.all_special_ids)
+        special = special_ids(self.tokenizer)
         fills: list[str] = []
         starts = range(0, len(rows), batch_size)
         for start in tqdm(starts, desc="Filling", unit="batch", disable=len(starts) < PROGRESS_FROM_BATCHES):

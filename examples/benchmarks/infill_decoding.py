@@ -33,6 +33,7 @@ from examples.benchmarks.measuring import SHAPES, copy_rate, machine, random_lla
 from examples.command_line import OneLineParser, add_device, add_dtype, add_model, choose_device, start
 from examples.models import open_magnet
 from modeling_magnet.gaps_magnet import continuation_ids, lay_out
+from modeling_magnet.special_tokens_magnet import special_ids
 from trainer.whole_files import write_json
 
 WORDS = "The river runs through the old town and its bridges were built in the last century .".split()
@@ -84,7 +85,7 @@ def full_mask_logits(model: Any, layout: Any, fill: list[int], *, last_only: boo
 
 def fill_without_cache(model: Any, layout: Any, *, first: int) -> list[int]:
     """Greedy tokens, the whole row read anew for each; the first is given, for it is healed."""
-    special = model.tokenizer.all_special_ids
+    special = sorted(special_ids(model.tokenizer))
     fill = [first]
     while len(fill) < FILL_TOKENS:
         logits = full_mask_logits(model, layout, fill, last_only=True)[-1]

@@ -14,6 +14,7 @@ from examples.demo.tables import render_grid, render_heatmap
 from modeling_magnet.blanks_magnet import split_at_marks
 from modeling_magnet.gaps_magnet import decode_fill, lay_out
 from modeling_magnet.masking_magnet import MODES, AttentionMode, attention_pattern
+from modeling_magnet.special_tokens_magnet import special_ids
 from modeling_magnet.texts_magnet import context_length
 
 # Tokens that are written into each blank.
@@ -83,7 +84,7 @@ def read_row(model: Any, text: object, *, limits: Limits = LIMITS) -> Row:
             fill = answers[0].token_ids
             token_ids += [*fill, *piece]
             segments += [number] * len(fill) + [0] * len(piece)
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     names = []
     for index, token in enumerate(token_ids):
         before = [one for one in token_ids[:index] if one not in special]

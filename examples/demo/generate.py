@@ -16,7 +16,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from examples.demo.limits import LIMITS, Limits, checked_number, checked_text, problem, render_error
 from modeling_magnet.gaps_magnet import decode_fill
-from modeling_magnet.texts_magnet import context_length, front_tokens
+from modeling_magnet.special_tokens_magnet import special_ids
+from modeling_magnet.texts_magnet import context_length, front_tokens, text_ids
 from trainer.metrics import repetition_n, repetition_sentences
 
 # Seconds between two looks at whether somebody wants to stop.
@@ -93,7 +94,7 @@ def write_on(
     if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 <= temperature <= 2:
         raise ValueError(f"Temperature is {temperature!r}; expected a number from 0 to 2.")
     tokenizer = model.tokenizer
-    row = front_tokens(tokenizer) + tokenizer(given, add_special_tokens=False, verbose=False)["input_ids"]
+    row = front_tokens(tokenizer) + text_ids(tokenizer, given)
     room = context_length(model.config, tokenizer) - len(row)
     if room < 1:
         raise ValueError(
@@ -157,7 +158,7 @@ def _write(
 
 def _text(tokenizer: Any, row: Sequence[int], ids: Sequence[int]) -> str:
     """What the new tokens say; a character whose last byte is still to come is left out."""
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     before, new = ([token for token in part if token not in special] for part in (row, ids))
     return decode_fill(tokenizer, before, new).rstrip("\ufffd")
 

@@ -15,7 +15,8 @@ from examples.infill_stories import describe
 from modeling_magnet.answers_magnet import Fill
 from modeling_magnet.blanks_magnet import split_at_marks
 from modeling_magnet.gaps_magnet import decode_fill
-from modeling_magnet.texts_magnet import front_tokens
+from modeling_magnet.special_tokens_magnet import special_ids
+from modeling_magnet.texts_magnet import front_tokens, text_ids
 
 BLANK = "[blank]"
 
@@ -78,7 +79,7 @@ def fill_from_left(model: Any, pieces: Sequence[str], numbers: Sequence[int]) ->
     """
     before, fills = pieces[0], []
     for number, piece in zip(numbers, pieces[1:], strict=True):
-        ids = model.tokenizer(before.rstrip(" "), add_special_tokens=False, verbose=False)["input_ids"]
+        ids = text_ids(model.tokenizer, before.rstrip(" "))
         row = front_tokens(model.tokenizer) + ids
         if not row:
             return None
@@ -109,7 +110,7 @@ def _continue(model: Any, row: list[int], number: int) -> Fill:
     )
     token_ids = output.sequences[0, len(row) :].tolist()
     logprobs = torch.cat(output.logits).float().log_softmax(-1)
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     before, new = ([token for token in part if token not in special] for part in (row, token_ids))
     chosen = [float(logprobs[index, token]) for index, token in enumerate(token_ids)]
     return Fill(decode_fill(tokenizer, before, new), token_ids, chosen)

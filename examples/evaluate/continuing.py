@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from modeling_magnet.batching_magnet import pad_token_rows
 from modeling_magnet.gaps_magnet import decode_fill
+from modeling_magnet.special_tokens_magnet import special_ids
 from modeling_magnet.texts_magnet import check_texts, context_length, front_tokens, read_texts
 
 Reading = Literal["causal", "appended_masks", "masked"]
@@ -209,7 +210,7 @@ def _read_masks(model: Any, batch: dict[str, torch.Tensor], *, places: Sequence[
 def _finish(tokenizer: PreTrainedTokenizerBase, row: _Row, ids: list[int], ends: Sequence[int]) -> Continuation:
     """Cut off the end and what stands behind it, and decode."""
     length = next((place for place, token in enumerate(ids) if token in ends), len(ids))
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     before, new = ([token for token in part if token not in special] for part in (row.front, ids[:length]))
     return Continuation(decode_fill(tokenizer, before, new), ids[:length], length < len(ids))
 
