@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .adapter_checks_magnet import BASE_SHAPE, check_adapter_fits, check_adapter_imports_nothing
-from .binding_magnet import ADAPTER_LAYERS, BindingMixin
+from .binding_magnet import ADAPTER_LAYERS, BINDABLE_LAYERS, BindingMixin
 from .configuration_magnet import MagnetSettings
 from .head_magnet import ContrastiveHead
 from .sidecars_magnet import HEAD_WEIGHTS
@@ -200,7 +200,15 @@ class AdaptersMixin(BindingMixin):
                 continue
             if name not in known or known[name].shape != tensor.shape:
                 raise CheckpointError(f"The adapter stores {name!r}, for which this model has no place. Save it anew.")
-            known[name].copy_(tensor)  # in place: weights that are tied stay so
+            known[name].copy_(tensor)
+        ends: list[Any] = [self.get_input_embeddings(), self.get_output_embeddings()]
+        # What peft has put around an end it has tied itself; of adapted ends it knows no ties.
+        if embeddings and isinstance(ends[1], BINDABLE_LAYERS) and hasattr(ends[1], "get_base_layer"):
+            if self.config.tie_word_embeddings:
+                (tensor,) = embeddings.values()
+                ends[1].get_base_layer().weight.copy_(tensor)
+        elif embeddings and not any(hasattr(end, "original_module") for end in ends):
+            self.tie_weights()
 
     def add_adapter(self, *args: Any, **kwargs: Any) -> None:
         """As in transformers; a model that is bound to modes binds the new adapter as well."""
@@ -275,6 +283,11 @@ class AdaptersMixin(BindingMixin):
             raise ValueError(
                 "An adapter is stored with the name of its base, and this model has none: it was not loaded from "
                 "anywhere. Save it with `merge_adapter=True`, or load the base from a directory."
+            )
+        if self._is_resized and getattr(config, "trainable_token_indices", None):
+            raise ValueError(
+                "The vocabulary was resized and the adapter has `trainable_token_indices`, which cannot be stored "
+                "together. Save it with `merge_adapter=True`, or train the embeddings by `modules_to_save`."
             )
         config.inference_mode = True
         vars(config).update(sets_in_order(config))

@@ -681,3 +681,32 @@ def load_tensors(folder):
     from safetensors.torch import load_file
 
     return load_file(folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+    ],
+)
+def test_tied_ends_of_a_resized_vocabulary_are_saved_with_their_adapter(
+    tiny_config, tiny_tokenizer, tmp_path, options
+):
+    config = copy.deepcopy(tiny_config)
+    config.tie_word_embeddings = True
+    plain = MagnetLlamaForCausalLM(config)
+    plain.tokenizer = copy.deepcopy(tiny_tokenizer)
+    plain.save_pretrained(tmp_path / "base")
+    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "base").eval()
+    model.tokenizer.add_tokens(["Foo", "Bar"])
+    model.resize_token_embeddings(len(model.tokenizer))
+    model.add_adapter(LoraConfig(r=2, **options))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([[1, 5, config.vocab_size, config.vocab_size + 1, 7]])
+    again = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    assert torch.equal(again(ids).logits, model(ids).logits)
