@@ -29,7 +29,7 @@ def test_large_tensors_made_again_cause_no_page_faults():
         way: int(subprocess.run([sys.executable, "-c", COUNT, way], capture_output=True, check=True, text=True).stdout)
         for way in ("kept", "usual")
     }
-    assert faults["kept"] < 0.1 * faults["usual"]  # 64 MiB are 16,384 pages, each time
+    assert faults["kept"] < 0.3 * faults["usual"]  # 64 MiB are 16,384 pages, once instead of four times
 
 
 @pytest.mark.parametrize("system, library", [("Darwin", "glibc"), ("Linux", "musl")])
