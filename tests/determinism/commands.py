@@ -65,7 +65,8 @@ def _adapt(name: str, options: str, *unread: str) -> Command:
         "--eval_texts={inputs}/held_out.jsonl.xz --loss_phases 4:1,0,1 2:1,9,1 --pairs=dropout --view_dropout=0.3 "
         "--contrastive_batch_size=4 --contrastive_max_length=96 --max_length=64 --max_span_tokens=8 "
         "--eval_max_span_tokens=8 --per_device_train_batch_size=4 --learning_rate=1e-3 --logging_steps=2 "
-        f"--save_strategy=steps --save_steps=4 --report_to=none --use_cpu --disable_tqdm=true {options}",
+        "--save_strategy=steps --save_steps=4 --keep_checkpoints=true "
+        f"--report_to=none --use_cpu --disable_tqdm=true {options}",
         ("seconds", *LOGGED, *EVALUATED, *CHECKSUMS),
         ("training_args.bin", *unread),
         name,
