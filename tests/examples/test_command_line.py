@@ -120,8 +120,9 @@ def test_device_model_and_dtype_are_chosen_alike_in_all_scripts(parsers):
             assert action.help.startswith("such as cpu or cuda:1; ")
         if name == "--data":
             assert action.help.startswith("folder of the data's files, in it or in its sub-folders")
-    # These choose by themselves: the Trainer's own options, a device for each process, bytes alone, a plan.
-    others = {"adapt.py", "encode_corpus.py", "benchmarks/training_memory.py", "evaluate/study.py"}
+    # These choose by themselves: the Trainer's own options, a device for each process, bytes of CPUs, a CPU, a plan.
+    others = {"adapt.py", "encode_corpus.py", "evaluate/study.py"}
+    others |= {f"benchmarks/{name}.py" for name in ("training_memory", "infilling_memory", "checkout_step")}
     assert model - others <= device
 
 
