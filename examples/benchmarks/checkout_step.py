@@ -4,7 +4,8 @@
 
 FOLDER is a worktree of another commit, as `git worktree add` makes it. Both take the steps that `examples/adapt.py
 --bf16 true` takes with LoRA and the objectives MNTP and MSG, on the same rows, each in a process of its own, in turns:
-this one with the weights in `--dtype`, the other in `--against_dtype`, which was the default. Losses and the size of
+this one with the weights in `--dtype` and, with `--torch_compile`, compiled layers; the other in `--against_dtype`,
+which was the default. Losses and the size of
 the gradients are compared before anything is timed. The floor is counted as in `training_step.py`; its time is that of
 one large product of the same run.
 """
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_length", type=int, default=512, help="tokens a row")
     parser.add_argument("--lora_r", type=int, default=16, help="rank of the adapters")
     parser.add_argument("--dtype", default="bfloat16", help="dtype of the weights")
+    parser.add_argument("--torch_compile", action="store_true", help="compile the layers of this checkout")
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -51,8 +53,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = ["--model", args.model, "--texts", *args.texts]
     for name in ("batch_size", "max_length", "lora_r"):
         options += [f"--{name}", str(getattr(args, name))]
-    checkouts = {"this": (HERE, args.dtype), "other": (args.against.resolve(), args.against_dtype)}
-    workers = {name: _start(folder, [*options, "--dtype", dtype]) for name, (folder, dtype) in checkouts.items()}
+    compiled = ["--torch_compile"] if args.torch_compile else []
+    checkouts = {
+        "this": (HERE, ["--dtype", args.dtype, *compiled]),
+        "other": (args.against.resolve(), ["--dtype", args.against_dtype]),
+    }
+    workers = {name: _start(folder, [*options, *own]) for name, (folder, own) in checkouts.items()}
     try:
         first = {name: _ask(worker) for name, worker in workers.items()}
         for value in ("loss", "gradient_norm"):
@@ -154,6 +160,7 @@ def work(arguments: list[str]) -> None:
             max_span_tokens=40,
             bf16=True,
             use_cpu=True,
+            torch_compile=args.torch_compile,
             report_to="none",
         )
         trainer = MagnetTrainer(model=adapted, args=training, train_dataset=rows, processing_class=model.tokenizer)
