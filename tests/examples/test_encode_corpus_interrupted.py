@@ -99,7 +99,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_bytes_of_an_undisturbed_on
     assert (tmp_path / "out.npy").read_bytes() == undisturbed.read_bytes()
     assert report["rows_encoded"] == NUM_TEXTS - CHUNK_SIZE * len(before)
     assert [complaint["row"] for complaint in report["corrupt"]] == [123]
-    first_bar = re.search(r"Encoding: (\d+)row", capsys.readouterr().err)
+    first_bar = re.search(rf"Encoding: [^\r]*\| (\d+)/{NUM_TEXTS} ", capsys.readouterr().err)
     assert first_bar is not None and int(first_bar[1]) == CHUNK_SIZE * len(before)
     assert not folder.exists()
 
