@@ -36,7 +36,7 @@ from .contrastive import (
 from .data_collator import DataCollatorForMagnet
 from .feeding_trainer import ROW_NUMBERS, FeedingTrainer
 from .finite import FiniteWatch
-from .lora import adapter_layers, inputs_as_they_are
+from .lora import adapter_layers, adapters_under_autocast
 from .losses import mntp_loss, msg_loss, sscl_loss
 from .memory_trial import is_out_of_memory, random_state_kept, room_for_optimizer, told_sizes, what_to_lower
 from .objectives import count_items, forward_targets
@@ -232,7 +232,7 @@ class MagnetTrainer(FeedingTrainer):
     @contextmanager
     def layers_for_training(self) -> Iterator[None]:
         """Adapters without conversions that autocast undoes, and layers compiled where `torch_compile` is set."""
-        with inputs_as_they_are(self._autocast_layers), compiled(self.compiled_layers):
+        with adapters_under_autocast(self._autocast_layers), compiled(self.compiled_layers):
             yield
 
     def compute_loss(
@@ -370,7 +370,7 @@ class MagnetTrainer(FeedingTrainer):
                     print(f"trying the memory of {name}: {told_sizes(batch)}", flush=True)
                 room = room_for_optimizer(self.optimizer)
                 # Layers that are compiled for these shapes first would compute other bits in the run.
-                with inputs_as_they_are(self._autocast_layers):
+                with adapters_under_autocast(self._autocast_layers):
                     # FSDP2 would hold the gradients whole where it does not share them out.
                     with nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model):
                         self._forward_and_backward(model, batch, None)

@@ -16,7 +16,7 @@ from examples.command_line import at_least
 from trainer import DataCollatorForMagnet, MagnetTrainer, MagnetTrainingArguments, load_pairs, load_texts
 from trainer.compiling import compiled
 from trainer.corruption import IGNORE_INDEX
-from trainer.lora import adapter_layers, inputs_as_they_are
+from trainer.lora import adapter_layers, adapters_under_autocast
 from trainer.phases import LossPhase
 
 JOINT, ROWS, MNTP, PAIRS = "joint", "MNTP and MSG", "MNTP alone", "pairs alone"
@@ -174,7 +174,7 @@ def naive_bytes(model: Any, batch: dict[str, Any]) -> int:
 def layers_of(system: str, trainer: MagnetTrainer, *, with_compiled: bool, autocast: bool = False) -> Iterator[None]:
     """The layers as a system runs them: ours as the trainer does, and any compiled."""
     adapted = adapter_layers(trainer.model) if system in PHASES and autocast else []
-    with inputs_as_they_are(adapted), compiled(trainer.compiled_layers if with_compiled else []):
+    with adapters_under_autocast(adapted), compiled(trainer.compiled_layers if with_compiled else []):
         yield
 
 

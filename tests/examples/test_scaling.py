@@ -10,7 +10,7 @@ from examples.benchmarks.training_memory import PeakBytes
 from examples.benchmarks.training_systems import step_operations
 from modeling_magnet import MagnetLlamaForCausalLM
 from trainer import LoraArguments, apply_lora
-from trainer.lora import adapter_layers, inputs_as_they_are
+from trainer.lora import adapter_layers, adapters_under_autocast
 from trainer.phases import LossPhase
 
 from ..conftest import REPOSITORY
@@ -30,6 +30,12 @@ def config_of(shape: Shape) -> LlamaConfig:
     )
 
 
+@pytest.fixture(autouse=True)
+def adapters_as_on_a_gpu(monkeypatch):
+    """The page counts what peft's layers keep; on a CPU they are fused with their base."""
+    monkeypatch.setattr("trainer.lora.can_be_fused", lambda layer: False)
+
+
 def adapted_model(shape: Shape, *, checkpointing: bool = False):
     """Frozen bfloat16 weights and float32 adapters."""
     model = apply_lora(MagnetLlamaForCausalLM(config_of(shape)).bfloat16(), LoraArguments(lora_r=shape.rank))
@@ -46,7 +52,7 @@ def step(model, *, rows: int, row: int) -> torch.Tensor:
     segments = torch.zeros_like(ids)
     segments[:, row // 2 : row // 2 + 8] = 1
     targets = torch.where(ids % 4 == 0, ids, -100)
-    with inputs_as_they_are(adapter_layers(model)), torch.autocast("cpu", dtype=torch.bfloat16):
+    with adapters_under_autocast(adapter_layers(model)), torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(ids, segment_ids=segments, mode="infill", use_cache=False, target_ids=targets)
     return output.token_losses.sum()
 
