@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from transformers import TrainingArguments
+from transformers.utils import is_torch_xla_available
 
 from modeling_magnet.prompts_magnet import DEFAULT_PROMPT
 
@@ -205,6 +206,8 @@ class MagnetTrainingArguments(TrainingArguments):
         if self.activation_checkpointing is not None:
             self.gradient_checkpointing = self.activation_checkpointing
             self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs
+        if not (torch.accelerator.is_available() or is_torch_xla_available()):
+            self.use_cpu = True  # the parent would refuse `bf16`, which a CPU computes as well
         super().__post_init__()
         # The default of the parent asks for it, and torch warns where there is nothing to pin memory for.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()

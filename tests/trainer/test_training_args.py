@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from trainer.corruption import CorruptionSettings
@@ -35,6 +36,14 @@ def test_the_defaults_are_the_papers(tmp_path):
     assert args.infilling_settings == CorruptionSettings(
         mask_ratio=0, max_spans=3, min_span_tokens=8, max_span_tokens=32
     )
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_half_precision_needs_no_further_option_where_there_is_only_a_cpu(tmp_path, monkeypatch, is_there):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: is_there)
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: is_there)
+    args = MagnetTrainingArguments(output_dir=str(tmp_path), bf16=True, report_to="none")
+    assert args.use_cpu is not is_there
 
 
 def test_the_phases_decide_how_many_steps_there_are(tmp_path):
