@@ -14,7 +14,7 @@ Systems, all with the same optimizer: the trainer's joint step, with and without
 (`naive_step.py`), on the same rows and on rows of one document each, padded, and without pairs; MNTP alone, the
 trainer's and with the logits of all positions, as a plain Trainer has them. With `--compiler inductor` each once more
 with compiled layers, the naive ones too. Losses and gradients are compared before anything is timed; rounds alternate.
-On a CPU a naive step whose logits do not fit in memory is left out. Another checkout is timed by `checkout_step.py`.
+On a CPU a naive step whose logits do not fit in memory is left out.
 """
 
 import os

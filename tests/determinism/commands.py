@@ -158,22 +158,9 @@ COMMANDS = [
         "--output={output}/lengths.json",
     ),
     Command(
-        "evaluate/broken_words",
-        "words.json",
-        "--model={inputs}/magnet --texts={inputs}/long.jsonl --number=3 --output={output}/words.json",
-    ),
-    Command(
         "evaluate/mixture",
         "mixture.jsonl",
         "--texts 2:{inputs}/long.jsonl 1:{inputs}/paragraphs.txt --characters=20000 --output={output}/mixture.jsonl",
-    ),
-    Command(
-        "evaluate/pretrain",
-        "out/config.json",
-        "--tokenizer={inputs}/plain --texts={inputs}/train.jsonl.xz --eval_texts={inputs}/held_out.jsonl.xz "
-        "--output={output}/out --hidden_size=16 --steps=6 --batch_size=4 --max_length=64",
-        EVALUATED,
-        ["training_args.bin"],
     ),
     Command(
         "evaluate/training_curves",
@@ -195,17 +182,6 @@ COMMANDS = [
         "--base={inputs}/base --magnet={inputs}/magnet --texts long={inputs}/long.jsonl --limit=4 "
         "--sts={inputs}/data/stsb.dev.csv.gz --name=quality --results={output}",
         ["seconds"],
-    ),
-    Command(
-        "benchmarks/adaptation_curves",
-        "curves.png",
-        "--runs one={inputs}/one other={inputs}/other --name=curves --results={output}",
-    ),
-    Command(
-        "benchmarks/adapter_cost",
-        "cost.json",
-        "--model={inputs}/magnet --texts={inputs}/paragraphs.txt --num_texts=4 --rounds=1 --output={output}/cost.json",
-        ["times_over_merged"],
     ),
     Command(
         "benchmarks/encoding_throughput",
@@ -233,7 +209,6 @@ COMMANDS = [
         f"--rounds=1 --name=step {STEP}",
         ["seconds", "first_seconds", "collating_seconds", "ratios", "matrix_flop_per_second"],
     ),
-    Command("benchmarks/scaling", "page.md", "--page={output}/page.md"),
 ]
 
 # The labels of those that CI runs, by what they do: train, adapt, encode, fill, measure, execute. A night runs all.
@@ -251,8 +226,6 @@ OFTEN = {
 # Not run here, and why.
 LEFT_OUT = {
     "app": "a server: it writes nothing but the model that the quickstart's own entry checks",
-    "benchmarks/checkout_step": "another checkout to compare with; it prints times and writes nothing",
-    "benchmarks/on_gpu": "weights of 1b at least; it calls three of the benchmarks above, and all it adds is time",
 }
 
 __all__ = ["COMMANDS", "LEFT_OUT", "OFTEN", "PRINTED", "Command"]

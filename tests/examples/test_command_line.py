@@ -116,13 +116,13 @@ def test_device_model_and_dtype_are_chosen_alike_in_all_scripts(parsers):
             model.add(script)
         if name == "--device":
             device.add(script)
-            assert action.default == ("cuda" if script == "benchmarks/on_gpu.py" else None)
+            assert action.default is None
             assert action.help.startswith("such as cpu or cuda:1; ")
         if name == "--data":
             assert action.help.startswith("folder of the data's files, in it or in its sub-folders")
     # These choose by themselves: the Trainer's own options, a device for each process, bytes of CPUs, a CPU, a plan.
     others = {"adapt.py", "encode_corpus.py", "evaluate/study.py"}
-    others |= {f"benchmarks/{name}.py" for name in ("training_memory", "infilling_memory", "checkout_step")}
+    others |= {f"benchmarks/{name}.py" for name in ("training_memory", "infilling_memory")}
     assert model - others <= device
 
 
@@ -264,7 +264,6 @@ def test_without_extras_help_works_and_what_to_install_is_said(tmp_path, stories
         "evaluate/study.py": (["plan.json", "--output_dir", data], "eval"),
         "evaluate/story_cloze.py": (["--magnet", model, "--base", model, "--stories", "x.csv"], "eval"),
         "evaluate/human_evaluation.py": (["score", "--key", "k.json", "--answers", "a.json"], "eval"),
-        "benchmarks/adaptation_curves.py": (["--runs", "a=b", "--name", "c"], "plots"),
         "benchmarks/encoding_throughput.py": (["--model", model, "--texts", "x.txt"], "eval"),
     }
     calls = [[script, ["--help"]] for script in SCRIPTS]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from examples.evaluate import broken_words, gap_lengths, long_gaps, story_cloze
+from examples.evaluate import gap_lengths, long_gaps, story_cloze
 from examples.evaluate.held_out_gaps import (
     CONTINUATION_TOKENS,
     HeldOutGap,
@@ -166,28 +166,6 @@ def test_gap_lengths_runs_with_all_its_systems(stories260k, texts, tmp_path, mon
     assert set(report["ranks"]) >= {"fill, mean", "join, mean", "fill + join, means (used)", "a guess"}
     written = json.loads((tmp_path / "lengths.json").read_text())
     assert written["models"]["end_of_span"] == "taught"
-
-
-def test_broken_words_lose_letters_from_their_middle(stories260k, texts, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(broken_words, "CONTEXT_CHARACTERS", 80)
-    whole = STORY * 6
-    broken = broken_words.break_words([whole] * 20, number=20, seed=1)
-    for one in broken:
-        assert one.prefix + one.missing + one.suffix in whole
-        word = one.spelt(one.missing)
-        assert len(word) >= 6
-        assert f" {word}" in whole
-        left = one.prefix.rpartition(" ")[2]
-        assert len(left) >= 2
-        assert len(word) - len(left) - len(one.missing) >= 2
-    with pytest.raises(ValueError, match="0 of 1 texts have a word to break; 2 were asked for"):
-        broken_words.break_words(["short"], number=2, seed=1)
-    report = broken_words.main(
-        ["--magnet", str(stories260k), "--texts", texts, "--number", "4", "--output", str(tmp_path / "words.json")]
-    )
-    assert "broken_words: OK (4 words)" in capsys.readouterr().out
-    assert set(report["heal"]) == {"None", "token"}
-    assert all(0 <= row["right"] <= row["spells_a_word"] <= 1 for row in report["heal"].values())
 
 
 @pytest.fixture
