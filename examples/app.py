@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from transformers.utils import logging
 
 from examples.command_line import OneLineParser, add_device, add_model, need, start
-from examples.demo.model import describe_model, open_model
 from examples.models import not_adapted
+from examples.toy.model import describe_model, open_model
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

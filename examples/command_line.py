@@ -5,12 +5,16 @@ Imports nothing but the standard library, so that `--help` works with whatever i
 
 import argparse
 import importlib
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import examples.quiet_imports  # noqa: F401  # before transformers
+# transformers imports torchao where it is installed, which then reports GPU kernels that do not load here, and torch
+# how its classes are registered. Neither concerns a run that does not use torchao.
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 HEADING = "The arguments cannot be used:"
 DTYPES = ("float32", "bfloat16")
@@ -198,22 +202,33 @@ def in_lines(error: BaseException) -> str:
         '`--limit` is 0. Pass more.'
     """
     heading, *complaints = (" ".join(part.split()) for part in str(error).split(_LISTED))
-    if heading != HEADING:
-        return " ".join(str(error).split()) or type(error).__name__
-    return complaints[0] if len(complaints) == 1 else _LISTED.join([heading, *complaints])
+    if heading == HEADING and len(complaints) == 1:
+        return complaints[0]
+    return _LISTED.join([heading, *complaints]) or type(error).__name__
 
 
-def start(main: Callable[[], Any]) -> None:
-    """Run a script: what the user can mend is told in one line, with exit code 2; anything else with its traceback.
+def start(
+    main: Callable[[], Any], *, told: type[Exception] | tuple[type[Exception], ...] = (ValueError, OSError)
+) -> None:
+    """Run a script and turn errors that the user can fix into a short message.
+
+    Exit code 2 with one line for an error that the user can fix, 1 with one line where memory ran out, 130 after
+    Ctrl+C. Any other error keeps its traceback.
 
     Args:
-        main (`Callable`): Returns what it likes; records of which none holds a figure are exit code 1.
+        main (`Callable`): Returns what it likes; a list of records without a single figure is exit code 1.
+        told (exception types): Errors that the user can fix.
     """
     try:
         result = main()
-    except (ValueError, OSError) as error:
+    except told as error:
         print(f"error: {in_lines(error)}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        print(f"error: {in_lines(error)}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("\nStopped. What was finished is kept; the same command goes on.", file=sys.stderr)
         sys.exit(130)
@@ -222,19 +237,6 @@ def start(main: Callable[[], Any]) -> None:
 
 
 __all__ = [
-    "DTYPES",
-    "OneLineParser",
-    "add_data",
-    "add_device",
-    "add_dtype",
-    "add_model",
-    "add_output_dir",
-    "also",
-    "check",
-    "choose_device",
-    "in_lines",
-    "named_items",
-    "need",
-    "start",
-    "at_least",
-]
+    "DTYPES", "OneLineParser", "add_data", "add_device", "add_dtype", "add_model", "add_output_dir", "also",
+    "at_least", "check", "choose_device", "in_lines", "named_items", "need", "start",
+]  # fmt: skip

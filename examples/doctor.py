@@ -30,18 +30,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers.utils import logging as transformers_logging
 
-from examples.checkup.adapters import bound_findings, merge_findings
 from examples.checkup.embedder import embedder_findings
 from examples.checkup.files import file_findings
 from examples.checkup.findings import Finding, examine, in_one_line
 from examples.checkup.invariance import encode_findings, infill_findings
 from examples.checkup.leaks import leak_findings, padding_findings
 from examples.checkup.opening import Opened, open_model, opening_findings
-from examples.checkup.round_trip import round_trip_findings
+from examples.checkup.round_trip import bound_findings, merge_findings, round_trip_findings
 from examples.checkup.versions import version_findings
 from examples.checkup.vocabulary import vocabulary_findings
 from examples.command_line import OneLineParser, add_device, add_model, choose_device
-from examples.evaluate.results import write_results
+from examples.files import write_results
 from modeling_magnet.masking_magnet import MASKED_BACKENDS, MODES
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -37,11 +37,11 @@ from transformers.utils import logging
 import modeling_magnet
 from examples.command_line import OneLineParser, check, start
 from examples.corpus.encoding import EncodingOptions, ModelFacts, complaints_about, inspect_model
-from examples.corpus.merging import SUFFIXES, merge_parts
 from examples.corpus.ray_engine import encode_on_ray, import_ray
 from examples.corpus.reading import ChunkStream, Corpus, open_corpus
 from examples.corpus.workers import encode_here
-from examples.corpus.writing import PartsFolder, whole_file
+from examples.corpus.writing import SUFFIXES, PartsFolder, merge_parts
+from trainer.whole_files import whole_file
 
 ENGINES = {"local": encode_here, "ray": encode_on_ray}
 COMPLAINTS_TOLD = 20

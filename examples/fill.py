@@ -27,8 +27,8 @@ from transformers.utils import logging
 
 from examples.command_line import OneLineParser, add_device, add_model, also, at_least, start
 from examples.demo.infill import Filled, fill_text
-from examples.demo.model import describe_model, open_model
 from examples.models import not_adapted
+from examples.toy.model import describe_model, open_model
 
 # Below, one digit behind the point would say "0.0 %".
 SMALLEST_PERCENT = 0.05

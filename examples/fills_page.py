@@ -1,8 +1,9 @@
-"""A page that shows fills in their places, coloured by how sure the model was of each token."""
+"""Fills as JSON rows, and as an HTML page that colours each token by its probability."""
 
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 # A token's colour, from the hue that `render_token` gives it.
@@ -18,6 +19,31 @@ p {{ white-space: pre-wrap; overflow-wrap: anywhere; margin: 0.5rem 0; }}
 .error {{ color: #c33; }}
 small, summary {{ opacity: 0.75; }}
 """
+
+
+def describe(model: Any, fill: Any) -> dict[str, Any]:
+    """A fill as JSON holds it, with the text of each token; joined they are the fill's."""
+    return {
+        "text": fill.text,
+        "tokens": fill.tokens or spell(model.tokenizer, fill),
+        "logprobs": [round(value, 4) for value in fill.logprobs],
+        "logprob": round(fill.logprob, 4),
+        "mean_logprob": round(fill.mean_logprob, 4),
+    }
+
+
+def spell(tokenizer: Any, fill: Any) -> list[str]:
+    """The text of each token of a fill that did not come from infilling; a character counts for its last token."""
+    whole = tokenizer.decode(fill.token_ids)
+    left_out = len(whole) - len(fill.text)  # a space in front, which a decoder strips or the context has
+    ends, end = [], 0
+    for count in range(1, len(fill.token_ids) + 1):
+        so_far = tokenizer.decode(fill.token_ids[:count])
+        if whole.startswith(so_far):
+            end = len(so_far)
+        ends.append(max(end - left_out, 0))
+    ends[-1:] = [len(fill.text)] * bool(ends)
+    return [fill.text[start:end] for start, end in pairwise([0, *ends])]
 
 
 def render_page(rows: Iterable[Mapping[str, Any]], *, title: str) -> str:

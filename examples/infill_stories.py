@@ -11,7 +11,6 @@ command. A row that cannot be filled is reported in its place and counted; the o
 import argparse
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +30,13 @@ from examples.command_line import (
     choose_device,
     start,
 )
-from examples.corpus.writing import whole_file
-from examples.fills_page import render_page
-from examples.hub import offline_where_unreachable
-from examples.models import not_adapted, open_magnet
+from examples.fills_page import describe, render_page
+from examples.models import not_adapted, offline_where_unreachable, open_magnet
 from modeling_magnet import InfillOptions
 from modeling_magnet.blanks_magnet import split_at_marks
 from trainer.resumable import append_rows, resume_rows
 from trainer.sources import is_hub_id, read_source
+from trainer.whole_files import whole_file
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -127,31 +125,6 @@ def fill_rows(model: Any, texts: Sequence[str], *, first: int, args: argparse.Na
         filled = pieces[0] + "".join(gap[0].text + piece for gap, piece in zip(gaps, pieces[1:], strict=True))
         rows.append({"row": first + number, "pieces": pieces, "fills": fills, "filled": filled})
     return rows
-
-
-def describe(model: Any, fill: Any) -> dict[str, Any]:
-    """A fill as JSON holds it, with the text of each token; joined they are the fill's."""
-    return {
-        "text": fill.text,
-        "tokens": fill.tokens or spell(model.tokenizer, fill),
-        "logprobs": [round(value, 4) for value in fill.logprobs],
-        "logprob": round(fill.logprob, 4),
-        "mean_logprob": round(fill.mean_logprob, 4),
-    }
-
-
-def spell(tokenizer: Any, fill: Any) -> list[str]:
-    """The text of each token of a fill that did not come from infilling; a character counts for its last token."""
-    whole = tokenizer.decode(fill.token_ids)
-    left_out = len(whole) - len(fill.text)  # a space in front, which a decoder strips or the context has
-    ends, end = [], 0
-    for count in range(1, len(fill.token_ids) + 1):
-        so_far = tokenizer.decode(fill.token_ids[:count])
-        if whole.startswith(so_far):
-            end = len(so_far)
-        ends.append(max(end - left_out, 0))
-    ends[-1:] = [len(fill.text)] * bool(ends)
-    return [fill.text[start:end] for start, end in pairwise([0, *ends])]
 
 
 def main(arguments: list[str] | None = None) -> None:

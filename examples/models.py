@@ -1,12 +1,36 @@
 """How scripts open a model that is named on the command line."""
 
+import functools
+import os
+import sys
 from typing import Any
 
 import torch
 
-from examples.hub import offline_where_unreachable
 from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.sources_magnet import ADAPTER_SETTINGS, CONFIG, ModelSource
+
+# Long enough for a slow connection, and no more than one try of the libraries.
+SECONDS = 5.0
+
+
+@functools.cache
+def offline_where_unreachable() -> None:
+    """Let the Hub's libraries use only what was downloaded before, and say so, where the Hub does not answer."""
+    import datasets
+    from huggingface_hub import constants, get_session
+
+    if constants.is_offline_mode():
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=SECONDS)
+    except Exception as error:  # of sockets, of proxies, of certificates, of the client
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for processes that are started from here
+        reason = str(error) or type(error).__name__
+        print(
+            f"note: {constants.ENDPOINT} cannot be reached ({reason}): only what is on disk is used", file=sys.stderr
+        )
 
 
 def is_here(path: str) -> bool:
@@ -59,4 +83,4 @@ def not_adapted(path: str, *, gguf_file: str | None = None) -> str | None:
     )
 
 
-__all__ = ["is_here", "not_adapted", "open_magnet"]
+__all__ = ["is_here", "not_adapted", "offline_where_unreachable", "open_magnet"]

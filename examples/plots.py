@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
+
+from trainer.whole_files import whole_file
 
 # Two spans in seven tokens, enough to see that spans do not see each other.
 SEGMENTS: dict[str, list[int]] = {
@@ -192,10 +193,9 @@ def draw_objectives(path: Path, log_history: Sequence[dict[str, Any]]) -> Path |
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    scratch = path.with_name(f".{path.name}")
-    figure.savefig(scratch, dpi=120, format="png", metadata={"Software": None})
-    os.replace(scratch, path)
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=120, format="png", metadata={"Software": None})
     return path
 
 
-__all__ = ["OBJECTIVES", "SEGMENTS", "allowed_attention", "curve", "draw_curves", "draw_masks", "draw_objectives"]
+__all__ = ["SEGMENTS", "allowed_attention", "draw_curves", "draw_masks", "draw_objectives"]

@@ -24,9 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from transformers.utils import logging
 
 from examples.command_line import OneLineParser, add_output_dir, at_least, need, start
-from examples.quickstart_data import SMOKE, Budget
-from examples.quickstart_models import train_models
-from examples.quickstart_table import LEGEND, fill_table, render_table, show_infills
+from examples.toy.table import LEGEND, fill_table, render_table, show_infills
+from examples.toy.training import SMOKE, Budget, train_models
 
 ACCEPTED_ACCURACY = 0.9
 # Whole sentences of the corpus: the model knows no other words and no shorter texts. Only a raincoat fits.

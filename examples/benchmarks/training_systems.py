@@ -8,16 +8,65 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
+from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from examples.benchmarks.naive_step import language_loss, naive_loss
 from examples.command_line import at_least
+from modeling_magnet.pooling_magnet import last_token_states
 from trainer import DataCollatorForMagnet, MagnetTrainer, MagnetTrainingArguments, load_pairs, load_texts
 from trainer.compiling import compiled
 from trainer.corruption import IGNORE_INDEX
 from trainer.lora import adapter_layers, adapters_under_autocast
+from trainer.losses import sscl_loss
 from trainer.phases import LossPhase
+
+
+def naive_loss(
+    model: nn.Module, batch: dict[str, Any], *, head: nn.Module, weights: LossPhase, temperature: float, length: int
+) -> Tensor:
+    """Weighted sum of MNTP, MSG and SSCL of one micro-batch, as the trainer's `compute_loss` has it.
+
+    Args:
+        model (`nn.Module`): The model; with its LM head, whose logits nobody uses for the pairs.
+        batch (`dict`): What the collators made: rows, and `pairs` where the contrastive loss counts.
+        head (`nn.Module`): The contrastive head.
+        weights (`LossPhase`): Of the losses; one of 0 is not computed.
+        temperature (`float`): Of the contrastive loss.
+        length (`int`): Tokens of a side of a pair, to which all are padded.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`.
+    """
+    loss = torch.zeros((), device=batch["input_ids"].device)
+    for weight, name in ((weights.mntp, "mntp_labels"), (weights.msg, "msg_labels")):
+        if weight:
+            loss = loss + weight * language_loss(model, batch, labels=batch[name])
+    if weights.sscl:
+        sides = zip(*(batch["pairs"][name].chunk(2) for name in ("input_ids", "attention_mask")), strict=True)
+        vectors = []
+        for ids, mask in sides:
+            ids, mask = (F.pad(tensor, (0, length - tensor.shape[1])) for tensor in (ids, mask))
+            states: Any = model(input_ids=ids, attention_mask=mask, mode="bidirectional").last_hidden_state
+            vectors.append(head(last_token_states(states, mask)))
+        loss = loss + weights.sscl * sscl_loss(vectors[0], vectors[1], temperature=temperature)
+    return loss
+
+
+def language_loss(model: nn.Module, batch: dict[str, Any], *, labels: Tensor) -> Tensor:
+    """Cross entropy of one objective's labels, a mean over them, from the logits of all positions in float32."""
+    outputs: Any = model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        position_ids=batch["position_ids"],
+        segment_ids=batch["segment_ids"],
+        mode="infill",
+    )
+    logits = outputs.logits.float()  # (B, S, V)
+    total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
+
 
 JOINT, ROWS, MNTP, PAIRS = "joint", "MNTP and MSG", "MNTP alone", "pairs alone"
 NAIVE, PADDED, FULL = "naive, the same rows", "naive, padded rows", "MNTP, all logits"
@@ -198,26 +247,7 @@ def step_operations(model: Any, batch: dict[str, Any], *, weights: LossPhase) ->
 
 
 __all__ = [
-    "COMPILED",
-    "FULL",
-    "JOINT",
-    "KINDS",
-    "MNTP",
-    "NAIVE",
-    "NAIVE_ROWS",
-    "PADDED",
-    "PAIRS",
-    "PHASES",
-    "ROWS",
-    "add_arguments",
-    "collate",
-    "compare",
-    "layers_of",
-    "loss_of",
-    "make_trainer",
-    "naive_bytes",
-    "phase_of",
-    "read_data",
-    "step_operations",
+    "COMPILED", "KINDS", "NAIVE_ROWS", "PHASES", "add_arguments", "collate", "compare", "language_loss",
+    "layers_of", "loss_of", "make_trainer", "naive_bytes", "phase_of", "read_data", "step_operations",
     "widened",
-]
+]  # fmt: skip

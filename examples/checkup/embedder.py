@@ -3,10 +3,10 @@
 import importlib.util
 from typing import Any
 
-from examples.checkup.attention import windows_by_layer
 from examples.checkup.files import is_refused_as_embedder
 from examples.checkup.findings import Finding, judged, not_applicable
 from examples.checkup.invariance import TEXTS, vectors_agree
+from examples.checkup.leaks import windows_by_layer
 from examples.checkup.opening import Opened
 
 NAME = "sentence-transformers"

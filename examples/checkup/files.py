@@ -149,12 +149,4 @@ def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-__all__ = [
-    "code_findings",
-    "config_findings",
-    "expected_code",
-    "file_findings",
-    "is_refused_as_embedder",
-    "schema_findings",
-    "sidecar_findings",
-]
+__all__ = ["file_findings", "is_refused_as_embedder"]

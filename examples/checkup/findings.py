@@ -53,4 +53,4 @@ def in_one_line(error: BaseException) -> str:
     return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}..."
 
 
-__all__ = ["Finding", "Outcome", "examine", "in_one_line", "judged", "not_applicable"]
+__all__ = ["Finding", "examine", "in_one_line", "judged", "not_applicable"]

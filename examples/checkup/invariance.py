@@ -63,4 +63,4 @@ def infill_findings(model: Any) -> list[Finding]:
     return [judged(name, not differing, told + ("; ".join(differing) or "the same fills"))]
 
 
-__all__ = ["HALF_COSINE", "TEXTS", "VECTORS", "encode_findings", "infill_findings", "vectors_agree"]
+__all__ = ["TEXTS", "encode_findings", "infill_findings", "vectors_agree"]

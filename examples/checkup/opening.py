@@ -125,4 +125,4 @@ def _first(names: list[str]) -> str:
     return "" if not names else f", such as {names[0]}"
 
 
-__all__ = ["Kind", "Opened", "open_model", "opening_findings"]
+__all__ = ["Opened", "open_model", "opening_findings"]

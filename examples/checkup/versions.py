@@ -87,4 +87,4 @@ def version_findings() -> list[Finding]:
     return findings
 
 
-__all__ = ["Asked", "normalised", "requirements", "version_findings"]
+__all__ = ["version_findings"]

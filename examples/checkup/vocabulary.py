@@ -105,4 +105,4 @@ def text_findings(tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
     return findings
 
 
-__all__ = ["mask_findings", "special_findings", "text_findings", "vocabulary_findings"]
+__all__ = ["vocabulary_findings"]

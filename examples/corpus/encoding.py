@@ -13,8 +13,7 @@ import torch
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from examples.corpus.origins import describe_files
-from examples.corpus.reading import Chunk, Complaint
+from examples.corpus.reading import Chunk, Complaint, describe_files
 from modeling_magnet import AutoMagnetForCausalLM, MagnetSettings
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.masking_magnet import MASKED_BACKENDS

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Protocol, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from examples.corpus.compression import open_bytes
+from examples.files import open_bytes
 from trainer.sources import check_columns
 
 # So many lines of a JSONL file are asked which columns there are.

@@ -13,14 +13,17 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from examples.corpus.reading import Chunk, Complaint
+from trainer.whole_files import whole_file
 
 _DIFFERENCES_TOLD = 5
 
@@ -155,42 +158,6 @@ class PartsFolder:
         return json.loads(file.read_bytes()) if file.exists() else {}
 
 
-@contextmanager
-def whole_file(path: Path, *, aside: Path | None = None) -> Iterator[BinaryIO]:
-    """A file to write that appears under its name when all of it is on the disk, or not at all.
-
-    Args:
-        path (`Path`): Its name; a file of this name is replaced.
-        aside (`Path`, *optional*): A folder of the same file system for the unfinished file; its own by default.
-
-    Raises:
-        OSError: it cannot be written, naming it and the free space.
-    """
-    unfinished = (path.parent if aside is None else aside) / f"{path.name}.unfinished"
-    try:
-        with open(unfinished, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the name, too
-        finally:
-            os.close(folder)
-    except BaseException as error:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        free = shutil.disk_usage(path.parent).free
-        raise OSError(
-            error.errno,
-            f"{str(path)!r} cannot be written ({error.strerror or error}); {free:,} bytes are free there. Finished "
-            "chunks are kept: make room or lift the limit, then run the same command again",
-        ) from error
-
-
 def write_npy_header(file: BinaryIO, *, shape: tuple[int, ...], dtype: np.dtype) -> None:
     """Begin a `.npy` file."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
@@ -206,3 +173,55 @@ def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
     np.lib.format.read_magic(file)
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     return shape, dtype
+
+
+SUFFIXES = (".npy", ".parquet")
+_BYTES_AT_ONCE = 1 << 20
+
+
+def merge_parts(parts: PartsFolder, rows: Sequence[int], *, width: int, dtype: str, with_ids: bool) -> None:
+    """Write the output file, which appears whole or not at all.
+
+    Args:
+        parts (`PartsFolder`): All chunks are finished.
+        rows (`Sequence[int]`): Rows of each chunk.
+        width (`int`): Numbers of a vector.
+        dtype (`str`): Of a vector, as NumPy names it.
+        with_ids (`bool`): Whether there are ids, which only parquet keeps.
+
+    Raises:
+        OSError: the file cannot be written; the chunks are kept.
+    """
+    with whole_file(parts.output, aside=parts.path) as file:
+        if parts.output.suffix == ".npy":
+            _merge_npy(file, parts, rows, width=width, dtype=np.dtype(dtype))
+        else:
+            _merge_parquet(file, parts, rows, width=width, dtype=np.dtype(dtype), with_ids=with_ids)
+
+
+def _merge_npy(file: Any, parts: PartsFolder, rows: Sequence[int], *, width: int, dtype: np.dtype) -> None:
+    """One header, then the data of all chunks. Not through a memory map: on a full disk that ends in SIGBUS."""
+    write_npy_header(file, shape=(sum(rows), width), dtype=dtype)
+    for index in range(len(rows)):
+        with open(parts.vectors_file(index), "rb") as part:
+            read_npy_header(part)
+            shutil.copyfileobj(part, file, _BYTES_AT_ONCE)
+
+
+def _merge_parquet(
+    file: Any, parts: PartsFolder, rows: Sequence[int], *, width: int, dtype: np.dtype, with_ids: bool
+) -> None:
+    """Columns `row`, `id` where there are ids, and `embedding`; each chunk is a row group."""
+    embedding = pa.list_(pa.from_numpy_dtype(dtype), width)
+    columns = {"row": pa.int64(), **({"id": pa.string()} if with_ids else {}), "embedding": embedding}
+    first_row = 0
+    # Vectors neither compress nor repeat.
+    with pq.ParquetWriter(file, pa.schema(columns), compression="none", use_dictionary=False) as writer:
+        for index, num_rows in enumerate(rows):
+            vectors = np.load(parts.vectors_file(index))
+            arrays: list[pa.Array] = [pa.array(np.arange(first_row, first_row + num_rows))]
+            if with_ids:
+                arrays.append(pa.array(parts.ids(index), pa.string()))
+            arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=embedding))
+            writer.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(columns)))
+            first_row += num_rows

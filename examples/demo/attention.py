@@ -163,4 +163,4 @@ def render_weights(row: Row, weights: torch.Tensor, *, caption: str) -> str:
     )
 
 
-__all__ = ["Row", "attention_weights", "read_row", "render_masks", "render_weights", "with_eager_attention"]
+__all__ = ["attention_weights", "read_row", "render_masks", "render_weights", "with_eager_attention"]

@@ -193,4 +193,4 @@ def _shortened(line: str, length: int = 24) -> str:
     return line if len(line) <= length else line[: length - 1].rstrip() + "…"
 
 
-__all__ = ["Likeness", "Word", "compare_sentences", "compare_words", "nearest_words", "render_likeness", "split_lines"]
+__all__ = ["compare_sentences", "compare_words", "nearest_words", "render_likeness"]

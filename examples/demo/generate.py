@@ -236,4 +236,4 @@ def render_meters(written: Written) -> str:
     return f'<div class="meters"><span>{written.tokens} tokens</span>{items}</div>'
 
 
-__all__ = ["Runs", "Written", "render_meters", "render_text", "show_writing", "write_on"]
+__all__ = ["Runs", "Written", "render_meters", "show_writing", "write_on"]

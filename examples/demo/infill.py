@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from examples.demo.limits import LIMITS, Limits, checked_number, checked_text
-from examples.fills_page import render_fill, render_scale
-from examples.infill_stories import describe
+from examples.fills_page import describe, render_fill, render_scale
 from modeling_magnet.answers_magnet import Fill
 from modeling_magnet.blanks_magnet import split_at_marks
 from modeling_magnet.gaps_magnet import decode_fill

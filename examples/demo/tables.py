@@ -94,4 +94,4 @@ def render_grid(
     )
 
 
-__all__ = ["render_grid", "render_heatmap", "shade"]
+__all__ = ["render_grid", "render_heatmap"]

@@ -146,4 +146,4 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-__all__ = ["DATA_MARK", "TEMPLATE", "make_form", "read_answers", "read_key", "render_form"]
+__all__ = ["make_form", "read_answers", "read_key", "render_form"]

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset, load_dataset
 
-from examples.corpus.compression import whole_text
-from examples.evaluate.data_files import data_file
+from examples.files import data_file, whole_text
 
 HUB_ID = "lhoestq/conll2003"
 TASKS = ("chunking", "ner", "pos")
@@ -161,15 +160,6 @@ def _sentence(rows: Sequence[Sequence[str]]) -> TaggedSentence:
 
 
 __all__ = [
-    "HUB_ID",
-    "SPLITS",
-    "TASKS",
-    "TaggedSentence",
-    "missing_files",
-    "read_conll",
-    "read_lines",
-    "sentences_of",
-    "split_file",
-    "split_to_test",
-    "to_iob2",
-]
+    "HUB_ID", "TASKS", "TaggedSentence", "missing_files", "read_conll", "read_lines", "sentences_of",
+    "split_file", "split_to_test", "to_iob2",
+]  # fmt: skip

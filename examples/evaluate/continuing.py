@@ -215,4 +215,4 @@ def _finish(tokenizer: PreTrainedTokenizerBase, row: _Row, ids: list[int], ends:
     return Continuation(decode_fill(tokenizer, before, new), ids[:length], length < len(ids))
 
 
-__all__ = ["READINGS", "Continuation", "Reading", "continue_texts"]
+__all__ = ["READINGS", "Reading", "continue_texts"]

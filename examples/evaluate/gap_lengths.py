@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from examples.command_line import OneLineParser, add_device, at_least, choose_device, start
 from examples.evaluate.held_out_gaps import HeldOutGap, continuation_perplexity, draw_gaps, word_overlap
-from examples.evaluate.results import write_results
+from examples.files import write_results
 from examples.models import open_magnet
 from modeling_magnet.gaps_magnet import continuation_ids
 from trainer.prompted_infilling import PromptedInfiller

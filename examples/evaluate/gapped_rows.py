@@ -165,4 +165,4 @@ def _read(model: Any, rows: Sequence[_RowInput], reading: Reading) -> list[list[
     return [[next(found) for _ in range(sum(row.is_source))] for row in rows]
 
 
-__all__ = ["READINGS", "GappedRow", "Reading", "block_rows", "span_logprobs", "story_row"]
+__all__ = ["GappedRow", "READINGS", "block_rows", "span_logprobs", "story_row"]

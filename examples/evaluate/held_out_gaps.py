@@ -113,4 +113,4 @@ def word_overlap(fill: str, truth: str) -> float:
     return 2 * shared / (len(ours) + len(theirs)) if ours and theirs else 0.0
 
 
-__all__ = ["HeldOutGap", "continuation_perplexity", "draw_gaps", "word_overlap"]
+__all__ = ["CONTINUATION_TOKENS", "HeldOutGap", "continuation_perplexity", "draw_gaps", "word_overlap"]

@@ -31,10 +31,9 @@ from examples.command_line import (
     need,
     start,
 )
-from examples.corpus.writing import whole_file
 from examples.evaluate.annotation_form import make_form, read_answers, read_key, render_form
 from examples.evaluate.driver import open_magnet, print_table
-from examples.evaluate.fill_systems import BASE, MAGNET, SHOTS, draw_gaps, fill_systems
+from examples.evaluate.fill_systems import BASE, MAGNET, SHOTS, draw_gaps, fill_all, fill_systems
 from examples.evaluate.human_scores import (
     CONFIDENCE,
     RESAMPLES,
@@ -42,10 +41,10 @@ from examples.evaluate.human_scores import (
     overall_agreement,
     score_systems,
 )
-from examples.evaluate.kept_fills import fill_all
 from examples.evaluate.records import Record, RecordFile, answered, conditions, identify
 from examples.evaluate.stories import TITLES, read_stories, stories_source
-from examples.hub import offline_where_unreachable
+from examples.models import offline_where_unreachable
+from trainer.whole_files import whole_file
 
 CORPORA = ("rocstories", "story_cloze")
 PRESETS: dict[str, dict[str, int]] = {"smoke": {"number": 4, "shots": 2}, "paper": {"number": 100, "shots": SHOTS}}

@@ -121,4 +121,7 @@ def _majority(table: np.ndarray) -> np.ndarray:
     return majority
 
 
-__all__ = ["agreement", "answers_by_system", "overall_agreement", "score_systems", "share_interval"]
+__all__ = [
+    "CONFIDENCE", "RESAMPLES", "agreement", "answers_by_system", "overall_agreement", "score_systems",
+    "share_interval",
+]  # fmt: skip

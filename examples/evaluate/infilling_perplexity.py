@@ -22,9 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from datasets import Dataset
 
-from examples.command_line import also
-from examples.evaluate.command_line import check, make_parser, parse, start
-from examples.evaluate.driver import Measurement, Unit, run, unless_absent
+from examples.command_line import also, check, start
+from examples.evaluate.driver import Measurement, Unit, make_parser, parse, run, unless_absent
 from examples.evaluate.gapped_rows import READINGS, GappedRow, block_rows, span_logprobs, story_row
 from examples.evaluate.records import Record
 from examples.evaluate.stories import CORPORA, SENTENCES, TITLES, derange, read_stories, stories_source

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from examples.evaluate.command_line import check, make_parser, parse, start
-from examples.evaluate.driver import Measurement, Unit, open_magnet, run, unless_absent
+from examples.command_line import check, start
+from examples.evaluate.driver import Measurement, Unit, make_parser, open_magnet, parse, run, unless_absent
 from examples.evaluate.held_out_gaps import CONTINUATION_TOKENS, HeldOutGap, continuation_perplexity, draw_gaps
 from examples.evaluate.records import Record, identify
 from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source

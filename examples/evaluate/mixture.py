@@ -20,8 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from examples.command_line import OneLineParser, at_least, start
-from examples.corpus.writing import whole_file
 from trainer import load_texts
+from trainer.whole_files import whole_file
 
 # Characters of a row of the output at least: more than 512 tokens of English.
 ROW_CHARACTERS = 4000

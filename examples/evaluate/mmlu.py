@@ -27,9 +27,8 @@ import torch
 from datasets import DatasetDict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from examples.command_line import need
-from examples.evaluate.command_line import check, make_parser, parse, start
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit, open_magnet, run
+from examples.command_line import check, need, start
+from examples.evaluate.driver import Measurement, NotAvailableError, Unit, make_parser, open_magnet, parse, run
 from examples.evaluate.mmlu_data import (
     EXAMPLES_PER_SUBJECT,
     GROUPS,

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
-from examples.corpus.compression import whole_text
-from examples.evaluate.data_files import data_file
+from examples.files import data_file, whole_text
 from trainer.whole_files import parse_json
 
 if TYPE_CHECKING:  # of the extra `eval`; imported where it is used
@@ -202,13 +201,6 @@ def _complaint(row: Any, subjects: list[str]) -> str | None:
 
 
 __all__ = [
-    "EXAMPLES_PER_SUBJECT",
-    "GROUPS",
-    "HUB_ID",
-    "load_group",
-    "name_questions",
-    "only_errors",
-    "read_questions",
-    "task_configs",
-    "task_manager",
-]
+    "EXAMPLES_PER_SUBJECT", "GROUPS", "load_group", "name_questions", "only_errors", "read_questions",
+    "task_configs", "task_manager",
+]  # fmt: skip

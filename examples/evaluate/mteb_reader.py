@@ -65,4 +65,4 @@ def scores_by_mteb(
     return scores
 
 
-__all__ = ["ReaderEncoder", "scores_by_mteb"]
+__all__ = ["scores_by_mteb"]

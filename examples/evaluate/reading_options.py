@@ -7,14 +7,16 @@ from typing import Any
 
 from examples.command_line import check, need
 from examples.evaluate.driver import NotAvailableError, Unit, open_magnet, print_table, run
-from examples.evaluate.echo_rows import ECHO_TEMPLATE, PLAIN_ECHO_TEMPLATE, check_echo_room
 from examples.evaluate.records import Record
 from examples.evaluate.sentence_readers import (
+    ECHO_TEMPLATE,
+    PLAIN_ECHO_TEMPLATE,
     POOLINGS,
     CausalReader,
     EchoReader,
     MagnetReader,
     SentenceReader,
+    check_echo_room,
     open_encoder,
 )
 from modeling_magnet import FAMILIES
@@ -175,12 +177,6 @@ def _check_model(path: str, group: argparse.Namespace, tasks: Sequence[str]) -> 
 
 
 __all__ = [
-    "add_reading_options",
-    "by_reading",
-    "data_complaints",
-    "default_reading",
-    "open_reader",
-    "prompt_of",
-    "reading_settings",
+    "add_reading_options", "by_reading", "data_complaints", "default_reading", "prompt_of", "reading_settings",
     "run_readings",
-]
+]  # fmt: skip

@@ -29,10 +29,10 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from examples.command_line import check, start
 from examples.evaluate import stories, wikitext
-from examples.evaluate.command_line import check, make_parser, parse, start
 from examples.evaluate.continuing import READINGS, continue_texts
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit, open_magnet, run
+from examples.evaluate.driver import Measurement, NotAvailableError, Unit, make_parser, open_magnet, parse, run
 from examples.evaluate.records import Record
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.texts_magnet import context_length

@@ -17,15 +17,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import OneLineParser, add_output_dir, check, need, start
-from examples.corpus.writing import whole_file
-from examples.reporting.blocks import Page
-from examples.reporting.cells import Results, read_results
-from examples.reporting.html_page import render_html
-from examples.reporting.markdown_page import FIGURES, render_markdown
-from examples.reporting.opening import base_name
-from examples.reporting.page import PICTURES, THIS_MODEL, TITLE, build_page
-from examples.reporting.paper_values import read_paper_values
-from examples.reporting.plots import Picture
+from examples.evaluate.reporting.blocks import Page
+from examples.evaluate.reporting.cells import Results, read_results
+from examples.evaluate.reporting.html_page import render_html
+from examples.evaluate.reporting.markdown_page import FIGURES, render_markdown
+from examples.evaluate.reporting.page import PICTURES, THIS_MODEL, TITLE, base_name, build_page
+from examples.evaluate.reporting.paper_values import read_paper_values
+from examples.evaluate.reporting.plots import Picture
+from trainer.whole_files import whole_file
 
 
 def main(arguments: list[str] | None = None) -> Page:

@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 # A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.evaluate.command_line import check, make_parser, parse, start
+from examples.command_line import check, start
 from examples.evaluate.continuing import Reading, continue_texts
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit, run
+from examples.evaluate.driver import Measurement, NotAvailableError, Unit, make_parser, parse, run
 from examples.evaluate.fill_systems import BASE, MAGNET, SHOTS, FillSystem, StoryGap, draw_gaps, fill_systems
 from examples.evaluate.records import Record
 from examples.evaluate.repetition import draw, open_reader, wikitext_beginnings

@@ -137,15 +137,6 @@ def _read_rocstories(file: Path) -> list[list[str]]:
 
 
 __all__ = [
-    "CORPORA",
-    "FILE_NAMES",
-    "HUB_SOURCES",
-    "SENTENCES",
-    "TITLES",
-    "ClozeStory",
-    "Corpus",
-    "derange",
-    "read_stories",
-    "read_story_cloze",
-    "stories_source",
-]
+    "CORPORA", "ClozeStory", "Corpus", "FILE_NAMES", "SENTENCES", "TITLES", "derange", "read_stories",
+    "read_story_cloze", "stories_source",
+]  # fmt: skip

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from examples.command_line import OneLineParser, add_device, at_least, choose_device, need, start
-from examples.evaluate.results import write_results
 from examples.evaluate.stories import ClozeStory, derange, read_story_cloze
+from examples.files import write_results
 from examples.models import open_magnet
 from trainer.prompted_infilling import PromptedInfiller
 

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from examples.command_line import OneLineParser, add_output_dir, at_least, need, start
 from examples.evaluate import mixture, report, training_curves
 from examples.evaluate.study_plan import ADAPTER, BASE, Call, Plan, Run, read_plan
-from examples.evaluate.training_run import REPORT, models_by_step
+from examples.evaluate.training_curves import REPORT, models_by_step
 from trainer.checkpoints import last_complete_checkpoint
 
 ADAPT = Path(__file__).resolve().parents[1] / "adapt.py"

@@ -16,8 +16,8 @@ from typing import Any
 # A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.evaluate.command_line import check, make_parser, parse, start
-from examples.evaluate.driver import Measurement, Unit, run, unless_absent
+from examples.command_line import check, start
+from examples.evaluate.driver import Measurement, Unit, make_parser, parse, run, unless_absent
 from examples.evaluate.gapped_rows import GappedRow, span_logprobs
 from examples.evaluate.records import Record
 from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source

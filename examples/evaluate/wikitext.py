@@ -8,8 +8,7 @@ WikiText-103 hold as `<unk>`, become a plain word: models have a control token o
 import re
 from pathlib import Path
 
-from examples.corpus.compression import whole_text
-from examples.evaluate.data_files import data_file
+from examples.files import data_file, whole_text
 from trainer.sources import read_source
 
 HUB_ID, HUB_CONFIG, HUB_SPLIT = "Salesforce/wikitext", "wikitext-103-raw-v1", "test"
@@ -125,4 +124,4 @@ def read_text(file: Path) -> str:
         return stream.read()
 
 
-__all__ = ["UNKNOWN", "detokenize", "find_file", "read_text", "read_wikitext", "wikitext_form", "wikitext_source"]
+__all__ = ["FILE_NAME", "detokenize", "find_file", "read_text", "read_wikitext", "wikitext_form", "wikitext_source"]

@@ -25,14 +25,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from examples.command_line import need
-from examples.evaluate.command_line import check, make_parser, parse, start
+from examples.command_line import check, need, start
 from examples.evaluate.conll import HUB_ID, TASKS, TaggedSentence, missing_files, read_conll, split_file, split_to_test
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit, print_table, run
+from examples.evaluate.driver import Measurement, NotAvailableError, Unit, make_parser, parse, print_table, run
 from examples.evaluate.linear_probe import ProbeSettings, predict, train_probe
 from examples.evaluate.records import Record, digest_files
-from examples.evaluate.word_readers import ENCODER_WINDOW, READINGS, SHIFTS, open_reader, reading_of
-from examples.evaluate.word_states import WordStates, tabulate
+from examples.evaluate.word_readers import (
+    ENCODER_WINDOW,
+    READINGS,
+    SHIFTS,
+    WordStates,
+    open_reader,
+    reading_of,
+    tabulate,
+)
 from modeling_magnet.windows_magnet import Shift
 
 PAPER = {

@@ -107,7 +107,7 @@ COMMANDS = [
     ),
     Command("fill", PRINTED, "--model={inputs}/magnet 'the old dog [blank] then the cat sat.'"),
     Command(
-        "run_notebook",
+        "tour/run_notebook",
         "out.ipynb",
         "{inputs}/notebook.ipynb --output={output}/out.ipynb --folder={inputs}",
     ),
@@ -218,7 +218,7 @@ OFTEN = {
     "encode_corpus",
     "infill_stories",
     "fill",
-    "run_notebook",
+    "tour/run_notebook",
     "evaluate/infilling_perplexity",
     "benchmarks/training_memory",
 }

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from examples import hub
+from examples import models
 from examples.command_line import (
     OneLineParser,
     add_device,
@@ -169,7 +169,7 @@ def test_complaints_are_one_line_each():
     with pytest.raises(ValueError) as two:
         check(["first", "second"])
     assert in_lines(two.value) == "The arguments cannot be used:\n- first\n- second"
-    assert in_lines(OSError("many\nlines\n\n- of a library")) == "many lines - of a library"
+    assert in_lines(OSError("many\nlines\nof a library")) == "many lines of a library"
     assert in_lines(ValueError()) == "ValueError"
     check([])
 
@@ -239,10 +239,10 @@ def test_a_hub_that_does_not_answer_is_asked_once(capsys, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    hub.offline_where_unreachable.cache_clear()
+    models.offline_where_unreachable.cache_clear()
     for _ in range(2):
-        hub.offline_where_unreachable()
-    hub.offline_where_unreachable.cache_clear()
+        models.offline_where_unreachable()
+    models.offline_where_unreachable.cache_clear()
     assert asked == [constants.ENDPOINT] and constants.HF_HUB_OFFLINE and datasets.config.HF_HUB_OFFLINE
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"note: {constants.ENDPOINT} cannot be reached (no route)")

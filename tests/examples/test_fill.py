@@ -7,7 +7,7 @@ import pytest
 
 from examples import fill
 from examples.demo.infill import fill_text
-from examples.demo.model import open_model
+from examples.toy.model import open_model
 
 from ..scripts import run_script
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from examples.reporting.paper_values import FILE, Column, read_paper_values
+from examples.evaluate.reporting.paper_values import FILE, Column, read_paper_values
 
 PAPER = read_paper_values()
 # Rows, columns and numbers of each table.

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from examples.reporting.cells import Cells, Value, read_results
-from examples.reporting.paper_values import Column, read_paper_values
-from examples.reporting.tables import MEASURED, QUOTED, build_table
+from examples.evaluate.reporting.cells import Cells, Value, read_results
+from examples.evaluate.reporting.paper_values import Column, read_paper_values
+from examples.evaluate.reporting.tables import MEASURED, QUOTED, build_table
 
 from .report_records import make_record, replicas, whole_study, write
 

@@ -2,12 +2,18 @@
 
 import gzip
 import io
+import json
 import lzma
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
+
+import torch
+import transformers
+
+from trainer.whole_files import whole_file
 
 # What a file that is cut short, damaged or of another format raises while it is read.
 UNREADABLE = (OSError, EOFError, UnicodeError, lzma.LZMAError, zlib.error)
@@ -49,4 +55,31 @@ def whole_text(file: Path, *, newline: str | None = None) -> Iterator[TextIO]:
         ) from error
 
 
-__all__ = ["UNREADABLE", "open_bytes", "open_text", "whole_text"]
+def data_file(folder: Path, name: str) -> Path:
+    """Return a file of a folder or of one of its sub-folders; where there is none, where it would be in the folder.
+
+    Args:
+        folder (`Path`): What `--data` says: the root of all data, or the sub-folder itself.
+        name (`str`): Of the file.
+    """
+    places = (folder / name, *sorted(folder.glob(f"*/{name}")))
+    return next((file for file in places if file.is_file()), places[0])
+
+
+def write_results(path: Path | None, results: dict[str, Any], *, models: dict[str, str]) -> None:
+    """Write results with the names of the models and the versions of the libraries.
+
+    Args:
+        path (`Path`, *optional*): The file; nothing is written without one.
+        results (`dict`): What was measured.
+        models (`dict[str, str]`): Folders or Hub ids by role; of a folder its name alone is kept.
+    """
+    if path is None:
+        return
+    names = {role: Path(model).name if Path(model).is_dir() else model for role, model in models.items()}
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    with whole_file(path) as file:
+        file.write((json.dumps({**results, "models": names, "versions": versions}, indent=1) + "\n").encode())
+
+
+__all__ = ["UNREADABLE", "data_file", "open_bytes", "whole_text", "write_results"]

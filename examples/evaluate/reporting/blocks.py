@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from examples.reporting.plots import Picture
+from examples.evaluate.reporting.plots import Picture
 
 # Lone surrogates cannot be written; control characters and marks that turn text around must not reach a page.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -128,17 +128,6 @@ def anchor(text: str) -> str:
 
 
 __all__ = [
-    "Answer",
-    "Block",
-    "Bullets",
-    "Details",
-    "Grid",
-    "Heading",
-    "Link",
-    "Notes",
-    "Page",
-    "Story",
-    "Text",
-    "anchor",
-    "clean",
-]
+    "Answer", "Block", "Bullets", "Details", "Grid", "Heading", "Link", "Notes", "Page", "Story", "Text",
+    "anchor", "clean",
+]  # fmt: skip

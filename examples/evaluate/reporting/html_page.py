@@ -4,7 +4,7 @@ import base64
 import html
 from collections.abc import Sequence
 
-from examples.reporting.blocks import (
+from examples.evaluate.reporting.blocks import (
     Answer,
     Block,
     Bullets,

@@ -8,15 +8,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from examples.evaluate.records import Record
-from examples.reporting.cells import Cells, Value
-from examples.reporting.conditions import (
+from examples.evaluate.reporting.cells import (
+    Cells,
+    Value,
     list_counts,
     list_differences,
     list_settings,
     same_weights,
     settings_warnings,
 )
-from examples.reporting.paper_values import Column, PaperRow, PaperTable
+from examples.evaluate.reporting.paper_values import Column, PaperRow, PaperTable
 
 MEASURED, QUOTED = "measured here", "quoted from the paper"
 PROMPTED = ("unidirectional", "zero-shot", "five-shot")  # the base, asked by prompts
@@ -242,4 +243,4 @@ def _notes(records: Sequence[Record], paper: PaperTable | None) -> list[str]:
     return notes
 
 
-__all__ = ["Comparison", "MEASURED", "OURS", "PROMPTED", "QUOTED", "Row", "SIZES", "Table", "build_table", "measure"]
+__all__ = ["OURS", "PROMPTED", "Row", "SIZES", "Table", "build_table"]

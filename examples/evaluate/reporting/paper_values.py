@@ -157,4 +157,4 @@ def _complaints(entry: dict[str, Any], table: PaperTable) -> list[str]:
     return complaints
 
 
-__all__ = ["FILE", "Column", "PaperRow", "PaperTable", "PaperValues", "read_paper_values"]
+__all__ = ["Column", "FILE", "PaperRow", "PaperTable", "PaperValues", "read_paper_values"]

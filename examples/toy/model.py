@@ -15,7 +15,7 @@ from examples.models import open_magnet
 from modeling_magnet import AutoMagnetForCausalLM
 
 if TYPE_CHECKING:
-    from examples.quickstart_data import Budget
+    from examples.toy.training import Budget
 
 try:  # not on Windows, where two first starts at a time would each build
     import fcntl
@@ -81,8 +81,7 @@ def quickstart_model(folder: Path, *, budget: Budget | None = None, seed: int = 
     if (checkpoint / CONFIG).is_file():
         return checkpoint
     # Here, since a start that trains nothing need not wait for it.
-    from examples.quickstart_data import Budget
-    from examples.quickstart_models import train_magnet
+    from examples.toy.training import Budget, train_magnet
 
     folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(folder):
@@ -125,4 +124,4 @@ def describe_model(model: Any, *, named: str | None) -> str:
     return f"{name or 'the model of the quickstart'}, {millions}"
 
 
-__all__ = ["DEFAULT_FOLDER", "describe_model", "open_model", "quickstart_model"]
+__all__ = ["describe_model", "open_model", "quickstart_model"]

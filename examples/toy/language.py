@@ -239,4 +239,4 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-__all__ = ["CONSEQUENCES", "MISSING", "THINGS", "Story", "draw_pair", "draw_story", "read_rows", "write_corpus"]
+__all__ = ["CONSEQUENCES", "MISSING", "Story", "THINGS", "draw_pair", "draw_story", "read_rows", "write_corpus"]

@@ -4,7 +4,7 @@ import html
 import re
 from collections.abc import Sequence
 
-from examples.reporting.blocks import (
+from examples.evaluate.reporting.blocks import (
     Answer,
     Block,
     Bullets,

@@ -8,8 +8,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from examples.quickstart_measures import Exam, fact_accuracy
-from examples.synthetic_corpus import MISSING, THINGS
+from examples.toy.exam import Exam, fact_accuracy
+from examples.toy.language import MISSING, THINGS
 
 BASE, CONTROL, NOT_ADAPTED = "base", "trained on", "not adapted"
 MAGNET, OTHER_SUFFIX, CHANCE, LIMIT = "MAGNET", "other suffix", "chance", "best possible"
@@ -196,4 +196,4 @@ def show_infills(exam: Exam, models: Models, *, count: int = 4) -> str:
     return "\n".join(paragraphs)
 
 
-__all__ = ["COLUMNS", "LEGEND", "Models", "Table", "fill_table", "render_table", "show_infills"]
+__all__ = ["COLUMNS", "LEGEND", "Models", "fill_table", "render_table", "show_infills"]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from examples.synthetic_corpus import THINGS, Story
+from examples.toy.language import THINGS, Story
 from modeling_magnet.batching_magnet import pad_token_rows
 from modeling_magnet.pooling_magnet import last_token_states
 from modeling_magnet.texts_magnet import tokenize_texts

@@ -1,6 +1,6 @@
 """Execute a notebook from its first cell to its last and keep its outputs, clean enough to be committed.
 
-    python examples/run_notebook.py examples/magnet_tour.ipynb
+    python examples/tour/run_notebook.py examples/magnet_tour.ipynb
 
 The kernel is the Python that runs this script. Kept are what a reader sees: texts, tables, pictures, and of each bar
 its last line. No times of cells, no ids of widgets. Where a cell fails, the file stays as it was. Needs the extra
@@ -18,9 +18,10 @@ from typing import Any
 from tqdm import tqdm
 
 # A script finds its own folder alone.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import OneLineParser, check, need, start
+from trainer.whole_files import whole_file
 
 try:
     import nbformat
@@ -29,7 +30,7 @@ try:
 except ImportError:  # `main` says what to install; `--help` works without it
     pass
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 TOUR = "examples/magnet_tour.ipynb"
 TIMEOUT = 900  # seconds for one cell
 
@@ -113,9 +114,8 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         print(f"run_notebook: FAILED ({arguments.notebook}; {error.ename}: {error.evalue})")
         return 1
-    scratch = output.with_name(f".{output.name}")
-    nbformat.write(notebook, scratch)
-    os.replace(scratch, output)
+    with whole_file(output) as file:
+        file.write((nbformat.writes(notebook) + "\n").encode())
     print(f"run_notebook: OK ({output}; {time.monotonic() - started:.0f} s)")
     return 0
 
