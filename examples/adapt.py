@@ -140,11 +140,7 @@ class AdaptArguments:
 
 
 def check_arguments(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTrainingArguments) -> None:
-    """Refuse values out of range and contradictions between the argument groups before anything is read.
-
-    Raises:
-        ValueError: listing them.
-    """
+    """Refuse values out of range and contradictions between the argument groups before anything is read."""
     complaints = [
         *_about_model(adapt, training),
         *_about_adapter(adapt, lora, training),
@@ -271,11 +267,7 @@ def _about_unknown(words: list[str], *, known: list[str]) -> str:
 
 
 def _flags_of(recipe: Path) -> list[str]:
-    """A JSON file as options; keys with an underscore in front are comments.
-
-    Raises:
-        ValueError: the file is not there or is not a JSON object.
-    """
+    """A JSON file as options; keys with an underscore in front are comments."""
     try:
         values = parse_json(recipe.read_bytes())
     except (OSError, ValueError) as error:
@@ -298,11 +290,7 @@ COST_TEXTS, COST_TOKENS = 32, 32
 
 
 def open_tokenizer(adapt: AdaptArguments) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model, once it is certain that the two can be adapted; no weights are read.
-
-    Raises:
-        ValueError: another architecture, no tokenizer or one that does not fit, no mask token, or rows too long.
-    """
+    """The tokenizer of the model, once it is certain that the two can be adapted; no weights are read."""
     config, tokenizer = open_without_weights(adapt.model_name_or_path, gguf_file=adapt.gguf_file)
     known = (getattr(config, "magnet", None) or {}).get("mask_token_id")
     if known is None or adapt.mask_token is not None:
@@ -367,9 +355,6 @@ def remember_prompt(model: PreTrainedModel, prompt: str) -> None:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Run an adaptation.
-
-    Returns:
-        `dict`: what `adapt.json` holds.
 
     Raises:
         ArgumentError: what cannot work, before the first step.
@@ -451,12 +436,7 @@ def save_and_push(
 
 
 def cost_notes(model: Any, blocks: Dataset) -> list[str]:
-    """What the unmerged adapter costs in time, as a sentence of the card; what goes wrong is no reason to save less.
-
-    Args:
-        model: One of our models, with an adapter.
-        blocks (`Dataset`): Rows that the run trained on.
-    """
+    """Return what the unmerged adapter costs in time, as a sentence of the card; failing to measure it stops nothing."""
     if model.num_parameters() > LARGEST_MODEL:
         return []
     try:

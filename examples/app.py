@@ -18,7 +18,6 @@ from pathlib import Path
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 # Threads that wait by spinning slow a tiny model down many times over where other jobs share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers.utils import logging

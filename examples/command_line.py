@@ -34,12 +34,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def at_least(least: int = 1, most: int | None = None) -> Callable[[str], int]:
-    """Return the `type` of an option that takes whole numbers in a range.
-
-    Args:
-        least (`int`): Smallest value.
-        most (`int`, *optional*): Largest value.
-    """
+    """Return the `type` of an option that takes whole numbers in a range."""
     upper = "" if most is None else f" and at most {most}"
 
     def convert(text: str) -> int:
@@ -55,26 +50,13 @@ def at_least(least: int = 1, most: int | None = None) -> Callable[[str], int]:
 
 
 def also(parser: Any, action: argparse.Action, *spellings: str) -> None:
-    """Let an option be written as it was before, without a word of it in the help.
-
-    Args:
-        parser (`ArgumentParser`): Or a group of one.
-        action (`argparse.Action`): What `add_argument` returned.
-        spellings (`str`): Further names, such as `"--tokens"`.
-    """
+    """Let an option be written as it was before, without a word of it in the help."""
     for spelling in spellings:
         parser._option_string_actions[spelling] = action
 
 
 def add_model(parser: Any, *, help: str, required: bool = True, **options: Any) -> argparse.Action:
-    """Add `--model_name_or_path`, also spelt `--model`; the value is `args.model`.
-
-    Args:
-        parser (`ArgumentParser`): Or a group of one.
-        help (`str`): Which kind of model the script takes.
-        required (`bool`): Whether the script needs one.
-        options: Further arguments of `add_argument`.
-    """
+    """Add `--model_name_or_path`, also spelt `--model`; the value is `args.model`."""
     if "action" not in options:
         options.setdefault("metavar", "MODEL")
     names = ("--model_name_or_path", "--model")
@@ -83,12 +65,7 @@ def add_model(parser: Any, *, help: str, required: bool = True, **options: Any) 
 
 
 def add_device(parser: Any, *, default: str | None = None) -> None:
-    """Add `--device`; pass `args.device` to `choose_device`.
-
-    Args:
-        parser (`ArgumentParser`): Or a group of one.
-        default (`str`, *optional*): For a script that means one kind of device.
-    """
+    """Add `--device`; pass `args.device` to `choose_device`."""
     told = f"{default} if left out" if default else "CUDA where there is some if left out"
     parser.add_argument("--device", default=default, help=f"such as cpu or cuda:1; {told}")
 
@@ -105,23 +82,13 @@ def add_data(parser: Any) -> None:
 
 
 def add_output_dir(parser: Any, *, help: str, **options: Any) -> None:
-    """Add `--output_dir`, a folder to write, also spelt `--output`; the value is `args.output`.
-
-    Args:
-        parser (`ArgumentParser`): Or a group of one.
-        help (`str`): What the folder is for.
-        options: `required` or `default`.
-    """
+    """Add `--output_dir`, a folder to write, also spelt `--output`; the value is `args.output`."""
     action = parser.add_argument("--output_dir", dest="output", metavar="DIR", type=Path, help=help, **options)
     also(parser, action, "--output")
 
 
 def choose_device(name: str | None) -> str:
-    """Return the device that was asked for, or CUDA where there is some, else the CPU.
-
-    Raises:
-        ValueError: a device that cannot be used here.
-    """
+    """Return the device that was asked for, or CUDA where there is some, else the CPU."""
     import torch  # here: whoever asks for help need not wait for it
 
     device = name or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -136,16 +103,7 @@ def choose_device(name: str | None) -> str:
 
 
 def named_items(items: Sequence[str], *, option: str, what: str = "DIR") -> tuple[dict[str, str], list[str]]:
-    """Split a list of `NAME=VALUE`.
-
-    Args:
-        items (`Sequence[str]`): As the command line has them.
-        option (`str`): Its name, for complaints.
-        what (`str`): What a value is called there.
-
-    Returns:
-        `tuple[dict[str, str], list[str]]`: values by name, and complaints.
-    """
+    """Split a list of `NAME=VALUE`."""
     found: dict[str, str] = {}
     complaints = []
     for item in items:
@@ -159,15 +117,7 @@ def named_items(items: Sequence[str], *, option: str, what: str = "DIR") -> tupl
 
 
 def need(extra: str, *modules: str) -> None:
-    """Refuse to go on without the packages of an extra.
-
-    Args:
-        extra (`str`): Name of the extra in setup.cfg.
-        modules (`str`): What is imported from it.
-
-    Raises:
-        ValueError: saying what to install.
-    """
+    """Refuse to go on without the packages of an extra."""
     missing = {}
     for module in modules:
         try:
@@ -182,20 +132,13 @@ def need(extra: str, *modules: str) -> None:
 
 
 def check(complaints: Sequence[str]) -> None:
-    """Refuse arguments before weights are read or anything is measured.
-
-    Raises:
-        ValueError: listing the complaints, if there are any.
-    """
+    """Refuse arguments before weights are read or anything is measured."""
     if complaints:
         raise ValueError(_LISTED.join([HEADING, *complaints]))
 
 
 def in_lines(error: BaseException) -> str:
     """Return what an error says: one complaint in one line, several below their heading.
-
-    Args:
-        error (`BaseException`): Of `check`, or of a library whose message may have many lines.
 
     Example:
         >>> in_lines(ValueError("The arguments cannot be used:\\n- `--limit` is 0.\\n  Pass more."))
@@ -214,10 +157,6 @@ def start(
 
     Exit code 2 with one line for an error that the user can fix, 1 with one line where memory ran out, 130 after
     Ctrl+C. Any other error keeps its traceback.
-
-    Args:
-        main (`Callable`): Returns what it likes; a list of records without a single figure is exit code 1.
-        told (exception types): Errors that the user can fix.
     """
     try:
         result = main()

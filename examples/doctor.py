@@ -25,7 +25,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers.utils import logging as transformers_logging
@@ -76,11 +75,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse what cannot work before weights are read.
-
-    Raises:
-        ValueError: naming the option.
-    """
+    """Refuse what cannot work before weights are read."""
     args.device = choose_device(args.device)
     if args.json is not None and (args.json.is_dir() or not args.json.parent.is_dir()):
         raise ValueError(f"`--json` is {str(args.json)!r}; name a file in a folder that exists.")
@@ -91,11 +86,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def open_named(args: argparse.Namespace) -> Opened:
-    """Open what the command line names.
-
-    Raises:
-        ValueError: it cannot be opened.
-    """
+    """Open what the command line names."""
     try:
         return open_model(
             args.model,
@@ -182,11 +173,7 @@ def summary(args: argparse.Namespace, findings: list[Finding], seconds: float) -
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Examine the model that was named.
-
-    Returns:
-        `int`: the exit code.
-    """
+    """Examine the model that was named."""
     args = parse_arguments(arguments)
     start = time.monotonic()
     findings = []

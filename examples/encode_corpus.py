@@ -24,7 +24,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
@@ -91,11 +90,7 @@ def choose_threads(options: EncodingOptions, *, num_processes: int, parts: Parts
 
 
 def check_arguments(arguments: CorpusArguments, options: EncodingOptions) -> None:
-    """Refuse values out of range and contradictions before anything is read.
-
-    Raises:
-        ValueError: listing them.
-    """
+    """Refuse values out of range and contradictions before anything is read."""
     complaints = [*_about_output(arguments), *_about_inputs(arguments, options)]
     for name in ("chunk_size", "num_processes"):
         if getattr(arguments, name) < 1:
@@ -179,15 +174,7 @@ def _versions() -> dict[str, str]:
 
 @contextmanager
 def progress(corpus: Corpus, *, done: int) -> Iterator[tuple[tqdm, Callable[[int], None]]]:
-    """A bar over the rows of a corpus, with the time left; where nothing tells their number, a thread counts them.
-
-    Args:
-        corpus (`Corpus`): What is read.
-        done (`int`): Rows that an earlier run has encoded.
-
-    Returns:
-        `tuple[tqdm, Callable]`: the bar, and what moves it on by a number of rows.
-    """
+    """A bar over the rows of a corpus, with the time left; where nothing tells their number, a thread counts them."""
     ended, counted = threading.Event(), [corpus.count()]
     counter = threading.Thread(
         target=lambda: counted.append(corpus.count_by_reading(lambda: not ended.is_set())), daemon=True
@@ -214,9 +201,6 @@ def encode_missing(
     corpus: Corpus, parts: PartsFolder, arguments: CorpusArguments, options: EncodingOptions, facts: ModelFacts
 ) -> list[int]:
     """Encode and keep the chunks that are not there yet.
-
-    Returns:
-        `list[int]`: rows of every chunk.
 
     Raises:
         RuntimeError: the chunks do not make up the corpus.
@@ -247,11 +231,7 @@ def encode_missing(
 def describe_result(
     parts: PartsFolder, rows: list[int], arguments: CorpusArguments, options: EncodingOptions, facts: ModelFacts
 ) -> dict[str, Any]:
-    """What the report holds, but for the time it took.
-
-    Args:
-        rows (`list[int]`): Of every chunk.
-    """
+    """What the report holds, but for the time it took."""
     corrupt = [complaint._asdict() for index in range(len(rows)) for complaint in parts.complaints(index)]
     return {
         "rows": sum(rows),
@@ -269,15 +249,7 @@ def describe_result(
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Embed a corpus.
-
-    Returns:
-        `dict`: what the report holds.
-
-    Raises:
-        ValueError: arguments or inputs that cannot be used.
-        OSError: the disk is full or fails; finished chunks are kept.
-    """
+    """Embed a corpus."""
     started = time.perf_counter()
     chosen, options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     check_arguments(chosen, options)

@@ -26,26 +26,13 @@ def open_bytes(file: Path) -> BinaryIO:
 
 
 def open_text(file: Path, *, newline: str | None = None) -> TextIO:
-    """The text of a file in UTF-8.
-
-    Args:
-        file (`Path`): The file.
-        newline (`str`, *optional*): As `open` takes it.
-    """
+    """The text of a file in UTF-8."""
     return io.TextIOWrapper(open_bytes(file), encoding="utf-8", newline=newline)
 
 
 @contextmanager
 def whole_text(file: Path, *, newline: str | None = None) -> Iterator[TextIO]:
-    """The text of a file in UTF-8, for a block that reads it to its end.
-
-    Args:
-        file (`Path`): The file.
-        newline (`str`, *optional*): As `open` takes it.
-
-    Raises:
-        ValueError: naming the file, where it cannot be read or is no UTF-8.
-    """
+    """The text of a file in UTF-8, for a block that reads it to its end."""
     try:
         with open_text(file, newline=newline) as stream:
             yield stream
@@ -56,24 +43,13 @@ def whole_text(file: Path, *, newline: str | None = None) -> Iterator[TextIO]:
 
 
 def data_file(folder: Path, name: str) -> Path:
-    """Return a file of a folder or of one of its sub-folders; where there is none, where it would be in the folder.
-
-    Args:
-        folder (`Path`): What `--data` says: the root of all data, or the sub-folder itself.
-        name (`str`): Of the file.
-    """
+    """Return a file of a folder or of one of its sub-folders; where there is none, where it would be in the folder."""
     places = (folder / name, *sorted(folder.glob(f"*/{name}")))
     return next((file for file in places if file.is_file()), places[0])
 
 
 def write_results(path: Path | None, results: dict[str, Any], *, models: dict[str, str]) -> None:
-    """Write results with the names of the models and the versions of the libraries.
-
-    Args:
-        path (`Path`, *optional*): The file; nothing is written without one.
-        results (`dict`): What was measured.
-        models (`dict[str, str]`): Folders or Hub ids by role; of a folder its name alone is kept.
-    """
+    """Write results with the names of the models and the versions of the libraries."""
     if path is None:
         return
     names = {role: Path(model).name if Path(model).is_dir() else model for role, model in models.items()}

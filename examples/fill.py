@@ -20,7 +20,6 @@ from typing import Any
 
 # Threads that wait by spinning slow a tiny model down many times over where other jobs share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers.utils import logging
@@ -82,9 +81,6 @@ def given_texts(text: str | None) -> Iterator[str]:
 
 def render(filled: Filled) -> str:
     """The text as it reads from both sides and from the left alone, and all answers to each blank.
-
-    Args:
-        filled (`Filled`): A filled text.
 
     Example:
         >>> fill = {"text": "stayed", "logprob": -0.5, "mean_logprob": -0.5}

@@ -47,12 +47,7 @@ def spell(tokenizer: Any, fill: Any) -> list[str]:
 
 
 def render_page(rows: Iterable[Mapping[str, Any]], *, title: str) -> str:
-    """One HTML page without anything outside it; all text is escaped.
-
-    Args:
-        rows (`Iterable[Mapping]`): As `infill_stories.py` writes them: `row`, and `pieces` with `fills`, or `error`.
-        title (`str`): Heading of the page.
-    """
+    """One HTML page without anything outside it; all text is escaped."""
     body = "\n".join(_article(row) for row in rows)
     return (
         "<!DOCTYPE html>\n"
@@ -96,11 +91,7 @@ def _alternatives(gap: int, answers: Sequence[Mapping[str, Any]]) -> str:
 
 
 def render_fill(fill: Mapping[str, Any]) -> str:
-    """The tokens of a fill; in one colour where its text is not that of its tokens.
-
-    Args:
-        fill (`Mapping`): As `infill_stories.py` describes one: `text`, `tokens`, `logprobs` and `mean_logprob`.
-    """
+    """The tokens of a fill; in one colour where its text is not that of its tokens."""
     if "".join(fill["tokens"]) == fill["text"]:
         shown = zip(fill["tokens"], fill["logprobs"], strict=True)
         return "".join(_token(text, logprob) for text, logprob in shown if text)

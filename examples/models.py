@@ -34,26 +34,12 @@ def offline_where_unreachable() -> None:
 
 
 def is_here(path: str) -> bool:
-    """Whether a model is on this machine, so that the Hub need not be asked: a directory or an installed base.
-
-    Args:
-        path (`str`): What was named on the command line.
-    """
+    """Whether a model is on this machine, so that the Hub need not be asked: a directory or an installed base."""
     return ModelSource(path, {}).directory is not None
 
 
 def open_magnet(path: str, *, dtype: str = "auto", device: str = "cpu", **options: Any) -> Any:
-    """Open a MAGNET checkpoint, an adapter or a plain decoder as our class, in evaluation mode on a device.
-
-    Args:
-        path (`str`): Directory or Hub id.
-        dtype (`str`): Of the weights, by its name in torch; `"auto"`: as they are stored.
-        device (`str`): What `choose_device` returned.
-        options: Further arguments of `from_pretrained`.
-
-    Raises:
-        ValueError, OSError: nothing is there that can be opened.
-    """
+    """Open a MAGNET checkpoint, an adapter or a plain decoder as our class, in evaluation mode on a device."""
     if not is_here(path):
         offline_where_unreachable()
     wanted = dtype if dtype == "auto" else getattr(torch, dtype)
@@ -62,12 +48,7 @@ def open_magnet(path: str, *, dtype: str = "auto", device: str = "cpu", **option
 
 
 def not_adapted(path: str, *, gguf_file: str | None = None) -> str | None:
-    """Return a line that says that a model was never adapted; `None` for a MAGNET checkpoint or adapter.
-
-    Args:
-        path (`str`): Directory or Hub id of a model that can be opened.
-        gguf_file (`str`, *optional*): The GGUF file there; such a model was never adapted.
-    """
+    """Return a line that says that a model was never adapted; `None` for a MAGNET checkpoint or adapter."""
     source = ModelSource(path, {})
     try:
         base = None if gguf_file else source.adapter_base()

@@ -36,10 +36,6 @@ OBJECTIVES = {
 def allowed_attention(model: Any, segment_ids: Sequence[int]) -> Tensor:
     """Who may attend to whom, read off the mask that the model hands to its attention layers.
 
-    Args:
-        model (`MagnetLlamaForCausalLM`): With eager or SDPA attention.
-        segment_ids (`Sequence[int]`): 0 for a context token, k >= 1 for a token of the k-th span; length S.
-
     Returns:
         `torch.BoolTensor` of shape `(S, S)`: row attends to column.
     """
@@ -60,13 +56,6 @@ def allowed_attention(model: Any, segment_ids: Sequence[int]) -> Tensor:
 
 def draw_masks(model: Any, path: Path) -> Path:
     """Draw the three attention masks side by side.
-
-    Args:
-        model (`MagnetLlamaForCausalLM`): Whose masks to draw.
-        path (`Path`): PNG file to write.
-
-    Returns:
-        `Path`: the file written.
 
     Source: Khosla et al. 2025, figure 2.
     """
@@ -110,13 +99,6 @@ def _draw_mask(axes: Axes, allowed: Tensor, segment_ids: Sequence[int]) -> None:
 def curve(log_history: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
     """Steps and values of one logged quantity.
 
-    Args:
-        log_history (`Sequence[dict]`): `trainer.state.log_history`.
-        key (`str`): Name of the quantity.
-
-    Returns:
-        `tuple[list[int], list[float]]`: of equal length, in the order of the log.
-
     Example:
         >>> curve([{"step": 5, "loss": 2.0}, {"step": 5, "eval_loss": 3.0}, {"step": 10, "loss": 1.0}], "loss")
         ([5, 10], [2.0, 1.0])
@@ -128,16 +110,7 @@ def curve(log_history: Sequence[dict[str, Any]], key: str) -> tuple[list[int], l
 def draw_curves(
     path: Path, *, causal_logs: dict[str, Sequence[dict[str, Any]]], adaptation_log: Sequence[dict[str, Any]]
 ) -> Path:
-    """Draw the training losses: causal runs on the left, the objectives of the adaptation on the right.
-
-    Args:
-        path (`Path`): PNG file to write.
-        causal_logs (`dict[str, Sequence[dict]]`): Log history of each causal run, by its name.
-        adaptation_log (`Sequence[dict]`): Log history of the `MagnetTrainer`.
-
-    Returns:
-        `Path`: the file written.
-    """
+    """Draw the training losses: causal runs on the left, the objectives of the adaptation on the right."""
     figure = Figure(figsize=(11, 4))
     left, right = figure.subplots(1, 2)
     for name, log_history in causal_logs.items():
@@ -160,15 +133,7 @@ def draw_curves(
 
 
 def draw_objectives(path: Path, log_history: Sequence[dict[str, Any]]) -> Path | None:
-    """Draw each objective of an adaptation in a panel of its own: in training, and on held-out texts or pairs.
-
-    Args:
-        path (`Path`): PNG file to write, whole or not at all; the same log gives the same bytes.
-        log_history (`Sequence[dict]`): Log history of the `MagnetTrainer`, of a resumed run the whole of it.
-
-    Returns:
-        `Path`: the file written, or `None` where nothing was logged.
-    """
+    """Draw each objective of an adaptation in a panel of its own: in training, and on held-out texts or pairs."""
     kinds = {"training": "", "held out": "eval_"}
     panels = {
         title: {kind: curve(log_history, prefix + key) for kind, prefix in kinds.items()}

@@ -56,18 +56,7 @@ def explain_fields(module: ModuleType) -> None:
 
 
 def write_reference(output: Path) -> list[Path]:
-    """Write the pages.
-
-    Args:
-        output (`Path`): Folder, made where there is none.
-
-    Returns:
-        `list[Path]`: the pages.
-
-    Raises:
-        UserWarning: what pdoc finds wrong with a docstring, a signature or an import.
-        ValueError: a page that names a folder of this machine.
-    """
+    """Write the pages."""
     import pdoc
 
     modules = documented_modules()

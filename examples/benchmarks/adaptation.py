@@ -17,7 +17,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
@@ -57,10 +56,6 @@ def keep_first_span(batch: dict[str, torch.Tensor], *, shuffle_suffix: bool) -> 
     """Rows with their first span alone missing, the text behind it their own or the next row's.
 
     The other spans become context, so that both variants score the same tokens and differ in the suffix alone.
-
-    Args:
-        batch (`dict`): What `DataCollatorForMagnet` returns for rows of one length, `(B, S)` each.
-        shuffle_suffix (`bool`): Whether the text behind the span comes from the next row of the batch.
     """
     first = batch["segment_ids"] == 1
     ends = first.shape[1] - first.flip(1).long().argmax(1)  # (B,): index behind the first span

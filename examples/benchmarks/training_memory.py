@@ -16,7 +16,6 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch

@@ -28,14 +28,6 @@ def naive_loss(
 ) -> Tensor:
     """Weighted sum of MNTP, MSG and SSCL of one micro-batch, as the trainer's `compute_loss` has it.
 
-    Args:
-        model (`nn.Module`): The model; with its LM head, whose logits nobody uses for the pairs.
-        batch (`dict`): What the collators made: rows, and `pairs` where the contrastive loss counts.
-        head (`nn.Module`): The contrastive head.
-        weights (`LossPhase`): Of the losses; one of 0 is not computed.
-        temperature (`float`): Of the contrastive loss.
-        length (`int`): Tokens of a side of a pair, to which all are padded.
-
     Returns:
         `torch.FloatTensor` of shape `()`.
     """
@@ -78,12 +70,7 @@ COMPILED = ", compiled"  # behind the name of a system
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, batch_size: int, pairs_a_step: int) -> None:
-    """The options of what a step is made of.
-
-    Args:
-        parser (`argparse.ArgumentParser`): Of a benchmark.
-        batch_size, pairs_a_step (`int`): Its defaults.
-    """
+    """The options of what a step is made of."""
     parser.add_argument("--texts", nargs="+", required=True, help="texts to train on")
     parser.add_argument("--pairs", required=True, help="pairs of texts")
     parser.add_argument("--pair_label_column", help="1 where the two are paraphrases")

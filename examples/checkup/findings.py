@@ -35,12 +35,7 @@ def not_applicable(name: str, reason: str) -> Finding:
 
 
 def examine(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """The rows of a check as they come; an exception is a failed row, so that the checks behind it still run.
-
-    Args:
-        name (`str`): Of the failed row.
-        check (callable): Gives the rows.
-    """
+    """The rows of a check as they come; an exception is a failed row, so that the checks behind it still run."""
     try:
         yield from check()
     except Exception as error:

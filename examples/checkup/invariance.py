@@ -26,7 +26,6 @@ def vectors_agree(first: np.ndarray, second: np.ndarray, dtype: torch.dtype) -> 
 
     Args:
         first, second (`np.ndarray` of shape `(N, hidden size)`): Unit vectors.
-        dtype (`torch.dtype`): Of the model.
     """
     if dtype in (torch.float32, torch.float64):
         furthest = float(np.abs(first - second).max())

@@ -15,14 +15,7 @@ from modeling_magnet.masking_magnet import MODES, AttentionMode, layer_windows
 
 
 def sees(query: int, key: int, *, mode: AttentionMode, segments: Sequence[int], window: int | None) -> bool:
-    """Whether a token may attend to another.
-
-    Args:
-        query, key (`int`): Positions.
-        mode (`str`): Of the call.
-        segments (`Sequence[int]`): 0 for context, k for the k-th span; for infill mode.
-        window (`int`, *optional*): Of the layer: causally it counts the token itself, else it is a distance.
-    """
+    """Whether a token may attend to another."""
     if window is not None and abs(query - key) > window - (mode == "causal"):
         return False
     if mode == "bidirectional":
@@ -45,11 +38,6 @@ def reached_from(
     place: int, *, mode: AttentionMode, segments: Sequence[int], windows: Sequence[int | None]
 ) -> set[int]:
     """The positions whose last state depends on a token, through all layers.
-
-    Args:
-        place (`int`): Of the token.
-        mode, segments: See `sees`.
-        windows (`Sequence[int]`): One for each layer.
 
     Example:
 
@@ -103,13 +91,7 @@ def _forget_compiled(backend: str) -> None:
 
 
 def leak_findings(model: Any, mode: AttentionMode, backend: str) -> list[Finding]:
-    """One row: the states that moved against those that had to.
-
-    Args:
-        model: Its forward takes `mode`.
-        mode (`str`): Of the forwards.
-        backend (`str`): Of the attention.
-    """
+    """One row: the states that moved against those that had to."""
     windows = windows_by_layer(model.config)
     ids = _random_ids(model, len(CHANGED) * DRAWS, LENGTH)
     changed = ids.clone()

@@ -53,20 +53,7 @@ def open_model(
     mask_token: str | None = None,
     trust_remote_code: bool = False,
 ) -> Opened:
-    """Open a plain decoder, a checkpoint or an adapter.
-
-    Args:
-        path (`str`): Directory or Hub id.
-        dtype (`str`): `auto`, or a name of torch.
-        device (`str`): Where to.
-        revision (`str`, *optional*): Commit on the Hub.
-        gguf_file (`str`, *optional*): The GGUF file that the model is in.
-        mask_token (`str`, *optional*): For a plain decoder whose vocabulary has no underscore.
-        trust_remote_code (`bool`): Run the model's own files instead of the installed package.
-
-    Raises:
-        ValueError: there is no model, its files are damaged, or it has no code of its own to trust.
-    """
+    """Open a plain decoder, a checkpoint or an adapter."""
     given = {"revision": revision, "gguf_file": gguf_file}
     where = {name: value for name, value in given.items() if value is not None}
     source = ModelSource(path, where)

@@ -21,12 +21,7 @@ SEGMENTS = [0] * 5 + [1] * 4 + [0] * 7
 
 @torch.no_grad()
 def logits_of(model: Any, mode: AttentionMode | None) -> torch.Tensor:
-    """Logits of a padded and an unpadded row, of real tokens alone.
-
-    Args:
-        model: Ours, or a stock decoder.
-        mode (`str`, *optional*): `None` for a stock decoder, which knows none.
-    """
+    """Logits of a padded and an unpadded row, of real tokens alone."""
     generator = torch.Generator().manual_seed(1)
     size = model.config.vocab_size
     ids = torch.randint(min(3, size - 1), size, (2, LENGTH), generator=generator).to(model.device)
@@ -46,12 +41,7 @@ def equality(first: torch.Tensor, second: torch.Tensor) -> tuple[bool, float]:
 
 
 def round_trip_findings(model: Any, folder: Path) -> Iterator[Finding]:
-    """Save to a folder, load with the same class and with the stock one, and compare.
-
-    Args:
-        model: Any of ours.
-        folder (`Path`): Where there is room for its files.
-    """
+    """Save to a folder, load with the same class and with the stock one, and compare."""
     target = folder / "saved"
     model.save_pretrained(target)
     like = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation}
@@ -110,12 +100,7 @@ def in_every_mode(model: Any) -> Iterator[None]:
 
 
 def merge_findings(model: Any, folder: Path) -> list[Finding]:
-    """One row: the merged checkpoint against the model with its adapter on, in each mode.
-
-    Args:
-        model: Any of ours.
-        folder (`Path`): Where there is room for a whole checkpoint.
-    """
+    """One row: the merged checkpoint against the model with its adapter on, in each mode."""
     if not model.has_adapter:
         return [not_applicable(MERGED, "no adapter")]
     if getattr(model, "is_quantized", False):
@@ -134,12 +119,7 @@ def merge_findings(model: Any, folder: Path) -> list[Finding]:
 
 
 def bound_findings(model: Any, base: ModelSource | None) -> list[Finding]:
-    """One row: causal logits against those of the base that is loaded alone.
-
-    Args:
-        model: Any of ours.
-        base (`ModelSource`, *optional*): Where the base of the adapter is.
-    """
+    """One row: causal logits against those of the base that is loaded alone."""
     modes = model.config.magnet["adapter_modes"] if model.has_adapter else None
     if modes is None:
         return [not_applicable(BOUND, "on in every mode" if model.has_adapter else "no adapter")]

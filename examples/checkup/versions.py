@@ -35,9 +35,6 @@ def requirements() -> tuple[str, dict[str, Asked]]:
     """What setup.cfg of this repository asks for, or where there is none, the installed distribution.
 
     In this order, for the metadata of an editable install are those of the day it was made.
-
-    Returns:
-        `tuple[str, dict]`: the versions of Python, and what is asked of each package by its normalised name.
     """
     if SETUP.is_file():
         python, lines = _of_setup_file()

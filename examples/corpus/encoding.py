@@ -71,12 +71,7 @@ class ModelFacts:
 
 
 def inspect_model(options: EncodingOptions) -> ModelFacts:
-    """Check that a model, a MAGNET checkpoint or a plain Llama, can do what the options ask for; reads no weights.
-
-    Raises:
-        ValueError: no Llama or tokenizer there, an option that is unknown, out of range or contradictory, or a prompt
-            that leaves no room for text.
-    """
+    """Check that a model, a MAGNET checkpoint or a plain Llama, can do what the options ask for; reads no weights."""
     _check_options(options)
     path = options.model_name_or_path
     source = ModelSource(path, {})
@@ -173,10 +168,6 @@ class ChunkEncoder:
     def __call__(self, chunk: Chunk, *, tell: Callable[[int], object] | None = None) -> np.ndarray:
         """Encode the texts of a chunk. The result depends on the chunk, options, device and threads, nothing else.
 
-        Args:
-            chunk (`Chunk`): Texts and their places.
-            tell (`Callable`, *optional*): Called after each batch with its number of texts.
-
         Returns:
             `numpy.ndarray` of shape `(chunk.num_rows, width)`: NaN, or 0 where vectors are bytes, in rows without a
             text and in rows whose vector is not finite in the stored dtype.
@@ -206,7 +197,6 @@ def complaints_about(chunk: Chunk, vectors: np.ndarray) -> Iterator[Complaint]:
     """Texts whose vector overflowed or is no number, by their row alone: their lines are not kept.
 
     Args:
-        chunk (`Chunk`): Its own complaints are not repeated.
         vectors (`numpy.ndarray` of shape `(chunk.num_rows, width)`): What a `ChunkEncoder` made of it.
     """
     if vectors.dtype.kind == "f":

@@ -37,11 +37,7 @@ class Format(Protocol):
     """How files of one kind are read."""
 
     def check(self, file: Path, columns: list[str]) -> None:
-        """Refuse a file that lacks a column, as far as its beginning tells.
-
-        Raises:
-            ValueError: naming the file and its columns.
-        """
+        """Refuse a file that lacks a column, as far as its beginning tells."""
 
     def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, Any]]:
         """Raw rows, each with the number of its first line, from 1; of the row itself where there are no lines."""

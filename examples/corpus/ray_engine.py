@@ -22,11 +22,7 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def import_ray() -> Any:
-    """Ray with its `data` module, which only this engine needs.
-
-    Raises:
-        ValueError: it is not installed.
-    """
+    """Ray with its `data` module, which only this engine needs."""
     try:
         import ray
         import ray.data
@@ -46,20 +42,7 @@ def encode_on_ray(
     num_processes: int,
     tell: Callable[[int], object],
 ) -> Generator[tuple[Chunk, np.ndarray], None, None]:
-    """Encode chunks on the cluster of `RAY_ADDRESS`, or on a local one that lasts as long as this call.
-
-    Args:
-        chunks (`Iterable[Chunk]`): Picklable; read once, on this node.
-        options, facts: Of the encoder. Every node needs the repository and the model under the same paths.
-        num_processes (`int`): Actors, each with a model, on a GPU where the cluster has some, else on a CPU.
-        tell (`Callable`): Called with the number of texts of each chunk.
-
-    Returns:
-        `Generator[tuple[Chunk, numpy.ndarray]]`: each chunk without its texts, and its vectors, in any order.
-
-    Raises:
-        ValueError: Ray Data is not installed.
-    """
+    """Encode chunks on the cluster of `RAY_ADDRESS`, or on a local one that lasts as long as this call."""
     ray = import_ray()
     with _connected(ray, num_processes=num_processes):
         on_gpu = ray.cluster_resources().get("GPU", 0) > 0

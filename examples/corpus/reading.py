@@ -135,15 +135,7 @@ def describe_files(files: list[Path]) -> dict[str, Any]:
 
 
 def find_origin(source: str | list[str], *, split: str, config_name: str | None) -> Origin:
-    """Files where there are some, else a dataset of the Hub at its present revision.
-
-    Args:
-        source (`str` or `list[str]`): Files, folders, glob patterns, or one Hub id.
-        split, config_name: Of a Hub dataset.
-
-    Raises:
-        ValueError: nothing there, formats mixed, or files that cannot be streamed.
-    """
+    """Files where there are some, else a dataset of the Hub at its present revision."""
     if isinstance(source, list) and len(source) == 1:
         (source,) = source
     if isinstance(source, str) and is_hub_id(source):
@@ -223,11 +215,7 @@ class Corpus:
         return rows if self.limit is None or rows is None else min(rows, self.limit)
 
     def count_by_reading(self, goes_on: Callable[[], bool]) -> int | None:
-        """Rows in all, read once and not understood; `None` where that is not to be, or fails.
-
-        Args:
-            goes_on (`Callable`): Asked before each row.
-        """
+        """Rows in all, read once and not understood; `None` where that is not to be, or fails."""
         if not isinstance(self.origin, Files):  # what would be read is on another machine
             return None
         number = 0
@@ -241,13 +229,7 @@ class Corpus:
         return number
 
     def chunk(self, index: int, first_row: int, raw_rows: list[tuple[str, int, Any]]) -> Chunk:
-        """Make texts and ids of raw rows.
-
-        Args:
-            index (`int`): Of the chunk.
-            first_row (`int`): Number of the first row in the corpus.
-            raw_rows (`list`): As the origin gives them.
-        """
+        """Make texts and ids of raw rows."""
         chunk = Chunk(index=index, first_row=first_row, num_rows=len(raw_rows))
         for place, (file, line, raw) in enumerate(raw_rows):
             record: Mapping[str, Any] = {}
@@ -277,11 +259,7 @@ class ChunkStream:
     skip: Collection[int] = ()
 
     def __iter__(self) -> Iterator[Chunk]:
-        """Read the corpus.
-
-        Raises:
-            ValueError: a file that cannot be read to its end.
-        """
+        """Read the corpus."""
         rows = itertools.islice(self.corpus.origin.rows(self.corpus.columns), self.corpus.limit)
         first_row = 0
         for index in itertools.count():
@@ -302,21 +280,7 @@ def open_corpus(
     config_name: str | None = None,
     limit: int | None = None,
 ) -> Corpus:
-    """Find the rows of a corpus and check that it can be read; nothing is read beyond the first rows of each file.
-
-    Args:
-        source (`str` or `list[str]`): Files, folders and glob patterns as for `trainer.load_texts`, or one Hub id.
-        text_column (`str`): The column of the text; `"text"` for plain text files.
-        id_column (`str`, *optional*): A column to keep beside the vectors.
-        split, config_name: Of a Hub dataset.
-        limit (`int`, *optional*): Read this many rows at most, >= 1.
-
-    Returns:
-        `Corpus`: of at least one row.
-
-    Raises:
-        ValueError: nothing there, formats mixed, a column missing, no row, or a file that cannot be streamed.
-    """
+    """Find the rows of a corpus and check that it can be read; nothing is read beyond the first rows of each file."""
     check_limit(limit)
     origin = find_origin(source, split=split, config_name=config_name)
     corpus = Corpus(origin=origin, text_column=text_column, id_column=id_column, limit=limit)

@@ -34,16 +34,6 @@ def encode_here(
 ) -> Generator[tuple[Chunk, np.ndarray], None, None]:
     """Encode chunks on this machine.
 
-    Args:
-        chunks (`Iterable[Chunk]`): Read as they are needed, in this process.
-        options, facts: Of the encoder. Its `threads` decide the bits of a vector, the number of processes does not.
-        num_processes (`int`): 1: no process is started. More: each has a model, on CUDA device 0, 1, ... where there
-            are some.
-        tell (`Callable`): Called in this process with the number of texts that were encoded since the last call.
-
-    Returns:
-        `Generator[tuple[Chunk, numpy.ndarray]]`: each chunk, perhaps without its texts, and its vectors, in order.
-
     Raises:
         RuntimeError: a process died.
     """

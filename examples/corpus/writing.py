@@ -41,18 +41,7 @@ class PartsFolder:
 
     @contextmanager
     def opened(self, manifest: Mapping[str, Any]) -> Iterator[bool]:
-        """Make the folder, or go on with it; nobody else can until the context is left.
-
-        Args:
-            manifest (`Mapping[str, Any]`): Everything the output's bytes depend on, as JSON can hold it.
-
-        Yields:
-            `bool`: whether a run of this manifest was here before.
-
-        Raises:
-            ValueError: the folder cannot be written, another run is at work in it, or it holds finished chunks of
-                another manifest.
-        """
+        """Make the folder, or go on with it; nobody else can until the context is left."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = open(self.path / "lock", "ab")
@@ -90,11 +79,7 @@ class PartsFolder:
         """Keep a finished chunk.
 
         Args:
-            chunk (`Chunk`): Its ids and complaints.
             vectors (`numpy.ndarray` of shape `(chunk.num_rows, width)`): Contiguous.
-
-        Raises:
-            OSError: naming the file and the free space; the chunks before are kept.
         """
         if chunk.ids or chunk.complaints:
             details = {"ids": chunk.ids, "complaints": chunk.complaints}
@@ -165,11 +150,7 @@ def write_npy_header(file: BinaryIO, *, shape: tuple[int, ...], dtype: np.dtype)
 
 
 def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of a `.npy` file that `write_npy_header` began; leaves the file at its data.
-
-    Raises:
-        ValueError: it is none, or cut short.
-    """
+    """Shape and dtype of a `.npy` file that `write_npy_header` began; leaves the file at its data."""
     np.lib.format.read_magic(file)
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     return shape, dtype
@@ -180,18 +161,7 @@ _BYTES_AT_ONCE = 1 << 20
 
 
 def merge_parts(parts: PartsFolder, rows: Sequence[int], *, width: int, dtype: str, with_ids: bool) -> None:
-    """Write the output file, which appears whole or not at all.
-
-    Args:
-        parts (`PartsFolder`): All chunks are finished.
-        rows (`Sequence[int]`): Rows of each chunk.
-        width (`int`): Numbers of a vector.
-        dtype (`str`): Of a vector, as NumPy names it.
-        with_ids (`bool`): Whether there are ids, which only parquet keeps.
-
-    Raises:
-        OSError: the file cannot be written; the chunks are kept.
-    """
+    """Write the output file, which appears whole or not at all."""
     with whole_file(parts.output, aside=parts.path) as file:
         if parts.output.suffix == ".npy":
             _merge_npy(file, parts, rows, width=width, dtype=np.dtype(dtype))

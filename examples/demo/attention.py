@@ -41,25 +41,12 @@ class Row:
     names: list[str]
 
     def segments_in(self, mode: AttentionMode) -> list[int]:
-        """The segments that make a mode: all context, all one span, or what the blanks say.
-
-        Args:
-            mode (`str`): One of the three.
-        """
+        """The segments that make a mode: all context, all one span, or what the blanks say."""
         return {"causal": [1] * len(self.segments), "bidirectional": [0] * len(self.segments)}.get(mode, self.segments)
 
 
 def read_row(model: Any, text: object, *, limits: Limits = LIMITS) -> Row:
-    """Tokens of a text; blanks are filled by the model.
-
-    Args:
-        model: A MAGNET model.
-        text: With or without blanks.
-        limits (`Limits`): What is taken.
-
-    Raises:
-        ValueError: no text, or more tokens than a table can show.
-    """
+    """Tokens of a text; blanks are filled by the model."""
     given = checked_text(text, what="The text", limits=limits)
     tokenizer = model.tokenizer
     pieces = split_at_marks(given, BLANK, name="The text") if BLANK in given else [given]
@@ -94,11 +81,7 @@ def read_row(model: Any, text: object, *, limits: Limits = LIMITS) -> Row:
 
 
 def render_masks(row: Row) -> str:
-    """The three masks of a row, as in Figure 2 of the paper.
-
-    Args:
-        row (`Row`): A text as the model reads it.
-    """
+    """The three masks of a row, as in Figure 2 of the paper."""
     grids = ""
     for mode in MODES:
         segments = row.segments_in(mode)
@@ -110,11 +93,7 @@ def render_masks(row: Row) -> str:
 
 
 def with_eager_attention(model: Any) -> Any:
-    """The same weights in a model whose attention can be looked at; the one that others use stays as it is.
-
-    Args:
-        model: A MAGNET model.
-    """
+    """The same weights in a model whose attention can be looked at; the one that others use stays as it is."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
     twin.set_attn_implementation("eager")
@@ -125,18 +104,8 @@ def with_eager_attention(model: Any) -> Any:
 def attention_weights(model: Any, row: Row, *, mode: object, layer: object, head: object) -> torch.Tensor:
     """What each token of a row looks at.
 
-    Args:
-        model: With eager attention, as `with_eager_attention` gives it.
-        row (`Row`): A text as the model reads it.
-        mode: `"causal"`, `"bidirectional"` or `"infill"`.
-        layer: From 1.
-        head: From 1.
-
     Returns:
         `torch.Tensor` of shape `(S, S)`: row looks at column; rows sum to 1.
-
-    Raises:
-        ValueError: a mode, layer or head that does not exist.
     """
     if mode not in MODES:
         raise ValueError(f"Mode is {mode!r}; expected one of {', '.join(MODES)}.")
@@ -154,9 +123,7 @@ def render_weights(row: Row, weights: torch.Tensor, *, caption: str) -> str:
     """One head's weights as a table.
 
     Args:
-        row (`Row`): A text as the model reads it.
         weights (`torch.Tensor` of shape `(S, S)`): From `attention_weights`.
-        caption (`str`): Whose they are.
     """
     return render_heatmap(
         weights.tolist(), caption=caption, rows=row.names, columns=row.names, corner="looks at", least=0.0, most=1.0

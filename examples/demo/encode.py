@@ -44,15 +44,7 @@ class Likeness:
 
 
 def split_lines(text: object, *, limits: Limits = LIMITS) -> list[str]:
-    """The lines of a text, without empty ones.
-
-    Args:
-        text: What came from the page.
-        limits (`Limits`): How many are taken.
-
-    Raises:
-        ValueError: fewer than two, or too many.
-    """
+    """The lines of a text, without empty ones."""
     given = checked_text(text, what="The list of lines", limits=limits)
     lines = [line.strip() for line in given.splitlines() if line.strip()]
     if not 2 <= len(lines) <= limits.lines:
@@ -61,32 +53,14 @@ def split_lines(text: object, *, limits: Limits = LIMITS) -> list[str]:
 
 
 def compare_sentences(model: Any, text: object, *, limits: Limits = LIMITS) -> Likeness:
-    """Cosines between the embeddings of lines.
-
-    Args:
-        model: A MAGNET model.
-        text: One text a line.
-        limits (`Limits`): What is taken.
-
-    Raises:
-        ValueError: as `split_lines`, or what `encode` refuses.
-    """
+    """Cosines between the embeddings of lines."""
     lines = split_lines(text, limits=limits)
     vectors = model.encode(lines, normalize_embeddings=True)
     return Likeness(lines, vectors @ vectors.T)
 
 
 def compare_words(model: Any, text: object, *, limits: Limits = LIMITS) -> Likeness:
-    """Cosines between all words of all lines.
-
-    Args:
-        model: A MAGNET model.
-        text: One text a line.
-        limits (`Limits`): What is taken.
-
-    Raises:
-        ValueError: as `split_lines`, too many words, or what `encode_words` refuses.
-    """
+    """Cosines between all words of all lines."""
     lines = split_lines(text, limits=limits)
     count = sum(len(line.split()) for line in lines)
     if count > limits.words:
@@ -101,24 +75,14 @@ def compare_words(model: Any, text: object, *, limits: Limits = LIMITS) -> Liken
 
 
 def nearest_words(likeness: Likeness, index: int, *, number: int = NEAREST) -> list[int]:
-    """The words of other lines that are most like one, the most like first.
-
-    Args:
-        likeness (`Likeness`): Compared words.
-        index (`int`): Which word.
-        number (`int`): How many.
-    """
+    """The words of other lines that are most like one, the most like first."""
     words = likeness.words or []
     others = [other for other, word in enumerate(words) if word.line != words[index].line]
     return sorted(others, key=lambda other: -likeness.cosines[index, other])[:number]
 
 
 def render_likeness(likeness: Likeness) -> str:
-    """The neighbours first, the numbers below.
-
-    Args:
-        likeness (`Likeness`): Compared lines or words.
-    """
+    """The neighbours first, the numbers below."""
     return _render_lines(likeness) if likeness.words is None else _render_words(likeness)
 
 

@@ -37,18 +37,7 @@ class Filled:
 
 
 def fill_text(model: Any, text: object, *, length: object, answers: object, limits: Limits = LIMITS) -> Filled:
-    """Fill every blank of a text.
-
-    Args:
-        model: A MAGNET model.
-        text: The text, with `[blank]` where something is missing.
-        length: Tokens of each fill, or `None` to let the model choose.
-        answers: Different answers to each blank.
-        limits (`Limits`): What is taken.
-
-    Raises:
-        ValueError: no blank, too much of anything, or what `infill_blanks` refuses.
-    """
+    """Fill every blank of a text."""
     given = checked_text(text, what="The text", limits=limits)
     count = checked_number(answers, what="Answers", least=1, most=limits.answers)
     pieces = split_at_marks(given, BLANK, name="The text")
@@ -69,13 +58,7 @@ def fill_text(model: Any, text: object, *, length: object, answers: object, limi
 
 
 def fill_from_left(model: Any, pieces: Sequence[str], numbers: Sequence[int]) -> list[dict[str, Any]] | None:
-    """What the same weights write in causal mode, blank after blank; each sees the text in front of it alone.
-
-    Args:
-        model: A MAGNET model.
-        pieces (`Sequence[str]`): The text around the blanks.
-        numbers (`Sequence[int]`): Tokens to write in each.
-    """
+    """What the same weights write in causal mode, blank after blank; each sees the text in front of it alone."""
     before, fills = pieces[0], []
     for number, piece in zip(numbers, pieces[1:], strict=True):
         ids = text_ids(model.tokenizer, before.rstrip(" "))
@@ -116,11 +99,7 @@ def _continue(model: Any, row: list[int], number: int) -> Fill:
 
 
 def render_filled(filled: Filled) -> str:
-    """Both fillings side by side, and all answers below.
-
-    Args:
-        filled (`Filled`): A filled text.
-    """
+    """Both fillings side by side, and all answers below."""
     best = [answers[0] for answers in filled.fills]
     if filled.from_left is None:
         left = "<p>The text begins with the blank and this model has no BOS token: nothing to go on from.</p>"

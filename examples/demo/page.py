@@ -78,12 +78,7 @@ class Handlers:
 
 
 def build_page(model: Any, *, described: str) -> gr.Blocks:
-    """The page of a model, its queue set; `launch_options` has what it is launched with.
-
-    Args:
-        model: A MAGNET model.
-        described (`str`): Which it is.
-    """
+    """The page of a model, its queue set; `launch_options` has what it is launched with."""
     handlers = Handlers(model)
     with gr.Blocks(title="MAGNET", analytics_enabled=False) as page:
         gr.HTML(

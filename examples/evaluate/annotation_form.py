@@ -26,18 +26,7 @@ _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 def make_form(
     gaps: Sequence[StoryGap], fills: Mapping[str, Sequence[str]], *, annotators: int, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Blind and shuffle.
-
-    Args:
-        gaps (`Sequence[StoryGap]`): The stories.
-        fills (`Mapping[str, Sequence[str]]`): Of each system one fill a story.
-        annotators (`int`): How many people; they are numbered from 1.
-        seed (`int`): Of their orders.
-
-    Returns:
-        `tuple[dict, dict]`: What the form holds (`form`, its digest; `items`; `orders`, by annotator), and the key's
-        part of it (`form`, `annotators`, and `items`, of each its `story` and `systems`).
-    """
+    """Blind and shuffle."""
     owners: dict[str, dict[str, Any]] = {}
     texts: dict[str, dict[str, str]] = {}
     for system, written in fills.items():
@@ -57,11 +46,7 @@ def make_form(
 
 
 def render_form(shown: Mapping[str, Any]) -> str:
-    """One HTML page without anything outside it.
-
-    Args:
-        shown (`Mapping`): As `make_form` returns it. Its texts become text of the page, never markup.
-    """
+    """One HTML page without anything outside it."""
     data = json.dumps(shown)  # ASCII alone: marks of direction and line separators are escaped
     for character, escape in _ESCAPES.items():
         data = data.replace(character, escape)
@@ -70,11 +55,7 @@ def render_form(shown: Mapping[str, Any]) -> str:
 
 
 def read_key(file: Path) -> dict[str, Any]:
-    """The key of a form.
-
-    Raises:
-        ValueError: no such file, or not a key.
-    """
+    """The key of a form."""
     key = _read_json(file)
     if not isinstance(key, dict) or not {"form", "annotators", "items", "systems"} <= key.keys():
         raise ValueError(f"{str(file)!r} is no key of a form; expected the key.json that `sample` wrote beside it.")
@@ -82,19 +63,7 @@ def read_key(file: Path) -> dict[str, Any]:
 
 
 def read_answers(key: Mapping[str, Any], files: Sequence[Path]) -> dict[str, dict[str, bool]]:
-    """The answers of each annotator, checked.
-
-    Args:
-        key (`Mapping`): Of the form.
-        files (`Sequence[Path]`): What the annotators downloaded.
-
-    Returns:
-        `dict[str, dict[str, bool]]`: By annotator and item, whether the fill was found appropriate.
-
-    Raises:
-        ValueError: listing all that is wrong with all files: unreadable, of another form, of an annotator whom it does
-            not know or who has answered already, incomplete, or with answers that are none.
-    """
+    """The answers of each annotator, checked."""
     answers: dict[str, dict[str, bool]] = {}
     complaints: list[str] = []
     for file in files:

@@ -14,7 +14,6 @@ import functools
 import sys
 from pathlib import Path
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import csv
 import random
@@ -130,15 +129,7 @@ def subsets_of(
 ) -> list[Subset]:
     """The subsets of a set.
 
-    Args:
-        name (`str`): One of `CLUSTERING_SETS`.
-        folder (`Path`, *optional*): Where the file that stands in for it is; the Hub, MTEB's own, if left out.
-        subsets (`int`, *optional*): So many, >= 1; by default all of the Hub's, or `NUM_SUBSETS` drawn from a file.
-        size (`int`, *optional*): Texts of each, at most, >= 1; by default all of the Hub's, or the file's own size.
-        seed (`int`, defaults to 0): Of the draws.
-
     Raises:
-        ValueError: a line that cannot be read.
         NotAvailableError: no such file, or the Hub cannot be reached.
     """
     if folder is not None:
@@ -163,7 +154,6 @@ def read_file(name: str, folder: Path) -> list[LabelledText]:
     """The texts of the file that stands in for a set.
 
     Raises:
-        ValueError: a line that cannot be read.
         NotAvailableError: no such file.
     """
     file = local_file(name)
@@ -215,15 +205,6 @@ def _drawn(texts: list[str], labels: list[str], size: int | None, seed: str) -> 
 def v_measure_by_mteb(reader: SentenceReader, name: str, subsets: list[Subset], *, prompt: str) -> tuple[float, float]:
     """V-measure x 100 of a legacy task of MTEB's, on the texts given.
 
-    Args:
-        reader (`SentenceReader`): The model.
-        name (`str`): The task.
-        subsets (`list[Subset]`): Each is clustered by itself.
-        prompt (`str`): The instruction.
-
-    Returns:
-        `tuple[float, float]`: mean and standard deviation over the subsets.
-
     Source: Rosenberg and Hirschberg 2007 for the measure; Muennighoff et al. 2022 (MTEB) for the k-means.
     """
     from examples.evaluate.mteb_reader import scores_by_mteb
@@ -266,11 +247,7 @@ def units(args: argparse.Namespace) -> list[Unit]:
 
 
 def parse_arguments(arguments: list[str] | None) -> list[argparse.Namespace]:
-    """Read and check the command line: the arguments of each reading that the models need.
-
-    Raises:
-        ValueError: listing what cannot be used.
-    """
+    """Read and check the command line: the arguments of each reading that the models need."""
     parser = make_parser(
         __doc__,
         smoke={"subsets": 2, "subset_size": 500},
@@ -294,11 +271,7 @@ def parse_arguments(arguments: list[str] | None) -> list[argparse.Namespace]:
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Measure the models that were named.
-
-    Raises:
-        ValueError: arguments or files that cannot be used.
-    """
+    """Measure the models that were named."""
     return run_readings("clustering", parse_arguments(arguments), units)
 
 

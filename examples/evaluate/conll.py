@@ -56,14 +56,6 @@ def missing_files(folder: Path) -> list[str]:
 def read_conll(split: str, *, folder: Path | None = None) -> list[TaggedSentence]:
     """The sentences of a split, without the lines that begin a document.
 
-    Args:
-        split (`str`): One of `SPLITS`.
-        folder (`Path`, *optional*): Where its file is; the Hub if left out.
-
-    Raises:
-        ValueError: unknown split, no such file or a broken one, or a line without a word and three tags.
-        OSError: the Hub cannot be reached.
-
     Source: Tjong Kim Sang and De Meulder 2003; section 4.1 of the paper.
     """
     if split not in SPLITS:
@@ -78,15 +70,7 @@ def read_conll(split: str, *, folder: Path | None = None) -> list[TaggedSentence
 
 
 def read_lines(lines: Iterable[str], *, name: str) -> Iterator[TaggedSentence]:
-    """Sentences from lines of `word POS chunk entity`, an empty line behind each.
-
-    Args:
-        lines (`Iterable[str]`): As in the files of the shared task, in IOB1 or IOB2.
-        name (`str`): Of the file, for complaints.
-
-    Raises:
-        ValueError: a line of another form.
-    """
+    """Sentences from lines of `word POS chunk entity`, an empty line behind each."""
     rows: list[list[str]] = []
     for number, line in enumerate(lines, start=1):
         cells = line.split()
@@ -106,11 +90,7 @@ def read_lines(lines: Iterable[str], *, name: str) -> Iterator[TaggedSentence]:
 
 
 def sentences_of(data: Dataset) -> list[TaggedSentence]:
-    """Sentences from the rows of the Hub's copy, whose tags are numbers with names in the features.
-
-    Raises:
-        ValueError: columns of another form.
-    """
+    """Sentences from the rows of the Hub's copy, whose tags are numbers with names in the features."""
     absent = [column for column in ("tokens", *_COLUMNS.values()) if column not in data.column_names]
     if absent:
         raise ValueError(f"The data have columns {data.column_names}, and no {absent}; expected those of {HUB_ID}.")
@@ -133,9 +113,6 @@ def sentences_of(data: Dataset) -> list[TaggedSentence]:
 
 def to_iob2(tags: Sequence[str]) -> list[str]:
     """Tags of one sentence with `B-` at the beginning of every span.
-
-    Args:
-        tags (`Sequence[str]`): In IOB1 or IOB2, which comes back as it is.
 
     Example:
 

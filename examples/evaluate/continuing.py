@@ -47,23 +47,9 @@ def continue_texts(
 ) -> list[Continuation]:
     """Continue each text by the most likely token, again and again, up to an end of text.
 
-    Args:
-        model: In evaluation mode: any causal model for `"causal"`, one of ours for `"appended_masks"`, a masked
-            language model for `"masked"`.
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
-        texts (`Sequence[str]`): Beginnings.
-        reading (`str`, defaults to `"causal"`): `"causal"` is `generate`. The other two append a mask behind the text,
-            put the most likely token in its place, and repeat; all tokens see each other. `"masked"` asks the output
-            at the mask, in front of the tokens that close a text of such a model (`[SEP]`); `"appended_masks"` asks
-            the output at the position before it, as MNTP trains it.
-        max_new_tokens (`int`): Tokens at most, >= 1.
-        batch_size (`int`, defaults to 16): Texts at once; padding changes no continuation.
-
-    Returns:
-        `list[Continuation]`: in the order of the texts.
-
-    Raises:
-        ValueError: unknown reading, no mask token, or a text that leaves no room for so many tokens.
+    Reading `"causal"` is `generate`. The other two append a mask, put the most likely token in its place, and repeat, with
+    attention in both directions: `"masked"` takes the output at the mask, before the tokens that close a text of such a
+    model (`[SEP]`); `"appended_masks"` takes the output at the position before it, as MNTP trains it.
 
     Source: Khosla et al. 2025, section on repetition; generation by appended masks is the paper's for masked encoders.
     """
@@ -84,11 +70,7 @@ def continue_texts(
 
 
 def _mask_token_id(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The mask of one of our models, or of a masked language model.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The mask of one of our models, or of a masked language model."""
     settings = getattr(model, "magnet_settings", None)
     mask = tokenizer.mask_token_id if settings is None else settings.mask_token_id
     if mask is None:
@@ -124,11 +106,7 @@ def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase, *, reading: Reading
 
 
 def _check_room(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[_Row], *, max_new_tokens: int) -> None:
-    """Refuse texts whose continuation would run out of positions.
-
-    Raises:
-        ValueError: naming the longest.
-    """
+    """Refuse texts whose continuation would run out of positions."""
     positions = context_length(model.config, tokenizer)
     longest = max((len(row.front) + len(row.back) for row in rows), default=0)
     if max_new_tokens < 1 or longest + max_new_tokens > positions:
@@ -190,9 +168,7 @@ def _read_masks(model: Any, batch: dict[str, torch.Tensor], *, places: Sequence[
     """The most likely token of the mask of each row.
 
     Args:
-        model: One of ours, or a masked language model.
         batch (`dict`): `input_ids` and `attention_mask` of shape `(B, S)`, padded on the right.
-        places (`Sequence[int]`): Where the mask of each row stands, >= 1.
     """
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     rows = torch.arange(len(places), device=model.device)

@@ -30,13 +30,7 @@ from examples.models import is_here, offline_where_unreachable
 
 
 def make_parser(doc: str | None, *, smoke: dict[str, Any], paper: dict[str, Any]) -> argparse.ArgumentParser:
-    """The options that every driver has; add its own behind them, without defaults where a preset has one.
-
-    Args:
-        doc (`str`): The driver's docstring.
-        smoke (`dict`): Values of the driver's own options with `--preset smoke`: minutes on a laptop.
-        paper (`dict`): With `--preset paper`, the default: as the paper did it.
-    """
+    """The options that every driver has; add its own behind them, without defaults where a preset has one."""
     parser = OneLineParser(description=doc)
     add_model(
         parser,
@@ -59,11 +53,7 @@ def make_parser(doc: str | None, *, smoke: dict[str, Any], paper: dict[str, Any]
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; what is not said comes from the preset.
-
-    Raises:
-        ValueError: two models of one name, or a device that cannot be used.
-    """
+    """Read the command line; what is not said comes from the preset."""
     chosen = parser.parse_known_args(arguments)[0]
     parser.set_defaults(**chosen.presets[chosen.preset])
     args = parser.parse_args(arguments)
@@ -130,7 +120,6 @@ def unless_absent(read: Callable[[], T], *, folder: Path | None) -> T:
 
     Raises:
         NotAvailableError: no way to the Hub.
-        ValueError: a file that is not as it should be.
     """
     try:
         return read()
@@ -155,18 +144,6 @@ def run(
     """Measure the cells that have no record yet, model by model, and print the table.
 
     The file's last record of each cell is then the one that was asked for.
-
-    Args:
-        table (`str`): Name of the file of records.
-        args (`argparse.Namespace`): What `parse` returned.
-        units (`Sequence[Unit]`): The columns.
-        open_model (`Callable`): From path and arguments to what the units measure; called only where a cell is open.
-
-    Returns:
-        `list[Record]`: of all models and units, new ones and those found on record, in their order.
-
-    Raises:
-        ValueError: listing models that are not there, before any is measured.
     """
     file = RecordFile(args.results, table)
     on_record = file.read()
@@ -252,11 +229,7 @@ def _print_figures(
 
 
 def _identities(named: dict[str, str]) -> dict[str, dict[str, str | None]]:
-    """What tells the weights of each model apart.
-
-    Raises:
-        ValueError: listing the models that are not there.
-    """
+    """What tells the weights of each model apart."""
     found, complaints = {}, []
     for name, path in named.items():
         try:

@@ -64,14 +64,7 @@ class FillSystem:
         return {**how, "max_new_tokens": max_new_tokens, "do_sample": False}
 
     def overflow(self, model: Any, gaps: Sequence[StoryGap], examples: Sequence[SolvedGap], *, room: int) -> int:
-        """Tokens by which the longest prompt and its answer exceed the model's context; 0 where all of them fit.
-
-        Args:
-            model (`PreTrainedModel`): With its `tokenizer`.
-            gaps (`Sequence[StoryGap]`): The stories.
-            examples (`Sequence[SolvedGap]`): Solved ones; as many as its shots are used.
-            room (`int`): Tokens of an answer.
-        """
+        """Tokens by which the longest prompt and its answer exceed the model's context; 0 where all of them fit."""
         if self.family is None:
             return 0  # `infill` refuses by itself what is too long
         asked = self._asked(model, examples)
@@ -89,18 +82,7 @@ class FillSystem:
         max_new_tokens: int,
         batch_size: int,
     ) -> list[str]:
-        """One sentence for each gap.
-
-        Args:
-            model (`PreTrainedModel`): With its `tokenizer`; of our class where `family` is `None`.
-            gaps (`Sequence[StoryGap]`): The stories.
-            examples (`Sequence[SolvedGap]`): Solved ones; as many as its shots are used.
-            max_new_tokens (`int`): Tokens at most.
-            batch_size (`int`): Stories filled together.
-
-        Returns:
-            `list[str]`: Without white space around them; empty where nothing was written.
-        """
+        """One sentence for each gap."""
         prefixes, suffixes = [gap.prefix for gap in gaps], [gap.suffix for gap in gaps]
         options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "do_sample": False}
         if self.family is None:
@@ -118,13 +100,6 @@ class FillSystem:
 def fill_systems(*, shots: int = SHOTS, more: Iterable[str] = ()) -> list[FillSystem]:
     """The rows of Table 5 in its order.
 
-    Args:
-        shots (`int`, defaults to 5): Solved examples in front of the prompts that take some.
-        more (`Iterable[str]`): Names of further models that infill.
-
-    Returns:
-        `list[FillSystem]`: Unidirectional, four prompts without examples, three with, MAGNET, and the further ones.
-
     Source: Khosla et al. 2025, Table 5.
     """
     count = _NUMBERS.get(shots, str(shots))
@@ -139,20 +114,7 @@ def fill_systems(*, shots: int = SHOTS, more: Iterable[str] = ()) -> list[FillSy
 def draw_gaps(
     stories: Sequence[Sequence[str]], *, number: int, shots: int, seed: int
 ) -> tuple[list[StoryGap], list[SolvedGap]]:
-    """Stories without a random middle sentence, and solved ones of other stories for the prompts.
-
-    Args:
-        stories (`Sequence[Sequence[str]]`): Sentences of each.
-        number (`int`): Stories to fill.
-        shots (`int`): Solved ones.
-        seed (`int`): Draws stories and places.
-
-    Returns:
-        `tuple[list[StoryGap], list[SolvedGap]]`: A story that has the same text as another is drawn once.
-
-    Raises:
-        ValueError: too few stories.
-    """
+    """Stories without a random middle sentence, and solved ones of other stories for the prompts."""
     distinct = list(dict.fromkeys(tuple(story) for story in stories if len(story) > 2))
     if len(distinct) < number + shots:
         raise ValueError(
@@ -188,23 +150,7 @@ def fill_all(
     open_model: Callable[[str], Any],
     options: Mapping[str, Any],
 ) -> dict[str, list[str]]:
-    """Fill what is not on disk yet.
-
-    Args:
-        systems (`Sequence[FillSystem]`): Who fills.
-        gaps (`Sequence[StoryGap]`): The stories.
-        examples (`Sequence[SolvedGap]`): Solved ones for the prompts.
-        folder (`Path`): Of the files.
-        identities (`Mapping[str, Mapping]`): Of each model by its role, see `identify`.
-        open_model (`Callable`): From a role to the model; called where fills of its systems are missing, once each.
-        options (`Mapping`): `max_new_tokens` and `batch_size`, and whatever else the fills depend on.
-
-    Returns:
-        `dict[str, list[str]]`: By system, one fill a story.
-
-    Raises:
-        ValueError: files that were begun with other models, stories or options; a prompt that exceeds the context.
-    """
+    """Fill what is not on disk yet."""
     digest = hashlib.sha256(json.dumps([gaps, examples]).encode()).hexdigest()[:16]
     files = {system.name: folder / f"{quote(system.name, safe=' ,')}.jsonl" for system in systems}
     fills: dict[str, list[str]] = {}

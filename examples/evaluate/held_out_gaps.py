@@ -34,18 +34,7 @@ def draw_gaps(
     suffix_tokens: int,
     seed: int,
 ) -> list[HeldOutGap]:
-    """A gap in each of as many texts as there are lengths; gap and suffix begin at a space, as words do.
-
-    Args:
-        source (`str` or `Sequence[str]`): Where texts are, as `load_texts` takes it, or the texts.
-        tokenizer: Counts tokens.
-        lengths (`Sequence[int]`): Tokens of each gap.
-        prefix_tokens, suffix_tokens (`int`): Tokens around a gap.
-        seed (`int`): Draws texts and places.
-
-    Raises:
-        ValueError: too few texts that are long enough.
-    """
+    """A gap in each of as many texts as there are lengths; gap and suffix begin at a space, as words do."""
     draw = np.random.default_rng(seed)
     name = repr(source) if isinstance(source, str) else f"A list of {len(source)} texts"
     texts = load_texts(source)["text"] if isinstance(source, str) else source
@@ -75,12 +64,6 @@ def continuation_perplexity(judge: Any, tokenizer: Any, gaps: Sequence[HeldOutGa
     """Perplexity of the text behind the gaps to a causal model that has read prefix and fill.
 
     The first `CONTINUATION_TOKENS` tokens of each suffix count. A fill that leads nowhere makes them surprising.
-
-    Args:
-        judge (`PreTrainedModel`): Any causal language model.
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
-        gaps (`Sequence[HeldOutGap]`): The gaps.
-        fills (`Sequence[str]`): What stands in them.
     """
     reader = PromptedInfiller(judge, tokenizer)
     starts = [

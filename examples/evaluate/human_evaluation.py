@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import (
@@ -51,11 +50,7 @@ PRESETS: dict[str, dict[str, int]] = {"smoke": {"number": 4, "shots": 2}, "paper
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line, with what a preset says.
-
-    Raises:
-        ValueError: listing all arguments that cannot be used.
-    """
+    """The command line, with what a preset says."""
     parser = OneLineParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     sample = commands.add_parser("sample", help="fill stories, and write the form and its key")
@@ -130,15 +125,7 @@ def _check_sample(args: argparse.Namespace) -> None:
 
 
 def sample(args: argparse.Namespace) -> dict[str, Any]:
-    """Draw stories, fill them by every system, and write the form and its key.
-
-    Returns:
-        `dict`: the key.
-
-    Raises:
-        ValueError: the folder holds another form, or fills of other models, stories or options; too few stories; or
-            prompts that exceed the context of the base.
-    """
+    """Draw stories, fill them by every system, and write the form and its key."""
     if args.data is None:
         offline_where_unreachable()
     stories = read_stories(args.data, corpus=args.corpus)
@@ -184,11 +171,7 @@ def sample(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def score(args: argparse.Namespace) -> list[Record]:
-    """Check the answers, print the table, and append what is not on record yet.
-
-    Raises:
-        ValueError: answers that cannot be used; see `read_answers`.
-    """
+    """Check the answers, print the table, and append what is not on record yet."""
     need("eval", "scipy", "sklearn")
     key = read_key(args.key)
     answers = read_answers(key, args.answers)

@@ -22,10 +22,6 @@ RESAMPLES = 9999
 def answers_by_system(key: Mapping[str, Any], answers: Mapping[str, Mapping[str, bool]]) -> dict[str, np.ndarray]:
     """Who found what appropriate, unblinded.
 
-    Args:
-        key (`Mapping`): Of the form.
-        answers (`Mapping[str, Mapping[str, bool]]`): By annotator and item.
-
     Returns:
         `dict[str, numpy.ndarray]`: Of each system `bool` of shape `(annotators, stories)`.
     """
@@ -43,10 +39,6 @@ def share_interval(shares: np.ndarray, *, seed: int) -> tuple[float, float]:
 
     Args:
         shares (`numpy.ndarray` of shape `(stories,)`): Of each story the share of annotators who said yes, 0 to 1.
-        seed (`int`): Of the resampling.
-
-    Returns:
-        `tuple[float, float]`: Lower and upper end, 0 to 1.
     """
     from scipy.stats import binomtest, bootstrap  # of the extra `eval`
 
@@ -70,9 +62,6 @@ def agreement(table: np.ndarray) -> float | None:
 
     Args:
         table (`numpy.ndarray` of shape `(annotators, items)`): Their answers.
-
-    Returns:
-        `float`, or `None` where it has no meaning: one annotator, or a pair who gave all items the same answer.
     """
     from sklearn.metrics import cohen_kappa_score  # of the extra `eval`
 
@@ -85,17 +74,7 @@ def agreement(table: np.ndarray) -> float | None:
 
 
 def score_systems(tables: Mapping[str, np.ndarray], *, seed: int) -> dict[str, dict[str, float]]:
-    """The figures of each system.
-
-    Args:
-        tables (`Mapping[str, numpy.ndarray]`): As `answers_by_system` returns them.
-        seed (`int`): Of the resampling.
-
-    Returns:
-        `dict[str, dict[str, float]]`: `appropriate`, `interval_low` and `interval_high` in percent; `kappa`, where
-        it has a meaning; and against MAGNET `mcnemar_p`, for which a story counts as appropriate where more than half
-        of the annotators say so, of two both.
-    """
+    """The figures of each system."""
     scores: dict[str, dict[str, float]] = {}
     for system, table in tables.items():
         low, high = share_interval(table.mean(axis=0), seed=seed)

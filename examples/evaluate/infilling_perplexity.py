@@ -16,7 +16,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
@@ -162,11 +161,7 @@ def complaints(args: argparse.Namespace) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Measure the models that were named.
-
-    Raises:
-        ValueError: arguments or files that cannot be used.
-    """
+    """Measure the models that were named."""
     parser = make_parser(__doc__, smoke={"limit": 64, "max_length": 256}, paper={"limit": None, "max_length": 512})
     parser.add_argument("--units", nargs="+", default=list(UNITS), choices=UNITS, help="corpora")
     parser.add_argument(

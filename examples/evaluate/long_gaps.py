@@ -14,7 +14,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
@@ -173,11 +172,7 @@ def complaints(args: argparse.Namespace) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Fill, judge, print, record.
-
-    Raises:
-        ValueError: arguments or files that cannot be used, or texts that are too short.
-    """
+    """Fill, judge, print, record."""
     paper = {"number": 200, "gap_tokens": 128, "chunks": [128, 64, 32, 16, 8], "kinds": list(KINDS)}
     parser = make_parser(__doc__, smoke={**paper, "number": 8, "chunks": [128, 32], "kinds": ["greedy"]}, paper=paper)
     parser.add_argument("--judge", required=True, help="a causal model that reads fills and what is behind them")

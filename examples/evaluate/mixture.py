@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
@@ -59,14 +58,7 @@ def drawn(texts: Sequence[str], *, characters: int, generator: np.random.Generat
 
 
 def main(arguments: list[str] | None = None) -> dict[str, int]:
-    """Write a mixture.
-
-    Returns:
-        `dict[str, int]`: characters of each source.
-
-    Raises:
-        ValueError: a source that is not SHARE:FILE[:COLUMN] or cannot be read.
-    """
+    """Write a mixture."""
     parser = OneLineParser(description=__doc__)
     parser.add_argument("--texts", nargs="+", required=True, metavar="SHARE:FILE[:COLUMN]", help="the sources")
     parser.add_argument("--characters", type=at_least(), default=30_000_000, help="of the whole mixture")
@@ -95,11 +87,7 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
 
 
 def _source(item: str) -> tuple[float, str, str]:
-    """Share, file and column of a source.
-
-    Raises:
-        ValueError: it is not written so.
-    """
+    """Share, file and column of a source."""
     share, _, rest = item.partition(":")
     file, _, column = rest.partition(":")
     try:

@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
@@ -87,14 +86,7 @@ class OpenedModel:
 
 
 def open_reader(path: str, args: argparse.Namespace) -> OpenedModel:
-    """The model, in the reading that is asked for.
-
-    Args:
-        path (`str`): Directory, adapter directory or Hub id.
-        args (`argparse.Namespace`): `reading` among them. `"adapted"`: by our class, an adapter on in every mode.
-            `"adapter_off"`: by our class, with an adapter that is on in the other modes alone. `"stock"`: by
-            transformers' own class, without our code.
-    """
+    """The model, in the reading that is asked for."""
     if args.reading == "stock":
         place = ModelSource(path, {})
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -111,18 +103,7 @@ def open_reader(path: str, args: argparse.Namespace) -> OpenedModel:
 
 
 def evaluate_group(lm: CausalLM, group: Group, *, num_fewshot: int, limit: int | None) -> Measurement:
-    """Accuracy on the subjects of a group, each weighed by its questions.
-
-    Args:
-        lm (`CausalLM`): The reader.
-        group (`Group`): See `load_group`.
-        num_fewshot (`int`): Examples before each question, 0 to 5: the first ones of the subject, in their order.
-        limit (`int`, *optional*): Questions of each subject, from the first on; all if left out.
-
-    Returns:
-        `Measurement`: `accuracy` and its standard error `stderr` in percent; `questions` and `truncated` in all,
-        questions and right answers by subject.
-    """
+    """Accuracy on the subjects of a group, each weighed by its questions."""
     tasks = {task.task_name: task for task in group.get_all_tasks()}
     for task in tasks.values():
         task.set_config("num_fewshot", num_fewshot)
@@ -232,11 +213,7 @@ def _about_arguments(args: argparse.Namespace) -> Iterator[str]:
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Measure the models that were named.
-
-    Raises:
-        ValueError: arguments or files that cannot be used.
-    """
+    """Measure the models that were named."""
     args = parse_arguments(arguments)
     need("eval", "lm_eval.models.huggingface")
     complaints, questions = list(_about_arguments(args)), None

@@ -56,15 +56,7 @@ def task_manager() -> TaskManager:
 
 
 def task_configs(manager: TaskManager, group: str) -> dict[str, dict[str, Any]]:
-    """lm-eval's configurations of a group's tasks.
-
-    Args:
-        manager (`TaskManager`): See `task_manager`.
-        group (`str`): lm-eval's name of it, such as `"mmlu_stem"`.
-
-    Returns:
-        `dict[str, dict]`: by subject, such as `"anatomy"`, in lm-eval's order.
-    """
+    """lm-eval's configurations of a group's tasks."""
     index = manager.task_index
     tasks = [task for tag in index[group].cfg["task"] for task in sorted(index[tag].tags)]
     return {index[task].cfg["dataset_name"]: index[task].cfg for task in tasks}
@@ -83,15 +75,7 @@ def only_errors() -> Iterator[None]:
 
 
 def load_group(group: str, questions: dict[str, DatasetDict] | None) -> Group:
-    """A group of subjects, ready to be evaluated.
-
-    Args:
-        group (`str`): lm-eval's name of it.
-        questions (`dict[str, DatasetDict]`, *optional*): By subject; those of the Hub if left out.
-
-    Returns:
-        `Group`: of lm-eval's own tasks.
-    """
+    """A group of subjects, ready to be evaluated."""
     from lm_eval.api.group import Group
 
     manager = task_manager()
@@ -105,18 +89,7 @@ def load_group(group: str, questions: dict[str, DatasetDict] | None) -> Group:
 
 
 def read_questions(folder: Path) -> dict[str, DatasetDict]:
-    """Examples and questions from the files of a folder.
-
-    Args:
-        folder (`Path`): With `mmlu_dev.jsonl` and `mmlu_test.jsonl`, plain, `.gz` or `.xz`; of each line `subject`,
-            `question`, four `choices` and `answer`, the index of the right one.
-
-    Returns:
-        `dict[str, DatasetDict]`: of all 57 subjects, with `dev` and `test` as on the Hub.
-
-    Raises:
-        ValueError: a file or a subject is missing, a subject is unknown, or a line is no question.
-    """
+    """Examples and questions from the files of a folder."""
     manager = task_manager()
     subjects = [subject for group in GROUPS.values() for subject in task_configs(manager, group)]
     files = {split: _find(folder, name) for split, name in FILE_NAMES.items()}

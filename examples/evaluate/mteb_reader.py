@@ -28,12 +28,7 @@ class ReaderEncoder(AbsEncoder):
         self.mteb_model_meta = ModelMeta.create_empty(overwrites={"name": "local/reader", "revision": "local"})
 
     def encode(self, inputs: Any, **kwargs: Any) -> np.ndarray:
-        """Embed the texts of a task.
-
-        Args:
-            inputs (`DataLoader`): Batches with a column `text`.
-            kwargs: Of MTEB, which says there what the task is; not used.
-        """
+        """Embed the texts of a task."""
         texts = [text for batch in inputs for text in batch["text"]]
         vectors: np.ndarray = self.model.encode(texts, prompt=self.prompt)
         return vectors
@@ -42,17 +37,7 @@ class ReaderEncoder(AbsEncoder):
 def scores_by_mteb(
     reader: SentenceReader, task_name: str, columns: dict[str, list[Any]], *, prompt: str
 ) -> dict[str, float]:
-    """The scores of MTEB's own evaluator, without its download and its cache.
-
-    Args:
-        reader (`SentenceReader`): The model.
-        task_name (`str`): As MTEB names it.
-        columns (`dict[str, list]`): The test split that is put into the task.
-        prompt (`str`): The instruction.
-
-    Returns:
-        `dict[str, float]`: all its scores by name, `main_score` among them, as fractions of 1.
-    """
+    """The scores of MTEB's own evaluator, without its download and its cache."""
     task = mteb.get_task(task_name)
     task.dataset = {"default": {"test": Dataset.from_dict(columns)}}
     task.data_loaded = True

@@ -40,14 +40,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
 
 
 def default_reading(path: str) -> str:
-    """How a model is read where nobody says it.
-
-    Args:
-        path (`str`): Directory or Hub id.
-
-    Raises:
-        ValueError: no model is there.
-    """
+    """How a model is read where nobody says it."""
     source = ModelSource(path, {})
     if source.adapter_base() is not None:
         return "magnet"
@@ -88,16 +81,7 @@ def open_reader(path: str, args: argparse.Namespace) -> SentenceReader:
 def by_reading(
     args: argparse.Namespace, *, tasks: Sequence[str], complaints: Sequence[str] = ()
 ) -> list[argparse.Namespace]:
-    """The arguments once per reading, each with its own models and pooling.
-
-    Args:
-        args (`argparse.Namespace`): What `parse` returned, with the options of this file.
-        tasks (`Sequence[str]`): Whose instructions will be used, as `PAPER_PROMPTS` names them.
-        complaints (`Sequence[str]`): The driver's own.
-
-    Raises:
-        ValueError: listing all complaints: models that cannot be read so, poolings, room for the instructions.
-    """
+    """The arguments once per reading, each with its own models and pooling."""
     complaints = list(complaints)
     groups: dict[str, argparse.Namespace] = {}
     for name, path in args.model.items():
@@ -139,16 +123,7 @@ def run_readings(
     groups: Sequence[argparse.Namespace],
     units_of: Callable[[argparse.Namespace], list[Unit]],
 ) -> list[Record]:
-    """Measure all models, reading by reading, and print one table of all.
-
-    Args:
-        table (`str`): Name of the file of records.
-        groups (`Sequence[argparse.Namespace]`): What `by_reading` returned.
-        units_of (`Callable`): From the arguments of a reading to its cells.
-
-    Returns:
-        `list[Record]`: as `run` does.
-    """
+    """Measure all models, reading by reading, and print one table of all."""
     records = []
     for group in groups:
         records += run(table, group, units_of(group), open_model=open_reader)

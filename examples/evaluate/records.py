@@ -110,11 +110,7 @@ class RecordFile:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """The whole lines of a file of records.
-
-    Raises:
-        ValueError: a line that is JSON but no record.
-    """
+    """The whole lines of a file of records."""
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
@@ -140,19 +136,7 @@ def newest(records: Sequence[Record]) -> list[Record]:
 
 
 def identify(model: str) -> dict[str, str | None]:
-    """Name a model so that other weights are another model.
-
-    Args:
-        model (`str`): Directory, adapter directory or Hub id.
-
-    Returns:
-        `dict`: `name` (of a directory its last part alone), `revision` (commit of the Hub), `weights`, a digest of
-        all weights in a directory, and of the base of an adapter, also of one of the Hub; and `config`, one of its
-        settings and its tokenizer.
-
-    Raises:
-        ValueError: neither a directory nor a model of the Hub that can be read.
-    """
+    """Name a model so that other weights are another model."""
     source = ModelSource(model, {})
     if source.is_packaged:
         return {"name": model, "revision": None, "weights": _of_base(source), "config": None}
@@ -173,11 +157,7 @@ def identify(model: str) -> dict[str, str | None]:
 
 
 def digest_files(files: Sequence[Path]) -> str:
-    """What tells other files of the same names apart, such as a driver's data: for the settings of a record.
-
-    Args:
-        files (`Sequence[Path]`): In an order that is always the same; one that is not there does not count.
-    """
+    """What tells other files of the same names apart, such as a driver's data: for the settings of a record."""
     digest = hashlib.sha256()
     for file in filter(Path.is_file, files):
         with file.open("rb") as stream:

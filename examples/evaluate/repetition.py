@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
@@ -136,14 +135,7 @@ def measure(
 
 
 def check_arguments(args: argparse.Namespace) -> dict[str, Callable[[], list[str]]]:
-    """Refuse what cannot work before weights are read; a folder's files are read by then.
-
-    Returns:
-        `dict`: how to get the beginnings of each corpus.
-
-    Raises:
-        ValueError: listing what is wrong.
-    """
+    """Refuse what cannot work before weights are read; a folder's files are read by then."""
     complaints = [
         f"`--{name}` is {value}; pass 1 or more."
         for name, value in (("limit", args.limit), ("new_tokens", args.new_tokens), ("batch_size", args.batch_size))
@@ -172,11 +164,7 @@ def check_arguments(args: argparse.Namespace) -> dict[str, Callable[[], list[str
 
 
 def _check_model(path: str, args: argparse.Namespace) -> None:
-    """Whether a model can be read so, as far as its config and tokenizer tell.
-
-    Raises:
-        ValueError: it cannot.
-    """
+    """Whether a model can be read so, as far as its config and tokenizer tell."""
     if args.reading == "masked":
         config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=False)

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import OneLineParser, add_output_dir, check, need, start
@@ -28,11 +27,7 @@ from trainer.whole_files import whole_file
 
 
 def main(arguments: list[str] | None = None) -> Page:
-    """Read the records, write the page.
-
-    Raises:
-        ValueError: arguments or records that cannot be used.
-    """
+    """Read the records, write the page."""
     parser = OneLineParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=Path("outputs/results"), help="folder of the records")
     add_output_dir(parser, default=Path("outputs/report"), help="folder of the page")
@@ -97,10 +92,6 @@ def write_page(page: Page, folder: Path) -> None:
     """Write figures and both pages, each whole or not at all; the pages last, when all they show is there.
 
     Figures of an earlier page that this one does not have are removed; what the report never writes stays.
-
-    Args:
-        page (`Page`): What to write.
-        folder (`Path`): Made where it is not there.
     """
     files = {folder / FIGURES / f"{one.name}.svg": one.svg for one in page.blocks if isinstance(one, Picture)}
     files[folder / "report.md"] = render_markdown(page).encode()

@@ -51,18 +51,6 @@ def echo_rows(
     A token that holds the template's last space and the text's first letters is the text's. A text is cut at its end
     until both occurrences fit. Of an empty text, the template's last token is taken for it.
 
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): A fast one, which knows the places of its tokens.
-        texts (`Sequence[str]`): Any texts.
-        prompt (`str`): The task's instruction, without or with a colon at its end; `""` for none.
-        max_length (`int`): Longest row in tokens, BOS included.
-
-    Returns:
-        `list[EchoRow]`: one per text.
-
-    Raises:
-        ValueError: no room for a text between the template's words.
-
     Source: Springer et al. 2024 (Echo embeddings, https://huggingface.co/papers/2402.15449), section 3, and the
     template `query` of https://github.com/jakespringer/echo-embeddings.
     """
@@ -97,11 +85,7 @@ def echo_frame(prompt: str) -> tuple[str, str]:
 
 
 def check_echo_room(tokenizer: PreTrainedTokenizerBase, *, prompt: str, max_length: int) -> None:
-    """Refuse a template that leaves no room for two tokens of text.
-
-    Raises:
-        ValueError: naming its length, or a prompt that is no Unicode text.
-    """
+    """Refuse a template that leaves no room for two tokens of text."""
     check_is_unicode(prompt, name="prompt")
     frame = "".join(echo_frame(prompt))
     length = len(front_tokens(tokenizer)) + len(text_ids(tokenizer, frame))
@@ -144,10 +128,6 @@ class SentenceReader(Protocol):
 
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> np.ndarray:
         """Embed texts.
-
-        Args:
-            texts (`Sequence[str]`): N sentences.
-            prompt (`str`, defaults to `""`): The task's instruction; none by default.
 
         Returns:
             `numpy.ndarray` of shape `(N, H)`, in float32.
@@ -250,13 +230,6 @@ class EncoderReader:
 def open_encoder(path: str, *, pooling: str = "own", dtype: str = "float32", device: str = "cpu") -> EncoderReader:
     """Open a directory or Hub id by sentence-transformers.
 
-    Args:
-        path (`str`): Saved by that library, or a plain encoder.
-        pooling (`str`, defaults to `"own"`): As the directory says; where it says nothing the library takes the mean.
-            `"cls"`: the first token's state, as SimCSE measures its models trained without labels. `"mean"`.
-        dtype (`str`, defaults to `"float32"`): Of the weights.
-        device (`str`, defaults to `"cpu"`): Where they go.
-
     Source: Gao et al. 2021 (SimCSE, https://huggingface.co/papers/2104.08821), section 6.3, for the first token.
     """
     from sentence_transformers import SentenceTransformer
@@ -272,15 +245,7 @@ def open_encoder(path: str, *, pooling: str = "own", dtype: str = "float32", dev
 
 @torch.no_grad()
 def causal_states(model: Any, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
-    """States of token rows in causal mode, in batches of like length, the longest first.
-
-    Args:
-        model (`PreTrainedModel`): With causal mode, in evaluation mode.
-        rows (`Sequence[Sequence[int]]`): Token ids, unpadded.
-
-    Yields:
-        Indices of a batch's rows, states `(B, S, H)` and attention mask `(B, S)`, padded on the right.
-    """
+    """States of token rows in causal mode, in batches of like length, the longest first."""
     known = (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id, 0)
     pad_token_id = next(token_id for token_id in known if token_id is not None)
     budget = CPU_BATCH_TOKENS if model.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS

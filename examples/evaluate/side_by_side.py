@@ -25,7 +25,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import check, start
@@ -65,11 +64,7 @@ class Row(NamedTuple):
 
 
 def read_own(file: Path) -> tuple[dict[str, StoryGap], dict[str, str]]:
-    """The user's gaps and beginnings by title.
-
-    Raises:
-        ValueError: listing lines that are not as the docstring above says, and titles that come twice.
-    """
+    """The user's gaps and beginnings by title."""
     gaps: dict[str, StoryGap] = {}
     beginnings: dict[str, str] = {}
     complaints = []
@@ -104,11 +99,7 @@ def read_own(file: Path) -> tuple[dict[str, StoryGap], dict[str, str]]:
 
 
 def read_texts(args: argparse.Namespace) -> Texts:
-    """The texts of a run: the user's, and drawn ones of a kind that the user gave none of.
-
-    Raises:
-        ValueError: a file that cannot be read, too few texts, or no way to the Hub.
-    """
+    """The texts of a run: the user's, and drawn ones of a kind that the user gave none of."""
     gaps, beginnings = read_own(args.stories) if args.stories is not None else ({}, {})
     corpus: Corpus = "rocstories" if args.data is None else "story_cloze"
     drawn, examples = draw_gaps(

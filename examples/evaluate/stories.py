@@ -46,19 +46,7 @@ class ClozeStory(NamedTuple):
 
 
 def read_stories(folder: Path | None = None, *, corpus: Corpus = "rocstories") -> list[list[str]]:
-    """The sentences of each story; five of each, but for TinyStories.
-
-    Args:
-        folder (`Path`, *optional*): Where the corpus' file is, or its subfolder; the Hub if left out.
-        corpus (`str`, defaults to `"rocstories"`): Or `"story_cloze"`, cased, with the right ending; or
-            `"tinystories"`, of which the Hub has the validation split.
-
-    Returns:
-        `list[list[str]]`: In their order. Texts of the Hub that are not cut into five sentences are left out.
-
-    Raises:
-        ValueError: unknown corpus, no such file, or no way to the Hub.
-    """
+    """The sentences of each story; five of each, but for TinyStories."""
     if corpus not in CORPORA:
         raise ValueError(f"No stories are named {corpus!r}; expected one of {list(CORPORA)}.")
     if folder is None:
@@ -75,11 +63,7 @@ def read_stories(folder: Path | None = None, *, corpus: Corpus = "rocstories") -
 
 
 def read_story_cloze(file: Path) -> list[ClozeStory]:
-    """Of each story its first four sentences, the right ending and the wrong one.
-
-    Raises:
-        ValueError: a file that has not the columns of Story Cloze, or a row that lacks a cell or a right ending.
-    """
+    """Of each story its first four sentences, the right ending and the wrong one."""
     stories = []
     rows = csv.DictReader(io.StringIO(read_text(file), newline=""))
     try:
@@ -100,11 +84,7 @@ def read_story_cloze(file: Path) -> list[ClozeStory]:
 
 
 def stories_source(folder: Path | None, *, corpus: Corpus = "rocstories") -> tuple[str, str]:
-    """Where stories come from and how they are written, for records.
-
-    Raises:
-        ValueError: no such file, or none of the Hub.
-    """
+    """Where stories come from and how they are written, for records."""
     if folder is not None:
         form = "lower case, detokenised" if corpus == "rocstories" else "cased"
         return find_file(folder, FILE_NAMES[corpus]).name, form

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np

@@ -14,7 +14,6 @@ import random
 import sys
 from pathlib import Path
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import csv
 from collections.abc import Iterator
@@ -70,12 +69,7 @@ STS_SETS = {
 def read_sts(name: str, *, folder: Path | None = None) -> list[StsPair]:
     """The test pairs of a set.
 
-    Args:
-        name (`str`): One of `STS_SETS`.
-        folder (`Path`, *optional*): Where its file is, or its sub-folder; the Hub if left out.
-
     Raises:
-        ValueError: unknown name, a broken file, or a line without two sentences and a score.
         NotAvailableError: no such file, or the Hub cannot be reached.
     """
     if name not in STS_SETS:
@@ -117,13 +111,7 @@ def _read_file(file: Path, columns: tuple[str, str, str]) -> Iterator[StsPair]:
 
 
 def sts_correlation(reader: SentenceReader, pairs: list[StsPair], *, prompt: str) -> float:
-    """Spearman's rank correlation of cosine and human score, x 100.
-
-    Args:
-        reader (`SentenceReader`): The model.
-        pairs (`list[StsPair]`): Sentences and scores.
-        prompt (`str`): The instruction.
-    """
+    """Spearman's rank correlation of cosine and human score, x 100."""
     from scipy.stats import spearmanr  # of the extra `eval`
 
     left = reader.encode([pair.sentence1 for pair in pairs], prompt=prompt)
@@ -145,7 +133,6 @@ def sts_pairs(task: str, folder: Path | None, limit: int | None, seed: int) -> l
     """The test pairs of a set, or so many of them, drawn with the seed; read once for all models.
 
     Raises:
-        ValueError: a file that cannot be read.
         NotAvailableError: there is none, here or on the Hub.
     """
     pairs = read_sts(task, folder=folder)
@@ -181,11 +168,7 @@ def units(args: argparse.Namespace) -> list[Unit]:
 
 
 def parse_arguments(arguments: list[str] | None) -> list[argparse.Namespace]:
-    """Read and check the command line: the arguments of each reading that the models need.
-
-    Raises:
-        ValueError: listing what cannot be used.
-    """
+    """Read and check the command line: the arguments of each reading that the models need."""
     parser = make_parser(__doc__, smoke={"limit": 200}, paper={"limit": None})
     parser.add_argument("--tasks", nargs="+", default=list(STS_SETS), choices=list(STS_SETS), help="sets to run")
     parser.add_argument("--limit", type=int, help="pairs of a set, drawn with the seed; all of them by default")
@@ -202,11 +185,7 @@ def parse_arguments(arguments: list[str] | None) -> list[argparse.Namespace]:
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Measure the models that were named.
-
-    Raises:
-        ValueError: arguments or files that cannot be used.
-    """
+    """Measure the models that were named."""
     return run_readings("sts", parse_arguments(arguments), units)
 
 

@@ -27,7 +27,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import OneLineParser, add_output_dir, at_least, need, start
@@ -49,12 +48,7 @@ MEMORY = {
 
 
 def training_command(plan: Plan, run: Run) -> list[str]:
-    """The `adapt.py` command of a run; it goes on where there is a checkpoint.
-
-    Args:
-        plan (`Plan`): Where its base is.
-        run (`Run`): The run.
-    """
+    """The `adapt.py` command of a run; it goes on where there is a checkpoint."""
     command = [sys.executable, str(ADAPT)]
     options = {**run.arguments, "model_name_or_path": _base_of(plan, run), "output_dir": str(run.folder)}
     if last_complete_checkpoint(run.folder) is not None:
@@ -139,11 +133,7 @@ def log_of(run: Run) -> Path:
 
 
 def _models(plan: Plan, call: Call) -> Iterator[tuple[int, int | None, list[str]]]:
-    """Systems that one command can be asked about, as `NAME=MODEL`: replica, step, models.
-
-    Raises:
-        ValueError: an adapter is asked for, and its run has kept no checkpoint.
-    """
+    """Systems that one command can be asked about, as `NAME=MODEL`: replica, step, models."""
     groups: dict[tuple[int, int | None], list[str]] = {}
     for name, wanted in call.systems.items():
         system = wanted.removesuffix(ADAPTER)
@@ -202,7 +192,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Train, evaluate, report.
 
     Raises:
-        ValueError: a plan that cannot be used.
         ChildProcessError: a training that failed.
     """
     parser = OneLineParser(description=__doc__)

@@ -21,12 +21,6 @@ _NAMES = {dict: "an object", list: "a list", str: "a string", int: "a whole numb
 def misfits(value: Any, shape: Any, *, where: str) -> Iterator[str]:
     """What in a value is of another shape, as complaints.
 
-    Args:
-        value: As `json.loads` gives it.
-        shape: `str`, `int`, `float` (whole ones, too), `dict` or `list` of whatever; `[shape]` for a list of such;
-            `{"name": shape, "other?": shape, "*": shape}` for an object.
-        where (`str`): What to call the value.
-
     Example:
 
         >>> list(misfits({"a": [1, "x"]}, {"a": [int], "b": str, "c?": str}, where="plan"))
@@ -212,11 +206,7 @@ class Plan:
         return [run for run in self.runs if run.name == system]
 
     def narrowed(self, names: Sequence[str]) -> "Plan":
-        """The plan with some runs alone and those they start from; the drivers are asked about these and the base.
-
-        Raises:
-            ValueError: a name that no run has.
-        """
+        """The plan with some runs alone and those they start from; the drivers are asked about these and the base."""
         unknown = sorted(set(names) - {run.name for run in self.runs})
         if unknown:
             raise ValueError(f"The plan has no run {unknown}; choose from {sorted({run.name for run in self.runs})}.")
@@ -232,15 +222,7 @@ class Plan:
         return replace(self, runs=runs, calls=tuple(calls), corpora=tuple(corpora))
 
     def asking(self, drivers: Sequence[str] | None, *, curves: bool) -> "Plan":
-        """The plan with the calls of some drivers alone.
-
-        Args:
-            drivers (sequence of `str`, *optional*): Their names; all of them by default.
-            curves (`bool`): Whether calls over training steps are among them.
-
-        Raises:
-            ValueError: a driver that the plan does not call.
-        """
+        """The plan with the calls of some drivers alone."""
         called = {call.driver for call in self.calls}
         unknown = sorted(set(drivers or ()) - called)
         if unknown:
@@ -251,19 +233,7 @@ class Plan:
 
 
 def read_plan(path: Path, *, preset: str, output: Path) -> Plan:
-    """Read a plan and say all that is wrong with it at once.
-
-    Args:
-        path (`Path`): JSON with `title`, `base`, `data`, `corpora`, `training`, `runs`, `calls` and `presets`; keys
-            that begin with an underscore are comments, `{output}` is the folder of the study. The
-            `systems` of a call are `RUN` or `ROW=RUN`; it may have more arguments for a preset under its name.
-        preset (`str`): One of `presets`: `steps`, a factor of all steps; `replicas`, the most of a run; `training`,
-            arguments that replace shared ones; `drivers`, the drivers' preset where it is not of the same name.
-        output (`Path`): Folder of the study; runs write below it.
-
-    Raises:
-        ValueError: a file that cannot be read, or listing unknown keys, runs, drivers and presets.
-    """
+    """Read a plan and say all that is wrong with it at once."""
     try:
         values = parse_json(path.read_text(encoding="utf-8").replace("{output}", str(output)))
     except (OSError, ValueError) as error:

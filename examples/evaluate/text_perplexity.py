@@ -13,7 +13,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import check, start
@@ -29,13 +28,7 @@ from trainer.sources import local_files
 
 
 def make_windows(tokenizer: Any, texts: list[str], *, size: int) -> list[GappedRow]:
-    """Windows of which every token counts but the first, which is BOS where there is one.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): Of the model.
-        texts (`list[str]`): Each is cut on its own.
-        size (`int`): Tokens of a window, >= 2.
-    """
+    """Windows of which every token counts but the first, which is BOS where there is one."""
     front = front_tokens(tokenizer)
     step = size - len(front)
     rows = []
@@ -117,11 +110,7 @@ def complaints(args: argparse.Namespace) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Measure the models that were named.
-
-    Raises:
-        ValueError: arguments or files that cannot be used.
-    """
+    """Measure the models that were named."""
     parser = make_parser(__doc__, smoke={"limit": 16}, paper={"limit": None})
     parser.add_argument("--texts", nargs="+", default=[], metavar="NAME=FILE", help="further corpora, as .jsonl.xz")
     parser.add_argument("--tokenised", action="store_true", help="leave WikiText as it was tokenised, <unk> included")

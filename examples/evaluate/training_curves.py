@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from pathlib import Path
 
@@ -27,14 +26,7 @@ _STATE = "trainer_state.json"  # the last file of a checkpoint that is written
 
 
 def read_report(run: str | Path) -> dict[str, Any]:
-    """What `adapt.json` of a finished run holds.
-
-    Args:
-        run (`str` or `Path`): `output_dir` of the run.
-
-    Raises:
-        ValueError: no such file, or one that `adapt.py` did not write.
-    """
+    """What `adapt.json` of a finished run holds."""
     file = Path(run) / REPORT
     if not file.is_file():
         raise ValueError(f"{str(run)!r} has no {REPORT}; name the output folder of a finished run of adapt.py.")
@@ -57,12 +49,6 @@ def models_by_step(run: str | Path) -> dict[int, Path]:
 
     A checkpoint of a full training is a model, one of LoRA an adapter; `AutoMagnetForCausalLM` and `--model` of the
     drivers open both. What was killed while it was written is left out.
-
-    Args:
-        run (`str` or `Path`): `output_dir` of a run, finished or not.
-
-    Raises:
-        ValueError: no checkpoint and no finished model there, or a broken `adapt.json`.
     """
     folder = Path(run)
     found = {}
@@ -91,9 +77,6 @@ NOT_METRICS = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second
 def evaluations_by_step(report: dict[str, Any]) -> dict[int, dict[str, float]]:
     """The metrics of each evaluation, without `eval_` in front of their names.
 
-    Args:
-        report (`dict`): What `read_report` returns.
-
     Example:
         >>> evaluations_by_step({"log_history": [{"step": 0, "eval_loss_mntp": 5.5}, {"step": 1, "loss": 5.0}]})
         {0: {'loss_mntp': 5.5}}
@@ -111,16 +94,7 @@ def evaluations_by_step(report: dict[str, Any]) -> dict[int, dict[str, float]]:
 
 
 def curve_records(name: str, run: Path, *, replica: int) -> list[Record]:
-    """One record for each step of a run that was evaluated.
-
-    Args:
-        name (`str`): The system.
-        run (`Path`): `output_dir` of its run.
-        replica (`int`): Which of several trainings of the system.
-
-    Raises:
-        ValueError: no finished run, or one that evaluated nothing.
-    """
+    """One record for each step of a run that was evaluated."""
     report = read_report(run)
     try:
         evaluations = evaluations_by_step(report)
@@ -162,11 +136,7 @@ def _is_time(name: str) -> bool:
 
 
 def parse_runs(items: list[str]) -> dict[str, Path]:
-    """Folders by the name of their system.
-
-    Raises:
-        ValueError: listing what is no `NAME=DIR`, and names that come twice.
-    """
+    """Folders by the name of their system."""
     folders, complaints = named_items(items, option="--runs")
     check(complaints)
     runs = {name: Path(folder) for name, folder in folders.items()}

@@ -35,9 +35,6 @@ _RULES = [
 def detokenize(text: str) -> str:
     """Running text from tokens with spaces between them, as WikiText and lower-cased ROCStories are written.
 
-    Args:
-        text (`str`): One line or one sentence.
-
     Example:
         >>> detokenize('It weighs 0 @.@ 7 – 2 @.@ 2 kg ( 1 @.@ 5 lb ) , " red @-@ tipped " .')
         'It weighs 0.7 – 2.2 kg (1.5 lb), "red-tipped".'
@@ -53,20 +50,7 @@ def detokenize(text: str) -> str:
 def read_wikitext(
     folder: Path | None = None, *, headings: bool = False, tokenised: bool = False, keep_unknown: bool = False
 ) -> list[str]:
-    """The paragraphs of WikiText: the test split of the Hub's WikiText-103, or the validation file of a folder.
-
-    Args:
-        folder (`Path`, *optional*): Where `wiki.valid.tokens.xz` is, or its subfolder; the Hub if left out.
-        headings (`bool`, defaults to `False`): Keep the headings, as `== Title ==`.
-        tokenised (`bool`, defaults to `False`): Leave the text as it was tokenised, `<unk>` included.
-        keep_unknown (`bool`, defaults to `False`): Leave `<unk>` in running text, too.
-
-    Returns:
-        `list[str]`: In their order, no empty ones.
-
-    Raises:
-        ValueError: no such file, or no way to the Hub.
-    """
+    """The paragraphs of WikiText: the test split of the Hub's WikiText-103, or the validation file of a folder."""
     if folder is None:
         rows = read_source(HUB_ID, columns=["text"], split=HUB_SPLIT, config_name=HUB_CONFIG)["text"]
         lines = [line for row in rows for line in row.splitlines()]
@@ -94,20 +78,12 @@ def wikitext_form(*, tokenised: bool = False) -> str:
 
 
 def wikitext_source(folder: Path | None) -> str:
-    """Where WikiText comes from, for records.
-
-    Raises:
-        ValueError: no such file.
-    """
+    """Where WikiText comes from, for records."""
     return f"{HUB_ID}, {HUB_CONFIG}, {HUB_SPLIT}" if folder is None else find_file(folder, FILE_NAME).name
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """A file of this name in a folder, or in one of its subfolders.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """A file of this name in a folder, or in one of its subfolders."""
     file = data_file(folder, name)
     if not file.is_file():
         raise ValueError(f"{str(folder)!r} has no {name}, nor has a folder in it. Put it there.")
@@ -115,11 +91,7 @@ def find_file(folder: Path, name: str) -> Path:
 
 
 def read_text(file: Path) -> str:
-    """All of a text file, plain, `.gz` or `.xz`.
-
-    Raises:
-        ValueError: naming the file, where it cannot be read or is no UTF-8.
-    """
+    """All of a text file, plain, `.gz` or `.xz`."""
     with whole_text(file, newline="") as stream:
         return stream.read()
 

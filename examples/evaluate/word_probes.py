@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
@@ -160,11 +159,7 @@ def make_units(args: argparse.Namespace, reading: str) -> list[Unit]:
 
 
 def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, dict[str, str]]:
-    """The command line, checked, and how each model is read.
-
-    Raises:
-        ValueError: listing what cannot be used.
-    """
+    """The command line, checked, and how each model is read."""
     parser = make_parser(__doc__, smoke=SMOKE, paper=PAPER)
     parser.add_argument("--reading", choices=READINGS, help="of all models; by what each is if left out")
     parser.add_argument(
@@ -197,11 +192,7 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, di
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Probe the models that were named.
-
-    Raises:
-        ValueError: arguments or files that cannot be used.
-    """
+    """Probe the models that were named."""
     args, readings = parse_arguments(arguments)
     corpus = functools.cache(partial(read_corpus, args))
     records = []

@@ -42,11 +42,7 @@ def open_reader(path: str, args: argparse.Namespace, *, reading: str) -> TokenRe
 
 
 def reading_of(path: str, asked: str | None) -> str:
-    """How a model is read: as asked, else a decoder that we have bidirectionally and any other as an encoder.
-
-    Raises:
-        ValueError: no model there, or one that cannot be read so.
-    """
+    """How a model is read: as asked, else a decoder that we have bidirectionally and any other as an encoder."""
     try:
         AutoMagnetForCausalLM.family_of(path)
     except ValueError as error:
@@ -77,18 +73,9 @@ def encoder_tokens(
     A text beyond the context is read in windows that share a quarter; a token's vector comes from the window in which
     it is farthest from an edge. So nothing is cut off.
 
-    Args:
-        model (`PreTrainedModel`): Any encoder that `AutoModel` opens.
-        tokenizer (`PreTrainedTokenizerFast`): Its own.
-        texts (`list[str]`): Texts.
-        window (`int`): Tokens of a window at most, special tokens included.
-
     Returns:
         `list[PlacedVectors]`: `vectors` of shape `(num_tokens, hidden_size)` in float32 and `offsets` of shape
         `(num_tokens, 2)`, in characters of the text.
-
-    Raises:
-        ValueError: windows without room for text.
     """
     limit = min(window, tokenizer.model_max_length)
     context = getattr(model.config, "max_position_embeddings", None) or -1
@@ -169,18 +156,7 @@ def tabulate(
     description: str,
     bytes_in_memory: int = _BYTES_IN_MEMORY,
 ) -> WordStates:
-    """Read the states of all words, once.
-
-    Args:
-        read_tokens (`Callable`): From texts to the vectors of their tokens with their places, such as
-            `encode_tokens` of a model or `encoder_tokens`.
-        sentences (`Sequence[Sequence[str]]`): Words of each sentence, at least one.
-        description (`str`): Of the progress bar.
-        bytes_in_memory (`int`): A larger table lies in a temporary file, which goes with it.
-
-    Raises:
-        ValueError: no sentences, or one without words.
-    """
+    """Read the states of all words, once."""
     if not sentences or not all(sentences):
         raise ValueError("There are no sentences, or one of them has no words. Leave it out.")
     bounds = np.cumsum([0, *map(len, sentences)])
@@ -202,10 +178,6 @@ def tabulate(
 
 def mean_over_words(tokens: PlacedVectors, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Vectors of words from those of their tokens.
-
-    Args:
-        tokens (`PlacedVectors`): Of the words joined by spaces.
-        words (`Sequence[str]`): The words.
 
     Returns:
         `tuple`: vectors of shape `(num_words, hidden_size)`, float32, zeros for a word without tokens; and how many

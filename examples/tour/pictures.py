@@ -27,10 +27,6 @@ def draw_attention(panels: Mapping[str, tuple[Any, Sequence[int]]], tokens: Sequ
     Args:
         panels (`Mapping[str, tuple]`): Title -> what may be seen, of shape `(S, S)`, row sees column; and the segment
             of each token, 0 for context.
-        tokens (`Sequence[str]`): The S tokens.
-
-    Returns:
-        `Figure`: without a window.
     """
     figure = Figure(figsize=(4.2 * len(panels), 4.6), dpi=DPI, layout="constrained")
     for axes, (title, (allowed, segments)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
@@ -49,17 +45,7 @@ def draw_attention(panels: Mapping[str, tuple[Any, Sequence[int]]], tokens: Sequ
 def draw_tokens(
     tokens: Sequence[str], *, colors: Sequence[Any], notes: Sequence[str] = (), columns: int = COLUMNS
 ) -> Figure:
-    """Tokens in boxes, line by line, with a note below those that have one.
-
-    Args:
-        tokens (`Sequence[str]`): What stands in the boxes.
-        colors (`Sequence`): One for each, as matplotlib takes them.
-        notes (`Sequence[str]`): One for each, empty where there is nothing to say; or none at all.
-        columns (`int`): Characters of a line.
-
-    Returns:
-        `Figure`: as wide as its longest line may be.
-    """
+    """Tokens in boxes, line by line, with a note below those that have one."""
     notes = list(notes) or [""] * len(tokens)
     widths = [max(len(token), len(note)) + 1.6 for token, note in zip(tokens, notes, strict=True)]
     places, line, start = [], 0, 0.0
@@ -87,10 +73,6 @@ def draw_tokens(
 def role_colors(segments: Sequence[int], masked: Sequence[bool]) -> list[str]:
     """The colour of each token of a training row: of a span, masked, or plain context.
 
-    Args:
-        segments (`Sequence[int]`): 0 for context.
-        masked (`Sequence[bool]`): Whether the token was taken away.
-
     Example:
         >>> role_colors([0, 0, 1], [False, True, False]) == [PLAIN_COLOR, MASKED_COLOR, SPAN_COLOR]
         True
@@ -104,9 +86,6 @@ def role_colors(segments: Sequence[int], masked: Sequence[bool]) -> list[str]:
 def probability_colors(probabilities: Sequence[float | None]) -> list[Any]:
     """From red (impossible) to green (certain); grey where a token was given.
 
-    Args:
-        probabilities (`Sequence[float | None]`): From 0 to 1, or `None`.
-
     Example:
         >>> given, sure = probability_colors([None, 1.0])
         >>> given == PLAIN_COLOR, sure == colormaps["RdYlGn"](0.9)
@@ -119,17 +98,7 @@ def probability_colors(probabilities: Sequence[float | None]) -> list[Any]:
 def draw_answers(
     bars: Mapping[str, Mapping[str, float]], *, title: str = "", truth: str | None = None, chance: bool = True
 ) -> Figure:
-    """How probable each answer is, side by side for each that was asked.
-
-    Args:
-        bars (`Mapping[str, Mapping[str, float]]`): Who was asked -> answer -> probability; the same answers for all.
-        title (`str`): Above the bars.
-        truth (`str`, *optional*): The right answer, printed bold.
-        chance (`bool`): Whether to draw the line of a guess.
-
-    Returns:
-        `Figure`: one row of bars.
-    """
+    """How probable each answer is, side by side for each that was asked."""
     figure = Figure(figsize=(9.5, 2.9), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     answers = list(next(iter(bars.values())))
@@ -158,12 +127,6 @@ def draw_grids(
 
     Args:
         grids (`Mapping[str, array]`): Title -> numbers up to 1, of shape `(len(rows), len(columns))`.
-        rows, columns (`Sequence[str]`): Their names.
-        label (`str`): What the colours mean.
-        low (`float`): The number of the lightest colour.
-
-    Returns:
-        `Figure`: panels that share the names of their rows.
     """
     figure = Figure(figsize=(4.6 * len(grids) + 2.2, 4.4), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, len(grids), sharey=True, squeeze=False)[0]

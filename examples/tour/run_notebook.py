@@ -17,7 +17,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import OneLineParser, check, need, start
@@ -52,13 +51,6 @@ def own_kernel_manager() -> type[Any]:
 def run_notebook(path: Path, *, folder: Path) -> Any:
     """Execute a notebook.
 
-    Args:
-        path (`Path`): What to execute; it is only read.
-        folder (`Path`): Where the cells work.
-
-    Returns:
-        `NotebookNode`: the same cells with the outputs of this run alone.
-
     Raises:
         CellExecutionError: a cell raised.
     """
@@ -91,14 +83,7 @@ def run_notebook(path: Path, *, folder: Path) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the script.
-
-    Args:
-        argv (`list[str]`, *optional*): Command line; `sys.argv` if left out.
-
-    Returns:
-        `int`: 0, or 1 where a cell failed.
-    """
+    """Run the script."""
     parser = OneLineParser(description=__doc__)
     parser.add_argument("notebook", type=Path, help="the file to execute")
     parser.add_argument("--output", type=Path, help="where to write it; over the notebook if left out")
@@ -121,11 +106,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(arguments: Any) -> None:
-    """Refuse files and folders that are not there.
-
-    Raises:
-        ValueError: listing them.
-    """
+    """Refuse files and folders that are not there."""
     complaints = []
     if not arguments.notebook.is_file():
         complaints.append(f"The notebook {str(arguments.notebook)!r} is not a file. Name one, such as {TOUR}.")

@@ -30,13 +30,6 @@ IGNORED = -100
 def fact_accuracy(fills: Sequence[str], stories: Sequence[Story]) -> float:
     """Share of the fills that name the story's thing and no other.
 
-    Args:
-        fills (`Sequence[str]`): One per story.
-        stories (`Sequence[Story]`): At least one.
-
-    Returns:
-        `float`: from 0 to 1.
-
     Example:
         >>> story = Story(prefix="Tom was there.", missing=" He found a kite.", suffix=" It flew.", answer="kite")
         >>> fact_accuracy([" He has a kite."], [story]), fact_accuracy([" A kite, a cake."], [story])
@@ -52,9 +45,6 @@ def retrieval_accuracy(anchors: Tensor, positives: Tensor) -> float:
 
     Args:
         anchors, positives (`torch.FloatTensor` of shape `(P, H)`): Row i of one is a paraphrase of row i of the other.
-
-    Returns:
-        `float`: from 0 to 1.
 
     Example:
         >>> retrieval_accuracy(torch.eye(2), torch.tensor([[1.0, 0.0], [2.0, -0.5]]))

@@ -139,12 +139,6 @@ class Story:
 def draw_story(generator: random.Random) -> Story:
     """One story; its thing is independent of everything up to and including the opening.
 
-    Args:
-        generator (`random.Random`): The source of every draw.
-
-    Returns:
-        `Story`: Four or five sentences.
-
     Example:
         >>> story = draw_story(random.Random(0))
         >>> story.answer in story.missing, story.answer in story.prefix + story.suffix
@@ -172,14 +166,7 @@ def draw_story(generator: random.Random) -> Story:
 
 
 def draw_pair(generator: random.Random) -> tuple[str, str]:
-    """One fact in two wordings that share no more than the name and the small words.
-
-    Args:
-        generator (`random.Random`): The source of every draw.
-
-    Returns:
-        `tuple[str, str]`: A sentence and its paraphrase.
-    """
+    """One fact in two wordings that share no more than the name and the small words."""
     name = generator.choice(PEOPLE)
     thing, place = generator.choice(tuple(THINGS)), generator.choice(tuple(PLACES))
     time, verb = generator.choice(tuple(TIMES)), generator.choice(tuple(VERBS))
@@ -193,18 +180,7 @@ def draw_pair(generator: random.Random) -> tuple[str, str]:
 
 
 def write_corpus(output_dir: Path, *, seed: int, stories: int, pairs: int, tests: int) -> dict[str, Path]:
-    """Write stories and pairs as JSON lines, each once, with a test part that training never sees.
-
-    Args:
-        output_dir (`Path`): Created if missing.
-        seed (`int`): The same seed writes the same files.
-        stories (`int`): Different stories in all, more than `tests`.
-        pairs (`int`): Pairs of different facts in all, more than `tests`.
-        tests (`int`): Stories, and pairs, that go to the test files; >= 1.
-
-    Returns:
-        `dict[str, Path]`: Paths of `stories_train`, `stories_test`, `pairs_train`, `pairs_test`.
-    """
+    """Write stories and pairs as JSON lines, each once, with a test part that training never sees."""
     generator = random.Random(seed)
     drawn_stories: dict[str, dict[str, str]] = {}
     drawn_pairs: dict[frozenset[str], dict[str, str]] = {}
@@ -228,14 +204,7 @@ def write_corpus(output_dir: Path, *, seed: int, stories: int, pairs: int, tests
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Read a file of `write_corpus`.
-
-    Args:
-        path (`Path`): JSON lines.
-
-    Returns:
-        `list[dict[str, str]]`: one dict per line.
-    """
+    """Read a file of `write_corpus`."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

@@ -35,21 +35,7 @@ def open_model(
     budget: Budget | None = None,
     device: str | None = None,
 ) -> Any:
-    """Open a checkpoint for all users of the app.
-
-    Args:
-        named (`str`, *optional*): A directory, or an id of the Hub; the quickstart's model if left out.
-        gguf_file (`str`, *optional*): The GGUF file that the named model is in.
-        default_folder (`Path`): Where the quickstart's model is, or will be, as `magnet`.
-        budget (`Budget`, *optional*): How much to train where it has to be built.
-        device (`str`, *optional*): Such as `"cpu"`; a GPU where there is one if left out.
-
-    Returns:
-        The model, in evaluation mode, on the device.
-
-    Raises:
-        ValueError: nothing that can be opened, a model without a tokenizer, or a device that cannot be used.
-    """
+    """Open a checkpoint for all users of the app."""
     device = choose_device(device)
     source = str(named) if named else str(quickstart_model(default_folder, budget=budget))
     try:
@@ -68,14 +54,6 @@ def quickstart_model(folder: Path, *, budget: Budget | None = None, seed: int = 
 
     It is trained in a folder of its own and moved into place when it is whole, so that a build that was killed is
     begun anew and never taken for a model.
-
-    Args:
-        folder (`Path`): Gets `magnet`; other files of the quickstart in it stay.
-        budget (`Budget`, *optional*): How much to train; the quickstart's own.
-        seed (`int`): Decides every draw.
-
-    Returns:
-        `Path`: the checkpoint.
     """
     checkpoint = folder / "magnet"
     if (checkpoint / CONFIG).is_file():
@@ -112,12 +90,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def describe_model(model: Any, *, named: str | None) -> str:
-    """A line that says which model answers.
-
-    Args:
-        model: The model.
-        named (`str`, *optional*): How it was asked for.
-    """
+    """A line that says which model answers."""
     size = sum(parameter.numel() for parameter in model.parameters())
     millions = f"{size / 1e6:.1f} million parameters" if size < 1e9 else f"{size / 1e9:.1f} billion parameters"
     name = os.path.basename(os.path.normpath(named)) if named and os.path.isdir(named) else named

@@ -40,15 +40,7 @@ class Models:
 
 
 def fill_table(exam: Exam, models: Models) -> Table:
-    """Ask everything.
-
-    Args:
-        exam (`Exam`): The questions.
-        models (`Models`): Who is asked.
-
-    Returns:
-        `dict[str, dict[str, float]]`: rows, then columns of `COLUMNS`; a share is a number from 0 to 1.
-    """
+    """Ask everything."""
     base, control, plain, magnet = models.base, models.control, models.not_adapted, models.magnet
     mask_id = magnet.config.magnet["mask_token_id"]
     others = exam.other_suffixes
@@ -142,12 +134,6 @@ def fill_table(exam: Exam, models: Models) -> Table:
 def render_table(table: Table) -> str:
     """The table as Markdown, aligned to be read as it is.
 
-    Args:
-        table (`dict[str, dict[str, float]]`): From `fill_table`.
-
-    Returns:
-        `str`: without a newline at the end.
-
     Example:
         >>> print(render_table({"perplexity": {"base": 3.0}}))
         |            | base | trained on | not adapted | MAGNET | other suffix | chance | best possible |
@@ -176,16 +162,7 @@ def _format(row: str, value: float | None) -> str:
 
 
 def show_infills(exam: Exam, models: Models, *, count: int = 4) -> str:
-    """A few stories, and what the base and MAGNET put into their gaps.
-
-    Args:
-        exam (`Exam`): Has the stories.
-        models (`Models`): Two of them are asked.
-        count (`int`): Stories to show.
-
-    Returns:
-        `str`: a paragraph per story.
-    """
+    """A few stories, and what the base and MAGNET put into their gaps."""
     few = Exam(tokenizer=exam.tokenizer, stories=exam.stories[:count], pairs=[], max_length=exam.max_length)
     guesses, fills = few.left_to_right_fills(models.base), few.infills(models.magnet)
     paragraphs = []

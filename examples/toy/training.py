@@ -57,17 +57,7 @@ SMOKE = Budget(stories=300, pairs=200, tests=16, hidden_size=32, causal_steps=4,
 
 
 def build_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE that puts BOS in front; it has EOS, PAD, and the mask token `_`.
-
-    Args:
-        texts (`Sequence[str]`): What it should know.
-
-    Returns:
-        `PreTrainedTokenizerFast`: one token for each of `THINGS`, so that a gap's length tells nothing.
-
-    Raises:
-        ValueError: if the texts are too few for that.
-    """
+    """Train a byte-level BPE that puts BOS in front; it has EOS, PAD, and the mask token `_`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -116,13 +106,7 @@ class Material:
 
 
 def prepare(folder: Path, *, budget: Budget, seed: int) -> Material:
-    """Write the corpus and train its tokenizer.
-
-    Args:
-        folder (`Path`): Gets the corpus.
-        budget (`Budget`): How much of it.
-        seed (`int`): Decides every draw.
-    """
+    """Write the corpus and train its tokenizer."""
     paths = write_corpus(folder, seed=seed, stories=budget.stories, pairs=budget.pairs, tests=budget.tests)
     texts = {name: read_rows(path) for name, path in paths.items()}
     story_texts = [row["text"] for row in texts["stories_train"]]
@@ -217,26 +201,13 @@ def _common(seed: int, steps: int) -> dict[str, Any]:
 
 
 def show_losses(trainer: Trainer) -> None:
-    """Give a trainer a quiet progress bar, a line of text in a notebook as well.
-
-    Args:
-        trainer (`Trainer`): Before it trains.
-    """
+    """Give a trainer a quiet progress bar, a line of text in a notebook as well."""
     trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
     trainer.add_callback(LossProgress)
 
 
 def train_magnet(output_dir: Path, *, budget: Budget, seed: int) -> Path:
-    """The adapted model and nothing beside it, in two thirds of the quickstart's time; the same weights.
-
-    Args:
-        output_dir (`Path`): Gets `corpus/`, `base/` and `magnet/`.
-        budget (`Budget`): How much of everything.
-        seed (`int`): Decides every draw.
-
-    Returns:
-        `Path`: the checkpoint.
-    """
+    """The adapted model and nothing beside it, in two thirds of the quickstart's time; the same weights."""
     set_seed(seed)
     print("1/3 corpus and tokenizer")
     material = prepare(output_dir / "corpus", budget=budget, seed=seed)
@@ -248,16 +219,7 @@ def train_magnet(output_dir: Path, *, budget: Budget, seed: int) -> Path:
 
 
 def train_models(output_dir: Path, *, budget: Budget, seed: int) -> tuple[Exam, Models, dict[str, Any]]:
-    """Corpus, tokenizer, base, control and adaptation; then the saved model as a user would load it.
-
-    Args:
-        output_dir (`Path`): Gets `corpus/`, `base/` and `magnet/`.
-        budget (`Budget`): How much of everything.
-        seed (`int`): Decides every draw.
-
-    Returns:
-        `tuple`: the questions, the models to ask, and the log history of each training by its name.
-    """
+    """Corpus, tokenizer, base, control and adaptation; then the saved model as a user would load it."""
     set_seed(seed)
     print("1/6 corpus and tokenizer")
     material = prepare(output_dir / "corpus", budget=budget, seed=seed)

@@ -56,15 +56,7 @@ class Results:
 
 
 def read_results(folder: Path, option: str = "--results") -> Results:
-    """All tables of a folder.
-
-    Args:
-        folder (`Path`): With one `.jsonl` for each table.
-        option (`str`, defaults to `"--results"`): What named it, for complaints.
-
-    Raises:
-        ValueError: no such folder, no records in it, or a line that is no record.
-    """
+    """All tables of a folder."""
     if not folder.is_dir():
         raise ValueError(f"`{option}` {str(folder)!r} is no folder. Name the one that the drivers wrote into.")
     records: list[Record] = []
@@ -219,12 +211,7 @@ Differences = Mapping[str, Mapping[str, set[str]]]
 
 
 def settings_warnings(records: Sequence[Record], name_of: Namer) -> list[str]:
-    """In what the rows of one unit were not measured alike, in short, presets first; how they were read aside.
-
-    Args:
-        records (`Sequence[Record]`): Those of one table, or of one comparison.
-        name_of (`Callable[[Record], str]`): The row of a record.
-    """
+    """In what the rows of one unit were not measured alike, in short, presets first; how they were read aside."""
     told = []
     for key, values in _differences(records, name_of).items():
         whose = "; ".join(

@@ -58,16 +58,7 @@ def judge(
     offset: float = 0.0,
     interval: bool = False,
 ) -> Finding:
-    """Compare a weighted sum of figures with zero.
-
-    Args:
-        cells (`Cells`): All records.
-        what (`str`): The comparison in words.
-        table, units, metric: The figure; over several units their mean.
-        terms (`Sequence[Term]`): The sum.
-        offset (`float`, defaults to 0): Added to it: what may be lost.
-        interval (`bool`, defaults to `False`): Tell the 95 % interval of the sum without the offset.
-    """
+    """Compare a weighted sum of figures with zero."""
     rows = [cells.find(table, term.names) for term in terms]
     values = [cells.mean(table, row, units, metric) if row and units else None for row in rows]
     measured: list[tuple[Term, str, Value]] = []
@@ -108,14 +99,7 @@ def judge(
 
 
 def growth(cells: Cells, what: str, table: str, unit: str, metric: str, systems: Sequence[tuple[str, ...]]) -> Finding:
-    """Does the first of these systems grow over training steps? The slopes of the others are told beside it.
-
-    Args:
-        cells (`Cells`): All records.
-        what (`str`): The comparison in words.
-        table, unit, metric (`str`): The figure; lower is better.
-        systems (`Sequence[tuple[str, ...]]`): Names that each may have.
-    """
+    """Does the first of these systems grow over training steps? The slopes of the others are told beside it."""
     from scipy.stats import linregress  # of the extra `eval`
 
     told: list[str] = []
@@ -216,10 +200,6 @@ FILLED, LEFT, BASE_FILLED = ("MAGNET, infill",), ("base, left", "base, causal"),
 
 def judge_claims(cells: Cells, paper: PaperValues) -> list[Claim]:
     """Answer the four claims.
-
-    Args:
-        cells (`Cells`): All records.
-        paper (`PaperValues`): What counts as kept is what the paper's own model lost at most.
 
     Source: Khosla et al. 2025, section 4.
     """

@@ -46,11 +46,7 @@ small, figcaption { opacity: 0.8; }
 
 
 def render_html(page: Page) -> str:
-    """One page, light or dark, wide or narrow.
-
-    Args:
-        page (`Page`): What is on it.
-    """
+    """One page, light or dark, wide or narrow."""
     title = _escape(page.title)
     listed = "".join(f'<li><a href="#{anchor(text)}">{_escape(text)}</a></li>' for text in page.sections)
     contents = [f'<nav aria-label="Contents"><ul>{listed}</ul></nav>'] if listed else []

@@ -30,11 +30,7 @@ _NUMBERS = re.compile(r"^( *\d+)([.)])", flags=re.MULTILINE)
 
 
 def render_markdown(page: Page) -> str:
-    """One page.
-
-    Args:
-        page (`Page`): What is on it.
-    """
+    """One page."""
     contents = "\n".join(f"- [{_escape(text)}](#{anchor(text)})" for text in page.sections)
     blocks = [_block(block) for block in page.blocks]
     parts = [f"# {_escape(page.title)}", *blocks[: page.opening], contents, *blocks[page.opening :]]

@@ -30,15 +30,7 @@ ABSENT = "–"
 def opening_blocks(
     results: Results, paper: PaperValues, claims: Sequence[Claim], tables: Mapping[str, Table], *, name: str
 ) -> Iterator[Block]:
-    """What a reader has to know before the first table.
-
-    Args:
-        results (`Results`): The records.
-        paper (`PaperValues`): What they are set beside.
-        claims (`Sequence[Claim]`): Their verdicts.
-        tables (`Mapping[str, Table]`): Those that the paper has, by name.
-        name (`str`): Of the model that was studied.
-    """
+    """What a reader has to know before the first table."""
     records = results.records
     trainings = count_trainings(records)
     latest = max(record.time for record in records)
@@ -137,11 +129,7 @@ class Model:
 
 
 def size_blocks(models: Sequence[Model]) -> Iterator[Block]:
-    """The section: verdicts by model, then every comparison by model.
-
-    Args:
-        models (`Sequence[Model]`): The one of this page first.
-    """
+    """The section: verdicts by model, then every comparison by model."""
     yield Heading(2, SECTION)
     if len(models) == 1:
         yield Text(
@@ -225,12 +213,7 @@ WRITTEN = ("fill", "continuation")
 
 
 def sample_blocks(cells: Cells, records: Sequence[Record]) -> list[Heading | Text | Bullets | Story]:
-    """The section of samples; nothing where there are none.
-
-    Args:
-        cells (`Cells`): All records; they name the rows.
-        records (`Sequence[Record]`): The newest of each cell, of all tables.
-    """
+    """The section of samples; nothing where there are none."""
     records = [record for record in records if record.table == SAMPLES]
     blocks: list[Heading | Text | Bullets | Story] = []
     for unit in sorted({record.unit for record in records}, key=lambda name: (name not in TITLES, name)):
@@ -302,17 +285,7 @@ def build_page(
     name: str = THIS_MODEL,
     compared: Mapping[str, Results] | None = None,
 ) -> Page:
-    """All blocks in their order.
-
-    Args:
-        results (`Results`): The records.
-        paper (`PaperValues`): What they are set beside.
-        title (`str`): Of the page.
-        notes (`str`, *optional*): Markdown of those who ran it, behind the claims.
-        name (`str`): Of the model that was studied.
-        compared (`Mapping[str, Results]`, *optional*): The same study on other models, by their names; no figure of
-            theirs enters a table.
-    """
+    """All blocks in their order."""
     cells = Cells(results.records)
     claims = judge_claims(cells, paper)
     tables = {table: build_table(cells, table, values) for table, values in paper.tables.items()}
@@ -391,12 +364,7 @@ def _generic(cells: Cells, name: str, heading: str) -> Iterator[Block]:
 
 
 def _table(table: Table, *, is_long: bool = False) -> Iterator[Block]:
-    """Rows, then what is missing, then under what conditions.
-
-    Args:
-        table (`Table`): All of it.
-        is_long (`bool`): A row for each system and unit, a column for each metric.
-    """
+    """Rows, then what is missing, then under what conditions."""
     reasons = list(dict.fromkeys(reason for row in table.rows for reason in row.missing.values()))
     quoted = [v for row in table.rows for v in row.values.values() if isinstance(v, float)]
     digits = max((len(repr(value).partition(".")[2]) for value in quoted), default=0)

@@ -87,14 +87,7 @@ class PaperValues:
 
 
 def read_paper_values(path: Path = FILE) -> PaperValues:
-    """Read and check the paper's numbers.
-
-    Args:
-        path (`Path`): The file of this folder by default.
-
-    Raises:
-        ValueError: naming every table that is not as it should be.
-    """
+    """Read and check the paper's numbers."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     tables, complaints = {}, []
     for entry in content["tables"]:

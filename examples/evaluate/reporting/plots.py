@@ -89,11 +89,7 @@ class Panel:
 
 
 def draw_bars(table: Table) -> Picture | None:
-    """One panel for each column, one bar for each row; the paper's bars are grey and hatched.
-
-    Args:
-        table (`Table`): Columns that nothing was measured in are left out; `None` where that is all of them.
-    """
+    """One panel for each column, one bar for each row; the paper's bars are grey and hatched."""
     measured = [row for row in table.rows if row.origin == MEASURED]
     columns = [column for column in table.columns if any(column in row.values for row in measured)]
     quoted = {column for row in table.rows if row.origin != MEASURED for column in row.values}
@@ -123,13 +119,7 @@ def draw_bars(table: Table) -> Picture | None:
 
 
 def draw_curves(name: str, caption: str, panels: Sequence[Panel]) -> Picture | None:
-    """Curves over training steps, named beside their ends.
-
-    Args:
-        name (`str`): Of the file.
-        caption (`str`): Below the figure.
-        panels (`Sequence[Panel]`): Those without a curve of two points are left out; `None` where that is all.
-    """
+    """Curves over training steps, named beside their ends."""
     panels = [panel for panel in panels if any(len(curve) > 1 for curve in panel.curves.values())]
     if not panels:
         return None

@@ -106,13 +106,7 @@ class Table:
 
 
 def build_table(cells: Cells, name: str, paper: PaperTable | None) -> Table:
-    """Put together what the records and the paper say of a table.
-
-    Args:
-        cells (`Cells`): All records.
-        name (`str`): Of the records; of a table of the paper its own.
-        paper (`PaperTable`, *optional*): The table of the paper that it answers.
-    """
+    """Put together what the records and the paper say of a table."""
     columns = list(paper.columns) if paper else []
     means = paper.means if paper else {}
     if paper is None or all(column.table == name for column in columns):
