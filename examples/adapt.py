@@ -327,12 +327,7 @@ def read_pairs(adapt: AdaptArguments, training: MagnetTrainingArguments, texts: 
     if adapt.pairs in ("dropout", "paraphrase"):
         return dropout_pairs(texts, min_words=adapt.pair_min_words, limit=adapt.pair_limit)
     columns = None if adapt.pair_columns is None else (adapt.pair_columns[0], adapt.pair_columns[1])
-    return load_pairs(
-        adapt.pairs,
-        columns=columns,
-        label_column=adapt.pair_label_column,
-        limit=adapt.pair_limit,
-    )
+    return load_pairs(adapt.pairs, columns=columns, label_column=adapt.pair_label_column, limit=adapt.pair_limit)
 
 
 def write_paraphrases(adapt: AdaptArguments, training: MagnetTrainingArguments, texts: Dataset) -> Dataset:
@@ -436,7 +431,7 @@ def save_and_push(
 
 
 def cost_notes(model: Any, blocks: Dataset) -> list[str]:
-    """Return what the unmerged adapter costs in time, as a sentence of the card; failing to measure it stops nothing."""
+    """Return what the unmerged adapter costs in time, as a sentence of the card, where it can be measured."""
     if model.num_parameters() > LARGEST_MODEL:
         return []
     try:

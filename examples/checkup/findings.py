@@ -11,13 +11,7 @@ LONGEST_MESSAGE = 400
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One row.
-
-    Args:
-        name (`str`): What was checked, the same for every model.
-        outcome (`str`): `"pass"`, `"fail"` or `"not applicable"`.
-        detail (`str`): The measured figure and its limit, or why there is none.
-    """
+    """One row."""
 
     name: str
     outcome: Outcome

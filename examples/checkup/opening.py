@@ -17,17 +17,7 @@ Kind = Literal["plain decoder", "checkpoint", "adapter"]
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A model and where it came from.
-
-    Args:
-        model: In evaluation mode, on its device.
-        loading (`dict`): What the load said about keys.
-        source (`ModelSource`): What was named.
-        base (`ModelSource`, *optional*): Of an adapter.
-        values (`dict`): config.json of the model, or of an adapter's base.
-        kind (`str`): What was named.
-        seconds (`float`): The load took.
-    """
+    """A model and where it came from."""
 
     model: Any
     loading: dict[str, Any]

@@ -20,12 +20,7 @@ SETUP = Path(__file__).resolve().parents[2] / "setup.cfg"
 
 @dataclass
 class Asked:
-    """What this library asks of a package.
-
-    Args:
-        versions (`SpecifierSet`): Those that it works with.
-        needed (`bool`): Whether it must be there; else some extra asks for it.
-    """
+    """What this library asks of a package."""
 
     versions: SpecifierSet = field(default_factory=SpecifierSet)
     needed: bool = False

@@ -33,10 +33,7 @@ class EncodingOptions:
     """Which model, and how it encodes: as in `encode`."""
 
     model_name_or_path: str = field(
-        metadata={
-            "help": "Directory or Hub id of a MAGNET checkpoint, or of a plain Llama.",
-            "aliases": ["--model"],
-        }
+        metadata={"help": "Directory or Hub id of a MAGNET checkpoint, or of a plain Llama.", "aliases": ["--model"]}
     )
     model_dtype: str = field(default="float32", metadata={"help": "Dtype of the weights: float32 or bfloat16."})
     attn_implementation: str = field(default="sdpa", metadata={"help": "eager, sdpa or flex_attention."})
@@ -138,13 +135,7 @@ def _check_options(options: EncodingOptions) -> None:
 
 
 class ChunkEncoder:
-    """A model that encodes chunks; it is loaded when the first text comes.
-
-    Args:
-        options (`EncodingOptions`): Model and options, `threads` among them.
-        facts (`ModelFacts`): What `inspect_model` returns for them.
-        device (`str`): Where the model runs.
-    """
+    """A model that encodes chunks; it is loaded when the first text comes."""
 
     def __init__(self, options: EncodingOptions, facts: ModelFacts, *, device: str) -> None:
         self.options = options

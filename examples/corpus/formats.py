@@ -118,10 +118,6 @@ class DelimitedText:
 
     A line that begins no row, such as one whose quotation mark is never closed, is a row that cannot be read; the next
     line begins a row again.
-
-    Args:
-        delimiter (`str`): Between two cells.
-        quoting (`int`): Of the `csv` module. With `csv.QUOTE_NONE` a quotation mark belongs to the text.
     """
 
     def __init__(self, *, delimiter: str, quoting: int) -> None:

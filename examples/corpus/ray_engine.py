@@ -67,11 +67,7 @@ def encode_on_ray(
 
 
 class ChunkActor:
-    """A `ChunkEncoder` on rows of Ray's data set.
-
-    Args:
-        options, facts: Of the encoder.
-    """
+    """A `ChunkEncoder` on rows of Ray's data set."""
 
     def __init__(self, options: EncodingOptions, facts: ModelFacts) -> None:
         os.environ.setdefault("RAYON_NUM_THREADS", str(options.threads))

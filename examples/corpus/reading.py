@@ -190,14 +190,7 @@ class Chunk:
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """The rows of an origin as texts.
-
-    Args:
-        origin (`Origin`): Where they come from.
-        text_column (`str`): The column of the text.
-        id_column (`str`, *optional*): A column to keep.
-        limit (`int`, *optional*): Read this many rows at most, those that cannot be read included.
-    """
+    """The rows of an origin as texts."""
 
     origin: Origin
     text_column: str = "text"
@@ -246,13 +239,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class ChunkStream:
-    """All chunks of a corpus in order, then an empty one. Each iteration reads the corpus anew; it can be pickled.
-
-    Args:
-        corpus (`Corpus`): What to read.
-        chunk_size (`int`): Rows of a chunk, >= 1; the last may have fewer.
-        skip (`Collection[int]`): Indices of chunks to leave out; their rows are passed over unread.
-    """
+    """All chunks of a corpus in order, then an empty one. Each iteration reads the corpus anew; it can be pickled."""
 
     corpus: Corpus
     chunk_size: int

@@ -29,11 +29,7 @@ _DIFFERENCES_TOLD = 5
 
 
 class PartsFolder:
-    """The work folder beside an output.
-
-    Args:
-        output (`Path`): The file that the chunks will make.
-    """
+    """The work folder beside an output."""
 
     def __init__(self, output: Path) -> None:
         self.output = output

@@ -28,13 +28,7 @@ TITLES: dict[AttentionMode, str] = {
 
 @dataclass(frozen=True)
 class Row:
-    """A text as the model reads it, its blanks filled.
-
-    Args:
-        token_ids (`list[int]`): BOS first, where the vocabulary has one.
-        segments (`list[int]`): 0 for a token of the context, k for one of the k-th span.
-        names (`list[str]`): The tokens as text.
-    """
+    """A text as the model reads it, its blanks filled."""
 
     token_ids: list[int]
     segments: list[int]

@@ -29,9 +29,7 @@ class Likeness:
     """Lines, their words if these were compared, and the cosines.
 
     Args:
-        lines (`list[str]`): What was typed.
         cosines (`np.ndarray` of shape `(n, n)`): Between lines, or between words.
-        words (`list[Word]`, *optional*): Of all lines in order.
     """
 
     lines: list[str]

@@ -26,14 +26,7 @@ PATIENCE = 0.2
 
 @dataclass(frozen=True)
 class Written:
-    """What is there so far.
-
-    Args:
-        prompt (`str`): What the model goes on from.
-        text (`str`): What it wrote.
-        tokens (`int`): How many tokens that is.
-        state (`str`): What is going on.
-    """
+    """What is there so far."""
 
     prompt: str
     text: str

@@ -22,14 +22,7 @@ BLANK = "[blank]"
 
 @dataclass(frozen=True)
 class Filled:
-    """One text with its blanks filled.
-
-    Args:
-        pieces (`list[str]`): The text around the blanks.
-        fills (`list[list[dict]]`): The answers to each blank, the likeliest first.
-        from_left (`list[dict]`, *optional*): What the model writes in each blank from left to right, blind to what
-            follows; `None` where there is nothing to go on from.
-    """
+    """One text with its blanks filled."""
 
     pieces: list[str]
     fills: list[list[dict[str, Any]]]

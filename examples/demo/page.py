@@ -34,11 +34,7 @@ GAPPED = "She bought a[blank] and stayed dry."
 
 
 class Handlers:
-    """What the buttons call.
-
-    Args:
-        model: A MAGNET model, shared by all visitors.
-    """
+    """What the buttons call."""
 
     def __init__(self, model: Any) -> None:
         self.model = model

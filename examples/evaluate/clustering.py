@@ -209,10 +209,7 @@ def v_measure_by_mteb(reader: SentenceReader, name: str, subsets: list[Subset], 
     """
     from examples.evaluate.mteb_reader import scores_by_mteb
 
-    columns = {
-        "sentences": [subset.texts for subset in subsets],
-        "labels": [subset.labels for subset in subsets],
-    }
+    columns = {"sentences": [subset.texts for subset in subsets], "labels": [subset.labels for subset in subsets]}
     scores = scores_by_mteb(reader, name, columns, prompt=prompt)
     return 100 * float(scores["v_measure"]), 100 * float(scores["v_measure_std"])
 
@@ -249,9 +246,7 @@ def units(args: argparse.Namespace) -> list[Unit]:
 def parse_arguments(arguments: list[str] | None) -> list[argparse.Namespace]:
     """Read and check the command line: the arguments of each reading that the models need."""
     parser = make_parser(
-        __doc__,
-        smoke={"subsets": 2, "subset_size": 500},
-        paper={"subsets": None, "subset_size": None},
+        __doc__, smoke={"subsets": 2, "subset_size": 500}, paper={"subsets": None, "subset_size": None}
     )
     tasks = list(CLUSTERING_SETS)
     parser.add_argument("--tasks", nargs="+", default=tasks, choices=tasks, help="sets to run")

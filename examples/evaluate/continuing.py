@@ -47,9 +47,9 @@ def continue_texts(
 ) -> list[Continuation]:
     """Continue each text by the most likely token, again and again, up to an end of text.
 
-    Reading `"causal"` is `generate`. The other two append a mask, put the most likely token in its place, and repeat, with
-    attention in both directions: `"masked"` takes the output at the mask, before the tokens that close a text of such a
-    model (`[SEP]`); `"appended_masks"` takes the output at the position before it, as MNTP trains it.
+    Reading `"causal"` is `generate`. The other two append a mask, put the most likely token in its place, and repeat,
+    with attention in both directions: `"masked"` takes the output at the mask, before the tokens that close a text of
+    such a model (`[SEP]`); `"appended_masks"` takes the output at the position before it, as MNTP trains it.
 
     Source: Khosla et al. 2025, section on repetition; generation by appended masks is the paper's for masked encoders.
     """

@@ -90,13 +90,7 @@ class NotAvailableError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What one cell came to.
-
-    Args:
-        metrics (`dict[str, float]`): By name.
-        counts (`dict[str, int]`): What the metrics are made of.
-        samples (`list[dict]`): Texts to show.
-    """
+    """What one cell came to."""
 
     metrics: dict[str, float]
     counts: dict[str, int] = field(default_factory=dict)

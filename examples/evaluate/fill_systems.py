@@ -44,14 +44,7 @@ class StoryGap(NamedTuple):
 
 @dataclass(frozen=True)
 class FillSystem:
-    """One row of Table 5.
-
-    Args:
-        name (`str`): Of the row.
-        model (`str`): Which model writes: `"base"`, `"MAGNET"` or the name of a further one.
-        family (`str`, *optional*): How a causal model is asked, see `PromptedInfiller`; `None` for `infill`.
-        shots (`int`, defaults to 0): Solved examples in front of the prompt.
-    """
+    """One row of Table 5."""
 
     name: str
     model: str

@@ -30,7 +30,7 @@ class GappedRow(NamedTuple):
 
 
 def story_row(tokenizer: Any, sentences: Sequence[str], gap: int, *, behind: Sequence[str] | None = None) -> GappedRow:
-    """Remove sentence number `gap` from a story; prefix, sentence and suffix are tokenised apart, as in `score_infill`."""
+    """Remove sentence number `gap` from a story; its three parts are tokenised apart, as in `score_infill`."""
     prefix = " ".join(sentences[:gap])
     suffix = " ".join(sentences[gap + 1 :] if behind is None else behind)
     before = front_tokens(tokenizer) + fill_ids(tokenizer, prefix, prefix="")
@@ -52,8 +52,8 @@ def block_rows(
 ) -> list[GappedRow]:
     """Remove spans from blocks of tokens, by the seed and the index of each block.
 
-    With `behind`, another block for each, every span gets a row of its own that continues with the other block's tokens;
-    earlier spans of the row are missing as before, but do not count.
+    With `behind`, another block for each, every span gets a row of its own that continues with the other block's
+    tokens; earlier spans of the row are missing as before, but do not count.
     """
     rows = []
     for number, ids in enumerate(blocks):
@@ -78,9 +78,9 @@ def span_logprobs(
 ) -> list[list[float]]:
     """Return for each row the log-probabilities in nats of its missing tokens that count.
 
-    With reading `"infill"` a span sees all context and itself up to the token, as in training; a model that was taught to
-    end spans is given gaps of the next multiple. With `"left"` every token sees all tokens before it, those of earlier
-    spans included.
+    With reading `"infill"` a span sees all context and itself up to the token, as in training; a model that was taught
+    to end spans is given gaps of the next multiple. With `"left"` every token sees all tokens before it, those of
+    earlier spans included.
 
     Source: MAGNET (Khosla et al. 2025), section 5.4 and Table 4.
     """

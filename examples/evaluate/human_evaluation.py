@@ -33,13 +33,7 @@ from examples.command_line import (
 from examples.evaluate.annotation_form import make_form, read_answers, read_key, render_form
 from examples.evaluate.driver import open_magnet, print_table
 from examples.evaluate.fill_systems import BASE, MAGNET, SHOTS, draw_gaps, fill_all, fill_systems
-from examples.evaluate.human_scores import (
-    CONFIDENCE,
-    RESAMPLES,
-    answers_by_system,
-    overall_agreement,
-    score_systems,
-)
+from examples.evaluate.human_scores import CONFIDENCE, RESAMPLES, answers_by_system, overall_agreement, score_systems
 from examples.evaluate.records import Record, RecordFile, answered, conditions, identify
 from examples.evaluate.stories import TITLES, read_stories, stories_source
 from examples.models import offline_where_unreachable

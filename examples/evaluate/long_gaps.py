@@ -36,11 +36,7 @@ TEXT_CHARACTERS = 4000
 
 
 class Judge:
-    """The model that reads the fills, opened when the first unit needs it, and the gaps of each model's tokens.
-
-    Args:
-        args (`argparse.Namespace`): What was parsed.
-    """
+    """The model that reads the fills, opened when the first unit needs it, and the gaps of each model's tokens."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -102,10 +98,7 @@ def read_on(judge: Judge, gaps: list[HeldOutGap], *, kind: str) -> list[str]:
     torch.manual_seed(judge.args.seed)
     model = judge.opened()
     fills: list[str] = PromptedInfiller(model, model.tokenizer).infill(
-        [gap.prefix for gap in gaps],
-        [gap.suffix for gap in gaps],
-        max_new_tokens=judge.args.gap_tokens,
-        **KINDS[kind],
+        [gap.prefix for gap in gaps], [gap.suffix for gap in gaps], max_new_tokens=judge.args.gap_tokens, **KINDS[kind]
     )
     return fills
 

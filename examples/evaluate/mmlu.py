@@ -55,13 +55,7 @@ PAPER = {"num_fewshot": 5, "limit": None, "batch_size": 8}
 
 
 class CausalLM(HFLM):
-    """lm-eval's reader of a model that is open already; remembers the prompts that lm-eval cuts.
-
-    Args:
-        model (`PreTrainedModel`): Ours, which reads causally where no mode is named, or a stock one.
-        tokenizer (`PreTrainedTokenizerBase`): Its own.
-        batch_size (`int`): Prompts of one forward.
-    """
+    """lm-eval's reader of a model that is open already; remembers the prompts that lm-eval cuts."""
 
     def __init__(self, model: Any, tokenizer: Any, *, batch_size: int) -> None:
         with only_errors():  # that it was not given a path

@@ -16,12 +16,7 @@ from examples.evaluate.sentence_readers import SentenceReader
 
 
 class ReaderEncoder(AbsEncoder):
-    """Wrap a reader for MTEB.
-
-    Args:
-        reader (`SentenceReader`): Embeds the texts.
-        prompt (`str`): The instruction in front of them.
-    """
+    """Wrap a reader for MTEB."""
 
     def __init__(self, reader: SentenceReader, *, prompt: str) -> None:
         self.model, self.prompt = reader, prompt

@@ -119,9 +119,7 @@ def data_complaints(tasks: Sequence[str], read: Callable[[str], Any]) -> list[st
 
 
 def run_readings(
-    table: str,
-    groups: Sequence[argparse.Namespace],
-    units_of: Callable[[argparse.Namespace], list[Unit]],
+    table: str, groups: Sequence[argparse.Namespace], units_of: Callable[[argparse.Namespace], list[Unit]]
 ) -> list[Record]:
     """Measure all models, reading by reading, and print one table of all."""
     records = []

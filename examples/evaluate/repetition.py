@@ -109,11 +109,7 @@ def measure(
     except (OSError, ValueError) as error:
         raise NotAvailableError(str(error)) from error
     written = continue_texts(
-        *reader,
-        beginnings,
-        reading=args.reading,
-        max_new_tokens=args.new_tokens,
-        batch_size=args.batch_size,
+        *reader, beginnings, reading=args.reading, max_new_tokens=args.new_tokens, batch_size=args.batch_size
     )
     texts = [one.text for one in written]
     return Measurement(

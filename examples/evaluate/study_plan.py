@@ -142,15 +142,7 @@ def folder_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """A training.
-
-    Args:
-        name (`str`): The system that comes of it.
-        base (`str`): `"base"`, or the run it starts from.
-        replica (`int`): Its training seed.
-        arguments (`dict`): Of `adapt.py`, the shared ones included; without the model and the folders.
-        folder (`Path`): Where it writes.
-    """
+    """A training."""
 
     name: str
     base: str
@@ -161,17 +153,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Call:
-    """A driver and what it is asked about some systems.
-
-    Args:
-        driver (`str`): Name of a script in this folder.
-        data (`str`, *optional*): Sub-folder of the plan's data.
-        systems (`dict[str, str]`): Row of the table -> `"base"` or a run; with `"@adapter"` behind it, its adapter.
-        arguments (`list[str]`): Further options; `{base}` in them is the base model.
-        over_steps (`int`): Ask about every so many of the runs' checkpoints, the last one among them; 0: about their
-            result.
-        replicas (`int`, *optional*): Ask about so many of a run's replicas at most; by default about all.
-    """
+    """A driver and what it is asked about some systems."""
 
     driver: str
     data: str | None

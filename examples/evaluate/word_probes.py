@@ -54,14 +54,7 @@ Corpus = dict[str, list[TaggedSentence]]
 
 
 class FrozenStates:
-    """The states of all words by one model: computed when a probe first asks, then shared; the model is let go.
-
-    Args:
-        path (`str`): Of the model.
-        args (`argparse.Namespace`): The command line.
-        reading (`str`): One of `READINGS`.
-        corpus (`Callable`): Gives the sentences of `"train"` and `"test"`.
-    """
+    """The states of all words by one model: computed when a probe first asks, then shared; the model is let go."""
 
     def __init__(self, path: str, args: argparse.Namespace, *, reading: str, corpus: Callable[[], Corpus]) -> None:
         self.path, self.args, self.reading, self.corpus = path, args, reading, corpus

@@ -56,14 +56,7 @@ def retrieval_accuracy(anchors: Tensor, positives: Tensor) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Exam:
-    """The questions; each method asks one of them of a model in evaluation mode.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): Of all models; puts BOS in front.
-        stories (`list[Story]`): Held-out stories, at least two.
-        pairs (`list[dict[str, str]]`): Held-out paraphrases, with the keys `anchor` and `positive`.
-        max_length (`int`): Longest row in tokens.
-    """
+    """The questions; each method asks one of them of a model in evaluation mode."""
 
     tokenizer: PreTrainedTokenizerBase
     stories: list[Story]

@@ -116,14 +116,7 @@ FACTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Story:
-    """A story in three parts that join exactly: `prefix + missing + suffix`.
-
-    Args:
-        prefix (`str`): The opening sentence, which says nothing about the thing.
-        missing (`str`): The sentence that names the thing; begins with a space.
-        suffix (`str`): The rest, from which the thing can be told; begins with a space.
-        answer (`str`): The thing, a key of `THINGS`.
-    """
+    """A story in three parts that join exactly: `prefix + missing + suffix`."""
 
     prefix: str
     missing: str

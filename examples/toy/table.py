@@ -24,14 +24,7 @@ Table = dict[str, dict[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """Who is asked, all in evaluation mode.
-
-    Args:
-        base (`LlamaForCausalLM`): Trained left to right.
-        control (`LlamaForCausalLM`): The base, trained left to right for as many steps more as MAGNET was adapted.
-        not_adapted (`MagnetLlamaForCausalLM`): The base's weights under MAGNET's masks.
-        magnet (`MagnetLlamaForCausalLM`): The adapted model, loaded back from its folder.
-    """
+    """Who is asked, all in evaluation mode."""
 
     base: Any
     control: Any

@@ -88,15 +88,7 @@ def build_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 @dataclass(frozen=True)
 class Material:
-    """What the models are trained on and asked.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerFast`): Of all of it.
-        exam (`Exam`): The questions.
-        stories (`Dataset`): Token rows of the stories.
-        everything (`Dataset`): The same, and of the pairs' sentences.
-        pairs (`Dataset`): Sentences that say one fact in two wordings.
-    """
+    """What the models are trained on and asked."""
 
     tokenizer: PreTrainedTokenizerFast
     exam: Exam

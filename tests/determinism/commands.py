@@ -106,11 +106,7 @@ COMMANDS = [
         "--html={output}/fills.html --num_tokens 2 5 --do_sample --num_return_sequences=2 --batch_size=2",
     ),
     Command("fill", PRINTED, "--model={inputs}/magnet 'the old dog [blank] then the cat sat.'"),
-    Command(
-        "tour/run_notebook",
-        "out.ipynb",
-        "{inputs}/notebook.ipynb --output={output}/out.ipynb --folder={inputs}",
-    ),
+    Command("tour/run_notebook", "out.ipynb", "{inputs}/notebook.ipynb --output={output}/out.ipynb --folder={inputs}"),
     Command("doctor", "doctor.json", "{inputs}/magnet --json={output}/doctor.json", ["opening_seconds", "seconds"]),
     Command("reference", "trainer.html", "--output={output}"),
     _table("word_probes", "words", "--steps=20"),
@@ -163,9 +159,7 @@ COMMANDS = [
         "--texts 2:{inputs}/long.jsonl 1:{inputs}/paragraphs.txt --characters=20000 --output={output}/mixture.jsonl",
     ),
     Command(
-        "evaluate/training_curves",
-        "curves.jsonl",
-        "--runs one={inputs}/one other={inputs}/other --results={output}",
+        "evaluate/training_curves", "curves.jsonl", "--runs one={inputs}/one other={inputs}/other --results={output}"
     ),
     Command("evaluate/report", "report.md", "--results={inputs}/records --output={output}"),
     Command(
@@ -175,13 +169,6 @@ COMMANDS = [
         [*RECORDED, *LOGGED, *EVALUATED, *CHECKSUMS],
         # The page says when the newest of its records was written. Its own bytes are those of `report` above.
         ["training_args.bin", "first-0.log", "report.md", "report.html"],
-    ),
-    Command(
-        "benchmarks/adaptation",
-        "quality.json",
-        "--base={inputs}/base --magnet={inputs}/magnet --texts long={inputs}/long.jsonl --limit=4 "
-        "--sts={inputs}/data/stsb.dev.csv.gz --name=quality --results={output}",
-        ["seconds"],
     ),
     Command(
         "benchmarks/encoding_throughput",
@@ -224,8 +211,6 @@ OFTEN = {
 }
 
 # Not run here, and why.
-LEFT_OUT = {
-    "app": "a server: it writes nothing but the model that the quickstart's own entry checks",
-}
+LEFT_OUT = {"app": "a server: it writes nothing but the model that the quickstart's own entry checks"}
 
 __all__ = ["COMMANDS", "LEFT_OUT", "OFTEN", "PRINTED", "Command"]

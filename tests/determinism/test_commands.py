@@ -60,9 +60,7 @@ def test_every_script_has_an_entry():
     "command",
     [
         pytest.param(
-            command,
-            id=command.label,
-            marks=pytest.mark.long if command.label in OFTEN else pytest.mark.nightly,
+            command, id=command.label, marks=pytest.mark.long if command.label in OFTEN else pytest.mark.nightly
         )
         for command in COMMANDS
     ],

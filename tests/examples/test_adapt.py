@@ -107,10 +107,7 @@ def test_the_report_tells_what_was_measured_before_during_and_after(tmp_path, op
 
 @pytest.mark.parametrize(
     ("prompt", "stored", "default"),
-    [
-        ("Represent this", "Represent this: ", "sentence"),
-        ("", "Given the sentence, find its representation: ", None),
-    ],
+    [("Represent this", "Represent this: ", "sentence"), ("", "Given the sentence, find its representation: ", None)],
 )
 def test_the_prompt_of_training_becomes_the_default_prompt_of_encode(tmp_path, options, prompt, stored, default):
     adapt.main([*options, *FULL, f"--contrastive_prompt={prompt}"])
@@ -162,10 +159,7 @@ def test_what_cannot_work_is_refused_before_anything_is_paraphrased(tmp_path, op
 
 @pytest.mark.parametrize(
     "training",
-    [
-        pytest.param(FULL, id="full", marks=pytest.mark.nightly),
-        pytest.param(LORA, id="lora", marks=pytest.mark.long),
-    ],
+    [pytest.param(FULL, id="full", marks=pytest.mark.nightly), pytest.param(LORA, id="lora", marks=pytest.mark.long)],
 )
 def test_a_killed_run_that_is_resumed_ends_with_the_same_bytes(tmp_path, options, training):
     options = [*options, *training, "--save_strategy=steps", "--save_steps=6", "--save_total_limit=3"]

@@ -20,14 +20,7 @@ USUAL = ("bidirectional", "magnet", "infill", "causal")
 
 @dataclass(frozen=True)
 class Value:
-    """A figure measured here.
-
-    Args:
-        mean (`float`): Over replicas and seeds.
-        spread (`float`, *optional*): Standard deviation over them; none of a single one.
-        n (`int`): How many of them.
-        runs (`tuple[float, ...]`): The mean over seeds of each training; those of the same weights are one.
-    """
+    """A figure measured here."""
 
     mean: float
     spread: float | None
@@ -42,13 +35,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Results:
-    """What a folder of records holds.
-
-    Args:
-        records (`list[Record]`): The newest of each cell.
-        problems (`list[str]`): What was skipped, and why.
-        read (`int`): Whole lines, older ones of a cell included.
-    """
+    """What a folder of records holds."""
 
     records: list[Record]
     problems: list[str] = field(default_factory=list)
@@ -87,11 +74,7 @@ def reading_of(record: Record) -> str | None:
 
 
 class Cells:
-    """The figures of all tables.
-
-    Args:
-        records (`Sequence[Record]`): The newest of each cell.
-    """
+    """The figures of all tables."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         self._readings: dict[tuple[str, str], set[str | None]] = defaultdict(set)

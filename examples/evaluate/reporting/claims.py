@@ -19,17 +19,7 @@ UNTRAINED = ("base", "Echo")
 
 @dataclass(frozen=True)
 class Finding:
-    """One comparison.
-
-    Args:
-        what (`str`): What was compared.
-        outcome (`str`): How it counts.
-        numbers (`str`): The figures.
-        warnings (`tuple[str, ...]`): What weakens it.
-        trend (`tuple[str, ...]`): Over training steps, where it does not count for the claim.
-        figures (`tuple[float, ...]`): The means that were compared, in the order of the terms; empty where one of
-            them is not there.
-    """
+    """One comparison."""
 
     what: str
     outcome: Outcome

@@ -115,13 +115,7 @@ NOT_ASKED = "–"
 
 @dataclass(frozen=True)
 class Model:
-    """A study of one base model.
-
-    Args:
-        name (`str`): As the reader knows it.
-        results (`Results`): Its records.
-        claims (`list[Claim]`): Judged by them.
-    """
+    """A study of one base model."""
 
     name: str
     results: Results
@@ -143,8 +137,7 @@ def size_blocks(models: Sequence[Model]) -> Iterator[Block]:
         "one is part of another's."
     )
     yield Grid(
-        ["Claim", *names],
-        [[claims[0].question, *(claim.verdict for claim in claims)] for claims in _by_claim(models)],
+        ["Claim", *names], [[claims[0].question, *(claim.verdict for claim in claims)] for claims in _by_claim(models)]
     )
     differing = _differing_settings(models)
     if differing:

@@ -9,13 +9,7 @@ FILE = Path(__file__).with_suffix(".json")
 
 
 class Column(NamedTuple):
-    """One figure of a table: where its records are and which of their metrics it is.
-
-    Args:
-        unit (`str`): Such as `"STS12"`.
-        metric (`str`): Such as `"spearman"`.
-        table (`str`): Whose records hold it.
-    """
+    """One figure of a table: where its records are and which of their metrics it is."""
 
     unit: str
     metric: str
@@ -29,13 +23,7 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class PaperRow:
-    """One row as printed.
-
-    Args:
-        name (`str`): What the paper calls it.
-        answers (`tuple[str, ...]`): Our rows that it can be compared with; the first that was measured counts.
-        values (`dict[Column, float]`): Without what the paper leaves out.
-    """
+    """One row as printed."""
 
     name: str
     answers: tuple[str, ...]
@@ -44,20 +32,7 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One table of the paper.
-
-    Args:
-        name (`str`): Of the records that answer it.
-        number, title, unit (`str`): For its heading; the unit of the values.
-        higher_is_better (`bool`): What a gain is.
-        columns (`tuple[Column, ...]`): In their order.
-        rows (`tuple[PaperRow, ...]`): In their order.
-        base (`str`, *optional*): The row that the others are compared with.
-        digits (`int`): Decimals of the paper.
-        gain_is_share (`bool`): Whether a gain is told in percent of the base, as that of a perplexity has to be.
-        means (`dict[str, tuple[str, ...]]`): Units that are means over other units of the records.
-        note (`str`): What a reader has to know.
-    """
+    """One table of the paper."""
 
     name: str
     number: str

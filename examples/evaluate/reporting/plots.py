@@ -56,14 +56,7 @@ BAR_COLUMNS = 4
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the page.
-
-    Args:
-        name (`str`): Of its file, without ending.
-        caption (`str`): What it shows.
-        alternative (`str`): For those who do not see it.
-        svg (`bytes`): The file.
-    """
+    """A figure of the page."""
 
     name: str
     caption: str
@@ -73,14 +66,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes of curves.
-
-    Args:
-        title (`str`): Above it.
-        label (`str`): Of the vertical axis, with its unit.
-        curves (`dict[str, dict[int, Value]]`): By system and step.
-        level (`tuple[str, float]`, *optional*): A horizontal line.
-    """
+    """One pair of axes of curves."""
 
     title: str
     label: str

@@ -35,16 +35,7 @@ SIZES = (
 
 @dataclass(frozen=True)
 class Row:
-    """One row.
-
-    Args:
-        name (`str`): The system, or the paper's name of it.
-        origin (`str`): `MEASURED` or `QUOTED`.
-        is_peer (`bool`): Whether it is a system of others that the study does not adapt.
-        model (`str`): What was measured.
-        values (`dict[Column, Value | float]`): Measured ones are `Value`s, quoted ones floats.
-        missing (`dict[Column, str]`): Why a cell could not be measured here.
-    """
+    """One row."""
 
     name: str
     origin: str
@@ -77,18 +68,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with all that a reader needs to judge it.
-
-    Args:
-        name, title, unit (`str`): For its heading.
-        higher_is_better (`bool`, *optional*): Unknown for tables that the paper does not have.
-        digits (`int`): Decimals of what was measured.
-        columns (`list[Column]`): The paper's first.
-        rows (`list[Row]`): Measured ones first.
-        comparisons (`list[Comparison]`): Where a row of the paper has an answer.
-        notes, warnings (`list[str]`): Below the table.
-        settings, differences, counts (`list[str]`): With what, where rows differ in it, and on how much.
-    """
+    """A table with all that a reader needs to judge it."""
 
     name: str
     title: str
