@@ -49,30 +49,20 @@ def at_least(least: int = 1, most: int | None = None) -> Callable[[str], int]:
     return convert
 
 
-def also(parser: Any, action: argparse.Action, *spellings: str) -> None:
-    """Let an option be written as it was before, without a word of it in the help."""
-    for spelling in spellings:
-        parser._option_string_actions[spelling] = action
-
-
-def add_model(parser: Any, *, help: str, required: bool = True, **options: Any) -> argparse.Action:
+def add_model(parser: Any, *, help: str, required: bool = True, **options: Any) -> None:
     """Add `--model_name_or_path`, also spelt `--model`; the value is `args.model`."""
-    if "action" not in options:
-        options.setdefault("metavar", "MODEL")
-    names = ("--model_name_or_path", "--model")
-    action: argparse.Action = parser.add_argument(*names, dest="model", required=required, help=help, **options)
-    return action
+    options = {"metavar": "MODEL", **options}
+    parser.add_argument("--model_name_or_path", "--model", dest="model", required=required, help=help, **options)
 
 
-def add_device(parser: Any, *, default: str | None = None) -> None:
+def add_device(parser: Any) -> None:
     """Add `--device`; pass `args.device` to `choose_device`."""
-    told = f"{default} if left out" if default else "CUDA where there is some if left out"
-    parser.add_argument("--device", default=default, help=f"such as cpu or cuda:1; {told}")
+    parser.add_argument("--device", help="such as cpu or cuda:1; CUDA where there is some if left out")
 
 
-def add_dtype(parser: Any, *, default: str = "float32") -> None:
+def add_dtype(parser: Any) -> None:
     """Add `--dtype`, of the weights."""
-    parser.add_argument("--dtype", default=default, choices=DTYPES, help="dtype of the weights")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="dtype of the weights")
 
 
 def add_data(parser: Any) -> None:
@@ -82,9 +72,8 @@ def add_data(parser: Any) -> None:
 
 
 def add_output_dir(parser: Any, *, help: str, **options: Any) -> None:
-    """Add `--output_dir`, a folder to write, also spelt `--output`; the value is `args.output`."""
-    action = parser.add_argument("--output_dir", dest="output", metavar="DIR", type=Path, help=help, **options)
-    also(parser, action, "--output")
+    """Add `--output_dir`, a folder to write; the value is `args.output`."""
+    parser.add_argument("--output_dir", dest="output", metavar="DIR", type=Path, help=help, **options)
 
 
 def choose_device(name: str | None) -> str:
@@ -176,6 +165,6 @@ def start(
 
 
 __all__ = [
-    "DTYPES", "OneLineParser", "add_data", "add_device", "add_dtype", "add_model", "add_output_dir", "also",
+    "DTYPES", "OneLineParser", "add_data", "add_device", "add_dtype", "add_model", "add_output_dir",
     "at_least", "check", "choose_device", "in_lines", "named_items", "need", "start",
 ]  # fmt: skip

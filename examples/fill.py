@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers.utils import logging
 
-from examples.command_line import OneLineParser, add_device, add_model, also, at_least, start
+from examples.command_line import OneLineParser, add_device, add_model, at_least, start
 from examples.demo.infill import Filled, fill_text
 from examples.models import not_adapted
 from examples.toy.model import describe_model, open_model
@@ -39,10 +39,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("text", nargs="?", help="a text with [blank] wherever something is missing")
     add_model(parser, required=False, help="a MAGNET checkpoint: directory or Hub id; left out, the quickstart's")
     parser.add_argument("--gguf_file", help="the GGUF file there that holds the model")
-    tokens = parser.add_argument("--max_new_tokens", type=at_least(), help="of each fill; left out, the model chooses")
-    answers = parser.add_argument("--num_return_sequences", type=at_least(), default=3, help="answers to each blank")
-    also(parser, tokens, "--tokens")
-    also(parser, answers, "--answers")
+    parser.add_argument("--max_new_tokens", type=at_least(), help="of each fill; left out, the model chooses")
+    parser.add_argument("--num_return_sequences", type=at_least(), default=3, help="answers to each blank")
     add_device(parser)
     return parser.parse_args(arguments)
 

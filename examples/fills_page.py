@@ -107,4 +107,4 @@ def _token(text: str, logprob: float) -> str:
     )
 
 
-__all__ = ["TOKEN_STYLE", "render_fill", "render_page", "render_scale"]
+__all__ = ["TOKEN_STYLE", "describe", "render_fill", "render_page", "render_scale"]

@@ -66,6 +66,69 @@ def rank_report(table: np.ndarray, truths: list[int]) -> dict[str, float]:
     }
 
 
+def print_ranks(tables: dict[str, np.ndarray], truths: list[int]) -> dict[str, dict[str, float]]:
+    """Print how each rule ranks the true length, and return the figures."""
+    print(f"\n{'rule':28s}{'mean rank':>10s}{'first':>8s}{'within 4':>10s}{'error':>8s}{'chosen':>8s}")
+    report = {name: rank_report(table, truths) for name, table in tables.items()}
+    for name, ranks in report.items():
+        print(
+            f"{name:28s}{ranks['mean_rank']:10.2f}{ranks['first']:8.1%}{ranks['within_4']:10.1%}"
+            f"{ranks['mean_error']:8.1f}{ranks['mean_chosen']:8.1f}"
+        )
+    return report
+
+
+def fill_exactly(model: Any, gaps: list[HeldOutGap], **options: Any) -> list[str]:
+    """Fill each gap with as many tokens as were in it."""
+    fills = [""] * len(gaps)
+    for length in CANDIDATES:
+        own = [index for index, gap in enumerate(gaps) if gap.length == length]
+        prefixes, suffixes = [gaps[index].prefix for index in own], [gaps[index].suffix for index in own]
+        texts = model.infill(prefixes, suffixes, max_new_tokens=length, chunk_size=length, **options)
+        for index, fill in zip(own, texts, strict=True):
+            fills[index] = fill
+    return fills
+
+
+def fills_of_others(models: dict[str, Any], gaps: list[HeldOutGap]) -> dict[str, list[str]]:
+    """Return what the judge writes from the left, and what the control and the model that ends its fills write."""
+    judge = models["judge"]
+    read_on = PromptedInfiller(judge, judge.tokenizer)
+    written = [read_on.infill(gap.prefix, gap.suffix, max_new_tokens=gap.length) for gap in gaps]
+    fills = {"judge, left to right, true length": written}
+    if "exact" in models:
+        fills["control, true length"] = fill_exactly(models["exact"], gaps)
+    if "end_of_span" in models:
+        taught = models["end_of_span"]
+        prefixes, suffixes = [gap.prefix for gap in gaps], [gap.suffix for gap in gaps]
+        fills["taught, true length"] = fill_exactly(taught, gaps, stop_at_end_of_span=False)
+        multiple = taught.magnet_settings.end_of_span
+        limit = -(-CANDIDATES[-1] // multiple) * multiple
+        fills["taught, ends by itself"] = taught.infill(prefixes, suffixes, max_new_tokens=limit, chunk_size=limit)
+        fills["taught, gap found"] = taught.infill(prefixes, suffixes, num_tokens="auto", chunk_size=limit)
+    return fills
+
+
+def print_fills(systems: dict[str, list[str]], gaps: list[HeldOutGap], judge: Any) -> dict[str, dict[str, float]]:
+    """Print how the judge reads on after each system's fills, and return the figures."""
+    print(f"\n{'fills':36s}{'perplexity behind':>18s}{'word F1':>9s}{'length error':>14s}{'length':>8s}")
+    report = {}
+    truths = np.array([gap.length for gap in gaps])
+    for name, fills in systems.items():
+        sizes = np.array([len(continuation_ids(judge.tokenizer, fill)) for fill in fills])
+        row = report[name] = {
+            "continuation_perplexity": continuation_perplexity(judge, judge.tokenizer, gaps, fills),
+            "word_f1": float(np.mean([word_overlap(fill, gap.truth) for fill, gap in zip(fills, gaps, strict=True)])),
+            "length_error": float(abs(sizes - truths).mean()),
+            "mean_length": float(sizes.mean()),
+        }
+        print(
+            f"{name:36s}{row['continuation_perplexity']:18.2f}{row['word_f1']:9.3f}{row['length_error']:14.1f}"
+            f"{row['mean_length']:8.1f}"
+        )
+    return report
+
+
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Fill, rank, judge, print, write."""
     parser = OneLineParser(description=__doc__)
@@ -80,77 +143,26 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     add_device(parser)
     args = parser.parse_args(arguments)
     device = choose_device(args.device)
-    paths = {name: getattr(args, name) for name in ("magnet", "end_of_span", "exact", "judge")}
-    models: dict[str, Any] = {name: open_magnet(path, device=device) for name, path in paths.items() if path}
-    magnet, judge = models["magnet"], models["judge"]
-    draw = np.random.default_rng(args.seed)
-    truths = [int(length) for length in draw.choice(CANDIDATES, args.number)]
-    gaps = draw_gaps(
-        args.texts,
-        magnet.tokenizer,
-        lengths=truths,
-        prefix_tokens=PREFIX_TOKENS,
-        suffix_tokens=SUFFIX_TOKENS,
-        seed=args.seed,
-    )
-    prefixes, suffixes = [gap.prefix for gap in gaps], [gap.suffix for gap in gaps]
-    tables, by_candidate = score_tables(magnet, gaps)
-    report: dict[str, Any] = {"gaps": len(gaps), "candidates": CANDIDATES, "ranks": {}, "fills": {}}
-    print(f"\n{'rule':28s}{'mean rank':>10s}{'first':>8s}{'within 4':>10s}{'error':>8s}{'chosen':>8s}")
+    paths = {name: getattr(args, name) for name in ("magnet", "end_of_span", "exact", "judge") if getattr(args, name)}
+    models: dict[str, Any] = {name: open_magnet(path, device=device) for name, path in paths.items()}
+    truths = [int(length) for length in np.random.default_rng(args.seed).choice(CANDIDATES, args.number)]
+    around = {"prefix_tokens": PREFIX_TOKENS, "suffix_tokens": SUFFIX_TOKENS}
+    gaps = draw_gaps(args.texts, models["magnet"].tokenizer, lengths=truths, seed=args.seed, **around)
+    tables, by_candidate = score_tables(models["magnet"], gaps)
     guess = np.random.default_rng(args.seed).random((len(gaps), len(CANDIDATES)))
-    for name, table in {**tables, "a guess": guess}.items():
-        ranks = report["ranks"][name] = rank_report(table, truths)
-        print(
-            f"{name:28s}{ranks['mean_rank']:10.2f}{ranks['first']:8.1%}{ranks['within_4']:10.1%}"
-            f"{ranks['mean_error']:8.1f}{ranks['mean_chosen']:8.1f}"
-        )
-
-    def exact(model: Any, **options: Any) -> list[str]:
-        """Fills of the true lengths."""
-        fills = [""] * len(gaps)
-        for length in CANDIDATES:
-            own = [index for index, truth in enumerate(truths) if truth == length]
-            texts = model.infill([prefixes[i] for i in own], [suffixes[i] for i in own], max_new_tokens=length,
-                                 chunk_size=length, **options)  # fmt: skip
-            for index, fill in zip(own, texts, strict=True):
-                fills[index] = fill
-        return fills
-
+    ranks = print_ranks({**tables, "a guess": guess}, truths)
     used = tables["fill + join, means (used)"].argmax(1)
-    read_on = PromptedInfiller(judge, judge.tokenizer)
     systems = {
         "what stood there": [gap.truth for gap in gaps],
-        "true length": exact(magnet),
+        "true length": fill_exactly(models["magnet"], gaps),
         "length found": [fills[choice] for fills, choice in zip(by_candidate, used, strict=True)],
         "length guessed": [fills[choice] for fills, choice in zip(by_candidate, guess.argmax(1), strict=True)],
         "nothing": [""] * len(gaps),
-        "judge, left to right, true length": [
-            read_on.infill(gap.prefix, gap.suffix, max_new_tokens=gap.length) for gap in gaps
-        ],
+        **fills_of_others(models, gaps),
     }
-    if "exact" in models:
-        systems["control, true length"] = exact(models["exact"])
-    if "end_of_span" in models:
-        taught = models["end_of_span"]
-        systems["taught, true length"] = exact(taught, stop_at_end_of_span=False)
-        multiple = taught.magnet_settings.end_of_span
-        limit = -(-CANDIDATES[-1] // multiple) * multiple
-        systems["taught, ends by itself"] = taught.infill(prefixes, suffixes, max_new_tokens=limit, chunk_size=limit)
-        systems["taught, gap found"] = taught.infill(prefixes, suffixes, num_tokens="auto", chunk_size=limit)
-    print(f"\n{'fills':36s}{'perplexity behind':>18s}{'word F1':>9s}{'length error':>14s}{'length':>8s}")
-    for name, fills in systems.items():
-        sizes = np.array([len(continuation_ids(judge.tokenizer, fill)) for fill in fills])
-        row = report["fills"][name] = {
-            "continuation_perplexity": continuation_perplexity(judge, judge.tokenizer, gaps, fills),
-            "word_f1": float(np.mean([word_overlap(fill, gap.truth) for fill, gap in zip(fills, gaps, strict=True)])),
-            "length_error": float(abs(sizes - np.array(truths)).mean()),
-            "mean_length": float(sizes.mean()),
-        }
-        print(
-            f"{name:36s}{row['continuation_perplexity']:18.2f}{row['word_f1']:9.3f}{row['length_error']:14.1f}"
-            f"{row['mean_length']:8.1f}"
-        )
-    write_results(args.output, report, models={name: path for name, path in paths.items() if path})
+    fills = print_fills(systems, gaps, models["judge"])
+    report: dict[str, Any] = {"gaps": len(gaps), "candidates": CANDIDATES, "ranks": ranks, "fills": fills}
+    write_results(args.output, report, models=paths)
     print(f"\ngap_lengths: OK ({len(gaps)} gaps)")
     return report
 

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from datasets import Dataset
 
-from examples.command_line import also, check, start
+from examples.command_line import check, start
 from examples.evaluate.driver import Measurement, Unit, make_parser, parse, run, unless_absent
 from examples.evaluate.gapped_rows import READINGS, GappedRow, block_rows, span_logprobs, story_row
 from examples.evaluate.records import Record
@@ -168,10 +168,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
         "--reading", default="infill", choices=READINGS, help="both sides of a gap, or what is left of it"
     )
     parser.add_argument("--suffix", default="own", choices=["own", "other"], help="what stands behind a gap")
-    action = parser.add_argument(
-        "--corpus", default="rocstories", choices=CORPORA, help="which stories, a unit of their own"
-    )
-    also(parser, action, "--stories")
+    parser.add_argument("--corpus", default="rocstories", choices=CORPORA, help="which stories, a unit of their own")
     parser.add_argument("--tokenised", action="store_true", help="leave WikiText as it was tokenised, <unk> included")
     parser.add_argument("--limit", type=int, help="stories and blocks, drawn at random; all if left out")
     parser.add_argument("--max_length", type=int, help="tokens of a block of WikiText, BOS included")

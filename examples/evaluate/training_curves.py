@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from pathlib import Path
 
-from examples.command_line import OneLineParser, also, at_least, check, named_items, start
+from examples.command_line import OneLineParser, at_least, check, named_items, start
 from examples.evaluate.records import Record, RecordFile, answered
 from trainer.whole_files import parse_json
 
@@ -146,10 +146,7 @@ def parse_runs(items: list[str]) -> dict[str, Path]:
 def main(arguments: list[str] | None = None) -> list[Record]:
     """Put the evaluations of the runs that were named on record."""
     parser = OneLineParser(description=__doc__)
-    action = parser.add_argument(
-        "--runs", nargs="+", required=True, metavar="NAME=DIR", help="output folders of adapt.py"
-    )
-    also(parser, action, "--run")
+    parser.add_argument("--runs", nargs="+", required=True, metavar="NAME=DIR", help="output folders of adapt.py")
     parser.add_argument("--results", type=Path, default=Path("outputs/results"), help="folder of the records")
     parser.add_argument("--replica", type=at_least(0), default=0, help="which of several trainings of the same system")
     args = parser.parse_args(arguments)

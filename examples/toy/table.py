@@ -32,88 +32,102 @@ class Models:
     magnet: Any
 
 
-def fill_table(exam: Exam, models: Models) -> Table:
-    """Ask everything."""
-    base, control, plain, magnet = models.base, models.control, models.not_adapted, models.magnet
-    mask_id = magnet.config.magnet["mask_token_id"]
+Questions = dict[str, dict[str, Callable[[], float]]]
+
+
+def _about_fills(exam: Exam, models: Models) -> Questions:
+    """Return the questions about the missing sentences, by row and column."""
     others = exam.other_suffixes
-    # Nothing to the left tells the thing, and nothing anywhere the wording of the gap.
+    # Nothing to the left tells the thing, and nothing anywhere the wording of the missing sentence.
     wordings, things = len(MISSING), len(THINGS)
 
     def facts(fills: list[str]) -> float:
         return fact_accuracy(fills, exam.stories)
 
-    def masked(model: Any, mode: str | None = None) -> float:
-        return exam.masked_accuracy(model, mask_token_id=mask_id, mode=mode)
-
-    questions: dict[str, dict[str, Callable[[], float]]] = {
+    return {
         "hidden fact, from the left": {
-            BASE: lambda: facts(exam.left_to_right_fills(base)),
-            CONTROL: lambda: facts(exam.left_to_right_fills(control)),
-            MAGNET: lambda: facts(exam.left_to_right_fills(magnet)),
+            BASE: lambda: facts(exam.left_to_right_fills(models.base)),
+            CONTROL: lambda: facts(exam.left_to_right_fills(models.control)),
+            MAGNET: lambda: facts(exam.left_to_right_fills(models.magnet)),
             CHANCE: lambda: 1 / things,
             LIMIT: lambda: 1 / things,
         },
         "hidden fact, from both sides": {
-            NOT_ADAPTED: lambda: facts(exam.infills(plain)),
-            MAGNET: lambda: facts(exam.infills(magnet)),
-            OTHER_SUFFIX: lambda: facts(exam.infills(magnet, suffixes=others)),
+            NOT_ADAPTED: lambda: facts(exam.infills(models.not_adapted)),
+            MAGNET: lambda: facts(exam.infills(models.magnet)),
+            OTHER_SUFFIX: lambda: facts(exam.infills(models.magnet, suffixes=others)),
             CHANCE: lambda: 1 / things,
             LIMIT: lambda: 1.0,
         },
         "hidden fact, every thing tried": {
-            BASE: lambda: exam.scored_facts(base),
-            CONTROL: lambda: exam.scored_facts(control),
-            MAGNET: lambda: exam.scored_facts(magnet),
+            BASE: lambda: exam.scored_facts(models.base),
+            CONTROL: lambda: exam.scored_facts(models.control),
+            MAGNET: lambda: exam.scored_facts(models.magnet),
             CHANCE: lambda: 1 / things,
             LIMIT: lambda: 1.0,
         },
         "perplexity of the gap, from the left": {
-            BASE: lambda: exam.missing_perplexity(base),
-            CONTROL: lambda: exam.missing_perplexity(control),
-            MAGNET: lambda: exam.missing_perplexity(magnet),
+            BASE: lambda: exam.missing_perplexity(models.base),
+            CONTROL: lambda: exam.missing_perplexity(models.control),
+            MAGNET: lambda: exam.missing_perplexity(models.magnet),
             LIMIT: lambda: (wordings * things) ** (1 / exam.gap_tokens),
         },
         "perplexity of the gap, from both sides": {
-            NOT_ADAPTED: lambda: exam.missing_perplexity(plain, mode="infill"),
-            MAGNET: lambda: exam.missing_perplexity(magnet, mode="infill"),
-            OTHER_SUFFIX: lambda: exam.missing_perplexity(magnet, mode="infill", suffixes=others),
+            NOT_ADAPTED: lambda: exam.missing_perplexity(models.not_adapted, mode="infill"),
+            MAGNET: lambda: exam.missing_perplexity(models.magnet, mode="infill"),
+            OTHER_SUFFIX: lambda: exam.missing_perplexity(models.magnet, mode="infill", suffixes=others),
             LIMIT: lambda: wordings ** (1 / exam.gap_tokens),
         },
+    }
+
+
+def _about_texts(exam: Exam, models: Models) -> Questions:
+    """Return the questions about masked tokens, paraphrases and whole stories, by row and column."""
+    mask_id = models.magnet.config.magnet["mask_token_id"]
+
+    def masked(model: Any, mode: str | None = None) -> float:
+        return exam.masked_accuracy(model, mask_token_id=mask_id, mode=mode)
+
+    return {
         "masked tokens named, from the left": {
-            BASE: lambda: masked(base),
-            CONTROL: lambda: masked(control),
-            MAGNET: lambda: masked(magnet),
+            BASE: lambda: masked(models.base),
+            CONTROL: lambda: masked(models.control),
+            MAGNET: lambda: masked(models.magnet),
         },
         "masked tokens named, from both sides": {
-            NOT_ADAPTED: lambda: masked(plain, "bidirectional"),
-            MAGNET: lambda: masked(magnet, "bidirectional"),
+            NOT_ADAPTED: lambda: masked(models.not_adapted, "bidirectional"),
+            MAGNET: lambda: masked(models.magnet, "bidirectional"),
         },
         "paraphrase found, last token": {
-            BASE: lambda: exam.plain_retrieval(base, pooling="last"),
-            CONTROL: lambda: exam.plain_retrieval(control, pooling="last"),
-            NOT_ADAPTED: lambda: exam.encode_retrieval(plain),
-            MAGNET: lambda: exam.encode_retrieval(magnet),
+            BASE: lambda: exam.plain_retrieval(models.base, pooling="last"),
+            CONTROL: lambda: exam.plain_retrieval(models.control, pooling="last"),
+            NOT_ADAPTED: lambda: exam.encode_retrieval(models.not_adapted),
+            MAGNET: lambda: exam.encode_retrieval(models.magnet),
             CHANCE: lambda: 1 / len(exam.pairs),
         },
         "paraphrase found, mean over tokens": {
-            BASE: lambda: exam.plain_retrieval(base, pooling="mean"),
-            CONTROL: lambda: exam.plain_retrieval(control, pooling="mean"),
-            NOT_ADAPTED: lambda: exam.plain_retrieval(plain, pooling="mean", mode="bidirectional"),
-            MAGNET: lambda: exam.plain_retrieval(magnet, pooling="mean", mode="bidirectional"),
+            BASE: lambda: exam.plain_retrieval(models.base, pooling="mean"),
+            CONTROL: lambda: exam.plain_retrieval(models.control, pooling="mean"),
+            NOT_ADAPTED: lambda: exam.plain_retrieval(models.not_adapted, pooling="mean", mode="bidirectional"),
+            MAGNET: lambda: exam.plain_retrieval(models.magnet, pooling="mean", mode="bidirectional"),
             CHANCE: lambda: 1 / len(exam.pairs),
         },
         "perplexity of whole stories, causal": {
-            BASE: lambda: exam.causal_perplexity(base),
-            CONTROL: lambda: exam.causal_perplexity(control),
-            MAGNET: lambda: exam.causal_perplexity(magnet),
+            BASE: lambda: exam.causal_perplexity(models.base),
+            CONTROL: lambda: exam.causal_perplexity(models.control),
+            MAGNET: lambda: exam.causal_perplexity(models.magnet),
         },
         "repetition (Rep-4), greedy, causal": {
-            BASE: lambda: exam.repetition(base),
-            CONTROL: lambda: exam.repetition(control),
-            MAGNET: lambda: exam.repetition(magnet),
+            BASE: lambda: exam.repetition(models.base),
+            CONTROL: lambda: exam.repetition(models.control),
+            MAGNET: lambda: exam.repetition(models.magnet),
         },
     }
+
+
+def fill_table(exam: Exam, models: Models) -> Table:
+    """Ask everything; a share is a number from 0 to 1."""
+    questions = {**_about_fills(exam, models), **_about_texts(exam, models)}
     with tqdm(total=sum(map(len, questions.values())), desc="questions", leave=False) as bar:
         table: Table = {}
         for row, cells in questions.items():

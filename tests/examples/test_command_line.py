@@ -14,7 +14,6 @@ from examples.command_line import (
     OneLineParser,
     add_device,
     add_model,
-    also,
     at_least,
     check,
     choose_device,
@@ -153,10 +152,7 @@ def test_an_error_of_argparse_is_one_line(capsys):
 def test_a_model_has_one_name_and_a_short_one(capsys):
     parser = OneLineParser()
     add_model(parser, help="a model")
-    also(parser, parser.add_argument("--max_new_tokens", type=int), "--tokens")
     assert parser.parse_args(["--model", "a"]).model == parser.parse_args(["--model_name_or_path", "a"]).model == "a"
-    assert parser.parse_args(["--model", "a", "--tokens", "3"]).max_new_tokens == 3
-    assert "--tokens" not in parser.format_help()
     with pytest.raises(SystemExit):
         parser.parse_args([])
     assert "--model_name_or_path" in capsys.readouterr().err
