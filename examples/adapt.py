@@ -4,7 +4,7 @@
     python examples/adapt.py --model_name_or_path DIR --train_texts corpus.jsonl.xz --output_dir outputs/mine
     accelerate launch examples/adapt.py CONFIG.json
 
-The checkpoint stands in `output_dir` when the run is over, adapters merged unless `--merge_adapter false`, with its
+The checkpoint is in `output_dir` when the run is over, adapters merged unless `--merge_adapter false`, with its
 model card; `adapt.json` beside it tells what was measured before, during and after, and `curves.png` shows the loss of
 each objective, where matplotlib is installed.
 """
@@ -165,7 +165,7 @@ def check_arguments(adapt: AdaptArguments, lora: LoraArguments, training: Magnet
 
 
 def _about_model(adapt: AdaptArguments, training: MagnetTrainingArguments) -> Iterator[str]:
-    """What is wrong with how the model is to be held."""
+    """Yield what is wrong with how the model is to be held."""
     if adapt.dtype is not None and adapt.dtype not in DTYPES:
         yield f"`dtype` is {adapt.dtype!r}; pass one of {list(DTYPES)}."
     if adapt.attn_implementation is not None and adapt.attn_implementation not in MASKED_BACKENDS:
@@ -175,7 +175,7 @@ def _about_model(adapt: AdaptArguments, training: MagnetTrainingArguments) -> It
 
 
 def _about_adapter(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTrainingArguments) -> Iterator[str]:
-    """What contradicts how the result is to be saved and pushed."""
+    """Yield what contradicts how the result is to be saved and pushed."""
     if not lora.use_lora and (not adapt.merge_adapter or adapt.adapter_modes is not None):
         yield "`merge_adapter` and `adapter_modes` are for adapters, and `use_lora` is false. Drop one of them."
     elif adapt.merge_adapter and adapt.adapter_modes is not None:
@@ -187,7 +187,7 @@ def _about_adapter(adapt: AdaptArguments, lora: LoraArguments, training: MagnetT
 
 
 def _about_pairs(adapt: AdaptArguments, training: MagnetTrainingArguments) -> Iterator[str]:
-    """Which arguments about pairs contradict each other."""
+    """Yield which arguments about pairs contradict each other."""
     if adapt.pairs == "dropout" and training.uses_contrastive_loss and training.view_dropout == 0:
         yield "`pairs` is 'dropout', but `view_dropout` is 0: both views would be the same. Set it, e.g. to 0.3."
     if adapt.pair_columns is not None and len(set(adapt.pair_columns)) != 2:
@@ -197,7 +197,7 @@ def _about_pairs(adapt: AdaptArguments, training: MagnetTrainingArguments) -> It
 
 
 def _about_output(training: MagnetTrainingArguments) -> Iterator[str]:
-    """What stands in the way of writing to the output folder, or of going on with what is there."""
+    """Yield what is in the way of writing to the output folder, or of going on with what is there."""
     output = Path(str(training.output_dir))
     resume = resume_point(training)
     if output.is_file():
@@ -225,13 +225,13 @@ def _about_output(training: MagnetTrainingArguments) -> Iterator[str]:
 
 
 def resume_point(training: MagnetTrainingArguments) -> str | bool | None:
-    """`resume_from_checkpoint` as the trainer takes it: `True` for the newest, a folder, or `None`."""
+    """Return `resume_from_checkpoint` as the trainer takes it: `True` for the newest, a folder, or `None`."""
     wish = training.resume_from_checkpoint
     return {"true": True, "false": None}.get(str(wish).lower(), wish)
 
 
 def parse_arguments(arguments: list[str]) -> tuple[AdaptArguments, LoraArguments, MagnetTrainingArguments]:
-    """From one JSON file, JSON and overriding options behind it, or options alone.
+    """Parse one JSON file, JSON and options that override it, or options only.
 
     Raises:
         ArgumentError: an option that is not known, or a value that cannot be used.
@@ -267,7 +267,7 @@ def _about_unknown(words: list[str], *, known: list[str]) -> str:
 
 
 def _flags_of(recipe: Path) -> list[str]:
-    """A JSON file as options; keys with an underscore in front are comments."""
+    """Return a JSON file as options; keys with an underscore in front are comments."""
     try:
         values = parse_json(recipe.read_bytes())
     except (OSError, ValueError) as error:
@@ -290,7 +290,7 @@ COST_TEXTS, COST_TOKENS = 32, 32
 
 
 def open_tokenizer(adapt: AdaptArguments) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model, once it is certain that the two can be adapted; no weights are read."""
+    """Return the tokenizer of the model, once it is certain that the two can be adapted; no weights are read."""
     config, tokenizer = open_without_weights(adapt.model_name_or_path, gguf_file=adapt.gguf_file)
     known = (getattr(config, "magnet", None) or {}).get("mask_token_id")
     if known is None or adapt.mask_token is not None:
@@ -304,7 +304,7 @@ def open_tokenizer(adapt: AdaptArguments) -> PreTrainedTokenizerBase:
 
 
 def read_texts(adapt: AdaptArguments) -> tuple[Dataset, Dataset | None]:
-    """Texts to train on, and held-out ones where they are named."""
+    """Return texts to train on, and held-out ones where they are named."""
     read: dict[str, Any] = {"text_column": adapt.text_column, "config_name": adapt.dataset_config}
     texts = load_texts(_source(adapt.train_texts), split=adapt.train_split, limit=adapt.train_limit, **read)
     if not adapt.eval_texts:
@@ -313,12 +313,12 @@ def read_texts(adapt: AdaptArguments) -> tuple[Dataset, Dataset | None]:
 
 
 def _source(names: list[str]) -> str | list[str]:
-    """One name may be a Hub id; several are files."""
+    """Return one name may be a Hub id; several are files."""
     return names[0] if len(names) == 1 else names
 
 
 def read_pairs(adapt: AdaptArguments, training: MagnetTrainingArguments, texts: Dataset) -> Dataset | None:
-    """The contrastive pairs the arguments ask for; none where no phase uses them.
+    """Return the contrastive pairs the arguments ask for; none where no phase uses them.
 
     For paraphrases these are the lines that will be paraphrased, paired with themselves: as many as there will be.
     """
@@ -448,7 +448,7 @@ def cost_notes(model: Any, blocks: Dataset) -> list[str]:
 
 
 def open_model(adapt: AdaptArguments, training: MagnetTrainingArguments, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The model to adapt, with its tokenizer and the prompt of its training."""
+    """Return the model to adapt, with its tokenizer and the prompt of its training."""
     model = AutoMagnetForCausalLM.from_pretrained(
         adapt.model_name_or_path,
         gguf_file=adapt.gguf_file,
@@ -463,14 +463,14 @@ def open_model(adapt: AdaptArguments, training: MagnetTrainingArguments, tokeniz
 
 
 def default_dtype(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTrainingArguments) -> str:
-    """The dtype to hold weights in: bfloat16 where that loses nothing and saves converting them in each product."""
+    """Choose the dtype of the weights: bfloat16 where it loses nothing and saves converting them in each product."""
     config, _ = open_without_weights(adapt.model_name_or_path, gguf_file=adapt.gguf_file)
     is_half = str(getattr(config, "dtype", None)).endswith("bfloat16")
     return "bfloat16" if training.bf16 and lora.use_lora and is_half else "float32"
 
 
 def whole_model(trainer: MagnetTrainer, adapt: AdaptArguments, lora: LoraArguments) -> Any:
-    """The adapted model with all its weights; where processes have shared them, in the first one's memory alone.
+    """Return the adapted model; where processes share its weights, all of them are in the first process only.
 
     Every process has to ask for it. The others get the parts that they have.
     """

@@ -28,7 +28,7 @@ from examples.toy.model import describe_model, open_model
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """The options; see `--help`."""
+    """Return the options; see `--help`."""
     parser = OneLineParser(description=__doc__)
     add_model(parser, required=False, help="a MAGNET checkpoint: directory or Hub id; left out, the quickstart's")
     add_device(parser)

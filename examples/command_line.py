@@ -50,7 +50,7 @@ def at_least(least: int = 1, most: int | None = None) -> Callable[[str], int]:
 
 
 def add_model(parser: Any, *, help: str, required: bool = True, **options: Any) -> None:
-    """Add `--model_name_or_path`, also spelt `--model`; the value is `args.model`."""
+    """Add `--model_name_or_path`, also spelled `--model`; the value is `args.model`."""
     options = {"metavar": "MODEL", **options}
     parser.add_argument("--model_name_or_path", "--model", dest="model", required=required, help=help, **options)
 

@@ -106,7 +106,7 @@ def open_named(args: argparse.Namespace) -> Opened:
 def plan(
     opened: Opened, folder: Path, args: argparse.Namespace
 ) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
-    """All checks in their order, each with the name of the row that it fails as."""
+    """Yield all checks in their order, each with the name of the row that it fails as."""
     model = opened.model
     yield "opens", partial(opening_findings, opened, trust_remote_code=args.trust_remote_code)
     yield "versions", version_findings
@@ -126,7 +126,7 @@ def plan(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The block in which libraries neither warn nor draw bars: what is wrong has a row of its own."""
+    """Silence the warnings and bars of libraries: what is wrong has a row of its own."""
     others = [logging.getLogger(name) for name in ("huggingface_hub", "sentence_transformers")]
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     levels = [other.level for other in others]
@@ -147,12 +147,12 @@ def quiet() -> Iterator[None]:
 
 
 def print_row(finding: Finding) -> None:
-    """One line of the table, at once."""
+    """Print one line of the table, at once."""
     print(f"{MARKS[finding.outcome]:5s} {finding.name:36s} {finding.detail}", flush=True)
 
 
 def describe(opened: Opened, findings: list[Finding], args: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """The results as JSON holds them."""
+    """Return the results as JSON holds them."""
     return {
         "kind": opened.kind,
         "class": type(opened.model).__name__,
@@ -165,7 +165,7 @@ def describe(opened: Opened, findings: list[Finding], args: argparse.Namespace, 
 
 
 def summary(args: argparse.Namespace, findings: list[Finding], seconds: float) -> str:
-    """The last line."""
+    """Return the last line."""
     counts = Counter(finding.outcome for finding in findings)
     told = f"{args.model}; {counts['pass']} passed, {counts['not applicable']} not applicable; {seconds:.0f} s"
     failed = [finding.name for finding in findings if finding.outcome == "fail"]

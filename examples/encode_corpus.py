@@ -6,7 +6,7 @@
 
 A run that was killed goes on with its finished chunks when the same command is given again, and ends with the bytes
 of an undisturbed run. Row n of the output is row n of the corpus; a row that cannot be read has a vector of NaN and
-stands in the report, `OUTPUT.json`. While it works, a run needs room for its vectors twice.
+is in the report, `OUTPUT.json`. While it works, a run needs room for its vectors twice.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def check_arguments(arguments: CorpusArguments, options: EncodingOptions) -> Non
 
 
 def _about_output(arguments: CorpusArguments) -> Iterator[str]:
-    """What stands in the way of writing the output."""
+    """Yield what is in the way of writing the output."""
     output = Path(arguments.output)
     report, is_begun = _report_of(output), PartsFolder(output).path.exists()
     if output.suffix not in SUFFIXES:
@@ -117,7 +117,7 @@ def _about_output(arguments: CorpusArguments) -> Iterator[str]:
 
 
 def _about_inputs(arguments: CorpusArguments, options: EncodingOptions) -> Iterator[str]:
-    """Which inputs would change with what is written: a run that was killed late could never go on."""
+    """Yield which inputs would change with what is written: a run that was killed late could never go on."""
     output, parts = Path(arguments.output), PartsFolder(Path(arguments.output))
     written = [output, _report_of(output), *(parts.path / f"0{suffix}" for suffix in (".json", ".npy"))]
     for source in arguments.texts:
@@ -134,12 +134,12 @@ def _about_inputs(arguments: CorpusArguments, options: EncodingOptions) -> Itera
 
 
 def _report_of(output: Path) -> Path:
-    """Where the report of an output stands."""
+    """Return where the report of an output stands."""
     return output.with_name(output.name + ".json")
 
 
 def _is_matched(file: Path, pattern: str) -> bool:
-    """Whether a glob pattern would find a file, if it were there."""
+    """Return whether a glob pattern would find a file, if it were there."""
 
     def agree(names: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
         if not patterns:
@@ -153,7 +153,7 @@ def _is_matched(file: Path, pattern: str) -> bool:
 
 
 def describe_run(arguments: CorpusArguments, options: EncodingOptions, corpus: Corpus, facts: ModelFacts) -> dict:
-    """Everything the bytes of the output depend on. How many processes make it, and where, is not among it."""
+    """Return all that the output's bytes depend on, which excludes how many processes write it, and where."""
     left_out = ("num_processes", "engine", "output")
     chosen = {name: value for name, value in vars(arguments).items() if name not in left_out}
     return {
@@ -167,14 +167,14 @@ def describe_run(arguments: CorpusArguments, options: EncodingOptions, corpus: C
 
 
 def _versions() -> dict[str, str]:
-    """Versions of what computes."""
+    """Return versions of what computes."""
     libraries = (modeling_magnet, np, torch, transformers)
     return {library.__name__: library.__version__ for library in libraries}
 
 
 @contextmanager
 def progress(corpus: Corpus, *, done: int) -> Iterator[tuple[tqdm, Callable[[int], None]]]:
-    """A bar over the rows of a corpus, with the time left; where nothing tells their number, a thread counts them."""
+    """Show a bar over the rows of a corpus; where their number is unknown, a thread counts them."""
     ended, counted = threading.Event(), [corpus.count()]
     counter = threading.Thread(
         target=lambda: counted.append(corpus.count_by_reading(lambda: not ended.is_set())), daemon=True
@@ -185,7 +185,7 @@ def progress(corpus: Corpus, *, done: int) -> Iterator[tuple[tqdm, Callable[[int
     with tqdm(desc="Encoding", unit="row", initial=done, total=counted[-1], mininterval=0.5) as bar:
 
         def tell(number: int) -> None:
-            """So many rows more."""
+            """Advance the bar."""
             bar.total = counted[-1]
             bar.update(number)
 
@@ -231,7 +231,7 @@ def encode_missing(
 def describe_result(
     parts: PartsFolder, rows: list[int], arguments: CorpusArguments, options: EncodingOptions, facts: ModelFacts
 ) -> dict[str, Any]:
-    """What the report holds, but for the time it took."""
+    """Return what the report holds, but for the time it took."""
     corrupt = [complaint._asdict() for index in range(len(rows)) for complaint in parts.complaints(index)]
     return {
         "rows": sum(rows),

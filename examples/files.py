@@ -20,19 +20,19 @@ UNREADABLE = (OSError, EOFError, UnicodeError, lzma.LZMAError, zlib.error)
 
 
 def open_bytes(file: Path) -> BinaryIO:
-    """The bytes of a file."""
+    """Return the bytes of a file."""
     opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(file.suffix.lower(), open)
     return cast(BinaryIO, opener(file, "rb"))
 
 
 def open_text(file: Path, *, newline: str | None = None) -> TextIO:
-    """The text of a file in UTF-8."""
+    """Return the text of a file in UTF-8."""
     return io.TextIOWrapper(open_bytes(file), encoding="utf-8", newline=newline)
 
 
 @contextmanager
 def whole_text(file: Path, *, newline: str | None = None) -> Iterator[TextIO]:
-    """The text of a file in UTF-8, for a block that reads it to its end."""
+    """Open a text file in UTF-8, for a block that reads it to its end."""
     try:
         with open_text(file, newline=newline) as stream:
             yield stream

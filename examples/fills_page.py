@@ -22,7 +22,7 @@ small, summary {{ opacity: 0.75; }}
 
 
 def describe(model: Any, fill: Any) -> dict[str, Any]:
-    """A fill as JSON holds it, with the text of each token; joined they are the fill's."""
+    """Return a fill as JSON holds it, with the text of each token; joined they are the fill's."""
     return {
         "text": fill.text,
         "tokens": fill.tokens or spell(model.tokenizer, fill),
@@ -33,7 +33,7 @@ def describe(model: Any, fill: Any) -> dict[str, Any]:
 
 
 def spell(tokenizer: Any, fill: Any) -> list[str]:
-    """The text of each token of a fill that did not come from infilling; a character counts for its last token."""
+    """Return the text of each token of a causal fill; a character belongs to its last token."""
     whole = tokenizer.decode(fill.token_ids)
     left_out = len(whole) - len(fill.text)  # a space in front, which a decoder strips or the context has
     ends, end = [], 0
@@ -47,7 +47,7 @@ def spell(tokenizer: Any, fill: Any) -> list[str]:
 
 
 def render_page(rows: Iterable[Mapping[str, Any]], *, title: str) -> str:
-    """One HTML page without anything outside it; all text is escaped."""
+    """Return one HTML page without anything outside it; all text is escaped."""
     body = "\n".join(_article(row) for row in rows)
     return (
         "<!DOCTYPE html>\n"
@@ -59,13 +59,13 @@ def render_page(rows: Iterable[Mapping[str, Any]], *, title: str) -> str:
 
 
 def render_scale() -> str:
-    """What the colours of the tokens mean."""
+    """Return what the colours of the tokens mean."""
     shares = (0.9, 0.5, 0.1, 0.01, 0.001)
     return "Probability of a token: " + " ".join(_token(f"{100 * share:g}%", math.log(share)) for share in shares)
 
 
 def _article(row: Mapping[str, Any]) -> str:
-    """One text: its best fills in place, the other answers below."""
+    """Return one text: its best fills in place, the other answers below."""
     number = f"<small>{int(row['row']) + 1}</small>"
     if "error" in row:
         text, error = html.escape(row["text"]), html.escape(row["error"])
@@ -83,7 +83,7 @@ def _article(row: Mapping[str, Any]) -> str:
 
 
 def _alternatives(gap: int, answers: Sequence[Mapping[str, Any]]) -> str:
-    """The answers to one gap with their log-probabilities."""
+    """Return the answers to one gap with their log-probabilities."""
     items = "".join(
         f"<li>{render_fill(answer)} <small>{answer['logprob']:.2f} nats</small></li>" for answer in answers
     )
@@ -91,7 +91,7 @@ def _alternatives(gap: int, answers: Sequence[Mapping[str, Any]]) -> str:
 
 
 def render_fill(fill: Mapping[str, Any]) -> str:
-    """The tokens of a fill; in one colour where its text is not that of its tokens."""
+    """Return the tokens of a fill; in one colour where its text is not that of its tokens."""
     if "".join(fill["tokens"]) == fill["text"]:
         shown = zip(fill["tokens"], fill["logprobs"], strict=True)
         return "".join(_token(text, logprob) for text, logprob in shown if text)
@@ -99,7 +99,7 @@ def render_fill(fill: Mapping[str, Any]) -> str:
 
 
 def _token(text: str, logprob: float) -> str:
-    """A token whose hue goes from red (a thousandth) to green (certain), with its number for those who ask."""
+    """Return a token whose hue goes from red (a thousandth) to green (certain), with its number for those who ask."""
     hue = 120 * min(max(1 + logprob / math.log(1000), 0.0), 1.0)
     return (
         f'<span class="token" style="--hue:{hue:.0f}" title="{math.exp(logprob):.2%}, {logprob:.2f} nats">'

@@ -31,7 +31,7 @@ from trainer.whole_files import whole_file
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """The options; see `--help`."""
+    """Return the options; see `--help`."""
     parser = OneLineParser(description=__doc__)
     add_model(parser, help="a MAGNET checkpoint: directory or Hub id")
     parser.add_argument("--texts", required=True, help="rows with blanks: .jsonl, .csv, .parquet, also compressed")
@@ -80,7 +80,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def infill_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What every call of `infill_blanks` is given."""
+    """Return what every call of `infill_blanks` is given."""
     lengths = {"max_new_tokens": args.max_new_tokens} if args.num_tokens is None else {"num_tokens": args.num_tokens}
     sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p} if args.do_sample else {}
     return {
@@ -95,7 +95,7 @@ def infill_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def fill_rows(model: Any, texts: Sequence[str], *, first: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The output rows of some texts; where one of them cannot be filled, each is tried alone."""
+    """Return the output rows of some texts; where one of them cannot be filled, each is tried alone."""
     torch.manual_seed(args.seed + first)
     try:
         # A text alone is named as one in an error, and not as the first of a list.

@@ -34,7 +34,7 @@ def offline_where_unreachable() -> None:
 
 
 def is_here(path: str) -> bool:
-    """Whether a model is on this machine, so that the Hub need not be asked: a directory or an installed base."""
+    """Return whether a model is on this machine, as a directory or an installed base."""
     return ModelSource(path, {}).directory is not None
 
 

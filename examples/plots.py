@@ -34,7 +34,7 @@ OBJECTIVES = {
 
 
 def allowed_attention(model: Any, segment_ids: Sequence[int]) -> Tensor:
-    """Who may attend to whom, read off the mask that the model hands to its attention layers.
+    """Return who may attend to whom, read off the mask that the model hands to its attention layers.
 
     Returns:
         `torch.BoolTensor` of shape `(S, S)`: row attends to column.
@@ -59,7 +59,7 @@ def draw_masks(model: Any, path: Path) -> Path:
 
     Source: Khosla et al. 2025, figure 2.
     """
-    figure = Figure(figsize=(11, 4.4))  # without pyplot there is no window system and nothing to close
+    figure = Figure(figsize=(11, 4.4))  # without pyplot there is not a window system and nothing to close
     panels = figure.subplots(1, len(SEGMENTS))
     for axes, (name, segment_ids) in zip(panels, SEGMENTS.items(), strict=True):
         _draw_mask(axes, allowed_attention(model, segment_ids), segment_ids)
@@ -74,7 +74,7 @@ def draw_masks(model: Any, path: Path) -> Path:
 
 
 def _draw_mask(axes: Axes, allowed: Tensor, segment_ids: Sequence[int]) -> None:
-    """One mask: a cell is filled where the row's token attends to the column's, in the colour of the column."""
+    """Draw one mask: a cell has the colour of its column where the row's token attends to the column's."""
     for row in range(len(segment_ids)):
         for column, segment in enumerate(segment_ids):
             color = SPAN_COLOR if segment else CONTEXT_COLOR
@@ -97,7 +97,7 @@ def _draw_mask(axes: Axes, allowed: Tensor, segment_ids: Sequence[int]) -> None:
 
 
 def curve(log_history: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one logged quantity.
+    """Return steps and values of one logged quantity.
 
     Example:
         >>> curve([{"step": 5, "loss": 2.0}, {"step": 5, "eval_loss": 3.0}, {"step": 10, "loss": 1.0}], "loss")

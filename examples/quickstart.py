@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command(checkpoint: Path) -> str:
-    """The command that fills a blank of a text in the made-up language with the model.
+    """Return the command that fills a blank of a text in the made-up language with the model.
 
     Example:
         >>> command(Path("outputs/quickstart/magnet")).split('"')[2]
@@ -92,7 +92,7 @@ def command(checkpoint: Path) -> str:
 
 
 def verdict(accuracy: float, *, smoke: bool, seconds: float) -> tuple[str, int]:
-    """The last line and the exit code.
+    """Return the last line and the exit code.
 
     Example:
         >>> verdict(0.984, smoke=False, seconds=150.2)

@@ -28,7 +28,7 @@ PACKAGES = ("modeling_magnet", "trainer")
 
 
 def documented_modules() -> list[ModuleType]:
-    """Both packages, their modules, and the package of metrics, whose own modules need the extra `eval`."""
+    """Return both packages, their modules, and the package of metrics, whose own modules need the extra `eval`."""
     names = [
         name
         for package in PACKAGES

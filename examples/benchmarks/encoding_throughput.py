@@ -39,7 +39,7 @@ DEFAULT_BATCH_SIZE = 32
 
 
 def sample_texts(file: str, *, number: int, seed: int) -> list[str]:
-    """Half sentences, half paragraphs of more than one, in random order."""
+    """Draw texts, half of them sentences, half paragraphs of several, in random order."""
     paragraphs = [line.strip() for text in load_texts(file)["text"] for line in text.split("\n")]
     paragraphs = [line for line in paragraphs if len(re.findall(r"[.!?] [A-Z]", line)) >= 1]
     draw = np.random.default_rng(seed)
@@ -51,7 +51,7 @@ def sample_texts(file: str, *, number: int, seed: int) -> list[str]:
 
 
 def operations(lengths: list[int], config: Any) -> float:
-    """Floating-point operations of reading rows of these lengths once, the LM head left out."""
+    """Count the floating-point operations of reading rows of these lengths once, without the LM head."""
     width, heads = config.hidden_size, config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or width // heads
     attention = width * head_dim * (2 * heads + 2 * config.num_key_value_heads)
@@ -61,7 +61,7 @@ def operations(lengths: list[int], config: Any) -> float:
 
 
 def padding_waste(lengths: list[int], batches: list[list[int]]) -> float:
-    """Share of the tokens read that are padding."""
+    """Return the share of the tokens read that are padding."""
     read = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
     return 1 - sum(lengths) / read
 

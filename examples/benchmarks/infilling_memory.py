@@ -70,7 +70,7 @@ def masked(model: Any) -> int:
 
 
 def measure(call: Callable[[], Any]) -> dict[str, float]:
-    """Bytes of tensors at most, growth of the resident memory at most, and CPU seconds of one call."""
+    """Return bytes of tensors at most, growth of the resident memory at most, and CPU seconds of one call."""
     call()  # reads the vocabulary, and looks at attention
     before, started = _resident("VmRSS", reset=True), time.process_time()
     call()
@@ -81,7 +81,7 @@ def measure(call: Callable[[], Any]) -> dict[str, float]:
 
 
 def _resident(field: str, *, reset: bool = False) -> int:
-    """What Linux says of this process' memory in bytes; 0 elsewhere. `reset` lets the highest be the current one."""
+    """Return this process' memory in bytes as Linux reports it, 0 elsewhere; `reset` resets the highest value."""
     try:
         if reset:
             Path("/proc/self/clear_refs").write_text("5")

@@ -199,12 +199,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 def names_of_naive(systems: list[str]) -> list[str]:
-    """Those with the logits of all positions for both token losses."""
+    """Return those with the logits of all positions for both token losses."""
     return [name for name in systems if name in (NAIVE, NAIVE_ROWS, PADDED)]
 
 
 def fits(num_bytes: int, device: torch.device) -> bool:
-    """Whether so many bytes are free on a CPU; elsewhere an error says so."""
+    """Return whether a given number of bytes are free on a CPU; elsewhere an error says so."""
     return device.type != "cpu" or num_bytes < os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -13,7 +13,7 @@ NAME = "sentence-transformers"
 
 
 def embedder_findings(opened: Opened) -> list[Finding]:
-    """One row: its vectors against those of `encode`, with the stored default prompt on both sides."""
+    """Return one row: its vectors against those of `encode`, with the stored default prompt on both sides."""
     if opened.kind == "plain decoder":
         return [not_applicable(NAME, "a plain decoder; it would be read causally")]
     if is_refused_as_embedder(opened):

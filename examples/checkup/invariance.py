@@ -22,7 +22,7 @@ HALF_COSINE = 0.999
 
 
 def vectors_agree(first: np.ndarray, second: np.ndarray, dtype: torch.dtype) -> tuple[bool, str]:
-    """Whether two tables of unit vectors say the same, and the figure that tells.
+    """Return whether two tables of unit vectors say the same, and the figure that tells.
 
     Args:
         first, second (`np.ndarray` of shape `(N, hidden size)`): Unit vectors.
@@ -37,7 +37,7 @@ def vectors_agree(first: np.ndarray, second: np.ndarray, dtype: torch.dtype) -> 
 
 
 def encode_findings(model: Any) -> list[Finding]:
-    """One row: texts together, in another order, and each alone."""
+    """Return one row: texts together, in another order, and each alone."""
     texts = list(TEXTS)
     together = model.encode(texts, normalize_embeddings=True)
     backwards = model.encode(texts[::-1], normalize_embeddings=True)[::-1]
@@ -50,7 +50,7 @@ def encode_findings(model: Any) -> list[Finding]:
 
 
 def infill_findings(model: Any) -> list[Finding]:
-    """One row: gaps filled together and each alone."""
+    """Return one row: gaps filled together and each alone."""
     name = "infill, batch invariance"
     if model.dtype not in (torch.float32, torch.float64):
         return [not_applicable(name, f"in {model.dtype} the likeliest of two like tokens may change with the batch")]

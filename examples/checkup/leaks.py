@@ -1,6 +1,6 @@
 """Change one token and look which states move: exactly those that the mode lets see it.
 
-Changed and unchanged rows stand in the same places of batches of the same shape, where a deterministic back-end gives
+Changed and unchanged rows are in the same places of batches of the same shape, where a deterministic back-end gives
 the same bits: what moves by more than its noise has seen the change.
 """
 
@@ -15,7 +15,7 @@ from modeling_magnet.masking_magnet import MODES, AttentionMode, layer_windows
 
 
 def sees(query: int, key: int, *, mode: AttentionMode, segments: Sequence[int], window: int | None) -> bool:
-    """Whether a token may attend to another."""
+    """Return whether a token may attend to another."""
     if window is not None and abs(query - key) > window - (mode == "causal"):
         return False
     if mode == "bidirectional":
@@ -26,7 +26,7 @@ def sees(query: int, key: int, *, mode: AttentionMode, segments: Sequence[int], 
 
 
 def windows_by_layer(config: Any) -> list[int | None]:
-    """The window of each layer, from the first to the last."""
+    """Return the window of each layer, from the first to the last."""
     windows = layer_windows(config)
     kinds = getattr(config, "layer_types", None)
     if kinds is None or "" in windows:
@@ -37,7 +37,7 @@ def windows_by_layer(config: Any) -> list[int | None]:
 def reached_from(
     place: int, *, mode: AttentionMode, segments: Sequence[int], windows: Sequence[int | None]
 ) -> set[int]:
-    """The positions whose last state depends on a token, through all layers.
+    """Return the positions whose last state depends on a token, through all layers.
 
     Example:
 
@@ -57,7 +57,7 @@ def reached_from(
 
 
 LENGTH = 24
-# Two spans, and the tokens that are changed: in the context before, between and behind them, and inside each.
+# Two spans, and the tokens that are changed: in the context before, between and after them, and inside each.
 SEGMENTS = [0] * 6 + [1] * 4 + [0] * 5 + [2] * 3 + [0] * 6
 CHANGED = (1, 7, 12, 16, 23)
 # Of a trained model one token may happen to say nothing new; of two others one does.
@@ -74,7 +74,7 @@ NOISE_FACTOR = 10
 
 @contextmanager
 def attention_backend(model: Any, backend: str) -> Iterator[None]:
-    """The block in which a model uses a back-end; afterwards it has its own again."""
+    """Let a model use a back-end; afterwards it has its own again."""
     before = model.config._attn_implementation
     model.set_attn_implementation(backend)
     _forget_compiled(backend)
@@ -85,13 +85,13 @@ def attention_backend(model: Any, backend: str) -> Iterator[None]:
 
 
 def _forget_compiled(backend: str) -> None:
-    """On a CPU, flex attention compiled for one length and mask may not build for another (torch 2.13)."""
+    """Forget compiled code: on a CPU, flex attention may not build for a second length or mask (torch 2.13)."""
     if backend == "flex_attention":
         torch.compiler.reset()
 
 
 def leak_findings(model: Any, mode: AttentionMode, backend: str) -> list[Finding]:
-    """One row: the states that moved against those that had to."""
+    """Return one row: the states that moved against those that had to."""
     windows = windows_by_layer(model.config)
     ids = _random_ids(model, len(CHANGED) * DRAWS, LENGTH)
     changed = ids.clone()
@@ -128,7 +128,7 @@ def leak_findings(model: Any, mode: AttentionMode, backend: str) -> list[Finding
 
 
 def padding_findings(model: Any, backend: str) -> list[Finding]:
-    """One row: padding on either side, and what stands in it, moves no state of a real token in any mode."""
+    """Return one row: padding on either side, and what is in it, moves no state of a real token in any mode."""
     ids = _random_ids(model, DRAWS, LENGTH)
     limit = PADDED.get(model.dtype, HALF_PADDED)
     contents, sides, noise = 0.0, 0.0, 0.0
@@ -152,7 +152,7 @@ def padding_findings(model: Any, backend: str) -> list[Finding]:
 
 
 def _padded(model: Any, ids: torch.Tensor, mode: AttentionMode, side: str, content: int) -> torch.Tensor:
-    """States of the real tokens of padded rows."""
+    """Return states of the real tokens of padded rows."""
     pads = torch.full((len(ids), PADS), content, device=ids.device) % model.config.vocab_size
 
     def beside(filling: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
@@ -165,7 +165,7 @@ def _padded(model: Any, ids: torch.Tensor, mode: AttentionMode, side: str, conte
 
 
 def _random_ids(model: Any, rows: int, length: int) -> torch.Tensor:
-    """The same ordinary tokens in every run."""
+    """Return the same ordinary tokens in every run."""
     lowest, size = min(3, model.config.vocab_size - 1), model.config.vocab_size
     generator = torch.Generator().manual_seed(0)
     return torch.randint(lowest, size, (rows, length), generator=generator).to(model.device)
@@ -180,7 +180,7 @@ def _states(
     mask: torch.Tensor | None = None,
     segments: list[int] | None = None,
 ) -> torch.Tensor:
-    """Last hidden states in float32.
+    """Return the last hidden states in float32.
 
     Raises:
         RuntimeError: they are no numbers.
@@ -202,7 +202,7 @@ def _states(
 
 
 def _ranges(positions: list[int]) -> str:
-    """Positions as text, neighbours joined.
+    """Describe positions, neighbours joined.
 
     Example:
 

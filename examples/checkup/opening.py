@@ -73,7 +73,7 @@ def open_model(
 
 
 def opening_findings(opened: Opened, *, trust_remote_code: bool) -> Iterator[Finding]:
-    """What kind of model it is, whether every tensor found its place, and whether the weights are numbers."""
+    """Yield what kind of model it is, whether every tensor found its place, and whether the weights are numbers."""
     model = opened.model
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     code = "remote code" if trust_remote_code else "the package"

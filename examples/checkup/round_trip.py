@@ -21,7 +21,7 @@ SEGMENTS = [0] * 5 + [1] * 4 + [0] * 7
 
 @torch.no_grad()
 def logits_of(model: Any, mode: AttentionMode | None) -> torch.Tensor:
-    """Logits of a padded and an unpadded row, of real tokens alone."""
+    """Return the logits of a padded and an unpadded row, of real tokens alone."""
     generator = torch.Generator().manual_seed(1)
     size = model.config.vocab_size
     ids = torch.randint(min(3, size - 1), size, (2, LENGTH), generator=generator).to(model.device)
@@ -35,7 +35,7 @@ def logits_of(model: Any, mode: AttentionMode | None) -> torch.Tensor:
 
 
 def equality(first: torch.Tensor, second: torch.Tensor) -> tuple[bool, float]:
-    """Whether two tables are the same bits, and how far apart, of the largest value."""
+    """Return whether two tables are the same bits, and how far apart, of the largest value."""
     second = second.to(first.device)
     return torch.equal(first, second), float((first - second).abs().max() / first.abs().max().clamp_min(1e-30))
 
@@ -90,7 +90,7 @@ MERGED, BOUND = "adapter, merged", "adapter, causal mode is the base"
 
 @contextmanager
 def in_every_mode(model: Any) -> Iterator[None]:
-    """The block in which an adapter is on in every mode: bound to some, it cannot be merged."""
+    """Turn an adapter on in every mode: with modes of its own, it cannot be merged."""
     modes = model.config.magnet["adapter_modes"]
     model.set_adapter_modes(None)
     try:
@@ -100,7 +100,7 @@ def in_every_mode(model: Any) -> Iterator[None]:
 
 
 def merge_findings(model: Any, folder: Path) -> list[Finding]:
-    """One row: the merged checkpoint against the model with its adapter on, in each mode."""
+    """Return one row: the merged checkpoint against the model with its adapter on, in each mode."""
     if not model.has_adapter:
         return [not_applicable(MERGED, "no adapter")]
     if getattr(model, "is_quantized", False):
@@ -119,7 +119,7 @@ def merge_findings(model: Any, folder: Path) -> list[Finding]:
 
 
 def bound_findings(model: Any, base: ModelSource | None) -> list[Finding]:
-    """One row: causal logits against those of the base that is loaded alone."""
+    """Return one row: causal logits against those of the base that is loaded alone."""
     modes = model.config.magnet["adapter_modes"] if model.has_adapter else None
     if modes is None:
         return [not_applicable(BOUND, "on in every mode" if model.has_adapter else "no adapter")]

@@ -61,7 +61,7 @@ class ModelFacts:
 
     width: int  # numbers of a stored vector
     dtype: str  # of a stored vector, as NumPy names it
-    prompt: str | None  # in front of each text
+    prompt: str | None  # before each text
     pooling: str
     revision: str | None  # of a model of the Hub
     files: dict[str, Any]  # what tells this state of a model on disk from another
@@ -185,7 +185,7 @@ class ChunkEncoder:
 
 
 def complaints_about(chunk: Chunk, vectors: np.ndarray) -> Iterator[Complaint]:
-    """Texts whose vector overflowed or is no number, by their row alone: their lines are not kept.
+    """Yield texts whose vector overflowed or is not a number, by their row alone: their lines are not kept.
 
     Args:
         vectors (`numpy.ndarray` of shape `(chunk.num_rows, width)`): What a `ChunkEncoder` made of it.
@@ -220,7 +220,7 @@ def _telling(model: Any, tell: Callable[[int], object] | None) -> Iterator[None]
 
 @contextlib.contextmanager
 def _repeatable(threads: int | None) -> Iterator[None]:
-    """Kernels that give the same bits again, on so many CPU threads."""
+    """Use kernels that repeat their results bit for bit, on so many CPU threads."""
     memory: Any = torch.utils.deterministic
     num_threads, fills = torch.get_num_threads(), memory.fill_uninitialized_memory
     enabled, warns = (

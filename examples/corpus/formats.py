@@ -40,17 +40,17 @@ class Format(Protocol):
         """Refuse a file that lacks a column, as far as its beginning tells."""
 
     def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, Any]]:
-        """Raw rows, each with the number of its first line, from 1; of the row itself where there are no lines."""
+        """Yield raw rows, each with the number of its first line, or its own where there are no lines, from 1."""
 
     def record(self, raw: Any) -> Mapping[str, Any]:
-        """The cells of a raw row by column.
+        """Return the cells of a raw row by column.
 
         Raises:
             CorruptRow: the row is none of this format.
         """
 
     def count(self, file: Path) -> int | None:
-        """Rows of the file, where that can be told without reading it."""
+        """Return rows of the file, where that can be told without reading it."""
 
 
 class TextLines:
@@ -74,7 +74,7 @@ class TextLines:
 
 
 class JsonLines:
-    """One JSON object a line. A line is a row whatever stands in it, so that line n of a file is always its row n."""
+    """One JSON object a line. A line is a row whatever is in it, so that line n of a file is always its row n."""
 
     def check(self, file: Path, columns: list[str]) -> None:
         """See `Format`."""
@@ -134,7 +134,7 @@ class DelimitedText:
             check_columns(str(file), columns, header)
 
     def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, tuple[list[str], list[str] | str]]]:
-        """See `Format`. A blank line is no row."""
+        """See `Format`. A blank line is not a row."""
         with open_bytes(file) as stream:
             records = self._records(stream)
             _, header = next(records, (1, []))
@@ -157,7 +157,7 @@ class DelimitedText:
         return None
 
     def _records(self, stream: BinaryIO) -> Iterator[tuple[int, list[str] | str]]:
-        """Cells of each record, or why a line begins none, with the number of its first line."""
+        """Yield the cells of each record, or why a line begins none, with the number of its first line."""
         csv.field_size_limit(_LONGEST_CELL)  # the module's own limit is 128 KiB, less than a long document
         lines = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
         put_back: deque[str] = deque()
@@ -224,19 +224,19 @@ class ParquetRows:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines without their ends, numbered from 1; only a newline ends one."""
+    """Yield lines without their ends, numbered from 1; only a newline ends one."""
     with open_bytes(file) as stream:
         for number, line in enumerate(stream, start=1):
             yield number, (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).rstrip(b"\r\n")
 
 
 def _decode(raw: bytes) -> str:
-    """Text; a byte that is no UTF-8 becomes half of a surrogate pair, by which its text is known as corrupt."""
+    """Decode a row; invalid UTF-8 becomes half of a surrogate pair, which marks its text as corrupt."""
     return raw.decode("utf-8", "surrogateescape")
 
 
 def _undecoded(column: pa.Array) -> pa.Array:
-    """Strings as bytes: one that is no UTF-8 must not take the rest of its batch with it."""
+    """Cast strings to bytes, so that one with invalid UTF-8 does not spoil its batch."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     undecoded = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}

@@ -22,7 +22,7 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def import_ray() -> Any:
-    """Ray with its `data` module, which only this engine needs."""
+    """Import Ray with its `data` module, which only this engine needs."""
     try:
         import ray
         import ray.data
@@ -82,7 +82,7 @@ class ChunkActor:
 
 @contextmanager
 def _connected(ray: Any, *, num_processes: int) -> Iterator[None]:
-    """A connection to Ray: the one that is there, the one of `RAY_ADDRESS`, or a local cluster."""
+    """Connect to Ray: the running one, that of `RAY_ADDRESS`, or a local cluster."""
     if ray.is_initialized():
         yield
         return
@@ -99,7 +99,7 @@ def _connected(ray: Any, *, num_processes: int) -> Iterator[None]:
 
 
 def _small_blocks(ray: Any) -> Any:
-    """Settings under which Ray hands on each chunk as soon as it is read or encoded."""
+    """Return settings under which Ray hands on each chunk as soon as it is read or encoded."""
     settings = ray.data.DataContext.get_current().copy()
     settings.target_max_block_size = 1  # bytes; a block has at least one row, and is to have no more
     settings.enable_progress_bars = False
@@ -108,7 +108,7 @@ def _small_blocks(ray: Any) -> Any:
 
 
 def _chunk_source(ray: Any, chunks: Iterable[Chunk]) -> Any:
-    """The chunks as something Ray Data reads; Ray's classes are known in here only."""
+    """Return the chunks as something Ray Data reads; Ray's classes are known in here only."""
 
     class ChunkSource(ray.data.Datasource):
         """One task that reads all chunks in order: row numbers depend on all rows before."""
@@ -116,10 +116,10 @@ def _chunk_source(ray: Any, chunks: Iterable[Chunk]) -> Any:
         supports_distributed_reads = False  # the files are on this node
 
         def estimate_inmemory_data_size(self) -> None:
-            """Unknown."""
+            """Return nothing, since the size is unknown."""
 
         def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[Any]:
-            """The one task."""
+            """Return the one task."""
             unknown = ray.data.block.BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
             return [ray.data.ReadTask(lambda: map(_as_row, chunks), unknown)]
 
@@ -127,11 +127,11 @@ def _chunk_source(ray: Any, chunks: Iterable[Chunk]) -> Any:
 
 
 def _as_row(value: Any) -> pa.Table:
-    """One row of Ray's data set."""
+    """Return one row of Ray's data set."""
     return pa.table({"chunk": pa.array([pickle.dumps(value)], pa.large_binary())})
 
 
 def _python_path() -> str:
-    """Where the processes of the cluster find this module."""
+    """Return where the processes of the cluster find this module."""
     known = os.environ.get("PYTHONPATH")
     return str(_REPOSITORY) if not known else os.pathsep.join([str(_REPOSITORY), known])

@@ -31,16 +31,16 @@ class Origin(Protocol):
         """Refuse an origin that lacks a column."""
 
     def rows(self, columns: list[str]) -> Iterator[tuple[str, int, Any]]:
-        """Raw rows, each with its file and its line from 1."""
+        """Yield raw rows, each with its file and its line from 1."""
 
     def record(self, raw: Any) -> Mapping[str, Any]:
-        """The cells of a raw row by column."""
+        """Return the cells of a raw row by column."""
 
     def count(self) -> int | None:
-        """Rows in all, where that can be told without reading them."""
+        """Return rows in all, where that can be told without reading them."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """What tells this state of the origin from another."""
+        """Return what tells this state of the origin from another."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,13 @@ class HubDataset:
 
 
 def describe_files(files: list[Path]) -> dict[str, Any]:
-    """Size and time of the last change of each file, under its full path."""
+    """Return size and time of the last change of each file, under its full path."""
     states = {file.resolve(): file.stat() for file in files}
     return {str(file): f"{state.st_size} bytes of {state.st_mtime_ns} ns" for file, state in states.items()}
 
 
 def find_origin(source: str | list[str], *, split: str, config_name: str | None) -> Origin:
-    """Files where there are some, else a dataset of the Hub at its present revision."""
+    """Return files where there are some, else a dataset of the Hub at its present revision."""
     if isinstance(source, list) and len(source) == 1:
         (source,) = source
     if isinstance(source, str) and is_hub_id(source):
@@ -173,7 +173,7 @@ class Complaint(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Consecutive rows of a corpus, encoded together. One of no rows stands behind the last and ends the corpus."""
+    """Consecutive rows of a corpus, encoded together. One without rows ends the corpus."""
 
     index: int
     first_row: int
@@ -184,7 +184,7 @@ class Chunk:
     complaints: list[Complaint] = field(default_factory=list)
 
     def without_texts(self) -> "Chunk":
-        """What is still needed once the texts are encoded."""
+        """Return what is still needed once the texts are encoded."""
         return replace(self, texts=[], places=[])
 
 
@@ -203,12 +203,12 @@ class Corpus:
         return list(dict.fromkeys([self.text_column, *([] if self.id_column is None else [self.id_column])]))
 
     def count(self) -> int | None:
-        """Rows in all, where that can be told without reading them."""
+        """Return rows in all, where that can be told without reading them."""
         rows = self.origin.count()
         return rows if self.limit is None or rows is None else min(rows, self.limit)
 
     def count_by_reading(self, goes_on: Callable[[], bool]) -> int | None:
-        """Rows in all, read once and not understood; `None` where that is not to be, or fails."""
+        """Return rows in all, read once and not understood; `None` where that is not to be, or fails."""
         if not isinstance(self.origin, Files):  # what would be read is on another machine
             return None
         number = 0
@@ -278,7 +278,7 @@ def open_corpus(
 
 
 def _text_of(record: Mapping[str, Any], column: str) -> str:
-    """The text of a record.
+    """Return the text of a record.
 
     Raises:
         CorruptRow: there is none, or nothing a tokenizer can read.
@@ -300,7 +300,7 @@ def _text_of(record: Mapping[str, Any], column: str) -> str:
 
 
 def _id_of(record: Mapping[str, Any], column: str) -> str | None:
-    """The id of a record as text: a string as it is, anything else as JSON, nothing as null."""
+    """Return the id of a record as text: a string as it is, anything else as JSON, nothing as null."""
     value = record.get(column)
     if value is None:
         return None

@@ -79,13 +79,13 @@ def encode_here(
 
 
 def _first_result(waiting: deque[tuple[Chunk, "Future[np.ndarray]"]]) -> tuple[Chunk, np.ndarray]:
-    """The oldest chunk and its vectors, once they are there."""
+    """Return the oldest chunk and its vectors, once they are there."""
     chunk, future = waiting.popleft()
     return chunk, future.result()
 
 
 def _device(number: int) -> str:
-    """Where the worker of this number computes."""
+    """Return where the worker of this number computes."""
     return f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 

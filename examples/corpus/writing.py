@@ -57,12 +57,12 @@ class PartsFolder:
             yield self._begin(json.loads(json.dumps(manifest)))
 
     def begun_with(self, argument: str) -> Any:
-        """Value of an argument in the run whose finished chunks are here; `None` where there are none."""
+        """Return an argument's value in the run whose finished chunks are here; `None` where there are none."""
         file = self.path / "manifest.json"
         return json.loads(file.read_bytes()).get(f"`{argument}`") if file.exists() and self.finished() else None
 
     def finished(self) -> dict[int, int]:
-        """Rows of each finished chunk by its index; a file that is not whole is no chunk."""
+        """Return rows of each finished chunk by its index; a file that is not whole is not a chunk."""
         rows = {}
         for file in self.path.glob("*.npy"):
             with open(file, "rb") as stream, suppress(ValueError):
@@ -86,16 +86,16 @@ class PartsFolder:
             file.write(vectors.view(np.uint8).data)
 
     def vectors_file(self, index: int) -> Path:
-        """Where the vectors of a chunk are."""
+        """Return where the vectors of a chunk are."""
         return self.path / f"{index:08d}.npy"
 
     def ids(self, index: int) -> list[str | None]:
-        """The ids of a finished chunk, one per row; empty where none were wanted."""
+        """Return the ids of a finished chunk, one per row; empty where none were wanted."""
         ids: list[str | None] = self._details(index).get("ids", [])
         return ids
 
     def complaints(self, index: int) -> list[Complaint]:
-        """What was wrong with rows of a finished chunk."""
+        """Return what was wrong with rows of a finished chunk."""
         return [Complaint(*complaint) for complaint in self._details(index).get("complaints", [])]
 
     def remove(self) -> None:
@@ -130,11 +130,11 @@ class PartsFolder:
         return False
 
     def _details_file(self, index: int) -> Path:
-        """Where ids and complaints of a chunk are."""
+        """Return where ids and complaints of a chunk are."""
         return self.path / f"{index:08d}.json"
 
     def _details(self, index: int) -> dict[str, Any]:
-        """Ids and complaints of a finished chunk."""
+        """Return ids and complaints of a finished chunk."""
         file = self._details_file(index)
         return json.loads(file.read_bytes()) if file.exists() else {}
 
@@ -146,7 +146,7 @@ def write_npy_header(file: BinaryIO, *, shape: tuple[int, ...], dtype: np.dtype)
 
 
 def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of a `.npy` file that `write_npy_header` began; leaves the file at its data."""
+    """Return shape and dtype of a `.npy` file that `write_npy_header` began, and leave the file at its data."""
     np.lib.format.read_magic(file)
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     return shape, dtype
@@ -166,7 +166,7 @@ def merge_parts(parts: PartsFolder, rows: Sequence[int], *, width: int, dtype: s
 
 
 def _merge_npy(file: Any, parts: PartsFolder, rows: Sequence[int], *, width: int, dtype: np.dtype) -> None:
-    """One header, then the data of all chunks. Not through a memory map: on a full disk that ends in SIGBUS."""
+    """Write one header, then the data of all chunks; a memory map would end in SIGBUS on a full disk."""
     write_npy_header(file, shape=(sum(rows), width), dtype=dtype)
     for index in range(len(rows)):
         with open(parts.vectors_file(index), "rb") as part:
@@ -177,7 +177,7 @@ def _merge_npy(file: Any, parts: PartsFolder, rows: Sequence[int], *, width: int
 def _merge_parquet(
     file: Any, parts: PartsFolder, rows: Sequence[int], *, width: int, dtype: np.dtype, with_ids: bool
 ) -> None:
-    """Columns `row`, `id` where there are ids, and `embedding`; each chunk is a row group."""
+    """Write the columns `row`, `id` where there are ids, and `embedding`; each chunk is a row group."""
     embedding = pa.list_(pa.from_numpy_dtype(dtype), width)
     columns = {"row": pa.int64(), **({"id": pa.string()} if with_ids else {}), "embedding": embedding}
     first_row = 0

@@ -35,12 +35,12 @@ class Row:
     names: list[str]
 
     def segments_in(self, mode: AttentionMode) -> list[int]:
-        """The segments that make a mode: all context, all one span, or what the blanks say."""
+        """Return the segments that make a mode: all context, all one span, or what the blanks say."""
         return {"causal": [1] * len(self.segments), "bidirectional": [0] * len(self.segments)}.get(mode, self.segments)
 
 
 def read_row(model: Any, text: object, *, limits: Limits = LIMITS) -> Row:
-    """Tokens of a text; blanks are filled by the model."""
+    """Return tokens of a text; blanks are filled by the model."""
     given = checked_text(text, what="The text", limits=limits)
     tokenizer = model.tokenizer
     pieces = split_at_marks(given, BLANK, name="The text") if BLANK in given else [given]
@@ -75,7 +75,7 @@ def read_row(model: Any, text: object, *, limits: Limits = LIMITS) -> Row:
 
 
 def render_masks(row: Row) -> str:
-    """The three masks of a row, as in Figure 2 of the paper."""
+    """Return the three masks of a row, as in Figure 2 of the paper."""
     grids = ""
     for mode in MODES:
         segments = row.segments_in(mode)
@@ -87,7 +87,7 @@ def render_masks(row: Row) -> str:
 
 
 def with_eager_attention(model: Any) -> Any:
-    """The same weights in a model whose attention can be looked at; the one that others use stays as it is."""
+    """Return the same weights in a model whose attention can be looked at; the one that others use stays as it is."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
     twin.set_attn_implementation("eager")
@@ -96,7 +96,7 @@ def with_eager_attention(model: Any) -> Any:
 
 @torch.no_grad()
 def attention_weights(model: Any, row: Row, *, mode: object, layer: object, head: object) -> torch.Tensor:
-    """What each token of a row looks at.
+    """Return what each token of a row looks at.
 
     Returns:
         `torch.Tensor` of shape `(S, S)`: row looks at column; rows sum to 1.
@@ -114,7 +114,7 @@ def attention_weights(model: Any, row: Row, *, mode: object, layer: object, head
 
 
 def render_weights(row: Row, weights: torch.Tensor, *, caption: str) -> str:
-    """One head's weights as a table.
+    """Return one head's weights as a table.
 
     Args:
         weights (`torch.Tensor` of shape `(S, S)`): From `attention_weights`.

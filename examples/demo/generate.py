@@ -138,7 +138,7 @@ def _write(
 
 
 def _text(tokenizer: Any, row: Sequence[int], ids: Sequence[int]) -> str:
-    """What the new tokens say; a character whose last byte is still to come is left out."""
+    """Return what the new tokens say; a character whose last byte is still to come is left out."""
     special = special_ids(tokenizer)
     before, new = ([token for token in part if token not in special] for part in (row, ids))
     return decode_fill(tokenizer, before, new).rstrip("\ufffd")
@@ -168,7 +168,7 @@ class Runs:
 
 
 def show_writing(states: Generator[Written, None, None]) -> Iterator[tuple[str, str]]:
-    """Text and meters, as they grow; what is wrong with a request stands in the place of the text."""
+    """Yield text and meters as they grow; an error takes the place of the text."""
     last = ""
     try:
         with closing(states):  # a visitor who leaves stops the model
@@ -180,13 +180,13 @@ def show_writing(states: Generator[Written, None, None]) -> Iterator[tuple[str, 
 
 
 def render_text(written: Written) -> str:
-    """Prompt and continuation."""
+    """Render prompt and continuation."""
     state = "" if written.state == "writing" else f'<p class="note" role="status">{written.state}</p>'
     return f'<p class="text">{html.escape(written.prompt)}<mark>{html.escape(written.text)}</mark></p>{state}'
 
 
 def render_meters(written: Written) -> str:
-    """How much of the continuation repeats itself."""
+    """Return how much of the continuation repeats itself."""
     shares = {f"Rep-{n}": repetition_n(written.text, n=n) for n in (2, 3, 4)}
     shares["Rep-Sen"] = repetition_sentences(written.text)
     items = "".join(

@@ -1,4 +1,4 @@
-"""Infill: a text with blanks -> answers from both sides, and what the same model writes from the left alone."""
+"""Infill: a text with blanks -> answers from both sides, and what the same model writes from the left only."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def fill_text(model: Any, text: object, *, length: object, answers: object, limi
 
 
 def fill_from_left(model: Any, pieces: Sequence[str], numbers: Sequence[int]) -> list[dict[str, Any]] | None:
-    """What the same weights write in causal mode, blank after blank; each sees the text in front of it alone."""
+    """Fill blank after blank in causal mode; each sees only the text before it."""
     before, fills = pieces[0], []
     for number, piece in zip(numbers, pieces[1:], strict=True):
         ids = text_ids(model.tokenizer, before.rstrip(" "))
@@ -68,7 +68,7 @@ def fill_from_left(model: Any, pieces: Sequence[str], numbers: Sequence[int]) ->
 
 @torch.no_grad()
 def _continue(model: Any, row: list[int], number: int) -> Fill:
-    """So many tokens behind others, each the likeliest; log-probabilities before any processor, as infilling has."""
+    """Continue a row greedily, with log-probabilities from before any processor, as infilling has."""
     if number == 0:  # the model ended its fill at once
         return Fill("")
     input_ids = torch.tensor([row], device=model.device)
@@ -92,7 +92,7 @@ def _continue(model: Any, row: list[int], number: int) -> Fill:
 
 
 def render_filled(filled: Filled) -> str:
-    """Both fillings side by side, and all answers below."""
+    """Render both fillings side by side, and all answers below."""
     best = [answers[0] for answers in filled.fills]
     if filled.from_left is None:
         left = "<p>The text begins with the blank and this model has no BOS token: nothing to go on from.</p>"
@@ -108,7 +108,7 @@ def render_filled(filled: Filled) -> str:
 
 
 def _in_place(pieces: Sequence[str], fills: Sequence[Mapping[str, Any]]) -> str:
-    """A text with its fills, and how likely the model finds all of them."""
+    """Return a text with its fills, and how likely the model finds all of them."""
     parts = [html.escape(pieces[0])]
     for fill, piece in zip(fills, pieces[1:], strict=True):
         parts += [f"<mark>{render_fill(fill)}</mark>", html.escape(piece)]
@@ -119,7 +119,7 @@ def _in_place(pieces: Sequence[str], fills: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _answers(number: int, answers: Sequence[Mapping[str, Any]]) -> str:
-    """The answers to one blank with their log-probabilities."""
+    """Return the answers to one blank with their log-probabilities."""
     items = "".join(
         f'<li>{render_fill(answer)} <span class="note">{answer["logprob"]:.2f} nats, '
         f"{answer['mean_logprob']:.2f} a token</span></li>"

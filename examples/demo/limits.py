@@ -29,7 +29,7 @@ LIMITS = Limits()
 
 
 def checked_text(text: object, *, what: str, limits: Limits = LIMITS) -> str:
-    """A visitor's text, if it is one."""
+    """Return a visitor's text, if it is one."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{what} is empty. Type some text first.")
     if len(text) > limits.characters:
@@ -41,7 +41,7 @@ def checked_text(text: object, *, what: str, limits: Limits = LIMITS) -> str:
 
 
 def checked_number(value: object, *, what: str, least: int, most: int) -> int:
-    """A whole number of a visitor's, which need not come from the slider that the page offers.
+    """Return a whole number of a visitor's, which need not come from the slider that the page offers.
 
     Example:
         >>> checked_number(3.0, what="answers", least=1, most=5)
@@ -54,7 +54,7 @@ def checked_number(value: object, *, what: str, least: int, most: int) -> int:
 
 
 def render_error(message: str) -> str:
-    """What could not be done, as the page shows it."""
+    """Return what could not be done, as the page shows it."""
     return f'<p class="problem" role="alert">{html.escape(message)}</p>'
 
 
@@ -72,7 +72,7 @@ def shows_problems(function: Callable[..., str]) -> Callable[..., str]:
 
 
 def problem(error: BaseException) -> str:
-    """What a visitor is told of an error; whatever is no `ValueError` is the operator's, in full."""
+    """Return what a visitor is told of an error; whatever is no `ValueError` is the operator's, in full."""
     if isinstance(error, ValueError):
         return str(error)
     traceback.print_exception(error)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def shade(value: float, *, least: float, most: float) -> int:
-    """How dark a cell is, in per cent.
+    """Return how dark a cell is, in per cent.
 
     Example:
         >>> shade(0.75, least=0.5, most=1.0), shade(0.3, least=0.5, most=1.0), shade(1.0, least=1.0, most=1.0)
@@ -29,7 +29,7 @@ def render_heatmap(
     most: float,
     digits: int = 2,
 ) -> str:
-    """A table with a caption and headings, which scrolls sideways on its own where the page is narrow."""
+    """Return a table with a caption and headings, which scrolls sideways on its own where the page is narrow."""
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in columns)
     body = ""
     for name, row in zip(rows, values, strict=True):
@@ -48,7 +48,7 @@ def render_heatmap(
 def render_grid(
     allowed: Sequence[Sequence[bool]], *, caption: str, names: Sequence[str], segments: Sequence[int]
 ) -> str:
-    """An attention mask: a cell is filled where the row's token attends to the column's."""
+    """Return an attention mask: a cell is filled where the row's token attends to the column's."""
     kinds = ["span" if segment else "context" for segment in segments]
     head = "".join(
         f'<th scope="col" class="{kind}"><span>{html.escape(name)}</span></th>'

@@ -1,6 +1,6 @@
 """The form in which people judge fills without knowing who wrote them, its key, and the answers that come back.
 
-The form holds texts and nothing else: items stand in the order of digests of their texts, and annotators see them in
+The form holds texts and nothing else: items are in the order of digests of their texts, and annotators see them in
 random orders that do not depend on systems either. So the form would be the same bytes if two systems had swapped all
 their fills, and nobody can read from it who wrote what, not even knowing the seed. Systems that wrote the same
 sentence into a story share one item. Only the key says which item is whose.
@@ -46,7 +46,7 @@ def make_form(
 
 
 def render_form(shown: Mapping[str, Any]) -> str:
-    """One HTML page without anything outside it."""
+    """Return one HTML page without anything outside it."""
     data = json.dumps(shown)  # ASCII alone: marks of direction and line separators are escaped
     for character, escape in _ESCAPES.items():
         data = data.replace(character, escape)
@@ -55,7 +55,7 @@ def render_form(shown: Mapping[str, Any]) -> str:
 
 
 def read_key(file: Path) -> dict[str, Any]:
-    """The key of a form."""
+    """Return the key of a form."""
     key = _read_json(file)
     if not isinstance(key, dict) or not {"form", "annotators", "items", "systems"} <= key.keys():
         raise ValueError(f"{str(file)!r} is no key of a form; expected the key.json that `sample` wrote beside it.")
@@ -63,7 +63,7 @@ def read_key(file: Path) -> dict[str, Any]:
 
 
 def read_answers(key: Mapping[str, Any], files: Sequence[Path]) -> dict[str, dict[str, bool]]:
-    """The answers of each annotator, checked."""
+    """Return the answers of each annotator, checked."""
     answers: dict[str, dict[str, bool]] = {}
     complaints: list[str] = []
     for file in files:
@@ -82,7 +82,7 @@ def read_answers(key: Mapping[str, Any], files: Sequence[Path]) -> dict[str, dic
 
 
 def _faults(key: Mapping[str, Any], given: Any, *, known: Mapping[str, Any]) -> list[str]:
-    """What is wrong with one file of answers."""
+    """Return what is wrong with one file of answers."""
     if not isinstance(given, dict) or not isinstance(given.get("answers"), dict) or "annotator" not in given:
         return ["holds no answers of a form; expected what its button downloads."]
     if given.get("form") != key["form"]:
@@ -103,7 +103,7 @@ def _faults(key: Mapping[str, Any], given: Any, *, known: Mapping[str, Any]) -> 
 
 
 def _read_json(file: Path) -> Any:
-    """What a JSON file holds."""
+    """Return what a JSON file holds."""
     try:
         return parse_json(file.read_bytes())
     except (OSError, ValueError) as error:
@@ -111,7 +111,7 @@ def _read_json(file: Path) -> Any:
 
 
 def _digest(value: Any) -> str:
-    """Of a value that JSON can hold."""
+    """Return a digest of a value that JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 

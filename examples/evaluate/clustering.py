@@ -77,7 +77,7 @@ class ClusteringSet(NamedTuple):
 
 
 def _read_newsgroups(file: Path) -> list[LabelledText]:
-    """Subject lines as MTEB's set has them: without the `Re:` of answers, neither very short nor very long.
+    """Read subject lines as MTEB's set has them: without the `Re:` of answers, neither very short nor very long.
 
     With this the file has 5,239 different texts of 32.1 characters on average, MTEB's set 5,242 of 32.0.
     """
@@ -97,7 +97,7 @@ def _read_newsgroups(file: Path) -> list[LabelledText]:
 
 
 def _read_titles(file: Path) -> list[LabelledText]:
-    """Titles and subjects of a tab-separated file with a header."""
+    """Read titles and subjects of a tab-separated file with a header."""
     with whole_text(file, newline="") as stream:
         lines = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
         rows = [LabelledText(str(line.get("title") or ""), str(line.get("subject") or "")) for line in lines]
@@ -127,7 +127,7 @@ CLUSTERING_SETS = {
 def subsets_of(
     name: str, *, folder: Path | None = None, subsets: int | None = None, size: int | None = None, seed: int = 0
 ) -> list[Subset]:
-    """The subsets of a set.
+    """Return the subsets of a set.
 
     Raises:
         NotAvailableError: no such file, or the Hub cannot be reached.
@@ -151,7 +151,7 @@ def subsets_of(
 
 
 def read_file(name: str, folder: Path) -> list[LabelledText]:
-    """The texts of the file that stands in for a set.
+    """Return the texts of the file that stands in for a set.
 
     Raises:
         NotAvailableError: no such file.
@@ -167,7 +167,7 @@ def read_file(name: str, folder: Path) -> list[LabelledText]:
 
 
 def local_file(name: str) -> LocalFile:
-    """What stands in for a set.
+    """Return what stands in for a set.
 
     Raises:
         NotAvailableError: nothing does.
@@ -179,7 +179,7 @@ def local_file(name: str) -> LocalFile:
 
 
 def described(name: str, *, folder: Path | None, subsets: int | None, size: int | None) -> dict[str, str | int | None]:
-    """Which texts these are, for the record: nobody shall take a stand-in for MTEB's own set."""
+    """Return which texts these are, for the record: nobody shall take a stand-in for MTEB's own set."""
     source = CLUSTERING_SETS[name]
     if folder is None:
         data = f"{source.hub_id}@{source.revision[:7]}"
@@ -195,7 +195,7 @@ def described(name: str, *, folder: Path | None, subsets: int | None, size: int 
 
 
 def _drawn(texts: list[str], labels: list[str], size: int | None, seed: str) -> Subset:
-    """So many of the texts, drawn without putting back; all of them, in their order, where there are no more."""
+    """Draw a given number of texts without replacement; keep all, in their order, where there are no more."""
     if size is None or size >= len(texts):
         return Subset(list(texts), list(labels))
     places = random.Random(seed).sample(range(len(texts)), size)
@@ -203,7 +203,7 @@ def _drawn(texts: list[str], labels: list[str], size: int | None, seed: str) -> 
 
 
 def v_measure_by_mteb(reader: SentenceReader, name: str, subsets: list[Subset], *, prompt: str) -> tuple[float, float]:
-    """V-measure x 100 of a legacy task of MTEB's, on the texts given.
+    """Return the V-measure x 100 of a legacy task of MTEB's, on the given texts.
 
     Source: Rosenberg and Hirschberg 2007 for the measure; Muennighoff et al. 2022 (MTEB) for the k-means.
     """
@@ -215,7 +215,7 @@ def v_measure_by_mteb(reader: SentenceReader, name: str, subsets: list[Subset], 
 
 
 def measure(reader: SentenceReader, task: str, args: argparse.Namespace) -> Measurement:
-    """One set on one model."""
+    """Return one set on one model."""
     subsets = subsets_of(task, folder=args.data, subsets=args.subsets, size=args.subset_size, seed=args.seed)
     mean, spread = v_measure_by_mteb(reader, task, subsets, prompt=prompt_of(args, task))
     return Measurement(
@@ -229,7 +229,7 @@ def measure(reader: SentenceReader, task: str, args: argparse.Namespace) -> Meas
 
 
 def units(args: argparse.Namespace) -> list[Unit]:
-    """One cell per set."""
+    """Return one cell per set."""
     return [
         Unit(
             task,

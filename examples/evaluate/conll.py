@@ -29,23 +29,23 @@ class TaggedSentence(NamedTuple):
     pos: list[str]
 
     def tags(self, task: str) -> list[str]:
-        """Its tags of one of `TASKS`."""
+        """Return its tags of one of `TASKS`."""
         found: list[str] = getattr(self, task)
         return found
 
 
 def split_file(folder: Path, split: str) -> Path:
-    """Where a split's file is: in the folder or one of its sub-folders."""
+    """Return where a split's file is: in the folder or one of its sub-folders."""
     return data_file(folder, f"eng.{split}.gz")
 
 
 def split_to_test(folder: Path | None) -> str:
-    """The split that a probe is tested on: `testb` as in the paper, `testa` in a folder that has no `testb`."""
+    """Return the split that a probe is tested on: `testb` as in the paper, `testa` in a folder that has no `testb`."""
     return "testb" if folder is None or split_file(folder, "testb").is_file() else "testa"
 
 
 def missing_files(folder: Path) -> list[str]:
-    """What a folder lacks, as complaints."""
+    """Return what a folder lacks, as complaints."""
     needed = ("train", split_to_test(folder))
     files = [split_file(folder, split).name for split in needed if not split_file(folder, split).is_file()]
     return [
@@ -54,7 +54,7 @@ def missing_files(folder: Path) -> list[str]:
 
 
 def read_conll(split: str, *, folder: Path | None = None) -> list[TaggedSentence]:
-    """The sentences of a split, without the lines that begin a document.
+    """Return the sentences of a split, without the lines that begin a document.
 
     Source: Tjong Kim Sang and De Meulder 2003; section 4.1 of the paper.
     """
@@ -70,7 +70,7 @@ def read_conll(split: str, *, folder: Path | None = None) -> list[TaggedSentence
 
 
 def read_lines(lines: Iterable[str], *, name: str) -> Iterator[TaggedSentence]:
-    """Sentences from lines of `word POS chunk entity`, an empty line behind each."""
+    """Yield sentences from lines of `word POS chunk entity`, an empty line after each."""
     rows: list[list[str]] = []
     for number, line in enumerate(lines, start=1):
         cells = line.split()
@@ -90,7 +90,7 @@ def read_lines(lines: Iterable[str], *, name: str) -> Iterator[TaggedSentence]:
 
 
 def sentences_of(data: Dataset) -> list[TaggedSentence]:
-    """Sentences from the rows of the Hub's copy, whose tags are numbers with names in the features."""
+    """Return sentences from the rows of the Hub's copy, whose tags are numbers with names in the features."""
     absent = [column for column in ("tokens", *_COLUMNS.values()) if column not in data.column_names]
     if absent:
         raise ValueError(f"The data have columns {data.column_names}, and no {absent}; expected those of {HUB_ID}.")
@@ -112,7 +112,7 @@ def sentences_of(data: Dataset) -> list[TaggedSentence]:
 
 
 def to_iob2(tags: Sequence[str]) -> list[str]:
-    """Tags of one sentence with `B-` at the beginning of every span.
+    """Return the tags of one sentence with `B-` at the beginning of every span.
 
     Example:
 
@@ -126,12 +126,12 @@ def to_iob2(tags: Sequence[str]) -> list[str]:
 
 
 def _is_span_tag(tag: str) -> bool:
-    """Whether a tag is `O`, `I-X` or `B-X`."""
+    """Return whether a tag is `O`, `I-X` or `B-X`."""
     return tag == "O" or (tag[:2] in ("I-", "B-") and len(tag) > 2)
 
 
 def _sentence(rows: Sequence[Sequence[str]]) -> TaggedSentence:
-    """One sentence from its lines' cells."""
+    """Return one sentence from its lines' cells."""
     words, pos, chunks, entities = (list(column) for column in zip(*rows, strict=True))
     return TaggedSentence(words=words, pos=pos, chunking=to_iob2(chunks), ner=to_iob2(entities))
 

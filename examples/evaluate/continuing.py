@@ -21,7 +21,7 @@ READINGS: tuple[Reading, ...] = get_args(Reading)
 
 
 class Continuation(NamedTuple):
-    """What was written behind a text."""
+    """What was written after a text."""
 
     text: str
     token_ids: list[int]  # without the token that ended it
@@ -29,7 +29,7 @@ class Continuation(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """A text as tokens: what is read in front of the continuation, and special tokens that stay behind it."""
+    """A text as tokens: what is read before the continuation, and special tokens that stay after it."""
 
     front: list[int]
     back: list[int]
@@ -70,7 +70,7 @@ def continue_texts(
 
 
 def _mask_token_id(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The mask of one of our models, or of a masked language model."""
+    """Return the mask of one of our models, or of a masked language model."""
     settings = getattr(model, "magnet_settings", None)
     mask = tokenizer.mask_token_id if settings is None else settings.mask_token_id
     if mask is None:
@@ -81,7 +81,7 @@ def _mask_token_id(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _token_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, reading: Reading) -> list[_Row]:
-    """The texts in the frame of special tokens that the model knows."""
+    """Return the texts in the frame of special tokens that the model knows."""
     if reading != "masked":
         return [_Row(front_tokens(tokenizer) + row, []) for row in read_texts(tokenizer, texts).input_ids]
     rows = []
@@ -95,7 +95,7 @@ def _token_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, rea
 
 
 def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase, *, reading: Reading) -> list[int]:
-    """Tokens that end a text; of a masked language model its separator, which stands behind every text."""
+    """Return tokens that end a text; of a masked language model its separator, which follows every text."""
     if reading == "masked":
         known: Any = [tokenizer.sep_token_id, tokenizer.eos_token_id]
     else:
@@ -119,7 +119,7 @@ def _check_room(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[_
 def _write_causally(
     model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[_Row], *, ends: list[int], max_new_tokens: int
 ) -> list[list[int]]:
-    """New tokens of each row by `generate`, greedily; behind an end come padding tokens."""
+    """Return the new tokens of each row by greedy `generate`; padding follows an end of text."""
     pad = tokenizer.pad_token_id
     pad = (ends or [0])[0] if pad is None else pad
     batch = pad_token_rows([row.front for row in rows], pad_token_id=pad, padding_side="left")
@@ -145,7 +145,7 @@ def _generation_config(model: Any, settings: GenerationConfig) -> Iterator[None]
 def _write_into_masks(
     model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[_Row], *, ends: list[int], max_new_tokens: int
 ) -> list[list[int]]:
-    """New tokens of each row, one mask at a time; an end is the last of them."""
+    """Return the new tokens of each row, one mask at a time; an end of text is the last of them."""
     mask = _mask_token_id(model, tokenizer)
     written: list[list[int]] = [[] for _ in rows]
     going_on = list(range(len(rows)))
@@ -165,7 +165,7 @@ def _write_into_masks(
 
 
 def _read_masks(model: Any, batch: dict[str, torch.Tensor], *, places: Sequence[int]) -> list[int]:
-    """The most likely token of the mask of each row.
+    """Return the most likely token of the mask of each row.
 
     Args:
         batch (`dict`): `input_ids` and `attention_mask` of shape `(B, S)`, padded on the right.
@@ -184,7 +184,7 @@ def _read_masks(model: Any, batch: dict[str, torch.Tensor], *, places: Sequence[
 
 
 def _finish(tokenizer: PreTrainedTokenizerBase, row: _Row, ids: list[int], ends: Sequence[int]) -> Continuation:
-    """Cut off the end and what stands behind it, and decode."""
+    """Cut off the end and what stands after it, and decode."""
     length = next((place for place, token in enumerate(ids) if token in ends), len(ids))
     special = special_ids(tokenizer)
     before, new = ([token for token in part if token not in special] for part in (row.front, ids[:length]))

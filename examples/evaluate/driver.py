@@ -30,7 +30,7 @@ from examples.models import is_here, offline_where_unreachable
 
 
 def make_parser(doc: str | None, *, smoke: dict[str, Any], paper: dict[str, Any]) -> argparse.ArgumentParser:
-    """The options that every driver has; add its own behind them, without defaults where a preset has one."""
+    """Return the options that every driver has; add its own after them, without defaults where a preset has one."""
     parser = OneLineParser(description=doc)
     add_model(
         parser,
@@ -124,7 +124,7 @@ def unless_absent(read: Callable[[], T], *, folder: Path | None) -> T:
 
 
 def open_magnet(path: str, args: argparse.Namespace) -> Any:
-    """A MAGNET checkpoint, an adapter or a plain decoder, as our class, in evaluation mode on the device."""
+    """Return a MAGNET checkpoint, an adapter or a plain decoder, as our class, in evaluation mode on the device."""
     return models.open_magnet(path, dtype=args.dtype, device=args.device)
 
 
@@ -195,7 +195,7 @@ def last_line(table: str, args: argparse.Namespace, records: Sequence[Record], p
 
 
 def print_table(records: Sequence[Record]) -> None:
-    """Systems by units and metrics; a cell that could not be measured says so below."""
+    """Print systems by units and metrics, and below them why cells could not be measured."""
     columns = list(dict.fromkeys((record.unit, metric) for record in records for metric in record.metrics))
     cells = {
         (record.system, record.unit, metric): value for record in records for metric, value in record.metrics.items()
@@ -212,7 +212,7 @@ def print_table(records: Sequence[Record]) -> None:
 def _print_figures(
     records: Sequence[Record], columns: Sequence[tuple[str, str]], cells: dict[tuple[str, str, str], float]
 ) -> None:
-    """The rows of a table."""
+    """Print the rows of a table."""
     width = max([len(record.system) for record in records], default=0) + 2
     titles = [f"{unit} {metric}" for unit, metric in columns]
     print("\n" + " " * width + "".join(f"{title:>{len(title) + 2}s}" for title in titles))
@@ -223,7 +223,7 @@ def _print_figures(
 
 
 def _identities(named: dict[str, str]) -> dict[str, dict[str, str | None]]:
-    """What tells the weights of each model apart."""
+    """Return what tells the weights of each model apart."""
     found, complaints = {}, []
     for name, path in named.items():
         try:

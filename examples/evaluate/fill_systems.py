@@ -52,12 +52,12 @@ class FillSystem:
     shots: int = 0
 
     def settings(self, *, max_new_tokens: int) -> dict[str, Any]:
-        """All that changes what it writes, but for weights, stories and examples."""
+        """Return all that changes what it writes, but for weights, stories and examples."""
         how = {"stop_at_sentence_end": True} if self.family is None else {"family": self.family, "shots": self.shots}
         return {**how, "max_new_tokens": max_new_tokens, "do_sample": False}
 
     def overflow(self, model: Any, gaps: Sequence[StoryGap], examples: Sequence[SolvedGap], *, room: int) -> int:
-        """Tokens by which the longest prompt and its answer exceed the model's context; 0 where all of them fit."""
+        """Return by how many tokens the longest prompt and its answer exceed the context; 0 where all fit."""
         if self.family is None:
             return 0  # `infill` refuses by itself what is too long
         asked = self._asked(model, examples)
@@ -75,7 +75,7 @@ class FillSystem:
         max_new_tokens: int,
         batch_size: int,
     ) -> list[str]:
-        """One sentence for each gap."""
+        """Return one sentence for each gap."""
         prefixes, suffixes = [gap.prefix for gap in gaps], [gap.suffix for gap in gaps]
         options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "do_sample": False}
         if self.family is None:
@@ -85,13 +85,13 @@ class FillSystem:
         return [first_sentence(text) for text in written]
 
     def _asked(self, model: Any, examples: Sequence[SolvedGap]) -> PromptedInfiller:
-        """A causal model that is asked as this system asks."""
+        """Return a causal model that is asked as this system asks."""
         assert self.family is not None
         return PromptedInfiller(model, model.tokenizer, family=self.family, examples=examples[: self.shots])
 
 
 def fill_systems(*, shots: int = SHOTS, more: Iterable[str] = ()) -> list[FillSystem]:
-    """The rows of Table 5 in its order.
+    """Return the rows of Table 5 in its order.
 
     Source: Khosla et al. 2025, Table 5.
     """
@@ -107,7 +107,7 @@ def fill_systems(*, shots: int = SHOTS, more: Iterable[str] = ()) -> list[FillSy
 def draw_gaps(
     stories: Sequence[Sequence[str]], *, number: int, shots: int, seed: int
 ) -> tuple[list[StoryGap], list[SolvedGap]]:
-    """Stories without a random middle sentence, and solved ones of other stories for the prompts."""
+    """Draw stories without a random middle sentence, and solved ones of other stories for the prompts."""
     distinct = list(dict.fromkeys(tuple(story) for story in stories if len(story) > 2))
     if len(distinct) < number + shots:
         raise ValueError(
@@ -124,7 +124,7 @@ def draw_gaps(
 
 
 def first_sentence(text: str) -> str:
-    """The first sentence of a text on one line; all of it where no sentence ends.
+    """Return the first sentence of a text on one line; all of it where no sentence ends.
 
     Example:
         >>> first_sentence(' He fell.  "Why?" she')

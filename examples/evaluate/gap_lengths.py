@@ -5,7 +5,7 @@
 
 Each gap held 4 to 48 tokens. The candidates are filled greedily and ranked by parts of the score and by all of it (see
 `lengths_magnet`); the true length is one of them, so a guess finds it at rank (candidates + 1) / 2 on average. What is
-filled in is judged by the text behind it: its perplexity to a causal model that has read the fill, and by the words it
+filled in is judged by the text after it: its perplexity to a causal model that has read the fill, and by the words it
 shares with what stood there. `--end_of_span` is a model that was taught to end its fills, `--exact` its control, which
 was trained as long without. The judge should be the unadapted base.
 """
@@ -31,7 +31,7 @@ PREFIX_TOKENS, SUFFIX_TOKENS = 128, 64
 
 
 def score_tables(model: Any, gaps: list[HeldOutGap]) -> tuple[dict[str, np.ndarray], list[list[str]]]:
-    """Scores `(gaps, candidates)` by each rule, and the fills of each gap by candidate."""
+    """Return scores `(gaps, candidates)` by each rule, and the fills of each gap by candidate."""
     prefixes, suffixes = [gap.prefix for gap in gaps], [gap.suffix for gap in gaps]
     output = model.infill(prefixes, suffixes, num_tokens=list(CANDIDATES), chunk_size=CANDIDATES[-1],
                           return_dict_in_generate=True)  # fmt: skip
@@ -53,7 +53,7 @@ def score_tables(model: Any, gaps: list[HeldOutGap]) -> tuple[dict[str, np.ndarr
 
 
 def rank_report(table: np.ndarray, truths: list[int]) -> dict[str, float]:
-    """How high the true length ranks, and how far the chosen one is off."""
+    """Return how high the true length ranks, and how far the chosen one is off."""
     own = np.array([CANDIDATES.index(length) for length in truths])
     ranks = 1 + (table > table[np.arange(len(own)), own][:, None]).sum(1)
     chosen = np.array(CANDIDATES)[table.argmax(1)]

@@ -1,4 +1,4 @@
-"""Token rows with missing spans, and how probable a model finds what is missing, from both sides or the left alone.
+"""Token rows with missing spans, and how probable a model finds what is missing, from both sides or the left only.
 
 Shapes: B rows, S tokens in the longest row, N tokens that count.
 """
@@ -26,7 +26,7 @@ class GappedRow(NamedTuple):
 
     input_ids: list[int]
     spans: list[tuple[int, int]]  # half-open, ascending, none at position 0
-    first_counted: int = 0  # spans in front of this one are missing, but do not count
+    first_counted: int = 0  # spans before this one are missing, but do not count
 
 
 def story_row(tokenizer: Any, sentences: Sequence[str], gap: int, *, behind: Sequence[str] | None = None) -> GappedRow:
@@ -111,7 +111,7 @@ class _RowInput(NamedTuple):
 
     @classmethod
     def of(cls, row: GappedRow, *, multiple: int) -> "_RowInput":
-        """Lay out a row; behind each gap, positions go on at the next multiple of its length."""
+        """Lay out a row; after each span, positions go on at the next multiple of its length."""
         length = len(row.input_ids)
         positions, segments, is_source = list(range(length)), [0] * length, [False] * length
         for number, (start, end) in enumerate(row.spans):
@@ -124,7 +124,7 @@ class _RowInput(NamedTuple):
 
 
 def _read(model: Any, rows: Sequence[_RowInput], reading: Reading) -> list[list[float]]:
-    """One forward."""
+    """Return one forward."""
     batch = pad_token_rows([row.ids for row in rows], pad_token_id=0)
     segments, positions, is_source = (
         pad_token_rows(column, pad_token_id=0)["input_ids"].to(model.device)

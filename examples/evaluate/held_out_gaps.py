@@ -1,4 +1,4 @@
-"""Gaps in held-out text, and a judge of what fills them: how well a causal model reads on behind a fill."""
+"""Gaps in held-out text, and a judge of what fills them: how well a causal model reads on after a fill."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from trainer import load_texts
 from trainer.metrics import perplexity
 from trainer.prompted_infilling import PromptedInfiller
 
-# Tokens behind a gap that are judged.
+# Tokens after a gap that are judged.
 CONTINUATION_TOKENS = 32
 
 
@@ -34,7 +34,7 @@ def draw_gaps(
     suffix_tokens: int,
     seed: int,
 ) -> list[HeldOutGap]:
-    """A gap in each of as many texts as there are lengths; gap and suffix begin at a space, as words do."""
+    """Return a gap in each of as many texts as there are lengths; gap and suffix begin at a space, as words do."""
     draw = np.random.default_rng(seed)
     name = repr(source) if isinstance(source, str) else f"A list of {len(source)} texts"
     texts = load_texts(source)["text"] if isinstance(source, str) else source
@@ -61,7 +61,7 @@ def draw_gaps(
 
 
 def continuation_perplexity(judge: Any, tokenizer: Any, gaps: Sequence[HeldOutGap], fills: Sequence[str]) -> float:
-    """Perplexity of the text behind the gaps to a causal model that has read prefix and fill.
+    """Return the perplexity of the text after the gaps to a causal model that has read prefix and fill.
 
     The first `CONTINUATION_TOKENS` tokens of each suffix count. A fill that leads nowhere makes them surprising.
     """
@@ -84,7 +84,7 @@ def continuation_perplexity(judge: Any, tokenizer: Any, gaps: Sequence[HeldOutGa
 
 
 def word_overlap(fill: str, truth: str) -> float:
-    """F1 of the words of a fill against those that stood in the gap, each counted as often as it occurs.
+    """Return the F1 of a fill's words against the true ones, each counted as often as it occurs.
 
     Example:
 

@@ -44,7 +44,7 @@ PRESETS: dict[str, dict[str, int]] = {"smoke": {"number": 4, "shots": 2}, "paper
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line, with what a preset says."""
+    """Return the command line, with what a preset says."""
     parser = OneLineParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     sample = commands.add_parser("sample", help="fill stories, and write the form and its key")
@@ -212,7 +212,7 @@ def score(args: argparse.Namespace) -> list[Record]:
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Either command; `sample` makes no records."""
+    """Run either command; `sample` makes no records."""
     args = parse(arguments)
     if args.command == "score":
         return score(args)

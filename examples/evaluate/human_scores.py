@@ -20,7 +20,7 @@ RESAMPLES = 9999
 
 
 def answers_by_system(key: Mapping[str, Any], answers: Mapping[str, Mapping[str, bool]]) -> dict[str, np.ndarray]:
-    """Who found what appropriate, unblinded.
+    """Return who found what appropriate, unblinded.
 
     Returns:
         `dict[str, numpy.ndarray]`: Of each system `bool` of shape `(annotators, stories)`.
@@ -35,7 +35,7 @@ def answers_by_system(key: Mapping[str, Any], answers: Mapping[str, Mapping[str,
 
 
 def share_interval(shares: np.ndarray, *, seed: int) -> tuple[float, float]:
-    """The 95 % interval of a mean over stories, see above.
+    """Return the 95 % interval of a mean over stories, see above.
 
     Args:
         shares (`numpy.ndarray` of shape `(stories,)`): Of each story the share of annotators who said yes, 0 to 1.
@@ -58,7 +58,7 @@ def share_interval(shares: np.ndarray, *, seed: int) -> tuple[float, float]:
 
 
 def agreement(table: np.ndarray) -> float | None:
-    """Cohen's kappa of two annotators; of more, the mean over their pairs.
+    """Return Cohen's kappa of two annotators; of more, the mean over their pairs.
 
     Args:
         table (`numpy.ndarray` of shape `(annotators, items)`): Their answers.
@@ -74,7 +74,7 @@ def agreement(table: np.ndarray) -> float | None:
 
 
 def score_systems(tables: Mapping[str, np.ndarray], *, seed: int) -> dict[str, dict[str, float]]:
-    """The figures of each system."""
+    """Return the figures of each system."""
     scores: dict[str, dict[str, float]] = {}
     for system, table in tables.items():
         low, high = share_interval(table.mean(axis=0), seed=seed)
@@ -89,13 +89,13 @@ def score_systems(tables: Mapping[str, np.ndarray], *, seed: int) -> dict[str, d
 
 
 def overall_agreement(key: Mapping[str, Any], answers: Mapping[str, Mapping[str, bool]]) -> float | None:
-    """Agreement over all items of the form, each counted once."""
+    """Return the agreement over all items of the form, each counted once."""
     annotators: Sequence[Mapping[str, bool]] = list(answers.values())
     return agreement(np.array([[of_annotator[item] for item in key["items"]] for of_annotator in annotators]))
 
 
 def _majority(table: np.ndarray) -> np.ndarray:
-    """Stories that more than half of the annotators find appropriate."""
+    """Return which stories more than half of the annotators find appropriate."""
     majority: np.ndarray = table.mean(axis=0) > 0.5
     return majority
 

@@ -5,9 +5,9 @@
     python examples/evaluate/infilling_perplexity.py --model "MAGNET, other suffix=DIR" --suffix other
 
 ROCStories: one sentence of five is removed, any of the five. WikiText: one to three spans of 8 to 32 tokens of blocks
-of joined paragraphs. A model reads both sides of a gap, or with `--reading left` what is in front of it: as a causal
+of joined paragraphs. A model reads both sides of a gap, or with `--reading left` what is before it: as a causal
 model does, so that it is shown the removed tokens of earlier spans as well, which infilling is not. With
-`--suffix other` another text stands behind each gap: what that costs is what the suffix is worth to the model.
+`--suffix other` another text follows each gap: what that costs is what the suffix is worth to the model.
 """
 
 import argparse
@@ -38,7 +38,7 @@ SPANS = {"max_spans": 3, "min_span_tokens": 8, "max_span_tokens": 32}
 
 
 def draw(number: int, *, limit: int | None, seed: int) -> list[int]:
-    """Which texts are measured: all, or as many as the limit says, drawn at random."""
+    """Return which texts are measured: all, or as many as the limit says, drawn at random."""
     if limit is None:
         return list(range(number))
     order = torch.randperm(number, generator=row_generator(seed, epoch=1, row_id=0))
@@ -46,7 +46,7 @@ def draw(number: int, *, limit: int | None, seed: int) -> list[int]:
 
 
 def make_story_rows(tokenizer: Any, stories: list[list[str]], *, foreign: bool, seed: int) -> list[GappedRow]:
-    """Stories, each without one sentence that is drawn; with a foreign suffix, what follows in another story."""
+    """Remove a random sentence from each story; with `foreign`, another story's end follows it."""
     others = derange(len(stories), seed=seed) if foreign else None
     rows = []
     for number, story in enumerate(stories):
@@ -58,7 +58,7 @@ def make_story_rows(tokenizer: Any, stories: list[list[str]], *, foreign: bool, 
 
 
 def make_wikitext_rows(tokenizer: Any, paragraphs: list[str], args: argparse.Namespace) -> list[GappedRow]:
-    """Blocks of joined paragraphs with spans missing."""
+    """Make blocks of joined paragraphs and remove spans from them."""
     blocks = texts_to_blocks(
         Dataset.from_dict({"text": paragraphs}),
         tokenizer,
@@ -74,7 +74,7 @@ def make_wikitext_rows(tokenizer: Any, paragraphs: list[str], args: argparse.Nam
 
 
 def measure(model: Any, rows: list[GappedRow], *, texts: int, reading: Any) -> Measurement:
-    """Perplexity of the removed tokens."""
+    """Return the perplexity of the removed tokens."""
     by_row = span_logprobs(model, rows, reading=reading)
     tokens = sum(map(len, by_row))
     value = perplexity(-sum(map(sum, by_row)), tokens)
@@ -83,7 +83,7 @@ def measure(model: Any, rows: list[GappedRow], *, texts: int, reading: Any) -> M
 
 
 def make_units(args: argparse.Namespace) -> list[Unit]:
-    """The columns that were asked for; a corpus is read when the first model needs it."""
+    """Return the columns that were asked for; a corpus is read when the first model needs it."""
 
     @cache
     def stories() -> list[list[str]]:
@@ -125,7 +125,7 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
 
 
 def complaints(args: argparse.Namespace) -> list[str]:
-    """What cannot work, before weights are read."""
+    """Return what cannot work, before weights are read."""
     found = []
     if args.reading == "left" and args.suffix == "other":
         found.append("`--suffix other` changes nothing with `--reading left`, which sees no suffix. Drop one of them.")

@@ -43,7 +43,7 @@ class ProbeSettings:
     max_grad_norm: float = 1.0
 
     def complaints(self) -> list[str]:
-        """What cannot be trained with, in words."""
+        """Return what cannot be trained with, in words."""
         found = [
             f"`{name}` is {getattr(self, name)}; expected a whole number of at least 1."
             for name in ("steps", "batch_size", "decay_epochs")
@@ -105,7 +105,7 @@ def train_probe(
 
 @torch.no_grad()
 def predict(layer: torch.nn.Linear, states: np.ndarray) -> np.ndarray:
-    """The likeliest label of each word.
+    """Return the likeliest label of each word.
 
     Args:
         states (`numpy.ndarray` of shape `(num_words, hidden_size)`): Float32.

@@ -4,7 +4,7 @@
     python examples/evaluate/long_gaps.py --model MAGNET=DIR --judge BASE --texts articles.jsonl.xz --chunks 128 32
 
 Gaps of 128 tokens on held-out text, filled greedily and by sampling. A fill is judged by the perplexity of the text
-behind it to a causal model that has read prefix and fill, by its own perplexity to that model, and by its repetitions.
+after it to a causal model that has read prefix and fill, by its own perplexity to that model, and by its repetitions.
 Beside the fills stand what stood in the gaps, nothing, and what the judge writes from the left.
 """
 
@@ -45,7 +45,7 @@ class Judge:
         self.drawn: tuple[Any, list[HeldOutGap]] = (None, [])
 
     def gaps(self, model: Any) -> list[HeldOutGap]:
-        """The gaps, drawn in the tokens of a model; kept for the model that is being measured."""
+        """Return the gaps, drawn in the tokens of a model; kept for the model that is being measured."""
         if self.drawn[0] is not model.tokenizer:
             gaps = draw_gaps(
                 self.texts(),
@@ -59,7 +59,7 @@ class Judge:
         return self.drawn[1]
 
     def measure(self, gaps: list[HeldOutGap], fills: list[str]) -> Measurement:
-        """How the judge reads fills and what stands behind them."""
+        """Return how the judge reads fills and what stands after them."""
         judge = self.opened()
         behind = continuation_perplexity(judge, judge.tokenizer, gaps, fills)
         metrics = {"continuation_perplexity": behind, "rep_4": repetition_n(fills)}
@@ -74,7 +74,7 @@ class Judge:
 
 
 def joined_wikitext(args: argparse.Namespace) -> list[str]:
-    """Stretches of WikiText that are long enough for a gap: neighbouring paragraphs, joined."""
+    """Join neighbouring paragraphs of WikiText until they are long enough for a gap."""
     texts = [""]
     for paragraph in unless_absent(lambda: read_wikitext(args.data), folder=args.data):
         if len(texts[-1]) >= TEXT_CHARACTERS:
@@ -84,7 +84,7 @@ def joined_wikitext(args: argparse.Namespace) -> list[str]:
 
 
 def fill(model: Any, gaps: list[HeldOutGap], args: argparse.Namespace, *, chunk: int, kind: str) -> list[str]:
-    """What a model writes into the gaps."""
+    """Return what a model writes into the gaps."""
     torch.manual_seed(args.seed)
     prefixes, suffixes = [gap.prefix for gap in gaps], [gap.suffix for gap in gaps]
     fills: list[str] = model.infill(
@@ -94,7 +94,7 @@ def fill(model: Any, gaps: list[HeldOutGap], args: argparse.Namespace, *, chunk:
 
 
 def read_on(judge: Judge, gaps: list[HeldOutGap], *, kind: str) -> list[str]:
-    """What the judge writes behind the prefixes."""
+    """Return what the judge writes after the prefixes."""
     torch.manual_seed(judge.args.seed)
     model = judge.opened()
     fills: list[str] = PromptedInfiller(model, model.tokenizer).infill(
@@ -104,7 +104,7 @@ def read_on(judge: Judge, gaps: list[HeldOutGap], *, kind: str) -> list[str]:
 
 
 def make_units(args: argparse.Namespace) -> list[Unit]:
-    """A unit for each way to fill, and what they are compared with."""
+    """Return a unit for each way to fill, and what they are compared with."""
     judge = Judge(args)
     settings = {
         "judge": identify(args.judge),
@@ -138,7 +138,7 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
 
 
 def complaints(args: argparse.Namespace) -> list[str]:
-    """What cannot work, before weights are read."""
+    """Return what cannot work, before weights are read."""
     found = []
     for name in ("number", "gap_tokens"):
         if getattr(args, name) < 1:

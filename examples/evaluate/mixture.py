@@ -46,7 +46,7 @@ def joined(texts: Sequence[str], *, least: int) -> Iterator[str]:
 
 
 def drawn(texts: Sequence[str], *, characters: int, generator: np.random.Generator) -> list[str]:
-    """Rows of texts in random order, of so many characters together, or all there are."""
+    """Return rows of texts in random order, of a given number of characters together, or all there are."""
     order = generator.permutation(len(texts))
     rows, total = [], 0
     for row in joined([texts[int(index)] for index in order], least=ROW_CHARACTERS):
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
 
 
 def _source(item: str) -> tuple[float, str, str]:
-    """Share, file and column of a source."""
+    """Return share, file and column of a source."""
     share, _, rest = item.partition(":")
     file, _, column = rest.partition(":")
     try:

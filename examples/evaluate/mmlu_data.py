@@ -47,7 +47,7 @@ _FEATURES = Features(
 
 
 def task_manager() -> TaskManager:
-    """lm-eval's index of its own MMLU tasks alone, which is read in no time."""
+    """Return lm-eval's index of its own MMLU tasks only, which is read at once."""
     import lm_eval.tasks
     from lm_eval.tasks import TaskManager
 
@@ -56,7 +56,7 @@ def task_manager() -> TaskManager:
 
 
 def task_configs(manager: TaskManager, group: str) -> dict[str, dict[str, Any]]:
-    """lm-eval's configurations of a group's tasks."""
+    """Return lm-eval's configurations of a group's tasks."""
     index = manager.task_index
     tasks = [task for tag in index[group].cfg["task"] for task in sorted(index[tag].tags)]
     return {index[task].cfg["dataset_name"]: index[task].cfg for task in tasks}
@@ -75,7 +75,7 @@ def only_errors() -> Iterator[None]:
 
 
 def load_group(group: str, questions: dict[str, DatasetDict] | None) -> Group:
-    """A group of subjects, ready to be evaluated."""
+    """Return a group of subjects, ready to be evaluated."""
     from lm_eval.api.group import Group
 
     manager = task_manager()
@@ -89,7 +89,7 @@ def load_group(group: str, questions: dict[str, DatasetDict] | None) -> Group:
 
 
 def read_questions(folder: Path) -> dict[str, DatasetDict]:
-    """Examples and questions from the files of a folder."""
+    """Read examples and questions from the files of a folder."""
     manager = task_manager()
     subjects = [subject for group in GROUPS.values() for subject in task_configs(manager, group)]
     files = {split: _find(folder, name) for split, name in FILE_NAMES.items()}
@@ -119,7 +119,7 @@ def read_questions(folder: Path) -> dict[str, DatasetDict]:
 
 
 def name_questions(questions: dict[str, DatasetDict] | None) -> str:
-    """What tells other questions apart, for the settings of a record: the Hub id, or a digest of all rows."""
+    """Return what tells other questions apart, for the settings of a record: the Hub id, or a digest of all rows."""
     if questions is None:
         return HUB_ID
     digest = hashlib.sha256()
@@ -130,7 +130,7 @@ def name_questions(questions: dict[str, DatasetDict] | None) -> str:
 
 
 def _giver(rows: DatasetDict) -> Callable[..., DatasetDict]:
-    """What lm-eval calls, with the task's metadata, in place of loading from the Hub."""
+    """Return what lm-eval calls, with the task's metadata, in place of loading from the Hub."""
 
     def give(**metadata: Any) -> DatasetDict:
         return rows
@@ -139,7 +139,7 @@ def _giver(rows: DatasetDict) -> Callable[..., DatasetDict]:
 
 
 def _find(folder: Path, name: str) -> Path:
-    """A file of a folder or one of its sub-folders, compressed or not."""
+    """Return a file of a folder or one of its sub-folders, compressed or not."""
     for suffix in _SUFFIXES:
         file = data_file(folder, f"{name}{suffix}")
         if file.is_file():
@@ -148,7 +148,7 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def _read(file: Path) -> Iterator[tuple[int, Any]]:
-    """The lines of a file as JSON, numbered from 1; `None` where one is none."""
+    """Yield the lines of a file as JSON, numbered from 1; `None` where one is none."""
     with whole_text(file) as stream:
         for number, line in enumerate(stream, start=1):
             try:
@@ -158,7 +158,7 @@ def _read(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _complaint(row: Any, subjects: list[str]) -> str | None:
-    """What is wrong with a row, if anything."""
+    """Return what is wrong with a row, if anything."""
     if not isinstance(row, dict) or not set(_FEATURES) <= set(row):
         return f"is no JSON object with {', '.join(_FEATURES)}"
     if row["subject"] not in subjects:

@@ -32,7 +32,7 @@ class ReaderEncoder(AbsEncoder):
 def scores_by_mteb(
     reader: SentenceReader, task_name: str, columns: dict[str, list[Any]], *, prompt: str
 ) -> dict[str, float]:
-    """The scores of MTEB's own evaluator, without its download and its cache."""
+    """Return the scores of MTEB's own evaluator, without its download and its cache."""
     task = mteb.get_task(task_name)
     task.dataset = {"default": {"test": Dataset.from_dict(columns)}}
     task.data_loaded = True

@@ -27,7 +27,7 @@ from modeling_magnet.texts_magnet import check_room, context_length
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
-    """`--reading`, `--pooling` and `--prompt`."""
+    """Add `--reading`, `--pooling` and `--prompt`."""
     parser.add_argument(
         "--reading",
         choices=list(POOLINGS),
@@ -40,7 +40,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
 
 
 def default_reading(path: str) -> str:
-    """How a model is read where nobody says it."""
+    """Return how a model is read where nobody says it."""
     source = ModelSource(path, {})
     if source.adapter_base() is not None:
         return "magnet"
@@ -52,14 +52,14 @@ def default_reading(path: str) -> str:
 
 
 def prompt_of(args: argparse.Namespace, task: str) -> str:
-    """The instruction of a task, named as in `PAPER_PROMPTS`, for the reading of `args`."""
+    """Return the instruction of a task, named as in `PAPER_PROMPTS`, for the reading of `args`."""
     if args.prompt is not None:
         return str(args.prompt)
     return "" if args.reading == "encoder" else PAPER_PROMPTS[task]
 
 
 def reading_settings(args: argparse.Namespace, prompt: str) -> dict[str, Any]:
-    """What of the reading changes a figure, for the record."""
+    """Return what of the reading changes a figure, for the record."""
     settings = {"reading": args.reading, "pooling": args.pooling, "prompt": prompt}
     if args.reading == "echo":
         settings["template"] = ECHO_TEMPLATE if prompt.strip() else PLAIN_ECHO_TEMPLATE
@@ -67,7 +67,7 @@ def reading_settings(args: argparse.Namespace, prompt: str) -> dict[str, Any]:
 
 
 def open_reader(path: str, args: argparse.Namespace) -> SentenceReader:
-    """The model of a directory or Hub id in the reading of `args`."""
+    """Return the model of a directory or Hub id in the reading of `args`."""
     if args.reading == "encoder":
         return open_encoder(path, pooling=args.pooling, dtype=args.dtype, device=args.device)
     readers: dict[str, Callable[..., SentenceReader]] = {
@@ -81,7 +81,7 @@ def open_reader(path: str, args: argparse.Namespace) -> SentenceReader:
 def by_reading(
     args: argparse.Namespace, *, tasks: Sequence[str], complaints: Sequence[str] = ()
 ) -> list[argparse.Namespace]:
-    """The arguments once per reading, each with its own models and pooling."""
+    """Return the arguments once per reading, each with its own models and pooling."""
     complaints = list(complaints)
     groups: dict[str, argparse.Namespace] = {}
     for name, path in args.model.items():
@@ -106,7 +106,7 @@ def by_reading(
 
 
 def data_complaints(tasks: Sequence[str], read: Callable[[str], Any]) -> list[str]:
-    """What is wrong with the data of tasks; of what is not there the cells will say so."""
+    """Return what is wrong with the data of tasks; of what is not there the cells will say so."""
     found = []
     for task in tasks:
         try:
@@ -131,7 +131,7 @@ def run_readings(
 
 
 def _with_reading(args: argparse.Namespace, reading: str) -> argparse.Namespace:
-    """The arguments for models of one reading, none of them yet."""
+    """Return the arguments for models of one reading, none of them yet."""
     group = copy.copy(args)
     group.reading, group.model = reading, {}
     group.pooling = POOLINGS[reading][0] if args.pooling is None else args.pooling

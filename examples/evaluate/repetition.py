@@ -45,19 +45,19 @@ _FIRST_WORDS = re.compile(rf"\s*(\S+(?:\s+\S+){{{PREFIX_WORDS - 1}}})(?=\s+\S)")
 
 
 def wikitext_beginnings(folder: Path | None) -> list[str]:
-    """The first five words of each paragraph that has more of them, and no `<unk>` among them."""
+    """Return the first five words of each paragraph that has more of them, and no `<unk>` among them."""
     found = map(first_words, wikitext.read_wikitext(folder, keep_unknown=True))
     # The raw texts of the Hub have their rare words; those of a folder have `<unk>`, which nobody would go on from.
     return [words for words in found if words is not None and wikitext.UNKNOWN not in words]
 
 
 def rocstories_beginnings(folder: Path | None) -> list[str]:
-    """The first sentence of each story."""
+    """Return the first sentence of each story."""
     return [story[0] for story in stories.read_stories(folder)]
 
 
 def first_words(text: str) -> str | None:
-    """Five words as they stand in the text, or `None` where nothing would be left to say.
+    """Return five words as they are in the text, or `None` where nothing would be left to say.
 
     Example:
         >>> first_words("One, two  three 4.5 five, six.")
@@ -82,13 +82,13 @@ CORPORA = {
 
 
 def draw(beginnings: Sequence[str], *, limit: int, seed: int) -> list[str]:
-    """So many beginnings at random, in the order of the corpus; all where there are fewer."""
+    """Return a given number of beginnings at random, in the order of the corpus; all where there are fewer."""
     order = np.random.default_rng(seed).permutation(len(beginnings))[:limit]
     return [beginnings[int(index)] for index in sorted(order)]
 
 
 def open_reader(path: str, args: argparse.Namespace) -> tuple[Any, PreTrainedTokenizerBase]:
-    """What the reading needs: one of our models, or a masked language model of the Auto classes, and its tokenizer."""
+    """Open one of our models, or a masked language model of the Auto classes, and its tokenizer."""
     if args.reading != "masked":
         model = open_magnet(path, args)
         return model, model.tokenizer

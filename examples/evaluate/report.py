@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> Page:
 
 
 def _read(folder: Path, option: str, complaints: list[str]) -> Results | None:
-    """The records of a folder, or one more complaint."""
+    """Return the records of a folder, or one more complaint."""
     try:
         return read_results(folder, option)
     except ValueError as error:
@@ -67,7 +67,7 @@ def _read(folder: Path, option: str, complaints: list[str]) -> Results | None:
 
 
 def _compared(items: Sequence[str], name: str, own: Path, complaints: list[str]) -> dict[str, Results]:
-    """The records of the other models by their names; what cannot be used is added to the complaints."""
+    """Return the records of the other models by their names; what cannot be used is added to the complaints."""
     found: dict[str, Results] = {}
     folders = {own.resolve()}
     for item in items:

@@ -46,7 +46,7 @@ class EchoRow(NamedTuple):
 def echo_rows(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, prompt: str, max_length: int
 ) -> list[EchoRow]:
-    """Token ids of each text in the template.
+    """Return the token ids of each text in the template.
 
     A token that holds the template's last space and the text's first letters is the text's. A text is cut at its end
     until both occurrences fit. Of an empty text, the template's last token is taken for it.
@@ -72,7 +72,7 @@ def echo_rows(
 
 
 def echo_frame(prompt: str) -> tuple[str, str]:
-    """What stands in front of a text, and between its two occurrences.
+    """Return what is before a text, and between its two occurrences.
 
     Example:
 
@@ -99,7 +99,7 @@ def check_echo_room(tokenizer: PreTrainedTokenizerBase, *, prompt: str, max_leng
 def _cut(
     tokenizer: PreTrainedTokenizerBase, text: str, *, prompt: str, room: int
 ) -> tuple[str, list[int], list[tuple[int, int]]]:
-    """The front of a text with ids and places of its row of at most `room` tokens."""
+    """Return the front of a text with ids and places of its row of at most `room` tokens."""
     before, between = echo_frame(prompt)
     frame = len(text_ids(tokenizer, before + between))
     (places,) = read_texts(tokenizer, [text], return_offsets=True).offsets
@@ -159,7 +159,7 @@ class CausalReader:
 
     Args:
         model (`PreTrainedModel`): With `tokenizer` and causal mode.
-        pooling (`str`, defaults to `"last"`): The output of EOS, behind the text. See `pool_states`.
+        pooling (`str`, defaults to `"last"`): The output of EOS, after the text. See `pool_states`.
 
     Source: Khosla et al. 2025, Table 2, the row "LLaMA-2-7B (last token)".
     """
@@ -182,7 +182,7 @@ class CausalReader:
 class EchoReader:
     """Echo embeddings: the text twice, from left to right, so that the second occurrence has read all of the first.
 
-    Pooled is the second occurrence alone, as the paper says; the authors' code counts an EOS behind it as well, which
+    Pooled is the second occurrence alone, as the paper says; the authors' code counts an EOS after it as well, which
     their models were trained with.
 
     Args:
@@ -245,7 +245,7 @@ def open_encoder(path: str, *, pooling: str = "own", dtype: str = "float32", dev
 
 @torch.no_grad()
 def causal_states(model: Any, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
-    """States of token rows in causal mode, in batches of like length, the longest first."""
+    """Yield states of token rows in causal mode, in batches of like length, the longest first."""
     known = (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id, 0)
     pad_token_id = next(token_id for token_id in known if token_id is not None)
     budget = CPU_BATCH_TOKENS if model.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS

@@ -51,7 +51,7 @@ class Texts(NamedTuple):
     beginnings: dict[str, str]
 
     def digest(self) -> str:
-        """Tells texts apart."""
+        """Return what tells these texts from others."""
         return hashlib.sha256(json.dumps(self).encode()).hexdigest()[:16]
 
 
@@ -64,7 +64,7 @@ class Row(NamedTuple):
 
 
 def read_own(file: Path) -> tuple[dict[str, StoryGap], dict[str, str]]:
-    """The user's gaps and beginnings by title."""
+    """Return the user's gaps and beginnings by title."""
     gaps: dict[str, StoryGap] = {}
     beginnings: dict[str, str] = {}
     complaints = []
@@ -99,7 +99,7 @@ def read_own(file: Path) -> tuple[dict[str, StoryGap], dict[str, str]]:
 
 
 def read_texts(args: argparse.Namespace) -> Texts:
-    """The texts of a run: the user's, and drawn ones of a kind that the user gave none of."""
+    """Return the texts of a run: the user's, and drawn ones of a kind that the user gave none of."""
     gaps, beginnings = read_own(args.stories) if args.stories is not None else ({}, {})
     corpus: Corpus = "rocstories" if args.data is None else "story_cloze"
     drawn, examples = draw_gaps(
@@ -114,7 +114,7 @@ def read_texts(args: argparse.Namespace) -> Texts:
 
 
 def fill(reader: tuple[Any, Any], *, system: FillSystem, texts: Texts, args: argparse.Namespace) -> Measurement:
-    """What a system puts into the gaps.
+    """Return what a system puts into the gaps.
 
     Raises:
         NotAvailableError: prompts or texts that the model cannot read.
@@ -137,7 +137,7 @@ def fill(reader: tuple[Any, Any], *, system: FillSystem, texts: Texts, args: arg
 
 
 def go_on(reader: tuple[Any, Any], *, reading: Reading, texts: Texts, args: argparse.Namespace) -> Measurement:
-    """How a system goes on.
+    """Return how a system goes on.
 
     Raises:
         NotAvailableError: a text that leaves no room in the model's context.
@@ -153,7 +153,7 @@ def go_on(reader: tuple[Any, Any], *, reading: Reading, texts: Texts, args: argp
 
 
 def rows_of(args: argparse.Namespace, texts: Texts) -> dict[str, Row]:
-    """The rows of the tables by system, those of one model behind each other."""
+    """Return the rows of the tables by system, those of one model after each other."""
     rows: dict[str, Row] = {}
     common = {"texts": texts.digest()}
     for name, path in {**args.model, **args.masked}.items():
@@ -170,7 +170,7 @@ def rows_of(args: argparse.Namespace, texts: Texts) -> dict[str, Row]:
 
 
 def print_texts(records: Sequence[Record]) -> None:
-    """Text by text what each system wrote."""
+    """Print what each system wrote, text by text."""
     for unit, key in (("infilling", "fill"), ("continuation", "continuation")):
         of_unit = [record for record in records if record.unit == unit]
         titles = list(dict.fromkeys(sample["title"] for record in of_unit for sample in record.samples))

@@ -46,7 +46,7 @@ class ClozeStory(NamedTuple):
 
 
 def read_stories(folder: Path | None = None, *, corpus: Corpus = "rocstories") -> list[list[str]]:
-    """The sentences of each story; five of each, but for TinyStories."""
+    """Return the sentences of each story; five of each, but for TinyStories."""
     if corpus not in CORPORA:
         raise ValueError(f"No stories are named {corpus!r}; expected one of {list(CORPORA)}.")
     if folder is None:
@@ -63,7 +63,7 @@ def read_stories(folder: Path | None = None, *, corpus: Corpus = "rocstories") -
 
 
 def read_story_cloze(file: Path) -> list[ClozeStory]:
-    """Of each story its first four sentences, the right ending and the wrong one."""
+    """Read the first four sentences, the right ending and the wrong one of each story."""
     stories = []
     rows = csv.DictReader(io.StringIO(read_text(file), newline=""))
     try:
@@ -84,7 +84,7 @@ def read_story_cloze(file: Path) -> list[ClozeStory]:
 
 
 def stories_source(folder: Path | None, *, corpus: Corpus = "rocstories") -> tuple[str, str]:
-    """Where stories come from and how they are written, for records."""
+    """Return where stories come from and how they are written, for records."""
     if folder is not None:
         form = "lower case, detokenised" if corpus == "rocstories" else "cased"
         return find_file(folder, FILE_NAMES[corpus]).name, form
@@ -94,7 +94,7 @@ def stories_source(folder: Path | None, *, corpus: Corpus = "rocstories") -> tup
 
 
 def derange(number: int, *, seed: int) -> list[int]:
-    """For each of several texts another one: the next in a random order."""
+    """Return another text for each of several: the next in a random order."""
     order = np.random.default_rng(seed).permutation(number)
     other = np.empty(number, dtype=int)
     other[order] = np.roll(order, 1)
@@ -102,7 +102,7 @@ def derange(number: int, *, seed: int) -> list[int]:
 
 
 def _read_rocstories(file: Path) -> list[list[str]]:
-    """Lines of `title <EOT> keywords <EOL> </s> sentence </s> sentence ...`."""
+    """Read lines of `title <EOT> keywords <EOL> </s> sentence </s> sentence ...`."""
     stories = []
     lines = read_text(file).removesuffix("\n").split("\n")
     for number, line in enumerate(lines, start=1):

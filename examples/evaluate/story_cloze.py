@@ -38,7 +38,7 @@ class Choice:
 
 
 def make_choices(stories: Sequence[ClozeStory], *, seed: int) -> dict[str, list[Choice]]:
-    """Both tasks; the wrong third sentence is that of a story drawn at random."""
+    """Make both tasks; the wrong third sentence is that of a random story."""
     others = derange(len(stories), seed=seed)
     fifth = [Choice(first, right, wrong, []) for first, right, wrong in stories]
     third = [
@@ -51,14 +51,14 @@ def make_choices(stories: Sequence[ClozeStory], *, seed: int) -> dict[str, list[
 def hits_by_rule(
     score: Callable[..., Any], choices: Sequence[Choice], *, suffixes: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Whether the right candidate has the higher log-probability, in all and per token."""
+    """Return whether the right candidate has the higher log-probability, in all and per token."""
     scored = score([c.prefix for c in choices], [c.candidates for c in choices], list(suffixes))
     values = np.array([[(fill.logprob, fill.mean_logprob) for fill in fills] for fills in scored])
     return {rule: values[:, 0, index] > values[:, 1, index] for index, rule in enumerate(RULES)}
 
 
 def mcnemar(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
-    """McNemar's exact test of two systems on the same stories."""
+    """Run McNemar's exact test of two systems on the same stories."""
     from scipy.stats import binomtest  # of the extra `eval`
 
     only_one, only_other = int((one & ~other).sum()), int((~one & other).sum())

@@ -67,7 +67,7 @@ STS_SETS = {
 
 
 def read_sts(name: str, *, folder: Path | None = None) -> list[StsPair]:
-    """The test pairs of a set.
+    """Return the test pairs of a set.
 
     Raises:
         NotAvailableError: no such file, or the Hub cannot be reached.
@@ -91,7 +91,7 @@ def read_sts(name: str, *, folder: Path | None = None) -> list[StsPair]:
 
 
 def _read_file(file: Path, columns: tuple[str, str, str]) -> Iterator[StsPair]:
-    """Pairs of a `.csv` or `.tsv`, plain or `.gz`, with or without a header."""
+    """Yield the pairs of a `.csv` or `.tsv`, plain or `.gz`, with or without a header."""
     is_tsv = ".tsv" in file.suffixes
     with whole_text(file, newline="") as stream:
         # A quotation mark in a tab-separated file belongs to the sentence.
@@ -111,7 +111,7 @@ def _read_file(file: Path, columns: tuple[str, str, str]) -> Iterator[StsPair]:
 
 
 def sts_correlation(reader: SentenceReader, pairs: list[StsPair], *, prompt: str) -> float:
-    """Spearman's rank correlation of cosine and human score, x 100."""
+    """Return Spearman's rank correlation of cosine and human score, x 100."""
     from scipy.stats import spearmanr  # of the extra `eval`
 
     left = reader.encode([pair.sentence1 for pair in pairs], prompt=prompt)
@@ -121,7 +121,7 @@ def sts_correlation(reader: SentenceReader, pairs: list[StsPair], *, prompt: str
 
 
 def sts_correlation_by_mteb(reader: SentenceReader, name: str, pairs: list[StsPair], *, prompt: str) -> float:
-    """The same figure by `mteb.evaluate`, on the same pairs, so that no network is needed."""
+    """Return the same figure by `mteb.evaluate`, on the same pairs, so that no network is needed."""
     from examples.evaluate.mteb_reader import scores_by_mteb
 
     columns = {field: [getattr(pair, field) for pair in pairs] for field in StsPair._fields}
@@ -130,7 +130,7 @@ def sts_correlation_by_mteb(reader: SentenceReader, name: str, pairs: list[StsPa
 
 @functools.cache
 def sts_pairs(task: str, folder: Path | None, limit: int | None, seed: int) -> list[StsPair]:
-    """The test pairs of a set, or so many of them, drawn with the seed; read once for all models.
+    """Return the test pairs of a set, or so many of them, drawn with the seed; read once for all models.
 
     Raises:
         NotAvailableError: there is none, here or on the Hub.
@@ -140,7 +140,7 @@ def sts_pairs(task: str, folder: Path | None, limit: int | None, seed: int) -> l
 
 
 def measure(reader: SentenceReader, task: str, args: argparse.Namespace) -> Measurement:
-    """One set on one model."""
+    """Return one set on one model."""
     pairs = sts_pairs(task, args.data, args.limit, args.seed)
     prompt = prompt_of(args, "STS")
     metrics = {"spearman": sts_correlation(reader, pairs, prompt=prompt)}
@@ -150,7 +150,7 @@ def measure(reader: SentenceReader, task: str, args: argparse.Namespace) -> Meas
 
 
 def units(args: argparse.Namespace) -> list[Unit]:
-    """One cell per set."""
+    """Return one cell per set."""
     return [
         Unit(
             task,

@@ -48,7 +48,7 @@ MEMORY = {
 
 
 def training_command(plan: Plan, run: Run) -> list[str]:
-    """The `adapt.py` command of a run; it goes on where there is a checkpoint."""
+    """Return the `adapt.py` command of a run; it goes on where there is a checkpoint."""
     command = [sys.executable, str(ADAPT)]
     options = {**run.arguments, "model_name_or_path": _base_of(plan, run), "output_dir": str(run.folder)}
     if last_complete_checkpoint(run.folder) is not None:
@@ -61,7 +61,7 @@ def training_command(plan: Plan, run: Run) -> list[str]:
 
 
 def train(plan: Plan, *, jobs: int) -> None:
-    """Train every run that has not finished, each behind its base, on corpora that are written first.
+    """Train every run that has not finished, each after its base, on corpora that are written first.
 
     Raises:
         ChildProcessError: naming the run that failed and its log; others that were under way are finished first.
@@ -112,7 +112,7 @@ def evaluate(plan: Plan, *, results: Path) -> None:
 
 
 def driver_commands(plan: Plan, *, results: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each driver to run, with its arguments."""
+    """Yield each driver to run, with its arguments."""
     for call in plan.calls:
         data = [] if call.data is None else ["--data", str(plan.data / call.data)]
         own = [argument.replace("{base}", plan.base) for argument in call.arguments]
@@ -123,17 +123,17 @@ def driver_commands(plan: Plan, *, results: Path) -> Iterator[tuple[str, list[st
 
 
 def is_finished(run: Run) -> bool:
-    """Whether a run has written its result."""
+    """Return whether a run has written its result."""
     return (run.folder / REPORT).is_file()
 
 
 def log_of(run: Run) -> Path:
-    """Where a training's output goes."""
+    """Return where a training's output goes."""
     return run.folder.with_suffix(".log")
 
 
 def _models(plan: Plan, call: Call) -> Iterator[tuple[int, int | None, list[str]]]:
-    """Systems that one command can be asked about, as `NAME=MODEL`: replica, step, models."""
+    """Yield what one command can be asked about: replica, step, and models as `NAME=MODEL`."""
     groups: dict[tuple[int, int | None], list[str]] = {}
     for name, wanted in call.systems.items():
         system = wanted.removesuffix(ADAPTER)
@@ -178,12 +178,12 @@ def _train(plan: Plan, run: Run, *, threads: int) -> int:
 
 
 def _base_of(plan: Plan, run: Run) -> str:
-    """The model that a run starts from."""
+    """Return the model that a run starts from."""
     return str(next((base.folder for base in _bases(plan, run)), plan.base))
 
 
 def _bases(plan: Plan, run: Run) -> list[Run]:
-    """The run that a run starts from, the same replica or the first; none for the base model."""
+    """Return the run that a run starts from, the same replica or the first; none for the base model."""
     runs = plan.replicas(run.base)
     return [base for base in runs if base.replica == run.replica] or runs[:1]
 

@@ -1,7 +1,7 @@
 """The plan of a study as a JSON file: which models are trained from which, and which tables are made of them.
 
 A plan names a base model, training arguments that all runs share, the runs, and the calls of the drivers. What a
-preset changes stands in the plan, too. `read_plan` checks the whole of it before anything runs.
+preset changes is in the plan, too. `read_plan` checks the whole of it before anything runs.
 """
 
 import re
@@ -19,7 +19,7 @@ _NAMES = {dict: "an object", list: "a list", str: "a string", int: "a whole numb
 
 
 def misfits(value: Any, shape: Any, *, where: str) -> Iterator[str]:
-    """What in a value is of another shape, as complaints.
+    """Yield what in a value is of another shape, as complaints.
 
     Example:
 
@@ -63,7 +63,7 @@ _SHAPE = {
 
 
 def complaints_about(values: Any, *, preset: str) -> Iterator[str]:
-    """What is wrong with a plan."""
+    """Yield what is wrong with a plan."""
     if not isinstance(values, dict):
         yield f"it holds a JSON {type(values).__name__}; expected an object."
         return
@@ -102,7 +102,7 @@ def complaints_about(values: Any, *, preset: str) -> Iterator[str]:
 
 
 def _complaints_about_training(values: dict[str, Any], *, preset: str) -> Iterator[str]:
-    """What is wrong with the numbers of the runs under a preset."""
+    """Yield what is wrong with the numbers of the runs under a preset."""
     chosen = values["presets"][preset]
     if not 0 < (factor := chosen.get("steps", 1)) <= MOST_STEPS:
         yield f"the preset {preset!r} has `steps` {factor!r:.60}; expected a factor above 0."
@@ -130,13 +130,13 @@ def _complaints_about_training(values: dict[str, Any], *, preset: str) -> Iterat
 
 
 def named_systems(systems: list[str]) -> dict[str, str]:
-    """Row of the table -> run, from items `ROW=RUN`, or `RUN` alone where the row has its name."""
+    """Return the run of each row of the table, from items `ROW=RUN`, or `RUN` where the row has its name."""
     pairs = [item.rpartition("=") for item in systems]
     return {row or run: run for row, _, run in pairs}
 
 
 def folder_name(name: str) -> str:
-    """A name as a folder."""
+    """Return a name as a folder."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
@@ -174,7 +174,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `read_plan` returns; `runs` are in an order in which each comes behind its base."""
+    """What `read_plan` returns; `runs` are in an order in which each comes after its base."""
 
     title: str
     base: str
@@ -184,11 +184,11 @@ class Plan:
     calls: tuple[Call, ...]
 
     def replicas(self, system: str) -> list[Run]:
-        """The trainings of a system; none of the base."""
+        """Return the trainings of a system; none of the base."""
         return [run for run in self.runs if run.name == system]
 
     def narrowed(self, names: Sequence[str]) -> "Plan":
-        """The plan with some runs alone and those they start from; the drivers are asked about these and the base."""
+        """Return the plan with only some runs and those they start from."""
         unknown = sorted(set(names) - {run.name for run in self.runs})
         if unknown:
             raise ValueError(f"The plan has no run {unknown}; choose from {sorted({run.name for run in self.runs})}.")
@@ -204,7 +204,7 @@ class Plan:
         return replace(self, runs=runs, calls=tuple(calls), corpora=tuple(corpora))
 
     def asking(self, drivers: Sequence[str] | None, *, curves: bool) -> "Plan":
-        """The plan with the calls of some drivers alone."""
+        """Return the plan with the calls of some drivers alone."""
         called = {call.driver for call in self.calls}
         unknown = sorted(set(drivers or ()) - called)
         if unknown:
@@ -254,7 +254,7 @@ def read_plan(path: Path, *, preset: str, output: Path) -> Plan:
 
 
 def _scaled(arguments: dict[str, Any], *, factor: float) -> dict[str, Any]:
-    """Arguments with all numbers of steps multiplied, rounded to at least one."""
+    """Multiply all numbers of steps by a factor, rounded to at least one."""
 
     def scale(steps: float) -> int:
         return max(1, round(float(steps) * factor))

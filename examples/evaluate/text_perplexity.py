@@ -3,7 +3,7 @@
     python examples/evaluate/text_perplexity.py --model base=DIR MAGNET=DIR
     python examples/evaluate/text_perplexity.py --model base=DIR MAGNET=DIR --texts Wikipedia=articles.jsonl.xz
 
-A text is cut into windows of the context length that do not overlap; BOS stands in front of each, and each token
+A text is cut into windows of the context length that do not overlap; BOS is before each, and each token
 counts once. WikiText is one text, headings included, its lines joined by newlines; of a file each row is a text.
 """
 
@@ -28,7 +28,7 @@ from trainer.sources import local_files
 
 
 def make_windows(tokenizer: Any, texts: list[str], *, size: int) -> list[GappedRow]:
-    """Windows of which every token counts but the first, which is BOS where there is one."""
+    """Cut texts into windows of which every token counts but the first, which is BOS where there is one."""
     front = front_tokens(tokenizer)
     step = size - len(front)
     rows = []
@@ -40,7 +40,7 @@ def make_windows(tokenizer: Any, texts: list[str], *, size: int) -> list[GappedR
 
 
 def measure(model: Any, read: Any, args: argparse.Namespace) -> Measurement:
-    """Perplexity of all tokens of a corpus."""
+    """Return the perplexity of all tokens of a corpus."""
     texts = read()
     size = args.max_length or context_length(model.config, model.tokenizer)
     rows = make_windows(model.tokenizer, texts, size=size)[: args.limit]
@@ -52,7 +52,7 @@ def measure(model: Any, read: Any, args: argparse.Namespace) -> Measurement:
 
 
 def make_units(args: argparse.Namespace) -> list[Unit]:
-    """WikiText, and the files that were named."""
+    """Return the columns: WikiText, and the files that were named."""
 
     @cache
     def wikitext() -> list[str]:
@@ -75,7 +75,7 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
 
 
 def complaints(args: argparse.Namespace) -> list[str]:
-    """What cannot work, before weights are read; turns `--texts` into names and files."""
+    """Return what cannot work, before weights are read; turns `--texts` into names and files."""
     found = []
     texts: dict[str, str] = {}
     for item in args.texts:

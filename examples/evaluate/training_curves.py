@@ -26,7 +26,7 @@ _STATE = "trainer_state.json"  # the last file of a checkpoint that is written
 
 
 def read_report(run: str | Path) -> dict[str, Any]:
-    """What `adapt.json` of a finished run holds."""
+    """Return what `adapt.json` of a finished run holds."""
     file = Path(run) / REPORT
     if not file.is_file():
         raise ValueError(f"{str(run)!r} has no {REPORT}; name the output folder of a finished run of adapt.py.")
@@ -45,7 +45,7 @@ def read_report(run: str | Path) -> dict[str, Any]:
 
 
 def models_by_step(run: str | Path) -> dict[int, Path]:
-    """The models of a run by training step, first to last: checkpoints, and at its last step what the run saved.
+    """Return the models of a run by training step: checkpoints, and at its last step what the run saved.
 
     A checkpoint of a full training is a model, one of LoRA an adapter; `AutoMagnetForCausalLM` and `--model` of the
     drivers open both. What was killed while it was written is left out.
@@ -75,7 +75,7 @@ NOT_METRICS = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second
 
 
 def evaluations_by_step(report: dict[str, Any]) -> dict[int, dict[str, float]]:
-    """The metrics of each evaluation, without `eval_` in front of their names.
+    """Return the metrics of each evaluation, without `eval_` in front of their names.
 
     Example:
         >>> evaluations_by_step({"log_history": [{"step": 0, "eval_loss_mntp": 5.5}, {"step": 1, "loss": 5.0}]})
@@ -94,7 +94,7 @@ def evaluations_by_step(report: dict[str, Any]) -> dict[int, dict[str, float]]:
 
 
 def curve_records(name: str, run: Path, *, replica: int) -> list[Record]:
-    """One record for each step of a run that was evaluated."""
+    """Return one record for each step of a run that was evaluated."""
     report = read_report(run)
     try:
         evaluations = evaluations_by_step(report)
@@ -131,12 +131,12 @@ def curve_records(name: str, run: Path, *, replica: int) -> list[Record]:
 
 
 def _is_time(name: str) -> bool:
-    """Whether a log's field says how long something took."""
+    """Return whether a log's field says how long something took."""
     return name.endswith(("_runtime", "_per_second"))
 
 
 def parse_runs(items: list[str]) -> dict[str, Path]:
-    """Folders by the name of their system."""
+    """Return folders by the name of their system."""
     folders, complaints = named_items(items, option="--runs")
     check(complaints)
     runs = {name: Path(folder) for name, folder in folders.items()}

@@ -22,8 +22,8 @@ _HEADING = re.compile(r"((?:= )+)(.*?)((?: =)+)")
 _RULES = [
     (re.compile(r" @([-,.])@(?: |$)"), r"\1"),
     (re.compile(r"``|''"), '"'),
-    (re.compile(r" +(\.\.\.|[.,;:!?%°)\]}])(?= |$)"), r"\1"),  # marks join what is in front of them,
-    (re.compile(r"(^| )([(\[{$£]) +"), r"\1\2"),  # or behind them
+    (re.compile(r" +(\.\.\.|[.,;:!?%°)\]}])(?= |$)"), r"\1"),  # marks join what is before them,
+    (re.compile(r"(^| )([(\[{$£]) +"), r"\1\2"),  # or after them
     (re.compile(r" +(n't|'(?:[stdm]|ll|re|ve))\b"), r"\1"),
     (re.compile(r"(^| )' (?=\d0s\b)"), r"\1'"),
     (re.compile(r"(^| |\")' ?([^' ][^']*?) '(?=\W|$)"), r"\1'\2'"),  # quotations before possessives: the same mark
@@ -33,7 +33,7 @@ _RULES = [
 
 
 def detokenize(text: str) -> str:
-    """Running text from tokens with spaces between them, as WikiText and lower-cased ROCStories are written.
+    """Turn tokens with spaces between them, as WikiText and lower-cased ROCStories have, into running text.
 
     Example:
         >>> detokenize('It weighs 0 @.@ 7 – 2 @.@ 2 kg ( 1 @.@ 5 lb ) , " red @-@ tipped " .')
@@ -50,7 +50,7 @@ def detokenize(text: str) -> str:
 def read_wikitext(
     folder: Path | None = None, *, headings: bool = False, tokenised: bool = False, keep_unknown: bool = False
 ) -> list[str]:
-    """The paragraphs of WikiText: the test split of the Hub's WikiText-103, or the validation file of a folder."""
+    """Read the paragraphs of WikiText: the Hub's test split of WikiText-103, or the validation file of a folder."""
     if folder is None:
         rows = read_source(HUB_ID, columns=["text"], split=HUB_SPLIT, config_name=HUB_CONFIG)["text"]
         lines = [line for row in rows for line in row.splitlines()]
@@ -78,12 +78,12 @@ def wikitext_form(*, tokenised: bool = False) -> str:
 
 
 def wikitext_source(folder: Path | None) -> str:
-    """Where WikiText comes from, for records."""
+    """Return where WikiText comes from, for records."""
     return f"{HUB_ID}, {HUB_CONFIG}, {HUB_SPLIT}" if folder is None else find_file(folder, FILE_NAME).name
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """A file of this name in a folder, or in one of its subfolders."""
+    """Return a file of this name in a folder, or in one of its subfolders."""
     file = data_file(folder, name)
     if not file.is_file():
         raise ValueError(f"{str(folder)!r} has no {name}, nor has a folder in it. Put it there.")
@@ -91,7 +91,7 @@ def find_file(folder: Path, name: str) -> Path:
 
 
 def read_text(file: Path) -> str:
-    """All of a text file, plain, `.gz` or `.xz`."""
+    """Return all of a text file, plain, `.gz` or `.xz`."""
     with whole_text(file, newline="") as stream:
         return stream.read()
 

@@ -71,14 +71,14 @@ class FrozenStates:
 
 
 def draw(sentences: list[TaggedSentence], number: int | None, *, seed: int) -> list[TaggedSentence]:
-    """So many of the sentences, in their order; all if there are no more, or with `None`."""
+    """Return so many of the sentences, in their order; all if there are no more, or with `None`."""
     if number is None or number >= len(sentences):
         return sentences
     return [sentences[index] for index in sorted(random.Random(seed).sample(range(len(sentences)), number))]
 
 
 def read_corpus(args: argparse.Namespace) -> Corpus:
-    """The sentences to train on and to test on.
+    """Return the sentences to train on and to test on.
 
     Raises:
         NotAvailableError: the Hub cannot be reached.
@@ -93,7 +93,7 @@ def read_corpus(args: argparse.Namespace) -> Corpus:
 
 
 def probe_settings(args: argparse.Namespace) -> ProbeSettings:
-    """How the probes are trained, from the command line."""
+    """Return how the probes are trained, from the command line."""
     names = ("steps", "batch_size", "learning_rate", "dropout")
     return ProbeSettings(**{name: getattr(args, name) for name in names})
 
@@ -133,7 +133,7 @@ def measure(frozen: FrozenStates, *, task: str, settings: ProbeSettings, args: a
 
 
 def make_units(args: argparse.Namespace, reading: str) -> list[Unit]:
-    """The three columns of the table for models that are read in one way."""
+    """Return the three columns of the table for models that are read in one way."""
     probe = probe_settings(args)
     splits = ("train", split_to_test(args.data))
     settings = {
@@ -152,7 +152,7 @@ def make_units(args: argparse.Namespace, reading: str) -> list[Unit]:
 
 
 def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, dict[str, str]]:
-    """The command line, checked, and how each model is read."""
+    """Return the command line, checked, and how each model is read."""
     parser = make_parser(__doc__, smoke=SMOKE, paper=PAPER)
     parser.add_argument("--reading", choices=READINGS, help="of all models; by what each is if left out")
     parser.add_argument(

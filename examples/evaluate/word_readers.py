@@ -31,7 +31,7 @@ TokenReader = Callable[[list[str]], list[PlacedVectors]]
 
 
 def open_reader(path: str, args: argparse.Namespace, *, reading: str) -> TokenReader:
-    """From texts to the vectors of their tokens by a model that is opened here."""
+    """Open a model and return a function from texts to the vectors of their tokens."""
     if reading != "encoder":
         decoder = open_magnet(path, args)
         return partial(decoder.encode_tokens, shift=args.shift, mode=reading, show_progress_bar=False)
@@ -42,7 +42,7 @@ def open_reader(path: str, args: argparse.Namespace, *, reading: str) -> TokenRe
 
 
 def reading_of(path: str, asked: str | None) -> str:
-    """How a model is read: as asked, else a decoder that we have bidirectionally and any other as an encoder."""
+    """Choose how a model is read: as asked, else a supported decoder bidirectionally, any other as an encoder."""
     try:
         AutoMagnetForCausalLM.family_of(path)
     except ValueError as error:
@@ -68,7 +68,7 @@ def reading_of(path: str, asked: str | None) -> str:
 def encoder_tokens(
     model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[str], *, window: int = ENCODER_WINDOW
 ) -> list[PlacedVectors]:
-    """The last hidden states of every token of texts, special tokens left out.
+    """Return the last hidden states of every token of texts, special tokens left out.
 
     A text beyond the context is read in windows that share a quarter; a token's vector comes from the window in which
     it is farthest from an edge. So nothing is cut off.
@@ -102,7 +102,7 @@ def encoder_tokens(
 
 
 def _encoder_states(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Any) -> list[np.ndarray]:
-    """States `(row length, hidden size)` of token rows, in their order."""
+    """Return states `(row length, hidden size)` of token rows, in their order."""
     inputs = [name for name in tokenizer.model_input_names if name in rows]
     budget = CPU_BATCH_TOKENS if model.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
     states = [np.empty(0, dtype=np.float32)] * len(rows["input_ids"])
@@ -117,7 +117,7 @@ def _encoder_states(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Any) -
 
 
 def _join_windows(parts: list[PlacedVectors], *, step: int) -> PlacedVectors:
-    """The tokens of a text from windows of which each begins `step` tokens behind the one before."""
+    """Return the tokens of a text from windows of which each begins `step` tokens after the one before."""
     length = (len(parts) - 1) * step + len(parts[-1].vectors)
     vectors = np.empty((length, parts[0].vectors.shape[1]), dtype=np.float32)
     offsets = np.empty((length, 2), dtype=np.int64)
@@ -177,7 +177,7 @@ def tabulate(
 
 
 def mean_over_words(tokens: PlacedVectors, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of words from those of their tokens.
+    """Average the vectors of tokens over their words.
 
     Returns:
         `tuple`: vectors of shape `(num_words, hidden_size)`, float32, zeros for a word without tokens; and how many
@@ -193,7 +193,7 @@ def mean_over_words(tokens: PlacedVectors, words: Sequence[str]) -> tuple[np.nda
 
 
 def _allocate(shape: tuple[int, int], bytes_in_memory: int) -> np.ndarray:
-    """An array for the states; a large one lies in a file without a name, gone as soon as nobody uses it."""
+    """Return an array for the states; a large one lies in a file without a name, gone as soon as nobody uses it."""
     if 4 * shape[0] * shape[1] <= bytes_in_memory:
         return np.empty(shape, dtype=np.float32)
     with tempfile.TemporaryFile() as file:

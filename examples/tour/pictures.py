@@ -22,7 +22,7 @@ COLUMNS, CHARACTER, LINE = 100, 0.095, 0.5
 
 
 def draw_attention(panels: Mapping[str, tuple[Any, Sequence[int]]], tokens: Sequence[str]) -> Figure:
-    """Who attends to whom, a panel for each mode, in the colour of what is attended to.
+    """Return who attends to whom, a panel for each mode, in the colour of what is attended to.
 
     Args:
         panels (`Mapping[str, tuple]`): Title -> what may be seen, of shape `(S, S)`, row sees column; and the segment
@@ -45,7 +45,7 @@ def draw_attention(panels: Mapping[str, tuple[Any, Sequence[int]]], tokens: Sequ
 def draw_tokens(
     tokens: Sequence[str], *, colors: Sequence[Any], notes: Sequence[str] = (), columns: int = COLUMNS
 ) -> Figure:
-    """Tokens in boxes, line by line, with a note below those that have one."""
+    """Return tokens in boxes, line by line, with a note below those that have one."""
     notes = list(notes) or [""] * len(tokens)
     widths = [max(len(token), len(note)) + 1.6 for token, note in zip(tokens, notes, strict=True)]
     places, line, start = [], 0, 0.0
@@ -71,7 +71,7 @@ def draw_tokens(
 
 
 def role_colors(segments: Sequence[int], masked: Sequence[bool]) -> list[str]:
-    """The colour of each token of a training row: of a span, masked, or plain context.
+    """Return the colour of each token of a training row: of a span, masked, or plain context.
 
     Example:
         >>> role_colors([0, 0, 1], [False, True, False]) == [PLAIN_COLOR, MASKED_COLOR, SPAN_COLOR]
@@ -84,7 +84,7 @@ def role_colors(segments: Sequence[int], masked: Sequence[bool]) -> list[str]:
 
 
 def probability_colors(probabilities: Sequence[float | None]) -> list[Any]:
-    """From red (impossible) to green (certain); grey where a token was given.
+    """Return colours from red (impossible) to green (certain); grey where a token was given.
 
     Example:
         >>> given, sure = probability_colors([None, 1.0])
@@ -98,7 +98,7 @@ def probability_colors(probabilities: Sequence[float | None]) -> list[Any]:
 def draw_answers(
     bars: Mapping[str, Mapping[str, float]], *, title: str = "", truth: str | None = None, chance: bool = True
 ) -> Figure:
-    """How probable each answer is, side by side for each that was asked."""
+    """Return how probable each answer is, side by side for each that was asked."""
     figure = Figure(figsize=(9.5, 2.9), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     answers = list(next(iter(bars.values())))
@@ -123,7 +123,7 @@ def draw_answers(
 def draw_grids(
     grids: Mapping[str, Any], *, rows: Sequence[str], columns: Sequence[str], label: str, low: float = 0.0
 ) -> Figure:
-    """Numbers as colours, a panel for each grid, on one scale.
+    """Return numbers as colours, a panel for each grid, on one scale.
 
     Args:
         grids (`Mapping[str, array]`): Title -> numbers up to 1, of shape `(len(rows), len(columns))`.
@@ -139,7 +139,7 @@ def draw_grids(
 
 
 def _name_ticks(axes: Axes, columns: Sequence[str], rows: Sequence[str] | None) -> None:
-    """Names along the axes; those below lean, so that long ones have room."""
+    """Write names along the axes; those below lean, so that long ones have room."""
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
     if rows is not None:
         axes.set_yticks(range(len(rows)), rows, fontsize=8)

@@ -28,7 +28,7 @@ IGNORED = -100
 
 
 def fact_accuracy(fills: Sequence[str], stories: Sequence[Story]) -> float:
-    """Share of the fills that name the story's thing and no other.
+    """Return the share of the fills that name the story's thing and no other.
 
     Example:
         >>> story = Story(prefix="Tom was there.", missing=" He found a kite.", suffix=" It flew.", answer="kite")
@@ -41,7 +41,7 @@ def fact_accuracy(fills: Sequence[str], stories: Sequence[Story]) -> float:
 
 
 def retrieval_accuracy(anchors: Tensor, positives: Tensor) -> float:
-    """Share of the anchors whose own paraphrase has the highest cosine of all.
+    """Return the share of the anchors whose own paraphrase has the highest cosine of all.
 
     Args:
         anchors, positives (`torch.FloatTensor` of shape `(P, H)`): Row i of one is a paraphrase of row i of the other.
@@ -99,7 +99,7 @@ class Exam:
 
     @torch.no_grad()
     def scored_facts(self, model: Any) -> float:
-        """Share of the stories for which the true thing, of all things in its place, makes the text most likely."""
+        """Return the share of stories that the true thing, of all things in its place, makes most likely."""
         texts = [story.text.replace(f" {story.answer} ", f" {thing} ") for story in self.stories for thing in THINGS]
         rows = self.tokenizer(texts)["input_ids"]
         losses = []
@@ -114,7 +114,7 @@ class Exam:
     def missing_perplexity(
         self, model: Any, *, mode: str | None = None, suffixes: Sequence[str] | None = None
     ) -> float:
-        """Perplexity of the missing sentences: from the prefix alone, or in mode "infill" from both sides."""
+        """Return the perplexity of the missing sentences: from the prefix, or in mode "infill" from both sides."""
         suffixes = [story.suffix for story in self.stories] if suffixes is None else suffixes
         prefixes = self.tokenizer([story.prefix for story in self.stories])["input_ids"]
         missing = self._continuations([story.missing for story in self.stories])
@@ -125,13 +125,13 @@ class Exam:
         return self._perplexity(model, rows, gaps, mode=mode)
 
     def causal_perplexity(self, model: Any) -> float:
-        """Perplexity of whole stories, read from left to right."""
+        """Return the perplexity of whole stories, read from left to right."""
         rows = self._story_rows()
         return self._perplexity(model, rows, [[0] + [1] * (len(row) - 1) for row in rows], mode=None)
 
     @torch.no_grad()
     def masked_accuracy(self, model: Any, *, mask_token_id: int, mode: str | None = None) -> float:
-        """Share of the masked tokens that the output before them names."""
+        """Return the share of the masked tokens that the output before them names."""
         collator = DataCollatorForMagnet.from_tokenizer(
             self.tokenizer,
             model_config=model.config,
@@ -151,7 +151,7 @@ class Exam:
 
     @torch.no_grad()
     def plain_retrieval(self, model: Any, *, pooling: str, mode: str | None = None) -> float:
-        """Paraphrases found by the last token's state (`pooling="last"`), or by the mean over all tokens."""
+        """Return the share of paraphrases found by the last token's state, or by the mean over all tokens."""
         sides = []
         for side in ("anchor", "positive"):
             rows = self.tokenizer([pair[side] for pair in self.pairs])["input_ids"]
@@ -166,12 +166,12 @@ class Exam:
         return retrieval_accuracy(*sides)
 
     def encode_retrieval(self, model: Any) -> float:
-        """Paraphrases found by `model.encode`."""
+        """Return the share of paraphrases found by `model.encode`."""
         sides = [[pair[side] for pair in self.pairs] for side in ("anchor", "positive")]
         return retrieval_accuracy(*(model.encode(texts, convert_to_tensor=True) for texts in sides))
 
     def repetition(self, model: Any) -> float:
-        """Rep-4 of greedy continuations of the openings."""
+        """Return Rep-4 of greedy continuations of the openings."""
         prompts = self.tokenizer([story.prefix for story in self.stories])["input_ids"]
         texts: list[str] = []
         for chosen in _batches(prompts):
@@ -179,20 +179,20 @@ class Exam:
         return repetition_n(texts, n=4)
 
     def _story_rows(self) -> list[list[int]]:
-        """The whole stories as in training: BOS, tokens, EOS."""
+        """Return the whole stories as in training: BOS, tokens, EOS."""
         texts = [story.text for story in self.stories]
         return tokenize_texts(self.tokenizer, texts, prompt=None, max_length=self.max_length)
 
     def _continuations(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids without BOS."""
+        """Return the token ids without BOS."""
         return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
     def _gap_lengths(self) -> list[int]:
-        """Tokens of each missing sentence."""
+        """Return tokens of each missing sentence."""
         return [len(ids) for ids in self._continuations([story.missing for story in self.stories])]
 
     def _by_length(self) -> Iterator[tuple[list[int], int]]:
-        """Batches of stories whose missing sentences have equally many tokens, and how many these are."""
+        """Yield batches of stories whose missing sentences have equally many tokens, and how many these are."""
         lengths = self._gap_lengths()
         for length in sorted(set(lengths)):
             indices = [index for index, other in enumerate(lengths) if other == length]
@@ -200,11 +200,11 @@ class Exam:
                 yield [indices[index] for index in chosen], length
 
     def _batch(self, rows: Sequence[list[int]], *, padding_side: str = "right") -> dict[str, Tensor]:
-        """Rows as one batch."""
+        """Return rows as one batch."""
         return pad_token_rows(rows, pad_token_id=self.tokenizer.pad_token_id, padding_side=padding_side)
 
     def _generate(self, model: Any, rows: Sequence[list[int]], *, max_new_tokens: int) -> list[str]:
-        """Greedy continuations, without special tokens."""
+        """Return greedy continuations, without special tokens."""
         batch = self._batch(rows, padding_side="left")
         output = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
         return self.tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -213,7 +213,7 @@ class Exam:
     def _perplexity(
         self, model: Any, rows: Sequence[list[int]], counted: Sequence[list[int]], *, mode: str | None
     ) -> float:
-        """Perplexity of the tokens marked 1; in mode "infill" they are also the span."""
+        """Return the perplexity of the tokens marked 1; in mode "infill" they are also the span."""
         loss_sum, num_tokens = 0.0, 0
         for chosen in _batches(rows):
             batch = self._batch([rows[index] for index in chosen])
@@ -226,17 +226,17 @@ class Exam:
 
 
 def _token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of each token given the output before it, `(B, S - 1)`; 0 where the label is ignored."""
+    """Return the cross entropy of each token given the output before it, `(B, S - 1)`; 0 where it is ignored."""
     return F.cross_entropy(logits[:, :-1].float().mT, labels[:, 1:], reduction="none", ignore_index=IGNORED)
 
 
 def _options(mode: str | None) -> dict[str, str]:
-    """The keyword for a mode; a stock Llama knows none."""
+    """Return the keyword for a mode; a stock Llama knows none."""
     return {} if mode is None else {"mode": mode}
 
 
 def _batches(rows: Sequence[Any]) -> Iterator[range]:
-    """Indices of the rows, in batches."""
+    """Yield indices of the rows, in batches."""
     for start in range(0, len(rows), BATCH_SIZE):
         yield range(start, min(start + BATCH_SIZE, len(rows)))
 

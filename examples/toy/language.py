@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-# Every thing takes the article "a", so that the article tells nothing; behind it, its other wording.
+# Every thing takes the article "a", so that the article tells nothing; after it, its other wording.
 THINGS = {
     "raincoat": "a coat for wet days",
     "kite": "a toy for windy days",
@@ -130,7 +130,7 @@ class Story:
 
 
 def draw_story(generator: random.Random) -> Story:
-    """One story; its thing is independent of everything up to and including the opening.
+    """Return one story; its thing is independent of everything up to and including the opening.
 
     Example:
         >>> story = draw_story(random.Random(0))
@@ -159,7 +159,7 @@ def draw_story(generator: random.Random) -> Story:
 
 
 def draw_pair(generator: random.Random) -> tuple[str, str]:
-    """One fact in two wordings that share no more than the name and the small words."""
+    """Return one fact in two wordings that share no more than the name and the small words."""
     name = generator.choice(PEOPLE)
     thing, place = generator.choice(tuple(THINGS)), generator.choice(tuple(PLACES))
     time, verb = generator.choice(tuple(TIMES)), generator.choice(tuple(VERBS))

@@ -45,12 +45,12 @@ def open_model(
             f"`--model` is {source!r}, which cannot be opened ({error}). Pass a directory with a checkpoint, or an id "
             "of the Hub."
         ) from error
-    _ = model.tokenizer  # complains where there is none, now and not in front of a user
+    _ = model.tokenizer  # complains where there is none, now and not before a user
     return model
 
 
 def quickstart_model(folder: Path, *, budget: Budget | None = None, seed: int = 0) -> Path:
-    """The quickstart's checkpoint, built once.
+    """Return the quickstart's checkpoint, built once.
 
     It is trained in a folder of its own and moved into place when it is whole, so that a build that was killed is
     begun anew and never taken for a model.
@@ -78,7 +78,7 @@ def quickstart_model(folder: Path, *, budget: Budget | None = None, seed: int = 
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """One builder at a time; a lock ends with the process that holds it, however that ends."""
+    """Hold an exclusive lock on the folder; the OS releases it even if the process is killed."""
     with open(folder / "building.lock", "ab") as lock:
         if fcntl is not None:
             try:
@@ -90,7 +90,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def describe_model(model: Any, *, named: str | None) -> str:
-    """A line that says which model answers."""
+    """Return a line that says which model answers."""
     size = sum(parameter.numel() for parameter in model.parameters())
     millions = f"{size / 1e6:.1f} million parameters" if size < 1e9 else f"{size / 1e9:.1f} billion parameters"
     name = os.path.basename(os.path.normpath(named)) if named and os.path.isdir(named) else named

@@ -139,7 +139,7 @@ def fill_table(exam: Exam, models: Models) -> Table:
 
 
 def render_table(table: Table) -> str:
-    """The table as Markdown, aligned to be read as it is.
+    """Return the table as Markdown, aligned to be read as it is.
 
     Example:
         >>> print(render_table({"perplexity": {"base": 3.0}}))
@@ -160,7 +160,7 @@ def render_table(table: Table) -> str:
 
 
 def _format(row: str, value: float | None) -> str:
-    """A perplexity or a repetition as a number, anything else in percent."""
+    """Return a perplexity or a repetition as a number, anything else in percent."""
     if value is None:
         return ""
     if row.startswith("perplexity"):
@@ -169,7 +169,7 @@ def _format(row: str, value: float | None) -> str:
 
 
 def show_infills(exam: Exam, models: Models, *, count: int = 4) -> str:
-    """A few stories, and what the base and MAGNET put into their gaps."""
+    """Return a few stories, and what the base and MAGNET put into their gaps."""
     few = Exam(tokenizer=exam.tokenizer, stories=exam.stories[:count], pairs=[], max_length=exam.max_length)
     guesses, fills = few.left_to_right_fills(models.base), few.infills(models.magnet)
     paragraphs = []

@@ -130,13 +130,13 @@ class LossProgress(ProgressCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
-        """Put the losses behind the bar."""
+        """Put the losses after the bar."""
         shown = {key: f"{float(value):.2f}" for key, value in (logs or {}).items() if key.startswith("loss")}
         if self.training_bar is not None and shown:
             self.training_bar.set_postfix(shown)
 
     def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
-        """No second bar: these evaluations take a moment, and two bars on one line break each other."""
+        """Show no second bar: two bars on one line break each other."""
 
 
 def _train_causally(
@@ -178,7 +178,7 @@ def _adapt(
 
 
 def _common(seed: int, steps: int) -> dict[str, Any]:
-    """What all three trainings share."""
+    """Return what all three trainings share."""
     return {
         "per_device_train_batch_size": BATCH_SIZE,
         "learning_rate": 4e-3,
@@ -199,7 +199,7 @@ def show_losses(trainer: Trainer) -> None:
 
 
 def train_magnet(output_dir: Path, *, budget: Budget, seed: int) -> Path:
-    """The adapted model and nothing beside it, in two thirds of the quickstart's time; the same weights."""
+    """Return the adapted model and nothing beside it, in two thirds of the quickstart's time; the same weights."""
     set_seed(seed)
     print("1/3 corpus and tokenizer")
     material = prepare(output_dir / "corpus", budget=budget, seed=seed)
@@ -211,7 +211,7 @@ def train_magnet(output_dir: Path, *, budget: Budget, seed: int) -> Path:
 
 
 def train_models(output_dir: Path, *, budget: Budget, seed: int) -> tuple[Exam, Models, dict[str, Any]]:
-    """Corpus, tokenizer, base, control and adaptation; then the saved model as a user would load it."""
+    """Train base, control and adaptation, then load the saved model as a user would."""
     set_seed(seed)
     print("1/6 corpus and tokenizer")
     material = prepare(output_dir / "corpus", budget=budget, seed=seed)
@@ -246,7 +246,7 @@ def train_models(output_dir: Path, *, budget: Budget, seed: int) -> tuple[Exam, 
 def _train_base(
     material: Material, folder: Path, *, budget: Budget, seed: int
 ) -> tuple[LlamaForCausalLM, list[dict[str, Any]]]:
-    """A plain Llama and its log history; both it and its tokenizer are saved."""
+    """Return a plain Llama and its log history; both it and its tokenizer are saved."""
     tokenizer = material.tokenizer
     base = LlamaForCausalLM(_llama_config(tokenizer, hidden_size=budget.hidden_size))
     log = _train_causally(base, material.everything, tokenizer, steps=budget.causal_steps, seed=seed, folder=folder)
@@ -265,7 +265,7 @@ def _adapt_base(material: Material, output_dir: Path, *, budget: Budget, seed: i
 
 
 def _llama_config(tokenizer: PreTrainedTokenizerFast, *, hidden_size: int) -> LlamaConfig:
-    """A Llama of two layers; four learn these stories no better and take twice as long."""
+    """Return a Llama of two layers; four learn these stories no better and take twice as long."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,

@@ -69,7 +69,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Story:
-    """One beginning and end, and what each system wrote between or behind them."""
+    """One beginning and end, and what each system wrote between or after them."""
 
     title: str
     prefix: str
@@ -77,7 +77,7 @@ class Story:
     writings: Sequence[tuple[str, str]]
 
     def around(self, text: str) -> tuple[str, str, str]:
-        """Beginning, text and end, apart from each other where they have no space of their own."""
+        """Return beginning, text and end, with spaces between them where they have none."""
         before = f"{self.prefix} " if self.prefix and not self.prefix[-1].isspace() else self.prefix
         behind = f" {self.suffix}" if self.suffix and not self.suffix[0].isspace() else self.suffix
         return before, text.strip(), behind
@@ -113,12 +113,12 @@ class Page:
 
 
 def clean(text: str) -> str:
-    """Text that any page can hold: what must not reach one becomes a replacement character."""
+    """Replace characters that must not reach a page."""
     return _UNSAFE.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def anchor(text: str) -> str:
-    """The name of a section in links.
+    """Return the name of a section in links.
 
     Example:
         >>> anchor("Sentence level: clustering (Table 3)")

@@ -43,7 +43,7 @@ class Results:
 
 
 def read_results(folder: Path, option: str = "--results") -> Results:
-    """All tables of a folder."""
+    """Return all tables of a folder."""
     if not folder.is_dir():
         raise ValueError(f"`{option}` {str(folder)!r} is no folder. Name the one that the drivers wrote into.")
     records: list[Record] = []
@@ -67,7 +67,7 @@ def read_results(folder: Path, option: str = "--results") -> Results:
 
 
 def reading_of(record: Record) -> str | None:
-    """How the model was read, such as `"left"`; `None` where the record does not say."""
+    """Return how the model was read, such as `"left"`; `None` where the record does not say."""
     reading = next((str(record.settings[key]) for key in READINGS if record.settings.get(key)), None)
     # A control that shows the end of another text is no second measurement of the same cell.
     return "other suffix" if record.settings.get("suffix") == "other" else reading
@@ -85,26 +85,26 @@ class Cells:
             self._all[record.table, self.row_of(record), record.unit].append(record)
 
     def row_of(self, record: Record) -> str:
-        """The system; with how it was read where it was read in several ways."""
+        """Return the system; with how it was read where it was read in several ways."""
         several = len(self._readings[record.table, record.system]) > 1
         return f"{record.system}, {reading_of(record) or 'as it is'}" if several else record.system
 
     def rows(self, table: str) -> list[str]:
-        """The rows of a table, by name."""
+        """Return the rows of a table, by name."""
         return sorted({row for name, row, _ in self._all if name == table})
 
     def units(self, table: str) -> list[str]:
-        """The units of a table, by name."""
+        """Return the units of a table, by name."""
         return sorted({unit for name, _, unit in self._all if name == table})
 
     def metrics(self, table: str, unit: str) -> list[str]:
-        """The metrics that some row has."""
+        """Return the metrics that some row has."""
         return sorted(
             {metric for row in self.rows(table) for r in self.final(table, row, unit) for metric in r.metrics}
         )
 
     def find(self, table: str, names: Iterable[str]) -> str | None:
-        """The first of these rows that has records: by its name, by its system and how it was read, or as usual."""
+        """Find the first of these rows that has records, by its name or by its system and reading."""
         known = {row: row for row in self.rows(table)}
         for (name, row, _), records in self._all.items():
             if name == table:
@@ -113,7 +113,7 @@ class Cells:
         return next((known[name] for name in told if name in known), None)
 
     def final(self, table: str, row: str, unit: str) -> list[Record]:
-        """The records of a cell: those without a step; of a cell that has none of them, those of its last step."""
+        """Return the records of a cell: those without a step, else those of its last step."""
         records = self._all.get((table, row, unit), [])
         step = (
             None if any(record.step is None for record in records) else max((r.step or 0 for r in records), default=0)
@@ -121,11 +121,11 @@ class Cells:
         return [record for record in records if record.step == step]
 
     def value(self, table: str, row: str, unit: str, metric: str) -> Value | None:
-        """The figure of a cell; `None` where it was not measured."""
+        """Return the figure of a cell; `None` where it was not measured."""
         return _value([(record, record.metrics.get(metric)) for record in self.final(table, row, unit)])
 
     def mean(self, table: str, row: str, units: Sequence[str], metric: str) -> Value | None:
-        """The mean over several units of the same replica and seed; only where all of them were measured."""
+        """Return the mean over several units of the same replica and seed; only where all of them were measured."""
         by_run: dict[tuple[int, int], list[tuple[Record, float]]] = defaultdict(list)
         for unit in units:
             for record in self.final(table, row, unit):
@@ -135,7 +135,7 @@ class Cells:
         return _value([(found[0][0], statistics.fmean(value for _, value in found)) for found in whole])
 
     def curve(self, table: str, row: str, unit: str, metric: str) -> dict[int, Value]:
-        """The figure by training step."""
+        """Return the figure by training step."""
         steps: dict[int, list[tuple[Record, float | None]]] = defaultdict(list)
         for record in self._all.get((table, row, unit), []):
             if record.step is not None:
@@ -144,7 +144,7 @@ class Cells:
         return {step: value for step, value in found.items() if value is not None}
 
     def points(self, table: str, row: str, unit: str, metric: str) -> list[tuple[int, float]]:
-        """Step and figure of each single measurement, all replicas and seeds."""
+        """Return step and figure of each single measurement, all replicas and seeds."""
         records = self._all.get((table, row, unit), [])
         return [
             (r.step, r.metrics[metric]) for r in records if r.step is not None and _is_figure(r.metrics.get(metric))
@@ -152,7 +152,7 @@ class Cells:
 
 
 def _value(found: Sequence[tuple[Record, float | None]]) -> Value | None:
-    """Mean and spread of what was measured; trainings that gave the same weights count once."""
+    """Return mean and spread of what was measured; trainings that gave the same weights count once."""
     values: list[float] = []
     runs: dict[object, list[float]] = defaultdict(list)
     for record, value in found:
@@ -168,12 +168,12 @@ def _value(found: Sequence[tuple[Record, float | None]]) -> Value | None:
 
 
 def _is_figure(value: object) -> bool:
-    """A number that can be shown and averaged."""
+    """Return a number that can be shown and averaged."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_metrics(record: Record, path: Path) -> list[str]:
-    """What of a record cannot be shown."""
+    """Return what of a record cannot be shown."""
     where = f"{path.name}, {record.system}, {record.unit}"
     if not (isinstance(record.metrics, dict) and isinstance(record.settings, dict) and isinstance(record.model, dict)):
         raise ValueError(f"{where}: `metrics`, `settings` and `model` of a record must be objects. Remove the line.")
@@ -194,7 +194,7 @@ Differences = Mapping[str, Mapping[str, set[str]]]
 
 
 def settings_warnings(records: Sequence[Record], name_of: Namer) -> list[str]:
-    """In what the rows of one unit were not measured alike, in short, presets first; how they were read aside."""
+    """Say in short how the measurements of the rows of one unit differ, presets first, readings left out."""
     told = []
     for key, values in _differences(records, name_of).items():
         whose = "; ".join(
@@ -208,7 +208,7 @@ def settings_warnings(records: Sequence[Record], name_of: Namer) -> list[str]:
 
 
 def list_differences(records: Sequence[Record], name_of: Namer) -> list[str]:
-    """The same in full: one line for each value, with all of its rows."""
+    """Return the same in full: one line for each value, with all of its rows."""
     return [
         f"{key} {_quoted(value)}: {'; '.join(sorted(rows))}"
         for key, values in _differences(records, name_of).items()
@@ -217,7 +217,7 @@ def list_differences(records: Sequence[Record], name_of: Namer) -> list[str]:
 
 
 def _differences(records: Sequence[Record], name_of: Namer) -> Differences:
-    """Settings that differ within a unit, with the rows of each value; presets may not differ in a whole table."""
+    """Return settings that differ within a unit, with the rows of each value; presets may not differ in a table."""
     found: dict[str, dict[str, set[str]]] = {}
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
@@ -235,18 +235,18 @@ def _differences(records: Sequence[Record], name_of: Namer) -> Differences:
 
 
 def _quoted(value: str, most: int | None = None) -> str:
-    """A value that may hold spaces and colons of its own, as far as there is room for it."""
+    """Return a value that may hold spaces and colons of its own, as far as there is room for it."""
     short = value if most is None or len(value) <= most else f"{value[: most - 1]}…"
     return short if value == NOT_SAID or " " not in value else f"“{short}”"
 
 
 def _count(rows: set[str]) -> str:
-    """The names of a few rows, of more their number."""
+    """Return the names of a few rows, of more their number."""
     return " and ".join(sorted(rows)) if len(rows) <= NAMED_ROWS else f"{len(rows)} rows"
 
 
 def same_weights(records: Sequence[Record]) -> list[str]:
-    """Replicas that are no trainings of their own."""
+    """Report replicas that are not trainings of their own."""
     replicas: dict[tuple[str, str], set[int]] = defaultdict(set)
     for record in records:
         if record.model.get("weights"):
@@ -259,7 +259,7 @@ def same_weights(records: Sequence[Record]) -> list[str]:
 
 
 def list_settings(records: Sequence[Record]) -> list[str]:
-    """Every setting with its value, or with its values and where they hold."""
+    """Return every setting with its value, or with its values and where they hold."""
     found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for record in records:
         for key, value in record.settings.items():
@@ -275,7 +275,7 @@ def list_settings(records: Sequence[Record]) -> list[str]:
 
 
 def list_counts(records: Sequence[Record]) -> list[str]:
-    """On how much each unit was measured, over all rows."""
+    """Say on how much each unit was measured, over all rows."""
     found: dict[str, dict[str, set[float]]] = defaultdict(lambda: defaultdict(set))
     for record in records:
         for key, count in record.counts.items():
@@ -291,7 +291,7 @@ def list_counts(records: Sequence[Record]) -> list[str]:
 
 
 def setting_told(value: object) -> str:
-    """A setting's value as text."""
+    """Return a setting's value as text."""
     return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 

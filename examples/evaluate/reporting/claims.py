@@ -89,7 +89,7 @@ def judge(
 
 
 def growth(cells: Cells, what: str, table: str, unit: str, metric: str, systems: Sequence[tuple[str, ...]]) -> Finding:
-    """Does the first of these systems grow over training steps? The slopes of the others are told beside it."""
+    """Judge whether the first of these systems grows over training steps; the others are told beside it."""
     from scipy.stats import linregress  # of the extra `eval`
 
     told: list[str] = []
@@ -112,24 +112,24 @@ def growth(cells: Cells, what: str, table: str, unit: str, metric: str, systems:
 
 
 def _error(cells: Cells, table: str, row: str, units: Sequence[str], term: Term, value: Value) -> float:
-    """Standard error of a term: of its trainings, and of its measurement where that is on record."""
+    """Return the standard error of a term: of its trainings, and of its measurement where that is on record."""
     trained = 0.0 if _is_untrained(row) else value.run_error or 0.0
     return abs(term.weight) * math.hypot(trained, measurement_error(cells, table, row, units))
 
 
 def measurement_error(cells: Cells, table: str, row: str, units: Sequence[str]) -> float:
-    """Standard error of the measurement itself, such as that of MMLU's questions; the same in every training."""
+    """Return the standard error of the measurement itself, such as that of MMLU's questions."""
     found = [cells.value(table, row, unit, "stderr") for unit in units]
     return math.sqrt(sum(value.mean**2 for value in found if value)) / max(len(units), 1)
 
 
 def _is_untrained(row: str) -> bool:
-    """Whether the row is of weights that nobody trained here."""
+    """Return whether the row is of weights that nobody trained here."""
     return row.split(",")[0] in UNTRAINED
 
 
 def _trend(cells: Cells, table: str, rows: Sequence[str], units: Sequence[str], metric: str) -> tuple[str, ...]:
-    """The curve of each row over training steps."""
+    """Return the curve of each row over training steps."""
     told = []
     for row in dict.fromkeys(rows):
         for unit in units:
@@ -141,13 +141,13 @@ def _trend(cells: Cells, table: str, rows: Sequence[str], units: Sequence[str], 
 
 
 def _reason(cells: Cells, table: str, row: str | None, units: Sequence[str]) -> str:
-    """Why a figure is not there, as far as the records say."""
+    """Return why a figure is not there, as far as the records say."""
     found = [r.unavailable for unit in units for r in (cells.final(table, row, unit) if row else []) if r.unavailable]
     return f" ({'; '.join(dict.fromkeys(found))})" if found else ""
 
 
 def _told(value: Value) -> str:
-    """A figure with its spread."""
+    """Return a figure with its spread."""
     spread = f" ± {value.spread:.4f}" if value.spread is not None else ""
     return f"{value.mean:.4f}{spread} (n = {value.n})"
 
@@ -197,7 +197,7 @@ def judge_claims(cells: Cells, paper: PaperValues) -> list[Claim]:
 
 
 def _representations(cells: Cells) -> Claim:
-    """(a) Against LLM2Vec's recipe."""
+    """Judge claim (a), against LLM2Vec's recipe."""
     findings, names = [], ["chunking", "ner", "pos", "sts", "clustering"]
     for unit in names[:3]:
         findings.append(judge(cells, f"words, {unit}: accuracy", "words", [unit], "accuracy", _higher(RECIPE)))
@@ -225,7 +225,7 @@ def _representations(cells: Cells) -> Claim:
 
 
 def _infilling(cells: Cells) -> Claim:
-    """(b) Against reading from the left, and against what the base makes of both sides."""
+    """Judge claim (b), against reading from the left, and against what the base makes of both sides."""
     findings, shares = [], []
     for unit in ("ROCStories", "WikiText"):
         told = []
@@ -246,7 +246,7 @@ def _infilling(cells: Cells) -> Claim:
 
 
 def _repetition(cells: Cells) -> Claim:
-    """(c) Against the recipe, relative to the base, and over steps."""
+    """Judge claim (c), against the recipe, relative to the base, and over steps."""
     findings, shares = [], []
     for unit in ("WikiText", "ROCStories"):
         for metric in ("rep_sen", "rep_4"):
@@ -273,7 +273,7 @@ def _repetition(cells: Cells) -> Claim:
 
 
 def _limit(cells: Cells, unit: str, metric: str) -> list[Term]:
-    """How much MAGNET may repeat, less what it does."""
+    """Return how much MAGNET may repeat, less what it does."""
     rows = [cells.find("repetition", names) for names in (BASE, RECIPE)]
     found = [cells.value("repetition", row, unit, metric) if row else None for row in rows]
     base, recipe = (value.mean if value else 0.0 for value in found)
@@ -282,7 +282,7 @@ def _limit(cells: Cells, unit: str, metric: str) -> list[Term]:
 
 
 def _knowledge(cells: Cells, paper: PaperValues) -> Claim:
-    """(d) MMLU and perplexity against the base, allowing for what the paper's model lost."""
+    """Judge claim (d), MMLU and perplexity against the base, allowing for what the paper's model lost."""
     knowledge, texts = paper.tables["mmlu"], paper.tables["perplexity"]
     average, perplexity = knowledge.columns[-1], texts.columns[0]
     lost = knowledge.row("LLaMA-2-7B").values[average] - knowledge.row("MAGNET, WikiText").values[average]
@@ -314,22 +314,22 @@ def _knowledge(cells: Cells, paper: PaperValues) -> Claim:
 
 
 def _sentence(head: str, told: Sequence[str]) -> str:
-    """One sentence of figures."""
+    """Return one sentence of figures."""
     return f"{head}: {', '.join(told)}." if told else "Nothing was measured."
 
 
 def _share(value: float, base: float) -> str:
-    """How much more than the base, in percent of it."""
+    """Return how much more than the base, in percent of it."""
     return f"{100 * (value - base) / base:+.1f} %" if base else f"{value:.4g} where the base has 0"
 
 
 def _higher(rival: tuple[str, ...]) -> list[Term]:
-    """MAGNET above a rival."""
+    """Return the sum that is positive where MAGNET is above a rival."""
     return [Term(MAGNET, 1), Term(rival, -1)]
 
 
 def _lower(rival: tuple[str, ...], ours: tuple[str, ...] = MAGNET) -> list[Term]:
-    """MAGNET below a rival."""
+    """Return the sum that is positive where MAGNET is below a rival."""
     return [Term(rival, 1), Term(ours, -1)]
 
 

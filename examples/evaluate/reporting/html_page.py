@@ -46,7 +46,7 @@ small, figcaption { opacity: 0.8; }
 
 
 def render_html(page: Page) -> str:
-    """One page, light or dark, wide or narrow."""
+    """Return one page, light or dark, wide or narrow."""
     title = _escape(page.title)
     listed = "".join(f'<li><a href="#{anchor(text)}">{_escape(text)}</a></li>' for text in page.sections)
     contents = [f'<nav aria-label="Contents"><ul>{listed}</ul></nav>'] if listed else []
@@ -62,7 +62,7 @@ def render_html(page: Page) -> str:
 
 
 def _block(block: Block) -> str:
-    """Any block."""
+    """Render any block."""
     match block:
         case Heading(level, text):
             return f'<h{level} id="{anchor(text)}">{_escape(text)}</h{level}>'
@@ -92,7 +92,7 @@ def _block(block: Block) -> str:
 
 
 def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]], kinds: Sequence[str]) -> str:
-    """A table that scrolls by itself where the page is too narrow."""
+    """Return a table that scrolls by itself where the page is too narrow."""
     head = "".join(f'<th scope="col">{_escape(text)}</th>' for text in heads)
     lines = []
     for row, kind in zip(rows, kinds or [""] * len(rows), strict=True):
@@ -105,7 +105,7 @@ def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]], kinds: Sequence[s
 
 
 def _story(story: Story) -> str:
-    """All systems under each other, what they wrote marked in its place."""
+    """Return all systems under each other, what they wrote marked in its place."""
     parts = []
     for system, text in story.writings:
         before, written, behind = map(_escape, story.around(text))
@@ -115,7 +115,7 @@ def _story(story: Story) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text for elements and attributes alike."""
+    """Escape text for elements and attributes alike."""
     return html.escape(clean(text))
 
 

@@ -30,7 +30,7 @@ _NUMBERS = re.compile(r"^( *\d+)([.)])", flags=re.MULTILINE)
 
 
 def render_markdown(page: Page) -> str:
-    """One page."""
+    """Return one page."""
     contents = "\n".join(f"- [{_escape(text)}](#{anchor(text)})" for text in page.sections)
     blocks = [_block(block) for block in page.blocks]
     parts = [f"# {_escape(page.title)}", *blocks[: page.opening], contents, *blocks[page.opening :]]
@@ -38,7 +38,7 @@ def render_markdown(page: Page) -> str:
 
 
 def _block(block: Block) -> str:
-    """Any block."""
+    """Render any block."""
     match block:
         case Heading(level, text):
             # Readers make their own names of headings; these are the ones the contents link to.
@@ -66,14 +66,14 @@ def _block(block: Block) -> str:
 
 
 def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """Return a table."""
     lines = [[_mark(" ".join(text.split())) for text in line] for line in [heads, *rows]]
     lines.insert(1, ["---"] * len(heads))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _story(story: Story) -> str:
-    """All systems under each other, what they wrote between guillemets."""
+    """Return all systems under each other, what they wrote between guillemets."""
     parts = [f"#### {_escape(story.title)}"]
     for system, text in story.writings:
         told = _escape("".join(story.around(f"«{text}»")), keep_lines=True)
@@ -82,14 +82,14 @@ def _story(story: Story) -> str:
 
 
 def _escape(text: str, *, keep_lines: bool = False) -> str:
-    """Text without a meaning of its own; lines are kept where there is room for them."""
+    """Escape text; lines are kept where there is room for them."""
     text = _mark(text if keep_lines else " ".join(text.split()))
     text = _NUMBERS.sub(r"\1\\\2", _STARTS.sub(r"\1\\\2", _CODE.sub("   ", text)))
     return re.sub(r"(?<=[^\n])\n(?=[^\n])", "\\\\\n", text) if keep_lines else text
 
 
 def _mark(text: str) -> str:
-    """Without marks that mean something anywhere."""
+    """Escape the marks that mean something anywhere."""
     return _MARKS.sub(r"\\\1", clean(text))
 
 

@@ -30,7 +30,7 @@ ABSENT = "–"
 def opening_blocks(
     results: Results, paper: PaperValues, claims: Sequence[Claim], tables: Mapping[str, Table], *, name: str
 ) -> Iterator[Block]:
-    """What a reader has to know before the first table."""
+    """Yield what a reader has to know before the first table."""
     records = results.records
     trainings = count_trainings(records)
     latest = max(record.time for record in records)
@@ -53,7 +53,7 @@ def opening_blocks(
 
 
 def count_trainings(records: Sequence[Record]) -> int:
-    """How many trainings the records are of: those that have curves, or weights of their own, whichever are more."""
+    """Count the trainings: those that have curves, or weights of their own, whichever are more."""
     curves = {(record.system, record.replica) for record in records if record.table == "curves"}
     trained = {name.split(",")[0] for name in OURS} - {*UNTRAINED, *PROMPTED}
     weights = {
@@ -66,13 +66,13 @@ def count_trainings(records: Sequence[Record]) -> int:
 
 
 def base_name(records: Sequence[Record]) -> str | None:
-    """What the base was called where it was measured; `None` where nobody did, or of several."""
+    """Return what the base was called where it was measured; `None` where nobody did, or of several."""
     names = {str(record.model.get("name")) for record in records if record.system.split(",")[0] == "base"}
     return names.pop() if len(names) == 1 else None
 
 
 def _warnings(claim: Claim) -> str:
-    """What weakens the verdict."""
+    """Return what weakens the verdict."""
     told = dict.fromkeys(w for one in claim.findings if one.outcome != "not measured" for w in one.warnings)
     left_out = sum(one.outcome == "not measured" for one in claim.findings)
     absent = [f"{left_out} of {len(claim.findings)} comparisons not measured"] if left_out else []
@@ -80,7 +80,7 @@ def _warnings(claim: Claim) -> str:
 
 
 def _presets(records: Sequence[Record]) -> Iterator[Block]:
-    """Where the sizes are not those of the paper."""
+    """Yield where the sizes are not those of the paper."""
     presets: dict[str, set[str]] = defaultdict(set)
     for record in records:
         if "preset" in record.settings:  # curves are of trainings, which have none
@@ -92,7 +92,7 @@ def _presets(records: Sequence[Record]) -> Iterator[Block]:
 
 
 def _missing(paper: PaperValues, claims: Sequence[Claim], tables: Mapping[str, Table]) -> Iterator[str]:
-    """Columns of the paper without a figure of ours, and comparisons without an outcome."""
+    """Yield columns of the paper without a figure of ours, and comparisons without an outcome."""
     for name, table in paper.tables.items():
         measured = {column for row in tables[name].rows if row.origin == MEASURED for column in row.values}
         absent = [column.title for column in table.columns if column not in measured]
@@ -123,7 +123,7 @@ class Model:
 
 
 def size_blocks(models: Sequence[Model]) -> Iterator[Block]:
-    """The section: verdicts by model, then every comparison by model."""
+    """Yield the section: verdicts by model, then every comparison by model."""
     yield Heading(2, SECTION)
     if len(models) == 1:
         yield Text(
@@ -155,12 +155,12 @@ def size_blocks(models: Sequence[Model]) -> Iterator[Block]:
 
 
 def _by_claim(models: Sequence[Model]) -> list[tuple[Claim, ...]]:
-    """Each claim on all models."""
+    """Return each claim on all models."""
     return list(zip(*(model.claims for model in models), strict=True))
 
 
 def _compared_sizes(names: Sequence[str], claims: Sequence[Claim]) -> Grid:
-    """Each comparison of a claim: how it counts on every model, then with what figures."""
+    """Return each comparison of a claim: how it counts on every model, then with what figures."""
     found = [{finding.what: finding for finding in claim.findings} for claim in claims]
     rows = []
     for what in dict.fromkeys(what for one in found for what in one):
@@ -172,7 +172,7 @@ def _compared_sizes(names: Sequence[str], claims: Sequence[Claim]) -> Grid:
 
 
 def _differing_settings(models: Sequence[Model]) -> list[tuple[str, str]]:
-    """Settings of the same cell that are not the same on all models that have it: the key, and it with its values."""
+    """Return settings of the same cell that differ between models: the key, and the key with its values."""
     by_model = {model.name: _settings(model) for model in models}
     found: dict[tuple[str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for cell in dict.fromkeys(cell for cells in by_model.values() for cell in cells):
@@ -190,7 +190,7 @@ def _differing_settings(models: Sequence[Model]) -> list[tuple[str, str]]:
 
 
 def _settings(model: Model) -> dict[tuple[str, str, str], dict[str, set[str]]]:
-    """Of each cell that claims are answered from the values of every setting."""
+    """Return the values of every setting, for each cell that claims are answered from."""
     cells = Cells(model.results.records)
     found: dict[tuple[str, str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for record in model.results.records:
@@ -206,7 +206,7 @@ WRITTEN = ("fill", "continuation")
 
 
 def sample_blocks(cells: Cells, records: Sequence[Record]) -> list[Heading | Text | Bullets | Story]:
-    """The section of samples; nothing where there are none."""
+    """Return the section of samples; nothing where there are none."""
     records = [record for record in records if record.table == SAMPLES]
     blocks: list[Heading | Text | Bullets | Story] = []
     for unit in sorted({record.unit for record in records}, key=lambda name: (name not in TITLES, name)):
@@ -222,7 +222,7 @@ def sample_blocks(cells: Cells, records: Sequence[Record]) -> list[Heading | Tex
 
 
 def _stories(cells: Cells, records: Sequence[Record]) -> list[Story]:
-    """Samples of the same beginning and end belong together, in the order of their first appearance."""
+    """Group samples of the same beginning and end, in the order of their first appearance."""
     writings: dict[tuple[str, str], list[tuple[str, str]]] = {}
     titles: dict[tuple[str, str], str] = {}
     truths: dict[tuple[str, str], str] = {}
@@ -250,7 +250,7 @@ def _stories(cells: Cells, records: Sequence[Record]) -> list[Story]:
 
 
 def _written(sample: object) -> str | None:
-    """What a system wrote, if the sample says so."""
+    """Return what a system wrote, if the sample says so."""
     if not isinstance(sample, dict):
         return None
     return next((str(sample[key]) for key in WRITTEN if isinstance(sample.get(key), str)), None)
@@ -278,7 +278,7 @@ def build_page(
     name: str = THIS_MODEL,
     compared: Mapping[str, Results] | None = None,
 ) -> Page:
-    """All blocks in their order."""
+    """Return all blocks in their order."""
     cells = Cells(results.records)
     claims = judge_claims(cells, paper)
     tables = {table: build_table(cells, table, values) for table, values in paper.tables.items()}
@@ -305,7 +305,7 @@ def build_page(
 
 
 def _claims(claims: Sequence[Claim]) -> Iterator[Block]:
-    """The rule, then each claim with its numbers."""
+    """Yield the rule, then each claim with its numbers."""
     yield Heading(2, "The four claims")
     yield Text(RULE)
     for claim in claims:
@@ -318,7 +318,7 @@ def _claims(claims: Sequence[Claim]) -> Iterator[Block]:
 
 
 def _trends(claim: Claim) -> Iterator[Block]:
-    """Over steps and over sizes, where a comparison does not count for the claim."""
+    """Yield curves over steps and the link to other sizes, where a comparison does not count for the claim."""
     others = [finding for finding in claim.findings if finding.outcome != "for"]
     # Several comparisons are of the same curve.
     curves = [line for line in dict.fromkeys(line for one in others for line in one.trend) if line != NO_STEPS]
@@ -332,7 +332,7 @@ def _trends(claim: Claim) -> Iterator[Block]:
 
 
 def _section(cells: Cells, table: Table, paper: PaperTable) -> Iterator[Block]:
-    """A table of the paper."""
+    """Yield a table of the paper."""
     name = table.name
     yield Heading(2, table.title)
     yield Text(f"Unit: {table.unit}; {'higher' if table.higher_is_better else 'lower'} is better.")
@@ -350,14 +350,14 @@ def _section(cells: Cells, table: Table, paper: PaperTable) -> Iterator[Block]:
 
 
 def _generic(cells: Cells, name: str, heading: str) -> Iterator[Block]:
-    """A table that the paper does not have; with several units it has a row for each, or it would be too wide."""
+    """Yield a table that the paper does not have; with several units it has a row for each."""
     yield Heading(2, heading)
     table = build_table(cells, name, None)
     yield from _table(table, is_long=len({column.unit for column in table.columns}) > 1)
 
 
 def _table(table: Table, *, is_long: bool = False) -> Iterator[Block]:
-    """Rows, then what is missing, then under what conditions."""
+    """Yield rows, then what is missing, then under what conditions."""
     reasons = list(dict.fromkeys(reason for row in table.rows for reason in row.missing.values()))
     quoted = [v for row in table.rows for v in row.values.values() if isinstance(v, float)]
     digits = max((len(repr(value).partition(".")[2]) for value in quoted), default=0)
@@ -387,7 +387,7 @@ def _table(table: Table, *, is_long: bool = False) -> Iterator[Block]:
 
 
 def _grid(table: Table, cell: Callable[[Row, Column], str], *, is_long: bool) -> Grid:
-    """The rows of a table, each in one line or in one for each unit."""
+    """Return the rows of a table, each in one line or in one for each unit."""
     heads = [column.title for column in table.columns]
     lines: list[tuple[list[str], list[Column]]] = [([], table.columns)]
     if is_long:
@@ -407,7 +407,7 @@ def _grid(table: Table, cell: Callable[[Row, Column], str], *, is_long: bool) ->
 
 
 def _comparisons(table: Table, paper: PaperTable) -> Iterator[Block]:
-    """Paper and ours, their difference, and the gain of each over its own base."""
+    """Yield the paper's figures and ours, their difference, and the gain of each over its own base."""
     if not table.comparisons:
         return
     yield Heading(3, f"{table.title}: ours against the paper")
@@ -429,7 +429,7 @@ def _comparisons(table: Table, paper: PaperTable) -> Iterator[Block]:
 
 
 def _conditions(results: Results, unknown: Sequence[str]) -> Iterator[Block]:
-    """Hardware, versions, time, and what was skipped."""
+    """Yield hardware, versions, time, and what was skipped."""
     records = results.records
     yield Heading(2, "Conditions")
     seconds = sum(record.seconds for record in records)
@@ -454,7 +454,7 @@ def _conditions(results: Results, unknown: Sequence[str]) -> Iterator[Block]:
 
 
 def _tally(found: Sequence[dict[str, object]]) -> list[str]:
-    """Each combination with how often it is there."""
+    """Return each combination with how often it is there."""
     counts: dict[str, int] = defaultdict(int)
     for one in found:
         counts[", ".join(f"{key} {value}" for key, value in sorted(one.items())) or "not on record"] += 1
@@ -462,7 +462,7 @@ def _tally(found: Sequence[dict[str, object]]) -> list[str]:
 
 
 def _told(value: Value, digits: int) -> str:
-    """A figure measured here."""
+    """Return a figure measured here."""
     spread = "" if value.spread is None else f" ± {value.spread:.{digits}f} (n = {value.n})"
     return f"{value.mean:.{digits}f}{spread}"
 

@@ -48,7 +48,7 @@ class PaperTable:
     note: str = ""
 
     def row(self, name: str) -> PaperRow:
-        """The row of a name."""
+        """Return the row of a name."""
         return next(row for row in self.rows if row.name == name)
 
 
@@ -77,7 +77,7 @@ def read_paper_values(path: Path = FILE) -> PaperValues:
 
 
 def _table(entry: dict[str, Any]) -> PaperTable:
-    """One table of the file."""
+    """Return one table of the file."""
     columns = tuple(Column(unit, metric, *(table or [entry["table"]])) for unit, metric, *table in entry["columns"])
     rows = tuple(
         PaperRow(
@@ -104,7 +104,7 @@ def _table(entry: dict[str, Any]) -> PaperTable:
 
 
 def _complaints(entry: dict[str, Any], table: PaperTable) -> list[str]:
-    """What is wrong with a table."""
+    """Return what is wrong with a table."""
     complaints = []
     names = [row.name for row in table.rows]
     for row in entry["rows"]:

@@ -39,14 +39,14 @@ QUOTED_COLOR = "0.8"
 
 
 def look_of(name: str) -> tuple[str, str, str]:
-    """Colour, line and marker of a row."""
+    """Return colour, line and marker of a row."""
     system, _, rest = name.partition(", ")
     marker = MARKERS[list(COLORS).index(system)] if system in COLORS else "."
     return COLORS.get(system, PEER_COLOR), STYLES.get(rest, "--"), marker
 
 
 def short(name: str) -> str:
-    """A name as a figure has room for it."""
+    """Return a name as a figure has room for it."""
     name = "".join(character if character.isprintable() else "?" for character in name)
     return name if len(name) <= 32 else f"{name[:31]}…"
 
@@ -75,7 +75,7 @@ class Panel:
 
 
 def draw_bars(table: Table) -> Picture | None:
-    """One panel for each column, one bar for each row; the paper's bars are grey and hatched."""
+    """Return one panel for each column, one bar for each row; the paper's bars are grey and hatched."""
     measured = [row for row in table.rows if row.origin == MEASURED]
     columns = [column for column in table.columns if any(column in row.values for row in measured)]
     quoted = {column for row in table.rows if row.origin != MEASURED for column in row.values}
@@ -105,7 +105,7 @@ def draw_bars(table: Table) -> Picture | None:
 
 
 def draw_curves(name: str, caption: str, panels: Sequence[Panel]) -> Picture | None:
-    """Curves over training steps, named beside their ends."""
+    """Draw curves over training steps, named beside their ends."""
     panels = [panel for panel in panels if any(len(curve) > 1 for curve in panel.curves.values())]
     if not panels:
         return None
@@ -124,7 +124,7 @@ def draw_curves(name: str, caption: str, panels: Sequence[Panel]) -> Picture | N
 
 
 def draw_repetition(cells: Cells, base: str | None) -> Picture | None:
-    """Figures 5 and 6: repetition over training steps; the base as a level."""
+    """Draw Figures 5 and 6: repetition over training steps; the base as a level."""
     panels = []
     for metric in ("rep_sen", "rep_4", "rep_4_tokens"):
         for unit in cells.units("repetition"):
@@ -141,7 +141,7 @@ def draw_repetition(cells: Cells, base: str | None) -> Picture | None:
 
 
 def draw_infilling(cells: Cells, base: str | None) -> Picture | None:
-    """Perplexity of what was removed over training steps; the base from the left as a level."""
+    """Return the perplexity of what was removed over training steps; the base from the left as a level."""
     panels = []
     for unit in cells.units("infilling"):
         start = cells.value("infilling", base, unit, "perplexity") if base else None
@@ -152,7 +152,7 @@ def draw_infilling(cells: Cells, base: str | None) -> Picture | None:
 
 
 def draw_objectives(cells: Cells) -> Picture | None:
-    """Figure 7: masked next-token prediction (MNTP) against masked token prediction (MTP) while training."""
+    """Draw Figure 7: masked next-token prediction (MNTP) against masked token prediction (MTP) while training."""
     panels = []
     for metric in cells.metrics("curves", "training"):
         short = metric.removeprefix("eval_")
@@ -164,13 +164,13 @@ def draw_objectives(cells: Cells) -> Picture | None:
 
 
 def _curves(cells: Cells, table: str, unit: str, metric: str) -> dict[str, dict[int, Value]]:
-    """Of every system that has one."""
+    """Return the curve of every system that has one."""
     found = {row: cells.curve(table, row, unit, metric) for row in cells.rows(table)}
     return {row: curve for row, curve in found.items() if len(curve) > 1}
 
 
 def _draw_bars(axes: Axes, rows: Sequence[Row], values: Sequence[Value | float | None], *, digits: int) -> None:
-    """One column of a table, its first row on top."""
+    """Draw one column of a table, its first row on top."""
     for place, value in enumerate(values):
         if value is None:
             continue
@@ -198,7 +198,7 @@ def _draw_bars(axes: Axes, rows: Sequence[Row], values: Sequence[Value | float |
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:
-    """The curves of one panel; names stand at their ends, kept apart."""
+    """Draw the curves of one panel, with names at their ends that do not overlap."""
     ends = []
     for name, curve in panel.curves.items():
         steps = sorted(curve)
@@ -231,7 +231,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
 
 
 def _apart(ends: Sequence[tuple[float, str, str]], limits: tuple[float, float]) -> list[float]:
-    """Where names stand that would lie upon each other: as near to their ends as there is room in the panel."""
+    """Return where names stand that would lie upon each other: as near to their ends as there is room in the panel."""
     low, high = limits
     gap = min((high - low) * 0.07, (high - low) / max(len(ends), 1))
     places: list[float] = []
@@ -245,7 +245,7 @@ def _apart(ends: Sequence[tuple[float, str, str]], limits: tuple[float, float]) 
 
 
 def _save(figure: Figure) -> bytes:
-    """As SVG, without the time."""
+    """Save as SVG, without the time."""
     figure.set_layout_engine("constrained")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")

@@ -122,7 +122,7 @@ def build_table(cells: Cells, name: str, paper: PaperTable | None) -> Table:
 
 
 def measure(cells: Cells, row: str, column: Column, means: dict[str, tuple[str, ...]]) -> Value | None:
-    """The figure of a cell, which may be a mean over units."""
+    """Return the figure of a cell, which may be a mean over units."""
     if column.unit in means and column.unit not in cells.units(column.table):
         return cells.mean(column.table, row, means[column.unit], column.metric)
     return cells.value(column.table, row, column.unit, column.metric)
@@ -131,7 +131,7 @@ def measure(cells: Cells, row: str, column: Column, means: dict[str, tuple[str, 
 def _measured_rows(
     cells: Cells, columns: Sequence[Column], means: dict[str, tuple[str, ...]], paper: PaperTable | None
 ) -> Iterable[Row]:
-    """The study's systems in its order, then peers by name; of an ablation only what the paper's rows ask for."""
+    """Yield the study's systems in its order, then peers by name."""
     names = sorted({row for column in columns for row in cells.rows(column.table)})
     if paper and any(column.table != paper.name for column in columns):
         asked = {cells.find(column.table, row.answers) for row in paper.rows for column in row.values}
@@ -156,13 +156,13 @@ def _measured_rows(
 
 
 def _quoted_row(row: PaperRow) -> Row:
-    """A row of the paper; one that no system of the study answers to is a peer, as Echo is."""
+    """Return a row of the paper; one that no system of the study answers to is a peer, as Echo is."""
     is_peer = not set(row.answers) - {"Echo"} and not row.name.startswith(("MAGNET", "LLaMA-2"))
     return Row(row.name, QUOTED, is_peer, row.name, dict(row.values))
 
 
 def _compare(cells: Cells, paper: PaperTable, measured: Sequence[Row]) -> list[Comparison]:
-    """Every figure that both have."""
+    """Return every figure that both have."""
     rows = {row.name: row for row in measured}
     base = paper.row(paper.base) if paper.base else None
     answers = {row.name: _answer(cells, paper, row, rows) for row in paper.rows}
@@ -186,7 +186,7 @@ def _compare(cells: Cells, paper: PaperTable, measured: Sequence[Row]) -> list[C
 
 
 def _gain(paper: PaperTable, value: float, base: float) -> float | None:
-    """How much better than the base: in the table's unit, or in percent of the base; none of a base of zero."""
+    """Return how much better than the base: in the table's unit, or in percent of the base; none of a base of zero."""
     gain = value - base if paper.higher_is_better else base - value
     if not paper.gain_is_share:
         return gain
@@ -194,14 +194,14 @@ def _gain(paper: PaperTable, value: float, base: float) -> float | None:
 
 
 def _answer(cells: Cells, paper: PaperTable, row: PaperRow, rows: dict[str, Row]) -> str | None:
-    """Our row that a row of the paper is compared with."""
+    """Return our row that a row of the paper is compared with."""
     tables = dict.fromkeys(column.table for column in row.values)
     found = [cells.find(table, row.answers) for table in tables]
     return next((name for name in found if name in rows), None)
 
 
 def _notes(records: Sequence[Record], paper: PaperTable | None) -> list[str]:
-    """What a reader has to know of the rows."""
+    """Return what a reader has to know of the rows."""
     notes = [paper.note] if paper and paper.note else []
     steps = {f"{record.system} (step {record.step})" for record in records if record.step is not None}
     if steps:
