@@ -13,10 +13,19 @@ from typing import Any
 import numpy as np
 
 from examples.evaluate.fill_systems import MAGNET
-from examples.evaluate.story_cloze import mcnemar
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
+
+
+def mcnemar(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
+    """Run McNemar's exact test of two systems on the same stories."""
+    from scipy.stats import binomtest  # of the extra `eval`
+
+    only_one, only_other = int((one & ~other).sum()), int((~one & other).sum())
+    discordant = only_one + only_other
+    p = binomtest(only_one, discordant).pvalue if discordant else 1.0
+    return {"only_first": only_one, "only_second": only_other, "p": float(p)}
 
 
 def answers_by_system(key: Mapping[str, Any], answers: Mapping[str, Mapping[str, bool]]) -> dict[str, np.ndarray]:
@@ -101,6 +110,6 @@ def _majority(table: np.ndarray) -> np.ndarray:
 
 
 __all__ = [
-    "CONFIDENCE", "RESAMPLES", "agreement", "answers_by_system", "overall_agreement", "score_systems",
-    "share_interval",
+    "CONFIDENCE", "RESAMPLES", "agreement", "answers_by_system", "mcnemar", "overall_agreement",
+    "score_systems", "share_interval",
 ]  # fmt: skip

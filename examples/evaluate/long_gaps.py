@@ -15,18 +15,94 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from examples.command_line import check, start
 from examples.evaluate.driver import Measurement, Unit, make_parser, open_magnet, parse, run, unless_absent
-from examples.evaluate.held_out_gaps import CONTINUATION_TOKENS, HeldOutGap, continuation_perplexity, draw_gaps
 from examples.evaluate.records import Record, identify
 from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights
+from modeling_magnet.gaps_magnet import continuation_ids, decode_fill
+from modeling_magnet.texts_magnet import text_ids
+from trainer import load_texts
 from trainer.metrics import perplexity, repetition_n
 from trainer.prompted_infilling import PromptedInfiller
 from trainer.sources import is_hub_id, local_files
+
+# Tokens after a gap that are judged.
+CONTINUATION_TOKENS = 32
+
+
+class HeldOutGap(NamedTuple):
+    """A piece of text with a gap, and what stood in it."""
+
+    prefix: str
+    truth: str
+    suffix: str
+    length: int  # tokens of the truth
+
+
+def draw_gaps(
+    source: str | Sequence[str],
+    tokenizer: Any,
+    *,
+    lengths: Sequence[int],
+    prefix_tokens: int,
+    suffix_tokens: int,
+    seed: int,
+) -> list[HeldOutGap]:
+    """Return a gap in each of as many texts as there are lengths; gap and suffix begin at a space, as words do."""
+    draw = np.random.default_rng(seed)
+    name = repr(source) if isinstance(source, str) else f"A list of {len(source)} texts"
+    texts = load_texts(source)["text"] if isinstance(source, str) else source
+    gaps: list[HeldOutGap] = []
+    for index in draw.permutation(len(texts)):
+        if len(gaps) == len(lengths):
+            break
+        length = lengths[len(gaps)]
+        ids = text_ids(tokenizer, texts[int(index)][:40_000])
+        places = draw.permutation(max(len(ids) - prefix_tokens - length - suffix_tokens, 0))[:50]
+        for first in (int(place) + prefix_tokens for place in places):
+            before, own = ids[first - prefix_tokens : first], ids[first : first + length]
+            after = ids[first + length : first + length + suffix_tokens]
+            prefix = str(tokenizer.decode(before, clean_up_tokenization_spaces=False))
+            truth, suffix = decode_fill(tokenizer, before, own), decode_fill(tokenizer, [*before, *own], after)
+            # Texts that tokenise back to the very tokens, so that the truth has the length it is said to have.
+            same = continuation_ids(tokenizer, truth) == own and "\n" not in truth
+            if same and truth.startswith(" ") and suffix.startswith(" "):
+                gaps.append(HeldOutGap(prefix.lstrip(), truth, suffix, length))
+                break
+    if len(gaps) < len(lengths):
+        raise ValueError(f"{name} has {len(gaps)} texts that are long enough; {len(lengths)} gaps were asked for.")
+    return gaps
+
+
+def continuation_perplexity(judge: Any, tokenizer: Any, gaps: Sequence[HeldOutGap], fills: Sequence[str]) -> float:
+    """Return the perplexity of the text after the gaps to a causal model that has read prefix and fill.
+
+    The first `CONTINUATION_TOKENS` tokens of each suffix count. A fill that leads nowhere makes them surprising.
+    """
+    reader = PromptedInfiller(judge, tokenizer)
+    starts = [
+        tokenizer.decode(
+            continuation_ids(tokenizer, gap.suffix)[:CONTINUATION_TOKENS], clean_up_tokenization_spaces=False
+        )
+        for gap in gaps
+    ]
+    starts = [start if start.startswith(" ") else f" {start}" for start in starts]
+    with torch.no_grad():
+        scored = reader.score_infill(
+            [gap.prefix + fill for gap, fill in zip(gaps, fills, strict=True)],
+            [[start] for start in starts],
+            [""] * len(gaps),
+        )
+    total = -sum(one[0].logprob for one in scored)
+    return perplexity(total, sum(len(one[0].token_ids) for one in scored))
+
 
 PREFIX_TOKENS, SUFFIX_TOKENS = 192, 128
 SAMPLING: dict[str, Any] = {"do_sample": True, "top_p": 0.9, "temperature": 0.8, "top_k": 0}

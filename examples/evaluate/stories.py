@@ -117,6 +117,6 @@ def _read_rocstories(file: Path) -> list[list[str]]:
 
 
 __all__ = [
-    "CORPORA", "ClozeStory", "Corpus", "FILE_NAMES", "SENTENCES", "TITLES", "derange", "read_stories",
-    "read_story_cloze", "stories_source",
+    "CORPORA", "Corpus", "FILE_NAMES", "SENTENCES", "TITLES", "derange", "read_stories", "read_story_cloze",
+    "stories_source",
 ]  # fmt: skip

@@ -142,18 +142,6 @@ COMMANDS = [
         name="score",
     ),
     Command(
-        "evaluate/story_cloze",
-        "cloze.json",
-        "--magnet={inputs}/magnet --base={inputs}/base --output={output}/cloze.json "
-        "--stories={inputs}/data/storycloze_spring2016_val.csv.gz",
-    ),
-    Command(
-        "evaluate/gap_lengths",
-        "lengths.json",
-        "--magnet={inputs}/magnet --judge={inputs}/base --texts={inputs}/long.jsonl --number=3 "
-        "--output={output}/lengths.json",
-    ),
-    Command(
         "evaluate/mixture",
         "mixture.jsonl",
         "--texts 2:{inputs}/long.jsonl 1:{inputs}/paragraphs.txt --characters=20000 --output={output}/mixture.jsonl",
@@ -182,12 +170,6 @@ COMMANDS = [
         "decoding.json",
         "--model={longer} --rounds=2 --name=decoding --results={output}",
         ["seconds", "ratios", "floor_seconds"],
-    ),
-    Command(
-        "benchmarks/infilling_memory",
-        "infilling.json",
-        "--model_name_or_path={longer} --name=infilling --results={output}",
-        ["cpu_seconds", "resident_bytes", "vocabulary_cpu_seconds"],
     ),
     Command("benchmarks/training_memory", "memory.json", f"--vocab_sizes 500 800 --name=memory {STEP}"),
     Command(

@@ -121,7 +121,7 @@ def test_device_model_and_dtype_are_chosen_alike_in_all_scripts(parsers):
             assert action.help.startswith("folder of the data's files, in it or in its sub-folders")
     # These choose by themselves: the Trainer's own options, a device for each process, bytes of CPUs, a CPU, a plan.
     others = {"adapt.py", "encode_corpus.py", "evaluate/study.py"}
-    others |= {f"benchmarks/{name}.py" for name in ("training_memory", "infilling_memory")}
+    others |= {"benchmarks/training_memory.py"}
     assert model - others <= device
 
 
@@ -258,7 +258,6 @@ def test_without_extras_help_works_and_what_to_install_is_said(tmp_path, stories
         "evaluate/mmlu.py": (["--model", model, "--data", data], "eval"),
         "evaluate/report.py": ([], "eval"),
         "evaluate/study.py": (["plan.json", "--output_dir", data], "eval"),
-        "evaluate/story_cloze.py": (["--magnet", model, "--base", model, "--stories", "x.csv"], "eval"),
         "evaluate/human_evaluation.py": (["score", "--key", "k.json", "--answers", "a.json"], "eval"),
         "benchmarks/encoding_throughput.py": (["--model", model, "--texts", "x.txt"], "eval"),
     }
