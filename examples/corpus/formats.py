@@ -51,33 +51,26 @@ class Format(Protocol):
 
     def count(self, file: Path) -> int | None:
         """Return rows of the file, where that can be told without reading it."""
-
-
-class TextLines:
-    """Plain text: a line is a row, an empty line an empty text. Its only column is `text`."""
-
-    def check(self, file: Path, columns: list[str]) -> None:
-        """See `Format`."""
-        check_columns(str(file), columns, ["text"])
-
-    def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, bytes]]:
-        """See `Format`."""
-        return _lines(file)
-
-    def record(self, raw: bytes) -> Mapping[str, Any]:
-        """See `Format`."""
-        return {"text": _decode(raw)}
-
-    def count(self, file: Path) -> int | None:
-        """See `Format`."""
         return None
 
 
-class JsonLines:
+class TextLines(Format):
+    """Plain text: a line is a row, an empty line an empty text. Its only column is `text`."""
+
+    def check(self, file: Path, columns: list[str]) -> None:
+        check_columns(str(file), columns, ["text"])
+
+    def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, bytes]]:
+        return _lines(file)
+
+    def record(self, raw: bytes) -> Mapping[str, Any]:
+        return {"text": _decode(raw)}
+
+
+class JsonLines(Format):
     """One JSON object a line. A line is a row whatever is in it, so that line n of a file is always its row n."""
 
     def check(self, file: Path, columns: list[str]) -> None:
-        """See `Format`."""
         present: dict[str, None] = {}
         for number, raw in itertools.islice(_lines(file), _LINES_LOOKED_AT):
             if number == 1 and _ARRAY_BEGINS.match(raw):
@@ -93,11 +86,9 @@ class JsonLines:
             check_columns(str(file), columns, list(present))
 
     def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, bytes]]:
-        """See `Format`."""
         return _lines(file)
 
     def record(self, raw: bytes) -> Mapping[str, Any]:
-        """See `Format`."""
         try:
             record = json.loads(_decode(raw))
         except json.JSONDecodeError as error:
@@ -108,12 +99,8 @@ class JsonLines:
             raise CorruptRow(f"a JSON {type(record).__name__}, not an object")
         return record
 
-    def count(self, file: Path) -> int | None:
-        """See `Format`."""
-        return None
 
-
-class DelimitedText:
+class DelimitedText(Format):
     """Comma- or tab-separated values under a line of column names.
 
     A line that begins no row, such as one whose quotation mark is never closed, is a row that cannot be read; the next
@@ -125,7 +112,6 @@ class DelimitedText:
         self.quoting = quoting
 
     def check(self, file: Path, columns: list[str]) -> None:
-        """See `Format`."""
         with open_bytes(file) as stream:
             _, header = next(self._records(stream), (1, None))
         if isinstance(header, str):
@@ -134,7 +120,7 @@ class DelimitedText:
             check_columns(str(file), columns, header)
 
     def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, tuple[list[str], list[str] | str]]]:
-        """See `Format`. A blank line is not a row."""
+        """A blank line is not a row."""
         with open_bytes(file) as stream:
             records = self._records(stream)
             _, header = next(records, (1, []))
@@ -144,17 +130,13 @@ class DelimitedText:
                     yield line, (header, cells)
 
     def record(self, raw: tuple[list[str], list[str] | str]) -> Mapping[str, Any]:
-        """See `Format`. What is missing at the end of a row is missing in the record."""
+        """What is missing at the end of a row is missing in the record."""
         header, cells = raw
         if isinstance(cells, str):
             raise CorruptRow(cells)
         if len(cells) > len(header):
             raise CorruptRow(f"{len(cells)} cells under {len(header)} column names; is one with a comma not quoted?")
         return dict(zip(header, cells, strict=False))
-
-    def count(self, file: Path) -> int | None:
-        """See `Format`."""
-        return None
 
     def _records(self, stream: BinaryIO) -> Iterator[tuple[int, list[str] | str]]:
         """Yield the cells of each record, or why a line begins none, with the number of its first line."""
@@ -188,11 +170,11 @@ class DelimitedText:
             number += len(taken)
 
 
-class ParquetRows:
+class ParquetRows(Format):
     """Parquet, a few hundred rows at a time; only the wanted columns are read."""
 
     def check(self, file: Path, columns: list[str]) -> None:
-        """See `Format`. The first column is the text's, and must hold strings."""
+        """The first column is the text's, and must hold strings."""
         schema = pq.read_schema(file)
         check_columns(str(file), columns, schema.names)
         kind = schema.field(columns[0]).type
@@ -203,7 +185,6 @@ class ParquetRows:
             )
 
     def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, tuple[pa.RecordBatch, int]]]:
-        """See `Format`."""
         with pq.ParquetFile(file, buffer_size=_BYTES_AT_ONCE) as table:
             row = 0
             for batch in table.iter_batches(batch_size=_ROWS_PER_BATCH, columns=columns):
@@ -213,13 +194,11 @@ class ParquetRows:
                     yield row, (batch, place)
 
     def record(self, raw: tuple[pa.RecordBatch, int]) -> Mapping[str, Any]:
-        """See `Format`."""
         batch, place = raw
         cells = {name: column[place].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)}
         return {name: _decode(cell) if isinstance(cell, bytes) else cell for name, cell in cells.items()}
 
     def count(self, file: Path) -> int | None:
-        """See `Format`."""
         return cast(int, pq.read_metadata(file).num_rows)
 
 

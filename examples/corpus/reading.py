@@ -38,20 +38,20 @@ class Origin(Protocol):
 
     def count(self) -> int | None:
         """Return rows in all, where that can be told without reading them."""
+        return None
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what tells this state of the origin from another."""
 
 
 @dataclass(frozen=True)
-class Files:
+class Files(Origin):
     """Local files that share a format, in order."""
 
     files: list[Path]
     format: Format
 
     def check(self, columns: list[str]) -> None:
-        """See `Origin`."""
         for file in self.files:
             try:
                 self.format.check(file, columns)
@@ -61,7 +61,6 @@ class Files:
                 ) from error
 
     def rows(self, columns: list[str]) -> Iterator[tuple[str, int, Any]]:
-        """See `Origin`."""
         for file in self.files:
             line = 0
             try:
@@ -75,21 +74,19 @@ class Files:
                 ) from error
 
     def record(self, raw: Any) -> Mapping[str, Any]:
-        """See `Origin`."""
         return self.format.record(raw)
 
     def count(self) -> int | None:
-        """See `Origin`."""
         counts = [self.format.count(file) for file in self.files]
         return None if None in counts else sum(count or 0 for count in counts)
 
     def fingerprint(self) -> dict[str, Any]:
-        """See `Origin`: bytes and time of the last change of each file."""
+        """Bytes and time of the last change of each file."""
         return describe_files(self.files)
 
 
 @dataclass(frozen=True)
-class HubDataset:
+class HubDataset(Origin):
     """One split of a dataset of the Hub at one revision, streamed."""
 
     name: str
@@ -98,13 +95,11 @@ class HubDataset:
     revision: str | None
 
     def check(self, columns: list[str]) -> None:
-        """See `Origin`."""
         first = next(self.rows(columns), None)
         if first is not None:
             check_columns(self.name, columns, list(first[2]))
 
     def rows(self, columns: list[str]) -> Iterator[tuple[str, int, Any]]:
-        """See `Origin`."""
         try:
             rows = load_dataset(self.name, self.config_name, split=self.split, revision=self.revision, streaming=True)
         except (DatasetNotFoundError, ConnectionError, ValueError) as error:
@@ -116,15 +111,9 @@ class HubDataset:
             yield self.name, number, row
 
     def record(self, raw: Any) -> Mapping[str, Any]:
-        """See `Origin`."""
         return raw
 
-    def count(self) -> int | None:
-        """See `Origin`."""
-        return None
-
     def fingerprint(self) -> dict[str, Any]:
-        """See `Origin`."""
         return {"texts' revision": self.revision}
 
 

@@ -149,7 +149,6 @@ class MagnetReader:
         self.model, self.pooling = model, pooling
 
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> np.ndarray:
-        """Embed texts; see `SentenceReader`."""
         vectors: np.ndarray = self.model.encode(list(texts), prompt=prompt, pooling=self.pooling)
         return vectors
 
@@ -168,7 +167,6 @@ class CausalReader:
         self.model, self.pooling = model, pooling
 
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> np.ndarray:
-        """Embed texts; see `SentenceReader`."""
         tokenizer = self.model.tokenizer
         rows = tokenize_texts(tokenizer, texts, prompt=prompt, max_length=context_length(self.model.config, tokenizer))
         left_out = prompt_length(tokenizer, prompt)
@@ -196,7 +194,6 @@ class EchoReader:
         self.model, self.pooling = model, pooling
 
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> np.ndarray:
-        """Embed texts; see `SentenceReader`."""
         tokenizer = self.model.tokenizer
         rows = echo_rows(tokenizer, texts, prompt=prompt, max_length=context_length(self.model.config, tokenizer))
         vectors = np.empty((len(rows), self.model.config.hidden_size), dtype=np.float32)
@@ -219,7 +216,6 @@ class EncoderReader:
         self.model = model
 
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> np.ndarray:
-        """Embed texts; see `SentenceReader`."""
         # An empty prompt says none; without one the model's own default would be put in front.
         vectors: np.ndarray = self.model.encode(
             list(texts), prompt=join_prompt(prompt, ""), show_progress_bar=len(texts) >= PROGRESS_FROM_TEXTS

@@ -4,7 +4,6 @@
     python examples/evaluate/study.py examples/evaluate/study_wiki7m.json --output_dir outputs/trial --preset smoke
     python examples/evaluate/study.py PLAN.json --output_dir DIR --only train --jobs 2
     python examples/evaluate/study.py PLAN.json --output_dir OTHER --base outputs/llama-2m --runs MAGNET
-    python examples/evaluate/study.py PLAN.json --output_dir DIR --only evaluate --drivers sts clustering --no_curves
 
 All systems have the same data, steps and parameters; the plan says what differs. Killed, the same command goes on:
 a training at its last checkpoint, a table at its first open cell. Trainings run `--jobs` at a time, each on its share
@@ -202,10 +201,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=at_least(), default=1, help="trainings at a time")
     parser.add_argument("--base", help="another base model than the plan's, such as one of another size")
     parser.add_argument("--runs", nargs="+", metavar="RUN", help="these runs alone, and those they start from")
-    parser.add_argument(
-        "--drivers", nargs="+", metavar="NAME", help="these scripts alone, such as to run several studies at a time"
-    )
-    parser.add_argument("--no_curves", action="store_true", help="no tables over training steps")
     parser.add_argument("--title", help="of the page, instead of the plan's")
     parser.add_argument(
         "--compare", nargs="+", default=[], metavar="NAME=DIR", help="results on other bases, for the page"
@@ -216,7 +211,6 @@ def main(arguments: list[str] | None = None) -> None:
     compared = ["--compare", *args.compare] if args.compare else []
     plan = read_plan(args.plan, preset=args.preset, output=args.output)
     plan = plan if args.runs is None else plan.narrowed(args.runs)
-    plan = plan.asking(args.drivers, curves=not args.no_curves)
     plan = replace(plan, base=args.base or plan.base, title=args.title or plan.title)
     results, started = args.output / "results", time.perf_counter()
     stages: dict[str, Callable[[], Any]] = {

@@ -203,16 +203,6 @@ class Plan:
         corpora = [one for one in self.corpora if any(str(one.file) in run.arguments["train_texts"] for run in runs)]
         return replace(self, runs=runs, calls=tuple(calls), corpora=tuple(corpora))
 
-    def asking(self, drivers: Sequence[str] | None, *, curves: bool) -> "Plan":
-        """Return the plan with the calls of some drivers alone."""
-        called = {call.driver for call in self.calls}
-        unknown = sorted(set(drivers or ()) - called)
-        if unknown:
-            raise ValueError(f"The plan calls no driver {unknown}; choose from {sorted(called)}.")
-        wanted = called if drivers is None else set(drivers)
-        calls = [call for call in self.calls if call.driver in wanted and (curves or not call.over_steps)]
-        return replace(self, calls=tuple(calls))
-
 
 def read_plan(path: Path, *, preset: str, output: Path) -> Plan:
     """Read a plan and say all that is wrong with it at once."""
