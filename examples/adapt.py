@@ -4,45 +4,38 @@
     python examples/adapt.py --model_name_or_path DIR --train_texts corpus.jsonl.xz --output_dir outputs/mine
     accelerate launch examples/adapt.py CONFIG.json
 
-The checkpoint stands in `output_dir` when the run is over, adapters merged unless `--merge_adapter false`, with its
+The checkpoint is in `output_dir` when the run is over, adapters merged unless `--merge_adapter false`, with its
 model card; `adapt.json` beside it tells what was measured before, during and after, and `curves.png` shows the loss of
 each objective, where matplotlib is installed.
 """
 
+import difflib
 import json
-import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import examples.quiet_imports  # noqa: F401 - before anything imports transformers
+from examples.command_line import DTYPES, check, start  # before anything imports transformers
 
 # isort: split
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    set_seed,
-)
+from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import unwrap_peft_model
 
-from examples.adapt_arguments import (
-    AdaptArguments,
-    check_arguments,
-    parse_arguments,
-    refusing,
-    resume_point,
-    run_script,
-)
 from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.configuration_magnet import resolve_mask_token
 from modeling_magnet.families_magnet import open_without_weights
+from modeling_magnet.masking_magnet import MASKED_BACKENDS, MODES
 from modeling_magnet.prompts_magnet import join_prompt
 from modeling_magnet.texts_magnet import context_length
 from trainer import (
@@ -58,26 +51,246 @@ from trainer import (
 )
 from trainer.adapter_cost import LARGEST_MODEL, adapter_cost
 from trainer.allocator import keep_freed_memory
-from trainer.checkpoints import remove_checkpoints
+from trainer.checkpoints import check_checkpoint, check_processes, last_complete_checkpoint, remove_checkpoints
 from trainer.checks import check_run
 from trainer.contrastive import HEAD_NAME, attach_contrastive_head
 from trainer.model_card import told_data
+from trainer.whole_files import parse_json, whole_file
 
 try:
     from examples.plots import draw_objectives
 except ImportError:  # of matplotlib, in the extra `plots`
     draw_objectives = None  # type: ignore[assignment]
 
+
+class ArgumentError(ValueError):
+    """What cannot be used was asked for; a script says so in one message and without a traceback."""
+
+
+class _Parser(HfArgumentParser):
+    """Raises what argparse would print below pages of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse an option or its value.
+
+        Raises:
+            ArgumentError: always.
+        """
+        raise ArgumentError(message)
+
+
+@dataclass
+class AdaptArguments:
+    """Which model and which texts."""
+
+    model_name_or_path: str = field(
+        metadata={"help": "Directory or Hub id of a plain decoder or a MAGNET checkpoint, or gemma-3-270m."}
+    )
+    train_texts: list[str] = field(
+        metadata={"help": "Files (.txt, .jsonl, .parquet, also .gz and .xz), directories, globs, or one Hub id."}
+    )
+    gguf_file: str | None = field(default=None, metadata={"help": "The GGUF file there that holds the model."})
+    mask_token: str | None = field(default=None, metadata={"help": "Overrides the choice of the mask token."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "eager, sdpa or flex_attention; by default the fastest of the first two."}
+    )
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dtype in which the weights are held. By default bfloat16 where `bf16` is true, the checkpoint "
+            "holds them so and adapters alone are trained; otherwise float32."
+        },
+    )
+    text_column: str = field(default="text", metadata={"help": "Column of the texts."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub dataset."})
+    train_split: str = field(default="train", metadata={"help": "Split of a Hub dataset, slices included."})
+    train_limit: int | None = field(default=None, metadata={"help": "Use this many texts at most."})
+    eval_texts: list[str] | None = field(default=None, metadata={"help": "Held-out texts, as for training."})
+    eval_split: str = field(default="train", metadata={"help": "Their split, where they are a Hub dataset."})
+    eval_limit: int | None = field(default=None, metadata={"help": "Use this many held-out rows at most."})
+    max_length: int = field(default=512, metadata={"help": "Tokens of a row, BOS included."})
+    concatenate_texts: bool = field(
+        default=False, metadata={"help": "Join texts before cutting rows; for corpora with one paragraph per line."}
+    )
+    pairs: str = field(
+        default="paraphrase", metadata={"help": "Pairs from: `paraphrase`, `dropout`, or files and Hub ids of pairs."}
+    )
+    pair_columns: list[str] | None = field(default=None, metadata={"help": "The two columns of given pairs."})
+    pair_label_column: str | None = field(default=None, metadata={"help": "Keep pairs whose label here is 1."})
+    pair_limit: int | None = field(default=20_000, metadata={"help": "Use this many pairs at most."})
+    pair_min_words: int = field(
+        default=21, metadata={"help": "Shortest line that is paraphrased or paired with itself, in words."}
+    )
+    paraphraser: str = field(
+        default="prithivida/parrot_paraphraser_on_T5", metadata={"help": "Sequence-to-sequence model for paraphrases."}
+    )
+    merge_adapter: bool = field(
+        default=True, metadata={"help": "Merge LoRA into the checkpoint; false saves the adapter alone."}
+    )
+    adapter_modes: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Modes in which an unmerged adapter is on; `bidirectional infill` leaves generation to the base."
+        },
+    )
+    keep_checkpoints: bool = field(
+        default=False,
+        metadata={"help": "Leave the checkpoints of the run in `output_dir` after the finished one was saved there."},
+    )
+
+
+def check_arguments(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTrainingArguments) -> None:
+    """Refuse values out of range and contradictions between the argument groups before anything is read."""
+    complaints = [
+        *_about_model(adapt, training),
+        *_about_adapter(adapt, lora, training),
+        *_about_pairs(adapt, training),
+        *_about_output(training),
+    ]
+    if adapt.eval_limit is not None and adapt.eval_limit < 1:
+        complaints.append(f"`eval_limit` is {adapt.eval_limit}; pass 1 or more, or leave it out.")
+    if adapt.eval_texts is None and training.eval_strategy != "no":
+        complaints.append(
+            "`eval_strategy` asks for evaluations, but there are no `eval_texts`. Name some, or set it to 'no'."
+        )
+    missing = [
+        name
+        for name in training.report_to or []
+        if name in INTEGRATION_TO_CALLBACK and name not in get_available_reporting_integrations()
+    ]
+    if missing:
+        complaints.append(f"`report_to` names {', '.join(missing)}, not installed here. Install it, or pass 'none'.")
+    with refusing(ValueError):
+        check(complaints)
+
+
+def _about_model(adapt: AdaptArguments, training: MagnetTrainingArguments) -> Iterator[str]:
+    """Yield what is wrong with how the model is to be held."""
+    if adapt.dtype is not None and adapt.dtype not in DTYPES:
+        yield f"`dtype` is {adapt.dtype!r}; pass one of {list(DTYPES)}."
+    if adapt.attn_implementation is not None and adapt.attn_implementation not in MASKED_BACKENDS:
+        yield f"`attn_implementation` is {adapt.attn_implementation!r}; pass one of {list(MASKED_BACKENDS)}."
+    elif adapt.attn_implementation == "flex_attention" and training.device.type == "cpu":
+        yield "`attn_implementation` is 'flex_attention', which has no backward pass on the CPU. Pass 'sdpa'."
+
+
+def _about_adapter(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTrainingArguments) -> Iterator[str]:
+    """Yield what contradicts how the result is to be saved and pushed."""
+    if not lora.use_lora and (not adapt.merge_adapter or adapt.adapter_modes is not None):
+        yield "`merge_adapter` and `adapter_modes` are for adapters, and `use_lora` is false. Drop one of them."
+    elif adapt.merge_adapter and adapt.adapter_modes is not None:
+        yield "`adapter_modes` is for an unmerged adapter. Pass `--merge_adapter false`, or leave it out."
+    elif not set(adapt.adapter_modes or ()) <= set(MODES):
+        yield f"`adapter_modes` is {adapt.adapter_modes}; pass some of {list(MODES)}."
+    if training.push_to_hub and not training.hub_model_id:
+        yield "`push_to_hub` is true, but no `hub_model_id` says where to. Name a repository, such as `me/mine`."
+
+
+def _about_pairs(adapt: AdaptArguments, training: MagnetTrainingArguments) -> Iterator[str]:
+    """Yield which arguments about pairs contradict each other."""
+    if adapt.pairs == "dropout" and training.uses_contrastive_loss and training.view_dropout == 0:
+        yield "`pairs` is 'dropout', but `view_dropout` is 0: both views would be the same. Set it, e.g. to 0.3."
+    if adapt.pair_columns is not None and len(set(adapt.pair_columns)) != 2:
+        yield f"`pair_columns` is {adapt.pair_columns}; name two different columns."
+    if adapt.pairs in ("dropout", "paraphrase") and (adapt.pair_columns or adapt.pair_label_column):
+        yield f"`pairs` is {adapt.pairs!r}, which makes its own pairs, but columns of given pairs are named. Drop one."
+
+
+def _about_output(training: MagnetTrainingArguments) -> Iterator[str]:
+    """Yield what is in the way of writing to the output folder, or of going on with what is there."""
+    output = Path(str(training.output_dir))
+    resume = resume_point(training)
+    if output.is_file():
+        yield f"`output_dir` {str(output)!r} is a file; name a folder."
+    elif (output / "adapt.json").exists():
+        yield f"`output_dir` {str(output)!r} holds a finished run. Choose another directory."
+    elif resume is None and any(output.glob("checkpoint-*/trainer_state.json")):
+        yield (
+            f"`output_dir` {str(output)!r} holds checkpoints of a run. Pass `--resume_from_checkpoint true` to go on "
+            "with it, or choose another directory."
+        )
+    elif resume is True and last_complete_checkpoint(output, num_processes=training.world_size) is None:
+        yield (
+            f"`resume_from_checkpoint` is true, but `output_dir` {str(output)!r} has no complete checkpoint of "
+            f"{training.world_size} process(es). Delete what is there and leave it out, to start afresh."
+        )
+    elif isinstance(resume, str) and not Path(resume).is_dir():
+        yield f"`resume_from_checkpoint` is {resume!r}, which is no folder. Name a checkpoint, or pass true."
+    elif isinstance(resume, str):
+        try:
+            check_checkpoint(resume)
+            check_processes(resume, num_processes=training.world_size)
+        except ValueError as error:
+            yield str(error)
+
+
+def resume_point(training: MagnetTrainingArguments) -> str | bool | None:
+    """Return `resume_from_checkpoint` as the trainer takes it: `True` for the newest, a folder, or `None`."""
+    wish = training.resume_from_checkpoint
+    return {"true": True, "false": None}.get(str(wish).lower(), wish)
+
+
+def parse_arguments(arguments: list[str]) -> tuple[AdaptArguments, LoraArguments, MagnetTrainingArguments]:
+    """Parse one JSON file, JSON and options that override it, or options only.
+
+    Raises:
+        ArgumentError: an option that is not known, or a value that cannot be used.
+    """
+    parser = _Parser((AdaptArguments, LoraArguments, MagnetTrainingArguments))  # type: ignore[arg-type]
+    # Beside its own errors transformers raises what the packages do that an option asks for.
+    with refusing(ValueError, TypeError, KeyError, ImportError, RuntimeError):
+        if arguments and arguments[0].endswith(".json"):
+            arguments = [*_flags_of(Path(arguments[0])), *arguments[1:]]
+        *parsed, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+        if unknown:
+            raise ArgumentError(_about_unknown(unknown, known=list(parser._option_string_actions)))
+    return tuple(parsed)  # type: ignore[return-value]
+
+
+@contextmanager
+def refusing(*errors: type[Exception]) -> Iterator[None]:
+    """Make some errors of what is asked for an `ArgumentError`, which is a `ValueError`, with the same message."""
+    try:
+        yield
+    except ArgumentError:
+        raise
+    except errors as error:
+        raise ArgumentError(str(error) or repr(error)) from error
+
+
+def _about_unknown(words: list[str], *, known: list[str]) -> str:
+    """Say which options are not known, and which were meant."""
+    names = [word.partition("=")[0] for word in words if word.startswith("-")] or words
+    meant = [match for name in names for match in difflib.get_close_matches(name, known, n=1)]
+    told = f" Did you mean {', '.join(meant)}?" if meant else ""
+    return f"unknown: {', '.join(names)}.{told} `--help` lists all options."
+
+
+def _flags_of(recipe: Path) -> list[str]:
+    """Return a JSON file as options; keys with an underscore in front are comments."""
+    try:
+        values = parse_json(recipe.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{str(recipe)!r} cannot be read as JSON ({error}). Name one file of arguments.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{str(recipe)!r} holds a JSON {type(values).__name__}; expected an object of arguments.")
+    flags: list[str] = []
+    for name, value in values.items():
+        if name.startswith("_") or value is None:
+            continue
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        else:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags
+
+
 # What the cost of an unmerged adapter is measured on.
 COST_TEXTS, COST_TOKENS = 32, 32
 
 
 def open_tokenizer(adapt: AdaptArguments) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model, once it is certain that the two can be adapted; no weights are read.
-
-    Raises:
-        ValueError: another architecture, no tokenizer or one that does not fit, no mask token, or rows too long.
-    """
+    """Return the tokenizer of the model, once it is certain that the two can be adapted; no weights are read."""
     config, tokenizer = open_without_weights(adapt.model_name_or_path, gguf_file=adapt.gguf_file)
     known = (getattr(config, "magnet", None) or {}).get("mask_token_id")
     if known is None or adapt.mask_token is not None:
@@ -91,7 +304,7 @@ def open_tokenizer(adapt: AdaptArguments) -> PreTrainedTokenizerBase:
 
 
 def read_texts(adapt: AdaptArguments) -> tuple[Dataset, Dataset | None]:
-    """Texts to train on, and held-out ones where they are named."""
+    """Return texts to train on, and held-out ones where they are named."""
     read: dict[str, Any] = {"text_column": adapt.text_column, "config_name": adapt.dataset_config}
     texts = load_texts(_source(adapt.train_texts), split=adapt.train_split, limit=adapt.train_limit, **read)
     if not adapt.eval_texts:
@@ -100,12 +313,12 @@ def read_texts(adapt: AdaptArguments) -> tuple[Dataset, Dataset | None]:
 
 
 def _source(names: list[str]) -> str | list[str]:
-    """One name may be a Hub id; several are files."""
+    """Return one name may be a Hub id; several are files."""
     return names[0] if len(names) == 1 else names
 
 
 def read_pairs(adapt: AdaptArguments, training: MagnetTrainingArguments, texts: Dataset) -> Dataset | None:
-    """The contrastive pairs the arguments ask for; none where no phase uses them.
+    """Return the contrastive pairs the arguments ask for; none where no phase uses them.
 
     For paraphrases these are the lines that will be paraphrased, paired with themselves: as many as there will be.
     """
@@ -114,13 +327,7 @@ def read_pairs(adapt: AdaptArguments, training: MagnetTrainingArguments, texts: 
     if adapt.pairs in ("dropout", "paraphrase"):
         return dropout_pairs(texts, min_words=adapt.pair_min_words, limit=adapt.pair_limit)
     columns = None if adapt.pair_columns is None else (adapt.pair_columns[0], adapt.pair_columns[1])
-    return load_pairs(
-        adapt.pairs,
-        columns=columns,
-        label_column=adapt.pair_label_column,
-        config_name=adapt.pair_config,
-        limit=adapt.pair_limit,
-    )
+    return load_pairs(adapt.pairs, columns=columns, label_column=adapt.pair_label_column, limit=adapt.pair_limit)
 
 
 def write_paraphrases(adapt: AdaptArguments, training: MagnetTrainingArguments, texts: Dataset) -> Dataset:
@@ -143,9 +350,6 @@ def remember_prompt(model: PreTrainedModel, prompt: str) -> None:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Run an adaptation.
-
-    Returns:
-        `dict`: what `adapt.json` holds.
 
     Raises:
         ArgumentError: what cannot work, before the first step.
@@ -183,9 +387,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         save_and_push(finished, trainer, adapt, lora, wants_push=wants_push)
         if draw_objectives is not None:
             draw_objectives(Path(str(training.output_dir)) / "curves.png", trainer.state.log_history)
-        scratch = Path(str(training.output_dir)) / ".adapt.json"
-        scratch.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        os.replace(scratch, scratch.with_name("adapt.json"))
+        with whole_file(Path(str(training.output_dir)) / "adapt.json") as file:
+            file.write((json.dumps(report, indent=1) + "\n").encode())
         if not adapt.keep_checkpoints:
             remove_checkpoints(str(training.output_dir))
         print(f"adapt: OK ({training.output_dir}; {report['seconds']:.0f} s)", flush=True)
@@ -204,8 +407,6 @@ def save_and_push(
         merged=merged,
         train_texts=adapt.train_texts,
         eval_texts=adapt.eval_texts or (),
-        language=adapt.language or (),
-        license=adapt.license,
         notes=notes,
         recipe={
             "max_length": adapt.max_length,
@@ -230,12 +431,7 @@ def save_and_push(
 
 
 def cost_notes(model: Any, blocks: Dataset) -> list[str]:
-    """What the unmerged adapter costs in time, as a sentence of the card; what goes wrong is no reason to save less.
-
-    Args:
-        model: One of our models, with an adapter.
-        blocks (`Dataset`): Rows that the run trained on.
-    """
+    """Return what the unmerged adapter costs in time, as a sentence of the card, where it can be measured."""
     if model.num_parameters() > LARGEST_MODEL:
         return []
     try:
@@ -252,7 +448,7 @@ def cost_notes(model: Any, blocks: Dataset) -> list[str]:
 
 
 def open_model(adapt: AdaptArguments, training: MagnetTrainingArguments, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The model to adapt, with its tokenizer and the prompt of its training."""
+    """Return the model to adapt, with its tokenizer and the prompt of its training."""
     model = AutoMagnetForCausalLM.from_pretrained(
         adapt.model_name_or_path,
         gguf_file=adapt.gguf_file,
@@ -267,14 +463,14 @@ def open_model(adapt: AdaptArguments, training: MagnetTrainingArguments, tokeniz
 
 
 def default_dtype(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTrainingArguments) -> str:
-    """The dtype to hold weights in: bfloat16 where that loses nothing and saves converting them in each product."""
+    """Choose the dtype of the weights: bfloat16 where it loses nothing and saves converting them in each product."""
     config, _ = open_without_weights(adapt.model_name_or_path, gguf_file=adapt.gguf_file)
     is_half = str(getattr(config, "dtype", None)).endswith("bfloat16")
     return "bfloat16" if training.bf16 and lora.use_lora and is_half else "float32"
 
 
 def whole_model(trainer: MagnetTrainer, adapt: AdaptArguments, lora: LoraArguments) -> Any:
-    """The adapted model with all its weights; where processes have shared them, in the first one's memory alone.
+    """Return the adapted model; where processes share its weights, all of them are in the first process only.
 
     Every process has to ask for it. The others get the parts that they have.
     """
@@ -326,10 +522,6 @@ def build_trainer(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTr
         )
         with training.main_process_first(desc="paraphrasing"):
             pairs = write_paraphrases(adapt, training, texts)
-    eval_pairs = None
-    if pairs is not None and adapt.eval_pairs:
-        held_out = range(len(pairs))[-adapt.eval_pairs :]
-        pairs, eval_pairs = pairs.select(range(held_out.start)), pairs.select(held_out)
     # The first evaluation is what the base can do; a resumed run has it in its history.
     training.eval_on_start = eval_blocks is not None and resume_point(training) is None
     adapted = apply_lora(model, lora)
@@ -341,11 +533,10 @@ def build_trainer(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTr
         train_dataset=blocks,
         eval_dataset=eval_blocks,
         pair_dataset=pairs,
-        eval_pair_dataset=eval_pairs,
         processing_class=tokenizer,
     )
 
 
 if __name__ == "__main__":
     keep_freed_memory()  # of the whole process, so not in `main`
-    run_script(main)
+    start(main, told=ArgumentError)

@@ -18,18 +18,17 @@ from pathlib import Path
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 # Threads that wait by spinning slow a tiny model down many times over where other jobs share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers.utils import logging
 
 from examples.command_line import OneLineParser, add_device, add_model, need, start
-from examples.demo.model import describe_model, open_model
 from examples.models import not_adapted
+from examples.toy.model import describe_model, open_model
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """The options; see `--help`."""
+    """Return the options; see `--help`."""
     parser = OneLineParser(description=__doc__)
     add_model(parser, required=False, help="a MAGNET checkpoint: directory or Hub id; left out, the quickstart's")
     add_device(parser)

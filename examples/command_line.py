@@ -5,12 +5,16 @@ Imports nothing but the standard library, so that `--help` works with whatever i
 
 import argparse
 import importlib
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import examples.quiet_imports  # noqa: F401  # before transformers
+# transformers imports torchao where it is installed, which then reports GPU kernels that do not load here, and torch
+# how its classes are registered. Neither concerns a run that does not use torchao.
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 HEADING = "The arguments cannot be used:"
 DTYPES = ("float32", "bfloat16")
@@ -30,12 +34,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def at_least(least: int = 1, most: int | None = None) -> Callable[[str], int]:
-    """Return the `type` of an option that takes whole numbers in a range.
-
-    Args:
-        least (`int`): Smallest value.
-        most (`int`, *optional*): Largest value.
-    """
+    """Return the `type` of an option that takes whole numbers in a range."""
     upper = "" if most is None else f" and at most {most}"
 
     def convert(text: str) -> int:
@@ -50,48 +49,20 @@ def at_least(least: int = 1, most: int | None = None) -> Callable[[str], int]:
     return convert
 
 
-def also(parser: Any, action: argparse.Action, *spellings: str) -> None:
-    """Let an option be written as it was before, without a word of it in the help.
-
-    Args:
-        parser (`ArgumentParser`): Or a group of one.
-        action (`argparse.Action`): What `add_argument` returned.
-        spellings (`str`): Further names, such as `"--tokens"`.
-    """
-    for spelling in spellings:
-        parser._option_string_actions[spelling] = action
+def add_model(parser: Any, *, help: str, required: bool = True, **options: Any) -> None:
+    """Add `--model_name_or_path`, also spelled `--model`; the value is `args.model`."""
+    options = {"metavar": "MODEL", **options}
+    parser.add_argument("--model_name_or_path", "--model", dest="model", required=required, help=help, **options)
 
 
-def add_model(parser: Any, *, help: str, required: bool = True, **options: Any) -> argparse.Action:
-    """Add `--model_name_or_path`, also spelt `--model`; the value is `args.model`.
-
-    Args:
-        parser (`ArgumentParser`): Or a group of one.
-        help (`str`): Which kind of model the script takes.
-        required (`bool`): Whether the script needs one.
-        options: Further arguments of `add_argument`.
-    """
-    if "action" not in options:
-        options.setdefault("metavar", "MODEL")
-    names = ("--model_name_or_path", "--model")
-    action: argparse.Action = parser.add_argument(*names, dest="model", required=required, help=help, **options)
-    return action
+def add_device(parser: Any) -> None:
+    """Add `--device`; pass `args.device` to `choose_device`."""
+    parser.add_argument("--device", help="such as cpu or cuda:1; CUDA where there is some if left out")
 
 
-def add_device(parser: Any, *, default: str | None = None) -> None:
-    """Add `--device`; pass `args.device` to `choose_device`.
-
-    Args:
-        parser (`ArgumentParser`): Or a group of one.
-        default (`str`, *optional*): For a script that means one kind of device.
-    """
-    told = f"{default} if left out" if default else "CUDA where there is some if left out"
-    parser.add_argument("--device", default=default, help=f"such as cpu or cuda:1; {told}")
-
-
-def add_dtype(parser: Any, *, default: str = "float32") -> None:
+def add_dtype(parser: Any) -> None:
     """Add `--dtype`, of the weights."""
-    parser.add_argument("--dtype", default=default, choices=DTYPES, help="dtype of the weights")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="dtype of the weights")
 
 
 def add_data(parser: Any) -> None:
@@ -101,23 +72,12 @@ def add_data(parser: Any) -> None:
 
 
 def add_output_dir(parser: Any, *, help: str, **options: Any) -> None:
-    """Add `--output_dir`, a folder to write, also spelt `--output`; the value is `args.output`.
-
-    Args:
-        parser (`ArgumentParser`): Or a group of one.
-        help (`str`): What the folder is for.
-        options: `required` or `default`.
-    """
-    action = parser.add_argument("--output_dir", dest="output", metavar="DIR", type=Path, help=help, **options)
-    also(parser, action, "--output")
+    """Add `--output_dir`, a folder to write; the value is `args.output`."""
+    parser.add_argument("--output_dir", dest="output", metavar="DIR", type=Path, help=help, **options)
 
 
 def choose_device(name: str | None) -> str:
-    """Return the device that was asked for, or CUDA where there is some, else the CPU.
-
-    Raises:
-        ValueError: a device that cannot be used here.
-    """
+    """Return the device that was asked for, or CUDA where there is some, else the CPU."""
     import torch  # here: whoever asks for help need not wait for it
 
     device = name or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -132,16 +92,7 @@ def choose_device(name: str | None) -> str:
 
 
 def named_items(items: Sequence[str], *, option: str, what: str = "DIR") -> tuple[dict[str, str], list[str]]:
-    """Split a list of `NAME=VALUE`.
-
-    Args:
-        items (`Sequence[str]`): As the command line has them.
-        option (`str`): Its name, for complaints.
-        what (`str`): What a value is called there.
-
-    Returns:
-        `tuple[dict[str, str], list[str]]`: values by name, and complaints.
-    """
+    """Split a list of `NAME=VALUE`."""
     found: dict[str, str] = {}
     complaints = []
     for item in items:
@@ -155,15 +106,7 @@ def named_items(items: Sequence[str], *, option: str, what: str = "DIR") -> tupl
 
 
 def need(extra: str, *modules: str) -> None:
-    """Refuse to go on without the packages of an extra.
-
-    Args:
-        extra (`str`): Name of the extra in setup.cfg.
-        modules (`str`): What is imported from it.
-
-    Raises:
-        ValueError: saying what to install.
-    """
+    """Refuse to go on without the packages of an extra."""
     missing = {}
     for module in modules:
         try:
@@ -178,11 +121,7 @@ def need(extra: str, *modules: str) -> None:
 
 
 def check(complaints: Sequence[str]) -> None:
-    """Refuse arguments before weights are read or anything is measured.
-
-    Raises:
-        ValueError: listing the complaints, if there are any.
-    """
+    """Refuse arguments before weights are read or anything is measured."""
     if complaints:
         raise ValueError(_LISTED.join([HEADING, *complaints]))
 
@@ -190,30 +129,34 @@ def check(complaints: Sequence[str]) -> None:
 def in_lines(error: BaseException) -> str:
     """Return what an error says: one complaint in one line, several below their heading.
 
-    Args:
-        error (`BaseException`): Of `check`, or of a library whose message may have many lines.
-
     Example:
         >>> in_lines(ValueError("The arguments cannot be used:\\n- `--limit` is 0.\\n  Pass more."))
         '`--limit` is 0. Pass more.'
     """
     heading, *complaints = (" ".join(part.split()) for part in str(error).split(_LISTED))
-    if heading != HEADING:
-        return " ".join(str(error).split()) or type(error).__name__
-    return complaints[0] if len(complaints) == 1 else _LISTED.join([heading, *complaints])
+    if heading == HEADING and len(complaints) == 1:
+        return complaints[0]
+    return _LISTED.join([heading, *complaints]) or type(error).__name__
 
 
-def start(main: Callable[[], Any]) -> None:
-    """Run a script: what the user can mend is told in one line, with exit code 2; anything else with its traceback.
+def start(
+    main: Callable[[], Any], *, told: type[Exception] | tuple[type[Exception], ...] = (ValueError, OSError)
+) -> None:
+    """Run a script and turn errors that the user can fix into a short message.
 
-    Args:
-        main (`Callable`): Returns what it likes; records of which none holds a figure are exit code 1.
+    Exit code 2 with one line for an error that the user can fix, 1 with one line where memory ran out, 130 after
+    Ctrl+C. Any other error keeps its traceback.
     """
     try:
         result = main()
-    except (ValueError, OSError) as error:
+    except told as error:
         print(f"error: {in_lines(error)}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        print(f"error: {in_lines(error)}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("\nStopped. What was finished is kept; the same command goes on.", file=sys.stderr)
         sys.exit(130)
@@ -222,19 +165,6 @@ def start(main: Callable[[], Any]) -> None:
 
 
 __all__ = [
-    "DTYPES",
-    "OneLineParser",
-    "add_data",
-    "add_device",
-    "add_dtype",
-    "add_model",
-    "add_output_dir",
-    "also",
-    "check",
-    "choose_device",
-    "in_lines",
-    "named_items",
-    "need",
-    "start",
-    "at_least",
-]
+    "DTYPES", "OneLineParser", "add_data", "add_device", "add_dtype", "add_model", "add_output_dir",
+    "at_least", "check", "choose_device", "in_lines", "named_items", "need", "start",
+]  # fmt: skip

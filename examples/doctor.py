@@ -25,23 +25,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers.utils import logging as transformers_logging
 
-from examples.checkup.adapters import bound_findings, merge_findings
 from examples.checkup.embedder import embedder_findings
 from examples.checkup.files import file_findings
 from examples.checkup.findings import Finding, examine, in_one_line
 from examples.checkup.invariance import encode_findings, infill_findings
 from examples.checkup.leaks import leak_findings, padding_findings
 from examples.checkup.opening import Opened, open_model, opening_findings
-from examples.checkup.round_trip import round_trip_findings
+from examples.checkup.round_trip import bound_findings, merge_findings, round_trip_findings
 from examples.checkup.versions import version_findings
 from examples.checkup.vocabulary import vocabulary_findings
 from examples.command_line import OneLineParser, add_device, add_model, choose_device
-from examples.evaluate.results import write_results
+from examples.files import write_results
 from modeling_magnet.masking_magnet import MASKED_BACKENDS, MODES
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -77,11 +75,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse what cannot work before weights are read.
-
-    Raises:
-        ValueError: naming the option.
-    """
+    """Refuse what cannot work before weights are read."""
     args.device = choose_device(args.device)
     if args.json is not None and (args.json.is_dir() or not args.json.parent.is_dir()):
         raise ValueError(f"`--json` is {str(args.json)!r}; name a file in a folder that exists.")
@@ -92,11 +86,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def open_named(args: argparse.Namespace) -> Opened:
-    """Open what the command line names.
-
-    Raises:
-        ValueError: it cannot be opened.
-    """
+    """Open what the command line names."""
     try:
         return open_model(
             args.model,
@@ -116,7 +106,7 @@ def open_named(args: argparse.Namespace) -> Opened:
 def plan(
     opened: Opened, folder: Path, args: argparse.Namespace
 ) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
-    """All checks in their order, each with the name of the row that it fails as."""
+    """Yield all checks in their order, each with the name of the row that it fails as."""
     model = opened.model
     yield "opens", partial(opening_findings, opened, trust_remote_code=args.trust_remote_code)
     yield "versions", version_findings
@@ -136,7 +126,7 @@ def plan(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The block in which libraries neither warn nor draw bars: what is wrong has a row of its own."""
+    """Silence the warnings and bars of libraries: what is wrong has a row of its own."""
     others = [logging.getLogger(name) for name in ("huggingface_hub", "sentence_transformers")]
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     levels = [other.level for other in others]
@@ -157,12 +147,12 @@ def quiet() -> Iterator[None]:
 
 
 def print_row(finding: Finding) -> None:
-    """One line of the table, at once."""
+    """Print one line of the table, at once."""
     print(f"{MARKS[finding.outcome]:5s} {finding.name:36s} {finding.detail}", flush=True)
 
 
 def describe(opened: Opened, findings: list[Finding], args: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """The results as JSON holds them."""
+    """Return the results as JSON holds them."""
     return {
         "kind": opened.kind,
         "class": type(opened.model).__name__,
@@ -175,7 +165,7 @@ def describe(opened: Opened, findings: list[Finding], args: argparse.Namespace, 
 
 
 def summary(args: argparse.Namespace, findings: list[Finding], seconds: float) -> str:
-    """The last line."""
+    """Return the last line."""
     counts = Counter(finding.outcome for finding in findings)
     told = f"{args.model}; {counts['pass']} passed, {counts['not applicable']} not applicable; {seconds:.0f} s"
     failed = [finding.name for finding in findings if finding.outcome == "fail"]
@@ -183,11 +173,7 @@ def summary(args: argparse.Namespace, findings: list[Finding], seconds: float) -
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Examine the model that was named.
-
-    Returns:
-        `int`: the exit code.
-    """
+    """Examine the model that was named."""
     args = parse_arguments(arguments)
     start = time.monotonic()
     findings = []

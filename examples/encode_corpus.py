@@ -6,7 +6,7 @@
 
 A run that was killed goes on with its finished chunks when the same command is given again, and ends with the bytes
 of an undisturbed run. Row n of the output is row n of the corpus; a row that cannot be read has a vector of NaN and
-stands in the report, `OUTPUT.json`. While it works, a run needs room for its vectors twice.
+is in the report, `OUTPUT.json`. While it works, a run needs room for its vectors twice.
 """
 
 import argparse
@@ -24,7 +24,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
@@ -37,11 +36,11 @@ from transformers.utils import logging
 import modeling_magnet
 from examples.command_line import OneLineParser, check, start
 from examples.corpus.encoding import EncodingOptions, ModelFacts, complaints_about, inspect_model
-from examples.corpus.merging import SUFFIXES, merge_parts
 from examples.corpus.ray_engine import encode_on_ray, import_ray
 from examples.corpus.reading import ChunkStream, Corpus, open_corpus
 from examples.corpus.workers import encode_here
-from examples.corpus.writing import PartsFolder, whole_file
+from examples.corpus.writing import SUFFIXES, PartsFolder, merge_parts
+from trainer.whole_files import whole_file
 
 ENGINES = {"local": encode_here, "ray": encode_on_ray}
 COMPLAINTS_TOLD = 20
@@ -91,11 +90,7 @@ def choose_threads(options: EncodingOptions, *, num_processes: int, parts: Parts
 
 
 def check_arguments(arguments: CorpusArguments, options: EncodingOptions) -> None:
-    """Refuse values out of range and contradictions before anything is read.
-
-    Raises:
-        ValueError: listing them.
-    """
+    """Refuse values out of range and contradictions before anything is read."""
     complaints = [*_about_output(arguments), *_about_inputs(arguments, options)]
     for name in ("chunk_size", "num_processes"):
         if getattr(arguments, name) < 1:
@@ -106,7 +101,7 @@ def check_arguments(arguments: CorpusArguments, options: EncodingOptions) -> Non
 
 
 def _about_output(arguments: CorpusArguments) -> Iterator[str]:
-    """What stands in the way of writing the output."""
+    """Yield what is in the way of writing the output."""
     output = Path(arguments.output)
     report, is_begun = _report_of(output), PartsFolder(output).path.exists()
     if output.suffix not in SUFFIXES:
@@ -122,7 +117,7 @@ def _about_output(arguments: CorpusArguments) -> Iterator[str]:
 
 
 def _about_inputs(arguments: CorpusArguments, options: EncodingOptions) -> Iterator[str]:
-    """Which inputs would change with what is written: a run that was killed late could never go on."""
+    """Yield which inputs would change with what is written: a run that was killed late could never go on."""
     output, parts = Path(arguments.output), PartsFolder(Path(arguments.output))
     written = [output, _report_of(output), *(parts.path / f"0{suffix}" for suffix in (".json", ".npy"))]
     for source in arguments.texts:
@@ -139,12 +134,12 @@ def _about_inputs(arguments: CorpusArguments, options: EncodingOptions) -> Itera
 
 
 def _report_of(output: Path) -> Path:
-    """Where the report of an output stands."""
+    """Return where the report of an output stands."""
     return output.with_name(output.name + ".json")
 
 
 def _is_matched(file: Path, pattern: str) -> bool:
-    """Whether a glob pattern would find a file, if it were there."""
+    """Return whether a glob pattern would find a file, if it were there."""
 
     def agree(names: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
         if not patterns:
@@ -158,7 +153,7 @@ def _is_matched(file: Path, pattern: str) -> bool:
 
 
 def describe_run(arguments: CorpusArguments, options: EncodingOptions, corpus: Corpus, facts: ModelFacts) -> dict:
-    """Everything the bytes of the output depend on. How many processes make it, and where, is not among it."""
+    """Return all that the output's bytes depend on, which excludes how many processes write it, and where."""
     left_out = ("num_processes", "engine", "output")
     chosen = {name: value for name, value in vars(arguments).items() if name not in left_out}
     return {
@@ -172,22 +167,14 @@ def describe_run(arguments: CorpusArguments, options: EncodingOptions, corpus: C
 
 
 def _versions() -> dict[str, str]:
-    """Versions of what computes."""
+    """Return versions of what computes."""
     libraries = (modeling_magnet, np, torch, transformers)
     return {library.__name__: library.__version__ for library in libraries}
 
 
 @contextmanager
 def progress(corpus: Corpus, *, done: int) -> Iterator[tuple[tqdm, Callable[[int], None]]]:
-    """A bar over the rows of a corpus, with the time left; where nothing tells their number, a thread counts them.
-
-    Args:
-        corpus (`Corpus`): What is read.
-        done (`int`): Rows that an earlier run has encoded.
-
-    Returns:
-        `tuple[tqdm, Callable]`: the bar, and what moves it on by a number of rows.
-    """
+    """Show a bar over the rows of a corpus; where their number is unknown, a thread counts them."""
     ended, counted = threading.Event(), [corpus.count()]
     counter = threading.Thread(
         target=lambda: counted.append(corpus.count_by_reading(lambda: not ended.is_set())), daemon=True
@@ -198,7 +185,7 @@ def progress(corpus: Corpus, *, done: int) -> Iterator[tuple[tqdm, Callable[[int
     with tqdm(desc="Encoding", unit="row", initial=done, total=counted[-1], mininterval=0.5) as bar:
 
         def tell(number: int) -> None:
-            """So many rows more."""
+            """Advance the bar."""
             bar.total = counted[-1]
             bar.update(number)
 
@@ -214,9 +201,6 @@ def encode_missing(
     corpus: Corpus, parts: PartsFolder, arguments: CorpusArguments, options: EncodingOptions, facts: ModelFacts
 ) -> list[int]:
     """Encode and keep the chunks that are not there yet.
-
-    Returns:
-        `list[int]`: rows of every chunk.
 
     Raises:
         RuntimeError: the chunks do not make up the corpus.
@@ -247,11 +231,7 @@ def encode_missing(
 def describe_result(
     parts: PartsFolder, rows: list[int], arguments: CorpusArguments, options: EncodingOptions, facts: ModelFacts
 ) -> dict[str, Any]:
-    """What the report holds, but for the time it took.
-
-    Args:
-        rows (`list[int]`): Of every chunk.
-    """
+    """Return what the report holds, but for the time it took."""
     corrupt = [complaint._asdict() for index in range(len(rows)) for complaint in parts.complaints(index)]
     return {
         "rows": sum(rows),
@@ -269,15 +249,7 @@ def describe_result(
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Embed a corpus.
-
-    Returns:
-        `dict`: what the report holds.
-
-    Raises:
-        ValueError: arguments or inputs that cannot be used.
-        OSError: the disk is full or fails; finished chunks are kept.
-    """
+    """Embed a corpus."""
     started = time.perf_counter()
     chosen, options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     check_arguments(chosen, options)

@@ -1,4 +1,4 @@
-"""Fill the blanks of a text of your own, from both sides, beside what the same weights write from the left alone.
+"""Fill the blanks of a text of your own, from both sides, beside what the same weights write from the left only.
 
     python examples/fill.py "Nora was at the market. She found a [blank] there. When the storm broke, she stayed dry."
     python examples/fill.py --model DIR_OR_HUB_ID --max_new_tokens 4 --num_return_sequences 5
@@ -20,30 +20,27 @@ from typing import Any
 
 # Threads that wait by spinning slow a tiny model down many times over where other jobs share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers.utils import logging
 
-from examples.command_line import OneLineParser, add_device, add_model, also, at_least, start
+from examples.command_line import OneLineParser, add_device, add_model, at_least, start
 from examples.demo.infill import Filled, fill_text
-from examples.demo.model import describe_model, open_model
 from examples.models import not_adapted
+from examples.toy.model import describe_model, open_model
 
-# Below, one digit behind the point would say "0.0 %".
+# Below, one digit after the point would say "0.0 %".
 SMALLEST_PERCENT = 0.05
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """The options; see `--help`."""
+    """Return the options; see `--help`."""
     parser = OneLineParser(description=__doc__)
     parser.add_argument("text", nargs="?", help="a text with [blank] wherever something is missing")
     add_model(parser, required=False, help="a MAGNET checkpoint: directory or Hub id; left out, the quickstart's")
     parser.add_argument("--gguf_file", help="the GGUF file there that holds the model")
-    tokens = parser.add_argument("--max_new_tokens", type=at_least(), help="of each fill; left out, the model chooses")
-    answers = parser.add_argument("--num_return_sequences", type=at_least(), default=3, help="answers to each blank")
-    also(parser, tokens, "--tokens")
-    also(parser, answers, "--answers")
+    parser.add_argument("--max_new_tokens", type=at_least(), help="of each fill; left out, the model chooses")
+    parser.add_argument("--num_return_sequences", type=at_least(), default=3, help="answers to each blank")
     add_device(parser)
     return parser.parse_args(arguments)
 
@@ -67,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def given_texts(text: str | None) -> Iterator[str]:
-    """The text of the command line, or the lines of the standard input until it ends."""
+    """Yield the text of the command line, or the lines of the standard input until it ends."""
     if text is not None:
         yield text
         return
@@ -81,10 +78,7 @@ def given_texts(text: str | None) -> Iterator[str]:
 
 
 def render(filled: Filled) -> str:
-    """The text as it reads from both sides and from the left alone, and all answers to each blank.
-
-    Args:
-        filled (`Filled`): A filled text.
+    """Return the text as it reads from both sides and from the left only, and all answers to each blank.
 
     Example:
         >>> fill = {"text": "stayed", "logprob": -0.5, "mean_logprob": -0.5}
@@ -117,7 +111,7 @@ def how_likely(answer: dict[str, Any]) -> str:
 
 
 def _in_place(pieces: list[str], fills: list[dict[str, Any]]) -> str:
-    """The text with its fills between angle brackets."""
+    """Return the text with its fills between angle brackets."""
     parts = [pieces[0]]
     for fill, piece in zip(fills, pieces[1:], strict=True):
         text = fill["text"]

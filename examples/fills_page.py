@@ -1,8 +1,9 @@
-"""A page that shows fills in their places, coloured by how sure the model was of each token."""
+"""Fills as JSON rows, and as an HTML page that colours each token by its probability."""
 
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 # A token's colour, from the hue that `render_token` gives it.
@@ -20,13 +21,33 @@ small, summary {{ opacity: 0.75; }}
 """
 
 
-def render_page(rows: Iterable[Mapping[str, Any]], *, title: str) -> str:
-    """One HTML page without anything outside it; all text is escaped.
+def describe(model: Any, fill: Any) -> dict[str, Any]:
+    """Return a fill as JSON holds it, with the text of each token; joined they are the fill's."""
+    return {
+        "text": fill.text,
+        "tokens": fill.tokens or spell(model.tokenizer, fill),
+        "logprobs": [round(value, 4) for value in fill.logprobs],
+        "logprob": round(fill.logprob, 4),
+        "mean_logprob": round(fill.mean_logprob, 4),
+    }
 
-    Args:
-        rows (`Iterable[Mapping]`): As `infill_stories.py` writes them: `row`, and `pieces` with `fills`, or `error`.
-        title (`str`): Heading of the page.
-    """
+
+def spell(tokenizer: Any, fill: Any) -> list[str]:
+    """Return the text of each token of a causal fill; a character belongs to its last token."""
+    whole = tokenizer.decode(fill.token_ids)
+    left_out = len(whole) - len(fill.text)  # a space in front, which a decoder strips or the context has
+    ends, end = [], 0
+    for count in range(1, len(fill.token_ids) + 1):
+        so_far = tokenizer.decode(fill.token_ids[:count])
+        if whole.startswith(so_far):
+            end = len(so_far)
+        ends.append(max(end - left_out, 0))
+    ends[-1:] = [len(fill.text)] * bool(ends)
+    return [fill.text[start:end] for start, end in pairwise([0, *ends])]
+
+
+def render_page(rows: Iterable[Mapping[str, Any]], *, title: str) -> str:
+    """Return one HTML page without anything outside it; all text is escaped."""
     body = "\n".join(_article(row) for row in rows)
     return (
         "<!DOCTYPE html>\n"
@@ -38,13 +59,13 @@ def render_page(rows: Iterable[Mapping[str, Any]], *, title: str) -> str:
 
 
 def render_scale() -> str:
-    """What the colours of the tokens mean."""
+    """Return what the colours of the tokens mean."""
     shares = (0.9, 0.5, 0.1, 0.01, 0.001)
     return "Probability of a token: " + " ".join(_token(f"{100 * share:g}%", math.log(share)) for share in shares)
 
 
 def _article(row: Mapping[str, Any]) -> str:
-    """One text: its best fills in place, the other answers below."""
+    """Return one text: its best fills in place, the other answers below."""
     number = f"<small>{int(row['row']) + 1}</small>"
     if "error" in row:
         text, error = html.escape(row["text"]), html.escape(row["error"])
@@ -62,7 +83,7 @@ def _article(row: Mapping[str, Any]) -> str:
 
 
 def _alternatives(gap: int, answers: Sequence[Mapping[str, Any]]) -> str:
-    """The answers to one gap with their log-probabilities."""
+    """Return the answers to one gap with their log-probabilities."""
     items = "".join(
         f"<li>{render_fill(answer)} <small>{answer['logprob']:.2f} nats</small></li>" for answer in answers
     )
@@ -70,11 +91,7 @@ def _alternatives(gap: int, answers: Sequence[Mapping[str, Any]]) -> str:
 
 
 def render_fill(fill: Mapping[str, Any]) -> str:
-    """The tokens of a fill; in one colour where its text is not that of its tokens.
-
-    Args:
-        fill (`Mapping`): As `infill_stories.py` describes one: `text`, `tokens`, `logprobs` and `mean_logprob`.
-    """
+    """Return the tokens of a fill; in one colour where its text is not that of its tokens."""
     if "".join(fill["tokens"]) == fill["text"]:
         shown = zip(fill["tokens"], fill["logprobs"], strict=True)
         return "".join(_token(text, logprob) for text, logprob in shown if text)
@@ -82,7 +99,7 @@ def render_fill(fill: Mapping[str, Any]) -> str:
 
 
 def _token(text: str, logprob: float) -> str:
-    """A token whose hue goes from red (a thousandth) to green (certain), with its number for those who ask."""
+    """Return a token whose hue goes from red (a thousandth) to green (certain), with its number for those who ask."""
     hue = 120 * min(max(1 + logprob / math.log(1000), 0.0), 1.0)
     return (
         f'<span class="token" style="--hue:{hue:.0f}" title="{math.exp(logprob):.2%}, {logprob:.2f} nats">'
@@ -90,4 +107,4 @@ def _token(text: str, logprob: float) -> str:
     )
 
 
-__all__ = ["TOKEN_STYLE", "render_fill", "render_page", "render_scale"]
+__all__ = ["TOKEN_STYLE", "describe", "render_fill", "render_page", "render_scale"]

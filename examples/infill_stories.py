@@ -11,38 +11,27 @@ command. A row that cannot be filled is reported in its place and counted; the o
 import argparse
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from examples.command_line import (
-    OneLineParser,
-    add_device,
-    add_dtype,
-    add_model,
-    at_least,
-    choose_device,
-    start,
-)
-from examples.corpus.writing import whole_file
-from examples.fills_page import render_page
-from examples.hub import offline_where_unreachable
-from examples.models import not_adapted, open_magnet
+from examples.command_line import OneLineParser, add_device, add_dtype, add_model, at_least, choose_device, start
+from examples.fills_page import describe, render_page
+from examples.models import not_adapted, offline_where_unreachable, open_magnet
 from modeling_magnet import InfillOptions
 from modeling_magnet.blanks_magnet import split_at_marks
 from trainer.resumable import append_rows, resume_rows
 from trainer.sources import is_hub_id, read_source
+from trainer.whole_files import whole_file
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """The options; see `--help`."""
+    """Return the options; see `--help`."""
     parser = OneLineParser(description=__doc__)
     add_model(parser, help="a MAGNET checkpoint: directory or Hub id")
     parser.add_argument("--texts", required=True, help="rows with blanks: .jsonl, .csv, .parquet, also compressed")
@@ -91,7 +80,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def infill_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What every call of `infill_blanks` is given."""
+    """Return what every call of `infill_blanks` is given."""
     lengths = {"max_new_tokens": args.max_new_tokens} if args.num_tokens is None else {"num_tokens": args.num_tokens}
     sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p} if args.do_sample else {}
     return {
@@ -106,7 +95,7 @@ def infill_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def fill_rows(model: Any, texts: Sequence[str], *, first: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The output rows of some texts; where one of them cannot be filled, each is tried alone."""
+    """Return the output rows of some texts; where one of them cannot be filled, each is tried alone."""
     torch.manual_seed(args.seed + first)
     try:
         # A text alone is named as one in an error, and not as the first of a list.
@@ -127,31 +116,6 @@ def fill_rows(model: Any, texts: Sequence[str], *, first: int, args: argparse.Na
         filled = pieces[0] + "".join(gap[0].text + piece for gap, piece in zip(gaps, pieces[1:], strict=True))
         rows.append({"row": first + number, "pieces": pieces, "fills": fills, "filled": filled})
     return rows
-
-
-def describe(model: Any, fill: Any) -> dict[str, Any]:
-    """A fill as JSON holds it, with the text of each token; joined they are the fill's."""
-    return {
-        "text": fill.text,
-        "tokens": fill.tokens or spell(model.tokenizer, fill),
-        "logprobs": [round(value, 4) for value in fill.logprobs],
-        "logprob": round(fill.logprob, 4),
-        "mean_logprob": round(fill.mean_logprob, 4),
-    }
-
-
-def spell(tokenizer: Any, fill: Any) -> list[str]:
-    """The text of each token of a fill that did not come from infilling; a character counts for its last token."""
-    whole = tokenizer.decode(fill.token_ids)
-    left_out = len(whole) - len(fill.text)  # a space in front, which a decoder strips or the context has
-    ends, end = [], 0
-    for count in range(1, len(fill.token_ids) + 1):
-        so_far = tokenizer.decode(fill.token_ids[:count])
-        if whole.startswith(so_far):
-            end = len(so_far)
-        ends.append(max(end - left_out, 0))
-    ends[-1:] = [len(fill.text)] * bool(ends)
-    return [fill.text[start:end] for start, end in pairwise([0, *ends])]
 
 
 def main(arguments: list[str] | None = None) -> None:

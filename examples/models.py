@@ -1,35 +1,45 @@
 """How scripts open a model that is named on the command line."""
 
+import functools
+import os
+import sys
 from typing import Any
 
 import torch
 
-from examples.hub import offline_where_unreachable
 from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.sources_magnet import ADAPTER_SETTINGS, CONFIG, ModelSource
 
+# Long enough for a slow connection, and no more than one try of the libraries.
+SECONDS = 5.0
+
+
+@functools.cache
+def offline_where_unreachable() -> None:
+    """Let the Hub's libraries use only what was downloaded before, and say so, where the Hub does not answer."""
+    import datasets
+    from huggingface_hub import constants, get_session
+
+    if constants.is_offline_mode():
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=SECONDS)
+    except Exception as error:  # of sockets, of proxies, of certificates, of the client
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for processes that are started from here
+        reason = str(error) or type(error).__name__
+        print(
+            f"note: {constants.ENDPOINT} cannot be reached ({reason}): only what is on disk is used", file=sys.stderr
+        )
+
 
 def is_here(path: str) -> bool:
-    """Whether a model is on this machine, so that the Hub need not be asked: a directory or an installed base.
-
-    Args:
-        path (`str`): What was named on the command line.
-    """
+    """Return whether a model is on this machine, as a directory or an installed base."""
     return ModelSource(path, {}).directory is not None
 
 
 def open_magnet(path: str, *, dtype: str = "auto", device: str = "cpu", **options: Any) -> Any:
-    """Open a MAGNET checkpoint, an adapter or a plain decoder as our class, in evaluation mode on a device.
-
-    Args:
-        path (`str`): Directory or Hub id.
-        dtype (`str`): Of the weights, by its name in torch; `"auto"`: as they are stored.
-        device (`str`): What `choose_device` returned.
-        options: Further arguments of `from_pretrained`.
-
-    Raises:
-        ValueError, OSError: nothing is there that can be opened.
-    """
+    """Open a MAGNET checkpoint, an adapter or a plain decoder as our class, in evaluation mode on a device."""
     if not is_here(path):
         offline_where_unreachable()
     wanted = dtype if dtype == "auto" else getattr(torch, dtype)
@@ -38,12 +48,7 @@ def open_magnet(path: str, *, dtype: str = "auto", device: str = "cpu", **option
 
 
 def not_adapted(path: str, *, gguf_file: str | None = None) -> str | None:
-    """Return a line that says that a model was never adapted; `None` for a MAGNET checkpoint or adapter.
-
-    Args:
-        path (`str`): Directory or Hub id of a model that can be opened.
-        gguf_file (`str`, *optional*): The GGUF file there; such a model was never adapted.
-    """
+    """Return a line that says that a model was never adapted; `None` for a MAGNET checkpoint or adapter."""
     source = ModelSource(path, {})
     try:
         base = None if gguf_file else source.adapter_base()
@@ -59,4 +64,4 @@ def not_adapted(path: str, *, gguf_file: str | None = None) -> str | None:
     )
 
 
-__all__ = ["is_here", "not_adapted", "open_magnet"]
+__all__ = ["is_here", "not_adapted", "offline_where_unreachable", "open_magnet"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
+
+from trainer.whole_files import whole_file
 
 # Two spans in seven tokens, enough to see that spans do not see each other.
 SEGMENTS: dict[str, list[int]] = {
@@ -33,11 +34,7 @@ OBJECTIVES = {
 
 
 def allowed_attention(model: Any, segment_ids: Sequence[int]) -> Tensor:
-    """Who may attend to whom, read off the mask that the model hands to its attention layers.
-
-    Args:
-        model (`MagnetLlamaForCausalLM`): With eager or SDPA attention.
-        segment_ids (`Sequence[int]`): 0 for a context token, k >= 1 for a token of the k-th span; length S.
+    """Return who may attend to whom, read off the mask that the model hands to its attention layers.
 
     Returns:
         `torch.BoolTensor` of shape `(S, S)`: row attends to column.
@@ -60,16 +57,9 @@ def allowed_attention(model: Any, segment_ids: Sequence[int]) -> Tensor:
 def draw_masks(model: Any, path: Path) -> Path:
     """Draw the three attention masks side by side.
 
-    Args:
-        model (`MagnetLlamaForCausalLM`): Whose masks to draw.
-        path (`Path`): PNG file to write.
-
-    Returns:
-        `Path`: the file written.
-
     Source: Khosla et al. 2025, figure 2.
     """
-    figure = Figure(figsize=(11, 4.4))  # without pyplot there is no window system and nothing to close
+    figure = Figure(figsize=(11, 4.4))  # without pyplot there is not a window system and nothing to close
     panels = figure.subplots(1, len(SEGMENTS))
     for axes, (name, segment_ids) in zip(panels, SEGMENTS.items(), strict=True):
         _draw_mask(axes, allowed_attention(model, segment_ids), segment_ids)
@@ -84,7 +74,7 @@ def draw_masks(model: Any, path: Path) -> Path:
 
 
 def _draw_mask(axes: Axes, allowed: Tensor, segment_ids: Sequence[int]) -> None:
-    """One mask: a cell is filled where the row's token attends to the column's, in the colour of the column."""
+    """Draw one mask: a cell has the colour of its column where the row's token attends to the column's."""
     for row in range(len(segment_ids)):
         for column, segment in enumerate(segment_ids):
             color = SPAN_COLOR if segment else CONTEXT_COLOR
@@ -107,14 +97,7 @@ def _draw_mask(axes: Axes, allowed: Tensor, segment_ids: Sequence[int]) -> None:
 
 
 def curve(log_history: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one logged quantity.
-
-    Args:
-        log_history (`Sequence[dict]`): `trainer.state.log_history`.
-        key (`str`): Name of the quantity.
-
-    Returns:
-        `tuple[list[int], list[float]]`: of equal length, in the order of the log.
+    """Return steps and values of one logged quantity.
 
     Example:
         >>> curve([{"step": 5, "loss": 2.0}, {"step": 5, "eval_loss": 3.0}, {"step": 10, "loss": 1.0}], "loss")
@@ -127,16 +110,7 @@ def curve(log_history: Sequence[dict[str, Any]], key: str) -> tuple[list[int], l
 def draw_curves(
     path: Path, *, causal_logs: dict[str, Sequence[dict[str, Any]]], adaptation_log: Sequence[dict[str, Any]]
 ) -> Path:
-    """Draw the training losses: causal runs on the left, the objectives of the adaptation on the right.
-
-    Args:
-        path (`Path`): PNG file to write.
-        causal_logs (`dict[str, Sequence[dict]]`): Log history of each causal run, by its name.
-        adaptation_log (`Sequence[dict]`): Log history of the `MagnetTrainer`.
-
-    Returns:
-        `Path`: the file written.
-    """
+    """Draw the training losses: causal runs on the left, the objectives of the adaptation on the right."""
     figure = Figure(figsize=(11, 4))
     left, right = figure.subplots(1, 2)
     for name, log_history in causal_logs.items():
@@ -159,15 +133,7 @@ def draw_curves(
 
 
 def draw_objectives(path: Path, log_history: Sequence[dict[str, Any]]) -> Path | None:
-    """Draw each objective of an adaptation in a panel of its own: in training, and on held-out texts or pairs.
-
-    Args:
-        path (`Path`): PNG file to write, whole or not at all; the same log gives the same bytes.
-        log_history (`Sequence[dict]`): Log history of the `MagnetTrainer`, of a resumed run the whole of it.
-
-    Returns:
-        `Path`: the file written, or `None` where nothing was logged.
-    """
+    """Draw each objective of an adaptation in a panel of its own: in training, and on held-out texts or pairs."""
     kinds = {"training": "", "held out": "eval_"}
     panels = {
         title: {kind: curve(log_history, prefix + key) for kind, prefix in kinds.items()}
@@ -192,10 +158,9 @@ def draw_objectives(path: Path, log_history: Sequence[dict[str, Any]]) -> Path |
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    scratch = path.with_name(f".{path.name}")
-    figure.savefig(scratch, dpi=120, format="png", metadata={"Software": None})
-    os.replace(scratch, path)
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=120, format="png", metadata={"Software": None})
     return path
 
 
-__all__ = ["OBJECTIVES", "SEGMENTS", "allowed_attention", "curve", "draw_curves", "draw_masks", "draw_objectives"]
+__all__ = ["SEGMENTS", "allowed_attention", "draw_curves", "draw_masks", "draw_objectives"]

@@ -24,9 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from transformers.utils import logging
 
 from examples.command_line import OneLineParser, add_output_dir, at_least, need, start
-from examples.quickstart_data import SMOKE, Budget
-from examples.quickstart_models import train_models
-from examples.quickstart_table import LEGEND, fill_table, render_table, show_infills
+from examples.toy.table import LEGEND, fill_table, render_table, show_infills
+from examples.toy.training import SMOKE, Budget, train_models
 
 ACCEPTED_ACCURACY = 0.9
 # Whole sentences of the corpus: the model knows no other words and no shorter texts. Only a raincoat fits.
@@ -37,14 +36,7 @@ TEXT = (
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line.
-
-    Args:
-        argv (`list[str]`, *optional*): Command line; `sys.argv` if left out.
-
-    Returns:
-        `argparse.Namespace`: `output`, `seed` and `smoke`.
-    """
+    """Read the command line."""
     parser = OneLineParser(description=__doc__)
     add_output_dir(parser, default=Path("outputs/quickstart"), help="folder of corpus, models and plots")
     parser.add_argument("--seed", type=at_least(0), default=0, help="decides the corpus, the weights and every draw")
@@ -53,14 +45,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the quickstart.
-
-    Args:
-        argv (`list[str]`, *optional*): Command line; `sys.argv` if left out.
-
-    Returns:
-        `int`: 0, or 1 where MAGNET did not find the facts.
-    """
+    """Run the quickstart."""
     started = time.monotonic()
     arguments = parse_arguments(argv)
     need("plots", "matplotlib")
@@ -97,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command(checkpoint: Path) -> str:
-    """The command that fills a blank of a text in the made-up language with the model.
+    """Return the command that fills a blank of a text in the made-up language with the model.
 
     Example:
         >>> command(Path("outputs/quickstart/magnet")).split('"')[2]
@@ -107,15 +92,7 @@ def command(checkpoint: Path) -> str:
 
 
 def verdict(accuracy: float, *, smoke: bool, seconds: float) -> tuple[str, int]:
-    """The last line and the exit code.
-
-    Args:
-        accuracy (`float`): Share of the hidden facts that MAGNET found, from 0 to 1.
-        smoke (`bool`): Whether the run was too short to find any.
-        seconds (`float`): What the run took.
-
-    Returns:
-        `tuple[str, int]`: the line, and 0 or 1.
+    """Return the last line and the exit code.
 
     Example:
         >>> verdict(0.984, smoke=False, seconds=150.2)

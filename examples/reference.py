@@ -28,7 +28,7 @@ PACKAGES = ("modeling_magnet", "trainer")
 
 
 def documented_modules() -> list[ModuleType]:
-    """Both packages, their modules, and the package of metrics, whose own modules need the extra `eval`."""
+    """Return both packages, their modules, and the package of metrics, whose own modules need the extra `eval`."""
     names = [
         name
         for package in PACKAGES
@@ -56,18 +56,7 @@ def explain_fields(module: ModuleType) -> None:
 
 
 def write_reference(output: Path) -> list[Path]:
-    """Write the pages.
-
-    Args:
-        output (`Path`): Folder, made where there is none.
-
-    Returns:
-        `list[Path]`: the pages.
-
-    Raises:
-        UserWarning: what pdoc finds wrong with a docstring, a signature or an import.
-        ValueError: a page that names a folder of this machine.
-    """
+    """Write the pages."""
     import pdoc
 
     modules = documented_modules()

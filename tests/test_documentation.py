@@ -14,8 +14,7 @@ import pytest
 
 import modeling_magnet
 import trainer
-from examples.adapt import main
-from examples.adapt_arguments import parse_arguments
+from examples.adapt import main, parse_arguments
 
 from .examples.tiny_run import WORDS, save_plain_llama, tiny_options
 from .scripts import run_script

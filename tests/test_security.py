@@ -178,7 +178,7 @@ def test_nobody_is_asked_whether_code_may_run(file):
         if re.search(r"\bAuto(?!Magnet|Peft)\w+\.(from_pretrained|from_config)$", name):
             assert keywords.get("trust_remote_code") in ("False", "True"), f"{name} leaves it to a prompt"
             trusted = keywords["trust_remote_code"] == "True"
-            assert not trusted or relative(file) == "examples/quickstart_models.py", "of the model it has just saved"
+            assert not trusted or relative(file) == "examples/toy/training.py", "of the model it has just saved"
 
 
 @pytest.mark.parametrize("file", HUB_FILES, ids=relative)

@@ -9,6 +9,7 @@ layer; padding and everything else come on top. The floor's time is taken at the
 the same machine in the same run. Vectors are compared before anything is timed; rounds alternate between the systems.
 """
 
+import argparse
 import re
 import statistics
 import sys
@@ -18,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
@@ -26,16 +26,7 @@ import torch
 import transformers
 
 from examples.benchmarks.measuring import SHAPES, machine, matrix_rate, quartiles, random_llama, seconds
-from examples.command_line import (
-    OneLineParser,
-    add_device,
-    add_dtype,
-    add_model,
-    at_least,
-    choose_device,
-    need,
-    start,
-)
+from examples.command_line import OneLineParser, add_device, add_dtype, add_model, at_least, choose_device, need, start
 from examples.models import open_magnet
 from modeling_magnet.batching_magnet import plan_batches
 from modeling_magnet.texts_magnet import tokenize_texts
@@ -48,7 +39,7 @@ DEFAULT_BATCH_SIZE = 32
 
 
 def sample_texts(file: str, *, number: int, seed: int) -> list[str]:
-    """Half sentences, half paragraphs of more than one, in random order."""
+    """Draw texts, half of them sentences, half paragraphs of several, in random order."""
     paragraphs = [line.strip() for text in load_texts(file)["text"] for line in text.split("\n")]
     paragraphs = [line for line in paragraphs if len(re.findall(r"[.!?] [A-Z]", line)) >= 1]
     draw = np.random.default_rng(seed)
@@ -60,7 +51,7 @@ def sample_texts(file: str, *, number: int, seed: int) -> list[str]:
 
 
 def operations(lengths: list[int], config: Any) -> float:
-    """Floating-point operations of reading rows of these lengths once, the LM head left out."""
+    """Count the floating-point operations of reading rows of these lengths once, without the LM head."""
     width, heads = config.hidden_size, config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or width // heads
     attention = width * head_dim * (2 * heads + 2 * config.num_key_value_heads)
@@ -70,13 +61,13 @@ def operations(lengths: list[int], config: Any) -> float:
 
 
 def padding_waste(lengths: list[int], batches: list[list[int]]) -> float:
-    """Share of the tokens read that are padding."""
+    """Return the share of the tokens read that are padding."""
     read = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
     return 1 - sum(lengths) / read
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Compare, time, print, write."""
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     parser = OneLineParser(description=__doc__)
     add_model(parser, help="directory or Hub id of a plain decoder or a MAGNET checkpoint")
     parser.add_argument("--texts", required=True, help="texts with paragraphs")
@@ -97,11 +88,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where it goes")
     args = parser.parse_args(arguments)
     need("eval", "sentence_transformers")
+    args.device = choose_device(args.device)
+    return args
+
+
+def open_both(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Open the same weights as our model and by sentence-transformers."""
     from sentence_transformers import SentenceTransformer
 
-    args.device = choose_device(args.device)
-    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
-    texts = sample_texts(args.texts, number=args.number, seed=0)
+    dtype = getattr(torch, args.dtype)
     with tempfile.TemporaryDirectory() as folder:
         path = args.model
         if args.shape is not None:
@@ -110,24 +105,15 @@ def main(arguments: list[str] | None = None) -> None:
         model = open_magnet(path, dtype=args.dtype, device=args.device, attn_implementation=args.attn_implementation)
         model.save_pretrained(Path(folder) / "magnet")
         embedder = SentenceTransformer(str(Path(folder) / "magnet"), device=args.device, model_kwargs={"dtype": dtype})
+    return model, embedder
 
-    prompt = model.magnet_settings.prompts[model.magnet_settings.default_prompt_name]
-    rows = tokenize_texts(model.tokenizer, texts, prompt=prompt, max_length=model.config.max_position_embeddings)
-    lengths = [len(row) for row in rows]
-    floor = operations(lengths, model.config)
-    rate = matrix_rate(dtype, device)
-    print(
-        f"{len(texts)} texts, {sum(lengths):,} tokens with prompts, lengths {np.percentile(lengths, [5, 50, 95])}; "
-        f"{floor / 1e9:.0f} GFLOP, {rate / 1e9:.0f} GFLOP/s: floor {floor / rate:.2f} s"
-    )
 
-    difference = np.abs(
-        model.encode(texts, normalize_embeddings=True) - embedder.encode(texts, normalize_embeddings=True)
-    ).max()
-    print(f"largest difference of unit vectors: {difference:.1e}")
-    if difference > (1e-5 if dtype == torch.float32 else 5e-2):
-        raise SystemExit("The vectors differ: there is nothing to compare.")
+def named_calls(model: Any, embedder: Any, texts: list[str], args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """Return what is timed, by name.
 
+    Raises:
+        SystemExit: compiled layers give other vectors.
+    """
     systems: dict[str, Callable[[], Any]] = {"encode": partial(model.encode, texts)}
     for budget in args.batch_tokens:
         systems[f"encode, {budget} tokens"] = partial(model.encode, texts, batch_tokens=budget)
@@ -138,32 +124,24 @@ def main(arguments: list[str] | None = None) -> None:
             with compiled(forms):
                 return model.encode(texts)
 
-        apart = np.abs(encode_compiled() - model.encode(texts)).max() / np.abs(model.encode(texts)).max()
+        plain = model.encode(texts)
+        apart = np.abs(encode_compiled() - plain).max() / np.abs(plain).max()
         print(f"compiled, largest difference over the largest number: {apart:.1e}")
-        if apart > (1e-4 if dtype == torch.float32 else 5e-2):
+        if apart > (1e-4 if args.dtype == "float32" else 5e-2):
             raise SystemExit("Compiled layers give other vectors: there is nothing to compare.")
         systems["encode, compiled"] = encode_compiled
     for size in args.batch_sizes:
-        systems[f"sentence-transformers, {size}"] = partial(
-            embedder.encode, texts, batch_size=size, show_progress_bar=False
-        )
-    times: dict[str, list[float]] = {name: [] for name in systems}
-    for _ in range(args.rounds):
-        for name, call in systems.items():
-            times[name].append(seconds(call, device))
+        name = f"sentence-transformers, {size}"
+        systems[name] = partial(embedder.encode, texts, batch_size=size, show_progress_bar=False)
+    return systems
 
+
+def summary(
+    times: dict[str, list[float]], lengths: list[int], waste: dict[str, float], *, floor: float, rate: float
+) -> dict[str, Any]:
+    """Print the table and return what goes to the file."""
     medians = {name: statistics.median(values) for name, values in times.items()}
-    theirs = {name: value for name, value in medians.items() if name.startswith("sentence-transformers")}
-    best = min(theirs, key=lambda name: theirs[name])
-    budget = model._batch_tokens(None, None)
-    by_length = sorted(range(len(texts)), key=lambda index: -len(texts[index]))  # by characters, as the library sorts
-    waste = {
-        "encode": padding_waste(lengths, plan_batches(lengths, max_tokens=budget)),
-        f"sentence-transformers, {DEFAULT_BATCH_SIZE}": padding_waste(
-            lengths,
-            [by_length[start : start + DEFAULT_BATCH_SIZE] for start in range(0, len(texts), DEFAULT_BATCH_SIZE)],
-        ),
-    }
+    best = min((name for name in medians if name.startswith("sentence-transformers")), key=lambda name: medians[name])
     print(f"\n{'':28s}{'seconds':>9s}{'quartiles':>16s}{'tokens/s':>11s}{'of the floor':>14s}{'encode is':>11s}")
     for name, values in times.items():
         low, _, high = quartiles(values)
@@ -172,23 +150,55 @@ def main(arguments: list[str] | None = None) -> None:
             f"{floor / rate / medians[name]:14.0%}{medians[name] / medians['encode']:10.2f}x"
         )
     default = f"sentence-transformers, {DEFAULT_BATCH_SIZE}"
+    ratios = {"ratio_default": medians[default] / medians["encode"], "ratio_best": medians[best] / medians["encode"]}
+    print(
+        f"\nagainst the default batch size {ratios['ratio_default']:.2f}x, against the best ({best}) "
+        f"{ratios['ratio_best']:.2f}x; padding {', '.join(f'{name} {share:.1%}' for name, share in waste.items())}"
+    )
+    return {"seconds": times, **ratios, "best": best, "padding_waste": waste, "tokens": sum(lengths)}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Compare, time, print, write."""
+    args = parse_arguments(arguments)
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    texts = sample_texts(args.texts, number=args.number, seed=0)
+    model, embedder = open_both(args)
+    prompt = model.magnet_settings.prompts[model.magnet_settings.default_prompt_name]
+    rows = tokenize_texts(model.tokenizer, texts, prompt=prompt, max_length=model.config.max_position_embeddings)
+    lengths = [len(row) for row in rows]
+    floor, rate = operations(lengths, model.config), matrix_rate(dtype, device)
+    print(
+        f"{len(texts)} texts, {sum(lengths):,} tokens with prompts, lengths {np.percentile(lengths, [5, 50, 95])}; "
+        f"{floor / 1e9:.0f} GFLOP, {rate / 1e9:.0f} GFLOP/s: floor {floor / rate:.2f} s"
+    )
+    ours, theirs = (one.encode(texts, normalize_embeddings=True) for one in (model, embedder))
+    difference = np.abs(ours - theirs).max()
+    print(f"largest difference of unit vectors: {difference:.1e}")
+    if difference > (1e-5 if dtype == torch.float32 else 5e-2):
+        raise SystemExit("The vectors differ: there is nothing to compare.")
+
+    systems = named_calls(model, embedder, texts, args)
+    times: dict[str, list[float]] = {name: [] for name in systems}
+    for _ in range(args.rounds):
+        for name, call in systems.items():
+            times[name].append(seconds(call, device))
+    size, budget = DEFAULT_BATCH_SIZE, model._batch_tokens(None, None)
+    by_length = sorted(range(len(texts)), key=lambda index: -len(texts[index]))  # by characters, as the library sorts
+    waste = {
+        "encode": padding_waste(lengths, plan_batches(lengths, max_tokens=budget)),
+        f"sentence-transformers, {size}": padding_waste(
+            lengths, [by_length[start : start + size] for start in range(0, len(texts), size)]
+        ),
+    }
     report = {
-        "seconds": times,
-        "ratio_default": medians[default] / medians["encode"],
-        "ratio_best": medians[best] / medians["encode"],
-        "best": best,
-        "padding_waste": waste,
-        "tokens": sum(lengths),
+        **summary(times, lengths, waste, floor=floor, rate=rate),
         "texts": len(texts),
         "floor_flop": floor,
         "matrix_flop_per_second": rate,
         "largest_difference": float(difference),
         **machine(device, dtype=args.dtype),
     }
-    print(
-        f"\nagainst the default batch size {report['ratio_default']:.2f}x, against the best ({best}) "
-        f"{report['ratio_best']:.2f}x; padding {', '.join(f'{name} {share:.1%}' for name, share in waste.items())}"
-    )
     file = args.results / f"{args.name}.json"
     write_json(file, report)
     print(f"encoding_throughput: OK ({file.name})")

@@ -17,7 +17,7 @@ PAPER_STEPS = (3400, 800)
 
 
 def random_llama(shape: str, tokenizer: Any, folder: Path, *, dtype: torch.dtype) -> str:
-    """A Llama of a well-known size on disk, its weights random, the same ones each time."""
+    """Return a Llama of a well-known size on disk, its weights random, the same ones each time."""
     hidden_size, intermediate_size, layers, heads, key_value_heads = SHAPES[shape]
     config = transformers.LlamaConfig(
         vocab_size=max(32_000, len(tokenizer)),
@@ -41,7 +41,7 @@ def random_llama(shape: str, tokenizer: Any, folder: Path, *, dtype: torch.dtype
 
 
 def seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Time of one call."""
+    """Return the time of one call."""
     started = time.perf_counter()
     call()
     if device.type == "cuda":
@@ -50,13 +50,13 @@ def seconds(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
-    """Lower quartile, median and upper quartile; of a single value, that value."""
+    """Return lower quartile, median and upper quartile; of a single value, that value."""
     low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
     return low, middle, high
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations per second of one large matrix product, the best of a few."""
+    """Return the operations per second of one large matrix product, the best of a few."""
     size = 2048 if device.type == "cpu" else 8192
     left, right = torch.randn(2, size, size, device=device).to(dtype)
     best = float("inf")
@@ -70,7 +70,7 @@ def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def copy_rate(device: torch.device) -> float:
-    """Bytes per second that a copy of a large tensor reads and writes, the best of a few."""
+    """Return bytes per second that a copy of a large tensor reads and writes, the best of a few."""
     source = torch.zeros(2**26 if device.type == "cpu" else 2**31, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     best = min(seconds(lambda: target.copy_(source), device) for _ in range(6))
@@ -78,7 +78,7 @@ def copy_rate(device: torch.device) -> float:
 
 
 def machine(device: torch.device, *, dtype: str) -> dict[str, dict[str, Any]]:
-    """Hardware and versions, as the JSON files name them."""
+    """Return hardware and versions, as the JSON files name them."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "hardware": {"device": name, "threads": torch.get_num_threads(), "dtype": dtype},

@@ -16,7 +16,6 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
@@ -73,12 +72,12 @@ class PeakBytes(TorchDispatchMode):
 
 
 def _storages(values: Any) -> list[torch.UntypedStorage]:
-    """Where the tensors among some values have their numbers."""
+    """Return where the tensors among some values have their numbers."""
     return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
 
 
 def peak(trainer: Any, batch: dict[str, Any], *, system: str, autocast: bool) -> int:
-    """Largest number of bytes of the tensors that a step makes."""
+    """Return the largest number of bytes of the tensors that a step makes."""
     with PeakBytes() as counted:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             loss = loss_of(system, trainer, batch)
@@ -88,7 +87,7 @@ def peak(trainer: Any, batch: dict[str, Any], *, system: str, autocast: bool) ->
 
 
 def peak_of_step(trainer: Any, batch: dict[str, Any], *, kind: str) -> int:
-    """Largest number of bytes of the tensors that the trainer makes in a whole step of a kind, gradients included."""
+    """Return the largest number of bytes of a whole step's tensors, gradients included."""
     trainer.state.global_step = list(PHASES).index(kind)
     given = {name: value for name, value in batch.items() if name != "pairs" or kind != ROWS}
     with PeakBytes() as counted:

@@ -14,9 +14,10 @@ Systems, all with the same optimizer: the trainer's joint step, with and without
 (`naive_step.py`), on the same rows and on rows of one document each, padded, and without pairs; MNTP alone, the
 trainer's and with the logits of all positions, as a plain Trainer has them. With `--compiler inductor` each once more
 with compiled layers, the naive ones too. Losses and gradients are compared before anything is timed; rounds alternate.
-On a CPU a naive step whose logits do not fit in memory is left out. Another checkout is timed by `checkout_step.py`.
+On a CPU a naive step whose logits do not fit in memory is left out.
 """
 
+import argparse
 import os
 import statistics
 import sys
@@ -26,7 +27,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
@@ -58,28 +58,24 @@ from examples.benchmarks.training_systems import (
 )
 from examples.command_line import OneLineParser, add_device, add_dtype, add_model, at_least, choose_device, start
 from examples.models import open_magnet
-from trainer import LoraArguments, apply_lora, texts_to_blocks
+from trainer import LoraArguments, MagnetTrainer, apply_lora, texts_to_blocks
 from trainer.allocator import keep_freed_memory
 from trainer.whole_files import write_json
 
 PAPER = dict(zip((ROWS, JOINT), PAPER_STEPS, strict=True))
 
 
-def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Compare, time, print, write."""
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     parser = OneLineParser(description=__doc__)
     add_model(parser, help="directory or Hub id of a plain decoder or a MAGNET checkpoint")
     parser.add_argument("--shape", choices=list(SHAPES), help="random weights of this size, with the tokenizer")
     parser.add_argument(
         "--vocab_size", type=at_least(), help="random weights of the model's shape with this vocabulary"
     )
+    names = list(KINDS)
     parser.add_argument(
-        "--systems",
-        nargs="+",
-        metavar="SYSTEM",
-        choices=list(KINDS),
-        default=list(KINDS),
-        help=f"of {'; '.join(KINDS)}",
+        "--systems", nargs="+", metavar="SYSTEM", choices=names, default=names, help=f"of {'; '.join(names)}"
     )
     parser.add_argument("--attn_implementation", help="the attention's back-end; by default the model's choice")
     parser.add_argument("--rounds", type=at_least(), default=7, help="rounds that are timed")
@@ -89,47 +85,49 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     add_arguments(parser, batch_size=16, pairs_a_step=64)
     args = parser.parse_args(arguments)
     args.device = choose_device(args.device)
-    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
-    torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        path = args.model
-        if args.shape is not None:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
-            path = random_llama(args.shape, tokenizer, Path(folder) / "random", dtype=dtype)
-        elif args.vocab_size is not None:
-            path = widened(args.model, vocab_size=args.vocab_size, folder=f"{folder}/widened")
-        model = open_magnet(path, dtype=args.dtype, device=args.device, attn_implementation=args.attn_implementation)
-    adapted = apply_lora(model, LoraArguments(use_lora=args.lora_r > 0, lora_r=max(1, args.lora_r)))
-    texts, pairs = read_data(args)
-    blocks = texts_to_blocks(texts, model.tokenizer, max_length=args.max_length, concatenate=True)
-    documents = texts_to_blocks(texts, model.tokenizer, max_length=args.max_length)
-    trainer = make_trainer(adapted, args, blocks, pairs, folder)
-    trainer.model.train()
+    return args
 
+
+def open_base(args: argparse.Namespace, folder: str) -> Any:
+    """Open the model, or write random weights of the size that was asked for and open these."""
+    path, dtype = args.model, getattr(torch, args.dtype)
+    if args.shape is not None:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
+        path = random_llama(args.shape, tokenizer, Path(folder) / "random", dtype=dtype)
+    elif args.vocab_size is not None:
+        path = widened(args.model, vocab_size=args.vocab_size, folder=f"{folder}/widened")
+    return open_magnet(path, dtype=args.dtype, device=args.device, attn_implementation=args.attn_implementation)
+
+
+def check_equal(trainer: MagnetTrainer, blocks: Any, args: argparse.Namespace) -> dict[str, float]:
+    """Compare losses and gradients with those of the naive step.
+
+    Raises:
+        SystemExit: they differ.
+    """
     kind = JOINT if any(KINDS[name] == JOINT for name in args.systems) else ROWS
-    few = send_to_device(collate(trainer, blocks, kind=kind, size=min(2, args.batch_size)), device)
+    few = send_to_device(collate(trainer, blocks, kind=kind, size=min(2, args.batch_size)), args.device)
+    is_exact = args.dtype == "float32"
     apart: dict[str, float] = {}
     for with_compiled in (False, True) if args.compiler else (False,):
         # In float32 the losses are equal without half precision; weights in it have to be compared as they are timed.
-        autocast = args.autocast and dtype != torch.float32
-        found = compare(trainer, few, kind=kind, with_compiled=with_compiled, autocast=autocast)
+        found = compare(trainer, few, kind=kind, with_compiled=with_compiled, autocast=args.autocast and not is_exact)
         print(f"apart: loss {found['loss']:.1e}, gradients {found['gradients']:.1e} of the largest")
-        limit = 1e-4 if dtype == torch.float32 else 0.1
+        limit = 1e-4 if is_exact else 0.1
         if not all(difference <= limit for difference in found.values()):  # nor where one is not a number
             raise SystemExit("The steps differ: there is nothing to compare.")
         apart |= {name + COMPILED * with_compiled: difference for name, difference in found.items()}
     torch.compiler.reset()  # of the few rows' lengths
+    return apart
 
-    names = [(name, False) for name in args.systems] + [(name, True) for name in args.systems if args.compiler]
-    batches = {
-        name: send_to_device(collate(trainer, documents if name == PADDED else blocks, kind=KINDS[name]), device)
-        for name in args.systems
-    }
-    too_large = [name for name in names_of_naive(args.systems) if not fits(naive_bytes(model, batches[name]), device)]
-    if too_large:
-        print(f"left out, for its logits do not fit in memory: {', '.join(too_large)}")
-    names = [(name, compiles) for name, compiles in names if name not in too_large]
-    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-4, fused=True)
+
+def time_steps(
+    trainer: MagnetTrainer, blocks: Any, batches: dict[str, Any], systems: dict[str, tuple[str, bool]], args: Any
+) -> tuple[dict[str, list[float]], dict[str, float], list[float]]:
+    """Return the seconds of each system's timed steps, of its first step, and of collating, in alternating rounds."""
+    device = torch.device(args.device)
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
 
     def step(name: str, with_compiled: bool) -> None:
         with layers_of(name, trainer, with_compiled=with_compiled, autocast=args.autocast):
@@ -139,8 +137,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    rate = matrix_rate(torch.bfloat16 if args.autocast else dtype, device)
-    systems = {name + COMPILED * with_compiled: (name, with_compiled) for name, with_compiled in names}
     times: dict[str, list[float]] = {system: [] for system in systems}
     first: dict[str, float] = {}
     collating: list[float] = []
@@ -154,6 +150,36 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         started = time.perf_counter()
         collate(trainer, blocks, kind=JOINT)
         collating.append(time.perf_counter() - started)
+    return times, first, collating
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Compare, time, print, write."""
+    args = parse_arguments(arguments)
+    device = torch.device(args.device)
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        model = open_base(args, folder)
+    adapted = apply_lora(model, LoraArguments(use_lora=args.lora_r > 0, lora_r=max(1, args.lora_r)))
+    texts, pairs = read_data(args)
+    blocks = texts_to_blocks(texts, model.tokenizer, max_length=args.max_length, concatenate=True)
+    documents = texts_to_blocks(texts, model.tokenizer, max_length=args.max_length)
+    trainer = make_trainer(adapted, args, blocks, pairs, folder)
+    trainer.model.train()
+    apart = check_equal(trainer, blocks, args)
+
+    batches = {
+        name: send_to_device(collate(trainer, documents if name == PADDED else blocks, kind=KINDS[name]), device)
+        for name in args.systems
+    }
+    too_large = [name for name in names_of_naive(args.systems) if not fits(naive_bytes(model, batches[name]), device)]
+    if too_large:
+        print(f"left out, for its logits do not fit in memory: {', '.join(too_large)}")
+    fitting = [name for name in args.systems if name not in too_large]
+    compiles = (False, True) if args.compiler else (False,)
+    systems = {name + COMPILED * compiled: (name, compiled) for compiled in compiles for name in fitting}
+    rate = matrix_rate(torch.bfloat16 if args.autocast else getattr(torch, args.dtype), device)
+    times, first, collating = time_steps(trainer, blocks, batches, systems, args)
     tokens, floors = {}, {}
     for system, (name, _) in systems.items():
         batch, weights = batches[name], phase_of(trainer, name)
@@ -161,16 +187,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         tokens[system] += int(batch["pairs"]["attention_mask"].sum()) if weights.sscl else 0
         floors[system] = step_operations(adapted, batch, weights=weights)
     report = summary(times, tokens, floors, rate=rate, collating=collating)
-    report |= {
-        "apart": apart,
-        "first_seconds": first,
-        **machine(device, dtype="bfloat16 products" if args.autocast else args.dtype),
-    }
-    report["settings"] = {
-        name: getattr(args, name)
-        for name in ("shape", "vocab_size", "lora_r", "batch_size", "max_length", "pairs_a_step", "rounds")
-        + ("attn_implementation", "compiler", "recompute")
-    }
+    report |= {"apart": apart, "first_seconds": first}
+    report |= machine(device, dtype="bfloat16 products" if args.autocast else args.dtype)
+    settings = ("shape", "vocab_size", "lora_r", "batch_size", "max_length", "pairs_a_step", "rounds")
+    settings += ("attn_implementation", "compiler", "recompute")
+    report["settings"] = {name: getattr(args, name) for name in settings}
     file = args.results / f"{args.name}.json"
     write_json(file, report)
     print(f"training_step: OK ({file.name})")
@@ -178,12 +199,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 def names_of_naive(systems: list[str]) -> list[str]:
-    """Those with the logits of all positions for both token losses."""
+    """Return those with the logits of all positions for both token losses."""
     return [name for name in systems if name in (NAIVE, NAIVE_ROWS, PADDED)]
 
 
 def fits(num_bytes: int, device: torch.device) -> bool:
-    """Whether so many bytes are free on a CPU; elsewhere an error says so."""
+    """Return whether a given number of bytes are free on a CPU; elsewhere an error says so."""
     return device.type != "cpu" or num_bytes < os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

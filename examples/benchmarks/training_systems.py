@@ -8,16 +8,57 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
+from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from examples.benchmarks.naive_step import language_loss, naive_loss
 from examples.command_line import at_least
+from modeling_magnet.pooling_magnet import last_token_states
 from trainer import DataCollatorForMagnet, MagnetTrainer, MagnetTrainingArguments, load_pairs, load_texts
 from trainer.compiling import compiled
 from trainer.corruption import IGNORE_INDEX
 from trainer.lora import adapter_layers, adapters_under_autocast
+from trainer.losses import sscl_loss
 from trainer.phases import LossPhase
+
+
+def naive_loss(
+    model: nn.Module, batch: dict[str, Any], *, head: nn.Module, weights: LossPhase, temperature: float, length: int
+) -> Tensor:
+    """Return the weighted sum of MNTP, MSG and SSCL of one micro-batch, as the trainer's `compute_loss` has it.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`.
+    """
+    loss = torch.zeros((), device=batch["input_ids"].device)
+    for weight, name in ((weights.mntp, "mntp_labels"), (weights.msg, "msg_labels")):
+        if weight:
+            loss = loss + weight * language_loss(model, batch, labels=batch[name])
+    if weights.sscl:
+        sides = zip(*(batch["pairs"][name].chunk(2) for name in ("input_ids", "attention_mask")), strict=True)
+        vectors = []
+        for ids, mask in sides:
+            ids, mask = (F.pad(tensor, (0, length - tensor.shape[1])) for tensor in (ids, mask))
+            states: Any = model(input_ids=ids, attention_mask=mask, mode="bidirectional").last_hidden_state
+            vectors.append(head(last_token_states(states, mask)))
+        loss = loss + weights.sscl * sscl_loss(vectors[0], vectors[1], temperature=temperature)
+    return loss
+
+
+def language_loss(model: nn.Module, batch: dict[str, Any], *, labels: Tensor) -> Tensor:
+    """Return the mean cross entropy of one objective's labels, from the logits of all positions in float32."""
+    outputs: Any = model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        position_ids=batch["position_ids"],
+        segment_ids=batch["segment_ids"],
+        mode="infill",
+    )
+    logits = outputs.logits.float()  # (B, S, V)
+    total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
+
 
 JOINT, ROWS, MNTP, PAIRS = "joint", "MNTP and MSG", "MNTP alone", "pairs alone"
 NAIVE, PADDED, FULL = "naive, the same rows", "naive, padded rows", "MNTP, all logits"
@@ -25,16 +66,11 @@ NAIVE_ROWS = "naive, MNTP and MSG"
 # The run that the trainer is made for has a step of each kind, in this order.
 PHASES = {MNTP: "1:1,0,0", ROWS: "1:0.5,0,1", JOINT: "1:0.5,1,1", PAIRS: "1:0,1,0"}
 KINDS = {JOINT: JOINT, ROWS: ROWS, MNTP: MNTP, NAIVE: JOINT, PADDED: JOINT, FULL: MNTP, NAIVE_ROWS: ROWS}
-COMPILED = ", compiled"  # behind the name of a system
+COMPILED = ", compiled"  # after the name of a system
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, batch_size: int, pairs_a_step: int) -> None:
-    """The options of what a step is made of.
-
-    Args:
-        parser (`argparse.ArgumentParser`): Of a benchmark.
-        batch_size, pairs_a_step (`int`): Its defaults.
-    """
+    """Add the options of a step."""
     parser.add_argument("--texts", nargs="+", required=True, help="texts to train on")
     parser.add_argument("--pairs", required=True, help="pairs of texts")
     parser.add_argument("--pair_label_column", help="1 where the two are paraphrases")
@@ -55,13 +91,13 @@ def add_arguments(parser: argparse.ArgumentParser, *, batch_size: int, pairs_a_s
 
 
 def read_data(args: argparse.Namespace) -> tuple[Dataset, Dataset]:
-    """Texts and pairs, enough for a step."""
+    """Return texts and pairs, enough for a step."""
     texts = load_texts(args.texts if len(args.texts) > 1 else args.texts[0], limit=60 * args.batch_size)
     return texts, load_pairs(args.pairs, label_column=args.pair_label_column, limit=2 * args.pairs_a_step)
 
 
 def widened(path: str, *, vocab_size: int, folder: str) -> str:
-    """The same shape with random weights and a larger vocabulary, of which the tokenizer knows the beginning."""
+    """Save a model of the same shape with random weights and a larger vocabulary."""
     tokenizer, config = AutoTokenizer.from_pretrained(path, trust_remote_code=False), LlamaConfig.from_pretrained(path)
     config.vocab_size = max(vocab_size, len(tokenizer))
     LlamaForCausalLM(config).save_pretrained(folder)
@@ -70,7 +106,7 @@ def widened(path: str, *, vocab_size: int, folder: str) -> str:
 
 
 def make_trainer(model: Any, args: argparse.Namespace, rows: Any, pairs: Any, folder: str) -> MagnetTrainer:
-    """A trainer whose losses are asked for step by step; it does not train."""
+    """Return a trainer whose losses are asked for step by step; it does not train."""
     training = MagnetTrainingArguments(
         output_dir=folder,
         loss_phases=list(PHASES.values()),
@@ -93,7 +129,7 @@ def make_trainer(model: Any, args: argparse.Namespace, rows: Any, pairs: Any, fo
 
 
 def collate(trainer: MagnetTrainer, rows: Any, *, kind: str, size: int | None = None) -> dict[str, Any]:
-    """A batch of the first rows, for a step of a kind: without spans for MNTP alone, with pairs for a joint one."""
+    """Collate the first rows for a step of a kind: without spans for MNTP only, with pairs for a joint one."""
     size = trainer.args.per_device_train_batch_size if size is None else size
     collator: DataCollatorForMagnet = trainer.data_collator
     if kind == MNTP:
@@ -107,13 +143,13 @@ def collate(trainer: MagnetTrainer, rows: Any, *, kind: str, size: int | None = 
 
 
 def trainers_loss(trainer: MagnetTrainer, batch: dict[str, Any], *, kind: str) -> torch.Tensor:
-    """Our loss of a step."""
+    """Return our loss of a step."""
     trainer.state.global_step = list(PHASES).index(kind)
     return trainer.compute_loss(trainer.model, batch)
 
 
 def written_naively(trainer: MagnetTrainer, batch: dict[str, Any], *, system: str) -> torch.Tensor:
-    """The same loss as one would first write it."""
+    """Return the same loss as one would first write it."""
     return naive_loss(
         trainer.model,
         batch,
@@ -132,7 +168,7 @@ def compare(
     with_compiled: bool = False,
     autocast: bool = False,
 ) -> dict[str, float]:
-    """How far loss and gradients of the trainer and of the naive step are apart, over the largest; ours compiled?"""
+    """Return how far loss and gradients of the trainer and of the naive step are apart, relative to the largest."""
     found = []
     for system in (kind, NAIVE if kind == JOINT else NAIVE_ROWS):
         trainer.model.zero_grad()
@@ -149,12 +185,12 @@ def compare(
 
 
 def phase_of(trainer: MagnetTrainer, system: str) -> LossPhase:
-    """The weights of a system's step."""
+    """Return the weights of a system's step."""
     return trainer.phases[list(PHASES).index(KINDS[system])]
 
 
 def loss_of(system: str, trainer: MagnetTrainer, batch: dict[str, Any]) -> torch.Tensor:
-    """The loss of one step of a system."""
+    """Return the loss of one step of a system."""
     if system in PHASES:
         return trainers_loss(trainer, batch, kind=system)
     if system == FULL:
@@ -163,7 +199,7 @@ def loss_of(system: str, trainer: MagnetTrainer, batch: dict[str, Any]) -> torch
 
 
 def naive_bytes(model: Any, batch: dict[str, Any]) -> int:
-    """What the logits of a naive step with both token losses take.
+    """Return what the logits of a naive step with both token losses take.
 
     Of each objective all logits in half precision, in float32, their logarithms and their gradient in float32.
     """
@@ -172,14 +208,14 @@ def naive_bytes(model: Any, batch: dict[str, Any]) -> int:
 
 @contextmanager
 def layers_of(system: str, trainer: MagnetTrainer, *, with_compiled: bool, autocast: bool = False) -> Iterator[None]:
-    """The layers as a system runs them: ours as the trainer does, and any compiled."""
+    """Run layers as a system does: ours as the trainer runs them, and any compiled."""
     adapted = adapter_layers(trainer.model) if system in PHASES and autocast else []
     with adapters_under_autocast(adapted), compiled(trainer.compiled_layers if with_compiled else []):
         yield
 
 
 def step_operations(model: Any, batch: dict[str, Any], *, weights: LossPhase) -> float:
-    """Floating-point operations that a step cannot do without."""
+    """Count the floating-point operations that a step cannot do without."""
     config = model.config
     head = model.get_output_embeddings().weight
     layers = [parameter for name, parameter in model.named_parameters() if parameter.dim() == 2 and ".layers." in name]
@@ -198,26 +234,7 @@ def step_operations(model: Any, batch: dict[str, Any], *, weights: LossPhase) ->
 
 
 __all__ = [
-    "COMPILED",
-    "FULL",
-    "JOINT",
-    "KINDS",
-    "MNTP",
-    "NAIVE",
-    "NAIVE_ROWS",
-    "PADDED",
-    "PAIRS",
-    "PHASES",
-    "ROWS",
-    "add_arguments",
-    "collate",
-    "compare",
-    "layers_of",
-    "loss_of",
-    "make_trainer",
-    "naive_bytes",
-    "phase_of",
-    "read_data",
-    "step_operations",
+    "COMPILED", "KINDS", "NAIVE_ROWS", "PHASES", "add_arguments", "collate", "compare", "language_loss",
+    "layers_of", "loss_of", "make_trainer", "naive_bytes", "phase_of", "read_data", "step_operations",
     "widened",
-]
+]  # fmt: skip

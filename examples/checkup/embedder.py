@@ -3,21 +3,17 @@
 import importlib.util
 from typing import Any
 
-from examples.checkup.attention import windows_by_layer
 from examples.checkup.files import is_refused_as_embedder
 from examples.checkup.findings import Finding, judged, not_applicable
 from examples.checkup.invariance import TEXTS, vectors_agree
+from examples.checkup.leaks import windows_by_layer
 from examples.checkup.opening import Opened
 
 NAME = "sentence-transformers"
 
 
 def embedder_findings(opened: Opened) -> list[Finding]:
-    """One row: its vectors against those of `encode`, with the stored default prompt on both sides.
-
-    Args:
-        opened (`Opened`): What it opens is the place itself, with no code of its own.
-    """
+    """Return one row: its vectors against those of `encode`, with the stored default prompt on both sides."""
     if opened.kind == "plain decoder":
         return [not_applicable(NAME, "a plain decoder; it would be read causally")]
     if is_refused_as_embedder(opened):

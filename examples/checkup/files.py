@@ -21,7 +21,7 @@ CODE, SIDECARS, SETTINGS = "remote code", "sidecars", "settings schema"
 
 
 def file_findings(opened: Opened) -> Iterator[Finding]:
-    """Rows for settings, code, config and sidecars; a plain decoder has none of them."""
+    """Yield rows for settings, code, config and sidecars; a plain decoder has none of them."""
     yield from examine(SETTINGS, lambda: schema_findings(opened))
     if opened.kind == "plain decoder":
         for name in (CODE, CONFIG, SIDECARS):
@@ -37,7 +37,7 @@ def file_findings(opened: Opened) -> Iterator[Finding]:
 
 
 def schema_findings(opened: Opened) -> list[Finding]:
-    """Whether the stored settings mean what this code takes them to mean."""
+    """Return whether the stored settings mean what this code takes them to mean."""
     stored = opened.values.get("magnet")
     if opened.kind == "adapter":
         own = opened.source.read_json(ADAPTER_SETTINGS)
@@ -52,13 +52,13 @@ def schema_findings(opened: Opened) -> list[Finding]:
 
 
 def expected_code(own_class: type[Any]) -> dict[str, Path]:
-    """The files that a checkpoint of a class is saved with, by name: its module and what that imports."""
+    """Return the files that a checkpoint of a class is saved with, by name: its module and what that imports."""
     module = str(importlib.import_module(own_class.__module__).__file__)
     return {Path(file).name: Path(file) for file in [module, *get_relative_import_files(module)]}
 
 
 def code_findings(opened: Opened) -> list[Finding]:
-    """One row: the code beside the weights, byte for byte, against the installed package's."""
+    """Return one row: the code beside the weights, byte for byte, against the installed package's."""
     source, expected = opened.source, expected_code(opened.own_class)
     present = {name for name in _file_names(source) if name.endswith("_magnet.py")}
     if not present and not opened.values.get("auto_map"):
@@ -81,7 +81,7 @@ def code_findings(opened: Opened) -> list[Finding]:
 
 
 def config_findings(values: dict[str, Any], own_class: type[Any]) -> list[Finding]:
-    """One row: the keys by which other libraries know what to do with the checkpoint."""
+    """Return one row: the keys by which other libraries know what to do with the checkpoint."""
     stock = next(base for base in own_class.__mro__ if base.__module__.startswith("transformers.models."))
     code = f"{own_class.__module__.rsplit('.', 1)[-1]}.{own_class.__name__}"
     expected = {
@@ -98,7 +98,7 @@ def config_findings(values: dict[str, Any], own_class: type[Any]) -> list[Findin
 
 
 def sidecar_findings(opened: Opened) -> list[Finding]:
-    """One row: the files of sentence-transformers, as the library writes them for these settings and tokenizer."""
+    """Compare the files of sentence-transformers with those that the library writes for this model."""
     if is_refused_as_embedder(opened):
         expected = refusing_contents()
     else:
@@ -121,18 +121,18 @@ def sidecar_findings(opened: Opened) -> list[Finding]:
 
 
 def is_refused_as_embedder(opened: Opened) -> bool:
-    """Whether this is an adapter over a plain decoder, which sentence-transformers would read causally."""
+    """Return whether this is an adapter over a plain decoder, which sentence-transformers would read causally."""
     return opened.kind == "adapter" and "is_causal" not in opened.values
 
 
 def _read(source: ModelSource, name: str) -> Any:
-    """The content of a JSON file, whatever it holds; `None` where there is none."""
+    """Return the content of a JSON file, whatever it holds; `None` where there is none."""
     file = source.file(name)
     return None if file is None else json.loads(file.read_text(encoding="utf-8"))
 
 
 def _file_names(source: ModelSource) -> set[str]:
-    """The files at the top of a directory, or of a repository."""
+    """Return the files at the top of a directory, or of a repository."""
     if source.directory is not None:
         return {file.name for file in source.directory.iterdir()}
     folder = str(source.arguments.get("subfolder") or "")
@@ -149,12 +149,4 @@ def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-__all__ = [
-    "code_findings",
-    "config_findings",
-    "expected_code",
-    "file_findings",
-    "is_refused_as_embedder",
-    "schema_findings",
-    "sidecar_findings",
-]
+__all__ = ["file_findings", "is_refused_as_embedder"]

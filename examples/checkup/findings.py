@@ -11,13 +11,7 @@ LONGEST_MESSAGE = 400
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One row.
-
-    Args:
-        name (`str`): What was checked, the same for every model.
-        outcome (`str`): `"pass"`, `"fail"` or `"not applicable"`.
-        detail (`str`): The measured figure and its limit, or why there is none.
-    """
+    """One row."""
 
     name: str
     outcome: Outcome
@@ -25,22 +19,17 @@ class Finding:
 
 
 def judged(name: str, good: bool, detail: str) -> Finding:
-    """A row that passes or fails."""
+    """Return a row that passes or fails."""
     return Finding(name=name, outcome="pass" if good else "fail", detail=detail)
 
 
 def not_applicable(name: str, reason: str) -> Finding:
-    """A row for what this model does not have; it counts neither way."""
+    """Return a row for what this model does not have; it counts neither way."""
     return Finding(name=name, outcome="not applicable", detail=reason)
 
 
 def examine(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """The rows of a check as they come; an exception is a failed row, so that the checks behind it still run.
-
-    Args:
-        name (`str`): Of the failed row.
-        check (callable): Gives the rows.
-    """
+    """Yield the rows of a check as they come; an exception is a failed row, so that the checks after it still run."""
     try:
         yield from check()
     except Exception as error:
@@ -48,9 +37,9 @@ def examine(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Findi
 
 
 def in_one_line(error: BaseException) -> str:
-    """The message of an error without line breaks, cut where it is a log."""
+    """Return the message of an error without line breaks, cut where it is a log."""
     text = " ".join(str(error).split()) or repr(error)
     return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}..."
 
 
-__all__ = ["Finding", "Outcome", "examine", "in_one_line", "judged", "not_applicable"]
+__all__ = ["Finding", "examine", "in_one_line", "judged", "not_applicable"]

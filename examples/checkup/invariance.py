@@ -22,11 +22,10 @@ HALF_COSINE = 0.999
 
 
 def vectors_agree(first: np.ndarray, second: np.ndarray, dtype: torch.dtype) -> tuple[bool, str]:
-    """Whether two tables of unit vectors say the same, and the figure that tells.
+    """Return whether two tables of unit vectors say the same, and the figure that tells.
 
     Args:
         first, second (`np.ndarray` of shape `(N, hidden size)`): Unit vectors.
-        dtype (`torch.dtype`): Of the model.
     """
     if dtype in (torch.float32, torch.float64):
         furthest = float(np.abs(first - second).max())
@@ -38,7 +37,7 @@ def vectors_agree(first: np.ndarray, second: np.ndarray, dtype: torch.dtype) -> 
 
 
 def encode_findings(model: Any) -> list[Finding]:
-    """One row: texts together, in another order, and each alone."""
+    """Return one row: texts together, in another order, and each alone."""
     texts = list(TEXTS)
     together = model.encode(texts, normalize_embeddings=True)
     backwards = model.encode(texts[::-1], normalize_embeddings=True)[::-1]
@@ -51,7 +50,7 @@ def encode_findings(model: Any) -> list[Finding]:
 
 
 def infill_findings(model: Any) -> list[Finding]:
-    """One row: gaps filled together and each alone."""
+    """Return one row: gaps filled together and each alone."""
     name = "infill, batch invariance"
     if model.dtype not in (torch.float32, torch.float64):
         return [not_applicable(name, f"in {model.dtype} the likeliest of two like tokens may change with the batch")]
@@ -63,4 +62,4 @@ def infill_findings(model: Any) -> list[Finding]:
     return [judged(name, not differing, told + ("; ".join(differing) or "the same fills"))]
 
 
-__all__ = ["HALF_COSINE", "TEXTS", "VECTORS", "encode_findings", "infill_findings", "vectors_agree"]
+__all__ = ["TEXTS", "encode_findings", "infill_findings", "vectors_agree"]

@@ -1,21 +1,63 @@
 """Change one token and look which states move: exactly those that the mode lets see it.
 
-Changed and unchanged rows stand in the same places of batches of the same shape, where a deterministic back-end gives
+Changed and unchanged rows are in the same places of batches of the same shape, where a deterministic back-end gives
 the same bits: what moves by more than its noise has seen the change.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from examples.checkup.attention import reached_from, windows_by_layer
 from examples.checkup.findings import Finding, judged
-from modeling_magnet.masking_magnet import MODES, AttentionMode
+from modeling_magnet.masking_magnet import MODES, AttentionMode, layer_windows
+
+
+def sees(query: int, key: int, *, mode: AttentionMode, segments: Sequence[int], window: int | None) -> bool:
+    """Return whether a token may attend to another."""
+    if window is not None and abs(query - key) > window - (mode == "causal"):
+        return False
+    if mode == "bidirectional":
+        return True
+    if mode == "causal":
+        return key <= query
+    return segments[key] == 0 or (segments[key] == segments[query] and key <= query)
+
+
+def windows_by_layer(config: Any) -> list[int | None]:
+    """Return the window of each layer, from the first to the last."""
+    windows = layer_windows(config)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None or "" in windows:
+        return [windows[""]] * config.num_hidden_layers
+    return [windows[kind] for kind in kinds]
+
+
+def reached_from(
+    place: int, *, mode: AttentionMode, segments: Sequence[int], windows: Sequence[int | None]
+) -> set[int]:
+    """Return the positions whose last state depends on a token, through all layers.
+
+    Example:
+
+        >>> sorted(reached_from(2, mode="causal", segments=[0] * 6, windows=[2, 2]))
+        [2, 3, 4]
+        >>> sorted(reached_from(1, mode="infill", segments=[0, 1, 1, 0, 2], windows=[None]))
+        [1, 2]
+    """
+    reached = {place}
+    for window in windows:
+        reached |= {
+            query
+            for query in range(len(segments))
+            if any(sees(query, key, mode=mode, segments=segments, window=window) for key in reached)
+        }
+    return reached
+
 
 LENGTH = 24
-# Two spans, and the tokens that are changed: in the context before, between and behind them, and inside each.
+# Two spans, and the tokens that are changed: in the context before, between and after them, and inside each.
 SEGMENTS = [0] * 6 + [1] * 4 + [0] * 5 + [2] * 3 + [0] * 6
 CHANGED = (1, 7, 12, 16, 23)
 # Of a trained model one token may happen to say nothing new; of two others one does.
@@ -32,7 +74,7 @@ NOISE_FACTOR = 10
 
 @contextmanager
 def attention_backend(model: Any, backend: str) -> Iterator[None]:
-    """The block in which a model uses a back-end; afterwards it has its own again."""
+    """Let a model use a back-end; afterwards it has its own again."""
     before = model.config._attn_implementation
     model.set_attn_implementation(backend)
     _forget_compiled(backend)
@@ -43,19 +85,13 @@ def attention_backend(model: Any, backend: str) -> Iterator[None]:
 
 
 def _forget_compiled(backend: str) -> None:
-    """On a CPU, flex attention compiled for one length and mask may not build for another (torch 2.13)."""
+    """Forget compiled code: on a CPU, flex attention may not build for a second length or mask (torch 2.13)."""
     if backend == "flex_attention":
         torch.compiler.reset()
 
 
 def leak_findings(model: Any, mode: AttentionMode, backend: str) -> list[Finding]:
-    """One row: the states that moved against those that had to.
-
-    Args:
-        model: Its forward takes `mode`.
-        mode (`str`): Of the forwards.
-        backend (`str`): Of the attention.
-    """
+    """Return one row: the states that moved against those that had to."""
     windows = windows_by_layer(model.config)
     ids = _random_ids(model, len(CHANGED) * DRAWS, LENGTH)
     changed = ids.clone()
@@ -92,7 +128,7 @@ def leak_findings(model: Any, mode: AttentionMode, backend: str) -> list[Finding
 
 
 def padding_findings(model: Any, backend: str) -> list[Finding]:
-    """One row: padding on either side, and what stands in it, moves no state of a real token in any mode."""
+    """Return one row: padding on either side, and what is in it, moves no state of a real token in any mode."""
     ids = _random_ids(model, DRAWS, LENGTH)
     limit = PADDED.get(model.dtype, HALF_PADDED)
     contents, sides, noise = 0.0, 0.0, 0.0
@@ -116,7 +152,7 @@ def padding_findings(model: Any, backend: str) -> list[Finding]:
 
 
 def _padded(model: Any, ids: torch.Tensor, mode: AttentionMode, side: str, content: int) -> torch.Tensor:
-    """States of the real tokens of padded rows."""
+    """Return states of the real tokens of padded rows."""
     pads = torch.full((len(ids), PADS), content, device=ids.device) % model.config.vocab_size
 
     def beside(filling: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
@@ -129,7 +165,7 @@ def _padded(model: Any, ids: torch.Tensor, mode: AttentionMode, side: str, conte
 
 
 def _random_ids(model: Any, rows: int, length: int) -> torch.Tensor:
-    """The same ordinary tokens in every run."""
+    """Return the same ordinary tokens in every run."""
     lowest, size = min(3, model.config.vocab_size - 1), model.config.vocab_size
     generator = torch.Generator().manual_seed(0)
     return torch.randint(lowest, size, (rows, length), generator=generator).to(model.device)
@@ -144,7 +180,7 @@ def _states(
     mask: torch.Tensor | None = None,
     segments: list[int] | None = None,
 ) -> torch.Tensor:
-    """Last hidden states in float32.
+    """Return the last hidden states in float32.
 
     Raises:
         RuntimeError: they are no numbers.
@@ -166,7 +202,7 @@ def _states(
 
 
 def _ranges(positions: list[int]) -> str:
-    """Positions as text, neighbours joined.
+    """Describe positions, neighbours joined.
 
     Example:
 
@@ -182,4 +218,4 @@ def _ranges(positions: list[int]) -> str:
     return "positions " + ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
-__all__ = ["attention_backend", "leak_findings", "padding_findings"]
+__all__ = ["leak_findings", "padding_findings", "windows_by_layer"]

@@ -17,17 +17,7 @@ Kind = Literal["plain decoder", "checkpoint", "adapter"]
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A model and where it came from.
-
-    Args:
-        model: In evaluation mode, on its device.
-        loading (`dict`): What the load said about keys.
-        source (`ModelSource`): What was named.
-        base (`ModelSource`, *optional*): Of an adapter.
-        values (`dict`): config.json of the model, or of an adapter's base.
-        kind (`str`): What was named.
-        seconds (`float`): The load took.
-    """
+    """A model and where it came from."""
 
     model: Any
     loading: dict[str, Any]
@@ -53,20 +43,7 @@ def open_model(
     mask_token: str | None = None,
     trust_remote_code: bool = False,
 ) -> Opened:
-    """Open a plain decoder, a checkpoint or an adapter.
-
-    Args:
-        path (`str`): Directory or Hub id.
-        dtype (`str`): `auto`, or a name of torch.
-        device (`str`): Where to.
-        revision (`str`, *optional*): Commit on the Hub.
-        gguf_file (`str`, *optional*): The GGUF file that the model is in.
-        mask_token (`str`, *optional*): For a plain decoder whose vocabulary has no underscore.
-        trust_remote_code (`bool`): Run the model's own files instead of the installed package.
-
-    Raises:
-        ValueError: there is no model, its files are damaged, or it has no code of its own to trust.
-    """
+    """Open a plain decoder, a checkpoint or an adapter."""
     given = {"revision": revision, "gguf_file": gguf_file}
     where = {name: value for name, value in given.items() if value is not None}
     source = ModelSource(path, where)
@@ -96,7 +73,7 @@ def open_model(
 
 
 def opening_findings(opened: Opened, *, trust_remote_code: bool) -> Iterator[Finding]:
-    """What kind of model it is, whether every tensor found its place, and whether the weights are numbers."""
+    """Yield what kind of model it is, whether every tensor found its place, and whether the weights are numbers."""
     model = opened.model
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     code = "remote code" if trust_remote_code else "the package"
@@ -125,4 +102,4 @@ def _first(names: list[str]) -> str:
     return "" if not names else f", such as {names[0]}"
 
 
-__all__ = ["Kind", "Opened", "open_model", "opening_findings"]
+__all__ = ["Opened", "open_model", "opening_findings"]

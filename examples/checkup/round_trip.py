@@ -1,6 +1,7 @@
 """Save and load again: the same bits in every mode, and a stock decoder that reads the same files."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from transformers import AutoModelForCausalLM
 from examples.checkup.findings import Finding, examine, judged, not_applicable
 from examples.checkup.invariance import TEXTS
 from modeling_magnet.masking_magnet import MODES, AttentionMode
+from modeling_magnet.merging_magnet import HALF_TOLERANCE, TOLERANCES, largest_differences
+from modeling_magnet.sources_magnet import ModelSource
 
 LENGTH = 16
 SEGMENTS = [0] * 5 + [1] * 4 + [0] * 7
@@ -18,12 +21,7 @@ SEGMENTS = [0] * 5 + [1] * 4 + [0] * 7
 
 @torch.no_grad()
 def logits_of(model: Any, mode: AttentionMode | None) -> torch.Tensor:
-    """Logits of a padded and an unpadded row, of real tokens alone.
-
-    Args:
-        model: Ours, or a stock decoder.
-        mode (`str`, *optional*): `None` for a stock decoder, which knows none.
-    """
+    """Return the logits of a padded and an unpadded row, of real tokens alone."""
     generator = torch.Generator().manual_seed(1)
     size = model.config.vocab_size
     ids = torch.randint(min(3, size - 1), size, (2, LENGTH), generator=generator).to(model.device)
@@ -37,18 +35,13 @@ def logits_of(model: Any, mode: AttentionMode | None) -> torch.Tensor:
 
 
 def equality(first: torch.Tensor, second: torch.Tensor) -> tuple[bool, float]:
-    """Whether two tables are the same bits, and how far apart, of the largest value."""
+    """Return whether two tables are the same bits, and how far apart, of the largest value."""
     second = second.to(first.device)
     return torch.equal(first, second), float((first - second).abs().max() / first.abs().max().clamp_min(1e-30))
 
 
 def round_trip_findings(model: Any, folder: Path) -> Iterator[Finding]:
-    """Save to a folder, load with the same class and with the stock one, and compare.
-
-    Args:
-        model: Any of ours.
-        folder (`Path`): Where there is room for its files.
-    """
+    """Save to a folder, load with the same class and with the stock one, and compare."""
     target = folder / "saved"
     model.save_pretrained(target)
     like = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation}
@@ -92,4 +85,58 @@ def _stock_findings(model: Any, target: Path, like: dict[str, Any]) -> Iterator[
     yield judged("stock class, causal logits", same, f"largest difference {distance:.1e} (limit 0)")
 
 
-__all__ = ["equality", "logits_of", "round_trip_findings"]
+MERGED, BOUND = "adapter, merged", "adapter, causal mode is the base"
+
+
+@contextmanager
+def in_every_mode(model: Any) -> Iterator[None]:
+    """Turn an adapter on in every mode: with modes of its own, it cannot be merged."""
+    modes = model.config.magnet["adapter_modes"]
+    model.set_adapter_modes(None)
+    try:
+        yield
+    finally:
+        model.set_adapter_modes(modes)
+
+
+def merge_findings(model: Any, folder: Path) -> list[Finding]:
+    """Return one row: the merged checkpoint against the model with its adapter on, in each mode."""
+    if not model.has_adapter:
+        return [not_applicable(MERGED, "no adapter")]
+    if getattr(model, "is_quantized", False):
+        return [not_applicable(MERGED, "the base is quantised; load the adapter on the base as it was")]
+    target = folder / "merged"
+    with in_every_mode(model):
+        model.save_pretrained(target, merge_adapter=True, verify=False)
+        merged = type(model).from_pretrained(
+            target, dtype=model.dtype, attn_implementation=model.config._attn_implementation
+        )
+        differences = largest_differences(model, merged.to(model.device).eval())
+    limit = TOLERANCES.get(model.dtype, HALF_TOLERANCE)
+    told = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
+    good = all(value <= limit for value in differences.values())  # so that a NaN fails
+    return [judged(MERGED, good, f"largest differences, of the largest value: {told} (limit {limit:g})")]
+
+
+def bound_findings(model: Any, base: ModelSource | None) -> list[Finding]:
+    """Return one row: causal logits against those of the base that is loaded alone."""
+    modes = model.config.magnet["adapter_modes"] if model.has_adapter else None
+    if modes is None:
+        return [not_applicable(BOUND, "on in every mode" if model.has_adapter else "no adapter")]
+    if "causal" in modes:
+        return [not_applicable(BOUND, f"on in {', '.join(modes)}")]
+    if base is None:
+        return [not_applicable(BOUND, "the base stands in the same directory")]
+    alone = AutoModelForCausalLM.from_pretrained(
+        base.path,
+        trust_remote_code=False,
+        dtype=model.dtype,
+        attn_implementation=model.config._attn_implementation,
+        **base.arguments,
+    )
+    same, distance = equality(logits_of(alone.to(model.device).eval(), None), logits_of(model, "causal"))
+    told = f"on in {', '.join(modes) or 'no mode'}; to the base alone {distance:.1e} (limit 0)"
+    return [judged(BOUND, same, told)]
+
+
+__all__ = ["bound_findings", "merge_findings", "round_trip_findings"]

@@ -20,24 +20,16 @@ SETUP = Path(__file__).resolve().parents[2] / "setup.cfg"
 
 @dataclass
 class Asked:
-    """What this library asks of a package.
-
-    Args:
-        versions (`SpecifierSet`): Those that it works with.
-        needed (`bool`): Whether it must be there; else some extra asks for it.
-    """
+    """What this library asks of a package."""
 
     versions: SpecifierSet = field(default_factory=SpecifierSet)
     needed: bool = False
 
 
 def requirements() -> tuple[str, dict[str, Asked]]:
-    """What setup.cfg of this repository asks for, or where there is none, the installed distribution.
+    """Return what setup.cfg of this repository asks for, or where there is none, the installed distribution.
 
     In this order, for the metadata of an editable install are those of the day it was made.
-
-    Returns:
-        `tuple[str, dict]`: the versions of Python, and what is asked of each package by its normalised name.
     """
     if SETUP.is_file():
         python, lines = _of_setup_file()
@@ -55,7 +47,7 @@ def requirements() -> tuple[str, dict[str, Asked]]:
 
 
 def _of_setup_file() -> tuple[str, list[str]]:
-    """Versions of Python, and lines of requirements with their extras as markers."""
+    """Return versions of Python, and lines of requirements with their extras as markers."""
     parser = configparser.ConfigParser()
     parser.read(SETUP, encoding="utf-8")
     lines = parser["options"]["install_requires"].split("\n")
@@ -65,12 +57,12 @@ def _of_setup_file() -> tuple[str, list[str]]:
 
 
 def normalised(name: str) -> str:
-    """The name of a distribution as indices compare it."""
+    """Return the name of a distribution as indices compare it."""
     return name.lower().replace("_", "-").replace(".", "-")
 
 
 def version_findings() -> list[Finding]:
-    """One row for Python and for each package."""
+    """Return one row for Python and for each package."""
     python, asked = requirements()
     here = platform.python_version()
     findings = [judged("version, Python", SpecifierSet(python).contains(here), f"{here} (wanted: {python or 'any'})")]
@@ -87,4 +79,4 @@ def version_findings() -> list[Finding]:
     return findings
 
 
-__all__ = ["Asked", "normalised", "requirements", "version_findings"]
+__all__ = ["version_findings"]

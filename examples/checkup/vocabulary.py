@@ -21,7 +21,7 @@ ODD = ("two  spaces, a tab\tand\na new line", "naïve café, Ωmega, Приве�
 
 
 def vocabulary_findings(model: Any) -> Iterator[Finding]:
-    """Rows for the tokenizer, its special tokens, the mask token, and texts there and back."""
+    """Yield rows for the tokenizer, its special tokens, the mask token, and texts there and back."""
     tokenizer = model._tokenizer_source.find()
     if tokenizer is None:
         yield judged(ROWS[0], False, f"none at {model._tokenizer_source.path!r}; put its files there")
@@ -37,7 +37,7 @@ def vocabulary_findings(model: Any) -> Iterator[Finding]:
 
 
 def mask_findings(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, embedded: int) -> list[Finding]:
-    """Whether name and id of the mask token are of one real token."""
+    """Return whether name and id of the mask token are of one real token."""
     token, token_id = settings["mask_token"], settings["mask_token_id"]
     told = f"{token!r} ({token_id})"
     faults = []
@@ -55,7 +55,7 @@ def mask_findings(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, 
 
 
 def special_findings(tokenizer: PreTrainedTokenizerBase, embedded: int) -> list[Finding]:
-    """EOS, whose output is the embedding; padding; and what stands in front of a text."""
+    """Check EOS, whose output is the embedding, padding, and the tokens before a text."""
 
     def known(token_id: int | None) -> bool:
         return token_id is not None and 0 <= token_id < embedded
@@ -81,7 +81,7 @@ def special_findings(tokenizer: PreTrainedTokenizerBase, embedded: int) -> list[
 
 
 def text_findings(tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
-    """Texts that come back from tokens as they went in: English ones must, others where the vocabulary has them."""
+    """Check that texts survive tokenization: English ones must, others where the vocabulary has them."""
     findings = []
     for name, texts in (("text there and back", ENGLISH), ("Unicode there and back", ODD)):
         changed, unknown = [], 0
@@ -105,4 +105,4 @@ def text_findings(tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
     return findings
 
 
-__all__ = ["mask_findings", "special_findings", "text_findings", "vocabulary_findings"]
+__all__ = ["vocabulary_findings"]

@@ -13,8 +13,7 @@ import torch
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from examples.corpus.origins import describe_files
-from examples.corpus.reading import Chunk, Complaint
+from examples.corpus.reading import Chunk, Complaint, describe_files
 from modeling_magnet import AutoMagnetForCausalLM, MagnetSettings
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.masking_magnet import MASKED_BACKENDS
@@ -34,10 +33,7 @@ class EncodingOptions:
     """Which model, and how it encodes: as in `encode`."""
 
     model_name_or_path: str = field(
-        metadata={
-            "help": "Directory or Hub id of a MAGNET checkpoint, or of a plain Llama.",
-            "aliases": ["--model"],
-        }
+        metadata={"help": "Directory or Hub id of a MAGNET checkpoint, or of a plain Llama.", "aliases": ["--model"]}
     )
     model_dtype: str = field(default="float32", metadata={"help": "Dtype of the weights: float32 or bfloat16."})
     attn_implementation: str = field(default="sdpa", metadata={"help": "eager, sdpa or flex_attention."})
@@ -65,19 +61,14 @@ class ModelFacts:
 
     width: int  # numbers of a stored vector
     dtype: str  # of a stored vector, as NumPy names it
-    prompt: str | None  # in front of each text
+    prompt: str | None  # before each text
     pooling: str
     revision: str | None  # of a model of the Hub
     files: dict[str, Any]  # what tells this state of a model on disk from another
 
 
 def inspect_model(options: EncodingOptions) -> ModelFacts:
-    """Check that a model, a MAGNET checkpoint or a plain Llama, can do what the options ask for; reads no weights.
-
-    Raises:
-        ValueError: no Llama or tokenizer there, an option that is unknown, out of range or contradictory, or a prompt
-            that leaves no room for text.
-    """
+    """Check that a model, a MAGNET checkpoint or a plain Llama, can do what the options ask for; reads no weights."""
     _check_options(options)
     path = options.model_name_or_path
     source = ModelSource(path, {})
@@ -144,13 +135,7 @@ def _check_options(options: EncodingOptions) -> None:
 
 
 class ChunkEncoder:
-    """A model that encodes chunks; it is loaded when the first text comes.
-
-    Args:
-        options (`EncodingOptions`): Model and options, `threads` among them.
-        facts (`ModelFacts`): What `inspect_model` returns for them.
-        device (`str`): Where the model runs.
-    """
+    """A model that encodes chunks; it is loaded when the first text comes."""
 
     def __init__(self, options: EncodingOptions, facts: ModelFacts, *, device: str) -> None:
         self.options = options
@@ -173,10 +158,6 @@ class ChunkEncoder:
 
     def __call__(self, chunk: Chunk, *, tell: Callable[[int], object] | None = None) -> np.ndarray:
         """Encode the texts of a chunk. The result depends on the chunk, options, device and threads, nothing else.
-
-        Args:
-            chunk (`Chunk`): Texts and their places.
-            tell (`Callable`, *optional*): Called after each batch with its number of texts.
 
         Returns:
             `numpy.ndarray` of shape `(chunk.num_rows, width)`: NaN, or 0 where vectors are bytes, in rows without a
@@ -204,10 +185,9 @@ class ChunkEncoder:
 
 
 def complaints_about(chunk: Chunk, vectors: np.ndarray) -> Iterator[Complaint]:
-    """Texts whose vector overflowed or is no number, by their row alone: their lines are not kept.
+    """Yield texts whose vector overflowed or is not a number, by their row alone: their lines are not kept.
 
     Args:
-        chunk (`Chunk`): Its own complaints are not repeated.
         vectors (`numpy.ndarray` of shape `(chunk.num_rows, width)`): What a `ChunkEncoder` made of it.
     """
     if vectors.dtype.kind == "f":
@@ -240,7 +220,7 @@ def _telling(model: Any, tell: Callable[[int], object] | None) -> Iterator[None]
 
 @contextlib.contextmanager
 def _repeatable(threads: int | None) -> Iterator[None]:
-    """Kernels that give the same bits again, on so many CPU threads."""
+    """Use kernels that repeat their results bit for bit, on so many CPU threads."""
     memory: Any = torch.utils.deterministic
     num_threads, fills = torch.get_num_threads(), memory.fill_uninitialized_memory
     enabled, warns = (

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Protocol, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from examples.corpus.compression import open_bytes
+from examples.files import open_bytes
 from trainer.sources import check_columns
 
 # So many lines of a JSONL file are asked which columns there are.
@@ -37,51 +37,40 @@ class Format(Protocol):
     """How files of one kind are read."""
 
     def check(self, file: Path, columns: list[str]) -> None:
-        """Refuse a file that lacks a column, as far as its beginning tells.
-
-        Raises:
-            ValueError: naming the file and its columns.
-        """
+        """Refuse a file that lacks a column, as far as its beginning tells."""
 
     def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, Any]]:
-        """Raw rows, each with the number of its first line, from 1; of the row itself where there are no lines."""
+        """Yield raw rows, each with the number of its first line, or its own where there are no lines, from 1."""
 
     def record(self, raw: Any) -> Mapping[str, Any]:
-        """The cells of a raw row by column.
+        """Return the cells of a raw row by column.
 
         Raises:
             CorruptRow: the row is none of this format.
         """
 
     def count(self, file: Path) -> int | None:
-        """Rows of the file, where that can be told without reading it."""
-
-
-class TextLines:
-    """Plain text: a line is a row, an empty line an empty text. Its only column is `text`."""
-
-    def check(self, file: Path, columns: list[str]) -> None:
-        """See `Format`."""
-        check_columns(str(file), columns, ["text"])
-
-    def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, bytes]]:
-        """See `Format`."""
-        return _lines(file)
-
-    def record(self, raw: bytes) -> Mapping[str, Any]:
-        """See `Format`."""
-        return {"text": _decode(raw)}
-
-    def count(self, file: Path) -> int | None:
-        """See `Format`."""
+        """Return rows of the file, where that can be told without reading it."""
         return None
 
 
-class JsonLines:
-    """One JSON object a line. A line is a row whatever stands in it, so that line n of a file is always its row n."""
+class TextLines(Format):
+    """Plain text: a line is a row, an empty line an empty text. Its only column is `text`."""
 
     def check(self, file: Path, columns: list[str]) -> None:
-        """See `Format`."""
+        check_columns(str(file), columns, ["text"])
+
+    def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, bytes]]:
+        return _lines(file)
+
+    def record(self, raw: bytes) -> Mapping[str, Any]:
+        return {"text": _decode(raw)}
+
+
+class JsonLines(Format):
+    """One JSON object a line. A line is a row whatever is in it, so that line n of a file is always its row n."""
+
+    def check(self, file: Path, columns: list[str]) -> None:
         present: dict[str, None] = {}
         for number, raw in itertools.islice(_lines(file), _LINES_LOOKED_AT):
             if number == 1 and _ARRAY_BEGINS.match(raw):
@@ -97,11 +86,9 @@ class JsonLines:
             check_columns(str(file), columns, list(present))
 
     def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, bytes]]:
-        """See `Format`."""
         return _lines(file)
 
     def record(self, raw: bytes) -> Mapping[str, Any]:
-        """See `Format`."""
         try:
             record = json.loads(_decode(raw))
         except json.JSONDecodeError as error:
@@ -112,20 +99,12 @@ class JsonLines:
             raise CorruptRow(f"a JSON {type(record).__name__}, not an object")
         return record
 
-    def count(self, file: Path) -> int | None:
-        """See `Format`."""
-        return None
 
-
-class DelimitedText:
+class DelimitedText(Format):
     """Comma- or tab-separated values under a line of column names.
 
     A line that begins no row, such as one whose quotation mark is never closed, is a row that cannot be read; the next
     line begins a row again.
-
-    Args:
-        delimiter (`str`): Between two cells.
-        quoting (`int`): Of the `csv` module. With `csv.QUOTE_NONE` a quotation mark belongs to the text.
     """
 
     def __init__(self, *, delimiter: str, quoting: int) -> None:
@@ -133,7 +112,6 @@ class DelimitedText:
         self.quoting = quoting
 
     def check(self, file: Path, columns: list[str]) -> None:
-        """See `Format`."""
         with open_bytes(file) as stream:
             _, header = next(self._records(stream), (1, None))
         if isinstance(header, str):
@@ -142,7 +120,7 @@ class DelimitedText:
             check_columns(str(file), columns, header)
 
     def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, tuple[list[str], list[str] | str]]]:
-        """See `Format`. A blank line is no row."""
+        """A blank line is not a row."""
         with open_bytes(file) as stream:
             records = self._records(stream)
             _, header = next(records, (1, []))
@@ -152,7 +130,7 @@ class DelimitedText:
                     yield line, (header, cells)
 
     def record(self, raw: tuple[list[str], list[str] | str]) -> Mapping[str, Any]:
-        """See `Format`. What is missing at the end of a row is missing in the record."""
+        """What is missing at the end of a row is missing in the record."""
         header, cells = raw
         if isinstance(cells, str):
             raise CorruptRow(cells)
@@ -160,12 +138,8 @@ class DelimitedText:
             raise CorruptRow(f"{len(cells)} cells under {len(header)} column names; is one with a comma not quoted?")
         return dict(zip(header, cells, strict=False))
 
-    def count(self, file: Path) -> int | None:
-        """See `Format`."""
-        return None
-
     def _records(self, stream: BinaryIO) -> Iterator[tuple[int, list[str] | str]]:
-        """Cells of each record, or why a line begins none, with the number of its first line."""
+        """Yield the cells of each record, or why a line begins none, with the number of its first line."""
         csv.field_size_limit(_LONGEST_CELL)  # the module's own limit is 128 KiB, less than a long document
         lines = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
         put_back: deque[str] = deque()
@@ -196,11 +170,11 @@ class DelimitedText:
             number += len(taken)
 
 
-class ParquetRows:
+class ParquetRows(Format):
     """Parquet, a few hundred rows at a time; only the wanted columns are read."""
 
     def check(self, file: Path, columns: list[str]) -> None:
-        """See `Format`. The first column is the text's, and must hold strings."""
+        """The first column is the text's, and must hold strings."""
         schema = pq.read_schema(file)
         check_columns(str(file), columns, schema.names)
         kind = schema.field(columns[0]).type
@@ -211,7 +185,6 @@ class ParquetRows:
             )
 
     def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, tuple[pa.RecordBatch, int]]]:
-        """See `Format`."""
         with pq.ParquetFile(file, buffer_size=_BYTES_AT_ONCE) as table:
             row = 0
             for batch in table.iter_batches(batch_size=_ROWS_PER_BATCH, columns=columns):
@@ -221,30 +194,28 @@ class ParquetRows:
                     yield row, (batch, place)
 
     def record(self, raw: tuple[pa.RecordBatch, int]) -> Mapping[str, Any]:
-        """See `Format`."""
         batch, place = raw
         cells = {name: column[place].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)}
         return {name: _decode(cell) if isinstance(cell, bytes) else cell for name, cell in cells.items()}
 
     def count(self, file: Path) -> int | None:
-        """See `Format`."""
         return cast(int, pq.read_metadata(file).num_rows)
 
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines without their ends, numbered from 1; only a newline ends one."""
+    """Yield lines without their ends, numbered from 1; only a newline ends one."""
     with open_bytes(file) as stream:
         for number, line in enumerate(stream, start=1):
             yield number, (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).rstrip(b"\r\n")
 
 
 def _decode(raw: bytes) -> str:
-    """Text; a byte that is no UTF-8 becomes half of a surrogate pair, by which its text is known as corrupt."""
+    """Decode a row; invalid UTF-8 becomes half of a surrogate pair, which marks its text as corrupt."""
     return raw.decode("utf-8", "surrogateescape")
 
 
 def _undecoded(column: pa.Array) -> pa.Array:
-    """Strings as bytes: one that is no UTF-8 must not take the rest of its batch with it."""
+    """Cast strings to bytes, so that one with invalid UTF-8 does not spoil its batch."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     undecoded = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}

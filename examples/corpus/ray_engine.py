@@ -22,11 +22,7 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def import_ray() -> Any:
-    """Ray with its `data` module, which only this engine needs.
-
-    Raises:
-        ValueError: it is not installed.
-    """
+    """Import Ray with its `data` module, which only this engine needs."""
     try:
         import ray
         import ray.data
@@ -46,20 +42,7 @@ def encode_on_ray(
     num_processes: int,
     tell: Callable[[int], object],
 ) -> Generator[tuple[Chunk, np.ndarray], None, None]:
-    """Encode chunks on the cluster of `RAY_ADDRESS`, or on a local one that lasts as long as this call.
-
-    Args:
-        chunks (`Iterable[Chunk]`): Picklable; read once, on this node.
-        options, facts: Of the encoder. Every node needs the repository and the model under the same paths.
-        num_processes (`int`): Actors, each with a model, on a GPU where the cluster has some, else on a CPU.
-        tell (`Callable`): Called with the number of texts of each chunk.
-
-    Returns:
-        `Generator[tuple[Chunk, numpy.ndarray]]`: each chunk without its texts, and its vectors, in any order.
-
-    Raises:
-        ValueError: Ray Data is not installed.
-    """
+    """Encode chunks on the cluster of `RAY_ADDRESS`, or on a local one that lasts as long as this call."""
     ray = import_ray()
     with _connected(ray, num_processes=num_processes):
         on_gpu = ray.cluster_resources().get("GPU", 0) > 0
@@ -84,11 +67,7 @@ def encode_on_ray(
 
 
 class ChunkActor:
-    """A `ChunkEncoder` on rows of Ray's data set.
-
-    Args:
-        options, facts: Of the encoder.
-    """
+    """A `ChunkEncoder` on rows of Ray's data set."""
 
     def __init__(self, options: EncodingOptions, facts: ModelFacts) -> None:
         os.environ.setdefault("RAYON_NUM_THREADS", str(options.threads))
@@ -103,7 +82,7 @@ class ChunkActor:
 
 @contextmanager
 def _connected(ray: Any, *, num_processes: int) -> Iterator[None]:
-    """A connection to Ray: the one that is there, the one of `RAY_ADDRESS`, or a local cluster."""
+    """Connect to Ray: the running one, that of `RAY_ADDRESS`, or a local cluster."""
     if ray.is_initialized():
         yield
         return
@@ -120,7 +99,7 @@ def _connected(ray: Any, *, num_processes: int) -> Iterator[None]:
 
 
 def _small_blocks(ray: Any) -> Any:
-    """Settings under which Ray hands on each chunk as soon as it is read or encoded."""
+    """Return settings under which Ray hands on each chunk as soon as it is read or encoded."""
     settings = ray.data.DataContext.get_current().copy()
     settings.target_max_block_size = 1  # bytes; a block has at least one row, and is to have no more
     settings.enable_progress_bars = False
@@ -129,7 +108,7 @@ def _small_blocks(ray: Any) -> Any:
 
 
 def _chunk_source(ray: Any, chunks: Iterable[Chunk]) -> Any:
-    """The chunks as something Ray Data reads; Ray's classes are known in here only."""
+    """Return the chunks as something Ray Data reads; Ray's classes are known in here only."""
 
     class ChunkSource(ray.data.Datasource):
         """One task that reads all chunks in order: row numbers depend on all rows before."""
@@ -137,10 +116,10 @@ def _chunk_source(ray: Any, chunks: Iterable[Chunk]) -> Any:
         supports_distributed_reads = False  # the files are on this node
 
         def estimate_inmemory_data_size(self) -> None:
-            """Unknown."""
+            """Return nothing, since the size is unknown."""
 
         def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[Any]:
-            """The one task."""
+            """Return the one task."""
             unknown = ray.data.block.BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
             return [ray.data.ReadTask(lambda: map(_as_row, chunks), unknown)]
 
@@ -148,11 +127,11 @@ def _chunk_source(ray: Any, chunks: Iterable[Chunk]) -> Any:
 
 
 def _as_row(value: Any) -> pa.Table:
-    """One row of Ray's data set."""
+    """Return one row of Ray's data set."""
     return pa.table({"chunk": pa.array([pickle.dumps(value)], pa.large_binary())})
 
 
 def _python_path() -> str:
-    """Where the processes of the cluster find this module."""
+    """Return where the processes of the cluster find this module."""
     known = os.environ.get("PYTHONPATH")
     return str(_REPOSITORY) if not known else os.pathsep.join([str(_REPOSITORY), known])

@@ -3,15 +3,152 @@
 Every row of the source is a row of the corpus and keeps its number, also one that cannot be read.
 """
 
+import csv
 import itertools
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
-from examples.corpus.formats import CorruptRow
-from examples.corpus.origins import Files, Origin, find_origin
-from trainer.sources import check_limit
+import pyarrow as pa
+from datasets import load_dataset
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub import HfApi
+
+from examples.corpus.formats import CorruptRow, DelimitedText, Format, JsonLines, ParquetRows, TextLines
+from examples.files import UNREADABLE
+from trainer.sources import check_columns, check_limit, format_of, is_hub_id, local_files
+
+# What a file that is cut short, damaged or of another format raises.
+_UNREADABLE = (*UNREADABLE, csv.Error, pa.ArrowException)
+
+
+class Origin(Protocol):
+    """Where raw rows come from."""
+
+    def check(self, columns: list[str]) -> None:
+        """Refuse an origin that lacks a column."""
+
+    def rows(self, columns: list[str]) -> Iterator[tuple[str, int, Any]]:
+        """Yield raw rows, each with its file and its line from 1."""
+
+    def record(self, raw: Any) -> Mapping[str, Any]:
+        """Return the cells of a raw row by column."""
+
+    def count(self) -> int | None:
+        """Return rows in all, where that can be told without reading them."""
+        return None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells this state of the origin from another."""
+
+
+@dataclass(frozen=True)
+class Files(Origin):
+    """Local files that share a format, in order."""
+
+    files: list[Path]
+    format: Format
+
+    def check(self, columns: list[str]) -> None:
+        for file in self.files:
+            try:
+                self.format.check(file, columns)
+            except _UNREADABLE as error:
+                raise ValueError(
+                    f"{str(file)!r} cannot be read ({error}). Is it whole, and what its name says?"
+                ) from error
+
+    def rows(self, columns: list[str]) -> Iterator[tuple[str, int, Any]]:
+        for file in self.files:
+            line = 0
+            try:
+                for line, raw in self.format.rows(file, columns):
+                    yield str(file), line, raw
+            except _UNREADABLE as error:
+                raise ValueError(
+                    f"{str(file)!r} cannot be read beyond line {line} ({error}): it is damaged or cut short. "
+                    "Restore it, or pass `--limit` to stop before it. Either is another corpus, which needs "
+                    "a new run: delete the work folder beside the output, OUTPUT.parts, first."
+                ) from error
+
+    def record(self, raw: Any) -> Mapping[str, Any]:
+        return self.format.record(raw)
+
+    def count(self) -> int | None:
+        counts = [self.format.count(file) for file in self.files]
+        return None if None in counts else sum(count or 0 for count in counts)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Bytes and time of the last change of each file."""
+        return describe_files(self.files)
+
+
+@dataclass(frozen=True)
+class HubDataset(Origin):
+    """One split of a dataset of the Hub at one revision, streamed."""
+
+    name: str
+    config_name: str | None
+    split: str
+    revision: str | None
+
+    def check(self, columns: list[str]) -> None:
+        first = next(self.rows(columns), None)
+        if first is not None:
+            check_columns(self.name, columns, list(first[2]))
+
+    def rows(self, columns: list[str]) -> Iterator[tuple[str, int, Any]]:
+        try:
+            rows = load_dataset(self.name, self.config_name, split=self.split, revision=self.revision, streaming=True)
+        except (DatasetNotFoundError, ConnectionError, ValueError) as error:
+            raise ValueError(
+                f"The Hub dataset {self.name!r} with split {self.split!r} and configuration {self.config_name!r} "
+                f"cannot be streamed ({error}). Check the spelling; a split cannot be sliced, use `--limit`."
+            ) from error
+        for number, row in enumerate(rows, start=1):
+            yield self.name, number, row
+
+    def record(self, raw: Any) -> Mapping[str, Any]:
+        return raw
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"texts' revision": self.revision}
+
+
+def describe_files(files: list[Path]) -> dict[str, Any]:
+    """Return size and time of the last change of each file, under its full path."""
+    states = {file.resolve(): file.stat() for file in files}
+    return {str(file): f"{state.st_size} bytes of {state.st_mtime_ns} ns" for file, state in states.items()}
+
+
+def find_origin(source: str | list[str], *, split: str, config_name: str | None) -> Origin:
+    """Return files where there are some, else a dataset of the Hub at its present revision."""
+    if isinstance(source, list) and len(source) == 1:
+        (source,) = source
+    if isinstance(source, str) and is_hub_id(source):
+        try:
+            revision = HfApi().dataset_info(source).sha
+        except Exception as error:  # of whatever library the Hub's client speaks HTTP with
+            raise ValueError(
+                f"The corpus is {source!r}: there is no such file or folder here, and as a Hub dataset it cannot be "
+                f"reached ({error}). Check the spelling, the connection and the access token, or pass a path."
+            ) from error
+        return HubDataset(source, config_name, split, revision)
+    if split != "train" or config_name is not None:
+        raise ValueError(
+            f"The split is {split!r} and the configuration {config_name!r}, but the corpus {source!r} is made of "
+            "files, which have neither. Leave both out, or pass the id of a Hub dataset."
+        )
+    files = local_files(source, name="texts")
+    builder, options = format_of(files)
+    packed = [str(file) for file in files if builder == "parquet" and file.suffix.lower() != ".parquet"]
+    if packed:
+        raise ValueError(f"{packed[0]!r} is compressed as a whole and cannot be streamed. Decompress it.")
+    readers: dict[str, Format] = {"text": TextLines(), "json": JsonLines(), "parquet": ParquetRows()}
+    delimited = DelimitedText(delimiter=options.get("sep", ","), quoting=options.get("quoting", csv.QUOTE_MINIMAL))
+    return Files(files, readers.get(builder, delimited))
 
 
 class Complaint(NamedTuple):
@@ -25,7 +162,7 @@ class Complaint(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Consecutive rows of a corpus, encoded together. One of no rows stands behind the last and ends the corpus."""
+    """Consecutive rows of a corpus, encoded together. One without rows ends the corpus."""
 
     index: int
     first_row: int
@@ -36,20 +173,13 @@ class Chunk:
     complaints: list[Complaint] = field(default_factory=list)
 
     def without_texts(self) -> "Chunk":
-        """What is still needed once the texts are encoded."""
+        """Return what is still needed once the texts are encoded."""
         return replace(self, texts=[], places=[])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """The rows of an origin as texts.
-
-    Args:
-        origin (`Origin`): Where they come from.
-        text_column (`str`): The column of the text.
-        id_column (`str`, *optional*): A column to keep.
-        limit (`int`, *optional*): Read this many rows at most, those that cannot be read included.
-    """
+    """The rows of an origin as texts."""
 
     origin: Origin
     text_column: str = "text"
@@ -62,16 +192,12 @@ class Corpus:
         return list(dict.fromkeys([self.text_column, *([] if self.id_column is None else [self.id_column])]))
 
     def count(self) -> int | None:
-        """Rows in all, where that can be told without reading them."""
+        """Return rows in all, where that can be told without reading them."""
         rows = self.origin.count()
         return rows if self.limit is None or rows is None else min(rows, self.limit)
 
     def count_by_reading(self, goes_on: Callable[[], bool]) -> int | None:
-        """Rows in all, read once and not understood; `None` where that is not to be, or fails.
-
-        Args:
-            goes_on (`Callable`): Asked before each row.
-        """
+        """Return rows in all, read once and not understood; `None` where that is not to be, or fails."""
         if not isinstance(self.origin, Files):  # what would be read is on another machine
             return None
         number = 0
@@ -85,13 +211,7 @@ class Corpus:
         return number
 
     def chunk(self, index: int, first_row: int, raw_rows: list[tuple[str, int, Any]]) -> Chunk:
-        """Make texts and ids of raw rows.
-
-        Args:
-            index (`int`): Of the chunk.
-            first_row (`int`): Number of the first row in the corpus.
-            raw_rows (`list`): As the origin gives them.
-        """
+        """Make texts and ids of raw rows."""
         chunk = Chunk(index=index, first_row=first_row, num_rows=len(raw_rows))
         for place, (file, line, raw) in enumerate(raw_rows):
             record: Mapping[str, Any] = {}
@@ -108,24 +228,14 @@ class Corpus:
 
 @dataclass(frozen=True)
 class ChunkStream:
-    """All chunks of a corpus in order, then an empty one. Each iteration reads the corpus anew; it can be pickled.
-
-    Args:
-        corpus (`Corpus`): What to read.
-        chunk_size (`int`): Rows of a chunk, >= 1; the last may have fewer.
-        skip (`Collection[int]`): Indices of chunks to leave out; their rows are passed over unread.
-    """
+    """All chunks of a corpus in order, then an empty one. Each iteration reads the corpus anew; it can be pickled."""
 
     corpus: Corpus
     chunk_size: int
     skip: Collection[int] = ()
 
     def __iter__(self) -> Iterator[Chunk]:
-        """Read the corpus.
-
-        Raises:
-            ValueError: a file that cannot be read to its end.
-        """
+        """Read the corpus."""
         rows = itertools.islice(self.corpus.origin.rows(self.corpus.columns), self.corpus.limit)
         first_row = 0
         for index in itertools.count():
@@ -146,21 +256,7 @@ def open_corpus(
     config_name: str | None = None,
     limit: int | None = None,
 ) -> Corpus:
-    """Find the rows of a corpus and check that it can be read; nothing is read beyond the first rows of each file.
-
-    Args:
-        source (`str` or `list[str]`): Files, folders and glob patterns as for `trainer.load_texts`, or one Hub id.
-        text_column (`str`): The column of the text; `"text"` for plain text files.
-        id_column (`str`, *optional*): A column to keep beside the vectors.
-        split, config_name: Of a Hub dataset.
-        limit (`int`, *optional*): Read this many rows at most, >= 1.
-
-    Returns:
-        `Corpus`: of at least one row.
-
-    Raises:
-        ValueError: nothing there, formats mixed, a column missing, no row, or a file that cannot be streamed.
-    """
+    """Find the rows of a corpus and check that it can be read; nothing is read beyond the first rows of each file."""
     check_limit(limit)
     origin = find_origin(source, split=split, config_name=config_name)
     corpus = Corpus(origin=origin, text_column=text_column, id_column=id_column, limit=limit)
@@ -171,7 +267,7 @@ def open_corpus(
 
 
 def _text_of(record: Mapping[str, Any], column: str) -> str:
-    """The text of a record.
+    """Return the text of a record.
 
     Raises:
         CorruptRow: there is none, or nothing a tokenizer can read.
@@ -193,7 +289,7 @@ def _text_of(record: Mapping[str, Any], column: str) -> str:
 
 
 def _id_of(record: Mapping[str, Any], column: str) -> str | None:
-    """The id of a record as text: a string as it is, anything else as JSON, nothing as null."""
+    """Return the id of a record as text: a string as it is, anything else as JSON, nothing as null."""
     value = record.get(column)
     if value is None:
         return None

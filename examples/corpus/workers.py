@@ -34,16 +34,6 @@ def encode_here(
 ) -> Generator[tuple[Chunk, np.ndarray], None, None]:
     """Encode chunks on this machine.
 
-    Args:
-        chunks (`Iterable[Chunk]`): Read as they are needed, in this process.
-        options, facts: Of the encoder. Its `threads` decide the bits of a vector, the number of processes does not.
-        num_processes (`int`): 1: no process is started. More: each has a model, on CUDA device 0, 1, ... where there
-            are some.
-        tell (`Callable`): Called in this process with the number of texts that were encoded since the last call.
-
-    Returns:
-        `Generator[tuple[Chunk, numpy.ndarray]]`: each chunk, perhaps without its texts, and its vectors, in order.
-
     Raises:
         RuntimeError: a process died.
     """
@@ -89,13 +79,13 @@ def encode_here(
 
 
 def _first_result(waiting: deque[tuple[Chunk, "Future[np.ndarray]"]]) -> tuple[Chunk, np.ndarray]:
-    """The oldest chunk and its vectors, once they are there."""
+    """Return the oldest chunk and its vectors, once they are there."""
     chunk, future = waiting.popleft()
     return chunk, future.result()
 
 
 def _device(number: int) -> str:
-    """Where the worker of this number computes."""
+    """Return where the worker of this number computes."""
     return f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 

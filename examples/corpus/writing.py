@@ -13,24 +13,23 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from examples.corpus.reading import Chunk, Complaint
+from trainer.whole_files import whole_file
 
 _DIFFERENCES_TOLD = 5
 
 
 class PartsFolder:
-    """The work folder beside an output.
-
-    Args:
-        output (`Path`): The file that the chunks will make.
-    """
+    """The work folder beside an output."""
 
     def __init__(self, output: Path) -> None:
         self.output = output
@@ -38,18 +37,7 @@ class PartsFolder:
 
     @contextmanager
     def opened(self, manifest: Mapping[str, Any]) -> Iterator[bool]:
-        """Make the folder, or go on with it; nobody else can until the context is left.
-
-        Args:
-            manifest (`Mapping[str, Any]`): Everything the output's bytes depend on, as JSON can hold it.
-
-        Yields:
-            `bool`: whether a run of this manifest was here before.
-
-        Raises:
-            ValueError: the folder cannot be written, another run is at work in it, or it holds finished chunks of
-                another manifest.
-        """
+        """Make the folder, or go on with it; nobody else can until the context is left."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = open(self.path / "lock", "ab")
@@ -69,12 +57,12 @@ class PartsFolder:
             yield self._begin(json.loads(json.dumps(manifest)))
 
     def begun_with(self, argument: str) -> Any:
-        """Value of an argument in the run whose finished chunks are here; `None` where there are none."""
+        """Return an argument's value in the run whose finished chunks are here; `None` where there are none."""
         file = self.path / "manifest.json"
         return json.loads(file.read_bytes()).get(f"`{argument}`") if file.exists() and self.finished() else None
 
     def finished(self) -> dict[int, int]:
-        """Rows of each finished chunk by its index; a file that is not whole is no chunk."""
+        """Return rows of each finished chunk by its index; a file that is not whole is not a chunk."""
         rows = {}
         for file in self.path.glob("*.npy"):
             with open(file, "rb") as stream, suppress(ValueError):
@@ -87,11 +75,7 @@ class PartsFolder:
         """Keep a finished chunk.
 
         Args:
-            chunk (`Chunk`): Its ids and complaints.
             vectors (`numpy.ndarray` of shape `(chunk.num_rows, width)`): Contiguous.
-
-        Raises:
-            OSError: naming the file and the free space; the chunks before are kept.
         """
         if chunk.ids or chunk.complaints:
             details = {"ids": chunk.ids, "complaints": chunk.complaints}
@@ -102,16 +86,16 @@ class PartsFolder:
             file.write(vectors.view(np.uint8).data)
 
     def vectors_file(self, index: int) -> Path:
-        """Where the vectors of a chunk are."""
+        """Return where the vectors of a chunk are."""
         return self.path / f"{index:08d}.npy"
 
     def ids(self, index: int) -> list[str | None]:
-        """The ids of a finished chunk, one per row; empty where none were wanted."""
+        """Return the ids of a finished chunk, one per row; empty where none were wanted."""
         ids: list[str | None] = self._details(index).get("ids", [])
         return ids
 
     def complaints(self, index: int) -> list[Complaint]:
-        """What was wrong with rows of a finished chunk."""
+        """Return what was wrong with rows of a finished chunk."""
         return [Complaint(*complaint) for complaint in self._details(index).get("complaints", [])]
 
     def remove(self) -> None:
@@ -146,49 +130,13 @@ class PartsFolder:
         return False
 
     def _details_file(self, index: int) -> Path:
-        """Where ids and complaints of a chunk are."""
+        """Return where ids and complaints of a chunk are."""
         return self.path / f"{index:08d}.json"
 
     def _details(self, index: int) -> dict[str, Any]:
-        """Ids and complaints of a finished chunk."""
+        """Return ids and complaints of a finished chunk."""
         file = self._details_file(index)
         return json.loads(file.read_bytes()) if file.exists() else {}
-
-
-@contextmanager
-def whole_file(path: Path, *, aside: Path | None = None) -> Iterator[BinaryIO]:
-    """A file to write that appears under its name when all of it is on the disk, or not at all.
-
-    Args:
-        path (`Path`): Its name; a file of this name is replaced.
-        aside (`Path`, *optional*): A folder of the same file system for the unfinished file; its own by default.
-
-    Raises:
-        OSError: it cannot be written, naming it and the free space.
-    """
-    unfinished = (path.parent if aside is None else aside) / f"{path.name}.unfinished"
-    try:
-        with open(unfinished, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the name, too
-        finally:
-            os.close(folder)
-    except BaseException as error:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        free = shutil.disk_usage(path.parent).free
-        raise OSError(
-            error.errno,
-            f"{str(path)!r} cannot be written ({error.strerror or error}); {free:,} bytes are free there. Finished "
-            "chunks are kept: make room or lift the limit, then run the same command again",
-        ) from error
 
 
 def write_npy_header(file: BinaryIO, *, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -198,11 +146,48 @@ def write_npy_header(file: BinaryIO, *, shape: tuple[int, ...], dtype: np.dtype)
 
 
 def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of a `.npy` file that `write_npy_header` began; leaves the file at its data.
-
-    Raises:
-        ValueError: it is none, or cut short.
-    """
+    """Return shape and dtype of a `.npy` file that `write_npy_header` began, and leave the file at its data."""
     np.lib.format.read_magic(file)
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     return shape, dtype
+
+
+SUFFIXES = (".npy", ".parquet")
+_BYTES_AT_ONCE = 1 << 20
+
+
+def merge_parts(parts: PartsFolder, rows: Sequence[int], *, width: int, dtype: str, with_ids: bool) -> None:
+    """Write the output file, which appears whole or not at all."""
+    with whole_file(parts.output, aside=parts.path) as file:
+        if parts.output.suffix == ".npy":
+            _merge_npy(file, parts, rows, width=width, dtype=np.dtype(dtype))
+        else:
+            _merge_parquet(file, parts, rows, width=width, dtype=np.dtype(dtype), with_ids=with_ids)
+
+
+def _merge_npy(file: Any, parts: PartsFolder, rows: Sequence[int], *, width: int, dtype: np.dtype) -> None:
+    """Write one header, then the data of all chunks; a memory map would end in SIGBUS on a full disk."""
+    write_npy_header(file, shape=(sum(rows), width), dtype=dtype)
+    for index in range(len(rows)):
+        with open(parts.vectors_file(index), "rb") as part:
+            read_npy_header(part)
+            shutil.copyfileobj(part, file, _BYTES_AT_ONCE)
+
+
+def _merge_parquet(
+    file: Any, parts: PartsFolder, rows: Sequence[int], *, width: int, dtype: np.dtype, with_ids: bool
+) -> None:
+    """Write the columns `row`, `id` where there are ids, and `embedding`; each chunk is a row group."""
+    embedding = pa.list_(pa.from_numpy_dtype(dtype), width)
+    columns = {"row": pa.int64(), **({"id": pa.string()} if with_ids else {}), "embedding": embedding}
+    first_row = 0
+    # Vectors neither compress nor repeat.
+    with pq.ParquetWriter(file, pa.schema(columns), compression="none", use_dictionary=False) as writer:
+        for index, num_rows in enumerate(rows):
+            vectors = np.load(parts.vectors_file(index))
+            arrays: list[pa.Array] = [pa.array(np.arange(first_row, first_row + num_rows))]
+            if with_ids:
+                arrays.append(pa.array(parts.ids(index), pa.string()))
+            arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=embedding))
+            writer.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(columns)))
+            first_row += num_rows

@@ -1,1 +1,1 @@
-"""The app's parts: a model, the functions behind each tab, and the page that shows them."""
+"""The app's parts: what each tab does, and the page that shows it."""

@@ -28,38 +28,19 @@ TITLES: dict[AttentionMode, str] = {
 
 @dataclass(frozen=True)
 class Row:
-    """A text as the model reads it, its blanks filled.
-
-    Args:
-        token_ids (`list[int]`): BOS first, where the vocabulary has one.
-        segments (`list[int]`): 0 for a token of the context, k for one of the k-th span.
-        names (`list[str]`): The tokens as text.
-    """
+    """A text as the model reads it, its blanks filled."""
 
     token_ids: list[int]
     segments: list[int]
     names: list[str]
 
     def segments_in(self, mode: AttentionMode) -> list[int]:
-        """The segments that make a mode: all context, all one span, or what the blanks say.
-
-        Args:
-            mode (`str`): One of the three.
-        """
+        """Return the segments that make a mode: all context, all one span, or what the blanks say."""
         return {"causal": [1] * len(self.segments), "bidirectional": [0] * len(self.segments)}.get(mode, self.segments)
 
 
 def read_row(model: Any, text: object, *, limits: Limits = LIMITS) -> Row:
-    """Tokens of a text; blanks are filled by the model.
-
-    Args:
-        model: A MAGNET model.
-        text: With or without blanks.
-        limits (`Limits`): What is taken.
-
-    Raises:
-        ValueError: no text, or more tokens than a table can show.
-    """
+    """Return tokens of a text; blanks are filled by the model."""
     given = checked_text(text, what="The text", limits=limits)
     tokenizer = model.tokenizer
     pieces = split_at_marks(given, BLANK, name="The text") if BLANK in given else [given]
@@ -94,11 +75,7 @@ def read_row(model: Any, text: object, *, limits: Limits = LIMITS) -> Row:
 
 
 def render_masks(row: Row) -> str:
-    """The three masks of a row, as in Figure 2 of the paper.
-
-    Args:
-        row (`Row`): A text as the model reads it.
-    """
+    """Return the three masks of a row, as in Figure 2 of the paper."""
     grids = ""
     for mode in MODES:
         segments = row.segments_in(mode)
@@ -110,11 +87,7 @@ def render_masks(row: Row) -> str:
 
 
 def with_eager_attention(model: Any) -> Any:
-    """The same weights in a model whose attention can be looked at; the one that others use stays as it is.
-
-    Args:
-        model: A MAGNET model.
-    """
+    """Return the same weights in a model whose attention can be looked at; the one that others use stays as it is."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
     twin.set_attn_implementation("eager")
@@ -123,20 +96,10 @@ def with_eager_attention(model: Any) -> Any:
 
 @torch.no_grad()
 def attention_weights(model: Any, row: Row, *, mode: object, layer: object, head: object) -> torch.Tensor:
-    """What each token of a row looks at.
-
-    Args:
-        model: With eager attention, as `with_eager_attention` gives it.
-        row (`Row`): A text as the model reads it.
-        mode: `"causal"`, `"bidirectional"` or `"infill"`.
-        layer: From 1.
-        head: From 1.
+    """Return what each token of a row looks at.
 
     Returns:
         `torch.Tensor` of shape `(S, S)`: row looks at column; rows sum to 1.
-
-    Raises:
-        ValueError: a mode, layer or head that does not exist.
     """
     if mode not in MODES:
         raise ValueError(f"Mode is {mode!r}; expected one of {', '.join(MODES)}.")
@@ -151,16 +114,14 @@ def attention_weights(model: Any, row: Row, *, mode: object, layer: object, head
 
 
 def render_weights(row: Row, weights: torch.Tensor, *, caption: str) -> str:
-    """One head's weights as a table.
+    """Return one head's weights as a table.
 
     Args:
-        row (`Row`): A text as the model reads it.
         weights (`torch.Tensor` of shape `(S, S)`): From `attention_weights`.
-        caption (`str`): Whose they are.
     """
     return render_heatmap(
         weights.tolist(), caption=caption, rows=row.names, columns=row.names, corner="looks at", least=0.0, most=1.0
     )
 
 
-__all__ = ["Row", "attention_weights", "read_row", "render_masks", "render_weights", "with_eager_attention"]
+__all__ = ["attention_weights", "read_row", "render_masks", "render_weights", "with_eager_attention"]

@@ -29,9 +29,7 @@ class Likeness:
     """Lines, their words if these were compared, and the cosines.
 
     Args:
-        lines (`list[str]`): What was typed.
         cosines (`np.ndarray` of shape `(n, n)`): Between lines, or between words.
-        words (`list[Word]`, *optional*): Of all lines in order.
     """
 
     lines: list[str]
@@ -39,20 +37,12 @@ class Likeness:
     words: list[Word] | None = None
 
     def text_of(self, word: Word) -> str:
-        """A word as it is written."""
+        """Return a word as it is written."""
         return self.lines[word.line][word.start : word.end]
 
 
 def split_lines(text: object, *, limits: Limits = LIMITS) -> list[str]:
-    """The lines of a text, without empty ones.
-
-    Args:
-        text: What came from the page.
-        limits (`Limits`): How many are taken.
-
-    Raises:
-        ValueError: fewer than two, or too many.
-    """
+    """Return the lines of a text, without empty ones."""
     given = checked_text(text, what="The list of lines", limits=limits)
     lines = [line.strip() for line in given.splitlines() if line.strip()]
     if not 2 <= len(lines) <= limits.lines:
@@ -61,32 +51,14 @@ def split_lines(text: object, *, limits: Limits = LIMITS) -> list[str]:
 
 
 def compare_sentences(model: Any, text: object, *, limits: Limits = LIMITS) -> Likeness:
-    """Cosines between the embeddings of lines.
-
-    Args:
-        model: A MAGNET model.
-        text: One text a line.
-        limits (`Limits`): What is taken.
-
-    Raises:
-        ValueError: as `split_lines`, or what `encode` refuses.
-    """
+    """Return the cosines between the embeddings of lines."""
     lines = split_lines(text, limits=limits)
     vectors = model.encode(lines, normalize_embeddings=True)
     return Likeness(lines, vectors @ vectors.T)
 
 
 def compare_words(model: Any, text: object, *, limits: Limits = LIMITS) -> Likeness:
-    """Cosines between all words of all lines.
-
-    Args:
-        model: A MAGNET model.
-        text: One text a line.
-        limits (`Limits`): What is taken.
-
-    Raises:
-        ValueError: as `split_lines`, too many words, or what `encode_words` refuses.
-    """
+    """Return the cosines between all words of all lines."""
     lines = split_lines(text, limits=limits)
     count = sum(len(line.split()) for line in lines)
     if count > limits.words:
@@ -101,29 +73,19 @@ def compare_words(model: Any, text: object, *, limits: Limits = LIMITS) -> Liken
 
 
 def nearest_words(likeness: Likeness, index: int, *, number: int = NEAREST) -> list[int]:
-    """The words of other lines that are most like one, the most like first.
-
-    Args:
-        likeness (`Likeness`): Compared words.
-        index (`int`): Which word.
-        number (`int`): How many.
-    """
+    """Return the words of other lines that are most like one, the most like first."""
     words = likeness.words or []
     others = [other for other, word in enumerate(words) if word.line != words[index].line]
     return sorted(others, key=lambda other: -likeness.cosines[index, other])[:number]
 
 
 def render_likeness(likeness: Likeness) -> str:
-    """The neighbours first, the numbers below.
-
-    Args:
-        likeness (`Likeness`): Compared lines or words.
-    """
+    """Return the neighbours first, the numbers below."""
     return _render_lines(likeness) if likeness.words is None else _render_words(likeness)
 
 
 def _render_lines(likeness: Likeness) -> str:
-    """Each line with its nearest neighbour, then all cosines."""
+    """Return each line with its nearest neighbour, then all cosines."""
     items = ""
     for number, line in enumerate(likeness.lines):
         others = likeness.cosines[number].copy()
@@ -139,7 +101,7 @@ def _render_lines(likeness: Likeness) -> str:
 
 
 def _render_words(likeness: Likeness) -> str:
-    """Every word as a button that tells its nearest usages; `page.js` shows them."""
+    """Return every word as a button that tells its nearest usages; `page.js` shows them."""
     words = likeness.words or []
     lines = ["" for _ in likeness.lines]
     ends = [0 for _ in likeness.lines]
@@ -174,7 +136,7 @@ def _render_words(likeness: Likeness) -> str:
 
 
 def _table(likeness: Likeness, *, rows: list[str], columns: list[str], of: str) -> str:
-    """All cosines, shaded over the range that different texts have: embeddings of small models lie close together."""
+    """Render all cosines, shaded over the range that different texts have."""
     apart = likeness.cosines[~np.eye(len(likeness.cosines), dtype=bool)]
     least, most = float(apart.min()), float(apart.max())
     return "<h2>Similarity</h2>" + render_heatmap(
@@ -189,8 +151,8 @@ def _table(likeness: Likeness, *, rows: list[str], columns: list[str], of: str) 
 
 
 def _shortened(line: str, length: int = 24) -> str:
-    """The beginning of a line."""
+    """Return the beginning of a line."""
     return line if len(line) <= length else line[: length - 1].rstrip() + "…"
 
 
-__all__ = ["Likeness", "Word", "compare_sentences", "compare_words", "nearest_words", "render_likeness", "split_lines"]
+__all__ = ["compare_sentences", "compare_words", "nearest_words", "render_likeness"]

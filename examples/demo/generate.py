@@ -26,14 +26,7 @@ PATIENCE = 0.2
 
 @dataclass(frozen=True)
 class Written:
-    """What is there so far.
-
-    Args:
-        prompt (`str`): What the model goes on from.
-        text (`str`): What it wrote.
-        tokens (`int`): How many tokens that is.
-        state (`str`): What is going on.
-    """
+    """What is there so far."""
 
     prompt: str
     text: str
@@ -76,19 +69,7 @@ def write_on(
     stop: threading.Event,
     limits: Limits = LIMITS,
 ) -> Generator[Written, None, None]:
-    """Go on from a prompt, from left to right; whoever leaves the iterator stops the model.
-
-    Args:
-        model: A MAGNET model.
-        prompt: The text to go on from.
-        new_tokens: Tokens at most.
-        temperature: 0 for the likeliest token each time, above it a draw.
-        stop (`threading.Event`): Ends the text where it is.
-        limits (`Limits`): What is taken.
-
-    Raises:
-        ValueError: no prompt, one that fills the context, or numbers out of range.
-    """
+    """Go on from a prompt, from left to right; whoever leaves the iterator stops the model."""
     given = checked_text(prompt, what="The prompt", limits=limits)
     number = checked_number(new_tokens, what="New tokens", least=1, most=limits.new_tokens)
     if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 <= temperature <= 2:
@@ -157,7 +138,7 @@ def _write(
 
 
 def _text(tokenizer: Any, row: Sequence[int], ids: Sequence[int]) -> str:
-    """What the new tokens say; a character whose last byte is still to come is left out."""
+    """Return what the new tokens say; a character whose last byte is still to come is left out."""
     special = special_ids(tokenizer)
     before, new = ([token for token in part if token not in special] for part in (row, ids))
     return decode_fill(tokenizer, before, new).rstrip("\ufffd")
@@ -171,11 +152,7 @@ class Runs:
         self._lock = threading.Lock()
 
     def begin(self, visitor: str) -> threading.Event:
-        """Stop what a visitor had begun before, and begin anew.
-
-        Args:
-            visitor (`str`): Of whom there is one run at a time.
-        """
+        """Stop what a visitor had begun before, and begin anew."""
         with self._lock:
             if visitor in self._stops:
                 self._stops[visitor].set()
@@ -183,11 +160,7 @@ class Runs:
             return self._stops[visitor]
 
     def stop(self, visitor: str) -> None:
-        """Stop a visitor's run, if there is one.
-
-        Args:
-            visitor (`str`): Whose.
-        """
+        """Stop a visitor's run, if there is one."""
         with self._lock:
             stop = self._stops.pop(visitor, None)
         if stop is not None:
@@ -195,11 +168,7 @@ class Runs:
 
 
 def show_writing(states: Generator[Written, None, None]) -> Iterator[tuple[str, str]]:
-    """Text and meters, as they grow; what is wrong with a request stands in the place of the text.
-
-    Args:
-        states (`Generator[Written]`): From `write_on`.
-    """
+    """Yield text and meters as they grow; an error takes the place of the text."""
     last = ""
     try:
         with closing(states):  # a visitor who leaves stops the model
@@ -211,21 +180,13 @@ def show_writing(states: Generator[Written, None, None]) -> Iterator[tuple[str, 
 
 
 def render_text(written: Written) -> str:
-    """Prompt and continuation.
-
-    Args:
-        written (`Written`): What is there so far.
-    """
+    """Render prompt and continuation."""
     state = "" if written.state == "writing" else f'<p class="note" role="status">{written.state}</p>'
     return f'<p class="text">{html.escape(written.prompt)}<mark>{html.escape(written.text)}</mark></p>{state}'
 
 
 def render_meters(written: Written) -> str:
-    """How much of the continuation repeats itself.
-
-    Args:
-        written (`Written`): What is there so far.
-    """
+    """Return how much of the continuation repeats itself."""
     shares = {f"Rep-{n}": repetition_n(written.text, n=n) for n in (2, 3, 4)}
     shares["Rep-Sen"] = repetition_sentences(written.text)
     items = "".join(
@@ -236,4 +197,4 @@ def render_meters(written: Written) -> str:
     return f'<div class="meters"><span>{written.tokens} tokens</span>{items}</div>'
 
 
-__all__ = ["Runs", "Written", "render_meters", "render_text", "show_writing", "write_on"]
+__all__ = ["Runs", "Written", "render_meters", "show_writing", "write_on"]

@@ -1,4 +1,4 @@
-"""Infill: a text with blanks -> answers from both sides, and what the same model writes from the left alone."""
+"""Infill: a text with blanks -> answers from both sides, and what the same model writes from the left only."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from examples.demo.limits import LIMITS, Limits, checked_number, checked_text
-from examples.fills_page import render_fill, render_scale
-from examples.infill_stories import describe
+from examples.fills_page import describe, render_fill, render_scale
 from modeling_magnet.answers_magnet import Fill
 from modeling_magnet.blanks_magnet import split_at_marks
 from modeling_magnet.gaps_magnet import decode_fill
@@ -23,14 +22,7 @@ BLANK = "[blank]"
 
 @dataclass(frozen=True)
 class Filled:
-    """One text with its blanks filled.
-
-    Args:
-        pieces (`list[str]`): The text around the blanks.
-        fills (`list[list[dict]]`): The answers to each blank, the likeliest first.
-        from_left (`list[dict]`, *optional*): What the model writes in each blank from left to right, blind to what
-            follows; `None` where there is nothing to go on from.
-    """
+    """One text with its blanks filled."""
 
     pieces: list[str]
     fills: list[list[dict[str, Any]]]
@@ -38,18 +30,7 @@ class Filled:
 
 
 def fill_text(model: Any, text: object, *, length: object, answers: object, limits: Limits = LIMITS) -> Filled:
-    """Fill every blank of a text.
-
-    Args:
-        model: A MAGNET model.
-        text: The text, with `[blank]` where something is missing.
-        length: Tokens of each fill, or `None` to let the model choose.
-        answers: Different answers to each blank.
-        limits (`Limits`): What is taken.
-
-    Raises:
-        ValueError: no blank, too much of anything, or what `infill_blanks` refuses.
-    """
+    """Fill every blank of a text."""
     given = checked_text(text, what="The text", limits=limits)
     count = checked_number(answers, what="Answers", least=1, most=limits.answers)
     pieces = split_at_marks(given, BLANK, name="The text")
@@ -70,13 +51,7 @@ def fill_text(model: Any, text: object, *, length: object, answers: object, limi
 
 
 def fill_from_left(model: Any, pieces: Sequence[str], numbers: Sequence[int]) -> list[dict[str, Any]] | None:
-    """What the same weights write in causal mode, blank after blank; each sees the text in front of it alone.
-
-    Args:
-        model: A MAGNET model.
-        pieces (`Sequence[str]`): The text around the blanks.
-        numbers (`Sequence[int]`): Tokens to write in each.
-    """
+    """Fill blank after blank in causal mode; each sees only the text before it."""
     before, fills = pieces[0], []
     for number, piece in zip(numbers, pieces[1:], strict=True):
         ids = text_ids(model.tokenizer, before.rstrip(" "))
@@ -93,7 +68,7 @@ def fill_from_left(model: Any, pieces: Sequence[str], numbers: Sequence[int]) ->
 
 @torch.no_grad()
 def _continue(model: Any, row: list[int], number: int) -> Fill:
-    """So many tokens behind others, each the likeliest; log-probabilities before any processor, as infilling has."""
+    """Continue a row greedily, with log-probabilities from before any processor, as infilling has."""
     if number == 0:  # the model ended its fill at once
         return Fill("")
     input_ids = torch.tensor([row], device=model.device)
@@ -117,11 +92,7 @@ def _continue(model: Any, row: list[int], number: int) -> Fill:
 
 
 def render_filled(filled: Filled) -> str:
-    """Both fillings side by side, and all answers below.
-
-    Args:
-        filled (`Filled`): A filled text.
-    """
+    """Render both fillings side by side, and all answers below."""
     best = [answers[0] for answers in filled.fills]
     if filled.from_left is None:
         left = "<p>The text begins with the blank and this model has no BOS token: nothing to go on from.</p>"
@@ -137,7 +108,7 @@ def render_filled(filled: Filled) -> str:
 
 
 def _in_place(pieces: Sequence[str], fills: Sequence[Mapping[str, Any]]) -> str:
-    """A text with its fills, and how likely the model finds all of them."""
+    """Return a text with its fills, and how likely the model finds all of them."""
     parts = [html.escape(pieces[0])]
     for fill, piece in zip(fills, pieces[1:], strict=True):
         parts += [f"<mark>{render_fill(fill)}</mark>", html.escape(piece)]
@@ -148,7 +119,7 @@ def _in_place(pieces: Sequence[str], fills: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _answers(number: int, answers: Sequence[Mapping[str, Any]]) -> str:
-    """The answers to one blank with their log-probabilities."""
+    """Return the answers to one blank with their log-probabilities."""
     items = "".join(
         f'<li>{render_fill(answer)} <span class="note">{answer["logprob"]:.2f} nats, '
         f"{answer['mean_logprob']:.2f} a token</span></li>"

@@ -29,16 +29,7 @@ LIMITS = Limits()
 
 
 def checked_text(text: object, *, what: str, limits: Limits = LIMITS) -> str:
-    """A visitor's text, if it is one.
-
-    Args:
-        text: What came from the page.
-        what (`str`): What to call it.
-        limits (`Limits`): How long it may be.
-
-    Raises:
-        ValueError: nothing, too much, or what is no Unicode text.
-    """
+    """Return a visitor's text, if it is one."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{what} is empty. Type some text first.")
     if len(text) > limits.characters:
@@ -50,16 +41,7 @@ def checked_text(text: object, *, what: str, limits: Limits = LIMITS) -> str:
 
 
 def checked_number(value: object, *, what: str, least: int, most: int) -> int:
-    """A whole number of a visitor's, which need not come from the slider that the page offers.
-
-    Args:
-        value: What came from the page.
-        what (`str`): What to call it.
-        least (`int`): The smallest that is taken.
-        most (`int`): The largest.
-
-    Raises:
-        ValueError: no whole number, or one out of range.
+    """Return a whole number of a visitor's, which need not come from the slider that the page offers.
 
     Example:
         >>> checked_number(3.0, what="answers", least=1, most=5)
@@ -72,20 +54,12 @@ def checked_number(value: object, *, what: str, least: int, most: int) -> int:
 
 
 def render_error(message: str) -> str:
-    """What could not be done, as the page shows it.
-
-    Args:
-        message (`str`): Plain text.
-    """
+    """Return what could not be done, as the page shows it."""
     return f'<p class="problem" role="alert">{html.escape(message)}</p>'
 
 
 def shows_problems(function: Callable[..., str]) -> Callable[..., str]:
-    """Show what is wrong with a request in the place of its answer; anything unforeseen goes to the terminal.
-
-    Args:
-        function: Makes HTML; a `ValueError` says what the visitor can do.
-    """
+    """Show what is wrong with a request in the place of its answer; anything unforeseen goes to the terminal."""
 
     @functools.wraps(function)
     def shown(*arguments: object) -> str:
@@ -98,11 +72,7 @@ def shows_problems(function: Callable[..., str]) -> Callable[..., str]:
 
 
 def problem(error: BaseException) -> str:
-    """What a visitor is told of an error; whatever is no `ValueError` is the operator's, in full.
-
-    Args:
-        error: What was raised.
-    """
+    """Return what a visitor is told of an error; whatever is no `ValueError` is the operator's, in full."""
     if isinstance(error, ValueError):
         return str(error)
     traceback.print_exception(error)

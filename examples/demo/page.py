@@ -1,4 +1,4 @@
-"""The page: four tabs over one model, the queue in front of it, and a look that asks no other host for anything."""
+"""The page: four tabs over one model, the queue before it, and a look that asks no other host for anything."""
 
 from __future__ import annotations
 
@@ -34,11 +34,7 @@ GAPPED = "She bought a[blank] and stayed dry."
 
 
 class Handlers:
-    """What the buttons call.
-
-    Args:
-        model: A MAGNET model, shared by all visitors.
-    """
+    """What the buttons call."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -46,19 +42,19 @@ class Handlers:
         self.runs = Runs()
 
     def fill(self, text: object, length: object, tokens: object, answers: object) -> str:
-        """Answers to the blanks of a text."""
+        """Return answers to the blanks of a text."""
         filled = fill_text(self.model, text, length=None if length == "automatic" else tokens, answers=answers)
         return render_filled(filled)
 
     def compare(self, text: object, level: object) -> str:
-        """How alike lines or their words are."""
+        """Return how alike lines or their words are."""
         compare = compare_words if level == "words" else compare_sentences
         return render_likeness(compare(self.model, text))
 
     def write(
         self, prompt: object, tokens: object, temperature: object, request: gr.Request
     ) -> Iterator[tuple[str, str]]:
-        """A continuation as it grows."""
+        """Yield a continuation as it grows."""
         stop = self.runs.begin(str(request.session_hash))
         yield from show_writing(write_on(self.model, prompt, new_tokens=tokens, temperature=temperature, stop=stop))
 
@@ -67,7 +63,7 @@ class Handlers:
         self.runs.stop(str(request.session_hash))
 
     def attend(self, text: object, mode: object, layer: object, head: object) -> str:
-        """Masks, and one head's weights."""
+        """Return masks, and one head's weights."""
         row = read_row(self.model, text)
         weights = attention_weights(self.eager, row, mode=mode, layer=layer, head=head)
         caption = f"Attention of layer {layer}, head {head}, {mode} mode: each row sums to 1"
@@ -78,12 +74,7 @@ class Handlers:
 
 
 def build_page(model: Any, *, described: str) -> gr.Blocks:
-    """The page of a model, its queue set; `launch_options` has what it is launched with.
-
-    Args:
-        model: A MAGNET model.
-        described (`str`): Which it is.
-    """
+    """Return the page of a model, its queue set; `launch_options` has what it is launched with."""
     handlers = Handlers(model)
     with gr.Blocks(title="MAGNET", analytics_enabled=False) as page:
         gr.HTML(
@@ -104,7 +95,7 @@ def build_page(model: Any, *, described: str) -> gr.Blocks:
 
 
 def launch_options() -> dict[str, Any]:
-    """The look and the behaviour of the page: fonts of the visitor's system, its own style and script."""
+    """Return the look and the behaviour of the page: fonts of the visitor's system, its own style and script."""
     fonts = ["system-ui", "sans-serif"]
     # The usual grey of small print is too pale to be read.
     small = {"body_text_color_subdued": "*neutral_600", "block_info_text_color": "*neutral_600"}
@@ -122,7 +113,7 @@ def launch_options() -> dict[str, Any]:
 
 
 def _answer(name: str) -> gr.HTML:
-    """Where a tab's answer appears."""
+    """Return where a tab's answer appears."""
     return gr.HTML(elem_id=name, elem_classes="answer")
 
 

@@ -7,12 +7,7 @@ from collections.abc import Sequence
 
 
 def shade(value: float, *, least: float, most: float) -> int:
-    """How dark a cell is, in per cent.
-
-    Args:
-        value (`float`): The cell's number.
-        least (`float`): The number of the palest cell.
-        most (`float`): Of the darkest.
+    """Return how dark a cell is, in per cent.
 
     Example:
         >>> shade(0.75, least=0.5, most=1.0), shade(0.3, least=0.5, most=1.0), shade(1.0, least=1.0, most=1.0)
@@ -34,18 +29,7 @@ def render_heatmap(
     most: float,
     digits: int = 2,
 ) -> str:
-    """A table with a caption and headings, which scrolls sideways on its own where the page is narrow.
-
-    Args:
-        values (`Sequence[Sequence[float]]`): Row by row.
-        caption (`str`): What the numbers are; plain text, as are the headings.
-        rows (`Sequence[str]`): Headings of the rows.
-        columns (`Sequence[str]`): Of the columns.
-        corner (`str`): Heading of the rows' headings.
-        least (`float`): The number of the palest cell.
-        most (`float`): Of the darkest.
-        digits (`int`, defaults to 2): Behind the point.
-    """
+    """Return a table with a caption and headings, which scrolls sideways on its own where the page is narrow."""
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in columns)
     body = ""
     for name, row in zip(rows, values, strict=True):
@@ -64,14 +48,7 @@ def render_heatmap(
 def render_grid(
     allowed: Sequence[Sequence[bool]], *, caption: str, names: Sequence[str], segments: Sequence[int]
 ) -> str:
-    """An attention mask: a cell is filled where the row's token attends to the column's.
-
-    Args:
-        allowed (`Sequence[Sequence[bool]]`): Row attends to column.
-        caption (`str`): Which mask it is.
-        names (`Sequence[str]`): The tokens.
-        segments (`Sequence[int]`): 0 for a token of the context, k for one of the k-th span.
-    """
+    """Return an attention mask: a cell is filled where the row's token attends to the column's."""
     kinds = ["span" if segment else "context" for segment in segments]
     head = "".join(
         f'<th scope="col" class="{kind}"><span>{html.escape(name)}</span></th>'
@@ -94,4 +71,4 @@ def render_grid(
     )
 
 
-__all__ = ["render_grid", "render_heatmap", "shade"]
+__all__ = ["render_grid", "render_heatmap"]

@@ -1,6 +1,6 @@
 """The form in which people judge fills without knowing who wrote them, its key, and the answers that come back.
 
-The form holds texts and nothing else: items stand in the order of digests of their texts, and annotators see them in
+The form holds texts and nothing else: items are in the order of digests of their texts, and annotators see them in
 random orders that do not depend on systems either. So the form would be the same bytes if two systems had swapped all
 their fills, and nobody can read from it who wrote what, not even knowing the seed. Systems that wrote the same
 sentence into a story share one item. Only the key says which item is whose.
@@ -26,18 +26,7 @@ _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 def make_form(
     gaps: Sequence[StoryGap], fills: Mapping[str, Sequence[str]], *, annotators: int, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Blind and shuffle.
-
-    Args:
-        gaps (`Sequence[StoryGap]`): The stories.
-        fills (`Mapping[str, Sequence[str]]`): Of each system one fill a story.
-        annotators (`int`): How many people; they are numbered from 1.
-        seed (`int`): Of their orders.
-
-    Returns:
-        `tuple[dict, dict]`: What the form holds (`form`, its digest; `items`; `orders`, by annotator), and the key's
-        part of it (`form`, `annotators`, and `items`, of each its `story` and `systems`).
-    """
+    """Blind and shuffle."""
     owners: dict[str, dict[str, Any]] = {}
     texts: dict[str, dict[str, str]] = {}
     for system, written in fills.items():
@@ -57,11 +46,7 @@ def make_form(
 
 
 def render_form(shown: Mapping[str, Any]) -> str:
-    """One HTML page without anything outside it.
-
-    Args:
-        shown (`Mapping`): As `make_form` returns it. Its texts become text of the page, never markup.
-    """
+    """Return one HTML page without anything outside it."""
     data = json.dumps(shown)  # ASCII alone: marks of direction and line separators are escaped
     for character, escape in _ESCAPES.items():
         data = data.replace(character, escape)
@@ -70,11 +55,7 @@ def render_form(shown: Mapping[str, Any]) -> str:
 
 
 def read_key(file: Path) -> dict[str, Any]:
-    """The key of a form.
-
-    Raises:
-        ValueError: no such file, or not a key.
-    """
+    """Return the key of a form."""
     key = _read_json(file)
     if not isinstance(key, dict) or not {"form", "annotators", "items", "systems"} <= key.keys():
         raise ValueError(f"{str(file)!r} is no key of a form; expected the key.json that `sample` wrote beside it.")
@@ -82,19 +63,7 @@ def read_key(file: Path) -> dict[str, Any]:
 
 
 def read_answers(key: Mapping[str, Any], files: Sequence[Path]) -> dict[str, dict[str, bool]]:
-    """The answers of each annotator, checked.
-
-    Args:
-        key (`Mapping`): Of the form.
-        files (`Sequence[Path]`): What the annotators downloaded.
-
-    Returns:
-        `dict[str, dict[str, bool]]`: By annotator and item, whether the fill was found appropriate.
-
-    Raises:
-        ValueError: listing all that is wrong with all files: unreadable, of another form, of an annotator whom it does
-            not know or who has answered already, incomplete, or with answers that are none.
-    """
+    """Return the answers of each annotator, checked."""
     answers: dict[str, dict[str, bool]] = {}
     complaints: list[str] = []
     for file in files:
@@ -113,7 +82,7 @@ def read_answers(key: Mapping[str, Any], files: Sequence[Path]) -> dict[str, dic
 
 
 def _faults(key: Mapping[str, Any], given: Any, *, known: Mapping[str, Any]) -> list[str]:
-    """What is wrong with one file of answers."""
+    """Return what is wrong with one file of answers."""
     if not isinstance(given, dict) or not isinstance(given.get("answers"), dict) or "annotator" not in given:
         return ["holds no answers of a form; expected what its button downloads."]
     if given.get("form") != key["form"]:
@@ -134,7 +103,7 @@ def _faults(key: Mapping[str, Any], given: Any, *, known: Mapping[str, Any]) -> 
 
 
 def _read_json(file: Path) -> Any:
-    """What a JSON file holds."""
+    """Return what a JSON file holds."""
     try:
         return parse_json(file.read_bytes())
     except (OSError, ValueError) as error:
@@ -142,8 +111,8 @@ def _read_json(file: Path) -> Any:
 
 
 def _digest(value: Any) -> str:
-    """Of a value that JSON can hold."""
+    """Return a digest of a value that JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-__all__ = ["DATA_MARK", "TEMPLATE", "make_form", "read_answers", "read_key", "render_form"]
+__all__ = ["make_form", "read_answers", "read_key", "render_form"]

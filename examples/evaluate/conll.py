@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset, load_dataset
 
-from examples.corpus.compression import whole_text
-from examples.evaluate.data_files import data_file
+from examples.files import data_file, whole_text
 
 HUB_ID = "lhoestq/conll2003"
 TASKS = ("chunking", "ner", "pos")
@@ -30,23 +29,23 @@ class TaggedSentence(NamedTuple):
     pos: list[str]
 
     def tags(self, task: str) -> list[str]:
-        """Its tags of one of `TASKS`."""
+        """Return its tags of one of `TASKS`."""
         found: list[str] = getattr(self, task)
         return found
 
 
 def split_file(folder: Path, split: str) -> Path:
-    """Where a split's file is: in the folder or one of its sub-folders."""
+    """Return where a split's file is: in the folder or one of its sub-folders."""
     return data_file(folder, f"eng.{split}.gz")
 
 
 def split_to_test(folder: Path | None) -> str:
-    """The split that a probe is tested on: `testb` as in the paper, `testa` in a folder that has no `testb`."""
+    """Return the split that a probe is tested on: `testb` as in the paper, `testa` in a folder that has no `testb`."""
     return "testb" if folder is None or split_file(folder, "testb").is_file() else "testa"
 
 
 def missing_files(folder: Path) -> list[str]:
-    """What a folder lacks, as complaints."""
+    """Return what a folder lacks, as complaints."""
     needed = ("train", split_to_test(folder))
     files = [split_file(folder, split).name for split in needed if not split_file(folder, split).is_file()]
     return [
@@ -55,15 +54,7 @@ def missing_files(folder: Path) -> list[str]:
 
 
 def read_conll(split: str, *, folder: Path | None = None) -> list[TaggedSentence]:
-    """The sentences of a split, without the lines that begin a document.
-
-    Args:
-        split (`str`): One of `SPLITS`.
-        folder (`Path`, *optional*): Where its file is; the Hub if left out.
-
-    Raises:
-        ValueError: unknown split, no such file or a broken one, or a line without a word and three tags.
-        OSError: the Hub cannot be reached.
+    """Return the sentences of a split, without the lines that begin a document.
 
     Source: Tjong Kim Sang and De Meulder 2003; section 4.1 of the paper.
     """
@@ -79,15 +70,7 @@ def read_conll(split: str, *, folder: Path | None = None) -> list[TaggedSentence
 
 
 def read_lines(lines: Iterable[str], *, name: str) -> Iterator[TaggedSentence]:
-    """Sentences from lines of `word POS chunk entity`, an empty line behind each.
-
-    Args:
-        lines (`Iterable[str]`): As in the files of the shared task, in IOB1 or IOB2.
-        name (`str`): Of the file, for complaints.
-
-    Raises:
-        ValueError: a line of another form.
-    """
+    """Yield sentences from lines of `word POS chunk entity`, an empty line after each."""
     rows: list[list[str]] = []
     for number, line in enumerate(lines, start=1):
         cells = line.split()
@@ -107,11 +90,7 @@ def read_lines(lines: Iterable[str], *, name: str) -> Iterator[TaggedSentence]:
 
 
 def sentences_of(data: Dataset) -> list[TaggedSentence]:
-    """Sentences from the rows of the Hub's copy, whose tags are numbers with names in the features.
-
-    Raises:
-        ValueError: columns of another form.
-    """
+    """Return sentences from the rows of the Hub's copy, whose tags are numbers with names in the features."""
     absent = [column for column in ("tokens", *_COLUMNS.values()) if column not in data.column_names]
     if absent:
         raise ValueError(f"The data have columns {data.column_names}, and no {absent}; expected those of {HUB_ID}.")
@@ -133,10 +112,7 @@ def sentences_of(data: Dataset) -> list[TaggedSentence]:
 
 
 def to_iob2(tags: Sequence[str]) -> list[str]:
-    """Tags of one sentence with `B-` at the beginning of every span.
-
-    Args:
-        tags (`Sequence[str]`): In IOB1 or IOB2, which comes back as it is.
+    """Return the tags of one sentence with `B-` at the beginning of every span.
 
     Example:
 
@@ -150,26 +126,17 @@ def to_iob2(tags: Sequence[str]) -> list[str]:
 
 
 def _is_span_tag(tag: str) -> bool:
-    """Whether a tag is `O`, `I-X` or `B-X`."""
+    """Return whether a tag is `O`, `I-X` or `B-X`."""
     return tag == "O" or (tag[:2] in ("I-", "B-") and len(tag) > 2)
 
 
 def _sentence(rows: Sequence[Sequence[str]]) -> TaggedSentence:
-    """One sentence from its lines' cells."""
+    """Return one sentence from its lines' cells."""
     words, pos, chunks, entities = (list(column) for column in zip(*rows, strict=True))
     return TaggedSentence(words=words, pos=pos, chunking=to_iob2(chunks), ner=to_iob2(entities))
 
 
 __all__ = [
-    "HUB_ID",
-    "SPLITS",
-    "TASKS",
-    "TaggedSentence",
-    "missing_files",
-    "read_conll",
-    "read_lines",
-    "sentences_of",
-    "split_file",
-    "split_to_test",
-    "to_iob2",
-]
+    "HUB_ID", "TASKS", "TaggedSentence", "missing_files", "read_conll", "read_lines", "sentences_of",
+    "split_file", "split_to_test", "to_iob2",
+]  # fmt: skip

@@ -21,7 +21,7 @@ READINGS: tuple[Reading, ...] = get_args(Reading)
 
 
 class Continuation(NamedTuple):
-    """What was written behind a text."""
+    """What was written after a text."""
 
     text: str
     token_ids: list[int]  # without the token that ended it
@@ -29,7 +29,7 @@ class Continuation(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """A text as tokens: what is read in front of the continuation, and special tokens that stay behind it."""
+    """A text as tokens: what is read before the continuation, and special tokens that stay after it."""
 
     front: list[int]
     back: list[int]
@@ -47,23 +47,9 @@ def continue_texts(
 ) -> list[Continuation]:
     """Continue each text by the most likely token, again and again, up to an end of text.
 
-    Args:
-        model: In evaluation mode: any causal model for `"causal"`, one of ours for `"appended_masks"`, a masked
-            language model for `"masked"`.
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
-        texts (`Sequence[str]`): Beginnings.
-        reading (`str`, defaults to `"causal"`): `"causal"` is `generate`. The other two append a mask behind the text,
-            put the most likely token in its place, and repeat; all tokens see each other. `"masked"` asks the output
-            at the mask, in front of the tokens that close a text of such a model (`[SEP]`); `"appended_masks"` asks
-            the output at the position before it, as MNTP trains it.
-        max_new_tokens (`int`): Tokens at most, >= 1.
-        batch_size (`int`, defaults to 16): Texts at once; padding changes no continuation.
-
-    Returns:
-        `list[Continuation]`: in the order of the texts.
-
-    Raises:
-        ValueError: unknown reading, no mask token, or a text that leaves no room for so many tokens.
+    Reading `"causal"` is `generate`. The other two append a mask, put the most likely token in its place, and repeat,
+    with attention in both directions: `"masked"` takes the output at the mask, before the tokens that close a text of
+    such a model (`[SEP]`); `"appended_masks"` takes the output at the position before it, as MNTP trains it.
 
     Source: Khosla et al. 2025, section on repetition; generation by appended masks is the paper's for masked encoders.
     """
@@ -84,11 +70,7 @@ def continue_texts(
 
 
 def _mask_token_id(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The mask of one of our models, or of a masked language model.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Return the mask of one of our models, or of a masked language model."""
     settings = getattr(model, "magnet_settings", None)
     mask = tokenizer.mask_token_id if settings is None else settings.mask_token_id
     if mask is None:
@@ -99,7 +81,7 @@ def _mask_token_id(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _token_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, reading: Reading) -> list[_Row]:
-    """The texts in the frame of special tokens that the model knows."""
+    """Return the texts in the frame of special tokens that the model knows."""
     if reading != "masked":
         return [_Row(front_tokens(tokenizer) + row, []) for row in read_texts(tokenizer, texts).input_ids]
     rows = []
@@ -113,7 +95,7 @@ def _token_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, rea
 
 
 def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase, *, reading: Reading) -> list[int]:
-    """Tokens that end a text; of a masked language model its separator, which stands behind every text."""
+    """Return tokens that end a text; of a masked language model its separator, which follows every text."""
     if reading == "masked":
         known: Any = [tokenizer.sep_token_id, tokenizer.eos_token_id]
     else:
@@ -124,11 +106,7 @@ def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase, *, reading: Reading
 
 
 def _check_room(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[_Row], *, max_new_tokens: int) -> None:
-    """Refuse texts whose continuation would run out of positions.
-
-    Raises:
-        ValueError: naming the longest.
-    """
+    """Refuse texts whose continuation would run out of positions."""
     positions = context_length(model.config, tokenizer)
     longest = max((len(row.front) + len(row.back) for row in rows), default=0)
     if max_new_tokens < 1 or longest + max_new_tokens > positions:
@@ -141,7 +119,7 @@ def _check_room(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[_
 def _write_causally(
     model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[_Row], *, ends: list[int], max_new_tokens: int
 ) -> list[list[int]]:
-    """New tokens of each row by `generate`, greedily; behind an end come padding tokens."""
+    """Return the new tokens of each row by greedy `generate`; padding follows an end of text."""
     pad = tokenizer.pad_token_id
     pad = (ends or [0])[0] if pad is None else pad
     batch = pad_token_rows([row.front for row in rows], pad_token_id=pad, padding_side="left")
@@ -167,7 +145,7 @@ def _generation_config(model: Any, settings: GenerationConfig) -> Iterator[None]
 def _write_into_masks(
     model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[_Row], *, ends: list[int], max_new_tokens: int
 ) -> list[list[int]]:
-    """New tokens of each row, one mask at a time; an end is the last of them."""
+    """Return the new tokens of each row, one mask at a time; an end of text is the last of them."""
     mask = _mask_token_id(model, tokenizer)
     written: list[list[int]] = [[] for _ in rows]
     going_on = list(range(len(rows)))
@@ -187,12 +165,10 @@ def _write_into_masks(
 
 
 def _read_masks(model: Any, batch: dict[str, torch.Tensor], *, places: Sequence[int]) -> list[int]:
-    """The most likely token of the mask of each row.
+    """Return the most likely token of the mask of each row.
 
     Args:
-        model: One of ours, or a masked language model.
         batch (`dict`): `input_ids` and `attention_mask` of shape `(B, S)`, padded on the right.
-        places (`Sequence[int]`): Where the mask of each row stands, >= 1.
     """
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     rows = torch.arange(len(places), device=model.device)
@@ -208,11 +184,11 @@ def _read_masks(model: Any, batch: dict[str, torch.Tensor], *, places: Sequence[
 
 
 def _finish(tokenizer: PreTrainedTokenizerBase, row: _Row, ids: list[int], ends: Sequence[int]) -> Continuation:
-    """Cut off the end and what stands behind it, and decode."""
+    """Cut off the end and what stands after it, and decode."""
     length = next((place for place, token in enumerate(ids) if token in ends), len(ids))
     special = special_ids(tokenizer)
     before, new = ([token for token in part if token not in special] for part in (row.front, ids[:length]))
     return Continuation(decode_fill(tokenizer, before, new), ids[:length], length < len(ids))
 
 
-__all__ = ["READINGS", "Continuation", "Reading", "continue_texts"]
+__all__ = ["READINGS", "Reading", "continue_texts"]

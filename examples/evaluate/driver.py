@@ -15,8 +15,71 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from examples import models
-from examples.command_line import check
+from examples.command_line import (
+    OneLineParser,
+    add_data,
+    add_device,
+    add_dtype,
+    add_model,
+    at_least,
+    check,
+    choose_device,
+)
 from examples.evaluate.records import Record, RecordFile, answered, conditions, identify
+from examples.models import is_here, offline_where_unreachable
+
+
+def make_parser(doc: str | None, *, smoke: dict[str, Any], paper: dict[str, Any]) -> argparse.ArgumentParser:
+    """Return the options that every driver has; add its own after them, without defaults where a preset has one."""
+    parser = OneLineParser(description=doc)
+    add_model(
+        parser,
+        nargs="+",
+        action="extend",
+        metavar="[NAME=]MODEL",
+        help="directories, adapters or Hub ids; the name is the row's in the table, by default the folder's",
+    )
+    parser.add_argument("--preset", default="paper", choices=["smoke", "paper"], help="sizes: of a trial, or in full")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of all draws of the measurement")
+    add_data(parser)
+    parser.add_argument("--results", type=Path, default=Path("outputs/results"), help="folder of the records")
+    parser.add_argument("--replica", type=at_least(0), default=0, help="which of several trainings of the same system")
+    parser.add_argument("--step", type=at_least(0), help="training step of the model, for curves")
+    parser.add_argument("--again", action="store_true", help="measure anew what is on record; both stay on record")
+    add_dtype(parser)
+    add_device(parser)
+    parser.set_defaults(presets={"smoke": smoke, "paper": paper})
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; what is not said comes from the preset."""
+    chosen = parser.parse_known_args(arguments)[0]
+    parser.set_defaults(**chosen.presets[chosen.preset])
+    args = parser.parse_args(arguments)
+    del args.presets
+    complaints = []
+    try:
+        args.device = choose_device(args.device)
+    except ValueError as error:
+        complaints.append(str(error))
+    models: dict[str, str] = {}
+    for item in args.model:
+        name, separator, path = item.partition("=")
+        name, path = (name, path) if separator else (Path(item).name, item)
+        if not (name and path):
+            complaints.append(f"`--model` has {item!r}; expected NAME=MODEL, such as magnet=outputs/mine.")
+        elif name in models:
+            complaints.append(f"`--model` has two models named {name!r}. Give each a name: NAME=MODEL.")
+        models[name] = path
+    args.model = models
+    if args.data is not None and not args.data.is_dir():
+        complaints.append(f"`--data` {str(args.data)!r} is no folder. Name one, or leave it out for the Hub.")
+    check(complaints)
+    if args.data is None or not all(map(is_here, models.values())):
+        offline_where_unreachable()
+    return args
+
 
 T = TypeVar("T")
 
@@ -27,13 +90,7 @@ class NotAvailableError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What one cell came to.
-
-    Args:
-        metrics (`dict[str, float]`): By name.
-        counts (`dict[str, int]`): What the metrics are made of.
-        samples (`list[dict]`): Texts to show.
-    """
+    """What one cell came to."""
 
     metrics: dict[str, float]
     counts: dict[str, int] = field(default_factory=dict)
@@ -57,7 +114,6 @@ def unless_absent(read: Callable[[], T], *, folder: Path | None) -> T:
 
     Raises:
         NotAvailableError: no way to the Hub.
-        ValueError: a file that is not as it should be.
     """
     try:
         return read()
@@ -68,7 +124,7 @@ def unless_absent(read: Callable[[], T], *, folder: Path | None) -> T:
 
 
 def open_magnet(path: str, args: argparse.Namespace) -> Any:
-    """A MAGNET checkpoint, an adapter or a plain decoder, as our class, in evaluation mode on the device."""
+    """Return a MAGNET checkpoint, an adapter or a plain decoder, as our class, in evaluation mode on the device."""
     return models.open_magnet(path, dtype=args.dtype, device=args.device)
 
 
@@ -82,18 +138,6 @@ def run(
     """Measure the cells that have no record yet, model by model, and print the table.
 
     The file's last record of each cell is then the one that was asked for.
-
-    Args:
-        table (`str`): Name of the file of records.
-        args (`argparse.Namespace`): What `parse` returned.
-        units (`Sequence[Unit]`): The columns.
-        open_model (`Callable`): From path and arguments to what the units measure; called only where a cell is open.
-
-    Returns:
-        `list[Record]`: of all models and units, new ones and those found on record, in their order.
-
-    Raises:
-        ValueError: listing models that are not there, before any is measured.
     """
     file = RecordFile(args.results, table)
     on_record = file.read()
@@ -151,7 +195,7 @@ def last_line(table: str, args: argparse.Namespace, records: Sequence[Record], p
 
 
 def print_table(records: Sequence[Record]) -> None:
-    """Systems by units and metrics; a cell that could not be measured says so below."""
+    """Print systems by units and metrics, and below them why cells could not be measured."""
     columns = list(dict.fromkeys((record.unit, metric) for record in records for metric in record.metrics))
     cells = {
         (record.system, record.unit, metric): value for record in records for metric, value in record.metrics.items()
@@ -168,7 +212,7 @@ def print_table(records: Sequence[Record]) -> None:
 def _print_figures(
     records: Sequence[Record], columns: Sequence[tuple[str, str]], cells: dict[tuple[str, str, str], float]
 ) -> None:
-    """The rows of a table."""
+    """Print the rows of a table."""
     width = max([len(record.system) for record in records], default=0) + 2
     titles = [f"{unit} {metric}" for unit, metric in columns]
     print("\n" + " " * width + "".join(f"{title:>{len(title) + 2}s}" for title in titles))
@@ -179,11 +223,7 @@ def _print_figures(
 
 
 def _identities(named: dict[str, str]) -> dict[str, dict[str, str | None]]:
-    """What tells the weights of each model apart.
-
-    Raises:
-        ValueError: listing the models that are not there.
-    """
+    """Return what tells the weights of each model apart."""
     found, complaints = {}, []
     for name, path in named.items():
         try:
@@ -205,11 +245,6 @@ def _measured(unit: Unit, asked: Record, model: Any, *, device: str) -> Record:
 
 
 __all__ = [
-    "Measurement",
-    "NotAvailableError",
-    "Unit",
-    "open_magnet",
-    "print_table",
-    "run",
+    "Measurement", "NotAvailableError", "Unit", "make_parser", "open_magnet", "parse", "print_table", "run",
     "unless_absent",
-]
+]  # fmt: skip

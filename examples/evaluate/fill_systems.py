@@ -7,15 +7,23 @@ their first sentence (`stop_at_sentence_end`) and not at the best of several len
 can stop amid a sentence.
 """
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
+from tqdm import tqdm
 
+from examples.command_line import check
 from modeling_magnet.texts_magnet import front_tokens, read_texts
 from trainer.metrics import split_sentences
 from trainer.prompted_infilling import FAMILIES, FEW_SHOT_FAMILIES, Family, PromptedInfiller, SolvedGap
+from trainer.resumable import append_rows, resume_rows
 
 BASE, MAGNET = "base", "MAGNET"
 UNIDIRECTIONAL = "unidirectional"
@@ -36,14 +44,7 @@ class StoryGap(NamedTuple):
 
 @dataclass(frozen=True)
 class FillSystem:
-    """One row of Table 5.
-
-    Args:
-        name (`str`): Of the row.
-        model (`str`): Which model writes: `"base"`, `"MAGNET"` or the name of a further one.
-        family (`str`, *optional*): How a causal model is asked, see `PromptedInfiller`; `None` for `infill`.
-        shots (`int`, defaults to 0): Solved examples in front of the prompt.
-    """
+    """One row of Table 5."""
 
     name: str
     model: str
@@ -51,19 +52,12 @@ class FillSystem:
     shots: int = 0
 
     def settings(self, *, max_new_tokens: int) -> dict[str, Any]:
-        """All that changes what it writes, but for weights, stories and examples."""
+        """Return all that changes what it writes, but for weights, stories and examples."""
         how = {"stop_at_sentence_end": True} if self.family is None else {"family": self.family, "shots": self.shots}
         return {**how, "max_new_tokens": max_new_tokens, "do_sample": False}
 
     def overflow(self, model: Any, gaps: Sequence[StoryGap], examples: Sequence[SolvedGap], *, room: int) -> int:
-        """Tokens by which the longest prompt and its answer exceed the model's context; 0 where all of them fit.
-
-        Args:
-            model (`PreTrainedModel`): With its `tokenizer`.
-            gaps (`Sequence[StoryGap]`): The stories.
-            examples (`Sequence[SolvedGap]`): Solved ones; as many as its shots are used.
-            room (`int`): Tokens of an answer.
-        """
+        """Return by how many tokens the longest prompt and its answer exceed the context; 0 where all fit."""
         if self.family is None:
             return 0  # `infill` refuses by itself what is too long
         asked = self._asked(model, examples)
@@ -81,18 +75,7 @@ class FillSystem:
         max_new_tokens: int,
         batch_size: int,
     ) -> list[str]:
-        """One sentence for each gap.
-
-        Args:
-            model (`PreTrainedModel`): With its `tokenizer`; of our class where `family` is `None`.
-            gaps (`Sequence[StoryGap]`): The stories.
-            examples (`Sequence[SolvedGap]`): Solved ones; as many as its shots are used.
-            max_new_tokens (`int`): Tokens at most.
-            batch_size (`int`): Stories filled together.
-
-        Returns:
-            `list[str]`: Without white space around them; empty where nothing was written.
-        """
+        """Return one sentence for each gap."""
         prefixes, suffixes = [gap.prefix for gap in gaps], [gap.suffix for gap in gaps]
         options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "do_sample": False}
         if self.family is None:
@@ -102,20 +85,13 @@ class FillSystem:
         return [first_sentence(text) for text in written]
 
     def _asked(self, model: Any, examples: Sequence[SolvedGap]) -> PromptedInfiller:
-        """A causal model that is asked as this system asks."""
+        """Return a causal model that is asked as this system asks."""
         assert self.family is not None
         return PromptedInfiller(model, model.tokenizer, family=self.family, examples=examples[: self.shots])
 
 
 def fill_systems(*, shots: int = SHOTS, more: Iterable[str] = ()) -> list[FillSystem]:
-    """The rows of Table 5 in its order.
-
-    Args:
-        shots (`int`, defaults to 5): Solved examples in front of the prompts that take some.
-        more (`Iterable[str]`): Names of further models that infill.
-
-    Returns:
-        `list[FillSystem]`: Unidirectional, four prompts without examples, three with, MAGNET, and the further ones.
+    """Return the rows of Table 5 in its order.
 
     Source: Khosla et al. 2025, Table 5.
     """
@@ -131,20 +107,7 @@ def fill_systems(*, shots: int = SHOTS, more: Iterable[str] = ()) -> list[FillSy
 def draw_gaps(
     stories: Sequence[Sequence[str]], *, number: int, shots: int, seed: int
 ) -> tuple[list[StoryGap], list[SolvedGap]]:
-    """Stories without a random middle sentence, and solved ones of other stories for the prompts.
-
-    Args:
-        stories (`Sequence[Sequence[str]]`): Sentences of each.
-        number (`int`): Stories to fill.
-        shots (`int`): Solved ones.
-        seed (`int`): Draws stories and places.
-
-    Returns:
-        `tuple[list[StoryGap], list[SolvedGap]]`: A story that has the same text as another is drawn once.
-
-    Raises:
-        ValueError: too few stories.
-    """
+    """Draw stories without a random middle sentence, and solved ones of other stories for the prompts."""
     distinct = list(dict.fromkeys(tuple(story) for story in stories if len(story) > 2))
     if len(distinct) < number + shots:
         raise ValueError(
@@ -161,7 +124,7 @@ def draw_gaps(
 
 
 def first_sentence(text: str) -> str:
-    """The first sentence of a text on one line; all of it where no sentence ends.
+    """Return the first sentence of a text on one line; all of it where no sentence ends.
 
     Example:
         >>> first_sentence(' He fell.  "Why?" she')
@@ -170,15 +133,84 @@ def first_sentence(text: str) -> str:
     return " ".join(next(iter(split_sentences(text)), "").split())
 
 
-__all__ = [
-    "BASE",
-    "MAGNET",
-    "PROMPTS",
-    "SHOTS",
-    "UNIDIRECTIONAL",
-    "FillSystem",
-    "StoryGap",
-    "draw_gaps",
-    "fill_systems",
-    "first_sentence",
-]
+def fill_all(
+    systems: Sequence[FillSystem],
+    gaps: Sequence[StoryGap],
+    examples: Sequence[SolvedGap],
+    *,
+    folder: Path,
+    identities: Mapping[str, Mapping[str, Any]],
+    open_model: Callable[[str], Any],
+    options: Mapping[str, Any],
+) -> dict[str, list[str]]:
+    """Fill what is not on disk yet."""
+    digest = hashlib.sha256(json.dumps([gaps, examples]).encode()).hexdigest()[:16]
+    files = {system.name: folder / f"{quote(system.name, safe=' ,')}.jsonl" for system in systems}
+    fills: dict[str, list[str]] = {}
+    complaints = []
+    for system in systems:
+        own = system.settings(max_new_tokens=options["max_new_tokens"])
+        try:
+            rows = resume_rows(
+                files[system.name], settings={**options, **own, "model": identities[system.model], "texts": digest}
+            )
+            fills[system.name] = [row["fill"] for row in rows]
+        except ValueError as error:
+            complaints.append(str(error))
+    check(complaints)
+    done = sum(map(len, fills.values()))
+    with tqdm(total=len(systems) * len(gaps), initial=done, desc="Filling", unit="fill", file=sys.stderr) as bar:
+        for role in identities:
+            waiting = [system for system in systems if system.model == role and len(fills[system.name]) < len(gaps)]
+            model = open_model(role) if waiting else None
+            _check_lengths(model, waiting, gaps, examples, room=options["max_new_tokens"])
+            for system in waiting:
+                bar.set_postfix_str(system.name)
+                _fill_on(system, model, gaps, examples, fills[system.name], files[system.name], options, bar)
+    return fills
+
+
+def _fill_on(
+    system: FillSystem,
+    model: Any,
+    gaps: Sequence[StoryGap],
+    examples: Sequence[SolvedGap],
+    written: list[str],
+    file: Path,
+    options: Mapping[str, Any],
+    bar: Any,
+) -> None:
+    """Go on with the fills of one system, to the end."""
+    size = options["batch_size"]
+    while len(written) < len(gaps):
+        # Batches begin at multiples of their size, so that a resumed run writes what a whole one writes.
+        first = len(written) // size * size
+        fills = system.fill(
+            model,
+            gaps[first : first + size],
+            examples=examples,
+            max_new_tokens=options["max_new_tokens"],
+            batch_size=size,
+        )
+        new = fills[len(written) - first :]
+        append_rows(file, [{"fill": fill} for fill in new])
+        written += new
+        bar.update(len(new))
+
+
+def _check_lengths(
+    model: Any, systems: Sequence[FillSystem], gaps: Sequence[StoryGap], examples: Sequence[SolvedGap], *, room: int
+) -> None:
+    """Refuse prompts that the model cannot read, before anything is written with it."""
+    over = {system.name: system.overflow(model, gaps, examples, room=room) for system in systems}
+    check(
+        [
+            f"The longest prompt of {name!r} exceeds the model's context by {tokens} tokens. Lower `--shots`, or name "
+            "the others in `--systems`."
+            for name, tokens in over.items()
+            if tokens
+        ]
+    )
+
+
+__all__ = ["FillSystem", "SHOTS", "StoryGap", "draw_gaps", "fill_all", "fill_systems", "first_sentence"]

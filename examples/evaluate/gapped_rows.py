@@ -1,4 +1,4 @@
-"""Token rows with missing spans, and how probable a model finds what is missing, from both sides or the left alone.
+"""Token rows with missing spans, and how probable a model finds what is missing, from both sides or the left only.
 
 Shapes: B rows, S tokens in the longest row, N tokens that count.
 """
@@ -26,21 +26,11 @@ class GappedRow(NamedTuple):
 
     input_ids: list[int]
     spans: list[tuple[int, int]]  # half-open, ascending, none at position 0
-    first_counted: int = 0  # spans in front of this one are missing, but do not count
+    first_counted: int = 0  # spans before this one are missing, but do not count
 
 
 def story_row(tokenizer: Any, sentences: Sequence[str], gap: int, *, behind: Sequence[str] | None = None) -> GappedRow:
-    """A story with one sentence missing, tokenised as `score_infill` does: prefix, sentence and suffix apart.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): Of the model.
-        sentences (`Sequence[str]`): Of the story.
-        gap (`int`): Which sentence is missing, from 0.
-        behind (`Sequence[str]`, *optional*): What stands behind the gap instead of the story's own sentences.
-
-    Raises:
-        ValueError: the first sentence is missing, and there is no BOS to predict it from.
-    """
+    """Remove sentence number `gap` from a story; its three parts are tokenised apart, as in `score_infill`."""
     prefix = " ".join(sentences[:gap])
     suffix = " ".join(sentences[gap + 1 :] if behind is None else behind)
     before = front_tokens(tokenizer) + fill_ids(tokenizer, prefix, prefix="")
@@ -60,14 +50,10 @@ def block_rows(
     seed: int,
     behind: Sequence[list[int]] | None = None,
 ) -> list[GappedRow]:
-    """Blocks of tokens with spans missing; which ones depends on the seed and the place of a block alone.
+    """Remove spans from blocks of tokens, by the seed and the index of each block.
 
-    Args:
-        blocks (`Sequence[list[int]]`): BOS in front.
-        max_spans, min_span_tokens, max_span_tokens (`int`): See `sample_spans`.
-        seed (`int`): Of the draws.
-        behind (`Sequence[list[int]]`, *optional*): For each block another one. Each span then has a row of its own,
-            where the other block's tokens stand behind it; the spans in front of it are missing as before.
+    With `behind`, another block for each, every span gets a row of its own that continues with the other block's
+    tokens; earlier spans of the row are missing as before, but do not count.
     """
     rows = []
     for number, ids in enumerate(blocks):
@@ -90,21 +76,11 @@ def block_rows(
 def span_logprobs(
     model: Any, rows: Sequence[GappedRow], *, reading: Reading, desc: str = "Reading"
 ) -> list[list[float]]:
-    """Log-probabilities in nats of the missing tokens that count.
+    """Return for each row the log-probabilities in nats of its missing tokens that count.
 
-    Args:
-        model (`PreTrainedModel`): A MAGNET in evaluation mode.
-        rows (`Sequence[GappedRow]`): Texts with their gaps.
-        reading (`str`): `"infill"`: a span sees all context, and itself up to the token, as the model is trained; a
-            model that was taught to end spans is given gaps of the next multiple. `"left"`: all tokens in front are
-            seen, those of earlier spans too.
-        desc (`str`): Of the progress bar.
-
-    Returns:
-        `list[list[float]]`: Per row, in the order of its tokens.
-
-    Raises:
-        ValueError: a row that is longer than the context.
+    With reading `"infill"` a span sees all context and itself up to the token, as in training; a model that was taught
+    to end spans is given gaps of the next multiple. With `"left"` every token sees all tokens before it, those of
+    earlier spans included.
 
     Source: MAGNET (Khosla et al. 2025), section 5.4 and Table 4.
     """
@@ -135,7 +111,7 @@ class _RowInput(NamedTuple):
 
     @classmethod
     def of(cls, row: GappedRow, *, multiple: int) -> "_RowInput":
-        """Lay out a row; behind each gap, positions go on at the next multiple of its length."""
+        """Lay out a row; after each span, positions go on at the next multiple of its length."""
         length = len(row.input_ids)
         positions, segments, is_source = list(range(length)), [0] * length, [False] * length
         for number, (start, end) in enumerate(row.spans):
@@ -148,7 +124,7 @@ class _RowInput(NamedTuple):
 
 
 def _read(model: Any, rows: Sequence[_RowInput], reading: Reading) -> list[list[float]]:
-    """One forward."""
+    """Return one forward."""
     batch = pad_token_rows([row.ids for row in rows], pad_token_id=0)
     segments, positions, is_source = (
         pad_token_rows(column, pad_token_id=0)["input_ids"].to(model.device)
@@ -165,4 +141,4 @@ def _read(model: Any, rows: Sequence[_RowInput], reading: Reading) -> list[list[
     return [[next(found) for _ in range(sum(row.is_source))] for row in rows]
 
 
-__all__ = ["READINGS", "GappedRow", "Reading", "block_rows", "span_logprobs", "story_row"]
+__all__ = ["GappedRow", "READINGS", "block_rows", "span_logprobs", "story_row"]

@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import (
@@ -31,32 +30,21 @@ from examples.command_line import (
     need,
     start,
 )
-from examples.corpus.writing import whole_file
 from examples.evaluate.annotation_form import make_form, read_answers, read_key, render_form
 from examples.evaluate.driver import open_magnet, print_table
-from examples.evaluate.fill_systems import BASE, MAGNET, SHOTS, draw_gaps, fill_systems
-from examples.evaluate.human_scores import (
-    CONFIDENCE,
-    RESAMPLES,
-    answers_by_system,
-    overall_agreement,
-    score_systems,
-)
-from examples.evaluate.kept_fills import fill_all
+from examples.evaluate.fill_systems import BASE, MAGNET, SHOTS, draw_gaps, fill_all, fill_systems
+from examples.evaluate.human_scores import CONFIDENCE, RESAMPLES, answers_by_system, overall_agreement, score_systems
 from examples.evaluate.records import Record, RecordFile, answered, conditions, identify
 from examples.evaluate.stories import TITLES, read_stories, stories_source
-from examples.hub import offline_where_unreachable
+from examples.models import offline_where_unreachable
+from trainer.whole_files import whole_file
 
 CORPORA = ("rocstories", "story_cloze")
 PRESETS: dict[str, dict[str, int]] = {"smoke": {"number": 4, "shots": 2}, "paper": {"number": 100, "shots": SHOTS}}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line, with what a preset says.
-
-    Raises:
-        ValueError: listing all arguments that cannot be used.
-    """
+    """Return the command line, with what a preset says."""
     parser = OneLineParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     sample = commands.add_parser("sample", help="fill stories, and write the form and its key")
@@ -131,15 +119,7 @@ def _check_sample(args: argparse.Namespace) -> None:
 
 
 def sample(args: argparse.Namespace) -> dict[str, Any]:
-    """Draw stories, fill them by every system, and write the form and its key.
-
-    Returns:
-        `dict`: the key.
-
-    Raises:
-        ValueError: the folder holds another form, or fills of other models, stories or options; too few stories; or
-            prompts that exceed the context of the base.
-    """
+    """Draw stories, fill them by every system, and write the form and its key."""
     if args.data is None:
         offline_where_unreachable()
     stories = read_stories(args.data, corpus=args.corpus)
@@ -185,11 +165,7 @@ def sample(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def score(args: argparse.Namespace) -> list[Record]:
-    """Check the answers, print the table, and append what is not on record yet.
-
-    Raises:
-        ValueError: answers that cannot be used; see `read_answers`.
-    """
+    """Check the answers, print the table, and append what is not on record yet."""
     need("eval", "scipy", "sklearn")
     key = read_key(args.key)
     answers = read_answers(key, args.answers)
@@ -236,7 +212,7 @@ def score(args: argparse.Namespace) -> list[Record]:
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Either command; `sample` makes no records."""
+    """Run either command; `sample` makes no records."""
     args = parse(arguments)
     if args.command == "score":
         return score(args)

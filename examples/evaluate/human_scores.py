@@ -13,18 +13,23 @@ from typing import Any
 import numpy as np
 
 from examples.evaluate.fill_systems import MAGNET
-from examples.evaluate.story_cloze import mcnemar
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
 
 
-def answers_by_system(key: Mapping[str, Any], answers: Mapping[str, Mapping[str, bool]]) -> dict[str, np.ndarray]:
-    """Who found what appropriate, unblinded.
+def mcnemar(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
+    """Run McNemar's exact test of two systems on the same stories."""
+    from scipy.stats import binomtest  # of the extra `eval`
 
-    Args:
-        key (`Mapping`): Of the form.
-        answers (`Mapping[str, Mapping[str, bool]]`): By annotator and item.
+    only_one, only_other = int((one & ~other).sum()), int((~one & other).sum())
+    discordant = only_one + only_other
+    p = binomtest(only_one, discordant).pvalue if discordant else 1.0
+    return {"only_first": only_one, "only_second": only_other, "p": float(p)}
+
+
+def answers_by_system(key: Mapping[str, Any], answers: Mapping[str, Mapping[str, bool]]) -> dict[str, np.ndarray]:
+    """Return who found what appropriate, unblinded.
 
     Returns:
         `dict[str, numpy.ndarray]`: Of each system `bool` of shape `(annotators, stories)`.
@@ -39,14 +44,10 @@ def answers_by_system(key: Mapping[str, Any], answers: Mapping[str, Mapping[str,
 
 
 def share_interval(shares: np.ndarray, *, seed: int) -> tuple[float, float]:
-    """The 95 % interval of a mean over stories, see above.
+    """Return the 95 % interval of a mean over stories, see above.
 
     Args:
         shares (`numpy.ndarray` of shape `(stories,)`): Of each story the share of annotators who said yes, 0 to 1.
-        seed (`int`): Of the resampling.
-
-    Returns:
-        `tuple[float, float]`: Lower and upper end, 0 to 1.
     """
     from scipy.stats import binomtest, bootstrap  # of the extra `eval`
 
@@ -66,13 +67,10 @@ def share_interval(shares: np.ndarray, *, seed: int) -> tuple[float, float]:
 
 
 def agreement(table: np.ndarray) -> float | None:
-    """Cohen's kappa of two annotators; of more, the mean over their pairs.
+    """Return Cohen's kappa of two annotators; of more, the mean over their pairs.
 
     Args:
         table (`numpy.ndarray` of shape `(annotators, items)`): Their answers.
-
-    Returns:
-        `float`, or `None` where it has no meaning: one annotator, or a pair who gave all items the same answer.
     """
     from sklearn.metrics import cohen_kappa_score  # of the extra `eval`
 
@@ -85,17 +83,7 @@ def agreement(table: np.ndarray) -> float | None:
 
 
 def score_systems(tables: Mapping[str, np.ndarray], *, seed: int) -> dict[str, dict[str, float]]:
-    """The figures of each system.
-
-    Args:
-        tables (`Mapping[str, numpy.ndarray]`): As `answers_by_system` returns them.
-        seed (`int`): Of the resampling.
-
-    Returns:
-        `dict[str, dict[str, float]]`: `appropriate`, `interval_low` and `interval_high` in percent; `kappa`, where
-        it has a meaning; and against MAGNET `mcnemar_p`, for which a story counts as appropriate where more than half
-        of the annotators say so, of two both.
-    """
+    """Return the figures of each system."""
     scores: dict[str, dict[str, float]] = {}
     for system, table in tables.items():
         low, high = share_interval(table.mean(axis=0), seed=seed)
@@ -110,15 +98,18 @@ def score_systems(tables: Mapping[str, np.ndarray], *, seed: int) -> dict[str, d
 
 
 def overall_agreement(key: Mapping[str, Any], answers: Mapping[str, Mapping[str, bool]]) -> float | None:
-    """Agreement over all items of the form, each counted once."""
+    """Return the agreement over all items of the form, each counted once."""
     annotators: Sequence[Mapping[str, bool]] = list(answers.values())
     return agreement(np.array([[of_annotator[item] for item in key["items"]] for of_annotator in annotators]))
 
 
 def _majority(table: np.ndarray) -> np.ndarray:
-    """Stories that more than half of the annotators find appropriate."""
+    """Return which stories more than half of the annotators find appropriate."""
     majority: np.ndarray = table.mean(axis=0) > 0.5
     return majority
 
 
-__all__ = ["agreement", "answers_by_system", "overall_agreement", "score_systems", "share_interval"]
+__all__ = [
+    "CONFIDENCE", "RESAMPLES", "agreement", "answers_by_system", "mcnemar", "overall_agreement",
+    "score_systems", "share_interval",
+]  # fmt: skip

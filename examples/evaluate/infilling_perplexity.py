@@ -5,9 +5,9 @@
     python examples/evaluate/infilling_perplexity.py --model "MAGNET, other suffix=DIR" --suffix other
 
 ROCStories: one sentence of five is removed, any of the five. WikiText: one to three spans of 8 to 32 tokens of blocks
-of joined paragraphs. A model reads both sides of a gap, or with `--reading left` what is in front of it: as a causal
+of joined paragraphs. A model reads both sides of a gap, or with `--reading left` what is before it: as a causal
 model does, so that it is shown the removed tokens of earlier spans as well, which infilling is not. With
-`--suffix other` another text stands behind each gap: what that costs is what the suffix is worth to the model.
+`--suffix other` another text follows each gap: what that costs is what the suffix is worth to the model.
 """
 
 import argparse
@@ -16,15 +16,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from datasets import Dataset
 
-from examples.command_line import also
-from examples.evaluate.command_line import check, make_parser, parse, start
-from examples.evaluate.driver import Measurement, Unit, run, unless_absent
+from examples.command_line import check, start
+from examples.evaluate.driver import Measurement, Unit, make_parser, parse, run, unless_absent
 from examples.evaluate.gapped_rows import READINGS, GappedRow, block_rows, span_logprobs, story_row
 from examples.evaluate.records import Record
 from examples.evaluate.stories import CORPORA, SENTENCES, TITLES, derange, read_stories, stories_source
@@ -40,7 +38,7 @@ SPANS = {"max_spans": 3, "min_span_tokens": 8, "max_span_tokens": 32}
 
 
 def draw(number: int, *, limit: int | None, seed: int) -> list[int]:
-    """Which texts are measured: all, or as many as the limit says, drawn at random."""
+    """Return which texts are measured: all, or as many as the limit says, drawn at random."""
     if limit is None:
         return list(range(number))
     order = torch.randperm(number, generator=row_generator(seed, epoch=1, row_id=0))
@@ -48,7 +46,7 @@ def draw(number: int, *, limit: int | None, seed: int) -> list[int]:
 
 
 def make_story_rows(tokenizer: Any, stories: list[list[str]], *, foreign: bool, seed: int) -> list[GappedRow]:
-    """Stories, each without one sentence that is drawn; with a foreign suffix, what follows in another story."""
+    """Remove a random sentence from each story; with `foreign`, another story's end follows it."""
     others = derange(len(stories), seed=seed) if foreign else None
     rows = []
     for number, story in enumerate(stories):
@@ -60,7 +58,7 @@ def make_story_rows(tokenizer: Any, stories: list[list[str]], *, foreign: bool, 
 
 
 def make_wikitext_rows(tokenizer: Any, paragraphs: list[str], args: argparse.Namespace) -> list[GappedRow]:
-    """Blocks of joined paragraphs with spans missing."""
+    """Make blocks of joined paragraphs and remove spans from them."""
     blocks = texts_to_blocks(
         Dataset.from_dict({"text": paragraphs}),
         tokenizer,
@@ -76,7 +74,7 @@ def make_wikitext_rows(tokenizer: Any, paragraphs: list[str], args: argparse.Nam
 
 
 def measure(model: Any, rows: list[GappedRow], *, texts: int, reading: Any) -> Measurement:
-    """Perplexity of the removed tokens."""
+    """Return the perplexity of the removed tokens."""
     by_row = span_logprobs(model, rows, reading=reading)
     tokens = sum(map(len, by_row))
     value = perplexity(-sum(map(sum, by_row)), tokens)
@@ -85,7 +83,7 @@ def measure(model: Any, rows: list[GappedRow], *, texts: int, reading: Any) -> M
 
 
 def make_units(args: argparse.Namespace) -> list[Unit]:
-    """The columns that were asked for; a corpus is read when the first model needs it."""
+    """Return the columns that were asked for; a corpus is read when the first model needs it."""
 
     @cache
     def stories() -> list[list[str]]:
@@ -127,7 +125,7 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
 
 
 def complaints(args: argparse.Namespace) -> list[str]:
-    """What cannot work, before weights are read."""
+    """Return what cannot work, before weights are read."""
     found = []
     if args.reading == "left" and args.suffix == "other":
         found.append("`--suffix other` changes nothing with `--reading left`, which sees no suffix. Drop one of them.")
@@ -163,21 +161,14 @@ def complaints(args: argparse.Namespace) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Measure the models that were named.
-
-    Raises:
-        ValueError: arguments or files that cannot be used.
-    """
+    """Measure the models that were named."""
     parser = make_parser(__doc__, smoke={"limit": 64, "max_length": 256}, paper={"limit": None, "max_length": 512})
     parser.add_argument("--units", nargs="+", default=list(UNITS), choices=UNITS, help="corpora")
     parser.add_argument(
         "--reading", default="infill", choices=READINGS, help="both sides of a gap, or what is left of it"
     )
     parser.add_argument("--suffix", default="own", choices=["own", "other"], help="what stands behind a gap")
-    action = parser.add_argument(
-        "--corpus", default="rocstories", choices=CORPORA, help="which stories, a unit of their own"
-    )
-    also(parser, action, "--stories")
+    parser.add_argument("--corpus", default="rocstories", choices=CORPORA, help="which stories, a unit of their own")
     parser.add_argument("--tokenised", action="store_true", help="leave WikiText as it was tokenised, <unk> included")
     parser.add_argument("--limit", type=int, help="stories and blocks, drawn at random; all if left out")
     parser.add_argument("--max_length", type=int, help="tokens of a block of WikiText, BOS included")

@@ -43,7 +43,7 @@ class ProbeSettings:
     max_grad_norm: float = 1.0
 
     def complaints(self) -> list[str]:
-        """What cannot be trained with, in words."""
+        """Return what cannot be trained with, in words."""
         found = [
             f"`{name}` is {getattr(self, name)}; expected a whole number of at least 1."
             for name in ("steps", "batch_size", "decay_epochs")
@@ -73,17 +73,6 @@ def train_probe(
         states (`numpy.ndarray` of shape `(num_words, hidden_size)`): Float32; a memory map is read batch by batch.
         labels (`numpy.ndarray` of shape `(num_words,)`): Whole numbers from 0 to `num_labels - 1`.
         bounds (`numpy.ndarray` of shape `(num_sentences + 1,)`): Words `bounds[i]` to `bounds[i + 1]` are sentence i.
-        num_labels (`int`): Outputs of the layer.
-        settings (`ProbeSettings`): How.
-        seed (`int`): Draws the layer, the orders and the dropout; torch's own generators stay as they are.
-        device (`str`): Where to compute.
-        description (`str`, *optional*): Of the progress bar; none is shown without.
-
-    Returns:
-        `torch.nn.Linear`: on the device.
-
-    Raises:
-        ValueError: arrays that do not fit together, or settings out of range.
     """
     _check_arrays(states, labels, bounds, num_labels=num_labels)
     if complaints := settings.complaints():
@@ -116,10 +105,9 @@ def train_probe(
 
 @torch.no_grad()
 def predict(layer: torch.nn.Linear, states: np.ndarray) -> np.ndarray:
-    """The likeliest label of each word.
+    """Return the likeliest label of each word.
 
     Args:
-        layer (`torch.nn.Linear`): What `train_probe` returned.
         states (`numpy.ndarray` of shape `(num_words, hidden_size)`): Float32.
 
     Returns:

@@ -4,7 +4,7 @@
     python examples/evaluate/long_gaps.py --model MAGNET=DIR --judge BASE --texts articles.jsonl.xz --chunks 128 32
 
 Gaps of 128 tokens on held-out text, filled greedily and by sampling. A fill is judged by the perplexity of the text
-behind it to a causal model that has read prefix and fill, by its own perplexity to that model, and by its repetitions.
+after it to a causal model that has read prefix and fill, by its own perplexity to that model, and by its repetitions.
 Beside the fills stand what stood in the gaps, nothing, and what the judge writes from the left.
 """
 
@@ -14,20 +14,95 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from examples.evaluate.command_line import check, make_parser, parse, start
-from examples.evaluate.driver import Measurement, Unit, open_magnet, run, unless_absent
-from examples.evaluate.held_out_gaps import CONTINUATION_TOKENS, HeldOutGap, continuation_perplexity, draw_gaps
+from examples.command_line import check, start
+from examples.evaluate.driver import Measurement, Unit, make_parser, open_magnet, parse, run, unless_absent
 from examples.evaluate.records import Record, identify
 from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights
+from modeling_magnet.gaps_magnet import continuation_ids, decode_fill
+from modeling_magnet.texts_magnet import text_ids
+from trainer import load_texts
 from trainer.metrics import perplexity, repetition_n
 from trainer.prompted_infilling import PromptedInfiller
 from trainer.sources import is_hub_id, local_files
+
+# Tokens after a gap that are judged.
+CONTINUATION_TOKENS = 32
+
+
+class HeldOutGap(NamedTuple):
+    """A piece of text with a gap, and what stood in it."""
+
+    prefix: str
+    truth: str
+    suffix: str
+    length: int  # tokens of the truth
+
+
+def draw_gaps(
+    source: str | Sequence[str],
+    tokenizer: Any,
+    *,
+    lengths: Sequence[int],
+    prefix_tokens: int,
+    suffix_tokens: int,
+    seed: int,
+) -> list[HeldOutGap]:
+    """Return a gap in each of as many texts as there are lengths; gap and suffix begin at a space, as words do."""
+    draw = np.random.default_rng(seed)
+    name = repr(source) if isinstance(source, str) else f"A list of {len(source)} texts"
+    texts = load_texts(source)["text"] if isinstance(source, str) else source
+    gaps: list[HeldOutGap] = []
+    for index in draw.permutation(len(texts)):
+        if len(gaps) == len(lengths):
+            break
+        length = lengths[len(gaps)]
+        ids = text_ids(tokenizer, texts[int(index)][:40_000])
+        places = draw.permutation(max(len(ids) - prefix_tokens - length - suffix_tokens, 0))[:50]
+        for first in (int(place) + prefix_tokens for place in places):
+            before, own = ids[first - prefix_tokens : first], ids[first : first + length]
+            after = ids[first + length : first + length + suffix_tokens]
+            prefix = str(tokenizer.decode(before, clean_up_tokenization_spaces=False))
+            truth, suffix = decode_fill(tokenizer, before, own), decode_fill(tokenizer, [*before, *own], after)
+            # Texts that tokenise back to the very tokens, so that the truth has the length it is said to have.
+            same = continuation_ids(tokenizer, truth) == own and "\n" not in truth
+            if same and truth.startswith(" ") and suffix.startswith(" "):
+                gaps.append(HeldOutGap(prefix.lstrip(), truth, suffix, length))
+                break
+    if len(gaps) < len(lengths):
+        raise ValueError(f"{name} has {len(gaps)} texts that are long enough; {len(lengths)} gaps were asked for.")
+    return gaps
+
+
+def continuation_perplexity(judge: Any, tokenizer: Any, gaps: Sequence[HeldOutGap], fills: Sequence[str]) -> float:
+    """Return the perplexity of the text after the gaps to a causal model that has read prefix and fill.
+
+    The first `CONTINUATION_TOKENS` tokens of each suffix count. A fill that leads nowhere makes them surprising.
+    """
+    reader = PromptedInfiller(judge, tokenizer)
+    starts = [
+        tokenizer.decode(
+            continuation_ids(tokenizer, gap.suffix)[:CONTINUATION_TOKENS], clean_up_tokenization_spaces=False
+        )
+        for gap in gaps
+    ]
+    starts = [start if start.startswith(" ") else f" {start}" for start in starts]
+    with torch.no_grad():
+        scored = reader.score_infill(
+            [gap.prefix + fill for gap, fill in zip(gaps, fills, strict=True)],
+            [[start] for start in starts],
+            [""] * len(gaps),
+        )
+    total = -sum(one[0].logprob for one in scored)
+    return perplexity(total, sum(len(one[0].token_ids) for one in scored))
+
 
 PREFIX_TOKENS, SUFFIX_TOKENS = 192, 128
 SAMPLING: dict[str, Any] = {"do_sample": True, "top_p": 0.9, "temperature": 0.8, "top_k": 0}
@@ -37,11 +112,7 @@ TEXT_CHARACTERS = 4000
 
 
 class Judge:
-    """The model that reads the fills, opened when the first unit needs it, and the gaps of each model's tokens.
-
-    Args:
-        args (`argparse.Namespace`): What was parsed.
-    """
+    """The model that reads the fills, opened when the first unit needs it, and the gaps of each model's tokens."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -50,7 +121,7 @@ class Judge:
         self.drawn: tuple[Any, list[HeldOutGap]] = (None, [])
 
     def gaps(self, model: Any) -> list[HeldOutGap]:
-        """The gaps, drawn in the tokens of a model; kept for the model that is being measured."""
+        """Return the gaps, drawn in the tokens of a model; kept for the model that is being measured."""
         if self.drawn[0] is not model.tokenizer:
             gaps = draw_gaps(
                 self.texts(),
@@ -64,7 +135,7 @@ class Judge:
         return self.drawn[1]
 
     def measure(self, gaps: list[HeldOutGap], fills: list[str]) -> Measurement:
-        """How the judge reads fills and what stands behind them."""
+        """Return how the judge reads fills and what stands after them."""
         judge = self.opened()
         behind = continuation_perplexity(judge, judge.tokenizer, gaps, fills)
         metrics = {"continuation_perplexity": behind, "rep_4": repetition_n(fills)}
@@ -79,7 +150,7 @@ class Judge:
 
 
 def joined_wikitext(args: argparse.Namespace) -> list[str]:
-    """Stretches of WikiText that are long enough for a gap: neighbouring paragraphs, joined."""
+    """Join neighbouring paragraphs of WikiText until they are long enough for a gap."""
     texts = [""]
     for paragraph in unless_absent(lambda: read_wikitext(args.data), folder=args.data):
         if len(texts[-1]) >= TEXT_CHARACTERS:
@@ -89,7 +160,7 @@ def joined_wikitext(args: argparse.Namespace) -> list[str]:
 
 
 def fill(model: Any, gaps: list[HeldOutGap], args: argparse.Namespace, *, chunk: int, kind: str) -> list[str]:
-    """What a model writes into the gaps."""
+    """Return what a model writes into the gaps."""
     torch.manual_seed(args.seed)
     prefixes, suffixes = [gap.prefix for gap in gaps], [gap.suffix for gap in gaps]
     fills: list[str] = model.infill(
@@ -99,20 +170,17 @@ def fill(model: Any, gaps: list[HeldOutGap], args: argparse.Namespace, *, chunk:
 
 
 def read_on(judge: Judge, gaps: list[HeldOutGap], *, kind: str) -> list[str]:
-    """What the judge writes behind the prefixes."""
+    """Return what the judge writes after the prefixes."""
     torch.manual_seed(judge.args.seed)
     model = judge.opened()
     fills: list[str] = PromptedInfiller(model, model.tokenizer).infill(
-        [gap.prefix for gap in gaps],
-        [gap.suffix for gap in gaps],
-        max_new_tokens=judge.args.gap_tokens,
-        **KINDS[kind],
+        [gap.prefix for gap in gaps], [gap.suffix for gap in gaps], max_new_tokens=judge.args.gap_tokens, **KINDS[kind]
     )
     return fills
 
 
 def make_units(args: argparse.Namespace) -> list[Unit]:
-    """A unit for each way to fill, and what they are compared with."""
+    """Return a unit for each way to fill, and what they are compared with."""
     judge = Judge(args)
     settings = {
         "judge": identify(args.judge),
@@ -146,7 +214,7 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
 
 
 def complaints(args: argparse.Namespace) -> list[str]:
-    """What cannot work, before weights are read."""
+    """Return what cannot work, before weights are read."""
     found = []
     for name in ("number", "gap_tokens"):
         if getattr(args, name) < 1:
@@ -173,11 +241,7 @@ def complaints(args: argparse.Namespace) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Fill, judge, print, record.
-
-    Raises:
-        ValueError: arguments or files that cannot be used, or texts that are too short.
-    """
+    """Fill, judge, print, record."""
     paper = {"number": 200, "gap_tokens": 128, "chunks": [128, 64, 32, 16, 8], "kinds": list(KINDS)}
     parser = make_parser(__doc__, smoke={**paper, "number": 8, "chunks": [128, 32], "kinds": ["greedy"]}, paper=paper)
     parser.add_argument("--judge", required=True, help="a causal model that reads fills and what is behind them")

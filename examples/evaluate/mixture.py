@@ -13,15 +13,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 from tqdm import tqdm
 
 from examples.command_line import OneLineParser, at_least, start
-from examples.corpus.writing import whole_file
 from trainer import load_texts
+from trainer.whole_files import whole_file
 
 # Characters of a row of the output at least: more than 512 tokens of English.
 ROW_CHARACTERS = 4000
@@ -47,7 +46,7 @@ def joined(texts: Sequence[str], *, least: int) -> Iterator[str]:
 
 
 def drawn(texts: Sequence[str], *, characters: int, generator: np.random.Generator) -> list[str]:
-    """Rows of texts in random order, of so many characters together, or all there are."""
+    """Return rows of texts in random order, of a given number of characters together, or all there are."""
     order = generator.permutation(len(texts))
     rows, total = [], 0
     for row in joined([texts[int(index)] for index in order], least=ROW_CHARACTERS):
@@ -59,14 +58,7 @@ def drawn(texts: Sequence[str], *, characters: int, generator: np.random.Generat
 
 
 def main(arguments: list[str] | None = None) -> dict[str, int]:
-    """Write a mixture.
-
-    Returns:
-        `dict[str, int]`: characters of each source.
-
-    Raises:
-        ValueError: a source that is not SHARE:FILE[:COLUMN] or cannot be read.
-    """
+    """Write a mixture."""
     parser = OneLineParser(description=__doc__)
     parser.add_argument("--texts", nargs="+", required=True, metavar="SHARE:FILE[:COLUMN]", help="the sources")
     parser.add_argument("--characters", type=at_least(), default=30_000_000, help="of the whole mixture")
@@ -95,11 +87,7 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
 
 
 def _source(item: str) -> tuple[float, str, str]:
-    """Share, file and column of a source.
-
-    Raises:
-        ValueError: it is not written so.
-    """
+    """Return share, file and column of a source."""
     share, _, rest = item.partition(":")
     file, _, column = rest.partition(":")
     try:

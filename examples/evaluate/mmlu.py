@@ -20,16 +20,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from datasets import DatasetDict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from examples.command_line import need
-from examples.evaluate.command_line import check, make_parser, parse, start
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit, open_magnet, run
+from examples.command_line import check, need, start
+from examples.evaluate.driver import Measurement, NotAvailableError, Unit, make_parser, open_magnet, parse, run
 from examples.evaluate.mmlu_data import (
     EXAMPLES_PER_SUBJECT,
     GROUPS,
@@ -57,13 +55,7 @@ PAPER = {"num_fewshot": 5, "limit": None, "batch_size": 8}
 
 
 class CausalLM(HFLM):
-    """lm-eval's reader of a model that is open already; remembers the prompts that lm-eval cuts.
-
-    Args:
-        model (`PreTrainedModel`): Ours, which reads causally where no mode is named, or a stock one.
-        tokenizer (`PreTrainedTokenizerBase`): Its own.
-        batch_size (`int`): Prompts of one forward.
-    """
+    """lm-eval's reader of a model that is open already; remembers the prompts that lm-eval cuts."""
 
     def __init__(self, model: Any, tokenizer: Any, *, batch_size: int) -> None:
         with only_errors():  # that it was not given a path
@@ -71,7 +63,7 @@ class CausalLM(HFLM):
         self.cut: set[str] = set()
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in lm-eval, which would tell each cut in a line of its own."""
+        """Remember cut prompts instead of logging each of them, as lm-eval does."""
         for (context, _), context_ids, choice_ids in requests:
             if len(context_ids) + len(choice_ids) > self.max_length + 1:  # the last token is not read
                 self.cut.add(context)
@@ -88,14 +80,7 @@ class OpenedModel:
 
 
 def open_reader(path: str, args: argparse.Namespace) -> OpenedModel:
-    """The model, in the reading that is asked for.
-
-    Args:
-        path (`str`): Directory, adapter directory or Hub id.
-        args (`argparse.Namespace`): `reading` among them. `"adapted"`: by our class, an adapter on in every mode.
-            `"adapter_off"`: by our class, with an adapter that is on in the other modes alone. `"stock"`: by
-            transformers' own class, without our code.
-    """
+    """Return the model, in the reading that is asked for."""
     if args.reading == "stock":
         place = ModelSource(path, {})
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -112,18 +97,7 @@ def open_reader(path: str, args: argparse.Namespace) -> OpenedModel:
 
 
 def evaluate_group(lm: CausalLM, group: Group, *, num_fewshot: int, limit: int | None) -> Measurement:
-    """Accuracy on the subjects of a group, each weighed by its questions.
-
-    Args:
-        lm (`CausalLM`): The reader.
-        group (`Group`): See `load_group`.
-        num_fewshot (`int`): Examples before each question, 0 to 5: the first ones of the subject, in their order.
-        limit (`int`, *optional*): Questions of each subject, from the first on; all if left out.
-
-    Returns:
-        `Measurement`: `accuracy` and its standard error `stderr` in percent; `questions` and `truncated` in all,
-        questions and right answers by subject.
-    """
+    """Return the accuracy on the subjects of a group, each weighed by its questions."""
     tasks = {task.task_name: task for task in group.get_all_tasks()}
     for task in tasks.values():
         task.set_config("num_fewshot", num_fewshot)
@@ -138,12 +112,12 @@ def evaluate_group(lm: CausalLM, group: Group, *, num_fewshot: int, limit: int |
         counts[f"questions, {subject}"] = len(samples)
         counts[f"correct, {subject}"] = sum(round(sample["acc"]) for sample in samples)
     accuracy, stderr = found["groups"][group.name]["acc,none"], found["groups"][group.name]["acc_stderr,none"]
-    metrics = {"accuracy": accuracy, "stderr": stderr}  # of a single question there is no error
+    metrics = {"accuracy": accuracy, "stderr": stderr}  # a single question has no error
     return Measurement(metrics={name: 100 * float(x) for name, x in metrics.items() if x != "N/A"}, counts=counts)
 
 
 def average_groups(groups: Sequence[Measurement | Record]) -> Measurement:
-    """lm-eval's average over all subjects, each weighed by its questions, from the counts of the groups."""
+    """Compute lm-eval's average over all subjects, each weighted by its questions, from the counts of the groups."""
     counts: dict[str, int] = {"questions": 0, "truncated": 0}
     sizes, correct = [], []
     for group in groups:
@@ -161,7 +135,7 @@ def average_groups(groups: Sequence[Measurement | Record]) -> Measurement:
 
 
 def make_units(args: argparse.Namespace, questions: dict[str, DatasetDict] | None) -> list[Unit]:
-    """The columns: four groups of subjects, and their average."""
+    """Return the columns: four groups of subjects, and their average."""
     settings = {
         "reading": args.reading,
         "num_fewshot": args.num_fewshot,
@@ -192,7 +166,7 @@ def make_units(args: argparse.Namespace, questions: dict[str, DatasetDict] | Non
 
 
 def _on_record(args: argparse.Namespace, path: str, unit: str, settings: dict[str, Any]) -> Record | None:
-    """A group that an earlier run has measured on the same weights, in the same way."""
+    """Return a group that an earlier run has measured on the same weights, in the same way."""
     identity = identify(path)
     settings = {**settings, "dtype": args.dtype, "preset": args.preset}
     for record in reversed(RecordFile(args.results, TABLE).read()):
@@ -212,7 +186,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _about_arguments(args: argparse.Namespace) -> Iterator[str]:
-    """What is wrong with the driver's own options."""
+    """Yield what is wrong with the driver's own options."""
     if args.num_fewshot not in range(EXAMPLES_PER_SUBJECT + 1):
         yield f"`--num_fewshot` is {args.num_fewshot}; pass 0 to {EXAMPLES_PER_SUBJECT}, as many as a subject has."
     for option in ("limit", "batch_size"):
@@ -233,11 +207,7 @@ def _about_arguments(args: argparse.Namespace) -> Iterator[str]:
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Measure the models that were named.
-
-    Raises:
-        ValueError: arguments or files that cannot be used.
-    """
+    """Measure the models that were named."""
     args = parse_arguments(arguments)
     need("eval", "lm_eval.models.huggingface")
     complaints, questions = list(_about_arguments(args)), None

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
-from examples.corpus.compression import whole_text
-from examples.evaluate.data_files import data_file
+from examples.files import data_file, whole_text
 from trainer.whole_files import parse_json
 
 if TYPE_CHECKING:  # of the extra `eval`; imported where it is used
@@ -48,7 +47,7 @@ _FEATURES = Features(
 
 
 def task_manager() -> TaskManager:
-    """lm-eval's index of its own MMLU tasks alone, which is read in no time."""
+    """Return lm-eval's index of its own MMLU tasks only, which is read at once."""
     import lm_eval.tasks
     from lm_eval.tasks import TaskManager
 
@@ -57,15 +56,7 @@ def task_manager() -> TaskManager:
 
 
 def task_configs(manager: TaskManager, group: str) -> dict[str, dict[str, Any]]:
-    """lm-eval's configurations of a group's tasks.
-
-    Args:
-        manager (`TaskManager`): See `task_manager`.
-        group (`str`): lm-eval's name of it, such as `"mmlu_stem"`.
-
-    Returns:
-        `dict[str, dict]`: by subject, such as `"anatomy"`, in lm-eval's order.
-    """
+    """Return lm-eval's configurations of a group's tasks."""
     index = manager.task_index
     tasks = [task for tag in index[group].cfg["task"] for task in sorted(index[tag].tags)]
     return {index[task].cfg["dataset_name"]: index[task].cfg for task in tasks}
@@ -84,15 +75,7 @@ def only_errors() -> Iterator[None]:
 
 
 def load_group(group: str, questions: dict[str, DatasetDict] | None) -> Group:
-    """A group of subjects, ready to be evaluated.
-
-    Args:
-        group (`str`): lm-eval's name of it.
-        questions (`dict[str, DatasetDict]`, *optional*): By subject; those of the Hub if left out.
-
-    Returns:
-        `Group`: of lm-eval's own tasks.
-    """
+    """Return a group of subjects, ready to be evaluated."""
     from lm_eval.api.group import Group
 
     manager = task_manager()
@@ -106,18 +89,7 @@ def load_group(group: str, questions: dict[str, DatasetDict] | None) -> Group:
 
 
 def read_questions(folder: Path) -> dict[str, DatasetDict]:
-    """Examples and questions from the files of a folder.
-
-    Args:
-        folder (`Path`): With `mmlu_dev.jsonl` and `mmlu_test.jsonl`, plain, `.gz` or `.xz`; of each line `subject`,
-            `question`, four `choices` and `answer`, the index of the right one.
-
-    Returns:
-        `dict[str, DatasetDict]`: of all 57 subjects, with `dev` and `test` as on the Hub.
-
-    Raises:
-        ValueError: a file or a subject is missing, a subject is unknown, or a line is no question.
-    """
+    """Read examples and questions from the files of a folder."""
     manager = task_manager()
     subjects = [subject for group in GROUPS.values() for subject in task_configs(manager, group)]
     files = {split: _find(folder, name) for split, name in FILE_NAMES.items()}
@@ -147,7 +119,7 @@ def read_questions(folder: Path) -> dict[str, DatasetDict]:
 
 
 def name_questions(questions: dict[str, DatasetDict] | None) -> str:
-    """What tells other questions apart, for the settings of a record: the Hub id, or a digest of all rows."""
+    """Return what tells other questions apart, for the settings of a record: the Hub id, or a digest of all rows."""
     if questions is None:
         return HUB_ID
     digest = hashlib.sha256()
@@ -158,7 +130,7 @@ def name_questions(questions: dict[str, DatasetDict] | None) -> str:
 
 
 def _giver(rows: DatasetDict) -> Callable[..., DatasetDict]:
-    """What lm-eval calls, with the task's metadata, in place of loading from the Hub."""
+    """Return what lm-eval calls, with the task's metadata, in place of loading from the Hub."""
 
     def give(**metadata: Any) -> DatasetDict:
         return rows
@@ -167,7 +139,7 @@ def _giver(rows: DatasetDict) -> Callable[..., DatasetDict]:
 
 
 def _find(folder: Path, name: str) -> Path:
-    """A file of a folder or one of its sub-folders, compressed or not."""
+    """Return a file of a folder or one of its sub-folders, compressed or not."""
     for suffix in _SUFFIXES:
         file = data_file(folder, f"{name}{suffix}")
         if file.is_file():
@@ -176,7 +148,7 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def _read(file: Path) -> Iterator[tuple[int, Any]]:
-    """The lines of a file as JSON, numbered from 1; `None` where one is none."""
+    """Yield the lines of a file as JSON, numbered from 1; `None` where one is none."""
     with whole_text(file) as stream:
         for number, line in enumerate(stream, start=1):
             try:
@@ -186,7 +158,7 @@ def _read(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _complaint(row: Any, subjects: list[str]) -> str | None:
-    """What is wrong with a row, if anything."""
+    """Return what is wrong with a row, if anything."""
     if not isinstance(row, dict) or not set(_FEATURES) <= set(row):
         return f"is no JSON object with {', '.join(_FEATURES)}"
     if row["subject"] not in subjects:
@@ -202,13 +174,6 @@ def _complaint(row: Any, subjects: list[str]) -> str | None:
 
 
 __all__ = [
-    "EXAMPLES_PER_SUBJECT",
-    "GROUPS",
-    "HUB_ID",
-    "load_group",
-    "name_questions",
-    "only_errors",
-    "read_questions",
-    "task_configs",
-    "task_manager",
-]
+    "EXAMPLES_PER_SUBJECT", "GROUPS", "load_group", "name_questions", "only_errors", "read_questions",
+    "task_configs", "task_manager",
+]  # fmt: skip

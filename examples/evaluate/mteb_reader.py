@@ -16,24 +16,14 @@ from examples.evaluate.sentence_readers import SentenceReader
 
 
 class ReaderEncoder(AbsEncoder):
-    """Wrap a reader for MTEB.
-
-    Args:
-        reader (`SentenceReader`): Embeds the texts.
-        prompt (`str`): The instruction in front of them.
-    """
+    """Wrap a reader for MTEB."""
 
     def __init__(self, reader: SentenceReader, *, prompt: str) -> None:
         self.model, self.prompt = reader, prompt
         self.mteb_model_meta = ModelMeta.create_empty(overwrites={"name": "local/reader", "revision": "local"})
 
     def encode(self, inputs: Any, **kwargs: Any) -> np.ndarray:
-        """Embed the texts of a task.
-
-        Args:
-            inputs (`DataLoader`): Batches with a column `text`.
-            kwargs: Of MTEB, which says there what the task is; not used.
-        """
+        """Embed the texts of a task."""
         texts = [text for batch in inputs for text in batch["text"]]
         vectors: np.ndarray = self.model.encode(texts, prompt=self.prompt)
         return vectors
@@ -42,17 +32,7 @@ class ReaderEncoder(AbsEncoder):
 def scores_by_mteb(
     reader: SentenceReader, task_name: str, columns: dict[str, list[Any]], *, prompt: str
 ) -> dict[str, float]:
-    """The scores of MTEB's own evaluator, without its download and its cache.
-
-    Args:
-        reader (`SentenceReader`): The model.
-        task_name (`str`): As MTEB names it.
-        columns (`dict[str, list]`): The test split that is put into the task.
-        prompt (`str`): The instruction.
-
-    Returns:
-        `dict[str, float]`: all its scores by name, `main_score` among them, as fractions of 1.
-    """
+    """Return the scores of MTEB's own evaluator, without its download and its cache."""
     task = mteb.get_task(task_name)
     task.dataset = {"default": {"test": Dataset.from_dict(columns)}}
     task.data_loaded = True
@@ -65,4 +45,4 @@ def scores_by_mteb(
     return scores
 
 
-__all__ = ["ReaderEncoder", "scores_by_mteb"]
+__all__ = ["scores_by_mteb"]

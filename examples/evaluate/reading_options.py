@@ -7,14 +7,16 @@ from typing import Any
 
 from examples.command_line import check, need
 from examples.evaluate.driver import NotAvailableError, Unit, open_magnet, print_table, run
-from examples.evaluate.echo_rows import ECHO_TEMPLATE, PLAIN_ECHO_TEMPLATE, check_echo_room
 from examples.evaluate.records import Record
 from examples.evaluate.sentence_readers import (
+    ECHO_TEMPLATE,
+    PLAIN_ECHO_TEMPLATE,
     POOLINGS,
     CausalReader,
     EchoReader,
     MagnetReader,
     SentenceReader,
+    check_echo_room,
     open_encoder,
 )
 from modeling_magnet import FAMILIES
@@ -25,7 +27,7 @@ from modeling_magnet.texts_magnet import check_room, context_length
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
-    """`--reading`, `--pooling` and `--prompt`."""
+    """Add `--reading`, `--pooling` and `--prompt`."""
     parser.add_argument(
         "--reading",
         choices=list(POOLINGS),
@@ -38,14 +40,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
 
 
 def default_reading(path: str) -> str:
-    """How a model is read where nobody says it.
-
-    Args:
-        path (`str`): Directory or Hub id.
-
-    Raises:
-        ValueError: no model is there.
-    """
+    """Return how a model is read where nobody says it."""
     source = ModelSource(path, {})
     if source.adapter_base() is not None:
         return "magnet"
@@ -57,14 +52,14 @@ def default_reading(path: str) -> str:
 
 
 def prompt_of(args: argparse.Namespace, task: str) -> str:
-    """The instruction of a task, named as in `PAPER_PROMPTS`, for the reading of `args`."""
+    """Return the instruction of a task, named as in `PAPER_PROMPTS`, for the reading of `args`."""
     if args.prompt is not None:
         return str(args.prompt)
     return "" if args.reading == "encoder" else PAPER_PROMPTS[task]
 
 
 def reading_settings(args: argparse.Namespace, prompt: str) -> dict[str, Any]:
-    """What of the reading changes a figure, for the record."""
+    """Return what of the reading changes a figure, for the record."""
     settings = {"reading": args.reading, "pooling": args.pooling, "prompt": prompt}
     if args.reading == "echo":
         settings["template"] = ECHO_TEMPLATE if prompt.strip() else PLAIN_ECHO_TEMPLATE
@@ -72,7 +67,7 @@ def reading_settings(args: argparse.Namespace, prompt: str) -> dict[str, Any]:
 
 
 def open_reader(path: str, args: argparse.Namespace) -> SentenceReader:
-    """The model of a directory or Hub id in the reading of `args`."""
+    """Return the model of a directory or Hub id in the reading of `args`."""
     if args.reading == "encoder":
         return open_encoder(path, pooling=args.pooling, dtype=args.dtype, device=args.device)
     readers: dict[str, Callable[..., SentenceReader]] = {
@@ -86,16 +81,7 @@ def open_reader(path: str, args: argparse.Namespace) -> SentenceReader:
 def by_reading(
     args: argparse.Namespace, *, tasks: Sequence[str], complaints: Sequence[str] = ()
 ) -> list[argparse.Namespace]:
-    """The arguments once per reading, each with its own models and pooling.
-
-    Args:
-        args (`argparse.Namespace`): What `parse` returned, with the options of this file.
-        tasks (`Sequence[str]`): Whose instructions will be used, as `PAPER_PROMPTS` names them.
-        complaints (`Sequence[str]`): The driver's own.
-
-    Raises:
-        ValueError: listing all complaints: models that cannot be read so, poolings, room for the instructions.
-    """
+    """Return the arguments once per reading, each with its own models and pooling."""
     complaints = list(complaints)
     groups: dict[str, argparse.Namespace] = {}
     for name, path in args.model.items():
@@ -120,7 +106,7 @@ def by_reading(
 
 
 def data_complaints(tasks: Sequence[str], read: Callable[[str], Any]) -> list[str]:
-    """What is wrong with the data of tasks; of what is not there the cells will say so."""
+    """Return what is wrong with the data of tasks; of what is not there the cells will say so."""
     found = []
     for task in tasks:
         try:
@@ -133,20 +119,9 @@ def data_complaints(tasks: Sequence[str], read: Callable[[str], Any]) -> list[st
 
 
 def run_readings(
-    table: str,
-    groups: Sequence[argparse.Namespace],
-    units_of: Callable[[argparse.Namespace], list[Unit]],
+    table: str, groups: Sequence[argparse.Namespace], units_of: Callable[[argparse.Namespace], list[Unit]]
 ) -> list[Record]:
-    """Measure all models, reading by reading, and print one table of all.
-
-    Args:
-        table (`str`): Name of the file of records.
-        groups (`Sequence[argparse.Namespace]`): What `by_reading` returned.
-        units_of (`Callable`): From the arguments of a reading to its cells.
-
-    Returns:
-        `list[Record]`: as `run` does.
-    """
+    """Measure all models, reading by reading, and print one table of all."""
     records = []
     for group in groups:
         records += run(table, group, units_of(group), open_model=open_reader)
@@ -156,7 +131,7 @@ def run_readings(
 
 
 def _with_reading(args: argparse.Namespace, reading: str) -> argparse.Namespace:
-    """The arguments for models of one reading, none of them yet."""
+    """Return the arguments for models of one reading, none of them yet."""
     group = copy.copy(args)
     group.reading, group.model = reading, {}
     group.pooling = POOLINGS[reading][0] if args.pooling is None else args.pooling
@@ -175,12 +150,6 @@ def _check_model(path: str, group: argparse.Namespace, tasks: Sequence[str]) -> 
 
 
 __all__ = [
-    "add_reading_options",
-    "by_reading",
-    "data_complaints",
-    "default_reading",
-    "open_reader",
-    "prompt_of",
-    "reading_settings",
+    "add_reading_options", "by_reading", "data_complaints", "default_reading", "prompt_of", "reading_settings",
     "run_readings",
-]
+]  # fmt: skip

@@ -93,11 +93,11 @@ class RecordFile:
         self.path = Path(folder) / f"{table}.jsonl"
 
     def read(self) -> list[Record]:
-        """All records, oldest first."""
+        """Return all records, oldest first."""
         return list(read_records(self.path)) if self.path.is_file() else []
 
     def append(self, record: Record) -> None:
-        """Write one record behind the others, in one piece, and wait until the disk has it."""
+        """Write one record after the others, in one piece, and wait until the disk has it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json_bytes(asdict(record)) + b"\n"
         with open(self.path, "ab+") as file:
@@ -110,11 +110,7 @@ class RecordFile:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """The whole lines of a file of records.
-
-    Raises:
-        ValueError: a line that is JSON but no record.
-    """
+    """Yield the whole lines of a file of records."""
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
@@ -130,29 +126,17 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def answered(records: Sequence[Record]) -> dict[str, Record]:
-    """The newest record of each question that was answered."""
+    """Return the newest record of each question that was answered."""
     return {record.question: record for record in records if record.unavailable is None}
 
 
 def newest(records: Sequence[Record]) -> list[Record]:
-    """Of each cell the record that was written last."""
+    """Return the newest record of each cell."""
     return list({record.place: record for record in records}.values())
 
 
 def identify(model: str) -> dict[str, str | None]:
-    """Name a model so that other weights are another model.
-
-    Args:
-        model (`str`): Directory, adapter directory or Hub id.
-
-    Returns:
-        `dict`: `name` (of a directory its last part alone), `revision` (commit of the Hub), `weights`, a digest of
-        all weights in a directory, and of the base of an adapter, also of one of the Hub; and `config`, one of its
-        settings and its tokenizer.
-
-    Raises:
-        ValueError: neither a directory nor a model of the Hub that can be read.
-    """
+    """Name a model so that other weights are another model."""
     source = ModelSource(model, {})
     if source.is_packaged:
         return {"name": model, "revision": None, "weights": _of_base(source), "config": None}
@@ -173,11 +157,7 @@ def identify(model: str) -> dict[str, str | None]:
 
 
 def digest_files(files: Sequence[Path]) -> str:
-    """What tells other files of the same names apart, such as a driver's data: for the settings of a record.
-
-    Args:
-        files (`Sequence[Path]`): In an order that is always the same; one that is not there does not count.
-    """
+    """Return what tells other files of the same names apart, such as a driver's data: for the settings of a record."""
     digest = hashlib.sha256()
     for file in filter(Path.is_file, files):
         with file.open("rb") as stream:
@@ -186,7 +166,7 @@ def digest_files(files: Sequence[Path]) -> str:
 
 
 def conditions(device: str) -> dict[str, Any]:
-    """Versions, hardware and time, as keywords of a record."""
+    """Return versions, hardware and time, as keywords of a record."""
     versions = {"python": platform.python_version()}
     for library in LIBRARIES:
         try:
@@ -203,7 +183,7 @@ def conditions(device: str) -> dict[str, Any]:
 
 
 def _digest(folder: Path) -> str:
-    """Of all weights of a folder, not of a checkpoint's training arguments; an adapter's base is part of it."""
+    """Return a digest of all weights of a folder, including the base of an adapter."""
     weights = digest_files(sorted([*folder.glob("*.safetensors"), *folder.glob("*model*.bin")]))
     base = ModelSource(str(folder), {}).adapter_base()
     if base is None:
@@ -212,7 +192,7 @@ def _digest(folder: Path) -> str:
 
 
 def _of_base(base: ModelSource) -> Any:
-    """What tells a base apart: the content of a GGUF file, also of an installed one, or what `identify` says."""
+    """Return what identifies a base: the digest of a GGUF file, or what `identify` returns."""
     if base.is_packaged:
         return gemma3_270m.SHA256[:16]
     gguf = base.gguf()
@@ -220,7 +200,7 @@ def _of_base(base: ModelSource) -> Any:
 
 
 def _key(record: Record, *more: Any) -> str:
-    """What tells records apart, as one string."""
+    """Return what tells records apart, as one string."""
     parts = [record.table, record.system, record.unit, record.seed, record.replica, record.step, *more]
     return json.dumps(parts, sort_keys=True)
 

@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
@@ -29,10 +28,10 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from examples.command_line import check, start
 from examples.evaluate import stories, wikitext
-from examples.evaluate.command_line import check, make_parser, parse, start
 from examples.evaluate.continuing import READINGS, continue_texts
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit, open_magnet, run
+from examples.evaluate.driver import Measurement, NotAvailableError, Unit, make_parser, open_magnet, parse, run
 from examples.evaluate.records import Record
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.texts_magnet import context_length
@@ -46,19 +45,19 @@ _FIRST_WORDS = re.compile(rf"\s*(\S+(?:\s+\S+){{{PREFIX_WORDS - 1}}})(?=\s+\S)")
 
 
 def wikitext_beginnings(folder: Path | None) -> list[str]:
-    """The first five words of each paragraph that has more of them, and no `<unk>` among them."""
+    """Return the first five words of each paragraph that has more of them, and no `<unk>` among them."""
     found = map(first_words, wikitext.read_wikitext(folder, keep_unknown=True))
     # The raw texts of the Hub have their rare words; those of a folder have `<unk>`, which nobody would go on from.
     return [words for words in found if words is not None and wikitext.UNKNOWN not in words]
 
 
 def rocstories_beginnings(folder: Path | None) -> list[str]:
-    """The first sentence of each story."""
+    """Return the first sentence of each story."""
     return [story[0] for story in stories.read_stories(folder)]
 
 
 def first_words(text: str) -> str | None:
-    """Five words as they stand in the text, or `None` where nothing would be left to say.
+    """Return five words as they are in the text, or `None` where nothing would be left to say.
 
     Example:
         >>> first_words("One, two  three 4.5 five, six.")
@@ -83,13 +82,13 @@ CORPORA = {
 
 
 def draw(beginnings: Sequence[str], *, limit: int, seed: int) -> list[str]:
-    """So many beginnings at random, in the order of the corpus; all where there are fewer."""
+    """Return a given number of beginnings at random, in the order of the corpus; all where there are fewer."""
     order = np.random.default_rng(seed).permutation(len(beginnings))[:limit]
     return [beginnings[int(index)] for index in sorted(order)]
 
 
 def open_reader(path: str, args: argparse.Namespace) -> tuple[Any, PreTrainedTokenizerBase]:
-    """What the reading needs: one of our models, or a masked language model of the Auto classes, and its tokenizer."""
+    """Open one of our models, or a masked language model of the Auto classes, and its tokenizer."""
     if args.reading != "masked":
         model = open_magnet(path, args)
         return model, model.tokenizer
@@ -110,11 +109,7 @@ def measure(
     except (OSError, ValueError) as error:
         raise NotAvailableError(str(error)) from error
     written = continue_texts(
-        *reader,
-        beginnings,
-        reading=args.reading,
-        max_new_tokens=args.new_tokens,
-        batch_size=args.batch_size,
+        *reader, beginnings, reading=args.reading, max_new_tokens=args.new_tokens, batch_size=args.batch_size
     )
     texts = [one.text for one in written]
     return Measurement(
@@ -136,14 +131,7 @@ def measure(
 
 
 def check_arguments(args: argparse.Namespace) -> dict[str, Callable[[], list[str]]]:
-    """Refuse what cannot work before weights are read; a folder's files are read by then.
-
-    Returns:
-        `dict`: how to get the beginnings of each corpus.
-
-    Raises:
-        ValueError: listing what is wrong.
-    """
+    """Refuse what cannot work before weights are read; a folder's files are read by then."""
     complaints = [
         f"`--{name}` is {value}; pass 1 or more."
         for name, value in (("limit", args.limit), ("new_tokens", args.new_tokens), ("batch_size", args.batch_size))
@@ -172,11 +160,7 @@ def check_arguments(args: argparse.Namespace) -> dict[str, Callable[[], list[str
 
 
 def _check_model(path: str, args: argparse.Namespace) -> None:
-    """Whether a model can be read so, as far as its config and tokenizer tell.
-
-    Raises:
-        ValueError: it cannot.
-    """
+    """Whether a model can be read so, as far as its config and tokenizer tell."""
     if args.reading == "masked":
         config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=False)

@@ -13,27 +13,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import OneLineParser, add_output_dir, check, need, start
-from examples.corpus.writing import whole_file
-from examples.reporting.blocks import Page
-from examples.reporting.cells import Results, read_results
-from examples.reporting.html_page import render_html
-from examples.reporting.markdown_page import FIGURES, render_markdown
-from examples.reporting.opening import base_name
-from examples.reporting.page import PICTURES, THIS_MODEL, TITLE, build_page
-from examples.reporting.paper_values import read_paper_values
-from examples.reporting.plots import Picture
+from examples.evaluate.reporting.blocks import Page
+from examples.evaluate.reporting.cells import Results, read_results
+from examples.evaluate.reporting.html_page import render_html
+from examples.evaluate.reporting.markdown_page import FIGURES, render_markdown
+from examples.evaluate.reporting.page import PICTURES, THIS_MODEL, TITLE, base_name, build_page
+from examples.evaluate.reporting.paper_values import read_paper_values
+from examples.evaluate.reporting.plots import Picture
+from trainer.whole_files import whole_file
 
 
 def main(arguments: list[str] | None = None) -> Page:
-    """Read the records, write the page.
-
-    Raises:
-        ValueError: arguments or records that cannot be used.
-    """
+    """Read the records, write the page."""
     parser = OneLineParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=Path("outputs/results"), help="folder of the records")
     add_output_dir(parser, default=Path("outputs/report"), help="folder of the page")
@@ -64,7 +58,7 @@ def main(arguments: list[str] | None = None) -> Page:
 
 
 def _read(folder: Path, option: str, complaints: list[str]) -> Results | None:
-    """The records of a folder, or one more complaint."""
+    """Return the records of a folder, or one more complaint."""
     try:
         return read_results(folder, option)
     except ValueError as error:
@@ -73,7 +67,7 @@ def _read(folder: Path, option: str, complaints: list[str]) -> Results | None:
 
 
 def _compared(items: Sequence[str], name: str, own: Path, complaints: list[str]) -> dict[str, Results]:
-    """The records of the other models by their names; what cannot be used is added to the complaints."""
+    """Return the records of the other models by their names; what cannot be used is added to the complaints."""
     found: dict[str, Results] = {}
     folders = {own.resolve()}
     for item in items:
@@ -98,10 +92,6 @@ def write_page(page: Page, folder: Path) -> None:
     """Write figures and both pages, each whole or not at all; the pages last, when all they show is there.
 
     Figures of an earlier page that this one does not have are removed; what the report never writes stays.
-
-    Args:
-        page (`Page`): What to write.
-        folder (`Path`): Made where it is not there.
     """
     files = {folder / FIGURES / f"{one.name}.svg": one.svg for one in page.blocks if isinstance(one, Picture)}
     files[folder / "report.md"] = render_markdown(page).encode()

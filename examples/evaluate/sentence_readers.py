@@ -7,19 +7,112 @@ encoder   a model of sentence-transformers, or an encoder such as SimCSE's BERT
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
-from examples.evaluate.echo_rows import echo_rows
 from modeling_magnet.batching_magnet import pad_token_rows, plan_batches
 from modeling_magnet.encoding_magnet import PROGRESS_FROM_TEXTS
 from modeling_magnet.pooling_magnet import Pooling, pool_states
 from modeling_magnet.prompts_magnet import join_prompt
 from modeling_magnet.states_magnet import ACCELERATOR_BATCH_TOKENS, CPU_BATCH_TOKENS
-from modeling_magnet.texts_magnet import context_length, prompt_length, tokenize_texts
+from modeling_magnet.texts_magnet import (
+    check_is_unicode,
+    context_length,
+    front_tokens,
+    prompt_length,
+    read_texts,
+    text_ids,
+    tokenize_texts,
+)
+
+# With a task's instruction as in the authors' code; there each part is tokenised by itself, which puts a space in
+# front of it in a vocabulary such as Llama's. Here the space is written.
+ECHO_TEMPLATE = "Instruct: {prompt},\nQuery: {text}\nQuery again: {text}"
+# Without one as in section 3 of their paper.
+PLAIN_ECHO_TEMPLATE = "Rewrite the sentence: {text}, rewritten sentence: {text}"
+
+
+class EchoRow(NamedTuple):
+    """A text twice."""
+
+    ids: list[int]  # BOS where there is one, template and texts; no EOS
+    start: int  # place of the first token of the second occurrence, which goes to the row's end
+
+
+def echo_rows(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, prompt: str, max_length: int
+) -> list[EchoRow]:
+    """Return the token ids of each text in the template.
+
+    A token that holds the template's last space and the text's first letters is the text's. A text is cut at its end
+    until both occurrences fit. Of an empty text, the template's last token is taken for it.
+
+    Source: Springer et al. 2024 (Echo embeddings, https://huggingface.co/papers/2402.15449), section 3, and the
+    template `query` of https://github.com/jakespringer/echo-embeddings.
+    """
+    check_echo_room(tokenizer, prompt=prompt, max_length=max_length)
+    before, between = echo_frame(prompt)
+    front = front_tokens(tokenizer)
+    if not texts:
+        return []
+    encoded = read_texts(tokenizer, [before + text + between + text for text in texts], return_offsets=True)
+    rows = []
+    for given, ids, spans in zip(texts, *encoded, strict=True):
+        text = given
+        if len(front) + len(ids) > max_length:
+            text, ids, spans = _cut(tokenizer, text, prompt=prompt, room=max_length - len(front))
+        begin = len(before) + len(text) + len(between)
+        start = next((place for place, (_, end) in enumerate(spans) if end > begin), len(ids) - 1)
+        rows.append(EchoRow(front + ids, len(front) + start))
+    return rows
+
+
+def echo_frame(prompt: str) -> tuple[str, str]:
+    """Return what is before a text, and between its two occurrences.
+
+    Example:
+
+        >>> echo_frame("Retrieve semantically similar text: ")
+        ('Instruct: Retrieve semantically similar text,\\nQuery: ', '\\nQuery again: ')
+    """
+    template = ECHO_TEMPLATE if prompt.strip() else PLAIN_ECHO_TEMPLATE
+    before, between, _ = template.split("{text}")
+    return before.replace("{prompt}", prompt.strip().removesuffix(":")), between
+
+
+def check_echo_room(tokenizer: PreTrainedTokenizerBase, *, prompt: str, max_length: int) -> None:
+    """Refuse a template that leaves no room for two tokens of text."""
+    check_is_unicode(prompt, name="prompt")
+    frame = "".join(echo_frame(prompt))
+    length = len(front_tokens(tokenizer)) + len(text_ids(tokenizer, frame))
+    if length + 2 > max_length:
+        raise ValueError(
+            f"BOS and the template of the echo with the prompt {prompt!r:.60} take {length} tokens of rows of "
+            f"{max_length}, which leaves no room for a text twice. Shorten the prompt."
+        )
+
+
+def _cut(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, prompt: str, room: int
+) -> tuple[str, list[int], list[tuple[int, int]]]:
+    """Return the front of a text with ids and places of its row of at most `room` tokens."""
+    before, between = echo_frame(prompt)
+    frame = len(text_ids(tokenizer, before + between))
+    (places,) = read_texts(tokenizer, [text], return_offsets=True).offsets
+    kept = min((room - frame) // 2, len(places))
+    while kept > 0:
+        front = text[: places[kept - 1][1]]
+        row = before + front + between + front
+        (ids,), (spans,) = read_texts(tokenizer, [row], return_offsets=True)
+        if len(ids) <= room:
+            return front, ids, spans
+        kept -= max(1, (len(ids) - room) // 2)  # a cut can take a token apart into several
+    raise ValueError(f"No token of the text {text!r:.60} fits twice into {room} tokens with the echo's template.")
+
 
 # What each reader can pool; the first is the default.
 POOLINGS = {
@@ -35,10 +128,6 @@ class SentenceReader(Protocol):
 
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> np.ndarray:
         """Embed texts.
-
-        Args:
-            texts (`Sequence[str]`): N sentences.
-            prompt (`str`, defaults to `""`): The task's instruction; none by default.
 
         Returns:
             `numpy.ndarray` of shape `(N, H)`, in float32.
@@ -60,7 +149,6 @@ class MagnetReader:
         self.model, self.pooling = model, pooling
 
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> np.ndarray:
-        """Embed texts; see `SentenceReader`."""
         vectors: np.ndarray = self.model.encode(list(texts), prompt=prompt, pooling=self.pooling)
         return vectors
 
@@ -70,7 +158,7 @@ class CausalReader:
 
     Args:
         model (`PreTrainedModel`): With `tokenizer` and causal mode.
-        pooling (`str`, defaults to `"last"`): The output of EOS, behind the text. See `pool_states`.
+        pooling (`str`, defaults to `"last"`): The output of EOS, after the text. See `pool_states`.
 
     Source: Khosla et al. 2025, Table 2, the row "LLaMA-2-7B (last token)".
     """
@@ -79,7 +167,6 @@ class CausalReader:
         self.model, self.pooling = model, pooling
 
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> np.ndarray:
-        """Embed texts; see `SentenceReader`."""
         tokenizer = self.model.tokenizer
         rows = tokenize_texts(tokenizer, texts, prompt=prompt, max_length=context_length(self.model.config, tokenizer))
         left_out = prompt_length(tokenizer, prompt)
@@ -93,7 +180,7 @@ class CausalReader:
 class EchoReader:
     """Echo embeddings: the text twice, from left to right, so that the second occurrence has read all of the first.
 
-    Pooled is the second occurrence alone, as the paper says; the authors' code counts an EOS behind it as well, which
+    Pooled is the second occurrence alone, as the paper says; the authors' code counts an EOS after it as well, which
     their models were trained with.
 
     Args:
@@ -107,7 +194,6 @@ class EchoReader:
         self.model, self.pooling = model, pooling
 
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> np.ndarray:
-        """Embed texts; see `SentenceReader`."""
         tokenizer = self.model.tokenizer
         rows = echo_rows(tokenizer, texts, prompt=prompt, max_length=context_length(self.model.config, tokenizer))
         vectors = np.empty((len(rows), self.model.config.hidden_size), dtype=np.float32)
@@ -130,7 +216,6 @@ class EncoderReader:
         self.model = model
 
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> np.ndarray:
-        """Embed texts; see `SentenceReader`."""
         # An empty prompt says none; without one the model's own default would be put in front.
         vectors: np.ndarray = self.model.encode(
             list(texts), prompt=join_prompt(prompt, ""), show_progress_bar=len(texts) >= PROGRESS_FROM_TEXTS
@@ -140,13 +225,6 @@ class EncoderReader:
 
 def open_encoder(path: str, *, pooling: str = "own", dtype: str = "float32", device: str = "cpu") -> EncoderReader:
     """Open a directory or Hub id by sentence-transformers.
-
-    Args:
-        path (`str`): Saved by that library, or a plain encoder.
-        pooling (`str`, defaults to `"own"`): As the directory says; where it says nothing the library takes the mean.
-            `"cls"`: the first token's state, as SimCSE measures its models trained without labels. `"mean"`.
-        dtype (`str`, defaults to `"float32"`): Of the weights.
-        device (`str`, defaults to `"cpu"`): Where they go.
 
     Source: Gao et al. 2021 (SimCSE, https://huggingface.co/papers/2104.08821), section 6.3, for the first token.
     """
@@ -163,15 +241,7 @@ def open_encoder(path: str, *, pooling: str = "own", dtype: str = "float32", dev
 
 @torch.no_grad()
 def causal_states(model: Any, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
-    """States of token rows in causal mode, in batches of like length, the longest first.
-
-    Args:
-        model (`PreTrainedModel`): With causal mode, in evaluation mode.
-        rows (`Sequence[Sequence[int]]`): Token ids, unpadded.
-
-    Yields:
-        Indices of a batch's rows, states `(B, S, H)` and attention mask `(B, S)`, padded on the right.
-    """
+    """Yield states of token rows in causal mode, in batches of like length, the longest first."""
     known = (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id, 0)
     pad_token_id = next(token_id for token_id in known if token_id is not None)
     budget = CPU_BATCH_TOKENS if model.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
@@ -186,12 +256,6 @@ def causal_states(model: Any, rows: Sequence[Sequence[int]]) -> Iterator[tuple[l
 
 
 __all__ = [
-    "POOLINGS",
-    "CausalReader",
-    "EchoReader",
-    "EncoderReader",
-    "MagnetReader",
-    "SentenceReader",
-    "causal_states",
-    "open_encoder",
-]
+    "CausalReader", "ECHO_TEMPLATE", "EchoReader", "MagnetReader", "PLAIN_ECHO_TEMPLATE", "POOLINGS",
+    "SentenceReader", "check_echo_room", "echo_frame", "echo_rows", "open_encoder",
+]  # fmt: skip

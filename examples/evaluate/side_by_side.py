@@ -25,12 +25,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.evaluate.command_line import check, make_parser, parse, start
+from examples.command_line import check, start
 from examples.evaluate.continuing import Reading, continue_texts
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit, run
+from examples.evaluate.driver import Measurement, NotAvailableError, Unit, make_parser, parse, run
 from examples.evaluate.fill_systems import BASE, MAGNET, SHOTS, FillSystem, StoryGap, draw_gaps, fill_systems
 from examples.evaluate.records import Record
 from examples.evaluate.repetition import draw, open_reader, wikitext_beginnings
@@ -52,7 +51,7 @@ class Texts(NamedTuple):
     beginnings: dict[str, str]
 
     def digest(self) -> str:
-        """Tells texts apart."""
+        """Return what tells these texts from others."""
         return hashlib.sha256(json.dumps(self).encode()).hexdigest()[:16]
 
 
@@ -65,11 +64,7 @@ class Row(NamedTuple):
 
 
 def read_own(file: Path) -> tuple[dict[str, StoryGap], dict[str, str]]:
-    """The user's gaps and beginnings by title.
-
-    Raises:
-        ValueError: listing lines that are not as the docstring above says, and titles that come twice.
-    """
+    """Return the user's gaps and beginnings by title."""
     gaps: dict[str, StoryGap] = {}
     beginnings: dict[str, str] = {}
     complaints = []
@@ -104,11 +99,7 @@ def read_own(file: Path) -> tuple[dict[str, StoryGap], dict[str, str]]:
 
 
 def read_texts(args: argparse.Namespace) -> Texts:
-    """The texts of a run: the user's, and drawn ones of a kind that the user gave none of.
-
-    Raises:
-        ValueError: a file that cannot be read, too few texts, or no way to the Hub.
-    """
+    """Return the texts of a run: the user's, and drawn ones of a kind that the user gave none of."""
     gaps, beginnings = read_own(args.stories) if args.stories is not None else ({}, {})
     corpus: Corpus = "rocstories" if args.data is None else "story_cloze"
     drawn, examples = draw_gaps(
@@ -123,7 +114,7 @@ def read_texts(args: argparse.Namespace) -> Texts:
 
 
 def fill(reader: tuple[Any, Any], *, system: FillSystem, texts: Texts, args: argparse.Namespace) -> Measurement:
-    """What a system puts into the gaps.
+    """Return what a system puts into the gaps.
 
     Raises:
         NotAvailableError: prompts or texts that the model cannot read.
@@ -146,7 +137,7 @@ def fill(reader: tuple[Any, Any], *, system: FillSystem, texts: Texts, args: arg
 
 
 def go_on(reader: tuple[Any, Any], *, reading: Reading, texts: Texts, args: argparse.Namespace) -> Measurement:
-    """How a system goes on.
+    """Return how a system goes on.
 
     Raises:
         NotAvailableError: a text that leaves no room in the model's context.
@@ -162,7 +153,7 @@ def go_on(reader: tuple[Any, Any], *, reading: Reading, texts: Texts, args: argp
 
 
 def rows_of(args: argparse.Namespace, texts: Texts) -> dict[str, Row]:
-    """The rows of the tables by system, those of one model behind each other."""
+    """Return the rows of the tables by system, those of one model after each other."""
     rows: dict[str, Row] = {}
     common = {"texts": texts.digest()}
     for name, path in {**args.model, **args.masked}.items():
@@ -179,7 +170,7 @@ def rows_of(args: argparse.Namespace, texts: Texts) -> dict[str, Row]:
 
 
 def print_texts(records: Sequence[Record]) -> None:
-    """Text by text what each system wrote."""
+    """Print what each system wrote, text by text."""
     for unit, key in (("infilling", "fill"), ("continuation", "continuation")):
         of_unit = [record for record in records if record.unit == unit]
         titles = list(dict.fromkeys(sample["title"] for record in of_unit for sample in record.samples))

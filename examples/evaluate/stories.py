@@ -46,19 +46,7 @@ class ClozeStory(NamedTuple):
 
 
 def read_stories(folder: Path | None = None, *, corpus: Corpus = "rocstories") -> list[list[str]]:
-    """The sentences of each story; five of each, but for TinyStories.
-
-    Args:
-        folder (`Path`, *optional*): Where the corpus' file is, or its subfolder; the Hub if left out.
-        corpus (`str`, defaults to `"rocstories"`): Or `"story_cloze"`, cased, with the right ending; or
-            `"tinystories"`, of which the Hub has the validation split.
-
-    Returns:
-        `list[list[str]]`: In their order. Texts of the Hub that are not cut into five sentences are left out.
-
-    Raises:
-        ValueError: unknown corpus, no such file, or no way to the Hub.
-    """
+    """Return the sentences of each story; five of each, but for TinyStories."""
     if corpus not in CORPORA:
         raise ValueError(f"No stories are named {corpus!r}; expected one of {list(CORPORA)}.")
     if folder is None:
@@ -75,11 +63,7 @@ def read_stories(folder: Path | None = None, *, corpus: Corpus = "rocstories") -
 
 
 def read_story_cloze(file: Path) -> list[ClozeStory]:
-    """Of each story its first four sentences, the right ending and the wrong one.
-
-    Raises:
-        ValueError: a file that has not the columns of Story Cloze, or a row that lacks a cell or a right ending.
-    """
+    """Read the first four sentences, the right ending and the wrong one of each story."""
     stories = []
     rows = csv.DictReader(io.StringIO(read_text(file), newline=""))
     try:
@@ -100,11 +84,7 @@ def read_story_cloze(file: Path) -> list[ClozeStory]:
 
 
 def stories_source(folder: Path | None, *, corpus: Corpus = "rocstories") -> tuple[str, str]:
-    """Where stories come from and how they are written, for records.
-
-    Raises:
-        ValueError: no such file, or none of the Hub.
-    """
+    """Return where stories come from and how they are written, for records."""
     if folder is not None:
         form = "lower case, detokenised" if corpus == "rocstories" else "cased"
         return find_file(folder, FILE_NAMES[corpus]).name, form
@@ -114,7 +94,7 @@ def stories_source(folder: Path | None, *, corpus: Corpus = "rocstories") -> tup
 
 
 def derange(number: int, *, seed: int) -> list[int]:
-    """For each of several texts another one: the next in a random order."""
+    """Return another text for each of several: the next in a random order."""
     order = np.random.default_rng(seed).permutation(number)
     other = np.empty(number, dtype=int)
     other[order] = np.roll(order, 1)
@@ -122,7 +102,7 @@ def derange(number: int, *, seed: int) -> list[int]:
 
 
 def _read_rocstories(file: Path) -> list[list[str]]:
-    """Lines of `title <EOT> keywords <EOL> </s> sentence </s> sentence ...`."""
+    """Read lines of `title <EOT> keywords <EOL> </s> sentence </s> sentence ...`."""
     stories = []
     lines = read_text(file).removesuffix("\n").split("\n")
     for number, line in enumerate(lines, start=1):
@@ -137,15 +117,6 @@ def _read_rocstories(file: Path) -> list[list[str]]:
 
 
 __all__ = [
-    "CORPORA",
-    "FILE_NAMES",
-    "HUB_SOURCES",
-    "SENTENCES",
-    "TITLES",
-    "ClozeStory",
-    "Corpus",
-    "derange",
-    "read_stories",
-    "read_story_cloze",
+    "CORPORA", "Corpus", "FILE_NAMES", "SENTENCES", "TITLES", "derange", "read_stories", "read_story_cloze",
     "stories_source",
-]
+]  # fmt: skip

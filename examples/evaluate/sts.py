@@ -14,13 +14,16 @@ import random
 import sys
 from pathlib import Path
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
-from examples.command_line import need
-from examples.evaluate.command_line import make_parser, parse, start
-from examples.evaluate.data_files import data_file
-from examples.evaluate.driver import Measurement, Unit
+from datasets import load_dataset
+
+from examples.command_line import need, start
+from examples.evaluate.driver import Measurement, NotAvailableError, Unit, make_parser, parse
 from examples.evaluate.reading_options import (
     add_reading_options,
     by_reading,
@@ -31,18 +34,84 @@ from examples.evaluate.reading_options import (
 )
 from examples.evaluate.records import Record, digest_files
 from examples.evaluate.sentence_readers import SentenceReader
-from examples.evaluate.sts_data import STS_SETS, StsPair, read_sts
+from examples.files import data_file, whole_text
 from modeling_magnet.similarity_magnet import similarity_pairs
 
 
-def sts_correlation(reader: SentenceReader, pairs: list[StsPair], *, prompt: str) -> float:
-    """Spearman's rank correlation of cosine and human score, x 100.
+class StsSet(NamedTuple):
+    """Where a set is, and what its columns are called."""
 
-    Args:
-        reader (`SentenceReader`): The model.
-        pairs (`list[StsPair]`): Sentences and scores.
-        prompt (`str`): The instruction.
+    hub_id: str
+    file_name: str  # in a local folder
+    columns: tuple[str, str, str]  # sentence, sentence, score in the file; by place where it has no header
+
+
+class StsPair(NamedTuple):
+    """Two sentences and how alike people find them."""
+
+    sentence1: str
+    sentence2: str
+    score: float
+
+
+_USUAL = ("sentence1", "sentence2", "score")
+STS_SETS = {
+    "STS12": StsSet("mteb/sts12-sts", "sts12.test.tsv.gz", _USUAL),
+    "STS13": StsSet("mteb/sts13-sts", "sts13.test.tsv.gz", _USUAL),
+    "STS14": StsSet("mteb/sts14-sts", "sts14.test.tsv.gz", _USUAL),
+    "STS15": StsSet("mteb/sts15-sts", "sts15.test.tsv.gz", _USUAL),
+    "STS16": StsSet("mteb/sts16-sts", "sts16.test.tsv.gz", _USUAL),
+    "STSBenchmark": StsSet("mteb/stsbenchmark-sts", "stsb.test.csv.gz", _USUAL),
+    "SICK-R": StsSet("mteb/sickr-sts", "sick.test.tsv.gz", ("sentence_A", "sentence_B", "relatedness_score")),
+}
+
+
+def read_sts(name: str, *, folder: Path | None = None) -> list[StsPair]:
+    """Return the test pairs of a set.
+
+    Raises:
+        NotAvailableError: no such file, or the Hub cannot be reached.
     """
+    if name not in STS_SETS:
+        raise ValueError(f"No set is named {name!r}; expected one of {sorted(STS_SETS)}.")
+    source = STS_SETS[name]
+    if folder is None:
+        try:
+            rows = load_dataset(source.hub_id, split="test")
+        except OSError as error:
+            raise NotAvailableError(f"{source.hub_id} of the Hub: {str(error).splitlines()[0]}") from error
+        return [StsPair(row["sentence1"], row["sentence2"], float(row["score"])) for row in rows]
+    file = data_file(folder, source.file_name)
+    if not file.is_file():
+        raise NotAvailableError(f"the folder of the data has no {source.file_name}")
+    try:
+        return list(_read_file(file, source.columns))
+    except csv.Error as error:
+        raise ValueError(f"{str(file)!r} cannot be read to its end ({error}). Fetch it again.") from error
+
+
+def _read_file(file: Path, columns: tuple[str, str, str]) -> Iterator[StsPair]:
+    """Yield the pairs of a `.csv` or `.tsv`, plain or `.gz`, with or without a header."""
+    is_tsv = ".tsv" in file.suffixes
+    with whole_text(file, newline="") as stream:
+        # A quotation mark in a tab-separated file belongs to the sentence.
+        lines = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE) if is_tsv else csv.reader(stream)
+        places = (0, 1, 2)
+        for number, cells in enumerate(lines, start=1):
+            if number == 1 and set(columns) <= set(cells):
+                places = tuple(cells.index(column) for column in columns)  # type: ignore[assignment]
+                continue
+            try:
+                sentence1, sentence2, score = (cells[place] for place in places)
+                yield StsPair(sentence1, sentence2, float(score))
+            except (IndexError, ValueError) as error:
+                raise ValueError(
+                    f"Line {number} of {str(file)!r} has no {', '.join(columns)} ({cells!r:.80}). Correct it."
+                ) from error
+
+
+def sts_correlation(reader: SentenceReader, pairs: list[StsPair], *, prompt: str) -> float:
+    """Return Spearman's rank correlation of cosine and human score, x 100."""
     from scipy.stats import spearmanr  # of the extra `eval`
 
     left = reader.encode([pair.sentence1 for pair in pairs], prompt=prompt)
@@ -52,7 +121,7 @@ def sts_correlation(reader: SentenceReader, pairs: list[StsPair], *, prompt: str
 
 
 def sts_correlation_by_mteb(reader: SentenceReader, name: str, pairs: list[StsPair], *, prompt: str) -> float:
-    """The same figure by `mteb.evaluate`, on the same pairs, so that no network is needed."""
+    """Return the same figure by `mteb.evaluate`, on the same pairs, so that no network is needed."""
     from examples.evaluate.mteb_reader import scores_by_mteb
 
     columns = {field: [getattr(pair, field) for pair in pairs] for field in StsPair._fields}
@@ -61,10 +130,9 @@ def sts_correlation_by_mteb(reader: SentenceReader, name: str, pairs: list[StsPa
 
 @functools.cache
 def sts_pairs(task: str, folder: Path | None, limit: int | None, seed: int) -> list[StsPair]:
-    """The test pairs of a set, or so many of them, drawn with the seed; read once for all models.
+    """Return the test pairs of a set, or so many of them, drawn with the seed; read once for all models.
 
     Raises:
-        ValueError: a file that cannot be read.
         NotAvailableError: there is none, here or on the Hub.
     """
     pairs = read_sts(task, folder=folder)
@@ -72,7 +140,7 @@ def sts_pairs(task: str, folder: Path | None, limit: int | None, seed: int) -> l
 
 
 def measure(reader: SentenceReader, task: str, args: argparse.Namespace) -> Measurement:
-    """One set on one model."""
+    """Return one set on one model."""
     pairs = sts_pairs(task, args.data, args.limit, args.seed)
     prompt = prompt_of(args, "STS")
     metrics = {"spearman": sts_correlation(reader, pairs, prompt=prompt)}
@@ -82,7 +150,7 @@ def measure(reader: SentenceReader, task: str, args: argparse.Namespace) -> Meas
 
 
 def units(args: argparse.Namespace) -> list[Unit]:
-    """One cell per set."""
+    """Return one cell per set."""
     return [
         Unit(
             task,
@@ -100,11 +168,7 @@ def units(args: argparse.Namespace) -> list[Unit]:
 
 
 def parse_arguments(arguments: list[str] | None) -> list[argparse.Namespace]:
-    """Read and check the command line: the arguments of each reading that the models need.
-
-    Raises:
-        ValueError: listing what cannot be used.
-    """
+    """Read and check the command line: the arguments of each reading that the models need."""
     parser = make_parser(__doc__, smoke={"limit": 200}, paper={"limit": None})
     parser.add_argument("--tasks", nargs="+", default=list(STS_SETS), choices=list(STS_SETS), help="sets to run")
     parser.add_argument("--limit", type=int, help="pairs of a set, drawn with the seed; all of them by default")
@@ -121,11 +185,7 @@ def parse_arguments(arguments: list[str] | None) -> list[argparse.Namespace]:
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Measure the models that were named.
-
-    Raises:
-        ValueError: arguments or files that cannot be used.
-    """
+    """Measure the models that were named."""
     return run_readings("sts", parse_arguments(arguments), units)
 
 

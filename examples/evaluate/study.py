@@ -4,7 +4,6 @@
     python examples/evaluate/study.py examples/evaluate/study_wiki7m.json --output_dir outputs/trial --preset smoke
     python examples/evaluate/study.py PLAN.json --output_dir DIR --only train --jobs 2
     python examples/evaluate/study.py PLAN.json --output_dir OTHER --base outputs/llama-2m --runs MAGNET
-    python examples/evaluate/study.py PLAN.json --output_dir DIR --only evaluate --drivers sts clustering --no_curves
 
 All systems have the same data, steps and parameters; the plan says what differs. Killed, the same command goes on:
 a training at its last checkpoint, a table at its first open cell. Trainings run `--jobs` at a time, each on its share
@@ -27,13 +26,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import OneLineParser, add_output_dir, at_least, need, start
 from examples.evaluate import mixture, report, training_curves
 from examples.evaluate.study_plan import ADAPTER, BASE, Call, Plan, Run, read_plan
-from examples.evaluate.training_run import REPORT, models_by_step
+from examples.evaluate.training_curves import REPORT, models_by_step
 from trainer.checkpoints import last_complete_checkpoint
 
 ADAPT = Path(__file__).resolve().parents[1] / "adapt.py"
@@ -49,12 +47,7 @@ MEMORY = {
 
 
 def training_command(plan: Plan, run: Run) -> list[str]:
-    """The `adapt.py` command of a run; it goes on where there is a checkpoint.
-
-    Args:
-        plan (`Plan`): Where its base is.
-        run (`Run`): The run.
-    """
+    """Return the `adapt.py` command of a run; it goes on where there is a checkpoint."""
     command = [sys.executable, str(ADAPT)]
     options = {**run.arguments, "model_name_or_path": _base_of(plan, run), "output_dir": str(run.folder)}
     if last_complete_checkpoint(run.folder) is not None:
@@ -67,7 +60,7 @@ def training_command(plan: Plan, run: Run) -> list[str]:
 
 
 def train(plan: Plan, *, jobs: int) -> None:
-    """Train every run that has not finished, each behind its base, on corpora that are written first.
+    """Train every run that has not finished, each after its base, on corpora that are written first.
 
     Raises:
         ChildProcessError: naming the run that failed and its log; others that were under way are finished first.
@@ -118,7 +111,7 @@ def evaluate(plan: Plan, *, results: Path) -> None:
 
 
 def driver_commands(plan: Plan, *, results: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each driver to run, with its arguments."""
+    """Yield each driver to run, with its arguments."""
     for call in plan.calls:
         data = [] if call.data is None else ["--data", str(plan.data / call.data)]
         own = [argument.replace("{base}", plan.base) for argument in call.arguments]
@@ -129,21 +122,17 @@ def driver_commands(plan: Plan, *, results: Path) -> Iterator[tuple[str, list[st
 
 
 def is_finished(run: Run) -> bool:
-    """Whether a run has written its result."""
+    """Return whether a run has written its result."""
     return (run.folder / REPORT).is_file()
 
 
 def log_of(run: Run) -> Path:
-    """Where a training's output goes."""
+    """Return where a training's output goes."""
     return run.folder.with_suffix(".log")
 
 
 def _models(plan: Plan, call: Call) -> Iterator[tuple[int, int | None, list[str]]]:
-    """Systems that one command can be asked about, as `NAME=MODEL`: replica, step, models.
-
-    Raises:
-        ValueError: an adapter is asked for, and its run has kept no checkpoint.
-    """
+    """Yield what one command can be asked about: replica, step, and models as `NAME=MODEL`."""
     groups: dict[tuple[int, int | None], list[str]] = {}
     for name, wanted in call.systems.items():
         system = wanted.removesuffix(ADAPTER)
@@ -188,12 +177,12 @@ def _train(plan: Plan, run: Run, *, threads: int) -> int:
 
 
 def _base_of(plan: Plan, run: Run) -> str:
-    """The model that a run starts from."""
+    """Return the model that a run starts from."""
     return str(next((base.folder for base in _bases(plan, run)), plan.base))
 
 
 def _bases(plan: Plan, run: Run) -> list[Run]:
-    """The run that a run starts from, the same replica or the first; none for the base model."""
+    """Return the run that a run starts from, the same replica or the first; none for the base model."""
     runs = plan.replicas(run.base)
     return [base for base in runs if base.replica == run.replica] or runs[:1]
 
@@ -202,7 +191,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Train, evaluate, report.
 
     Raises:
-        ValueError: a plan that cannot be used.
         ChildProcessError: a training that failed.
     """
     parser = OneLineParser(description=__doc__)
@@ -213,10 +201,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=at_least(), default=1, help="trainings at a time")
     parser.add_argument("--base", help="another base model than the plan's, such as one of another size")
     parser.add_argument("--runs", nargs="+", metavar="RUN", help="these runs alone, and those they start from")
-    parser.add_argument(
-        "--drivers", nargs="+", metavar="NAME", help="these scripts alone, such as to run several studies at a time"
-    )
-    parser.add_argument("--no_curves", action="store_true", help="no tables over training steps")
     parser.add_argument("--title", help="of the page, instead of the plan's")
     parser.add_argument(
         "--compare", nargs="+", default=[], metavar="NAME=DIR", help="results on other bases, for the page"
@@ -227,7 +211,6 @@ def main(arguments: list[str] | None = None) -> None:
     compared = ["--compare", *args.compare] if args.compare else []
     plan = read_plan(args.plan, preset=args.preset, output=args.output)
     plan = plan if args.runs is None else plan.narrowed(args.runs)
-    plan = plan.asking(args.drivers, curves=not args.no_curves)
     plan = replace(plan, base=args.base or plan.base, title=args.title or plan.title)
     results, started = args.output / "results", time.perf_counter()
     stages: dict[str, Callable[[], Any]] = {

@@ -3,7 +3,7 @@
     python examples/evaluate/text_perplexity.py --model base=DIR MAGNET=DIR
     python examples/evaluate/text_perplexity.py --model base=DIR MAGNET=DIR --texts Wikipedia=articles.jsonl.xz
 
-A text is cut into windows of the context length that do not overlap; BOS stands in front of each, and each token
+A text is cut into windows of the context length that do not overlap; BOS is before each, and each token
 counts once. WikiText is one text, headings included, its lines joined by newlines; of a file each row is a text.
 """
 
@@ -13,11 +13,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.evaluate.command_line import check, make_parser, parse, start
-from examples.evaluate.driver import Measurement, Unit, run, unless_absent
+from examples.command_line import check, start
+from examples.evaluate.driver import Measurement, Unit, make_parser, parse, run, unless_absent
 from examples.evaluate.gapped_rows import GappedRow, span_logprobs
 from examples.evaluate.records import Record
 from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
@@ -29,13 +28,7 @@ from trainer.sources import local_files
 
 
 def make_windows(tokenizer: Any, texts: list[str], *, size: int) -> list[GappedRow]:
-    """Windows of which every token counts but the first, which is BOS where there is one.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): Of the model.
-        texts (`list[str]`): Each is cut on its own.
-        size (`int`): Tokens of a window, >= 2.
-    """
+    """Cut texts into windows of which every token counts but the first, which is BOS where there is one."""
     front = front_tokens(tokenizer)
     step = size - len(front)
     rows = []
@@ -47,7 +40,7 @@ def make_windows(tokenizer: Any, texts: list[str], *, size: int) -> list[GappedR
 
 
 def measure(model: Any, read: Any, args: argparse.Namespace) -> Measurement:
-    """Perplexity of all tokens of a corpus."""
+    """Return the perplexity of all tokens of a corpus."""
     texts = read()
     size = args.max_length or context_length(model.config, model.tokenizer)
     rows = make_windows(model.tokenizer, texts, size=size)[: args.limit]
@@ -59,7 +52,7 @@ def measure(model: Any, read: Any, args: argparse.Namespace) -> Measurement:
 
 
 def make_units(args: argparse.Namespace) -> list[Unit]:
-    """WikiText, and the files that were named."""
+    """Return the columns: WikiText, and the files that were named."""
 
     @cache
     def wikitext() -> list[str]:
@@ -82,7 +75,7 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
 
 
 def complaints(args: argparse.Namespace) -> list[str]:
-    """What cannot work, before weights are read; turns `--texts` into names and files."""
+    """Return what cannot work, before weights are read; turns `--texts` into names and files."""
     found = []
     texts: dict[str, str] = {}
     for item in args.texts:
@@ -117,11 +110,7 @@ def complaints(args: argparse.Namespace) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Measure the models that were named.
-
-    Raises:
-        ValueError: arguments or files that cannot be used.
-    """
+    """Measure the models that were named."""
     parser = make_parser(__doc__, smoke={"limit": 16}, paper={"limit": None})
     parser.add_argument("--texts", nargs="+", default=[], metavar="NAME=FILE", help="further corpora, as .jsonl.xz")
     parser.add_argument("--tokenised", action="store_true", help="leave WikiText as it was tokenised, <unk> included")

@@ -14,12 +14,59 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from pathlib import Path
 
-from examples.command_line import OneLineParser, also, at_least, check, named_items, start
+from examples.command_line import OneLineParser, at_least, check, named_items, start
 from examples.evaluate.records import Record, RecordFile, answered
-from examples.evaluate.training_run import REPORT, read_report
+from trainer.whole_files import parse_json
+
+REPORT = "adapt.json"
+_STATE = "trainer_state.json"  # the last file of a checkpoint that is written
+
+
+def read_report(run: str | Path) -> dict[str, Any]:
+    """Return what `adapt.json` of a finished run holds."""
+    file = Path(run) / REPORT
+    if not file.is_file():
+        raise ValueError(f"{str(run)!r} has no {REPORT}; name the output folder of a finished run of adapt.py.")
+    try:
+        report = parse_json(file.read_bytes())
+        steps = [int(row["step"]) for row in report["log_history"]]
+        known = isinstance(report["arguments"], dict) and bool(steps)
+    except (ValueError, KeyError, TypeError, OverflowError):  # a step may be 1e999
+        known = False
+    if not known:
+        raise ValueError(
+            f"{str(file)!r} is no report of adapt.py; expected JSON with `arguments` and a `log_history` of rows "
+            "with a `step`. Name the output folder of a finished run."
+        )
+    return dict(report)
+
+
+def models_by_step(run: str | Path) -> dict[int, Path]:
+    """Return the models of a run by training step: checkpoints, and at its last step what the run saved.
+
+    A checkpoint of a full training is a model, one of LoRA an adapter; `AutoMagnetForCausalLM` and `--model` of the
+    drivers open both. What was killed while it was written is left out.
+    """
+    folder = Path(run)
+    found = {}
+    for state in folder.glob(f"checkpoint-*/{_STATE}"):
+        try:
+            found[int(parse_json(state.read_bytes())["global_step"])] = state.parent
+        except (ValueError, KeyError, TypeError, OverflowError):
+            continue
+    if (folder / REPORT).is_file():
+        # The last checkpoint holds the same weights, of LoRA not merged; all other tables measure what was saved.
+        found[max(int(row["step"]) for row in read_report(folder)["log_history"])] = folder
+    if not found:
+        raise ValueError(
+            f"{str(run)!r} has no whole checkpoint and no {REPORT}; name the output folder of adapt.py, of a run with "
+            "`save_strategy` steps."
+        )
+    return dict(sorted(found.items()))
+
 
 TABLE, UNIT = "curves", "training"
 PREFIX = "eval_"
@@ -28,10 +75,7 @@ NOT_METRICS = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second
 
 
 def evaluations_by_step(report: dict[str, Any]) -> dict[int, dict[str, float]]:
-    """The metrics of each evaluation, without `eval_` in front of their names.
-
-    Args:
-        report (`dict`): What `read_report` returns.
+    """Return the metrics of each evaluation, without `eval_` in front of their names.
 
     Example:
         >>> evaluations_by_step({"log_history": [{"step": 0, "eval_loss_mntp": 5.5}, {"step": 1, "loss": 5.0}]})
@@ -50,16 +94,7 @@ def evaluations_by_step(report: dict[str, Any]) -> dict[int, dict[str, float]]:
 
 
 def curve_records(name: str, run: Path, *, replica: int) -> list[Record]:
-    """One record for each step of a run that was evaluated.
-
-    Args:
-        name (`str`): The system.
-        run (`Path`): `output_dir` of its run.
-        replica (`int`): Which of several trainings of the system.
-
-    Raises:
-        ValueError: no finished run, or one that evaluated nothing.
-    """
+    """Return one record for each step of a run that was evaluated."""
     report = read_report(run)
     try:
         evaluations = evaluations_by_step(report)
@@ -96,16 +131,12 @@ def curve_records(name: str, run: Path, *, replica: int) -> list[Record]:
 
 
 def _is_time(name: str) -> bool:
-    """Whether a log's field says how long something took."""
+    """Return whether a log's field says how long something took."""
     return name.endswith(("_runtime", "_per_second"))
 
 
 def parse_runs(items: list[str]) -> dict[str, Path]:
-    """Folders by the name of their system.
-
-    Raises:
-        ValueError: listing what is no `NAME=DIR`, and names that come twice.
-    """
+    """Return folders by the name of their system."""
     folders, complaints = named_items(items, option="--runs")
     check(complaints)
     runs = {name: Path(folder) for name, folder in folders.items()}
@@ -115,10 +146,7 @@ def parse_runs(items: list[str]) -> dict[str, Path]:
 def main(arguments: list[str] | None = None) -> list[Record]:
     """Put the evaluations of the runs that were named on record."""
     parser = OneLineParser(description=__doc__)
-    action = parser.add_argument(
-        "--runs", nargs="+", required=True, metavar="NAME=DIR", help="output folders of adapt.py"
-    )
-    also(parser, action, "--run")
+    parser.add_argument("--runs", nargs="+", required=True, metavar="NAME=DIR", help="output folders of adapt.py")
     parser.add_argument("--results", type=Path, default=Path("outputs/results"), help="folder of the records")
     parser.add_argument("--replica", type=at_least(0), default=0, help="which of several trainings of the same system")
     args = parser.parse_args(arguments)

@@ -8,8 +8,7 @@ WikiText-103 hold as `<unk>`, become a plain word: models have a control token o
 import re
 from pathlib import Path
 
-from examples.corpus.compression import whole_text
-from examples.evaluate.data_files import data_file
+from examples.files import data_file, whole_text
 from trainer.sources import read_source
 
 HUB_ID, HUB_CONFIG, HUB_SPLIT = "Salesforce/wikitext", "wikitext-103-raw-v1", "test"
@@ -23,8 +22,8 @@ _HEADING = re.compile(r"((?:= )+)(.*?)((?: =)+)")
 _RULES = [
     (re.compile(r" @([-,.])@(?: |$)"), r"\1"),
     (re.compile(r"``|''"), '"'),
-    (re.compile(r" +(\.\.\.|[.,;:!?%°)\]}])(?= |$)"), r"\1"),  # marks join what is in front of them,
-    (re.compile(r"(^| )([(\[{$£]) +"), r"\1\2"),  # or behind them
+    (re.compile(r" +(\.\.\.|[.,;:!?%°)\]}])(?= |$)"), r"\1"),  # marks join what is before them,
+    (re.compile(r"(^| )([(\[{$£]) +"), r"\1\2"),  # or after them
     (re.compile(r" +(n't|'(?:[stdm]|ll|re|ve))\b"), r"\1"),
     (re.compile(r"(^| )' (?=\d0s\b)"), r"\1'"),
     (re.compile(r"(^| |\")' ?([^' ][^']*?) '(?=\W|$)"), r"\1'\2'"),  # quotations before possessives: the same mark
@@ -34,10 +33,7 @@ _RULES = [
 
 
 def detokenize(text: str) -> str:
-    """Running text from tokens with spaces between them, as WikiText and lower-cased ROCStories are written.
-
-    Args:
-        text (`str`): One line or one sentence.
+    """Turn tokens with spaces between them, as WikiText and lower-cased ROCStories have, into running text.
 
     Example:
         >>> detokenize('It weighs 0 @.@ 7 – 2 @.@ 2 kg ( 1 @.@ 5 lb ) , " red @-@ tipped " .')
@@ -54,20 +50,7 @@ def detokenize(text: str) -> str:
 def read_wikitext(
     folder: Path | None = None, *, headings: bool = False, tokenised: bool = False, keep_unknown: bool = False
 ) -> list[str]:
-    """The paragraphs of WikiText: the test split of the Hub's WikiText-103, or the validation file of a folder.
-
-    Args:
-        folder (`Path`, *optional*): Where `wiki.valid.tokens.xz` is, or its subfolder; the Hub if left out.
-        headings (`bool`, defaults to `False`): Keep the headings, as `== Title ==`.
-        tokenised (`bool`, defaults to `False`): Leave the text as it was tokenised, `<unk>` included.
-        keep_unknown (`bool`, defaults to `False`): Leave `<unk>` in running text, too.
-
-    Returns:
-        `list[str]`: In their order, no empty ones.
-
-    Raises:
-        ValueError: no such file, or no way to the Hub.
-    """
+    """Read the paragraphs of WikiText: the Hub's test split of WikiText-103, or the validation file of a folder."""
     if folder is None:
         rows = read_source(HUB_ID, columns=["text"], split=HUB_SPLIT, config_name=HUB_CONFIG)["text"]
         lines = [line for row in rows for line in row.splitlines()]
@@ -95,20 +78,12 @@ def wikitext_form(*, tokenised: bool = False) -> str:
 
 
 def wikitext_source(folder: Path | None) -> str:
-    """Where WikiText comes from, for records.
-
-    Raises:
-        ValueError: no such file.
-    """
+    """Return where WikiText comes from, for records."""
     return f"{HUB_ID}, {HUB_CONFIG}, {HUB_SPLIT}" if folder is None else find_file(folder, FILE_NAME).name
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """A file of this name in a folder, or in one of its subfolders.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Return a file of this name in a folder, or in one of its subfolders."""
     file = data_file(folder, name)
     if not file.is_file():
         raise ValueError(f"{str(folder)!r} has no {name}, nor has a folder in it. Put it there.")
@@ -116,13 +91,9 @@ def find_file(folder: Path, name: str) -> Path:
 
 
 def read_text(file: Path) -> str:
-    """All of a text file, plain, `.gz` or `.xz`.
-
-    Raises:
-        ValueError: naming the file, where it cannot be read or is no UTF-8.
-    """
+    """Return all of a text file, plain, `.gz` or `.xz`."""
     with whole_text(file, newline="") as stream:
         return stream.read()
 
 
-__all__ = ["UNKNOWN", "detokenize", "find_file", "read_text", "read_wikitext", "wikitext_form", "wikitext_source"]
+__all__ = ["FILE_NAME", "detokenize", "find_file", "read_text", "read_wikitext", "wikitext_form", "wikitext_source"]

@@ -20,19 +20,24 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from examples.command_line import need
-from examples.evaluate.command_line import check, make_parser, parse, start
+from examples.command_line import check, need, start
 from examples.evaluate.conll import HUB_ID, TASKS, TaggedSentence, missing_files, read_conll, split_file, split_to_test
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit, print_table, run
+from examples.evaluate.driver import Measurement, NotAvailableError, Unit, make_parser, parse, print_table, run
 from examples.evaluate.linear_probe import ProbeSettings, predict, train_probe
 from examples.evaluate.records import Record, digest_files
-from examples.evaluate.word_readers import ENCODER_WINDOW, READINGS, SHIFTS, open_reader, reading_of
-from examples.evaluate.word_states import WordStates, tabulate
+from examples.evaluate.word_readers import (
+    ENCODER_WINDOW,
+    READINGS,
+    SHIFTS,
+    WordStates,
+    open_reader,
+    reading_of,
+    tabulate,
+)
 from modeling_magnet.windows_magnet import Shift
 
 PAPER = {
@@ -49,14 +54,7 @@ Corpus = dict[str, list[TaggedSentence]]
 
 
 class FrozenStates:
-    """The states of all words by one model: computed when a probe first asks, then shared; the model is let go.
-
-    Args:
-        path (`str`): Of the model.
-        args (`argparse.Namespace`): The command line.
-        reading (`str`): One of `READINGS`.
-        corpus (`Callable`): Gives the sentences of `"train"` and `"test"`.
-    """
+    """The states of all words by one model: computed when a probe first asks, then shared; the model is let go."""
 
     def __init__(self, path: str, args: argparse.Namespace, *, reading: str, corpus: Callable[[], Corpus]) -> None:
         self.path, self.args, self.reading, self.corpus = path, args, reading, corpus
@@ -73,14 +71,14 @@ class FrozenStates:
 
 
 def draw(sentences: list[TaggedSentence], number: int | None, *, seed: int) -> list[TaggedSentence]:
-    """So many of the sentences, in their order; all if there are no more, or with `None`."""
+    """Return so many of the sentences, in their order; all if there are no more, or with `None`."""
     if number is None or number >= len(sentences):
         return sentences
     return [sentences[index] for index in sorted(random.Random(seed).sample(range(len(sentences)), number))]
 
 
 def read_corpus(args: argparse.Namespace) -> Corpus:
-    """The sentences to train on and to test on.
+    """Return the sentences to train on and to test on.
 
     Raises:
         NotAvailableError: the Hub cannot be reached.
@@ -95,7 +93,7 @@ def read_corpus(args: argparse.Namespace) -> Corpus:
 
 
 def probe_settings(args: argparse.Namespace) -> ProbeSettings:
-    """How the probes are trained, from the command line."""
+    """Return how the probes are trained, from the command line."""
     names = ("steps", "batch_size", "learning_rate", "dropout")
     return ProbeSettings(**{name: getattr(args, name) for name in names})
 
@@ -135,7 +133,7 @@ def measure(frozen: FrozenStates, *, task: str, settings: ProbeSettings, args: a
 
 
 def make_units(args: argparse.Namespace, reading: str) -> list[Unit]:
-    """The three columns of the table for models that are read in one way."""
+    """Return the three columns of the table for models that are read in one way."""
     probe = probe_settings(args)
     splits = ("train", split_to_test(args.data))
     settings = {
@@ -154,11 +152,7 @@ def make_units(args: argparse.Namespace, reading: str) -> list[Unit]:
 
 
 def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, dict[str, str]]:
-    """The command line, checked, and how each model is read.
-
-    Raises:
-        ValueError: listing what cannot be used.
-    """
+    """Return the command line, checked, and how each model is read."""
     parser = make_parser(__doc__, smoke=SMOKE, paper=PAPER)
     parser.add_argument("--reading", choices=READINGS, help="of all models; by what each is if left out")
     parser.add_argument(
@@ -191,11 +185,7 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, di
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Probe the models that were named.
-
-    Raises:
-        ValueError: arguments or files that cannot be used.
-    """
+    """Probe the models that were named."""
     args, readings = parse_arguments(arguments)
     corpus = functools.cache(partial(read_corpus, args))
     records = []

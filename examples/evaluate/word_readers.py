@@ -1,12 +1,14 @@
 """Texts -> the vectors of their tokens with their places, by a decoder in either direction or by an encoder."""
 
 import argparse
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
+from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from examples.evaluate.driver import open_magnet
@@ -15,7 +17,7 @@ from modeling_magnet.batching_magnet import plan_batches
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.states_magnet import ACCELERATOR_BATCH_TOKENS, CPU_BATCH_TOKENS, ReadingMode
 from modeling_magnet.windows_magnet import Shift
-from modeling_magnet.words_magnet import PlacedVectors
+from modeling_magnet.words_magnet import PlacedVectors, owners_of_tokens
 
 READINGS = (*get_args(ReadingMode), "encoder")
 # Which output a token is represented by where nobody says it. From left to right the output before a word has not read
@@ -29,7 +31,7 @@ TokenReader = Callable[[list[str]], list[PlacedVectors]]
 
 
 def open_reader(path: str, args: argparse.Namespace, *, reading: str) -> TokenReader:
-    """From texts to the vectors of their tokens by a model that is opened here."""
+    """Open a model and return a function from texts to the vectors of their tokens."""
     if reading != "encoder":
         decoder = open_magnet(path, args)
         return partial(decoder.encode_tokens, shift=args.shift, mode=reading, show_progress_bar=False)
@@ -40,11 +42,7 @@ def open_reader(path: str, args: argparse.Namespace, *, reading: str) -> TokenRe
 
 
 def reading_of(path: str, asked: str | None) -> str:
-    """How a model is read: as asked, else a decoder that we have bidirectionally and any other as an encoder.
-
-    Raises:
-        ValueError: no model there, or one that cannot be read so.
-    """
+    """Choose how a model is read: as asked, else a supported decoder bidirectionally, any other as an encoder."""
     try:
         AutoMagnetForCausalLM.family_of(path)
     except ValueError as error:
@@ -70,23 +68,14 @@ def reading_of(path: str, asked: str | None) -> str:
 def encoder_tokens(
     model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[str], *, window: int = ENCODER_WINDOW
 ) -> list[PlacedVectors]:
-    """The last hidden states of every token of texts, special tokens left out.
+    """Return the last hidden states of every token of texts, special tokens left out.
 
     A text beyond the context is read in windows that share a quarter; a token's vector comes from the window in which
     it is farthest from an edge. So nothing is cut off.
 
-    Args:
-        model (`PreTrainedModel`): Any encoder that `AutoModel` opens.
-        tokenizer (`PreTrainedTokenizerFast`): Its own.
-        texts (`list[str]`): Texts.
-        window (`int`): Tokens of a window at most, special tokens included.
-
     Returns:
         `list[PlacedVectors]`: `vectors` of shape `(num_tokens, hidden_size)` in float32 and `offsets` of shape
         `(num_tokens, 2)`, in characters of the text.
-
-    Raises:
-        ValueError: windows without room for text.
     """
     limit = min(window, tokenizer.model_max_length)
     context = getattr(model.config, "max_position_embeddings", None) or -1
@@ -113,7 +102,7 @@ def encoder_tokens(
 
 
 def _encoder_states(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Any) -> list[np.ndarray]:
-    """States `(row length, hidden size)` of token rows, in their order."""
+    """Return states `(row length, hidden size)` of token rows, in their order."""
     inputs = [name for name in tokenizer.model_input_names if name in rows]
     budget = CPU_BATCH_TOKENS if model.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
     states = [np.empty(0, dtype=np.float32)] * len(rows["input_ids"])
@@ -128,7 +117,7 @@ def _encoder_states(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Any) -
 
 
 def _join_windows(parts: list[PlacedVectors], *, step: int) -> PlacedVectors:
-    """The tokens of a text from windows of which each begins `step` tokens behind the one before."""
+    """Return the tokens of a text from windows of which each begins `step` tokens after the one before."""
     length = (len(parts) - 1) * step + len(parts[-1].vectors)
     vectors = np.empty((length, parts[0].vectors.shape[1]), dtype=np.float32)
     offsets = np.empty((length, 2), dtype=np.int64)
@@ -146,4 +135,72 @@ def _join_windows(parts: list[PlacedVectors], *, step: int) -> PlacedVectors:
     return PlacedVectors(vectors, offsets)
 
 
-__all__ = ["ENCODER_WINDOW", "READINGS", "SHIFTS", "TokenReader", "encoder_tokens", "open_reader", "reading_of"]
+# Of these many sentences the token vectors are held at once.
+_SENTENCES_AT_ONCE = 512
+# A larger table lies in a file: 3.1 GiB are CoNLL's training words at 4096 dimensions.
+_BYTES_IN_MEMORY = 2 << 30
+
+
+class WordStates(NamedTuple):
+    """States of the words of several sentences, end to end."""
+
+    states: np.ndarray  # (num_words, hidden_size), float32, in memory or in a file
+    bounds: np.ndarray  # (num_sentences + 1,): words bounds[i] to bounds[i + 1] are sentence i
+    num_without_tokens: int  # words that the tokenizer makes nothing of
+
+
+def tabulate(
+    read_tokens: TokenReader,
+    sentences: Sequence[Sequence[str]],
+    *,
+    description: str,
+    bytes_in_memory: int = _BYTES_IN_MEMORY,
+) -> WordStates:
+    """Read the states of all words, once."""
+    if not sentences or not all(sentences):
+        raise ValueError("There are no sentences, or one of them has no words. Leave it out.")
+    bounds = np.cumsum([0, *map(len, sentences)])
+    states = np.empty((0, 0), dtype=np.float32)
+    missing = 0
+    with tqdm(total=len(sentences), desc=description, unit="sentence") as bar:
+        for start in range(0, len(sentences), _SENTENCES_AT_ONCE):
+            chosen = sentences[start : start + _SENTENCES_AT_ONCE]
+            placed = read_tokens([" ".join(words) for words in chosen])
+            if start == 0:
+                states = _allocate((int(bounds[-1]), placed[0].vectors.shape[1]), bytes_in_memory)
+            for index, (words, tokens) in enumerate(zip(chosen, placed, strict=True), start=start):
+                vectors, counts = mean_over_words(tokens, words)
+                states[bounds[index] : bounds[index + 1]] = vectors
+                missing += int((counts == 0).sum())
+            bar.update(len(chosen))
+    return WordStates(states, bounds, missing)
+
+
+def mean_over_words(tokens: PlacedVectors, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Average the vectors of tokens over their words.
+
+    Returns:
+        `tuple`: vectors of shape `(num_words, hidden_size)`, float32, zeros for a word without tokens; and how many
+        tokens each word has.
+    """
+    ends = np.cumsum([len(word) + 1 for word in words]) - 1
+    places = [(int(end) - len(word), int(end)) for word, end in zip(words, ends, strict=True)]
+    owners = np.array(owners_of_tokens(places, tokens.offsets.tolist(), " ".join(words)), dtype=np.int64)
+    counts = np.bincount(owners[owners >= 0], minlength=len(words))
+    sums = np.zeros((len(words), tokens.vectors.shape[1]), dtype=np.float32)
+    np.add.at(sums, owners[owners >= 0], tokens.vectors[owners >= 0])
+    return sums / np.maximum(counts, 1)[:, None].astype(np.float32), counts
+
+
+def _allocate(shape: tuple[int, int], bytes_in_memory: int) -> np.ndarray:
+    """Return an array for the states; a large one lies in a file without a name, gone as soon as nobody uses it."""
+    if 4 * shape[0] * shape[1] <= bytes_in_memory:
+        return np.empty(shape, dtype=np.float32)
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
+
+
+__all__ = [
+    "ENCODER_WINDOW", "READINGS", "SHIFTS", "WordStates", "encoder_tokens", "mean_over_words", "open_reader",
+    "reading_of", "tabulate",
+]  # fmt: skip

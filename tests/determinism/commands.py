@@ -106,11 +106,7 @@ COMMANDS = [
         "--html={output}/fills.html --num_tokens 2 5 --do_sample --num_return_sequences=2 --batch_size=2",
     ),
     Command("fill", PRINTED, "--model={inputs}/magnet 'the old dog [blank] then the cat sat.'"),
-    Command(
-        "run_notebook",
-        "out.ipynb",
-        "{inputs}/notebook.ipynb --output={output}/out.ipynb --folder={inputs}",
-    ),
+    Command("tour/run_notebook", "out.ipynb", "{inputs}/notebook.ipynb --output={output}/out.ipynb --folder={inputs}"),
     Command("doctor", "doctor.json", "{inputs}/magnet --json={output}/doctor.json", ["opening_seconds", "seconds"]),
     Command("reference", "trainer.html", "--output={output}"),
     _table("word_probes", "words", "--steps=20"),
@@ -146,39 +142,12 @@ COMMANDS = [
         name="score",
     ),
     Command(
-        "evaluate/story_cloze",
-        "cloze.json",
-        "--magnet={inputs}/magnet --base={inputs}/base --output={output}/cloze.json "
-        "--stories={inputs}/data/storycloze_spring2016_val.csv.gz",
-    ),
-    Command(
-        "evaluate/gap_lengths",
-        "lengths.json",
-        "--magnet={inputs}/magnet --judge={inputs}/base --texts={inputs}/long.jsonl --number=3 "
-        "--output={output}/lengths.json",
-    ),
-    Command(
-        "evaluate/broken_words",
-        "words.json",
-        "--model={inputs}/magnet --texts={inputs}/long.jsonl --number=3 --output={output}/words.json",
-    ),
-    Command(
         "evaluate/mixture",
         "mixture.jsonl",
         "--texts 2:{inputs}/long.jsonl 1:{inputs}/paragraphs.txt --characters=20000 --output={output}/mixture.jsonl",
     ),
     Command(
-        "evaluate/pretrain",
-        "out/config.json",
-        "--tokenizer={inputs}/plain --texts={inputs}/train.jsonl.xz --eval_texts={inputs}/held_out.jsonl.xz "
-        "--output={output}/out --hidden_size=16 --steps=6 --batch_size=4 --max_length=64",
-        EVALUATED,
-        ["training_args.bin"],
-    ),
-    Command(
-        "evaluate/training_curves",
-        "curves.jsonl",
-        "--runs one={inputs}/one other={inputs}/other --results={output}",
+        "evaluate/training_curves", "curves.jsonl", "--runs one={inputs}/one other={inputs}/other --results={output}"
     ),
     Command("evaluate/report", "report.md", "--results={inputs}/records --output={output}"),
     Command(
@@ -188,24 +157,6 @@ COMMANDS = [
         [*RECORDED, *LOGGED, *EVALUATED, *CHECKSUMS],
         # The page says when the newest of its records was written. Its own bytes are those of `report` above.
         ["training_args.bin", "first-0.log", "report.md", "report.html"],
-    ),
-    Command(
-        "benchmarks/adaptation",
-        "quality.json",
-        "--base={inputs}/base --magnet={inputs}/magnet --texts long={inputs}/long.jsonl --limit=4 "
-        "--sts={inputs}/data/stsb.dev.csv.gz --name=quality --results={output}",
-        ["seconds"],
-    ),
-    Command(
-        "benchmarks/adaptation_curves",
-        "curves.png",
-        "--runs one={inputs}/one other={inputs}/other --name=curves --results={output}",
-    ),
-    Command(
-        "benchmarks/adapter_cost",
-        "cost.json",
-        "--model={inputs}/magnet --texts={inputs}/paragraphs.txt --num_texts=4 --rounds=1 --output={output}/cost.json",
-        ["times_over_merged"],
     ),
     Command(
         "benchmarks/encoding_throughput",
@@ -220,12 +171,6 @@ COMMANDS = [
         "--model={longer} --rounds=2 --name=decoding --results={output}",
         ["seconds", "ratios", "floor_seconds"],
     ),
-    Command(
-        "benchmarks/infilling_memory",
-        "infilling.json",
-        "--model_name_or_path={longer} --name=infilling --results={output}",
-        ["cpu_seconds", "resident_bytes", "vocabulary_cpu_seconds"],
-    ),
     Command("benchmarks/training_memory", "memory.json", f"--vocab_sizes 500 800 --name=memory {STEP}"),
     Command(
         "benchmarks/training_step",
@@ -233,7 +178,6 @@ COMMANDS = [
         f"--rounds=1 --name=step {STEP}",
         ["seconds", "first_seconds", "collating_seconds", "ratios", "matrix_flop_per_second"],
     ),
-    Command("benchmarks/scaling", "page.md", "--page={output}/page.md"),
 ]
 
 # The labels of those that CI runs, by what they do: train, adapt, encode, fill, measure, execute. A night runs all.
@@ -243,16 +187,12 @@ OFTEN = {
     "encode_corpus",
     "infill_stories",
     "fill",
-    "run_notebook",
+    "tour/run_notebook",
     "evaluate/infilling_perplexity",
     "benchmarks/training_memory",
 }
 
 # Not run here, and why.
-LEFT_OUT = {
-    "app": "a server: it writes nothing but the model that the quickstart's own entry checks",
-    "benchmarks/checkout_step": "another checkout to compare with; it prints times and writes nothing",
-    "benchmarks/on_gpu": "weights of 1b at least; it calls three of the benchmarks above, and all it adds is time",
-}
+LEFT_OUT = {"app": "a server: it writes nothing but the model that the quickstart's own entry checks"}
 
 __all__ = ["COMMANDS", "LEFT_OUT", "OFTEN", "PRINTED", "Command"]

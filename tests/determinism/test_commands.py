@@ -2,7 +2,6 @@
 
 import pytest
 
-from examples.benchmarks import scaling
 from modeling_magnet import AutoMagnetForCausalLM
 
 from .artefacts import artefacts, fields
@@ -12,13 +11,12 @@ from .interpreters import REPOSITORY
 EXAMPLES = REPOSITORY / "examples"
 
 
-def run_twice(interpreters, script, arguments, *, name, prepare=lambda output: None, printed=None):
+def run_twice(interpreters, script, arguments, *, name, printed=None):
     """Run a script in both interpreters at a time; the folders written. `printed` names a file for what it prints."""
     outputs, logs = [], []
     for interpreter in interpreters:
         outputs.append(interpreter.folder / name.replace("/", "_").replace(" ", "_"))
         outputs[-1].mkdir()
-        prepare(outputs[-1])
         logs.append(outputs[-1] / printed if printed else outputs[-1].with_suffix(".log"))
         interpreter.begin(script, arguments(outputs[-1]), log=logs[-1])
     codes = [interpreter.end() for interpreter in interpreters]
@@ -46,18 +44,13 @@ def longer(tmp_path, stories260k):
     return tmp_path / "longer"
 
 
-def write_page(output):
-    """What `scaling.py` writes into."""
-    (output / "page.md").write_text("".join(f"<!-- {name} -->\nold\n<!-- / -->\n" for name in scaling.TABLES))
-
-
 def test_every_script_has_an_entry():
     scripts = {
         str(path.relative_to(EXAMPLES).with_suffix(""))
         for path in EXAMPLES.rglob("*.py")
         if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
     }
-    assert len(scripts) > 25
+    assert len(scripts) > 20
     assert {command.script for command in COMMANDS} | set(LEFT_OUT) == scripts, "a new script needs an entry"
     labels = {command.label for command in COMMANDS}
     assert len(labels) == len(COMMANDS) and labels > OFTEN
@@ -67,9 +60,7 @@ def test_every_script_has_an_entry():
     "command",
     [
         pytest.param(
-            command,
-            id=command.label,
-            marks=pytest.mark.long if command.label in OFTEN else pytest.mark.nightly,
+            command, id=command.label, marks=pytest.mark.long if command.label in OFTEN else pytest.mark.nightly
         )
         for command in COMMANDS
     ],
@@ -83,7 +74,6 @@ def test_a_command_writes_the_same_bytes_twice(command, interpreters, inputs, re
         EXAMPLES / f"{command.script}.py",
         lambda output: command.arguments(**folders, output=output),
         name=command.label,
-        prepare=write_page if command.script == "benchmarks/scaling" else lambda output: None,
         printed=PRINTED if command.writes == PRINTED else None,
     )
     check_same(outputs, dropped=command.dropped, unread=command.unread, writes=command.writes)

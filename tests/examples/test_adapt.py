@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from examples import adapt
-from examples.adapt_arguments import parse_arguments
+from examples.adapt import parse_arguments
+from examples.command_line import start
 from modeling_magnet.prompts_magnet import PAPER_PROMPTS
 
 from .tiny_run import save_plain_llama, tiny_options
@@ -106,10 +107,7 @@ def test_the_report_tells_what_was_measured_before_during_and_after(tmp_path, op
 
 @pytest.mark.parametrize(
     ("prompt", "stored", "default"),
-    [
-        ("Represent this", "Represent this: ", "sentence"),
-        ("", "Given the sentence, find its representation: ", None),
-    ],
+    [("Represent this", "Represent this: ", "sentence"), ("", "Given the sentence, find its representation: ", None)],
 )
 def test_the_prompt_of_training_becomes_the_default_prompt_of_encode(tmp_path, options, prompt, stored, default):
     adapt.main([*options, *FULL, f"--contrastive_prompt={prompt}"])
@@ -127,12 +125,6 @@ def test_pairs_come_from_two_columns_of_a_file(tmp_path, options):
     pairs.write_text("label\tfirst\tsecond\n" + "".join(rows))
     report = adapt.main([*options, *FULL, f"--pairs={pairs}", "--pair_label_column=label", "--view_dropout=0"])
     assert report["pairs"] == 5
-
-
-def test_held_out_pairs_are_evaluated_and_never_trained_on(options):
-    report = adapt.main([*options, *FULL, "--eval_pairs=10"])
-    assert report["pairs"] == 30
-    assert len([log for log in report["log_history"] if "eval_loss_sscl" in log]) == 2
 
 
 @pytest.fixture
@@ -167,10 +159,7 @@ def test_what_cannot_work_is_refused_before_anything_is_paraphrased(tmp_path, op
 
 @pytest.mark.parametrize(
     "training",
-    [
-        pytest.param(FULL, id="full", marks=pytest.mark.nightly),
-        pytest.param(LORA, id="lora", marks=pytest.mark.long),
-    ],
+    [pytest.param(FULL, id="full", marks=pytest.mark.nightly), pytest.param(LORA, id="lora", marks=pytest.mark.long)],
 )
 def test_a_killed_run_that_is_resumed_ends_with_the_same_bytes(tmp_path, options, training):
     options = [*options, *training, "--save_strategy=steps", "--save_steps=6", "--save_total_limit=3"]
@@ -243,8 +232,6 @@ def test_a_finished_run_is_never_overwritten(tmp_path, options):
         (["--pair_min_words=1000"], "line of at least `min_words`=1000 words"),
         (["--contrastive_batch_size=64"], "40 pairs, but one contrastive batch takes 64"),
         (["--contrastive_max_length=10"], "`contrastive_max_length` is 10"),
-        (["--eval_pairs=-1"], "`eval_pairs` is -1"),
-        (["--eval_pairs=40"], "`pair_dataset` has no rows|0 pairs"),
         (["--dtype=int8"], "`dtype` is 'int8'; pass one of"),
         (["--attn_implementation=flash_attention_2"], "pass one of.*sdpa"),
         (["--attn_implementation=flex_attention"], "no backward pass on the CPU"),
@@ -346,7 +333,7 @@ def run_script(*arguments, **environment):
 def refused(capsys, *arguments):
     """What a script that runs `main` prints, and how it ends."""
     with pytest.raises(SystemExit) as ended:
-        adapt.run_script(lambda: adapt.main(list(arguments)))
+        start(lambda: adapt.main(list(arguments)), told=adapt.ArgumentError)
     return ended.value.code, capsys.readouterr().err
 
 
@@ -358,8 +345,8 @@ def refused(capsys, *arguments):
         (["--save_strategy=never"], "error: argument --save_strategy/--save-strategy: invalid choice: 'never'"),
         (["--loss_phases", "4:0,0,0"], "error: The training arguments cannot be used:\n- The loss phases"),
         (["--lora_r=0"], "error: The LoRA arguments cannot be used:\n- `lora_r` is 0"),
-        (["--view_dropout=0"], "error: The arguments cannot be used:\n- `pairs` is 'dropout', but `view_dropout`"),
-        (["--report_to=wandb"], "error: The arguments cannot be used:\n- `report_to` names wandb"),
+        (["--view_dropout=0"], "error: `pairs` is 'dropout', but `view_dropout`"),
+        (["--report_to=wandb"], "error: `report_to` names wandb"),
         (["--max_length=512"], "error: `max_length` is 512, but the model has positions for 256"),
         (["--train_texts=nowhere.txt"], "error: `source` is 'nowhere.txt'"),
         (["--model_name_or_path=./nowhere"], "error: './nowhere'"),
@@ -368,7 +355,7 @@ def refused(capsys, *arguments):
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_what_cannot_be_used_is_one_message_and_status_2(options, changes, message, capsys, monkeypatch):
-    monkeypatch.setattr("examples.adapt_arguments.get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setattr("examples.adapt.get_available_reporting_integrations", lambda: ["tensorboard"])
     capsys.readouterr()
     code, said = refused(capsys, *options, *changes)
     assert code == 2 and message in said and said.count("error: ") == 1
@@ -396,7 +383,7 @@ def test_too_little_memory_is_told_with_the_phase_before_the_first_step(tmp_path
 
     monkeypatch.setattr("trainer.magnet_trainer.contrastive_views", run_out)
     with pytest.raises(SystemExit) as ended:
-        adapt.run_script(lambda: adapt.main([*options, *FULL]))
+        start(lambda: adapt.main([*options, *FULL]), told=adapt.ArgumentError)
     out, err = capsys.readouterr()
     assert ended.value.code == 1
     told = "Memory ran out before step 1 in phase 2 of `loss_phases` ('2:1,9,1'). Lower `contrastive_batch_size`"
@@ -411,7 +398,7 @@ def test_other_errors_in_a_run_keep_their_traceback(options, monkeypatch):
 
     monkeypatch.setattr("trainer.magnet_trainer.sscl_loss", fail)
     with pytest.raises(ValueError, match="a fault"):
-        adapt.run_script(lambda: adapt.main([*options, *FULL]))
+        start(lambda: adapt.main([*options, *FULL]), told=adapt.ArgumentError)
 
 
 @pytest.mark.long

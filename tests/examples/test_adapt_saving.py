@@ -62,14 +62,14 @@ def test_an_adapter_alone_leaves_generation_to_the_base(tmp_path, options):
 
 
 def test_the_card_tells_the_run(tmp_path, options):
-    adapt.main([*options, *LORA, "--language", "en", "de"])
+    adapt.main([*options, *LORA])
     card = ModelCard((tmp_path / "run" / "README.md").read_text())
     report = json.loads((tmp_path / "run" / "adapt.json").read_text())
     last = [log for log in report["log_history"] if "eval_loss" in log][-1]
     measured = {result.metric_name.split(" (before")[0]: result.metric_value for result in card.data.eval_results}
     assert measured["infilling perplexity, span tokens from both sides"] == last["eval_infilling_perplexity"]
     assert len(measured) == 4 and {result.dataset_name for result in card.data.eval_results} == {"held_out.jsonl.xz"}
-    assert card.data.license == "llama2" and card.data.language == ["en", "de"]
+    assert card.data.license == "llama2" and card.data.language == ["en"]
     assert "| training data | train.jsonl.xz |" in card.text and "| loss_phases | 4:1,0,1 2:1,9,1 |" in card.text
     assert "(before: " in card.text and str(tmp_path) not in card.content
     loaded = AutoMagnetForCausalLM.from_pretrained(tmp_path / "run")

@@ -14,14 +14,14 @@ import torch
 pytest.importorskip("gradio", reason="the app needs gradio, of the extra `demo`")
 
 from examples import app
-from examples.demo import model as demo_model
 from examples.demo.encode import compare_sentences, compare_words, nearest_words, render_likeness
 from examples.demo.generate import show_writing, write_on
 from examples.demo.infill import fill_from_left, fill_text, render_filled
 from examples.demo.limits import shows_problems
-from examples.demo.model import describe_model, open_model, quickstart_model
 from examples.demo.page import Handlers, build_page, launch_options
-from examples.quickstart_data import SMOKE
+from examples.toy import model as demo_model
+from examples.toy.model import describe_model, open_model, quickstart_model
+from examples.toy.training import SMOKE
 
 from ..scripts import run_script
 from .app_answers import Page, check_harmless

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 import modeling_magnet.checkpoint_magnet
-from examples.checkup import adapters, findings, invariance, round_trip, versions, vocabulary
+from examples.checkup import findings, invariance, round_trip, versions, vocabulary
 from modeling_magnet import AutoMagnetForCausalLM, MagnetLlamaForCausalLM
 from modeling_magnet.sources_magnet import ModelSource
 
@@ -57,7 +57,7 @@ def test_a_save_that_loses_bits_is_found(doctor_models, tmp_path, monkeypatch):
 
 def test_a_merge_that_says_something_else_is_found(doctor_models, tmp_path, monkeypatch):
     model = AutoMagnetForCausalLM.from_pretrained(doctor_models["llama"] / "bound").eval()
-    assert adapters.merge_findings(model, tmp_path / "first")[0].outcome == "pass"
+    assert round_trip.merge_findings(model, tmp_path / "first")[0].outcome == "pass"
     merged = modeling_magnet.checkpoint_magnet.merged_weights
 
     def forgetful(model):
@@ -65,7 +65,7 @@ def test_a_merge_that_says_something_else_is_found(doctor_models, tmp_path, monk
         return {**merged(model), "model.layers.2.mlp.down_proj.weight": base["model.layers.2.mlp.down_proj.weight"]}
 
     monkeypatch.setattr(modeling_magnet.checkpoint_magnet, "merged_weights", forgetful)
-    (found,) = adapters.merge_findings(model, tmp_path / "second")
+    (found,) = round_trip.merge_findings(model, tmp_path / "second")
     assert found.outcome == "fail" and "(limit 0.001)" in found.detail
     assert model.config.magnet["adapter_modes"] == BOUND
 
@@ -75,9 +75,9 @@ def test_a_bound_adapter_on_another_base_is_found(doctor_models, saved):
         weights["model.norm.weight"] += 1e-6
 
     model = AutoMagnetForCausalLM.from_pretrained(doctor_models["llama"] / "bound").eval()
-    assert adapters.bound_findings(model, ModelSource(str(saved), {}))[0].outcome == "pass"
+    assert round_trip.bound_findings(model, ModelSource(str(saved), {}))[0].outcome == "pass"
     edit_weights(saved, move)
-    assert adapters.bound_findings(model, ModelSource(str(saved), {}))[0].outcome == "fail"
+    assert round_trip.bound_findings(model, ModelSource(str(saved), {}))[0].outcome == "fail"
 
 
 def test_a_tokenizer_that_changes_texts_is_found(tiny_tokenizer, monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from examples.evaluate import clustering
-from examples.evaluate.clustering_data import described, read_file, subsets_of
+from examples.evaluate.clustering import described, read_file, subsets_of
 from examples.evaluate.driver import NotAvailableError
 from examples.evaluate.sentence_readers import MagnetReader
 from modeling_magnet.prompts_magnet import PAPER_PROMPTS

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from examples.adapt_arguments import check_arguments, parse_arguments
+from examples.adapt import check_arguments, parse_arguments
 
 CONFIGS = Path(__file__).resolve().parents[2] / "examples" / "configs"
 

@@ -67,11 +67,7 @@ def test_the_columns_of_the_hub_are_the_same_sentences():
 
 @pytest.mark.parametrize(
     ("iob1", "iob2"),
-    [
-        ("I-A I-A O I-A", "B-A I-A O B-A"),
-        ("I-A B-A I-A", "B-A B-A I-A"),
-        ("I-A I-B B-B I-B", "B-A B-B B-B I-B"),
-    ],
+    [("I-A I-A O I-A", "B-A I-A O B-A"), ("I-A B-A I-A", "B-A B-A I-A"), ("I-A I-B B-B I-B", "B-A B-B B-B I-B")],
 )
 def test_iob2_has_the_spans_of_iob1_and_a_begin_at_each(iob1, iob2):
     tags, converted = iob1.split(), to_iob2(iob1.split())

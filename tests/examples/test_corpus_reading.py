@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from examples.corpus.origins import HubDataset
-from examples.corpus.reading import ChunkStream, Corpus, open_corpus
+from examples.corpus.reading import ChunkStream, Corpus, HubDataset, open_corpus
 
 from .tiny_corpus import make_texts, write_jsonl
 

@@ -5,11 +5,11 @@ import lzma
 
 import pytest
 
-from examples.evaluate import conll, infilling_perplexity, mmlu_data, sts_data, wikitext
-from examples.evaluate.clustering_data import read_file
-from examples.evaluate.data_files import data_file
+from examples.evaluate import conll, infilling_perplexity, mmlu_data, sts, wikitext
+from examples.evaluate.clustering import read_file
 from examples.evaluate.driver import NotAvailableError
 from examples.evaluate.stories import read_stories
+from examples.files import data_file
 
 from ..conftest import REPOSITORY
 from .evaluation_files import write_rocstories
@@ -40,18 +40,18 @@ def test_readers_of_all_drivers_take_the_root_and_the_sub_folder(tmp_path):
     line = b'{"label": "x", "subject": "a subject of some length", "text": "-"}\n'
     (tmp_path / "news" / "20news_bydate_train.jsonl.xz").write_bytes(lzma.compress(line))
     for sub in ("", "sts"):
-        assert sts_data.read_sts("STS12", folder=tmp_path / sub) == [("a b", "c d", 4.5)]
+        assert sts.read_sts("STS12", folder=tmp_path / sub) == [("a b", "c d", 4.5)]
     for sub in ("", "conll"):
         assert conll.read_conll("testa", folder=tmp_path / sub)[0].words == ["EU"]
     for sub in ("", "news"):
         assert read_file("TwentyNewsgroupsClustering", tmp_path / sub)[0].label == "x"
     with pytest.raises(NotAvailableError, match=r"has no sts13\.test"):
-        sts_data.read_sts("STS13", folder=tmp_path)
+        sts.read_sts("STS13", folder=tmp_path)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the data of the evaluations are not here")
 def test_the_shared_folder_serves_every_driver():
-    assert len(sts_data.read_sts("STS12", folder=SHARED)) > 1000
+    assert len(sts.read_sts("STS12", folder=SHARED)) > 1000
     assert conll.missing_files(SHARED) == []
     assert len(read_stories(SHARED)) > 1000
     assert wikitext.wikitext_source(SHARED) == wikitext.FILE_NAME

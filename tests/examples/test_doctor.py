@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from examples import doctor
-from examples.checkup import adapters
+from examples.checkup import round_trip
 
 from ..hub_client import run_client
 from ..hub_server import HubServer
@@ -17,7 +17,7 @@ pytest.importorskip("sentence_transformers", reason="an optional extra: pip inst
 
 KINDS = ("plain", "saved", "adapter", "bound", "adapter over plain")
 FILE_ROWS = {"settings schema", "remote code", "config.json", "sidecars", "sentence-transformers"}
-MERGED, CAUSAL_IS_BASE = adapters.MERGED, adapters.BOUND
+MERGED, CAUSAL_IS_BASE = round_trip.MERGED, round_trip.BOUND
 # The rows that say "not applicable", and no others.
 SKIPPED = {
     "plain": {MERGED, CAUSAL_IS_BASE, *FILE_ROWS},

@@ -54,12 +54,7 @@ def remove_tokenizer(folder):
         file.unlink()
 
 
-NEED_TOKENIZER = {
-    "tokenizer",
-    "encode, batch invariance",
-    "infill, batch invariance",
-    "sentence-transformers",
-}
+NEED_TOKENIZER = {"tokenizer", "encode, batch invariance", "infill, batch invariance", "sentence-transformers"}
 
 
 @pytest.mark.parametrize(
@@ -71,12 +66,7 @@ NEED_TOKENIZER = {
             "remote code",
             "different: masking_magnet.py; missing: probe_magnet.py; extra: old_magnet.py. Save the model anew",
         ),
-        (
-            remove_is_causal,
-            {"config.json", "sentence-transformers"},
-            "config.json",
-            "is_causal is missing (True)",
-        ),
+        (remove_is_causal, {"config.json", "sentence-transformers"}, "config.json", "is_causal is missing (True)"),
         (
             lambda folder: edit_json(folder / "config.json", auto_map={"AutoModel": "x.Y"}),
             {"config.json"},
@@ -223,11 +213,7 @@ def padding_is_seen(mode, arguments):
 @pytest.mark.parametrize(
     "change, row, detail",
     [
-        (
-            no_mask_in_bidirectional_mode,
-            "leaks, bidirectional",
-            "token 23 does not move positions 0-22, which must",
-        ),
+        (no_mask_in_bidirectional_mode, "leaks, bidirectional", "token 23 does not move positions 0-22, which must"),
         (spans_are_context, "leaks, infill", "token 7 moves positions 0-6, 10-23, which must not see it, by"),
         (spans_are_one, "leaks, infill", "token 7 moves positions 15-17, which must not see it, by"),
         (padding_is_seen, "padding", "other ids in them move real states by"),

@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoTokenizer
 
-from examples.evaluate.echo_rows import echo_frame, echo_rows
+from examples.evaluate.sentence_readers import echo_frame, echo_rows
 
 PROMPT = "Retrieve semantically similar text: "
 TEXTS = ["The cat sat on the mat.", "x", "She ate 2 apples, 'quickly'; the dog: not.", "(a) the  cat\nsat"]

@@ -7,7 +7,7 @@ import pytest
 
 from examples import fill
 from examples.demo.infill import fill_text
-from examples.demo.model import open_model
+from examples.toy.model import open_model
 
 from ..scripts import run_script
 
@@ -50,14 +50,14 @@ def test_it_prints_what_infill_blanks_finds_and_how_likely(checkpoint, capsys):
 
 
 def test_the_model_chooses_the_length_where_none_is_given(checkpoint, capsys):
-    _, out, _ = run(capsys, "The cat [blank] mat.", "--model", checkpoint, "--answers", "1")
+    _, out, _ = run(capsys, "The cat [blank] mat.", "--model", checkpoint, "--num_return_sequences", "1")
     filled = fill_text(open_model(checkpoint), "The cat [blank] mat.", length=None, answers=1)
     assert fill.render(filled) in out
 
 
 def test_lines_are_read_where_no_text_is_given_and_a_bad_one_stops_nothing(checkpoint, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("The cat [blank] mat.\nno blank here\n\nShe [blank].\n"))
-    status, out, err = run(capsys, "--model", checkpoint, "--tokens", "1")
+    status, out, err = run(capsys, "--model", checkpoint, "--max_new_tokens", "1")
     assert status == 1
     assert out.count("from both sides:") == 2
     assert err.startswith("error: ") and "blank" in err and len(err.splitlines()) == 1
@@ -67,15 +67,6 @@ def test_what_cannot_be_opened_is_one_line(tmp_path):
     code, out, err = run_script(fill, "a [blank]", "--model", str(tmp_path))
     assert (code, out) == (2, "")
     assert err.startswith("error: ") and len(err.splitlines()) == 1
-
-
-def test_old_spellings_are_taken_and_not_shown(capsys):
-    args = fill.parse_arguments(["--model", "m", "--tokens", "4", "--answers", "5"])
-    assert (args.model, args.max_new_tokens, args.num_return_sequences) == ("m", 4, 5)
-    with pytest.raises(SystemExit):
-        fill.parse_arguments(["--help"])
-    told = capsys.readouterr().out
-    assert "--max_new_tokens" in told and "--tokens" not in told and "--answers" not in told
 
 
 def test_a_decoder_that_was_never_adapted_is_named_in_a_line(checkpoint, stories260k, capsys):

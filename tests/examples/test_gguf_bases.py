@@ -47,12 +47,12 @@ def test_an_adapter_is_trained_on_a_file_and_opens_over_it(base, tmp_path, capsy
     assert json.loads((run / "magnet_adapter.json").read_text())["gguf_file"]["name"] == "tiny.gguf"
     model = AutoMagnetForCausalLM.from_pretrained(run)
     assert model.has_adapter and model.infill("the dog", " the cat.", max_new_tokens=2)
-    assert fill.main(["the [blank] saw a cat.", f"--model={run}", "--tokens=1"]) == 0
+    assert fill.main(["the [blank] saw a cat.", f"--model={run}", "--max_new_tokens=1"]) == 0
     assert "from both sides" in capsys.readouterr().out
 
 
 def test_a_file_is_filled_with(base, capsys):
-    assert fill.main(["the [blank] saw a cat.", f"--model={base}", GGUF, "--tokens=1"]) == 0
+    assert fill.main(["the [blank] saw a cat.", f"--model={base}", GGUF, "--max_new_tokens=1"]) == 0
     assert "from both sides" in capsys.readouterr().out
 
 

@@ -7,22 +7,21 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from examples.evaluate import broken_words, gap_lengths, long_gaps, story_cloze
-from examples.evaluate.held_out_gaps import (
+from examples.evaluate import long_gaps
+from examples.evaluate.human_scores import mcnemar
+from examples.evaluate.long_gaps import (
     CONTINUATION_TOKENS,
     HeldOutGap,
     continuation_perplexity,
     draw_gaps,
-    word_overlap,
 )
 from examples.evaluate.records import RecordFile
-from examples.evaluate.stories import read_story_cloze
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.gaps_magnet import continuation_ids
 from trainer.metrics import repetition_n
 from trainer.prompted_infilling import PromptedInfiller
 
-from .evaluation_files import write_story_cloze, write_wikitext
+from .evaluation_files import write_wikitext
 
 STORY = (
     "Once upon a time, there was a little girl named Lily. She loved to play with her toys in the park. One day, she "
@@ -69,125 +68,11 @@ def test_the_judge_reads_on_behind_prefix_and_fill(stories260k, tokenizer):
     assert value == pytest.approx(np.exp(-np.mean(own)), rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("fill", "truth", "expected"),
-    [("a b", "a b", 1.0), ("a a", "a b", 0.5), ("c", "a b", 0.0), ("", "a", 0.0), ("The Cat", "the cat", 1.0)],
-)
-def test_shared_words(fill, truth, expected):
-    assert word_overlap(fill, truth) == pytest.approx(expected)
-
-
-def test_the_rank_of_the_true_length():
-    own = list(gap_lengths.CANDIDATES)
-    table = np.zeros((2, len(own)))
-    table[0, own.index(8)] = 1.0  # found
-    table[1, own.index(12)], table[1, own.index(48)] = 1.0, 2.0  # second, and far off
-    report = gap_lengths.rank_report(table, [8, 12])
-    assert report == {"mean_rank": 1.5, "first": 0.5, "within_4": 0.5, "mean_error": 18.0, "mean_chosen": 28.0}
-
-
 def test_mcnemar_counts_where_two_systems_differ():
     one, other = np.array([1, 1, 1, 0, 0], bool), np.array([0, 0, 1, 1, 0], bool)
-    assert story_cloze.mcnemar(one, other) == {"only_first": 2, "only_second": 1, "p": 1.0}
-    assert story_cloze.mcnemar(np.ones(10, bool), np.zeros(10, bool))["p"] == pytest.approx(2 / 2**10)
-    assert story_cloze.mcnemar(one, one)["p"] == 1.0
-
-
-@pytest.fixture(scope="module")
-def stories(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stories")
-    write_story_cloze(folder)
-    return folder / "storycloze_spring2016_val.csv.gz"
-
-
-def test_choices_have_the_right_candidate_first_and_a_foreign_wrong_one(stories):
-    read = read_story_cloze(stories)
-    assert read[0] == (
-        ["Tom 0 was sad, and cold.", "He ran.", "He saw dog 0.", "They played."],
-        "He was happy.",
-        "He cried.",
-    )
-    assert read[1][1:] == ("He cried.", "He was happy.")
-    tasks = story_cloze.make_choices(read, seed=0)
-    assert tasks["fifth sentence"][0].prefix == "Tom 0 was sad, and cold. He ran. He saw dog 0. They played."
-    assert tasks["fifth sentence"][0].suffix == ""
-    wrong = set()
-    for n, choice in enumerate(tasks["third sentence"]):
-        assert choice.prefix == f"Tom {n} was sad, and cold. He ran."
-        assert choice.suffix == " They played. " + read[n][1]
-        assert choice.candidates[0] == f" He saw dog {n}."
-        assert choice.candidates[1] != choice.candidates[0]
-        wrong.add(choice.candidates[1])
-    assert len(wrong) == len(read), "each story lends its sentence once"
-
-
-@pytest.mark.parametrize("limit", [6])
-def test_story_cloze_runs_and_its_accuracy_is_that_of_the_scores(stories260k, stories, tmp_path, limit, capsys):
-    file = tmp_path / "cloze.json"
-    report = story_cloze.main(
-        ["--magnet", str(stories260k), "--base", str(stories260k), "--stories", str(stories), "--output", str(file)]
-    )
-    assert "story_cloze: OK (6 stories)" in capsys.readouterr().out
-    written = json.loads(file.read_text())
-    assert written["tasks"] == report["tasks"]
-    model = MagnetLlamaForCausalLM.from_pretrained(stories260k)
-    choices = story_cloze.make_choices(read_story_cloze(stories), seed=0)["third sentence"]
-    hits = 0
-    for choice in choices:
-        right, wrong = model.score_infill(choice.prefix, choice.candidates, choice.suffix)
-        hits += right.logprob > wrong.logprob
-    accuracy = report["tasks"]["third sentence"]["in all"]["accuracy"]
-    assert accuracy["magnet, infilling"]["share"] == pytest.approx(hits / limit)
-    assert accuracy["base, infilling"] == accuracy["magnet, infilling"]  # here they are one model
-    low, high = accuracy["magnet, infilling"]["interval"]
-    assert 0 <= low <= hits / limit <= high <= 1
-    assert (
-        "magnet, infilling, another story's suffix" not in report["tasks"]["fifth sentence"]["per token"]["accuracy"]
-    )
-
-
-@pytest.mark.long
-def test_gap_lengths_runs_with_all_its_systems(stories260k, texts, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gap_lengths, "CANDIDATES", (4, 8, 12))
-    taught = MagnetLlamaForCausalLM.from_pretrained(stories260k)
-    taught.config.magnet["end_of_span"] = 8
-    taught.save_pretrained(tmp_path / "taught")
-    model = str(stories260k)
-    report = gap_lengths.main(
-        ["--magnet", model, "--end_of_span", str(tmp_path / "taught"), "--exact", model, "--judge", model]
-        + ["--texts", texts, "--number", "6", "--output", str(tmp_path / "lengths.json")]
-    )
-    assert "gap_lengths: OK (6 gaps)" in capsys.readouterr().out
-    fills = report["fills"]
-    assert fills["what stood there"]["word_f1"] == 1.0
-    assert fills["what stood there"]["length_error"] == 0.0
-    assert fills["true length"] == fills["control, true length"]
-    assert fills["nothing"]["mean_length"] == 0.0
-    assert set(report["ranks"]) >= {"fill, mean", "join, mean", "fill + join, means (used)", "a guess"}
-    written = json.loads((tmp_path / "lengths.json").read_text())
-    assert written["models"]["end_of_span"] == "taught"
-
-
-def test_broken_words_lose_letters_from_their_middle(stories260k, texts, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(broken_words, "CONTEXT_CHARACTERS", 80)
-    whole = STORY * 6
-    broken = broken_words.break_words([whole] * 20, number=20, seed=1)
-    for one in broken:
-        assert one.prefix + one.missing + one.suffix in whole
-        word = one.spelt(one.missing)
-        assert len(word) >= 6
-        assert f" {word}" in whole
-        left = one.prefix.rpartition(" ")[2]
-        assert len(left) >= 2
-        assert len(word) - len(left) - len(one.missing) >= 2
-    with pytest.raises(ValueError, match="0 of 1 texts have a word to break; 2 were asked for"):
-        broken_words.break_words(["short"], number=2, seed=1)
-    report = broken_words.main(
-        ["--magnet", str(stories260k), "--texts", texts, "--number", "4", "--output", str(tmp_path / "words.json")]
-    )
-    assert "broken_words: OK (4 words)" in capsys.readouterr().out
-    assert set(report["heal"]) == {"None", "token"}
-    assert all(0 <= row["right"] <= row["spells_a_word"] <= 1 for row in report["heal"].values())
+    assert mcnemar(one, other) == {"only_first": 2, "only_second": 1, "p": 1.0}
+    assert mcnemar(np.ones(10, bool), np.zeros(10, bool))["p"] == pytest.approx(2 / 2**10)
+    assert mcnemar(one, one)["p"] == 1.0
 
 
 @pytest.fixture

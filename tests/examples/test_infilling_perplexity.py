@@ -43,9 +43,7 @@ def perplexity_by_loop(model, rows):
 
 
 def test_the_left_reading_is_the_stock_llamas_perplexity(data, saved, tmp_path, tiny_model):
-    (record,) = measure(
-        data, saved, tmp_path, "--reading", "left", "--units", "ROCStories", "--stories", "story_cloze"
-    )
+    (record,) = measure(data, saved, tmp_path, "--reading", "left", "--units", "ROCStories", "--corpus", "story_cloze")
     stories = read_stories(data, corpus="story_cloze")
     tokenizer, rows = tiny_model.tokenizer, []
     for number, row in enumerate(make_story_rows(tokenizer, stories, foreign=False, seed=0)):

@@ -11,8 +11,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from examples.run_notebook import main, run_notebook
-from examples.synthetic_corpus import THINGS
+from examples.tour.run_notebook import main, run_notebook
+from examples.toy.language import THINGS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOK = REPOSITORY / "examples" / "magnet_tour.ipynb"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from examples.reporting.paper_values import FILE, Column, read_paper_values
+from examples.evaluate.reporting.paper_values import FILE, Column, read_paper_values
 
 PAPER = read_paper_values()
 # Rows, columns and numbers of each table.
@@ -65,15 +65,15 @@ def test_the_ablation_repeats_the_rows_of_magnet():
         assert value == same
 
 
-def test_a_broken_file_is_told_with_all_that_is_wrong(tmp_path):
-    content = json.loads(FILE.read_text())
-    content["tables"][0]["rows"][0]["values"].pop()
-    content["tables"][1]["base"] = "nobody"
-    content["tables"][2]["better"] = "more"
-    file = tmp_path / "values.json"
-    file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="words: 'BERT-Large' has 2 values for 3") as raised:
-        read_paper_values(file)
-    assert "sts: the base 'nobody' is none" in str(raised.value) and "clustering: `better` is 'more'" in str(
-        raised.value
-    )
+def test_every_row_has_a_value_for_each_column_and_names_are_unique():
+    entries = json.loads(FILE.read_text())["tables"]
+    assert len(PAPER.tables) == len(entries)
+    for entry in entries:
+        table = PAPER.tables[entry["table"]]
+        names = [row.name for row in table.rows]
+        assert all(len(row["values"]) == len(table.columns) for row in entry["rows"]) and all(
+            r.values for r in table.rows
+        )
+        assert len(set(names)) == len(names) and len(set(table.columns)) == len(table.columns)
+        assert table.base in (None, *names) and entry["better"] in ("higher", "lower")
+        assert entry.get("gain") in (None, "percent of the base")

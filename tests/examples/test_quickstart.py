@@ -15,14 +15,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from examples import fill as fill_script
 from examples import plots
 from examples.demo.infill import fill_text
-from examples.demo.model import open_model, quickstart_model
 from examples.plots import SEGMENTS, allowed_attention
 from examples.quickstart import TEXT, command, verdict
-from examples.quickstart_data import SMOKE, build_tokenizer
-from examples.quickstart_measures import Exam, fact_accuracy, retrieval_accuracy
-from examples.quickstart_models import train_magnet
-from examples.quickstart_table import COLUMNS, render_table
-from examples.synthetic_corpus import CONSEQUENCES, MISSING, THINGS, Story, read_rows, write_corpus
+from examples.toy.exam import Exam, fact_accuracy, retrieval_accuracy
+from examples.toy.language import CONSEQUENCES, MISSING, THINGS, Story, read_rows, write_corpus
+from examples.toy.model import open_model, quickstart_model
+from examples.toy.table import COLUMNS, render_table
+from examples.toy.training import SMOKE, build_tokenizer, train_magnet
 from modeling_magnet import MagnetLlamaForCausalLM
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "quickstart.py"

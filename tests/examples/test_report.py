@@ -10,11 +10,11 @@ import pytest
 from markdown_it import MarkdownIt
 
 from examples.evaluate.report import main, write_page
-from examples.reporting.blocks import Bullets, Details, Grid, Heading, Link, Page, Story, Text
-from examples.reporting.html_page import render_html
-from examples.reporting.markdown_page import render_markdown
-from examples.reporting.page import PICTURES
-from examples.reporting.tables import MEASURED, QUOTED
+from examples.evaluate.reporting.blocks import Bullets, Details, Grid, Heading, Link, Page, Story, Text
+from examples.evaluate.reporting.html_page import render_html
+from examples.evaluate.reporting.markdown_page import render_markdown
+from examples.evaluate.reporting.page import PICTURES
+from examples.evaluate.reporting.tables import MEASURED, QUOTED
 
 from .report_records import make_record, whole_study, write
 

@@ -2,10 +2,9 @@
 
 import pytest
 
-from examples.reporting.cells import Cells
-from examples.reporting.claims import judge_claims
-from examples.reporting.findings import ONE_RUN, TRIAL
-from examples.reporting.paper_values import read_paper_values
+from examples.evaluate.reporting.cells import Cells
+from examples.evaluate.reporting.claims import ONE_RUN, TRIAL, judge_claims
+from examples.evaluate.reporting.paper_values import read_paper_values
 
 from .report_records import make_record, replicas, whole_study
 

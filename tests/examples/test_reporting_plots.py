@@ -3,11 +3,11 @@
 import pytest
 from matplotlib.figure import Figure
 
-from examples.reporting import plots
-from examples.reporting.cells import Cells, Value
-from examples.reporting.looks import COLORS
-from examples.reporting.paper_values import read_paper_values
-from examples.reporting.tables import build_table
+from examples.evaluate.reporting import plots
+from examples.evaluate.reporting.cells import Cells, Value
+from examples.evaluate.reporting.paper_values import read_paper_values
+from examples.evaluate.reporting.plots import COLORS
+from examples.evaluate.reporting.tables import build_table
 
 from .report_records import STS, make_record
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from examples.reporting.cells import Cells, Value, read_results
-from examples.reporting.paper_values import Column, read_paper_values
-from examples.reporting.tables import MEASURED, QUOTED, build_table
+from examples.evaluate.reporting.cells import Cells, Value, read_results
+from examples.evaluate.reporting.paper_values import Column, read_paper_values
+from examples.evaluate.reporting.tables import MEASURED, QUOTED, build_table
 
 from .report_records import make_record, replicas, whole_study, write
 
@@ -137,9 +137,7 @@ def test_many_rows_are_counted_in_the_note_and_named_in_the_list():
     settings = [("A", "b"), ("B", "b"), ("C, left", "b"), ("D", long)]
     records = [make_record("sts", s, "STS12", metrics={"spearman": 1.0}, settings={"prompt": p}) for s, p in settings]
     built = table(records, "sts")
-    assert built.warnings == [
-        f"The rows have different settings: prompt (“{long[:39]}…”: D; b: 3 rows).",
-    ]
+    assert built.warnings == [f"The rows have different settings: prompt (“{long[:39]}…”: D; b: 3 rows)."]
     assert built.differences == [f"prompt “{long}”: D", "prompt b: A; B; C, left"]
     many = [make_record("sts", s, "STS12", metrics={"spearman": 1.0}, settings={"prompt": s}) for s in "ABCDE"]
     assert table(many, "sts").warnings == ["The rows have different settings: prompt (5 values)."]

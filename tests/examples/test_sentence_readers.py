@@ -6,8 +6,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, BertConfig, BertModel, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from examples.evaluate.echo_rows import echo_frame
-from examples.evaluate.sentence_readers import CausalReader, EchoReader, MagnetReader, open_encoder
+from examples.evaluate.sentence_readers import CausalReader, EchoReader, MagnetReader, echo_frame, open_encoder
 from modeling_magnet import MagnetLlamaForCausalLM
 
 from .test_echo_rows import start_by_decoding

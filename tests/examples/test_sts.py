@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from examples.evaluate import sts
 from examples.evaluate.driver import NotAvailableError
 from examples.evaluate.sentence_readers import MagnetReader
-from examples.evaluate.sts_data import read_sts
+from examples.evaluate.sts import read_sts
 from modeling_magnet import MagnetLlamaForCausalLM
 
 from ..conftest import REPOSITORY

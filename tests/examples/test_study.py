@@ -124,17 +124,6 @@ def test_a_plan_can_be_narrowed_to_some_runs_and_what_they_start_from(tmp_path):
         whole.narrowed(["Magnet"])
 
 
-def test_some_drivers_can_be_asked_alone_and_without_curves(tmp_path):
-    whole = read_plan(PLAN, preset="paper", output=tmp_path)
-    some = whole.asking(["sts", "mmlu"], curves=False)
-    assert {call.driver for call in some.calls} == {"sts", "mmlu"}
-    assert not any(call.over_steps for call in some.calls)
-    assert len(some.calls) == sum(call.driver in ("sts", "mmlu") and not call.over_steps for call in whole.calls)
-    assert whole.asking(None, curves=True) == whole
-    with pytest.raises(ValueError, match=r"no driver \['perplexity'\]; choose from \['clustering'"):
-        whole.asking(["perplexity"], curves=True)
-
-
 def test_the_base_may_be_another_in_commands_and_their_arguments(tmp_path):
     plan = replace(read_plan(PLAN, preset="paper", output=tmp_path), base="other").narrowed(["MNTP", "SSCL"])
     commands = [told for _, told in study.driver_commands(plan, results=tmp_path)]

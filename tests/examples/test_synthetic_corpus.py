@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from examples.synthetic_corpus import CONSEQUENCES, THINGS, Story, draw_pair, draw_story, read_rows, write_corpus
+from examples.toy.language import CONSEQUENCES, THINGS, Story, draw_pair, draw_story, read_rows, write_corpus
 
 PARTS = ("prefix", "missing", "suffix")
 

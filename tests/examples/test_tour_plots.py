@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyBboxPatch
 
 from examples.plots import CONTEXT_COLOR, SPAN_COLOR
-from examples.tour_plots import (
+from examples.tour.pictures import (
     MASKED_COLOR,
     draw_answers,
     draw_attention,

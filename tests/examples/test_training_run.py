@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from examples import adapt
-from examples.evaluate.training_run import models_by_step, read_report
+from examples.evaluate.training_curves import models_by_step, read_report
 from modeling_magnet import AutoMagnetForCausalLM
 
 from .tiny_run import save_plain_llama, tiny_options

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from examples.benchmarks import training_memory, training_step
-from examples.benchmarks.naive_step import language_loss
 from examples.benchmarks.training_memory import PeakBytes
-from examples.benchmarks.training_systems import step_operations
+from examples.benchmarks.training_systems import language_loss, step_operations
 from trainer import LoraArguments, apply_lora
 from trainer.phases import LossPhase
 
@@ -66,7 +65,7 @@ def test_a_larger_vocabulary_costs_the_naive_head_alone(options):
 
 def test_steps_that_differ_are_not_timed(options, monkeypatch):
     monkeypatch.setattr(
-        "examples.benchmarks.naive_step.language_loss", lambda *_, **__: torch.ones((), requires_grad=True)
+        "examples.benchmarks.training_systems.language_loss", lambda *_, **__: torch.ones((), requires_grad=True)
     )
     with pytest.raises(SystemExit, match="steps differ"):
         training_step.main(options)

@@ -7,8 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from examples.evaluate.word_readers import encoder_tokens
-from examples.evaluate.word_states import mean_over_words, tabulate
+from examples.evaluate.word_readers import encoder_tokens, mean_over_words, tabulate
 from modeling_magnet.words_magnet import PlacedVectors
 
 from .tiny_encoder import make_bert, make_wordpiece

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from examples.corpus.reading import ChunkStream, open_corpus
-from examples.evaluate.clustering_data import CLUSTERING_SETS
+from examples.evaluate.clustering import CLUSTERING_SETS
 from examples.evaluate.conll import read_conll
 from examples.evaluate.side_by_side import read_own
 from examples.evaluate.stories import CORPORA, FILE_NAMES, SENTENCES, read_stories
-from examples.evaluate.sts_data import STS_SETS, read_sts
+from examples.evaluate.sts import STS_SETS, read_sts
 from examples.evaluate.wikitext import FILE_NAME, read_wikitext
 from tests.fuzz import inputs
 from tests.fuzz.judging import Target, check, naming

@@ -8,10 +8,10 @@ import random
 from contextlib import redirect_stderr
 from pathlib import Path
 
-from examples.adapt_arguments import parse_arguments
+from examples.adapt import parse_arguments
 from examples.evaluate.records import Record, RecordFile, answered, newest
 from examples.evaluate.study_plan import read_plan
-from examples.evaluate.training_run import models_by_step, read_report
+from examples.evaluate.training_curves import models_by_step, read_report
 from modeling_magnet.configuration_magnet import MagnetSettings
 from tests.fuzz import inputs
 from tests.fuzz.judging import REPOSITORY, Target, check, naming

@@ -11,10 +11,10 @@ from huggingface_hub import EvalResult, ModelCard
 from markdown_it import MarkdownIt
 
 from examples.evaluate.annotation_form import read_answers, read_key, render_form
+from examples.evaluate.reporting.blocks import Answer, Bullets, Details, Grid, Heading, Link, Page, Story, Text, clean
+from examples.evaluate.reporting.html_page import render_html
+from examples.evaluate.reporting.markdown_page import render_markdown
 from examples.fills_page import render_page
-from examples.reporting.blocks import Answer, Bullets, Details, Grid, Heading, Link, Page, Story, Text, clean
-from examples.reporting.html_page import render_html
-from examples.reporting.markdown_page import render_markdown
 from modeling_magnet.card_magnet import (
     CardFacts,
     card_bytes,

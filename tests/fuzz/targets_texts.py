@@ -10,8 +10,8 @@ import torch
 from transformers import GenerationConfig
 
 from examples.evaluate.conll import read_lines, to_iob2
+from examples.evaluate.reporting.blocks import anchor, clean
 from examples.evaluate.wikitext import detokenize
-from examples.reporting.blocks import anchor, clean
 from modeling_magnet.blanks_magnet import cuts_a_character, split_at_marks, split_at_ranges
 from modeling_magnet.options_magnet import InfillOptions
 from modeling_magnet.prompts_magnet import choose_prompt, default_prompts, join_prompt

@@ -4,7 +4,6 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from examples.benchmarks.adapter_cost import extra_products, main
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.merging_magnet import largest_differences
 from trainer.adapter_cost import adapter_cost, merged_twin
@@ -40,19 +39,3 @@ def test_times_are_ratios(adapted):
     cost = adapter_cost(adapted, texts=["The cat sat.", "She ate."], new_tokens=2, rounds=1)
     assert set(cost) == {"encode", "infill", "generate"} and all(0 < ratio < 100 for ratio in cost.values())
     assert [module.training for module in adapted.modules()] == before
-
-
-def test_products_are_counted(adapted):
-    # A query of 32 x 32 and a value of 32 x 16: (4 * 64 + 4 * 48) / (1024 + 512).
-    assert extra_products(adapted) == pytest.approx((4 * 64 + 4 * 48) / (1024 + 512))
-
-
-@pytest.mark.long
-def test_the_benchmark_runs(stories260k, tmp_path, capsys):
-    (tmp_path / "texts.txt").write_text("Once upon a time there was a cat.\nIt sat on a mat.\n")
-    given = [f"--model={stories260k}", f"--texts={tmp_path / 'texts.txt'}", "--rounds=1"]
-    result = main([*given, f"--output={tmp_path / 'r.json'}"])
-    assert set(result["times_over_merged"]) == {"always on", "bound"}
-    assert (tmp_path / "r.json").is_file() and "adapter_cost: OK" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main([f"--model={stories260k}", "--texts=x", "--rounds=0"])

@@ -1,0 +1,98 @@
+"""The numbers of the paper's tables, from `paper_values.json`, with the row of ours that each row answers to."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FILE = Path(__file__).with_suffix(".json")
+
+
+class Column(NamedTuple):
+    """One figure of a table: where its records are and which of their metrics it is."""
+
+    unit: str
+    metric: str
+    table: str
+
+    @property
+    def title(self) -> str:
+        """As the head of a column."""
+        return f"{self.unit} {self.metric}"
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """One row as printed."""
+
+    name: str
+    answers: tuple[str, ...]
+    values: dict[Column, float]
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """One table of the paper."""
+
+    name: str
+    number: str
+    title: str
+    unit: str
+    higher_is_better: bool
+    columns: tuple[Column, ...]
+    rows: tuple[PaperRow, ...]
+    base: str | None = None
+    digits: int = 2
+    gain_is_share: bool = False
+    means: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    note: str = ""
+
+    def row(self, name: str) -> PaperRow:
+        """Return the row of a name."""
+        return next(row for row in self.rows if row.name == name)
+
+
+@dataclass(frozen=True)
+class PaperValues:
+    """All tables, and what they are from."""
+
+    source: str
+    model: str
+    tables: dict[str, PaperTable]
+
+
+def read_paper_values() -> PaperValues:
+    """Read the paper's numbers."""
+    content: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+    tables = [_table(entry) for entry in content["tables"]]
+    return PaperValues(content["source"], content["model"], {table.name: table for table in tables})
+
+
+def _table(entry: dict[str, Any]) -> PaperTable:
+    """Return one table of the file."""
+    columns = tuple(Column(unit, metric, *(table or [entry["table"]])) for unit, metric, *table in entry["columns"])
+    rows = tuple(
+        PaperRow(
+            name=row["name"],
+            answers=tuple(row["answers"]),
+            values={c: float(v) for c, v in zip(columns, row["values"], strict=False) if v is not None},
+        )
+        for row in entry["rows"]
+    )
+    return PaperTable(
+        name=entry["table"],
+        number=entry["number"],
+        title=entry["title"],
+        unit=entry["unit"],
+        higher_is_better=entry["better"] == "higher",
+        columns=columns,
+        rows=rows,
+        base=entry["base"],
+        digits=entry.get("digits", 2),
+        gain_is_share=entry.get("gain") == "percent of the base",
+        means={unit: tuple(parts) for unit, parts in entry.get("means", {}).items()},
+        note=entry.get("note", ""),
+    )
+
+
+__all__ = ["Column", "FILE", "PaperRow", "PaperTable", "PaperValues", "read_paper_values"]

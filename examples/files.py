@@ -1,0 +1,61 @@
+"""Files to read, decompressed as their suffix says: `.gz`, `.xz`, anything else plain."""
+
+import gzip
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO, cast
+
+import torch
+import transformers
+
+from trainer.whole_files import whole_file
+
+# What a file that is cut short, damaged or of another format raises while it is read.
+UNREADABLE = (OSError, EOFError, UnicodeError, lzma.LZMAError, zlib.error)
+
+
+def open_bytes(file: Path) -> BinaryIO:
+    """Return the bytes of a file."""
+    opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(file.suffix.lower(), open)
+    return cast(BinaryIO, opener(file, "rb"))
+
+
+def open_text(file: Path, *, newline: str | None = None) -> TextIO:
+    """Return the text of a file in UTF-8."""
+    return io.TextIOWrapper(open_bytes(file), encoding="utf-8", newline=newline)
+
+
+@contextmanager
+def whole_text(file: Path, *, newline: str | None = None) -> Iterator[TextIO]:
+    """Open a text file in UTF-8, for a block that reads it to its end."""
+    try:
+        with open_text(file, newline=newline) as stream:
+            yield stream
+    except UNREADABLE as error:
+        raise ValueError(
+            f"{str(file)!r} cannot be read to its end ({error}): it is damaged, cut short or no UTF-8. Fetch it again."
+        ) from error
+
+
+def data_file(folder: Path, name: str) -> Path:
+    """Return a file of a folder or of one of its sub-folders; where there is none, where it would be in the folder."""
+    places = (folder / name, *sorted(folder.glob(f"*/{name}")))
+    return next((file for file in places if file.is_file()), places[0])
+
+
+def write_results(path: Path | None, results: dict[str, Any], *, models: dict[str, str]) -> None:
+    """Write results with the names of the models and the versions of the libraries."""
+    if path is None:
+        return
+    names = {role: Path(model).name if Path(model).is_dir() else model for role, model in models.items()}
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    with whole_file(path) as file:
+        file.write((json.dumps({**results, "models": names, "versions": versions}, indent=1) + "\n").encode())
+
+
+__all__ = ["UNREADABLE", "data_file", "open_bytes", "whole_text", "write_results"]

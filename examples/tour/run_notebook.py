@@ -1,0 +1,121 @@
+"""Execute a notebook from its first cell to its last and keep its outputs, clean enough to be committed.
+
+    python examples/tour/run_notebook.py examples/magnet_tour.ipynb
+
+The kernel is the Python that runs this script. Kept are what a reader sees: texts, tables, pictures, and of each bar
+its last line. No times of cells, no ids of widgets. Where a cell fails, the file stays as it was. Needs the extra
+`notebook`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from examples.command_line import OneLineParser, check, need, start
+from trainer.whole_files import whole_file
+
+try:
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+except ImportError:  # `main` says what to install; `--help` works without it
+    pass
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TOUR = "examples/magnet_tour.ipynb"
+TIMEOUT = 900  # seconds for one cell
+
+
+def own_kernel_manager() -> type[Any]:
+    """Return a manager that starts the kernel of this interpreter, whatever kernels are registered on the machine."""
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from traitlets import default
+
+    class OwnKernelManager(AsyncKernelManager):
+        @default("kernel_spec_manager")
+        def _kernel_spec_manager_default(self) -> KernelSpecManager:
+            return KernelSpecManager(kernel_dirs=[])
+
+    return OwnKernelManager
+
+
+def run_notebook(path: Path, *, folder: Path) -> Any:
+    """Execute a notebook.
+
+    Raises:
+        CellExecutionError: a cell raised.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in cells:
+        cell.outputs, cell.execution_count = [], None
+    with tqdm(total=len(cells), desc=path.name, unit=" cells") as bar:
+        client = NotebookClient(
+            notebook,
+            kernel_name="python3",
+            kernel_manager_class=own_kernel_manager(),
+            timeout=TIMEOUT,
+            record_timing=False,
+            coalesce_streams=True,  # bars overwrite their line, as they do on a screen
+            resources={"metadata": {"path": str(folder)}},
+            on_cell_executed=lambda **_: bar.update(),
+        )
+        paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+        client.execute(env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
+    for cell in notebook.cells:
+        cell.metadata = nbformat.NotebookNode()
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+    return notebook
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the script."""
+    parser = OneLineParser(description=__doc__)
+    parser.add_argument("notebook", type=Path, help="the file to execute")
+    parser.add_argument("--output", type=Path, help="where to write it; over the notebook if left out")
+    parser.add_argument("--folder", type=Path, help="where its cells work; beside the notebook if left out")
+    arguments = parser.parse_args(argv)
+    need("notebook", "nbformat", "nbclient", "ipykernel")
+    _check(arguments)
+    started = time.monotonic()
+    output = arguments.output or arguments.notebook
+    try:
+        notebook = run_notebook(arguments.notebook, folder=arguments.folder or arguments.notebook.parent)
+    except CellExecutionError as error:
+        print(error, file=sys.stderr)
+        print(f"run_notebook: FAILED ({arguments.notebook}; {error.ename}: {error.evalue})")
+        return 1
+    with whole_file(output) as file:
+        file.write((nbformat.writes(notebook) + "\n").encode())
+    print(f"run_notebook: OK ({output}; {time.monotonic() - started:.0f} s)")
+    return 0
+
+
+def _check(arguments: Any) -> None:
+    """Refuse files and folders that are not there."""
+    complaints = []
+    if not arguments.notebook.is_file():
+        complaints.append(f"The notebook {str(arguments.notebook)!r} is not a file. Name one, such as {TOUR}.")
+    if arguments.folder is not None and not arguments.folder.is_dir():
+        complaints.append(f"`--folder` {str(arguments.folder)!r} is not a folder. Name one, or leave it out.")
+    if arguments.output is not None and not arguments.output.parent.is_dir():
+        complaints.append(f"`--output` is {str(arguments.output)!r}, whose folder does not exist. Make it first.")
+    check(complaints)
+
+
+if __name__ == "__main__":
+    start(lambda: sys.exit(main()))
