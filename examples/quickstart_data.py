@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from examples.quickstart_measures import Exam
 from examples.synthetic_corpus import THINGS, Story, read_rows, write_corpus
-from modeling_magnet.prompts_magnet import DEFAULT_PROMPT
-from modeling_magnet.texts_magnet import tokenize_texts
+from modeling_magnet.tokenization_magnet import DEFAULT_PROMPT, tokenize_texts
 
 MAX_LENGTH = 128
 

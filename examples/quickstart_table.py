@@ -50,7 +50,7 @@ def fill_table(exam: Exam, models: Models) -> Table:
         `dict[str, dict[str, float]]`: rows, then columns of `COLUMNS`; a share is a number from 0 to 1.
     """
     base, control, plain, magnet = models.base, models.control, models.not_adapted, models.magnet
-    mask_id = magnet.config.magnet["mask_token_id"]
+    mask_id = magnet.magnet_settings.mask_token_id
     others = exam.other_suffixes
     # Nothing to the left tells the thing, and nothing anywhere the wording of the gap.
     wordings, things = len(MISSING), len(THINGS)

@@ -4,19 +4,29 @@ import difflib
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from .masking_magnet import MODES
-from .pooling_magnet import Pooling, check_pooling
-from .prompts_magnet import default_prompts
-from .similarity_magnet import SIMILARITIES, Similarity
+from .pooling_magnet import SIMILARITIES, Pooling, Similarity, check_pooling
+from .tokenization_magnet import default_prompts
 
+AttentionMode = Literal["causal", "bidirectional", "infill"]
+MODES: tuple[AttentionMode, ...] = ("causal", "bidirectional", "infill")
 MASK_TOKEN_CANDIDATES = ("_", "▁_", "<0x5F>")
 CONTRASTIVE_HEADS = (None, "tanh")
 # Raised by one when settings change their meaning, so that older code cannot read them rightly.
 SCHEMA = 1
+
+
+def check_mode(mode: str) -> None:
+    """Refuse a mode that does not exist.
+
+    Raises:
+        ValueError: naming the three modes.
+    """
+    if not isinstance(mode, str) or mode not in MODES:
+        raise ValueError(f"Unknown mode {mode!r}. Expected one of {', '.join(map(repr, MODES))}.")
 
 
 @dataclass(kw_only=True)
@@ -134,6 +144,34 @@ class MagnetSettings:
         """A JSON-ready dict, the inverse of `from_dict`."""
         return asdict(self)
 
+    @classmethod
+    def of(cls, config: Any) -> "MagnetSettings":
+        """Read and validate the settings of a model's config.
+
+        Raises:
+            ValueError: as `from_dict`.
+        """
+        return cls.from_dict(getattr(config, "magnet", None) or {}, source=repr(getattr(config, "_name_or_path", "")))
+
+    @staticmethod
+    def value(config: Any, name: str) -> Any:
+        """Read one setting without validating the others: every forward does. `None` for a config without settings."""
+        return (getattr(config, "magnet", None) or {}).get(name)
+
+    @classmethod
+    def update(cls, config: Any, **values: Any) -> None:
+        """Change some settings of a config; where one of them is invalid, change none.
+
+        Raises:
+            ValueError: as `from_dict`.
+        """
+        cls.from_dict({**config.magnet, **values})
+        config.magnet.update(values)
+
+    def store(self, config: Any) -> None:
+        """Replace all settings of a config by these."""
+        config.magnet = self.to_dict()
+
 
 def _is_whole(value: Any) -> bool:
     """A whole number; `True` is none, though Python counts with it."""
@@ -220,4 +258,47 @@ def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, vocab_size: int) ->
         )
 
 
-__all__ = ["MagnetSettings", "check_tokenizer_fits", "resolve_mask_token"]
+def make_causal(config: Any, settings: MagnetSettings, *, opened_as_encoder: bool) -> bool:
+    """Turn off `use_bidirectional_attention`, which would make every mode bidirectional.
+
+    Gemma 3 reads a window of w in such a config as `w // 2` positions to either side. Bidirectional and infill mode
+    keep them, as `settings.bidirectional_window`; causal mode gets w back, as the family's causal models have it.
+
+    Args:
+        config (`PreTrainedConfig`): Changed in place.
+        settings (`MagnetSettings`): Changed in place.
+        opened_as_encoder (`bool`): Whether the config was opened with `is_causal: false`, for which our checkpoints
+            hand sentence-transformers their window to either side.
+
+    Returns:
+        `bool`: whether the base says that it is an encoder.
+    """
+    # Where the class does not have the field, its decoder does not read it.
+    is_encoder = hasattr(type(config), "use_bidirectional_attention") and bool(config.use_bidirectional_attention)
+    window = getattr(config, "sliding_window", None)
+    if is_encoder:
+        config.use_bidirectional_attention = False
+        if window is not None and _halves_windows(type(config)):
+            settings.bidirectional_window = window - 1
+            config.sliding_window = 2 * (window - 1)
+    elif opened_as_encoder and settings.bidirectional_window is not None:
+        config.sliding_window = 2 * settings.bidirectional_window
+    return is_encoder
+
+
+def _halves_windows(config_class: type[Any]) -> bool:
+    """Whether a family's config changes the window that it is given when attention is bidirectional."""
+    probe = config_class(sliding_window=64, use_bidirectional_attention=True)
+    return bool(probe.sliding_window != 64)
+
+
+__all__ = [
+    "MODES",
+    "SCHEMA",
+    "AttentionMode",
+    "MagnetSettings",
+    "check_mode",
+    "check_tokenizer_fits",
+    "make_causal",
+    "resolve_mask_token",
+]

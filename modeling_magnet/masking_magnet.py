@@ -1,33 +1,26 @@
-"""Segment ids -> who may attend to whom -> the mask each attention back-end needs. Pure functions, no model.
+"""Every rule of who sees whom, and the masks in which each attention back-end is told.
+
+Pure functions of tensors, but for `forward_mixed_modes`, which calls the model once for each mode.
 
 Shape legend: B batch, Q queries of this call, KV keys seen so far (cached ones included).
 """
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .attention_magnet import DEFAULT_ATTENTION, product_dtype, takes_float_masks
+from .configuration_magnet import MODES, AttentionMode, MagnetSettings, check_mode
+from .losses_magnet import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 
-AttentionMode = Literal["causal", "bidirectional", "infill"]
-MODES: tuple[AttentionMode, ...] = ("causal", "bidirectional", "infill")
 MASKED_BACKENDS = ("eager", "sdpa", "flex_attention")
 # These skip the blocks that a mask leaves out, so that rows laid end to end cost no more than rows apart.
 PACKED_BACKENDS = ("flex_attention",)
-
-
-def check_mode(mode: str) -> None:
-    """Refuse a mode that does not exist.
-
-    Raises:
-        ValueError: naming the three modes.
-    """
-    if not isinstance(mode, str) or mode not in MODES:
-        raise ValueError(f"Unknown mode {mode!r}. Expected one of {', '.join(map(repr, MODES))}.")
 
 
 def mode_of_call(mode: Any, is_causal: bool | None) -> Any:
@@ -230,7 +223,7 @@ def layer_windows(config: Any) -> dict[str, int | None]:
             "and sliding attention alone. Choose another base model."
         )
     window = _own(config, "sliding_window")
-    trained = (getattr(config, "magnet", None) or {}).get("bidirectional_window")
+    trained = MagnetSettings.value(config, "bidirectional_window")
     if window is not None and trained is not None:
         window = trained
     elif window is not None and getattr(config, "use_bidirectional_attention", False):
@@ -269,6 +262,32 @@ def limit_to_window(
     return near
 
 
+def layer_masks(
+    config: Any,
+    allowed: torch.Tensor,
+    *,
+    query_positions: torch.Tensor,
+    key_positions: torch.Tensor,
+    dtype: torch.dtype,
+) -> Any:
+    """Render what a decoder is handed for a pattern: see `render_for_layers`.
+
+    Args:
+        config (`PreTrainedConfig`): Says which windows the layers have, and the attention back-end.
+        allowed (`torch.BoolTensor` of shape `(B, 1, Q, KV)`): True where the query may attend.
+        query_positions, key_positions (`torch.LongTensor` of shape `(B, Q)` and `(B, KV)`): For the windows.
+        dtype (`torch.dtype`): Of the hidden states.
+    """
+    return render_for_layers(
+        allowed,
+        windows=layer_windows(config),
+        query_positions=query_positions,
+        key_positions=key_positions,
+        implementation=str(config._attn_implementation),
+        dtype=dtype,
+    )
+
+
 def render_for_layers(
     allowed: torch.Tensor,
     *,
@@ -299,6 +318,96 @@ def render_for_layers(
     return masks.get("", masks)
 
 
+def mask_of_call(
+    config: Any,
+    *,
+    mode: AttentionMode,
+    attention_mask: torch.Tensor | None,
+    segment_ids: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    input_shape: tuple[int, int],
+    past_length: int,
+    inputs_embeds: torch.Tensor,
+    is_training: bool,
+) -> Any:
+    """Render the mask of a bidirectional or infill forward, after checking that it can be.
+
+    Args:
+        config (`PreTrainedConfig`): Of the model.
+        mode (`str`): Of the call; not causal.
+        attention_mask (`torch.Tensor` of shape `(B, KV)`, *optional*): Zero for padding.
+        segment_ids (`torch.LongTensor` of shape `(B, KV)`, *optional*): In infill mode.
+        position_ids (`torch.LongTensor` of shape `(B or 1, Q)`, *optional*): For layers with a window.
+        input_shape (`tuple[int, int]`): `(B, Q)`.
+        past_length (`int`): Tokens in the cache.
+        inputs_embeds (`torch.Tensor`): Gives dtype and device.
+        is_training (`bool`): Whether a backward pass may follow.
+
+    Returns:
+        See `render_for_layers`.
+
+    Raises:
+        ValueError: shapes that do not agree, or a back-end, layers or a cache that the mode is not defined for.
+    """
+    (batch_size, query_length), device = input_shape, inputs_embeds.device
+    key_length = past_length + query_length
+    check_can_mask(config, mode=mode, past_length=past_length, is_training=is_training, device=device)
+    if attention_mask is not None:
+        is_tensor = isinstance(attention_mask, torch.Tensor)
+        given = f"has shape {tuple(attention_mask.shape)}" if is_tensor else f"is {type(attention_mask).__name__}"
+        if not is_tensor or attention_mask.shape != (batch_size, key_length):
+            raise ValueError(
+                f"`attention_mask` {given}; mode={mode!r} expects a tensor of shape {(batch_size, key_length)}, "
+                "cached tokens included. Pass the 2-D padding mask."
+            )
+    if segment_ids is None:
+        segment_ids = torch.zeros(batch_size, key_length, dtype=torch.long, device=device)
+    allowed = attention_pattern(segment_ids, query_length=query_length, attention_mask=attention_mask)
+    if position_ids is None:
+        position_ids = torch.arange(key_length, device=device)[None, past_length:]
+    return layer_masks(
+        config, allowed, query_positions=position_ids, key_positions=position_ids, dtype=inputs_embeds.dtype
+    )
+
+
+def check_can_mask(
+    config: Any, *, mode: AttentionMode, past_length: int, is_training: bool, device: torch.device
+) -> None:
+    """Refuse a back-end or a cache with which a mode other than causal cannot run.
+
+    Raises:
+        ValueError: naming it.
+    """
+    implementation = config._attn_implementation
+    if implementation not in (*MASKED_BACKENDS, DEFAULT_ATTENTION):
+        raise ValueError(
+            f"Attention back-end {implementation!r} cannot do mode={mode!r}: it takes no such mask. Load the "
+            f"model with attn_implementation set to one of {', '.join(MASKED_BACKENDS)}."
+        )
+    if past_length and any(window is not None for window in layer_windows(config).values()):
+        raise ValueError(
+            f"A cache of {past_length} tokens was given to a model with sliding windows; mode={mode!r} needs the "
+            "positions of all tokens for them. Pass all tokens at once, or use `model.infill`."
+        )
+    if implementation == "flex_attention" and is_training and device.type == "cpu":
+        raise ValueError(
+            "flex_attention has no backward pass on the CPU. Train with attn_implementation='sdpa', or call "
+            "`model.eval()` for inference."
+        )
+
+
+def packed_pattern(row_ids: torch.Tensor) -> torch.Tensor:
+    """Let the tokens of rows that are packed into one see their own row.
+
+    Args:
+        row_ids (`torch.LongTensor` of shape `(1, L)`): Which row each token belongs to.
+
+    Returns:
+        `torch.BoolTensor` of shape `(1, 1, L, L)`.
+    """
+    return row_ids[:, None, :, None] == row_ids[:, None, None, :]
+
+
 def positions_from_mask(attention_mask: torch.Tensor, *, query_length: int) -> torch.Tensor:
     """Positions that count real tokens only, so that padding on either side does not move a text.
 
@@ -320,18 +429,148 @@ def positions_from_mask(attention_mask: torch.Tensor, *, query_length: int) -> t
     return positions[:, positions.shape[1] - query_length :]
 
 
+def check_labels_are_hidden(
+    labels: torch.Tensor,
+    *,
+    mode: AttentionMode,
+    input_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    embed: Any,
+    shift_labels: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    segment_ids: torch.Tensor | None = None,
+    mask_token_id: int | None = None,
+) -> None:
+    """Refuse labels of tokens that their own predictors read in the input.
+
+    The logits of position i predict token i + 1. Outside causal mode every token sees the context, so that a context
+    token with a label must be hidden in the input, by a mask token or another one. Up to half of those may be as in
+    the input: BERT's corruption keeps a few of the tokens that it picks. Span tokens are not seen by what predicts
+    them.
+
+    Args:
+        labels, shift_labels (`torch.LongTensor` of shape `(B, S)`): As in transformers: not shifted, or shifted.
+        mode, input_ids, inputs_embeds, attention_mask, segment_ids: Of the call.
+        embed (`Callable`): Makes embeddings of tokens.
+        mask_token_id (`int`, *optional*): A token that hides another, even one that it equals.
+
+    Raises:
+        ValueError: half of the labelled context tokens or more are in the input as they are.
+    """
+    # Reading a value back would break a compiled graph.
+    if mode == "causal" or torch.compiler.is_compiling():
+        return
+    given = input_ids if input_ids is not None else inputs_embeds
+    assert given is not None
+    if any(table is not None and table.shape != given.shape[:2] for table in (labels, shift_labels)):
+        return  # the loss says what is wrong with them
+    targets = (labels[:, 1:] if shift_labels is None else shift_labels[:, :-1]).to(given.device)  # (B, S - 1)
+    is_open = targets != IGNORE_INDEX
+    for table, is_visible in ((segment_ids, False), (attention_mask, True)):
+        if table is not None:
+            is_open = is_open & (table[:, 1 - given.shape[1] :].bool() == is_visible).to(given.device)
+    if input_ids is not None:
+        is_seen = input_ids[:, 1:] == targets
+        if mask_token_id is not None:
+            is_seen = is_seen & (input_ids[:, 1:] != mask_token_id)
+    else:
+        with torch.no_grad():
+            is_seen = (embed(targets.clamp(min=0)) == given[:, 1:]).all(-1)
+    num_open, num_seen = int(is_open.sum()), int((is_seen & is_open).sum())
+    if num_seen and 2 * num_seen >= num_open:
+        raise ValueError(
+            f"`labels` ask for {num_seen} tokens that mode={mode!r} shows to what predicts them: position i sees "
+            "token i + 1, so the loss would only measure copying. For the loss from left to right pass "
+            'mode="causal" (`is_causal=True`). For masked tokens put the mask token into `input_ids` and give labels, '
+            'or `target_ids`, to those positions alone. For a fill pass mode="infill" with its `segment_ids` and -100 '
+            "for every context token."
+        )
+
+
+# Arguments with a row for each row of the batch.
+PER_ROW = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "segment_ids", "labels")
+# What a mixture cannot return, because it would have to be put together from parts of different shapes.
+NOT_MIXED = ("past_key_values", "use_cache", "output_hidden_states", "output_attentions")
+
+
+def forward_mixed_modes(model: Any, modes: Sequence[AttentionMode], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Run each mode on its rows and put the rows back in order.
+
+    A row's output is that of a batch of the rows of its mode, bit for bit: causal rows take the parent's path, without
+    the adapter where that is off in causal mode.
+
+    Args:
+        model: The model; its forward is called once for each mode.
+        modes (sequence of `str`): One for each row.
+        arguments (`dict`): The other arguments of its forward. Segment ids of rows in other modes than infill are 0.
+
+    Returns:
+        `dict`: `logits` `(batch_size, kept, vocab_size)` and `last_hidden_state` `(batch_size, sequence_length,
+        hidden_size)`.
+
+    Raises:
+        ValueError: not one mode for each row, or an argument that rows of different modes cannot share.
+    """
+    for mode in modes:
+        check_mode(mode)
+    named = [arguments[name] for name in ("input_ids", "inputs_embeds") if arguments.get(name) is not None]
+    if not named:
+        raise ValueError("Neither `input_ids` nor `inputs_embeds` was given. Pass one of them.")
+    given = named[0]
+    if len(modes) != len(given):
+        raise ValueError(f"`mode` has {len(modes)} entries for a batch of {len(given)} rows. Pass one for each row.")
+    unfit = [name for name in NOT_MIXED if arguments.get(name) not in (None, False)]
+    unfit += [] if arguments.get("target_ids") is None else ["target_ids"]
+    keep = arguments.get("logits_to_keep")
+    if unfit or arguments.get("labels") is not None or (isinstance(keep, torch.Tensor) and keep.dtype == torch.bool):
+        unfit += [name for name in ("labels", "logits_to_keep") if isinstance(arguments.get(name), torch.Tensor)]
+        raise ValueError(f"A batch of mixed modes takes no {', '.join(unfit)}. Call the model once for each mode.")
+    segments = arguments.get("segment_ids")
+    if segments is not None and (not isinstance(segments, torch.Tensor) or segments.dim() != 2):
+        told = f"of shape {tuple(segments.shape)}" if isinstance(segments, torch.Tensor) else type(segments).__name__
+        raise ValueError(f"`segment_ids` is {told}; expected a tensor of shape (batch_size, key_length).")
+    if segments is not None and len(segments) != len(modes):
+        raise ValueError(f"`segment_ids` has {len(segments)} rows for a batch of {len(modes)}. Pass one for each.")
+    others = torch.tensor([mode != "infill" for mode in modes], device=given.device)
+    # Reading a value back would break a compiled graph; there the caller vouches for it.
+    if segments is not None and not torch.compiler.is_compiling() and bool(segments[others].any()):
+        raise ValueError("`segment_ids` has spans in rows that are not in infill mode. Set those rows to 0.")
+    logits: Any = None
+    states: Any = None
+    for mode in [mode for mode in MODES if mode in modes]:
+        rows = torch.tensor([index for index, other in enumerate(modes) if other == mode], device=given.device)
+        part = dict(arguments)
+        for name in PER_ROW:
+            if part.get(name) is not None and len(part[name]) == len(modes):
+                part[name] = part[name][rows]
+        part["segment_ids"] = part["segment_ids"] if mode == "infill" else None
+        output = model(**part, mode=mode)
+        if states is None:
+            states = output.last_hidden_state.new_empty(len(modes), *output.last_hidden_state.shape[1:])
+            logits = output.logits.new_empty(len(modes), *output.logits.shape[1:])
+        # Not in place: the parts may want their gradients.
+        states = states.index_copy(0, rows, output.last_hidden_state)
+        logits = logits.index_copy(0, rows, output.logits)
+    return {"logits": logits, "last_hidden_state": states}
+
+
 __all__ = [
+    "AttentionMode",
     "MASKED_BACKENDS",
     "MODES",
     "PACKED_BACKENDS",
-    "AttentionMode",
     "attention_pattern",
+    "check_labels_are_hidden",
     "check_mode",
     "check_position_ids",
     "check_segment_ids",
+    "forward_mixed_modes",
+    "layer_masks",
     "layer_windows",
     "limit_to_window",
+    "mask_of_call",
     "mode_of_call",
+    "packed_pattern",
     "positions_from_mask",
     "render_for_layers",
     "render_pattern",

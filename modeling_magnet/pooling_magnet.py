@@ -3,9 +3,11 @@
 Shapes: B texts, S tokens in the longest, H hidden size.
 """
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
+from torch import nn
 
 Pooling = Literal["last", "mean", "weighted_mean"]
 POOLINGS = get_args(Pooling)
@@ -73,4 +75,201 @@ def check_pooling(pooling: str) -> None:
         raise ValueError(f"`pooling` is {pooling!r}; expected one of {list(POOLINGS)}.")
 
 
-__all__ = ["POOLINGS", "Pooling", "check_pooling", "last_token_states", "pool_states"]
+Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
+SIMILARITIES = get_args(Similarity)
+
+
+def similarity_matrix(left: Any, right: Any, *, name: Similarity) -> torch.Tensor:
+    """Every embedding of one set against every one of another.
+
+    Args:
+        left (`numpy.ndarray` or `torch.Tensor` of shape `(N, H)` or `(H,)`): Embeddings.
+        right (`numpy.ndarray` or `torch.Tensor` of shape `(M, H)` or `(H,)`): Embeddings.
+        name (`str`): `"cosine"`, `"dot"`, or a distance with a minus in front: `"euclidean"`, `"manhattan"`.
+
+    Returns:
+        `torch.FloatTensor` of shape `(N, M)`, in float32.
+
+    Raises:
+        ValueError: unknown name, no vectors of numbers, or widths that differ.
+
+    Example:
+
+        >>> similarity_matrix([[3.0, 4.0]], [[0.0, 5.0], [3.0, 4.0], [6.0, 8.0]], name="dot").tolist()
+        [[20.0, 25.0, 50.0]]
+    """
+    left, right = _comparable(left, right, name=name)
+    if name == "euclidean":
+        return -torch.cdist(left, right)
+    if name == "manhattan":
+        return -torch.cdist(left, right, p=1)
+    return left @ right.T
+
+
+def similarity_pairs(left: Any, right: Any, *, name: Similarity) -> torch.Tensor:
+    """Each embedding of one set against the one in the same row of another.
+
+    Args:
+        left (`numpy.ndarray` or `torch.Tensor` of shape `(N, H)` or `(H,)`): Embeddings.
+        right (`numpy.ndarray` or `torch.Tensor` of shape `(N, H)` or `(H,)`): Embeddings.
+        name (`str`): As for `similarity_matrix`.
+
+    Returns:
+        `torch.FloatTensor` of shape `(N,)`, in float32.
+
+    Raises:
+        ValueError: unknown name, no vectors of numbers, or shapes that differ.
+
+    Example:
+
+        >>> similarity_pairs([[3.0, 4.0], [1.0, 0.0]], [[3.0, 4.0], [1.0, 2.0]], name="euclidean").tolist()
+        [-0.0, -2.0]
+    """
+    left, right = _comparable(left, right, name=name)
+    if len(left) != len(right):
+        raise ValueError(f"{len(left)} and {len(right)} embeddings do not make pairs; pass as many of each.")
+    if name == "euclidean":
+        return -(left - right).norm(dim=-1)
+    if name == "manhattan":
+        return -(left - right).abs().sum(-1)
+    return (left * right).sum(-1)
+
+
+def _comparable(left: Any, right: Any, *, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two float32 matrices of one width, their rows of unit length where cosines are asked for."""
+    if not isinstance(name, str) or name not in SIMILARITIES:
+        raise ValueError(f"The similarity is {name!r}; expected one of {list(SIMILARITIES)}.")
+    left, right = _rows(left), _rows(right)
+    if left.shape[-1] != right.shape[-1]:
+        raise ValueError(f"Embeddings of {left.shape[-1]} and of {right.shape[-1]} dimensions cannot be compared.")
+    if name == "cosine":
+        return torch.nn.functional.normalize(left, dim=-1), torch.nn.functional.normalize(right, dim=-1)
+    return left, right
+
+
+def _rows(embeddings: Any) -> torch.Tensor:
+    """A float32 matrix of them."""
+    try:
+        if isinstance(embeddings, list) and embeddings and isinstance(embeddings[0], torch.Tensor):
+            rows = torch.stack(embeddings)
+        elif isinstance(embeddings, torch.Tensor):
+            rows = embeddings
+        else:
+            rows = torch.from_numpy(np.asarray(embeddings, order="C"))  # torch has no reversed views
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"Embeddings were given as {type(embeddings).__name__} ({embeddings!r:.60}), which is no array of numbers "
+            f"({error}). Pass what `encode` returns."
+        ) from error
+    if rows.dim() not in (1, 2):
+        raise ValueError(f"Embeddings were given in shape {tuple(rows.shape)}; expected (width,) or (number, width).")
+    return (rows[None] if rows.dim() == 1 else rows).float()
+
+
+Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
+PRECISIONS = get_args(Precision)
+
+
+def quantize_embeddings(
+    embeddings: np.ndarray, *, precision: Precision, ranges: np.ndarray | None = None
+) -> np.ndarray:
+    """Quantise embeddings.
+
+    Args:
+        embeddings (`numpy.ndarray` of shape `(N, H)`): In floating point.
+        precision (`str`): `"float32"` changes nothing. `"uint8"` and `"int8"` split each dimension's range into 256
+            buckets, numbered from 0 or from -128. `"ubinary"` keeps the signs, eight to a byte, the first in the
+            highest bit; `"binary"` is the same less 128 as a signed byte.
+        ranges (`numpy.ndarray` of shape `(2, H)`, *optional*): Lowest and highest value of each dimension, for the
+            bytes; by default those of `embeddings`. Queries and documents need the same ones.
+
+    Returns:
+        `numpy.ndarray`: `(N, H)`, or for bits `(N, ceil(H / 8))`.
+
+    Raises:
+        ValueError: unknown precision, numbers that are not finite, or ranges that would have to come from a single
+            embedding.
+
+    Example:
+
+        >>> quantize_embeddings(np.array([[-1.0, 0.0], [254.0, 510.0]]), precision="uint8").tolist()
+        [[0, 0], [255, 255]]
+        >>> quantize_embeddings(np.array([[0.5, -1.0]]), precision="ubinary").tolist()
+        [[128]]
+    """
+    check_precision(precision)
+    if not np.isfinite(embeddings).all():
+        rows = np.flatnonzero(~np.isfinite(embeddings).all(axis=-1))
+        raise ValueError(
+            f"{len(rows)} of {len(embeddings)} embeddings are not finite, row {rows[0]} first; as bytes or bits they "
+            "would look like any other. Find out where the NaN comes from: often it is the dtype float16."
+        )
+    if precision == "float32":
+        return embeddings.astype(np.float32)
+    if precision.endswith("binary"):
+        bits = np.packbits(embeddings > 0, axis=-1)
+        return bits if precision == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
+    if ranges is None:
+        if len(embeddings) == 1:
+            raise ValueError(
+                f"precision={precision!r} takes each dimension's range from the embeddings, but there is one only. "
+                "Encode more texts in a call, or quantise with `quantize_embeddings(..., ranges=)`."
+            )
+        empty = np.zeros((2, embeddings.shape[-1]))
+        ranges = np.stack([embeddings.min(0), embeddings.max(0)]) if len(embeddings) else empty
+    lowest, highest = ranges.astype(np.float32)
+    step = (highest - lowest) / 255
+    buckets = np.clip(np.floor((embeddings - lowest) / np.where(step == 0, 1, step)), 0, 255)
+    return buckets.astype(np.uint8) if precision == "uint8" else (buckets - 128).astype(np.int8)
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a precision that does not exist.
+
+    Raises:
+        ValueError: naming those that do.
+    """
+    if not isinstance(precision, str) or precision not in PRECISIONS:
+        raise ValueError(f"`precision` is {precision!r}; expected one of {list(PRECISIONS)}.")
+
+
+class ContrastiveHead(nn.Module):
+    """One linear layer of the model's width and a tanh, as SimCSE's unsupervised recipe has it.
+
+    Args:
+        hidden_size (`int`): H, width of the states.
+
+    Source: Gao et al. 2021 (https://huggingface.co/papers/2104.08821), section 3; the MAGNET paper names a
+    projection head without describing it.
+    """
+
+    # transformers collects both from a model's modules. It takes a quantised model's state dict by itself, whatever
+    # `save_pretrained` is handed; quantisation leaves the head alone, which is loaded afterwards in the model's dtype.
+    _keys_to_ignore_on_save = frozenset({"linear.weight", "linear.bias"})
+    _keep_in_fp32_modules = frozenset({"sscl_head"})
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Project states `(..., H)` to `(..., H)`, in the head's own dtype."""
+        return torch.tanh(self.linear(states.to(self.linear.weight.dtype)))
+
+
+__all__ = [
+    "ContrastiveHead",
+    "POOLINGS",
+    "PRECISIONS",
+    "Pooling",
+    "Precision",
+    "SIMILARITIES",
+    "Similarity",
+    "check_pooling",
+    "check_precision",
+    "last_token_states",
+    "pool_states",
+    "quantize_embeddings",
+    "similarity_matrix",
+    "similarity_pairs",
+]

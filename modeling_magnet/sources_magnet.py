@@ -34,11 +34,14 @@ _OF_ONE_REPOSITORY = ("revision", "subfolder", "gguf_file")
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "tekken.json", "tiktoken.model")
 
 CONFIG = "config.json"
+CARD = "README.md"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Our settings beside an adapter: a config.json there would hide the base from the Auto classes.
 ADAPTER_SETTINGS = "magnet_adapter.json"
 WEIGHTS = "model.safetensors"
+# The contrastive head, in the folder where sentence-transformers looks for its `Dense` module.
+HEAD_WEIGHTS = "2_Dense/model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
 
@@ -572,7 +575,9 @@ __all__ = [
     "ADAPTER_CONFIG",
     "ADAPTER_SETTINGS",
     "ADAPTER_WEIGHTS",
+    "CARD",
     "CONFIG",
+    "HEAD_WEIGHTS",
     "SOURCE_ARGUMENTS",
     "CheckpointError",
     "ModelSource",

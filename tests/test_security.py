@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from examples.evaluate.study_plan import read_plan
 from examples.fills_page import render_page
 from modeling_magnet import AutoMagnetForCausalLM, MagnetLlamaForCausalLM
-from modeling_magnet.card_magnet import CardFacts, rename_card, write_card
 from modeling_magnet.families_magnet import open_without_weights
+from modeling_magnet.publishing.card import CardFacts, rename_card, write_card
 from modeling_magnet.sources_magnet import CheckpointError
 from trainer.checkpoints import SEAL_FILE
 

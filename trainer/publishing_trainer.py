@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers.trainer_utils import unwrap_peft_model
 
 from modeling_magnet.adapters_magnet import sets_in_order
-from modeling_magnet.card_magnet import CARD, write_card
+from modeling_magnet.publishing.card import CARD, write_card
 
 from .evaluating_trainer import EvaluatingTrainer
 from .model_card import run_facts

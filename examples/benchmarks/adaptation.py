@@ -17,6 +17,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from modeling_magnet import MagnetSettings
+
 # A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -38,10 +40,8 @@ from examples.command_line import (
     start,
 )
 from examples.models import open_magnet
-from modeling_magnet.batching_magnet import pad_token_rows
 from modeling_magnet.pooling_magnet import last_token_states
-from modeling_magnet.prompts_magnet import join_prompt
-from modeling_magnet.texts_magnet import tokenize_texts
+from modeling_magnet.tokenization_magnet import join_prompt, pad_token_rows, tokenize_texts
 from trainer import CorruptionSettings, DataCollatorForMagnet, load_texts, texts_to_blocks
 from trainer.corruption import IGNORE_INDEX
 from trainer.evaluation import EvaluationCollator, language_metrics, language_sums
@@ -81,7 +81,7 @@ def measure_language(model: Any, rows: Dataset, *, max_rows: int) -> dict[str, f
     tokenizer, config = model.tokenizer, model.config
 
     def collator(settings: CorruptionSettings) -> DataCollatorForMagnet:
-        mask = config.magnet["mask_token_id"]
+        mask = MagnetSettings.value(config, "mask_token_id")
         return DataCollatorForMagnet.from_tokenizer(
             tokenizer, model_config=config, mask_token_id=mask, settings=settings, seed=0
         )

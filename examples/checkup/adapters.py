@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from examples.checkup.findings import Finding, judged, not_applicable
 from examples.checkup.round_trip import equality, logits_of
-from modeling_magnet.merging_magnet import HALF_TOLERANCE, TOLERANCES, largest_differences
+from modeling_magnet import MagnetSettings
+from modeling_magnet.publishing.merging import HALF_TOLERANCE, TOLERANCES, largest_differences
 from modeling_magnet.sources_magnet import ModelSource
 
 MERGED, BOUND = "adapter, merged", "adapter, causal mode is the base"
@@ -18,7 +19,7 @@ MERGED, BOUND = "adapter, merged", "adapter, causal mode is the base"
 @contextmanager
 def in_every_mode(model: Any) -> Iterator[None]:
     """The block in which an adapter is on in every mode: bound to some, it cannot be merged."""
-    modes = model.config.magnet["adapter_modes"]
+    modes = MagnetSettings.value(model.config, "adapter_modes")
     model.set_adapter_modes(None)
     try:
         yield
@@ -57,7 +58,7 @@ def bound_findings(model: Any, base: ModelSource | None) -> list[Finding]:
         model: Any of ours.
         base (`ModelSource`, *optional*): Where the base of the adapter is.
     """
-    modes = model.config.magnet["adapter_modes"] if model.has_adapter else None
+    modes = MagnetSettings.value(model.config, "adapter_modes") if model.has_adapter else None
     if modes is None:
         return [not_applicable(BOUND, "on in every mode" if model.has_adapter else "no adapter")]
     if "causal" in modes:

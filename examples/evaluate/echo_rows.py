@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from modeling_magnet.texts_magnet import check_is_unicode, front_tokens, read_texts, text_ids
+from modeling_magnet.tokenization_magnet import check_is_unicode, front_tokens, read_texts, text_ids
 
 # With a task's instruction as in the authors' code; there each part is tokenised by itself, which puts a space in
 # front of it in a vocabulary such as Llama's. Here the space is written.

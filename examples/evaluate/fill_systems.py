@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from modeling_magnet.texts_magnet import front_tokens, read_texts
+from modeling_magnet.tokenization_magnet import front_tokens, read_texts
 from trainer.metrics import split_sentences
 from trainer.prompted_infilling import FAMILIES, FEW_SHOT_FAMILIES, Family, PromptedInfiller, SolvedGap
 

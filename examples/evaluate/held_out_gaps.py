@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from modeling_magnet.gaps_magnet import continuation_ids, decode_fill
-from modeling_magnet.texts_magnet import text_ids
+from modeling_magnet.tokenization_magnet import text_ids
 from trainer import load_texts
 from trainer.metrics import perplexity
 from trainer.prompted_infilling import PromptedInfiller

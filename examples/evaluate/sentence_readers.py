@@ -14,12 +14,16 @@ import torch
 from tqdm import tqdm
 
 from examples.evaluate.echo_rows import echo_rows
-from modeling_magnet.batching_magnet import pad_token_rows, plan_batches
-from modeling_magnet.encoding_magnet import PROGRESS_FROM_TEXTS
+from modeling_magnet.encoding_magnet import ACCELERATOR_BATCH_TOKENS, CPU_BATCH_TOKENS, PROGRESS_FROM_TEXTS
 from modeling_magnet.pooling_magnet import Pooling, pool_states
-from modeling_magnet.prompts_magnet import join_prompt
-from modeling_magnet.states_magnet import ACCELERATOR_BATCH_TOKENS, CPU_BATCH_TOKENS
-from modeling_magnet.texts_magnet import context_length, prompt_length, tokenize_texts
+from modeling_magnet.tokenization_magnet import (
+    context_length,
+    join_prompt,
+    pad_token_rows,
+    plan_batches,
+    prompt_length,
+    tokenize_texts,
+)
 
 # What each reader can pool; the first is the default.
 POOLINGS = {

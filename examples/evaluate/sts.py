@@ -32,7 +32,7 @@ from examples.evaluate.reading_options import (
 from examples.evaluate.records import Record, digest_files
 from examples.evaluate.sentence_readers import SentenceReader
 from examples.evaluate.sts_data import STS_SETS, StsPair, read_sts
-from modeling_magnet.similarity_magnet import similarity_pairs
+from modeling_magnet.pooling_magnet import similarity_pairs
 
 
 def sts_correlation(reader: SentenceReader, pairs: list[StsPair], *, prompt: str) -> float:

@@ -33,7 +33,7 @@ from examples.evaluate.linear_probe import ProbeSettings, predict, train_probe
 from examples.evaluate.records import Record, digest_files
 from examples.evaluate.word_readers import ENCODER_WINDOW, READINGS, SHIFTS, open_reader, reading_of
 from examples.evaluate.word_states import WordStates, tabulate
-from modeling_magnet.windows_magnet import Shift
+from modeling_magnet.words_magnet import Shift
 
 PAPER = {
     "steps": 4000,

@@ -15,7 +15,7 @@ from examples.fills_page import render_page
 from examples.reporting.blocks import Answer, Bullets, Details, Grid, Heading, Link, Page, Story, Text, clean
 from examples.reporting.html_page import render_html
 from examples.reporting.markdown_page import render_markdown
-from modeling_magnet.card_magnet import (
+from modeling_magnet.publishing.card import (
     CardFacts,
     card_bytes,
     is_ours,

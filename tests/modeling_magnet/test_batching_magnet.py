@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_magnet.batching_magnet import pack_token_rows, pad_token_rows, plan_batches
+from modeling_magnet.tokenization_magnet import pack_token_rows, pad_token_rows, plan_batches
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=40)
 

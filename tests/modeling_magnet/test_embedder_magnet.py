@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.similarity_magnet import SIMILARITIES
+from modeling_magnet.pooling_magnet import SIMILARITIES
 
 
 def test_prompts_are_changed_in_place_or_set(tiny_model, tmp_path):

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_magnet.batching_magnet import pad_token_rows
+from modeling_magnet.checkpoint_magnet import POOLING_MODES
 from modeling_magnet.pooling_magnet import POOLINGS, last_token_states, pool_states
-from modeling_magnet.sidecars_magnet import POOLING_MODES
+from modeling_magnet.tokenization_magnet import pad_token_rows
 
 
 def by_loop(states, mask, *, pooling, prompt_length):

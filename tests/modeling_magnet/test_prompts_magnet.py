@@ -2,7 +2,7 @@
 
 import pytest
 
-from modeling_magnet.prompts_magnet import PAPER_PROMPTS, choose_prompt, default_prompts, join_prompt
+from modeling_magnet.tokenization_magnet import PAPER_PROMPTS, choose_prompt, default_prompts, join_prompt
 
 STORED = {"query": "Find: ", "document": "Text: "}
 

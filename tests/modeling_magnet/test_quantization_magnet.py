@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from modeling_magnet.quantization_magnet import PRECISIONS, quantize_embeddings
+from modeling_magnet.pooling_magnet import PRECISIONS, quantize_embeddings
 
 VECTORS = arrays(
     np.float32,

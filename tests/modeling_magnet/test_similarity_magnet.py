@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_magnet.similarity_magnet import SIMILARITIES, similarity_matrix, similarity_pairs
+from modeling_magnet.pooling_magnet import SIMILARITIES, similarity_matrix, similarity_pairs
 
 
 @pytest.mark.parametrize("name", SIMILARITIES)

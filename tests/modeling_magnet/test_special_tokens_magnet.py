@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.generation.logits_process import LogitsProcessorList
 
-from modeling_magnet.special_tokens_magnet import special_ids
+from modeling_magnet.tokenization_magnet import special_ids
 from tests.space_run_tokenizer import NAMED, RESERVED
 
 

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from modeling_magnet.gaps_magnet import continuation_ids, fill_ids, lay_out
-from modeling_magnet.texts_magnet import read_texts, text_ids, tokenize_texts
+from modeling_magnet.tokenization_magnet import read_texts, text_ids, tokenize_texts
 from tests.byte_tokenizer import byte_tokenizer
 
 TYPED = ["a </s> b", "<s>", "<unk>, he said", "</s></s>", "x<unk>y\n<s>"]

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_magnet.windows_magnet import plan_windows, windows_of_text
+from modeling_magnet.words_magnet import plan_windows, windows_of_text
 
 
 @settings(max_examples=200, deadline=None)

@@ -12,8 +12,7 @@ from tokenizers import normalizers
 from transformers import LlamaConfig
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.windows_magnet import plan_windows
-from modeling_magnet.words_magnet import owners_of_tokens
+from modeling_magnet.words_magnet import owners_of_tokens, plan_windows
 from tests.gluing_tokenizers import SPLITS, gluing_tokenizer
 
 

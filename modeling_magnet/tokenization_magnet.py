@@ -1,18 +1,221 @@
-"""Texts of a caller -> token rows: what is a text, where the prompt goes, what is cut.
-
-Text is text: a control token that a user or a corpus typed, such as `</s>` or `<unk>`, is read as its characters.
-"""
+"""Instructions in front of texts: the stored ones, the paper's, and how one is chosen and joined."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .prompts_magnet import join_prompt
-from .special_tokens_magnet import special_ids
+DEFAULT_PROMPT = "Given the sentence, find its representation: "
+
+# The paper's instructions under the names of their MTEB tasks, where its evaluators look for them: first under the
+# task's own name, then under its type. Source: Khosla et al. 2025, Table 8.
+PAPER_PROMPTS = {
+    "STS": "Retrieve semantically similar text: ",
+    "BiorxivClusteringP2P": "Identify the main category of Biorxiv papers based on the titles and abstracts: ",
+    "BiorxivClusteringS2S": "Identify the main category of Biorxiv papers based on the titles: ",
+    "MedrxivClusteringP2P": "Identify the main category of Medrxiv papers based on the titles and abstracts: ",
+    "MedrxivClusteringS2S": "Identify the main category of Medrxiv papers based on the titles: ",
+    "TwentyNewsgroupsClustering": "Identify the topic or theme of the given news articles: ",
+}
+
+
+def default_prompts() -> dict[str, str]:
+    """What a new checkpoint stores: the prompt of the contrastive training, and the paper's for its tasks."""
+    return {"sentence": DEFAULT_PROMPT, **PAPER_PROMPTS}
+
+
+def join_prompt(prompt: str | None, text: str) -> str:
+    """Prompt and text as one string, joined before tokenising.
+
+    A prompt that ends in white space is a template of the caller's own and is used as it is; otherwise a colon is
+    added where there is none, and a space.
+
+    Example:
+
+        >>> join_prompt("Retrieve semantically similar text", "A cat.")
+        'Retrieve semantically similar text: A cat.'
+        >>> join_prompt("Given the sentence, find its representation:", "A cat.")
+        'Given the sentence, find its representation: A cat.'
+        >>> join_prompt(None, "A cat.")
+        'A cat.'
+    """
+    if not prompt:
+        return text
+    if prompt[-1].isspace():
+        return prompt + text
+    return f"{prompt} {text}" if prompt.endswith(":") else f"{prompt}: {text}"
+
+
+def choose_prompt(
+    stored: Mapping[str, str], *, prompt: str | None, prompt_name: str | None, default_prompt_name: str | None
+) -> str | None:
+    """The prompt of a call: given, named, or the default.
+
+    Args:
+        stored (`Mapping[str, str]`): Prompts by name.
+        prompt (`str`, *optional*): The prompt itself; `""` for none.
+        prompt_name (`str`, *optional*): Name of a stored one.
+        default_prompt_name (`str`, *optional*): Used where neither is given; `None` for no prompt.
+
+    Raises:
+        ValueError: both were given, one is no string, or the name is unknown.
+
+    Example:
+
+        >>> choose_prompt({"query": "Find: "}, prompt=None, prompt_name="query", default_prompt_name=None)
+        'Find: '
+    """
+    if prompt is not None and prompt_name is not None:
+        raise ValueError(f"Both prompt={prompt!r} and prompt_name={prompt_name!r} were given. Choose one.")
+    if prompt is not None:
+        if not isinstance(prompt, str):
+            raise ValueError(f"`prompt` is {type(prompt).__name__} ({prompt!r:.60}); expected a string, '' for none.")
+        return prompt
+    name = default_prompt_name if prompt_name is None else prompt_name
+    if name is None:
+        return None
+    if not isinstance(name, str):
+        raise ValueError(f"`prompt_name` is {type(name).__name__} ({name!r:.60}); expected one of {sorted(stored)}.")
+    if name not in stored:
+        lowered = {stored_name.lower(): stored_name for stored_name in stored}
+        close = get_close_matches(name.lower(), lowered, n=1)
+        hint = f"Did you mean {lowered[close[0]]!r}? " if close else ""
+        raise ValueError(f"No prompt is named {name!r}; the model stores {sorted(stored)}. {hint}Or pass `prompt=`.")
+    return stored[name]
+
+
+class _Known(NamedTuple):
+    """What was read of a tokenizer."""
+
+    named: tuple[int, ...]  # BOS, EOS and their like
+    size: int  # of the vocabulary; tokens that are added later have ids from here on
+    ids: frozenset[int]
+
+
+# `len(tokenizer)` and the list of added tokens take milliseconds where the vocabulary is large.
+_KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, _Known] = WeakKeyDictionary()
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase, among: Iterable[int] | None = None) -> frozenset[int]:
+    """Return the ids of all special tokens: the named ones and every added token that is flagged as special.
+
+    `all_special_ids` holds only BOS, EOS and their like; chat marks and reserved tokens are flagged in
+    `added_tokens_decoder`, 6,249 of them in Gemma's.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Any tokenizer.
+        among (`Iterable[int]`, *optional*): The ids that are looked for. Without them the size of the vocabulary is
+            asked for, to find tokens that were added since the last call.
+    """
+    known, named = _KNOWN.get(tokenizer), tuple(tokenizer.all_special_ids)
+    newest = None if known is None else len(tokenizer) - 1 if among is None else max(among, default=0)
+    if known is None or newest is None or known.named != named or newest >= known.size:
+        flagged = (index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
+        known = _KNOWN[tokenizer] = _Known(named, len(tokenizer), frozenset((*flagged, *named)))
+    return known.ids
+
+
+def plan_batches(
+    lengths: Sequence[int], *, max_tokens: int, max_rows: int | None = None, padded: bool = True
+) -> list[list[int]]:
+    """Group rows so that no batch holds more than `max_tokens`.
+
+    Rows of like length come together, the longest first: the first batch needs the most memory, so that what cannot
+    work fails at once. A row that is longer than the budget makes a batch of its own.
+
+    Args:
+        lengths (`Sequence[int]`): Tokens of each row, >= 1.
+        max_tokens (`int`): Budget of a batch, padding included, >= 1.
+        max_rows (`int`, *optional*): Upper limit of the rows of a batch.
+        padded (`bool`, defaults to `True`): Whether rows will be padded to the longest of their batch, which then
+            counts; rows that are laid end to end need no padding.
+
+    Returns:
+        `list[list[int]]`: indices of rows; each occurs once.
+
+    Example:
+
+        >>> plan_batches([3, 9, 2, 3, 8], max_tokens=18)
+        [[1, 4], [0, 3, 2]]
+    """
+    batches: list[list[int]] = []
+    batch: list[int] = []
+    used = 0
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        # The first row of a batch is its longest: all others are padded to it.
+        needed = (len(batch) + 1) * lengths[batch[0]] if padded and batch else used + lengths[index]
+        if batch and (needed > max_tokens or len(batch) == max_rows):
+            batches.append(batch)
+            batch, used = [], 0
+        batch.append(index)
+        used += lengths[index]
+    return [*batches, batch] if batch else batches
+
+
+def pad_token_rows(
+    rows: Sequence[Sequence[int]], *, pad_token_id: int, padding_side: str = "right", width: int | None = None
+) -> dict[str, torch.Tensor]:
+    """Token rows as one batch.
+
+    Args:
+        rows (`Sequence[Sequence[int]]`): At least one row.
+        pad_token_id (`int`): Fills up shorter rows.
+        padding_side (`str`, defaults to `"right"`): Where.
+        width (`int`, *optional*): Tokens of a padded row, at least as many as the longest has, which is the default.
+
+    Returns:
+        `dict`: `input_ids` and `attention_mask`, both `torch.LongTensor` of shape `(len(rows), width)`.
+
+    Example:
+
+        >>> pad_token_rows([[1, 5, 2], [1, 2]], pad_token_id=0)["input_ids"].tolist()
+        [[1, 5, 2], [1, 2, 0]]
+    """
+    width = width or max(len(row) for row in rows)
+    input_ids = torch.full((len(rows), width), pad_token_id, dtype=torch.long)
+    attention_mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for index, row in enumerate(rows):
+        cells = slice(0, len(row)) if padding_side == "right" else slice(width - len(row), width)
+        input_ids[index, cells] = torch.tensor(row, dtype=torch.long)
+        attention_mask[index, cells] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+class PackedRows(NamedTuple):
+    """Rows laid end to end in one row of L tokens, padding at its end alone."""
+
+    input_ids: torch.Tensor  # (1, L)
+    position_ids: torch.Tensor  # (1, L): from 0 in each row
+    row_ids: torch.Tensor  # (1, L): which row a token belongs to; one number more for padding
+
+
+def pack_token_rows(rows: Sequence[Sequence[int]], *, pad_token_id: int, multiple: int) -> PackedRows:
+    """Lay token rows end to end.
+
+    Args:
+        rows (`Sequence[Sequence[int]]`): At least one row.
+        pad_token_id (`int`): Fills up the end.
+        multiple (`int`): L is rounded up to a multiple of this: block masks come in blocks, and kernels compiled for a
+            length are used again.
+
+    Example:
+
+        >>> packed = pack_token_rows([[1, 5, 2], [1, 2]], pad_token_id=0, multiple=4)
+        >>> packed.input_ids.tolist(), packed.position_ids.tolist(), packed.row_ids.tolist()
+        ([[1, 5, 2, 1, 2, 0, 0, 0]], [[0, 1, 2, 0, 1, 0, 1, 2]], [[0, 0, 0, 1, 1, 2, 2, 2]])
+    """
+    lengths = [len(row) for row in rows]
+    lengths.append(-sum(lengths) % multiple)
+    ids = torch.tensor([token for row in rows for token in row] + [pad_token_id] * lengths[-1])
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    row_ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    return PackedRows(ids[None], positions[None], row_ids[None])
+
 
 # Texts that a tokenizer is handed in one call.
 TEXTS_AT_ONCE = 1024
@@ -257,15 +460,25 @@ def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str | None, *, spl
 
 
 __all__ = [
+    "DEFAULT_PROMPT",
+    "PAPER_PROMPTS",
+    "PackedRows",
     "ReadTexts",
     "check_is_unicode",
     "check_room",
     "check_texts",
+    "choose_prompt",
     "context_length",
+    "default_prompts",
     "front_tokens",
     "items_of",
+    "join_prompt",
+    "pack_token_rows",
+    "pad_token_rows",
+    "plan_batches",
     "prompt_length",
     "read_texts",
+    "special_ids",
     "text_ids",
     "tokenize_texts",
 ]
