@@ -1,23 +1,19 @@
 """Adapters of peft on our models: opened with the settings stored beside them, taken off, and written."""
 
-import copy
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from .configuration_magnet import AttentionMode, MagnetSettings, check_mode
 from .pooling_magnet import ContrastiveHead
 from .sources_magnet import (
     ADAPTER_CONFIG,
-    ADAPTER_SETTINGS,
     ADAPTER_WEIGHTS,
     HEAD_WEIGHTS,
     CheckpointError,
@@ -28,7 +24,7 @@ from .sources_magnet import (
 )
 
 try:  # needed only by models that have an adapter
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import set_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
@@ -178,11 +174,7 @@ BASE_SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 
 
 def check_adapter_imports_nothing(source: ModelSource) -> None:
-    """Refuse a configuration by which peft would import a module that it names: of Megatron, and so of anything.
-
-    Raises:
-        CheckpointError: naming the module, or a configuration that is no JSON.
-    """
+    """Refuse a configuration by which peft would import a module that it names: of Megatron, and so of anything."""
     values = source.read_json(ADAPTER_CONFIG) or {}
     if values.get("megatron_config"):
         raise CheckpointError(
@@ -198,9 +190,6 @@ def check_adapter_fits(source: ModelSource, settings: dict[str, Any] | None, val
         source (`ModelSource`): The adapter.
         settings (`dict`, *optional*): Its `adapter_settings()`; one without is not checked.
         values (`dict`): config.json of the base.
-
-    Raises:
-        CheckpointError: naming what differs.
     """
     stored = (settings or {}).get("base") or {}
     # A base whose vocabulary was resized in memory is the right one, too.
@@ -227,7 +216,7 @@ _HARMLESS = (
     "low_cpu_mem_usage",
 )
 # How peft names the weights of an adapter of a model that it wraps.
-_PREFIX = "base_model.model."
+ADAPTER_PREFIX = "base_model.model."
 # Where an adapter stores the embedding matrix and the LM head of a base whose vocabulary was resized.
 _EMBEDDINGS = re.compile(r"(?:.*\.)?(?:embed_tokens|lm_head)(?:\.base_layer)?\.weight")
 
@@ -287,11 +276,7 @@ def load_adapter(
 
 
 def _load_by_parent(load: Callable[..., Any], peft_model_id: str | None, *args: Any, **kwargs: Any) -> Any:
-    """Call `load_adapter` of transformers and peft, whose errors over a directory do not always name it.
-
-    Raises:
-        CheckpointError: naming the adapter: a configuration that peft cannot use, or damaged weights.
-    """
+    """Call `load_adapter` of transformers and peft, whose errors over a directory do not always name it."""
     try:
         return load(peft_model_id, *args, **kwargs)
     except _UNUSABLE as error:
@@ -331,7 +316,7 @@ def _load_by_peft(model: Any, source: ModelSource, name: str) -> tuple[list[str]
     file = source.file(ADAPTER_WEIGHTS)
     if file is None:
         return [], []
-    stored = {key.removeprefix(_PREFIX): tensor for key, tensor in load_file(str(file)).items()}
+    stored = {key.removeprefix(ADAPTER_PREFIX): tensor for key, tensor in load_file(str(file)).items()}
     try:
         result: Any = set_peft_model_state_dict(model, stored, adapter_name=name)
     except _UNUSABLE as error:
@@ -346,16 +331,12 @@ def _load_by_peft(model: Any, source: ModelSource, name: str) -> tuple[list[str]
 
 
 def _resized_embeddings(model: Any, source: ModelSource, stored: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The embedding matrix and the LM head of an adapter whose base was resized, by their names in the model.
-
-    Raises:
-        CheckpointError: its settings say that it was resized, and it lacks them.
-    """
+    """The embedding matrix and the LM head of an adapter whose base was resized, by their names in the model."""
     size = stored.get("resized_vocab_size")
     file = source.file(ADAPTER_WEIGHTS)
     if size is None or file is None:
         return {}
-    tensors = {key.removeprefix(_PREFIX): value for key, value in load_file(str(file)).items()}
+    tensors = {key.removeprefix(ADAPTER_PREFIX): value for key, value in load_file(str(file)).items()}
     found = {name: value for name, value in tensors.items() if _EMBEDDINGS.fullmatch(name)}
     wrong = sorted(name for name, tensor in found.items() if tensor.dim() != 2 or tensor.shape[0] != size)
     if wrong or not found or type(size) is not int:
@@ -364,15 +345,6 @@ def _resized_embeddings(model: Any, source: ModelSource, stored: dict[str, Any])
             f"{'do not fit: ' + wrong[0] if wrong else 'are missing'}. Save it anew."
         )
     return found
-
-
-def _ends(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The embedding matrix and an LM head that is not tied to it, unless peft itself stores them as trained."""
-    names = {id(module): name for name, module in model.named_modules()}
-    ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
-    keys = [f"{names[id(end)]}{inner}.weight" for end in ends for inner in ("", ".base_layer")]
-    tensors = {key: weights[key] for key in keys if key in weights}
-    return tensors if not model.config.tie_word_embeddings else dict(list(tensors.items())[:1])
 
 
 @torch.no_grad()
@@ -427,115 +399,14 @@ def load_head(model: Any, source: ModelSource) -> None:
     model.sscl_head.load_state_dict(load_file(str(file)))
 
 
-def _active_adapter(model: Any) -> str:
-    """The one adapter that is on.
-
-    Raises:
-        ValueError: there are several.
-    """
-    names = {name for layer in adapter_layers(model) for name in layer.active_adapters}  # type: ignore[union-attr]
-    if len(names) != 1:
-        raise ValueError(
-            f"The active adapters are {sorted(names)}; a directory holds one. Choose it with `model.set_adapter`."
-        )
-    return str(names.pop())
-
-
 def is_resized(model: Any) -> bool:
     """Whether the vocabulary has another size than where the weights came from."""
     return model._stored_vocab_size not in (None, model.config.vocab_size)
 
 
-def write_adapter(
-    model: Any, directory: Path, weights: dict[str, Any] | None, dtype: torch.dtype | None = None
-) -> None:
-    """Weights, peft's configuration and our settings of the active adapter, as peft reads them.
-
-    Of a base whose vocabulary was resized, the embedding matrix and the LM head come along, as by peft's own rule.
-
-    Args:
-        directory (`Path`): Where to; it is made.
-        weights (`dict`, *optional*): In place of the model's.
-        dtype (`torch.dtype`, *optional*): What the tensors are written in; their own by default.
-    """
-    name = _active_adapter(model)
-    config = copy.deepcopy(model.peft_config[name])
-    config.base_model_name_or_path = config.base_model_name_or_path or model.config._name_or_path
-    _name_base(model, config)
-    if not config.base_model_name_or_path:
-        raise ValueError(
-            "An adapter is stored with the name of its base, and this model has none: it was not loaded from "
-            "anywhere. Save it with `merge_adapter=True`, or load the base from a directory."
-        )
-    if is_resized(model) and getattr(config, "trainable_token_indices", None):
-        raise ValueError(
-            "The vocabulary was resized and the adapter has `trainable_token_indices`, which cannot be stored "
-            "together. Save it with `merge_adapter=True`, or train the embeddings by `modules_to_save`."
-        )
-    config.inference_mode = True
-    vars(config).update(sets_in_order(config))
-    state = get_peft_model_state_dict(model, state_dict=weights, adapter_name=name, save_embedding_layers=False)
-    if is_resized(model):
-        state |= _ends(model, model.state_dict() if weights is None else weights)
-    kept = {key: tensor.detach().cpu() for key, tensor in state.items()}
-    if dtype is not None:
-        kept = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in kept.items()}
-    directory.mkdir(parents=True)
-    save_file(
-        {f"{_PREFIX}{key}": tensor.contiguous() for key, tensor in kept.items()},
-        directory / ADAPTER_WEIGHTS,
-        metadata={"format": "pt"},
-    )
-    config.save_pretrained(str(directory))
-    write_adapter_settings(model, directory)
-
-
-def _name_base(model: Any, config: Any) -> None:
-    """Say which files of a directory or a repository the base is, where this model was loaded from there."""
-    source = model._weights_source
-    if source is None or source.is_packaged or config.base_model_name_or_path != source.path:
-        return
-    if source.directory is not None:
-        config.base_model_name_or_path = str(source.directory)
-    elif source.arguments.get("subfolder"):
-        raise ValueError(
-            f"The base is the folder {source.arguments['subfolder']!r} of {source}, and peft has no way to name "
-            "it. Save with `merge_adapter=True`, or load the base from a directory or repository of its own."
-        )
-    if source.arguments.get("revision"):
-        config.revision = source.arguments["revision"]
-
-
-def write_adapter_settings(model: Any, directory: Path) -> None:
-    """Our settings and the shape of the base, beside the files of peft.
-
-    Args:
-        directory (`Path`): The adapter's.
-    """
-    values = model.config.to_dict()
-    contents: dict[str, Any] = {
-        "magnet": MagnetSettings.of(model.config).to_dict(),
-        "base": {key: values.get(key) for key in BASE_SHAPE},
-    }
-    if is_resized(model):
-        contents["base"]["vocab_size"] = model._stored_vocab_size
-        contents["resized_vocab_size"] = model.config.vocab_size
-    note = None if model._weights_source is None else model._weights_source.gguf_note()
-    if note is not None:
-        contents["gguf_file"] = note
-    (directory / ADAPTER_SETTINGS).write_text(json.dumps(contents, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def sets_in_order(config: Any) -> dict[str, list[Any]]:
-    """The fields that peft keeps as sets, such as `target_modules`, sorted: a set has another order in each process.
-
-    Args:
-        config (`PeftConfig`): It is not changed.
-    """
-    return {name: sorted(value) for name, value in vars(config).items() if isinstance(value, set)}
-
-
 __all__ = [
+    "ADAPTER_PREFIX",
+    "BASE_SHAPE",
     "ADAPTER_LAYERS",
     "adapter_layers",
     "adapters_for",
@@ -547,7 +418,4 @@ __all__ = [
     "load_adapter",
     "load_head",
     "set_adapter_modes",
-    "sets_in_order",
-    "write_adapter",
-    "write_adapter_settings",
 ]

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from transformers import GgufConfig, PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from .adapters_magnet import check_adapter_fits, is_resized, load_head, write_adapter
+from .adapters_magnet import check_adapter_fits, is_resized, load_head
 from .configuration_magnet import MagnetSettings, resolve_mask_token
 from .sources_magnet import (
     CONFIG,
@@ -54,14 +54,7 @@ POOLING_MODES = {"last": "lasttoken", "mean": "mean", "weighted_mean": "weighted
 def sidecar_contents(
     *, hidden_size: int, settings: MagnetSettings, has_bos: bool, pad_token: str | None
 ) -> dict[str, Any]:
-    """The JSON content of each sidecar by file name.
-
-    Args:
-        hidden_size (`int`): Width of the embeddings.
-        settings (`MagnetSettings`): Gives the prompts and whether the contrastive head was kept.
-        has_bos (`bool`): Whether the tokenizer has a BOS token to put in front.
-        pad_token (`str`, *optional*): Padding token; without one the library cannot batch.
-    """
+    """Return the JSON content of each sidecar by file name."""
     processor = {"add_bos_token": has_bos, "add_eos_token": True, "split_special_tokens": True}
     # The library puts a prompt in front as it is, and without one of these names its `encode_query` and
     # `encode_document` use none.
@@ -126,10 +119,7 @@ def write_sidecars(directory: Path, contents: dict[str, Any]) -> None:
 
 
 def is_saved_by_library() -> bool:
-    """Whether sentence-transformers is saving a model of its own, of which ours is a part.
-
-    It tells nothing of that to what it saves, so that the callers have to be looked at.
-    """
+    """Return whether sentence-transformers is saving a model that ours is a part of: only its callers tell."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "save" and str(frame.f_globals.get("__name__")).split(".")[0] == LIBRARY:
@@ -139,14 +129,11 @@ def is_saved_by_library() -> bool:
 
 
 def leave_to_library(finished: Path, target: Path, *, opened_as_encoder: bool) -> None:
-    """Put the library's own files in the place of our sidecars: it writes them before and after our save.
+    """Replace our sidecars by sentence-transformers' own files, which it writes before and after our save.
 
-    Args:
-        finished (`Path`): What we saved and is to be moved into the target. Its settings get the prompts and the
-            similarity that the library's user has set, so that `encode` gives the same vectors.
-        target (`Path`): The directory that the library saves to.
-        opened_as_encoder (`bool`): Whether the library reads this model bidirectionally. Its own files do not say so:
-            as for a stock decoder, config.json has to.
+    Our settings in `finished`, which is to be moved to `target`, get the prompts and the similarity that the library's
+    user has set. Its files do not say whether the model is read bidirectionally: as for a stock decoder, config.json
+    has to.
     """
     for name in (*TOP_FILES, f"{POOLING_FOLDER}/config.json", f"{HEAD_FOLDER}/config.json"):
         (finished / name).unlink(missing_ok=True)
@@ -200,10 +187,8 @@ _OUR_IMPORT = re.compile(r"^(from )modeling_magnet(?:\.(\w+_magnet))?( import)",
 def write_code(kind: type, directory: Path) -> str | None:
     """Copy the files of a class, with everything they import from siblings, into a checkpoint.
 
-    Args:
-        kind (`type`): The model's class. Outside the package it stands in a file of its own, which imports
-            `MagnetMixin` by `from modeling_magnet import MagnetMixin`; in the copy that is a sibling's.
-        directory (`Path`): The checkpoint.
+    A class outside the package imports `MagnetMixin` by `from modeling_magnet import MagnetMixin`; in the copy that is
+    a sibling's.
 
     Returns:
         `str`: module and class as `auto_map` names them; `None`, with a warning, for a class that is in no file.
@@ -246,11 +231,7 @@ _ATTENTION = ("attn_implementation", "_attn_implementation")
 
 
 def check_is_our_decoder(values: dict[str, Any], *, expected: str, path: str) -> None:
-    """Refuse a checkpoint of another architecture before its weights are read.
-
-    Raises:
-        ValueError: naming both model types.
-    """
+    """Refuse a checkpoint of another architecture before its weights are read."""
     if values.get("model_type") != expected:
         raise ValueError(
             f"{path!r} holds a model of type {values.get('model_type')!r}; this class adapts {expected!r}. "
@@ -259,11 +240,7 @@ def check_is_our_decoder(values: dict[str, Any], *, expected: str, path: str) ->
 
 
 def check_names_no_kernel(values: dict[str, Any], *, path: str) -> None:
-    """Refuse a config that has attention computed by code of a repository: that is for the user to ask for.
-
-    Raises:
-        ValueError: naming the repository.
-    """
+    """Refuse a config that has attention computed by code of a repository: that is for the user to ask for."""
     for key in _ATTENTION:
         if "/" in json.dumps(values.get(key)):
             raise ValueError(
@@ -285,18 +262,7 @@ class _Opened(NamedTuple):
 def load_model(
     kind: Any, load: Callable[..., Any], path: Any, *model_args: Any, mask_token: str | None = None, **kwargs: Any
 ) -> Any:
-    """Load a checkpoint of ours, a plain decoder with default settings, or an adapter of peft over either.
-
-    Args:
-        kind (`type`): The model's class.
-        load (`Callable`): `from_pretrained` of its parent class.
-        path (`str` or `os.PathLike`): Directory or Hub id of the model or the adapter.
-        mask_token (`str`, *optional*): See `MagnetMixin.from_pretrained`.
-        kwargs: As in transformers.
-
-    Raises:
-        ValueError: see `MagnetMixin.from_pretrained`.
-    """
+    """Load a checkpoint of ours, a plain decoder or an adapter: see `MagnetMixin.from_pretrained`."""
     arguments = {name: kwargs[name] for name in SOURCE_ARGUMENTS if kwargs.get(name) is not None}
     given_adapter = _adapter_of_auto_class(kwargs.pop("adapter_kwargs", None))
     opened = _open(kind, ModelSource(str(path), arguments), given_adapter, config=kwargs.get("config"))
@@ -387,11 +353,7 @@ def _check_tensors(source: ModelSource, info: dict[str, Any], *, may_differ: boo
 def _read_weights(
     kind: Any, load: Callable[..., Any], source: ModelSource, values: dict[str, Any], *model_args: Any, **kwargs: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """Return the model that transformers loads, and what it reports of the tensors.
-
-    Raises:
-        CheckpointError: the files cannot be read.
-    """
+    """Return the model that `load`, the parent's `from_pretrained`, loads, and what it reports of the tensors."""
     given, path, gguf = set(kwargs), source.path, source.gguf()
     if gguf is None:
         kwargs["use_safetensors"] = True
@@ -417,14 +379,7 @@ def _read_weights(
 
 
 def _as_gguf(file: Path, values: dict[str, Any], config_class: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by which transformers opens a GGUF file de-quantised, and reads its header no second time.
-
-    Args:
-        file (`Path`): The file. It is named in full, or one of the same name in the working directory would be read.
-        values (`dict`): What config.json would hold.
-        config_class (`type`): Of the family.
-        kwargs (`dict`): What the caller passed.
-    """
+    """Arguments by which transformers opens a GGUF file de-quantised, and reads its header no second time."""
     kept = {name: value for name, value in kwargs.items() if name not in SOURCE_ARGUMENTS}
     if not isinstance(kept.get("config"), PreTrainedConfig):
         if kept.get("config") is None:
@@ -476,17 +431,7 @@ def save_model(
     verify: bool | None = None,
     **kwargs: Any,
 ) -> None:
-    """Save a checkpoint, or the adapter of a model that has one.
-
-    Args:
-        model: One of our models.
-        stock_save (`Callable`): Calls `save_pretrained` of the parent class of the model that is its first argument.
-        save_directory, is_main_process, state_dict, merge_adapter, dtype, verify: See `MagnetMixin.save_pretrained`.
-        kwargs: As in transformers.
-
-    Raises:
-        ValueError: see `MagnetMixin.save_pretrained`.
-    """
+    """Save a checkpoint, or the adapter of a model that has one: see `MagnetMixin.save_pretrained`."""
     target = Path(save_directory)
     if target.is_file():
         raise ValueError(f"`save_directory` {str(target)!r} is a file; expected a directory. Choose another name.")
@@ -513,8 +458,10 @@ def save_model(
     _check_tokenizer(model)
     _check_not_packed(model)
     with (_written_plainly if publishing is None else publishing.written_aside)(target) as finished:
-        if adapter_alone:
-            write_adapter(model, finished, state_dict, adapter_dtype)
+        if adapter_alone and publishing is None:
+            stock_save(model, finished, state_dict=state_dict, **kwargs)
+        elif adapter_alone:
+            publishing.write_adapter(model, finished, state_dict, adapter_dtype)
             _write_embedder(model, finished, model.state_dict(), is_adapter=True)
         else:
             write(finished)

@@ -20,11 +20,7 @@ SCHEMA = 1
 
 
 def check_mode(mode: str) -> None:
-    """Refuse a mode that does not exist.
-
-    Raises:
-        ValueError: naming the three modes.
-    """
+    """Refuse a mode that does not exist."""
     if not isinstance(mode, str) or mode not in MODES:
         raise ValueError(f"Unknown mode {mode!r}. Expected one of {', '.join(map(repr, MODES))}.")
 
@@ -97,15 +93,11 @@ class MagnetSettings:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], *, source: str = "the configuration") -> "MagnetSettings":
-        """The settings of a `config.magnet` dict.
-
-        Args:
-            values (`dict`): What was stored. Keys that are left out have their defaults.
-            source (`str`): Where it was stored, for messages.
+        """Validate the settings of a dict; `source` says in messages where it was stored.
 
         Raises:
-            ValueError: naming the source: it holds no dict, a value that cannot be, or a key that this schema does not
-                know. Of a newer schema, such keys are left out with a warning.
+            ValueError: not a dict, an invalid value, or a key that this schema does not know. Of a newer schema, such
+                keys are left out with a warning.
         """
         if not isinstance(values, dict):
             raise ValueError(
@@ -219,17 +211,11 @@ def _check_types(settings: MagnetSettings) -> None:
 
 
 def resolve_mask_token(tokenizer: PreTrainedTokenizerBase, mask_token: str | None = None) -> tuple[str, int]:
-    """The token that hides a context token: the one asked for, else the tokenizer's own, else an underscore.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the model.
-        mask_token (`str`, *optional*): The wanted token; it must be one real token of the vocabulary.
-
-    Returns:
-        `tuple[str, int]`: token and id.
+    """Return the token that hides a context token, and its id: the one asked for, the tokenizer's own, or an
+    underscore.
 
     Raises:
-        ValueError: no candidate is one real token (`<unk>` is none).
+        ValueError: no candidate is one real token (`<unk>` is not).
 
     Source: the paper uses `_` for Llama-2 (section 4.1); other vocabularies spell it differently.
     """
@@ -246,11 +232,7 @@ def resolve_mask_token(tokenizer: PreTrainedTokenizerBase, mask_token: str | Non
 
 
 def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """Refuse a tokenizer whose ids the embedding matrix does not have.
-
-    Raises:
-        ValueError: naming both sizes.
-    """
+    """Refuse a tokenizer whose ids the embedding matrix does not have."""
     if len(tokenizer) > vocab_size:
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} tokens, but the model embeds {vocab_size}. Pass the model's own "
@@ -259,19 +241,15 @@ def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, vocab_size: int) ->
 
 
 def make_causal(config: Any, settings: MagnetSettings, *, opened_as_encoder: bool) -> bool:
-    """Turn off `use_bidirectional_attention`, which would make every mode bidirectional.
+    """Make a base that was trained as an encoder, such as EmbeddingGemma, the causal decoder that the modes start
+    from.
 
     Gemma 3 reads a window of w in such a config as `w // 2` positions to either side. Bidirectional and infill mode
-    keep them, as `settings.bidirectional_window`; causal mode gets w back, as the family's causal models have it.
-
-    Args:
-        config (`PreTrainedConfig`): Changed in place.
-        settings (`MagnetSettings`): Changed in place.
-        opened_as_encoder (`bool`): Whether the config was opened with `is_causal: false`, for which our checkpoints
-            hand sentence-transformers their window to either side.
+    keep them, as `settings.bidirectional_window`; causal mode gets w back, as the family's causal models have it. Our
+    own checkpoints hand sentence-transformers, which opens them with `is_causal: false`, that window, too.
 
     Returns:
-        `bool`: whether the base says that it is an encoder.
+        `bool`: whether the base says that it is an encoder. `config` and `settings` are changed in place.
     """
     # Where the class does not have the field, its decoder does not read it.
     is_encoder = hasattr(type(config), "use_bidirectional_attention") and bool(config.use_bidirectional_attention)

@@ -65,22 +65,14 @@ OutputValue = Literal["sentence_embedding", "token_embeddings"]
 
 
 def check_whole_number(value: Any, *, name: str, least: int | None = None) -> None:
-    """Refuse a value that is not a whole number (`True` is not one), or is less than `least`.
-
-    Raises:
-        ValueError: naming the argument and its value.
-    """
+    """Refuse a value that is not a whole number (`True` is not one), or is less than `least`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or (least is not None and int(value) < least):
         limit = "" if least is None else f" of at least {least}"
         raise ValueError(f"`{name}` is {value!r}; expected a whole number{limit}.")
 
 
 def check_reading_mode(mode: str) -> None:
-    """Refuse a mode that plain text cannot be read in.
-
-    Raises:
-        ValueError: naming the two modes.
-    """
+    """Refuse a mode that plain text cannot be read in."""
     if not isinstance(mode, str) or mode not in get_args(ReadingMode):
         raise ValueError(f"`mode` is {mode!r}; expected 'bidirectional' or 'causal'. Infill mode needs segment ids.")
 
@@ -491,10 +483,7 @@ def _encoded_batches(
 def _sentence_table(
     read: _Reader, batches: Iterator[_EncodedBatch], texts: list[str], *, on_device: bool
 ) -> torch.Tensor:
-    """Return sentence embeddings `(len(texts), width)` in the order of the texts.
-
-    Vectors are moved thousands at a time, because each move waits for an accelerator.
-    """
+    """Return sentence embeddings `(len(texts), width)` in the order of the texts."""
     # The dtype is explicit: while any thread loads a model, torch's default dtype is that model's, for all threads.
     table = torch.empty(len(texts), read.width, dtype=torch.float32, device=read.model.device if on_device else "cpu")
     indices: list[int] = []

@@ -24,14 +24,7 @@ PACKED_BACKENDS = ("flex_attention",)
 
 
 def mode_of_call(mode: Any, is_causal: bool | None) -> Any:
-    """The mode that a call asks for, by our name or by transformers' `is_causal`.
-
-    Args:
-        mode (`str` or sequence of `str`, *optional*): One for the call, or one for each row.
-        is_causal (`bool`, *optional*): `True` for causal, `False` for bidirectional.
-
-    Returns:
-        `mode`, or what `is_causal` says in its place; `None` where neither was given.
+    """Return the mode that a call asks for, by our name or by transformers' `is_causal` (`False`: bidirectional).
 
     Raises:
         ValueError: `is_causal` is not a boolean, or contradicts the mode.
@@ -56,18 +49,7 @@ def mode_of_call(mode: Any, is_causal: bool | None) -> Any:
 
 
 def check_segment_ids(segment_ids: torch.Tensor | None, *, mode: str, expected_shape: tuple[int, int]) -> None:
-    """Refuse segment ids that do not fit the mode, or that are no legal table of the tokens.
-
-    Args:
-        segment_ids (`torch.LongTensor` of shape `(B, KV)`, *optional*):
-            0 for a context token, k >= 1 for a token of the k-th span.
-        mode (`str`): The mode of the call.
-        expected_shape (`tuple[int, int]`): `(B, KV)`, the cached tokens included.
-
-    Raises:
-        ValueError: missing in infill mode, given in another mode, no tensor, wrong shape, wrong dtype, or on a CPU
-            negative.
-    """
+    """Refuse segment ids that do not fit the mode, or are not a legal table of shape `expected_shape`, `(B, KV)`."""
     if mode != "infill":
         if segment_ids is not None:
             raise ValueError(
@@ -102,15 +84,7 @@ def check_segment_ids(segment_ids: torch.Tensor | None, *, mode: str, expected_s
 
 
 def check_position_ids(position_ids: Any, *, expected_shape: tuple[int, int]) -> None:
-    """Refuse positions that do not stand for the tokens of a call.
-
-    Args:
-        position_ids (`torch.LongTensor` of shape `(B, Q)` or `(1, Q)`): Of the tokens.
-        expected_shape (`tuple[int, int]`): `(B, Q)`.
-
-    Raises:
-        ValueError: no tensor, or of another shape.
-    """
+    """Refuse positions that are not a tensor of shape `expected_shape`, `(B, Q)`, or `(1, Q)`."""
     batch_size, query_length = expected_shape
     is_tensor = isinstance(position_ids, torch.Tensor)
     given = f"has shape {tuple(position_ids.shape)}" if is_tensor else f"is {type(position_ids).__name__}"
@@ -124,15 +98,13 @@ def check_position_ids(position_ids: Any, *, expected_shape: tuple[int, int]) ->
 def attention_pattern(
     segment_ids: torch.Tensor, *, query_length: int, attention_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Every token sees the context; a span token also sees its own span, up to itself.
+    """Let every token see the context, and span tokens also their own span up to themselves.
 
     Args:
-        segment_ids (`torch.LongTensor` of shape `(B, KV)`):
-            0 for a context token, k >= 1 for a token of the k-th span, for every token seen so far.
+        segment_ids (`torch.LongTensor` of shape `(B, KV)`): 0 for a context token, k >= 1 for the k-th span.
         query_length (`int`): Q; the queries are the last Q of the KV tokens.
-        attention_mask (`torch.Tensor` of shape `(B, KV)`, *optional*):
-            Nonzero for real tokens, zero for padding. A padding token is seen by itself alone, so that no row of
-            the softmax is empty.
+        attention_mask (`torch.Tensor` of shape `(B, KV)`, *optional*): Zero for padding, which only sees and is only
+            seen by itself, so that no row of the softmax is empty.
 
     Returns:
         `torch.BoolTensor` of shape `(B, 1, Q, KV)`: true where the query may attend to the key.
@@ -165,16 +137,10 @@ def attention_pattern(
 
 
 def render_pattern(allowed: torch.Tensor, *, implementation: str, dtype: torch.dtype) -> "torch.Tensor | BlockMask":
-    """What the back-end wants to be handed for a boolean pattern.
+    """Render a boolean pattern `(B, 1, Q, KV)` for a back-end.
 
-    Args:
-        allowed (`torch.BoolTensor` of shape `(B, 1, Q, KV)`): True where the query may attend.
-        implementation (`str`): `eager` (it *adds* the mask, so it gets 0 and the dtype's minimum), `sdpa` (boolean),
-            `flex_attention` (a block mask), or the default of `attention_magnet.py` (as one of the first two).
-        dtype (`torch.dtype`): Floating dtype of the hidden states, for the additive mask.
-
-    Returns:
-        `torch.Tensor` of shape `(B, 1, Q, KV)`, or `BlockMask`.
+    Eager *adds* its mask, so that it gets 0 and the minimum of `dtype`; SDPA gets booleans, flex attention a block
+    mask, and the default of `attention_magnet.py` one of the first two.
     """
     if implementation == DEFAULT_ATTENTION:
         if not takes_float_masks(dtype, allowed.device):
@@ -198,13 +164,10 @@ def render_pattern(allowed: torch.Tensor, *, implementation: str, dtype: torch.d
 
 
 def layer_windows(config: Any) -> dict[str, int | None]:
-    """How far the layers of a decoder see to either side, by the kinds of layers it has.
-
-    Args:
-        config (`PreTrainedConfig`): Of any decoder.
+    """Return how far the layers of a decoder see to either side, by kind of layer.
 
     Returns:
-        `dict`: kind of layer to window in positions, `None` for no limit; the one key `""` where all layers are alike.
+        `dict`: kind of layer to window in positions, `None` for no limit; one key `""` where all layers are alike.
 
     Raises:
         ValueError: a kind of layer that these modes are not defined for.
@@ -243,16 +206,10 @@ def _own(config: Any, name: str) -> Any:
 def limit_to_window(
     allowed: torch.Tensor, *, query_positions: torch.Tensor, key_positions: torch.Tensor, window: int
 ) -> torch.Tensor:
-    """A pattern whose queries see at most `window` positions to either side.
+    """Let the queries of a pattern see at most `window` positions to either side.
 
-    That is how transformers turns a family's window, which in causal mode looks back and counts the token itself, into
-    one to both sides; so do the stock classes that sentence-transformers opens.
-
-    Args:
-        allowed (`torch.BoolTensor` of shape `(B, 1, Q, KV)`): True where the query may attend.
-        query_positions (`torch.LongTensor` of shape `(B, Q)`): Positions of the queries.
-        key_positions (`torch.LongTensor` of shape `(B, KV)`): Positions of the keys.
-        window (`int`): As the config has it.
+    In causal mode a family's window looks back and counts the token itself; transformers turns it into one to both
+    sides in this way, and so do the stock classes that sentence-transformers opens.
     """
     queries, keys = query_positions[:, None, :, None], key_positions[:, None, None, :]
     # Bounds are compared, one byte a pair: distances would take eight and their absolute values as many.
@@ -270,7 +227,7 @@ def layer_masks(
     key_positions: torch.Tensor,
     dtype: torch.dtype,
 ) -> Any:
-    """Render what a decoder is handed for a pattern: see `render_for_layers`.
+    """Render what a decoder is handed for a pattern.
 
     Args:
         config (`PreTrainedConfig`): Says which windows the layers have, and the attention back-end.
@@ -297,14 +254,7 @@ def render_for_layers(
     implementation: str,
     dtype: torch.dtype,
 ) -> Any:
-    """What a decoder is handed: one mask, or one for each kind of its layers.
-
-    Args:
-        allowed (`torch.BoolTensor` of shape `(B, 1, Q, KV)`): True where the query may attend.
-        windows (`dict[str, int | None]`): See `layer_windows`.
-        query_positions, key_positions (`torch.LongTensor` of shape `(B, Q)` and `(B, KV)`): For the windows.
-        implementation, dtype: See `render_pattern`.
-    """
+    """Render one mask, or a `dict` with one for each kind of layers: see `layer_windows` and `render_pattern`."""
     rendered: dict[int | None, Any] = {}  # kinds with the same window share one
     for window in windows.values():
         if window not in rendered:
@@ -330,21 +280,14 @@ def mask_of_call(
     inputs_embeds: torch.Tensor,
     is_training: bool,
 ) -> Any:
-    """Render the mask of a bidirectional or infill forward, after checking that it can be.
+    """Check that a bidirectional or infill forward can be masked, and render its mask: see `layer_masks`.
 
     Args:
-        config (`PreTrainedConfig`): Of the model.
-        mode (`str`): Of the call; not causal.
         attention_mask (`torch.Tensor` of shape `(B, KV)`, *optional*): Zero for padding.
         segment_ids (`torch.LongTensor` of shape `(B, KV)`, *optional*): In infill mode.
         position_ids (`torch.LongTensor` of shape `(B or 1, Q)`, *optional*): For layers with a window.
         input_shape (`tuple[int, int]`): `(B, Q)`.
-        past_length (`int`): Tokens in the cache.
         inputs_embeds (`torch.Tensor`): Gives dtype and device.
-        is_training (`bool`): Whether a backward pass may follow.
-
-    Returns:
-        See `render_for_layers`.
 
     Raises:
         ValueError: shapes that do not agree, or a back-end, layers or a cache that the mode is not defined for.
@@ -373,11 +316,7 @@ def mask_of_call(
 def check_can_mask(
     config: Any, *, mode: AttentionMode, past_length: int, is_training: bool, device: torch.device
 ) -> None:
-    """Refuse a back-end or a cache with which a mode other than causal cannot run.
-
-    Raises:
-        ValueError: naming it.
-    """
+    """Refuse a back-end or a cache with which a mode other than causal cannot run."""
     implementation = config._attn_implementation
     if implementation not in (*MASKED_BACKENDS, DEFAULT_ATTENTION):
         raise ValueError(
@@ -397,26 +336,16 @@ def check_can_mask(
 
 
 def packed_pattern(row_ids: torch.Tensor) -> torch.Tensor:
-    """Let the tokens of rows that are packed into one see their own row.
-
-    Args:
-        row_ids (`torch.LongTensor` of shape `(1, L)`): Which row each token belongs to.
-
-    Returns:
-        `torch.BoolTensor` of shape `(1, 1, L, L)`.
-    """
+    """Let packed rows `(1, L)`, given by the number of each token's row, see only themselves: `(1, 1, L, L)`."""
     return row_ids[:, None, :, None] == row_ids[:, None, None, :]
 
 
 def positions_from_mask(attention_mask: torch.Tensor, *, query_length: int) -> torch.Tensor:
-    """Positions that count real tokens only, so that padding on either side does not move a text.
+    """Count real tokens only, so that padding on either side does not move a text.
 
     Args:
         attention_mask (`torch.Tensor` of shape `(B, KV)`): Nonzero for real tokens.
         query_length (`int`): Q; the queries are the last Q tokens.
-
-    Returns:
-        `torch.LongTensor` of shape `(B, Q)`: 0 for padding in front.
 
     Example:
 
@@ -447,15 +376,6 @@ def check_labels_are_hidden(
     token with a label must be hidden in the input, by a mask token or another one. Up to half of those may be as in
     the input: BERT's corruption keeps a few of the tokens that it picks. Span tokens are not seen by what predicts
     them.
-
-    Args:
-        labels, shift_labels (`torch.LongTensor` of shape `(B, S)`): As in transformers: not shifted, or shifted.
-        mode, input_ids, inputs_embeds, attention_mask, segment_ids: Of the call.
-        embed (`Callable`): Makes embeddings of tokens.
-        mask_token_id (`int`, *optional*): A token that hides another, even one that it equals.
-
-    Raises:
-        ValueError: half of the labelled context tokens or more are in the input as they are.
     """
     # Reading a value back would break a compiled graph.
     if mode == "causal" or torch.compiler.is_compiling():
@@ -496,8 +416,7 @@ NOT_MIXED = ("past_key_values", "use_cache", "output_hidden_states", "output_att
 def forward_mixed_modes(model: Any, modes: Sequence[AttentionMode], arguments: dict[str, Any]) -> dict[str, Any]:
     """Run each mode on its rows and put the rows back in order.
 
-    A row's output is that of a batch of the rows of its mode, bit for bit: causal rows take the parent's path, without
-    the adapter where that is off in causal mode.
+    A row's output is that of a batch of the rows of its mode, bit for bit.
 
     Args:
         model: The model; its forward is called once for each mode.
@@ -505,8 +424,7 @@ def forward_mixed_modes(model: Any, modes: Sequence[AttentionMode], arguments: d
         arguments (`dict`): The other arguments of its forward. Segment ids of rows in other modes than infill are 0.
 
     Returns:
-        `dict`: `logits` `(batch_size, kept, vocab_size)` and `last_hidden_state` `(batch_size, sequence_length,
-        hidden_size)`.
+        `dict`: `logits` `(B, kept, V)` and `last_hidden_state` `(B, S, H)`.
 
     Raises:
         ValueError: not one mode for each row, or an argument that rows of different modes cannot share.

@@ -21,7 +21,6 @@ from .adapters_magnet import (
     has_adapter,
     load_adapter,
     set_adapter_modes,
-    write_adapter_settings,
 )
 from .attention_magnet import DEFAULT_ATTENTION, MASK_IS_OURS
 from .checkpoint_magnet import load_model, publishing, save_model
@@ -218,7 +217,8 @@ class MagnetMixin(InfillingMixin):
         }
         if mode is not None and not isinstance(mode, str):
             arguments = {**inputs, **outcome, "segment_ids": segment_ids, **kwargs}
-            return self._output_class(**forward_mixed_modes(self, [str(one) for one in mode], arguments))  # type: ignore[misc]
+            rows: Any = forward_mixed_modes(self, [str(one) for one in mode], arguments)
+            return self._output_class(**rows)  # type: ignore[no-any-return]
         wants_logits = mode is not None or labels is not None or self.default_mode == "causal"
         chosen = self.default_mode if mode is None else mode
         check_mode(chosen)
@@ -587,10 +587,6 @@ class MagnetMixin(InfillingMixin):
         """Delete adapters as transformers does; without its last one the model is the base again."""
         super().delete_adapter(adapter_names)
         forget_deleted_adapter(self)
-
-    def write_adapter_settings(self, directory: Any) -> None:
-        """Write our settings and the shape of the base beside the files of peft in a directory."""
-        write_adapter_settings(self, directory)
 
     # Loading and saving.
 

@@ -16,21 +16,18 @@ POOLINGS = get_args(Pooling)
 def pool_states(
     hidden_states: torch.Tensor, attention_mask: torch.Tensor, *, pooling: Pooling, prompt_length: int = 0
 ) -> torch.Tensor:
-    """One vector per text, in float32.
+    """Pool the hidden states of each text to one float32 vector, by sentence-transformers' rules.
 
     Args:
         hidden_states (`torch.FloatTensor` of shape `(B, S, H)`): Output of the last layer.
         attention_mask (`torch.Tensor` of shape `(B, S)`): Nonzero for real tokens; padding on either side.
-        pooling (`str`): `"last"`: the last real token, which is EOS. `"mean"`: over all real tokens, EOS included.
-            `"weighted_mean"`: the same with weights 1, 2, 3, ... by position.
-        prompt_length (`int`, defaults to 0): So many tokens in front, BOS included, are left out of a mean; positions
-            go on counting them. The last token always counts, also in a row that is no longer than that.
+        pooling (`str`): `"last"`: the last real token, EOS. `"mean"`: all real tokens. `"weighted_mean"`: the same
+            with weights 1, 2, 3, ... by position.
+        prompt_length (`int`, defaults to 0): Tokens in front, BOS included, that a mean leaves out; the last token
+            always counts.
 
     Returns:
-        `torch.FloatTensor` of shape `(B, H)`; the mean of a row that is padding alone is 0.
-
-    Raises:
-        ValueError: unknown pooling.
+        `torch.FloatTensor` of shape `(B, H)`; the mean of a row without real tokens is 0.
 
     Source: Muennighoff 2022 (SGPT, https://huggingface.co/papers/2202.08904) for the weighted mean.
 
@@ -52,25 +49,13 @@ def pool_states(
 
 
 def last_token_states(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """The state of each row's last real token, wherever the padding is.
-
-    Args:
-        hidden_states (`torch.FloatTensor` of shape `(B, S, H)`): Output of the last layer.
-        attention_mask (`torch.Tensor` of shape `(B, S)`): Nonzero for real tokens.
-
-    Returns:
-        `torch.FloatTensor` of shape `(B, H)`.
-    """
+    """Return the hidden state `(B, H)` of each row's last real token, wherever the padding is."""
     last = attention_mask.shape[1] - 1 - attention_mask.bool().flip(-1).long().argmax(-1)  # (B,)
     return hidden_states[torch.arange(len(hidden_states), device=hidden_states.device), last]
 
 
 def check_pooling(pooling: str) -> None:
-    """Refuse a pooling that does not exist.
-
-    Raises:
-        ValueError: naming those that do.
-    """
+    """Refuse a pooling that does not exist."""
     if not isinstance(pooling, str) or pooling not in POOLINGS:
         raise ValueError(f"`pooling` is {pooling!r}; expected one of {list(POOLINGS)}.")
 
@@ -80,18 +65,17 @@ SIMILARITIES = get_args(Similarity)
 
 
 def similarity_matrix(left: Any, right: Any, *, name: Similarity) -> torch.Tensor:
-    """Every embedding of one set against every one of another.
+    """Compare every embedding of one set with every one of another.
 
     Args:
-        left (`numpy.ndarray` or `torch.Tensor` of shape `(N, H)` or `(H,)`): Embeddings.
-        right (`numpy.ndarray` or `torch.Tensor` of shape `(M, H)` or `(H,)`): Embeddings.
-        name (`str`): `"cosine"`, `"dot"`, or a distance with a minus in front: `"euclidean"`, `"manhattan"`.
+        left, right (`numpy.ndarray` or `torch.Tensor` of shape `(N, H)` and `(M, H)`, or `(H,)`): Embeddings.
+        name (`str`): `"cosine"`, `"dot"`, or the negative of a distance: `"euclidean"`, `"manhattan"`.
 
     Returns:
         `torch.FloatTensor` of shape `(N, M)`, in float32.
 
     Raises:
-        ValueError: unknown name, no vectors of numbers, or widths that differ.
+        ValueError: an unknown name, inputs that are not numbers, or widths that differ.
 
     Example:
 
@@ -107,18 +91,7 @@ def similarity_matrix(left: Any, right: Any, *, name: Similarity) -> torch.Tenso
 
 
 def similarity_pairs(left: Any, right: Any, *, name: Similarity) -> torch.Tensor:
-    """Each embedding of one set against the one in the same row of another.
-
-    Args:
-        left (`numpy.ndarray` or `torch.Tensor` of shape `(N, H)` or `(H,)`): Embeddings.
-        right (`numpy.ndarray` or `torch.Tensor` of shape `(N, H)` or `(H,)`): Embeddings.
-        name (`str`): As for `similarity_matrix`.
-
-    Returns:
-        `torch.FloatTensor` of shape `(N,)`, in float32.
-
-    Raises:
-        ValueError: unknown name, no vectors of numbers, or shapes that differ.
+    """Compare each embedding of one set with the one in the same row of another: `(N,)`, as `similarity_matrix`.
 
     Example:
 
@@ -173,13 +146,12 @@ PRECISIONS = get_args(Precision)
 def quantize_embeddings(
     embeddings: np.ndarray, *, precision: Precision, ranges: np.ndarray | None = None
 ) -> np.ndarray:
-    """Quantise embeddings.
+    """Quantise embeddings to a byte or a bit per dimension, by sentence-transformers' rules.
 
     Args:
         embeddings (`numpy.ndarray` of shape `(N, H)`): In floating point.
-        precision (`str`): `"float32"` changes nothing. `"uint8"` and `"int8"` split each dimension's range into 256
-            buckets, numbered from 0 or from -128. `"ubinary"` keeps the signs, eight to a byte, the first in the
-            highest bit; `"binary"` is the same less 128 as a signed byte.
+        precision (`str`): `"uint8"` and `"int8"` split each dimension's range into 256 buckets. `"ubinary"` keeps the
+            signs, eight to a byte; `"binary"` is the same less 128 as a signed byte. `"float32"` changes nothing.
         ranges (`numpy.ndarray` of shape `(2, H)`, *optional*): Lowest and highest value of each dimension, for the
             bytes; by default those of `embeddings`. Queries and documents need the same ones.
 
@@ -187,8 +159,7 @@ def quantize_embeddings(
         `numpy.ndarray`: `(N, H)`, or for bits `(N, ceil(H / 8))`.
 
     Raises:
-        ValueError: unknown precision, numbers that are not finite, or ranges that would have to come from a single
-            embedding.
+        ValueError: an unknown precision, numbers that are not finite, or the ranges of a single embedding.
 
     Example:
 
@@ -224,23 +195,15 @@ def quantize_embeddings(
 
 
 def check_precision(precision: str) -> None:
-    """Refuse a precision that does not exist.
-
-    Raises:
-        ValueError: naming those that do.
-    """
+    """Refuse a precision that does not exist."""
     if not isinstance(precision, str) or precision not in PRECISIONS:
         raise ValueError(f"`precision` is {precision!r}; expected one of {list(PRECISIONS)}.")
 
 
 class ContrastiveHead(nn.Module):
-    """One linear layer of the model's width and a tanh, as SimCSE's unsupervised recipe has it.
+    """The projection that the contrastive loss trains on top of the last token's state: a linear layer and a tanh.
 
-    Args:
-        hidden_size (`int`): H, width of the states.
-
-    Source: Gao et al. 2021 (https://huggingface.co/papers/2104.08821), section 3; the MAGNET paper names a
-    projection head without describing it.
+    Source: Gao et al. 2021 (SimCSE, https://huggingface.co/papers/2104.08821), section 3.
     """
 
     # transformers collects both from a model's modules. It takes a quantised model's state dict by itself, whatever

@@ -25,22 +25,19 @@ PAPER_PROMPTS = {
 
 
 def default_prompts() -> dict[str, str]:
-    """What a new checkpoint stores: the prompt of the contrastive training, and the paper's for its tasks."""
+    """Return what a new checkpoint stores: the prompt of the contrastive training, and the paper's for its tasks."""
     return {"sentence": DEFAULT_PROMPT, **PAPER_PROMPTS}
 
 
 def join_prompt(prompt: str | None, text: str) -> str:
-    """Prompt and text as one string, joined before tokenising.
+    """Join prompt and text before tokenising.
 
-    A prompt that ends in white space is a template of the caller's own and is used as it is; otherwise a colon is
-    added where there is none, and a space.
+    A prompt that ends in white space is used as it is; otherwise a colon is added where there is none, and a space.
 
     Example:
 
         >>> join_prompt("Retrieve semantically similar text", "A cat.")
         'Retrieve semantically similar text: A cat.'
-        >>> join_prompt("Given the sentence, find its representation:", "A cat.")
-        'Given the sentence, find its representation: A cat.'
         >>> join_prompt(None, "A cat.")
         'A cat.'
     """
@@ -54,16 +51,10 @@ def join_prompt(prompt: str | None, text: str) -> str:
 def choose_prompt(
     stored: Mapping[str, str], *, prompt: str | None, prompt_name: str | None, default_prompt_name: str | None
 ) -> str | None:
-    """The prompt of a call: given, named, or the default.
-
-    Args:
-        stored (`Mapping[str, str]`): Prompts by name.
-        prompt (`str`, *optional*): The prompt itself; `""` for none.
-        prompt_name (`str`, *optional*): Name of a stored one.
-        default_prompt_name (`str`, *optional*): Used where neither is given; `None` for no prompt.
+    """Return the prompt of a call: given (`""` for none), named among the stored ones, or the default.
 
     Raises:
-        ValueError: both were given, one is no string, or the name is unknown.
+        ValueError: both were given, one is not a string, or the name is unknown.
 
     Example:
 
@@ -105,12 +96,8 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, among: Iterable[int] | None 
     """Return the ids of all special tokens: the named ones and every added token that is flagged as special.
 
     `all_special_ids` holds only BOS, EOS and their like; chat marks and reserved tokens are flagged in
-    `added_tokens_decoder`, 6,249 of them in Gemma's.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): Any tokenizer.
-        among (`Iterable[int]`, *optional*): The ids that are looked for. Without them the size of the vocabulary is
-            asked for, to find tokens that were added since the last call.
+    `added_tokens_decoder`, 6,249 of them in Gemma's. `among` are the ids that are looked for; without them the size of
+    the vocabulary is read again, to find tokens that were added since the last call.
     """
     known, named = _KNOWN.get(tokenizer), tuple(tokenizer.all_special_ids)
     newest = None if known is None else len(tokenizer) - 1 if among is None else max(among, default=0)
@@ -123,17 +110,10 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, among: Iterable[int] | None 
 def plan_batches(
     lengths: Sequence[int], *, max_tokens: int, max_rows: int | None = None, padded: bool = True
 ) -> list[list[int]]:
-    """Group rows so that no batch holds more than `max_tokens`.
+    """Group rows so that no batch holds more than `max_tokens` (padding included, if `padded`) or `max_rows` rows.
 
-    Rows of like length come together, the longest first: the first batch needs the most memory, so that what cannot
-    work fails at once. A row that is longer than the budget makes a batch of its own.
-
-    Args:
-        lengths (`Sequence[int]`): Tokens of each row, >= 1.
-        max_tokens (`int`): Budget of a batch, padding included, >= 1.
-        max_rows (`int`, *optional*): Upper limit of the rows of a batch.
-        padded (`bool`, defaults to `True`): Whether rows will be padded to the longest of their batch, which then
-            counts; rows that are laid end to end need no padding.
+    Rows of like length come together, the longest first: what cannot fit into memory fails at once. A row that is
+    longer than the budget makes a batch of its own.
 
     Returns:
         `list[list[int]]`: indices of rows; each occurs once.
@@ -160,13 +140,7 @@ def plan_batches(
 def pad_token_rows(
     rows: Sequence[Sequence[int]], *, pad_token_id: int, padding_side: str = "right", width: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """Token rows as one batch.
-
-    Args:
-        rows (`Sequence[Sequence[int]]`): At least one row.
-        pad_token_id (`int`): Fills up shorter rows.
-        padding_side (`str`, defaults to `"right"`): Where.
-        width (`int`, *optional*): Tokens of a padded row, at least as many as the longest has, which is the default.
+    """Pad token rows to one batch, `width` or the longest row wide.
 
     Returns:
         `dict`: `input_ids` and `attention_mask`, both `torch.LongTensor` of shape `(len(rows), width)`.
@@ -187,7 +161,7 @@ def pad_token_rows(
 
 
 class PackedRows(NamedTuple):
-    """Rows laid end to end in one row of L tokens, padding at its end alone."""
+    """Rows packed into one row of L tokens, with padding only at its end."""
 
     input_ids: torch.Tensor  # (1, L)
     position_ids: torch.Tensor  # (1, L): from 0 in each row
@@ -195,13 +169,7 @@ class PackedRows(NamedTuple):
 
 
 def pack_token_rows(rows: Sequence[Sequence[int]], *, pad_token_id: int, multiple: int) -> PackedRows:
-    """Lay token rows end to end.
-
-    Args:
-        rows (`Sequence[Sequence[int]]`): At least one row.
-        pad_token_id (`int`): Fills up the end.
-        multiple (`int`): L is rounded up to a multiple of this: block masks come in blocks, and kernels compiled for a
-            length are used again.
+    """Pack token rows into one row of L tokens, a multiple of `multiple`.
 
     Example:
 
@@ -235,12 +203,10 @@ _SPLITTERS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[tuple[frozenset[int
 
 
 def check_texts(texts: Any, *, name: str) -> list[str]:
-    """A list of strings, or an error that names the first thing that is none.
-
-    Any column of strings will do: a list, a tuple, an array, a column of a data set.
+    """Return a column of strings (a list, a tuple, an array, a column of a data set) as a list.
 
     Raises:
-        ValueError: no sequence, something in it that is no string, or a string that is not Unicode text.
+        ValueError: naming the first item that is not a Unicode string, or a column that is not a sequence.
     """
     checked = items_of(texts, name=name)
     for index, text in enumerate(checked):
@@ -254,7 +220,7 @@ def check_texts(texts: Any, *, name: str) -> list[str]:
 
 
 def items_of(column: Any, *, name: str) -> list[Any]:
-    """What stands in a column of any kind, whatever its index.
+    """Return the items of a column of any kind.
 
     Raises:
         ValueError: it has no order, no length, or not one dimension: of a table, its column names would be read.
@@ -272,11 +238,7 @@ def items_of(column: Any, *, name: str) -> list[Any]:
 
 
 def check_is_unicode(text: str, *, name: str) -> None:
-    """Refuse half of a surrogate pair, which no tokenizer can read.
-
-    Raises:
-        ValueError: naming it and its place.
-    """
+    """Refuse half of a surrogate pair, which no tokenizer can read."""
     if text.isascii():
         return
     try:
@@ -289,7 +251,7 @@ def check_is_unicode(text: str, *, name: str) -> None:
 
 
 def front_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """BOS, where the tokenizer has one."""
+    """Return BOS, where the tokenizer has one."""
     return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
 
@@ -300,19 +262,12 @@ def read_texts(
     split_special_tokens: bool = True,
     return_offsets: bool = False,
 ) -> ReadTexts:
-    """Tokenise texts without adding BOS or EOS.
-
-    The tokenizer is never written to: its own switch for this holds for all threads that share it.
+    """Tokenise texts without BOS and EOS, and without writing to the tokenizer, which threads share.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): Any tokenizer.
-        texts (`Sequence[str]`): Any texts.
-        split_special_tokens (`bool`, defaults to `True`): Read control tokens that stand in a text, such as `</s>`, as
-            the characters they are written with; `False` reads them as control tokens.
+        split_special_tokens (`bool`, defaults to `True`): Read control tokens in a text, such as `</s>`, as plain
+            characters; `False` reads them as control tokens.
         return_offsets (`bool`, defaults to `False`): Also return the characters of each token; needs a fast tokenizer.
-
-    Returns:
-        `ReadTexts`: one row of ids, and of offsets, per text.
 
     Raises:
         ValueError: `split_special_tokens` is neither `True` nor `False`.
@@ -345,13 +300,7 @@ def read_texts(
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, split_special_tokens: bool = True) -> list[int]:
-    """Token ids of one text, as `read_texts` reads it; none for an empty text.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): Any tokenizer.
-        text (`str`): Any text.
-        split_special_tokens (`bool`, defaults to `True`): See `read_texts`.
-    """
+    """Return the token ids of one text, as `read_texts` reads it; none for an empty text."""
     if not text:
         return []
     return read_texts(tokenizer, [text], split_special_tokens=split_special_tokens).input_ids[0]
@@ -384,18 +333,11 @@ def tokenize_texts(
     split_special_tokens: bool = True,
     lost: list[int] | None = None,
 ) -> list[list[int]]:
-    """Token ids of `BOS prompt text EOS`; what is too long loses the text's end, never the EOS.
+    """Return the token ids of `BOS prompt text EOS`, one row for each text; a text that is too long loses its end.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): Needs an EOS token; BOS is put in front where there is one.
-        texts (`Sequence[str]`): Any texts; an empty one is embedded as its prompt alone.
-        prompt (`str`, *optional*): Put in front by `join_prompt`.
         max_length (`int`): Longest row in tokens, special tokens included, >= 3.
-        split_special_tokens (`bool`, defaults to `True`): See `read_texts`; holds for the prompt, too.
         lost (`list[int]`, *optional*): Takes, for each text that was cut, how many tokens it lost.
-
-    Returns:
-        `list[list[int]]`: one row per text, unpadded.
 
     Raises:
         ValueError: no EOS token, or no room for BOS, a token and EOS. See `check_room` for the prompt.
@@ -415,24 +357,14 @@ def tokenize_texts(
 
 
 def context_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Longest row in tokens that model and tokenizer allow."""
+    """Return the longest row in tokens that model and tokenizer allow."""
     return int(min(config.max_position_embeddings, tokenizer.model_max_length))
 
 
 def check_room(
     tokenizer: PreTrainedTokenizerBase, *, prompt: str | None, max_length: int, split_special_tokens: bool = True
 ) -> None:
-    """Refuse a frame of BOS, prompt and EOS that leaves no room for a token of text: all texts would be alike.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): Of the model.
-        prompt (`str`, *optional*): As for `tokenize_texts`.
-        max_length (`int`): Longest row in tokens.
-        split_special_tokens (`bool`, defaults to `True`): As for `tokenize_texts`.
-
-    Raises:
-        ValueError: no EOS token, a prompt that is no Unicode text, or no room.
-    """
+    """Refuse a BOS, prompt and EOS that leave no room for a token of text: all embeddings would be alike."""
     if tokenizer.eos_token_id is None:
         raise ValueError("The tokenizer has no EOS token, whose output is the embedding. Set `tokenizer.eos_token`.")
     if max_length < 3:
@@ -450,8 +382,8 @@ def check_room(
 def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str | None, *, split_special_tokens: bool = True) -> int:
     """Count the tokens in front of a text that are the prompt's, BOS included; 0 without a prompt.
 
-    The prompt is counted alone, as sentence-transformers does: where its last space would join the first word's token,
-    that token counts as the prompt's.
+    The prompt is tokenised without a text, as in sentence-transformers: where its last space would join the first
+    word's token, that token counts as the prompt's.
     """
     if not prompt:
         return 0

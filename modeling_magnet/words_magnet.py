@@ -41,11 +41,9 @@ def plan_windows(length: int, *, size: int, overlap: int, context: int = 0) -> l
     """Cut a row into overlapping windows, each token kept where it is farthest from an edge.
 
     Args:
-        length (`int`): Tokens of the row.
-        size (`int`): Tokens of a window, >= 1.
-        overlap (`int`): Tokens two neighbours share, >= 0 and < `size`; the last two share more, so that every window
-            is full.
-        context (`int`, defaults to 0): Tokens in front of what a later window keeps, >= 0 and <= `overlap`.
+        length, size, overlap (`int`): Tokens of the row, of a window, and those that two neighbours share (the last
+            two share more, so that every window is full).
+        context (`int`, defaults to 0): Tokens in front of what a later window keeps, at most `overlap`.
 
     Returns:
         `list[Window]`: their kept parts are disjoint and cover the row.
@@ -77,20 +75,17 @@ def windows_of_text(
     shift: Shift,
     mode: ReadingMode = "bidirectional",
 ) -> list[Window]:
-    """The windows in which a text is read; each vector of a later one has its own context.
+    """Plan the windows in which a text of `length` tokens is read, `num_front` tokens of BOS and prompt before each.
 
     Args:
-        length (`int`): Tokens of the text, >= 0.
-        num_front (`int`): Tokens of BOS and prompt, which stand in front of each window.
-        size (`int`): Tokens of text for which there is room beside them.
+        size (`int`): Tokens of text that fit beside those.
         overlap (`int`, *optional*): Tokens two neighbours share; defaults to a quarter of `size`.
         shift (`str`): With `"next"` a token is represented by the output before it, so that at least one token of text
-            must stand in front of what a later window keeps: BOS and prompt know nothing of the text before.
-        mode (`str`, defaults to `"bidirectional"`): With `"causal"` what follows a token is of no use to it, so that
-            the whole overlap stands in front of what a later window keeps.
+            must be in front of what a later window keeps: BOS and prompt know nothing of the text before.
+        mode (`str`): In `"causal"` the tokens after one are of no use to it, so that the whole overlap is in front.
 
     Raises:
-        ValueError: there is no room for them, or for their overlap.
+        ValueError: they do not fit, or their overlap does not.
     """
     if overlap is None:
         overlap = max(size, 0) // 4
@@ -123,19 +118,16 @@ class PlacedVectors(NamedTuple):
 
 
 def owners_of_tokens(words: Spans, offsets: Spans, text: str | None = None) -> list[int]:
-    """Find the word that each token belongs to: the one that holds most of its characters, white space not counted.
+    """Find the word that holds most of each token's characters, white space of `text` not counted.
 
     Tokenizers differ in whether the space in front of a word belongs to its token, and some glue punctuation to the
     line break after it, so neither a token's first character nor its last one tells.
 
     Args:
-        words (`list[tuple[int, int]]`): Characters of each word, ascending and disjoint.
-        offsets (`list[tuple[int, int]]`): Characters of each token.
-        text (`str`, *optional*): Where they stand; without it, white space inside of words counts, too.
+        words, offsets (`list[tuple[int, int]]`): Characters of each word, ascending and disjoint, and of each token.
 
     Returns:
-        `list[int]`: per token the index of its word, of two words with as many of its characters the later one; -1 for
-        a token that has no character of a word.
+        `list[int]`: index of each token's word, the later one of two with as many characters; -1 for none.
 
     Example:
 
@@ -153,16 +145,7 @@ def owners_of_tokens(words: Spans, offsets: Spans, text: str | None = None) -> l
 
 
 def shares_of_token(words: Spans, token: tuple[int, int], text: str | None = None) -> list[tuple[int, int]]:
-    """Find the words that have characters in a token.
-
-    Args:
-        words (`list[tuple[int, int]]`): Characters of each word, ascending and disjoint.
-        token (`tuple[int, int]`): Characters of the token.
-        text (`str`, *optional*): As for `owners_of_tokens`.
-
-    Returns:
-        `list[tuple[int, int]]`: index of each such word and how many characters it has in the token.
-    """
+    """Return the indices of the words that have characters in a token, and how many."""
     start, end = token
     shares = []
     index = bisect_right(words, start, key=lambda word: word[1])

@@ -110,9 +110,10 @@ def _about_model(
         and args.uses_contrastive_loss
         and args.contrastive_head == "none"
     ):
+        head = MagnetSettings.value(config, "contrastive_head")
         yield (
-            f"The model was saved with a head, {MagnetSettings.value(config, 'contrastive_head')!r}, but `contrastive_head` is "
-            "'none'. Train with the head it has, or remove it first: `MagnetSettings.update(model.config, contrastive_head=None)`."
+            f"The model was saved with a head, {head!r}, but `contrastive_head` is 'none'. Train with the head it "
+            "has, or remove it first: `MagnetSettings.update(model.config, contrastive_head=None)`."
         )
     if tokenizer is not None:
         try:

@@ -3,6 +3,7 @@
 The code of a checkpoint reaches this folder only where the package is installed.
 """
 
+from .adapters import write_adapter
 from .card import write_card_beside
 from .hub import push_model
 from .merging import changed_checkpoint, check_can_merge, verify_files
@@ -13,6 +14,7 @@ __all__ = [
     "check_can_merge",
     "push_model",
     "verify_files",
+    "write_adapter",
     "write_card_beside",
     "written_aside",
 ]

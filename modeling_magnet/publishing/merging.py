@@ -26,11 +26,7 @@ PROBE_LENGTH = 16
 
 
 def check_can_merge(model: Any, state_dict: dict[str, Any] | None) -> None:
-    """Refuse to merge where there is nothing to merge, or where the adapter would be lost or on in further modes.
-
-    Raises:
-        ValueError: saying why, and what to do.
-    """
+    """Refuse to merge where there is nothing to merge, or where the adapter would be lost or on in further modes."""
     if not model.has_adapter:
         raise ValueError("`merge_adapter=True` was given, but this model has no adapter. Leave it out.")
     modes = MagnetSettings.value(model.config, "adapter_modes")
@@ -222,13 +218,7 @@ def verify_files(model: Any, directory: Path, *, dtype: torch.dtype) -> dict[str
 
 @torch.no_grad()
 def _check_written(model: Any, loaded: Any, directory: Path, *, dtype: torch.dtype) -> None:
-    """Compare the files of a checkpoint to what was to be written, bit for bit and one tensor at a time.
-
-    Logits alone cannot tell: what an adapter adds may be less than what rounding to half precision takes.
-
-    Args:
-        loaded: The model of these files: a tied tensor has no file of its own, and is there.
-    """
+    """Compare the files of a checkpoint to what was to be written, bit for bit and one tensor at a time."""
     if not (directory / CONFIG).is_file() or getattr(model, "is_quantized", False):
         return
     with ExitStack() as opened:
