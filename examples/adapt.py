@@ -36,8 +36,7 @@ from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.configuration_magnet import resolve_mask_token
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.masking_magnet import MASKED_BACKENDS, MODES
-from modeling_magnet.prompts_magnet import join_prompt
-from modeling_magnet.texts_magnet import context_length
+from modeling_magnet.tokenization_magnet import context_length, join_prompt
 from trainer import (
     LoraArguments,
     MagnetTrainer,

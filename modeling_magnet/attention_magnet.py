@@ -48,17 +48,8 @@ def masked_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attend as transformers' attention functions do.
 
-    Args:
-        module (`nn.Module`): The attention layer.
-        query (`torch.FloatTensor` of shape `(B, A, Q, D)`): Rotated queries.
-        key, value (`torch.FloatTensor` of shape `(B, KV, K, D)`): A is a multiple of KV.
-        attention_mask (`torch.Tensor` of shape `(B, 1, Q, K)`, *optional*): One of floats that is ours (see
-            `MASK_IS_OURS`) is added to products computed here; any other goes to SDPA.
-        dropout (`float`): Of the weights.
-        scaling (`float`, *optional*): Factor of the scores, `D ** -0.5` by default.
-
-    Returns:
-        `torch.FloatTensor` of shape `(B, Q, A, D)`, and no weights.
+    A float mask that is ours (see `MASK_IS_OURS`), `(B, 1, Q, K)`, is added to products computed here; any other goes
+    to SDPA. Returns `(B, Q, A, D)`, and no weights.
     """
     is_ours = kwargs.pop(MASK_IS_OURS, False) and attention_mask is not None and attention_mask.is_floating_point()
     others = any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "cache"))

@@ -4,19 +4,25 @@ import difflib
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from .masking_magnet import MODES
-from .pooling_magnet import Pooling, check_pooling
-from .prompts_magnet import default_prompts
-from .similarity_magnet import SIMILARITIES, Similarity
+from .pooling_magnet import SIMILARITIES, Pooling, Similarity, check_pooling
+from .tokenization_magnet import default_prompts
 
+AttentionMode = Literal["causal", "bidirectional", "infill"]
+MODES: tuple[AttentionMode, ...] = ("causal", "bidirectional", "infill")
 MASK_TOKEN_CANDIDATES = ("_", "▁_", "<0x5F>")
 CONTRASTIVE_HEADS = (None, "tanh")
 # Raised by one when settings change their meaning, so that older code cannot read them rightly.
 SCHEMA = 1
+
+
+def check_mode(mode: str) -> None:
+    """Refuse a mode that does not exist."""
+    if not isinstance(mode, str) or mode not in MODES:
+        raise ValueError(f"Unknown mode {mode!r}. Expected one of {', '.join(map(repr, MODES))}.")
 
 
 @dataclass(kw_only=True)
@@ -87,15 +93,11 @@ class MagnetSettings:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], *, source: str = "the configuration") -> "MagnetSettings":
-        """The settings of a `config.magnet` dict.
-
-        Args:
-            values (`dict`): What was stored. Keys that are left out have their defaults.
-            source (`str`): Where it was stored, for messages.
+        """Validate the settings of a dict; `source` says in messages where it was stored.
 
         Raises:
-            ValueError: naming the source: it holds no dict, a value that cannot be, or a key that this schema does not
-                know. Of a newer schema, such keys are left out with a warning.
+            ValueError: not a dict, an invalid value, or a key that this schema does not know. Of a newer schema, such
+                keys are left out with a warning.
         """
         if not isinstance(values, dict):
             raise ValueError(
@@ -133,6 +135,34 @@ class MagnetSettings:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict, the inverse of `from_dict`."""
         return asdict(self)
+
+    @classmethod
+    def of(cls, config: Any) -> "MagnetSettings":
+        """Read and validate the settings of a model's config.
+
+        Raises:
+            ValueError: as `from_dict`.
+        """
+        return cls.from_dict(getattr(config, "magnet", None) or {}, source=repr(getattr(config, "_name_or_path", "")))
+
+    @staticmethod
+    def value(config: Any, name: str) -> Any:
+        """Read one setting without validating the others: every forward does. `None` for a config without settings."""
+        return (getattr(config, "magnet", None) or {}).get(name)
+
+    @classmethod
+    def update(cls, config: Any, **values: Any) -> None:
+        """Change some settings of a config; where one of them is invalid, change none.
+
+        Raises:
+            ValueError: as `from_dict`.
+        """
+        cls.from_dict({**config.magnet, **values})
+        config.magnet.update(values)
+
+    def store(self, config: Any) -> None:
+        """Replace all settings of a config by these."""
+        config.magnet = self.to_dict()
 
 
 def _is_whole(value: Any) -> bool:
@@ -181,17 +211,11 @@ def _check_types(settings: MagnetSettings) -> None:
 
 
 def resolve_mask_token(tokenizer: PreTrainedTokenizerBase, mask_token: str | None = None) -> tuple[str, int]:
-    """The token that hides a context token: the one asked for, else the tokenizer's own, else an underscore.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the model.
-        mask_token (`str`, *optional*): The wanted token; it must be one real token of the vocabulary.
-
-    Returns:
-        `tuple[str, int]`: token and id.
+    """Return the token that hides a context token, and its id: the one asked for, the tokenizer's own, or an
+    underscore.
 
     Raises:
-        ValueError: no candidate is one real token (`<unk>` is none).
+        ValueError: no candidate is one real token (`<unk>` is not).
 
     Source: the paper uses `_` for Llama-2 (section 4.1); other vocabularies spell it differently.
     """
@@ -208,11 +232,7 @@ def resolve_mask_token(tokenizer: PreTrainedTokenizerBase, mask_token: str | Non
 
 
 def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """Refuse a tokenizer whose ids the embedding matrix does not have.
-
-    Raises:
-        ValueError: naming both sizes.
-    """
+    """Refuse a tokenizer whose ids the embedding matrix does not have."""
     if len(tokenizer) > vocab_size:
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} tokens, but the model embeds {vocab_size}. Pass the model's own "
@@ -220,4 +240,43 @@ def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, vocab_size: int) ->
         )
 
 
-__all__ = ["MagnetSettings", "check_tokenizer_fits", "resolve_mask_token"]
+def make_causal(config: Any, settings: MagnetSettings, *, opened_as_encoder: bool) -> bool:
+    """Make a base that was trained as an encoder, such as EmbeddingGemma, the causal decoder that the modes start
+    from.
+
+    Gemma 3 reads a window of w in such a config as `w // 2` positions to either side. Bidirectional and infill mode
+    keep them, as `settings.bidirectional_window`; causal mode gets w back, as the family's causal models have it. Our
+    own checkpoints hand sentence-transformers, which opens them with `is_causal: false`, that window, too.
+
+    Returns:
+        `bool`: whether the base says that it is an encoder. `config` and `settings` are changed in place.
+    """
+    # Where the class does not have the field, its decoder does not read it.
+    is_encoder = hasattr(type(config), "use_bidirectional_attention") and bool(config.use_bidirectional_attention)
+    window = getattr(config, "sliding_window", None)
+    if is_encoder:
+        config.use_bidirectional_attention = False
+        if window is not None and _halves_windows(type(config)):
+            settings.bidirectional_window = window - 1
+            config.sliding_window = 2 * (window - 1)
+    elif opened_as_encoder and settings.bidirectional_window is not None:
+        config.sliding_window = 2 * settings.bidirectional_window
+    return is_encoder
+
+
+def _halves_windows(config_class: type[Any]) -> bool:
+    """Whether a family's config changes the window that it is given when attention is bidirectional."""
+    probe = config_class(sliding_window=64, use_bidirectional_attention=True)
+    return bool(probe.sliding_window != 64)
+
+
+__all__ = [
+    "MODES",
+    "SCHEMA",
+    "AttentionMode",
+    "MagnetSettings",
+    "check_mode",
+    "check_tokenizer_fits",
+    "make_causal",
+    "resolve_mask_token",
+]

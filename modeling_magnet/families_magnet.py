@@ -72,11 +72,7 @@ class AutoMagnetForCausalLM:
 
     @staticmethod
     def family_of(path: str, **arguments: Any) -> type[Any]:
-        """The MAGNET class for a checkpoint, or for the base of an adapter.
-
-        Args:
-            path (`str`): Directory or Hub id.
-            arguments: `revision`, `token` and others that say where its config is.
+        """Return the MAGNET class for a checkpoint, or for the base of an adapter.
 
         Raises:
             ValueError: no model there, or a family without a class here.
@@ -107,12 +103,7 @@ class AutoMagnetForCausalLM:
 def open_without_weights(
     path: str, *, revision: str | None = None, gguf_file: str | None = None
 ) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """Config and tokenizer of a checkpoint, so that what cannot work is refused before its weights are read.
-
-    Args:
-        path (`str`): Directory or Hub id.
-        revision (`str`, *optional*): Commit on the Hub.
-        gguf_file (`str`, *optional*): The GGUF file that the model is in.
+    """Read config and tokenizer of a checkpoint, so that what cannot work is refused before its weights are read.
 
     Raises:
         ValueError: no model there, another family, no tokenizer, or one whose ids the model does not embed.

@@ -18,8 +18,8 @@ from .options_magnet import InfillOptions
 from .sampling_magnet import TokenChooser
 from .seams_magnet import SeamHealer
 from .spans_magnet import Span, SpanRow
-from .special_tokens_magnet import special_ids
 from .stopping_magnet import GapStream, StopRules
+from .tokenization_magnet import special_ids
 
 
 @dataclass

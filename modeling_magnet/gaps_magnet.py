@@ -9,8 +9,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from .special_tokens_magnet import special_ids
-from .texts_magnet import front_tokens, text_ids
+from .tokenization_magnet import front_tokens, special_ids, text_ids
 
 # Texts that tokenise to themselves in front of nearly anything, tried in turn to hide a text's beginning.
 ANCHORS = ("\n", "a", "0", ".", " ")

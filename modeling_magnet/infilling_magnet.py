@@ -12,7 +12,7 @@ from .gaps_magnet import fill_ids, space_to_heal
 from .lengths_magnet import LengthsMixin
 from .options_magnet import InfillOptions
 from .scoring_magnet import ScoringMixin
-from .texts_magnet import check_texts
+from .tokenization_magnet import check_texts
 
 Ranges = Sequence[tuple[int, int]]
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import torch
 
-from .batching_magnet import pad_token_rows
 from .filling_magnet import FilledText, FillingMixin, round_up
 from .gaps_magnet import GappedText, lay_out
 from .generation_fields_magnet import max_length
 from .options_magnet import InfillOptions
+from .tokenization_magnet import pad_token_rows
 
 # Tokens behind a gap that its fill has to lead on to.
 JOIN_TOKENS = 8

@@ -1,44 +1,30 @@
-"""Segment ids -> who may attend to whom -> the mask each attention back-end needs. Pure functions, no model.
+"""Every rule of who sees whom, and the masks in which each attention back-end is told.
+
+Pure functions of tensors, but for `forward_mixed_modes`, which calls the model once for each mode.
 
 Shape legend: B batch, Q queries of this call, KV keys seen so far (cached ones included).
 """
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .attention_magnet import DEFAULT_ATTENTION, product_dtype, takes_float_masks
+from .configuration_magnet import MODES, AttentionMode, MagnetSettings, check_mode
+from .losses_magnet import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 
-AttentionMode = Literal["causal", "bidirectional", "infill"]
-MODES: tuple[AttentionMode, ...] = ("causal", "bidirectional", "infill")
 MASKED_BACKENDS = ("eager", "sdpa", "flex_attention")
 # These skip the blocks that a mask leaves out, so that rows laid end to end cost no more than rows apart.
 PACKED_BACKENDS = ("flex_attention",)
 
 
-def check_mode(mode: str) -> None:
-    """Refuse a mode that does not exist.
-
-    Raises:
-        ValueError: naming the three modes.
-    """
-    if not isinstance(mode, str) or mode not in MODES:
-        raise ValueError(f"Unknown mode {mode!r}. Expected one of {', '.join(map(repr, MODES))}.")
-
-
 def mode_of_call(mode: Any, is_causal: bool | None) -> Any:
-    """The mode that a call asks for, by our name or by transformers' `is_causal`.
-
-    Args:
-        mode (`str` or sequence of `str`, *optional*): One for the call, or one for each row.
-        is_causal (`bool`, *optional*): `True` for causal, `False` for bidirectional.
-
-    Returns:
-        `mode`, or what `is_causal` says in its place; `None` where neither was given.
+    """Return the mode that a call asks for, by our name or by transformers' `is_causal` (`False`: bidirectional).
 
     Raises:
         ValueError: `is_causal` is not a boolean, or contradicts the mode.
@@ -63,18 +49,7 @@ def mode_of_call(mode: Any, is_causal: bool | None) -> Any:
 
 
 def check_segment_ids(segment_ids: torch.Tensor | None, *, mode: str, expected_shape: tuple[int, int]) -> None:
-    """Refuse segment ids that do not fit the mode, or that are no legal table of the tokens.
-
-    Args:
-        segment_ids (`torch.LongTensor` of shape `(B, KV)`, *optional*):
-            0 for a context token, k >= 1 for a token of the k-th span.
-        mode (`str`): The mode of the call.
-        expected_shape (`tuple[int, int]`): `(B, KV)`, the cached tokens included.
-
-    Raises:
-        ValueError: missing in infill mode, given in another mode, no tensor, wrong shape, wrong dtype, or on a CPU
-            negative.
-    """
+    """Refuse segment ids that do not fit the mode, or are not a legal table of shape `expected_shape`, `(B, KV)`."""
     if mode != "infill":
         if segment_ids is not None:
             raise ValueError(
@@ -109,15 +84,7 @@ def check_segment_ids(segment_ids: torch.Tensor | None, *, mode: str, expected_s
 
 
 def check_position_ids(position_ids: Any, *, expected_shape: tuple[int, int]) -> None:
-    """Refuse positions that do not stand for the tokens of a call.
-
-    Args:
-        position_ids (`torch.LongTensor` of shape `(B, Q)` or `(1, Q)`): Of the tokens.
-        expected_shape (`tuple[int, int]`): `(B, Q)`.
-
-    Raises:
-        ValueError: no tensor, or of another shape.
-    """
+    """Refuse positions that are not a tensor of shape `expected_shape`, `(B, Q)`, or `(1, Q)`."""
     batch_size, query_length = expected_shape
     is_tensor = isinstance(position_ids, torch.Tensor)
     given = f"has shape {tuple(position_ids.shape)}" if is_tensor else f"is {type(position_ids).__name__}"
@@ -131,15 +98,13 @@ def check_position_ids(position_ids: Any, *, expected_shape: tuple[int, int]) ->
 def attention_pattern(
     segment_ids: torch.Tensor, *, query_length: int, attention_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Every token sees the context; a span token also sees its own span, up to itself.
+    """Let every token see the context, and span tokens also their own span up to themselves.
 
     Args:
-        segment_ids (`torch.LongTensor` of shape `(B, KV)`):
-            0 for a context token, k >= 1 for a token of the k-th span, for every token seen so far.
+        segment_ids (`torch.LongTensor` of shape `(B, KV)`): 0 for a context token, k >= 1 for the k-th span.
         query_length (`int`): Q; the queries are the last Q of the KV tokens.
-        attention_mask (`torch.Tensor` of shape `(B, KV)`, *optional*):
-            Nonzero for real tokens, zero for padding. A padding token is seen by itself alone, so that no row of
-            the softmax is empty.
+        attention_mask (`torch.Tensor` of shape `(B, KV)`, *optional*): Zero for padding, which only sees and is only
+            seen by itself, so that no row of the softmax is empty.
 
     Returns:
         `torch.BoolTensor` of shape `(B, 1, Q, KV)`: true where the query may attend to the key.
@@ -172,16 +137,10 @@ def attention_pattern(
 
 
 def render_pattern(allowed: torch.Tensor, *, implementation: str, dtype: torch.dtype) -> "torch.Tensor | BlockMask":
-    """What the back-end wants to be handed for a boolean pattern.
+    """Render a boolean pattern `(B, 1, Q, KV)` for a back-end.
 
-    Args:
-        allowed (`torch.BoolTensor` of shape `(B, 1, Q, KV)`): True where the query may attend.
-        implementation (`str`): `eager` (it *adds* the mask, so it gets 0 and the dtype's minimum), `sdpa` (boolean),
-            `flex_attention` (a block mask), or the default of `attention_magnet.py` (as one of the first two).
-        dtype (`torch.dtype`): Floating dtype of the hidden states, for the additive mask.
-
-    Returns:
-        `torch.Tensor` of shape `(B, 1, Q, KV)`, or `BlockMask`.
+    Eager *adds* its mask, so that it gets 0 and the minimum of `dtype`; SDPA gets booleans, flex attention a block
+    mask, and the default of `attention_magnet.py` one of the first two.
     """
     if implementation == DEFAULT_ATTENTION:
         if not takes_float_masks(dtype, allowed.device):
@@ -205,13 +164,10 @@ def render_pattern(allowed: torch.Tensor, *, implementation: str, dtype: torch.d
 
 
 def layer_windows(config: Any) -> dict[str, int | None]:
-    """How far the layers of a decoder see to either side, by the kinds of layers it has.
-
-    Args:
-        config (`PreTrainedConfig`): Of any decoder.
+    """Return how far the layers of a decoder see to either side, by kind of layer.
 
     Returns:
-        `dict`: kind of layer to window in positions, `None` for no limit; the one key `""` where all layers are alike.
+        `dict`: kind of layer to window in positions, `None` for no limit; one key `""` where all layers are alike.
 
     Raises:
         ValueError: a kind of layer that these modes are not defined for.
@@ -230,7 +186,7 @@ def layer_windows(config: Any) -> dict[str, int | None]:
             "and sliding attention alone. Choose another base model."
         )
     window = _own(config, "sliding_window")
-    trained = (getattr(config, "magnet", None) or {}).get("bidirectional_window")
+    trained = MagnetSettings.value(config, "bidirectional_window")
     if window is not None and trained is not None:
         window = trained
     elif window is not None and getattr(config, "use_bidirectional_attention", False):
@@ -250,16 +206,10 @@ def _own(config: Any, name: str) -> Any:
 def limit_to_window(
     allowed: torch.Tensor, *, query_positions: torch.Tensor, key_positions: torch.Tensor, window: int
 ) -> torch.Tensor:
-    """A pattern whose queries see at most `window` positions to either side.
+    """Let the queries of a pattern see at most `window` positions to either side.
 
-    That is how transformers turns a family's window, which in causal mode looks back and counts the token itself, into
-    one to both sides; so do the stock classes that sentence-transformers opens.
-
-    Args:
-        allowed (`torch.BoolTensor` of shape `(B, 1, Q, KV)`): True where the query may attend.
-        query_positions (`torch.LongTensor` of shape `(B, Q)`): Positions of the queries.
-        key_positions (`torch.LongTensor` of shape `(B, KV)`): Positions of the keys.
-        window (`int`): As the config has it.
+    In causal mode a family's window looks back and counts the token itself; transformers turns it into one to both
+    sides in this way, and so do the stock classes that sentence-transformers opens.
     """
     queries, keys = query_positions[:, None, :, None], key_positions[:, None, None, :]
     # Bounds are compared, one byte a pair: distances would take eight and their absolute values as many.
@@ -267,6 +217,32 @@ def limit_to_window(
     near = allowed & (keys >= queries - window)
     near &= keys <= queries + window
     return near
+
+
+def layer_masks(
+    config: Any,
+    allowed: torch.Tensor,
+    *,
+    query_positions: torch.Tensor,
+    key_positions: torch.Tensor,
+    dtype: torch.dtype,
+) -> Any:
+    """Render what a decoder is handed for a pattern.
+
+    Args:
+        config (`PreTrainedConfig`): Says which windows the layers have, and the attention back-end.
+        allowed (`torch.BoolTensor` of shape `(B, 1, Q, KV)`): True where the query may attend.
+        query_positions, key_positions (`torch.LongTensor` of shape `(B, Q)` and `(B, KV)`): For the windows.
+        dtype (`torch.dtype`): Of the hidden states.
+    """
+    return render_for_layers(
+        allowed,
+        windows=layer_windows(config),
+        query_positions=query_positions,
+        key_positions=key_positions,
+        implementation=str(config._attn_implementation),
+        dtype=dtype,
+    )
 
 
 def render_for_layers(
@@ -278,14 +254,7 @@ def render_for_layers(
     implementation: str,
     dtype: torch.dtype,
 ) -> Any:
-    """What a decoder is handed: one mask, or one for each kind of its layers.
-
-    Args:
-        allowed (`torch.BoolTensor` of shape `(B, 1, Q, KV)`): True where the query may attend.
-        windows (`dict[str, int | None]`): See `layer_windows`.
-        query_positions, key_positions (`torch.LongTensor` of shape `(B, Q)` and `(B, KV)`): For the windows.
-        implementation, dtype: See `render_pattern`.
-    """
+    """Render one mask, or a `dict` with one for each kind of layers: see `layer_windows` and `render_pattern`."""
     rendered: dict[int | None, Any] = {}  # kinds with the same window share one
     for window in windows.values():
         if window not in rendered:
@@ -299,15 +268,84 @@ def render_for_layers(
     return masks.get("", masks)
 
 
+def mask_of_call(
+    config: Any,
+    *,
+    mode: AttentionMode,
+    attention_mask: torch.Tensor | None,
+    segment_ids: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    input_shape: tuple[int, int],
+    past_length: int,
+    inputs_embeds: torch.Tensor,
+    is_training: bool,
+) -> Any:
+    """Check that a bidirectional or infill forward can be masked, and render its mask: see `layer_masks`.
+
+    Args:
+        attention_mask (`torch.Tensor` of shape `(B, KV)`, *optional*): Zero for padding.
+        segment_ids (`torch.LongTensor` of shape `(B, KV)`, *optional*): In infill mode.
+        position_ids (`torch.LongTensor` of shape `(B or 1, Q)`, *optional*): For layers with a window.
+        input_shape (`tuple[int, int]`): `(B, Q)`.
+        inputs_embeds (`torch.Tensor`): Gives dtype and device.
+
+    Raises:
+        ValueError: shapes that do not agree, or a back-end, layers or a cache that the mode is not defined for.
+    """
+    (batch_size, query_length), device = input_shape, inputs_embeds.device
+    key_length = past_length + query_length
+    check_can_mask(config, mode=mode, past_length=past_length, is_training=is_training, device=device)
+    if attention_mask is not None:
+        is_tensor = isinstance(attention_mask, torch.Tensor)
+        given = f"has shape {tuple(attention_mask.shape)}" if is_tensor else f"is {type(attention_mask).__name__}"
+        if not is_tensor or attention_mask.shape != (batch_size, key_length):
+            raise ValueError(
+                f"`attention_mask` {given}; mode={mode!r} expects a tensor of shape {(batch_size, key_length)}, "
+                "cached tokens included. Pass the 2-D padding mask."
+            )
+    if segment_ids is None:
+        segment_ids = torch.zeros(batch_size, key_length, dtype=torch.long, device=device)
+    allowed = attention_pattern(segment_ids, query_length=query_length, attention_mask=attention_mask)
+    if position_ids is None:
+        position_ids = torch.arange(key_length, device=device)[None, past_length:]
+    return layer_masks(
+        config, allowed, query_positions=position_ids, key_positions=position_ids, dtype=inputs_embeds.dtype
+    )
+
+
+def check_can_mask(
+    config: Any, *, mode: AttentionMode, past_length: int, is_training: bool, device: torch.device
+) -> None:
+    """Refuse a back-end or a cache with which a mode other than causal cannot run."""
+    implementation = config._attn_implementation
+    if implementation not in (*MASKED_BACKENDS, DEFAULT_ATTENTION):
+        raise ValueError(
+            f"Attention back-end {implementation!r} cannot do mode={mode!r}: it takes no such mask. Load the "
+            f"model with attn_implementation set to one of {', '.join(MASKED_BACKENDS)}."
+        )
+    if past_length and any(window is not None for window in layer_windows(config).values()):
+        raise ValueError(
+            f"A cache of {past_length} tokens was given to a model with sliding windows; mode={mode!r} needs the "
+            "positions of all tokens for them. Pass all tokens at once, or use `model.infill`."
+        )
+    if implementation == "flex_attention" and is_training and device.type == "cpu":
+        raise ValueError(
+            "flex_attention has no backward pass on the CPU. Train with attn_implementation='sdpa', or call "
+            "`model.eval()` for inference."
+        )
+
+
+def packed_pattern(row_ids: torch.Tensor) -> torch.Tensor:
+    """Let packed rows `(1, L)`, given by the number of each token's row, see only themselves: `(1, 1, L, L)`."""
+    return row_ids[:, None, :, None] == row_ids[:, None, None, :]
+
+
 def positions_from_mask(attention_mask: torch.Tensor, *, query_length: int) -> torch.Tensor:
-    """Positions that count real tokens only, so that padding on either side does not move a text.
+    """Count real tokens only, so that padding on either side does not move a text.
 
     Args:
         attention_mask (`torch.Tensor` of shape `(B, KV)`): Nonzero for real tokens.
         query_length (`int`): Q; the queries are the last Q tokens.
-
-    Returns:
-        `torch.LongTensor` of shape `(B, Q)`: 0 for padding in front.
 
     Example:
 
@@ -320,18 +358,137 @@ def positions_from_mask(attention_mask: torch.Tensor, *, query_length: int) -> t
     return positions[:, positions.shape[1] - query_length :]
 
 
+def check_labels_are_hidden(
+    labels: torch.Tensor,
+    *,
+    mode: AttentionMode,
+    input_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    embed: Any,
+    shift_labels: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    segment_ids: torch.Tensor | None = None,
+    mask_token_id: int | None = None,
+) -> None:
+    """Refuse labels of tokens that their own predictors read in the input.
+
+    The logits of position i predict token i + 1. Outside causal mode every token sees the context, so that a context
+    token with a label must be hidden in the input, by a mask token or another one. Up to half of those may be as in
+    the input: BERT's corruption keeps a few of the tokens that it picks. Span tokens are not seen by what predicts
+    them.
+    """
+    # Reading a value back would break a compiled graph.
+    if mode == "causal" or torch.compiler.is_compiling():
+        return
+    given = input_ids if input_ids is not None else inputs_embeds
+    assert given is not None
+    if any(table is not None and table.shape != given.shape[:2] for table in (labels, shift_labels)):
+        return  # the loss says what is wrong with them
+    targets = (labels[:, 1:] if shift_labels is None else shift_labels[:, :-1]).to(given.device)  # (B, S - 1)
+    is_open = targets != IGNORE_INDEX
+    for table, is_visible in ((segment_ids, False), (attention_mask, True)):
+        if table is not None:
+            is_open = is_open & (table[:, 1 - given.shape[1] :].bool() == is_visible).to(given.device)
+    if input_ids is not None:
+        is_seen = input_ids[:, 1:] == targets
+        if mask_token_id is not None:
+            is_seen = is_seen & (input_ids[:, 1:] != mask_token_id)
+    else:
+        with torch.no_grad():
+            is_seen = (embed(targets.clamp(min=0)) == given[:, 1:]).all(-1)
+    num_open, num_seen = int(is_open.sum()), int((is_seen & is_open).sum())
+    if num_seen and 2 * num_seen >= num_open:
+        raise ValueError(
+            f"`labels` ask for {num_seen} tokens that mode={mode!r} shows to what predicts them: position i sees "
+            "token i + 1, so the loss would only measure copying. For the loss from left to right pass "
+            'mode="causal" (`is_causal=True`). For masked tokens put the mask token into `input_ids` and give labels, '
+            'or `target_ids`, to those positions alone. For a fill pass mode="infill" with its `segment_ids` and -100 '
+            "for every context token."
+        )
+
+
+# Arguments with a row for each row of the batch.
+PER_ROW = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "segment_ids", "labels")
+# What a mixture cannot return, because it would have to be put together from parts of different shapes.
+NOT_MIXED = ("past_key_values", "use_cache", "output_hidden_states", "output_attentions")
+
+
+def forward_mixed_modes(model: Any, modes: Sequence[AttentionMode], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Run each mode on its rows and put the rows back in order.
+
+    A row's output is that of a batch of the rows of its mode, bit for bit.
+
+    Args:
+        model: The model; its forward is called once for each mode.
+        modes (sequence of `str`): One for each row.
+        arguments (`dict`): The other arguments of its forward. Segment ids of rows in other modes than infill are 0.
+
+    Returns:
+        `dict`: `logits` `(B, kept, V)` and `last_hidden_state` `(B, S, H)`.
+
+    Raises:
+        ValueError: not one mode for each row, or an argument that rows of different modes cannot share.
+    """
+    for mode in modes:
+        check_mode(mode)
+    named = [arguments[name] for name in ("input_ids", "inputs_embeds") if arguments.get(name) is not None]
+    if not named:
+        raise ValueError("Neither `input_ids` nor `inputs_embeds` was given. Pass one of them.")
+    given = named[0]
+    if len(modes) != len(given):
+        raise ValueError(f"`mode` has {len(modes)} entries for a batch of {len(given)} rows. Pass one for each row.")
+    unfit = [name for name in NOT_MIXED if arguments.get(name) not in (None, False)]
+    unfit += [] if arguments.get("target_ids") is None else ["target_ids"]
+    keep = arguments.get("logits_to_keep")
+    if unfit or arguments.get("labels") is not None or (isinstance(keep, torch.Tensor) and keep.dtype == torch.bool):
+        unfit += [name for name in ("labels", "logits_to_keep") if isinstance(arguments.get(name), torch.Tensor)]
+        raise ValueError(f"A batch of mixed modes takes no {', '.join(unfit)}. Call the model once for each mode.")
+    segments = arguments.get("segment_ids")
+    if segments is not None and (not isinstance(segments, torch.Tensor) or segments.dim() != 2):
+        told = f"of shape {tuple(segments.shape)}" if isinstance(segments, torch.Tensor) else type(segments).__name__
+        raise ValueError(f"`segment_ids` is {told}; expected a tensor of shape (batch_size, key_length).")
+    if segments is not None and len(segments) != len(modes):
+        raise ValueError(f"`segment_ids` has {len(segments)} rows for a batch of {len(modes)}. Pass one for each.")
+    others = torch.tensor([mode != "infill" for mode in modes], device=given.device)
+    # Reading a value back would break a compiled graph; there the caller vouches for it.
+    if segments is not None and not torch.compiler.is_compiling() and bool(segments[others].any()):
+        raise ValueError("`segment_ids` has spans in rows that are not in infill mode. Set those rows to 0.")
+    logits: Any = None
+    states: Any = None
+    for mode in [mode for mode in MODES if mode in modes]:
+        rows = torch.tensor([index for index, other in enumerate(modes) if other == mode], device=given.device)
+        part = dict(arguments)
+        for name in PER_ROW:
+            if part.get(name) is not None and len(part[name]) == len(modes):
+                part[name] = part[name][rows]
+        part["segment_ids"] = part["segment_ids"] if mode == "infill" else None
+        output = model(**part, mode=mode)
+        if states is None:
+            states = output.last_hidden_state.new_empty(len(modes), *output.last_hidden_state.shape[1:])
+            logits = output.logits.new_empty(len(modes), *output.logits.shape[1:])
+        # Not in place: the parts may want their gradients.
+        states = states.index_copy(0, rows, output.last_hidden_state)
+        logits = logits.index_copy(0, rows, output.logits)
+    return {"logits": logits, "last_hidden_state": states}
+
+
 __all__ = [
+    "AttentionMode",
     "MASKED_BACKENDS",
     "MODES",
     "PACKED_BACKENDS",
-    "AttentionMode",
     "attention_pattern",
+    "check_labels_are_hidden",
     "check_mode",
     "check_position_ids",
     "check_segment_ids",
+    "forward_mixed_modes",
+    "layer_masks",
     "layer_windows",
     "limit_to_window",
+    "mask_of_call",
     "mode_of_call",
+    "packed_pattern",
     "positions_from_mask",
     "render_for_layers",
     "render_pattern",

@@ -4,42 +4,74 @@
 """
 
 import copy
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
 import torch
-from transformers import GenerationMixin, LlamaForCausalLM, PreTrainedConfig
+from transformers import GenerationMixin, LlamaForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 from transformers.utils import TransformersKwargs, can_return_tuple
 
+from .adapters_magnet import (
+    adapters_for,
+    bind_adapters,
+    forget_deleted_adapter,
+    has_adapter,
+    load_adapter,
+    set_adapter_modes,
+)
 from .attention_magnet import DEFAULT_ATTENTION, MASK_IS_OURS
-from .causal_base_magnet import make_causal
-from .configuration_magnet import MagnetSettings
-from .head_magnet import ContrastiveHead
-from .infilling_magnet import InfillingMixin
-from .labels_magnet import check_labels_are_hidden
-from .masking_magnet import (
-    MASKED_BACKENDS,
+from .checkpoint_magnet import load_model, publishing, save_model
+from .configuration_magnet import (
     AttentionMode,
-    attention_pattern,
+    MagnetSettings,
     check_mode,
+    check_tokenizer_fits,
+    make_causal,
+    resolve_mask_token,
+)
+from .encoding_magnet import (
+    check_whole_number,
+    compare,
+    encode,
+    encode_as,
+    evaluating,
+    hidden_states,
+    infill_batch,
+    pad_token_id,
+    preprocess,
+    probe_attention,
+    sentence_vectors,
+    target_logprobs,
+    to_device,
+    token_budget,
+)
+from .infilling_magnet import InfillingMixin
+from .losses_magnet import TokenLosses, soft_cap, token_losses
+from .masking_magnet import (
+    check_labels_are_hidden,
     check_position_ids,
     check_segment_ids,
-    layer_windows,
+    forward_mixed_modes,
+    mask_of_call,
     mode_of_call,
     positions_from_mask,
-    render_for_layers,
 )
-from .rows_magnet import forward_rows
-from .sources_magnet import TokenizerSource
-from .states_magnet import StatesMixin
-from .token_losses_magnet import TokenLosses, token_losses
-from .words_magnet import WordsMixin
+from .pooling_magnet import ContrastiveHead, Similarity
+from .sources_magnet import CARD, ModelSource, TokenizerSource
+from .tokenization_magnet import context_length
+from .words_magnet import encode_tokens, encode_words
+
+# BOS, a token of text and EOS.
+SHORTEST_ROW = 3
+# Names of the functions below that are methods, too.
+_encode, _encode_tokens, _encode_words, _preprocess = encode, encode_tokens, encode_words, preprocess
 
 
 def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-    """The states that logits are wanted of: as in transformers from 5.21 on."""
+    """Select the hidden states that logits are wanted of, as transformers does from 5.21 on."""
     if isinstance(logits_to_keep, int):
         return hidden_states[:, -logits_to_keep:]
     if logits_to_keep.ndim == 1:
@@ -51,7 +83,7 @@ def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torc
 
 @dataclass
 class MagnetCausalLMOutput(CausalLMOutputWithPast):
-    """`CausalLMOutputWithPast` with the states that embeddings are read from, and what became of `target_ids`.
+    """`CausalLMOutputWithPast` with the hidden states that embeddings are read from, and the losses of `target_ids`.
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
@@ -69,9 +101,9 @@ class MagnetCausalLMOutput(CausalLMOutputWithPast):
 
 @dataclass
 class MagnetModelOutput(ModelOutput):
-    """The fields of `MagnetCausalLMOutput`, states before logits, as the outputs of `AutoModel` have them.
+    """The fields of `MagnetCausalLMOutput`, hidden states before logits, as the outputs of `AutoModel` have them.
 
-    Whatever takes the first entry of an output, such as the pipeline for feature extraction, gets the states.
+    Whatever takes the first entry of an output, such as the pipeline for feature extraction, gets the hidden states.
     """
 
     loss: torch.FloatTensor | None = None
@@ -84,37 +116,53 @@ class MagnetModelOutput(ModelOutput):
     token_hits: torch.BoolTensor | None = None
 
 
-class MagnetMixin(WordsMixin, InfillingMixin):
+class MagnetMixin(InfillingMixin):
     """Three attention modes, `encode`, `infill` and the checkpoint format for any decoder of transformers.
 
-    Put it in front of a `...ForCausalLM` class whose layers all attend to the full sequence:
+    Put it in front of a `...ForCausalLM` class whose layers have full or sliding attention:
 
         >>> from transformers import GenerationMixin, MistralForCausalLM
         >>> class MagnetMistralForCausalLM(MagnetMixin, MistralForCausalLM, GenerationMixin):
         ...     pass
 
-    The last is a base of the second already; but where remote code does not name it, transformers makes a new class of
-    each load, whose models cannot be pickled: sentence-transformers could start no processes.
+    `GenerationMixin` is a base of the second class already; but where remote code does not name it, transformers makes
+    a new class on each load, whose models cannot be pickled, and sentence-transformers could not start processes.
 
     The mode is an argument of each call, so that threads can share one model: no call writes to the config, nor, in
-    evaluation mode, to the model.
+    evaluation mode, to the model. Most methods only call a function that takes the model and is defined in the file
+    of its subject.
     """
+
+    # The contrastive head has a file of its own, so the main weights never hold it.
+    _keys_to_ignore_on_load_missing = [r"^sscl_head\."]
+
+    config: Any
+    sscl_head: ContrastiveHead
+    _tokenizer_source: TokenizerSource
+    # Where the weights came from, which an adapter is stored with, and the size of the vocabulary there.
+    _weights_source: ModelSource | None = None
+    _stored_vocab_size: int | None = None
+    _card: str | None = None
+    _card_source: ModelSource | None = None
+    # The adapters whose layers take part in `set_adapter_modes`: peft may add others without telling.
+    _bound_adapters: tuple[str, ...] = ()
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         # A config object may be shared with other models; ours is changed here, once, and by no call afterwards.
         config = copy.deepcopy(config)
         # `is_causal: false` is how sentence-transformers opens a decoder as an encoder. It picks our default mode and
-        # then goes: the library would otherwise write to the config during every forward, which is not thread-safe.
+        # is then removed: the library would otherwise write to the config during every forward, which is not
+        # thread-safe.
         opened_as_encoder = config.__dict__.pop("is_causal", True) is False
-        settings = MagnetSettings.from_dict(getattr(config, "magnet", None) or {})
+        settings = MagnetSettings.of(config)
         opened_as_encoder |= make_causal(config, settings, opened_as_encoder=opened_as_encoder)
-        config.magnet = settings.to_dict()
+        settings.store(config)
         chooses_attention = config._attn_implementation is not None
         super().__init__(config, *args, **kwargs)
         if not chooses_attention and self.config._attn_implementation == "sdpa":
             self.config._attn_implementation = DEFAULT_ATTENTION
         self._tokenizer_source = TokenizerSource(config._name_or_path)
-        self._probed = set()
+        self._probed: set[tuple[str, ...]] = set()
         self.default_mode: AttentionMode = "bidirectional" if opened_as_encoder else "causal"
         # An Auto class registers itself with a remote class just before it opens a model of it.
         self._output_class: Any = MagnetModelOutput if self._auto_class == "AutoModel" else MagnetCausalLMOutput
@@ -139,107 +187,75 @@ class MagnetMixin(WordsMixin, InfillingMixin):
         num_targets: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MagnetCausalLMOutput | MagnetModelOutput:
-        """The parent's forward with a mode. What is not listed here is the parent's.
+        """Run the parent's forward in a mode. Arguments that are not listed are the parent's.
 
         Args:
-            attention_mask (`torch.Tensor` of shape `(batch_size, key_length)`, *optional*):
-                1 for real tokens and 0 for padding, on either side; cached tokens included.
-            position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Outside causal mode they default to counting real tokens; in causal mode to the parent's choice.
-            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
-                As in transformers: the last so many positions (0: all), a 1-D tensor of positions, or a boolean
-                `(batch_size, sequence_length)` mask, for which the logits come as `(num_true, vocab_size)` and the
-                head runs nowhere else.
-            mode (`str` or sequence of `str`, *optional*):
-                One for the call, or one for each row: then each mode runs once, on its rows, without a cache.
-                `"causal"`: bit for bit the parent. `"bidirectional"`: every token sees every token. `"infill"`:
-                context tokens see the context, span tokens see the context and their own span's past. Defaults to
-                causal; in a model opened as an encoder (`is_causal: false`, as sentence-transformers does) to
-                bidirectional, and then without logits. An adapter can be bound to modes: `set_adapter_modes`.
-                Transformers' own `is_causal` says it, too: `True` for causal, `False` for bidirectional.
-            segment_ids (`torch.LongTensor` of shape `(batch_size, key_length)`, *optional*):
-                For infill mode only, and needed there: 0 for context, k >= 1 for the k-th span; cached tokens
-                included.
-            target_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                What each position is to predict, already shifted, or -100; `(k, batch_size, sequence_length)` where
-                a position may have k targets. Instead of logits there are then `token_losses`, for which the head
-                runs on a few positions at a time.
-            num_targets (`int`, *optional*):
-                How many targets are set, or an upper limit. Without it a GPU has to be waited for.
-
-        Returns:
-            `MagnetCausalLMOutput`: with `logits` or `token_losses`, and `last_hidden_state`. Of a model that
-            `AutoModel` opened, the same fields with the states first: `MagnetModelOutput`.
+            position_ids: Outside causal mode they count real tokens by default; in causal mode the parent chooses.
+            logits_to_keep: As in transformers, or a boolean `(B, S)` mask, for logits `(num_true, vocab_size)`.
+            mode (`str`, or a sequence of one for each row, *optional*): `"causal"`: bit for bit the parent.
+                `"bidirectional"`: every token sees every token. `"infill"`: context tokens see the context, span
+                tokens see the context and their own span's past. Defaults to causal; in a model that was opened as an
+                encoder (`is_causal: false`) to bidirectional without logits. `is_causal` of transformers is read, too.
+            segment_ids (`torch.LongTensor` of shape `(B, KV)`): In infill mode: 0 for context, k >= 1 for the k-th
+                span; cached tokens included.
+            target_ids (`torch.LongTensor` of shape `(B, S)` or `(K, B, S)`): What each position is to predict, or
+                -100. Gives `token_losses` instead of logits, a few positions at a time.
+            num_targets (`int`): At least how many targets are set; without it a GPU is waited for.
 
         Raises:
-            ValueError: unknown mode, an `is_causal` or segment ids that do not fit it, labels that their predictors
-                see, or a back-end that cannot do it.
+            ValueError: a mode, segment ids, labels or a back-end that do not fit together.
         """
         mode = mode_of_call(mode, kwargs.pop("is_causal", None))
-        arguments: dict[str, Any] = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids} | {
             "past_key_values": past_key_values,
             "inputs_embeds": inputs_embeds,
-            "labels": labels,
             "use_cache": use_cache,
-            "logits_to_keep": logits_to_keep,
-            "segment_ids": segment_ids,
+        }
+        outcome = {"labels": labels, "logits_to_keep": logits_to_keep} | {
             "target_ids": target_ids,
             "num_targets": num_targets,
-            **kwargs,
         }
         if mode is not None and not isinstance(mode, str):
-            return self._output_class(**forward_rows(self, [str(one) for one in mode], arguments))  # type: ignore[misc]
+            arguments = {**inputs, **outcome, "segment_ids": segment_ids, **kwargs}
+            rows: Any = forward_mixed_modes(self, [str(one) for one in mode], arguments)
+            return self._output_class(**rows)  # type: ignore[no-any-return]
         wants_logits = mode is not None or labels is not None or self.default_mode == "causal"
-        wants_logits = wants_logits and (target_ids is None or labels is not None)
         chosen = self.default_mode if mode is None else mode
         check_mode(chosen)
-        with self._adapters_for(chosen):
-            return self._forward_in_mode(chosen, wants_logits=wants_logits, **arguments)
+        with adapters_for(self, chosen):  # the head may have an adapter, too
+            outputs = self._run_in_mode(chosen, segment_ids, labels, **inputs, **kwargs)
+            return self._read_outputs(outputs, wants_logits=wants_logits, **outcome, **kwargs)
 
-    def _forward_in_mode(
+    def _run_in_mode(
         self,
         mode: AttentionMode,
+        segment_ids: torch.Tensor | None,
+        labels: torch.Tensor | None,
         *,
-        wants_logits: bool,
         input_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         position_ids: torch.Tensor | None,
         past_key_values: Any | None,
         inputs_embeds: torch.Tensor | None,
-        labels: torch.LongTensor | None,
         use_cache: bool | None,
-        logits_to_keep: int | torch.Tensor,
-        segment_ids: torch.LongTensor | None,
-        target_ids: torch.LongTensor | None,
-        num_targets: int | None,
         **kwargs: Any,
-    ) -> MagnetCausalLMOutput | MagnetModelOutput:
-        """The whole batch in one mode."""
+    ) -> Any:
+        """Complete and check the inputs of a whole batch in one mode, and run the decoder."""
+        given_ids, padding_mask = input_ids, attention_mask
         if mode == "causal":
             check_segment_ids(segment_ids, mode=mode, expected_shape=(0, 0))
         else:
-            given_ids = input_ids
             if inputs_embeds is None:
-                inputs_embeds = self.get_input_embeddings()(input_ids)
-                input_ids = None
+                inputs_embeds, input_ids = self.get_input_embeddings()(input_ids), None
             past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
             if past_key_values is not None and past_key_values.is_compileable:
                 raise ValueError(
                     f"`past_key_values` is a {type(past_key_values).__name__}, whose free slots mode={mode!r} would "
                     "attend to. Pass a DynamicCache."
                 )
-            if position_ids is not None:
-                check_position_ids(position_ids, expected_shape=(inputs_embeds.shape[0], inputs_embeds.shape[1]))
-            elif isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
-                position_ids = positions_from_mask(attention_mask, query_length=inputs_embeds.shape[1])
-            if position_ids is None:
-                position_ids = past_length + torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None]
+            position_ids = _positions(position_ids, padding_mask, inputs_embeds, past_length)
             # A cache costs memory that a single bidirectional pass never reads: only on request.
             use_cache = past_key_values is not None if use_cache is None else use_cache
-            padding_mask = attention_mask
             attention_mask = self._prepare_4d_causal_attention_mask(
                 padding_mask,
                 inputs_embeds.shape[:2],
@@ -250,34 +266,55 @@ class MagnetMixin(WordsMixin, InfillingMixin):
                 mode=mode,
             )
             if labels is not None:
-                check_labels_are_hidden(
-                    labels,
-                    mode=mode,
-                    input_ids=given_ids,
-                    inputs_embeds=inputs_embeds,
-                    embed=self.get_input_embeddings(),
-                    shift_labels=kwargs.get("shift_labels"),
-                    attention_mask=padding_mask,
-                    segment_ids=segment_ids,
-                    mask_token_id=self.config.magnet["mask_token_id"],
-                )
-        outputs = self.base_model(
+                self._check_labels(labels, mode, given_ids, inputs_embeds, padding_mask, segment_ids, kwargs)
+        return self.run_decoder(
+            mode,
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            **({} if mode == "causal" else {MASK_IS_OURS: True}),
             **kwargs,
         )
+
+    def run_decoder(self, mode: AttentionMode, *, attention_mask: Any, **inputs: Any) -> Any:
+        """Run the decoder below the LM head: the one place where a forward, packed rows and decoding steps do.
+
+        Args:
+            mode (`str`): Of the call; the adapter is on or off by it.
+            attention_mask: In causal mode the parent's; in the others what `layer_masks` renders.
+            inputs: The parent's.
+
+        Returns:
+            `BaseModelOutputWithPast`: of the decoder.
+        """
+        if mode != "causal":
+            inputs[MASK_IS_OURS] = True
+        with adapters_for(self, mode):
+            return self.base_model(attention_mask=attention_mask, **inputs)
+
+    def _read_outputs(
+        self,
+        outputs: Any,
+        *,
+        wants_logits: bool,
+        labels: torch.Tensor | None,
+        logits_to_keep: int | torch.Tensor,
+        target_ids: torch.Tensor | None,
+        num_targets: int | None,
+        **kwargs: Any,
+    ) -> MagnetCausalLMOutput | MagnetModelOutput:
+        """Make logits and losses of the decoder's outputs."""
         hidden_states = outputs.last_hidden_state  # (B, S, H)
-        logits = self._project(slice_logits_to_keep(hidden_states, logits_to_keep)) if wants_logits else None
-        targets: Any = None if target_ids is None else self._token_losses(hidden_states, target_ids, num_targets)
-        loss = None
+        logits, loss, targets = None, None, None
+        if wants_logits and (target_ids is None or labels is not None):
+            logits = self._project(slice_logits_to_keep(hidden_states, logits_to_keep))
+        if target_ids is not None:
+            targets = self._token_losses(hidden_states, target_ids, num_targets)
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return self._output_class(
+        found: MagnetCausalLMOutput | MagnetModelOutput = self._output_class(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
@@ -287,12 +324,36 @@ class MagnetMixin(WordsMixin, InfillingMixin):
             token_losses=None if targets is None else targets.losses,
             token_hits=None if targets is None else targets.hits,
         )
+        return found
+
+    def _check_labels(
+        self,
+        labels: torch.Tensor,
+        mode: AttentionMode,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        segment_ids: torch.Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Refuse labels that their own predictors see."""
+        check_labels_are_hidden(
+            labels,
+            mode=mode,
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            embed=self.get_input_embeddings(),
+            shift_labels=kwargs.get("shift_labels"),
+            attention_mask=attention_mask,
+            segment_ids=segment_ids,
+            mask_token_id=MagnetSettings.value(self.config, "mask_token_id"),
+        )
 
     def _token_losses(
         self, hidden_states: torch.Tensor, target_ids: torch.Tensor, num_targets: int | None
     ) -> TokenLosses:
-        """Cross entropy of the targets, by the shortest way that this family's head allows."""
-        is_plain = type(self)._project is StatesMixin._project
+        """Compute the cross entropy of the targets, by the shortest way that this family's head allows."""
+        is_plain = type(self)._project is MagnetMixin._project
         return token_losses(
             hidden_states,
             target_ids,
@@ -302,6 +363,14 @@ class MagnetMixin(WordsMixin, InfillingMixin):
             softcap=self._softcap() if is_plain else None,
             num_targets=num_targets,
         )
+
+    def _project(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Project hidden states `(..., H)` to logits `(..., V)`; a family with more than a head overrides this."""
+        return soft_cap(self.get_output_embeddings()(hidden_states), self._softcap())
+
+    def _softcap(self) -> float | None:
+        """Return the soft limit of the logits' size; a family whose config may have one overrides this."""
+        return None
 
     def _prepare_4d_causal_attention_mask(
         self,
@@ -315,78 +384,42 @@ class MagnetMixin(WordsMixin, InfillingMixin):
         segment_ids: torch.Tensor | None = None,
         mode: AttentionMode = "causal",
     ) -> Any:
-        """The mask of a mode, in the form the active attention back-end needs.
+        """Return the mask of a mode, in the form that the active attention back-end needs: see `mask_of_call`.
 
         Args:
-            attention_mask (`torch.Tensor` of shape `(batch_size, key_length)`, *optional*): Zero for padding.
-            input_shape (`tuple[int, int]`): `(batch_size, query_length)` of this call.
-            inputs_embeds (`torch.Tensor`): Gives dtype and device.
+            attention_mask (`torch.Tensor` of shape `(B, KV)`, *optional*): Zero for padding.
+            input_shape (`tuple[int, int]`): `(B, Q)` of this call.
+            inputs_embeds (`torch.Tensor` of shape `(B, Q, H)`): Gives dtype and device.
             past_key_values_length (`int`): Tokens already in the cache.
-            sliding_window (`int`, *optional*): Kept for the classic signature; the config says which layers have one.
-            position_ids (`torch.LongTensor` of shape `(batch_size or 1, query_length)`, *optional*): For layers with
-                a window, which reaches as far ahead as it reaches back.
-            segment_ids (`torch.LongTensor` of shape `(batch_size, key_length)`, *optional*): In infill mode.
-            mode (`str`): In causal mode the given mask comes back unchanged: the parent knows what to do with it.
-
-        Returns:
-            Eager: floats, 0 or the dtype's minimum; SDPA: booleans; both `(batch_size, 1, query_length, key_length)`.
-            Flex attention: a `BlockMask`. A decoder with two kinds of layers: a `dict` with one for each kind.
+            sliding_window: Of the classic signature; the config says which layers have one.
+            position_ids, segment_ids, mode: As in `forward`. In causal mode the given mask comes back unchanged.
 
         Raises:
-            ValueError: shapes that do not agree, a back-end without a rendering, layers that the modes are not
-                defined for, or a cache in a model with windows, which does not know the positions of its tokens.
+            ValueError: shapes that do not agree, or a back-end, layers or a cache that the mode is not defined for.
         """
         check_mode(mode)
-        batch_size, query_length = input_shape
-        key_length = past_key_values_length + query_length
-        check_segment_ids(segment_ids, mode=mode, expected_shape=(batch_size, key_length))
+        key_length = past_key_values_length + input_shape[1]
+        check_segment_ids(segment_ids, mode=mode, expected_shape=(input_shape[0], key_length))
         if mode == "causal":
             return attention_mask
-        implementation = self.config._attn_implementation
-        if implementation not in (*MASKED_BACKENDS, DEFAULT_ATTENTION):
-            raise ValueError(
-                f"Attention back-end {implementation!r} cannot do mode={mode!r}: it takes no such mask. Load the "
-                f"model with attn_implementation set to one of {', '.join(MASKED_BACKENDS)}."
-            )
         if sliding_window is not None:
             raise ValueError(f"`sliding_window={sliding_window}` is not supported with mode={mode!r}. Pass None.")
-        windows = layer_windows(self.config)
-        if past_key_values_length and any(window is not None for window in windows.values()):
-            raise ValueError(
-                f"A cache of {past_key_values_length} tokens was given to a model with sliding windows; mode={mode!r} "
-                "needs the positions of all tokens for them. Pass all tokens at once, or use `model.infill`."
-            )
-        if implementation == "flex_attention" and self.training and inputs_embeds.device.type == "cpu":
-            raise ValueError(
-                "flex_attention has no backward pass on the CPU. Train with attn_implementation='sdpa', or call "
-                "`model.eval()` for inference."
-            )
-        if attention_mask is not None:
-            is_tensor = isinstance(attention_mask, torch.Tensor)
-            given = f"has shape {tuple(attention_mask.shape)}" if is_tensor else f"is {type(attention_mask).__name__}"
-            if not is_tensor or attention_mask.shape != (batch_size, key_length):
-                raise ValueError(
-                    f"`attention_mask` {given}; mode={mode!r} expects a tensor of shape {(batch_size, key_length)}, "
-                    "cached tokens included. Pass the 2-D padding mask."
-                )
-        if segment_ids is None:
-            segment_ids = torch.zeros(batch_size, key_length, dtype=torch.long, device=inputs_embeds.device)
-        pattern = attention_pattern(segment_ids, query_length=query_length, attention_mask=attention_mask)
-        if position_ids is None:
-            position_ids = torch.arange(key_length, device=inputs_embeds.device)[None, past_key_values_length:]
-        return render_for_layers(
-            pattern,
-            windows=windows,
-            query_positions=position_ids,
-            key_positions=position_ids,
-            implementation=implementation,
-            dtype=inputs_embeds.dtype,
+        return mask_of_call(
+            self.config,
+            mode=mode,
+            attention_mask=attention_mask,
+            segment_ids=segment_ids,
+            position_ids=position_ids,
+            input_shape=(input_shape[0], input_shape[1]),
+            past_length=past_key_values_length,
+            inputs_embeds=inputs_embeds,
+            is_training=self.training,
         )
 
     def prepare_inputs_for_generation(
         self, *args: Any, inputs_embeds: torch.Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """The parent's inputs; generation is causal, also in a model that was opened as an encoder.
+        """Prepare the parent's inputs; generation is causal, also in a model that was opened as an encoder.
 
         `inputs_embeds` is named because `generate` looks for it in this signature.
         """
@@ -398,8 +431,326 @@ class MagnetMixin(WordsMixin, InfillingMixin):
             )
         if inputs_embeds is not None:
             kwargs["inputs_embeds"] = inputs_embeds
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
         return {**inputs, "mode": "causal"}
+
+    # Embeddings. These functions take the model first, so that they are methods as they are.
+
+    encode = _encode
+    encode_tokens = _encode_tokens
+    encode_words = _encode_words
+    preprocess = _preprocess
+
+    def encode_query(
+        self, inputs: str | Sequence[str] | None = None, prompt_name: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Encode queries: with the stored prompt `query`, where there is one and no other is asked for.
+
+        Args:
+            inputs (`str` or `list[str]`): Queries.
+            prompt_name, kwargs: As in `encode`.
+        """
+        return encode_as(self, "query", inputs, prompt_name, **kwargs)
+
+    def encode_document(
+        self, inputs: str | Sequence[str] | None = None, prompt_name: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Encode documents: with the stored prompt `document`, where there is one and no other is asked for.
+
+        Args:
+            inputs (`str` or `list[str]`): Documents.
+            prompt_name, kwargs: As in `encode`.
+        """
+        return encode_as(self, "document", inputs, prompt_name, **kwargs)
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
+        """Compare every embedding of one set with every one of another, by the model's similarity.
+
+        Args:
+            embeddings1, embeddings2 (`numpy.ndarray` or `torch.Tensor` of shape `(N, H)` and `(M, H)`): Embeddings.
+
+        Returns:
+            `torch.FloatTensor` of shape `(N, M)`; larger is more alike.
+        """
+        return compare(self, embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
+        """Compare each embedding of one set with the one in the same row of another, by the model's similarity.
+
+        Args:
+            embeddings1, embeddings2 (`numpy.ndarray` or `torch.Tensor` of shape `(N, H)`): Embeddings.
+
+        Returns:
+            `torch.FloatTensor` of shape `(N,)`; larger is more alike.
+        """
+        return compare(self, embeddings1, embeddings2, pairwise=True)
+
+    def tokenize(self, texts: Sequence[str], **kwargs: Any) -> dict[str, torch.Tensor]:
+        """Call `preprocess`, whose older name this is."""
+        return preprocess(self, texts, **kwargs)
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The stored prompts by name. Change them in place, or set a new `dict`."""
+        prompts: dict[str, str] = MagnetSettings.value(self.config, "prompts")
+        return prompts
+
+    @prompts.setter
+    def prompts(self, prompts: Mapping[str, str]) -> None:
+        MagnetSettings.update(self.config, prompts=dict(prompts))
+
+    @property
+    def default_prompt_name(self) -> str | None:
+        """Name of the prompt that `encode` uses unless another is asked for; `None` for no prompt."""
+        name: str | None = MagnetSettings.value(self.config, "default_prompt_name")
+        return name
+
+    @default_prompt_name.setter
+    def default_prompt_name(self, name: str | None) -> None:
+        MagnetSettings.update(self.config, default_prompt_name=name)
+
+    @property
+    def similarity_fn_name(self) -> Similarity:
+        """How `similarity` compares: `"cosine"`, `"dot"`, `"euclidean"` or `"manhattan"`."""
+        name: Similarity = MagnetSettings.value(self.config, "similarity_fn_name")
+        return name
+
+    @similarity_fn_name.setter
+    def similarity_fn_name(self, name: Any) -> None:
+        # sentence-transformers also takes a member of its enumeration, whose value is the name.
+        MagnetSettings.update(self.config, similarity_fn_name=getattr(name, "value", name))
+
+    @property
+    def max_seq_length(self) -> int:
+        """Longest row of `encode` in tokens, BOS, prompt and EOS included; longer texts are cut.
+
+        Setting it writes to the tokenizer's `model_max_length`, as sentence-transformers does.
+        """
+        return context_length(self.config, self.tokenizer)
+
+    @max_seq_length.setter
+    def max_seq_length(self, length: int) -> None:
+        check_whole_number(length, name="max_seq_length", least=SHORTEST_ROW)
+        context = self.config.max_position_embeddings
+        if length > context:
+            raise ValueError(f"`max_seq_length` is {length}; the model has a context of {context} tokens.")
+        self.tokenizer.model_max_length = int(length)
+
+    def get_embedding_dimension(self) -> int:
+        """Return the number of dimensions of an embedding."""
+        width: int = self.config.hidden_size
+        return width
+
+    def get_sentence_embedding_dimension(self) -> int:
+        """Call `get_embedding_dimension`, whose older name this is."""
+        return self.get_embedding_dimension()
+
+    # Adapters.
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter of peft is attached, by transformers or by a `PeftModel` around this model."""
+        return has_adapter(self)
+
+    def set_adapter_modes(self, modes: Sequence[AttentionMode] | None) -> None:
+        """Choose the modes in which the adapter is on.
+
+        With `["bidirectional", "infill"]` generation is the base model's, bit for bit, while the same weights in
+        memory encode and infill with the adapter. Each call decides, so that threads can mix modes. The choice is
+        stored with the adapter.
+
+        Args:
+            modes (sequence of `str`, *optional*): `None` for every mode.
+
+        Raises:
+            ValueError: an unknown mode, or an adapter that changes the base's own weights or cannot be left out of a
+                call.
+        """
+        set_adapter_modes(self, modes)
+
+    def load_adapter(self, peft_model_id: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Load an adapter as transformers does; a directory of ours brings the settings that are stored with it.
+
+        Raises:
+            ValueError: the adapter is of another base or not in safetensors, or its tensors do not fit. The model is
+                then as it was.
+        """
+        return load_adapter(self, super().load_adapter, peft_model_id, *args, **kwargs)
+
+    def add_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Add an adapter as transformers does; a model that is bound to modes binds it as well."""
+        super().add_adapter(*args, **kwargs)
+        if MagnetSettings.value(self.config, "adapter_modes") is not None:
+            bind_adapters(self)
+
+    def delete_adapter(self, adapter_names: list[str] | str) -> None:
+        """Delete adapters as transformers does; without its last one the model is the base again."""
+        super().delete_adapter(adapter_names)
+        forget_deleted_adapter(self)
+
+    # Loading and saving.
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *model_args: Any, mask_token: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Load a MAGNET checkpoint, a plain decoder with default settings, or an adapter of peft over either.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): Directory or Hub id of the model or the adapter.
+            mask_token (`str`, *optional*): For a plain decoder, the token that hides a context token; defaults to
+                the tokenizer's own, else to an underscore.
+            kwargs: As in transformers. Revision, token and subfolder reach the tokenizer, too; of an adapter, revision
+                and subfolder are the adapter's own, and its base is read at the `revision` of adapter_config.json.
+                With `gguf_file`, weights, config and tokenizer are those of that file, de-quantised.
+
+        Raises:
+            ValueError: another architecture, files that are missing, damaged or pickles, tensors that do not fit, or a
+                vocabulary without a mask token. What transformers raises for its own arguments is raised as it is.
+        """
+        if kwargs.get("use_safetensors") is False:
+            raise ValueError(
+                "`use_safetensors=False` asks for a pickle, which is never read here. Leave it out; convert the "
+                "weights where you trust them: load them with the stock class and `save_pretrained`."
+            )
+        path, load = pretrained_model_name_or_path, super().from_pretrained
+        if path is None:  # weights in memory
+            return load(None, *model_args, **kwargs)
+        return load_model(cls, load, path, *model_args, mask_token=mask_token, **kwargs)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Any] | None = None,
+        push_to_hub: bool = False,
+        *,
+        merge_adapter: bool = False,
+        dtype: torch.dtype | str | None = None,
+        verify: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Save a checkpoint, or the adapter of a model that has one: all of it or nothing.
+
+        A checkpoint is the stock class's weights, config, code, tokenizer and sentence-transformers sidecars; a
+        contrastive head has its own file. An adapter is the files of peft with our settings and the tokenizer. With
+        the package installed, files are written beside the target and moved into place, the config last; otherwise
+        they are copied. In a model that sentence-transformers saves, card and sidecars are that library's.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): Created, or overwritten file by file.
+            is_main_process (`bool`, defaults to `True`): Whether this process writes.
+            state_dict (`dict`, *optional*): Weights to write instead of the model's own.
+            merge_adapter (`bool`, defaults to `False`): Save a whole checkpoint with the adapter merged into it, in
+                float32, and leave the model as it is.
+            dtype (`torch.dtype` or `str`, *optional*): What the weights are written in; defaults to their own.
+            verify (`bool`, *optional*): Whether to load what was written and compare it to this model before it is
+                moved into place. Done by default where weights were merged or changed their dtype.
+            kwargs: As in transformers (`max_shard_size` and so on).
+
+        Raises:
+            ValueError: a target that cannot be written, `push_to_hub=True`, an adapter that cannot be merged, a
+                tokenizer that is gone, or files that do not say what the model says.
+        """
+        if push_to_hub:
+            raise ValueError("`push_to_hub=True` is not supported here. Call `model.push_to_hub(repo_id)` instead.")
+
+        def stock_save(host: Any, *args: Any, **kwargs: Any) -> None:
+            super().save_pretrained(*args, **kwargs)
+
+        given: dict[str, Any] = {"is_main_process": is_main_process, "state_dict": state_dict, **kwargs}
+        save_model(self, stock_save, save_directory, merge_adapter=merge_adapter, dtype=dtype, verify=verify, **given)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """Save the model and upload it to a repository of the Hub, which is created where there is none.
+
+        A model card that was written by hand is kept: that of the repository first, then that of the directory the
+        model came from, unless `model.card` was set; otherwise one is written from the model. Without the package
+        installed, transformers' own `push_to_hub` uploads what `save_pretrained` writes.
+
+        Args:
+            repo_id (`str`): Name on the Hub, such as `me/mine`.
+            options: `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr` and `tags` as
+                in transformers; `max_shard_size`, `merge_adapter` and `dtype` as in `save_pretrained`.
+
+        Returns:
+            `CommitInfo`: of `huggingface_hub`.
+
+        Raises:
+            ValueError: the Hub refuses, with its reason, or the model cannot be saved.
+        """
+        if publishing is None:
+            return super().push_to_hub(repo_id, **options)
+        return publishing.push_model(self, repo_id, **options)
+
+    @property
+    def magnet_settings(self) -> MagnetSettings:
+        """The validated settings of `config.magnet`: a copy."""
+        return MagnetSettings.of(self.config)
+
+    @property
+    def card(self) -> str | None:
+        """The model card, content of README.md: the one that was set, else that of where this model came from.
+
+        Without one, `save_pretrained` writes a card from the model, unless somebody's own lies there. The card
+        of an adapter is not that of the model it is merged into, nor the other way round.
+        """
+        if self._card is not None or self._card_source is None:
+            return self._card
+        return self._card_source.read_text(CARD)
+
+    @card.setter
+    def card(self, text: str | None) -> None:
+        self._card = text
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the checkpoint, loaded on first use, or the one that was set.
+
+        Raises:
+            ValueError: there is none where the model came from.
+        """
+        tokenizer = self._tokenizer_source.find()
+        if tokenizer is None:
+            raise ValueError(
+                f"No tokenizer at {self._tokenizer_source.path!r}, where the model came from. "
+                "Set one: `model.tokenizer = AutoTokenizer.from_pretrained(...)`."
+            )
+        return tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        check_tokenizer_fits(tokenizer, self.config.vocab_size)
+        self._tokenizer_source.tokenizer = tokenizer
+        if MagnetSettings.value(self.config, "mask_token_id") is None:
+            mask_token, mask_token_id = resolve_mask_token(tokenizer)
+            MagnetSettings.update(self.config, mask_token=mask_token, mask_token_id=mask_token_id)
+
+    # What the infill side, the trainer and the examples call as methods.
+    _adapters_for = adapters_for
+    _batch_tokens = token_budget
+    _evaluating = evaluating
+    _infill_batch = infill_batch
+    _pad_token_id = pad_token_id
+    _probe_attention = probe_attention
+    _row_states = hidden_states
+    _sentence_vectors = sentence_vectors
+    _target_logprobs = target_logprobs
+    _to_device = to_device
+
+
+def _positions(
+    position_ids: Any, attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor, past_length: int
+) -> torch.Tensor:
+    """Return the given positions, or those that count real tokens, or all tokens where no mask says which are real."""
+    batch_size, length = inputs_embeds.shape[:2]
+    if position_ids is not None:
+        check_position_ids(position_ids, expected_shape=(batch_size, length))
+        given: torch.Tensor = position_ids
+        return given
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
+        return positions_from_mask(attention_mask, query_length=length)
+    return past_length + torch.arange(length, device=inputs_embeds.device)[None]
 
 
 class MagnetLlamaForCausalLM(MagnetMixin, LlamaForCausalLM, GenerationMixin):

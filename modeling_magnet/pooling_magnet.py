@@ -3,9 +3,11 @@
 Shapes: B texts, S tokens in the longest, H hidden size.
 """
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
+from torch import nn
 
 Pooling = Literal["last", "mean", "weighted_mean"]
 POOLINGS = get_args(Pooling)
@@ -14,21 +16,18 @@ POOLINGS = get_args(Pooling)
 def pool_states(
     hidden_states: torch.Tensor, attention_mask: torch.Tensor, *, pooling: Pooling, prompt_length: int = 0
 ) -> torch.Tensor:
-    """One vector per text, in float32.
+    """Pool the hidden states of each text to one float32 vector, by sentence-transformers' rules.
 
     Args:
         hidden_states (`torch.FloatTensor` of shape `(B, S, H)`): Output of the last layer.
         attention_mask (`torch.Tensor` of shape `(B, S)`): Nonzero for real tokens; padding on either side.
-        pooling (`str`): `"last"`: the last real token, which is EOS. `"mean"`: over all real tokens, EOS included.
-            `"weighted_mean"`: the same with weights 1, 2, 3, ... by position.
-        prompt_length (`int`, defaults to 0): So many tokens in front, BOS included, are left out of a mean; positions
-            go on counting them. The last token always counts, also in a row that is no longer than that.
+        pooling (`str`): `"last"`: the last real token, EOS. `"mean"`: all real tokens. `"weighted_mean"`: the same
+            with weights 1, 2, 3, ... by position.
+        prompt_length (`int`, defaults to 0): Tokens in front, BOS included, that a mean leaves out; the last token
+            always counts.
 
     Returns:
-        `torch.FloatTensor` of shape `(B, H)`; the mean of a row that is padding alone is 0.
-
-    Raises:
-        ValueError: unknown pooling.
+        `torch.FloatTensor` of shape `(B, H)`; the mean of a row without real tokens is 0.
 
     Source: Muennighoff 2022 (SGPT, https://huggingface.co/papers/2202.08904) for the weighted mean.
 
@@ -50,27 +49,190 @@ def pool_states(
 
 
 def last_token_states(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """The state of each row's last real token, wherever the padding is.
-
-    Args:
-        hidden_states (`torch.FloatTensor` of shape `(B, S, H)`): Output of the last layer.
-        attention_mask (`torch.Tensor` of shape `(B, S)`): Nonzero for real tokens.
-
-    Returns:
-        `torch.FloatTensor` of shape `(B, H)`.
-    """
+    """Return the hidden state `(B, H)` of each row's last real token, wherever the padding is."""
     last = attention_mask.shape[1] - 1 - attention_mask.bool().flip(-1).long().argmax(-1)  # (B,)
     return hidden_states[torch.arange(len(hidden_states), device=hidden_states.device), last]
 
 
 def check_pooling(pooling: str) -> None:
-    """Refuse a pooling that does not exist.
-
-    Raises:
-        ValueError: naming those that do.
-    """
+    """Refuse a pooling that does not exist."""
     if not isinstance(pooling, str) or pooling not in POOLINGS:
         raise ValueError(f"`pooling` is {pooling!r}; expected one of {list(POOLINGS)}.")
 
 
-__all__ = ["POOLINGS", "Pooling", "check_pooling", "last_token_states", "pool_states"]
+Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
+SIMILARITIES = get_args(Similarity)
+
+
+def similarity_matrix(left: Any, right: Any, *, name: Similarity) -> torch.Tensor:
+    """Compare every embedding of one set with every one of another.
+
+    Args:
+        left, right (`numpy.ndarray` or `torch.Tensor` of shape `(N, H)` and `(M, H)`, or `(H,)`): Embeddings.
+        name (`str`): `"cosine"`, `"dot"`, or the negative of a distance: `"euclidean"`, `"manhattan"`.
+
+    Returns:
+        `torch.FloatTensor` of shape `(N, M)`, in float32.
+
+    Raises:
+        ValueError: an unknown name, inputs that are not numbers, or widths that differ.
+
+    Example:
+
+        >>> similarity_matrix([[3.0, 4.0]], [[0.0, 5.0], [3.0, 4.0], [6.0, 8.0]], name="dot").tolist()
+        [[20.0, 25.0, 50.0]]
+    """
+    left, right = _comparable(left, right, name=name)
+    if name == "euclidean":
+        return -torch.cdist(left, right)
+    if name == "manhattan":
+        return -torch.cdist(left, right, p=1)
+    return left @ right.T
+
+
+def similarity_pairs(left: Any, right: Any, *, name: Similarity) -> torch.Tensor:
+    """Compare each embedding of one set with the one in the same row of another: `(N,)`, as `similarity_matrix`.
+
+    Example:
+
+        >>> similarity_pairs([[3.0, 4.0], [1.0, 0.0]], [[3.0, 4.0], [1.0, 2.0]], name="euclidean").tolist()
+        [-0.0, -2.0]
+    """
+    left, right = _comparable(left, right, name=name)
+    if len(left) != len(right):
+        raise ValueError(f"{len(left)} and {len(right)} embeddings do not make pairs; pass as many of each.")
+    if name == "euclidean":
+        return -(left - right).norm(dim=-1)
+    if name == "manhattan":
+        return -(left - right).abs().sum(-1)
+    return (left * right).sum(-1)
+
+
+def _comparable(left: Any, right: Any, *, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two float32 matrices of one width, their rows of unit length where cosines are asked for."""
+    if not isinstance(name, str) or name not in SIMILARITIES:
+        raise ValueError(f"The similarity is {name!r}; expected one of {list(SIMILARITIES)}.")
+    left, right = _rows(left), _rows(right)
+    if left.shape[-1] != right.shape[-1]:
+        raise ValueError(f"Embeddings of {left.shape[-1]} and of {right.shape[-1]} dimensions cannot be compared.")
+    if name == "cosine":
+        return torch.nn.functional.normalize(left, dim=-1), torch.nn.functional.normalize(right, dim=-1)
+    return left, right
+
+
+def _rows(embeddings: Any) -> torch.Tensor:
+    """A float32 matrix of them."""
+    try:
+        if isinstance(embeddings, list) and embeddings and isinstance(embeddings[0], torch.Tensor):
+            rows = torch.stack(embeddings)
+        elif isinstance(embeddings, torch.Tensor):
+            rows = embeddings
+        else:
+            rows = torch.from_numpy(np.asarray(embeddings, order="C"))  # torch has no reversed views
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"Embeddings were given as {type(embeddings).__name__} ({embeddings!r:.60}), which is no array of numbers "
+            f"({error}). Pass what `encode` returns."
+        ) from error
+    if rows.dim() not in (1, 2):
+        raise ValueError(f"Embeddings were given in shape {tuple(rows.shape)}; expected (width,) or (number, width).")
+    return (rows[None] if rows.dim() == 1 else rows).float()
+
+
+Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
+PRECISIONS = get_args(Precision)
+
+
+def quantize_embeddings(
+    embeddings: np.ndarray, *, precision: Precision, ranges: np.ndarray | None = None
+) -> np.ndarray:
+    """Quantise embeddings to a byte or a bit per dimension, by sentence-transformers' rules.
+
+    Args:
+        embeddings (`numpy.ndarray` of shape `(N, H)`): In floating point.
+        precision (`str`): `"uint8"` and `"int8"` split each dimension's range into 256 buckets. `"ubinary"` keeps the
+            signs, eight to a byte; `"binary"` is the same less 128 as a signed byte. `"float32"` changes nothing.
+        ranges (`numpy.ndarray` of shape `(2, H)`, *optional*): Lowest and highest value of each dimension, for the
+            bytes; by default those of `embeddings`. Queries and documents need the same ones.
+
+    Returns:
+        `numpy.ndarray`: `(N, H)`, or for bits `(N, ceil(H / 8))`.
+
+    Raises:
+        ValueError: an unknown precision, numbers that are not finite, or the ranges of a single embedding.
+
+    Example:
+
+        >>> quantize_embeddings(np.array([[-1.0, 0.0], [254.0, 510.0]]), precision="uint8").tolist()
+        [[0, 0], [255, 255]]
+        >>> quantize_embeddings(np.array([[0.5, -1.0]]), precision="ubinary").tolist()
+        [[128]]
+    """
+    check_precision(precision)
+    if not np.isfinite(embeddings).all():
+        rows = np.flatnonzero(~np.isfinite(embeddings).all(axis=-1))
+        raise ValueError(
+            f"{len(rows)} of {len(embeddings)} embeddings are not finite, row {rows[0]} first; as bytes or bits they "
+            "would look like any other. Find out where the NaN comes from: often it is the dtype float16."
+        )
+    if precision == "float32":
+        return embeddings.astype(np.float32)
+    if precision.endswith("binary"):
+        bits = np.packbits(embeddings > 0, axis=-1)
+        return bits if precision == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
+    if ranges is None:
+        if len(embeddings) == 1:
+            raise ValueError(
+                f"precision={precision!r} takes each dimension's range from the embeddings, but there is one only. "
+                "Encode more texts in a call, or quantise with `quantize_embeddings(..., ranges=)`."
+            )
+        empty = np.zeros((2, embeddings.shape[-1]))
+        ranges = np.stack([embeddings.min(0), embeddings.max(0)]) if len(embeddings) else empty
+    lowest, highest = ranges.astype(np.float32)
+    step = (highest - lowest) / 255
+    buckets = np.clip(np.floor((embeddings - lowest) / np.where(step == 0, 1, step)), 0, 255)
+    return buckets.astype(np.uint8) if precision == "uint8" else (buckets - 128).astype(np.int8)
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a precision that does not exist."""
+    if not isinstance(precision, str) or precision not in PRECISIONS:
+        raise ValueError(f"`precision` is {precision!r}; expected one of {list(PRECISIONS)}.")
+
+
+class ContrastiveHead(nn.Module):
+    """The projection that the contrastive loss trains on top of the last token's state: a linear layer and a tanh.
+
+    Source: Gao et al. 2021 (SimCSE, https://huggingface.co/papers/2104.08821), section 3.
+    """
+
+    # transformers collects both from a model's modules. It takes a quantised model's state dict by itself, whatever
+    # `save_pretrained` is handed; quantisation leaves the head alone, which is loaded afterwards in the model's dtype.
+    _keys_to_ignore_on_save = frozenset({"linear.weight", "linear.bias"})
+    _keep_in_fp32_modules = frozenset({"sscl_head"})
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Project states `(..., H)` to `(..., H)`, in the head's own dtype."""
+        return torch.tanh(self.linear(states.to(self.linear.weight.dtype)))
+
+
+__all__ = [
+    "ContrastiveHead",
+    "POOLINGS",
+    "PRECISIONS",
+    "Pooling",
+    "Precision",
+    "SIMILARITIES",
+    "Similarity",
+    "check_pooling",
+    "check_precision",
+    "last_token_states",
+    "pool_states",
+    "quantize_embeddings",
+    "similarity_matrix",
+    "similarity_pairs",
+]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import transformers
 
-from .texts_magnet import front_tokens
+from .tokenization_magnet import front_tokens
 
 # Ordinary tokens by their number: any vocabulary has them, and special ones would do as well.
 PROBE_IDS = (3, 7, 4, 9, 5, 8)

@@ -9,7 +9,6 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.logits_process import LogitsProcessorList
 
-from .batching_magnet import pad_token_rows
 from .characters_magnet import CharacterRule
 from .drawing_magnet import draw_tokens
 from .gaps_magnet import Seam
@@ -17,6 +16,7 @@ from .generation_fields_magnet import REFUSED, SUPPORTED, check_config, check_ki
 from .processors_magnet import PlaceProcessors, last_processors, remove_invalid, text_processors, warpers
 from .seams_magnet import SeamHealer
 from .spans_magnet import Span
+from .tokenization_magnet import pad_token_rows
 
 # Scores that exist at once, in float32: those of 64 spans with a vocabulary of 262,144 on a CPU, of 256 elsewhere.
 _CPU_SCORES, _DEVICE_SCORES = 2**24, 2**26

@@ -13,12 +13,11 @@ import torch
 from transformers.utils.logging import tqdm
 
 from .answers_magnet import Fill
-from .batching_magnet import plan_batches
 from .encoding_magnet import PROGRESS_FROM_BATCHES, EncodingMixin, hides_bar
 from .filling_magnet import round_up
 from .gaps_magnet import GappedText, Healing, fill_ids, lay_out
 from .options_magnet import check_healing
-from .texts_magnet import check_texts
+from .tokenization_magnet import check_texts, plan_batches
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .gaps_magnet import decode_fill
 from .spans_magnet import Span
-from .special_tokens_magnet import special_ids
+from .tokenization_magnet import special_ids
 
 WORDS = re.compile(r"\w+|[^\w\s]", re.UNICODE)
 

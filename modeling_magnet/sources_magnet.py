@@ -34,11 +34,14 @@ _OF_ONE_REPOSITORY = ("revision", "subfolder", "gguf_file")
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "tekken.json", "tiktoken.model")
 
 CONFIG = "config.json"
+CARD = "README.md"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Our settings beside an adapter: a config.json there would hide the base from the Auto classes.
 ADAPTER_SETTINGS = "magnet_adapter.json"
 WEIGHTS = "model.safetensors"
+# The contrastive head, in the folder where sentence-transformers looks for its `Dense` module.
+HEAD_WEIGHTS = "2_Dense/model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
 
@@ -46,7 +49,7 @@ PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.b
 class CheckpointError(OSError, ValueError):
     """A checkpoint that cannot be read or written: names the file and says what to do.
 
-    It is an `OSError` because that is what transformers raises for the same, and a `ValueError` as all our errors are.
+    It is an `OSError`, because transformers raises that for the same, and a `ValueError` as all our errors.
     """
 
 
@@ -68,11 +71,8 @@ class TokenizerSource:
         return self.tokenizer
 
     def load(self) -> PreTrainedTokenizerBase:
-        """Read the tokenizer from its files.
-
-        Raises:
-            OSError, ValueError: there is none, or one that cannot be read. One that transformers made up for a place
-                without a vocabulary is none.
+        """Read the tokenizer from its files; an empty one that transformers makes up for a place without one is
+        refused.
         """
         place = ModelSource(self.path, self.arguments)
         gguf = place.gguf()
@@ -97,10 +97,6 @@ class ModelSource:
 
     The short name of a packaged base, such as `gemma-3-270m`, stands for its directory in the user's cache, or for
     its repository on the Hub where the package is not installed; a directory of that name comes first.
-
-    Args:
-        path (`str`): Directory or Hub id.
-        arguments (`dict`): Those of `SOURCE_ARGUMENTS` that were given.
     """
 
     path: str
@@ -141,11 +137,7 @@ class ModelSource:
         return repr(self.name if self.is_packaged or self.directory is None else str(self.directory))
 
     def file(self, name: str) -> Path | None:
-        """A file of the source, downloaded where need be; `None` where there is none.
-
-        Raises:
-            CheckpointError: the place itself cannot be reached.
-        """
+        """Return a file of the source, downloaded where need be; `None` where there is none."""
         if self.directory is not None:
             return self.directory / name if (self.directory / name).is_file() else None
         where = {key: value for key, value in self.arguments.items() if key != "gguf_file"}
@@ -160,11 +152,7 @@ class ModelSource:
         return None if found is None else Path(found)
 
     def gguf(self) -> Path | None:
-        """The GGUF file that the model is in; `None` where none was asked for.
-
-        Raises:
-            CheckpointError: there is no such file.
-        """
+        """Return the GGUF file that the model is in; `None` where none was asked for."""
         name = self.arguments.get("gguf_file")
         if name is None:
             return None
@@ -198,11 +186,7 @@ class ModelSource:
         return None if file is None else file.read_text(encoding="utf-8")
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """The content of a JSON file; `None` where there is none.
-
-        Raises:
-            CheckpointError: it is not JSON, or not one object.
-        """
+        """Return the object in a JSON file; `None` where there is no file."""
         file = self.file(name)
         if file is None:
             return None
@@ -219,11 +203,7 @@ class ModelSource:
         return values
 
     def adapter_base(self) -> "ModelSource | None":
-        """The model an adapter here was trained on; `None` where there is no adapter, or one beside its own base.
-
-        Raises:
-            CheckpointError: the adapter does not name a base.
-        """
+        """Return the model an adapter here was trained on; `None` without an adapter, or with one beside its base."""
         if self.directory is not None and (self.directory / CONFIG).is_file():
             return None
         asked = self.arguments.get("gguf_file")
@@ -260,10 +240,8 @@ class ModelSource:
         return source
 
     def _base_with_its_file(self, base: "ModelSource") -> "ModelSource":
-        """The base of this adapter, opened from the GGUF file that was asked for or that the adapter was trained on.
-
-        Raises:
-            CheckpointError: the file is not the one that the adapter was trained on, or is gone.
+        """The base of this adapter, opened from the GGUF file that was asked for or that the adapter was trained
+        on.
         """
         asked = self.arguments.get("gguf_file")
         stored = (self.read_json(ADAPTER_SETTINGS) or {}).get("gguf_file")
@@ -293,14 +271,8 @@ class ModelSource:
         return found
 
     def adapter_settings(self) -> dict[str, Any] | None:
-        """The content of our file beside an adapter: its `magnet`, and `base`, the shape of what it was trained on.
-
-        Returns:
-            `dict`, *optional*: with both, each a dict; `None` where there is no such file, as beside adapters that
-            others wrote.
-
-        Raises:
-            CheckpointError: it is no JSON, or lacks one of the two or holds something else there.
+        """Return our settings beside an adapter and `base`, the shape of its base; `None` beside adapters of
+        others.
         """
         values = self.read_json(ADAPTER_SETTINGS)
         if values is None:
@@ -315,11 +287,7 @@ class ModelSource:
         return values
 
     def config_values(self, config: PreTrainedConfig | str | None = None) -> dict[str, Any]:
-        """The content of config.json, or of a config that is given in its place.
-
-        Raises:
-            CheckpointError: there is none, or one that names no type of model.
-        """
+        """Return the content of config.json, or of a config that is given in its place."""
         if isinstance(config, PreTrainedConfig):
             return config.to_dict()
         place = self if config is None else ModelSource(str(config), self.arguments)
@@ -349,11 +317,7 @@ class ModelSource:
         return values
 
     def check_weights(self) -> None:
-        """Refuse a local directory whose weights are missing, cut short or a pickle. Reads headers only.
-
-        Raises:
-            CheckpointError: naming the file.
-        """
+        """Refuse a local directory whose weights are missing, cut short or a pickle. Reads headers only."""
         folder = self.directory
         if folder is None or self.arguments.get("gguf_file"):  # of a GGUF file, `config_values` reads the header
             return
@@ -398,12 +362,7 @@ class ModelSource:
 
 
 def gguf_values(file: Path) -> dict[str, Any]:
-    """What config.json would hold for the model in a GGUF file, as transformers reads its header.
-
-    Raises:
-        CheckpointError: it is damaged, or of a kind that transformers does not read.
-        ValueError: the package that reads such files is missing.
-    """
+    """Return what config.json would hold for the model in a GGUF file, as transformers reads its header."""
     state = file.stat()
     return copy.deepcopy(_gguf_values(str(file), state.st_size, state.st_mtime_ns))
 
@@ -424,11 +383,7 @@ def _gguf_values(file: str, size: int, changed: int) -> dict[str, Any]:
 
 
 def _gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a GGUF file.
-
-    Raises:
-        CheckpointError: it holds none that transformers reads.
-    """
+    """The tokenizer in a GGUF file."""
     kind = str(gguf_values(file).get("model_type"))
     # Told the type, transformers does not read the header once more; Mistral's class depends on further files.
     told = {"tokenizer_type": kind} if TOKENIZER_MAPPING_NAMES.get(kind) and kind != "mistral" else {}
@@ -445,12 +400,7 @@ def _gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
 
 
 def _drop_tokens_beyond(tokenizer: Any, size: int | None) -> None:
-    """Take away what transformers adds to a vocabulary of a GGUF file: an `<|endoftext|>` that the model lacks.
-
-    Args:
-        tokenizer: Changed in place.
-        size (`int`, *optional*): Tokens of the file.
-    """
+    """Take away what transformers adds to a vocabulary of a GGUF file: an `<|endoftext|>` that the model lacks."""
     if size is None or len(tokenizer) <= size or not tokenizer.is_fast:
         return
     values = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -461,13 +411,7 @@ def _drop_tokens_beyond(tokenizer: Any, size: int | None) -> None:
 
 
 def files_are_at_fault(error: Exception, arguments: Collection[str], *, harmless: Collection[str]) -> bool:
-    """Whether a load failed for what the files hold, and not for the machine or an argument of the caller.
-
-    Args:
-        error (`Exception`): What was raised after everything that is checked beforehand was found in order.
-        arguments (collection of `str`): The names that the caller passed.
-        harmless (collection of `str`): Those by which such a load cannot fail in that way.
-    """
+    """Return whether a load failed because of the files, and not of the machine or an argument of the caller."""
     if isinstance(error, SafetensorError):
         return True
     of_machine = isinstance(error, torch.OutOfMemoryError) or type(error).__name__ == "AcceleratorError"
@@ -477,16 +421,7 @@ def files_are_at_fault(error: Exception, arguments: Collection[str], *, harmless
 
 
 def config_of(values: dict[str, Any], config_class: Any, *, source: str) -> PreTrainedConfig:
-    """The config of a family from what config.json holds.
-
-    Args:
-        values (`dict`): Its content.
-        config_class (`type`): Of the family.
-        source (`str`): What to call the place it is from.
-
-    Raises:
-        CheckpointError: a value that such a config cannot have.
-    """
+    """Build the config of a family from the content of config.json; a `CheckpointError` names an invalid value."""
     try:
         config: PreTrainedConfig = config_class.from_dict(copy.deepcopy(values))
         config.to_dict()  # also what is only looked at when it is written
@@ -499,32 +434,19 @@ def config_of(values: dict[str, Any], config_class: Any, *, source: str) -> PreT
 
 
 def tokenizer_place(model: ModelSource, adapter: ModelSource | None) -> ModelSource:
-    """Where the tokenizer is: an adapter's own goes before that of its base.
-
-    Args:
-        model (`ModelSource`): The model, or the base of the adapter.
-        adapter (`ModelSource`, *optional*): The adapter over it.
-    """
+    """Return where the tokenizer is: an adapter's own goes before that of its base."""
     has_own = adapter is not None and adapter.file("tokenizer_config.json") is not None
     return adapter if adapter is not None and has_own else model
 
 
 def told_mismatch(mismatched: Collection[tuple[str, Any, Any]]) -> str:
-    """Tensors that do not fit, as a message tells them.
-
-    Args:
-        mismatched (collection of `tuple`): Name, stored shape and expected shape, as transformers reports them.
-    """
+    """Describe tensors that do not fit, of which transformers reports names, stored and expected shapes."""
     name, stored, built = min(mismatched, key=lambda entry: entry[0])
     return f"{name} has shape {tuple(stored)} where {tuple(built)} is expected ({len(mismatched)} tensors)"
 
 
 def check_safetensors(file: Path) -> None:
-    """Refuse a safetensors file that was cut short, by its header.
-
-    Raises:
-        CheckpointError: naming the file and both sizes.
-    """
+    """Refuse a safetensors file that was cut short, by its header."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -572,7 +494,9 @@ __all__ = [
     "ADAPTER_CONFIG",
     "ADAPTER_SETTINGS",
     "ADAPTER_WEIGHTS",
+    "CARD",
     "CONFIG",
+    "HEAD_WEIGHTS",
     "SOURCE_ARGUMENTS",
     "CheckpointError",
     "ModelSource",

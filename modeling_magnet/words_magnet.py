@@ -4,18 +4,108 @@ import re
 import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from transformers.utils.logging import tqdm
 
-from .encoding_magnet import EncodingMixin, hides_bar
+from .encoding_magnet import (
+    ReadingMode,
+    check_reading_mode,
+    check_whole_number,
+    chosen_prompt,
+    evaluating,
+    hidden_states,
+    hides_bar,
+    longest_row,
+    probe_attention,
+    token_budget,
+)
 from .probe_magnet import check_vectors
-from .prompts_magnet import join_prompt
-from .states_magnet import ReadingMode, check_reading_mode
-from .texts_magnet import check_texts, front_tokens, items_of, read_texts
-from .windows_magnet import Shift, Window, windows_of_text
+from .tokenization_magnet import check_texts, front_tokens, items_of, join_prompt, read_texts
+
+Shift = Literal["next", "same"]
+
+
+class Window(NamedTuple):
+    """A stretch of a row that the model reads at once, and the part of it whose states are kept."""
+
+    start: int
+    end: int
+    keep_start: int
+    keep_end: int
+
+
+def plan_windows(length: int, *, size: int, overlap: int, context: int = 0) -> list[Window]:
+    """Cut a row into overlapping windows, each token kept where it is farthest from an edge.
+
+    Args:
+        length, size, overlap (`int`): Tokens of the row, of a window, and those that two neighbours share (the last
+            two share more, so that every window is full).
+        context (`int`, defaults to 0): Tokens in front of what a later window keeps, at most `overlap`.
+
+    Returns:
+        `list[Window]`: their kept parts are disjoint and cover the row.
+
+    Example:
+
+        >>> [tuple(window) for window in plan_windows(10, size=6, overlap=2)]
+        [(0, 6, 0, 5), (4, 10, 5, 10)]
+        >>> [tuple(window) for window in plan_windows(9, size=5, overlap=1, context=1)]
+        [(0, 5, 0, 5), (4, 9, 5, 9)]
+    """
+    starts = list(range(0, max(length - size, 0), size - overlap)) + [max(length - size, 0)]
+    ends = [min(start + size, length) for start in starts]
+    # Half of what two neighbours share goes to each.
+    cuts = [max((start + end) // 2, start + context) for start, end in zip(starts[1:], ends, strict=False)]
+    return [
+        Window(*window)
+        for window in zip(starts, ends, [0, *cuts], [*cuts, length], strict=True)
+        if window[2] < window[3]
+    ]
+
+
+def windows_of_text(
+    length: int,
+    *,
+    num_front: int,
+    size: int,
+    overlap: int | None,
+    shift: Shift,
+    mode: ReadingMode = "bidirectional",
+) -> list[Window]:
+    """Plan the windows in which a text of `length` tokens is read, `num_front` tokens of BOS and prompt before each.
+
+    Args:
+        size (`int`): Tokens of text that fit beside those.
+        overlap (`int`, *optional*): Tokens two neighbours share; defaults to a quarter of `size`.
+        shift (`str`): With `"next"` a token is represented by the output before it, so that at least one token of text
+            must be in front of what a later window keeps: BOS and prompt know nothing of the text before.
+        mode (`str`): In `"causal"` the tokens after one are of no use to it, so that the whole overlap is in front.
+
+    Raises:
+        ValueError: they do not fit, or their overlap does not.
+    """
+    if overlap is None:
+        overlap = max(size, 0) // 4
+    check_whole_number(overlap, name="window_overlap")
+    if size < 1 or not 0 <= overlap < size:
+        raise ValueError(
+            f"Windows of {size} tokens of text cannot overlap by {overlap}: `window_overlap` must be at least 0 and "
+            f"less than a window. BOS and prompt take {num_front} tokens of each window; raise `max_length`, or "
+            "shorten the overlap or the prompt."
+        )
+    context = int(shift == "next")
+    if length > size and size <= context:
+        raise ValueError(
+            f"A text of {length} tokens does not fit into a window of {size}, in which no token has another in front, "
+            "as shift='next' needs. Raise `max_length`, shorten the prompt, or pass shift='same'."
+        )
+    overlap = max(overlap, min(context, size - 1))
+    context = overlap if mode == "causal" else context
+    return plan_windows(length, size=size, overlap=overlap, context=context) if length else []
+
 
 Spans = list[tuple[int, int]]
 
@@ -28,19 +118,16 @@ class PlacedVectors(NamedTuple):
 
 
 def owners_of_tokens(words: Spans, offsets: Spans, text: str | None = None) -> list[int]:
-    """Find the word that each token belongs to: the one that holds most of its characters, white space not counted.
+    """Find the word that holds most of each token's characters, white space of `text` not counted.
 
     Tokenizers differ in whether the space in front of a word belongs to its token, and some glue punctuation to the
     line break after it, so neither a token's first character nor its last one tells.
 
     Args:
-        words (`list[tuple[int, int]]`): Characters of each word, ascending and disjoint.
-        offsets (`list[tuple[int, int]]`): Characters of each token.
-        text (`str`, *optional*): Where they stand; without it, white space inside of words counts, too.
+        words, offsets (`list[tuple[int, int]]`): Characters of each word, ascending and disjoint, and of each token.
 
     Returns:
-        `list[int]`: per token the index of its word, of two words with as many of its characters the later one; -1 for
-        a token that has no character of a word.
+        `list[int]`: index of each token's word, the later one of two with as many characters; -1 for none.
 
     Example:
 
@@ -58,16 +145,7 @@ def owners_of_tokens(words: Spans, offsets: Spans, text: str | None = None) -> l
 
 
 def shares_of_token(words: Spans, token: tuple[int, int], text: str | None = None) -> list[tuple[int, int]]:
-    """Find the words that have characters in a token.
-
-    Args:
-        words (`list[tuple[int, int]]`): Characters of each word, ascending and disjoint.
-        token (`tuple[int, int]`): Characters of the token.
-        text (`str`, *optional*): As for `owners_of_tokens`.
-
-    Returns:
-        `list[tuple[int, int]]`: index of each such word and how many characters it has in the token.
-    """
+    """Return the indices of the words that have characters in a token, and how many."""
     start, end = token
     shares = []
     index = bisect_right(words, start, key=lambda word: word[1])
@@ -80,207 +158,186 @@ def shares_of_token(words: Spans, token: tuple[int, int], text: str | None = Non
     return shares
 
 
-class WordsMixin(EncodingMixin):
-    """`encode_tokens` and `encode_words`."""
+@torch.no_grad()
+def encode_tokens(
+    model: Any,
+    inputs: str | Sequence[str],
+    *,
+    prompt_name: str | None = None,
+    prompt: str | None = "",
+    shift: Shift = "next",
+    mode: ReadingMode = "bidirectional",
+    max_length: int | None = None,
+    window_overlap: int | None = None,
+    batch_tokens: int | None = None,
+    split_special_tokens: bool = True,
+    show_progress_bar: bool | None = None,
+) -> PlacedVectors | list[PlacedVectors]:
+    """Embed every token of a text, in bidirectional mode by default, without an EOS.
 
-    @torch.no_grad()
-    def encode_tokens(
-        self,
-        inputs: str | Sequence[str],
-        *,
-        prompt_name: str | None = None,
-        prompt: str | None = "",
-        shift: Shift = "next",
-        mode: ReadingMode = "bidirectional",
-        max_length: int | None = None,
-        window_overlap: int | None = None,
-        batch_tokens: int | None = None,
-        split_special_tokens: bool = True,
-        show_progress_bar: bool | None = None,
-    ) -> PlacedVectors | list[PlacedVectors]:
-        """Embed every token of a text: bidirectional attention unless asked for causal, no EOS.
+    A text beyond the context is read in windows that overlap; each repeats BOS and prompt, and a token's vector comes
+    from the window in which it is farthest from an edge.
 
-        A text beyond the context is read in windows that overlap; each repeats BOS and prompt, and a token's vector
-        comes from the window in which it is farthest from an edge.
+    Args:
+        inputs (`str` or `list[str]`): Texts; an empty one has no tokens.
+        prompt_name, prompt (`str`, *optional*): As in `encode`, but no prompt by default, as in the paper's word tasks
+            (`None` for the model's). Its tokens get no vectors; one that also holds the text's first letters does.
+        shift (`str`, defaults to `"next"`): `"next"`: a token is represented by the output before it, which predicts
+            it (the paper's choice; without BOS, the first token by its own). `"same"`: by its own output.
+        mode (`str`, defaults to `"bidirectional"`): Or `"causal"`, in which a token sees only what is before it.
+        max_length (`int`, *optional*): Tokens of a window, BOS and prompt included; defaults to the context.
+        window_overlap (`int`, *optional*): Tokens that two windows share; defaults to a quarter of their text.
+        batch_tokens, split_special_tokens, show_progress_bar: As in `encode`.
 
-        Args:
-            inputs (`str` or `list[str]`): Texts; an empty one has no tokens.
-            prompt_name (`str`, *optional*): Name of a stored prompt.
-            prompt (`str`, *optional*, defaults to `""`): The prompt itself; none by default, as in the paper's word
-                tasks. `None` for the model's default prompt. Its tokens get no vectors. A token that holds the end
-                of the prompt and the beginning of the text, such as ` A` of `Find: A cat`, is the text's and gets one;
-                a mean of `encode` leaves it out, as sentence-transformers does.
-            shift (`str`, defaults to `"next"`): `"next"`: a token is represented by the output before it, which
-                predicts it (the paper's choice); the very first token of a vocabulary without BOS by its own.
-                `"same"`: by its own output.
-            mode (`str`, defaults to `"bidirectional"`): Or `"causal"`: the decoder as it generates, a control that
-                knows what stands in front of a token alone.
-            max_length (`int`, *optional*): Tokens of a window, BOS and prompt included; defaults to the context.
-            window_overlap (`int`, *optional*): Tokens that two windows share; defaults to a quarter of their text. At
-                least 1 with the shift `"next"`, so that a window's first token has the output before it.
-            batch_tokens (`int`, *optional*): Tokens of a forward, padding included.
-            split_special_tokens (`bool`, defaults to `True`): As in `encode`.
-            show_progress_bar (`bool`, *optional*): Over windows; defaults to showing one where there are many.
+    Returns:
+        `PlacedVectors`, or a list of them for a list: `vectors` `(num_tokens, hidden_size)` in float32, and `offsets`
+        `(num_tokens, 2)` in characters of the text.
 
-        Returns:
-            `PlacedVectors`, or a list of them for a list: `vectors` of shape `(num_tokens, hidden_size)` in float32
-            and `offsets` of shape `(num_tokens, 2)`, in characters of the text.
+    Raises:
+        ValueError: an input that is not text, an invalid option, or windows without room for text.
+        RuntimeError: as `encode`.
 
-        Raises:
-            ValueError: something that is no text, an unknown prompt, shift or mode, or windows without room.
-            RuntimeError: as `encode`.
+    Source: Khosla et al. 2025, section 4.1; BehnamGhader et al. 2024 (LLM2Vec) for the shift.
+    """
+    single = isinstance(inputs, str)
+    texts = check_texts([inputs] if single else inputs, name="inputs")
+    prompt = chosen_prompt(model, prompt=None if prompt_name and not prompt else prompt, prompt_name=prompt_name)
+    rows = _plan_rows(model, texts, prompt, shift, mode, max_length, window_overlap, split_special_tokens)
+    vectors = _read_rows(model, rows, shift, mode, token_budget(model, batch_tokens), show_progress_bar)
+    is_finite = torch.tensor([bool(np.isfinite(of_text).all()) for of_text in vectors], dtype=torch.bool)
+    check_vectors(model, is_finite, texts=texts, indices=range(len(texts)))
+    found = [PlacedVectors(*pair) for pair in zip(vectors, (np.maximum(o, 0) for o in rows.offsets), strict=True)]
+    return found[0] if single else found
 
-        Source: Khosla et al. 2025, section 4.1; BehnamGhader et al. 2024 (LLM2Vec) for the shift.
-        """
-        single = isinstance(inputs, str)
-        texts = check_texts([inputs] if single else inputs, name="inputs")
-        chosen = self._choose_prompt(prompt=None if prompt_name and not prompt else prompt, prompt_name=prompt_name)
-        with self._evaluating():
-            placed = self._place_tokens(
-                texts,
-                prompt=chosen,
-                shift=shift,
-                mode=mode,
-                max_length=max_length,
-                window_overlap=window_overlap,
-                batch_tokens=batch_tokens,
-                split_special_tokens=split_special_tokens,
-                show_progress_bar=show_progress_bar,
-            )
-        return placed[0] if single else placed
 
-    def encode_words(
-        self,
-        inputs: str | Sequence[str] | Sequence[Sequence[str]],
-        *,
-        is_split_into_words: bool = False,
-        prompt_name: str | None = None,
-        prompt: str | None = "",
-        shift: Shift = "next",
-        mode: ReadingMode = "bidirectional",
-        max_length: int | None = None,
-        window_overlap: int | None = None,
-        batch_tokens: int | None = None,
-        split_special_tokens: bool = True,
-        show_progress_bar: bool | None = None,
-    ) -> PlacedVectors | list[PlacedVectors]:
-        """Embed every word of a text: the mean over its tokens, as `encode_tokens` embeds them.
+def encode_words(
+    model: Any,
+    inputs: str | Sequence[str] | Sequence[Sequence[str]],
+    *,
+    is_split_into_words: bool = False,
+    **options: Any,
+) -> PlacedVectors | list[PlacedVectors]:
+    """Embed every word of a text: the mean over its tokens, as `encode_tokens` embeds them.
 
-        A token belongs to the word that holds most of its characters, white space not counted; a token of white space
-        alone belongs to no word. A word whose characters are all in tokens of its neighbours is the mean of those
-        tokens; one that the tokenizer drops is zeros, and a warning names it.
+    A token belongs to the word that holds most of its characters, white space not counted; a token of white space
+    belongs to no word. A word whose characters are all in tokens of its neighbours is the mean of those tokens; one
+    that the tokenizer drops is zeros, and a warning names it.
 
-        Args:
-            inputs (`str`, `list[str]` or `list[list[str]]`): Texts, whose words are what stands between white space;
-                or with `is_split_into_words` the words of one text (`list[str]`) or of several, joined by one space.
-            is_split_into_words (`bool`, defaults to `False`): Whether the caller has split the texts.
-            prompt_name, prompt, shift, mode, max_length, window_overlap: As in `encode_tokens`.
-            batch_tokens, split_special_tokens, show_progress_bar: As in `encode_tokens`.
+    Args:
+        inputs (`str`, `list[str]` or `list[list[str]]`): Texts, whose words are separated by white space; or with
+            `is_split_into_words` the words of one text (`list[str]`) or of several, joined by one space.
+        is_split_into_words (`bool`, defaults to `False`): Whether the caller has split the texts.
+        options: Those of `encode_tokens`.
 
-        Returns:
-            `PlacedVectors`, or a list of them for several texts: `vectors` of shape `(num_words, hidden_size)` in
-            float32 and `offsets` of shape `(num_words, 2)`, in characters of the text or of the joined words.
+    Returns:
+        `PlacedVectors`, or a list of them for several texts: `vectors` `(num_words, hidden_size)` in float32, and
+        `offsets` `(num_words, 2)` in characters of the text or of the joined words.
 
-        Raises:
-            ValueError: as `encode_tokens`; an empty word.
-            RuntimeError: as `encode`.
-        """
-        given = [inputs] if isinstance(inputs, str) else items_of(inputs, name="inputs")
-        if is_split_into_words:
-            single = not isinstance(inputs, str) and bool(given) and isinstance(given[0], str)
-            sentences = [given] if single else given
-            checked = [_check_words(words, index=index) for index, words in enumerate(sentences)]
-            texts, words = [" ".join(row) for row in checked], [_places(row) for row in checked]
-        else:
-            single = isinstance(inputs, str)
-            if any(isinstance(text, (list, tuple)) for text in given):
-                raise ValueError("`inputs` holds lists of words; expected texts. Pass `is_split_into_words=True`.")
-            texts = check_texts(given, name="inputs")
-            words = [[match.span() for match in re.finditer(r"\S+", text)] for text in texts]
-        tokens: Any = self.encode_tokens(
-            texts,
-            prompt_name=prompt_name,
-            prompt=prompt,
-            shift=shift,
-            mode=mode,
-            max_length=max_length,
-            window_overlap=window_overlap,
-            batch_tokens=batch_tokens,
-            split_special_tokens=split_special_tokens,
-            show_progress_bar=show_progress_bar,
+    Raises:
+        ValueError: as `encode_tokens`; an empty word.
+        RuntimeError: as `encode`.
+    """
+    single, texts, words = _texts_and_words(inputs, is_split_into_words=is_split_into_words)
+    tokens: Any = encode_tokens(model, texts, **options)
+    found, lost = [], []
+    for index, (of_text, spans, text) in enumerate(zip(tokens, words, texts, strict=True)):
+        vectors, without = _average(of_text, spans, text=text)
+        found.append(vectors)
+        lost += [f"{text[start:end]!r:.40} of text {index}" for start, end in without]
+    if lost:
+        warnings.warn(
+            f"{len(lost)} words have no token, since the tokenizer drops their characters, and get vectors of "
+            f"zeros: {', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}. Leave them out.",
+            stacklevel=2,
         )
-        placed, lost = [], []
-        for index, (of_text, spans, text) in enumerate(zip(tokens, words, texts, strict=True)):
-            vectors, without = _average(of_text, spans, text=text)
-            placed.append(vectors)
-            lost += [f"{text[start:end]!r:.40} of text {index}" for start, end in without]
-        if lost:
-            warnings.warn(
-                f"{len(lost)} words have no token, since the tokenizer drops their characters, and get vectors of "
-                f"zeros: {', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}. Leave them out.",
-                stacklevel=2,
-            )
-        return placed[0] if single else placed
+    return found[0] if single else found
 
-    def _place_tokens(
-        self,
-        texts: list[str],
-        *,
-        prompt: str | None,
-        shift: Shift,
-        mode: ReadingMode,
-        max_length: int | None,
-        window_overlap: int | None,
-        batch_tokens: int | None,
-        split_special_tokens: bool,
-        show_progress_bar: bool | None,
-    ) -> list[PlacedVectors]:
-        """Tokens of each text with their vectors."""
-        if not isinstance(shift, str) or shift not in ("next", "same"):
-            raise ValueError(f"`shift` is {shift!r}; expected 'next' (the output before a token) or 'same'.")
-        check_reading_mode(mode)
-        budget = self._batch_tokens(batch_tokens, None)
-        before = join_prompt(prompt, "")
-        if not texts:
-            return []
-        encoded = read_texts(
-            self.tokenizer,
-            [before + text for text in texts],
-            split_special_tokens=split_special_tokens,
-            return_offsets=True,
-        )
-        rows: list[list[int]] = []
-        sources: list[tuple[int, int, Window]] = []  # text, tokens in front of it, window within it
-        offsets: list[np.ndarray] = []
-        for number, (ids, spans) in enumerate(zip(*encoded, strict=True)):
-            # A token that holds the prompt's last space and the first letters is the text's.
-            num_prompt = sum(end <= len(before) for _, end in spans) if before else 0
-            front = front_tokens(self.tokenizer) + ids[:num_prompt]
-            own = ids[num_prompt:]
-            offsets.append(np.array(spans[num_prompt:], dtype=np.int64).reshape(-1, 2) - len(before))
-            size = self._longest_row(max_length) - len(front)
-            for window in windows_of_text(
-                len(own), num_front=len(front), size=size, overlap=window_overlap, shift=shift, mode=mode
-            ):
-                rows.append(front + own[window.start : window.end])
-                sources.append((number, len(front), window))
-        vectors = [np.empty((len(places), self.config.hidden_size), dtype=np.float32) for places in offsets]
-        self._probe_attention()
-        with tqdm(
-            total=len(rows), desc="Encoding", unit="window", disable=hides_bar(show_progress_bar, len(rows))
-        ) as bar:
-            for batch in self._row_states(rows, batch_tokens=budget, batch_size=None, mode=mode):
-                states = batch.states.float().cpu().numpy()
-                for index, row_states in zip(batch.indices, states, strict=True):
-                    number, num_front, window = sources[index]
-                    place = np.arange(window.keep_start, window.keep_end) - window.start + num_front
-                    # Only the first token of a text can have nothing in front of it.
-                    read = np.maximum(place - 1, 0) if shift == "next" else place
-                    vectors[number][window.keep_start : window.keep_end] = row_states[read]
-                bar.update(len(batch.indices))
-        is_finite = torch.tensor([bool(np.isfinite(of_text).all()) for of_text in vectors])
-        check_vectors(self, is_finite, texts=texts, indices=range(len(texts)))
-        return [PlacedVectors(*pair) for pair in zip(vectors, (np.maximum(o, 0) for o in offsets), strict=True)]
+
+class _Rows(NamedTuple):
+    """Windows of texts as rows of tokens, and what becomes of their hidden states."""
+
+    token_ids: list[list[int]]
+    sources: list[tuple[int, int, Window]]  # text, tokens in front of it, window within it
+    offsets: list[np.ndarray]  # of each text, (num_tokens, 2)
+
+
+def _plan_rows(
+    model: Any,
+    texts: list[str],
+    prompt: str | None,
+    shift: Shift,
+    mode: ReadingMode,
+    max_length: int | None,
+    overlap: int | None,
+    split_special_tokens: bool,
+) -> _Rows:
+    """Tokenise texts and cut them into windows, each with BOS and prompt in front."""
+    if not isinstance(shift, str) or shift not in ("next", "same"):
+        raise ValueError(f"`shift` is {shift!r}; expected 'next' (the output before a token) or 'same'.")
+    check_reading_mode(mode)
+    before = join_prompt(prompt, "")
+    rows = _Rows([], [], [])
+    encoded = read_texts(
+        model.tokenizer,
+        [before + text for text in texts],
+        split_special_tokens=split_special_tokens,
+        return_offsets=True,
+    )
+    for number, (ids, spans) in enumerate(zip(*encoded, strict=True)):
+        # A token that holds the prompt's last space and the first letters is the text's.
+        num_prompt = sum(end <= len(before) for _, end in spans) if before else 0
+        front = front_tokens(model.tokenizer) + ids[:num_prompt]
+        own = ids[num_prompt:]
+        rows.offsets.append(np.array(spans[num_prompt:], dtype=np.int64).reshape(-1, 2) - len(before))
+        size = longest_row(model, max_length) - len(front)
+        windows = windows_of_text(len(own), num_front=len(front), size=size, overlap=overlap, shift=shift, mode=mode)
+        for window in windows:
+            rows.token_ids.append(front + own[window.start : window.end])
+            rows.sources.append((number, len(front), window))
+    return rows
+
+
+def _read_rows(
+    model: Any,
+    rows: _Rows,
+    shift: Shift,
+    mode: ReadingMode,
+    batch_tokens: int,
+    show_progress_bar: bool | None,
+) -> list[np.ndarray]:
+    """Return the vectors `(num_tokens, H)` of the tokens of each text."""
+    vectors = [np.empty((len(offsets), model.config.hidden_size), dtype=np.float32) for offsets in rows.offsets]
+    if not vectors:
+        return []
+    probe_attention(model)
+    number = len(rows.token_ids)
+    hide = hides_bar(show_progress_bar, number)
+    with evaluating(model), tqdm(total=number, desc="Encoding", unit="window", disable=hide) as bar:
+        for batch in hidden_states(model, rows.token_ids, batch_tokens=batch_tokens, batch_size=None, mode=mode):
+            states = batch.states.float().cpu().numpy()
+            for index, row_states in zip(batch.indices, states, strict=True):
+                text, num_front, window = rows.sources[index]
+                place = np.arange(window.keep_start, window.keep_end) - window.start + num_front
+                # Only the first token of a text can have nothing in front of it.
+                read = np.maximum(place - 1, 0) if shift == "next" else place
+                vectors[text][window.keep_start : window.keep_end] = row_states[read]
+            bar.update(len(batch.indices))
+    return vectors
+
+
+def _texts_and_words(inputs: Any, *, is_split_into_words: bool) -> tuple[bool, list[str], list[Spans]]:
+    """Return whether one text was given, the texts, and the characters of each one's words."""
+    given = [inputs] if isinstance(inputs, str) else items_of(inputs, name="inputs")
+    if is_split_into_words:
+        single = not isinstance(inputs, str) and bool(given) and isinstance(given[0], str)
+        sentences = [given] if single else given
+        checked = [_check_words(words, index=index) for index, words in enumerate(sentences)]
+        return single, [" ".join(row) for row in checked], [_word_spans(row) for row in checked]
+    if any(isinstance(text, (list, tuple)) for text in given):
+        raise ValueError("`inputs` holds lists of words; expected texts. Pass `is_split_into_words=True`.")
+    texts = check_texts(given, name="inputs")
+    words = [[match.span() for match in re.finditer(r"\S+", text)] for text in texts]
+    return isinstance(inputs, str), texts, words
 
 
 def _check_words(words: Any, *, index: int) -> list[str]:
@@ -293,7 +350,7 @@ def _check_words(words: Any, *, index: int) -> list[str]:
     return checked
 
 
-def _places(words: list[str]) -> Spans:
+def _word_spans(words: list[str]) -> Spans:
     """Characters of each word in the words joined by spaces."""
     ends = np.cumsum([len(word) + 1 for word in words]) - 1
     return [(int(end) - len(word), int(end)) for word, end in zip(words, ends, strict=True)]
@@ -326,4 +383,12 @@ def _share_tokens(of_word: list[list[int]], words: Spans, offsets: Spans, text: 
                 of_word[word].append(token)
 
 
-__all__ = ["PlacedVectors", "WordsMixin", "owners_of_tokens", "shares_of_token"]
+__all__ = [
+    "PlacedVectors",
+    "Shift",
+    "Window",
+    "owners_of_tokens",
+    "plan_windows",
+    "shares_of_token",
+    "windows_of_text",
+]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import TrainingArguments
 
-from examples.adapt_arguments import AdaptArguments
+from examples.adapt import AdaptArguments
 from trainer import LoraArguments, MagnetTrainer, MagnetTrainingArguments
 
 from .golden import GAPS, TEXTS, tiny_model

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from examples.evaluate.study_plan import read_plan
 from examples.fills_page import render_page
 from modeling_magnet import AutoMagnetForCausalLM, MagnetLlamaForCausalLM
-from modeling_magnet.card_magnet import CardFacts, rename_card, write_card
 from modeling_magnet.families_magnet import open_without_weights
+from modeling_magnet.publishing.card import CardFacts, rename_card, write_card
 from modeling_magnet.sources_magnet import CheckpointError
 from trainer.checkpoints import SEAL_FILE
 
@@ -39,10 +39,7 @@ PROCESSES_AND_NETWORK = {
     *("aiohttp", "httpx", "requests", "urllib3", "huggingface_hub"),
 }
 # What the pushed files import of these, and why.
-MAY_IMPORT = {
-    ("card_magnet.py", "huggingface_hub"): "the card's metadata; loads nothing",
-    ("publishing_magnet.py", "huggingface_hub"): "`push_to_hub`, when the user calls it",
-}
+MAY_IMPORT: dict[tuple[str, str], str] = {}
 # What touches files, processes or the environment: functions by name, methods of whatever object, and all of modules.
 FUNCTIONS = {
     "open",
@@ -74,35 +71,16 @@ HARMLESS = {
 }
 # Which pushed files may do so, and why.
 MAY_REACH_OUT = {
-    "adapters_magnet.py": (
-        {"load_file", "save_file", "mkdir", "write_text"},
-        "opens and saves an adapter in the directory the user names",
-    ),
-    "card_magnet.py": ({"read_bytes"}, "the card beside a checkpoint"),
+    "adapters_magnet.py": ({"load_file"}, "opens an adapter in the directory the user names"),
     "checkpoint_magnet.py": (
-        {"tempfile.TemporaryDirectory", "mkdir", "read_text", "save_file", "write_bytes", "write_text"},
-        "saves a checkpoint in the directory the user names",
+        {"tempfile.TemporaryDirectory", "mkdir", "read_text", "rmdir", "save_file", "shutil.copy", "shutil.copytree"}
+        | {"sys._getframe", "unlink", "write_text"},
+        "saves a checkpoint, its code and its sidecars in the directory the user names",
     ),
-    "code_magnet.py": ({"shutil.copy", "read_text", "write_text"}, "these files go into a checkpoint that is saved"),
-    "loading_magnet.py": ({"read_text"}, "the card of where the model came from"),
-    "merging_magnet.py": ({"safe_open"}, "reads what was saved, to compare it"),
-    "publishing_magnet.py": (
-        {"create_branch", "create_repo", "hf_hub_download", "upload_folder"}
-        | {"tempfile.TemporaryDirectory", "unlink", "write_bytes"},
-        "`push_to_hub`, when the user calls it",
-    ),
-    "sidecars_magnet.py": (
-        {"mkdir", "read_text", "rmdir", "shutil.copy", "sys._getframe", "unlink", "write_text"},
-        "files of a checkpoint that is saved; those that sentence-transformers, found among the callers, has written",
-    ),
+    "modeling_magnet.py": ({"read_text"}, "the card of where the model came from"),
     "sources_magnet.py": (
         {"open", "os.pardir", "os.path", "read_text"},
         "config, settings and headers of what is opened",
-    ),
-    "writing_magnet.py": (
-        {"mkdir", "open", "os.open", "os.close", "os.access", "os.replace", "os.rename", "rename", "rmdir", "unlink"}
-        | {"fcntl.flock", "shutil.disk_usage", "shutil.rmtree", "tempfile.mkdtemp"},
-        "moves a saved checkpoint into place, and removes what it replaces",
     ),
 }
 HOSTILE = [

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from modeling_magnet.merging_magnet import merged_weights
+from modeling_magnet import MagnetSettings
+from modeling_magnet.publishing.merging import merged_weights
 
 # A twin beside the model must fit into memory, too.
 LARGEST_MODEL = 1_000_000_000
@@ -21,7 +22,7 @@ def merged_twin(model: Any) -> Any:
         model: One of our models, with an adapter.
     """
     config = copy.deepcopy(model.config)
-    config.magnet["adapter_modes"] = None
+    MagnetSettings.update(config, adapter_modes=None)
     with torch.device("meta"):
         twin = type(model)(config)
     # A contrastive head that was trained and is not kept is no part of the twin.

@@ -8,8 +8,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from modeling_magnet import MagnetSettings
 from modeling_magnet.configuration_magnet import check_tokenizer_fits
-from modeling_magnet.texts_magnet import tokenize_texts
+from modeling_magnet.tokenization_magnet import tokenize_texts
 
 from .corruption import CorruptionSettings
 from .data_collator import DataCollatorForMagnet
@@ -99,19 +100,20 @@ def _about_model(
     config: Any = model.config
     if needs_mask_token and tokenizer is None:
         yield "`processing_class` is missing; pass the tokenizer, or a `data_collator` made from it."
-    if needs_mask_token and config.magnet["mask_token_id"] is None:
+    if needs_mask_token and MagnetSettings.value(config, "mask_token_id") is None:
         yield (
             "The model's config names no mask token. Load the model with `MagnetLlamaForCausalLM.from_pretrained` "
-            "from a folder with its tokenizer, or set `config.magnet['mask_token_id']`."
+            "from a folder with its tokenizer, or set `model.tokenizer`."
         )
     if (
-        config.magnet["contrastive_head"] is not None
+        MagnetSettings.value(config, "contrastive_head") is not None
         and args.uses_contrastive_loss
         and args.contrastive_head == "none"
     ):
+        head = MagnetSettings.value(config, "contrastive_head")
         yield (
-            f"The model was saved with a head, {config.magnet['contrastive_head']!r}, but `contrastive_head` is "
-            "'none'. Train with the head it has, or set `config.magnet['contrastive_head']` to None first."
+            f"The model was saved with a head, {head!r}, but `contrastive_head` is 'none'. Train with the head it "
+            "has, or remove it first: `MagnetSettings.update(model.config, contrastive_head=None)`."
         )
     if tokenizer is not None:
         try:

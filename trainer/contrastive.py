@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from modeling_magnet.head_magnet import ContrastiveHead
+from modeling_magnet.pooling_magnet import ContrastiveHead
 
 from .sharding import parted_like, whole
 

@@ -12,9 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from modeling_magnet.batching_magnet import pad_token_rows
-from modeling_magnet.special_tokens_magnet import special_ids
-from modeling_magnet.texts_magnet import tokenize_texts
+from modeling_magnet.tokenization_magnet import pad_token_rows, special_ids, tokenize_texts
 
 from .corruption import IGNORE_INDEX, CorruptedRow, CorruptionSettings, corrupt_row, row_generator
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from modeling_magnet.texts_magnet import read_texts
+from modeling_magnet.tokenization_magnet import read_texts
 
 from .sources import Source, as_texts, check_limit, naming_bytes, read_source
 

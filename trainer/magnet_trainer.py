@@ -16,6 +16,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput, unwrap_peft_model
 
+from modeling_magnet import MagnetSettings
+
 from .checkpoints import (
     check_checkpoint,
     check_processes,
@@ -114,12 +116,12 @@ class MagnetTrainer(FeedingTrainer):
             data_collator = DataCollatorForMagnet.from_tokenizer(
                 processing_class,
                 model_config=base_model.config,
-                mask_token_id=base_model.config.magnet["mask_token_id"],
+                mask_token_id=MagnetSettings.value(base_model.config, "mask_token_id"),
                 settings=args.corruption_settings,
                 seed=args.seed,
             )
         if any(phase.msg > 0 for phase in args.phases):
-            base_model.config.magnet["end_of_span"] = data_collator.settings.end_of_span
+            MagnetSettings.update(base_model.config, end_of_span=data_collator.settings.end_of_span)
         self.pair_dataset = pair_dataset
         self.eval_pair_dataset = eval_pair_dataset
         self.phases = args.phases
@@ -456,7 +458,8 @@ class MagnetTrainer(FeedingTrainer):
         self._watch.check()
         if self.args.uses_contrastive_loss:
             kept = self.args.contrastive_head if self.args.keep_contrastive_head else None
-            unwrap_peft_model(self.accelerator.unwrap_model(self.model)).config.magnet["contrastive_head"] = kept
+            inner = unwrap_peft_model(self.accelerator.unwrap_model(self.model))
+            MagnetSettings.update(inner.config, contrastive_head=kept)
         return output
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

@@ -8,8 +8,8 @@ import yaml
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard import RepoCard
 
-from modeling_magnet.card_magnet import CARD, CardFacts
-from modeling_magnet.card_magnet import is_hub_id as is_model_id
+from modeling_magnet.publishing.card import CARD, CardFacts
+from modeling_magnet.publishing.card import is_hub_id as is_model_id
 from modeling_magnet.sources_magnet import CONFIG, ModelSource
 
 from .sources import is_hub_id, local_files

@@ -14,7 +14,7 @@ from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ScoringFunction
 
-from modeling_magnet.prompts_magnet import PAPER_PROMPTS
+from modeling_magnet.tokenization_magnet import PAPER_PROMPTS
 
 _SCORING = {"cosine": ScoringFunction.COSINE, "dot": ScoringFunction.DOT_PRODUCT}
 # Of `mteb.evaluate(encode_kwargs=)`: what leaves the vectors alone, and the precision, which MTEB puts on record.
@@ -139,7 +139,7 @@ def _check_options(model: Any, options: dict[str, Any]) -> None:
         raise ValueError(
             f"{', '.join(map(repr, of_the_task))} cannot be chosen for all tasks: MTEB chooses the texts and their "
             "form, and the task its instruction. Store an instruction under the task's name or type: "
-            'model.config.magnet["prompts"]["STS"] = "..."'
+            'model.prompts["STS"] = "..."'
         )
     known = [name for name in inspect.signature(model.encode).parameters if name not in _OF_THE_TASK]
     unknown = sorted(set(options) - set(known))

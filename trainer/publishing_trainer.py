@@ -8,8 +8,8 @@ from typing import Any
 from peft import PeftModel
 from transformers.trainer_utils import unwrap_peft_model
 
-from modeling_magnet.adapters_magnet import sets_in_order
-from modeling_magnet.card_magnet import CARD, write_card
+from modeling_magnet.publishing.adapters import sets_in_order, write_adapter_settings
+from modeling_magnet.publishing.card import CARD, write_card
 
 from .evaluating_trainer import EvaluatingTrainer
 from .model_card import run_facts
@@ -90,7 +90,7 @@ class PublishingTrainer(EvaluatingTrainer):
             super()._save(output_dir, state_dict)
         if self.args.should_save and isinstance(model, PeftModel):
             inner: Any = model.get_base_model()
-            inner.write_adapter_settings(Path(str(output_dir or self.args.output_dir)))
+            write_adapter_settings(inner, Path(str(output_dir or self.args.output_dir)))
 
     @contextmanager
     def _own_card(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ from typing import Any
 from datasets import Dataset, Features, Value, load_dataset
 from datasets.exceptions import DatasetGenerationCastError, DatasetGenerationError, DatasetNotFoundError
 
-from modeling_magnet.texts_magnet import check_texts
+from modeling_magnet.tokenization_magnet import check_texts
 
 from .streams import about_kind
 

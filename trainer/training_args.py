@@ -7,7 +7,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import is_torch_xla_available
 
-from modeling_magnet.prompts_magnet import DEFAULT_PROMPT
+from modeling_magnet.tokenization_magnet import DEFAULT_PROMPT
 
 from .corruption import CorruptionSettings, MntpShift
 from .objectives import MntpNormalization, MsgNormalization

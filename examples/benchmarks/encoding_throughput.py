@@ -28,8 +28,7 @@ import transformers
 from examples.benchmarks.measuring import SHAPES, machine, matrix_rate, quartiles, random_llama, seconds
 from examples.command_line import OneLineParser, add_device, add_dtype, add_model, at_least, choose_device, need, start
 from examples.models import open_magnet
-from modeling_magnet.batching_magnet import plan_batches
-from modeling_magnet.texts_magnet import tokenize_texts
+from modeling_magnet.tokenization_magnet import plan_batches, tokenize_texts
 from trainer import load_texts
 from trainer.compiling import compile_layers, compiled
 from trainer.whole_files import write_json

@@ -33,7 +33,7 @@ from examples.benchmarks.measuring import SHAPES, copy_rate, machine, random_lla
 from examples.command_line import OneLineParser, add_device, add_dtype, add_model, choose_device, start
 from examples.models import open_magnet
 from modeling_magnet.gaps_magnet import continuation_ids, lay_out
-from modeling_magnet.special_tokens_magnet import special_ids
+from modeling_magnet.tokenization_magnet import special_ids
 from trainer.whole_files import write_json
 
 WORDS = "The river runs through the old town and its bridges were built in the last century .".split()

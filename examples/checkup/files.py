@@ -12,9 +12,8 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from examples.checkup.findings import Finding, examine, judged, not_applicable
 from examples.checkup.opening import Opened
-from modeling_magnet import MagnetSettings
+from modeling_magnet.checkpoint_magnet import refusing_contents, sidecar_contents
 from modeling_magnet.configuration_magnet import SCHEMA
-from modeling_magnet.sidecars_magnet import refusing_contents, sidecar_contents
 from modeling_magnet.sources_magnet import ADAPTER_SETTINGS, CONFIG, ModelSource
 
 CODE, SIDECARS, SETTINGS = "remote code", "sidecars", "settings schema"
@@ -105,7 +104,7 @@ def sidecar_findings(opened: Opened) -> list[Finding]:
         tokenizer = opened.model._tokenizer_source.find()
         expected = sidecar_contents(
             hidden_size=opened.model.config.hidden_size,
-            settings=MagnetSettings.from_dict(opened.model.config.magnet),
+            settings=opened.model.magnet_settings,
             has_bos=tokenizer is not None and tokenizer.bos_token_id is not None,
             pad_token=None if tokenizer is None else tokenizer.pad_token or tokenizer.eos_token,
         )

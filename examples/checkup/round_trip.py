@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from examples.checkup.findings import Finding, examine, judged, not_applicable
 from examples.checkup.invariance import TEXTS
+from modeling_magnet import MagnetSettings
 from modeling_magnet.masking_magnet import MODES, AttentionMode
-from modeling_magnet.merging_magnet import HALF_TOLERANCE, TOLERANCES, largest_differences
+from modeling_magnet.publishing.merging import HALF_TOLERANCE, TOLERANCES, largest_differences
 from modeling_magnet.sources_magnet import ModelSource
 
 LENGTH = 16
@@ -68,7 +69,7 @@ def _embedding_findings(model: Any, again: Any) -> list[Finding]:
 
 
 def _stock_findings(model: Any, target: Path, like: dict[str, Any]) -> Iterator[Finding]:
-    if model.has_adapter and model.config.magnet["adapter_modes"] is not None:
+    if model.has_adapter and MagnetSettings.value(model.config, "adapter_modes") is not None:
         yield not_applicable("stock class, keys", "an adapter bound to modes, which a stock class does not know")
         yield not_applicable("stock class, causal logits", "likewise")
         return

@@ -31,7 +31,7 @@ def vocabulary_findings(model: Any) -> Iterator[Finding]:
     size, embedded = len(tokenizer), model.config.vocab_size
     sizes = f"{type(tokenizer).__name__}, {size:,} tokens of {embedded:,} that the model embeds"
     yield judged(ROWS[0], size <= embedded, sizes + ("" if size <= embedded else ": ids without a vector"))
-    yield from examine("mask token", lambda: mask_findings(model.config.magnet, tokenizer, embedded))
+    yield from examine("mask token", lambda: mask_findings(model.magnet_settings.to_dict(), tokenizer, embedded))
     yield from examine("special tokens", lambda: special_findings(tokenizer, embedded))
     yield from examine("text there and back", lambda: text_findings(tokenizer))
 

@@ -18,9 +18,8 @@ from modeling_magnet import AutoMagnetForCausalLM, MagnetSettings
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.masking_magnet import MASKED_BACKENDS
 from modeling_magnet.pooling_magnet import check_pooling
-from modeling_magnet.prompts_magnet import choose_prompt
 from modeling_magnet.sources_magnet import ModelSource
-from modeling_magnet.texts_magnet import check_room, context_length
+from modeling_magnet.tokenization_magnet import check_room, choose_prompt, context_length
 
 MODEL_DTYPES = ("float32", "bfloat16")
 # Precision -> what its vectors are stored as; for "float32", `dtype` says it.
@@ -123,7 +122,7 @@ def _check_options(options: EncodingOptions) -> None:
     if options.precision in ("int8", "uint8"):
         raise ValueError(
             f"`precision` is {options.precision!r}, which needs the range of each dimension over the whole corpus. "
-            "Write float32, then call `quantize_embeddings` of `modeling_magnet.quantization_magnet` on the file."
+            "Write float32, then call `quantize_embeddings` of `modeling_magnet.pooling_magnet` on the file."
         )
     if options.precision not in ("float32", *BIT_DTYPES):
         raise ValueError(f"`precision` is {options.precision!r}; pass one of {['float32', *BIT_DTYPES]}.")

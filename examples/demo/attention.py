@@ -14,8 +14,7 @@ from examples.demo.tables import render_grid, render_heatmap
 from modeling_magnet.blanks_magnet import split_at_marks
 from modeling_magnet.gaps_magnet import decode_fill, lay_out
 from modeling_magnet.masking_magnet import MODES, AttentionMode, attention_pattern
-from modeling_magnet.special_tokens_magnet import special_ids
-from modeling_magnet.texts_magnet import context_length
+from modeling_magnet.tokenization_magnet import context_length, special_ids
 
 # Tokens that are written into each blank.
 SPAN_TOKENS = 3

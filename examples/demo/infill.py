@@ -14,8 +14,7 @@ from examples.fills_page import describe, render_fill, render_scale
 from modeling_magnet.answers_magnet import Fill
 from modeling_magnet.blanks_magnet import split_at_marks
 from modeling_magnet.gaps_magnet import decode_fill
-from modeling_magnet.special_tokens_magnet import special_ids
-from modeling_magnet.texts_magnet import front_tokens, text_ids
+from modeling_magnet.tokenization_magnet import front_tokens, special_ids, text_ids
 
 BLANK = "[blank]"
 

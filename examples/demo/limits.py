@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from modeling_magnet.texts_magnet import check_is_unicode
+from modeling_magnet.tokenization_magnet import check_is_unicode
 
 
 @dataclass(frozen=True, kw_only=True)

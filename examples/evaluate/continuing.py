@@ -11,10 +11,15 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from modeling_magnet.batching_magnet import pad_token_rows
 from modeling_magnet.gaps_magnet import decode_fill
-from modeling_magnet.special_tokens_magnet import special_ids
-from modeling_magnet.texts_magnet import check_texts, context_length, front_tokens, read_texts
+from modeling_magnet.tokenization_magnet import (
+    check_texts,
+    context_length,
+    front_tokens,
+    pad_token_rows,
+    read_texts,
+    special_ids,
+)
 
 Reading = Literal["causal", "appended_masks", "masked"]
 READINGS: tuple[Reading, ...] = get_args(Reading)

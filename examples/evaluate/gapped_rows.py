@@ -9,10 +9,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from tqdm import tqdm
 
-from modeling_magnet.batching_magnet import pad_token_rows, plan_batches
 from modeling_magnet.gaps_magnet import continuation_ids, fill_ids
-from modeling_magnet.texts_magnet import front_tokens
-from modeling_magnet.token_losses_magnet import IGNORE_INDEX
+from modeling_magnet.losses_magnet import IGNORE_INDEX
+from modeling_magnet.tokenization_magnet import front_tokens, pad_token_rows, plan_batches
 from trainer.corruption import row_generator, sample_spans
 
 Reading = Literal["infill", "left"]

@@ -28,7 +28,7 @@ from examples.evaluate.records import Record
 from examples.evaluate.stories import CORPORA, SENTENCES, TITLES, derange, read_stories, stories_source
 from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights
-from modeling_magnet.texts_magnet import context_length
+from modeling_magnet.tokenization_magnet import context_length
 from trainer import texts_to_blocks
 from trainer.corruption import row_generator
 from trainer.metrics import perplexity

@@ -21,9 +21,8 @@ from examples.evaluate.sentence_readers import (
 )
 from modeling_magnet import FAMILIES
 from modeling_magnet.families_magnet import open_without_weights
-from modeling_magnet.prompts_magnet import PAPER_PROMPTS
 from modeling_magnet.sources_magnet import ModelSource
-from modeling_magnet.texts_magnet import check_room, context_length
+from modeling_magnet.tokenization_magnet import PAPER_PROMPTS, check_room, context_length
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:

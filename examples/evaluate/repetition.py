@@ -34,7 +34,7 @@ from examples.evaluate.continuing import READINGS, continue_texts
 from examples.evaluate.driver import Measurement, NotAvailableError, Unit, make_parser, open_magnet, parse, run
 from examples.evaluate.records import Record
 from modeling_magnet.families_magnet import open_without_weights
-from modeling_magnet.texts_magnet import context_length
+from modeling_magnet.tokenization_magnet import context_length
 from trainer.metrics import repetition_n, repetition_sentences
 
 SMOKE = {"limit": 16, "new_tokens": 64}

@@ -14,15 +14,15 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from modeling_magnet.batching_magnet import pad_token_rows, plan_batches
-from modeling_magnet.encoding_magnet import PROGRESS_FROM_TEXTS
+from modeling_magnet.encoding_magnet import ACCELERATOR_BATCH_TOKENS, CPU_BATCH_TOKENS, PROGRESS_FROM_TEXTS
 from modeling_magnet.pooling_magnet import Pooling, pool_states
-from modeling_magnet.prompts_magnet import join_prompt
-from modeling_magnet.states_magnet import ACCELERATOR_BATCH_TOKENS, CPU_BATCH_TOKENS
-from modeling_magnet.texts_magnet import (
+from modeling_magnet.tokenization_magnet import (
     check_is_unicode,
     context_length,
     front_tokens,
+    join_prompt,
+    pad_token_rows,
+    plan_batches,
     prompt_length,
     read_texts,
     text_ids,

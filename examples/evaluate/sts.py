@@ -35,7 +35,7 @@ from examples.evaluate.reading_options import (
 from examples.evaluate.records import Record, digest_files
 from examples.evaluate.sentence_readers import SentenceReader
 from examples.files import data_file, whole_text
-from modeling_magnet.similarity_magnet import similarity_pairs
+from modeling_magnet.pooling_magnet import similarity_pairs
 
 
 class StsSet(NamedTuple):

@@ -21,7 +21,7 @@ from examples.evaluate.gapped_rows import GappedRow, span_logprobs
 from examples.evaluate.records import Record
 from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights
-from modeling_magnet.texts_magnet import context_length, front_tokens, text_ids
+from modeling_magnet.tokenization_magnet import context_length, front_tokens, text_ids
 from trainer import load_texts
 from trainer.metrics import perplexity
 from trainer.sources import local_files

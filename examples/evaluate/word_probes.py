@@ -38,7 +38,7 @@ from examples.evaluate.word_readers import (
     reading_of,
     tabulate,
 )
-from modeling_magnet.windows_magnet import Shift
+from modeling_magnet.words_magnet import Shift
 
 PAPER = {
     "steps": 4000,

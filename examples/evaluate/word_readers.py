@@ -13,11 +13,10 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 
 from examples.evaluate.driver import open_magnet
 from modeling_magnet import AutoMagnetForCausalLM
-from modeling_magnet.batching_magnet import plan_batches
+from modeling_magnet.encoding_magnet import ACCELERATOR_BATCH_TOKENS, CPU_BATCH_TOKENS, ReadingMode
 from modeling_magnet.families_magnet import open_without_weights
-from modeling_magnet.states_magnet import ACCELERATOR_BATCH_TOKENS, CPU_BATCH_TOKENS, ReadingMode
-from modeling_magnet.windows_magnet import Shift
-from modeling_magnet.words_magnet import PlacedVectors, owners_of_tokens
+from modeling_magnet.tokenization_magnet import plan_batches
+from modeling_magnet.words_magnet import PlacedVectors, Shift, owners_of_tokens
 
 READINGS = (*get_args(ReadingMode), "encoder")
 # Which output a token is represented by where nobody says it. From left to right the output before a word has not read

@@ -28,8 +28,7 @@ from examples.toy.exam import Exam
 from examples.toy.language import THINGS, Story, read_rows, write_corpus
 from examples.toy.table import Models
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.prompts_magnet import DEFAULT_PROMPT
-from modeling_magnet.texts_magnet import tokenize_texts
+from modeling_magnet.tokenization_magnet import DEFAULT_PROMPT, tokenize_texts
 from trainer import MagnetTrainer, MagnetTrainingArguments
 
 MAX_LENGTH = 128

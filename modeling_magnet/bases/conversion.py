@@ -54,8 +54,8 @@ def convert(file: Path, target: Path) -> None:
     """
     # Not at the top: these modules import this package.
     from modeling_magnet.families_magnet import AutoMagnetForCausalLM
+    from modeling_magnet.publishing.writing import written_aside
     from modeling_magnet.sources_magnet import gguf_values
-    from modeling_magnet.writing_magnet import written_aside
 
     opened = AutoMagnetForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
     with torch.device("meta"):  # the weights of the other model take their places

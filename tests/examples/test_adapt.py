@@ -24,7 +24,7 @@ from transformers import (
 from examples import adapt
 from examples.adapt import parse_arguments
 from examples.command_line import start
-from modeling_magnet.prompts_magnet import PAPER_PROMPTS
+from modeling_magnet.tokenization_magnet import PAPER_PROMPTS
 
 from .tiny_run import save_plain_llama, tiny_options
 

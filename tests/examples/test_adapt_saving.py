@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from examples import adapt
 from modeling_magnet import AutoMagnetForCausalLM
-from modeling_magnet.card_magnet import rename_card
-from modeling_magnet.merging_magnet import largest_differences
+from modeling_magnet.publishing.card import rename_card
+from modeling_magnet.publishing.merging import largest_differences
 from tests.hub_client import run_client
 from tests.hub_server import HubServer
 from trainer.model_card import told_data

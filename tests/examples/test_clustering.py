@@ -12,7 +12,7 @@ from examples.evaluate import clustering
 from examples.evaluate.clustering import described, read_file, subsets_of
 from examples.evaluate.driver import NotAvailableError
 from examples.evaluate.sentence_readers import MagnetReader
-from modeling_magnet.prompts_magnet import PAPER_PROMPTS
+from modeling_magnet.tokenization_magnet import PAPER_PROMPTS
 
 TOPICS = {
     "animals": ["The cat sat down.", "A dog barked at it.", "The cat and the dog.", "Dogs and a cat."],

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-import modeling_magnet.modeling_magnet
+import modeling_magnet.masking_magnet
 from examples.checkup import files, leaks
 from modeling_magnet import FAMILIES, AutoMagnetForCausalLM, MagnetLlamaForCausalLM
 from modeling_magnet.attention_magnet import DEFAULT_ATTENTION
@@ -246,10 +246,10 @@ def test_a_class_with_a_broken_mask_fails_as_a_whole(doctor_models, tmp_path, mo
 def test_windows_are_part_of_what_is_expected(doctor_models, monkeypatch, family):
     model = AutoMagnetForCausalLM.from_pretrained(doctor_models[family] / "plain").eval()
     assert leaks.leak_findings(model, "bidirectional", "sdpa")[0].outcome == "pass"
-    monkeypatch.setattr(modeling_magnet.modeling_magnet, "layer_windows", lambda config: {"": None})
+    monkeypatch.setattr(modeling_magnet.masking_magnet, "layer_windows", lambda config: {"": None})
     if family == "gemma3_text":  # hands each kind of layer its own
         full = {"full_attention": None, "sliding_attention": None}
-        monkeypatch.setattr(modeling_magnet.modeling_magnet, "layer_windows", lambda config: full)
+        monkeypatch.setattr(modeling_magnet.masking_magnet, "layer_windows", lambda config: full)
     (found,) = leaks.leak_findings(model, "bidirectional", "sdpa")
     if family == "mistral":  # three layers of one window reach 12 positions
         assert "token 1 moves positions 14-23, which must not see it" in found.detail
@@ -259,8 +259,8 @@ def test_windows_are_part_of_what_is_expected(doctor_models, monkeypatch, family
 
 def test_a_causal_mode_that_looks_ahead_is_found(doctor_models, monkeypatch):
     model = AutoMagnetForCausalLM.from_pretrained(doctor_models["llama"] / "plain").eval()
-    forward = model._forward_in_mode
-    monkeypatch.setattr(model, "_forward_in_mode", lambda mode, **given: forward("bidirectional", **given))
+    run = model._run_in_mode
+    monkeypatch.setattr(model, "_run_in_mode", lambda mode, *rest, **given: run("bidirectional", *rest, **given))
     (found,) = leaks.leak_findings(model, "causal", "sdpa")
     assert found.outcome == "fail" and "token 23 moves positions 0-22, which must not see it" in found.detail
 

@@ -7,7 +7,7 @@ from transformers import BertConfig, LlamaForCausalLM
 
 from examples.evaluate.driver import make_parser, parse
 from examples.evaluate.reading_options import add_reading_options, by_reading, default_reading, prompt_of
-from modeling_magnet.prompts_magnet import PAPER_PROMPTS
+from modeling_magnet.tokenization_magnet import PAPER_PROMPTS
 
 
 def groups(*arguments, tasks=("STS",)):

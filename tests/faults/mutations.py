@@ -116,17 +116,17 @@ MUTATIONS = (
     Mutation(
         name="adapter_not_merged",
         bug="a checkpoint saved with `merge_adapter=True` has the weights of the base",
-        file="modeling_magnet/merging_magnet.py",
+        file="modeling_magnet/publishing/merging.py",
         text="layer.merge(safe_merge=True)",
         replacement="layer.merge(safe_merge=True, adapter_names=[])",
-        tests=("tests/modeling_magnet/test_merging_magnet.py",),
+        tests=("tests/modeling_magnet/publishing/test_merging.py",),
     ),
     Mutation(
         name="prompt_dropped",
         bug="texts are encoded without their prompt",
         file="modeling_magnet/encoding_magnet.py",
-        text="[texts[index] for index in chosen],\n                    prompt=prompt,",
-        replacement="[texts[index] for index in chosen],\n                    prompt=None,",
+        text="**how._asdict()",
+        replacement="**how._replace(prompt=None)._asdict()",
         tests=("tests/modeling_magnet/test_encoding_magnet.py",),
     ),
 )

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from modeling_magnet.batching_magnet import pack_token_rows, pad_token_rows, plan_batches
 from modeling_magnet.masking_magnet import (
     MODES,
     attention_pattern,
@@ -17,7 +16,8 @@ from modeling_magnet.masking_magnet import (
     render_pattern,
 )
 from modeling_magnet.pooling_magnet import POOLINGS, pool_states
-from modeling_magnet.windows_magnet import windows_of_text
+from modeling_magnet.tokenization_magnet import pack_token_rows, pad_token_rows, plan_batches
+from modeling_magnet.words_magnet import windows_of_text
 from tests.fuzz import inputs
 from tests.fuzz.judging import Target, check
 from tests.trainer.tiny import tiny_model

@@ -15,7 +15,7 @@ from examples.evaluate.reporting.blocks import Answer, Bullets, Details, Grid, H
 from examples.evaluate.reporting.html_page import render_html
 from examples.evaluate.reporting.markdown_page import render_markdown
 from examples.fills_page import render_page
-from modeling_magnet.card_magnet import (
+from modeling_magnet.publishing.card import (
     CardFacts,
     card_bytes,
     is_ours,

@@ -7,7 +7,7 @@ from typing import Any
 from modeling_magnet.configuration_magnet import check_tokenizer_fits, resolve_mask_token
 from modeling_magnet.gaps_magnet import continuation_ids, lay_out
 from modeling_magnet.seams_magnet import vocabulary_texts
-from modeling_magnet.texts_magnet import check_room, tokenize_texts
+from modeling_magnet.tokenization_magnet import check_room, tokenize_texts
 from tests.fuzz import inputs
 from tests.fuzz.judging import Target, check
 from tests.fuzz.odd_tokenizers import SIZE, TOKENIZERS, tokenizer

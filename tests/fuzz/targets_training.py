@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from modeling_magnet.token_losses_magnet import token_losses
+from modeling_magnet.losses_magnet import token_losses
 from tests.fuzz import inputs
 from tests.fuzz.judging import Target, check
 from tests.trainer.tiny import tiny_tokenizer

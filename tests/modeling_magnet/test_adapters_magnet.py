@@ -13,7 +13,7 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.binding_magnet import ADAPTER_LAYERS
+from modeling_magnet.adapters_magnet import ADAPTER_LAYERS
 
 BOUND = ["bidirectional", "infill"]
 IDS = torch.tensor([[1, 40, 41, 42, 43, 44], [1, 50, 51, 52, 53, 54], [1, 60, 61, 62, 63, 64]])
@@ -334,7 +334,7 @@ def test_an_adapter_directory_keeps_everything(bound, base_folder, stock, tmp_pa
 
 @torch.no_grad()
 def test_a_kept_head_travels_with_the_adapter(base_folder, adapted, tmp_path):
-    from modeling_magnet.head_magnet import ContrastiveHead
+    from modeling_magnet.pooling_magnet import ContrastiveHead
 
     adapted.sscl_head = ContrastiveHead(adapted.config.hidden_size)
     adapted.config.magnet["contrastive_head"] = "tanh"

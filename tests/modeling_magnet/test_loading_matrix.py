@@ -19,7 +19,7 @@ IDS = torch.tensor([[1, 40, 41, 42, 43, 44]])
 TEXTS = ["The cat sat.", "She ate the apple."]
 SOURCES = ("plain decoder", "MAGNET checkpoint", "adapter over a plain decoder", "adapter over a MAGNET checkpoint")
 REMOTE = {"trust_remote_code": True}
-# How each line of the table opens a directory; what is opened from the Hub is in test_publishing_magnet.
+# How each line of the table opens a directory; what is opened from the Hub is in publishing/test_hub.
 LOADERS = {
     "`AutoMagnetForCausalLM`, of the installed package": lambda path: open_model(AutoMagnetForCausalLM, path),
     "`AutoModel`, `trust_remote_code=True`": lambda path: open_model(AutoModel, path, **REMOTE),

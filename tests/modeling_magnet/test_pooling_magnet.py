@@ -5,10 +5,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
-from modeling_magnet.batching_magnet import pad_token_rows
-from modeling_magnet.pooling_magnet import POOLINGS, last_token_states, pool_states
-from modeling_magnet.sidecars_magnet import POOLING_MODES
+from modeling_magnet.checkpoint_magnet import POOLING_MODES
+from modeling_magnet.pooling_magnet import (
+    POOLINGS,
+    PRECISIONS,
+    SIMILARITIES,
+    last_token_states,
+    pool_states,
+    quantize_embeddings,
+    similarity_matrix,
+    similarity_pairs,
+)
+from modeling_magnet.tokenization_magnet import pad_token_rows
 
 
 def by_loop(states, mask, *, pooling, prompt_length):
@@ -76,3 +86,97 @@ def test_a_row_that_is_no_longer_than_the_prompt_has_the_vector_of_its_last_toke
 def test_an_unknown_pooling_is_named():
     with pytest.raises(ValueError, match=r"`pooling` is 'cls'; expected one of \['last', 'mean', 'weighted_mean'\]"):
         pool_states(torch.zeros(1, 1, 1), torch.ones(1, 1), pooling="cls")
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_similarities_are_those_of_sentence_transformers(name):
+    functions = pytest.importorskip("sentence_transformers", reason="an optional extra").SimilarityFunction
+    left, right = np.random.default_rng(0).normal(size=(2, 4, 6)).astype(np.float32)
+    expected = functions.to_similarity_fn(name)(left, right[:3])
+    scores = similarity_matrix(left, right[:3], name=name)
+    assert scores.shape == (4, 3)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    pairs = similarity_pairs(left, right, name=name)
+    np.testing.assert_allclose(pairs, functions.to_similarity_pairwise_fn(name)(left, right), atol=1e-5)
+
+
+def test_lists_tensors_and_single_vectors_will_do(tiny_model):
+    vectors = tiny_model.encode(["A cat.", "A dog.", "A cat."])
+    scores = tiny_model.similarity(vectors, [torch.from_numpy(row) for row in vectors])
+    assert scores[0, 2] == pytest.approx(1.0, abs=1e-6) and scores[0, 1] < 0.9999
+    assert tiny_model.similarity(vectors[0], vectors[1]).shape == (1, 1)
+    np.testing.assert_allclose(
+        tiny_model.similarity_pairwise(vectors, vectors[::-1]), scores.flip(1).diag(), atol=1e-6
+    )
+    tiny_model.config.magnet["similarity_fn_name"] = "euclidean"
+    assert tiny_model.similarity(vectors, vectors)[0, 2] == pytest.approx(0.0, abs=1e-3)
+
+
+def test_what_cannot_be_compared_is_named():
+    with pytest.raises(ValueError, match=r"of 3 and of 2 dimensions"):
+        similarity_matrix(np.zeros((1, 3)), np.zeros((1, 2)), name="dot")
+    with pytest.raises(ValueError, match=r"The similarity is 'jaccard'; expected one of"):
+        similarity_matrix(np.zeros((1, 3)), np.zeros((1, 3)), name="jaccard")
+    with pytest.raises(ValueError, match=r"2 and 3 embeddings do not make pairs"):
+        similarity_pairs(np.zeros((2, 3)), np.zeros((3, 3)), name="dot")
+    vectors = np.zeros((2, 3))
+    for rows, message in (
+        (None, r"Embeddings were given as NoneType \(None\), which is no array of numbers"),
+        (["a"], r"as list \(\['a'\]\), which is no array"),
+        ("abc", r"as str \('abc'\), which is no array"),
+        ([[1.0, 2.0], [3.0]], r"as list .*no array of numbers.*Pass what `encode` returns"),
+        ([torch.zeros(3), torch.zeros(2)], r"as list .*no array of numbers"),
+        (5, r"in shape \(\); expected \(width,\) or \(number, width\)"),
+        (vectors[None], r"in shape \(1, 2, 3\)"),
+        (torch.zeros(1, 2, 3), r"in shape \(1, 2, 3\)"),
+    ):
+        for compare in (similarity_matrix, similarity_pairs):
+            for pair in ((rows, vectors), (vectors, rows)):
+                with pytest.raises(ValueError, match=message):
+                    compare(*pair, name="cosine")
+
+
+VECTORS = arrays(
+    np.float32,
+    st.tuples(st.integers(2, 6), st.integers(1, 20)),
+    elements=st.floats(-4, 4, width=32, allow_subnormal=False),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(vectors=VECTORS, precision=st.sampled_from(PRECISIONS))
+def test_quantised_vectors_are_those_of_sentence_transformers(vectors, precision):
+    theirs = pytest.importorskip("sentence_transformers.util", reason="an optional extra").quantize_embeddings
+    expected = theirs(vectors, precision=precision)
+    ours = quantize_embeddings(vectors, precision=precision)
+    assert ours.dtype == expected.dtype and ours.shape == expected.shape
+    np.testing.assert_array_equal(ours, expected)
+
+
+def test_given_ranges_make_queries_and_documents_comparable():
+    documents = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+    ranges = np.stack([documents.min(0), documents.max(0)])
+    together = quantize_embeddings(documents, precision="uint8")
+    alone = quantize_embeddings(documents[3:4], precision="uint8", ranges=ranges)
+    np.testing.assert_array_equal(alone[0], together[3])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_no_vectors_stay_none(precision):
+    assert len(quantize_embeddings(np.zeros((0, 16), dtype=np.float32), precision=precision)) == 0
+
+
+def test_what_cannot_be_quantised_is_named():
+    with pytest.raises(ValueError, match=r"precision='int8' takes each dimension's range .* one only"):
+        quantize_embeddings(np.zeros((1, 4)), precision="int8")
+    with pytest.raises(ValueError, match=r"`precision` is 'int4'; expected one of"):
+        quantize_embeddings(np.zeros((2, 4)), precision="int4")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused(precision, number):
+    embeddings = np.ones((3, 4), dtype=np.float32)
+    embeddings[1, 2] = number
+    with pytest.raises(ValueError, match="1 of 3 embeddings are not finite, row 1 first"):
+        quantize_embeddings(embeddings, precision=precision)

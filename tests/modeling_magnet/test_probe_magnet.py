@@ -66,7 +66,7 @@ def test_states_that_are_no_numbers_are_told_as_such(tiny_model, number):
 
 def test_it_runs_once_for_each_back_end(tiny_model, monkeypatch):
     calls = []
-    monkeypatch.setattr("modeling_magnet.states_magnet.check_attention", lambda model: calls.append(model))
+    monkeypatch.setattr("modeling_magnet.encoding_magnet.check_attention", lambda model: calls.append(model))
     for implementation in ("sdpa", "sdpa", "eager", "sdpa"):
         tiny_model.set_attn_implementation(implementation)
         tiny_model.encode("A cat.")

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from modeling_magnet import MagnetLlamaForCausalLM, seams_magnet
 from modeling_magnet.seams_magnet import fitting_tokens, trim_overlap, vocabulary_texts
-from modeling_magnet.special_tokens_magnet import special_ids
+from modeling_magnet.tokenization_magnet import special_ids
 
 
 @pytest.mark.parametrize(

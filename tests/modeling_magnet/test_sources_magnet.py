@@ -177,7 +177,7 @@ def test_a_name_that_is_nowhere(tmp_path):
 
 
 def test_a_missing_head_is_named(tiny_model, tmp_path):
-    from modeling_magnet.head_magnet import ContrastiveHead
+    from modeling_magnet.pooling_magnet import ContrastiveHead
 
     tiny_model.config.magnet["contrastive_head"] = "tanh"
     tiny_model.sscl_head = ContrastiveHead(32)

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.merging_magnet import largest_differences
+from modeling_magnet.publishing.merging import largest_differences
 from trainer.adapter_cost import adapter_cost, merged_twin
 
 

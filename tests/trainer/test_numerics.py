@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from modeling_magnet.losses_magnet import token_losses
 from modeling_magnet.pooling_magnet import POOLINGS, pool_states
-from modeling_magnet.token_losses_magnet import token_losses
 from trainer.losses import mntp_loss, msg_loss, sscl_loss
 
 from .processes import KeepGradients

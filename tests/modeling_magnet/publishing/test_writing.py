@@ -15,8 +15,8 @@ import torch
 from peft import LoraConfig
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.merging_magnet import largest_differences
-from modeling_magnet.writing_magnet import stale_files
+from modeling_magnet.publishing.merging import largest_differences
+from modeling_magnet.publishing.writing import stale_files
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

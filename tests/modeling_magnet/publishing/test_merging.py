@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.merging_magnet import largest_differences, merged_weights, verify_files
+from modeling_magnet.publishing.merging import largest_differences, merged_weights, verify_files
 
 IDS = torch.tensor([[1, 40, 41, 42, 43, 44]])
 KINDS = {
@@ -157,9 +157,9 @@ def test_tied_embeddings_that_an_adapter_parts_are_written_apart(tiny_model, tmp
 
 def test_files_that_say_something_else_are_not_kept(base_folder, tmp_path, monkeypatch):
     model = adapt(load(base_folder), "linear")
-    import modeling_magnet.checkpoint_magnet as checkpoint
+    import modeling_magnet.publishing.merging as merging
 
-    monkeypatch.setattr(checkpoint, "merged_weights", lambda model: load(base_folder).state_dict())  # forgot to merge
+    monkeypatch.setattr(merging, "merged_weights", lambda model: load(base_folder).state_dict())  # forgot to merge
     with pytest.raises(ValueError, match="do not say what the model in memory says"):
         model.save_pretrained(tmp_path / "merged", merge_adapter=True)
     assert not (tmp_path / "merged").exists()
@@ -182,12 +182,12 @@ def weak_adapter(base_folder, **options):
 @pytest.mark.parametrize("size", ["50GB", "20KB"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_weak_adapter_that_is_lost_is_found_in_half_precision(base_folder, tmp_path, monkeypatch, dtype, size):
-    import modeling_magnet.checkpoint_magnet as checkpoint
+    import modeling_magnet.publishing.merging as merging
 
     model = weak_adapter(base_folder)
     assert max(largest_differences(model, load(base_folder)).values()) < 0.2, "logits alone do not tell"
     model.save_pretrained(tmp_path / "right", merge_adapter=True, dtype=dtype, max_shard_size=size)
-    monkeypatch.setattr(checkpoint, "merged_weights", lambda model: load(base_folder).state_dict())
+    monkeypatch.setattr(merging, "merged_weights", lambda model: load(base_folder).state_dict())
     with pytest.raises(ValueError, match="do not say what the model in memory says: .*_proj.weight is another tensor"):
         model.save_pretrained(tmp_path / "lost", merge_adapter=True, dtype=dtype, max_shard_size=size)
     assert not (tmp_path / "lost").exists()

@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard
 from peft import LoraConfig
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.card_magnet import (
+from modeling_magnet.publishing.card import (
     MARK,
     NOT_RECORDED,
     CardFacts,

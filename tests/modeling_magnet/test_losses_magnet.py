@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma3TextConfig
 
 from examples.benchmarks.training_memory import PeakBytes
-from modeling_magnet import token_losses_magnet
+from modeling_magnet import losses_magnet
 from modeling_magnet.families_magnet import MagnetGemma3ForCausalLM
+from modeling_magnet.losses_magnet import token_losses
 from modeling_magnet.modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.token_losses_magnet import token_losses
 
 HIDDEN, VOCAB = 6, 11
 
@@ -366,7 +366,7 @@ def test_the_weight_of_a_linear_head_is_converted_once(trained, no_grad, cap):
 
 def test_a_gemma_without_a_cap_takes_the_path_of_a_frozen_head(monkeypatch):
     """`final_logit_softcapping` is null in Gemma 3."""
-    monkeypatch.setattr(token_losses_magnet, "checkpoint", None)
+    monkeypatch.setattr(losses_magnet, "checkpoint", None)
     for cap in (None, 30.0):
         config = Gemma3TextConfig(
             vocab_size=90,

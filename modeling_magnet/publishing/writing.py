@@ -13,7 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from .sources_magnet import ADAPTER_CONFIG, CONFIG, CheckpointError
+from ..sources_magnet import ADAPTER_CONFIG, CONFIG, CheckpointError
 
 try:  # not on Windows, where what a killed save left behind stays until it is deleted by hand
     import fcntl

@@ -10,7 +10,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-CARD = "README.md"
+from ..sources_magnet import CARD, CONFIG, CheckpointError
+
 # What tells our cards from those of people, which nothing replaces.
 MARK = "<!-- written by magnet"
 _MARK_LINE = f"{MARK}: replaced by the next save, unless you delete this line -->"
@@ -151,6 +152,39 @@ def with_tags(text: str, tags: Sequence[str]) -> str:
 def is_readable(text: str) -> bool:
     """Whether a card is UTF-8 with metadata that can be read: the Hub takes no other."""
     return _parsed(text) is not None
+
+
+def write_card_beside(model: Any, finished: Path, place: Path, *, adapter_alone: bool) -> None:
+    """Write the card of a checkpoint or an adapter that is being saved, where it is to have another than it has.
+
+    Args:
+        model: The model that is saved; its explicitly set card goes before all others.
+        finished (`Path`): Where its files were written.
+        place (`Path`): Where they will be. A card there that a person wrote stays.
+        adapter_alone (`bool`): Whether they are an adapter's.
+    """
+    card = model._card
+    if card is None:
+        there = read_card(place / CARD)
+        if there is not None and not is_ours(there):
+            return
+        card = _inherited(model, adapter_alone=adapter_alone)
+        if card is None:
+            card = write_card(model, place.name, merged=not adapter_alone)
+        else:
+            card = rename_card(card, place.name)
+    (finished / CARD).write_bytes(card_bytes(card))
+
+
+def _inherited(model: Any, *, adapter_alone: bool) -> str | None:
+    """Return the card of where the model came from, where it holds for what is saved."""
+    source = model._card_source
+    if source is None:
+        return None
+    try:
+        return read_card(source.file(CARD)) if (source.file(CONFIG) is None) == adapter_alone else None
+    except CheckpointError:  # gone meanwhile, which must not end a save
+        return None
 
 
 def _parsed(text: str) -> ModelCard | None:
@@ -372,4 +406,5 @@ __all__ = [
     "rename_card",
     "with_tags",
     "write_card",
+    "write_card_beside",
 ]

@@ -8,9 +8,14 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from transformers.utils import logging
 
-from .binding_magnet import ADAPTER_LAYERS
-from .sources_magnet import CONFIG, CheckpointError
+from ..adapters_magnet import ADAPTER_LAYERS
+from ..configuration_magnet import MagnetSettings
+from ..encoding_magnet import evaluating
+from ..sources_magnet import CONFIG, CheckpointError
+
+logger = logging.get_logger(__name__)
 
 # Largest difference that rounding explains, relative to the largest value: of sums in another order, or of weights
 # that were rounded to 8 bits of mantissa.
@@ -18,6 +23,50 @@ TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}
 HALF_TOLERANCE = 0.2
 PROBE_TEXTS = ("The cat sat on the mat.", "She ate")
 PROBE_LENGTH = 16
+
+
+def check_can_merge(model: Any, state_dict: dict[str, Any] | None) -> None:
+    """Refuse to merge where there is nothing to merge, or where the adapter would be lost or on in further modes."""
+    if not model.has_adapter:
+        raise ValueError("`merge_adapter=True` was given, but this model has no adapter. Leave it out.")
+    modes = MagnetSettings.value(model.config, "adapter_modes")
+    if modes is not None:
+        raise ValueError(
+            f"The adapter is only on in {modes}; merged, it would be on in every mode. Save it with "
+            "`merge_adapter=False`, or call `model.set_adapter_modes(None)` first."
+        )
+    if getattr(model, "is_quantized", False):
+        raise ValueError(
+            "The base is quantised, and merging into rounded weights would lose the adapter. Load the adapter on "
+            "the base without `quantization_config`, and merge it there."
+        )
+    if state_dict is not None:
+        raise ValueError("`merge_adapter=True` merges the model's own weights; pass it or `state_dict`.")
+
+
+def changed_checkpoint(
+    model: Any, state_dict: dict[str, Any] | None, dtype: torch.dtype
+) -> tuple[Any, dict[str, Any]]:
+    """Merge the adapter and change the dtype of what is to be saved; the model is left as it is.
+
+    Args:
+        model: One of our models.
+        state_dict (`dict`, *optional*): Weights in place of its own.
+        dtype (`torch.dtype`): Of the result.
+
+    Returns:
+        A model of this class and config without adapters or weights, which says what is saved, and the weights.
+    """
+    if state_dict is None:
+        state_dict = merged_weights(model) if model.has_adapter else model.state_dict()
+    state_dict = in_dtype(state_dict, dtype)
+    config = copy.deepcopy(model.config)
+    config.tie_word_embeddings = are_tied(state_dict, model)
+    with torch.device("meta"):
+        twin: Any = type(model)(config)
+    twin.to(dtype)
+    twin.generation_config = model.generation_config
+    return twin, state_dict
 
 
 def merged_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -153,11 +202,12 @@ def verify_files(model: Any, directory: Path, *, dtype: torch.dtype) -> dict[str
         .to(model.device)
     )
     _check_written(model, loaded, directory, dtype=dtype)
-    with model._evaluating():
+    with evaluating(model):
         differences = largest_differences(model, loaded)
     coarser = max((model.dtype, dtype), key=lambda kind: TOLERANCES.get(kind, HALF_TOLERANCE))
     limit = TOLERANCES.get(coarser, HALF_TOLERANCE)
-    print("saved; largest differences: " + ", ".join(f"{name} {value:.1e}" for name, value in differences.items()))
+    found = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
+    logger.info(f"saved; largest differences: {found}")
     worst = max(differences, key=lambda name: differences[name])
     if not differences[worst] <= limit:
         raise _says_something_else(
@@ -168,13 +218,7 @@ def verify_files(model: Any, directory: Path, *, dtype: torch.dtype) -> dict[str
 
 @torch.no_grad()
 def _check_written(model: Any, loaded: Any, directory: Path, *, dtype: torch.dtype) -> None:
-    """Compare the files of a checkpoint to what was to be written, bit for bit and one tensor at a time.
-
-    Logits alone cannot tell: what an adapter adds may be less than what rounding to half precision takes.
-
-    Args:
-        loaded: The model of these files: a tied tensor has no file of its own, and is there.
-    """
+    """Compare the files of a checkpoint to what was to be written, bit for bit and one tensor at a time."""
     if not (directory / CONFIG).is_file() or getattr(model, "is_quantized", False):
         return
     with ExitStack() as opened:
@@ -210,4 +254,14 @@ def _says_something_else(what: str) -> CheckpointError:
     )
 
 
-__all__ = ["are_tied", "in_dtype", "largest_differences", "merged_weights", "verify_files"]
+__all__ = [
+    "HALF_TOLERANCE",
+    "TOLERANCES",
+    "are_tied",
+    "changed_checkpoint",
+    "check_can_merge",
+    "in_dtype",
+    "largest_differences",
+    "merged_weights",
+    "verify_files",
+]

@@ -53,28 +53,23 @@ def token_losses(
     num_targets: int | None = None,
     chunk_size: int | None = None,
 ) -> TokenLosses:
-    """Cross entropy at each position that has a target, with memory for the logits of one chunk.
+    """Compute the cross entropy at each position that has a target, with memory for the logits of one chunk.
 
     Args:
         states (`torch.FloatTensor` of shape `(B, S, H)`): Output of the last layer.
         target_ids (`torch.LongTensor` of shape `(B, S)` or `(K, B, S)`): The token to predict at each position, or
-            -100; K of them where a position may have several.
-        head (`nn.Module`): The layer that makes logits `(C, V)` of states `(C, H)`.
-        vocab_size (`int`): V.
-        project (`Callable`, *optional*): What makes logits of states, where that is more than the head and `softcap`.
-        softcap (`float`, *optional*): Logits x of the head become `softcap * tanh(x / softcap)`; not with `project`.
-        num_targets (`int`, *optional*): How many targets are set, or an upper limit. Left out, it is read from the
-            device, which has to be waited for.
-        chunk_size (`int`, *optional*): C, but all of them at once where several processes share the weight and the
-            projection is more than the head. By default at most 512, and what makes 256 MiB of logits, on a CPU;
-            elsewhere what makes 67 million logits.
+            -100. head (`nn.Module`): The layer that makes logits `(C, V)` of states `(C, H)`. project (`Callable`,
+            *optional*): What makes logits of states, where that is more than the head and `softcap`. softcap (`float`,
+            *optional*): Logits x of the head become `softcap * tanh(x / softcap)`; not with `project`. num_targets
+            (`int`, *optional*): At least how many targets are set. Without it, a device is waited for. chunk_size
+            (`int`, *optional*): C; by default what `_chunk_size` returns.
 
     Returns:
         `TokenLosses`: part of the graph even where no target is set.
 
     Raises:
-        ValueError: targets that are no integers or of another shape than the states'; on a CPU also those that are no
-            tokens, or more than `num_targets`.
+        ValueError: targets that are not integers of the states' shape; on a CPU also those that are not tokens, or
+            more than `num_targets`.
     """
     if not isinstance(target_ids, torch.Tensor) or target_ids.dtype not in (torch.int64, torch.int32):
         told = target_ids.dtype if isinstance(target_ids, torch.Tensor) else type(target_ids).__name__
@@ -162,11 +157,7 @@ def _in_chunks(
 
 
 def _within(head: nn.Module, states: torch.Tensor, measure: Callable[..., Any]) -> Any:
-    """Measure inside the one call of a head whose weight is gathered for each.
-
-    Processes have different numbers of chunks: a call for each would let them wait for one another, and, with weights
-    that several modules share the gathering of, be out of step.
-    """
+    """Measure inside the one call of a head whose weight is gathered for each."""
     own = vars(head).get("forward")
     forward = head.forward
 
@@ -217,12 +208,7 @@ class _Measured(NamedTuple):
 def _measure(
     logits: torch.Tensor, targets: torch.Tensor, *, softcap: float | None, errors: bool = False, hits: bool = False
 ) -> _Measured:
-    """Measure one chunk, on a CPU a few positions at a time.
-
-    Args:
-        logits (`torch.FloatTensor` of shape `(C, V)`): Before the cap. With `errors` they are overwritten by their
-            gradient.
-    """
+    """Measure one chunk, on a CPU a few positions at a time."""
     step = max(1, _CPU_BLOCK_LOGITS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     parts = zip(logits.split(step), targets.split(step), strict=True)
     blocks = [_measure_block(*part, softcap=softcap, errors=errors, hits=hits) for part in parts]
@@ -366,9 +352,8 @@ def _is_gathered(head: nn.Module) -> bool:
 
 
 def _is_bare(head: nn.Module, *, is_gathered: bool) -> bool:
-    """Whether nothing but the head's class says what calling it does: neither hooks nor a forward put in its place.
-
-    Hooks of a head whose weight is gathered are those that gather it; they run around the measuring.
+    """Whether nothing but the head's class says what calling it does: neither hooks nor a forward put in its
+    place.
     """
     hooks = (head._forward_pre_hooks, head._forward_hooks, head._backward_pre_hooks, head._backward_hooks)
     return "forward" not in vars(head) and (is_gathered or not any(hooks))

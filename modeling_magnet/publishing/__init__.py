@@ -1,0 +1,20 @@
+"""What does not travel with a checkpoint: model cards, merging with verification, whole directories, and the Hub.
+
+The code of a checkpoint reaches this folder only where the package is installed.
+"""
+
+from .adapters import write_adapter
+from .card import write_card_beside
+from .hub import push_model
+from .merging import changed_checkpoint, check_can_merge, verify_files
+from .writing import written_aside
+
+__all__ = [
+    "changed_checkpoint",
+    "check_can_merge",
+    "push_model",
+    "verify_files",
+    "write_adapter",
+    "write_card_beside",
+    "written_aside",
+]

@@ -1,0 +1,80 @@
+"""To the Hub in one commit: code, sidecars, tokenizer, weights, model card, and the deletion of what they replace."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
+
+from ..sources_magnet import CARD, CheckpointError, first_line
+from .card import card_bytes, is_ours, is_readable, read_card, rename_card, with_tags
+from .writing import stale_files
+
+
+def push_model(
+    model: Any,
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    tags: str | Sequence[str] | None = None,
+    **saving: Any,
+) -> Any:
+    """Save a model and upload it: see `MagnetMixin.push_to_hub`, which has the same arguments.
+
+    Returns:
+        `CommitInfo`: of `huggingface_hub`.
+
+    Raises:
+        ValueError: the Hub refuses, with its reason, or the model cannot be saved.
+    """
+    api, tags = HfApi(token=token), [tags] if isinstance(tags, str) else list(tags or ())
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not revision.startswith("refs/pr"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / repo_id.split("/")[-1]
+            model.save_pretrained(folder, **saving)
+            _prepare_card(model, folder / CARD, api, repo_id, revision=revision, tags=tags)
+            there = [name for name in api.list_repo_files(repo_id, revision=revision) if "/" not in name]
+            new = [file.name for file in folder.iterdir() if file.is_file()]
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message or "Upload model",
+                commit_description=commit_description,
+                revision=revision,
+                create_pr=create_pr,
+                # Exact names: a `*` of these patterns would reach into folders.
+                delete_patterns=stale_files(there, new),
+            )
+    except (httpx.HTTPError, HFValidationError, ConnectionError) as error:
+        raise CheckpointError(
+            f"{repo_id!r} was not pushed: {first_line(error).removesuffix('.')}. Check the name, the network, and "
+            "that the token may write there. No file of the repository was changed."
+        ) from error
+
+
+def _prepare_card(
+    model: Any, file: Path, api: HfApi, repo_id: str, *, revision: str | None, tags: Sequence[str]
+) -> None:
+    """Name the repository in the card; one that a person wrote into the repository stays, unless one was set."""
+    text, there = rename_card(read_card(file) or "", repo_id), None
+    if model._card is None and api.file_exists(repo_id, CARD, revision=revision):
+        there = read_card(Path(api.hf_hub_download(repo_id, CARD, revision=revision)))
+        text = text if there is None or is_ours(there) else there
+    text = with_tags(text, tags) if tags else text
+    file.write_bytes(card_bytes(text))
+    if text == there or (model._card is None and not is_readable(text)):
+        file.unlink()  # the same card is there already; or the Hub would refuse the whole push for it
+
+
+__all__ = ["push_model"]

@@ -1,0 +1,266 @@
+"""Prompts: the paper's, the stored ones, and what is said of one that is not there."""
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.generation.logits_process import LogitsProcessorList
+
+from modeling_magnet.gaps_magnet import continuation_ids, fill_ids, lay_out
+from modeling_magnet.tokenization_magnet import (
+    PAPER_PROMPTS,
+    choose_prompt,
+    default_prompts,
+    join_prompt,
+    pack_token_rows,
+    pad_token_rows,
+    plan_batches,
+    read_texts,
+    special_ids,
+    text_ids,
+    tokenize_texts,
+)
+from tests.byte_tokenizer import byte_tokenizer
+from tests.space_run_tokenizer import NAMED, RESERVED
+
+STORED = {"query": "Find: ", "document": "Text: "}
+
+
+def choose(**given):
+    return choose_prompt(STORED, **{"prompt": None, "prompt_name": None, "default_prompt_name": "document", **given})
+
+
+def test_a_prompt_is_given_named_or_the_default():
+    assert choose() == "Text: "
+    assert choose(prompt_name="query") == "Find: "
+    assert choose(prompt="") == ""
+    assert choose(default_prompt_name=None) is None
+
+
+def test_a_stored_prompt_is_joined_as_it_is():
+    for prompt in default_prompts().values():
+        assert join_prompt(prompt, "A cat.") == prompt + "A cat."
+
+
+def test_the_papers_prompts_have_names_that_mteb_looks_for():
+    mteb = pytest.importorskip("mteb", reason="an optional extra: pip install .[eval]")
+    for name in PAPER_PROMPTS:
+        if name != "STS":  # a type of tasks
+            assert mteb.get_task(name).metadata.name == name
+    assert mteb.get_task("STSBenchmark").metadata.type == "STS"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prompt_name": "qurey"}, r"No prompt is named 'qurey'.*Did you mean 'query'\?"),
+        ({"prompt_name": "zzz"}, r"stores \['document', 'query'\]\. Or pass `prompt=`"),
+        ({"prompt": "p", "prompt_name": "query"}, "Both prompt='p' and prompt_name='query'"),
+        ({"prompt": 3}, r"`prompt` is int \(3\)"),
+    ],
+)
+def test_what_is_no_prompt_is_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        choose(**given)
+
+
+def test_every_added_token_that_is_flagged_is_special(space_run_model):
+    tokenizer = space_run_model.tokenizer
+    assert special_ids(tokenizer) == set(tokenizer.convert_tokens_to_ids([*NAMED, *RESERVED]))
+    assert len(tokenizer.all_special_ids) == len(NAMED), "transformers names only these"
+
+
+def test_a_token_that_is_added_later_counts(tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    before = special_ids(tokenizer)
+    tokenizer.add_tokens(["<later>"], special_tokens=True)
+    tokenizer.add_tokens(["plainly"])
+    assert special_ids(tokenizer) == before | {tokenizer.convert_tokens_to_ids("<later>")}
+    assert special_ids(tiny_tokenizer) == before
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_return_sequences": 4}, {"heal": "token"}])
+def test_a_processor_cannot_lift_a_special_token_into_a_fill(space_run_model, options):
+    special = sorted(special_ids(space_run_model.tokenizer))
+
+    def lift(input_ids, scores):
+        scores = scores.clone()
+        scores[:, special] += 100.0
+        return scores
+
+    output = space_run_model.infill(
+        "She ate", " for lunch.", max_new_tokens=3, logits_processor=LogitsProcessorList([lift]),
+        return_dict_in_generate=True, **options
+    )  # fmt: skip
+    for fill in output.fills[0][0]:
+        assert not {*fill.token_ids} & {*special}
+
+
+def test_rows_of_the_matrix_without_a_token_are_no_answer(space_run_model):
+    size = len(space_run_model.tokenizer)
+    space_run_model.resize_token_embeddings(size + 8)
+
+    def lift(module, inputs, output):
+        return torch.cat([output[..., :size], output[..., size:] + 100.0], dim=-1)
+
+    space_run_model.lm_head.register_forward_hook(lift)
+    output = space_run_model.infill("She ate", " lunch.", max_new_tokens=4, return_dict_in_generate=True)
+    assert max(output.fills[0][0][0].token_ids) < size
+
+
+LENGTHS = st.lists(st.integers(1, 60), max_size=40)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lengths=LENGTHS,
+    max_tokens=st.integers(1, 200),
+    max_rows=st.none() | st.integers(1, 5),
+    padded=st.booleans(),
+)
+def test_batches_hold_every_row_once_within_the_budget(lengths, max_tokens, max_rows, padded):
+    batches = plan_batches(lengths, max_tokens=max_tokens, max_rows=max_rows, padded=padded)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        own = [lengths[index] for index in batch]
+        assert own == sorted(own, reverse=True)
+        used = max(own) * len(own) if padded else sum(own)
+        assert used <= max_tokens or len(own) == 1
+        assert max_rows is None or len(own) <= max_rows
+    for batch, after in zip(batches, batches[1:], strict=False):
+        fuller = [lengths[index] for index in [*batch, after[0]]]
+        used = max(fuller) * len(fuller) if padded else sum(fuller)
+        assert used > max_tokens or len(batch) == max_rows, "no batch ends before it is full"
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.lists(st.lists(st.integers(3, 90), min_size=1, max_size=9), min_size=1, max_size=6),
+    multiple=st.sampled_from([1, 4, 16]),
+)
+def test_packed_rows_can_be_told_apart(rows, multiple):
+    packed = pack_token_rows(rows, pad_token_id=0, multiple=multiple)
+    assert packed.input_ids.shape == packed.position_ids.shape == packed.row_ids.shape
+    assert packed.input_ids.shape[1] % multiple == 0
+    assert packed.input_ids.shape[1] - sum(map(len, rows)) < multiple
+    for number, row in enumerate(rows):
+        mine = packed.row_ids[0] == number
+        assert packed.input_ids[0, mine].tolist() == row
+        assert packed.position_ids[0, mine].tolist() == list(range(len(row)))
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_padding_goes_to_its_side(padding_side):
+    batch = pad_token_rows([[5, 6, 7], [8]], pad_token_id=0, padding_side=padding_side)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [0, 0, 8] if padding_side == "left" else [8, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1] if padding_side == "left" else [1, 0, 0]]
+
+
+TYPED = ["a </s> b", "<s>", "<unk>, he said", "</s></s>", "x<unk>y\n<s>"]
+
+
+def ids_of_characters(tokenizer, text):
+    """The ids by a tokenizer of the same vocabulary and merges that has no control tokens at all."""
+    bare = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    bare.encode_special_tokens = True
+    return bare.encode(text, add_special_tokens=False).ids
+
+
+@pytest.fixture(params=["tiny", "wiki-7m", "stories260K", "added later"])
+def tokenizer(request):
+    """Byte-level and SentencePiece vocabularies; control tokens in front of the vocabulary, and after it."""
+    if request.param == "tiny":
+        return byte_tokenizer()
+    if request.param == "added later":
+        added = byte_tokenizer()
+        added.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<start_of_turn>"]})
+        return added
+    return AutoTokenizer.from_pretrained(request.getfixturevalue(request.param.replace("-", "_").lower()))
+
+
+def test_typed_control_tokens_are_their_characters(tokenizer):
+    special = set(tokenizer.all_special_ids)
+    plain = ["The cat sat.", "1 < 2 > 0"]
+    rows, _ = read_texts(tokenizer, [*TYPED, *plain, "<|im_start|>user <start_of_turn>"])
+    for text, row in zip([*TYPED, *plain, "<|im_start|>user <start_of_turn>"], rows, strict=True):
+        assert not special & set(row), text
+        assert row == ids_of_characters(tokenizer, text)
+        assert tokenizer.decode(row).strip() == text, "nothing was lost"
+    assert rows[len(TYPED) : -1] == tokenizer(plain, add_special_tokens=False)["input_ids"]
+    as_before, _ = read_texts(tokenizer, TYPED, split_special_tokens=False)
+    assert as_before == tokenizer(TYPED, add_special_tokens=False)["input_ids"]
+    assert tokenizer.eos_token_id in as_before[0]
+
+
+def test_offsets_go_with_them(tokenizer):
+    rows, offsets = read_texts(tokenizer, [*TYPED, "The cat"], return_offsets=True)
+    for text, row, places in zip([*TYPED, "The cat"], rows, offsets, strict=True):
+        assert len(row) == len(places)
+        covered = {character for start, end in places for character in range(start, end)}
+        assert {n for n, character in enumerate(text) if not character.isspace()} <= covered
+
+
+def test_bos_and_eos_that_we_add_are_control_tokens(tokenizer):
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    rows = tokenize_texts(tokenizer, TYPED, prompt="Find <s>", max_length=256)
+    for text, row in zip(TYPED, rows, strict=True):
+        assert row == [bos, *ids_of_characters(tokenizer, f"Find <s>: {text}"), eos]
+
+
+def test_a_context_and_a_fill_are_text_too(tokenizer):
+    special = set(tokenizer.all_special_ids)
+    ids = continuation_ids(tokenizer, " and </s> then")
+    assert not special & set(ids) and tokenizer.decode(ids).strip() == "and </s> then"
+    assert fill_ids(tokenizer, "<unk>", prefix="") == ids_of_characters(tokenizer, "<unk>")
+    pieces = lay_out(tokenizer, ["<s>He", "</s>."], gap_lengths=[2], context_length=256).pieces
+    assert pieces[0][0] == tokenizer.bos_token_id
+    assert not special & {*pieces[0][1:], *pieces[1]}
+    read = lay_out(tokenizer, ["<s>He", "</s>."], gap_lengths=[2], context_length=256, split_special_tokens=False)
+    assert read.pieces[0][1] == tokenizer.bos_token_id and read.pieces[1][0] == tokenizer.eos_token_id
+
+
+def test_an_unknown_character_is_still_unknown():
+    characters = {"<unk>": 0, **{character: n for n, character in enumerate("<unk>abc ", start=1)}}
+    backend = Tokenizer(models.WordLevel(characters, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    assert text_ids(tokenizer, "a日") == [characters["a"], 0]
+    assert text_ids(tokenizer, "日<unk>") == [0, *(characters[character] for character in "<unk>")]
+
+
+def test_a_token_that_becomes_special_later_is_split_from_then_on():
+    tokenizer = byte_tokenizer()
+    before = text_ids(tokenizer, "a <turn> b </s>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    assert len(tokenizer("<turn>", add_special_tokens=False)["input_ids"]) == 1
+    assert text_ids(tokenizer, "a <turn> b </s>") == before
+    tokenizer.add_tokens(["<later>"], special_tokens=True)
+    assert text_ids(tokenizer, "a <turn> b </s>") == before
+    assert len(tokenizer("<later>", add_special_tokens=False)["input_ids"]) == 1
+    assert tokenizer.decode(text_ids(tokenizer, "<later>")) == "<later>" and len(text_ids(tokenizer, "<later>")) > 1
+
+
+def test_threads_may_read_one_tokenizer_both_ways():
+    tokenizer = byte_tokenizer()
+    texts = ["the cat </s> sat on <s> the mat "] * 40
+    expected = {
+        split: read_texts(copy.deepcopy(tokenizer), texts, split_special_tokens=split)[0] for split in (True, False)
+    }
+    assert expected[True] != expected[False]
+
+    def read(split):
+        return all(read_texts(tokenizer, texts, split_special_tokens=split)[0] == expected[split] for _ in range(15))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, [True, False] * 4))
+    assert not tokenizer.backend_tokenizer.encode_special_tokens, "its own switch, which all threads share"
+
+
+def test_no_texts_and_no_text_have_no_tokens(tokenizer):
+    assert read_texts(tokenizer, []) == ([], [])
+    assert text_ids(tokenizer, "") == []
