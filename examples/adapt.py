@@ -343,8 +343,8 @@ def write_paraphrases(adapt: AdaptArguments, training: MagnetTrainingArguments, 
 def remember_prompt(model: PreTrainedModel, prompt: str) -> None:
     """Make the prompt of the contrastive training the one that `encode` and sentence-transformers use by default."""
     if prompt:
-        model.config.magnet["prompts"]["sentence"] = join_prompt(prompt, "")
-    model.config.magnet["default_prompt_name"] = "sentence" if prompt else None
+        model.prompts["sentence"] = join_prompt(prompt, "")
+    model.default_prompt_name = "sentence" if prompt else None
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -481,7 +481,7 @@ def whole_model(trainer: MagnetTrainer, adapt: AdaptArguments, lora: LoraArgumen
     if not trainer.args.should_save:
         return trained
     model = open_model(adapt, trainer.args, trained.tokenizer)
-    model.config.magnet = trained.config.magnet
+    trained.magnet_settings.store(model.config)
     if isinstance(getattr(trained, HEAD_NAME, None), nn.Module):
         attach_contrastive_head(model, kind="tanh", hidden_size=model.config.hidden_size, seed=0)
     apply_lora(model, lora).load_state_dict(weights)

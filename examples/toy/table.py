@@ -83,7 +83,7 @@ def _about_fills(exam: Exam, models: Models) -> Questions:
 
 def _about_texts(exam: Exam, models: Models) -> Questions:
     """Return the questions about masked tokens, paraphrases and whole stories, by row and column."""
-    mask_id = models.magnet.config.magnet["mask_token_id"]
+    mask_id = models.magnet.magnet_settings.mask_token_id
 
     def masked(model: Any, mode: str | None = None) -> float:
         return exam.masked_accuracy(model, mask_token_id=mask_id, mode=mode)
