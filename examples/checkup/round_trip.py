@@ -92,7 +92,7 @@ MERGED, BOUND = "adapter, merged", "adapter, causal mode is the base"
 @contextmanager
 def in_every_mode(model: Any) -> Iterator[None]:
     """Turn an adapter on in every mode: with modes of its own, it cannot be merged."""
-    modes = model.magnet_settings.adapter_modes
+    modes = MagnetSettings.value(model.config, "adapter_modes")
     model.set_adapter_modes(None)
     try:
         yield
@@ -121,7 +121,7 @@ def merge_findings(model: Any, folder: Path) -> list[Finding]:
 
 def bound_findings(model: Any, base: ModelSource | None) -> list[Finding]:
     """Return one row: causal logits against those of the base that is loaded alone."""
-    modes = model.magnet_settings.adapter_modes if model.has_adapter else None
+    modes = MagnetSettings.value(model.config, "adapter_modes") if model.has_adapter else None
     if modes is None:
         return [not_applicable(BOUND, "on in every mode" if model.has_adapter else "no adapter")]
     if "causal" in modes:

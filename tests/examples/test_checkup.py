@@ -5,7 +5,7 @@ from importlib import metadata
 import numpy as np
 import torch
 
-import modeling_magnet.checkpoint_magnet
+import modeling_magnet.publishing.merging
 from examples.checkup import findings, invariance, round_trip, versions, vocabulary
 from modeling_magnet import AutoMagnetForCausalLM, MagnetLlamaForCausalLM
 from modeling_magnet.sources_magnet import ModelSource
@@ -58,13 +58,13 @@ def test_a_save_that_loses_bits_is_found(doctor_models, tmp_path, monkeypatch):
 def test_a_merge_that_says_something_else_is_found(doctor_models, tmp_path, monkeypatch):
     model = AutoMagnetForCausalLM.from_pretrained(doctor_models["llama"] / "bound").eval()
     assert round_trip.merge_findings(model, tmp_path / "first")[0].outcome == "pass"
-    merged = modeling_magnet.checkpoint_magnet.merged_weights
+    merged = modeling_magnet.publishing.merging.merged_weights
 
     def forgetful(model):
         base = MagnetLlamaForCausalLM.from_pretrained(doctor_models["llama"] / "saved").state_dict()
         return {**merged(model), "model.layers.2.mlp.down_proj.weight": base["model.layers.2.mlp.down_proj.weight"]}
 
-    monkeypatch.setattr(modeling_magnet.checkpoint_magnet, "merged_weights", forgetful)
+    monkeypatch.setattr(modeling_magnet.publishing.merging, "merged_weights", forgetful)
     (found,) = round_trip.merge_findings(model, tmp_path / "second")
     assert found.outcome == "fail" and "(limit 0.001)" in found.detail
     assert model.config.magnet["adapter_modes"] == BOUND
