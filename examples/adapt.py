@@ -56,12 +56,12 @@ from trainer import (
     paraphrase_pairs,
     texts_to_blocks,
 )
-from trainer.adapter_cost import LARGEST_MODEL, adapter_cost
-from trainer.allocator import keep_freed_memory
 from trainer.checkpoints import remove_checkpoints
 from trainer.checks import check_run
 from trainer.contrastive import HEAD_NAME, attach_contrastive_head
-from trainer.model_card import told_data
+from trainer.lora import LARGEST_MODEL, adapter_cost
+from trainer.memory import keep_freed_memory
+from trainer.model_card import describe_data as told_data
 
 try:
     from examples.plots import draw_objectives

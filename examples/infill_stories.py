@@ -37,8 +37,8 @@ from examples.hub import offline_where_unreachable
 from examples.models import not_adapted, open_magnet
 from modeling_magnet import InfillOptions
 from modeling_magnet.blanks_magnet import split_at_marks
-from trainer.resumable import append_rows, resume_rows
 from trainer.sources import is_hub_id, read_source
+from trainer.whole_files import append_rows, resume_rows
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

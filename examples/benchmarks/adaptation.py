@@ -96,10 +96,10 @@ def measure_language(model: Any, rows: Dataset, *, max_rows: int) -> dict[str, f
             for index, ids in enumerate(full[begin : begin + BATCH_SIZE])
         ]
         batch = collate(numbered)
-        asked = language_sums(model, batch, mntp_normalization="selected", msg_normalization="token")
+        asked = language_sums(model, batch)
         for name, shuffle in (("own_suffix", False), ("other_suffix", True)):
             first = keep_first_span(batch["infilling"], shuffle_suffix=shuffle)
-            asked[f"{name}_loss"] = forward_targets(model, first).msg.sum().item()
+            asked[f"{name}_loss"] = forward_targets(model, first).losses["msg"].sum().item()
             asked[f"{name}_tokens"] = int((first["msg_labels"] != IGNORE_INDEX).sum())
         for name, value in asked.items():
             sums[name] += value

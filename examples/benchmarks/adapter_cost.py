@@ -20,7 +20,7 @@ from examples.command_line import OneLineParser, add_device, add_dtype, add_mode
 from examples.evaluate.results import write_results
 from examples.models import open_magnet
 from trainer import load_texts
-from trainer.adapter_cost import adapter_cost
+from trainer.lora import adapter_cost
 
 BINDINGS = {"always on": None, "bound": ["bidirectional", "infill"]}
 

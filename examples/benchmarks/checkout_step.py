@@ -131,7 +131,7 @@ def work(arguments: list[str]) -> None:
     add_arguments(parser)
     args = parser.parse_args(arguments)
     try:
-        from trainer.allocator import keep_freed_memory
+        from trainer.memory import keep_freed_memory
     except ImportError:
         pass
     else:

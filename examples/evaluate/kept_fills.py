@@ -13,7 +13,7 @@ from tqdm import tqdm
 from examples.evaluate.command_line import check
 from examples.evaluate.fill_systems import FillSystem, StoryGap
 from trainer.prompted_infilling import SolvedGap
-from trainer.resumable import append_rows, resume_rows
+from trainer.whole_files import append_rows, resume_rows
 
 
 def fill_all(

@@ -16,7 +16,7 @@ from modeling_magnet.card_magnet import rename_card
 from modeling_magnet.merging_magnet import largest_differences
 from tests.hub_client import run_client
 from tests.hub_server import HubServer
-from trainer.model_card import told_data
+from trainer.model_card import describe_data as told_data
 
 from .tiny_run import save_plain_llama, tiny_options
 

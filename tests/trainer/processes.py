@@ -16,8 +16,8 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from transformers import TrainerCallback
 
 from modeling_magnet import token_losses_magnet
+from trainer.distributed import whole
 from trainer.lora import LoraArguments, apply_lora
-from trainer.sharding import whole
 
 from .tiny import tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_trainer
 

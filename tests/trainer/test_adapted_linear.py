@@ -5,8 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from trainer.adapted_linear import AdaptedLinear, can_be_fused
-from trainer.lora import adapter_layers, adapters_under_autocast
+from trainer.lora import AdaptedLinear, adapter_layers, adapters_under_autocast, can_be_fused
 
 DTYPE = torch.bfloat16
 

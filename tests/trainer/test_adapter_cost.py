@@ -7,7 +7,7 @@ from peft import LoraConfig
 from examples.benchmarks.adapter_cost import extra_products, main
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.merging_magnet import largest_differences
-from trainer.adapter_cost import adapter_cost, merged_twin
+from trainer.lora import adapter_cost, merged_twin
 
 
 @pytest.fixture

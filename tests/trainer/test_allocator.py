@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from trainer.allocator import keep_freed_memory
+from trainer.memory import keep_freed_memory
 
 COUNT = """
 import resource, sys
-from trainer.allocator import keep_freed_memory
+from trainer.memory import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 import torch

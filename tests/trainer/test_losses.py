@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.losses import mntp_loss, msg_loss, sscl_loss
-
-TOKEN_LOSSES = pytest.mark.parametrize("token_loss", [mntp_loss, msg_loss])
+from trainer.losses import sscl_loss, token_loss
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -35,29 +33,26 @@ def looped_info_nce(
     return total / len(anchors)
 
 
-# --- MNTP and MSG ----------------------------------------------------------------------------------------------------
+# --- Token losses ----------------------------------------------------------------------------------------------------
 
 
-@TOKEN_LOSSES
 @pytest.mark.parametrize("num_items", [4, 2.5, torch.tensor(9)], ids=["int", "float", "tensor"])
-def test_token_losses_are_summed_and_divided(token_loss, num_items):
+def test_token_losses_are_summed_and_divided(num_items):
     losses = draw(2, 5)
     value, gradient = value_and_gradients(token_loss(losses, num_items=num_items), losses)
     assert value.shape == () and value.item() == pytest.approx(sum(losses.flatten().tolist()) / float(num_items))
     torch.testing.assert_close(gradient, torch.full_like(losses, 1 / float(num_items)))
 
 
-@TOKEN_LOSSES
-def test_parts_of_a_batch_add_up_to_the_whole(token_loss):
+def test_parts_of_a_batch_add_up_to_the_whole():
     losses = draw(7)
     parts = sum(token_loss(part, num_items=6) for part in losses.split([2, 5]))
     torch.testing.assert_close(parts, token_loss(losses, num_items=6))
 
 
-@TOKEN_LOSSES
 @pytest.mark.parametrize("num_items", [0, torch.tensor(0), 5], ids=["int 0", "tensor 0", "items elsewhere"])
 @pytest.mark.parametrize("shape", [(0,), (2, 3)])
-def test_no_label_gives_zero_that_can_be_back_propagated(token_loss, num_items, shape):
+def test_no_label_gives_zero_that_can_be_back_propagated(num_items, shape):
     losses = torch.zeros(shape, requires_grad=True)
     value, gradient = value_and_gradients(token_loss(losses, num_items=num_items), losses)
     assert value.item() == 0 and value.shape == ()

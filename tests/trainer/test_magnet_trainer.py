@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 from transformers.utils import logging
 
+from trainer.contrastive import contrastive_embeddings
 from trainer.lora import LoraArguments, adapter_layers, apply_lora
-from trainer.views import contrastive_views
 
 from .processes import KeepGradients
 from .tiny import tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_tokenizer, tiny_trainer
@@ -266,9 +266,9 @@ def test_dropout_views_differ_in_the_contrastive_forward_alone(tmp_path):
     assert seen == [("infill", 0.0), ("bidirectional", 0.5)] * 2
     pairs = trainer._pair_collator()([{"anchor": "w1 w2 w3 w4", "positive": "w1 w2 w3 w4"}] * 2)
     trainer.model.train()
-    anchors, positives = contrastive_views(trainer.model, pairs, head=trainer.head, dropout=0.5)
+    anchors, positives = contrastive_embeddings(trainer.model, pairs, head=trainer.head, dropout=0.5)
     assert (anchors - positives).abs().max() > 1e-3
-    anchors, positives = contrastive_views(trainer.model, pairs, head=trainer.head)
+    anchors, positives = contrastive_embeddings(trainer.model, pairs, head=trainer.head)
     torch.testing.assert_close(anchors, positives)
 
 
@@ -494,7 +494,7 @@ def test_gaps_beyond_the_positions_of_the_model_are_refused(tmp_path):
     rows = [{"input_ids": [1, *range(4, 33)]}] * 8
     args = tiny_args(tmp_path / "run", loss_phases=["2:1,0,1"], end_of_span=32)
     with pytest.raises(
-        ValueError, match="rows of 30 tokens with up to 2 gaps need 92 positions, and the model has 64"
+        ValueError, match="rows of 30 tokens with up to 2 spans need 92 positions, and the model has 64"
     ):
         tiny_trainer(args, train_dataset=rows)
     tiny_trainer(tiny_args(tmp_path / "run", loss_phases=["2:1,0,1"], end_of_span=16), train_dataset=rows)

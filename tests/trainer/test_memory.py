@@ -10,7 +10,7 @@ from datasets import Dataset
 from examples.benchmarks.training_memory import PeakBytes
 from trainer import MagnetTrainer
 from trainer.lora import LoraArguments, apply_lora
-from trainer.memory_trial import is_out_of_memory, longest_pairs, longest_rows, room_for_optimizer
+from trainer.memory import is_out_of_memory, longest_pairs, longest_rows, room_for_optimizer
 
 from .processes import KeepGradients
 from .test_magnet_trainer import assert_same_gradients

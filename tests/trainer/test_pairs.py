@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from trainer.pairs import dropout_pairs, load_pairs, paraphrase_pairs
 from trainer.paraphraser import PARROT_GENERATION, choose_paraphrase, paraphrase_batch
-from trainer.resumable import append_rows, resume_rows
+from trainer.whole_files import append_rows, resume_rows
 
 from .tiny_t5 import save_tiny_t5, sentences
 
