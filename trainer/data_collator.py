@@ -113,16 +113,7 @@ class DataCollatorForMagnet:
     ) -> Self:
         """Read the vocabulary, the special tokens and the padding from a tokenizer and a model's config.
 
-        Args:
-            tokenizer (`PreTrainedTokenizerBase`): Says which tokens are special, including added ones.
-            model_config (`PreTrainedConfig`): Limits the vocabulary to the rows of the embedding matrix.
-            mask_token_id (`int`): Token that stands for a masked one.
-            settings (`CorruptionSettings`): How much to mask and which spans to draw.
-            seed (`int`): Seed of all draws.
-
-        Returns:
-            `DataCollatorForMagnet`: padding with the tokenizer's pad token if the model embeds it, else with EOS, else
-            with token 0.
+        The collator pads with the tokenizer's pad token if the model embeds it, else with EOS, else with token 0.
         """
         vocab_size = min(len(tokenizer), model_config.vocab_size)
         pad_token_ids = [

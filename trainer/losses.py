@@ -55,7 +55,7 @@ def sscl_loss(
         `torch.FloatTensor` of shape `()`: nats per anchor; 0 without anchors.
 
     Raises:
-        ValueError: if shapes, targets, temperature or similarity are invalid.
+        ValueError: if the temperature or the similarity is invalid.
 
     Source: MAGNET (Khosla et al. 2025), Eq. 3; van den Oord et al. 2018, https://huggingface.co/papers/1807.03748.
 
@@ -64,7 +64,6 @@ def sscl_loss(
         >>> round(sscl_loss(same, same, temperature=0.1).item(), 4)  # four equal candidates: log 4
         1.3863
     """
-    _check_pairs(anchors, positives, targets)
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"`temperature` is {temperature}; it divides the similarity, pass a positive number.")
     if similarity not in ("cosine", "dot"):
@@ -81,25 +80,6 @@ def sscl_loss(
     if targets is None:
         targets = torch.arange(len(anchors), device=anchors.device)
     return F.cross_entropy(scores, targets)
-
-
-def _check_pairs(anchors: Tensor, positives: Tensor, targets: Tensor | None) -> None:
-    """Raise if anchors and positives cannot be paired."""
-    shapes = f"`anchors` has shape {tuple(anchors.shape)} and `positives` {tuple(positives.shape)}"
-    if anchors.dim() != 2 or positives.dim() != 2 or anchors.shape[1] != positives.shape[1]:
-        raise ValueError(f"{shapes}; pass two tensors of shape (num_texts, hidden_size) with one hidden size.")
-    if targets is None:
-        if len(positives) < len(anchors):
-            raise ValueError(f"{shapes}; each anchor needs its own positive in the same row, or pass `targets`.")
-        return
-    if targets.shape != anchors.shape[:1]:
-        raise ValueError(f"`targets` has shape {tuple(targets.shape)}; pass one row number for each anchor. {shapes}.")
-    # On an accelerator this check would synchronise with the host; there, cross entropy itself asserts the range.
-    if targets.device.type == "cpu" and len(targets) and not (0 <= targets.min() and targets.max() < len(positives)):
-        raise ValueError(
-            f"`targets` reach from {targets.min()} to {targets.max()}; pass row numbers of `positives`, from 0 to "
-            f"{len(positives) - 1}."
-        )
 
 
 __all__ = ["sscl_loss", "token_loss"]

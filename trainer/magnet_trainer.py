@@ -54,21 +54,17 @@ class MagnetTrainer(Trainer):
         model (`PreTrainedModel` or `PeftModel`): Its forward takes `mode`, `segment_ids`, `target_ids` and
             `logits_to_keep`.
         args (`MagnetTrainingArguments`): The schedule, the corruption and everything else.
-        data_collator (`DataCollatorForMagnet`, *optional*): Corrupts rows; by default made from the tokenizer, the
-            model's config and `args`.
+        data_collator (`DataCollatorForMagnet`, *optional*): Corrupts rows; by default made from the other arguments.
         train_dataset (`RowSource`, *optional*): Rows with `input_ids`.
         eval_dataset (`RowSource` or a `dict` of them, *optional*): Rows with `input_ids`.
-        pair_dataset (`RowSource`, *optional*): Rows with the strings `anchor` and `positive`, for the contrastive
-            loss.
-        eval_pair_dataset (`RowSource`, *optional*): Held-out pairs.
+        pair_dataset, eval_pair_dataset (`RowSource`, *optional*): Rows with the strings `anchor` and `positive`.
         processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer; saved with the model.
         compute_metrics (`Callable`, *optional*): Maps the `EvalPrediction` of an evaluation to further metrics.
             `predictions` are the likeliest tokens and `label_ids` the right ones, arrays of shape
-            `(rows, S, objectives)`, -100 where nothing was predicted. They are aligned already: do not shift them, do
-            not take the `argmax`. Several processes may add rows that hold -100 only.
-            `include_for_metrics=["inputs"]` adds the corrupted rows.
-        callbacks (list of `TrainerCallback`, *optional*): Added to the parent's.
-        optimizers (`tuple`, *optional*): Optimizer and scheduler, as the parent takes them.
+            `(rows, S, objectives)`, -100 where nothing was predicted; they are aligned, so neither shift them nor take
+            the `argmax`. Several processes may add rows of -100. `include_for_metrics=["inputs"]` adds the corrupted
+            rows.
+        callbacks, optimizers: As the parent takes them.
 
     Raises:
         ValueError: listing everything that does not fit together, before any training.
@@ -278,13 +274,11 @@ class MagnetTrainer(Trainer):
 
     def _splits_backward(self, inputs: dict[str, Any]) -> bool:
         """Whether a micro-batch has both kinds of losses, and two backward passes give the gradients of one."""
-        if "pairs" not in inputs or not self._phase().uses_tokens:
-            return False
-        # A subclass may add a term to the loss or scale it; it has to do so once and to all of it.
-        if getattr(self.compute_loss, "__func__", None) is not MagnetTrainer.compute_loss:
-            return False
+        # A subclass that adds a term to the loss or scales it has to do so once and to all of it.
+        is_own = getattr(self.compute_loss, "__func__", None) is MagnetTrainer.compute_loss
         # DeepSpeed counts a backward pass as a micro-batch, and makes its optimizer step in the last one.
-        return not (self.is_deepspeed_enabled or self._steps_in_backward)
+        keeps_gradients = not (self.is_deepspeed_enabled or self._steps_in_backward)
+        return "pairs" in inputs and self._phase().uses_tokens and is_own and keeps_gradients
 
     @property
     def _steps_in_backward(self) -> bool:
@@ -405,29 +399,26 @@ class MagnetTrainer(Trainer):
         return prepared
 
     def _try_phases(self, model: nn.Module) -> None:
-        """Run the heaviest micro-batch of each kind of phase that a resumed run has not begun yet."""
-        first, tried = 0, set()
-        for number, phase in enumerate(self.phases):
-            kind = (phase.uses_tokens, phase.uses_pairs)
-            if kind not in tried and first >= self.state.global_step:
-                self._try_phase(model, phase, name=f"phase {number + 1} ({self.args.loss_phases[number]})")
-            tried.add(kind)
-            first += phase.steps
+        """Run the heaviest micro-batch of each kind of phase that a resumed run has not begun yet.
 
-    def _try_phase(self, model: nn.Module, phase: LossPhase, *, name: str) -> None:
-        """Run the heaviest micro-batch of a phase; leave no log, count, gradient or random number behind."""
+        No log, count, gradient or change of a random state is left behind.
+        """
         was_training, logged = self.model.training, self._parts
-        self._tried_phase, self._parts, self.is_in_train = phase, {}, False
+        self._parts, self.is_in_train = {}, False
         try:
-            with memory.random_state_kept():
-                batch = self._heaviest_batch(phase)
-                if self.is_world_process_zero():  # printed, since a process killed for its memory logs nothing
-                    print(f"trying the memory of {name}: {memory.batch_sizes(batch)}", flush=True)
-                room = memory.room_for_optimizer(self.optimizer)
-                # Not compiled: layers compiled for these shapes first would compute other bits in the run.
-                with adapters_under_autocast(self._autocast_layers), self._gradients_kept_back(model):
-                    self._forward_and_backward(model, batch, None)
-                del room
+            for number, phase in memory.phases_to_try(self.phases, step=self.state.global_step):
+                self._tried_phase = phase
+                with memory.random_state_kept():
+                    batch = self._heaviest_batch(phase)
+                    if self.is_world_process_zero():  # printed, since a process killed for its memory logs nothing
+                        name = f"phase {number + 1} ({self.args.loss_phases[number]})"
+                        print(f"trying the memory of {name}: {memory.batch_sizes(batch)}", flush=True)
+                    room = memory.room_for_optimizer(self.optimizer)
+                    # Not compiled: layers compiled for these shapes first would compute other bits in the run.
+                    with adapters_under_autocast(self._autocast_layers), self._gradients_kept_back(model):
+                        self._forward_and_backward(model, batch, None)
+                    del room
+                model.zero_grad()
         finally:
             self._tried_phase, self._parts, self.is_in_train = None, logged, True
             model.zero_grad()

@@ -19,6 +19,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from .phases import LossPhase
 from .samplers import RowSource
 
 # How many rows are looked at where looking at one may tokenise it.
@@ -29,6 +30,17 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory",
 # Parameters of `mallopt`, from malloc.h, and the largest C int.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MOST_BYTES = 2**31 - 1
+
+
+def phases_to_try(phases: Sequence[LossPhase], *, step: int) -> Iterator[tuple[int, LossPhase]]:
+    """Yield the number and the first phase of each kind, without kinds that a run has begun before `step`."""
+    first, tried = 0, set()
+    for number, phase in enumerate(phases):
+        kind = (phase.uses_tokens, phase.uses_pairs)
+        if kind not in tried and first >= step:
+            yield number, phase
+        tried.add(kind)
+        first += phase.steps
 
 
 def row_lengths(rows: RowSource) -> Iterator[int]:
@@ -164,6 +176,7 @@ __all__ = [
     "keep_freed_memory",
     "longest_pairs",
     "longest_rows",
+    "phases_to_try",
     "random_state_kept",
     "room_for_optimizer",
     "row_lengths",

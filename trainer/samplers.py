@@ -27,12 +27,7 @@ class RowSource(Sized, Protocol):
 
 
 def row_source_complaint(rows: Any, *, name: str) -> str | None:
-    """Say why an object cannot serve as a data set of rows; return `None` if it can.
-
-    Args:
-        rows (`Any`): What a caller passed as a data set.
-        name (`str`): Name of the argument, for the message.
-    """
+    """Say why the argument `name` cannot serve as a data set of rows; return `None` if it can."""
     kind = f"{type(rows).__module__.partition('.')[0]}.{type(rows).__name__}"
     if isinstance(rows, Mapping):
         return f"`{name}` is {kind} of {sorted(map(str, rows))}; pass one of them."
@@ -68,10 +63,7 @@ def plain_dataloader(dataset: Any, batch_sampler: Sampler, collator: Any, *, arg
 
 
 class EpochRows(Dataset):
-    """Add row number and epoch to tokenised rows, as the corruption needs them.
-
-    Args:
-        rows (`RowSource`): Items with a field `input_ids`.
+    """Add row number and epoch to rows with `input_ids`, as the corruption needs them.
 
     Example:
         >>> rows = EpochRows([{"input_ids": [1, 5]}, {"input_ids": [1, 6]}])
@@ -92,10 +84,6 @@ class EpochRows(Dataset):
 
 class EpochRowSampler(Sampler[int]):
     """Shuffle rows in an order that (seed, epoch) decides, and yield each as `epoch * num_rows + row`.
-
-    Args:
-        num_rows (`int`): Rows of the data set.
-        seed (`int`): Seed of the order.
 
     Example:
         >>> sampler = EpochRowSampler(4, seed=0)
@@ -197,8 +185,7 @@ class PairBatchSampler(Sampler[list[int]]):
 class MicroBatchStream(Generic[Batch]):
     """Fetch micro-batches by their number from a loader that stays open between calls.
 
-    Args:
-        load (`Callable`): Makes an iterable that starts at the micro-batch it is given.
+    `load` makes an iterable that starts at the micro-batch with a given number.
 
     Example:
         >>> stream = MicroBatchStream(lambda first: iter(range(first, 100)))
@@ -229,13 +216,7 @@ class EvenBatchSampler(Sampler[list[int]]):
     """Yield every index once over all processes, in the same number of batches on each of them.
 
     Sharded models run collectives in every forward, so no process may run out of batches before the others: a process
-    without an index left gets an empty batch.
-
-    Args:
-        num_items (`int`): Items of the data set.
-        batch_size (`int`): Items per process and batch.
-        num_processes (`int`): Processes that share the items.
-        process_index (`int`): Rank of this process.
+    without an index left gets an empty batch. `batch_size` is that of one process.
 
     Example:
         >>> [list(EvenBatchSampler(5, batch_size=2, num_processes=2, process_index=rank)) for rank in range(2)]

@@ -66,8 +66,9 @@ def test_arguments_survive_saving_and_loading_as_the_user_wrote_them(tmp_path, p
 
 def test_a_command_line_sets_every_kind_of_field(tmp_path):
     line = (
-        f"--output_dir {tmp_path} --use_cpu --report_to none --loss_phases 3:1,0,1 '2: mntp=1 sscl=9' --similarity dot "
-        "--contrastive_head none --mask_ratio 0.3 --max_spans 1 --msg_normalization sequence --view_dropout 0.3"
+        f"--output_dir {tmp_path} --use_cpu --report_to none --loss_phases 3:1,0,1 '2: mntp=1 sscl=9' "
+        "--similarity dot --contrastive_head none "
+        "--mask_ratio 0.3 --max_spans 1 --msg_normalization sequence --view_dropout 0.3"
     )
     (args,) = HfArgumentParser(MagnetTrainingArguments).parse_args_into_dataclasses(shlex.split(line))
     assert args.max_steps == 5
