@@ -179,17 +179,15 @@ def corrupt_row(
 ) -> CorruptedRow:
     """Mark spans of a row as missing and mask some of its context, and make the labels of MNTP and MSG.
 
-    Span tokens keep their ids, since attention hides them. No position carries both labels, except that with
-    `mntp_shift="same"` a position before a span may. Everything but the spans is drawn whatever the settings say, so
-    that changing one setting does not redraw what another governs.
+    Span tokens keep their ids, since attention hides them. No position has both labels, except before a span with
+    `mntp_shift="same"`. Everything but the spans is drawn whatever the settings say, so that changing one setting does
+    not redraw what another governs.
 
     Args:
         input_ids (`torch.LongTensor` of shape `(S,)`): The original tokens; not modified.
-        settings (`CorruptionSettings`): How much to mask and which spans to draw.
-        mask_token_id (`int`): Token that stands for a masked one.
-        special_token_ids (`torch.LongTensor` of shape `(num_special_tokens,)`): Tokens that are never selected.
-        replacement_ids (`torch.LongTensor` of shape `(num_replacements,)`): Tokens for random replacements, at least
-            one.
+        settings, mask_token_id: As for `DataCollatorForMagnet`.
+        special_token_ids (`torch.LongTensor`): Tokens that are never selected.
+        replacement_ids (`torch.LongTensor` of shape `(num_replacements,)`): Tokens for random replacements.
         generator (`torch.Generator`): Source of all draws, see `row_generator`.
         end_of_span_id (`int`, *optional*): Label that ends a span; needed with the settings' `end_of_span`.
 
@@ -199,12 +197,9 @@ def corrupt_row(
     Source: MAGNET (Khosla et al. 2025), section 3, objectives MNTP and MSG.
     """
     if input_ids.dim() != 1:
-        raise ValueError(
-            f"`input_ids` has shape {tuple(input_ids.shape)}; pass one row, of shape (num_tokens,), per call."
-        )
+        raise ValueError(f"`input_ids` has shape {tuple(input_ids.shape)}; pass one row per call.")
     if not len(replacement_ids):
         raise ValueError("`replacement_ids` is empty; pass the ids of the vocabulary that are not special tokens.")
-
     if settings.end_of_span and end_of_span_id is None:
         raise ValueError(f"`end_of_span` is {settings.end_of_span}, but no `end_of_span_id` is given; pass EOS.")
 
@@ -218,30 +213,21 @@ def corrupt_row(
     for number, (start, end) in enumerate(spans, start=1):
         segment_ids[start:end] = number
     in_span = segment_ids > 0
-
     is_eligible = _may_be_masked(input_ids, in_span, special_token_ids, shift=settings.mntp_shift)
     selected = (selection < settings.mask_ratio) & is_eligible
     is_masked = selected & (kind < settings.mask_token_share)
     is_changed = selected & (kind < settings.mask_token_share + settings.random_token_share)
 
-    msg_labels = _next_token_labels(input_ids, in_span)
-    position_ids = torch.arange(length)
-    if settings.end_of_span and not is_causal:
-        for start, end in spans:
-            msg_labels[end - 1] = int(end_of_span_id or 0)
-            position_ids[end:] += -(end - start) % settings.end_of_span
+    msg_labels, position_ids = _next_token_labels(input_ids, in_span), torch.arange(length)
+    for start, end in spans if settings.end_of_span and not is_causal else []:
+        msg_labels[end - 1] = int(end_of_span_id or 0)
+        position_ids[end:] += -(end - start) % settings.end_of_span
 
-    return CorruptedRow(
-        input_ids=torch.where(is_changed, random_ids, input_ids).masked_fill_(is_masked, mask_token_id),
-        segment_ids=segment_ids,
-        mntp_labels=(
-            _next_token_labels(input_ids, selected)
-            if settings.mntp_shift == "next"
-            else torch.where(selected, input_ids, IGNORE_INDEX)
-        ),
-        msg_labels=msg_labels,
-        position_ids=position_ids,
-    )
+    corrupted = torch.where(is_changed, random_ids, input_ids).masked_fill_(is_masked, mask_token_id)
+    mntp_labels = torch.where(selected, input_ids, IGNORE_INDEX)
+    if settings.mntp_shift == "next":
+        mntp_labels = _next_token_labels(input_ids, selected)
+    return CorruptedRow(corrupted, segment_ids, mntp_labels, msg_labels, position_ids)
 
 
 def _draw_spans(settings: CorruptionSettings, *, length: int, generator: torch.Generator) -> list[tuple[int, int]]:

@@ -2,11 +2,8 @@
 
 A token objective labels positions of a corrupted row; all token objectives share one forward in infill mode. A pair
 objective compares embeddings of anchors and positives. Phases, losses, item counts, logs, checks and evaluation walk
-`OBJECTIVES`, so a new token objective is one entry:
-
-    OBJECTIVES["mtp"] = Objective(labels=two_ahead)
-
-Register it before making `MagnetTrainingArguments`, whose `loss_phases` name it.
+`OBJECTIVES`, so a new token objective is one entry, `OBJECTIVES["mtp"] = Objective(labels=two_ahead)`. Register it
+before making `MagnetTrainingArguments`, whose `loss_phases` name it.
 
 Shapes: B rows, S tokens in a row, K token objectives, H hidden size.
 """

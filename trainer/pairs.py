@@ -126,22 +126,16 @@ def paraphrase_pairs(
     uninterrupted one byte for byte on the same kind of machine. In a distributed job, call this in one process first.
 
     Args:
-        texts (`datasets.Dataset` or list of `str`): Column `text` as of `load_texts`, or the texts themselves; a
-            text may have several lines.
+        texts, min_words, limit: As for `dropout_pairs`.
         output_path (`str` or `Path`): A `.jsonl` file of `anchor` and `positive`, which `load_pairs` reads too.
         model_id (`str`): Any sequence-to-sequence model, on the Hub or in a folder.
         prefix (`str`): Put before every line; the default is Parrot's.
-        min_words, limit: As for `dropout_pairs`.
         max_length (`int`): Tokens read of a line with its prefix, and tokens written; >= 8.
         batch_size (`int`): Lines per call of the model, >= 1.
         num_candidates (`int`): Outputs per line to choose from, >= 1.
-        generation_options (`Mapping[str, Any]`): Passed to `generate`; the default samples as Parrot does.
+        generation_options (`Mapping[str, Any]`): Passed to `generate`; samples as Parrot does by default.
         seed (`int`): Seed of the sampling, >= 0.
-        device (`str` or `torch.device`, *optional*): Where the model runs; by default a GPU if there is one.
-
-    Returns:
-        `datasets.Dataset`: columns `anchor` and `positive`, one row per line.
-
+        device (`str` or `torch.device`, *optional*): Where the model runs; a GPU by default.
     Raises:
         ValueError: if an argument is out of range, no line is long enough, or the file belongs to another job.
 
@@ -161,10 +155,8 @@ def paraphrase_pairs(
     settings |= {"num_lines": len(lines), "lines_sha256": hashlib.sha256(json.dumps(lines).encode()).hexdigest()}
     done = resume_rows(output_path, settings=settings)
     if [row.get("anchor") for row in done] != lines[: len(done)]:
-        raise ValueError(
-            f"The rows of {str(output_path)!r} are not the lines of `texts` in order: the file was edited. "
-            "Restore it, or give another `output_path`."
-        )
+        what = f"The rows of {str(output_path)!r} are not the lines of `texts` in order"
+        raise ValueError(f"{what}: the file was edited. Restore it, or give another `output_path`.")
     if len(done) < len(lines):
         _write_paraphrases(output_path, lines, num_done=len(done), settings=settings, device=device)
     pairs = load_pairs(str(output_path), columns=("anchor", "positive"))
