@@ -48,12 +48,12 @@ from trainer import (
     paraphrase_pairs,
     texts_to_blocks,
 )
-from trainer.adapter_cost import LARGEST_MODEL, adapter_cost
-from trainer.allocator import keep_freed_memory
 from trainer.checkpoints import check_checkpoint, check_processes, last_complete_checkpoint, remove_checkpoints
 from trainer.checks import check_run
 from trainer.contrastive import HEAD_NAME, attach_contrastive_head
-from trainer.model_card import told_data
+from trainer.lora import LARGEST_MODEL, adapter_cost
+from trainer.memory import keep_freed_memory
+from trainer.model_card import describe_data
 from trainer.whole_files import parse_json, whole_file
 
 try:
@@ -409,7 +409,7 @@ def save_and_push(
         notes=notes,
         recipe={
             "max_length": adapt.max_length,
-            "pairs": told_data([adapt.pairs]) if training.uses_contrastive_loss else "none",
+            "pairs": describe_data([adapt.pairs]) if training.uses_contrastive_loss else "none",
             "train_limit": adapt.train_limit,
         },
     )

@@ -25,9 +25,8 @@ from examples.fills_page import describe, render_page
 from examples.models import not_adapted, offline_where_unreachable, open_magnet
 from modeling_magnet import InfillOptions
 from modeling_magnet.blanks_magnet import split_at_marks
-from trainer.resumable import append_rows, resume_rows
 from trainer.sources import is_hub_id, read_source
-from trainer.whole_files import whole_file
+from trainer.whole_files import append_rows, resume_rows, whole_file
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -1,30 +1,32 @@
-"""Which checkpoints of a run can be trusted: written to their end, still what was written; and which may go."""
+"""Seal, verify, find and remove the checkpoints of a run."""
 
 import re
 import shutil
 import zlib
 from pathlib import Path
 
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
 from .whole_files import parse_json, write_json
 
-_STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that the parent writes
-SEAL_FILE = "checksums.json"  # the last one of ours
+_STATE_FILE = "trainer_state.json"  # the last file that transformers writes
+SEAL_FILE = "checksums.json"  # written after it
 _BLOCK = 2**24
 
 logger = logging.get_logger(__name__)
 
 
 def last_complete_checkpoint(output_dir: str | Path, *, num_processes: int = 1) -> Path | None:
-    """Find the newest checkpoint that was written to its end and has not changed since.
+    """Find the newest checkpoint that is complete and undamaged.
 
-    A process that is killed while it saves leaves a folder with the highest number and half of its files; a disk may
-    lose what it had. Each one that is passed over is named in a warning, with the reason.
+    A process that is killed while it saves leaves a folder with half of its files, and disks lose data. A warning
+    names each checkpoint that is passed over and the reason.
 
     Args:
         output_dir (`str` or `Path`): Folder of the run.
-        num_processes (`int`): Processes of the run; each one's random state has to be there.
+        num_processes (`int`): Processes of the run; the random state of each has to be there.
 
     Returns:
         `Path`, or `None` if there is no such checkpoint.
@@ -38,13 +40,7 @@ def last_complete_checkpoint(output_dir: str | Path, *, num_processes: int = 1) 
 
 
 def seal_checkpoint(checkpoint: str | Path) -> None:
-    """Write down the size and checksum of every file of a checkpoint that has been written.
-
-    The seal is no protection against people, who can write another.
-
-    Args:
-        checkpoint (`str` or `Path`): Folder.
-    """
+    """Record the size and checksum of every file of a checkpoint; this detects damage, not tampering."""
     folder = Path(checkpoint)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL_FILE)
     seal = {path.relative_to(folder).as_posix(): [path.stat().st_size, _checksum(path)] for path in files}
@@ -52,10 +48,10 @@ def seal_checkpoint(checkpoint: str | Path) -> None:
 
 
 def check_checkpoint(checkpoint: str | Path) -> None:
-    """Refuse a checkpoint whose files are not those that were written.
+    """Raise if a checkpoint's files are not those that were sealed.
 
     Args:
-        checkpoint (`str` or `Path`): Folder; without a seal, of an earlier version or another trainer, it is trusted.
+        checkpoint (`str` or `Path`): Folder; one without a seal, as other trainers write it, is trusted.
 
     Raises:
         ValueError: naming the first file that differs.
@@ -69,10 +65,10 @@ def check_checkpoint(checkpoint: str | Path) -> None:
 
 
 def check_processes(checkpoint: str | Path, *, num_processes: int) -> None:
-    """Refuse a checkpoint of a run with another number of processes, whose steps would not be those of this one.
+    """Raise if a run with another number of processes wrote a checkpoint, since its steps see other batches.
 
     Args:
-        checkpoint (`str` or `Path`): Folder; each process of its run has left its random state there.
+        checkpoint (`str` or `Path`): Folder, with the random state of each process.
         num_processes (`int`): Processes of this run.
 
     Raises:
@@ -86,8 +82,35 @@ def check_processes(checkpoint: str | Path, *, num_processes: int) -> None:
         )
 
 
+def checkpoint_to_resume(choice: str | bool | None, *, output_dir: str | Path, accelerator: Accelerator) -> str | None:
+    """Resolve and check `resume_from_checkpoint`; every process has to call this.
+
+    Args:
+        choice (`str` or `bool`, *optional*): A folder, `True` for the newest complete checkpoint, or nothing.
+        output_dir (`str` or `Path`): Folder of the run.
+        accelerator (`Accelerator`): Of the run.
+
+    Raises:
+        ValueError: if there is no such checkpoint, it is damaged, or another number of processes wrote it.
+    """
+    if not choice:
+        return None
+    if choice is True:
+        found: list[Path | None] = [None]
+        if accelerator.is_main_process:  # verifying reads every byte
+            found = [last_complete_checkpoint(output_dir, num_processes=accelerator.num_processes)]
+        (last,) = broadcast_object_list(found)
+        if last is None:
+            raise ValueError(f"{output_dir} has no complete checkpoint to resume from. Name one, or start afresh.")
+        choice = str(last)
+    else:
+        check_checkpoint(choice)
+    check_processes(choice, num_processes=accelerator.num_processes)
+    return choice
+
+
 def forget_completeness(checkpoint: str | Path) -> None:
-    """Mark a checkpoint that is about to be written again as incomplete; nothing if there is none."""
+    """Mark a checkpoint that is about to be overwritten as incomplete."""
     for name in (SEAL_FILE, _STATE_FILE):
         (Path(checkpoint) / name).unlink(missing_ok=True)
 
@@ -95,15 +118,15 @@ def forget_completeness(checkpoint: str | Path) -> None:
 def remove_old_checkpoints(
     output_dir: str | Path, *, step: int, limit: int | None, best: str | Path | None = None
 ) -> None:
-    """Delete the oldest checkpoints by their steps, not by the times of their files: a clock may have been wrong.
+    """Delete the oldest checkpoints by their steps, not by file times, since clocks may be wrong.
 
-    Those beyond the present step are what a run left that was resumed from an earlier one: they go first.
+    Checkpoints beyond the present step are left over from before the run was resumed; they are deleted first.
 
     Args:
         output_dir (`str` or `Path`): Folder of the run.
-        step (`int`): Of the newest checkpoint, which always stays.
-        limit (`int`, *optional*): How many may stay; `None` and what is below one mean all.
-        best (`str` or `Path`, *optional*): One more that always stays.
+        step (`int`): Step of the newest checkpoint, which always stays.
+        limit (`int`, *optional*): How many may stay; `None` or a number below 1 means all.
+        best (`str` or `Path`, *optional*): A further checkpoint that always stays.
     """
     if limit is None or limit <= 0:
         return
@@ -115,27 +138,23 @@ def remove_old_checkpoints(
 
 
 def remove_checkpoints(output_dir: str | Path) -> None:
-    """Delete all checkpoints of a run whose result was saved.
-
-    Args:
-        output_dir (`str` or `Path`): Folder of the run.
-    """
+    """Delete all checkpoints of a run."""
     for folder in _checkpoints(output_dir).values():
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _checkpoints(output_dir: str | Path) -> dict[int, Path]:
-    """The folders of checkpoints by their steps."""
+    """Return the folders of checkpoints by their steps."""
     found = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in Path(output_dir).glob("checkpoint-*"))
     return {int(match[1]): path for match, path in found if match}
 
 
 def _why_not(folder: Path, *, num_processes: int) -> str | None:
-    """Why a checkpoint cannot be trusted; `None` where it can."""
+    """Say why a checkpoint cannot be resumed from; return `None` if it can."""
     try:
         parse_json((folder / _STATE_FILE).read_bytes())
     except (OSError, ValueError):
-        return f"it was not written to its end, {_STATE_FILE} cannot be read"
+        return f"it is incomplete, {_STATE_FILE} cannot be read"
     names = ["rng_state.pth"] if num_processes == 1 else [f"rng_state_{rank}.pth" for rank in range(num_processes)]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
@@ -144,7 +163,7 @@ def _why_not(folder: Path, *, num_processes: int) -> str | None:
 
 
 def _damage(folder: Path) -> str | None:
-    """Which file is not what was written; `None` where all are, or nothing is known of them."""
+    """Say which file differs from the seal; return `None` if none does or there is no seal."""
     try:
         seal = parse_json((folder / SEAL_FILE).read_bytes())
         expected = {str(name): (int(size), int(checksum)) for name, (size, checksum) in seal.items()}
@@ -161,13 +180,13 @@ def _damage(folder: Path) -> str | None:
                 return f"{name} has other bytes than were written"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
-        except ValueError:  # names that no file can have
+        except ValueError:  # the seal names something that cannot be a file name
             return f"{SEAL_FILE} names {name!r:.60}"
     return None
 
 
 def _checksum(file: Path) -> int:
-    """CRC-32 of a file, at gigabytes a second."""
+    """Return the CRC-32 of a file."""
     checksum = 0
     with file.open("rb") as stream:
         while block := stream.read(_BLOCK):
@@ -179,6 +198,7 @@ __all__ = [
     "SEAL_FILE",
     "check_checkpoint",
     "check_processes",
+    "checkpoint_to_resume",
     "forget_completeness",
     "last_complete_checkpoint",
     "remove_checkpoints",

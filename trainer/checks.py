@@ -1,9 +1,10 @@
-"""What has to fit together before a run starts: model, arguments, tokenizer, rows and pairs."""
+"""Check before a run starts that model, arguments, tokenizer, rows and pairs fit together."""
 
 import inspect
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -14,9 +15,8 @@ from modeling_magnet.tokenization_magnet import tokenize_texts
 
 from .corruption import CorruptionSettings
 from .data_collator import DataCollatorForMagnet
-from .memory_trial import row_lengths
-from .quantized_bases import about_quantized_base
-from .streams import RowSource, about_kind
+from .memory import row_lengths
+from .samplers import RowSource, row_source_complaint
 from .training_args import MagnetTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -35,11 +35,11 @@ def check_run(
     tokenizer: PreTrainedTokenizerBase | None,
     eval_dataset: RowSource | dict[str, RowSource] | None = None,
 ) -> None:
-    """Refuse a run that cannot work, before anything is written or trained.
+    """Raise for a run that cannot work, before anything is written or trained.
 
     Args:
-        model (`nn.Module`): The model itself, not its peft wrapper.
-        args (`MagnetTrainingArguments`): Valid in themselves.
+        model (`nn.Module`): The model itself, without its peft wrapper.
+        args (`MagnetTrainingArguments`): Valid arguments.
         data_collator (`DataCollatorForMagnet`, *optional*): The caller's own collator.
         train_dataset, pair_dataset (`RowSource`, *optional*): Rows and pairs to train on.
         eval_pair_dataset (`RowSource`, *optional*): Held-out pairs.
@@ -52,13 +52,13 @@ def check_run(
     named: dict[str, Any] = dict(eval_dataset) if isinstance(eval_dataset, dict) else {"": eval_dataset}
     evaluated = {f"eval_dataset[{name!r}]" if name else "eval_dataset": rows for name, rows in named.items()}
     given = {"train_dataset": train_dataset, "pair_dataset": pair_dataset, "eval_pair_dataset": eval_pair_dataset}
-    unfit = [about_kind(rows, name=name) for name, rows in (given | evaluated).items() if rows is not None]
+    unfit = [row_source_complaint(rows, name=name) for name, rows in (given | evaluated).items() if rows is not None]
     if any(unfit):
         raise ValueError("\n- ".join(["This run cannot work:", *filter(None, unfit)]))
     settings = args.corruption_settings if data_collator is None else data_collator.settings
     complaints = [
         *_about_model(model, args=args, tokenizer=tokenizer, needs_mask_token=data_collator is None),
-        *about_quantized_base(model),
+        *_about_quantized_base(model),
         *([] if train_dataset is None else _about_adapter(model)),
         *([] if train_dataset is None else _about_rows(train_dataset, args=args, settings=settings)),
     ]
@@ -89,11 +89,11 @@ def _about_model(
     tokenizer: PreTrainedTokenizerBase | None,
     needs_mask_token: bool,
 ) -> Iterator[str]:
-    """What is wrong with the model, the tokenizer, and the devices they are to run on."""
+    """Yield complaints about the model, the tokenizer and the devices."""
     missing = [name for name in _FORWARD_ARGUMENTS if name not in inspect.signature(model.forward).parameters]
     if missing:
         yield (
-            f"The forward of {type(model).__name__} takes no {', '.join(missing)}; the objectives need all of "
+            f"The forward of {type(model).__name__} takes no {', '.join(missing)}; the objectives need "
             f"{', '.join(_FORWARD_ARGUMENTS)}. Load the model with `MagnetLlamaForCausalLM.from_pretrained`."
         )
         return
@@ -133,7 +133,7 @@ def _about_model(
 
 
 def _about_adapter(model: nn.Module) -> Iterator[str]:
-    """An adapter whose checkpoints could not be resumed from: the parent loads those of a `PeftModel` alone."""
+    """Yield a complaint about an adapter that could not be resumed: transformers resumes only a `PeftModel`."""
     if getattr(model, "_hf_peft_config_loaded", False):  # set by transformers, not by a `PeftModel` around the model
         yield (
             "The model's adapter was added by `model.add_adapter` or loaded with the model; such a run could not be "
@@ -141,8 +141,49 @@ def _about_adapter(model: nn.Module) -> Iterator[str]:
         )
 
 
+def _about_quantized_base(model: Any) -> Iterator[str]:
+    """Yield a complaint about a quantised base whose layers pass no gradient on.
+
+    A layer is asked for a gradient, since quantisers' own statements are not reliable (torchao 0.18, 8-bit dynamic
+    activations).
+    """
+    if not getattr(model, "is_quantized", False):
+        return
+    method = getattr(model.config.quantization_config, "quant_method", "unknown")
+    method = getattr(method, "value", method)
+    if getattr(model, "is_loaded_in_4bit", False) and model.device.type == "cpu":
+        # Its first forward without gradients repacks the weights for good, and evaluations are such forwards.
+        yield (
+            f"The base is quantised to 4 bits by {method} on a CPU, where evaluation would end all gradients. Train "
+            "it on a GPU, or load 8-bit weights."
+        )
+    elif not _passes_gradient(model):
+        yield (
+            f"The base is quantised by {method} in a way that lets no gradient through its layers, so adapters would "
+            "learn nothing. Quantise only the weights (8-bit weight-only), or nothing."
+        )
+
+
+def _passes_gradient(model: Any) -> bool:
+    """Whether the first quantised linear layer passes a gradient on to its input."""
+    layers = [getattr(module, "base_layer", module) for module in model.base_model.modules()]
+    linear = next((layer for layer in layers if isinstance(layer, nn.Linear)), None)
+    if linear is None:
+        return True
+    dtype = model.dtype if model.dtype.is_floating_point else torch.float32
+    inputs = torch.ones(1, linear.in_features, device=model.device, dtype=dtype, requires_grad=True)
+    output = linear(inputs)
+    if not output.requires_grad:
+        return False
+    try:
+        (gradient,) = torch.autograd.grad(output.sum(), inputs, allow_unused=True)
+    except RuntimeError:
+        return False
+    return gradient is not None and bool(gradient.any())
+
+
 def _about_rows(rows: RowSource, *, args: MagnetTrainingArguments, settings: CorruptionSettings) -> Iterator[str]:
-    """What is wrong with the rows to train on."""
+    """Yield complaints about the rows to train on."""
     if not len(rows):
         yield "`train_dataset` has no rows; check its source and its filters."
         return
@@ -167,7 +208,7 @@ def _about_rows(rows: RowSource, *, args: MagnetTrainingArguments, settings: Cor
 
 
 def _about_positions(rows: RowSource, *, name: str, model: nn.Module, settings: CorruptionSettings) -> Iterator[str]:
-    """Whether rows, or gaps that are longer than their spans, leave the model's positions."""
+    """Yield a complaint if rows, or the positions reserved for spans, exceed the model's positions."""
     config: Any = model.config
     most = getattr(config, "max_position_embeddings", None)
     if most is None or not len(rows) or "input_ids" not in rows[0]:
@@ -181,18 +222,18 @@ def _about_positions(rows: RowSource, *, name: str, model: nn.Module, settings: 
         )
     elif needed > most:
         yield (
-            f"`end_of_span` is {settings.end_of_span}: rows of {longest} tokens with up to {settings.max_spans} gaps "
+            f"`end_of_span` is {settings.end_of_span}: rows of {longest} tokens with up to {settings.max_spans} spans "
             f"need {needed} positions, and the model has {most}. Make shorter rows, or lower `end_of_span` or "
             "`max_spans`."
         )
 
 
 def _about_prompt(args: MagnetTrainingArguments, *, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[str]:
-    """What keeps a side of a pair from being tokenised."""
+    """Yield complaints about what tokenising pairs needs."""
     if tokenizer is None:
         yield "`processing_class` is missing; pass the tokenizer, pairs are tokenised batch by batch."
     elif tokenizer.eos_token_id is None:
-        yield "The tokenizer has no EOS token, whose output represents a sentence. Set `tokenizer.eos_token`."
+        yield "The tokenizer has no EOS token, whose state embeds a sentence. Set `tokenizer.eos_token`."
     else:
         prompt = args.contrastive_prompt or None
         length = len(tokenize_texts(tokenizer, [""], prompt=prompt, max_length=2**31)[0])
@@ -204,7 +245,7 @@ def _about_prompt(args: MagnetTrainingArguments, *, tokenizer: PreTrainedTokeniz
 
 
 def _about_columns(pairs: RowSource, *, name: str) -> Iterator[str]:
-    """What is wrong with pairs in themselves."""
+    """Yield complaints about the columns of pairs."""
     if not len(pairs):
         yield f"`{name}` has no rows; check its source and its filters."
     elif missing := [column for column in ("anchor", "positive") if column not in pairs[0]]:
@@ -212,7 +253,7 @@ def _about_columns(pairs: RowSource, *, name: str) -> Iterator[str]:
 
 
 def _about_pairs(pairs: RowSource | None, *, args: MagnetTrainingArguments) -> Iterator[str]:
-    """What is wrong with the pairs to train on."""
+    """Yield complaints about the pairs to train on."""
     if pairs is None:
         yield (
             f"`loss_phases` {args.loss_phases} weigh sscl, but there is no `pair_dataset`. Pass pairs, or set the "

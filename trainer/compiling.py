@@ -1,8 +1,8 @@
-"""`torch_compile` for training: the decoder's layers one by one, in place, and during training steps alone.
+"""Compile the decoder's layers one by one, in place, for training steps only.
 
-A layer is compiled once for all of its kind, in half a minute, and nothing else changes: the model keeps its class,
-modes, adapters, its head whose logits come in chunks, and its files. Compiled whole, it is taken apart where modes are
-switched and losses picked, in minutes, for no more speed (`examples/benchmarks/LOG.md`).
+One compilation serves all layers of a kind and takes half a minute. The model keeps its class, modes, adapters,
+chunked LM head and files. Compiled as a whole, it breaks into graphs where modes are switched and losses picked, which
+takes minutes and is not faster (`examples/benchmarks/LOG.md`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,11 +16,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def take_over_compilation(plugin: TorchDynamoPlugin, args: TrainingArguments) -> dict[str, Any] | None:
-    """What layers are to be compiled with, by the arguments or by `accelerate launch`.
+    """Return the compiler's settings from the arguments or `accelerate launch`, and turn accelerate's own use off.
 
     Args:
-        plugin (`TorchDynamoPlugin`): accelerate's settings, by which it would compile the model whole; turned off.
-        args (`TrainingArguments`): Of the run.
+        plugin (`TorchDynamoPlugin`): accelerate's settings, by which it would compile the model as a whole; modified.
+        args (`TrainingArguments`): Arguments of the run.
 
     Returns:
         `dict`: for `nn.Module.compile`; `None` where nothing is to be compiled.
@@ -29,7 +29,7 @@ def take_over_compilation(plugin: TorchDynamoPlugin, args: TrainingArguments) ->
     arguments: dict[str, Any] | None = None
     if asked:
         arguments = {name: value for name, value in plugin.to_kwargs().items() if name != "use_regional_compilation"}
-        # For the next trainer with these arguments, whose plugin will say nothing.
+        # A second trainer with these arguments finds the plugin turned off.
         args.torch_compile = True
         args.torch_compile_backend, args.torch_compile_mode = arguments["backend"], arguments.get("mode")
     elif args.torch_compile:
@@ -39,10 +39,10 @@ def take_over_compilation(plugin: TorchDynamoPlugin, args: TrainingArguments) ->
 
 
 def compile_layers(model: nn.Module, arguments: dict[str, Any] | None) -> list[tuple[nn.Module, Any]]:
-    """Compiled forms of a decoder's layers, which the layers do not use yet; none without arguments.
+    """Return a decoder's layers with their compiled forms, which `compiled` puts to use; none without arguments.
 
     Args:
-        model (`nn.Module`): Holds the layers, as modules that transformers can checkpoint.
+        model (`nn.Module`): Its `GradientCheckpointingLayer`s are compiled.
         arguments (`dict`, *optional*): For `nn.Module.compile`.
     """
     forms: list[tuple[nn.Module, Any]] = []
@@ -55,9 +55,7 @@ def compile_layers(model: nn.Module, arguments: dict[str, Any] | None) -> list[t
 
 @contextmanager
 def compiled(forms: Sequence[tuple[nn.Module, Any]]) -> Iterator[None]:
-    """Call layers by their compiled forms until the context ends.
-
-    Texts of ever new lengths, as evaluation reads them, would each be compiled for.
+    """Use the compiled forms of layers until the context ends; evaluation's many lengths would each be compiled.
 
     Args:
         forms (sequence): What `compile_layers` returned.

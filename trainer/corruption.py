@@ -1,8 +1,7 @@
-"""What one tokenised row looks like after spans are marked missing and part of the remaining context is masked.
+"""Corrupt one tokenised row: mark spans as missing and mask part of the remaining context.
 
-Randomness comes from a generator that is passed in, and `row_generator` makes it from nothing but (seed, epoch, row),
-so neither workers, processes nor an interruption change what a row becomes. Nothing here knows about batches,
-tokenizers or models. Shapes: S is the number of tokens in the row.
+All randomness comes from a generator that is passed in, and `row_generator` makes it from (seed, epoch, row), so that
+workers, processes and interruptions do not change a row. S is the number of tokens in the row.
 """
 
 import operator
@@ -20,15 +19,7 @@ _UINT64 = 0xFFFF_FFFF_FFFF_FFFF
 
 
 def row_generator(seed: int, *, epoch: int, row_id: int) -> torch.Generator:
-    """Make the generator that draws everything random about one row in one epoch.
-
-    Args:
-        seed (`int`): Seed of the run.
-        epoch (`int`): Pass over the data, from 0.
-        row_id (`int`): Index of the row in the data set.
-
-    Returns:
-        `torch.Generator`: on the CPU, the same for the same three numbers in any process.
+    """Make the generator for everything random about one row in one epoch, the same in any process.
 
     Source: SplitMix64 (Steele, Lea and Flood 2014), applied once per number.
 
@@ -47,18 +38,18 @@ def row_generator(seed: int, *, epoch: int, row_id: int) -> torch.Generator:
 def sample_spans(
     length: int, *, max_spans: int, min_span_tokens: int, max_span_tokens: int, generator: torch.Generator
 ) -> list[tuple[int, int]]:
-    """Draw the missing spans of a row: how many, how long, where.
+    """Draw the missing spans of a row.
 
-    The number is uniform over 1..`max_spans`, or up to what the row can hold. Each length is uniform over its range,
-    the upper limit lowered to what leaves room for the spans still to be drawn. The placement is uniform over all that
-    leave a context token before, between and after the spans; so position 0 is in no span, and no two are adjacent.
+    Their number is uniform over 1..`max_spans`, or up to what the row can hold. Each length is uniform over its range,
+    with the upper limit lowered to leave room for the spans still to be drawn. The placement is uniform over all that
+    leave a context token before, between and after the spans: position 0 is in no span, and no two are adjacent.
 
     Args:
         length (`int`): Tokens in the row.
         max_spans (`int`): Upper limit of the number of spans, >= 0.
         min_span_tokens (`int`): Lower limit of the length of a span, >= 1.
         max_span_tokens (`int`): Upper limit of the length of a span, >= `min_span_tokens`.
-        generator (`torch.Generator`): Source of the draws: number, lengths, order of the lengths, gaps.
+        generator (`torch.Generator`): Source of the draws.
 
     Returns:
         `list[tuple[int, int]]`: half-open `(start, end)`, ascending; empty if not even one span fits.
@@ -76,7 +67,7 @@ def sample_spans(
     if complaints:
         raise ValueError("\n- ".join(["The spans cannot be drawn:", *complaints]))
 
-    most = min(max_spans, (length - 1) // (min_span_tokens + 1))  # each span brings the context token behind it
+    most = min(max_spans, (length - 1) // (min_span_tokens + 1))  # each span needs a context token after it
     if most < 1:
         return []
     num_spans = _draw_integer(1, most, generator)
@@ -87,10 +78,10 @@ def sample_spans(
         longest = min(max_span_tokens, room - num_to_come * min_span_tokens)
         lengths.append(_draw_integer(min_span_tokens, longest, generator))
         room -= lengths[-1]
-    # In a tight row the first draws are the longest: without this they would always lie on the left.
+    # In a tight row the first draws are the longest; without shuffling they would always be on the left.
     lengths = [lengths[index] for index in torch.randperm(num_spans, generator=generator).tolist()]
 
-    # Stars and bars: every choice of `num_spans` bars among room + num_spans places is one way to share out the room.
+    # Stars and bars: each choice of `num_spans` bars among room + num_spans positions distributes the room.
     bars = sorted(torch.randperm(room + num_spans, generator=generator)[:num_spans].tolist())
     spans = []
     num_span_tokens = 0
@@ -103,22 +94,22 @@ def sample_spans(
 
 @dataclass(frozen=True, kw_only=True)
 class CorruptionSettings:
-    """How much of a row is masked, and which spans of it go missing.
+    """How much of a row is masked, and which spans are removed.
 
     Args:
         mask_ratio (`float`): Chance of a context token to be selected for MNTP, in [0, 1]; 0 turns masking off.
         mask_token_share (`float`): Share of the selected tokens that become the mask token, in [0, 1].
-        random_token_share (`float`): Share of the selected tokens that become a random one, in [0, 1]; what the two
-            shares leave over stays as it is.
+        random_token_share (`float`): Share of the selected tokens that become a random one, in [0, 1]; the rest
+            stays as it is.
         max_spans (`int`): Upper limit of the number of missing spans, >= 0; 0 turns spans off.
         min_span_tokens (`int`): Lower limit of the length of a span, >= 1.
         max_span_tokens (`int`): Upper limit of the length of a span, >= `min_span_tokens`.
         causal_ratio (`float`): Chance of a row to be one span from its second token to its end, in [0, 1].
         mntp_shift (`str`): Which output predicts a masked token: `"next"`, the one before it (MNTP); `"same"`, its own
             (MTP, which the paper's figure 7 finds worse).
-        end_of_span (`int`): 0: a gap has as many positions as the span has tokens, as in the paper. m >= 1: as many
-            as the next multiple of m, and the output at the span's last token is to predict its end, so that a model
-            learns to say where a fill ends. Causal rows are cut, not ended: they have none.
+        end_of_span (`int`): 0: a span has as many positions as tokens, as in the paper. m >= 1: it reserves the next
+            multiple of m, and the output at its last token predicts its end, so that the model learns to end a fill.
+            Causal rows have no such end, since they were cut.
 
     Raises:
         ValueError: listing every field that is out of its range.
@@ -142,7 +133,7 @@ class CorruptionSettings:
             raise ValueError("\n- ".join(["The corruption settings cannot be used:", *complaints]))
 
     def complaints(self) -> list[str]:
-        """Say what is wrong with each field, in the order of the fields; an empty list if nothing is."""
+        """List what is wrong with the fields."""
         complaints = [
             f"`{name}` is {getattr(self, name)}; it is a share, pass a number from 0 to 1."
             for name in ("mask_ratio", "mask_token_share", "random_token_share", "causal_ratio")
@@ -156,22 +147,24 @@ class CorruptionSettings:
         if self.mntp_shift not in get_args(MntpShift):
             complaints.append(f"`mntp_shift` is {self.mntp_shift!r}; pass one of {list(get_args(MntpShift))}.")
         if not isinstance(self.end_of_span, int) or self.end_of_span < 0:
-            complaints.append(f"`end_of_span` is {self.end_of_span}; pass 0 for exact gaps, or a multiple such as 32.")
+            complaints.append(
+                f"`end_of_span` is {self.end_of_span}; pass 0 for exact lengths, or a multiple such as 32."
+            )
         return complaints + _span_complaints(self.max_spans, self.min_span_tokens, self.max_span_tokens)
 
 
 class CorruptedRow(NamedTuple):
-    """One row as the model sees it, and what it is to predict; each field is a `torch.LongTensor` of shape `(S,)`.
+    """One row as the model reads it, and its labels; each field is a `torch.LongTensor` of shape `(S,)`.
 
-    Labels are already shifted: the label at position l is the original token l + 1, which the output at l predicts;
-    with `mntp_shift="same"` those of masked tokens are the original token l itself.
+    Labels are shifted: the output at position l predicts the original token l + 1, or for masked tokens with
+    `mntp_shift="same"` the token l.
     """
 
     input_ids: Tensor
     segment_ids: Tensor  # 0 context, k >= 1 the k-th span
     mntp_labels: Tensor  # -100 where the next token (or with `mntp_shift="same"` this one) was not selected
     msg_labels: Tensor  # -100 where the next token is not in a span
-    position_ids: Tensor  # 0..S - 1, or further where gaps keep more positions free than their span has tokens
+    position_ids: Tensor  # 0..S - 1, or further where spans reserve more positions than they have tokens
 
 
 def corrupt_row(
@@ -184,39 +177,29 @@ def corrupt_row(
     generator: torch.Generator,
     end_of_span_id: int | None = None,
 ) -> CorruptedRow:
-    """Mark spans of a row as missing and mask some of its context: x becomes x_m, with the labels of MNTP and MSG.
+    """Mark spans of a row as missing and mask some of its context, and make the labels of MNTP and MSG.
 
-    Span tokens keep their ids, for attention hides them. No position carries both labels, unless masked tokens are
-    predicted at their own position: then one in front of a span may. The draws: whether the
-    row is causal; per position the selection, the kind of replacement and the random token; the spans. All but the
-    spans are drawn whatever the settings say, so that changing one setting does not redraw what another one governs.
+    Span tokens keep their ids, since attention hides them. No position has both labels, except before a span with
+    `mntp_shift="same"`. Everything but the spans is drawn whatever the settings say, so that changing one setting does
+    not redraw what another governs.
 
     Args:
         input_ids (`torch.LongTensor` of shape `(S,)`): The original tokens; not modified.
-        settings (`CorruptionSettings`): How much to mask and which spans to draw.
-        mask_token_id (`int`): Token that stands for a masked one.
-        special_token_ids (`torch.LongTensor` of shape `(num_special_tokens,)`): Tokens that are never selected.
-        replacement_ids (`torch.LongTensor` of shape `(num_replacements,)`): Tokens a random replacement is drawn from,
-            at least one: the vocabulary without its special tokens.
+        settings, mask_token_id: As for `DataCollatorForMagnet`.
+        special_token_ids (`torch.LongTensor`): Tokens that are never selected.
+        replacement_ids (`torch.LongTensor` of shape `(num_replacements,)`): Tokens for random replacements.
         generator (`torch.Generator`): Source of all draws, see `row_generator`.
-        end_of_span_id (`int`, *optional*): Label that ends a span; needed where the settings' `end_of_span` is on.
-
-    Returns:
-        `CorruptedRow`: input ids, segment ids, the shifted labels of both objectives, and positions.
+        end_of_span_id (`int`, *optional*): Label that ends a span; needed with the settings' `end_of_span`.
 
     Raises:
-        ValueError: if `input_ids` is not one row, there is no token to draw a replacement from, or spans are to end
-            and no token says so.
+        ValueError: if `input_ids` is not one row, `replacement_ids` is empty, or `end_of_span_id` is missing.
 
     Source: MAGNET (Khosla et al. 2025), section 3, objectives MNTP and MSG.
     """
     if input_ids.dim() != 1:
-        raise ValueError(
-            f"`input_ids` has shape {tuple(input_ids.shape)}; pass one row, of shape (num_tokens,), per call."
-        )
+        raise ValueError(f"`input_ids` has shape {tuple(input_ids.shape)}; pass one row per call.")
     if not len(replacement_ids):
         raise ValueError("`replacement_ids` is empty; pass the ids of the vocabulary that are not special tokens.")
-
     if settings.end_of_span and end_of_span_id is None:
         raise ValueError(f"`end_of_span` is {settings.end_of_span}, but no `end_of_span_id` is given; pass EOS.")
 
@@ -230,34 +213,25 @@ def corrupt_row(
     for number, (start, end) in enumerate(spans, start=1):
         segment_ids[start:end] = number
     in_span = segment_ids > 0
-
     is_eligible = _may_be_masked(input_ids, in_span, special_token_ids, shift=settings.mntp_shift)
     selected = (selection < settings.mask_ratio) & is_eligible
     is_masked = selected & (kind < settings.mask_token_share)
     is_changed = selected & (kind < settings.mask_token_share + settings.random_token_share)
 
-    msg_labels = _next_token_labels(input_ids, in_span)
-    position_ids = torch.arange(length)
-    if settings.end_of_span and not is_causal:
-        for start, end in spans:
-            msg_labels[end - 1] = int(end_of_span_id or 0)
-            position_ids[end:] += -(end - start) % settings.end_of_span
+    msg_labels, position_ids = _next_token_labels(input_ids, in_span), torch.arange(length)
+    for start, end in spans if settings.end_of_span and not is_causal else []:
+        msg_labels[end - 1] = int(end_of_span_id or 0)
+        position_ids[end:] += -(end - start) % settings.end_of_span
 
-    return CorruptedRow(
-        input_ids=torch.where(is_changed, random_ids, input_ids).masked_fill_(is_masked, mask_token_id),
-        segment_ids=segment_ids,
-        mntp_labels=(
-            _next_token_labels(input_ids, selected)
-            if settings.mntp_shift == "next"
-            else torch.where(selected, input_ids, IGNORE_INDEX)
-        ),
-        msg_labels=msg_labels,
-        position_ids=position_ids,
-    )
+    corrupted = torch.where(is_changed, random_ids, input_ids).masked_fill_(is_masked, mask_token_id)
+    mntp_labels = torch.where(selected, input_ids, IGNORE_INDEX)
+    if settings.mntp_shift == "next":
+        mntp_labels = _next_token_labels(input_ids, selected)
+    return CorruptedRow(corrupted, segment_ids, mntp_labels, msg_labels, position_ids)
 
 
 def _draw_spans(settings: CorruptionSettings, *, length: int, generator: torch.Generator) -> list[tuple[int, int]]:
-    """Draw the spans that the settings ask for."""
+    """Draw spans by the settings."""
     return sample_spans(
         length,
         max_spans=settings.max_spans,
@@ -268,7 +242,7 @@ def _draw_spans(settings: CorruptionSettings, *, length: int, generator: torch.G
 
 
 def _may_be_masked(input_ids: Tensor, in_span: Tensor, special_token_ids: Tensor, *, shift: MntpShift) -> Tensor:
-    """Say which tokens can be targets: context that is not special, behind a context token where that predicts it."""
+    """Mark the tokens that can be targets: context that is not special and, for `"next"`, follows context."""
     has_predictor = torch.zeros_like(in_span)
     # A span token does not predict context, and nothing predicts position 0, which is never masked.
     has_predictor[1:] = ~in_span[:-1] if shift == "next" else True
@@ -276,7 +250,7 @@ def _may_be_masked(input_ids: Tensor, in_span: Tensor, special_token_ids: Tensor
 
 
 def _next_token_labels(input_ids: Tensor, is_target: Tensor) -> Tensor:
-    """Put each target token one position to the left, at the output that predicts it; position 0 is no target."""
+    """Put each target one position to the left, at the output that predicts it; position 0 is never a target."""
     labels = torch.full_like(input_ids, IGNORE_INDEX)
     labels[:-1] = torch.where(is_target, input_ids, IGNORE_INDEX)[1:]
     return labels
@@ -288,7 +262,7 @@ def _draw_integer(low: int, high: int, generator: torch.Generator) -> int:
 
 
 def _splitmix64(number: int) -> int:
-    """Turn a 64-bit number into another so that each bit of one depends on all bits of the other."""
+    """Mix a 64-bit number so that each output bit depends on all input bits."""
     number = (number + 0x9E37_79B9_7F4A_7C15) & _UINT64
     number = ((number ^ (number >> 30)) * 0xBF58_476D_1CE4_E5B9) & _UINT64
     number = ((number ^ (number >> 27)) * 0x94D0_49BB_1331_11EB) & _UINT64
@@ -296,7 +270,7 @@ def _splitmix64(number: int) -> int:
 
 
 def _span_complaints(max_spans: int, min_span_tokens: int, max_span_tokens: int) -> list[str]:
-    """Say which limits of the spans are out of their range."""
+    """List the limits of the spans that are out of their range."""
     complaints = []
     if max_spans < 0:
         complaints.append(f"`max_spans` is {max_spans}; pass 0 for no spans, or a positive number.")

@@ -1,4 +1,4 @@
-"""Rows of a data set -> batches: corrupted text for MNTP and MSG, and pairs of sentences for SSCL.
+"""Collate rows of a data set: corrupted text for the token objectives, and pairs of sentences for the contrastive one.
 
 Shapes: B rows, P pairs, S tokens in the longest row.
 """
@@ -12,22 +12,25 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from modeling_magnet.configuration_magnet import MagnetSettings
 from modeling_magnet.tokenization_magnet import pad_token_rows, special_ids, tokenize_texts
 
 from .corruption import IGNORE_INDEX, CorruptedRow, CorruptionSettings, corrupt_row, row_generator
+from .objectives import token_labels
+from .training_args import MagnetTrainingArguments
 
 
 @dataclass
 class DataCollatorForMagnet:
     """Corrupt each row by its own generator and pad the rows on the right.
 
-    What becomes of a row depends on `seed`, its `row_id` and its `epoch` alone, not on its neighbours, the batch size,
+    The result for a row depends only on `seed`, its `row_id` and its `epoch`, not on the other rows, the batch size,
     the worker or the process.
 
     Args:
         settings (`CorruptionSettings`): How much to mask and which spans to draw.
         mask_token_id (`int`): Token that stands for a masked one, in 0..`vocab_size` - 1.
-        pad_token_id (`int`): Token in padded places, in 0..`vocab_size` - 1; it is neither attended nor predicted.
+        pad_token_id (`int`): Token at padded positions, in 0..`vocab_size` - 1.
         special_token_ids (`list[int]`): Tokens that are never masked and never a random replacement.
         vocab_size (`int`): Random replacements are drawn from 0..`vocab_size` - 1.
         seed (`int`): Seed of all draws.
@@ -39,8 +42,8 @@ class DataCollatorForMagnet:
     Source: MAGNET (Khosla et al. 2025), section 3: x -> x_m.
 
     Example:
-        The first row holds one span of two tokens in one way only, and its last token follows that span. The second
-        row is too short for a span, so its tokens can be masked.
+        The first row has room for exactly one span of two tokens. The second is too short for a span, so its tokens
+        can be masked.
 
         >>> collate = DataCollatorForMagnet(
         ...     settings=CorruptionSettings(mask_ratio=1, mask_token_share=1, random_token_share=0, min_span_tokens=2),
@@ -109,16 +112,7 @@ class DataCollatorForMagnet:
     ) -> Self:
         """Read the vocabulary, the special tokens and the padding from a tokenizer and a model's config.
 
-        Args:
-            tokenizer (`PreTrainedTokenizerBase`): Says which tokens are special, those added to it included.
-            model_config (`PreTrainedConfig`): Limits the vocabulary to rows that the embedding matrix has.
-            mask_token_id (`int`): Token that stands for a masked one.
-            settings (`CorruptionSettings`): How much to mask and which spans to draw.
-            seed (`int`): Seed of all draws.
-
-        Returns:
-            `DataCollatorForMagnet`: padding with the tokenizer's pad token; a tokenizer without one, or with one the
-            model has no embedding for, with EOS, or else token 0.
+        The collator pads with the tokenizer's pad token if the model embeds it, else with EOS, else with token 0.
         """
         vocab_size = min(len(tokenizer), model_config.vocab_size)
         pad_token_ids = [
@@ -136,6 +130,19 @@ class DataCollatorForMagnet:
             end_of_span_id=tokenizer.eos_token_id,
         )
 
+    @classmethod
+    def from_run(
+        cls, tokenizer: Any, *, model_config: PreTrainedConfig, args: MagnetTrainingArguments
+    ) -> "DataCollatorForMagnet":
+        """Make the collator of a run from its tokenizer, its model's config and its arguments."""
+        return cls.from_tokenizer(
+            tokenizer,
+            model_config=model_config,
+            mask_token_id=MagnetSettings.value(model_config, "mask_token_id"),
+            settings=args.corruption_settings,
+            seed=args.seed,
+        )
+
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Make one batch.
 
@@ -144,8 +151,8 @@ class DataCollatorForMagnet:
 
         Returns:
             `dict`: `input_ids`, `segment_ids`, `position_ids`, `mntp_labels`, `msg_labels`, `attention_mask`, each a
-            `torch.LongTensor` of shape `(B, S)`; padding has segment 0, labels -100 and attention 0. And `num_labels`
-            (`int`), how many labels are set, and `row_ids` and `epochs`, lists of what the rows came with.
+            `torch.LongTensor` of shape `(B, S)`; padding has segment 0, labels -100 and attention 0. Also `num_labels`
+            (`int`), the number of labels of all token objectives, and the lists `row_ids` and `epochs`.
 
         Raises:
             ValueError: if there is no row, a row has no token, or a row lacks one of the three fields.
@@ -165,7 +172,7 @@ class DataCollatorForMagnet:
         }
         lengths = torch.tensor([len(row.input_ids) for row in corrupted])  # (B,)
         batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()  # (B, S)
-        batch["num_labels"] = sum(int((batch[name] != IGNORE_INDEX).sum()) for name in ("mntp_labels", "msg_labels"))
+        batch["num_labels"] = sum(int((labels != IGNORE_INDEX).sum()) for labels in token_labels(batch).values())
         return batch | {"row_ids": [row["row_id"] for row in rows], "epochs": [row["epoch"] for row in rows]}
 
     def _corrupt(self, row: dict[str, Any]) -> CorruptedRow:
@@ -186,14 +193,14 @@ class DataCollatorForMagnet:
 
 @dataclass
 class DataCollatorForPairs:
-    """Tokenise both sides of each pair for one forward: all anchors, then all positives.
+    """Tokenise both sides of pairs for one forward: all anchors, then all positives.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): Needs an EOS token, whose output is the representation.
+        tokenizer (`PreTrainedTokenizerBase`): Needs an EOS token, whose state is the embedding.
         prompt (`str` or `None`): Put in front of both sides.
-        max_length (`int`): Longest side in tokens, prompt and special tokens included, >= 3; EOS is never cut off.
-        pad_token_id (`int`): Token in padded places, on the right.
-        mini_batch_tokens (`int`, *optional*): Limit of the tokens of a mini-batch, padding included, >= `max_length`.
+        max_length (`int`): Limit of a side in tokens, with prompt and special tokens, >= 3; EOS is never cut off.
+        pad_token_id (`int`): Token at padded positions, on the right.
+        mini_batch_tokens (`int`, *optional*): Limit of the tokens of a mini-batch with padding, >= `max_length`.
         split_special_tokens (`bool`, defaults to `True`): Read `</s>` and the like in a text as text.
 
     Source: MAGNET (Khosla et al. 2025), section 3, objective SSCL.
@@ -206,6 +213,18 @@ class DataCollatorForPairs:
     mini_batch_tokens: int | None = None
     split_special_tokens: bool = True
 
+    @classmethod
+    def from_run(cls, tokenizer: Any, *, args: MagnetTrainingArguments, pad_token_id: int) -> "DataCollatorForPairs":
+        """Make the collator of a run from its tokenizer and its arguments."""
+        return cls(
+            tokenizer=tokenizer,
+            prompt=args.contrastive_prompt or None,
+            max_length=args.contrastive_max_length,
+            pad_token_id=pad_token_id,
+            mini_batch_tokens=args.contrastive_mini_batch_tokens,
+            split_special_tokens=args.split_special_tokens,
+        )
+
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Make one batch.
 
@@ -215,9 +234,9 @@ class DataCollatorForPairs:
         Returns:
             `dict`: `input_ids` and `attention_mask`, `torch.LongTensor` of shape `(2P, S)`, right padded; row i is the
             anchor of pair i, row P + i its positive. With a limit of tokens also `order`, a `torch.LongTensor` of
-            shape `(2P,)`, the rows from the longest to the shortest, and `mini_batches`, a list of the numbers of rows
-            and columns into which they are parted. How many there are follows from P alone, so that processes that
-            gather weights for each forward have equally many.
+            shape `(2P,)` with the rows from the longest to the shortest, and `mini_batches`, a list of each
+            mini-batch's rows and columns. Their number follows from P, so that processes that gather weights for each
+            forward run equally many.
 
         Raises:
             ValueError: if there is no row, or a row lacks one of the two fields.
@@ -242,7 +261,7 @@ class DataCollatorForPairs:
 
 
 def _check_fields(rows: Sequence[dict[str, Any]], fields: tuple[str, ...]) -> None:
-    """Refuse an empty batch, and rows that lack a field."""
+    """Raise for an empty batch and for rows that lack a field."""
     if not rows:
         raise ValueError("There are no rows to collate; pass at least one.")
     for index, row in enumerate(rows):

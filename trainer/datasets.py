@@ -1,7 +1,6 @@
-"""Corpora: stripped texts of any source, and the blocks of token ids they are cut into.
+"""Load the texts of a corpus and cut them into blocks of token ids.
 
-Knows nothing about models, masks or losses; every result is cached by the `datasets` library under a fingerprint of
-the rows, the tokenizer and all arguments.
+The `datasets` library caches each result under a fingerprint of the rows, the tokenizer and all arguments.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,9 +12,9 @@ from modeling_magnet.tokenization_magnet import read_texts
 
 from .sources import Source, as_texts, check_limit, naming_bytes, read_source
 
-# Enough work for the tokenizer's threads, little enough that the encodings in flight stay below some 100 MB.
+# Enough work for the tokenizer's threads, and encodings of less than about 100 MB.
 _CHARACTERS_PER_CALL = 1_000_000
-_CHARACTERS_PER_PIECE = 10_000
+_CHARACTERS_PER_PART = 10_000
 _TEXTS_PER_STREAM = 1000  # joined by `concatenate`
 
 
@@ -35,7 +34,7 @@ def load_texts(
     Args:
         source (`str`, `Path` or a list of these):
             A file, a folder, a glob pattern, a list of files, or the id of one dataset of the Hub. Files may be
-            `.txt`, `.tokens`, `.json`, `.jsonl`, `.parquet`, `.csv` or `.tsv`, plain or with `.gz` or `.xz` behind;
+            `.txt`, `.tokens`, `.json`, `.jsonl`, `.parquet`, `.csv` or `.tsv`, plain or compressed as `.gz` or `.xz`;
             files read together share one format.
         text_column (`str`): The column that holds the text; `"text"` for plain text files.
         split (`str`): Split of a Hub dataset, slices included (`"train[:10%]"`); files are one split, `"train"`.
@@ -46,7 +45,7 @@ def load_texts(
         `datasets.Dataset`: one column, `text`, of at least one row.
 
     Raises:
-        ValueError: If the source does not exist, mixes formats, lacks the column or holds no text.
+        ValueError: if the source does not exist, mixes formats, lacks the column or holds no text.
     """
     check_limit(limit)
     rows = read_source(source, columns=[text_column], split=split, config_name=config_name)
@@ -76,28 +75,26 @@ def texts_to_blocks(
     concatenate: bool = False,
     split_special_tokens: bool = True,
 ) -> Dataset:
-    """Cut texts into blocks of at most `max_length` token ids, each opened by BOS.
+    """Cut texts into blocks of at most `max_length` token ids that begin with BOS.
 
-    A text of more than `max_length - 1` tokens fills several blocks; the last of them is shifted back until it is
-    full, so that no token is lost, none is padding, and only the overlap is seen twice.
+    A text of more than `max_length - 1` tokens fills several blocks. The last one is moved back until it is full, so
+    that no token is lost, none is padding, and only the overlap occurs twice.
 
     Args:
         texts (`datasets.Dataset` or list of `str`): Column `text` as of `load_texts`, or the texts themselves.
-        tokenizer (`PreTrainedTokenizerBase`): Its BOS opens every block; no EOS is added.
+        tokenizer (`PreTrainedTokenizerBase`): Its BOS begins every block; no EOS is added.
         max_length (`int`): Tokens of a block, BOS included; `min_length + 1` to `tokenizer.model_max_length`.
-        min_length (`int`): Texts of fewer tokens than this, BOS not counted, are dropped; >= 1.
+        min_length (`int`): Texts of fewer tokens, without BOS, are dropped; >= 1.
         concatenate (`bool`):
-            Join the texts with newlines before cutting, for corpora with one line per row such as WikiText. Each
-            thousand texts make one stream.
+            Join each thousand texts with newlines before cutting, for corpora with one line per row such as WikiText.
         split_special_tokens (`bool`, defaults to `True`):
-            Read what looks like a control token, such as `</s>` or `<unk>`, as the text that it is in a corpus;
-            `False` reads it as the token.
+            Read what looks like a control token, such as `</s>`, as text; `False` reads the token.
 
     Returns:
         `datasets.Dataset`: one column, `input_ids`, of at least one row, lengths `min_length + 1` to `max_length`.
 
     Raises:
-        ValueError: If a length is out of range, the tokenizer has no BOS, or every text is too short.
+        ValueError: if a length is out of range, the tokenizer has no BOS, or every text is too short.
 
     Source: the training blocks of Khosla et al. 2025 (arXiv 2501.08648); grouping of lines as in LLM2Vec.
     """
@@ -129,12 +126,12 @@ def texts_to_blocks(
 def _check_block_arguments(
     texts: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int, min_length: int
 ) -> None:
-    """All complaints about the arguments of `texts_to_blocks` in one error."""
+    """Raise one error with all complaints about the arguments of `texts_to_blocks`."""
     complaints = []
     if "text" not in texts.column_names:
         complaints.append(f"`texts` has the columns {texts.column_names}; expected 'text'. Rename the one to use.")
     if tokenizer.bos_token_id is None:
-        complaints.append("`tokenizer` has no BOS, which opens every block. Set `tokenizer.bos_token`.")
+        complaints.append("`tokenizer` has no BOS, which begins every block. Set `tokenizer.bos_token`.")
     if min_length < 1:
         complaints.append(f"`min_length` is {min_length}; expected at least 1. Raise it.")
     if max_length <= min_length:
@@ -152,7 +149,7 @@ def _check_block_arguments(
 
 
 def _strip_texts(batch: dict[str, list], *, column: str) -> dict[str, list[str]]:
-    """The non-empty texts of a batch."""
+    """Return the non-empty texts of a batch."""
     stripped = (text.strip() for text in batch[column] if text is not None)
     return {"text": [text for text in stripped if text]}
 
@@ -166,11 +163,11 @@ def _cut_blocks(
     concatenate: bool,
     split_special_tokens: bool,
 ) -> dict[str, list[list[int]]]:
-    """The blocks of a batch of texts; with `concatenate` the whole batch is one document."""
-    texts = _pieces(batch["text"]) if concatenate else batch["text"]
+    """Cut a batch of texts into blocks; with `concatenate` the whole batch is one document."""
+    texts = _joined(batch["text"]) if concatenate else batch["text"]
     documents = _tokenize(texts, tokenizer, split_special_tokens=split_special_tokens)
     if concatenate:
-        documents = iter([[token for piece in documents for token in piece]])
+        documents = iter([[token for document in documents for token in document]])
     bos = [tokenizer.bos_token_id]
     return {
         "input_ids": [
@@ -183,29 +180,28 @@ def _cut_blocks(
 
 
 def _window_starts(length: int, window: int) -> list[int]:
-    """Where the windows over `length` tokens begin; the last ends with the last token."""
+    """Return where the windows over `length` tokens begin; the last one ends with the last token."""
     return [*range(0, length - window, window), max(0, length - window)]
 
 
 def _tokenize(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, split_special_tokens: bool
 ) -> Iterator[list[int]]:
-    """Token ids of each text, without special tokens, tokenised in batches of similar size in characters."""
+    """Yield the token ids of each text without special tokens."""
     for chunk in _chunks(texts, _CHARACTERS_PER_CALL):
         yield from read_texts(tokenizer, chunk, split_special_tokens=split_special_tokens).input_ids
 
 
-def _pieces(texts: Sequence[str]) -> list[str]:
-    """The texts joined by newlines, cut behind some of these newlines.
+def _joined(texts: Sequence[str]) -> list[str]:
+    """Join texts by newlines, in parts that the tokenizer can work on in parallel.
 
-    Tokenizers work on the texts of a batch in parallel but on one text alone; a stripped text begins with a word, so a
-    pre-tokenizer that splits at whitespace gives the same tokens as for the uncut stream.
+    Parts begin with a word, so a pre-tokenizer that splits at whitespace gives the tokens of the whole.
     """
-    return ["\n".join(chunk) + "\n" for chunk in _chunks(texts, _CHARACTERS_PER_PIECE)]
+    return ["\n".join(chunk) + "\n" for chunk in _chunks(texts, _CHARACTERS_PER_PART)]
 
 
 def _chunks(texts: Sequence[str], num_characters: int) -> Iterator[list[str]]:
-    """Consecutive texts, in lists that end once they hold `num_characters`."""
+    """Yield consecutive texts in lists of about `num_characters`."""
     chunk: list[str] = []
     size = 0
     for text in texts:

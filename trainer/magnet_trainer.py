@@ -1,6 +1,6 @@
-"""`MagnetTrainer`: transformers' Trainer with the three objectives, their data and their evaluation.
+"""Train a decoder to generate, encode and infill at once: `MagnetTrainer`.
 
-It knows a model by what its forward takes and returns, never by its class.
+The trainer knows a model by what its forward takes and returns, not by its class.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,72 +9,64 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import broadcast_object_list
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import TrainOutput, unwrap_peft_model
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, unwrap_peft_model
 
-from modeling_magnet import MagnetSettings
+from modeling_magnet.configuration_magnet import MagnetSettings
+from modeling_magnet.publishing.adapters import write_adapter_settings
+from modeling_magnet.sources_magnet import CARD
 
-from .checkpoints import (
-    check_checkpoint,
-    check_processes,
-    forget_completeness,
-    last_complete_checkpoint,
-    remove_old_checkpoints,
-    seal_checkpoint,
-)
+from . import checkpoints, evaluation, memory
 from .checks import check_run
 from .compiling import compile_layers, compiled, take_over_compilation
-from .contrastive import (
-    HEAD_NAME,
-    attach_contrastive_head,
-    gather_with_gradient,
-    load_head,
-    save_head,
+from .contrastive import HEAD_NAME, attach_contrastive_head, contrastive_embeddings, load_head, save_head
+from .data_collator import DataCollatorForMagnet, DataCollatorForPairs
+from .distributed import add_up, check_sharding, gather_with_gradient, keep_output_dtypes, whole_weights
+from .lora import adapter_layers, adapters_under_autocast, targets_in_order
+from .model_card import as_list, run_card
+from .nan_guard import NanGuard, read_report
+from .objectives import OBJECTIVES, count_items, forward_targets, pair_objectives
+from .phases import LossPhase, contrastive_steps_before, phase_at
+from .samplers import (
+    EpochRows,
+    EpochRowSampler,
+    EvenBatchSampler,
+    MicroBatchStream,
+    PairBatchSampler,
+    RowSource,
+    check_row_source,
+    plain_dataloader,
 )
-from .data_collator import DataCollatorForMagnet
-from .feeding_trainer import ROW_NUMBERS, FeedingTrainer
-from .finite import FiniteWatch
-from .lora import adapter_layers, adapters_under_autocast
-from .losses import mntp_loss, msg_loss, sscl_loss
-from .memory_trial import is_out_of_memory, random_state_kept, room_for_optimizer, told_sizes, what_to_lower
-from .objectives import count_items, forward_targets
-from .phases import LossPhase
-from .sharding import check_sharding, keep_output_dtypes, whole_weights
-from .streams import EpochRowSampler, MicroBatchStream, RowSource
 from .training_args import MagnetTrainingArguments
-from .views import contrastive_views
 
-# Which losses a forward and backward pass is made of.
-_Part = Literal["all", "tokens", "pairs"]
+# Fields of a batch that identify its rows and pairs.
+_ROW_NUMBERS = ("row_ids", "epochs", "pair_micro_batch")
 
 
-class MagnetTrainer(FeedingTrainer):
-    """Train a decoder to generate, encode and infill at once.
+class MagnetTrainer(Trainer):
+    """transformers' `Trainer` with the objectives of `OBJECTIVES`, their data, their evaluation and the model card.
 
     Args:
-        model (`PreTrainedModel` or `PeftModel`): Its forward takes `mode`, `segment_ids`, `target_ids`
-            and `logits_to_keep`.
-        args (`MagnetTrainingArguments`): Schedule, corruption and everything else.
-        data_collator (`DataCollatorForMagnet`, *optional*): Corrupts rows; made from the tokenizer, the model's config
-            and `args` if left out.
+        model (`PreTrainedModel` or `PeftModel`): Its forward takes `mode`, `segment_ids`, `target_ids` and
+            `logits_to_keep`.
+        args (`MagnetTrainingArguments`): The schedule, the corruption and everything else.
+        data_collator (`DataCollatorForMagnet`, *optional*): Corrupts rows; by default made from the other arguments.
         train_dataset (`RowSource`, *optional*): Rows with `input_ids`.
         eval_dataset (`RowSource` or a `dict` of them, *optional*): Rows with `input_ids`.
-        pair_dataset (`RowSource`, *optional*): Rows with the strings `anchor` and `positive`; needed where the
-            contrastive loss has a weight.
-        eval_pair_dataset (`RowSource`, *optional*): Held-out pairs.
+        pair_dataset, eval_pair_dataset (`RowSource`, *optional*): Rows with the strings `anchor` and `positive`.
         processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer; saved with the model.
-        compute_metrics (`Callable`, *optional*): Takes the `EvalPrediction` of an evaluation, returns a `dict` of
-            further metrics. `predictions` are the likeliest tokens and `label_ids` the right ones, both arrays of
-            shape `(rows, S, 2)`, MNTP and MSG, -100 where nothing was predicted. They are aligned: nothing is to be
-            shifted, no `argmax` to be taken. Their rows are those of `eval_dataset`, corrupted as every evaluation
-            does; several processes may add rows that hold -100 only. `include_for_metrics=["inputs"]` adds the
-            corrupted rows.
-        callbacks (list of `TrainerCallback`, *optional*): Added to the parent's.
-        optimizers (`tuple`, *optional*): Optimizer and scheduler, as the parent takes them.
+        compute_metrics (`Callable`, *optional*): Maps the `EvalPrediction` of an evaluation to further metrics.
+            `predictions` are the likeliest tokens and `label_ids` the right ones, arrays of shape
+            `(rows, S, objectives)`, -100 where nothing was predicted; they are aligned, so neither shift them nor take
+            the `argmax`. Several processes may add rows of -100. `include_for_metrics=["inputs"]` adds the corrupted
+            rows.
+        callbacks, optimizers: As the parent takes them.
 
     Raises:
         ValueError: listing everything that does not fit together, before any training.
@@ -84,6 +76,14 @@ class MagnetTrainer(FeedingTrainer):
 
     # `compute_loss` divides by counts over the whole accumulation window.
     loss_is_scaled_for_ga = True
+    # Narrower types than the parent's.
+    args: MagnetTrainingArguments
+    model: Any
+    data_collator: DataCollatorForMagnet
+    train_dataset: Any
+    eval_dataset: Any
+    pair_dataset: Any
+    processing_class: Any
 
     def __init__(
         self,
@@ -101,29 +101,14 @@ class MagnetTrainer(FeedingTrainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         base_model = unwrap_peft_model(model)
-        check_run(
-            base_model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            pair_dataset=pair_dataset,
-            eval_pair_dataset=eval_pair_dataset,
-            tokenizer=processing_class,
-        )
+        rows = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        pairs = {"pair_dataset": pair_dataset, "eval_pair_dataset": eval_pair_dataset}
+        check_run(base_model, args=args, data_collator=data_collator, tokenizer=processing_class, **rows, **pairs)
         if data_collator is None:
-            assert processing_class is not None
-            data_collator = DataCollatorForMagnet.from_tokenizer(
-                processing_class,
-                model_config=base_model.config,
-                mask_token_id=MagnetSettings.value(base_model.config, "mask_token_id"),
-                settings=args.corruption_settings,
-                seed=args.seed,
-            )
+            data_collator = DataCollatorForMagnet.from_run(processing_class, model_config=base_model.config, args=args)
         if any(phase.msg > 0 for phase in args.phases):
             MagnetSettings.update(base_model.config, end_of_span=data_collator.settings.end_of_span)
-        self.pair_dataset = pair_dataset
-        self.eval_pair_dataset = eval_pair_dataset
+        self.pair_dataset, self.eval_pair_dataset = pair_dataset, eval_pair_dataset
         self.phases = args.phases
         self.head = attach_contrastive_head(
             base_model,
@@ -132,62 +117,157 @@ class MagnetTrainer(FeedingTrainer):
             seed=args.seed,
         )
         if args.gradient_checkpointing and base_model is not model:
-            # Adapters in checkpointed layers get no gradient where the layers' inputs ask for none.
+            # Adapters in checkpointed layers get no gradient unless the layers' inputs require one.
             base_model.enable_input_require_grads()
         self._row_sampler: EpochRowSampler | None = None
-        self._pair_stream: MicroBatchStream[dict[str, Tensor]] = MicroBatchStream(self._pair_dataloader)
-        self._parts: dict[str, tuple[Tensor, float]] = {}
-        self._part: _Part = "all"
+        self._pair_stream: MicroBatchStream[dict[str, Any]] = MicroBatchStream(self._pair_dataloader)
+        self._parts: dict[str, tuple[Tensor, float]] = {}  # sum of each loss since the last log, and its steps
+        self._part: Literal["all", "tokens", "pairs"] = "all"  # what `compute_loss` computes
         self._tried_phase: LossPhase | None = None
-        self._watch = FiniteWatch(args.output_dir or ".", process_index=args.process_index)
+        self._guard = NanGuard(args.output_dir or ".", process_index=args.process_index)
         super().__init__(
             model=model,
             args=args,
             data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
             processing_class=processing_class,
             compute_metrics=compute_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
+            **rows,
         )
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         if compute_metrics is not None and self.shares_weights:
-            raise ValueError("`compute_metrics` needs the output layer whole; FSDP and ZeRO-3 share it. Leave it out.")
+            raise ValueError("`compute_metrics` needs the LM head whole; FSDP and ZeRO-3 shard it. Leave it out.")
         check_sharding(plugin, view_dropout=args.view_dropout)
         keep_output_dtypes(plugin)
         self._autocast_layers = adapter_layers(model) if args.bf16 or args.fp16 else []
         self.compiled_layers = compile_layers(model, take_over_compilation(self.accelerator.state.dynamo_plugin, args))
+
+    def _phase(self) -> LossPhase:
+        """Return the phase of the coming step, or the one that the memory trial tries."""
+        return phase_at(self.phases, self.state.global_step) if self._tried_phase is None else self._tried_phase
+
+    # ---- Data: rows follow from seed and epoch, pairs from seed and step, so that a resumed run repeats them ----
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Load training rows with their numbers and epochs."""
+        if self.train_dataset is None:
+            raise ValueError("`train_dataset` is missing; pass rows with `input_ids` to train.")
+        return self._get_dataloader(
+            dataset=EpochRows(self.train_dataset),
+            description="Training",
+            batch_size=self._train_batch_size,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
+        )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochRowSampler:
+        """Shuffle by seed and epoch; the sampler is kept, since it has to be told the epoch."""
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        self._row_sampler = EpochRowSampler(len(rows), seed=self.args.order_seed)
+        return self._row_sampler
+
+    def _run_epoch(self, model: nn.Module, epoch: int, *args: Any, **kwargs: Any) -> None:
+        """Tell the sampler the epoch and run it; run nothing where a finished run is resumed."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        # transformers and accelerate do not reach a sampler wrapped by both a shard and a skip of batches.
+        assert self._row_sampler is not None
+        self._row_sampler.set_epoch(epoch)
+        super()._run_epoch(model, epoch, *args, **kwargs)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Any]:
+        """Collect the micro-batches of a step, with pairs where the phase uses them."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not self._phase().uses_pairs:
+            self._pair_stream.stop()
+            return batches, num_items
+        # Short windows at the end of an epoch skip numbers, so that these depend on the step only.
+        steps = contrastive_steps_before(self.phases, self.state.global_step)
+        first = steps * self.args.gradient_accumulation_steps
+        return [
+            {**batch, "pairs": self._pair_stream.fetch(number), "pair_micro_batch": number}
+            for number, batch in enumerate(batches, first)
+        ], num_items
+
+    def _pair_dataloader(self, first_micro_batch: int) -> DataLoader:
+        """Load this process's pairs from a micro-batch on."""
+        end = contrastive_steps_before(self.phases, self.args.max_steps) * self.args.gradient_accumulation_steps
+        sampler = PairBatchSampler(
+            len(self.pair_dataset),
+            seed=self.args.order_seed,
+            batch_size=self.args.contrastive_batch_size,
+            first_micro_batch=first_micro_batch,
+            end_micro_batch=end,
+            **self._processes,
+        )
+        return plain_dataloader(self.pair_dataset, sampler, self._pair_collator(), args=self.args)
+
+    @property
+    def _processes(self) -> dict[str, int]:
+        return {"num_processes": self.accelerator.num_processes, "process_index": self.accelerator.process_index}
+
+    def _pair_collator(self) -> DataCollatorForPairs:
+        pad_token_id = self.data_collator.pad_token_id
+        return DataCollatorForPairs.from_run(self.processing_class, args=self.args, pad_token_id=pad_token_id)
+
+    def replay(self, report: str | Path) -> list[dict[str, Any]]:
+        """Make the micro-batches of a step again that was not finite, as this process had them, on its device.
+
+        Args:
+            report (`str` or `Path`): The file that the error named, of a run with these data and arguments.
+
+        Returns:
+            `list[dict]`: what `compute_loss` takes, one for each micro-batch.
+        """
+        batches = []
+        for rows in read_report(report)["micro_batches"]:
+            numbers = zip(rows["row_ids"], rows["epochs"], strict=True)
+            batch = self.data_collator([{**self.train_dataset[row], "row_id": row, "epoch": e} for row, e in numbers])
+            if "pair_micro_batch" in rows:
+                batch["pair_micro_batch"] = rows["pair_micro_batch"]
+                batch["pairs"] = next(iter(self._pair_dataloader(rows["pair_micro_batch"])))
+            batches.append(self._prepare_inputs(batch))
+        return batches
 
     # ---- The step ----
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Run forward and backward as the parent does, in the forms that layers have in training.
+        """Run forward and backward of a micro-batch.
 
-        With a contrastive loss the token losses are back-propagated first, so that the two graphs never exist at once.
+        Token losses are back-propagated before the contrastive forward, so that the two graphs never exist together.
 
         Raises:
-            FloatingPointError: a loss or gradient that is no number, on a CPU at once, elsewhere by the next log.
-            torch.OutOfMemoryError: naming the phase, and what to lower.
+            FloatingPointError: for a loss or gradient that is not finite; on a CPU at once, elsewhere by the next log.
+            torch.OutOfMemoryError: naming the phase and what to lower.
         """
         with self.layers_for_training():
             loss = self._forward_and_backward(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients and self.is_in_train:
-            # DeepSpeed has made its step by now, and keeps no gradient; those of fp16 overflow as its scale is sought.
+            # DeepSpeed keeps no gradient after its step, and fp16 gradients overflow while their scale is sought.
             is_seen = not (self.is_deepspeed_enabled or self.args.fp16)
-            self._watch.end_step(self.state.global_step + 1, self.model.parameters() if is_seen else [])
+            self._guard.end_step(self.state.global_step + 1, self.model.parameters() if is_seen else [])
             if self.args.device.type == "cpu":
-                self._watch.check()
+                self._guard.check()
         return loss
+
+    @contextmanager
+    def layers_for_training(self) -> Iterator[None]:
+        """Run adapters without conversions that autocast undoes, and layers compiled if `torch_compile` is set."""
+        with adapters_under_autocast(self._autocast_layers), compiled(self.compiled_layers):
+            yield
 
     def _forward_and_backward(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
     ) -> Tensor:
-        """Run the parent's step once, or once for the token losses and once for the contrastive one."""
+        """Run the parent's step once, or once for the token losses and once for the pair losses."""
         if not self._splits_backward(inputs):
-            with self._explaining_memory("all"):
+            with self._only("all"):
                 return super().training_step(model, inputs, num_items_in_batch)
         with self._only("tokens"), self._gradients_kept_back(model):
             token_loss = super().training_step(model, inputs, num_items_in_batch)
@@ -196,14 +276,11 @@ class MagnetTrainer(FeedingTrainer):
 
     def _splits_backward(self, inputs: dict[str, Any]) -> bool:
         """Whether a micro-batch has both kinds of losses, and two backward passes give the gradients of one."""
-        weights = self._phase()
-        if "pairs" not in inputs or not (weights.mntp > 0 or weights.msg > 0):
-            return False
-        # What a subclass adds to the loss, or multiplies it by, is to be added once and to reach all of it.
-        if getattr(self.compute_loss, "__func__", None) is not MagnetTrainer.compute_loss:
-            return False
+        # A subclass that adds a term to the loss or scales it has to do so once and to all of it.
+        is_own = getattr(self.compute_loss, "__func__", None) is MagnetTrainer.compute_loss
         # DeepSpeed counts a backward pass as a micro-batch, and makes its optimizer step in the last one.
-        return not (self.is_deepspeed_enabled or self._steps_in_backward)
+        keeps_gradients = not (self.is_deepspeed_enabled or self._steps_in_backward)
+        return "pairs" in inputs and self._phase().uses_tokens and is_own and keeps_gradients
 
     @property
     def _steps_in_backward(self) -> bool:
@@ -212,30 +289,25 @@ class MagnetTrainer(FeedingTrainer):
         return "lomo" in name or name.endswith("layerwise")
 
     @contextmanager
-    def _only(self, part: _Part) -> Iterator[None]:
-        """Let `compute_loss` compute one part of the loss until the context ends."""
+    def _only(self, part: Literal["all", "tokens", "pairs"]) -> Iterator[None]:
+        """Let `compute_loss` compute one part of the loss, and explain where memory ran out."""
+        number = self.phases.index(self._phase())
+        step = "before step 1" if self._tried_phase is not None else f"at step {self.state.global_step + 1}"
+        where = f"{step} in phase {number + 1} of `loss_phases` ({self.args.loss_phases[number]!r})"
         self._part = part
         try:
-            with self._explaining_memory(part):
+            with memory.explain_memory(where, of_pairs=part != "tokens" and self._phase().uses_pairs):
                 yield
         finally:
             self._part = "all"
 
-    @contextmanager
-    def _gradients_kept_back(self, model: nn.Module) -> Iterator[None]:
-        """Leave the gradients of this backward pass to be synchronised with those of the next one.
+    def _gradients_kept_back(self, model: nn.Module) -> Any:
+        """Delay DDP's averaging of gradients, which would otherwise average the first pass's gradients twice.
 
-        DDP would average them now, and the sum once more. FSDP2 hands each process the sum of its part after every
-        backward pass and adds these up, which is right; kept back, every process would hold the gradients whole.
+        FSDP2 reduces and adds up shards after every backward pass, which is right as it is; delayed, every process
+        would hold the gradients whole.
         """
-        with nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model):
-            yield
-
-    @contextmanager
-    def layers_for_training(self) -> Iterator[None]:
-        """Adapters without conversions that autocast undoes, and layers compiled where `torch_compile` is set."""
-        with adapters_under_autocast(self._autocast_layers), compiled(self.compiled_layers):
-            yield
+        return nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model)
 
     def compute_loss(
         self,
@@ -246,157 +318,134 @@ class MagnetTrainer(FeedingTrainer):
     ) -> Any:
         """Compute the weighted loss of one micro-batch, scaled so that gradients add up over the accumulation window.
 
-        MNTP and MSG are exact: each is divided by its items in the whole window on all processes. SSCL is a mean over
+        Each token loss is divided by its items in the whole window on all processes. A pair loss is a mean over
         micro-batches, each with its own negatives.
 
         Args:
             model (`nn.Module`): The model, wrapped for several processes where there are several.
-            inputs (`dict`): What the collator returned; under `pairs` the contrastive batch, where the step has one.
+            inputs (`dict`): What the collator returned, and under `pairs` the contrastive batch of steps that have
+                one.
             return_outputs (`bool`): Whether to return the unweighted losses as well.
-            num_items_in_batch (`torch.Tensor` of shape `(2,)`, *optional*): Items of MNTP and MSG; this batch's alone
-                if left out.
+            num_items_in_batch (`torch.Tensor` of shape `(K,)`, *optional*): Items of each token objective; by default
+                those of this batch.
 
         Returns:
             `torch.Tensor` of shape `()`, or a tuple of it and a `dict`.
         """
-        weights, part = self._phase(), self._part
+        phase, part = self._phase(), self._part
         num_items = num_items_in_batch if isinstance(num_items_in_batch, Tensor) else self._count(inputs)
-        # Wrappers average gradients over the processes; sums over a global count have to be added up instead.
-        num_processes = self.accelerator.num_processes
-        parts: dict[str, Tensor] = {}
-        loss = torch.zeros((), dtype=torch.float32, device=self.args.device)
-        if part != "pairs" and (weights.mntp > 0 or weights.msg > 0):
+        losses: dict[str, Tensor] = {}
+        if part != "pairs" and phase.uses_tokens:
             joint = forward_targets(model, inputs)
-            parts["mntp"] = num_processes * mntp_loss(joint.mntp, num_items=num_items[0])
-            parts["msg"] = num_processes * msg_loss(joint.msg, num_items=num_items[1])
-            loss = weights.mntp * parts["mntp"] + weights.msg * parts["msg"]
+            for (name, token_losses), items in zip(joint.losses.items(), num_items, strict=True):
+                # Wrappers average gradients over processes, but sums over a global count have to be added up.
+                scale = self.accelerator.num_processes
+                losses[name] = scale * OBJECTIVES[name].loss(token_losses, num_items=items)
         if "pairs" in inputs and part != "tokens":
-            parts["sscl"] = self._sscl(model, inputs["pairs"]) / self._num_micro_batches()
-            loss = loss + weights.sscl * parts["sscl"]
-        elif part == "all" and list(self.head.parameters()):
-            # A head without a gradient would make some optimizers and wrappers treat it differently from step to step.
-            # It is called, for ZeRO's third stage has its weights nowhere else.
+            losses |= self._pair_losses(model, inputs["pairs"])
+        loss = torch.zeros((), dtype=torch.float32, device=self.args.device)
+        for name, each in losses.items():
+            loss = loss + phase.weights.get(name, 0.0) * each
+        if "pairs" not in inputs and part == "all" and list(self.head.parameters()):
+            # Some optimizers and wrappers treat a head that lacks a gradient in some steps differently. The head is
+            # called, since ZeRO-3 gathers its weights only then.
             width = unwrap_peft_model(self.accelerator.unwrap_model(model)).config.hidden_size
             loss = loss + 0.0 * self.head(torch.zeros(1, width, device=loss.device)).sum()
         if model.training:
-            self._remember(parts)
+            self._remember(losses)
             if self.is_in_train:
-                rows = {name: inputs[name] for name in ROW_NUMBERS if name in inputs}
-                self._watch.note(parts, rows if part != "pairs" else None)
-        return (loss, parts) if return_outputs else loss
+                rows = {name: inputs[name] for name in _ROW_NUMBERS if name in inputs}
+                self._guard.note(losses, rows if part != "pairs" else None)
+        return (loss, losses) if return_outputs else loss
+
+    def _pair_losses(self, model: nn.Module, pairs: dict[str, Any]) -> dict[str, Tensor]:
+        """Contrast this process's anchors with the positives of all processes."""
+        args = self.args
+        anchors, positives = contrastive_embeddings(
+            model, pairs, head=self.head, dropout=args.view_dropout, recompute=args.contrastive_recompute
+        )
+        first = self.accelerator.process_index * len(anchors)
+        options = {
+            "temperature": args.temperature,
+            "similarity": args.similarity,
+            "targets": torch.arange(first, first + len(anchors), device=anchors.device),
+        }
+        positives = gather_with_gradient(positives.float())
+        return {
+            name: objective.loss(anchors, positives, **options) / self._num_micro_batches()
+            for name, objective in pair_objectives().items()
+        }
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
-        """Count the items of MNTP and MSG over the accumulation window and all processes."""
+        """Count the items of each token objective over the accumulation window and all processes."""
         if not batch_samples:
             return None
         counts = torch.stack([self._count(batch) for batch in batch_samples]).sum(dim=0).to(device)
         return self.accelerator.reduce(counts, reduction="sum")
 
-    def _count(self, batch: dict[str, Tensor]) -> Tensor:
-        """Count the items of MNTP and MSG in one batch."""
-        return count_items(
-            batch, mntp_normalization=self.args.mntp_normalization, msg_normalization=self.args.msg_normalization
-        )
+    def _count(self, batch: dict[str, Any]) -> Tensor:
+        return count_items(batch, normalization=self.args.normalization)
 
     def _num_micro_batches(self) -> int:
-        """Micro-batches of the current step; the parent shortens the last window of an epoch."""
+        """Return the micro-batches of the current step; the last window of an epoch may be shorter."""
         return self.current_gradient_accumulation_steps if self.is_in_train else 1
 
-    def _sscl(self, model: nn.Module, pairs: dict[str, Tensor]) -> Tensor:
-        """Contrast this process's anchors with the positives of all processes."""
-        anchors, positives = contrastive_views(
-            model,
-            pairs,
-            head=self.head,
-            dropout=self.args.view_dropout,
-            recompute=self.args.contrastive_recompute,
-        )
-        first = self.accelerator.process_index * len(anchors)
-        return sscl_loss(
-            anchors,
-            gather_with_gradient(positives.float()),
-            temperature=self.args.temperature,
-            similarity=self.args.similarity,
-            targets=torch.arange(first, first + len(anchors), device=anchors.device),
-        )
-
-    @contextmanager
-    def _explaining_memory(self, part: _Part) -> Iterator[None]:
-        """Say of an error that memory ran out, in which phase, with which loss, and what to lower.
-
-        Raises:
-            torch.OutOfMemoryError: with the words of the error, too, which accelerate looks for to lower batch sizes.
-        """
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            number = self.phases.index(self._phase())
-            phase = f"phase {number + 1} of `loss_phases` ({self.args.loss_phases[number]!r})"
-            step = "before step 1" if self._tried_phase is not None else f"at step {self.state.global_step + 1}"
-            remedy = what_to_lower(of_pairs=part != "tokens" and self._phase().sscl > 0)
-            raise torch.OutOfMemoryError(f"Memory ran out {step} in {phase}. {remedy} ({error})") from error
-
-    # ---- The trial before the run ----
+    # ---- The memory trial before the run ----
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        """Prepare as the parent does, then try the memory of the phases, before the first evaluation."""
+        """Prepare as the parent does, then try the memory of the phases."""
         prepared = super()._prepare_for_training(*args, **kwargs)
-        # DeepSpeed keeps gradients of its own until its next step. Some optimizers step in each backward pass.
+        # DeepSpeed keeps gradients until its next step, and some optimizers step in each backward pass.
         if self.args.memory_trial and not self.is_deepspeed_enabled and not self._steps_in_backward:
             self._try_phases(prepared[0])
         return prepared
 
     def _try_phases(self, model: nn.Module) -> None:
-        """Run the heaviest micro-batch of each phase forward and backward, and leave everything as it was.
+        """Run the heaviest micro-batch of each kind of phase that a resumed run has not begun yet.
 
-        Phases with the same kinds of losses are tried once. What a resumed run has begun before has been tried.
+        No log, count, gradient or change of a random state is left behind.
         """
-        first, tried = 0, set()
-        for number, phase in enumerate(self.phases):
-            kind = (phase.mntp > 0 or phase.msg > 0, phase.sscl > 0)
-            if kind not in tried and first >= self.state.global_step:
-                self._try_phase(model, phase, name=f"phase {number + 1} ({self.args.loss_phases[number]})")
-            tried.add(kind)
-            first += phase.steps
-
-    def _try_phase(self, model: nn.Module, phase: LossPhase, *, name: str) -> None:
-        """Try one phase: nothing is logged or counted, and no gradient and no random number is left behind."""
         was_training, logged = self.model.training, self._parts
-        self._tried_phase, self._parts, self.is_in_train = phase, {}, False
+        self._parts, self.is_in_train = {}, False
         try:
-            with random_state_kept():
-                batch = self._heaviest_batch(phase)
-                if self.is_world_process_zero():  # a process that the system kills for its memory says nothing
-                    print(f"trying the memory of {name}: {told_sizes(batch)}", flush=True)
-                room = room_for_optimizer(self.optimizer)
-                # Layers that are compiled for these shapes first would compute other bits in the run.
-                with adapters_under_autocast(self._autocast_layers):
-                    # FSDP2 would hold the gradients whole where it does not share them out.
-                    with nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model):
+            for number, phase in memory.phases_to_try(self.phases, step=self.state.global_step):
+                self._tried_phase = phase
+                with memory.random_state_kept():
+                    batch = self._heaviest_batch(phase)
+                    if self.is_world_process_zero():  # printed, since a process killed for its memory logs nothing
+                        name = f"phase {number + 1} ({self.args.loss_phases[number]})"
+                        print(f"trying the memory of {name}: {memory.batch_sizes(batch)}", flush=True)
+                    room = memory.room_for_optimizer(self.optimizer)
+                    # Not compiled: layers compiled for these shapes first would compute other bits in the run.
+                    with adapters_under_autocast(self._autocast_layers), self._gradients_kept_back(model):
                         self._forward_and_backward(model, batch, None)
-                del room
+                    del room
+                model.zero_grad()
         finally:
             self._tried_phase, self._parts, self.is_in_train = None, logged, True
             model.zero_grad()
             self.model.train(was_training)
 
-    def _phase(self) -> LossPhase:
-        """The weights of the coming step, or of the phase that is being tried."""
-        return super()._phase() if self._tried_phase is None else self._tried_phase
+    def _heaviest_batch(self, phase: LossPhase) -> dict[str, Any]:
+        """Make a micro-batch of the longest rows, and of the longest pairs if the phase uses pairs."""
+        rows = EpochRows(self.train_dataset)
+        batch = self.data_collator([rows[row] for row in memory.longest_rows(rows.rows, count=self._train_batch_size)])
+        if phase.uses_pairs:
+            longest = memory.longest_pairs(self.pair_dataset, count=self.args.contrastive_batch_size)
+            batch["pairs"] = self._pair_collator()([self.pair_dataset[pair] for pair in longest])
+        return batch
 
-    # ---- Logging ----
+    # ---- Logs and evaluation ----
 
-    def _remember(self, parts: dict[str, Tensor]) -> None:
-        """Add up the losses of micro-batches until the next log, without waiting for the device."""
-        for name, part in parts.items():
-            total, steps = self._parts.get(name, (torch.zeros_like(part), 0.0))
-            self._parts[name] = (total + part.detach(), steps + 1 / self._num_micro_batches())
+    def _remember(self, losses: dict[str, Tensor]) -> None:
+        """Add up the losses of micro-batches until the next log, without a synchronisation."""
+        for name, loss in losses.items():
+            total, steps = self._parts.get(name, (torch.zeros_like(loss), 0.0))
+            self._parts[name] = (total + loss.detach(), steps + 1 / self._num_micro_batches())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as the parent does, each objective's unweighted mean beside the training loss."""
-        self._watch.check()
+        """Log as the parent does, with the unweighted mean of each objective's loss."""
+        self._guard.check()
         if "loss" in logs and self._parts:
             totals = torch.stack([total for total, _ in self._parts.values()])
             means = self.accelerator.reduce(totals, reduction="mean").tolist()
@@ -406,19 +455,92 @@ class MagnetTrainer(FeedingTrainer):
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate as the parent does, but nothing that a bad step has spoilt."""
-        self._watch.check()
+        """Evaluate as the parent does, unless the last step was not finite."""
+        self._guard.check()
         return super().evaluate(*args, **kwargs)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Load each evaluation row once over all processes, corrupted in the same way every time."""
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        if rows is None:
+            raise ValueError("`eval_dataset` is missing; pass rows with `input_ids` to evaluate.")
+        check_row_source(rows, name="eval_dataset")
+        collator = evaluation.EvaluationCollator.from_training(self.data_collator, self.args)
+        return self._even_dataloader(EpochRows(rows), collator, num=len(rows), batch_size=self.args.eval_batch_size)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """Load test rows as evaluation rows."""
+        return self.get_eval_dataloader(test_dataset)
+
+    def _even_dataloader(self, rows: Any, collator: Any, *, num: int, batch_size: int) -> DataLoader:
+        """Load this process's share of the first `num` rows."""
+        sampler = EvenBatchSampler(num, batch_size=batch_size, **self._processes)
+        return plain_dataloader(rows, sampler, collator, args=self.args)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Run the parent's loop, whose `prediction_step` collects sums, and turn these into metrics.
+
+        Metrics are `loss`, the losses of all objectives, `masked_accuracy`, `infilling_perplexity`,
+        `left_to_right_perplexity` (of the same span tokens) and `causal_perplexity`. `loss` weighs the others by the
+        current phase. Metrics without a token, such as the infilling perplexity of rows too short for a span, are left
+        out. The random state of training stays as it is.
+        """
+        was_training = self.model.training
+        self._sums: evaluation.Sums = {}
+        # Every gathered row counts; by default accelerate drops what it takes for repeated rows of the train loader.
+        self.gather_function = self.accelerator.gather
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        assert output.metrics is not None
+        metrics = evaluation.language_metrics(add_up(self._sums, self.accelerator))
+        if self.eval_pair_dataset is not None:
+            metrics |= self._evaluate_pairs(self.eval_pair_dataset)
+        weights = self._phase().weights
+        losses = {name: metrics[f"loss_{name}"] for name in OBJECTIVES if f"loss_{name}" in metrics}
+        metrics["loss"] = sum(weights.get(name, 0.0) * loss for name, loss in losses.items())
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        self.model.train(was_training)
+        return output
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[None, Tensor | None, Tensor | None]:
+        """Add one batch's sums to the current evaluation, and predict tokens for `compute_metrics`."""
+        batch: dict[str, Any] = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            joint = forward_targets(model, batch["corrupted"])
+            sums = evaluation.language_sums(model, batch, normalization=self.args.normalization, joint=joint)
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        if self.compute_metrics is None or prediction_loss_only:
+            return None, None, None
+        assert joint.states is not None
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        return None, *evaluation.predict_tokens(joint.states, batch["corrupted"], head=head)
+
+    def _evaluate_pairs(self, pairs: RowSource) -> dict[str, float]:
+        """Contrast held-out pairs in batches of the training size, whatever the number of processes."""
+        size = self.args.contrastive_batch_size
+        num_pairs = len(pairs) - len(pairs) % size or len(pairs)  # a smaller batch would be easier
+        collator = evaluation.PairEvaluationCollator(self._pair_collator(), batch_size=min(size, num_pairs))
+        loader = self._even_dataloader(pairs, collator, num=num_pairs, batch_size=size)
+        hide = self.args.disable_tqdm or not self.is_local_process_zero()
+        batches = tqdm(loader, desc="Held-out pairs", unit="batch", leave=False, disable=hide, delay=1)
+        prepared = ({**batch, "pairs": self._prepare_inputs(batch["pairs"])} for batch in batches)
+        sums = evaluation.pair_sums(self.model, prepared, head=self.head, args=self.args)
+        sums = add_up(sums, self.accelerator)
+        return {f"loss_{name}": sums[name] / sums["pairs"] for name in pair_objectives()}
 
     # ---- Checkpoints ----
 
     @property
     def shares_weights(self) -> bool:
-        """Whether each process has a part of the weights alone: by FSDP2 or by ZeRO's third stage."""
+        """Whether each process holds only a shard of the weights, by FSDP2 or ZeRO-3."""
         return self.is_fsdp_enabled or (self.is_deepspeed_enabled and is_deepspeed_zero3_enabled())
 
     def whole_weights(self) -> dict[str, Tensor]:
-        """All weights in CPU memory, put together by all processes, of which each has to ask; surely in the first.
+        """Gather all weights in CPU memory; every process has to call this, and the first one gets them.
 
         With DeepSpeed and half precision they are rounded to it: the model has no others.
         """
@@ -432,30 +554,17 @@ class MagnetTrainer(FeedingTrainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Train, or go on from a checkpoint; `True` takes the newest one that is whole.
+        """Train, or resume from a checkpoint; `True` takes the newest complete one.
 
         Raises:
-            ValueError: if there is none, its files are not those that were written, or a run with another number of
-                processes wrote it.
+            ValueError: if there is none, it is damaged, or a run with another number of processes wrote it.
             FloatingPointError: as `training_step`.
         """
-        if resume_from_checkpoint is True:
-            assert self.args.output_dir is not None
-            found: list[Path | None] = [None]
-            if self.is_world_process_zero():  # which reads every byte of it
-                found = [last_complete_checkpoint(self.args.output_dir, num_processes=self.accelerator.num_processes)]
-            (last,) = broadcast_object_list(found)
-            if last is None:
-                raise ValueError(
-                    f"{self.args.output_dir} has no complete checkpoint to resume from. Name one, or start afresh."
-                )
-            resume_from_checkpoint = str(last)
-        elif resume_from_checkpoint:
-            check_checkpoint(resume_from_checkpoint)
-        if resume_from_checkpoint:
-            check_processes(resume_from_checkpoint, num_processes=self.accelerator.num_processes)
-        output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        self._watch.check()
+        resume = checkpoints.checkpoint_to_resume(
+            resume_from_checkpoint, output_dir=str(self.args.output_dir), accelerator=self.accelerator
+        )
+        output = super().train(resume, trial, ignore_keys_for_eval)
+        self._guard.check()
         if self.args.uses_contrastive_loss:
             kept = self.args.contrastive_head if self.args.keep_contrastive_head else None
             inner = unwrap_peft_model(self.accelerator.unwrap_model(self.model))
@@ -463,12 +572,12 @@ class MagnetTrainer(FeedingTrainer):
         return output
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save as the parent does; until the end of it the checkpoint counts as incomplete, and no older one goes."""
-        self._watch.check()
+        """Save and seal a checkpoint; older ones are removed only then."""
+        self._guard.check()
         step, run = self.state.global_step, Path(self._get_output_dir(trial))
         if self.args.should_save:
-            forget_completeness(run / f"checkpoint-{step}")
-        # The parent would delete before the seal, and by the times of files.
+            checkpoints.forget_completeness(run / f"checkpoint-{step}")
+        # The parent would remove older ones before the seal, and by file times.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
@@ -477,33 +586,78 @@ class MagnetTrainer(FeedingTrainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             torch.save(self.args, run / f"checkpoint-{step}" / TRAINING_ARGS_NAME)  # with the limit
-            seal_checkpoint(run / f"checkpoint-{step}")
-            remove_old_checkpoints(run, step=step, limit=limit, best=self.state.best_model_checkpoint)
+            checkpoints.seal_checkpoint(run / f"checkpoint-{step}")
+            checkpoints.remove_old_checkpoints(run, step=step, limit=limit, best=self.state.best_model_checkpoint)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save the contrastive head with the rest of what only resuming needs."""
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.is_deepspeed_enabled:
-            return  # it is part of the weights there
-        save_head(self.head, directory=output_dir, should_save=self.args.should_save)
+        if not self.is_deepspeed_enabled:  # there it is part of the weights
+            save_head(self.head, directory=output_dir, should_save=self.args.should_save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Load the weights, and the head, which is no part of them but with DeepSpeed."""
+        """Load the weights and the head."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if not self.is_deepspeed_enabled:
             load_head(self.head, directory=resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        """Load the best weights, and the head that belongs to them."""
+        """Load the best weights and their head."""
         super()._load_best_model()
         if not self.is_deepspeed_enabled:
-            assert self.state.best_model_checkpoint is not None
-            load_head(self.head, directory=self.state.best_model_checkpoint)
+            load_head(self.head, directory=str(self.state.best_model_checkpoint))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Warn of missing weights, of which the head is none: it is loaded from its own file."""
+        """Warn of missing weights other than the head's, which has a file of its own."""
         missing = [name for name in load_result.missing_keys if not name.startswith(HEAD_NAME)]
         super()._issue_warnings_after_load(type(load_result)(missing, load_result.unexpected_keys))
+
+    # ---- The saved model and its card ----
+
+    def card_text(self, name: str, *, merged: bool = False, **facts: Any) -> str:
+        """Return the model card of this run.
+
+        Args:
+            name (`str`): Directory or Hub id that its code examples name.
+            merged (`bool`, defaults to `False`): Whether adapters are merged in what the card describes.
+            facts: Facts that the trainer does not know, see `run_card`.
+        """
+        model = unwrap_peft_model(self.accelerator.unwrap_model(self.model))
+        return run_card(model, name, args=self.args, log_history=self.state.log_history, merged=merged, **facts)
+
+    def create_model_card(  # type: ignore[override]
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        dataset: str | list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write the card of this run into `output_dir`; the parent's other arguments are ignored."""
+        if self.is_world_process_zero():
+            directory = Path(str(self.args.output_dir))
+            facts = {"train_texts": as_list(dataset), "language": as_list(language), "license": license}
+            name = self.args.hub_model_id or model_name or directory.name
+            text = self.card_text(name, base_model=finetuned_from, **facts)
+            (directory / CARD).write_text(text, encoding="utf-8")
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save as the parent does, with the card of this run and the settings of adapters."""
+        model = self.accelerator.unwrap_model(self.model)
+        inner: Any = unwrap_peft_model(model)
+        # By itself the model carries the card of its base; one that was set by hand stays.
+        writes_card = self.args.should_save and getattr(inner, "_card", "") is None
+        if writes_card:
+            inner.card = self.card_text(self.args.hub_model_id or Path(str(self.args.output_dir)).name)
+        try:
+            with targets_in_order(model):
+                super()._save(output_dir, state_dict)
+        finally:
+            if writes_card:
+                inner.card = None
+        if self.args.should_save and isinstance(model, PeftModel):
+            write_adapter_settings(inner, Path(str(output_dir or self.args.output_dir)))
 
 
 __all__ = ["MagnetTrainer"]

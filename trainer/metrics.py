@@ -1,4 +1,4 @@
-"""Numbers that judge generated text, as pure functions of sums, strings and tokens."""
+"""Measure generated text with pure functions of sums, strings and tokens."""
 
 import math
 import re
@@ -7,7 +7,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# A sentence ends at a line break, or at white space behind a full stop, question or exclamation mark and its closing
+# A sentence ends at a line break, or at white space after a full stop, question or exclamation mark and its closing
 # quote or bracket.
 _SENTENCE_END = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["'”’)\]]))\s+|\n+""")
 
@@ -20,7 +20,7 @@ def perplexity(loss_sum: float, num_tokens: int) -> float:
         num_tokens (`int`): Number of tokens in the sum, >= 1.
 
     Returns:
-        `float`: 1 for a sure prediction, V for a guess among V tokens; infinite where a float cannot hold it.
+        `float`: 1 for a certain prediction, V for a guess among V tokens; infinite on overflow.
 
     Raises:
         ValueError: if there are no tokens.
@@ -40,7 +40,7 @@ def perplexity(loss_sum: float, num_tokens: int) -> float:
 
 
 def repetition_n(texts: str | Sequence[str] | Sequence[Sequence[Hashable]], *, n: int = 4) -> float:
-    """Rep-n: the share of n-grams that repeat another one of the same text, averaged over the texts.
+    """Compute Rep-n: the share of n-grams that repeat another one of the same text, averaged over the texts.
 
     Args:
         texts (`str`, or a list of `str` or of token lists): What was generated; strings are split at white space.
@@ -67,11 +67,10 @@ def repetition_n(texts: str | Sequence[str] | Sequence[Sequence[Hashable]], *, n
 
 
 def repetition_sentences(texts: str | Sequence[str]) -> float:
-    """Rep-Sen: the share of sentences that repeat another one of the same text, averaged over the texts.
+    """Compute Rep-Sen: the share of sentences that repeat another one of the same text, averaged over the texts.
 
     Args:
-        texts (`str` or a list of `str`): What was generated. A sentence ends at a line break, or at `.`, `!` or `?`
-            followed by white space; sentences that differ in their white space only are the same.
+        texts (`str` or a list of `str`): What was generated; see `split_sentences`. White space does not count.
 
     Returns:
         `float`: mean of `1 - unique sentences / sentences`, in [0, 1); an empty text counts as 0.
@@ -91,7 +90,7 @@ def repetition_sentences(texts: str | Sequence[str]) -> float:
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text; one ends at a line break, or at `.`, `!` or `?` followed by white space.
+    """Split a text at line breaks, and at `.`, `!` or `?` followed by white space.
 
     Example:
         >>> split_sentences("At 3.5 degrees it snowed. “Why?” she asked.")
@@ -101,12 +100,12 @@ def split_sentences(text: str) -> list[str]:
 
 
 def _as_list(texts: str | Sequence[T]) -> Sequence[str | T]:
-    """Wrap a lone string, whose elements would be its characters."""
+    """Wrap a single string in a list."""
     return [texts] if isinstance(texts, str) else texts
 
 
 def _mean_share_repeated(units_per_text: Sequence[Sequence[Hashable]]) -> float:
-    """Average `1 - unique / all` over texts, each given as a list of what it is made of."""
+    """Average `1 - unique / all` over texts, each a list of units."""
     if not units_per_text:
         raise ValueError("There is no text to measure; pass at least one generated text.")
     shares = [(len(units) - len(set(units))) / len(units) if units else 0.0 for units in units_per_text]

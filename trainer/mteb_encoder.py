@@ -1,6 +1,6 @@
-"""A MAGNET model as `mteb.evaluate` takes it: the paper's instruction for each of its tasks, the conditions on record.
+"""Wrap a MAGNET model for `mteb.evaluate`, with the paper's instructions and a record of the conditions.
 
-Needs the `eval` extra, so `trainer` itself does not import this.
+This needs the `eval` extra, so `trainer` does not import it.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ from mteb.models.model_meta import ScoringFunction
 from modeling_magnet.tokenization_magnet import PAPER_PROMPTS
 
 _SCORING = {"cosine": ScoringFunction.COSINE, "dot": ScoringFunction.DOT_PRODUCT}
-# Of `mteb.evaluate(encode_kwargs=)`: what leaves the vectors alone, and the precision, which MTEB puts on record.
+# Options of `mteb.evaluate(encode_kwargs=)` that do not change the vectors, and the precision, which MTEB records.
 _OF_EVALUATE = ("batch_size", "batch_tokens", "precision", "show_progress_bar")
-# What MTEB asks for where nobody asked; it would cap the budget of tokens.
+# MTEB's own default, which would cap the budget of tokens.
 _MTEB_BATCH_SIZE = 32
-# Of `encode`, but not of this class: texts and instruction come from the task, the output is what MTEB reads.
+# Options of `encode` that the task or MTEB decides.
 _OF_THE_TASK = (
     "inputs",
     "sentences",
@@ -36,19 +36,19 @@ _OF_THE_TASK = (
 class MagnetEncoder(AbsEncoder):
     """Wrap a model for MTEB, as `mteb.evaluate(MagnetEncoder(model), tasks)`.
 
-    The instruction of a task is the first of: the prompt stored with the model under the task's name, under its type
-    (`"STS"`), under `query` or `document`; the paper's under the same keys; the model's default prompt.
+    The instruction of a task is the first that exists of the model's prompts under the task's name, its type
+    (`"STS"`), `query` or `document`; the paper's prompts under these keys; and the model's default prompt.
 
     Args:
         model (`PreTrainedModel`): With `encode` and `tokenizer`.
-        name (`str`, *optional*): `owner/name` in the result files; made from where the model was loaded if left out.
-        revision (`str`, *optional*): Commit of the model. If left out, the commit of the load, or `local`, and a
-            digest of the weights as they are now: MTEB takes a score from its cache where name and revision agree, and
-            a model that was trained on is another one. Wrap it anew after training.
+        name (`str`, *optional*): `owner/name` in the result files; by default from where the model was loaded.
+        revision (`str`, *optional*): Commit of the model; by default that of the load, or `local`, with a digest of
+            the weights: MTEB caches scores by name and revision, so wrap a model again after training it.
         encode_kwargs: Passed to `encode`, such as `pooling` or `normalize_embeddings`.
 
     Raises:
-        ValueError: options that `encode` does not have or cannot use, or that belong to the task, such as `prompt`.
+        ValueError: for options that `encode` does not have or cannot use, or that belong to the task, such as
+            `prompt`.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class MagnetEncoder(AbsEncoder):
             overwrites={
                 "name": name or _name_of(model),
                 "revision": revision or _revision_of(model),
-                # Of the others MTEB knows nothing; it then asks the model.
+                # MTEB does not know the other functions; it then asks the model.
                 "similarity_fn_name": _SCORING.get(settings.similarity_fn_name),
                 "embed_dim": model.config.hidden_size,
                 "max_tokens": model.config.max_position_embeddings,
@@ -76,7 +76,7 @@ class MagnetEncoder(AbsEncoder):
         )
 
     def conditions(self) -> dict[str, Any]:
-        """Under which the vectors are made; part of every result file."""
+        """Return the conditions under which vectors are made, for every result file."""
         return {
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "attn_implementation": self.model.config._attn_implementation,
@@ -89,7 +89,7 @@ class MagnetEncoder(AbsEncoder):
         }
 
     def prompt_of(self, task_metadata: Any, prompt_type: Any = None) -> str:
-        """The instruction in front of the texts of a task."""
+        """Return the instruction before the texts of a task."""
         name = self.get_prompt_name(task_metadata, prompt_type)
         return self.default_prompt if name is None else self.prompts[name]
 
@@ -110,19 +110,19 @@ class MagnetEncoder(AbsEncoder):
             task_metadata (`TaskMetadata`): Chooses the instruction.
             hf_split, hf_subset: Not used.
             prompt_type (`PromptType`, *optional*): Query or document.
-            kwargs: Of `mteb.evaluate(encode_kwargs=)`; passed to `encode`. MTEB's own batch size of 32 is not.
+            kwargs: From `mteb.evaluate(encode_kwargs=)`, passed to `encode`, except MTEB's default batch size of 32.
 
         Returns:
             `numpy.ndarray` of shape `(num_texts, embed_dim)`, in float32.
 
         Raises:
-            ValueError: options that change the vectors; MTEB would file the score under those it knows of.
+            ValueError: for options that change the vectors and that MTEB would not record.
         """
         unrecorded = sorted(set(kwargs) - set(_OF_EVALUATE))
         if unrecorded:
             raise ValueError(
-                f"`encode_kwargs` has {', '.join(map(repr, unrecorded))}, which MTEB does not put on record; expected "
-                f"{', '.join(_OF_EVALUATE)} alone. Pass the others at the start: MagnetEncoder(model, pooling=...)."
+                f"`encode_kwargs` has {', '.join(map(repr, unrecorded))}, which MTEB does not record; expected "
+                f"{', '.join(_OF_EVALUATE)}. Pass the others to the constructor: MagnetEncoder(model, pooling=...)."
             )
         if kwargs.get("batch_size") == _MTEB_BATCH_SIZE:
             del kwargs["batch_size"]
@@ -133,12 +133,12 @@ class MagnetEncoder(AbsEncoder):
 
 
 def _check_options(model: Any, options: dict[str, Any]) -> None:
-    """Refuse options of `encode` that it does not have, that are not the caller's to choose, or out of range."""
+    """Raise for options that `encode` does not have, that the task decides, or that are out of range."""
     of_the_task = sorted(set(options) & set(_OF_THE_TASK))
     if of_the_task:
         raise ValueError(
-            f"{', '.join(map(repr, of_the_task))} cannot be chosen for all tasks: MTEB chooses the texts and their "
-            "form, and the task its instruction. Store an instruction under the task's name or type: "
+            f"{', '.join(map(repr, of_the_task))} cannot be chosen for all tasks. Store an instruction under the "
+            "task's name or type: "
             'model.prompts["STS"] = "..."'
         )
     known = [name for name in inspect.signature(model.encode).parameters if name not in _OF_THE_TASK]
@@ -149,7 +149,7 @@ def _check_options(model: Any, options: dict[str, Any]) -> None:
 
 
 def _revision_of(model: Any) -> str:
-    """The commit of the load, where it is known, and a digest of all weights as they are in memory."""
+    """Return the commit of the load, if it is known, and a digest of all weights in memory."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -158,7 +158,7 @@ def _revision_of(model: Any) -> str:
 
 
 def _name_of(model: Any) -> str:
-    """`owner/name` from the last two parts of where a model was loaded."""
+    """Return `owner/name` from the last two parts of the path that a model was loaded from."""
     parts = [
         part for part in str(model.config._name_or_path).replace("\\", "/").split("/") if part not in ("", ".", "..")
     ]

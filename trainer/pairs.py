@@ -1,10 +1,11 @@
-"""Pairs of views of one sentence, for the contrastive loss: given, by dropout, or written by a paraphraser.
+"""Make pairs of sentences for the contrastive loss: given ones, pairs by dropout, and paraphrases.
 
 Every function returns a `datasets.Dataset` of two columns, `anchor` and `positive`.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,16 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, Value
 from tqdm.auto import tqdm
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .paraphraser import PARROT_GENERATION, paraphrase_batch
-from .resumable import append_rows, resume_rows
 from .sources import Source, as_texts, check_are_text, check_columns, check_limit, is_text, naming_bytes, read_source
+from .whole_files import append_rows, resume_rows
 
 logger = logging.get_logger(__name__)
 
+# How Parrot samples unless it is asked for diverse beams.
+PARROT_GENERATION: Mapping[str, Any] = {"do_sample": True, "top_k": 50, "top_p": 0.95}
 _PAIR = Features({"anchor": Value("string"), "positive": Value("string")})
 
 
@@ -34,16 +36,16 @@ def load_pairs(
     config_name: str | None = None,
     limit: int | None = None,
 ) -> Dataset:
-    """Read pairs of sentences from two columns of files or of a Hub dataset; pairs with an empty side are left out.
+    """Read pairs of sentences from two columns of files or of a Hub dataset, without those with an empty side.
 
     Args:
         source (`str`, `Path` or a list of these): As for `load_texts`, for example a `.tsv.gz` file.
         columns (`tuple[str, str]`, *optional*):
-            Columns of the anchor and of the positive; by default `anchor` and `positive` if both are there, else the
-            only two columns of text.
+            Columns of the anchor and of the positive; by default `anchor` and `positive`, else the only two columns
+            of text.
         label_column (`str`, *optional*):
-            Column that says whether the two mean the same: only rows that hold 1 there are kept. A source that has a
-            column `label` needs this, or `columns` to use every row.
+            Column that holds 1 in the rows to keep. A source with a column `label` needs this, or `columns` to use
+            every row.
         split, config_name: As for `load_texts`.
         limit (`int`, *optional*): Keep the first `limit` usable pairs, >= 1.
 
@@ -51,7 +53,7 @@ def load_pairs(
         `datasets.Dataset`: columns `anchor` and `positive`, stripped, of at least one row.
 
     Raises:
-        ValueError: If the source or a column is not there, the columns are ambiguous, or no pair is left.
+        ValueError: if the source or a column is missing, the columns are ambiguous, or no pair is left.
     """
     check_limit(limit)
     if columns is not None and len(set(columns)) != 2:
@@ -80,7 +82,7 @@ def load_pairs(
 
 
 def dropout_pairs(texts: Dataset | Sequence[str], *, min_words: int = 21, limit: int | None = None) -> Dataset:
-    """Pair every long enough line with itself: only the dropout of the model makes the two views differ.
+    """Pair every long enough line with itself; the model's dropout makes the two embeddings differ.
 
     Args:
         texts (`datasets.Dataset` or list of `str`): Column `text` as of `load_texts`, or the texts themselves; a
@@ -92,7 +94,7 @@ def dropout_pairs(texts: Dataset | Sequence[str], *, min_words: int = 21, limit:
         `datasets.Dataset`: columns `anchor` and `positive`, equal in every row, of at least one row.
 
     Raises:
-        ValueError: If an argument is out of range or no line is long enough.
+        ValueError: if an argument is out of range or no line is long enough.
 
     Source: Gao et al. 2021, SimCSE, unsupervised; the length of the lines from Khosla et al. 2025 (arXiv 2501.08648).
     """
@@ -117,34 +119,27 @@ def paraphrase_pairs(
     seed: int = 42,
     device: str | torch.device | None = None,
 ) -> Dataset:
-    """Pair every long enough line with a paraphrase, kept in a JSONL file that a killed job goes on with.
+    """Pair every long enough line with a paraphrase, in a JSONL file that a killed job continues.
 
     The positive is the first of `num_candidates` outputs that differs from the line in more than case, punctuation and
-    spaces; where none does, it is the line itself, a view by dropout, so that the file has one row per line, in order.
-    Draws depend on the seed and the batch alone, which makes a resumed file equal to an uninterrupted one, byte for
-    byte, on the same kind of machine. In a distributed job one process calls this before the others do.
+    spaces, or the line itself if none does. Draws depend only on the seed and the batch, so a resumed file equals an
+    uninterrupted one byte for byte on the same kind of machine. In a distributed job, call this in one process first.
 
     Args:
-        texts (`datasets.Dataset` or list of `str`): Column `text` as of `load_texts`, or the texts themselves; a
-            text may have several lines.
+        texts, min_words, limit: As for `dropout_pairs`.
         output_path (`str` or `Path`): A `.jsonl` file of `anchor` and `positive`, which `load_pairs` reads too.
         model_id (`str`): Any sequence-to-sequence model, on the Hub or in a folder.
-        prefix (`str`): Put in front of every line; the default is Parrot's.
-        min_words, limit: As for `dropout_pairs`.
-        max_length (`int`): Tokens read of a line, prefix included, and tokens written; >= 8.
+        prefix (`str`): Put before every line; the default is Parrot's.
+        max_length (`int`): Tokens read of a line with its prefix, and tokens written; >= 8.
         batch_size (`int`): Lines per call of the model, >= 1.
         num_candidates (`int`): Outputs per line to choose from, >= 1.
-        generation_options (`Mapping[str, Any]`): Passed to `generate`; the default samples as Parrot does.
+        generation_options (`Mapping[str, Any]`): Passed to `generate`; samples as Parrot does by default.
         seed (`int`): Seed of the sampling, >= 0.
-        device (`str` or `torch.device`, *optional*): Where the model runs; by default a GPU if there is one.
-
-    Returns:
-        `datasets.Dataset`: columns `anchor` and `positive`, one row per line.
-
+        device (`str` or `torch.device`, *optional*): Where the model runs; a GPU by default.
     Raises:
-        ValueError: If an argument is out of range, no line is long enough, or the file belongs to another job.
+        ValueError: if an argument is out of range, no line is long enough, or the file belongs to another job.
 
-    Source: Khosla et al. 2025 (arXiv 2501.08648), the augmented views of self-supervised contrastive learning.
+    Source: Khosla et al. 2025 (arXiv 2501.08648), self-supervised contrastive learning.
     """
     settings = {
         "model_id": model_id,
@@ -160,10 +155,8 @@ def paraphrase_pairs(
     settings |= {"num_lines": len(lines), "lines_sha256": hashlib.sha256(json.dumps(lines).encode()).hexdigest()}
     done = resume_rows(output_path, settings=settings)
     if [row.get("anchor") for row in done] != lines[: len(done)]:
-        raise ValueError(
-            f"The rows of {str(output_path)!r} are not the lines of `texts` in order: the file was edited. "
-            "Restore it, or give another `output_path`."
-        )
+        what = f"The rows of {str(output_path)!r} are not the lines of `texts` in order"
+        raise ValueError(f"{what}: the file was edited. Restore it, or give another `output_path`.")
     if len(done) < len(lines):
         _write_paraphrases(output_path, lines, num_done=len(done), settings=settings, device=device)
     pairs = load_pairs(str(output_path), columns=("anchor", "positive"))
@@ -174,7 +167,7 @@ def paraphrase_pairs(
 
 
 def _pair_columns(source: Source, rows: Dataset, label_column: str | None) -> tuple[str, str]:
-    """The columns to take where the caller named none, or an error where that is not plain."""
+    """Return the columns to use where the caller named none; raise where they are ambiguous."""
     if "label" in rows.column_names and label_column is None:
         raise ValueError(
             f"{source!r} has a column 'label', which may mark pairs that do not mean the same. Pass "
@@ -192,7 +185,7 @@ def _pair_columns(source: Source, rows: Dataset, label_column: str | None) -> tu
 
 
 def _pick_pairs(batch: dict[str, list], *, anchor: str, positive: str, label: str | None) -> dict[str, list[str]]:
-    """The pairs of a batch that have two sides and, with a label column, a 1 there."""
+    """Return the pairs of a batch that have two sides and, with a label column, a 1 there."""
     labels = [1] * len(batch[anchor]) if label is None else batch[label]
     sides = [
         (left.strip(), right.strip())
@@ -204,7 +197,7 @@ def _pick_pairs(batch: dict[str, list], *, anchor: str, positive: str, label: st
 
 
 def _long_lines(texts: Dataset | Sequence[str], *, min_words: int, limit: int | None) -> Dataset:
-    """The lines of the texts with at least `min_words` words, in column `text`."""
+    """Return the lines of the texts with at least `min_words` words, in column `text`."""
     check_limit(limit)
     texts = as_texts(texts)
     check_columns("texts", ["text"], texts.column_names)
@@ -227,13 +220,13 @@ def _long_lines(texts: Dataset | Sequence[str], *, min_words: int, limit: int | 
 
 
 def _split_lines(batch: dict[str, list], *, min_words: int) -> dict[str, list[str]]:
-    """The long enough lines of a batch of texts."""
+    """Return the long enough lines of a batch of texts."""
     lines = (line.strip() for text in batch["text"] for line in text.split("\n"))
     return {"text": [line for line in lines if len(line.split()) >= min_words]}
 
 
 def _check_paraphrase_settings(output_path: str | Path, settings: Mapping[str, Any]) -> None:
-    """All complaints about the file, numbers and options of `paraphrase_pairs` in one error."""
+    """Raise one error with all complaints about the file, numbers and options of `paraphrase_pairs`."""
     complaints = [
         f"`{name}` is {settings[name]}; expected at least {least}. Raise it."
         for name, least in (("max_length", 8), ("batch_size", 1), ("num_candidates", 1), ("seed", 0))
@@ -241,7 +234,7 @@ def _check_paraphrase_settings(output_path: str | Path, settings: Mapping[str, A
     ]
     own = {"max_length": "max_length", "max_new_tokens": "max_length", "num_return_sequences": "num_candidates"}
     complaints += [
-        f"`generation_options` sets {option!r}, which `{argument}` says. Set that instead."
+        f"`generation_options` sets {option!r}; set `{argument}` instead."
         for option, argument in own.items()
         if option in settings["generation_options"]
     ]
@@ -270,7 +263,7 @@ def _write_paraphrases(
     model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     size = settings["batch_size"]
     with tqdm(total=len(lines), initial=num_done, desc="Paraphrasing", unit="line") as progress:
-        # A batch that was written in part is drawn again as a whole: its draws belong to all its lines together.
+        # A partly written batch is drawn again as a whole, since its lines share the draws.
         for start in range(num_done - num_done % size, len(lines), size):
             batch = lines[start : start + size]
             paraphrases = paraphrase_batch(
@@ -289,4 +282,79 @@ def _write_paraphrases(
             progress.update(len(new_pairs))
 
 
-__all__ = ["dropout_pairs", "load_pairs", "paraphrase_pairs"]
+@torch.inference_mode()
+def paraphrase_batch(
+    sentences: Sequence[str],
+    *,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prefix: str,
+    max_length: int,
+    num_candidates: int,
+    generation_options: Mapping[str, Any],
+    seed: int,
+) -> list[str]:
+    """Paraphrase each sentence by the first of its candidates that `choose_paraphrase` accepts.
+
+    Args:
+        sentences (`Sequence[str]`): P sentences.
+        model (`PreTrainedModel`): A sequence-to-sequence model in evaluation mode, on its device.
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the model.
+        prefix, max_length, num_candidates, generation_options: As for `paraphrase_pairs`.
+        seed (`int`): Seed of this call, 0 to 2^64 - 1; the caller's random state stays as it is.
+
+    Source: Damodaran 2021, Parrot, https://github.com/PrithivirajDamodaran/Parrot_Paraphraser.
+    """
+    encoded = tokenizer(
+        [prefix + sentence for sentence in sentences],
+        split_special_tokens=True,  # `</s>` in a sentence is text
+        padding=True,
+        truncation=True,
+        max_length=max_length,
+        return_tensors="pt",
+    ).to(model.device)
+    # `generate` draws from the global generators only.
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        output = model.generate(  # type: ignore[operator]
+            input_ids=encoded["input_ids"],
+            attention_mask=encoded["attention_mask"],
+            max_new_tokens=max_length,
+            num_return_sequences=num_candidates,
+            **generation_options,
+        )  # (P * num_candidates, tokens)
+    candidates = tokenizer.batch_decode(output, skip_special_tokens=True)
+    return [
+        choose_paraphrase(sentence, candidates[index * num_candidates : (index + 1) * num_candidates])
+        for index, sentence in enumerate(sentences)
+    ]
+
+
+def choose_paraphrase(sentence: str, candidates: Sequence[str]) -> str:
+    """Return the first candidate that differs in more than case, punctuation and spaces, else the sentence itself.
+
+    Example:
+        >>> choose_paraphrase("A cat sat.", ["a cat  sat", "", "A cat was  sitting."])
+        'A cat was sitting.'
+        >>> choose_paraphrase("A cat sat.", ["a cat  sat"])
+        'A cat sat.'
+    """
+    for candidate in candidates:
+        if _words(candidate) not in ([], _words(sentence)):
+            return " ".join(candidate.split())
+    return sentence
+
+
+def _words(text: str) -> list[str]:
+    """Return the words of a text, without case, punctuation and spaces."""
+    return re.findall(r"\w+", text.casefold())
+
+
+__all__ = [
+    "PARROT_GENERATION",
+    "choose_paraphrase",
+    "dropout_pairs",
+    "load_pairs",
+    "paraphrase_batch",
+    "paraphrase_pairs",
+]

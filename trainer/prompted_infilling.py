@@ -1,7 +1,6 @@
-"""Infilling without infill training, for comparison: a causal model that reads the left context, or is prompted.
+"""Infill with a causal language model as a baseline: by continuing the left context, or by the paper's prompts.
 
-The same calls as the model's own `infill` and `score_infill`, for any causal language model. The prompts are the
-paper's.
+`PromptedInfiller` has the calls `infill` and `score_infill` of our models, for any causal language model.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,14 +27,14 @@ from .metrics import split_sentences
 
 Family = Literal["left_to_right", "blank", "contextual", "prefix_suffix", "line_by_line"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
-# The paper shows solved examples in these three.
+# The families with few-shot examples in the paper.
 FEW_SHOT_FAMILIES = ("blank", "prefix_suffix", "line_by_line")
-# Tokens of a forward that scores, and logits of one: a stock class gives those of all its tokens.
+# Limits of a scoring forward: its tokens, and the logits of a stock class, which computes those of all tokens.
 SCORED_TOKENS, SCORED_LOGITS = 2048, 2**27
 
 
 class SolvedGap(NamedTuple):
-    """A text whose gap is filled, as an example in a prompt."""
+    """A text with its fill, as an example in a prompt."""
 
     prefix: str
     fill: str
@@ -82,7 +81,7 @@ def _join(prefix: str, middle: str, suffix: str) -> str:
 
 
 def _ended(text: str) -> str:
-    """With the full stop that the paper's prompts have behind a text, which is the text's own where it ends."""
+    """Add the full stop that the paper's prompts put after a text, unless the text ends a sentence itself."""
     text = text.strip()
     return text if not text or text.rstrip("\"'”’)]").endswith((".", "!", "?")) else f"{text}."
 
@@ -96,16 +95,16 @@ _PROMPTS: dict[str, Callable[[str, str], str]] = {
 
 
 class PromptedInfiller:
-    """`infill` and `score_infill` by a causal model.
+    """Infill and score fills with a causal model.
 
     Args:
         model (`PreTrainedModel`): Any causal language model.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
-        family (`str`): `"left_to_right"` goes on from the prefix and never sees the suffix; the others are prompts.
-        examples (`Sequence[SolvedGap]`): Solved gaps in front of the prompt; the paper has five.
+        family (`str`): `"left_to_right"` continues the prefix and never reads the suffix; the others are prompts.
+        examples (`Sequence[SolvedGap]`): Solved examples before the prompt; the paper has five.
 
     Raises:
-        ValueError: an unknown family, or examples for one that has none.
+        ValueError: for an unknown family, or examples for a family without any.
 
     Source: Khosla et al. 2025, Table 5 and its prompts.
 
@@ -146,11 +145,12 @@ class PromptedInfiller:
         batch_size: int = 16,
         **generation_arguments: Any,
     ) -> Any:
-        """What the model writes: from the left exactly `max_new_tokens`, answering a prompt one line of at most that.
+        """Fill blanks: with exactly `max_new_tokens` from the left, or with one line of at most that many for a
+        prompt.
 
         Args:
-            prefix (`str` or `list[str]`): Text in front of the gap.
-            suffix (`str` or `list[str]`): Text behind it.
+            prefix (`str` or `list[str]`): Text before the blank.
+            suffix (`str` or `list[str]`): Text after it.
             max_new_tokens (`int`): Tokens at most.
             batch_size (`int`, defaults to 16): Texts decoded together.
             generation_arguments: As `generate` takes them.
@@ -204,14 +204,14 @@ class PromptedInfiller:
         *,
         with_suffix: bool = False,
     ) -> Any:
-        """Log-probabilities of given fills behind the prompt, from left to right.
+        """Score given fills by their log-probabilities after the prompt.
 
         Args:
-            prefix (`str` or `list[str]`): Text in front of the gap.
+            prefix (`str` or `list[str]`): Text before the blank.
             fills (`list[str]`, or a list of such lists): The candidates.
-            suffix (`str` or `list[str]`): Text behind it.
-            with_suffix (`bool`, defaults to `False`): Count the suffix behind each fill as well, which a fill should
-                lead on to: the most that a causal model can make of it. For `left_to_right` alone.
+            suffix (`str` or `list[str]`): Text after it.
+            with_suffix (`bool`, defaults to `False`): Score the suffix after each fill as well, the best use that a
+                causal model can make of it. For `left_to_right` only.
 
         Returns:
             `list[Fill]`, or a list of them for lists.
@@ -243,11 +243,11 @@ class PromptedInfiller:
         return output[0] if single else output
 
     def prompt(self, prefix: str, suffix: str) -> str:
-        """The text that the model goes on from, solved examples in front.
+        """Return the text that the model continues, after the solved examples.
 
         Args:
-            prefix (`str`): Text in front of the gap.
-            suffix (`str`): Text behind it.
+            prefix (`str`): Text before the blank.
+            suffix (`str`): Text after it.
         """
         if self.family == "left_to_right":
             return prefix
@@ -255,14 +255,14 @@ class PromptedInfiller:
         return "\n\n".join([*solved, prompt_for(self.family, prefix, suffix)])
 
     def _ids(self, text: str) -> list[int]:
-        """Token ids of a text without special tokens."""
+        """Return the token ids of a text without special tokens."""
         return text_ids(self.tokenizer, text)
 
     def _score(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
-        """Log-probabilities of the second part of each row behind the first."""
+        """Return the log-probabilities of the second part of each row after the first."""
         batch = pad_token_rows([front + target for front, target in rows], pad_token_id=0)
         batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-        if hasattr(self.model, "magnet_settings"):  # makes the logits of a few positions at a time
+        if hasattr(self.model, "magnet_settings"):  # computes logits in chunks
             target_ids = batch["input_ids"].roll(-1, dims=1)
             for row, (front, target) in enumerate(rows):
                 target_ids[row, : len(front) - 1] = IGNORE_INDEX
@@ -280,12 +280,12 @@ class PromptedInfiller:
 
 
 def prompt_for(family: str, prefix: str, suffix: str) -> str:
-    """The paper's prompt of a family for one gap.
+    """Return the paper's prompt of a family for one blank.
 
     Args:
         family (`str`): `"blank"`, `"contextual"`, `"prefix_suffix"` or `"line_by_line"`.
-        prefix (`str`): Text in front of the gap.
-        suffix (`str`): Text behind it.
+        prefix (`str`): Text before the blank.
+        suffix (`str`): Text after it.
     """
     return _PROMPTS[family](prefix, suffix)
 

@@ -1,7 +1,7 @@
-"""Where rows come from: local files of one format, plain or compressed, or a dataset of the Hub.
+"""Read rows from local files of one format, plain or compressed, or from a dataset of the Hub.
 
-Reading, decompressing and caching are left to the `datasets` library (its cache follows the files' modification
-times); what is here decides which reader a file gets, and refuses what cannot work before it is read in full.
+The `datasets` library reads, decompresses and caches. This module chooses the reader of a file, and rejects what
+cannot work before it is read in full.
 """
 
 import csv
@@ -22,13 +22,13 @@ from datasets.exceptions import DatasetGenerationCastError, DatasetGenerationErr
 
 from modeling_magnet.tokenization_magnet import check_texts
 
-from .streams import about_kind
+from .samplers import check_row_source
 
 Source = str | Path | Sequence[str | Path]
 
-# Suffix -> builder of the `datasets` library and its options. Text cells such as "NA" are words, not missing values,
-# and a tab-separated file has no quoting: a quotation mark in it belongs to the sentence. Without `index_col` rows of
-# one cell too many would be read with each cell under the next column's name.
+# Suffix -> builder of the `datasets` library and its options. Cells such as "NA" are words, not missing values.
+# Without `index_col`, rows with a surplus cell would be read shifted by a column. In `.tsv` files, quotation marks
+# belong to the text.
 _CSV_OPTIONS: dict[str, Any] = {"keep_default_na": False, "index_col": False}
 _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".txt": ("text", {}),
@@ -39,10 +39,10 @@ _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", _CSV_OPTIONS),
     ".tsv": ("csv", {**_CSV_OPTIONS, "sep": "\t", "quoting": csv.QUOTE_NONE}),
 }
-# What pandas says when it leaves out what stands in surplus cells.
+# The beginning of pandas' warning that it drops surplus cells.
 _CELLS_LOST = "Length of header or names does not match"
 _COMPRESSIONS = (".gz", ".xz")
-# What damaged files raise while they are read, and with what the system says of files.
+# Exceptions of damaged files, and of files that cannot be read.
 _DAMAGED = (ValueError, EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile)
 _UNREADABLE = (*_DAMAGED, OSError)
 
@@ -58,10 +58,10 @@ def read_source(
         split, config_name: As for `load_texts`.
 
     Returns:
-        `datasets.Dataset`: the rows as they stand in the source.
+        `datasets.Dataset`: the rows, unchanged.
 
     Raises:
-        ValueError: If the source does not exist, mixes formats, is empty or lacks one of the columns.
+        ValueError: if the source does not exist, mixes formats, is empty or lacks one of the columns.
     """
     source = str(source) if isinstance(source, Path) else source
     if isinstance(source, str) and is_hub_id(source):
@@ -87,7 +87,7 @@ def read_source(
 
 
 def check_are_text(source: Source, columns: Sequence[str], rows: Dataset) -> None:
-    """Refuse columns that hold something else than strings, naming those that do."""
+    """Raise for columns that do not hold strings, naming those that do."""
     for column in columns:
         if not is_text(rows.features[column]):
             raise ValueError(
@@ -98,16 +98,12 @@ def check_are_text(source: Source, columns: Sequence[str], rows: Dataset) -> Non
 
 @contextmanager
 def naming_bytes(source: Source) -> Iterator[None]:
-    """A block that makes Python strings of a source's: of Parquet, their bytes are looked at only then.
-
-    Raises:
-        ValueError: naming the source, where a string of it is no UTF-8.
-    """
+    """Name the source in the error for invalid UTF-8, which Parquet files raise only when their strings are used."""
     try:
         yield
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{_said(source)!r} has a string that is no UTF-8 ({error}). Write it anew, or leave it out."
+            f"{_said(source)!r} has a string that is not UTF-8 ({error}). Write it anew, or leave it out."
         ) from error
 
 
@@ -117,13 +113,10 @@ def is_text(feature: Any) -> bool:
 
 
 def as_texts(texts: Any) -> Dataset:
-    """Make a data set with a column `text` of what a caller passed as texts.
-
-    Args:
-        texts (`datasets.Dataset`, or a list of `str`): Any column of strings will do for a list.
+    """Make a data set with a column `text` of a list of strings; return a `datasets.Dataset` unchanged.
 
     Raises:
-        ValueError: A stream, a single string, a `DatasetDict`, something that is no string, or no text at all.
+        ValueError: for a stream, a single string, a `DatasetDict`, an empty list, or items that are not strings.
     """
     if isinstance(texts, Dataset):
         return texts
@@ -131,9 +124,7 @@ def as_texts(texts: Any) -> Dataset:
         raise ValueError(
             f"`texts` is one string ({texts!r:.60}); expected a list. Pass `[text]`, or `load_texts(file)`."
         )
-    complaint = about_kind(texts, name="texts")
-    if complaint is not None:
-        raise ValueError(complaint)
+    check_row_source(texts, name="texts")
     checked = check_texts(texts, name="texts")
     if not checked:
         raise ValueError("`texts` is empty; expected at least one string.")
@@ -141,19 +132,19 @@ def as_texts(texts: Any) -> Dataset:
 
 
 def check_limit(limit: int | None) -> None:
-    """Refuse a `limit` that would leave nothing."""
+    """Raise for a `limit` that would leave nothing."""
     if limit is not None and limit < 1:
         raise ValueError(f"`limit` is {limit}; expected at least 1. Leave it out to read everything.")
 
 
 def is_hub_id(source: str | Path) -> bool:
-    """Whether this is spelled like a Hub id (`name` or `owner/name`) and is nothing on this disk."""
+    """Whether this is spelled like a Hub id (`name` or `owner/name`) and is not a local path."""
     spelled_like_one = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", str(source)) is not None
     return spelled_like_one and not Path(source).exists() and _data_suffix(Path(source)) not in _FORMATS
 
 
 def _read_hub(name: str, *, split: str, config_name: str | None) -> Dataset:
-    """One split of a Hub dataset, or one error for all the ways of not getting at it."""
+    """Read one split of a Hub dataset, with one error for everything that can prevent it."""
     try:
         return load_dataset(name, config_name, split=split)
     except (DatasetNotFoundError, ConnectionError) as error:
@@ -164,11 +155,11 @@ def _read_hub(name: str, *, split: str, config_name: str | None) -> Dataset:
 
 
 def local_files(source: Source, *, name: str = "source") -> list[Path]:
-    """The files a path, folder, pattern or list of paths stands for, in a fixed order.
+    """List the files of a path, folder, pattern or list of paths in a fixed order.
 
     Args:
         source (`str`, `Path` or a list of these): As for `load_texts`.
-        name (`str`, defaults to `"source"`): The argument that messages speak of.
+        name (`str`, defaults to `"source"`): Name of the argument, for messages.
     """
     if not isinstance(source, (str, Path)):
         if not source:
@@ -190,7 +181,7 @@ def local_files(source: Source, *, name: str = "source") -> list[Path]:
 
 
 def format_of(files: Sequence[Path]) -> tuple[str, dict[str, Any]]:
-    """Builder and options that all these files share."""
+    """Return the builder and options that all these files share."""
     unknown = [str(file) for file in files if _data_suffix(file) not in _FORMATS]
     if unknown:
         raise ValueError(
@@ -207,7 +198,7 @@ def format_of(files: Sequence[Path]) -> tuple[str, dict[str, Any]]:
 
 
 def _first_row(builder: str, data_files: list[str], options: dict[str, Any]) -> dict[str, Any]:
-    """The first row, read without reading the rest; empty if there is none."""
+    """Read the first row without the rest; return an empty one if there is none."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=_CELLS_LOST)
@@ -223,14 +214,14 @@ def _first_row(builder: str, data_files: list[str], options: dict[str, Any]) -> 
 
 
 def _read_files(builder: str, data_files: list[str], options: dict[str, Any], *, split: str) -> Dataset:
-    """All rows of the files."""
+    """Read all rows of the files."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=_CELLS_LOST)
             return load_dataset(builder, data_files=data_files, split=split, **options)
     except (DatasetGenerationError, *_DAMAGED) as error:
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
-        if isinstance(error, DatasetGenerationCastError):  # rows of other columns than those in front of them
+        if isinstance(error, DatasetGenerationCastError):  # rows with other columns than earlier ones
             cause = error
         elif not isinstance(cause, (*_DAMAGED, Warning)):  # a full disk, say
             raise
@@ -241,22 +232,22 @@ def _read_files(builder: str, data_files: list[str], options: dict[str, Any], *,
 
 
 def _said(source: Source) -> Source:
-    """A source as messages show it."""
+    """Return a source as messages show it."""
     return str(source) if isinstance(source, Path) else source
 
 
 def _data_suffix(path: Path) -> str:
-    """`.jsonl` for `a.jsonl` and for `a.jsonl.xz`."""
+    """Return `.jsonl` for `a.jsonl` and for `a.jsonl.xz`."""
     return Path(path.stem if path.suffix.lower() in _COMPRESSIONS else path.name).suffix.lower()
 
 
 def _supported() -> str:
-    """The readable suffixes, for messages."""
+    """Return the readable suffixes, for messages."""
     return f"{', '.join(_FORMATS)} (plain, {' or '.join(_COMPRESSIONS)})"
 
 
 def check_columns(source: Source, columns: Sequence[str], present: Sequence[str]) -> None:
-    """Refuse a source that lacks one of the columns, naming those it has."""
+    """Raise for a source that lacks one of the columns, naming those it has."""
     missing = [column for column in columns if column not in present]
     if missing:
         raise ValueError(

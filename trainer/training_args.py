@@ -1,4 +1,4 @@
-"""Arguments of a training run: those of transformers, the paper's values where it names them, and MAGNET's own."""
+"""Define the arguments of a training run, with the paper's values as defaults."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -10,7 +10,7 @@ from transformers.utils import is_torch_xla_available
 from modeling_magnet.tokenization_magnet import DEFAULT_PROMPT
 
 from .corruption import CorruptionSettings, MntpShift
-from .objectives import MntpNormalization, MsgNormalization
+from .objectives import OBJECTIVES, MntpNormalization, MsgNormalization
 from .phases import LossPhase, parse_phases
 
 Similarity = Literal["cosine", "dot"]
@@ -30,37 +30,38 @@ class MagnetTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the objectives, their schedule and the corruption; every field has its help text.
 
     Changed defaults of the parent: `per_device_train_batch_size` and `learning_rate` (the paper's),
-    `logging_nan_inf_filter` (a loss that is no number ends the run, see `finite.py`),
-    `remove_unused_columns` (the collator needs every column), `ddp_find_unused_parameters` (every parameter gets a
-    gradient in every step, and the search breaks with two forwards in one), `use_cache` (the trained model generates).
+    `logging_nan_inf_filter` (the NaN guard ends the run instead), `remove_unused_columns` (the collator needs every
+    column), `ddp_find_unused_parameters` (the search breaks with two forwards in one step), `use_cache` (the trained
+    model generates).
 
     Raises:
-        ValueError: listing every field that is out of its range and every two that contradict each other.
+        ValueError: listing every field that is out of its range and all contradictions.
 
     Source: MAGNET (Khosla et al. 2025), section 4 and appendix.
 
     Example:
-        >>> args = MagnetTrainingArguments(output_dir="run", loss_phases=["30:1,0,1", "10:1,9,1"], use_cpu=True)
-        >>> args.max_steps, args.phases[1].sscl
-        (40, 9.0)
+        >>> phases = ["30: mntp=1 msg=1", "10: sscl=9"]
+        >>> args = MagnetTrainingArguments(output_dir="run", use_cpu=True, loss_phases=phases)
+        >>> args.max_steps, args.phases[1].weights
+        (40, {'sscl': 9.0})
     """
 
     # Changed defaults of the parent.
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Rows per device and micro-batch."})
     learning_rate: float = field(default=3e-5, metadata={"help": "Peak learning rate of AdamW."})
     remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Has to stay false: the collators need every column."}
+        default=False, metadata={"help": "Must stay false: the collators need every column."}
     )
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Has to stay false: the search breaks with two forwards in one step."}
+        default=False, metadata={"help": "Must stay false: the search breaks with two forwards in one step."}
     )
 
     logging_nan_inf_filter: bool = field(
         default=False,
-        metadata={"help": "Has to stay false: it waits for the device in every step, to log a mean instead of NaN."},
+        metadata={"help": "Must stay false: it synchronises in every step, to log a mean instead of NaN."},
     )
     use_cache: bool = field(
-        default=True, metadata={"help": "Written to the saved config; training itself never uses a cache."}
+        default=True, metadata={"help": "Written to the saved config; training never uses a cache."}
     )
 
     # Until 5.22 the parent knows these as `gradient_checkpointing` and `gradient_checkpointing_kwargs` only.
@@ -75,8 +76,8 @@ class MagnetTrainingArguments(TrainingArguments):
     loss_phases: list[str] = field(
         default_factory=lambda: ["3400:1,0,1", "800:1,9,1"],
         metadata={
-            "help": "Phases of training in their order, each `steps:mntp,sscl,msg` with the weights of the losses. "
-            "The sum of the steps is `max_steps`."
+            "help": "Phases of training in order, each with its steps and the weights of its objectives, such as "
+            "`800: mntp=1 sscl=9 msg=1`, or in short `800:1,9,1` for MNTP, SSCL and MSG. Objectives left out weigh 0."
         },
     )
     mntp_normalization: MntpNormalization = field(
@@ -90,15 +91,14 @@ class MagnetTrainingArguments(TrainingArguments):
     split_special_tokens: bool = field(
         default=True,
         metadata={
-            "help": "Read what looks like a control token in a text, such as `</s>` or `<unk>`, as text; false reads "
-            "it as the token."
+            "help": "Read what looks like a control token in a text, such as `</s>`, as text; false reads the token."
         },
     )
     memory_trial: bool = field(
         default=True,
         metadata={
-            "help": "Before the first step run the heaviest micro-batch of each phase forward and backward, so that "
-            "running out of memory is found at once. The run stays the same bit for bit."
+            "help": "Run the heaviest micro-batch of each phase before the first step, to find out at once where "
+            "memory runs out. The run stays the same bit for bit."
         },
     )
 
@@ -135,8 +135,8 @@ class MagnetTrainingArguments(TrainingArguments):
     end_of_span: int = field(
         default=CorruptionSettings.end_of_span,
         metadata={
-            "help": "Teach the model to end a span: gaps keep the next multiple of this many positions free. 0: gaps "
-            "are as long as their spans, as in the paper."
+            "help": "Teach the model to end a span: each span reserves the next multiple of this many positions. 0: "
+            "exactly its own, as in the paper."
         },
     )
 
@@ -150,33 +150,33 @@ class MagnetTrainingArguments(TrainingArguments):
     contrastive_mini_batch_tokens: int | None = field(
         default=None,
         metadata={
-            "help": "Read the texts of a contrastive batch in mini-batches of texts of similar length, of at most so "
-            "many tokens even if all were of `contrastive_max_length`. Default: all at once."
+            "help": "Read a contrastive batch in mini-batches of similar lengths, of at most this many tokens. "
+            "Default: all at once."
         },
     )
     contrastive_recompute: bool = field(
         default=False,
         metadata={
-            "help": "Keep the activations of no mini-batch and run each again for its gradient (GradCache): memory "
-            "of one mini-batch for any number of negatives."
+            "help": "Run each mini-batch again for its gradient instead of keeping activations (GradCache): memory of "
+            "one mini-batch for any number of negatives."
         },
     )
     contrastive_prompt: str = field(
-        default=DEFAULT_PROMPT, metadata={"help": "Put in front of both sides of a pair; empty for none."}
+        default=DEFAULT_PROMPT, metadata={"help": "Prompt before both sides of a pair; empty for none."}
     )
     temperature: float = field(default=0.1, metadata={"help": "Divides the similarity in InfoNCE, > 0."})
     similarity: Similarity = field(
         default="cosine", metadata={"help": "Similarity in InfoNCE: `cosine`, or `dot` product (Eq. 3 as printed)."}
     )
     contrastive_head: HeadKind = field(
-        default="tanh", metadata={"help": "Projection of the representations: linear layer and `tanh`, or `none`."}
+        default="tanh", metadata={"help": "Projection of the embeddings: linear layer and `tanh`, or `none`."}
     )
     keep_contrastive_head: bool = field(
-        default=False, metadata={"help": "Make the trained projection a part of the model, for `encode` to apply."}
+        default=False, metadata={"help": "Keep the trained projection in the model, for `encode` to apply."}
     )
     view_dropout: float = field(
         default=0.0,
-        metadata={"help": "Attention dropout of the contrastive forward alone, in [0, 1); for pairs of equal texts."},
+        metadata={"help": "Attention dropout of the contrastive forward only, in [0, 1); for pairs of equal texts."},
     )
 
     # Evaluation.
@@ -207,9 +207,9 @@ class MagnetTrainingArguments(TrainingArguments):
             self.gradient_checkpointing = self.activation_checkpointing
             self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs
         if not (torch.accelerator.is_available() or is_torch_xla_available()):
-            self.use_cpu = True  # the parent would refuse `bf16`, which a CPU computes as well
+            self.use_cpu = True  # else the parent refuses `bf16`, which a CPU computes too
         super().__post_init__()
-        # The default of the parent asks for it, and torch warns where there is nothing to pin memory for.
+        # The parent's default is true, and torch warns without a device to pin memory for.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
 
     @property
@@ -224,7 +224,7 @@ class MagnetTrainingArguments(TrainingArguments):
 
     @property
     def infilling_settings(self) -> CorruptionSettings:
-        """How evaluation rows lose spans for the infilling perplexity, with nothing masked."""
+        """How spans of evaluation rows are removed for the infilling perplexity, without masking."""
         return CorruptionSettings(
             mask_ratio=0.0,
             max_spans=self.eval_max_spans,
@@ -233,12 +233,22 @@ class MagnetTrainingArguments(TrainingArguments):
         )
 
     @property
+    def normalization(self) -> dict[str, str]:
+        """What the losses are means over, by objective."""
+        return {"mntp": self.mntp_normalization, "msg": self.msg_normalization}
+
+    @property
+    def order_seed(self) -> int:
+        """The seed of the order of rows and pairs."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+    @property
     def uses_contrastive_loss(self) -> bool:
-        """Whether the contrastive loss has a weight in any phase."""
-        return any(phase.sscl > 0 for phase in self.phases)
+        """Whether an objective of pairs has a weight in any phase."""
+        return any(phase.uses_pairs for phase in self.phases)
 
     def _complaints_about_phases(self) -> list[str]:
-        """What is wrong with the schedule, and which weights ask for labels that the corruption never makes."""
+        """List mistakes of the schedule, and weights of objectives for which the corruption makes no labels."""
         try:
             phases = self.phases
         except ValueError as error:
@@ -250,26 +260,24 @@ class MagnetTrainingArguments(TrainingArguments):
                 f"`max_steps` is {self.max_steps}, but `loss_phases` {self.loss_phases} add up to {total} steps. "
                 "Leave `max_steps` at -1, or change the phases."
             )
-        if self.keep_contrastive_head and not any(phase.sscl > 0 for phase in phases):
+        if self.keep_contrastive_head and not self.uses_contrastive_loss:
             complaints.append(
                 f"`keep_contrastive_head` is true, but `loss_phases` {self.loss_phases} never train it. Give sscl a "
                 "weight in some phase, or set `keep_contrastive_head` to false."
             )
-        for name, weighted, never in (
-            ("mntp", any(phase.mntp > 0 for phase in phases), self.mask_ratio == 0 or self.causal_ratio == 1),
-            ("msg", any(phase.msg > 0 for phase in phases), self.max_spans == 0 and self.causal_ratio == 0),
-        ):
-            if weighted and never:
-                remedy = "`mask_ratio`, lower `causal_ratio`" if name == "mntp" else "`max_spans` or `causal_ratio`"
+        for name in OBJECTIVES:
+            # `self` has the fields of `CorruptionSettings`, which may be invalid here.
+            remedy = OBJECTIVES[name].remedy(self)
+            if remedy is not None and any(name in phase.weights for phase in phases):
                 complaints.append(
                     f"`loss_phases` {self.loss_phases} weigh {name}, but with `mask_ratio` {self.mask_ratio}, "
                     f"`max_spans` {self.max_spans} and `causal_ratio` {self.causal_ratio} no token is ever predicted "
-                    f"for it. Raise {remedy}, or set its weight to 0."
+                    f"for it. {remedy}, or set its weight to 0."
                 )
         return complaints
 
     def _complaints_about_values(self) -> list[str]:
-        """Which fields of this class are out of their range."""
+        """List the fields of this class that are out of their range."""
         complaints = [
             f"`{name}` is {getattr(self, name)!r}; pass one of {list(get_args(choices))}."
             for name, choices in _CHOICES.items()
@@ -303,12 +311,12 @@ class MagnetTrainingArguments(TrainingArguments):
         return complaints
 
     def _complaints_about_contrastive(self) -> list[str]:
-        """Which arguments of the contrastive objective contradict another one."""
+        """List the arguments of the contrastive objective that contradict another one."""
         complaints = []
         if self.view_dropout and (self.activation_checkpointing or self.gradient_checkpointing):
             complaints.append(
-                f"`view_dropout` is {self.view_dropout} and activation checkpointing is on: the layers would be "
-                "recomputed with another dropout than they had. Turn one of them off."
+                f"`view_dropout` is {self.view_dropout} and activation checkpointing is on: layers would be "
+                "recomputed with a different dropout. Turn one of them off."
             )
         if self.contrastive_recompute and self.contrastive_mini_batch_tokens is None:
             complaints.append(
@@ -320,15 +328,15 @@ class MagnetTrainingArguments(TrainingArguments):
         return complaints
 
     def _complaints_about_parent(self) -> list[str]:
-        """Which of the parent's arguments would be ignored or break the objectives."""
+        """List the parent's arguments that would be ignored or break the objectives."""
         complaints = []
         for name, wanted, reason in (
             ("remove_unused_columns", False, "the collators need every column"),
             ("ddp_find_unused_parameters", False, "its search breaks with two forwards in one step"),
-            ("logging_nan_inf_filter", False, "what is not finite ends the run, and is not waited for in every step"),
+            ("logging_nan_inf_filter", False, "the NaN guard ends the run, without waiting in every step"),
             ("ddp_static_graph", None, "the graph changes from phase to phase"),
             ("label_smoothing_factor", 0, "the objectives do not smooth labels"),
-            ("use_liger_kernel", False, "it replaces the forward that knows the attention modes"),
+            ("use_liger_kernel", False, "it replaces the forward with the attention modes"),
             ("train_sampling_strategy", "random", "rows are shuffled by seed and epoch"),
             ("num_train_epochs", 3, "`loss_phases` say how long to train"),
             ("batch_eval_metrics", False, "`compute_metrics` gets all rows at once: two integers a token"),

@@ -1,9 +1,9 @@
-"""Small files that appear whole or not at all, and JSON that nobody has to trust."""
+"""Write JSON files that appear whole or not at all, and JSONL logs that a killed job continues."""
 
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -46,14 +46,14 @@ def whole_file(path: Path, *, aside: Path | None = None) -> Iterator[BinaryIO]:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Write a JSON file whole; its folder is made where it is missing."""
+    """Write a JSON file under a temporary name and move it into place; a missing folder is made."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as stream:
         stream.write(json_bytes(content, indent=2) + b"\n")
 
 
 def json_bytes(content: Any, *, indent: int | None = None) -> bytes:
-    """JSON in UTF-8; escaped where a text holds half of a surrogate pair, as an argument of a shell may."""
+    """Encode as JSON in UTF-8, with escapes where a text holds a lone surrogate, as shell arguments may."""
     try:
         return json.dumps(content, indent=indent, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -61,10 +61,10 @@ def json_bytes(content: Any, *, indent: int | None = None) -> bytes:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What JSON says.
+    """Parse untrusted JSON.
 
     Raises:
-        ValueError: it is none, or brackets in it are nested deeper than Python follows them.
+        ValueError: if it is not JSON, or nested deeper than Python's recursion limit.
     """
     try:
         return json.loads(text)
@@ -72,4 +72,82 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("its brackets are nested too deeply") from error
 
 
-__all__ = ["json_bytes", "parse_json", "whole_file", "write_json"]
+def resume_rows(path: str | Path, *, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Open a JSONL log for a job: check that it belongs to the job, drop a half-written last line, return its rows.
+
+    `rows.jsonl.settings.json` beside `rows.jsonl` records what the rows were made from, so that two different jobs
+    never share a file. One process writes at a time.
+
+    Args:
+        path (`str` or `Path`): The JSONL file; it and its folder may not exist yet.
+        settings (`Mapping[str, Any]`): Everything the rows depend on, as JSON can hold it.
+
+    Returns:
+        `list[dict]`: the complete rows, empty for a new file.
+
+    Raises:
+        ValueError: if the file was begun with other settings or elsewhere, or a line is not a JSON object.
+    """
+    path = Path(path)
+    sidecar = path.with_name(path.name + ".settings.json")
+    wanted = json.loads(json.dumps(settings))
+    if not path.exists() or path.stat().st_size == 0:
+        write_json(sidecar, wanted)
+        return []
+    if not sidecar.exists():
+        raise ValueError(
+            f"{str(path)!r} has rows but no {sidecar.name!r} beside it, so what they were made from is unknown. "
+            "Give another path, or move the file away."
+        )
+    begun = _parse_object(sidecar.read_bytes(), name=repr(str(sidecar)))
+    differences = [
+        f"{name} was {begun.get(name)!r} and is now {wanted.get(name)!r}"
+        for name in sorted(begun.keys() | wanted.keys())
+        if begun.get(name) != wanted.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"{str(path)!r} was begun with other settings: {'; '.join(differences)}. "
+            "Repeat the call that began it, or give another path."
+        )
+    return _complete_rows(path)
+
+
+def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows and hand them to the operating system, so that killing this process loses none of them.
+
+    Args:
+        path (`str` or `Path`): A file opened by `resume_rows`.
+        rows (`Iterable[Mapping[str, Any]]`): One JSON object each.
+    """
+    with open(path, "ab") as file:
+        file.write(b"".join(json_bytes(row) + b"\n" for row in rows))
+
+
+def _complete_rows(path: Path) -> list[dict[str, Any]]:
+    """Read all lines that end in a newline, and cut off what follows the last newline."""
+    rows = []
+    size = 0
+    with open(path, "rb+") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                break
+            rows.append(_parse_object(line, name=f"Line {number} of {str(path)!r}"))
+            size += len(line)
+        file.truncate(size)
+    return rows
+
+
+def _parse_object(text: bytes, *, name: str) -> dict[str, Any]:
+    """Parse a JSON object that this module wrote."""
+    try:
+        found = parse_json(text)
+    except ValueError as error:
+        found = error
+    if not isinstance(found, dict):
+        reason = f"not JSON ({found})" if isinstance(found, ValueError) else f"{type(found).__name__}, not an object"
+        raise ValueError(f"{name} is {reason}: it was edited or damaged. Restore it, or give another path.")
+    return found
+
+
+__all__ = ["append_rows", "json_bytes", "parse_json", "resume_rows", "whole_file", "write_json"]

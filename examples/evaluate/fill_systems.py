@@ -23,7 +23,7 @@ from examples.command_line import check
 from modeling_magnet.tokenization_magnet import front_tokens, read_texts
 from trainer.metrics import split_sentences
 from trainer.prompted_infilling import FAMILIES, FEW_SHOT_FAMILIES, Family, PromptedInfiller, SolvedGap
-from trainer.resumable import append_rows, resume_rows
+from trainer.whole_files import append_rows, resume_rows
 
 BASE, MAGNET = "base", "MAGNET"
 UNIDIRECTIONAL = "unidirectional"

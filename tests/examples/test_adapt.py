@@ -381,7 +381,7 @@ def test_too_little_memory_is_told_with_the_phase_before_the_first_step(tmp_path
     def run_out(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("trainer.magnet_trainer.contrastive_views", run_out)
+    monkeypatch.setattr("trainer.magnet_trainer.contrastive_embeddings", run_out)
     with pytest.raises(SystemExit) as ended:
         start(lambda: adapt.main([*options, *FULL]), told=adapt.ArgumentError)
     out, err = capsys.readouterr()
@@ -396,7 +396,7 @@ def test_other_errors_in_a_run_keep_their_traceback(options, monkeypatch):
     def fail(*args, **kwargs):
         raise ValueError("a fault")
 
-    monkeypatch.setattr("trainer.magnet_trainer.sscl_loss", fail)
+    monkeypatch.setattr("trainer.magnet_trainer.forward_targets", fail)
     with pytest.raises(ValueError, match="a fault"):
         start(lambda: adapt.main([*options, *FULL]), told=adapt.ArgumentError)
 

@@ -16,7 +16,7 @@ from modeling_magnet.publishing.card import rename_card
 from modeling_magnet.publishing.merging import largest_differences
 from tests.hub_client import run_client
 from tests.hub_server import HubServer
-from trainer.model_card import told_data
+from trainer.model_card import describe_data
 
 from .tiny_run import save_plain_llama, tiny_options
 
@@ -225,6 +225,8 @@ def test_data_of_the_hub_is_named_as_it_is(tmp_path, monkeypatch):
     names = [f"part-{number:03}.txt" for number in range(30)]
     for name in names:
         (tmp_path / name).write_text("x")
-    assert told_data(["owner/name"]) == "owner/name" and told_data(["name"]) == "name" and told_data([]) == ""
-    assert told_data(["*.txt"]) == f"30 files: {', '.join(names[:19])}, ..., part-029.txt"
-    assert told_data(["gone-*.xz"]) == "gone-*.xz"
+    assert (
+        describe_data(["owner/name"]) == "owner/name" and describe_data(["name"]) == "name" and describe_data([]) == ""
+    )
+    assert describe_data(["*.txt"]) == f"30 files: {', '.join(names[:19])}, ..., part-029.txt"
+    assert describe_data(["gone-*.xz"]) == "gone-*.xz"

@@ -16,7 +16,7 @@ from modeling_magnet.configuration_magnet import MagnetSettings
 from tests.fuzz import inputs
 from tests.fuzz.judging import REPOSITORY, Target, check, naming
 from trainer.checkpoints import check_checkpoint, last_complete_checkpoint, seal_checkpoint
-from trainer.resumable import append_rows, resume_rows
+from trainer.whole_files import append_rows, resume_rows
 
 
 def settings(draw: random.Random, folder: Path) -> None:

@@ -15,7 +15,7 @@ from trainer import LoraArguments, MagnetTrainingArguments
 from trainer.corruption import IGNORE_INDEX, CorruptionSettings, corrupt_row, row_generator, sample_spans
 from trainer.data_collator import DataCollatorForMagnet, DataCollatorForPairs
 from trainer.phases import contrastive_steps_before, parse_phases, phase_at
-from trainer.streams import EpochRowSampler, EvenBatchSampler, MicroBatchStream, PairBatchSampler
+from trainer.samplers import EpochRowSampler, EvenBatchSampler, MicroBatchStream, PairBatchSampler
 
 TOKENIZER = tiny_tokenizer()
 NUMBERS = (0, 1, 2, 3, 5, 8, -1, 2**40, 0.0, 0.5, 1.0, 1.5, -0.1, 1e308, math.nan, math.inf, -math.inf)

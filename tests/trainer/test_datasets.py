@@ -218,5 +218,5 @@ def test_a_string_of_parquet_that_is_no_utf8_is_named_with_its_source(tmp_path: 
     offsets = pa.array([0, 1, 4], type=pa.int32()).buffers()[1]
     parts = [None, offsets, pa.py_buffer(b"xa\xff\xed")]
     pq.write_table(pa.table({"text": pa.Array.from_buffers(pa.string(), 2, parts)}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"a\.parquet' has a string that is no UTF-8 \("):
+    with pytest.raises(ValueError, match=r"a\.parquet' has a string that is not UTF-8 \("):
         load_texts(tmp_path / "a.parquet")

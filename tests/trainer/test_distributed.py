@@ -8,8 +8,8 @@ from accelerate import FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
+from trainer.distributed import check_sharding
 from trainer.lora import LoraArguments
-from trainer.sharding import check_sharding
 
 from .processes import FULL, launch_environment, run_alone, run_together
 from .tiny import tiny_args, tiny_trainer

@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from examples.benchmarks.training_memory import PeakBytes
 from trainer.corruption import corrupt_row, row_generator
 from trainer.evaluation import language_metrics
 
@@ -162,3 +164,101 @@ def test_metrics_without_any_token_are_left_out():
 
 def test_the_tokenizer_of_the_tests_has_the_ids_they_assume():
     assert sorted(tiny_tokenizer().all_special_ids) == SPECIAL_IDS.tolist()
+
+
+# ---- compute_metrics ----
+
+
+def explicit_predictions(trainer, rows):
+    """The likeliest token at each label of the corrupted rows, one row and position at a time, from all logits."""
+    expected = []
+    for batch in trainer.get_eval_dataloader(rows):
+        corrupted = batch["corrupted"]
+        for row in range(len(corrupted["input_ids"])):
+            length = int(corrupted["attention_mask"][row].sum())
+            with torch.no_grad():
+                logits = trainer.model(
+                    corrupted["input_ids"][row : row + 1, :length],
+                    segment_ids=corrupted["segment_ids"][row : row + 1, :length],
+                    position_ids=corrupted["position_ids"][row : row + 1, :length],
+                    mode="infill",
+                ).logits[0]
+            for position in range(length):
+                for objective, name in enumerate(("mntp_labels", "msg_labels")):
+                    label = int(corrupted[name][row, position])
+                    if label != -100:
+                        found = (len(expected), position, objective, int(logits[position].argmax()), label)
+                        expected.append(found)
+    return [entry[1:] for entry in expected]
+
+
+@pytest.mark.parametrize("shift", ["next", "same"])
+def test_compute_metrics_gets_the_likeliest_tokens_beside_the_right_ones(tmp_path, shift):
+    got = {}
+
+    def compute_metrics(evaluated):
+        predictions, labels, _ = evaluated  # two where no inputs are asked for
+        got.update(predictions=predictions, labels=labels, inputs=evaluated.inputs)
+        is_label = labels != -100
+        return {"accuracy": float((predictions == labels)[is_label].mean()), "rows": len(labels)}
+
+    rows = tiny_rows(7, seed=3)
+    trainer = tiny_trainer(
+        tiny_args(tmp_path, mntp_shift=shift, include_for_metrics=["inputs"]),
+        eval_dataset=rows,
+        compute_metrics=compute_metrics,
+    )
+    trainer.model.eval()
+    metrics = trainer.evaluate()
+    predictions, labels = got["predictions"], got["labels"]
+    assert isinstance(predictions, np.ndarray) and predictions.dtype.kind == "i"
+    assert predictions.shape == labels.shape == (7, max(len(row["input_ids"]) for row in rows), 2)
+    assert ((predictions == -100) == (labels == -100)).all()
+    assert got["inputs"].shape == predictions.shape[:2]
+    found = [
+        (
+            int(position),
+            int(objective),
+            int(predictions[row, position, objective]),
+            int(labels[row, position, objective]),
+        )
+        for row, position, objective in np.argwhere(labels != -100)
+    ]
+    assert found == explicit_predictions(trainer, rows) and found
+    assert metrics["eval_rows"] == 7
+    first = labels[..., 0] != -100
+    assert metrics["eval_masked_accuracy"] == pytest.approx((predictions == labels)[..., 0][first].mean())
+    assert metrics["eval_accuracy"] == pytest.approx(np.mean([guess == label for _, _, guess, label in found]))
+
+
+def test_metrics_of_a_user_are_logged_during_training_and_serve_to_choose_a_model(tmp_path):
+    trainer = tiny_trainer(
+        tiny_args(
+            tmp_path,
+            eval_strategy="steps",
+            eval_steps=4,
+            save_strategy="steps",
+            save_steps=4,
+            load_best_model_at_end=True,
+            metric_for_best_model="mine",
+        ),
+        eval_dataset=tiny_rows(5),
+        compute_metrics=lambda evaluated: {"mine": float(evaluated.predictions.max())},
+    )
+    trainer.train()
+    assert [log["step"] for log in trainer.state.log_history if "eval_mine" in log] == [4, 8]
+    assert all("eval_loss_mntp" in log for log in trainer.state.log_history if "eval_mine" in log)
+    predicted = trainer.predict(tiny_rows(3))
+    assert predicted.predictions.shape == predicted.label_ids.shape and predicted.predictions.shape[::2] == (3, 2)
+    assert "test_mine" in predicted.metrics
+
+
+def test_nothing_as_large_as_tokens_times_vocabulary_is_held_for_metrics(tmp_path):
+    vocab_size, rows = 70_000, [{"input_ids": [1, *range(4, 44)]}] * 64
+    args = tiny_args(tmp_path, loss_phases=["1:1,0,1"], per_device_eval_batch_size=64, mask_ratio=0.5)
+    trainer = tiny_trainer(
+        args, model=tiny_model(vocab_size=vocab_size), eval_dataset=rows, compute_metrics=lambda evaluated: {}
+    )
+    with PeakBytes() as counted:
+        trainer.evaluate()
+    assert counted.most < 0.4 * 64 * 41 * vocab_size * 4

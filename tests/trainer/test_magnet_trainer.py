@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
-from transformers.utils import logging
 
+from trainer.contrastive import contrastive_embeddings
 from trainer.lora import LoraArguments, adapter_layers, apply_lora
-from trainer.views import contrastive_views
 
 from .processes import KeepGradients
 from .tiny import tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_tokenizer, tiny_trainer
@@ -266,9 +265,9 @@ def test_dropout_views_differ_in_the_contrastive_forward_alone(tmp_path):
     assert seen == [("infill", 0.0), ("bidirectional", 0.5)] * 2
     pairs = trainer._pair_collator()([{"anchor": "w1 w2 w3 w4", "positive": "w1 w2 w3 w4"}] * 2)
     trainer.model.train()
-    anchors, positives = contrastive_views(trainer.model, pairs, head=trainer.head, dropout=0.5)
+    anchors, positives = contrastive_embeddings(trainer.model, pairs, head=trainer.head, dropout=0.5)
     assert (anchors - positives).abs().max() > 1e-3
-    anchors, positives = contrastive_views(trainer.model, pairs, head=trainer.head)
+    anchors, positives = contrastive_embeddings(trainer.model, pairs, head=trainer.head)
     torch.testing.assert_close(anchors, positives)
 
 
@@ -468,70 +467,3 @@ def test_a_kept_head_goes_on_or_rests_as_the_run_asks(tmp_path):
     assert not torch.equal(model.sscl_head.linear.weight, before)
     with pytest.raises(ValueError, match="saved with a head, 'tanh', but `contrastive_head` is 'none'"):
         tiny_trainer(tiny_args(tmp_path, contrastive_head="none"), model=model)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"pair_dataset": None}, "weigh sscl, but there is no `pair_dataset`"),
-        ({"pair_dataset": tiny_pairs(3)}, "`pair_dataset` has 3 pairs, but one contrastive batch takes 4"),
-        ({"pair_dataset": [{"a": "x", "positive": "y"}] * 8}, r"columns \['a', 'positive'\] but no anchor"),
-        ({"train_dataset": []}, "`train_dataset` has no rows"),
-        ({"train_dataset": [{"text": "x"}]}, r"has the columns \['text'\] but no `input_ids`"),
-        ({"train_dataset": [{"input_ids": [1, 5, 6]}] * 9}, "takes a row of 4 tokens .* longest .* has 3"),
-        ({"processing_class": None}, "`processing_class` is missing"),
-        ({"eval_pair_dataset": []}, "`eval_pair_dataset` has no rows"),
-    ],
-)
-def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, changes, message):
-    output_dir = tmp_path / "run"
-    with pytest.raises(ValueError, match=message):
-        tiny_trainer(tiny_args(output_dir), **changes)
-    assert not output_dir.exists()
-
-
-def test_gaps_beyond_the_positions_of_the_model_are_refused(tmp_path):
-    rows = [{"input_ids": [1, *range(4, 33)]}] * 8
-    args = tiny_args(tmp_path / "run", loss_phases=["2:1,0,1"], end_of_span=32)
-    with pytest.raises(
-        ValueError, match="rows of 30 tokens with up to 2 gaps need 92 positions, and the model has 64"
-    ):
-        tiny_trainer(args, train_dataset=rows)
-    tiny_trainer(tiny_args(tmp_path / "run", loss_phases=["2:1,0,1"], end_of_span=16), train_dataset=rows)
-
-
-def test_all_misfits_come_in_one_error(tmp_path):
-    with pytest.raises(ValueError) as caught:
-        tiny_trainer(tiny_args(tmp_path), train_dataset=[], pair_dataset=None)
-    assert "no rows" in str(caught.value) and "no `pair_dataset`" in str(caught.value)
-
-
-def test_a_prompt_that_leaves_no_room_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="`contrastive_max_length` is 5, but prompt, BOS and EOS take"):
-        tiny_trainer(tiny_args(tmp_path, contrastive_max_length=5))
-
-
-def test_a_stock_model_is_refused_with_the_way_to_load_it(tmp_path):
-    with pytest.raises(ValueError, match="LlamaForCausalLM takes no mode, segment_ids.*from_pretrained"):
-        tiny_trainer(tiny_args(tmp_path), model=LlamaForCausalLM(tiny_model().config))
-
-
-def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
-    tokenizer = tiny_tokenizer()
-    tokenizer.add_tokens(["new"])
-    with pytest.raises(ValueError, match="45 tokens, but the model embeds 44"):
-        tiny_trainer(tiny_args(tmp_path), processing_class=tokenizer)
-
-
-def test_a_model_without_a_mask_token_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="names no mask token"):
-        tiny_trainer(tiny_args(tmp_path), model=tiny_model(magnet={}))
-
-
-def test_pairs_that_no_phase_uses_are_worth_a_warning(tmp_path, caplog):
-    logging.enable_propagation()
-    try:
-        tiny_trainer(tiny_args(tmp_path, loss_phases=["2:1,0,1"]), pair_dataset=tiny_pairs())
-    finally:
-        logging.disable_propagation()
-    assert "they are not used" in caplog.text

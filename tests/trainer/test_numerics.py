@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from modeling_magnet.losses_magnet import token_losses
 from modeling_magnet.pooling_magnet import POOLINGS, pool_states
-from trainer.losses import mntp_loss, msg_loss, sscl_loss
+from trainer.losses import sscl_loss, token_loss
 
 from .processes import KeepGradients
 from .tiny import tiny_args, tiny_model, tiny_trainer
@@ -39,11 +39,11 @@ def test_losses_of_tens_of_thousands_of_half_precise_labels_are_those_of_float64
         output = model(**batch, mode="infill", target_ids=targets)
         logits = head(output.last_hidden_state.detach()).double()
     total = torch.zeros(())
-    for loss, token, own in zip((mntp_loss, msg_loss), output.token_losses, targets, strict=True):
+    for token, own in zip(output.token_losses, targets, strict=True):
         number = int((own != -100).sum())
         assert number > 20_000
         expected = F.cross_entropy(logits.flatten(0, 1), own.flatten(), reduction="sum").item() / number
-        found = loss(token, num_items=number)
+        found = token_loss(token, num_items=number)
         assert found.dtype == torch.float32
         assert found.item() == pytest.approx(expected, rel=5e-6)
         in_half = (token.bfloat16().sum() / number).item()
@@ -54,11 +54,10 @@ def test_losses_of_tens_of_thousands_of_half_precise_labels_are_those_of_float64
     assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients)
 
 
-@pytest.mark.parametrize("loss", [mntp_loss, msg_loss])
-def test_half_precise_token_losses_are_added_and_divided_in_float32(loss):
+def test_half_precise_token_losses_are_added_and_divided_in_float32():
     losses = torch.rand(40_001, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
     for number in (40_001, torch.tensor(40_001)):
-        found = loss(losses, num_items=number)
+        found = token_loss(losses, num_items=number)
         assert found.dtype == torch.float32
         assert found.item() == pytest.approx(losses.double().mean().item(), rel=1e-6)
     (gradient,) = torch.autograd.grad(found, losses)
@@ -92,7 +91,7 @@ def test_logits_as_large_as_half_precision_has_them_give_finite_losses_and_gradi
     expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(3, 8)
     torch.testing.assert_close(losses.double(), expected, rtol=1e-6, atol=1e-6)
     assert losses.max() > 1e3
-    mntp_loss(losses, num_items=24).backward()
+    token_loss(losses, num_items=24).backward()
     assert states.grad.isfinite().all() and states.grad.any()
     assert not trained or (head.weight.grad.isfinite().all() and head.weight.grad.any())
 
@@ -236,7 +235,7 @@ def test_a_row_of_padding_alone_is_finite_and_changes_nothing_for_others(mode, i
         output = model(ids[rows], attention_mask=mask[rows], mode=mode, target_ids=targets[rows], **given)
         assert output.last_hidden_state.isfinite().all() and output.token_losses.isfinite().all()
         model.zero_grad()
-        mntp_loss(output.token_losses, num_items=15).backward()
+        token_loss(output.token_losses, num_items=15).backward()
         weights[len(rows)] = [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
     for found, expected in zip(weights[3], weights[2], strict=True):
         assert found.isfinite().all()

@@ -16,9 +16,14 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
-from trainer.pairs import dropout_pairs, load_pairs, paraphrase_pairs
-from trainer.paraphraser import PARROT_GENERATION, choose_paraphrase, paraphrase_batch
-from trainer.resumable import append_rows, resume_rows
+from trainer.pairs import (
+    PARROT_GENERATION,
+    choose_paraphrase,
+    dropout_pairs,
+    load_pairs,
+    paraphrase_batch,
+    paraphrase_pairs,
+)
 
 from .tiny_t5 import save_tiny_t5, sentences
 
@@ -102,7 +107,7 @@ def test_real_paraphrase_files_give_their_published_counts() -> None:
     assert msr[0]["anchor"].startswith('Amrozi accused his brother, whom he called "the witness", of')
 
 
-# Dropout views
+# Pairs by dropout
 
 
 def test_long_lines_of_a_text_are_paired_with_themselves() -> None:
@@ -267,46 +272,7 @@ def test_a_length_beyond_the_model_is_refused(tiny_t5: str, tmp_path: Path) -> N
     assert len(paraphrase(sentences(1), tmp_path / "a.jsonl", tiny_t5)) == 1  # nothing was begun
 
 
-def test_rows_survive_any_characters(tmp_path: Path) -> None:
-    rows = [{"anchor": text} for text in ('"quoted"', "a\nb\r\u2028c", "日本\U0001f600", "")]
-    assert resume_rows(tmp_path / "a.jsonl", settings={"shape": (1, 2)}) == []
-    append_rows(tmp_path / "a.jsonl", rows[:2])
-    append_rows(tmp_path / "a.jsonl", rows[2:])
-    assert resume_rows(str(tmp_path / "a.jsonl"), settings={"shape": (1, 2)}) == rows
-
-
 def test_columns_of_the_usual_names_that_hold_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"anchor": {"a": 1}, "positive": "x"}\n')
     with pytest.raises(ValueError, match=r"Column 'anchor' of .* expected strings.*columns of text: \['positive'\]"):
         load_pairs(tmp_path / "a.jsonl")
-
-
-# ---- The file that a killed job goes on with ----
-
-
-def test_rows_and_settings_are_kept_whatever_text_they_hold(tmp_path: Path) -> None:
-    path, wanted = tmp_path / "rows.jsonl", {"name": "\ud800 é"}
-    assert resume_rows(path, settings=wanted) == []
-    rows = [{"text": "\udc80"}, {"text": "\u2028 é"}]
-    append_rows(path, rows)
-    assert resume_rows(path, settings=wanted) == rows
-    assert "é".encode() in path.read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("rows.jsonl", "[1]\n", "Line 1 of .*rows.jsonl' is list, not an object"),
-        ("rows.jsonl", "[" * 100_000 + "\n", "Line 1 of .*rows.jsonl' is not JSON .*nested too deeply"),
-        ("rows.jsonl.settings.json", "[]", "settings.json' is no JSON object .*it holds list.* 'rows.jsonl'"),
-        ("rows.jsonl.settings.json", "{", "settings.json' is no JSON object .*Expecting property name"),
-        ("rows.jsonl.settings.json", "[" * 100_000, "settings.json' is no JSON object .*nested too deeply"),
-    ],
-)
-def test_damaged_rows_and_settings_are_named(tmp_path: Path, name: str, content: str, message: str) -> None:
-    path = tmp_path / "rows.jsonl"
-    resume_rows(path, settings={"a": 1})
-    append_rows(path, [{"b": 2}])
-    (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=message):
-        resume_rows(path, settings={"a": 1})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ def make(tmp_path, **changes):
 
 def test_the_defaults_are_the_papers(tmp_path):
     args = make(tmp_path)
-    assert args.phases == (LossPhase(3400, 1.0, 0.0, 1.0), LossPhase(800, 1.0, 9.0, 1.0))
+    assert args.phases == (LossPhase(3400, mntp=1, msg=1), LossPhase(800, mntp=1, sscl=9, msg=1))
     assert args.max_steps == 4200
     assert (args.learning_rate, args.per_device_train_batch_size) == (3e-5, 32)
     assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.999, 1e-8)
@@ -51,9 +52,13 @@ def test_the_phases_decide_how_many_steps_there_are(tmp_path):
     assert make(tmp_path, loss_phases=["30:1,0,1"], max_steps=30).max_steps == 30
 
 
-def test_arguments_survive_saving_and_loading(tmp_path):
-    args = make(tmp_path, loss_phases=["3:1,0,1"], temperature=0.05, max_spans=1)
+@pytest.mark.parametrize("phases", [["3:1,0,1"], ["3: mntp=1 msg=1", " 2:1,9,1"]])
+def test_arguments_survive_saving_and_loading_as_the_user_wrote_them(tmp_path, phases):
+    args = make(tmp_path, loss_phases=phases, temperature=0.05, max_spans=1)
+    torch.save(args, tmp_path / "training_args.bin")
+    assert torch.load(tmp_path / "training_args.bin", weights_only=False).loss_phases == phases
     saved = json.loads(args.to_json_string())
+    assert saved["loss_phases"] == phases
     fields = {field.name for field in dataclasses.fields(MagnetTrainingArguments) if field.init}
     again = MagnetTrainingArguments(**{name: value for name, value in saved.items() if name in fields})
     assert again.to_dict() == args.to_dict()
@@ -61,10 +66,11 @@ def test_arguments_survive_saving_and_loading(tmp_path):
 
 def test_a_command_line_sets_every_kind_of_field(tmp_path):
     line = (
-        f"--output_dir {tmp_path} --use_cpu --report_to none --loss_phases 3:1,0,1 2:1,9,1 --similarity dot "
-        "--contrastive_head none --mask_ratio 0.3 --max_spans 1 --msg_normalization sequence --view_dropout 0.3"
+        f"--output_dir {tmp_path} --use_cpu --report_to none --loss_phases 3:1,0,1 '2: mntp=1 sscl=9' "
+        "--similarity dot --contrastive_head none "
+        "--mask_ratio 0.3 --max_spans 1 --msg_normalization sequence --view_dropout 0.3"
     )
-    (args,) = HfArgumentParser(MagnetTrainingArguments).parse_args_into_dataclasses(line.split())
+    (args,) = HfArgumentParser(MagnetTrainingArguments).parse_args_into_dataclasses(shlex.split(line))
     assert args.max_steps == 5
     assert (args.similarity, args.contrastive_head, args.msg_normalization) == ("dot", "none", "sequence")
     assert (args.corruption_settings.mask_ratio, args.corruption_settings.max_spans) == (0.3, 1)

@@ -1,7 +1,6 @@
-"""The paper's metrics as modules of Hugging Face `evaluate`: `evaluate.load(str(METRIC_MODULES / "NAME.py"))`.
+"""Provide the paper's metrics as modules of Hugging Face `evaluate`, which need the `eval` extra.
 
-Each file is one metric around a pure function, so that `evaluate.combine` and the libraries that build on it can use
-it. They need the `eval` extra; nothing here imports them.
+Load one with `evaluate.load(str(METRIC_MODULES / "NAME.py"))`.
 """
 
 from pathlib import Path

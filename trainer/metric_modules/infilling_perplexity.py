@@ -1,4 +1,4 @@
-"""Infilling perplexity as a module of `evaluate`: of the tokens of the removed spans, and of no others."""
+"""Measure infilling perplexity, over the tokens of removed spans only, as a module of `evaluate`."""
 
 import math
 from collections.abc import Sequence
@@ -9,19 +9,19 @@ import evaluate
 from trainer.metric_modules import CITATION
 from trainer.metrics import perplexity
 
-_DESCRIPTION = "Infilling perplexity: of the tokens of removed spans alone, over all texts at once. Lower is better."
+_DESCRIPTION = "Infilling perplexity: over the tokens of removed spans in all texts. Lower is better."
 _INPUTS = """
 Args:
     predictions (`list` of `list` of `float`): For each text the log-probabilities of its removed tokens, in nats, such
         as `Fill.logprobs` of `score_infill`.
 Returns:
     infilling_perplexity (`float`): >= 1.
-    tokens (`int`): Tokens that count.
+    tokens (`int`): Number of removed tokens.
 """
 
 
 class InfillingPerplexity(evaluate.Metric):
-    """Infilling perplexity, each token with the same weight.
+    """Compute infilling perplexity with the same weight for each token.
 
     Example:
 

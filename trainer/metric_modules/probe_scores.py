@@ -1,13 +1,11 @@
-"""Accuracy over words and F1 of tagged words, in percent: how the paper's word-level probes are judged.
+"""Compute accuracy over words and F1 of tagged words, in percent, as a module of `evaluate`.
 
     >>> ProbeScores().compute(predictions=[["B-LOC", "O"]], references=[["B-LOC", "O"]])
     {'accuracy': 100.0, 'f1': 100.0}
 
-LLM2Vec (experiments/test_word_task.py of its repository), which the paper follows, reports one score for all three
-tasks: precision over words, averaged over classes "micro". With one tag a word that is the accuracy over words, and
-micro-averaged recall and F1 are the same number. So the accuracy is what stands in the paper's table; the F1 of spans
-(CoNLL's own measure, by `seqeval`) is told beside it. Parts of speech are no spans: their F1 is the micro-averaged
-one, so the accuracy again.
+The paper follows LLM2Vec (experiments/test_word_task.py of its repository), which reports micro-averaged precision
+over words for all three tasks. With one tag a word this equals the accuracy, and micro-averaged recall and F1. The F1
+of spans, CoNLL's own measure, is reported beside it; for parts of speech, which are not spans, it equals the accuracy.
 """
 
 from collections.abc import Sequence

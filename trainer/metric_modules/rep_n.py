@@ -1,4 +1,4 @@
-"""Rep-n as a module of `evaluate`: how often generated text repeats its own n-grams."""
+"""Measure how often generated text repeats its own n-grams, as a module of `evaluate`."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from trainer.metrics import repetition_n
 _DESCRIPTION = "Rep-n: 1 - unique n-grams / n-grams of a text, averaged over the texts. Lower is better."
 _INPUTS = """
 Args:
-    predictions (`list` of `str`): Generated texts; tokens stand between white space.
+    predictions (`list` of `str`): Generated texts; tokens are separated by white space.
     n (`int`, defaults to 4): Tokens in an n-gram, >= 1.
 Returns:
     rep_<n> (`float`): in [0, 1).
@@ -19,7 +19,7 @@ Returns:
 
 
 class RepN(evaluate.Metric):
-    """Rep-n, under the name `rep_<n>`.
+    """Compute Rep-n, named `rep_<n>`.
 
     Example:
 

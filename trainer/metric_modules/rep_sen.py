@@ -1,4 +1,4 @@
-"""Rep-Sen as a module of `evaluate`: how often generated text repeats its own sentences."""
+"""Measure how often generated text repeats its own sentences, as a module of `evaluate`."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ Returns:
 
 
 class RepSen(evaluate.Metric):
-    """Rep-Sen, under the name `rep_sen`.
+    """Compute Rep-Sen, named `rep_sen`.
 
     Example:
 

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from trainer.contrastive import contrastive_embeddings
 from trainer.data_collator import DataCollatorForPairs
 from trainer.evaluation import PairEvaluationCollator
-from trainer.losses import mntp_loss, msg_loss, sscl_loss
+from trainer.losses import sscl_loss, token_loss
 from trainer.objectives import forward_targets
-from trainer.views import contrastive_views
 
 from .tiny import tiny_args, tiny_model, tiny_rows, tiny_tokenizer, tiny_trainer
 
@@ -70,7 +70,7 @@ def losses_and_gradients(
     trainer = tiny_trainer(tiny_args("unused", loss_phases=["1:0,1,0"]))
     model = trainer.model.train()
     torch.manual_seed(1)
-    anchors, positives = contrastive_views(model, batch, head=trainer.head, dropout=dropout, recompute=recompute)
+    anchors, positives = contrastive_embeddings(model, batch, head=trainer.head, dropout=dropout, recompute=recompute)
     loss = sscl_loss(anchors, positives, temperature=0.5)
     loss.backward()
     return [loss.detach(), *(weight.grad for weight in model.parameters() if weight.grad is not None)]
@@ -100,7 +100,7 @@ def test_recomputing_keeps_no_activations_and_runs_each_mini_batch_twice(recompu
     calls, sizes = [], []
     model.register_forward_pre_hook(lambda *call: calls.append(call[2]["input_ids"].shape), with_kwargs=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda kept: sizes.append(kept.numel()) or kept, lambda kept: kept):
-        anchors, positives = contrastive_views(model, batch, head=torch.nn.Identity(), recompute=recompute)
+        anchors, positives = contrastive_embeddings(model, batch, head=torch.nn.Identity(), recompute=recompute)
     assert calls == [(4, 9)] * 2 + [(4, 8)] * 2
     # What is left are token ids, masks and vectors, where one layer of one mini-batch has 4 x 8 states of width 16.
     assert (max(sizes) >= 4 * 8 * 16) is not recompute
@@ -144,7 +144,7 @@ def test_the_forwards_of_a_step_do_not_wait_for_the_device(budget, recompute):
     batch = send_to_device(tiny_trainer(tiny_args("unused")).data_collator(rows), meta)
     pairs = send_to_device(collate(pairs_of([4, 9, 2]), mini_batch_tokens=budget), meta)
     joint = forward_targets(model, batch)
-    loss = mntp_loss(joint.mntp, num_items=10) + msg_loss(joint.msg, num_items=10)
-    anchors, positives = contrastive_views(model, pairs, head=nn.Linear(16, 16, device=meta), recompute=recompute)
+    loss = token_loss(joint.losses["mntp"], num_items=10) + token_loss(joint.losses["msg"], num_items=10)
+    anchors, positives = contrastive_embeddings(model, pairs, head=nn.Linear(16, 16, device=meta), recompute=recompute)
     (loss + (anchors * positives).sum()).backward()  # `sscl_loss` turns autocast off, which this device has not
     assert all(weight.grad is not None for weight in model.parameters())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from trainer.finite import FiniteWatch, read_report
+from trainer.nan_guard import NanGuard, read_report
 
 from .processes import call_together
 from .tiny import tiny_args, tiny_model, tiny_rows, tiny_trainer
@@ -51,9 +51,9 @@ def stopped(trainer):
     """What a run that has to stop says, with its report."""
     with pytest.raises(FloatingPointError) as caught:
         trainer.train()
-    (file,) = trainer._watch.output_dir.glob("not-finite-step-*.json")
+    (file,) = trainer._guard.output_dir.glob("not-finite-step-*.json")
     assert str(file) in str(caught.value)
-    assert not list(trainer._watch.output_dir.glob("*.unfinished"))
+    assert not list(trainer._guard.output_dir.glob("*.unfinished"))
     return str(caught.value), file, json.loads(file.read_text())
 
 
@@ -97,14 +97,15 @@ def test_pairs_are_made_again(tmp_path):
     trainer = tiny_trainer(
         tiny_args(tmp_path, **no_replacements(loss_phases=["1:1,0,1", "3:1,1,1"])), train_dataset=rows_with([])
     )
-    before = trainer._sscl
+    before = trainer._pair_losses
     given = {}
 
     def spoilt(model, pairs):
         given.update(pairs)
-        return before(model, pairs) + (torch.inf if trainer.state.global_step == 2 else 0)
+        (loss,) = before(model, pairs).values()
+        return {"sscl": loss + (torch.inf if trainer.state.global_step == 2 else 0)}
 
-    trainer._sscl = spoilt
+    trainer._pair_losses = spoilt
     said, file, report = stopped(trainer)
     assert (report["step"], report["not_finite"]) == (3, ["sscl"])
     assert "Step 3: sscl is not finite" in said
@@ -128,7 +129,7 @@ def test_a_run_in_which_all_is_finite_leaves_no_report(tmp_path):
 
 
 def test_where_asking_is_dear_the_first_of_several_steps_is_named(tmp_path):
-    watch = FiniteWatch(tmp_path / "new", process_index=1)
+    watch = NanGuard(tmp_path / "new", process_index=1)
     for step, loss in enumerate([1.0, torch.inf, torch.nan], start=1):
         watch.note({"mntp": torch.tensor(2.0), "msg": torch.tensor(loss)}, {"row_ids": [step], "epochs": [0]})
         watch.end_step(step)
@@ -145,8 +146,8 @@ def test_nothing_is_saved_or_evaluated_after_a_bad_step(tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr("transformers.Trainer._save_checkpoint", lambda *_: saved.append(1))
     for call in (trainer.evaluate, lambda: trainer._save_checkpoint(trainer.model, None), lambda: trainer.log({})):
-        trainer._watch.note({"msg": torch.tensor(torch.nan)}, {"row_ids": [0], "epochs": [0]})
-        trainer._watch.end_step(1)
+        trainer._guard.note({"msg": torch.tensor(torch.nan)}, {"row_ids": [0], "epochs": [0]})
+        trainer._guard.end_step(1)
         with pytest.raises(FloatingPointError):
             call()
     assert not saved
@@ -156,7 +157,7 @@ def test_nothing_is_saved_or_evaluated_after_a_bad_step(tmp_path, monkeypatch):
 def test_what_is_no_report_is_refused(tmp_path, content):
     file = tmp_path / "report.json"
     file.write_text(content)
-    with pytest.raises(ValueError, match="is no report of a step; pass a not-finite"):
+    with pytest.raises(ValueError, match="is not the report of a step; pass a not-finite"):
         read_report(file)
 
 

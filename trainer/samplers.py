@@ -1,41 +1,33 @@
-"""Which rows and which pairs a step trains on: pure functions of the seed and of where the run stands.
+"""Draw the rows and pairs of each step as pure functions of the seed and of the position in the run.
 
-Nothing here is state that a checkpoint would have to hold. A row's epoch travels in its index, so that data loader
-workers started long ago corrupt it as the current epoch asks; the pairs of a micro-batch follow from its number.
+Checkpoints hold no sampler state. A row's epoch travels in its index, so that data loader workers that started long
+ago corrupt it as the current epoch asks; the pairs of a micro-batch follow from its number.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from torch.utils.data import Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from transformers import TrainingArguments
 
 from .corruption import row_generator
 
-# Orders are drawn like a row is corrupted, from a row number that no row has.
+# Orders are drawn like the corruption of rows, under row numbers that no row has.
 _ORDER_OF_ROWS = -1
 _ORDER_OF_PAIRS = -2
-
 
 Batch = TypeVar("Batch")
 
 
 class RowSource(Sized, Protocol):
-    """Anything with a length whose items are dicts, e.g. a `datasets.Dataset` or a list."""
+    """Anything with a length whose items are dicts, such as a `datasets.Dataset` or a list."""
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
-def about_kind(rows: Any, *, name: str) -> str | None:
-    """What keeps a data set from being used as rows: it can only be read from its beginning, or is several.
-
-    Args:
-        rows (`Any`): What a caller passed as a data set.
-        name (`str`): Of the argument, for the message.
-
-    Returns:
-        `str`: the complaint; `None` where there is none.
-    """
+def row_source_complaint(rows: Any, *, name: str) -> str | None:
+    """Say why the argument `name` cannot serve as a data set of rows; return `None` if it can."""
     kind = f"{type(rows).__module__.partition('.')[0]}.{type(rows).__name__}"
     if isinstance(rows, Mapping):
         return f"`{name}` is {kind} of {sorted(map(str, rows))}; pass one of them."
@@ -44,17 +36,34 @@ def about_kind(rows: Any, *, name: str) -> str | None:
     if not hasattr(rows, "__iter__"):
         return f"`{name}` is {kind}; expected a `datasets.Dataset` or a list."
     return (
-        f"`{name}` is a stream ({kind}), but rows are drawn by their numbers, so that a run can be resumed and "
-        "repeated. Read what is to be used first: `datasets.Dataset.from_list(list(stream.take(100_000)))`, or "
+        f"`{name}` is a stream ({kind}), but rows are drawn by their numbers, so that runs can be resumed and "
+        "repeated. Read it first: `datasets.Dataset.from_list(list(stream.take(100_000)))`, or "
         "`Dataset.from_generator`, which keeps it on disk."
     )
 
 
-class EpochRows(Dataset):
-    """Tokenised rows that know which row and which epoch they are, as the corruption wants them.
+def check_row_source(rows: Any, *, name: str) -> None:
+    """Raise if an object cannot serve as a data set of rows."""
+    if (complaint := row_source_complaint(rows, name=name)) is not None:
+        raise ValueError(complaint)
 
-    Args:
-        rows (`RowSource`): Items with a field `input_ids`.
+
+def plain_dataloader(dataset: Any, batch_sampler: Sampler, collator: Any, *, args: TrainingArguments) -> DataLoader:
+    """Load batches that are already this process's own, without drawing from torch's global generator."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batch_sampler,
+        collate_fn=collator,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory,
+        multiprocessing_context=args.dataloader_multiprocessing_context,
+        prefetch_factor=args.dataloader_prefetch_factor,
+        generator=torch.Generator(),
+    )
+
+
+class EpochRows(Dataset):
+    """Add row number and epoch to rows with `input_ids`, as the corruption needs them.
 
     Example:
         >>> rows = EpochRows([{"input_ids": [1, 5]}, {"input_ids": [1, 6]}])
@@ -74,11 +83,7 @@ class EpochRows(Dataset):
 
 
 class EpochRowSampler(Sampler[int]):
-    """Shuffled rows, each as `epoch * num_rows + row`, in an order that (seed, epoch) alone decides.
-
-    Args:
-        num_rows (`int`): Rows of the data set.
-        seed (`int`): Seed of the order.
+    """Shuffle rows in an order that (seed, epoch) decides, and yield each as `epoch * num_rows + row`.
 
     Example:
         >>> sampler = EpochRowSampler(4, seed=0)
@@ -107,10 +112,10 @@ class EpochRowSampler(Sampler[int]):
 
 
 class PairBatchSampler(Sampler[list[int]]):
-    """Pairs of each contrastive micro-batch, as one process of several sees them.
+    """Draw the pairs of each contrastive micro-batch for one of several processes.
 
     A pass over the pairs is a permutation that (seed, pass) decides, cut into global batches of `batch_size` times
-    `num_processes`; what does not fill a batch is left out of that pass, so that no pair meets itself as a negative.
+    `num_processes`. The rest of a pass is left out, so that no pair meets itself as a negative.
 
     Args:
         num_pairs (`int`): Pairs of the data set, at least one global batch.
@@ -119,7 +124,7 @@ class PairBatchSampler(Sampler[list[int]]):
         first_micro_batch (`int`): Number of the first micro-batch to yield, from 0.
         end_micro_batch (`int`): Number after the last one.
         num_processes (`int`): Processes that share each global batch.
-        process_index (`int`): Which of them this is.
+        process_index (`int`): Rank of this process.
 
     Raises:
         ValueError: if the pairs do not fill one global batch.
@@ -150,8 +155,8 @@ class PairBatchSampler(Sampler[list[int]]):
         if not self.batches_per_pass:
             raise ValueError(
                 f"There are {num_pairs} pairs, but one contrastive batch takes {batch_size * num_processes} "
-                f"({batch_size} on each of {num_processes} processes) and no pair may be in it twice. Pass more pairs "
-                "or lower `contrastive_batch_size`."
+                f"({batch_size} on each of {num_processes} processes). Pass more pairs or lower "
+                "`contrastive_batch_size`."
             )
         self.num_pairs = num_pairs
         self.seed = seed
@@ -178,10 +183,9 @@ class PairBatchSampler(Sampler[list[int]]):
 
 
 class MicroBatchStream(Generic[Batch]):
-    """Micro-batches fetched by their number, from a loader that goes on for as long as the numbers do.
+    """Fetch micro-batches by their number from a loader that stays open between calls.
 
-    Args:
-        load (`Callable`): Makes an iterable that starts at the micro-batch it is given.
+    `load` makes an iterable that starts at the micro-batch with a given number.
 
     Example:
         >>> stream = MicroBatchStream(lambda first: iter(range(first, 100)))
@@ -194,12 +198,12 @@ class MicroBatchStream(Generic[Batch]):
         self.stop()
 
     def stop(self) -> None:
-        """Let go of the loader and its workers."""
+        """Close the loader and its workers."""
         self._batches: Iterator[Batch] = iter(())
         self._next = -1
 
     def fetch(self, micro_batch: int) -> Batch:
-        """Get a micro-batch; numbers may be left out, and a smaller number than the last starts anew."""
+        """Return a micro-batch; numbers may be skipped, and a smaller number than the last one opens a new loader."""
         if not 0 <= self._next <= micro_batch:
             self._batches, self._next = iter(self._load(micro_batch)), micro_batch
         for _ in range(micro_batch - self._next):
@@ -209,16 +213,10 @@ class MicroBatchStream(Generic[Batch]):
 
 
 class EvenBatchSampler(Sampler[list[int]]):
-    """Every index once over all processes, and the same number of batches on each of them.
+    """Yield every index once over all processes, in the same number of batches on each of them.
 
-    Sharded models run collectives in every forward, so no process may run out of batches before another: a process
-    without an index left gets an empty batch.
-
-    Args:
-        num_items (`int`): Items of the data set.
-        batch_size (`int`): Items per process and batch.
-        num_processes (`int`): Processes that share the items.
-        process_index (`int`): Which of them this is.
+    Sharded models run collectives in every forward, so no process may run out of batches before the others: a process
+    without an index left gets an empty batch. `batch_size` is that of one process.
 
     Example:
         >>> [list(EvenBatchSampler(5, batch_size=2, num_processes=2, process_index=rank)) for rank in range(2)]
@@ -247,5 +245,7 @@ __all__ = [
     "MicroBatchStream",
     "PairBatchSampler",
     "RowSource",
-    "about_kind",
+    "check_row_source",
+    "plain_dataloader",
+    "row_source_complaint",
 ]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from trainer.streams import EpochRows, EpochRowSampler, EvenBatchSampler, MicroBatchStream, PairBatchSampler
+from trainer.samplers import EpochRows, EpochRowSampler, EvenBatchSampler, MicroBatchStream, PairBatchSampler
 
 
 def order(num_rows, *, seed, epoch):

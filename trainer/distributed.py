@@ -1,0 +1,129 @@
+"""Work with other processes: gather rows and weights, add up sums, and configure sharding.
+
+Shapes: P rows of a process, W processes, H hidden size.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def check_sharding(plugin: Any, *, view_dropout: float = 0.0) -> None:
+    """Raise if FSDP is configured in a way that cannot train the objectives.
+
+    Args:
+        plugin (`FullyShardedDataParallelPlugin` or `None`): accelerate's settings, where it shards.
+        view_dropout (`float`, defaults to 0.0): Dropout of the contrastive forward, which FSDP's recomputation would
+            leave out.
+
+    Raises:
+        ValueError: for FSDP1, whose flat weights cannot hold the contrastive head apart, and for recomputed dropout.
+    """
+    version = getattr(plugin, "fsdp_version", 2)
+    if version != 2:
+        raise ValueError(
+            f"`fsdp_version` is {version}; only FSDP2 is supported. Set `fsdp_version: 2` in the configuration of "
+            "`accelerate launch`, or FSDP_VERSION=2; examples/configs/accelerate/fsdp2.yaml has it."
+        )
+    if view_dropout and getattr(plugin, "activation_checkpointing", False):
+        raise ValueError(
+            f"`view_dropout` is {view_dropout} and `fsdp_activation_checkpointing` is true: layers would be "
+            "recomputed with a different dropout. Turn one of them off."
+        )
+
+
+def keep_output_dtypes(plugin: Any) -> None:
+    """Leave losses in float32 where FSDP shards weights in half precision.
+
+    accelerate has each sharded module convert its outputs. Losses would then keep two digits, although they are summed
+    over thousands of tokens.
+
+    Args:
+        plugin (`FullyShardedDataParallelPlugin` or `None`): accelerate's settings, where it shards; modified.
+    """
+    policy = getattr(plugin, "mixed_precision_policy", None)
+    if policy is not None:
+        plugin.mixed_precision_policy = replace(policy, output_dtype=None)
+
+
+def whole(weight: Tensor) -> Tensor:
+    """Gather a sharded weight; every process has to call this."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+def sharded_like(tensor: Tensor, weight: Tensor) -> Tensor:
+    """Shard a tensor as a weight is sharded; return it unchanged if the weight is not."""
+    if not isinstance(weight, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(weight.device), weight.device_mesh, weight.placements)
+
+
+def whole_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+    """Gather all weights of a model in CPU memory, one after the other; every process has to call this.
+
+    Args:
+        model (`nn.Module`): The model.
+        keep (`bool`): Whether this process wants them; the others drop each weight at once.
+    """
+    weights = {}
+    for name, weight in model.state_dict().items():
+        gathered = whole(weight)
+        if keep:
+            weights[name] = gathered.cpu()
+    return weights
+
+
+def add_up(sums: dict[str, float], accelerator: Accelerator) -> dict[str, float]:
+    """Add sums over all processes, in float64."""
+    if accelerator.num_processes == 1:
+        return sums
+    totals = torch.tensor(list(sums.values()), dtype=torch.float64, device=accelerator.device)
+    return dict(zip(sums, accelerator.reduce(totals, reduction="sum").tolist(), strict=True))
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    """Gather rows of all processes; the backward pass sums the gradients of a row and hands them to its owner."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.num_rows = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous().clone()
+        torch.distributed.all_reduce(total)
+        first = torch.distributed.get_rank() * ctx.num_rows
+        return total[first : first + ctx.num_rows]
+
+
+def gather_with_gradient(rows: Tensor) -> Tensor:
+    """Gather rows of all processes in the order of their ranks; gradients flow back to each row's process.
+
+    Args:
+        rows (`torch.FloatTensor` of shape `(P, H)`): This process's rows; every process has P.
+
+    Returns:
+        `torch.FloatTensor` of shape `(W * P, H)`; `rows` itself for a single process.
+    """
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return rows
+    gathered: Tensor = _GatherWithGradient.apply(rows)
+    return gathered
+
+
+__all__ = [
+    "add_up",
+    "check_sharding",
+    "gather_with_gradient",
+    "keep_output_dtypes",
+    "sharded_like",
+    "whole",
+    "whole_weights",
+]
