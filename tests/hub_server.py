@@ -1,26 +1,39 @@
-"""A small Hub on this machine for the real client: it keeps commits, checks tokens and tells what it was asked."""
+"""A small Hugging Face Hub on this machine for the real client: repositories in memory, and a record of requests."""
 
+import base64
+import hashlib
+import json
 import os
-import sys
+import re
 import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
-from .hub_api import Answer, HubApi
-from .hub_files import storage
-from .hub_repository import Commit
+import yaml
 
-Answerer = Callable[[str, str, bytes, str | None, str | None], Answer]
+NAME = r"(?P<name>[^/]+/[^/]+)"
+API = f"/api/(?:models|datasets)/{NAME}"
+REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+Answer = tuple[int, dict[str, str], bytes]
+
+
+class RefusedError(Exception):
+    """A refusal: a status, a message, and the code by which the client chooses its exception."""
+
+    def __init__(self, status: int, message: str, code: str = "", commit: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = {"X-Error-Message": message, "X-Error-Code": code, "X-Repo-Commit": commit}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked for, with which token, and the status it got; `path` is without its query."""
+    """What a client asked for, with which token, and the status it got; `path` has no query."""
 
     method: str
     path: str
@@ -28,128 +41,292 @@ class Request:
     status: int
 
 
-class HubServer:
-    """A Hub for the time of a `with` block; what was pushed to it lives in memory and ends with it.
+@dataclass(frozen=True)
+class Commit:
+    """A state of all files."""
 
-    Large files come from a second port, as the real Hub's come from a storage at another address, to which no client
-    may send its token. Not there: pull requests, Xet, multipart uploads, `.gitignore`, and repositories under a name
-    that is not a user's.
+    files: Mapping[str, bytes]
+    title: str
+    parent: str = ""
+
+    @property
+    def id(self) -> str:
+        """40 hexadecimal digits that depend on the files, the title and the history."""
+        digests = [f"{path} {hashlib.sha1(content).hexdigest()}" for path, content in sorted(self.files.items())]
+        return hashlib.sha1("\n".join([self.title, self.parent, *digests]).encode()).hexdigest()
+
+
+@dataclass
+class Repository:
+    """The history of each branch, newest commit first."""
+
+    private: bool
+    branches: dict[str, list[Commit]] = field(
+        default_factory=lambda: {"main": [Commit({".gitattributes": b""}, "initial commit")]}
+    )
+
+    def history(self, revision: str) -> list[Commit]:
+        """Return the commits up to a branch or commit id, newest first."""
+        if revision in self.branches:
+            return self.branches[revision]
+        for commits in self.branches.values():
+            for index, commit in enumerate(commits):
+                if commit.id == revision:
+                    return commits[index:]
+        raise RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request whose path fitted a route: the parts that the route names, the query, the body, the sender."""
+
+    method: str
+    parts: Mapping[str, str]
+    query: Mapping[str, list[str]]
+    body: bytes
+    user: str | None
+    may_write: bool
+
+
+class HubServer:
+    """Serve a Hub for the time of a `with` block.
+
+    Files travel inside commits, never through LFS or Xet. Not implemented: pull requests, tags, ranges of bytes.
 
     Args:
-        tokens (`Mapping[str, str]`):
-            The user to whom each token belongs; users own the repositories `user/name`.
-        read_only (`Collection[str]`):
-            The tokens that may not write.
-        lfs_threshold (`int`):
-            Bytes from which on files go into LFS even if no rule of `.gitattributes` sends them there.
-
-    Examples:
-
-        >>> with HubServer(tokens={"hf_owner": "owner"}) as hub:
-        ...     hub.url.startswith("http://127.0.0.1:")
-        True
+        tokens (`Mapping[str, str]`): The user to whom each token belongs; users own the repositories `user/name`.
+        read_only (`Collection[str]`): The tokens that may not write.
     """
 
-    def __init__(
-        self, tokens: Mapping[str, str], *, read_only: Collection[str] = (), lfs_threshold: int = 10_000_000
-    ) -> None:
+    def __init__(self, tokens: Mapping[str, str], *, read_only: Collection[str] = ()) -> None:
+        self.tokens, self.read_only = tokens, read_only
         self.requests: list[Request] = []
-        self._api = HubApi(tokens, read_only, lfs_threshold)
-        self._servers: list[_Server] = []
+        self.repositories: dict[str, Repository] = {}
+        self.lock = threading.Lock()
 
     def __enter__(self) -> Self:
-        for answer in (self._api.answer, partial(storage, self._api)):
-            server = _Server(answer, self.requests)
-            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-            self._servers.append(server)
-        self._api.url, self._api.storage_url = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self))
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that left is not news
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for server in self._servers:
-            server.shutdown()
-            server.server_close()
-        self._servers.clear()
+        self._server.shutdown()
+        self._server.server_close()
 
     @property
     def url(self) -> str:
         """The address that `HF_ENDPOINT` names."""
-        return self._api.url
+        return f"http://127.0.0.1:{self._server.server_port}"
 
     def environment(self, home: Path, *, token: str | None = None) -> dict[str, str]:
-        """The variables of a process that knows no other Hub, no cache outside `home` and no token but this one."""
+        """Return the variables of a process that knows no other Hub, no cache outside `home` and no other token."""
         foreign = ("HF_", "HUGGINGFACE", "HUGGING_FACE", "TRANSFORMERS_")  # offline mode and caches among them
         variables = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-        variables |= {
-            "HF_ENDPOINT": self.url,
-            "HF_HOME": str(home),
-            # Where `hf_xet` is installed, the client uploads large files through it and never asks the Hub whether it
-            # knows Xet. Downloads need no such switch.
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DISABLE_UPDATE_CHECK": "1",
-            "NO_PROXY": "127.0.0.1",
-            "no_proxy": "127.0.0.1",
-        }
+        switches = ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS")
+        variables |= dict.fromkeys((*switches, "HF_HUB_DISABLE_UPDATE_CHECK"), "1")
+        variables |= {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
         return variables if token is None else variables | {"HF_TOKEN": token}
 
-    def files(self, repo_id: str, revision: str = "main", *, repo_type: str = "model") -> dict[str, bytes]:
-        """The content of every file at a branch, tag or commit."""
-        (commit, *_) = self.commits(repo_id, revision, repo_type=repo_type)
-        return {path: file.content for path, file in sorted(commit.files.items())}
+    def commits(self, repo_id: str, revision: str = "main") -> list[Commit]:
+        """Return the history up to a branch or commit, newest first."""
+        return self.repositories[repo_id].history(revision)
 
-    def commits(self, repo_id: str, revision: str = "main", *, repo_type: str = "model") -> list[Commit]:
-        """The history up to a branch, tag or commit, the newest first."""
-        return self._api.repositories[f"{repo_type}s", repo_id].history(revision)
+    def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
+        """Return the content of every file at a branch or commit."""
+        return dict(self.commits(repo_id, revision)[0].files)
+
+    def answer(self, method: str, target: str, body: bytes, token: str | None) -> Answer:
+        """Answer one request; `target` is the path with its query."""
+        path, _, query = target.partition("?")
+        try:
+            if token is not None and token not in self.tokens:
+                raise RefusedError(401, "Invalid credentials in Authorization header")
+            for methods, pattern, function in ROUTES:
+                if method in methods.split() and (found := re.fullmatch(pattern, path)):
+                    parts = {key: unquote(part) for key, part in found.groupdict().items() if part is not None}
+                    user = None if token is None else self.tokens[token]
+                    call = Call(method, parts, parse_qs(query), body, user, token not in self.read_only)
+                    with self.lock:
+                        return function(self, call)
+            raise RefusedError(501, f"The test server does not implement {method} {path}")
+        except RefusedError as error:
+            return error.status, error.headers, json.dumps({"error": str(error)}).encode()
+
+    def repository(self, call: Call, *, write: bool = False) -> Repository:
+        """Return the repository of a request, if its sender may read it and, with `write`, change it."""
+        name = call.parts["name"]
+        repository, is_owner = self.repositories.get(name), name.split("/")[0] == call.user
+        if repository is None or (repository.private and not is_owner) or (write and call.user is None):
+            raise RefusedError(401 if call.user is None else 404, "Repository not found", "RepoNotFound")
+        if write and not (is_owner and call.may_write):
+            raise RefusedError(403, f"Forbidden: {call.user} has no write access to {name} with this token")
+        return repository
 
 
-class _Server(ThreadingHTTPServer):
-    """A port of this machine and what answers there."""
+def _json(value: Any, status: int = 200) -> Answer:
+    return status, {"Content-Type": "application/json"}, json.dumps(value).encode()
 
-    def __init__(self, answer: Answerer, requests: list[Request]) -> None:
-        self.answer, self.requests = answer, requests
-        super().__init__(("127.0.0.1", 0), _Handler)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # a client that ended in the middle is no news
-            super().handle_error(request, client_address)
+def card_errors(card: str) -> list[str]:
+    """Return why the Hub refuses a model card: unreadable metadata, tags or base models that are not names."""
+    found = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$", card.replace("\r\n", "\n"), flags=re.DOTALL | re.MULTILINE)
+    try:
+        metadata = (yaml.safe_load(found[1]) or {}) if found else {}
+    except yaml.YAMLError as error:
+        return [f"invalid YAML in the card's metadata: {error}"]
+    if not isinstance(metadata, dict):
+        return [f"metadata must be a mapping, not {metadata!r}"]
+    tags, bases = metadata.get("tags", []), metadata.get("base_model", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    errors = [] if isinstance(tags, list) and all(isinstance(tag, str) for tag in tags) else [f"tags: {tags!r}"]
+    return errors + [f"base_model: {base!r} is not valid" for base in bases if not REPO_ID.fullmatch(str(base))]
+
+
+def _validate_card(hub: HubServer, call: Call) -> Answer:
+    errors = card_errors(json.loads(call.body)["content"])
+    return _json({"errors": [{"message": error} for error in errors], "warnings": []}, 400 if errors else 200)
+
+
+def _create_repository(hub: HubServer, call: Call) -> Answer:
+    given = json.loads(call.body)
+    name = f"{given.get('organization') or call.user}/{given['name']}"
+    if call.user is None:
+        raise RefusedError(401, "Invalid username or password.")
+    if not call.may_write or name.split("/")[0] != call.user:
+        raise RefusedError(403, f"You don't have the rights to create a model under this namespace: {name}")
+    made = {"url": f"{hub.url}/{name}", "name": name}
+    if name in hub.repositories:
+        return _json({"error": "You already created this model repo", **made}, 409)
+    hub.repositories[name] = Repository(private=given.get("visibility") == "private")
+    return _json(made)
+
+
+def _create_branch(hub: HubServer, call: Call) -> Answer:
+    repository, branch = hub.repository(call, write=True), call.parts["branch"]
+    if branch in repository.branches:
+        raise RefusedError(409, f"Reference already exists: {branch}")
+    start = json.loads(call.body or b"{}").get("startingPoint", "main")
+    repository.branches[branch] = repository.history(start)
+    return _json({})
+
+
+def _preupload(hub: HubServer, call: Call) -> Answer:
+    """Send every file through the commit itself."""
+    hub.repository(call, write=True).history(call.parts["revision"])
+    paths = [file["path"] for file in json.loads(call.body)["files"]]
+    return _json({"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]})
+
+
+def _commit(hub: HubServer, call: Call) -> Answer:
+    """Apply all changes of the body, one JSON per line after that of the message, or none."""
+    repository, branch = hub.repository(call, write=True), call.parts["revision"]
+    if branch not in repository.branches:
+        raise RefusedError(404, f"Invalid rev id: {branch}", "RevisionNotFound")
+    head, *_ = repository.history(branch)
+    header, *changes = [json.loads(line) for line in call.body.splitlines()]
+    files = dict(head.files)
+    for change in changes:
+        path, kind = change["value"]["path"].rstrip("/"), change["key"]
+        if kind == "file":
+            files[path] = base64.b64decode(change["value"]["content"], validate=True)
+            if path == "README.md" and (errors := card_errors(files[path].decode())):
+                raise RefusedError(400, f"Invalid metadata in README.md: {errors}")
+        elif kind == "deletedFile" and path in files:
+            del files[path]
+        elif kind == "deletedFolder":
+            files = {name: content for name, content in files.items() if not name.startswith(f"{path}/")}
+        else:
+            raise RefusedError(404, f"A file with this name doesn't exist. Path: {path}", "EntryNotFound")
+    commit = Commit(files, header["value"]["summary"], head.id)
+    repository.branches[branch] = [commit, *repository.branches[branch]]
+    url = f"{hub.url}/{call.parts['name']}/commit/{commit.id}"
+    return _json({"success": True, "commitOid": commit.id, "commitUrl": url})
+
+
+def _tree(hub: HubServer, call: Call) -> Answer:
+    commit, *_ = hub.repository(call).history(call.parts["revision"])
+    folders = {str(parent) for path in commit.files for parent in PurePosixPath(path).parents} - {"."}
+    folder, recursive = call.parts.get("path", "").strip("/"), call.query.get("recursive") == ["true"]
+    if folder and folder not in folders:
+        raise RefusedError(404, f"{folder} does not exist", "EntryNotFound")
+    rows = [{"type": "directory", "path": path, "oid": "", "size": 0} for path in folders]
+    rows += [
+        {"type": "file", "path": path, "oid": _etag(data), "size": len(data)} for path, data in commit.files.items()
+    ]
+    inside = [row for row in rows if str(row["path"]).startswith(f"{folder}/" if folder else "")]
+    depth = folder.count("/") + bool(folder)
+    return _json([row for row in inside if row["path"] != folder and (recursive or row["path"].count("/") == depth)])
+
+
+def _etag(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
+
+
+def _resolve(hub: HubServer, call: Call) -> Answer:
+    commit, *_ = hub.repository(call).history(call.parts["revision"])
+    content = commit.files.get(call.parts["path"])
+    if content is None:
+        raise RefusedError(404, "Entry not found", "EntryNotFound", commit.id)
+    return 200, {"ETag": f'"{_etag(content)}"', "X-Repo-Commit": commit.id}, content
+
+
+def _info(hub: HubServer, call: Call) -> Answer:
+    repository = hub.repository(call)
+    commit, *_ = repository.history(call.parts.get("revision", "main"))
+    siblings = [{"rfilename": path} for path in sorted(commit.files)]
+    known = {"private": repository.private, "siblings": siblings, "tags": [], "downloads": 0, "likes": 0}
+    return _json({"id": call.parts["name"], "sha": commit.id, **known})
+
+
+REVISION = "(?P<revision>[^/]+)"
+ROUTES: tuple[tuple[str, str, Callable[[HubServer, Call], Answer]], ...] = (
+    ("GET", "/api/whoami-v2", lambda hub, call: _json({"type": "user", "name": call.user, "orgs": []})),
+    ("POST", "/api/validate-yaml", _validate_card),
+    ("POST", "/api/repos/create", _create_repository),
+    ("POST", f"{API}/branch/(?P<branch>[^/]+)", _create_branch),
+    ("POST", f"{API}/preupload/{REVISION}", _preupload),
+    ("POST", f"{API}/commit/{REVISION}", _commit),
+    ("GET", f"{API}/tree/{REVISION}(?:/(?P<path>.+))?", _tree),
+    ("GET", f"{API}(?:/revision/{REVISION})?", _info),
+    ("GET HEAD", f"/{NAME}/resolve/{REVISION}/(?P<path>.+)", _resolve),
+)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One connection: reads requests, has them answered, keeps a record."""
+    """One connection: read requests, have them answered, keep a record."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # headers and body go out separately; the second would wait for the first
-    server: _Server
+
+    def __init__(self, hub: HubServer, *arguments: Any) -> None:
+        self.hub = hub
+        super().__init__(*arguments)
 
     def _handle(self) -> None:
         kind, _, token = self.headers.get("Authorization", "").partition(" ")
         sent = token if kind == "Bearer" else None
-        body = self._read()  # all of it even if it is refused, because the connection serves the next request, too
-        answer = self.server.answer(self.command, self.path, body, sent, self.headers.get("Range"))
-        path = unquote(self.path.partition("?")[0])
-        self.server.requests.append(Request(self.command, path, sent, answer.status))
-        self.send_response(answer.status)
-        for name, value in answer.headers.items():
-            self.send_header(name, value.replace("\n", " ").encode("ascii", "replace").decode())
-        self.send_header("Content-Length", str(len(answer.body)))
+        status, headers, content = self.hub.answer(self.command, self.path, self._read(), sent)
+        self.hub.requests.append(Request(self.command, unquote(self.path.partition("?")[0]), sent, status))
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            if value:
+                self.send_header(name, value.replace("\n", " ").encode("ascii", "replace").decode())
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(answer.body)
+            self.wfile.write(content)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle
 
     def _read(self) -> bytes:
-        """The body, whose length is in the headers or in front of each chunk."""
+        """Return the body, whose length is in the headers or before each chunk."""
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         chunks = []
         while length := int(self.rfile.readline().split(b";")[0], 16):
             chunks.append(self.rfile.read(length))
             self.rfile.readline()
-        while self.rfile.readline().strip():  # trailers
-            pass
+        self.rfile.readline()
         return b"".join(chunks)
 
     def log_message(self, format: str, *args: Any) -> None:

@@ -29,7 +29,7 @@ def parse(file):
 
 
 def absolute_imports(file):
-    """Top-level names of every absolute import, those inside functions included."""
+    """Return top-level names of every absolute import, those inside functions included."""
     names = set()
     for node in ast.walk(parse(file)):
         if isinstance(node, ast.Import):
@@ -40,7 +40,7 @@ def absolute_imports(file):
 
 
 def optional_imports(file):
-    """Those whose absence is caught; the Hub does not ask for them."""
+    """Return those whose absence is caught; the Hub does not ask for them."""
     names = set()
     for node in parse(file).body:
         if isinstance(node, ast.Try):
@@ -108,18 +108,3 @@ def test_a_module_ends_with_its_public_names(file):
     assert len(names) == len(set(names)), "each once"
     module = importlib.import_module(relative(file).removesuffix(".py").replace("/", ".").removesuffix(".__init__"))
     assert all(hasattr(module, name) for name in names)
-
-
-@pytest.mark.parametrize("file", PACKAGE_FILES, ids=relative)
-def test_what_is_public_has_a_docstring(file):
-    tree = parse(file)
-    public = ast.literal_eval(tree.body[-1].value)
-    assert ast.get_docstring(tree), "the file's first sentence"
-    for node in tree.body:
-        if not isinstance(node, ast.ClassDef | ast.FunctionDef) or node.name not in public:
-            continue
-        assert ast.get_docstring(node), node.name
-        for method in node.body if isinstance(node, ast.ClassDef) else []:
-            if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
-                setter = any(isinstance(decorator, ast.Attribute) for decorator in method.decorator_list)
-                assert setter or ast.get_docstring(method), f"{node.name}.{method.name}"

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import doctest
+import functools
 import importlib
 import inspect
 import io
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
+
+from trainer import LoraArguments, MagnetTrainingArguments
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXAMPLES = REPOSITORY / "examples"
@@ -32,7 +35,7 @@ def name_of(path):
 
 
 def text_of(page):
-    """A page as Markdown; of a notebook what stands between its cells of code, which run in a test of their own."""
+    """Return a page as Markdown; of a notebook what is between its cells of code, which run in a test of their own."""
     text = page.read_text(encoding="utf-8")
     if page.suffix != ".ipynb":
         return text
@@ -41,7 +44,7 @@ def text_of(page):
 
 
 def blocks_of(text):
-    """Language and content of each block of Markdown, `None` for one that is only indented; and code in sentences."""
+    """Return language and content of each block (`None` for one that is only indented), and code in sentences."""
     tokens = MarkdownIt().enable("table").parse(text)
     found = [(token.info.strip() if token.type == "fence" else None, token.content)
              for token in tokens if token.type in ("fence", "code_block")]  # fmt: skip
@@ -56,7 +59,7 @@ def docstrings_of(file):
 
 
 def commands_of(text):
-    """Words of each command of a shell script; it has to be one."""
+    """Yield the words of each command of a shell script; it has to be one."""
     assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True).returncode == 0, text
     for line in text.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars="&|")
@@ -71,7 +74,7 @@ def commands_of(text):
 
 
 def check_command(words):
-    """A command of ours has a script that exists, whose own parser takes its options; a stranger is known by name."""
+    """Check that a command names a script that exists and options that it has, or a program of others."""
     words = words[1:] if re.fullmatch(r"[A-Z_]+=\S*", words[0]) else words
     if words[:2] == ["python", "-m"]:
         words = words[2:]
@@ -83,7 +86,7 @@ def check_command(words):
 
 
 def check_options(script, options):
-    """Let the script read the options and then explain itself."""
+    """Let a script parse the options before `--help`, and look for them in what it prints."""
     assert script.is_file(), script
     if options[:1] and options[0].endswith(".json") and not (REPOSITORY / options[0]).is_file():
         options = options[1:]  # a recipe of the reader's own
@@ -100,6 +103,14 @@ def check_options(script, options):
     known = set(re.findall(r"(?<![\w-])--\w+", told.getvalue()))
     asked = {option.partition("=")[0] for option in options if option.startswith("--")}
     assert known and asked <= known, f"{script.name} has no {asked - known}"
+
+
+@functools.cache
+def options_of_scripts():
+    """Return the names of all options: of parsers, and of the dataclasses that `adapt.py` makes options of."""
+    source = "\n".join(file.read_text(encoding="utf-8") for file in SCRIPTS)
+    written = re.findall(r'"--(\w+)"', source) + re.findall(r"^    (\w+): ", source, flags=re.MULTILINE)
+    return {*written, *MagnetTrainingArguments.__dataclass_fields__, *LoraArguments.__dataclass_fields__}
 
 
 # ---- Pages ----
@@ -126,6 +137,8 @@ def test_a_page_has_no_block_that_is_not_run(page, monkeypatch):
         elif found := re.match(r"(\S+\.py) -", span):
             (script,) = (REPOSITORY / "examples").rglob(found[1].removeprefix("examples/"))
             check_options(script, shlex.split(span)[1:])
+        elif found := re.match(r"--([a-z]+_\w+)", span):
+            assert found[1] in options_of_scripts() | {"nproc_per_node", "config_file"}, span
 
 
 # ---- Docstrings ----

@@ -1,6 +1,7 @@
 """The long jobs of this library on tiny things, each as a command that is given again until it ends.
 
-Inputs lie in one folder; the other is the job's, in which it is disturbed, its caches included.
+Inputs lie in one folder; the other is the job's, in which it is disturbed, its caches included. For each job there is
+what prepares its inputs, what runs it, and what reads the files that it made.
 """
 
 import json
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import safetensors.torch
 import torch
 from peft import LoraConfig
 
@@ -22,7 +22,7 @@ from tests.byte_tokenizer import byte_tokenizer
 from tests.examples.evaluation_files import write_wikitext
 from tests.examples.tiny_corpus import make_texts, write_jsonl
 from tests.examples.tiny_run import save_plain_llama, tiny_options
-from tests.faults.harness import Job
+from tests.faults.disturbing import Job, nothing
 from tests.trainer.test_pairs import sentences
 from tests.trainer.tiny import tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_trainer
 from tests.trainer.tiny_t5 import save_tiny_t5
@@ -30,56 +30,59 @@ from trainer import paraphrase_pairs
 from trainer.checkpoints import last_complete_checkpoint
 
 ATTEMPT = "an attempt begins"
-# What tells of the attempt and not of what was made: times, and what it was left to do.
+# What depends on the attempt and not on what was made: times, and what it was left to do.
 OF_THE_ATTEMPT = {"time", "rows_encoded", "train_loss", "resume_from_checkpoint", "eval_on_start"}
 
 
-def without_attempt(value: Any) -> Any:
-    """JSON without what differs between two attempts at the same."""
-    if isinstance(value, list):
-        return [without_attempt(one) for one in value]
-    if not isinstance(value, dict):
-        return value
-    ends = ("_runtime", "_per_second", "_dir", "seconds")
-    kept = {name: one for name, one in value.items() if name not in OF_THE_ATTEMPT and not name.endswith(ends)}
-    return {name: without_attempt(one) for name, one in kept.items()}
-
-
 def json_bytes(value: Any) -> bytes:
-    """One form of equal values."""
-    return json.dumps(without_attempt(value), sort_keys=True).encode()
+    """Write JSON in one form, without what differs between two attempts at the same."""
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, list):
+            return [kept(one) for one in value]
+        if not isinstance(value, dict):
+            return value
+        ends = ("_runtime", "_per_second", "_dir", "seconds")
+        names = [name for name in value if name not in OF_THE_ATTEMPT and not name.endswith(ends)]
+        return {name: kept(value[name]) for name in names}
+
+    return json.dumps(kept(value), sort_keys=True).encode()
 
 
 def own_caches(folder: Path) -> None:
-    """What `datasets` keeps is disturbed, too."""
+    """Keep the caches of `datasets` in the job's folder, where they are disturbed, too."""
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
     datasets.config.HF_HUB_OFFLINE = True
     datasets.disable_progress_bars()
     torch.set_num_threads(1)
 
 
+def save_model(inputs: Path) -> Any:
+    """Save a tiny model of ours."""
+    plain = save_plain_llama(inputs / "plain", byte_tokenizer())
+    model = AutoMagnetForCausalLM.from_pretrained(plain)
+    model.save_pretrained(inputs / "model")
+    return model
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    """Read all files of a folder."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
 # ---- Training ----
 
 
-def no_inputs(inputs: Path) -> None:
-    """All is made in memory."""
-
-
 def train(inputs: Path, folder: Path) -> None:
-    """Thirty steps with a checkpoint at every fifth; the rows of every step go on record beside the folder."""
+    """Train for thirty steps with a checkpoint at every fifth; record the rows of every step beside the folder."""
     torch.set_num_threads(1)
-    args = tiny_args(
-        folder / "run",
-        loss_phases=["18:1,0,1", "12:1,9,1"],
-        save_strategy="steps",
-        save_steps=5,
-        save_total_limit=2,
-        gradient_accumulation_steps=2,
-    )
+    saving = {"save_strategy": "steps", "save_steps": 5, "save_total_limit": 2}
+    phases = ["18:1,0,1", "12:1,9,1"]
+    args = tiny_args(folder / "run", loss_phases=phases, gradient_accumulation_steps=2, **saving)
     trainer = tiny_trainer(args, model=tiny_model(), train_dataset=tiny_rows(40), pair_dataset=tiny_pairs(20))
     compute = trainer.compute_loss
     with (folder.parent / "rows.jsonl").open("a", encoding="utf-8") as record:
-        record.write(f"\n{ATTEMPT}\n")  # a line of its own, also behind one that was cut off
+        record.write(f"\n{ATTEMPT}\n")  # a line of its own, also after one that was cut off
 
         def compute_and_record(model: Any, batch: Any, *arguments: Any, **more: Any) -> Any:
             step = [trainer.state.global_step, batch["row_ids"], batch["epochs"], batch.get("pair_micro_batch")]
@@ -93,14 +96,7 @@ def train(inputs: Path, folder: Path) -> None:
 
 
 def trained(folder: Path) -> dict[str, bytes]:
-    """All files of the checkpoints and the model at the end, but those with times and paths."""
-    files = [file for file in sorted((folder / "run").rglob("*")) if file.is_file()]
-    told = {"training_args.bin", "trainer_state.json", "checksums.json"}
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files if file.name not in told}
-
-
-def rows_of_steps(folder: Path) -> list[str]:
-    """Each micro-batch with its step, as it was made last: an attempt undoes what it makes again."""
+    """Read the checkpoints, the model at the end, and the micro-batches of each step, as they were made last."""
     steps: dict[int, list[str]] = {}
     begins = False
     for line in (folder.parent / "rows.jsonl").read_text().splitlines():
@@ -111,24 +107,25 @@ def rows_of_steps(folder: Path) -> list[str]:
             step = json.loads(line)[0]
         except (ValueError, IndexError):
             continue  # cut off with the process
-        if begins:
+        if begins:  # an attempt undoes the steps that it makes again
             steps = {number: made for number, made in steps.items() if number < step}
             begins = False
         steps.setdefault(step, []).append(line)
-    return [line for lines in steps.values() for line in lines]
+    attempt = {"training_args.bin", "trainer_state.json", "checksums.json"}  # have times and paths
+    files = {name: data for name, data in files_below(folder / "run").items() if Path(name).name not in attempt}
+    return files | {"rows of all steps": json.dumps(sorted(steps.items())).encode()}
 
 
 # ---- The command that adapts ----
 
 
 def prepare_adaptation(inputs: Path) -> None:
-    """A plain Llama and two corpora."""
     options = tiny_options(inputs, model=save_plain_llama(inputs / "base", byte_tokenizer()))
     (inputs / "options.json").write_text(json.dumps(options))
 
 
 def run_adaptation(inputs: Path, folder: Path) -> None:
-    """Six steps, a checkpoint at each second one, then the merged model with its card."""
+    """Train for six steps with a checkpoint at each second one, then save the merged model with its card."""
     own_caches(folder)
     options = json.loads((inputs / "options.json").read_text())
     options += [f"--output_dir={folder / 'run'}", "--save_strategy=steps", "--save_steps=2", "--save_total_limit=2"]
@@ -142,112 +139,61 @@ def run_adaptation(inputs: Path, folder: Path) -> None:
 
 
 def adapted(folder: Path) -> dict[str, bytes]:
-    """The checkpoint that is handed on, with its card and report."""
     files = {file.name: file.read_bytes() for file in (folder / "run").iterdir() if file.is_file()}
-    return {
-        name: json_bytes(json.loads(content)) if name == "adapt.json" else content
-        for name, content in files.items()
-        if name not in {"training_args.bin"}
-    }
-
-
-def logged_steps(folder: Path) -> list[str]:
-    """The entries of the log."""
-    history = json.loads((folder / "run" / "adapt.json").read_text())["log_history"]
-    return [json_bytes(entry).decode() for entry in history]
+    files.pop("training_args.bin", None)
+    return files | {"adapt.json": json_bytes(json.loads(files["adapt.json"]))}
 
 
 # ---- Pairs by a paraphraser ----
 
 
 def prepare_pairs(inputs: Path) -> None:
-    """A random T5."""
     save_tiny_t5(inputs / "t5")
 
 
 def build_pairs(inputs: Path, folder: Path) -> None:
-    """Forty batches, appended one by one."""
+    """Paraphrase forty batches, appended one by one."""
     own_caches(folder)
-    paraphrase_pairs(
-        sentences(80),
-        output_path=folder / "pairs.jsonl",
-        model_id=str(inputs / "t5"),
-        min_words=3,
-        max_length=8,
-        batch_size=2,
-        num_candidates=2,
-        device="cpu",
-    )
+    sizes = {"min_words": 3, "max_length": 8, "batch_size": 2, "num_candidates": 2}
+    output = {"output_path": folder / "pairs.jsonl", "model_id": str(inputs / "t5"), "device": "cpu"}
+    paraphrase_pairs(sentences(80), **output, **sizes)
 
 
 def pairs_file(folder: Path) -> dict[str, bytes]:
-    """The file, and what it was made from."""
     return {name: (folder / name).read_bytes() for name in ("pairs.jsonl", "pairs.jsonl.settings.json")}
-
-
-def lines_of_pairs(folder: Path) -> list[str]:
-    """Each pair."""
-    return (folder / "pairs.jsonl").read_text().splitlines()
 
 
 # ---- Encoding a corpus ----
 
 
-def save_model(inputs: Path) -> Any:
-    """A tiny model of ours and its folder."""
-    plain = save_plain_llama(inputs / "plain", byte_tokenizer())
-    model = AutoMagnetForCausalLM.from_pretrained(plain)
-    model.save_pretrained(inputs / "model")
-    return model
-
-
 def prepare_corpus(inputs: Path) -> None:
-    """Texts with ids, one of them corrupt."""
     save_model(inputs)
     texts: list[str | None] = [*make_texts(400)]
-    texts[123] = None
+    texts[123] = None  # a corrupt row
     write_jsonl(inputs / "texts.jsonl", texts)
 
 
 def encode(inputs: Path, folder: Path) -> None:
-    """Fifty chunks."""
+    """Encode fifty chunks."""
     own_caches(folder)
+    output = folder / "out.parquet"
     if (folder / "out.parquet.json").exists() and not (folder / "out.parquet.parts").exists():
-        return  # killed behind its last deed; the command would say that the output is there
-    encode_corpus.main(
-        [
-            f"--model_name_or_path={inputs / 'model'}",
-            f"--texts={inputs / 'texts.jsonl'}",
-            f"--output={folder / 'out.parquet'}",
-            "--chunk_size=8",
-            "--threads=1",
-            "--prompt=",
-            "--id_column=key",
-        ]
-    )
+        return  # killed after its last deed; the command would say that the output is there
+    named = [f"--model_name_or_path={inputs / 'model'}", f"--texts={inputs / 'texts.jsonl'}", f"--output={output}"]
+    encode_corpus.main([*named, "--chunk_size=8", "--threads=1", "--prompt=", "--id_column=key"])
 
 
 def encoded(folder: Path) -> dict[str, bytes]:
-    """Vectors, ids, report, and nothing else."""
-    files = [file for file in folder.iterdir() if file.name != "cache"]
-    return {
-        file.name: json_bytes(json.loads(file.read_text().replace(str(folder), "")))
-        if file.suffix == ".json"
-        else file.read_bytes()
-        for file in files
-    }
-
-
-def encoded_ids(folder: Path) -> list[str]:
-    """The id of each row."""
-    return [str(one) for one in datasets.Dataset.from_parquet(str(folder / "out.parquet"))["id"]]
+    """Read vectors with their ids, and the report; any other file would be a difference, too."""
+    files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "cache"}
+    report = files["out.parquet.json"].decode().replace(str(folder), "")
+    return files | {"out.parquet.json": json_bytes(json.loads(report))}
 
 
 # ---- Measuring the cells of a table ----
 
 
 def prepare_tables(inputs: Path) -> None:
-    """A model before and after, and a corpus."""
     save_model(inputs)
     for name in "abcd":
         write_jsonl(inputs / f"{name}.jsonl", [text or "and" for text in make_texts(40, seed=ord(name))])
@@ -255,33 +201,24 @@ def prepare_tables(inputs: Path) -> None:
 
 
 def evaluate(inputs: Path, folder: Path) -> None:
-    """Two models, five cells each."""
+    """Measure two models, five cells each."""
     own_caches(folder)
-    text_perplexity.main(
-        [
-            *("--model", f"base={inputs / 'plain'}", f"MAGNET={inputs / 'model'}", "--data", str(inputs)),
-            *("--texts", *(f"{name}={inputs / name}.jsonl" for name in "abcd")),
-            *("--results", str(folder / "results"), "--device", "cpu", "--max_length", "40"),
-        ]
-    )
+    models = ("--model", f"base={inputs / 'plain'}", f"MAGNET={inputs / 'model'}", "--data", str(inputs))
+    texts = ("--texts", *(f"{name}={inputs / name}.jsonl" for name in "abcd"))
+    output = ("--results", str(folder / "results"), "--device", "cpu", "--max_length", "40")
+    text_perplexity.main([*models, *texts, *output])
 
 
-def cells(folder: Path) -> list[str]:
-    """Each record without times, and without half a line."""
+def cells(folder: Path) -> dict[str, bytes]:
+    """Read the records in their order, without times, and without half a line."""
     records = read_records(folder / "results" / "perplexity.jsonl")
-    return [json_bytes(asdict(record)).decode() for record in records]
-
-
-def table(folder: Path) -> dict[str, bytes]:
-    """The records in their order."""
-    return {"perplexity.jsonl": "\n".join(cells(folder)).encode()}
+    return {"perplexity.jsonl": b"\n".join(json_bytes(asdict(record)) for record in records)}
 
 
 # ---- Saving ----
 
 
 def prepare_models(inputs: Path) -> None:
-    """A model with an adapter, and the checkpoint that its merged weights are saved over."""
     model = save_model(inputs)
     torch.manual_seed(1)
     model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=2, init_lora_weights=False))
@@ -289,7 +226,7 @@ def prepare_models(inputs: Path) -> None:
 
 
 def save(inputs: Path, folder: Path) -> None:
-    """Merged and in shards over another checkpoint, eight times, for one time is soon over."""
+    """Save merged and in shards over another checkpoint, eight times, for one time is soon over."""
     torch.set_num_threads(1)
     model: Any = AutoMagnetForCausalLM.from_pretrained(inputs / "adapter")
     old: Any = AutoMagnetForCausalLM.from_pretrained(inputs / "model")
@@ -298,25 +235,11 @@ def save(inputs: Path, folder: Path) -> None:
         model.save_pretrained(folder / "saved", merge_adapter=True, max_shard_size="20KB")
 
 
-def saved(folder: Path) -> dict[str, bytes]:
-    """All files, also any that should not be there."""
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
-def saved_weights(folder: Path) -> list[str]:
-    """The names of the weights in all shards."""
-    shards = (folder / "saved").glob("*.safetensors")
-    return [name for shard in shards for name in safetensors.torch.load_file(shard)]
-
-
 JOBS = {
-    job.name: job
-    for job in (
-        Job("training", no_inputs, train, trained, rows_of_steps),
-        Job("adapt", prepare_adaptation, run_adaptation, adapted, logged_steps),
-        Job("pairs", prepare_pairs, build_pairs, pairs_file, lines_of_pairs),
-        Job("encode corpus", prepare_corpus, encode, encoded, encoded_ids),
-        Job("evaluation", prepare_tables, evaluate, table, cells),
-        Job("save", prepare_models, save, saved, saved_weights),
-    )
+    "training": Job(nothing, train, trained),
+    "adapt": Job(prepare_adaptation, run_adaptation, adapted),
+    "pairs": Job(prepare_pairs, build_pairs, pairs_file),
+    "encode corpus": Job(prepare_corpus, encode, encoded),
+    "evaluation": Job(prepare_tables, evaluate, cells),
+    "save": Job(prepare_models, save, files_below),
 }

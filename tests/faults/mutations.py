@@ -38,15 +38,6 @@ class Mutation(NamedTuple):
     tests: tuple[str, ...]  # the nearest files, which are to catch it
 
 
-class Outcome(NamedTuple):
-    """What became of the tests of a copy."""
-
-    failed: str | None  # node id of the first test that failed
-    seconds: float
-    passed: bool = False  # all that were not skipped
-    complaint: str = ""  # why no test failed
-
-
 MUTATIONS = (
     Mutation(
         name="mask_transposed",
@@ -133,34 +124,26 @@ MUTATIONS = (
 
 
 def apply_mutation(mutation: Mutation, repository: Path) -> str:
-    """The source of the mutation's file with the bug in it; nothing is written.
+    """Return the source of the mutation's file with the bug in it; nothing is written.
 
     Raises:
-        ValueError: the text is not there exactly once.
+        ValueError: If the text is not there exactly once.
     """
     file = repository / mutation.file
     source = file.read_text(encoding="utf-8") if file.is_file() else ""
     if (number := source.count(mutation.text)) != 1:
-        raise ValueError(
-            f"its text occurs {number} times in {mutation.file}, expected once; give the mutation the text that the "
-            f"file has now: {mutation.text}"
-        )
+        raise ValueError(f"its text occurs {number} times in {mutation.file}, expected once: {mutation.text}")
     return source.replace(mutation.text, mutation.replacement)
 
 
 @contextmanager
 def copy_of(repository: Path) -> Iterator[Path]:
-    """A copy of the tracked files as they are now, in a temporary folder, with `../shared` beside it if there is one.
-
-    Raises:
-        ValueError: no checkout of git.
-    """
-    listed = subprocess.run(["git", "-C", str(repository), "ls-files", "-z"], capture_output=True, text=True)
-    if listed.returncode:
-        raise ValueError(f"git lists no files of {repository}; run this in a checkout. {listed.stderr.strip()}")
+    """Copy the tracked files as they are now to a temporary folder, with `../shared` beside it if there is one."""
+    command = ["git", "-C", str(repository), "ls-files", "-z"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "repository"
-        for name in filter(None, listed.stdout.split("\0")):
+        for name in filter(None, listed.split("\0")):
             if (repository / name).is_file():  # else it was deleted and not yet committed
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(repository / name, copy / name)
@@ -170,94 +153,63 @@ def copy_of(repository: Path) -> Iterator[Path]:
         yield copy
 
 
-def run_tests(copy: Path, tests: Sequence[str]) -> Outcome:
-    """Run test files of a copy, which imports its own packages, up to the first test that fails."""
+def run_tests(copy: Path, tests: Sequence[str]) -> tuple[str | None, str]:
+    """Run test files of a copy, which imports its own packages, up to the first test that fails.
+
+    Returns:
+        `tuple[str | None, str]`: node id of that test, or `None`; and the last line of pytest, or why it did not run.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
     paths = [str(copy), *filter(None, [environment.get("PYTHONPATH")])]
-    options = ["-x", "-q", "-rfE", "--color=no", "-p", "no:cacheprovider"]
-    start = time.monotonic()
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "--color=no", "-p", "no:cacheprovider", *tests]
+    environment = {"OMP_NUM_THREADS": "1", **environment, "PYTHONPATH": os.pathsep.join(paths)}
     try:
-        ended = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, *tests],
-            cwd=copy,
-            env={"OMP_NUM_THREADS": "1", **environment, "PYTHONPATH": os.pathsep.join(paths)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=TIMEOUT,
-        )
+        ended = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
-        return Outcome(None, TIMEOUT, complaint=f"the tests did not end in {TIMEOUT} seconds; name quicker ones")
-    seconds = time.monotonic() - start
+        return None, f"the tests did not end in {TIMEOUT} seconds"
     found = _FAILED.search(ended.stdout)
     if ended.returncode == 1 and found:
-        return Outcome(found[1], seconds)
-    last = (ended.stdout.splitlines() or ["no output"])[-1].strip("= ")
-    if ended.returncode == 0:
-        told = f"none of {' '.join(tests)} caught it ({last}); add a test that does"
-        return Outcome(None, seconds, passed=True, complaint=told)
-    # A file that cannot be imported shows that the mutation is no bug but a crash.
-    told = f"{' '.join(tests)} could not run; try them by hand:\n{ended.stdout[-2000:]}"
-    return Outcome(None, seconds, complaint=told)
+        return found[1], ""
+    if ended.returncode:  # a file that cannot be imported: the mutation is a crash, and that proves nothing
+        return None, f"the tests could not run:\n{(ended.stdout + ended.stderr)[-2000:]}"
+    return None, (ended.stdout.splitlines() or ["no output"])[-1].strip("= ")
 
 
-def try_mutation(mutation: Mutation, repository: Path = REPOSITORY) -> Outcome:
-    """Put a bug into a copy of the repository and run its tests there."""
+def try_mutation(mutation: Mutation, repository: Path = REPOSITORY) -> tuple[str | None, str]:
+    """Put a bug into a copy of the repository and run its tests there; returns what `run_tests` does."""
     try:
         source = apply_mutation(mutation, repository)
     except ValueError as error:
-        return Outcome(None, 0.0, complaint=str(error))
+        return None, str(error)
     with copy_of(repository) as copy:
         (copy / mutation.file).write_text(source, encoding="utf-8")
         return run_tests(copy, mutation.tests)
-
-
-def table(outcomes: dict[str, Outcome]) -> str:
-    """The outcomes as lines of text: mutation, caught by, seconds."""
-    rows = [("mutation", "caught by", "seconds")]
-    rows += [(name, run.failed or "NOT CAUGHT", f"{run.seconds:.0f}") for name, run in outcomes.items()]
-    first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
-    return "\n".join(f"{name:{first}}  {by:{second}}  {seconds:>7}" for name, by, seconds in rows)
-
-
-def parse_arguments(arguments: list[str] | None, *, names: Sequence[str]) -> argparse.Namespace:
-    """The options; see `--help`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help="mutations to try; see --list")
-    parser.add_argument("--list", action="store_true", help="print the mutations and end")
-    parser.add_argument("--no_baseline", action="store_true", help="do not try the tests on an unchanged copy first")
-    return parser.parse_args(arguments)
 
 
 def main(
     arguments: list[str] | None = None, *, mutations: Sequence[Mutation] = MUTATIONS, repository: Path = REPOSITORY
 ) -> int:
     """Try the mutations and print what caught each; returns the exit status."""
-    args = parse_arguments(arguments, names=[mutation.name for mutation in mutations])
-    chosen = [mutation for mutation in mutations if args.only is None or mutation.name in args.only]
-    if args.list:
-        print("\n".join(f"{mutation.name:28} {mutation.file:36} {mutation.bug}" for mutation in chosen))
-        return 0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [mutation.name for mutation in mutations]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--no_baseline", action="store_true", help="do not try the tests on an unchanged copy first")
+    args = parser.parse_args(arguments)
+    chosen = [mutation for mutation in mutations if mutation.name in args.only]
     if not args.no_baseline:
-        tests = list(dict.fromkeys(file for mutation in chosen for file in mutation.tests))
-        print(f"unchanged: {len(tests)} test files", end=" ... ", flush=True)
         with copy_of(repository) as copy:
-            run = run_tests(copy, tests)
-        if not run.passed:
-            print("FAILED")
-            told = f"{run.failed} fails" if run.failed else run.complaint
-            print(f"Without a bug, {told}; mend that first.", file=sys.stderr)
+            failed, told = run_tests(copy, list(dict.fromkeys(file for mutation in chosen for file in mutation.tests)))
+        if failed or "passed" not in told:
+            print(f"Without a bug, {failed or told} fails; mend that first.", file=sys.stderr)
             return 1
-        print(f"pass, {run.seconds:.0f} s", flush=True)
-    outcomes: dict[str, Outcome] = {}
-    for number, mutation in enumerate(chosen, 1):
-        print(f"{number}/{len(chosen)} {mutation.name}: {mutation.bug}", end=" ... ", flush=True)
-        run = outcomes[mutation.name] = try_mutation(mutation, repository)
-        print(f"{'caught' if run.failed else 'NOT CAUGHT'}, {run.seconds:.0f} s", flush=True)
-    print(f"\n{table(outcomes)}")
-    missed = {name: run.complaint for name, run in outcomes.items() if run.failed is None}
-    for name, complaint in missed.items():
-        print(f"\n{name}: {complaint}.", file=sys.stderr)
+        print(f"unchanged: {told}", flush=True)
+    missed = 0
+    for mutation in chosen:
+        began = time.monotonic()
+        failed, told = try_mutation(mutation, repository)
+        outcome = failed or f"NOT CAUGHT, {told}"
+        print(f"{mutation.name}: {mutation.bug}: {outcome} ({time.monotonic() - began:.0f} s)", flush=True)
+        missed += failed is None
     return 1 if missed else 0
 
 

@@ -1,16 +1,15 @@
-"""Does memory stay flat? An hour of mixed calls, and ten thousand training steps of the tiny model.
+"""Measure whether memory stays flat over an hour of mixed calls, or ten thousand training steps of the tiny model.
 
     python tests/faults/soak.py --model DIR --minutes 60 --report calls.json
     python tests/faults/soak.py --steps 10000 --report steps.json
 
-The resident memory of the process is read at even intervals. Behind a warm-up of a tenth, the slope of a straight line
+The resident memory of the process is read at even intervals. After a warm-up of a tenth, the slope of a straight line
 through it is reported with its standard error, and how far the last tenth is above the first.
 """
 
 import argparse
 import json
 import random
-import statistics
 import sys
 import tempfile
 import time
@@ -18,9 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
+# Python puts only a script's own folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import numpy as np
 import psutil
 import torch
 from tqdm import tqdm
@@ -47,11 +47,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     samples = mixed_calls(args.model, minutes=args.minutes) if args.minutes is not None else train(args.steps)
     unit = "hour" if args.minutes is not None else "1,000 steps"
     report = {"unit": unit, **slope(samples), "samples": samples}
-    print(
-        f"{report['done']:,} {'calls' if args.minutes is not None else 'steps'}; {report['slope_mb']:+.3f} MB "
-        f"(standard error {report['standard_error_mb']:.3f}) per {unit}; last tenth {report['rise_mb']:+.1f} MB above "
-        f"the first behind the warm-up, of {report['mean_mb']:.0f} MB"
-    )
+    print("; ".join(f"{name} {value:,.3f}" for name, value in slope(samples).items()), f"per {unit}")
     if args.report is not None:
         args.report.write_text(json.dumps(report) + "\n", encoding="utf-8")
     print("soak: OK")
@@ -59,12 +55,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 def resident_mb() -> float:
-    """Resident memory of this process."""
+    """Return the resident memory of this process."""
     return float(psutil.Process().memory_info().rss / 2**20)
 
 
 def mixed_calls(path: str, *, minutes: float) -> list[list[float]]:
-    """Calls of every kind on texts of ever new lengths; hours, memory and number of calls at even intervals."""
+    """Make calls of every kind on texts of ever new lengths; return hours, memory and calls at even intervals."""
     model: Any = AutoMagnetForCausalLM.from_pretrained(path).eval()
     draw = random.Random(0)
 
@@ -91,7 +87,7 @@ def mixed_calls(path: str, *, minutes: float) -> list[list[float]]:
 
 
 class Sample(TrainerCallback):
-    """Reads the memory now and then."""
+    """Read the memory now and then."""
 
     def __init__(self, every: int) -> None:
         self.every, self.samples = every, list[list[float]]()
@@ -102,7 +98,7 @@ class Sample(TrainerCallback):
 
 
 def train(steps: int) -> list[list[float]]:
-    """Thousands of steps, memory and steps at even intervals, with logs and checkpoints as in a run."""
+    """Train with logs and checkpoints as in a run; return thousands of steps, memory and steps at even intervals."""
     sample = Sample(max(1, steps // SAMPLES))
     with tempfile.TemporaryDirectory() as folder:
         args = tiny_args(
@@ -120,20 +116,16 @@ def train(steps: int) -> list[list[float]]:
 
 
 def slope(samples: list[list[float]]) -> dict[str, float]:
-    """A straight line through memory over time, without the first tenth."""
-    kept = samples[len(samples) // 10 :]
-    times, memory = [one[0] for one in kept], [one[1] for one in kept]
-    line = statistics.linear_regression(times, memory)
-    away = [m - line.intercept - line.slope * t for t, m in zip(times, memory, strict=True)]
-    spread = sum((t - statistics.fmean(times)) ** 2 for t in times)
-    error = (sum(a * a for a in away) / max(1, len(kept) - 2) / spread) ** 0.5
-    tenth = max(1, len(kept) // 10)
+    """Fit a straight line to memory over time, without the first tenth."""
+    times, memory, done = np.array(samples[len(samples) // 10 :]).T
+    (rate, _), covariance = np.polyfit(times, memory, 1, cov=True)
+    tenth = max(1, len(times) // 10)
     return {
-        "slope_mb": line.slope,
-        "standard_error_mb": error,
-        "rise_mb": statistics.fmean(memory[-tenth:]) - statistics.fmean(memory[:tenth]),
-        "mean_mb": statistics.fmean(memory),
-        "done": kept[-1][2],
+        "slope_mb": float(rate),
+        "standard_error_mb": float(covariance[0, 0]) ** 0.5,
+        "rise_mb": float(memory[-tenth:].mean() - memory[:tenth].mean()),
+        "mean_mb": float(memory.mean()),
+        "done": int(done[-1]),
     }
 
 

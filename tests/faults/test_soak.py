@@ -7,7 +7,7 @@ import pytest
 from tests.faults import soak
 
 
-def test_the_slope_is_that_of_the_line_behind_the_warm_up():
+def test_the_slope_is_that_of_the_line_after_the_warm_up():
     samples = [[t / 10, 900.0 if t < 10 else 100 + 3 * t / 10, t] for t in range(100)]
     found = soak.slope(samples)
     assert found["slope_mb"] == pytest.approx(3) and found["standard_error_mb"] == pytest.approx(0, abs=1e-9)

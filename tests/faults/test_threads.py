@@ -18,7 +18,7 @@ GAPPED = "The king lived in [blank] with his daughter, and [blank] died there."
 
 
 def calls_of(model):
-    """Every kind of call that users mix, by name; each gives something that `same` compares."""
+    """Return every kind of call that users mix, by name; `same` compares what they return."""
     prompt = model.tokenizer(TEXTS[:1], return_tensors="pt")
     return {
         "encode": lambda: model.encode(TEXTS),
@@ -34,7 +34,7 @@ def calls_of(model):
 
 
 def same(one, other):
-    """Whether two results are equal to the last bit."""
+    """Return whether two results are equal to the last bit."""
     if torch.is_tensor(one):
         return torch.equal(one, other)
     if isinstance(one, np.ndarray):
@@ -44,14 +44,14 @@ def same(one, other):
     return one == other
 
 
-class Frozen:
-    """Sets off where anything of a model or its configs is set, and shows what else was written since."""
+class Watch:
+    """Record what is set on a model or its configs, and compare what they hold with what they held."""
 
     def __init__(self, model, monkeypatch):
         self.model, self.written = model, []
         self.configs = [model.config, model.generation_config]
-        kept = {id(module) for module in model.modules()} | {id(config) for config in self.configs}
-        for owner in {nn.Module, *(type(config) for config in self.configs)}:
+        kept = {id(owner) for owner in (*model.modules(), *self.configs)}
+        for owner in {nn.Module, *map(type, self.configs)}:
             for name in ("__setattr__", "__delattr__"):
                 monkeypatch.setattr(owner, name, self._watched(getattr(owner, name), kept))
         self.before = self._state()
@@ -65,21 +65,20 @@ class Frozen:
         return watched
 
     def _state(self):
-        """What every module holds, by identity, and what the configs say."""
-        modules = {}
-        for name, module in self.model.named_modules():
-            held = {key: id(value) for key, value in vars(module).items() if not isinstance(value, dict)}
-            own = {key: dict(value) for key, value in vars(module).items() if isinstance(value, dict)}
-            modules[name] = (held, {key: {k: id(v) for k, v in value.items()} for key, value in own.items()})
+        """Return what every module and its dictionaries hold, by identity, and what the configs say."""
+
+        def held(values):
+            return {key: held(value) if isinstance(value, dict) else id(value) for key, value in values.items()}
+
+        modules = {name: held(vars(module)) for name, module in self.model.named_modules()}
         return modules, [copy.deepcopy(config.to_dict()) for config in self.configs]
 
-    def assert_untouched(self):
-        assert self.written == []
-        assert self._state() == self.before
+    def is_untouched(self):
+        return self.written == [] and self._state() == self.before
 
 
 def bound_to_modes(path):
-    """An adapter that encodes and infills, and leaves generation to the base."""
+    """Return a model whose adapter encodes and infills, and leaves generation to the base."""
     torch.manual_seed(0)
     model = MagnetLlamaForCausalLM.from_pretrained(path)
     adapted = apply_lora(model, LoraArguments(lora_r=2, lora_alpha=4))
@@ -106,7 +105,7 @@ def test_results_are_those_of_one_thread_and_nothing_is_written(stories260k, ada
     model.eval()
     calls = calls_of(model)
     expected = {name: call() for name, call in calls.items()}  # the tokenizer and the probe of masks come first
-    frozen = Frozen(model, monkeypatch)
+    watch = Watch(model, monkeypatch)
     wrong, done, failed = [], [], []
     begin = threading.Barrier(THREADS)
 
@@ -132,17 +131,15 @@ def test_results_are_those_of_one_thread_and_nothing_is_written(stories260k, ada
     assert failed == []
     assert wrong == []
     assert len(done) == THREADS * CALLS and set(done) == set(calls)
-    frozen.assert_untouched()
+    assert watch.is_untouched(), watch.written
 
 
 def test_the_watch_sees_what_is_written(stories260k, monkeypatch):
     model = MagnetLlamaForCausalLM.from_pretrained(stories260k)
-    frozen = Frozen(model, monkeypatch)
-    frozen.assert_untouched()
+    watch = Watch(model, monkeypatch)
+    assert watch.is_untouched()
     model.config.use_cache = model.config.use_cache
-    with pytest.raises(AssertionError):
-        frozen.assert_untouched()
-    frozen.written.clear()
+    assert not watch.is_untouched()
+    watch.written.clear()
     vars(model.model.layers[0])["note"] = 1
-    with pytest.raises(AssertionError):
-        frozen.assert_untouched()
+    assert not watch.is_untouched()
