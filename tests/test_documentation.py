@@ -41,7 +41,7 @@ def blocks(language: str, page: str = README) -> list[str]:
 
 def test_the_readme_stays_short():
     """Depth lives in docstrings, the guides and the notebook."""
-    assert len(README.splitlines()) <= 220
+    assert len(README.splitlines()) <= 150
 
 
 def test_the_python_of_both_pages_runs_from_top_to_bottom_on_an_adapted_model(
