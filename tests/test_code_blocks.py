@@ -78,6 +78,8 @@ def check_command(words):
     words = words[1:] if re.fullmatch(r"[A-Z_]+=\S*", words[0]) else words
     if words[:2] == ["python", "-m"]:
         words = words[2:]
+        if words[0].startswith("tests."):
+            return check_options(REPOSITORY / f"{words[0].replace('.', '/')}.py", words[1:])
     if words[0] in PROGRAMS:
         return
     assert words[0] in ("python", "torchrun", "accelerate"), words
