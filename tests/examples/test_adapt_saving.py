@@ -16,7 +16,6 @@ from modeling_magnet.card_magnet import rename_card
 from modeling_magnet.merging_magnet import largest_differences
 from tests.hub_client import run_client
 from tests.hub_server import HubServer
-from trainer.model_card import told_data
 
 from .tiny_run import save_plain_llama, tiny_options
 
@@ -218,13 +217,3 @@ def test_the_card_names_the_base_of_a_local_directory(tmp_path, options, config,
     told = f"| base model | base, a directory whose files name {found} |"
     assert (told in written.text) == (found is not None)
     assert str(tmp_path) not in written.content
-
-
-def test_data_of_the_hub_is_named_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names = [f"part-{number:03}.txt" for number in range(30)]
-    for name in names:
-        (tmp_path / name).write_text("x")
-    assert told_data(["owner/name"]) == "owner/name" and told_data(["name"]) == "name" and told_data([]) == ""
-    assert told_data(["*.txt"]) == f"30 files: {', '.join(names[:19])}, ..., part-029.txt"
-    assert told_data(["gone-*.xz"]) == "gone-*.xz"
