@@ -215,7 +215,7 @@ def _about_output(training: MagnetTrainingArguments) -> Iterator[str]:
             f"{training.world_size} process(es). Delete what is there and leave it out, to start afresh."
         )
     elif isinstance(resume, str) and not Path(resume).is_dir():
-        yield f"`resume_from_checkpoint` is {resume!r}, which is no folder. Name a checkpoint, or pass true."
+        yield f"`resume_from_checkpoint` is {resume!r}, which is not a folder. Name a checkpoint, or pass true."
     elif isinstance(resume, str):
         try:
             check_checkpoint(resume)

@@ -38,7 +38,7 @@ def whole_text(file: Path, *, newline: str | None = None) -> Iterator[TextIO]:
             yield stream
     except UNREADABLE as error:
         raise ValueError(
-            f"{str(file)!r} cannot be read to its end ({error}): it is damaged, cut short or no UTF-8. Fetch it again."
+            f"{str(file)!r} cannot be read to its end ({error}): it is damaged, cut short or not UTF-8. Get it again."
         ) from error
 
 

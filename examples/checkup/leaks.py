@@ -197,7 +197,9 @@ def _states(
     states: torch.Tensor = output.last_hidden_state.float()
     real = states if mask is None else states[mask.bool()]
     if not bool(real.isfinite().all()):
-        raise RuntimeError(f"states of {mode} mode are no finite numbers; look for NaN in the weights, or use float32")
+        raise RuntimeError(
+            f"states of {mode} mode are not finite numbers; look for NaN in the weights, or use float32"
+        )
     return states
 
 

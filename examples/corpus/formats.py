@@ -24,7 +24,7 @@ from trainer.sources import check_columns
 _LINES_LOOKED_AT = 100
 _ROWS_PER_BATCH = 256
 _BYTES_AT_ONCE = 1 << 20
-# A cell of more characters is none: somewhere before it, a quotation mark was not closed.
+# A longer cell means an error: somewhere before it, a quotation mark was not closed.
 _LONGEST_CELL = 1 << 26
 _ARRAY_BEGINS = re.compile(rb"\s*\[\s*(\{|$)")
 
@@ -46,7 +46,7 @@ class Format(Protocol):
         """Return the cells of a raw row by column.
 
         Raises:
-            CorruptRow: the row is none of this format.
+            CorruptRow: the row is not of this format.
         """
 
     def count(self, file: Path) -> int | None:

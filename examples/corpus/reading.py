@@ -282,7 +282,7 @@ def _text_of(record: Mapping[str, Any], column: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise CorruptRow(
-            f"column {column!r} is not Unicode: a lone surrogate or a byte that is no UTF-8 at character "
+            f"column {column!r} is not Unicode: a lone surrogate or a byte that is not UTF-8 at character "
             f"{error.start + 1}"
         ) from error
     return text

@@ -72,7 +72,7 @@ def shows_problems(function: Callable[..., str]) -> Callable[..., str]:
 
 
 def problem(error: BaseException) -> str:
-    """Return what a visitor is told of an error; whatever is no `ValueError` is the operator's, in full."""
+    """Return what a visitor is told of an error; whatever is not a `ValueError` is the operator's, in full."""
     if isinstance(error, ValueError):
         return str(error)
     traceback.print_exception(error)

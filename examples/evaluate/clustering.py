@@ -90,7 +90,7 @@ def _read_newsgroups(file: Path) -> list[LabelledText]:
                 rows.append(LabelledText(subject, str(values["label"])))
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"Line {number} of {str(file)!r} is no JSON with subject and label ({line!r:.80}). Correct it."
+                    f"Line {number} of {str(file)!r} is not JSON with subject and label ({line!r:.80}). Correct it."
                 ) from error
     shortest, longest = SUBJECT_LENGTHS
     return [row for row in rows if shortest <= len(row.text) <= longest]

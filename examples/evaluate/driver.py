@@ -74,7 +74,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
         models[name] = path
     args.model = models
     if args.data is not None and not args.data.is_dir():
-        complaints.append(f"`--data` {str(args.data)!r} is no folder. Name one, or leave it out for the Hub.")
+        complaints.append(f"`--data` {str(args.data)!r} is not a folder. Name one, or leave it out for the Hub.")
     check(complaints)
     if args.data is None or not all(map(is_here, models.values())):
         offline_where_unreachable()

@@ -93,7 +93,7 @@ def _check_sample(args: argparse.Namespace) -> None:
     except ValueError as error:
         complaints.append(str(error))
     if args.data is not None and not args.data.is_dir():
-        complaints.append(f"`--data` {str(args.data)!r} is no folder. Name one, or leave it out for the Hub.")
+        complaints.append(f"`--data` {str(args.data)!r} is not a folder. Name one, or leave it out for the Hub.")
     if args.output.exists() and not args.output.is_dir():
         complaints.append(f"`--output_dir` {str(args.output)!r} is a file. Name a folder.")
     args.models = {BASE: args.base, MAGNET: args.magnet}

@@ -122,7 +122,7 @@ def read_records(path: Path) -> Iterator[Record]:
         try:
             yield Record(**values)
         except TypeError as error:
-            raise ValueError(f"Line {number} of {str(path)!r} is no record ({error}). Remove it.") from error
+            raise ValueError(f"Line {number} of {str(path)!r} is not a record ({error}). Remove it.") from error
 
 
 def answered(records: Sequence[Record]) -> dict[str, Record]:
@@ -148,8 +148,8 @@ def identify(model: str) -> dict[str, str | None]:
     file = source.file(CONFIG) or source.file(ADAPTER_CONFIG)
     if file is None:
         raise ValueError(
-            f"{model!r} is no directory here, and as a repository it has no {CONFIG} or {ADAPTER_CONFIG} that can be "
-            "read. Check the name; without a network, only what was downloaded before is there."
+            f"{model!r} is not a directory here, and as a repository it has no {CONFIG} or {ADAPTER_CONFIG} that can "
+            "be read. Check the name; without a network, only what was downloaded before is there."
         )
     base = source.adapter_base() if file.name == ADAPTER_CONFIG else None
     digest = None if base is None else hashlib.sha256(json.dumps(_of_base(base)).encode()).hexdigest()[:16]

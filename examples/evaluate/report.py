@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> Page:
     need("eval", "matplotlib", "scipy")
     complaints: list[str] = []
     if args.notes is not None and not args.notes.is_file():
-        complaints.append(f"`--notes` {str(args.notes)!r} is no file. Name a Markdown file, or leave it out.")
+        complaints.append(f"`--notes` {str(args.notes)!r} is not a file. Name a Markdown file, or leave it out.")
     if args.output.exists() and not args.output.is_dir():
         complaints.append(f"`--output_dir` {str(args.output)!r} is a file. Name a folder.")
     results = _read(args.results, "--results", complaints)

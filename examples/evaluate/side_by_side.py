@@ -205,7 +205,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
             complaints.append(f"`--masked` has {item!r}; expected NAME=MODEL with a name that nothing else has.")
         args.masked[name] = path
     if args.stories is not None and not args.stories.is_file():
-        complaints.append(f"`--stories` {str(args.stories)!r} is no file.")
+        complaints.append(f"`--stories` {str(args.stories)!r} is not a file.")
     check(complaints)
 
 

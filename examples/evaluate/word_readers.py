@@ -124,7 +124,7 @@ def _join_windows(parts: list[PlacedVectors], *, step: int) -> PlacedVectors:
     farthest = np.full(length, -1)
     for number, part in enumerate(parts):
         place = np.arange(len(part.vectors))
-        # Where the text itself begins or ends is no edge.
+        # Where the text itself begins or ends is not an edge.
         before = place if number else np.full_like(place, _FAR)
         behind = place[::-1] if number < len(parts) - 1 else np.full_like(place, _FAR)
         distance = np.minimum(before, behind)

@@ -241,7 +241,7 @@ def test_a_finished_run_is_never_overwritten(tmp_path, options):
         (["--model_name_or_path=./nowhere"], "./nowhere.*cannot be read"),
         (["--eval_limit=0"], "`eval_limit` is 0"),
         (["--resume_from_checkpoint=true"], "no complete checkpoint"),
-        (["--resume_from_checkpoint=elsewhere"], "'elsewhere', which is no folder"),
+        (["--resume_from_checkpoint=elsewhere"], "'elsewhere', which is not a folder"),
         (["--lora_r=0"], "`lora_r` is 0"),
         (["--no_such_option=1"], "no_such_option"),
     ],

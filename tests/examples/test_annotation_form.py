@@ -232,5 +232,5 @@ def test_what_is_wrong_with_answers_is_told_at_once(tmp_path):
     assert any("answers items that the form has not, such as 'other'" in told for told in complaints)
     assert len(complaints) == len(expected) + 1
     assert read_answers(key, [tmp_path / "good"]) == {"1": whole["answers"]}
-    with pytest.raises(ValueError, match="is no key of a form"):
+    with pytest.raises(ValueError, match="is not the key of a form"):
         read_key(tmp_path / "good")

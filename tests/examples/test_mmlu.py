@@ -312,7 +312,7 @@ def test_questions_that_cannot_be_had_are_on_record(tmp_path, saved, monkeypatch
 @pytest.mark.parametrize(
     "change, complaint",
     [
-        ({"subject": "cooking"}, "has the subject 'cooking', which is none of lm-eval's 57"),
+        ({"subject": "cooking"}, "has the subject 'cooking', which is not one of lm-eval's 57"),
         ({"choices": ["one", "two", "three"]}, "expected 4 strings"),
         ({"choices": [1, 2, 3, 4]}, "expected 4 strings"),
         ({"answer": 4}, "has the answer 4; expected an index from 0 to 3"),

@@ -98,9 +98,9 @@ def test_all_that_is_wrong_with_a_plan_is_told_at_once(tmp_path):
         read_plan(path, preset="huge", output=tmp_path)
     for complaint in (
         "no preset 'huge'; choose one of ['paper', 'smoke']",
-        "the run 'first' starts from 'later', which is no run before it",
+        "the run 'first' starts from 'later', which is not a run before it",
         "no driver 'no_such'",
-        "'no_such' is asked about 'nobody', which is no run",
+        "'no_such' is asked about 'nobody', which is not a run",
         "'no_such' is asked about 0 replicas; expected one at least",
     ):
         assert complaint in str(raised.value)
