@@ -189,8 +189,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     report = summary(times, tokens, floors, rate=rate, collating=collating)
     report |= {"apart": apart, "first_seconds": first}
     report |= machine(device, dtype="bfloat16 products" if args.autocast else args.dtype)
-    settings = ("shape", "vocab_size", "lora_r", "batch_size", "max_length", "pairs_a_step", "rounds")
-    settings += ("attn_implementation", "compiler", "recompute")
+    settings = ["shape", "vocab_size", "lora_r", "batch_size", "max_length", "pairs_a_step", "rounds"]
+    settings += ["attn_implementation", "compiler", "recompute"]
     report["settings"] = {name: getattr(args, name) for name in settings}
     file = args.results / f"{args.name}.json"
     write_json(file, report)

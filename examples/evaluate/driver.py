@@ -7,8 +7,9 @@ record per cell, and prints the table. Killed, it goes on with the same command 
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -123,6 +124,22 @@ def unless_absent(read: Callable[[], T], *, folder: Path | None) -> T:
         raise
 
 
+def complaints_of(attempts: Mapping[str, Callable[[], Any]]) -> list[str]:
+    """Try each function and return the messages of those that fail, with their names."""
+    complaints = []
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+        except (ValueError, OSError) as error:
+            complaints.append(f"{name}: {error}")
+    return complaints
+
+
+def about_models(models: Mapping[str, str], look: Callable[[str], Any]) -> list[str]:
+    """Return what `look` finds wrong with the models, before weights are read."""
+    return complaints_of({f"`--model` {name}": partial(look, path) for name, path in models.items()})
+
+
 def open_magnet(path: str, args: argparse.Namespace) -> Any:
     """Return a MAGNET checkpoint, an adapter or a plain decoder, as our class, in evaluation mode on the device."""
     return models.open_magnet(path, dtype=args.dtype, device=args.device)
@@ -224,14 +241,9 @@ def _print_figures(
 
 def _identities(named: dict[str, str]) -> dict[str, dict[str, str | None]]:
     """Return what tells the weights of each model apart."""
-    found, complaints = {}, []
-    for name, path in named.items():
-        try:
-            found[name] = identify(path)
-        except ValueError as error:
-            complaints.append(f"`--model` {name}: {error}")
-    check(complaints)
-    return found
+    found: dict[str, dict[str, str | None]] = {}
+    check(about_models(named, lambda path: found.setdefault(path, identify(path))))
+    return {name: found[path] for name, path in named.items()}
 
 
 def _measured(unit: Unit, asked: Record, model: Any, *, device: str) -> Record:
@@ -245,6 +257,6 @@ def _measured(unit: Unit, asked: Record, model: Any, *, device: str) -> Record:
 
 
 __all__ = [
-    "Measurement", "NotAvailableError", "Unit", "make_parser", "open_magnet", "parse", "print_table", "run",
-    "unless_absent",
+    "Measurement", "NotAvailableError", "Unit", "about_models", "complaints_of", "make_parser", "open_magnet",
+    "parse", "print_table", "run", "unless_absent",
 ]  # fmt: skip

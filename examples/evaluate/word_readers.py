@@ -157,8 +157,6 @@ def tabulate(
     bytes_in_memory: int = _BYTES_IN_MEMORY,
 ) -> WordStates:
     """Read the states of all words, once."""
-    if not sentences or not all(sentences):
-        raise ValueError("There are no sentences, or one of them has no words. Leave it out.")
     bounds = np.cumsum([0, *map(len, sentences)])
     states = np.empty((0, 0), dtype=np.float32)
     missing = 0
