@@ -1,4 +1,4 @@
-"""Files to read, decompressed as their suffix says: `.gz`, `.xz`, anything else plain."""
+"""Read files that may be compressed (`.gz`, `.xz`), find data files, and write JSON results."""
 
 import gzip
 import io

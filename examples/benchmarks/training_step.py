@@ -7,7 +7,7 @@
         --dtype bfloat16 --autocast --systems "MNTP and MSG" "naive, MNTP and MSG"
 
 The floor: a frozen weight costs 4 operations a token, two each way; one that is trained 6. The LM head costs that for
-labelled positions alone, attention 12 x length x width a layer and token. Padding, projecting other positions and
+labelled positions only, attention 12 x length x width a layer and token. Padding, projecting other positions and
 reading the same rows again come on top. Its time is taken at the rate of one large matrix product of the same run.
 
 Systems, all with the same optimizer: the trainer's joint step, with and without pairs; the same losses naively

@@ -1,7 +1,8 @@
-"""Change one token and look which states move: exactly those that the mode lets see it.
+"""Change one token and check which states change: exactly those that may attend to it.
 
-Changed and unchanged rows are in the same places of batches of the same shape, where a deterministic back-end gives
-the same bits: what moves by more than its noise has seen the change.
+Changed and unchanged rows are at the same index of batches of the same shape, where a deterministic back-end repeats
+its results bit for bit, so that a difference above its noise comes from the changed token. Who may attend to whom is
+written down here anew, so that an error in the library's masks cannot hide itself.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Tokenizer and mask token: what the modes cannot do without."""
+"""Check the tokenizer and the mask token."""
 
 from collections.abc import Iterator
 from typing import Any

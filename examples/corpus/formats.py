@@ -1,6 +1,6 @@
-"""One file -> its rows, one after another: never more of the file in memory than a row or a batch of rows.
+"""Read the rows of one file, never holding more of it in memory than a row or a batch of rows.
 
-A format first gives raw rows, which cost next to nothing to skip, and makes records of those that are wanted.
+A format first yields raw rows, which are cheap to skip, and parses only those that are wanted.
 """
 
 import codecs

@@ -1,6 +1,6 @@
-"""A corpus -> chunks of texts, streamed.
+"""Stream a corpus in chunks of texts, from local files or a dataset of the Hub.
 
-Every row of the source is a row of the corpus and keeps its number, also one that cannot be read.
+Every row of the source is a row of the corpus and keeps its number, even if it cannot be read.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""How much a visitor may ask for, and what they are told when something cannot be done."""
+"""Limits on what a visitor may ask for, and how errors are shown."""
 
 from __future__ import annotations
 

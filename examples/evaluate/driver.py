@@ -1,7 +1,7 @@
-"""What the drivers of the paper's tables share: going through the cells that are still open.
+"""Shared by the scripts of the paper's tables: the command line, and measuring the cells without a record.
 
-A driver names its cells as `Unit`s and how a model is opened; `run` measures what no record answers yet, appends one
-record per cell, and prints the table. Killed, it goes on with the same command at the cell it was in.
+A script names its cells as `Unit`s and how a model is opened; `run` measures what no record answers yet, appends one
+record per cell, and prints the table. The same command resumes an interrupted run.
 """
 
 import argparse

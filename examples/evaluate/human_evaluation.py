@@ -6,8 +6,8 @@
 
 `sample` takes a random middle sentence, the second to the fourth, out of each of 100 stories, and has every system of
 `fill_systems.py` write one in its place. `form.html` is one file that works offline; every annotator sees all items,
-in an order of their own. Keep `key.json` and the folder `fills` from them. A killed `sample` goes on with the same
-command. `score` appends to the records of the table `people`.
+in an order of their own. Keep `key.json` and the folder `fills` from them. The same command resumes an
+interrupted `sample`. `score` appends to the records of the table `people`.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Table 4 of the paper: infilling perplexity, where the tokens of the removed spans alone count.
+"""Table 4 of the paper: infilling perplexity, over the tokens of the removed spans.
 
     python examples/evaluate/infilling_perplexity.py --model base=DIR --reading left
     python examples/evaluate/infilling_perplexity.py --model MAGNET=DIR

@@ -1,7 +1,7 @@
-"""What was measured, one JSON line each: appended, never overwritten, found again by a run that goes on.
+"""Records of measurements, one JSON line each: appended, never overwritten, and found again by a resumed run.
 
-A line is whole or it does not count: a process killed while it writes leaves half a line, which is skipped with a
-warning and cut off from the next one.
+A process that is killed while it writes leaves half a line, which readers skip with a warning and which the next
+record does not continue.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""All tables and figures of the paper that are on record, in one page: what was measured here beside what it prints.
+"""Write one report of all recorded tables and figures, beside the numbers of the paper.
 
     python examples/evaluate/report.py --results outputs/results --output_dir outputs/report
     python examples/evaluate/report.py --results outputs/results --output_dir outputs/report --notes notes.md
