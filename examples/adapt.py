@@ -4,9 +4,9 @@
     python examples/adapt.py --model_name_or_path DIR --train_texts corpus.jsonl.xz --output_dir outputs/mine
     accelerate launch examples/adapt.py CONFIG.json
 
-The checkpoint is in `output_dir` when the run is over, adapters merged unless `--merge_adapter false`, with its
-model card; `adapt.json` beside it tells what was measured before, during and after, and `curves.png` shows the loss of
-each objective, where matplotlib is installed.
+At the end `output_dir` holds the checkpoint and its model card, with adapters merged unless `--merge_adapter false`
+is given; `adapt.json` with all arguments and measurements; and `curves.png` with the loss of each objective, if
+matplotlib is installed.
 """
 
 import difflib
@@ -214,7 +214,7 @@ def _about_output(training: MagnetTrainingArguments) -> Iterator[str]:
             f"{training.world_size} process(es). Delete what is there and leave it out, to start afresh."
         )
     elif isinstance(resume, str) and not Path(resume).is_dir():
-        yield f"`resume_from_checkpoint` is {resume!r}, which is no folder. Name a checkpoint, or pass true."
+        yield f"`resume_from_checkpoint` is {resume!r}, which is not a folder. Name a checkpoint, or pass true."
     elif isinstance(resume, str):
         try:
             check_checkpoint(resume)

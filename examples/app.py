@@ -3,8 +3,8 @@
     python examples/app.py
     python examples/app.py --model DIR_OR_HUB_ID --port 7860
 
-Without `--model` it shows the quickstart's model, which it builds on the first start. It asks no other host for
-anything; only a model of the Hub is fetched from there.
+Without `--model` it shows the quickstart's model, which the first start trains. The page loads nothing from other
+hosts; only a model of the Hub is downloaded.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What all scripts share at the command line: option names, devices, extras, and how errors are told.
+"""The command line of all scripts: option names, devices, extras, and how errors are reported.
 
-Imports nothing but the standard library, so that `--help` works with whatever is installed.
+Imports only the standard library, so that `--help` works without extras.
 """
 
 import argparse

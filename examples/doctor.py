@@ -1,12 +1,12 @@
-"""Is a model sound? A plain decoder, a MAGNET checkpoint or an adapter -> a table of what passes and what fails.
+"""Check a plain decoder, a MAGNET checkpoint or an adapter, and print a table of what passes and what fails.
 
     python examples/doctor.py outputs/mine
     python examples/doctor.py outputs/mine --trust_remote_code --backends eager sdpa flex_attention --json doctor.json
 
-Checks that the model opens, that each token sees what its mode says and nothing else, that vectors and fills do not
-depend on the batch, that adapters merge, that the tokenizer fits, that saving and loading changes no bit, and that
-code, sidecars and versions are those of this library. The model is left as it is; copies for comparison go to the
-folder for temporary files, which needs room for the weights twice.
+Checks that the model opens, that each token attends to what its mode allows, that vectors and fills do not depend on
+the batch, that adapters merge, that the tokenizer fits, that saving and loading changes no bit, and that code,
+sidecars and versions are those of this library. The model is not changed; copies for comparison are written to the
+folder for temporary files, which needs space for the weights twice.
 
 Exit code: 0 when nothing failed, 1 when something did, 2 when the model cannot be opened.
 """

@@ -1,12 +1,12 @@
-"""Embed a corpus: texts of any number and source -> one file of vectors, which appears whole or not at all.
+"""Embed a corpus of any size into one file of vectors, which appears whole or not at all.
 
     python examples/encode_corpus.py --model_name_or_path DIR --texts corpus.jsonl.xz --output vectors.npy
     python examples/encode_corpus.py --model_name_or_path DIR --texts 'corpus/*.parquet' --id_column id \\
         --output vectors.parquet --num_processes 8 --threads 4
 
-A run that was killed goes on with its finished chunks when the same command is given again, and ends with the bytes
-of an undisturbed run. Row n of the output is row n of the corpus; a row that cannot be read has a vector of NaN and
-is in the report, `OUTPUT.json`. While it works, a run needs room for its vectors twice.
+The same command resumes an interrupted run and writes the same bytes as an uninterrupted one. Row n of the output is
+row n of the corpus; a row that cannot be read has a vector of NaN and is listed in the report, `OUTPUT.json`. A run
+needs disk space for its vectors twice.
 """
 
 import argparse

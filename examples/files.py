@@ -1,4 +1,4 @@
-"""Files to read, decompressed as their suffix says: `.gz`, `.xz`, anything else plain."""
+"""Read files that may be compressed (`.gz`, `.xz`), find data files, and write JSON results."""
 
 import gzip
 import io
@@ -38,7 +38,7 @@ def whole_text(file: Path, *, newline: str | None = None) -> Iterator[TextIO]:
             yield stream
     except UNREADABLE as error:
         raise ValueError(
-            f"{str(file)!r} cannot be read to its end ({error}): it is damaged, cut short or no UTF-8. Fetch it again."
+            f"{str(file)!r} cannot be read to its end ({error}): it is damaged, cut short or not UTF-8. Get it again."
         ) from error
 
 

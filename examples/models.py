@@ -1,4 +1,4 @@
-"""How scripts open a model that is named on the command line."""
+"""Open the model that is named on the command line, and use the Hub only if it answers."""
 
 import functools
 import os

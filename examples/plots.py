@@ -1,4 +1,4 @@
-"""Pictures: the three attention masks as the model builds them, and the training curves."""
+"""Plots of the three attention masks as the model builds them, and of training curves."""
 
 from __future__ import annotations
 

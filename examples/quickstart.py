@@ -1,7 +1,7 @@
 """The whole of MAGNET in a few minutes on two CPU cores: no downloads, nothing to prepare.
 
-It writes stories whose missing sentence only the sentences after it can tell, trains a tiny Llama on them from left to
-right, adapts it with all three objectives, saves it, loads it back as a user would, and shows what changed.
+It writes stories whose missing sentence follows only from the sentences after it, trains a tiny Llama on them from
+left to right, adapts it with all three objectives, saves it, loads it as a user would, and compares.
 
     python examples/quickstart.py --output_dir outputs/quickstart
 """

@@ -1,4 +1,4 @@
-"""What benchmarks share: Llamas of a well-known size, a clock, and what the machine is and does."""
+"""Shared by the benchmarks: random Llamas of known sizes, timing, and what the machine is and does."""
 
 import platform
 import statistics

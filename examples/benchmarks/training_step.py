@@ -7,7 +7,7 @@
         --dtype bfloat16 --autocast --systems "MNTP and MSG" "naive, MNTP and MSG"
 
 The floor: a frozen weight costs 4 operations a token, two each way; one that is trained 6. The LM head costs that for
-labelled positions alone, attention 12 x length x width a layer and token. Padding, projecting other positions and
+labelled positions only, attention 12 x length x width a layer and token. Padding, projecting other positions and
 reading the same rows again come on top. Its time is taken at the rate of one large matrix product of the same run.
 
 Systems, all with the same optimizer: the trainer's joint step, with and without pairs; the same losses naively
@@ -189,8 +189,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     report = summary(times, tokens, floors, rate=rate, collating=collating)
     report |= {"apart": apart, "first_seconds": first}
     report |= machine(device, dtype="bfloat16 products" if args.autocast else args.dtype)
-    settings = ("shape", "vocab_size", "lora_r", "batch_size", "max_length", "pairs_a_step", "rounds")
-    settings += ("attn_implementation", "compiler", "recompute")
+    settings = ["shape", "vocab_size", "lora_r", "batch_size", "max_length", "pairs_a_step", "rounds"]
+    settings += ["attn_implementation", "compiler", "recompute"]
     report["settings"] = {name: getattr(args, name) for name in settings}
     file = args.results / f"{args.name}.json"
     write_json(file, report)

@@ -1,4 +1,4 @@
-"""What the benchmarks of training measure: one step of the trainer, the same written naively, and their least work."""
+"""What the training benchmarks compare: a step of the trainer, the same written naively, and the least work."""
 
 import argparse
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""sentence-transformers opens the same files and gives the same vectors."""
+"""Check that sentence-transformers opens the same files and gives the same vectors."""
 
 import importlib.util
 from typing import Any

@@ -1,4 +1,4 @@
-"""The files of a checkpoint against those that this library would write: remote code, config, sidecars."""
+"""Compare the files of a checkpoint with those that this library would write: remote code, config, sidecars."""
 
 import hashlib
 import importlib

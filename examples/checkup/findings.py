@@ -1,4 +1,4 @@
-"""What a check finds: one row of the table, whatever happens while it looks."""
+"""A finding is one row of the table; a check that raises an error is a failed row."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

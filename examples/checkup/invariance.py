@@ -1,4 +1,4 @@
-"""A text has the same vector, and a gap the same fill, whatever else is in the call."""
+"""Check that vectors and fills do not depend on the rest of the batch."""
 
 from typing import Any
 

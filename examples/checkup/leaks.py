@@ -1,7 +1,8 @@
-"""Change one token and look which states move: exactly those that the mode lets see it.
+"""Change one token and check which states change: exactly those that may attend to it.
 
-Changed and unchanged rows are in the same places of batches of the same shape, where a deterministic back-end gives
-the same bits: what moves by more than its noise has seen the change.
+Changed and unchanged rows are at the same index of batches of the same shape, where a deterministic back-end repeats
+its results bit for bit, so that a difference above its noise comes from the changed token. Who may attend to whom is
+written down here anew, so that an error in the library's masks cannot hide itself.
 """
 
 from collections.abc import Iterator, Sequence
@@ -197,7 +198,9 @@ def _states(
     states: torch.Tensor = output.last_hidden_state.float()
     real = states if mask is None else states[mask.bool()]
     if not bool(real.isfinite().all()):
-        raise RuntimeError(f"states of {mode} mode are no finite numbers; look for NaN in the weights, or use float32")
+        raise RuntimeError(
+            f"states of {mode} mode are not finite numbers; look for NaN in the weights, or use float32"
+        )
     return states
 
 

@@ -1,4 +1,4 @@
-"""A directory or Hub id -> an opened model and what is known of its files."""
+"""Open a directory or Hub id, and collect what is known of its files."""
 
 import time
 from collections.abc import Iterator

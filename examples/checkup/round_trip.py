@@ -1,4 +1,4 @@
-"""Save and load again: the same bits in every mode, and a stock decoder that reads the same files."""
+"""Merge, save and load: check that every mode and the stock decoder give the same results as before."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

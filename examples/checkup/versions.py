@@ -1,4 +1,4 @@
-"""What is installed, and whether it meets what this library asks for."""
+"""Compare installed versions with those that this library requires."""
 
 import configparser
 import platform

@@ -1,4 +1,4 @@
-"""Tokenizer and mask token: what the modes cannot do without."""
+"""Check the tokenizer and the mask token."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -42,7 +42,7 @@ def mask_findings(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, 
     told = f"{token!r} ({token_id})"
     faults = []
     if not isinstance(token_id, int) or not 0 <= token_id < embedded:
-        faults.append(f"its id is none of the {embedded:,} that the model embeds")
+        faults.append(f"its id is not one of the {embedded:,} that the model embeds")
     else:
         given_back, found = tokenizer.convert_ids_to_tokens(token_id), tokenizer.convert_tokens_to_ids(token)
         if given_back != token:

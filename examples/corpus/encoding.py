@@ -1,4 +1,4 @@
-"""One chunk of a corpus -> its vectors. Every engine runs this, so that all of them write the same bytes."""
+"""Encode one chunk of a corpus. Every engine runs this code, so that all of them write the same bytes."""
 
 import contextlib
 import os

@@ -1,6 +1,6 @@
-"""One file -> its rows, one after another: never more of the file in memory than a row or a batch of rows.
+"""Read the rows of one file, never holding more of it in memory than a row or a batch of rows.
 
-A format first gives raw rows, which cost next to nothing to skip, and makes records of those that are wanted.
+A format first yields raw rows, which are cheap to skip, and parses only those that are wanted.
 """
 
 import codecs
@@ -24,7 +24,7 @@ from trainer.sources import check_columns
 _LINES_LOOKED_AT = 100
 _ROWS_PER_BATCH = 256
 _BYTES_AT_ONCE = 1 << 20
-# A cell of more characters is none: somewhere before it, a quotation mark was not closed.
+# A longer cell means an error: somewhere before it, a quotation mark was not closed.
 _LONGEST_CELL = 1 << 26
 _ARRAY_BEGINS = re.compile(rb"\s*\[\s*(\{|$)")
 
@@ -46,7 +46,7 @@ class Format(Protocol):
         """Return the cells of a raw row by column.
 
         Raises:
-            CorruptRow: the row is none of this format.
+            CorruptRow: the row is not of this format.
         """
 
     def count(self, file: Path) -> int | None:

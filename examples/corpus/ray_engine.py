@@ -1,7 +1,7 @@
-"""Chunks -> vectors on a Ray cluster, through Ray Data: one reader on this node, a model in each of several actors.
+"""Encode chunks on a Ray cluster, through Ray Data: one reader on this node, a model in each of several actors.
 
-A row of Ray's data set is a whole chunk, pickled. Ray may cut and join its blocks as it likes, and still what is
-encoded together is what the other engine encodes together.
+A row of Ray's data set is a whole pickled chunk, so that however Ray splits its blocks, the same texts are encoded
+together as by the local engine.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""A corpus -> chunks of texts, streamed.
+"""Stream a corpus in chunks of texts, from local files or a dataset of the Hub.
 
-Every row of the source is a row of the corpus and keeps its number, also one that cannot be read.
+Every row of the source is a row of the corpus and keeps its number, even if it cannot be read.
 """
 
 import csv
@@ -282,7 +282,7 @@ def _text_of(record: Mapping[str, Any], column: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise CorruptRow(
-            f"column {column!r} is not Unicode: a lone surrogate or a byte that is no UTF-8 at character "
+            f"column {column!r} is not Unicode: a lone surrogate or a byte that is not UTF-8 at character "
             f"{error.start + 1}"
         ) from error
     return text

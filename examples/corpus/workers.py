@@ -1,4 +1,4 @@
-"""Chunks -> vectors on this machine: in this process, or dealt out to several, one device each."""
+"""Encode chunks on this machine: in this process, or in several with a device each."""
 
 import multiprocessing
 import os

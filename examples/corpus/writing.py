@@ -1,4 +1,4 @@
-"""The work folder of an unfinished run: finished chunks, each in files of its own, and what they were made from.
+"""Keep the finished chunks of a run in a work folder, and merge them into the output.
 
 - `OUTPUT.parts/manifest.json`: arguments, inputs and versions; another run must not go on with these chunks
 - `OUTPUT.parts/00000012.json`: ids and complaints of a chunk, where it has some

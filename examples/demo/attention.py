@@ -1,4 +1,4 @@
-"""Attention: who may see whom in each mode, and whom the heads of one layer look at."""
+"""The tab Attention: the mask of each mode, and the attention weights of one head."""
 
 from __future__ import annotations
 

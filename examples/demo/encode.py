@@ -1,4 +1,4 @@
-"""Encode: some lines -> how alike they are, as sentences or word by word."""
+"""The tab Encode: the similarity of lines, as sentences or word by word."""
 
 from __future__ import annotations
 

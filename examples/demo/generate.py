@@ -1,4 +1,4 @@
-"""Generate: a continuation token by token, with meters of its repetition, until it ends or somebody stops it."""
+"""The tab Generate: a continuation token by token, with meters of repetition, which a visitor can stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Infill: a text with blanks -> answers from both sides, and what the same model writes from the left only."""
+"""The tab Infill: blanks filled from both sides, and by the same model from the left only."""
 
 from __future__ import annotations
 

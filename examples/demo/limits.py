@@ -1,4 +1,4 @@
-"""How much a visitor may ask for, and what they are told when something cannot be done."""
+"""Limits on what a visitor may ask for, and how errors are shown."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def shows_problems(function: Callable[..., str]) -> Callable[..., str]:
 
 
 def problem(error: BaseException) -> str:
-    """Return what a visitor is told of an error; whatever is no `ValueError` is the operator's, in full."""
+    """Return what a visitor is told of an error; whatever is not a `ValueError` is the operator's, in full."""
     if isinstance(error, ValueError):
         return str(error)
     traceback.print_exception(error)

@@ -1,4 +1,4 @@
-"""The page: four tabs over one model, the queue before it, and a look that asks no other host for anything."""
+"""The page: four tabs over one model, its queue, and its style, which loads nothing from other hosts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers as tables that a screen reader can read and an eye can scan: each cell has its number and a shade."""
+"""Accessible HTML tables of numbers: each cell has its number and a shade."""
 
 from __future__ import annotations
 

@@ -58,7 +58,9 @@ def read_key(file: Path) -> dict[str, Any]:
     """Return the key of a form."""
     key = _read_json(file)
     if not isinstance(key, dict) or not {"form", "annotators", "items", "systems"} <= key.keys():
-        raise ValueError(f"{str(file)!r} is no key of a form; expected the key.json that `sample` wrote beside it.")
+        raise ValueError(
+            f"{str(file)!r} is not the key of a form; expected the key.json that `sample` wrote beside it."
+        )
     return key
 
 

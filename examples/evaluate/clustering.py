@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from datasets import load_dataset
 
-from examples.command_line import need, start
+from examples.command_line import at_least, need, start
 from examples.evaluate.driver import Measurement, NotAvailableError, Unit, make_parser, parse
 from examples.evaluate.reading_options import (
     add_reading_options,
@@ -90,7 +90,7 @@ def _read_newsgroups(file: Path) -> list[LabelledText]:
                 rows.append(LabelledText(subject, str(values["label"])))
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"Line {number} of {str(file)!r} is no JSON with subject and label ({line!r:.80}). Correct it."
+                    f"Line {number} of {str(file)!r} is not JSON with subject and label ({line!r:.80}). Correct it."
                 ) from error
     shortest, longest = SUBJECT_LENGTHS
     return [row for row in rows if shortest <= len(row.text) <= longest]
@@ -250,18 +250,12 @@ def parse_arguments(arguments: list[str] | None) -> list[argparse.Namespace]:
     )
     tasks = list(CLUSTERING_SETS)
     parser.add_argument("--tasks", nargs="+", default=tasks, choices=tasks, help="sets to run")
-    parser.add_argument("--subsets", type=int, help="subsets of a set; all of MTEB's, or 10 drawn from a file")
-    parser.add_argument("--subset_size", type=int, help="texts of a subset, drawn with the seed; all by default")
+    parser.add_argument("--subsets", type=at_least(), help="subsets of a set; all of MTEB's, or 10 drawn from a file")
+    parser.add_argument("--subset_size", type=at_least(2), help="texts of a subset, drawn with the seed; or all")
     add_reading_options(parser)
     args = parse(parser, arguments)
     need("eval", "mteb")
-    complaints = [
-        f"`--{name}` is {value}; expected at least {least}."
-        for name, value, least in (("subsets", args.subsets, 1), ("subset_size", args.subset_size, 2))
-        if value is not None and value < least
-    ]
-    if args.data is not None:
-        complaints += data_complaints(args.tasks, lambda task: read_file(task, args.data))
+    complaints = [] if args.data is None else data_complaints(args.tasks, lambda task: read_file(task, args.data))
     return by_reading(args, tasks=args.tasks, complaints=complaints)
 
 

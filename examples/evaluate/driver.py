@@ -1,14 +1,15 @@
-"""What the drivers of the paper's tables share: going through the cells that are still open.
+"""Shared by the scripts of the paper's tables: the command line, and measuring the cells without a record.
 
-A driver names its cells as `Unit`s and how a model is opened; `run` measures what no record answers yet, appends one
-record per cell, and prints the table. Killed, it goes on with the same command at the cell it was in.
+A script names its cells as `Unit`s and how a model is opened; `run` measures what no record answers yet, appends one
+record per cell, and prints the table. The same command resumes an interrupted run.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,7 +75,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
         models[name] = path
     args.model = models
     if args.data is not None and not args.data.is_dir():
-        complaints.append(f"`--data` {str(args.data)!r} is no folder. Name one, or leave it out for the Hub.")
+        complaints.append(f"`--data` {str(args.data)!r} is not a folder. Name one, or leave it out for the Hub.")
     check(complaints)
     if args.data is None or not all(map(is_here, models.values())):
         offline_where_unreachable()
@@ -121,6 +122,22 @@ def unless_absent(read: Callable[[], T], *, folder: Path | None) -> T:
         if folder is None:
             raise NotAvailableError(str(error)) from error
         raise
+
+
+def complaints_of(attempts: Mapping[str, Callable[[], Any]]) -> list[str]:
+    """Try each function and return the messages of those that fail, with their names."""
+    complaints = []
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+        except (ValueError, OSError) as error:
+            complaints.append(f"{name}: {error}")
+    return complaints
+
+
+def about_models(models: Mapping[str, str], look: Callable[[str], Any]) -> list[str]:
+    """Return what `look` finds wrong with the models, before weights are read."""
+    return complaints_of({f"`--model` {name}": partial(look, path) for name, path in models.items()})
 
 
 def open_magnet(path: str, args: argparse.Namespace) -> Any:
@@ -224,14 +241,9 @@ def _print_figures(
 
 def _identities(named: dict[str, str]) -> dict[str, dict[str, str | None]]:
     """Return what tells the weights of each model apart."""
-    found, complaints = {}, []
-    for name, path in named.items():
-        try:
-            found[name] = identify(path)
-        except ValueError as error:
-            complaints.append(f"`--model` {name}: {error}")
-    check(complaints)
-    return found
+    found: dict[str, dict[str, str | None]] = {}
+    check(about_models(named, lambda path: found.setdefault(path, identify(path))))
+    return {name: found[path] for name, path in named.items()}
 
 
 def _measured(unit: Unit, asked: Record, model: Any, *, device: str) -> Record:
@@ -245,6 +257,6 @@ def _measured(unit: Unit, asked: Record, model: Any, *, device: str) -> Record:
 
 
 __all__ = [
-    "Measurement", "NotAvailableError", "Unit", "make_parser", "open_magnet", "parse", "print_table", "run",
-    "unless_absent",
+    "Measurement", "NotAvailableError", "Unit", "about_models", "complaints_of", "make_parser", "open_magnet",
+    "parse", "print_table", "run", "unless_absent",
 ]  # fmt: skip

@@ -6,8 +6,8 @@
 
 `sample` takes a random middle sentence, the second to the fourth, out of each of 100 stories, and has every system of
 `fill_systems.py` write one in its place. `form.html` is one file that works offline; every annotator sees all items,
-in an order of their own. Keep `key.json` and the folder `fills` from them. A killed `sample` goes on with the same
-command. `score` appends to the records of the table `people`.
+in an order of their own. Keep `key.json` and the folder `fills` from them. The same command resumes an
+interrupted `sample`. `score` appends to the records of the table `people`.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from examples.command_line import (
     add_device,
     add_dtype,
     add_output_dir,
+    at_least,
     check,
     choose_device,
     need,
@@ -54,11 +55,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     sample.add_argument("--systems", nargs="+", help="rows of the table to have judged, all if left out")
     add_data(sample)
     sample.add_argument("--corpus", default="rocstories", choices=CORPORA, help="where the stories are from")
-    sample.add_argument("--number", type=int, help="stories")
-    sample.add_argument("--shots", type=int, help="solved examples in front of the prompts that take some")
-    sample.add_argument("--max_new_tokens", type=int, default=32, help="tokens of a fill at most")
-    sample.add_argument("--batch_size", type=int, default=16, help="stories filled together")
-    sample.add_argument("--annotators", type=int, default=2, help="people who will judge")
+    sample.add_argument("--number", type=at_least(), help="stories")
+    sample.add_argument("--shots", type=at_least(0), help="solved examples in front of the prompts that take some")
+    sample.add_argument("--max_new_tokens", type=at_least(), default=32, help="tokens of a fill at most")
+    sample.add_argument("--batch_size", type=at_least(), default=16, help="stories filled together")
+    sample.add_argument("--annotators", type=at_least(), default=2, help="people who will judge")
     sample.add_argument("--preset", default="paper", choices=list(PRESETS), help="sizes: of a trial, or in full")
     add_dtype(sample)
     add_device(sample)
@@ -68,10 +69,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     score.add_argument("--answers", type=Path, nargs="+", required=True, help="what the annotators downloaded")
     score.add_argument("--results", type=Path, default=Path("outputs/results"), help="folder of the records")
     for command in (sample, score):
-        command.add_argument("--seed", type=int, default=0, help="of all draws")
+        command.add_argument("--seed", type=at_least(0), default=0, help="of all draws")
     args = parser.parse_args(arguments)
-    if args.seed < 0:
-        raise ValueError(f"`--seed` is {args.seed}; expected a whole number of at least 0.")
     if args.command == "sample":
         for name, value in PRESETS[args.preset].items():
             if getattr(args, name) is None:
@@ -82,29 +81,21 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def _check_sample(args: argparse.Namespace) -> None:
     """Refuse what cannot be; leaves models by name in `models`, their identities, and the systems that were chosen."""
-    least = {"number": 1, "shots": 0, "max_new_tokens": 1, "batch_size": 1, "annotators": 1}
-    complaints = [
-        f"`--{name}` is {getattr(args, name)}; expected a whole number of at least {limit}."
-        for name, limit in least.items()
-        if getattr(args, name) < limit
-    ]
-    try:
-        args.device = choose_device(args.device)
-    except ValueError as error:
-        complaints.append(str(error))
+    complaints = []
+    args.device = choose_device(args.device)
     if args.data is not None and not args.data.is_dir():
-        complaints.append(f"`--data` {str(args.data)!r} is no folder. Name one, or leave it out for the Hub.")
+        complaints.append(f"`--data` {str(args.data)!r} is not a folder. Name one, or leave it out for the Hub.")
     if args.output.exists() and not args.output.is_dir():
         complaints.append(f"`--output_dir` {str(args.output)!r} is a file. Name a folder.")
     args.models = {BASE: args.base, MAGNET: args.magnet}
-    taken = {system.name for system in fill_systems(shots=max(args.shots, 0))} | {BASE}
+    taken = {system.name for system in fill_systems(shots=args.shots)} | {BASE}
     for item in args.more:
         name, _, path = item.partition("=")
         if not (name and path) or name in taken:
             complaints.append(f"`--more` has {item!r}; expected NAME=MODEL with a name that no other system has.")
         taken.add(name)
         args.models[name] = path
-    systems = fill_systems(shots=max(args.shots, 0), more=list(args.models)[2:])
+    systems = fill_systems(shots=args.shots, more=list(args.models)[2:])
     names = [system.name for system in systems]
     if unknown := sorted(set(args.systems or names) - set(names)):
         complaints.append(f"`--systems` has {unknown}; expected some of {names}.")

@@ -1,4 +1,4 @@
-"""Table 4 of the paper: infilling perplexity, where the tokens of the removed spans alone count.
+"""Table 4 of the paper: infilling perplexity, over the tokens of the removed spans.
 
     python examples/evaluate/infilling_perplexity.py --model base=DIR --reading left
     python examples/evaluate/infilling_perplexity.py --model MAGNET=DIR
@@ -21,8 +21,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from datasets import Dataset
 
-from examples.command_line import check, start
-from examples.evaluate.driver import Measurement, Unit, make_parser, parse, run, unless_absent
+from examples.command_line import at_least, check, start
+from examples.evaluate.driver import (
+    Measurement,
+    Unit,
+    about_models,
+    complaints_of,
+    make_parser,
+    parse,
+    run,
+    unless_absent,
+)
 from examples.evaluate.gapped_rows import READINGS, GappedRow, block_rows, span_logprobs, story_row
 from examples.evaluate.records import Record
 from examples.evaluate.stories import CORPORA, SENTENCES, TITLES, derange, read_stories, stories_source
@@ -124,40 +133,33 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
     return [Unit(names[unit], settings[unit], measures[unit]) for unit in args.units]
 
 
-def complaints(args: argparse.Namespace) -> list[str]:
-    """Return what cannot work, before weights are read."""
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse what cannot work, before weights are read."""
     found = []
     if args.reading == "left" and args.suffix == "other":
         found.append("`--suffix other` changes nothing with `--reading left`, which sees no suffix. Drop one of them.")
-    least = 2 if args.suffix == "other" else 1
-    if args.limit is not None and args.limit < least:
-        found.append(f"`--limit` is {args.limit}; expected at least {least}, or leave it out to take all texts.")
+    if args.suffix == "other" and args.limit == 1:
+        found.append("`--limit` is 1, but `--suffix other` takes each suffix from another text. Raise it.")
     if args.max_length <= SPANS["max_span_tokens"] + 1:
         found.append(f"`--max_length` is {args.max_length}; a block must hold a span of 32 tokens. Raise it.")
-    sources = {"ROCStories": lambda: stories_source(args.data, corpus=args.corpus)}
-    sources["WikiText"] = lambda: (wikitext_source(args.data), "")
-    for unit in args.units:
-        try:
-            sources[unit]()
-        except ValueError as error:
-            found.append(f"{unit}: {error}")
-    for name, path in args.model.items():
-        try:
-            config, tokenizer = open_without_weights(path)
-        except ValueError as error:
-            found.append(f"`--model` {name}: {error}")
-            continue
-        if tokenizer.bos_token_id is None:
-            found.append(
-                f"{name} has no BOS, from which a first sentence is predicted and which opens blocks. Set one."
-            )
-        context = context_length(config, tokenizer)
-        if "WikiText" in args.units and args.max_length > context:
-            found.append(
-                f"`--max_length` is {args.max_length}, but {name} reads {context} tokens at most. Lower it for all "
-                "models that are compared."
-            )
-    return found
+    sources = {
+        "ROCStories": lambda: stories_source(args.data, corpus=args.corpus),
+        "WikiText": lambda: wikitext_source(args.data),
+    }
+    found += complaints_of({unit: sources[unit] for unit in args.units})
+    found += about_models(args.model, lambda path: _check_model(path, args))
+    check(found)
+
+
+def _check_model(path: str, args: argparse.Namespace) -> None:
+    config, tokenizer = open_without_weights(path)
+    if tokenizer.bos_token_id is None:
+        raise ValueError("it has no BOS, from which a first sentence is predicted and which opens blocks. Set one.")
+    context = context_length(config, tokenizer)
+    if "WikiText" in args.units and args.max_length > context:
+        raise ValueError(
+            f"`--max_length` is {args.max_length}, but it reads {context} tokens at most. Lower it for all models."
+        )
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
@@ -170,10 +172,10 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     parser.add_argument("--suffix", default="own", choices=["own", "other"], help="what stands behind a gap")
     parser.add_argument("--corpus", default="rocstories", choices=CORPORA, help="which stories, a unit of their own")
     parser.add_argument("--tokenised", action="store_true", help="leave WikiText as it was tokenised, <unk> included")
-    parser.add_argument("--limit", type=int, help="stories and blocks, drawn at random; all if left out")
+    parser.add_argument("--limit", type=at_least(), help="stories and blocks, drawn at random; all if left out")
     parser.add_argument("--max_length", type=int, help="tokens of a block of WikiText, BOS included")
     args = parse(parser, arguments)
-    check(complaints(args))
+    check_arguments(args)
     return run("infilling", args, make_units(args))
 
 

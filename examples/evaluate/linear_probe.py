@@ -42,19 +42,6 @@ class ProbeSettings:
     decay_epochs: int = 10
     max_grad_norm: float = 1.0
 
-    def complaints(self) -> list[str]:
-        """Return what cannot be trained with, in words."""
-        found = [
-            f"`{name}` is {getattr(self, name)}; expected a whole number of at least 1."
-            for name in ("steps", "batch_size", "decay_epochs")
-            if getattr(self, name) < 1
-        ]
-        if not 0 < self.learning_rate < math.inf:
-            found.append(f"`learning_rate` is {self.learning_rate}; expected a number above 0, such as 5e-4.")
-        if not 0 <= self.dropout < 1:
-            found.append(f"`dropout` is {self.dropout}; expected at least 0 and less than 1.")
-        return found
-
 
 def train_probe(
     states: np.ndarray,
@@ -74,9 +61,6 @@ def train_probe(
         labels (`numpy.ndarray` of shape `(num_words,)`): Whole numbers from 0 to `num_labels - 1`.
         bounds (`numpy.ndarray` of shape `(num_sentences + 1,)`): Words `bounds[i]` to `bounds[i + 1]` are sentence i.
     """
-    _check_arrays(states, labels, bounds, num_labels=num_labels)
-    if complaints := settings.complaints():
-        raise ValueError(" ".join(complaints))
     cuda = [torch.device(device)] if device.startswith("cuda") else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
@@ -118,22 +102,6 @@ def predict(layer: torch.nn.Linear, states: np.ndarray) -> np.ndarray:
         for start in range(0, len(states), _ROWS_AT_ONCE)
     ]
     return torch.cat(parts).numpy() if parts else np.empty(0, dtype=np.int64)
-
-
-def _check_arrays(states: np.ndarray, labels: np.ndarray, bounds: np.ndarray, *, num_labels: int) -> None:
-    """Refuse arrays that do not describe the same words."""
-    lengths = np.diff(bounds)
-    if not len(lengths) or bounds[0] != 0 or bounds[-1] != len(states) or (lengths < 1).any():
-        raise ValueError(
-            f"`bounds` must rise from 0 to the number of words, {len(states)}; it holds {bounds.tolist()!r:.80}."
-        )
-    if len(labels) != len(states):
-        raise ValueError(f"There are {len(labels)} labels for the states of {len(states)} words; expected one each.")
-    if labels.min() < 0 or labels.max() >= num_labels:
-        raise ValueError(
-            f"`labels` go from {labels.min()} to {labels.max()}; expected 0 to {num_labels - 1}, for `num_labels` is "
-            f"{num_labels}."
-        )
 
 
 __all__ = ["ProbeSettings", "predict", "train_probe"]

@@ -21,8 +21,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from examples.command_line import check, start
-from examples.evaluate.driver import Measurement, Unit, make_parser, open_magnet, parse, run, unless_absent
+from examples.command_line import at_least, check, start
+from examples.evaluate.driver import (
+    Measurement,
+    Unit,
+    about_models,
+    complaints_of,
+    make_parser,
+    open_magnet,
+    parse,
+    run,
+    unless_absent,
+)
 from examples.evaluate.records import Record, identify
 from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights
@@ -213,31 +223,24 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
     return units
 
 
-def complaints(args: argparse.Namespace) -> list[str]:
-    """Return what cannot work, before weights are read."""
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse what cannot work, before weights are read."""
     found = []
-    for name in ("number", "gap_tokens"):
-        if getattr(args, name) < 1:
-            found.append(f"`--{name}` is {getattr(args, name)}; expected at least 1.")
-    if wrong := [chunk for chunk in args.chunks if not 1 <= chunk <= args.gap_tokens]:
+    if wrong := [chunk for chunk in args.chunks if chunk > args.gap_tokens]:
         found.append(f"`--chunks` has {wrong}; expected 1 to {args.gap_tokens}, the tokens of a gap. Leave them out.")
+    found += about_models({**args.model, "the judge": args.judge}, lambda path: _check_model(path, args))
+    if args.texts is None:
+        found += complaints_of({"WikiText": lambda: wikitext_source(args.data)})
+    elif not is_hub_id(args.texts):
+        found += complaints_of({"`--texts`": lambda: local_files(args.texts, name="--texts")})
+    check(found)
+
+
+def _check_model(path: str, args: argparse.Namespace) -> None:
     room = PREFIX_TOKENS + args.gap_tokens + SUFFIX_TOKENS + 1
-    for name, path in {**args.model, "the judge": args.judge}.items():
-        try:
-            context = open_without_weights(path)[0].max_position_embeddings
-        except ValueError as error:
-            found.append(f"{name}: {error}")
-            continue
-        if context < room:
-            found.append(f"{name} reads {context} tokens, but a gap and its text take {room}. Lower `--gap_tokens`.")
-    try:
-        if args.texts is None:
-            wikitext_source(args.data)
-        elif not is_hub_id(args.texts):
-            local_files(args.texts, name="--texts")
-    except ValueError as error:
-        found.append(str(error))
-    return found
+    context = open_without_weights(path)[0].max_position_embeddings
+    if context < room:
+        raise ValueError(f"it reads {context} tokens, but a gap and its text take {room}. Lower `--gap_tokens`.")
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
@@ -246,12 +249,12 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     parser = make_parser(__doc__, smoke={**paper, "number": 8, "chunks": [128, 32], "kinds": ["greedy"]}, paper=paper)
     parser.add_argument("--judge", required=True, help="a causal model that reads fills and what is behind them")
     parser.add_argument("--texts", help="held-out texts, a file or a data set of the Hub; WikiText if left out")
-    parser.add_argument("--number", type=int, help="gaps")
-    parser.add_argument("--gap_tokens", type=int, help="tokens of a gap")
-    parser.add_argument("--chunks", type=int, nargs="+", help="tokens filled at once; all of a gap's is at once")
+    parser.add_argument("--number", type=at_least(), help="gaps")
+    parser.add_argument("--gap_tokens", type=at_least(), help="tokens of a gap")
+    parser.add_argument("--chunks", type=at_least(), nargs="+", help="tokens filled at once")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), help="how tokens are chosen")
     args = parse(parser, arguments)
-    check(complaints(args))
+    check_arguments(args)
     return run("long_fills", args, make_units(args))
 
 

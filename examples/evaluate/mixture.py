@@ -24,7 +24,7 @@ from trainer.whole_files import whole_file
 
 # Characters of a row of the output at least: more than 512 tokens of English.
 ROW_CHARACTERS = 4000
-# What stands between texts in TinyStories, and is none.
+# What stands between texts in TinyStories, and is not one.
 SEPARATORS = ("<|endoftext|>",)
 
 

@@ -14,7 +14,7 @@ goes on at the group it was in. Prompts longer than the model's context lose the
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,17 @@ import torch
 from datasets import DatasetDict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from examples.command_line import check, need, start
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit, make_parser, open_magnet, parse, run
+from examples.command_line import at_least, check, need, start
+from examples.evaluate.driver import (
+    Measurement,
+    NotAvailableError,
+    Unit,
+    about_models,
+    make_parser,
+    open_magnet,
+    parse,
+    run,
+)
 from examples.evaluate.mmlu_data import (
     EXAMPLES_PER_SUBJECT,
     GROUPS,
@@ -179,38 +188,32 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__, smoke=SMOKE, paper=PAPER)
     parser.add_argument("--reading", default="adapted", choices=READINGS, help="adapter on, off, or without our code")
-    parser.add_argument("--num_fewshot", type=int, help=f"examples before a question, 0 to {EXAMPLES_PER_SUBJECT}")
-    parser.add_argument("--limit", type=int, help="questions of each subject, from the first on; all if left out")
-    parser.add_argument("--batch_size", type=int, help="prompts of one forward")
+    parser.add_argument(
+        "--num_fewshot",
+        type=at_least(0, EXAMPLES_PER_SUBJECT),
+        help="examples before a question",
+    )
+    parser.add_argument("--limit", type=at_least(), help="first questions of each subject; all if left out")
+    parser.add_argument("--batch_size", type=at_least(), help="prompts of one forward")
     return parse(parser, arguments)
 
 
-def _about_arguments(args: argparse.Namespace) -> Iterator[str]:
-    """Yield what is wrong with the driver's own options."""
-    if args.num_fewshot not in range(EXAMPLES_PER_SUBJECT + 1):
-        yield f"`--num_fewshot` is {args.num_fewshot}; pass 0 to {EXAMPLES_PER_SUBJECT}, as many as a subject has."
-    for option in ("limit", "batch_size"):
-        value = getattr(args, option)
-        if value is not None and value < 1:
-            yield f"`--{option}` is {value}; pass 1 or more."
-    for name, path in args.model.items():
-        try:
-            source = ModelSource(path, {})
-            if args.reading == "stock":
-                (source.adapter_base() or source).config_values()
-            else:
-                open_without_weights(path)
-            if args.reading == "adapter_off" and source.file(ADAPTER_CONFIG) is None:
-                yield f"`--model` {name}: {path!r} has no adapter that could be off. Pass `--reading adapted`."
-        except ValueError as error:
-            yield f"`--model` {name}: {error}"
+def _check_model(path: str, args: argparse.Namespace) -> None:
+    """Refuse a model that cannot be read so."""
+    source = ModelSource(path, {})
+    if args.reading == "stock":
+        (source.adapter_base() or source).config_values()
+    else:
+        open_without_weights(path)
+    if args.reading == "adapter_off" and source.file(ADAPTER_CONFIG) is None:
+        raise ValueError(f"{path!r} has no adapter that could be off. Pass `--reading adapted`.")
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
     """Measure the models that were named."""
     args = parse_arguments(arguments)
     need("eval", "lm_eval.models.huggingface")
-    complaints, questions = list(_about_arguments(args)), None
+    complaints, questions = about_models(args.model, lambda path: _check_model(path, args)), None
     if args.data is not None:
         try:
             questions = read_questions(args.data)

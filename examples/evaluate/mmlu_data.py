@@ -160,9 +160,9 @@ def _read(file: Path) -> Iterator[tuple[int, Any]]:
 def _complaint(row: Any, subjects: list[str]) -> str | None:
     """Return what is wrong with a row, if anything."""
     if not isinstance(row, dict) or not set(_FEATURES) <= set(row):
-        return f"is no JSON object with {', '.join(_FEATURES)}"
+        return f"is not a JSON object with {', '.join(_FEATURES)}"
     if row["subject"] not in subjects:
-        return f"has the subject {row['subject']!r}, which is none of lm-eval's {len(subjects)}"
+        return f"has the subject {row['subject']!r}, which is not one of lm-eval's {len(subjects)}"
     choices = row["choices"]
     if not isinstance(choices, list) or [type(choice) for choice in choices] != [str] * len(LETTERS):
         return f"has the choices {choices!r:.80}; expected {len(LETTERS)} strings"

@@ -1,7 +1,7 @@
-"""What was measured, one JSON line each: appended, never overwritten, found again by a run that goes on.
+"""Records of measurements, one JSON line each: appended, never overwritten, and found again by a resumed run.
 
-A line is whole or it does not count: a process killed while it writes leaves half a line, which is skipped with a
-warning and cut off from the next one.
+A process that is killed while it writes leaves half a line, which readers skip with a warning and which the next
+record does not continue.
 """
 
 import hashlib
@@ -122,7 +122,7 @@ def read_records(path: Path) -> Iterator[Record]:
         try:
             yield Record(**values)
         except TypeError as error:
-            raise ValueError(f"Line {number} of {str(path)!r} is no record ({error}). Remove it.") from error
+            raise ValueError(f"Line {number} of {str(path)!r} is not a record ({error}). Remove it.") from error
 
 
 def answered(records: Sequence[Record]) -> dict[str, Record]:
@@ -148,8 +148,8 @@ def identify(model: str) -> dict[str, str | None]:
     file = source.file(CONFIG) or source.file(ADAPTER_CONFIG)
     if file is None:
         raise ValueError(
-            f"{model!r} is no directory here, and as a repository it has no {CONFIG} or {ADAPTER_CONFIG} that can be "
-            "read. Check the name; without a network, only what was downloaded before is there."
+            f"{model!r} is not a directory here, and as a repository it has no {CONFIG} or {ADAPTER_CONFIG} that can "
+            "be read. Check the name; without a network, only what was downloaded before is there."
         )
     base = source.adapter_base() if file.name == ADAPTER_CONFIG else None
     digest = None if base is None else hashlib.sha256(json.dumps(_of_base(base)).encode()).hexdigest()[:16]

@@ -28,10 +28,19 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from examples.command_line import check, start
+from examples.command_line import at_least, check, start
 from examples.evaluate import stories, wikitext
 from examples.evaluate.continuing import READINGS, continue_texts
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit, make_parser, open_magnet, parse, run
+from examples.evaluate.driver import (
+    Measurement,
+    NotAvailableError,
+    Unit,
+    about_models,
+    make_parser,
+    open_magnet,
+    parse,
+    run,
+)
 from examples.evaluate.records import Record
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.tokenization_magnet import context_length
@@ -132,16 +141,7 @@ def measure(
 
 def check_arguments(args: argparse.Namespace) -> dict[str, Callable[[], list[str]]]:
     """Refuse what cannot work before weights are read; a folder's files are read by then."""
-    complaints = [
-        f"`--{name}` is {value}; pass 1 or more."
-        for name, value in (("limit", args.limit), ("new_tokens", args.new_tokens), ("batch_size", args.batch_size))
-        if value < 1
-    ]
-    for name, path in args.model.items():
-        try:
-            _check_model(path, args)
-        except (ValueError, OSError) as error:
-            complaints.append(f"`--model` {name}: {error}")
+    complaints = about_models(args.model, lambda path: _check_model(path, args))
     found: dict[str, Callable[[], list[str]]] = {}
     for name, corpus in CORPORA.items():
         found[name] = partial(corpus.read, args.data)
@@ -187,9 +187,9 @@ def main(arguments: list[str] | None = None) -> list[Record]:
         choices=READINGS,
         help="left to right; by masks appended one at a time, MNTP's way; or so, of a masked encoder such as BERT",
     )
-    parser.add_argument("--limit", type=int, help="beginnings of each corpus, drawn at random")
-    parser.add_argument("--new_tokens", type=int, help="tokens of a continuation at most")
-    parser.add_argument("--batch_size", type=int, default=16, help="continuations at once")
+    parser.add_argument("--limit", type=at_least(), help="beginnings of each corpus, drawn at random")
+    parser.add_argument("--new_tokens", type=at_least(), help="tokens of a continuation at most")
+    parser.add_argument("--batch_size", type=at_least(), default=16, help="continuations at once")
     args = parse(parser, arguments)
     reads = check_arguments(args)
     units = [

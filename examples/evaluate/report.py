@@ -1,4 +1,4 @@
-"""All tables and figures of the paper that are on record, in one page: what was measured here beside what it prints.
+"""Write one report of all recorded tables and figures, beside the numbers of the paper.
 
     python examples/evaluate/report.py --results outputs/results --output_dir outputs/report
     python examples/evaluate/report.py --results outputs/results --output_dir outputs/report --notes notes.md
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> Page:
     need("eval", "matplotlib", "scipy")
     complaints: list[str] = []
     if args.notes is not None and not args.notes.is_file():
-        complaints.append(f"`--notes` {str(args.notes)!r} is no file. Name a Markdown file, or leave it out.")
+        complaints.append(f"`--notes` {str(args.notes)!r} is not a file. Name a Markdown file, or leave it out.")
     if args.output.exists() and not args.output.is_dir():
         complaints.append(f"`--output_dir` {str(args.output)!r} is a file. Name a folder.")
     results = _read(args.results, "--results", complaints)

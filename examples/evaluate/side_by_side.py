@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.command_line import check, start
+from examples.command_line import at_least, check, start
 from examples.evaluate.continuing import Reading, continue_texts
 from examples.evaluate.driver import Measurement, NotAvailableError, Unit, make_parser, parse, run
 from examples.evaluate.fill_systems import BASE, MAGNET, SHOTS, FillSystem, StoryGap, draw_gaps, fill_systems
@@ -188,14 +188,8 @@ def print_texts(records: Sequence[Record]) -> None:
 
 def _check_arguments(args: argparse.Namespace) -> None:
     """Refuse what cannot be; leaves the models of `masked` by name."""
-    least = {"number": 1, "shots": 0, "max_new_tokens": 1, "new_tokens": 1}
+    systems = [system.name for system in fill_systems(shots=args.shots) if system.name != MAGNET]
     complaints = [
-        f"`--{name}` is {getattr(args, name)}; expected a whole number of at least {limit}."
-        for name, limit in least.items()
-        if getattr(args, name) < limit
-    ]
-    systems = [system.name for system in fill_systems(shots=max(args.shots, 0)) if system.name != MAGNET]
-    complaints += [
         f"`--model` has {name!r}, the name of a row. Take another." for name in systems if name in args.model
     ]
     masked, args.masked = args.masked, {}
@@ -205,7 +199,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
             complaints.append(f"`--masked` has {item!r}; expected NAME=MODEL with a name that nothing else has.")
         args.masked[name] = path
     if args.stories is not None and not args.stories.is_file():
-        complaints.append(f"`--stories` {str(args.stories)!r} is no file.")
+        complaints.append(f"`--stories` {str(args.stories)!r} is not a file.")
     check(complaints)
 
 
@@ -214,10 +208,10 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     parser = make_parser(__doc__, smoke=SMOKE, paper=PAPER)
     parser.add_argument("--masked", nargs="+", default=[], metavar="NAME=MODEL", help="masked encoders that continue")
     parser.add_argument("--stories", type=Path, help="your own texts, see above: .jsonl, also .gz or .xz")
-    parser.add_argument("--number", type=int, help="texts of each kind that are drawn")
-    parser.add_argument("--shots", type=int, help="solved examples in front of the prompts that take some")
-    parser.add_argument("--max_new_tokens", type=int, default=32, help="tokens of a fill at most")
-    parser.add_argument("--new_tokens", type=int, help="tokens of a continuation at most")
+    parser.add_argument("--number", type=at_least(), help="texts of each kind that are drawn")
+    parser.add_argument("--shots", type=at_least(0), help="solved examples in front of the prompts that take some")
+    parser.add_argument("--max_new_tokens", type=at_least(), default=32, help="tokens of a fill at most")
+    parser.add_argument("--new_tokens", type=at_least(), help="tokens of a continuation at most")
     args = parse(parser, arguments)
     _check_arguments(args)
     texts = read_texts(args)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from datasets import load_dataset
 
-from examples.command_line import need, start
+from examples.command_line import at_least, need, start
 from examples.evaluate.driver import Measurement, NotAvailableError, Unit, make_parser, parse
 from examples.evaluate.reading_options import (
     add_reading_options,
@@ -171,16 +171,14 @@ def parse_arguments(arguments: list[str] | None) -> list[argparse.Namespace]:
     """Read and check the command line: the arguments of each reading that the models need."""
     parser = make_parser(__doc__, smoke={"limit": 200}, paper={"limit": None})
     parser.add_argument("--tasks", nargs="+", default=list(STS_SETS), choices=list(STS_SETS), help="sets to run")
-    parser.add_argument("--limit", type=int, help="pairs of a set, drawn with the seed; all of them by default")
+    parser.add_argument("--limit", type=at_least(2), help="pairs of a set, drawn with the seed; by default all")
     parser.add_argument("--mteb", action="store_true", help="run mteb on the same pairs, too")
     add_reading_options(parser)
     args = parse(parser, arguments)
     need("eval", "scipy", *(["mteb"] if args.mteb else []))
-    complaints = []
-    if args.limit is not None and args.limit < 2:
-        complaints.append(f"`--limit` is {args.limit}; a correlation needs at least 2 pairs.")
-    if args.data is not None:
-        complaints += data_complaints(args.tasks, lambda task: read_sts(task, folder=args.data))
+    complaints = (
+        [] if args.data is None else data_complaints(args.tasks, lambda task: read_sts(task, folder=args.data))
+    )
     return by_reading(args, tasks=["STS"], complaints=complaints)
 
 

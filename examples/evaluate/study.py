@@ -1,13 +1,13 @@
-"""The whole study: trains every system of a plan, asks every driver, and writes the page.
+"""Train every system of a plan, run every script of the tables, and write the report.
 
     python examples/evaluate/study.py examples/evaluate/study_wiki7m.json --output_dir outputs/study
     python examples/evaluate/study.py examples/evaluate/study_wiki7m.json --output_dir outputs/trial --preset smoke
     python examples/evaluate/study.py PLAN.json --output_dir DIR --only train --jobs 2
     python examples/evaluate/study.py PLAN.json --output_dir OTHER --base outputs/llama-2m --runs MAGNET
 
-All systems have the same data, steps and parameters; the plan says what differs. Killed, the same command goes on:
-a training at its last checkpoint, a table at its first open cell. Trainings run `--jobs` at a time, each on its share
-of the cores.
+All systems have the same data, steps and parameters; the plan says what differs. The same command resumes an
+interrupted study: a training at its last checkpoint, a table at its first missing cell. `--jobs` trainings run at a
+time, each on its share of the cores.
 """
 
 import fcntl

@@ -87,7 +87,7 @@ def complaints_about(values: Any, *, preset: str) -> Iterator[str]:
     folders: dict[str, str] = {}
     for name, run in values["runs"].items():
         if run.get("base", BASE) not in known:
-            yield f"the run {name!r} starts from {run['base']!r}, which is no run before it."
+            yield f"the run {name!r} starts from {run['base']!r}, which is not a run before it."
         if not folder_name(name) or folders.setdefault(folder_name(name), name) != name:
             yield f"the run {name!r} has no folder of its own: {folder_name(name)!r}. Give it a name of other letters."
         known.add(name)
@@ -98,7 +98,7 @@ def complaints_about(values: Any, *, preset: str) -> Iterator[str]:
         if call.get("replicas", 1) < 1:
             yield f"{call['driver']!r} is asked about {call['replicas']} replicas; expected one at least."
         for system in sorted({run.removesuffix(ADAPTER) for run in named_systems(call["systems"]).values()} - known):
-            yield f"{call['driver']!r} is asked about {system!r}, which is no run."
+            yield f"{call['driver']!r} is asked about {system!r}, which is not a run."
 
 
 def _complaints_about_training(values: dict[str, Any], *, preset: str) -> Iterator[str]:

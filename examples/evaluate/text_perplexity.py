@@ -15,8 +15,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.command_line import check, start
-from examples.evaluate.driver import Measurement, Unit, make_parser, parse, run, unless_absent
+from examples.command_line import at_least, check, named_items, start
+from examples.evaluate.driver import (
+    Measurement,
+    Unit,
+    about_models,
+    complaints_of,
+    make_parser,
+    parse,
+    run,
+    unless_absent,
+)
 from examples.evaluate.gapped_rows import GappedRow, span_logprobs
 from examples.evaluate.records import Record
 from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
@@ -74,39 +83,21 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
     return units
 
 
-def complaints(args: argparse.Namespace) -> list[str]:
-    """Return what cannot work, before weights are read; turns `--texts` into names and files."""
-    found = []
-    texts: dict[str, str] = {}
-    for item in args.texts:
-        name, separator, file = item.partition("=")
-        if not (name and separator and file):
-            found.append(f"`--texts` has {item!r}; expected NAME=FILE, such as Wikipedia=articles.jsonl.xz.")
-            continue
-        if name in texts or name == "WikiText":
-            found.append(f"`--texts` has two corpora named {name!r}, or WikiText. Give each a name of its own.")
-        texts[name] = file
-        try:
-            local_files(file, name="--texts")
-        except ValueError as error:
-            found.append(str(error))
-    args.texts = texts
-    try:
-        wikitext_source(args.data)
-    except ValueError as error:
-        found.append(str(error))
-    if args.limit is not None and args.limit < 1:
-        found.append(f"`--limit` is {args.limit}; expected at least 1, or leave it out to read all windows.")
-    for name, path in args.model.items():
-        try:
-            config, tokenizer = open_without_weights(path)
-        except ValueError as error:
-            found.append(f"`--model` {name}: {error}")
-            continue
-        context = context_length(config, tokenizer)
-        if args.max_length is not None and not 2 <= args.max_length <= context:
-            found.append(f"`--max_length` is {args.max_length}; {name} reads 2 to {context} tokens. Change it.")
-    return found
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse what cannot work, before weights are read; turns `--texts` into names and files."""
+    args.texts, found = named_items(args.texts, option="--texts", what="FILE")
+    if "WikiText" in args.texts:
+        found.append("`--texts` has a corpus named WikiText, which is measured anyway. Give it another name.")
+    found += complaints_of({name: partial(local_files, file, name="--texts") for name, file in args.texts.items()})
+    found += complaints_of({"WikiText": lambda: wikitext_source(args.data)})
+    found += about_models(args.model, lambda path: _check_model(path, args))
+    check(found)
+
+
+def _check_model(path: str, args: argparse.Namespace) -> None:
+    context = context_length(*open_without_weights(path))
+    if args.max_length is not None and args.max_length > context:
+        raise ValueError(f"`--max_length` is {args.max_length}, but it reads {context} tokens at most. Lower it.")
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
@@ -114,10 +105,10 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     parser = make_parser(__doc__, smoke={"limit": 16}, paper={"limit": None})
     parser.add_argument("--texts", nargs="+", default=[], metavar="NAME=FILE", help="further corpora, as .jsonl.xz")
     parser.add_argument("--tokenised", action="store_true", help="leave WikiText as it was tokenised, <unk> included")
-    parser.add_argument("--limit", type=int, help="windows of each corpus, from the first on; all if left out")
-    parser.add_argument("--max_length", type=int, help="tokens of a window; the model's context if left out")
+    parser.add_argument("--limit", type=at_least(), help="windows of each corpus, from the first on; all if left out")
+    parser.add_argument("--max_length", type=at_least(2), help="tokens of a window; the model's context if left out")
     args = parse(parser, arguments)
-    check(complaints(args))
+    check_arguments(args)
     return run("perplexity", args, make_units(args))
 
 

@@ -38,7 +38,7 @@ def read_report(run: str | Path) -> dict[str, Any]:
         known = False
     if not known:
         raise ValueError(
-            f"{str(file)!r} is no report of adapt.py; expected JSON with `arguments` and a `log_history` of rows "
+            f"{str(file)!r} is not a report of adapt.py; expected JSON with `arguments` and a `log_history` of rows "
             "with a `step`. Name the output folder of a finished run."
         )
     return dict(report)
@@ -99,7 +99,9 @@ def curve_records(name: str, run: Path, *, replica: int) -> list[Record]:
     try:
         evaluations = evaluations_by_step(report)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{str(run / REPORT)!r} has an evaluation that is no number ({error}). Repeat it.") from error
+        raise ValueError(
+            f"{str(run / REPORT)!r} has an evaluation that is not a number ({error}). Repeat it."
+        ) from error
     if not evaluations:
         raise ValueError(f"The run in {str(run)!r} evaluated nothing; give it `eval_texts` and `eval_strategy` steps.")
     arguments = report["arguments"]

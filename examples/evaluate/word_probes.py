@@ -24,9 +24,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from examples.command_line import check, need, start
+from examples.command_line import at_least, check, need, start
 from examples.evaluate.conll import HUB_ID, TASKS, TaggedSentence, missing_files, read_conll, split_file, split_to_test
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit, make_parser, parse, print_table, run
+from examples.evaluate.driver import (
+    Measurement,
+    NotAvailableError,
+    Unit,
+    about_models,
+    make_parser,
+    parse,
+    print_table,
+    run,
+)
 from examples.evaluate.linear_probe import ProbeSettings, predict, train_probe
 from examples.evaluate.records import Record, digest_files
 from examples.evaluate.word_readers import (
@@ -160,28 +169,19 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, di
         choices=get_args(Shift),
         help="of decoders: a token is the output before it, or its own; by default own with `--reading causal` alone",
     )
-    parser.add_argument("--steps", type=int, help="updates of a probe")
-    parser.add_argument("--batch_size", type=int, help="sentences of an update")
+    parser.add_argument("--steps", type=at_least(), help="updates of a probe")
+    parser.add_argument("--batch_size", type=at_least(), help="sentences of an update")
     parser.add_argument("--learning_rate", type=float, help="at the first step")
     parser.add_argument("--dropout", type=float, help="on the states")
-    parser.add_argument("--train_sentences", type=int, help="drawn from the training set; all if left out")
-    parser.add_argument("--test_sentences", type=int, help="drawn from the test set; all if left out")
+    parser.add_argument("--train_sentences", type=at_least(), help="drawn from the training set; all if left out")
+    parser.add_argument("--test_sentences", type=at_least(), help="drawn from the test set; all if left out")
     args = parse(parser, arguments)
     need("eval", "evaluate", "seqeval")
-    complaints = probe_settings(args).complaints()
-    for name in ("train_sentences", "test_sentences"):
-        number = getattr(args, name)
-        if number is not None and number < 1:
-            complaints.append(f"`--{name}` is {number}; expected at least 1.")
-    complaints += missing_files(args.data) if args.data is not None else []
-    readings = {}
-    for name, path in args.model.items():
-        try:
-            readings[name] = reading_of(path, args.reading)
-        except ValueError as error:
-            complaints.append(f"`--model` {name}: {error}")
+    complaints = missing_files(args.data) if args.data is not None else []
+    found: dict[str, str] = {}
+    complaints += about_models(args.model, lambda path: found.setdefault(path, reading_of(path, args.reading)))
     check(complaints)
-    return args, readings
+    return args, {name: found[path] for name, path in args.model.items()}
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:

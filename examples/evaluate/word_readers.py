@@ -123,7 +123,7 @@ def _join_windows(parts: list[PlacedVectors], *, step: int) -> PlacedVectors:
     farthest = np.full(length, -1)
     for number, part in enumerate(parts):
         place = np.arange(len(part.vectors))
-        # Where the text itself begins or ends is no edge.
+        # Where the text itself begins or ends is not an edge.
         before = place if number else np.full_like(place, _FAR)
         behind = place[::-1] if number < len(parts) - 1 else np.full_like(place, _FAR)
         distance = np.minimum(before, behind)
@@ -156,8 +156,6 @@ def tabulate(
     bytes_in_memory: int = _BYTES_IN_MEMORY,
 ) -> WordStates:
     """Read the states of all words, once."""
-    if not sentences or not all(sentences):
-        raise ValueError("There are no sentences, or one of them has no words. Leave it out.")
     bounds = np.cumsum([0, *map(len, sentences)])
     states = np.empty((0, 0), dtype=np.float32)
     missing = 0

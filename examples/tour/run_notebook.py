@@ -1,10 +1,10 @@
-"""Execute a notebook from its first cell to its last and keep its outputs, clean enough to be committed.
+"""Execute a notebook and keep outputs that can be committed.
 
     python examples/tour/run_notebook.py examples/magnet_tour.ipynb
 
-The kernel is the Python that runs this script. Kept are what a reader sees: texts, tables, pictures, and of each bar
-its last line. No times of cells, no ids of widgets. Where a cell fails, the file stays as it was. Needs the extra
-`notebook`.
+The kernel is the Python that runs this script. It keeps what a reader sees: texts, tables, pictures, and the last
+line of each progress bar, without times of cells or ids of widgets. If a cell fails, the file is not changed. Needs
+the extra `notebook`.
 """
 
 from __future__ import annotations

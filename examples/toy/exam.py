@@ -1,6 +1,6 @@
-"""What the quickstart asks of each model: the same texts, the same gaps, the same masked tokens.
+"""The questions of the quickstart: the same texts, missing sentences and masked tokens for each model.
 
-A model that reads left to right gets what lies to the left; `mode` and `suffixes` say what else one is shown.
+A causal model sees the text to the left; `mode` and `suffixes` say what else a model sees.
 """
 
 from __future__ import annotations

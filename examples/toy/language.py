@@ -1,4 +1,4 @@
-"""A corpus of tiny stories whose missing sentence only the sentences after it can tell.
+"""A corpus of tiny stories whose missing sentence follows only from the sentences after it.
 
 Each story names one thing, drawn at random, in its second sentence; what happens later follows from that thing, and
 nothing before it does. A left-to-right model must therefore guess the thing, one time in `len(THINGS)`; a model that

@@ -1,4 +1,4 @@
-"""The model that the app shows: a checkpoint that is named, or the quickstart's, built where it is missing."""
+"""Open the model of `app.py` and `fill.py`: a named checkpoint, or the quickstart's, which is trained if missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The quickstart's one table: a row for each question, a column for each model, and a few fills in words."""
+"""The table of the quickstart: a row for each question, a column for each model, and a few fills."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models of the quickstart: a tiny Llama, the same trained on, and the same adapted."""
+"""Train the models of the quickstart: a tiny Llama, the same trained for longer, and the same adapted."""
 
 from __future__ import annotations
 

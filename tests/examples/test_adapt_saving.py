@@ -16,7 +16,6 @@ from modeling_magnet.publishing.card import rename_card
 from modeling_magnet.publishing.merging import largest_differences
 from tests.hub_client import run_client
 from tests.hub_server import HubServer
-from trainer.model_card import describe_data
 
 from .tiny_run import save_plain_llama, tiny_options
 
@@ -218,15 +217,3 @@ def test_the_card_names_the_base_of_a_local_directory(tmp_path, options, config,
     told = f"| base model | base, a directory whose files name {found} |"
     assert (told in written.text) == (found is not None)
     assert str(tmp_path) not in written.content
-
-
-def test_data_of_the_hub_is_named_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names = [f"part-{number:03}.txt" for number in range(30)]
-    for name in names:
-        (tmp_path / name).write_text("x")
-    assert (
-        describe_data(["owner/name"]) == "owner/name" and describe_data(["name"]) == "name" and describe_data([]) == ""
-    )
-    assert describe_data(["*.txt"]) == f"30 files: {', '.join(names[:19])}, ..., part-029.txt"
-    assert describe_data(["gone-*.xz"]) == "gone-*.xz"

@@ -1,6 +1,5 @@
 """What stands behind the app's tabs: the library's own answers, everything escaped, and no request that breaks it."""
 
-import argparse
 import json
 import re
 import threading
@@ -136,20 +135,6 @@ def test_a_words_nearest_usages_are_in_other_lines_and_most_like_it(tiny_model):
     assert f"“{likeness.text_of(likeness.words[near[0]])}” in line" in words[1]["data-told"]
 
 
-@pytest.mark.parametrize(
-    ("text", "level", "told"),
-    [
-        ("", "sentences", "The list of lines is empty"),
-        ("one line", "sentences", "There are 1 lines of text; write 2 to 12"),
-        ("\n".join("abcdefghijklm"), "sentences", "There are 13 lines"),
-        ("a b c " * 60 + "\nb", "words", "have 181 words; this page compares 150 at most"),
-        ("a\n\udfff", "words", "has a lone surrogate"),
-    ],
-)
-def test_what_cannot_be_compared_is_told_in_place(tiny_model, text, level, told):
-    assert told in check_harmless(shows_problems(Handlers(tiny_model).compare)(text, level)).text
-
-
 # ---- All of it ----
 
 
@@ -241,18 +226,3 @@ def test_what_cannot_be_opened_is_told_in_one_line(tmp_path, tiny_model, what):
     code, out, err = run_script(app, "--model", str(folder))
     assert (code, out) == (2, "")
     assert re.match(r"error: .*model", err) and len(err.splitlines()) == 1
-
-
-def test_options_are_read(monkeypatch):
-    monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")  # as on a Space
-    assert app.parse_arguments(["--model", "m"]) == argparse.Namespace(
-        model="m", port=7860, host="0.0.0.0", share="no", device=None
-    )
-    with pytest.raises(SystemExit):
-        app.parse_arguments(["--port", "0"])
-
-
-def test_help_needs_no_model(capsys):
-    with pytest.raises(SystemExit, match="^0$"):
-        app.main(["--help"])
-    assert "--model" in capsys.readouterr().out

@@ -298,27 +298,6 @@ def test_attention_shows_masks_and_a_head(visit, photograph):
     assert "a table shows 40 at most" in problem(page, "attention")
 
 
-def test_two_visitors_at_once_get_their_own(visit):
-    pages = {"girl": visit(), "boy": visit()}
-    for word, page in pages.items():
-        page.get_by_label("Text with blanks").fill(f"There was a {word}[blank] who went home.")
-        open_tab(page, "Generate")
-        page.get_by_label("Prompt").fill(f"The {word}")
-        page.get_by_label("number input for New tokens").fill("40")
-    for page in pages.values():
-        page.get_by_role("button", name="Generate").click()
-    for page in pages.values():
-        open_tab(page, "Infill")
-        page.get_by_role("button", name="Fill the blanks").click()
-    for word, page in pages.items():
-        text = page.locator("#infill-answer .pair p.text").first
-        text.wait_for()
-        assert text.inner_text().startswith(f"There was a {word}")
-        open_tab(page, "Generate")
-        sync_api.expect(page.locator("#generate-answer [role=status]")).to_be_visible()
-        assert page.locator("#generate-answer p.text").inner_text().startswith(f"The {word}")
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_on_a_phone_nothing_moves_sideways_and_all_can_be_read(visit, photograph, scheme):
     page = visit(viewport={"width": 390, "height": 800}, color_scheme=scheme, has_touch=True)

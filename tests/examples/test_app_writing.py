@@ -9,8 +9,6 @@ pytest.importorskip("gradio", reason="the app needs gradio, of the extra `demo`"
 
 from examples.demo.attention import attention_weights, read_row, render_masks, render_weights, with_eager_attention
 from examples.demo.generate import Runs, render_meters, show_writing, write_on
-from examples.demo.limits import shows_problems
-from examples.demo.page import Handlers
 from examples.plots import allowed_attention
 from modeling_magnet.masking_magnet import MODES
 
@@ -66,25 +64,6 @@ def test_a_full_context_ends_it(tiny_model):
     assert last.tokens <= 6 and last.state in ("stopped: the model's context is full", "ended by the model")
 
 
-@pytest.mark.parametrize(
-    ("prompt", "tokens", "temperature", "told"),
-    [
-        (" ", 5, 0, "The prompt is empty"),
-        ("word " * 300, 5, 0, "which leaves none to write"),
-        ("a", 0, 0, "New tokens is 0"),
-        ("a", 201, 0, "New tokens is 201; expected a whole number from 1 to 200"),
-        ("a", 5, 3, "Temperature is 3; expected a number from 0 to 2"),
-        ("a", 5, float("nan"), "Temperature is nan"),
-        ("a", 5, None, "Temperature is None"),
-    ],
-)
-def test_what_cannot_be_written_is_told_in_place(tiny_model, prompt, tokens, temperature, told):
-    states = write_on(tiny_model, prompt, new_tokens=tokens, temperature=temperature, stop=threading.Event())
-    ((text, meters),) = show_writing(states)
-    assert told in check_harmless(text).text and meters == ""
-    assert not writers()
-
-
 def test_what_breaks_while_writing_reaches_the_visitor_as_words(tiny_model, capsys):
     tiny_model.model.layers[0] = None
     states = write_on(tiny_model, "a", new_tokens=3, temperature=0, stop=threading.Event())
@@ -134,17 +113,3 @@ def test_looking_at_attention_costs_no_second_set_of_weights_and_changes_nothing
     assert eager.config._attn_implementation == "eager" != before == tiny_model.config._attn_implementation
     mine = {tensor.data_ptr() for tensor in tiny_model.parameters()}
     assert {tensor.data_ptr() for tensor in eager.parameters()} == mine
-
-
-@pytest.mark.parametrize(
-    ("text", "mode", "layer", "head", "told"),
-    [
-        ("", "infill", 1, 1, "The text is empty"),
-        ("a" * 60, "infill", 1, 1, "a table shows 40 at most"),
-        (TEXT, "sideways", 1, 1, "Mode is 'sideways'; expected one of causal, bidirectional, infill"),
-        (TEXT, "causal", 4, 1, "Layer is 4; expected a whole number from 1 to 3"),
-        (TEXT, "causal", 1, 0, "Head is 0; expected a whole number from 1 to 4"),
-    ],
-)
-def test_what_cannot_be_looked_at_is_told_in_place(tiny_model, text, mode, layer, head, told):
-    assert told in check_harmless(shows_problems(Handlers(tiny_model).attend)(text, mode, layer, head)).text

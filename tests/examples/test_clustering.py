@@ -10,7 +10,6 @@ import pytest
 
 from examples.evaluate import clustering
 from examples.evaluate.clustering import described, read_file, subsets_of
-from examples.evaluate.driver import NotAvailableError
 from examples.evaluate.sentence_readers import MagnetReader
 from modeling_magnet.tokenization_magnet import PAPER_PROMPTS
 
@@ -111,26 +110,3 @@ def test_without_a_folder_the_hub_is_asked_at_mtebs_revision(tmp_path, tiny_mode
     (record,) = clustering.main([*arguments, "--tasks", "MedrxivClusteringP2P"])  # the tests have no network
     assert record.unavailable.startswith("mteb/medrxiv-clustering-p2p of the Hub: ")
     assert record.settings["data"] == "mteb/medrxiv-clustering-p2p@e7a26af"
-
-
-def test_what_cannot_be_read_is_told_at_once(tmp_path, folder, tiny_model):
-    with pytest.raises(NotAvailableError, match="has no biorxiv_title_subject"):
-        read_file("BiorxivClusteringS2S", tmp_path / "model")
-    tiny_model.save_pretrained(tmp_path / "model")
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"not read")
-    (folder / "20news_bydate_train.jsonl.xz").write_bytes(b"no archive")
-    (folder / "biorxiv_title_subject.tsv.gz").write_bytes(gzip.compress(b"doi\tsubject\ttitle\n1\tGenetics\n"))
-    arguments = ["--model", str(tmp_path / "model"), "--data", str(folder), "--subsets", "0", "--subset_size", "1"]
-    with pytest.raises(ValueError, match="The arguments cannot be used") as raised:
-        clustering.main([*arguments, "--device", "cpu", "--pooling", "cls"])
-    for complaint in (
-        "`--subsets` is 0; expected at least 1",
-        "`--subset_size` is 1; expected at least 2",
-        "20news_bydate_train.jsonl.xz' cannot be read",
-        "biorxiv_title_subject.tsv.gz' has no title or no subject",
-        "`--pooling` is 'cls'; the reading magnet has",
-    ):
-        assert complaint in str(raised.value)
-    (folder / "20news_bydate_train.jsonl.xz").write_bytes(lzma.compress(b'{"label": "x"}\n'))
-    with pytest.raises(ValueError, match="Line 1 of .* is no JSON with subject and label"):
-        read_file("TwentyNewsgroupsClustering", folder)

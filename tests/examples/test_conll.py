@@ -82,12 +82,6 @@ def test_iob2_has_the_spans_of_iob1_and_a_begin_at_each(iob1, iob2):
     assert len(spans) == 0 or spans[0] == spans[1]
 
 
-def test_seqeval_finds_nothing_in_iob1_read_as_iob2():
-    tags = ["O", "I-ORG", "O"]
-    assert Entities([tags], scheme=IOB2).entities == [[]]
-    assert len(Entities([to_iob2(tags)], scheme=IOB2).entities[0]) == 1
-
-
 def test_the_split_that_is_tested_is_the_one_that_is_there(tmp_path):
     assert split_to_test(None) == "testb"
     assert split_to_test(tmp_path) == "testa"
@@ -104,18 +98,6 @@ def test_the_split_that_is_tested_is_the_one_that_is_there(tmp_path):
 def test_a_line_of_another_form_is_named(line):
     with pytest.raises(ValueError, match=r"Line 2 of 'x' is '.*expected a word, its part of speech"):
         list(read_lines(["EU NNP I-NP I-ORG\n", f"{line}\n"], name="x"))
-
-
-def test_what_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"No split is named 'dev'; expected one of \['testa'"):
-        read_conll("dev", folder=tmp_path)
-    with pytest.raises(ValueError, match=r"has no eng\.testb\.gz, where the split testb"):
-        read_conll("testb", folder=tmp_path)
-    (tmp_path / "eng.testb.gz").write_bytes(gzip.compress(LINES.encode())[:-20])
-    with pytest.raises(ValueError, match=r"eng\.testb\.gz' cannot be read to its end .* Fetch it again"):
-        read_conll("testb", folder=tmp_path)
-    with pytest.raises(OSError, match="lhoestq/conll2003"):  # the tests have no network
-        read_conll("train")
 
 
 def test_the_real_files_have_the_published_numbers():

@@ -130,23 +130,3 @@ def test_a_chain_of_words_is_continued_word_by_word(tmp_path):
     written = continue_texts(model, model.tokenizer, ["a b", "c", "b x."], max_new_tokens=5)
     assert [one.text.split() for one in written] == ["c d. a b c".split(), "d. a b c d.".split(), []]
     assert [one.has_ended for one in written] == [False, False, True]
-
-
-def test_what_cannot_be_continued_is_refused(tiny_model, tiny_tokenizer):
-    with pytest.raises(ValueError, match="`reading` is 'both'; expected one of"):
-        continue_texts(tiny_model, tiny_tokenizer, TEXTS, reading="both", max_new_tokens=2)
-    with pytest.raises(
-        ValueError, match=r"`max_new_tokens` is 255; expected 1 to 25\d: the longest text has \d tokens"
-    ):
-        continue_texts(tiny_model, tiny_tokenizer, ["The"], max_new_tokens=255)
-    with pytest.raises(ValueError, match="`max_new_tokens` is 0"):
-        continue_texts(tiny_model, tiny_tokenizer, ["The"], max_new_tokens=0)
-    with pytest.raises(ValueError, match=r"`texts\[1\]` is int"):
-        continue_texts(tiny_model, tiny_tokenizer, ["The", 3], max_new_tokens=2)
-
-
-def test_a_model_without_a_mask_is_refused(bert, tmp_path):
-    save_bert(tmp_path / "bert")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "bert", mask_token=None)
-    with pytest.raises(ValueError, match="BertForMaskedLM has no mask token to append"):
-        continue_texts(bert[0], tokenizer, ["a b"], reading="masked", max_new_tokens=2)

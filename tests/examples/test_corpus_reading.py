@@ -240,18 +240,6 @@ def test_what_cannot_be_read_is_refused_at_once(tmp_path, content, options, mess
         open_corpus(str(tmp_path), **options)
 
 
-def test_a_parquet_column_of_numbers_is_no_text(tmp_path):
-    pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="has type int64; expected strings"):
-        open_corpus(str(tmp_path / "a.parquet"))
-
-
-def test_a_name_that_is_neither_here_nor_on_the_hub_is_refused(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="'no-such/corpus'.*there is no such file or folder here"):
-        open_corpus("no-such/corpus")
-
-
 def test_a_parquet_file_whose_names_are_no_text_is_named(tmp_path):
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
     raw = (tmp_path / "a.parquet").read_bytes()

@@ -118,32 +118,6 @@ def test_what_cannot_be_opened_is_told_in_one_line(saved, tmp_path):
     assert line.startswith(f"error: {str(saved)!r} cannot be opened: ") and "where its header promises" in line
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--device", "warp"], "`--device` is 'warp', which cannot be used"),
-        (["--json", "no/such/folder.json"], "`--json` is 'no/such/folder.json'; name a file in a folder that exists"),
-        (["--revision", "main"], "`--revision` is 'main', but"),
-        (["--trust_remote_code"], "names no code (`auto_map`): it is no MAGNET checkpoint. Leave the option out."),
-        (["--mask_token", "no such token"], "none of ['no such token'] is one token"),
-    ],
-)
-def test_arguments_that_cannot_be_used_are_told_in_one_line(doctor_models, capsys, arguments, message):
-    assert doctor.main([str(doctor_models["llama"] / "plain"), *arguments]) == 2
-    printed = capsys.readouterr()
-    assert printed.out == "" and printed.err.startswith("error: ") and message in printed.err
-    assert len(printed.err.splitlines()) == 1
-
-
-def test_options_that_do_not_exist_are_told_in_one_line(capsys):
-    for arguments in (["m", "--dtype", "int3"], ["m", "--backends", "flash"], [], ["m", "--speed"]):
-        with pytest.raises(SystemExit) as stopped:
-            doctor.main(arguments)
-        assert stopped.value.code == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("error: ") and line.endswith("See --help.")
-
-
 def test_a_vocabulary_without_a_mask_token_is_told_and_one_may_be_named(babyllama, tmp_path, capsys):
     assert doctor.main([str(babyllama)]) == 2
     error = capsys.readouterr().err

@@ -83,7 +83,7 @@ NEED_TOKENIZER = {"tokenizer", "encode, batch invariance", "infill, batch invari
             lambda folder: edit_settings(folder, mask_token_id=300),
             {"mask token"},
             "mask token",
-            "its id is none of the 300 that the model embeds",
+            "its id is not one of the 300 that the model embeds",
         ),
         (
             lambda folder: edit_settings(folder, mask_token="</s>", mask_token_id=2),
@@ -158,7 +158,7 @@ def test_weights_that_are_no_numbers_fail_and_stop_nothing(saved, tmp_path):
     assert rows["weights are numbers"]["detail"] == (
         "1 tensors with NaN or infinity, such as model.layers.0.mlp.up_proj.weight"
     )
-    assert "states of causal mode are no finite numbers" in rows["leaks, causal, sdpa"]["detail"]
+    assert "states of causal mode are not finite numbers" in rows["leaks, causal, sdpa"]["detail"]
     assert rows["sidecars"]["outcome"] == "pass"
 
 

@@ -14,7 +14,6 @@ from examples import encode_corpus
 from examples.encode_corpus import main
 from modeling_magnet import MagnetLlamaForCausalLM
 
-from ..scripts import run_script
 from .tiny_corpus import make_texts, write_jsonl
 
 CHUNK_SIZE = 16
@@ -265,12 +264,6 @@ def test_a_report_of_something_else_is_never_overwritten(tmp_path, options):
     assert not (tmp_path / "out.npy").exists()
 
 
-def test_what_is_refused_is_one_line_on_the_command_line(tmp_path, options):
-    code, _, err = run_script(encode_corpus, *options, "--pooling=max")
-    assert code == 2
-    assert err.strip().splitlines()[-1].startswith("error: `pooling` is 'max'")
-
-
 def test_a_finished_output_is_never_overwritten(tmp_path, options):
     (tmp_path / "out.npy").write_bytes(b"precious")
     with pytest.raises(ValueError, match="exists already"):
@@ -279,13 +272,6 @@ def test_a_finished_output_is_never_overwritten(tmp_path, options):
     with pytest.raises(ValueError, match="exists already.*is not its own"):
         main(options)
     assert (tmp_path / "out.npy").read_bytes() == b"precious"
-
-
-def test_a_model_without_a_tokenizer_is_refused(options, model):
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (model / name).unlink()
-    with pytest.raises(ValueError, match="has no tokenizer"):
-        main(options)
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])  # two start anew: 10 s

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from examples.evaluate import gapped_rows
 from examples.evaluate.gapped_rows import GappedRow, block_rows, span_logprobs, story_row
@@ -132,12 +132,3 @@ def test_spans_are_those_of_the_seed_and_another_text_stands_behind_each():
             assert alone.input_ids == ids[:end] + other[end:]
             assert start >= 1
     assert next(foreign, None) is None
-
-
-def test_what_cannot_be_read_is_refused(tiny_model, real_llama):
-    with pytest.raises(ValueError, match="takes 300 positions, but the model has 256"):
-        span_logprobs(tiny_model, [GappedRow([5] * 300, [(1, 3)])], reading="left")
-    tokenizer = AutoTokenizer.from_pretrained(real_llama)
-    tokenizer.bos_token = None
-    with pytest.raises(ValueError, match="no BOS to predict it from"):
-        story_row(tokenizer, STORY, 0)

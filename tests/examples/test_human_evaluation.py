@@ -155,23 +155,6 @@ def test_a_form_that_people_may_be_answering_is_not_overwritten(models, data, tm
         sample(models, data, output, "--seed", "1")
 
 
-def test_arguments_that_cannot_be_are_told_at_once(models, data, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="The arguments cannot be used") as raised:
-        main([
-            "sample", "--base", str(tmp_path / "none"), "--magnet", models["magnet"], "--more", "MAGNET=x", "--data",
-            "nowhere", "--number", "0", "--annotators", "0", "--device", "warp", "--output", str(tmp_path / "file"),
-            "--systems", "unidirectional", "best",
-        ])  # fmt: skip
-    for complaint in (
-        "`--number` is 0", "`--annotators` is 0", "`--device` is 'warp'", "'nowhere' is no folder", "is a file",
-        "`--more` has 'MAGNET=x'", "`--systems` has ['best']", "is no directory here",
-    ):  # fmt: skip
-        assert complaint in str(raised.value)
-    with pytest.raises(ValueError, match="`--seed` is -1"):
-        main(["score", "--key", "k", "--answers", "a", "--seed", "-1"])
-
-
 def test_prompts_that_do_not_fit_are_refused_before_anything_is_written(models, data, tmp_path):
     config = tmp_path / "base" / "config.json"
     settings = json.loads(config.read_text())

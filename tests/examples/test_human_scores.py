@@ -74,14 +74,6 @@ def test_two_people_who_agree_count_as_one_observation_of_a_story():
     assert [low, high] == pytest.approx(list(exact), abs=0.011)
 
 
-def test_a_second_person_who_answers_alike_makes_no_interval_narrower():
-    """Stories are resampled, not answers."""
-    answers = np.random.default_rng(0).random(60) < 0.6
-    one, two = (score_systems({"a": np.array([answers] * people)}, seed=0)["a"] for people in (1, 2))
-    assert two["kappa"] == 1 and two.pop("kappa")
-    assert one == two
-
-
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_system_that_is_never_or_always_appropriate_has_an_interval_with_a_width(share):
     low, high = share_interval(np.full(20, share), seed=0)

@@ -129,17 +129,3 @@ def test_long_gaps_of_wikitext(wiki_7m, tmp_path, short_context):
     (texts,) = {record.settings["texts"] for record in records}
     assert texts == "wiki.valid.tokens.xz, detokenised, <unk> replaced by 'unknown'"
     assert all("\n" not in sample["prefix"] for record in records for sample in record.samples)
-
-
-def test_long_gaps_tell_all_that_cannot_work(stories260k, tmp_path):
-    options = ["--model", f"m={stories260k}", "--judge", "no/where", "--data", str(tmp_path), "--number", "0"]
-    with pytest.raises(ValueError, match="The arguments cannot be used") as raised:
-        long_gaps.main([*options, "--gap_tokens", "300", "--chunks", "0", "400"])
-    for complaint in (
-        "`--number` is 0",
-        r"`--chunks` has [0, 400]; expected 1 to 300",
-        "m reads 512 tokens, but a gap and its text take 621",
-        "the judge: ",
-        "has no wiki.valid.tokens.xz",
-    ):
-        assert complaint in str(raised.value)

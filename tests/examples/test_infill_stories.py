@@ -86,27 +86,6 @@ def test_the_page_shows_fills_in_place_and_escapes_text(checkpoint, corpus, tmp_
     assert "<script" not in render_page([bad], title="<script>")
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ([], "pass one of --max_new_tokens and --num_tokens"),
-        (["--max_new_tokens", "3", "--num_tokens", "auto"], "pass one of"),
-        (["--num_tokens", "2", "some"], "expected auto, or whole numbers"),
-        (["--max_new_tokens", "0"], "a fill has at least one token"),
-        (["--max_new_tokens", "3", "--blank", ""], "--blank is empty"),
-        (["--max_new_tokens", "3", "--do_sample", "--temperature", "0"], "`temperature`"),
-        (["--num_tokens", "0", "2"], "expected 'auto' or a list of lengths"),
-    ],
-)
-def test_options_that_cannot_be_are_named(checkpoint, corpus, tmp_path, options, message, capsys):
-    with pytest.raises(SystemExit):
-        run(checkpoint, corpus, tmp_path / "out.jsonl", *options)
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out.jsonl").exists()
-    with pytest.raises(ValueError, match="does not exist"):
-        run(checkpoint, corpus, tmp_path / "no" / "out.jsonl", "--max_new_tokens", "3")
-
-
 def test_the_tokens_of_a_row_join_to_its_fill(wiki_7m, tmp_path):
     """Characters of several tokens, and fills that rules cut: no token's text is lost or doubled."""
     texts = tmp_path / "texts.jsonl"

@@ -160,28 +160,6 @@ def test_without_the_hub_the_record_says_so(saved, tmp_path, capsys):
     assert "not available here" in capsys.readouterr().out
 
 
-def test_all_that_cannot_work_is_told_before_weights_are_read(tmp_path, saved, tiny_model):
-    (tmp_path / "empty").mkdir()
-    tiny_model.tokenizer.bos_token = None
-    tiny_model.save_pretrained(tmp_path / "bare")
-    models = [f"m={saved}", f"bare={tmp_path / 'bare'}", "gone=nowhere/at/all"]
-    options = ["--model", *models, "--data", str(tmp_path / "empty")]
-    with pytest.raises(ValueError, match="The arguments cannot be used") as raised:
-        main([*options, "--reading", "left", "--suffix", "other", "--limit", "1"])
-    for complaint in (
-        "`--suffix other` changes nothing with `--reading left`",
-        "`--limit` is 1; expected at least 2",
-        "has no rocstories_dev",
-        "has no wiki.valid.tokens.xz",
-        "`--model` gone:",
-        "bare has no BOS",
-        "`--max_length` is 512, but m reads 256 tokens at most",
-    ):
-        assert complaint in str(raised.value)
-    with pytest.raises(ValueError, match="a block must hold a span of 32 tokens"):
-        main([*options, "--max_length", "20"])
-
-
 def test_no_control_token_of_a_vocabulary_is_read_from_wikitext(data, tiny_model):
     """`<unk>` is token 0 of this vocabulary, as it is token 3 of Gemma's and in 9 of 10 paragraphs of the file."""
     tokenizer = tiny_model.tokenizer

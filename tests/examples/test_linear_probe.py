@@ -108,20 +108,3 @@ def test_a_memory_map_gives_the_same(tmp_path):
     assert torch.equal(layers[0].weight, layers[1].weight)
     np.testing.assert_array_equal(predict(layers[0], mapped), predict(layers[0], states))
     assert predict(layers[0], states[:0]).shape == (0,)
-
-
-def test_settings_and_arrays_that_do_not_fit_are_named():
-    states, labels, bounds = make_words()
-    told = {"num_labels": 3, "settings": ProbeSettings(steps=1), "seed": 0}
-    with pytest.raises(ValueError, match=r"`bounds` must rise from 0 to the number of words, 60"):
-        train_probe(states, labels, bounds[:-1], **told)
-    with pytest.raises(ValueError, match=r"`bounds` must rise"):
-        train_probe(states, labels, np.array([0, 30, 30, 60]), **told)
-    with pytest.raises(ValueError, match=r"59 labels for the states of 60 words"):
-        train_probe(states, labels[:-1], bounds, **told)
-    with pytest.raises(ValueError, match=r"`labels` go from 0 to 2; expected 0 to 1"):
-        train_probe(states, labels, bounds, **{**told, "num_labels": 2})
-    bad = ProbeSettings(steps=0, batch_size=0, learning_rate=0.0, dropout=1.0)
-    assert len(bad.complaints()) == 4
-    with pytest.raises(ValueError, match=r"`steps` is 0.*`dropout` is 1.0"):
-        train_probe(states, labels, bounds, **{**told, "settings": bad})

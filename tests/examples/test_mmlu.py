@@ -4,8 +4,6 @@ import gzip
 import json
 import lzma
 import random
-import runpy
-import sys
 
 import numpy as np
 import pytest
@@ -146,14 +144,6 @@ def test_all_figures_are_those_of_lm_eval_on_the_stock_model(tmp_path, saved, fo
         subject = name.removeprefix("mmlu_")
         (group,) = (record for unit, record in records.items() if f"correct, {subject}" in record.counts)
         assert group.counts[f"correct, {subject}"] == sum(sample["acc"] for sample in samples)
-
-
-@pytest.mark.long
-def test_stock_reading_finds_the_same(tmp_path, saved, folder):
-    ours = measure(saved, folder, tmp_path, "--preset=smoke")
-    stock = measure(saved, folder, tmp_path, "--preset=smoke", "--reading=stock")
-    assert [record.metrics for record in ours.values()] == [record.metrics for record in stock.values()]
-    assert {record.settings["reading"] for record in stock.values()} == {"stock"}
 
 
 @pytest.mark.long
@@ -319,32 +309,10 @@ def test_questions_that_cannot_be_had_are_on_record(tmp_path, saved, monkeypatch
 # ---- Bad input ----
 
 
-def test_all_arguments_that_cannot_be_used_are_told_at_once_before_weights_are_read(tmp_path, saved):
-    (saved / "model.safetensors").write_bytes(b"not read")
-    options = ["--num_fewshot=6", "--limit=0", "--batch_size=0", "--reading=adapter_off"]
-    with pytest.raises(ValueError, match="The arguments cannot be used") as raised:
-        measure(saved, tmp_path, tmp_path / "results", *options)
-    for complaint in (
-        "`--num_fewshot` is 6; pass 0 to 5",
-        "`--limit` is 0; pass 1 or more",
-        "`--batch_size` is 0; pass 1 or more",
-        f"`--model` tiny: {str(saved)!r} has no adapter that could be off",
-        "has no mmlu_dev.jsonl, plain, .gz or .xz",
-    ):
-        assert complaint in str(raised.value)
-
-
-@pytest.mark.parametrize("reading", mmlu.READINGS)
-def test_a_folder_without_a_model_is_told_before_another_is_measured(tmp_path, saved, folder, reading):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"- `--model` empty: .*empty.* has no config\.json"):
-        measure(saved, folder, tmp_path, "--model", str(tmp_path / "empty"), "--reading", reading)
-
-
 @pytest.mark.parametrize(
     "change, complaint",
     [
-        ({"subject": "cooking"}, "has the subject 'cooking', which is none of lm-eval's 57"),
+        ({"subject": "cooking"}, "has the subject 'cooking', which is not one of lm-eval's 57"),
         ({"choices": ["one", "two", "three"]}, "expected 4 strings"),
         ({"choices": [1, 2, 3, 4]}, "expected 4 strings"),
         ({"answer": 4}, "has the answer 4; expected an index from 0 to 3"),
@@ -359,34 +327,3 @@ def test_a_line_that_is_no_question_is_named(tmp_path, change, complaint):
     with pytest.raises(ValueError, match=r"Line 2 of .*mmlu_test.jsonl.gz' has") as raised:
         read_questions(tmp_path)
     assert complaint in str(raised.value)
-
-
-def test_files_that_lack_something_are_refused(tmp_path):
-    rows = make_rows(count=lambda place: 5)
-    write(tmp_path / "mmlu_dev.jsonl", rows)
-    with pytest.raises(ValueError, match="has no mmlu_test.jsonl, plain, .gz or .xz"):
-        read_questions(tmp_path)
-    write(tmp_path / "mmlu_test.jsonl", [row for row in rows if row["subject"] != "anatomy"])
-    with pytest.raises(ValueError, match=r"no question of \['anatomy'\] \(1 of 57 subjects"):
-        read_questions(tmp_path)
-    write(tmp_path / "mmlu_dev.jsonl", [row for row in rows if row["question"] != "Who sat?"])
-    with pytest.raises(ValueError, match="has fewer than 5 examples of"):
-        read_questions(tmp_path)
-    (tmp_path / "mmlu_dev.jsonl").write_text('{"subject": "anatomy"}\n')
-    with pytest.raises(ValueError, match="Line 1 .* is no JSON object with question, subject, choices, answer"):
-        read_questions(tmp_path)
-    (tmp_path / "mmlu_dev.jsonl").unlink()
-    whole = lzma.compress(b'{"subject": ' * 1000)
-    (tmp_path / "mmlu_dev.jsonl.xz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="cannot be read to its end"):
-        read_questions(tmp_path)
-
-
-def test_as_a_script_what_can_be_mended_is_told_in_a_line(monkeypatch, capsys):
-    script = str(REPOSITORY / "examples" / "evaluate" / "mmlu.py")
-    monkeypatch.setattr(sys, "argv", [script, "--model", "m=./nowhere", "--limit", "0", "--device", "cpu"])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(script, run_name="__main__")
-    assert ended.value.code == 2
-    told = "error: The arguments cannot be used:\n- `--limit` is 0; pass 1 or more.\n- `--model` m: './nowhere' is no "
-    assert capsys.readouterr().err.startswith(told)

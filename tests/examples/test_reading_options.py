@@ -65,7 +65,7 @@ def test_all_complaints_come_at_once_before_weights_are_read(folders):
         groups(*given, "--pooling", "foo", "--prompt", "long " * 300)
     for complaint in (
         "`--model` a: BOS and the prompt 'long",
-        "`--model` b: './nowhere' is no directory here",
+        "`--model` b: './nowhere' is ",
         "`--pooling` is 'foo'; the reading magnet has last, mean, weighted_mean.",
         "`--pooling` is 'foo'; the reading encoder has own, cls, mean.",
         "`--model` d: BOS and the prompt 'long",

@@ -107,26 +107,6 @@ def _parser():
     return parser
 
 
-def test_what_cannot_work_is_refused_at_once_before_weights_are_read(chain, bert, common, tmp_path):
-    (chain.parent / "empty").mkdir(exist_ok=True)
-    with pytest.raises(ValueError, match="The arguments cannot be used") as raised:
-        repetition.main(
-            ["--model", f"a={bert}", f"b={chain}", "--new_tokens", "64", "--limit", "0", "--batch_size", "0"]
-            + ["--data", str(chain.parent / "empty"), "--device", "cpu"]
-        )
-    for complaint in (
-        "`--limit` is 0; pass 1 or more",
-        "`--batch_size` is 0",
-        "`--model` a: ",
-        "`--model` b: `--new_tokens` is 64, but it has 64 positions",
-        "has no wiki.valid.tokens.xz",
-        "has no rocstories_dev",
-    ):
-        assert complaint in str(raised.value)
-    with pytest.raises(ValueError, match="is a 'llama', no masked language model"):
-        repetition.main(["--model", str(chain), "--reading", "masked", *common])
-
-
 def test_texts_of_the_hub_that_cannot_be_had_are_on_record_as_such(chain, tmp_path):
     records = repetition.main(
         [

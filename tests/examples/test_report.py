@@ -291,15 +291,6 @@ def test_presets_that_are_not_the_papers_are_told(tmp_path):
     assert "Mixed presets (paper: sts; smoke: words)" in html.unescape((tmp_path / "page/report.html").read_text())
 
 
-def test_bad_arguments_are_told_at_once(tmp_path):
-    (tmp_path / "page").write_text("")
-    with pytest.raises(ValueError, match="`--notes`.*is no file") as raised:
-        main(["--results", str(tmp_path), "--output", str(tmp_path / "page"), "--notes", "nowhere.md"])
-    assert "`--output_dir`" in str(raised.value) and "is a file" in str(raised.value)
-    assert "has no records" in str(raised.value)
-    assert not (tmp_path / "other").exists()
-
-
 def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     write_page(Page("old", [Text("first")]), tmp_path / "page")
     before = (tmp_path / "page/report.html").read_bytes()

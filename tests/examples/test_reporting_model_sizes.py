@@ -64,10 +64,6 @@ def test_no_figure_of_another_model_enters_a_cell(folder):
     assert [one.read_bytes() for one in drawn[0]] == [one.read_bytes() for one in drawn[1]]
 
 
-def test_one_size_is_said_to_be_one_size(folder):
-    assert any(text.startswith("One size was measured: tiny.") for text in read(folder / "alone").texts)
-
-
 def test_a_claim_that_does_not_hold_links_to_the_other_sizes(folder, tmp_path):
     own, small = str(folder / "own"), str(folder / "small")
     main(["--results", small, "--output", str(tmp_path / "page"), "--name", "small", "--compare", f"large={own}"])
@@ -75,32 +71,6 @@ def test_a_claim_that_does_not_hold_links_to_the_other_sizes(folder, tmp_path):
     assert links.count("#model-size") == 1 + 4  # the contents, and the four claims of which none holds
     links = [a["href"] for tag, a in read(folder / "both").tags if tag == "a"]
     assert links.count("#model-size") == 1 + 2  # infilling and knowledge hold there
-
-
-def test_bad_comparisons_are_told_at_once(folder, tmp_path):
-    (tmp_path / "empty").mkdir()
-    small, own = folder / "small", folder / "own"
-    items = ["nameless", f"tiny={small}", f"B={small}", f"C={tmp_path / 'empty'}", "D=nowhere", f"E={own}", "=x", "F="]
-    with pytest.raises(ValueError) as raised:
-        main(["--results", str(own), "--output", str(tmp_path / "page"), "--compare", *items])
-    said = str(raised.value).splitlines()[1:]
-    assert len(said) == 8
-    for line, part in zip(
-        said,
-        (
-            "'nameless'; expected NAME=DIR",
-            "'tiny', which another model is called",
-            "which is there already",
-            "has no records",
-            "'nowhere' is no folder",
-            "which is there already",
-            "'=x'; expected",
-            "'F='; expected",
-        ),
-        strict=True,
-    ):
-        assert "`--compare`" in line and part in line
-    assert not (tmp_path / "page").exists()
 
 
 def test_settings_of_cells_that_only_one_model_has_do_not_differ(tmp_path):

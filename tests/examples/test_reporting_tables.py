@@ -160,21 +160,3 @@ def test_what_a_replica_could_not_have_is_told_beside_the_mean():
     built = table(records, "words")
     assert row(built, "MAGNET").values[Column("ner", "accuracy", "words")].n == 1
     assert built.notes == ["MAGNET, ner: without replica 1, seed 0: disk full."]
-
-
-def test_bad_folders_and_figures_are_told(tmp_path):
-    with pytest.raises(ValueError, match="is no folder"):
-        read_results(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="has no records"):
-        read_results(tmp_path)
-    good = make_record("words", "A", "pos", metrics={"accuracy": 1.0, "f1": math.nan})
-    file = write(tmp_path, [good]) / "words.jsonl"
-    file.write_bytes(file.read_bytes() + b'{"table": "wor')
-    results = read_results(tmp_path)
-    assert len(results.records) == 1
-    assert any("Line 2 of 'words.jsonl' was not written to its end" in problem for problem in results.problems)
-    assert any("A, pos: f1 is nan" in problem for problem in results.problems)
-    assert Cells(results.records).value("words", "A", "pos", "f1") is None
-    write(tmp_path, [make_record("words", "A", "ner", metrics=[1])])
-    with pytest.raises(ValueError, match="must be objects"):
-        read_results(tmp_path)

@@ -11,7 +11,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from examples.evaluate.continuing import continue_texts
 from examples.evaluate.fill_systems import fill_systems, first_sentence
 from examples.evaluate.records import RecordFile
-from examples.evaluate.side_by_side import main, read_own
+from examples.evaluate.side_by_side import main
 from modeling_magnet import AutoMagnetForCausalLM
 from trainer.prompted_infilling import PromptedInfiller
 
@@ -127,35 +127,3 @@ def test_a_model_that_is_not_there_leaves_its_rows_out(ask, own, capsys):
     cells = by_cell(main([ask[0], ask[2], *ask[5:], "--stories", str(own)]))
     assert list(cells) == [("MAGNET", "infilling"), ("MAGNET", "continuation")]
     assert "No model is named base" in capsys.readouterr().out
-
-
-def test_wrong_files_and_arguments_are_told_at_once(ask, tmp_path):
-    file = tmp_path / "bad.jsonl"
-    rows = ['{"prefix": "a", "title": "t"}', '{"suffix": "b"}', "text", '{"prefix": 3}', '{"prefix": "a", "x": "b"}',
-            '{"prefix": "c", "title": "t"}', '{"prefix": " "}', "[]"]  # fmt: skip
-    file.write_text("\n".join(rows))
-    with pytest.raises(ValueError) as raised:
-        read_own(file)
-    assert [number for number in range(1, 9) if f"Line {number} of" in str(raised.value)] == list(range(2, 9))
-    assert "has the title 't', as another line has" in str(raised.value)
-    file.write_text("[" * 100_000)
-    with pytest.raises(ValueError, match="Line 1 of"):
-        read_own(file)
-    file.write_bytes(b"\xff")
-    with pytest.raises(ValueError, match=r"bad.jsonl' cannot be read to its end .*no UTF-8"):
-        read_own(file)
-    file.write_text('{"prefix": "a\u2028b \x85c"}\n')
-    assert read_own(file)[1] == {"Line 1": "a\u2028b \x85c"}, "only a newline ends a line"
-    file.write_text("\n")
-    with pytest.raises(ValueError, match="has no line"):
-        read_own(file)
-    with pytest.raises(ValueError, match="The arguments cannot be used") as raised:
-        main([*ask[:3], "unidirectional=x", "--masked", "base=y", "--stories", str(tmp_path / "no"), "--number", "0",
-              *ask[5:]])  # fmt: skip
-    for complaint in (
-        "`--number` is 0",
-        "has 'unidirectional', the name of a row",
-        "`--masked` has 'base=y'",
-        "no file",
-    ):
-        assert complaint in str(raised.value)

@@ -9,13 +9,11 @@ from datasets import Dataset
 from scipy.stats import spearmanr
 
 from examples.evaluate import sts
-from examples.evaluate.driver import NotAvailableError
 from examples.evaluate.sentence_readers import MagnetReader
 from examples.evaluate.sts import read_sts
 from modeling_magnet import MagnetLlamaForCausalLM
 
 from ..conftest import REPOSITORY
-from ..scripts import run_script
 
 STS_FOLDER = REPOSITORY.parent / "shared" / "data" / "sts"
 PAIRS = [
@@ -108,31 +106,6 @@ def test_a_trial_draws_pairs_with_the_seed(tmp_path):
     assert sts.sts_pairs("STS12", folder, 5, 1) == PAIRS
 
 
-def test_all_arguments_that_cannot_be_used_are_told_at_once_before_weights_are_read(tmp_path, tiny_model):
-    tiny_model.save_pretrained(tmp_path / "model")
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"not read")
-    data = write_files(tmp_path)
-    (data / "stsb.test.csv.gz").write_bytes(gzip.compress(b"a,b,1\nc,d\n"))
-    arguments = ["--model", f"a={tmp_path / 'model'}", "b=./nowhere", "--data", str(data)]
-    arguments += ["--tasks", "STS12", "STSBenchmark", "STS13", "--pooling", "foo", "--limit", "1"]
-    with pytest.raises(ValueError, match="The arguments cannot be used") as raised:
-        sts.main(arguments)
-    for complaint in (
-        "`--model` b: './nowhere' is no directory here",
-        "`--pooling` is 'foo'; the reading magnet has last, mean, weighted_mean.",
-        "`--data`: Line 2 of ",
-        "`--limit` is 1; a correlation needs at least 2 pairs",
-    ):
-        assert complaint in str(raised.value)
-    assert str(raised.value).count("\n- ") == 4
-
-
-def test_what_is_refused_is_told_without_a_traceback(tmp_path):
-    code, _, err = run_script(sts, "--model", f"a={tmp_path}", "--device", "cpu")
-    assert code == 2
-    assert err.startswith("error: `--model` a: ") and len(err.splitlines()) == 1
-
-
 def test_the_correlation_is_that_of_the_order(tiny_model):
     same = [("The cat sat.", "The cat sat.", 5.0), ("The cat sat.", "It rained.", 1.0)]
     pairs = [sts.StsPair(*pair) for pair in same]
@@ -158,19 +131,3 @@ def test_real_pairs_give_the_same_as_by_the_encoder_that_users_hand_to_mteb(wiki
     theirs = mteb.evaluate(encoder, task, cache=None, co2_tracker=False).task_results[0].get_score()
     assert ours == pytest.approx(100 * theirs, abs=1e-3)
     assert 20 < ours < 90
-
-
-def test_what_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"No set is named 'STS99'"):
-        read_sts("STS99", folder=tmp_path)
-    with pytest.raises(NotAvailableError, match=r"has no sts12\.test\.tsv\.gz"):
-        read_sts("STS12", folder=tmp_path)
-    write_files(tmp_path)
-    (tmp_path / "stsb.test.csv.gz").write_bytes(gzip.compress(b"a,b,1\nc,d\n"))
-    with pytest.raises(ValueError, match=r"Line 2 of .*stsb\.test\.csv\.gz.*\['c', 'd'\]"):
-        read_sts("STSBenchmark", folder=tmp_path)
-    whole = (tmp_path / "sts12.test.tsv.gz").read_bytes()
-    for broken in (whole[:-20], b"no archive"):
-        (tmp_path / "sts12.test.tsv.gz").write_bytes(broken)
-        with pytest.raises(ValueError, match=r"sts12\.test\.tsv\.gz' cannot be read to its end .* Fetch it again"):
-            read_sts("STS12", folder=tmp_path)

@@ -8,21 +8,11 @@ import pytest
 
 from examples.toy.language import CONSEQUENCES, THINGS, Story, draw_pair, draw_story, read_rows, write_corpus
 
-PARTS = ("prefix", "missing", "suffix")
-
 
 @pytest.fixture(scope="module")
 def stories() -> list[Story]:
     generator = random.Random(1)
     return [draw_story(generator) for _ in range(4000)]
-
-
-def test_the_parts_of_a_story_join_exactly() -> None:
-    story = draw_story(random.Random(3))
-    assert story.text == story.prefix + story.missing + story.suffix
-    assert story.prefix.endswith(".") and not story.prefix.startswith(" ")
-    assert re.fullmatch(r" [A-Z][^.]*\.", story.missing)
-    assert re.fullmatch(r"( [A-Z][^.]*\.)+", story.suffix)
 
 
 def test_a_story_names_its_thing_in_the_missing_sentence_only(stories: list[Story]) -> None:
@@ -99,10 +89,3 @@ def test_training_never_sees_a_story_or_a_fact_of_the_test(tmp_path) -> None:
     ]
     assert not facts[0] & facts[1]
     assert sum(map(len, facts)) == 2000
-
-
-def test_rows_hold_the_parts_of_their_text(tmp_path) -> None:
-    paths = write_corpus(tmp_path, seed=0, stories=6, pairs=6, tests=3)
-    for row in read_rows(paths["stories_test"]):
-        assert row["text"] == "".join(row[part] for part in PARTS)
-        assert f" {row['answer']}" in row["missing"]

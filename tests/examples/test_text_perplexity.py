@@ -77,21 +77,6 @@ def test_each_token_counts_once(tiny_model):
     assert [token for row in rows for token in row.input_ids][:70] == ids[:70], "the first is read, but not predicted"
 
 
-def test_all_that_cannot_work_is_told_before_weights_are_read(tmp_path, saved):
-    options = ["--model", f"m={saved}", "--data", str(tmp_path), "--limit", "0", "--max_length", "300"]
-    with pytest.raises(ValueError, match="The arguments cannot be used") as raised:
-        main([*options, "--texts", "alone", "a=nowhere.jsonl", "WikiText=nowhere.jsonl"])
-    for complaint in (
-        "`--texts` has 'alone'; expected NAME=FILE",
-        "`--texts` is 'nowhere.jsonl': no data file there",
-        "two corpora named 'WikiText'",
-        "has no wiki.valid.tokens.xz",
-        "`--limit` is 0",
-        "m reads 2 to 256 tokens",
-    ):
-        assert complaint in str(raised.value)
-
-
 def test_marks_of_a_corpus_are_read_as_text(tiny_model):
     text = "the cat <unk> sat </s> on <s>"
     (row,) = make_windows(tiny_model.tokenizer, [text], size=256)

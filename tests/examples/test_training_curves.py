@@ -81,16 +81,3 @@ def test_a_half_written_file_is_completed_and_another_run_in_the_folder_is_new(t
         assert training_curves.main(given)[0].metrics["loss_mntp"] == 5.0
     with pytest.warns(UserWarning, match="Line 2"):
         assert [record.step for record in file.read()] == [0, 10, 0, 10]
-
-
-def test_all_that_is_wrong_is_told_at_once_and_nothing_is_written(tmp_path):
-    good, silent = write_run(tmp_path / "good"), write_run(tmp_path / "silent", LOG[1:2])
-    text = write_run(tmp_path / "text", [{"step": 1, "eval_loss": "high"}])
-    runs = [f"a={good}", f"b={silent}", f"c={tmp_path}", f"d={text}"]
-    with pytest.raises(ValueError) as raised:
-        training_curves.main(["--run", *runs, "--results", str(tmp_path / "results")])
-    for complaint in ("b: The run in", "evaluated nothing", "c: ", "has no adapt.json", "is no number"):
-        assert complaint in str(raised.value)
-    assert not (tmp_path / "results").exists()
-    with pytest.raises(ValueError, match="(?s)`--runs` has 'a' twice.*`--runs` has 'nameless'"):
-        training_curves.main(["--run", f"a={good}", f"a={silent}", "nameless"])

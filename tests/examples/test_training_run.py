@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from examples import adapt
-from examples.evaluate.training_curves import models_by_step, read_report
+from examples.evaluate.training_curves import models_by_step
 from modeling_magnet import AutoMagnetForCausalLM
 
 from .tiny_run import save_plain_llama, tiny_options
@@ -62,28 +62,3 @@ def test_half_written_checkpoints_are_left_out_and_an_unfinished_run_has_what_it
     write_checkpoint(tmp_path, 13, state='{"global_step": 1e999}')
     write_checkpoint(tmp_path, 14, state="[" * 100_000)
     assert list(models_by_step(tmp_path).items()) == [(9, whole[9]), (10, whole[10])]
-
-
-def test_a_folder_without_a_run_is_named(tmp_path):
-    with pytest.raises(ValueError, match="has no whole checkpoint and no adapt.json"):
-        models_by_step(tmp_path)
-    with pytest.raises(ValueError, match="has no adapt.json; name the output folder"):
-        read_report(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "report",
-    [
-        "{",
-        "[]",
-        '{"arguments": {}}',
-        '{"arguments": {}, "log_history": []}',
-        '{"arguments": 1, "log_history": [{"step": 1}]}',
-        '{"arguments": {}, "log_history": [{"step": 1e999}]}',
-        "[" * 100_000,
-    ],
-)
-def test_a_report_that_is_none_is_refused(tmp_path, report):
-    (tmp_path / "adapt.json").write_text(report)
-    with pytest.raises(ValueError, match="is no report of adapt.py; expected JSON with"):
-        read_report(tmp_path)

@@ -50,13 +50,6 @@ def test_rows_of_the_hub_are_lines(tmp_path, monkeypatch):
     assert read_wikitext(headings=True) == ["= A title =", "One-off."]
 
 
-def test_what_cannot_be_read_is_told(tmp_path):
-    with pytest.raises(ValueError, match="has no wiki.valid.tokens.xz, nor has a folder in it"):
-        read_wikitext(tmp_path)
-    with pytest.raises(ValueError, match="Salesforce/wikitext.* cannot be read"):
-        read_wikitext()
-
-
 def test_the_real_file_is_read_nearly_as_by_the_evaluation_harness():
     folder = REPOSITORY.parent / "shared" / "data"
     if not folder.is_dir():

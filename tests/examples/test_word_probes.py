@@ -169,39 +169,3 @@ def test_without_the_hub_the_record_says_so_and_no_weights_are_read(command, ope
     assert [record.metrics for record in records] == [{}, {}, {}]
     assert "lhoestq/conll2003" in records[0].unavailable and "pass `--data`" in records[0].unavailable
     assert records[0].settings["tested"] == "testb"
-
-
-def test_all_that_cannot_be_used_is_told_at_once(command, tmp_path):
-    (tmp_path / "empty").mkdir()
-    command[command.index("--data") + 1] = str(tmp_path / "empty")
-    command.insert(2, f"no={tmp_path / 'empty'}")
-    bad = ["--steps", "0", "--dropout", "1.5", "--learning_rate", "0", "--batch_size", "0", "--train_sentences", "0"]
-    with pytest.raises(ValueError, match="The arguments cannot be used") as raised:
-        word_probes.main([*command, *bad])
-    for complaint in (
-        "`steps` is 0",
-        "`dropout` is 1.5",
-        "`learning_rate` is 0.0",
-        "`batch_size` is 0",
-        "`--train_sentences` is 0",
-        "has no eng.train.gz",
-        "has no eng.testa.gz",
-        "`--model` no: ",
-    ):
-        assert complaint in str(raised.value)
-
-
-def test_the_presets_are_a_trial_and_the_paper(command):
-    plain = [item for item in command if item not in ("--steps", "100", "--learning_rate", "0.05")]
-    paper, _ = word_probes.parse_arguments(plain)
-    assert (paper.steps, paper.batch_size, paper.learning_rate, paper.dropout) == (4000, 8, 5e-4, 0.1)
-    assert paper.train_sentences is None and paper.test_sentences is None
-    smoke, _ = word_probes.parse_arguments([*plain, "--preset", "smoke"])
-    assert smoke.steps < 4000 and smoke.train_sentences < 14_041
-
-
-def test_what_is_refused_is_told_without_a_traceback(tmp_path, capsys):
-    with pytest.raises(SystemExit) as left:
-        word_probes.start(lambda: word_probes.main(["--model", f"a={tmp_path}", "--steps", "0"]))
-    assert left.value.code == 2
-    assert capsys.readouterr().err.startswith("error: The arguments cannot be used:\n- `steps` is 0")

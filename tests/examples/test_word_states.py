@@ -81,9 +81,3 @@ def test_a_table_in_a_file_is_the_same(tiny_model):
     assert isinstance(mapped.states, np.memmap) and not isinstance(table.states, np.memmap)
     np.testing.assert_array_equal(mapped.states, table.states)
     np.testing.assert_allclose(table.states[-10:], table.states[:10], atol=1e-5)
-
-
-@pytest.mark.parametrize("sentences", [[], [["a"], []]])
-def test_no_words_are_refused(tiny_model, sentences):
-    with pytest.raises(ValueError, match="no sentences, or one of them has no words"):
-        tabulate(tiny_model.encode_tokens, sentences, description="states")

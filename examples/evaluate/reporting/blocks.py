@@ -1,4 +1,4 @@
-"""What a page of the report is made of, before it is Markdown or HTML."""
+"""The blocks of a report, before they are rendered as Markdown or HTML."""
 
 import re
 from collections.abc import Sequence

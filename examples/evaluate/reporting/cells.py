@@ -1,4 +1,4 @@
-"""Records as cells of tables: the newest of each cell, mean and spread over replicas and seeds, and its curve."""
+"""Records as cells of tables: means and spreads over replicas and seeds, curves, differing conditions."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The paper's four claims, answered by a stated rule from the records alone."""
+"""Judge the paper's four claims from the records by a stated rule."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The numbers of the paper's tables, from `paper_values.json`, with the row of ours that each row answers to."""
+"""The numbers of the paper's tables, from `paper_values.json`, with our row that each row is compared with."""
 
 import json
 from dataclasses import dataclass, field

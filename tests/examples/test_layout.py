@@ -1,0 +1,20 @@
+"""The layout of `examples/`: few scripts on top, and folders of parts that do not import each other."""
+
+import ast
+
+from ..conftest import REPOSITORY
+
+EXAMPLES = REPOSITORY / "examples"
+
+
+def test_at_most_eight_scripts_are_on_top():
+    assert sum("__main__" in file.read_text(encoding="utf-8") for file in EXAMPLES.glob("*.py")) <= 8
+
+
+def test_no_folder_imports_from_another():
+    folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
+    for file in EXAMPLES.glob("*/**/*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("examples."):
+                other = str(node.module).split(".")[1]
+                assert other not in folders - {file.relative_to(EXAMPLES).parts[0]}, f"{file} imports {node.module}"
