@@ -71,30 +71,10 @@ def token_losses(
         ValueError: targets that are not integers of the states' shape; on a CPU also those that are not tokens, or
             more than `num_targets`.
     """
-    if not isinstance(target_ids, torch.Tensor) or target_ids.dtype not in (torch.int64, torch.int32):
-        told = target_ids.dtype if isinstance(target_ids, torch.Tensor) else type(target_ids).__name__
-        raise ValueError(f"`target_ids` is {told}; expected a tensor of integers. Use `target_ids.long()`.")
-    if target_ids.dim() not in (2, 3) or target_ids.shape[-2:] != states.shape[:2]:
-        raise ValueError(
-            f"`target_ids` has shape {tuple(target_ids.shape)} for states of {tuple(states.shape)}; pass "
-            f"{tuple(states.shape[:2])}, or several of that, one token to predict or -100 for each position."
-        )
+    _check_shape(target_ids, states)
     targets = target_ids.to(states.device).long().flatten()  # (T,)
     is_set = targets != IGNORE_INDEX
-    # Reading a value back would break a compiled graph, and make the host wait for an accelerator.
-    is_readable = targets.device.type == "cpu" and not torch.compiler.is_compiling()
-    if num_targets is None or is_readable:
-        found = int(is_set.sum())
-        if found and is_readable:
-            lowest, highest = (int(edge) for edge in targets[is_set].aminmax())
-            if lowest < 0 or highest >= vocab_size:
-                raise ValueError(
-                    f"`target_ids` hold {lowest if lowest < 0 else highest}; expected tokens from 0 to "
-                    f"{vocab_size - 1}, or {IGNORE_INDEX} where nothing is to be predicted."
-                )
-        if num_targets is not None and num_targets < found:
-            raise ValueError(f"`num_targets` is {num_targets}, but {found} targets are set. Pass as many, or None.")
-        num_targets = found if num_targets is None else num_targets
+    num_targets = _counted(targets, is_set, num_targets, vocab_size=vocab_size)
     width = vocab_size * _product_dtype(head, states).itemsize
     rows = chunk_size or _chunk_size(max(num_targets, 1), vocab_size=vocab_size, width=width, device=states.device)
     is_gathered = _is_gathered(head)
@@ -114,6 +94,37 @@ def token_losses(
         losses=_put(losses, places, like=target_ids),
         hits=None if hits is None else _put(hits, places, like=target_ids),
     )
+
+
+def _check_shape(target_ids: Any, states: torch.Tensor) -> None:
+    """Refuse targets that are not integers of the states' shape."""
+    if not isinstance(target_ids, torch.Tensor) or target_ids.dtype not in (torch.int64, torch.int32):
+        given = target_ids.dtype if isinstance(target_ids, torch.Tensor) else type(target_ids).__name__
+        raise ValueError(f"`target_ids` is {given}; expected a tensor of integers. Use `target_ids.long()`.")
+    if target_ids.dim() not in (2, 3) or target_ids.shape[-2:] != states.shape[:2]:
+        raise ValueError(
+            f"`target_ids` has shape {tuple(target_ids.shape)} for states of {tuple(states.shape)}; pass "
+            f"{tuple(states.shape[:2])}, or several of that, one token to predict or -100 for each position."
+        )
+
+
+def _counted(targets: torch.Tensor, is_set: torch.Tensor, num_targets: int | None, *, vocab_size: int) -> int:
+    """Return how many targets are set, or the caller's limit; on a CPU both are checked."""
+    # Reading a value back would break a compiled graph, and make the host wait for an accelerator.
+    is_readable = targets.device.type == "cpu" and not torch.compiler.is_compiling()
+    if num_targets is not None and not is_readable:
+        return num_targets
+    found = int(is_set.sum())
+    if found and is_readable:
+        lowest, highest = (int(edge) for edge in targets[is_set].aminmax())
+        if lowest < 0 or highest >= vocab_size:
+            raise ValueError(
+                f"`target_ids` hold {lowest if lowest < 0 else highest}; expected tokens from 0 to "
+                f"{vocab_size - 1}, or {IGNORE_INDEX} where nothing is to be predicted."
+            )
+    if num_targets is not None and num_targets < found:
+        raise ValueError(f"`num_targets` is {num_targets}, but {found} targets are set. Pass as many, or None.")
+    return found if num_targets is None else num_targets
 
 
 def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
