@@ -93,7 +93,11 @@ class MagnetSettings:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], *, source: str = "the configuration") -> "MagnetSettings":
-        """Validate the settings of a dict; `source` says in messages where it was stored.
+        """Validate the settings of a dict.
+
+        Args:
+            values (`dict`): What was stored; keys that are left out have their defaults.
+            source (`str`): Where it was stored, for messages.
 
         Raises:
             ValueError: not a dict, an invalid value, or a key that this schema does not know. Of a newer schema, such
@@ -140,6 +144,9 @@ class MagnetSettings:
     def of(cls, config: Any) -> "MagnetSettings":
         """Read and validate the settings of a model's config.
 
+        Args:
+            config (`PreTrainedConfig`): With our settings, or without any.
+
         Raises:
             ValueError: as `from_dict`.
         """
@@ -147,12 +154,21 @@ class MagnetSettings:
 
     @staticmethod
     def value(config: Any, name: str) -> Any:
-        """Read one setting without validating the others: every forward does. `None` for a config without settings."""
+        """Read one setting without validating the others, as every forward does.
+
+        Args:
+            config (`PreTrainedConfig`): With our settings; without them every setting is `None`.
+            name (`str`): Of the setting.
+        """
         return (getattr(config, "magnet", None) or {}).get(name)
 
     @classmethod
     def update(cls, config: Any, **values: Any) -> None:
         """Change some settings of a config; where one of them is invalid, change none.
+
+        Args:
+            config (`PreTrainedConfig`): With our settings.
+            values: The settings by name.
 
         Raises:
             ValueError: as `from_dict`.
@@ -161,7 +177,11 @@ class MagnetSettings:
         config.magnet.update(values)
 
     def store(self, config: Any) -> None:
-        """Replace all settings of a config by these."""
+        """Replace all settings of a config by these.
+
+        Args:
+            config (`PreTrainedConfig`): Of a model.
+        """
         config.magnet = self.to_dict()
 
 

@@ -301,15 +301,17 @@ def encode(
     """Embed texts: bidirectional attention over `BOS prompt text EOS`, one vector from the hidden states.
 
     Args:
-        inputs, sentences (`str` or `list[str]`): Texts, by the new or the older name. One beyond `max_length` is cut
-            before its EOS; a warning counts these.
+        inputs, sentences (`str` or `list[str]`): Texts, by the new or the older name.
         prompt_name, prompt (`str`, *optional*): Name of a stored prompt, or the prompt itself (`""` for none).
         batch_size, batch_tokens (`int`, *optional*): Texts, and tokens with padding, of a forward at most.
         output_value (`str`, *optional*): `"sentence_embedding"`, `"token_embeddings"` (a tensor for each text) or
             `None` (a `dict` for each text); the last two ignore `convert_to_*` and `precision`.
-        precision, pooling, truncate_dim: See `quantize_embeddings` and `pool_states`; dimensions to keep.
+        precision, pooling: See `quantize_embeddings` and `pool_states`.
+        convert_to_numpy, convert_to_tensor: An array, or one tensor; without either a list of tensors.
+        truncate_dim, normalize_embeddings: Dimensions to keep, and whether to scale what is kept to unit length.
+        show_progress_bar (`bool`, *optional*): Defaults to showing one on long lists.
         device (`str` or `torch.device`, *optional*): Move the model there first.
-        max_length (`int`, *optional*): Longest row in tokens; defaults to `max_seq_length`.
+        max_length (`int`, *optional*): Longest row in tokens; longer texts are cut, and a warning counts them.
         split_special_tokens (`bool`): Read control tokens in a text, such as `</s>`, as plain characters.
 
     Returns:

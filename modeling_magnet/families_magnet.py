@@ -74,6 +74,10 @@ class AutoMagnetForCausalLM:
     def family_of(path: str, **arguments: Any) -> type[Any]:
         """Return the MAGNET class for a checkpoint, or for the base of an adapter.
 
+        Args:
+            path (`str`): Directory or Hub id.
+            arguments: `revision`, `token` and others that say where its config is.
+
         Raises:
             ValueError: no model there, or a family without a class here.
         """
