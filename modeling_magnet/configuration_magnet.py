@@ -47,7 +47,7 @@ class MagnetSettings:
         schema (`int`): Version of these settings' meaning.
 
     Raises:
-        ValueError: an unknown default prompt, pooling, similarity or head, or a prompt that is no text.
+        ValueError: an unknown default prompt, pooling, similarity or head, or a prompt that is not text.
 
     Example:
 
@@ -137,7 +137,7 @@ class MagnetSettings:
             raise ValueError(f"In the MAGNET settings of {source}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict, the inverse of `from_dict`."""
+        """Return a JSON-ready dict, the inverse of `from_dict`."""
         return asdict(self)
 
     @classmethod
@@ -186,7 +186,7 @@ class MagnetSettings:
 
 
 def _is_whole(value: Any) -> bool:
-    """A whole number; `True` is none, though Python counts with it."""
+    """Return whether a value is a whole number; `True` is not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -285,7 +285,7 @@ def make_causal(config: Any, settings: MagnetSettings, *, opened_as_encoder: boo
 
 
 def _halves_windows(config_class: type[Any]) -> bool:
-    """Whether a family's config changes the window that it is given when attention is bidirectional."""
+    """Return whether a family's config changes its window when attention is bidirectional."""
     probe = config_class(sliding_window=64, use_bidirectional_attention=True)
     return bool(probe.sliding_window != 64)
 

@@ -318,7 +318,7 @@ def encode(
         Float32 `(hidden_size,)` for a string, `(len(inputs), hidden_size)` for a list, in the order of `inputs`.
 
     Raises:
-        ValueError: an input that is not text, an invalid option, or a prompt that leaves no room for text.
+        ValueError: an input that is not text, an invalid option, or a prompt that leaves no space for text.
         RuntimeError: the back-end does not attend as the mode says, or vectors are not finite.
     """
     single, texts = _checked_texts(inputs, sentences)
@@ -418,7 +418,7 @@ class _TextRows(NamedTuple):
 
     @classmethod
     def of(cls, model: Any, prompt: str | None, prompt_name: str | None, max_length: int | None, split: bool) -> Any:
-        """Choose the prompt, and check that it leaves room for text."""
+        """Choose the prompt, and check that it leaves space for text."""
         chosen = chosen_prompt(model, prompt=prompt, prompt_name=prompt_name)
         rows = cls(chosen, longest_row(model, max_length), split, [])
         check_room(model.tokenizer, prompt=chosen, max_length=rows.max_length, split_special_tokens=split)

@@ -141,7 +141,7 @@ def _in_chunks(
     head: nn.Module | None,
     softcap: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Losses `(N,)`, and hits `(N,)` where gradients are off; with the head, if projecting is nothing more."""
+    """Return losses `(N,)`, and hits `(N,)` where gradients are off; `head` only if it is the whole projection."""
     is_training = torch.is_grad_enabled()
     if _is_linear(head, states):
         assert isinstance(head, nn.Linear)
@@ -197,15 +197,15 @@ class _Linear(NamedTuple):
         On a CPU all chunks use the same memory, for fresh memory costs as much time as the product.
         """
         size = (min(rows, len(states)), len(self.weight))
-        room = self.weight.new_empty(size) if self.weight.device.type == "cpu" else None
+        buffer = self.weight.new_empty(size) if self.weight.device.type == "cpu" else None
         for start in range(0, len(states), rows):
             part = states[start : start + rows].to(self.weight.dtype)
-            if room is None:
+            if buffer is None:
                 logits = F.linear(part, self.weight, self.bias)
             elif self.bias is None:
-                logits = torch.mm(part, self.weight.t(), out=room[: len(part)])
+                logits = torch.mm(part, self.weight.t(), out=buffer[: len(part)])
             else:
-                logits = torch.addmm(self.bias, part, self.weight.t(), out=room[: len(part)])
+                logits = torch.addmm(self.bias, part, self.weight.t(), out=buffer[: len(part)])
             yield slice(start, start + len(part)), part, logits
 
 
@@ -232,7 +232,7 @@ def _measure(
 def _measure_block(
     logits: torch.Tensor, targets: torch.Tensor, *, softcap: float | None, errors: bool, hits: bool
 ) -> _Measured:
-    """The same for positions whose logits fit a cache in float32."""
+    """Measure positions whose logits fit a cache in float32."""
     capped = soft_cap(logits, softcap)
     found = capped.argmax(-1) == targets if hits else None
     wide = capped.to(_wide(logits.dtype))
@@ -316,7 +316,7 @@ class _TrainedHead(torch.autograd.Function):
 def _losses_and_hits_of(
     linear: _Linear, states: torch.Tensor, targets: torch.Tensor, *, rows: int, hits: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Losses `(N,)` and, where asked for, hits `(N,)` of a linear head, without gradients."""
+    """Return losses `(N,)` and, where asked for, hits `(N,)` of a linear head, without gradients."""
     found = [
         _measure(logits, targets[place], softcap=linear.softcap, hits=hits)
         for place, _, logits in linear.chunks(states, rows=rows)
@@ -336,7 +336,7 @@ def _losses(project: Project, states: torch.Tensor, targets: torch.Tensor) -> to
 def _losses_and_hits(
     project: Project, states: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same, and whether the target is the likeliest token."""
+    """Return the losses, and whether each target is the likeliest token."""
     logits = project(states)
     return _losses(lambda _: logits, states, targets), logits.argmax(-1) == targets
 
@@ -358,34 +358,32 @@ def _chunk_size(num_targets: int, *, vocab_size: int, width: int, device: torch.
 
 
 def _is_gathered(head: nn.Module) -> bool:
-    """Whether a head's weight is in parts with several processes: by FSDP2 or by DeepSpeed's third stage."""
+    """Return whether several processes share a head's weight: by FSDP2 or by DeepSpeed's third stage."""
     return hasattr(head, "set_reshard_after_backward") or any(hasattr(weight, "ds_id") for weight in head.parameters())
 
 
 def _is_bare(head: nn.Module, *, is_gathered: bool) -> bool:
-    """Whether nothing but the head's class says what calling it does: neither hooks nor a forward put in its
-    place.
-    """
+    """Return whether calling a head does nothing but what its class says. Hooks that gather a weight do not count."""
     hooks = (head._forward_pre_hooks, head._forward_hooks, head._backward_pre_hooks, head._backward_hooks)
     return "forward" not in vars(head) and (is_gathered or not any(hooks))
 
 
 def _is_linear(head: nn.Module | None, states: torch.Tensor) -> bool:
-    """Whether a head is a plain linear layer, neither adapted nor quantised, whose weight is whole and here."""
+    """Return whether a head is a plain linear layer, neither adapted nor quantised, whose weight is whole and here."""
     if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
         return False
     return type(head.weight) is nn.Parameter and head.weight.device == states.device
 
 
 def _product_dtype(head: nn.Module, states: torch.Tensor) -> torch.dtype:
-    """The dtype in which a head's products are computed."""
+    """Return the dtype in which a head's products are computed."""
     weight = getattr(head, "weight", None)
     is_plain = isinstance(weight, torch.Tensor) and weight.is_floating_point()
     return product_dtype(weight.dtype if is_plain else states.dtype, states.device)  # type: ignore[union-attr]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums."""
+    """Return the dtype of sums."""
     return torch.promote_types(dtype, torch.float32)
 
 

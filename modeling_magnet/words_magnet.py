@@ -194,7 +194,7 @@ def encode_tokens(
         `(num_tokens, 2)` in characters of the text.
 
     Raises:
-        ValueError: an input that is not text, an invalid option, or windows without room for text.
+        ValueError: an input that is not text, an invalid option, or windows without space for text.
         RuntimeError: as `encode`.
 
     Source: Khosla et al. 2025, section 4.1; BehnamGhader et al. 2024 (LLM2Vec) for the shift.
@@ -341,7 +341,7 @@ def _texts_and_words(inputs: Any, *, is_split_into_words: bool) -> tuple[bool, l
 
 
 def _check_words(words: Any, *, index: int) -> list[str]:
-    """The words of one text, none of them empty."""
+    """Return the words of one text, none of them empty."""
     if isinstance(words, str):
         raise ValueError(f"Text {index} is a string ({words!r:.60}); expected a list of words. Split it.")
     checked = check_texts(words, name=f"inputs[{index}]")
