@@ -1,5 +1,6 @@
 """Texts -> one vector per token or per word, with its place in the text, whatever the length of the text."""
 
+import inspect
 import re
 import warnings
 from bisect import bisect_right
@@ -210,6 +211,9 @@ def encode_tokens(
     return found[0] if single else found
 
 
+_OPTIONS = inspect.signature(encode_tokens).parameters.keys() - {"model", "inputs"}
+
+
 def encode_words(
     model: Any,
     inputs: str | Sequence[str] | Sequence[Sequence[str]],
@@ -237,6 +241,8 @@ def encode_words(
         ValueError: as `encode_tokens`; an empty word.
         RuntimeError: as `encode`.
     """
+    for name in options.keys() - _OPTIONS:
+        raise TypeError(f"encode_words() got an unexpected keyword argument {name!r}")
     single, texts, words = _texts_and_words(inputs, is_split_into_words=is_split_into_words)
     tokens: Any = encode_tokens(model, texts, **options)
     found, lost = [], []
