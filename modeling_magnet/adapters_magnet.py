@@ -124,7 +124,7 @@ def adapters_for(model: Any, mode: AttentionMode) -> AbstractContextManager[None
 
 @contextmanager
 def _adapters_as_bound(model: Any, mode: AttentionMode) -> Iterator[None]:
-    """Do so for a model whose adapter is bound to modes, or was."""
+    """Switch the adapter on or off for a call of a model whose adapter is, or was, bound to modes."""
     modes, outer = MagnetSettings.value(model.config, "adapter_modes"), _base_only.get()
     if modes is None or mode in modes:
         if outer is None:
@@ -140,7 +140,7 @@ def _adapters_as_bound(model: Any, mode: AttentionMode) -> Iterator[None]:
         yield
         return
     if tuple(getattr(model, "peft_config", None) or ()) != model._bound_adapters:
-        raise ValueError(_told_unbound(mode))
+        raise ValueError(_unbound_message(mode))
     if torch.is_grad_enabled() and model.training and _checkpoints_activations(model):
         raise ValueError(
             f"The adapter is off in mode={mode!r}, and gradient checkpointing would run the layers again without "
@@ -153,18 +153,18 @@ def _adapters_as_bound(model: Any, mode: AttentionMode) -> Iterator[None]:
     finally:
         _base_only.reset(token)
     if call.layers == 0:
-        raise ValueError(_told_unbound(mode))
+        raise ValueError(_unbound_message(mode))
 
 
-def _told_unbound(mode: str) -> str:
+def _unbound_message(mode: str) -> str:
     return (
-        f"The adapter should be off in mode={mode!r}, but its layers were attached behind the model's back or were "
-        "merged. Call `model.set_adapter_modes(...)` again: the same modes, or None after merging."
+        f"The adapter should be off in mode={mode!r}, but its layers were attached without the model's knowledge "
+        "or were merged. Call `model.set_adapter_modes(...)` again: the same modes, or None after merging."
     )
 
 
 def _checkpoints_activations(model: Any) -> bool:
-    """By the name that the installed transformers has for it."""
+    """Return whether layers run again in the backward pass, by the installed transformers' name for it."""
     known = getattr(model, "is_activation_checkpointing", None)
     return bool(model.is_gradient_checkpointing if known is None else known)
 
@@ -200,8 +200,10 @@ def check_adapter_fits(source: ModelSource, settings: dict[str, Any] | None, val
         if stored.get(key) not in (None, values.get(key)) and values.get(key) != resized.get(key, stored.get(key))
     ]
     if differing:
-        told = ", ".join(f"{key} {stored[key]!r} where this base has {values.get(key)!r}" for key in differing)
-        raise CheckpointError(f"The adapter at {source} was trained on another base: {told}. Load it on its own base.")
+        parts = ", ".join(f"{key} {stored[key]!r} where this base has {values.get(key)!r}" for key in differing)
+        raise CheckpointError(
+            f"The adapter at {source} was trained on another base: {parts}. Load it on its own base."
+        )
 
 
 # What peft raises over a configuration or weights that it cannot use.
@@ -331,7 +333,9 @@ def _load_by_peft(model: Any, source: ModelSource, name: str) -> tuple[list[str]
 
 
 def _resized_embeddings(model: Any, source: ModelSource, stored: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The embedding matrix and the LM head of an adapter whose base was resized, by their names in the model."""
+    """Return the embedding matrix and LM head that an adapter of a resized base stores, by their names in the
+    model.
+    """
     size = stored.get("resized_vocab_size")
     file = source.file(ADAPTER_WEIGHTS)
     if size is None or file is None:
@@ -387,7 +391,7 @@ def forget_deleted_adapter(model: Any) -> None:
 
 
 def load_head(model: Any, source: ModelSource) -> None:
-    """The projection that was kept for sentence embeddings, from its own file."""
+    """Load the contrastive head from its own file."""
     file = source.file(HEAD_WEIGHTS)
     if file is None:
         raise CheckpointError(
@@ -400,7 +404,7 @@ def load_head(model: Any, source: ModelSource) -> None:
 
 
 def is_resized(model: Any) -> bool:
-    """Whether the vocabulary has another size than where the weights came from."""
+    """Return whether the vocabulary was resized after the weights were loaded."""
     return model._stored_vocab_size not in (None, model.config.vocab_size)
 
 

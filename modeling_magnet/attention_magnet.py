@@ -24,7 +24,7 @@ _MOST_BYTES = 2**26
 
 
 def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype in which products of tensors of a dtype are computed: autocast's, where it is on."""
+    """Return the dtype in which products of tensors of a dtype are computed: autocast's, where it is on."""
     is_known = torch.amp.is_autocast_available(device.type)
     if is_known and torch.is_autocast_enabled(device.type) and dtype.is_floating_point:
         return torch.get_autocast_dtype(device.type)
@@ -32,7 +32,7 @@ def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def takes_float_masks(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether `masked_attention` computes the products itself: of this dtype, on this device."""
+    """Return whether `masked_attention` computes the products itself."""
     return device.type == "cpu" and product_dtype(dtype, device) == torch.bfloat16
 
 
@@ -99,7 +99,7 @@ def _attend(
 def _attend_in_parts(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, *, scale: float, dropout: float
 ) -> torch.Tensor:
-    """The same without gradients, a row and some of its queries at a time."""
+    """Attend without gradients, a row and some of its queries at a time."""
     attended = torch.empty_like(query)
     rows = max(1, _MOST_BYTES // (2 * query.shape[1] * key.shape[2]))
     for index in range(len(query)):

@@ -106,7 +106,7 @@ REFUSAL = "merge_this_adapter_first.save_pretrained_with_merge_adapter"
 
 
 def refusing_contents() -> dict[str, Any]:
-    """The sidecars of an adapter that sentence-transformers cannot open rightly: one that says so."""
+    """Return sidecars that say why sentence-transformers cannot open an adapter correctly."""
     return {"modules.json": [{"idx": 0, "name": "0", "path": "", "type": REFUSAL}]}
 
 
@@ -143,7 +143,7 @@ def leave_to_library(finished: Path, target: Path, *, opened_as_encoder: bool) -
         if (target / name).is_file():
             shutil.copy(target / name, finished)
     config = finished / CONFIG
-    if not config.is_file():  # an adapter alone
+    if not config.is_file():  # only an adapter
         return
     values = json.loads(config.read_text(encoding="utf-8"))
     if (target / LIBRARY_CONFIG).is_file():
@@ -173,7 +173,7 @@ def _with_choices(magnet: dict[str, Any], chosen: dict[str, Any]) -> dict[str, A
 
 
 def _encoder_config(settings: MagnetSettings) -> dict[str, Any]:
-    """What makes stock classes read a checkpoint of ours bidirectionally, in place of config.json's own values."""
+    """Return the config values by which stock classes read a checkpoint of ours bidirectionally."""
     config: dict[str, Any] = {"is_causal": False}
     if settings.bidirectional_window is not None:
         config["sliding_window"] = settings.bidirectional_window
@@ -407,7 +407,7 @@ def _forget_quantization(model: Any) -> None:
 
 
 def _adapter_of_auto_class(arguments: dict[str, Any] | None) -> ModelSource | None:
-    """The adapter that an Auto class found where it was pointed, before it handed us the base."""
+    """Return the adapter that an Auto class found before it handed us the base."""
     arguments = dict(arguments or {})
     path = arguments.pop("_adapter_model_path", None)
     known = {name: arguments[name] for name in SOURCE_ARGUMENTS if arguments.get(name) is not None}
@@ -509,7 +509,7 @@ def _write_checkpoint(
 
 
 def _write_beside_weights(model: Any, directory: Path, weights: dict[str, Any]) -> None:
-    """Everything that turns a directory of stock weights into ours."""
+    """Turn a directory of stock weights into a checkpoint of ours."""
     ours = write_code(type(model), directory)
     config_file = directory / "config.json"
     values = json.loads(config_file.read_text(encoding="utf-8"))
@@ -521,7 +521,7 @@ def _write_beside_weights(model: Any, directory: Path, weights: dict[str, Any]) 
         values["auto_map"] = {"AutoModel": ours, "AutoModelForCausalLM": ours}
         # A stock class that opens this and saves it again does not write our code, so that it must not write this
         # key either: nobody could open the copy with `trust_remote_code=True`. Read under another name, one that
-        # transformers never writes, it stays in the first file alone; the copy opens as a stock decoder.
+        # transformers never writes, it is only in the first file; the copy opens as a stock decoder.
         values["attribute_map"] = {**type(model.config).attribute_map, "auto_map": UNWRITTEN}
     # sentence-transformers drops its override of a key that the file does not have.
     values["is_causal"] = True
@@ -531,7 +531,7 @@ def _write_beside_weights(model: Any, directory: Path, weights: dict[str, Any]) 
 
 
 def _write_embedder(model: Any, directory: Path, weights: dict[str, Any], *, is_adapter: bool = False) -> None:
-    """What a checkpoint and an adapter both carry: tokenizer, contrastive head, sentence-transformers sidecars."""
+    """Write what checkpoints and adapters share: tokenizer, contrastive head, sentence-transformers sidecars."""
     tokenizer = model._tokenizer_source.find()
     # 33 MB beside 8 MB of an adapter, and it comes with the base.
     is_base_own = is_adapter and tokenizer is not None and _is_packaged(tokenizer, model._weights_source)
@@ -558,11 +558,11 @@ def _write_embedder(model: Any, directory: Path, weights: dict[str, Any], *, is_
 
 
 def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """A dtype of weights, by torch's name for it."""
+    """Return a floating-point dtype by torch's name for it."""
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(
-            f"`dtype={dtype!r}` is no floating-point dtype of torch; expected one such as torch.bfloat16."
+            f"`dtype={dtype!r}` is not a floating-point dtype of torch; expected one such as torch.bfloat16."
         )
     return found
 
@@ -578,7 +578,7 @@ def _check_not_packed(model: torch.nn.Module) -> None:
 
 
 def _is_packaged(tokenizer: Any, source: ModelSource | None) -> bool:
-    """Whether a tokenizer is, unchanged, that of a base which is installed as a package."""
+    """Return whether a tokenizer is, unchanged, that of a base which is installed as a package."""
     if source is None or not source.is_packaged or not tokenizer.is_fast:
         return False
     own: Any = TokenizerSource(source.path, source.arguments).load()
@@ -590,7 +590,7 @@ def _is_packaged(tokenizer: Any, source: ModelSource | None) -> bool:
 
 
 def _base_is_checkpoint(adapter: Path) -> bool:
-    """Whether the base of an adapter is one of our checkpoints, whose config has the key that makes an encoder."""
+    """Return whether the base of an adapter is one of our checkpoints: its config can make it an encoder."""
     try:
         base = ModelSource(str(adapter), {}).adapter_base()
     except CheckpointError:

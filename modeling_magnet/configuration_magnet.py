@@ -47,7 +47,7 @@ class MagnetSettings:
         schema (`int`): Version of these settings' meaning.
 
     Raises:
-        ValueError: an unknown default prompt, pooling, similarity or head, or a prompt that is no text.
+        ValueError: an unknown default prompt, pooling, similarity or head, or a prompt that is not text.
 
     Example:
 
@@ -93,7 +93,11 @@ class MagnetSettings:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], *, source: str = "the configuration") -> "MagnetSettings":
-        """Validate the settings of a dict; `source` says in messages where it was stored.
+        """Validate the settings of a dict.
+
+        Args:
+            values (`dict`): What was stored; keys that are left out have their defaults.
+            source (`str`): Where it was stored, for messages.
 
         Raises:
             ValueError: not a dict, an invalid value, or a key that this schema does not know. Of a newer schema, such
@@ -133,12 +137,15 @@ class MagnetSettings:
             raise ValueError(f"In the MAGNET settings of {source}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict, the inverse of `from_dict`."""
+        """Return a JSON-ready dict, the inverse of `from_dict`."""
         return asdict(self)
 
     @classmethod
     def of(cls, config: Any) -> "MagnetSettings":
         """Read and validate the settings of a model's config.
+
+        Args:
+            config (`PreTrainedConfig`): With our settings, or without any.
 
         Raises:
             ValueError: as `from_dict`.
@@ -147,12 +154,21 @@ class MagnetSettings:
 
     @staticmethod
     def value(config: Any, name: str) -> Any:
-        """Read one setting without validating the others: every forward does. `None` for a config without settings."""
+        """Read one setting without validating the others, as every forward does.
+
+        Args:
+            config (`PreTrainedConfig`): With our settings; without them every setting is `None`.
+            name (`str`): Of the setting.
+        """
         return (getattr(config, "magnet", None) or {}).get(name)
 
     @classmethod
     def update(cls, config: Any, **values: Any) -> None:
         """Change some settings of a config; where one of them is invalid, change none.
+
+        Args:
+            config (`PreTrainedConfig`): With our settings.
+            values: The settings by name.
 
         Raises:
             ValueError: as `from_dict`.
@@ -161,12 +177,16 @@ class MagnetSettings:
         config.magnet.update(values)
 
     def store(self, config: Any) -> None:
-        """Replace all settings of a config by these."""
+        """Replace all settings of a config by these.
+
+        Args:
+            config (`PreTrainedConfig`): Of a model.
+        """
         config.magnet = self.to_dict()
 
 
 def _is_whole(value: Any) -> bool:
-    """A whole number; `True` is none, though Python counts with it."""
+    """Return whether a value is a whole number; `True` is not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -265,7 +285,7 @@ def make_causal(config: Any, settings: MagnetSettings, *, opened_as_encoder: boo
 
 
 def _halves_windows(config_class: type[Any]) -> bool:
-    """Whether a family's config changes the window that it is given when attention is bidirectional."""
+    """Return whether a family's config changes its window when attention is bidirectional."""
     probe = config_class(sliding_window=64, use_bidirectional_attention=True)
     return bool(probe.sliding_window != 64)
 

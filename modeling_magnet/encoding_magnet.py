@@ -301,22 +301,24 @@ def encode(
     """Embed texts: bidirectional attention over `BOS prompt text EOS`, one vector from the hidden states.
 
     Args:
-        inputs, sentences (`str` or `list[str]`): Texts, by the new or the older name. One beyond `max_length` is cut
-            before its EOS; a warning counts these.
+        inputs, sentences (`str` or `list[str]`): Texts, by the new or the older name.
         prompt_name, prompt (`str`, *optional*): Name of a stored prompt, or the prompt itself (`""` for none).
         batch_size, batch_tokens (`int`, *optional*): Texts, and tokens with padding, of a forward at most.
         output_value (`str`, *optional*): `"sentence_embedding"`, `"token_embeddings"` (a tensor for each text) or
             `None` (a `dict` for each text); the last two ignore `convert_to_*` and `precision`.
-        precision, pooling, truncate_dim: See `quantize_embeddings` and `pool_states`; dimensions to keep.
+        precision, pooling: See `quantize_embeddings` and `pool_states`.
+        convert_to_numpy, convert_to_tensor: An array, or one tensor; without either a list of tensors.
+        truncate_dim, normalize_embeddings: Dimensions to keep, and whether to scale what is kept to unit length.
+        show_progress_bar (`bool`, *optional*): Defaults to showing one on long lists.
         device (`str` or `torch.device`, *optional*): Move the model there first.
-        max_length (`int`, *optional*): Longest row in tokens; defaults to `max_seq_length`.
+        max_length (`int`, *optional*): Longest row in tokens; longer texts are cut, and a warning counts them.
         split_special_tokens (`bool`): Read control tokens in a text, such as `</s>`, as plain characters.
 
     Returns:
         Float32 `(hidden_size,)` for a string, `(len(inputs), hidden_size)` for a list, in the order of `inputs`.
 
     Raises:
-        ValueError: an input that is not text, an invalid option, or a prompt that leaves no room for text.
+        ValueError: an input that is not text, an invalid option, or a prompt that leaves no space for text.
         RuntimeError: the back-end does not attend as the mode says, or vectors are not finite.
     """
     single, texts = _checked_texts(inputs, sentences)
@@ -416,7 +418,7 @@ class _TextRows(NamedTuple):
 
     @classmethod
     def of(cls, model: Any, prompt: str | None, prompt_name: str | None, max_length: int | None, split: bool) -> Any:
-        """Choose the prompt, and check that it leaves room for text."""
+        """Choose the prompt, and check that it leaves space for text."""
         chosen = chosen_prompt(model, prompt=prompt, prompt_name=prompt_name)
         rows = cls(chosen, longest_row(model, max_length), split, [])
         check_room(model.tokenizer, prompt=chosen, max_length=rows.max_length, split_special_tokens=split)

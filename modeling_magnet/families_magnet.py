@@ -1,7 +1,7 @@
 """Further families: each lends `MagnetMixin` its decoder. A family of your own takes as many lines.
 
 Where layers have a sliding window of w, causal mode has the family's: a token sees itself and w - 1 before it. In the
-other modes it sees w to either side, as the stock classes do when they are told not to be causal.
+other modes it sees w to either side, as the stock classes do with `is_causal=False`.
 """
 
 from typing import Any
@@ -47,7 +47,7 @@ class MagnetGemma3ForCausalLM(MagnetMixin, Gemma3ForCausalLM, GenerationMixin):
     """A text-only Gemma 3 in three modes."""
 
     def _softcap(self) -> float | None:
-        """The limit of the logits' size, where the config has one."""
+        """Return the soft limit of the logits' size, where the config has one."""
         cap: float | None = self.config.final_logit_softcapping
         return cap
 
@@ -74,6 +74,10 @@ class AutoMagnetForCausalLM:
     def family_of(path: str, **arguments: Any) -> type[Any]:
         """Return the MAGNET class for a checkpoint, or for the base of an adapter.
 
+        Args:
+            path (`str`): Directory or Hub id.
+            arguments: `revision`, `token` and others that say where its config is.
+
         Raises:
             ValueError: no model there, or a family without a class here.
         """
@@ -89,7 +93,7 @@ class AutoMagnetForCausalLM:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """`from_pretrained` of the family's class; see there.
+        """Call `from_pretrained` of the family's class.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): Directory or Hub id.

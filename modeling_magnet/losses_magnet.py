@@ -71,30 +71,10 @@ def token_losses(
         ValueError: targets that are not integers of the states' shape; on a CPU also those that are not tokens, or
             more than `num_targets`.
     """
-    if not isinstance(target_ids, torch.Tensor) or target_ids.dtype not in (torch.int64, torch.int32):
-        told = target_ids.dtype if isinstance(target_ids, torch.Tensor) else type(target_ids).__name__
-        raise ValueError(f"`target_ids` is {told}; expected a tensor of integers. Use `target_ids.long()`.")
-    if target_ids.dim() not in (2, 3) or target_ids.shape[-2:] != states.shape[:2]:
-        raise ValueError(
-            f"`target_ids` has shape {tuple(target_ids.shape)} for states of {tuple(states.shape)}; pass "
-            f"{tuple(states.shape[:2])}, or several of that, one token to predict or -100 for each position."
-        )
+    _check_shape(target_ids, states)
     targets = target_ids.to(states.device).long().flatten()  # (T,)
     is_set = targets != IGNORE_INDEX
-    # Reading a value back would break a compiled graph, and make the host wait for an accelerator.
-    is_readable = targets.device.type == "cpu" and not torch.compiler.is_compiling()
-    if num_targets is None or is_readable:
-        found = int(is_set.sum())
-        if found and is_readable:
-            lowest, highest = (int(edge) for edge in targets[is_set].aminmax())
-            if lowest < 0 or highest >= vocab_size:
-                raise ValueError(
-                    f"`target_ids` hold {lowest if lowest < 0 else highest}; expected tokens from 0 to "
-                    f"{vocab_size - 1}, or {IGNORE_INDEX} where nothing is to be predicted."
-                )
-        if num_targets is not None and num_targets < found:
-            raise ValueError(f"`num_targets` is {num_targets}, but {found} targets are set. Pass as many, or None.")
-        num_targets = found if num_targets is None else num_targets
+    num_targets = _counted(targets, is_set, num_targets, vocab_size=vocab_size)
     width = vocab_size * _product_dtype(head, states).itemsize
     rows = chunk_size or _chunk_size(max(num_targets, 1), vocab_size=vocab_size, width=width, device=states.device)
     is_gathered = _is_gathered(head)
@@ -116,6 +96,37 @@ def token_losses(
     )
 
 
+def _check_shape(target_ids: Any, states: torch.Tensor) -> None:
+    """Refuse targets that are not integers of the states' shape."""
+    if not isinstance(target_ids, torch.Tensor) or target_ids.dtype not in (torch.int64, torch.int32):
+        given = target_ids.dtype if isinstance(target_ids, torch.Tensor) else type(target_ids).__name__
+        raise ValueError(f"`target_ids` is {given}; expected a tensor of integers. Use `target_ids.long()`.")
+    if target_ids.dim() not in (2, 3) or target_ids.shape[-2:] != states.shape[:2]:
+        raise ValueError(
+            f"`target_ids` has shape {tuple(target_ids.shape)} for states of {tuple(states.shape)}; pass "
+            f"{tuple(states.shape[:2])}, or several of that, one token to predict or -100 for each position."
+        )
+
+
+def _counted(targets: torch.Tensor, is_set: torch.Tensor, num_targets: int | None, *, vocab_size: int) -> int:
+    """Return how many targets are set, or the caller's limit; on a CPU both are checked."""
+    # Reading a value back would break a compiled graph, and make the host wait for an accelerator.
+    is_readable = targets.device.type == "cpu" and not torch.compiler.is_compiling()
+    if num_targets is not None and not is_readable:
+        return num_targets
+    found = int(is_set.sum())
+    if found and is_readable:
+        lowest, highest = (int(edge) for edge in targets[is_set].aminmax())
+        if lowest < 0 or highest >= vocab_size:
+            raise ValueError(
+                f"`target_ids` hold {lowest if lowest < 0 else highest}; expected tokens from 0 to "
+                f"{vocab_size - 1}, or {IGNORE_INDEX} where nothing is to be predicted."
+            )
+    if num_targets is not None and num_targets < found:
+        raise ValueError(f"`num_targets` is {num_targets}, but {found} targets are set. Pass as many, or None.")
+    return found if num_targets is None else num_targets
+
+
 def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
     """Return logits softly limited to `cap` in size, or unchanged without a cap."""
     return logits if cap is None else torch.tanh(logits / cap) * cap
@@ -130,7 +141,7 @@ def _in_chunks(
     head: nn.Module | None,
     softcap: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Losses `(N,)`, and hits `(N,)` where gradients are off; with the head, if projecting is nothing more."""
+    """Return losses `(N,)`, and hits `(N,)` where gradients are off; `head` only if it is the whole projection."""
     is_training = torch.is_grad_enabled()
     if _is_linear(head, states):
         assert isinstance(head, nn.Linear)
@@ -186,15 +197,15 @@ class _Linear(NamedTuple):
         On a CPU all chunks use the same memory, for fresh memory costs as much time as the product.
         """
         size = (min(rows, len(states)), len(self.weight))
-        room = self.weight.new_empty(size) if self.weight.device.type == "cpu" else None
+        buffer = self.weight.new_empty(size) if self.weight.device.type == "cpu" else None
         for start in range(0, len(states), rows):
             part = states[start : start + rows].to(self.weight.dtype)
-            if room is None:
+            if buffer is None:
                 logits = F.linear(part, self.weight, self.bias)
             elif self.bias is None:
-                logits = torch.mm(part, self.weight.t(), out=room[: len(part)])
+                logits = torch.mm(part, self.weight.t(), out=buffer[: len(part)])
             else:
-                logits = torch.addmm(self.bias, part, self.weight.t(), out=room[: len(part)])
+                logits = torch.addmm(self.bias, part, self.weight.t(), out=buffer[: len(part)])
             yield slice(start, start + len(part)), part, logits
 
 
@@ -221,7 +232,7 @@ def _measure(
 def _measure_block(
     logits: torch.Tensor, targets: torch.Tensor, *, softcap: float | None, errors: bool, hits: bool
 ) -> _Measured:
-    """The same for positions whose logits fit a cache in float32."""
+    """Measure positions whose logits fit a cache in float32."""
     capped = soft_cap(logits, softcap)
     found = capped.argmax(-1) == targets if hits else None
     wide = capped.to(_wide(logits.dtype))
@@ -305,7 +316,7 @@ class _TrainedHead(torch.autograd.Function):
 def _losses_and_hits_of(
     linear: _Linear, states: torch.Tensor, targets: torch.Tensor, *, rows: int, hits: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Losses `(N,)` and, where asked for, hits `(N,)` of a linear head, without gradients."""
+    """Return losses `(N,)` and, where asked for, hits `(N,)` of a linear head, without gradients."""
     found = [
         _measure(logits, targets[place], softcap=linear.softcap, hits=hits)
         for place, _, logits in linear.chunks(states, rows=rows)
@@ -325,7 +336,7 @@ def _losses(project: Project, states: torch.Tensor, targets: torch.Tensor) -> to
 def _losses_and_hits(
     project: Project, states: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same, and whether the target is the likeliest token."""
+    """Return the losses, and whether each target is the likeliest token."""
     logits = project(states)
     return _losses(lambda _: logits, states, targets), logits.argmax(-1) == targets
 
@@ -347,34 +358,32 @@ def _chunk_size(num_targets: int, *, vocab_size: int, width: int, device: torch.
 
 
 def _is_gathered(head: nn.Module) -> bool:
-    """Whether a head's weight is in parts with several processes: by FSDP2 or by DeepSpeed's third stage."""
+    """Return whether several processes share a head's weight: by FSDP2 or by DeepSpeed's third stage."""
     return hasattr(head, "set_reshard_after_backward") or any(hasattr(weight, "ds_id") for weight in head.parameters())
 
 
 def _is_bare(head: nn.Module, *, is_gathered: bool) -> bool:
-    """Whether nothing but the head's class says what calling it does: neither hooks nor a forward put in its
-    place.
-    """
+    """Return whether calling a head does nothing but what its class says. Hooks that gather a weight do not count."""
     hooks = (head._forward_pre_hooks, head._forward_hooks, head._backward_pre_hooks, head._backward_hooks)
     return "forward" not in vars(head) and (is_gathered or not any(hooks))
 
 
 def _is_linear(head: nn.Module | None, states: torch.Tensor) -> bool:
-    """Whether a head is a plain linear layer, neither adapted nor quantised, whose weight is whole and here."""
+    """Return whether a head is a plain linear layer, neither adapted nor quantised, whose weight is whole and here."""
     if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
         return False
     return type(head.weight) is nn.Parameter and head.weight.device == states.device
 
 
 def _product_dtype(head: nn.Module, states: torch.Tensor) -> torch.dtype:
-    """The dtype in which a head's products are computed."""
+    """Return the dtype in which a head's products are computed."""
     weight = getattr(head, "weight", None)
     is_plain = isinstance(weight, torch.Tensor) and weight.is_floating_point()
     return product_dtype(weight.dtype if is_plain else states.dtype, states.device)  # type: ignore[union-attr]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums."""
+    """Return the dtype of sums."""
     return torch.promote_types(dtype, torch.float32)
 
 

@@ -1,4 +1,4 @@
-"""Every rule of who sees whom, and the masks in which each attention back-end is told.
+"""Every rule of who sees whom, and its form for each attention back-end.
 
 Pure functions of tensors, but for `forward_mixed_modes`, which calls the model once for each mode.
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 MASKED_BACKENDS = ("eager", "sdpa", "flex_attention")
-# These skip the blocks that a mask leaves out, so that rows laid end to end cost no more than rows apart.
+# These skip the blocks that a mask leaves out, so that packed rows cost no more than separate ones.
 PACKED_BACKENDS = ("flex_attention",)
 
 
@@ -126,7 +126,7 @@ def attention_pattern(
     index = torch.arange(segment_ids.shape[1], device=segment_ids.device)
     queries = index[segment_ids.shape[1] - query_length :]
     query_segments = segment_ids[:, segment_ids.shape[1] - query_length :]
-    # In place: long rows leave no room for copies of so large a pattern.
+    # In place: a pattern of long rows is too large to be copied.
     allowed = query_segments[:, :, None] == segment_ids[:, None, :]  # (B, Q, KV)
     allowed &= index <= queries[:, None]  # its own past
     allowed |= (segment_ids == 0)[:, None, :]
@@ -182,8 +182,8 @@ def layer_windows(config: Any) -> dict[str, int | None]:
     unknown = sorted(kinds - {"full_attention", "sliding_attention"})
     if unknown:
         raise ValueError(
-            f"This {config.model_type} has layers of {unknown}; bidirectional and infill mode are defined for full "
-            "and sliding attention alone. Choose another base model."
+            f"This {config.model_type} has layers of {unknown}; bidirectional and infill mode are only defined for "
+            "full and sliding attention. Choose another base model."
         )
     window = _own(config, "sliding_window")
     trained = MagnetSettings.value(config, "bidirectional_window")
@@ -197,7 +197,7 @@ def layer_windows(config: Any) -> dict[str, int | None]:
 
 
 def _own(config: Any, name: str) -> Any:
-    """A field that a config's class has; what a file holds beyond them, the library's decoders do not read."""
+    """Return a field that a config's class has; decoders of the library do not read other fields of a file."""
     kind = type(config)
     is_read = hasattr(kind, name) or not kind.__module__.startswith("transformers.")
     return getattr(config, name, None) if is_read else None
@@ -402,7 +402,7 @@ def check_labels_are_hidden(
             f"`labels` ask for {num_seen} tokens that mode={mode!r} shows to what predicts them: position i sees "
             "token i + 1, so the loss would only measure copying. For the loss from left to right pass "
             'mode="causal" (`is_causal=True`). For masked tokens put the mask token into `input_ids` and give labels, '
-            'or `target_ids`, to those positions alone. For a fill pass mode="infill" with its `segment_ids` and -100 '
+            'or `target_ids`, only to those positions. For a fill pass mode="infill" with its `segment_ids` and -100 '
             "for every context token."
         )
 
@@ -445,8 +445,8 @@ def forward_mixed_modes(model: Any, modes: Sequence[AttentionMode], arguments: d
         raise ValueError(f"A batch of mixed modes takes no {', '.join(unfit)}. Call the model once for each mode.")
     segments = arguments.get("segment_ids")
     if segments is not None and (not isinstance(segments, torch.Tensor) or segments.dim() != 2):
-        told = f"of shape {tuple(segments.shape)}" if isinstance(segments, torch.Tensor) else type(segments).__name__
-        raise ValueError(f"`segment_ids` is {told}; expected a tensor of shape (batch_size, key_length).")
+        shape = f"of shape {tuple(segments.shape)}" if isinstance(segments, torch.Tensor) else type(segments).__name__
+        raise ValueError(f"`segment_ids` is {shape}; expected a tensor of shape (batch_size, key_length).")
     if segments is not None and len(segments) != len(modes):
         raise ValueError(f"`segment_ids` has {len(segments)} rows for a batch of {len(modes)}. Pass one for each.")
     others = torch.tensor([mode != "infill" for mode in modes], device=given.device)

@@ -486,7 +486,12 @@ class MagnetMixin(InfillingMixin):
         return compare(self, embeddings1, embeddings2, pairwise=True)
 
     def tokenize(self, texts: Sequence[str], **kwargs: Any) -> dict[str, torch.Tensor]:
-        """Call `preprocess`, whose older name this is."""
+        """Call `preprocess`, whose older name this is.
+
+        Args:
+            texts (`list[str]`): Texts.
+            kwargs: As in `preprocess`.
+        """
         return preprocess(self, texts, **kwargs)
 
     @property

@@ -109,7 +109,7 @@ def similarity_pairs(left: Any, right: Any, *, name: Similarity) -> torch.Tensor
 
 
 def _comparable(left: Any, right: Any, *, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two float32 matrices of one width, their rows of unit length where cosines are asked for."""
+    """Return two float32 matrices of one width, with rows of unit length for cosines."""
     if not isinstance(name, str) or name not in SIMILARITIES:
         raise ValueError(f"The similarity is {name!r}; expected one of {list(SIMILARITIES)}.")
     left, right = _rows(left), _rows(right)
@@ -121,7 +121,7 @@ def _comparable(left: Any, right: Any, *, name: str) -> tuple[torch.Tensor, torc
 
 
 def _rows(embeddings: Any) -> torch.Tensor:
-    """A float32 matrix of them."""
+    """Return embeddings as a float32 matrix."""
     try:
         if isinstance(embeddings, list) and embeddings and isinstance(embeddings[0], torch.Tensor):
             rows = torch.stack(embeddings)

@@ -62,7 +62,7 @@ class TokenizerSource:
     tokenizer: PreTrainedTokenizerBase | None = None
 
     def find(self) -> PreTrainedTokenizerBase | None:
-        """The tokenizer, loaded on first use; `None` where there is none."""
+        """Return the tokenizer, loaded on first use; `None` if it cannot be read."""
         if self.tokenizer is None and self.path:
             try:
                 self.tokenizer = self.load()
@@ -95,7 +95,7 @@ class TokenizerSource:
 class ModelSource:
     """One place with the arguments that find its files.
 
-    The short name of a packaged base, such as `gemma-3-270m`, stands for its directory in the user's cache, or for
+    The short name of a packaged base, such as `gemma-3-270m`, is its directory in the user's cache, or for
     its repository on the Hub where the package is not installed; a directory of that name comes first.
     """
 
@@ -130,14 +130,14 @@ class ModelSource:
 
     @property
     def is_packaged(self) -> bool:
-        """Whether the path is one in a cache, which no file may name."""
+        """Whether the path is in a cache, and so must not be stored in a file."""
         return self.name != self.path
 
     def __str__(self) -> str:
         return repr(self.name if self.is_packaged or self.directory is None else str(self.directory))
 
     def file(self, name: str) -> Path | None:
-        """Return a file of the source, downloaded where need be; `None` where there is none."""
+        """Return a file of the source, downloaded if necessary; `None` if it does not exist."""
         if self.directory is not None:
             return self.directory / name if (self.directory / name).is_file() else None
         where = {key: value for key, value in self.arguments.items() if key != "gguf_file"}
@@ -173,7 +173,7 @@ class ModelSource:
         return os.path.relpath(file, self.directory)
 
     def gguf_note(self) -> dict[str, Any] | None:
-        """What an adapter remembers of the GGUF file that its base is in: the name in its directory, and the size."""
+        """Return the name and size of the base's GGUF file, which an adapter stores."""
         gguf = None if self.is_packaged else self.gguf()
         if gguf is None:
             return None
@@ -181,7 +181,7 @@ class ModelSource:
         return {"name": name, "size": gguf.stat().st_size}
 
     def read_text(self, name: str) -> str | None:
-        """The content of a text file; `None` where there is none."""
+        """Return the content of a text file; `None` if it does not exist."""
         file = self.file(name)
         return None if file is None else file.read_text(encoding="utf-8")
 
@@ -194,7 +194,7 @@ class ModelSource:
             values = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise CheckpointError(
-                f"{str(file)!r} is no JSON ({error}). Restore the file or save the model anew."
+                f"{str(file)!r} is not JSON ({error}). Restore the file or save the model anew."
             ) from error
         if not isinstance(values, dict):
             raise CheckpointError(
@@ -240,9 +240,7 @@ class ModelSource:
         return source
 
     def _base_with_its_file(self, base: "ModelSource") -> "ModelSource":
-        """The base of this adapter, opened from the GGUF file that was asked for or that the adapter was trained
-        on.
-        """
+        """Return the base of this adapter with the GGUF file that was asked for or that the adapter was trained on."""
         asked = self.arguments.get("gguf_file")
         stored = (self.read_json(ADAPTER_SETTINGS) or {}).get("gguf_file")
         if base.is_packaged or not (asked or stored):
@@ -279,9 +277,9 @@ class ModelSource:
             return None
         for name in ("magnet", "base"):
             if not isinstance(values.get(name), dict):
-                told = f"{values[name]!r:.60}" if name in values else "missing"
+                found = f"{values[name]!r:.60}" if name in values else "missing"
                 raise CheckpointError(
-                    f"`{name}` in {ADAPTER_SETTINGS} of {self} is {told}; expected an object. Restore the file, or "
+                    f"`{name}` in {ADAPTER_SETTINGS} of {self} is {found}; expected an object. Restore the file, or "
                     "save the adapter anew."
                 )
         return values
@@ -378,18 +376,18 @@ def _gguf_values(file: str, size: int, changed: int) -> dict[str, Any]:
             f"{file!r} ({size} bytes) cannot be read as GGUF: {type(error).__name__}: {first_line(error)}. Fetch it "
             "again, or name a file of a family that transformers reads."
         ) from error
-    values.pop("_model_name_or_path", None)  # a title, which is no name of a place
+    values.pop("_model_name_or_path", None)  # a title, not the name of a place
     return values
 
 
 def _gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a GGUF file."""
+    """Return the tokenizer in a GGUF file."""
     kind = str(gguf_values(file).get("model_type"))
     # Told the type, transformers does not read the header once more; Mistral's class depends on further files.
-    told = {"tokenizer_type": kind} if TOKENIZER_MAPPING_NAMES.get(kind) and kind != "mistral" else {}
+    known = {"tokenizer_type": kind} if TOKENIZER_MAPPING_NAMES.get(kind) and kind != "mistral" else {}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            str(file.parent), gguf_file=str(file), trust_remote_code=False, **told
+            str(file.parent), gguf_file=str(file), trust_remote_code=False, **known
         )
     except Exception as error:  # as above
         raise CheckpointError(
@@ -427,8 +425,8 @@ def config_of(values: dict[str, Any], config_class: Any, *, source: str) -> PreT
         config.to_dict()  # also what is only looked at when it is written
     except Exception as error:  # each family checks its fields in its own way
         raise CheckpointError(
-            f"config.json of {source} is none of a {values.get('model_type')!r} ({first_line(error)}). Restore the "
-            "file."
+            f"config.json of {source} is not a valid {values.get('model_type')!r} config ({first_line(error)}). "
+            "Restore the file."
         ) from error
     return config
 
@@ -469,7 +467,7 @@ def check_safetensors(file: Path) -> None:
 
 
 def _is_file(file: Path) -> bool:
-    """Whether there is such a file; there is none of a name that no file can have."""
+    """Return whether there is such a file, also for a name that no file can have."""
     try:
         return file.is_file()
     except OSError:
@@ -477,7 +475,7 @@ def _is_file(file: Path) -> bool:
 
 
 def _end(offsets: Any) -> int:
-    """The second of two whole numbers in their order."""
+    """Return the second of two whole numbers in ascending order."""
     first, last = offsets
     if type(first) is not int or type(last) is not int or not 0 <= first <= last:
         raise ValueError(f"data_offsets are {offsets!r:.60}")
@@ -485,7 +483,7 @@ def _end(offsets: Any) -> int:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in short; some say nothing but their type."""
+    """Return the first line of an error's message, or its type."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 

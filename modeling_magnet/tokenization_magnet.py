@@ -307,7 +307,7 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, split_special_tok
 
 
 def _is_typed(tokenizer: PreTrainedTokenizerBase, text: str, found: frozenset[int]) -> bool:
-    """Whether control tokens of a row stand in its text; the unknown token may be a character that is not known."""
+    """Return whether a row's control tokens are in its text; the unknown token may be an unknown character."""
     return found != {tokenizer.unk_token_id} or str(tokenizer.unk_token) in text
 
 
@@ -340,19 +340,19 @@ def tokenize_texts(
         lost (`list[int]`, *optional*): Takes, for each text that was cut, how many tokens it lost.
 
     Raises:
-        ValueError: no EOS token, or no room for BOS, a token and EOS. See `check_room` for the prompt.
+        ValueError: no EOS token, or no space for BOS, a token and EOS. See `check_room` for the prompt.
     """
     check_room(tokenizer, prompt=None, max_length=max_length)
     front = front_tokens(tokenizer)
-    room = max_length - len(front) - 1
+    space = max_length - len(front) - 1
     rows: list[list[int]] = []
     # A tokenizer keeps far more of each text than its ids until the whole call is done.
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         joined = [join_prompt(prompt, text) for text in texts[start : start + TEXTS_AT_ONCE]]
         ids = read_texts(tokenizer, joined, split_special_tokens=split_special_tokens).input_ids
-        rows += [front + row[:room] + [tokenizer.eos_token_id] for row in ids]
+        rows += [front + row[:space] + [tokenizer.eos_token_id] for row in ids]
         if lost is not None:
-            lost += [len(row) - room for row in ids if len(row) > room]
+            lost += [len(row) - space for row in ids if len(row) > space]
     return rows
 
 
@@ -364,7 +364,7 @@ def context_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase)
 def check_room(
     tokenizer: PreTrainedTokenizerBase, *, prompt: str | None, max_length: int, split_special_tokens: bool = True
 ) -> None:
-    """Refuse a BOS, prompt and EOS that leave no room for a token of text: all embeddings would be alike."""
+    """Refuse a BOS, prompt and EOS that leave no space for a token of text: all embeddings would be alike."""
     if tokenizer.eos_token_id is None:
         raise ValueError("The tokenizer has no EOS token, whose output is the embedding. Set `tokenizer.eos_token`.")
     if max_length < 3:

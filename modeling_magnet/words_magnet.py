@@ -1,5 +1,6 @@
 """Texts -> one vector per token or per word, with its place in the text, whatever the length of the text."""
 
+import inspect
 import re
 import warnings
 from bisect import bisect_right
@@ -194,7 +195,7 @@ def encode_tokens(
         `(num_tokens, 2)` in characters of the text.
 
     Raises:
-        ValueError: an input that is not text, an invalid option, or windows without room for text.
+        ValueError: an input that is not text, an invalid option, or windows without space for text.
         RuntimeError: as `encode`.
 
     Source: Khosla et al. 2025, section 4.1; BehnamGhader et al. 2024 (LLM2Vec) for the shift.
@@ -208,6 +209,9 @@ def encode_tokens(
     check_vectors(model, is_finite, texts=texts, indices=range(len(texts)))
     found = [PlacedVectors(*pair) for pair in zip(vectors, (np.maximum(o, 0) for o in rows.offsets), strict=True)]
     return found[0] if single else found
+
+
+_OPTIONS = inspect.signature(encode_tokens).parameters.keys() - {"model", "inputs"}
 
 
 def encode_words(
@@ -237,6 +241,8 @@ def encode_words(
         ValueError: as `encode_tokens`; an empty word.
         RuntimeError: as `encode`.
     """
+    for name in options.keys() - _OPTIONS:
+        raise TypeError(f"encode_words() got an unexpected keyword argument {name!r}")
     single, texts, words = _texts_and_words(inputs, is_split_into_words=is_split_into_words)
     tokens: Any = encode_tokens(model, texts, **options)
     found, lost = [], []
@@ -341,7 +347,7 @@ def _texts_and_words(inputs: Any, *, is_split_into_words: bool) -> tuple[bool, l
 
 
 def _check_words(words: Any, *, index: int) -> list[str]:
-    """The words of one text, none of them empty."""
+    """Return the words of one text, none of them empty."""
     if isinstance(words, str):
         raise ValueError(f"Text {index} is a string ({words!r:.60}); expected a list of words. Split it.")
     checked = check_texts(words, name=f"inputs[{index}]")

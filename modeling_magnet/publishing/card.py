@@ -15,7 +15,7 @@ from ..sources_magnet import CARD, CONFIG, CheckpointError
 # What tells our cards from those of people, which nothing replaces.
 MARK = "<!-- written by magnet"
 _MARK_LINE = f"{MARK}: replaced by the next save, unless you delete this line -->"
-NOT_RECORDED = "Not recorded: this card was written from the model alone."
+NOT_RECORDED = "Not recorded: this card was written only from the model."
 PAPER = "https://arxiv.org/abs/2501.08648"
 TAGS = ("magnet", "text-embeddings", "infilling", "sentence-transformers")
 # What the Hub calls a base that has a shorter name here.
@@ -56,16 +56,13 @@ class CardFacts:
 
 
 def write_card(model: Any, name: str, facts: CardFacts | None = None, *, merged: bool = False) -> str:
-    """The card of a model, as Markdown with the Hub's metadata in front.
+    """Write the card of a model, as Markdown with the Hub's metadata in front.
 
     Args:
         model: One of our models, with its tokenizer.
         name (`str`): Hub id or directory that the code examples name.
         facts (`CardFacts`, *optional*): What is known of its making.
         merged (`bool`, defaults to `False`): Whether the model's adapter is merged into what the card is for.
-
-    Returns:
-        `str`: the content of README.md.
     """
     facts = CardFacts() if facts is None else facts
     is_adapter = bool(model.has_adapter) and not merged
@@ -97,35 +94,30 @@ def write_card(model: Any, name: str, facts: CardFacts | None = None, *, merged:
         "## Limits",
         "\n".join(f"- {item}" for item in (*_limits(model, is_adapter=is_adapter), *map(_item, facts.notes))),
         *([_GEMMA_NOTICE] if of_gemma else []),
-        f"The method is MAGNET ([Khosla et al. 2025]({PAPER})); this model is no work of the paper's authors.",
+        f"The method is MAGNET ([Khosla et al. 2025]({PAPER})); this model is not the work of the paper's authors.",
     ]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
 
 
 def read_card(file: Path | None) -> str | None:
-    """A card, of whatever encoding: `write_bytes` of `card_bytes` gives the same file; `None` where there is none."""
+    """Return a card, or `None` without a file; any encoding survives `card_bytes`."""
     if file is None or not file.is_file():
         return None
     return file.read_bytes().decode("utf-8", "surrogateescape")
 
 
 def card_bytes(text: str) -> bytes:
-    """The content of a card's file."""
+    """Return the content of a card's file."""
     return text.encode("utf-8", "surrogateescape")
 
 
 def is_ours(text: str) -> bool:
-    """Whether a card was written by `write_card`, and not by a person."""
+    """Return whether `write_card` wrote a card, and not a person."""
     return MARK in text
 
 
 def rename_card(text: str, name: str) -> str:
-    """A card of ours under another name, so that its code examples name where it lies.
-
-    Args:
-        text (`str`): Content of a README.md; one of a person, or that cannot be read, comes back as it is.
-        name (`str`): Hub id or directory.
-    """
+    """Rename the model of a card that we wrote, in its code examples too; any other card comes back unchanged."""
     card = _parsed(text) if is_ours(text) else None
     old = None if card is None else card.data.get("model_name")
     if card is None or not old or str(old) == name:
@@ -139,7 +131,7 @@ def rename_card(text: str, name: str) -> str:
 
 
 def with_tags(text: str, tags: Sequence[str]) -> str:
-    """The card with further tags in its metadata; one whose metadata cannot be read comes back as it is."""
+    """Add tags to a card's metadata; a card whose metadata cannot be read comes back unchanged."""
     card = _parsed(text)
     if card is None:
         return text
@@ -150,7 +142,7 @@ def with_tags(text: str, tags: Sequence[str]) -> str:
 
 
 def is_readable(text: str) -> bool:
-    """Whether a card is UTF-8 with metadata that can be read: the Hub takes no other."""
+    """Return whether a card is UTF-8 with metadata that can be read: the Hub takes no other."""
     return _parsed(text) is not None
 
 
@@ -188,7 +180,7 @@ def _inherited(model: Any, *, adapter_alone: bool) -> str | None:
 
 
 def _parsed(text: str) -> ModelCard | None:
-    """A card and its metadata, or nothing where it cannot be read."""
+    """Return a card and its metadata; `None` if they cannot be read."""
     try:
         text.encode("utf-8")
         return ModelCard(text, ignore_metadata_errors=True)
@@ -197,22 +189,22 @@ def _parsed(text: str) -> ModelCard | None:
 
 
 def is_hub_id(name: str | None) -> bool:
-    """Whether a model's name is one of the Hub and no directory here: the Hub's metadata takes no other."""
+    """Return whether a model's name is one of the Hub and not a directory here."""
     return name is not None and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not Path(name).exists()
 
 
 def _shown(name: str | None) -> str | None:
-    """A model's name without the directories of the machine it was made on."""
+    """Return a model's name without the directories of the machine that it was made on."""
     return name if name is None or is_hub_id(name) else _one_line(Path(name).name).replace("`", "'")
 
 
 def _title(name: str) -> str:
-    """The heading of a card."""
+    """Return the heading of a card."""
     return f"# {_plain(name)}"
 
 
 def _plain(text: str) -> str:
-    """One line of text without a meaning of its own."""
+    """Return one line of text without markup."""
     return _escaped(_one_line(text))
 
 
@@ -225,29 +217,29 @@ def _one_line(text: str) -> str:
 
 
 def _quoted(name: str) -> str:
-    """A name as a string of Python: JSON's are, where they are not escaped to ASCII."""
+    """Return a name as a string of Python."""
     return json.dumps(name, ensure_ascii=False)
 
 
 def _item(note: str) -> str:
-    """A note as one item of a list, whose code stays code: nothing else in it is markup, or ends the item."""
+    """Return a note as one item of a list, in which only backticks are markup."""
     parts = _CODE.split(_one_line(note))  # every second one is code
     line = "".join(part if place % 2 else _escaped(part) for place, part in enumerate(parts))
     return re.sub(r"^(#|>|[-+](?=[-\s]|$)|\d+(?=[.)]))", _behind_backslash, line)
 
 
 def _behind_backslash(match: re.Match[str]) -> str:
-    """A mark that opens something at the beginning of a line; of a number, the mark behind it does."""
+    """Escape a mark that would open something at the beginning of a line."""
     return match[0] + "\\" if match[0].isdigit() else "\\" + match[0]
 
 
 def _code(name: str) -> str:
-    """A name as a piece of code in a sentence."""
+    """Return a name as code in a sentence."""
     return f"`{_one_line(name).replace('`', chr(39))}`"
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether JSON, and so the Hub, has such a number."""
+    """Return whether JSON, and so the Hub, has such a number."""
     return not isinstance(value, float) or math.isfinite(value)
 
 
@@ -274,7 +266,7 @@ def _base_of(model: Any) -> str | None:
 
 
 def _is_gemma(model: Any, base: str | None) -> bool:
-    """Whether a model comes from one of Gemma's, whose terms hold for what is made of it."""
+    """Return whether a model comes from one of Gemma's, whose terms bind it."""
     if not str(model.config.model_type).startswith("gemma"):
         return False
     return model.config.vocab_size >= _GEMMA_VOCABULARY or "gemma" in str(base or model.config._name_or_path).lower()

@@ -70,15 +70,10 @@ def changed_checkpoint(
 
 
 def merged_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict of a model whose adapters are merged, named as without them; the model is left as it is.
+    """Return the state dict of a model with its adapters merged, under the names without them.
 
-    Each adapted layer is merged in float32, in a copy of its own: memory grows by one layer and the merged weights.
-
-    Args:
-        model (`torch.nn.Module`): A model with adapters of peft.
-
-    Returns:
-        `dict[str, torch.Tensor]`: adapted layers in float32, all others as they are.
+    Each adapted layer is merged in float32, in a copy: memory grows by one layer and the merged weights, and the model
+    is left as it is.
 
     Raises:
         ValueError: the adapter is switched off by `disable_adapters()`.
@@ -87,14 +82,14 @@ def merged_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _merged_pieces(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The same one after the other, so that one merged layer at a time is in memory."""
+    """Yield the merged weights, with one merged layer at a time in memory."""
     adapted: dict[str, Any] = {}
     for name, module in model.named_modules():
         if isinstance(module, ADAPTER_LAYERS) and not any(name.startswith(f"{outer}.") for outer in adapted):
             adapted[name] = module
     if any(getattr(module, "disable_adapters", False) for module in adapted.values()):
         raise ValueError(
-            "The adapter is switched off, so merging it would save the base alone. Switch it on first: "
+            "The adapter is switched off, so merging it would only save the base. Switch it on first: "
             "`model.enable_adapters()`, or `enable_adapter_layers()` of a PeftModel; where `modules_to_save` stay "
             "off, load the adapter anew."
         )
@@ -107,7 +102,9 @@ def _merged_pieces(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]
 
 
 def are_tied(weights: dict[str, torch.Tensor], model: Any) -> bool:
-    """Whether the LM head is the embedding matrix: as the config says, unless an adapter has parted them."""
+    """Return whether the LM head is the embedding matrix: as the config says, unless an adapter has changed one of
+    them.
+    """
     if not model.config.tie_word_embeddings:
         return False
     names = {id(module): name for name, module in model.named_modules()}
@@ -117,12 +114,7 @@ def are_tied(weights: dict[str, torch.Tensor], model: Any) -> bool:
 
 
 def in_dtype(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Floating-point weights in another dtype; what is one tensor under two names stays one.
-
-    Args:
-        weights (`dict[str, torch.Tensor]`): A state dict.
-        dtype (`torch.dtype`): For whatever is no whole number.
-    """
+    """Convert floating-point weights to a dtype; one tensor under two names stays one."""
     cast: dict[tuple[Any, ...], torch.Tensor] = {}
     for tensor in weights.values():
         wanted = dtype if tensor.is_floating_point() else tensor.dtype
@@ -135,7 +127,7 @@ def _memory(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 def _merge(layer: Any) -> torch.nn.Module:
-    """A layer in place of an adapted one, which is used up."""
+    """Return a plain layer in place of an adapted one, which is used up."""
     layer.float()
     if hasattr(layer, "unload_and_optionally_merge_module"):
         merged: torch.nn.Module = layer.unload_and_optionally_merge_module(
@@ -149,15 +141,7 @@ def _merge(layer: Any) -> torch.nn.Module:
 
 @torch.no_grad()
 def largest_differences(model: Any, other: Any) -> dict[str, float]:
-    """How far two models are apart, each mode and the embeddings, relative to the largest value.
-
-    Args:
-        model: The model that counts.
-        other: Another of the same vocabulary.
-
-    Returns:
-        `dict[str, float]`: by what was compared.
-    """
+    """Return how far two models are apart in each mode and in embeddings, relative to the largest value."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (2, PROBE_LENGTH), generator=generator)
     segments = torch.zeros_like(ids)
@@ -240,7 +224,7 @@ def _check_written(model: Any, loaded: Any, directory: Path, *, dtype: torch.dty
 
 
 def _are_same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Equal in shape, dtype and every bit, whatever numbers they stand for."""
+    """Return whether two tensors are equal in shape, dtype and every bit."""
     if first.shape != second.shape or first.dtype != second.dtype:
         return False
     first, second = (tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (first, second))

@@ -20,7 +20,7 @@ try:  # not on Windows, where what a killed save left behind stays until it is d
 except ImportError:
     fcntl = None  # type: ignore[assignment]
 
-# Without one of these a directory is no checkpoint to any loader: they go first and come last.
+# Without one of these a directory is not a checkpoint to any loader: they go first and come last.
 IDENTITIES = (CONFIG, ADAPTER_CONFIG)
 # What a former checkpoint may have had and the new one not: it would be read beside it. Exact names, because whatever
 # else lies there is the user's.
@@ -55,18 +55,18 @@ _THREADS = threading.Lock()
 
 @contextmanager
 def written_aside(target: Path) -> Iterator[Path]:
-    """A directory to write to, which becomes the target at the end of the block; after an error nothing is left of it.
+    """Yield a directory that replaces the target at the end of the block; after an error nothing is left of it.
 
-    Saves to one target may run at once: each is moved into place whole, the last one stays.
+    Saves to one target may run at once: each is moved into place whole, and the last one stays.
 
     Args:
-        target (`Path`): The checkpoint directory, or a link to it; what else lies in it stays.
+        target (`Path`): The checkpoint directory, or a link to it; other files in it are kept.
 
     Yields:
         `Path`: a directory that does not exist yet, on the target's file system.
 
     Raises:
-        CheckpointError: no permission to write, or no room; it says whether the target was changed.
+        CheckpointError: no permission to write, or no space left; it says whether the target was changed.
     """
     scratch = None
     changed: list[Path] = []
@@ -88,13 +88,13 @@ def written_aside(target: Path) -> Iterator[Path]:
     except CheckpointError:
         raise
     except (OSError, SafetensorError) as error:
-        told = (
+        state = (
             "It was changed: its config is gone or its files are not all of one save, so save to it again."
             if changed
             else "Nothing in it was changed."
         )
         raise CheckpointError(
-            f"{str(target)!r} could not be written ({error}). {told} Check the permissions and the "
+            f"{str(target)!r} could not be written ({error}). {state} Check the permissions and the "
             f"{shutil.disk_usage(_existing(target)).free / 1e9:.1f} GB that are free there, or name another directory."
         ) from error
     finally:
@@ -134,15 +134,7 @@ def move_into_place(finished: Path, target: Path, changed: list[Path]) -> None:
 
 
 def stale_files(there: Collection[str], new: Iterator[str] | Collection[str]) -> list[str]:
-    """The files of a former checkpoint that would be read beside the new one.
-
-    Args:
-        there (collection of `str`): Names of the files at the top of the directory or repository.
-        new (iterable of `str`): Names of the files that the new checkpoint has.
-
-    Returns:
-        `list[str]`: those of `there` to delete.
-    """
+    """Return the names in `there` that a loader would read beside the `new` files of a checkpoint."""
     added = set(new)
     replaces_tokenizer = bool(added & TOKENIZER_FILES) or not set(IDENTITIES).isdisjoint(there)
     return sorted(
@@ -164,7 +156,9 @@ def _check_free(target: Path, name: Path) -> None:
 
 
 def _make_scratch(place: Path) -> Path:
-    """A directory from which files can be moved into the target: beside it, or in it where no other will do."""
+    """Make a directory from which files can be moved into the target: beside it, or in it where that is not
+    possible.
+    """
     if not place.is_dir():
         return Path(tempfile.mkdtemp(prefix=f".{place.name}-saving-", dir=place.parent))
     if os.access(place.parent, os.W_OK | os.X_OK) and place.stat().st_dev == place.parent.stat().st_dev:
@@ -176,7 +170,7 @@ def _make_scratch(place: Path) -> Path:
 
 
 def _can_move(scratch: Path, place: Path) -> bool:
-    """Whether files can be renamed between two directories: not between mounts, even of one file system."""
+    """Return whether files can be renamed between two directories: not between mounts, even of one file system."""
     try:
         os.rename(scratch / "absent", place / scratch.name)  # changes nothing: the mounts are compared first
     except OSError as error:
@@ -186,7 +180,7 @@ def _can_move(scratch: Path, place: Path) -> bool:
 
 @contextmanager
 def _alone_at(place: Path) -> Iterator[None]:
-    """The block that no other save to the same target is in; nothing is left of the lock, even after a kill."""
+    """Hold an exclusive lock on the target; the OS releases it even if the process is killed."""
     with _THREADS, ExitStack() as held:
         for folder in (place.parent, place):
             # Some network file systems lock no directory; there, saves to one target must not run at once.
@@ -199,7 +193,7 @@ def _alone_at(place: Path) -> Iterator[None]:
 
 
 def _existing(path: Path) -> Path:
-    """The nearest directory above that is there."""
+    """Return the nearest existing directory above."""
     return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
 
 
@@ -217,7 +211,7 @@ def _remove_leftovers(place: Path) -> None:
 
 
 def _remove(scratch: Path) -> None:
-    """The lock goes last, so that who is killed here leaves what the next save removes."""
+    """Remove a scratch directory, its lock last, so that the next save removes what a kill leaves."""
     shutil.rmtree(scratch / "checkpoint", ignore_errors=True)
     shutil.rmtree(scratch, ignore_errors=True)
 

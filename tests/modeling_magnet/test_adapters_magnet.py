@@ -272,7 +272,7 @@ def test_layers_that_came_behind_the_models_back_are_noticed(tiny_model, adapted
     merged = copy.deepcopy(adapted)
     for layer in (layer for layer in merged.modules() if isinstance(layer, ADAPTER_LAYERS)):
         layer._forward_pre_hooks.clear()
-    with pytest.raises(ValueError, match="attached behind the model's back"):
+    with pytest.raises(ValueError, match="attached without the model's knowledge"):
         merged(IDS)
 
 
@@ -388,7 +388,7 @@ def test_an_adapter_of_another_base_is_refused(adapted, base_folder, tmp_path):
         ({"target_modules": [["q_proj"]]}, r"cannot be used \(TypeError: unhashable type"),
         ({"task_type": 7}, r"cannot be used \(ValueError: Invalid task type"),
         ({"megatron_config": {"a": 1}, "megatron_core": "theirs"}, "peft would import the module 'theirs'"),
-        (None, "is no JSON"),
+        (None, "is not JSON"),
     ],
     ids=["type", "task", "module", "no JSON"],
 )
@@ -477,7 +477,7 @@ def test_what_peft_does_behind_the_models_back_is_noticed(base_folder):
     wrapped(input_ids=IDS)
     wrapped.add_adapter("second", lora(target_modules=["v_proj"]))
     wrapped.set_adapter("second")
-    with pytest.raises(ValueError, match="attached behind the model's back"):
+    with pytest.raises(ValueError, match="attached without the model's knowledge"):
         wrapped(input_ids=IDS)
     wrapped.set_adapter_modes(BOUND)
     wrapped(input_ids=IDS)

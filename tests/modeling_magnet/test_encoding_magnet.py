@@ -169,8 +169,6 @@ def test_in_training_mode_nothing_is_dropped_and_training_goes_on(tiny_model):
         (lambda m: m.encode("a", max_length="9"), r"`max_length` is '9'; expected a whole number"),
         (lambda m: m.encode("a", batch_size=True), r"`batch_size` is True; expected a whole number of at least 1"),
         (lambda m: m.encode("a", device=["cpu", "cpu"]), r"`device` is \['cpu', 'cpu'\].*examples/encode_corpus.py"),
-        (lambda m: m.encode("a", pool={"input": 1}), r"`pool` is .*SentenceTransformer\(directory\) with its pool"),
-        (lambda m: m.encode("a", chunk_size=8), r"`chunk_size` is 8; expected one device and no pool"),
         (lambda m: m.encode("a", sentences="a"), r"Both `inputs` and its older name `sentences`"),
         (lambda m: m.encode(sentences=7), r"`inputs` is int"),
         (lambda m: m.encode("a", split_special_tokens=1), r"`split_special_tokens` is 1; expected True or False"),

@@ -89,7 +89,7 @@ def test_an_adapter_is_trained_on_it_bound_and_carried_to_the_exact_base(quantis
         assert not torch.equal(model(IDS).logits, causal)
         model.set_adapter_modes(["bidirectional", "infill"])
         assert torch.equal(model(IDS).logits, causal)
-    with pytest.raises(ValueError, match="is on in .* alone"):
+    with pytest.raises(ValueError, match="is only on in"):
         model.save_pretrained(tmp_path / "merged", merge_adapter=True)
     model.set_adapter_modes(None)
     with pytest.raises(ValueError, match="The base is quantised, and merging into rounded weights"):

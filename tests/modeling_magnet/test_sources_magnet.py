@@ -70,7 +70,11 @@ def test_a_header_that_lies(tmp_path):
 
 
 def test_an_index_that_is_none(sharded):
-    for content, message in (("{", "is no JSON"), ("[]", "holds list; expected an object"), ("{}", "no `weight_map`")):
+    for content, message in (
+        ("{", "is not JSON"),
+        ("[]", "holds list; expected an object"),
+        ("{}", "no `weight_map`"),
+    ):
         (sharded / "model.safetensors.index.json").write_text(content)
         refused(sharded, message)
     (sharded / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b"}, "metadata": []}')
@@ -158,9 +162,9 @@ def test_a_newer_schema_is_warned_of_by_name(single):
 
 def test_a_config_that_is_none(single):
     (single / "config.json").write_text("{")
-    refused(single, "config.json' is no JSON")
+    refused(single, "config.json' is not JSON")
     (single / "config.json").write_text("[" * 100_000)
-    refused(single, "config.json' is no JSON")
+    refused(single, "config.json' is not JSON")
     for content in ("{}", '{"model_type": ""}', '{"hidden_size": 32}'):
         (single / "config.json").write_text(content)
         refused(single, "config.json of '.*single' holds no model_type")
@@ -261,8 +265,8 @@ def test_an_error_without_a_message_is_told_by_its_type(monkeypatch):
 def test_a_config_with_a_value_that_it_cannot_have_is_named(single, changes):
     values = json.loads((single / "config.json").read_text())
     (single / "config.json").write_text(json.dumps({**values, **changes}))
-    refused(single, r"config.json of .* is none of a 'llama' \(.*Restore the file")
-    with pytest.raises(ValueError, match="is none of a 'llama'"):
+    refused(single, r"config.json of .* is not a valid 'llama' config \(.*Restore the file")
+    with pytest.raises(ValueError, match="is not a valid 'llama' config"):
         open_without_weights(str(single))
 
 

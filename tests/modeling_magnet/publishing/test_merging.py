@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet.publishing import merging
 from modeling_magnet.publishing.merging import largest_differences, merged_weights, verify_files
 
 IDS = torch.tensor([[1, 40, 41, 42, 43, 44]])
@@ -34,6 +35,14 @@ def adapt(model, kind):
 
 
 @pytest.fixture
+def reports(monkeypatch):
+    """What verification reports, at level INFO."""
+    said: list[str] = []
+    monkeypatch.setattr(merging.logger, "info", said.append)
+    return said
+
+
+@pytest.fixture
 def base_folder(tiny_model, tmp_path):
     tiny_model.save_pretrained(tmp_path / "base")
     return tmp_path / "base"
@@ -45,11 +54,11 @@ def load(folder, **options):
 
 @pytest.mark.parametrize("kind", list(KINDS))
 @torch.no_grad()
-def test_merged_files_say_what_the_model_said(base_folder, tmp_path, kind, capsys):
+def test_merged_files_say_what_the_model_said(base_folder, tmp_path, kind, reports):
     model = adapt(load(base_folder), kind)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.save_pretrained(tmp_path / "merged", merge_adapter=True)
-    assert "saved; largest differences: logits, causal" in capsys.readouterr().out
+    assert "largest differences: logits, causal" in reports[-1]
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), "the model itself stays unmerged"
     loaded, info = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "merged", output_loading_info=True)
@@ -101,9 +110,9 @@ def test_merging_is_done_in_float32(base_folder, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_checkpoint_can_change_its_dtype(tiny_model, tmp_path, dtype, capsys):
+def test_a_checkpoint_can_change_its_dtype(tiny_model, tmp_path, dtype, reports):
     tiny_model.save_pretrained(tmp_path, dtype=dtype)
-    assert "largest differences" in capsys.readouterr().out
+    assert "largest differences" in reports[-1]
     assert tiny_model.dtype == torch.float32
     loaded = load(tmp_path)
     assert loaded.dtype == dtype
@@ -157,8 +166,6 @@ def test_tied_embeddings_that_an_adapter_parts_are_written_apart(tiny_model, tmp
 
 def test_files_that_say_something_else_are_not_kept(base_folder, tmp_path, monkeypatch):
     model = adapt(load(base_folder), "linear")
-    import modeling_magnet.publishing.merging as merging
-
     monkeypatch.setattr(merging, "merged_weights", lambda model: load(base_folder).state_dict())  # forgot to merge
     with pytest.raises(ValueError, match="do not say what the model in memory says"):
         model.save_pretrained(tmp_path / "merged", merge_adapter=True)
@@ -182,8 +189,6 @@ def weak_adapter(base_folder, **options):
 @pytest.mark.parametrize("size", ["50GB", "20KB"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_weak_adapter_that_is_lost_is_found_in_half_precision(base_folder, tmp_path, monkeypatch, dtype, size):
-    import modeling_magnet.publishing.merging as merging
-
     model = weak_adapter(base_folder)
     assert max(largest_differences(model, load(base_folder)).values()) < 0.2, "logits alone do not tell"
     model.save_pretrained(tmp_path / "right", merge_adapter=True, dtype=dtype, max_shard_size=size)
@@ -223,15 +228,15 @@ def test_verification_leaves_every_part_in_its_mode(tiny_model, tmp_path):
     assert [module.training for module in tiny_model.modules()] == before
 
 
-def test_verification_is_there_for_any_save(tiny_model, base_folder, tmp_path, capsys):
+def test_verification_is_there_for_any_save(tiny_model, base_folder, tmp_path, reports):
     tiny_model.save_pretrained(tmp_path / "plain")
-    assert "largest differences" not in capsys.readouterr().out
+    assert reports == []
     tiny_model.train()
     tiny_model.save_pretrained(tmp_path / "plain", verify=True)
-    assert "embeddings 0.0e+00" in capsys.readouterr().out
+    assert "embeddings 0.0e+00" in reports[-1]
     assert tiny_model.training
     adapt(load(base_folder), "linear").save_pretrained(tmp_path / "adapter", verify=True)
-    assert "embeddings 0.0e+00" in capsys.readouterr().out
+    assert "embeddings 0.0e+00" in reports[-1]
 
 
 def test_what_cannot_be_merged_is_refused(tiny_model, base_folder, tmp_path):
