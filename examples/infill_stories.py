@@ -36,7 +36,7 @@ from examples.fills_page import render_page
 from examples.hub import offline_where_unreachable
 from examples.models import not_adapted, open_magnet
 from modeling_magnet import InfillOptions
-from modeling_magnet.blanks_magnet import split_at_marks
+from modeling_magnet.spans_magnet import split_at_marks
 from trainer.resumable import append_rows, resume_rows
 from trainer.sources import is_hub_id, read_source
 

@@ -25,7 +25,7 @@ from examples.benchmarks.measuring import machine
 from examples.benchmarks.training_memory import MIB, PeakBytes
 from examples.command_line import OneLineParser, add_dtype, add_model, start
 from modeling_magnet import AutoMagnetForCausalLM
-from modeling_magnet.seams_magnet import vocabulary_texts
+from modeling_magnet.spans_magnet import read_vocabulary
 from trainer.whole_files import write_json
 
 NUM_TEXTS = 16
@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         args.model, dtype=getattr(torch, args.dtype), attn_implementation=args.attn_implementation
     ).eval()
     started = time.process_time()
-    vocabulary_texts(model.tokenizer, model.config.vocab_size)
+    read_vocabulary(model.tokenizer, model.config.vocab_size)
     report: dict[str, Any] = {"vocabulary_cpu_seconds": time.process_time() - started, "calls": {}}
     print(f"reading a vocabulary of {model.config.vocab_size:,}: {report['vocabulary_cpu_seconds']:.2f} s of CPU\n")
     sampled = {"do_sample": True, "num_return_sequences": ANSWERS, "max_new_tokens": 8}

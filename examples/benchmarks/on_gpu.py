@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,9 +70,9 @@ def encoding_share(report: Report) -> float:
     return float(report["floor_flop"] / report["matrix_flop_per_second"] / seconds)
 
 
-def copying_share(report: Report, end: str) -> float:
+def copying_share(report: Report) -> float:
     """Bytes that a decoding step has to read, per second, over those of a large copy."""
-    return float(report["ratios"][f"share of the copying rate{end}"]["median"])
+    return float(report["ratios"]["share of the copying rate"]["median"])
 
 
 TRAINING = [
@@ -89,10 +88,7 @@ TRAINING = [
         lambda r: r["ratios"][f"{MNTP} over {JOINT}"],
     ),
 ]
-DECODING = [
-    Bar(f"decoding, batch 1{end or ', growing'}: share of the copying rate", bar, partial(copying_share, end=end))
-    for end, bar in (("", None), (", static", 0.7), (", compiled", 0.7))
-]
+DECODING = [Bar("decoding, batch 1: share of the copying rate", None, copying_share)]
 ENCODING = [
     Bar("encode, mixed lengths: share of a large product's rate", 0.6, encoding_share),
     Bar("encode over sentence-transformers, its default batch size", None, lambda r: r["ratio_default"]),
@@ -109,7 +105,7 @@ def benchmarks(args: argparse.Namespace) -> list[tuple[str, list[str], list[Bar]
     step = [*data, *pairs, *compiled, "--autocast", "--recompute", "--batch_size", str(args.batch_size)]
     asked = [
         ("training_step", [*step, "--rounds", "5", "--systems", JOINT, ROWS, MNTP], TRAINING),
-        ("infill_decoding", [*compiled, "--rounds", "5"], DECODING),
+        ("infill_decoding", ["--rounds", "5"], DECODING),
         ("encoding_throughput", [*data, "--rounds", "3", "--number", str(args.number), "--batch_sizes", "32", "128"],
          ENCODING),
         ("training_step", [*step, "--rounds", "5", "--systems", ROWS, "--attn_implementation", "flex_attention"],
@@ -128,7 +124,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--shape", choices=list(SHAPES), default="7b", help="of the random weights")
     parser.add_argument("--batch_size", type=at_least(), default=32, help="rows of a training step")
     parser.add_argument("--number", type=at_least(), default=1000, help="texts to embed")
-    parser.add_argument("--compiler", default="inductor", help="of layers and decoding steps")
+    parser.add_argument("--compiler", default="inductor", help="of layers")
     add_device(parser, default="cuda")
     add_dtype(parser, default="bfloat16")
     action = parser.add_argument("--seconds", type=float, default=560, help="for all of it")

@@ -15,7 +15,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from examples.demo.limits import LIMITS, Limits, checked_number, checked_text, problem, render_error
-from modeling_magnet.gaps_magnet import decode_fill
+from modeling_magnet.spans_magnet import decode_fill
 from modeling_magnet.special_tokens_magnet import special_ids
 from modeling_magnet.texts_magnet import context_length, front_tokens, text_ids
 from trainer.metrics import repetition_n, repetition_sentences

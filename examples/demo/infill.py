@@ -12,9 +12,7 @@ import torch
 from examples.demo.limits import LIMITS, Limits, checked_number, checked_text
 from examples.fills_page import render_fill, render_scale
 from examples.infill_stories import describe
-from modeling_magnet.answers_magnet import Fill
-from modeling_magnet.blanks_magnet import split_at_marks
-from modeling_magnet.gaps_magnet import decode_fill
+from modeling_magnet.spans_magnet import Fill, decode_fill, split_at_marks
 from modeling_magnet.special_tokens_magnet import special_ids
 from modeling_magnet.texts_magnet import front_tokens, text_ids
 

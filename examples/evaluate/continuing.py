@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from modeling_magnet.batching_magnet import pad_token_rows
-from modeling_magnet.gaps_magnet import decode_fill
+from modeling_magnet.spans_magnet import decode_fill
 from modeling_magnet.special_tokens_magnet import special_ids
 from modeling_magnet.texts_magnet import check_texts, context_length, front_tokens, read_texts
 

@@ -3,11 +3,11 @@
     python examples/evaluate/gap_lengths.py --magnet DIR --judge DIR --texts FILE --output lengths.json
     python examples/evaluate/gap_lengths.py --magnet DIR --end_of_span DIR --exact DIR --judge DIR --texts FILE
 
-Each gap held 4 to 48 tokens. The candidates are filled greedily and ranked by parts of the score and by all of it (see
-`lengths_magnet`); the true length is one of them, so a guess finds it at rank (candidates + 1) / 2 on average. What is
-filled in is judged by the text behind it: its perplexity to a causal model that has read the fill, and by the words it
-shares with what stood there. `--end_of_span` is a model that was taught to end its fills, `--exact` its control, which
-was trained as long without. The judge should be the unadapted base.
+Each gap held 4 to 48 tokens. The candidates are filled greedily and ranked by parts of the score and all of it (see
+`infilling_magnet`); the true length is one of them, so a guess finds it at rank (candidates + 1) / 2 on average. What
+is filled in is judged by the text behind it: its perplexity to a causal model that has read the fill, and by the words
+it shares with what stood there. `--end_of_span` is a model that was taught to end its fills, `--exact` its control,
+which was trained as long without. The judge should be the unadapted base.
 """
 
 import sys
@@ -24,7 +24,7 @@ from examples.command_line import OneLineParser, add_device, at_least, choose_de
 from examples.evaluate.held_out_gaps import HeldOutGap, continuation_perplexity, draw_gaps, word_overlap
 from examples.evaluate.results import write_results
 from examples.models import open_magnet
-from modeling_magnet.gaps_magnet import continuation_ids
+from modeling_magnet.spans_magnet import continuation_ids
 from trainer.prompted_infilling import PromptedInfiller
 
 CANDIDATES = tuple(range(4, 49, 4))

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from modeling_magnet.batching_magnet import pad_token_rows, plan_batches
-from modeling_magnet.gaps_magnet import continuation_ids, fill_ids
+from modeling_magnet.spans_magnet import continuation_ids, fill_ids
 from modeling_magnet.texts_magnet import front_tokens
 from modeling_magnet.token_losses_magnet import IGNORE_INDEX
 from trainer.corruption import row_generator, sample_spans

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from modeling_magnet.gaps_magnet import continuation_ids, decode_fill
+from modeling_magnet.spans_magnet import continuation_ids, decode_fill
 from modeling_magnet.texts_magnet import text_ids
 from trainer import load_texts
 from trainer.metrics import perplexity

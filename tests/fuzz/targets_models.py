@@ -126,7 +126,6 @@ FILLING: dict[str, tuple[Any, ...]] = {
     "trim_overlap": (True,),
     "return_dict_in_generate": (True, False),
     "batch_size": (1, 2),
-    "cache_implementation": ("dynamic", "dynamic", "static"),
 }
 BAD_FILLING: dict[str, tuple[Any, ...]] = {
     "stop_strings": ("a", ".", "", ["the", " "]),  # not beside heal="token", as the next two
@@ -137,7 +136,7 @@ BAD_FILLING: dict[str, tuple[Any, ...]] = {
     "top_k": (-1,),
     "top_p": (0.0, 2.0),
     "num_return_sequences": (0,),
-    "cache_implementation": ("x",),
+    "cache_implementation": ("static",),
 }
 
 

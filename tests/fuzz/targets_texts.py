@@ -12,13 +12,11 @@ from transformers import GenerationConfig
 from examples.evaluate.conll import read_lines, to_iob2
 from examples.evaluate.wikitext import detokenize
 from examples.reporting.blocks import anchor, clean
-from modeling_magnet.blanks_magnet import cuts_a_character, split_at_marks, split_at_ranges
-from modeling_magnet.options_magnet import InfillOptions
+from modeling_magnet.options_magnet import SUPPORTED, InfillOptions
 from modeling_magnet.prompts_magnet import choose_prompt, default_prompts, join_prompt
 from modeling_magnet.quantization_magnet import PRECISIONS, quantize_embeddings
-from modeling_magnet.sampling_magnet import SUPPORTED
-from modeling_magnet.seams_magnet import trim_overlap
 from modeling_magnet.similarity_magnet import SIMILARITIES, similarity_matrix, similarity_pairs
+from modeling_magnet.spans_magnet import cuts_a_character, split_at_marks, split_at_ranges, trim_overlap
 from modeling_magnet.texts_magnet import check_is_unicode, check_texts
 from modeling_magnet.words_magnet import owners_of_tokens
 from tests.fuzz import inputs

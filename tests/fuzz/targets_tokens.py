@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_magnet.configuration_magnet import check_tokenizer_fits, resolve_mask_token
-from modeling_magnet.gaps_magnet import continuation_ids, lay_out
-from modeling_magnet.seams_magnet import vocabulary_texts
+from modeling_magnet.spans_magnet import continuation_ids, lay_out, read_vocabulary
 from modeling_magnet.texts_magnet import check_room, tokenize_texts
 from tests.fuzz import inputs
 from tests.fuzz.judging import Target, check
@@ -37,7 +36,7 @@ def tokens(draw: random.Random, folder: Path) -> None:
 def vocabularies(draw: random.Random, folder: Path) -> None:
     """The mask token is one of the vocabulary, which fits; and each of its tokens has a text."""
     chosen, size = tokenizer(draw.randrange(TOKENIZERS)), draw.choice((SIZE, SIZE, 10, 1000))
-    texts = vocabulary_texts(chosen, size)
+    texts = read_vocabulary(chosen, size).texts
     check(len(texts) == size, f"{len(texts)} texts of {size} tokens")
     check_tokenizer_fits(chosen, size)
     name, number = resolve_mask_token(chosen, draw.choice((None, None, "_", "the", "nothing", "", "<unk>")))
@@ -51,12 +50,13 @@ def layouts(draw: random.Random, folder: Path) -> None:
     lengths: list[Any] = [
         draw.choice((1, 2, 5, 0, True, 1.0, 2**40)) if draw.random() < 0.1 else draw.randint(1, 4) for _ in pieces[1:]
     ]
-    made = lay_out(chosen, pieces, gap_lengths=lengths, context_length=64, heal=draw.choice((None, "space", "token")))
+    made = lay_out(chosen, pieces, span_lengths=lengths, context_length=64, heal=draw.choice((None, "space", "token")))
     check(len(made.token_ids) == len(made.positions) and made.length <= 64, f"{made}")
     check(made.length == len(made.token_ids) + sum(lengths), "positions of tokens and gaps")
-    free = {start + place for start, length in zip(made.gap_starts, lengths, strict=True) for place in range(length)}
+    free = {start + place for start, length in zip(made.span_starts, lengths, strict=True) for place in range(length)}
     check(
-        free.isdisjoint(made.positions) and len(free) == sum(lengths), f"gaps at {made.gap_starts} in {made.positions}"
+        free.isdisjoint(made.positions) and len(free) == sum(lengths),
+        f"gaps at {made.span_starts} in {made.positions}",
     )
 
 

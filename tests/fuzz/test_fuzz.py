@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_magnet.blanks_magnet import split_at_marks, split_at_ranges
 from modeling_magnet.masking_magnet import check_mode
+from modeling_magnet.spans_magnet import split_at_marks, split_at_ranges
 from tests.fuzz import inputs, nightly
 from tests.fuzz.judging import FINDING, REFUSED, RIGHT, Target, check, judge, naming, no_bars
 from tests.fuzz.pool import draw_of, run

@@ -10,7 +10,7 @@ from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingC
 from transformers.generation.streamers import BaseStreamer
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.gaps_magnet import decode_fill
+from modeling_magnet.spans_magnet import decode_fill
 from modeling_magnet.stopping_magnet import SENTENCE_END
 
 PREFIX, SUFFIX = "One day, Lily went to the park.", " She was happy."
@@ -116,7 +116,7 @@ def test_nothing_is_streamed_of_a_model_that_gives_no_numbers(tiny_model):
 
 
 @pytest.mark.parametrize("chunk_size", [3, 32])
-def test_gaps_are_streamed_one_after_another(model, chunk_size):
+def test_spans_are_streamed_one_after_another(model, chunk_size):
     text, arguments = "Lily saw [blank] and [blank].", {"max_new_tokens": [4, 7], "chunk_size": chunk_size}
     recorder = Recorder()
     fills = model.infill_blanks(text, streamer=recorder, **arguments)
@@ -131,7 +131,7 @@ def test_gaps_are_streamed_one_after_another(model, chunk_size):
     assert fills == model.infill_blanks(text, **arguments)
 
 
-def test_a_text_iterator_is_iterated_once_for_each_gap(model):
+def test_a_text_iterator_is_iterated_once_for_each_span(model):
     streamer = TextIteratorStreamer(model.tokenizer, skip_prompt=True, timeout=60)
     thread = Thread(target=model.infill_blanks, args=("Lily saw [blank] and [blank].",),
                     kwargs={"max_new_tokens": 5, "streamer": streamer})  # fmt: skip
@@ -276,7 +276,5 @@ def test_a_streamer_that_reads_tokens_is_given_tokens(model):
     counting = Counting(model.tokenizer)
     model.infill(PREFIX, SUFFIX, max_new_tokens=5, streamer=counting)
     assert counting.count == 6
-    with pytest.raises(
-        ValueError, match="`streamer` shows tokens as they come, being Counting.*Pass a `TextStreamer`"
-    ):
+    with pytest.raises(ValueError, match="`streamer` is a Counting.*`TextStreamer`"):
         model.infill(PREFIX, SUFFIX, max_new_tokens=5, streamer=counting, trim_overlap=True)
