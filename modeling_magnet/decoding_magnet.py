@@ -51,7 +51,7 @@ class ReservedLayer(DynamicLayer):
 
 
 class ReservedCache(Cache):
-    """A cache that reserves room for `capacity` tokens a row in each of `num_layers` layers."""
+    """A cache that can hold `capacity` tokens a row in each of `num_layers` layers."""
 
     def __init__(self, *, num_layers: int, capacity: int) -> None:
         self.capacity = capacity
@@ -65,32 +65,15 @@ class ReservedCache(Cache):
 
 
 class StepMask:
-    """The mask of every step: a span sees the context, and its own token of each step so far.
+    """The mask of every step: a span sees the context, and its own token of each step so far."""
 
-    Args:
-        model (`PreTrainedModel`): Its config says which masks its layers take.
-        visible (`torch.BoolTensor` of shape `(B, C)`): Context that spans may attend to.
-        context_positions (`torch.LongTensor` of shape `(B, C)`): Its positions.
-        starts (`torch.LongTensor` of shape `(B, K)`): Position of the first token of each span.
-        num_steps (`int`): T.
-        capacity (`int`): R.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        visible: torch.Tensor,
-        *,
-        context_positions: torch.Tensor,
-        starts: torch.Tensor,
-        num_steps: int,
-        capacity: int,
-    ) -> None:
+    def __init__(self, model: Any, context: "_Context", *, starts: torch.Tensor, num_steps: int) -> None:
         self.windows = layer_windows(model.config)
         self.backend = str(model.config._attn_implementation)
         self.dtype = model.dtype
+        visible, capacity = context.visible, context.cache.capacity
         self.context, self.num_slots = visible.shape[1], starts.shape[1]
-        self.starts = starts
+        self.starts = starts  # (B, K): position of the first token of each span
         own = torch.eye(self.num_slots, dtype=torch.bool, device=visible.device).repeat(1, num_steps)  # (K, T * K)
         rows = visible[:, None].expand(-1, self.num_slots, -1)  # (B, K, C)
         allowed = torch.cat([rows, own.expand(len(rows), -1, -1)], dim=-1)[:, None]  # (B, 1, K, C + T * K)
@@ -98,7 +81,7 @@ class StepMask:
         fed = (starts[:, None, :] + steps[:, None]).flatten(1)  # (B, T * K)
         unused = capacity - allowed.shape[-1]
         self.allowed = torch.nn.functional.pad(allowed, (0, unused))  # (B, 1, K, R)
-        self.key_positions = torch.nn.functional.pad(torch.cat([context_positions, fed], dim=1), (0, unused))
+        self.key_positions = torch.nn.functional.pad(torch.cat([context.positions, fed], dim=1), (0, unused))
         if any(self.windows.values()):
             farthest = int(self.key_positions.max())  # from position 0; read once for all steps
             reach = {kind: window for kind, window in self.windows.items() if window is not None and window < farthest}
@@ -179,23 +162,10 @@ def decode(
             starts[place_of[index], slot] = row.layout.span_starts[span.blank]
             predictors[place_of[index], slot] = row.layout.predictors[span.blank]
     starts, predictors = model._to_device({"starts": starts, "predictors": predictors}).values()
-    mask = StepMask(
-        model,
-        context.visible,
-        context_positions=context.positions,
-        starts=starts,
-        num_steps=num_steps,
-        capacity=context.cache.capacity,
-    )
-    loop = _Loop(
-        model,
-        [span for row in rows for span in row.spans],
-        places=[(place_of[index], slot) for index, row in enumerate(rows) for slot in range(len(row.spans))],
-        chooser=chooser,
-        rules=rules,
-        mask=mask,
-        num_steps=num_steps,
-    )
+    mask = StepMask(model, context, starts=starts, num_steps=num_steps)
+    spans = [span for row in rows for span in row.spans]
+    places = [(place_of[index], slot) for index, row in enumerate(rows) for slot in range(len(row.spans))]
+    loop = _Loop(model, spans, places, mask, num_steps, chooser, rules)
     loop.run(context, predictors)
     loop.finish()
     return None if context.embeddings is None else context.embeddings[[place_of[index] for index in range(len(rows))]]
@@ -228,27 +198,17 @@ def _read_context(model: Any, rows: Sequence[SpanRow], *, more: int, embed: bool
 
 
 class _Loop:
-    """The spans of a batch, what was chosen for them, and which of them still go on.
-
-    Args:
-        model (`PreTrainedModel`): The model.
-        spans (`Sequence[Span]`): The N spans of the batch.
-        places (`Sequence[tuple[int, int]]`): Row and slot of each.
-        chooser, rules: As in `decode`.
-        mask (`StepMask`): Of all steps.
-        num_steps (`int`): T.
-    """
+    """The N spans of a batch, their places (row, slot), and what was chosen for them."""
 
     def __init__(
         self,
         model: Any,
         spans: Sequence[Span],
-        *,
         places: Sequence[tuple[int, int]],
-        chooser: TokenChooser,
-        rules: StopRules | None,
         mask: StepMask,
         num_steps: int,
+        chooser: TokenChooser,
+        rules: StopRules | None,
     ) -> None:
         self.model, self.spans, self.places = model, spans, places
         self.chooser, self.rules, self.mask, self.num_steps = chooser, rules, mask, num_steps
@@ -266,12 +226,7 @@ class _Loop:
         self.everywhere = self._index(range(len(spans)))
 
     def run(self, context: _Context, predictors: torch.Tensor) -> None:
-        """Choose tokens and feed them back until no span goes on; the context predicts the first ones.
-
-        Args:
-            context (`_Context`): The batch.
-            predictors (`torch.LongTensor` of shape `(B, K)`): Context token that predicts the first of each span.
-        """
+        """Choose tokens and feed them back until no span goes on; context tokens `(B, K)` predict the first ones."""
         active, where = list(range(len(self.spans))), self.everywhere
         states = context.states[where[0], predictors[where]]  # (N, H)
         for step in range(self.num_steps):

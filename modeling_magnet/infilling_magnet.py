@@ -68,17 +68,11 @@ class InfillOutput:
 
 @dataclass
 class FilledText:
-    """A text whose blanks were filled.
+    """A text whose blanks were filled."""
 
-    Args:
-        layout (`SpanLayout`): The text before anything was filled.
-        spans (`list[list[Span]]`): For each blank its answers.
-        embedding (`torch.FloatTensor` of shape `(hidden_size,)`, *optional*): Embedding of the text with its blanks.
-    """
-
-    layout: SpanLayout
-    spans: list[list[Span]]
-    embedding: torch.Tensor | None = None
+    layout: SpanLayout  # before anything was filled
+    spans: list[list[Span]]  # for each blank its answers
+    embedding: torch.Tensor | None = None  # (hidden_size,): of the text with its blanks
 
 
 class InfillingMixin:
@@ -325,13 +319,7 @@ def _split_texts(
 
 
 def fill_parts(model: Any, texts: Sequence[Sequence[str]], options: InfillOptions) -> InfillOutput:
-    """Fill the blanks between the parts of texts.
-
-    Args:
-        model (`PreTrainedModel`): The model.
-        texts (`Sequence[Sequence[str]]`): The parts of each text around its blanks.
-        options (`InfillOptions`): Checked options.
-    """
+    """Fill the blanks between the parts of texts, by checked options."""
     length_scores = None
     with model._evaluating():
         if options.num_tokens is None:
@@ -369,11 +357,7 @@ def _span_lengths(asked: Any, index: int, parts: Sequence[str], *, num_texts: in
 def _answers(
     tokenizer: PreTrainedTokenizerBase, spans: Sequence[Span], *, before: str, after: str, options: InfillOptions
 ) -> list[Fill]:
-    """Return the different answers to one blank, the most probable first.
-
-    Raises:
-        ValueError: no span is possible.
-    """
+    """Return the different answers to one blank, the most probable first."""
     possible = [span for span in spans if span.is_possible]
     if not possible:
         healed = spans[0].healed
@@ -404,16 +388,10 @@ def _answers(
 def fill_texts(
     model: Any, texts: Sequence[Sequence[str]], *, span_lengths: Sequence[Sequence[int]], options: InfillOptions
 ) -> list[FilledText]:
-    """Fill the blanks of all texts with spans of given lengths.
+    """Fill the blanks between the parts of texts with spans of given lengths.
 
     In the first round all answers of a text are decoded side by side in one row. In later rounds each answer has a row
     of its own, in which what was filled before is context.
-
-    Args:
-        model (`PreTrainedModel`): The model.
-        texts (`Sequence[Sequence[str]]`): The parts of each text around its blanks.
-        span_lengths (`Sequence[Sequence[int]]`): For each text the tokens of each span.
-        options (`InfillOptions`): Checked options.
     """
     if options.num_answers > model.config.vocab_size:
         raise ValueError(
@@ -589,8 +567,7 @@ def fill_best_lengths(
 ) -> tuple[list[FilledText], list[list[dict[int, float]]]]:
     """Try every candidate length greedily for all blanks of a text at once, then fill each blank at its best.
 
-    Returns:
-        `tuple`: the filled texts, and the score of each candidate length per text and blank.
+    Returns the filled texts, and per text and blank the score of each candidate length.
     """
     candidates = options.candidate_lengths(end_of_span=model.magnet_settings.end_of_span)
     fitting = [_fitting(model, parts, candidates, options) for parts in texts]

@@ -66,15 +66,10 @@ _PROBE = "你"
 
 @dataclass(frozen=True)
 class ByteTokens:
-    """The tokens of a vocabulary that begin or end inside a character.
+    """The tokens of a vocabulary that begin or end inside a character."""
 
-    Args:
-        token_ids (`tuple[int, ...]`): P tokens, ascending.
-        following (`torch.LongTensor` of shape `(9, P)`): By state and token, the next state; 8 is invalid.
-    """
-
-    token_ids: tuple[int, ...]
-    following: torch.Tensor
+    token_ids: tuple[int, ...]  # P, ascending
+    following: torch.Tensor  # (9, P): by state and token, the next state; 8 is invalid
 
     @cached_property
     def _columns(self) -> dict[int, int]:
@@ -141,13 +136,9 @@ def _after(state: int, part: bytes) -> int:
 class CharacterRule:
     """Keeps the spans of a call on whole characters.
 
-    A token that begins a character is allowed only if the rest of the character fits into the span; inside a character
-    only tokens that continue it are. The states stay on the device of the scores: nothing is read back.
-
-    Args:
-        known (`ByteTokens`): Those of the vocabulary.
-        spans (`Sequence[Span]`): All spans of the call, numbered by `Span.number`.
-        barred_ids (`Sequence[int]`): Tokens that are never chosen, so that no character can be completed by them.
+    A token that begins a character is allowed only if the rest of the character fits into the span, without tokens
+    that are barred; inside a character only tokens that continue it are. The states stay on the device of the scores:
+    nothing is read back.
     """
 
     def __init__(self, known: ByteTokens, *, spans: Sequence[Span], barred_ids: Sequence[int]) -> None:
@@ -290,15 +281,10 @@ def check_ranges(config: GenerationConfig) -> None:
 
 
 def draw_tokens(scores: torch.Tensor, numbers: torch.Tensor, *, warpers: LogitsProcessorList) -> torch.Tensor:
-    """Return the token of each row in whose share of the distribution the number of the row falls.
+    """Return the token `(N,)` of each row in whose share of the distribution the number of the row falls.
 
-    Args:
-        scores (`torch.FloatTensor` of shape `(N, V)`): Unnormalized log-probabilities, which are not written to.
-        numbers (`torch.DoubleTensor` of shape `(N,)`): Drawn from [0, 1).
-        warpers (`LogitsProcessorList`): Temperature and cuts, in order.
-
-    Returns:
-        `torch.LongTensor` of shape `(N,)`: any token for a row in which none is possible.
+    The scores `(N, V)` are unnormalized and not written to; the numbers `(N,)` are from [0, 1). A row without a
+    possible token gets any.
     """
     rows = max(1, (_CPU_DRAWN if scores.device.type == "cpu" else _DEVICE_DRAWN) // scores.shape[-1])
     groups = zip(scores.split(rows), numbers.split(rows), strict=True)
@@ -450,11 +436,7 @@ class TokenChooser:
         )
 
     def left_contexts(self, spans: Sequence[Span]) -> torch.Tensor:
-        """Return what `generate` calls input ids: the tokens before each span, then its own.
-
-        Returns:
-            `torch.LongTensor` of shape `(N, longest)`, padded on the left.
-        """
+        """Return what `generate` calls input ids `(N, longest)`: the tokens before each span, then its own."""
         rows = [[*span.before, *span.token_ids] or [self.pad_token_id] for span in spans]
         return pad_token_rows(rows, pad_token_id=self.pad_token_id, padding_side="left")["input_ids"]
 
@@ -468,14 +450,7 @@ class TokenChooser:
     def choose(
         self, logits: torch.Tensor, spans: Sequence[Span], *, indices: Sequence[int], with_scores: bool = False
     ) -> Choice:
-        """Choose one token for each of some spans; makes one float32 copy of the logits.
-
-        Args:
-            logits (`torch.FloatTensor` of shape `(N, V)`): One row per span.
-            spans (`Sequence[Span]`): The spans.
-            indices (`Sequence[int]`): Which of its tokens each span gets, from 0.
-            with_scores (`bool`, defaults to `False`): Whether to return `Choice.scores`.
-        """
+        """Choose token number `indices` (from 0) of some spans by their logits `(N, V)`, of which one copy is made."""
         if self.config.remove_invalid_values:
             logits = InfNanRemoveLogitsProcessor()(_NO_IDS, logits)  # type: ignore[arg-type]
         # The copy first becomes exp(logit - highest), to normalize the model's own distribution, and then the scores.
@@ -596,16 +571,5 @@ def _log_totals(scores: torch.Tensor) -> torch.Tensor:
     return torch.cat([group.logsumexp(-1) for group in scores.split(rows)])
 
 
-__all__ = [
-    "ByteTokens",
-    "CharacterRule",
-    "Choice",
-    "TokenChooser",
-    "byte_tokens",
-    "check_ranges",
-    "draw_tokens",
-    "last_processors",
-    "text_processors",
-    "warpers",
-    "watermark_of",
-]
+__all__ = ["ByteTokens", "CharacterRule", "Choice", "TokenChooser", "byte_tokens", "check_ranges", "draw_tokens",
+           "last_processors", "text_processors", "warpers", "watermark_of"]  # fmt: skip

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 from numbers import Integral
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 from weakref import WeakKeyDictionary
 
 import torch
@@ -50,18 +50,11 @@ class Healed:
 
 @dataclass(frozen=True, kw_only=True)
 class SpanLayout:
-    """The context tokens of one text and the positions that are reserved for its spans.
+    """The context tokens of one text and the positions that are reserved for its spans."""
 
-    Args:
-        parts (`list[list[int]]`): Tokens before the first span (BOS first), between spans, and after the last one.
-        span_lengths (`list[int]`): Positions reserved for each span.
-        filled (`list[list[int]]`): Tokens at the beginning of each span that have become context.
-        healed (`list[Healed]`): What each span has to begin and end with.
-    """
-
-    parts: list[list[int]]
-    span_lengths: list[int]
-    filled: list[list[int]]
+    parts: list[list[int]]  # tokens before the first span (BOS first), between spans, and after the last one
+    span_lengths: list[int]  # positions reserved for each span
+    filled: list[list[int]]  # tokens at the beginning of each span that have become context
     healed: list[Healed]
 
     @cached_property
@@ -106,33 +99,19 @@ class SpanLayout:
 
 @dataclass(kw_only=True)
 class Span:
-    """One answer to one blank while it is decoded.
+    """One answer to one blank while it is decoded."""
 
-    Args:
-        blank (`int`): Index of the blank in its text.
-        before (`list[int]`): Context tokens before it, without special tokens and without other spans.
-        length (`int`): Most tokens it may have.
-        number (`int`): Its number in the call, which selects its random numbers.
-        rank (`int`): Greedy answers to one blank begin with different tokens: 0 with the likeliest, 1 with the next.
-        healed (`Healed`): What its text has to begin and end with.
-        token_ids (`list[int]`): Its tokens so far.
-        logprobs (`list[float]`): Their log-probabilities in nats under the model's own distribution.
-        has_ended (`bool`): Whether a rule ended it early.
-        is_possible (`bool`): Whether all of its tokens were allowed; otherwise it is not an answer.
-        text_length (`int`, *optional*): Characters of its text to keep, if a rule ended it inside a token.
-    """
-
-    blank: int
-    before: list[int]
-    length: int
-    number: int
-    rank: int = 0
-    healed: Healed = field(default_factory=Healed)
+    blank: int  # index of the blank in its text
+    before: list[int]  # context tokens before it, without special tokens and without other spans
+    length: int  # most tokens it may have
+    number: int  # its number in the call, which selects its random numbers
+    rank: int = 0  # greedy answers to one blank begin with different tokens: 0 with the likeliest, 1 with the next
+    healed: Healed = Healed()
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    has_ended: bool = False
-    is_possible: bool = True
-    text_length: int | None = None
+    has_ended: bool = False  # by a rule, before its length was reached
+    is_possible: bool = True  # false once a token was not allowed: then it is not an answer
+    text_length: int | None = None  # characters of its text to keep, if a rule ended it inside a token
 
     @property
     def is_full(self) -> bool:
@@ -184,10 +163,7 @@ class Fill:
 def split_at_marks(text: str, blank: str, *, name: str) -> list[str]:
     r"""Split a text at its blanks; a backslash before a mark makes it text, two are a backslash and a blank.
 
-    Args:
-        text (`str`): The text.
-        blank (`str`): The mark.
-        name (`str`): What to call the text in an error.
+    Errors call the text by `name`.
 
     Raises:
         ValueError: an empty mark, or a text without one.
@@ -217,13 +193,7 @@ def split_at_marks(text: str, blank: str, *, name: str) -> list[str]:
 
 
 def split_at_ranges(text: str, ranges: Sequence[tuple[int, int]], *, name: str) -> list[str]:
-    """Split a text around ranges of its characters, which are dropped.
-
-    Args:
-        text (`str`): The text.
-        ranges (`Sequence[tuple[int, int]]`): Half-open ranges of characters, as in `text[start:end]`, in ascending
-            order; an empty one inserts at its place.
-        name (`str`): What to call the text in an error.
+    """Split a text around ascending, half-open ranges of its characters, which are dropped; see `split_at_marks`.
 
     Raises:
         ValueError: no range, one outside the text, overlapping ones, or one that cuts a visible character: a letter
@@ -315,16 +285,10 @@ def fill_ids(
 def space_to_heal(
     tokenizer: PreTrainedTokenizerBase, part: str, *, is_first: bool, split_special_tokens: bool = True
 ) -> str:
-    """Return the space at the end of a part that belongs to the first token of the fill, or `""`.
+    """Return the space at the end of the text before a blank that belongs to the first token of the fill, or `""`.
 
     The space moves only if the tokens of the part change once a letter follows. Vocabularies with tokens for runs of
     spaces keep indentation apart from the next word; taking one space off such a run would leave an unusual width.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the model.
-        part (`str`): The text before a blank.
-        is_first (`bool`): Whether it begins the text.
-        split_special_tokens (`bool`, defaults to `True`): See `read_texts`.
     """
     if not part.endswith(" ") or not part.strip():
         return ""
@@ -440,7 +404,7 @@ def round_up(length: int, multiple: int) -> int:
 
 def check_healing(heal: Any) -> None:
     """Refuse an unknown kind of healing."""
-    if heal is not None and (not isinstance(heal, str) or heal not in get_args(Healing)):
+    if heal is not None and not (isinstance(heal, str) and heal in get_args(Healing)):
         raise ValueError(f"`heal` is {heal!r}; expected 'space', 'token' or None.")
 
 
@@ -452,12 +416,7 @@ def healing_tokens(
 ) -> torch.Tensor | None:
     """Return a mask `(V,)` of the tokens that may come next in a healed span, or `None` for any token.
 
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the model.
-        vocab_size (`int`): V.
-        span (`Span`): Its tokens are read from the second one on, and only if its healed beginning is longer than the
-            one character that any token completes.
-        index (`int`): Which token of the span is chosen, from 0.
+    The tokens of the span before `index` are read only if more than one character is to be spelt.
     """
     rest = span.healed.start if index == 0 else ""
     if index > 0 and len(span.healed.start) > 1:
@@ -480,51 +439,38 @@ def fitting_tokens(
     The last token has to complete `rest` and to end with `end`. This keeps greedy decoding out of dead ends.
     """
     vocabulary = read_vocabulary(tokenizer, vocab_size)
-    known = vocabulary.known
+    candidates = vocabulary.by_first.get(rest[0], []) if rest else vocabulary.by_last.get(end[-1], [])
 
     def fits(text: str) -> bool:
         if not text or (is_last and not end and text == rest == " "):
             return False  # only the space of the context: the fill would be empty
         if is_last:
             return text.startswith(rest) and text.endswith(end) and len(text) >= len(rest) + len(end)
-        return text.startswith(rest) or (may_go_on and rest.startswith(text) and rest[len(text) :] in known)
+        return text.startswith(rest) or (may_go_on and rest.startswith(text) and rest[len(text) :] in vocabulary.known)
 
     fitting = torch.zeros(vocab_size, dtype=torch.bool)
-    fitting[[token for token in vocabulary.candidates(rest, end) if fits(vocabulary.texts[token])]] = True
+    fitting[[token for token in candidates if fits(vocabulary.texts[token])]] = True
     return fitting
 
 
-@dataclass(frozen=True)
-class Vocabulary:
+class Vocabulary(NamedTuple):
     """What each token adds to a text that it continues; special tokens add nothing."""
 
     texts: tuple[str, ...]
+    known: frozenset[str]
+    by_first: dict[str, list[int]]  # the tokens whose text begins with a character
+    by_last: dict[str, list[int]]
 
-    @cached_property
-    def known(self) -> frozenset[str]:
-        """All texts that a token adds."""
-        return frozenset(self.texts) - {""}
-
-    def candidates(self, start: str, end: str) -> Sequence[int]:
-        """Return the tokens that share the first character of `start`, else the last of `end`, else all."""
-        if start:
-            return self._by_first.get(start[0], ())
-        return self._by_last.get(end[-1], ()) if end else range(len(self.texts))
-
-    @cached_property
-    def _by_first(self) -> dict[str, list[int]]:
-        return self._grouped(0)
-
-    @cached_property
-    def _by_last(self) -> dict[str, list[int]]:
-        return self._grouped(-1)
-
-    def _grouped(self, place: int) -> dict[str, list[int]]:
-        groups: dict[str, list[int]] = {}
-        for token, text in enumerate(self.texts):
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> "Vocabulary":
+        """Group the texts of all tokens, so that few of them are looked at for a given beginning or end."""
+        by_first: dict[str, list[int]] = {}
+        by_last: dict[str, list[int]] = {}
+        for token, text in enumerate(texts):
             if text:
-                groups.setdefault(text[place], []).append(token)
-        return groups
+                by_first.setdefault(text[0], []).append(token)
+                by_last.setdefault(text[-1], []).append(token)
+        return cls(tuple(texts), frozenset(texts) - {""}, by_first, by_last)
 
 
 # By tokenizer, its number of tokens (which grows as tokens are added), and the model's.
@@ -544,7 +490,7 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Voca
             front = len(tokenizer.decode(anchor, clean_up_tokenization_spaces=False))
             both = _decode_rows(tokenizer, [[*anchor, token] for token in tokens])
             texts = ("" if token in special else text[front:] for token, text in zip(tokens, both, strict=True))
-            of_tokenizer[key] = Vocabulary((*texts, *[""] * (vocab_size - len(tokens))))
+            of_tokenizer[key] = Vocabulary.of([*texts, *[""] * (vocab_size - len(tokens))])
         return of_tokenizer[key]
 
 
@@ -567,12 +513,8 @@ def _decode_rows(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]) -> l
 def decode_fill(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], fill: Sequence[int]) -> str:
     """Return the text that tokens add to the tokens before them.
 
-    Decoding a fill by itself would lose the space that SentencePiece strips from the beginning of a text.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the model.
-        before (`Sequence[int]`): Tokens before the fill, without special tokens.
-        fill (`Sequence[int]`): Tokens of the fill.
+    Decoding a fill by itself would lose the space that SentencePiece strips from the beginning of a text. `before`
+    holds no special tokens.
     """
     context = list(before[-DECODE_CONTEXT:])
     without = str(tokenizer.decode(context, clean_up_tokenization_spaces=False))
@@ -611,11 +553,6 @@ def trim_overlap(fill: str, *, before: str, after: str) -> str:
     Only whole words and punctuation marks count, at least one word among them: letters or a full stop that happen to
     be the same stay. White space between fill and context stays with the context.
 
-    Args:
-        fill (`str`): The fill.
-        before (`str`): The text before the blank.
-        after (`str`): The text after it.
-
     Example:
 
         >>> trim_overlap("the red apple for lunch", before="She ate the", after=" for lunch.")
@@ -642,27 +579,7 @@ def _longest_overlap(left: list[str], right: list[str]) -> int:
     return 0
 
 
-__all__ = [
-    "Fill",
-    "Healed",
-    "Healing",
-    "Span",
-    "SpanLayout",
-    "SpanRow",
-    "check_healing",
-    "continuation_ids",
-    "cuts_a_character",
-    "decode_fill",
-    "fill_ids",
-    "fill_text",
-    "fitting_tokens",
-    "healing_tokens",
-    "lay_out",
-    "read_vocabulary",
-    "round_up",
-    "space_to_heal",
-    "split_at_marks",
-    "split_at_ranges",
-    "token_texts",
-    "trim_overlap",
-]
+__all__ = ["Fill", "Healed", "Healing", "Span", "SpanLayout", "SpanRow", "check_healing", "continuation_ids",
+           "cuts_a_character", "decode_fill", "fill_ids", "fill_text", "fitting_tokens", "healing_tokens", "lay_out",
+           "read_vocabulary", "round_up", "space_to_heal", "split_at_marks", "split_at_ranges", "token_texts",
+           "trim_overlap"]  # fmt: skip

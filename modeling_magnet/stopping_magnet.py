@@ -24,26 +24,16 @@ class SpanStream:
     Each span is streamed as `generate` streams an output: the text since the last span as its prompt, its tokens, its
     end. A `TextStreamer`, or a class derived from it that keeps its `put`, is given the text of the fill instead,
     character for character.
-
-    Args:
-        streamer (`BaseStreamer`): As `generate` takes it.
-        layout (`SpanLayout`): The text before anything is filled.
-        parts (`Sequence[str]`): The text around the blanks.
-        spans (`Sequence[Span]`): One span for each blank, in order.
-        tokenizer (`PreTrainedTokenizerBase`): Decodes spans.
-        byte_tokens (`ByteTokens`): Tokens that begin or end inside a character; these wait for the rest of it.
-        hold_back (`bool`): Keep a token until the next one is known, which may show that it does not belong.
-        trim (`bool`): Whether overlaps are trimmed, which needs the complete fill.
     """
 
     streamer: BaseStreamer
-    layout: SpanLayout
-    parts: Sequence[str]
-    spans: Sequence[Span]
+    layout: SpanLayout  # of the text before anything is filled
+    parts: Sequence[str]  # the text around the blanks
+    spans: Sequence[Span]  # one for each blank, in order
     tokenizer: PreTrainedTokenizerBase
-    byte_tokens: ByteTokens
-    hold_back: bool
-    trim: bool
+    byte_tokens: ByteTokens  # these wait for the rest of their character
+    hold_back: bool  # keep a token until the next one is known, which may show that it does not belong
+    trim: bool  # whether overlaps are trimmed, which needs the complete fill
     blank: int = 0
     sent: int | None = None  # tokens or characters of the current span; `None` before its prompt
 
@@ -94,24 +84,13 @@ def takes_text(streamer: BaseStreamer) -> bool:
 
 @dataclass
 class StopRules:
-    """The rules of one call.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): Decodes spans.
-        byte_tokens (`ByteTokens`): Tokens that begin or end inside a character; no criterion ends a span there.
-        stop_strings (`Sequence[str]`): A span ends after the first of these, as the outputs of `generate` do.
-        sentence_end (`bool`): Whether a span ends after its first sentence: after a full stop, question mark or
-            exclamation mark and closing quotes, before white space. An abbreviation counts as an end.
-        criteria (`StoppingCriteriaList`, *optional*): As `generate` takes them. Their rows are the spans of a batch;
-            see `TokenChooser.left_contexts`.
-        stream (`SpanStream`, *optional*): Updated after every token.
-    """
+    """The rules of one call."""
 
     tokenizer: PreTrainedTokenizerBase
-    byte_tokens: ByteTokens
-    stop_strings: Sequence[str] = ()
-    sentence_end: bool = False
-    criteria: StoppingCriteriaList | None = None
+    byte_tokens: ByteTokens  # no criterion ends a span inside a character
+    stop_strings: Sequence[str]  # a span ends after the first of these, as the outputs of `generate` do
+    sentence_end: bool  # a span ends after its first sentence; an abbreviation counts as one
+    criteria: StoppingCriteriaList | None  # their rows are the spans of a batch, see `TokenChooser.left_contexts`
     stream: SpanStream | None = None
 
     @property
@@ -122,14 +101,7 @@ class StopRules:
     def after_step(
         self, spans: Sequence[Span], grown: Sequence[Span], choice: Choice, *, chooser: TokenChooser
     ) -> None:
-        """End spans by the rules, and stream what is new.
-
-        Args:
-            spans (`Sequence[Span]`): All spans of the batch, which are the rows of a criterion.
-            grown (`Sequence[Span]`): Those that got a token in this step.
-            choice (`Choice`): What was chosen for all.
-            chooser (`TokenChooser`): Shows criteria what `generate` would show them.
-        """
+        """End spans of a batch, of which some have `grown` in this step, and stream what is new."""
         if self.reads_text:
             for span in grown:
                 self._end_in_text(span)

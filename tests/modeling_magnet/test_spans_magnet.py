@@ -429,6 +429,8 @@ def test_fitting_tokens_are_those_of_a_loop(real_llama, is_last, may_go_on):
     cases = [(" ", ""), ("th", ""), (" th", ""), ("", "e"), ("", "ing"), ("a", "e"), (" wo", "d"), ("日", "")]
     for rest, end in cases:
         end = end if is_last else ""
+        if not rest and not end:
+            continue
         found = fitting_tokens(tokenizer, len(tokenizer), rest=rest, end=end, is_last=is_last, may_go_on=may_go_on)
         for token, text in enumerate(texts):
             if is_last:
