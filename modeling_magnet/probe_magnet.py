@@ -15,8 +15,8 @@ NUM_KEPT = 3
 NOISE_FACTOR = 10
 
 _REMEDY = (
-    "Either its weights are damaged (look for NaN in the checkpoint), or its states are too large for this dtype (load "
-    "it with dtype='bfloat16' or dtype='float32')."
+    "Either its weights are damaged: look for NaN in the checkpoint. Or its states are too large for this dtype: load "
+    "it with dtype='bfloat16' or dtype='float32'."
 )
 
 

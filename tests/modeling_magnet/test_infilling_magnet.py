@@ -16,7 +16,7 @@ from modeling_magnet.scoring_magnet import scored_rows
 from modeling_magnet.spans_magnet import continuation_ids, lay_out
 from tests.modeling_magnet.infill_reference import fill_by_loop, next_logprobs
 
-# Different numbers of blanks, lengths of context, and of gaps; blanks at either end; characters of several bytes.
+# Different numbers of blanks, lengths of context, and of blanks; blanks at either end; characters of several bytes.
 BLANKED = [
     ("The king lived in [blank] with his daughter.", [5]),
     ("[blank] was born in the city of [blank], and he died there in the year [blank].", [3, 7, 2]),
@@ -32,13 +32,13 @@ def model(real_llama, request):
 
 
 def best(output):
-    """Per text and gap, the tokens and the log-probabilities of the best answer."""
-    return [[(gap[0].token_ids, gap[0].logprobs) for gap in gaps] for gaps in output.fills]
+    """Per text and blank, the tokens and the log-probabilities of the best answer."""
+    return [[(answers[0].token_ids, answers[0].logprobs) for answers in blanks] for blanks in output.fills]
 
 
-def check_equal(gaps, expected):
+def check_equal(blanks, expected):
     """The same tokens, and log-probabilities to 1e-4."""
-    for (fill, logprobs), (tokens, reference) in zip(gaps, expected, strict=True):
+    for (fill, logprobs), (tokens, reference) in zip(blanks, expected, strict=True):
         assert fill == tokens
         torch.testing.assert_close(torch.tensor(logprobs), torch.tensor(reference), atol=1e-4, rtol=0)
 
@@ -46,18 +46,18 @@ def check_equal(gaps, expected):
 @pytest.mark.parametrize(("text", "lengths"), BLANKED)
 def test_blanks_decoded_together_equal_a_loop_of_full_mask_forwards(model, text, lengths):
     output = model.infill_blanks(text, max_new_tokens=lengths, return_dict_in_generate=True)
-    ((*gaps,),) = best(output)
-    assert [len(fill) for fill, _ in gaps] == lengths
-    check_equal(gaps, fill_by_loop(model, text.split("[blank]"), lengths))
+    ((*blanks,),) = best(output)
+    assert [len(fill) for fill, _ in blanks] == lengths
+    check_equal(blanks, fill_by_loop(model, text.split("[blank]"), lengths))
 
 
 def test_a_ragged_batch_equals_a_loop_of_full_mask_forwards(model):
     texts = [text for text, _ in BLANKED]
     output = model.infill_blanks(texts, max_new_tokens=5, return_dict_in_generate=True)
-    for text, gaps in zip(texts, best(output), strict=True):
+    for text, blanks in zip(texts, best(output), strict=True):
         parts = text.split("[blank]")
-        check_equal(gaps, fill_by_loop(model, parts, [5] * (len(parts) - 1)))
-    together = [[gap[0].text for gap in gaps] for gaps in output.fills]
+        check_equal(blanks, fill_by_loop(model, parts, [5] * (len(parts) - 1)))
+    together = [[answers[0].text for answers in blanks] for blanks in output.fills]
     assert together == [model.infill_blanks(text, max_new_tokens=5) for text in texts]
     assert together == model.infill_blanks(texts, max_new_tokens=5, batch_size=3)
 
@@ -68,10 +68,10 @@ def test_samples_equal_a_loop_with_a_generator_for_each_blank(model):
     # Few tokens to draw from: with thousands, a difference of 1e-7 in the last digits would now and then move a draw.
     output = model.infill_blanks(texts, max_new_tokens=5, do_sample=True, top_k=20, return_dict_in_generate=True)
     torch.manual_seed(7)
-    for text, gaps in zip(texts, best(output), strict=True):
+    for text, blanks in zip(texts, best(output), strict=True):
         parts = text.split("[blank]")
         seeds = [int(torch.randint(2**62, ())) for _ in parts[1:]]
-        check_equal(gaps, fill_by_loop(model, parts, [5] * len(seeds), seeds=seeds, top_k=20))
+        check_equal(blanks, fill_by_loop(model, parts, [5] * len(seeds), seeds=seeds, top_k=20))
 
 
 def test_infill_is_the_text_with_one_blank(model):
@@ -153,7 +153,7 @@ def test_a_model_opened_as_an_encoder_infills_the_same(tiny_model):
     assert tiny_model.infill("The cat", " mat.", max_new_tokens=6) == expected
 
 
-def test_bfloat16_fills_whole_gaps(tiny_model):
+def test_bfloat16_fills_whole_spans(tiny_model):
     output = tiny_model.bfloat16().infill("The cat", " mat.", max_new_tokens=6, return_dict_in_generate=True)
     (((fill,),),) = output.fills
     assert len(fill.token_ids) == 6
@@ -193,10 +193,10 @@ def test_a_text_that_fills_the_context_to_its_end_is_filled(tiny_model):
 def test_a_filled_text_comes_in_one_call(model):
     texts = ["Once upon a [blank], she saw [blank].", r"Write \[blank] at the [blank]"]
     fills = model.infill_blanks(texts, max_new_tokens=3)
-    parts = [["Once upon a ", ", she saw ", "."], ["Write [blank] at the ", ""]]
+    around = [["Once upon a ", ", she saw ", "."], ["Write [blank] at the ", ""]]
     joined = [
         parts[0] + "".join(fill + part for fill, part in zip(own, parts[1:], strict=True))
-        for own, parts in zip(fills, parts, strict=True)
+        for own, parts in zip(fills, around, strict=True)
     ]
     assert model.fill(texts, max_new_tokens=3) == joined
     assert model.fill(texts[0], max_new_tokens=3) == joined[0]
@@ -235,7 +235,7 @@ def test_the_texts_of_tokens_join_to_the_fill(model):
     ]
     for text, options in cases:
         output = model.infill_blanks(text, max_new_tokens=6, return_dict_in_generate=True, **options)
-        for fill in (fill for gap in output.fills[0] for fill in gap):
+        for fill in (fill for blank in output.fills[0] for fill in blank):
             assert "".join(fill.tokens) == fill.text
             assert len(fill.tokens) == len(fill.token_ids)
 
@@ -250,7 +250,7 @@ def small_model(stories260k, request):
 
 @pytest.mark.parametrize(("lengths", "chunk"), [([7, 3], 3), ([4, 9], 4), ([6, 6], 2)])
 def test_a_chunk_sees_what_was_filled_before(small_model, lengths, chunk):
-    """Against a loop in which each round is a text of its own, whose context holds the earlier chunks of all gaps."""
+    """Against a loop in which each round is a text of its own, whose context holds all earlier chunks."""
     output = small_model.infill_blanks(TEXT, max_new_tokens=lengths, chunk_size=chunk, return_dict_in_generate=True)
     layout = lay_out(
         small_model.tokenizer, TEXT.split("[blank]"), span_lengths=lengths, context_length=512, heal="space"
@@ -260,17 +260,17 @@ def test_a_chunk_sees_what_was_filled_before(small_model, lengths, chunk):
     for _ in range(0, max(lengths), chunk):
         current = replace(layout, filled=[list(tokens) for tokens in filled])
         new = [[], []]
-        for gap, length in enumerate(lengths):
-            while len(filled[gap]) + len(new[gap]) < length and len(new[gap]) < chunk:
-                index = len(filled[gap]) + len(new[gap])
-                logprobs = next_logprobs(small_model, current, gap, new[gap])
-                chosen = output.fills[0][gap][0]
+        for blank, length in enumerate(lengths):
+            while len(filled[blank]) + len(new[blank]) < length and len(new[blank]) < chunk:
+                index = len(filled[blank]) + len(new[blank])
+                logprobs = next_logprobs(small_model, current, blank, new[blank])
+                chosen = output.fills[0][blank][0]
                 token = chosen.token_ids[index]
                 assert chosen.logprobs[index] == pytest.approx(logprobs[token].item(), abs=1e-4)
                 logprobs[small_model.tokenizer.all_special_ids] = -torch.inf
                 if index > 0:  # the first has to begin with the space
                     assert token == logprobs.argmax().item()
-                new[gap].append(token)
+                new[blank].append(token)
         filled = [[*old, *fresh] for old, fresh in zip(filled, new, strict=True)]
     assert [len(tokens) for tokens in filled] == lengths
 
@@ -284,14 +284,14 @@ def test_one_chunk_that_holds_all_is_no_chunk(small_model):
 def test_several_greedy_answers_are_single_ones_that_begin_differently(small_model):
     output = small_model.infill_blanks(TEXT, max_new_tokens=4, num_return_sequences=5, return_dict_in_generate=True)
     best = small_model.infill_blanks(TEXT, max_new_tokens=4)
-    for gap, fills in enumerate(output.fills[0]):
-        assert best[gap] in [fill.text for fill in fills]
+    for blank, fills in enumerate(output.fills[0]):
+        assert best[blank] in [fill.text for fill in fills]
         assert len({fill.text for fill in fills}) == len(fills)
         assert len({fill.token_ids[0] for fill in fills}) == len(fills)
         totals = [fill.logprob for fill in fills]
         assert totals == sorted(totals, reverse=True)
     assert small_model.infill_blanks(TEXT, max_new_tokens=4, num_return_sequences=5) == [
-        [fill.text for fill in gap] for gap in output.fills[0]
+        [fill.text for fill in blank] for blank in output.fills[0]
     ]
 
 
@@ -302,9 +302,9 @@ def test_answers_side_by_side_are_what_they_are_alone(small_model):
     together = small_model.infill_blanks(TEXT, num_return_sequences=4, **arguments)
     torch.manual_seed(11)
     seeds = [[torch.randint(2**62, ()).item() for _ in range(4)] for _ in range(2)]
-    for gap in range(2):
-        for seed in seeds[gap]:
-            # A call draws the seeds of its spans in order; this one is given the wanted seed at the gap's place.
+    for blank in range(2):
+        for seed in seeds[blank]:
+            # A call draws the seeds of its spans in order; this one is given the wanted seed at the blank's place.
             drawn = iter([seed, seed])
             original = torch.randint
             torch.randint = lambda *a, drawn=drawn, **k: torch.tensor(next(drawn))
@@ -312,14 +312,14 @@ def test_answers_side_by_side_are_what_they_are_alone(small_model):
                 alone = small_model.infill_blanks(TEXT, **arguments)
             finally:
                 torch.randint = original
-            assert alone[gap] in together[gap]
+            assert alone[blank] in together[blank]
 
 
 def test_duplicate_samples_are_removed(small_model):
     fills = small_model.infill_blanks(TEXT, max_new_tokens=1, do_sample=True, top_k=2, num_return_sequences=12)
-    for gap in fills:
-        assert 1 <= len(gap) <= 2
-        assert len(set(gap)) == len(gap)
+    for blank in fills:
+        assert 1 <= len(blank) <= 2
+        assert len(set(blank)) == len(blank)
 
 
 def test_the_best_length_is_the_best_scored(small_model):
@@ -345,15 +345,15 @@ def test_the_best_length_is_the_best_scored(small_model):
     assert scores == pytest.approx(expected, abs=1e-4)
 
 
-def test_each_gap_of_a_batch_gets_its_own_length(small_model):
+def test_each_blank_of_a_batch_gets_its_own_length(small_model):
     texts = [TEXT, "Once upon a time there was a [blank].", "[blank] the end"]
     output = small_model.infill_blanks(texts, num_tokens="auto", return_dict_in_generate=True)
-    for text, gaps, tables in zip(texts, output.fills, output.length_scores, strict=True):
-        assert len(gaps) == len(tables) == text.count("[blank]")
-        for (fill,), scores in zip(gaps, tables, strict=True):
+    for text, blanks, tables in zip(texts, output.fills, output.length_scores, strict=True):
+        assert len(blanks) == len(tables) == text.count("[blank]")
+        for (fill,), scores in zip(blanks, tables, strict=True):
             assert tuple(scores) == AUTO_LENGTHS
             assert len(fill.token_ids) == max(scores, key=scores.get)
-    assert [[gap[0].text for gap in gaps] for gaps in output.fills] == [
+    assert [[answers[0].text for answers in blanks] for blanks in output.fills] == [
         small_model.infill_blanks(text, num_tokens="auto") for text in texts
     ]
     several = small_model.infill_blanks(texts[1], num_tokens=[2, 4], num_return_sequences=3, do_sample=True)
@@ -367,7 +367,7 @@ def test_candidates_that_leave_the_context_are_left_out(tiny_model):
     assert list(output.length_scores[0][0]) == [2]
 
 
-def test_the_embedding_is_of_the_gapped_text_with_an_eos_no_context_sees(small_model):
+def test_the_embedding_is_of_the_text_around_the_blanks_with_an_eos_no_context_sees(small_model):
     output = small_model.infill_blanks([TEXT, "A [blank]."], max_new_tokens=3, return_dict_in_generate=True)
     assert output.embeddings.shape == (2, small_model.config.hidden_size)
     for text, embedding in zip([TEXT, "A [blank]."], output.embeddings, strict=True):
@@ -382,7 +382,9 @@ def test_the_embedding_is_of_the_gapped_text_with_an_eos_no_context_sees(small_m
             states = small_model(ids, position_ids=positions, mode="infill", segment_ids=segments).last_hidden_state[0]
         torch.testing.assert_close(embedding, states[-1], atol=1e-4, rtol=0)
     # Whether an embedding is wanted does not move a fill.
-    assert [[g[0].text for g in gaps] for gaps in output.fills][0] == small_model.infill_blanks(TEXT, max_new_tokens=3)
+    assert [[g[0].text for g in blanks] for blanks in output.fills][0] == small_model.infill_blanks(
+        TEXT, max_new_tokens=3
+    )
 
 
 def test_the_embedding_is_pooled_as_encode_pools(tiny_model):
@@ -421,7 +423,7 @@ def test_ranges_are_blanks(small_model):
         marked, max_new_tokens=2
     )
     both = small_model.infill_blanks([text, text], ranges=[ranges, ranges[:1]], max_new_tokens=2)
-    assert [len(gaps) for gaps in both] == [2, 1]
+    assert [len(blanks) for blanks in both] == [2, 1]
     with pytest.raises(ValueError, match="`ranges` is int"):
         small_model.infill_blanks([text], ranges=5, max_new_tokens=2)
     with pytest.raises(ValueError, match="2 texts and 1 lists of ranges"):
@@ -437,7 +439,7 @@ def test_ranges_are_blanks(small_model):
         {"do_sample": True, "num_return_sequences": 2, "chunk_size": 2, "no_repeat_ngram_size": 2},
     ],
 )
-def test_ragged_gaps_with_processors_are_filled_as_alone(small_model, options):
+def test_ragged_spans_with_processors_are_filled_as_alone(small_model, options):
     """Full spans stay beside the others where processors know rows by number, and change nothing."""
     texts = [TEXT, "Once upon a time there was a [blank] dog.", "[blank] the end of the long story"]
     lengths = [[2, 6], [4], [1]]
@@ -464,7 +466,7 @@ def test_what_a_processor_says_of_a_full_span_does_not_count(small_model):
     output = small_model.infill_blanks(
         TEXT, max_new_tokens=[2, 5], logits_processor=processors, return_dict_in_generate=True
     )
-    assert [len(gap[0].token_ids) for gap in output.fills[0]] == [2, 5]
+    assert [len(answers[0].token_ids) for answers in output.fills[0]] == [2, 5]
     assert seen == [2] * 5
 
     def bar_all(input_ids, scores):
@@ -474,8 +476,8 @@ def test_what_a_processor_says_of_a_full_span_does_not_count(small_model):
         small_model.infill("Lily", " dog", max_new_tokens=2, logits_processor=LogitsProcessorList([bar_all]))
 
 
-def test_an_impossible_answer_is_no_context_of_another_gap(small_model):
-    """Every answer to the second gap is scored beside a possible answer to the first."""
+def test_an_impossible_answer_is_no_context_of_another_blank(small_model):
+    """Every answer to the second blank is scored beside a possible answer to the first."""
     text = "Lily saw a do[blank] and they were [blank] happy to play in the park"
     options = {"max_new_tokens": 4, "chunk_size": 2, "num_return_sequences": 40, "heal": "token"}
     output = small_model.infill_blanks(text, return_dict_in_generate=True, **options)

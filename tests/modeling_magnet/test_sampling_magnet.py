@@ -211,7 +211,7 @@ def whole(scores, numbers, warpers):
 
 
 def make_scores(kind):
-    """Peaked and flat rows; those of a bfloat16 model have many ties, and a healed seam leaves few tokens."""
+    """Peaked and flat rows; those of a bfloat16 model have many ties, and token healing leaves few tokens."""
     generator = torch.Generator().manual_seed(0)
     spread = torch.tensor([0.1, 1.0, 3.0, 8.0] * 6)[:, None]
     scores = torch.randn(24, 5000, generator=generator) * spread
@@ -345,10 +345,10 @@ def test_a_fill_never_ends_inside_a_character(model, length, options):
     parts = byte_ids(model.tokenizer)[0x80:]
     torch.manual_seed(length)
     for text in ("北[blank]京", "a [blank] b [blank]\n\tc", "👍[blank]"):
-        (gaps,) = model.infill_blanks(
+        (blanks,) = model.infill_blanks(
             text, max_new_tokens=length, logits_processor=lift(parts), return_dict_in_generate=True, **options
         ).fills
-        for fill in (fill for gap in gaps for fill in gap):
+        for fill in (fill for answers in blanks for fill in answers):
             assert "\ufffd" not in fill.text
             assert len(fill.token_ids) == length
             assert "".join(fill.tokens) == fill.text

@@ -79,7 +79,7 @@ def test_a_taught_model_is_asked_in_the_gap_it_would_decode_in(tiny_model):
     (scored,) = tiny_model.score_infill("The cat", [decoded.text], " mat.")
     if scored.token_ids == decoded.token_ids:
         torch.testing.assert_close(torch.tensor(scored.logprobs), torch.tensor(decoded.logprobs), atol=1e-4, rtol=0)
-    # Fills of 3 and of 5 tokens share a gap of 8, and so a row.
+    # Fills of 3 and of 5 tokens share a span of 8, and so a row.
     rows = scored_rows(tiny_model, 0, "The cat", ["abc", "abcde"], " mat.")
     assert [len(row.fills) for row in rows] == [2]
 

@@ -33,7 +33,7 @@ MARKED = "ab [blank]\\\n日🙂"
 
 @settings(max_examples=200, deadline=None)
 @given(parts=st.lists(st.text(MARKED, max_size=8), min_size=2, max_size=5))
-def test_escaped_pieces_around_marks_come_back(parts):
+def test_escaped_parts_around_marks_come_back(parts):
     """A backslash in front of a mark makes it text; those that stand there themselves are doubled."""
     parts = [part.replace("[blank]", "") for part in parts]
     parts[0] = "say [blank] " + parts[0]
@@ -301,7 +301,7 @@ def test_the_call_trims_only_when_asked(real_llama):
     model = MagnetLlamaForCausalLM.from_pretrained(real_llama)
     prefix, suffix = "Once upon a time there was a little", " girl named Lily."
     plain = model.infill(prefix, suffix, max_new_tokens=8, return_dict_in_generate=True).fills[0][0][0]
-    # Its own beginning as the end of the prefix: the fill of the shorter gap is not asked for, only the trimming.
+    # Its own beginning as the end of the prefix: the fill of the shorter span is not asked for, only the trimming.
     assert plain.text == model.infill(prefix, suffix, max_new_tokens=8)
     trimmed = model.infill(prefix, suffix, max_new_tokens=8, trim_overlap=True)
     assert trimmed == trim_overlap(plain.text, before=prefix, after=suffix)
