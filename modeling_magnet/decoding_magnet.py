@@ -3,7 +3,7 @@
 This is exact: hidden states of the context never depend on a span, and spans never see each other.
 
 Shapes: B rows, C context tokens in the longest row, K spans in the row with most, T steps, N spans in all, H hidden
-size, R tokens that a row of the cache can hold, at least C + T * K.
+size.
 """
 
 from collections.abc import Sequence
@@ -54,7 +54,6 @@ class ReservedCache(Cache):
     """A cache that can hold `capacity` tokens a row in each of `num_layers` layers."""
 
     def __init__(self, *, num_layers: int, capacity: int) -> None:
-        self.capacity = capacity
         self.reserved = [ReservedLayer(capacity) for _ in range(num_layers)]
         super().__init__(layers=list(self.reserved))
 
@@ -71,17 +70,15 @@ class StepMask:
         self.windows = layer_windows(model.config)
         self.backend = str(model.config._attn_implementation)
         self.dtype = model.dtype
-        visible, capacity = context.visible, context.cache.capacity
+        visible = context.visible
         self.context, self.num_slots = visible.shape[1], starts.shape[1]
         self.starts = starts  # (B, K): position of the first token of each span
         own = torch.eye(self.num_slots, dtype=torch.bool, device=visible.device).repeat(1, num_steps)  # (K, T * K)
         rows = visible[:, None].expand(-1, self.num_slots, -1)  # (B, K, C)
-        allowed = torch.cat([rows, own.expand(len(rows), -1, -1)], dim=-1)[:, None]  # (B, 1, K, C + T * K)
+        self.allowed = torch.cat([rows, own.expand(len(rows), -1, -1)], dim=-1)[:, None]  # (B, 1, K, C + T * K)
         steps = torch.arange(num_steps, device=visible.device)
         fed = (starts[:, None, :] + steps[:, None]).flatten(1)  # (B, T * K)
-        unused = capacity - allowed.shape[-1]
-        self.allowed = torch.nn.functional.pad(allowed, (0, unused))  # (B, 1, K, R)
-        self.key_positions = torch.nn.functional.pad(torch.cat([context.positions, fed], dim=1), (0, unused))
+        self.key_positions = torch.cat([context.positions, fed], dim=1)  # (B, C + T * K)
         if any(self.windows.values()):
             farthest = int(self.key_positions.max())  # from position 0; read once for all steps
             reach = {kind: window for kind, window in self.windows.items() if window is not None and window < farthest}

@@ -273,7 +273,7 @@ class InfillOptions:
             )
         if self.num_tokens is not None and not (isinstance(asked, str) and asked == "auto"):
             is_list = isinstance(asked, Sequence) and not isinstance(asked, str) and len(asked)
-            if not is_list or not all(isinstance(length, Integral) and length >= 1 for length in asked):
+            if not is_list or not all(isinstance(length, Integral) and int(length) >= 1 for length in asked):
                 raise ValueError(f"`num_tokens` is {asked!r}; expected 'auto' or a list of lengths of at least 1.")
         least = self.generation_config.min_new_tokens or 0
         if least < 0:

@@ -452,7 +452,7 @@ class TokenChooser:
     ) -> Choice:
         """Choose token number `indices` (from 0) of some spans by their logits `(N, V)`, of which one copy is made."""
         if self.config.remove_invalid_values:
-            logits = InfNanRemoveLogitsProcessor()(_NO_IDS, logits)  # type: ignore[arg-type]
+            logits = InfNanRemoveLogitsProcessor()(_NO_IDS, logits)
         # The copy first becomes exp(logit - highest), to normalize the model's own distribution, and then the scores.
         scores = torch.empty(logits.shape, dtype=torch.float32, device=logits.device).copy_(logits)
         highest = scores.amax(-1, keepdim=True)

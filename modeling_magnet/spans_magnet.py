@@ -394,7 +394,7 @@ def _take_back(tokenizer: PreTrainedTokenizerBase, before: list[int], after: lis
 
 
 def _is_length(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def round_up(length: int, multiple: int) -> int:

@@ -127,14 +127,6 @@ def test_a_fill_never_holds_a_special_token(tiny_model, do_sample):
     assert max(fill.logprobs) < -10, "scored as the model has it, special tokens included"
 
 
-def test_every_further_end_of_sequence_token_is_barred(tiny_model):
-    output = tiny_model.infill("The cat", " mat.", max_new_tokens=1, return_dict_in_generate=True)
-    (greedy,) = output.fills[0][0][0].token_ids
-    tiny_model.generation_config.eos_token_id = [2, greedy]
-    output = tiny_model.infill("The cat", " mat.", max_new_tokens=8, return_dict_in_generate=True)
-    assert greedy not in output.fills[0][0][0].token_ids
-
-
 def test_generation_knobs_come_from_the_model_the_caller_or_the_call(tiny_model):
     greedy = tiny_model.infill("The cat", " mat.", max_new_tokens=8)
     tiny_model.generation_config = GenerationConfig(do_sample=True, temperature=5.0, top_k=0, eos_token_id=2)
@@ -358,13 +350,6 @@ def test_each_blank_of_a_batch_gets_its_own_length(small_model):
     ]
     several = small_model.infill_blanks(texts[1], num_tokens=[2, 4], num_return_sequences=3, do_sample=True)
     assert 1 <= len(several[0]) <= 3
-
-
-def test_candidates_that_leave_the_context_are_left_out(tiny_model):
-    prefix = "a" * 200
-    room = 256 - len(tiny_model.tokenizer(prefix)["input_ids"]) - 2
-    output = tiny_model.infill(prefix, " b", num_tokens=[2, room + 50], return_dict_in_generate=True)
-    assert list(output.length_scores[0][0]) == [2]
 
 
 def test_the_embedding_is_of_the_text_around_the_blanks_with_an_eos_no_context_sees(small_model):

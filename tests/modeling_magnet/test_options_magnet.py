@@ -1,6 +1,5 @@
 """Options and fields of a GenerationConfig: honoured, refused by name, or unable to change a fill."""
 
-import copy
 import math
 import re
 import time
@@ -137,9 +136,11 @@ def test_a_callers_config_says_how_long_a_fill_is(tiny_model):
     assert len(tiny_model.infill(PREFIX, SUFFIX, generation_config=config).fills[0][0][0].token_ids) == 2
 
 
-def test_eos_of_a_callers_config_is_no_part_of_a_fill(tiny_model):
+def test_eos_of_a_config_is_not_part_of_a_fill(tiny_model):
     first = tokens_of(tiny_model)[0]
     assert first not in tokens_of(tiny_model, generation_config=GenerationConfig(eos_token_id=[2, first]))
+    tiny_model.generation_config.eos_token_id = [2, first]
+    assert first not in tokens_of(tiny_model)
 
 
 def test_processors_are_those_of_generate(tiny_model):
@@ -287,24 +288,6 @@ def test_values_of_another_kind_are_named(tiny_model, name, value):
 def test_a_bias_of_another_kind_is_named(tiny_model, bias):
     with pytest.raises(ValueError, match="`sequence_bias` has "):
         tiny_model.infill(PREFIX, SUFFIX, max_new_tokens=2, sequence_bias=bias)
-
-
-def test_a_merged_config_is_checked_as_the_callers_is(tiny_model):
-    before = copy.deepcopy(tiny_model.generation_config)
-    tiny_model.infill(PREFIX, SUFFIX, max_new_tokens=2, suppress_tokens=[5], top_h=0.5, do_sample=True)
-    assert tiny_model.generation_config == before
-    merged = merge_generation_config(GenerationConfig(), {"suppress_tokens": [5]})
-    assert merged.suppress_tokens == [5]
-    spans = [Span(blank=0, before=[], length=2, number=0)]
-    chooser = TokenChooser(merged, spans=spans, barred_ids=[5])
-    assert chooser.choose(torch.eye(9)[5:6], spans, indices=[0]).tokens.item() != 5
-
-
-def test_the_calls_arguments_win_and_the_given_config_stays():
-    base = GenerationConfig(temperature=0.5, top_k=7)
-    merged = merge_generation_config(base, {"do_sample": True, "temperature": 0.9, "num_return_sequences": 3})
-    assert (merged.do_sample, merged.temperature, merged.top_k, merged.num_return_sequences) == (True, 0.9, 7, 3)
-    assert (base.temperature, bool(base.do_sample), base.num_return_sequences or 1) == (0.5, False, 1)
 
 
 def test_a_number_of_answers_is_at_least_one():
