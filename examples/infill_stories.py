@@ -24,7 +24,7 @@ from examples.command_line import OneLineParser, add_device, add_dtype, add_mode
 from examples.fills_page import describe, render_page
 from examples.models import not_adapted, offline_where_unreachable, open_magnet
 from modeling_magnet import InfillOptions
-from modeling_magnet.blanks_magnet import split_at_marks
+from modeling_magnet.spans_magnet import split_at_marks
 from trainer.sources import is_hub_id, read_source
 from trainer.whole_files import append_rows, resume_rows, whole_file
 

@@ -1,6 +1,5 @@
 """MAGNET models: decoders that generate, encode and infill."""
 
-from .answers_magnet import Fill, InfillOutput
 from .configuration_magnet import MagnetSettings
 from .families_magnet import (
     FAMILIES,
@@ -12,8 +11,10 @@ from .families_magnet import (
     MagnetQwen3ForCausalLM,
     MagnetSmolLM3ForCausalLM,
 )
+from .infilling_magnet import InfillOutput
 from .modeling_magnet import MagnetCausalLMOutput, MagnetLlamaForCausalLM, MagnetMixin
 from .options_magnet import InfillOptions
+from .spans_magnet import Fill
 
 __version__ = "0.1.0"
 

@@ -1,4 +1,4 @@
-"""Is attention what the mode says? A model that is silently causal raises no error elsewhere, it only scores badly."""
+"""Check at run time that attention is what the mode says; a silently causal model would only score badly."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,31 +8,28 @@ import transformers
 
 from .tokenization_magnet import front_tokens
 
-# Ordinary tokens by their number: any vocabulary has them, and special ones would do as well.
+# Tokens that any vocabulary has; special ones would do as well.
 PROBE_IDS = (3, 7, 4, 9, 5, 8)
 NUM_KEPT = 3
-# Rows of one batch may differ in their last bits where nothing distinguishes them.
+# Equal rows of one batch may differ in their last bits.
 NOISE_FACTOR = 10
 
 _REMEDY = (
-    "Either its weights are damaged: look for NaN in the checkpoint; or its states are too large for this dtype: load "
+    "Either its weights are damaged: look for NaN in the checkpoint. Or its states are too large for this dtype: load "
     "it with dtype='bfloat16' or dtype='float32'."
 )
 
 
 @torch.no_grad()
 def check_attention(model: Any) -> None:
-    """Run two short forwards and compare: later tokens must move earlier states in bidirectional mode only.
+    """Check by two short forwards that later tokens change earlier hidden states in bidirectional mode only.
 
-    The batch holds a row, the same row with other tokens at its end, and the row again, from which the rounding noise
-    of the back-end is read. Each begins with BOS as real texts do: its state is far larger than those of others.
-
-    Args:
-        model (`PreTrainedModel`): Its forward takes `mode`.
+    The batch holds a row, the same row with other tokens at its end, and the row again, which shows the rounding noise
+    of the back-end. Each row begins with BOS as real texts do: its hidden state is far larger than the others.
 
     Raises:
-        RuntimeError: a mode attends to what it must not, or not to what it must, or the states are no numbers; naming
-            back-end and versions.
+        RuntimeError: a mode attends to too much or too little, or hidden states are not finite; names back-end and
+            versions.
     """
     vocab_size = model.config.vocab_size
     ids = torch.tensor([PROBE_IDS] * 3) % vocab_size
@@ -41,12 +38,12 @@ def check_attention(model: Any) -> None:
     ids = torch.cat([torch.tensor([front] * 3, dtype=torch.long), ids], dim=1)
     num_kept = len(front) + NUM_KEPT
     moved, noise = {}, {}
-    for mode in ("bidirectional", "causal"):  # a back-end that cannot do the first says so
+    for mode in ("bidirectional", "causal"):  # a back-end without the first raises
         kept = model(
             ids.to(model.device), mode=mode, use_cache=False, logits_to_keep=torch.arange(0)
         ).last_hidden_state[:, :num_kept]
         if not kept.isfinite().all():
-            raise RuntimeError(f"The states of the model are not finite, with {_used_with(model)}. {_REMEDY}")
+            raise RuntimeError(f"The hidden states of the model are not finite, with {_used_with(model)}. {_REMEDY}")
         moved[mode] = float((kept[1] - kept[0]).abs().max())
         noise[mode] = float((kept[2] - kept[0]).abs().max())
     complaints = []
@@ -56,23 +53,20 @@ def check_attention(model: Any) -> None:
         complaints.append("causal mode sees later tokens: generation would silently be wrong")
     if complaints:
         raise RuntimeError(
-            f"Attention is not what the mode says, with {_used_with(model)}: {'; '.join(complaints)} (states moved by "
-            f"{moved}, noise {noise}). Choose another back-end with `model.set_attn_implementation(...)` or other "
-            "versions, and report it."
+            f"Attention is not what the mode says, with {_used_with(model)}: {'; '.join(complaints)} (hidden states "
+            f"moved by {moved}, noise {noise}). Choose another back-end with `model.set_attn_implementation(...)` or "
+            "other versions, and report it."
         )
 
 
 def check_vectors(model: Any, is_finite: torch.Tensor, *, texts: Sequence[str], indices: Sequence[int]) -> None:
-    """Refuse to return vectors that are not finite; waits for the device once.
+    """Raise a RuntimeError that names the first texts whose vectors are not finite; waits for the device once.
 
     Args:
-        model (`PreTrainedModel`): Made them.
-        is_finite (`torch.BoolTensor` of shape `(N,)`): Whether all numbers of a text's vectors are.
+        model (`PreTrainedModel`): The model that made them.
+        is_finite (`torch.BoolTensor` of shape `(N,)`): Whether all vectors of a text are finite.
         texts (`Sequence[str]`): All texts of the call.
         indices (`Sequence[int]`): Which N of them were embedded.
-
-    Raises:
-        RuntimeError: naming the first such texts.
     """
     if bool(is_finite.all()):
         return
@@ -85,7 +79,7 @@ def check_vectors(model: Any, is_finite: torch.Tensor, *, texts: Sequence[str], 
 
 
 def _front(model: Any) -> list[int]:
-    """Return the BOS that texts of the model begin with, or nothing."""
+    """Return the BOS that texts of the model begin with, if any."""
     try:
         return front_tokens(model.tokenizer)
     except (AttributeError, ValueError):  # a model without a tokenizer
@@ -94,7 +88,7 @@ def _front(model: Any) -> list[int]:
 
 
 def _used_with(model: Any) -> str:
-    """Back-end, device, dtype and versions, for messages."""
+    """Return back-end, device, dtype and versions for a message."""
     return (
         f"attn_implementation={model.config._attn_implementation!r} on {model.device.type} in {model.dtype}, "
         f"transformers {transformers.__version__}, torch {torch.__version__}"

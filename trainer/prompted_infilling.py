@@ -10,10 +10,9 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling_magnet.answers_magnet import Fill
 from modeling_magnet.encoding_magnet import PROGRESS_FROM_BATCHES
-from modeling_magnet.gaps_magnet import decode_fill, fill_ids
 from modeling_magnet.losses_magnet import IGNORE_INDEX
+from modeling_magnet.spans_magnet import Fill, decode_fill, fill_ids
 from modeling_magnet.tokenization_magnet import (
     check_texts,
     front_tokens,

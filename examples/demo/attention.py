@@ -11,9 +11,8 @@ import torch
 from examples.demo.infill import BLANK
 from examples.demo.limits import LIMITS, Limits, checked_number, checked_text
 from examples.demo.tables import render_grid, render_heatmap
-from modeling_magnet.blanks_magnet import split_at_marks
-from modeling_magnet.gaps_magnet import decode_fill, lay_out
 from modeling_magnet.masking_magnet import MODES, AttentionMode, attention_pattern
+from modeling_magnet.spans_magnet import decode_fill, lay_out, split_at_marks
 from modeling_magnet.tokenization_magnet import context_length, special_ids
 
 # Tokens that are written into each blank.
@@ -48,7 +47,7 @@ def read_row(model: Any, text: object, *, limits: Limits = LIMITS) -> Row:
     laid = lay_out(
         tokenizer,
         pieces,
-        gap_lengths=[SPAN_TOKENS] * (len(pieces) - 1),
+        span_lengths=[SPAN_TOKENS] * (len(pieces) - 1),
         context_length=context_length(model.config, tokenizer),
         heal="space",
     )
@@ -57,10 +56,10 @@ def read_row(model: Any, text: object, *, limits: Limits = LIMITS) -> Row:
             f"The text has {laid.length} tokens, {SPAN_TOKENS} for each blank; a table shows {limits.grid_tokens} at "
             "most. Shorten it."
         )
-    token_ids, segments = list(laid.pieces[0]), [0] * len(laid.pieces[0])
+    token_ids, segments = list(laid.parts[0]), [0] * len(laid.parts[0])
     if len(pieces) > 1:
         output = model.infill_blanks(given, max_new_tokens=SPAN_TOKENS, return_dict_in_generate=True)
-        for number, (answers, piece) in enumerate(zip(output.fills[0], laid.pieces[1:], strict=True), start=1):
+        for number, (answers, piece) in enumerate(zip(output.fills[0], laid.parts[1:], strict=True), start=1):
             fill = answers[0].token_ids
             token_ids += [*fill, *piece]
             segments += [number] * len(fill) + [0] * len(piece)

@@ -15,7 +15,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from examples.demo.limits import LIMITS, Limits, checked_number, checked_text, problem, render_error
-from modeling_magnet.gaps_magnet import decode_fill
+from modeling_magnet.spans_magnet import decode_fill
 from modeling_magnet.tokenization_magnet import context_length, front_tokens, special_ids, text_ids
 from trainer.metrics import repetition_n, repetition_sentences
 

@@ -11,9 +11,7 @@ import torch
 
 from examples.demo.limits import LIMITS, Limits, checked_number, checked_text
 from examples.fills_page import describe, render_fill, render_scale
-from modeling_magnet.answers_magnet import Fill
-from modeling_magnet.blanks_magnet import split_at_marks
-from modeling_magnet.gaps_magnet import decode_fill
+from modeling_magnet.spans_magnet import Fill, decode_fill, split_at_marks
 from modeling_magnet.tokenization_magnet import front_tokens, special_ids, text_ids
 
 BLANK = "[blank]"

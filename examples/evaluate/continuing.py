@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from modeling_magnet.gaps_magnet import decode_fill
+from modeling_magnet.spans_magnet import decode_fill
 from modeling_magnet.tokenization_magnet import (
     check_texts,
     context_length,

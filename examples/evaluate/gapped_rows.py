@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from tqdm import tqdm
 
-from modeling_magnet.gaps_magnet import continuation_ids, fill_ids
 from modeling_magnet.losses_magnet import IGNORE_INDEX
+from modeling_magnet.spans_magnet import continuation_ids, fill_ids
 from modeling_magnet.tokenization_magnet import front_tokens, pad_token_rows, plan_batches
 from trainer.corruption import row_generator, sample_spans
 

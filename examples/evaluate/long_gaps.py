@@ -36,7 +36,7 @@ from examples.evaluate.driver import (
 from examples.evaluate.records import Record, identify
 from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights
-from modeling_magnet.gaps_magnet import continuation_ids, decode_fill
+from modeling_magnet.spans_magnet import continuation_ids, decode_fill
 from modeling_magnet.tokenization_magnet import text_ids
 from trainer import load_texts
 from trainer.metrics import perplexity, repetition_n

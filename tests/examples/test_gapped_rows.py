@@ -7,7 +7,7 @@ from transformers import LlamaForCausalLM
 from examples.evaluate import gapped_rows
 from examples.evaluate.gapped_rows import GappedRow, block_rows, span_logprobs, story_row
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.gaps_magnet import GappedText, Seam
+from modeling_magnet.spans_magnet import Healed, SpanLayout
 from trainer.prompted_infilling import PromptedInfiller
 
 from ..modeling_magnet.infill_reference import next_logprobs
@@ -49,8 +49,8 @@ def infill_logprobs(model, row):
     edges = [0, *(edge for span in row.spans for edge in span), len(row.input_ids)]
     pieces = [row.input_ids[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
     lengths = [end - start for start, end in row.spans]
-    layout = GappedText(
-        pieces=pieces, gap_lengths=lengths, filled=[[] for _ in lengths], seams=[Seam() for _ in lengths]
+    layout = SpanLayout(
+        parts=pieces, span_lengths=lengths, filled=[[] for _ in lengths], healed=[Healed() for _ in lengths]
     )
     found = []
     for gap, (start, end) in list(enumerate(row.spans))[row.first_counted :]:

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from examples.benchmarks import infill_decoding
-from modeling_magnet.steps_magnet import StepMask
 
 
 @pytest.fixture
@@ -18,26 +17,14 @@ def few_tokens(monkeypatch):
 @pytest.mark.usefixtures("few_tokens")
 def test_it_checks_measures_and_writes(request, tmp_path, capsys):
     options = ["--model", str(request.getfixturevalue("stories260k")), "--results", str(tmp_path)]
-    infill_decoding.main([*options, "--rounds", "2", "--compiler", "aot_eager"])
+    infill_decoding.main([*options, "--rounds", "2"])
     assert "infill_decoding: OK (infill_decoding.json)" in capsys.readouterr().out
     report = json.loads((tmp_path / "infill_decoding.json").read_text())
     assert report["largest_score_difference"] < 1e-4
     assert {"eight blanks / one blank", "recomputed / cached", "3 scores / one"} <= set(report["ratios"])
-    assert {"tokens/s, static, over growing", "share of the copying rate, compiled"} <= set(report["ratios"])
+    assert "share of the copying rate" in report["ratios"]
     assert report["floor_seconds"] > 0
     assert all(row["median"] > 0 for row in report["seconds"].values())
-
-
-@pytest.mark.usefixtures("few_tokens")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_steps_that_give_another_fill_are_not_timed(request, tmp_path, monkeypatch, dtype):
-    monkeypatch.setattr(infill_decoding, "DECODE_TOKENS", 2)
-    monkeypatch.setattr(
-        StepMask, "of_all_room", lambda self, step: self._render(self.allowed, self.starts, self.columns)
-    )
-    options = ["--model", str(request.getfixturevalue("stories260k")), "--results", str(tmp_path), "--dtype", dtype]
-    with pytest.raises(SystemExit, match="Steps, static give another fill"):
-        infill_decoding.main(options)
 
 
 def test_bytes_of_a_step_are_counted_as_by_hand(tiny_model):
@@ -55,12 +42,9 @@ def test_ratios_are_taken_within_a_round():
     batch |= {f"{infill_decoding.BATCH} texts, {n}, one token": 2.0 for n in infill_decoding.CONTEXTS}
     times = {"one blank": 1.0, "eight blanks": 1.5, "one blank, long": 3.0, "generate": 1.0, "generate, long": 5.0}
     times |= {"recomputed": 6.0, "cached": 1.0, "one score": 1.0, f"{infill_decoding.CANDIDATES} scores": 1.7}
-    times |= {"one blank, static": 1.0, "one blank, long, static": 2.0}
-    ends, floor = ["", ", static"], 0.5 / infill_decoding.DECODE_TOKENS
-    ratios = infill_decoding.measured_ratios({**single, **batch, **times}, floor=floor, ends=ends)
-    assert ratios["tokens/s, static, over growing"] == pytest.approx(2)
+    floor = 0.5 / infill_decoding.DECODE_TOKENS
+    ratios = infill_decoding.measured_ratios({**single, **batch, **times}, floor=floor)
     assert ratios["share of the copying rate"] == pytest.approx(0.25)
-    assert ratios["share of the copying rate, static"] == pytest.approx(0.5)
     assert ratios["eight blanks / one blank"] == 1.5
     assert ratios["a filled token / one of generate"] == 0.5
     assert ratios["32 texts / one, tokens/s decoded, context 32"] == pytest.approx(32 * 0.5 / 2)

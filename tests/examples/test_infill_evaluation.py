@@ -17,7 +17,7 @@ from examples.evaluate.long_gaps import (
 )
 from examples.evaluate.records import RecordFile
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.gaps_magnet import continuation_ids
+from modeling_magnet.spans_magnet import continuation_ids
 from trainer.metrics import repetition_n
 from trainer.prompted_infilling import PromptedInfiller
 

@@ -8,7 +8,7 @@ import pytest
 from examples.fills_page import render_page
 from examples.infill_stories import describe, main
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.answers_magnet import Fill
+from modeling_magnet.spans_magnet import Fill
 
 TEXTS = [
     "Lily went to the [blank] with her mom. They saw a [blank].",

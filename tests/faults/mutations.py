@@ -90,7 +90,7 @@ MUTATIONS = (
     Mutation(
         name="cache_position",
         bug="tokens fed back while decoding stand one position too far right",
-        file="modeling_magnet/steps_magnet.py",
+        file="modeling_magnet/decoding_magnet.py",
         text="self.mask.starts[:num_rows] + step,",
         replacement="self.mask.starts[:num_rows] + step + 1,",
         # The first needs models that not every machine has.

@@ -26,7 +26,6 @@ def calls_of(model):
         "words": lambda: model.encode_words(TEXTS[0].split()),
         "infill": lambda: model.infill("The king lived in", " with his daughter.", max_new_tokens=4),
         "infill, several": lambda: model.infill_blanks([GAPPED, GAPPED], max_new_tokens=3, num_return_sequences=2),
-        "infill, one shape": lambda: model.infill_blanks(GAPPED, max_new_tokens=3, cache_implementation="static"),
         "generate": lambda: model.generate(**prompt, max_new_tokens=6, do_sample=False, pad_token_id=0),
         "score": lambda: [one.logprobs for one in model.score_infill("The cat", [" sat", " ran"], " down.")],
         "rows": lambda: model(prompt["input_ids"].repeat(2, 1), mode=["causal", "bidirectional"]).logits,

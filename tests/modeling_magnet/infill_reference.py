@@ -1,4 +1,4 @@
-"""Filling without a cache, a batch or a shared row: one full-mask forward for each token of each gap."""
+"""Filling without a cache, a batch or a shared row: one full-mask forward for each token of each blank."""
 
 from functools import lru_cache
 from itertools import islice
@@ -6,7 +6,7 @@ from itertools import islice
 import torch
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from modeling_magnet.gaps_magnet import lay_out
+from modeling_magnet.spans_magnet import lay_out
 
 
 def text_of(tokenizer, before, tokens):
@@ -41,33 +41,33 @@ def is_utf8(written):
 
 
 @torch.no_grad()
-def next_logprobs(model, layout, gap, fill):
-    """Log-probabilities `(V,)` of the token behind `fill` in a gap, from the text in its order, other gaps empty."""
+def next_logprobs(model, layout, blank, fill):
+    """Log-probabilities `(V,)` of the token after `fill` in a blank, from the text in order, other blanks empty."""
     cells = [(position, token, 0) for position, token in zip(layout.positions, layout.token_ids, strict=True)]
-    cells += [(layout.gap_starts[gap] + index, token, 1) for index, token in enumerate(fill)]
+    cells += [(layout.span_starts[blank] + index, token, 1) for index, token in enumerate(fill)]
     positions, tokens, segments = (torch.tensor([column]) for column in zip(*sorted(cells), strict=True))
     logits = model(tokens, position_ids=positions, mode="infill", segment_ids=segments).logits[0]
-    predictor = (positions[0] == layout.gap_starts[gap] + len(fill) - 1).nonzero().item()
+    predictor = (positions[0] == layout.span_starts[blank] + len(fill) - 1).nonzero().item()
     return torch.log_softmax(logits[predictor], -1)
 
 
 def fill_by_loop(model, pieces, lengths, *, seeds=None, top_k=None):
-    """Tokens and log-probabilities of each gap; greedy, or with a generator of its own for each gap."""
+    """Tokens and log-probabilities of each blank; greedy, or with a generator of its own for each blank."""
     tokenizer = model.tokenizer
-    layout = lay_out(tokenizer, pieces, gap_lengths=lengths, context_length=10**6, heal="space")
+    layout = lay_out(tokenizer, pieces, span_lengths=lengths, context_length=10**6, heal="space")
     output = []
-    for gap, length in enumerate(lengths):
+    for blank, length in enumerate(lengths):
         special = set(tokenizer.all_special_ids)
-        before = [t for t in layout.token_ids[: layout.predictors[gap] + 1] if t not in special]
+        before = [t for t in layout.token_ids[: layout.predictors[blank] + 1] if t not in special]
         draws = None
         if seeds is not None:
-            draws = torch.rand(length, generator=torch.Generator().manual_seed(seeds[gap]), dtype=torch.float64)
+            draws = torch.rand(length, generator=torch.Generator().manual_seed(seeds[blank]), dtype=torch.float64)
         fill, logprobs = [], []
         for index in range(length):
-            own = next_logprobs(model, layout, gap, fill)
+            own = next_logprobs(model, layout, blank, fill)
             allowed = own.clone()
             allowed[sorted(special)] = -torch.inf
-            if index == 0 and layout.seams[gap].start:
+            if index == 0 and layout.healed[blank].start:
                 bad = [t for t in range(len(own)) if not text_of(tokenizer, before, [t]).startswith(" ")]
                 allowed[bad] = -torch.inf
             parts = bytes_of_tokens(tokenizer)

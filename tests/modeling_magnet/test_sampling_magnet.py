@@ -1,19 +1,29 @@
-"""Greedy and sampled choices: which tokens can come out, how often, and what a span's stream depends on."""
+"""The next token: what may come, how often, and what a span's random numbers depend on. Fills of whole characters."""
 
 import pytest
 import torch
-from transformers import GenerationConfig
-from transformers.generation.logits_process import LogitsProcessorList
+from transformers import AutoTokenizer, GenerationConfig
+from transformers.generation.logits_process import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.generation.stopping_criteria import StoppingCriteriaList
 
-from modeling_magnet.sampling_magnet import TokenChooser, merge_generation_config
+from modeling_magnet import MagnetLlamaForCausalLM, sampling_magnet
+from modeling_magnet.sampling_magnet import CharacterRule, TokenChooser, byte_tokens, draw_tokens
 from modeling_magnet.spans_magnet import Span
+from tests.modeling_magnet.infill_reference import bytes_of_tokens, keeps_characters
 
 LOGITS = torch.log(torch.tensor([[0.05, 0.4, 0.3, 0.15, 0.1]]))
 
 
 def make_spans(lengths, **fields):
     return [
-        Span(gap=index, before=[], gap_length=length, stream=index, **fields) for index, length in enumerate(lengths)
+        Span(blank=index, before=[], length=length, number=index, **fields) for index, length in enumerate(lengths)
     ]
 
 
@@ -39,7 +49,7 @@ def test_greedy_takes_the_likeliest_token_that_is_allowed():
 
 
 def test_several_greedy_answers_begin_with_different_tokens_and_go_on_alike():
-    spans = [Span(gap=0, before=[], gap_length=2, stream=rank, rank=rank) for rank in range(4)]
+    spans = [Span(blank=0, before=[], length=2, number=rank, rank=rank) for rank in range(4)]
     chooser = make_chooser(spans, barred=[3])
     logits = LOGITS.expand(4, -1)
     assert chooser.choose(logits, spans, indices=[0] * 4).tokens.tolist() == [1, 2, 4, 0]
@@ -47,7 +57,7 @@ def test_several_greedy_answers_begin_with_different_tokens_and_go_on_alike():
 
 
 def test_a_choice_among_nothing_is_impossible():
-    spans = [Span(gap=0, before=[], gap_length=1, stream=rank, rank=rank) for rank in range(3)]
+    spans = [Span(blank=0, before=[], length=1, number=rank, rank=rank) for rank in range(3)]
     choice = make_chooser(spans, barred=[0, 1, 2]).choose(LOGITS.expand(3, -1), spans, indices=[0] * 3)
     assert choice.is_possible.tolist() == [True, True, False]
     sampled = make_chooser(spans, barred=range(5), do_sample=True).choose(LOGITS.expand(3, -1), spans, indices=[0] * 3)
@@ -106,7 +116,7 @@ def test_top_k_is_what_generate_uses_unless_it_is_set():
         assert int(chooser.choose(flat.expand(2000, -1), spans, indices=[0] * 2000).tokens.max()) == highest
 
 
-def test_a_span_has_its_own_stream():
+def test_a_span_has_its_own_random_numbers():
     lengths = [4, 2, 5]
     spans = make_spans(lengths)
     torch.manual_seed(3)
@@ -159,23 +169,6 @@ def test_penalties_count_what_stands_in_front_and_what_was_written():
     assert chooser.choose(LOGITS.expand(2, -1), spans, indices=[2, 0]).tokens.tolist() == [2, 2]
 
 
-def test_the_calls_arguments_win_and_the_given_config_stays():
-    base = GenerationConfig(temperature=0.5, top_k=7)
-    merged = merge_generation_config(base, {"do_sample": True, "temperature": 0.9, "num_return_sequences": 3})
-    assert (merged.do_sample, merged.temperature, merged.top_k, merged.num_return_sequences) == (True, 0.9, 7, 3)
-    assert (base.temperature, bool(base.do_sample), base.num_return_sequences or 1) == (0.5, False, 1)
-
-
-def test_what_a_gap_cannot_use_is_named():
-    with pytest.raises(ValueError, match=r"does not know \['max_length', 'penalty_alpha'\]. It takes do_sample"):
-        merge_generation_config(GenerationConfig(), {"penalty_alpha": 1.2, "max_length": 3})
-    with pytest.raises(ValueError, match="num_beams=2"):
-        merge_generation_config(GenerationConfig(num_beams=2), {})
-    for answers in (0, -1, 2.5, "two"):
-        with pytest.raises(ValueError, match="`num_return_sequences` is"):
-            merge_generation_config(GenerationConfig(), {"num_return_sequences": answers})
-
-
 def test_logits_that_are_no_numbers_are_reported():
     spans = make_spans([3])
     for do_sample in (False, True):
@@ -184,21 +177,235 @@ def test_logits_that_are_no_numbers_are_reported():
         assert 0 <= choice.tokens.item() < 5
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "expected"),
-    [
-        ("temperature", "auto", "a number"),
-        ("top_p", [0.5], "a number"),
-        ("min_p", {}, "a number"),
-        ("repetition_penalty", True, "a number"),
-        ("top_k", 1.5, "a whole number"),
-        ("no_repeat_ngram_size", "2", "a whole number"),
-        ("do_sample", 1, "true or false"),
-        ("stop_strings", 3, "a string or a list of strings"),
-        ("cache_implementation", torch.zeros(2), "'dynamic' or 'static'"),
-        ("compile_config", {}, "a CompileConfig"),
-    ],
-)
-def test_options_of_another_kind_are_named(name, value, expected):
-    with pytest.raises(ValueError, match=rf"`{name}` is .*; expected {expected}"):
-        merge_generation_config(GenerationConfig(), {name: value})
+CUTS = {
+    "whole vocabulary": [],
+    "temperature": [TemperatureLogitsWarper(0.7)],
+    "top_k": [TopKLogitsWarper(50)],
+    "top_k of all": [TopKLogitsWarper(10_000)],
+    "top_p": [TopPLogitsWarper(0.9)],
+    "top_p of little": [TopPLogitsWarper(1e-6)],
+    "min_p": [MinPLogitsWarper(0.1)],
+    "all": [TemperatureLogitsWarper(1.3), TopKLogitsWarper(64), TopPLogitsWarper(0.95), MinPLogitsWarper(0.02)],
+    "top_p and min_p": [TopPLogitsWarper(0.8), MinPLogitsWarper(0.05)],
+}
+
+
+class StableTopP(LogitsProcessor):
+    """Top-p by its definition, in double precision: a stable sort cuts the first of equally likely tokens."""
+
+    def __init__(self, share):
+        self.share = share
+
+    def __call__(self, input_ids, scores):
+        ordered, order = torch.sort(scores, dim=-1, stable=True)
+        is_cut = ordered.double().softmax(-1).cumsum(-1) <= 1 - self.share
+        is_cut[:, -1] = False
+        return scores.masked_fill(is_cut.scatter(-1, order, is_cut), -torch.inf)
+
+
+def whole(scores, numbers, warpers):
+    """The definition: cut the whole distribution, sum it in the order of the vocabulary, look the number up."""
+    warped = warpers(torch.empty(0, dtype=torch.long), scores)
+    cumulative = torch.softmax(warped.double(), -1).cumsum(-1)
+    return torch.searchsorted(cumulative, (numbers * cumulative[:, -1])[:, None], right=True)[:, 0]
+
+
+def make_scores(kind):
+    """Peaked and flat rows; those of a bfloat16 model have many ties, and token healing leaves few tokens."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.tensor([0.1, 1.0, 3.0, 8.0] * 6)[:, None]
+    scores = torch.randn(24, 5000, generator=generator) * spread
+    if kind == "ties":
+        scores = scores.bfloat16().float()
+    elif kind == "few":
+        scores.masked_fill_(torch.rand(5000, generator=generator) < 0.996, -torch.inf)
+    return scores, torch.rand(24, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", ["plain", "ties", "few"])
+@pytest.mark.parametrize("cut", list(CUTS))
+def test_draws_are_those_of_the_whole_distribution(cut, kind):
+    scores, numbers = make_scores(kind)
+    before, warpers = scores.clone(), LogitsProcessorList(CUTS[cut])
+    found = draw_tokens(scores, numbers, warpers=warpers)
+    reference = LogitsProcessorList(warpers)
+    if kind == "ties":  # which of them stay, the sort of transformers leaves to chance
+        reference = LogitsProcessorList(
+            [StableTopP(one.top_p) if isinstance(one, TopPLogitsWarper) else one for one in warpers]
+        )
+    assert found.tolist() == whole(scores, numbers, reference).tolist()
+    assert torch.equal(scores, before), "nothing is written to"
+
+
+@pytest.mark.parametrize("kind", ["plain", "ties", "few"])
+@pytest.mark.parametrize("cut", list(CUTS))
+def test_a_draw_does_not_depend_on_the_rows_beside_it(cut, kind, monkeypatch):
+    scores, numbers = make_scores(kind)
+    warpers = LogitsProcessorList(CUTS[cut])
+    together = draw_tokens(scores, numbers, warpers=warpers).tolist()
+    monkeypatch.setattr(sampling_magnet, "_CPU_DRAWN", 1)  # a row at a time
+    assert draw_tokens(scores, numbers, warpers=warpers).tolist() == together
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(sampling_magnet, "_CPU_DRAWN", 5 * 5000)
+    shuffled = draw_tokens(scores[order], numbers[order], warpers=warpers).tolist()
+    assert shuffled == [together[row] for row in order.tolist()]
+
+
+@pytest.mark.parametrize("cut", list(CUTS))
+@pytest.mark.parametrize("value", [-torch.inf, torch.nan])
+def test_a_row_without_a_possible_token_leaves_the_others_alone(cut, value):
+    scores, numbers = make_scores("plain")
+    warpers = LogitsProcessorList(CUTS[cut])
+    expected = draw_tokens(scores, numbers, warpers=warpers)
+    scores[3] = value
+    found = draw_tokens(scores, numbers, warpers=warpers)
+    assert 0 <= int(found[3]) < 5000
+    found[3] = expected[3]
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("cut", list(CUTS))
+def test_the_ends_of_the_interval_give_tokens_that_are_left(cut):
+    scores, _ = make_scores("few")
+    for number in (0.0, 1 - 2**-53):
+        numbers = torch.full((24,), number, dtype=torch.float64)
+        found = draw_tokens(scores, numbers, warpers=LogitsProcessorList(CUTS[cut]))
+        assert bool((scores.gather(-1, found[:, None]) > -torch.inf).all())
+
+
+# Characters of one to four bytes, and what is not UTF-8: overlong, a surrogate, beyond Unicode, a lone byte.
+WHOLE = ["a", "é", "߿", "ࠀ", "你", "\ud7ff", "\ue000", "😀", "\U00010000", "\U0010ffff"]
+BROKEN = [b"\xc0\x80", b"\xe0\x80\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xf0\x80\x80\x80", b"\x80", b"\xff"]
+
+
+@pytest.fixture(params=["space_run_model", "tiny_model"])
+def model(request):
+    """A random model whose vocabulary has `<0xE4>`, and one of byte-level BPE."""
+    return request.getfixturevalue(request.param)
+
+
+def byte_ids(tokenizer):
+    """The token of each byte."""
+    found = {part: token_id for token_id, part in reversed([*enumerate(bytes_of_tokens(tokenizer))])}
+    return [found[bytes([byte])] for byte in range(256)]
+
+
+def lift(ids, amount=200.0):
+    """A processor that makes some tokens likely."""
+
+    def process(input_ids, scores):
+        scores = scores.clone()
+        scores[:, ids] += amount
+        return scores
+
+    return LogitsProcessorList([process])
+
+
+def test_the_parts_of_a_vocabulary_are_its_tokens_that_are_no_text(model, wiki_7m):
+    for tokenizer in (model.tokenizer, AutoTokenizer.from_pretrained(wiki_7m)):
+        expected = []
+        for token_id, part in enumerate(bytes_of_tokens(tokenizer)):
+            try:
+                part.decode()
+            except UnicodeDecodeError:
+                expected.append(token_id)
+        assert len(expected) >= 128
+        assert list(byte_tokens(tokenizer, len(tokenizer)).token_ids) == expected
+
+
+def test_characters_alone_need_no_rule(babyllama):
+    tokenizer = AutoTokenizer.from_pretrained(babyllama)
+    assert byte_tokens(tokenizer, len(tokenizer)).token_ids == ()
+
+
+def test_what_may_come_next_is_what_a_decoder_accepts(model):
+    """Against Python's own incremental decoder, byte by byte."""
+    ids = byte_ids(model.tokenizer)
+    written = [bytes(text.encode()[:count]) for text in WHOLE for count in range(len(text.encode()))]
+    written += [part[:1] for part in BROKEN if keeps_characters(part[:1], 3)]
+    for length in (1, 2, 3, 4, 6):
+        for start in {start for start in written if len(start) < length and keeps_characters(start, length)}:
+            spans = [Span(blank=0, before=[], length=length, number=0)]
+            rule = CharacterRule(byte_tokens(model.tokenizer, 10**6), spans=spans, barred_ids=[])
+            scores = torch.zeros(1, model.config.vocab_size)
+            for index, byte in enumerate(start):
+                rule.bar(scores, spans, indices=[index])
+                rule.advance(torch.tensor([ids[byte]]), spans)
+            scores.zero_()
+            rule.bar(scores, spans, indices=[len(start)])
+            left = length - len(start) - 1
+            expected = [keeps_characters(start + bytes([byte]), left) for byte in range(256)]
+            assert (scores[0, ids] == 0).tolist() == expected, (start, length)
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_return_sequences": 5}, {"chunk_size": 2}])
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 7])
+def test_a_fill_never_ends_inside_a_character(model, length, options):
+    """Bytes of no ASCII character are made certain wherever they are allowed."""
+    parts = byte_ids(model.tokenizer)[0x80:]
+    torch.manual_seed(length)
+    for text in ("北[blank]京", "a [blank] b [blank]\n\tc", "👍[blank]"):
+        (blanks,) = model.infill_blanks(
+            text, max_new_tokens=length, logits_processor=lift(parts), return_dict_in_generate=True, **options
+        ).fills
+        for fill in (fill for answers in blanks for fill in answers):
+            assert "\ufffd" not in fill.text
+            assert len(fill.token_ids) == length
+            assert "".join(fill.tokens) == fill.text
+    assert length == 1 or not fill.text.isascii()
+
+
+def test_one_token_is_a_whole_character(model):
+    ids = byte_ids(model.tokenizer)
+    fill = model.infill("北", " (Beijing)", max_new_tokens=1, logits_processor=lift(ids[0x80:]))
+    assert fill.isascii() and fill
+    three = model.infill("北", "", max_new_tokens=3, logits_processor=lift([ids[byte] for byte in "京".encode()]))
+    assert len(three) == 1 and not three.isascii() and three != "\ufffd"
+
+
+def test_the_search_for_a_length_has_no_broken_fill_to_prefer(wiki_7m):
+    model = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)
+    text = "The Chinese name is 北[blank] (Beijing)."
+    for options in ({"max_new_tokens": 1}, {"max_new_tokens": 2}, {"num_tokens": [1, 2, 3, 4]}):
+        assert "\ufffd" not in model.infill_blanks(text, do_sample=False, **options)[0]
+
+
+def test_a_criterion_that_ends_a_fill_inside_a_character_drops_the_part(model):
+    ids = byte_ids(model.tokenizer)
+    wanted = [ids[byte] for byte in "你好".encode()]
+
+    def spell(input_ids, scores):
+        scores = scores.clone()
+        scores[:, wanted[seen[0] % len(wanted)]] += 500.0
+        seen[0] += 1
+        return scores
+
+    for stop_at, expected in ((2, ""), (3, "你"), (5, "你"), (6, "你好")):
+        seen = [0]
+        criteria = StoppingCriteriaList([lambda input_ids, scores, s=seen, n=stop_at: torch.tensor([s[0] == n])])
+        processors = LogitsProcessorList([spell])
+        options = {"max_new_tokens": 9, "logits_processor": processors, "stopping_criteria": criteria}
+        fill = model.infill("a", "b", return_dict_in_generate=True, **options).fills[0][0][0]
+        assert (fill.text, len(fill.token_ids)) == (expected, 3 * len(expected))
+        assert "".join(fill.tokens) == expected
+
+
+def test_a_stop_string_of_several_bytes_stays_whole(model):
+    """A rule that counts characters must not take the broken text of all but one byte for the whole one."""
+    ids = byte_ids(model.tokenizer)
+    wanted = [ids[byte] for byte in "a。b".encode()]
+    seen = [0]
+
+    def spell(input_ids, scores):
+        scores = scores.clone()
+        scores[:, wanted[seen[0] % len(wanted)]] += 500.0
+        seen[0] += 1
+        return scores
+
+    for options in ({"stop_strings": ["。"]}, {"stop_at_sentence_end": True}):
+        seen[0] = 0
+        processors = LogitsProcessorList([spell])
+        output = model.infill(
+            "x", "y", max_new_tokens=5, logits_processor=processors, return_dict_in_generate=True, **options
+        )
+        assert (output.fills[0][0][0].text, len(output.fills[0][0][0].token_ids)) == ("a。", 4)

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.gaps_magnet import continuation_ids, lay_out
+from modeling_magnet.scoring_magnet import scored_rows
+from modeling_magnet.spans_magnet import continuation_ids, lay_out
 
 FILLS = [" a red ball", " the", " big dog and a small cat", " a blue box", " the", "日本"]
 
@@ -20,7 +21,7 @@ def model(real_llama, request):
 def one_by_one(model, prefix, fill, suffix):
     """Log-probabilities of a fill from a forward of its own, in the order of the text."""
     ids = continuation_ids(model.tokenizer, fill)
-    layout = lay_out(model.tokenizer, [prefix, suffix], gap_lengths=[len(ids)], context_length=10**6)
+    layout = lay_out(model.tokenizer, [prefix, suffix], span_lengths=[len(ids)], context_length=10**6)
     cut = layout.predictors[0] + 1
     row = layout.token_ids[:cut] + ids + layout.token_ids[cut:]
     segments = [0] * cut + [1] * len(ids) + [0] * (len(layout.token_ids) - cut)
@@ -78,8 +79,8 @@ def test_a_taught_model_is_asked_in_the_gap_it_would_decode_in(tiny_model):
     (scored,) = tiny_model.score_infill("The cat", [decoded.text], " mat.")
     if scored.token_ids == decoded.token_ids:
         torch.testing.assert_close(torch.tensor(scored.logprobs), torch.tensor(decoded.logprobs), atol=1e-4, rtol=0)
-    # Fills of 3 and of 5 tokens share a gap of 8, and so a row.
-    rows = tiny_model._scored_rows(0, "The cat", ["abc", "abcde"], " mat.")
+    # Fills of 3 and of 5 tokens share a span of 8, and so a row.
+    rows = scored_rows(tiny_model, 0, "The cat", ["abc", "abcde"], " mat.")
     assert [len(row.fills) for row in rows] == [2]
 
 
@@ -126,7 +127,7 @@ _MODEL: dict = {}
         (("a", ["b", 3], "c"), r"`fills\[1\]` is int"),
         ((["a"], [["b"], ["c"]], ["d"]), "1 prefixes, 1 suffixes and 2 lists of fills"),
         ((["a"], ["b"], ["d"]), "The fills of text 0 are 'b'"),
-        (("", ["b"], ""), "no text around the gap"),
+        (("", ["b"], ""), "prefix and suffix"),
         (("a", ["b" * 400], "c"), "the model has 256"),
     ],
 )
@@ -152,5 +153,5 @@ def test_healing_can_be_switched_off_in_scoring(space_run_model):
     )
     assert tokenizer.convert_ids_to_tokens(healed.token_ids[:2]) == ["▁b", "r"]
     assert tokenizer.convert_ids_to_tokens(plain.token_ids[:2]) == ["b", "r"]
-    with pytest.raises(ValueError, match="`heal` is 'none'; expected 'space', 'token' or None"):
+    with pytest.raises(ValueError, match="`heal` is 'none'"):
         space_run_model.score_infill("She ate ", ["bread"], ".", heal="none")

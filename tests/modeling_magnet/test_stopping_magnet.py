@@ -10,7 +10,7 @@ from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingC
 from transformers.generation.streamers import BaseStreamer
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.gaps_magnet import decode_fill
+from modeling_magnet.spans_magnet import decode_fill
 from modeling_magnet.stopping_magnet import SENTENCE_END
 
 PREFIX, SUFFIX = "One day, Lily went to the park.", " She was happy."
@@ -38,7 +38,7 @@ def test_where_a_sentence_ends(text, sentence):
 
 
 def test_a_fill_ends_behind_its_first_sentence(model):
-    """The rule cuts what the same call without it writes; the gap's positions are as many."""
+    """The rule cuts what the same call without it writes; its reserved positions are as many."""
     arguments = {"max_new_tokens": 60, "chunk_size": 60}
     whole = model.infill(PREFIX, SUFFIX, **arguments)
     output = model.infill(PREFIX, SUFFIX, stop_at_sentence_end=True, return_dict_in_generate=True, **arguments)
@@ -73,8 +73,8 @@ def test_criteria_get_left_contexts_and_end_spans(model):
         stopping_criteria=StoppingCriteriaList([three_tokens]),
         return_dict_in_generate=True,
     )
-    first, second = (gap[0].token_ids for gap in output.fills[0])
-    # The second gap has the longer left context: its row is the one without padding.
+    first, second = (answers[0].token_ids for answers in output.fills[0])
+    # The second span has the longer left context: its row is the one without padding.
     assert (len(first), len(second)) == (6, 3)
     bare = model.tokenizer("Lily saw ", add_special_tokens=False)["input_ids"]
     assert rows[0][0][-len(bare) - 1 :] == [*bare, first[0]]
@@ -116,12 +116,12 @@ def test_nothing_is_streamed_of_a_model_that_gives_no_numbers(tiny_model):
 
 
 @pytest.mark.parametrize("chunk_size", [3, 32])
-def test_gaps_are_streamed_one_after_another(model, chunk_size):
+def test_spans_are_streamed_one_after_another(model, chunk_size):
     text, arguments = "Lily saw [blank] and [blank].", {"max_new_tokens": [4, 7], "chunk_size": chunk_size}
     recorder = Recorder()
     fills = model.infill_blanks(text, streamer=recorder, **arguments)
     output = model.infill_blanks(text, return_dict_in_generate=True, **arguments)
-    first, second = (gap[0].token_ids for gap in output.fills[0])
+    first, second = (answers[0].token_ids for answers in output.fills[0])
     prompts = [
         [1, *model.tokenizer("Lily saw", add_special_tokens=False)["input_ids"]],
         model.tokenizer("and", add_special_tokens=False)["input_ids"],
@@ -131,7 +131,7 @@ def test_gaps_are_streamed_one_after_another(model, chunk_size):
     assert fills == model.infill_blanks(text, **arguments)
 
 
-def test_a_text_iterator_is_iterated_once_for_each_gap(model):
+def test_a_text_iterator_is_iterated_once_for_each_span(model):
     streamer = TextIteratorStreamer(model.tokenizer, skip_prompt=True, timeout=60)
     thread = Thread(target=model.infill_blanks, args=("Lily saw [blank] and [blank].",),
                     kwargs={"max_new_tokens": 5, "streamer": streamer})  # fmt: skip
@@ -178,7 +178,7 @@ def test_a_model_that_was_taught_to_ends_its_fills_by_itself(tiny_model):
             num_return_sequences=2,
             return_dict_in_generate=True,
         )
-        assert [[len(fill.token_ids) for fill in gaps[0]] for gaps in output.fills] == [[1, 1], [1, 1]]
+        assert [[len(fill.token_ids) for fill in blanks[0]] for blanks in output.fills] == [[1, 1], [1, 1]]
     exact = tiny_model.infill(
         "The cat", " mat.", max_new_tokens=6, stop_at_end_of_span=False, return_dict_in_generate=True
     )
@@ -186,7 +186,7 @@ def test_a_model_that_was_taught_to_ends_its_fills_by_itself(tiny_model):
 
 
 def test_a_taught_model_keeps_a_multiple_of_positions_free(tiny_model):
-    """Six tokens in a gap of eight: what follows the gap stands two positions further on."""
+    """Six tokens in a span of eight: what follows the span is two positions further on."""
     exact = tiny_model.infill("The cat", " mat.", max_new_tokens=8, return_dict_in_generate=True).fills[0][0][0]
     tiny_model.config.magnet["end_of_span"] = 8
     tiny_model.lm_head.register_forward_hook(bar_end)
@@ -230,7 +230,7 @@ STREAMED = [
 @pytest.mark.parametrize("streamed", STREAMED)
 @pytest.mark.parametrize("skip_prompt", [True, False])
 def test_the_streamed_text_is_the_fill(real_llama, streamed, skip_prompt):
-    """Character for character: with the prompt, each gap comes behind the text in front of it."""
+    """Character for character: with the prompt, each fill comes after the text before it."""
     model = MagnetLlamaForCausalLM.from_pretrained(real_llama)
     text, options = streamed[0], {"max_new_tokens": 6, **streamed[1]}
     collector = Collector(model.tokenizer, skip_prompt=skip_prompt)
@@ -276,7 +276,5 @@ def test_a_streamer_that_reads_tokens_is_given_tokens(model):
     counting = Counting(model.tokenizer)
     model.infill(PREFIX, SUFFIX, max_new_tokens=5, streamer=counting)
     assert counting.count == 6
-    with pytest.raises(
-        ValueError, match="`streamer` shows tokens as they come, being Counting.*Pass a `TextStreamer`"
-    ):
+    with pytest.raises(ValueError, match="`streamer` is a Counting.*`TextStreamer`"):
         model.infill(PREFIX, SUFFIX, max_new_tokens=5, streamer=counting, trim_overlap=True)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.generation.logits_process import LogitsProcessorList
 
-from modeling_magnet.gaps_magnet import continuation_ids, fill_ids, lay_out
+from modeling_magnet.spans_magnet import continuation_ids, fill_ids, lay_out
 from modeling_magnet.tokenization_magnet import (
     PAPER_PROMPTS,
     choose_prompt,

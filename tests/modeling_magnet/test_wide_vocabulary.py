@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig
 
 from examples.benchmarks.training_memory import MIB, PeakBytes
-from modeling_magnet import MagnetLlamaForCausalLM, drawing_magnet, sampling_magnet
+from modeling_magnet import MagnetLlamaForCausalLM, sampling_magnet
 from modeling_magnet.families_magnet import MagnetGemma3ForCausalLM
 from modeling_magnet.masking_magnet import attention_pattern, limit_to_window, render_for_layers
 from tests.modeling_magnet.test_families_magnet import make_config
@@ -48,7 +48,7 @@ def test_the_trial_of_lengths_takes_the_memory_of_a_chunk(wide):
 @pytest.mark.parametrize("knobs", [{}, {"top_p": 0.9}, {"top_k": 0, "top_p": 0.5}, {"top_k": 0}])
 def test_samples_take_one_copy_of_a_bounded_number_of_spans(wide, knobs, monkeypatch):
     monkeypatch.setattr(sampling_magnet, "_CPU_SCORES", 16 * V)
-    monkeypatch.setattr(drawing_magnet, "_CPU_SCORES", 2 * V)
+    monkeypatch.setattr(sampling_magnet, "_CPU_DRAWN", 2 * V)
     texts = ["the old dog [blank] and a cat"] * 8
     options = {"do_sample": True, "num_return_sequences": 10, "max_new_tokens": 1, **knobs}
     held = peak(lambda: wide.infill_blanks(texts, **options))
@@ -122,7 +122,7 @@ def test_windows_that_reach_all_are_rendered_once(tiny_tokenizer, window, render
         rendered.append(kwargs["windows"])
         return render_for_layers(*args, **kwargs)
 
-    monkeypatch.setattr("modeling_magnet.steps_magnet.render_for_layers", record)
+    monkeypatch.setattr("modeling_magnet.decoding_magnet.render_for_layers", record)
     model.infill_blanks("the old dog ran [blank] and the cat sat", max_new_tokens=5)
     assert len(rendered) == renderings, "the first of five tokens comes from the context"
     assert (max(filter(None, rendered[0].values()), default=None) == window) == (renderings > 1)

@@ -1,0 +1,428 @@
+"""Blanks to spans and back: parts of a text, reserved positions, token healing, and texts that join exactly."""
+
+import copy
+import gc
+import re
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from modeling_magnet import MagnetLlamaForCausalLM, spans_magnet
+from modeling_magnet.spans_magnet import (
+    Healed,
+    continuation_ids,
+    cuts_a_character,
+    decode_fill,
+    fitting_tokens,
+    lay_out,
+    read_vocabulary,
+    space_to_heal,
+    split_at_marks,
+    split_at_ranges,
+    trim_overlap,
+)
+from modeling_magnet.tokenization_magnet import special_ids
+from tests.space_run_tokenizer import space_run_tokenizer
+
+MARKED = "ab [blank]\\\n日🙂"
+
+
+@settings(max_examples=200, deadline=None)
+@given(parts=st.lists(st.text(MARKED, max_size=8), min_size=2, max_size=5))
+def test_escaped_parts_around_marks_come_back(parts):
+    """A backslash in front of a mark makes it text; those that stand there themselves are doubled."""
+    parts = [part.replace("[blank]", "") for part in parts]
+    parts[0] = "say [blank] " + parts[0]
+
+    def escape(part, *, before_a_mark):
+        part = re.sub(r"(\\*)\[blank\]", r"\1\1\\[blank]", part)
+        ending = len(part) - len(part.rstrip("\\"))
+        return part + "\\" * ending if before_a_mark else part
+
+    marked = "[blank]".join(escape(part, before_a_mark=number < len(parts) - 1) for number, part in enumerate(parts))
+    assert split_at_marks(marked, "[blank]", name="text") == parts
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(min_size=1, max_size=20), data=st.data())
+def test_ranges_take_out_what_they_name(text, data):
+    places = sorted(
+        data.draw(st.lists(st.integers(0, len(text)), min_size=2, max_size=6).filter(lambda x: len(x) % 2 == 0))
+    )
+    ranges = list(zip(places[::2], places[1::2], strict=True))
+    if any(cuts_a_character(text, place) for place in places):
+        with pytest.raises(ValueError, match="cuts a character"):
+            split_at_ranges(text, ranges, name="text")
+        return
+    parts = split_at_ranges(text, ranges, name="text")
+    filled = parts[0]
+    for (start, end), part in zip(ranges, parts[1:], strict=True):
+        filled += text[start:end] + part
+    assert filled == text
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("e\u0301a", 1),
+        ("👍🏽", 1),
+        ("👩\u200d🚀", 1),
+        ("👩\u200d🚀", 2),
+        ("a\r\nb", 2),
+        ("❤\ufe0f", 1),
+        ("🇩🇪", 1),
+        ("🇩🇪🇫🇷", 3),
+        ("\u1112\u1161\u11ab", 2),
+    ],  # fmt: skip
+)
+def test_a_character_of_several_code_points_is_not_cut(text, place):
+    assert cuts_a_character(text, place)
+    with pytest.raises(ValueError, match=rf"cuts a character at {place}"):
+        split_at_ranges(text, [(0, place)], name="text")
+    assert not cuts_a_character(text, 0)
+    assert not cuts_a_character(text, len(text))
+
+
+@pytest.mark.parametrize(
+    ("ranges", "message"),
+    [
+        ([], r"text are \[\]"),
+        (5, "text are 5"),
+        ("ab", "text are 'ab'"),
+        ([(2, 1)], r"\(2, 1\).* text.*<= 5"),
+        ([(-1, 2)], r"\(-1, 2\)"),
+        ([(0, 6)], r"\(0, 6\)"),
+        ([(0, 3), (2, 4)], r"\(0, 3\).*\(2, 4\).* text"),
+        ([(3, 4), (0, 1)], r"\(3, 4\).*\(0, 1\)"),
+        ([(1.0, 2)], r"\(1.0, 2\).* text"),
+        ([3], "3 .* text"),
+        ([(1, 2, 3)], r"\(1, 2, 3\)"),
+    ],
+)
+def test_ranges_that_cannot_be_are_named(ranges, message):
+    with pytest.raises(ValueError, match=message):
+        split_at_ranges("abcde", ranges, name="text")
+
+
+@pytest.mark.parametrize(
+    ("text", "blank", "message"),
+    [
+        ("no mark", "[blank]", r"text .*'\[blank\]'"),
+        ("only \\[blank] text", "[blank]", r"text .*'\[blank\]'.*backslash"),
+        ("a", "", "`blank` is ''"),
+        ("a", None, "`blank` is None"),
+    ],
+)
+def test_marks_that_cannot_be_are_named(text, blank, message):
+    with pytest.raises(ValueError, match=message):
+        split_at_marks(text, blank, name="text")
+
+
+# Letters, white space, digits, signs, accents, two scripts beyond Latin, an emoji of two code points.
+CHARACTERS = "abst T.,'\"09-\n\té ßñ日本ж🙂👍🏽"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(real_llama):
+    return AutoTokenizer.from_pretrained(real_llama)
+
+
+def plain(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(before=st.text(CHARACTERS, min_size=1, max_size=12), after=st.text(CHARACTERS, max_size=12))
+def test_any_text_continues_any_other_exactly(tokenizer, before, after):
+    joined = plain(tokenizer, before) + continuation_ids(tokenizer, after)
+    assert tokenizer.decode(joined, clean_up_tokenization_spaces=False) == before + after
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(CHARACTERS, min_size=2, max_size=20), data=st.data())
+def test_a_part_that_was_cut_out_is_written_back_exactly(tokenizer, text, data):
+    """Cut tokens out of a text and decode them as a fill: the parts join to the text."""
+    ids = plain(tokenizer, text)
+    start = data.draw(st.integers(0, len(ids)))
+    end = data.draw(st.integers(start, len(ids)))
+    prefix = tokenizer.decode(ids[:start], clean_up_tokenization_spaces=False)
+    rest = decode_fill(tokenizer, ids[:start], ids[start:])
+    if "\ufffd" not in prefix + rest:  # the cut did not go through a character
+        assert prefix + rest == text
+    fill, suffix = decode_fill(tokenizer, ids[:start], ids[start:end]), decode_fill(tokenizer, ids[:end], ids[end:])
+    if "\ufffd" not in prefix + fill + suffix:
+        assert prefix + fill + suffix == text
+
+
+@settings(max_examples=150, deadline=None)
+@given(before=st.text("a 日本ж🙂", min_size=1, max_size=30), fill=st.text("a 日本ж🙂", max_size=6))
+def test_a_fill_of_whole_characters_is_written_as_it_is(tokenizer, before, fill):
+    assert decode_fill(tokenizer, plain(tokenizer, before), continuation_ids(tokenizer, fill)) == fill
+
+
+def test_a_fill_behind_a_split_character_keeps_its_space(stories260k):
+    """Byte tokens in front of a fill must not swallow the fill's own bytes or spaces."""
+    tokenizer = AutoTokenizer.from_pretrained(stories260k)
+    before = plain(tokenizer, "日本")
+    fill = plain(tokenizer, "日本 was")[len(before) :]
+    assert decode_fill(tokenizer, before, fill) == " was"
+    broken = tokenizer.convert_tokens_to_ids(["<0xE6>"])
+    assert decode_fill(tokenizer, before, broken + fill) == "\ufffd was"
+
+
+def test_a_continuation_has_no_bos_and_no_dummy_space(stories260k):
+    tokenizer = AutoTokenizer.from_pretrained(stories260k)
+    assert tokenizer.convert_ids_to_tokens(plain(tokenizer, "the cat"))[0].startswith("▁")
+    assert not tokenizer.convert_ids_to_tokens(continuation_ids(tokenizer, "the cat"))[0].startswith("▁")
+    assert continuation_ids(tokenizer, " the cat") == plain(tokenizer, "the cat")
+    assert continuation_ids(tokenizer, "") == []
+
+
+def test_spans_keep_their_positions_free(tiny_tokenizer):
+    ids = {text: plain(tiny_tokenizer, text) for text in ("ab", "cd", "e")}
+    assert all(ids.values())
+    text = lay_out(tiny_tokenizer, ["ab", "cd", "e"], span_lengths=[3, 2], context_length=64)
+    first, second, third = map(len, ids.values())
+    assert text.token_ids == [1, *ids["ab"], *ids["cd"], *ids["e"]]
+    starts = [1 + first, 1 + first + 3 + second]
+    assert text.span_starts == starts
+    assert text.span_lengths == [3, 2]
+    assert text.predictors == [first, first + second]
+    free = {*range(starts[0], starts[0] + 3), *range(starts[1], starts[1] + 2)}
+    assert text.positions == [p for p in range(1 + first + second + third + 5) if p not in free]
+    assert text.length == len(text.token_ids) + 5
+
+
+def test_the_very_first_token_may_be_missing(tiny_tokenizer):
+    text = lay_out(tiny_tokenizer, ["", "cd"], span_lengths=[2], context_length=64)
+    assert (text.token_ids[0], text.positions[:2], text.span_starts, text.predictors) == (1, [0, 3], [1], [0])
+
+
+@pytest.mark.parametrize(
+    ("parts", "span_lengths", "message"),
+    [
+        (["", ""], [4], "prefix and suffix.*`model.generate`"),
+        (["a", "b"], [0], r"\[0\] tokens"),
+        (["a", "b", "c"], [2, -1], r"\[2, -1\] tokens"),
+        (["a", "", "c"], [2, 2], "between blank 1 and the next"),
+        (["a", "b"], [62], r"65 positions \(3 tokens .*\[62\]\); the model has 64"),
+    ],
+)
+def test_spans_that_cannot_be_are_named(tiny_tokenizer, parts, span_lengths, message):
+    with pytest.raises(ValueError, match=message):
+        lay_out(tiny_tokenizer, parts, span_lengths=span_lengths, context_length=64)
+
+
+def test_an_empty_prefix_needs_a_bos(tiny_tokenizer):
+    without_bos = type(tiny_tokenizer)(tokenizer_object=tiny_tokenizer._tokenizer, eos_token="</s>")
+    with pytest.raises(ValueError, match="no BOS"):
+        lay_out(without_bos, ["", "b"], span_lengths=[2], context_length=64)
+
+
+@pytest.mark.parametrize(
+    ("part", "healed"),
+    [
+        ("She ate ", " "),
+        ("x = ", " "),
+        ("def f():\n    ", ""),
+        ("if x:\n  ", ""),
+        ("One.  ", ""),
+        ("if x:\n\t ", " "),
+        ("if x:\n\t\t", ""),
+        ("    ", ""),
+        ("", ""),
+        ("no space", ""),
+    ],
+)
+def test_a_space_is_healed_where_the_tokenizer_joins_it_with_a_word(part, healed):
+    """Runs of two and four spaces are tokens of this vocabulary; one space belongs to the letter behind it."""
+    tokenizer = space_run_tokenizer()
+    for is_first in (True, False):
+        assert space_to_heal(tokenizer, part, is_first=is_first) == healed
+    layout = lay_out(tokenizer, [part + "[", "b"], span_lengths=[2], context_length=64, heal="space")
+    assert layout.healed == [Healed()]
+
+
+@pytest.mark.parametrize("indent", ["    ", "  ", "        "])
+def test_indentation_keeps_the_tokens_that_it_has_in_code(indent):
+    """Around the blank stand the very tokens of the whole text."""
+    tokenizer = space_run_tokenizer()
+    prefix, fill, suffix = f"def area(width):\n{indent}", "area = width", f"\n{indent}return area\n"
+    layout = lay_out(tokenizer, [prefix, suffix], span_lengths=[9], context_length=256, heal="space")
+    cut = layout.predictors[0] + 1
+    inner = continuation_ids(tokenizer, layout.healed[0].start + fill)
+    row = [*layout.token_ids[1:cut], *inner, *layout.token_ids[cut:]]
+    assert row == plain(tokenizer, prefix + fill + suffix)
+
+
+def test_a_vocabulary_without_runs_heals_one_space_of_indentation(wiki_7m):
+    """Byte-level BPE puts the last of several spaces into the next word's token, whatever stands in front of it."""
+    tokenizer = AutoTokenizer.from_pretrained(wiki_7m)
+    prefix, fill = "def f(x):\n    ", "return x"
+    layout = lay_out(tokenizer, [prefix, ""], span_lengths=[4], context_length=256, heal="space")
+    assert layout.healed == [Healed(start=" ")]
+    assert layout.token_ids[1:] + continuation_ids(tokenizer, " " + fill) == plain(tokenizer, prefix + fill)
+
+
+def test_characters_alone_are_not_healed(babyllama):
+    assert space_to_heal(AutoTokenizer.from_pretrained(babyllama), "the cat ", is_first=True) == ""
+
+
+@pytest.mark.parametrize(
+    ("before", "fill", "after", "expected"),
+    [
+        ("She ate the", "the red apple", " for lunch.", " red apple"),
+        ("She ate the ", "the red apple", " for lunch.", "red apple"),
+        ("She ate", " an apple for lunch", " for lunch.", " an apple"),
+        ("She ate", " an apple for lunch", "for lunch.", " an apple "),
+        ("She ate the", " the apple for lunch.", " for lunch.", " apple"),
+        ("She ate the", " red apple", " for lunch.", " red apple"),
+        # Letters and a full stop alone are no repetition.
+        ("It is hot.", ". Then", " rain", ". Then"),
+        ("a cat", "ate", " tea", "ate"),
+        ("I think that", " that", " was all", ""),
+        ("", " all", "", " all"),
+        ("one two", "", " three", ""),
+    ],
+)
+def test_whole_words_that_repeat_the_context_are_trimmed(before, fill, after, expected):
+    assert trim_overlap(fill, before=before, after=after) == expected
+
+
+def test_the_call_trims_only_when_asked(real_llama):
+    model = MagnetLlamaForCausalLM.from_pretrained(real_llama)
+    prefix, suffix = "Once upon a time there was a little", " girl named Lily."
+    plain = model.infill(prefix, suffix, max_new_tokens=8, return_dict_in_generate=True).fills[0][0][0]
+    # Its own beginning as the end of the prefix: the fill of the shorter span is not asked for, only the trimming.
+    assert plain.text == model.infill(prefix, suffix, max_new_tokens=8)
+    trimmed = model.infill(prefix, suffix, max_new_tokens=8, trim_overlap=True)
+    assert trimmed == trim_overlap(plain.text, before=prefix, after=suffix)
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+@pytest.mark.parametrize(
+    ("prefix", "suffix"),
+    [("The little gi", "l went to the par"), ("Once up", "n a time"), ("She said hel", " to him.")],
+)
+def test_a_healed_fill_spells_the_text_on_both_sides(real_llama, prefix, suffix, do_sample):
+    model = MagnetLlamaForCausalLM.from_pretrained(real_llama)
+    for length in (4, 6):
+        output = model.infill(
+            prefix, suffix, max_new_tokens=length, heal="token", do_sample=do_sample, return_dict_in_generate=True
+        )
+        (((fill,),),) = output.fills
+        assert len(fill.token_ids) == length
+        text = model.tokenizer.decode(fill.token_ids, clean_up_tokenization_spaces=False)
+        # What the tokens spell begins with the end of the prefix, ends with the beginning of the suffix,
+        # and has the fill between.
+        left, found, right = text.partition(fill.text) if fill.text else (text, "", "")
+        assert found == fill.text
+        assert prefix.endswith(left.strip()) or fill.text == ""
+        assert suffix.startswith(right)
+
+
+def test_healing_never_runs_into_a_dead_end(real_llama):
+    """With two tokens there is always a way: those that were taken back. A greedy choice must not leave it."""
+    model = MagnetLlamaForCausalLM.from_pretrained(real_llama)
+    words = ["overlook", "butterflies", "understand", "Saturday", "wonderful", "sometimes", "everybody", "together"]
+    texts = [(f"One day, {word[:cut]}", f"{word[cut:]} and then she") for word in words for cut in range(1, len(word))]
+    for length in (2, 3):
+        fills = model.infill(*map(list, zip(*texts, strict=True)), max_new_tokens=length, heal="token")
+        assert len(fills) == len(texts)
+
+
+def test_the_beginning_of_a_text_is_not_healed(stories260k):
+    model = MagnetLlamaForCausalLM.from_pretrained(stories260k)
+    for prefix, suffix in (("", " upon a time"), ("Once", " upon a time there was a girl."), ("Once", ", there was")):
+        output = model.infill(prefix, suffix, max_new_tokens=3, heal="token", return_dict_in_generate=True)
+        (((fill,),),) = output.fills
+        assert fill.text != ""
+        assert not (prefix + fill.text + suffix).endswith("  " + suffix.strip())
+
+
+def test_healing_that_nothing_fits_is_named(real_llama):
+    model = MagnetLlamaForCausalLM.from_pretrained(real_llama)
+    with pytest.raises(ValueError, match=r"No 1 tokens .*'.*'.*`heal`"):
+        model.infill("Once upon a time", "qx the end", max_new_tokens=1, heal="token")
+    with pytest.raises(ValueError, match="`heal='token'`"):
+        model.infill("Once upon a ti", "me.", max_new_tokens=4, heal="token", stop_at_sentence_end=True)
+
+
+def by_batch_decode(tokenizer, size):
+    """What each token adds behind an "a", a token at a time."""
+    anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
+    front = tokenizer.decode(anchor, clean_up_tokenization_spaces=False)
+    rows = [[*anchor, token] for token in range(size)]
+    return [text[len(front) :] for text in tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False)]
+
+
+def test_a_vocabulary_is_read_in_one_call_as_token_by_token(real_llama):
+    tokenizer = AutoTokenizer.from_pretrained(real_llama)
+    texts, special = read_vocabulary(tokenizer, len(tokenizer) + 3).texts, special_ids(tokenizer)
+    for token, text in enumerate(by_batch_decode(tokenizer, len(tokenizer))):
+        assert texts[token] == ("" if token in special else text)
+    assert texts[len(tokenizer) :] == ("",) * 3
+
+
+def test_a_tokenizer_with_a_decoder_of_its_own_is_asked_itself(tiny_tokenizer):
+    class Upper(type(tiny_tokenizer)):
+        def _decode(self, token_ids, **kwargs):
+            return super()._decode(token_ids, **kwargs).upper()
+
+    own = Upper(tokenizer_object=tiny_tokenizer.backend_tokenizer)
+    expected = by_batch_decode(own, len(own))
+    expected = ["" if token in special_ids(own) else text for token, text in enumerate(expected)]
+    assert list(read_vocabulary(own, len(own)).texts) == expected and "A" in expected and "a" not in expected
+
+
+def test_a_vocabulary_is_read_once_by_all_threads_and_again_when_it_grows(tiny_tokenizer, monkeypatch):
+    tokenizer, read = copy.deepcopy(tiny_tokenizer), []
+
+    def decode(tokenizer, rows):
+        read.append(len(rows))
+        return decode_rows(tokenizer, rows)
+
+    decode_rows = spans_magnet._decode_rows
+    monkeypatch.setattr(spans_magnet, "_decode_rows", decode)
+    size = len(tokenizer) + 1
+    with ThreadPoolExecutor(4) as pool:
+        texts = list(pool.map(lambda _: read_vocabulary(tokenizer, size).texts, range(8)))
+    assert read == [len(tokenizer)] and all(one is texts[0] for one in texts)
+    tokenizer.add_tokens(["zebra"])
+    assert read_vocabulary(tokenizer, size).texts[-1] == "zebra" and len(read) == 2
+    reference = weakref.ref(tokenizer)
+    tokenizer = texts = None
+    gc.collect()
+    assert reference() is None, "what was read goes with its tokenizer"
+
+
+def test_a_call_without_healing_does_not_read_the_vocabulary(tiny_model, monkeypatch):
+    monkeypatch.setattr(spans_magnet, "read_vocabulary", None)
+    tiny_model.infill("the dog", " ran", max_new_tokens=2)
+    tiny_model.score_infill("the dog", [" old"], " ran")
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+@pytest.mark.parametrize("may_go_on", [False, True])
+def test_fitting_tokens_are_those_of_a_loop(real_llama, is_last, may_go_on):
+    tokenizer = AutoTokenizer.from_pretrained(real_llama)
+    texts = read_vocabulary(tokenizer, len(tokenizer)).texts
+    known = set(texts) - {""}
+    cases = [(" ", ""), ("th", ""), (" th", ""), ("", "e"), ("", "ing"), ("a", "e"), (" wo", "d"), ("日", "")]
+    for rest, end in cases:
+        end = end if is_last else ""
+        if not rest and not end:
+            continue
+        found = fitting_tokens(tokenizer, len(tokenizer), rest=rest, end=end, is_last=is_last, may_go_on=may_go_on)
+        for token, text in enumerate(texts):
+            if is_last:
+                fits = text.startswith(rest) and text.endswith(end) and len(text) >= len(rest) + len(end)
+                fits = fits and not (text == rest == " " and not end)
+            else:
+                goes_on = may_go_on and rest.startswith(text) and rest[len(text) :] in known
+                fits = text.startswith(rest) or goes_on
+            assert bool(found[token]) == (fits and text != ""), (rest, end, text)
