@@ -213,11 +213,10 @@ def corrupt_row(
     for number, (start, end) in enumerate(spans, start=1):
         segment_ids[start:end] = number
     in_span = segment_ids > 0
-    is_eligible = _may_be_masked(input_ids, in_span, special_token_ids, shift=settings.mntp_shift)
-    selected = (selection < settings.mask_ratio) & is_eligible
+    selected = selection < settings.mask_ratio
+    selected &= _may_be_masked(input_ids, in_span, special_token_ids, shift=settings.mntp_shift)
     is_masked = selected & (kind < settings.mask_token_share)
     is_changed = selected & (kind < settings.mask_token_share + settings.random_token_share)
-
     msg_labels, position_ids = _next_token_labels(input_ids, in_span), torch.arange(length)
     for start, end in spans if settings.end_of_span and not is_causal else []:
         msg_labels[end - 1] = int(end_of_span_id or 0)

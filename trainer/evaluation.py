@@ -113,7 +113,7 @@ def language_sums(
     assert joint.hits is not None
     # The single token of an empty batch counts for nothing.
     is_real = float(corrupted["input_ids"].numel() > 1)
-    sums = {}
+    sums: Sums = {}
     for (name, losses), count in zip(joint.losses.items(), items, strict=True):
         sums |= {f"{name}_loss": losses.sum().item(), f"{name}_items": count.item() * is_real}
     return {

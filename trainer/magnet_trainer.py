@@ -101,8 +101,8 @@ class MagnetTrainer(Trainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         base_model = unwrap_peft_model(model)
-        rows = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
-        pairs = {"pair_dataset": pair_dataset, "eval_pair_dataset": eval_pair_dataset}
+        rows: dict[str, Any] = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        pairs: dict[str, Any] = {"pair_dataset": pair_dataset, "eval_pair_dataset": eval_pair_dataset}
         check_run(base_model, args=args, data_collator=data_collator, tokenizer=processing_class, **rows, **pairs)
         if data_collator is None:
             data_collator = DataCollatorForMagnet.from_run(processing_class, model_config=base_model.config, args=args)
@@ -479,7 +479,14 @@ class MagnetTrainer(Trainer):
         sampler = EvenBatchSampler(num, batch_size=batch_size, **self._processes)
         return plain_dataloader(rows, sampler, collator, args=self.args)
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """Run the parent's loop, whose `prediction_step` collects sums, and turn these into metrics.
 
         Metrics are `loss`, the losses of all objectives, `masked_accuracy`, `infilling_perplexity`,
@@ -491,7 +498,7 @@ class MagnetTrainer(Trainer):
         self._sums: evaluation.Sums = {}
         # Every gathered row counts; by default accelerate drops what it takes for repeated rows of the train loader.
         self.gather_function = self.accelerator.gather
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         assert output.metrics is not None
         metrics = evaluation.language_metrics(add_up(self._sums, self.accelerator))
         if self.eval_pair_dataset is not None:
@@ -637,7 +644,11 @@ class MagnetTrainer(Trainer):
         """Write the card of this run into `output_dir`; the parent's other arguments are ignored."""
         if self.is_world_process_zero():
             directory = Path(str(self.args.output_dir))
-            facts = {"train_texts": as_list(dataset), "language": as_list(language), "license": license}
+            facts: dict[str, Any] = {
+                "train_texts": as_list(dataset),
+                "language": as_list(language),
+                "license": license,
+            }
             name = self.args.hub_model_id or model_name or directory.name
             text = self.card_text(name, base_model=finetuned_from, **facts)
             (directory / CARD).write_text(text, encoding="utf-8")

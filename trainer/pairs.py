@@ -128,14 +128,14 @@ def paraphrase_pairs(
     Args:
         texts, min_words, limit: As for `dropout_pairs`.
         output_path (`str` or `Path`): A `.jsonl` file of `anchor` and `positive`, which `load_pairs` reads too.
-        model_id (`str`): Any sequence-to-sequence model, on the Hub or in a folder.
-        prefix (`str`): Put before every line; the default is Parrot's.
+        model_id, prefix (`str`): A sequence-to-sequence model, and what it expects before every line.
         max_length (`int`): Tokens read of a line with its prefix, and tokens written; >= 8.
         batch_size (`int`): Lines per call of the model, >= 1.
         num_candidates (`int`): Outputs per line to choose from, >= 1.
         generation_options (`Mapping[str, Any]`): Passed to `generate`; samples as Parrot does by default.
         seed (`int`): Seed of the sampling, >= 0.
         device (`str` or `torch.device`, *optional*): Where the model runs; a GPU by default.
+
     Raises:
         ValueError: if an argument is out of range, no line is long enough, or the file belongs to another job.
 

@@ -260,7 +260,7 @@ def test_a_finished_file_needs_no_model(tiny_t5: str, tmp_path: Path) -> None:
 
 
 def test_arguments_that_cannot_work_are_refused_together(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"(?s)`max_length` is 2;.*`batch_size` is 0;.*'max_new_tokens', .*'\.jsonl'"):
+    with pytest.raises(ValueError, match=r"(?s)`max_length` is 2;.*`batch_size` is 0;.*'max_new_tokens'.*'\.jsonl'"):
         options = {**PARROT_GENERATION, "max_new_tokens": 3}
         paraphrase(sentences(1), tmp_path / "a.txt", "x", max_length=2, batch_size=0, generation_options=options)
     assert list(tmp_path.iterdir()) == []
