@@ -81,7 +81,7 @@ def set_adapter_modes(model: Any, modes: Sequence[AttentionMode] | None) -> None
 
 def bind_adapters(model: Any) -> None:
     """Make every adapter layer listen to what a call wants; once, not in a call."""
-    layers = list(adapter_layers(model))
+    layers: list[Any] = list(adapter_layers(model))
     if not layers:
         raise ValueError("This model has no adapter to bind to modes. Load one first: `model.load_adapter(...)`.")
     for config in model.peft_config.values():
@@ -96,12 +96,13 @@ def bind_adapters(model: Any) -> None:
                 f"Adapter layers of type {type(layer).__name__} cannot be left out of a call. Use LoRA on linear "
                 "or embedding layers, or `set_adapter_modes(None)`."
             )
-        if _ask_for_base not in layer._forward_pre_hooks.values():
-            layer.register_forward_pre_hook(_ask_for_base, with_kwargs=True)
+        hooked: Any = layer
+        if _ask_for_base not in hooked._forward_pre_hooks.values():
+            hooked.register_forward_pre_hook(_ask_for_base, with_kwargs=True)
     model._bound_adapters = tuple(model.peft_config)
 
 
-def adapter_layers(model: Any) -> Iterator[torch.nn.Module]:
+def adapter_layers(model: Any) -> Iterator[Any]:
     """Yield the layers that have an adapter."""
     return (module for module in model.modules() if isinstance(module, ADAPTER_LAYERS))
 

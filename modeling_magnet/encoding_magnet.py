@@ -331,7 +331,7 @@ def encode(
     with evaluating(model):
         batches = _encoded_batches(model, texts, rows, batch_tokens=budget, batch_size=batch_size, hide=hide)
         if output_value == "sentence_embedding":
-            output = _sentence_table(read, batches, texts, on_device=convert_to_tensor)
+            output: Any = _sentence_table(read, batches, texts, on_device=convert_to_tensor)
             output = _convert(model, output, precision, to_numpy=convert_to_numpy, to_tensor=convert_to_tensor)
         else:
             output = (_all_outputs if output_value is None else _token_states)(read, batches, texts)

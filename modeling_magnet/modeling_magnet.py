@@ -7,7 +7,7 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from transformers import GenerationMixin, LlamaForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
@@ -116,7 +116,14 @@ class MagnetModelOutput(ModelOutput):
     token_hits: torch.BoolTensor | None = None
 
 
-class MagnetMixin(InfillingMixin):
+# A mixin is checked as what it is mixed into.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Host
+else:
+    _Host = object
+
+
+class MagnetMixin(InfillingMixin, _Host):
     """Three attention modes, `encode`, `infill` and the checkpoint format for any decoder of transformers.
 
     Put it in front of a `...ForCausalLM` class whose layers have full or sliding attention:
@@ -206,19 +213,26 @@ class MagnetMixin(InfillingMixin):
             ValueError: a mode, segment ids, labels or a back-end that do not fit together.
         """
         mode = mode_of_call(mode, kwargs.pop("is_causal", None))
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids} | {
+        inputs: dict[str, Any] = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+        } | {
             "past_key_values": past_key_values,
             "inputs_embeds": inputs_embeds,
             "use_cache": use_cache,
         }
-        outcome = {"labels": labels, "logits_to_keep": logits_to_keep} | {
+        outcome: dict[str, Any] = {"labels": labels, "logits_to_keep": logits_to_keep} | {
             "target_ids": target_ids,
             "num_targets": num_targets,
         }
         if mode is not None and not isinstance(mode, str):
             arguments = {**inputs, **outcome, "segment_ids": segment_ids, **kwargs}
-            rows: Any = forward_mixed_modes(self, [str(one) for one in mode], arguments)
-            return self._output_class(**rows)  # type: ignore[no-any-return]
+            modes: Any = [str(one) for one in mode]
+            mixed: MagnetCausalLMOutput | MagnetModelOutput = self._output_class(
+                **forward_mixed_modes(self, modes, arguments)
+            )
+            return mixed
         wants_logits = mode is not None or labels is not None or self.default_mode == "causal"
         chosen = self.default_mode if mode is None else mode
         check_mode(chosen)
@@ -623,7 +637,7 @@ class MagnetMixin(InfillingMixin):
             return load(None, *model_args, **kwargs)
         return load_model(cls, load, path, *model_args, mask_token=mask_token, **kwargs)
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]
         self,
         save_directory: str | os.PathLike[str],
         is_main_process: bool = True,
@@ -666,7 +680,7 @@ class MagnetMixin(InfillingMixin):
         given: dict[str, Any] = {"is_main_process": is_main_process, "state_dict": state_dict, **kwargs}
         save_model(self, stock_save, save_directory, merge_adapter=merge_adapter, dtype=dtype, verify=verify, **given)
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:  # type: ignore[override]
         """Save the model and upload it to a repository of the Hub, which is created where there is none.
 
         A model card that was written by hand is kept: that of the repository first, then that of the directory the

@@ -1,4 +1,6 @@
-"""States of tokens -> one vector per text. The rules are sentence-transformers', so that both give the same vectors.
+"""Hidden states -> one vector per text, and what is done with vectors: similarity and quantisation.
+
+The rules are sentence-transformers', so that both give the same vectors.
 
 Shapes: B texts, S tokens in the longest, H hidden size.
 """

@@ -1,4 +1,4 @@
-"""Instructions in front of texts: the stored ones, the paper's, and how one is chosen and joined."""
+"""Texts -> rows of tokens -> batches: prompts, special tokens, truncation, padding and packing."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Texts -> one vector per token or per word, with its place in the text, whatever the length of the text."""
+"""Texts -> one vector per token or per word, with its place in the text, for texts of any length."""
 
 import inspect
 import re

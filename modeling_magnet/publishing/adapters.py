@@ -89,7 +89,7 @@ def sets_in_order(config: Any) -> dict[str, list[Any]]:
 
 def _active_adapter(model: Any) -> str:
     """The one adapter that is on."""
-    names = {name for layer in adapter_layers(model) for name in layer.active_adapters}  # type: ignore[union-attr]
+    names = {name for layer in adapter_layers(model) for name in layer.active_adapters}
     if len(names) != 1:
         raise ValueError(
             f"The active adapters are {sorted(names)}; a directory holds one. Choose it with `model.set_adapter`."

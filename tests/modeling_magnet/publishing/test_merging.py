@@ -244,7 +244,7 @@ def test_what_cannot_be_merged_is_refused(tiny_model, base_folder, tmp_path):
         tiny_model.save_pretrained(tmp_path / "merged", merge_adapter=True)
     model = adapt(load(base_folder), "linear")
     model.set_adapter_modes(["infill"])
-    with pytest.raises(ValueError, match=r"is on in \['infill'\] alone; merged, it would be on in every"):
+    with pytest.raises(ValueError, match=r"is only on in \['infill'\]; merged, it would be on in every"):
         model.save_pretrained(tmp_path / "merged", merge_adapter=True)
     model.set_adapter_modes(None)
     model.add_adapter(LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]), adapter_name="second")
