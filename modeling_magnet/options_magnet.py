@@ -227,6 +227,9 @@ class InfillOptions:
         """Return the lengths to try, ascending; multiples of `end_of_span` if the model ends spans by itself.
 
         `max_new_tokens` of the generation config bounds what "auto" tries; `min_new_tokens` bounds all from below.
+
+        Args:
+            end_of_span (`int`): The model's setting, 0 for a model that was not trained to end spans.
         """
         least = self.generation_config.min_new_tokens or 1
         if self.num_tokens != "auto":
