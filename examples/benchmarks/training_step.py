@@ -11,10 +11,10 @@ labelled positions only, attention 12 x length x width a layer and token. Paddin
 reading the same rows again come on top. Its time is taken at the rate of one large matrix product of the same run.
 
 Systems, all with the same optimizer: the trainer's joint step, with and without pairs; the same losses naively
-(`naive_step.py`), on the same rows and on rows of one document each, padded, and without pairs; MNTP alone, the
-trainer's and with the logits of all positions, as a plain Trainer has them. With `--compiler inductor` each once more
-with compiled layers, the naive ones too. Losses and gradients are compared before anything is timed; rounds alternate.
-On a CPU a naive step whose logits do not fit in memory is left out.
+(`naive_loss` in `training_systems.py`), on the same rows and on rows of one document each, padded, and without pairs;
+MNTP alone, the trainer's and with the logits of all positions, as a plain Trainer has them. With `--compiler
+inductor` each once more with compiled layers, the naive ones too. Losses and gradients are compared before anything
+is timed; rounds alternate. On a CPU a naive step whose logits do not fit in memory is left out.
 """
 
 import argparse

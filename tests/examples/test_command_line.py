@@ -251,7 +251,7 @@ def test_without_extras_help_works_and_what_to_install_is_said(tmp_path, stories
         "quickstart.py": ([], "plots"),
         "app.py": ([], "demo"),
         "reference.py": ([], "dev"),
-        "run_notebook.py": (["x.ipynb"], "notebook"),
+        "tour/run_notebook.py": (["x.ipynb"], "notebook"),
         "evaluate/sts.py": (["--model", model, "--data", data], "eval"),
         "evaluate/clustering.py": (["--model", model, "--data", data], "eval"),
         "evaluate/word_probes.py": (["--model", model, "--data", data], "eval"),
