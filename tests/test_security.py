@@ -1,6 +1,7 @@
 """What SECURITY.md promises: no pickle is read, no code of a checkpoint is run, text is text, versions are locked."""
 
 import ast
+import contextlib
 import json
 import os
 import re
@@ -17,9 +18,7 @@ from safetensors.torch import load_file
 from examples.evaluate.study_plan import read_plan
 from examples.fills_page import render_page
 from modeling_magnet import AutoMagnetForCausalLM, MagnetLlamaForCausalLM
-from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.publishing.card import CardFacts, rename_card, write_card
-from modeling_magnet.sources_magnet import CheckpointError
 from trainer.checkpoints import SEAL_FILE
 
 from .trainer.tiny import tiny_args, tiny_trainer
@@ -75,7 +74,7 @@ def parse(file):
 
 
 def imported(file):
-    """Top-level names of all absolute imports, those inside functions included."""
+    """Yield top-level names of all absolute imports, those inside functions included."""
     for node in ast.walk(parse(file)):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
@@ -84,7 +83,7 @@ def imported(file):
 
 
 def calls(file):
-    """Every call: the name as it is written, and its keywords."""
+    """Yield the name of every call as it is written, and its keywords."""
     for node in ast.walk(parse(file)):
         if isinstance(node, ast.Call):
             keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
@@ -92,7 +91,7 @@ def calls(file):
 
 
 def reached(file):
-    """What a file names that touches files, processes or the environment."""
+    """Yield what a file names that touches files, processes or the environment."""
     for node in ast.walk(parse(file)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS:
             yield node.func.id
@@ -184,25 +183,23 @@ def test_an_adapter_that_is_added_is_no_pickle(saved, marker, tmp_path):
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     torch.save({**weights, "bomb": Bomb(marker)}, tmp_path / "adapter" / "adapter_model.bin")
     other = MagnetLlamaForCausalLM.from_pretrained(saved)
-    with pytest.raises(CheckpointError, match=r"has no adapter_model.safetensors; a pickle .* is never read"):
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors"):
         other.load_adapter(str(tmp_path / "adapter"))
     assert not getattr(other, "peft_config", None)
 
 
+def change(file, **values):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
 def write_remote_code(folder, marker):
-    """Code that leaves a mark, named by config and tokenizer."""
+    """Write code that leaves a mark, named by config and tokenizer."""
     base = "from transformers import LlamaForCausalLM, PreTrainedTokenizerFast\n"
     classes = "class Theirs(LlamaForCausalLM): pass\nclass TheirsFast(PreTrainedTokenizerFast): pass\n"
     (folder / "theirs.py").write_text(f"import os\nos.mkdir({str(marker)!r})\n{base}{classes}")
-    for name, changes in {
-        "config.json": {"auto_map": {"AutoModel": "theirs.Theirs", "AutoModelForCausalLM": "theirs.Theirs"}},
-        "tokenizer_config.json": {
-            "auto_map": {"AutoTokenizer": [None, "theirs.TheirsFast"]},
-            "tokenizer_class": "TheirsFast",
-        },
-    }.items():
-        values = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps({**values, **changes}))
+    change(folder / "config.json", auto_map=dict.fromkeys(("AutoModel", "AutoModelForCausalLM"), "theirs.Theirs"))
+    tokenizer = {"auto_map": {"AutoTokenizer": [None, "theirs.TheirsFast"]}, "tokenizer_class": "TheirsFast"}
+    change(folder / "tokenizer_config.json", **tokenizer)
     (folder / "custom_generate").mkdir()
     (folder / "custom_generate" / "generate.py").write_text((folder / "theirs.py").read_text())
 
@@ -213,37 +210,27 @@ def test_code_beside_a_model_does_not_run_even_where_the_terminal_would_say_yes(
     for load in (AutoMagnetForCausalLM.from_pretrained, MagnetLlamaForCausalLM.from_pretrained):
         model = load(saved)
         assert type(model).__module__.startswith("modeling_magnet.")
-        with pytest.raises(ValueError, match="No tokenizer at"):
+        with pytest.raises(ValueError, match="tokenizer"):
             _ = model.tokenizer
-    with pytest.raises(ValueError, match=r"no tokenizer that can be read .*custom code"):
-        open_without_weights(str(saved))
 
 
 @pytest.mark.parametrize("value", ["some/kernel", {"": "some/kernel@v1:name"}], ids=["one", "by part"])
 def test_a_config_that_names_attention_code_is_refused(saved, value):
-    values = json.loads((saved / "config.json").read_text())
-    (saved / "config.json").write_text(json.dumps({**values, "attn_implementation": value}))
+    change(saved / "config.json", attn_implementation=value)
     for load in (AutoMagnetForCausalLM.from_pretrained, MagnetLlamaForCausalLM.from_pretrained):
-        with pytest.raises(ValueError, match=r"has 'attn_implementation' .*some/kernel.* whose code would be run"):
+        with pytest.raises(ValueError, match=r"attn_implementation.*some/kernel"):
             load(saved)
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("name", ["training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_resuming_does_not_run_what_a_pickle_holds(tmp_path, marker, name):
     tiny_trainer(tiny_args(tmp_path, save_strategy="steps", save_steps=2)).train()
     folder = tmp_path / "checkpoint-2"
-    torch.save({"state": Bomb(marker)}, folder / "training_args.bin")
     torch.save({"state": Bomb(marker)}, folder / name)
     (folder / SEAL_FILE).unlink()  # whoever changes files can write another
-    with pytest.raises(Exception, match="(?i)weights.only"):
+    refused = pytest.raises(Exception, match="(?i)weights.only")
+    with contextlib.nullcontext() if name == "training_args.bin" else refused:  # that one is never read
         tiny_trainer(tiny_args(tmp_path)).train(resume_from_checkpoint=str(folder))
-
-
-def test_resuming_does_not_read_the_training_arguments(tmp_path, marker):
-    tiny_trainer(tiny_args(tmp_path, save_strategy="steps", save_steps=4)).train()
-    torch.save(Bomb(marker), tmp_path / "checkpoint-4" / "training_args.bin")
-    (tmp_path / "checkpoint-4" / SEAL_FILE).unlink()
-    tiny_trainer(tiny_args(tmp_path)).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
 # ---- Paths ----
@@ -256,7 +243,7 @@ def test_an_index_names_no_file_outside_its_directory(tiny_model, tmp_path, name
     shard.rename(tmp_path / "elsewhere.safetensors")
     index = tmp_path / "sharded" / "model.safetensors.index.json"
     index.write_text(index.read_text().replace(shard.name, name))
-    with pytest.raises(CheckpointError, match="is outside its directory"):
+    with pytest.raises(ValueError, match=r"elsewhere"):
         AutoMagnetForCausalLM.from_pretrained(tmp_path / "sharded")
 
 
@@ -265,7 +252,7 @@ def test_a_plan_writes_no_corpus_outside_its_folder(tmp_path, name):
     plan = json.loads((REPOSITORY / "examples/evaluate/study_wiki7m.json").read_text())
     (corpus,) = plan["corpora"].values()
     (tmp_path / "plan.json").write_text(json.dumps({**plan, "corpora": {name: corpus}}))
-    with pytest.raises(ValueError, match="would be written outside the study's folder"):
+    with pytest.raises(ValueError, match=re.escape(repr(name))):
         read_plan(tmp_path / "plan.json", preset="paper", output=tmp_path / "out")
 
 
@@ -290,7 +277,7 @@ class Elements(HTMLParser):
 
 
 def check_harmless(page):
-    """No script, no handler of an event, no address that runs; returns the text."""
+    """Check that a page has no script, event handler or address that runs, and return its text."""
     found = Elements(page)
     assert not found.tags & {"script", "img", "iframe", "object", "svg"}
     assert not [name for name, _ in found.attributes if name.startswith("on")]
