@@ -27,7 +27,7 @@ from examples.command_line import DTYPES, check, start  # before anything import
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import HfArgumentParser, PreTrainedTokenizerBase, set_seed
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import unwrap_peft_model
@@ -340,7 +340,7 @@ def write_paraphrases(adapt: AdaptArguments, training: MagnetTrainingArguments, 
     )
 
 
-def remember_prompt(model: PreTrainedModel, prompt: str) -> None:
+def remember_prompt(model: Any, prompt: str) -> None:
     """Make the prompt of the contrastive training the one that `encode` and sentence-transformers use by default."""
     if prompt:
         model.prompts["sentence"] = join_prompt(prompt, "")

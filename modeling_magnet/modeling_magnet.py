@@ -445,7 +445,7 @@ class MagnetMixin(InfillingMixin, _Host):
             )
         if inputs_embeds is not None:
             kwargs["inputs_embeds"] = inputs_embeds
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         return {**inputs, "mode": "causal"}
 
     # Embeddings. These functions take the model first, so that they are methods as they are.
