@@ -105,7 +105,7 @@ def test_options_that_mteb_does_not_put_on_record_are_refused(tiny_model, task):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt": "X: "}, r"'prompt' cannot be chosen for all tasks.*model\.config\.magnet"),
+        ({"prompt": "X: "}, r"'prompt' cannot be chosen for all tasks.*model\.prompts"),
         ({"prompt_name": "STS"}, r"'prompt_name' cannot be chosen"),
         ({"convert_to_tensor": True}, r"'convert_to_tensor' cannot be chosen"),
         ({"poling": "mean"}, r"`encode` has no option 'poling'; expected some of .*'pooling'"),
