@@ -5,9 +5,8 @@
 FOLDER is a worktree of another commit, as `git worktree add` makes it. Both take the steps that `examples/adapt.py
 --bf16 true` takes with LoRA and the objectives MNTP and MSG, on the same rows, each in a process of its own, in turns:
 this one with the weights in `--dtype` and, with `--torch_compile`, compiled layers; the other in `--against_dtype`,
-which was the default. Losses and the size of
-the gradients are compared before anything is timed. The floor is counted as in `training_step.py`; its time is that of
-one large product of the same run.
+which was the default. Losses and the size of the gradients are compared before anything is timed. The floor is counted
+as in `training_step.py`; its time is that of one large product of the same run.
 """
 
 import argparse
