@@ -9,6 +9,20 @@ import torch
 ARCHITECTURES = {"llama": "llama", "gemma3_text": "gemma3", "qwen2": "qwen2", "qwen3": "qwen3", "mistral": "llama"}
 NORMAL, CONTROL = 1, 3  # kinds of tokens
 Q8_BLOCK = 32
+# Of a config whose model is written: rows of matrices are whole blocks, and heads share keys.
+SHAPE = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
 
 
 def write_gguf(model, tokenizer, file: Path, *, quantized: bool = False, tokens: bool = True) -> Path:
@@ -88,4 +102,4 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer) -> None:
     writer.add_add_bos_token(True)
 
 
-__all__ = ["write_gguf"]
+__all__ = ["SHAPE", "write_gguf"]

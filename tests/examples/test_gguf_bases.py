@@ -13,7 +13,7 @@ from .tiny_run import tiny_options
 
 pytest.importorskip("gguf", reason="GGUF files are read and written by the package gguf")
 
-from tests.gguf_files import write_gguf
+from tests.gguf_files import SHAPE, write_gguf
 
 GGUF = "--gguf_file=tiny.gguf"
 
@@ -21,21 +21,9 @@ GGUF = "--gguf_file=tiny.gguf"
 @pytest.fixture
 def base(tmp_path, tiny_tokenizer):
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
     place = tmp_path / "base"
     place.mkdir()
-    write_gguf(LlamaForCausalLM(config), tiny_tokenizer, place / "tiny.gguf", quantized=True)
+    write_gguf(LlamaForCausalLM(LlamaConfig(**SHAPE)), tiny_tokenizer, place / "tiny.gguf", quantized=True)
     return place
 
 

@@ -23,22 +23,9 @@ from modeling_magnet.sources_magnet import CheckpointError
 
 pytest.importorskip("gguf", reason="GGUF files are read and written by the package gguf")
 
-from tests.gguf_files import write_gguf
+from tests.gguf_files import SHAPE, write_gguf
 
 IDS = torch.tensor([[1, 5, 9, 40, 200, 7]])
-SHAPE = {
-    "vocab_size": 300,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-}
 # Heads of 128 and this scale of queries are what transformers takes a file to mean, which does not say them.
 FAMILIES = {
     "llama": (LlamaForCausalLM, LlamaConfig(**SHAPE)),

@@ -23,7 +23,7 @@ from modeling_magnet.sources_magnet import CheckpointError, ModelSource
 
 pytest.importorskip("gguf", reason="GGUF files are read and written by the package gguf")
 
-from tests.gguf_files import write_gguf
+from tests.gguf_files import SHAPE, write_gguf
 
 NAME = "gemma-3-270m"
 IDS = torch.tensor([[1, 5, 9, 40, 200, 7]])
@@ -33,20 +33,7 @@ IDS = torch.tensor([[1, 5, 9, 40, 200, 7]])
 def gguf_file(tmp_path_factory, tiny_tokenizer):
     """A Llama in Q8_0, so that what is stored in bfloat16 would differ."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        tie_word_embeddings=True,
-    )
+    config = LlamaConfig(**SHAPE, tie_word_embeddings=True)
     file = tmp_path_factory.mktemp("own") / "tiny.gguf"
     return write_gguf(LlamaForCausalLM(config), tiny_tokenizer, file, quantized=True)
 
