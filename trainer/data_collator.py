@@ -113,6 +113,11 @@ class DataCollatorForMagnet:
         """Read the vocabulary, the special tokens and the padding from a tokenizer and a model's config.
 
         The collator pads with the tokenizer's pad token if the model embeds it, else with EOS, else with token 0.
+
+        Args:
+            tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
+            model_config (`PreTrainedConfig`): Its `vocab_size` bounds the tokens that are drawn.
+            mask_token_id, settings, seed: See the class.
         """
         vocab_size = min(len(tokenizer), model_config.vocab_size)
         pad_token_ids = [
@@ -134,7 +139,13 @@ class DataCollatorForMagnet:
     def from_run(
         cls, tokenizer: Any, *, model_config: PreTrainedConfig, args: MagnetTrainingArguments
     ) -> "DataCollatorForMagnet":
-        """Make the collator of a run from its tokenizer, its model's config and its arguments."""
+        """Make the collator of a run.
+
+        Args:
+            tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
+            model_config (`PreTrainedConfig`): The model's config, with the id of the mask token.
+            args (`MagnetTrainingArguments`): The corruption and the seed of the run.
+        """
         return cls.from_tokenizer(
             tokenizer,
             model_config=model_config,
@@ -215,7 +226,13 @@ class DataCollatorForPairs:
 
     @classmethod
     def from_run(cls, tokenizer: Any, *, args: MagnetTrainingArguments, pad_token_id: int) -> "DataCollatorForPairs":
-        """Make the collator of a run from its tokenizer and its arguments."""
+        """Make the collator of a run.
+
+        Args:
+            tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
+            args (`MagnetTrainingArguments`): The prompt and the limits of the run.
+            pad_token_id (`int`): Fills up shorter rows.
+        """
         return cls(
             tokenizer=tokenizer,
             prompt=args.contrastive_prompt or None,
