@@ -48,7 +48,8 @@ MODULES = {"os", "shutil", "tempfile", "fcntl", "sys", "torch.hub", "torch.seria
 MAY_REACH = {
     *"os.PathLike os.O_RDONLY os.W_OK os.X_OK fcntl.LOCK_EX fcntl.LOCK_NB sys.modules sys.maxsize".split(),  # names
     *"open read_text read_bytes load_file safe_open os.path os.pardir".split(),  # to open what the user names
-    *"save_file write_text write_bytes mkdir shutil.copy shutil.copytree sys._getframe".split(),  # to save where the user names
+    # To save where the user names.
+    *"save_file write_text write_bytes mkdir shutil.copy shutil.copytree sys._getframe".split(),
     # A saved checkpoint is moved into place, and what it replaces is removed.
     *"os.open os.close os.access os.replace os.rename rename rmdir unlink fcntl.flock shutil.disk_usage".split(),
     *"shutil.rmtree tempfile.mkdtemp tempfile.TemporaryDirectory".split(),
