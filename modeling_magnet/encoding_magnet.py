@@ -1,46 +1,42 @@
 """Texts -> sentence embeddings, with sentence-transformers' names, defaults and vectors.
 
-What is joined, cut and pooled here is what the sidecar files of a checkpoint tell that library. The first half of the
-file runs rows of tokens through a model; `encode` and its kin are the second half.
+What is joined, cut and pooled here is what the sidecar files of a checkpoint tell that library. The file runs rows of
+tokens through a model, then `encode` and its kin, then checks that attention is what a mode says.
 
-Shapes: B rows of a batch, S tokens of the longest, H hidden size, L tokens of rows packed into one.
+Shapes: B rows of a batch, S tokens of the longest, H hidden size.
 """
 
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from numbers import Integral
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+import transformers
 from transformers.utils.logging import tqdm
 
 from .attention_magnet import takes_float_masks
 from .configuration_magnet import AttentionMode, MagnetSettings, check_tokenizer_fits
 from .losses_magnet import IGNORE_INDEX
-from .masking_magnet import PACKED_BACKENDS, layer_masks, packed_pattern
 from .pooling_magnet import (
+    PRECISIONS,
     Pooling,
     Precision,
+    check_choice,
     check_pooling,
-    check_precision,
     pool_states,
     quantize_embeddings,
-    similarity_matrix,
-    similarity_pairs,
 )
-from .probe_magnet import check_attention, check_vectors
 from .tokenization_magnet import (
-    check_is_unicode,
     check_room,
     check_texts,
+    check_whole_number,
     choose_prompt,
     context_length,
-    pack_token_rows,
+    front_tokens,
+    longest_row,
     pad_token_rows,
     plan_batches,
-    prompt_length,
     tokenize_texts,
 )
 
@@ -52,10 +48,10 @@ ACCELERATOR_BATCH_TOKENS = 16_384
 # 2.13, AMX): at least so many positions in all, in rows of 16 or of a multiple of 32.
 LEAST_BFLOAT16_POSITIONS = 1024
 BFLOAT16_ROWS = (16, 32)
-# Packed rows end at a multiple of this: the blocks of a block mask, and few lengths to compile for.
-PACKED_MULTIPLE = 1024
 # Token ids of this many texts are held at once; their lengths vary little, because texts are sorted before.
 TEXTS_TOKENIZED_AT_ONCE = 8192
+# Moving vectors from the device waits for it, so those of many batches are moved at once.
+BATCHES_MOVED_AT_ONCE = 16
 # A progress bar over fewer texts only flickers; fewer batches suffice for fills, each of which takes many forwards.
 PROGRESS_FROM_TEXTS = 1000
 PROGRESS_FROM_BATCHES = 8
@@ -64,63 +60,9 @@ ReadingMode = Literal["bidirectional", "causal"]
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
 
 
-def check_whole_number(value: Any, *, name: str, least: int | None = None) -> None:
-    """Refuse a value that is not a whole number (`True` is not one), or is less than `least`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or (least is not None and int(value) < least):
-        limit = "" if least is None else f" of at least {least}"
-        raise ValueError(f"`{name}` is {value!r}; expected a whole number{limit}.")
-
-
-def check_reading_mode(mode: str) -> None:
-    """Refuse a mode that plain text cannot be read in."""
-    if not isinstance(mode, str) or mode not in get_args(ReadingMode):
-        raise ValueError(f"`mode` is {mode!r}; expected 'bidirectional' or 'causal'. Infill mode needs segment ids.")
-
-
-def even_shape(longest: int, num_rows: int) -> tuple[int, int]:
-    """Return the width and the number of rows with which a bfloat16 batch has the same sums as any other.
-
-    Args:
-        longest (`int`): Tokens of its longest row.
-        num_rows (`int`): Its rows.
-
-    Example:
-
-        >>> even_shape(5, 2), even_shape(20, 40), even_shape(600, 1)
-        ((16, 64), (32, 40), (608, 2))
-    """
-    small, multiple = BFLOAT16_ROWS
-    width = small if longest <= small else -(-longest // multiple) * multiple
-    return width, max(num_rows, -(-LEAST_BFLOAT16_POSITIONS // width))
-
-
-class HiddenStates(NamedTuple):
-    """Hidden states of some rows of a call."""
-
-    indices: list[int]  # which rows these are
-    states: torch.Tensor  # (B, S, H)
-    attention_mask: torch.Tensor  # (B, S), right padded
-
-
-def longest_row(model: Any, max_length: int | None) -> int:
-    """Return the context in tokens, or the shorter `max_length`."""
-    context = context_length(model.config, model.tokenizer)
-    if max_length is None:
-        return context
-    check_whole_number(max_length, name="max_length")
-    if max_length > context:
-        raise ValueError(f"`max_length` is {max_length}; model and tokenizer have a context of {context} tokens.")
-    return max_length
-
-
-def token_budget(model: Any, batch_tokens: int | None = None, batch_size: int | None = None) -> int:
-    """Check both limits of a batch, and return how many tokens it may have."""
-    for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
-        if value is not None:
-            check_whole_number(value, name=name, least=1)
-    if batch_tokens is not None:
-        return batch_tokens
-    return CPU_BATCH_TOKENS if model.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
+def hides_bar(show_progress_bar: bool | None, number: int, *, least: int = PROGRESS_FROM_TEXTS) -> bool:
+    """Return whether to show no progress over so many texts or batches."""
+    return number < least if show_progress_bar is None else not show_progress_bar
 
 
 @contextmanager
@@ -139,12 +81,13 @@ def evaluating(model: Any) -> Iterator[None]:
             module.training = True
 
 
-def probe_attention(model: Any) -> None:
-    """Check the modes once for each back-end, device and dtype that a model is used with."""
-    used_with = (str(model.config._attn_implementation), model.device.type, str(model.dtype))
-    if used_with not in model._probed:
-        check_attention(model)
-        model._probed.add(used_with)
+def token_budget(model: Any, batch_tokens: int | None = None, batch_size: int | None = None) -> int:
+    """Check both limits of a batch, and return how many tokens it may have."""
+    for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
+        if value is not None:
+            check_whole_number(value, name=name, least=1)
+    default = CPU_BATCH_TOKENS if model.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
+    return default if batch_tokens is None else batch_tokens
 
 
 def pad_token_id(model: Any) -> int:
@@ -166,6 +109,28 @@ def to_device(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return {name: tensor.to(model.device, non_blocking=True) for name, tensor in batch.items()}
 
 
+def even_shape(longest: int, num_rows: int) -> tuple[int, int]:
+    """Return the width and the number of rows with which a bfloat16 batch has the same sums as any other.
+
+    Example:
+
+        >>> even_shape(5, 2), even_shape(20, 40), even_shape(600, 1)
+        ((16, 64), (32, 40), (608, 2))
+    """
+    small, multiple = BFLOAT16_ROWS
+    width = small if longest <= small else -(-longest // multiple) * multiple
+    return width, max(num_rows, -(-LEAST_BFLOAT16_POSITIONS // width))
+
+
+class HiddenStates(NamedTuple):
+    """Hidden states of some rows of a call."""
+
+    indices: list[int]  # which rows these are
+    rows: list[Sequence[int]]  # their token ids
+    states: torch.Tensor  # (B, S, H)
+    attention_mask: torch.Tensor  # (B, S), right padded
+
+
 def hidden_states(
     model: Any,
     rows: Sequence[Sequence[int]],
@@ -176,9 +141,6 @@ def hidden_states(
 ) -> Iterator[HiddenStates]:
     """Yield the hidden states of all rows, batch by batch, without waiting for the device.
 
-    Rows are packed where the back-end skips the blocks that a block mask leaves out; otherwise, and in causal mode,
-    they are padded to the longest of their batch.
-
     Args:
         model: One of our models.
         rows (`Sequence[Sequence[int]]`): Token ids.
@@ -186,61 +148,26 @@ def hidden_states(
         batch_size (`int`, *optional*): Rows of a forward.
         mode (`str`): Of the forwards.
     """
-    packed = mode == "bidirectional" and model.config._attn_implementation in PACKED_BACKENDS
-    run = _packed_states if packed else partial(_padded_states, mode=mode)
-    lengths = [len(row) for row in rows]
-    for indices in plan_batches(lengths, max_tokens=batch_tokens, max_rows=batch_size, padded=not packed):
-        yield HiddenStates(indices, *run(model, [rows[index] for index in indices]))
-
-
-def _padded_states(
-    model: Any, rows: Sequence[Sequence[int]], *, mode: ReadingMode
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return hidden states `(B, S, H)` and attention mask `(B, S)` of a padded batch."""
-    filler, longest = pad_token_id(model), max(map(len, rows))
-    width, num_rows = longest, len(rows)
-    if mode == "bidirectional" and takes_float_masks(model.dtype, model.device):
-        width, num_rows = even_shape(longest, len(rows))
-    fillers = [[filler]] * (num_rows - len(rows))
-    batch = to_device(model, pad_token_rows([*rows, *fillers], pad_token_id=filler, width=width))
-    attention_mask = batch["attention_mask"]
-    # Read off the lists: the device is not waited for.
-    is_padded = min(map(len, rows)) < width or len(fillers) > 0
-    outputs = model(
-        batch["input_ids"],
-        attention_mask=attention_mask if is_padded else None,
-        mode=mode,
-        use_cache=False,
-        logits_to_keep=torch.arange(0, device=model.device),
-    )
-    return outputs.last_hidden_state[: len(rows), :longest], attention_mask[: len(rows), :longest]
-
-
-def _packed_states(model: Any, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the same for rows that the model reads as one, each of which sees only itself."""
-    packed = to_device(
-        model, pack_token_rows(rows, pad_token_id=pad_token_id(model), multiple=PACKED_MULTIPLE)._asdict()
-    )
-    masks = layer_masks(
-        model.config,
-        packed_pattern(packed["row_ids"]),
-        query_positions=packed["position_ids"],
-        key_positions=packed["position_ids"],
-        dtype=model.dtype,
-    )
-    states = model.run_decoder(
-        "bidirectional",
-        input_ids=packed["input_ids"],
-        attention_mask=masks,
-        position_ids=packed["position_ids"],
-        use_cache=False,
-    ).last_hidden_state[0]  # (L, H)
-    lengths = torch.tensor([len(row) for row in rows])
-    place = torch.arange(int(lengths.max()))
-    inside = place < lengths[:, None]  # (B, S)
-    source = (lengths.cumsum(0) - lengths)[:, None] + place.where(inside, 0)
-    unpacked = to_device(model, {"source": source, "inside": inside.long()})
-    return states[unpacked["source"]], unpacked["inside"]
+    filler = pad_token_id(model)
+    is_evened = mode == "bidirectional" and takes_float_masks(model.dtype, model.device)
+    for indices in plan_batches([len(row) for row in rows], max_tokens=batch_tokens, max_rows=batch_size):
+        own = [rows[index] for index in indices]
+        longest, shortest = len(own[0]), len(own[-1])
+        width, num_rows = even_shape(longest, len(own)) if is_evened else (longest, len(own))
+        fillers = [[filler]] * (num_rows - len(own))
+        batch = to_device(model, pad_token_rows([*own, *fillers], pad_token_id=filler, width=width))
+        attention_mask = batch["attention_mask"]
+        # Read off the lists: the device is not waited for.
+        is_padded = shortest < width or len(fillers) > 0
+        outputs = model(
+            batch["input_ids"],
+            attention_mask=attention_mask if is_padded else None,
+            mode=mode,
+            use_cache=False,
+            logits_to_keep=torch.arange(0, device=model.device),
+        )
+        states = outputs.last_hidden_state[: len(own), :longest]
+        yield HiddenStates(indices, own, states, attention_mask[: len(own), :longest])
 
 
 def infill_batch(
@@ -322,35 +249,27 @@ def encode(
         RuntimeError: the back-end does not attend as the mode says, or vectors are not finite.
     """
     single, texts = _checked_texts(inputs, sentences)
-    _check_output(output_value, precision, device)
-    rows = _TextRows.of(model, prompt, prompt_name, max_length, split_special_tokens)
-    read = _Reader.of(model, rows, pooling, truncate_dim, normalize_embeddings)
-    budget, hide = token_budget(model, batch_tokens, batch_size), hides_bar(show_progress_bar, len(texts))
+    _check_output(output_value, precision)
+    how: dict[str, Any] = {"pooling": pooling, "truncate_dim": truncate_dim, "normalize": normalize_embeddings}
+    call = _Call(model, texts, prompt, prompt_name, max_length, split_special_tokens, **how)
     if device is not None:
         model.to(device)
+    budget, hide = token_budget(model, batch_tokens, batch_size), hides_bar(show_progress_bar, len(texts))
     with evaluating(model):
-        batches = _encoded_batches(model, texts, rows, batch_tokens=budget, batch_size=batch_size, hide=hide)
+        batches = call.read(batch_tokens=budget, batch_size=batch_size, hide=hide)
         if output_value == "sentence_embedding":
-            output: Any = _sentence_table(read, batches, texts, on_device=convert_to_tensor)
-            output = _convert(model, output, precision, to_numpy=convert_to_numpy, to_tensor=convert_to_tensor)
+            output = call.embeddings(batches, precision, to_numpy=convert_to_numpy, to_tensor=convert_to_tensor)
         else:
-            output = (_all_outputs if output_value is None else _token_states)(read, batches, texts)
-    _warn_of_cuts(rows, len(texts), context=longest_row(model, None))
+            output = call.outputs(batches, output_value)
+    call.warn_of_cuts()
     return output[0] if single else output
 
 
 def encode_as(model: Any, role: str, inputs: Any, prompt_name: str | None, **kwargs: Any) -> Any:
     """Encode with the stored prompt of a role, where there is one and no other is asked for."""
-    unasked = kwargs.get("prompt") is None and prompt_name is None
-    if unasked and role in model.magnet_settings.prompts:
+    if kwargs.get("prompt") is None and prompt_name is None and role in model.prompts:
         prompt_name = role
     return model.encode(inputs, prompt_name, **kwargs)
-
-
-def compare(model: Any, left: Any, right: Any, *, pairwise: bool = False) -> torch.Tensor:
-    """Compare two sets of embeddings by the model's similarity."""
-    measure = similarity_pairs if pairwise else similarity_matrix
-    return measure(left, right, name=model.magnet_settings.similarity_fn_name)
 
 
 def preprocess(
@@ -371,15 +290,11 @@ def preprocess(
     Raises:
         ValueError: the inputs are not a list of texts.
     """
-    if isinstance(inputs, str):
-        raise ValueError(f"`inputs` is a string ({inputs!r:.60}); expected a list of texts. Put it into a list.")
     texts = check_texts(inputs, name="inputs")
     if not texts:
         return {}
-    length = model.max_seq_length
-    rows = tokenize_texts(
-        model.tokenizer, texts, prompt=prompt, max_length=length, split_special_tokens=split_special_tokens
-    )
+    options: dict[str, Any] = {"prompt": prompt, "split_special_tokens": split_special_tokens}
+    rows = tokenize_texts(model.tokenizer, texts, max_length=model.max_seq_length, **options)
     return pad_token_rows(rows, pad_token_id=pad_token_id(model))
 
 
@@ -393,158 +308,117 @@ def sentence_vectors(
     return vectors
 
 
-def chosen_prompt(model: Any, *, prompt: str | None, prompt_name: str | None) -> str | None:
-    """Return the prompt of a call: given, named, or the model's default."""
-    settings = model.magnet_settings
-    chosen = choose_prompt(
-        settings.prompts, prompt=prompt, prompt_name=prompt_name, default_prompt_name=settings.default_prompt_name
-    )
-    check_is_unicode(chosen or "", name="prompt")
-    return chosen
+class _Call:
+    """A call of `encode`: its options, checked, or the model's settings in place of those that were not given."""
 
+    def __init__(
+        self,
+        model: Any,
+        texts: list[str],
+        prompt: str | None,
+        prompt_name: str | None,
+        max_length: int | None,
+        split_special_tokens: bool,
+        *,
+        pooling: Pooling | None,
+        truncate_dim: int | None,
+        normalize: bool,
+    ) -> None:
+        settings, tokenizer = MagnetSettings.of(model.config), model.tokenizer
+        self.model, self.tokenizer, self.texts = model, tokenizer, texts
+        self.reading: dict[str, Any] = {
+            "prompt": choose_prompt(settings, prompt=prompt, prompt_name=prompt_name),
+            "max_length": longest_row(model.config, tokenizer, max_length),
+            "split_special_tokens": split_special_tokens,
+        }
+        self.prompt_length = check_room(tokenizer, **self.reading)  # tokens that a mean leaves out
+        self.lost: list[int] = []  # takes how many tokens each text that was cut has lost
+        self.pooling: Pooling = settings.pooling if pooling is None else pooling
+        check_pooling(self.pooling)
+        self.width: int = model.config.hidden_size
+        if truncate_dim is not None:
+            check_whole_number(truncate_dim, name="truncate_dim", least=1, most=self.width)
+            self.width = truncate_dim
+        self.normalize = normalize
 
-def hides_bar(show_progress_bar: bool | None, number: int, *, least: int = PROGRESS_FROM_TEXTS) -> bool:
-    """Return whether to show no progress over so many texts or batches."""
-    return number < least if show_progress_bar is None else not show_progress_bar
+    def read(self, *, batch_tokens: int, batch_size: int | None, hide: bool) -> Iterator[HiddenStates]:
+        """Yield the hidden states of all texts, the longest first."""
+        probe_attention(self.model)
+        longest_first = sorted(range(len(self.texts)), key=lambda index: -len(self.texts[index]))
+        with tqdm(total=len(self.texts), desc="Encoding", unit="text", disable=hide) as bar:
+            for start in range(0, len(self.texts), TEXTS_TOKENIZED_AT_ONCE):
+                chosen = longest_first[start : start + TEXTS_TOKENIZED_AT_ONCE]
+                texts = [self.texts[index] for index in chosen]
+                rows = tokenize_texts(self.tokenizer, texts, **self.reading, lost=self.lost)
+                # A method, so that whoever encodes a corpus can count the batches.
+                for batch in self.model._row_states(rows, batch_tokens=batch_tokens, batch_size=batch_size):
+                    yield batch._replace(indices=[chosen[index] for index in batch.indices])
+                    bar.update(len(batch.indices))
 
-
-class _TextRows(NamedTuple):
-    """How the texts of a call become rows of tokens: the arguments of `tokenize_texts`."""
-
-    prompt: str | None
-    max_length: int
-    split_special_tokens: bool
-    lost: list[int]  # takes how many tokens each text that was cut has lost
-
-    @classmethod
-    def of(cls, model: Any, prompt: str | None, prompt_name: str | None, max_length: int | None, split: bool) -> Any:
-        """Choose the prompt, and check that it leaves space for text."""
-        chosen = chosen_prompt(model, prompt=prompt, prompt_name=prompt_name)
-        rows = cls(chosen, longest_row(model, max_length), split, [])
-        check_room(model.tokenizer, prompt=chosen, max_length=rows.max_length, split_special_tokens=split)
-        return rows
-
-
-class _Reader(NamedTuple):
-    """What is read of the hidden states of a call."""
-
-    model: Any
-    pooling: Pooling
-    prompt_length: int  # tokens that a mean leaves out
-    width: int
-    normalize: bool
-
-    @classmethod
-    def of(cls, model: Any, rows: _TextRows, pooling: Pooling | None, width: int | None, normalize: bool) -> Any:
-        """Take the model's pooling where none is asked for, and check the rest."""
-        pooling = model.magnet_settings.pooling if pooling is None else pooling
-        check_pooling(pooling)
-        left_out = 0
-        if pooling != "last":
-            left_out = prompt_length(model.tokenizer, rows.prompt, split_special_tokens=rows.split_special_tokens)
-        return cls(model, pooling, left_out, _check_width(model, width), normalize)
+    def pool(self, batch: HiddenStates) -> torch.Tensor:
+        """Return the sentence vectors of a batch."""
+        how: dict[str, Any] = {"pooling": self.pooling, "prompt_length": self.prompt_length}
+        return self.shorten(sentence_vectors(self.model, batch.states, batch.attention_mask, **how))
 
     def shorten(self, vectors: torch.Tensor) -> torch.Tensor:
         """Keep the first dimensions, and scale to unit length where that was asked for."""
         vectors = vectors[..., : self.width]
         return torch.nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
 
-    def pool(self, batch: "_EncodedBatch") -> torch.Tensor:
-        """Return the sentence vectors of a batch."""
-        options: dict[str, Any] = {"pooling": self.pooling, "prompt_length": self.prompt_length}
-        return self.shorten(sentence_vectors(self.model, batch.states, batch.attention_mask, **options))
+    def embeddings(
+        self, batches: Iterator[HiddenStates], precision: Precision, *, to_numpy: bool, to_tensor: bool
+    ) -> Any:
+        """Return sentence embeddings `(number of texts, width)` in the order of the texts."""
+        # The dtype is explicit: while any thread loads a model, torch's default is that model's, for all threads.
+        device = self.model.device if to_tensor else "cpu"
+        table = torch.empty(len(self.texts), self.width, dtype=torch.float32, device=device)
+        waiting: list[tuple[list[int], torch.Tensor]] = []
+        for batch in batches:
+            waiting.append((batch.indices, self.pool(batch)))
+            if len(waiting) == BATCHES_MOVED_AT_ONCE:
+                self._move(waiting, table)
+        self._move(waiting, table)
+        if precision != "float32":
+            table = torch.from_numpy(quantize_embeddings(table.cpu().numpy(), precision=precision)).to(device)
+        return table if to_tensor else table.numpy() if to_numpy else list(table)
 
+    def _move(self, waiting: list[tuple[list[int], torch.Tensor]], table: torch.Tensor) -> None:
+        """Check the vectors that wait, and write them into the table."""
+        if waiting:
+            indices = [index for batch, _ in waiting for index in batch]
+            vectors = torch.cat([vectors for _, vectors in waiting]).to(table.device)
+            check_vectors(self.model, vectors.isfinite().all(-1), texts=self.texts, indices=indices)
+            table[torch.tensor(indices, device=table.device)] = vectors
+            waiting.clear()
 
-class _EncodedBatch(NamedTuple):
-    """Hidden states of some texts of a call."""
+    def outputs(self, batches: Iterator[HiddenStates], output_value: OutputValue | None) -> list[Any]:
+        """Return float32 states `(S, width)` of each text, or all it has under sentence-transformers' names."""
+        outputs: list[Any] = [None] * len(self.texts)
+        is_finite = torch.ones(len(self.texts), dtype=torch.bool)
+        for batch in batches:
+            for index, row, states, mask, vector in zip(*batch, self.pool(batch), strict=True):
+                own = states[mask.bool()].float()
+                is_finite[index] = own.isfinite().all() & vector.isfinite().all()
+                outputs[index] = {
+                    "input_ids": torch.tensor(row, device=states.device),
+                    "attention_mask": mask[mask.bool()],
+                    "token_embeddings": own,
+                    "sentence_embedding": vector,
+                }
+        check_vectors(self.model, is_finite, texts=self.texts, indices=range(len(self.texts)))
+        return [self.shorten(each["token_embeddings"]) for each in outputs] if output_value else outputs
 
-    indices: list[int]  # which texts these are
-    rows: list[list[int]]  # their token ids
-    states: torch.Tensor  # (B, S, H)
-    attention_mask: torch.Tensor  # (B, S)
-
-
-def _encoded_batches(
-    model: Any, texts: list[str], how: _TextRows, *, batch_tokens: int, batch_size: int | None, hide: bool
-) -> Iterator[_EncodedBatch]:
-    """Yield the hidden states of texts, longest first."""
-    probe_attention(model)
-    longest_first = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
-    with tqdm(total=len(texts), desc="Encoding", unit="text", disable=hide) as bar:
-        for start in range(0, len(texts), TEXTS_TOKENIZED_AT_ONCE):
-            chosen = longest_first[start : start + TEXTS_TOKENIZED_AT_ONCE]
-            rows = tokenize_texts(model.tokenizer, [texts[index] for index in chosen], **how._asdict())
-            # A method, so that whoever encodes a corpus can count the batches.
-            for batch in model._row_states(rows, batch_tokens=batch_tokens, batch_size=batch_size):
-                indices = [chosen[index] for index in batch.indices]
-                own = [rows[index] for index in batch.indices]
-                yield _EncodedBatch(indices, own, batch.states, batch.attention_mask)
-                bar.update(len(batch.indices))
-
-
-def _sentence_table(
-    read: _Reader, batches: Iterator[_EncodedBatch], texts: list[str], *, on_device: bool
-) -> torch.Tensor:
-    """Return sentence embeddings `(len(texts), width)` in the order of the texts."""
-    # The dtype is explicit: while any thread loads a model, torch's default dtype is that model's, for all threads.
-    table = torch.empty(len(texts), read.width, dtype=torch.float32, device=read.model.device if on_device else "cpu")
-    indices: list[int] = []
-    parts: list[torch.Tensor] = []
-
-    def move() -> None:
-        rows = torch.tensor(indices, dtype=torch.long, device=table.device)
-        vectors = torch.cat(parts).to(table.device)
-        check_vectors(read.model, vectors.isfinite().all(-1), texts=texts, indices=indices)
-        table[rows] = vectors
-
-    for batch in batches:
-        indices += batch.indices
-        parts.append(read.pool(batch))
-        if len(indices) >= TEXTS_TOKENIZED_AT_ONCE:
-            move()
-            indices, parts = [], []
-    if parts:
-        move()
-    return table
-
-
-def _convert(model: Any, embeddings: torch.Tensor, precision: Precision, *, to_numpy: bool, to_tensor: bool) -> Any:
-    """Return sentence embeddings in the form that was asked for."""
-    if precision != "float32":
-        embeddings = torch.from_numpy(quantize_embeddings(embeddings.cpu().numpy(), precision=precision))
-    if to_tensor:
-        return embeddings.to(model.device)
-    return embeddings.numpy() if to_numpy else list(embeddings)
-
-
-def _token_states(read: _Reader, batches: Iterator[_EncodedBatch], texts: list[str]) -> list[torch.Tensor]:
-    """Return float32 states `(S, width)` of all tokens of each text."""
-    states: list[torch.Tensor] = [torch.empty(0, dtype=torch.float32)] * len(texts)
-    for batch in batches:
-        for index, row, mask in zip(batch.indices, batch.states, batch.attention_mask, strict=True):
-            states[index] = read.shorten(row[mask.bool()].float())
-    if states:
-        is_finite = torch.stack([row.isfinite().all() for row in states])
-        check_vectors(read.model, is_finite, texts=texts, indices=range(len(texts)))
-    return states
-
-
-def _all_outputs(read: _Reader, batches: Iterator[_EncodedBatch], texts: list[str]) -> list[dict[str, torch.Tensor]]:
-    """Return all that a text has, under sentence-transformers' names, without padding."""
-    outputs: list[dict[str, torch.Tensor]] = [{} for _ in texts]
-    for batch in batches:
-        for index, row, states, mask, vector in zip(*batch, read.pool(batch), strict=True):
-            outputs[index] = {
-                "input_ids": torch.tensor(row, dtype=torch.long, device=states.device),
-                "attention_mask": mask[mask.bool()],
-                "token_embeddings": states[mask.bool()].float(),
-                "sentence_embedding": vector,
-            }
-    if outputs:
-        names = ("token_embeddings", "sentence_embedding")
-        is_finite = [torch.stack([one[name].isfinite().all() for name in names]).all() for one in outputs]
-        check_vectors(read.model, torch.stack(is_finite), texts=texts, indices=range(len(texts)))
-    return outputs
+    def warn_of_cuts(self) -> None:
+        """Say how many texts were cut, and by how much."""
+        if self.lost:
+            context, limit = context_length(self.model.config, self.tokenizer), self.reading["max_length"]
+            remedy = f"Raise `max_length` up to {context}, split" if limit < context else "Split"
+            warnings.warn(
+                f"{len(self.lost)} of {len(self.texts)} texts were longer than {limit} tokens with BOS, prompt and "
+                f"EOS, and lost their ends: at most {max(self.lost)} tokens, {sum(self.lost)} in all. {remedy} them, "
+                "or use `encode_words` or `encode_tokens`, which read long texts in windows.",
+                stacklevel=4,
+            )
 
 
 def _checked_texts(inputs: Any, sentences: Any) -> tuple[bool, list[str]]:
@@ -556,74 +430,117 @@ def _checked_texts(inputs: Any, sentences: Any) -> tuple[bool, list[str]]:
     return single, check_texts([inputs] if single else inputs, name="inputs")
 
 
-def _check_width(model: Any, truncate_dim: int | None) -> int:
-    """Return the dimensions of an embedding."""
-    full: int = model.config.hidden_size
-    if truncate_dim is None:
-        return full
-    check_whole_number(truncate_dim, name="truncate_dim")
-    if not 1 <= truncate_dim <= full:
-        raise ValueError(f"`truncate_dim` is {truncate_dim}; embeddings have {full} dimensions, pass 1 to {full}.")
-    return truncate_dim
-
-
-def _check_output(output_value: Any, precision: Any, device: Any) -> None:
+def _check_output(output_value: Any, precision: Any) -> None:
     """Refuse an output or a precision that does not exist, or both where they do not go together."""
-    check_precision(precision)
-    if output_value is not None and (not isinstance(output_value, str) or output_value not in get_args(OutputValue)):
-        raise ValueError(
-            f"`output_value` is {output_value!r}; expected 'sentence_embedding', 'token_embeddings' or None."
-        )
+    check_choice(output_value, (*get_args(OutputValue), None), name="output_value")
+    check_choice(precision, PRECISIONS, name="precision")
     if output_value != "sentence_embedding" and precision != "float32":
         raise ValueError(
             f"precision={precision!r} was given with output_value={output_value!r}; only sentence embeddings are "
             "quantised. Leave it out, or pass token vectors to `quantize_embeddings`."
         )
-    if isinstance(device, list | tuple):
-        raise ValueError(
-            f"`device` is {device!r:.60}; expected one device, because this encodes in one process. For several use "
-            "examples/encode_corpus.py, or SentenceTransformer(directory) with its pool."
+
+
+# Tokens that any vocabulary has; special ones would do as well.
+PROBE_IDS = (3, 7, 4, 9, 5, 8)
+NUM_KEPT = 3
+# Equal rows of one batch may differ in their last bits.
+NOISE_FACTOR = 10
+
+_REMEDY = (
+    "Either its weights are damaged: look for NaN in the checkpoint. Or its states are too large for this dtype: load "
+    "it with dtype='bfloat16' or dtype='float32'."
+)
+
+
+def probe_attention(model: Any) -> None:
+    """Check the modes once for each back-end, device and dtype that a model is used with."""
+    used_with = (str(model.config._attn_implementation), model.device.type, str(model.dtype))
+    if used_with not in model._probed:
+        check_attention(model)
+        model._probed.add(used_with)
+
+
+@torch.no_grad()
+def check_attention(model: Any) -> None:
+    """Check by two short forwards that later tokens change earlier hidden states in bidirectional mode only.
+
+    The batch holds a row, the same row with other tokens at its end, and the row again, which shows the rounding noise
+    of the back-end. Each row begins with BOS as real texts do: its hidden state is far larger than the others.
+
+    Raises:
+        RuntimeError: a mode attends to too much or too little, or hidden states are not finite; names back-end and
+            versions.
+    """
+    vocab_size = model.config.vocab_size
+    ids = torch.tensor([PROBE_IDS] * 3) % vocab_size
+    ids[1, NUM_KEPT:] = (ids[1, NUM_KEPT:] + 1) % vocab_size
+    try:
+        front = front_tokens(model.tokenizer)
+    except ValueError:  # a model without a tokenizer
+        front = []
+    ids = torch.cat([torch.tensor([front] * 3, dtype=torch.long), ids], dim=1).to(model.device)
+    moved, noise = {}, {}
+    for mode in ("bidirectional", "causal"):  # a back-end without the first raises
+        outputs = model(ids, mode=mode, use_cache=False, logits_to_keep=torch.arange(0))
+        kept = outputs.last_hidden_state[:, : len(front) + NUM_KEPT]
+        if not kept.isfinite().all():
+            raise RuntimeError(f"The hidden states of the model are not finite, with {_used_with(model)}. {_REMEDY}")
+        moved[mode], noise[mode] = (float((kept[row] - kept[0]).abs().max()) for row in (1, 2))
+    complaints = []
+    if not moved["bidirectional"] > NOISE_FACTOR * noise["bidirectional"]:
+        complaints.append("bidirectional mode does not see later tokens: embeddings would silently be causal")
+    if moved["causal"] > NOISE_FACTOR * noise["causal"] and moved["causal"] > 0.01 * moved["bidirectional"]:
+        complaints.append("causal mode sees later tokens: generation would silently be wrong")
+    if complaints:
+        raise RuntimeError(
+            f"Attention is not what the mode says, with {_used_with(model)}: {'; '.join(complaints)} (hidden states "
+            f"moved by {moved}, noise {noise}). Choose another back-end with `model.set_attn_implementation(...)` or "
+            "other versions, and report it."
         )
 
 
-def _warn_of_cuts(rows: _TextRows, num_texts: int, *, context: int) -> None:
-    """Say how many texts were cut, and by how much."""
-    lost, limit = rows.lost, rows.max_length
-    if lost:
-        remedy = f"Raise `max_length` up to {context}, split" if limit < context else "Split"
-        warnings.warn(
-            f"{len(lost)} of {num_texts} texts were longer than {limit} tokens with BOS, prompt and EOS, and lost "
-            f"their ends: at most {max(lost)} tokens, {sum(lost)} in all. {remedy} them, or use `encode_words` or "
-            "`encode_tokens`, which read long texts in windows.",
-            stacklevel=4,
-        )
+def check_vectors(model: Any, is_finite: torch.Tensor, *, texts: Sequence[str], indices: Sequence[int]) -> None:
+    """Raise a RuntimeError that names the first texts whose vectors are not finite; waits for the device once.
+
+    Args:
+        model (`PreTrainedModel`): The model that made them.
+        is_finite (`torch.BoolTensor` of shape `(N,)`): Whether all vectors of a text are finite.
+        texts (`Sequence[str]`): All texts of the call.
+        indices (`Sequence[int]`): Which N of them were embedded.
+    """
+    if bool(is_finite.all()):
+        return
+    wrong = sorted(index for index, fine in zip(indices, is_finite.tolist(), strict=True) if not fine)
+    named = ", ".join(f"{index} ({texts[index]!r:.40})" for index in wrong[:3]) + (", ..." if len(wrong) > 3 else "")
+    raise RuntimeError(
+        f"The vectors of {len(wrong)} of {len(indices)} texts are not finite: texts {named}, with "
+        f"{_used_with(model)}. {_REMEDY}"
+    )
 
 
-# The infill side is to be functions, too; until then its mixins have no base of their own here.
-EncodingMixin: Any = object
+def _used_with(model: Any) -> str:
+    """Return back-end, device, dtype and versions for a message."""
+    return (
+        f"attn_implementation={model.config._attn_implementation!r} on {model.device.type} in {model.dtype}, "
+        f"transformers {transformers.__version__}, torch {torch.__version__}"
+    )
 
 
 __all__ = [
     "ACCELERATOR_BATCH_TOKENS",
     "CPU_BATCH_TOKENS",
-    "EncodingMixin",
-    "HiddenStates",
-    "OutputValue",
     "PROGRESS_FROM_BATCHES",
     "PROGRESS_FROM_TEXTS",
     "ReadingMode",
-    "check_reading_mode",
-    "check_whole_number",
-    "chosen_prompt",
-    "compare",
+    "check_attention",
+    "check_vectors",
     "encode",
     "encode_as",
     "evaluating",
-    "even_shape",
     "hidden_states",
     "hides_bar",
     "infill_batch",
-    "longest_row",
     "pad_token_id",
     "preprocess",
     "probe_attention",

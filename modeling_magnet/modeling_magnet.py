@@ -33,8 +33,6 @@ from .configuration_magnet import (
     resolve_mask_token,
 )
 from .encoding_magnet import (
-    check_whole_number,
-    compare,
     encode,
     encode_as,
     evaluating,
@@ -59,9 +57,9 @@ from .masking_magnet import (
     mode_of_call,
     positions_from_mask,
 )
-from .pooling_magnet import ContrastiveHead, Similarity
+from .pooling_magnet import ContrastiveHead, Similarity, similarity_matrix, similarity_pairs
 from .sources_magnet import CARD, ModelSource, TokenizerSource
-from .tokenization_magnet import context_length
+from .tokenization_magnet import check_whole_number, context_length
 from .words_magnet import encode_tokens, encode_words
 
 # BOS, a token of text and EOS.
@@ -486,7 +484,7 @@ class MagnetMixin(InfillingMixin, _Host):
         Returns:
             `torch.FloatTensor` of shape `(N, M)`; larger is more alike.
         """
-        return compare(self, embeddings1, embeddings2)
+        return similarity_matrix(embeddings1, embeddings2, name=self.similarity_fn_name)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
         """Compare each embedding of one set with the one in the same row of another, by the model's similarity.
@@ -497,7 +495,7 @@ class MagnetMixin(InfillingMixin, _Host):
         Returns:
             `torch.FloatTensor` of shape `(N,)`; larger is more alike.
         """
-        return compare(self, embeddings1, embeddings2, pairwise=True)
+        return similarity_pairs(embeddings1, embeddings2, name=self.similarity_fn_name)
 
     def tokenize(self, texts: Sequence[str], **kwargs: Any) -> dict[str, torch.Tensor]:
         """Call `preprocess`, whose older name this is.
@@ -549,10 +547,8 @@ class MagnetMixin(InfillingMixin, _Host):
 
     @max_seq_length.setter
     def max_seq_length(self, length: int) -> None:
-        check_whole_number(length, name="max_seq_length", least=SHORTEST_ROW)
         context = self.config.max_position_embeddings
-        if length > context:
-            raise ValueError(f"`max_seq_length` is {length}; the model has a context of {context} tokens.")
+        check_whole_number(length, name="max_seq_length", least=SHORTEST_ROW, most=context)
         self.tokenizer.model_max_length = int(length)
 
     def get_embedding_dimension(self) -> int:

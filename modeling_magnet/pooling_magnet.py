@@ -5,6 +5,7 @@ The rules are sentence-transformers', so that both give the same vectors.
 Shapes: B texts, S tokens in the longest, H hidden size.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,6 +14,21 @@ from torch import nn
 
 Pooling = Literal["last", "mean", "weighted_mean"]
 POOLINGS = get_args(Pooling)
+Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
+SIMILARITIES = get_args(Similarity)
+Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
+PRECISIONS = get_args(Precision)
+
+
+def check_choice(value: Any, choices: Sequence[Any], *, name: str) -> None:
+    """Refuse a value that is not one of the choices."""
+    if value not in choices:
+        raise ValueError(f"`{name}` is {value!r:.60}; expected one of {list(choices)}.")
+
+
+def check_pooling(pooling: str) -> None:
+    """Refuse a pooling that does not exist."""
+    check_choice(pooling, POOLINGS, name="pooling")
 
 
 def pool_states(
@@ -56,16 +72,6 @@ def last_token_states(hidden_states: torch.Tensor, attention_mask: torch.Tensor)
     return hidden_states[torch.arange(len(hidden_states), device=hidden_states.device), last]
 
 
-def check_pooling(pooling: str) -> None:
-    """Refuse a pooling that does not exist."""
-    if not isinstance(pooling, str) or pooling not in POOLINGS:
-        raise ValueError(f"`pooling` is {pooling!r}; expected one of {list(POOLINGS)}.")
-
-
-Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
-SIMILARITIES = get_args(Similarity)
-
-
 def similarity_matrix(left: Any, right: Any, *, name: Similarity) -> torch.Tensor:
     """Compare every embedding of one set with every one of another.
 
@@ -76,47 +82,31 @@ def similarity_matrix(left: Any, right: Any, *, name: Similarity) -> torch.Tenso
     Returns:
         `torch.FloatTensor` of shape `(N, M)`, in float32.
 
-    Raises:
-        ValueError: an unknown name, inputs that are not numbers, or widths that differ.
-
     Example:
 
         >>> similarity_matrix([[3.0, 4.0]], [[0.0, 5.0], [3.0, 4.0], [6.0, 8.0]], name="dot").tolist()
         [[20.0, 25.0, 50.0]]
     """
     left, right = _comparable(left, right, name=name)
-    if name == "euclidean":
-        return -torch.cdist(left, right)
-    if name == "manhattan":
-        return -torch.cdist(left, right, p=1)
+    if name in ("euclidean", "manhattan"):
+        return -torch.cdist(left, right, p=2 if name == "euclidean" else 1)
     return left @ right.T
 
 
 def similarity_pairs(left: Any, right: Any, *, name: Similarity) -> torch.Tensor:
-    """Compare each embedding of one set with the one in the same row of another: `(N,)`, as `similarity_matrix`.
-
-    Example:
-
-        >>> similarity_pairs([[3.0, 4.0], [1.0, 0.0]], [[3.0, 4.0], [1.0, 2.0]], name="euclidean").tolist()
-        [-0.0, -2.0]
-    """
+    """Compare each embedding of one set with the one in the same row of another: `(N,)`, as `similarity_matrix`."""
     left, right = _comparable(left, right, name=name)
     if len(left) != len(right):
         raise ValueError(f"{len(left)} and {len(right)} embeddings do not make pairs; pass as many of each.")
-    if name == "euclidean":
-        return -(left - right).norm(dim=-1)
-    if name == "manhattan":
-        return -(left - right).abs().sum(-1)
+    if name in ("euclidean", "manhattan"):
+        return -(left - right).norm(p=2 if name == "euclidean" else 1, dim=-1)
     return (left * right).sum(-1)
 
 
 def _comparable(left: Any, right: Any, *, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return two float32 matrices of one width, with rows of unit length for cosines."""
-    if not isinstance(name, str) or name not in SIMILARITIES:
-        raise ValueError(f"The similarity is {name!r}; expected one of {list(SIMILARITIES)}.")
+    """Return two float32 matrices, with rows of unit length for cosines."""
+    check_choice(name, SIMILARITIES, name="similarity_fn_name")
     left, right = _rows(left), _rows(right)
-    if left.shape[-1] != right.shape[-1]:
-        raise ValueError(f"Embeddings of {left.shape[-1]} and of {right.shape[-1]} dimensions cannot be compared.")
     if name == "cosine":
         return torch.nn.functional.normalize(left, dim=-1), torch.nn.functional.normalize(right, dim=-1)
     return left, right
@@ -124,25 +114,13 @@ def _comparable(left: Any, right: Any, *, name: str) -> tuple[torch.Tensor, torc
 
 def _rows(embeddings: Any) -> torch.Tensor:
     """Return embeddings as a float32 matrix."""
-    try:
-        if isinstance(embeddings, list) and embeddings and isinstance(embeddings[0], torch.Tensor):
-            rows = torch.stack(embeddings)
-        elif isinstance(embeddings, torch.Tensor):
-            rows = embeddings
-        else:
-            rows = torch.from_numpy(np.asarray(embeddings, order="C"))  # torch has no reversed views
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"Embeddings were given as {type(embeddings).__name__} ({embeddings!r:.60}), which is no array of numbers "
-            f"({error}). Pass what `encode` returns."
-        ) from error
-    if rows.dim() not in (1, 2):
-        raise ValueError(f"Embeddings were given in shape {tuple(rows.shape)}; expected (width,) or (number, width).")
-    return (rows[None] if rows.dim() == 1 else rows).float()
-
-
-Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
-PRECISIONS = get_args(Precision)
+    if isinstance(embeddings, list) and embeddings and isinstance(embeddings[0], torch.Tensor):
+        embeddings = torch.stack(embeddings)
+    elif not isinstance(embeddings, torch.Tensor):
+        embeddings = torch.from_numpy(np.asarray(embeddings, order="C"))  # torch has no reversed views
+    if embeddings.dim() not in (1, 2):
+        raise ValueError(f"Embeddings have shape {tuple(embeddings.shape)}; expected (width,) or (number, width).")
+    return torch.atleast_2d(embeddings).float()
 
 
 def quantize_embeddings(
@@ -170,12 +148,12 @@ def quantize_embeddings(
         >>> quantize_embeddings(np.array([[0.5, -1.0]]), precision="ubinary").tolist()
         [[128]]
     """
-    check_precision(precision)
-    if not np.isfinite(embeddings).all():
-        rows = np.flatnonzero(~np.isfinite(embeddings).all(axis=-1))
+    check_choice(precision, PRECISIONS, name="precision")
+    is_finite = np.isfinite(embeddings).all(axis=-1)
+    if not is_finite.all():
         raise ValueError(
-            f"{len(rows)} of {len(embeddings)} embeddings are not finite, row {rows[0]} first; as bytes or bits they "
-            "would look like any other. Find out where the NaN comes from: often it is the dtype float16."
+            f"{(~is_finite).sum()} of {len(embeddings)} embeddings are not finite, row {is_finite.argmin()} first; as "
+            "bytes or bits they would look like any other. Often the cause is the dtype float16."
         )
     if precision == "float32":
         return embeddings.astype(np.float32)
@@ -194,12 +172,6 @@ def quantize_embeddings(
     step = (highest - lowest) / 255
     buckets = np.clip(np.floor((embeddings - lowest) / np.where(step == 0, 1, step)), 0, 255)
     return buckets.astype(np.uint8) if precision == "uint8" else (buckets - 128).astype(np.int8)
-
-
-def check_precision(precision: str) -> None:
-    """Refuse a precision that does not exist."""
-    if not isinstance(precision, str) or precision not in PRECISIONS:
-        raise ValueError(f"`precision` is {precision!r}; expected one of {list(PRECISIONS)}.")
 
 
 class ContrastiveHead(nn.Module):
@@ -230,8 +202,8 @@ __all__ = [
     "Precision",
     "SIMILARITIES",
     "Similarity",
+    "check_choice",
     "check_pooling",
-    "check_precision",
     "last_token_states",
     "pool_states",
     "quantize_embeddings",

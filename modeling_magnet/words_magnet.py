@@ -1,11 +1,11 @@
 """Texts -> one vector per token or per word, with its place in the text, for texts of any length."""
 
-import inspect
 import re
 import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -13,20 +13,33 @@ from transformers.utils.logging import tqdm
 
 from .encoding_magnet import (
     ReadingMode,
-    check_reading_mode,
-    check_whole_number,
-    chosen_prompt,
+    check_vectors,
     evaluating,
     hidden_states,
     hides_bar,
-    longest_row,
     probe_attention,
     token_budget,
 )
-from .probe_magnet import check_vectors
-from .tokenization_magnet import check_texts, front_tokens, items_of, join_prompt, read_texts
+from .pooling_magnet import check_choice
+from .tokenization_magnet import (
+    check_texts,
+    choose_prompt,
+    front_tokens,
+    items_of,
+    join_prompt,
+    longest_row,
+    read_texts,
+)
 
 Shift = Literal["next", "same"]
+Spans = list[tuple[int, int]]
+
+
+class PlacedVectors(NamedTuple):
+    """Vectors of the tokens or words of one text, in its order."""
+
+    vectors: np.ndarray  # (n, hidden size), float32
+    offsets: np.ndarray  # (n, 2), characters start and end in the text
 
 
 class Window(NamedTuple):
@@ -38,87 +51,44 @@ class Window(NamedTuple):
     keep_end: int
 
 
-def plan_windows(length: int, *, size: int, overlap: int, context: int = 0) -> list[Window]:
-    """Cut a row into overlapping windows, each token kept where it is farthest from an edge.
+def plan_windows(
+    length: int, *, size: int, shift: Shift = "next", mode: ReadingMode = "bidirectional"
+) -> list[Window]:
+    """Cut a row of tokens into windows that share a quarter, each token kept where it is farthest from an edge.
 
     Args:
-        length, size, overlap (`int`): Tokens of the row, of a window, and those that two neighbours share (the last
-            two share more, so that every window is full).
-        context (`int`, defaults to 0): Tokens in front of what a later window keeps, at most `overlap`.
+        length, size (`int`): Tokens of the row and of a window; the last two share more, so that every window is full.
+        shift (`str`): With `"next"` a token is represented by the output before it, so that at least one token of text
+            must be in front of what a later window keeps: BOS and prompt know nothing of the text before.
+        mode (`str`): In `"causal"` the tokens after one are of no use to it, so that the whole overlap is in front.
 
     Returns:
         `list[Window]`: their kept parts are disjoint and cover the row.
 
     Example:
 
-        >>> [tuple(window) for window in plan_windows(10, size=6, overlap=2)]
-        [(0, 6, 0, 5), (4, 10, 5, 10)]
-        >>> [tuple(window) for window in plan_windows(9, size=5, overlap=1, context=1)]
-        [(0, 5, 0, 5), (4, 9, 5, 9)]
+        >>> [tuple(window) for window in plan_windows(13, size=8)]
+        [(0, 8, 0, 7), (5, 13, 7, 13)]
     """
-    starts = list(range(0, max(length - size, 0), size - overlap)) + [max(length - size, 0)]
-    ends = [min(start + size, length) for start in starts]
+    in_front = int(shift == "next")
+    if size < 1 or (length > size and in_front >= size):
+        raise ValueError(
+            f"A text of {length} tokens cannot be read in windows of {size} with shift={shift!r}. Raise `max_length`, "
+            "shorten the prompt, or pass shift='same'."
+        )
+    if length <= size:
+        return [Window(0, length, 0, length)] if length else []
+    overlap = max(size // 4, in_front)
+    if mode == "causal":
+        in_front = overlap
+    starts = [*range(0, length - size, size - overlap), length - size]
     # Half of what two neighbours share goes to each.
-    cuts = [max((start + end) // 2, start + context) for start, end in zip(starts[1:], ends, strict=False)]
-    return [
-        Window(*window)
-        for window in zip(starts, ends, [0, *cuts], [*cuts, length], strict=True)
-        if window[2] < window[3]
-    ]
+    cuts = [max((after + before + size) // 2, after + in_front) for before, after in pairwise(starts)]
+    windows = zip(starts, [0, *cuts], [*cuts, length], strict=True)
+    return [Window(start, start + size, first, last) for start, first, last in windows if first < last]
 
 
-def windows_of_text(
-    length: int,
-    *,
-    num_front: int,
-    size: int,
-    overlap: int | None,
-    shift: Shift,
-    mode: ReadingMode = "bidirectional",
-) -> list[Window]:
-    """Plan the windows in which a text of `length` tokens is read, `num_front` tokens of BOS and prompt before each.
-
-    Args:
-        size (`int`): Tokens of text that fit beside those.
-        overlap (`int`, *optional*): Tokens two neighbours share; defaults to a quarter of `size`.
-        shift (`str`): With `"next"` a token is represented by the output before it, so that at least one token of text
-            must be in front of what a later window keeps: BOS and prompt know nothing of the text before.
-        mode (`str`): In `"causal"` the tokens after one are of no use to it, so that the whole overlap is in front.
-
-    Raises:
-        ValueError: they do not fit, or their overlap does not.
-    """
-    if overlap is None:
-        overlap = max(size, 0) // 4
-    check_whole_number(overlap, name="window_overlap")
-    if size < 1 or not 0 <= overlap < size:
-        raise ValueError(
-            f"Windows of {size} tokens of text cannot overlap by {overlap}: `window_overlap` must be at least 0 and "
-            f"less than a window. BOS and prompt take {num_front} tokens of each window; raise `max_length`, or "
-            "shorten the overlap or the prompt."
-        )
-    context = int(shift == "next")
-    if length > size and size <= context:
-        raise ValueError(
-            f"A text of {length} tokens does not fit into a window of {size}, in which no token has another in front, "
-            "as shift='next' needs. Raise `max_length`, shorten the prompt, or pass shift='same'."
-        )
-    overlap = max(overlap, min(context, size - 1))
-    context = overlap if mode == "causal" else context
-    return plan_windows(length, size=size, overlap=overlap, context=context) if length else []
-
-
-Spans = list[tuple[int, int]]
-
-
-class PlacedVectors(NamedTuple):
-    """Vectors of the tokens or words of one text, in its order."""
-
-    vectors: np.ndarray  # (n, hidden size), float32
-    offsets: np.ndarray  # (n, 2), characters start and end in the text
-
-
-def owners_of_tokens(words: Spans, offsets: Spans, text: str | None = None) -> list[int]:
+def owners_of_tokens(words: Spans, offsets: Spans, text: str) -> list[int]:
     """Find the word that holds most of each token's characters, white space of `text` not counted.
 
     Tokenizers differ in whether the space in front of a word belongs to its token, and some glue punctuation to the
@@ -132,29 +102,22 @@ def owners_of_tokens(words: Spans, offsets: Spans, text: str | None = None) -> l
 
     Example:
 
-        >>> owners_of_tokens([(0, 3), (4, 7)], [(0, 2), (2, 3), (3, 4), (3, 7)])
+        >>> owners_of_tokens([(0, 4), (5, 6)], [(0, 3), (3, 5), (4, 5), (5, 6)], "end.\\nA")
         [0, 0, -1, 1]
-        >>> owners_of_tokens([(0, 4), (5, 6)], [(0, 3), (3, 5), (5, 6)], "end.\\nA")
-        [0, 0, 1]
     """
-    owners = []
-    for start, end in offsets:
-        shares = shares_of_token(words, (start, end), text)
-        # Of equal shares the last one counts.
-        owners.append(max(reversed(shares), key=lambda share: share[1])[0] if shares else -1)
-    return owners
+    shares = [_shares_of_token(words, token, text) for token in offsets]
+    return [max(found)[1] if found else -1 for found in shares]
 
 
-def shares_of_token(words: Spans, token: tuple[int, int], text: str | None = None) -> list[tuple[int, int]]:
-    """Return the indices of the words that have characters in a token, and how many."""
+def _shares_of_token(words: Spans, token: tuple[int, int], text: str) -> Spans:
+    """Return how many characters of a token are in a word, and the word's index, for each word that has some."""
     start, end = token
     shares = []
     index = bisect_right(words, start, key=lambda word: word[1])
     while index < len(words) and words[index][0] < end:
-        first, last = max(start, words[index][0]), min(end, words[index][1])
-        size = last - first if text is None else len("".join(text[first:last].split()))
+        size = len("".join(text[max(start, words[index][0]) : min(end, words[index][1])].split()))
         if size > 0:
-            shares.append((index, size))
+            shares.append((size, index))
         index += 1
     return shares
 
@@ -169,15 +132,14 @@ def encode_tokens(
     shift: Shift = "next",
     mode: ReadingMode = "bidirectional",
     max_length: int | None = None,
-    window_overlap: int | None = None,
     batch_tokens: int | None = None,
     split_special_tokens: bool = True,
     show_progress_bar: bool | None = None,
 ) -> PlacedVectors | list[PlacedVectors]:
     """Embed every token of a text, in bidirectional mode by default, without an EOS.
 
-    A text beyond the context is read in windows that overlap; each repeats BOS and prompt, and a token's vector comes
-    from the window in which it is farthest from an edge.
+    A text beyond the context is read in windows that share a quarter; each repeats BOS and prompt, and a token's
+    vector comes from the window in which it is farthest from an edge.
 
     Args:
         inputs (`str` or `list[str]`): Texts; an empty one has no tokens.
@@ -187,7 +149,6 @@ def encode_tokens(
             it (the paper's choice; without BOS, the first token by its own). `"same"`: by its own output.
         mode (`str`, defaults to `"bidirectional"`): Or `"causal"`, in which a token sees only what is before it.
         max_length (`int`, *optional*): Tokens of a window, BOS and prompt included; defaults to the context.
-        window_overlap (`int`, *optional*): Tokens that two windows share; defaults to a quarter of their text.
         batch_tokens, split_special_tokens, show_progress_bar: As in `encode`.
 
     Returns:
@@ -202,16 +163,77 @@ def encode_tokens(
     """
     single = isinstance(inputs, str)
     texts = check_texts([inputs] if single else inputs, name="inputs")
-    prompt = chosen_prompt(model, prompt=None if prompt_name and not prompt else prompt, prompt_name=prompt_name)
-    rows = _plan_rows(model, texts, prompt, shift, mode, max_length, window_overlap, split_special_tokens)
-    vectors = _read_rows(model, rows, shift, mode, token_budget(model, batch_tokens), show_progress_bar)
-    is_finite = torch.tensor([bool(np.isfinite(of_text).all()) for of_text in vectors], dtype=torch.bool)
+    check_choice(shift, get_args(Shift), name="shift")
+    check_choice(mode, get_args(ReadingMode), name="mode")
+    given = None if prompt_name and not prompt else prompt
+    prompt = choose_prompt(model.magnet_settings, prompt=given, prompt_name=prompt_name)
+    windows: dict[str, Any] = {"shift": shift, "mode": mode}
+    rows, offsets = _plan_rows(model, join_prompt(prompt, ""), texts, max_length, split_special_tokens, windows)
+    found = [PlacedVectors(np.empty((len(own), model.config.hidden_size), np.float32), own) for own in offsets]
+    if rows:
+        _read_rows(model, rows, found, shift, mode, token_budget(model, batch_tokens), show_progress_bar)
+    is_finite = torch.tensor([bool(np.isfinite(vectors).all()) for vectors, _ in found], dtype=torch.bool)
     check_vectors(model, is_finite, texts=texts, indices=range(len(texts)))
-    found = [PlacedVectors(*pair) for pair in zip(vectors, (np.maximum(o, 0) for o in rows.offsets), strict=True)]
     return found[0] if single else found
 
 
-_OPTIONS = inspect.signature(encode_tokens).parameters.keys() - {"model", "inputs"}
+class _Row(NamedTuple):
+    """A window of a text as a row of tokens."""
+
+    token_ids: list[int]
+    text: int  # index of the text
+    num_front: int  # tokens of BOS and prompt
+    window: Window
+
+
+def _plan_rows(
+    model: Any,
+    before: str,
+    texts: list[str],
+    max_length: int | None,
+    split_special_tokens: bool,
+    windows: dict[str, Any],
+) -> tuple[list[_Row], list[np.ndarray]]:
+    """Tokenise texts and cut them into windows, each with BOS and prompt in front; return each text's offsets, too."""
+    tokenizer = model.tokenizer
+    longest, bos = longest_row(model.config, tokenizer, max_length), front_tokens(tokenizer)
+    joined = [before + text for text in texts]
+    read = read_texts(tokenizer, joined, split_special_tokens=split_special_tokens, return_offsets=True)
+    rows, offsets = [], []
+    for text, (ids, spans) in enumerate(zip(*read, strict=True)):
+        # A token that holds the prompt's last space and the first letters is the text's.
+        num_prompt = sum(end <= len(before) for _, end in spans) if before else 0
+        front, own = bos + ids[:num_prompt], ids[num_prompt:]
+        places = np.array(spans[num_prompt:], dtype=np.int64).reshape(-1, 2) - len(before)
+        offsets.append(np.maximum(places, 0))
+        for window in plan_windows(len(own), size=longest - len(front), **windows):
+            rows.append(_Row(front + own[window.start : window.end], text, len(front), window))
+    return rows, offsets
+
+
+def _read_rows(
+    model: Any,
+    rows: list[_Row],
+    found: list[PlacedVectors],
+    shift: Shift,
+    mode: ReadingMode,
+    batch_tokens: int,
+    show_progress_bar: bool | None,
+) -> None:
+    """Fill in the vectors of the tokens of each text."""
+    probe_attention(model)
+    hide = hides_bar(show_progress_bar, len(rows))
+    options: dict[str, Any] = {"batch_tokens": batch_tokens, "batch_size": None, "mode": mode}
+    with evaluating(model), tqdm(total=len(rows), desc="Encoding", unit="window", disable=hide) as bar:
+        for batch in hidden_states(model, [row.token_ids for row in rows], **options):
+            states = batch.states.float().cpu().numpy()
+            for index, row_states in zip(batch.indices, states, strict=True):
+                _, text, num_front, window = rows[index]
+                place = np.arange(window.keep_start, window.keep_end) - window.start + num_front
+                # Only the first token of a text can have nothing in front of it.
+                source = np.maximum(place - 1, 0) if shift == "next" else place
+                found[text].vectors[window.keep_start : window.keep_end] = row_states[source]
+            bar.update(len(batch.indices))
 
 
 def encode_words(
@@ -241,15 +263,25 @@ def encode_words(
         ValueError: as `encode_tokens`; an empty word.
         RuntimeError: as `encode`.
     """
-    for name in options.keys() - _OPTIONS:
-        raise TypeError(f"encode_words() got an unexpected keyword argument {name!r}")
-    single, texts, words = _texts_and_words(inputs, is_split_into_words=is_split_into_words)
+    if is_split_into_words:
+        given = items_of(inputs, name="inputs")
+        single = bool(given) and isinstance(given[0], str)
+        split = [_check_words(words, index) for index, words in enumerate([given] if single else given)]
+        texts, words = [" ".join(row) for row in split], [_joined_spans(row) for row in split]
+    else:
+        single = isinstance(inputs, str)
+        texts = check_texts([inputs] if single else inputs, name="inputs")
+        words = [[match.span() for match in re.finditer(r"\S+", text)] for text in texts]
     tokens: Any = encode_tokens(model, texts, **options)
     found, lost = [], []
     for index, (of_text, spans, text) in enumerate(zip(tokens, words, texts, strict=True)):
-        vectors, without = _average(of_text, spans, text=text)
-        found.append(vectors)
-        lost += [f"{text[start:end]!r:.40} of text {index}" for start, end in without]
+        means = np.zeros((len(spans), model.config.hidden_size), dtype=np.float32)
+        for word, own in enumerate(_tokens_of_words(spans, of_text.offsets.tolist(), text)):
+            if own:
+                means[word] = of_text.vectors[own].mean(axis=0)
+            else:
+                lost.append(f"{text[slice(*spans[word])]!r:.40} of text {index}")
+        found.append(PlacedVectors(means, np.array(spans, dtype=np.int64).reshape(-1, 2)))
     if lost:
         warnings.warn(
             f"{len(lost)} words have no token, since the tokenizer drops their characters, and get vectors of "
@@ -259,142 +291,32 @@ def encode_words(
     return found[0] if single else found
 
 
-class _Rows(NamedTuple):
-    """Windows of texts as rows of tokens, and what becomes of their hidden states."""
-
-    token_ids: list[list[int]]
-    sources: list[tuple[int, int, Window]]  # text, tokens in front of it, window within it
-    offsets: list[np.ndarray]  # of each text, (num_tokens, 2)
-
-
-def _plan_rows(
-    model: Any,
-    texts: list[str],
-    prompt: str | None,
-    shift: Shift,
-    mode: ReadingMode,
-    max_length: int | None,
-    overlap: int | None,
-    split_special_tokens: bool,
-) -> _Rows:
-    """Tokenise texts and cut them into windows, each with BOS and prompt in front."""
-    if not isinstance(shift, str) or shift not in ("next", "same"):
-        raise ValueError(f"`shift` is {shift!r}; expected 'next' (the output before a token) or 'same'.")
-    check_reading_mode(mode)
-    before = join_prompt(prompt, "")
-    rows = _Rows([], [], [])
-    encoded = read_texts(
-        model.tokenizer,
-        [before + text for text in texts],
-        split_special_tokens=split_special_tokens,
-        return_offsets=True,
-    )
-    for number, (ids, spans) in enumerate(zip(*encoded, strict=True)):
-        # A token that holds the prompt's last space and the first letters is the text's.
-        num_prompt = sum(end <= len(before) for _, end in spans) if before else 0
-        front = front_tokens(model.tokenizer) + ids[:num_prompt]
-        own = ids[num_prompt:]
-        rows.offsets.append(np.array(spans[num_prompt:], dtype=np.int64).reshape(-1, 2) - len(before))
-        size = longest_row(model, max_length) - len(front)
-        windows = windows_of_text(len(own), num_front=len(front), size=size, overlap=overlap, shift=shift, mode=mode)
-        for window in windows:
-            rows.token_ids.append(front + own[window.start : window.end])
-            rows.sources.append((number, len(front), window))
-    return rows
-
-
-def _read_rows(
-    model: Any,
-    rows: _Rows,
-    shift: Shift,
-    mode: ReadingMode,
-    batch_tokens: int,
-    show_progress_bar: bool | None,
-) -> list[np.ndarray]:
-    """Return the vectors `(num_tokens, H)` of the tokens of each text."""
-    vectors = [np.empty((len(offsets), model.config.hidden_size), dtype=np.float32) for offsets in rows.offsets]
-    if not vectors:
-        return []
-    probe_attention(model)
-    number = len(rows.token_ids)
-    hide = hides_bar(show_progress_bar, number)
-    with evaluating(model), tqdm(total=number, desc="Encoding", unit="window", disable=hide) as bar:
-        for batch in hidden_states(model, rows.token_ids, batch_tokens=batch_tokens, batch_size=None, mode=mode):
-            states = batch.states.float().cpu().numpy()
-            for index, row_states in zip(batch.indices, states, strict=True):
-                text, num_front, window = rows.sources[index]
-                place = np.arange(window.keep_start, window.keep_end) - window.start + num_front
-                # Only the first token of a text can have nothing in front of it.
-                read = np.maximum(place - 1, 0) if shift == "next" else place
-                vectors[text][window.keep_start : window.keep_end] = row_states[read]
-            bar.update(len(batch.indices))
-    return vectors
-
-
-def _texts_and_words(inputs: Any, *, is_split_into_words: bool) -> tuple[bool, list[str], list[Spans]]:
-    """Return whether one text was given, the texts, and the characters of each one's words."""
-    given = [inputs] if isinstance(inputs, str) else items_of(inputs, name="inputs")
-    if is_split_into_words:
-        single = not isinstance(inputs, str) and bool(given) and isinstance(given[0], str)
-        sentences = [given] if single else given
-        checked = [_check_words(words, index=index) for index, words in enumerate(sentences)]
-        return single, [" ".join(row) for row in checked], [_word_spans(row) for row in checked]
-    if any(isinstance(text, (list, tuple)) for text in given):
-        raise ValueError("`inputs` holds lists of words; expected texts. Pass `is_split_into_words=True`.")
-    texts = check_texts(given, name="inputs")
-    words = [[match.span() for match in re.finditer(r"\S+", text)] for text in texts]
-    return isinstance(inputs, str), texts, words
-
-
-def _check_words(words: Any, *, index: int) -> list[str]:
+def _check_words(words: Any, index: int) -> list[str]:
     """Return the words of one text, none of them empty."""
-    if isinstance(words, str):
-        raise ValueError(f"Text {index} is a string ({words!r:.60}); expected a list of words. Split it.")
     checked = check_texts(words, name=f"inputs[{index}]")
     if not checked or not all(word.strip() for word in checked):
-        raise ValueError(f"Text {index} is empty or has an empty word: {checked!r:.80}. Leave it out.")
+        raise ValueError(f"`inputs[{index}]` is empty or has an empty word: {checked!r:.80}. Leave it out.")
     return checked
 
 
-def _word_spans(words: list[str]) -> Spans:
-    """Characters of each word in the words joined by spaces."""
+def _joined_spans(words: list[str]) -> Spans:
+    """Return the characters of each word in the words joined by spaces."""
     ends = np.cumsum([len(word) + 1 for word in words]) - 1
     return [(int(end) - len(word), int(end)) for word, end in zip(words, ends, strict=True)]
 
 
-def _average(tokens: PlacedVectors, words: Spans, *, text: str) -> tuple[PlacedVectors, Spans]:
-    """Vectors of words from those of their tokens, and the words that have none."""
-    offsets = tokens.offsets.tolist()
-    owners = owners_of_tokens(words, offsets, text)
-    of_word: list[list[int]] = [[] for _ in words]
-    for token, owner in enumerate(owners):
+def _tokens_of_words(words: Spans, offsets: Spans, text: str) -> list[list[int]]:
+    """Return the tokens whose mean each word is; a word without one of its own has those that hold its characters."""
+    found: list[list[int]] = [[] for _ in words]
+    for token, owner in enumerate(owners_of_tokens(words, offsets, text)):
         if owner >= 0:
-            of_word[owner].append(token)
-    if not all(of_word):
-        _share_tokens(of_word, words, offsets, text)
-    means = np.zeros((len(words), tokens.vectors.shape[1]), dtype=np.float32)
-    for word, own in enumerate(of_word):
-        if own:
-            means[word] = tokens.vectors[own].mean(axis=0)
-    without = [span for span, own in zip(words, of_word, strict=True) if not own]
-    return PlacedVectors(means, np.array(words, dtype=np.int64).reshape(-1, 2)), without
-
-
-def _share_tokens(of_word: list[list[int]], words: Spans, offsets: Spans, text: str) -> None:
-    """Give words without a token of their own those of their neighbours that hold their characters."""
-    without = {word for word, own in enumerate(of_word) if not own}
-    for token, place in enumerate(offsets):
-        for word, _ in shares_of_token(words, place, text):
+            found[owner].append(token)
+    without = {word for word, own in enumerate(found) if not own}
+    for token, place in enumerate(offsets if without else []):
+        for _, word in _shares_of_token(words, place, text):
             if word in without:
-                of_word[word].append(token)
+                found[word].append(token)
+    return found
 
 
-__all__ = [
-    "PlacedVectors",
-    "Shift",
-    "Window",
-    "owners_of_tokens",
-    "plan_windows",
-    "shares_of_token",
-    "windows_of_text",
-]
+__all__ = ["PlacedVectors", "Shift", "Window", "encode_tokens", "encode_words", "owners_of_tokens", "plan_windows"]

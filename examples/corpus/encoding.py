@@ -87,12 +87,7 @@ def inspect_model(options: EncodingOptions) -> ModelFacts:
         raise ValueError(
             f"`truncate_dim` is {width}; embeddings have {config.hidden_size} dimensions, pass 1 to that."
         )
-    prompt = choose_prompt(
-        settings.prompts,
-        prompt=options.prompt,
-        prompt_name=options.prompt_name,
-        default_prompt_name=settings.default_prompt_name,
-    )
+    prompt = choose_prompt(settings, prompt=options.prompt, prompt_name=options.prompt_name)
     check_room(tokenizer, prompt=prompt, max_length=options.max_length or context)
     return ModelFacts(
         width=-(-width // 8) if options.precision in BIT_DTYPES else width,

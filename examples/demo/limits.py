@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from modeling_magnet.tokenization_magnet import check_is_unicode
+from modeling_magnet.tokenization_magnet import check_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ def checked_text(text: object, *, what: str, limits: Limits = LIMITS) -> str:
         raise ValueError(
             f"{what} has {len(text):,} characters; this page takes {limits.characters:,} at most. Shorten it."
         )
-    check_is_unicode(text, name=what)
+    check_text(text, name=what)
     return text
 
 

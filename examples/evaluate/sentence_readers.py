@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from modeling_magnet.encoding_magnet import ACCELERATOR_BATCH_TOKENS, CPU_BATCH_TOKENS, PROGRESS_FROM_TEXTS
 from modeling_magnet.pooling_magnet import Pooling, pool_states
 from modeling_magnet.tokenization_magnet import (
-    check_is_unicode,
+    check_text,
     context_length,
     front_tokens,
     join_prompt,
@@ -86,7 +86,7 @@ def echo_frame(prompt: str) -> tuple[str, str]:
 
 def check_echo_room(tokenizer: PreTrainedTokenizerBase, *, prompt: str, max_length: int) -> None:
     """Refuse a template that leaves no room for two tokens of text."""
-    check_is_unicode(prompt, name="prompt")
+    check_text(prompt, name="prompt")
     frame = "".join(echo_frame(prompt))
     length = len(front_tokens(tokenizer)) + len(text_ids(tokenizer, frame))
     if length + 2 > max_length:

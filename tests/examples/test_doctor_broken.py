@@ -23,7 +23,7 @@ def edit_code(folder):
     with (folder / "masking_magnet.py").open("a") as file:
         file.write("# changed\n")
     (folder / "old_magnet.py").write_text("")
-    (folder / "probe_magnet.py").unlink()
+    (folder / "words_magnet.py").unlink()
 
 
 def remove_is_causal(folder):
@@ -64,7 +64,7 @@ NEED_TOKENIZER = {"tokenizer", "encode, batch invariance", "infill, batch invari
             edit_code,
             {"remote code"},
             "remote code",
-            "different: masking_magnet.py; missing: probe_magnet.py; extra: old_magnet.py. Save the model anew",
+            "different: masking_magnet.py; missing: words_magnet.py; extra: old_magnet.py. Save the model anew",
         ),
         (remove_is_causal, {"config.json", "sentence-transformers"}, "config.json", "is_causal is missing (True)"),
         (
@@ -164,8 +164,8 @@ def test_weights_that_are_no_numbers_fail_and_stop_nothing(saved, tmp_path):
 
 def test_an_edited_code_file_is_found_by_its_own_code_too(saved, tmp_path):
     edit_code(saved)
-    (saved / "probe_magnet.py").write_bytes(
-        files.expected_code(MagnetLlamaForCausalLM)["probe_magnet.py"].read_bytes()
+    (saved / "words_magnet.py").write_bytes(
+        files.expected_code(MagnetLlamaForCausalLM)["words_magnet.py"].read_bytes()
     )
     code, rows = rows_of(tmp_path, saved, "--trust_remote_code", "--backends", "sdpa")
     assert (code, names_of(rows, "fail")) == (1, {"remote code"})

@@ -116,8 +116,8 @@ MUTATIONS = (
         name="prompt_dropped",
         bug="texts are encoded without their prompt",
         file="modeling_magnet/encoding_magnet.py",
-        text="**how._asdict()",
-        replacement="**how._replace(prompt=None)._asdict()",
+        text="texts, **self.reading, lost=",
+        replacement="texts, **{**self.reading, 'prompt': None}, lost=",
         tests=("tests/modeling_magnet/test_encoding_magnet.py",),
     ),
 )

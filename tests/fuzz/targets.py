@@ -85,9 +85,9 @@ def encoding(draw: random.Random, folder: Path) -> None:
 
 WORDS: Values = {
     **{"prompt": ("", "the", "a: "), "shift": ("next", "same"), "mode": ("bidirectional", "causal")},
-    **{"max_length": (8, 64), "window_overlap": (0, 1, 3), "batch_tokens": (8, 1)},
+    **{"max_length": (8, 64), "batch_tokens": (8, 1)},
 }
-BAD_WORDS: Values = {"shift": ("x",), "mode": ("infill",), "max_length": (0, 4, 65), "window_overlap": (-1, 100)}
+BAD_WORDS: Values = {"shift": ("x",), "mode": ("infill",), "max_length": (0, 4, 65)}
 
 
 def words(draw: random.Random, folder: Path) -> None:

@@ -14,10 +14,8 @@ from transformers.generation.logits_process import LogitsProcessorList
 from modeling_magnet.spans_magnet import continuation_ids, fill_ids, lay_out
 from modeling_magnet.tokenization_magnet import (
     PAPER_PROMPTS,
-    choose_prompt,
     default_prompts,
     join_prompt,
-    pack_token_rows,
     pad_token_rows,
     plan_batches,
     read_texts,
@@ -27,19 +25,6 @@ from modeling_magnet.tokenization_magnet import (
 )
 from tests.byte_tokenizer import byte_tokenizer
 from tests.space_run_tokenizer import NAMED, RESERVED
-
-STORED = {"query": "Find: ", "document": "Text: "}
-
-
-def choose(**given):
-    return choose_prompt(STORED, **{"prompt": None, "prompt_name": None, "default_prompt_name": "document", **given})
-
-
-def test_a_prompt_is_given_named_or_the_default():
-    assert choose() == "Text: "
-    assert choose(prompt_name="query") == "Find: "
-    assert choose(prompt="") == ""
-    assert choose(default_prompt_name=None) is None
 
 
 def test_a_stored_prompt_is_joined_as_it_is():
@@ -53,20 +38,6 @@ def test_the_papers_prompts_have_names_that_mteb_looks_for():
         if name != "STS":  # a type of tasks
             assert mteb.get_task(name).metadata.name == name
     assert mteb.get_task("STSBenchmark").metadata.type == "STS"
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"prompt_name": "qurey"}, r"No prompt is named 'qurey'.*Did you mean 'query'\?"),
-        ({"prompt_name": "zzz"}, r"stores \['document', 'query'\]\. Or pass `prompt=`"),
-        ({"prompt": "p", "prompt_name": "query"}, "Both prompt='p' and prompt_name='query'"),
-        ({"prompt": 3}, r"`prompt` is int \(3\)"),
-    ],
-)
-def test_what_is_no_prompt_is_named(given, message):
-    with pytest.raises(ValueError, match=message):
-        choose(**given)
 
 
 def test_every_added_token_that_is_flagged_is_special(space_run_model):
@@ -113,45 +84,23 @@ def test_rows_of_the_matrix_without_a_token_are_no_answer(space_run_model):
     assert max(output.fills[0][0][0].token_ids) < size
 
 
-LENGTHS = st.lists(st.integers(1, 60), max_size=40)
-
-
 @settings(max_examples=200, deadline=None)
 @given(
-    lengths=LENGTHS,
+    lengths=st.lists(st.integers(1, 60), max_size=40),
     max_tokens=st.integers(1, 200),
     max_rows=st.none() | st.integers(1, 5),
-    padded=st.booleans(),
 )
-def test_batches_hold_every_row_once_within_the_budget(lengths, max_tokens, max_rows, padded):
-    batches = plan_batches(lengths, max_tokens=max_tokens, max_rows=max_rows, padded=padded)
+def test_batches_hold_every_row_once_within_the_budget(lengths, max_tokens, max_rows):
+    batches = plan_batches(lengths, max_tokens=max_tokens, max_rows=max_rows)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         own = [lengths[index] for index in batch]
         assert own == sorted(own, reverse=True)
-        used = max(own) * len(own) if padded else sum(own)
-        assert used <= max_tokens or len(own) == 1
+        assert max(own) * len(own) <= max_tokens or len(own) == 1
         assert max_rows is None or len(own) <= max_rows
-    for batch, after in zip(batches, batches[1:], strict=False):
-        fuller = [lengths[index] for index in [*batch, after[0]]]
-        used = max(fuller) * len(fuller) if padded else sum(fuller)
-        assert used > max_tokens or len(batch) == max_rows, "no batch ends before it is full"
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    rows=st.lists(st.lists(st.integers(3, 90), min_size=1, max_size=9), min_size=1, max_size=6),
-    multiple=st.sampled_from([1, 4, 16]),
-)
-def test_packed_rows_can_be_told_apart(rows, multiple):
-    packed = pack_token_rows(rows, pad_token_id=0, multiple=multiple)
-    assert packed.input_ids.shape == packed.position_ids.shape == packed.row_ids.shape
-    assert packed.input_ids.shape[1] % multiple == 0
-    assert packed.input_ids.shape[1] - sum(map(len, rows)) < multiple
-    for number, row in enumerate(rows):
-        mine = packed.row_ids[0] == number
-        assert packed.input_ids[0, mine].tolist() == row
-        assert packed.position_ids[0, mine].tolist() == list(range(len(row)))
+    for batch in batches[:-1]:
+        fuller = lengths[batch[0]] * (len(batch) + 1)
+        assert fuller > max_tokens or len(batch) == max_rows, "no batch ends before it is full"
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])

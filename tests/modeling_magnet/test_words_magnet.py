@@ -12,7 +12,7 @@ from tokenizers import normalizers
 from transformers import LlamaConfig
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.words_magnet import owners_of_tokens, plan_windows, windows_of_text
+from modeling_magnet.words_magnet import owners_of_tokens, plan_windows
 from tests.gluing_tokenizers import SPLITS, gluing_tokenizer
 
 
@@ -63,11 +63,11 @@ def test_read_causally_a_token_knows_what_is_before_it_alone(tiny_model, shift):
 def test_read_causally_a_later_window_keeps_what_has_the_whole_overlap_before_it(tiny_model):
     text = "The cat sat on the mat, and the dog barked at the king. " * 6
     ids = tiny_model.tokenizer(text, add_special_tokens=False)["input_ids"]
-    vectors, _ = tiny_model.encode_tokens(text, max_length=41, window_overlap=16, mode="causal")
+    vectors, _ = tiny_model.encode_tokens(text, max_length=41, mode="causal")
     own = tiny_model(torch.tensor([[1, *ids[:40]]]), mode="causal").last_hidden_state[0].detach().numpy()
     np.testing.assert_allclose(vectors[:40], own[:-1], atol=1e-5)
-    own = tiny_model(torch.tensor([[1, *ids[24:64]]]), mode="causal").last_hidden_state[0].detach().numpy()
-    np.testing.assert_allclose(vectors[40:64], own[16:-1], atol=1e-5)
+    own = tiny_model(torch.tensor([[1, *ids[30:70]]]), mode="causal").last_hidden_state[0].detach().numpy()
+    np.testing.assert_allclose(vectors[40:70], own[10:-1], atol=1e-5)
 
 
 def test_a_prompt_is_read_but_has_no_vectors(wiki_7m):
@@ -131,10 +131,10 @@ def test_an_empty_text_has_no_tokens(tiny_model):
 
 def test_a_text_beyond_the_context_is_read_in_windows(tiny_model):
     text = "The cat sat on the mat, and the dog barked at the king. " * 12
-    vectors, offsets = tiny_model.encode_tokens(text, max_length=64, window_overlap=20)
+    vectors, offsets = tiny_model.encode_tokens(text, max_length=64)
     ids = tiny_model.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert len(vectors) == len(ids) == len(offsets) > 2 * 64
-    for window in plan_windows(len(ids), size=63, overlap=20):
+    for window in plan_windows(len(ids), size=63):
         states = states_of(tiny_model, [1, *ids[window.start : window.end]])
         first = window.keep_start - window.start
         expected = states[first : first + window.keep_end - window.keep_start]
@@ -144,26 +144,25 @@ def test_a_text_beyond_the_context_is_read_in_windows(tiny_model):
     assert len(words) == len(long.split()) and [long[start:end] for start, end in places] == long.split()
 
 
-@pytest.mark.parametrize("overlap", [0, 1, None])
 @pytest.mark.parametrize("max_length", [3, 9, 17])
-def test_the_first_token_of_a_later_window_is_the_output_of_the_token_before_it(tiny_model, max_length, overlap):
+def test_the_first_token_of_a_later_window_is_the_output_of_the_token_before_it(tiny_model, max_length):
     text = "The cat sat on the mat, and the dog barked at the king."
     ids = tiny_model.tokenizer(text, add_special_tokens=False)["input_ids"]
-    vectors, _ = tiny_model.encode_tokens(text, max_length=max_length, window_overlap=overlap)
+    vectors, _ = tiny_model.encode_tokens(text, max_length=max_length)
     at_bos = states_of(tiny_model, [1, *ids[: max_length - 1]])[0]
     np.testing.assert_allclose(vectors[0], at_bos, atol=1e-5)
     size = max_length - 1
     seen = {tuple(states_of(tiny_model, [1, *ids[start : start + size]])[0].round(4)) for start in range(len(ids))}
     assert len(seen) > 5
     assert all(tuple(vector.round(4)) not in seen for vector in vectors[1:]), "an output of BOS"
-    same, _ = tiny_model.encode_tokens(text, max_length=max_length, window_overlap=overlap, shift="same")
+    same, _ = tiny_model.encode_tokens(text, max_length=max_length, shift="same")
     assert len(same) == len(vectors) == len(ids)
 
 
 def test_a_window_of_one_token_has_none_in_front(tiny_model):
     assert tiny_model.encode_tokens("a", max_length=2).vectors.shape == (1, 32)
     assert len(tiny_model.encode_tokens("a b c", max_length=2, shift="same").vectors) > 1
-    with pytest.raises(ValueError, match=r"does not fit into a window of 1, .*Raise `max_length`.*shift='same'"):
+    with pytest.raises(ValueError, match=r"windows of 1 with shift='next'. Raise `max_length`.*shift='same'"):
         tiny_model.encode_tokens("a b c", max_length=2)
 
 
@@ -197,23 +196,9 @@ def test_many_windows_have_a_bar(tiny_model, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_misspelt_option_names_the_function_that_was_called(tiny_model):
-    with pytest.raises(TypeError, match=r"encode_words\(\) got an unexpected keyword argument 'shif'"):
+def test_a_misspelt_option_is_an_error(tiny_model):
+    with pytest.raises(TypeError, match="'shif'"):
         tiny_model.encode_words("a", shif="same")
-
-
-@settings(max_examples=60, deadline=None)
-@given(words=st.lists(st.text("abé日z'.-", min_size=1, max_size=6), min_size=1, max_size=8))
-def test_every_word_owns_a_token(tiny_tokenizer, words):
-    text = " ".join(words)
-    offsets = tiny_tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    places, start = [], 0
-    for word in words:
-        places.append((start, start + len(word)))
-        start += len(word) + 1
-    owners = owners_of_tokens(places, offsets)
-    owned = [owner for owner in owners if owner >= 0]  # a lone space belongs to no word
-    assert owned == sorted(owned) and set(owned) == set(range(len(words)))
 
 
 def test_bfloat16_gives_float32_words(tiny_model):
@@ -230,29 +215,26 @@ def split(*words):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: m.encode_words(**split("a", ["b"])), r"`inputs\[0\]\[1\]` is list|`inputs` holds lists|Text 0"),
-        (lambda m: m.encode_words([["a"]]), r"`inputs` holds lists of words; .*is_split_into_words=True"),
-        (lambda m: m.encode_words(**split(["a", " "])), r"Text 0 is empty or has an empty word"),
-        (lambda m: m.encode_words(**split(["a"], [])), r"Text 1 is empty"),
-        (lambda m: m.encode_words(**split(["a"], "b c")), r"Text 1 is a string \('b c'\)"),
+        (lambda m: m.encode_words(**split("a", ["b"])), r"`inputs\[0\]\[1\]` is list"),
+        (lambda m: m.encode_words([["a"]]), r"`inputs\[0\]` is list"),
+        (lambda m: m.encode_words(**split(["a", " "])), r"`inputs\[0\]` is empty or has an empty word"),
+        (lambda m: m.encode_words(**split(["a"], [])), r"`inputs\[1\]` is empty"),
+        (lambda m: m.encode_words(**split(["a"], "b c")), r"`inputs\[1\]` is str \('b c'\)"),
+        (lambda m: m.encode_words("b c", is_split_into_words=True), r"`inputs` is str \('b c'\)"),
         (lambda m: m.encode_words("a", batch_tokens=0), r"`batch_tokens` is 0"),
-        (lambda m: m.encode_tokens("a", shift="last"), r"`shift` is 'last'; expected 'next'"),
-        (lambda m: m.encode_tokens("a", mode="infill"), r"`mode` is 'infill'; expected 'bidirectional' or 'causal'"),
-        (lambda m: m.encode_words("a", mode="both"), r"`mode` is 'both'"),
-        (lambda m: m.encode_tokens("a", max_length=20, window_overlap=19), r"cannot overlap by 19"),
-        (lambda m: m.encode_tokens("a", max_length=5, prompt="A long prompt"), r"Windows of -\d+ tokens of text"),
+        (lambda m: m.encode_tokens("a", shift="last"), r"`shift` is 'last'"),
+        (lambda m: m.encode_tokens("a", mode="infill"), r"`mode` is 'infill'"),
+        (
+            lambda m: m.encode_tokens("a", max_length=5, prompt="A long prompt"),
+            r"windows of -\d+ .*shorten the prompt",
+        ),
         (lambda m: m.encode_tokens(7), r"`inputs` is int"),
-        (lambda m: m.encode_words(None), r"`inputs` is NoneType"),
-        (lambda m: m.encode_words(5), r"`inputs` is int"),
         (lambda m: m.encode_words(None, is_split_into_words=True), r"`inputs` is NoneType"),
         (lambda m: m.encode_words((text for text in "ab"), is_split_into_words=True), r"`inputs` is generator"),
         (lambda m: m.encode_words({"a": "b"}, is_split_into_words=True), r"`inputs` is dict"),
-        (lambda m: m.encode_words("", is_split_into_words=True), r"Text 0 is a string \(''\)"),
-        (lambda m: m.encode_words(" ", is_split_into_words=True), r"Text 0 is a string \(' '\)"),
         (lambda m: m.encode_words(**split(None)), r"`inputs\[0\]` is NoneType"),
-        (lambda m: m.encode_tokens("a", window_overlap=2.5), r"`window_overlap` is 2.5; expected a whole number"),
-        (lambda m: m.encode_tokens("a", max_length="9"), r"`max_length` is '9'; expected a whole number"),
-        (lambda m: m.encode_tokens("a", prompt="\ud800"), r"`prompt` has a lone surrogate"),
+        (lambda m: m.encode_tokens("a", max_length="9"), r"`max_length` is '9'"),
+        (lambda m: m.encode_tokens("a", prompt="\ud800"), r"`prompt` .*surrogate"),
     ],
 )
 def test_what_cannot_be_encoded_is_named(tiny_model, call, message):
@@ -300,21 +282,6 @@ def gluing_model(gluing):
     model = MagnetLlamaForCausalLM(config).eval()
     model.tokenizer = gluing
     return model
-
-
-@pytest.mark.parametrize("kind", [kind for kind in SPLITS if kind != "unsplit"])
-def test_punctuation_that_a_vocabulary_glues_to_a_line_break_is_the_words(kind):
-    tokenizer = gluing_tokenizer(kind)
-    for text in ("First line.\nSecond line.", "The end .\n\nA new part begins", "It ends!\r\nAnd, so on"):
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        places = encoded["offset_mapping"]
-        assert any(text[slice(*place)].rstrip() not in ("", text[slice(*place)]) for place in places), "glued"
-        words = spans_of(text)
-        owners = owners_of_tokens(words, places, text)
-        assert owners == [owner_by_count(text, words, place) for place in places]
-        for owner, place in zip(owners, places, strict=True):
-            assert (owner >= 0) == bool(inked(text, place))
-        assert set(owners) - {-1} == set(range(len(words)))
 
 
 def test_words_of_such_texts_are_the_means_of_their_inked_tokens(gluing_model):
@@ -405,33 +372,21 @@ def test_owners_are_those_of_a_count_over_all_words(data):
 
 
 @settings(max_examples=200, deadline=None)
-@given(data=st.data(), length=st.integers(1, 200), size=st.integers(1, 40))
-def test_windows_cover_a_row_and_keep_each_token_far_from_edges(data, length, size):
-    overlap = data.draw(st.integers(0, size - 1))
-    context = data.draw(st.integers(0, overlap))
-    windows = plan_windows(length, size=size, overlap=overlap, context=context)
+@given(
+    length=st.integers(0, 200),
+    size=st.integers(2, 40),
+    shift=st.sampled_from(["next", "same"]),
+    mode=st.sampled_from(["bidirectional", "causal"]),
+)
+def test_windows_cover_a_row_and_keep_each_token_far_from_edges(length, size, shift, mode):
+    windows = plan_windows(length, size=size, shift=shift, mode=mode)
     kept = [place for window in windows for place in range(window.keep_start, window.keep_end)]
     assert kept == list(range(length)), "each token once, in order"
+    overlap = max(size // 4, int(shift == "next"))
+    in_front = overlap if mode == "causal" else max(overlap // 2, int(shift == "next"))
     for window in windows:
         assert window.end - window.start == min(size, length)
         assert window.start <= window.keep_start and window.keep_end <= window.end
-        # Half of an overlap stands on each side of what is kept, or the context in front, but at the ends of the row.
-        assert window.start == 0 or window.keep_start - window.start >= max(overlap // 2, context)
-        assert window.end == length or window.end - window.keep_end >= min(overlap // 2, overlap - context)
-
-
-@settings(max_examples=200, deadline=None)
-@given(length=st.integers(0, 60), size=st.integers(2, 12), overlap=st.one_of(st.none(), st.integers(0, 11)))
-def test_a_later_window_has_a_token_in_front_of_what_it_keeps(length, size, overlap):
-    if overlap is not None:
-        overlap = min(overlap, size - 1)
-    windows = windows_of_text(length, num_front=1, size=size, overlap=overlap, shift="next")
-    assert [place for window in windows for place in range(window.keep_start, window.keep_end)] == list(range(length))
-    assert all(window.start < window.keep_start for window in windows[1:])
-    unshifted = windows_of_text(length, num_front=1, size=size, overlap=overlap, shift="same")
-    if overlap is None or overlap > 1:  # then there is a token anyway
-        assert size < 8 and overlap is None or windows == unshifted
-    causal = windows_of_text(length, num_front=1, size=size, overlap=overlap, shift="same", mode="causal")
-    assert [place for window in causal for place in range(window.keep_start, window.keep_end)] == list(range(length))
-    shared = size // 4 if overlap is None else overlap
-    assert all(window.keep_start - window.start >= shared for window in causal[1:])
+        # Half of an overlap is on each side of what is kept, except at the ends of the row; in causal mode all of it.
+        assert window.start == 0 or window.keep_start - window.start >= in_front
+        assert window.end == length or window.end - window.keep_end >= overlap - max(in_front, -(-overlap // 2))
