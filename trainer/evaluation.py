@@ -7,31 +7,36 @@ Shapes: B rows, S tokens in a row, K token objectives.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from .contrastive import contrastive_embeddings
 from .corruption import IGNORE_INDEX
 from .data_collator import DataCollatorForMagnet, DataCollatorForPairs
+from .distributed import add_up
 from .metrics import perplexity
-from .objectives import OBJECTIVES, TargetLosses, count_items, forward_targets, pair_objectives, token_labels
+from .objectives import (
+    OBJECTIVES,
+    TargetLosses,
+    count_items,
+    forward_targets,
+    pair_losses,
+    pair_objectives,
+    token_labels,
+)
+from .samplers import RowSource, even_dataloader
 from .training_args import MagnetTrainingArguments
 
 Sums = dict[str, float]
 
 # Logits that exist at one time while tokens are predicted.
 _MOST_LOGITS = 2**22
-
-
-class PredictedTokens(NamedTuple):
-    """The arrays of an `EvalPrediction`; -100 where a position predicts nothing."""
-
-    predictions: Tensor  # (B, S, K), the likeliest token at each label
-    labels: Tensor  # (B, S, K)
 
 
 @dataclass
@@ -89,27 +94,22 @@ class PairEvaluationCollator:
 
 @torch.no_grad()
 def language_sums(
-    model: nn.Module,
-    batch: dict[str, Any],
-    *,
-    normalization: Mapping[str, str] | None = None,
-    joint: TargetLosses | None = None,
-) -> Sums:
+    model: nn.Module, batch: dict[str, Any], *, normalization: Mapping[str, str]
+) -> tuple[Sums, TargetLosses]:
     """Sum cross entropies and counts of one batch of text.
 
     Args:
         model (`nn.Module`): The model in evaluation mode.
         batch (`dict`): What `EvaluationCollator` returns, on the model's device.
-        normalization (`Mapping[str, str]`, *optional*): See `count_items`; labels are counted by default.
-        joint (`TargetLosses`, *optional*): What `forward_targets` returned for the corrupted rows, if it was called.
+        normalization (`Mapping[str, str]`): See `count_items`.
 
     Returns:
-        `dict[str, float]`: sums in nats and counts, under names that `language_metrics` reads.
+        `tuple`: a `dict` of sums in nats and counts, under names that `language_metrics` reads, and what
+        `forward_targets` returned for the corrupted rows.
     """
     corrupted, infilling = batch["corrupted"], batch["infilling"]
-    items = count_items(corrupted, normalization=normalization or {})
-    joint = forward_targets(model, corrupted) if joint is None else joint
-    fills = forward_targets(model, infilling)
+    items = count_items(corrupted, normalization=normalization)
+    joint, fills = forward_targets(model, corrupted), forward_targets(model, infilling)
     assert joint.hits is not None
     # The single token of an empty batch counts for nothing.
     is_real = float(corrupted["input_ids"].numel() > 1)
@@ -123,7 +123,7 @@ def language_sums(
         "infilling_loss": fills.losses["msg"].sum().item(),
         "span_tokens": (infilling["msg_labels"] != IGNORE_INDEX).sum().item(),
         **_causal_sums(model, infilling),
-    }
+    }, joint
 
 
 def _causal_sums(model: nn.Module, batch: dict[str, Tensor]) -> Sums:
@@ -166,38 +166,53 @@ def language_metrics(sums: Sums) -> dict[str, float]:
 
 
 @torch.no_grad()
-def pair_sums(
-    model: nn.Module, batches: Iterable[dict[str, Any]], *, head: nn.Module, args: MagnetTrainingArguments
-) -> Sums:
-    """Sum the losses of the pair objectives over held-out pairs; each batch has its own negatives.
+def pair_metrics(
+    model: nn.Module,
+    pairs: RowSource,
+    *,
+    collator: DataCollatorForPairs,
+    head: nn.Module,
+    args: MagnetTrainingArguments,
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    """Return the losses of the pair objectives over held-out pairs.
+
+    Batches have the training size, whatever the number of processes, and each has its own negatives.
 
     Args:
         model (`nn.Module`): The model in evaluation mode.
-        batches (iterable of `dict`): What `PairEvaluationCollator` returns, on the model's device.
+        pairs (`RowSource`): The held-out pairs.
+        collator (`DataCollatorForPairs`): The collator of training.
         head (`nn.Module`): Projection of the states.
-        args (`MagnetTrainingArguments`): Temperature and similarity.
-
-    Returns:
-        `dict[str, float]`: `pairs`, and for each objective the sum of its losses.
+        args (`MagnetTrainingArguments`): Batch size, temperature and similarity.
+        accelerator (`Accelerator`): The processes that share the pairs.
     """
+    size = args.contrastive_batch_size
+    num_pairs = len(pairs) - len(pairs) % size or len(pairs)  # a smaller batch would be easier
+    even_collator = PairEvaluationCollator(collator, min(size, num_pairs))
+    loader = even_dataloader(pairs, even_collator, batch_size=size, args=args, num_rows=num_pairs)
+    hide = args.disable_tqdm or not accelerator.is_local_main_process
     sums = {"pairs": 0.0, **dict.fromkeys(pair_objectives(), 0.0)}
-    for batch in batches:
-        anchors, positives = contrastive_embeddings(model, batch["pairs"], head=head)
-        for name, objective in pair_objectives().items():
-            loss = objective.loss(anchors, positives, temperature=args.temperature, similarity=args.similarity)
+    for batch in tqdm(loader, desc="Held-out pairs", unit="batch", leave=False, disable=hide, delay=1):
+        inputs = send_to_device(batch["pairs"], accelerator.device)
+        for name, loss in pair_losses(model, inputs, head=head, args=args).items():
             sums[name] += loss.item() * batch["num_pairs"]
         sums["pairs"] += batch["num_pairs"]
-    return sums
+    sums = add_up(sums, accelerator)
+    return {f"loss_{name}": sums[name] / sums["pairs"] for name in pair_objectives()}
 
 
 @torch.no_grad()
-def predict_tokens(states: Tensor, batch: dict[str, Tensor], *, head: nn.Module) -> PredictedTokens:
+def predict_tokens(states: Tensor, batch: dict[str, Tensor], *, head: nn.Module) -> tuple[Tensor, Tensor]:
     """Predict the likeliest token at each position with a label, a few positions at a time.
 
     Args:
         states (`torch.FloatTensor` of shape `(B, S, H)`): The input of the LM head.
         batch (`dict`): A collated batch.
         head (`nn.Module`): The LM head. What models do to its logits, such as a soft cap, keeps their order.
+
+    Returns:
+        `tuple[Tensor, Tensor]`: the predicted and the right tokens, `(B, S, K)` each; -100 where there is no label.
     """
     labels = torch.stack(list(token_labels(batch).values()), dim=-1)  # (B, S, K)
     is_asked = (labels != IGNORE_INDEX).any(-1)  # (B, S)
@@ -207,16 +222,15 @@ def predict_tokens(states: Tensor, batch: dict[str, Tensor], *, head: nn.Module)
     parts = asked.to(weight.dtype).split(size)  # accelerate returns states in float32, whatever the model's dtype
     tokens = torch.cat([head(part).argmax(-1) for part in parts]) if len(asked) else labels.new_zeros(0)
     predictions = torch.full_like(labels[..., 0], IGNORE_INDEX).masked_scatter(is_asked, tokens)  # (B, S)
-    return PredictedTokens(predictions[..., None].where(labels != IGNORE_INDEX, IGNORE_INDEX), labels)
+    return predictions[..., None].where(labels != IGNORE_INDEX, IGNORE_INDEX), labels
 
 
 __all__ = [
     "EvaluationCollator",
     "PairEvaluationCollator",
-    "PredictedTokens",
     "Sums",
     "language_metrics",
     "language_sums",
-    "pair_sums",
+    "pair_metrics",
     "predict_tokens",
 ]
