@@ -1,7 +1,4 @@
-"""Attach, save and load the projection head of the contrastive loss.
-
-Shapes: P pairs, H hidden size.
-"""
+"""Attach, save and load the projection head of the contrastive loss."""
 
 from pathlib import Path
 
@@ -26,11 +23,8 @@ def attach_contrastive_head(model: nn.Module, *, kind: str, hidden_size: int, se
     Args:
         model (`nn.Module`): The model itself, without a wrapper of peft or of several processes.
         kind (`str`): `"tanh"` for a linear layer and tanh, `"none"` for no projection.
-        hidden_size (`int`): H, width of the states.
+        hidden_size (`int`): Width of the states.
         seed (`int`): Seed of the initial weights; torch's global generator is left alone.
-
-    Returns:
-        `nn.Module`: maps `(P, H)` to `(P, H)`.
     """
     old_head = dict(model.named_children()).get(HEAD_NAME)
     if kind == "none":
@@ -54,12 +48,9 @@ def attach_contrastive_head(model: nn.Module, *, kind: str, hidden_size: int, se
 
 
 def save_head(head: nn.Module, *, directory: str | Path, should_save: bool) -> None:
-    """Write the weights of a head, if it has any, to a file of its own; every process has to call this.
+    """Write the weights of a head, if it has any, to a file of its own.
 
-    Args:
-        head (`nn.Module`): The head; sharded weights are gathered.
-        directory (`str` or `Path`): Existing folder of the checkpoint.
-        should_save (`bool`): Whether this process writes.
+    Every process has to call this, since sharded weights are gathered; the one that `should_save` writes.
     """
     weights = {name: whole(weight.detach()) for name, weight in head.state_dict().items()}
     if weights and should_save:

@@ -27,8 +27,7 @@ def configure_sharding(plugin: Any, *, view_dropout: float = 0.0) -> None:
 
     Args:
         plugin (`FullyShardedDataParallelPlugin` or `None`): accelerate's settings, where it shards; modified.
-        view_dropout (`float`, defaults to 0.0): Dropout of the contrastive forward, which FSDP's recomputation would
-            leave out.
+        view_dropout (`float`, defaults to 0.0): Dropout of the contrastive forward.
 
     Raises:
         ValueError: for FSDP1, whose flat weights cannot hold the contrastive head apart, and for recomputed dropout.
@@ -55,49 +54,35 @@ def take_over_compilation(plugin: TorchDynamoPlugin, args: TrainingArguments) ->
     Layers are compiled one by one instead: one compilation serves all of a kind and takes half a minute. Compiled as
     a whole, the model breaks into graphs where modes are switched and losses picked, which takes minutes and is not
     faster (`examples/benchmarks/LOG.md`).
-
-    Args:
-        plugin (`TorchDynamoPlugin`): accelerate's settings, by which it would compile the model as a whole; modified.
-        args (`TrainingArguments`): Arguments of the run.
-
-    Returns:
-        `dict`: for `nn.Module.compile`; `None` where nothing is to be compiled.
     """
-    asked = plugin.backend != DynamoBackend.NO
-    arguments: dict[str, Any] | None = None
-    if asked:
-        arguments = {name: value for name, value in plugin.to_kwargs().items() if name != "use_regional_compilation"}
-        # A second trainer with these arguments finds the plugin turned off.
+    if plugin.backend != DynamoBackend.NO:
+        # Kept in the arguments, since a second trainer with them finds the plugin turned off.
+        asked = plugin.to_kwargs()
         args.torch_compile = True
-        args.torch_compile_backend, args.torch_compile_mode = arguments["backend"], arguments.get("mode")
-    elif args.torch_compile:
-        arguments = {"backend": args.torch_compile_backend, "mode": args.torch_compile_mode}
+        args.torch_compile_backend, args.torch_compile_mode = asked["backend"], asked.get("mode")
     plugin.backend = DynamoBackend.NO
-    return arguments
+    settings = {"backend": args.torch_compile_backend, "mode": args.torch_compile_mode}
+    return settings if args.torch_compile else None
 
 
-def compile_layers(model: nn.Module, arguments: dict[str, Any] | None) -> list[tuple[nn.Module, Any]]:
-    """Return a decoder's layers with their compiled forms, which `compiled` puts to use; none without arguments.
+def compile_layers(model: nn.Module, settings: dict[str, Any] | None) -> list[tuple[nn.Module, Any]]:
+    """Return a decoder's layers with their compiled forms, which `compiled` puts to use; none without settings.
 
     Args:
         model (`nn.Module`): Its `GradientCheckpointingLayer`s are compiled.
-        arguments (`dict`, *optional*): For `nn.Module.compile`.
+        settings (`dict`, *optional*): For `nn.Module.compile`.
     """
     forms: list[tuple[nn.Module, Any]] = []
     for layer in model.modules():
-        if arguments is not None and isinstance(layer, GradientCheckpointingLayer):
-            layer.compile(**arguments)
+        if settings is not None and isinstance(layer, GradientCheckpointingLayer):
+            layer.compile(**settings)
             forms.append((layer, vars(layer).pop("_compiled_call_impl")))
     return forms
 
 
 @contextmanager
 def compiled(forms: Sequence[tuple[nn.Module, Any]]) -> Iterator[None]:
-    """Use the compiled forms of layers until the context ends; evaluation's many lengths would each be compiled.
-
-    Args:
-        forms (sequence): What `compile_layers` returned.
-    """
+    """Use the compiled forms of layers until the context ends; evaluation's many lengths would each be compiled."""
     for layer, form in forms:
         vars(layer)["_compiled_call_impl"] = form
     try:
@@ -123,12 +108,7 @@ def sharded_like(tensor: Tensor, weight: Tensor) -> Tensor:
 
 
 def whole_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
-    """Gather all weights of a model in CPU memory, one after the other; every process has to call this.
-
-    Args:
-        model (`nn.Module`): The model.
-        keep (`bool`): Whether this process wants them; the others drop each weight at once.
-    """
+    """Gather all weights of a model in CPU memory; every process has to call this, and keeps them if it wants."""
     weights = {}
     for name, weight in model.state_dict().items():
         gathered = whole(weight)
@@ -164,14 +144,7 @@ class _GatherWithGradient(torch.autograd.Function):
 
 
 def gather_with_gradient(rows: Tensor) -> Tensor:
-    """Gather rows of all processes in the order of their ranks; gradients flow back to each row's process.
-
-    Args:
-        rows (`torch.FloatTensor` of shape `(P, H)`): This process's rows; every process has P.
-
-    Returns:
-        `torch.FloatTensor` of shape `(W * P, H)`.
-    """
+    """Gather rows `(P, H)` of all processes into `(W * P, H)`; gradients flow back to each row's process."""
     gathered: Tensor = _GatherWithGradient.apply(rows)
     return gathered
 

@@ -41,13 +41,9 @@ _MOST_LOGITS = 2**22
 
 @dataclass
 class EvaluationCollator:
-    """Corrupt each row twice: as in training, and with spans missing from clean context.
+    """Corrupt each row twice: as in training, and with spans missing from clean context, without masking.
 
     An empty list of rows becomes a batch of one token without labels, so that every process has as many batches.
-
-    Args:
-        corruption (`DataCollatorForMagnet`): Corruption of training, with the seed of evaluation.
-        infilling (`DataCollatorForMagnet`): Spans for the infilling perplexity, without masking.
     """
 
     corruption: DataCollatorForMagnet
@@ -60,14 +56,8 @@ class EvaluationCollator:
         return cls(corruption, dataclasses.replace(corruption, settings=args.infilling_settings))
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        if not rows:
-            zeros = ("input_ids", "segment_ids", "position_ids")
-            empty = {name: torch.zeros(1, 1, dtype=torch.long) for name in zeros}
-            empty["attention_mask"] = torch.ones(1, 1, dtype=torch.long)
-            empty |= {name: torch.full((1, 1), IGNORE_INDEX) for name in ("mntp_labels", "msg_labels")}
-            corrupted = infilling = empty
-        else:
-            corrupted, infilling = self.corruption(rows), self.infilling(rows)
+        rows = rows or [{"input_ids": [0], "row_id": 0, "epoch": 0}]
+        corrupted, infilling = self.corruption(rows), self.infilling(rows)
         # transformers looks for `input_ids` where `include_for_metrics` asks for inputs.
         return {"corrupted": corrupted, "infilling": infilling, "input_ids": corrupted["input_ids"]}
 
@@ -78,10 +68,6 @@ class PairEvaluationCollator:
 
     Every process then runs as many mini-batches. Sharded weights are gathered in each forward, so a process with fewer
     forwards would make the others wait forever.
-
-    Args:
-        pairs (`DataCollatorForPairs`): The collator of training.
-        batch_size (`int`): Pairs of a batch that is not empty, >= 1.
     """
 
     pairs: DataCollatorForPairs
@@ -104,8 +90,8 @@ def language_sums(
         normalization (`Mapping[str, str]`): See `count_items`.
 
     Returns:
-        `tuple`: a `dict` of sums in nats and counts, under names that `language_metrics` reads, and what
-        `forward_targets` returned for the corrupted rows.
+        `tuple`: sums in nats and counts, under names that `language_metrics` reads, and what `forward_targets`
+        returned for the corrupted rows.
     """
     corrupted, infilling = batch["corrupted"], batch["infilling"]
     items = count_items(corrupted, normalization=normalization)
@@ -175,17 +161,9 @@ def pair_metrics(
     args: MagnetTrainingArguments,
     accelerator: Accelerator,
 ) -> dict[str, float]:
-    """Return the losses of the pair objectives over held-out pairs.
+    """Return the losses of the pair objectives over held-out pairs, by the model in evaluation mode.
 
     Batches have the training size, whatever the number of processes, and each has its own negatives.
-
-    Args:
-        model (`nn.Module`): The model in evaluation mode.
-        pairs (`RowSource`): The held-out pairs.
-        collator (`DataCollatorForPairs`): The collator of training.
-        head (`nn.Module`): Projection of the states.
-        args (`MagnetTrainingArguments`): Batch size, temperature and similarity.
-        accelerator (`Accelerator`): The processes that share the pairs.
     """
     size = args.contrastive_batch_size
     num_pairs = len(pairs) - len(pairs) % size or len(pairs)  # a smaller batch would be easier

@@ -46,9 +46,7 @@ class _Step(NamedTuple):
 class NanGuard:
     """Collect losses and gradient norms of steps, and raise when one of them is not finite.
 
-    Args:
-        output_dir (`str` or `Path`): Where the report of a bad step is written.
-        process_index (`int`, defaults to 0): Rank of this process.
+    The report of a bad step is written to `output_dir`.
     """
 
     def __init__(self, output_dir: str | Path, *, process_index: int = 0) -> None:
@@ -62,16 +60,13 @@ class NanGuard:
         rows: list[dict[str, Any]],
         parameters: Iterable[nn.Parameter] = (),
     ) -> None:
-        """Record the end of a step's backward pass; on a CPU check it at once.
+        """Record the losses of a step's micro-batches and its gradients.
 
         Args:
             number (`int`): Number of the step, from 1.
-            losses (list of `tuple`): Objectives and their losses `()` in the step's micro-batches.
-            rows (list of `dict`): Names to numbers of the rows of each micro-batch, as lists or CPU tensors.
+            losses (list of `tuple`): Objectives and their losses `()`.
+            rows (list of `dict`): Names to numbers of the rows of each micro-batch.
             parameters (iterable of `nn.Parameter`): Whose gradients are checked.
-
-        Raises:
-            FloatingPointError: as `check`.
         """
         names, values = [name for name, _ in losses], [value.float() for _, value in losses]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -80,8 +75,6 @@ class NanGuard:
             names.append(_GRADIENTS)
             values.append((norm.full_tensor() if isinstance(norm, DTensor) else norm).to(values[0].device))
         self._steps.append(_Step(number, rows, names, torch.stack(values)))
-        if values[0].device.type == "cpu":
-            self.check()
 
     def check(self) -> None:
         """Check all steps since the last call.
@@ -121,13 +114,13 @@ class NanGuard:
 # ---- Memory ----
 
 
-def _phases_to_try(phases: Sequence[LossPhase], *, step: int) -> Iterator[LossPhase]:
-    """Yield the first phase of each kind, without kinds that a run has begun before `step`."""
+def _phases_to_try(phases: Sequence[LossPhase], *, step: int) -> Iterator[tuple[int, LossPhase]]:
+    """Yield the number and the first phase of each kind, without kinds that a run has begun before `step`."""
     first, tried = 0, set()
-    for phase in phases:
+    for number, phase in enumerate(phases):
         kind = (phase.uses_tokens, phase.uses_pairs)
         if kind not in tried and first >= step:
-            yield phase
+            yield number, phase
         tried.add(kind)
         first += phase.steps
 
@@ -135,9 +128,8 @@ def _phases_to_try(phases: Sequence[LossPhase], *, step: int) -> Iterator[LossPh
 def row_lengths(rows: RowSource) -> Iterator[int]:
     """Yield the number of tokens of each row; for a `datasets.Dataset` without making Python lists.
 
-    Args:
-        rows (`RowSource`): Items with `input_ids`. Of an object that is neither a `datasets.Dataset` nor a list the
-            first 100,000 rows are read, since each may be tokenised on access.
+    Of an object that is neither a `datasets.Dataset` nor a list only the first 100,000 rows are read, since each may
+    be tokenised on access.
     """
     # A transform makes the columns on access.
     if isinstance(rows, Dataset) and "input_ids" in rows.column_names and rows.format["type"] != "custom":
@@ -173,21 +165,21 @@ def _largest(sizes: Iterator[int], *, count: int) -> list[int]:
 def try_phases(trainer: Any, model: nn.Module) -> None:
     """Run the heaviest micro-batch of each kind of phase that a resumed run has not begun yet.
 
-    No gradient or change of a random state is left behind.
-
-    Args:
-        trainer (`MagnetTrainer`): The trainer, right before its first step.
-        model (`nn.Module`): The model as it is called in training, wrapped or not.
+    No gradient or change of a random state is left behind. `model` is the trainer's as it is called in training.
 
     Raises:
         torch.OutOfMemoryError: naming the phase that does not fit and what to lower.
     """
     was_training = trainer.model.training
     try:
-        for phase in _phases_to_try(trainer.phases, step=trainer.state.global_step):
+        for number, phase in _phases_to_try(trainer.phases, step=trainer.state.global_step):
             with _random_state_kept():
+                batch = _heaviest_batch(trainer, phase)
+                if trainer.is_world_process_zero():  # printed, since a process killed for its memory logs nothing
+                    name = f"phase {number + 1} ({trainer.args.loss_phases[number]})"
+                    print(f"trying the memory of {name}: {_batch_sizes(batch)}", flush=True)
                 reserved = reserve_for_optimizer(trainer.optimizer)
-                trainer.try_step(model, phase)
+                trainer.try_step(model, phase, batch)
                 del reserved
             model.zero_grad()
     finally:
@@ -218,7 +210,19 @@ def reserve_for_optimizer(optimizer: Any) -> list[Tensor]:
     return [torch.ones_like(weight, requires_grad=False) for weight in weights for _ in range(2)]
 
 
-def batch_sizes(batch: dict[str, Any]) -> str:
+def _heaviest_batch(trainer: Any, phase: LossPhase) -> dict[str, Any]:
+    """Make a micro-batch of the longest rows, and of the longest pairs if the phase uses pairs."""
+    rows = trainer.train_dataset
+    numbers = longest_rows(rows, count=trainer._train_batch_size)
+    batch = trainer.data_collator([{**rows[number], "row_id": number, "epoch": 0} for number in numbers])
+    if phase.uses_pairs:
+        pairs = trainer.pair_dataset
+        numbers = longest_pairs(pairs, count=trainer.args.contrastive_batch_size)
+        batch["pairs"] = trainer.pair_collator([pairs[number] for number in numbers])
+    return dict(batch)
+
+
+def _batch_sizes(batch: dict[str, Any]) -> str:
     """Describe the sizes of a micro-batch."""
     rows, width = batch["input_ids"].shape
     sizes = f"{rows} rows of {width} tokens"
@@ -254,7 +258,6 @@ def out_of_memory(error: BaseException, *, where: str, of_pairs: bool) -> torch.
 
 __all__ = [
     "NanGuard",
-    "batch_sizes",
     "is_out_of_memory",
     "longest_pairs",
     "longest_rows",

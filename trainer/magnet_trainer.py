@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, unwrap_peft_model
@@ -52,7 +52,7 @@ class MagnetTrainer(Trainer):
             `predictions` are the likeliest tokens and `label_ids` the right ones, aligned arrays of shape
             `(rows, S, objectives)`, -100 where nothing was predicted; several processes may add rows of -100.
             `include_for_metrics=["inputs"]` adds the corrupted rows.
-        callbacks, optimizers: As the parent takes them.
+        options: Further arguments of `Trainer`, such as `callbacks` and `optimizers`.
 
     Raises:
         ValueError: listing everything that does not fit together, before any training.
@@ -64,11 +64,10 @@ class MagnetTrainer(Trainer):
     loss_is_scaled_for_ga = True
     # Narrower types than the parent's.
     args: MagnetTrainingArguments
-    model: Any
     data_collator: DataCollatorForMagnet
+    model: Any
     train_dataset: Any
     eval_dataset: Any
-    pair_dataset: Any
     processing_class: Any
 
     def __init__(
@@ -83,8 +82,7 @@ class MagnetTrainer(Trainer):
         eval_pair_dataset: RowSource | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         compute_metrics: Callable[..., dict[str, Any]] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[Any, Any] = (None, None),
+        **options: Any,
     ) -> None:
         base_model: Any = unwrap_peft_model(model)
         rows: dict[str, Any] = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
@@ -118,9 +116,8 @@ class MagnetTrainer(Trainer):
             data_collator=data_collator,
             processing_class=processing_class,
             compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
             **rows,
+            **options,
         )
         if compute_metrics is not None and self.shares_weights:
             raise ValueError("`compute_metrics` needs the LM head whole; FSDP and ZeRO-3 shard it. Leave it out.")
@@ -130,8 +127,9 @@ class MagnetTrainer(Trainer):
         self.compiled_layers = distributed.compile_layers(model, compilation)
         self._autocast_layers = adapter_layers(model) if args.bf16 or args.fp16 else []
 
-        self.pair_dataset, self.eval_pair_dataset = pair_dataset, eval_pair_dataset
-        self._pair_collator = DataCollatorForPairs(
+        self.pair_dataset: Any = pair_dataset
+        self.eval_pair_dataset = eval_pair_dataset
+        self.pair_collator = DataCollatorForPairs(
             tokenizer=self.processing_class,
             prompt=args.contrastive_prompt or None,
             max_length=args.contrastive_max_length,
@@ -139,7 +137,7 @@ class MagnetTrainer(Trainer):
             mini_batch_tokens=args.contrastive_mini_batch_tokens,
             split_special_tokens=args.split_special_tokens,
         )
-        self._pair_stream = samplers.PairStream(pair_dataset, self._pair_collator, args=args)
+        self._pair_stream = samplers.PairStream(pair_dataset, self.pair_collator, args=args)
         self._row_sampler: samplers.EpochRowSampler | None = None
 
         self._guard = guards.NanGuard(args.output_dir or ".", process_index=args.process_index)
@@ -228,6 +226,8 @@ class MagnetTrainer(Trainer):
             losses, rows, self._losses, self._rows = self._losses, self._rows, [], []
             parameters = self.model.parameters() if is_seen else []
             self._guard.end_step(self.state.global_step + 1, losses, rows, parameters)
+            if self.args.device.type == "cpu":
+                self._guard.check()
         return loss
 
     def _forward_and_backward(self, model: nn.Module, inputs: dict[str, Any], num_items: Any) -> Tensor:
@@ -344,22 +344,8 @@ class MagnetTrainer(Trainer):
             guards.try_phases(self, prepared[0])
         return prepared
 
-    def try_step(self, model: nn.Module, phase: LossPhase) -> None:
-        """Run forward and backward of the heaviest micro-batch of a phase, without a log or a count.
-
-        Args:
-            model (`nn.Module`): The model as it is called in training, wrapped or not.
-            phase (`LossPhase`): One of the run's.
-        """
-        rows, longest = EpochRows(self.train_dataset), guards.longest_rows
-        batch = self.data_collator([rows[n] for n in longest(self.train_dataset, count=self._train_batch_size)])
-        if phase.uses_pairs:
-            numbers = guards.longest_pairs(self.pair_dataset, count=self.args.contrastive_batch_size)
-            batch["pairs"] = self._pair_collator([self.pair_dataset[number] for number in numbers])
-        if self.is_world_process_zero():  # printed, since a process killed for its memory logs nothing
-            number = self.phases.index(phase)
-            name = f"phase {number + 1} ({self.args.loss_phases[number]})"
-            print(f"trying the memory of {name}: {guards.batch_sizes(batch)}", flush=True)
+    def try_step(self, model: nn.Module, phase: LossPhase, batch: dict[str, Any]) -> None:
+        """Run forward and backward of a micro-batch as a phase does, without a log or a count."""
         logged, self._parts, self._tried_phase, self.is_in_train = self._parts, {}, phase, False
         try:
             # Not compiled: layers compiled for these shapes first would compute other bits in the run.
@@ -420,7 +406,7 @@ class MagnetTrainer(Trainer):
         metrics = evaluation.language_metrics(distributed.add_up(self._sums, self.accelerator))
         if (pairs := self.eval_pair_dataset) is not None:
             options = {"head": self.head, "args": self.args, "accelerator": self.accelerator}
-            metrics |= evaluation.pair_metrics(self.model, pairs, collator=self._pair_collator, **options)
+            metrics |= evaluation.pair_metrics(self.model, pairs, collator=self.pair_collator, **options)
         weights = self._phase.weights
         losses = {name: metrics[f"loss_{name}"] for name in OBJECTIVES if f"loss_{name}" in metrics}
         metrics["loss"] = sum(weights.get(name, 0.0) * loss for name, loss in losses.items())

@@ -43,17 +43,14 @@ _SPELLING = "'800: mntp=1 sscl=9 msg=1', or as 'steps:mntp,sscl,msg' in short"
 def token_loss(token_losses: Tensor, *, num_items: float | Tensor) -> Tensor:
     """Divide summed cross entropies by a number of items; the loss of MNTP and MSG.
 
-    Without labels the result is a 0 that can be back-propagated, so that no process of a distributed run is missing
-    from a collective.
-
     Args:
-        token_losses (`torch.FloatTensor` of any shape): Cross entropy of each label in nats, 0 where there is no
-            label.
+        token_losses (`torch.FloatTensor` of any shape): Cross entropy of each label in nats, 0 where there is none.
         num_items (`float` or `torch.Tensor` of shape `()`): The divisor, for example the labels of the whole
             accumulation window and all processes.
 
     Returns:
-        `torch.FloatTensor` of shape `()`: nats per item; 0 without items.
+        `torch.FloatTensor` of shape `()`: nats per item. Without items it is a 0 that can be back-propagated, so that
+        no process of a distributed run is missing from a collective.
 
     Source: MAGNET (Khosla et al. 2025), Eq. 2 (divides by all tokens) and Eq. 4 (by sequences).
     """
@@ -76,8 +73,7 @@ def sscl_loss(
 
     Args:
         anchors (`torch.FloatTensor` of shape `(P, H)`): Embeddings of the sentences.
-        positives (`torch.FloatTensor` of shape `(Q, H)`): Embeddings of their partners and of further negatives, such
-            as other processes' positives; Q >= P.
+        positives (`torch.FloatTensor` of shape `(Q, H)`): Embeddings of their partners and of further negatives.
         temperature (`float`): Divides the similarity, > 0.
         similarity (`str`): `"cosine"`, or `"dot"` for Eq. 3 as printed.
         targets (`torch.LongTensor` of shape `(P,)`): Row of each anchor's own positive; 0..P-1 by default.
@@ -171,12 +167,7 @@ def pair_objectives() -> dict[str, Objective]:
 def count_items(batch: Batch, *, normalization: Mapping[str, str]) -> Tensor:
     """Count what the sum of each token objective is divided by, for one batch of one process.
 
-    Args:
-        batch (`Mapping`): A collated batch.
-        normalization (`Mapping[str, str]`): Name of an objective to how its items are counted.
-
-    Returns:
-        `torch.FloatTensor` of shape `(K,)`, in the order of `token_labels`.
+    `normalization` says for each objective how its items are counted. The result has the shape `(K,)`.
 
     Example:
         >>> batch = {
@@ -242,9 +233,6 @@ def parse_phases(entries: Sequence[str]) -> tuple[LossPhase, ...]:
     Args:
         entries (list of `str`): One for each phase, in order: `"800: mntp=1 sscl=9 msg=1"`, or in short
             `"800:1,9,1"` with the weights of MNTP, SSCL and MSG.
-
-    Returns:
-        `tuple[LossPhase, ...]`: at least one phase.
 
     Raises:
         ValueError: listing every mistake in every entry.
@@ -327,14 +315,9 @@ class TargetLosses(NamedTuple):
 
 
 def forward_targets(model: nn.Module, batch: Batch) -> TargetLosses:
-    """Run the model once in infill mode and return the losses of all token objectives.
+    """Run the model, wrapped or not, once in infill mode and return the losses of all token objectives.
 
-    Args:
-        model (`nn.Module`): The model as it is called in training, wrapped or not.
-        batch (`Mapping`): A collated batch. Its `num_labels` (`int`, optional) spares a GPU a synchronisation.
-
-    Returns:
-        `TargetLosses`: part of the graph even where there is no label.
+    They are part of the graph even where there is no label.
     """
     labels = token_labels(batch)
     outputs: Any = model(
@@ -344,7 +327,7 @@ def forward_targets(model: nn.Module, batch: Batch) -> TargetLosses:
         position_ids=batch["position_ids"],
         mode="infill",
         target_ids=torch.stack(list(labels.values())),  # (K, B, S)
-        num_targets=batch.get("num_labels"),
+        num_targets=batch.get("num_labels"),  # spares a GPU a synchronisation
         use_cache=False,
     )
     hits = None if outputs.token_hits is None else dict(zip(labels, outputs.token_hits.unbind(), strict=True))
@@ -411,15 +394,12 @@ def contrastive_embeddings(
 def pair_losses(
     model: nn.Module, pairs: dict[str, Any], *, head: nn.Module, args: Any, num_processes: int = 1
 ) -> dict[str, Tensor]:
-    """Contrast this process's anchors with the positives of all processes.
+    """Return the loss `()` of each pair objective: this process's anchors against the positives of all processes.
 
     Args:
         model, pairs, head: As for `contrastive_embeddings`.
         args (`MagnetTrainingArguments`): Temperature, similarity, dropout and recomputation.
-        num_processes (`int`, defaults to 1): Processes whose positives are negatives; 1 gathers none.
-
-    Returns:
-        `dict[str, Tensor]`: the loss `()` of each pair objective.
+        num_processes (`int`, defaults to 1): Processes whose positives are negatives.
     """
     anchors, positives = contrastive_embeddings(
         model, pairs, head=head, dropout=args.view_dropout, recompute=args.contrastive_recompute

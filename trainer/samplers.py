@@ -5,7 +5,7 @@ ago corrupt it as the current epoch asks; the pairs of a micro-batch follow from
 """
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from itertools import count
 from typing import Any, Protocol
 
@@ -61,9 +61,8 @@ def row_source_complaint(rows: Any, *, name: str) -> str | None:
     if not hasattr(rows, "__iter__"):
         return f"`{name}` is {kind}; expected a `datasets.Dataset` or a list."
     return (
-        f"`{name}` is a stream ({kind}), but rows are drawn by their numbers, so that runs can be resumed and "
-        "repeated. Read it first: `datasets.Dataset.from_list(list(stream.take(100_000)))`, or "
-        "`Dataset.from_generator`, which keeps it on disk."
+        f"`{name}` is a stream ({kind}), but rows are drawn by their numbers, so that runs can be repeated. Read it "
+        "first: `datasets.Dataset.from_list(list(stream.take(100_000)))`, or `Dataset.from_generator`."
     )
 
 
@@ -120,61 +119,40 @@ class EpochRowSampler(Sampler[int]):
             yield first + row
 
 
-class PairBatchSampler(Sampler[list[int]]):
+def pair_batches(
+    num_pairs: int, *, seed: int, batch_size: int, first: int = 0, num_processes: int = 1, process_index: int = 0
+) -> Iterator[list[int]]:
     """Draw the pairs of each contrastive micro-batch for one of several processes, without an end.
 
     A pass over the pairs is a permutation that (seed, pass) decides, cut into global batches of `batch_size` times
-    `num_processes`. The rest of a pass is left out, so that no pair meets itself as a negative.
-
-    Args:
-        num_pairs (`int`): Pairs of the data set, at least one global batch.
-        seed (`int`): Seed of the order.
-        batch_size (`int`): Pairs per process and micro-batch.
-        first (`int`, defaults to 0): Number of the first micro-batch to yield.
-        num_processes (`int`, defaults to 1): Processes that share each global batch.
-        process_index (`int`, defaults to 0): Rank of this process.
+    `num_processes`. The rest of a pass is left out, so that no pair meets itself as a negative. `first` is the number
+    of the first micro-batch, from 0.
 
     Raises:
         ValueError: if the pairs do not fill one global batch.
 
     Example:
-        >>> both = PairBatchSampler(5, seed=0, batch_size=4)
-        >>> halves = [PairBatchSampler(5, seed=0, batch_size=2, num_processes=2, process_index=n) for n in range(2)]
+        >>> both = pair_batches(5, seed=0, batch_size=4)
+        >>> halves = [pair_batches(5, seed=0, batch_size=2, num_processes=2, process_index=n) for n in range(2)]
         >>> all(whole == left + right for _, whole, left, right in zip(range(3), both, *halves))
         True
     """
-
-    def __init__(
-        self,
-        num_pairs: int,
-        *,
-        seed: int,
-        batch_size: int,
-        first: int = 0,
-        num_processes: int = 1,
-        process_index: int = 0,
-    ) -> None:
-        self.batches_per_pass = num_pairs // (batch_size * num_processes)
-        if not self.batches_per_pass:
-            raise ValueError(
-                f"There are {num_pairs} pairs, but one contrastive batch takes {batch_size * num_processes} "
-                f"({batch_size} on each of {num_processes} processes). Pass more pairs or lower "
-                "`contrastive_batch_size`."
-            )
-        self.num_pairs, self.seed, self.batch_size, self.first = num_pairs, seed, batch_size, first
-        self.num_processes, self.process_index = num_processes, process_index
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order: list[int] = []
-        current_pass = -1
-        for micro_batch in count(self.first):
-            number_of_pass, batch = divmod(micro_batch, self.batches_per_pass)
-            if number_of_pass != current_pass:
-                generator = row_generator(self.seed, epoch=number_of_pass, row_id=_ORDER_OF_PAIRS)
-                order = torch.randperm(self.num_pairs, generator=generator).tolist()
-                current_pass = number_of_pass
-            start = (batch * self.num_processes + self.process_index) * self.batch_size
-            yield order[start : start + self.batch_size]
+    batches_per_pass = num_pairs // (batch_size * num_processes)
+    if not batches_per_pass:
+        raise ValueError(
+            f"There are {num_pairs} pairs, but one contrastive batch takes {batch_size * num_processes} ({batch_size} "
+            f"on each of {num_processes} processes). Pass more pairs or lower `contrastive_batch_size`."
+        )
+    order: list[int] = []
+    current_pass = -1
+    for micro_batch in count(first):
+        number_of_pass, batch = divmod(micro_batch, batches_per_pass)
+        if number_of_pass != current_pass:
+            generator = row_generator(seed, epoch=number_of_pass, row_id=_ORDER_OF_PAIRS)
+            order = torch.randperm(num_pairs, generator=generator).tolist()
+            current_pass = number_of_pass
+        start = (batch * num_processes + process_index) * batch_size
+        yield order[start : start + batch_size]
 
 
 class PairStream:
@@ -198,16 +176,15 @@ class PairStream:
     def fetch(self, micro_batch: int) -> dict[str, Any]:
         """Return a micro-batch; numbers may be skipped, and a smaller number than the last one opens a new loader."""
         if not 0 <= self._next <= micro_batch:
-            args = self.args
-            sampler = PairBatchSampler(
+            batches = pair_batches(
                 len(self.pairs),
                 seed=self.seed,
-                batch_size=args.contrastive_batch_size,
+                batch_size=self.args.contrastive_batch_size,
                 first=micro_batch,
-                num_processes=args.world_size,
-                process_index=args.process_index,
+                num_processes=self.args.world_size,
+                process_index=self.args.process_index,
             )
-            self._batches = iter(_dataloader(self.pairs, sampler, self.collator, args=args))
+            self._batches = iter(_dataloader(self.pairs, batches, self.collator, args=self.args))
             self._next = micro_batch
         for _ in range(micro_batch - self._next):
             next(self._batches)
@@ -215,48 +192,38 @@ class PairStream:
         return next(self._batches)
 
 
-class EvenBatchSampler(Sampler[list[int]]):
-    """Yield every index once over all processes, in the same number of batches on each of them.
+def even_batches(num_rows: int, *, batch_size: int, num_processes: int = 1, process_index: int = 0) -> list[list[int]]:
+    """Share all rows among processes, in the same number of batches on each of them.
 
     Sharded models run collectives in every forward, so no process may run out of batches before the others: a process
-    without an index left gets an empty batch. `batch_size` is that of one process.
+    without a row left gets an empty batch. `batch_size` is that of one process.
 
     Example:
-        >>> [list(EvenBatchSampler(5, batch_size=2, num_processes=2, process_index=rank)) for rank in range(2)]
+        >>> [even_batches(5, batch_size=2, num_processes=2, process_index=rank) for rank in range(2)]
         [[[0, 1], [4]], [[2, 3], []]]
     """
-
-    def __init__(self, num_items: int, *, batch_size: int, num_processes: int = 1, process_index: int = 0) -> None:
-        self.num_items, self.batch_size = num_items, batch_size
-        self.num_processes, self.process_index = num_processes, process_index
-
-    def __len__(self) -> int:
-        return -(-self.num_items // (self.batch_size * self.num_processes))
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in range(len(self)):
-            start = (batch * self.num_processes + self.process_index) * self.batch_size
-            yield list(range(min(start, self.num_items), min(start + self.batch_size, self.num_items)))
+    starts = range(process_index * batch_size, num_rows + process_index * batch_size, batch_size * num_processes)
+    return [list(range(min(start, num_rows), min(start + batch_size, num_rows))) for start in starts]
 
 
 def even_dataloader(
     rows: Any, collator: Any, *, batch_size: int, args: TrainingArguments, num_rows: int | None = None
 ) -> DataLoader:
-    """Load this process's share of the first `num_rows` rows, all by default; see `EvenBatchSampler`."""
-    sampler = EvenBatchSampler(
+    """Load this process's share of the first `num_rows` rows, all by default; see `even_batches`."""
+    batches = even_batches(
         len(rows) if num_rows is None else num_rows,
         batch_size=batch_size,
         num_processes=args.world_size,
         process_index=args.process_index,
     )
-    return _dataloader(rows, sampler, collator, args=args)
+    return _dataloader(rows, batches, collator, args=args)
 
 
-def _dataloader(dataset: Any, batch_sampler: Sampler, collator: Any, *, args: TrainingArguments) -> DataLoader:
+def _dataloader(dataset: Any, batches: Iterable[list[int]], collator: Any, *, args: TrainingArguments) -> DataLoader:
     """Load batches that are already this process's own, without drawing from torch's global generator."""
     return DataLoader(
         dataset,
-        batch_sampler=batch_sampler,
+        batch_sampler=batches,
         collate_fn=collator,
         num_workers=args.dataloader_num_workers,
         pin_memory=args.dataloader_pin_memory,
@@ -269,12 +236,12 @@ def _dataloader(dataset: Any, batch_sampler: Sampler, collator: Any, *, args: Tr
 __all__ = [
     "EpochRowSampler",
     "EpochRows",
-    "EvenBatchSampler",
-    "PairBatchSampler",
     "PairStream",
     "RowSource",
     "check_row_source",
+    "even_batches",
     "even_dataloader",
+    "pair_batches",
     "row_generator",
     "row_source_complaint",
 ]

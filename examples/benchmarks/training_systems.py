@@ -137,7 +137,7 @@ def collate(trainer: MagnetTrainer, rows: Any, *, kind: str, size: int | None = 
     if kind == JOINT:
         assert trainer.pair_dataset is not None
         pairs = [trainer.pair_dataset[index] for index in range(trainer.args.contrastive_batch_size)]
-        batch["pairs"] = trainer._pair_collator(pairs)
+        batch["pairs"] = trainer.pair_collator(pairs)
     return batch
 
 

@@ -102,7 +102,7 @@ MUTATIONS = (
         file="trainer/samplers.py",
         text="for number in (seed, epoch, row_id):",
         replacement="for number in (0, epoch, row_id):",
-        tests=("tests/trainer/test_corruption.py",),
+        tests=("tests/trainer/test_samplers.py",),
     ),
     Mutation(
         name="adapter_not_merged",
