@@ -24,15 +24,8 @@ def sample_spans(
     with the upper limit lowered to leave room for the spans still to be drawn. The placement is uniform over all that
     leave a context token before, between and after the spans: position 0 is in no span, and no two are adjacent.
 
-    Args:
-        length (`int`): Tokens in the row.
-        max_spans (`int`): Upper limit of the number of spans, >= 0.
-        min_span_tokens (`int`): Lower limit of the length of a span, >= 1.
-        max_span_tokens (`int`): Upper limit of the length of a span, >= `min_span_tokens`.
-        generator (`torch.Generator`): Source of the draws.
-
-    Returns:
-        `list[tuple[int, int]]`: half-open `(start, end)`, ascending; empty if not even one span fits.
+    The limits are those of `CorruptionSettings`. Spans are half-open `(start, end)`, ascending; there are none if not
+    even one fits.
 
     Source: MAGNET (Khosla et al. 2025), missing-span generation; the placement is this project's choice.
 
@@ -159,11 +152,10 @@ def corrupt_row(
 
     Args:
         input_ids (`torch.LongTensor` of shape `(S,)`): The original tokens; not modified.
-        settings, mask_token_id: As for `DataCollatorForMagnet`.
+        settings, mask_token_id, end_of_span_id: As for `DataCollatorForMagnet`.
         special_token_ids (`torch.LongTensor`): Tokens that are never selected.
-        replacement_ids (`torch.LongTensor` of shape `(num_replacements,)`): Tokens for random replacements.
+        replacement_ids (`torch.LongTensor`): Tokens for random replacements, at least one.
         generator (`torch.Generator`): Source of all draws, see `row_generator`.
-        end_of_span_id (`int`, *optional*): Label that ends a span; needed with the settings' `end_of_span`.
 
     Source: MAGNET (Khosla et al. 2025), section 3, objectives MNTP and MSG.
     """

@@ -109,11 +109,6 @@ class DataCollatorForMagnet:
         """Read the vocabulary, the special tokens and the padding from a tokenizer and a model's config.
 
         The collator pads with the tokenizer's pad token if the model embeds it, else with EOS, else with token 0.
-
-        Args:
-            tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
-            model_config (`PreTrainedConfig`): Its `vocab_size` bounds the tokens that are drawn.
-            mask_token_id, settings, seed: See the class.
         """
         vocab_size = min(len(tokenizer), model_config.vocab_size)
         padding = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
@@ -128,18 +123,12 @@ class DataCollatorForMagnet:
         )
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Make one batch.
-
-        Args:
-            rows (list of `dict`): `input_ids` (at least one token), `row_id` (`int`) and `epoch` (`int`) of each row.
+        """Make one batch of rows with `input_ids` (at least one token), `row_id` and `epoch`.
 
         Returns:
             `dict`: `input_ids`, `segment_ids`, `position_ids`, `mntp_labels`, `msg_labels`, `attention_mask`, each a
             `torch.LongTensor` of shape `(B, S)`; padding has segment 0, labels -100 and attention 0. Also `num_labels`
             (`int`), the number of labels of all token objectives, and the lists `row_ids` and `epochs`.
-
-        Raises:
-            ValueError: if there is no row, a row has no token, or a row lacks one of the three fields.
         """
         _check_fields(rows, ("input_ids", "row_id", "epoch"))
         if empty := [row["row_id"] for row in rows if not len(row["input_ids"])]:
@@ -196,10 +185,7 @@ class DataCollatorForPairs:
     split_special_tokens: bool = True
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Make one batch.
-
-        Args:
-            rows (list of `dict`): The strings `anchor` and `positive` of each pair.
+        """Make one batch of rows with the strings `anchor` and `positive`.
 
         Returns:
             `dict`: `input_ids` and `attention_mask`, `torch.LongTensor` of shape `(2P, S)`, right padded; row i is the
@@ -207,9 +193,6 @@ class DataCollatorForPairs:
             shape `(2P,)` with the rows from the longest to the shortest, and `mini_batches`, a list of each
             mini-batch's rows and columns. Their number follows from P, so that processes that gather weights for each
             forward run equally many.
-
-        Raises:
-            ValueError: if there is no row, or a row lacks one of the two fields.
         """
         _check_fields(rows, ("anchor", "positive"))
         texts = [row["anchor"] for row in rows] + [row["positive"] for row in rows]

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -30,7 +29,7 @@ from .objectives import (
     pair_objectives,
     token_labels,
 )
-from .samplers import RowSource, even_dataloader
+from .samplers import even_dataloader
 from .training_args import MagnetTrainingArguments
 
 Sums = dict[str, float]
@@ -90,8 +89,7 @@ def language_sums(
         normalization (`Mapping[str, str]`): See `count_items`.
 
     Returns:
-        `tuple`: sums in nats and counts, under names that `language_metrics` reads, and what `forward_targets`
-        returned for the corrupted rows.
+        `tuple`: sums in nats and counts that `language_metrics` reads, and the `TargetLosses` of the corrupted rows.
     """
     corrupted, infilling = batch["corrupted"], batch["infilling"]
     items = count_items(corrupted, normalization=normalization)
@@ -151,29 +149,38 @@ def language_metrics(sums: Sums) -> dict[str, float]:
     return metrics
 
 
+def run_metrics(trainer: Any, sums: Sums, *, weights: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics of an evaluation: of its rows, of held-out pairs, and the loss of all objectives.
+
+    Args:
+        trainer (`MagnetTrainer`): With the model in evaluation mode.
+        sums (`dict`): What `language_sums` returned, added up over this process's batches.
+        weights (`Mapping[str, float]`): Weights of the objectives in `loss`.
+    """
+    metrics = language_metrics(add_up(sums, trainer.accelerator))
+    if trainer.eval_pair_dataset is not None:
+        metrics |= _pair_metrics(trainer)
+    losses = {name: metrics[f"loss_{name}"] for name in OBJECTIVES if f"loss_{name}" in metrics}
+    metrics["loss"] = sum(weights.get(name, 0.0) * loss for name, loss in losses.items())
+    return metrics
+
+
 @torch.no_grad()
-def pair_metrics(
-    model: nn.Module,
-    pairs: RowSource,
-    *,
-    collator: DataCollatorForPairs,
-    head: nn.Module,
-    args: MagnetTrainingArguments,
-    accelerator: Accelerator,
-) -> dict[str, float]:
-    """Return the losses of the pair objectives over held-out pairs, by the model in evaluation mode.
+def _pair_metrics(trainer: Any) -> dict[str, float]:
+    """Return the losses of the pair objectives over held-out pairs.
 
     Batches have the training size, whatever the number of processes, and each has its own negatives.
     """
+    pairs, args, accelerator = trainer.eval_pair_dataset, trainer.args, trainer.accelerator
     size = args.contrastive_batch_size
     num_pairs = len(pairs) - len(pairs) % size or len(pairs)  # a smaller batch would be easier
-    even_collator = PairEvaluationCollator(collator, min(size, num_pairs))
-    loader = even_dataloader(pairs, even_collator, batch_size=size, args=args, num_rows=num_pairs)
+    collator = PairEvaluationCollator(trainer.pair_collator, min(size, num_pairs))
+    loader = even_dataloader(pairs, collator, batch_size=size, args=args, num_rows=num_pairs)
     hide = args.disable_tqdm or not accelerator.is_local_main_process
     sums = {"pairs": 0.0, **dict.fromkeys(pair_objectives(), 0.0)}
     for batch in tqdm(loader, desc="Held-out pairs", unit="batch", leave=False, disable=hide, delay=1):
         inputs = send_to_device(batch["pairs"], accelerator.device)
-        for name, loss in pair_losses(model, inputs, head=head, args=args).items():
+        for name, loss in pair_losses(trainer.model, inputs, head=trainer.head, args=args).items():
             sums[name] += loss.item() * batch["num_pairs"]
         sums["pairs"] += batch["num_pairs"]
     sums = add_up(sums, accelerator)
@@ -181,11 +188,11 @@ def pair_metrics(
 
 
 @torch.no_grad()
-def predict_tokens(states: Tensor, batch: dict[str, Tensor], *, head: nn.Module) -> tuple[Tensor, Tensor]:
+def predict_tokens(joint: TargetLosses, batch: dict[str, Tensor], *, head: nn.Module) -> tuple[Tensor, Tensor]:
     """Predict the likeliest token at each position with a label, a few positions at a time.
 
     Args:
-        states (`torch.FloatTensor` of shape `(B, S, H)`): The input of the LM head.
+        joint (`TargetLosses`): Of the batch, with the input of the LM head.
         batch (`dict`): A collated batch.
         head (`nn.Module`): The LM head. What models do to its logits, such as a soft cap, keeps their order.
 
@@ -194,7 +201,8 @@ def predict_tokens(states: Tensor, batch: dict[str, Tensor], *, head: nn.Module)
     """
     labels = torch.stack(list(token_labels(batch).values()), dim=-1)  # (B, S, K)
     is_asked = (labels != IGNORE_INDEX).any(-1)  # (B, S)
-    asked = states[is_asked]  # (N, H)
+    assert joint.states is not None
+    asked = joint.states[is_asked]  # (N, H)
     weight: Any = head.weight
     size = max(1, _MOST_LOGITS // len(weight))
     parts = asked.to(weight.dtype).split(size)  # accelerate returns states in float32, whatever the model's dtype
@@ -209,6 +217,6 @@ __all__ = [
     "Sums",
     "language_metrics",
     "language_sums",
-    "pair_metrics",
     "predict_tokens",
+    "run_metrics",
 ]

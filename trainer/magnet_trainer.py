@@ -4,6 +4,7 @@ The trainer knows a model by what its forward takes and returns, not by its clas
 """
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from itertools import accumulate
@@ -45,7 +46,7 @@ class MagnetTrainer(Trainer):
         args (`MagnetTrainingArguments`): The schedule, the corruption and everything else.
         data_collator (`DataCollatorForMagnet`, *optional*): Corrupts rows; by default made from the other arguments.
         train_dataset (`RowSource`, *optional*): Rows with `input_ids`.
-        eval_dataset (`RowSource` or a `dict` of them, *optional*): Rows with `input_ids`.
+        eval_dataset (`RowSource` or a `dict` of them, *optional*): Likewise.
         pair_dataset, eval_pair_dataset (`RowSource`, *optional*): Rows with the strings `anchor` and `positive`.
         processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer; saved with the model.
         compute_metrics (`Callable`, *optional*): Maps the `EvalPrediction` of an evaluation to further metrics.
@@ -110,21 +111,14 @@ class MagnetTrainer(Trainer):
         if args.gradient_checkpointing and base_model is not model:
             # Adapters in checkpointed layers get no gradient unless the layers' inputs require one.
             base_model.enable_input_require_grads()
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator,
-            processing_class=processing_class,
-            compute_metrics=compute_metrics,
-            **rows,
-            **options,
-        )
+        data = {"data_collator": data_collator, "processing_class": processing_class, **rows}
+        super().__init__(model, args, compute_metrics=compute_metrics, **data, **options)
         if compute_metrics is not None and self.shares_weights:
             raise ValueError("`compute_metrics` needs the LM head whole; FSDP and ZeRO-3 shard it. Leave it out.")
         state = self.accelerator.state
         distributed.configure_sharding(getattr(state, "fsdp_plugin", None), view_dropout=args.view_dropout)
-        compilation = distributed.take_over_compilation(state.dynamo_plugin, args)
-        self.compiled_layers = distributed.compile_layers(model, compilation)
+        compiler = distributed.take_over_compilation(state.dynamo_plugin, args)
+        self.compiled_layers = distributed.compile_layers(model, compiler)
         self._autocast_layers = adapter_layers(model) if args.bf16 or args.fp16 else []
 
         self.pair_dataset: Any = pair_dataset
@@ -193,9 +187,8 @@ class MagnetTrainer(Trainer):
             self._pair_stream.stop()
             return batches, num_items
         # Short windows at the end of an epoch skip numbers, so that these depend on the step only.
-        first = (
-            objectives.pair_steps_before(self.phases, self.state.global_step) * self.args.gradient_accumulation_steps
-        )
+        steps = objectives.pair_steps_before(self.phases, self.state.global_step)
+        first = steps * self.args.gradient_accumulation_steps
         return [
             {**batch, "pairs": self._pair_stream.fetch(number), "pair_micro_batch": number}
             for number, batch in enumerate(batches, first)
@@ -222,10 +215,9 @@ class MagnetTrainer(Trainer):
             loss = self._forward_and_backward(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients and self.is_in_train:
             # DeepSpeed keeps no gradient after its step, and fp16 gradients overflow while their scale is sought.
-            is_seen = not (self.is_deepspeed_enabled or self.args.fp16)
-            losses, rows, self._losses, self._rows = self._losses, self._rows, [], []
-            parameters = self.model.parameters() if is_seen else []
-            self._guard.end_step(self.state.global_step + 1, losses, rows, parameters)
+            parameters = [] if self.is_deepspeed_enabled or self.args.fp16 else self.model.parameters()
+            self._guard.end_step(self.state.global_step + 1, self._losses, self._rows, parameters)
+            self._losses, self._rows = [], []
             if self.args.device.type == "cpu":
                 self._guard.check()
         return loss
@@ -278,15 +270,9 @@ class MagnetTrainer(Trainer):
     ) -> Any:
         """Compute the weighted loss of one micro-batch, scaled so that gradients add up over the accumulation window.
 
-        Each token loss is divided by its items in the whole window on all processes. A pair loss is a mean over
-        micro-batches, each with its own negatives.
-
-        Args:
-            model (`nn.Module`): The model as it is called in training, wrapped or not.
-            inputs (`dict`): What the collator returned, and under `pairs` the contrastive batch if there is one.
-            return_outputs (`bool`): Whether to return the unweighted losses as well.
-            num_items_in_batch (`torch.Tensor` of shape `(K,)`, *optional*): Items of each token objective; by default
-                those of this batch.
+        Each token loss is divided by its items in the whole window on all processes, `num_items_in_batch` of shape
+        `(K,)`; by default by those of this batch. A pair loss is a mean over micro-batches, each with its own
+        negatives. With `return_outputs` the unweighted losses come as well.
         """
         phase, part = self._phase, self._part
         losses: dict[str, Tensor] = {}
@@ -377,39 +363,27 @@ class MagnetTrainer(Trainer):
         if isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset]
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        if rows is None:
-            raise ValueError("`eval_dataset` is missing; pass rows with `input_ids` to evaluate.")
         samplers.check_row_source(rows, name="eval_dataset")
         collator = evaluation.EvaluationCollator.from_training(self.data_collator, self.args)
-        return samplers.even_dataloader(
-            EpochRows(rows), collator, batch_size=self.args.eval_batch_size, args=self.args
-        )
+        options = {"batch_size": self.args.eval_batch_size, "args": self.args}
+        return samplers.even_dataloader(EpochRows(rows), collator, **options)
 
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """Load test rows as evaluation rows."""
-        return self.get_eval_dataloader(test_dataset)
+    get_test_dataloader = get_eval_dataloader
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Run the parent's loop, whose `prediction_step` collects sums, and turn these into metrics.
 
         Metrics are `loss`, the losses of all objectives, `masked_accuracy`, `infilling_perplexity`,
         `left_to_right_perplexity` (of the same span tokens) and `causal_perplexity`. `loss` weighs the others by the
-        current phase. Metrics without a token, such as the infilling perplexity of rows too short for a span, are left
-        out. The random state of training stays as it is.
+        current phase. Metrics without a token are left out. The random state of training stays as it is.
         """
         was_training = self.model.training
-        self._sums: evaluation.Sums = {}
+        self._sums: Counter[str] = Counter()
         # Every gathered row counts; by default accelerate drops what it takes for repeated rows of the train loader.
         self.gather_function = self.accelerator.gather
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         assert output.metrics is not None
-        metrics = evaluation.language_metrics(distributed.add_up(self._sums, self.accelerator))
-        if (pairs := self.eval_pair_dataset) is not None:
-            options = {"head": self.head, "args": self.args, "accelerator": self.accelerator}
-            metrics |= evaluation.pair_metrics(self.model, pairs, collator=self.pair_collator, **options)
-        weights = self._phase.weights
-        losses = {name: metrics[f"loss_{name}"] for name in OBJECTIVES if f"loss_{name}" in metrics}
-        metrics["loss"] = sum(weights.get(name, 0.0) * loss for name, loss in losses.items())
+        metrics = evaluation.run_metrics(self, self._sums, weights=self._phase.weights)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         self.model.train(was_training)
         return output
@@ -420,13 +394,11 @@ class MagnetTrainer(Trainer):
         """Add one batch's sums to the current evaluation, and predict tokens for `compute_metrics`."""
         batch: dict[str, Any] = self._prepare_inputs(inputs)
         sums, joint = evaluation.language_sums(model, batch, normalization=self._normalization)
-        for name, value in sums.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._sums.update(sums)
         if self.compute_metrics is None or prediction_loss_only:
             return None, None, None
-        assert joint.states is not None
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        return None, *evaluation.predict_tokens(joint.states, batch["corrupted"], head=head)
+        return None, *evaluation.predict_tokens(joint, batch["corrupted"], head=head)
 
     # ---- Checkpoints ----
 
@@ -436,11 +408,8 @@ class MagnetTrainer(Trainer):
         return self.is_fsdp_enabled or (self.is_deepspeed_enabled and is_deepspeed_zero3_enabled())
 
     def whole_weights(self) -> dict[str, Tensor]:
-        """Gather all weights in CPU memory; every process has to call this, and the first one gets them.
-
-        With DeepSpeed and half precision they are rounded to it: the model has no others.
-        """
-        if self.is_deepspeed_enabled:
+        """Gather all weights in CPU memory; every process has to call this, and the first one gets them."""
+        if self.is_deepspeed_enabled:  # in half precision, if it trains in it
             return self.accelerator.get_state_dict(self.deepspeed) or {}
         return distributed.whole_weights(self.model, keep=self.args.should_save)
 
@@ -504,23 +473,12 @@ class MagnetTrainer(Trainer):
         if not self.is_deepspeed_enabled:
             contrastive.load_head(self.head, directory=str(self.state.best_model_checkpoint))
 
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Warn of missing weights other than the head's."""
-        missing = [name for name in load_result.missing_keys if not name.startswith(contrastive.HEAD_NAME)]
-        super()._issue_warnings_after_load(type(load_result)(missing, load_result.unexpected_keys))
-
     # ---- The saved model and its card ----
 
     def card_text(self, name: str, *, merged: bool = False, **facts: Any) -> str:
-        """Return the model card of this run.
-
-        Args:
-            name (`str`): Directory or Hub id that its code examples name.
-            merged (`bool`, defaults to `False`): Whether adapters are merged in what the card describes.
-            facts: Facts that the trainer does not know, see `run_card`.
-        """
-        log = self.state.log_history
-        return run_card(self._inner_model, name, args=self.args, log_history=log, merged=merged, **facts)
+        """Return the card of this run for a directory or Hub id `name`; for `merged` and `facts` see `run_card`."""
+        facts = {"args": self.args, "log_history": self.state.log_history, **facts}
+        return run_card(self._inner_model, name, merged=merged, **facts)
 
     def create_model_card(self, *args: Any, model_name: str | None = None, **kwargs: Any) -> None:
         """Write the card of this run into `output_dir`; the parent's other arguments are ignored."""

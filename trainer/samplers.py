@@ -58,7 +58,7 @@ def row_source_complaint(rows: Any, *, name: str) -> str | None:
         return f"`{name}` is {kind} of {sorted(map(str, rows))}; pass one of them."
     if hasattr(rows, "__len__") and hasattr(rows, "__getitem__") and not isinstance(rows, IterableDataset):
         return None
-    if not hasattr(rows, "__iter__"):
+    if not hasattr(rows, "__iter__"):  # `None` too
         return f"`{name}` is {kind}; expected a `datasets.Dataset` or a list."
     return (
         f"`{name}` is a stream ({kind}), but rows are drawn by their numbers, so that runs can be repeated. Read it "
