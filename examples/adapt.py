@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from examples.command_line import DTYPES, check, start  # before anything imports transformers
+from examples.command_line import DTYPES, check, keep_freed_memory, start  # before anything imports transformers
 
 # isort: split
 import torch
@@ -52,7 +52,6 @@ from trainer.checkpoints import check_checkpoint, check_processes, last_complete
 from trainer.checks import check_run
 from trainer.contrastive import HEAD_NAME, attach_contrastive_head
 from trainer.lora import LARGEST_MODEL, adapter_cost
-from trainer.memory import keep_freed_memory
 from trainer.model_card import describe_data
 from trainer.whole_files import parse_json, whole_file
 

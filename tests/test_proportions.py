@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from trainer.phases import parse_phases
+from trainer.objectives import parse_phases
 
 from . import proportions
 from .golden import tiny_model

@@ -15,7 +15,7 @@ from modeling_magnet.tokenization_magnet import tokenize_texts
 
 from .corruption import CorruptionSettings
 from .data_collator import DataCollatorForMagnet
-from .memory import row_lengths
+from .guards import row_lengths
 from .samplers import RowSource, row_source_complaint
 from .training_args import MagnetTrainingArguments
 

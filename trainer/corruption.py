@@ -1,10 +1,9 @@
 """Corrupt one tokenised row: mark spans as missing and mask part of the remaining context.
 
-All randomness comes from a generator that is passed in, and `row_generator` makes it from (seed, epoch, row), so that
-workers, processes and interruptions do not change a row. S is the number of tokens in the row.
+All randomness comes from a generator that is passed in, see `trainer.samplers.row_generator`. S is the number of
+tokens in the row.
 """
 
-import operator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -14,25 +13,6 @@ from torch import Tensor
 IGNORE_INDEX = -100
 
 MntpShift = Literal["next", "same"]
-
-_UINT64 = 0xFFFF_FFFF_FFFF_FFFF
-
-
-def row_generator(seed: int, *, epoch: int, row_id: int) -> torch.Generator:
-    """Make the generator for everything random about one row in one epoch, the same in any process.
-
-    Source: SplitMix64 (Steele, Lea and Flood 2014), applied once per number.
-
-    Example:
-        >>> draws = [torch.rand(1, generator=row_generator(0, epoch=0, row_id=row)).item() for row in (7, 7, 8)]
-        >>> draws[0] == draws[1], draws[0] == draws[2]
-        (True, False)
-    """
-    state = 0
-    for number in (seed, epoch, row_id):
-        state = _splitmix64(state ^ (operator.index(number) & _UINT64))
-    # The CPU generator keeps the low 32 bits only. All 64 are mixed into them, so neighbours stay unrelated.
-    return torch.Generator().manual_seed(state)
 
 
 def sample_spans(
@@ -44,18 +24,8 @@ def sample_spans(
     with the upper limit lowered to leave room for the spans still to be drawn. The placement is uniform over all that
     leave a context token before, between and after the spans: position 0 is in no span, and no two are adjacent.
 
-    Args:
-        length (`int`): Tokens in the row.
-        max_spans (`int`): Upper limit of the number of spans, >= 0.
-        min_span_tokens (`int`): Lower limit of the length of a span, >= 1.
-        max_span_tokens (`int`): Upper limit of the length of a span, >= `min_span_tokens`.
-        generator (`torch.Generator`): Source of the draws.
-
-    Returns:
-        `list[tuple[int, int]]`: half-open `(start, end)`, ascending; empty if not even one span fits.
-
-    Raises:
-        ValueError: if a limit is out of its range.
+    The limits are those of `CorruptionSettings`. Spans are half-open `(start, end)`, ascending; there are none if not
+    even one fits.
 
     Source: MAGNET (Khosla et al. 2025), missing-span generation; the placement is this project's choice.
 
@@ -63,10 +33,6 @@ def sample_spans(
         >>> sample_spans(6, max_spans=1, min_span_tokens=4, max_span_tokens=128, generator=torch.Generator())
         [(1, 5)]
     """
-    complaints = _span_complaints(max_spans, min_span_tokens, max_span_tokens)
-    if complaints:
-        raise ValueError("\n- ".join(["The spans cannot be drawn:", *complaints]))
-
     most = min(max_spans, (length - 1) // (min_span_tokens + 1))  # each span needs a context token after it
     if most < 1:
         return []
@@ -128,16 +94,15 @@ class CorruptionSettings:
     end_of_span: int = 0
 
     def __post_init__(self) -> None:
-        complaints = self.complaints()
-        if complaints:
-            raise ValueError("\n- ".join(["The corruption settings cannot be used:", *complaints]))
-
-    def complaints(self) -> list[str]:
-        """List what is wrong with the fields."""
         complaints = [
             f"`{name}` is {getattr(self, name)}; it is a share, pass a number from 0 to 1."
             for name in ("mask_ratio", "mask_token_share", "random_token_share", "causal_ratio")
             if not 0 <= getattr(self, name) <= 1
+        ]
+        complaints += [
+            f"`{name}` is {getattr(self, name)}; pass a whole number, {least} or more."
+            for name, least in (("max_spans", 0), ("min_span_tokens", 1), ("end_of_span", 0))
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < least
         ]
         if self.mask_token_share + self.random_token_share > 1 + 1e-9:
             complaints.append(
@@ -146,11 +111,13 @@ class CorruptionSettings:
             )
         if self.mntp_shift not in get_args(MntpShift):
             complaints.append(f"`mntp_shift` is {self.mntp_shift!r}; pass one of {list(get_args(MntpShift))}.")
-        if not isinstance(self.end_of_span, int) or self.end_of_span < 0:
+        if self.max_span_tokens < self.min_span_tokens:
             complaints.append(
-                f"`end_of_span` is {self.end_of_span}; pass 0 for exact lengths, or a multiple such as 32."
+                f"`max_span_tokens` is {self.max_span_tokens}, below `min_span_tokens` {self.min_span_tokens}; "
+                "raise the one or lower the other."
             )
-        return complaints + _span_complaints(self.max_spans, self.min_span_tokens, self.max_span_tokens)
+        if complaints:
+            raise ValueError("\n- ".join(["The corruption settings cannot be used:", *complaints]))
 
 
 class CorruptedRow(NamedTuple):
@@ -185,29 +152,19 @@ def corrupt_row(
 
     Args:
         input_ids (`torch.LongTensor` of shape `(S,)`): The original tokens; not modified.
-        settings, mask_token_id: As for `DataCollatorForMagnet`.
+        settings, mask_token_id, end_of_span_id: As for `DataCollatorForMagnet`.
         special_token_ids (`torch.LongTensor`): Tokens that are never selected.
-        replacement_ids (`torch.LongTensor` of shape `(num_replacements,)`): Tokens for random replacements.
+        replacement_ids (`torch.LongTensor`): Tokens for random replacements, at least one.
         generator (`torch.Generator`): Source of all draws, see `row_generator`.
-        end_of_span_id (`int`, *optional*): Label that ends a span; needed with the settings' `end_of_span`.
-
-    Raises:
-        ValueError: if `input_ids` is not one row, `replacement_ids` is empty, or `end_of_span_id` is missing.
 
     Source: MAGNET (Khosla et al. 2025), section 3, objectives MNTP and MSG.
     """
-    if input_ids.dim() != 1:
-        raise ValueError(f"`input_ids` has shape {tuple(input_ids.shape)}; pass one row per call.")
-    if not len(replacement_ids):
-        raise ValueError("`replacement_ids` is empty; pass the ids of the vocabulary that are not special tokens.")
-    if settings.end_of_span and end_of_span_id is None:
-        raise ValueError(f"`end_of_span` is {settings.end_of_span}, but no `end_of_span_id` is given; pass EOS.")
-
     length = len(input_ids)
     is_causal = torch.rand((), dtype=torch.float32, generator=generator).item() < settings.causal_ratio
     selection, kind = torch.rand(2, length, dtype=torch.float32, generator=generator)  # (S,) each, in [0, 1)
     random_ids = replacement_ids[torch.randint(len(replacement_ids), (length,), generator=generator)]
-    spans = [(1, length)] if is_causal else _draw_spans(settings, length=length, generator=generator)
+    limits = {name: getattr(settings, name) for name in ("max_spans", "min_span_tokens", "max_span_tokens")}
+    spans = [(1, length)] if is_causal else sample_spans(length, **limits, generator=generator)
 
     segment_ids = torch.zeros_like(input_ids)
     for number, (start, end) in enumerate(spans, start=1):
@@ -227,17 +184,6 @@ def corrupt_row(
     if settings.mntp_shift == "next":
         mntp_labels = _next_token_labels(input_ids, selected)
     return CorruptedRow(corrupted, segment_ids, mntp_labels, msg_labels, position_ids)
-
-
-def _draw_spans(settings: CorruptionSettings, *, length: int, generator: torch.Generator) -> list[tuple[int, int]]:
-    """Draw spans by the settings."""
-    return sample_spans(
-        length,
-        max_spans=settings.max_spans,
-        min_span_tokens=settings.min_span_tokens,
-        max_span_tokens=settings.max_span_tokens,
-        generator=generator,
-    )
 
 
 def _may_be_masked(input_ids: Tensor, in_span: Tensor, special_token_ids: Tensor, *, shift: MntpShift) -> Tensor:
@@ -260,35 +206,11 @@ def _draw_integer(low: int, high: int, generator: torch.Generator) -> int:
     return int(torch.randint(low, high + 1, (), generator=generator).item())
 
 
-def _splitmix64(number: int) -> int:
-    """Mix a 64-bit number so that each output bit depends on all input bits."""
-    number = (number + 0x9E37_79B9_7F4A_7C15) & _UINT64
-    number = ((number ^ (number >> 30)) * 0xBF58_476D_1CE4_E5B9) & _UINT64
-    number = ((number ^ (number >> 27)) * 0x94D0_49BB_1331_11EB) & _UINT64
-    return number ^ (number >> 31)
-
-
-def _span_complaints(max_spans: int, min_span_tokens: int, max_span_tokens: int) -> list[str]:
-    """List the limits of the spans that are out of their range."""
-    complaints = []
-    if max_spans < 0:
-        complaints.append(f"`max_spans` is {max_spans}; pass 0 for no spans, or a positive number.")
-    if min_span_tokens < 1:
-        complaints.append(f"`min_span_tokens` is {min_span_tokens}; a span has at least one token, pass 1 or more.")
-    if max_span_tokens < min_span_tokens:
-        complaints.append(
-            f"`max_span_tokens` is {max_span_tokens}, below `min_span_tokens` {min_span_tokens}; "
-            "raise the one or lower the other."
-        )
-    return complaints
-
-
 __all__ = [
     "IGNORE_INDEX",
     "CorruptedRow",
     "CorruptionSettings",
     "MntpShift",
     "corrupt_row",
-    "row_generator",
     "sample_spans",
 ]

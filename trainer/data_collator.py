@@ -12,12 +12,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from modeling_magnet.configuration_magnet import MagnetSettings
 from modeling_magnet.tokenization_magnet import pad_token_rows, special_ids, tokenize_texts
 
-from .corruption import IGNORE_INDEX, CorruptedRow, CorruptionSettings, corrupt_row, row_generator
+from .corruption import IGNORE_INDEX, CorruptionSettings, corrupt_row
 from .objectives import token_labels
-from .training_args import MagnetTrainingArguments
+from .samplers import row_generator
 
 
 @dataclass
@@ -78,17 +77,14 @@ class DataCollatorForMagnet:
     _replacement_ids: Tensor = field(init=False, repr=False, compare=False)  # (num_replacements,)
 
     def __post_init__(self) -> None:
+        used = {"mask_token_id": self.mask_token_id, "pad_token_id": self.pad_token_id}
+        if self.settings.end_of_span:
+            used["end_of_span_id"] = -1 if self.end_of_span_id is None else self.end_of_span_id
         complaints = [
-            f"`{name}` is {token_id}; pass the id of a token, from 0 to {self.vocab_size - 1}."
-            for name, token_id in (("mask_token_id", self.mask_token_id), ("pad_token_id", self.pad_token_id))
+            f"`{name}` is {getattr(self, name)}; pass the id of a token, from 0 to {self.vocab_size - 1}."
+            for name, token_id in used.items()
             if not 0 <= token_id < self.vocab_size
         ]
-        end_id = -1 if self.end_of_span_id is None else self.end_of_span_id
-        if self.settings.end_of_span and not 0 <= end_id < self.vocab_size:
-            complaints.append(
-                f"`end_of_span` is {self.settings.end_of_span}, but `end_of_span_id` is {self.end_of_span_id}; pass "
-                "the id of EOS, or give the tokenizer an EOS token."
-            )
         vocabulary = torch.arange(max(self.vocab_size, 0))
         self._special_ids = torch.tensor(self.special_token_ids, dtype=torch.long)
         self._replacement_ids = vocabulary[~torch.isin(vocabulary, self._special_ids)]
@@ -113,63 +109,42 @@ class DataCollatorForMagnet:
         """Read the vocabulary, the special tokens and the padding from a tokenizer and a model's config.
 
         The collator pads with the tokenizer's pad token if the model embeds it, else with EOS, else with token 0.
-
-        Args:
-            tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
-            model_config (`PreTrainedConfig`): Its `vocab_size` bounds the tokens that are drawn.
-            mask_token_id, settings, seed: See the class.
         """
         vocab_size = min(len(tokenizer), model_config.vocab_size)
-        pad_token_ids = [
-            token_id
-            for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id)
-            if token_id is not None and token_id < vocab_size
-        ]
+        padding = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
         return cls(
             settings=settings,
             mask_token_id=mask_token_id,
-            pad_token_id=pad_token_ids[0] if pad_token_ids else 0,
+            pad_token_id=next(each for each in padding if each is not None and each < vocab_size),
             special_token_ids=sorted(special_ids(tokenizer)),
             vocab_size=vocab_size,
             seed=seed,
             end_of_span_id=tokenizer.eos_token_id,
         )
 
-    @classmethod
-    def from_run(
-        cls, tokenizer: Any, *, model_config: PreTrainedConfig, args: MagnetTrainingArguments
-    ) -> "DataCollatorForMagnet":
-        """Make the collator of a run.
-
-        Args:
-            tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
-            model_config (`PreTrainedConfig`): The model's config, with the id of the mask token.
-            args (`MagnetTrainingArguments`): The corruption and the seed of the run.
-        """
-        return cls.from_tokenizer(
-            tokenizer,
-            model_config=model_config,
-            mask_token_id=MagnetSettings.value(model_config, "mask_token_id"),
-            settings=args.corruption_settings,
-            seed=args.seed,
-        )
-
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Make one batch.
-
-        Args:
-            rows (list of `dict`): `input_ids` (at least one token), `row_id` (`int`) and `epoch` (`int`) of each row.
+        """Make one batch of rows with `input_ids` (at least one token), `row_id` and `epoch`.
 
         Returns:
             `dict`: `input_ids`, `segment_ids`, `position_ids`, `mntp_labels`, `msg_labels`, `attention_mask`, each a
             `torch.LongTensor` of shape `(B, S)`; padding has segment 0, labels -100 and attention 0. Also `num_labels`
             (`int`), the number of labels of all token objectives, and the lists `row_ids` and `epochs`.
-
-        Raises:
-            ValueError: if there is no row, a row has no token, or a row lacks one of the three fields.
         """
         _check_fields(rows, ("input_ids", "row_id", "epoch"))
-        corrupted = [self._corrupt(row) for row in rows]
+        if empty := [row["row_id"] for row in rows if not len(row["input_ids"])]:
+            raise ValueError(f"Rows without tokens: {empty}; drop empty rows from the data set.")
+        corrupted = [
+            corrupt_row(
+                torch.as_tensor(row["input_ids"], dtype=torch.long),
+                settings=self.settings,
+                mask_token_id=self.mask_token_id,
+                special_token_ids=self._special_ids,
+                replacement_ids=self._replacement_ids,
+                generator=row_generator(self.seed, epoch=row["epoch"], row_id=row["row_id"]),
+                end_of_span_id=self.end_of_span_id,
+            )
+            for row in rows
+        ]
         padding_values = {
             "input_ids": self.pad_token_id,
             "segment_ids": 0,
@@ -185,21 +160,6 @@ class DataCollatorForMagnet:
         batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()  # (B, S)
         batch["num_labels"] = sum(int((labels != IGNORE_INDEX).sum()) for labels in token_labels(batch).values())
         return batch | {"row_ids": [row["row_id"] for row in rows], "epochs": [row["epoch"] for row in rows]}
-
-    def _corrupt(self, row: dict[str, Any]) -> CorruptedRow:
-        """Corrupt one row by its own generator."""
-        input_ids = torch.as_tensor(row["input_ids"], dtype=torch.long)
-        if not len(input_ids):
-            raise ValueError(f"Row {row['row_id']} has no tokens; drop empty rows from the data set.")
-        return corrupt_row(
-            input_ids,
-            settings=self.settings,
-            mask_token_id=self.mask_token_id,
-            special_token_ids=self._special_ids,
-            replacement_ids=self._replacement_ids,
-            generator=row_generator(self.seed, epoch=row["epoch"], row_id=row["row_id"]),
-            end_of_span_id=self.end_of_span_id,
-        )
 
 
 @dataclass
@@ -224,29 +184,8 @@ class DataCollatorForPairs:
     mini_batch_tokens: int | None = None
     split_special_tokens: bool = True
 
-    @classmethod
-    def from_run(cls, tokenizer: Any, *, args: MagnetTrainingArguments, pad_token_id: int) -> "DataCollatorForPairs":
-        """Make the collator of a run.
-
-        Args:
-            tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
-            args (`MagnetTrainingArguments`): The prompt and the limits of the run.
-            pad_token_id (`int`): Fills up shorter rows.
-        """
-        return cls(
-            tokenizer=tokenizer,
-            prompt=args.contrastive_prompt or None,
-            max_length=args.contrastive_max_length,
-            pad_token_id=pad_token_id,
-            mini_batch_tokens=args.contrastive_mini_batch_tokens,
-            split_special_tokens=args.split_special_tokens,
-        )
-
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Make one batch.
-
-        Args:
-            rows (list of `dict`): The strings `anchor` and `positive` of each pair.
+        """Make one batch of rows with the strings `anchor` and `positive`.
 
         Returns:
             `dict`: `input_ids` and `attention_mask`, `torch.LongTensor` of shape `(2P, S)`, right padded; row i is the
@@ -254,9 +193,6 @@ class DataCollatorForPairs:
             shape `(2P,)` with the rows from the longest to the shortest, and `mini_batches`, a list of each
             mini-batch's rows and columns. Their number follows from P, so that processes that gather weights for each
             forward run equally many.
-
-        Raises:
-            ValueError: if there is no row, or a row lacks one of the two fields.
         """
         _check_fields(rows, ("anchor", "positive"))
         texts = [row["anchor"] for row in rows] + [row["positive"] for row in rows]

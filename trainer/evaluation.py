@@ -7,18 +7,29 @@ Shapes: B rows, S tokens in a row, K token objectives.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from .contrastive import contrastive_embeddings
 from .corruption import IGNORE_INDEX
 from .data_collator import DataCollatorForMagnet, DataCollatorForPairs
+from .distributed import add_up
 from .metrics import perplexity
-from .objectives import OBJECTIVES, TargetLosses, count_items, forward_targets, pair_objectives, token_labels
+from .objectives import (
+    OBJECTIVES,
+    TargetLosses,
+    count_items,
+    forward_targets,
+    pair_losses,
+    pair_objectives,
+    token_labels,
+)
+from .samplers import even_dataloader
 from .training_args import MagnetTrainingArguments
 
 Sums = dict[str, float]
@@ -27,22 +38,11 @@ Sums = dict[str, float]
 _MOST_LOGITS = 2**22
 
 
-class PredictedTokens(NamedTuple):
-    """The arrays of an `EvalPrediction`; -100 where a position predicts nothing."""
-
-    predictions: Tensor  # (B, S, K), the likeliest token at each label
-    labels: Tensor  # (B, S, K)
-
-
 @dataclass
 class EvaluationCollator:
-    """Corrupt each row twice: as in training, and with spans missing from clean context.
+    """Corrupt each row twice: as in training, and with spans missing from clean context, without masking.
 
     An empty list of rows becomes a batch of one token without labels, so that every process has as many batches.
-
-    Args:
-        corruption (`DataCollatorForMagnet`): Corruption of training, with the seed of evaluation.
-        infilling (`DataCollatorForMagnet`): Spans for the infilling perplexity, without masking.
     """
 
     corruption: DataCollatorForMagnet
@@ -55,14 +55,8 @@ class EvaluationCollator:
         return cls(corruption, dataclasses.replace(corruption, settings=args.infilling_settings))
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        if not rows:
-            zeros = ("input_ids", "segment_ids", "position_ids")
-            empty = {name: torch.zeros(1, 1, dtype=torch.long) for name in zeros}
-            empty["attention_mask"] = torch.ones(1, 1, dtype=torch.long)
-            empty |= {name: torch.full((1, 1), IGNORE_INDEX) for name in ("mntp_labels", "msg_labels")}
-            corrupted = infilling = empty
-        else:
-            corrupted, infilling = self.corruption(rows), self.infilling(rows)
+        rows = rows or [{"input_ids": [0], "row_id": 0, "epoch": 0}]
+        corrupted, infilling = self.corruption(rows), self.infilling(rows)
         # transformers looks for `input_ids` where `include_for_metrics` asks for inputs.
         return {"corrupted": corrupted, "infilling": infilling, "input_ids": corrupted["input_ids"]}
 
@@ -73,10 +67,6 @@ class PairEvaluationCollator:
 
     Every process then runs as many mini-batches. Sharded weights are gathered in each forward, so a process with fewer
     forwards would make the others wait forever.
-
-    Args:
-        pairs (`DataCollatorForPairs`): The collator of training.
-        batch_size (`int`): Pairs of a batch that is not empty, >= 1.
     """
 
     pairs: DataCollatorForPairs
@@ -89,27 +79,21 @@ class PairEvaluationCollator:
 
 @torch.no_grad()
 def language_sums(
-    model: nn.Module,
-    batch: dict[str, Any],
-    *,
-    normalization: Mapping[str, str] | None = None,
-    joint: TargetLosses | None = None,
-) -> Sums:
+    model: nn.Module, batch: dict[str, Any], *, normalization: Mapping[str, str]
+) -> tuple[Sums, TargetLosses]:
     """Sum cross entropies and counts of one batch of text.
 
     Args:
         model (`nn.Module`): The model in evaluation mode.
         batch (`dict`): What `EvaluationCollator` returns, on the model's device.
-        normalization (`Mapping[str, str]`, *optional*): See `count_items`; labels are counted by default.
-        joint (`TargetLosses`, *optional*): What `forward_targets` returned for the corrupted rows, if it was called.
+        normalization (`Mapping[str, str]`): See `count_items`.
 
     Returns:
-        `dict[str, float]`: sums in nats and counts, under names that `language_metrics` reads.
+        `tuple`: sums in nats and counts that `language_metrics` reads, and the `TargetLosses` of the corrupted rows.
     """
     corrupted, infilling = batch["corrupted"], batch["infilling"]
-    items = count_items(corrupted, normalization=normalization or {})
-    joint = forward_targets(model, corrupted) if joint is None else joint
-    fills = forward_targets(model, infilling)
+    items = count_items(corrupted, normalization=normalization)
+    joint, fills = forward_targets(model, corrupted), forward_targets(model, infilling)
     assert joint.hits is not None
     # The single token of an empty batch counts for nothing.
     is_real = float(corrupted["input_ids"].numel() > 1)
@@ -123,7 +107,7 @@ def language_sums(
         "infilling_loss": fills.losses["msg"].sum().item(),
         "span_tokens": (infilling["msg_labels"] != IGNORE_INDEX).sum().item(),
         **_causal_sums(model, infilling),
-    }
+    }, joint
 
 
 def _causal_sums(model: nn.Module, batch: dict[str, Tensor]) -> Sums:
@@ -165,58 +149,74 @@ def language_metrics(sums: Sums) -> dict[str, float]:
     return metrics
 
 
-@torch.no_grad()
-def pair_sums(
-    model: nn.Module, batches: Iterable[dict[str, Any]], *, head: nn.Module, args: MagnetTrainingArguments
-) -> Sums:
-    """Sum the losses of the pair objectives over held-out pairs; each batch has its own negatives.
+def run_metrics(trainer: Any, sums: Sums, *, weights: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics of an evaluation: of its rows, of held-out pairs, and the loss of all objectives.
 
     Args:
-        model (`nn.Module`): The model in evaluation mode.
-        batches (iterable of `dict`): What `PairEvaluationCollator` returns, on the model's device.
-        head (`nn.Module`): Projection of the states.
-        args (`MagnetTrainingArguments`): Temperature and similarity.
-
-    Returns:
-        `dict[str, float]`: `pairs`, and for each objective the sum of its losses.
+        trainer (`MagnetTrainer`): With the model in evaluation mode.
+        sums (`dict`): What `language_sums` returned, added up over this process's batches.
+        weights (`Mapping[str, float]`): Weights of the objectives in `loss`.
     """
-    sums = {"pairs": 0.0, **dict.fromkeys(pair_objectives(), 0.0)}
-    for batch in batches:
-        anchors, positives = contrastive_embeddings(model, batch["pairs"], head=head)
-        for name, objective in pair_objectives().items():
-            loss = objective.loss(anchors, positives, temperature=args.temperature, similarity=args.similarity)
-            sums[name] += loss.item() * batch["num_pairs"]
-        sums["pairs"] += batch["num_pairs"]
-    return sums
+    metrics = language_metrics(add_up(sums, trainer.accelerator))
+    if trainer.eval_pair_dataset is not None:
+        metrics |= _pair_metrics(trainer)
+    losses = {name: metrics[f"loss_{name}"] for name in OBJECTIVES if f"loss_{name}" in metrics}
+    metrics["loss"] = sum(weights.get(name, 0.0) * loss for name, loss in losses.items())
+    return metrics
 
 
 @torch.no_grad()
-def predict_tokens(states: Tensor, batch: dict[str, Tensor], *, head: nn.Module) -> PredictedTokens:
+def _pair_metrics(trainer: Any) -> dict[str, float]:
+    """Return the losses of the pair objectives over held-out pairs.
+
+    Batches have the training size, whatever the number of processes, and each has its own negatives.
+    """
+    pairs, args, accelerator = trainer.eval_pair_dataset, trainer.args, trainer.accelerator
+    size = args.contrastive_batch_size
+    num_pairs = len(pairs) - len(pairs) % size or len(pairs)  # a smaller batch would be easier
+    collator = PairEvaluationCollator(trainer.pair_collator, min(size, num_pairs))
+    loader = even_dataloader(pairs, collator, batch_size=size, args=args, num_rows=num_pairs)
+    hide = args.disable_tqdm or not accelerator.is_local_main_process
+    sums = {"pairs": 0.0, **dict.fromkeys(pair_objectives(), 0.0)}
+    for batch in tqdm(loader, desc="Held-out pairs", unit="batch", leave=False, disable=hide, delay=1):
+        inputs = send_to_device(batch["pairs"], accelerator.device)
+        for name, loss in pair_losses(trainer.model, inputs, head=trainer.head, args=args).items():
+            sums[name] += loss.item() * batch["num_pairs"]
+        sums["pairs"] += batch["num_pairs"]
+    sums = add_up(sums, accelerator)
+    return {f"loss_{name}": sums[name] / sums["pairs"] for name in pair_objectives()}
+
+
+@torch.no_grad()
+def predict_tokens(joint: TargetLosses, batch: dict[str, Tensor], *, head: nn.Module) -> tuple[Tensor, Tensor]:
     """Predict the likeliest token at each position with a label, a few positions at a time.
 
     Args:
-        states (`torch.FloatTensor` of shape `(B, S, H)`): The input of the LM head.
+        joint (`TargetLosses`): Of the batch, with the input of the LM head.
         batch (`dict`): A collated batch.
         head (`nn.Module`): The LM head. What models do to its logits, such as a soft cap, keeps their order.
+
+    Returns:
+        `tuple[Tensor, Tensor]`: the predicted and the right tokens, `(B, S, K)` each; -100 where there is no label.
     """
     labels = torch.stack(list(token_labels(batch).values()), dim=-1)  # (B, S, K)
     is_asked = (labels != IGNORE_INDEX).any(-1)  # (B, S)
-    asked = states[is_asked]  # (N, H)
+    assert joint.states is not None
+    asked = joint.states[is_asked]  # (N, H)
     weight: Any = head.weight
     size = max(1, _MOST_LOGITS // len(weight))
     parts = asked.to(weight.dtype).split(size)  # accelerate returns states in float32, whatever the model's dtype
     tokens = torch.cat([head(part).argmax(-1) for part in parts]) if len(asked) else labels.new_zeros(0)
     predictions = torch.full_like(labels[..., 0], IGNORE_INDEX).masked_scatter(is_asked, tokens)  # (B, S)
-    return PredictedTokens(predictions[..., None].where(labels != IGNORE_INDEX, IGNORE_INDEX), labels)
+    return predictions[..., None].where(labels != IGNORE_INDEX, IGNORE_INDEX), labels
 
 
 __all__ = [
     "EvaluationCollator",
     "PairEvaluationCollator",
-    "PredictedTokens",
     "Sums",
     "language_metrics",
     "language_sums",
-    "pair_sums",
     "predict_tokens",
+    "run_metrics",
 ]

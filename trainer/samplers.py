@@ -4,20 +4,45 @@ Checkpoints hold no sampler state. A row's epoch travels in its index, so that d
 ago corrupt it as the current epoch asks; the pairs of a micro-batch follow from its number.
 """
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from typing import Any, Generic, Protocol, TypeVar
+from itertools import count
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import TrainingArguments
 
-from .corruption import row_generator
-
 # Orders are drawn like the corruption of rows, under row numbers that no row has.
 _ORDER_OF_ROWS = -1
 _ORDER_OF_PAIRS = -2
 
-Batch = TypeVar("Batch")
+_UINT64 = 0xFFFF_FFFF_FFFF_FFFF
+
+
+def row_generator(seed: int, *, epoch: int, row_id: int) -> torch.Generator:
+    """Make the generator for everything random about one row in one epoch, the same in any process.
+
+    Source: SplitMix64 (Steele, Lea and Flood 2014), applied once per number.
+
+    Example:
+        >>> draws = [torch.rand(1, generator=row_generator(0, epoch=0, row_id=row)).item() for row in (7, 7, 8)]
+        >>> draws[0] == draws[1], draws[0] == draws[2]
+        (True, False)
+    """
+    state = 0
+    for number in (seed, epoch, row_id):
+        state = _splitmix64(state ^ (operator.index(number) & _UINT64))
+    # The CPU generator keeps the low 32 bits only. All 64 are mixed into them, so neighbours stay unrelated.
+    return torch.Generator().manual_seed(state)
+
+
+def _splitmix64(number: int) -> int:
+    """Mix a 64-bit number so that each output bit depends on all input bits."""
+    number = (number + 0x9E37_79B9_7F4A_7C15) & _UINT64
+    number = ((number ^ (number >> 30)) * 0xBF58_476D_1CE4_E5B9) & _UINT64
+    number = ((number ^ (number >> 27)) * 0x94D0_49BB_1331_11EB) & _UINT64
+    return number ^ (number >> 31)
 
 
 class RowSource(Sized, Protocol):
@@ -33,12 +58,11 @@ def row_source_complaint(rows: Any, *, name: str) -> str | None:
         return f"`{name}` is {kind} of {sorted(map(str, rows))}; pass one of them."
     if hasattr(rows, "__len__") and hasattr(rows, "__getitem__") and not isinstance(rows, IterableDataset):
         return None
-    if not hasattr(rows, "__iter__"):
+    if not hasattr(rows, "__iter__"):  # `None` too
         return f"`{name}` is {kind}; expected a `datasets.Dataset` or a list."
     return (
-        f"`{name}` is a stream ({kind}), but rows are drawn by their numbers, so that runs can be resumed and "
-        "repeated. Read it first: `datasets.Dataset.from_list(list(stream.take(100_000)))`, or "
-        "`Dataset.from_generator`, which keeps it on disk."
+        f"`{name}` is a stream ({kind}), but rows are drawn by their numbers, so that runs can be repeated. Read it "
+        "first: `datasets.Dataset.from_list(list(stream.take(100_000)))`, or `Dataset.from_generator`."
     )
 
 
@@ -46,20 +70,6 @@ def check_row_source(rows: Any, *, name: str) -> None:
     """Raise if an object cannot serve as a data set of rows."""
     if (complaint := row_source_complaint(rows, name=name)) is not None:
         raise ValueError(complaint)
-
-
-def plain_dataloader(dataset: Any, batch_sampler: Sampler, collator: Any, *, args: TrainingArguments) -> DataLoader:
-    """Load batches that are already this process's own, without drawing from torch's global generator."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batch_sampler,
-        collate_fn=collator,
-        num_workers=args.dataloader_num_workers,
-        pin_memory=args.dataloader_pin_memory,
-        multiprocessing_context=args.dataloader_multiprocessing_context,
-        prefetch_factor=args.dataloader_prefetch_factor,
-        generator=torch.Generator(),
-    )
 
 
 class EpochRows(Dataset):
@@ -93,9 +103,7 @@ class EpochRowSampler(Sampler[int]):
     """
 
     def __init__(self, num_rows: int, *, seed: int) -> None:
-        self.num_rows = num_rows
-        self.seed = seed
-        self.epoch = 0
+        self.num_rows, self.seed, self.epoch = num_rows, seed, 0
 
     def __len__(self) -> int:
         return self.num_rows
@@ -111,141 +119,129 @@ class EpochRowSampler(Sampler[int]):
             yield first + row
 
 
-class PairBatchSampler(Sampler[list[int]]):
-    """Draw the pairs of each contrastive micro-batch for one of several processes.
+def pair_batches(
+    num_pairs: int, *, seed: int, batch_size: int, first: int = 0, num_processes: int = 1, process_index: int = 0
+) -> Iterator[list[int]]:
+    """Draw the pairs of each contrastive micro-batch for one of several processes, without an end.
 
     A pass over the pairs is a permutation that (seed, pass) decides, cut into global batches of `batch_size` times
-    `num_processes`. The rest of a pass is left out, so that no pair meets itself as a negative.
-
-    Args:
-        num_pairs (`int`): Pairs of the data set, at least one global batch.
-        seed (`int`): Seed of the order.
-        batch_size (`int`): Pairs per process and micro-batch.
-        first_micro_batch (`int`): Number of the first micro-batch to yield, from 0.
-        end_micro_batch (`int`): Number after the last one.
-        num_processes (`int`): Processes that share each global batch.
-        process_index (`int`): Rank of this process.
+    `num_processes`. The rest of a pass is left out, so that no pair meets itself as a negative. `first` is the number
+    of the first micro-batch, from 0.
 
     Raises:
         ValueError: if the pairs do not fill one global batch.
 
     Example:
-        >>> micro_batches = {"first_micro_batch": 0, "end_micro_batch": 3}
-        >>> both = PairBatchSampler(5, seed=0, batch_size=4, **micro_batches)
-        >>> halves = [
-        ...     PairBatchSampler(5, seed=0, batch_size=2, num_processes=2, process_index=rank, **micro_batches)
-        ...     for rank in range(2)
-        ... ]
-        >>> list(both) == [left + right for left, right in zip(*halves)]
+        >>> both = pair_batches(5, seed=0, batch_size=4)
+        >>> halves = [pair_batches(5, seed=0, batch_size=2, num_processes=2, process_index=n) for n in range(2)]
+        >>> all(whole == left + right for _, whole, left, right in zip(range(3), both, *halves))
         True
     """
-
-    def __init__(
-        self,
-        num_pairs: int,
-        *,
-        seed: int,
-        batch_size: int,
-        first_micro_batch: int,
-        end_micro_batch: int,
-        num_processes: int = 1,
-        process_index: int = 0,
-    ) -> None:
-        self.batches_per_pass = num_pairs // (batch_size * num_processes)
-        if not self.batches_per_pass:
-            raise ValueError(
-                f"There are {num_pairs} pairs, but one contrastive batch takes {batch_size * num_processes} "
-                f"({batch_size} on each of {num_processes} processes). Pass more pairs or lower "
-                "`contrastive_batch_size`."
-            )
-        self.num_pairs = num_pairs
-        self.seed = seed
-        self.batch_size = batch_size
-        self.num_processes = num_processes
-        self.process_index = process_index
-        self.first_micro_batch = first_micro_batch
-        self.end_micro_batch = end_micro_batch
-
-    def __len__(self) -> int:
-        return self.end_micro_batch - self.first_micro_batch
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order: list[int] = []
-        current_pass = -1
-        for micro_batch in range(self.first_micro_batch, self.end_micro_batch):
-            number_of_pass, batch = divmod(micro_batch, self.batches_per_pass)
-            if number_of_pass != current_pass:
-                generator = row_generator(self.seed, epoch=number_of_pass, row_id=_ORDER_OF_PAIRS)
-                order = torch.randperm(self.num_pairs, generator=generator).tolist()
-                current_pass = number_of_pass
-            start = (batch * self.num_processes + self.process_index) * self.batch_size
-            yield order[start : start + self.batch_size]
+    batches_per_pass = num_pairs // (batch_size * num_processes)
+    if not batches_per_pass:
+        raise ValueError(
+            f"There are {num_pairs} pairs, but one contrastive batch takes {batch_size * num_processes} ({batch_size} "
+            f"on each of {num_processes} processes). Pass more pairs or lower `contrastive_batch_size`."
+        )
+    order: list[int] = []
+    current_pass = -1
+    for micro_batch in count(first):
+        number_of_pass, batch = divmod(micro_batch, batches_per_pass)
+        if number_of_pass != current_pass:
+            generator = row_generator(seed, epoch=number_of_pass, row_id=_ORDER_OF_PAIRS)
+            order = torch.randperm(num_pairs, generator=generator).tolist()
+            current_pass = number_of_pass
+        start = (batch * num_processes + process_index) * batch_size
+        yield order[start : start + batch_size]
 
 
-class MicroBatchStream(Generic[Batch]):
-    """Fetch micro-batches by their number from a loader that stays open between calls.
+class PairStream:
+    """Fetch contrastive micro-batches by their number from a loader that stays open between calls.
 
-    `load` makes an iterable that starts at the micro-batch with a given number.
-
-    Example:
-        >>> stream = MicroBatchStream(lambda first: iter(range(first, 100)))
-        >>> [stream.fetch(number) for number in (3, 4, 7, 2)]
-        [3, 4, 7, 2]
+    Args:
+        pairs (`RowSource`): The pairs.
+        collator (`Callable`): Makes a batch of a list of pairs.
+        args (`MagnetTrainingArguments`): Seed, batch size and workers.
     """
 
-    def __init__(self, load: Callable[[int], Iterable[Batch]]) -> None:
-        self._load = load
+    def __init__(self, pairs: Any, collator: Callable[[list], dict[str, Any]], *, args: Any) -> None:
+        self.pairs, self.collator, self.args, self.seed = pairs, collator, args, args.order_seed
         self.stop()
 
     def stop(self) -> None:
         """Close the loader and its workers."""
-        self._batches: Iterator[Batch] = iter(())
+        self._batches: Iterator[dict[str, Any]] = iter(())
         self._next = -1
 
-    def fetch(self, micro_batch: int) -> Batch:
+    def fetch(self, micro_batch: int) -> dict[str, Any]:
         """Return a micro-batch; numbers may be skipped, and a smaller number than the last one opens a new loader."""
         if not 0 <= self._next <= micro_batch:
-            self._batches, self._next = iter(self._load(micro_batch)), micro_batch
+            batches = pair_batches(
+                len(self.pairs),
+                seed=self.seed,
+                batch_size=self.args.contrastive_batch_size,
+                first=micro_batch,
+                num_processes=self.args.world_size,
+                process_index=self.args.process_index,
+            )
+            self._batches = iter(_dataloader(self.pairs, batches, self.collator, args=self.args))
+            self._next = micro_batch
         for _ in range(micro_batch - self._next):
             next(self._batches)
         self._next = micro_batch + 1
         return next(self._batches)
 
 
-class EvenBatchSampler(Sampler[list[int]]):
-    """Yield every index once over all processes, in the same number of batches on each of them.
+def even_batches(num_rows: int, *, batch_size: int, num_processes: int = 1, process_index: int = 0) -> list[list[int]]:
+    """Share all rows among processes, in the same number of batches on each of them.
 
     Sharded models run collectives in every forward, so no process may run out of batches before the others: a process
-    without an index left gets an empty batch. `batch_size` is that of one process.
+    without a row left gets an empty batch. `batch_size` is that of one process.
 
     Example:
-        >>> [list(EvenBatchSampler(5, batch_size=2, num_processes=2, process_index=rank)) for rank in range(2)]
+        >>> [even_batches(5, batch_size=2, num_processes=2, process_index=rank) for rank in range(2)]
         [[[0, 1], [4]], [[2, 3], []]]
     """
+    starts = range(process_index * batch_size, num_rows + process_index * batch_size, batch_size * num_processes)
+    return [list(range(min(start, num_rows), min(start + batch_size, num_rows))) for start in starts]
 
-    def __init__(self, num_items: int, *, batch_size: int, num_processes: int = 1, process_index: int = 0) -> None:
-        self.num_items = num_items
-        self.batch_size = batch_size
-        self.num_processes = num_processes
-        self.process_index = process_index
 
-    def __len__(self) -> int:
-        return -(-self.num_items // (self.batch_size * self.num_processes))
+def even_dataloader(
+    rows: Any, collator: Any, *, batch_size: int, args: TrainingArguments, num_rows: int | None = None
+) -> DataLoader:
+    """Load this process's share of the first `num_rows` rows, all by default; see `even_batches`."""
+    batches = even_batches(
+        len(rows) if num_rows is None else num_rows,
+        batch_size=batch_size,
+        num_processes=args.world_size,
+        process_index=args.process_index,
+    )
+    return _dataloader(rows, batches, collator, args=args)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in range(len(self)):
-            start = (batch * self.num_processes + self.process_index) * self.batch_size
-            yield list(range(min(start, self.num_items), min(start + self.batch_size, self.num_items)))
+
+def _dataloader(dataset: Any, batches: Iterable[list[int]], collator: Any, *, args: TrainingArguments) -> DataLoader:
+    """Load batches that are already this process's own, without drawing from torch's global generator."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collator,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory,
+        multiprocessing_context=args.dataloader_multiprocessing_context,
+        prefetch_factor=args.dataloader_prefetch_factor,
+        generator=torch.Generator(),
+    )
 
 
 __all__ = [
     "EpochRowSampler",
     "EpochRows",
-    "EvenBatchSampler",
-    "MicroBatchStream",
-    "PairBatchSampler",
+    "PairStream",
     "RowSource",
     "check_row_source",
-    "plain_dataloader",
+    "even_batches",
+    "even_dataloader",
+    "pair_batches",
+    "row_generator",
     "row_source_complaint",
 ]

@@ -10,8 +10,7 @@ from transformers.utils import is_torch_xla_available
 from modeling_magnet.tokenization_magnet import DEFAULT_PROMPT
 
 from .corruption import CorruptionSettings, MntpShift
-from .objectives import OBJECTIVES, MntpNormalization, MsgNormalization
-from .phases import LossPhase, parse_phases
+from .objectives import OBJECTIVES, LossPhase, MntpNormalization, MsgNormalization, parse_phases
 
 Similarity = Literal["cosine", "dot"]
 HeadKind = Literal["tanh", "none"]
@@ -74,7 +73,7 @@ class MagnetTrainingArguments(TrainingArguments):
 
     # Objectives.
     loss_phases: list[str] = field(
-        default_factory=lambda: ["3400:1,0,1", "800:1,9,1"],
+        default_factory=lambda: ["3400: mntp=1 msg=1", "800: mntp=1 sscl=9 msg=1"],
         metadata={
             "help": "Phases of training in order, each with its steps and the weights of its objectives, such as "
             "`800: mntp=1 sscl=9 msg=1`, or in short `800:1,9,1` for MNTP, SSCL and MSG. Objectives left out weigh 0."

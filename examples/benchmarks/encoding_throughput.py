@@ -30,7 +30,7 @@ from examples.command_line import OneLineParser, add_device, add_dtype, add_mode
 from examples.models import open_magnet
 from modeling_magnet.tokenization_magnet import plan_batches, tokenize_texts
 from trainer import load_texts
-from trainer.compiling import compile_layers, compiled
+from trainer.distributed import compile_layers, compiled
 from trainer.whole_files import write_json
 
 THEIR_BATCH_SIZES = (4, 8, 16, 32, 64, 128)

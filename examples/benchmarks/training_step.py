@@ -56,10 +56,18 @@ from examples.benchmarks.training_systems import (
     step_operations,
     widened,
 )
-from examples.command_line import OneLineParser, add_device, add_dtype, add_model, at_least, choose_device, start
+from examples.command_line import (
+    OneLineParser,
+    add_device,
+    add_dtype,
+    add_model,
+    at_least,
+    choose_device,
+    keep_freed_memory,
+    start,
+)
 from examples.models import open_magnet
 from trainer import LoraArguments, MagnetTrainer, apply_lora, texts_to_blocks
-from trainer.memory import keep_freed_memory
 from trainer.whole_files import write_json
 
 PAPER = dict(zip((ROWS, JOINT), PAPER_STEPS, strict=True))

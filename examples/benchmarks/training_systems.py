@@ -16,11 +16,10 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from examples.command_line import at_least
 from modeling_magnet.pooling_magnet import last_token_states
 from trainer import DataCollatorForMagnet, MagnetTrainer, MagnetTrainingArguments, load_pairs, load_texts
-from trainer.compiling import compiled
 from trainer.corruption import IGNORE_INDEX
+from trainer.distributed import compiled
 from trainer.lora import adapter_layers, adapters_under_autocast
-from trainer.losses import sscl_loss
-from trainer.phases import LossPhase
+from trainer.objectives import LossPhase, sscl_loss
 
 
 def naive_loss(
@@ -138,7 +137,7 @@ def collate(trainer: MagnetTrainer, rows: Any, *, kind: str, size: int | None = 
     if kind == JOINT:
         assert trainer.pair_dataset is not None
         pairs = [trainer.pair_dataset[index] for index in range(trainer.args.contrastive_batch_size)]
-        batch["pairs"] = trainer._pair_collator()(pairs)
+        batch["pairs"] = trainer.pair_collator(pairs)
     return batch
 
 

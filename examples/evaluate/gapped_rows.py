@@ -12,7 +12,8 @@ from tqdm import tqdm
 from modeling_magnet.losses_magnet import IGNORE_INDEX
 from modeling_magnet.spans_magnet import continuation_ids, fill_ids
 from modeling_magnet.tokenization_magnet import front_tokens, pad_token_rows, plan_batches
-from trainer.corruption import row_generator, sample_spans
+from trainer.corruption import sample_spans
+from trainer.samplers import row_generator
 
 Reading = Literal["infill", "left"]
 READINGS: tuple[Reading, ...] = get_args(Reading)

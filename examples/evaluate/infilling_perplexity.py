@@ -39,8 +39,8 @@ from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_so
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.tokenization_magnet import context_length
 from trainer import texts_to_blocks
-from trainer.corruption import row_generator
 from trainer.metrics import perplexity
+from trainer.samplers import row_generator
 
 UNITS = ("ROCStories", "WikiText")
 SPANS = {"max_spans": 3, "min_span_tokens": 8, "max_span_tokens": 32}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.phases import MOST_STEPS, parse_phases
+from trainer.objectives import MOST_STEPS, parse_phases
 from trainer.whole_files import parse_json
 
 # Under this name of a shape stand all that it does not name; a question mark marks those that may be missing.

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import platform
 import subprocess
 import sys
 from collections import defaultdict
@@ -18,6 +19,7 @@ from examples.command_line import (
     check,
     choose_device,
     in_lines,
+    keep_freed_memory,
     named_items,
     need,
     start,
@@ -275,3 +277,37 @@ def test_without_extras_help_works_and_what_to_install_is_said(tmp_path, stories
             assert answer["code"] == 2 and len(answer["err"].splitlines()) == 1, answer
             assert answer["err"].startswith("error: ")
             assert f"pip install -e '.[{needing[script][1]}]'" in answer["err"]
+
+
+# ---- Freed memory ----
+
+COUNT = """
+import resource, sys
+from examples.command_line import keep_freed_memory
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+import torch
+torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_large_tensors_made_again_cause_no_page_faults():
+    faults = {
+        way: int(subprocess.run([sys.executable, "-c", COUNT, way], capture_output=True, check=True, text=True).stdout)
+        for way in ("kept", "usual")
+    }
+    assert faults["kept"] < 0.3 * faults["usual"]  # 64 MiB are 16,384 pages, once instead of four times
+
+
+@pytest.mark.parametrize("system, library", [("Darwin", "glibc"), ("Linux", "musl")])
+def test_other_systems_are_left_alone(monkeypatch, system, library):
+    monkeypatch.setattr("platform.system", lambda: system)
+    monkeypatch.setattr("platform.libc_ver", lambda: (library, ""))
+    monkeypatch.setattr("ctypes.CDLL", None)
+    assert keep_freed_memory() is False

@@ -9,7 +9,7 @@ from examples.benchmarks import training_memory, training_step
 from examples.benchmarks.training_memory import PeakBytes
 from examples.benchmarks.training_systems import language_loss, step_operations
 from trainer import LoraArguments, apply_lora
-from trainer.phases import LossPhase
+from trainer.objectives import LossPhase
 
 from ..trainer.tiny import tiny_model
 from .tiny_run import save_plain_llama, write_corpus

@@ -76,7 +76,7 @@ MUTATIONS = (
         bug="a window is the mean of its micro-batches' means, however many labels each has",
         file="trainer/magnet_trainer.py",
         text="num_items = num_items_in_batch if isinstance(num_items_in_batch, Tensor) else self._count(inputs)",
-        replacement="num_items = self._count(inputs) * self._num_micro_batches()",
+        replacement="num_items = self._count(inputs) * self._num_micro_batches",
         tests=("tests/trainer/test_magnet_trainer.py",),
     ),
     Mutation(
@@ -99,10 +99,10 @@ MUTATIONS = (
     Mutation(
         name="seed_ignored",
         bug="runs with different seeds corrupt rows alike",
-        file="trainer/corruption.py",
+        file="trainer/samplers.py",
         text="for number in (seed, epoch, row_id):",
         replacement="for number in (0, epoch, row_id):",
-        tests=("tests/trainer/test_corruption.py",),
+        tests=("tests/trainer/test_samplers.py",),
     ),
     Mutation(
         name="adapter_not_merged",

@@ -9,11 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from trainer.contrastive import contrastive_embeddings
 from trainer.data_collator import DataCollatorForPairs
 from trainer.evaluation import PairEvaluationCollator
-from trainer.losses import sscl_loss, token_loss
-from trainer.objectives import forward_targets
+from trainer.objectives import contrastive_embeddings, forward_targets, sscl_loss, token_loss
 
 from .tiny import tiny_args, tiny_model, tiny_rows, tiny_tokenizer, tiny_trainer
 

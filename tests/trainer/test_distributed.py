@@ -8,7 +8,7 @@ from accelerate import FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
-from trainer.distributed import check_sharding
+from trainer.distributed import configure_sharding
 from trainer.lora import LoraArguments
 
 from .processes import FULL, launch_environment, run_alone, run_together
@@ -155,16 +155,16 @@ def test_a_configuration_says_what_its_name_says(config):
 
 def test_the_first_version_of_fsdp_is_refused():
     with pytest.raises(ValueError, match=r"`fsdp_version` is 1.*fsdp2\.yaml"):
-        check_sharding(FullyShardedDataParallelPlugin(fsdp_version=1))
-    check_sharding(FullyShardedDataParallelPlugin(fsdp_version=2))
-    check_sharding(None)
+        configure_sharding(FullyShardedDataParallelPlugin(fsdp_version=1))
+    configure_sharding(FullyShardedDataParallelPlugin(fsdp_version=2))
+    configure_sharding(None)
 
 
 def test_layers_that_are_recomputed_and_dropout_of_views_are_refused():
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, activation_checkpointing=True)
-    check_sharding(plugin)
+    configure_sharding(plugin)
     with pytest.raises(ValueError, match="`view_dropout` is 0.3 and `fsdp_activation_checkpointing` is true"):
-        check_sharding(plugin, view_dropout=0.3)
+        configure_sharding(plugin, view_dropout=0.3)
 
 
 def test_losses_of_weights_shared_in_half_precision_stay_in_float32(tmp_path, monkeypatch):

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from examples.benchmarks.training_memory import PeakBytes
-from trainer.corruption import corrupt_row, row_generator
+from trainer.corruption import corrupt_row
 from trainer.evaluation import language_metrics
+from trainer.samplers import row_generator
 
 from .tiny import MASK_TOKEN_ID, tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_tokenizer, tiny_trainer
 
@@ -99,7 +100,7 @@ def test_the_contrastive_loss_is_that_of_whole_batches(tmp_path):
     losses = []
     for first in (0, 4):
         pairs = tiny_pairs(8)[first : first + 4]
-        batch = trainer._pair_collator()(pairs)
+        batch = trainer.pair_collator(pairs)
         with torch.no_grad():
             states = trainer.model(**batch, mode="bidirectional").last_hidden_state
         last = batch["attention_mask"].sum(dim=1) - 1

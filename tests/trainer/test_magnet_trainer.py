@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
-from trainer.contrastive import contrastive_embeddings
 from trainer.lora import LoraArguments, adapter_layers, apply_lora
+from trainer.objectives import contrastive_embeddings
 
 from .processes import KeepGradients
 from .tiny import tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_tokenizer, tiny_trainer
@@ -263,7 +263,7 @@ def test_dropout_views_differ_in_the_contrastive_forward_alone(tmp_path):
     )
     trainer.train()
     assert seen == [("infill", 0.0), ("bidirectional", 0.5)] * 2
-    pairs = trainer._pair_collator()([{"anchor": "w1 w2 w3 w4", "positive": "w1 w2 w3 w4"}] * 2)
+    pairs = trainer.pair_collator([{"anchor": "w1 w2 w3 w4", "positive": "w1 w2 w3 w4"}] * 2)
     trainer.model.train()
     anchors, positives = contrastive_embeddings(trainer.model, pairs, head=trainer.head, dropout=0.5)
     assert (anchors - positives).abs().max() > 1e-3

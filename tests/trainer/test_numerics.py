@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from modeling_magnet.losses_magnet import token_losses
 from modeling_magnet.pooling_magnet import POOLINGS, pool_states
-from trainer.losses import sscl_loss, token_loss
+from trainer.objectives import sscl_loss, token_loss
 
 from .processes import KeepGradients
 from .tiny import tiny_args, tiny_model, tiny_trainer

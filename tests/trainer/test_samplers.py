@@ -1,12 +1,24 @@
 """Rows and pairs follow from the seed and the position alone."""
 
+from itertools import islice
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from trainer.samplers import EpochRows, EpochRowSampler, EvenBatchSampler, MicroBatchStream, PairBatchSampler
+from trainer.samplers import (
+    EpochRows,
+    EpochRowSampler,
+    PairStream,
+    _splitmix64,
+    even_batches,
+    pair_batches,
+    row_generator,
+)
+
+from .tiny import tiny_args
 
 
 def order(num_rows, *, seed, epoch):
@@ -48,18 +60,8 @@ def test_rows_know_their_epoch_in_workers_that_started_in_an_earlier_one(num_wor
         assert all(row == {"input_ids": [1, row["row_id"]], "row_id": row["row_id"], "epoch": epoch} for row in rows)
 
 
-def micro_batches(num_pairs, *, batch_size, first=0, end, num_processes=1, process_index=0):
-    return list(
-        PairBatchSampler(
-            num_pairs,
-            seed=3,
-            batch_size=batch_size,
-            first_micro_batch=first,
-            end_micro_batch=end,
-            num_processes=num_processes,
-            process_index=process_index,
-        )
-    )
+def micro_batches(num_pairs, *, end, first=0, **options):
+    return list(islice(pair_batches(num_pairs, seed=3, first=first, **options), end - first))
 
 
 @settings(max_examples=40, deadline=None)
@@ -97,27 +99,71 @@ def test_a_batch_larger_than_the_pairs_is_refused():
         micro_batches(7, batch_size=4, end=1, num_processes=2)
 
 
-def test_a_stream_goes_on_without_starting_anew():
-    starts = []
+class Pairs(list):
+    """Pairs that are their own numbers."""
 
-    def load(first):
-        starts.append(first)
-        return range(first, 100)
+    def __init__(self):
+        super().__init__(range(20))
+        self.opened = 0
 
-    stream = MicroBatchStream(load)
-    assert [stream.fetch(number) for number in (5, 6, 9)] == [5, 6, 9]
-    assert starts == [5]
+    def __len__(self):
+        self.opened += 1
+        return super().__len__()
+
+
+def test_a_stream_goes_on_without_starting_anew(tmp_path):
+    args = tiny_args(tmp_path, contrastive_batch_size=2)
+    pairs, expected = Pairs(), list(islice(pair_batches(20, seed=args.seed, batch_size=2), 12))
+    stream = PairStream(pairs, list, args=args)
+    assert [stream.fetch(number) for number in (5, 6, 9)] == [expected[number] for number in (5, 6, 9)]
+    assert pairs.opened == 1
     stream.stop()
-    assert [stream.fetch(number) for number in (10, 2)] == [10, 2]
-    assert starts == [5, 10, 2]
+    assert [stream.fetch(number) for number in (10, 2)] == [expected[number] for number in (10, 2)]
+    assert pairs.opened == 3
 
 
 @pytest.mark.parametrize("num_items", [0, 1, 7, 8, 9])
 @pytest.mark.parametrize("num_processes", [1, 2, 3])
 def test_evaluation_sees_each_item_once_in_as_many_batches_on_each_process(num_items, num_processes):
     shares = [
-        list(EvenBatchSampler(num_items, batch_size=2, num_processes=num_processes, process_index=rank))
+        even_batches(num_items, batch_size=2, num_processes=num_processes, process_index=rank)
         for rank in range(num_processes)
     ]
     assert len({len(share) for share in shares}) == 1
     assert sorted(index for share in shares for batch in share for index in batch) == list(range(num_items))
+
+
+# --- row_generator ---------------------------------------------------------------------------------------------------
+
+
+@given(st.tuples(*[st.integers(0, 2**40)] * 3), st.tuples(*[st.integers(0, 2**40)] * 3))
+@settings(max_examples=60, deadline=None)
+def test_row_generator_depends_on_all_three_numbers_and_on_nothing_else(one, other):
+    def draws(seed, epoch, row_id):
+        return torch.rand(4, generator=row_generator(seed, epoch=epoch, row_id=row_id)).tolist()
+
+    assert draws(*one) == draws(*one)
+    assert (draws(*one) == draws(*other)) == (one == other)
+
+
+def test_row_generator_tells_permuted_arguments_apart():
+    seeds = {row_generator(a, epoch=b, row_id=c).initial_seed() for a, b, c in [(1, 2, 3), (3, 2, 1), (2, 1, 3)]}
+    assert len(seeds) == 3
+
+
+def test_row_generator_uses_all_bits_for_its_low_half():
+    low_halves = {row_generator(0, epoch=0, row_id=row << 32).initial_seed() & 0xFFFF_FFFF for row in range(1000)}
+    assert len(low_halves) == 1000
+
+
+def test_neighbouring_rows_draw_unrelated_numbers():
+    first = torch.tensor(
+        [torch.rand(1, generator=row_generator(0, epoch=0, row_id=row)).item() for row in range(4000)]
+    )
+    assert first.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert torch.corrcoef(torch.stack([first[:-1], first[1:]]))[0, 1].abs().item() < 0.05
+
+
+def test_row_generator_is_pinned_so_that_old_runs_can_be_repeated():
+    assert _splitmix64(0) == 0xE220_A839_7B1D_CDAF  # the first output of the published generator, started at 0
+    assert row_generator(42, epoch=1, row_id=7).initial_seed() == 1952419378684700410

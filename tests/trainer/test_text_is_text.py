@@ -70,7 +70,7 @@ def test_a_long_side_keeps_its_eos(tokenizer):
 def test_the_trainer_reads_pairs_as_its_argument_says(tmp_path):
     for split in (True, False):
         trainer = tiny_trainer(tiny_args(tmp_path, split_special_tokens=split), pair_dataset=tiny_pairs())
-        assert trainer._pair_collator().split_special_tokens is split
+        assert trainer.pair_collator.split_special_tokens is split
 
 
 # ---- What can be cut into blocks ----

@@ -1,0 +1,268 @@
+"""Stop a run that cannot go on, and say where: values that are not finite, and phases that do not fit into memory.
+
+On a CPU the losses and gradients of every step are checked before the optimizer sees them. On an accelerator a check
+would synchronise with the host, so it waits for the next log, evaluation or checkpoint; none of these runs after a bad
+step. The heaviest micro-batch of each kind of phase runs once before the first step, so that a phase that does not fit
+is found after seconds and not when it begins, hours later.
+"""
+
+import heapq
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.compute
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from .objectives import LossPhase
+from .samplers import RowSource
+from .whole_files import write_json
+
+_GRADIENTS = "gradients"
+# How many rows are looked at where looking at one may tokenise it.
+_MOST_ROWS = 100_000
+_TABLE_ROWS = 10_000
+# How allocators begin their messages; the types of their errors differ.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+
+
+# ---- Values that are not finite ----
+
+
+class _Step(NamedTuple):
+    number: int
+    rows: list[dict[str, Any]]  # one dict per micro-batch
+    names: list[str]
+    values: Tensor  # (len(names),)
+
+
+class NanGuard:
+    """Collect losses and gradient norms of steps, and raise when one of them is not finite.
+
+    The report of a bad step is written to `output_dir`.
+    """
+
+    def __init__(self, output_dir: str | Path, *, process_index: int = 0) -> None:
+        self.output_dir, self.process_index = Path(output_dir), process_index
+        self._steps: list[_Step] = []
+
+    def end_step(
+        self,
+        number: int,
+        losses: Sequence[tuple[str, Tensor]],
+        rows: list[dict[str, Any]],
+        parameters: Iterable[nn.Parameter] = (),
+    ) -> None:
+        """Record the losses of a step's micro-batches and its gradients.
+
+        Args:
+            number (`int`): Number of the step, from 1.
+            losses (list of `tuple`): Objectives and their losses `()`.
+            rows (list of `dict`): Names to numbers of the rows of each micro-batch.
+            parameters (iterable of `nn.Parameter`): Whose gradients are checked.
+        """
+        names, values = [name for name, _ in losses], [value.float() for _, value in losses]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if gradients:
+            norm = torch.nn.utils.get_total_norm(gradients)
+            names.append(_GRADIENTS)
+            values.append((norm.full_tensor() if isinstance(norm, DTensor) else norm).to(values[0].device))
+        self._steps.append(_Step(number, rows, names, torch.stack(values)))
+
+    def check(self) -> None:
+        """Check all steps since the last call.
+
+        Raises:
+            FloatingPointError: naming the first step that has a value that is not finite, and its report.
+        """
+        steps, self._steps = self._steps, []
+        if not steps:
+            return
+        is_finite = torch.isfinite(torch.cat([step.values for step in steps])).tolist()  # one synchronisation
+        for step in steps:
+            own, is_finite = is_finite[: len(step.names)], is_finite[len(step.names) :]
+            bad = list(dict.fromkeys(name for name, finite in zip(step.names, own, strict=True) if not finite))
+            if bad:
+                raise FloatingPointError(
+                    f"Step {step.number}: not finite: {', '.join(bad)}. The numbers of its rows are in "
+                    f"{self._write_report(step, bad)}. Look at them, or lower the learning rate, and resume from the "
+                    "last checkpoint."
+                )
+
+    def _write_report(self, step: _Step, bad: list[str]) -> Path:
+        suffix = f"-process-{self.process_index}" if self.process_index else ""
+        file = self.output_dir / f"not-finite-step-{step.number}{suffix}.json"
+        rows = [{name: torch.as_tensor(ids).tolist() for name, ids in each.items()} for each in step.rows]
+        report = {
+            "step": step.number,
+            "process_index": self.process_index,
+            "not_finite": bad,
+            "values": [[name, repr(value)] for name, value in zip(step.names, step.values.tolist(), strict=True)],
+            "micro_batches": rows,
+        }
+        write_json(file, report)
+        return file
+
+
+# ---- Memory ----
+
+
+def _phases_to_try(phases: Sequence[LossPhase], *, step: int) -> Iterator[tuple[int, LossPhase]]:
+    """Yield the number and the first phase of each kind, without kinds that a run has begun before `step`."""
+    first, tried = 0, set()
+    for number, phase in enumerate(phases):
+        kind = (phase.uses_tokens, phase.uses_pairs)
+        if kind not in tried and first >= step:
+            yield number, phase
+        tried.add(kind)
+        first += phase.steps
+
+
+def row_lengths(rows: RowSource) -> Iterator[int]:
+    """Yield the number of tokens of each row; for a `datasets.Dataset` without making Python lists.
+
+    Of an object that is neither a `datasets.Dataset` nor a list only the first 100,000 rows are read, since each may
+    be tokenised on access.
+    """
+    # A transform makes the columns on access.
+    if isinstance(rows, Dataset) and "input_ids" in rows.column_names and rows.format["type"] != "custom":
+        for table in rows.select_columns(["input_ids"]).with_format("arrow").iter(_TABLE_ROWS):
+            yield from pyarrow.compute.list_value_length(table["input_ids"]).to_pylist()
+        return
+    limit = None if isinstance(rows, (list, tuple)) else _MOST_ROWS
+    yield from (len(rows[index]["input_ids"]) for index in islice(range(len(rows)), limit))
+
+
+def longest_rows(rows: RowSource, *, count: int) -> list[int]:
+    """Return the numbers of the `count` longest rows; see `row_lengths`."""
+    return _largest(row_lengths(rows), count=count)
+
+
+def longest_pairs(pairs: RowSource, *, count: int) -> list[int]:
+    """Return the numbers of the `count` pairs whose longer side has the most bytes.
+
+    Bytes, not characters: a character outside the vocabulary takes one token for each of its bytes.
+    """
+    limit = None if isinstance(pairs, (list, tuple, Dataset)) else _MOST_ROWS
+    sides = (pairs[index] for index in islice(range(len(pairs)), limit))
+    sizes = (max(len(str(side[name]).encode("utf-8", "replace")) for name in ("anchor", "positive")) for side in sides)
+    return _largest(sizes, count=count)
+
+
+def _largest(sizes: Iterator[int], *, count: int) -> list[int]:
+    """Return the numbers of the largest sizes, the largest first."""
+    best: Sequence[tuple[int, int]] = heapq.nlargest(count, ((size, -index) for index, size in enumerate(sizes)))
+    return [-index for _, index in best]
+
+
+def try_phases(trainer: Any, model: nn.Module) -> None:
+    """Run the heaviest micro-batch of each kind of phase that a resumed run has not begun yet.
+
+    No gradient or change of a random state is left behind. `model` is the trainer's as it is called in training.
+
+    Raises:
+        torch.OutOfMemoryError: naming the phase that does not fit and what to lower.
+    """
+    was_training = trainer.model.training
+    try:
+        for number, phase in _phases_to_try(trainer.phases, step=trainer.state.global_step):
+            with _random_state_kept():
+                batch = _heaviest_batch(trainer, phase)
+                if trainer.is_world_process_zero():  # printed, since a process killed for its memory logs nothing
+                    name = f"phase {number + 1} ({trainer.args.loss_phases[number]})"
+                    print(f"trying the memory of {name}: {_batch_sizes(batch)}", flush=True)
+                reserved = reserve_for_optimizer(trainer.optimizer)
+                trainer.try_step(model, phase, batch)
+                del reserved
+            model.zero_grad()
+    finally:
+        model.zero_grad()
+        trainer.model.train(was_training)
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Restore every random state that training draws from when the context ends."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def reserve_for_optimizer(optimizer: Any) -> list[Tensor]:
+    """Allocate what Adam will allocate in its first step; nothing for other optimizers or after that step."""
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    if not isinstance(inner, torch.optim.Adam) or inner.state:
+        return []
+    weights = [weight for group in inner.param_groups for weight in group["params"]]
+    # Ones: the system hands out pages of zeros only when they are written to.
+    return [torch.ones_like(weight, requires_grad=False) for weight in weights for _ in range(2)]
+
+
+def _heaviest_batch(trainer: Any, phase: LossPhase) -> dict[str, Any]:
+    """Make a micro-batch of the longest rows, and of the longest pairs if the phase uses pairs."""
+    rows = trainer.train_dataset
+    numbers = longest_rows(rows, count=trainer._train_batch_size)
+    batch = trainer.data_collator([{**rows[number], "row_id": number, "epoch": 0} for number in numbers])
+    if phase.uses_pairs:
+        pairs = trainer.pair_dataset
+        numbers = longest_pairs(pairs, count=trainer.args.contrastive_batch_size)
+        batch["pairs"] = trainer.pair_collator([pairs[number] for number in numbers])
+    return dict(batch)
+
+
+def _batch_sizes(batch: dict[str, Any]) -> str:
+    """Describe the sizes of a micro-batch."""
+    rows, width = batch["input_ids"].shape
+    sizes = f"{rows} rows of {width} tokens"
+    if "pairs" in batch:
+        texts, width = batch["pairs"]["input_ids"].shape
+        sizes += f", then {texts // 2} pairs of {width} tokens a side"
+    return sizes
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on a CPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def out_of_memory(error: BaseException, *, where: str, of_pairs: bool) -> torch.OutOfMemoryError:
+    """Return an error that says where memory ran out and what to lower.
+
+    It keeps the original message, which accelerate reads to lower batch sizes.
+    """
+    remedy = (
+        "Lower `contrastive_batch_size` or `contrastive_max_length`; or keep the batch and read it in parts, with "
+        "`contrastive_mini_batch_tokens` and `contrastive_recompute`"
+        if of_pairs
+        else "Lower `per_device_train_batch_size` and raise `gradient_accumulation_steps` by as much, or make shorter "
+        "rows"
+    )
+    return torch.OutOfMemoryError(
+        f"Memory ran out {where}. {remedy}; or turn on `activation_checkpointing`. ({error})"
+    )
+
+
+__all__ = [
+    "NanGuard",
+    "is_out_of_memory",
+    "longest_pairs",
+    "longest_rows",
+    "out_of_memory",
+    "reserve_for_optimizer",
+    "row_lengths",
+    "try_phases",
+]
