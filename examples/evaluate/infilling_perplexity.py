@@ -22,17 +22,9 @@ import torch
 from datasets import Dataset
 
 from examples.command_line import at_least, check, start
-from examples.evaluate.driver import (
-    Measurement,
-    Unit,
-    about_models,
-    complaints_of,
-    make_parser,
-    parse,
-    run,
-    unless_absent,
-)
+from examples.evaluate.driver import Measurement, Unit, run, unless_absent
 from examples.evaluate.gapped_rows import READINGS, GappedRow, block_rows, span_logprobs, story_row
+from examples.evaluate.options import about_models, complaints_of, make_parser, parse
 from examples.evaluate.records import Record
 from examples.evaluate.stories import CORPORA, SENTENCES, TITLES, derange, read_stories, stories_source
 from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source

@@ -22,17 +22,8 @@ import numpy as np
 import torch
 
 from examples.command_line import at_least, check, start
-from examples.evaluate.driver import (
-    Measurement,
-    Unit,
-    about_models,
-    complaints_of,
-    make_parser,
-    open_magnet,
-    parse,
-    run,
-    unless_absent,
-)
+from examples.evaluate.driver import Measurement, Unit, open_magnet, run, unless_absent
+from examples.evaluate.options import about_models, complaints_of, make_parser, parse
 from examples.evaluate.records import Record, identify
 from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights

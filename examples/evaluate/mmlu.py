@@ -27,16 +27,7 @@ from datasets import DatasetDict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples.command_line import at_least, check, need, start
-from examples.evaluate.driver import (
-    Measurement,
-    NotAvailableError,
-    Unit,
-    about_models,
-    make_parser,
-    open_magnet,
-    parse,
-    run,
-)
+from examples.evaluate.driver import Measurement, NotAvailableError, Unit, open_magnet, run
 from examples.evaluate.mmlu_data import (
     EXAMPLES_PER_SUBJECT,
     GROUPS,
@@ -45,6 +36,7 @@ from examples.evaluate.mmlu_data import (
     only_errors,
     read_questions,
 )
+from examples.evaluate.options import about_models, make_parser, parse
 from examples.evaluate.records import Record, RecordFile, identify
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.sources_magnet import ADAPTER_CONFIG, ModelSource

@@ -31,16 +31,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from examples.command_line import at_least, check, start
 from examples.evaluate import stories, wikitext
 from examples.evaluate.continuing import READINGS, continue_texts
-from examples.evaluate.driver import (
-    Measurement,
-    NotAvailableError,
-    Unit,
-    about_models,
-    make_parser,
-    open_magnet,
-    parse,
-    run,
-)
+from examples.evaluate.driver import Measurement, NotAvailableError, Unit, open_magnet, run
+from examples.evaluate.options import about_models, make_parser, parse
 from examples.evaluate.records import Record
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.tokenization_magnet import context_length

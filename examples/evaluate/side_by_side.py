@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import at_least, check, start
 from examples.evaluate.continuing import Reading, continue_texts
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit, make_parser, parse, run
+from examples.evaluate.driver import Measurement, NotAvailableError, Unit, run
 from examples.evaluate.fill_systems import BASE, MAGNET, SHOTS, FillSystem, StoryGap, draw_gaps, fill_systems
+from examples.evaluate.options import make_parser, parse
 from examples.evaluate.records import Record
 from examples.evaluate.repetition import draw, open_reader, wikitext_beginnings
 from examples.evaluate.stories import Corpus, read_stories

@@ -21,8 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from examples.command_line import at_least, check, need, start
-from examples.evaluate.driver import Measurement, Unit, about_models, complaints_of, make_parser, parse, run
+from examples.evaluate.driver import Measurement, Unit, run
 from examples.evaluate.human_scores import mcnemar
+from examples.evaluate.options import about_models, complaints_of, make_parser, parse
 from examples.evaluate.records import Record, digest_files
 from examples.evaluate.stories import FILE_NAMES, ClozeStory, derange, read_story_cloze
 from examples.evaluate.wikitext import find_file

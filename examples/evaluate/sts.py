@@ -23,7 +23,8 @@ from typing import NamedTuple
 from datasets import load_dataset
 
 from examples.command_line import at_least, need, start
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit, make_parser, parse
+from examples.evaluate.driver import Measurement, NotAvailableError, Unit
+from examples.evaluate.options import make_parser, parse
 from examples.evaluate.reading_options import (
     add_reading_options,
     by_reading,

@@ -16,17 +16,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import at_least, check, named_items, start
-from examples.evaluate.driver import (
-    Measurement,
-    Unit,
-    about_models,
-    complaints_of,
-    make_parser,
-    parse,
-    run,
-    unless_absent,
-)
+from examples.evaluate.driver import Measurement, Unit, run, unless_absent
 from examples.evaluate.gapped_rows import GappedRow, span_logprobs
+from examples.evaluate.options import about_models, complaints_of, make_parser, parse
 from examples.evaluate.records import Record
 from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights

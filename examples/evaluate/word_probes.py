@@ -26,17 +26,9 @@ import numpy as np
 
 from examples.command_line import at_least, check, need, start
 from examples.evaluate.conll import HUB_ID, TASKS, TaggedSentence, missing_files, read_conll, split_file, split_to_test
-from examples.evaluate.driver import (
-    Measurement,
-    NotAvailableError,
-    Unit,
-    about_models,
-    make_parser,
-    parse,
-    print_table,
-    run,
-)
+from examples.evaluate.driver import Measurement, NotAvailableError, Unit, print_table, run
 from examples.evaluate.linear_probe import ProbeSettings, predict, train_probe
+from examples.evaluate.options import about_models, make_parser, parse
 from examples.evaluate.records import Record, digest_files
 from examples.evaluate.word_readers import (
     ENCODER_WINDOW,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from examples import command_line
-from examples.evaluate import driver
+from examples.evaluate import driver, options
 from examples.evaluate.driver import Measurement, NotAvailableError, Unit
 from examples.evaluate.records import Record, RecordFile, identify, newest
 from tests.hub_client import run_client
@@ -15,9 +15,9 @@ from tests.hub_server import HubServer
 
 
 def parse(*arguments, smoke=None, paper=None):
-    parser = driver.make_parser("A driver.", smoke=smoke or {}, paper=paper or {})
+    parser = options.make_parser("A driver.", smoke=smoke or {}, paper=paper or {})
     parser.add_argument("--limit", type=int)
-    return driver.parse(parser, list(arguments))
+    return options.parse(parser, list(arguments))
 
 
 @pytest.fixture
