@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from examples.evaluate.fill_systems import StoryGap
+from examples.evaluate.fill_systems import StoryBlank
 from trainer.whole_files import parse_json
 
 TEMPLATE = Path(__file__).with_name("annotation_form.html")
@@ -24,14 +24,14 @@ _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
 def make_form(
-    gaps: Sequence[StoryGap], fills: Mapping[str, Sequence[str]], *, annotators: int, seed: int
+    blanks: Sequence[StoryBlank], fills: Mapping[str, Sequence[str]], *, annotators: int, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Blind and shuffle."""
     owners: dict[str, dict[str, Any]] = {}
     texts: dict[str, dict[str, str]] = {}
     for system, written in fills.items():
-        for story, (gap, fill) in enumerate(zip(gaps, written, strict=True)):
-            parts = {"prefix": gap.prefix.strip(), "fill": fill.strip(), "suffix": gap.suffix.strip()}
+        for story, (blank, fill) in enumerate(zip(blanks, written, strict=True)):
+            parts = {"prefix": blank.prefix.strip(), "fill": fill.strip(), "suffix": blank.suffix.strip()}
             item = _digest([story, parts])
             texts[item] = parts
             owners.setdefault(item, {"story": story, "systems": []})["systems"].append(system)

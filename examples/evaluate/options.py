@@ -77,12 +77,17 @@ def add_max_new_tokens(parser: argparse.ArgumentParser, what: str, *, default: i
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; what is not given comes from the preset. `args.model` becomes paths by name."""
-    chosen = parser.parse_known_args(arguments)[0]
-    parser.set_defaults(**chosen.presets[chosen.preset])
-    args = parser.parse_args(arguments)
+    """Read and check the command line of a driver."""
+    return checked(parser.parse_args(arguments))
+
+
+def checked(args: argparse.Namespace) -> argparse.Namespace:
+    """Take from the preset what was not given, check what is shared, and turn `model` into paths by name."""
+    for name, value in args.presets[args.preset].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     del args.presets
-    complaints = []
+    complaints: list[str] = []
     try:
         args.device = choose_device(args.device)
     except ValueError as error:
@@ -128,5 +133,5 @@ def about_models(models: Mapping[str, str], look: Callable[[str], Any]) -> list[
 
 __all__ = [
     "about_models", "add_batch_size", "add_limit", "add_max_new_tokens", "add_measuring", "add_replica", "add_results",
-    "add_seed", "complaints_of", "make_parser", "named_models", "parse",
+    "add_seed", "checked", "complaints_of", "make_parser", "named_models", "parse",
 ]  # fmt: skip

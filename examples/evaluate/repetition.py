@@ -28,18 +28,25 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from examples.command_line import at_least, check, start
+from examples.command_line import check, start
 from examples.evaluate import stories, wikitext
 from examples.evaluate.continuing import READINGS, continue_texts
 from examples.evaluate.driver import Measurement, NotAvailableError, Unit, open_magnet, run
-from examples.evaluate.options import about_models, make_parser, parse
+from examples.evaluate.options import (
+    about_models,
+    add_batch_size,
+    add_limit,
+    add_max_new_tokens,
+    make_parser,
+    parse,
+)
 from examples.evaluate.records import Record
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.tokenization_magnet import context_length
 from trainer.metrics import repetition_n, repetition_sentences
 
-SMOKE = {"limit": 16, "new_tokens": 64}
-PAPER = {"limit": 1000, "new_tokens": 128}
+SMOKE = {"limit": 16, "max_new_tokens": 64}
+PAPER = {"limit": 1000, "max_new_tokens": 128}
 PREFIX_WORDS = 5
 SAMPLES = 3
 _FIRST_WORDS = re.compile(rf"\s*(\S+(?:\s+\S+){{{PREFIX_WORDS - 1}}})(?=\s+\S)")
@@ -110,7 +117,7 @@ def measure(
     except (OSError, ValueError) as error:
         raise NotAvailableError(str(error)) from error
     written = continue_texts(
-        *reader, beginnings, reading=args.reading, max_new_tokens=args.new_tokens, batch_size=args.batch_size
+        *reader, beginnings, reading=args.reading, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size
     )
     texts = [one.text for one in written]
     return Measurement(
@@ -166,8 +173,8 @@ def _check_model(path: str, args: argparse.Namespace) -> None:
     else:
         config, tokenizer = open_without_weights(path)
     positions = context_length(config, tokenizer)
-    if args.new_tokens >= positions:
-        raise ValueError(f"`--new_tokens` is {args.new_tokens}, but it has {positions} positions. Lower it.")
+    if args.max_new_tokens >= positions:
+        raise ValueError(f"`--max_new_tokens` is {args.max_new_tokens}, but it has {positions} positions. Lower it.")
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
@@ -179,9 +186,9 @@ def main(arguments: list[str] | None = None) -> list[Record]:
         choices=READINGS,
         help="left to right; by masks appended one at a time, MNTP's way; or so, of a masked encoder such as BERT",
     )
-    parser.add_argument("--limit", type=at_least(), help="beginnings of each corpus, drawn at random")
-    parser.add_argument("--new_tokens", type=at_least(), help="tokens of a continuation at most")
-    parser.add_argument("--batch_size", type=at_least(), default=16, help="continuations at once")
+    add_limit(parser, "beginnings of each corpus, drawn at random")
+    add_max_new_tokens(parser, "continuation")
+    add_batch_size(parser, "continuations at once")
     args = parse(parser, arguments)
     reads = check_arguments(args)
     units = [
@@ -191,7 +198,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
                 "reading": args.reading,
                 "prefix": CORPORA[name].beginning,
                 "limit": args.limit,
-                "new_tokens": args.new_tokens,
+                "new_tokens": args.max_new_tokens,
                 "data": CORPORA[name].source(args.data),
             },
             partial(measure, read=read, args=args),

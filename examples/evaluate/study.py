@@ -29,7 +29,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import OneLineParser, add_output_dir, at_least, need, start
-from examples.evaluate import mixture, report, training_curves
+from examples.evaluate import report, training_curves
 from examples.evaluate.study_plan import ADAPTER, BASE, Call, Plan, Run, read_plan
 from examples.evaluate.training_curves import REPORT, models_by_step
 from trainer.checkpoints import last_complete_checkpoint
@@ -60,16 +60,11 @@ def training_command(plan: Plan, run: Run) -> list[str]:
 
 
 def train(plan: Plan, *, jobs: int) -> None:
-    """Train every run that has not finished, each after its base, on corpora that are written first.
+    """Train every run that has not finished, each after its base.
 
     Raises:
         ChildProcessError: naming the run that failed and its log; others that were under way are finished first.
     """
-    for corpus in plan.corpora:
-        if not corpus.file.is_file():
-            mixture.main(
-                ["--texts", *corpus.texts, "--characters", str(corpus.characters), "--output", str(corpus.file)]
-            )
     waiting = [run for run in plan.runs if not is_finished(run)]
     print(f"{len(plan.runs) - len(waiting)} of {len(plan.runs)} runs are finished", flush=True)
     under_way: dict[Future[int], Run] = {}

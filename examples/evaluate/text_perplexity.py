@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import at_least, check, named_items, start
 from examples.evaluate.driver import Measurement, Unit, run, unless_absent
-from examples.evaluate.gapped_rows import GappedRow, span_logprobs
 from examples.evaluate.options import about_models, complaints_of, make_parser, parse
 from examples.evaluate.records import Record
+from examples.evaluate.span_rows import SpanRow, span_logprobs
 from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.tokenization_magnet import context_length, front_tokens, text_ids
@@ -28,7 +28,7 @@ from trainer.metrics import perplexity
 from trainer.sources import local_files
 
 
-def make_windows(tokenizer: Any, texts: list[str], *, size: int) -> list[GappedRow]:
+def make_windows(tokenizer: Any, texts: list[str], *, size: int) -> list[SpanRow]:
     """Cut texts into windows of which every token counts but the first, which is BOS where there is one."""
     front = front_tokens(tokenizer)
     step = size - len(front)
@@ -36,7 +36,7 @@ def make_windows(tokenizer: Any, texts: list[str], *, size: int) -> list[GappedR
     for text in texts:
         ids = text_ids(tokenizer, text)
         cut = [front + ids[begin : begin + step] for begin in range(0, len(ids), step)]
-        rows += [GappedRow(window, [(1, len(window))]) for window in cut if len(window) > 1]
+        rows += [SpanRow(window, [(1, len(window))]) for window in cut if len(window) > 1]
     return rows
 
 

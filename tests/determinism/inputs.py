@@ -73,7 +73,7 @@ def _write_paraphraser(folder: Path, model: MagnetLlamaForCausalLM) -> None:
 def _write_form(folder: Path) -> None:
     """A form as `human_evaluation.py sample` writes it, and two people's answers."""
     human_evaluation.main([
-        "sample", f"--base={folder / 'base'}", f"--magnet={folder / 'magnet'}", f"--data={folder / 'data'}",
+        "sample", "--model", f"base={folder / 'base'}", f"MAGNET={folder / 'magnet'}", f"--data={folder / 'data'}",
         "--preset=smoke", "--shots=1", "--max_new_tokens=6", "--device=cpu", f"--output={folder / 'form'}",
     ])  # fmt: skip
     key = json.loads((folder / "form" / "key.json").read_text())
@@ -93,7 +93,7 @@ def _write_plan(folder: Path) -> None:
     }
     call = {"driver": "repetition", "systems": ["b=base", "f=first"], "arguments": ["--limit", "2"]}
     plan = {
-        **{"title": "A trial", "base": str(folder / "plain"), "data": str(folder / "data"), "corpora": {}},
+        **{"title": "A trial", "base": str(folder / "plain"), "data": str(folder / "data")},
         **{"training": training, "runs": {"first": {}}, "calls": [call], "presets": {"smoke": {}}},
     }
     (folder / "plan.json").write_text(json.dumps(plan))

@@ -13,9 +13,9 @@ import pytest
 from scipy.stats import chisquare
 
 from examples.evaluate.annotation_form import make_form, read_answers, read_key, render_form
-from examples.evaluate.fill_systems import StoryGap
+from examples.evaluate.fill_systems import StoryBlank
 
-GAPS = [StoryGap(f"Tom fell {n} times.", "He cried.", f" Mum came at {n}.") for n in range(6)]
+GAPS = [StoryBlank(f"Tom fell {n} times.", "He cried.", f" Mum came at {n}.") for n in range(6)]
 SYSTEMS = ("MAGNET", "zero-shot, blank", "unidirectional")
 FILLS = {name: [f"Sentence {n} of kind {'abc'[k]}." for n in range(6)] for k, name in enumerate(SYSTEMS)}
 HOSTILE = [
@@ -28,8 +28,8 @@ HOSTILE = [
 ]
 
 
-def form_of(gaps=GAPS, fills=FILLS, annotators=2, seed=0):
-    shown, key = make_form(gaps, fills, annotators=annotators, seed=seed)
+def form_of(blanks=GAPS, fills=FILLS, annotators=2, seed=0):
+    shown, key = make_form(blanks, fills, annotators=annotators, seed=seed)
     return shown, {**key, "systems": dict.fromkeys(fills, {})}
 
 
@@ -124,8 +124,8 @@ class Tags(HTMLParser):
 
 
 def test_hostile_text_stays_text():
-    gaps = [StoryGap(text or "x", "", " " + text) for text in HOSTILE]
-    page, harmless = render_form(form_of(gaps, {"a": HOSTILE})[0]), render_form(form_of()[0])
+    blanks = [StoryBlank(text or "x", "", " " + text) for text in HOSTILE]
+    page, harmless = render_form(form_of(blanks, {"a": HOSTILE})[0]), render_form(form_of()[0])
     parsers = [Tags(), Tags()]
     for parser, text in zip(parsers, (page, harmless), strict=True):
         parser.feed(text)
@@ -154,8 +154,8 @@ def test_the_form_asks_for_nothing_from_outside_and_is_labelled():
 
 
 def test_the_page_puts_each_story_together_and_takes_hostile_text_as_text(tmp_path):
-    gaps = [StoryGap(text or "x", "", f" {text}") for text in HOSTILE]
-    shown, _ = form_of(gaps, {"a": HOSTILE}, annotators=1)
+    blanks = [StoryBlank(text or "x", "", f" {text}") for text in HOSTILE]
+    shown, _ = form_of(blanks, {"a": HOSTILE}, annotators=1)
     states = act(tmp_path, shown, ["choose", "1"], *[["show"], ["key", "ArrowRight"]] * len(HOSTILE))
     for position, state in enumerate(states):
         item = shown["items"][shown["orders"]["1"][position]]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from examples.evaluate.gapped_rows import story_row
 from examples.evaluate.infilling_perplexity import draw, main, make_story_rows, make_wikitext_rows
+from examples.evaluate.span_rows import story_row
 from examples.evaluate.stories import derange, read_stories
 from examples.evaluate.wikitext import read_wikitext
 

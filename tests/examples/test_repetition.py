@@ -55,7 +55,7 @@ def test_beginnings_are_drawn_by_the_seed_and_kept_in_order():
 
 
 def test_a_chain_of_words_repeats_as_counted_by_hand(chain, common, tmp_path, capsys):
-    given = ["--model", f"base={chain}", "--limit", "5", "--new_tokens", "12", *common]
+    given = ["--model", f"base={chain}", "--limit", "5", "--max_new_tokens", "12", *common]
     wikitext, stories = repetition.main(given)
     # Of "b c d.", "a b c d.", "a b c d." and "a" one sentence repeats another; of 9 4-grams 4 differ.
     assert wikitext.samples == [{"prefix": "a b c d. a", "continuation": " b c d. a b c d. a b c d. a"}]
@@ -81,7 +81,7 @@ def test_a_chain_of_words_repeats_as_counted_by_hand(chain, common, tmp_path, ca
 def test_models_that_fill_masks_are_measured_too(reading, chain, bert, common):
     model = bert if reading == "masked" else chain
     records = repetition.main(
-        ["--model", f"m={model}", "--preset", "smoke", "--new_tokens", "9", *common, "--reading", reading]
+        ["--model", f"m={model}", "--preset", "smoke", "--max_new_tokens", "9", *common, "--reading", reading]
     )
     for record in records:
         assert record.settings["reading"] == reading and record.settings["limit"] == 16
@@ -114,7 +114,7 @@ def test_texts_of_the_hub_that_cannot_be_had_are_on_record_as_such(chain, tmp_pa
             str(chain),
             "--preset",
             "smoke",
-            "--new_tokens",
+            "--max_new_tokens",
             "9",
             "--results",
             str(tmp_path),

@@ -51,7 +51,7 @@ def ask(tmp_path, tiny_model):
     return [
         "--model", f"base={tmp_path / 'base'}", f"MAGNET={tmp_path / 'magnet'}", "--masked",
         f"BERT={save_bert(tmp_path / 'bert')}", "--data", str(folder), "--results", str(tmp_path / "results"),
-        "--preset", "smoke", "--shots", "1", "--max_new_tokens", "6", "--new_tokens", "5", "--device", "cpu",
+        "--preset", "smoke", "--shots", "1", "--max_new_tokens", "6", "--continuation_tokens", "5", "--device", "cpu",
     ]  # fmt: skip
 
 
@@ -68,16 +68,16 @@ def test_the_users_texts_are_filled_and_continued_as_each_system_does_by_itself(
         ("MAGNET", "infilling"), ("MAGNET", "continuation"), ("BERT", "continuation"),
     ]  # fmt: skip
     base, magnet = (AutoMagnetForCausalLM.from_pretrained(tmp_path / name).eval() for name in ("base", "magnet"))
-    gaps = [("Tom fell.", " Mum came."), ("She ate the apple.", " It was good.")]
+    blanks = [("Tom fell.", " Mum came."), ("She ate the apple.", " It was good.")]
     for name, expected in {
-        "MAGNET": magnet.infill(*zip(*gaps, strict=True), max_new_tokens=6, stop_at_sentence_end=True),
+        "MAGNET": magnet.infill(*zip(*blanks, strict=True), max_new_tokens=6, stop_at_sentence_end=True),
         "unidirectional": PromptedInfiller(base, base.tokenizer).infill(
-            *(list(side) for side in zip(*gaps, strict=True)), max_new_tokens=6
+            *(list(side) for side in zip(*blanks, strict=True)), max_new_tokens=6
         ),
     }.items():
         assert cells[name, "infilling"].samples == [
             {"title": title, "prefix": prefix, "fill": first_sentence(text), "suffix": suffix.strip()}
-            for title, (prefix, suffix), text in zip(["A fall", "Line 3"], gaps, expected, strict=True)
+            for title, (prefix, suffix), text in zip(["A fall", "Line 3"], blanks, expected, strict=True)
         ]
     bert = AutoModelForMaskedLM.from_pretrained(tmp_path / "bert").eval()
     for name, reader, reading in (
@@ -92,7 +92,7 @@ def test_the_users_texts_are_filled_and_continued_as_each_system_does_by_itself(
     assert cells["base", "continuation"].samples != cells["MAGNET", "continuation"].samples
     out = capsys.readouterr().out
     assert "infilling, A fall: Tom fell. [...] Mum came." in out and "continuation, Line 2: a b c [...]\n" in out
-    assert out.splitlines()[-1].startswith("side_by_side: OK (2 gaps, 1 beginnings;")
+    assert out.splitlines()[-1].startswith("side_by_side: OK (2 blanks, 1 beginnings;")
 
     again = main([*ask, "--stories", str(own)])  # nothing is written twice
     assert again == records == RecordFile(tmp_path / "results", "side_by_side").read()

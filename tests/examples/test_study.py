@@ -1,4 +1,4 @@
-"""The study: a plan that is checked whole, trainings that go on, the commands of the drivers, mixtures of texts."""
+"""The study: a plan that is checked whole, trainings that go on, the commands of the drivers."""
 
 import fcntl
 import importlib
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from examples.evaluate import mixture, study
+from examples.evaluate import study
 from examples.evaluate.study_plan import read_plan
 
 from ..conftest import REPOSITORY
@@ -24,7 +24,6 @@ def write_plan(folder, **changes):
         "title": "A trial",
         "base": str(folder / "base"),
         "data": str(folder),
-        "corpora": {},
         "training": {"loss_phases": ["4:1,0,1"], "save_steps": 2, "learning_rate": 0.001},
         "runs": {
             "first": {"replicas": 2},
@@ -61,7 +60,7 @@ def test_every_system_of_the_committed_plan_has_the_same_steps_texts_and_adapter
     assert full == {900}
     assert steps("SSCL") == 170, "as many updates with pairs as MAGNET has"
     for name in ("train_texts", "lora_r", "lora_alpha", "learning_rate", "contrastive_batch_size", "max_length"):
-        values = {json.dumps(run.arguments[name]) for run in runs.values() if run.name != "MAGNET, mixture"}
+        values = {json.dumps(run.arguments[name]) for run in runs.values()}
         assert len(values) == 1, name
 
 
@@ -115,11 +114,9 @@ def test_a_plan_can_be_narrowed_to_some_runs_and_what_they_start_from(tmp_path):
     whole = read_plan(PLAN, preset="paper", output=tmp_path)
     some = whole.narrowed(["LLM2Vec recipe"])
     assert {run.name for run in some.runs} == {"LLM2Vec recipe", "LLM2Vec, first stage"}
-    assert some.corpora == () and len(whole.corpora) == 1
     asked = {run for call in some.calls for run in call.systems.values()}
     assert asked == {"base", "LLM2Vec recipe", "LLM2Vec, first stage"}
     assert all(call.systems for call in some.calls)
-    assert whole.narrowed(["MAGNET, mixture"]).corpora == whole.corpora
     with pytest.raises(ValueError, match=r"no run \['Magnet'\]; choose from \['LLM2Vec recipe'"):
         whole.narrowed(["Magnet"])
 
@@ -197,9 +194,9 @@ def test_a_slice_of_the_study_from_nothing_to_the_page(tmp_path, tiny_plan, caps
         "clustering": ["--tasks", "TwentyNewsgroupsClustering", "--subset_size", "60"],
         "infilling_perplexity": ["--limit", "4"],
         "text_perplexity": ["--limit", "2", "--max_length", "128"],
-        "repetition": ["--limit", "2", "--new_tokens", "8"],
+        "repetition": ["--limit", "2", "--max_new_tokens", "8"],
         "mmlu": ["--limit", "1"],
-        "side_by_side": ["--number", "1", "--new_tokens", "8", "--shots", "0"],
+        "side_by_side": ["--limit", "1", "--continuation_tokens", "8", "--shots", "0"],
     }
     calls = [
         {
@@ -287,34 +284,3 @@ def test_runs_that_have_not_finished_are_left_out_and_told(tmp_path, monkeypatch
     (first / "adapt.json").write_text("{}")
     with pytest.raises(ValueError, match="first-0' has no checkpoint, so no adapter"):
         study.evaluate(plan, results=tmp_path)
-
-
-# ---- mixtures ----
-
-
-def test_a_mixture_has_its_shares_and_says_what_is_too_small(tmp_path, capsys):
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"{n} " + "a" * 5000}) + "\n" for n in range(30)))
-    (tmp_path / "b.txt").write_text("".join(f"{n} " + "b" * 98 + "\n<|endoftext|>\n" for n in range(500)))
-    (tmp_path / "c.tsv").write_text("title\tabstract\n" + "x\t" + "c" * 300 + "\n")
-    output = tmp_path / "out" / "mixture.jsonl"
-    sources = [f"2:{tmp_path}/a.jsonl", f"1:{tmp_path}/b.txt", f"1:{tmp_path}/c.tsv:abstract"]
-    written = mixture.main(["--texts", *sources, "--characters", "100000", "--output", str(output)])
-    rows = [json.loads(line)["text"] for line in output.read_text().splitlines()]
-    shares = {letter: sum(len(row) for row in rows if row[-1] == letter) for letter in "abc"}
-    assert list(written.values()) == list(shares.values())
-    assert 50_000 <= shares["a"] < 56_000 and 25_000 <= shares["b"] < 30_000 and shares["c"] == 300
-    assert "c.tsv: 300 characters, all there is; 25,000 were asked for" in capsys.readouterr().out
-    assert all(len(row) >= mixture.ROW_CHARACTERS for row in rows if row[-1] != "c")
-    assert not any("endoftext" in row for row in rows)
-    assert [row[-1] for row in rows] != sorted(row[-1] for row in rows), "the sources are shuffled"
-    assert len(set(rows)) == len(rows)
-
-    again = tmp_path / "again.jsonl"
-    mixture.main(["--texts", *sources, "--characters", "100000", "--output", str(again)])
-    assert again.read_bytes() == output.read_bytes()
-
-
-@pytest.mark.parametrize("source", ["file.txt", "x:file.txt", "0:file.txt", "1:"])
-def test_a_source_that_is_not_written_so_is_refused(tmp_path, source):
-    with pytest.raises(ValueError, match="expected SHARE:FILE"):
-        mixture.main(["--texts", source, "--output", str(tmp_path / "out.jsonl")])

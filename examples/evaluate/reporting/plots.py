@@ -34,7 +34,7 @@ COLORS = {
     "Echo": "#999933",
 }
 OTHER_COLOR, QUOTED_COLOR = "0.45", "0.8"
-LINES = {"": "-", "infill": "-", "left": ":", "mixture": "-.", "causal": ":"}
+LINES = {"": "-", "infill": "-", "left": ":", "causal": ":"}
 BAR_COLUMNS = 4
 
 

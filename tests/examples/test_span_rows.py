@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from examples.evaluate import gapped_rows
-from examples.evaluate.gapped_rows import GappedRow, block_rows, span_logprobs, story_row
+from examples.evaluate import span_rows
+from examples.evaluate.span_rows import SpanRow, block_rows, span_logprobs, story_row
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.spans_magnet import Healed, SpanLayout
 from trainer.prompted_infilling import PromptedInfiller
@@ -86,7 +86,7 @@ def test_infilling_is_one_forward_for_each_token(magnet, blocks):
 def test_the_size_of_a_batch_changes_nothing(magnet, blocks, monkeypatch):
     rows = block_rows(blocks, **SPANS, seed=4)
     found = span_logprobs(magnet, rows, reading="infill")
-    monkeypatch.setitem(gapped_rows.BATCH_TOKENS, "cpu", 1)
+    monkeypatch.setitem(span_rows.BATCH_TOKENS, "cpu", 1)
     assert_same(span_logprobs(magnet, rows, reading="infill"), found)
 
 
@@ -124,7 +124,7 @@ def test_spans_are_those_of_the_seed_and_another_text_stands_behind_each():
     behind = [*blocks[1:], blocks[0][:25]]
     foreign = iter(block_rows(blocks, **SPANS, seed=1, behind=behind))
     for row, ids, other in zip(rows, blocks, behind, strict=True):
-        assert row == GappedRow(ids, row.spans)
+        assert row == SpanRow(ids, row.spans)
         for number, (start, end) in enumerate(row.spans):
             alone = next(foreign)
             assert alone.spans == row.spans[: number + 1]

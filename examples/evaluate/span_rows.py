@@ -20,7 +20,7 @@ READINGS: tuple[Reading, ...] = get_args(Reading)
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 
-class GappedRow(NamedTuple):
+class SpanRow(NamedTuple):
     """One text as tokens, and the spans of it that are missing."""
 
     input_ids: list[int]
@@ -28,7 +28,7 @@ class GappedRow(NamedTuple):
     first_counted: int = 0  # spans before this one are missing, but do not count
 
 
-def story_row(tokenizer: Any, sentences: Sequence[str], gap: int, *, behind: Sequence[str] | None = None) -> GappedRow:
+def story_row(tokenizer: Any, sentences: Sequence[str], gap: int, *, behind: Sequence[str] | None = None) -> SpanRow:
     """Remove sentence number `gap` from a story; its three parts are tokenised apart, as in `score_infill`."""
     prefix = " ".join(sentences[:gap])
     suffix = " ".join(sentences[gap + 1 :] if behind is None else behind)
@@ -37,7 +37,7 @@ def story_row(tokenizer: Any, sentences: Sequence[str], gap: int, *, behind: Seq
         raise ValueError("A first sentence is missing and the tokenizer has no BOS to predict it from. Set one.")
     fill = fill_ids(tokenizer, f" {sentences[gap]}" if prefix else sentences[gap], prefix=prefix)
     after = continuation_ids(tokenizer, f" {suffix}") if suffix else []
-    return GappedRow([*before, *fill, *after], [(len(before), len(before) + len(fill))])
+    return SpanRow([*before, *fill, *after], [(len(before), len(before) + len(fill))])
 
 
 def block_rows(
@@ -48,7 +48,7 @@ def block_rows(
     max_span_tokens: int,
     seed: int,
     behind: Sequence[list[int]] | None = None,
-) -> list[GappedRow]:
+) -> list[SpanRow]:
     """Remove spans from blocks of tokens, by the seed and the index of each block.
 
     With `behind`, another block for each, every span gets a row of its own that continues with the other block's
@@ -64,16 +64,16 @@ def block_rows(
             generator=row_generator(seed, epoch=0, row_id=number),
         )
         if behind is None:
-            rows.append(GappedRow(list(ids), spans))
+            rows.append(SpanRow(list(ids), spans))
             continue
         for index, (_, end) in enumerate(spans):
-            rows.append(GappedRow([*ids[:end], *behind[number][end:]], spans[: index + 1], first_counted=index))
+            rows.append(SpanRow([*ids[:end], *behind[number][end:]], spans[: index + 1], first_counted=index))
     return rows
 
 
 @torch.no_grad()
 def span_logprobs(
-    model: Any, rows: Sequence[GappedRow], *, reading: Reading, desc: str = "Reading"
+    model: Any, rows: Sequence[SpanRow], *, reading: Reading, desc: str = "Reading"
 ) -> list[list[float]]:
     """Return for each row the log-probabilities in nats of its missing tokens that count.
 
@@ -109,7 +109,7 @@ class _RowInput(NamedTuple):
     is_source: list[bool]  # whether the output predicts a token that counts
 
     @classmethod
-    def of(cls, row: GappedRow, *, multiple: int) -> "_RowInput":
+    def of(cls, row: SpanRow, *, multiple: int) -> "_RowInput":
         """Lay out a row; after each span, positions go on at the next multiple of its length."""
         length = len(row.input_ids)
         positions, segments, is_source = list(range(length)), [0] * length, [False] * length
@@ -140,4 +140,4 @@ def _read(model: Any, rows: Sequence[_RowInput], reading: Reading) -> list[list[
     return [[next(found) for _ in range(sum(row.is_source))] for row in rows]
 
 
-__all__ = ["GappedRow", "READINGS", "block_rows", "span_logprobs", "story_row"]
+__all__ = ["SpanRow", "READINGS", "block_rows", "span_logprobs", "story_row"]
