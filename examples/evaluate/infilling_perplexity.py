@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from datasets import Dataset
 
-from examples.command_line import at_least, check, start
+from examples.command_line import check, start
 from examples.evaluate.driver import Measurement, Unit, run, unless_absent
-from examples.evaluate.options import about_models, complaints_of, make_parser, parse
+from examples.evaluate.options import about_models, add_limit, complaints_of, make_parser, parse
 from examples.evaluate.records import Record
 from examples.evaluate.span_rows import READINGS, SpanRow, block_rows, span_logprobs, story_row
 from examples.evaluate.stories import CORPORA, SENTENCES, TITLES, derange, read_stories, stories_source
@@ -164,7 +164,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     parser.add_argument("--suffix", default="own", choices=["own", "other"], help="what stands behind a gap")
     parser.add_argument("--corpus", default="rocstories", choices=CORPORA, help="which stories, a unit of their own")
     parser.add_argument("--tokenised", action="store_true", help="leave WikiText as it was tokenised, <unk> included")
-    parser.add_argument("--limit", type=at_least(), help="stories and blocks, drawn at random; all if left out")
+    add_limit(parser, "stories and blocks, drawn at random; all if left out")
     parser.add_argument("--max_length", type=int, help="tokens of a block of WikiText, BOS included")
     args = parse(parser, arguments)
     check_arguments(args)

@@ -10,13 +10,12 @@ The fills are compared with what stood there, with nothing, and with what the ju
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch

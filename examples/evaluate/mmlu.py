@@ -36,7 +36,7 @@ from examples.evaluate.mmlu_data import (
     only_errors,
     read_questions,
 )
-from examples.evaluate.options import about_models, make_parser, parse
+from examples.evaluate.options import about_models, add_batch_size, add_limit, make_parser, parse
 from examples.evaluate.records import Record, RecordFile, identify
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.sources_magnet import ADAPTER_CONFIG, ModelSource
@@ -180,13 +180,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__, smoke=SMOKE, paper=PAPER)
     parser.add_argument("--reading", default="adapted", choices=READINGS, help="adapter on, off, or without our code")
-    parser.add_argument(
-        "--num_fewshot",
-        type=at_least(0, EXAMPLES_PER_SUBJECT),
-        help="examples before a question",
-    )
-    parser.add_argument("--limit", type=at_least(), help="first questions of each subject; all if left out")
-    parser.add_argument("--batch_size", type=at_least(), help="prompts of one forward")
+    parser.add_argument("--num_fewshot", type=at_least(0, EXAMPLES_PER_SUBJECT), help="examples before a question")
+    add_limit(parser, "first questions of each subject; all if left out")
+    add_batch_size(parser, "prompts of one forward", default=None)
     return parse(parser, arguments)
 
 

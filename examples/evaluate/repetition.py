@@ -1,16 +1,14 @@
 """Table 11 and Figures 5 and 6 of the paper: how much greedy open-ended generation repeats itself.
 
     python examples/evaluate/repetition.py --model base=meta-llama/Llama-2-7b-hf MAGNET=outputs/magnet
-    python examples/evaluate/repetition.py --model BERT=bert-large-uncased --reading masked
-    python examples/evaluate/repetition.py --model MNTP=outputs/mntp --reading appended_masks
     python examples/evaluate/repetition.py --model MAGNET=outputs/magnet/checkpoint-400 --step 400
 
 Beginnings are the first five words of a paragraph of WikiText, or the first sentence of a story of ROCStories; 1,000
 of each are continued by up to 128 tokens (the paper says neither number), without a repetition penalty, until the
 model ends the text. `rep_sen` is the share of sentences of what was written that repeat an earlier one, `rep_4` that
 of 4-grams of words, which vocabularies share, and `rep_4_tokens` that of tokens, which also sees a word without end;
-averaged over continuations. One that ends at once repeats nothing: `counts` tell how many tokens were written. A curve
-over training steps is one command for each checkpoint, see `training_run.py`.
+averaged over continuations. One that ends at once repeats nothing: `counts` has how many tokens were written. A curve
+over training steps is one command for each checkpoint.
 """
 
 import argparse
@@ -24,14 +22,11 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
-import torch
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from examples.command_line import check, start
 from examples.evaluate import stories, wikitext
-from examples.evaluate.continuing import READINGS, continue_texts
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit, open_magnet, run
+from examples.evaluate.continuing import continue_texts
+from examples.evaluate.driver import Measurement, NotAvailableError, Unit, run
 from examples.evaluate.options import (
     about_models,
     add_batch_size,
@@ -95,18 +90,7 @@ def draw(beginnings: Sequence[str], *, limit: int, seed: int) -> list[str]:
     return [beginnings[int(index)] for index in sorted(order)]
 
 
-def open_reader(path: str, args: argparse.Namespace) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Open one of our models, or a masked language model of the Auto classes, and its tokenizer."""
-    if args.reading != "masked":
-        model = open_magnet(path, args)
-        return model, model.tokenizer
-    model = AutoModelForMaskedLM.from_pretrained(path, dtype=getattr(torch, args.dtype), trust_remote_code=False)
-    return model.to(args.device).eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-
-
-def measure(
-    reader: tuple[Any, PreTrainedTokenizerBase], *, read: Callable[[], list[str]], args: argparse.Namespace
-) -> Measurement:
+def measure(model: Any, *, read: Callable[[], list[str]], args: argparse.Namespace) -> Measurement:
     """Continue the beginnings of a corpus and count what repeats.
 
     Raises:
@@ -116,9 +100,7 @@ def measure(
         beginnings = draw(read(), limit=args.limit, seed=args.seed)
     except (OSError, ValueError) as error:
         raise NotAvailableError(str(error)) from error
-    written = continue_texts(
-        *reader, beginnings, reading=args.reading, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size
-    )
+    written = continue_texts(model, beginnings, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size)
     texts = [one.text for one in written]
     return Measurement(
         metrics={
@@ -139,7 +121,7 @@ def measure(
 
 
 def check_arguments(args: argparse.Namespace) -> dict[str, Callable[[], list[str]]]:
-    """Refuse what cannot work before weights are read; a folder's files are read by then."""
+    """Refuse what cannot work before weights are read; return how the beginnings of each corpus are read."""
     complaints = about_models(args.model, lambda path: _check_model(path, args))
     found: dict[str, Callable[[], list[str]]] = {}
     for name, corpus in CORPORA.items():
@@ -159,20 +141,8 @@ def check_arguments(args: argparse.Namespace) -> dict[str, Callable[[], list[str
 
 
 def _check_model(path: str, args: argparse.Namespace) -> None:
-    """Whether a model can be read so, as far as its config and tokenizer tell."""
-    if args.reading == "masked":
-        config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        if config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-            raise ValueError(
-                f"{path!r} is a {config.model_type!r}, no masked language model; `--reading masked` is for these. "
-                "Leave it out for a decoder."
-            )
-        if tokenizer.mask_token_id is None:
-            raise ValueError(f"the tokenizer of {path!r} has no mask token. Name a model that was trained with one.")
-    else:
-        config, tokenizer = open_without_weights(path)
-    positions = context_length(config, tokenizer)
+    """Refuse a model that has no positions for the new tokens."""
+    positions = context_length(*open_without_weights(path))
     if args.max_new_tokens >= positions:
         raise ValueError(f"`--max_new_tokens` is {args.max_new_tokens}, but it has {positions} positions. Lower it.")
 
@@ -180,12 +150,6 @@ def _check_model(path: str, args: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> list[Record]:
     """Measure the models that were named."""
     parser = make_parser(__doc__, smoke=SMOKE, paper=PAPER)
-    parser.add_argument(
-        "--reading",
-        default="causal",
-        choices=READINGS,
-        help="left to right; by masks appended one at a time, MNTP's way; or so, of a masked encoder such as BERT",
-    )
     add_limit(parser, "beginnings of each corpus, drawn at random")
     add_max_new_tokens(parser, "continuation")
     add_batch_size(parser, "continuations at once")
@@ -195,7 +159,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
         Unit(
             name,
             {
-                "reading": args.reading,
+                "reading": "causal",
                 "prefix": CORPORA[name].beginning,
                 "limit": args.limit,
                 "new_tokens": args.max_new_tokens,
@@ -205,7 +169,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
         )
         for name, read in reads.items()
     ]
-    return run("repetition", args, units, open_model=open_reader)
+    return run("repetition", args, units)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Tables 9 to 11: what the systems write, side by side: sentences in the blanks of stories, and continuations.
 
     python examples/evaluate/side_by_side.py --model base=meta-llama/Llama-2-7b-hf MAGNET=outputs/magnet \
-        "LLM2Vec recipe=outputs/llm2vec" --masked BERT=bert-large-uncased
+        "LLM2Vec recipe=outputs/llm2vec"
     python examples/evaluate/side_by_side.py --model base=DIR MAGNET=DIR --data DIR --stories mine.jsonl --preset smoke
 
 The stories and beginnings of the paper's tables are not part of this project. Without `--stories`, held-out texts are
@@ -11,7 +11,7 @@ first five words of paragraphs of WikiText. To see the paper's own, write them i
 file has none is drawn. Solved examples are always drawn.
 
 The model named `base` continues from the left and is prompted, without and with solved examples; the one named
-`MAGNET` infills; both, and all others, continue from left to right. Models of `--masked` continue by appended masks.
+`MAGNET` infills; both, and all others, continue from left to right.
 """
 
 import argparse
@@ -29,11 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import at_least, check, start
 from examples.evaluate import options
-from examples.evaluate.continuing import Reading, continue_texts
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit, run
+from examples.evaluate.continuing import continue_texts
+from examples.evaluate.driver import Measurement, NotAvailableError, Unit, open_magnet, run
 from examples.evaluate.fill_systems import BASE, MAGNET, SHOTS, FillSystem, StoryBlank, draw_blanks, fill_systems
 from examples.evaluate.records import Record
-from examples.evaluate.repetition import draw, open_reader, wikitext_beginnings
+from examples.evaluate.repetition import draw, wikitext_beginnings
 from examples.evaluate.stories import read_stories
 from examples.evaluate.wikitext import read_text
 from trainer.prompted_infilling import SolvedGap
@@ -85,13 +85,13 @@ def read_texts(args: argparse.Namespace) -> Texts:
     return Texts(blanks or {f"Story {n}": blank for n, blank in enumerate(drawn, start=1)}, examples, beginnings)
 
 
-def fill(reader: tuple[Any, Any], *, system: FillSystem, texts: Texts, args: argparse.Namespace) -> Measurement:
+def fill(model: Any, *, system: FillSystem, texts: Texts, args: argparse.Namespace) -> Measurement:
     """Return what a system writes into the blanks.
 
     Raises:
         NotAvailableError: prompts or texts that the model cannot read.
     """
-    model, blanks = reader[0], list(texts.blanks.values())
+    blanks = list(texts.blanks.values())
     over = system.overflow(model, blanks, texts.examples, room=args.max_new_tokens)
     if over:
         raise NotAvailableError(f"its longest prompt exceeds the model's context by {over} tokens")
@@ -108,20 +108,15 @@ def fill(reader: tuple[Any, Any], *, system: FillSystem, texts: Texts, args: arg
     return Measurement(metrics={}, counts={"texts": len(samples)}, samples=samples)
 
 
-def continue_beginnings(
-    reader: tuple[Any, Any], *, reading: Reading, texts: Texts, args: argparse.Namespace
-) -> Measurement:
+def continue_beginnings(model: Any, *, texts: Texts, args: argparse.Namespace) -> Measurement:
     """Return how a system continues the beginnings.
 
     Raises:
         NotAvailableError: a text that leaves no room in the model's context.
     """
-    beginnings = texts.beginnings
-    tokens = args.continuation_tokens
+    beginnings, tokens = texts.beginnings, args.continuation_tokens
     try:
-        written = continue_texts(
-            *reader, list(beginnings.values()), reading=reading, max_new_tokens=tokens, batch_size=BATCH_SIZE
-        )
+        written = continue_texts(model, list(beginnings.values()), max_new_tokens=tokens, batch_size=BATCH_SIZE)
     except ValueError as error:
         raise NotAvailableError(str(error)) from error
     pairs = zip(beginnings.items(), written, strict=True)
@@ -129,16 +124,16 @@ def continue_beginnings(
     return Measurement(metrics={}, counts={"texts": len(samples)}, samples=samples)
 
 
-def units_of(name: str, reading: Reading, args: argparse.Namespace, texts: Texts) -> dict[str, list[Unit]]:
+def units_of(name: str, args: argparse.Namespace, texts: Texts) -> dict[str, list[Unit]]:
     """Return the rows of the table that a model has, with their columns."""
     digest = {"texts": hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]}
     rows: dict[str, list[Unit]] = {}
     for system in fill_systems(shots=args.shots):
-        if name == system.model and reading == "causal":
+        if name == system.model:
             settings = {**digest, **system.settings(max_new_tokens=args.max_new_tokens)}
             rows[system.name] = [Unit("infilling", settings, partial(fill, system=system, texts=texts, args=args))]
-    settings = {**digest, "reading": reading, "new_tokens": args.continuation_tokens}
-    measure = partial(continue_beginnings, reading=reading, texts=texts, args=args)
+    settings = {**digest, "reading": "causal", "new_tokens": args.continuation_tokens}
+    measure = partial(continue_beginnings, texts=texts, args=args)
     rows.setdefault(name, []).append(Unit("continuation", settings, measure))
     return rows
 
@@ -162,32 +157,24 @@ def print_texts(records: Sequence[Record]) -> None:
 def main(arguments: list[str] | None = None) -> list[Record]:
     """Write, print, keep."""
     parser = options.make_parser(__doc__, smoke=SMOKE, paper=PAPER)
-    parser.add_argument("--masked", nargs="+", default=[], metavar="NAME=MODEL", help="masked encoders that continue")
     parser.add_argument("--stories", type=Path, help="your own texts, see above: .jsonl, also .gz or .xz")
     options.add_limit(parser, "texts of each kind that are drawn")
     parser.add_argument("--shots", type=at_least(0), help="solved examples in the prompts that take some")
     options.add_max_new_tokens(parser, "fill", default=32)
     parser.add_argument("--continuation_tokens", type=at_least(), help="tokens of a continuation at most")
     args = options.parse(parser, arguments)
-    complaints: list[str] = []
-    args.masked = options.named_models(args.masked, complaints, option="--masked")
     rows = {system.name for system in fill_systems(shots=args.shots)} - {MAGNET}
-    if taken := sorted(rows & args.model.keys() | args.masked.keys() & {*rows, *args.model}):
-        complaints.append(f"`--model` and `--masked` name {taken} twice, or as a row of the table. Rename them.")
-    check(complaints)
+    if taken := sorted(rows & args.model.keys()):
+        check([f"`--model` has {taken}, the names of rows of the table. Give the models other names."])
     texts = read_texts(args)
 
-    @lru_cache(maxsize=1)  # several rows have one model
-    def open_once(path: str, reading: Reading) -> tuple[Any, Any]:
-        return open_reader(path, argparse.Namespace(**vars(args), reading=reading))
-
+    open_once = lru_cache(maxsize=1)(lambda path: open_magnet(path, args))  # several rows have one model
     records = []
-    for name, path in {**args.model, **args.masked}.items():
-        reading: Reading = "masked" if name in args.masked else "causal"
-        for system, units in units_of(name, reading, args, texts).items():
-            own = argparse.Namespace(**{**vars(args), "model": {system: path}, "reading": reading})
+    for name, path in args.model.items():
+        for system, units in units_of(name, args, texts).items():
+            own = argparse.Namespace(**{**vars(args), "model": {system: path}})
             with contextlib.redirect_stdout(io.StringIO()):  # a table of figures has nothing to show of texts
-                records += run("side_by_side", own, units, open_model=lambda path, own: open_once(path, own.reading))
+                records += run("side_by_side", own, units, open_model=lambda path, own: open_once(path))
     print_texts(records)
     for name in [name for name in (BASE, MAGNET) if name not in args.model]:
         print(f"No model is named {name}: its rows of the infilling are left out.")

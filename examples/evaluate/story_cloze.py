@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from examples.command_line import at_least, check, need, start
+from examples.command_line import check, need, start
 from examples.evaluate.driver import Measurement, Unit, run
 from examples.evaluate.human_scores import mcnemar
-from examples.evaluate.options import about_models, complaints_of, make_parser, parse
+from examples.evaluate.options import about_models, add_limit, complaints_of, make_parser, parse
 from examples.evaluate.records import Record, digest_files
 from examples.evaluate.stories import FILE_NAMES, ClozeStory, derange, read_story_cloze
 from examples.evaluate.wikitext import find_file
@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     """Measure the models that were named."""
     parser = make_parser(__doc__, smoke={"limit": 32}, paper={"limit": None})
     parser.add_argument("--tasks", nargs="+", default=list(READINGS), choices=list(READINGS), help="what is removed")
-    parser.add_argument("--limit", type=at_least(2), help="stories, from the first on; all if left out")
+    add_limit(parser, "stories, from the first on; all if left out", least=2)
     args = parse(parser, arguments)
     need("eval", "scipy")
     check_arguments(args)

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import at_least, check, named_items, start
 from examples.evaluate.driver import Measurement, Unit, run, unless_absent
-from examples.evaluate.options import about_models, complaints_of, make_parser, parse
+from examples.evaluate.options import about_models, add_limit, complaints_of, make_parser, parse
 from examples.evaluate.records import Record
 from examples.evaluate.span_rows import SpanRow, span_logprobs
 from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     parser = make_parser(__doc__, smoke={"limit": 16}, paper={"limit": None})
     parser.add_argument("--texts", nargs="+", default=[], metavar="NAME=FILE", help="further corpora, as .jsonl.xz")
     parser.add_argument("--tokenised", action="store_true", help="leave WikiText as it was tokenised, <unk> included")
-    parser.add_argument("--limit", type=at_least(), help="windows of each corpus, from the first on; all if left out")
+    add_limit(parser, "windows of each corpus, from the first on; all if left out")
     parser.add_argument("--max_length", type=at_least(2), help="tokens of a window; the model's context if left out")
     args = parse(parser, arguments)
     check_arguments(args)

@@ -120,7 +120,7 @@ COMMANDS = [
     _table(
         "side_by_side",
         "side_by_side",
-        "--masked=BERT={inputs}/bert --preset=smoke --shots=1 --max_new_tokens=6 --continuation_tokens=5",
+        "--preset=smoke --shots=1 --max_new_tokens=6 --continuation_tokens=5",
     ),
     _table(
         "long_fills",

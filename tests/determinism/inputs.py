@@ -18,7 +18,6 @@ from ..examples.evaluation_files import write_rocstories, write_story_cloze, wri
 from ..examples.report_records import whole_study
 from ..examples.report_records import write as write_records
 from ..examples.test_mmlu import make_rows, write
-from ..examples.tiny_readers import save_bert
 from ..examples.tiny_run import WORDS, save_plain_llama, write_corpus
 
 LOG = [
@@ -36,7 +35,6 @@ def write_inputs(folder: Path, model: MagnetLlamaForCausalLM, tokenizer: PreTrai
         tokenizer (`PreTrainedTokenizerFast`): Its tokenizer; neither is changed.
     """
     save_plain_llama(folder / "plain", tokenizer)
-    save_bert(folder / "bert")
     model = copy.deepcopy(model)
     model.tokenizer = copy.deepcopy(tokenizer)
     model.config.max_position_embeddings = model.tokenizer.model_max_length = 2048  # prompts are long in bytes
