@@ -1,8 +1,8 @@
 """The systems of Table 5, each of which puts one sentence into the blank of a story.
 
-A base model that goes on from the prefix (unidirectional), the same model asked by the paper's prompts, without and
+A base model that continues the prefix (unidirectional), the same model asked by the paper's prompts, without and
 with solved examples, and models that infill. All write greedily up to the same number of tokens, and all fills are cut
-behind their first sentence by the same rule. The paper does not say how long MAGNET's fills may be. Here they end with
+after their first sentence by the same rule. The paper does not say how long MAGNET's fills may be. Here they end with
 their first sentence (`stop_at_sentence_end`) and not at the best of several lengths (`num_tokens="auto"`), whose fills
 can stop amid a sentence.
 """
@@ -56,14 +56,16 @@ class FillSystem:
         how = {"stop_at_sentence_end": True} if self.family is None else {"family": self.family, "shots": self.shots}
         return {**how, "max_new_tokens": max_new_tokens, "do_sample": False}
 
-    def overflow(self, model: Any, blanks: Sequence[StoryBlank], examples: Sequence[SolvedGap], *, room: int) -> int:
+    def overflow(
+        self, model: Any, blanks: Sequence[StoryBlank], examples: Sequence[SolvedGap], *, new_tokens: int
+    ) -> int:
         """Return by how many tokens the longest prompt and its answer exceed the context; 0 where all fit."""
         if self.family is None:
             return 0  # `infill` refuses by itself what is too long
         asked = self._asked(model, examples)
         texts = [asked.prompt(blank.prefix, blank.suffix) for blank in blanks]
         rows = read_texts(model.tokenizer, texts).input_ids
-        longest = len(front_tokens(model.tokenizer)) + max(map(len, rows), default=0) + room
+        longest = len(front_tokens(model.tokenizer)) + max(map(len, rows), default=0) + new_tokens
         return max(longest - int(model.config.max_position_embeddings), 0)
 
     def fill(
@@ -147,55 +149,31 @@ def fill_all(
     digest = hashlib.sha256(json.dumps([blanks, examples]).encode()).hexdigest()[:16]
     files = {system.name: folder / f"{quote(system.name, safe=' ,')}.jsonl" for system in systems}
     fills: dict[str, list[str]] = {}
-    complaints = []
     for system in systems:
         own = system.settings(max_new_tokens=options["max_new_tokens"])
-        try:
-            rows = resume_rows(
-                files[system.name], settings={**options, **own, "model": identities[system.model], "texts": digest}
-            )
-            fills[system.name] = [row["fill"] for row in rows]
-        except ValueError as error:
-            complaints.append(str(error))
-    check(complaints)
-    done = sum(map(len, fills.values()))
-    with tqdm(total=len(systems) * len(blanks), initial=done, desc="Filling", unit="fill", file=sys.stderr) as bar:
+        settings = {**options, **own, "model": identities[system.model], "texts": digest}
+        fills[system.name] = [row["fill"] for row in resume_rows(files[system.name], settings=settings)]
+    size = options["batch_size"]
+    with tqdm(total=len(systems) * len(blanks), desc="Filling", unit="fill", file=sys.stderr) as bar:
+        bar.update(sum(map(len, fills.values())))
         for role in identities:
             waiting = [system for system in systems if system.model == role and len(fills[system.name]) < len(blanks)]
             model = open_model(role) if waiting else None
-            _check_lengths(model, waiting, blanks, examples, room=options["max_new_tokens"])
+            _check_lengths(model, waiting, blanks, examples, new_tokens=options["max_new_tokens"])
             for system in waiting:
                 bar.set_postfix_str(system.name)
-                _fill_on(system, model, blanks, examples, fills[system.name], files[system.name], options, bar)
+                written = fills[system.name]
+                while len(written) < len(blanks):
+                    # Batches begin at multiples of their size, so that a resumed run writes what a whole one writes.
+                    first = len(written) // size * size
+                    batch = blanks[first : first + size]
+                    new = system.fill(
+                        model, batch, examples=examples, max_new_tokens=options["max_new_tokens"], batch_size=size
+                    )[len(written) - first :]
+                    append_rows(files[system.name], [{"fill": fill} for fill in new])
+                    written += new
+                    bar.update(len(new))
     return fills
-
-
-def _fill_on(
-    system: FillSystem,
-    model: Any,
-    blanks: Sequence[StoryBlank],
-    examples: Sequence[SolvedGap],
-    written: list[str],
-    file: Path,
-    options: Mapping[str, Any],
-    bar: Any,
-) -> None:
-    """Go on with the fills of one system, to the end."""
-    size = options["batch_size"]
-    while len(written) < len(blanks):
-        # Batches begin at multiples of their size, so that a resumed run writes what a whole one writes.
-        first = len(written) // size * size
-        fills = system.fill(
-            model,
-            blanks[first : first + size],
-            examples=examples,
-            max_new_tokens=options["max_new_tokens"],
-            batch_size=size,
-        )
-        new = fills[len(written) - first :]
-        append_rows(file, [{"fill": fill} for fill in new])
-        written += new
-        bar.update(len(new))
 
 
 def _check_lengths(
@@ -204,10 +182,10 @@ def _check_lengths(
     blanks: Sequence[StoryBlank],
     examples: Sequence[SolvedGap],
     *,
-    room: int,
+    new_tokens: int,
 ) -> None:
     """Refuse prompts that the model cannot read, before anything is written with it."""
-    over = {system.name: system.overflow(model, blanks, examples, room=room) for system in systems}
+    over = {system.name: system.overflow(model, blanks, examples, new_tokens=new_tokens) for system in systems}
     check(
         [
             f"The longest prompt of {name!r} exceeds the model's context by {tokens} tokens. Lower `--shots`, or name "

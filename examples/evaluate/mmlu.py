@@ -4,7 +4,7 @@
     python examples/evaluate/mmlu.py --model "MAGNET, adapter off=ADAPTER" --reading adapter_off --preset smoke
     lm_eval run --model hf --model_args pretrained=DIR,dtype=float32 --tasks mmlu --num_fewshot 5 --batch_size 8
 
-The last line is the same by lm-eval alone on a saved checkpoint (of an adapter: `pretrained=BASE,peft=ADAPTER`). Here
+The last line needs only lm-eval and a saved checkpoint (of an adapter: `pretrained=BASE,peft=ADAPTER`). Here
 as well, tasks, prompts, scoring and averages, weighed by questions, are lm-eval's. The paper states neither prompt nor
 examples; the 45.3 of its base is what the report on Llama 2 gives for five of them, so `--preset paper` puts five.
 

@@ -92,7 +92,7 @@ def fill(model: Any, *, system: FillSystem, texts: Texts, args: argparse.Namespa
         NotAvailableError: prompts or texts that the model cannot read.
     """
     blanks = list(texts.blanks.values())
-    over = system.overflow(model, blanks, texts.examples, room=args.max_new_tokens)
+    over = system.overflow(model, blanks, texts.examples, new_tokens=args.max_new_tokens)
     if over:
         raise NotAvailableError(f"its longest prompt exceeds the model's context by {over} tokens")
     try:

@@ -28,16 +28,16 @@ class SpanRow(NamedTuple):
     first_counted: int = 0  # spans before this one are missing, but do not count
 
 
-def story_row(tokenizer: Any, sentences: Sequence[str], gap: int, *, behind: Sequence[str] | None = None) -> SpanRow:
-    """Remove sentence number `gap` from a story; its three parts are tokenised apart, as in `score_infill`."""
-    prefix = " ".join(sentences[:gap])
-    suffix = " ".join(sentences[gap + 1 :] if behind is None else behind)
+def story_row(tokenizer: Any, sentences: Sequence[str], place: int, *, after: Sequence[str] | None = None) -> SpanRow:
+    """Remove sentence number `place` from a story; its three parts are tokenised apart, as in `score_infill`."""
+    prefix = " ".join(sentences[:place])
+    suffix = " ".join(sentences[place + 1 :] if after is None else after)
     before = front_tokens(tokenizer) + fill_ids(tokenizer, prefix, prefix="")
     if not before:
         raise ValueError("A first sentence is missing and the tokenizer has no BOS to predict it from. Set one.")
-    fill = fill_ids(tokenizer, f" {sentences[gap]}" if prefix else sentences[gap], prefix=prefix)
-    after = continuation_ids(tokenizer, f" {suffix}") if suffix else []
-    return SpanRow([*before, *fill, *after], [(len(before), len(before) + len(fill))])
+    fill = fill_ids(tokenizer, f" {sentences[place]}" if prefix else sentences[place], prefix=prefix)
+    rest = continuation_ids(tokenizer, f" {suffix}") if suffix else []
+    return SpanRow([*before, *fill, *rest], [(len(before), len(before) + len(fill))])
 
 
 def block_rows(
@@ -47,11 +47,11 @@ def block_rows(
     min_span_tokens: int,
     max_span_tokens: int,
     seed: int,
-    behind: Sequence[list[int]] | None = None,
+    after: Sequence[list[int]] | None = None,
 ) -> list[SpanRow]:
     """Remove spans from blocks of tokens, by the seed and the index of each block.
 
-    With `behind`, another block for each, every span gets a row of its own that continues with the other block's
+    With `after`, another block for each, every span gets a row of its own that continues with the other block's
     tokens; earlier spans of the row are missing as before, but do not count.
     """
     rows = []
@@ -63,11 +63,11 @@ def block_rows(
             max_span_tokens=max_span_tokens,
             generator=row_generator(seed, epoch=0, row_id=number),
         )
-        if behind is None:
+        if after is None:
             rows.append(SpanRow(list(ids), spans))
             continue
         for index, (_, end) in enumerate(spans):
-            rows.append(SpanRow([*ids[:end], *behind[number][end:]], spans[: index + 1], first_counted=index))
+            rows.append(SpanRow([*ids[:end], *after[number][end:]], spans[: index + 1], first_counted=index))
     return rows
 
 
@@ -77,9 +77,9 @@ def span_logprobs(
 ) -> list[list[float]]:
     """Return for each row the log-probabilities in nats of its missing tokens that count.
 
-    With reading `"infill"` a span sees all context and itself up to the token, as in training; a model that was taught
-    to end spans is given gaps of the next multiple. With `"left"` every token sees all tokens before it, those of
-    earlier spans included.
+    With reading `"infill"` a span sees all context and itself up to the token, as in training; a model that was
+    trained to end spans is given spans of the next multiple. With `"left"` every token sees all tokens before it,
+    those of earlier spans included.
 
     Source: MAGNET (Khosla et al. 2025), section 5.4 and Table 4.
     """
@@ -89,7 +89,7 @@ def span_logprobs(
     context = model.config.max_position_embeddings
     longest = max((row.positions[-1] + 1 for row in inputs), default=0)
     if longest > context:
-        raise ValueError(f"A text with its gaps takes {longest} positions, but the model has {context}. Shorten them.")
+        raise ValueError(f"A text and its spans take {longest} positions, but the model has {context}. Shorten them.")
     logprobs: list[list[float]] = [[] for _ in rows]
     budget = BATCH_TOKENS["cpu" if model.device.type == "cpu" else "cuda"]
     with tqdm(total=len(rows), desc=desc, unit="row", leave=False) as bar:

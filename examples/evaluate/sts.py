@@ -56,11 +56,7 @@ class StsPair(NamedTuple):
 
 _USUAL = ("sentence1", "sentence2", "score")
 STS_SETS = {
-    "STS12": StsSet("mteb/sts12-sts", "sts12.test.tsv.gz", _USUAL),
-    "STS13": StsSet("mteb/sts13-sts", "sts13.test.tsv.gz", _USUAL),
-    "STS14": StsSet("mteb/sts14-sts", "sts14.test.tsv.gz", _USUAL),
-    "STS15": StsSet("mteb/sts15-sts", "sts15.test.tsv.gz", _USUAL),
-    "STS16": StsSet("mteb/sts16-sts", "sts16.test.tsv.gz", _USUAL),
+    **{f"STS{n}": StsSet(f"mteb/sts{n}-sts", f"sts{n}.test.tsv.gz", _USUAL) for n in range(12, 17)},
     "STSBenchmark": StsSet("mteb/stsbenchmark-sts", "stsb.test.csv.gz", _USUAL),
     "SICK-R": StsSet("mteb/sickr-sts", "sick.test.tsv.gz", ("sentence_A", "sentence_B", "relatedness_score")),
 }

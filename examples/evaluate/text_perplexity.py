@@ -57,17 +57,14 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
 
     @cache
     def wikitext() -> list[str]:
-        lines = unless_absent(
-            lambda: read_wikitext(args.data, headings=True, tokenised=args.tokenised), folder=args.data
-        )
+        lines = unless_absent(lambda: read_wikitext(args.data, headings=True), folder=args.data)
         return ["\n".join(lines)]
 
     def texts_of(file: str) -> list[str]:
         return list(load_texts(file)["text"])
 
     shared = {"window": args.max_length or "the model's context", "limit": args.limit}
-    form = wikitext_form(tokenised=args.tokenised)
-    settings = {**shared, "source": wikitext_source(args.data), "text": form}
+    settings = {**shared, "source": wikitext_source(args.data), "text": wikitext_form()}
     units = [Unit("WikiText", settings, partial(measure, read=wikitext, args=args))]
     for name, file in args.texts.items():
         read = cache(partial(texts_of, file))
@@ -96,7 +93,6 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     """Measure the models that were named."""
     parser = make_parser(__doc__, smoke={"limit": 16}, paper={"limit": None})
     parser.add_argument("--texts", nargs="+", default=[], metavar="NAME=FILE", help="further corpora, as .jsonl.xz")
-    parser.add_argument("--tokenised", action="store_true", help="leave WikiText as it was tokenised, <unk> included")
     add_limit(parser, "windows of each corpus, from the first on; all if left out")
     parser.add_argument("--max_length", type=at_least(2), help="tokens of a window; the model's context if left out")
     args = parse(parser, arguments)

@@ -157,7 +157,7 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, di
     parser.add_argument(
         "--shift",
         choices=get_args(Shift),
-        help="of decoders: a token is the output before it, or its own; by default own with `--reading causal` alone",
+        help="of decoders: a token is the output before it, or its own; by default own only with `--reading causal`",
     )
     parser.add_argument("--steps", type=at_least(), help="updates of a probe")
     add_batch_size(parser, "sentences of an update", default=None)

@@ -1,4 +1,4 @@
-"""Greedy continuations against stock `generate`, and of words that can be told in advance."""
+"""Greedy continuations against stock `generate`, and of words that are known in advance."""
 
 import pytest
 from transformers import LlamaForCausalLM

@@ -94,11 +94,11 @@ def test_a_prompt_shows_no_more_examples_than_its_shots(long_model):
 def test_a_prompt_that_exceeds_the_context_is_found(long_model):
     blanks, examples = draw_blanks(STORIES, number=3, shots=2, seed=0)
     system = FillSystem("two-shot, blank", "base", "blank", 2)
-    assert system.overflow(long_model, blanks, examples, room=8) == 0
+    assert system.overflow(long_model, blanks, examples, new_tokens=8) == 0
     prompts = PromptedInfiller(long_model, long_model.tokenizer, family="blank", examples=examples)
     longest = max(
         len(long_model.tokenizer(prompts.prompt(blank.prefix, blank.suffix))["input_ids"]) for blank in blanks
     )
     long_model.config.max_position_embeddings = longest + 5  # with the BOS that the tokenizer sets
-    assert system.overflow(long_model, blanks, examples, room=5) == 0
-    assert system.overflow(long_model, blanks, examples, room=8) == 3
+    assert system.overflow(long_model, blanks, examples, new_tokens=5) == 0
+    assert system.overflow(long_model, blanks, examples, new_tokens=8) == 3

@@ -41,7 +41,7 @@ def tokenizer(stories260k):
     return AutoTokenizer.from_pretrained(stories260k)
 
 
-def test_gaps_join_to_the_text_and_have_their_lengths(texts, tokenizer):
+def test_spans_join_to_the_text_and_have_their_lengths(texts, tokenizer):
     lengths = [3, 8, 5, 12]
     spans = draw_spans(texts, tokenizer, lengths=lengths, prefix_tokens=20, suffix_tokens=40, seed=3)
     whole = STORY * 6
@@ -55,7 +55,7 @@ def test_gaps_join_to_the_text_and_have_their_lengths(texts, tokenizer):
         draw_spans(texts, tokenizer, lengths=[3] * 31, prefix_tokens=20, suffix_tokens=40, seed=3)
 
 
-def test_the_judge_reads_on_behind_prefix_and_fill(stories260k, tokenizer):
+def test_the_judge_reads_on_after_prefix_and_fill(stories260k, tokenizer):
     model = MagnetLlamaForCausalLM.from_pretrained(stories260k)
     span = HeldOutSpan("Once upon a time, there was", " a little girl", " named Lily. She loved to play.", 3)
     value = continuation_perplexity(model, tokenizer, [span], [" a big dog"])

@@ -112,11 +112,11 @@ def test_a_prompt_is_as_the_authors_of_mmlu_wrote_it(questions):
     group = load_group("mmlu_stem", questions)
     (task,) = (task for task in group.get_all_tasks() if task.task_name == "mmlu_abstract_algebra")
     example, question = questions["abstract_algebra"]["dev"][0], questions["abstract_algebra"]["test"][1]
-    told = "The following are multiple choice questions (with answers) about abstract algebra.\n\n"
+    prompt = "The following are multiple choice questions (with answers) about abstract algebra.\n\n"
     for row in (example, question):
-        told += row["question"].strip() + "".join(f"\n{x}. {c}" for x, c in zip("ABCD", row["choices"], strict=True))
-        told += f"\nAnswer: {'ABCD'[example['answer']]}\n\n" if row is example else "\nAnswer:"
-    assert prompts(task, 1)[4:8] == [(told, f" {letter}") for letter in "ABCD"]
+        prompt += row["question"].strip() + "".join(f"\n{x}. {c}" for x, c in zip("ABCD", row["choices"], strict=True))
+        prompt += f"\nAnswer: {'ABCD'[example['answer']]}\n\n" if row is example else "\nAnswer:"
+    assert prompts(task, 1)[4:8] == [(prompt, f" {letter}") for letter in "ABCD"]
 
 
 def test_the_groups_hold_each_subject_once():

@@ -108,7 +108,7 @@ def test_held_out_texts_are_drawn_by_the_seed(ask, capsys):
 def test_what_does_not_fit_a_model_is_on_record_as_that(ask, own, tmp_path, capsys):
     own.write_text(json.dumps({"prefix": "a " * 1500}) + "\n" + json.dumps({"prefix": "b " * 2048, "suffix": "c"}))
     cells = by_cell(main([*ask, "--stories", str(own)]))
-    assert "the model 2048 positions" in cells["base", "continuation"].unavailable
+    assert "the model 256 positions" in cells["base", "continuation"].unavailable
     assert "exceeds the model's context by" in cells["zero-shot, blank", "infilling"].unavailable
     assert cells["MAGNET", "infilling"].unavailable
     assert "base, continuation: not available here:" in capsys.readouterr().out

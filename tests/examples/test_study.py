@@ -87,7 +87,7 @@ def test_a_call_asks_about_all_replicas_or_so_many(tmp_path):
     assert asked == ["0", "1", "0"]
 
 
-def test_all_that_is_wrong_with_a_plan_is_told_at_once(tmp_path):
+def test_all_that_is_wrong_with_a_plan_is_reported_at_once(tmp_path):
     path = write_plan(
         tmp_path,
         runs={"first": {"base": "later"}, "later": {}},
@@ -123,9 +123,9 @@ def test_a_plan_can_be_narrowed_to_some_runs_and_what_they_start_from(tmp_path):
 
 def test_the_base_may_be_another_in_commands_and_their_arguments(tmp_path):
     plan = replace(read_plan(PLAN, preset="paper", output=tmp_path), base="other").narrowed(["MNTP", "SSCL"])
-    commands = [told for _, told in study.driver_commands(plan, results=tmp_path)]
-    assert any("base=other" in told for told in commands)
-    assert not any("wiki-7m" in part or "{base}" in part for told in commands for part in told)
+    commands = [arguments for _, arguments in study.driver_commands(plan, results=tmp_path)]
+    assert any("base=other" in arguments for arguments in commands)
+    assert not any("wiki-7m" in part or "{base}" in part for arguments in commands for part in arguments)
     assert "--model_name_or_path=other" in study.training_command(plan, plan.runs[0])
 
 
@@ -133,8 +133,8 @@ def test_the_base_may_be_another_in_commands_and_their_arguments(tmp_path):
 def tiny_plan(tmp_path, tiny_tokenizer):
     """A plan whose runs really train, in seconds."""
     base = save_plain_llama(tmp_path / "base", tiny_tokenizer)
-    told = [option.removeprefix("--") for option in tiny_options(tmp_path, model=base) if "=" in option]
-    options = {"use_cpu": True, **dict(option.split("=", 1) for option in told)}
+    given = [option.removeprefix("--") for option in tiny_options(tmp_path, model=base) if "=" in option]
+    options = {"use_cpu": True, **dict(option.split("=", 1) for option in given)}
     for name in ("model_name_or_path", "output_dir", "loss_phases", "save_steps"):
         options.pop(name, None)
     return write_plan(
@@ -149,7 +149,7 @@ def tiny_plan(tmp_path, tiny_tokenizer):
 
 
 @pytest.mark.nightly
-def test_runs_are_trained_behind_their_base_and_not_twice(tmp_path, tiny_plan, capsys):
+def test_runs_are_trained_after_their_base_and_not_twice(tmp_path, tiny_plan, capsys):
     output = tmp_path / "out"
     study.main([str(tiny_plan), "--output", str(output), "--only", "train", "--jobs", "2"])
     first, second = (output / "runs" / name for name in ("first-0", "second-0"))
@@ -160,7 +160,7 @@ def test_runs_are_trained_behind_their_base_and_not_twice(tmp_path, tiny_plan, c
     assert "2 of 2 runs are finished" in capsys.readouterr().out
     assert (second / "adapt.json").read_bytes() == before
 
-    # Killed behind its first checkpoint: it goes on there; at its first checkpoint: it begins anew.
+    # Killed after its first checkpoint: it goes on there; at its first checkpoint: it begins anew.
     plan = read_plan(tiny_plan, preset="paper", output=output)
     (second / "adapt.json").unlink()
     assert "--resume_from_checkpoint=true" in study.training_command(plan, plan.runs[1])
@@ -245,7 +245,7 @@ def test_a_slice_of_the_study_from_nothing_to_the_page(tmp_path, tiny_plan, caps
 
 
 @pytest.mark.nightly
-def test_a_failed_run_is_told_with_its_log(tmp_path, capsys):
+def test_a_failed_run_is_reported_with_its_log(tmp_path, capsys):
     plan = write_plan(tmp_path, runs={"first": {}})
     with pytest.raises(ChildProcessError, match=r"Did not finish: first \(.*first-0\.log\)"):
         study.main([str(plan), "--output", str(tmp_path / "out"), "--only", "train"])
@@ -270,7 +270,7 @@ def test_a_training_that_outlived_a_killed_study_is_waited_for(tmp_path):
     assert statuses == [0]
 
 
-def test_runs_that_have_not_finished_are_left_out_and_told(tmp_path, monkeypatch, capsys):
+def test_runs_that_have_not_finished_are_left_out_and_reported(tmp_path, monkeypatch, capsys):
     calls = [{"driver": "mmlu", "systems": ["b=base", "f=first", "s=second one", "a=first@adapter"]}]
     plan = read_plan(write_plan(tmp_path, calls=calls), preset="smoke", output=tmp_path / "out")
     first = plan.runs[0].folder

@@ -15,7 +15,7 @@ from examples.evaluate.records import Record, newest, read_records
 READINGS = ("reading", "mode")
 # Digests of a training's log differ from row to row.
 NOT_COMPARED = (*READINGS, "suffix", "log")
-# The reading that the bare name of a system stands for, where it was read in several ways.
+# The reading that the bare name of a system means, where it was read in several ways.
 USUAL = ("bidirectional", "magnet", "infill", "causal")
 
 
