@@ -15,7 +15,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +26,13 @@ import numpy as np
 from examples.command_line import check, start
 from examples.evaluate import stories, wikitext
 from examples.evaluate.continuing import continue_texts
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit, run
+from examples.evaluate.driver import Measurement, Unit, run, unless_absent
 from examples.evaluate.options import (
     about_models,
     add_batch_size,
     add_limit,
     add_max_new_tokens,
+    complaints_of,
     make_parser,
     parse,
 )
@@ -96,10 +97,9 @@ def measure(model: Any, *, read: Callable[[], list[str]], args: argparse.Namespa
     Raises:
         NotAvailableError: a corpus of the Hub that cannot be had.
     """
-    try:
-        beginnings = draw(read(), limit=args.limit, seed=args.seed)
-    except (OSError, ValueError) as error:
-        raise NotAvailableError(str(error)) from error
+    beginnings = draw(unless_absent(read, folder=args.data), limit=args.limit, seed=args.seed)
+    if not beginnings:
+        raise ValueError("`--data` has a corpus with nothing to continue. Name a folder with its texts.")
     written = continue_texts(model, beginnings, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size)
     texts = [one.text for one in written]
     return Measurement(
@@ -120,26 +120,6 @@ def measure(model: Any, *, read: Callable[[], list[str]], args: argparse.Namespa
     )
 
 
-def check_arguments(args: argparse.Namespace) -> dict[str, Callable[[], list[str]]]:
-    """Refuse what cannot work before weights are read; return how the beginnings of each corpus are read."""
-    complaints = about_models(args.model, lambda path: _check_model(path, args))
-    found: dict[str, Callable[[], list[str]]] = {}
-    for name, corpus in CORPORA.items():
-        found[name] = partial(corpus.read, args.data)
-        if args.data is None:
-            continue
-        try:
-            beginnings = corpus.read(args.data)
-        except ValueError as error:
-            complaints.append(f"`--data`: {error}")
-            continue
-        found[name] = partial(list, beginnings)
-        if not beginnings:
-            complaints.append(f"`--data` has nothing to continue of {name}. Name a folder with its texts.")
-    check(complaints)
-    return found
-
-
 def _check_model(path: str, args: argparse.Namespace) -> None:
     """Refuse a model that has no positions for the new tokens."""
     positions = context_length(*open_without_weights(path))
@@ -154,20 +134,22 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     add_max_new_tokens(parser, "continuation")
     add_batch_size(parser, "continuations at once")
     args = parse(parser, arguments)
-    reads = check_arguments(args)
+    complaints = about_models(args.model, lambda path: _check_model(path, args))
+    complaints += complaints_of({name: partial(corpus.source, args.data) for name, corpus in CORPORA.items()})
+    check(complaints)
     units = [
         Unit(
             name,
             {
                 "reading": "causal",
-                "prefix": CORPORA[name].beginning,
+                "prefix": corpus.beginning,
                 "limit": args.limit,
                 "new_tokens": args.max_new_tokens,
-                "data": CORPORA[name].source(args.data),
+                "data": corpus.source(args.data),
             },
-            partial(measure, read=read, args=args),
+            partial(measure, read=cache(partial(corpus.read, args.data)), args=args),
         )
-        for name, read in reads.items()
+        for name, corpus in CORPORA.items()
     ]
     return run("repetition", args, units)
 
