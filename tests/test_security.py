@@ -15,7 +15,6 @@ from markdown_it import MarkdownIt
 from peft import LoraConfig
 from safetensors.torch import load_file
 
-from examples.evaluate.study_plan import read_plan
 from examples.fills_page import render_page
 from modeling_magnet import AutoMagnetForCausalLM, MagnetLlamaForCausalLM
 from modeling_magnet.publishing.card import CardFacts, rename_card, write_card
@@ -246,15 +245,6 @@ def test_an_index_names_no_file_outside_its_directory(tiny_model, tmp_path, name
     index.write_text(index.read_text().replace(shard.name, name))
     with pytest.raises(ValueError, match=r"elsewhere"):
         AutoMagnetForCausalLM.from_pretrained(tmp_path / "sharded")
-
-
-@pytest.mark.parametrize("name", ["../texts.jsonl", "/texts.jsonl", "a/../../texts.jsonl", ""])
-def test_a_plan_writes_no_corpus_outside_its_folder(tmp_path, name):
-    plan = json.loads((REPOSITORY / "examples/evaluate/study_wiki7m.json").read_text())
-    (corpus,) = plan["corpora"].values()
-    (tmp_path / "plan.json").write_text(json.dumps({**plan, "corpora": {name: corpus}}))
-    with pytest.raises(ValueError, match=re.escape(repr(name))):
-        read_plan(tmp_path / "plan.json", preset="paper", output=tmp_path / "out")
 
 
 # ---- Texts ----

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from examples.evaluate.fill_systems import StoryGap
+from examples.evaluate.fill_systems import StoryBlank
 from trainer.whole_files import parse_json
 
 TEMPLATE = Path(__file__).with_name("annotation_form.html")
@@ -24,14 +24,14 @@ _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
 def make_form(
-    gaps: Sequence[StoryGap], fills: Mapping[str, Sequence[str]], *, annotators: int, seed: int
+    blanks: Sequence[StoryBlank], fills: Mapping[str, Sequence[str]], *, annotators: int, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Blind and shuffle."""
     owners: dict[str, dict[str, Any]] = {}
     texts: dict[str, dict[str, str]] = {}
     for system, written in fills.items():
-        for story, (gap, fill) in enumerate(zip(gaps, written, strict=True)):
-            parts = {"prefix": gap.prefix.strip(), "fill": fill.strip(), "suffix": gap.suffix.strip()}
+        for story, (blank, fill) in enumerate(zip(blanks, written, strict=True)):
+            parts = {"prefix": blank.prefix.strip(), "fill": fill.strip(), "suffix": blank.suffix.strip()}
             item = _digest([story, parts])
             texts[item] = parts
             owners.setdefault(item, {"story": story, "systems": []})["systems"].append(system)
@@ -47,7 +47,7 @@ def make_form(
 
 def render_form(shown: Mapping[str, Any]) -> str:
     """Return one HTML page without anything outside it."""
-    data = json.dumps(shown)  # ASCII alone: marks of direction and line separators are escaped
+    data = json.dumps(shown)  # only ASCII: marks of direction and line separators are escaped
     for character, escape in _ESCAPES.items():
         data = data.replace(character, escape)
     before, after = TEMPLATE.read_text(encoding="utf-8").split(DATA_MARK)
@@ -71,34 +71,35 @@ def read_answers(key: Mapping[str, Any], files: Sequence[Path]) -> dict[str, dic
     for file in files:
         try:
             given = _read_json(file)
+            annotator, found = given["annotator"], given["answers"]
+            faults = _faults(key, form=given["form"], annotator=annotator, answers=found, known=answers)
+            if not faults:
+                answers[annotator] = found
         except ValueError as error:
             complaints.append(str(error))
-            continue
-        found = _faults(key, given, known=answers)
-        complaints += [f"{str(file)!r} {fault}" for fault in found]
-        if not found:
-            answers[given["annotator"]] = given["answers"]
+        except (KeyError, TypeError, AttributeError):
+            complaints.append(f"{str(file)!r} holds no answers of a form; expected what its button downloads.")
+        else:
+            complaints += [f"{str(file)!r} {fault}" for fault in faults]
     if complaints:
         raise ValueError("\n- ".join(["The answers cannot be used:", *complaints]))
     return answers
 
 
-def _faults(key: Mapping[str, Any], given: Any, *, known: Mapping[str, Any]) -> list[str]:
+def _faults(
+    key: Mapping[str, Any], *, form: str, annotator: str, answers: Mapping[str, Any], known: Mapping[str, Any]
+) -> list[str]:
     """Return what is wrong with one file of answers."""
-    if not isinstance(given, dict) or not isinstance(given.get("answers"), dict) or "annotator" not in given:
-        return ["holds no answers of a form; expected what its button downloads."]
-    if given.get("form") != key["form"]:
-        return [f"answers form {given.get('form')!r}; the key is of {key['form']!r}. Take the key that belongs to it."]
+    if form != key["form"]:
+        return [f"answers form {form!r}; the key is of {key['form']!r}. Take the key that belongs to it."]
     faults = []
-    annotator, answers = given["annotator"], given["answers"]
     if annotator not in key["annotators"]:
         faults.append(f"is of annotator {annotator!r}; the form has {', '.join(key['annotators'])}.")
     elif annotator in known:
         faults.append(f"is of annotator {annotator}, as is another file. Pass one of them.")
-    if missing := len(key["items"].keys() - answers.keys()):
-        faults.append(f"leaves {missing} of {len(key['items'])} stories without an answer. Have it completed.")
-    if foreign := sorted(answers.keys() - key["items"].keys()):
-        faults.append(f"answers items that the form has not, such as {foreign[0]!r}.")
+    if answers.keys() != key["items"].keys():
+        missing, foreign = len(key["items"].keys() - answers.keys()), len(answers.keys() - key["items"].keys())
+        faults.append(f"leaves {missing} of {len(key['items'])} items without an answer and answers {foreign} others.")
     if odd := [answer for answer in answers.values() if not isinstance(answer, bool)]:
         faults.append(f"has answers such as {odd[0]!r}; expected true or false.")
     return faults

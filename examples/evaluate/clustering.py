@@ -5,27 +5,27 @@
 
 MTEB's legacy tasks by MTEB's own evaluator: mini-batch k-means (batches of 500, seed 42) with as many clusters as
 there are topics, in each subset by itself; `v_measure` is the mean over the subsets, `v_measure_std` their standard
-deviation. With `--data`, other texts stand in for MTEB's, and the record says which. How a model reads is chosen as
+deviation. With `--data`, other texts replace MTEB's, and the record says which. How a model reads is chosen as
 for `sts.py`.
 """
 
 import argparse
-import functools
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import csv
+import functools
 import random
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from datasets import load_dataset
 
 from examples.command_line import at_least, need, start
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit, make_parser, parse
+from examples.evaluate.driver import Measurement, NotAvailableError, Unit
+from examples.evaluate.options import make_parser, parse
 from examples.evaluate.reading_options import (
     add_reading_options,
     by_reading,
@@ -46,7 +46,7 @@ SUBJECT_LENGTHS = (11, 120)
 
 
 class LabelledText(NamedTuple):
-    """A text and what it is about."""
+    """A text and its topic."""
 
     text: str
     label: str
@@ -60,7 +60,7 @@ class Subset(NamedTuple):
 
 
 class LocalFile(NamedTuple):
-    """What stands in for a set of MTEB's."""
+    """A file that replaces a set of MTEB's."""
 
     name: str
     read: Callable[[Path], list[LabelledText]]
@@ -132,13 +132,13 @@ def subsets_of(
     Raises:
         NotAvailableError: no such file, or the Hub cannot be reached.
     """
-    if folder is not None:
-        rows, file = read_file(name, folder), local_file(name)
-        return [
-            _drawn([row.text for row in rows], [row.label for row in rows], size or file.size, f"{seed} {number}")
-            for number in range(subsets or NUM_SUBSETS)
-        ]
     source = CLUSTERING_SETS[name]
+    if folder is not None:
+        texts, labels = map(list, zip(*read_file(name, folder), strict=True))
+        file_size = source.file.size if source.file else None
+        return [
+            _drawn(texts, labels, size or file_size, f"{seed} {number}") for number in range(subsets or NUM_SUBSETS)
+        ]
     try:
         table = load_dataset(source.hub_id, revision=source.revision, split="test")
     except OSError as error:
@@ -151,12 +151,14 @@ def subsets_of(
 
 
 def read_file(name: str, folder: Path) -> list[LabelledText]:
-    """Return the texts of the file that stands in for a set.
+    """Return the texts of the file that replaces a set.
 
     Raises:
-        NotAvailableError: no such file.
+        NotAvailableError: no file replaces it, or the folder lacks it.
     """
-    file = local_file(name)
+    file = CLUSTERING_SETS[name].file
+    if file is None:
+        raise NotAvailableError("no file replaces this set; leave `--data` out for the Hub")
     path = data_file(folder, file.name)
     if not path.is_file():
         raise NotAvailableError(f"the folder of the data has no {file.name}")
@@ -166,32 +168,16 @@ def read_file(name: str, folder: Path) -> list[LabelledText]:
         raise ValueError(f"{str(path)!r} cannot be read ({error}). Fetch it again.") from error
 
 
-def local_file(name: str) -> LocalFile:
-    """Return what stands in for a set.
-
-    Raises:
-        NotAvailableError: nothing does.
-    """
-    file = CLUSTERING_SETS[name].file
-    if file is None:
-        raise NotAvailableError("no file stands in for this set; leave `--data` out for the Hub")
-    return file
-
-
-def described(name: str, *, folder: Path | None, subsets: int | None, size: int | None) -> dict[str, str | int | None]:
-    """Return which texts these are, for the record: nobody shall take a stand-in for MTEB's own set."""
+def describe_texts(name: str, args: argparse.Namespace) -> dict[str, str | int | None]:
+    """Return which texts these are, for the record: a file is not MTEB's own set."""
     source = CLUSTERING_SETS[name]
-    if folder is None:
-        data = f"{source.hub_id}@{source.revision[:7]}"
-        return {"data": data, "files": None, "subsets": subsets, "subset_size": size}
-    if source.file is None:
-        return {"data": "nothing stands in for this set", "files": None, "subsets": subsets, "subset_size": size}
-    return {
-        "data": f"stand-in: {source.file.what}, drawn from {source.file.name}",
-        "files": digest_files([data_file(folder, source.file.name)]),
-        "subsets": subsets or NUM_SUBSETS,
-        "subset_size": size or source.file.size,
-    }
+    settings = {"data": f"{source.hub_id}@{source.revision[:7]}", "files": None}
+    sizes = {"subsets": args.subsets, "subset_size": args.subset_size}
+    if args.data is not None and source.file is not None:
+        files = digest_files([data_file(args.data, source.file.name)])
+        settings = {"data": f"stand-in: {source.file.what}, drawn from {source.file.name}", "files": files}
+        sizes = {"subsets": args.subsets or NUM_SUBSETS, "subset_size": args.subset_size or source.file.size}
+    return {**settings, **sizes}
 
 
 def _drawn(texts: list[str], labels: list[str], size: int | None, seed: str) -> Subset:
@@ -235,7 +221,7 @@ def units(args: argparse.Namespace) -> list[Unit]:
             task,
             {
                 **reading_settings(args, prompt_of(args, task)),
-                **described(task, folder=args.data, subsets=args.subsets, size=args.subset_size),
+                **describe_texts(task, args),
             },
             functools.partial(measure, task=task, args=args),
         )

@@ -91,15 +91,7 @@ def read_lines(lines: Iterable[str], *, name: str) -> Iterator[TaggedSentence]:
 
 def sentences_of(data: Dataset) -> list[TaggedSentence]:
     """Return sentences from the rows of the Hub's copy, whose tags are numbers with names in the features."""
-    absent = [column for column in ("tokens", *_COLUMNS.values()) if column not in data.column_names]
-    if absent:
-        raise ValueError(f"The data have columns {data.column_names}, and no {absent}; expected those of {HUB_ID}.")
-    names: dict[str, Sequence[str]] = {}
-    for task, column in _COLUMNS.items():
-        known = getattr(getattr(data.features[column], "feature", None), "names", None)
-        if known is None:
-            raise ValueError(f"The column {column!r} has no names for its tags; expected the features of {HUB_ID}.")
-        names[task] = known
+    names = {task: data.features[column].feature.names for task, column in _COLUMNS.items()}
     columns: dict[str, Sequence[Any]] = {task: data[column] for task, column in _COLUMNS.items()}
     sentences = []
     for index, words in enumerate(data["tokens"]):

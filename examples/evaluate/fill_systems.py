@@ -1,8 +1,8 @@
-"""The systems of Table 5, each of which puts one sentence into the gap of a story.
+"""The systems of Table 5, each of which puts one sentence into the blank of a story.
 
-A base model that goes on from the prefix (unidirectional), the same model asked by the paper's prompts, without and
+A base model that continues the prefix (unidirectional), the same model asked by the paper's prompts, without and
 with solved examples, and models that infill. All write greedily up to the same number of tokens, and all fills are cut
-behind their first sentence by the same rule. The paper does not say how long MAGNET's fills may be. Here they end with
+after their first sentence by the same rule. The paper does not say how long MAGNET's fills may be. Here they end with
 their first sentence (`stop_at_sentence_end`) and not at the best of several lengths (`num_tokens="auto"`), whose fills
 can stop amid a sentence.
 """
@@ -34,7 +34,7 @@ SHOTS = 5
 _NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
 
 
-class StoryGap(NamedTuple):
+class StoryBlank(NamedTuple):
     """A story without one of its sentences; `prefix`, a space, `truth` and `suffix` are the story."""
 
     prefix: str
@@ -56,27 +56,29 @@ class FillSystem:
         how = {"stop_at_sentence_end": True} if self.family is None else {"family": self.family, "shots": self.shots}
         return {**how, "max_new_tokens": max_new_tokens, "do_sample": False}
 
-    def overflow(self, model: Any, gaps: Sequence[StoryGap], examples: Sequence[SolvedGap], *, room: int) -> int:
+    def overflow(
+        self, model: Any, blanks: Sequence[StoryBlank], examples: Sequence[SolvedGap], *, new_tokens: int
+    ) -> int:
         """Return by how many tokens the longest prompt and its answer exceed the context; 0 where all fit."""
         if self.family is None:
             return 0  # `infill` refuses by itself what is too long
         asked = self._asked(model, examples)
-        texts = [asked.prompt(gap.prefix, gap.suffix) for gap in gaps]
+        texts = [asked.prompt(blank.prefix, blank.suffix) for blank in blanks]
         rows = read_texts(model.tokenizer, texts).input_ids
-        longest = len(front_tokens(model.tokenizer)) + max(map(len, rows), default=0) + room
+        longest = len(front_tokens(model.tokenizer)) + max(map(len, rows), default=0) + new_tokens
         return max(longest - int(model.config.max_position_embeddings), 0)
 
     def fill(
         self,
         model: Any,
-        gaps: Sequence[StoryGap],
+        blanks: Sequence[StoryBlank],
         *,
         examples: Sequence[SolvedGap],
         max_new_tokens: int,
         batch_size: int,
     ) -> list[str]:
-        """Return one sentence for each gap."""
-        prefixes, suffixes = [gap.prefix for gap in gaps], [gap.suffix for gap in gaps]
+        """Return one sentence for each blank."""
+        prefixes, suffixes = [blank.prefix for blank in blanks], [blank.suffix for blank in blanks]
         options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "do_sample": False}
         if self.family is None:
             written = model.infill(prefixes, suffixes, stop_at_sentence_end=True, **options)
@@ -104,9 +106,9 @@ def fill_systems(*, shots: int = SHOTS, more: Iterable[str] = ()) -> list[FillSy
     ]
 
 
-def draw_gaps(
+def draw_blanks(
     stories: Sequence[Sequence[str]], *, number: int, shots: int, seed: int
-) -> tuple[list[StoryGap], list[SolvedGap]]:
+) -> tuple[list[StoryBlank], list[SolvedGap]]:
     """Draw stories without a random middle sentence, and solved ones of other stories for the prompts."""
     distinct = list(dict.fromkeys(tuple(story) for story in stories if len(story) > 2))
     if len(distinct) < number + shots:
@@ -116,11 +118,11 @@ def draw_gaps(
         )
     draw = np.random.default_rng(seed)
     drawn = [distinct[int(index)] for index in draw.permutation(len(distinct))[: number + shots]]
-    gaps = []
+    blanks = []
     for story in drawn:
         place = int(draw.integers(1, len(story) - 1))
-        gaps.append(StoryGap(" ".join(story[:place]), story[place], " " + " ".join(story[place + 1 :])))
-    return gaps[:number], [SolvedGap(*gap) for gap in gaps[number:]]
+        blanks.append(StoryBlank(" ".join(story[:place]), story[place], " " + " ".join(story[place + 1 :])))
+    return blanks[:number], [SolvedGap(*blank) for blank in blanks[number:]]
 
 
 def first_sentence(text: str) -> str:
@@ -135,7 +137,7 @@ def first_sentence(text: str) -> str:
 
 def fill_all(
     systems: Sequence[FillSystem],
-    gaps: Sequence[StoryGap],
+    blanks: Sequence[StoryBlank],
     examples: Sequence[SolvedGap],
     *,
     folder: Path,
@@ -144,65 +146,46 @@ def fill_all(
     options: Mapping[str, Any],
 ) -> dict[str, list[str]]:
     """Fill what is not on disk yet."""
-    digest = hashlib.sha256(json.dumps([gaps, examples]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps([blanks, examples]).encode()).hexdigest()[:16]
     files = {system.name: folder / f"{quote(system.name, safe=' ,')}.jsonl" for system in systems}
     fills: dict[str, list[str]] = {}
-    complaints = []
     for system in systems:
         own = system.settings(max_new_tokens=options["max_new_tokens"])
-        try:
-            rows = resume_rows(
-                files[system.name], settings={**options, **own, "model": identities[system.model], "texts": digest}
-            )
-            fills[system.name] = [row["fill"] for row in rows]
-        except ValueError as error:
-            complaints.append(str(error))
-    check(complaints)
-    done = sum(map(len, fills.values()))
-    with tqdm(total=len(systems) * len(gaps), initial=done, desc="Filling", unit="fill", file=sys.stderr) as bar:
+        settings = {**options, **own, "model": identities[system.model], "texts": digest}
+        fills[system.name] = [row["fill"] for row in resume_rows(files[system.name], settings=settings)]
+    size = options["batch_size"]
+    with tqdm(total=len(systems) * len(blanks), desc="Filling", unit="fill", file=sys.stderr) as bar:
+        bar.update(sum(map(len, fills.values())))
         for role in identities:
-            waiting = [system for system in systems if system.model == role and len(fills[system.name]) < len(gaps)]
+            waiting = [system for system in systems if system.model == role and len(fills[system.name]) < len(blanks)]
             model = open_model(role) if waiting else None
-            _check_lengths(model, waiting, gaps, examples, room=options["max_new_tokens"])
+            _check_lengths(model, waiting, blanks, examples, new_tokens=options["max_new_tokens"])
             for system in waiting:
                 bar.set_postfix_str(system.name)
-                _fill_on(system, model, gaps, examples, fills[system.name], files[system.name], options, bar)
+                written = fills[system.name]
+                while len(written) < len(blanks):
+                    # Batches begin at multiples of their size, so that a resumed run writes what a whole one writes.
+                    first = len(written) // size * size
+                    batch = blanks[first : first + size]
+                    new = system.fill(
+                        model, batch, examples=examples, max_new_tokens=options["max_new_tokens"], batch_size=size
+                    )[len(written) - first :]
+                    append_rows(files[system.name], [{"fill": fill} for fill in new])
+                    written += new
+                    bar.update(len(new))
     return fills
 
 
-def _fill_on(
-    system: FillSystem,
-    model: Any,
-    gaps: Sequence[StoryGap],
-    examples: Sequence[SolvedGap],
-    written: list[str],
-    file: Path,
-    options: Mapping[str, Any],
-    bar: Any,
-) -> None:
-    """Go on with the fills of one system, to the end."""
-    size = options["batch_size"]
-    while len(written) < len(gaps):
-        # Batches begin at multiples of their size, so that a resumed run writes what a whole one writes.
-        first = len(written) // size * size
-        fills = system.fill(
-            model,
-            gaps[first : first + size],
-            examples=examples,
-            max_new_tokens=options["max_new_tokens"],
-            batch_size=size,
-        )
-        new = fills[len(written) - first :]
-        append_rows(file, [{"fill": fill} for fill in new])
-        written += new
-        bar.update(len(new))
-
-
 def _check_lengths(
-    model: Any, systems: Sequence[FillSystem], gaps: Sequence[StoryGap], examples: Sequence[SolvedGap], *, room: int
+    model: Any,
+    systems: Sequence[FillSystem],
+    blanks: Sequence[StoryBlank],
+    examples: Sequence[SolvedGap],
+    *,
+    new_tokens: int,
 ) -> None:
     """Refuse prompts that the model cannot read, before anything is written with it."""
-    over = {system.name: system.overflow(model, gaps, examples, room=room) for system in systems}
+    over = {system.name: system.overflow(model, blanks, examples, new_tokens=new_tokens) for system in systems}
     check(
         [
             f"The longest prompt of {name!r} exceeds the model's context by {tokens} tokens. Lower `--shots`, or name "
@@ -213,4 +196,4 @@ def _check_lengths(
     )
 
 
-__all__ = ["FillSystem", "SHOTS", "StoryGap", "draw_gaps", "fill_all", "fill_systems", "first_sentence"]
+__all__ = ["FillSystem", "SHOTS", "StoryBlank", "draw_blanks", "fill_all", "fill_systems", "first_sentence"]

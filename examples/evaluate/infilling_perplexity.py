@@ -5,9 +5,9 @@
     python examples/evaluate/infilling_perplexity.py --model "MAGNET, other suffix=DIR" --suffix other
 
 ROCStories: one sentence of five is removed, any of the five. WikiText: one to three spans of 8 to 32 tokens of blocks
-of joined paragraphs. A model reads both sides of a gap, or with `--reading left` what is before it: as a causal
+of joined paragraphs. A model reads both sides of a span, or with `--reading left` what is before it: as a causal
 model does, so that it is shown the removed tokens of earlier spans as well, which infilling is not. With
-`--suffix other` another text follows each gap: what that costs is what the suffix is worth to the model.
+`--suffix other` another text follows each span: what that costs is what the suffix is worth to the model.
 """
 
 import argparse
@@ -21,19 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from datasets import Dataset
 
-from examples.command_line import at_least, check, start
-from examples.evaluate.driver import (
-    Measurement,
-    Unit,
-    about_models,
-    complaints_of,
-    make_parser,
-    parse,
-    run,
-    unless_absent,
-)
-from examples.evaluate.gapped_rows import READINGS, GappedRow, block_rows, span_logprobs, story_row
+from examples.command_line import check, start
+from examples.evaluate.driver import Measurement, Unit, run, unless_absent
+from examples.evaluate.options import about_models, add_limit, complaints_of, make_parser, parse
 from examples.evaluate.records import Record
+from examples.evaluate.span_rows import READINGS, SpanRow, block_rows, span_logprobs, story_row
 from examples.evaluate.stories import CORPORA, SENTENCES, TITLES, derange, read_stories, stories_source
 from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights
@@ -54,19 +46,19 @@ def draw(number: int, *, limit: int | None, seed: int) -> list[int]:
     return sorted(order[:limit].tolist())
 
 
-def make_story_rows(tokenizer: Any, stories: list[list[str]], *, foreign: bool, seed: int) -> list[GappedRow]:
+def make_story_rows(tokenizer: Any, stories: list[list[str]], *, foreign: bool, seed: int) -> list[SpanRow]:
     """Remove a random sentence from each story; with `foreign`, another story's end follows it."""
     others = derange(len(stories), seed=seed) if foreign else None
     rows = []
     for number, story in enumerate(stories):
         generator = row_generator(seed, epoch=0, row_id=number)
-        gap = int(torch.randint(SENTENCES, (), generator=generator))
-        behind = None if others is None else stories[others[number]][gap + 1 :]
-        rows.append(story_row(tokenizer, story, gap, behind=behind))
+        place = int(torch.randint(SENTENCES, (), generator=generator))
+        after = None if others is None else stories[others[number]][place + 1 :]
+        rows.append(story_row(tokenizer, story, place, after=after))
     return rows
 
 
-def make_wikitext_rows(tokenizer: Any, paragraphs: list[str], args: argparse.Namespace) -> list[GappedRow]:
+def make_wikitext_rows(tokenizer: Any, paragraphs: list[str], args: argparse.Namespace) -> list[SpanRow]:
     """Make blocks of joined paragraphs and remove spans from them."""
     blocks = texts_to_blocks(
         Dataset.from_dict({"text": paragraphs}),
@@ -76,13 +68,13 @@ def make_wikitext_rows(tokenizer: Any, paragraphs: list[str], args: argparse.Nam
         concatenate=True,
     )["input_ids"]
     chosen = [blocks[index] for index in draw(len(blocks), limit=args.limit, seed=args.seed)]
-    behind = None
+    after = None
     if args.suffix == "other":
-        behind = [chosen[other] for other in derange(len(chosen), seed=args.seed)]
-    return block_rows(chosen, **SPANS, seed=args.seed, behind=behind)
+        after = [chosen[other] for other in derange(len(chosen), seed=args.seed)]
+    return block_rows(chosen, **SPANS, seed=args.seed, after=after)
 
 
-def measure(model: Any, rows: list[GappedRow], *, texts: int, reading: Any) -> Measurement:
+def measure(model: Any, rows: list[SpanRow], *, texts: int, reading: Any) -> Measurement:
     """Return the perplexity of the removed tokens."""
     by_row = span_logprobs(model, rows, reading=reading)
     tokens = sum(map(len, by_row))
@@ -102,7 +94,7 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
 
     @cache
     def paragraphs() -> list[str]:
-        return unless_absent(lambda: read_wikitext(args.data, tokenised=args.tokenised), folder=args.data)
+        return unless_absent(lambda: read_wikitext(args.data), folder=args.data)
 
     def measure_stories(model: Any) -> Measurement:
         rows = make_story_rows(model.tokenizer, stories(), foreign=args.suffix == "other", seed=args.seed)
@@ -117,20 +109,13 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
     settings: dict[str, dict[str, Any]] = {}  # of what was asked for: only its files must be there
     if "ROCStories" in args.units:
         source, form = stories_source(args.data, corpus=args.corpus)
-        settings["ROCStories"] = {
-            **{**shared, "source": source, "text": form},
-            "removed": "one sentence of the first five",
-        }
+        settings["ROCStories"] = {"source": source, "text": form, "removed": "one sentence of the first five"}
     if "WikiText" in args.units:
-        settings["WikiText"] = {
-            **{**shared, "source": wikitext_source(args.data)},
-            "text": wikitext_form(tokenised=args.tokenised),
-            "max_length": args.max_length,
-            **SPANS,
-        }
+        source = wikitext_source(args.data)
+        settings["WikiText"] = {"source": source, "text": wikitext_form(), "max_length": args.max_length, **SPANS}
     measures = {"ROCStories": measure_stories, "WikiText": measure_wikitext}
     names = {"ROCStories": TITLES[args.corpus], "WikiText": "WikiText"}
-    return [Unit(names[unit], settings[unit], measures[unit]) for unit in args.units]
+    return [Unit(names[unit], {**shared, **settings[unit]}, measures[unit]) for unit in args.units]
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -166,13 +151,10 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     """Measure the models that were named."""
     parser = make_parser(__doc__, smoke={"limit": 64, "max_length": 256}, paper={"limit": None, "max_length": 512})
     parser.add_argument("--units", nargs="+", default=list(UNITS), choices=UNITS, help="corpora")
-    parser.add_argument(
-        "--reading", default="infill", choices=READINGS, help="both sides of a gap, or what is left of it"
-    )
-    parser.add_argument("--suffix", default="own", choices=["own", "other"], help="what stands behind a gap")
+    parser.add_argument("--reading", default="infill", choices=READINGS, help="both sides of a span, or its left")
+    parser.add_argument("--suffix", default="own", choices=["own", "other"], help="the text after a span")
     parser.add_argument("--corpus", default="rocstories", choices=CORPORA, help="which stories, a unit of their own")
-    parser.add_argument("--tokenised", action="store_true", help="leave WikiText as it was tokenised, <unk> included")
-    parser.add_argument("--limit", type=at_least(), help="stories and blocks, drawn at random; all if left out")
+    add_limit(parser, "stories and blocks, drawn at random; all if left out")
     parser.add_argument("--max_length", type=int, help="tokens of a block of WikiText, BOS included")
     args = parse(parser, arguments)
     check_arguments(args)

@@ -4,7 +4,7 @@
     python examples/evaluate/mmlu.py --model "MAGNET, adapter off=ADAPTER" --reading adapter_off --preset smoke
     lm_eval run --model hf --model_args pretrained=DIR,dtype=float32 --tasks mmlu --num_fewshot 5 --batch_size 8
 
-The last line is the same by lm-eval alone on a saved checkpoint (of an adapter: `pretrained=BASE,peft=ADAPTER`). Here
+The last line needs only lm-eval and a saved checkpoint (of an adapter: `pretrained=BASE,peft=ADAPTER`). Here
 as well, tasks, prompts, scoring and averages, weighed by questions, are lm-eval's. The paper states neither prompt nor
 examples; the 45.3 of its base is what the report on Llama 2 gives for five of them, so `--preset paper` puts five.
 
@@ -27,16 +27,7 @@ from datasets import DatasetDict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples.command_line import at_least, check, need, start
-from examples.evaluate.driver import (
-    Measurement,
-    NotAvailableError,
-    Unit,
-    about_models,
-    make_parser,
-    open_magnet,
-    parse,
-    run,
-)
+from examples.evaluate.driver import Measurement, NotAvailableError, Unit, open_magnet, run
 from examples.evaluate.mmlu_data import (
     EXAMPLES_PER_SUBJECT,
     GROUPS,
@@ -45,6 +36,7 @@ from examples.evaluate.mmlu_data import (
     only_errors,
     read_questions,
 )
+from examples.evaluate.options import about_models, add_batch_size, add_limit, make_parser, parse
 from examples.evaluate.records import Record, RecordFile, identify
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.sources_magnet import ADAPTER_CONFIG, ModelSource
@@ -188,13 +180,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__, smoke=SMOKE, paper=PAPER)
     parser.add_argument("--reading", default="adapted", choices=READINGS, help="adapter on, off, or without our code")
-    parser.add_argument(
-        "--num_fewshot",
-        type=at_least(0, EXAMPLES_PER_SUBJECT),
-        help="examples before a question",
-    )
-    parser.add_argument("--limit", type=at_least(), help="first questions of each subject; all if left out")
-    parser.add_argument("--batch_size", type=at_least(), help="prompts of one forward")
+    parser.add_argument("--num_fewshot", type=at_least(0, EXAMPLES_PER_SUBJECT), help="examples before a question")
+    add_limit(parser, "first questions of each subject; all if left out")
+    add_batch_size(parser, "prompts of one forward", default=None)
     return parse(parser, arguments)
 
 

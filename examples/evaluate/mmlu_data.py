@@ -64,7 +64,7 @@ def task_configs(manager: TaskManager, group: str) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def only_errors() -> Iterator[None]:
-    """Keep lm-eval from telling of each task that it was given what it was given."""
+    """Silence lm-eval's warnings that a model or a data set was passed as an object."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -89,33 +89,44 @@ def load_group(group: str, questions: dict[str, DatasetDict] | None) -> Group:
 
 
 def read_questions(folder: Path) -> dict[str, DatasetDict]:
-    """Read examples and questions from the files of a folder."""
+    """Read examples and questions of all subjects from the files of a folder."""
     manager = task_manager()
     subjects = [subject for group in GROUPS.values() for subject in task_configs(manager, group)]
-    files = {split: _find(folder, name) for split, name in FILE_NAMES.items()}
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {subject: {} for subject in subjects}
-    for split, file in files.items():
-        for number, row in _read(file):
-            reason = _complaint(row, subjects)
-            if reason is not None:
-                raise ValueError(f"Line {number} of {str(file)!r} {reason}. Correct it.")
-            rows[row["subject"]].setdefault(split, []).append({name: row[name] for name in _FEATURES})
-        missing = [subject for subject in subjects if split not in rows[subject]]
-        if missing:
+    for split, name in FILE_NAMES.items():
+        file = _find(folder, name)
+        with whole_text(file) as stream:
+            for number, line in enumerate(stream, start=1):
+                row = _question(line)
+                if row is None or row["subject"] not in rows:
+                    raise ValueError(
+                        f"Line {number} of {str(file)!r} is {line!r:.80}; expected JSON with a subject of lm-eval's "
+                        f"{len(subjects)}, a question, {len(LETTERS)} choices and the index of the answer. Correct it."
+                    )
+                rows[row["subject"]].setdefault(split, []).append(row)
+        least = EXAMPLES_PER_SUBJECT if split == "dev" else 1
+        few = [subject for subject in subjects if len(rows[subject].get(split, [])) < least]
+        if few:
             raise ValueError(
-                f"{str(file)!r} has no question of {missing[:3]} ({len(missing)} of {len(subjects)} subjects are "
-                "missing). A group's figure is that of all its subjects; put them there."
-            )
-        few = [subject for subject in subjects if len(rows[subject][split]) < EXAMPLES_PER_SUBJECT]
-        if split == "dev" and few:
-            raise ValueError(
-                f"{str(file)!r} has fewer than {EXAMPLES_PER_SUBJECT} examples of {few[:3]}; expected that many of "
-                "each subject. Put them there."
+                f"{str(file)!r} has too few questions of {few[:3]} ({len(few)} of {len(subjects)} subjects); expected "
+                f"at least {least} of each, since a group's figure is that of all its subjects. Put them there."
             )
     return {
         subject: DatasetDict({split: Dataset.from_list(found, features=_FEATURES) for split, found in splits.items()})
         for subject, splits in rows.items()
     }
+
+
+def _question(line: str) -> dict[str, Any] | None:
+    """Return the columns of a question, or `None` where the line is not one."""
+    try:
+        values = parse_json(line)
+        row = {name: values[name] for name in _FEATURES}
+        has_texts = all(isinstance(text, str) for text in (row["question"], row["subject"], *row["choices"]))
+        is_whole = has_texts and isinstance(row["choices"], list) and len(row["choices"]) == len(LETTERS)
+        return row if is_whole and type(row["answer"]) is int and 0 <= row["answer"] < len(LETTERS) else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def name_questions(questions: dict[str, DatasetDict] | None) -> str:
@@ -145,32 +156,6 @@ def _find(folder: Path, name: str) -> Path:
         if file.is_file():
             return file
     raise ValueError(f"{str(folder)!r} has no {name}, plain, .gz or .xz. Put it there.")
-
-
-def _read(file: Path) -> Iterator[tuple[int, Any]]:
-    """Yield the lines of a file as JSON, numbered from 1; `None` where one is none."""
-    with whole_text(file) as stream:
-        for number, line in enumerate(stream, start=1):
-            try:
-                yield number, parse_json(line)
-            except ValueError:
-                yield number, None
-
-
-def _complaint(row: Any, subjects: list[str]) -> str | None:
-    """Return what is wrong with a row, if anything."""
-    if not isinstance(row, dict) or not set(_FEATURES) <= set(row):
-        return f"is not a JSON object with {', '.join(_FEATURES)}"
-    if row["subject"] not in subjects:
-        return f"has the subject {row['subject']!r}, which is not one of lm-eval's {len(subjects)}"
-    choices = row["choices"]
-    if not isinstance(choices, list) or [type(choice) for choice in choices] != [str] * len(LETTERS):
-        return f"has the choices {choices!r:.80}; expected {len(LETTERS)} strings"
-    if type(row["answer"]) is not int or row["answer"] not in range(len(LETTERS)):
-        return f"has the answer {row['answer']!r}; expected an index from 0 to {len(LETTERS) - 1}"
-    if not isinstance(row["question"], str):
-        return f"has the question {row['question']!r:.80}; expected a string"
-    return None
 
 
 __all__ = [

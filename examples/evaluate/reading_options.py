@@ -33,8 +33,8 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         help="how sentences are read; by default magnet for a MAGNET checkpoint or an adapter, causal for a plain "
         "decoder, encoder for anything else",
     )
-    told = "; ".join(f"{reading}: {', '.join(poolings)}" for reading, poolings in POOLINGS.items())
-    parser.add_argument("--pooling", help=f"states that make the vector, the first by default ({told})")
+    choices = "; ".join(f"{reading}: {', '.join(poolings)}" for reading, poolings in POOLINGS.items())
+    parser.add_argument("--pooling", help=f"states that make the vector, the first by default ({choices})")
     parser.add_argument("--prompt", help="instruction, '' for none; the paper's if left out, none for an encoder")
 
 

@@ -1,53 +1,48 @@
 """Table 11 and Figures 5 and 6 of the paper: how much greedy open-ended generation repeats itself.
 
     python examples/evaluate/repetition.py --model base=meta-llama/Llama-2-7b-hf MAGNET=outputs/magnet
-    python examples/evaluate/repetition.py --model BERT=bert-large-uncased --reading masked
-    python examples/evaluate/repetition.py --model MNTP=outputs/mntp --reading appended_masks
     python examples/evaluate/repetition.py --model MAGNET=outputs/magnet/checkpoint-400 --step 400
 
 Beginnings are the first five words of a paragraph of WikiText, or the first sentence of a story of ROCStories; 1,000
 of each are continued by up to 128 tokens (the paper says neither number), without a repetition penalty, until the
 model ends the text. `rep_sen` is the share of sentences of what was written that repeat an earlier one, `rep_4` that
 of 4-grams of words, which vocabularies share, and `rep_4_tokens` that of tokens, which also sees a word without end;
-averaged over continuations. One that ends at once repeats nothing: `counts` tell how many tokens were written. A curve
-over training steps is one command for each checkpoint, see `training_run.py`.
+averaged over continuations. One that ends at once repeats nothing: `counts` has how many tokens were written. A curve
+over training steps is one command for each checkpoint.
 """
 
 import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
-import torch
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from examples.command_line import at_least, check, start
+from examples.command_line import check, start
 from examples.evaluate import stories, wikitext
-from examples.evaluate.continuing import READINGS, continue_texts
-from examples.evaluate.driver import (
-    Measurement,
-    NotAvailableError,
-    Unit,
+from examples.evaluate.continuing import continue_texts
+from examples.evaluate.driver import Measurement, Unit, run, unless_absent
+from examples.evaluate.options import (
     about_models,
+    add_batch_size,
+    add_limit,
+    add_max_new_tokens,
+    complaints_of,
     make_parser,
-    open_magnet,
     parse,
-    run,
 )
 from examples.evaluate.records import Record
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.tokenization_magnet import context_length
 from trainer.metrics import repetition_n, repetition_sentences
 
-SMOKE = {"limit": 16, "new_tokens": 64}
-PAPER = {"limit": 1000, "new_tokens": 128}
+SMOKE = {"limit": 16, "max_new_tokens": 64}
+PAPER = {"limit": 1000, "max_new_tokens": 128}
 PREFIX_WORDS = 5
 SAMPLES = 3
 _FIRST_WORDS = re.compile(rf"\s*(\S+(?:\s+\S+){{{PREFIX_WORDS - 1}}})(?=\s+\S)")
@@ -96,30 +91,16 @@ def draw(beginnings: Sequence[str], *, limit: int, seed: int) -> list[str]:
     return [beginnings[int(index)] for index in sorted(order)]
 
 
-def open_reader(path: str, args: argparse.Namespace) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Open one of our models, or a masked language model of the Auto classes, and its tokenizer."""
-    if args.reading != "masked":
-        model = open_magnet(path, args)
-        return model, model.tokenizer
-    model = AutoModelForMaskedLM.from_pretrained(path, dtype=getattr(torch, args.dtype), trust_remote_code=False)
-    return model.to(args.device).eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-
-
-def measure(
-    reader: tuple[Any, PreTrainedTokenizerBase], *, read: Callable[[], list[str]], args: argparse.Namespace
-) -> Measurement:
+def measure(model: Any, *, read: Callable[[], list[str]], args: argparse.Namespace) -> Measurement:
     """Continue the beginnings of a corpus and count what repeats.
 
     Raises:
         NotAvailableError: a corpus of the Hub that cannot be had.
     """
-    try:
-        beginnings = draw(read(), limit=args.limit, seed=args.seed)
-    except (OSError, ValueError) as error:
-        raise NotAvailableError(str(error)) from error
-    written = continue_texts(
-        *reader, beginnings, reading=args.reading, max_new_tokens=args.new_tokens, batch_size=args.batch_size
-    )
+    beginnings = draw(unless_absent(read, folder=args.data), limit=args.limit, seed=args.seed)
+    if not beginnings:
+        raise ValueError("`--data` has a corpus with nothing to continue. Name a folder with its texts.")
+    written = continue_texts(model, beginnings, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size)
     texts = [one.text for one in written]
     return Measurement(
         metrics={
@@ -139,74 +120,38 @@ def measure(
     )
 
 
-def check_arguments(args: argparse.Namespace) -> dict[str, Callable[[], list[str]]]:
-    """Refuse what cannot work before weights are read; a folder's files are read by then."""
-    complaints = about_models(args.model, lambda path: _check_model(path, args))
-    found: dict[str, Callable[[], list[str]]] = {}
-    for name, corpus in CORPORA.items():
-        found[name] = partial(corpus.read, args.data)
-        if args.data is None:
-            continue
-        try:
-            beginnings = corpus.read(args.data)
-        except ValueError as error:
-            complaints.append(f"`--data`: {error}")
-            continue
-        found[name] = partial(list, beginnings)
-        if not beginnings:
-            complaints.append(f"`--data` has nothing to continue of {name}. Name a folder with its texts.")
-    check(complaints)
-    return found
-
-
 def _check_model(path: str, args: argparse.Namespace) -> None:
-    """Whether a model can be read so, as far as its config and tokenizer tell."""
-    if args.reading == "masked":
-        config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        if config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-            raise ValueError(
-                f"{path!r} is a {config.model_type!r}, no masked language model; `--reading masked` is for these. "
-                "Leave it out for a decoder."
-            )
-        if tokenizer.mask_token_id is None:
-            raise ValueError(f"the tokenizer of {path!r} has no mask token. Name a model that was trained with one.")
-    else:
-        config, tokenizer = open_without_weights(path)
-    positions = context_length(config, tokenizer)
-    if args.new_tokens >= positions:
-        raise ValueError(f"`--new_tokens` is {args.new_tokens}, but it has {positions} positions. Lower it.")
+    """Refuse a model that has no positions for the new tokens."""
+    positions = context_length(*open_without_weights(path))
+    if args.max_new_tokens >= positions:
+        raise ValueError(f"`--max_new_tokens` is {args.max_new_tokens}, but it has {positions} positions. Lower it.")
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
     """Measure the models that were named."""
     parser = make_parser(__doc__, smoke=SMOKE, paper=PAPER)
-    parser.add_argument(
-        "--reading",
-        default="causal",
-        choices=READINGS,
-        help="left to right; by masks appended one at a time, MNTP's way; or so, of a masked encoder such as BERT",
-    )
-    parser.add_argument("--limit", type=at_least(), help="beginnings of each corpus, drawn at random")
-    parser.add_argument("--new_tokens", type=at_least(), help="tokens of a continuation at most")
-    parser.add_argument("--batch_size", type=at_least(), default=16, help="continuations at once")
+    add_limit(parser, "beginnings of each corpus, drawn at random")
+    add_max_new_tokens(parser, "continuation")
+    add_batch_size(parser, "continuations at once")
     args = parse(parser, arguments)
-    reads = check_arguments(args)
+    complaints = about_models(args.model, lambda path: _check_model(path, args))
+    complaints += complaints_of({name: partial(corpus.source, args.data) for name, corpus in CORPORA.items()})
+    check(complaints)
     units = [
         Unit(
             name,
             {
-                "reading": args.reading,
-                "prefix": CORPORA[name].beginning,
+                "reading": "causal",
+                "prefix": corpus.beginning,
                 "limit": args.limit,
-                "new_tokens": args.new_tokens,
-                "data": CORPORA[name].source(args.data),
+                "new_tokens": args.max_new_tokens,
+                "data": corpus.source(args.data),
             },
-            partial(measure, read=read, args=args),
+            partial(measure, read=cache(partial(corpus.read, args.data)), args=args),
         )
-        for name, read in reads.items()
+        for name, corpus in CORPORA.items()
     ]
-    return run("repetition", args, units, open_model=open_reader)
+    return run("repetition", args, units)
 
 
 if __name__ == "__main__":

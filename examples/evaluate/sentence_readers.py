@@ -6,7 +6,7 @@ echo      the text twice, from left to right, mean over the second occurrence
 encoder   a model of sentence-transformers, or an encoder such as SimCSE's BERT
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -136,11 +136,7 @@ class SentenceReader(Protocol):
 
 
 class MagnetReader:
-    """Attention in both directions, as `model.encode` reads.
-
-    Args:
-        model (`PreTrainedModel`): With `encode`.
-        pooling (`str`, defaults to `"last"`): See `pool_states`. A mean leaves the instruction's tokens out.
+    """Attention in both directions, as `model.encode` reads; a mean leaves the instruction's tokens out.
 
     Source: Khosla et al. 2025, section 4.2; BehnamGhader et al. 2024 (LLM2Vec) for the mean.
     """
@@ -154,11 +150,7 @@ class MagnetReader:
 
 
 class CausalReader:
-    """From left to right, as a decoder was pretrained; the tokens are those of `MagnetReader`.
-
-    Args:
-        model (`PreTrainedModel`): With `tokenizer` and causal mode.
-        pooling (`str`, defaults to `"last"`): The output of EOS, after the text. See `pool_states`.
+    """From left to right, as a decoder was pretrained, with the tokens of `MagnetReader`; `"last"` is that of EOS.
 
     Source: Khosla et al. 2025, Table 2, the row "LLaMA-2-7B (last token)".
     """
@@ -170,22 +162,14 @@ class CausalReader:
         tokenizer = self.model.tokenizer
         rows = tokenize_texts(tokenizer, texts, prompt=prompt, max_length=context_length(self.model.config, tokenizer))
         left_out = prompt_length(tokenizer, prompt)
-        vectors = np.empty((len(rows), self.model.config.hidden_size), dtype=np.float32)
-        for indices, states, attention_mask in causal_states(self.model, rows):
-            pooled = pool_states(states, attention_mask, pooling=self.pooling, prompt_length=left_out)
-            vectors[indices] = pooled.cpu().numpy()
-        return vectors
+        return _pooled_causally(self.model, rows, pooling=self.pooling, prompt_length=left_out)
 
 
 class EchoReader:
     """Echo embeddings: the text twice, from left to right, so that the second occurrence has read all of the first.
 
-    Pooled is the second occurrence alone, as the paper says; the authors' code counts an EOS after it as well, which
+    Only the second occurrence is pooled, as the paper says; the authors' code counts an EOS after it as well, which
     their models were trained with.
-
-    Args:
-        model (`PreTrainedModel`): With `tokenizer` and causal mode.
-        pooling (`str`, defaults to `"mean"`): Over the second occurrence, or its `"last"` token.
 
     Source: Springer et al. 2024 (https://huggingface.co/papers/2402.15449), section 3; the template is in `echo_rows`.
     """
@@ -196,13 +180,8 @@ class EchoReader:
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> np.ndarray:
         tokenizer = self.model.tokenizer
         rows = echo_rows(tokenizer, texts, prompt=prompt, max_length=context_length(self.model.config, tokenizer))
-        vectors = np.empty((len(rows), self.model.config.hidden_size), dtype=np.float32)
-        for indices, states, attention_mask in causal_states(self.model, [row.ids for row in rows]):
-            place = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-            starts = torch.tensor([rows[index].start for index in indices], device=attention_mask.device)
-            second = attention_mask * (place >= starts[:, None])  # (B, S)
-            vectors[indices] = pool_states(states, second, pooling=self.pooling).cpu().numpy()
-        return vectors
+        starts = [row.start for row in rows]
+        return _pooled_causally(self.model, [row.ids for row in rows], pooling=self.pooling, starts=starts)
 
 
 class EncoderReader:
@@ -240,19 +219,33 @@ def open_encoder(path: str, *, pooling: str = "own", dtype: str = "float32", dev
 
 
 @torch.no_grad()
-def causal_states(model: Any, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
-    """Yield states of token rows in causal mode, in batches of like length, the longest first."""
+def _pooled_causally(
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    *,
+    pooling: Pooling,
+    prompt_length: int = 0,
+    starts: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Return a vector of each token row in causal mode, pooled over its tokens from `starts` on."""
     known = (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id, 0)
     pad_token_id = next(token_id for token_id in known if token_id is not None)
     budget = CPU_BATCH_TOKENS if model.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
     no_logits = torch.arange(0, device=model.device)
+    vectors = np.empty((len(rows), model.config.hidden_size), dtype=np.float32)
     with tqdm(total=len(rows), desc="Encoding", unit="text", disable=len(rows) < PROGRESS_FROM_TEXTS) as bar:
         for indices in plan_batches([len(row) for row in rows], max_tokens=budget):
             padded = pad_token_rows([rows[index] for index in indices], pad_token_id=pad_token_id)
             batch = {name: tensor.to(model.device) for name, tensor in padded.items()}
-            outputs = model(**batch, mode="causal", use_cache=False, logits_to_keep=no_logits)
-            yield indices, outputs.last_hidden_state, batch["attention_mask"]
+            states = model(**batch, mode="causal", use_cache=False, logits_to_keep=no_logits).last_hidden_state
+            counted = batch["attention_mask"]  # (B, S)
+            if starts is not None:
+                place = torch.arange(states.shape[1], device=model.device)
+                counted = counted * (place >= torch.tensor([starts[i] for i in indices], device=model.device)[:, None])
+            pooled = pool_states(states, counted, pooling=pooling, prompt_length=prompt_length)
+            vectors[indices] = pooled.cpu().numpy()
             bar.update(len(indices))
+    return vectors
 
 
 __all__ = [

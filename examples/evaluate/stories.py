@@ -109,7 +109,7 @@ def _read_rocstories(file: Path) -> list[list[str]]:
         sentences = [detokenize(sentence) for sentence in line.split("</s>")[1:]]
         if len(sentences) != SENTENCES or not all(sentences):
             raise ValueError(
-                f"Line {number} of {str(file)!r} has {len(sentences)} sentences behind `</s>`; expected {SENTENCES}: "
+                f"Line {number} of {str(file)!r} has {len(sentences)} sentences after `</s>`; expected {SENTENCES}: "
                 f"{line!r:.80}. Correct it."
             )
         stories.append(sentences)

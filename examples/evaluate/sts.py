@@ -9,21 +9,21 @@ sentence-transformers; `--reading` says otherwise. With `--mteb`, `mteb.evaluate
 """
 
 import argparse
+import csv
 import functools
 import random
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from datasets import load_dataset
 
-from examples.command_line import at_least, need, start
-from examples.evaluate.driver import Measurement, NotAvailableError, Unit, make_parser, parse
+from examples.command_line import need, start
+from examples.evaluate.driver import Measurement, NotAvailableError, Unit
+from examples.evaluate.options import add_limit, make_parser, parse
 from examples.evaluate.reading_options import (
     add_reading_options,
     by_reading,
@@ -56,11 +56,7 @@ class StsPair(NamedTuple):
 
 _USUAL = ("sentence1", "sentence2", "score")
 STS_SETS = {
-    "STS12": StsSet("mteb/sts12-sts", "sts12.test.tsv.gz", _USUAL),
-    "STS13": StsSet("mteb/sts13-sts", "sts13.test.tsv.gz", _USUAL),
-    "STS14": StsSet("mteb/sts14-sts", "sts14.test.tsv.gz", _USUAL),
-    "STS15": StsSet("mteb/sts15-sts", "sts15.test.tsv.gz", _USUAL),
-    "STS16": StsSet("mteb/sts16-sts", "sts16.test.tsv.gz", _USUAL),
+    **{f"STS{n}": StsSet(f"mteb/sts{n}-sts", f"sts{n}.test.tsv.gz", _USUAL) for n in range(12, 17)},
     "STSBenchmark": StsSet("mteb/stsbenchmark-sts", "stsb.test.csv.gz", _USUAL),
     "SICK-R": StsSet("mteb/sickr-sts", "sick.test.tsv.gz", ("sentence_A", "sentence_B", "relatedness_score")),
 }
@@ -171,7 +167,7 @@ def parse_arguments(arguments: list[str] | None) -> list[argparse.Namespace]:
     """Read and check the command line: the arguments of each reading that the models need."""
     parser = make_parser(__doc__, smoke={"limit": 200}, paper={"limit": None})
     parser.add_argument("--tasks", nargs="+", default=list(STS_SETS), choices=list(STS_SETS), help="sets to run")
-    parser.add_argument("--limit", type=at_least(2), help="pairs of a set, drawn with the seed; by default all")
+    add_limit(parser, "pairs of a set, drawn with the seed; all if left out", least=2)
     parser.add_argument("--mteb", action="store_true", help="run mteb on the same pairs, too")
     add_reading_options(parser)
     args = parse(parser, arguments)

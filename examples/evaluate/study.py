@@ -29,7 +29,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import OneLineParser, add_output_dir, at_least, need, start
-from examples.evaluate import mixture, report, training_curves
+from examples.evaluate import report, training_curves
 from examples.evaluate.study_plan import ADAPTER, BASE, Call, Plan, Run, read_plan
 from examples.evaluate.training_curves import REPORT, models_by_step
 from trainer.checkpoints import last_complete_checkpoint
@@ -49,7 +49,11 @@ MEMORY = {
 def training_command(plan: Plan, run: Run) -> list[str]:
     """Return the `adapt.py` command of a run; it goes on where there is a checkpoint."""
     command = [sys.executable, str(ADAPT)]
-    options = {**run.arguments, "model_name_or_path": _base_of(plan, run), "output_dir": str(run.folder)}
+    options = {
+        **run.arguments,
+        "model_name_or_path": str(next((base.folder for base in _bases(plan, run)), plan.base)),
+        "output_dir": str(run.folder),
+    }
     if last_complete_checkpoint(run.folder) is not None:
         options["resume_from_checkpoint"] = "true"
     for name, value in options.items():
@@ -60,16 +64,11 @@ def training_command(plan: Plan, run: Run) -> list[str]:
 
 
 def train(plan: Plan, *, jobs: int) -> None:
-    """Train every run that has not finished, each after its base, on corpora that are written first.
+    """Train every run that has not finished, each after its base.
 
     Raises:
         ChildProcessError: naming the run that failed and its log; others that were under way are finished first.
     """
-    for corpus in plan.corpora:
-        if not corpus.file.is_file():
-            mixture.main(
-                ["--texts", *corpus.texts, "--characters", str(corpus.characters), "--output", str(corpus.file)]
-            )
     waiting = [run for run in plan.runs if not is_finished(run)]
     print(f"{len(plan.runs) - len(waiting)} of {len(plan.runs)} runs are finished", flush=True)
     under_way: dict[Future[int], Run] = {}
@@ -88,18 +87,18 @@ def train(plan: Plan, *, jobs: int) -> None:
                 if future.result():
                     failed.append(run)
     if failed:
-        told = ", ".join(f"{run.name} ({log_of(run)})" for run in failed)
-        raise ChildProcessError(f"Did not finish: {told}. Read the log; the same command goes on.")
+        names = ", ".join(f"{run.name} ({log_of(run)})" for run in failed)
+        raise ChildProcessError(f"Did not finish: {names}. Read the log; the same command resumes the study.")
 
 
 def evaluate(plan: Plan, *, results: Path) -> None:
     """Ask every driver about its systems; what is on record is not measured again. A curve of each run comes first.
 
-    Runs that have not finished are left out, and told.
+    Runs that have not finished are left out, and reported.
     """
     open_runs = [f"{run.name}, replica {run.replica}" for run in plan.runs if not is_finished(run)]
     if open_runs:
-        print(f"left out, for their training has not finished: {'; '.join(open_runs)}", flush=True)
+        print(f"left out, since their training has not finished: {'; '.join(open_runs)}", flush=True)
     for run in filter(is_finished, plan.runs):
         named = f"{run.name}={run.folder}"
         training_curves.main(["--runs", named, "--results", str(results), "--replica", str(run.replica)])
@@ -171,14 +170,9 @@ def _train(plan: Plan, run: Run, *, threads: int) -> int:
         status = subprocess.run(
             training_command(plan, run), env=environment, stdout=log, stderr=subprocess.STDOUT, check=False
         ).returncode
-    told = "finished" if status == 0 else f"FAILED with status {status}"
-    print(f"{run.name}, replica {run.replica}: {told} ({time.perf_counter() - started:.0f} s)", flush=True)
+    result = "finished" if status == 0 else f"FAILED with status {status}"
+    print(f"{run.name}, replica {run.replica}: {result} ({time.perf_counter() - started:.0f} s)", flush=True)
     return status
-
-
-def _base_of(plan: Plan, run: Run) -> str:
-    """Return the model that a run starts from."""
-    return str(next((base.folder for base in _bases(plan, run)), plan.base))
 
 
 def _bases(plan: Plan, run: Run) -> list[Run]:
@@ -197,10 +191,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("plan", type=Path, help="JSON file, see study_plan.py")
     add_output_dir(parser, required=True, help="folder of the runs, the records and the page")
     parser.add_argument("--preset", default="paper", help="one of the plan's presets")
-    parser.add_argument("--only", choices=STAGES, help="this stage alone")
+    parser.add_argument("--only", choices=STAGES, help="only this stage")
     parser.add_argument("--jobs", type=at_least(), default=1, help="trainings at a time")
     parser.add_argument("--base", help="another base model than the plan's, such as one of another size")
-    parser.add_argument("--runs", nargs="+", metavar="RUN", help="these runs alone, and those they start from")
+    parser.add_argument("--runs", nargs="+", metavar="RUN", help="only these runs, and those they start from")
     parser.add_argument("--title", help="of the page, instead of the plan's")
     parser.add_argument(
         "--compare", nargs="+", default=[], metavar="NAME=DIR", help="results on other bases, for the page"

@@ -16,18 +16,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import at_least, check, named_items, start
-from examples.evaluate.driver import (
-    Measurement,
-    Unit,
-    about_models,
-    complaints_of,
-    make_parser,
-    parse,
-    run,
-    unless_absent,
-)
-from examples.evaluate.gapped_rows import GappedRow, span_logprobs
+from examples.evaluate.driver import Measurement, Unit, run, unless_absent
+from examples.evaluate.options import about_models, add_limit, complaints_of, make_parser, parse
 from examples.evaluate.records import Record
+from examples.evaluate.span_rows import SpanRow, span_logprobs
 from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.tokenization_magnet import context_length, front_tokens, text_ids
@@ -36,7 +28,7 @@ from trainer.metrics import perplexity
 from trainer.sources import local_files
 
 
-def make_windows(tokenizer: Any, texts: list[str], *, size: int) -> list[GappedRow]:
+def make_windows(tokenizer: Any, texts: list[str], *, size: int) -> list[SpanRow]:
     """Cut texts into windows of which every token counts but the first, which is BOS where there is one."""
     front = front_tokens(tokenizer)
     step = size - len(front)
@@ -44,7 +36,7 @@ def make_windows(tokenizer: Any, texts: list[str], *, size: int) -> list[GappedR
     for text in texts:
         ids = text_ids(tokenizer, text)
         cut = [front + ids[begin : begin + step] for begin in range(0, len(ids), step)]
-        rows += [GappedRow(window, [(1, len(window))]) for window in cut if len(window) > 1]
+        rows += [SpanRow(window, [(1, len(window))]) for window in cut if len(window) > 1]
     return rows
 
 
@@ -65,17 +57,14 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
 
     @cache
     def wikitext() -> list[str]:
-        lines = unless_absent(
-            lambda: read_wikitext(args.data, headings=True, tokenised=args.tokenised), folder=args.data
-        )
+        lines = unless_absent(lambda: read_wikitext(args.data, headings=True), folder=args.data)
         return ["\n".join(lines)]
 
     def texts_of(file: str) -> list[str]:
         return list(load_texts(file)["text"])
 
     shared = {"window": args.max_length or "the model's context", "limit": args.limit}
-    form = wikitext_form(tokenised=args.tokenised)
-    settings = {**shared, "source": wikitext_source(args.data), "text": form}
+    settings = {**shared, "source": wikitext_source(args.data), "text": wikitext_form()}
     units = [Unit("WikiText", settings, partial(measure, read=wikitext, args=args))]
     for name, file in args.texts.items():
         read = cache(partial(texts_of, file))
@@ -104,8 +93,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     """Measure the models that were named."""
     parser = make_parser(__doc__, smoke={"limit": 16}, paper={"limit": None})
     parser.add_argument("--texts", nargs="+", default=[], metavar="NAME=FILE", help="further corpora, as .jsonl.xz")
-    parser.add_argument("--tokenised", action="store_true", help="leave WikiText as it was tokenised, <unk> included")
-    parser.add_argument("--limit", type=at_least(), help="windows of each corpus, from the first on; all if left out")
+    add_limit(parser, "windows of each corpus, from the first on; all if left out")
     parser.add_argument("--max_length", type=at_least(2), help="tokens of a window; the model's context if left out")
     args = parse(parser, arguments)
     check_arguments(args)

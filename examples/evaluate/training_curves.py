@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from pathlib import Path
 
-from examples.command_line import OneLineParser, at_least, check, named_items, start
+from examples.command_line import OneLineParser, check, named_items, start
+from examples.evaluate.options import add_replica, add_results
 from examples.evaluate.records import Record, RecordFile, answered
 from trainer.whole_files import parse_json
 
@@ -96,12 +96,7 @@ def evaluations_by_step(report: dict[str, Any]) -> dict[int, dict[str, float]]:
 def curve_records(name: str, run: Path, *, replica: int) -> list[Record]:
     """Return one record for each step of a run that was evaluated."""
     report = read_report(run)
-    try:
-        evaluations = evaluations_by_step(report)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{str(run / REPORT)!r} has an evaluation that is not a number ({error}). Repeat it."
-        ) from error
+    evaluations = evaluations_by_step(report)
     if not evaluations:
         raise ValueError(f"The run in {str(run)!r} evaluated nothing; give it `eval_texts` and `eval_strategy` steps.")
     arguments = report["arguments"]
@@ -137,25 +132,18 @@ def _is_time(name: str) -> bool:
     return name.endswith(("_runtime", "_per_second"))
 
 
-def parse_runs(items: list[str]) -> dict[str, Path]:
-    """Return folders by the name of their system."""
-    folders, complaints = named_items(items, option="--runs")
-    check(complaints)
-    runs = {name: Path(folder) for name, folder in folders.items()}
-    return runs
-
-
 def main(arguments: list[str] | None = None) -> list[Record]:
     """Put the evaluations of the runs that were named on record."""
     parser = OneLineParser(description=__doc__)
     parser.add_argument("--runs", nargs="+", required=True, metavar="NAME=DIR", help="output folders of adapt.py")
-    parser.add_argument("--results", type=Path, default=Path("outputs/results"), help="folder of the records")
-    parser.add_argument("--replica", type=at_least(0), default=0, help="which of several trainings of the same system")
+    add_results(parser)
+    add_replica(parser)
     args = parser.parse_args(arguments)
-    complaints, records = [], []
-    for name, folder in parse_runs(args.runs).items():
+    runs, complaints = named_items(args.runs, option="--runs")
+    records: list[Record] = []
+    for name, folder in runs.items():
         try:
-            records += curve_records(name, folder, replica=args.replica)
+            records += curve_records(name, Path(folder), replica=args.replica)
         except ValueError as error:
             complaints.append(f"`--runs` {name}: {error}")
     check(complaints)
@@ -165,8 +153,8 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     for record in new:
         file.append(record)
     for record in records:
-        told = ", ".join(f"{metric} {value:.4f}" for metric, value in record.metrics.items())
-        print(f"{record.system}, step {record.step}: {told}")
+        figures = ", ".join(f"{metric} {value:.4f}" for metric, value in record.metrics.items())
+        print(f"{record.system}, step {record.step}: {figures}")
     print(f"\n{TABLE}: OK ({len(records)} evaluations, {len(new)} of them new; {file.path})")
     return [known.get(record.question, record) for record in records]
 

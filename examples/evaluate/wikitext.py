@@ -1,6 +1,6 @@
 """WikiText for evaluation, from the Hub or from a file on disk, and tokenised English put back into running text.
 
-WikiText is tokenised: ` @-@ ` stands for a hyphen inside a word, marks stand apart from words. Perplexity is usually
+WikiText is tokenised: ` @-@ ` is a hyphen inside a word, and marks are set apart from words. Perplexity is usually
 measured on text without these traces, for no model was trained on them. Rare words, which the files of WikiText-2 and
 WikiText-103 hold as `<unk>`, become a plain word: models have a control token of that name, or read it as three.
 """
@@ -47,9 +47,7 @@ def detokenize(text: str) -> str:
     return text
 
 
-def read_wikitext(
-    folder: Path | None = None, *, headings: bool = False, tokenised: bool = False, keep_unknown: bool = False
-) -> list[str]:
+def read_wikitext(folder: Path | None = None, *, headings: bool = False, keep_unknown: bool = False) -> list[str]:
     """Read the paragraphs of WikiText: the Hub's test split of WikiText-103, or the validation file of a folder."""
     if folder is None:
         rows = read_source(HUB_ID, columns=["text"], split=HUB_SPLIT, config_name=HUB_CONFIG)["text"]
@@ -65,16 +63,16 @@ def read_wikitext(
     for line in filter(None, map(str.strip, lines)):
         heading = _HEADING.fullmatch(line)
         if heading is None:
-            paragraphs.append(line if tokenised else running(line))
+            paragraphs.append(running(line))
         elif headings:
             marks = "=" * heading[1].count("=")
-            paragraphs.append(line if tokenised else f"{marks} {running(heading[2])} {marks}")
+            paragraphs.append(f"{marks} {running(heading[2])} {marks}")
     return paragraphs
 
 
-def wikitext_form(*, tokenised: bool = False) -> str:
+def wikitext_form() -> str:
     """Describe the form in which `read_wikitext` returns the text, for records."""
-    return "tokenised" if tokenised else f"detokenised, {UNKNOWN} replaced by {UNKNOWN_WORD!r}"
+    return f"detokenised, {UNKNOWN} replaced by {UNKNOWN_WORD!r}"
 
 
 def wikitext_source(folder: Path | None) -> str:

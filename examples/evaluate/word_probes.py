@@ -26,20 +26,11 @@ import numpy as np
 
 from examples.command_line import at_least, check, need, start
 from examples.evaluate.conll import HUB_ID, TASKS, TaggedSentence, missing_files, read_conll, split_file, split_to_test
-from examples.evaluate.driver import (
-    Measurement,
-    NotAvailableError,
-    Unit,
-    about_models,
-    make_parser,
-    parse,
-    print_table,
-    run,
-)
+from examples.evaluate.driver import Measurement, NotAvailableError, Unit, print_table, run
 from examples.evaluate.linear_probe import ProbeSettings, predict, train_probe
+from examples.evaluate.options import about_models, add_batch_size, make_parser, parse
 from examples.evaluate.records import Record, digest_files
 from examples.evaluate.word_readers import (
-    ENCODER_WINDOW,
     READINGS,
     SHIFTS,
     WordStates,
@@ -150,7 +141,6 @@ def make_units(args: argparse.Namespace, reading: str) -> list[Unit]:
         "optimizer": "AdamW, no weight decay, linear decay",
         "reading": reading,
         "shift": args.shift,
-        "window": ENCODER_WINDOW if reading == "encoder" else None,
         "data": HUB_ID if args.data is None else "files of the shared task",
         "files": None if args.data is None else digest_files([split_file(args.data, split) for split in splits]),
         "tested": splits[1],
@@ -167,10 +157,10 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, di
     parser.add_argument(
         "--shift",
         choices=get_args(Shift),
-        help="of decoders: a token is the output before it, or its own; by default own with `--reading causal` alone",
+        help="of decoders: a token is the output before it, or its own; by default own only with `--reading causal`",
     )
     parser.add_argument("--steps", type=at_least(), help="updates of a probe")
-    parser.add_argument("--batch_size", type=at_least(), help="sentences of an update")
+    add_batch_size(parser, "sentences of an update", default=None)
     parser.add_argument("--learning_rate", type=float, help="at the first step")
     parser.add_argument("--dropout", type=float, help="on the states")
     parser.add_argument("--train_sentences", type=at_least(), help="drawn from the training set; all if left out")

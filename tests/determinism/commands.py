@@ -113,24 +113,25 @@ COMMANDS = [
     _table("sts", "sts", "--tasks=STS12 --mteb"),
     _table("clustering", "clustering", "--tasks=TwentyNewsgroupsClustering --subsets=2 --subset_size=30"),
     _table("infilling_perplexity", "infilling", "--max_length=200"),
+    _table("story_cloze", "story_cloze", "--limit=4"),
     _table("text_perplexity", "perplexity", "--max_length=128 --texts=More={inputs}/paragraphs.txt"),
     _table("mmlu", "mmlu", "--num_fewshot=0 --limit=1"),
-    _table("repetition", "repetition", "--preset=smoke --new_tokens=9 --limit=4"),
+    _table("repetition", "repetition", "--preset=smoke --max_new_tokens=9 --limit=4"),
     _table(
         "side_by_side",
         "side_by_side",
-        "--masked=BERT={inputs}/bert --preset=smoke --shots=1 --max_new_tokens=6 --new_tokens=5",
+        "--preset=smoke --shots=1 --max_new_tokens=6 --continuation_tokens=5",
     ),
     _table(
-        "long_gaps",
         "long_fills",
-        "--judge={inputs}/base --texts={inputs}/long.jsonl --number=2 --gap_tokens=16 --chunks 16 8",
+        "long_fills",
+        "--judge={inputs}/base --texts={inputs}/long.jsonl --limit=2 --span_tokens=16 --chunks 16 8",
     ),
     Command(
         "evaluate/human_evaluation",
         "form.html",
-        "sample --base={inputs}/base --magnet={inputs}/magnet --data={inputs}/data --preset=smoke --shots=1 "
-        "--max_new_tokens=6 --device=cpu --output={output}",
+        "sample --model base={inputs}/base MAGNET={inputs}/magnet --data={inputs}/data --preset=smoke "
+        "--shots=1 --max_new_tokens=6 --device=cpu --output={output}",
         name="sample",
     ),
     Command(
@@ -140,11 +141,6 @@ COMMANDS = [
         "--answers {inputs}/form/answers_1.json {inputs}/form/answers_2.json",
         RECORDED,
         name="score",
-    ),
-    Command(
-        "evaluate/mixture",
-        "mixture.jsonl",
-        "--texts 2:{inputs}/long.jsonl 1:{inputs}/paragraphs.txt --characters=20000 --output={output}/mixture.jsonl",
     ),
     Command(
         "evaluate/training_curves", "curves.jsonl", "--runs one={inputs}/one other={inputs}/other --results={output}"

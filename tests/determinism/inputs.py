@@ -18,7 +18,6 @@ from ..examples.evaluation_files import write_rocstories, write_story_cloze, wri
 from ..examples.report_records import whole_study
 from ..examples.report_records import write as write_records
 from ..examples.test_mmlu import make_rows, write
-from ..examples.tiny_readers import save_bert
 from ..examples.tiny_run import WORDS, save_plain_llama, write_corpus
 
 LOG = [
@@ -36,7 +35,6 @@ def write_inputs(folder: Path, model: MagnetLlamaForCausalLM, tokenizer: PreTrai
         tokenizer (`PreTrainedTokenizerFast`): Its tokenizer; neither is changed.
     """
     save_plain_llama(folder / "plain", tokenizer)
-    save_bert(folder / "bert")
     model = copy.deepcopy(model)
     model.tokenizer = copy.deepcopy(tokenizer)
     model.config.max_position_embeddings = model.tokenizer.model_max_length = 2048  # prompts are long in bytes
@@ -73,7 +71,7 @@ def _write_paraphraser(folder: Path, model: MagnetLlamaForCausalLM) -> None:
 def _write_form(folder: Path) -> None:
     """A form as `human_evaluation.py sample` writes it, and two people's answers."""
     human_evaluation.main([
-        "sample", f"--base={folder / 'base'}", f"--magnet={folder / 'magnet'}", f"--data={folder / 'data'}",
+        "sample", "--model", f"base={folder / 'base'}", f"MAGNET={folder / 'magnet'}", f"--data={folder / 'data'}",
         "--preset=smoke", "--shots=1", "--max_new_tokens=6", "--device=cpu", f"--output={folder / 'form'}",
     ])  # fmt: skip
     key = json.loads((folder / "form" / "key.json").read_text())
@@ -93,7 +91,7 @@ def _write_plan(folder: Path) -> None:
     }
     call = {"driver": "repetition", "systems": ["b=base", "f=first"], "arguments": ["--limit", "2"]}
     plan = {
-        **{"title": "A trial", "base": str(folder / "plain"), "data": str(folder / "data"), "corpora": {}},
+        **{"title": "A trial", "base": str(folder / "plain"), "data": str(folder / "data")},
         **{"training": training, "runs": {"first": {}}, "calls": [call], "presets": {"smoke": {}}},
     }
     (folder / "plan.json").write_text(json.dumps(plan))

@@ -13,9 +13,9 @@ import pytest
 from scipy.stats import chisquare
 
 from examples.evaluate.annotation_form import make_form, read_answers, read_key, render_form
-from examples.evaluate.fill_systems import StoryGap
+from examples.evaluate.fill_systems import StoryBlank
 
-GAPS = [StoryGap(f"Tom fell {n} times.", "He cried.", f" Mum came at {n}.") for n in range(6)]
+GAPS = [StoryBlank(f"Tom fell {n} times.", "He cried.", f" Mum came at {n}.") for n in range(6)]
 SYSTEMS = ("MAGNET", "zero-shot, blank", "unidirectional")
 FILLS = {name: [f"Sentence {n} of kind {'abc'[k]}." for n in range(6)] for k, name in enumerate(SYSTEMS)}
 HOSTILE = [
@@ -28,8 +28,8 @@ HOSTILE = [
 ]
 
 
-def form_of(gaps=GAPS, fills=FILLS, annotators=2, seed=0):
-    shown, key = make_form(gaps, fills, annotators=annotators, seed=seed)
+def form_of(blanks=GAPS, fills=FILLS, annotators=2, seed=0):
+    shown, key = make_form(blanks, fills, annotators=annotators, seed=seed)
     return shown, {**key, "systems": dict.fromkeys(fills, {})}
 
 
@@ -124,8 +124,8 @@ class Tags(HTMLParser):
 
 
 def test_hostile_text_stays_text():
-    gaps = [StoryGap(text or "x", "", " " + text) for text in HOSTILE]
-    page, harmless = render_form(form_of(gaps, {"a": HOSTILE})[0]), render_form(form_of()[0])
+    blanks = [StoryBlank(text or "x", "", " " + text) for text in HOSTILE]
+    page, harmless = render_form(form_of(blanks, {"a": HOSTILE})[0]), render_form(form_of()[0])
     parsers = [Tags(), Tags()]
     for parser, text in zip(parsers, (page, harmless), strict=True):
         parser.feed(text)
@@ -154,8 +154,8 @@ def test_the_form_asks_for_nothing_from_outside_and_is_labelled():
 
 
 def test_the_page_puts_each_story_together_and_takes_hostile_text_as_text(tmp_path):
-    gaps = [StoryGap(text or "x", "", f" {text}") for text in HOSTILE]
-    shown, _ = form_of(gaps, {"a": HOSTILE}, annotators=1)
+    blanks = [StoryBlank(text or "x", "", f" {text}") for text in HOSTILE]
+    shown, _ = form_of(blanks, {"a": HOSTILE}, annotators=1)
     states = act(tmp_path, shown, ["choose", "1"], *[["show"], ["key", "ArrowRight"]] * len(HOSTILE))
     for position, state in enumerate(states):
         item = shown["items"][shown["orders"]["1"][position]]
@@ -195,7 +195,7 @@ def test_keys_and_buttons_answer_and_go_back_and_answers_outlive_the_page(tmp_pa
     }  # fmt: skip
 
 
-def test_what_is_wrong_with_answers_is_told_at_once(tmp_path):
+def test_what_is_wrong_with_answers_is_reported_at_once(tmp_path):
     _, key = form_of()
     whole = {"form": key["form"], "annotator": "1", "answers": dict.fromkeys(key["items"], True)}
     some = dict(list(whole["answers"].items())[:-2])
@@ -218,7 +218,7 @@ def test_what_is_wrong_with_answers_is_told_at_once(tmp_path):
     complaints = str(raised.value).split("\n- ")[1:]
     expected = {
         "twice": "is of annotator 1, as is another file",
-        "part": "leaves 2 of 18 stories without an answer",
+        "part": "leaves 2 of 18 items without an answer",
         "stranger": "is of annotator '7'; the form has 1, 2",
         "odd": "has answers such as 1; expected true or false",
         "elsewhere": "answers form '0123'",
@@ -228,8 +228,8 @@ def test_what_is_wrong_with_answers_is_told_at_once(tmp_path):
         "missing": "cannot be read as JSON",
     }
     for name, complaint in expected.items():
-        assert any(f"{name}'" in told and complaint in told for told in complaints), name
-    assert any("answers items that the form has not, such as 'other'" in told for told in complaints)
+        assert any(f"{name}'" in complained and complaint in complained for complained in complaints), name
+    assert any("and answers 1 others" in complained for complained in complaints)
     assert len(complaints) == len(expected) + 1
     assert read_answers(key, [tmp_path / "good"]) == {"1": whole["answers"]}
     with pytest.raises(ValueError, match="is not the key of a form"):

@@ -1,5 +1,6 @@
-"""Clustering: MTEB's figure is scikit-learn's by a plain loop; what stands in for MTEB's sets is drawn and named."""
+"""Clustering: MTEB's figure is scikit-learn's by a plain loop; files that replace its sets are drawn and named."""
 
+import argparse
 import gzip
 import json
 import lzma
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from examples.evaluate import clustering
-from examples.evaluate.clustering import described, read_file, subsets_of
+from examples.evaluate.clustering import describe_texts, read_file, subsets_of
 from examples.evaluate.sentence_readers import MagnetReader
 from modeling_magnet.tokenization_magnet import PAPER_PROMPTS
 
@@ -55,8 +56,7 @@ def test_the_figure_is_scikit_learns_by_a_plain_loop(tmp_path, folder, tiny_mode
         assert (found.settings["subsets"], found.settings["subset_size"]) == (3, 9)
         assert (found.settings["prompt"], found.settings["reading"]) == (PAPER_PROMPTS[name], "magnet")
     for name in ("BiorxivClusteringP2P", "MedrxivClusteringP2P", "MedrxivClusteringS2S"):
-        assert records[name].unavailable.startswith("no file stands in for this set")
-        assert records[name].settings["data"] == "nothing stands in for this set"
+        assert records[name].unavailable.startswith("no file replaces this set")
 
 
 def test_topics_that_lie_apart_score_full(tiny_model):
@@ -96,10 +96,11 @@ def test_subsets_are_drawn_with_the_seed(folder):
     assert first != second and first != subsets_of(name, folder=folder, subsets=1, size=8, seed=2)[0]
     assert len(set(first.texts)) == 8 and set(zip(*first, strict=True)) < set(ROWS)
     assert len(subsets_of(name, folder=folder)) == 10
-    settings = described(name, folder=folder, subsets=None, size=None)
+    args = argparse.Namespace(data=folder, subsets=None, subset_size=None)
+    settings = describe_texts(name, args)
     assert (settings["subsets"], settings["subset_size"]) == (10, 6000)
     (folder / "20news_bydate_train.jsonl.xz").write_bytes(b"others")
-    assert described(name, folder=folder, subsets=None, size=None)["files"] != settings["files"]
+    assert describe_texts(name, args)["files"] != settings["files"]
 
 
 def test_without_a_folder_the_hub_is_asked_at_mtebs_revision(tmp_path, tiny_model):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from examples import command_line
-from examples.evaluate import driver
+from examples.evaluate import driver, options
 from examples.evaluate.driver import Measurement, NotAvailableError, Unit
 from examples.evaluate.records import Record, RecordFile, identify, newest
 from tests.hub_client import run_client
@@ -15,9 +15,9 @@ from tests.hub_server import HubServer
 
 
 def parse(*arguments, smoke=None, paper=None):
-    parser = driver.make_parser("A driver.", smoke=smoke or {}, paper=paper or {})
+    parser = options.make_parser("A driver.", smoke=smoke or {}, paper=paper or {})
     parser.add_argument("--limit", type=int)
-    return driver.parse(parser, list(arguments))
+    return options.parse(parser, list(arguments))
 
 
 @pytest.fixture
@@ -78,12 +78,12 @@ def test_a_run_goes_on_where_it_was_and_appends(tmp_path, saved, capsys):
     out = capsys.readouterr().out
     assert "0.2500" in out and out.splitlines()[-1].startswith("table: OK (1 models, 2 cells each")
 
-    driver.run("table", parse(*_told(args), "--again"), [Unit("one", {"prompt": ""}, one)])
+    driver.run("table", parse(*_given(args), "--again"), [Unit("one", {"prompt": ""}, one)])
     assert one.calls == 2
     assert len(RecordFile(tmp_path / "results", "table").read()) == 3
 
 
-def _told(args):
+def _given(args):
     """The arguments that were parsed."""
     name, path = next(iter(args.model.items()))
     return ["--model", f"{name}={path}", "--results", str(args.results), "--device", "cpu"]
@@ -101,12 +101,12 @@ def test_other_settings_or_weights_are_measured_anew_and_take_the_cell_over(tmp_
     records = RecordFile(tmp_path / "results", "table").read()
     assert len(records) == 3
     assert newest(records) == records[-1:]
-    smoke = parse(*_told(args), "--preset", "smoke")
+    smoke = parse(*_given(args), "--preset", "smoke")
     driver.run("table", smoke, [Unit("one", {"prompt": "b"}, unit)])
     for _ in range(2):
         driver.run("table", args, [Unit("one", {"prompt": "b"}, unit)])
     found = RecordFile(tmp_path / "results", "table").read()
-    assert unit.calls == 4 and len(found) == 5, "found on record, and written behind the trial's, once"
+    assert unit.calls == 4 and len(found) == 5, "found on record, and written after the trial's, once"
     assert newest(found) == records[-1:]
 
 
@@ -131,8 +131,8 @@ def test_models_of_the_hub_are_named_by_their_commit_and_the_base_of_an_adapter(
     tiny_model.lm_head.weight.data += 1
     tiny_model.save_pretrained(tmp_path / "other")
     with HubServer({"hf_me": "me"}) as hub:
-        told = {"hub": hub, "home": tmp_path / "home", "token": "hf_me"}
-        model, one, other = run_client(identify_pushed, saved, str(tmp_path / "other"), **told)
+        given = {"hub": hub, "home": tmp_path / "home", "token": "hf_me"}
+        model, one, other = run_client(identify_pushed, saved, str(tmp_path / "other"), **given)
     assert (model["name"], model["weights"], len(model["revision"])) == ("me/base", None, 40)
     assert one["name"] == other["name"] == "me/adapter"
     assert one["weights"] and one["weights"] != other["weights"] and one["revision"] != other["revision"]
@@ -184,7 +184,7 @@ def test_one_model_at_a_time_is_held(tmp_path, saved):
     assert len(held) == 2
 
 
-def test_a_break_is_told_in_a_line(capsys):
+def test_a_break_is_reported_in_a_line(capsys):
     def broken():
         raise KeyboardInterrupt
 
@@ -197,8 +197,8 @@ def test_a_break_is_told_in_a_line(capsys):
 def test_another_draw_training_or_step_is_another_cell(tmp_path, saved, option):
     args = parse("--model", f"m={saved}", "--results", str(tmp_path), "--device", "cpu")
     unit = Counter(score=1.0)
-    for told in ([], [option, "1"], [option, "2"]):
-        driver.run("table", parse(*_told(args), *told), [Unit("one", {}, unit)])
+    for given in ([], [option, "1"], [option, "2"]):
+        driver.run("table", parse(*_given(args), *given), [Unit("one", {}, unit)])
     assert unit.calls == len(newest(RecordFile(tmp_path, "table").read())) == 3
 
 
@@ -212,8 +212,8 @@ def test_what_cannot_be_had_is_on_record_and_tried_again(tmp_path, saved, capsys
     assert (record.unavailable, record.metrics) == ("no network", {})
     out = capsys.readouterr().out
     assert "m, one: not available here: no network" in out and "OK" not in out
-    told = "table: FAILED (nothing measured; not available: one; looked for in the Hub, since `--data` was left out)"
-    assert out.splitlines()[-1] == told
+    given = "table: FAILED (nothing measured; not available: one; looked for in the Hub, since `--data` was left out)"
+    assert out.splitlines()[-1] == given
     driver.run("table", args, [Unit("one", {}, missing)])
     assert len(RecordFile(tmp_path / "results", "table").read()) == 1, "the same reason is no news"
     (record,) = driver.run("table", args, [Unit("one", {}, Counter(score=2.0))])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from examples.evaluate.fill_systems import FillSystem, draw_gaps, fill_systems, first_sentence
+from examples.evaluate.fill_systems import FillSystem, draw_blanks, fill_systems, first_sentence
 from trainer.prompted_infilling import PromptedInfiller
 
 STORIES = [[f"Story {n} {word}." for word in ("begins", "goes on", "turns", "slows", "ends")] for n in range(12)]
@@ -29,19 +29,19 @@ def test_the_rows_are_those_of_the_table():
 
 
 def test_a_middle_sentence_is_taken_out_and_examples_are_other_stories():
-    gaps, examples = draw_gaps(STORIES, number=7, shots=5, seed=0)
-    assert (gaps, examples) == draw_gaps(STORIES, number=7, shots=5, seed=0)
-    assert gaps != draw_gaps(STORIES, number=7, shots=5, seed=1)[0]
-    whole = [f"{one[0]} {one[1]}{one[2]}" for one in (*gaps, *examples)]
+    blanks, examples = draw_blanks(STORIES, number=7, shots=5, seed=0)
+    assert (blanks, examples) == draw_blanks(STORIES, number=7, shots=5, seed=0)
+    assert blanks != draw_blanks(STORIES, number=7, shots=5, seed=1)[0]
+    whole = [f"{one[0]} {one[1]}{one[2]}" for one in (*blanks, *examples)]
     assert sorted(whole) == sorted(" ".join(story) for story in STORIES)  # all of them, each once
     places = set()
     for seed in range(20):
-        for gap in draw_gaps(STORIES, number=12, shots=0, seed=seed)[0]:
-            (story,) = [story for story in STORIES if gap.prefix.startswith(story[0])]
-            places.add(story.index(gap.truth))
+        for blank in draw_blanks(STORIES, number=12, shots=0, seed=seed)[0]:
+            (story,) = [story for story in STORIES if blank.prefix.startswith(story[0])]
+            places.add(story.index(blank.truth))
     assert places == {1, 2, 3}
     with pytest.raises(ValueError, match="There are 12 different stories; 10 to fill and 5 solved"):
-        draw_gaps(STORIES + STORIES, number=10, shots=5, seed=0)
+        draw_blanks(STORIES + STORIES, number=10, shots=5, seed=0)
 
 
 def test_a_fill_is_its_first_sentence_whatever_stands_around_it():
@@ -52,11 +52,11 @@ def test_a_fill_is_its_first_sentence_whatever_stands_around_it():
 
 
 def test_every_system_writes_what_its_model_writes_when_asked_so(long_model):
-    gaps, examples = draw_gaps(STORIES, number=3, shots=2, seed=0)
-    prefixes, suffixes = [gap.prefix for gap in gaps], [gap.suffix for gap in gaps]
+    blanks, examples = draw_blanks(STORIES, number=3, shots=2, seed=0)
+    prefixes, suffixes = [blank.prefix for blank in blanks], [blank.suffix for blank in blanks]
     options = {"max_new_tokens": 6, "do_sample": False}
     for system in fill_systems(shots=2):
-        written = system.fill(long_model, gaps, examples=examples, max_new_tokens=6, batch_size=2)
+        written = system.fill(long_model, blanks, examples=examples, max_new_tokens=6, batch_size=2)
         if system.name == "MAGNET":
             expected = long_model.infill(prefixes, suffixes, stop_at_sentence_end=True, **options)
         else:
@@ -70,33 +70,35 @@ def test_every_system_writes_what_its_model_writes_when_asked_so(long_model):
 
 @pytest.mark.long
 def test_the_suffix_is_seen_by_all_but_the_first_and_examples_by_those_that_have_them(long_model):
-    gaps, examples = draw_gaps(STORIES, number=6, shots=2, seed=0)
-    others = [gap._replace(suffix=" Quite another end, of cats and dogs.") for gap in gaps]
+    blanks, examples = draw_blanks(STORIES, number=6, shots=2, seed=0)
+    others = [blank._replace(suffix=" Quite another end, of cats and dogs.") for blank in blanks]
     for system in fill_systems(shots=2):
 
         def fills(given, solved, system=system):
             return system.fill(long_model, given, examples=solved, max_new_tokens=8, batch_size=6)
 
-        own = fills(gaps, examples)
+        own = fills(blanks, examples)
         assert (fills(others, examples) == own) == (system.name == "unidirectional"), system.name
-        assert (fills(gaps, examples[::-1]) == own) == (system.shots == 0), system.name
+        assert (fills(blanks, examples[::-1]) == own) == (system.shots == 0), system.name
 
 
 def test_a_prompt_shows_no_more_examples_than_its_shots(long_model):
-    gaps, examples = draw_gaps(STORIES, number=3, shots=4, seed=0)
+    blanks, examples = draw_blanks(STORIES, number=3, shots=4, seed=0)
     one = FillSystem("one-shot, blank", "base", "blank", 1)
     options = {"max_new_tokens": 8, "batch_size": 3}
-    fills = one.fill(long_model, gaps, examples=examples, **options)
-    assert fills == one.fill(long_model, gaps, examples=examples[:1], **options)
-    assert fills != FillSystem("", "base", "blank", 4).fill(long_model, gaps, examples=examples, **options)
+    fills = one.fill(long_model, blanks, examples=examples, **options)
+    assert fills == one.fill(long_model, blanks, examples=examples[:1], **options)
+    assert fills != FillSystem("", "base", "blank", 4).fill(long_model, blanks, examples=examples, **options)
 
 
 def test_a_prompt_that_exceeds_the_context_is_found(long_model):
-    gaps, examples = draw_gaps(STORIES, number=3, shots=2, seed=0)
+    blanks, examples = draw_blanks(STORIES, number=3, shots=2, seed=0)
     system = FillSystem("two-shot, blank", "base", "blank", 2)
-    assert system.overflow(long_model, gaps, examples, room=8) == 0
+    assert system.overflow(long_model, blanks, examples, new_tokens=8) == 0
     prompts = PromptedInfiller(long_model, long_model.tokenizer, family="blank", examples=examples)
-    longest = max(len(long_model.tokenizer(prompts.prompt(gap.prefix, gap.suffix))["input_ids"]) for gap in gaps)
+    longest = max(
+        len(long_model.tokenizer(prompts.prompt(blank.prefix, blank.suffix))["input_ids"]) for blank in blanks
+    )
     long_model.config.max_position_embeddings = longest + 5  # with the BOS that the tokenizer sets
-    assert system.overflow(long_model, gaps, examples, room=5) == 0
-    assert system.overflow(long_model, gaps, examples, room=8) == 3
+    assert system.overflow(long_model, blanks, examples, new_tokens=5) == 0
+    assert system.overflow(long_model, blanks, examples, new_tokens=8) == 3

@@ -31,7 +31,7 @@ def models(tmp_path, tiny_model):
     """A base and two models that infill, with different weights."""
     tiny_model.config.max_position_embeddings = 2048  # prompts are long in bytes
     folders = {}
-    for name in ("base", "magnet", "other"):
+    for name in ("base", "MAGNET", "other"):
         tiny_model.model.norm.weight.data *= 1.5
         tiny_model.lm_head.weight.data.add_(0.1 * tiny_model.lm_head.weight.data.roll(len(folders), 0))
         folders[name] = str(tmp_path / name)
@@ -41,8 +41,8 @@ def models(tmp_path, tiny_model):
 
 def sample(models, data, output, *options):
     main([
-        "sample", "--base", models["base"], "--magnet", models["magnet"], "--more", f"other={models['other']}",
-        "--data", str(data), "--preset", "smoke", "--number", "5", "--shots", "1", "--max_new_tokens", "6",
+        "sample", "--model", *(f"{name}={path}" for name, path in models.items()),
+        "--data", str(data), "--preset", "smoke", "--limit", "5", "--shots", "1", "--max_new_tokens", "6",
         "--batch_size", "2", "--device", "cpu", "--output", str(output), "--systems", *SYSTEMS, *options,
     ])  # fmt: skip
     return json.loads((output / "key.json").read_text())
@@ -64,7 +64,7 @@ def test_from_stories_to_records_and_again(models, data, tmp_path, capsys):
     output, results = tmp_path / "out", tmp_path / "results"
     key = sample(models, data, output)
     assert list(key["systems"]) == list(SYSTEMS) == list(key["fills"])
-    assert key["systems"]["MAGNET"]["model"] == identify(models["magnet"])
+    assert key["systems"]["MAGNET"]["model"] == identify(models["MAGNET"])
     assert key["systems"]["zero-shot, blank"]["model"] == identify(models["base"])
     page = (output / "form.html").read_text()
     assert not any(name in page for name in ("MAGNET", "shot", "unidirectional", "other"))
@@ -89,13 +89,13 @@ def test_from_stories_to_records_and_again(models, data, tmp_path, capsys):
     assert magnet.metrics["kappa"] == pytest.approx(0)  # one of them always says yes
     shared = sum({"MAGNET", "other"} <= set(owner["systems"]) for owner in key["items"].values())
     assert (by_system["other"].metrics["appropriate"] == 0) == (shared == 0)
-    assert magnet.model == identify(models["magnet"]) and magnet.settings["stop_at_sentence_end"]
-    assert "Cohen's kappa over all items: 0." in capsys.readouterr().out
+    assert magnet.model == identify(models["MAGNET"]) and magnet.settings["stop_at_sentence_end"]
+    assert "pairs of annotators: 0." in capsys.readouterr().out
 
     assert main(ask) == records == RecordFile(results, "people").read()  # and nothing was appended
     main([*ask[:4], files[0], *ask[6:]])
     assert len(RecordFile(results, "people").read()) == 2 * len(SYSTEMS)
-    assert "one annotator, no agreement" in capsys.readouterr().out
+    assert "pairs of annotators: -" in capsys.readouterr().out
     with pytest.raises(ValueError, match="is of annotator 1, as is another file"):
         main([*ask[:4], files[0], files[0], *ask[6:]])
 
@@ -104,11 +104,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(models, data, tmp_path, monkeypa
     calls, dies_at = [], None
     fill = FillSystem.fill
 
-    def counted(self, model, gaps, **options):
+    def counted(self, model, blanks, **options):
         if len(calls) == dies_at:
             raise KeyboardInterrupt
-        calls.append((self.name, gaps[0], len(gaps)))
-        return fill(self, model, gaps, **options)
+        calls.append((self.name, blanks[0], len(blanks)))
+        return fill(self, model, blanks, **options)
 
     monkeypatch.setattr(FillSystem, "fill", counted)
     sample(models, data, tmp_path / "whole")
@@ -170,8 +170,8 @@ def test_real_models_fill_cased_stories(wiki_7m, tmp_path):
     if not (data / "stories").is_dir():
         pytest.skip("no stories at ../shared/data beside the repository")
     main([
-        "sample", "--base", str(wiki_7m), "--magnet", str(wiki_7m), "--data", str(data), "--corpus", "story_cloze",
-        "--preset", "smoke", "--number", "2", "--systems", "unidirectional", "two-shot, line_by_line", "MAGNET",
+        "sample", "--model", f"base={wiki_7m}", f"MAGNET={wiki_7m}", "--data", str(data), "--corpus", "story_cloze",
+        "--preset", "smoke", "--limit", "2", "--systems", "unidirectional", "two-shot, line_by_line", "MAGNET",
         "--output", str(tmp_path / "out"),
     ])  # fmt: skip
     key = json.loads((tmp_path / "out" / "key.json").read_text())

@@ -12,7 +12,7 @@ pytest.importorskip("sklearn", reason="an optional extra: pip install .[eval]")
 from scipy.stats import binom, binomtest
 
 from examples.evaluate.annotation_form import make_form
-from examples.evaluate.fill_systems import StoryGap
+from examples.evaluate.fill_systems import StoryBlank
 from examples.evaluate.human_scores import (
     agreement,
     answers_by_system,
@@ -83,13 +83,13 @@ def test_a_system_that_is_never_or_always_appropriate_has_an_interval_with_a_wid
 
 
 def test_figures_are_those_of_the_answers_unblinded():
-    gaps = [StoryGap(f"Story {n}.", "", " End.") for n in range(4)]
+    blanks = [StoryBlank(f"Story {n}.", "", " End.") for n in range(4)]
     fills = {
         "unidirectional": ["a", "b", "c", "same"],
         "MAGNET": ["d", "e", "f", "same"],
         "other": ["g", "h", "i", "j"],
     }
-    _, key = make_form(gaps, fills, annotators=2, seed=3)
+    _, key = make_form(blanks, fills, annotators=2, seed=3)
     key["systems"] = dict.fromkeys(fills, {})
     yes = {"1": {"a", "d", "e", "f", "same"}, "2": {"d", "e", "same", "g", "h"}}
     text = {item: fills[owner["systems"][0]][owner["story"]] for item, owner in key["items"].items()}

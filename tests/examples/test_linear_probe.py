@@ -54,14 +54,14 @@ def by_hand(states, labels, bounds, *, num_labels, settings, seed):
 def test_training_is_adam_written_out(steps):
     states, labels, bounds = make_words()
     settings = ProbeSettings(steps=steps, batch_size=4, learning_rate=0.02, dropout=0.0, decay_epochs=2)
-    told = {"num_labels": 3, "settings": settings, "seed": 5}
-    layer = train_probe(states, labels, bounds, **told)
-    weight, bias = by_hand(states, labels, bounds, **told)
+    given = {"num_labels": 3, "settings": settings, "seed": 5}
+    layer = train_probe(states, labels, bounds, **given)
+    weight, bias = by_hand(states, labels, bounds, **given)
     np.testing.assert_allclose(layer.weight.detach().numpy(), weight, atol=2e-4)
     np.testing.assert_allclose(layer.bias.detach().numpy(), bias, atol=2e-4)
 
 
-def test_what_can_be_told_apart_is():
+def test_what_can_be_separated_is():
     states, labels, bounds = make_words(400, noise=0.1)
     layer = train_probe(
         states, labels, bounds, num_labels=3, settings=ProbeSettings(steps=500, learning_rate=0.01), seed=0
@@ -69,7 +69,7 @@ def test_what_can_be_told_apart_is():
     np.testing.assert_array_equal(predict(layer, states), labels)
 
 
-def test_what_cannot_quite_is_told_apart_as_well_as_by_scikit_learn():
+def test_what_cannot_quite_is_separated_as_well_as_by_scikit_learn():
     states, labels, bounds = make_words(4000, hidden=5, noise=4.0)
     settings = ProbeSettings(steps=2000, learning_rate=0.005, dropout=0.0)
     bounds = np.array([*bounds[bounds < 2000], 2000])

@@ -112,11 +112,11 @@ def test_a_prompt_is_as_the_authors_of_mmlu_wrote_it(questions):
     group = load_group("mmlu_stem", questions)
     (task,) = (task for task in group.get_all_tasks() if task.task_name == "mmlu_abstract_algebra")
     example, question = questions["abstract_algebra"]["dev"][0], questions["abstract_algebra"]["test"][1]
-    told = "The following are multiple choice questions (with answers) about abstract algebra.\n\n"
+    prompt = "The following are multiple choice questions (with answers) about abstract algebra.\n\n"
     for row in (example, question):
-        told += row["question"].strip() + "".join(f"\n{x}. {c}" for x, c in zip("ABCD", row["choices"], strict=True))
-        told += f"\nAnswer: {'ABCD'[example['answer']]}\n\n" if row is example else "\nAnswer:"
-    assert prompts(task, 1)[4:8] == [(told, f" {letter}") for letter in "ABCD"]
+        prompt += row["question"].strip() + "".join(f"\n{x}. {c}" for x, c in zip("ABCD", row["choices"], strict=True))
+        prompt += f"\nAnswer: {'ABCD'[example['answer']]}\n\n" if row is example else "\nAnswer:"
+    assert prompts(task, 1)[4:8] == [(prompt, f" {letter}") for letter in "ABCD"]
 
 
 def test_the_groups_hold_each_subject_once():
@@ -310,20 +310,20 @@ def test_questions_that_cannot_be_had_are_on_record(tmp_path, saved, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "change, complaint",
+    "change",
     [
-        ({"subject": "cooking"}, "has the subject 'cooking', which is not one of lm-eval's 57"),
-        ({"choices": ["one", "two", "three"]}, "expected 4 strings"),
-        ({"choices": [1, 2, 3, 4]}, "expected 4 strings"),
-        ({"answer": 4}, "has the answer 4; expected an index from 0 to 3"),
-        ({"answer": "A"}, "has the answer 'A'"),
-        ({"question": None}, "has the question None"),
+        {"subject": "cooking"},
+        {"choices": ["one", "two", "three"]},
+        {"choices": [1, 2, 3, 4]},
+        {"choices": "ABCD"},
+        {"answer": 4},
+        {"answer": "A"},
+        {"question": None},
     ],
 )
-def test_a_line_that_is_no_question_is_named(tmp_path, change, complaint):
+def test_a_line_that_is_not_a_question_is_named(tmp_path, change):
     rows = make_rows(count=lambda place: 5)
     write(tmp_path / "mmlu_dev.jsonl", rows)
     write(tmp_path / "mmlu_test.jsonl.gz", [rows[0], rows[1] | change, *rows[2:]])
-    with pytest.raises(ValueError, match=r"Line 2 of .*mmlu_test.jsonl.gz' has") as raised:
+    with pytest.raises(ValueError, match=r"Line 2 of .*mmlu_test.jsonl.gz' is"):
         read_questions(tmp_path)
-    assert complaint in str(raised.value)

@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import BertConfig, LlamaForCausalLM
 
-from examples.evaluate.driver import make_parser, parse
+from examples.evaluate.options import make_parser, parse
 from examples.evaluate.reading_options import add_reading_options, by_reading, default_reading, prompt_of
 from modeling_magnet.tokenization_magnet import PAPER_PROMPTS
 

@@ -1,23 +1,16 @@
 """Repetition of continuations that are known word by word, from the command line to the records."""
 
 import pytest
-import torch
 
 from examples.evaluate import repetition
 from examples.evaluate.records import RecordFile
-from trainer.metrics import repetition_n, repetition_sentences
 
-from .tiny_readers import save_bert, save_chain, write_corpora
+from .tiny_readers import save_chain, write_corpora
 
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
     return save_chain(tmp_path_factory.mktemp("models") / "chain")
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory):
-    return save_bert(tmp_path_factory.mktemp("models") / "bert")
 
 
 @pytest.fixture
@@ -55,7 +48,7 @@ def test_beginnings_are_drawn_by_the_seed_and_kept_in_order():
 
 
 def test_a_chain_of_words_repeats_as_counted_by_hand(chain, common, tmp_path, capsys):
-    given = ["--model", f"base={chain}", "--limit", "5", "--new_tokens", "12", *common]
+    given = ["--model", f"base={chain}", "--limit", "5", "--max_new_tokens", "12", *common]
     wikitext, stories = repetition.main(given)
     # Of "b c d.", "a b c d.", "a b c d." and "a" one sentence repeats another; of 9 4-grams 4 differ.
     assert wikitext.samples == [{"prefix": "a b c d. a", "continuation": " b c d. a b c d. a b c d. a"}]
@@ -77,50 +70,8 @@ def test_a_chain_of_words_repeats_as_counted_by_hand(chain, common, tmp_path, ca
     assert "repetition: OK (1 models, 2 cells each" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("reading", ["masked", "appended_masks"])
-def test_models_that_fill_masks_are_measured_too(reading, chain, bert, common):
-    model = bert if reading == "masked" else chain
-    records = repetition.main(
-        ["--model", f"m={model}", "--preset", "smoke", "--new_tokens", "9", *common, "--reading", reading]
-    )
-    for record in records:
-        assert record.settings["reading"] == reading and record.settings["limit"] == 16
-        texts = [sample["continuation"] for sample in record.samples]
-        assert len(texts) == record.counts["texts"] and record.counts["tokens"] > 0
-        assert record.metrics["rep_sen"] == repetition_sentences(texts)
-        assert record.metrics["rep_4"] == repetition_n(texts, n=4)
-
-
-def test_weights_are_held_in_the_dtype_that_is_named(chain, bert, common):
-    for model, reading in ((chain, "causal"), (bert, "masked")):
-        args = repetition.parse(
-            _parser(), ["--model", str(model), "--dtype", "bfloat16", "--reading", reading, *common]
-        )
-        opened, tokenizer = repetition.open_reader(str(model), args)
-        assert (opened.dtype, opened.training) == (torch.bfloat16, False)
-        assert tokenizer("a")["input_ids"][:1] == [1]
-
-
-def _parser():
-    parser = repetition.make_parser("A driver.", smoke={}, paper={})
-    parser.add_argument("--reading")
-    return parser
-
-
 def test_texts_of_the_hub_that_cannot_be_had_are_on_record_as_such(chain, tmp_path):
-    records = repetition.main(
-        [
-            "--model",
-            str(chain),
-            "--preset",
-            "smoke",
-            "--new_tokens",
-            "9",
-            "--results",
-            str(tmp_path),
-            "--device",
-            "cpu",
-        ]
-    )
+    arguments = ["--model", str(chain), "--preset", "smoke", "--max_new_tokens", "9", "--device", "cpu"]
+    records = repetition.main([*arguments, "--results", str(tmp_path)])
     assert [record.unit for record in records] == ["WikiText", "ROCStories"]
     assert all(record.unavailable and not record.metrics for record in records)

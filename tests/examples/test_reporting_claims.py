@@ -29,7 +29,7 @@ def words(magnet, recipe):
     ]
 
 
-def test_all_claims_hold_where_all_comparisons_speak_for_them():
+def test_all_claims_hold_where_all_comparisons_count_for_them():
     found = claims(whole_study())
     assert {name: claim.verdict for name, claim in found.items()} == {
         "Representations": "holds",
@@ -41,7 +41,7 @@ def test_all_claims_hold_where_all_comparisons_speak_for_them():
     assert finding(found["Knowledge"], "MMLU").warnings == (ONE_RUN,)
 
 
-def test_nothing_on_record_is_not_measured():
+def test_claims_without_records_are_not_measured():
     found = claims([make_record("long_fills", "A", "at once", metrics={"rep_4": 0.1})])
     assert {claim.verdict for claim in found.values()} == {"not measured"}
 
@@ -77,19 +77,6 @@ def test_sentences_are_compared_over_the_sets_that_both_have():
     found = finding(claims(records)["Representations"], "sts")
     assert found.numbers.startswith("mean over SICK-R, STS12, STS13, STS14, STS15, STSBenchmark: ")
     assert found.outcome == "for" and "MAGNET 41.0833" in found.numbers  # 38.25 and the mean of 0, 1, 2, 3, 5, 6
-
-
-def test_where_a_claim_does_not_hold_the_trend_is_told():
-    worse = [record for record in whole_study() if record.table == "infilling" and record.system == "base"]
-    for unit in ("ROCStories", "WikiText"):
-        for step, value in ((None, 400.0), (10, 390.0), (20, 395.0)):
-            settings = {"reading": "infill"}
-            worse += replicas("infilling", "MAGNET", unit, "perplexity", [value], step=step, settings=settings)
-    claim = claims(worse)["Infilling"]
-    assert claim.verdict == "does not hold"
-    assert "MAGNET, WikiText, perplexity: step 10: 390.0000, step 20: 395.0000" in claim.findings[-1].trend
-    flat = [record for record in worse if record.step is None]
-    assert claims(flat)["Infilling"].findings[0].trend == ("no records over training steps",)
 
 
 def test_repetition_is_set_against_recipe_base_and_steps():
@@ -143,9 +130,6 @@ def test_knowledge_is_kept_within_what_the_paper_lost():
     assert judged(45.0, 42.0).outcome == "against"
     assert judged(45.0, 43.5).outcome == "within the spread"  # 0.1 off, two errors are 0.28
     assert judged(45.0, 42.0, stderr=3.0).outcome == "within the spread"
-    error = (0.1**2 + 0.1**2) ** 0.5
-    interval = f"difference -1.00, 95 % interval {-1 - 1.96 * error:.2f} to {-1 + 1.96 * error:.2f}"
-    assert interval in judged(45.0, 44.0).numbers
     chance = judged(25.1, 25.0)
     assert chance.outcome == "not measured" and "not above chance" in chance.warnings[-1]
 
@@ -154,7 +138,7 @@ def test_settings_that_differ_weaken_a_comparison():
     records = words([80.0], [79.0])
     records[0].settings["preset"] = "smoke"
     claim = claims(records)["Representations"]
-    assert any("Mixed presets" in warning for warning in claim.findings[0].warnings)
+    assert any("preset (paper: " in warning for warning in claim.findings[0].warnings)
     assert TRIAL in claim.findings[0].warnings and TRIAL not in claim.findings[1].warnings
 
 

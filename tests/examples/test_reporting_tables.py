@@ -1,4 +1,4 @@
-"""Cells and tables of the report: mean and spread by hand, quoted and measured apart, what differs is told."""
+"""Cells and tables of the report: mean and spread by hand, quoted and measured apart, what differs is reported."""
 
 import math
 
@@ -35,7 +35,6 @@ def test_mean_and_spread_are_over_replicas_and_seeds_and_the_error_over_training
 def test_replicas_of_the_same_weights_are_one_training():
     records = replicas("words", "MAGNET", "ner", "accuracy", [90.0, 91.0], weights="same")
     assert Cells(records).value("words", "MAGNET", "ner", "accuracy").run_error is None
-    assert any("Replicas 0, 1 of MAGNET have the same weights" in text for text in table(records, "words").warnings)
 
 
 def test_the_newest_record_of_a_cell_counts_and_readings_are_rows(tmp_path):
@@ -52,7 +51,7 @@ def test_the_newest_record_of_a_cell_counts_and_readings_are_rows(tmp_path):
         settings={"reading": "infill", "suffix": "other"},
     )
     results = read_results(write(tmp_path, [old, left, new, both, control]))
-    assert (results.read, len(results.records)) == (5, 4)
+    assert len(results.records) == 4
     cells = Cells(results.records)
     found = {name: cells.value("infilling", name, "WikiText", "perplexity").mean for name in cells.rows("infilling")}
     assert found == {"base": 8.0, "MAGNET, left": 5.0, "MAGNET, infill": 4.0, "MAGNET, other suffix": 6.0}
@@ -80,9 +79,6 @@ def test_quoted_and_measured_never_share_a_row():
     ner = Column("ner", "accuracy", "words")
     assert row(built, "MAGNET").values[ner].mean == 75.0
     assert row(built, "MAGNET", QUOTED).values[ner] == 98.31
-    assert row(built, "tiny-bert").is_peer and row(built, "BERT-Large", QUOTED).is_peer
-    assert not row(built, "MAGNET").is_peer and not row(built, "LLaMA-2-7B", QUOTED).is_peer
-    assert [one.name for one in built.rows][:4] == ["base, causal", "MNTP", "MAGNET", "LLM2Vec recipe"]
     assert row(built, "tiny-bert").missing[ner] == "no CoNLL-2003 <here>"
 
 
@@ -90,7 +86,6 @@ def test_differences_and_gains_are_those_by_hand():
     built = table(whole_study(), "words")
     (one,) = (c for c in built.comparisons if (c.ours, c.column.unit) == ("LLM2Vec recipe", "pos"))
     assert one.theirs == "LLM2Vec"
-    assert one.difference == pytest.approx(82.0 - 90.53)
     assert one.paper_gain == pytest.approx(90.53 - 91.53)
     assert one.gain == pytest.approx(82.0 - 80.0)
     assert {c.ours for c in built.comparisons} == {"base, causal", "LLM2Vec recipe", "MNTP", "MAGNET"}
@@ -121,28 +116,27 @@ def test_the_ablation_takes_its_figures_from_words_and_sts():
     assert all(c.paper_gain is None and c.gain is None for c in built.comparisons)
 
 
-def test_different_settings_and_mixed_presets_are_told_and_readings_are_not():
+def test_different_settings_of_a_unit_are_reported_and_readings_are_not():
     units = [("MAGNET", {"prompt": "a", "reading": "magnet"}), ("Echo", {"prompt": "b", "reading": "echo"})]
     records = [make_record("sts", s, "STS12", metrics={"spearman": 1.0}, settings=settings) for s, settings in units]
-    (warning,) = table(records, "sts").warnings
-    assert warning == "The rows have different settings: prompt (a: MAGNET; b: Echo)."
-    smoke = make_record("sts", "Echo", "STS13", metrics={"spearman": 1.0}, settings={"preset": "smoke", "prompt": "b"})
-    assert table([records[0], smoke], "sts").warnings == ["Mixed presets (paper: MAGNET; smoke: Echo)."]
+    built = table(records, "sts")
+    assert built.warnings == ["The rows have different settings: prompt (a: MAGNET; b: Echo)."]
+    assert "prompt: a (MAGNET on STS12); b (Echo on STS12)" in built.settings and "preset: paper" in built.settings
     assert table(records[:1], "sts").warnings == []
-    assert "prompt: a" in table(records[:1], "sts").settings
+    smoke = make_record("sts", "Echo", "STS13", metrics={"spearman": 1.0}, settings={"prompt": "b"})
+    assert table([records[0], smoke], "sts").warnings == []  # of another unit
+    logs = [make_record("curves", s, "training", metrics={"loss": 1.0}, settings={"log": s}) for s in "AB"]
+    assert table(logs, "curves").warnings == []
 
 
-def test_many_rows_are_counted_in_the_note_and_named_in_the_list():
+def test_many_rows_and_long_values_are_shortened_in_the_warning():
     long = "Instruct: embed this sentence, whatever it may say"
     settings = [("A", "b"), ("B", "b"), ("C, left", "b"), ("D", long)]
     records = [make_record("sts", s, "STS12", metrics={"spearman": 1.0}, settings={"prompt": p}) for s, p in settings]
-    built = table(records, "sts")
-    assert built.warnings == [f"The rows have different settings: prompt (“{long[:39]}…”: D; b: 3 rows)."]
-    assert built.differences == [f"prompt “{long}”: D", "prompt b: A; B; C, left"]
+    warning = f"The rows have different settings: prompt ({long[:39]}…: D; b: 3 rows)."
+    assert table(records, "sts").warnings == [warning]
     many = [make_record("sts", s, "STS12", metrics={"spearman": 1.0}, settings={"prompt": s}) for s in "ABCDE"]
     assert table(many, "sts").warnings == ["The rows have different settings: prompt (5 values)."]
-    logs = [make_record("curves", s, "training", metrics={"loss": 1.0}, settings={"log": s}) for s in "AB"]
-    assert table(logs, "curves").warnings == []
 
 
 def test_counts_say_where_rows_differ():
@@ -152,7 +146,7 @@ def test_counts_say_where_rows_differ():
     assert table(records, "sts").counts == ["STS12: pairs 5 to 9, differing by row"]
 
 
-def test_what_a_replica_could_not_have_is_told_beside_the_mean():
+def test_what_one_replica_lacks_is_reported_beside_the_mean():
     records = [
         *replicas("words", "MAGNET", "ner", "accuracy", [90.0]),
         make_record("words", "MAGNET", "ner", replica=1, unavailable="disk full"),

@@ -1,4 +1,4 @@
-"""The study: a plan that is checked whole, trainings that go on, the commands of the drivers, mixtures of texts."""
+"""The study: a plan that is checked whole, trainings that go on, the commands of the drivers."""
 
 import fcntl
 import importlib
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from examples.evaluate import mixture, study
+from examples.evaluate import study
 from examples.evaluate.study_plan import read_plan
 
 from ..conftest import REPOSITORY
@@ -24,7 +24,6 @@ def write_plan(folder, **changes):
         "title": "A trial",
         "base": str(folder / "base"),
         "data": str(folder),
-        "corpora": {},
         "training": {"loss_phases": ["4:1,0,1"], "save_steps": 2, "learning_rate": 0.001},
         "runs": {
             "first": {"replicas": 2},
@@ -61,7 +60,7 @@ def test_every_system_of_the_committed_plan_has_the_same_steps_texts_and_adapter
     assert full == {900}
     assert steps("SSCL") == 170, "as many updates with pairs as MAGNET has"
     for name in ("train_texts", "lora_r", "lora_alpha", "learning_rate", "contrastive_batch_size", "max_length"):
-        values = {json.dumps(run.arguments[name]) for run in runs.values() if run.name != "MAGNET, mixture"}
+        values = {json.dumps(run.arguments[name]) for run in runs.values()}
         assert len(values) == 1, name
 
 
@@ -88,7 +87,7 @@ def test_a_call_asks_about_all_replicas_or_so_many(tmp_path):
     assert asked == ["0", "1", "0"]
 
 
-def test_all_that_is_wrong_with_a_plan_is_told_at_once(tmp_path):
+def test_all_that_is_wrong_with_a_plan_is_reported_at_once(tmp_path):
     path = write_plan(
         tmp_path,
         runs={"first": {"base": "later"}, "later": {}},
@@ -115,20 +114,18 @@ def test_a_plan_can_be_narrowed_to_some_runs_and_what_they_start_from(tmp_path):
     whole = read_plan(PLAN, preset="paper", output=tmp_path)
     some = whole.narrowed(["LLM2Vec recipe"])
     assert {run.name for run in some.runs} == {"LLM2Vec recipe", "LLM2Vec, first stage"}
-    assert some.corpora == () and len(whole.corpora) == 1
     asked = {run for call in some.calls for run in call.systems.values()}
     assert asked == {"base", "LLM2Vec recipe", "LLM2Vec, first stage"}
     assert all(call.systems for call in some.calls)
-    assert whole.narrowed(["MAGNET, mixture"]).corpora == whole.corpora
     with pytest.raises(ValueError, match=r"no run \['Magnet'\]; choose from \['LLM2Vec recipe'"):
         whole.narrowed(["Magnet"])
 
 
 def test_the_base_may_be_another_in_commands_and_their_arguments(tmp_path):
     plan = replace(read_plan(PLAN, preset="paper", output=tmp_path), base="other").narrowed(["MNTP", "SSCL"])
-    commands = [told for _, told in study.driver_commands(plan, results=tmp_path)]
-    assert any("base=other" in told for told in commands)
-    assert not any("wiki-7m" in part or "{base}" in part for told in commands for part in told)
+    commands = [arguments for _, arguments in study.driver_commands(plan, results=tmp_path)]
+    assert any("base=other" in arguments for arguments in commands)
+    assert not any("wiki-7m" in part or "{base}" in part for arguments in commands for part in arguments)
     assert "--model_name_or_path=other" in study.training_command(plan, plan.runs[0])
 
 
@@ -136,8 +133,8 @@ def test_the_base_may_be_another_in_commands_and_their_arguments(tmp_path):
 def tiny_plan(tmp_path, tiny_tokenizer):
     """A plan whose runs really train, in seconds."""
     base = save_plain_llama(tmp_path / "base", tiny_tokenizer)
-    told = [option.removeprefix("--") for option in tiny_options(tmp_path, model=base) if "=" in option]
-    options = {"use_cpu": True, **dict(option.split("=", 1) for option in told)}
+    given = [option.removeprefix("--") for option in tiny_options(tmp_path, model=base) if "=" in option]
+    options = {"use_cpu": True, **dict(option.split("=", 1) for option in given)}
     for name in ("model_name_or_path", "output_dir", "loss_phases", "save_steps"):
         options.pop(name, None)
     return write_plan(
@@ -152,7 +149,7 @@ def tiny_plan(tmp_path, tiny_tokenizer):
 
 
 @pytest.mark.nightly
-def test_runs_are_trained_behind_their_base_and_not_twice(tmp_path, tiny_plan, capsys):
+def test_runs_are_trained_after_their_base_and_not_twice(tmp_path, tiny_plan, capsys):
     output = tmp_path / "out"
     study.main([str(tiny_plan), "--output", str(output), "--only", "train", "--jobs", "2"])
     first, second = (output / "runs" / name for name in ("first-0", "second-0"))
@@ -163,7 +160,7 @@ def test_runs_are_trained_behind_their_base_and_not_twice(tmp_path, tiny_plan, c
     assert "2 of 2 runs are finished" in capsys.readouterr().out
     assert (second / "adapt.json").read_bytes() == before
 
-    # Killed behind its first checkpoint: it goes on there; at its first checkpoint: it begins anew.
+    # Killed after its first checkpoint: it goes on there; at its first checkpoint: it begins anew.
     plan = read_plan(tiny_plan, preset="paper", output=output)
     (second / "adapt.json").unlink()
     assert "--resume_from_checkpoint=true" in study.training_command(plan, plan.runs[1])
@@ -197,9 +194,9 @@ def test_a_slice_of_the_study_from_nothing_to_the_page(tmp_path, tiny_plan, caps
         "clustering": ["--tasks", "TwentyNewsgroupsClustering", "--subset_size", "60"],
         "infilling_perplexity": ["--limit", "4"],
         "text_perplexity": ["--limit", "2", "--max_length", "128"],
-        "repetition": ["--limit", "2", "--new_tokens", "8"],
+        "repetition": ["--limit", "2", "--max_new_tokens", "8"],
         "mmlu": ["--limit", "1"],
-        "side_by_side": ["--number", "1", "--new_tokens", "8", "--shots", "0"],
+        "side_by_side": ["--limit", "1", "--continuation_tokens", "8", "--shots", "0"],
     }
     calls = [
         {
@@ -248,7 +245,7 @@ def test_a_slice_of_the_study_from_nothing_to_the_page(tmp_path, tiny_plan, caps
 
 
 @pytest.mark.nightly
-def test_a_failed_run_is_told_with_its_log(tmp_path, capsys):
+def test_a_failed_run_is_reported_with_its_log(tmp_path, capsys):
     plan = write_plan(tmp_path, runs={"first": {}})
     with pytest.raises(ChildProcessError, match=r"Did not finish: first \(.*first-0\.log\)"):
         study.main([str(plan), "--output", str(tmp_path / "out"), "--only", "train"])
@@ -273,7 +270,7 @@ def test_a_training_that_outlived_a_killed_study_is_waited_for(tmp_path):
     assert statuses == [0]
 
 
-def test_runs_that_have_not_finished_are_left_out_and_told(tmp_path, monkeypatch, capsys):
+def test_runs_that_have_not_finished_are_left_out_and_reported(tmp_path, monkeypatch, capsys):
     calls = [{"driver": "mmlu", "systems": ["b=base", "f=first", "s=second one", "a=first@adapter"]}]
     plan = read_plan(write_plan(tmp_path, calls=calls), preset="smoke", output=tmp_path / "out")
     first = plan.runs[0].folder
@@ -287,34 +284,3 @@ def test_runs_that_have_not_finished_are_left_out_and_told(tmp_path, monkeypatch
     (first / "adapt.json").write_text("{}")
     with pytest.raises(ValueError, match="first-0' has no checkpoint, so no adapter"):
         study.evaluate(plan, results=tmp_path)
-
-
-# ---- mixtures ----
-
-
-def test_a_mixture_has_its_shares_and_says_what_is_too_small(tmp_path, capsys):
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"{n} " + "a" * 5000}) + "\n" for n in range(30)))
-    (tmp_path / "b.txt").write_text("".join(f"{n} " + "b" * 98 + "\n<|endoftext|>\n" for n in range(500)))
-    (tmp_path / "c.tsv").write_text("title\tabstract\n" + "x\t" + "c" * 300 + "\n")
-    output = tmp_path / "out" / "mixture.jsonl"
-    sources = [f"2:{tmp_path}/a.jsonl", f"1:{tmp_path}/b.txt", f"1:{tmp_path}/c.tsv:abstract"]
-    written = mixture.main(["--texts", *sources, "--characters", "100000", "--output", str(output)])
-    rows = [json.loads(line)["text"] for line in output.read_text().splitlines()]
-    shares = {letter: sum(len(row) for row in rows if row[-1] == letter) for letter in "abc"}
-    assert list(written.values()) == list(shares.values())
-    assert 50_000 <= shares["a"] < 56_000 and 25_000 <= shares["b"] < 30_000 and shares["c"] == 300
-    assert "c.tsv: 300 characters, all there is; 25,000 were asked for" in capsys.readouterr().out
-    assert all(len(row) >= mixture.ROW_CHARACTERS for row in rows if row[-1] != "c")
-    assert not any("endoftext" in row for row in rows)
-    assert [row[-1] for row in rows] != sorted(row[-1] for row in rows), "the sources are shuffled"
-    assert len(set(rows)) == len(rows)
-
-    again = tmp_path / "again.jsonl"
-    mixture.main(["--texts", *sources, "--characters", "100000", "--output", str(again)])
-    assert again.read_bytes() == output.read_bytes()
-
-
-@pytest.mark.parametrize("source", ["file.txt", "x:file.txt", "0:file.txt", "1:"])
-def test_a_source_that_is_not_written_so_is_refused(tmp_path, source):
-    with pytest.raises(ValueError, match="expected SHARE:FILE"):
-        mixture.main(["--texts", source, "--output", str(tmp_path / "out.jsonl")])

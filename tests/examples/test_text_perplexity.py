@@ -51,15 +51,12 @@ def test_figures_are_those_of_the_stock_llama(tmp_path, saved, tiny_model, capsy
     assert "perplexity: OK (1 models, 2 cells each" in capsys.readouterr().out
 
 
-def test_windows_are_the_context_unless_told(tmp_path, saved):
+def test_windows_are_the_context_by_default(tmp_path, saved):
     write_wikitext(tmp_path)
     options = ["--results", str(tmp_path / "results"), "--device", "cpu", "--data", str(tmp_path)]
     (record,) = main(["--model", f"m={saved}", *options])
     assert record.counts["window"] == 256
     assert record.settings["window"] == "the model's context"
-    (tokenised,) = main(["--model", f"m={saved}", *options, "--tokenised"])
-    assert record.settings["text"].startswith("detokenised") and tokenised.settings["text"] == "tokenised"
-    assert tokenised.counts["tokens"] > record.counts["tokens"], "marks that stand apart"
     (first,) = main(["--model", f"m={saved}", *options, "--limit", "1"])
     assert first.counts == {"texts": 1, "windows": 1, "window": 256, "tokens": 255}
 

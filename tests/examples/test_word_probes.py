@@ -97,8 +97,8 @@ def test_a_broken_off_run_goes_on_to_the_figures_of_a_whole_one(command, opening
 
 
 def test_readings_are_other_questions_and_differ(command, openings):
-    told = [*command, "--shift", "next", "--steps", "40"]
-    found = {reading: word_probes.main([*told, "--reading", reading]) for reading in ("bidirectional", "causal")}
+    given = [*command, "--shift", "next", "--steps", "40"]
+    found = {reading: word_probes.main([*given, "--reading", reading]) for reading in ("bidirectional", "causal")}
     assert openings == ["bidirectional", "causal"]
     for one, other in zip(*found.values(), strict=True):
         assert one.question != other.question and one.place == other.place

@@ -146,9 +146,9 @@ def _read_recipe(file: Path) -> None:
 
 def _read_plan(file: Path) -> None:
     plan = read_plan(file, preset="paper", output=file.parent / "out")
-    for place in (*(run.folder for run in plan.runs), *(corpus.file for corpus in plan.corpora)):
-        inside = (file.parent / "out") in Path(os.path.normpath(place)).parents
-        check(inside, f"{str(place)!r} is outside the study's folder")
+    for run in plan.runs:
+        inside = (file.parent / "out") in Path(os.path.normpath(run.folder)).parents
+        check(inside, f"{str(run.folder)!r} is outside the study's folder")
 
 
 _PLAN = json.loads((REPOSITORY / "examples/evaluate/study_wiki7m.json").read_text(encoding="utf-8"))

@@ -1,18 +1,17 @@
-"""The blocks of a report, before they are rendered as Markdown or HTML."""
+"""The blocks of a page, before they are rendered as Markdown or HTML."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from examples.evaluate.reporting.plots import Picture
-
-# Lone surrogates cannot be written; control characters and marks that turn text around must not reach a page.
+# Lone surrogates cannot be written; control characters and marks that reverse the direction of text could disguise
+# what a page says.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Heading:
-    """Level 2 opens a section and is listed in the table of contents."""
+    """A heading; those of level 2 are listed in the table of contents."""
 
     level: int
     text: str
@@ -20,7 +19,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; a warning is marked."""
+    """A paragraph."""
 
     text: str
     is_warning: bool = False
@@ -36,80 +35,57 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: heads, rows of as many cells, and of each row a kind that tells its look."""
+    """A table; quoted rows look different from measured ones."""
 
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
-    kinds: Sequence[str] = ()
+    quoted: Sequence[bool] = ()
 
 
 @dataclass(frozen=True)
 class Details:
-    """What is folded under a line until a reader opens it."""
+    """Blocks that are folded under a line until a reader opens it."""
 
     head: str
     blocks: Sequence[Text | Bullets | Grid]
 
 
 @dataclass(frozen=True)
-class Link:
-    """A line that leads to a section of the page, by its heading."""
-
-    text: str
-    section: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A question with its verdict."""
-
-    question: str
-    verdict: str
-
-
-@dataclass(frozen=True)
-class Story:
-    """One beginning and end, and what each system wrote between or after them."""
-
-    title: str
-    prefix: str
-    suffix: str
-    writings: Sequence[tuple[str, str]]
-
-    def around(self, text: str) -> tuple[str, str, str]:
-        """Return beginning, text and end, with spaces between them where they have none."""
-        before = f"{self.prefix} " if self.prefix and not self.prefix[-1].isspace() else self.prefix
-        behind = f" {self.suffix}" if self.suffix and not self.suffix[0].isspace() else self.suffix
-        return before, text.strip(), behind
-
-
-@dataclass(frozen=True)
 class Notes:
-    """Markdown of those who ran it; a page that is not Markdown shows it as it was written."""
+    """Markdown of those who ran the study; the HTML page shows its source."""
 
     markdown: str
 
 
-Block = Heading | Text | Bullets | Grid | Details | Link | Answer | Story | Notes | Picture
+@dataclass(frozen=True)
+class Picture:
+    """A figure as SVG."""
+
+    name: str
+    caption: str
+    svg: bytes
+
+
+Block = Heading | Text | Bullets | Grid | Details | Notes | Picture
 
 
 @dataclass(frozen=True)
 class Page:
-    """A title and what is below it."""
+    """A title, the blocks of the first screen, and the sections after the table of contents."""
 
     title: str
-    blocks: Sequence[Block]
+    opening: Sequence[Block]
+    sections: Sequence[Block]
 
     @property
-    def sections(self) -> list[str]:
-        """The headings of its table of contents."""
-        return [block.text for block in self.blocks if isinstance(block, Heading) and block.level == 2]
+    def contents(self) -> list[str]:
+        """The headings of the table of contents."""
+        return [block.text for block in self.sections if isinstance(block, Heading) and block.level == 2]
 
     @property
-    def opening(self) -> int:
-        """How many blocks come before the first section; the table of contents follows them."""
-        places = [place for place, block in enumerate(self.blocks) if isinstance(block, Heading) and block.level == 2]
-        return places[0] if places else len(self.blocks)
+    def pictures(self) -> list[Picture]:
+        """All figures."""
+        return [block for block in self.sections if isinstance(block, Picture)]
 
 
 def clean(text: str) -> str:
@@ -127,7 +103,4 @@ def anchor(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-__all__ = [
-    "Answer", "Block", "Bullets", "Details", "Grid", "Heading", "Link", "Notes", "Page", "Story", "Text",
-    "anchor", "clean",
-]  # fmt: skip
+__all__ = ["Block", "Bullets", "Details", "Grid", "Heading", "Notes", "Page", "Picture", "Text", "anchor", "clean"]

@@ -1,10 +1,11 @@
-"""The figures of the report, as SVG: bars of tables, and curves over training steps with error bars over replicas."""
+"""The figures of the page, as SVG: bars of tables, and curves over training steps with error bars over replicas."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 try:
     import matplotlib
@@ -12,15 +13,15 @@ try:
     from matplotlib.figure import Figure
 except ImportError:  # the scripts say what to install; their `--help` works without it
     pass
-from typing import Any
 
+from examples.evaluate.reporting.blocks import Picture
 from examples.evaluate.reporting.cells import Cells, Value
 from examples.evaluate.reporting.tables import MEASURED, Row, Table
 
-# The same bytes from the same records, and no formulas in names.
+# The salt gives the same bytes from the same records; a dollar sign in a name is not a formula.
 STYLE: Any = {"svg.hashsalt": "magnet", "text.parse_math": False, "font.size": 9}
-# A system has one colour in all figures; how it was read or trained besides is told by the line. Okabe and Ito's
-# colours, told apart with any kind of sight, and for the last two Tol's; yellow is too light for lines.
+# A system has one colour in all figures; its reading is shown by the line. Okabe and Ito's colours, which can be told
+# apart with any colour vision, without yellow, which is too light for lines; the last two are Tol's.
 COLORS = {
     "base": "#000000",
     "MAGNET": "#0072b2",
@@ -32,41 +33,14 @@ COLORS = {
     "SSCL + MSG": "#882255",
     "Echo": "#999933",
 }
-MARKERS = "xos^vDPX*"
-PEER_COLOR = "0.45"
-STYLES = {"": "-", "infill": "-", "left": ":", "mixture": "-.", "causal": ":"}
-QUOTED_COLOR = "0.8"
-
-
-def look_of(name: str) -> tuple[str, str, str]:
-    """Return colour, line and marker of a row."""
-    system, _, rest = name.partition(", ")
-    marker = MARKERS[list(COLORS).index(system)] if system in COLORS else "."
-    return COLORS.get(system, PEER_COLOR), STYLES.get(rest, "--"), marker
-
-
-def short(name: str) -> str:
-    """Return a name as a figure has room for it."""
-    name = "".join(character if character.isprintable() else "?" for character in name)
-    return name if len(name) <= 32 else f"{name[:31]}…"
-
-
+OTHER_COLOR, QUOTED_COLOR = "0.45", "0.8"
+LINES = {"": "-", "infill": "-", "left": ":", "causal": ":"}
 BAR_COLUMNS = 4
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A figure of the page."""
-
-    name: str
-    caption: str
-    alternative: str
-    svg: bytes
-
-
-@dataclass(frozen=True)
 class Panel:
-    """One pair of axes of curves."""
+    """One pair of axes of curves; `level` is the figure of the base, which was not trained."""
 
     title: str
     label: str
@@ -75,11 +49,13 @@ class Panel:
 
 
 def draw_bars(table: Table) -> Picture | None:
-    """Return one panel for each column, one bar for each row; the paper's bars are grey and hatched."""
-    measured = [row for row in table.rows if row.origin == MEASURED]
-    columns = [column for column in table.columns if any(column in row.values for row in measured)]
-    quoted = {column for row in table.rows if row.origin != MEASURED for column in row.values}
-    columns = [column for column in columns if column in quoted]
+    """Draw one panel for each column that has figures of ours and of the paper, one bar for each row."""
+    assert table.paper is not None
+    measured, quoted = (
+        {column for row in table.rows if (row.origin == MEASURED) is is_ours for column in row.values}
+        for is_ours in (True, False)
+    )
+    columns = [column for column in table.columns if column in measured & quoted]
     if not columns:
         return None
     rows = [row for row in table.rows if any(column in row.values for column in columns)]
@@ -87,52 +63,48 @@ def draw_bars(table: Table) -> Picture | None:
     across = -(-len(columns) // down)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.5 + 2.4 * across, down * (1.0 + 0.26 * len(rows))))
-        panels = figure.subplots(down, across, squeeze=False, sharey=True)
-        for axes, column in zip(panels.flat, columns, strict=False):
+        panels = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
+        for axes, column in zip(panels, columns, strict=False):
             _draw_bars(axes, rows, [row.values.get(column) for row in rows], digits=table.digits)
             axes.set_title(column.title)
-        for axes in list(panels.flat)[len(columns) :]:
+        for axes in panels[len(columns) :]:
             axes.set_visible(False)
-        figure.supxlabel(table.unit, fontsize=9)
+        figure.supxlabel(table.paper.unit, fontsize=9)
         svg = _save(figure)
-    direction = "higher is better" if table.higher_is_better else "lower is better"
-    caption = (
-        f"{table.title}: {table.unit}, {direction}. In colour measured here; grey, hatched and with a star quoted."
-    )
-    return Picture(
-        f"{table.name}_bars", caption, f"Bars of the table {table.title}; its figures are in the table.", svg
-    )
+    direction = "higher is better" if table.paper.higher_is_better else "lower is better"
+    caption = f"{table.title}: {table.paper.unit}, {direction}. In colour measured here; grey and with a star quoted."
+    return Picture(f"{table.name}_bars", caption, svg)
 
 
 def draw_curves(name: str, caption: str, panels: Sequence[Panel]) -> Picture | None:
-    """Draw curves over training steps, named beside their ends."""
-    panels = [panel for panel in panels if any(len(curve) > 1 for curve in panel.curves.values())]
+    """Draw curves over training steps, with one legend for all panels."""
+    panels = [panel for panel in panels if panel.curves]
     if not panels:
         return None
     across = min(2, len(panels))
     down = -(-len(panels) // across)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.5 * across, 3.2 * down))
+        figure = Figure(figsize=(2 + 4.5 * across, 3.2 * down), layout="constrained")
         grid = list(figure.subplots(down, across, squeeze=False).flat)
         for axes, panel in zip(grid, panels, strict=False):
             _draw_panel(axes, panel)
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
+        handles = {
+            label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(handles.values(), handles.keys(), loc="outside right upper")
         svg = _save(figure)
-    systems = sorted({system for panel in panels for system in panel.curves})
-    return Picture(name, caption, f"{caption} Curves of {', '.join(systems)}.", svg)
+    return Picture(name, caption, svg)
 
 
 def draw_repetition(cells: Cells, base: str | None) -> Picture | None:
-    """Draw Figures 5 and 6: repetition over training steps; the base as a level."""
-    panels = []
-    for metric in ("rep_sen", "rep_4", "rep_4_tokens"):
-        for unit in cells.units("repetition"):
-            start = cells.value("repetition", base, unit, metric) if base else None
-            level = (str(base), start.mean) if start else None
-            panels.append(
-                Panel(f"{unit}, {metric}", "share repeated", _curves(cells, "repetition", unit, metric), level)
-            )
+    """Draw Figures 5 and 6: repetition over training steps."""
+    panels = [
+        _panel(cells, "repetition", unit, metric, base, title=f"{unit}, {metric}", label="share repeated")
+        for metric in ("rep_sen", "rep_4", "rep_4_tokens")
+        for unit in cells.units("repetition")
+    ]
     caption = (
         "Repetition in greedy open-ended generation over training steps (Figures 5 and 6); lower is better. rep_4 "
         "counts words, rep_4_tokens tokens: it also sees a word without end."
@@ -141,88 +113,59 @@ def draw_repetition(cells: Cells, base: str | None) -> Picture | None:
 
 
 def draw_infilling(cells: Cells, base: str | None) -> Picture | None:
-    """Return the perplexity of what was removed over training steps; the base from the left as a level."""
-    panels = []
-    for unit in cells.units("infilling"):
-        start = cells.value("infilling", base, unit, "perplexity") if base else None
-        curves = _curves(cells, "infilling", unit, "perplexity")
-        panels.append(Panel(unit, "perplexity per token removed", curves, (str(base), start.mean) if start else None))
-    caption = "Infilling perplexity over training steps; lower is better."
-    return draw_curves("infilling_steps", caption, panels)
+    """Draw the perplexity of what was removed over training steps."""
+    panels = [
+        _panel(cells, "infilling", unit, "perplexity", base, title=unit, label="perplexity per token removed")
+        for unit in cells.units("infilling")
+    ]
+    return draw_curves("infilling_steps", "Infilling perplexity over training steps; lower is better.", panels)
 
 
 def draw_objectives(cells: Cells) -> Picture | None:
-    """Draw Figure 7: masked next-token prediction (MNTP) against masked token prediction (MTP) while training."""
+    """Draw Figure 7: masked next-token prediction (MNTP) against masked token prediction (MTP) in training."""
     panels = []
-    for metric in cells.metrics("curves", "training"):
-        short = metric.removeprefix("eval_")
-        label = {"masked_accuracy": "share of masked tokens found", "loss_mntp": "loss in nats"}.get(short)
-        if label:
-            every = _curves(cells, "curves", "training", metric)
-            panels.append(Panel(short, label, {name: every[name] for name in ("MNTP", "MTP") if name in every}))
+    for metric, label in (("loss_mntp", "loss in nats"), ("masked_accuracy", "share of masked tokens found")):
+        panel = _panel(cells, "curves", "training", metric, None, title=metric, label=label)
+        curves = {name: curve for name, curve in panel.curves.items() if name in ("MNTP", "MTP")}
+        panels.append(Panel(metric, label, curves))
     return draw_curves("mntp_mtp_steps", "MNTP against MTP over training steps (Figure 7).", panels)
 
 
-def _curves(cells: Cells, table: str, unit: str, metric: str) -> dict[str, dict[int, Value]]:
-    """Return the curve of every system that has one."""
+def _panel(cells: Cells, table: str, unit: str, metric: str, base: str | None, *, title: str, label: str) -> Panel:
+    """Return the curves of all systems that have one, and the level of the base."""
     found = {row: cells.curve(table, row, unit, metric) for row in cells.rows(table)}
-    return {row: curve for row, curve in found.items() if len(curve) > 1}
+    level = cells.value(table, base, unit, metric) if base else None
+    curves = {row: curve for row, curve in found.items() if len(curve) > 1}
+    return Panel(title, label, curves, (str(base), level.mean) if level else None)
 
 
 def _draw_bars(axes: Axes, rows: Sequence[Row], values: Sequence[Value | float | None], *, digits: int) -> None:
     """Draw one column of a table, its first row on top."""
-    for place, value in enumerate(values):
+    for place, (row, value) in enumerate(zip(rows, values, strict=True)):
         if value is None:
             continue
-        is_ours = isinstance(value, Value)
-        number = value.mean if isinstance(value, Value) else value
-        spread = value.spread if isinstance(value, Value) else None
-        look = (
-            {"color": look_of(rows[place].name)[0]}
-            if is_ours
-            else {"color": QUOTED_COLOR, "hatch": "///", "edgecolor": "0.5"}
-        )
-        axes.barh(place, number, xerr=spread, height=0.7, capsize=2, **look)  # type: ignore[arg-type]
-        axes.annotate(
-            f"{number:.{digits}f}",
-            (number + (spread or 0), place),
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=7,
-        )
-    axes.set_yticks(range(len(rows)), [short(row.name) + ("" if row.origin == MEASURED else " *") for row in rows])
+        number, spread, color = value, None, QUOTED_COLOR
+        if isinstance(value, Value):
+            number, spread, color = value.mean, value.spread, _look_of(row.name)[0]
+        axes.barh(place, number, xerr=spread, height=0.7, capsize=2, color=color)
+        end = (number + (spread or 0), place)
+        axes.annotate(f"{number:.{digits}f}", end, (3, 0), textcoords="offset points", va="center", fontsize=7)
+    axes.set_yticks(range(len(rows)), [_short(row.name) + ("" if row.origin == MEASURED else " *") for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.margins(x=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:
-    """Draw the curves of one panel, with names at their ends that do not overlap."""
-    ends = []
+    """Draw the curves of one panel."""
     for name, curve in panel.curves.items():
-        steps = sorted(curve)
-        color, line, marker = look_of(name)
-        means, spreads = [curve[step].mean for step in steps], [curve[step].spread or 0.0 for step in steps]
-        look = {"color": color, "linestyle": line, "marker": marker}
-        axes.errorbar(steps, means, yerr=spreads, markersize=4, capsize=2, **look)  # type: ignore[arg-type]
-        ends.append((means[-1], name, color))
+        color, line = _look_of(name)
+        means, spreads = [value.mean for value in curve.values()], [value.spread or 0.0 for value in curve.values()]
+        look: Any = {"color": color, "linestyle": line, "marker": ".", "capsize": 2}
+        axes.errorbar(list(curve), means, yerr=spreads, label=_short(name), **look)
     if panel.level is not None:
         name, height = panel.level
-        color = look_of(name)[0]
-        axes.axhline(height, color=color, linewidth=1, linestyle=(0, (1, 1)))
-        ends.append((height, name, color))
-    for place, (_, name, color) in zip(_apart(sorted(ends), axes.get_ylim()), sorted(ends), strict=True):
-        axes.annotate(
-            short(name),
-            (1, place),
-            xycoords=("axes fraction", "data"),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            color=color,
-            annotation_clip=False,
-        )
+        axes.axhline(height, color=_look_of(name)[0], linewidth=1, linestyle="--", label=_short(name))
     axes.set_title(panel.title)
     axes.set_xlabel("training step")
     axes.set_ylabel(panel.label)
@@ -230,18 +173,16 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _apart(ends: Sequence[tuple[float, str, str]], limits: tuple[float, float]) -> list[float]:
-    """Return where names stand that would lie upon each other: as near to their ends as there is room in the panel."""
-    low, high = limits
-    gap = min((high - low) * 0.07, (high - low) / max(len(ends), 1))
-    places: list[float] = []
-    for height, _, _ in ends:
-        places.append(max(height, places[-1] + gap) if places else height)
-    top = high
-    for index in reversed(range(len(places))):  # what was pushed out at the top pushes the others down
-        places[index] = min(places[index], top)
-        top = places[index] - gap
-    return places
+def _look_of(name: str) -> tuple[str, str]:
+    """Return colour and line of a row."""
+    system, _, reading = name.partition(", ")
+    return COLORS.get(system, OTHER_COLOR), LINES.get(reading, "--")
+
+
+def _short(name: str) -> str:
+    """Return a name as a figure has room for it, without characters that fonts lack."""
+    name = "".join(character if character.isprintable() else "?" for character in name)
+    return name if len(name) <= 32 else f"{name[:31]}…"
 
 
 def _save(figure: Figure) -> bytes:
@@ -252,4 +193,4 @@ def _save(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-__all__ = ["COLORS", "Picture", "draw_bars", "draw_infilling", "draw_objectives", "draw_repetition"]
+__all__ = ["draw_bars", "draw_infilling", "draw_objectives", "draw_repetition"]

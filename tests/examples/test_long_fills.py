@@ -1,4 +1,4 @@
-"""The evaluations of infilling on tiny stories and texts: gaps, judges, tests and tables."""
+"""The evaluations of infilling on tiny stories and texts: spans, judges, tests and tables."""
 
 import json
 
@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from examples.evaluate import long_gaps
+from examples.evaluate import long_fills
 from examples.evaluate.human_scores import mcnemar
-from examples.evaluate.long_gaps import (
+from examples.evaluate.long_fills import (
     CONTINUATION_TOKENS,
-    HeldOutGap,
+    HeldOutSpan,
     continuation_perplexity,
-    draw_gaps,
+    draw_spans,
 )
 from examples.evaluate.records import RecordFile
 from modeling_magnet import MagnetLlamaForCausalLM
@@ -41,26 +41,26 @@ def tokenizer(stories260k):
     return AutoTokenizer.from_pretrained(stories260k)
 
 
-def test_gaps_join_to_the_text_and_have_their_lengths(texts, tokenizer):
+def test_spans_join_to_the_text_and_have_their_lengths(texts, tokenizer):
     lengths = [3, 8, 5, 12]
-    gaps = draw_gaps(texts, tokenizer, lengths=lengths, prefix_tokens=20, suffix_tokens=40, seed=3)
+    spans = draw_spans(texts, tokenizer, lengths=lengths, prefix_tokens=20, suffix_tokens=40, seed=3)
     whole = STORY * 6
-    for gap, length in zip(gaps, lengths, strict=True):
-        assert gap.length == len(continuation_ids(tokenizer, gap.truth)) == length
-        assert gap.truth.startswith(" ")
-        assert gap.suffix.startswith(" ")
-        assert (gap.prefix + gap.truth + gap.suffix)[:60] in whole
-    assert gaps == draw_gaps(texts, tokenizer, lengths=lengths, prefix_tokens=20, suffix_tokens=40, seed=3)
-    with pytest.raises(ValueError, match="has 30 texts that are long enough; 31 gaps"):
-        draw_gaps(texts, tokenizer, lengths=[3] * 31, prefix_tokens=20, suffix_tokens=40, seed=3)
+    for span, length in zip(spans, lengths, strict=True):
+        assert span.length == len(continuation_ids(tokenizer, span.truth)) == length
+        assert span.truth.startswith(" ")
+        assert span.suffix.startswith(" ")
+        assert (span.prefix + span.truth + span.suffix)[:60] in whole
+    assert spans == draw_spans(texts, tokenizer, lengths=lengths, prefix_tokens=20, suffix_tokens=40, seed=3)
+    with pytest.raises(ValueError, match="has 30 texts that are long enough; 31 spans"):
+        draw_spans(texts, tokenizer, lengths=[3] * 31, prefix_tokens=20, suffix_tokens=40, seed=3)
 
 
-def test_the_judge_reads_on_behind_prefix_and_fill(stories260k, tokenizer):
+def test_the_judge_reads_on_after_prefix_and_fill(stories260k, tokenizer):
     model = MagnetLlamaForCausalLM.from_pretrained(stories260k)
-    gap = HeldOutGap("Once upon a time, there was", " a little girl", " named Lily. She loved to play.", 3)
-    value = continuation_perplexity(model, tokenizer, [gap], [" a big dog"])
-    front = tokenizer(gap.prefix + " a big dog")["input_ids"]
-    ids = tokenizer(gap.prefix + " a big dog" + gap.suffix)["input_ids"]
+    span = HeldOutSpan("Once upon a time, there was", " a little girl", " named Lily. She loved to play.", 3)
+    value = continuation_perplexity(model, tokenizer, [span], [" a big dog"])
+    front = tokenizer(span.prefix + " a big dog")["input_ids"]
+    ids = tokenizer(span.prefix + " a big dog" + span.suffix)["input_ids"]
     assert len(ids) - len(front) <= CONTINUATION_TOKENS
     with torch.no_grad():
         logprobs = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
@@ -77,13 +77,13 @@ def test_mcnemar_counts_where_two_systems_differ():
 
 @pytest.fixture
 def short_context(monkeypatch):
-    monkeypatch.setattr(long_gaps, "PREFIX_TOKENS", 40)
-    monkeypatch.setattr(long_gaps, "SUFFIX_TOKENS", 40)
+    monkeypatch.setattr(long_fills, "PREFIX_TOKENS", 40)
+    monkeypatch.setattr(long_fills, "SUFFIX_TOKENS", 40)
 
 
-def test_long_gaps_are_filled_at_once_and_in_chunks(stories260k, texts, tmp_path, short_context, tokenizer, capsys):
-    options = ["--judge", str(stories260k), "--texts", texts, "--number", "3", "--gap_tokens", "16"]
-    records = long_gaps.main(
+def test_long_fills_are_filled_at_once_and_in_chunks(stories260k, texts, tmp_path, short_context, tokenizer, capsys):
+    options = ["--judge", str(stories260k), "--texts", texts, "--limit", "3", "--span_tokens", "16"]
+    records = long_fills.main(
         ["--model", f"m={stories260k}", *options, "--chunks", "16", "8", "--results", str(tmp_path), "--device", "cpu"]
     )
     assert "long_fills: OK (1 models, 8 cells each" in capsys.readouterr().out
@@ -97,13 +97,13 @@ def test_long_gaps_are_filled_at_once_and_in_chunks(stories260k, texts, tmp_path
     assert len(RecordFile(tmp_path, "long_fills").read()) == 8
 
     model = MagnetLlamaForCausalLM.from_pretrained(stories260k)
-    gaps = draw_gaps(texts, tokenizer, lengths=[16] * 3, prefix_tokens=40, suffix_tokens=40, seed=0)
-    prefixes, suffixes = [gap.prefix for gap in gaps], [gap.suffix for gap in gaps]
+    spans = draw_spans(texts, tokenizer, lengths=[16] * 3, prefix_tokens=40, suffix_tokens=40, seed=0)
+    prefixes, suffixes = [span.prefix for span in spans], [span.suffix for span in spans]
     for name, chunk in (("at once", 16), ("chunks of 8", 8)):
         fills = model.infill(prefixes, suffixes, max_new_tokens=16, chunk_size=chunk)
         record = by_unit[f"{name}, greedy"]
         assert [sample["fill"] for sample in record.samples] == fills
-        expected = continuation_perplexity(model, tokenizer, gaps, fills)
+        expected = continuation_perplexity(model, tokenizer, spans, fills)
         assert record.metrics["continuation_perplexity"] == pytest.approx(expected)
         assert record.metrics["rep_4"] == repetition_n(fills)
         logprobs = [
@@ -116,13 +116,13 @@ def test_long_gaps_are_filled_at_once_and_in_chunks(stories260k, texts, tmp_path
         greedy, sampled = by_unit[f"{name}, greedy"], by_unit[f"{name}, sampled"]
         assert (greedy.settings["sampling"], sampled.settings["sampling"]["do_sample"]) == ({}, True)
         assert greedy.samples != sampled.samples
-    assert [sample["truth"] for sample in by_unit["what stood there"].samples] == [gap.truth for gap in gaps]
+    assert [sample["truth"] for sample in by_unit["what stood there"].samples] == [span.truth for span in spans]
 
 
-def test_long_gaps_of_wikitext(wiki_7m, tmp_path, short_context):
+def test_long_fills_of_wikitext(wiki_7m, tmp_path, short_context):
     write_wikitext(tmp_path, number=200)
-    options = ["--judge", str(wiki_7m), "--data", str(tmp_path), "--number", "2", "--gap_tokens", "8", "--chunks", "8"]
-    records = long_gaps.main(
+    options = ["--judge", str(wiki_7m), "--data", str(tmp_path), "--limit", "2", "--span_tokens", "8", "--chunks", "8"]
+    records = long_fills.main(
         ["--model", f"m={wiki_7m}", *options, "--kinds", "greedy", "--results", str(tmp_path), "--device", "cpu"]
     )
     assert [record.unit for record in records][-1] == "at once, greedy"

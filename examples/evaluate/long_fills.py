@@ -1,38 +1,28 @@
-"""Appendix E of the paper: long gaps, filled at once or in chunks. Does a chunk gain from what was filled before it?
+"""Appendix E of the paper: long spans, filled at once or in chunks. Does a chunk gain from the fills before it?
 
-    python examples/evaluate/long_gaps.py --model MAGNET=DIR --judge BASE
-    python examples/evaluate/long_gaps.py --model MAGNET=DIR --judge BASE --texts articles.jsonl.xz --chunks 128 32
+    python examples/evaluate/long_fills.py --model MAGNET=DIR --judge BASE
+    python examples/evaluate/long_fills.py --model MAGNET=DIR --judge BASE --texts articles.jsonl.xz --chunks 128 32
 
-Gaps of 128 tokens on held-out text, filled greedily and by sampling. A fill is judged by the perplexity of the text
+Spans of 128 tokens on held-out text, filled greedily and by sampling. A fill is judged by the perplexity of the text
 after it to a causal model that has read prefix and fill, by its own perplexity to that model, and by its repetitions.
-Beside the fills stand what stood in the gaps, nothing, and what the judge writes from the left.
+The fills are compared with what stood there, with nothing, and with what the judge writes from the left.
 """
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from examples.command_line import at_least, check, start
-from examples.evaluate.driver import (
-    Measurement,
-    Unit,
-    about_models,
-    complaints_of,
-    make_parser,
-    open_magnet,
-    parse,
-    run,
-    unless_absent,
-)
+from examples.evaluate.driver import Measurement, Unit, open_magnet, run, unless_absent
+from examples.evaluate.options import about_models, add_limit, complaints_of, make_parser, parse
 from examples.evaluate.records import Record, identify
 from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights
@@ -43,12 +33,12 @@ from trainer.metrics import perplexity, repetition_n
 from trainer.prompted_infilling import PromptedInfiller
 from trainer.sources import is_hub_id, local_files
 
-# Tokens after a gap that are judged.
+# Tokens after a span that are judged.
 CONTINUATION_TOKENS = 32
 
 
-class HeldOutGap(NamedTuple):
-    """A piece of text with a gap, and what stood in it."""
+class HeldOutSpan(NamedTuple):
+    """A span of a text and what is around it."""
 
     prefix: str
     truth: str
@@ -56,7 +46,7 @@ class HeldOutGap(NamedTuple):
     length: int  # tokens of the truth
 
 
-def draw_gaps(
+def draw_spans(
     source: str | Sequence[str],
     tokenizer: Any,
     *,
@@ -64,16 +54,16 @@ def draw_gaps(
     prefix_tokens: int,
     suffix_tokens: int,
     seed: int,
-) -> list[HeldOutGap]:
-    """Return a gap in each of as many texts as there are lengths; gap and suffix begin at a space, as words do."""
+) -> list[HeldOutSpan]:
+    """Return a span of each of as many texts as there are lengths; span and suffix begin at a space, as words do."""
     draw = np.random.default_rng(seed)
     name = repr(source) if isinstance(source, str) else f"A list of {len(source)} texts"
     texts = load_texts(source)["text"] if isinstance(source, str) else source
-    gaps: list[HeldOutGap] = []
+    spans: list[HeldOutSpan] = []
     for index in draw.permutation(len(texts)):
-        if len(gaps) == len(lengths):
+        if len(spans) == len(lengths):
             break
-        length = lengths[len(gaps)]
+        length = lengths[len(spans)]
         ids = text_ids(tokenizer, texts[int(index)][:40_000])
         places = draw.permutation(max(len(ids) - prefix_tokens - length - suffix_tokens, 0))[:50]
         for first in (int(place) + prefix_tokens for place in places):
@@ -84,31 +74,31 @@ def draw_gaps(
             # Texts that tokenise back to the very tokens, so that the truth has the length it is said to have.
             same = continuation_ids(tokenizer, truth) == own and "\n" not in truth
             if same and truth.startswith(" ") and suffix.startswith(" "):
-                gaps.append(HeldOutGap(prefix.lstrip(), truth, suffix, length))
+                spans.append(HeldOutSpan(prefix.lstrip(), truth, suffix, length))
                 break
-    if len(gaps) < len(lengths):
-        raise ValueError(f"{name} has {len(gaps)} texts that are long enough; {len(lengths)} gaps were asked for.")
-    return gaps
+    if len(spans) < len(lengths):
+        raise ValueError(f"{name} has {len(spans)} texts that are long enough; {len(lengths)} spans were asked for.")
+    return spans
 
 
-def continuation_perplexity(judge: Any, tokenizer: Any, gaps: Sequence[HeldOutGap], fills: Sequence[str]) -> float:
-    """Return the perplexity of the text after the gaps to a causal model that has read prefix and fill.
+def continuation_perplexity(judge: Any, tokenizer: Any, spans: Sequence[HeldOutSpan], fills: Sequence[str]) -> float:
+    """Return the perplexity of the text after the spans to a causal model that has read prefix and fill.
 
     The first `CONTINUATION_TOKENS` tokens of each suffix count. A fill that leads nowhere makes them surprising.
     """
     reader = PromptedInfiller(judge, tokenizer)
     starts = [
         tokenizer.decode(
-            continuation_ids(tokenizer, gap.suffix)[:CONTINUATION_TOKENS], clean_up_tokenization_spaces=False
+            continuation_ids(tokenizer, span.suffix)[:CONTINUATION_TOKENS], clean_up_tokenization_spaces=False
         )
-        for gap in gaps
+        for span in spans
     ]
     starts = [start if start.startswith(" ") else f" {start}" for start in starts]
     with torch.no_grad():
         scored = reader.score_infill(
-            [gap.prefix + fill for gap, fill in zip(gaps, fills, strict=True)],
+            [span.prefix + fill for span, fill in zip(spans, fills, strict=True)],
             [[start] for start in starts],
-            [""] * len(gaps),
+            [""] * len(spans),
         )
     total = -sum(one[0].logprob for one in scored)
     return perplexity(total, sum(len(one[0].token_ids) for one in scored))
@@ -117,50 +107,55 @@ def continuation_perplexity(judge: Any, tokenizer: Any, gaps: Sequence[HeldOutGa
 PREFIX_TOKENS, SUFFIX_TOKENS = 192, 128
 SAMPLING: dict[str, Any] = {"do_sample": True, "top_p": 0.9, "temperature": 0.8, "top_k": 0}
 KINDS: dict[str, dict[str, Any]] = {"greedy": {}, "sampled": SAMPLING}
-# Characters of joined WikiText paragraphs that hold a gap and what stands around it.
+# Characters of joined WikiText paragraphs that hold a span and what is around it.
 TEXT_CHARACTERS = 4000
 
 
 class Judge:
-    """The model that reads the fills, opened when the first unit needs it, and the gaps of each model's tokens."""
+    """The model that reads the fills, opened when the first unit needs it, and the spans of each model's tokens."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.opened = cache(lambda: open_magnet(args.judge, args))
         self.texts = cache(lambda: args.texts or joined_wikitext(args))
-        self.drawn: tuple[Any, list[HeldOutGap]] = (None, [])
+        self.drawn: tuple[Any, list[HeldOutSpan]] = (None, [])
 
-    def gaps(self, model: Any) -> list[HeldOutGap]:
-        """Return the gaps, drawn in the tokens of a model; kept for the model that is being measured."""
+    def spans(self, model: Any) -> list[HeldOutSpan]:
+        """Return the spans, drawn in the tokens of a model; kept for the model that is being measured."""
         if self.drawn[0] is not model.tokenizer:
-            gaps = draw_gaps(
+            spans = draw_spans(
                 self.texts(),
                 model.tokenizer,
-                lengths=[self.args.gap_tokens] * self.args.number,
+                lengths=[self.args.span_tokens] * self.args.limit,
                 prefix_tokens=PREFIX_TOKENS,
                 suffix_tokens=SUFFIX_TOKENS,
                 seed=self.args.seed,
             )
-            self.drawn = (model.tokenizer, gaps)
+            self.drawn = (model.tokenizer, spans)
         return self.drawn[1]
 
-    def measure(self, gaps: list[HeldOutGap], fills: list[str]) -> Measurement:
-        """Return how the judge reads fills and what stands after them."""
-        judge = self.opened()
-        behind = continuation_perplexity(judge, judge.tokenizer, gaps, fills)
-        metrics = {"continuation_perplexity": behind, "rep_4": repetition_n(fills)}
+    def measure(self, model: Any, *, write: Callable[[Any, list[HeldOutSpan]], list[str]]) -> Measurement:
+        """Return how the judge reads the fills that `write` returns, and the text after them."""
+        judge, spans = self.opened(), self.spans(model)
+        fills = write(model, spans)
+        metrics = {"continuation_perplexity": continuation_perplexity(judge, judge.tokenizer, spans, fills)}
+        metrics["rep_4"] = repetition_n(fills)
         if any(fills):
             reader = PromptedInfiller(judge, judge.tokenizer)
-            prefixes, suffixes = [gap.prefix for gap in gaps], [gap.suffix for gap in gaps]
-            scored = [one[0] for one in reader.score_infill(prefixes, [[fill] for fill in fills], suffixes)]
+            scored = [one[0] for one in reader.score_infill(*_around(spans, fills=[[fill] for fill in fills]))]
             tokens = sum(len(one.token_ids) for one in scored)
             metrics["fill_perplexity"] = perplexity(-sum(one.logprob for one in scored), tokens)
-        shown = [gap._asdict() | {"fill": fill} for gap, fill in zip(gaps[:3], fills, strict=False)]
-        return Measurement(metrics=metrics, counts={"gaps": len(gaps)}, samples=shown)
+        shown = [span._asdict() | {"fill": fill} for span, fill in zip(spans[:3], fills, strict=False)]
+        return Measurement(metrics=metrics, counts={"gaps": len(spans)}, samples=shown)
+
+
+def _around(spans: list[HeldOutSpan], *, fills: Any = None) -> list[Any]:
+    """Return prefixes, fills where there are some, and suffixes."""
+    return [[span.prefix for span in spans], *([] if fills is None else [fills]), [span.suffix for span in spans]]
 
 
 def joined_wikitext(args: argparse.Namespace) -> list[str]:
-    """Join neighbouring paragraphs of WikiText until they are long enough for a gap."""
+    """Join neighbouring paragraphs of WikiText until they are long enough for a span."""
     texts = [""]
     for paragraph in unless_absent(lambda: read_wikitext(args.data), folder=args.data):
         if len(texts[-1]) >= TEXT_CHARACTERS:
@@ -169,65 +164,55 @@ def joined_wikitext(args: argparse.Namespace) -> list[str]:
     return texts
 
 
-def fill(model: Any, gaps: list[HeldOutGap], args: argparse.Namespace, *, chunk: int, kind: str) -> list[str]:
-    """Return what a model writes into the gaps."""
-    torch.manual_seed(args.seed)
-    prefixes, suffixes = [gap.prefix for gap in gaps], [gap.suffix for gap in gaps]
-    fills: list[str] = model.infill(
-        prefixes, suffixes, max_new_tokens=args.gap_tokens, chunk_size=chunk, **KINDS[kind]
-    )
-    return fills
-
-
-def read_on(judge: Judge, gaps: list[HeldOutGap], *, kind: str) -> list[str]:
-    """Return what the judge writes after the prefixes."""
-    torch.manual_seed(judge.args.seed)
-    model = judge.opened()
-    fills: list[str] = PromptedInfiller(model, model.tokenizer).infill(
-        [gap.prefix for gap in gaps], [gap.suffix for gap in gaps], max_new_tokens=judge.args.gap_tokens, **KINDS[kind]
-    )
-    return fills
-
-
 def make_units(args: argparse.Namespace) -> list[Unit]:
     """Return a unit for each way to fill, and what they are compared with."""
     judge = Judge(args)
     settings = {
         "judge": identify(args.judge),
         "texts": Path(args.texts).name if args.texts else f"{wikitext_source(args.data)}, {wikitext_form()}",
-        "gap_tokens": args.gap_tokens,
+        "gap_tokens": args.span_tokens,
         "prefix_tokens": PREFIX_TOKENS,
         "suffix_tokens": SUFFIX_TOKENS,
         "continuation_tokens": CONTINUATION_TOKENS,
-        "number": args.number,
+        "number": args.limit,
     }
 
-    def measure(model: Any, *, write: Any) -> Measurement:
-        gaps = judge.gaps(model)
-        return judge.measure(gaps, write(model, gaps))
+    def infill(model: Any, spans: list[HeldOutSpan], *, kind: str, chunk: int) -> list[str]:
+        torch.manual_seed(args.seed)
+        fills: list[str] = model.infill(
+            *_around(spans), max_new_tokens=args.span_tokens, chunk_size=chunk, **KINDS[kind]
+        )
+        return fills
+
+    def continue_prefix(model: Any, spans: list[HeldOutSpan], *, kind: str) -> list[str]:
+        torch.manual_seed(args.seed)
+        reader = PromptedInfiller(judge.opened(), judge.opened().tokenizer)
+        fills: list[str] = reader.infill(*_around(spans), max_new_tokens=args.span_tokens, **KINDS[kind])
+        return fills
 
     def unit(name: str, write: Any, **more: Any) -> Unit:
-        return Unit(name, {**settings, **more}, partial(measure, write=write))
+        return Unit(name, {**settings, **more}, partial(judge.measure, write=write))
 
     units = [
-        unit("what stood there", lambda model, gaps: [gap.truth for gap in gaps]),
-        unit("nothing", lambda model, gaps: [""] * len(gaps)),
+        unit("what stood there", lambda model, spans: [span.truth for span in spans]),
+        unit("nothing", lambda model, spans: [""] * len(spans)),
     ]
     for kind in args.kinds:
         more = {"sampling": KINDS[kind]}
-        left = partial(lambda model, gaps, kind: read_on(judge, gaps, kind=kind), kind=kind)
-        units.append(unit(f"judge, left to right, {kind}", left, **more))
+        units.append(unit(f"judge, left to right, {kind}", partial(continue_prefix, kind=kind), **more))
         for chunk in args.chunks:
-            name = "at once" if chunk == args.gap_tokens else f"chunks of {chunk}"
-            units.append(unit(f"{name}, {kind}", partial(fill, args=args, chunk=chunk, kind=kind), **more))
+            name = "at once" if chunk == args.span_tokens else f"chunks of {chunk}"
+            units.append(unit(f"{name}, {kind}", partial(infill, kind=kind, chunk=chunk), **more))
     return units
 
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Refuse what cannot work, before weights are read."""
     found = []
-    if wrong := [chunk for chunk in args.chunks if chunk > args.gap_tokens]:
-        found.append(f"`--chunks` has {wrong}; expected 1 to {args.gap_tokens}, the tokens of a gap. Leave them out.")
+    if wrong := [chunk for chunk in args.chunks if chunk > args.span_tokens]:
+        found.append(
+            f"`--chunks` has {wrong}; expected 1 to {args.span_tokens}, the tokens of a span. Leave them out."
+        )
     found += about_models({**args.model, "the judge": args.judge}, lambda path: _check_model(path, args))
     if args.texts is None:
         found += complaints_of({"WikiText": lambda: wikitext_source(args.data)})
@@ -237,20 +222,20 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def _check_model(path: str, args: argparse.Namespace) -> None:
-    room = PREFIX_TOKENS + args.gap_tokens + SUFFIX_TOKENS + 1
+    needed = PREFIX_TOKENS + args.span_tokens + SUFFIX_TOKENS + 1
     context = open_without_weights(path)[0].max_position_embeddings
-    if context < room:
-        raise ValueError(f"it reads {context} tokens, but a gap and its text take {room}. Lower `--gap_tokens`.")
+    if context < needed:
+        raise ValueError(f"it reads {context} tokens, but a span and its text take {needed}. Lower `--span_tokens`.")
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
     """Fill, judge, print, record."""
-    paper = {"number": 200, "gap_tokens": 128, "chunks": [128, 64, 32, 16, 8], "kinds": list(KINDS)}
-    parser = make_parser(__doc__, smoke={**paper, "number": 8, "chunks": [128, 32], "kinds": ["greedy"]}, paper=paper)
-    parser.add_argument("--judge", required=True, help="a causal model that reads fills and what is behind them")
+    paper = {"limit": 200, "span_tokens": 128, "chunks": [128, 64, 32, 16, 8], "kinds": list(KINDS)}
+    parser = make_parser(__doc__, smoke={**paper, "limit": 8, "chunks": [128, 32], "kinds": ["greedy"]}, paper=paper)
+    parser.add_argument("--judge", required=True, help="a causal model that reads the fills and the text after them")
     parser.add_argument("--texts", help="held-out texts, a file or a data set of the Hub; WikiText if left out")
-    parser.add_argument("--number", type=at_least(), help="gaps")
-    parser.add_argument("--gap_tokens", type=at_least(), help="tokens of a gap")
+    add_limit(parser, "spans")
+    parser.add_argument("--span_tokens", type=at_least(), help="tokens of a span")
     parser.add_argument("--chunks", type=at_least(), nargs="+", help="tokens filled at once")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), help="how tokens are chosen")
     args = parse(parser, arguments)

@@ -21,7 +21,7 @@ READINGS: tuple[Reading, ...] = get_args(Reading)
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 
-class GappedRow(NamedTuple):
+class SpanRow(NamedTuple):
     """One text as tokens, and the spans of it that are missing."""
 
     input_ids: list[int]
@@ -29,16 +29,16 @@ class GappedRow(NamedTuple):
     first_counted: int = 0  # spans before this one are missing, but do not count
 
 
-def story_row(tokenizer: Any, sentences: Sequence[str], gap: int, *, behind: Sequence[str] | None = None) -> GappedRow:
-    """Remove sentence number `gap` from a story; its three parts are tokenised apart, as in `score_infill`."""
-    prefix = " ".join(sentences[:gap])
-    suffix = " ".join(sentences[gap + 1 :] if behind is None else behind)
+def story_row(tokenizer: Any, sentences: Sequence[str], place: int, *, after: Sequence[str] | None = None) -> SpanRow:
+    """Remove sentence number `place` from a story; its three parts are tokenised apart, as in `score_infill`."""
+    prefix = " ".join(sentences[:place])
+    suffix = " ".join(sentences[place + 1 :] if after is None else after)
     before = front_tokens(tokenizer) + fill_ids(tokenizer, prefix, prefix="")
     if not before:
         raise ValueError("A first sentence is missing and the tokenizer has no BOS to predict it from. Set one.")
-    fill = fill_ids(tokenizer, f" {sentences[gap]}" if prefix else sentences[gap], prefix=prefix)
-    after = continuation_ids(tokenizer, f" {suffix}") if suffix else []
-    return GappedRow([*before, *fill, *after], [(len(before), len(before) + len(fill))])
+    fill = fill_ids(tokenizer, f" {sentences[place]}" if prefix else sentences[place], prefix=prefix)
+    rest = continuation_ids(tokenizer, f" {suffix}") if suffix else []
+    return SpanRow([*before, *fill, *rest], [(len(before), len(before) + len(fill))])
 
 
 def block_rows(
@@ -48,11 +48,11 @@ def block_rows(
     min_span_tokens: int,
     max_span_tokens: int,
     seed: int,
-    behind: Sequence[list[int]] | None = None,
-) -> list[GappedRow]:
+    after: Sequence[list[int]] | None = None,
+) -> list[SpanRow]:
     """Remove spans from blocks of tokens, by the seed and the index of each block.
 
-    With `behind`, another block for each, every span gets a row of its own that continues with the other block's
+    With `after`, another block for each, every span gets a row of its own that continues with the other block's
     tokens; earlier spans of the row are missing as before, but do not count.
     """
     rows = []
@@ -64,23 +64,23 @@ def block_rows(
             max_span_tokens=max_span_tokens,
             generator=row_generator(seed, epoch=0, row_id=number),
         )
-        if behind is None:
-            rows.append(GappedRow(list(ids), spans))
+        if after is None:
+            rows.append(SpanRow(list(ids), spans))
             continue
         for index, (_, end) in enumerate(spans):
-            rows.append(GappedRow([*ids[:end], *behind[number][end:]], spans[: index + 1], first_counted=index))
+            rows.append(SpanRow([*ids[:end], *after[number][end:]], spans[: index + 1], first_counted=index))
     return rows
 
 
 @torch.no_grad()
 def span_logprobs(
-    model: Any, rows: Sequence[GappedRow], *, reading: Reading, desc: str = "Reading"
+    model: Any, rows: Sequence[SpanRow], *, reading: Reading, desc: str = "Reading"
 ) -> list[list[float]]:
     """Return for each row the log-probabilities in nats of its missing tokens that count.
 
-    With reading `"infill"` a span sees all context and itself up to the token, as in training; a model that was taught
-    to end spans is given gaps of the next multiple. With `"left"` every token sees all tokens before it, those of
-    earlier spans included.
+    With reading `"infill"` a span sees all context and itself up to the token, as in training; a model that was
+    trained to end spans is given spans of the next multiple. With `"left"` every token sees all tokens before it,
+    those of earlier spans included.
 
     Source: MAGNET (Khosla et al. 2025), section 5.4 and Table 4.
     """
@@ -90,7 +90,7 @@ def span_logprobs(
     context = model.config.max_position_embeddings
     longest = max((row.positions[-1] + 1 for row in inputs), default=0)
     if longest > context:
-        raise ValueError(f"A text with its gaps takes {longest} positions, but the model has {context}. Shorten them.")
+        raise ValueError(f"A text and its spans take {longest} positions, but the model has {context}. Shorten them.")
     logprobs: list[list[float]] = [[] for _ in rows]
     budget = BATCH_TOKENS["cpu" if model.device.type == "cpu" else "cuda"]
     with tqdm(total=len(rows), desc=desc, unit="row", leave=False) as bar:
@@ -110,7 +110,7 @@ class _RowInput(NamedTuple):
     is_source: list[bool]  # whether the output predicts a token that counts
 
     @classmethod
-    def of(cls, row: GappedRow, *, multiple: int) -> "_RowInput":
+    def of(cls, row: SpanRow, *, multiple: int) -> "_RowInput":
         """Lay out a row; after each span, positions go on at the next multiple of its length."""
         length = len(row.input_ids)
         positions, segments, is_source = list(range(length)), [0] * length, [False] * length
@@ -141,4 +141,4 @@ def _read(model: Any, rows: Sequence[_RowInput], reading: Reading) -> list[list[
     return [[next(found) for _ in range(sum(row.is_source))] for row in rows]
 
 
-__all__ = ["GappedRow", "READINGS", "block_rows", "span_logprobs", "story_row"]
+__all__ = ["SpanRow", "READINGS", "block_rows", "span_logprobs", "story_row"]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from examples.evaluate import gapped_rows
-from examples.evaluate.gapped_rows import GappedRow, block_rows, span_logprobs, story_row
+from examples.evaluate import span_rows
+from examples.evaluate.span_rows import SpanRow, block_rows, span_logprobs, story_row
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.spans_magnet import Healed, SpanLayout
 from trainer.prompted_infilling import PromptedInfiller
@@ -45,17 +45,17 @@ def stock_logprobs(stock, row):
 
 
 def infill_logprobs(model, row):
-    """One forward for each token of each gap; the other gaps are empty."""
+    """One forward for each token of each span; the other spans are empty."""
     edges = [0, *(edge for span in row.spans for edge in span), len(row.input_ids)]
-    pieces = [row.input_ids[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    parts = [row.input_ids[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
     lengths = [end - start for start, end in row.spans]
     layout = SpanLayout(
-        parts=pieces, span_lengths=lengths, filled=[[] for _ in lengths], healed=[Healed() for _ in lengths]
+        parts=parts, span_lengths=lengths, filled=[[] for _ in lengths], healed=[Healed() for _ in lengths]
     )
     found = []
-    for gap, (start, end) in list(enumerate(row.spans))[row.first_counted :]:
+    for index, (start, end) in list(enumerate(row.spans))[row.first_counted :]:
         own = row.input_ids[start:end]
-        found += [next_logprobs(model, layout, gap, own[:k])[token].item() for k, token in enumerate(own)]
+        found += [next_logprobs(model, layout, index, own[:k])[token].item() for k, token in enumerate(own)]
     return found
 
 
@@ -72,7 +72,7 @@ def test_from_the_left_the_stock_llama_reads(stock, magnet, blocks):
 
 
 def test_infilling_is_one_forward_for_each_token(magnet, blocks):
-    foreign = block_rows(blocks, **SPANS, seed=4, behind=[*blocks[1:], blocks[0]])
+    foreign = block_rows(blocks, **SPANS, seed=4, after=[*blocks[1:], blocks[0]])
     assert any(row.first_counted for row in foreign)
     rows = block_rows(blocks, **SPANS, seed=4) + foreign
     found = span_logprobs(magnet, rows, reading="infill")
@@ -86,19 +86,19 @@ def test_infilling_is_one_forward_for_each_token(magnet, blocks):
 def test_the_size_of_a_batch_changes_nothing(magnet, blocks, monkeypatch):
     rows = block_rows(blocks, **SPANS, seed=4)
     found = span_logprobs(magnet, rows, reading="infill")
-    monkeypatch.setitem(gapped_rows.BATCH_TOKENS, "cpu", 1)
+    monkeypatch.setitem(span_rows.BATCH_TOKENS, "cpu", 1)
     assert_same(span_logprobs(magnet, rows, reading="infill"), found)
 
 
-@pytest.mark.parametrize("gap", range(5))
-def test_a_story_is_scored_as_score_infill_does(real_llama, gap):
+@pytest.mark.parametrize("place", range(5))
+def test_a_story_is_scored_as_score_infill_does(real_llama, place):
     model = MagnetLlamaForCausalLM.from_pretrained(real_llama).eval()
-    prefix, suffix = " ".join(STORY[:gap]), "".join(f" {sentence}" for sentence in STORY[gap + 1 :])
-    fill = f" {STORY[gap]}" if gap else STORY[gap]
-    row = story_row(model.tokenizer, STORY, gap)
-    foreign = story_row(model.tokenizer, STORY, gap, behind=OTHER[gap + 1 :])
+    prefix, suffix = " ".join(STORY[:place]), "".join(f" {sentence}" for sentence in STORY[place + 1 :])
+    fill = f" {STORY[place]}" if place else STORY[place]
+    row = story_row(model.tokenizer, STORY, place)
+    foreign = story_row(model.tokenizer, STORY, place, after=OTHER[place + 1 :])
     found = span_logprobs(model, [row, foreign], reading="infill")
-    suffixes = [suffix, "".join(f" {sentence}" for sentence in OTHER[gap + 1 :])]
+    suffixes = [suffix, "".join(f" {sentence}" for sentence in OTHER[place + 1 :])]
     expected = model.score_infill([prefix] * 2, [[fill]] * 2, suffixes)
     assert_same(found, [one.logprobs for (one,) in expected])
     ((left,),) = PromptedInfiller(model, model.tokenizer).score_infill([prefix], [[fill]], [suffix])
@@ -106,7 +106,7 @@ def test_a_story_is_scored_as_score_infill_does(real_llama, gap):
     assert left.token_ids == row.input_ids[slice(*row.spans[0])]
 
 
-def test_a_model_that_ends_spans_gets_gaps_of_its_multiples(tiny_model):
+def test_a_model_that_ends_spans_gets_spans_of_its_multiples(tiny_model):
     tiny_model.config.magnet["end_of_span"] = 8
     row = story_row(tiny_model.tokenizer, STORY, 1)
     expected = tiny_model.score_infill(STORY[0], [" " + STORY[1]], " " + " ".join(STORY[2:]))
@@ -116,15 +116,15 @@ def test_a_model_that_ends_spans_gets_gaps_of_its_multiples(tiny_model):
     assert exact != pytest.approx(expected[0].logprobs, abs=1e-3)
 
 
-def test_spans_are_those_of_the_seed_and_another_text_stands_behind_each():
+def test_spans_are_those_of_the_seed_and_another_text_follows_each():
     blocks = [list(range(100 * n, 100 * n + 40)) for n in range(6)]
     rows = block_rows(blocks, **SPANS, seed=1)
     assert rows == block_rows(blocks, **SPANS, seed=1) != block_rows(blocks, **SPANS, seed=2)
     assert rows[:2] == block_rows(blocks[:2], **SPANS, seed=1)
-    behind = [*blocks[1:], blocks[0][:25]]
-    foreign = iter(block_rows(blocks, **SPANS, seed=1, behind=behind))
-    for row, ids, other in zip(rows, blocks, behind, strict=True):
-        assert row == GappedRow(ids, row.spans)
+    others = [*blocks[1:], blocks[0][:25]]
+    foreign = iter(block_rows(blocks, **SPANS, seed=1, after=others))
+    for row, ids, other in zip(rows, blocks, others, strict=True):
+        assert row == SpanRow(ids, row.spans)
         for number, (start, end) in enumerate(row.spans):
             alone = next(foreign)
             assert alone.spans == row.spans[: number + 1]

@@ -1,0 +1,137 @@
+"""The options that the scripts of the paper's tables share, and the checks of their values."""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from examples.command_line import (
+    OneLineParser,
+    add_data,
+    add_device,
+    add_dtype,
+    add_model,
+    at_least,
+    check,
+    choose_device,
+)
+from examples.models import is_here, offline_where_unreachable
+
+
+def make_parser(doc: str | None, *, smoke: dict[str, Any], paper: dict[str, Any]) -> argparse.ArgumentParser:
+    """Return the options that every driver has; add its own after them, without defaults where a preset has one."""
+    parser = OneLineParser(description=doc)
+    add_results(parser)
+    add_replica(parser)
+    parser.add_argument("--step", type=at_least(0), help="training step of the model, for curves")
+    parser.add_argument("--again", action="store_true", help="measure anew what is on record; both stay on record")
+    add_measuring(parser, smoke=smoke, paper=paper)
+    return parser
+
+
+def add_measuring(parser: argparse.ArgumentParser, *, smoke: dict[str, Any], paper: dict[str, Any]) -> None:
+    """Add what is measured: models, data, sizes, draws, and on what."""
+    add_model(
+        parser,
+        nargs="+",
+        action="extend",
+        metavar="[NAME=]MODEL",
+        help="directories, adapters or Hub ids; the name is the row's in the table, by default the folder's",
+    )
+    parser.add_argument("--preset", default="paper", choices=["smoke", "paper"], help="sizes: of a trial, or in full")
+    add_data(parser)
+    add_seed(parser)
+    add_dtype(parser)
+    add_device(parser)
+    parser.set_defaults(presets={"smoke": smoke, "paper": paper})
+
+
+def add_results(parser: argparse.ArgumentParser) -> None:
+    """Add `--results`."""
+    parser.add_argument("--results", type=Path, default=Path("outputs/results"), help="folder of the records")
+
+
+def add_replica(parser: argparse.ArgumentParser) -> None:
+    """Add `--replica`."""
+    parser.add_argument("--replica", type=at_least(0), default=0, help="which of several trainings of the same system")
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """Add `--seed`."""
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of all draws of the measurement")
+
+
+def add_limit(parser: argparse.ArgumentParser, what: str, *, least: int = 1) -> None:
+    """Add `--limit`, how much is measured."""
+    parser.add_argument("--limit", type=at_least(least), help=what)
+
+
+def add_batch_size(parser: argparse.ArgumentParser, what: str, *, default: int | None = 16) -> None:
+    """Add `--batch_size`."""
+    parser.add_argument("--batch_size", type=at_least(), default=default, help=what)
+
+
+def add_max_new_tokens(parser: argparse.ArgumentParser, what: str, *, default: int | None = None) -> None:
+    """Add `--max_new_tokens`."""
+    parser.add_argument("--max_new_tokens", type=at_least(), default=default, help=f"tokens of a {what} at most")
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read and check the command line of a driver."""
+    return checked(parser.parse_args(arguments))
+
+
+def checked(args: argparse.Namespace) -> argparse.Namespace:
+    """Take from the preset what was not given, check what is shared, and turn `model` into paths by name."""
+    for name, value in args.presets[args.preset].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    del args.presets
+    complaints: list[str] = []
+    try:
+        args.device = choose_device(args.device)
+    except ValueError as error:
+        complaints.append(str(error))
+    args.model = named_models(args.model, complaints)
+    if args.data is not None and not args.data.is_dir():
+        complaints.append(f"`--data` {str(args.data)!r} is not a folder. Name one, or leave it out for the Hub.")
+    check(complaints)
+    if args.data is None or not all(map(is_here, args.model.values())):
+        offline_where_unreachable()
+    return args
+
+
+def named_models(items: Sequence[str], complaints: list[str], *, option: str = "--model") -> dict[str, str]:
+    """Return models by name from items `[NAME=]MODEL`; what is wrong with them is added to the complaints."""
+    models: dict[str, str] = {}
+    for item in items:
+        name, separator, path = item.partition("=")
+        name, path = (name, path) if separator else (Path(item).name, item)
+        if not (name and path):
+            complaints.append(f"`{option}` has {item!r}; expected NAME=MODEL, such as magnet=outputs/mine.")
+        elif name in models:
+            complaints.append(f"`{option}` has two models named {name!r}. Give each a name: NAME=MODEL.")
+        models[name] = path
+    return models
+
+
+def complaints_of(attempts: Mapping[str, Callable[[], Any]]) -> list[str]:
+    """Try each function and return the messages of those that fail, with their names."""
+    complaints = []
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+        except (ValueError, OSError) as error:
+            complaints.append(f"{name}: {error}")
+    return complaints
+
+
+def about_models(models: Mapping[str, str], look: Callable[[str], Any]) -> list[str]:
+    """Return what `look` finds wrong with the models, before weights are read."""
+    return complaints_of({f"`--model` {name}": lambda path=path: look(path) for name, path in models.items()})
+
+
+__all__ = [
+    "about_models", "add_batch_size", "add_limit", "add_max_new_tokens", "add_measuring", "add_replica", "add_results",
+    "add_seed", "checked", "complaints_of", "make_parser", "named_models", "parse",
+]  # fmt: skip
