@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from examples.command_line import OneLineParser, add_device, add_dtype, add_model, at_least, choose_device, start
-from examples.fills_page import describe, render_page
+from examples.demo.fills import describe, render_page
 from examples.models import not_adapted, offline_where_unreachable, open_magnet
 from modeling_magnet import InfillOptions
 from modeling_magnet.spans_magnet import split_at_marks

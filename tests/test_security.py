@@ -15,8 +15,8 @@ from markdown_it import MarkdownIt
 from peft import LoraConfig
 from safetensors.torch import load_file
 
+from examples.demo.fills import render_page
 from examples.evaluate.study_plan import read_plan
-from examples.fills_page import render_page
 from modeling_magnet import AutoMagnetForCausalLM, MagnetLlamaForCausalLM
 from modeling_magnet.publishing.card import CardFacts, rename_card, write_card
 from trainer.checkpoints import SEAL_FILE

@@ -23,15 +23,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch
-import transformers
 
-from examples.benchmarks.measuring import SHAPES, machine, matrix_rate, quartiles, random_llama, seconds
+from examples.benchmarks.measuring import (
+    SHAPES,
+    add_results,
+    machine,
+    matrix_rate,
+    open_shaped,
+    quartiles,
+    seconds,
+    write_report,
+)
 from examples.command_line import OneLineParser, add_device, add_dtype, add_model, at_least, choose_device, need, start
-from examples.models import open_magnet
 from modeling_magnet.tokenization_magnet import plan_batches, tokenize_texts
 from trainer import load_texts
 from trainer.compiling import compile_layers, compiled
-from trainer.whole_files import write_json
 
 THEIR_BATCH_SIZES = (4, 8, 16, 32, 64, 128)
 DEFAULT_BATCH_SIZE = 32
@@ -71,7 +77,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add_model(parser, help="directory or Hub id of a plain decoder or a MAGNET checkpoint")
     parser.add_argument("--texts", required=True, help="texts with paragraphs")
     parser.add_argument("--number", type=at_least(), default=2000, help="texts to embed")
-    parser.add_argument("--rounds", type=at_least(), default=5, help="rounds that are timed")
     parser.add_argument(
         "--shape", choices=list(SHAPES), help="random weights of this size instead, with its tokenizer"
     )
@@ -83,8 +88,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--batch_sizes", type=at_least(), nargs="+", default=THEIR_BATCH_SIZES, help="of sentence-transformers"
     )
     parser.add_argument("--batch_tokens", type=at_least(), nargs="*", default=[], help="further budgets to try")
-    parser.add_argument("--name", default="encoding_throughput", help="name of the JSON file")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where it goes")
+    add_results(parser, name="encoding_throughput", rounds=5)
     args = parser.parse_args(arguments)
     need("eval", "sentence_transformers")
     args.device = choose_device(args.device)
@@ -97,11 +101,7 @@ def open_both(args: argparse.Namespace) -> tuple[Any, Any]:
 
     dtype = getattr(torch, args.dtype)
     with tempfile.TemporaryDirectory() as folder:
-        path = args.model
-        if args.shape is not None:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
-            path = random_llama(args.shape, tokenizer, Path(folder) / "random", dtype=dtype)
-        model = open_magnet(path, dtype=args.dtype, device=args.device, attn_implementation=args.attn_implementation)
+        model = open_shaped(args, folder)
         model.save_pretrained(Path(folder) / "magnet")
         embedder = SentenceTransformer(str(Path(folder) / "magnet"), device=args.device, model_kwargs={"dtype": dtype})
     return model, embedder
@@ -198,9 +198,7 @@ def main(arguments: list[str] | None = None) -> None:
         "largest_difference": float(difference),
         **machine(device, dtype=args.dtype),
     }
-    file = args.results / f"{args.name}.json"
-    write_json(file, report)
-    print(f"encoding_throughput: OK ({file.name})")
+    write_report(args, report, script="encoding_throughput")
 
 
 if __name__ == "__main__":

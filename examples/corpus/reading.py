@@ -6,10 +6,10 @@ Every row of the source is a row of the corpus and keeps its number, even if it 
 import csv
 import itertools
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from datasets import load_dataset
@@ -24,34 +24,15 @@ from trainer.sources import check_columns, check_limit, format_of, is_hub_id, lo
 _UNREADABLE = (*UNREADABLE, csv.Error, pa.ArrowException)
 
 
-class Origin(Protocol):
-    """Where raw rows come from."""
-
-    def check(self, columns: list[str]) -> None:
-        """Refuse an origin that lacks a column."""
-
-    def rows(self, columns: list[str]) -> Iterator[tuple[str, int, Any]]:
-        """Yield raw rows, each with its file and its line from 1."""
-
-    def record(self, raw: Any) -> Mapping[str, Any]:
-        """Return the cells of a raw row by column."""
-
-    def count(self) -> int | None:
-        """Return rows in all, where that can be told without reading them."""
-        return None
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what tells this state of the origin from another."""
-
-
 @dataclass(frozen=True)
-class Files(Origin):
+class Files:
     """Local files that share a format, in order."""
 
     files: list[Path]
     format: Format
 
     def check(self, columns: list[str]) -> None:
+        """Refuse files that lack a column."""
         for file in self.files:
             try:
                 self.format.check(file, columns)
@@ -61,6 +42,7 @@ class Files(Origin):
                 ) from error
 
     def rows(self, columns: list[str]) -> Iterator[tuple[str, int, Any]]:
+        """Yield raw rows, each with its file and its line from 1."""
         for file in self.files:
             line = 0
             try:
@@ -69,24 +51,20 @@ class Files(Origin):
             except _UNREADABLE as error:
                 raise ValueError(
                     f"{str(file)!r} cannot be read beyond line {line} ({error}): it is damaged or cut short. "
-                    "Restore it, or pass `--limit` to stop before it. Either is another corpus, which needs "
-                    "a new run: delete the work folder beside the output, OUTPUT.parts, first."
+                    "Restore it, or pass `--limit` to stop before it."
                 ) from error
 
     def record(self, raw: Any) -> Mapping[str, Any]:
+        """Return the cells of a raw row by column."""
         return self.format.record(raw)
 
-    def count(self) -> int | None:
-        counts = [self.format.count(file) for file in self.files]
-        return None if None in counts else sum(count or 0 for count in counts)
-
     def fingerprint(self) -> dict[str, Any]:
-        """Bytes and time of the last change of each file."""
+        """Return what distinguishes this state of the files from another."""
         return describe_files(self.files)
 
 
 @dataclass(frozen=True)
-class HubDataset(Origin):
+class HubDataset:
     """One split of a dataset of the Hub at one revision, streamed."""
 
     name: str
@@ -95,11 +73,13 @@ class HubDataset(Origin):
     revision: str | None
 
     def check(self, columns: list[str]) -> None:
+        """Refuse a dataset that lacks a column."""
         first = next(self.rows(columns), None)
         if first is not None:
             check_columns(self.name, columns, list(first[2]))
 
     def rows(self, columns: list[str]) -> Iterator[tuple[str, int, Any]]:
+        """Yield rows, each with the name of the dataset and its number from 1."""
         try:
             rows = load_dataset(self.name, self.config_name, split=self.split, revision=self.revision, streaming=True)
         except (DatasetNotFoundError, ConnectionError, ValueError) as error:
@@ -111,9 +91,11 @@ class HubDataset(Origin):
             yield self.name, number, row
 
     def record(self, raw: Any) -> Mapping[str, Any]:
+        """Return a row, which has its cells by column already."""
         return raw
 
     def fingerprint(self) -> dict[str, Any]:
+        """Return what distinguishes this state of the dataset from another."""
         return {"texts' revision": self.revision}
 
 
@@ -123,7 +105,7 @@ def describe_files(files: list[Path]) -> dict[str, Any]:
     return {str(file): f"{state.st_size} bytes of {state.st_mtime_ns} ns" for file, state in states.items()}
 
 
-def find_origin(source: str | list[str], *, split: str, config_name: str | None) -> Origin:
+def find_origin(source: str | list[str], *, split: str, config_name: str | None) -> Files | HubDataset:
     """Return files where there are some, else a dataset of the Hub at its present revision."""
     if isinstance(source, list) and len(source) == 1:
         (source,) = source
@@ -162,7 +144,7 @@ class Complaint(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Consecutive rows of a corpus, encoded together. One without rows ends the corpus."""
+    """Consecutive rows of a corpus, encoded together."""
 
     index: int
     first_row: int
@@ -172,16 +154,12 @@ class Chunk:
     ids: list[str | None] = field(default_factory=list)  # of all rows, where ids are wanted
     complaints: list[Complaint] = field(default_factory=list)
 
-    def without_texts(self) -> "Chunk":
-        """Return what is still needed once the texts are encoded."""
-        return replace(self, texts=[], places=[])
-
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
     """The rows of an origin as texts."""
 
-    origin: Origin
+    origin: Files | HubDataset
     text_column: str = "text"
     id_column: str | None = None
     limit: int | None = None
@@ -191,24 +169,24 @@ class Corpus:
         """Those that are read, each once."""
         return list(dict.fromkeys([self.text_column, *([] if self.id_column is None else [self.id_column])]))
 
-    def count(self) -> int | None:
-        """Return rows in all, where that can be told without reading them."""
-        rows = self.origin.count()
-        return rows if self.limit is None or rows is None else min(rows, self.limit)
+    def rows(self) -> Iterator[tuple[str, int, Any]]:
+        """Yield raw rows, each with its file and line, up to the limit."""
+        return itertools.islice(self.origin.rows(self.columns), self.limit)
 
-    def count_by_reading(self, goes_on: Callable[[], bool]) -> int | None:
-        """Return rows in all, read once and not understood; `None` where that is not to be, or fails."""
-        if not isinstance(self.origin, Files):  # what would be read is on another machine
-            return None
-        number = 0
-        try:
-            for _ in itertools.islice(self.origin.rows(self.columns), self.limit):
-                if not goes_on():
-                    return None
-                number += 1
-        except (OSError, ValueError):  # whoever reads the texts will say so
-            return None
-        return number
+    def count(self) -> int | None:
+        """Count the rows of local files by reading them; a damaged file is refused before anything is encoded."""
+        return sum(1 for _ in self.rows()) if isinstance(self.origin, Files) else self.limit
+
+    def chunks(self, chunk_size: int, *, skip: Collection[int] = ()) -> Iterator[Chunk]:
+        """Yield all chunks in order, except those whose index is in `skip`."""
+        rows, first_row = self.rows(), 0
+        for index in itertools.count():
+            raw_rows = list(itertools.islice(rows, chunk_size))
+            if not raw_rows:
+                return
+            if index not in skip:
+                yield self.chunk(index, first_row, raw_rows)
+            first_row += len(raw_rows)
 
     def chunk(self, index: int, first_row: int, raw_rows: list[tuple[str, int, Any]]) -> Chunk:
         """Make texts and ids of raw rows."""
@@ -226,27 +204,6 @@ class Corpus:
         return chunk
 
 
-@dataclass(frozen=True)
-class ChunkStream:
-    """All chunks of a corpus in order, then an empty one. Each iteration reads the corpus anew; it can be pickled."""
-
-    corpus: Corpus
-    chunk_size: int
-    skip: Collection[int] = ()
-
-    def __iter__(self) -> Iterator[Chunk]:
-        """Read the corpus."""
-        rows = itertools.islice(self.corpus.origin.rows(self.corpus.columns), self.corpus.limit)
-        first_row = 0
-        for index in itertools.count():
-            raw_rows = list(itertools.islice(rows, self.chunk_size))
-            if not raw_rows or index not in self.skip:
-                yield self.corpus.chunk(index, first_row, raw_rows)
-            if not raw_rows:
-                return
-            first_row += len(raw_rows)
-
-
 def open_corpus(
     source: str | list[str],
     *,
@@ -261,7 +218,7 @@ def open_corpus(
     origin = find_origin(source, split=split, config_name=config_name)
     corpus = Corpus(origin=origin, text_column=text_column, id_column=id_column, limit=limit)
     origin.check(corpus.columns)
-    if next(origin.rows(corpus.columns), None) is None:
+    if next(corpus.rows(), None) is None:
         raise ValueError(f"The corpus {source!r} holds no row. Give files with at least one.")
     return corpus
 
@@ -295,3 +252,6 @@ def _id_of(record: Mapping[str, Any], column: str) -> str | None:
         return None
     text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+__all__ = ["Chunk", "Complaint", "Corpus", "HubDataset", "describe_files", "open_corpus"]

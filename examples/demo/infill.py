@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from examples.demo.fills import describe, render_fill, render_scale
 from examples.demo.limits import LIMITS, Limits, checked_number, checked_text
-from examples.fills_page import describe, render_fill, render_scale
 from modeling_magnet.spans_magnet import Fill, decode_fill, split_at_marks
 from modeling_magnet.tokenization_magnet import front_tokens, special_ids, text_ids
 

@@ -11,10 +11,10 @@ import gradio as gr
 
 from examples.demo.attention import attention_weights, read_row, render_masks, render_weights, with_eager_attention
 from examples.demo.encode import compare_sentences, compare_words, render_likeness
+from examples.demo.fills import TOKEN_STYLE
 from examples.demo.generate import Runs, show_writing, write_on
 from examples.demo.infill import fill_text, render_filled
 from examples.demo.limits import LIMITS, shows_problems
-from examples.fills_page import TOKEN_STYLE
 from modeling_magnet.masking_magnet import MODES
 
 FOLDER = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""`examples/corpus_reading.py` and what it reads with: every row keeps its number, also one that cannot be read."""
+"""`examples/corpus/`: every row keeps its number, also one that cannot be read."""
 
 import csv
 import gzip
@@ -6,14 +6,13 @@ import io
 import json
 import lzma
 import os
-import pickle
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from examples.corpus.reading import ChunkStream, Corpus, HubDataset, open_corpus
+from examples.corpus.reading import Corpus, HubDataset, open_corpus
 
 from .tiny_corpus import make_texts, write_jsonl
 
@@ -21,10 +20,8 @@ TEXTS = ["a cat sat", "", 'the "red" dog, ran', "a\u2028b é 漢 😀", "over\tt
 
 
 def read(source, *, chunk_size=2, skip=(), **options):
-    """All chunks but the last, which is empty."""
-    *chunks, end = ChunkStream(open_corpus(str(source), **options), chunk_size, skip=skip)
-    assert end.num_rows == 0 and end.texts == [] and end.index == (chunks[-1].index + 1 if chunks else len(skip))
-    return chunks
+    """All chunks of a corpus."""
+    return list(open_corpus(str(source), **options).chunks(chunk_size, skip=skip))
 
 
 def rows_of(chunks):
@@ -138,7 +135,7 @@ def test_a_line_that_cannot_be_read_is_told_with_its_number_and_its_row_stays(tm
         6: "type int",
         7: "not Unicode",
         8: "not Unicode",
-        9: "cannot be read",
+        9: "not JSON",
     }
     for row, reason in expected.items():
         assert reason in complaints[row].reason
@@ -171,14 +168,6 @@ def test_skipped_chunks_are_not_read_and_the_others_are_the_same(tmp_path):
     file = write_jsonl(tmp_path / "a.jsonl", make_texts(50))
     chunks = read(file, chunk_size=7)
     assert read(file, chunk_size=7, skip={0, 2, 5}) == [chunk for chunk in chunks if chunk.index not in {0, 2, 5}]
-    stream = ChunkStream(open_corpus(str(file)), 7)
-    assert list(pickle.loads(pickle.dumps(stream))) == list(stream)
-
-
-def test_a_count_needs_no_reading_where_the_format_knows(tmp_path):
-    assert open_corpus(str(write_as(tmp_path / "a.parquet", TEXTS))).count() == 5
-    assert open_corpus(str(tmp_path / "a.parquet"), limit=3).count() == 3
-    assert open_corpus(str(write_as(tmp_path / "a.txt", TEXTS))).count() is None
 
 
 def test_ids_are_text(tmp_path):
@@ -196,7 +185,7 @@ def test_a_data_set_is_streamed_as_from_the_hub(tmp_path):
     origin.check(["text", "key"])
     with pytest.raises(ValueError, match="no column 'body'"):
         origin.check(["body"])
-    chunk, _ = ChunkStream(Corpus(origin=origin, id_column="key"), 9)
+    (chunk,) = Corpus(origin=origin, id_column="key").chunks(9)
     assert (chunk.texts, chunk.ids, chunk.complaints[0].line) == (["1", "3"], ["100", "101", "102"], 2)
     with pytest.raises(ValueError, match="'train.*cannot be streamed"):
         next(HubDataset(str(tmp_path), None, "train[:1]", None).rows(["text"]))

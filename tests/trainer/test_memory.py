@@ -10,11 +10,11 @@ import pytest
 import torch
 from datasets import Dataset
 
-from examples.benchmarks.training_memory import PeakBytes
 from trainer import MagnetTrainer
 from trainer.lora import LoraArguments, apply_lora
 from trainer.memory import is_out_of_memory, keep_freed_memory, longest_pairs, longest_rows, room_for_optimizer
 
+from ..peak_bytes import PeakBytes
 from .processes import KeepGradients
 from .test_magnet_trainer import assert_same_gradients
 from .tiny import tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_tokenizer, tiny_trainer
