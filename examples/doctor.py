@@ -27,6 +27,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
+import transformers
 from transformers.utils import logging as transformers_logging
 
 from examples.checkup.files import file_findings, tokenizer_findings
@@ -36,8 +38,8 @@ from examples.checkup.leaks import leak_findings, padding_findings
 from examples.checkup.opening import Opened, open_model, opening_findings
 from examples.checkup.round_trip import bound_findings, merge_findings, round_trip_findings
 from examples.command_line import OneLineParser, add_device, add_model, choose_device, start
-from examples.files import write_results
 from modeling_magnet.masking_magnet import MASKED_BACKENDS, MODES
+from trainer.whole_files import write_json
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MARKS = {"pass": "pass", "fail": "FAIL", "not applicable": "n/a"}
@@ -125,6 +127,7 @@ def quiet() -> Iterator[None]:
 def describe(opened: Opened, findings: list[Finding], args: argparse.Namespace, seconds: float) -> dict[str, Any]:
     """Return the results as JSON holds them."""
     return {
+        "model": Path(args.model).name if Path(args.model).is_dir() else args.model,
         "kind": opened.kind,
         "class": type(opened.model).__name__,
         "arguments": {name: value for name, value in vars(args).items() if name not in ("model", "output")},
@@ -132,6 +135,7 @@ def describe(opened: Opened, findings: list[Finding], args: argparse.Namespace, 
         "findings": [asdict(finding) for finding in findings],
         "opening_seconds": round(opened.seconds, 1),
         "seconds": round(seconds, 1),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
 
 
@@ -156,7 +160,8 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{MARKS[finding.outcome]:5s} {finding.name:36s} {finding.detail}", flush=True)
                 findings.append(finding)
     seconds = time.monotonic() - started
-    write_results(args.output, describe(opened, findings, args, seconds), models={"model": args.model})
+    if args.output is not None:
+        write_json(args.output, describe(opened, findings, args, seconds))
     print(summary(args, findings, seconds))
     return int(any(finding.outcome == "fail" for finding in findings))
 

@@ -27,8 +27,8 @@ from transformers.utils import logging
 
 import modeling_magnet
 from examples.command_line import OneLineParser, add_dtype, add_model, at_least, check, start
-from examples.corpus.encoding import BIT_DTYPES, ModelFacts, complaints_about, inspect_model
-from examples.corpus.reading import Corpus, open_corpus
+from examples.corpus.encoding import ModelFacts, complaints_about, inspect_model
+from examples.corpus.reading import Corpus, describe_files, open_corpus
 from examples.corpus.workers import encode_chunks
 from examples.corpus.writing import SUFFIXES, WorkFolder, merge_parts
 from modeling_magnet.masking_magnet import MASKED_BACKENDS
@@ -48,13 +48,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--texts",
         nargs="+",
         required=True,
-        help="files (.txt, .jsonl, .parquet, .csv), globs, or a Hub id",
+        help="files (.txt, .jsonl, .parquet, .csv, also compressed), folders, globs",
     )
     parser.add_argument("--output", type=Path, required=True, help="file of vectors, .npy or .parquet")
     parser.add_argument("--text_column", default="text", help="column of the text")
     parser.add_argument("--id_column", help="column to keep in a .parquet output, as text")
-    parser.add_argument("--split", default="train", help="split of a Hub dataset")
-    parser.add_argument("--dataset_config", help="configuration name of a Hub dataset")
     parser.add_argument("--limit", type=at_least(), help="rows, from the first on")
     parser.add_argument("--chunk_size", type=at_least(), default=4096, help="rows that are encoded and kept together")
     parser.add_argument("--num_processes", type=at_least(), default=1, help="processes with a model each, one a GPU")
@@ -62,12 +60,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add_dtype(parser)
     parser.add_argument(
         "--output_dtype", default="float32", choices=["float32", "float16"], help="dtype of the stored vectors"
-    )
-    parser.add_argument(
-        "--precision",
-        default="float32",
-        choices=["float32", *BIT_DTYPES],
-        help="bits instead of numbers; for int8 call `quantize_embeddings` on the file",
     )
     parser.add_argument("--attn_implementation", default="sdpa", choices=MASKED_BACKENDS, help="attention back-end")
     parser.add_argument("--prompt", help="instruction in front of each text; '' for none")
@@ -93,8 +85,6 @@ def check_output(args: argparse.Namespace, folder: WorkFolder) -> None:
         complaints.append(f"`--output` would replace {', '.join(existing)}. Choose another, or move it away.")
     if args.id_column is not None and output.suffix == ".npy":
         complaints.append(f"`--id_column` is {args.id_column!r}, but a .npy file has no ids. Write .parquet.")
-    if args.precision in BIT_DTYPES and args.output_dtype != "float32":
-        complaints.append(f"`--precision` {args.precision} stores bytes, not `--output_dtype` {args.output_dtype}.")
     # Its folders are inputs: with the output in them, the run that goes on would have others.
     for source in (*args.texts, args.model):
         if Path(source).is_dir() and output.resolve().is_relative_to(Path(source).resolve()):
@@ -106,7 +96,7 @@ def describe_run(args: argparse.Namespace, corpus: Corpus, facts: ModelFacts) ->
     """Return all that the output's bytes depend on."""
     return {
         **{f"`{name}`": value for name, value in vars(args).items() if name not in NOT_RECORDED},
-        **corpus.origin.fingerprint(),
+        **describe_files(corpus.files),
         **facts.files,
         "the model's revision": facts.revision,
         "the device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -145,7 +135,7 @@ def describe_result(folder: WorkFolder, args: argparse.Namespace, facts: ModelFa
         "rows": folder.num_rows,
         "corrupt_rows": len(corrupt),
         "width": facts.width,
-        "dtype": facts.dtype,
+        "dtype": args.output_dtype,
         "model": args.model,
         "revision": facts.revision,
         "prompt": facts.prompt,
@@ -169,14 +159,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     folder = WorkFolder(args.output)
     check_output(args, folder)
     logging.disable_progress_bar()  # of reading weights, which would interrupt the bar of rows
-    corpus = open_corpus(
-        args.texts,
-        text_column=args.text_column,
-        id_column=args.id_column,
-        split=args.split,
-        config_name=args.dataset_config,
-        limit=args.limit,
-    )
+    corpus = open_corpus(args.texts, text_column=args.text_column, id_column=args.id_column, limit=args.limit)
     facts = inspect_model(args)
     run = describe_run(args, corpus, facts)
     encoded = 0
@@ -184,11 +167,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         # With the output in place, an earlier run was killed before it removed the folder.
         if not args.output.exists():
             encoded = encode_missing(corpus, folder, args, facts)
-            if not corpus.origin.fingerprint().items() <= run.items():
+            if not describe_files(corpus.files).items() <= run.items():
                 raise ValueError(
                     f"The corpus {args.texts} was changed while it was read. Delete {str(folder.path)!r}, start again."
                 )
-            merge_parts(folder, width=facts.width, dtype=facts.dtype, with_ids=args.id_column is not None)
+            merge_parts(folder, width=facts.width, dtype=args.output_dtype, with_ids=args.id_column is not None)
         seconds = time.perf_counter() - started
         timing = {"seconds": seconds, "rows_encoded": encoded, "rows_per_second": encoded / seconds}
         report = {**describe_result(folder, args, facts), **timing}

@@ -37,7 +37,6 @@ from examples.benchmarks.measuring import (
 from examples.command_line import OneLineParser, add_device, add_dtype, add_model, at_least, choose_device, need, start
 from modeling_magnet.tokenization_magnet import plan_batches, tokenize_texts
 from trainer import load_texts
-from trainer.compiling import compile_layers, compiled
 
 THEIR_BATCH_SIZES = (4, 8, 16, 32, 64, 128)
 DEFAULT_BATCH_SIZE = 32
@@ -83,7 +82,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--attn_implementation", default="sdpa", help="back-end of `encode`")
     add_device(parser)
     add_dtype(parser)
-    parser.add_argument("--compiler", help="`encode` with compiled layers as well, by inductor or another")
     parser.add_argument(
         "--batch_sizes", type=at_least(), nargs="+", default=THEIR_BATCH_SIZES, help="of sentence-transformers"
     )
@@ -108,27 +106,10 @@ def open_both(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def named_calls(model: Any, embedder: Any, texts: list[str], args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    """Return what is timed, by name.
-
-    Raises:
-        SystemExit: compiled layers give other vectors.
-    """
+    """Return what is timed, by name."""
     systems: dict[str, Callable[[], Any]] = {"encode": partial(model.encode, texts)}
     for budget in args.batch_tokens:
         systems[f"encode, {budget} tokens"] = partial(model.encode, texts, batch_tokens=budget)
-    if args.compiler is not None:
-        forms = compile_layers(model, {"backend": args.compiler, "dynamic": True})
-
-        def encode_compiled() -> Any:
-            with compiled(forms):
-                return model.encode(texts)
-
-        plain = model.encode(texts)
-        apart = np.abs(encode_compiled() - plain).max() / np.abs(plain).max()
-        print(f"compiled, largest difference over the largest number: {apart:.1e}")
-        if apart > (1e-4 if args.dtype == "float32" else 5e-2):
-            raise SystemExit("Compiled layers give other vectors: there is nothing to compare.")
-        systems["encode, compiled"] = encode_compiled
     for size in args.batch_sizes:
         name = f"sentence-transformers, {size}"
         systems[name] = partial(embedder.encode, texts, batch_size=size, show_progress_bar=False)

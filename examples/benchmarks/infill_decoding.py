@@ -47,7 +47,7 @@ CANDIDATES = 16
 
 
 def make_text(model: Any, *, context_tokens: int, blanks: int) -> str:
-    """Words of about so many tokens in all, with blanks spread evenly."""
+    """Return words of about so many tokens in all, with blanks spread evenly."""
     text = [WORDS[index % len(WORDS)] for index in range(context_tokens)]
     while len(model.tokenizer(" ".join(text))["input_ids"]) > context_tokens:
         text.pop()
@@ -57,7 +57,7 @@ def make_text(model: Any, *, context_tokens: int, blanks: int) -> str:
 
 
 def make_fills(model: Any, *, number: int) -> list[str]:
-    """Random words of `FILL_TOKENS` tokens after a space."""
+    """Return random words of `FILL_TOKENS` tokens after a space."""
     draw = random.Random(0)
     words = [word for word in map(model.tokenizer.decode, range(300, len(model.tokenizer))) if word.strip().isalpha()]
     fills: list[str] = []
@@ -72,7 +72,7 @@ def make_fills(model: Any, *, number: int) -> list[str]:
 
 @torch.no_grad()
 def full_mask_logits(model: Any, layout: Any, fill: list[int], *, last_only: bool) -> torch.Tensor:
-    """Logits of the outputs that predict a fill and what follows it, from one forward without a cache."""
+    """Return logits of the outputs that predict a fill and what follows it, from one forward without a cache."""
     cut = layout.predictors[0] + 1
     ids = torch.tensor([layout.token_ids[:cut] + fill + layout.token_ids[cut:]], device=model.device)
     segments = torch.tensor([[0] * cut + [1] * len(fill) + [0] * (len(layout.token_ids) - cut)], device=model.device)
@@ -85,7 +85,7 @@ def full_mask_logits(model: Any, layout: Any, fill: list[int], *, last_only: boo
 
 
 def fill_without_cache(model: Any, layout: Any, *, first: int) -> list[int]:
-    """Greedy tokens, the whole row read anew for each; the first is given, which token healing changed."""
+    """Return greedy tokens, the whole row read again for each; the first is given, which token healing changed."""
     special = sorted(special_ids(model.tokenizer))
     fill = [first]
     while len(fill) < FILL_TOKENS:
@@ -96,7 +96,7 @@ def fill_without_cache(model: Any, layout: Any, *, first: int) -> list[int]:
 
 
 def check(model: Any, *, prefix: str, suffix: str, fills: list[str], layout: Any) -> tuple[int, float]:
-    """The first token of a fill without a cache, and how far scores are from one forward for each fill.
+    """Return the first token of a fill, and how far scores are from one forward for each fill.
 
     Raises:
         SystemExit: the tokens differ, or in float32 the scores do.
@@ -203,7 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def step_bytes(model: Any, *, context: int) -> int:
-    """What a step of one row has to read: every weight but the embedding's other rows, and the keys and values."""
+    """Return the bytes that a step of one row has to read: weights without the input embedding, keys and values."""
     config, embedding, head = model.config, model.get_input_embeddings().weight, model.get_output_embeddings().weight
     weights = sum(p.numel() for p in model.base_model.parameters()) - embedding.numel() + head.numel()
     states = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * context
@@ -211,7 +211,7 @@ def step_bytes(model: Any, *, context: int) -> int:
 
 
 def measured_ratios(one: dict[str, float], *, floor: float) -> dict[str, float]:
-    """What the times of one round say; a long call less a short one is decoding alone, without the context."""
+    """Return the ratios of one round; a long call minus a short one is only decoding, without the context."""
     infill_token = one["one blank, long"] - one["one blank"]
     generate_token = one["generate, long"] - one["generate"]
     ratios = {

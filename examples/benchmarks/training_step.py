@@ -11,7 +11,7 @@ labelled positions only, attention 12 x length x width a layer and token. Paddin
 reading the same rows again come on top. Its time is taken at the rate of one large matrix product of the same run.
 
 Systems, all with the same optimizer: the trainer's joint step, with and without pairs; the same losses naively on the
-same rows (`naive_loss` in `training_systems.py`), also without pairs; MNTP alone, the trainer's and with the logits of
+same rows (`naive_loss` in `training_systems.py`), also without pairs; only MNTP, the trainer's and with the logits of
 all positions, as a plain Trainer has them. With `--compiler inductor` each once more with compiled layers, the naive
 ones too. Losses and gradients are compared before anything is timed; rounds alternate.
 """

@@ -39,7 +39,7 @@ def vectors_agree(first: np.ndarray, second: np.ndarray, dtype: torch.dtype) -> 
 
 
 def encode_findings(model: Any) -> list[Finding]:
-    """Return one row: texts together, in another order, and each alone."""
+    """Return one row: texts together, in another order, and one by one."""
     texts = list(TEXTS)
     together = model.encode(texts, normalize_embeddings=True)
     backwards = model.encode(texts[::-1], normalize_embeddings=True)[::-1]

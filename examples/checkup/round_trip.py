@@ -19,7 +19,7 @@ SEGMENTS = [0] * 5 + [1] * 4 + [0] * 7
 
 @torch.no_grad()
 def logits_of(model: Any, mode: AttentionMode | None) -> torch.Tensor:
-    """Return the logits of a padded and an unpadded row, of real tokens alone."""
+    """Return the logits of a padded and an unpadded row, only of real tokens."""
     generator = torch.Generator().manual_seed(1)
     size = model.config.vocab_size
     ids = torch.randint(min(3, size - 1), size, (2, LENGTH), generator=generator).to(model.device)
@@ -99,23 +99,23 @@ def merge_findings(model: Any, folder: Path) -> list[Finding]:
 
 
 def bound_findings(model: Any, base: ModelSource | None) -> list[Finding]:
-    """Return one row: causal logits against those of the base that is loaded alone."""
+    """Return one row: causal logits against those of the base without the adapter."""
     modes = MagnetSettings.value(model.config, "adapter_modes") if model.has_adapter else None
     if modes is None:
         return [not_applicable(BOUND, "on in every mode" if model.has_adapter else "no adapter")]
     if "causal" in modes:
         return [not_applicable(BOUND, f"on in {', '.join(modes)}")]
     if base is None:
-        return [not_applicable(BOUND, "the base stands in the same directory")]
-    alone = AutoModelForCausalLM.from_pretrained(
+        return [not_applicable(BOUND, "the base is in the same directory")]
+    base_model = AutoModelForCausalLM.from_pretrained(
         base.path,
         trust_remote_code=False,
         dtype=model.dtype,
         attn_implementation=model.config._attn_implementation,
         **base.arguments,
     )
-    same, distance = equality(logits_of(alone.to(model.device).eval(), None), logits_of(model, "causal"))
-    told = f"on in {', '.join(modes) or 'no mode'}; to the base alone {distance:.1e} (limit 0)"
+    same, distance = equality(logits_of(base_model.to(model.device).eval(), None), logits_of(model, "causal"))
+    told = f"on in {', '.join(modes) or 'no mode'}; to the base {distance:.1e} (limit 0)"
     return [judged(BOUND, same, told)]
 
 

@@ -20,16 +20,12 @@ from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.sources_magnet import ModelSource
 from modeling_magnet.tokenization_magnet import check_room, choose_prompt, context_length
 
-# Precision -> what its vectors are stored as; for "float32", `--output_dtype` decides.
-BIT_DTYPES = {"binary": "int8", "ubinary": "uint8"}
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     """What is known of a model before its weights are read."""
 
     width: int  # numbers of a stored vector
-    dtype: str  # of a stored vector, as NumPy names it
     prompt: str | None  # before each text
     pooling: str
     revision: str | None  # of a model of the Hub
@@ -61,8 +57,7 @@ def inspect_model(args: argparse.Namespace) -> ModelFacts:
     )
     check_room(tokenizer, prompt=prompt, max_length=args.max_length or context)
     return ModelFacts(
-        width=-(-width // 8) if args.precision in BIT_DTYPES else width,
-        dtype=BIT_DTYPES.get(args.precision, args.output_dtype),
+        width=width,
         prompt=prompt,
         pooling=args.pooling or settings.pooling,
         revision=revision,
@@ -96,12 +91,10 @@ class ChunkEncoder:
         """Encode the texts of a chunk. The result depends only on the chunk, arguments, device and threads.
 
         Returns:
-            `numpy.ndarray` of shape `(chunk.num_rows, width)`: NaN, or 0 where vectors are bytes, in rows without a
-            text and in rows whose vector is not finite in the stored dtype.
+            `numpy.ndarray` of shape `(chunk.num_rows, width)`: NaN in rows without a text and in rows whose vector is
+            not finite in the stored dtype.
         """
-        dtype = np.dtype(self.facts.dtype)
-        floating = dtype.kind == "f"
-        vectors = np.full((chunk.num_rows, self.facts.width), np.nan if floating else 0, dtype=dtype)
+        vectors = np.full((chunk.num_rows, self.facts.width), np.nan, dtype=self.args.output_dtype)
         if chunk.texts:
             with _repeatable(self.args.threads), np.errstate(over="ignore"), _telling(self.model, tell):
                 vectors[chunk.places] = self.model.encode(
@@ -110,13 +103,11 @@ class ChunkEncoder:
                     pooling=self.facts.pooling,
                     normalize_embeddings=self.args.normalize_embeddings,
                     truncate_dim=self.args.truncate_dim,
-                    precision=self.args.precision,
                     max_length=self.args.max_length,
                     batch_tokens=self.args.batch_tokens,
                     show_progress_bar=False,
                 )
-        if floating:
-            vectors[~np.isfinite(vectors).all(axis=1)] = np.nan
+        vectors[~np.isfinite(vectors).all(axis=1)] = np.nan
         return vectors
 
 
@@ -126,12 +117,9 @@ def complaints_about(chunk: Chunk, vectors: np.ndarray) -> Iterator[Complaint]:
     Args:
         vectors (`numpy.ndarray` of shape `(chunk.num_rows, width)`): What a `ChunkEncoder` made of it.
     """
-    if vectors.dtype.kind == "f":
-        known = {complaint.row for complaint in chunk.complaints}
-        for place in np.flatnonzero(np.isnan(vectors[:, 0])):
-            row = chunk.first_row + int(place)
-            if row not in known:
-                yield Complaint(row, None, None, f"the vector is not finite in {vectors.dtype}")
+    for place in chunk.places:
+        if np.isnan(vectors[place, 0]):
+            yield Complaint(chunk.first_row + place, None, None, f"the vector is not finite in {vectors.dtype}")
 
 
 @contextlib.contextmanager
@@ -152,15 +140,13 @@ def _telling(model: Any, tell: Callable[[int], object]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _repeatable(threads: int | None) -> Iterator[None]:
+def _repeatable(threads: int) -> Iterator[None]:
     """Use kernels that repeat their results bit for bit, on so many CPU threads."""
     memory: Any = torch.utils.deterministic
     num_threads, fills = torch.get_num_threads(), memory.fill_uninitialized_memory
-    enabled, warns = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    torch.set_num_threads(num_threads if threads is None else threads)
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     memory.fill_uninitialized_memory = False  # it costs time, and nothing here reads memory before writing it
     try:
@@ -171,4 +157,4 @@ def _repeatable(threads: int | None) -> Iterator[None]:
         memory.fill_uninitialized_memory = fills
 
 
-__all__ = ["BIT_DTYPES", "ChunkEncoder", "ModelFacts", "complaints_about", "inspect_model"]
+__all__ = ["ChunkEncoder", "ModelFacts", "complaints_about", "inspect_model"]

@@ -119,9 +119,8 @@ def test_device_model_and_dtype_are_chosen_alike_in_all_scripts(parsers):
             assert action.help.startswith("such as cpu or cuda:1; ")
         if name == "--data":
             assert action.help.startswith("folder of the data's files, in it or in its sub-folders")
-    # These choose by themselves: the Trainer's own options, a device for each process, bytes of CPUs, a CPU, a plan.
+    # These choose by themselves: the Trainer's own options, a device for each process, a plan.
     others = {"adapt.py", "encode_corpus.py", "evaluate/study.py"}
-    others |= {"benchmarks/training_memory.py"}
     assert model - others <= device
 
 

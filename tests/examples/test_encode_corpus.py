@@ -92,8 +92,6 @@ def test_parquet_holds_row_numbers_ids_and_the_same_vectors(tmp_path, options):
             {"normalize_embeddings": True, "truncate_dim": 5},
             "float16",
         ),
-        (["--precision=ubinary", "--truncate_dim=12"], {"precision": "ubinary", "truncate_dim": 12}, "uint8"),
-        (["--precision=binary"], {"precision": "binary"}, "int8"),
         (["--max_length=30", "--batch_tokens=64"], {"max_length": 30, "batch_tokens": 64}, "float32"),
         (["--dtype=bfloat16", "--attn_implementation=eager"], {"dtype": torch.bfloat16}, "float32"),
     ],
@@ -140,9 +138,6 @@ def test_a_corrupt_row_keeps_its_place_and_is_reported(tmp_path, options, model,
     assert told.count("not JSON") == 20
     assert "23 of 40 rows could not be encoded" in told
 
-    main([*options, "--precision=ubinary"])
-    assert (np.load(tmp_path / "out.npy")[broken] == 0).all()
-
 
 def test_a_vector_that_does_not_fit_its_dtype_is_reported_like_a_corrupt_row(tmp_path, options, model):
     loaded = MagnetLlamaForCausalLM.from_pretrained(model)
@@ -167,10 +162,8 @@ def test_a_vector_that_does_not_fit_its_dtype_is_reported_like_a_corrupt_row(tmp
     [
         (["--output=out.txt"], "`--output` is 'out.txt'; its name must end in .npy or .parquet"),
         (["--id_column=key"], "`--id_column` is 'key'"),
-        (["--precision=binary", "--output_dtype=float16"], "`--precision` binary stores bytes"),
         (["--texts=nowhere.jsonl"], "`texts` is 'nowhere.jsonl': no data file there"),
         (["--text_column=body"], "no column 'body'; its columns are 'key', 'text'"),
-        (["--split=test"], "The split is 'test'"),
         (["--model_name_or_path=./nowhere"], "./nowhere.*no model can be read"),
         (["--prompt=a", "--prompt_name=STS"], "Choose one"),
         (["--prompt=" + "a long prompt " * 99], "leaves no room for a token of text and EOS"),
