@@ -35,7 +35,7 @@ from examples.benchmarks.measuring import (
     write_report,
 )
 from examples.command_line import OneLineParser, add_device, add_dtype, add_model, at_least, choose_device, need, start
-from modeling_magnet.tokenization_magnet import plan_batches, tokenize_texts
+from modeling_magnet.tokenization_magnet import tokenize_texts
 from trainer import load_texts
 
 THEIR_BATCH_SIZES = (4, 8, 16, 32, 64, 128)
@@ -64,12 +64,6 @@ def operations(lengths: list[int], config: Any) -> float:
     return float(sum(2 * weights * length + scores * length * length for length in lengths))
 
 
-def padding_waste(lengths: list[int], batches: list[list[int]]) -> float:
-    """Return the share of the tokens read that are padding."""
-    read = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
-    return 1 - sum(lengths) / read
-
-
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = OneLineParser(description=__doc__)
@@ -85,7 +79,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--batch_sizes", type=at_least(), nargs="+", default=THEIR_BATCH_SIZES, help="of sentence-transformers"
     )
-    parser.add_argument("--batch_tokens", type=at_least(), nargs="*", default=[], help="further budgets to try")
     add_results(parser, name="encoding_throughput", rounds=5)
     args = parser.parse_args(arguments)
     need("eval", "sentence_transformers")
@@ -108,17 +101,13 @@ def open_both(args: argparse.Namespace) -> tuple[Any, Any]:
 def named_calls(model: Any, embedder: Any, texts: list[str], args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     """Return what is timed, by name."""
     systems: dict[str, Callable[[], Any]] = {"encode": partial(model.encode, texts)}
-    for budget in args.batch_tokens:
-        systems[f"encode, {budget} tokens"] = partial(model.encode, texts, batch_tokens=budget)
     for size in args.batch_sizes:
         name = f"sentence-transformers, {size}"
         systems[name] = partial(embedder.encode, texts, batch_size=size, show_progress_bar=False)
     return systems
 
 
-def summary(
-    times: dict[str, list[float]], lengths: list[int], waste: dict[str, float], *, floor: float, rate: float
-) -> dict[str, Any]:
+def summary(times: dict[str, list[float]], tokens: int, *, floor: float, rate: float) -> dict[str, Any]:
     """Print the table and return what goes to the file."""
     medians = {name: statistics.median(values) for name, values in times.items()}
     best = min((name for name in medians if name.startswith("sentence-transformers")), key=lambda name: medians[name])
@@ -126,16 +115,16 @@ def summary(
     for name, values in times.items():
         low, _, high = quartiles(values)
         print(
-            f"{name:28s}{medians[name]:9.2f}{f'{low:.2f} - {high:.2f}':>16s}{sum(lengths) / medians[name]:11,.0f}"
+            f"{name:28s}{medians[name]:9.2f}{f'{low:.2f} - {high:.2f}':>16s}{tokens / medians[name]:11,.0f}"
             f"{floor / rate / medians[name]:14.0%}{medians[name] / medians['encode']:10.2f}x"
         )
     default = f"sentence-transformers, {DEFAULT_BATCH_SIZE}"
     ratios = {"ratio_default": medians[default] / medians["encode"], "ratio_best": medians[best] / medians["encode"]}
     print(
         f"\nagainst the default batch size {ratios['ratio_default']:.2f}x, against the best ({best}) "
-        f"{ratios['ratio_best']:.2f}x; padding {', '.join(f'{name} {share:.1%}' for name, share in waste.items())}"
+        f"{ratios['ratio_best']:.2f}x"
     )
-    return {"seconds": times, **ratios, "best": best, "padding_waste": waste, "tokens": sum(lengths)}
+    return {"seconds": times, **ratios, "best": best, "tokens": tokens}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -163,16 +152,8 @@ def main(arguments: list[str] | None = None) -> None:
     for _ in range(args.rounds):
         for name, call in systems.items():
             times[name].append(seconds(call, device))
-    size, budget = DEFAULT_BATCH_SIZE, model._batch_tokens(None, None)
-    by_length = sorted(range(len(texts)), key=lambda index: -len(texts[index]))  # by characters, as the library sorts
-    waste = {
-        "encode": padding_waste(lengths, plan_batches(lengths, max_tokens=budget)),
-        f"sentence-transformers, {size}": padding_waste(
-            lengths, [by_length[start : start + size] for start in range(0, len(texts), size)]
-        ),
-    }
     report = {
-        **summary(times, lengths, waste, floor=floor, rate=rate),
+        **summary(times, sum(lengths), floor=floor, rate=rate),
         "texts": len(texts),
         "floor_flop": floor,
         "matrix_flop_per_second": rate,

@@ -95,7 +95,9 @@ class WorkFolder:
         return self.path / f"{index:08d}.ids.json"
 
     def remove(self) -> None:
-        """Remove the folder: first its name in one step, so that it is never there without its log."""
+        """Remove the folder: its chunks, then in one step its name, so that it is never there without its log."""
+        for file in self.path.glob("[0-9]*"):
+            file.unlink()
         gone = self.path.with_name(f"{self.path.name}.removed")
         shutil.rmtree(gone, ignore_errors=True)  # of a run that was killed just here
         os.replace(self.path, gone)

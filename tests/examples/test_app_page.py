@@ -1,4 +1,4 @@
-"""The app in a real browser, used as people use it: by mouse and keyboard, on a phone, in the dark, two at a time."""
+"""The app in a real browser, used as people use it: by mouse and keyboard, and on a phone."""
 
 import re
 import shutil
@@ -23,35 +23,6 @@ QUIET = (
     *("--disable-component-update", "--disable-sync"),
 )
 HOSTILE = "<img src=x onerror=alert(1)>"
-# Contrast of the texts of an answer against what is behind them, by WCAG; the lowest, with its text.
-CONTRAST = """(root) => {
-  const parse = (text) => {
-    const numbers = text.match(/[\\d.]+/g).map(Number);
-    const scale = text.startsWith("color(") ? 255 : 1;
-    return [...numbers.slice(0, 3).map((n) => n * scale), numbers[3] ?? 1];
-  };
-  const over = (top, below) => top.slice(0, 3).map((n, i) => n * top[3] + below[i] * (1 - top[3]));
-  const light = (rgb) => rgb
-    .map((n) => n / 255)
-    .map((n) => (n <= 0.04045 ? n / 12.92 : ((n + 0.055) / 1.055) ** 2.4))
-    .reduce((sum, n, i) => sum + n * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = (element) => {
-    if (!element) return [255, 255, 255];
-    const own = parse(getComputedStyle(element).backgroundColor);
-    return own[3] === 1 ? own.slice(0, 3) : over(own, behind(element.parentElement));
-  };
-  let worst = [21, ""];
-  for (const element of root.querySelectorAll("*")) {
-    const text = [...element.childNodes].filter((n) => n.nodeType === 3).map((n) => n.data.trim()).join("");
-    if (!text || element.closest(".unseen") || !element.getClientRects().length) continue;
-    const ground = behind(element);
-    const pair = [light(over(parse(getComputedStyle(element).color), ground)), light(ground)];
-    const ratio = (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
-    if (ratio < worst[0]) worst = [ratio, text];
-  }
-  return worst;
-}"""
-
 # Notes how many tokens are shown each time, and presses Stop behind the second.
 STOP_SOON = """() => {
   window.seen = [];
@@ -267,23 +238,10 @@ def test_attention_shows_masks_and_a_head(visit):
     assert "a table shows 40 at most" in problem(page, "attention")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_on_a_phone_nothing_moves_sideways_and_all_can_be_read(visit, scheme):
-    page = visit(viewport={"width": 390, "height": 800}, color_scheme=scheme, has_touch=True)
-    grounds = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (sum(map(int, re.findall(r"\d+", grounds)[:3])) < 200) == (scheme == "dark")
-    steps = {
-        "Infill": ("Fill the blanks", "infill"),
-        "Encode": ("Compare", "encode"),
-        "Generate": ("Generate", "generate"),
-        "Attention": ("Show attention", "attention"),
-    }
-    for tab, (button, name) in steps.items():
+def test_on_a_phone_nothing_moves_sideways(visit):
+    page = visit(viewport={"width": 390, "height": 800}, has_touch=True)
+    for tab, button, name in (("Infill", "Fill the blanks", "infill"), ("Attention", "Show attention", "attention")):
         open_tab(page, tab)
-        if tab == "Encode":
-            page.get_by_label("Texts, one a line").fill("\n".join(f"The dog number {n} ran home." for n in range(10)))
         page.get_by_role("button", name=button, exact=True).tap()
-        page.locator(f"#{name}-answer :is(.pair, table, [role=status])").first.wait_for()
+        page.locator(f"#{name}-answer :is(.pair, table)").first.wait_for()
         assert page.evaluate("document.scrollingElement.scrollWidth") <= 390, tab
-        ratio, text = page.locator(f"#{name}-answer").evaluate(CONTRAST)
-        assert ratio >= 4.5, (tab, text)

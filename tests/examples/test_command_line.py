@@ -13,7 +13,6 @@ from examples import models
 from examples.command_line import (
     OneLineParser,
     add_device,
-    add_model,
     at_least,
     check,
     choose_device,
@@ -146,15 +145,6 @@ def test_an_error_of_argparse_is_one_line(capsys):
         )
         assert err == expected + "\n"
     assert parser.parse_args(["--limit", "9"]).limit == 9
-
-
-def test_a_model_has_one_name_and_a_short_one(capsys):
-    parser = OneLineParser()
-    add_model(parser, help="a model")
-    assert parser.parse_args(["--model", "a"]).model == parser.parse_args(["--model_name_or_path", "a"]).model == "a"
-    with pytest.raises(SystemExit):
-        parser.parse_args([])
-    assert "--model_name_or_path" in capsys.readouterr().err
 
 
 def test_complaints_are_one_line_each():

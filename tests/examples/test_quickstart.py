@@ -17,7 +17,7 @@ from examples.quickstart import TEXT, verdict
 from examples.toy.exam import Exam, fact_accuracy, retrieval_accuracy
 from examples.toy.language import CONSEQUENCES, MISSING, THINGS, Story, read_rows, write_corpus
 from examples.toy.model import open_model, quickstart_model
-from examples.toy.table import COLUMNS, render_table
+from examples.toy.table import COLUMNS
 from examples.toy.training import SMOKE, build_tokenizer, train_magnet
 from modeling_magnet import MagnetLlamaForCausalLM
 
@@ -147,12 +147,6 @@ def test_a_full_run_below_ninety_percent_fails(accuracy, smoke, line, exit_code)
     assert verdict(accuracy, smoke=smoke, seconds=99.4) == (line, exit_code)
 
 
-def test_the_stories_and_fills_are_shown_in_words(smoke_run) -> None:
-    process, _ = smoke_run
-    marks = (" [...] ", "\n    missing: ", "\n    base: ", "\n    MAGNET: ")
-    assert [process.stdout.count(mark) for mark in marks] == [4, 4, 4, 4]
-
-
 # ---- The tokenizer ----
 
 
@@ -235,17 +229,6 @@ def test_an_unadapted_magnet_answers_causal_questions_as_its_base(exam, llama, m
 
 
 # ---- The table and the masks ----
-
-
-def test_a_cell_is_a_share_a_perplexity_or_a_repetition_by_its_row() -> None:
-    table = {"perplexity": {"base": 1.755}, "repetition": {"MAGNET": 0.0204}, "found": {"chance": 0.0625}}
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in render_table(table).splitlines()]
-    assert lines[0] == ["", *COLUMNS]
-    assert lines[2:] == [
-        ["perplexity", "1.75", "", "", "", "", "", ""],
-        ["repetition", "", "", "", "0.020", "", "", ""],
-        ["found", "", "", "", "", "", "6.2 %", ""],
-    ]
 
 
 def test_the_drawn_masks_are_those_of_figure_two() -> None:
