@@ -89,7 +89,7 @@ NEED_TOKENIZER = {"tokenizer", "encode, batch invariance", "infill, batch invari
             lambda folder: edit_settings(folder, mask_token="</s>", mask_token_id=2),
             {"mask token"},
             "mask token",
-            "'</s>' (2); it is a special token",
+            "'</s>' (2); it is the unknown, BOS or EOS token",
         ),
         (
             lambda folder: edit_json(folder / "1_Pooling" / "config.json", pooling_mode="mean"),
