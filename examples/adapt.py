@@ -56,7 +56,7 @@ from trainer.model_card import describe_data
 from trainer.whole_files import parse_json, whole_file
 
 try:
-    from examples.plots import draw_objectives
+    from examples.tour.pictures import draw_objectives
 except ImportError:  # of matplotlib, in the extra `plots`
     draw_objectives = None  # type: ignore[assignment]
 

@@ -83,7 +83,7 @@ def add_output_dir(parser: Any, *, help: str, **options: Any) -> None:
 
 def choose_device(name: str | None) -> str:
     """Return the device that was asked for, or CUDA where there is some, else the CPU."""
-    import torch  # here: whoever asks for help need not wait for it
+    import torch  # imported here, so that `--help` does not wait for it
 
     device = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:

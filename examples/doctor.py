@@ -1,11 +1,11 @@
 """Check a plain decoder, a MAGNET checkpoint or an adapter, and print a table of what passes and what fails.
 
     python examples/doctor.py outputs/mine
-    python examples/doctor.py outputs/mine --trust_remote_code --backends eager sdpa flex_attention --json doctor.json
+    python examples/doctor.py outputs/mine --trust_remote_code --backends sdpa flex_attention --output doctor.json
 
 Checks that the model opens, that each token attends to what its mode allows, that vectors and fills do not depend on
-the batch, that adapters merge, that the tokenizer fits, that saving and loading changes no bit, and that code,
-sidecars and versions are those of this library. The model is not changed; copies for comparison are written to the
+the batch, that adapters merge, that the tokenizer fits, that saving and loading changes no bit, and that code and
+sidecars are those of this library. The model is not changed; copies for comparison are written to the
 folder for temporary files, which needs space for the weights twice.
 
 Exit code: 0 when nothing failed, 1 when something did, 2 when the model cannot be opened.
@@ -27,20 +27,19 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
+import transformers
 from transformers.utils import logging as transformers_logging
 
-from examples.checkup.embedder import embedder_findings
-from examples.checkup.files import file_findings
+from examples.checkup.files import file_findings, tokenizer_findings
 from examples.checkup.findings import Finding, examine, in_one_line
-from examples.checkup.invariance import encode_findings, infill_findings
+from examples.checkup.invariance import embedder_findings, encode_findings, infill_findings
 from examples.checkup.leaks import leak_findings, padding_findings
 from examples.checkup.opening import Opened, open_model, opening_findings
 from examples.checkup.round_trip import bound_findings, merge_findings, round_trip_findings
-from examples.checkup.versions import version_findings
-from examples.checkup.vocabulary import vocabulary_findings
-from examples.command_line import OneLineParser, add_device, add_model, choose_device
-from examples.files import write_results
+from examples.command_line import OneLineParser, add_device, add_model, choose_device, start
 from modeling_magnet.masking_magnet import MASKED_BACKENDS, MODES
+from trainer.whole_files import write_json
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MARKS = {"pass": "pass", "fail": "FAIL", "not applicable": "n/a"}
@@ -60,7 +59,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         choices=MASKED_BACKENDS,
         help="of the attention, to look for leaks in; flex_attention compiles for a minute on a CPU",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="file to write the results to, too")
+    parser.add_argument("--output", type=Path, help="JSON file to write the results to, too")
     parser.add_argument("--gguf_file", help="the GGUF file there that holds the model")
     parser.add_argument("--revision", help="commit, tag or branch of a Hub id")
     parser.add_argument("--mask_token", help="for a plain decoder whose vocabulary has no underscore")
@@ -72,17 +71,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     del args.positional
     args.backends = list(dict.fromkeys(args.backends))
     return args
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse what cannot work before weights are read."""
-    args.device = choose_device(args.device)
-    if args.json is not None and (args.json.is_dir() or not args.json.parent.is_dir()):
-        raise ValueError(f"`--json` is {str(args.json)!r}; name a file in a folder that exists.")
-    if args.revision is not None and Path(args.model).is_dir():
-        raise ValueError(
-            f"`--revision` is {args.revision!r}, but {args.model!r} is a directory, which has none. Leave it out."
-        )
 
 
 def open_named(args: argparse.Namespace) -> Opened:
@@ -109,8 +97,7 @@ def plan(
     """Yield all checks in their order, each with the name of the row that it fails as."""
     model = opened.model
     yield "opens", partial(opening_findings, opened, trust_remote_code=args.trust_remote_code)
-    yield "versions", version_findings
-    yield "tokenizer", partial(vocabulary_findings, model)
+    yield "tokenizer", partial(tokenizer_findings, model)
     for backend in args.backends:
         for mode in MODES:
             yield f"leaks, {mode}, {backend}", partial(leak_findings, model, mode, backend)
@@ -127,40 +114,28 @@ def plan(
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence the warnings and bars of libraries: what is wrong has a row of its own."""
-    others = [logging.getLogger(name) for name in ("huggingface_hub", "sentence_transformers")]
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    levels = [other.level for other in others]
-    transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for other in others:
-        other.setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for other, level in zip(others, levels, strict=True):
-            other.setLevel(level)
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def print_row(finding: Finding) -> None:
-    """Print one line of the table, at once."""
-    print(f"{MARKS[finding.outcome]:5s} {finding.name:36s} {finding.detail}", flush=True)
+        logging.disable(logging.NOTSET)
 
 
 def describe(opened: Opened, findings: list[Finding], args: argparse.Namespace, seconds: float) -> dict[str, Any]:
     """Return the results as JSON holds them."""
     return {
+        "model": Path(args.model).name if Path(args.model).is_dir() else args.model,
         "kind": opened.kind,
         "class": type(opened.model).__name__,
-        "arguments": {name: value for name, value in vars(args).items() if name not in ("model", "json")},
+        "arguments": {name: value for name, value in vars(args).items() if name not in ("model", "output")},
         "counts": dict(Counter(finding.outcome for finding in findings)),
         "findings": [asdict(finding) for finding in findings],
         "opening_seconds": round(opened.seconds, 1),
         "seconds": round(seconds, 1),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
 
 
@@ -173,26 +148,23 @@ def summary(args: argparse.Namespace, findings: list[Finding], seconds: float) -
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Examine the model that was named."""
+    """Examine the model that was named, and return the exit code."""
     args = parse_arguments(arguments)
-    start = time.monotonic()
+    args.device = choose_device(args.device)
+    started = time.monotonic()
     findings = []
-    try:
-        with quiet(), tempfile.TemporaryDirectory(prefix="doctor-") as folder:
-            check_arguments(args)
-            opened = open_named(args)
-            for name, check in plan(opened, Path(folder), args):
-                for finding in examine(name, check):
-                    print_row(finding)
-                    findings.append(finding)
-        seconds = time.monotonic() - start
-        write_results(args.json, describe(opened, findings, args, seconds), models={"model": args.model})
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    with quiet(), tempfile.TemporaryDirectory(prefix="doctor-") as folder:
+        opened = open_named(args)
+        for name, check in plan(opened, Path(folder), args):
+            for finding in examine(name, check):
+                print(f"{MARKS[finding.outcome]:5s} {finding.name:36s} {finding.detail}", flush=True)
+                findings.append(finding)
+    seconds = time.monotonic() - started
+    if args.output is not None:
+        write_json(args.output, describe(opened, findings, args, seconds))
     print(summary(args, findings, seconds))
     return int(any(finding.outcome == "fail" for finding in findings))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(lambda: sys.exit(main()))

@@ -10,17 +10,10 @@ needs disk space for its vectors twice.
 """
 
 import argparse
-import glob
-import json
-import os
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from fnmatch import fnmatchcase
-from functools import partial
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -30,135 +23,80 @@ import numpy as np
 import torch
 import transformers
 from tqdm import tqdm
-from transformers import HfArgumentParser
 from transformers.utils import logging
 
 import modeling_magnet
-from examples.command_line import OneLineParser, check, start
-from examples.corpus.encoding import EncodingOptions, ModelFacts, complaints_about, inspect_model
-from examples.corpus.ray_engine import encode_on_ray, import_ray
-from examples.corpus.reading import ChunkStream, Corpus, open_corpus
-from examples.corpus.workers import encode_here
-from examples.corpus.writing import SUFFIXES, PartsFolder, merge_parts
-from trainer.whole_files import whole_file
+from examples.command_line import OneLineParser, add_dtype, add_model, at_least, check, start
+from examples.corpus.encoding import ModelFacts, complaints_about, inspect_model
+from examples.corpus.reading import Corpus, describe_files, open_corpus
+from examples.corpus.workers import encode_chunks
+from examples.corpus.writing import SUFFIXES, WorkFolder, merge_parts
+from modeling_magnet.masking_magnet import MASKED_BACKENDS
+from modeling_magnet.pooling_magnet import POOLINGS
+from trainer.whole_files import write_json
 
-ENGINES = {"local": encode_here, "ray": encode_on_ray}
 COMPLAINTS_TOLD = 20
-COUNTED_FIRST = 0.5  # seconds that the bar waits for the number of rows
-_EXISTS = "`output` {!r} exists already. Choose another, or move it away."
+# The only arguments on which the bytes of the output do not depend.
+NOT_RECORDED = ("num_processes", "output")
 
 
-@dataclass(frozen=True, kw_only=True)
-class CorpusArguments:
-    """Which texts, and where the vectors go."""
-
-    texts: list[str] = field(
-        metadata={"help": "Files (.txt, .jsonl, .parquet, .csv, also .gz and .xz), folders, globs, or one Hub id."}
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line; the options of encoding are those of `encode`."""
+    parser = OneLineParser(description=__doc__)
+    add_model(parser, help="directory or Hub id of a MAGNET checkpoint, or of a plain decoder")
+    parser.add_argument(
+        "--texts",
+        nargs="+",
+        required=True,
+        help="files (.txt, .jsonl, .parquet, .csv, also compressed), folders, globs",
     )
-    output: str = field(metadata={"help": "The file of vectors: .npy, or .parquet with row numbers and ids."})
-    text_column: str = field(default="text", metadata={"help": "Column of the texts."})
-    id_column: str | None = field(default=None, metadata={"help": "Column to keep in a .parquet output, as text."})
-    split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub dataset."})
-    limit: int | None = field(default=None, metadata={"help": "Read this many rows at most."})
-    chunk_size: int = field(default=4096, metadata={"help": "Rows that are encoded, and kept, together."})
-    num_processes: int = field(default=1, metadata={"help": "Processes, each with a model; one a GPU."})
-    engine: str = field(default="local", metadata={"help": "local: this machine; ray: the cluster of RAY_ADDRESS."})
+    parser.add_argument("--output", type=Path, required=True, help="file of vectors, .npy or .parquet")
+    parser.add_argument("--text_column", default="text", help="column of the text")
+    parser.add_argument("--id_column", help="column to keep in a .parquet output, as text")
+    parser.add_argument("--limit", type=at_least(), help="rows, from the first on")
+    parser.add_argument("--chunk_size", type=at_least(), default=4096, help="rows that are encoded and kept together")
+    parser.add_argument("--num_processes", type=at_least(), default=1, help="processes with a model each, one a GPU")
+    parser.add_argument("--threads", type=at_least(), help="CPU threads of each process; they decide the last bits")
+    add_dtype(parser)
+    parser.add_argument(
+        "--output_dtype", default="float32", choices=["float32", "float16"], help="dtype of the stored vectors"
+    )
+    parser.add_argument("--attn_implementation", default="sdpa", choices=MASKED_BACKENDS, help="attention back-end")
+    parser.add_argument("--prompt", help="instruction in front of each text; '' for none")
+    parser.add_argument("--prompt_name", help="name of an instruction stored with the model")
+    parser.add_argument("--pooling", choices=POOLINGS, help="by default the model's own")
+    parser.add_argument("--normalize_embeddings", action="store_true", help="scale each vector to unit length")
+    parser.add_argument("--truncate_dim", type=at_least(), help="dimensions to keep")
+    parser.add_argument("--max_length", type=at_least(3), help="tokens of the longest row")
+    parser.add_argument("--batch_tokens", type=at_least(), help="tokens of a forward, padding included")
+    args = parser.parse_args(arguments)
+    args.threads = args.threads or max(1, torch.get_num_threads() // args.num_processes)
+    return args
 
 
-class CorpusFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Help with the docstring as it is and the default of each option."""
-
-
-class CorpusParser(OneLineParser, HfArgumentParser):
-    """The options of the dataclasses; a wrong one is one line."""
-
-
-def parse_arguments(arguments: list[str]) -> tuple[CorpusArguments, EncodingOptions]:
-    """Read the command line."""
-    parser = CorpusParser((EncodingOptions, CorpusArguments), description=__doc__, formatter_class=CorpusFormatter)
-    options, corpus = parser.parse_args_into_dataclasses(arguments)
-    return corpus, options
-
-
-def choose_threads(options: EncodingOptions, *, num_processes: int, parts: PartsFolder) -> EncodingOptions:
-    """Fill in the number of threads: given, as in the run that goes on, or an equal share."""
-    if options.threads is not None:
-        return options
-    share = max(1, torch.get_num_threads() // num_processes)
-    return replace(options, threads=parts.begun_with("threads") or share)
-
-
-def check_arguments(arguments: CorpusArguments, options: EncodingOptions) -> None:
-    """Refuse values out of range and contradictions before anything is read."""
-    complaints = [*_about_output(arguments), *_about_inputs(arguments, options)]
-    for name in ("chunk_size", "num_processes"):
-        if getattr(arguments, name) < 1:
-            complaints.append(f"`{name}` is {getattr(arguments, name)}; pass 1 or more.")
-    if arguments.engine not in ENGINES:
-        complaints.append(f"`engine` is {arguments.engine!r}; pass one of {list(ENGINES)}.")
+def check_output(args: argparse.Namespace, folder: WorkFolder) -> None:
+    """Refuse an output that cannot be written, would overwrite something, or lies among the inputs."""
+    complaints = []
+    output = args.output
+    if output.suffix not in SUFFIXES:
+        complaints.append(f"`--output` is {str(output)!r}; its name must end in {' or '.join(SUFFIXES)}.")
+    existing = [str(file) for file in (output, folder.report) if file.exists()]
+    if existing and (output.is_dir() or not folder.is_begun()):
+        complaints.append(f"`--output` would replace {', '.join(existing)}. Choose another, or move it away.")
+    if args.id_column is not None and output.suffix == ".npy":
+        complaints.append(f"`--id_column` is {args.id_column!r}, but a .npy file has no ids. Write .parquet.")
+    # Its folders are inputs: with the output in them, the run that goes on would have others.
+    for source in (*args.texts, args.model):
+        if Path(source).is_dir() and output.resolve().is_relative_to(Path(source).resolve()):
+            complaints.append(f"`--output` {str(output)!r} is in {source!r}, which is read. Write it elsewhere.")
     check(complaints)
 
 
-def _about_output(arguments: CorpusArguments) -> Iterator[str]:
-    """Yield what is in the way of writing the output."""
-    output = Path(arguments.output)
-    report, is_begun = _report_of(output), PartsFolder(output).path.exists()
-    if output.suffix not in SUFFIXES:
-        yield f"`output` is {arguments.output!r}; its name must end in {' or '.join(SUFFIXES)}."
-    if output.is_dir():
-        yield f"`output` {arguments.output!r} is a folder; name a file."
-    elif output.exists() and not is_begun:
-        yield _EXISTS.format(arguments.output)
-    elif report.exists() and not (output.exists() and is_begun):
-        yield f"{str(report)!r} exists already, where the report is to stand. Choose another output, or move it away."
-    if arguments.id_column is not None and output.suffix == ".npy":
-        yield f"`id_column` is {arguments.id_column!r}, but a .npy file has no room for ids. Write .parquet."
-
-
-def _about_inputs(arguments: CorpusArguments, options: EncodingOptions) -> Iterator[str]:
-    """Yield which inputs would change with what is written: a run that was killed late could never go on."""
-    output, parts = Path(arguments.output), PartsFolder(Path(arguments.output))
-    written = [output, _report_of(output), *(parts.path / f"0{suffix}" for suffix in (".json", ".npy"))]
-    for source in arguments.texts:
-        path = Path(source).expanduser()
-        inside = path.is_dir() and output.resolve().is_relative_to(path.resolve())
-        if inside or any(_is_matched(file, str(path)) for file in written):
-            yield (
-                f"`output` {arguments.output!r} lies in {source!r}, which is read as texts, or its report does. Write "
-                "it elsewhere."
-            )
-    model = Path(options.model_name_or_path)
-    if model.is_dir() and output.resolve().is_relative_to(model.resolve()):
-        yield f"`output` {arguments.output!r} lies in the folder of the model, {str(model)!r}. Write it elsewhere."
-
-
-def _report_of(output: Path) -> Path:
-    """Return where the report of an output stands."""
-    return output.with_name(output.name + ".json")
-
-
-def _is_matched(file: Path, pattern: str) -> bool:
-    """Return whether a glob pattern would find a file, if it were there."""
-
-    def agree(names: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
-        if not patterns:
-            return not names
-        if patterns[0] == "**":
-            return any(agree(names[start:], patterns[1:]) for start in range(len(names) + 1))
-        return bool(names) and fnmatchcase(names[0], patterns[0]) and agree(names[1:], patterns[1:])
-
-    absolute = os.path.normpath(os.path.join(glob.escape(os.getcwd()), pattern))
-    return any(agree(Path(path).parts, Path(absolute).parts) for path in (os.path.abspath(file), file.resolve()))
-
-
-def describe_run(arguments: CorpusArguments, options: EncodingOptions, corpus: Corpus, facts: ModelFacts) -> dict:
-    """Return all that the output's bytes depend on, which excludes how many processes write it, and where."""
-    left_out = ("num_processes", "engine", "output")
-    chosen = {name: value for name, value in vars(arguments).items() if name not in left_out}
+def describe_run(args: argparse.Namespace, corpus: Corpus, facts: ModelFacts) -> dict[str, Any]:
+    """Return all that the output's bytes depend on."""
     return {
-        **{f"`{name}`": value for name, value in {**chosen, **asdict(options)}.items()},
-        **corpus.origin.fingerprint(),
+        **{f"`{name}`": value for name, value in vars(args).items() if name not in NOT_RECORDED},
+        **describe_files(corpus.files),
         **facts.files,
         "the model's revision": facts.revision,
         "the device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -167,137 +105,85 @@ def describe_run(arguments: CorpusArguments, options: EncodingOptions, corpus: C
 
 
 def _versions() -> dict[str, str]:
-    """Return versions of what computes."""
     libraries = (modeling_magnet, np, torch, transformers)
     return {library.__name__: library.__version__ for library in libraries}
 
 
-@contextmanager
-def progress(corpus: Corpus, *, done: int) -> Iterator[tuple[tqdm, Callable[[int], None]]]:
-    """Show a bar over the rows of a corpus; where their number is unknown, a thread counts them."""
-    ended, counted = threading.Event(), [corpus.count()]
-    counter = threading.Thread(
-        target=lambda: counted.append(corpus.count_by_reading(lambda: not ended.is_set())), daemon=True
-    )
-    if counted[-1] is None:
-        counter.start()
-        counter.join(COUNTED_FIRST)
-    with tqdm(desc="Encoding", unit="row", initial=done, total=counted[-1], mininterval=0.5) as bar:
-
-        def tell(number: int) -> None:
-            """Advance the bar."""
-            bar.total = counted[-1]
-            bar.update(number)
-
-        try:
-            yield bar, tell
-        finally:
-            ended.set()
-            if counter.ident is not None:
-                counter.join()
+def encode_missing(corpus: Corpus, folder: WorkFolder, args: argparse.Namespace, facts: ModelFacts) -> int:
+    """Encode and keep the chunks that are not there yet, and return the number of their rows."""
+    done = sum(row["rows"] for row in folder.chunks.values())
+    chunks = corpus.chunks(args.chunk_size, skip=frozenset(folder.chunks))
+    encoded = told = 0
+    with tqdm(desc="Encoding", unit="row", initial=done, total=corpus.count(), mininterval=0.5) as bar:
+        with closing(encode_chunks(chunks, args, facts, tell=bar.update)) as results:
+            for chunk, vectors in results:
+                bar.update(len(chunk.complaints))  # rows without a text, which no batch has
+                chunk.complaints.extend(complaints_about(chunk, vectors))
+                folder.keep(chunk, vectors)
+                encoded += chunk.num_rows
+                for complaint in chunk.complaints[: max(0, COMPLAINTS_TOLD - told)]:
+                    place = "" if complaint.file is None else f" ({complaint.file}, line {complaint.line})"
+                    bar.write(f"Row {complaint.row}{place}: {complaint.reason}", file=sys.stderr)
+                told += len(chunk.complaints)
+    return encoded
 
 
-def encode_missing(
-    corpus: Corpus, parts: PartsFolder, arguments: CorpusArguments, options: EncodingOptions, facts: ModelFacts
-) -> list[int]:
-    """Encode and keep the chunks that are not there yet.
-
-    Raises:
-        RuntimeError: the chunks do not make up the corpus.
-    """
-    rows = parts.finished()
-    stream = ChunkStream(corpus, arguments.chunk_size, skip=frozenset(rows))
-    total = None
-    encode = partial(ENGINES[arguments.engine], stream, options, facts, num_processes=arguments.num_processes)
-    with progress(corpus, done=sum(rows.values())) as (bar, tell), closing(encode(tell=tell)) as encoded:
-        told = 0
-        for chunk, vectors in encoded:
-            if not chunk.num_rows:
-                total = chunk.first_row
-                continue
-            tell(len(chunk.complaints))  # rows without a text, which no batch has
-            chunk.complaints.extend(complaints_about(chunk, vectors))
-            parts.write(chunk, vectors)
-            rows[chunk.index] = chunk.num_rows
-            for complaint in chunk.complaints[: max(0, COMPLAINTS_TOLD - told)]:
-                place = "" if complaint.file is None else f" ({complaint.file}, line {complaint.line})"
-                bar.write(f"Row {complaint.row}{place}: {complaint.reason}", file=sys.stderr)
-            told += len(chunk.complaints)
-    if sorted(rows) != list(range(len(rows))) or sum(rows.values()) != total:
-        raise RuntimeError(f"{len(rows)} chunks of {sum(rows.values())} rows are there, but {total} rows were read.")
-    return [rows[index] for index in range(len(rows))]
-
-
-def describe_result(
-    parts: PartsFolder, rows: list[int], arguments: CorpusArguments, options: EncodingOptions, facts: ModelFacts
-) -> dict[str, Any]:
-    """Return what the report holds, but for the time it took."""
-    corrupt = [complaint._asdict() for index in range(len(rows)) for complaint in parts.complaints(index)]
+def describe_result(folder: WorkFolder, args: argparse.Namespace, facts: ModelFacts) -> dict[str, Any]:
+    """Return what the report holds, except times."""
+    corrupt = list(_corrupt_rows(folder))
     return {
-        "rows": sum(rows),
+        "rows": folder.num_rows,
         "corrupt_rows": len(corrupt),
         "width": facts.width,
-        "dtype": facts.dtype,
-        "model": options.model_name_or_path,
+        "dtype": args.output_dtype,
+        "model": args.model,
         "revision": facts.revision,
         "prompt": facts.prompt,
         "pooling": facts.pooling,
-        "arguments": {**asdict(arguments), **asdict(options)},
+        "arguments": {name: str(value) if name == "output" else value for name, value in vars(args).items()},
         "versions": _versions(),
         "corrupt": corrupt,
     }
 
 
+def _corrupt_rows(folder: WorkFolder) -> Iterator[dict[str, Any]]:
+    for _, chunk in sorted(folder.chunks.items()):
+        for row, file, line, reason in chunk["complaints"]:
+            yield {"row": row, "file": file, "line": line, "reason": reason}
+
+
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Embed a corpus."""
     started = time.perf_counter()
-    chosen, options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    check_arguments(chosen, options)
-    if chosen.engine == "ray":
-        import_ray()
-    logging.disable_progress_bar()  # of reading weights, which would stand among the rows
-    corpus = open_corpus(
-        chosen.texts,
-        text_column=chosen.text_column,
-        id_column=chosen.id_column,
-        split=chosen.split,
-        config_name=chosen.dataset_config,
-        limit=chosen.limit,
-    )
-    facts = inspect_model(options)
-    parts = PartsFolder(Path(chosen.output))
-    options = choose_threads(options, num_processes=chosen.num_processes, parts=parts)
-    run = describe_run(chosen, options, corpus, facts)
-    draft, report_file = parts.path / "report.json", _report_of(parts.output)
-    with parts.opened(run) as known:
-        if not parts.output.exists():
-            before = sum(parts.finished().values())
-            rows = encode_missing(corpus, parts, chosen, options, facts)
-            if not corpus.origin.fingerprint().items() <= run.items():
+    args = parse_arguments(arguments)
+    folder = WorkFolder(args.output)
+    check_output(args, folder)
+    logging.disable_progress_bar()  # of reading weights, which would interrupt the bar of rows
+    corpus = open_corpus(args.texts, text_column=args.text_column, id_column=args.id_column, limit=args.limit)
+    facts = inspect_model(args)
+    run = describe_run(args, corpus, facts)
+    encoded = 0
+    with folder.opened(run):
+        # With the output in place, an earlier run was killed before it removed the folder.
+        if not args.output.exists():
+            encoded = encode_missing(corpus, folder, args, facts)
+            if not describe_files(corpus.files).items() <= run.items():
                 raise ValueError(
-                    f"The corpus {chosen.texts} was changed while it was read. Delete {str(parts.path)!r} and start "
-                    "again."
+                    f"The corpus {args.texts} was changed while it was read. Delete {str(folder.path)!r}, start again."
                 )
-            seconds, encoded = time.perf_counter() - started, sum(rows) - before
-            timing = {"seconds": seconds, "rows_encoded": encoded, "rows_per_second": encoded / seconds}
-            with whole_file(draft) as file:
-                report = {**describe_result(parts, rows, chosen, options, facts), **timing}
-                file.write((json.dumps(report, indent=1) + "\n").encode())
-            merge_parts(parts, rows, width=facts.width, dtype=facts.dtype, with_ids=chosen.id_column is not None)
-        elif not known or not (draft.exists() or report_file.exists()):
-            raise ValueError(f"{_EXISTS.format(chosen.output)} Its work folder {str(parts.path)!r} is not its own.")
-        # What is left to do when a run is killed from here on is done by the next.
-        if draft.exists():
-            os.replace(draft, report_file)
-        parts.remove()
-    report = json.loads(report_file.read_bytes())
+            merge_parts(folder, width=facts.width, dtype=args.output_dtype, with_ids=args.id_column is not None)
+        seconds = time.perf_counter() - started
+        timing = {"seconds": seconds, "rows_encoded": encoded, "rows_per_second": encoded / seconds}
+        report = {**describe_result(folder, args, facts), **timing}
+        write_json(folder.report, report)
+        folder.remove()
     if report["corrupt_rows"]:
         print(
             f"{report['corrupt_rows']:,} of {report['rows']:,} rows could not be encoded; they are listed in "
-            f"{report_file}",
+            f"{folder.report}",
             file=sys.stderr,
         )
-    print(f"encode_corpus: OK ({parts.output}; {report['rows']:,} rows; {report['seconds']:.0f} s)", flush=True)
+    print(f"encode_corpus: OK ({args.output}; {report['rows']:,} rows; {seconds:.0f} s)", flush=True)
     return report
 
 

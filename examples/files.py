@@ -1,8 +1,7 @@
-"""Read files that may be compressed (`.gz`, `.xz`), find data files, and write JSON results."""
+"""Read files that may be compressed (`.gz`, `.xz`), and find data files."""
 
 import gzip
 import io
-import json
 import lzma
 import zlib
 from collections.abc import Iterator
@@ -10,12 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
-import torch
-import transformers
-
-from trainer.whole_files import whole_file
-
-# What a file that is cut short, damaged or of another format raises while it is read.
+# Errors of reading a file that is cut short, damaged or of another format.
 UNREADABLE = (OSError, EOFError, UnicodeError, lzma.LZMAError, zlib.error)
 
 
@@ -43,19 +37,9 @@ def whole_text(file: Path, *, newline: str | None = None) -> Iterator[TextIO]:
 
 
 def data_file(folder: Path, name: str) -> Path:
-    """Return a file of a folder or of one of its sub-folders; where there is none, where it would be in the folder."""
+    """Return a file of a folder or of one of its sub-folders; if there is none, its path in the folder."""
     places = (folder / name, *sorted(folder.glob(f"*/{name}")))
     return next((file for file in places if file.is_file()), places[0])
 
 
-def write_results(path: Path | None, results: dict[str, Any], *, models: dict[str, str]) -> None:
-    """Write results with the names of the models and the versions of the libraries."""
-    if path is None:
-        return
-    names = {role: Path(model).name if Path(model).is_dir() else model for role, model in models.items()}
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    with whole_file(path) as file:
-        file.write((json.dumps({**results, "models": names, "versions": versions}, indent=1) + "\n").encode())
-
-
-__all__ = ["UNREADABLE", "data_file", "open_bytes", "whole_text", "write_results"]
+__all__ = ["UNREADABLE", "data_file", "open_bytes", "whole_text"]

@@ -88,7 +88,7 @@ def render(filled: Filled) -> str:
     """
     lines = [f"from both sides:     {_in_place(filled.pieces, [answers[0] for answers in filled.fills])}"]
     if filled.from_left is not None:
-        lines.append(f"from the left alone: {_in_place(filled.pieces, filled.from_left)}")
+        lines.append(f"from the left only:  {_in_place(filled.pieces, filled.from_left)}")
     for number, answers in enumerate(filled.fills, start=1):
         for answer in answers:
             lines.append(f"blank {number}: {how_likely(answer)}  {_on_one_line(answer['text'])}")

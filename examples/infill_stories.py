@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from examples.command_line import OneLineParser, add_device, add_dtype, add_model, at_least, choose_device, start
-from examples.fills_page import describe, render_page
+from examples.demo.fills import describe, render_page
 from examples.models import not_adapted, offline_where_unreachable, open_magnet
 from modeling_magnet import InfillOptions
 from modeling_magnet.spans_magnet import split_at_marks
@@ -37,14 +37,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--text_column", default="text", help="column of the text")
     parser.add_argument("--output", type=Path, required=True, help=".jsonl file to write, one line per row")
     parser.add_argument("--html", type=Path, help="page to write, too")
-    parser.add_argument("--blank", default="[blank]", help="mark of a gap; behind a backslash it is text")
-    parser.add_argument("--max_new_tokens", type=int, help="tokens of each fill")
+    parser.add_argument("--blank", default="[blank]", help="mark of a blank; after a backslash it is text")
+    parser.add_argument("--max_new_tokens", type=at_least(), help="tokens of each fill")
     parser.add_argument("--num_tokens", nargs="+", help="instead: lengths to try, or auto")
-    parser.add_argument("--num_return_sequences", type=int, default=1, help="different answers to each gap")
+    parser.add_argument("--num_return_sequences", type=int, default=1, help="answers to each blank")
     parser.add_argument("--do_sample", action="store_true", help="draw tokens instead of taking the likeliest")
     parser.add_argument("--temperature", type=float, default=1.0, help="of sampling")
     parser.add_argument("--top_p", type=float, default=1.0, help="of sampling")
-    parser.add_argument("--stop_at_sentence_end", action="store_true", help="end a fill behind its first sentence")
+    parser.add_argument("--stop_at_sentence_end", action="store_true", help="end a fill after its first sentence")
     parser.add_argument("--trim_overlap", action="store_true", help="cut off what repeats the context")
     parser.add_argument(
         "--heal",
@@ -60,8 +60,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if (args.max_new_tokens is None) == (args.num_tokens is None):
         parser.error("pass one of --max_new_tokens and --num_tokens")
-    if not args.blank:
-        parser.error("--blank is empty; expected the mark of a gap, such as [blank]")
     if args.num_tokens == ["auto"]:
         args.num_tokens = "auto"
     elif args.num_tokens is not None:
@@ -69,8 +67,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
             args.num_tokens = [int(length) for length in args.num_tokens]
         except ValueError:
             parser.error(f"--num_tokens {' '.join(args.num_tokens)}: expected auto, or whole numbers")
-    if args.max_new_tokens is not None and args.max_new_tokens < 1:
-        parser.error(f"--max_new_tokens is {args.max_new_tokens}; a fill has at least one token")
     try:
         InfillOptions.of_call(infill_options(args), default_config=GenerationConfig(), end_of_span=0)
     except ValueError as error:  # before a model is loaded or a row is written
@@ -94,10 +90,10 @@ def infill_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def fill_rows(model: Any, texts: Sequence[str], *, first: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the output rows of some texts; where one of them cannot be filled, each is tried alone."""
+    """Return the output rows of some texts; if one of them cannot be filled, each is tried by itself."""
     torch.manual_seed(args.seed + first)
     try:
-        # A text alone is named as one in an error, and not as the first of a list.
+        # A single text is passed as one, so that errors do not call it the first of a list.
         given = texts[0] if len(texts) == 1 else list(texts)
         output = model.infill_blanks(given, blank=args.blank, **infill_options(args))
     except ValueError as error:
@@ -109,10 +105,10 @@ def fill_rows(model: Any, texts: Sequence[str], *, first: int, args: argparse.Na
             for row in fill_rows(model, [text], first=first + number, args=args)
         ]
     rows = []
-    for number, (text, gaps) in enumerate(zip(texts, output.fills, strict=True)):
+    for number, (text, blanks) in enumerate(zip(texts, output.fills, strict=True)):
         pieces = split_at_marks(text, args.blank, name="text")
-        fills = [[describe(model, fill) for fill in gap] for gap in gaps]
-        filled = pieces[0] + "".join(gap[0].text + piece for gap, piece in zip(gaps, pieces[1:], strict=True))
+        fills = [[describe(model, fill) for fill in answers] for answers in blanks]
+        filled = pieces[0] + "".join(best.text + piece for (best, *_), piece in zip(blanks, pieces[1:], strict=True))
         rows.append({"row": first + number, "pieces": pieces, "fills": fills, "filled": filled})
     return rows
 

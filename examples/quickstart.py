@@ -21,12 +21,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A script finds its neighbours in its own folder; they call each other by the names the tests use.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
 from transformers.utils import logging
 
 from examples.command_line import OneLineParser, add_output_dir, at_least, need, start
 from examples.toy.table import LEGEND, fill_table, render_table, show_infills
 from examples.toy.training import SMOKE, Budget, train_models
+from modeling_magnet.masking_magnet import attention_pattern
 
+MASK_TOKENS = [f"token {number}" for number in range(1, 8)]
 ACCEPTED_ACCURACY = 0.9
 # Whole sentences of the corpus: the model knows no other words and no shorter texts. Only a raincoat fits.
 TEXT = (
@@ -49,36 +52,45 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
     arguments = parse_arguments(argv)
     need("plots", "matplotlib")
-    from examples.plots import draw_curves, draw_masks
+    from examples.tour.pictures import draw_attention, draw_objectives
 
     logging.disable_progress_bar()  # of reading and writing weights; training keeps its own
     output_dir = arguments.output
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"`--output_dir` {str(output_dir)!r} is a file. Name a folder.")
-    exam, answering, logs = train_models(
+    exam, models, log_history = train_models(
         output_dir, budget=SMOKE if arguments.smoke else Budget(), seed=arguments.seed
     )
 
     print("5/6 questions to each model")
-    table = fill_table(exam, answering)
+    table = fill_table(exam, models)
     rendered = f"{render_table(table)}\n\n{LEGEND}"
     (output_dir / "table.md").write_text(rendered + "\n", encoding="utf-8")
     (output_dir / "figures.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
 
     print("6/6 plots")
-    adaptation_log = logs.pop("adaptation")
-    plots = [
-        draw_masks(answering.magnet, output_dir / "masks.png"),
-        draw_curves(output_dir / "curves.png", causal_logs=logs, adaptation_log=adaptation_log),
-    ]
-    print(f"\n{rendered}\n\n{show_infills(exam, answering)}\n")
-    print(f"checkpoint: {output_dir / 'magnet'}\nplots: {', '.join(map(str, plots))}")
+    masks, curves = output_dir / "masks.png", output_dir / "curves.png"
+    draw_attention(mask_panels(), MASK_TOKENS).savefig(masks)
+    draw_objectives(curves, log_history)
+    print(f"\n{rendered}\n\n{show_infills(exam, models)}\n")
+    print(f"checkpoint: {output_dir / 'magnet'}\nplots: {masks}, {curves}")
     print(f"a blank of your own: {command(output_dir / 'magnet')}")
 
     accuracy = table["hidden fact, from both sides"]["MAGNET"]
     line, exit_code = verdict(accuracy, smoke=arguments.smoke, seconds=time.monotonic() - started)
     print(line)
     return exit_code
+
+
+def mask_panels() -> dict[str, tuple[torch.Tensor, list[int]]]:
+    """Return the mask and the segments of `MASK_TOKENS` in each mode (Khosla et al. 2025, figure 2)."""
+    modes = {
+        "bidirectional: encode": [0] * 7,
+        "causal: generate": [1] * 7,
+        "infill: two spans in their context": [0, 1, 1, 0, 2, 2, 0],
+    }
+    masks = {title: attention_pattern(torch.tensor([segments]), query_length=7) for title, segments in modes.items()}
+    return {title: (masks[title][0, 0], segments) for title, segments in modes.items()}
 
 
 def command(checkpoint: Path) -> str:

@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -28,17 +27,12 @@ PACKAGES = ("modeling_magnet", "trainer")
 
 
 def documented_modules() -> list[ModuleType]:
-    """Return both packages, their modules, and the package of metrics, whose own modules need the extra `eval`."""
-    names = [
-        name
-        for package in PACKAGES
-        for name in [package, *(f"{package}.{module.name}" for module in _modules_of(package))]
-    ]
+    """Return both packages and their modules; modules of sub-packages are left out."""
+    names = []
+    for package in PACKAGES:
+        modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
+        names += [package, *(f"{package}.{module.name}" for module in modules)]
     return [importlib.import_module(name) for name in names]
-
-
-def _modules_of(package: str) -> Iterator[pkgutil.ModuleInfo]:
-    return pkgutil.iter_modules(importlib.import_module(package).__path__)
 
 
 def explain_fields(module: ModuleType) -> None:
@@ -67,19 +61,12 @@ def write_reference(output: Path) -> list[Path]:
         warnings.simplefilter("error")
         pdoc.pdoc(*(module.__name__ for module in modules), output_directory=output)
     pages = sorted(output.rglob("*.html"))
-    for page in pages:  # a path among the constants is one of this machine
-        text = page.read_text(encoding="utf-8")
-        page.write_text(text.replace(f"{REPOSITORY}{os.sep}", ""), encoding="utf-8")
-    complaints = list(_folders_named(pages))
-    if complaints:
-        raise ValueError("\n- ".join(["The reference cannot be used:", *complaints]))
-    return pages
-
-
-def _folders_named(pages: list[Path]) -> Iterator[str]:
     for page in pages:
-        text = page.read_text(encoding="utf-8")
-        yield from (f"{page.name} names {folder}" for folder in _folders_of_this_machine() if folder in text)
+        text = page.read_text(encoding="utf-8").replace(f"{REPOSITORY}{os.sep}", "")
+        page.write_text(text, encoding="utf-8")
+        if any(folder in text for folder in _folders_of_this_machine()):
+            raise ValueError(f"{page.name} names a folder of this machine. Look for it among the constants.")
+    return pages
 
 
 def _folders_of_this_machine() -> set[str]:
@@ -88,11 +75,10 @@ def _folders_of_this_machine() -> set[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Read the command line and write the pages."""
     parser = OneLineParser(description=__doc__)
     add_output_dir(parser, default=Path("outputs/reference"), help="folder of the pages")
     options = parser.parse_args(arguments)
-    if options.output.exists() and not options.output.is_dir():
-        raise ValueError(f"`--output_dir` {str(options.output)!r} is a file. Name a folder.")
     need("dev", "pdoc")
     need("eval", "mteb")
     started = time.perf_counter()

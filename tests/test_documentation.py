@@ -22,6 +22,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 README, GUIDES, CONTRIBUTING = (
     (REPOSITORY / page).read_text(encoding="utf-8") for page in ("README.md", "examples/README.md", "CONTRIBUTING.md")
 )
+# Files that a page names and that do not exist before a run.
+WRITTEN_BY_RUNS = {"adapt.json", "NAME.json", "config.json"}
 MODULES = sorted(
     f"{package.__name__}.{module.name}"
     for package in (modeling_magnet, trainer)
@@ -65,6 +67,10 @@ def test_the_readmes_two_commands_do_their_own_set_up_on_one_line():
     assert "examples/quickstart.py" in quickstart and "pytest" in tests
 
 
+def test_the_readme_has_at_most_150_lines():
+    assert len(README.splitlines()) <= 150
+
+
 def test_the_map_names_files_that_exist():
     folders = {0: ""}
     for line in blocks("text", CONTRIBUTING)[0].splitlines():
@@ -72,6 +78,17 @@ def test_the_map_names_files_that_exist():
         assert (REPOSITORY / (folders[depth] + name)).exists(), folders[depth] + name
         if name.endswith("/"):
             folders[depth + 1] = folders[depth] + name
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "examples/README.md"])
+def test_files_and_folders_that_a_page_names_exist(page):
+    """Names are searched in every folder, because a sentence may leave out the folder that it is about."""
+    existing = {f"/{path.relative_to(REPOSITORY)}" for path in REPOSITORY.rglob("*") if ".git" not in path.parts}
+    existing |= {f"{path}/" for path in existing if (REPOSITORY / path[1:]).is_dir()}
+    text = re.sub(r"^```.*?^```$", "", (REPOSITORY / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for name in re.findall(r"`([\w./-]+(?:\.(?:py|ipynb|txt|cfg|lock|json|yaml|js)|/))`", text):
+        known = name in WRITTEN_BY_RUNS or any(path.endswith(f"/{name.removeprefix('../')}") for path in existing)
+        assert known, f"{page} names {name}"
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md", "SECURITY.md"])

@@ -23,15 +23,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch
-import transformers
 
-from examples.benchmarks.measuring import SHAPES, machine, matrix_rate, quartiles, random_llama, seconds
+from examples.benchmarks.measuring import (
+    SHAPES,
+    add_results,
+    machine,
+    matrix_rate,
+    open_shaped,
+    quartiles,
+    seconds,
+    write_report,
+)
 from examples.command_line import OneLineParser, add_device, add_dtype, add_model, at_least, choose_device, need, start
-from examples.models import open_magnet
-from modeling_magnet.tokenization_magnet import plan_batches, tokenize_texts
+from modeling_magnet.tokenization_magnet import tokenize_texts
 from trainer import load_texts
-from trainer.distributed import compile_layers, compiled
-from trainer.whole_files import write_json
 
 THEIR_BATCH_SIZES = (4, 8, 16, 32, 64, 128)
 DEFAULT_BATCH_SIZE = 32
@@ -59,32 +64,22 @@ def operations(lengths: list[int], config: Any) -> float:
     return float(sum(2 * weights * length + scores * length * length for length in lengths))
 
 
-def padding_waste(lengths: list[int], batches: list[list[int]]) -> float:
-    """Return the share of the tokens read that are padding."""
-    read = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
-    return 1 - sum(lengths) / read
-
-
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = OneLineParser(description=__doc__)
     add_model(parser, help="directory or Hub id of a plain decoder or a MAGNET checkpoint")
     parser.add_argument("--texts", required=True, help="texts with paragraphs")
     parser.add_argument("--number", type=at_least(), default=2000, help="texts to embed")
-    parser.add_argument("--rounds", type=at_least(), default=5, help="rounds that are timed")
     parser.add_argument(
         "--shape", choices=list(SHAPES), help="random weights of this size instead, with its tokenizer"
     )
     parser.add_argument("--attn_implementation", default="sdpa", help="back-end of `encode`")
     add_device(parser)
     add_dtype(parser)
-    parser.add_argument("--compiler", help="`encode` with compiled layers as well, by inductor or another")
     parser.add_argument(
         "--batch_sizes", type=at_least(), nargs="+", default=THEIR_BATCH_SIZES, help="of sentence-transformers"
     )
-    parser.add_argument("--batch_tokens", type=at_least(), nargs="*", default=[], help="further budgets to try")
-    parser.add_argument("--name", default="encoding_throughput", help="name of the JSON file")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where it goes")
+    add_results(parser, name="encoding_throughput", rounds=5)
     args = parser.parse_args(arguments)
     need("eval", "sentence_transformers")
     args.device = choose_device(args.device)
@@ -97,47 +92,22 @@ def open_both(args: argparse.Namespace) -> tuple[Any, Any]:
 
     dtype = getattr(torch, args.dtype)
     with tempfile.TemporaryDirectory() as folder:
-        path = args.model
-        if args.shape is not None:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
-            path = random_llama(args.shape, tokenizer, Path(folder) / "random", dtype=dtype)
-        model = open_magnet(path, dtype=args.dtype, device=args.device, attn_implementation=args.attn_implementation)
+        model = open_shaped(args, folder)
         model.save_pretrained(Path(folder) / "magnet")
         embedder = SentenceTransformer(str(Path(folder) / "magnet"), device=args.device, model_kwargs={"dtype": dtype})
     return model, embedder
 
 
 def named_calls(model: Any, embedder: Any, texts: list[str], args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    """Return what is timed, by name.
-
-    Raises:
-        SystemExit: compiled layers give other vectors.
-    """
+    """Return what is timed, by name."""
     systems: dict[str, Callable[[], Any]] = {"encode": partial(model.encode, texts)}
-    for budget in args.batch_tokens:
-        systems[f"encode, {budget} tokens"] = partial(model.encode, texts, batch_tokens=budget)
-    if args.compiler is not None:
-        forms = compile_layers(model, {"backend": args.compiler, "dynamic": True})
-
-        def encode_compiled() -> Any:
-            with compiled(forms):
-                return model.encode(texts)
-
-        plain = model.encode(texts)
-        apart = np.abs(encode_compiled() - plain).max() / np.abs(plain).max()
-        print(f"compiled, largest difference over the largest number: {apart:.1e}")
-        if apart > (1e-4 if args.dtype == "float32" else 5e-2):
-            raise SystemExit("Compiled layers give other vectors: there is nothing to compare.")
-        systems["encode, compiled"] = encode_compiled
     for size in args.batch_sizes:
         name = f"sentence-transformers, {size}"
         systems[name] = partial(embedder.encode, texts, batch_size=size, show_progress_bar=False)
     return systems
 
 
-def summary(
-    times: dict[str, list[float]], lengths: list[int], waste: dict[str, float], *, floor: float, rate: float
-) -> dict[str, Any]:
+def summary(times: dict[str, list[float]], tokens: int, *, floor: float, rate: float) -> dict[str, Any]:
     """Print the table and return what goes to the file."""
     medians = {name: statistics.median(values) for name, values in times.items()}
     best = min((name for name in medians if name.startswith("sentence-transformers")), key=lambda name: medians[name])
@@ -145,16 +115,16 @@ def summary(
     for name, values in times.items():
         low, _, high = quartiles(values)
         print(
-            f"{name:28s}{medians[name]:9.2f}{f'{low:.2f} - {high:.2f}':>16s}{sum(lengths) / medians[name]:11,.0f}"
+            f"{name:28s}{medians[name]:9.2f}{f'{low:.2f} - {high:.2f}':>16s}{tokens / medians[name]:11,.0f}"
             f"{floor / rate / medians[name]:14.0%}{medians[name] / medians['encode']:10.2f}x"
         )
     default = f"sentence-transformers, {DEFAULT_BATCH_SIZE}"
     ratios = {"ratio_default": medians[default] / medians["encode"], "ratio_best": medians[best] / medians["encode"]}
     print(
         f"\nagainst the default batch size {ratios['ratio_default']:.2f}x, against the best ({best}) "
-        f"{ratios['ratio_best']:.2f}x; padding {', '.join(f'{name} {share:.1%}' for name, share in waste.items())}"
+        f"{ratios['ratio_best']:.2f}x"
     )
-    return {"seconds": times, **ratios, "best": best, "padding_waste": waste, "tokens": sum(lengths)}
+    return {"seconds": times, **ratios, "best": best, "tokens": tokens}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -182,25 +152,15 @@ def main(arguments: list[str] | None = None) -> None:
     for _ in range(args.rounds):
         for name, call in systems.items():
             times[name].append(seconds(call, device))
-    size, budget = DEFAULT_BATCH_SIZE, model._batch_tokens(None, None)
-    by_length = sorted(range(len(texts)), key=lambda index: -len(texts[index]))  # by characters, as the library sorts
-    waste = {
-        "encode": padding_waste(lengths, plan_batches(lengths, max_tokens=budget)),
-        f"sentence-transformers, {size}": padding_waste(
-            lengths, [by_length[start : start + size] for start in range(0, len(texts), size)]
-        ),
-    }
     report = {
-        **summary(times, lengths, waste, floor=floor, rate=rate),
+        **summary(times, sum(lengths), floor=floor, rate=rate),
         "texts": len(texts),
         "floor_flop": floor,
         "matrix_flop_per_second": rate,
         "largest_difference": float(difference),
         **machine(device, dtype=args.dtype),
     }
-    file = args.results / f"{args.name}.json"
-    write_json(file, report)
-    print(f"encoding_throughput: OK ({file.name})")
+    write_report(args, report, script="encoding_throughput")
 
 
 if __name__ == "__main__":

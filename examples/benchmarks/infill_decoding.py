@@ -1,18 +1,17 @@
-"""What does filling gaps cost: more gaps, more texts, more candidates, and all of it against doing without a cache?
+"""What does infilling cost: more blanks, more texts, more candidates, and all of it against doing without a cache?
 
     python examples/benchmarks/infill_decoding.py --model DIR
     python examples/benchmarks/infill_decoding.py --model DIR --shape 7b --device cuda --dtype bfloat16
 
 Floor: on one sequence a decoded token reads every weight once, and the keys and values of all tokens before it, at the
-rate at which the same run copies a large tensor. The gaps of a text and the texts of a batch advance together, so that
-all their tokens read the weights once; beyond that they cost their own operations, and the context of each text has
-to be read first. Filled tokens and scores are compared with plain full-mask forwards before anything
-is timed. The times of one round are taken one after another and ratios within a round, so that a busy machine
-disturbs both sides.
+rate at which the same run copies a large tensor. The blanks of a text and the texts of a batch advance together, so
+that all their tokens read the weights once; each also costs its own operations, and the context of each text has to be
+read first. Filled tokens and scores are compared with plain full-mask forwards before anything is timed. Ratios are
+taken within a round, so that a busy machine disturbs both sides.
 """
 
+import argparse
 import random
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -20,30 +19,35 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# A script finds its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-import transformers
 
-from examples.benchmarks.measuring import SHAPES, copy_rate, machine, random_llama, seconds
+from examples.benchmarks.measuring import (
+    SHAPES,
+    add_results,
+    copy_rate,
+    machine,
+    open_shaped,
+    quartiles,
+    seconds,
+    write_report,
+)
 from examples.command_line import OneLineParser, add_device, add_dtype, add_model, choose_device, start
-from examples.models import open_magnet
 from modeling_magnet.spans_magnet import continuation_ids, lay_out
 from modeling_magnet.tokenization_magnet import special_ids
-from trainer.whole_files import write_json
 
 WORDS = "The river runs through the old town and its bridges were built in the last century .".split()
 FILL_TOKENS = 16
 DECODE_TOKENS = 64  # tokens of the comparison with generate
 BATCH = 32
-CONTEXTS = (32, 256)  # tokens around the gaps of a batch
+CONTEXTS = (32, 256)  # tokens around the blanks of a batch
 LONG_CONTEXT = 512
 CANDIDATES = 16
 
 
 def make_text(model: Any, *, context_tokens: int, blanks: int) -> str:
-    """Words of about so many tokens in all, with blanks spread evenly."""
+    """Return words of about so many tokens in all, with blanks spread evenly."""
     text = [WORDS[index % len(WORDS)] for index in range(context_tokens)]
     while len(model.tokenizer(" ".join(text))["input_ids"]) > context_tokens:
         text.pop()
@@ -53,7 +57,7 @@ def make_text(model: Any, *, context_tokens: int, blanks: int) -> str:
 
 
 def make_fills(model: Any, *, number: int) -> list[str]:
-    """Random words of `FILL_TOKENS` tokens behind a space."""
+    """Return random words of `FILL_TOKENS` tokens after a space."""
     draw = random.Random(0)
     words = [word for word in map(model.tokenizer.decode, range(300, len(model.tokenizer))) if word.strip().isalpha()]
     fills: list[str] = []
@@ -68,7 +72,7 @@ def make_fills(model: Any, *, number: int) -> list[str]:
 
 @torch.no_grad()
 def full_mask_logits(model: Any, layout: Any, fill: list[int], *, last_only: bool) -> torch.Tensor:
-    """Logits of the outputs that predict a fill and what follows it, from one forward without a cache."""
+    """Return logits of the outputs that predict a fill and what follows it, from one forward without a cache."""
     cut = layout.predictors[0] + 1
     ids = torch.tensor([layout.token_ids[:cut] + fill + layout.token_ids[cut:]], device=model.device)
     segments = torch.tensor([[0] * cut + [1] * len(fill) + [0] * (len(layout.token_ids) - cut)], device=model.device)
@@ -81,7 +85,7 @@ def full_mask_logits(model: Any, layout: Any, fill: list[int], *, last_only: boo
 
 
 def fill_without_cache(model: Any, layout: Any, *, first: int) -> list[int]:
-    """Greedy tokens, the whole row read anew for each; the first is given, for it is healed."""
+    """Return greedy tokens, the whole row read again for each; the first is given, which token healing changed."""
     special = sorted(special_ids(model.tokenizer))
     fill = [first]
     while len(fill) < FILL_TOKENS:
@@ -92,7 +96,7 @@ def fill_without_cache(model: Any, layout: Any, *, first: int) -> list[int]:
 
 
 def check(model: Any, *, prefix: str, suffix: str, fills: list[str], layout: Any) -> tuple[int, float]:
-    """The first token of a fill without a cache, and how far scores are from one forward for each fill.
+    """Return the first token of a fill, and how far scores are from one forward for each fill.
 
     Raises:
         SystemExit: the tokens differ, or in float32 the scores do.
@@ -112,30 +116,56 @@ def check(model: Any, *, prefix: str, suffix: str, fills: list[str], layout: Any
     return tokens[0], difference
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Check, measure, print the medians, write JSON."""
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     parser = OneLineParser(description=__doc__)
     add_model(parser, help="directory or Hub id of a plain decoder or a MAGNET checkpoint")
-    parser.add_argument("--shape", choices=list(SHAPES), help="random weights of this size, with its tokenizer")
+    parser.add_argument("--shape", choices=list(SHAPES), help="random weights of this size, with the tokenizer")
     add_device(parser)
     add_dtype(parser)
-    parser.add_argument("--rounds", type=int, default=15, help="rounds that are timed")
-    parser.add_argument("--name", default="infill_decoding", help="name of the JSON file")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where it goes")
+    add_results(parser, name="infill_decoding", rounds=15)
     args = parser.parse_args(arguments)
-    if args.rounds < 2:
-        parser.error("--rounds: quartiles take 2 rounds or more")
-    torch.manual_seed(0)
     args.device = choose_device(args.device)
-    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
-    with tempfile.TemporaryDirectory() as folder:
-        path = args.model
-        if args.shape is not None:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
-            path = random_llama(args.shape, tokenizer, Path(folder), dtype=dtype)
-        model: Any = open_magnet(path, dtype=args.dtype, device=args.device)
-        assert model.tokenizer is not None  # read before its folder goes
+    return args
 
+
+def timed_calls(
+    model: Any, prefix: str, suffix: str, *, fills: list[str], layout: Any, first: int
+) -> dict[str, Callable[[], Any]]:
+    """Return what is timed, by name."""
+    fill: Callable[..., Any] = partial(model.infill_blanks, max_new_tokens=FILL_TOKENS, batch_size=BATCH)
+    texts = {(n, k): make_text(model, context_tokens=n, blanks=k) for n in CONTEXTS for k in (1, 8)}
+    prompt = model.tokenizer(texts[256, 1].replace("[blank]", ""), return_tensors="pt").to(model.device)
+
+    def generate(tokens: int) -> Any:
+        return model.generate(**prompt, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+
+    long = {"max_new_tokens": FILL_TOKENS + DECODE_TOKENS, "chunk_size": FILL_TOKENS + DECODE_TOKENS}
+    calls: dict[str, Callable[[], Any]] = {
+        "one blank": partial(fill, texts[256, 1]),
+        "one blank, long": partial(model.infill_blanks, texts[256, 1], **long),
+        "eight blanks": partial(fill, texts[256, 8]),
+        "generate": partial(generate, FILL_TOKENS),
+        "generate, long": partial(generate, FILL_TOKENS + DECODE_TOKENS),
+        "cached": partial(model.infill, prefix, suffix, max_new_tokens=FILL_TOKENS),
+        "recomputed": partial(fill_without_cache, model, layout, first=first),
+        "one score": partial(model.score_infill, prefix, fills[:1], suffix),
+        f"{CANDIDATES} scores": partial(model.score_infill, prefix, fills, suffix),
+    }
+    for n in CONTEXTS:
+        for name, given in (("one text", texts[n, 1]), (f"{BATCH} texts", [texts[n, 1]] * BATCH)):
+            calls[f"{name}, {n}"] = partial(fill, given)
+            calls[f"{name}, {n}, one token"] = partial(fill, given, max_new_tokens=1)
+    return calls
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Check, measure, print the medians, write JSON."""
+    args = parse_arguments(arguments)
+    torch.manual_seed(0)
+    device = torch.device(args.device)
+    with tempfile.TemporaryDirectory() as folder:
+        model = open_shaped(args, folder)
     prefix, suffix = make_text(model, context_tokens=LONG_CONTEXT, blanks=1).split("[blank]")
     fills = make_fills(model, number=CANDIDATES)
     layout = lay_out(
@@ -148,57 +178,32 @@ def main(arguments: list[str] | None = None) -> None:
     first, difference = check(model, prefix=prefix, suffix=suffix, fills=fills, layout=layout)
     print(f"cached = recomputed; {CANDIDATES} scores of one forward to {difference:.1e} of {CANDIDATES} forwards\n")
 
-    fill: Callable[..., Any] = partial(model.infill_blanks, max_new_tokens=FILL_TOKENS, batch_size=BATCH)
-    texts = {(n, k): make_text(model, context_tokens=n, blanks=k) for n in CONTEXTS for k in (1, 8)}
-    prompt = model.tokenizer(texts[256, 1].replace("[blank]", ""), return_tensors="pt").to(device)
-
-    def generate(tokens: int) -> Any:
-        return model.generate(**prompt, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
-
-    long = {"max_new_tokens": FILL_TOKENS + DECODE_TOKENS, "chunk_size": FILL_TOKENS + DECODE_TOKENS}
-    calls: dict[str, Callable[[], Any]] = {
-        "one blank": partial(fill, texts[256, 1]),
-        "one blank, long": partial(model.infill_blanks, texts[256, 1], **long),
-        "eight blanks": partial(fill, texts[256, 8]),
-        "generate": partial(generate, FILL_TOKENS),
-        "generate, long": partial(generate, FILL_TOKENS + DECODE_TOKENS),
-        **{f"one text, {n}": partial(fill, texts[n, 1]) for n in CONTEXTS},
-        **{f"one text, {n}, one token": partial(fill, texts[n, 1], max_new_tokens=1) for n in CONTEXTS},
-        **{f"{BATCH} texts, {n}": partial(fill, [texts[n, 1]] * BATCH) for n in CONTEXTS},
-        **{f"{BATCH} texts, {n}, one token": partial(fill, [texts[n, 1]] * BATCH, max_new_tokens=1) for n in CONTEXTS},
-        "cached": partial(model.infill, prefix, suffix, max_new_tokens=FILL_TOKENS),
-        "recomputed": partial(fill_without_cache, model, layout, first=first),
-        "one score": partial(model.score_infill, prefix, fills[:1], suffix),
-        f"{CANDIDATES} scores": partial(model.score_infill, prefix, fills, suffix),
-    }  # fmt: skip
+    calls = timed_calls(model, prefix, suffix, fills=fills, layout=layout, first=first)
     for call in calls.values():
         call()
     rounds = [{name: seconds(call, device) for name, call in calls.items()} for _ in range(args.rounds)]
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
     floor = step_bytes(model, context=256 + FILL_TOKENS + DECODE_TOKENS // 2) / copy_rate(device)
     ratios = [measured_ratios(one, floor=floor) for one in rounds]
     report: dict[str, Any] = {"seconds": {}, "ratios": {}}
     for kind, values in (("seconds", rounds), ("ratios", ratios)):
         print(f"{kind:52s}{'median':>9s}{'quartiles':>20s}")
         for name in values[0]:
-            low, median, high = statistics.quantiles([one[name] for one in values], n=4)
+            low, median, high = quartiles([one[name] for one in values])
             report[kind][name] = {"median": median, "quartiles": [low, high]}
             print(f"  {name:50s}{median:9.4f}{f'{low:.4f} .. {high:.4f}':>20s}")
     report |= {
         "largest_score_difference": difference,
-        "arguments": {name: getattr(args, name) for name in ("shape", "rounds")} | {"model": Path(args.model).name},
-        "weights_gb": weights / 1e9,
+        "arguments": {"shape": args.shape, "rounds": args.rounds, "model": Path(args.model).name},
+        "weights_gb": sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9,
         "floor_seconds": floor,
         **machine(device, dtype=args.dtype),
     }
     print(f"weights read per step: {report['weights_gb']:.4f} GB; floor of a step {1000 * floor:.3f} ms")
-    file = args.results / f"{args.name}.json"
-    write_json(file, report)
-    print(f"infill_decoding: OK ({file.name})")
+    write_report(args, report, script="infill_decoding")
 
 
 def step_bytes(model: Any, *, context: int) -> int:
-    """What a step of one row has to read: every weight but the embedding's other rows, and the keys and values."""
+    """Return the bytes that a step of one row has to read: weights without the input embedding, keys and values."""
     config, embedding, head = model.config, model.get_input_embeddings().weight, model.get_output_embeddings().weight
     weights = sum(p.numel() for p in model.base_model.parameters()) - embedding.numel() + head.numel()
     states = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * context
@@ -206,7 +211,7 @@ def step_bytes(model: Any, *, context: int) -> int:
 
 
 def measured_ratios(one: dict[str, float], *, floor: float) -> dict[str, float]:
-    """What the times of one round say; a long call less a short one is decoding alone, without the context."""
+    """Return the ratios of one round; a long call minus a short one is only decoding, without the context."""
     infill_token = one["one blank, long"] - one["one blank"]
     generate_token = one["generate, long"] - one["generate"]
     ratios = {

@@ -1,5 +1,6 @@
 """Shared by the benchmarks: random Llamas of known sizes, timing, and what the machine is and does."""
 
+import argparse
 import platform
 import statistics
 import time
@@ -9,6 +10,10 @@ from typing import Any
 
 import torch
 import transformers
+
+from examples.command_line import at_least
+from examples.models import open_magnet
+from trainer.whole_files import write_json
 
 # Llamas with random weights: hidden size, width of the MLP, layers, heads, key-value heads.
 SHAPES = {"1b": (2048, 5632, 22, 32, 4), "7b": (4096, 11008, 32, 32, 32)}
@@ -38,6 +43,31 @@ def random_llama(shape: str, tokenizer: Any, folder: Path, *, dtype: torch.dtype
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # the caller may start others on the same device
     return str(folder)
+
+
+def open_shaped(args: argparse.Namespace, folder: str) -> Any:
+    """Open the model that was named, or random weights of the shape that was asked for, with its tokenizer."""
+    path = args.model
+    if args.shape is not None:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
+        path = random_llama(args.shape, tokenizer, Path(folder) / "random", dtype=getattr(torch, args.dtype))
+    options = {"attn_implementation": args.attn_implementation} if hasattr(args, "attn_implementation") else {}
+    model = open_magnet(path, dtype=args.dtype, device=args.device, **options)
+    assert model.tokenizer is not None  # read before its folder is removed
+    return model
+
+
+def add_results(parser: argparse.ArgumentParser, *, name: str, rounds: int) -> None:
+    """Add the options of timing, and of the JSON file that `write_report` writes."""
+    parser.add_argument("--rounds", type=at_least(), default=rounds, help="rounds that are timed")
+    parser.add_argument("--name", default=name, help="name of the JSON file")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where it goes")
+
+
+def write_report(args: argparse.Namespace, report: dict[str, Any], *, script: str) -> None:
+    """Write the results of a benchmark, and print its last line."""
+    write_json(args.results / f"{args.name}.json", report)
+    print(f"{script}: OK ({args.name}.json)")
 
 
 def seconds(call: Callable[[], Any], device: torch.device) -> float:
@@ -86,4 +116,7 @@ def machine(device: torch.device, *, dtype: str) -> dict[str, dict[str, Any]]:
     }
 
 
-__all__ = ["PAPER_STEPS", "SHAPES", "copy_rate", "machine", "matrix_rate", "quartiles", "random_llama", "seconds"]
+__all__ = [
+    "PAPER_STEPS", "SHAPES", "add_results", "copy_rate", "machine", "matrix_rate", "open_shaped", "quartiles",
+    "random_llama", "seconds", "write_report",
+]  # fmt: skip

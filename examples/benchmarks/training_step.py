@@ -6,19 +6,17 @@
     python examples/benchmarks/training_step.py --model GEMMA --texts FILES --pairs FILE --batch_size 8 --rounds 3 \
         --dtype bfloat16 --autocast --systems "MNTP and MSG" "naive, MNTP and MSG"
 
-The floor: a frozen weight costs 4 operations a token, two each way; one that is trained 6. The LM head costs that for
+The floor: a frozen weight costs 4 operations a token, a trained one 6. The LM head costs that for
 labelled positions only, attention 12 x length x width a layer and token. Padding, projecting other positions and
 reading the same rows again come on top. Its time is taken at the rate of one large matrix product of the same run.
 
-Systems, all with the same optimizer: the trainer's joint step, with and without pairs; the same losses naively
-(`naive_loss` in `training_systems.py`), on the same rows and on rows of one document each, padded, and without pairs;
-MNTP alone, the trainer's and with the logits of all positions, as a plain Trainer has them. With `--compiler
-inductor` each once more with compiled layers, the naive ones too. Losses and gradients are compared before anything
-is timed; rounds alternate. On a CPU a naive step whose logits do not fit in memory is left out.
+Systems, all with the same optimizer: the trainer's joint step, with and without pairs; the same losses naively on the
+same rows (`naive_loss` in `training_systems.py`), also without pairs; only MNTP, the trainer's and with the logits of
+all positions, as a plain Trainer has them. With `--compiler inductor` each once more with compiled layers, the naive
+ones too. Losses and gradients are compared before anything is timed; rounds alternate.
 """
 
 import argparse
-import os
 import statistics
 import sys
 import tempfile
@@ -30,10 +28,19 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-import transformers
 from accelerate.utils import send_to_device
 
-from examples.benchmarks.measuring import PAPER_STEPS, SHAPES, machine, matrix_rate, quartiles, random_llama, seconds
+from examples.benchmarks.measuring import (
+    PAPER_STEPS,
+    SHAPES,
+    add_results,
+    machine,
+    matrix_rate,
+    open_shaped,
+    quartiles,
+    seconds,
+    write_report,
+)
 from examples.benchmarks.training_systems import (
     COMPILED,
     FULL,
@@ -42,19 +49,14 @@ from examples.benchmarks.training_systems import (
     MNTP,
     NAIVE,
     NAIVE_ROWS,
-    PADDED,
     ROWS,
-    add_arguments,
     collate,
     compare,
     layers_of,
     loss_of,
     make_trainer,
-    naive_bytes,
     phase_of,
-    read_data,
     step_operations,
-    widened,
 )
 from examples.command_line import (
     OneLineParser,
@@ -66,9 +68,7 @@ from examples.command_line import (
     keep_freed_memory,
     start,
 )
-from examples.models import open_magnet
-from trainer import LoraArguments, MagnetTrainer, apply_lora, texts_to_blocks
-from trainer.whole_files import write_json
+from trainer import LoraArguments, MagnetTrainer, apply_lora, load_pairs, load_texts, texts_to_blocks
 
 PAPER = dict(zip((ROWS, JOINT), PAPER_STEPS, strict=True))
 
@@ -77,34 +77,30 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = OneLineParser(description=__doc__)
     add_model(parser, help="directory or Hub id of a plain decoder or a MAGNET checkpoint")
+    parser.add_argument("--texts", nargs="+", required=True, help="texts to train on")
+    parser.add_argument("--pairs", required=True, help="pairs of texts")
+    parser.add_argument("--pair_label_column", help="1 where the two are paraphrases")
     parser.add_argument("--shape", choices=list(SHAPES), help="random weights of this size, with the tokenizer")
-    parser.add_argument(
-        "--vocab_size", type=at_least(), help="random weights of the model's shape with this vocabulary"
-    )
     names = list(KINDS)
     parser.add_argument(
         "--systems", nargs="+", metavar="SYSTEM", choices=names, default=names, help=f"of {'; '.join(names)}"
     )
+    parser.add_argument("--lora_r", type=at_least(0), default=16, help="rank of the adapters; 0 trains all weights")
+    parser.add_argument("--batch_size", type=at_least(), default=16, help="rows a step")
+    parser.add_argument("--max_length", type=at_least(), default=512, help="tokens a row")
+    parser.add_argument("--pairs_a_step", type=at_least(), default=64, help="pairs a step")
+    parser.add_argument("--pair_length", type=at_least(), default=64, help="tokens a side, the naive step's padding")
+    parser.add_argument("--mini_batch_tokens", type=at_least(), default=2048, help="of the trainer's pairs")
+    parser.add_argument("--autocast", action="store_true", help="products in bfloat16")
+    parser.add_argument("--recompute", action="store_true", help="pairs in the memory of one mini-batch (GradCache)")
+    parser.add_argument("--compiler", help="every system with compiled layers as well, by inductor or another")
     parser.add_argument("--attn_implementation", help="the attention's back-end; by default the model's choice")
-    parser.add_argument("--rounds", type=at_least(), default=7, help="rounds that are timed")
     add_device(parser)
     add_dtype(parser)
-    parser.add_argument("--name", default="training_step", help="name of the JSON file")
-    add_arguments(parser, batch_size=16, pairs_a_step=64)
+    add_results(parser, name="training_step", rounds=7)
     args = parser.parse_args(arguments)
     args.device = choose_device(args.device)
     return args
-
-
-def open_base(args: argparse.Namespace, folder: str) -> Any:
-    """Open the model, or write random weights of the size that was asked for and open these."""
-    path, dtype = args.model, getattr(torch, args.dtype)
-    if args.shape is not None:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
-        path = random_llama(args.shape, tokenizer, Path(folder) / "random", dtype=dtype)
-    elif args.vocab_size is not None:
-        path = widened(args.model, vocab_size=args.vocab_size, folder=f"{folder}/widened")
-    return open_magnet(path, dtype=args.dtype, device=args.device, attn_implementation=args.attn_implementation)
 
 
 def check_equal(trainer: MagnetTrainer, blocks: Any, args: argparse.Namespace) -> dict[str, float]:
@@ -167,25 +163,18 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     device = torch.device(args.device)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        model = open_base(args, folder)
-    adapted = apply_lora(model, LoraArguments(use_lora=args.lora_r > 0, lora_r=max(1, args.lora_r)))
-    texts, pairs = read_data(args)
-    blocks = texts_to_blocks(texts, model.tokenizer, max_length=args.max_length, concatenate=True)
-    documents = texts_to_blocks(texts, model.tokenizer, max_length=args.max_length)
-    trainer = make_trainer(adapted, args, blocks, pairs, folder)
+        model = open_shaped(args, folder)
+        model = apply_lora(model, LoraArguments(use_lora=args.lora_r > 0, lora_r=max(1, args.lora_r)))
+        texts = load_texts(args.texts if len(args.texts) > 1 else args.texts[0], limit=60 * args.batch_size)
+        pairs = load_pairs(args.pairs, label_column=args.pair_label_column, limit=2 * args.pairs_a_step)
+        blocks = texts_to_blocks(texts, model.tokenizer, max_length=args.max_length, concatenate=True)
+        trainer = make_trainer(model, args, blocks, pairs, folder)
     trainer.model.train()
     apart = check_equal(trainer, blocks, args)
 
-    batches = {
-        name: send_to_device(collate(trainer, documents if name == PADDED else blocks, kind=KINDS[name]), device)
-        for name in args.systems
-    }
-    too_large = [name for name in names_of_naive(args.systems) if not fits(naive_bytes(model, batches[name]), device)]
-    if too_large:
-        print(f"left out, for its logits do not fit in memory: {', '.join(too_large)}")
-    fitting = [name for name in args.systems if name not in too_large]
+    batches = {name: send_to_device(collate(trainer, blocks, kind=KINDS[name]), device) for name in args.systems}
     compiles = (False, True) if args.compiler else (False,)
-    systems = {name + COMPILED * compiled: (name, compiled) for compiled in compiles for name in fitting}
+    systems = {name + COMPILED * compiled: (name, compiled) for compiled in compiles for name in args.systems}
     rate = matrix_rate(torch.bfloat16 if args.autocast else getattr(torch, args.dtype), device)
     times, first, collating = time_steps(trainer, blocks, batches, systems, args)
     tokens, floors = {}, {}
@@ -193,27 +182,17 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         batch, weights = batches[name], phase_of(trainer, name)
         tokens[system] = int(batch["attention_mask"].sum())
         tokens[system] += int(batch["pairs"]["attention_mask"].sum()) if weights.sscl else 0
-        floors[system] = step_operations(adapted, batch, weights=weights)
-    report = summary(times, tokens, floors, rate=rate, collating=collating)
-    report |= {"apart": apart, "first_seconds": first}
-    report |= machine(device, dtype="bfloat16 products" if args.autocast else args.dtype)
-    settings = ["shape", "vocab_size", "lora_r", "batch_size", "max_length", "pairs_a_step", "rounds"]
-    settings += ["attn_implementation", "compiler", "recompute"]
-    report["settings"] = {name: getattr(args, name) for name in settings}
-    file = args.results / f"{args.name}.json"
-    write_json(file, report)
-    print(f"training_step: OK ({file.name})")
+        floors[system] = step_operations(model, batch, weights=weights)
+    settings = ["shape", "lora_r", "batch_size", "max_length", "pairs_a_step", "rounds", "attn_implementation"]
+    report = {
+        **summary(times, tokens, floors, rate=rate, collating=collating),
+        "apart": apart,
+        "first_seconds": first,
+        **machine(device, dtype="bfloat16 products" if args.autocast else args.dtype),
+        "settings": {name: getattr(args, name) for name in [*settings, "compiler", "recompute"]},
+    }
+    write_report(args, report, script="training_step")
     return report
-
-
-def names_of_naive(systems: list[str]) -> list[str]:
-    """Return those with the logits of all positions for both token losses."""
-    return [name for name in systems if name in (NAIVE, NAIVE_ROWS, PADDED)]
-
-
-def fits(num_bytes: int, device: torch.device) -> bool:
-    """Return whether a given number of bytes are free on a CPU; elsewhere an error says so."""
-    return device.type != "cpu" or num_bytes < os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def summary(
@@ -233,7 +212,7 @@ def summary(
             f"{name:32s}{middle:9.3f}{f'{low:.3f} - {high:.3f}':>16s}{speeds[name]:10,.0f}"
             f"{floors[name] / rate / middle:14.0%}"
         )
-    compared = [(JOINT, NAIVE), (JOINT, PADDED), (MNTP, FULL), (MNTP, JOINT), (ROWS, NAIVE_ROWS)]
+    compared = [(JOINT, NAIVE), (MNTP, FULL), (MNTP, JOINT), (ROWS, NAIVE_ROWS)]
     compared += [(fast + COMPILED, slow + end) for fast, slow in compared for end in ("", COMPILED)]
     compared += [(name + COMPILED, name) for name in KINDS]
     ratios = {

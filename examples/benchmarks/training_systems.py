@@ -1,21 +1,17 @@
-"""What the training benchmarks compare: a step of the trainer, the same written naively, and the least work."""
+"""What `training_step.py` compares: a step of the trainer, the same written naively, and the least arithmetic."""
 
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
 from torch import Tensor, nn
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from examples.command_line import at_least
 from modeling_magnet.pooling_magnet import last_token_states
-from trainer import DataCollatorForMagnet, MagnetTrainer, MagnetTrainingArguments, load_pairs, load_texts
+from trainer import DataCollatorForMagnet, MagnetTrainer, MagnetTrainingArguments
 from trainer.corruption import IGNORE_INDEX
 from trainer.distributed import compiled
 from trainer.lora import adapter_layers, adapters_under_autocast
@@ -59,49 +55,12 @@ def language_loss(model: nn.Module, batch: dict[str, Any], *, labels: Tensor) ->
     return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
 
 
-JOINT, ROWS, MNTP, PAIRS = "joint", "MNTP and MSG", "MNTP alone", "pairs alone"
-NAIVE, PADDED, FULL = "naive, the same rows", "naive, padded rows", "MNTP, all logits"
-NAIVE_ROWS = "naive, MNTP and MSG"
+JOINT, ROWS, MNTP = "joint", "MNTP and MSG", "MNTP alone"
+NAIVE, NAIVE_ROWS, FULL = "naive, the same rows", "naive, MNTP and MSG", "MNTP, all logits"
 # The run that the trainer is made for has a step of each kind, in this order.
-PHASES = {MNTP: "1:1,0,0", ROWS: "1:0.5,0,1", JOINT: "1:0.5,1,1", PAIRS: "1:0,1,0"}
-KINDS = {JOINT: JOINT, ROWS: ROWS, MNTP: MNTP, NAIVE: JOINT, PADDED: JOINT, FULL: MNTP, NAIVE_ROWS: ROWS}
+PHASES = {MNTP: "1:1,0,0", ROWS: "1:0.5,0,1", JOINT: "1:0.5,1,1"}
+KINDS = {JOINT: JOINT, ROWS: ROWS, MNTP: MNTP, NAIVE: JOINT, FULL: MNTP, NAIVE_ROWS: ROWS}
 COMPILED = ", compiled"  # after the name of a system
-
-
-def add_arguments(parser: argparse.ArgumentParser, *, batch_size: int, pairs_a_step: int) -> None:
-    """Add the options of a step."""
-    parser.add_argument("--texts", nargs="+", required=True, help="texts to train on")
-    parser.add_argument("--pairs", required=True, help="pairs of texts")
-    parser.add_argument("--pair_label_column", help="1 where the two are paraphrases")
-    parser.add_argument("--lora_r", type=at_least(0), default=16, help="rank of the adapters; 0 trains all weights")
-    parser.add_argument("--batch_size", type=at_least(), default=batch_size, help="rows a step")
-    parser.add_argument("--max_length", type=at_least(), default=512, help="tokens a row")
-    parser.add_argument("--pairs_a_step", type=at_least(), default=pairs_a_step, help="pairs a step")
-    parser.add_argument(
-        "--pair_length", type=at_least(), default=64, help="tokens a side, to which the naive step pads"
-    )
-    parser.add_argument(
-        "--mini_batch_tokens", type=at_least(), default=2048, help="of the pairs, in the trainer's step"
-    )
-    parser.add_argument("--autocast", action="store_true", help="products in bfloat16")
-    parser.add_argument("--recompute", action="store_true", help="pairs in the memory of one mini-batch (GradCache)")
-    parser.add_argument("--compiler", help="every system with compiled layers as well, by inductor or another")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where the JSON goes")
-
-
-def read_data(args: argparse.Namespace) -> tuple[Dataset, Dataset]:
-    """Return texts and pairs, enough for a step."""
-    texts = load_texts(args.texts if len(args.texts) > 1 else args.texts[0], limit=60 * args.batch_size)
-    return texts, load_pairs(args.pairs, label_column=args.pair_label_column, limit=2 * args.pairs_a_step)
-
-
-def widened(path: str, *, vocab_size: int, folder: str) -> str:
-    """Save a model of the same shape with random weights and a larger vocabulary."""
-    tokenizer, config = AutoTokenizer.from_pretrained(path, trust_remote_code=False), LlamaConfig.from_pretrained(path)
-    config.vocab_size = max(vocab_size, len(tokenizer))
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def make_trainer(model: Any, args: argparse.Namespace, rows: Any, pairs: Any, folder: str) -> MagnetTrainer:
@@ -141,31 +100,13 @@ def collate(trainer: MagnetTrainer, rows: Any, *, kind: str, size: int | None = 
     return batch
 
 
-def trainers_loss(trainer: MagnetTrainer, batch: dict[str, Any], *, kind: str) -> torch.Tensor:
-    """Return our loss of a step."""
-    trainer.state.global_step = list(PHASES).index(kind)
-    return trainer.compute_loss(trainer.model, batch)
-
-
-def written_naively(trainer: MagnetTrainer, batch: dict[str, Any], *, system: str) -> torch.Tensor:
-    """Return the same loss as one would first write it."""
-    return naive_loss(
-        trainer.model,
-        batch,
-        head=trainer.head,
-        weights=phase_of(trainer, system),
-        temperature=trainer.args.temperature,
-        length=trainer.args.contrastive_max_length,
-    )
-
-
 def compare(
     trainer: MagnetTrainer,
     batch: dict[str, Any],
     *,
-    kind: str = JOINT,
-    with_compiled: bool = False,
-    autocast: bool = False,
+    kind: str,
+    with_compiled: bool,
+    autocast: bool,
 ) -> dict[str, float]:
     """Return how far loss and gradients of the trainer and of the naive step are apart, relative to the largest."""
     found = []
@@ -189,24 +130,24 @@ def phase_of(trainer: MagnetTrainer, system: str) -> LossPhase:
 
 
 def loss_of(system: str, trainer: MagnetTrainer, batch: dict[str, Any]) -> torch.Tensor:
-    """Return the loss of one step of a system."""
+    """Return the loss of one step of a system: the trainer's own, or the same as one would first write it."""
     if system in PHASES:
-        return trainers_loss(trainer, batch, kind=system)
+        trainer.state.global_step = list(PHASES).index(system)
+        return trainer.compute_loss(trainer.model, batch)
     if system == FULL:
         return language_loss(trainer.model, batch, labels=batch["mntp_labels"])
-    return written_naively(trainer, batch, system=system)
-
-
-def naive_bytes(model: Any, batch: dict[str, Any]) -> int:
-    """Return what the logits of a naive step with both token losses take.
-
-    Of each objective all logits in half precision, in float32, their logarithms and their gradient in float32.
-    """
-    return 2 * batch["input_ids"].numel() * model.config.vocab_size * (2 + 3 * 4)
+    return naive_loss(
+        trainer.model,
+        batch,
+        head=trainer.head,
+        weights=phase_of(trainer, system),
+        temperature=trainer.args.temperature,
+        length=trainer.args.contrastive_max_length,
+    )
 
 
 @contextmanager
-def layers_of(system: str, trainer: MagnetTrainer, *, with_compiled: bool, autocast: bool = False) -> Iterator[None]:
+def layers_of(system: str, trainer: MagnetTrainer, *, with_compiled: bool, autocast: bool) -> Iterator[None]:
     """Run layers as a system does: ours as the trainer runs them, and any compiled."""
     adapted = adapter_layers(trainer.model) if system in PHASES and autocast else []
     with adapters_under_autocast(adapted), compiled(trainer.compiled_layers if with_compiled else []):
@@ -233,7 +174,6 @@ def step_operations(model: Any, batch: dict[str, Any], *, weights: LossPhase) ->
 
 
 __all__ = [
-    "COMPILED", "KINDS", "NAIVE_ROWS", "PHASES", "add_arguments", "collate", "compare", "language_loss",
-    "layers_of", "loss_of", "make_trainer", "naive_bytes", "phase_of", "read_data", "step_operations",
-    "widened",
+    "COMPILED", "FULL", "JOINT", "KINDS", "MNTP", "NAIVE", "NAIVE_ROWS", "ROWS", "collate", "compare", "language_loss",
+    "layers_of", "loss_of", "make_trainer", "phase_of", "step_operations",
 ]  # fmt: skip

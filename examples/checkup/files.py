@@ -1,6 +1,5 @@
-"""Compare the files of a checkpoint with those that this library would write: remote code, config, sidecars."""
+"""Check the tokenizer, and compare remote code, config and sidecars with those that this library would write."""
 
-import hashlib
 import importlib
 import json
 from collections.abc import Iterator
@@ -13,15 +12,35 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from examples.checkup.findings import Finding, examine, judged, not_applicable
 from examples.checkup.opening import Opened
 from modeling_magnet.checkpoint_magnet import refusing_contents, sidecar_contents
-from modeling_magnet.configuration_magnet import SCHEMA
-from modeling_magnet.sources_magnet import ADAPTER_SETTINGS, CONFIG, ModelSource
+from modeling_magnet.sources_magnet import CONFIG, ModelSource
 
-CODE, SIDECARS, SETTINGS = "remote code", "sidecars", "settings schema"
+CODE, SIDECARS = "remote code", "sidecars"
+
+
+def tokenizer_findings(model: Any) -> Iterator[Finding]:
+    """Yield whether the model embeds all tokens, and whether name and id of the mask token are of one real token."""
+    tokenizer = model._tokenizer_source.find()
+    if tokenizer is None:
+        yield judged("tokenizer", False, f"none at {model._tokenizer_source.path!r}; put its files there")
+        return
+    embedded = model.config.vocab_size
+    told = f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens of {embedded:,} that the model embeds"
+    yield judged("tokenizer", len(tokenizer) <= embedded, told)
+    settings = model.magnet_settings
+    token, token_id = settings.mask_token, settings.mask_token_id
+    told = f"{token!r} ({token_id})"
+    faults = []
+    if not isinstance(token_id, int) or not 0 <= token_id < embedded:
+        faults.append(f"its id is not one of the {embedded:,} that the model embeds")
+    elif tokenizer.convert_ids_to_tokens(token_id) != token or tokenizer.convert_tokens_to_ids(token) != token_id:
+        faults.append(f"the tokenizer has {tokenizer.convert_ids_to_tokens(token_id)!r} at this id")
+    if token_id in (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id):
+        faults.append("it is the unknown, BOS or EOS token")
+    yield judged("mask token", not faults, "; ".join([told, *faults]))
 
 
 def file_findings(opened: Opened) -> Iterator[Finding]:
-    """Yield rows for settings, code, config and sidecars; a plain decoder has none of them."""
-    yield from examine(SETTINGS, lambda: schema_findings(opened))
+    """Yield rows for code, config and sidecars; a plain decoder has none of them."""
     if opened.kind == "plain decoder":
         for name in (CODE, CONFIG, SIDECARS):
             yield not_applicable(name, "a plain decoder; saved, it would have them")
@@ -35,21 +54,6 @@ def file_findings(opened: Opened) -> Iterator[Finding]:
     yield from examine(SIDECARS, lambda: sidecar_findings(opened))
 
 
-def schema_findings(opened: Opened) -> list[Finding]:
-    """Return whether the stored settings mean what this code takes them to mean."""
-    stored = opened.values.get("magnet")
-    if opened.kind == "adapter":
-        own = opened.source.read_json(ADAPTER_SETTINGS)
-        stored = stored if own is None else own["magnet"]
-    if stored is None:
-        return [not_applicable(SETTINGS, "no settings are stored; the defaults are used")]
-    schema = stored.get("schema", SCHEMA)
-    told = f"{schema}, as this code's" if schema == SCHEMA else f"{schema}, and this code reads {SCHEMA}"
-    if schema != SCHEMA:
-        told += "; update the library, or pin the revision that goes with it"
-    return [judged(SETTINGS, schema == SCHEMA, told)]
-
-
 def expected_code(own_class: type[Any]) -> dict[str, Path]:
     """Return the files that a checkpoint of a class is saved with, by name: its module and what that imports."""
     module = str(importlib.import_module(own_class.__module__).__file__)
@@ -58,25 +62,28 @@ def expected_code(own_class: type[Any]) -> dict[str, Path]:
 
 def code_findings(opened: Opened) -> list[Finding]:
     """Return one row: the code beside the weights, byte for byte, against the installed package's."""
-    source, expected = opened.source, expected_code(opened.own_class)
-    present = {name for name in _file_names(source) if name.endswith("_magnet.py")}
+    expected = expected_code(opened.own_class)
+    present = {name for name in _file_names(opened.source) if name.endswith("_magnet.py")}
     if not present and not opened.values.get("auto_map"):
-        return [not_applicable(CODE, "it holds none, and opens with the installed package alone")]
-    differing = []
-    for name in sorted(present & expected.keys()):
-        file = source.file(name)
-        if file is None or _digest(file) != _digest(expected[name]):
-            differing.append(name)
-    missing, extra = sorted(expected.keys() - present), sorted(present - expected.keys())
-    faults = [
-        f"{kind}: {', '.join(names)}"
-        for kind, names in (("different", differing), ("missing", missing), ("extra", extra))
-        if names
-    ]
-    told = f"{len(present)} files, the installed package's" if not faults else "; ".join(faults)
-    if faults:
-        told += ". Save the model anew into an empty directory, or install the version that wrote it"
-    return [judged(CODE, not faults, told)]
+        return [not_applicable(CODE, "it has none, and opens only with the installed package")]
+    files = {name: opened.source.file(name) for name in present & expected.keys()}
+    faults = {
+        "different": {
+            name for name, file in files.items() if not file or file.read_bytes() != expected[name].read_bytes()
+        },
+        "missing": expected.keys() - present,
+        "extra": present - expected.keys(),
+    }
+    told = _listed(faults)
+    if not told:
+        return [judged(CODE, True, f"{len(present)} files, the installed package's")]
+    advice = "Save the model anew into an empty directory, or install the version that wrote it"
+    return [judged(CODE, False, f"{told}. {advice}")]
+
+
+def _listed(faults: dict[str, Any]) -> str:
+    """Return the names of each fault that has some."""
+    return "; ".join(f"{fault}: {', '.join(sorted(names))}" for fault, names in faults.items() if names)
 
 
 def config_findings(values: dict[str, Any], own_class: type[Any]) -> list[Finding]:
@@ -98,7 +105,7 @@ def config_findings(values: dict[str, Any], own_class: type[Any]) -> list[Findin
 
 def sidecar_findings(opened: Opened) -> list[Finding]:
     """Compare the files of sentence-transformers with those that the library writes for this model."""
-    if is_refused_as_embedder(opened):
+    if opened.is_causal_embedder():
         expected = refusing_contents()
     else:
         tokenizer = opened.model._tokenizer_source.find()
@@ -111,17 +118,12 @@ def sidecar_findings(opened: Opened) -> list[Finding]:
     stored = {name: _read(opened.source, name) for name in expected}
     if opened.kind == "adapter" and all(content is None for content in stored.values()):
         return [not_applicable(SIDECARS, "an adapter of peft's own making")]
-    missing = [name for name, content in stored.items() if content is None]
-    differing = [name for name, content in stored.items() if content is not None and content != expected[name]]
-    faults = [
-        f"{kind}: {', '.join(names)}" for kind, names in (("missing", missing), ("different", differing)) if names
-    ]
-    return [judged(SIDECARS, not faults, "; ".join(faults) or f"{len(expected)} files as the library writes them")]
-
-
-def is_refused_as_embedder(opened: Opened) -> bool:
-    """Return whether this is an adapter over a plain decoder, which sentence-transformers would read causally."""
-    return opened.kind == "adapter" and "is_causal" not in opened.values
+    faults = {
+        "missing": [name for name, content in stored.items() if content is None],
+        "different": [name for name, content in stored.items() if content not in (None, expected[name])],
+    }
+    told = _listed(faults)
+    return [judged(SIDECARS, not told, told or f"{len(expected)} files as the library writes them")]
 
 
 def _read(source: ModelSource, name: str) -> Any:
@@ -144,8 +146,4 @@ def _file_names(source: ModelSource) -> set[str]:
     return {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
 
 
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-__all__ = ["file_findings", "is_refused_as_embedder"]
+__all__ = ["file_findings", "tokenizer_findings"]

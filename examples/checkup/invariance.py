@@ -1,11 +1,13 @@
-"""Check that vectors and fills do not depend on the rest of the batch."""
+"""Check that vectors and fills do not depend on the batch, and that sentence-transformers gives the same vectors."""
 
+import importlib.util
 from typing import Any
 
 import numpy as np
 import torch
 
 from examples.checkup.findings import Finding, judged, not_applicable
+from examples.checkup.opening import Opened
 
 TEXTS = (
     "The cat sat on the mat.",
@@ -14,7 +16,7 @@ TEXTS = (
     "",
     "naïve café",
 )
-GAPS = (("The cat", " the mat."), ("She ate the apple", " for lunch, and the dog barked at the cat."), ("", " dog."))
+BLANKS = (("The cat", " the mat."), ("She ate the apple", " for lunch, and the dog barked at the cat."), ("", " dog."))
 FILL_LENGTH = 4
 # Unit vectors in float32; in half precision their cosine.
 VECTORS = 1e-5
@@ -37,7 +39,7 @@ def vectors_agree(first: np.ndarray, second: np.ndarray, dtype: torch.dtype) -> 
 
 
 def encode_findings(model: Any) -> list[Finding]:
-    """Return one row: texts together, in another order, and each alone."""
+    """Return one row: texts together, in another order, and one by one."""
     texts = list(TEXTS)
     together = model.encode(texts, normalize_embeddings=True)
     backwards = model.encode(texts[::-1], normalize_embeddings=True)[::-1]
@@ -50,16 +52,36 @@ def encode_findings(model: Any) -> list[Finding]:
 
 
 def infill_findings(model: Any) -> list[Finding]:
-    """Return one row: gaps filled together and each alone."""
+    """Return one row: blanks filled together and one by one."""
     name = "infill, batch invariance"
     if model.dtype not in (torch.float32, torch.float64):
         return [not_applicable(name, f"in {model.dtype} the likeliest of two like tokens may change with the batch")]
-    prefixes, suffixes = (list(column) for column in zip(*GAPS, strict=True))
+    prefixes, suffixes = (list(column) for column in zip(*BLANKS, strict=True))
     together = model.infill(prefixes, suffixes, max_new_tokens=FILL_LENGTH, do_sample=False)
-    alone = [model.infill(prefix, suffix, max_new_tokens=FILL_LENGTH, do_sample=False) for prefix, suffix in GAPS]
-    told = f"{len(GAPS)} gaps of {FILL_LENGTH} tokens, alone and together: "
+    alone = [model.infill(prefix, suffix, max_new_tokens=FILL_LENGTH, do_sample=False) for prefix, suffix in BLANKS]
+    told = f"{len(BLANKS)} blanks of {FILL_LENGTH} tokens, alone and together: "
     differing = [f"{one!r} and {other!r}" for one, other in zip(alone, together, strict=True) if one != other]
     return [judged(name, not differing, told + ("; ".join(differing) or "the same fills"))]
 
 
-__all__ = ["TEXTS", "encode_findings", "infill_findings", "vectors_agree"]
+def embedder_findings(opened: Opened) -> list[Finding]:
+    """Return one row: the vectors of sentence-transformers against those of `encode`, both with the default prompt."""
+    name = "sentence-transformers"
+    if opened.is_causal_embedder():
+        return [not_applicable(name, f"{opened.kind} that it would read causally; save or merge it first")]
+    if importlib.util.find_spec("sentence_transformers") is None:
+        return [not_applicable(name, "not installed: pip install '.[eval]'")]
+    from sentence_transformers import SentenceTransformer
+
+    model = opened.model
+    where: dict[str, Any] = {"revision": opened.source.arguments.get("revision")}
+    embedder = SentenceTransformer(
+        opened.source.path, device=str(model.device), model_kwargs={"dtype": model.dtype}, **where
+    )
+    theirs = embedder.encode(list(TEXTS), normalize_embeddings=True, show_progress_bar=False)
+    ours = model.encode(list(TEXTS), normalize_embeddings=True)
+    good, figure = vectors_agree(ours, theirs.astype("float32"), model.dtype)
+    return [judged(name, good, f"its vectors of {len(TEXTS)} texts and `encode`'s: {figure}")]
+
+
+__all__ = ["TEXTS", "embedder_findings", "encode_findings", "infill_findings", "vectors_agree"]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModel
 
-from examples.checkup.findings import Finding, judged, not_applicable
+from examples.checkup.findings import Finding, judged
 from modeling_magnet import FAMILIES, AutoMagnetForCausalLM
 from modeling_magnet.sources_magnet import ModelSource
 
@@ -32,6 +32,10 @@ class Opened:
         """The class of the installed package for this family, also where remote code was loaded."""
         return FAMILIES[self.values["model_type"]]
 
+    def is_causal_embedder(self) -> bool:
+        """Return whether sentence-transformers would read these files causally: no decoder of ours is beneath."""
+        return self.kind == "plain decoder" or (self.kind == "adapter" and "is_causal" not in self.values)
+
 
 def open_model(
     path: str,
@@ -49,23 +53,14 @@ def open_model(
     source = ModelSource(path, where)
     base = source.adapter_base()
     values = (base or source).config_values()
-    AutoMagnetForCausalLM.family_of(path, **where)
-    for place in (source, base):
-        if place is not None:
-            place.check_weights()
     kind: Kind = "adapter" if base is not None else "checkpoint" if "magnet" in values else "plain decoder"
-    if trust_remote_code and not values.get("auto_map"):
-        raise ValueError(
-            f"`--trust_remote_code` was given, but config.json of {base or source} names no code (`auto_map`): it is "
-            "no MAGNET checkpoint. Leave the option out."
-        )
     arguments: dict[str, Any] = {**where, "dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
     if mask_token is not None:
         arguments["mask_token"] = mask_token
-    start = time.monotonic()
-    opener: Any = AutoModel if trust_remote_code else AutoMagnetForCausalLM
+    opener: Any = AutoMagnetForCausalLM
     if trust_remote_code:
-        arguments["trust_remote_code"] = True
+        opener, arguments["trust_remote_code"] = AutoModel, True
+    start = time.monotonic()
     model, loading = opener.from_pretrained(path, output_loading_info=True, **arguments)
     model.eval().to(device)
     seconds = time.monotonic() - start
@@ -73,7 +68,7 @@ def open_model(
 
 
 def opening_findings(opened: Opened, *, trust_remote_code: bool) -> Iterator[Finding]:
-    """Yield what kind of model it is, whether every tensor found its place, and whether the weights are numbers."""
+    """Yield rows for the kind of model, missing and unexpected tensors, and weights that are not finite."""
     model = opened.model
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     code = "remote code" if trust_remote_code else "the package"
@@ -85,21 +80,13 @@ def opening_findings(opened: Opened, *, trust_remote_code: bool) -> Iterator[Fin
     if trust_remote_code and not is_remote:
         described += f"; but its class is of {type(model).__module__}, not of the model's own files"
     yield judged("opens", is_remote == trust_remote_code, described)
-    places = [place for place in (opened.source, opened.base) if place is not None and place.directory is not None]
-    if places:
-        yield judged("files are whole", True, ", ".join(str(place) for place in places))
-    else:
-        yield not_applicable("files are whole", "of the Hub; whole files are the download's business")
     missing, unexpected = (sorted(opened.loading[kind]) for kind in ("missing_keys", "unexpected_keys"))
     keys = f"{len(missing)} missing, {len(unexpected)} unexpected"
     told = "".join(f"; {name}" for name in [*missing, *unexpected][:3])
     yield judged("weights fit the class", not missing and not unexpected, keys + told)
     odd = [name for name, tensor in model.named_parameters() if not bool(tensor.isfinite().all())]
-    yield judged("weights are numbers", not odd, f"{len(odd)} tensors with NaN or infinity" + _first(odd))
-
-
-def _first(names: list[str]) -> str:
-    return "" if not names else f", such as {names[0]}"
+    told = f"{len(odd)} tensors with NaN or infinity" + "".join(f", such as {name}" for name in odd[:1])
+    yield judged("weights are numbers", not odd, told)
 
 
 __all__ = ["Opened", "open_model", "opening_findings"]

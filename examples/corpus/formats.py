@@ -12,7 +12,7 @@ import re
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,46 +33,31 @@ class CorruptRow(ValueError):
     """One row that cannot be read; the rows around it can."""
 
 
-class Format(Protocol):
-    """How files of one kind are read."""
-
-    def check(self, file: Path, columns: list[str]) -> None:
-        """Refuse a file that lacks a column, as far as its beginning tells."""
-
-    def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, Any]]:
-        """Yield raw rows, each with the number of its first line, or its own where there are no lines, from 1."""
-
-    def record(self, raw: Any) -> Mapping[str, Any]:
-        """Return the cells of a raw row by column.
-
-        Raises:
-            CorruptRow: the row is not of this format.
-        """
-
-    def count(self, file: Path) -> int | None:
-        """Return rows of the file, where that can be told without reading it."""
-        return None
-
-
-class TextLines(Format):
+class TextLines:
     """Plain text: a line is a row, an empty line an empty text. Its only column is `text`."""
 
     def check(self, file: Path, columns: list[str]) -> None:
+        """Refuse a file that lacks a column."""
         check_columns(str(file), columns, ["text"])
 
     def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, bytes]]:
-        return _lines(file)
+        """Yield lines without their ends, numbered from 1; only a newline ends one."""
+        with open_bytes(file) as stream:
+            for number, line in enumerate(stream, start=1):
+                yield number, (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).rstrip(b"\r\n")
 
     def record(self, raw: bytes) -> Mapping[str, Any]:
+        """Return the cells of a raw row by column."""
         return {"text": _decode(raw)}
 
 
-class JsonLines(Format):
+class JsonLines(TextLines):
     """One JSON object a line. A line is a row whatever is in it, so that line n of a file is always its row n."""
 
     def check(self, file: Path, columns: list[str]) -> None:
+        """Refuse a file whose first lines have no such columns."""
         present: dict[str, None] = {}
-        for number, raw in itertools.islice(_lines(file), _LINES_LOOKED_AT):
+        for number, raw in itertools.islice(self.rows(file, columns), _LINES_LOOKED_AT):
             if number == 1 and _ARRAY_BEGINS.match(raw):
                 raise ValueError(
                     f"{str(file)!r} begins with '[': it is one JSON array, which cannot be read row by row. "
@@ -85,22 +70,18 @@ class JsonLines(Format):
         if present:
             check_columns(str(file), columns, list(present))
 
-    def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, bytes]]:
-        return _lines(file)
-
     def record(self, raw: bytes) -> Mapping[str, Any]:
+        """Return the object of a line."""
         try:
             record = json.loads(_decode(raw))
-        except json.JSONDecodeError as error:
-            raise CorruptRow(f"not JSON ({error.msg} at character {error.pos + 1})") from error
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested as deep
-            raise CorruptRow(f"JSON that cannot be read ({error})") from error
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, brackets nested as deep
+            raise CorruptRow(f"not JSON that can be read ({error})") from error
         if not isinstance(record, dict):
             raise CorruptRow(f"a JSON {type(record).__name__}, not an object")
         return record
 
 
-class DelimitedText(Format):
+class DelimitedText:
     """Comma- or tab-separated values under a line of column names.
 
     A line that begins no row, such as one whose quotation mark is never closed, is a row that cannot be read; the next
@@ -112,6 +93,7 @@ class DelimitedText(Format):
         self.quoting = quoting
 
     def check(self, file: Path, columns: list[str]) -> None:
+        """Refuse a file whose first line lacks a column."""
         with open_bytes(file) as stream:
             _, header = next(self._records(stream), (1, None))
         if isinstance(header, str):
@@ -120,7 +102,7 @@ class DelimitedText(Format):
             check_columns(str(file), columns, header)
 
     def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, tuple[list[str], list[str] | str]]]:
-        """A blank line is not a row."""
+        """Yield the header with the cells of each row, or with why they cannot be read; a blank line is not a row."""
         with open_bytes(file) as stream:
             records = self._records(stream)
             _, header = next(records, (1, []))
@@ -130,7 +112,7 @@ class DelimitedText(Format):
                     yield line, (header, cells)
 
     def record(self, raw: tuple[list[str], list[str] | str]) -> Mapping[str, Any]:
-        """What is missing at the end of a row is missing in the record."""
+        """Return the cells of a row by column, without those that are missing at its end."""
         header, cells = raw
         if isinstance(cells, str):
             raise CorruptRow(cells)
@@ -170,11 +152,11 @@ class DelimitedText(Format):
             number += len(taken)
 
 
-class ParquetRows(Format):
+class ParquetRows:
     """Parquet, a few hundred rows at a time; only the wanted columns are read."""
 
     def check(self, file: Path, columns: list[str]) -> None:
-        """The first column is the text's, and must hold strings."""
+        """Refuse a file that lacks a column, or whose first column, the text's, does not hold strings."""
         schema = pq.read_schema(file)
         check_columns(str(file), columns, schema.names)
         kind = schema.field(columns[0]).type
@@ -185,6 +167,7 @@ class ParquetRows(Format):
             )
 
     def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, tuple[pa.RecordBatch, int]]]:
+        """Yield each row, numbered from 1, as its batch and its place there."""
         with pq.ParquetFile(file, buffer_size=_BYTES_AT_ONCE) as table:
             row = 0
             for batch in table.iter_batches(batch_size=_ROWS_PER_BATCH, columns=columns):
@@ -194,19 +177,10 @@ class ParquetRows(Format):
                     yield row, (batch, place)
 
     def record(self, raw: tuple[pa.RecordBatch, int]) -> Mapping[str, Any]:
+        """Return the cells of a row by column."""
         batch, place = raw
         cells = {name: column[place].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)}
         return {name: _decode(cell) if isinstance(cell, bytes) else cell for name, cell in cells.items()}
-
-    def count(self, file: Path) -> int | None:
-        return cast(int, pq.read_metadata(file).num_rows)
-
-
-def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield lines without their ends, numbered from 1; only a newline ends one."""
-    with open_bytes(file) as stream:
-        for number, line in enumerate(stream, start=1):
-            yield number, (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).rstrip(b"\r\n")
 
 
 def _decode(raw: bytes) -> str:
@@ -220,3 +194,8 @@ def _undecoded(column: pa.Array) -> pa.Array:
         column = column.dictionary_decode()
     undecoded = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
     return column.cast(undecoded.get(column.type, column.type))
+
+
+Format = TextLines | DelimitedText | ParquetRows
+
+__all__ = ["CorruptRow", "DelimitedText", "Format", "JsonLines", "ParquetRows", "TextLines"]

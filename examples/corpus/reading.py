@@ -1,4 +1,4 @@
-"""Stream a corpus in chunks of texts, from local files or a dataset of the Hub.
+"""Stream a corpus in chunks of texts from local files.
 
 Every row of the source is a row of the corpus and keeps its number, even if it cannot be read.
 """
@@ -6,115 +6,19 @@ Every row of the source is a row of the corpus and keeps its number, even if it 
 import csv
 import itertools
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import pyarrow as pa
-from datasets import load_dataset
-from datasets.exceptions import DatasetNotFoundError
-from huggingface_hub import HfApi
 
 from examples.corpus.formats import CorruptRow, DelimitedText, Format, JsonLines, ParquetRows, TextLines
 from examples.files import UNREADABLE
-from trainer.sources import check_columns, check_limit, format_of, is_hub_id, local_files
+from trainer.sources import format_of, local_files
 
 # What a file that is cut short, damaged or of another format raises.
 _UNREADABLE = (*UNREADABLE, csv.Error, pa.ArrowException)
-
-
-class Origin(Protocol):
-    """Where raw rows come from."""
-
-    def check(self, columns: list[str]) -> None:
-        """Refuse an origin that lacks a column."""
-
-    def rows(self, columns: list[str]) -> Iterator[tuple[str, int, Any]]:
-        """Yield raw rows, each with its file and its line from 1."""
-
-    def record(self, raw: Any) -> Mapping[str, Any]:
-        """Return the cells of a raw row by column."""
-
-    def count(self) -> int | None:
-        """Return rows in all, where that can be told without reading them."""
-        return None
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what tells this state of the origin from another."""
-
-
-@dataclass(frozen=True)
-class Files(Origin):
-    """Local files that share a format, in order."""
-
-    files: list[Path]
-    format: Format
-
-    def check(self, columns: list[str]) -> None:
-        for file in self.files:
-            try:
-                self.format.check(file, columns)
-            except _UNREADABLE as error:
-                raise ValueError(
-                    f"{str(file)!r} cannot be read ({error}). Is it whole, and what its name says?"
-                ) from error
-
-    def rows(self, columns: list[str]) -> Iterator[tuple[str, int, Any]]:
-        for file in self.files:
-            line = 0
-            try:
-                for line, raw in self.format.rows(file, columns):
-                    yield str(file), line, raw
-            except _UNREADABLE as error:
-                raise ValueError(
-                    f"{str(file)!r} cannot be read beyond line {line} ({error}): it is damaged or cut short. "
-                    "Restore it, or pass `--limit` to stop before it. Either is another corpus, which needs "
-                    "a new run: delete the work folder beside the output, OUTPUT.parts, first."
-                ) from error
-
-    def record(self, raw: Any) -> Mapping[str, Any]:
-        return self.format.record(raw)
-
-    def count(self) -> int | None:
-        counts = [self.format.count(file) for file in self.files]
-        return None if None in counts else sum(count or 0 for count in counts)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Bytes and time of the last change of each file."""
-        return describe_files(self.files)
-
-
-@dataclass(frozen=True)
-class HubDataset(Origin):
-    """One split of a dataset of the Hub at one revision, streamed."""
-
-    name: str
-    config_name: str | None
-    split: str
-    revision: str | None
-
-    def check(self, columns: list[str]) -> None:
-        first = next(self.rows(columns), None)
-        if first is not None:
-            check_columns(self.name, columns, list(first[2]))
-
-    def rows(self, columns: list[str]) -> Iterator[tuple[str, int, Any]]:
-        try:
-            rows = load_dataset(self.name, self.config_name, split=self.split, revision=self.revision, streaming=True)
-        except (DatasetNotFoundError, ConnectionError, ValueError) as error:
-            raise ValueError(
-                f"The Hub dataset {self.name!r} with split {self.split!r} and configuration {self.config_name!r} "
-                f"cannot be streamed ({error}). Check the spelling; a split cannot be sliced, use `--limit`."
-            ) from error
-        for number, row in enumerate(rows, start=1):
-            yield self.name, number, row
-
-    def record(self, raw: Any) -> Mapping[str, Any]:
-        return raw
-
-    def fingerprint(self) -> dict[str, Any]:
-        return {"texts' revision": self.revision}
 
 
 def describe_files(files: list[Path]) -> dict[str, Any]:
@@ -123,32 +27,15 @@ def describe_files(files: list[Path]) -> dict[str, Any]:
     return {str(file): f"{state.st_size} bytes of {state.st_mtime_ns} ns" for file, state in states.items()}
 
 
-def find_origin(source: str | list[str], *, split: str, config_name: str | None) -> Origin:
-    """Return files where there are some, else a dataset of the Hub at its present revision."""
-    if isinstance(source, list) and len(source) == 1:
-        (source,) = source
-    if isinstance(source, str) and is_hub_id(source):
-        try:
-            revision = HfApi().dataset_info(source).sha
-        except Exception as error:  # of whatever library the Hub's client speaks HTTP with
-            raise ValueError(
-                f"The corpus is {source!r}: there is no such file or folder here, and as a Hub dataset it cannot be "
-                f"reached ({error}). Check the spelling, the connection and the access token, or pass a path."
-            ) from error
-        return HubDataset(source, config_name, split, revision)
-    if split != "train" or config_name is not None:
-        raise ValueError(
-            f"The split is {split!r} and the configuration {config_name!r}, but the corpus {source!r} is made of "
-            "files, which have neither. Leave both out, or pass the id of a Hub dataset."
-        )
-    files = local_files(source, name="texts")
+def format_for(files: list[Path]) -> Format:
+    """Return the format that files share."""
     builder, options = format_of(files)
     packed = [str(file) for file in files if builder == "parquet" and file.suffix.lower() != ".parquet"]
     if packed:
         raise ValueError(f"{packed[0]!r} is compressed as a whole and cannot be streamed. Decompress it.")
     readers: dict[str, Format] = {"text": TextLines(), "json": JsonLines(), "parquet": ParquetRows()}
     delimited = DelimitedText(delimiter=options.get("sep", ","), quoting=options.get("quoting", csv.QUOTE_MINIMAL))
-    return Files(files, readers.get(builder, delimited))
+    return readers.get(builder, delimited)
 
 
 class Complaint(NamedTuple):
@@ -162,7 +49,7 @@ class Complaint(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Consecutive rows of a corpus, encoded together. One without rows ends the corpus."""
+    """Consecutive rows of a corpus, encoded together."""
 
     index: int
     first_row: int
@@ -172,16 +59,13 @@ class Chunk:
     ids: list[str | None] = field(default_factory=list)  # of all rows, where ids are wanted
     complaints: list[Complaint] = field(default_factory=list)
 
-    def without_texts(self) -> "Chunk":
-        """Return what is still needed once the texts are encoded."""
-        return replace(self, texts=[], places=[])
-
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """The rows of an origin as texts."""
+    """The rows of files that share a format, in order, as texts."""
 
-    origin: Origin
+    files: list[Path]
+    format: Format
     text_column: str = "text"
     id_column: str | None = None
     limit: int | None = None
@@ -191,24 +75,50 @@ class Corpus:
         """Those that are read, each once."""
         return list(dict.fromkeys([self.text_column, *([] if self.id_column is None else [self.id_column])]))
 
-    def count(self) -> int | None:
-        """Return rows in all, where that can be told without reading them."""
-        rows = self.origin.count()
-        return rows if self.limit is None or rows is None else min(rows, self.limit)
+    def check(self) -> None:
+        """Refuse files that lack a column, as far as their beginnings tell, and a corpus without a row."""
+        for file in self.files:
+            try:
+                self.format.check(file, self.columns)
+            except _UNREADABLE as error:
+                raise ValueError(
+                    f"{str(file)!r} cannot be read ({error}). Is it whole, and what its name says?"
+                ) from error
+        if next(self.rows(), None) is None:
+            raise ValueError(
+                f"{self.files[0].name!r} and the files after it have no row. Give files with at least one."
+            )
 
-    def count_by_reading(self, goes_on: Callable[[], bool]) -> int | None:
-        """Return rows in all, read once and not understood; `None` where that is not to be, or fails."""
-        if not isinstance(self.origin, Files):  # what would be read is on another machine
-            return None
-        number = 0
-        try:
-            for _ in itertools.islice(self.origin.rows(self.columns), self.limit):
-                if not goes_on():
-                    return None
-                number += 1
-        except (OSError, ValueError):  # whoever reads the texts will say so
-            return None
-        return number
+    def rows(self) -> Iterator[tuple[str, int, Any]]:
+        """Yield raw rows, each with its file and its line from 1, up to the limit."""
+        return itertools.islice(self._all_rows(), self.limit)
+
+    def _all_rows(self) -> Iterator[tuple[str, int, Any]]:
+        for file in self.files:
+            line = 0
+            try:
+                for line, raw in self.format.rows(file, self.columns):
+                    yield str(file), line, raw
+            except _UNREADABLE as error:
+                raise ValueError(
+                    f"{str(file)!r} cannot be read beyond line {line} ({error}): it is damaged or cut short. "
+                    "Restore it, or pass `--limit` to stop before it."
+                ) from error
+
+    def count(self) -> int:
+        """Count the rows by reading them; a damaged file is refused before anything is encoded."""
+        return sum(1 for _ in self.rows())
+
+    def chunks(self, chunk_size: int, *, skip: Collection[int] = ()) -> Iterator[Chunk]:
+        """Yield all chunks in order, except those whose index is in `skip`."""
+        rows, first_row = self.rows(), 0
+        for index in itertools.count():
+            raw_rows = list(itertools.islice(rows, chunk_size))
+            if not raw_rows:
+                return
+            if index not in skip:
+                yield self.chunk(index, first_row, raw_rows)
+            first_row += len(raw_rows)
 
     def chunk(self, index: int, first_row: int, raw_rows: list[tuple[str, int, Any]]) -> Chunk:
         """Make texts and ids of raw rows."""
@@ -216,7 +126,7 @@ class Corpus:
         for place, (file, line, raw) in enumerate(raw_rows):
             record: Mapping[str, Any] = {}
             try:
-                record = self.origin.record(raw)
+                record = self.format.record(raw)
                 chunk.texts.append(_text_of(record, self.text_column))
                 chunk.places.append(place)
             except CorruptRow as error:
@@ -226,43 +136,11 @@ class Corpus:
         return chunk
 
 
-@dataclass(frozen=True)
-class ChunkStream:
-    """All chunks of a corpus in order, then an empty one. Each iteration reads the corpus anew; it can be pickled."""
-
-    corpus: Corpus
-    chunk_size: int
-    skip: Collection[int] = ()
-
-    def __iter__(self) -> Iterator[Chunk]:
-        """Read the corpus."""
-        rows = itertools.islice(self.corpus.origin.rows(self.corpus.columns), self.corpus.limit)
-        first_row = 0
-        for index in itertools.count():
-            raw_rows = list(itertools.islice(rows, self.chunk_size))
-            if not raw_rows or index not in self.skip:
-                yield self.corpus.chunk(index, first_row, raw_rows)
-            if not raw_rows:
-                return
-            first_row += len(raw_rows)
-
-
-def open_corpus(
-    source: str | list[str],
-    *,
-    text_column: str = "text",
-    id_column: str | None = None,
-    split: str = "train",
-    config_name: str | None = None,
-    limit: int | None = None,
-) -> Corpus:
-    """Find the rows of a corpus and check that it can be read; nothing is read beyond the first rows of each file."""
-    check_limit(limit)
-    origin = find_origin(source, split=split, config_name=config_name)
-    corpus = Corpus(origin=origin, text_column=text_column, id_column=id_column, limit=limit)
-    origin.check(corpus.columns)
-    if next(origin.rows(corpus.columns), None) is None:
-        raise ValueError(f"The corpus {source!r} holds no row. Give files with at least one.")
+def open_corpus(source: list[str], *, text_column: str, id_column: str | None, limit: int | None) -> Corpus:
+    """Find the rows of a corpus and check that it can be read."""
+    files = local_files(source, name="texts")
+    corpus = Corpus(files=files, format=format_for(files), text_column=text_column, id_column=id_column, limit=limit)
+    corpus.check()
     return corpus
 
 
@@ -295,3 +173,6 @@ def _id_of(record: Mapping[str, Any], column: str) -> str | None:
         return None
     text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+__all__ = ["Chunk", "Complaint", "Corpus", "describe_files", "open_corpus"]

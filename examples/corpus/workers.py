@@ -1,5 +1,6 @@
-"""Encode chunks on this machine: in this process, or in several with a device each."""
+"""Encode chunks in this process, or in several with a device each."""
 
+import argparse
 import multiprocessing
 import os
 import threading
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from examples.corpus.encoding import ChunkEncoder, EncodingOptions, ModelFacts
+from examples.corpus.encoding import ChunkEncoder, ModelFacts
 from examples.corpus.reading import Chunk
 
 # Chunks that wait for each process, so that none waits for the reader.
@@ -24,64 +25,54 @@ TOLD_EVERY = 0.5  # seconds
 _own: dict[str, Any] = {}
 
 
-def encode_here(
-    chunks: Iterable[Chunk],
-    options: EncodingOptions,
-    facts: ModelFacts,
-    *,
-    num_processes: int,
-    tell: Callable[[int], object],
+def encode_chunks(
+    chunks: Iterable[Chunk], args: argparse.Namespace, facts: ModelFacts, *, tell: Callable[[int], object]
 ) -> Generator[tuple[Chunk, np.ndarray], None, None]:
-    """Encode chunks on this machine.
+    """Encode chunks in order, and call `tell` with the number of texts that were encoded since the last call.
 
     Raises:
         RuntimeError: a process died.
     """
-    if num_processes == 1:
-        encoder = ChunkEncoder(options, facts, device=_device(0))
+    if args.num_processes == 1:
+        encoder = ChunkEncoder(args, facts, device=_device(0))
         for chunk in chunks:
             yield chunk, encoder(chunk, tell=tell)
         return
     context = multiprocessing.get_context("spawn")  # a forked process could not use CUDA
     numbers = context.SimpleQueue()
-    for number in range(num_processes):
+    for number in range(args.num_processes):
         numbers.put(number)
     encoded = context.Value("q", 0)  # texts, by all processes
     executor = ProcessPoolExecutor(
-        num_processes, mp_context=context, initializer=_start_worker, initargs=(options, facts, numbers, encoded)
+        args.num_processes, mp_context=context, initializer=_start_worker, initargs=(args, facts, numbers, encoded)
     )
+    waiting: deque[tuple[Chunk, Future[np.ndarray]]] = deque()
     told = 0
 
-    def first_result() -> tuple[Chunk, np.ndarray]:
+    def next_result() -> tuple[Chunk, np.ndarray]:
         nonlocal told
-        while True:
-            is_there = bool(wait([waiting[0][1]], timeout=TOLD_EVERY).done)
-            told, last = encoded.value, told
-            tell(told - last)
-            if is_there:
-                return _first_result(waiting)
+        chunk, future = waiting.popleft()
+        is_done = False
+        while not is_done:
+            is_done = bool(wait([future], timeout=TOLD_EVERY).done)
+            told, before = encoded.value, told
+            tell(told - before)
+        return chunk, future.result()
 
-    waiting: deque[tuple[Chunk, Future[np.ndarray]]] = deque()
     try:
         for chunk in chunks:
-            waiting.append((chunk.without_texts(), executor.submit(_encode, chunk)))
-            if len(waiting) > CHUNKS_AHEAD * num_processes:
-                yield first_result()
+            waiting.append((chunk, executor.submit(_encode, chunk)))
+            if len(waiting) > CHUNKS_AHEAD * args.num_processes:
+                yield next_result()
         while waiting:
-            yield first_result()
+            yield next_result()
     except BrokenProcessPool as error:
         raise RuntimeError(
-            f"One of the {num_processes} processes was killed, perhaps for want of memory. Finished chunks are kept: "
-            "run the command again, with fewer processes or smaller `--batch_tokens`."
+            f"One of the {args.num_processes} processes was killed, perhaps because memory ran out. Finished chunks "
+            "are kept: run the command again, with fewer processes or smaller `--batch_tokens`."
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)
-
-
-def _first_result(waiting: deque[tuple[Chunk, "Future[np.ndarray]"]]) -> tuple[Chunk, np.ndarray]:
-    """Return the oldest chunk and its vectors, once they are there."""
-    chunk, future = waiting.popleft()
-    return chunk, future.result()
 
 
 def _device(number: int) -> str:
@@ -89,12 +80,12 @@ def _device(number: int) -> str:
     return f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 
-def _start_worker(options: EncodingOptions, facts: ModelFacts, numbers: Any, encoded: Any) -> None:
-    """Prepare a worker process; its model is loaded with its first chunk, where an error has a way back."""
+def _start_worker(args: argparse.Namespace, facts: ModelFacts, numbers: Any, encoded: Any) -> None:
+    """Prepare a worker process; its model is loaded with its first chunk, whose future can carry an error back."""
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     # Read by the tokenizer's thread pool when it starts: processes share the cores.
-    os.environ.setdefault("RAYON_NUM_THREADS", str(options.threads))
-    _own["encoder"] = ChunkEncoder(options, facts, device=_device(numbers.get()))
+    os.environ.setdefault("RAYON_NUM_THREADS", str(args.threads))
+    _own["encoder"] = ChunkEncoder(args, facts, device=_device(numbers.get()))
     _own["encoded"] = encoded
     logging.disable_progress_bar()  # of reading weights: the parent has one of rows
 
@@ -108,12 +99,10 @@ def _leave_with_parent() -> None:
 
 
 def _encode(chunk: Chunk) -> np.ndarray:
-    """Encode a chunk in a worker process."""
     vectors: np.ndarray = _own["encoder"](chunk, tell=_add)
     return vectors
 
 
 def _add(number: int) -> None:
-    """Count texts that this process has encoded."""
     with _own["encoded"].get_lock():
         _own["encoded"].value += number

@@ -1,20 +1,18 @@
 """Keep the finished chunks of a run in a work folder, and merge them into the output.
 
-- `OUTPUT.parts/manifest.json`: arguments, inputs and versions; another run must not go on with these chunks
-- `OUTPUT.parts/00000012.json`: ids and complaints of a chunk, where it has some
-- `OUTPUT.parts/00000012.npy`: its vectors; written last, so that its presence says that the chunk is finished
+- `OUTPUT.parts/chunks.jsonl`: a log with a row for each finished chunk, and beside it what the run depends on
+- `OUTPUT.parts/00000012.npy`: the vectors of a chunk; its row in the log is written after them
+- `OUTPUT.parts/00000012.ids.json`: the ids of its rows, if ids are kept
 
-Every file is written aside, forced to the disk and moved into place, so that a kill at any moment leaves it whole or
-absent. Needs a POSIX system.
+A kill at any moment leaves each file whole or absent. Needs a POSIX system.
 """
 
 import fcntl
 import json
-import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,84 +20,82 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from examples.corpus.reading import Chunk, Complaint
-from trainer.whole_files import whole_file
+from examples.corpus.reading import Chunk
+from trainer.whole_files import append_rows, resume_rows, whole_file, write_json
 
-_DIFFERENCES_TOLD = 5
+SUFFIXES = (".npy", ".parquet")
+_BYTES_AT_ONCE = 1 << 20
 
 
-class PartsFolder:
-    """The work folder beside an output."""
+class WorkFolder:
+    """The work folder beside an output.
+
+    Attributes:
+        chunks (`dict[int, dict]`): Rows of the log by the index of their chunk, once the folder is open.
+    """
 
     def __init__(self, output: Path) -> None:
         self.output = output
+        self.report = output.with_name(output.name + ".json")
         self.path = output.with_name(output.name + ".parts")
+        self.log = self.path / "chunks.jsonl"
+        self.chunks: dict[int, dict[str, Any]] = {}
+
+    def is_begun(self) -> bool:
+        """Return whether a run has finished a chunk."""
+        return self.log.exists() and self.log.stat().st_size > 0
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all finished chunks."""
+        return sum(chunk["rows"] for chunk in self.chunks.values())
 
     @contextmanager
-    def opened(self, manifest: Mapping[str, Any]) -> Iterator[bool]:
-        """Make the folder, or go on with it; nobody else can until the context is left."""
+    def opened(self, run: Mapping[str, Any]) -> Iterator[None]:
+        """Make the folder, or resume the run that is in it; no other process can until the context is left."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = open(self.path / "lock", "ab")
         except OSError as error:
             raise ValueError(
-                f"`output` is {str(self.output)!r}, beside which nothing can be written ({error}). Choose another."
+                f"`--output` is {str(self.output)!r}, beside which nothing can be written ({error}). Choose another."
             ) from error
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # however this process ends, the system unlocks it
             except BlockingIOError as error:
                 raise ValueError(
-                    f"Another run is at work in {str(self.path)!r}. Wait for it, or choose another `output`."
+                    f"Another run is at work in {str(self.path)!r}. Wait for it, or choose another `--output`."
                 ) from error
             for leftover in self.path.glob("*.unfinished"):
                 leftover.unlink()
-            yield self._begin(json.loads(json.dumps(manifest)))
+            self.chunks = {row["chunk"]: row for row in resume_rows(self.log, settings=run)}
+            yield
 
-    def begun_with(self, argument: str) -> Any:
-        """Return an argument's value in the run whose finished chunks are here; `None` where there are none."""
-        file = self.path / "manifest.json"
-        return json.loads(file.read_bytes()).get(f"`{argument}`") if file.exists() and self.finished() else None
-
-    def finished(self) -> dict[int, int]:
-        """Return rows of each finished chunk by its index; a file that is not whole is not a chunk."""
-        rows = {}
-        for file in self.path.glob("*.npy"):
-            with open(file, "rb") as stream, suppress(ValueError):
-                shape, dtype = read_npy_header(stream)
-                if file.stat().st_size == stream.tell() + math.prod(shape) * dtype.itemsize:
-                    rows[int(file.stem)] = shape[0]
-        return rows
-
-    def write(self, chunk: Chunk, vectors: np.ndarray) -> None:
+    def keep(self, chunk: Chunk, vectors: np.ndarray) -> None:
         """Keep a finished chunk.
 
         Args:
             vectors (`numpy.ndarray` of shape `(chunk.num_rows, width)`): Contiguous.
         """
-        if chunk.ids or chunk.complaints:
-            details = {"ids": chunk.ids, "complaints": chunk.complaints}
-            with whole_file(self._details_file(chunk.index)) as file:
-                file.write(json.dumps(details).encode())
+        if chunk.ids:
+            write_json(self.ids_file(chunk.index), chunk.ids)
         with whole_file(self.vectors_file(chunk.index)) as file:
-            write_npy_header(file, shape=vectors.shape, dtype=vectors.dtype)
-            file.write(vectors.view(np.uint8).data)
+            np.save(file, vectors)
+        row = {"chunk": chunk.index, "rows": chunk.num_rows, "complaints": chunk.complaints}
+        append_rows(self.log, [row])
+        self.chunks[chunk.index] = json.loads(json.dumps(row))
 
     def vectors_file(self, index: int) -> Path:
         """Return where the vectors of a chunk are."""
         return self.path / f"{index:08d}.npy"
 
-    def ids(self, index: int) -> list[str | None]:
-        """Return the ids of a finished chunk, one per row; empty where none were wanted."""
-        ids: list[str | None] = self._details(index).get("ids", [])
-        return ids
-
-    def complaints(self, index: int) -> list[Complaint]:
-        """Return what was wrong with rows of a finished chunk."""
-        return [Complaint(*complaint) for complaint in self._details(index).get("complaints", [])]
+    def ids_file(self, index: int) -> Path:
+        """Return where the ids of a chunk are."""
+        return self.path / f"{index:08d}.ids.json"
 
     def remove(self) -> None:
-        """Remove the folder: its chunks, then in one step its name, so that it is never there without its manifest."""
+        """Remove the folder: its chunks, then in one step its name, so that it is never there without its log."""
         for file in self.path.glob("[0-9]*"):
             file.unlink()
         gone = self.path.with_name(f"{self.path.name}.removed")
@@ -107,87 +103,42 @@ class PartsFolder:
         os.replace(self.path, gone)
         shutil.rmtree(gone, ignore_errors=True)  # a network file system keeps an open lock under another name
 
-    def _begin(self, wanted: dict[str, Any]) -> bool:
-        """Check the manifest, or write it where there is nothing to lose yet."""
-        file = self.path / "manifest.json"
-        begun: dict[str, Any] = json.loads(file.read_bytes()) if file.exists() else {}
-        differences = [
-            f"{name} was {begun.get(name)!r} and is now {wanted.get(name)!r}"
-            for name in sorted(begun.keys() | wanted.keys())
-            if begun.get(name) != wanted.get(name)
-        ]
-        if not differences:
-            return True
-        if self.finished():
-            more = len(differences) - _DIFFERENCES_TOLD
-            told = differences[:_DIFFERENCES_TOLD] + ([f"and {more} more differences"] if more > 0 else [])
-            raise ValueError(
-                f"{str(self.path)!r} holds chunks of a run with other arguments or inputs: {'; '.join(told)}. "
-                "Repeat the command that began it, delete the folder to start afresh, or choose another `output`."
-            )
-        with whole_file(file) as stream:
-            stream.write(json.dumps(wanted, indent=1).encode())
-        return False
 
-    def _details_file(self, index: int) -> Path:
-        """Return where ids and complaints of a chunk are."""
-        return self.path / f"{index:08d}.json"
-
-    def _details(self, index: int) -> dict[str, Any]:
-        """Return ids and complaints of a finished chunk."""
-        file = self._details_file(index)
-        return json.loads(file.read_bytes()) if file.exists() else {}
-
-
-def write_npy_header(file: BinaryIO, *, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Begin a `.npy` file."""
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
-
-
-def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
-    """Return shape and dtype of a `.npy` file that `write_npy_header` began, and leave the file at its data."""
-    np.lib.format.read_magic(file)
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    return shape, dtype
-
-
-SUFFIXES = (".npy", ".parquet")
-_BYTES_AT_ONCE = 1 << 20
-
-
-def merge_parts(parts: PartsFolder, rows: Sequence[int], *, width: int, dtype: str, with_ids: bool) -> None:
+def merge_parts(folder: WorkFolder, *, width: int, dtype: str, with_ids: bool) -> None:
     """Write the output file, which appears whole or not at all."""
-    with whole_file(parts.output, aside=parts.path) as file:
-        if parts.output.suffix == ".npy":
-            _merge_npy(file, parts, rows, width=width, dtype=np.dtype(dtype))
+    with whole_file(folder.output, aside=folder.path) as file:
+        if folder.output.suffix == ".npy":
+            _merge_npy(file, folder, width=width, dtype=np.dtype(dtype))
         else:
-            _merge_parquet(file, parts, rows, width=width, dtype=np.dtype(dtype), with_ids=with_ids)
+            _merge_parquet(file, folder, width=width, dtype=np.dtype(dtype), with_ids=with_ids)
 
 
-def _merge_npy(file: Any, parts: PartsFolder, rows: Sequence[int], *, width: int, dtype: np.dtype) -> None:
+def _merge_npy(file: BinaryIO, folder: WorkFolder, *, width: int, dtype: np.dtype) -> None:
     """Write one header, then the data of all chunks; a memory map would end in SIGBUS on a full disk."""
-    write_npy_header(file, shape=(sum(rows), width), dtype=dtype)
-    for index in range(len(rows)):
-        with open(parts.vectors_file(index), "rb") as part:
-            read_npy_header(part)
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (folder.num_rows, width)}
+    np.lib.format.write_array_header_1_0(file, header)
+    for index in range(len(folder.chunks)):
+        with open(folder.vectors_file(index), "rb") as part:
+            np.lib.format.read_magic(part)
+            np.lib.format.read_array_header_1_0(part)
             shutil.copyfileobj(part, file, _BYTES_AT_ONCE)
 
 
-def _merge_parquet(
-    file: Any, parts: PartsFolder, rows: Sequence[int], *, width: int, dtype: np.dtype, with_ids: bool
-) -> None:
-    """Write the columns `row`, `id` where there are ids, and `embedding`; each chunk is a row group."""
+def _merge_parquet(file: BinaryIO, folder: WorkFolder, *, width: int, dtype: np.dtype, with_ids: bool) -> None:
+    """Write the columns `row`, `id` if ids are kept, and `embedding`; each chunk is a row group."""
     embedding = pa.list_(pa.from_numpy_dtype(dtype), width)
     columns = {"row": pa.int64(), **({"id": pa.string()} if with_ids else {}), "embedding": embedding}
     first_row = 0
     # Vectors neither compress nor repeat.
     with pq.ParquetWriter(file, pa.schema(columns), compression="none", use_dictionary=False) as writer:
-        for index, num_rows in enumerate(rows):
-            vectors = np.load(parts.vectors_file(index))
-            arrays: list[pa.Array] = [pa.array(np.arange(first_row, first_row + num_rows))]
+        for index in range(len(folder.chunks)):
+            vectors = np.load(folder.vectors_file(index))
+            arrays: list[pa.Array] = [pa.array(np.arange(first_row, first_row + len(vectors)))]
             if with_ids:
-                arrays.append(pa.array(parts.ids(index), pa.string()))
+                arrays.append(pa.array(json.loads(folder.ids_file(index).read_bytes()), pa.string()))
             arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=embedding))
             writer.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(columns)))
-            first_row += num_rows
+            first_row += len(vectors)
+
+
+__all__ = ["SUFFIXES", "WorkFolder", "merge_parts"]

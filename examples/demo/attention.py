@@ -18,7 +18,7 @@ from modeling_magnet.tokenization_magnet import context_length, special_ids
 # Tokens that are written into each blank.
 SPAN_TOKENS = 3
 TITLES: dict[AttentionMode, str] = {
-    "causal": "causal: each token sees itself and what stands before it",
+    "causal": "causal: each token sees itself and all tokens before it",
     "bidirectional": "bidirectional: each token sees all tokens",
     "infill": "infill: all tokens see the context, and those of a span their own span up to themselves",
 }
@@ -44,22 +44,22 @@ def read_row(model: Any, text: object, *, limits: Limits = LIMITS) -> Row:
     pieces = split_at_marks(given, BLANK, name="The text") if BLANK in given else [given]
     if len(pieces) - 1 > limits.blanks:
         raise ValueError(f"The text has {len(pieces) - 1} blanks; this page fills {limits.blanks} at most.")
-    laid = lay_out(
+    layout = lay_out(
         tokenizer,
         pieces,
         span_lengths=[SPAN_TOKENS] * (len(pieces) - 1),
         context_length=context_length(model.config, tokenizer),
         heal="space",
     )
-    if laid.length > limits.grid_tokens:
+    if layout.length > limits.grid_tokens:
         raise ValueError(
-            f"The text has {laid.length} tokens, {SPAN_TOKENS} for each blank; a table shows {limits.grid_tokens} at "
-            "most. Shorten it."
+            f"The text has {layout.length} tokens, {SPAN_TOKENS} for each blank; a table shows {limits.grid_tokens} "
+            "at most. Shorten it."
         )
-    token_ids, segments = list(laid.parts[0]), [0] * len(laid.parts[0])
+    token_ids, segments = list(layout.parts[0]), [0] * len(layout.parts[0])
     if len(pieces) > 1:
         output = model.infill_blanks(given, max_new_tokens=SPAN_TOKENS, return_dict_in_generate=True)
-        for number, (answers, piece) in enumerate(zip(output.fills[0], laid.parts[1:], strict=True), start=1):
+        for number, (answers, piece) in enumerate(zip(output.fills[0], layout.parts[1:], strict=True), start=1):
             fill = answers[0].token_ids
             token_ids += [*fill, *piece]
             segments += [number] * len(fill) + [0] * len(piece)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from queue import Empty, Queue
+from queue import Queue
 from typing import Any
 
 import torch
@@ -19,13 +19,10 @@ from modeling_magnet.spans_magnet import decode_fill
 from modeling_magnet.tokenization_magnet import context_length, front_tokens, special_ids, text_ids
 from trainer.metrics import repetition_n, repetition_sentences
 
-# Seconds between two looks at whether somebody wants to stop.
-PATIENCE = 0.2
-
 
 @dataclass(frozen=True)
 class Written:
-    """What is there so far."""
+    """What has been written so far."""
 
     prompt: str
     text: str
@@ -50,7 +47,7 @@ class _TokenQueue(BaseStreamer):
 
 
 class _Stopped(StoppingCriteria):
-    """True for all rows from the moment somebody stops."""
+    """True for all rows as soon as the event is set."""
 
     def __init__(self, stop: threading.Event) -> None:
         self.stop = stop
@@ -68,7 +65,7 @@ def write_on(
     stop: threading.Event,
     limits: Limits = LIMITS,
 ) -> Generator[Written, None, None]:
-    """Go on from a prompt, from left to right; whoever leaves the iterator stops the model."""
+    """Continue a prompt from left to right; closing the iterator stops the model."""
     given = checked_text(prompt, what="The prompt", limits=limits)
     number = checked_number(new_tokens, what="New tokens", least=1, most=limits.new_tokens)
     if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 <= temperature <= 2:
@@ -90,10 +87,7 @@ def write_on(
     writer.start()
     try:
         while True:
-            try:
-                new = queue.get(timeout=PATIENCE)
-            except Empty:
-                continue
+            new = queue.get()
             if isinstance(new, BaseException):
                 raise new
             if new is None:
@@ -119,7 +113,7 @@ def write_on(
 def _write(
     model: Any, row: list[int], number: int, choice: dict[str, Any], queue: Queue[Any], stop: threading.Event
 ) -> None:
-    """Run `generate`; what goes wrong is told to the thread that reads."""
+    """Run `generate`; errors are passed to the thread that reads."""
     input_ids = torch.tensor([row], device=model.device)
     pad = model.tokenizer.eos_token_id if model.tokenizer.pad_token_id is None else model.tokenizer.pad_token_id
     try:
@@ -132,26 +126,26 @@ def _write(
             stopping_criteria=StoppingCriteriaList([_Stopped(stop)]),
             **choice,
         )
-    except Exception as error:  # raised again by the reader, who knows whom to tell
+    except Exception as error:  # raised again by the reader
         queue.put(error)
 
 
 def _text(tokenizer: Any, row: Sequence[int], ids: Sequence[int]) -> str:
-    """Return what the new tokens say; a character whose last byte is still to come is left out."""
+    """Return the text of the new tokens, without an unfinished character at its end."""
     special = special_ids(tokenizer)
     before, new = ([token for token in part if token not in special] for part in (row, ids))
     return decode_fill(tokenizer, before, new).rstrip("\ufffd")
 
 
 class Runs:
-    """Who is having something written, so that they, and nobody else, can stop it."""
+    """The running continuation of each visitor, which only this visitor can stop."""
 
     def __init__(self) -> None:
         self._stops: dict[str, threading.Event] = {}
         self._lock = threading.Lock()
 
     def begin(self, visitor: str) -> threading.Event:
-        """Stop what a visitor had begun before, and begin anew."""
+        """Stop the visitor's earlier run, and return the event that stops the new one."""
         with self._lock:
             if visitor in self._stops:
                 self._stops[visitor].set()

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from examples.demo.fills import describe, render_fill, render_scale
 from examples.demo.limits import LIMITS, Limits, checked_number, checked_text
-from examples.fills_page import describe, render_fill, render_scale
 from modeling_magnet.spans_magnet import Fill, decode_fill, split_at_marks
 from modeling_magnet.tokenization_magnet import front_tokens, special_ids, text_ids
 
@@ -38,11 +38,11 @@ def fill_text(model: Any, text: object, *, length: object, answers: object, limi
         most = limits.fill_tokens
         lengths = {"max_new_tokens": checked_number(length, what="Tokens of a fill", least=1, most=most)}
     output = model.infill_blanks(given, num_return_sequences=count, return_dict_in_generate=True, **lengths)
-    gaps = output.fills[0]
-    numbers = [len(answers[0].token_ids) for answers in gaps]
+    fills = output.fills[0]
+    numbers = [len(answers[0].token_ids) for answers in fills]
     return Filled(
         pieces=pieces,
-        fills=[[describe(model, fill) for fill in answers] for answers in gaps],
+        fills=[[describe(model, fill) for fill in answers] for answers in fills],
         from_left=fill_from_left(model, pieces, numbers),
     )
 
@@ -99,7 +99,7 @@ def render_filled(filled: Filled) -> str:
     return (
         f'<p class="scale">{render_scale()}</p><div class="pair">'
         f"<section><h2>From both sides</h2>{_in_place(filled.pieces, best)}</section>"
-        f"<section><h2>From the left alone</h2>{left}</section></div>"
+        f"<section><h2>From the left only</h2>{left}</section></div>"
         f"<section><h2>All answers, the likeliest first</h2>{lists}</section>"
     )
 

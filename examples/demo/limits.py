@@ -20,7 +20,6 @@ class Limits:
     answers: int = 5
     fill_tokens: int = 32
     lines: int = 12
-    words: int = 150
     new_tokens: int = 200
     grid_tokens: int = 40
 

@@ -10,11 +10,11 @@ from typing import Any
 import gradio as gr
 
 from examples.demo.attention import attention_weights, read_row, render_masks, render_weights, with_eager_attention
-from examples.demo.encode import compare_sentences, compare_words, render_likeness
+from examples.demo.encode import compare_sentences, render_likeness
+from examples.demo.fills import TOKEN_STYLE
 from examples.demo.generate import Runs, show_writing, write_on
 from examples.demo.infill import fill_text, render_filled
 from examples.demo.limits import LIMITS, shows_problems
-from examples.fills_page import TOKEN_STYLE
 from modeling_magnet.masking_magnet import MODES
 
 FOLDER = Path(__file__).parent
@@ -30,7 +30,7 @@ On Monday, at the market, Anna bought a toy for windy days.
 Nora found a camera at the station at night.
 At the station, Nora found something to take pictures with at night."""
 PROMPT = "Clara went to the market on Sunday."
-GAPPED = "She bought a[blank] and stayed dry."
+BLANKED = "She bought a[blank] and stayed dry."
 
 
 class Handlers:
@@ -46,20 +46,17 @@ class Handlers:
         filled = fill_text(self.model, text, length=None if length == "automatic" else tokens, answers=answers)
         return render_filled(filled)
 
-    def compare(self, text: object, level: object) -> str:
-        """Return how alike lines or their words are."""
-        compare = compare_words if level == "words" else compare_sentences
-        return render_likeness(compare(self.model, text))
+    def compare(self, text: object) -> str:
+        """Return how similar lines are."""
+        return render_likeness(compare_sentences(self.model, text))
 
-    def write(
-        self, prompt: object, tokens: object, temperature: object, request: gr.Request
-    ) -> Iterator[tuple[str, str]]:
+    def write(self, prompt: object, tokens: object, temperature: object, request: gr.Request) -> Iterator[Any]:
         """Yield a continuation as it grows."""
         stop = self.runs.begin(str(request.session_hash))
         yield from show_writing(write_on(self.model, prompt, new_tokens=tokens, temperature=temperature, stop=stop))
 
     def stop(self, request: gr.Request) -> None:
-        """End the continuation of whoever asks, or whoever has left."""
+        """End the continuation of the visitor who asks, or has left."""
         self.runs.stop(str(request.session_hash))
 
     def attend(self, text: object, mode: object, layer: object, head: object) -> str:
@@ -135,13 +132,8 @@ def _infill_tab(handlers: Handlers) -> None:
         answers = gr.Slider(1, LIMITS.answers, 3, step=1, label="Answers", elem_id="infill-answers")
     shown = _answer("infill-answer")
     blank.click(None, text, text, js="(text) => window.magnetBlank(text)", api_visibility="private")
-    gr.on(
-        [fill.click, text.submit],
-        shows_problems(handlers.fill),
-        [text, length, tokens, answers],
-        shown,
-        api_name="infill",
-    )
+    given = [text, length, tokens, answers]
+    gr.on([fill.click, text.submit], shows_problems(handlers.fill), given, shown, api_name="infill")
 
 
 def _encode_tab(handlers: Handlers) -> None:
@@ -154,10 +146,9 @@ def _encode_tab(handlers: Handlers) -> None:
         elem_id="encode-text",
         max_length=LIMITS.characters,
     )
-    level = gr.Radio(["sentences", "words"], value="sentences", label="Compare", elem_id="encode-level")
     compare = gr.Button("Compare", variant="primary", elem_id="encode-compare")
     shown = _answer("encode-answer")
-    gr.on([compare.click, text.submit], shows_problems(handlers.compare), [text, level], shown, api_name="encode")
+    gr.on([compare.click, text.submit], shows_problems(handlers.compare), text, shown, api_name="encode")
 
 
 def _generate_tab(handlers: Handlers) -> None:
@@ -193,7 +184,7 @@ def _generate_tab(handlers: Handlers) -> None:
 def _attention_tab(handlers: Handlers) -> None:
     config = handlers.model.config
     text = gr.Textbox(
-        GAPPED,
+        BLANKED,
         lines=2,
         label="Text, with or without blanks",
         info=f"{LIMITS.grid_tokens} tokens at most; each [blank] is filled. Shift+Enter shows.",
@@ -206,13 +197,8 @@ def _attention_tab(handlers: Handlers) -> None:
         head = gr.Slider(1, config.num_attention_heads, 1, step=1, label="Head", elem_id="attention-head")
     show = gr.Button("Show attention", variant="primary", elem_id="attention-show")
     shown = _answer("attention-answer")
-    gr.on(
-        [show.click, text.submit],
-        shows_problems(handlers.attend),
-        [text, mode, layer, head],
-        shown,
-        api_name="attention",
-    )
+    given = [text, mode, layer, head]
+    gr.on([show.click, text.submit], shows_problems(handlers.attend), given, shown, api_name="attention")
 
 
 __all__ = ["Handlers", "build_page", "launch_options"]

@@ -1,8 +1,9 @@
-"""The pictures of the tour: masks over real tokens, tokens in colour, answers as bars, similarities as a grid."""
+"""Plots of the tour, of `quickstart.py` and of `adapt.py`: masks, training curves, tokens, answers, similarities."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,18 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from examples.plots import CONTEXT_COLOR, SPAN_COLOR
+from trainer.whole_files import whole_file
 
+CONTEXT_COLOR, SPAN_COLOR = "#4477aa", "#ee7733"
 MASKED_COLOR, PLAIN_COLOR = "#ccbb44", "#eeeeee"
 TEXT: dict[str, Any] = {"family": "DejaVu Sans Mono", "size": 9}
 DPI = 80
-# Room on the page: characters of a line, and inches of one character and one line.
+OBJECTIVES = {
+    "loss_mntp": "masked next token (MNTP)",
+    "loss_msg": "missing span (MSG)",
+    "loss_sscl": "contrastive (SSCL)",
+}
+# Size of the page: characters of a line, and inches of one character and one line.
 COLUMNS, CHARACTER, LINE = 100, 0.095, 0.5
 
 
@@ -40,6 +47,43 @@ def draw_attention(panels: Mapping[str, tuple[Any, Sequence[int]]], tokens: Sequ
         axes.tick_params(which="both", length=0)
         axes.set_title(title, fontsize=10)
     return figure
+
+
+def draw_objectives(path: Path, log_history: Sequence[Mapping[str, Any]]) -> Path | None:
+    """Draw each objective of a training log in its own panel: in training, and on held-out texts or pairs.
+
+    Returns:
+        `Path` or `None`: the PNG file; `None` if the log has no objective.
+    """
+    panels = {}
+    for key, title in OBJECTIVES.items():
+        curves = {"training": _curve(log_history, key), "held out": _curve(log_history, f"eval_{key}")}
+        if any(steps for steps, _ in curves.values()):
+            panels[title] = curves
+    if not panels:
+        return None
+    width = 4.5 * len(panels)
+    figure = Figure(figsize=(width, 4))
+    # Faster than `tight_layout`, which draws everything once more to measure it.
+    figure.subplots_adjust(left=0.7 / width, right=1 - 0.15 / width, bottom=0.12, top=0.92, wspace=0.22)
+    last = max(1, *(int(row.get("step", 0)) for row in log_history))
+    for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for (kind, (steps, values)), color in zip(curves.items(), (CONTEXT_COLOR, SPAN_COLOR), strict=True):
+            if steps:
+                axes.plot(steps, values, label=kind, color=color, marker="o", markersize=3)
+        axes.set(title=title, xlabel="step", ylabel="loss in nats", xlim=(0, last))
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=120, format="png", metadata={"Software": None})
+    return path
+
+
+def _curve(log_history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """Return steps and values of one logged quantity."""
+    found = [(int(row["step"]), float(row[key])) for row in log_history if key in row]
+    return [step for step, _ in found], [value for _, value in found]
 
 
 def draw_tokens(
@@ -145,4 +189,7 @@ def _name_ticks(axes: Axes, columns: Sequence[str], rows: Sequence[str] | None) 
         axes.set_yticks(range(len(rows)), rows, fontsize=8)
 
 
-__all__ = ["draw_answers", "draw_attention", "draw_grids", "draw_tokens", "probability_colors", "role_colors"]
+__all__ = [
+    "CONTEXT_COLOR", "SPAN_COLOR", "draw_answers", "draw_attention", "draw_grids", "draw_objectives", "draw_tokens",
+    "probability_colors", "role_colors",
+]  # fmt: skip

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.command_line import OneLineParser, check, need, start
+from examples.command_line import OneLineParser, need, start
 from trainer.whole_files import whole_file
 
 try:
@@ -30,22 +30,7 @@ except ImportError:  # `main` says what to install; `--help` works without it
     pass
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TOUR = "examples/magnet_tour.ipynb"
 TIMEOUT = 900  # seconds for one cell
-
-
-def own_kernel_manager() -> type[Any]:
-    """Return a manager that starts the kernel of this interpreter, whatever kernels are registered on the machine."""
-    from jupyter_client.kernelspec import KernelSpecManager
-    from jupyter_client.manager import AsyncKernelManager
-    from traitlets import default
-
-    class OwnKernelManager(AsyncKernelManager):
-        @default("kernel_spec_manager")
-        def _kernel_spec_manager_default(self) -> KernelSpecManager:
-            return KernelSpecManager(kernel_dirs=[])
-
-    return OwnKernelManager
 
 
 def run_notebook(path: Path, *, folder: Path) -> Any:
@@ -54,6 +39,11 @@ def run_notebook(path: Path, *, folder: Path) -> Any:
     Raises:
         CellExecutionError: a cell raised.
     """
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+
+    # Without the folders of registered kernels, "python3" is this interpreter.
+    kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in cells:
@@ -61,8 +51,7 @@ def run_notebook(path: Path, *, folder: Path) -> Any:
     with tqdm(total=len(cells), desc=path.name, unit=" cells") as bar:
         client = NotebookClient(
             notebook,
-            kernel_name="python3",
-            kernel_manager_class=own_kernel_manager(),
+            km=kernel,
             timeout=TIMEOUT,
             record_timing=False,
             coalesce_streams=True,  # bars overwrite their line, as they do on a screen
@@ -83,14 +72,13 @@ def run_notebook(path: Path, *, folder: Path) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the script."""
+    """Execute the notebook that was named, and return the exit code."""
     parser = OneLineParser(description=__doc__)
     parser.add_argument("notebook", type=Path, help="the file to execute")
     parser.add_argument("--output", type=Path, help="where to write it; over the notebook if left out")
     parser.add_argument("--folder", type=Path, help="where its cells work; beside the notebook if left out")
     arguments = parser.parse_args(argv)
     need("notebook", "nbformat", "nbclient", "ipykernel")
-    _check(arguments)
     started = time.monotonic()
     output = arguments.output or arguments.notebook
     try:
@@ -103,18 +91,6 @@ def main(argv: list[str] | None = None) -> int:
         file.write((nbformat.writes(notebook) + "\n").encode())
     print(f"run_notebook: OK ({output}; {time.monotonic() - started:.0f} s)")
     return 0
-
-
-def _check(arguments: Any) -> None:
-    """Refuse files and folders that are not there."""
-    complaints = []
-    if not arguments.notebook.is_file():
-        complaints.append(f"The notebook {str(arguments.notebook)!r} is not a file. Name one, such as {TOUR}.")
-    if arguments.folder is not None and not arguments.folder.is_dir():
-        complaints.append(f"`--folder` {str(arguments.folder)!r} is not a folder. Name one, or leave it out.")
-    if arguments.output is not None and not arguments.output.parent.is_dir():
-        complaints.append(f"`--output` is {str(arguments.output)!r}, whose folder does not exist. Make it first.")
-    check(complaints)
 
 
 if __name__ == "__main__":

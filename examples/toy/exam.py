@@ -17,8 +17,6 @@ from transformers import PreTrainedTokenizerBase
 from examples.toy.language import THINGS, Story
 from modeling_magnet.pooling_magnet import last_token_states
 from modeling_magnet.tokenization_magnet import pad_token_rows, tokenize_texts
-from trainer.corruption import CorruptionSettings
-from trainer.data_collator import DataCollatorForMagnet
 from trainer.metrics import perplexity, repetition_n
 
 BATCH_SIZE = 64
@@ -69,13 +67,13 @@ class Exam:
         return suffixes[1:] + suffixes[:1]
 
     @property
-    def gap_tokens(self) -> float:
+    def span_tokens(self) -> float:
         """Tokens of a missing sentence, on average."""
-        lengths = self._gap_lengths()
+        lengths = self._span_lengths()
         return sum(lengths) / len(lengths)
 
     def left_to_right_fills(self, model: Any) -> list[str]:
-        """Fill each gap greedily from its prefix alone, with as many tokens as are missing."""
+        """Fill each blank greedily from its prefix only, with as many tokens as are missing."""
         prefixes = self.tokenizer([story.prefix for story in self.stories])["input_ids"]
         fills: dict[int, str] = {}
         for chosen, num_tokens in self._by_length():
@@ -84,7 +82,7 @@ class Exam:
         return [fills[index] for index in range(len(self.stories))]
 
     def infills(self, model: Any, *, suffixes: Sequence[str] | None = None) -> list[str]:
-        """Fill each gap greedily from both sides, with as many tokens as are missing."""
+        """Fill each blank greedily from both sides, with as many tokens as are missing."""
         suffixes = [story.suffix for story in self.stories] if suffixes is None else suffixes
         fills: dict[int, str] = {}
         for chosen, num_tokens in self._by_length():
@@ -117,50 +115,29 @@ class Exam:
         suffixes = [story.suffix for story in self.stories] if suffixes is None else suffixes
         prefixes = self.tokenizer([story.prefix for story in self.stories])["input_ids"]
         missing = self._continuations([story.missing for story in self.stories])
-        rows, gaps = [], []
-        for left, gap, right in zip(prefixes, missing, self._continuations(suffixes), strict=True):
-            rows.append(left + gap + right)
-            gaps.append([0] * len(left) + [1] * len(gap) + [0] * len(right))
-        return self._perplexity(model, rows, gaps, mode=mode)
+        rows, spans = [], []
+        for left, span, right in zip(prefixes, missing, self._continuations(suffixes), strict=True):
+            rows.append(left + span + right)
+            spans.append([0] * len(left) + [1] * len(span) + [0] * len(right))
+        return self._perplexity(model, rows, spans, mode=mode)
 
     def causal_perplexity(self, model: Any) -> float:
         """Return the perplexity of whole stories, read from left to right."""
-        rows = self._story_rows()
+        texts = [story.text for story in self.stories]
+        rows = tokenize_texts(self.tokenizer, texts, prompt=None, max_length=self.max_length)
         return self._perplexity(model, rows, [[0] + [1] * (len(row) - 1) for row in rows], mode=None)
 
     @torch.no_grad()
-    def masked_accuracy(self, model: Any, *, mask_token_id: int, mode: str | None = None) -> float:
-        """Return the share of the masked tokens that the output before them names."""
-        collator = DataCollatorForMagnet.from_tokenizer(
-            self.tokenizer,
-            model_config=model.config,
-            mask_token_id=mask_token_id,
-            settings=CorruptionSettings(mask_token_share=1.0, random_token_share=0.0, max_spans=0),
-            seed=0,
-        )
-        hits, total = 0, 0
-        rows = self._story_rows()
-        for chosen in _batches(rows):
-            batch = collator([{"input_ids": rows[index], "row_id": index, "epoch": 0} for index in chosen])
-            logits = model(batch["input_ids"], attention_mask=batch["attention_mask"], **_options(mode)).logits
-            labels = batch["mntp_labels"]  # shifted already
-            hits += int((logits.argmax(-1) == labels).sum())
-            total += int((labels != IGNORED).sum())
-        return hits / total
-
-    @torch.no_grad()
-    def plain_retrieval(self, model: Any, *, pooling: str, mode: str | None = None) -> float:
-        """Return the share of paraphrases found by the last token's state, or by the mean over all tokens."""
+    def plain_retrieval(self, model: Any) -> float:
+        """Return the share of paraphrases found by the state of the last token."""
         sides = []
         for side in ("anchor", "positive"):
             rows = self.tokenizer([pair[side] for pair in self.pairs])["input_ids"]
             vectors = []
             for chosen in _batches(rows):
                 batch = self._batch([rows[index] for index in chosen])
-                mask = batch["attention_mask"]
-                states = model(**batch, **_options(mode), output_hidden_states=True).hidden_states[-1]  # (B, S, H)
-                mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-                vectors.append(last_token_states(states, mask) if pooling == "last" else mean)
+                states = model(**batch, output_hidden_states=True).hidden_states[-1]  # (B, S, H)
+                vectors.append(last_token_states(states, batch["attention_mask"]))
             sides.append(torch.cat(vectors))
         return retrieval_accuracy(*sides)
 
@@ -177,22 +154,17 @@ class Exam:
             texts += self._generate(model, [prompts[index] for index in chosen], max_new_tokens=CONTINUATION_TOKENS)
         return repetition_n(texts, n=4)
 
-    def _story_rows(self) -> list[list[int]]:
-        """Return the whole stories as in training: BOS, tokens, EOS."""
-        texts = [story.text for story in self.stories]
-        return tokenize_texts(self.tokenizer, texts, prompt=None, max_length=self.max_length)
-
     def _continuations(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids without BOS."""
         return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
-    def _gap_lengths(self) -> list[int]:
+    def _span_lengths(self) -> list[int]:
         """Return tokens of each missing sentence."""
         return [len(ids) for ids in self._continuations([story.missing for story in self.stories])]
 
     def _by_length(self) -> Iterator[tuple[list[int], int]]:
         """Yield batches of stories whose missing sentences have equally many tokens, and how many these are."""
-        lengths = self._gap_lengths()
+        lengths = self._span_lengths()
         for length in sorted(set(lengths)):
             indices = [index for index, other in enumerate(lengths) if other == length]
             for chosen in _batches(indices):
@@ -219,7 +191,8 @@ class Exam:
             marks = pad_token_rows([counted[index] for index in chosen], pad_token_id=0)["input_ids"]
             spans = {"segment_ids": marks} if mode == "infill" else {}
             labels = batch["input_ids"].masked_fill(marks == 0, IGNORED)
-            loss_sum += _token_losses(model(**batch, **_options(mode), **spans).logits, labels).sum().item()
+            options = {} if mode is None else {"mode": mode}  # a stock Llama has no modes
+            loss_sum += _token_losses(model(**batch, **options, **spans).logits, labels).sum().item()
             num_tokens += int(marks.sum())
         return perplexity(loss_sum, num_tokens)
 
@@ -227,11 +200,6 @@ class Exam:
 def _token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the cross entropy of each token given the output before it, `(B, S - 1)`; 0 where it is ignored."""
     return F.cross_entropy(logits[:, :-1].float().mT, labels[:, 1:], reduction="none", ignore_index=IGNORED)
-
-
-def _options(mode: str | None) -> dict[str, str]:
-    """Return the keyword for a mode; a stock Llama knows none."""
-    return {} if mode is None else {"mode": mode}
 
 
 def _batches(rows: Sequence[Any]) -> Iterator[range]:

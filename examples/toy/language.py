@@ -83,7 +83,7 @@ OPENINGS = (
     "{Time} {name} was alone at the {place}.",
     "It was {name} who came to the {place} {time}.",
 )
-# Equally long, so that the length of a gap tells nothing.
+# Equally long, so that the length of a span tells nothing.
 MISSING = (
     "She found a {thing} under a bench.",
     "She bought a {thing} from a stranger.",

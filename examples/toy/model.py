@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +14,8 @@ from modeling_magnet import AutoMagnetForCausalLM
 if TYPE_CHECKING:
     from examples.toy.training import Budget
 
-try:  # not on Windows, where two first starts at a time would each build
-    import fcntl
-except ImportError:
-    fcntl = None  # type: ignore[assignment]
-
 DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / "outputs" / "quickstart"
-# A checkpoint has its config last: whoever finds it finds the rest.
+# Saved last: where it is, the rest of the checkpoint is.
 CONFIG = "config.json"
 
 
@@ -35,7 +27,7 @@ def open_model(
     budget: Budget | None = None,
     device: str | None = None,
 ) -> Any:
-    """Open a checkpoint for all users of the app."""
+    """Open a named checkpoint, or the quickstart's model, in evaluation mode and with its tokenizer."""
     device = choose_device(device)
     source = str(named) if named else str(quickstart_model(default_folder, budget=budget))
     try:
@@ -45,55 +37,37 @@ def open_model(
             f"`--model` is {source!r}, which cannot be opened ({error}). Pass a directory with a checkpoint, or an id "
             "of the Hub."
         ) from error
-    _ = model.tokenizer  # complains where there is none, now and not before a user
+    _ = model.tokenizer  # raises now if there is none, not at the first request
     return model
 
 
 def quickstart_model(folder: Path, *, budget: Budget | None = None, seed: int = 0) -> Path:
-    """Return the quickstart's checkpoint, built once.
+    """Return the quickstart's checkpoint, trained if it is missing.
 
-    It is trained in a folder of its own and moved into place when it is whole, so that a build that was killed is
-    begun anew and never taken for a model.
+    It is trained in a temporary folder and then saved, its config last, so that a killed build is never taken for a
+    model, and two builds at once do not disturb each other.
     """
     checkpoint = folder / "magnet"
     if (checkpoint / CONFIG).is_file():
         return checkpoint
-    # Here, since a start that trains nothing need not wait for it.
+    # Imported here, since a start that trains nothing need not wait for it.
     from examples.toy.training import Budget, train_magnet
 
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone_in(folder):
-        if (checkpoint / CONFIG).is_file():  # another process has built it while this one waited
-            return checkpoint
-        started = time.monotonic()
-        print(f"There is no model in {checkpoint} yet. It is built once, in a few minutes on two CPU cores.")
-        scratch = folder / "building"
-        shutil.rmtree(scratch, ignore_errors=True)  # of a build that was killed: the lock says that nobody is at work
-        built = train_magnet(scratch, budget=budget or Budget(), seed=seed)
+    started = time.monotonic()
+    print(f"There is no model in {checkpoint} yet. It is built once, in a few minutes on two CPU cores.")
+    with tempfile.TemporaryDirectory(prefix="building-", dir=folder) as scratch:
+        built = train_magnet(Path(scratch), budget=budget or Budget(), seed=seed)
         AutoMagnetForCausalLM.from_pretrained(built).save_pretrained(checkpoint)
-        shutil.rmtree(scratch)
-        print(f"The model is ready in {checkpoint} ({time.monotonic() - started:.0f} s).", flush=True)
+    print(f"The model is ready in {checkpoint} ({time.monotonic() - started:.0f} s).", flush=True)
     return checkpoint
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold an exclusive lock on the folder; the OS releases it even if the process is killed."""
-    with open(folder / "building.lock", "ab") as lock:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                print(f"Another process is building the model in {folder}; waiting for it.", flush=True)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def describe_model(model: Any, *, named: str | None) -> str:
     """Return a line that says which model answers."""
     size = sum(parameter.numel() for parameter in model.parameters())
     millions = f"{size / 1e6:.1f} million parameters" if size < 1e9 else f"{size / 1e9:.1f} billion parameters"
-    name = os.path.basename(os.path.normpath(named)) if named and os.path.isdir(named) else named
+    name = Path(named).resolve().name if named and Path(named).is_dir() else named
     return f"{name or 'the model of the quickstart'}, {millions}"
 
 

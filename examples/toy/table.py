@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -35,99 +36,64 @@ class Models:
 Questions = dict[str, dict[str, Callable[[], float]]]
 
 
-def _about_fills(exam: Exam, models: Models) -> Questions:
-    """Return the questions about the missing sentences, by row and column."""
+def _questions(exam: Exam, models: Models) -> Questions:
+    """Return all questions, by row and column."""
     others = exam.other_suffixes
-    # Nothing to the left tells the thing, and nothing anywhere the wording of the missing sentence.
-    wordings, things = len(MISSING), len(THINGS)
+    # Nothing before the blank determines the thing, and nothing anywhere the wording of the missing sentence.
+    wordings, things, chance = len(MISSING), len(THINGS), 1 / len(THINGS)
+    causal = {BASE: models.base, CONTROL: models.control, MAGNET: models.magnet}
 
     def facts(fills: list[str]) -> float:
         return fact_accuracy(fills, exam.stories)
 
+    def left_facts(model: Any) -> float:
+        return facts(exam.left_to_right_fills(model))
+
     return {
         "hidden fact, from the left": {
-            BASE: lambda: facts(exam.left_to_right_fills(models.base)),
-            CONTROL: lambda: facts(exam.left_to_right_fills(models.control)),
-            MAGNET: lambda: facts(exam.left_to_right_fills(models.magnet)),
-            CHANCE: lambda: 1 / things,
-            LIMIT: lambda: 1 / things,
+            **{name: partial(left_facts, model) for name, model in causal.items()},
+            CHANCE: lambda: chance,
+            LIMIT: lambda: chance,
         },
         "hidden fact, from both sides": {
             NOT_ADAPTED: lambda: facts(exam.infills(models.not_adapted)),
             MAGNET: lambda: facts(exam.infills(models.magnet)),
             OTHER_SUFFIX: lambda: facts(exam.infills(models.magnet, suffixes=others)),
-            CHANCE: lambda: 1 / things,
+            CHANCE: lambda: chance,
             LIMIT: lambda: 1.0,
         },
         "hidden fact, every thing tried": {
-            BASE: lambda: exam.scored_facts(models.base),
-            CONTROL: lambda: exam.scored_facts(models.control),
-            MAGNET: lambda: exam.scored_facts(models.magnet),
-            CHANCE: lambda: 1 / things,
+            **{name: partial(exam.scored_facts, model) for name, model in causal.items()},
+            CHANCE: lambda: chance,
             LIMIT: lambda: 1.0,
         },
-        "perplexity of the gap, from the left": {
-            BASE: lambda: exam.missing_perplexity(models.base),
-            CONTROL: lambda: exam.missing_perplexity(models.control),
-            MAGNET: lambda: exam.missing_perplexity(models.magnet),
-            LIMIT: lambda: (wordings * things) ** (1 / exam.gap_tokens),
+        "perplexity of the span, from the left": {
+            **{name: partial(exam.missing_perplexity, model) for name, model in causal.items()},
+            LIMIT: lambda: (wordings * things) ** (1 / exam.span_tokens),
         },
-        "perplexity of the gap, from both sides": {
+        "perplexity of the span, from both sides": {
             NOT_ADAPTED: lambda: exam.missing_perplexity(models.not_adapted, mode="infill"),
             MAGNET: lambda: exam.missing_perplexity(models.magnet, mode="infill"),
             OTHER_SUFFIX: lambda: exam.missing_perplexity(models.magnet, mode="infill", suffixes=others),
-            LIMIT: lambda: wordings ** (1 / exam.gap_tokens),
-        },
-    }
-
-
-def _about_texts(exam: Exam, models: Models) -> Questions:
-    """Return the questions about masked tokens, paraphrases and whole stories, by row and column."""
-    mask_id = models.magnet.magnet_settings.mask_token_id
-
-    def masked(model: Any, mode: str | None = None) -> float:
-        return exam.masked_accuracy(model, mask_token_id=mask_id, mode=mode)
-
-    return {
-        "masked tokens named, from the left": {
-            BASE: lambda: masked(models.base),
-            CONTROL: lambda: masked(models.control),
-            MAGNET: lambda: masked(models.magnet),
-        },
-        "masked tokens named, from both sides": {
-            NOT_ADAPTED: lambda: masked(models.not_adapted, "bidirectional"),
-            MAGNET: lambda: masked(models.magnet, "bidirectional"),
+            LIMIT: lambda: wordings ** (1 / exam.span_tokens),
         },
         "paraphrase found, last token": {
-            BASE: lambda: exam.plain_retrieval(models.base, pooling="last"),
-            CONTROL: lambda: exam.plain_retrieval(models.control, pooling="last"),
+            BASE: lambda: exam.plain_retrieval(models.base),
+            CONTROL: lambda: exam.plain_retrieval(models.control),
             NOT_ADAPTED: lambda: exam.encode_retrieval(models.not_adapted),
             MAGNET: lambda: exam.encode_retrieval(models.magnet),
             CHANCE: lambda: 1 / len(exam.pairs),
         },
-        "paraphrase found, mean over tokens": {
-            BASE: lambda: exam.plain_retrieval(models.base, pooling="mean"),
-            CONTROL: lambda: exam.plain_retrieval(models.control, pooling="mean"),
-            NOT_ADAPTED: lambda: exam.plain_retrieval(models.not_adapted, pooling="mean", mode="bidirectional"),
-            MAGNET: lambda: exam.plain_retrieval(models.magnet, pooling="mean", mode="bidirectional"),
-            CHANCE: lambda: 1 / len(exam.pairs),
-        },
         "perplexity of whole stories, causal": {
-            BASE: lambda: exam.causal_perplexity(models.base),
-            CONTROL: lambda: exam.causal_perplexity(models.control),
-            MAGNET: lambda: exam.causal_perplexity(models.magnet),
+            name: partial(exam.causal_perplexity, model) for name, model in causal.items()
         },
-        "repetition (Rep-4), greedy, causal": {
-            BASE: lambda: exam.repetition(models.base),
-            CONTROL: lambda: exam.repetition(models.control),
-            MAGNET: lambda: exam.repetition(models.magnet),
-        },
+        "repetition (Rep-4), greedy, causal": {name: partial(exam.repetition, one) for name, one in causal.items()},
     }
 
 
 def fill_table(exam: Exam, models: Models) -> Table:
     """Ask everything; a share is a number from 0 to 1."""
-    questions = {**_about_fills(exam, models), **_about_texts(exam, models)}
+    questions = _questions(exam, models)
     with tqdm(total=sum(map(len, questions.values())), desc="questions", leave=False) as bar:
         table: Table = {}
         for row, cells in questions.items():
@@ -169,7 +135,7 @@ def _format(row: str, value: float | None) -> str:
 
 
 def show_infills(exam: Exam, models: Models, *, count: int = 4) -> str:
-    """Return a few stories, and what the base and MAGNET put into their gaps."""
+    """Return a few stories, and what the base and MAGNET put into their blanks."""
     few = Exam(tokenizer=exam.tokenizer, stories=exam.stories[:count], pairs=[], max_length=exam.max_length)
     guesses, fills = few.left_to_right_fills(models.base), few.infills(models.magnet)
     paragraphs = []

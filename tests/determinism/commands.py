@@ -73,12 +73,6 @@ def _adapt(name: str, options: str, *unread: str) -> Command:
     )
 
 
-# Of the benchmarks of a training step.
-STEP = (
-    "--model={inputs}/plain --texts={inputs}/train.jsonl.xz --pairs={inputs}/pairs.tsv --results={output} "
-    "--batch_size=3 --max_length=200 --pairs_a_step=4 --lora_r=2"
-)
-
 COMMANDS = [
     Command("quickstart", "table.md", "--smoke --output_dir={output}"),
     _adapt("all weights", "--use_lora=false"),
@@ -107,7 +101,7 @@ COMMANDS = [
     ),
     Command("fill", PRINTED, "--model={inputs}/magnet 'the old dog [blank] then the cat sat.'"),
     Command("tour/run_notebook", "out.ipynb", "{inputs}/notebook.ipynb --output={output}/out.ipynb --folder={inputs}"),
-    Command("doctor", "doctor.json", "{inputs}/magnet --json={output}/doctor.json", ["opening_seconds", "seconds"]),
+    Command("doctor", "doctor.json", "{inputs}/magnet --output={output}/doctor.json", ["opening_seconds", "seconds"]),
     Command("reference", "trainer.html", "--output={output}"),
     _table("word_probes", "words", "--steps=20"),
     _table("sts", "sts", "--tasks=STS12 --mteb"),
@@ -167,11 +161,11 @@ COMMANDS = [
         "--model={longer} --rounds=2 --name=decoding --results={output}",
         ["seconds", "ratios", "floor_seconds"],
     ),
-    Command("benchmarks/training_memory", "memory.json", f"--vocab_sizes 500 800 --name=memory {STEP}"),
     Command(
         "benchmarks/training_step",
         "step.json",
-        f"--rounds=1 --name=step {STEP}",
+        "--model={inputs}/plain --texts={inputs}/train.jsonl.xz --pairs={inputs}/pairs.tsv --results={output} "
+        "--batch_size=3 --max_length=200 --pairs_a_step=4 --lora_r=2 --rounds=1 --name=step",
         ["seconds", "first_seconds", "collating_seconds", "ratios", "matrix_flop_per_second"],
     ),
 ]
@@ -185,10 +179,12 @@ OFTEN = {
     "fill",
     "tour/run_notebook",
     "evaluate/infilling_perplexity",
-    "benchmarks/training_memory",
 }
 
 # Not run here, and why.
-LEFT_OUT = {"app": "a server: it writes nothing but the model that the quickstart's own entry checks"}
+LEFT_OUT = {
+    "app": "a server: it writes nothing but the model that the quickstart's own entry checks",
+    "benchmarks/on_gpu": "it calls the other benchmarks",
+}
 
 __all__ = ["COMMANDS", "LEFT_OUT", "OFTEN", "PRINTED", "Command"]

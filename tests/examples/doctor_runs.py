@@ -13,7 +13,7 @@ BOUND = ["bidirectional", "infill"]
 def rows_of(tmp_path, *arguments):
     """Exit code and findings by name."""
     file = tmp_path / "doctor.json"
-    code = doctor.main([*map(str, arguments), "--json", str(file)])
+    code = doctor.main([*map(str, arguments), "--output", str(file)])
     rows = {row["name"]: row for row in json.loads(file.read_text())["findings"]} if file.exists() else {}
     return code, rows
 

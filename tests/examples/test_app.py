@@ -3,7 +3,6 @@
 import json
 import re
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,12 +12,11 @@ import torch
 pytest.importorskip("gradio", reason="the app needs gradio, of the extra `demo`")
 
 from examples import app
-from examples.demo.encode import compare_sentences, compare_words, nearest_words, render_likeness
+from examples.demo.encode import compare_sentences, render_likeness
 from examples.demo.generate import show_writing, write_on
 from examples.demo.infill import fill_from_left, fill_text, render_filled
 from examples.demo.limits import shows_problems
 from examples.demo.page import Handlers, build_page, launch_options
-from examples.toy import model as demo_model
 from examples.toy.model import describe_model, open_model, quickstart_model
 from examples.toy.training import SMOKE
 
@@ -121,20 +119,6 @@ def test_cosines_are_those_of_encode_and_every_cell_has_its_number(tiny_model):
         assert f"{value:.2f}" in page.text
 
 
-def test_a_words_nearest_usages_are_in_other_lines_and_most_like_it(tiny_model):
-    likeness = compare_words(tiny_model, "the cat sat\nthe cat\na dog ran")
-    assert [likeness.text_of(word) for word in likeness.words] == "the cat sat the cat a dog ran".split()
-    vectors = [tiny_model.encode_words(line).vectors for line in likeness.lines]
-    near = nearest_words(likeness, 1)
-    everything = np.concatenate(vectors)
-    everything /= np.linalg.norm(everything, axis=1, keepdims=True)
-    assert near == sorted(range(3, 8), key=lambda other: -(everything @ everything[1])[other])[:3]
-    page = check_harmless(render_likeness(likeness))
-    words = [own for tag, own in page.found if tag == "button"]
-    assert len(words) == 8 and words[1]["data-near"] == " ".join(map(str, near))
-    assert f"“{likeness.text_of(likeness.words[near[0]])}” in line" in words[1]["data-told"]
-
-
 # ---- All of it ----
 
 
@@ -143,7 +127,7 @@ def test_hostile_text_stays_text_in_every_tab(tiny_model):
     short = "<b>&'\"[blank]</b>"
     pages = [
         shows_problems(handlers.fill)(f"{HOSTILE}[blank] {HOSTILE}", "set", 2, 2),
-        *(shows_problems(handlers.compare)(f"{HOSTILE}\n{HOSTILE} b", level) for level in ("sentences", "words")),
+        shows_problems(handlers.compare)(f"{HOSTILE}\n{HOSTILE} b"),
         shows_problems(handlers.fill)(f"{HOSTILE}", "set", 2, 2),
         shows_problems(handlers.attend)(short, "infill", 1, 1),
         list(
@@ -182,36 +166,18 @@ def test_the_page_asks_nobody_else_and_has_a_limit_on_its_queue(tiny_model):
 
 def test_a_model_is_built_once_and_a_killed_build_is_no_model(tmp_path, capfd):
     folder = tmp_path / "quickstart"
-    (folder / "building" / "magnet").mkdir(parents=True)
-    (folder / "building" / "magnet" / "config.json").write_text("{}")  # of a build that was killed
-    (folder / "magnet").mkdir()
-    (folder / "magnet" / "model.safetensors").write_bytes(b"half")
+    (folder / "magnet").mkdir(parents=True)
+    (folder / "magnet" / "model.safetensors").write_bytes(b"half")  # of a build that was killed
     checkpoint = quickstart_model(folder, budget=SMOKE)
     told = capfd.readouterr().out
     assert "It is built once" in told and "3/3 MAGNET" in told and "is ready" in told
-    assert not (folder / "building").exists()
+    assert [path.name for path in folder.iterdir()] == ["magnet"]
     written = (checkpoint / "model.safetensors").stat().st_mtime_ns
     model = open_model(None, default_folder=folder)
     assert capfd.readouterr().out == "" and not model.training
     assert (checkpoint / "model.safetensors").stat().st_mtime_ns == written
     assert len(model.infill("Nora stopped at the market.", " She was proud.", max_new_tokens=2)) > 0
     assert describe_model(model, named=str(checkpoint)).startswith("magnet, 0.1 million parameters")
-
-
-def test_a_second_builder_waits_for_the_first(tmp_path, monkeypatch, capsys):
-    folder = tmp_path / "quickstart"
-    folder.mkdir()
-    built = []
-    with ThreadPoolExecutor(1) as pool, demo_model._alone_in(folder):
-        waiting = pool.submit(quickstart_model, folder, budget=SMOKE)
-        while "waiting for it" not in capsys.readouterr().out:
-            assert not waiting.done()
-            time.sleep(0.02)
-        (folder / "magnet").mkdir()
-        (folder / "magnet" / "config.json").write_text("{}")
-        built.append(waiting)
-    assert built[0].result() == folder / "magnet"
-    assert sorted(path.name for path in folder.iterdir()) == ["building.lock", "magnet"]
 
 
 @pytest.mark.parametrize("what", ["nothing", "empty folder", "no tokenizer"])

@@ -1,6 +1,5 @@
-"""The app in a real browser, used as people use it: by mouse and keyboard, on a phone, in the dark, two at a time."""
+"""The app in a real browser, used as people use it: by mouse and keyboard, and on a phone."""
 
-import os
 import re
 import shutil
 import socket
@@ -24,35 +23,6 @@ QUIET = (
     *("--disable-component-update", "--disable-sync"),
 )
 HOSTILE = "<img src=x onerror=alert(1)>"
-# Contrast of the texts of an answer against what is behind them, by WCAG; the lowest, with its text.
-CONTRAST = """(root) => {
-  const parse = (text) => {
-    const numbers = text.match(/[\\d.]+/g).map(Number);
-    const scale = text.startsWith("color(") ? 255 : 1;
-    return [...numbers.slice(0, 3).map((n) => n * scale), numbers[3] ?? 1];
-  };
-  const over = (top, below) => top.slice(0, 3).map((n, i) => n * top[3] + below[i] * (1 - top[3]));
-  const light = (rgb) => rgb
-    .map((n) => n / 255)
-    .map((n) => (n <= 0.04045 ? n / 12.92 : ((n + 0.055) / 1.055) ** 2.4))
-    .reduce((sum, n, i) => sum + n * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = (element) => {
-    if (!element) return [255, 255, 255];
-    const own = parse(getComputedStyle(element).backgroundColor);
-    return own[3] === 1 ? own.slice(0, 3) : over(own, behind(element.parentElement));
-  };
-  let worst = [21, ""];
-  for (const element of root.querySelectorAll("*")) {
-    const text = [...element.childNodes].filter((n) => n.nodeType === 3).map((n) => n.data.trim()).join("");
-    if (!text || element.closest(".unseen") || !element.getClientRects().length) continue;
-    const ground = behind(element);
-    const pair = [light(over(parse(getComputedStyle(element).color), ground)), light(ground)];
-    const ratio = (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
-    if (ratio < worst[0]) worst = [ratio, text];
-  }
-  return worst;
-}"""
-
 # Notes how many tokens are shown each time, and presses Stop behind the second.
 STOP_SOON = """() => {
   window.seen = [];
@@ -128,19 +98,6 @@ def visit(browser, address):
     assert asked and all(url.startswith((f"{address}/", "data:", "blob:")) for url in asked), asked
 
 
-@pytest.fixture
-def photograph(tmp_path):
-    """Keeps a picture of a page, in MAGNET_SCREENSHOTS where that is set."""
-    folder = Path(os.environ.get("MAGNET_SCREENSHOTS", tmp_path))
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def take(page, name):
-        page.wait_for_timeout(300)  # an answer fades in
-        page.screenshot(path=folder / f"{name}.png", full_page=True)
-
-    return take
-
-
 def open_tab(page, name):
     page.get_by_role("tab", name=name).click()
 
@@ -152,7 +109,7 @@ def problem(page, tab):
     return alert.inner_text()
 
 
-def test_infill_by_keyboard_and_by_mouse(visit, photograph):
+def test_infill_by_keyboard_and_by_mouse(visit):
     page = visit()
     area, answer = page.get_by_label("Text with blanks"), page.locator("#infill-answer")
     area.fill("Once upon a time there was a little girl.")
@@ -165,11 +122,10 @@ def test_infill_by_keyboard_and_by_mouse(visit, photograph):
     sync_api.expect(area).to_have_value("Once upon a time [blank] a little girl.")
     sync_api.expect(area).to_be_focused()
     area.press("Shift+Enter")
-    answer.get_by_role("heading", name="From the left alone").wait_for()
+    answer.get_by_role("heading", name="From the left only").wait_for()
     assert answer.locator("section mark").count() == 2
     assert 1 <= answer.locator("ol > li").count() <= 3 and "nats" in answer.locator("ol > li").first.inner_text()
     assert answer.locator(".token").count() > 5
-    photograph(page, "infill")
 
     page.get_by_role("radio", name="set").check()
     page.get_by_label("number input for Tokens, if set").fill("3")
@@ -209,7 +165,7 @@ def test_the_tab_key_reaches_everything_in_order_and_all_of_it_has_a_name(visit)
         assert unnamed == [], name
 
 
-def test_encode_compares_lines_and_words(visit, photograph):
+def test_encode_compares_lines(visit):
     page = visit()
     open_tab(page, "Encode")
     area, answer = page.get_by_label("Texts, one a line"), page.locator("#encode-answer")
@@ -219,27 +175,13 @@ def test_encode_compares_lines_and_words(visit, photograph):
     assert answer.locator("td").count() == 9 and answer.locator("td").first.inner_text() == "1.00"
     assert answer.locator("ol > li").count() == 3 and "nearest: line" in answer.locator("ol > li").first.inner_text()
     assert answer.locator("img").count() == 0
-    photograph(page, "encode")
-
-    page.get_by_role("radio", name="words").check()
-    page.get_by_role("button", name="Compare").click()
-    answer.locator("button.word").first.wait_for()
-    told = answer.locator(".near")
-    answer.locator("button.word", has_text="home.").focus()
-    sync_api.expect(told).to_contain_text("“home.” is nearest to")
-    page.keyboard.press("Tab")
-    sync_api.expect(told).to_contain_text("“A” is nearest to")
-    answer.locator("button.word", has_text="dog").first.hover()
-    sync_api.expect(told).to_contain_text("“dog” is nearest to")
-    assert answer.locator("button.word.close").count() == 3
-    photograph(page, "words")
 
     area.fill("one line")
     area.press("Shift+Enter")
     assert "There are 1 lines of text; write 2 to 12" in problem(page, "encode")
 
 
-def test_generate_shows_tokens_as_they_come_and_stops(visit, photograph):
+def test_generate_shows_tokens_as_they_come_and_stops(visit):
     page = visit()
     open_tab(page, "Generate")
     area, answer = page.get_by_label("Prompt"), page.locator("#generate-answer")
@@ -265,14 +207,13 @@ def test_generate_shows_tokens_as_they_come_and_stops(visit, photograph):
     area.press("Shift+Enter")
     sync_api.expect(answer.get_by_role("status")).to_have_text("finished")
     assert counts.inner_text() == "30 tokens" and answer.locator("mark").inner_text().startswith(",")
-    photograph(page, "generate")
 
     area.fill("")
     page.get_by_role("button", name="Generate").click()
     assert "The prompt is empty" in problem(page, "generate")
 
 
-def test_attention_shows_masks_and_a_head(visit, photograph):
+def test_attention_shows_masks_and_a_head(visit):
     page = visit()
     open_tab(page, "Attention")
     area, answer = page.get_by_label("Text, with or without blanks"), page.locator("#attention-answer")
@@ -285,7 +226,6 @@ def test_attention_shows_masks_and_a_head(visit, photograph):
     assert answer.locator("table.mask").nth(1).locator("td.context").count() == tokens**2
     assert answer.locator("table.mask").nth(2).locator("td.span").count() == 6, "three tokens, each up to itself"
     assert "layer 1, head 1, infill mode" in answer.locator("table.heat caption").inner_text()
-    photograph(page, "attention")
 
     page.get_by_role("radio", name="causal").check()
     page.get_by_label("number input for Head").fill("3")
@@ -298,24 +238,10 @@ def test_attention_shows_masks_and_a_head(visit, photograph):
     assert "a table shows 40 at most" in problem(page, "attention")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_on_a_phone_nothing_moves_sideways_and_all_can_be_read(visit, photograph, scheme):
-    page = visit(viewport={"width": 390, "height": 800}, color_scheme=scheme, has_touch=True)
-    grounds = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (sum(map(int, re.findall(r"\d+", grounds)[:3])) < 200) == (scheme == "dark")
-    steps = {
-        "Infill": ("Fill the blanks", "infill"),
-        "Encode": ("Compare", "encode"),
-        "Generate": ("Generate", "generate"),
-        "Attention": ("Show attention", "attention"),
-    }
-    for tab, (button, name) in steps.items():
+def test_on_a_phone_nothing_moves_sideways(visit):
+    page = visit(viewport={"width": 390, "height": 800}, has_touch=True)
+    for tab, button, name in (("Infill", "Fill the blanks", "infill"), ("Attention", "Show attention", "attention")):
         open_tab(page, tab)
-        if tab == "Encode":
-            page.get_by_label("Texts, one a line").fill("\n".join(f"The dog number {n} ran home." for n in range(10)))
         page.get_by_role("button", name=button, exact=True).tap()
-        page.locator(f"#{name}-answer :is(.pair, table, [role=status])").first.wait_for()
-        photograph(page, f"phone_{scheme}_{name}")
+        page.locator(f"#{name}-answer :is(.pair, table)").first.wait_for()
         assert page.evaluate("document.scrollingElement.scrollWidth") <= 390, tab
-        ratio, text = page.locator(f"#{name}-answer").evaluate(CONTRAST)
-        assert ratio >= 4.5, (tab, text)

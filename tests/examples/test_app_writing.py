@@ -9,7 +9,6 @@ pytest.importorskip("gradio", reason="the app needs gradio, of the extra `demo`"
 
 from examples.demo.attention import attention_weights, read_row, render_masks, render_weights, with_eager_attention
 from examples.demo.generate import Runs, render_meters, show_writing, write_on
-from examples.plots import allowed_attention
 from modeling_magnet.masking_magnet import MODES
 
 from .app_answers import check_harmless
@@ -84,27 +83,20 @@ def test_the_meters_show_the_metrics():
 # ---- Attention ----
 
 
-def test_the_masks_are_those_that_the_model_hands_to_its_layers(tiny_model):
+@pytest.mark.parametrize("mode", MODES)
+def test_the_weights_are_a_heads_own_and_the_shown_mask_is_where_they_are(tiny_model, mode):
     row = read_row(tiny_model, TEXT)
     assert row.segments.count(1) == row.segments.count(2) == 3
-    page = check_harmless(render_masks(row))
-    cells = [own.get("class") for tag, own in page.found if tag == "td"]
-    shown = torch.tensor([cell is not None for cell in cells]).reshape(3, len(row.names), len(row.names))
-    for mode, mask in zip(MODES, shown, strict=True):
-        assert torch.equal(mask, allowed_attention(tiny_model, row.segments_in(mode))), mode
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_the_weights_are_a_heads_own_and_obey_the_mask(tiny_model, mode):
-    row = read_row(tiny_model, TEXT)
     eager = with_eager_attention(tiny_model)
     weights = attention_weights(eager, row, mode=mode, layer=2, head=3)
     assert torch.allclose(weights.sum(-1), torch.ones(len(row.names)), atol=1e-5)
-    allowed = allowed_attention(tiny_model, row.segments_in(mode))
-    assert (weights[~allowed] == 0).all() and (weights[allowed] > 0).all()
     assert not torch.equal(weights, attention_weights(eager, row, mode=mode, layer=2, head=4))
     page = check_harmless(render_weights(row, weights, caption="c"))
     assert page.count("td") == len(row.names) ** 2
+    page = check_harmless(render_masks(row))
+    cells = [own.get("class") for tag, own in page.found if tag == "td"]
+    shown = torch.tensor([cell is not None for cell in cells]).reshape(3, *weights.shape)
+    assert torch.equal(shown[MODES.index(mode)], weights > 0)
 
 
 def test_looking_at_attention_costs_no_second_set_of_weights_and_changes_nothing(tiny_model):

@@ -1,12 +1,10 @@
 """Each check of the doctor can fail."""
 
-from importlib import metadata
-
 import numpy as np
 import torch
 
 import modeling_magnet.publishing.merging
-from examples.checkup import findings, invariance, round_trip, versions, vocabulary
+from examples.checkup import findings, invariance, round_trip
 from modeling_magnet import AutoMagnetForCausalLM, MagnetLlamaForCausalLM
 from modeling_magnet.sources_magnet import ModelSource
 
@@ -52,7 +50,7 @@ def test_a_save_that_loses_bits_is_found(doctor_models, tmp_path, monkeypatch):
 
     monkeypatch.setattr(model, "save_pretrained", lossy)
     failed = {row.name for row in round_trip.round_trip_findings(model, tmp_path) if row.outcome == "fail"}
-    assert failed == {"saved and loaded, logits", "saved and loaded, embeddings", "stock class, causal logits"}
+    assert failed == {"saved and loaded", "stock class"}
 
 
 def test_a_merge_that_says_something_else_is_found(doctor_models, tmp_path, monkeypatch):
@@ -78,53 +76,6 @@ def test_a_bound_adapter_on_another_base_is_found(doctor_models, saved):
     assert round_trip.bound_findings(model, ModelSource(str(saved), {}))[0].outcome == "pass"
     edit_weights(saved, move)
     assert round_trip.bound_findings(model, ModelSource(str(saved), {}))[0].outcome == "fail"
-
-
-def test_a_tokenizer_that_changes_texts_is_found(tiny_tokenizer, monkeypatch):
-    assert [row.outcome for row in vocabulary.text_findings(tiny_tokenizer)] == ["pass", "pass"]
-    monkeypatch.setattr(vocabulary, "ENGLISH", ("</s> is a mark", "fine"))
-    decode = type(tiny_tokenizer).decode
-    monkeypatch.setattr(type(tiny_tokenizer), "decode", lambda self, *args, **kw: decode(self, *args, **kw).lower())
-    found = vocabulary.text_findings(tiny_tokenizer)
-    assert [row.outcome for row in found] == ["pass", "fail"]
-    assert "comes back as 'naïve café, ωmega, привет'" in found[1].detail
-
-
-def test_special_tokens_that_are_missing_are_told(tiny_tokenizer):
-    bare = type(tiny_tokenizer)(tokenizer_object=tiny_tokenizer._tokenizer)
-    rows = {row.name: row for row in vocabulary.special_findings(bare, 300)}
-    assert [rows[name].outcome for name in ("EOS token", "padding token", "BOS token")] == ["fail", "fail", "pass"]
-    assert rows["BOS token"].detail == "none; texts begin with their own first token"
-    rows = {row.name: row for row in vocabulary.special_findings(tiny_tokenizer, 2)}
-    assert rows["EOS token"].outcome == "fail", "an id that the model does not embed"
-
-
-def test_versions_are_held_against_what_is_asked_for(monkeypatch):
-    assert {row.outcome for row in versions.version_findings()} == {"pass"}
-    version = metadata.version
-
-    def other(name):
-        if name in ("peft", "sentence-transformers"):
-            raise metadata.PackageNotFoundError(name)
-        return "2.0.1+cu118" if name == "torch" else version(name)
-
-    monkeypatch.setattr(versions.metadata, "version", other)
-    rows = {row.name: row for row in versions.version_findings()}
-    assert (rows["version, torch"].outcome, rows["version, torch"].detail) == ("fail", "2.0.1+cu118 (wanted: >=2.9)")
-    assert (rows["version, peft"].outcome, rows["version, peft"].detail) == ("fail", "not installed (wanted: >=0.20)")
-    assert rows["version, sentence-transformers"].outcome == "not applicable"
-    assert rows["version, transformers"].outcome == "pass"
-
-
-def test_without_a_setup_cfg_the_installed_distribution_says_what_is_asked_for(tmp_path, monkeypatch):
-    python, asked = versions.requirements()
-    assert asked["torch"] == versions.Asked(versions.SpecifierSet(">=2.9"), needed=True)
-    assert not asked["sentence-transformers"].needed and "scipy" in asked
-    monkeypatch.setattr(versions, "SETUP", tmp_path / "setup.cfg")
-    read = versions.requirements()
-    assert read[0] == python == ">=3.11"
-    for name in map(versions.normalised, versions.PACKAGES):
-        assert read[1][name] == asked[name]
 
 
 def test_a_check_that_breaks_is_a_failed_row_behind_those_it_has_found():

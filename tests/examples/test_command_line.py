@@ -14,7 +14,6 @@ from examples import models
 from examples.command_line import (
     OneLineParser,
     add_device,
-    add_model,
     at_least,
     check,
     choose_device,
@@ -121,9 +120,8 @@ def test_device_model_and_dtype_are_chosen_alike_in_all_scripts(parsers):
             assert action.help.startswith("such as cpu or cuda:1; ")
         if name == "--data":
             assert action.help.startswith("folder of the data's files, in it or in its sub-folders")
-    # These choose by themselves: the Trainer's own options, a device for each process, bytes of CPUs, a CPU, a plan.
+    # These choose by themselves: the Trainer's own options, a device for each process, a plan.
     others = {"adapt.py", "encode_corpus.py", "evaluate/study.py"}
-    others |= {"benchmarks/training_memory.py"}
     assert model - others <= device
 
 
@@ -149,15 +147,6 @@ def test_an_error_of_argparse_is_one_line(capsys):
         )
         assert err == expected + "\n"
     assert parser.parse_args(["--limit", "9"]).limit == 9
-
-
-def test_a_model_has_one_name_and_a_short_one(capsys):
-    parser = OneLineParser()
-    add_model(parser, help="a model")
-    assert parser.parse_args(["--model", "a"]).model == parser.parse_args(["--model_name_or_path", "a"]).model == "a"
-    with pytest.raises(SystemExit):
-        parser.parse_args([])
-    assert "--model_name_or_path" in capsys.readouterr().err
 
 
 def test_complaints_are_one_line_each():

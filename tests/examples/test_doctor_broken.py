@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer
 
 import modeling_magnet.masking_magnet
-from examples.checkup import files, leaks
+from examples.checkup import leaks
 from modeling_magnet import FAMILIES, AutoMagnetForCausalLM, MagnetLlamaForCausalLM
 from modeling_magnet.attention_magnet import DEFAULT_ATTENTION
 
@@ -77,7 +77,7 @@ NEED_TOKENIZER = {"tokenizer", "encode, batch invariance", "infill, batch invari
             lambda folder: edit_settings(folder, mask_token_id=70),
             {"mask token"},
             "mask token",
-            "the tokenizer gives '_' the id",
+            "the tokenizer has ",
         ),
         (
             lambda folder: edit_settings(folder, mask_token_id=300),
@@ -89,13 +89,7 @@ NEED_TOKENIZER = {"tokenizer", "encode, batch invariance", "infill, batch invari
             lambda folder: edit_settings(folder, mask_token="</s>", mask_token_id=2),
             {"mask token"},
             "mask token",
-            "'</s>' (2): it is the EOS token",
-        ),
-        (
-            lambda folder: edit_settings(folder, schema=2, colour="green"),
-            {"settings schema"},
-            "settings schema",
-            "2, and this code reads 1; update the library",
+            "'</s>' (2); it is the unknown, BOS or EOS token",
         ),
         (
             lambda folder: edit_json(folder / "1_Pooling" / "config.json", pooling_mode="mean"),
@@ -111,9 +105,9 @@ NEED_TOKENIZER = {"tokenizer", "encode, batch invariance", "infill, batch invari
         ),
         (
             enlarge_tokenizer,
-            {*NEED_TOKENIZER, "saved and loaded, embeddings"},
+            NEED_TOKENIZER,
             "tokenizer",
-            "302 tokens of 300 that the model embeds: ids without a vector",
+            "302 tokens of 300 that the model embeds",
         ),
         (remove_tokenizer, {*NEED_TOKENIZER, "sidecars", "saved and loaded"}, "tokenizer", "none at "),
         (
@@ -130,7 +124,6 @@ NEED_TOKENIZER = {"tokenizer", "encode, batch invariance", "infill, batch invari
         "mask id of another token",
         "mask id of none",
         "mask token is EOS",
-        "schema",
         "sidecar",
         "sidecar gone",
         "tokenizer too large",
@@ -154,21 +147,12 @@ def test_what_is_broken_fails_in_its_row_and_no_other(saved, tmp_path, capsys, b
 def test_weights_that_are_no_numbers_fail_and_stop_nothing(saved, tmp_path):
     edit_weights(saved, add_nan)
     code, rows = rows_of(tmp_path, saved, "--backends", "sdpa")
-    assert code == 1 and len(rows) == 35
+    assert code == 1 and len(rows) == 19
     assert rows["weights are numbers"]["detail"] == (
         "1 tensors with NaN or infinity, such as model.layers.0.mlp.up_proj.weight"
     )
     assert "states of causal mode are not finite numbers" in rows["leaks, causal, sdpa"]["detail"]
     assert rows["sidecars"]["outcome"] == "pass"
-
-
-def test_an_edited_code_file_is_found_by_its_own_code_too(saved, tmp_path):
-    edit_code(saved)
-    (saved / "words_magnet.py").write_bytes(
-        files.expected_code(MagnetLlamaForCausalLM)["words_magnet.py"].read_bytes()
-    )
-    code, rows = rows_of(tmp_path, saved, "--trust_remote_code", "--backends", "sdpa")
-    assert (code, names_of(rows, "fail")) == (1, {"remote code"})
 
 
 # ---- Masks that are broken ----

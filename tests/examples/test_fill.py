@@ -46,7 +46,7 @@ def test_it_prints_what_infill_blanks_finds_and_how_likely(checkpoint, capsys):
     first, second = (" ".join(many[0].text.split()) for many in expected.fills[0])
     (both,) = (line for line in lines if line.startswith("from both sides:"))
     assert f"<{first}>" in both and f"<{second}>" in both and both.endswith(" it.")
-    assert sum(line.startswith("from the left alone:") for line in lines) == 1
+    assert sum(line.startswith("from the left only:") for line in lines) == 1
 
 
 def test_the_model_chooses_the_length_where_none_is_given(checkpoint, capsys):

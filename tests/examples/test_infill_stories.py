@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from examples.fills_page import render_page
+from examples.demo.fills import render_page
 from examples.infill_stories import describe, main
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.spans_magnet import Fill

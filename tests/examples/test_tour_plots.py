@@ -8,12 +8,14 @@ import torch
 from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyBboxPatch
 
-from examples.plots import CONTEXT_COLOR, SPAN_COLOR
 from examples.tour.pictures import (
+    CONTEXT_COLOR,
     MASKED_COLOR,
+    SPAN_COLOR,
     draw_answers,
     draw_attention,
     draw_grids,
+    draw_objectives,
     draw_tokens,
     probability_colors,
 )
@@ -76,3 +78,22 @@ def test_grids_share_one_scale(number) -> None:
     assert {axes.images[0].get_clim() for axes in panels} == {(0.0, 1.0)}
     assert [axes.get_title() for axes in panels] == list(grids)
     figure.savefig(io.BytesIO(), format="png")
+
+
+def test_each_objective_has_a_panel_with_its_training_and_its_evaluations(tmp_path) -> None:
+    log = [
+        {"step": 0, "eval_loss_mntp": 9.0},
+        {"step": 2, "loss_mntp": 5.0},
+        {"step": 4, "loss_mntp": 4.0, "loss_sscl": 2.0, "eval_loss_mntp": 4.5},
+    ]
+    pictures = {}
+    for name, part in {"whole": log, "again": log, "without a step": log[:2], "other": [*log, {"step": 9}]}.items():
+        pictures[name] = draw_objectives(tmp_path / f"{name}.png", part).read_bytes()
+    assert pictures["whole"] == pictures["again"]
+    assert len(set(pictures.values())) == 3
+    # 4.5 inches of 120 dots for each objective that the log has.
+    widths = {name: int.from_bytes(picture[16:20]) for name, picture in pictures.items()}
+    assert (widths["whole"], widths["without a step"]) == (1080, 540)
+    assert b"Software" not in pictures["whole"] and b"atplotlib" not in pictures["whole"]
+    assert draw_objectives(tmp_path / "none.png", [{"step": 1, "train_runtime": 3.0}]) is None
+    assert {file.stem for file in tmp_path.iterdir()} == set(pictures)

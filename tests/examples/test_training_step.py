@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from examples.benchmarks import training_memory, training_step
-from examples.benchmarks.training_memory import PeakBytes
+from examples.benchmarks import training_step
 from examples.benchmarks.training_systems import language_loss, step_operations
 from trainer import LoraArguments, apply_lora
 from trainer.objectives import LossPhase
 
+from ..peak_bytes import PeakBytes
 from ..trainer.tiny import tiny_model
 from .tiny_run import save_plain_llama, write_corpus
 
@@ -35,7 +35,7 @@ def test_the_step_is_timed_against_the_naive_one(options, tmp_path, capsys):
     assert max(report["apart"].values()) < 1e-5
     assert all(len(times) == 2 for times in report["seconds"].values())
     tokens = report["tokens"]
-    assert tokens["joint"] == tokens["naive, the same rows"] > tokens["naive, padded rows"] > tokens["MNTP alone"] / 2
+    assert tokens["joint"] == tokens["naive, the same rows"] > tokens["MNTP alone"]
     floors = report["floor_flop"]
     assert floors["joint"] > floors["MNTP and MSG"]
     assert floors["joint"] == floors["naive, the same rows"] > floors["MNTP alone"] == floors["MNTP, all logits"] > 0
@@ -54,37 +54,12 @@ def test_compiled_layers_are_timed_beside_the_others(options):
     assert report["first_seconds"]["MNTP alone, compiled"] > report["seconds"]["MNTP alone, compiled"][0]
 
 
-@pytest.mark.long
-def test_a_larger_vocabulary_costs_the_naive_head_alone(options):
-    chosen = ["--systems", "MNTP alone", "MNTP, all logits", "--rounds", "1"]
-    small, large = (training_step.main([*options, *chosen, "--vocab_size", size]) for size in ("500", "4000"))
-    assert set(large["ratios"]) == {"MNTP alone over MNTP, all logits"}
-    assert large["floor_flop"]["MNTP alone"] > small["floor_flop"]["MNTP alone"]
-    assert (small["settings"]["vocab_size"], large["settings"]["vocab_size"]) == (500, 4000)
-
-
 def test_steps_that_differ_are_not_timed(options, monkeypatch):
     monkeypatch.setattr(
         "examples.benchmarks.training_systems.language_loss", lambda *_, **__: torch.ones((), requires_grad=True)
     )
     with pytest.raises(SystemExit, match="steps differ"):
         training_step.main(options)
-
-
-def test_memory_is_counted_for_each_vocabulary(options, tmp_path, capsys):
-    folder = tmp_path / "not" / "there" / "yet"
-    given = ["--vocab_sizes", "500", "8000", "--name", "memory", "--results", str(folder)]
-    report = training_memory.main([*options, *given])
-    assert capsys.readouterr().out.splitlines()[-1] == "training_memory: OK (memory.json)"
-    small, large = report["bytes"][500], report["bytes"][8000]
-    assert large["naive, the same rows"] > 3 * small["naive, the same rows"]
-    assert max(large["share"], small["share"]) < 0.5
-    assert json.loads((folder / "memory.json").read_text())["bytes"]["8000"] == large
-    for counted in (small, large):
-        halves = counted["steps"]
-        assert set(halves) == {"MNTP and MSG", "pairs alone", "joint"}
-        assert counted["over the larger half"] == halves["joint"] / max(halves["MNTP and MSG"], halves["pairs alone"])
-        assert counted["over the larger half"] <= 1.15
 
 
 def test_bytes_are_counted_as_by_hand():
@@ -103,17 +78,6 @@ def test_bytes_are_counted_as_by_hand():
     assert counted.held == 440, "the view holds it"
     del view, other
     assert counted.held == 0
-
-
-def test_bytes_at_the_address_of_a_tensor_that_is_gone_are_counted():
-    outside = [torch.ones(250) for _ in range(100)]
-    with PeakBytes() as counted:
-        for tensor in outside:
-            tensor.add_(1)
-        del tensor
-        outside.clear()  # whose addresses the next ones get
-        made = [torch.ones(250) for _ in range(100)]
-    assert counted.held == 1000 * len(made)
 
 
 @pytest.mark.parametrize("lora", [True, False])

@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # What setup.cfg lists for its extras, by the names that are imported.
 EXTRAS = (
     *("matplotlib", "ipykernel", "nbclient", "nbformat", "jupyter_client", "traitlets", "evaluate", "lm_eval", "mteb"),
-    *("sklearn", "scipy", "sentence_transformers", "seqeval", "gradio", "torchao", "deepspeed", "ray", "pdoc"),
+    *("sklearn", "scipy", "sentence_transformers", "seqeval", "gradio", "torchao", "deepspeed", "pdoc"),
 )
 
 

@@ -14,7 +14,7 @@ from trainer.lora import LoraArguments, apply_lora
 
 THREADS, CALLS = 8, 40
 TEXTS = ["The river runs through the old town.", "A girl sat by the tree and ate.", "In 1986 he was born."]
-GAPPED = "The king lived in [blank] with his daughter, and [blank] died there."
+BLANKS = "The king lived in [blank] with his daughter, and [blank] died there."
 
 
 def calls_of(model):
@@ -25,7 +25,7 @@ def calls_of(model):
         "encode one": lambda: model.encode(TEXTS[1], normalize_embeddings=True, convert_to_tensor=True),
         "words": lambda: model.encode_words(TEXTS[0].split()),
         "infill": lambda: model.infill("The king lived in", " with his daughter.", max_new_tokens=4),
-        "infill, several": lambda: model.infill_blanks([GAPPED, GAPPED], max_new_tokens=3, num_return_sequences=2),
+        "infill, several": lambda: model.infill_blanks([BLANKS, BLANKS], max_new_tokens=3, num_return_sequences=2),
         "generate": lambda: model.generate(**prompt, max_new_tokens=6, do_sample=False, pad_token_id=0),
         "score": lambda: [one.logprobs for one in model.score_infill("The cat", [" sat", " ran"], " down.")],
         "rows": lambda: model(prompt["input_ids"].repeat(2, 1), mode=["causal", "bidirectional"]).logits,

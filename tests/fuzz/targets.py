@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCard
 from markdown_it import MarkdownIt
 
-from examples.fills_page import render_page
+from examples.demo.fills import render_page
 from modeling_magnet.publishing.card import CardFacts, is_ours, is_readable, rename_card, with_tags, write_card
 from tests.fuzz import inputs, targets_files
 from tests.fuzz.judge import Target, check

@@ -23,7 +23,7 @@ import torch
 from peft import LoraConfig
 
 from examples.adapt import parse_arguments
-from examples.corpus.reading import ChunkStream, open_corpus
+from examples.corpus.reading import open_corpus
 from examples.evaluate.annotation_form import read_answers, read_key
 from examples.evaluate.clustering import CLUSTERING_SETS
 from examples.evaluate.conll import read_conll
@@ -235,9 +235,10 @@ def corpora(draw: random.Random, folder: Path) -> None:
     _write(draw, file, _rows(draw, ("text", "id")))
     id_column = None if kind.startswith(("txt", "parquet")) else draw.choice((None, "id", "text"))
     with naming("corpus[1]"):
-        corpus = open_corpus(str(file), id_column=id_column, limit=draw.choice((None, None, 1, 3)))
-        chunks = list(ChunkStream(corpus, chunk_size=draw.choice((1, 2, 100))))
-    check(chunks and chunks[-1].num_rows == 0, "no empty chunk ends the corpus")
+        limit = draw.choice((None, None, 1, 3))
+        corpus = open_corpus([str(file)], text_column="text", id_column=id_column, limit=limit)
+        chunks = list(corpus.chunks(draw.choice((1, 2, 100))))
+        check(sum(chunk.num_rows for chunk in chunks) == corpus.count(), "rows are missing")
     number = 0
     for chunk in chunks:
         check(chunk.first_row == number, "rows are numbered on")

@@ -13,11 +13,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma3TextConfig
 
-from examples.benchmarks.training_memory import PeakBytes
 from modeling_magnet import losses_magnet
 from modeling_magnet.families_magnet import MagnetGemma3ForCausalLM
 from modeling_magnet.losses_magnet import token_losses
 from modeling_magnet.modeling_magnet import MagnetLlamaForCausalLM
+
+from ..peak_bytes import PeakBytes
 
 HIDDEN, VOCAB = 6, 11
 

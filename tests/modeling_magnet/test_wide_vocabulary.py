@@ -6,11 +6,12 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from examples.benchmarks.training_memory import MIB, PeakBytes
 from modeling_magnet import MagnetLlamaForCausalLM, sampling_magnet
 from modeling_magnet.families_magnet import MagnetGemma3ForCausalLM
 from modeling_magnet.masking_magnet import attention_pattern, limit_to_window, render_for_layers
 from tests.modeling_magnet.test_families_magnet import make_config
+
+from ..peak_bytes import MIB, PeakBytes
 
 V = 2**15  # a row of scores takes an eighth of a MiB in float32
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from examples.benchmarks.training_memory import PeakBytes
 from trainer.corruption import corrupt_row
 from trainer.evaluation import language_metrics
 from trainer.samplers import row_generator
 
+from ..peak_bytes import PeakBytes
 from .tiny import MASK_TOKEN_ID, tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_tokenizer, tiny_trainer
 
 SPECIAL_IDS = torch.tensor([0, 1, 2])

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from examples.benchmarks.training_memory import PeakBytes
 from trainer import MagnetTrainer
 from trainer.lora import LoraArguments, apply_lora
 
+from ..peak_bytes import PeakBytes
 from .processes import KeepGradients
 from .test_magnet_trainer import assert_same_gradients
 from .tiny import tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_tokenizer, tiny_trainer

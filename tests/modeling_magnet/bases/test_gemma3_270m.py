@@ -13,7 +13,8 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from examples import models
-from examples.corpus.encoding import EncodingOptions, inspect_model
+from examples.corpus.encoding import inspect_model
+from examples.encode_corpus import parse_arguments
 from examples.evaluate.records import identify
 from examples.models import is_here, not_adapted, open_magnet
 from modeling_magnet import AutoMagnetForCausalLM
@@ -141,7 +142,7 @@ def test_scripts_do_not_ask_the_hub_for_it(package, monkeypatch):
 
 
 def test_a_corpus_is_encoded_and_a_record_is_kept_of_it_by_the_short_name(package):
-    facts = inspect_model(EncodingOptions(model_name_or_path=NAME))
+    facts = inspect_model(parse_arguments([f"--model={NAME}", "--texts=a.txt", "--output=a.npy"]))
     assert facts.revision is None and facts.width == 32
     assert "model.safetensors" in {Path(file).name for file in facts.files}
     assert identify(NAME)["weights"] == gemma3_270m.SHA256[:16] and identify(NAME)["name"] == NAME

@@ -47,7 +47,7 @@ def spell(tokenizer: Any, fill: Any) -> list[str]:
 
 
 def render_page(rows: Iterable[Mapping[str, Any]], *, title: str) -> str:
-    """Return one HTML page without anything outside it; all text is escaped."""
+    """Return one HTML page that needs no other file; all text is escaped."""
     body = "\n".join(_article(row) for row in rows)
     return (
         "<!DOCTYPE html>\n"
@@ -59,17 +59,17 @@ def render_page(rows: Iterable[Mapping[str, Any]], *, title: str) -> str:
 
 
 def render_scale() -> str:
-    """Return what the colours of the tokens mean."""
+    """Return a legend of the tokens' colours."""
     shares = (0.9, 0.5, 0.1, 0.01, 0.001)
     return "Probability of a token: " + " ".join(_token(f"{100 * share:g}%", math.log(share)) for share in shares)
 
 
 def _article(row: Mapping[str, Any]) -> str:
     """Return one text: its best fills in place, the other answers below."""
-    number = f"<small>{int(row['row']) + 1}</small>"
+    label = f"<small>{int(row['row']) + 1}</small>"
     if "error" in row:
         text, error = html.escape(row["text"]), html.escape(row["error"])
-        return f'<article>{number}<p>{text}</p><p class="error">{error}</p></article>'
+        return f'<article>{label}<p>{text}</p><p class="error">{error}</p></article>'
     best = [answers[0] for answers in row["fills"]]
     parts = [html.escape(row["pieces"][0])]
     for fill, piece in zip(best, row["pieces"][1:], strict=True):
@@ -77,21 +77,21 @@ def _article(row: Mapping[str, Any]) -> str:
     text = "".join(parts)
     details = ""
     if any(len(answers) > 1 for answers in row["fills"]):
-        items = "".join(_alternatives(gap, answers) for gap, answers in enumerate(row["fills"], start=1))
+        items = "".join(_alternatives(number, answers) for number, answers in enumerate(row["fills"], start=1))
         details = f"<details><summary>all answers</summary>{items}</details>"
-    return f"<article>{number}<p>{text}</p>{details}</article>"
+    return f"<article>{label}<p>{text}</p>{details}</article>"
 
 
-def _alternatives(gap: int, answers: Sequence[Mapping[str, Any]]) -> str:
-    """Return the answers to one gap with their log-probabilities."""
+def _alternatives(number: int, answers: Sequence[Mapping[str, Any]]) -> str:
+    """Return the answers to one blank with their log-probabilities."""
     items = "".join(
         f"<li>{render_fill(answer)} <small>{answer['logprob']:.2f} nats</small></li>" for answer in answers
     )
-    return f"<p>Blank {gap}</p><ol>{items}</ol>"
+    return f"<p>Blank {number}</p><ol>{items}</ol>"
 
 
 def render_fill(fill: Mapping[str, Any]) -> str:
-    """Return the tokens of a fill; in one colour where its text is not that of its tokens."""
+    """Return the tokens of a fill; one colour for all if the tokens do not join to its text."""
     if "".join(fill["tokens"]) == fill["text"]:
         shown = zip(fill["tokens"], fill["logprobs"], strict=True)
         return "".join(_token(text, logprob) for text, logprob in shown if text)
@@ -99,7 +99,7 @@ def render_fill(fill: Mapping[str, Any]) -> str:
 
 
 def _token(text: str, logprob: float) -> str:
-    """Return a token whose hue goes from red (a thousandth) to green (certain), with its number for those who ask."""
+    """Return a token whose hue goes from red (a thousandth) to green (certain), with its probability as a tooltip."""
     hue = 120 * min(max(1 + logprob / math.log(1000), 0.0), 1.0)
     return (
         f'<span class="token" style="--hue:{hue:.0f}" title="{math.exp(logprob):.2%}, {logprob:.2f} nats">'

@@ -1,0 +1,187 @@
+"""Run each benchmark at the size of 7B on a GPU, and print a table of figures and what they should reach.
+
+    python examples/benchmarks/on_gpu.py --model DIR --texts FILE --pairs FILE --pair_label_column COLUMN
+
+Random weights of that shape are written once, with the tokenizer of the model; values do not change speed. Each
+benchmark runs in its own process, compares results before it times, and writes its own JSON; one that fails or takes
+too long has no figure in the table. Planned for 10 minutes on one H200: a step of 32 rows of 512 tokens at 55 % of 790
+TFLOP/s takes 1.1 seconds, compiling a layer half a minute.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+import transformers
+
+from examples.benchmarks.measuring import PAPER_STEPS, SHAPES, machine, random_llama
+from examples.benchmarks.training_systems import COMPILED, JOINT, MNTP, ROWS
+from examples.command_line import OneLineParser, add_device, add_dtype, add_model, at_least, choose_device, need, start
+from trainer.whole_files import write_json
+
+HERE = Path(__file__).parent
+Report = dict[str, Any]
+
+
+class Bar(NamedTuple):
+    """A figure of a benchmark, and the least that it should be; `None` if there is no aim."""
+
+    what: str
+    at_least: float | None
+    figure: Callable[[Report], float]
+
+
+def training_share(report: Report, system: str) -> float:
+    """Return the operations a second of a step, without those it could avoid, over the rate of a matrix product."""
+    seconds = statistics.median(report["seconds"][system])
+    return float(report["floor_flop"][system] / report["matrix_flop_per_second"] / seconds)
+
+
+def recipes_an_hour(report: Report, end: str) -> float:
+    """Return how many runs of as many steps as the paper's fit into an hour."""
+    steps = zip(PAPER_STEPS, (ROWS, JOINT), strict=True)
+    return 3600 / sum(number * statistics.median(report["seconds"][system + end]) for number, system in steps)
+
+
+def encoding_share(report: Report) -> float:
+    """Return the operations a second of `encode`, without padding, over the rate of a matrix product."""
+    seconds = statistics.median(report["seconds"]["encode"])
+    return float(report["floor_flop"] / report["matrix_flop_per_second"] / seconds)
+
+
+def decoding_share(report: Report) -> float:
+    """Return the bytes a second that decoding has to read over those of a large copy."""
+    return float(report["ratios"]["share of the copying rate"]["median"])
+
+
+TRAINING = [
+    Bar("rows of MNTP and MSG: share of a large product's rate", 0.55, lambda r: training_share(r, ROWS)),
+    Bar("rows of MNTP and MSG, compiled: share", 0.55, lambda r: training_share(r, ROWS + COMPILED)),
+    Bar("joint step: share", None, lambda r: training_share(r, JOINT)),
+    Bar("joint step, compiled: share", None, lambda r: training_share(r, JOINT + COMPILED)),
+    Bar("runs of the paper's recipe an hour", 1 / 1.5, lambda r: recipes_an_hour(r, "")),
+    Bar("runs of the paper's recipe an hour, compiled", 1 / 1.5, lambda r: recipes_an_hour(r, COMPILED)),
+    Bar("tokens/s of MNTP alone over the joint step's", None, lambda r: r["ratios"][f"{MNTP} over {JOINT}"]),
+]
+DECODING = [Bar("decoding, batch 1: share of the copying rate", 0.7, decoding_share)]
+ENCODING = [
+    Bar("encode, mixed lengths: share of a large product's rate", 0.6, encoding_share),
+    Bar("encode over sentence-transformers, its default batch size", None, lambda r: r["ratio_default"]),
+    Bar("encode over sentence-transformers, its best", None, lambda r: r["ratio_best"]),
+]
+
+
+def benchmarks(args: argparse.Namespace) -> list[tuple[str, str, list[str], list[Bar]]]:
+    """Return the script of each benchmark, the end of its file's name, its options and bars; the most wanted first."""
+    step = ["--texts", args.texts, "--pairs", args.pairs, "--compiler", args.compiler, "--autocast", "--recompute"]
+    step += ["--batch_size", str(args.batch_size), "--rounds", "5"]
+    step += ["--pair_label_column", args.pair_label_column] if args.pair_label_column else []
+    encode = ["--texts", args.texts, "--number", str(args.number), "--rounds", "3", "--batch_sizes", "32", "128"]
+    flex = [bar._replace(what=f"flex attention, {bar.what}", at_least=None) for bar in TRAINING[:2]]
+    asked = [
+        ("training_step", "", [*step, "--systems", JOINT, ROWS, MNTP], TRAINING),
+        ("infill_decoding", "", ["--rounds", "5"], DECODING),
+        ("encoding_throughput", "", encode, ENCODING),
+        ("training_step", "_flex", [*step, "--systems", ROWS, "--attn_implementation", "flex_attention"], flex),
+    ]
+    return asked if args.device == "cuda" else asked[:-1]  # elsewhere flex attention has no backward pass
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = OneLineParser(description=__doc__)
+    add_model(parser, help="directory or Hub id of the model whose tokenizer is used")
+    parser.add_argument("--texts", required=True, help="texts with paragraphs")
+    parser.add_argument("--pairs", required=True, help="pairs of texts")
+    parser.add_argument("--pair_label_column", help="1 where the two are paraphrases")
+    parser.add_argument("--shape", choices=list(SHAPES), default="7b", help="of the random weights")
+    parser.add_argument("--batch_size", type=at_least(), default=32, help="rows a step")
+    parser.add_argument("--number", type=at_least(), default=1000, help="texts to embed")
+    parser.add_argument("--compiler", default="inductor", help="of layers")
+    add_device(parser)
+    add_dtype(parser)
+    parser.set_defaults(dtype="bfloat16")
+    parser.add_argument("--seconds", type=float, default=560, help="for all of it")
+    parser.add_argument("--name", default="gpu", help="how the names of the JSON files begin")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="where they go")
+    args = parser.parse_args(arguments)
+    need("eval", "sentence_transformers")
+    args.device = choose_device(args.device)
+    return args
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+    """Run all, print the table, write it.
+
+    Raises:
+        SystemExit: a figure that has an aim is missing.
+    """
+    args = parse_arguments(arguments)
+    started = time.monotonic()
+    table: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
+        path = random_llama(args.shape, tokenizer, Path(folder) / "random", dtype=getattr(torch, args.dtype))
+        print(f"weights of {args.shape} written after {time.monotonic() - started:.0f} s", flush=True)
+        for script, end, options, bars in benchmarks(args):
+            name = f"{args.name}_{script}{end}"
+            call = [sys.executable, str(HERE / f"{script}.py"), "--model", path, "--device", args.device]
+            call += ["--dtype", args.dtype, "--name", name, "--results", str(args.results), *options]
+            left = args.seconds - (time.monotonic() - started)
+            report = run(call, seconds=left, file=args.results / f"{name}.json")
+            print(f"{name} ended after {time.monotonic() - started:.0f} s in all", flush=True)
+            for bar in bars:
+                figure = None if report is None else bar.figure(report)
+                table.append({"what": bar.what, "at_least": bar.at_least, "figure": figure, "file": f"{name}.json"})
+    print_table(table)
+    file = args.results / f"{args.name}_all.json"
+    whole = {"table": table, "seconds": time.monotonic() - started, "shape": args.shape}
+    write_json(file, {**whole, **machine(torch.device(args.device), dtype=args.dtype)})
+    missing = [row["what"] for row in table if row["at_least"] is not None and row["figure"] is None]
+    if missing:
+        raise SystemExit(f"There is no figure for: {'; '.join(missing)}.")
+    print(f"on_gpu: OK ({file.name})")
+    return table
+
+
+def run(call: list[str], *, seconds: float, file: Path) -> Report | None:
+    """Run a benchmark and return what it wrote; `None` if it failed or took longer than is left."""
+    file.unlink(missing_ok=True)  # of an earlier run
+    if seconds <= 0:
+        print(f"{file.stem}: no time was left for it", flush=True)
+        return None
+    try:
+        # What it prints is seen as it comes; its bars of progress would hide the rest.
+        ended = subprocess.run(call, timeout=seconds, stderr=subprocess.PIPE, text=True, check=False)
+    except subprocess.TimeoutExpired:
+        print(f"{file.stem} was ended after {seconds:.0f} s", flush=True)
+        return None
+    if ended.returncode or not file.is_file():
+        print(f"{file.stem} failed:\n{ended.stderr[-3000:]}", flush=True)
+        return None
+    report: Report = json.loads(file.read_text(encoding="utf-8"))
+    return report
+
+
+def print_table(table: list[dict[str, Any]]) -> None:
+    """Print the figures beside what they should reach."""
+    print(f"\n{'':68s}{'at least':>10s}{'figure':>10s}")
+    for row in table:
+        bar = "" if row["at_least"] is None else f"{row['at_least']:.2f}"
+        print(
+            f"{row['what']:68s}{bar:>10s}{'not run' if row['figure'] is None else format(row['figure'], '.3f'):>10s}"
+        )
+
+
+if __name__ == "__main__":
+    start(main)
