@@ -7,20 +7,17 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
-from transformers import GgufConfig, PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from .adapters_magnet import check_adapter_fits, is_resized, load_head
+from .adapters_magnet import check_adapter_fits, load_head
 from .configuration_magnet import MagnetSettings, resolve_mask_token
 from .sources_magnet import (
     CONFIG,
@@ -29,14 +26,15 @@ from .sources_magnet import (
     CheckpointError,
     ModelSource,
     TokenizerSource,
-    config_of,
-    files_are_at_fault,
+    bases,
+    check_tensors,
+    errors_of_caller,
+    reading,
     tokenizer_place,
-    told_mismatch,
 )
 from .tokenization_magnet import join_prompt
 
-try:  # what does not travel with a checkpoint: whole directories, model cards, merging, pushing
+try:  # what does not travel with a checkpoint: whole directories, model cards, merging, pushing, diagnosis
     from modeling_magnet import publishing
 except ImportError:
     publishing = None  # type: ignore[assignment]
@@ -129,18 +127,14 @@ def is_saved_by_library() -> bool:
 
 
 def leave_to_library(finished: Path, target: Path, *, opened_as_encoder: bool) -> None:
-    """Replace our sidecars by sentence-transformers' own files, which it writes before and after our save.
+    """Keep sentence-transformers' own sidecars, which it writes before and after our save.
 
     Our settings in `finished`, which is to be moved to `target`, get the prompts and the similarity that the library's
     user has set. Its files do not say whether the model is read bidirectionally: as for a stock decoder, config.json
     has to.
     """
-    for name in (*TOP_FILES, f"{POOLING_FOLDER}/config.json", f"{HEAD_FOLDER}/config.json"):
-        (finished / name).unlink(missing_ok=True)
-    if (finished / POOLING_FOLDER).is_dir():
-        (finished / POOLING_FOLDER).rmdir()
     for name in TOP_FILES:
-        if (target / name).is_file():
+        if finished != target and (target / name).is_file():
             shutil.copy(target / name, finished)
     config = finished / CONFIG
     if not config.is_file():  # only an adapter
@@ -217,15 +211,6 @@ def write_code(kind: type, directory: Path) -> str | None:
 
 # Arguments of transformers by which weights are not where they usually are.
 _OTHER_WEIGHTS = ("gguf_file", "variant", "state_dict")
-# Arguments that are checked before anything is read, or by which no load fails.
-_HARMLESS = (
-    "attn_implementation",
-    "dtype",
-    "torch_dtype",
-    "use_safetensors",
-    "trust_remote_code",
-    "low_cpu_mem_usage",
-)
 # Keys of config.json that may name a repository of compiled attention code, which transformers would run.
 _ATTENTION = ("attn_implementation", "_attn_implementation")
 
@@ -254,7 +239,6 @@ class _Opened(NamedTuple):
 
     model: ModelSource  # the model, or the base of the adapter
     adapter: ModelSource | None
-    values: dict[str, Any]  # config.json of the model
     settings: MagnetSettings
     is_ours: bool  # whether a checkpoint or an adapter of ours, with its settings, is there
 
@@ -268,14 +252,14 @@ def load_model(
     opened = _open(kind, ModelSource(str(path), arguments), given_adapter, config=kwargs.get("config"))
     source, adapter, settings = opened.model, opened.adapter, opened.settings
     kwargs = {name: value for name, value in kwargs.items() if name not in arguments} | source.arguments
-    if not any(kwargs.get(name) for name in _OTHER_WEIGHTS):
-        source.check_weights()
+    if publishing is not None and not any(kwargs.get(name) for name in _OTHER_WEIGHTS):
+        publishing.check_weights(source)
     # Before the weights: a missing mask token must not cost the time of loading them.
     tokenizer_source = _find_tokenizer(opened, mask_token)
     wants_info = kwargs.pop("output_loading_info", False)
     may_differ = kwargs.pop("ignore_mismatched_sizes", False)
-    model, info = _read_weights(kind, load, source, opened.values, *model_args, **kwargs)
-    _check_tensors(source, info, may_differ=may_differ)
+    model, info = _read_weights(kind, load, source, *model_args, **kwargs)
+    _check_report(source, info, may_differ=may_differ)
     model._tokenizer_source, model._weights_source = tokenizer_source, source
     model._stored_vocab_size = model.config.vocab_size
     if adapter is not None:
@@ -286,7 +270,7 @@ def load_model(
     MagnetSettings.update(model.config, mask_token=settings.mask_token, mask_token_id=settings.mask_token_id)
     model._card_source = (adapter or source) if opened.is_ours else None
     adapter_is_ours = adapter is not None and opened.is_ours
-    if MagnetSettings.value(model.config, "contrastive_head") is not None and not adapter_is_ours:
+    if MagnetSettings.of(model.config).contrastive_head is not None and not adapter_is_ours:
         load_head(model, source)
     return (model, info) if wants_info else model
 
@@ -300,17 +284,16 @@ def _open(kind: Any, source: ModelSource, adapter: ModelSource | None, *, config
     values = source.config_values(config)
     check_is_our_decoder(values, expected=getattr(kind.config_class, "model_type", ""), path=source.path)
     check_names_no_kernel(values, path=source.path)
-    if not isinstance(config, PreTrainedConfig):
-        config_of(values, kind.config_class, source=str(source))
     settings = MagnetSettings.from_dict(values.get("magnet") or {}, source=str(source))
     if adapter is None:
-        return _Opened(source, None, values, settings, is_ours=bool(values.get("magnet")))
+        return _Opened(source, None, settings, is_ours=bool(values.get("magnet")))
     stored = adapter.adapter_settings()
     check_adapter_fits(adapter, stored, values)
-    adapter.check_weights()
+    if publishing is not None:
+        publishing.check_weights(adapter)
     if stored is not None:
         settings = MagnetSettings.from_dict(stored["magnet"], source=str(adapter))
-    return _Opened(source, adapter, values, settings, is_ours=bool(stored))
+    return _Opened(source, adapter, settings, is_ours=bool(stored))
 
 
 def _find_tokenizer(opened: _Opened, mask_token: str | None) -> TokenizerSource:
@@ -328,19 +311,10 @@ def _find_tokenizer(opened: _Opened, mask_token: str | None) -> TokenizerSource:
     return source
 
 
-def _check_tensors(source: ModelSource, info: dict[str, Any], *, may_differ: bool) -> None:
-    """Refuse tensors that do not fit or are missing; warn of those that the model has no place for."""
-    if info["mismatched_keys"] and not may_differ:
-        raise CheckpointError(
-            f"The weights of {source} do not fit its config.json: {told_mismatch(info['mismatched_keys'])}. "
-            "Restore the files that belong together, or save the model anew."
-        )
-    if info["missing_keys"]:
-        raise CheckpointError(
-            f"The weights of {source} lack {sorted(info['missing_keys'])[:3]} ({len(info['missing_keys'])} "
-            "tensors), which would be random. An encoder that was saved without its LM head, or a part of a "
-            "model, cannot be opened here; name the whole one."
-        )
+def _check_report(source: ModelSource, info: dict[str, Any], *, may_differ: bool) -> None:
+    """Refuse tensors that do not fit or would be random; warn of those that the model has no place for."""
+    mismatched = [] if may_differ else [name for name, *_ in info["mismatched_keys"]]
+    check_tensors(source, mismatched=mismatched, missing=info["missing_keys"])
     unexpected = [key for key in info["unexpected_keys"] if not key.startswith(HEAD_PREFIX)]
     if unexpected:
         warnings.warn(
@@ -351,59 +325,24 @@ def _check_tensors(source: ModelSource, info: dict[str, Any], *, may_differ: boo
 
 
 def _read_weights(
-    kind: Any, load: Callable[..., Any], source: ModelSource, values: dict[str, Any], *model_args: Any, **kwargs: Any
+    kind: Any, load: Callable[..., Any], source: ModelSource, *model_args: Any, **kwargs: Any
 ) -> tuple[Any, dict[str, Any]]:
     """Return the model that `load`, the parent's `from_pretrained`, loads, and what it reports of the tensors."""
-    given, path, gguf = set(kwargs), source.path, source.gguf()
-    if gguf is None:
-        kwargs["use_safetensors"] = True
-    else:
-        path = str(gguf.parent)
-        kwargs = _as_gguf(gguf, values, kind.config_class, kwargs)
-    try:
+    path, gguf, callers = source.path, source.gguf(), errors_of_caller(kwargs)
+    with reading(f"The model at {source}", unless=callers):
+        if gguf is None:
+            kwargs["use_safetensors"] = True
+        else:
+            path = str(gguf.parent)
+            kept = {name: value for name, value in kwargs.items() if name not in SOURCE_ARGUMENTS}
+            kwargs = bases.gguf.load_arguments(gguf, kind.config_class, kept)
         # Told to go on, transformers names the tensors that do not fit.
         model, info = load(path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
-    except (RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError, SafetensorError) as error:
-        given = {name for name in given if not name.startswith("_")}
-        if model_args or not files_are_at_fault(error, given, harmless=_HARMLESS):
-            raise
-        raise CheckpointError(
-            f"The weights of {source} cannot be read into its config.json ({error}). Restore the files that "
-            "belong together, or save the model anew."
-        ) from error
     if gguf is not None:
-        _forget_quantization(model)
+        bases.gguf.forget_quantization(model)
     if path != source.name:  # what an adapter names as its base
         model.config._name_or_path = model.name_or_path = source.name
     return model, info
-
-
-def _as_gguf(file: Path, values: dict[str, Any], config_class: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by which transformers opens a GGUF file de-quantised, and reads its header no second time."""
-    kept = {name: value for name, value in kwargs.items() if name not in SOURCE_ARGUMENTS}
-    if not isinstance(kept.get("config"), PreTrainedConfig):
-        if kept.get("config") is None:
-            config = config_of(values, config_class, source=repr(str(file)))
-        else:
-            config = config_class.from_pretrained(kept["config"])
-        known = config.to_dict()
-        for name in [name for name in kept if name in known and name not in ("dtype", "torch_dtype")]:
-            setattr(config, name, kept.pop(name))
-        kept["config"] = config
-    kept["gguf_file"] = str(file)
-    # Where a kernel is installed, transformers would otherwise leave the weights quantised.
-    if kept.get("quantization_config") is None:
-        kept["quantization_config"] = GgufConfig(dequantize=True)
-    return kept
-
-
-def _forget_quantization(model: Any) -> None:
-    """Make a model that was read from a GGUF file the plain one that it is, which can be saved and trained."""
-    for name in ("hf_quantizer", "quantization_method"):
-        vars(model).pop(name, None)
-    model.is_quantized = False
-    for name in ("quantization_config", "_is_quantized"):
-        vars(model.config).pop(name, None)
 
 
 def _adapter_of_auto_class(arguments: dict[str, Any] | None) -> ModelSource | None:
@@ -443,12 +382,23 @@ def save_model(
         raise ValueError("`merge_adapter` and another `dtype` need the package: install it, or leave them out.")
     if merge_adapter:
         publishing.check_can_merge(model, state_dict)
+    by_library = is_saved_by_library()  # card and sidecars are its own, with what its user has set
 
     def write(directory: Path) -> None:
-        host, weights = model, state_dict
-        if changes:
-            host, weights = publishing.changed_checkpoint(model, state_dict, dtype)
-        _write_checkpoint(model, partial(stock_save, host), directory, weights, is_main_process, **kwargs)
+        if adapter_alone and publishing is None:
+            stock_save(model, directory, state_dict=state_dict, **kwargs)
+        elif adapter_alone:
+            publishing.write_adapter(model, directory, state_dict, adapter_dtype)
+            _write_embedder(model, directory, model.state_dict(), is_adapter=True, with_sidecars=not by_library)
+        else:
+            host, weights = model, model.state_dict() if state_dict is None else state_dict
+            if changes:
+                host, weights = publishing.changed_checkpoint(model, state_dict, dtype)
+            main = {name: tensor for name, tensor in weights.items() if not name.startswith(HEAD_PREFIX)}
+            stock_save(host, directory, is_main_process=is_main_process, state_dict=main, **kwargs)
+            if is_main_process:
+                _name_both_lives(model, directory)
+                _write_embedder(model, directory, weights, is_adapter=False, with_sidecars=not by_library)
 
     if not is_main_process:  # it may have to take part, where weights are spread over processes
         with tempfile.TemporaryDirectory() as scratch:
@@ -456,16 +406,11 @@ def save_model(
                 write(Path(scratch))
         return
     _check_tokenizer(model)
-    _check_not_packed(model)
-    with (_written_plainly if publishing is None else publishing.written_aside)(target) as finished:
-        if adapter_alone and publishing is None:
-            stock_save(model, finished, state_dict=state_dict, **kwargs)
-        elif adapter_alone:
-            publishing.write_adapter(model, finished, state_dict, adapter_dtype)
-            _write_embedder(model, finished, model.state_dict(), is_adapter=True)
-        else:
-            write(finished)
-        if is_saved_by_library():  # card and sidecars are its own, with what its user has set
+    if publishing is not None:
+        publishing.check_not_packed(model)
+    with nullcontext(target) if publishing is None else publishing.written_aside(target) as finished:
+        write(finished)
+        if by_library:
             leave_to_library(finished, target, opened_as_encoder=model.default_mode == "bidirectional")
         elif publishing is not None:
             publishing.write_card_beside(model, finished, target.resolve(), adapter_alone=adapter_alone)
@@ -473,43 +418,18 @@ def save_model(
                 publishing.verify_files(model, finished, dtype=dtype)
 
 
-@contextmanager
-def _written_plainly(target: Path) -> Iterator[Path]:
-    """Yield a directory whose files are copied into the target, which is made: as much as a checkpoint's code does."""
-    with tempfile.TemporaryDirectory() as scratch:
-        finished = Path(scratch) / "checkpoint"
-        yield finished
-        shutil.copytree(finished, target, dirs_exist_ok=True)
-
-
 def _check_tokenizer(model: Any) -> None:
     """Refuse to save without the tokenizer that there was when the model was loaded: its mask token is known."""
     source = model._tokenizer_source
-    if source.path and MagnetSettings.value(model.config, "mask_token_id") is not None and source.find() is None:
+    if source.path and MagnetSettings.of(model.config).mask_token_id is not None and source.find() is None:
         raise CheckpointError(
             f"The tokenizer at {source.path!r}, where the model came from, cannot be read any more. Nothing was "
             "saved. Restore it, or set one: `model.tokenizer = AutoTokenizer.from_pretrained(...)`."
         )
 
 
-def _write_checkpoint(
-    model: Any,
-    stock_save: Callable[..., None],
-    directory: Path,
-    state_dict: dict[str, Any] | None,
-    is_main_process: bool,
-    **kwargs: Any,
-) -> None:
-    """Write a whole checkpoint."""
-    weights = model.state_dict() if state_dict is None else state_dict
-    main_weights = {name: tensor for name, tensor in weights.items() if not name.startswith(HEAD_PREFIX)}
-    stock_save(directory, is_main_process=is_main_process, state_dict=main_weights, **kwargs)
-    if is_main_process:
-        _write_beside_weights(model, directory, weights)
-
-
-def _write_beside_weights(model: Any, directory: Path, weights: dict[str, Any]) -> None:
-    """Turn a directory of stock weights into a checkpoint of ours."""
+def _name_both_lives(model: Any, directory: Path) -> None:
+    """Make a directory of stock weights a checkpoint of ours, too: write the code, and name it in config.json."""
     ours = write_code(type(model), directory)
     config_file = directory / "config.json"
     values = json.loads(config_file.read_text(encoding="utf-8"))
@@ -527,30 +447,26 @@ def _write_beside_weights(model: Any, directory: Path, weights: dict[str, Any]) 
     values["is_causal"] = True
     values["magnet"]["adapter_modes"] = None  # of an adapter, which no whole checkpoint has
     config_file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    _write_embedder(model, directory, weights)
 
 
-def _write_embedder(model: Any, directory: Path, weights: dict[str, Any], *, is_adapter: bool = False) -> None:
+def _write_embedder(
+    model: Any, directory: Path, weights: dict[str, Any], *, is_adapter: bool, with_sidecars: bool
+) -> None:
     """Write what checkpoints and adapters share: tokenizer, contrastive head, sentence-transformers sidecars."""
-    tokenizer = model._tokenizer_source.find()
-    # 33 MB beside 8 MB of an adapter, and it comes with the base.
-    is_base_own = is_adapter and tokenizer is not None and _is_packaged(tokenizer, model._weights_source)
-    if tokenizer is not None and not is_base_own:
+    tokenizer, settings = model._tokenizer_source.find(), MagnetSettings.of(model.config)
+    if tokenizer is not None and not (is_adapter and publishing.has_tokenizer_of_base(model)):
         tokenizer.save_pretrained(str(directory))
-    modes = MagnetSettings.value(model.config, "adapter_modes")
-    # The library would have the adapter always on.
-    off = modes is not None and "bidirectional" not in modes
-    if is_adapter and (off or is_resized(model) or not _base_is_checkpoint(directory)):
+    if with_sidecars and is_adapter and not publishing.opens_as_embedder(model, directory):
         write_sidecars(directory, refusing_contents())
-    else:
+    elif with_sidecars:
         contents = sidecar_contents(
             hidden_size=model.config.hidden_size,
-            settings=model.magnet_settings,
+            settings=settings,
             has_bos=tokenizer is not None and tokenizer.bos_token_id is not None,
             pad_token=None if tokenizer is None else tokenizer.pad_token or tokenizer.eos_token,
         )
         write_sidecars(directory, contents)
-    if model.magnet_settings.contrastive_head is not None:
+    if settings.contrastive_head is not None:
         head = {name[len(HEAD_PREFIX) :]: weights[name] for name in weights if name.startswith(HEAD_PREFIX)}
         file = directory / HEAD_WEIGHTS
         file.parent.mkdir(exist_ok=True)
@@ -565,37 +481,6 @@ def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
             f"`dtype={dtype!r}` is not a floating-point dtype of torch; expected one such as torch.bfloat16."
         )
     return found
-
-
-def _check_not_packed(model: torch.nn.Module) -> None:
-    """Refuse weights that bitsandbytes repacked for a CPU: what it gives back of them is not what they were."""
-    for name, parameter in model.named_parameters():
-        if getattr(getattr(parameter, "quant_state", None), "packing_format_for_cpu", False):
-            raise CheckpointError(
-                f"{name} was repacked by the 4-bit kernels of bitsandbytes in a forward on this CPU, and would be "
-                "saved wrongly. Load the model again and save it before any forward, or quantise it otherwise."
-            )
-
-
-def _is_packaged(tokenizer: Any, source: ModelSource | None) -> bool:
-    """Return whether a tokenizer is, unchanged, that of a base which is installed as a package."""
-    if source is None or not source.is_packaged or not tokenizer.is_fast:
-        return False
-    own: Any = TokenizerSource(source.path, source.arguments).load()
-    first, second = (
-        (one.backend_tokenizer.to_str(), one.special_tokens_map, one.padding_side, one.model_max_length)
-        for one in (own, tokenizer)
-    )
-    return first == second
-
-
-def _base_is_checkpoint(adapter: Path) -> bool:
-    """Return whether the base of an adapter is one of our checkpoints: its config can make it an encoder."""
-    try:
-        base = ModelSource(str(adapter), {}).adapter_base()
-    except CheckpointError:
-        return False
-    return base is not None and "is_causal" in base.config_values()
 
 
 __all__ = [

@@ -149,7 +149,7 @@ class DataCollatorForMagnet:
         return cls.from_tokenizer(
             tokenizer,
             model_config=model_config,
-            mask_token_id=MagnetSettings.value(model_config, "mask_token_id"),
+            mask_token_id=MagnetSettings.of(model_config).mask_token_id,
             settings=args.corruption_settings,
             seed=args.seed,
         )

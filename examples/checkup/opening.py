@@ -10,6 +10,7 @@ from transformers import AutoModel
 
 from examples.checkup.findings import Finding, judged, not_applicable
 from modeling_magnet import FAMILIES, AutoMagnetForCausalLM
+from modeling_magnet.publishing import check_weights
 from modeling_magnet.sources_magnet import ModelSource
 
 Kind = Literal["plain decoder", "checkpoint", "adapter"]
@@ -52,7 +53,7 @@ def open_model(
     AutoMagnetForCausalLM.family_of(path, **where)
     for place in (source, base):
         if place is not None:
-            place.check_weights()
+            check_weights(place)
     kind: Kind = "adapter" if base is not None else "checkpoint" if "magnet" in values else "plain decoder"
     if trust_remote_code and not values.get("auto_map"):
         raise ValueError(

@@ -69,7 +69,7 @@ def _embedding_findings(model: Any, again: Any) -> list[Finding]:
 
 
 def _stock_findings(model: Any, target: Path, like: dict[str, Any]) -> Iterator[Finding]:
-    if model.has_adapter and MagnetSettings.value(model.config, "adapter_modes") is not None:
+    if model.has_adapter and MagnetSettings.of(model.config).adapter_modes is not None:
         yield not_applicable("stock class, keys", "an adapter bound to modes, which a stock class does not know")
         yield not_applicable("stock class, causal logits", "likewise")
         return
@@ -92,7 +92,7 @@ MERGED, BOUND = "adapter, merged", "adapter, causal mode is the base"
 @contextmanager
 def in_every_mode(model: Any) -> Iterator[None]:
     """Turn an adapter on in every mode: with modes of its own, it cannot be merged."""
-    modes = MagnetSettings.value(model.config, "adapter_modes")
+    modes = MagnetSettings.of(model.config).adapter_modes
     model.set_adapter_modes(None)
     try:
         yield
@@ -121,7 +121,7 @@ def merge_findings(model: Any, folder: Path) -> list[Finding]:
 
 def bound_findings(model: Any, base: ModelSource | None) -> list[Finding]:
     """Return one row: causal logits against those of the base that is loaded alone."""
-    modes = MagnetSettings.value(model.config, "adapter_modes") if model.has_adapter else None
+    modes = MagnetSettings.of(model.config).adapter_modes if model.has_adapter else None
     if modes is None:
         return [not_applicable(BOUND, "on in every mode" if model.has_adapter else "no adapter")]
     if "causal" in modes:

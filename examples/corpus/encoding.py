@@ -78,7 +78,7 @@ def inspect_model(options: EncodingOptions) -> ModelFacts:
             f"`model_name_or_path` is {path!r}, where no model can be read ({error}). Name a folder or a Hub id."
         ) from error
     config, tokenizer = open_without_weights(path, revision=revision)
-    settings = MagnetSettings.from_dict(getattr(config, "magnet", None) or {})
+    settings = MagnetSettings.validated(config)
     context = context_length(config, tokenizer)
     if options.max_length is not None and not 3 <= options.max_length <= context:
         raise ValueError(f"`max_length` is {options.max_length}; expected 3 to {context}, the context of the model.")

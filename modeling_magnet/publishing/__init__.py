@@ -3,8 +3,9 @@
 The code of a checkpoint reaches this folder only where the package is installed.
 """
 
-from .adapters import write_adapter
+from .adapters import has_tokenizer_of_base, opens_as_embedder, write_adapter
 from .card import write_card_beside
+from .diagnosis import check_not_packed, check_weights
 from .hub import push_model
 from .merging import changed_checkpoint, check_can_merge, verify_files
 from .writing import written_aside
@@ -12,6 +13,10 @@ from .writing import written_aside
 __all__ = [
     "changed_checkpoint",
     "check_can_merge",
+    "check_not_packed",
+    "check_weights",
+    "has_tokenizer_of_base",
+    "opens_as_embedder",
     "push_model",
     "verify_files",
     "write_adapter",

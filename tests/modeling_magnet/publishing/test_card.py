@@ -13,7 +13,6 @@ from modeling_magnet.publishing.card import (
     NOT_RECORDED,
     CardFacts,
     is_hub_id,
-    is_ours,
     rename_card,
     with_tags,
     write_card,
@@ -207,7 +206,7 @@ def test_parameters_of_an_adapter_are_none_of_the_model(tiny_model, tmp_path):
 def test_odd_names_break_neither_code_nor_metadata(tiny_model, tmp_path, name):
     tiny_model.save_pretrained(tmp_path / name)
     text = (tmp_path / name / "README.md").read_text()
-    assert is_ours(text) and ModelCard(text).data.model_name == name
+    assert MARK in text and ModelCard(text).data.model_name == name
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
         assert name in compile(block, "README.md", "exec").co_consts
     renamed = rename_card(write_card(tiny_model, "mine", FACTS), name)
