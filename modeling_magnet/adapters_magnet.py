@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from .configuration_magnet import AttentionMode, MagnetSettings, check_mode
 from .pooling_magnet import ContrastiveHead
@@ -17,7 +18,6 @@ from .sources_magnet import (
     CheckpointError,
     ModelSource,
     check_tensors,
-    errors_of_caller,
     reading,
 )
 
@@ -54,19 +54,7 @@ def _ask_for_base(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[s
 
 
 def set_adapter_modes(model: Any, modes: Sequence[AttentionMode] | None) -> None:
-    """Choose the modes in which the adapter is on.
-
-    With `["bidirectional", "infill"]` generation is the base model's, bit for bit, while the same weights in
-    memory encode and infill with the adapter. The choice is made in every call, so threads can mix modes. It is
-    stored with the adapter.
-
-    Args:
-        modes (sequence of `str`, *optional*): `None` for every mode.
-
-    Raises:
-        ValueError: an unknown mode, or an adapter that changes the base's own weights or cannot be left out of a
-            call.
-    """
+    """Choose the modes in which the adapter is on: see `MagnetMixin.set_adapter_modes`."""
     if isinstance(modes, str):
         raise ValueError(f"`modes` is {modes!r}; expected a list of modes, such as [{modes!r}], or None.")
     chosen = None if modes is None else [str(mode) for mode in modes]
@@ -165,13 +153,7 @@ BASE_SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 
 
 def check_adapter_fits(source: ModelSource, settings: dict[str, Any] | None, values: dict[str, Any]) -> None:
-    """Refuse an adapter of another base by what is stored beside it.
-
-    Args:
-        source (`ModelSource`): The adapter.
-        settings (`dict`, *optional*): Its `adapter_settings()`; one without is not checked.
-        values (`dict`): config.json of the base.
-    """
+    """Refuse an adapter whose `adapter_settings()` name another base than the one of this config.json."""
     stored = (settings or {}).get("base") or {}
     differing = [key for key in BASE_SHAPE if stored.get(key) not in (None, values.get(key))]
     if differing:
@@ -188,27 +170,19 @@ ADAPTER_PREFIX = "base_model.model."
 def load_adapter(
     model: Any, load: Callable[..., Any], peft_model_id: str | None = None, *args: Any, **kwargs: Any
 ) -> Any:
-    """Load an adapter as transformers does, and the settings that were stored with it.
-
-    Args:
-        model: One of our models; after an error it is as it was.
-        load (`Callable`): `load_adapter` of the parent class, which gets the other arguments.
-
-    Raises:
-        ValueError: the adapter is of another base or not in safetensors, or its tensors do not fit.
-    """
-    source, stored, callers = None, None, (Exception,)  # of one in memory, all errors are the caller's
+    """Load an adapter by `load`, the parent's method, with its settings: see `MagnetMixin.load_adapter`."""
+    source, stored = None, None
     if peft_model_id is not None:
         source = ModelSource(str(peft_model_id), dict(kwargs.get("adapter_kwargs") or {}))
         stored = _check_files(source, model, has_weights=kwargs.get("adapter_state_dict") is not None)
-        callers = errors_of_caller(kwargs)
     settings = None if stored is None else MagnetSettings.from_dict(stored["magnet"], source=str(source))
     name = (args[0] if args else kwargs.get("adapter_name")) or "default"
     is_known = name in (getattr(model, "peft_config", None) or {})
     # Of the base's names, which transformers forgets over those of the adapter and would save the base by.
     conversions = getattr(model, "_weight_conversions", None)
     try:
-        with reading(f"The adapter at {source}", unless=callers):
+        # Of an adapter in memory, all errors are the caller's.
+        with nullcontext() if source is None else reading(f"The adapter at {source}", arguments=kwargs):
             # Told to go on, transformers names the tensors that do not fit.
             report = load(peft_model_id, *args, **{**kwargs, "ignore_mismatched_sizes": True})
         _check_report(model, report, source, name)
@@ -253,7 +227,7 @@ def _check_report(model: Any, report: Any, source: ModelSource | None, name: str
     file = None if source is None else source.file(ADAPTER_WEIGHTS)
     if (missing or unexpected) and file is not None:  # kinds of adapters whose names only peft knows
         stored = {key.removeprefix(ADAPTER_PREFIX): tensor for key, tensor in load_file(str(file)).items()}
-        with reading(what, unless=(MemoryError,)):
+        with reading(what, arguments=()):
             result: Any = set_peft_model_state_dict(model, stored, adapter_name=name)
         missing = [key for key in result.missing_keys if f".{name}." in f"{key}."]
         unexpected = list(result.unexpected_keys)
@@ -277,6 +251,19 @@ def forget_deleted_adapter(model: Any) -> None:
     MagnetSettings.update(model.config, adapter_modes=None)
 
 
+# How a state dict names the weights of the contrastive head, which has a file of its own.
+HEAD_PREFIX = "sscl_head."
+
+
+def write_head(model: Any, directory: Path, weights: dict[str, Any]) -> None:
+    """Write the contrastive head out of a state dict, where the model has one, into its own file."""
+    if MagnetSettings.of(model.config).contrastive_head is not None:
+        head = {name[len(HEAD_PREFIX) :]: weights[name] for name in weights if name.startswith(HEAD_PREFIX)}
+        file = directory / HEAD_WEIGHTS
+        file.parent.mkdir(exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in head.items()}, file)
+
+
 def load_head(model: Any, source: ModelSource) -> None:
     """Load the contrastive head from its own file."""
     file = source.file(HEAD_WEIGHTS)
@@ -293,6 +280,7 @@ def load_head(model: Any, source: ModelSource) -> None:
 __all__ = [
     "ADAPTER_PREFIX",
     "BASE_SHAPE",
+    "HEAD_PREFIX",
     "ADAPTER_LAYERS",
     "adapter_layers",
     "adapters_for",
@@ -303,4 +291,5 @@ __all__ = [
     "load_adapter",
     "load_head",
     "set_adapter_modes",
+    "write_head",
 ]

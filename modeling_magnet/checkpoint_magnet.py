@@ -8,171 +8,31 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from .adapters_magnet import check_adapter_fits, load_head
+from .adapters_magnet import HEAD_PREFIX, check_adapter_fits, load_head, write_head
 from .configuration_magnet import MagnetSettings, resolve_mask_token
 from .sources_magnet import (
-    CONFIG,
-    HEAD_WEIGHTS,
     SOURCE_ARGUMENTS,
     CheckpointError,
     ModelSource,
     TokenizerSource,
     bases,
     check_tensors,
-    errors_of_caller,
     reading,
     tokenizer_place,
 )
-from .tokenization_magnet import join_prompt
 
 try:  # what does not travel with a checkpoint: whole directories, model cards, merging, pushing, diagnosis
     from modeling_magnet import publishing
 except ImportError:
     publishing = None  # type: ignore[assignment]
-
-POOLING_FOLDER = "1_Pooling"
-HEAD_FOLDER = "2_Dense"
-LIBRARY = "sentence_transformers"
-LIBRARY_CONFIG = "config_sentence_transformers.json"
-# What the library reads at the top of a directory, and writes there itself when it saves.
-TOP_FILES = (LIBRARY_CONFIG, "modules.json", "sentence_bert_config.json")
-# Our pooling by the library's name.
-POOLING_MODES = {"last": "lasttoken", "mean": "mean", "weighted_mean": "weightedmean"}
-
-
-def sidecar_contents(
-    *, hidden_size: int, settings: MagnetSettings, has_bos: bool, pad_token: str | None
-) -> dict[str, Any]:
-    """Return the JSON content of each sidecar by file name."""
-    processor = {"add_bos_token": has_bos, "add_eos_token": True, "split_special_tokens": True}
-    # The library puts a prompt in front as it is, and without one of these names its `encode_query` and
-    # `encode_document` use none.
-    default = "" if settings.default_prompt_name is None else settings.prompts[settings.default_prompt_name]
-    named = {"query": default, "document": default, **settings.prompts}
-    prompts = {name: join_prompt(named[name], "") for name in sorted(named)}  # as config.json sorts them
-    modules = [
-        ("", "sentence_transformers.base.modules.transformer.Transformer"),
-        (POOLING_FOLDER, "sentence_transformers.sentence_transformer.modules.pooling.Pooling"),
-    ]
-    contents: dict[str, Any] = {
-        "sentence_bert_config.json": {
-            "transformer_task": "feature-extraction",
-            # The library reads these over config.json's own values, which stay a causal decoder's for other readers.
-            "config_kwargs": _encoder_config(settings),
-            "processor_kwargs": processor if pad_token is None else {**processor, "pad_token": pad_token},
-            "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
-            "module_output_name": "token_embeddings",
-        },
-        f"{POOLING_FOLDER}/config.json": {
-            "embedding_dimension": hidden_size,
-            "pooling_mode": POOLING_MODES[settings.pooling],
-            "include_prompt": False,
-        },
-        LIBRARY_CONFIG: {
-            "model_type": "SentenceTransformer",
-            "prompts": prompts,
-            "default_prompt_name": settings.default_prompt_name,
-            "similarity_fn_name": settings.similarity_fn_name,
-        },
-    }
-    if settings.contrastive_head is not None:
-        modules.append((HEAD_FOLDER, "sentence_transformers.base.modules.dense.Dense"))
-        contents[f"{HEAD_FOLDER}/config.json"] = {
-            "in_features": hidden_size,
-            "out_features": hidden_size,
-            "bias": True,
-            "activation_function": "torch.nn.modules.activation.Tanh",
-        }
-    contents["modules.json"] = [
-        {"idx": index, "name": str(index), "path": path, "type": kind} for index, (path, kind) in enumerate(modules)
-    ]
-    return contents
-
-
-# sentence-transformers takes an adapter's config from its base and drops an override of what that does not have: over
-# a plain decoder the vectors would silently be causal. This module cannot be imported; its name is the message.
-REFUSAL = "merge_this_adapter_first.save_pretrained_with_merge_adapter"
-
-
-def refusing_contents() -> dict[str, Any]:
-    """Return sidecars that say why sentence-transformers cannot open an adapter correctly."""
-    return {"modules.json": [{"idx": 0, "name": "0", "path": "", "type": REFUSAL}]}
-
-
-def write_sidecars(directory: Path, contents: dict[str, Any]) -> None:
-    """Write each content as indented JSON below the directory."""
-    for name, content in contents.items():
-        file = directory / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def is_saved_by_library() -> bool:
-    """Return whether sentence-transformers is saving a model that ours is a part of: only its callers tell."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "save" and str(frame.f_globals.get("__name__")).split(".")[0] == LIBRARY:
-            return True
-        frame = frame.f_back
-    return False
-
-
-def leave_to_library(finished: Path, target: Path, *, opened_as_encoder: bool) -> None:
-    """Keep sentence-transformers' own sidecars, which it writes before and after our save.
-
-    Our settings in `finished`, which is to be moved to `target`, get the prompts and the similarity that the library's
-    user has set. Its files do not say whether the model is read bidirectionally: as for a stock decoder, config.json
-    has to.
-    """
-    for name in TOP_FILES:
-        if finished != target and (target / name).is_file():
-            shutil.copy(target / name, finished)
-    config = finished / CONFIG
-    if not config.is_file():  # only an adapter
-        return
-    values = json.loads(config.read_text(encoding="utf-8"))
-    if (target / LIBRARY_CONFIG).is_file():
-        chosen = json.loads((target / LIBRARY_CONFIG).read_text(encoding="utf-8"))
-        values["magnet"] = _with_choices(values["magnet"], chosen)
-    if opened_as_encoder:
-        values.update(_encoder_config(MagnetSettings.from_dict(values["magnet"])))
-    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _with_choices(magnet: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
-    """Our settings with what the library's user has chosen, as far as `encode` knows it."""
-    names = ("prompts", "default_prompt_name", "similarity_fn_name")
-    try:
-        settings = MagnetSettings.from_dict(magnet | {name: chosen[name] for name in names if name in chosen})
-    except ValueError as error:
-        warnings.warn(f"`encode` keeps the prompts and the similarity that it had: {error}", stacklevel=2)
-        return magnet
-    spaced = sorted(name for name, prompt in settings.prompts.items() if join_prompt(prompt, "") != prompt)
-    if spaced:
-        warnings.warn(
-            f"The prompts {spaced} do not end in a space. sentence-transformers puts them right in front of a text, "
-            "`encode` puts a space between. Give them one for equal vectors.",
-            stacklevel=2,
-        )
-    return settings.to_dict()
-
-
-def _encoder_config(settings: MagnetSettings) -> dict[str, Any]:
-    """Return the config values by which stock classes read a checkpoint of ours bidirectionally."""
-    config: dict[str, Any] = {"is_causal": False}
-    if settings.bidirectional_window is not None:
-        config["sliding_window"] = settings.bidirectional_window
-    return config
-
 
 # How a class outside the package names what it builds on; in a checkpoint all files lie side by side.
 _OUR_IMPORT = re.compile(r"^(from )modeling_magnet(?:\.(\w+_magnet))?( import)", flags=re.MULTILINE)
@@ -328,8 +188,8 @@ def _read_weights(
     kind: Any, load: Callable[..., Any], source: ModelSource, *model_args: Any, **kwargs: Any
 ) -> tuple[Any, dict[str, Any]]:
     """Return the model that `load`, the parent's `from_pretrained`, loads, and what it reports of the tensors."""
-    path, gguf, callers = source.path, source.gguf(), errors_of_caller(kwargs)
-    with reading(f"The model at {source}", unless=callers):
+    path, gguf = source.path, source.gguf()
+    with reading(f"The model at {source}", arguments=tuple(kwargs)):
         if gguf is None:
             kwargs["use_safetensors"] = True
         else:
@@ -353,7 +213,6 @@ def _adapter_of_auto_class(arguments: dict[str, Any] | None) -> ModelSource | No
     return None if path is None else ModelSource(str(path), known)
 
 
-HEAD_PREFIX = "sscl_head."
 # An attribute of a config that transformers leaves out of what it saves.
 UNWRITTEN = "kwargs"
 
@@ -382,23 +241,17 @@ def save_model(
         raise ValueError("`merge_adapter` and another `dtype` need the package: install it, or leave them out.")
     if merge_adapter:
         publishing.check_can_merge(model, state_dict)
-    by_library = is_saved_by_library()  # card and sidecars are its own, with what its user has set
 
     def write(directory: Path) -> None:
         if adapter_alone and publishing is None:
             stock_save(model, directory, state_dict=state_dict, **kwargs)
         elif adapter_alone:
             publishing.write_adapter(model, directory, state_dict, adapter_dtype)
-            _write_embedder(model, directory, model.state_dict(), is_adapter=True, with_sidecars=not by_library)
         else:
-            host, weights = model, model.state_dict() if state_dict is None else state_dict
+            host, weights = model, state_dict
             if changes:
                 host, weights = publishing.changed_checkpoint(model, state_dict, dtype)
-            main = {name: tensor for name, tensor in weights.items() if not name.startswith(HEAD_PREFIX)}
-            stock_save(host, directory, is_main_process=is_main_process, state_dict=main, **kwargs)
-            if is_main_process:
-                _name_both_lives(model, directory)
-                _write_embedder(model, directory, weights, is_adapter=False, with_sidecars=not by_library)
+            _write_checkpoint(model, partial(stock_save, host), directory, weights, is_main_process, **kwargs)
 
     if not is_main_process:  # it may have to take part, where weights are spread over processes
         with tempfile.TemporaryDirectory() as scratch:
@@ -408,14 +261,14 @@ def save_model(
     _check_tokenizer(model)
     if publishing is not None:
         publishing.check_not_packed(model)
-    with nullcontext(target) if publishing is None else publishing.written_aside(target) as finished:
+    if publishing is None:
+        write(target)
+        return
+    with publishing.written_aside(target) as finished:
         write(finished)
-        if by_library:
-            leave_to_library(finished, target, opened_as_encoder=model.default_mode == "bidirectional")
-        elif publishing is not None:
-            publishing.write_card_beside(model, finished, target.resolve(), adapter_alone=adapter_alone)
-            if changes if verify is None else verify:
-                publishing.verify_files(model, finished, dtype=dtype)
+        publishing.complete(model, finished, target, adapter_alone=adapter_alone, by_library=is_saved_by_library())
+        if changes if verify is None else verify:
+            publishing.verify_files(model, finished, dtype=dtype)
 
 
 def _check_tokenizer(model: Any) -> None:
@@ -428,8 +281,29 @@ def _check_tokenizer(model: Any) -> None:
         )
 
 
+def _write_checkpoint(
+    model: Any,
+    stock_save: Callable[..., None],
+    directory: Path,
+    state_dict: dict[str, Any] | None,
+    is_main_process: bool,
+    **kwargs: Any,
+) -> None:
+    """Write weights, config, code, tokenizer and contrastive head."""
+    weights = model.state_dict() if state_dict is None else state_dict
+    main_weights = {name: tensor for name, tensor in weights.items() if not name.startswith(HEAD_PREFIX)}
+    stock_save(directory, is_main_process=is_main_process, state_dict=main_weights, **kwargs)
+    if not is_main_process:
+        return
+    _name_both_lives(model, directory)
+    tokenizer = model._tokenizer_source.find()
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(directory))
+    write_head(model, directory, weights)
+
+
 def _name_both_lives(model: Any, directory: Path) -> None:
-    """Make a directory of stock weights a checkpoint of ours, too: write the code, and name it in config.json."""
+    """Write the code into a directory of stock weights, and name it in config.json beside the stock class."""
     ours = write_code(type(model), directory)
     config_file = directory / "config.json"
     values = json.loads(config_file.read_text(encoding="utf-8"))
@@ -443,34 +317,24 @@ def _name_both_lives(model: Any, directory: Path) -> None:
         # key either: nobody could open the copy with `trust_remote_code=True`. Read under another name, one that
         # transformers never writes, it is only in the first file; the copy opens as a stock decoder.
         values["attribute_map"] = {**type(model.config).attribute_map, "auto_map": UNWRITTEN}
-    # sentence-transformers drops its override of a key that the file does not have.
+    # sentence-transformers drops its override of a key that the file does not have. Where it saves the model, no file
+    # of its own says that the model is read bidirectionally.
     values["is_causal"] = True
+    if model.default_mode == "bidirectional" and is_saved_by_library():
+        values.update(MagnetSettings.of(model.config).encoder_config())
     values["magnet"]["adapter_modes"] = None  # of an adapter, which no whole checkpoint has
     config_file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _write_embedder(
-    model: Any, directory: Path, weights: dict[str, Any], *, is_adapter: bool, with_sidecars: bool
-) -> None:
-    """Write what checkpoints and adapters share: tokenizer, contrastive head, sentence-transformers sidecars."""
-    tokenizer, settings = model._tokenizer_source.find(), MagnetSettings.of(model.config)
-    if tokenizer is not None and not (is_adapter and publishing.has_tokenizer_of_base(model)):
-        tokenizer.save_pretrained(str(directory))
-    if with_sidecars and is_adapter and not publishing.opens_as_embedder(model, directory):
-        write_sidecars(directory, refusing_contents())
-    elif with_sidecars:
-        contents = sidecar_contents(
-            hidden_size=model.config.hidden_size,
-            settings=settings,
-            has_bos=tokenizer is not None and tokenizer.bos_token_id is not None,
-            pad_token=None if tokenizer is None else tokenizer.pad_token or tokenizer.eos_token,
-        )
-        write_sidecars(directory, contents)
-    if settings.contrastive_head is not None:
-        head = {name[len(HEAD_PREFIX) :]: weights[name] for name in weights if name.startswith(HEAD_PREFIX)}
-        file = directory / HEAD_WEIGHTS
-        file.parent.mkdir(exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in head.items()}, file)
+def is_saved_by_library() -> bool:
+    """Return whether sentence-transformers is saving a model that ours is a part of: only its callers tell."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        is_save = frame.f_code.co_name == "save"
+        if is_save and str(frame.f_globals.get("__name__")).split(".")[0] == "sentence_transformers":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
@@ -484,11 +348,7 @@ def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 __all__ = [
-    "POOLING_MODES",
     "load_model",
     "publishing",
-    "refusing_contents",
     "save_model",
-    "sidecar_contents",
-    "write_sidecars",
 ]

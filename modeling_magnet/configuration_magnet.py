@@ -116,6 +116,11 @@ class MagnetSettings:
         """Return a JSON-ready dict, the inverse of `from_dict`."""
         return asdict(self)
 
+    def encoder_config(self) -> dict[str, Any]:
+        """Return the config values by which stock classes read a checkpoint of ours bidirectionally."""
+        window = self.bidirectional_window
+        return {"is_causal": False} | ({} if window is None else {"sliding_window": window})
+
     @classmethod
     def of(cls, config: Any) -> "MagnetSettings":
         """Return the settings of a model's config, or the defaults where it has none.
@@ -132,26 +137,20 @@ class MagnetSettings:
 
     @classmethod
     def validated(cls, config: Any) -> "MagnetSettings":
-        """Read and validate the settings of a config that no model was made of yet.
+        """Validate the settings of a config that no model was made of yet.
 
         Args:
             config (`PreTrainedConfig`): With some of our settings, or without any.
-
-        Raises:
-            ValueError: as `from_dict`.
         """
         return cls.from_dict(getattr(config, "magnet", None) or {}, source=repr(getattr(config, "_name_or_path", "")))
 
     @classmethod
     def update(cls, config: Any, **values: Any) -> None:
-        """Change some settings of a config; where one of them is invalid, change none.
+        """Change some settings of a config; where one of them is invalid, raise a ValueError and change none.
 
         Args:
-            config (`PreTrainedConfig`): With our settings.
+            config (`PreTrainedConfig`): Of a model.
             values: The settings by name.
-
-        Raises:
-            ValueError: as `from_dict`.
         """
         cls.from_dict({**config.magnet, **values})
         config.magnet.update(values)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
@@ -19,11 +21,12 @@ except ImportError:
 SOURCE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "gguf_file")
 # Those that say which files of a repository, and so hold for an adapter and not for its base.
 _OF_ONE_REPOSITORY = ("revision", "subfolder", "gguf_file")
-# Arguments of a load that are checked before anything is read, or by which it does not fail.
+# Arguments of a load that say only where files are, and those that are checked before anything is read, or by which
+# it does not fail.
+_OF_PLACES = (*SOURCE_ARGUMENTS, "adapter_kwargs")
 _HARMLESS = (
-    *SOURCE_ARGUMENTS,
     *("attn_implementation", "dtype", "torch_dtype", "use_safetensors", "trust_remote_code", "low_cpu_mem_usage"),
-    *("adapter_name", "adapter_kwargs", "hotswap", "ignore_mismatched_sizes", "is_trainable"),
+    *("adapter_name", "hotswap", "ignore_mismatched_sizes", "is_trainable"),
 )
 # Files with a vocabulary, beside those that the class of a tokenizer names. transformers makes up an empty tokenizer
 # for some families where there is none.
@@ -47,30 +50,39 @@ class CheckpointError(OSError, ValueError):
 
 
 @contextmanager
-def reading(what: str, *, unless: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Turn any error of the block into a `CheckpointError`.
+def reading(what: str, *, arguments: Collection[str] | None = None) -> Iterator[None]:
+    """Turn any error of the block into a `CheckpointError` that says what was read.
 
     Args:
-        what (`str`): The file or source that is read.
-        unless (`tuple[type]`): Errors that are raised as they are.
+        what (`str`): The file or source, for the message.
+        arguments (collection of `str`, *optional*): What the caller has passed to a load. An error of theirs, or of
+            the machine, is raised as it is.
     """
     try:
         yield
-    except (CheckpointError, *unless):
+    except CheckpointError:
         raise
     except Exception as error:  # each reader complains in its own way
+        if arguments is not None and _is_of_caller(error, arguments):
+            raise
         raise CheckpointError(
             f"{what} cannot be read ({type(error).__name__}: {first_line(error)}). Restore the files that belong "
             "together, or save the model anew."
         ) from error
 
 
-def errors_of_caller(arguments: Collection[str]) -> tuple[type[Exception], ...]:
-    """Return the errors of a load that are not the files': of the machine, and of arguments that only it checks."""
-    always = (ValueError, RuntimeError, MemoryError, ImportError)
-    if all(name in _HARMLESS or name.startswith("_") for name in arguments):
-        return always
-    return (*always, TypeError, LookupError, AttributeError, ArithmeticError)
+def _is_of_caller(error: Exception, arguments: Collection[str]) -> bool:
+    """Return whether a load failed for want of memory or for an argument that only it checks, not for its files."""
+    if isinstance(error, SafetensorError | OSError):
+        return False
+    given = {name for name in arguments if name not in _OF_PLACES and not name.startswith("_")}
+    of_machine = isinstance(error, MemoryError | ImportError) or "memory" in str(error).lower()
+    return (
+        of_machine
+        or torch.get_default_device().type == "meta"
+        or not given <= set(_HARMLESS)
+        or (isinstance(error, ValueError) and bool(given))
+    )
 
 
 @dataclass
@@ -91,9 +103,7 @@ class TokenizerSource:
         return self.tokenizer
 
     def load(self) -> PreTrainedTokenizerBase:
-        """Read the tokenizer from its files; an empty one that transformers makes up for a place without one is
-        refused.
-        """
+        """Read the tokenizer from its files, and refuse the empty one that transformers makes up without them."""
         place = ModelSource(self.path, self.arguments)
         gguf = place.gguf()
         if gguf is not None:
@@ -226,9 +236,7 @@ class ModelSource:
         return source
 
     def adapter_settings(self) -> dict[str, Any] | None:
-        """Return our settings beside an adapter and `base`, the shape of its base; `None` beside adapters of
-        others.
-        """
+        """Return our settings beside an adapter and the shape of its `base`; `None` beside adapters of others."""
         values = self.read_json(ADAPTER_SETTINGS)
         if values is not None and not all(isinstance(values.get(name), dict) for name in ("magnet", "base")):
             raise CheckpointError(
@@ -263,12 +271,7 @@ def tokenizer_place(model: ModelSource, adapter: ModelSource | None) -> ModelSou
 
 
 def check_tensors(source: Any, **wrong: Collection[str]) -> None:
-    """Refuse a load by the names of tensors that are wrong in some way, which transformers only warns of.
-
-    Args:
-        source: What was loaded, for messages.
-        wrong: The names, by what is wrong with them.
-    """
+    """Refuse tensors, named by what is wrong with them, that transformers only warns of."""
     for kind, names in wrong.items():
         if names:
             raise CheckpointError(
@@ -296,7 +299,6 @@ __all__ = [
     "TokenizerSource",
     "bases",
     "check_tensors",
-    "errors_of_caller",
     "first_line",
     "reading",
     "tokenizer_place",

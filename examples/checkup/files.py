@@ -12,8 +12,8 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from examples.checkup.findings import Finding, examine, judged, not_applicable
 from examples.checkup.opening import Opened
-from modeling_magnet.checkpoint_magnet import refusing_contents, sidecar_contents
 from modeling_magnet.configuration_magnet import SCHEMA
+from modeling_magnet.publishing.sidecars import refusing_contents, sidecar_contents
 from modeling_magnet.sources_magnet import ADAPTER_SETTINGS, CONFIG, ModelSource
 
 CODE, SIDECARS, SETTINGS = "remote code", "sidecars", "settings schema"

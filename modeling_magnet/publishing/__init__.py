@@ -3,11 +3,11 @@
 The code of a checkpoint reaches this folder only where the package is installed.
 """
 
-from .adapters import has_tokenizer_of_base, opens_as_embedder, write_adapter
-from .card import write_card_beside
+from .adapters import write_adapter
 from .diagnosis import check_not_packed, check_weights
 from .hub import push_model
 from .merging import changed_checkpoint, check_can_merge, verify_files
+from .sidecars import complete
 from .writing import written_aside
 
 __all__ = [
@@ -15,11 +15,9 @@ __all__ = [
     "check_can_merge",
     "check_not_packed",
     "check_weights",
-    "has_tokenizer_of_base",
-    "opens_as_embedder",
+    "complete",
     "push_model",
     "verify_files",
     "write_adapter",
-    "write_card_beside",
     "written_aside",
 ]

@@ -9,16 +9,16 @@ import torch
 from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from ..adapters_magnet import ADAPTER_PREFIX, BASE_SHAPE, adapter_layers
+from ..adapters_magnet import ADAPTER_PREFIX, BASE_SHAPE, adapter_layers, write_head
 from ..bases import gguf
 from ..configuration_magnet import MagnetSettings
-from ..sources_magnet import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, CheckpointError, ModelSource, TokenizerSource
+from ..sources_magnet import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, TokenizerSource
 
 
 def write_adapter(
     model: Any, directory: Path, weights: dict[str, Any] | None, dtype: torch.dtype | None = None
 ) -> None:
-    """Write weights, peft's configuration and our settings of the active adapter, as peft reads them.
+    """Write the active adapter as peft reads it, with our settings, the tokenizer and the contrastive head.
 
     Args:
         model: One of our models with an adapter.
@@ -49,6 +49,10 @@ def write_adapter(
     save_file(kept, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(str(directory))
     write_adapter_settings(model, directory)
+    tokenizer = model._tokenizer_source.find()
+    if tokenizer is not None and not _has_tokenizer_of_base(model):
+        tokenizer.save_pretrained(str(directory))
+    write_head(model, directory, model.state_dict())
 
 
 def write_adapter_settings(model: Any, directory: Path) -> None:
@@ -105,7 +109,7 @@ def _name_base(model: Any, config: Any) -> None:
     config.revision = source.arguments.get("revision") or config.revision
 
 
-def has_tokenizer_of_base(model: Any) -> bool:
+def _has_tokenizer_of_base(model: Any) -> bool:
     """Return whether the tokenizer is, unchanged, that of a base which is installed as a package."""
     tokenizer, source = model._tokenizer_source.find(), model._weights_source
     if source is None or not source.is_packaged or not tokenizer.is_fast:
@@ -118,25 +122,7 @@ def has_tokenizer_of_base(model: Any) -> bool:
     return bool(first == second)
 
 
-def opens_as_embedder(model: Any, directory: Path) -> bool:
-    """Return whether sentence-transformers can open an adapter correctly.
-
-    It would have the adapter always on, and takes the config of the base, which has to be one of our checkpoints to
-    be read bidirectionally.
-    """
-    modes = MagnetSettings.of(model.config).adapter_modes
-    if modes is not None and "bidirectional" not in modes:
-        return False
-    try:
-        base = ModelSource(str(directory), {}).adapter_base()
-    except CheckpointError:
-        return False
-    return base is not None and "is_causal" in base.config_values()
-
-
 __all__ = [
-    "has_tokenizer_of_base",
-    "opens_as_embedder",
     "sets_in_order",
     "write_adapter",
     "write_adapter_settings",

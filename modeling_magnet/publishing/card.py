@@ -55,8 +55,8 @@ and fills blanks from both sides.
 
 {limits}
 {notice}
-The method is MAGNET ([Khosla et al. 2025](https://arxiv.org/abs/2501.08648)); this model is not the work of the paper's
-authors.
+The method is MAGNET ([Khosla et al. 2025](https://arxiv.org/abs/2501.08648)); this model is not the work of the
+paper's authors.
 """
 _CALLS = """vectors = model.encode(["The cat sat on the mat.", "A cat was sitting there."], normalize_embeddings=True)
 fill = model.infill("She ate the apple", " for lunch.", max_new_tokens=4)
