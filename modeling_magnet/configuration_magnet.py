@@ -1,14 +1,12 @@
 """What a MAGNET checkpoint stores beyond its base model: one nested dict of `config.json`, validated once."""
 
-import difflib
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from .pooling_magnet import SIMILARITIES, Pooling, Similarity, check_pooling
+from .pooling_magnet import POOLINGS, SIMILARITIES, Pooling, Similarity
 from .tokenization_magnet import default_prompts
 
 AttentionMode = Literal["causal", "bidirectional", "infill"]
@@ -69,27 +67,15 @@ class MagnetSettings:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        for name, expected in _EXPECTED.items():
+            value = getattr(self, name)
+            if not _is_valid(name, value):
+                raise ValueError(f"`{name}` is {value!r:.60}; expected {expected}.")
         if self.default_prompt_name is not None and self.default_prompt_name not in self.prompts:
             raise ValueError(
                 f"`default_prompt_name` is {self.default_prompt_name!r}, but the stored prompts are "
                 f"{sorted(self.prompts)}. Add it to `prompts` or set `default_prompt_name=None`."
             )
-        check_pooling(self.pooling)
-        if self.similarity_fn_name not in SIMILARITIES:
-            raise ValueError(
-                f"`similarity_fn_name` is {self.similarity_fn_name!r}; expected one of {list(SIMILARITIES)}."
-            )
-        if self.contrastive_head not in CONTRASTIVE_HEADS:
-            raise ValueError(f"`contrastive_head` is {self.contrastive_head!r}; expected one of {CONTRASTIVE_HEADS}.")
-        if self.end_of_span < 0:
-            raise ValueError(f"`end_of_span` is {self.end_of_span!r}; expected 0, or a multiple such as 32.")
-        if self.bidirectional_window is not None and self.bidirectional_window < 0:
-            raise ValueError(f"`bidirectional_window` is {self.bidirectional_window!r}; expected positions, or None.")
-        if self.mask_token_id is not None and self.mask_token_id < 0:
-            raise ValueError(f"`mask_token_id` is {self.mask_token_id!r}; expected an id of the vocabulary, or None.")
-        if self.adapter_modes is not None and not set(self.adapter_modes) <= set(MODES):
-            raise ValueError(f"`adapter_modes` is {self.adapter_modes!r}; expected None or some of {list(MODES)}.")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], *, source: str = "the configuration") -> "MagnetSettings":
@@ -100,23 +86,15 @@ class MagnetSettings:
             source (`str`): Where it was stored, for messages.
 
         Raises:
-            ValueError: not a dict, an invalid value, or a key that this schema does not know. Of a newer schema, such
+            ValueError: not a dict, an invalid value, or a key that this schema does not know. Of another schema, such
                 keys are left out with a warning.
         """
         if not isinstance(values, dict):
-            raise ValueError(
-                f"`magnet` of {source} is {values!r:.60}; expected an object of settings. Restore the file, or leave "
-                "`magnet` out."
-            )
-        known = [f.name for f in fields(cls)]
+            raise ValueError(f"`magnet` of {source} is {values!r:.60}; expected an object of settings.")
+        known = [one.name for one in fields(cls)]
         unknown = sorted(set(values) - set(known))
         schema = values.get("schema", SCHEMA)
-        if not _is_whole(schema):
-            raise ValueError(
-                f"`schema` in the MAGNET settings of {source} is {schema!r:.60}; expected a whole number, {SCHEMA} "
-                "for this version. Restore the file."
-            )
-        if schema != SCHEMA:
+        if schema != SCHEMA and _is_count(schema):
             warnings.warn(
                 f"The MAGNET settings of {source} were written in schema {schema}; this code reads schema {SCHEMA}. "
                 f"They may mean something else, and {unknown} are left out. Update the library, or pin the revision "
@@ -125,11 +103,9 @@ class MagnetSettings:
             )
             values = {name: value for name, value in values.items() if name in known and name != "schema"}
         elif unknown:
-            guesses = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
-            meant = "".join(f" Did you mean {match[0]!r} for {name!r}?" for name, match in guesses.items() if match)
             raise ValueError(
-                f"Unknown MAGNET settings {unknown} in {source}; this version knows {known}.{meant} Correct the keys "
-                "of `magnet` in config.json, or update the library."
+                f"Unknown MAGNET settings {unknown} in {source}; this version knows {known}. Correct the keys of "
+                "`magnet` in config.json, or update the library."
             )
         try:
             return cls(**values)
@@ -140,38 +116,41 @@ class MagnetSettings:
         """Return a JSON-ready dict, the inverse of `from_dict`."""
         return asdict(self)
 
+    def encoder_config(self) -> dict[str, Any]:
+        """Return the config values by which stock classes read a checkpoint of ours bidirectionally."""
+        window = self.bidirectional_window
+        return {"is_causal": False} | ({} if window is None else {"sliding_window": window})
+
     @classmethod
     def of(cls, config: Any) -> "MagnetSettings":
-        """Read and validate the settings of a model's config.
+        """Return the settings of a model's config, or the defaults where it has none.
+
+        They were validated when the model was made, and are not again: every forward reads them. `prompts` is the
+        config's own dict.
 
         Args:
-            config (`PreTrainedConfig`): With our settings, or without any.
+            config (`PreTrainedConfig`): Of a model.
+        """
+        settings = cls.__new__(cls)
+        vars(settings).update(getattr(config, "magnet", None) or asdict(cls()))
+        return settings
 
-        Raises:
-            ValueError: as `from_dict`.
+    @classmethod
+    def validated(cls, config: Any) -> "MagnetSettings":
+        """Validate the settings of a config that no model was made of yet.
+
+        Args:
+            config (`PreTrainedConfig`): With some of our settings, or without any.
         """
         return cls.from_dict(getattr(config, "magnet", None) or {}, source=repr(getattr(config, "_name_or_path", "")))
 
-    @staticmethod
-    def value(config: Any, name: str) -> Any:
-        """Read one setting without validating the others, as every forward does.
-
-        Args:
-            config (`PreTrainedConfig`): With our settings; without them every setting is `None`.
-            name (`str`): Of the setting.
-        """
-        return (getattr(config, "magnet", None) or {}).get(name)
-
     @classmethod
     def update(cls, config: Any, **values: Any) -> None:
-        """Change some settings of a config; where one of them is invalid, change none.
+        """Change some settings of a config; where one of them is invalid, raise a ValueError and change none.
 
         Args:
-            config (`PreTrainedConfig`): With our settings.
+            config (`PreTrainedConfig`): Of a model.
             values: The settings by name.
-
-        Raises:
-            ValueError: as `from_dict`.
         """
         cls.from_dict({**config.magnet, **values})
         config.magnet.update(values)
@@ -185,49 +164,45 @@ class MagnetSettings:
         config.magnet = self.to_dict()
 
 
-def _is_whole(value: Any) -> bool:
-    """Return whether a value is a whole number; `True` is not."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_text_or_none(value: Any) -> bool:
-    return value is None or _is_text(value)
-
-
-# Settings whose type must be right before their value can be looked at, and what is expected of each.
-_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "mask_token": (_is_text_or_none, "a string or None"),
-    "mask_token_id": (lambda value: value is None or _is_whole(value), "a whole number or None"),
-    "prompts": (lambda value: isinstance(value, dict), "an object of strings by name"),
-    "default_prompt_name": (_is_text_or_none, "a string or None"),
-    "pooling": (_is_text, "a string"),
-    "similarity_fn_name": (_is_text, "a string"),
-    "contrastive_head": (_is_text_or_none, "a string or None"),
-    "end_of_span": (_is_whole, "a whole number"),
-    "adapter_modes": (
-        lambda value: (
-            value is None or (isinstance(value, list | tuple) and all(isinstance(one, str) for one in value))
-        ),
-        "a list of strings or None",
-    ),
-    "bidirectional_window": (lambda value: value is None or _is_whole(value), "a whole number or None"),
-    "schema": (_is_whole, "a whole number"),
+# What each setting may be; a file that was edited by hand may hold anything.
+_EXPECTED = {
+    "mask_token": "a string or None",
+    "mask_token_id": "an id of the vocabulary, or None",
+    "prompts": "strings by name",
+    "default_prompt_name": "a string or None",
+    "pooling": f"one of {list(POOLINGS)}",
+    "similarity_fn_name": f"one of {list(SIMILARITIES)}",
+    "contrastive_head": f"one of {CONTRASTIVE_HEADS}",
+    "end_of_span": "0, or a multiple such as 32",
+    "adapter_modes": f"None or a list of some of {list(MODES)}",
+    "bidirectional_window": "a number of positions, or None",
+    "schema": f"a whole number, {SCHEMA} for this version",
+}
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "pooling": POOLINGS,
+    "similarity_fn_name": SIMILARITIES,
+    "contrastive_head": CONTRASTIVE_HEADS,
 }
 
 
-def _check_types(settings: MagnetSettings) -> None:
-    """Refuse values of another type, as a file that was edited may hold them."""
-    for name, (is_right, expected) in _TYPES.items():
-        value = getattr(settings, name)
-        if not is_right(value):
-            raise ValueError(f"`{name}` is {value!r:.60}; expected {expected}. Correct it.")
-    for name, prompt in settings.prompts.items():
-        if not isinstance(name, str) or not isinstance(prompt, str):
-            raise ValueError(f"Prompt {name!r:.60} is {prompt!r:.60}; expected a string. Correct `prompts`.")
+def _is_valid(name: str, value: Any) -> bool:
+    """Return whether a setting may have a value, whatever its type."""
+    if name in _CHOICES:
+        return value in _CHOICES[name]
+    if name == "prompts":
+        return isinstance(value, dict) and all(isinstance(one, str) for item in value.items() for one in item)
+    if name in ("end_of_span", "schema"):
+        return _is_count(value)
+    if value is None:
+        return True
+    if name == "adapter_modes":
+        return isinstance(value, list | tuple) and all(mode in MODES for mode in value)
+    return isinstance(value, str) if name in ("mask_token", "default_prompt_name") else _is_count(value)
+
+
+def _is_count(value: Any) -> bool:
+    """Return whether a value is a whole number of at least 0; `True` is not."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def resolve_mask_token(tokenizer: PreTrainedTokenizerBase, mask_token: str | None = None) -> tuple[str, int]:
@@ -261,8 +236,7 @@ def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, vocab_size: int) ->
 
 
 def make_causal(config: Any, settings: MagnetSettings, *, opened_as_encoder: bool) -> bool:
-    """Make a base that was trained as an encoder, such as EmbeddingGemma, the causal decoder that the modes start
-    from.
+    """Turn a base that was trained as an encoder, such as EmbeddingGemma, into the causal decoder below the modes.
 
     Gemma 3 reads a window of w in such a config as `w // 2` positions to either side. Bidirectional and infill mode
     keep them, as `settings.bidirectional_window`; causal mode gets w back, as the family's causal models have it. Our

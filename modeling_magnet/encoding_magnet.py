@@ -303,7 +303,7 @@ def sentence_vectors(
 ) -> torch.Tensor:
     """Pool hidden states `(B, S, H)` to float32 vectors `(B, H)`, through the contrastive head where one was kept."""
     vectors = pool_states(states, attention_mask, pooling=pooling, prompt_length=prompt_length)
-    if MagnetSettings.value(model.config, "contrastive_head") is not None:
+    if MagnetSettings.of(model.config).contrastive_head is not None:
         vectors = model.sscl_head(vectors.to(model.dtype)).float()
     return vectors
 

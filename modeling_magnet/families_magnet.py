@@ -20,7 +20,7 @@ from transformers import (
 
 from .configuration_magnet import check_tokenizer_fits
 from .modeling_magnet import MagnetLlamaForCausalLM, MagnetMixin
-from .sources_magnet import SOURCE_ARGUMENTS, ModelSource, TokenizerSource, config_of, tokenizer_place
+from .sources_magnet import SOURCE_ARGUMENTS, ModelSource, TokenizerSource, reading, tokenizer_place
 
 
 class MagnetMistralForCausalLM(MagnetMixin, MistralForCausalLM, GenerationMixin):
@@ -82,8 +82,7 @@ class AutoMagnetForCausalLM:
             ValueError: no model there, or a family without a class here.
         """
         source = ModelSource(path, arguments)
-        values = (source.adapter_base() or source).config_values()
-        model_type = values.get("model_type", "")
+        model_type = str((source.adapter_base() or source).config_values().get("model_type"))
         if model_type not in FAMILIES:
             raise ValueError(
                 f"{str(path)!r} holds a model of type {model_type!r}; there are MAGNET classes for "
@@ -117,12 +116,11 @@ def open_without_weights(
     family = AutoMagnetForCausalLM.family_of(path, **where)
     source = ModelSource(path, where)
     base = source.adapter_base()
-    config = config_of((base or source).config_values(), family.config_class, source=str(base or source))
+    with reading(f"config.json of {base or source}"):
+        config = family.config_class.from_dict((base or source).config_values())
     own = source if base is None else tokenizer_place(base, source)
-    try:
+    with reading(f"The tokenizer of {own}"):
         tokenizer = TokenizerSource(own.path, own.arguments).load()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{own} has no tokenizer that can be read ({error}). Put the model's own there.") from error
     check_tokenizer_fits(tokenizer, config.vocab_size)
     return config, tokenizer
 

@@ -186,7 +186,7 @@ def layer_windows(config: Any) -> dict[str, int | None]:
             "full and sliding attention. Choose another base model."
         )
     window = _own(config, "sliding_window")
-    trained = MagnetSettings.value(config, "bidirectional_window")
+    trained = MagnetSettings.of(config).bidirectional_window
     if window is not None and trained is not None:
         window = trained
     elif window is not None and getattr(config, "use_bidirectional_attention", False):

@@ -159,7 +159,7 @@ class MagnetMixin(InfillingMixin, _Host):
         # is then removed: the library would otherwise write to the config during every forward, which is not
         # thread-safe.
         opened_as_encoder = config.__dict__.pop("is_causal", True) is False
-        settings = MagnetSettings.of(config)
+        settings = MagnetSettings.validated(config)
         opened_as_encoder |= make_causal(config, settings, opened_as_encoder=opened_as_encoder)
         settings.store(config)
         chooses_attention = config._attn_implementation is not None
@@ -358,7 +358,7 @@ class MagnetMixin(InfillingMixin, _Host):
             shift_labels=kwargs.get("shift_labels"),
             attention_mask=attention_mask,
             segment_ids=segment_ids,
-            mask_token_id=MagnetSettings.value(self.config, "mask_token_id"),
+            mask_token_id=MagnetSettings.of(self.config).mask_token_id,
         )
 
     def _token_losses(
@@ -509,7 +509,7 @@ class MagnetMixin(InfillingMixin, _Host):
     @property
     def prompts(self) -> dict[str, str]:
         """The stored prompts by name. Change them in place, or set a new `dict`."""
-        prompts: dict[str, str] = MagnetSettings.value(self.config, "prompts")
+        prompts: dict[str, str] = MagnetSettings.of(self.config).prompts
         return prompts
 
     @prompts.setter
@@ -519,7 +519,7 @@ class MagnetMixin(InfillingMixin, _Host):
     @property
     def default_prompt_name(self) -> str | None:
         """Name of the prompt that `encode` uses unless another is asked for; `None` for no prompt."""
-        name: str | None = MagnetSettings.value(self.config, "default_prompt_name")
+        name: str | None = MagnetSettings.of(self.config).default_prompt_name
         return name
 
     @default_prompt_name.setter
@@ -529,7 +529,7 @@ class MagnetMixin(InfillingMixin, _Host):
     @property
     def similarity_fn_name(self) -> Similarity:
         """How `similarity` compares: `"cosine"`, `"dot"`, `"euclidean"` or `"manhattan"`."""
-        name: Similarity = MagnetSettings.value(self.config, "similarity_fn_name")
+        name: Similarity = MagnetSettings.of(self.config).similarity_fn_name
         return name
 
     @similarity_fn_name.setter
@@ -595,7 +595,7 @@ class MagnetMixin(InfillingMixin, _Host):
     def add_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Add an adapter as transformers does; a model that is bound to modes binds it as well."""
         super().add_adapter(*args, **kwargs)
-        if MagnetSettings.value(self.config, "adapter_modes") is not None:
+        if MagnetSettings.of(self.config).adapter_modes is not None:
             bind_adapters(self)
 
     def delete_adapter(self, adapter_names: list[str] | str) -> None:
@@ -700,7 +700,7 @@ class MagnetMixin(InfillingMixin, _Host):
 
     @property
     def magnet_settings(self) -> MagnetSettings:
-        """The validated settings of `config.magnet`: a copy."""
+        """The settings of `config.magnet`."""
         return MagnetSettings.of(self.config)
 
     @property
@@ -737,7 +737,7 @@ class MagnetMixin(InfillingMixin, _Host):
     def tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         check_tokenizer_fits(tokenizer, self.config.vocab_size)
         self._tokenizer_source.tokenizer = tokenizer
-        if MagnetSettings.value(self.config, "mask_token_id") is None:
+        if MagnetSettings.of(self.config).mask_token_id is None:
             mask_token, mask_token_id = resolve_mask_token(tokenizer)
             MagnetSettings.update(self.config, mask_token=mask_token, mask_token_id=mask_token_id)
 

@@ -1,34 +1,33 @@
-"""What lies at a path or under a Hub id: a plain decoder, a MAGNET checkpoint, or an adapter and its base.
+"""What lies at a path or under a Hub id: a plain decoder, a MAGNET checkpoint, or an adapter and its base."""
 
-Everything that can be refused without reading a weight is refused here.
-"""
-
-import copy
 import json
-import os
-import struct
-import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.utils import cached_file
 
-try:  # remote code has no packaged bases
-    from modeling_magnet.bases import locate
+try:  # a saved checkpoint needs neither packaged bases nor GGUF files
+    from modeling_magnet import bases
 except ImportError:
-    locate = None  # type: ignore[assignment]
+    bases = None  # type: ignore[assignment]
 
 # What a load says about where its files are; the tokenizer must come from the same place.
 SOURCE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "gguf_file")
 # Those that say which files of a repository, and so hold for an adapter and not for its base.
 _OF_ONE_REPOSITORY = ("revision", "subfolder", "gguf_file")
+# Arguments of a load that say only where files are, and those that are checked before anything is read, or by which
+# it does not fail.
+_OF_PLACES = (*SOURCE_ARGUMENTS, "adapter_kwargs")
+_HARMLESS = (
+    *("attn_implementation", "dtype", "torch_dtype", "use_safetensors", "trust_remote_code", "low_cpu_mem_usage"),
+    *("adapter_name", "hotswap", "ignore_mismatched_sizes", "is_trainable"),
+)
 # Files with a vocabulary, beside those that the class of a tokenizer names. transformers makes up an empty tokenizer
 # for some families where there is none.
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "tekken.json", "tiktoken.model")
@@ -39,11 +38,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Our settings beside an adapter: a config.json there would hide the base from the Auto classes.
 ADAPTER_SETTINGS = "magnet_adapter.json"
-WEIGHTS = "model.safetensors"
 # The contrastive head, in the folder where sentence-transformers looks for its `Dense` module.
 HEAD_WEIGHTS = "2_Dense/model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
-PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
 
 
 class CheckpointError(OSError, ValueError):
@@ -51,6 +47,42 @@ class CheckpointError(OSError, ValueError):
 
     It is an `OSError`, because transformers raises that for the same, and a `ValueError` as all our errors.
     """
+
+
+@contextmanager
+def reading(what: str, *, arguments: Collection[str] | None = None) -> Iterator[None]:
+    """Turn any error of the block into a `CheckpointError` that says what was read.
+
+    Args:
+        what (`str`): The file or source, for the message.
+        arguments (collection of `str`, *optional*): What the caller has passed to a load. An error of theirs, or of
+            the machine, is raised as it is.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # each reader complains in its own way
+        if arguments is not None and _is_of_caller(error, arguments):
+            raise
+        raise CheckpointError(
+            f"{what} cannot be read ({type(error).__name__}: {first_line(error)}). Restore the files that belong "
+            "together, or save the model anew."
+        ) from error
+
+
+def _is_of_caller(error: Exception, arguments: Collection[str]) -> bool:
+    """Return whether a load failed for want of memory or for an argument that only it checks, not for its files."""
+    if isinstance(error, SafetensorError | OSError):
+        return False
+    given = {name for name in arguments if name not in _OF_PLACES and not name.startswith("_")}
+    of_machine = isinstance(error, MemoryError | ImportError) or "memory" in str(error).lower()
+    return (
+        of_machine
+        or torch.get_default_device().type == "meta"
+        or not given <= set(_HARMLESS)
+        or (isinstance(error, ValueError) and bool(given))
+    )
 
 
 @dataclass
@@ -71,13 +103,12 @@ class TokenizerSource:
         return self.tokenizer
 
     def load(self) -> PreTrainedTokenizerBase:
-        """Read the tokenizer from its files; an empty one that transformers makes up for a place without one is
-        refused.
-        """
+        """Read the tokenizer from its files, and refuse the empty one that transformers makes up without them."""
         place = ModelSource(self.path, self.arguments)
         gguf = place.gguf()
         if gguf is not None:
-            return _gguf_tokenizer(gguf)
+            with reading(f"The tokenizer in {str(gguf)!r}"):
+                return bases.gguf.read_tokenizer(gguf)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             place.path, trust_remote_code=False, **place.arguments
         )
@@ -95,8 +126,8 @@ class TokenizerSource:
 class ModelSource:
     """One place with the arguments that find its files.
 
-    The short name of a packaged base, such as `gemma-3-270m`, is its directory in the user's cache, or for
-    its repository on the Hub where the package is not installed; a directory of that name comes first.
+    The short name of a packaged base, such as `gemma-3-270m`, is its directory in the user's cache, or its
+    repository on the Hub where the package is not installed; a directory of that name comes first.
     """
 
     path: str
@@ -106,18 +137,15 @@ class ModelSource:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.path)
-        if locate is None or self.directory is not None:
+        if bases is None or self.directory is not None:
             return
-        try:
-            found = locate(self.path, on_hub=any(self.arguments.get(key) for key in _OF_ONE_REPOSITORY))
-        except OSError as error:
-            raise CheckpointError(f"{self.path!r} is installed, and cannot be put into the cache: {error}") from error
-        if found is None:
-            return
-        path, is_cached = found
-        object.__setattr__(self, "path", path)
-        if not is_cached:
-            object.__setattr__(self, "name", path)
+        with reading(f"The packaged model {self.path!r}"):
+            found = bases.locate(self.path, on_hub=any(self.arguments.get(key) for key in _OF_ONE_REPOSITORY))
+        if found is not None:
+            path, is_cached = found
+            object.__setattr__(self, "path", path)
+            if not is_cached:
+                object.__setattr__(self, "name", path)
 
     @property
     def directory(self) -> Path | None:
@@ -145,9 +173,8 @@ class ModelSource:
             found = cached_file(self.path, name, **where, _raise_exceptions_for_missing_entries=False)
         except (OSError, ValueError) as error:
             raise CheckpointError(
-                f"{self} is no directory here, and as a repository it cannot be read "
-                f"({first_line(error)}). Check the name and `revision`; for a private repository "
-                "pass `token`; without a network, name a local directory."
+                f"{self} is not a directory here, and cannot be read as a repository ({first_line(error)}). Check the "
+                "name and `revision`; for a private repository pass `token`; without a network, name a directory."
             ) from error
         return None if found is None else Path(found)
 
@@ -156,29 +183,10 @@ class ModelSource:
         name = self.arguments.get("gguf_file")
         if name is None:
             return None
-        file = self.file(str(name)) if name else None
-        if file is not None and self.directory is not None and self._relative(file).startswith(os.pardir):
-            raise CheckpointError(
-                f"`gguf_file` is {name!r:.80}, which is outside of {self}. Name the directory that the file is in."
-            )
-        if file is None:
-            there = [] if self.directory is None else sorted(path.name for path in self.directory.glob("*.gguf"))
-            raise CheckpointError(
-                f"`gguf_file` is {name!r:.80}, and {self} has no such file. Name one that is there"
-                + (f": {there[:5]}." if there else ".")
-            )
-        return file
-
-    def _relative(self, file: Path) -> str:
-        return os.path.relpath(file, self.directory)
-
-    def gguf_note(self) -> dict[str, Any] | None:
-        """Return the name and size of the base's GGUF file, which an adapter stores."""
-        gguf = None if self.is_packaged else self.gguf()
-        if gguf is None:
-            return None
-        name = self.arguments["gguf_file"] if self.directory is None else Path(self._relative(gguf)).as_posix()
-        return {"name": name, "size": gguf.stat().st_size}
+        if bases is None:
+            raise CheckpointError("`gguf_file` needs the installed package: `pip install` it, or leave it out.")
+        with reading(f"`gguf_file` {name!r:.80}"):
+            return bases.gguf.find(self, str(name))
 
     def read_text(self, name: str) -> str | None:
         """Return the content of a text file; `None` if it does not exist."""
@@ -190,16 +198,10 @@ class ModelSource:
         file = self.file(name)
         if file is None:
             return None
-        try:
+        with reading(repr(str(file))):
             values = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(
-                f"{str(file)!r} is not JSON ({error}). Restore the file or save the model anew."
-            ) from error
-        if not isinstance(values, dict):
-            raise CheckpointError(
-                f"{str(file)!r} holds {type(values).__name__}; expected an object. Restore the file."
-            )
+            if not isinstance(values, dict):
+                raise TypeError(f"it holds {values!r:.60}; expected an object")
         return values
 
     def adapter_base(self) -> "ModelSource | None":
@@ -213,75 +215,34 @@ class ModelSource:
         if values is None:
             return None
         base, revision = values.get("base_model_name_or_path"), values.get("revision")
-        if not base:
+        if not base or not isinstance(base, str) or not isinstance(revision, str | None):
             raise CheckpointError(
-                f"{ADAPTER_CONFIG} of {self} names no base model. Write its directory or Hub id there, as "
-                "`base_model_name_or_path`."
+                f"{ADAPTER_CONFIG} of {self} names the base {base!r:.60} at revision {revision!r:.60}; expected the "
+                "directory or Hub id of a model, as `base_model_name_or_path`."
             )
-        for name, value in (("base_model_name_or_path", base), ("revision", revision or "")):
-            if not isinstance(value, str):
-                raise CheckpointError(
-                    f"`{name}` in {ADAPTER_CONFIG} of {self} is {value!r:.60}; expected a string. Correct it."
-                )
         arguments = {name: value for name, value in self.arguments.items() if name not in _OF_ONE_REPOSITORY}
-        if revision:
-            arguments["revision"] = revision
         try:
-            source = self._base_with_its_file(ModelSource(base, arguments))
-            found = source.gguf() or source.file(CONFIG) or source.file(ADAPTER_CONFIG)
-        except CheckpointError as error:
-            raise CheckpointError(f"{self} is an adapter, and its base cannot be read: {error}") from error
-        if found is None or found.name == ADAPTER_CONFIG:
-            kind = "an adapter itself; merge it first" if found is not None else "no model: it has no config.json"
+            source = ModelSource(base, arguments | ({"revision": revision} if revision else {}))
+            if bases is not None:
+                stored = (self.read_json(ADAPTER_SETTINGS) or {}).get("gguf_file")
+                source = bases.gguf.base_of_adapter(source, asked=asked, stored=stored)
+            if source.gguf() is None and source.file(CONFIG) is None:
+                raise ValueError(f"{source} has no config.json, so it is not a model; merge an adapter first")
+        except Exception as error:  # whatever it is, it is found in a place that the caller did not name
             raise CheckpointError(
-                f"{self} is an adapter whose base, {source}, is {kind}. Correct `base_model_name_or_path` in "
-                f"{ADAPTER_CONFIG}."
-            )
+                f"{self} is an adapter, and its base cannot be read: {first_line(error)} Correct "
+                f"`base_model_name_or_path` in {ADAPTER_CONFIG}."
+            ) from error
         return source
 
-    def _base_with_its_file(self, base: "ModelSource") -> "ModelSource":
-        """Return the base of this adapter with the GGUF file that was asked for or that the adapter was trained on."""
-        asked = self.arguments.get("gguf_file")
-        stored = (self.read_json(ADAPTER_SETTINGS) or {}).get("gguf_file")
-        if base.is_packaged or not (asked or stored):
-            return base
-        if asked:
-            return ModelSource(base.path, {**base.arguments, "gguf_file": asked})
-        if not isinstance(stored, dict) or not isinstance(stored.get("name"), str):
-            raise CheckpointError(
-                f"`gguf_file` in {ADAPTER_SETTINGS} of {self} is {stored!r:.60}; expected an object with the name and "
-                "the size of a file. Restore it."
-            )
-        found = ModelSource(base.path, {**base.arguments, "gguf_file": stored["name"]})
-        if base.file(stored["name"]) is None and base.file(CONFIG) is not None:
-            warnings.warn(
-                f"The adapter at {self} was trained on {stored['name']!r}, which {base} does not hold; its base is "
-                "opened from the other weights there.",
-                stacklevel=2,
-            )
-            return base
-        file = found.gguf()
-        if file is not None and file.stat().st_size != stored.get("size"):
-            raise CheckpointError(
-                f"The adapter at {self} was trained on {stored['name']!r} of {stored.get('size')} bytes; the one at "
-                f"{base} has {file.stat().st_size}. Restore that file, or pass `gguf_file` to take this one."
-            )
-        return found
-
     def adapter_settings(self) -> dict[str, Any] | None:
-        """Return our settings beside an adapter and `base`, the shape of its base; `None` beside adapters of
-        others.
-        """
+        """Return our settings beside an adapter and the shape of its `base`; `None` beside adapters of others."""
         values = self.read_json(ADAPTER_SETTINGS)
-        if values is None:
-            return None
-        for name in ("magnet", "base"):
-            if not isinstance(values.get(name), dict):
-                found = f"{values[name]!r:.60}" if name in values else "missing"
-                raise CheckpointError(
-                    f"`{name}` in {ADAPTER_SETTINGS} of {self} is {found}; expected an object. Restore the file, or "
-                    "save the adapter anew."
-                )
+        if values is not None and not all(isinstance(values.get(name), dict) for name in ("magnet", "base")):
+            raise CheckpointError(
+                f"{ADAPTER_SETTINGS} of {self} lacks `magnet` or `base`, or one is not an object. Restore the file, "
+                "or save the adapter anew."
+            )
         return values
 
     def config_values(self, config: PreTrainedConfig | str | None = None) -> dict[str, Any]:
@@ -290,145 +251,17 @@ class ModelSource:
             return config.to_dict()
         place = self if config is None else ModelSource(str(config), self.arguments)
         gguf = self.gguf() if config is None else None
-        values = place.read_json(CONFIG) if gguf is None else gguf_values(gguf)
-        if values is None and place.directory is None:
-            raise CheckpointError(
-                f"{place} is no directory here, and as a repository it has no config.json that can be read. Check the "
-                "name, `revision` and `subfolder`; without a network, or in offline mode, only what was downloaded "
-                "before is there."
-            )
+        if gguf is not None:
+            with reading(repr(str(gguf))):
+                return bases.gguf.config_values(gguf)
+        values = place.read_json(CONFIG)
         if values is None:
             raise CheckpointError(
-                f"{place} has no config.json, so it holds no model, or one whose saving was interrupted. Name another "
-                "directory or Hub id."
-            )
-        if not values.get("model_type"):
-            raise CheckpointError(
-                f"config.json of {place} holds no model_type, so nothing says what model it is. Restore the file, or "
-                "write the type there, such as 'llama'."
-            )
-        if not isinstance(values["model_type"], str):
-            raise CheckpointError(
-                f"`model_type` in config.json of {place} is {values['model_type']!r:.60}; expected a string such as "
-                "'llama'. Restore the file."
+                f"{place} has no config.json that can be read, so it holds no model, or one whose saving was "
+                "interrupted. Check the name, `revision` and `subfolder`; offline, only what was downloaded before is "
+                "there."
             )
         return values
-
-    def check_weights(self) -> None:
-        """Refuse a local directory whose weights are missing, cut short or a pickle. Reads headers only."""
-        folder = self.directory
-        if folder is None or self.arguments.get("gguf_file"):  # of a GGUF file, `config_values` reads the header
-            return
-        adapter, index = folder / ADAPTER_WEIGHTS, self.read_json(WEIGHTS_INDEX)
-        is_adapter = self.file(ADAPTER_CONFIG) is not None and self.file(CONFIG) is None
-        if is_adapter:
-            expected = [adapter]
-        elif index is not None and not (folder / WEIGHTS).is_file():
-            shards = index.get("weight_map")
-            if not isinstance(shards, dict) or not shards:
-                raise CheckpointError(f"{str(folder / WEIGHTS_INDEX)!r} has no `weight_map`. Save the model anew.")
-            if not isinstance(index.get("metadata", {}), dict):
-                raise CheckpointError(
-                    f"`metadata` in {str(folder / WEIGHTS_INDEX)!r} is {index['metadata']!r:.60}; expected an object. "
-                    "Save the model anew."
-                )
-            for tensor, shard in shards.items():
-                if not isinstance(shard, str) or not shard:
-                    raise CheckpointError(
-                        f"`weight_map` in {str(folder / WEIGHTS_INDEX)!r} has {shard!r:.60} for {tensor!r}; expected "
-                        "the name of a file. Save the model anew."
-                    )
-                if Path(shard).is_absolute() or ".." in Path(shard).parts:
-                    raise CheckpointError(
-                        f"`weight_map` in {str(folder / WEIGHTS_INDEX)!r} has {shard!r:.60} for {tensor!r}, which is "
-                        "outside its directory. Put the file beside the index and correct its name."
-                    )
-            expected = [folder / name for name in sorted(set(shards.values()))]
-        else:
-            expected = [folder / WEIGHTS]
-        for file in expected:
-            if _is_file(file):
-                check_safetensors(file)
-                continue
-            pickle = next((name for name in PICKLES if (folder / name).is_file()), None)
-            if pickle is not None:
-                raise CheckpointError(
-                    f"{str(folder / pickle)!r} is a pickle, which can run any code when it is read; expected "
-                    f"{file.name}. Convert it where you trust it: load it with the stock class and `save_pretrained`."
-                )
-            raise CheckpointError(f"{str(file)!r} is missing. Fetch it again, or save the model anew.")
-
-
-def gguf_values(file: Path) -> dict[str, Any]:
-    """Return what config.json would hold for the model in a GGUF file, as transformers reads its header."""
-    state = file.stat()
-    return copy.deepcopy(_gguf_values(str(file), state.st_size, state.st_mtime_ns))
-
-
-@lru_cache(maxsize=8)  # of a large vocabulary, each reading takes seconds
-def _gguf_values(file: str, size: int, changed: int) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = PreTrainedConfig.get_config_dict(file, gguf_file=file)[0]
-    except ImportError as error:
-        raise ValueError(f"{file!r} is a GGUF file, which the package `gguf` reads: `pip install gguf`.") from error
-    except Exception as error:  # the readers look at what they need, and complain in their own ways
-        raise CheckpointError(
-            f"{file!r} ({size} bytes) cannot be read as GGUF: {type(error).__name__}: {first_line(error)}. Fetch it "
-            "again, or name a file of a family that transformers reads."
-        ) from error
-    values.pop("_model_name_or_path", None)  # a title, not the name of a place
-    return values
-
-
-def _gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer in a GGUF file."""
-    kind = str(gguf_values(file).get("model_type"))
-    # Told the type, transformers does not read the header once more; Mistral's class depends on further files.
-    known = {"tokenizer_type": kind} if TOKENIZER_MAPPING_NAMES.get(kind) and kind != "mistral" else {}
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            str(file.parent), gguf_file=str(file), trust_remote_code=False, **known
-        )
-    except Exception as error:  # as above
-        raise CheckpointError(
-            f"{str(file)!r} holds no tokenizer that can be read ({type(error).__name__}: {first_line(error)})."
-        ) from error
-    _drop_tokens_beyond(tokenizer, gguf_values(file).get("vocab_size"))
-    return tokenizer
-
-
-def _drop_tokens_beyond(tokenizer: Any, size: int | None) -> None:
-    """Take away what transformers adds to a vocabulary of a GGUF file: an `<|endoftext|>` that the model lacks."""
-    if size is None or len(tokenizer) <= size or not tokenizer.is_fast:
-        return
-    values = json.loads(tokenizer.backend_tokenizer.to_str())
-    values["added_tokens"] = [token for token in values["added_tokens"] if token["id"] < size]
-    if values["model"].get("unk_token") not in values["model"]["vocab"]:
-        values["model"]["unk_token"] = None
-    tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(values))
-
-
-def files_are_at_fault(error: Exception, arguments: Collection[str], *, harmless: Collection[str]) -> bool:
-    """Return whether a load failed because of the files, and not of the machine or an argument of the caller."""
-    if isinstance(error, SafetensorError):
-        return True
-    of_machine = isinstance(error, torch.OutOfMemoryError) or type(error).__name__ == "AcceleratorError"
-    if of_machine or "memory" in str(error).lower() or torch.get_default_device().type == "meta":
-        return False
-    return set(arguments) <= {*harmless, *SOURCE_ARGUMENTS}
-
-
-def config_of(values: dict[str, Any], config_class: Any, *, source: str) -> PreTrainedConfig:
-    """Build the config of a family from the content of config.json; a `CheckpointError` names an invalid value."""
-    try:
-        config: PreTrainedConfig = config_class.from_dict(copy.deepcopy(values))
-        config.to_dict()  # also what is only looked at when it is written
-    except Exception as error:  # each family checks its fields in its own way
-        raise CheckpointError(
-            f"config.json of {source} is not a valid {values.get('model_type')!r} config ({first_line(error)}). "
-            "Restore the file."
-        ) from error
-    return config
 
 
 def tokenizer_place(model: ModelSource, adapter: ModelSource | None) -> ModelSource:
@@ -437,49 +270,14 @@ def tokenizer_place(model: ModelSource, adapter: ModelSource | None) -> ModelSou
     return adapter if adapter is not None and has_own else model
 
 
-def told_mismatch(mismatched: Collection[tuple[str, Any, Any]]) -> str:
-    """Describe tensors that do not fit, of which transformers reports names, stored and expected shapes."""
-    name, stored, built = min(mismatched, key=lambda entry: entry[0])
-    return f"{name} has shape {tuple(stored)} where {tuple(built)} is expected ({len(mismatched)} tensors)"
-
-
-def check_safetensors(file: Path) -> None:
-    """Refuse a safetensors file that was cut short, by its header."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        header = stream.read(length) if 0 < length <= size - 8 else b""
-    try:
-        tensors = json.loads(header)
-        ends = [_end(entry["data_offsets"]) for name, entry in tensors.items() if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{str(file)!r} ({size} bytes) has no readable safetensors header: it was cut short or is of another "
-            "format. Fetch it again, or save the model anew."
-        ) from error
-    wanted = 8 + length + max(ends, default=0)
-    if size != wanted:
-        raise CheckpointError(
-            f"{str(file)!r} has {size} bytes where its header promises {wanted}. Fetch it again, or save the model "
-            "anew."
-        )
-
-
-def _is_file(file: Path) -> bool:
-    """Return whether there is such a file, also for a name that no file can have."""
-    try:
-        return file.is_file()
-    except OSError:
-        return False
-
-
-def _end(offsets: Any) -> int:
-    """Return the second of two whole numbers in ascending order."""
-    first, last = offsets
-    if type(first) is not int or type(last) is not int or not 0 <= first <= last:
-        raise ValueError(f"data_offsets are {offsets!r:.60}")
-    return last
+def check_tensors(source: Any, **wrong: Collection[str]) -> None:
+    """Refuse tensors, named by what is wrong with them, that transformers only warns of."""
+    for kind, names in wrong.items():
+        if names:
+            raise CheckpointError(
+                f"The weights of {source} do not fit: {len(names)} {kind} tensors, such as {sorted(names)[:3]}. They "
+                "are of another model or a part of one, or were cut short. Restore the files that belong together."
+            )
 
 
 def first_line(error: Exception) -> str:
@@ -499,11 +297,9 @@ __all__ = [
     "CheckpointError",
     "ModelSource",
     "TokenizerSource",
-    "check_safetensors",
-    "config_of",
-    "files_are_at_fault",
+    "bases",
+    "check_tensors",
     "first_line",
-    "gguf_values",
-    "told_mismatch",
+    "reading",
     "tokenizer_place",
 ]

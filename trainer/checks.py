@@ -100,17 +100,17 @@ def _about_model(
     config: Any = model.config
     if needs_mask_token and tokenizer is None:
         yield "`processing_class` is missing; pass the tokenizer, or a `data_collator` made from it."
-    if needs_mask_token and MagnetSettings.value(config, "mask_token_id") is None:
+    if needs_mask_token and MagnetSettings.of(config).mask_token_id is None:
         yield (
             "The model's config names no mask token. Load the model with `MagnetLlamaForCausalLM.from_pretrained` "
             "from a folder with its tokenizer, or set `model.tokenizer`."
         )
     if (
-        MagnetSettings.value(config, "contrastive_head") is not None
+        MagnetSettings.of(config).contrastive_head is not None
         and args.uses_contrastive_loss
         and args.contrastive_head == "none"
     ):
-        head = MagnetSettings.value(config, "contrastive_head")
+        head = MagnetSettings.of(config).contrastive_head
         yield (
             f"The model was saved with a head, {head!r}, but `contrastive_head` is 'none'. Train with the head it "
             "has, or remove it first: `MagnetSettings.update(model.config, contrastive_head=None)`."

@@ -11,7 +11,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from examples.checkup.findings import Finding, examine, judged, not_applicable
 from examples.checkup.opening import Opened
-from modeling_magnet.checkpoint_magnet import refusing_contents, sidecar_contents
+from modeling_magnet.publishing.sidecars import refusing_contents, sidecar_contents
 from modeling_magnet.sources_magnet import CONFIG, ModelSource
 
 CODE, SIDECARS = "remote code", "sidecars"

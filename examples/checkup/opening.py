@@ -10,6 +10,7 @@ from transformers import AutoModel
 
 from examples.checkup.findings import Finding, judged
 from modeling_magnet import FAMILIES, AutoMagnetForCausalLM
+from modeling_magnet.publishing import check_weights
 from modeling_magnet.sources_magnet import ModelSource
 
 Kind = Literal["plain decoder", "checkpoint", "adapter"]
@@ -53,6 +54,9 @@ def open_model(
     source = ModelSource(path, where)
     base = source.adapter_base()
     values = (base or source).config_values()
+    for place in (source, base):
+        if place is not None:
+            check_weights(place)
     kind: Kind = "adapter" if base is not None else "checkpoint" if "magnet" in values else "plain decoder"
     arguments: dict[str, Any] = {**where, "dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
     if mask_token is not None:

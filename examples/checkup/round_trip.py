@@ -56,7 +56,7 @@ def _loaded_findings(model: Any, target: Path, like: dict[str, Any]) -> Iterator
 
 
 def _stock_findings(model: Any, target: Path, like: dict[str, Any]) -> Iterator[Finding]:
-    if model.has_adapter and MagnetSettings.value(model.config, "adapter_modes") is not None:
+    if model.has_adapter and MagnetSettings.of(model.config).adapter_modes is not None:
         yield not_applicable("stock class", "an adapter bound to modes, which a stock class does not know")
         return
     loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -100,7 +100,7 @@ def merge_findings(model: Any, folder: Path) -> list[Finding]:
 
 def bound_findings(model: Any, base: ModelSource | None) -> list[Finding]:
     """Return one row: causal logits against those of the base without the adapter."""
-    modes = MagnetSettings.value(model.config, "adapter_modes") if model.has_adapter else None
+    modes = MagnetSettings.of(model.config).adapter_modes if model.has_adapter else None
     if modes is None:
         return [not_applicable(BOUND, "on in every mode" if model.has_adapter else "no adapter")]
     if "causal" in modes:

@@ -42,7 +42,7 @@ def inspect_model(args: argparse.Namespace) -> ModelFacts:
             f"`--model` is {args.model!r}, where no model can be read ({error}). Name a folder or a Hub id."
         ) from error
     config, tokenizer = open_without_weights(args.model, revision=revision)
-    settings = MagnetSettings.from_dict(getattr(config, "magnet", None) or {})
+    settings = MagnetSettings.validated(config)
     context = context_length(config, tokenizer)
     width = args.truncate_dim or config.hidden_size
     for name, most in (("truncate_dim", config.hidden_size), ("max_length", context)):

@@ -1,10 +1,11 @@
-"""Base models whose weights come as Python packages. This folder does not travel as remote code."""
+"""Base models from Python packages and GGUF files. This folder does not travel as remote code."""
 
+from . import gguf
 from .gemma3_270m import HUB_ID, NAME, packaged_checkpoint
 
 
 def locate(name: str, *, on_hub: bool = False) -> tuple[str, bool] | None:
-    """Where a base with a short name is.
+    """Return where a base with a short name is.
 
     Args:
         name (`str`): What was asked for, such as `gemma-3-270m`.
@@ -23,4 +24,4 @@ def locate(name: str, *, on_hub: bool = False) -> tuple[str, bool] | None:
     return (HUB_ID, False) if checkpoint is None else (str(checkpoint), True)
 
 
-__all__ = ["locate"]
+__all__ = ["gguf", "locate"]

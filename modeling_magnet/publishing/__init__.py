@@ -4,17 +4,20 @@ The code of a checkpoint reaches this folder only where the package is installed
 """
 
 from .adapters import write_adapter
-from .card import write_card_beside
+from .diagnosis import check_not_packed, check_weights
 from .hub import push_model
 from .merging import changed_checkpoint, check_can_merge, verify_files
+from .sidecars import complete
 from .writing import written_aside
 
 __all__ = [
     "changed_checkpoint",
     "check_can_merge",
+    "check_not_packed",
+    "check_weights",
+    "complete",
     "push_model",
     "verify_files",
     "write_adapter",
-    "write_card_beside",
     "written_aside",
 ]

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 
 from ..sources_magnet import CARD, CheckpointError, first_line
-from .card import card_bytes, is_ours, is_readable, read_card, rename_card, with_tags
+from .card import MARK, card_bytes, parse_card, read_card, rename_card, with_tags
 from .writing import stale_files
 
 
@@ -70,10 +70,10 @@ def _prepare_card(
     text, there = rename_card(read_card(file) or "", repo_id), None
     if model._card is None and api.file_exists(repo_id, CARD, revision=revision):
         there = read_card(Path(api.hf_hub_download(repo_id, CARD, revision=revision)))
-        text = text if there is None or is_ours(there) else there
+        text = text if there is None or MARK in there else there
     text = with_tags(text, tags) if tags else text
     file.write_bytes(card_bytes(text))
-    if text == there or (model._card is None and not is_readable(text)):
+    if text == there or (model._card is None and parse_card(text) is None):
         file.unlink()  # the same card is there already; or the Hub would refuse the whole push for it
 
 

@@ -29,7 +29,7 @@ def check_can_merge(model: Any, state_dict: dict[str, Any] | None) -> None:
     """Refuse to merge where there is nothing to merge, or where the adapter would be lost or on in further modes."""
     if not model.has_adapter:
         raise ValueError("`merge_adapter=True` was given, but this model has no adapter. Leave it out.")
-    modes = MagnetSettings.value(model.config, "adapter_modes")
+    modes = MagnetSettings.of(model.config).adapter_modes
     if modes is not None:
         raise ValueError(
             f"The adapter is only on in {modes}; merged, it would be on in every mode. Save it with "

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import tempfile
-import threading
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -24,33 +23,17 @@ except ImportError:
 IDENTITIES = (CONFIG, ADAPTER_CONFIG)
 # What a former checkpoint may have had and the new one not: it would be read beside it. Exact names, because whatever
 # else lies there is the user's.
-REPLACED = frozenset(
+_REPLACED = re.compile(
+    r"(adapter_)?config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+    r"|adapter_model\.(safetensors|bin)|magnet_adapter\.json|modules\.json|sentence_bert_config\.json"
+    r"|config_sentence_transformers\.json"
+)
+_TOKENIZER_FILES = frozenset(
     {
-        *IDENTITIES,
-        "model.safetensors.index.json",
-        "adapter_model.safetensors",
-        "adapter_model.bin",
-        "magnet_adapter.json",
-        "modules.json",
-        "sentence_bert_config.json",
-        "config_sentence_transformers.json",
+        *("added_tokens.json", "chat_template.jinja", "merges.txt", "special_tokens_map.json"),
+        *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json"),
     }
 )
-WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
-TOKENIZER_FILES = frozenset(
-    {
-        "added_tokens.json",
-        "chat_template.jinja",
-        "merges.txt",
-        "special_tokens_map.json",
-        "tokenizer.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        "vocab.json",
-    }
-)
-# Between the threads of this process; between processes, a lock on the directory.
-_THREADS = threading.Lock()
 
 
 @contextmanager
@@ -68,23 +51,22 @@ def written_aside(target: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: no permission to write, or no space left; it says whether the target was changed.
     """
-    scratch = None
-    changed: list[Path] = []
+    held, changed = ExitStack(), list[Path]()
     try:
         place = target.resolve()
         place.parent.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as held:
-            with _alone_at(place):
-                _remove_leftovers(place)
-                scratch = _make_scratch(place)
-                lock = held.enter_context((scratch / "lock").open("w"))
-                if fcntl is not None:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            finished = scratch / "checkpoint"
-            yield finished
-            if finished.is_dir():
-                with _alone_at(place):
-                    move_into_place(finished, place, changed)
+        with ExitStack() as alone:
+            _lock_if_possible(alone, place.parent)
+            _remove_leftovers(place)
+            scratch = _make_scratch(place)
+            _lock_if_possible(held, scratch)
+            held.callback(shutil.rmtree, scratch, ignore_errors=True)
+        finished = scratch / "checkpoint"
+        yield finished
+        if finished.is_dir():
+            with ExitStack() as alone:
+                _lock_if_possible(alone, place.parent)
+                move_into_place(finished, place, changed)
     except CheckpointError:
         raise
     except (OSError, SafetensorError) as error:
@@ -93,13 +75,13 @@ def written_aside(target: Path) -> Iterator[Path]:
             if changed
             else "Nothing in it was changed."
         )
+        existing = next(folder for folder in (target, *target.absolute().parents) if folder.is_dir())
         raise CheckpointError(
             f"{str(target)!r} could not be written ({error}). {state} Check the permissions and the "
-            f"{shutil.disk_usage(_existing(target)).free / 1e9:.1f} GB that are free there, or name another directory."
+            f"{shutil.disk_usage(existing).free / 1e9:.1f} GB that are free there, or name another directory."
         ) from error
     finally:
-        if scratch is not None:
-            _remove(scratch)
+        held.close()
 
 
 def move_into_place(finished: Path, target: Path, changed: list[Path]) -> None:
@@ -136,11 +118,11 @@ def move_into_place(finished: Path, target: Path, changed: list[Path]) -> None:
 def stale_files(there: Collection[str], new: Iterator[str] | Collection[str]) -> list[str]:
     """Return the names in `there` that a loader would read beside the `new` files of a checkpoint."""
     added = set(new)
-    replaces_tokenizer = bool(added & TOKENIZER_FILES) or not set(IDENTITIES).isdisjoint(there)
+    replaces_tokenizer = bool(added & _TOKENIZER_FILES) or not set(IDENTITIES).isdisjoint(there)
     return sorted(
         name
         for name in set(there) - added
-        if name in REPLACED or WEIGHTS.fullmatch(name) or (replaces_tokenizer and name in TOKENIZER_FILES)
+        if _REPLACED.fullmatch(name) or (replaces_tokenizer and name in _TOKENIZER_FILES)
     )
 
 
@@ -156,45 +138,36 @@ def _check_free(target: Path, name: Path) -> None:
 
 
 def _make_scratch(place: Path) -> Path:
-    """Make a directory from which files can be moved into the target: beside it, or in it where that is not
-    possible.
-    """
-    if not place.is_dir():
-        return Path(tempfile.mkdtemp(prefix=f".{place.name}-saving-", dir=place.parent))
-    if os.access(place.parent, os.W_OK | os.X_OK) and place.stat().st_dev == place.parent.stat().st_dev:
+    """Make a directory from which files can be moved into the target: beside it, or in it if it is a mount."""
+    with suppress(PermissionError):  # where nothing may be made beside the target
         scratch = Path(tempfile.mkdtemp(prefix=f".{place.name}-saving-", dir=place.parent))
-        if _can_move(scratch, place):
+        if not place.is_dir():
             return scratch
+        try:
+            os.rename(scratch / "absent", place / scratch.name)  # changes nothing: the mounts are compared first
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                return scratch
         scratch.rmdir()
     return Path(tempfile.mkdtemp(prefix=".saving-", dir=place))
 
 
-def _can_move(scratch: Path, place: Path) -> bool:
-    """Return whether files can be renamed between two directories: not between mounts, even of one file system."""
-    try:
-        os.rename(scratch / "absent", place / scratch.name)  # changes nothing: the mounts are compared first
-    except OSError as error:
-        return error.errno != errno.EXDEV
-    return True
-
-
 @contextmanager
-def _alone_at(place: Path) -> Iterator[None]:
-    """Hold an exclusive lock on the target; the OS releases it even if the process is killed."""
-    with _THREADS, ExitStack() as held:
-        for folder in (place.parent, place):
-            # Some network file systems lock no directory; there, saves to one target must not run at once.
-            with suppress(OSError):
-                descriptor = os.open(folder, os.O_RDONLY)
-                held.callback(os.close, descriptor)
-                if fcntl is not None:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+def _lock(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive lock on a directory; the OS releases it even if the process is killed."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    finally:
+        os.close(descriptor)
 
 
-def _existing(path: Path) -> Path:
-    """Return the nearest existing directory above."""
-    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+def _lock_if_possible(held: ExitStack, folder: Path) -> None:
+    """Lock a directory until `held` is closed. Where a file system locks none, saves must not run at once."""
+    with suppress(OSError):
+        held.enter_context(_lock(folder))
 
 
 def _remove_leftovers(place: Path) -> None:
@@ -203,17 +176,8 @@ def _remove_leftovers(place: Path) -> None:
         return
     beside = place.parent.glob(f".{glob.escape(place.name)}-saving-*")
     for folder in [*beside, *place.glob(".saving-*")]:
-        with suppress(OSError):
-            folder.rmdir()  # killed before it had a lock
-        with suppress(OSError), (folder / "lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(folder)
-
-
-def _remove(scratch: Path) -> None:
-    """Remove a scratch directory, its lock last, so that the next save removes what a kill leaves."""
-    shutil.rmtree(scratch / "checkpoint", ignore_errors=True)
-    shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError), _lock(folder, wait=False):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 __all__ = ["move_into_place", "stale_files", "written_aside"]

@@ -374,23 +374,22 @@ def test_an_adapter_of_another_base_is_refused(adapted, base_folder, tmp_path):
     config.hidden_size = 64
     config.magnet["adapter_modes"] = None
     MagnetLlamaForCausalLM(config).save_pretrained(base_folder)
-    with pytest.raises(ValueError, match="does not fit this model"):
+    with pytest.raises(ValueError, match="mismatched tensors"):
         MagnetLlamaForCausalLM.from_pretrained(folder)
     config.hidden_size, config.num_hidden_layers = 32, 2
     MagnetLlamaForCausalLM(config).save_pretrained(base_folder)
-    with pytest.raises(ValueError, match="has more than its configuration says"):
+    with pytest.raises(ValueError, match="unexpected tensors"):
         MagnetLlamaForCausalLM.from_pretrained(folder)
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"target_modules": [["q_proj"]]}, r"cannot be used \(TypeError: unhashable type"),
-        ({"task_type": 7}, r"cannot be used \(ValueError: Invalid task type"),
-        ({"megatron_config": {"a": 1}, "megatron_core": "theirs"}, "peft would import the module 'theirs'"),
-        (None, "is not JSON"),
+        ({"target_modules": [["q_proj"]]}, r"cannot be read \(TypeError: unhashable type"),
+        ({"megatron_config": {"a": 1}, "megatron_core": "theirs"}, "peft would import a module"),
+        (None, "cannot be read"),
     ],
-    ids=["type", "task", "module", "no JSON"],
+    ids=["type", "module", "no JSON"],
 )
 def test_a_configuration_that_peft_cannot_use_is_named(adapted, base_folder, tmp_path, monkeypatch, changes, told):
     adapted.save_pretrained(tmp_path / "adapter")
@@ -409,7 +408,7 @@ def test_weights_that_are_none_are_named_and_leave_the_model(adapted, base_folde
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
     model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
-    with pytest.raises(ValueError, match="The adapter at .*adapter' cannot be used .SafetensorError: "):
+    with pytest.raises(ValueError, match="The adapter at .*adapter' cannot be read .SafetensorError: "):
         model.load_adapter(str(tmp_path / "adapter"))
     assert not getattr(model, "peft_config", None)
 
@@ -419,10 +418,9 @@ def test_an_adapter_without_its_base_says_so(adapted, tmp_path):
     adapted.save_pretrained(folder)
     config = json.loads((folder / "adapter_config.json").read_text())
     for base, message in (
-        (None, "names no base model"),
+        (None, "names the base None"),
         (str(tmp_path / "gone"), "is an adapter, and its base cannot be read"),
-        (str(folder), "is an adapter itself; merge it first"),
-        (str(tmp_path), "is no model: it has no config.json"),
+        (str(folder), "has no config.json, so it is not a model"),
     ):
         (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
         with pytest.raises(ValueError, match=message):
@@ -497,7 +495,7 @@ def test_an_adapter_that_fails_to_load_leaves_the_model_as_it_was(base_folder, t
     save_file(weights, tmp_path / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
     model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
     for _ in range(2):
-        with pytest.raises(ValueError, match="lacks"):
+        with pytest.raises(ValueError, match="missing tensors"):
             model.load_adapter(str(tmp_path / "adapter"))
         assert not model.has_adapter
         with torch.no_grad():
@@ -602,62 +600,22 @@ def test_sentence_transformers_refuses_an_adapter_that_is_off_where_it_encodes(a
                 SentenceTransformer(str(folder))
 
 
-RESIZED = {
-    "plain": {"target_modules": ["q_proj"]},
-    "embeddings adapted": {"target_modules": ["q_proj", "embed_tokens"]},
-    "embeddings trained": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
-    "both ends trained": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
-}
-
-
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("kind", RESIZED)
-@torch.no_grad()
-def test_a_resized_vocabulary_is_saved_with_its_adapter(tiny_config, tiny_tokenizer, tmp_path, kind, tied):
-    if tied and "lm_head" in str(RESIZED[kind]):
-        pytest.skip("peft parts tied ends")
-    config = copy.deepcopy(tiny_config)
-    config.tie_word_embeddings = tied
-    torch.manual_seed(0)
-    base = MagnetLlamaForCausalLM(config)
-    base.tokenizer = copy.deepcopy(tiny_tokenizer)
-    base.save_pretrained(tmp_path / "base")
-    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "base")
+def test_an_adapter_over_a_vocabulary_resized_in_memory_is_saved_merged(base_folder, tmp_path):
+    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
     model.tokenizer.add_tokens(["<magnet>", "<needle>"])
     with pytest.raises(ValueError, match="has 302 tokens, but the model embeds 300.*resize_token_embeddings"):
         model.encode("A cat.")
     model.resize_token_embeddings(len(model.tokenizer))
-    model.encode("A <magnet>.")
-    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights=False, **RESIZED[kind]))
-    model.eval().save_pretrained(tmp_path / "adapter")
-    ids = model.tokenizer("A <magnet> and a <needle>", return_tensors="pt")["input_ids"]
-    again = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "adapter").eval()
-    assert int(ids.max()) == 301 and again.config.vocab_size == 302
-    assert torch.equal(again(ids).logits, model(ids).logits)
-    resized = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "base")
-    resized.resize_token_embeddings(302)
-    resized.load_adapter(str(tmp_path / "adapter"))
-    assert torch.equal(resized.eval()(ids).logits, model(ids).logits)
-    again.save_pretrained(tmp_path / "merged", merge_adapter=True)
+    model.add_adapter(lora())
+    with pytest.raises(ValueError, match="resized from 300 to 302 tokens.*merge_adapter=True"):
+        model.save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+    model.eval().save_pretrained(tmp_path / "merged", merge_adapter=True)
     merged = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "merged").eval()
-    assert torch.allclose(merged(ids).logits, model(ids).logits, atol=1e-4)
-    text = "A <magnet> and a <needle>"
-    assert merged.encode(text) == pytest.approx(model.encode(text), abs=1e-5)
-
-
-def test_a_resized_vocabulary_whose_rows_are_gone_leaves_the_model(base_folder, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
-    model.resize_token_embeddings(303)
-    model.add_adapter(LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
-    model.save_pretrained(tmp_path / "adapter")
-    file = tmp_path / "adapter" / "adapter_model.safetensors"
-    save_file({key: value for key, value in load_file(file).items() if "lora" in key}, file, metadata={"format": "pt"})
-    base = MagnetLlamaForCausalLM.from_pretrained(base_folder)
-    with pytest.raises(ValueError, match="on a vocabulary resized to 303, and its embeddings are missing"):
-        base.load_adapter(str(tmp_path / "adapter"))
-    assert base.config.vocab_size == 300 and not base.has_adapter
+    ids = model.tokenizer("A <magnet> and a <needle>", return_tensors="pt")["input_ids"]
+    assert int(ids.max()) == 301
+    with torch.no_grad():
+        assert torch.allclose(merged(ids).logits, model(ids).logits, atol=1e-4)
 
 
 @torch.no_grad()
@@ -681,32 +639,3 @@ def load_tensors(folder):
     from safetensors.torch import load_file
 
     return load_file(folder / "adapter_model.safetensors")
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
-        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
-        {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
-    ],
-)
-def test_tied_ends_of_a_resized_vocabulary_are_saved_with_their_adapter(
-    tiny_config, tiny_tokenizer, tmp_path, options
-):
-    config = copy.deepcopy(tiny_config)
-    config.tie_word_embeddings = True
-    plain = MagnetLlamaForCausalLM(config)
-    plain.tokenizer = copy.deepcopy(tiny_tokenizer)
-    plain.save_pretrained(tmp_path / "base")
-    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "base").eval()
-    model.tokenizer.add_tokens(["Foo", "Bar"])
-    model.resize_token_embeddings(len(model.tokenizer))
-    model.add_adapter(LoraConfig(r=2, **options))
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(tmp_path / "adapter")
-    ids = torch.tensor([[1, 5, config.vocab_size, config.vocab_size + 1, 7]])
-    again = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "adapter").eval()
-    assert torch.equal(again(ids).logits, model(ids).logits)

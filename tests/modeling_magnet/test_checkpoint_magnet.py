@@ -301,15 +301,6 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tiny_model, tmp_path):
         MagnetLlamaForCausalLM.from_pretrained(tmp_path).encode("A cat.")
 
 
-def test_a_newer_checkpoint_says_so(tiny_model, tmp_path):
-    tiny_model.save_pretrained(tmp_path)
-    values = json.loads((tmp_path / "config.json").read_text())
-    values["magnet"]["telepathy"] = True
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=r"Unknown MAGNET settings \['telepathy'\]"):
-        MagnetLlamaForCausalLM.from_pretrained(tmp_path)
-
-
 def test_a_target_that_is_a_file_is_refused(tiny_model, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file; expected a directory"):

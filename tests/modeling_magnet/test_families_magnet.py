@@ -196,17 +196,6 @@ def test_a_text_has_one_vector_whatever_stands_beside_it(checkpoint):
         assert abs(ours.encode(text, normalize_embeddings=True) - vector).max() < 1e-5
 
 
-def test_a_checkpoint_opens_as_a_stock_decoder(checkpoint, tmp_path):
-    ours, _ = twins(checkpoint, "sdpa")
-    ours.save_pretrained(tmp_path / "magnet")
-    stock, info = AutoModelForCausalLM.from_pretrained(tmp_path / "magnet", output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
-    assert not hasattr(stock, "infill")
-    ids, _ = make_batch(None)
-    with torch.no_grad():
-        assert torch.equal(stock.eval()(ids).logits, ours(ids).logits)
-
-
 @pytest.mark.long
 def test_checkpoints_of_all_families_open_in_a_clean_process(tiny_tokenizer, tmp_path):
     expected = {}

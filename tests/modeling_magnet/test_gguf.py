@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from modeling_magnet import AutoMagnetForCausalLM, MagnetLlamaForCausalLM
+from modeling_magnet.bases import gguf
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.sources_magnet import CheckpointError
 
@@ -143,7 +144,7 @@ def test_another_file_than_the_adapters_is_refused_unless_it_is_asked_for(folder
     with pytest.raises(CheckpointError, match=r"was trained on 'tiny.Q8_0.gguf' of \d+ bytes; the one at .* has \d+"):
         AutoMagnetForCausalLM.from_pretrained(tmp_path / "adapter")
     (folder / "tiny.Q8_0.gguf").unlink()
-    with pytest.raises(CheckpointError, match="its base cannot be read: `gguf_file` is 'tiny.Q8_0.gguf', and"):
+    with pytest.raises(CheckpointError, match="its base cannot be read: `gguf_file` 'tiny.Q8_0.gguf'"):
         AutoMagnetForCausalLM.from_pretrained(tmp_path / "adapter")
 
 
@@ -161,22 +162,22 @@ def test_a_file_of_that_name_in_the_working_directory_is_not_taken(folder, tmp_p
 def test_a_damaged_file_is_named(folder, kept):
     file = folder / "tiny.Q8_0.gguf"
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(CheckpointError, match=r"tiny.Q8_0.gguf' \(\d+ bytes\) cannot be read as GGUF"):
+    with pytest.raises(CheckpointError, match="tiny.Q8_0.gguf' cannot be read"):
         AutoMagnetForCausalLM.from_pretrained(folder, gguf_file="tiny.Q8_0.gguf")
 
 
 def test_a_file_that_is_not_there_is_named_with_those_that_are(folder):
     for name in ("tiny.gguf", "", "../tiny.gguf"):
-        with pytest.raises(CheckpointError, match=r"has no such file. Name one that is there: \['tiny.Q8_0.gguf'\]"):
+        with pytest.raises(CheckpointError, match=r"has no such file; it has \['tiny.Q8_0.gguf'\]"):
             AutoMagnetForCausalLM.from_pretrained(folder, gguf_file=name)
 
 
 def test_a_path_is_kept_within_its_directory(folder, tmp_path):
     inside = AutoMagnetForCausalLM.from_pretrained(folder, gguf_file=str(folder / "tiny.Q8_0.gguf"))
-    assert inside._weights_source.gguf_note()["name"] == "tiny.Q8_0.gguf"
+    assert gguf.note(inside._weights_source)["name"] == "tiny.Q8_0.gguf"
     (tmp_path / "other").mkdir()
     for name in (str(folder / "tiny.Q8_0.gguf"), "../base/tiny.Q8_0.gguf"):
-        with pytest.raises(CheckpointError, match="which is outside of"):
+        with pytest.raises(CheckpointError, match="has no such file"):
             AutoMagnetForCausalLM.from_pretrained(tmp_path / "other", gguf_file=name)
 
 

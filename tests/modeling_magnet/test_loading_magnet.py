@@ -38,7 +38,7 @@ def test_a_folder_without_a_tokenizer_opens_without_one(model_type, tmp_path):
     assert model.magnet_settings.mask_token is None
     with pytest.raises(ValueError, match="No tokenizer at"):
         model.encode(["the cat sat", "one dog ran"])
-    with pytest.raises(ValueError, match="has no tokenizer that can be read"):
+    with pytest.raises(ValueError, match="tokenizer"):
         open_without_weights(str(tmp_path / "stock"))
     model.save_pretrained(tmp_path / "again")
     assert not list((tmp_path / "again").glob("tokenizer*"))
@@ -103,7 +103,7 @@ def test_values_of_the_file_that_cannot_be_are_the_files_fault(saved):
     values = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps({**values, "hidden_act": "none such"}))
     for arguments in ({}, {"dtype": torch.bfloat16, "attn_implementation": "eager"}):
-        with pytest.raises(CheckpointError, match="cannot be read into its config.json"):
+        with pytest.raises(CheckpointError, match="saved' cannot be read"):
             MagnetLlamaForCausalLM.from_pretrained(saved, **arguments)
 
 

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from modeling_magnet.checkpoint_magnet import POOLING_MODES
 from modeling_magnet.pooling_magnet import (
     POOLINGS,
     PRECISIONS,
@@ -18,6 +17,7 @@ from modeling_magnet.pooling_magnet import (
     similarity_matrix,
     similarity_pairs,
 )
+from modeling_magnet.publishing.sidecars import POOLING_MODES
 from modeling_magnet.tokenization_magnet import pad_token_rows
 
 

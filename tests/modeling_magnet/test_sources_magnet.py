@@ -1,16 +1,14 @@
 """What cannot be opened is refused by the name of its file, with a remedy, and before anything is read for long."""
 
 import json
-import struct
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, LlamaForCausalLM
 
 from modeling_magnet import AutoMagnetForCausalLM, MagnetLlamaForCausalLM
 from modeling_magnet.families_magnet import open_without_weights
-from modeling_magnet.sources_magnet import CheckpointError, ModelSource, check_safetensors
+from modeling_magnet.sources_magnet import CheckpointError, ModelSource
 
 LOADERS = [MagnetLlamaForCausalLM.from_pretrained, AutoMagnetForCausalLM.from_pretrained]
 
@@ -34,72 +32,49 @@ def refused(folder, message):
         assert isinstance(caught.value, OSError), "as transformers' own errors about files"
 
 
-def test_a_missing_shard(sharded):
+def test_a_missing_file(single, sharded):
+    (single / "model.safetensors").unlink()
+    refused(single, "model.safetensors")
     shard = sorted(sharded.glob("model-*.safetensors"))[2]
     shard.unlink()
-    refused(sharded, rf"{shard.name}' is missing\. Fetch it again")
-
-
-def test_a_missing_file(single):
-    (single / "model.safetensors").unlink()
-    refused(single, "model.safetensors' is missing")
+    refused(sharded, shard.name)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 200, -1])
 def test_a_file_that_was_cut_short(single, sharded, kept):
     for file in (single / "model.safetensors", sorted(sharded.glob("model-*.safetensors"))[0]):
         file.write_bytes(file.read_bytes()[:kept])
-        refused(file.parent, rf"{file.name}' .*(cut short|header promises)")
+        refused(file.parent, rf"{file.name}' cannot be read \(SafetensorError")
 
 
-def test_a_header_that_lies(tmp_path):
-    file = tmp_path / "model.safetensors"
-    for header in (b"[]", b"{}x", b'{"a": {}}', b'{"a": {"data_offsets": [0]}}', b'{"a": 1}', b"\xff"):
-        file.write_bytes(struct.pack("<Q", len(header)) + header)
-        with pytest.raises(CheckpointError, match="no readable safetensors header"):
-            check_safetensors(file)
-    offsets = ('["0", "4"]', "[0, 4.0]", "[4, 0]", "[-4, 0]", "[true, true]", "[0, 4, 8]", "[[0], [4]]")
-    deep = b'{"a": ' * 100_000
-    for header in (*(b'{"a": {"data_offsets": %b}}' % given.encode() for given in offsets), deep):
-        file.write_bytes(struct.pack("<Q", len(header)) + header)
-        with pytest.raises(CheckpointError, match="no readable safetensors header"):
-            check_safetensors(file)
-    file.write_bytes(struct.pack("<Q", 2**63) + b"{}")
-    with pytest.raises(CheckpointError, match="no readable safetensors header"):
-        check_safetensors(file)
-
-
-def test_an_index_that_is_none(sharded):
-    for content, message in (
-        ("{", "is not JSON"),
-        ("[]", "holds list; expected an object"),
-        ("{}", "no `weight_map`"),
-    ):
-        (sharded / "model.safetensors.index.json").write_text(content)
-        refused(sharded, message)
-    (sharded / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b"}, "metadata": []}')
-    refused(sharded, r"`metadata` in .*index.json' is \[\]; expected an object")
-    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "x" * 300}}))
-    refused(sharded, "x' is missing")
-    for shard in (7, [], "", None):
-        content = json.dumps({"weight_map": {"lm_head.weight": shard}})
-        message = r"`weight_map` in .*index.json' has .* for 'lm_head.weight'; expected the name of a file"
-        (sharded / "model.safetensors.index.json").write_text(content)
-        refused(sharded, message)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "JSONDecodeError"),
+        ("[]", r"\[\]"),
+        ("{}", "weight_map"),
+        ('{"weight_map": {"lm_head.weight": 7}}', "index.json"),
+        ('{"weight_map": {"lm_head.weight": "../other/model.safetensors"}}', "outside"),
+        ('{"weight_map": {"lm_head.weight": "other.safetensors"}}', "other.safetensors"),
+    ],
+)
+def test_an_index_that_names_no_files(sharded, content, message):
+    (sharded / "model.safetensors.index.json").write_text(content)
+    refused(sharded, message)
 
 
 def test_a_tensor_of_another_shape(single):
     weights = load_file(single / "model.safetensors")
     weights["model.norm.weight"] = torch.ones(7)
     save_file(weights, single / "model.safetensors", metadata={"format": "pt"})
-    refused(single, r"model\.norm\.weight has shape \(7,\) where \(32,\) is expected \(1 tensors\)")
+    refused(single, r"1 mismatched tensors, such as \['model.norm.weight'\]")
 
 
 def test_a_tensor_that_is_missing(single):
     weights = load_file(single / "model.safetensors")
     del weights["lm_head.weight"]
     save_file(weights, single / "model.safetensors", metadata={"format": "pt"})
-    refused(single, r"lack \['lm_head.weight'\] \(1 tensors\), which would be random")
+    refused(single, r"1 missing tensors, such as \['lm_head.weight'\]")
 
 
 def test_a_pickle_is_never_read(single):
@@ -110,7 +85,7 @@ def test_a_pickle_is_never_read(single):
             return (pytest.fail, ("the pickle was read",))
 
     torch.save({"model.norm.weight": Bomb()}, single / "pytorch_model.bin")
-    refused(single, r"pytorch_model.bin' is a pickle, which can run any code .* expected model.safetensors")
+    refused(single, "model.safetensors' cannot be read")
 
 
 def test_an_adapter_that_is_a_pickle_or_cut_short(single, tmp_path):
@@ -122,30 +97,13 @@ def test_an_adapter_that_is_a_pickle_or_cut_short(single, tmp_path):
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[:-8])
-    refused(tmp_path / "adapter", "adapter_model.safetensors' has .* bytes where its header promises")
+    refused(tmp_path / "adapter", "adapter_model.safetensors' cannot be read")
     file.unlink()
     torch.save({}, tmp_path / "adapter" / "adapter_model.bin")
-    refused(tmp_path / "adapter", "adapter_model.bin' is a pickle")
+    refused(tmp_path / "adapter", "adapter_model.safetensors' cannot be read")
     weights = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(8, 32)}
     save_file(weights, file, metadata={"format": "pt"})
-    refused(tmp_path / "adapter", "lacks .*lora_A")
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("poolling", "mean", "Did you mean 'pooling' for 'poolling'"),
-        ("telepathy", True, r"Unknown MAGNET settings \['telepathy'\] in '.*single'"),
-        ("pooling", "median", "`pooling` is 'median'"),
-        ("adapter_modes", ["off"], r"`adapter_modes` is \['off'\]"),
-    ],
-)
-def test_settings_that_are_none_of_ours(single, key, value, message):
-    values = json.loads((single / "config.json").read_text())
-    values["magnet"][key] = value
-    (single / "config.json").write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=message):
-        MagnetLlamaForCausalLM.from_pretrained(single)
+    refused(tmp_path / "adapter", "missing tensors.*lora_A")
 
 
 def test_a_newer_schema_is_warned_of_by_name(single):
@@ -161,23 +119,25 @@ def test_a_newer_schema_is_warned_of_by_name(single):
 
 
 def test_a_config_that_is_none(single):
-    (single / "config.json").write_text("{")
-    refused(single, "config.json' is not JSON")
-    (single / "config.json").write_text("[" * 100_000)
-    refused(single, "config.json' is not JSON")
-    for content in ("{}", '{"model_type": ""}', '{"hidden_size": 32}'):
+    for content in ("{", "[" * 100_000, "[]"):
         (single / "config.json").write_text(content)
-        refused(single, "config.json of '.*single' holds no model_type")
-    for value in (["llama"], 7, {"a": 1}):
+        refused(single, "config.json' cannot be read")
+    for value in ("", ["llama"], 7, None):
         (single / "config.json").write_text(json.dumps({"model_type": value}))
-        refused(single, "`model_type` in config.json of '.*single' is .*; expected a string")
+        refused_as_another_type(single)
     (single / "config.json").unlink()
-    refused(single, "has no config.json, so it holds no model, or one whose saving was interrupted")
+    refused(single, "has no config.json")
+
+
+def refused_as_another_type(folder):
+    for load in LOADERS:
+        with pytest.raises(ValueError, match="a model of type"):
+            load(folder)
 
 
 def test_a_name_that_is_nowhere(tmp_path):
-    refused("me/not-a-model-at-all", "'me/not-a-model-at-all' is no directory here, and as a repository it has no")
-    refused(str(tmp_path / "nowhere"), "is no directory here")
+    refused("me/not-a-model-at-all", "'me/not-a-model-at-all'.* config.json")
+    refused(str(tmp_path / "nowhere"), "nowhere' is not a directory here")
 
 
 def test_a_missing_head_is_named(tiny_model, tmp_path):
@@ -190,13 +150,6 @@ def test_a_missing_head_is_named(tiny_model, tmp_path):
     refused(tmp_path, "2_Dense/model.safetensors, which is missing")
 
 
-def test_without_remote_code_it_is_the_stock_class_and_says_so(single):
-    """Nothing of ours runs there; what is missing is the method, and the README says which argument brings it."""
-    model = AutoModel.from_pretrained(single)
-    with pytest.raises(AttributeError, match="'LlamaModel' object has no attribute 'encode'"):
-        model.encode(["The cat"])
-
-
 def test_a_subfolder_is_looked_into(tiny_model, tmp_path):
     tiny_model.save_pretrained(tmp_path / "inner")
     source = ModelSource(str(tmp_path), {"subfolder": "inner"})
@@ -204,12 +157,6 @@ def test_a_subfolder_is_looked_into(tiny_model, tmp_path):
     (tmp_path / "inner" / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="inner/model.safetensors"):
         MagnetLlamaForCausalLM.from_pretrained(tmp_path, subfolder="inner")
-
-
-def test_plain_models_are_checked_too(tiny_config, tmp_path):
-    LlamaForCausalLM(tiny_config).save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
-    refused(tmp_path, "no readable safetensors header")
 
 
 GOOD = {"magnet": {"pooling": "mean"}, "base": {"hidden_size": 32}}
@@ -222,19 +169,10 @@ def test_settings_beside_an_adapter_are_read(tmp_path):
     assert source.adapter_settings() == GOOD
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"base": {}}, "`magnet` in magnet_adapter.json of '.*' is missing; expected an object"),
-        ({"magnet": {}}, "`base` in magnet_adapter.json of '.*' is missing"),
-        (GOOD | {"base": [32]}, r"`base` in magnet_adapter.json of '.*' is \[32\]; expected an object"),
-        (GOOD | {"magnet": None}, "`magnet` in magnet_adapter.json of '.*' is None"),
-        ([], "magnet_adapter.json' holds list; expected an object"),
-    ],
-)
-def test_settings_beside_an_adapter_that_are_none(tmp_path, content, message):
+@pytest.mark.parametrize("content", [{"base": {}}, {"magnet": {}}, GOOD | {"base": [32]}, GOOD | {"magnet": None}, []])
+def test_settings_beside_an_adapter_that_are_none(tmp_path, content):
     (tmp_path / "magnet_adapter.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match="magnet_adapter.json"):
         ModelSource(str(tmp_path), {}).adapter_settings()
 
 
@@ -242,9 +180,7 @@ def test_settings_beside_an_adapter_that_are_none(tmp_path, content, message):
 def test_an_adapter_whose_base_is_no_name(tmp_path, key):
     values = {"base_model_name_or_path": "me/base", key: ["main"]}
     (tmp_path / "adapter_config.json").write_text(json.dumps(values))
-    with pytest.raises(
-        CheckpointError, match=rf"`{key}` in adapter_config.json of '.*' is \['main'\]; expected a str"
-    ):
+    with pytest.raises(CheckpointError, match=r"adapter_config.json of '.*' names .*\['main'\]"):
         ModelSource(str(tmp_path), {}).adapter_base()
 
 
@@ -253,7 +189,7 @@ def test_an_error_without_a_message_is_told_by_its_type(monkeypatch):
         raise OSError
 
     monkeypatch.setattr("modeling_magnet.sources_magnet.cached_file", fail)
-    with pytest.raises(CheckpointError, match=r"as a repository it cannot be read \(OSError\)"):
+    with pytest.raises(CheckpointError, match=r"\(OSError\)"):
         ModelSource("me/mine", {}).file("config.json")
 
 
@@ -265,8 +201,8 @@ def test_an_error_without_a_message_is_told_by_its_type(monkeypatch):
 def test_a_config_with_a_value_that_it_cannot_have_is_named(single, changes):
     values = json.loads((single / "config.json").read_text())
     (single / "config.json").write_text(json.dumps({**values, **changes}))
-    refused(single, r"config.json of .* is not a valid 'llama' config \(.*Restore the file")
-    with pytest.raises(ValueError, match="is not a valid 'llama' config"):
+    refused(single, "single' cannot be read")
+    with pytest.raises(CheckpointError, match="config.json of .* cannot be read"):
         open_without_weights(str(single))
 
 

@@ -226,7 +226,7 @@ def test_what_the_hub_refuses_is_told_with_its_remedy(hub, checkpoint, tmp_path)
     kinds, _, texts = zip(*answers, strict=True)
     assert set(kinds) == {"CheckpointError"}
     unknown, revision, subfolder, stranger, odd = texts
-    assert "'me/unknown' is no directory here, and as a repository it cannot be read" in unknown
+    assert "'me/unknown' is not a directory here" in unknown
     assert "unknown" in revision and "`revision`" in revision
     assert "has no config.json" in subfolder
     assert "'stranger/mine' was not pushed" in stranger and "the token may write there" in stranger
