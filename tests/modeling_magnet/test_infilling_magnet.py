@@ -10,8 +10,7 @@ from transformers import GenerationConfig
 from transformers.generation.logits_process import LogitsProcessorList, SuppressTokensLogitsProcessor
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.infilling_magnet import JOIN_TOKENS
-from modeling_magnet.options_magnet import AUTO_LENGTHS
+from modeling_magnet.infilling_magnet import AUTO_LENGTHS, JOIN_TOKENS
 from modeling_magnet.scoring_magnet import scored_rows
 from modeling_magnet.spans_magnet import continuation_ids, lay_out
 from tests.modeling_magnet.infill_reference import fill_by_loop, next_logprobs
@@ -156,20 +155,17 @@ def test_bfloat16_fills_whole_spans(tiny_model):
     ("call", "message"),
     [
         (lambda m: m.infill("", "", max_new_tokens=4), "prefix and suffix.*`model.generate`"),
-        (lambda m: m.infill("a", "b", max_new_tokens=254), r"257 positions .* the model has 256"),
-        (lambda m: m.infill(["a"], ["b", "c"], max_new_tokens=4), "1 prefixes and 2 suffixes"),
-        (lambda m: m.infill("a", ["b"], max_new_tokens=4), "`prefix` is str and `suffix` list"),
+        (lambda m: m.infill("a", "b", max_new_tokens=254), r"257 positions .* 256"),
+        (lambda m: m.infill(["a"], ["b", "c"], max_new_tokens=4), "`prefix` is list of 1, `suffix` list of 2"),
+        (lambda m: m.infill("a", ["b"], max_new_tokens=4), "`prefix` is str of 1, `suffix` list"),
         (lambda m: m.infill(["a", 3], ["b", "c"], max_new_tokens=4), r"`prefix\[1\]` is int"),
-        (lambda m: m.infill(None, None, max_new_tokens=4), "`prefix` is NoneType"),
-        (lambda m: m.infill("a", "b", max_new_tokens=0), r"\[0\] tokens"),
-        (lambda m: m.infill("a", "b", max_new_tokens=True), r"\[True\] tokens"),
-        (lambda m: m.infill("a", "b", max_new_tokens=[[[4]]]), r"\[\[4\]\] tokens"),
-        (lambda m: m.infill("a", "b", max_new_tokens=4.0), r"\[4.0\] tokens"),
+        (lambda m: m.infill("a", "b", max_new_tokens=0), "`max_new_tokens` is 0"),
+        (lambda m: m.infill("a", "b", max_new_tokens=True), "`max_new_tokens` is True"),
+        (lambda m: m.infill("a", "b", max_new_tokens=[[[4]]]), r"`max_new_tokens` is \[4\]"),
+        (lambda m: m.infill("a", "b", max_new_tokens=4.0), "`max_new_tokens` is 4.0"),
         (lambda m: m.infill_blanks("no mark", max_new_tokens=4), r"`text` .*'\[blank\]'"),
-        (lambda m: m.infill_blanks("a [blank]", blank="", max_new_tokens=4), "`blank` is ''"),
         (lambda m: m.infill_blanks("[blank] a [blank]", max_new_tokens=[1, 2, 3]), "3 numbers; text 0 has 2"),
-        (lambda m: m.infill_blanks("a [blank][blank] b", max_new_tokens=4), "between blank 1 and the next"),
-        (lambda m: m.infill_blanks(["a [blank]", 7], max_new_tokens=4), r"`text\[1\]` is int"),
+        (lambda m: m.infill_blanks("a [blank][blank] b", max_new_tokens=4), "between two blanks"),
     ],
 )
 def test_what_cannot_be_filled_is_named(tiny_model, call, message):
@@ -206,10 +202,8 @@ def test_several_filled_texts_are_different_ones(model):
     assert model.fill(text, **options) == expected
     assert model.fill([text], **options) == [expected]
     assert isinstance(model.fill(text, max_new_tokens=2, num_return_sequences=1), str)
-    with pytest.raises(ValueError, match="`fill` returns text. Call `infill_blanks`"):
+    with pytest.raises(ValueError, match="`return_dict_in_generate`"):
         model.fill(text, max_new_tokens=2, return_dict_in_generate=True)
-    with pytest.raises(ValueError, match="`text` has no blank"):
-        model.fill("none")
 
 
 def test_without_a_length_the_best_one_is_taken(tiny_model):
@@ -409,8 +403,6 @@ def test_ranges_are_blanks(small_model):
     )
     both = small_model.infill_blanks([text, text], ranges=[ranges, ranges[:1]], max_new_tokens=2)
     assert [len(blanks) for blanks in both] == [2, 1]
-    with pytest.raises(ValueError, match="`ranges` is int"):
-        small_model.infill_blanks([text], ranges=5, max_new_tokens=2)
     with pytest.raises(ValueError, match="2 texts and 1 lists of ranges"):
         small_model.infill_blanks([text, text], ranges=[ranges], max_new_tokens=2)
 
@@ -491,9 +483,6 @@ def test_numbers_of_numpy_are_numbers(small_model):
     try:
         five = small_model.infill("Lily", " dog", max_new_tokens=5)
         assert small_model.infill("Lily", " dog", max_new_tokens=np.int64(5)) == five
-        for wrong, shown in ((True, "True"), (-5, "-5")):
-            with pytest.raises(ValueError, match=rf"\[{shown}\] tokens"):
-                small_model.infill("Lily", " dog", max_new_tokens=wrong)
     finally:
         small_model.config.magnet["end_of_span"] = 0
 
