@@ -234,8 +234,9 @@ class _Loop:
         self.run_tokens = partial(model.run_decoder, "infill", past_key_values=self.cache, use_cache=True)
         outputs = self.run_tokens(input_ids=batch["input_ids"], attention_mask=masks, position_ids=positions)
         states = outputs.last_hidden_state  # (B, C, H)
-        self.everywhere = (batch["places"][0], batch["places"][1])
-        first = states[batch["places"][0], batch["places"][2]]
+        row_of, slot_of, predictor_of = batch["places"]  # (N,) each
+        self.everywhere = (row_of, slot_of)
+        first = states[row_of, predictor_of]
         if not embed:
             return first, None
         pooling = MagnetSettings.value(model.config, "pooling")
@@ -244,17 +245,14 @@ class _Loop:
     def _context_batch(self, rows: Sequence[SpanRow], *, end: list[int]) -> dict[str, torch.Tensor]:
         """Return the context tokens of rows, and where their spans are, on the device of the model."""
         ids = [[*row.layout.token_ids, *end] for row in rows]
-        positions = [
-            [*row.layout.positions, row.layout.length][: len(own)] for row, own in zip(rows, ids, strict=True)
-        ]
+        positions = [[*row.layout.positions, *[row.layout.length] * len(end)] for row in rows]
         segments = [[0] * len(row.layout.token_ids) + [1] * len(end) for row in rows]
         starts = [[row.layout.span_starts[span.blank] for span in row.spans] for row in rows]
-        layouts = [(rows[row].layout, rows[row].spans[slot].blank) for row, slot in self.places]
-        predictors = [layout.predictors[blank] for layout, blank in layouts]
+        # For each span its row, its slot, and the context token that predicts its first token.
+        places = [[row, slot, rows[row].layout.predictors[rows[row].spans[slot].blank]] for row, slot in self.places]
         batch = pad_token_rows(ids, pad_token_id=self.chooser.pad_token_id)
         for name, table in (("positions", positions), ("segments", segments), ("starts", starts)):
             batch[name] = pad_token_rows(table, pad_token_id=0)["input_ids"]
-        places = [[row, slot, predictor] for (row, slot), predictor in zip(self.places, predictors, strict=True)]
         batch["places"] = torch.tensor(places).T.contiguous()
         return to_device(self.model, batch)
 
@@ -276,7 +274,9 @@ class _Loop:
                 places = torch.tensor([self.places[i] for i in active]).T.contiguous()
                 rows, slots = to_device(self.model, {"places": places})["places"]
                 where = (rows, slots)
-            if num_rows > (num_rows := 1 + max(self.places[i][0] for i in active)):
+            rows_left = 1 + max(self.places[i][0] for i in active)
+            if rows_left < num_rows:
+                num_rows = rows_left
                 self.cache.keep_first_rows(num_rows)
             outputs = self.run_tokens(
                 input_ids=self.tokens[:num_rows, :, step],

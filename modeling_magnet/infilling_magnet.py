@@ -16,7 +16,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer, TextStreamer
+from transformers.generation.streamers import BaseStreamer
 from transformers.utils.logging import tqdm
 
 from .adapters_magnet import adapters_for
@@ -67,8 +67,7 @@ DEFAULT_MAX_LENGTH = 20
 SUPPORTED = (
     "do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff",
     "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias", "suppress_tokens",
-    "begin_suppress_tokens", "min_new_tokens", "exponential_decay_length_penalty", "renormalize_logits",
-    "remove_invalid_values", "max_time", "num_return_sequences", "stop_strings",
+    "begin_suppress_tokens", "min_new_tokens", "max_time", "num_return_sequences", "stop_strings",
 )  # fmt: skip
 # Honoured in a config; a call has arguments of its own for them, or none.
 HONOURED_IN_CONFIG = ("max_new_tokens", "max_length", "return_dict_in_generate", "eos_token_id")
@@ -157,7 +156,12 @@ class InfillOptions:
 
     @classmethod
     def of_call(cls, model: Any, given: dict[str, Any]) -> "InfillOptions":
-        """Read and check what the caller passed."""
+        """Read and check the options of a call.
+
+        Args:
+            model: One of our models, whose generation config is the default.
+            given (`dict`): What the caller passed.
+        """
         end_of_span = MagnetSettings.value(model.config, "end_of_span") or 0
         own = {field.name for field in fields(cls)}
         _check_names(given, own)
@@ -219,36 +223,24 @@ class InfillOptions:
 
     def _check(self, end_of_span: int) -> None:
         """Refuse values that would otherwise be misread, and options that contradict each other."""
-        asked, decay = self.num_tokens, self.generation_config.exponential_decay_length_penalty
-        is_list = isinstance(asked, list | tuple | range) and len(asked) > 0
+        lengths = self.num_tokens
+        if self.max_new_tokens is not None and lengths is not None:
+            raise ValueError("`max_new_tokens` and `num_tokens` are both given. Pass a length, or lengths to try.")
+        if not all(isinstance(stop, str) and stop for stop in self.stop_strings):
+            raise ValueError(f"`stop_strings` is {self.stop_strings!r}; expected strings with text.")
+        if self.stop_at_end_of_span and not end_of_span:
+            raise ValueError("`stop_at_end_of_span` needs a model that was adapted with `end_of_span`. Leave it out.")
         stops = self.stop_strings or self.stop_at_sentence_end or self.stop_at_end_of_span or self.stopping_criteria
-        changes_text = self.trim_overlap or (self.heal == "token" and not isinstance(self.streamer, TextStreamer))
-        complaints = {
-            "`max_new_tokens` and `num_tokens` are both given; pass the length of the fill, or the lengths to try":
-                self.max_new_tokens is not None and asked is not None,
-            f"`num_tokens` is {asked!r}; expected 'auto' or a list of lengths":
-                asked is not None and not is_list and not (isinstance(asked, str) and asked == "auto"),
-            f"`stop_strings` is {self.stop_strings!r}; expected strings with text":
-                not all(isinstance(stop, str) and stop for stop in self.stop_strings),
-            "`stop_at_end_of_span` is true, but this model was not trained to end a span; adapt it with `end_of_span`":
-                self.stop_at_end_of_span and not end_of_span,
-            f"`exponential_decay_length_penalty={decay!r}` makes the end of a fill likelier, but these fills end at "
-            "their length; leave it out, or adapt the model with `end_of_span`":
-                decay is not None and not self.stop_at_end_of_span,
-            "`heal='token'` needs fills of exact length; leave it out, or the rules that end a fill early":
-                self.heal == "token" and stops,
-            "`streamer` shows one answer as it is written; pass `max_new_tokens` and one sequence":
-                self.streamer is not None and (self.num_answers > 1 or asked is not None),
-            "`streamer` gets tokens as they come, and `trim_overlap` or `heal='token'` change the text that they "
-            "spell; leave one of them out":
-                self.streamer is not None and changes_text,
-        }  # fmt: skip
-        for complaint, applies in complaints.items():
-            if applies:
-                raise ValueError(f"{complaint}.")
+        if self.heal == "token" and stops:
+            raise ValueError("`heal='token'` needs fills of exact length. Leave out the rules that end a fill early.")
+        if self.streamer is not None and (self.num_answers > 1 or lengths is not None or self.trim_overlap):
+            raise ValueError(
+                "`streamer` shows one answer as it is written. Pass `max_new_tokens` and one sequence, without "
+                "`trim_overlap`."
+            )
         for name in ("batch_size", "chunk_size"):
             check_whole_number(getattr(self, name), name=name, least=1)
-        for length in asked if is_list and asked is not None else ():
+        for length in () if lengths in (None, "auto") else lengths or [None]:
             check_whole_number(length, name="num_tokens", least=1)
 
 

@@ -16,16 +16,12 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTo
 from transformers.generation.logits_process import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
-    ExponentialDecayLengthPenalty,
-    InfNanRemoveLogitsProcessor,
-    LogitNormalization,
     LogitsProcessorList,
     MinPLogitsWarper,
     NoBadWordsLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     SequenceBiasLogitsProcessor,
-    SuppressTokensAtBeginLogitsProcessor,
     TemperatureLogitsWarper,
     TopHLogitsWarper,
     TopKLogitsWarper,
@@ -313,25 +309,10 @@ def text_processors(config: GenerationConfig) -> LogitsProcessorList:
     return processors
 
 
-def length_processors(
-    config: GenerationConfig, *, end_of_span_id: int | None, device: torch.device
-) -> LogitsProcessorList:
-    """Build the processors that only count the tokens of a span."""
-    processors = LogitsProcessorList()
-    decay = config.exponential_decay_length_penalty
-    if decay is not None and end_of_span_id is not None:
-        processors.append(ExponentialDecayLengthPenalty(tuple(decay), end_of_span_id, input_ids_seq_length=0))
-    if config.begin_suppress_tokens:
-        tokens = list(config.begin_suppress_tokens)
-        processors.append(SuppressTokensAtBeginLogitsProcessor(tokens, begin_index=0, device=str(device)))
-    return processors
-
-
 def warpers(config: GenerationConfig) -> LogitsProcessorList:
-    """Build the processors that shape the distribution to draw from, and the normalization that may come last."""
-    normalization = LogitNormalization() if config.renormalize_logits else None
+    """Build the processors that shape the distribution to draw from; none without sampling."""
     if not config.do_sample:
-        return LogitsProcessorList([normalization] if normalization else [])
+        return LogitsProcessorList()
     top_k = DEFAULT_TOP_K if config.top_k is None else config.top_k
     chosen: list[Any] = [
         TemperatureLogitsWarper(config.temperature) if config.temperature not in (None, 1.0) else None,
@@ -342,7 +323,6 @@ def warpers(config: GenerationConfig) -> LogitsProcessorList:
         TypicalLogitsWarper(config.typical_p) if config.typical_p not in (None, 1.0) else None,
         EpsilonLogitsWarper(config.epsilon_cutoff) if config.epsilon_cutoff else None,
         EtaLogitsWarper(config.eta_cutoff) if config.eta_cutoff else None,
-        normalization,
     ]
     return LogitsProcessorList([warper for warper in chosen if warper is not None])
 
@@ -485,7 +465,6 @@ class TokenChooser:
         self.remembers_rows = bool(processors)  # those of the caller may; the config's look at each span by itself
         self.processors = LogitsProcessorList([*(processors or []), *text_processors(config)])
         self.warpers = warpers(config)
-        self.length_processors: LogitsProcessorList | None = None  # built once the device is known
         self.uniforms: list[torch.Tensor] | None = None
         if config.do_sample:
             generators = [torch.Generator().manual_seed(int(torch.randint(2**62, ()))) for _ in spans]
@@ -514,10 +493,8 @@ class TokenChooser:
         self, logits: torch.Tensor, spans: Sequence[Span], *, indices: Sequence[int], with_scores: bool = False
     ) -> Choice:
         """Choose token number `indices` (from 0) of some spans by their logits `(N, V)`, of which one copy is made."""
-        if self.config.remove_invalid_values:
-            logits = InfNanRemoveLogitsProcessor()(_NO_IDS, logits)
-        if self.length_processors is None:
-            self._prepare(logits.device)
+        if self.barred.device != logits.device:
+            self._move(logits.device)
         # The copy first becomes exp(logit - highest), to normalize the model's own distribution, and then the scores.
         scores = torch.empty(logits.shape, dtype=torch.float32, device=logits.device).copy_(logits)
         highest = scores.amax(-1, keepdim=True)
@@ -525,19 +502,22 @@ class TokenChooser:
         scores.copy_(logits)
         if self.processors:
             scores = self.processors(self.left_contexts(spans).to(scores.device), scores)  # type: ignore[arg-type]
-        scores = self._process_lengths(scores, indices)
         end_chances = None
         if self.end_of_span_id is not None and self.uniforms is None and not self.never_ends:
             end_chances = (scores[:, self.end_of_span_id] - _log_totals(scores)).exp()
         self._bar(scores, spans, indices)
         if self.uniforms is None:
-            scores = self.warpers(_NO_IDS, scores) if self.warpers else scores  # type: ignore[arg-type]
             tokens = likeliest = self._most_likely(scores, spans, indices)
             if end_chances is not None:
                 tokens = self._end_at_median(tokens, end_chances, spans, indices)
             has_ended = tokens != likeliest
         else:
-            tokens, scores = self._draw(self.uniforms, scores, spans, indices, with_scores=with_scores)
+            # A full span stays beside the others where processors know rows by number; its token is not used.
+            places = (min(index, span.length - 1) for span, index in zip(spans, indices, strict=True))
+            numbers = [self.uniforms[span.number][place] for span, place in zip(spans, places, strict=True)]
+            tokens = draw_tokens(scores, torch.stack(numbers).to(scores.device), warpers=self.warpers)
+            for row in scores.split(1) if with_scores else ():
+                row.copy_(self.warpers(_NO_IDS, row))  # type: ignore[arg-type]
             has_ended = torch.zeros_like(tokens, dtype=torch.bool)
         is_possible = scores.gather(-1, tokens[:, None])[:, 0] > -torch.inf
         is_possible |= has_ended  # the end is barred as a token, and chosen otherwise
@@ -547,21 +527,11 @@ class TokenChooser:
         is_nan = ~log_total.isfinite().all()
         return Choice(tokens, logprobs[:, 0], is_possible, is_nan, scores if with_scores else None)
 
-    def _prepare(self, device: torch.device) -> None:
-        """Build and move what stays on the device of the scores, once."""
-        self.length_processors = length_processors(self.config, end_of_span_id=self.end_of_span_id, device=device)
+    def _move(self, device: torch.device) -> None:
+        """Move what is kept to the device of the scores."""
         self.barred = self.barred.to(device)
         if self.characters is not None:
             self.characters.to(device)
-
-    def _process_lengths(self, scores: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
-        """Apply the processors that count the tokens of a span."""
-        if self.length_processors:
-            for index in sorted(set(indices)):
-                rows = [row for row, own in enumerate(indices) if own == index]
-                own_tokens = torch.zeros(len(rows), index, dtype=torch.long, device=scores.device)  # only counted
-                scores[rows] = self.length_processors(own_tokens, scores[rows])  # type: ignore[arg-type]
-        return scores
 
     def _bar(self, scores: torch.Tensor, spans: Sequence[Span], indices: Sequence[int]) -> None:
         """Set the scores of all tokens that may not come next to minus infinity, in place."""
@@ -570,6 +540,8 @@ class TokenChooser:
             never = [row for row, index in enumerate(indices) if index < self.least or self.uniforms is None]
             scores[never, self.end_of_span_id] = -torch.inf
         for row, (span, index) in enumerate(zip(spans, indices, strict=True)):
+            if index == 0 and self.config.begin_suppress_tokens:
+                scores[row, list(self.config.begin_suppress_tokens)] = -torch.inf
             if (span.healed.start or span.healed.end) and self.tokenizer is not None:
                 fits = healing_tokens(self.tokenizer, scores.shape[-1], span, index=index)
                 if fits is not None:
@@ -597,25 +569,6 @@ class TokenChooser:
             if self.goes_on[span.number] < 0.5 and may_end[row]:
                 chosen[row] = int(self.end_of_span_id or 0)
         return chosen
-
-    def _draw(
-        self,
-        uniforms: list[torch.Tensor],
-        scores: torch.Tensor,
-        spans: Sequence[Span],
-        indices: Sequence[int],
-        *,
-        with_scores: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw tokens `(N,)` with the random numbers of their spans; returns them and the scores."""
-        # A full span stays beside the others where processors know rows by number; its token is not used.
-        places = (min(index, span.length - 1) for span, index in zip(spans, indices, strict=True))
-        drawn = [uniforms[span.number][place] for span, place in zip(spans, places, strict=True)]
-        tokens = draw_tokens(scores, torch.stack(drawn).to(scores.device), warpers=self.warpers)
-        if with_scores:
-            for row in scores.split(1):
-                row.copy_(self.warpers(_NO_IDS, row))  # type: ignore[arg-type]
-        return tokens, scores
 
 
 def _log_totals(scores: torch.Tensor) -> torch.Tensor:

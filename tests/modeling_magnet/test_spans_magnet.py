@@ -125,12 +125,6 @@ def test_a_part_that_was_cut_out_is_written_back_exactly(tokenizer, text, data):
         assert prefix + fill + suffix == text
 
 
-@settings(max_examples=150, deadline=None)
-@given(before=st.text("a 日本ж🙂", min_size=1, max_size=30), fill=st.text("a 日本ж🙂", max_size=6))
-def test_a_fill_of_whole_characters_is_written_as_it_is(tokenizer, before, fill):
-    assert decode_fill(tokenizer, plain(tokenizer, before), continuation_ids(tokenizer, fill)) == fill
-
-
 def test_a_fill_behind_a_split_character_keeps_its_space(stories260k):
     """Byte tokens in front of a fill must not swallow the fill's own bytes or spaces."""
     tokenizer = AutoTokenizer.from_pretrained(stories260k)
@@ -256,16 +250,6 @@ def test_characters_alone_are_not_healed(babyllama):
 )
 def test_whole_words_that_repeat_the_context_are_trimmed(before, fill, after, expected):
     assert trim_overlap(fill, before=before, after=after) == expected
-
-
-def test_the_call_trims_only_when_asked(real_llama):
-    model = MagnetLlamaForCausalLM.from_pretrained(real_llama)
-    prefix, suffix = "Once upon a time there was a little", " girl named Lily."
-    plain = model.infill(prefix, suffix, max_new_tokens=8, return_dict_in_generate=True).fills[0][0][0]
-    # Its own beginning as the end of the prefix: the fill of the shorter span is not asked for, only the trimming.
-    assert plain.text == model.infill(prefix, suffix, max_new_tokens=8)
-    trimmed = model.infill(prefix, suffix, max_new_tokens=8, trim_overlap=True)
-    assert trimmed == trim_overlap(plain.text, before=prefix, after=suffix)
 
 
 @pytest.mark.parametrize("do_sample", [False, True])
