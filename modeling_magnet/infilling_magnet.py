@@ -323,9 +323,7 @@ def infill(model: Any, prefix: str | Sequence[str], suffix: str | Sequence[str],
     Source: Khosla et al. 2025, section 3.3.
     """
     single, prefixes, suffixes = check_pairs(prefix, suffix)
-    checked = InfillOptions.of_call(model, options)
-    texts = [list(pair) for pair in zip(prefixes, suffixes, strict=True)]
-    output = _texts_of(fill_parts(model, texts, checked), checked)
+    output = _fill(model, [list(pair) for pair in zip(prefixes, suffixes, strict=True)], options)
     if isinstance(output, InfillOutput):
         return output
     fills = [blanks[0] for blanks in output]
@@ -356,8 +354,7 @@ def infill_blanks(
     Raises:
         ValueError: a text without a blank, adjacent blanks, ranges that do not fit, or as in `infill`.
     """
-    texts, checked = _split_texts(text, blank=blank, ranges=ranges), InfillOptions.of_call(model, options)
-    output = _texts_of(fill_parts(model, texts, checked), checked)
+    output = _fill(model, _split_texts(text, blank=blank, ranges=ranges), options)
     return output[0] if isinstance(text, str) and isinstance(output, list) else output
 
 
@@ -427,8 +424,7 @@ def rewrite(model: Any, text: str, start: int, end: int, **options: Any) -> Any:
         space = space_to_heal(tokenizer, parts[0], is_first=True, **read) if heals else ""
         selected = fill_ids(tokenizer, space + text[start:end], prefix=parts[0], **read)
         options = {**options, "max_new_tokens": max(len(selected), 1)}
-    checked = InfillOptions.of_call(model, options)
-    output = _texts_of(fill_parts(model, [parts], checked), checked)
+    output = _fill(model, [parts], options)
     return output if isinstance(output, InfillOutput) else output[0][0]
 
 
@@ -525,8 +521,10 @@ def fill_parts(model: Any, texts: Sequence[Sequence[str]], options: InfillOption
     return InfillOutput(fills, torch.stack(found) if found else None, length_scores)
 
 
-def _texts_of(output: InfillOutput, options: InfillOptions) -> InfillOutput | list[list[Any]]:
-    """Return per text and blank a string or several, or the output itself where that was asked for."""
+def _fill(model: Any, texts: Sequence[Sequence[str]], given: dict[str, Any]) -> InfillOutput | list[list[Any]]:
+    """Fill the blanks between the parts of texts; per text and blank a string or several, or an `InfillOutput`."""
+    options = InfillOptions.of_call(model, given)
+    output = fill_parts(model, texts, options)
     if options.return_dict_in_generate:
         return output
     if options.num_answers == 1:

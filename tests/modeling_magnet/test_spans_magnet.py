@@ -163,19 +163,6 @@ def test_the_very_first_token_may_be_missing(tiny_tokenizer):
     assert (text.token_ids[0], text.positions[:2], text.span_starts, text.predictors) == (1, [0, 3], [1], [0])
 
 
-@pytest.mark.parametrize(
-    ("parts", "span_lengths", "message"),
-    [
-        (["", ""], [4], "prefix and suffix.*`model.generate`"),
-        (["a", "", "c"], [2, 2], "between two blanks"),
-        (["a", "b"], [62], r"65 positions \(3 tokens .*\[62\]\).* 64"),
-    ],
-)
-def test_spans_that_cannot_be_are_named(tiny_tokenizer, parts, span_lengths, message):
-    with pytest.raises(ValueError, match=message):
-        lay_out(tiny_tokenizer, parts, span_lengths=span_lengths, context_length=64)
-
-
 def test_an_empty_prefix_needs_a_bos(tiny_tokenizer):
     without_bos = type(tiny_tokenizer)(tokenizer_object=tiny_tokenizer._tokenizer, eos_token="</s>")
     with pytest.raises(ValueError, match="no BOS"):
