@@ -96,7 +96,7 @@ class StopRules:
 
     @property
     def reads_text(self) -> bool:
-        """Whether a span can end at a place in its text."""
+        """Whether a rule reads the text of the spans."""
         return bool(self.stop_strings) or self.sentence_end
 
     def after_step(
@@ -118,7 +118,7 @@ class StopRules:
             self.stream.update(self)
 
     def _end_in_text(self, span: Span) -> None:
-        """End a span at the first place in its text where a rule does; drop the tokens after it."""
+        """End a span where the first rule does in its text; drop the tokens after it."""
         text = decode_fill(self.tokenizer, span.before, span.token_ids)
         own = len(span.healed.start)  # text of the context ends nothing
         ends = [text.index(stop, own) + len(stop) for stop in self.stop_strings if stop in text[own:]]
@@ -167,36 +167,36 @@ def decode(
     # Rows with most steps come first, so that the rows still active are always the first ones of the batch.
     steps = [max(min(max_steps, span.length - len(span.token_ids)) for span in row.spans) for row in rows]
     order = sorted(range(len(rows)), key=lambda index: -steps[index])
-    place_of = {index: place for place, index in enumerate(order)}
+    new_row = {index: row for row, index in enumerate(order)}
     # Spans stay in the order of the call, in which processors and criteria get them.
     spans = [span for row in rows for span in row.spans]
-    places = [(place_of[index], slot) for index, row in enumerate(rows) for slot in range(len(row.spans))]
-    loop = _Loop(model, spans, places, num_steps=max(steps), chooser=chooser, rules=rules)
+    cells = [(new_row[index], slot) for index, row in enumerate(rows) for slot in range(len(row.spans))]
+    loop = _Loop(model, spans, cells, num_steps=max(steps), chooser=chooser, rules=rules)
     states, embeddings = loop.read_context([rows[index] for index in order], embed=embed)
     loop.run(states)
     loop.finish()
-    return None if embeddings is None else embeddings[[place_of[index] for index in range(len(rows))]]
+    return None if embeddings is None else embeddings[[new_row[index] for index in range(len(rows))]]
 
 
 class _Loop:
-    """The N spans of a batch, their places (row, slot), and what was chosen for them."""
+    """The N spans of a batch, their cells (row and slot in the batch), and what was chosen for them."""
 
     def __init__(
         self,
         model: Any,
         spans: Sequence[Span],
-        places: Sequence[tuple[int, int]],
+        cells: Sequence[tuple[int, int]],
         *,
         num_steps: int,
         chooser: TokenChooser,
         rules: StopRules | None,
     ) -> None:
-        self.model, self.spans, self.places = model, spans, places
+        self.model, self.spans, self.cells = model, spans, cells
         self.chooser, self.rules, self.num_steps = chooser, rules, num_steps
         self.firsts = [len(span.token_ids) for span in spans]
         self.limits = [min(num_steps, span.length - first) for span, first in zip(spans, self.firsts, strict=True)]
-        self.num_slots = 1 + max(slot for _, slot in places)
-        shape = (1 + max(row for row, _ in places), self.num_slots)  # (B, K)
+        self.num_slots = 1 + max(slot for _, slot in cells)
+        shape = (1 + max(row for row, _ in cells), self.num_slots)  # (B, K)
         self.tokens = torch.zeros(*shape, num_steps, dtype=torch.long, device=model.device)
         # An explicit dtype: while any thread loads a model, torch's default dtype is that model's, for all threads.
         self.logprobs = torch.zeros(*shape, num_steps, dtype=torch.float32, device=model.device)
@@ -234,7 +234,7 @@ class _Loop:
         self.run_tokens = partial(model.run_decoder, "infill", past_key_values=self.cache, use_cache=True)
         outputs = self.run_tokens(input_ids=batch["input_ids"], attention_mask=masks, position_ids=positions)
         states = outputs.last_hidden_state  # (B, C, H)
-        row_of, slot_of, predictor_of = batch["places"]  # (N,) each
+        row_of, slot_of, predictor_of = batch["cells"]  # (N,) each
         self.everywhere = (row_of, slot_of)
         first = states[row_of, predictor_of]
         if not embed:
@@ -249,11 +249,11 @@ class _Loop:
         segments = [[0] * len(row.layout.token_ids) + [1] * len(end) for row in rows]
         starts = [[row.layout.span_starts[span.blank] for span in row.spans] for row in rows]
         # For each span its row, its slot, and the context token that predicts its first token.
-        places = [[row, slot, rows[row].layout.predictors[rows[row].spans[slot].blank]] for row, slot in self.places]
+        cells = [[row, slot, rows[row].layout.predictors[rows[row].spans[slot].blank]] for row, slot in self.cells]
         batch = pad_token_rows(ids, pad_token_id=self.chooser.pad_token_id)
         for name, table in (("positions", positions), ("segments", segments), ("starts", starts)):
             batch[name] = pad_token_rows(table, pad_token_id=0)["input_ids"]
-        batch["places"] = torch.tensor(places).T.contiguous()
+        batch["cells"] = torch.tensor(cells).T.contiguous()
         return to_device(self.model, batch)
 
     def run(self, states: torch.Tensor) -> None:
@@ -271,10 +271,10 @@ class _Loop:
                 break
             if len(going_on) < len(active) and not self.keeps_rows:
                 active = going_on
-                places = torch.tensor([self.places[i] for i in active]).T.contiguous()
-                rows, slots = to_device(self.model, {"places": places})["places"]
+                cells = torch.tensor([self.cells[i] for i in active]).T.contiguous()
+                rows, slots = to_device(self.model, {"cells": cells})["cells"]
                 where = (rows, slots)
-            rows_left = 1 + max(self.places[i][0] for i in active)
+            rows_left = 1 + max(self.cells[i][0] for i in active)
             if rows_left < num_rows:
                 num_rows = rows_left
                 self.cache.keep_first_rows(num_rows)

@@ -117,7 +117,7 @@ class InfillOptions:
         heal (`str`, *optional*, defaults to `"space"`): Token healing. `"space"` makes a space before a blank part of
             the first token of the fill where the tokenizer joins it with the next word. `"token"` lets a blank begin
             and end inside a word: one token on either side is spelt again by the fill, whose length is then exact.
-            `None` leaves the tokens of the context alone.
+            `None` changes no token of the context.
         split_special_tokens (`bool`, defaults to `True`): Read control tokens in a text, such as `</s>`, as
             characters; `False` reads them as control tokens.
         batch_size (`int`, defaults to 32): Texts decoded together.
@@ -787,13 +787,13 @@ def _join_logprobs(call: _Call, texts: Sequence[FilledText]) -> list[list[float]
         joins.append(after)
     batch = to_device(call.model, pad_token_rows(rows, pad_token_id=call.pad_token_id))
     targets = [
-        (0, row, place - 1, rows[row][place])
+        (0, row, index - 1, rows[row][index])
         for row, after in enumerate(joins)
-        for places in after
-        for place in places
+        for indices in after
+        for index in indices
     ]
     remaining = iter(target_logprobs(call.model, batch, targets, mode="causal"))
-    return [[sum(next(remaining) for _ in places) / max(len(places), 1) for places in after] for after in joins]
+    return [[sum(next(remaining) for _ in indices) / max(len(indices), 1) for indices in after] for after in joins]
 
 
 __all__ = ["AUTO_LENGTHS", "HONOURED_IN_CONFIG", "IRRELEVANT", "JOIN_TOKENS", "SUPPORTED", "InfillOptions",

@@ -162,7 +162,7 @@ def split_at_ranges(text: str, ranges: Sequence[tuple[int, int]], *, name: str) 
         >>> split_at_ranges("She ate the apple.", [(8, 11)], name="text")
         ['She ate ', ' apple.']
     """
-    edges = [0, *(place for start, end in ranges for place in (start, end)), len(text)]
+    edges = [0, *(edge for start, end in ranges for edge in (start, end)), len(text)]
     if len(edges) == 2 or edges != sorted(edges):
         raise ValueError(
             f"The ranges of {name} are {ranges!r:.80}; expected ascending pairs (start, end) of characters, 0 to "
