@@ -11,9 +11,8 @@ from .families_magnet import (
     MagnetQwen3ForCausalLM,
     MagnetSmolLM3ForCausalLM,
 )
-from .infilling_magnet import InfillOutput
+from .infilling_magnet import InfillOptions, InfillOutput
 from .modeling_magnet import MagnetCausalLMOutput, MagnetLlamaForCausalLM, MagnetMixin
-from .options_magnet import InfillOptions
 from .spans_magnet import Fill
 
 __version__ = "0.1.0"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -112,8 +113,52 @@ def _attend_in_parts(
     return attended
 
 
+class ReservedLayer(DynamicLayer):
+    """Keys and values of one layer, written in place.
+
+    The number of tokens to come is known. `DynamicCache` copies all it holds at every step: for 32 rows of 256 tokens
+    more bytes than the weights of a small model.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity, self.length = capacity, 0
+        self.buffers: tuple[torch.Tensor, ...] = ()
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append states `(B, heads, new, D)`; returns views `(B, heads, seen, D)` of all keys and values."""
+        if not self.buffers:
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.buffers = tuple(
+                states.new_empty(*states.shape[:2], self.capacity, states.shape[3])
+                for states in (key_states, value_states)
+            )
+            self.is_initialized = True
+        start, self.length = self.length, self.length + key_states.shape[-2]
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start : self.length] = states
+        self.keys, self.values = (buffer[:, :, : self.length] for buffer in self.buffers)
+        return self.keys, self.values
+
+
+class ReservedCache(Cache):
+    """A cache that can hold `capacity` tokens a row in each of `num_layers` layers."""
+
+    def __init__(self, *, num_layers: int, capacity: int) -> None:
+        self.reserved = [ReservedLayer(capacity) for _ in range(num_layers)]
+        super().__init__(layers=list(self.reserved))
+
+    def keep_first_rows(self, rows: int) -> None:
+        """Drop all rows but the first ones, without a copy."""
+        for layer in self.reserved:
+            layer.buffers = tuple(buffer[:rows] for buffer in layer.buffers)
+
+
 AttentionInterface.register(DEFAULT_ATTENTION, masked_attention)
 AttentionMaskInterface.register(DEFAULT_ATTENTION, sdpa_mask)
 
 
-__all__ = ["DEFAULT_ATTENTION", "MASK_IS_OURS", "masked_attention", "product_dtype", "takes_float_masks"]
+__all__ = ["DEFAULT_ATTENTION", "MASK_IS_OURS", "ReservedCache", "masked_attention", "product_dtype",
+           "takes_float_masks"]  # fmt: skip

@@ -1,125 +1,142 @@
 """The decoding loop: read the context once, then all spans of all rows advance together, one token a step.
 
-This is exact: hidden states of the context never depend on a span, and spans never see each other.
+This is exact: hidden states of the context never depend on a span, and spans never see each other. After each step,
+rules may end spans early, and a streamer gets what is new.
 
 Shapes: B rows, C context tokens in the longest row, K spans in the row with most, T steps, N spans in all, H hidden
 size.
 """
 
+import re
 from collections.abc import Sequence
-from functools import cached_property
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers import PreTrainedTokenizerBase
+from transformers.generation.stopping_criteria import StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer, TextStreamer
 
-from .attention_magnet import MASK_IS_OURS
-from .masking_magnet import PACKED_BACKENDS, layer_windows, render_for_layers
-from .sampling_magnet import Choice, TokenChooser
-from .spans_magnet import Span, SpanRow
-from .stopping_magnet import StopRules
+from .attention_magnet import ReservedCache
+from .configuration_magnet import MagnetSettings
+from .encoding_magnet import sentence_vectors, to_device
+from .masking_magnet import StepMasks, attention_pattern, layer_masks
+from .sampling_magnet import ByteTokens, Choice, TokenChooser
+from .spans_magnet import Span, SpanRow, decode_fill, fill_text
+from .tokenization_magnet import pad_token_rows
+
+# Closing quotes and brackets belong to the sentence; the white space after it tells an end from a decimal point.
+# Scripts without spaces have full stops of their own.
+SENTENCE_END = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s)|[。！？]+[”’」』）]*""")
 
 
-class ReservedLayer(DynamicLayer):
-    """Keys and values of one layer, written in place.
+# --- Rules that end spans early, and streaming.
 
-    The number of tokens to come is known. `DynamicCache` copies all it holds at every step: for 32 rows of 256 tokens
-    more bytes than the weights of a small model.
+
+@dataclass
+class SpanStream:
+    """Hands the spans of one text to a streamer one after another, though all of them advance together.
+
+    Each span is streamed as `generate` streams an output: the text since the last span as its prompt, its tokens, its
+    end. A `TextStreamer` is given the text of the fill instead, character for character.
     """
 
-    def __init__(self, capacity: int) -> None:
-        super().__init__()
-        self.capacity, self.length = capacity, 0
-        self.buffers: tuple[torch.Tensor, ...] = ()
+    streamer: BaseStreamer
+    prompts: Sequence[list[int]]  # tokens before each blank
+    texts: Sequence[str]  # text before each blank
+    spans: Sequence[Span]  # one for each blank, in order
+    blank: int = 0
+    sent: int | None = None  # tokens or characters of the current span; `None` before its prompt
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append states `(B, heads, new, D)`; returns views `(B, heads, seen, D)` of all keys and values."""
-        if not self.buffers:
-            self.dtype, self.device = key_states.dtype, key_states.device
-            self.buffers = tuple(
-                states.new_empty(*states.shape[:2], self.capacity, states.shape[3])
-                for states in (key_states, value_states)
-            )
-            self.is_initialized = True
-        start, self.length = self.length, self.length + key_states.shape[-2]
-        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[:, :, start : self.length] = states
-        self.keys, self.values = (buffer[:, :, : self.length] for buffer in self.buffers)
-        return self.keys, self.values
+    def update(self, rules: "StopRules") -> None:
+        """Stream what is new."""
+        while self.blank < len(self.spans):
+            span = self.spans[self.blank]
+            whole = rules.byte_tokens.count_whole(span.token_ids)
+            if isinstance(self.streamer, TextStreamer):
+                self._send_text(span, fill_text(rules.tokenizer, span) if whole == len(span.token_ids) else "")
+            else:
+                # The last token waits for the next one where a rule may show that it does not belong.
+                self._send_tokens(span, whole - (1 if rules.reads_text and not span.is_full else 0))
+            if not span.is_full:
+                return
+            self.streamer.end()
+            self.blank, self.sent = self.blank + 1, None
 
+    def _send_tokens(self, span: Span, ready: int) -> None:
+        if self.sent is None:
+            self.streamer.put(torch.tensor([self.prompts[self.blank]]))
+            self.sent = 0
+        for token in span.token_ids[self.sent : ready]:
+            self.streamer.put(torch.tensor([token]))
+        self.sent = max(ready, self.sent)
 
-class ReservedCache(Cache):
-    """A cache that can hold `capacity` tokens a row in each of `num_layers` layers."""
-
-    def __init__(self, *, num_layers: int, capacity: int) -> None:
-        self.reserved = [ReservedLayer(capacity) for _ in range(num_layers)]
-        super().__init__(layers=list(self.reserved))
-
-    def keep_first_rows(self, rows: int) -> None:
-        """Drop all rows but the first ones, without a copy."""
-        for layer in self.reserved:
-            layer.buffers = tuple(buffer[:rows] for buffer in layer.buffers)
-
-
-class StepMask:
-    """The mask of every step: a span sees the context, and its own token of each step so far."""
-
-    def __init__(self, model: Any, context: "_Context", *, starts: torch.Tensor, num_steps: int) -> None:
-        self.windows = layer_windows(model.config)
-        self.backend = str(model.config._attn_implementation)
-        self.dtype = model.dtype
-        visible = context.visible
-        self.context, self.num_slots = visible.shape[1], starts.shape[1]
-        self.starts = starts  # (B, K): position of the first token of each span
-        own = torch.eye(self.num_slots, dtype=torch.bool, device=visible.device).repeat(1, num_steps)  # (K, T * K)
-        rows = visible[:, None].expand(-1, self.num_slots, -1)  # (B, K, C)
-        self.allowed = torch.cat([rows, own.expand(len(rows), -1, -1)], dim=-1)[:, None]  # (B, 1, K, C + T * K)
-        steps = torch.arange(num_steps, device=visible.device)
-        fed = (starts[:, None, :] + steps[:, None]).flatten(1)  # (B, T * K)
-        self.key_positions = torch.cat([context.positions, fed], dim=1)  # (B, C + T * K)
-        if any(self.windows.values()):
-            farthest = int(self.key_positions.max())  # from position 0; read once for all steps
-            reach = {kind: window for kind, window in self.windows.items() if window is not None and window < farthest}
-            self.windows = {kind: reach.get(kind) for kind in self.windows}
-
-    @cached_property
-    def rendered(self) -> Any:
-        """The masks of all steps, to be cut; `None` for block masks, which cannot be, and for windows, which move."""
-        renders_once = self.backend not in PACKED_BACKENDS and not any(self.windows.values())
-        return self._render(self.allowed, self.starts, self.key_positions) if renders_once else None
-
-    def at(self, step: int, *, num_rows: int) -> Any:
-        """Return the masks for token `step` of the spans in the first rows, over the keys seen by then."""
-        seen = self.context + (step + 1) * self.num_slots
-        if isinstance(self.rendered, dict):
-            return {kind: mask[:num_rows, :, :, :seen] for kind, mask in self.rendered.items()}
-        if self.rendered is not None:
-            return self.rendered[:num_rows, :, :, :seen]
-        return self._render(
-            self.allowed[:num_rows, :, :, :seen], self.starts[:num_rows] + step, self.key_positions[:num_rows, :seen]
-        )
-
-    def _render(self, allowed: torch.Tensor, query_positions: torch.Tensor, key_positions: torch.Tensor) -> Any:
-        return render_for_layers(
-            allowed,
-            windows=self.windows,
-            query_positions=query_positions,
-            key_positions=key_positions,
-            implementation=self.backend,
-            dtype=self.dtype,
-        )
+    def _send_text(self, span: Span, text: str) -> None:
+        assert isinstance(self.streamer, TextStreamer)
+        if self.sent is None:
+            self.sent = 0
+            if not self.streamer.skip_prompt:
+                self.streamer.on_finalized_text(self.texts[self.blank])
+        if new := text[self.sent :]:
+            self.streamer.on_finalized_text(new)
+            self.sent = len(text)
 
 
-class _Context(NamedTuple):
-    """A batch whose context has been read."""
+@dataclass
+class StopRules:
+    """The rules of one call."""
 
-    states: torch.Tensor  # (B, C, H)
-    visible: torch.Tensor  # (B, C): context that spans may attend to
-    positions: torch.Tensor  # (B, C)
-    cache: ReservedCache
-    embeddings: torch.Tensor | None  # (B, H)
+    tokenizer: PreTrainedTokenizerBase
+    byte_tokens: ByteTokens  # no criterion ends a span inside a character
+    stop_strings: Sequence[str]  # a span ends after the first of these, as the outputs of `generate` do
+    sentence_end: bool  # a span ends after its first sentence; an abbreviation counts as one
+    criteria: StoppingCriteriaList | None  # their rows are the spans of a batch, see `TokenChooser.left_contexts`
+    stream: SpanStream | None = None
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether a rule reads the text of the spans."""
+        return bool(self.stop_strings) or self.sentence_end
+
+    def after_step(
+        self, spans: Sequence[Span], grown: Sequence[Span], choice: Choice, *, chooser: TokenChooser
+    ) -> None:
+        """End spans of a batch, of which some have `grown` in this step, and stream what is new."""
+        if self.reads_text:
+            for span in grown:
+                self._end_in_text(span)
+        if self.criteria:
+            ended = self.criteria(chooser.left_contexts(spans).to(choice.tokens.device), choice.scores)
+            ended = torch.as_tensor(ended).expand(len(spans)).tolist()
+            for span, ends in zip(spans, ended, strict=True):
+                if ends and not span.is_full:
+                    span.is_full = True
+                    whole = self.byte_tokens.count_whole(span.token_ids)
+                    del span.token_ids[whole:], span.logprobs[whole:]
+        if self.stream is not None:
+            self.stream.update(self)
+
+    def _end_in_text(self, span: Span) -> None:
+        """End a span where the first rule does in its text; drop the tokens after it."""
+        text = decode_fill(self.tokenizer, span.before, span.token_ids)
+        own = len(span.healed.start)  # text of the context ends nothing
+        ends = [text.index(stop, own) + len(stop) for stop in self.stop_strings if stop in text[own:]]
+        if self.sentence_end and (match := SENTENCE_END.search(text, own)):
+            ends.append(match.end())
+        if not ends:
+            return
+        span.is_full, span.text_length = True, min(ends)
+        kept = len(span.token_ids)
+        while kept > 1:
+            shorter = decode_fill(self.tokenizer, span.before, span.token_ids[: kept - 1])
+            if shorter[: min(ends)] != text[: min(ends)]:
+                break
+            kept -= 1
+        del span.token_ids[kept:], span.logprobs[kept:]
+
+
+# --- The loop.
 
 
 def decode(
@@ -148,84 +165,100 @@ def decode(
         ValueError: NaN logits.
     """
     # Rows with most steps come first, so that the rows still active are always the first ones of the batch.
-    steps = [max(min(max_steps, s.length - len(s.token_ids)) for s in row.spans) for row in rows]
+    steps = [max(min(max_steps, span.length - len(span.token_ids)) for span in row.spans) for row in rows]
     order = sorted(range(len(rows)), key=lambda index: -steps[index])
-    place_of = {index: place for place, index in enumerate(order)}
-    num_slots, num_steps = max(len(row.spans) for row in rows), max(steps)
-    context = _read_context(model, [rows[index] for index in order], more=num_slots * num_steps, embed=embed)
-    starts, predictors = torch.zeros(2, len(rows), num_slots, dtype=torch.long)
-    for index, row in enumerate(rows):
-        for slot, span in enumerate(row.spans):
-            starts[place_of[index], slot] = row.layout.span_starts[span.blank]
-            predictors[place_of[index], slot] = row.layout.predictors[span.blank]
-    starts, predictors = model._to_device({"starts": starts, "predictors": predictors}).values()
-    mask = StepMask(model, context, starts=starts, num_steps=num_steps)
+    new_row = {index: row for row, index in enumerate(order)}
+    # Spans stay in the order of the call, in which processors and criteria get them.
     spans = [span for row in rows for span in row.spans]
-    places = [(place_of[index], slot) for index, row in enumerate(rows) for slot in range(len(row.spans))]
-    loop = _Loop(model, spans, places, mask, num_steps, chooser, rules)
-    loop.run(context, predictors)
+    cells = [(new_row[index], slot) for index, row in enumerate(rows) for slot in range(len(row.spans))]
+    loop = _Loop(model, spans, cells, num_steps=max(steps), chooser=chooser, rules=rules)
+    states, embeddings = loop.read_context([rows[index] for index in order], embed=embed)
+    loop.run(states)
     loop.finish()
-    return None if context.embeddings is None else context.embeddings[[place_of[index] for index in range(len(rows))]]
-
-
-def _read_context(model: Any, rows: Sequence[SpanRow], *, more: int, embed: bool) -> _Context:
-    """Run the context of a batch through the model, with a cache that can hold so many more tokens.
-
-    An embedding needs an EOS after the text. It is read as a span: it sees the whole context and no context token sees
-    it, so that fills do not depend on whether an embedding is requested.
-    """
-    ids = [row.layout.token_ids for row in rows]
-    positions = [row.layout.positions for row in rows]
-    segments = [[0] * len(row) for row in ids]
-    if embed:
-        ids = [[*row, model.tokenizer.eos_token_id] for row in ids]
-        positions = [[*own, row.layout.length] for own, row in zip(positions, rows, strict=True)]
-        segments = [[*row, 1] for row in segments]
-    batch = model._infill_batch(ids, positions, segments)
-    cache = ReservedCache(num_layers=model.config.num_hidden_layers, capacity=batch["input_ids"].shape[1] + more)
-    no_logits = torch.arange(0, device=model.device)
-    outputs = model(**batch, mode="infill", past_key_values=cache, logits_to_keep=no_logits)
-    states, attention_mask = outputs.last_hidden_state, batch["attention_mask"]
-    embeddings = None
-    if embed:
-        pooling = model.magnet_settings.pooling
-        embeddings = model._sentence_vectors(states, attention_mask, pooling=pooling, prompt_length=0)
-    visible = attention_mask.bool() & (batch["segment_ids"] == 0)
-    return _Context(states, visible, batch["position_ids"], cache, embeddings)
+    return None if embeddings is None else embeddings[[new_row[index] for index in range(len(rows))]]
 
 
 class _Loop:
-    """The N spans of a batch, their places (row, slot), and what was chosen for them."""
+    """The N spans of a batch, their cells (row and slot in the batch), and what was chosen for them."""
 
     def __init__(
         self,
         model: Any,
         spans: Sequence[Span],
-        places: Sequence[tuple[int, int]],
-        mask: StepMask,
+        cells: Sequence[tuple[int, int]],
+        *,
         num_steps: int,
         chooser: TokenChooser,
         rules: StopRules | None,
     ) -> None:
-        self.model, self.spans, self.places = model, spans, places
-        self.chooser, self.rules, self.mask, self.num_steps = chooser, rules, mask, num_steps
+        self.model, self.spans, self.cells = model, spans, cells
+        self.chooser, self.rules, self.num_steps = chooser, rules, num_steps
         self.firsts = [len(span.token_ids) for span in spans]
         self.limits = [min(num_steps, span.length - first) for span, first in zip(spans, self.firsts, strict=True)]
-        shape, device = mask.starts.shape, model.device
-        self.tokens = torch.zeros(*shape, num_steps, dtype=torch.long, device=device)
+        self.num_slots = 1 + max(slot for _, slot in cells)
+        shape = (1 + max(row for row, _ in cells), self.num_slots)  # (B, K)
+        self.tokens = torch.zeros(*shape, num_steps, dtype=torch.long, device=model.device)
         # An explicit dtype: while any thread loads a model, torch's default dtype is that model's, for all threads.
-        self.logprobs = torch.zeros(*shape, num_steps, dtype=torch.float32, device=device)
-        self.is_possible = torch.ones(shape, dtype=torch.bool, device=device)
-        self.is_nan = torch.zeros((), dtype=torch.bool, device=device)
+        self.logprobs = torch.zeros(*shape, num_steps, dtype=torch.float32, device=model.device)
+        self.is_possible = torch.ones(shape, dtype=torch.bool, device=model.device)
+        self.is_nan = torch.zeros((), dtype=torch.bool, device=model.device)
         self.with_scores = rules is not None and bool(rules.criteria)
         self.reads_tokens = rules is not None or chooser.reads_tokens
+        most_spans = chooser.most_spans(model.config.vocab_size, device=model.device)
+        self.most_spans = len(spans) if self.with_scores else most_spans  # stopping criteria get all scores
         self.keeps_rows = bool(chooser.processors) or self.with_scores  # these may remember rows by their number
-        self.everywhere = self._index(range(len(spans)))
 
-    def run(self, context: _Context, predictors: torch.Tensor) -> None:
-        """Choose tokens and feed them back until no span goes on; context tokens `(B, K)` predict the first ones."""
-        active, where = list(range(len(self.spans))), self.everywhere
-        states = context.states[where[0], predictors[where]]  # (N, H)
+    def read_context(self, rows: Sequence[SpanRow], *, embed: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Run the context through the model, with a cache that can hold all steps.
+
+        An embedding needs an EOS after the text. It is read as a span: it sees the whole context and no context token
+        sees it, so that fills do not depend on whether an embedding is requested.
+
+        Returns:
+            The states `(N, H)` that predict the first token of each span, and the embeddings `(B, H)` or `None`.
+        """
+        model = self.model
+        batch = self._context_batch(rows, end=[model.tokenizer.eos_token_id] if embed else [])
+        positions, segments, self.starts = batch["positions"], batch["segments"], batch["starts"]
+        length = positions.shape[1]
+        allowed = attention_pattern(segments, query_length=length, attention_mask=batch["attention_mask"])
+        shared = {"config": model.config, "dtype": model.dtype}
+        masks = layer_masks(allowed=allowed, query_positions=positions, key_positions=positions, **shared)
+        if self.num_steps > 1:
+            visible = batch["attention_mask"].bool() & (segments == 0)
+            self.masks = StepMasks(
+                visible=visible, context_positions=positions, starts=self.starts, num_steps=self.num_steps, **shared
+            )
+        capacity = length + self.num_slots * self.num_steps
+        self.cache = ReservedCache(num_layers=model.config.num_hidden_layers, capacity=capacity)
+        self.run_tokens = partial(model.run_decoder, "infill", past_key_values=self.cache, use_cache=True)
+        outputs = self.run_tokens(input_ids=batch["input_ids"], attention_mask=masks, position_ids=positions)
+        states = outputs.last_hidden_state  # (B, C, H)
+        row_of, slot_of, predictor_of = batch["cells"]  # (N,) each
+        self.everywhere = (row_of, slot_of)
+        first = states[row_of, predictor_of]
+        if not embed:
+            return first, None
+        pooling = MagnetSettings.value(model.config, "pooling")
+        return first, sentence_vectors(model, states, batch["attention_mask"], pooling=pooling, prompt_length=0)
+
+    def _context_batch(self, rows: Sequence[SpanRow], *, end: list[int]) -> dict[str, torch.Tensor]:
+        """Return the context tokens of rows, and where their spans are, on the device of the model."""
+        ids = [[*row.layout.token_ids, *end] for row in rows]
+        positions = [[*row.layout.positions, *[row.layout.length] * len(end)] for row in rows]
+        segments = [[0] * len(row.layout.token_ids) + [1] * len(end) for row in rows]
+        starts = [[row.layout.span_starts[span.blank] for span in row.spans] for row in rows]
+        # For each span its row, its slot, and the context token that predicts its first token.
+        cells = [[row, slot, rows[row].layout.predictors[rows[row].spans[slot].blank]] for row, slot in self.cells]
+        batch = pad_token_rows(ids, pad_token_id=self.chooser.pad_token_id)
+        for name, table in (("positions", positions), ("segments", segments), ("starts", starts)):
+            batch[name] = pad_token_rows(table, pad_token_id=0)["input_ids"]
+        batch["cells"] = torch.tensor(cells).T.contiguous()
+        return to_device(self.model, batch)
+
+    def run(self, states: torch.Tensor) -> None:
+        """Choose tokens by states `(N, H)` and feed them back until no span goes on."""
+        active, where, num_rows = list(range(len(self.spans))), self.everywhere, len(self.starts)
         for step in range(self.num_steps):
             choice = self._choose(states, active, step)
             self._write(choice, active, where, step)
@@ -233,13 +266,24 @@ class _Loop:
                 if bool(self.is_nan):
                     break  # before a token of it is streamed
                 self._append(choice, [self.spans[i] for i in active])
-            going_on = [i for i in active if self.limits[i] > step + 1 and not self.spans[i].has_ended]
+            going_on = [i for i in active if self.limits[i] > step + 1 and not self.spans[i].is_full]
             if not going_on:
                 break
             if len(going_on) < len(active) and not self.keeps_rows:
-                active, where = going_on, self._index(going_on)
-            num_rows = 1 + max(self.places[i][0] for i in active)
-            states = self._feed(context.cache, step, num_rows=num_rows)[where]
+                active = going_on
+                cells = torch.tensor([self.cells[i] for i in active]).T.contiguous()
+                rows, slots = to_device(self.model, {"cells": cells})["cells"]
+                where = (rows, slots)
+            rows_left = 1 + max(self.cells[i][0] for i in active)
+            if rows_left < num_rows:
+                num_rows = rows_left
+                self.cache.keep_first_rows(num_rows)
+            outputs = self.run_tokens(
+                input_ids=self.tokens[:num_rows, :, step],
+                attention_mask=self.masks.at(step, num_rows=num_rows),
+                position_ids=self.starts[:num_rows] + step,
+            )
+            states = outputs.last_hidden_state[where]
 
     def finish(self) -> None:
         """Write what was chosen into the spans, in one read from the device unless each step was read."""
@@ -252,13 +296,12 @@ class _Loop:
             for span, limit, ids, scores in zip(self.spans, self.limits, tokens, logprobs, strict=True):
                 span.token_ids += ids[:limit]
                 span.logprobs += scores[:limit]
+                span.is_full = len(span.token_ids) == span.length
 
     def _choose(self, states: torch.Tensor, active: list[int], step: int) -> Choice:
         """Choose a token for each active span from states `(N, H)`, with logits of a few spans at a time."""
-        vocab_size = self.model.config.vocab_size
-        size = self.chooser.spans_at_once(len(active), vocab_size=vocab_size, device=states.device)
-        if self.with_scores:
-            size = len(active)  # stopping criteria get all of them
+        num_groups = -(-len(active) // self.most_spans)
+        size = -(-len(active) // num_groups)
         groups = []
         for start in range(0, len(active), size):
             group = active[start : start + size]
@@ -279,37 +322,18 @@ class _Loop:
 
     def _append(self, choice: Choice, spans: Sequence[Span]) -> None:
         """Append its token to each span that is not full, and let the rules end spans."""
-        growing = [not span.is_full for span in spans]
-        chosen = zip(spans, growing, choice.tokens.tolist(), choice.logprobs.tolist(), strict=True)
-        for span, grows, token, logprob in chosen:
+        grown = []
+        for span, token, logprob in zip(spans, choice.tokens.tolist(), choice.logprobs.tolist(), strict=True):
+            grows = not span.is_full
             if grows and token == self.chooser.end_of_span_id:
-                span.has_ended = True
+                span.is_full = True
             elif grows:
                 span.token_ids.append(token)
                 span.logprobs.append(logprob)
+                span.is_full = len(span.token_ids) == span.length
+                grown.append(span)
         if self.rules is not None:
-            grown = [span for span, grows in zip(spans, growing, strict=True) if grows and not span.has_ended]
             self.rules.after_step(spans, grown, choice, chooser=self.chooser)
 
-    def _feed(self, cache: ReservedCache, step: int, *, num_rows: int) -> torch.Tensor:
-        """Run token `step` of the spans in the first rows through the model; returns states `(num_rows, K, H)`."""
-        cache.keep_first_rows(num_rows)
-        outputs = self.model.base_model(
-            input_ids=self.tokens[:num_rows, :, step],
-            attention_mask=self.mask.at(step, num_rows=num_rows),
-            position_ids=self.mask.starts[:num_rows] + step,
-            past_key_values=cache,
-            use_cache=True,
-            **{MASK_IS_OURS: True},
-        )
-        states: torch.Tensor = outputs.last_hidden_state
-        return states
 
-    def _index(self, chosen: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return rows and slots of some spans as index tensors `(N,)`."""
-        places = torch.tensor([self.places[i] for i in chosen]).T.contiguous()
-        rows, slots = self.model._to_device({"both": places})["both"]
-        return rows, slots
-
-
-__all__ = ["ReservedCache", "decode"]
+__all__ = ["SENTENCE_END", "SpanStream", "StopRules", "decode"]

@@ -472,11 +472,75 @@ def forward_mixed_modes(model: Any, modes: Sequence[AttentionMode], arguments: d
     return {"logits": logits, "last_hidden_state": states}
 
 
+class StepMasks:
+    """The masks of decoding steps, in which all spans take one token each: `(B, 1, K, C + tokens so far)`.
+
+    A span sees the context, and its own token of each step so far.
+
+    Args:
+        config (`PreTrainedConfig`): As in `layer_masks`.
+        visible (`torch.BoolTensor` of shape `(B, C)`): Context tokens that spans may attend to.
+        context_positions (`torch.LongTensor` of shape `(B, C)`): Their positions.
+        starts (`torch.LongTensor` of shape `(B, K)`): Position of the first token of each of K spans.
+        num_steps (`int`): T.
+        dtype (`torch.dtype`): Of the hidden states.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        visible: torch.Tensor,
+        context_positions: torch.Tensor,
+        starts: torch.Tensor,
+        num_steps: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self.config, self.dtype, self.starts = config, dtype, starts
+        (batch_size, self.context), num_spans = visible.shape, starts.shape[1]
+        own = torch.eye(num_spans, dtype=torch.bool, device=visible.device).repeat(1, num_steps)  # (K, T * K)
+        rows = visible[:, None].expand(-1, num_spans, -1)  # (B, K, C)
+        self.allowed = torch.cat([rows, own.expand(batch_size, -1, -1)], dim=-1)[:, None]  # (B, 1, K, C + T * K)
+        steps = torch.arange(num_steps, device=visible.device)
+        fed = (starts[:, None, :] + steps[:, None]).flatten(1)  # (B, T * K)
+        self.key_positions = torch.cat([context_positions, fed], dim=1)  # (B, C + T * K)
+        self.windows = layer_windows(config)
+        if any(self.windows.values()):
+            farthest = int(self.key_positions.max())  # from position 0; read once for all steps
+            reaches_all = {kind for kind, window in self.windows.items() if window is None or window >= farthest}
+            self.windows = {kind: None if kind in reaches_all else self.windows[kind] for kind in self.windows}
+        # Rendered once, to be cut; not block masks, which cannot be cut, and not windows, which move.
+        renders_once = config._attn_implementation not in PACKED_BACKENDS and not any(self.windows.values())
+        self.rendered = self._render(self.allowed, starts, self.key_positions) if renders_once else None
+
+    def at(self, step: int, *, num_rows: int) -> Any:
+        """Return the masks for token `step` of the spans in the first rows, over the keys seen by then."""
+        seen = self.context + (step + 1) * self.starts.shape[1]
+        if isinstance(self.rendered, dict):
+            return {kind: mask[:num_rows, :, :, :seen] for kind, mask in self.rendered.items()}
+        if self.rendered is not None:
+            return self.rendered[:num_rows, :, :, :seen]
+        return self._render(
+            self.allowed[:num_rows, :, :, :seen], self.starts[:num_rows] + step, self.key_positions[:num_rows, :seen]
+        )
+
+    def _render(self, allowed: torch.Tensor, query_positions: torch.Tensor, key_positions: torch.Tensor) -> Any:
+        return render_for_layers(
+            allowed,
+            windows=self.windows,
+            query_positions=query_positions,
+            key_positions=key_positions,
+            implementation=str(self.config._attn_implementation),
+            dtype=self.dtype,
+        )
+
+
 __all__ = [
     "AttentionMode",
     "MASKED_BACKENDS",
     "MODES",
     "PACKED_BACKENDS",
+    "StepMasks",
     "attention_pattern",
     "check_labels_are_hidden",
     "check_mode",

@@ -46,7 +46,7 @@ from .encoding_magnet import (
     to_device,
     token_budget,
 )
-from .infilling_magnet import InfillingMixin
+from .infilling_magnet import fill, infill, infill_blanks, rewrite
 from .losses_magnet import TokenLosses, soft_cap, token_losses
 from .masking_magnet import (
     check_labels_are_hidden,
@@ -58,6 +58,7 @@ from .masking_magnet import (
     positions_from_mask,
 )
 from .pooling_magnet import ContrastiveHead, Similarity, similarity_matrix, similarity_pairs
+from .scoring_magnet import score_infill
 from .sources_magnet import CARD, ModelSource, TokenizerSource
 from .tokenization_magnet import check_whole_number, context_length
 from .words_magnet import encode_tokens, encode_words
@@ -66,6 +67,7 @@ from .words_magnet import encode_tokens, encode_words
 SHORTEST_ROW = 3
 # Names of the functions below that are methods, too.
 _encode, _encode_tokens, _encode_words, _preprocess = encode, encode_tokens, encode_words, preprocess
+_infill, _infill_blanks, _fill, _rewrite, _score_infill = infill, infill_blanks, fill, rewrite, score_infill
 
 
 def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
@@ -121,7 +123,7 @@ else:
     _Host = object
 
 
-class MagnetMixin(InfillingMixin, _Host):
+class MagnetMixin(_Host):
     """Three attention modes, `encode`, `infill` and the checkpoint format for any decoder of transformers.
 
     Put it in front of a `...ForCausalLM` class whose layers have full or sliding attention:
@@ -452,6 +454,14 @@ class MagnetMixin(InfillingMixin, _Host):
     encode_tokens = _encode_tokens
     encode_words = _encode_words
     preprocess = _preprocess
+
+    # Filling, likewise.
+
+    infill = _infill
+    infill_blanks = _infill_blanks
+    fill = _fill
+    rewrite = _rewrite
+    score_infill = _score_infill
 
     def encode_query(
         self, inputs: str | Sequence[str] | None = None, prompt_name: str | None = None, **kwargs: Any

@@ -3,26 +3,25 @@
 Shapes: N spans, V vocabulary, P tokens that begin or end inside a character, M tokens that are left after a cut.
 """
 
+import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase, WatermarkingConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.generation.logits_process import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
-    ExponentialDecayLengthPenalty,
-    InfNanRemoveLogitsProcessor,
-    LogitNormalization,
     LogitsProcessorList,
     MinPLogitsWarper,
     NoBadWordsLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     SequenceBiasLogitsProcessor,
-    SuppressTokensAtBeginLogitsProcessor,
     TemperatureLogitsWarper,
     TopHLogitsWarper,
     TopKLogitsWarper,
@@ -30,8 +29,8 @@ from transformers.generation.logits_process import (
     TypicalLogitsWarper,
 )
 
-from .spans_magnet import Healed, Span, healing_tokens
-from .tokenization_magnet import pad_token_rows
+from .spans_magnet import Span, decode_fill
+from .tokenization_magnet import pad_token_rows, special_ids
 
 # Scores that exist at once, in float32: those of 64 spans with a vocabulary of 262,144 on a CPU, of 256 elsewhere.
 _CPU_SCORES, _DEVICE_SCORES = 2**24, 2**26
@@ -161,12 +160,14 @@ class CharacterRule:
             self.last[span.number] = span.length - (2 if span.healed.end else 1)
         self._index: tuple[list[int], torch.Tensor] | None = None
 
+    def to(self, device: torch.device) -> None:
+        """Move the states and tables to the device of the scores."""
+        for name in ("states", "following", "token_ids", "to_go", "last"):
+            setattr(self, name, getattr(self, name).to(device))
+        self._index = None
+
     def bar(self, scores: torch.Tensor, spans: Sequence[Span], *, indices: Sequence[int]) -> None:
         """Set the scores `(N, V)` of tokens that break a character to minus infinity, in place."""
-        if self.states.device != scores.device:
-            for name in ("states", "following", "token_ids", "to_go", "last"):
-                setattr(self, name, getattr(self, name).to(scores.device))
-            self._index = None
         numbers = self._numbers(spans)
         states = self.states[numbers]
         index = indices[0] if len({*indices}) == 1 else torch.tensor(indices, device=scores.device)
@@ -196,6 +197,101 @@ class CharacterRule:
         return self._index[1]
 
 
+# --- Token healing: which tokens spell what was moved into a span.
+
+
+def healing_tokens(
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int, span: Span, *, index: int
+) -> torch.Tensor | None:
+    """Return a mask `(V,)` of the tokens that may come next in a healed span, or `None` for any token.
+
+    The tokens of the span before `index` are read only if more than one character is to be spelt.
+    """
+    rest = span.healed.start if index == 0 else ""
+    if index > 0 and len(span.healed.start) > 1:
+        rest = span.healed.start[len(decode_fill(tokenizer, span.before, span.token_ids)) :]
+    left = span.length - 1 - index  # tokens to come
+    end = span.healed.end if left == 0 else ""
+    if not rest and not end:
+        return None
+    # The last token spells the end; what was begun has to be complete before it.
+    may_go_on = left > (1 if span.healed.end else 0)
+    return fitting_tokens(tokenizer, vocab_size, rest=rest, end=end, is_last=left == 0, may_go_on=may_go_on)
+
+
+@lru_cache(maxsize=256)
+def fitting_tokens(
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int, *, rest: str, end: str, is_last: bool, may_go_on: bool
+) -> torch.Tensor:
+    """Return a mask `(V,)` of the tokens that spell `rest`, or its beginning if another token spells what is left.
+
+    The last token has to complete `rest` and to end with `end`. This keeps greedy decoding out of dead ends.
+    """
+    vocabulary = read_vocabulary(tokenizer, vocab_size)
+    candidates = vocabulary.by_first.get(rest[0], []) if rest else vocabulary.by_last.get(end[-1], [])
+
+    def fits(text: str) -> bool:
+        if not text or (is_last and not end and text == rest == " "):
+            return False  # only the space of the context: the fill would be empty
+        if is_last:
+            return text.startswith(rest) and text.endswith(end) and len(text) >= len(rest) + len(end)
+        return text.startswith(rest) or (may_go_on and rest.startswith(text) and rest[len(text) :] in vocabulary.known)
+
+    fitting = torch.zeros(vocab_size, dtype=torch.bool)
+    fitting[[token for token in candidates if fits(vocabulary.texts[token])]] = True
+    return fitting
+
+
+class Vocabulary(NamedTuple):
+    """What each token adds to a text that it continues; special tokens add nothing."""
+
+    texts: tuple[str, ...]
+    known: frozenset[str]
+    by_first: dict[str, list[int]]  # the tokens whose text begins with a character
+    by_last: dict[str, list[int]]
+
+
+# By tokenizer, its number of tokens (which grows as tokens are added), and the model's.
+_VOCABULARIES: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, int], Vocabulary]] = WeakKeyDictionary()
+_READING = threading.Lock()
+
+
+def read_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Vocabulary:
+    """Read the texts of all tokens, once for each tokenizer and by one thread only."""
+    with _READING:
+        of_tokenizer = _VOCABULARIES.setdefault(tokenizer, {})
+        key = (len(tokenizer), vocab_size)
+        if key not in of_tokenizer:
+            tokens = range(min(vocab_size, len(tokenizer)))
+            anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
+            special = special_ids(tokenizer)
+            front = len(tokenizer.decode(anchor, clean_up_tokenization_spaces=False))
+            both = _decode_rows(tokenizer, [[*anchor, token] for token in tokens])
+            texts = ["" if token in special else text[front:] for token, text in zip(tokens, both, strict=True)]
+            by_first: dict[str, list[int]] = {}
+            by_last: dict[str, list[int]] = {}
+            for token, text in enumerate(texts):
+                if text:
+                    by_first.setdefault(text[0], []).append(token)
+                    by_last.setdefault(text[-1], []).append(token)
+            texts += [""] * (vocab_size - len(tokens))
+            of_tokenizer[key] = Vocabulary(tuple(texts), frozenset(texts) - {""}, by_first, by_last)
+        return of_tokenizer[key]
+
+
+def _decode_rows(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]) -> list[str]:
+    """Decode many rows, by one call of the Rust backend if the class decodes by nothing else."""
+    own = type(tokenizer)
+    is_plain = isinstance(tokenizer, PreTrainedTokenizerFast) and (own.decode, own._decode) == (
+        PreTrainedTokenizerFast.decode,
+        PreTrainedTokenizerFast._decode,
+    )
+    if is_plain:
+        texts: list[str] = tokenizer.backend_tokenizer.decode_batch(rows, skip_special_tokens=False)
+        return texts
+    return list(tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False))
+
+
 # --- Logits processors of a generation config: the classes of transformers, in the order of `generate`.
 
 
@@ -210,20 +306,6 @@ def text_processors(config: GenerationConfig) -> LogitsProcessorList:
         processors.append(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
     if config.bad_words_ids is not None:
         processors.append(NoBadWordsLogitsProcessor(config.bad_words_ids))
-    return processors
-
-
-def length_processors(
-    config: GenerationConfig, *, end_of_span_id: int | None, device: torch.device
-) -> LogitsProcessorList:
-    """Build the processors that only count the tokens of a span."""
-    processors = LogitsProcessorList()
-    decay = config.exponential_decay_length_penalty
-    if decay is not None and end_of_span_id is not None:
-        processors.append(ExponentialDecayLengthPenalty(tuple(decay), end_of_span_id, input_ids_seq_length=0))
-    if config.begin_suppress_tokens:
-        tokens = list(config.begin_suppress_tokens)
-        processors.append(SuppressTokensAtBeginLogitsProcessor(tokens, begin_index=0, device=str(device)))
     return processors
 
 
@@ -243,37 +325,6 @@ def warpers(config: GenerationConfig) -> LogitsProcessorList:
         EtaLogitsWarper(config.eta_cutoff) if config.eta_cutoff else None,
     ]
     return LogitsProcessorList([warper for warper in chosen if warper is not None])
-
-
-def last_processors(config: GenerationConfig, *, vocab_size: int, device: torch.device) -> LogitsProcessorList:
-    """Build the processors that come last: the watermark, then the normalization."""
-    processors = LogitsProcessorList()
-    if config.watermarking_config is not None:
-        watermark = watermark_of(config.watermarking_config)
-        processors.append(watermark.construct_processor(vocab_size, device))
-    if config.renormalize_logits:
-        processors.append(LogitNormalization())
-    return processors
-
-
-def watermark_of(watermark: Any) -> Any:
-    """Return a watermark, built from its settings if it is given as a dict."""
-    if not isinstance(watermark, dict):
-        return watermark
-    try:
-        return WatermarkingConfig(**watermark)
-    except TypeError as error:
-        names = ", ".join(vars(WatermarkingConfig()))
-        raise ValueError(f"`watermarking_config` is {watermark!r:.60}; expected some of {names}.") from error
-
-
-def check_ranges(config: GenerationConfig) -> None:
-    """Build and try every processor of a config: the classes of transformers check the ranges of their values."""
-    text_processors(config)
-    warpers(config)
-    last_processors(config, vocab_size=1, device=torch.device("cpu"))
-    processors = length_processors(config, end_of_span_id=0, device=torch.device("cpu"))
-    processors(torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, 1))  # type: ignore[arg-type]
 
 
 # --- Drawing. A few rows at a time, so that memory is bounded; each row by itself, so that a draw does not depend on
@@ -377,7 +428,7 @@ class TokenChooser:
     after `torch.manual_seed`, a span gets the same sample alone or in any batch.
 
     Args:
-        config (`GenerationConfig`): See `options_magnet` for the fields that count.
+        config (`GenerationConfig`): See `SUPPORTED` in `infilling_magnet.py` for the fields that count.
         spans (`Sequence[Span]`): All spans of the call, ordered by `Span.number`.
         barred_ids (`Sequence[int]`): Tokens that a fill never has, `suppress_tokens` of the config included.
         pad_token_id (`int`): Pads what processors are shown; a barred one, so that penalties for it change nothing.
@@ -409,14 +460,11 @@ class TokenChooser:
         self.characters = characters
         self.least = max(config.min_new_tokens or 0, 1)  # tokens before a span may end
         self.goes_on = [1.0] * len(spans)  # by number, the model's chance that the span has not ended
-        self.tokenizer = tokenizer if any(span.healed != Healed() for span in spans) else None
+        self.tokenizer = tokenizer
         self.spells = any(len(span.healed.start) > 1 for span in spans)
         self.remembers_rows = bool(processors)  # those of the caller may; the config's look at each span by itself
         self.processors = LogitsProcessorList([*(processors or []), *text_processors(config)])
         self.warpers = warpers(config)
-        # These are built once the device is known.
-        self.length_processors: LogitsProcessorList | None = None
-        self.last_processors: LogitsProcessorList | None = None
         self.uniforms: list[torch.Tensor] | None = None
         if config.do_sample:
             generators = [torch.Generator().manual_seed(int(torch.randint(2**62, ()))) for _ in spans]
@@ -428,31 +476,25 @@ class TokenChooser:
     @property
     def reads_tokens(self) -> bool:
         """Whether a choice depends on the tokens of the spans."""
-        return (
-            bool(self.processors)
-            or self.spells
-            or self.end_of_span_id is not None
-            or self.config.watermarking_config is not None
-        )
+        return bool(self.processors) or self.spells or self.end_of_span_id is not None
 
     def left_contexts(self, spans: Sequence[Span]) -> torch.Tensor:
         """Return what `generate` calls input ids `(N, longest)`: the tokens before each span, then its own."""
         rows = [[*span.before, *span.token_ids] or [self.pad_token_id] for span in spans]
         return pad_token_rows(rows, pad_token_id=self.pad_token_id, padding_side="left")["input_ids"]
 
-    def spans_at_once(self, num_spans: int, *, vocab_size: int, device: torch.device) -> int:
-        """Return for how many of some spans to choose at once, so that the memory for their scores is bounded."""
+    def most_spans(self, vocab_size: int, *, device: torch.device) -> int:
+        """Return for how many spans at most to choose at once, so that the memory for their scores is bounded."""
         if self.remembers_rows:
-            return num_spans
-        most = max(1, (_CPU_SCORES if device.type == "cpu" else _DEVICE_SCORES) // vocab_size)
-        return -(-num_spans // -(-num_spans // most))  # groups of one size
+            return sys.maxsize
+        return max(1, (_CPU_SCORES if device.type == "cpu" else _DEVICE_SCORES) // vocab_size)
 
     def choose(
         self, logits: torch.Tensor, spans: Sequence[Span], *, indices: Sequence[int], with_scores: bool = False
     ) -> Choice:
         """Choose token number `indices` (from 0) of some spans by their logits `(N, V)`, of which one copy is made."""
-        if self.config.remove_invalid_values:
-            logits = InfNanRemoveLogitsProcessor()(_NO_IDS, logits)
+        if self.barred.device != logits.device:
+            self._move(logits.device)
         # The copy first becomes exp(logit - highest), to normalize the model's own distribution, and then the scores.
         scores = torch.empty(logits.shape, dtype=torch.float32, device=logits.device).copy_(logits)
         highest = scores.amax(-1, keepdim=True)
@@ -460,19 +502,22 @@ class TokenChooser:
         scores.copy_(logits)
         if self.processors:
             scores = self.processors(self.left_contexts(spans).to(scores.device), scores)  # type: ignore[arg-type]
-        scores = self._process_lengths(scores, indices)
         end_chances = None
         if self.end_of_span_id is not None and self.uniforms is None and not self.never_ends:
             end_chances = (scores[:, self.end_of_span_id] - _log_totals(scores)).exp()
         self._bar(scores, spans, indices)
         if self.uniforms is None:
-            scores = self._process_last(scores, spans)
             tokens = likeliest = self._most_likely(scores, spans, indices)
             if end_chances is not None:
                 tokens = self._end_at_median(tokens, end_chances, spans, indices)
             has_ended = tokens != likeliest
         else:
-            tokens, scores = self._draw(self.uniforms, scores, spans, indices, with_scores=with_scores)
+            # A full span stays beside the others where processors know rows by number; its token is not used.
+            places = (min(index, span.length - 1) for span, index in zip(spans, indices, strict=True))
+            numbers = [self.uniforms[span.number][place] for span, place in zip(spans, places, strict=True)]
+            tokens = draw_tokens(scores, torch.stack(numbers).to(scores.device), warpers=self.warpers)
+            for row in scores.split(1) if with_scores else ():
+                row.copy_(self.warpers(_NO_IDS, row))  # type: ignore[arg-type]
             has_ended = torch.zeros_like(tokens, dtype=torch.bool)
         is_possible = scores.gather(-1, tokens[:, None])[:, 0] > -torch.inf
         is_possible |= has_ended  # the end is barred as a token, and chosen otherwise
@@ -482,29 +527,22 @@ class TokenChooser:
         is_nan = ~log_total.isfinite().all()
         return Choice(tokens, logprobs[:, 0], is_possible, is_nan, scores if with_scores else None)
 
-    def _process_lengths(self, scores: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
-        """Apply the processors that count the tokens of a span."""
-        if self.length_processors is None:
-            self.length_processors = length_processors(
-                self.config, end_of_span_id=self.end_of_span_id, device=scores.device
-            )
-        if self.length_processors:
-            for index in sorted(set(indices)):
-                rows = [row for row, own in enumerate(indices) if own == index]
-                own_tokens = torch.zeros(len(rows), index, dtype=torch.long, device=scores.device)  # only counted
-                scores[rows] = self.length_processors(own_tokens, scores[rows])  # type: ignore[arg-type]
-        return scores
+    def _move(self, device: torch.device) -> None:
+        """Move what is kept to the device of the scores."""
+        self.barred = self.barred.to(device)
+        if self.characters is not None:
+            self.characters.to(device)
 
     def _bar(self, scores: torch.Tensor, spans: Sequence[Span], indices: Sequence[int]) -> None:
         """Set the scores of all tokens that may not come next to minus infinity, in place."""
-        if self.barred.device != scores.device:
-            self.barred = self.barred.to(scores.device)  # once, and not at every step
         scores.index_fill_(1, self.barred, -torch.inf)
         if self.end_of_span_id is not None:
             never = [row for row, index in enumerate(indices) if index < self.least or self.uniforms is None]
             scores[never, self.end_of_span_id] = -torch.inf
-        if self.tokenizer is not None:
-            for row, (span, index) in enumerate(zip(spans, indices, strict=True)):
+        for row, (span, index) in enumerate(zip(spans, indices, strict=True)):
+            if index == 0 and self.config.begin_suppress_tokens:
+                scores[row, list(self.config.begin_suppress_tokens)] = -torch.inf
+            if (span.healed.start or span.healed.end) and self.tokenizer is not None:
                 fits = healing_tokens(self.tokenizer, scores.shape[-1], span, index=index)
                 if fits is not None:
                     scores[row].masked_fill_(~fits.to(scores.device), -torch.inf)
@@ -532,38 +570,6 @@ class TokenChooser:
                 chosen[row] = int(self.end_of_span_id or 0)
         return chosen
 
-    def _draw(
-        self,
-        uniforms: list[torch.Tensor],
-        scores: torch.Tensor,
-        spans: Sequence[Span],
-        indices: Sequence[int],
-        *,
-        with_scores: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw tokens `(N,)` with the random numbers of their spans; returns them and the scores."""
-        warpers = self.warpers
-        if self.config.watermarking_config is not None or self.config.renormalize_logits:
-            # These see what the cuts leave of the whole vocabulary.
-            scores = self._process_last(warpers(_NO_IDS, scores), spans)  # type: ignore[arg-type]
-            warpers = LogitsProcessorList()
-        # A full span stays beside the others where processors know rows by number; its token is not used.
-        places = (min(index, span.length - 1) for span, index in zip(spans, indices, strict=True))
-        drawn = [uniforms[span.number][place] for span, place in zip(spans, places, strict=True)]
-        tokens = draw_tokens(scores, torch.stack(drawn).to(scores.device), warpers=warpers)
-        if with_scores:
-            for row in scores.split(1):
-                row.copy_(warpers(_NO_IDS, row))  # type: ignore[arg-type]
-        return tokens, scores
-
-    def _process_last(self, scores: torch.Tensor, spans: Sequence[Span]) -> torch.Tensor:
-        """Apply the watermark and the normalization."""
-        if self.last_processors is None:
-            self.last_processors = last_processors(self.config, vocab_size=scores.shape[-1], device=scores.device)
-        if not self.last_processors:
-            return scores
-        return self.last_processors(self.left_contexts(spans).to(scores.device), scores)  # type: ignore[arg-type]
-
 
 def _log_totals(scores: torch.Tensor) -> torch.Tensor:
     """Return `logsumexp` of each row, a few rows at a time: it copies them."""
@@ -571,5 +577,5 @@ def _log_totals(scores: torch.Tensor) -> torch.Tensor:
     return torch.cat([group.logsumexp(-1) for group in scores.split(rows)])
 
 
-__all__ = ["ByteTokens", "CharacterRule", "Choice", "TokenChooser", "byte_tokens", "check_ranges", "draw_tokens",
-           "last_processors", "text_processors", "warpers", "watermark_of"]  # fmt: skip
+__all__ = ["ByteTokens", "CharacterRule", "Choice", "TokenChooser", "byte_tokens", "draw_tokens", "fitting_tokens",
+           "read_vocabulary", "text_processors", "warpers"]  # fmt: skip

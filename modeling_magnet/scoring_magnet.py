@@ -9,8 +9,18 @@ from typing import Any
 import torch
 from transformers.utils.logging import tqdm
 
-from .encoding_magnet import PROGRESS_FROM_BATCHES, hides_bar
-from .spans_magnet import Fill, Healing, SpanLayout, check_healing, fill_ids, lay_out, round_up
+from .configuration_magnet import MagnetSettings
+from .encoding_magnet import (
+    PROGRESS_FROM_BATCHES,
+    evaluating,
+    hides_bar,
+    infill_batch,
+    probe_attention,
+    target_logprobs,
+    token_budget,
+)
+from .infilling_magnet import check_pairs
+from .spans_magnet import Fill, Healing, SpanLayout, fill_ids, lay_out, round_up
 from .tokenization_magnet import check_texts, plan_batches
 
 
@@ -35,35 +45,51 @@ def score_infill(
     fills: Sequence[str] | Sequence[Sequence[str]],
     suffix: str | Sequence[str],
     *,
-    heal: Healing | None,
-    split_special_tokens: bool,
-    batch_tokens: int | None,
-    show_progress_bar: bool | None,
+    heal: Healing | None = "space",
+    split_special_tokens: bool = True,
+    batch_tokens: int | None = None,
+    show_progress_bar: bool | None = None,
 ) -> list[Fill] | list[list[Fill]]:
-    """Return the log-probabilities of given fills; see `InfillingMixin.score_infill`."""
-    check_healing(heal)
-    single = isinstance(prefix, str) and isinstance(suffix, str)
-    prefixes = check_texts([prefix] if isinstance(prefix, str) else prefix, name="prefix")
-    suffixes = check_texts([suffix] if isinstance(suffix, str) else suffix, name="suffix")
+    """Return the log-probabilities of given fills between a prefix and a suffix.
+
+    They are exactly those of decoding. A fill is scored in a span of its own length. A model that was trained to
+    end spans is asked in the next multiple of its spans, as in decoding; the chance that the span ends there does
+    not count.
+
+    Args:
+        model: One of our models.
+        prefix (`str` or `list[str]`): Text before the blank; may be empty.
+        fills (`list[str]`, or a list of such lists): The candidates; none may be empty.
+        suffix (`str` or `list[str]`): Text after the blank.
+        heal (`str`, *optional*, defaults to `"space"`): As in `infill`.
+        split_special_tokens (`bool`, defaults to `True`): As in `infill`.
+        batch_tokens (`int`, *optional*): Tokens of a forward, padding included; defaults to what suits the device.
+        show_progress_bar (`bool`, *optional*): Defaults to showing one over many batches.
+
+    Returns:
+        `list[Fill]`, or a list of them for lists, in the order given: `logprob` compares fills of equal length,
+        `mean_logprob` fills of different lengths.
+
+    Raises:
+        ValueError: lists of different lengths, no fill or an empty one, no text around the blank, or a text beyond
+            the context.
+
+    Source: Khosla et al. 2025, section 3.3; the shared row follows from the mask (Figure 2).
+    """
+    single, prefixes, suffixes = check_pairs(prefix, suffix)
     candidates: Any = [fills] if single else fills
-    if isinstance(candidates, str) or not isinstance(candidates, Sequence):
-        raise ValueError(f"`fills` is {type(fills).__name__}; expected a list of fills for each prefix.")
-    if not len(prefixes) == len(suffixes) == len(candidates):
-        raise ValueError(
-            f"{len(prefixes)} prefixes, {len(suffixes)} suffixes and {len(candidates)} lists of fills were given; "
-            "expected as many of each."
-        )
+    if len(candidates) != len(prefixes):
+        raise ValueError(f"{len(prefixes)} texts and {len(candidates)} lists of `fills` were given; expected as many.")
     read = partial(scored_rows, model, heal=heal, split_special_tokens=split_special_tokens)
     texts = zip(prefixes, candidates, suffixes, strict=True)
     rows = [row for text, (before, given, after) in enumerate(texts) for row in read(text, before, given, after)]
-    model._probe_attention()
+    probe_attention(model)
     scored: list[list[Fill]] = [[Fill(fill) for fill in given] for given in candidates]
-    batches = plan_batches([row.length for row in rows], max_tokens=model._batch_tokens(batch_tokens, None))
+    batches = plan_batches([row.length for row in rows], max_tokens=token_budget(model, batch_tokens))
     hide = hides_bar(show_progress_bar, len(batches), least=PROGRESS_FROM_BATCHES)
-    with tqdm(total=len(rows), desc="Scoring", unit="row", disable=hide) as bar:
+    with tqdm(total=len(rows), desc="Scoring", unit="row", disable=hide) as bar, evaluating(model):
         for batch in batches:
-            with model._evaluating(), model._adapters_for("infill"):
-                by_row = _score_rows(model, [rows[index] for index in batch])
+            by_row = _score_rows(model, [rows[index] for index in batch])
             for index, logprobs in zip(batch, by_row, strict=True):
                 row = rows[index]
                 for (number, ids), own in zip(row.fills.items(), logprobs, strict=True):
@@ -84,10 +110,8 @@ def scored_rows(
     split_special_tokens: bool = True,
 ) -> list[ScoredRow]:
     """Tokenize the fills of one text; those of equal length get one row."""
-    if isinstance(fills, str) or not isinstance(fills, Sequence):
-        raise ValueError(f"The fills of text {text} are {fills!r:.40}; expected a list of strings.")
-    if not len(fills):
-        raise ValueError(f"Text {text} has no fill to score. Pass at least one.")
+    if isinstance(fills, str) or not len(check_texts(fills, name="fills")) or "" in fills:
+        raise ValueError(f"`fills` of text {text} are {fills!r:.60}; expected a list of strings, none of them empty.")
     tokenizer = model.tokenizer
     lay = partial(
         lay_out,
@@ -99,11 +123,9 @@ def scored_rows(
     )
     (healed,) = lay(span_lengths=[1]).healed
     # A model that was trained to end spans knows only multiples; spans with healed tokens have exact lengths.
-    multiple = 1 if heal == "token" else model.magnet_settings.end_of_span or 1
+    multiple = 1 if heal == "token" else MagnetSettings.value(model.config, "end_of_span") or 1
     by_length: dict[int, dict[int, list[int]]] = {}
-    for number, fill in enumerate(check_texts(fills, name="fills")):
-        if not fill:
-            raise ValueError(f"`fills[{number}]` of text {text} is empty; a fill has at least one token.")
+    for number, fill in enumerate(fills):
         whole = healed.start + fill + healed.end
         ids = fill_ids(tokenizer, whole, prefix=prefix, split_special_tokens=split_special_tokens)
         by_length.setdefault(round_up(len(ids), multiple), {})[number] = ids
@@ -128,8 +150,8 @@ def _score_rows(model: Any, rows: Sequence[ScoredRow]) -> list[list[list[float]]
         ids.append(row_ids)
         positions.append(row_positions)
         segments.append(row_segments)
-    batch = model._infill_batch(ids, positions, segments)
-    scores = model._target_logprobs(batch, targets, mode="infill")
+    batch = infill_batch(model, ids, positions, segments)
+    scores = target_logprobs(model, batch, targets, mode="infill")
     if any(map(math.isnan, scores)):
         raise ValueError("The model gave NaN logits for a token of a fill. Check its weights and dtype.")
     logprobs = iter(scores)

@@ -94,7 +94,7 @@ class MagnetTrainer(Trainer):
             data_collator = DataCollatorForMagnet.from_tokenizer(
                 processing_class,
                 model_config=base_model.config,
-                mask_token_id=MagnetSettings.value(base_model.config, "mask_token_id"),
+                mask_token_id=MagnetSettings.of(base_model.config).mask_token_id,
                 settings=args.corruption_settings,
                 seed=args.seed,
             )

@@ -82,7 +82,7 @@ def merge_findings(model: Any, folder: Path) -> list[Finding]:
     if getattr(model, "is_quantized", False):
         return [not_applicable(MERGED, "the base is quantised; load the adapter on the base as it was")]
     target = folder / "merged"
-    modes = MagnetSettings.value(model.config, "adapter_modes")
+    modes = MagnetSettings.of(model.config).adapter_modes
     model.set_adapter_modes(None)  # with modes of its own, an adapter cannot be merged
     try:
         model.save_pretrained(target, merge_adapter=True, verify=False)

@@ -91,8 +91,8 @@ MUTATIONS = (
         name="cache_position",
         bug="tokens fed back while decoding stand one position too far right",
         file="modeling_magnet/decoding_magnet.py",
-        text="self.mask.starts[:num_rows] + step,",
-        replacement="self.mask.starts[:num_rows] + step + 1,",
+        text="position_ids=self.starts[:num_rows] + step,",
+        replacement="position_ids=self.starts[:num_rows] + step + 1,",
         # The first needs models that not every machine has.
         tests=("tests/modeling_magnet/test_infilling_magnet.py", "tests/modeling_magnet/test_families_magnet.py"),
     ),

@@ -3,7 +3,7 @@
 import torch
 from transformers import DynamicCache
 
-from modeling_magnet.decoding_magnet import ReservedCache
+from modeling_magnet.attention_magnet import ReservedCache
 
 
 def test_it_returns_what_a_growing_cache_returns():

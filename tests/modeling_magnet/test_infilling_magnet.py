@@ -10,8 +10,7 @@ from transformers import GenerationConfig
 from transformers.generation.logits_process import LogitsProcessorList, SuppressTokensLogitsProcessor
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.infilling_magnet import JOIN_TOKENS
-from modeling_magnet.options_magnet import AUTO_LENGTHS
+from modeling_magnet.infilling_magnet import AUTO_LENGTHS, JOIN_TOKENS
 from modeling_magnet.scoring_magnet import scored_rows
 from modeling_magnet.spans_magnet import continuation_ids, lay_out
 from tests.modeling_magnet.infill_reference import fill_by_loop, next_logprobs
@@ -80,18 +79,7 @@ def test_infill_is_the_text_with_one_blank(model):
     assert fills == [model.infill(*pair, max_new_tokens=7) for pair in zip(prefixes, suffixes, strict=True)]
     texts = [f"{prefix}[blank]{suffix}" for prefix, suffix in zip(prefixes, suffixes, strict=True)]
     assert [[fill] for fill in fills] == model.infill_blanks(texts, max_new_tokens=7)
-    assert model.infill_blanks(texts[0].replace("[blank]", "___"), blank="___", max_new_tokens=7) == [fills[0]]
     assert model.infill([], [], max_new_tokens=7) == []
-
-
-def test_prefix_fill_and_suffix_are_the_text_of_the_tokens(model):
-    for prefix, suffix in (("Once upon a time", " was sad."), ("The naïve", "ly said “日本”"), ("", "y the end.")):
-        output = model.infill(prefix, suffix, max_new_tokens=6, return_dict_in_generate=True)
-        layout = lay_out(model.tokenizer, [prefix, suffix], span_lengths=[6], context_length=512)
-        split = layout.predictors[0] + 1
-        ids = layout.token_ids[1:split] + output.fills[0][0][0].token_ids + layout.token_ids[split:]
-        text = model.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        assert prefix + output.fills[0][0][0].text + suffix == text
 
 
 def test_a_sample_does_not_depend_on_its_batch(model):
@@ -139,12 +127,6 @@ def test_generation_knobs_come_from_the_model_the_caller_or_the_call(tiny_model)
     assert tiny_model.generation_config == before
 
 
-def test_a_model_opened_as_an_encoder_infills_the_same(tiny_model):
-    expected = tiny_model.infill("The cat", " mat.", max_new_tokens=6)
-    tiny_model.default_mode = "bidirectional"
-    assert tiny_model.infill("The cat", " mat.", max_new_tokens=6) == expected
-
-
 def test_bfloat16_fills_whole_spans(tiny_model):
     output = tiny_model.bfloat16().infill("The cat", " mat.", max_new_tokens=6, return_dict_in_generate=True)
     (((fill,),),) = output.fills
@@ -156,30 +138,22 @@ def test_bfloat16_fills_whole_spans(tiny_model):
     ("call", "message"),
     [
         (lambda m: m.infill("", "", max_new_tokens=4), "prefix and suffix.*`model.generate`"),
-        (lambda m: m.infill("a", "b", max_new_tokens=254), r"257 positions .* the model has 256"),
-        (lambda m: m.infill(["a"], ["b", "c"], max_new_tokens=4), "1 prefixes and 2 suffixes"),
-        (lambda m: m.infill("a", ["b"], max_new_tokens=4), "`prefix` is str and `suffix` list"),
+        (lambda m: m.infill("a", "b", max_new_tokens=254), r"257 positions .* 256"),
+        (lambda m: m.infill(["a"], ["b", "c"], max_new_tokens=4), "`prefix` is list of 1, `suffix` list of 2"),
+        (lambda m: m.infill("a", ["b"], max_new_tokens=4), "`prefix` is str of 1, `suffix` list"),
         (lambda m: m.infill(["a", 3], ["b", "c"], max_new_tokens=4), r"`prefix\[1\]` is int"),
-        (lambda m: m.infill(None, None, max_new_tokens=4), "`prefix` is NoneType"),
-        (lambda m: m.infill("a", "b", max_new_tokens=0), r"\[0\] tokens"),
-        (lambda m: m.infill("a", "b", max_new_tokens=True), r"\[True\] tokens"),
-        (lambda m: m.infill("a", "b", max_new_tokens=[[[4]]]), r"\[\[4\]\] tokens"),
-        (lambda m: m.infill("a", "b", max_new_tokens=4.0), r"\[4.0\] tokens"),
+        (lambda m: m.infill("a", "b", max_new_tokens=0), "`max_new_tokens` is 0"),
+        (lambda m: m.infill("a", "b", max_new_tokens=True), "`max_new_tokens` is True"),
+        (lambda m: m.infill("a", "b", max_new_tokens=[[[4]]]), r"`max_new_tokens` is \[4\]"),
+        (lambda m: m.infill("a", "b", max_new_tokens=4.0), "`max_new_tokens` is 4.0"),
         (lambda m: m.infill_blanks("no mark", max_new_tokens=4), r"`text` .*'\[blank\]'"),
-        (lambda m: m.infill_blanks("a [blank]", blank="", max_new_tokens=4), "`blank` is ''"),
         (lambda m: m.infill_blanks("[blank] a [blank]", max_new_tokens=[1, 2, 3]), "3 numbers; text 0 has 2"),
-        (lambda m: m.infill_blanks("a [blank][blank] b", max_new_tokens=4), "between blank 1 and the next"),
-        (lambda m: m.infill_blanks(["a [blank]", 7], max_new_tokens=4), r"`text\[1\]` is int"),
+        (lambda m: m.infill_blanks("a [blank][blank] b", max_new_tokens=4), "between two blanks"),
     ],
 )
 def test_what_cannot_be_filled_is_named(tiny_model, call, message):
     with pytest.raises(ValueError, match=message):
         call(tiny_model)
-
-
-def test_a_text_that_fills_the_context_to_its_end_is_filled(tiny_model):
-    output = tiny_model.infill("a", "b", max_new_tokens=253, chunk_size=253, return_dict_in_generate=True)
-    assert len(output.fills[0][0][0].token_ids) == 253
 
 
 def test_a_filled_text_comes_in_one_call(model):
@@ -196,6 +170,9 @@ def test_a_filled_text_comes_in_one_call(model):
         "Once " + model.infill("Once ", " a time", max_new_tokens=2) + " a time"
     )
     assert model.fill("Once upon a time", ranges=[(5, 9)], max_new_tokens=2).startswith("Once ")
+    assert (
+        model.fill("The cat[blank] mat.") == "The cat" + model.infill("The cat", " mat.", num_tokens="auto") + " mat."
+    )
     assert model.fill([], max_new_tokens=3) == []
 
 
@@ -206,15 +183,8 @@ def test_several_filled_texts_are_different_ones(model):
     assert model.fill(text, **options) == expected
     assert model.fill([text], **options) == [expected]
     assert isinstance(model.fill(text, max_new_tokens=2, num_return_sequences=1), str)
-    with pytest.raises(ValueError, match="`fill` returns text. Call `infill_blanks`"):
+    with pytest.raises(ValueError, match="`return_dict_in_generate`"):
         model.fill(text, max_new_tokens=2, return_dict_in_generate=True)
-    with pytest.raises(ValueError, match="`text` has no blank"):
-        model.fill("none")
-
-
-def test_without_a_length_the_best_one_is_taken(tiny_model):
-    assert tiny_model.infill("The cat", " mat.") == tiny_model.infill("The cat", " mat.", num_tokens="auto")
-    assert tiny_model.fill("The cat[blank] mat.") == "The cat" + tiny_model.infill("The cat", " mat.") + " mat."
 
 
 def test_the_texts_of_tokens_join_to_the_fill(model):
@@ -265,12 +235,6 @@ def test_a_chunk_sees_what_was_filled_before(small_model, lengths, chunk):
                 new[blank].append(token)
         filled = [[*old, *fresh] for old, fresh in zip(filled, new, strict=True)]
     assert [len(tokens) for tokens in filled] == lengths
-
-
-def test_one_chunk_that_holds_all_is_no_chunk(small_model):
-    whole = small_model.infill_blanks(TEXT, max_new_tokens=9, chunk_size=9)
-    assert small_model.infill_blanks(TEXT, max_new_tokens=9) == whole
-    assert small_model.infill_blanks(TEXT, max_new_tokens=9, chunk_size=4) != whole
 
 
 def test_several_greedy_answers_are_single_ones_that_begin_differently(small_model):
@@ -396,7 +360,7 @@ def test_a_selection_is_rewritten_in_as_many_tokens(small_model):
     assert isinstance(inserted, str)
     with pytest.raises(ValueError, match=f"Nothing is selected at {start}"):
         small_model.rewrite(text, start, start)
-    with pytest.raises(ValueError, match=r"\(3, 99\).*`text`"):
+    with pytest.raises(ValueError, match=r"`text`.*\(3, 99\)"):
         small_model.rewrite(text, 3, 99)
 
 
@@ -409,8 +373,6 @@ def test_ranges_are_blanks(small_model):
     )
     both = small_model.infill_blanks([text, text], ranges=[ranges, ranges[:1]], max_new_tokens=2)
     assert [len(blanks) for blanks in both] == [2, 1]
-    with pytest.raises(ValueError, match="`ranges` is int"):
-        small_model.infill_blanks([text], ranges=5, max_new_tokens=2)
     with pytest.raises(ValueError, match="2 texts and 1 lists of ranges"):
         small_model.infill_blanks([text, text], ranges=[ranges], max_new_tokens=2)
 
@@ -474,28 +436,10 @@ def test_an_impossible_answer_is_no_context_of_another_blank(small_model):
         assert all(value > -60 for value in fill.logprobs)
 
 
-def test_indentation_and_characters_are_filled(small_model, babyllama):
-    assert isinstance(small_model.infill("def f():\n    ", "return x", max_new_tokens=3), str)
-    assert isinstance(small_model.infill("Lily saw  ", " dog", max_new_tokens=1), str)
-    characters = MagnetLlamaForCausalLM.from_pretrained(babyllama, mask_token="~")
-    output = characters.infill("The ", " sat.", max_new_tokens=3, return_dict_in_generate=True)
-    (((fill,),),) = output.fills
-    assert len(fill.text) == 3, "no position is spent on a space that is there already"
-
-
 def test_numbers_of_numpy_are_numbers(small_model):
     for options in ({"max_new_tokens": np.int64(4)}, {"max_new_tokens": 4, "num_return_sequences": np.int64(2)}):
         plain = {name: int(value) for name, value in options.items()}
         assert small_model.infill("Lily", " dog", **options) == small_model.infill("Lily", " dog", **plain)
-    small_model.config.magnet["end_of_span"] = 8
-    try:
-        five = small_model.infill("Lily", " dog", max_new_tokens=5)
-        assert small_model.infill("Lily", " dog", max_new_tokens=np.int64(5)) == five
-        for wrong, shown in ((True, "True"), (-5, "-5")):
-            with pytest.raises(ValueError, match=rf"\[{shown}\] tokens"):
-                small_model.infill("Lily", " dog", max_new_tokens=wrong)
-    finally:
-        small_model.config.magnet["end_of_span"] = 0
 
 
 def test_a_candidate_that_just_fits_is_tried(tiny_model):

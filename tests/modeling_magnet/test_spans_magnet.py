@@ -11,15 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from modeling_magnet import MagnetLlamaForCausalLM, spans_magnet
+from modeling_magnet import MagnetLlamaForCausalLM, sampling_magnet
+from modeling_magnet.sampling_magnet import fitting_tokens, read_vocabulary
 from modeling_magnet.spans_magnet import (
     Healed,
     continuation_ids,
-    cuts_a_character,
     decode_fill,
-    fitting_tokens,
     lay_out,
-    read_vocabulary,
     space_to_heal,
     split_at_marks,
     split_at_ranges,
@@ -54,10 +52,6 @@ def test_ranges_take_out_what_they_name(text, data):
         data.draw(st.lists(st.integers(0, len(text)), min_size=2, max_size=6).filter(lambda x: len(x) % 2 == 0))
     )
     ranges = list(zip(places[::2], places[1::2], strict=True))
-    if any(cuts_a_character(text, place) for place in places):
-        with pytest.raises(ValueError, match="cuts a character"):
-            split_at_ranges(text, ranges, name="text")
-        return
     parts = split_at_ranges(text, ranges, name="text")
     filled = parts[0]
     for (start, end), part in zip(ranges, parts[1:], strict=True):
@@ -66,41 +60,14 @@ def test_ranges_take_out_what_they_name(text, data):
 
 
 @pytest.mark.parametrize(
-    ("text", "place"),
-    [
-        ("e\u0301a", 1),
-        ("👍🏽", 1),
-        ("👩\u200d🚀", 1),
-        ("👩\u200d🚀", 2),
-        ("a\r\nb", 2),
-        ("❤\ufe0f", 1),
-        ("🇩🇪", 1),
-        ("🇩🇪🇫🇷", 3),
-        ("\u1112\u1161\u11ab", 2),
-    ],  # fmt: skip
-)
-def test_a_character_of_several_code_points_is_not_cut(text, place):
-    assert cuts_a_character(text, place)
-    with pytest.raises(ValueError, match=rf"cuts a character at {place}"):
-        split_at_ranges(text, [(0, place)], name="text")
-    assert not cuts_a_character(text, 0)
-    assert not cuts_a_character(text, len(text))
-
-
-@pytest.mark.parametrize(
     ("ranges", "message"),
     [
         ([], r"text are \[\]"),
-        (5, "text are 5"),
-        ("ab", "text are 'ab'"),
-        ([(2, 1)], r"\(2, 1\).* text.*<= 5"),
+        ([(2, 1)], r"text are \[\(2, 1\)"),
         ([(-1, 2)], r"\(-1, 2\)"),
         ([(0, 6)], r"\(0, 6\)"),
-        ([(0, 3), (2, 4)], r"\(0, 3\).*\(2, 4\).* text"),
+        ([(0, 3), (2, 4)], r"\(0, 3\).*\(2, 4\)"),
         ([(3, 4), (0, 1)], r"\(3, 4\).*\(0, 1\)"),
-        ([(1.0, 2)], r"\(1.0, 2\).* text"),
-        ([3], "3 .* text"),
-        ([(1, 2, 3)], r"\(1, 2, 3\)"),
     ],
 )
 def test_ranges_that_cannot_be_are_named(ranges, message):
@@ -158,12 +125,6 @@ def test_a_part_that_was_cut_out_is_written_back_exactly(tokenizer, text, data):
         assert prefix + fill + suffix == text
 
 
-@settings(max_examples=150, deadline=None)
-@given(before=st.text("a 日本ж🙂", min_size=1, max_size=30), fill=st.text("a 日本ж🙂", max_size=6))
-def test_a_fill_of_whole_characters_is_written_as_it_is(tokenizer, before, fill):
-    assert decode_fill(tokenizer, plain(tokenizer, before), continuation_ids(tokenizer, fill)) == fill
-
-
 def test_a_fill_behind_a_split_character_keeps_its_space(stories260k):
     """Byte tokens in front of a fill must not swallow the fill's own bytes or spaces."""
     tokenizer = AutoTokenizer.from_pretrained(stories260k)
@@ -200,21 +161,6 @@ def test_spans_keep_their_positions_free(tiny_tokenizer):
 def test_the_very_first_token_may_be_missing(tiny_tokenizer):
     text = lay_out(tiny_tokenizer, ["", "cd"], span_lengths=[2], context_length=64)
     assert (text.token_ids[0], text.positions[:2], text.span_starts, text.predictors) == (1, [0, 3], [1], [0])
-
-
-@pytest.mark.parametrize(
-    ("parts", "span_lengths", "message"),
-    [
-        (["", ""], [4], "prefix and suffix.*`model.generate`"),
-        (["a", "b"], [0], r"\[0\] tokens"),
-        (["a", "b", "c"], [2, -1], r"\[2, -1\] tokens"),
-        (["a", "", "c"], [2, 2], "between blank 1 and the next"),
-        (["a", "b"], [62], r"65 positions \(3 tokens .*\[62\]\); the model has 64"),
-    ],
-)
-def test_spans_that_cannot_be_are_named(tiny_tokenizer, parts, span_lengths, message):
-    with pytest.raises(ValueError, match=message):
-        lay_out(tiny_tokenizer, parts, span_lengths=span_lengths, context_length=64)
 
 
 def test_an_empty_prefix_needs_a_bos(tiny_tokenizer):
@@ -291,16 +237,6 @@ def test_characters_alone_are_not_healed(babyllama):
 )
 def test_whole_words_that_repeat_the_context_are_trimmed(before, fill, after, expected):
     assert trim_overlap(fill, before=before, after=after) == expected
-
-
-def test_the_call_trims_only_when_asked(real_llama):
-    model = MagnetLlamaForCausalLM.from_pretrained(real_llama)
-    prefix, suffix = "Once upon a time there was a little", " girl named Lily."
-    plain = model.infill(prefix, suffix, max_new_tokens=8, return_dict_in_generate=True).fills[0][0][0]
-    # Its own beginning as the end of the prefix: the fill of the shorter span is not asked for, only the trimming.
-    assert plain.text == model.infill(prefix, suffix, max_new_tokens=8)
-    trimmed = model.infill(prefix, suffix, max_new_tokens=8, trim_overlap=True)
-    assert trimmed == trim_overlap(plain.text, before=prefix, after=suffix)
 
 
 @pytest.mark.parametrize("do_sample", [False, True])
@@ -386,8 +322,8 @@ def test_a_vocabulary_is_read_once_by_all_threads_and_again_when_it_grows(tiny_t
         read.append(len(rows))
         return decode_rows(tokenizer, rows)
 
-    decode_rows = spans_magnet._decode_rows
-    monkeypatch.setattr(spans_magnet, "_decode_rows", decode)
+    decode_rows = sampling_magnet._decode_rows
+    monkeypatch.setattr(sampling_magnet, "_decode_rows", decode)
     size = len(tokenizer) + 1
     with ThreadPoolExecutor(4) as pool:
         texts = list(pool.map(lambda _: read_vocabulary(tokenizer, size).texts, range(8)))
@@ -401,7 +337,7 @@ def test_a_vocabulary_is_read_once_by_all_threads_and_again_when_it_grows(tiny_t
 
 
 def test_a_call_without_healing_does_not_read_the_vocabulary(tiny_model, monkeypatch):
-    monkeypatch.setattr(spans_magnet, "read_vocabulary", None)
+    monkeypatch.setattr(sampling_magnet, "read_vocabulary", None)
     tiny_model.infill("the dog", " ran", max_new_tokens=2)
     tiny_model.score_infill("the dog", [" old"], " ran")
 

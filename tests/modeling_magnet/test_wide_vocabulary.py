@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 
 from modeling_magnet import MagnetLlamaForCausalLM, sampling_magnet
 from modeling_magnet.families_magnet import MagnetGemma3ForCausalLM
-from modeling_magnet.masking_magnet import attention_pattern, limit_to_window, render_for_layers
+from modeling_magnet.masking_magnet import StepMasks, attention_pattern, limit_to_window, render_for_layers
 from tests.modeling_magnet.test_families_magnet import make_config
 
 from ..peak_bytes import MIB, PeakBytes
@@ -117,13 +117,13 @@ def test_windows_that_reach_all_are_rendered_once(tiny_tokenizer, window, render
     model = MagnetGemma3ForCausalLM(config).eval()
     model.set_attn_implementation(implementation)
     model.tokenizer = tiny_tokenizer
-    rendered = []
+    rendered, render = [], StepMasks._render
 
-    def record(*args, **kwargs):
-        rendered.append(kwargs["windows"])
-        return render_for_layers(*args, **kwargs)
+    def record(masks, *args):
+        rendered.append(masks.windows)
+        return render(masks, *args)
 
-    monkeypatch.setattr("modeling_magnet.decoding_magnet.render_for_layers", record)
+    monkeypatch.setattr(StepMasks, "_render", record)
     model.infill_blanks("the old dog ran [blank] and the cat sat", max_new_tokens=5)
     assert len(rendered) == renderings, "the first of five tokens comes from the context"
     assert (max(filter(None, rendered[0].values()), default=None) == window) == (renderings > 1)

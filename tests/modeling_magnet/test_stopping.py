@@ -1,17 +1,15 @@
 """Rules that end a fill early, and streaming, on real models."""
 
-from threading import Thread
-
 import pytest
 import torch
-from transformers import TextIteratorStreamer, TextStreamer
+from transformers import TextStreamer
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet.decoding_magnet import SENTENCE_END
 from modeling_magnet.spans_magnet import decode_fill
-from modeling_magnet.stopping_magnet import SENTENCE_END
 
 PREFIX, SUFFIX = "One day, Lily went to the park.", " She was happy."
 
@@ -131,17 +129,6 @@ def test_spans_are_streamed_one_after_another(model, chunk_size):
     assert fills == model.infill_blanks(text, **arguments)
 
 
-def test_a_text_iterator_is_iterated_once_for_each_span(model):
-    streamer = TextIteratorStreamer(model.tokenizer, skip_prompt=True, timeout=60)
-    thread = Thread(target=model.infill_blanks, args=("Lily saw [blank] and [blank].",),
-                    kwargs={"max_new_tokens": 5, "streamer": streamer})  # fmt: skip
-    thread.start()
-    texts = ["".join(streamer) for _ in range(2)]
-    thread.join()
-    fills = model.infill_blanks("Lily saw [blank] and [blank].", max_new_tokens=5)
-    assert texts == fills
-
-
 def test_a_token_that_a_rule_drops_is_not_streamed(model):
     recorder = Recorder()
     output = model.infill(
@@ -185,22 +172,6 @@ def test_a_model_that_was_taught_to_ends_its_fills_by_itself(tiny_model):
     assert len(exact.fills[0][0][0].token_ids) == 6
 
 
-def test_a_taught_model_keeps_a_multiple_of_positions_free(tiny_model):
-    """Six tokens in a span of eight: what follows the span is two positions further on."""
-    exact = tiny_model.infill("The cat", " mat.", max_new_tokens=8, return_dict_in_generate=True).fills[0][0][0]
-    tiny_model.config.magnet["end_of_span"] = 8
-    tiny_model.lm_head.register_forward_hook(bar_end)
-    rounded = tiny_model.infill("The cat", " mat.", max_new_tokens=6, return_dict_in_generate=True).fills[0][0][0]
-    assert rounded.token_ids == exact.token_ids[:6]
-    torch.testing.assert_close(torch.tensor(rounded.logprobs[:1]), torch.tensor(exact.logprobs[:1]), atol=0.5, rtol=0)
-
-
-def bar_end(module, inputs, output):
-    output = output.clone()
-    output[..., 2] -= 50.0
-    return output
-
-
 class Collector(TextStreamer):
     """Collects what a TextStreamer would print."""
 
@@ -221,7 +192,6 @@ STREAMED = [
     ("她的名字是[blank]。私は [blank] です 👍🏽[blank]!", {"chunk_size": 2}),
     ("Once upon a [blank] time", {"stop_strings": ["e", "n"]}),
     ("Once upon a [blank]", {"stop_at_sentence_end": True, "max_new_tokens": 40}),
-    ("She went to the the[blank] the park. She", {"trim_overlap": True}),
     ("The little gi[blank]l went to the par", {"heal": "token"}),
     ("She [blank] the ", {"heal": None, "do_sample": True}),
 ]
@@ -261,20 +231,3 @@ def test_a_stream_cuts_no_character(space_run_model):
     recorder = Recorder()
     space_run_model.infill("北", "京", streamer=recorder, **options)
     assert len(recorder.events) == 11, "a streamer of tokens gets them all"
-
-
-def test_a_streamer_that_reads_tokens_is_given_tokens(model):
-    class Counting(TextStreamer):
-        count = 0
-
-        def put(self, value):
-            self.count += 1
-
-        def on_finalized_text(self, text, stream_end=False):
-            pass
-
-    counting = Counting(model.tokenizer)
-    model.infill(PREFIX, SUFFIX, max_new_tokens=5, streamer=counting)
-    assert counting.count == 6
-    with pytest.raises(ValueError, match="`streamer` is a Counting.*`TextStreamer`"):
-        model.infill(PREFIX, SUFFIX, max_new_tokens=5, streamer=counting, trim_overlap=True)

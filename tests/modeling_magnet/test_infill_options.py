@@ -1,41 +1,30 @@
 """Options and fields of a GenerationConfig: honoured, refused by name, or unable to change a fill."""
 
-import math
-import re
 import time
 
-import numpy as np
 import pytest
 import torch
-from transformers import CompileConfig, GenerationConfig, SynthIDTextWatermarkingConfig, WatermarkingConfig
+from transformers import GenerationConfig, WatermarkingConfig
 
-from modeling_magnet.options_magnet import HONOURED_IN_CONFIG, IRRELEVANT, REFUSED, SUPPORTED, merge_generation_config
-from modeling_magnet.sampling_magnet import TokenChooser, byte_tokens, last_processors, text_processors, warpers
-from modeling_magnet.spans_magnet import Span
+from modeling_magnet.infilling_magnet import HONOURED_IN_CONFIG, IRRELEVANT, SUPPORTED
+from modeling_magnet.sampling_magnet import byte_tokens, text_processors, warpers
 
 PREFIX, SUFFIX = "The cat sat on the mat", " the dog."
-# A value of each refused field that asks for something.
-ASKING = {
+# Fields that a fill cannot have, with a value that asks for something.
+REFUSED = {
     "num_beams": 2,
-    "num_beam_groups": 2,
     "diversity_penalty": 0.5,
-    "constraints": ["any"],
     "force_words_ids": [[5]],
     "penalty_alpha": 0.6,
     "dola_layers": "low",
     "min_length": 3,
     "encoder_repetition_penalty": 1.5,
-    "encoder_no_repeat_ngram_size": 2,
-    "forced_bos_token_id": 5,
-    "forced_eos_token_id": 2,
+    "forced_bos_token_id": 0,
     "guidance_scale": 1.5,
     "token_healing": True,
-    "output_attentions": True,
-    "output_hidden_states": True,
     "output_scores": True,
-    "output_logits": True,
-    "cache_implementation": "static",
-    "compile_config": CompileConfig(),
+    "exponential_decay_length_penalty": (3, 2.0),
+    "watermarking_config": WatermarkingConfig(),
 }
 
 
@@ -45,25 +34,22 @@ def tokens_of(model, *, suffix=SUFFIX, **options):
     return model.infill(PREFIX, suffix, **options).fills[0][0][0].token_ids
 
 
-def test_every_field_is_honoured_refused_or_irrelevant():
-    fields = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
-    groups = [{*SUPPORTED}, {*HONOURED_IN_CONFIG}, {*IRRELEVANT}, {*REFUSED}]
-    assert fields <= set.union(*groups)
-    assert sum(map(len, groups)) == len(set.union(*groups)), "no field is in two groups"
-    assert {*ASKING} == {*REFUSED}
+def test_no_field_is_in_two_groups():
+    groups = [*SUPPORTED, *HONOURED_IN_CONFIG, *IRRELEVANT, *REFUSED]
+    assert len(groups) == len({*groups})
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_a_fill_cannot_have_is_refused_by_name(tiny_model, name):
     config = GenerationConfig()
-    setattr(config, name, ASKING[name])
+    setattr(config, name, REFUSED[name])
     with pytest.raises(ValueError, match=rf"`{name}="):
         tiny_model.infill(PREFIX, SUFFIX, max_new_tokens=2, generation_config=config)
     tiny_model.generation_config = config
     with pytest.raises(ValueError, match=rf"`{name}="):
         tiny_model.infill(PREFIX, SUFFIX, max_new_tokens=2)
-    with pytest.raises(ValueError, match=rf"`{name}`. Instead: "):
-        tiny_model.infill(PREFIX, SUFFIX, max_new_tokens=2, **{name: ASKING[name]})
+    with pytest.raises(ValueError, match=rf"`{name}`"):
+        tiny_model.infill(PREFIX, SUFFIX, max_new_tokens=2, **{name: REFUSED[name]})
 
 
 def test_values_that_ask_for_nothing_are_fine(tiny_model):
@@ -81,12 +67,7 @@ def test_values_that_ask_for_nothing_are_fine(tiny_model):
 def test_irrelevant_fields_change_nothing(tiny_model):
     expected = tokens_of(tiny_model)
     values = {"use_cache": False, "early_stopping": True, "length_penalty": 2.0, "pad_token_id": 7, "bos_token_id": 9}
-    values |= {
-        "prompt_lookup_num_tokens": 3,
-        "is_assistant": True,
-        "max_cache_len": 4,
-        "cache_implementation": "hybrid",
-    }
+    values |= {"prompt_lookup_num_tokens": 3, "max_cache_len": 4, "cache_implementation": "static"}
     config = GenerationConfig()
     for name, value in values.items():
         setattr(config, name, value)
@@ -147,11 +128,11 @@ def test_processors_are_those_of_generate(tiny_model):
     """The same classes in the same order; what depends on the length of a prompt is applied by place."""
     knobs = {"temperature": 0.7, "top_h": 0.4, "top_k": 7, "top_p": 0.9, "min_p": 0.1, "typical_p": 0.8}
     knobs |= {"epsilon_cutoff": 3e-4, "eta_cutoff": 1e-3, "repetition_penalty": 1.2, "no_repeat_ngram_size": 2}
-    knobs |= {"bad_words_ids": [[5, 6]], "sequence_bias": [[[7], 1.0]], "renormalize_logits": True}
-    config = GenerationConfig(do_sample=True, watermarking_config=WatermarkingConfig(), **knobs)
+    knobs |= {"bad_words_ids": [[5, 6]], "sequence_bias": [[[7], 1.0]]}
+    config = GenerationConfig(do_sample=True, **knobs)
     config._eos_token_tensor = None
     theirs = tiny_model._get_logits_processor(config, input_ids_seq_length=4, device="cpu")
-    ours = [*text_processors(config), *warpers(config), *last_processors(config, vocab_size=300, device="cpu")]
+    ours = [*text_processors(config), *warpers(config)]
     assert [type(one) for one in ours] == [type(one) for one in theirs]
     ids, scores = torch.tensor([[5, 7, 8, 5]]), torch.randn(1, 300, generator=torch.Generator().manual_seed(0))
     expected = theirs(ids, scores.clone())
@@ -161,59 +142,11 @@ def test_processors_are_those_of_generate(tiny_model):
     torch.testing.assert_close(result, expected)
 
 
-@pytest.mark.parametrize(
-    ("knob", "support"),
-    [
-        ({"epsilon_cutoff": 0.12}, {1, 2, 3}),
-        ({"top_h": 0.01}, {1}),
-        # The entropy is 1.392 nats; the token of 0.3, which carries 1.204, is nearest to it.
-        ({"typical_p": 0.01}, {2}),
-        # Above the square root of 0.9 times exp(-1.392), which is 0.236.
-        ({"eta_cutoff": 0.9}, {1, 2}),
-    ],
-)
-def test_cutoffs_leave_the_tokens_that_their_definitions_say(knob, support):
-    logits = torch.log(torch.tensor([[0.05, 0.4, 0.3, 0.15, 0.1]])).expand(300, -1)
-    torch.manual_seed(0)
-    spans = [Span(blank=0, before=[], length=1, number=number) for number in range(300)]
-    chooser = TokenChooser(GenerationConfig(do_sample=True, top_k=0, **knob), spans=spans, barred_ids=[])
-    assert {*chooser.choose(logits, spans, indices=[0] * 300).tokens.tolist()} == support
-
-
-def test_invalid_scores_are_removed_where_that_is_asked_for(tiny_model):
-    def spoil(module, inputs, output):
-        output = output.clone()
-        output[..., 50:60] = torch.nan
-        return output
-
-    tiny_model.lm_head.register_forward_hook(spoil)
-    with pytest.raises(ValueError, match="NaN logits"):
-        tokens_of(tiny_model)
-    output = tiny_model.infill(
-        PREFIX, SUFFIX, max_new_tokens=4, remove_invalid_values=True, return_dict_in_generate=True
-    )
-    assert all(map(math.isfinite, output.fills[0][0][0].logprobs))
-
-
 def test_time_runs_out(tiny_model):
     start = time.perf_counter()
     fill = tokens_of(tiny_model, max_new_tokens=200, max_time=1e-6)
     assert len(fill) == 1
     assert time.perf_counter() - start < 5
-
-
-def test_a_watermark_prefers_its_green_tokens(tiny_model):
-    watermark = WatermarkingConfig(bias=1e4, greenlist_ratio=0.25)
-    green = watermark.construct_processor(tiny_model.config.vocab_size, "cpu")
-    fill = tokens_of(tiny_model, watermarking_config=watermark)
-    before = tiny_model.tokenizer(PREFIX, add_special_tokens=False)["input_ids"][-1]
-    for previous, token in zip([before, *fill], fill, strict=False):
-        assert token in green._get_greenlist_ids(torch.tensor([previous]))
-    assert tokens_of(tiny_model, watermarking_config=vars(watermark)) == fill
-    with pytest.raises(ValueError, match="`watermarking_config` is {'green': 1}"):
-        tokens_of(tiny_model, watermarking_config={"green": 1})
-    with pytest.raises(ValueError, match="SynthIDTextWatermarkingConfig"):
-        tokens_of(tiny_model, watermarking_config=SynthIDTextWatermarkingConfig(keys=[1, 2], ngram_len=5))
 
 
 def likely_end(model, amount):
@@ -242,84 +175,26 @@ def test_a_fill_that_ends_by_itself_has_the_least_tokens(tiny_model, do_sample):
     assert list(output.length_scores[0][0]) == [4, 6]
 
 
-def test_an_exponential_penalty_ends_a_fill(tiny_model):
-    tiny_model.config.magnet["end_of_span"] = 8
-    likely_end(tiny_model, -20.0)
-    assert len(tokens_of(tiny_model, max_new_tokens=8)) == 8
-    assert len(tokens_of(tiny_model, max_new_tokens=8, exponential_decay_length_penalty=(3, 100.0))) == 4
-    with pytest.raises(ValueError, match="`exponential_decay_length_penalty="):
-        tokens_of(tiny_model, exponential_decay_length_penalty=(3, 2.0), stop_at_end_of_span=False)
-
-
-def test_the_end_can_be_suppressed(tiny_model):
-    tiny_model.config.magnet["end_of_span"] = 8
-    likely_end(tiny_model, 50.0)
-    assert len(tokens_of(tiny_model, suppress_tokens=[tiny_model.tokenizer.eos_token_id], do_sample=True)) == 6
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("suppress_tokens", 5),
-        ("suppress_tokens", ["5"]),
-        ("begin_suppress_tokens", [1.5]),
-        ("bad_words_ids", {5}),
-        ("sequence_bias", 3),
-        ("exponential_decay_length_penalty", (3,)),
-        ("watermarking_config", True),
-        ("max_time", "1"),
-        ("min_new_tokens", 1.5),
-        ("renormalize_logits", 1),
-        ("repetition_penalty", True),
-        ("top_p", [0.5]),
-        ("stop_strings", 3),
-    ],
-)
-def test_values_of_another_kind_are_named(tiny_model, name, value):
-    with pytest.raises(ValueError, match=rf"`{name}` is {re.escape(repr(value))}; expected "):
-        tiny_model.infill(PREFIX, SUFFIX, max_new_tokens=2, **{name: value})
-    config = GenerationConfig()
-    setattr(config, name, value)
-    with pytest.raises(ValueError, match=rf"`{name}` is {re.escape(repr(value))}; expected "):
-        tiny_model.infill(PREFIX, SUFFIX, max_new_tokens=2, generation_config=config)
-
-
-@pytest.mark.parametrize("bias", [[3.5], ["ab"], {5: 1.0}, [[[5], "x"]], [[["a"], 1.0]]])
-def test_a_bias_of_another_kind_is_named(tiny_model, bias):
-    with pytest.raises(ValueError, match="`sequence_bias` has "):
-        tiny_model.infill(PREFIX, SUFFIX, max_new_tokens=2, sequence_bias=bias)
-
-
-def test_a_number_of_answers_is_at_least_one():
-    for answers in (0, -1, 2.5, "two"):
-        with pytest.raises(ValueError, match=f"`num_return_sequences` is {answers!r}"):
-            merge_generation_config(GenerationConfig(), {"num_return_sequences": answers})
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_new_tokens": 3, "num_tokens": "auto"}, "`max_new_tokens` is 3 and `num_tokens` 'auto'"),
-        ({"num_tokens": "any"}, "`num_tokens` is 'any'"),
-        ({"num_tokens": []}, r"`num_tokens` is \[\]"),
-        ({"num_tokens": [2, 0]}, r"`num_tokens` is \[2, 0\]"),
+        ({"max_new_tokens": 3, "num_tokens": "auto"}, "`max_new_tokens` and `num_tokens`"),
+        ({"num_tokens": "any"}, "`num_tokens` is 'a'"),
+        ({"num_tokens": []}, "`num_tokens` is None"),
+        ({"num_tokens": [2, 0]}, "`num_tokens` is 0"),
         ({"max_new_tokens": 3, "num_return_sequence": 2}, "Did you mean `num_return_sequences`"),
+        ({"max_new_tokens": 3, "num_return_sequences": 0}, "`num_return_sequences` is 0"),
+        ({"max_new_tokens": 3, "num_return_sequences": 10**6}, "`num_return_sequences` is 1000000"),
         ({"max_new_tokens": 3, "chunk_size": 0}, "`chunk_size` is 0"),
         ({"max_new_tokens": 3, "batch_size": 0}, "`batch_size` is 0"),
         ({"max_new_tokens": 3, "stop_strings": [""]}, r"`stop_strings` is \[''\]"),
-        ({"max_new_tokens": 3, "heal": True}, "`heal` is True"),
+        ({"max_new_tokens": 3, "heal": "words"}, "`heal` is 'words'"),
         ({"max_new_tokens": 3, "stop_at_end_of_span": True}, "`stop_at_end_of_span`"),
         ({"max_new_tokens": 3, "streamer": object(), "num_return_sequences": 2}, "`streamer`"),
         ({"num_tokens": "auto", "streamer": object()}, "`streamer`"),
-        ({"num_tokens": np.ones(2)}, r"`num_tokens` is array\("),
-        ({"max_new_tokens": 3, "heal": np.ones(2)}, r"`heal` is array\("),
-        ({"max_new_tokens": 3, "trim_overlap": np.ones(2)}, r"`trim_overlap` is array\("),
+        ({"max_new_tokens": 3, "streamer": object(), "trim_overlap": True}, "`streamer` .*`trim_overlap`"),
         ({"max_new_tokens": 3, "split_special_tokens": "no"}, "`split_special_tokens` is 'no'"),
-        ({"max_new_tokens": 3, "generation_config": np.ones(2)}, r"`generation_config` is array\("),
-        ({"max_new_tokens": 3, "num_return_sequences": 10**6}, "`num_return_sequences` is 1000000"),
-        ({"max_new_tokens": 3, "logits_processor": len}, "LogitsProcessorList"),
-        ({"max_new_tokens": 3, "stopping_criteria": len}, "StoppingCriteriaList"),
-        ({"max_new_tokens": 3, "streamer": object(), "trim_overlap": True}, "`streamer` is a object.*`trim_overlap`"),
+        ({"max_new_tokens": 3, "do_sample": True, "top_p": 7.0}, "top_p"),
     ],
 )
 def test_options_that_cannot_be_are_named(tiny_model, options, message):
