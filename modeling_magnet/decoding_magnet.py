@@ -239,7 +239,7 @@ class _Loop:
         first = states[row_of, predictor_of]
         if not embed:
             return first, None
-        pooling = MagnetSettings.value(model.config, "pooling")
+        pooling = MagnetSettings.of(model.config).pooling
         return first, sentence_vectors(model, states, batch["attention_mask"], pooling=pooling, prompt_length=0)
 
     def _context_batch(self, rows: Sequence[SpanRow], *, end: list[int]) -> dict[str, torch.Tensor]:

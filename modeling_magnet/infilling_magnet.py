@@ -162,7 +162,7 @@ class InfillOptions:
             model: One of our models, whose generation config is the default.
             given (`dict`): What the caller passed.
         """
-        end_of_span = MagnetSettings.value(model.config, "end_of_span") or 0
+        end_of_span = MagnetSettings.of(model.config).end_of_span or 0
         own = {field.name for field in fields(cls)}
         _check_names(given, own)
         given_config = given.get("generation_config")
@@ -479,7 +479,7 @@ class _Call:
     def of(cls, model: Any, options: InfillOptions) -> "_Call":
         probe_attention(model)
         filler, tokenizer = pad_token_id(model), model.tokenizer
-        end_of_span = MagnetSettings.value(model.config, "end_of_span") if options.stop_at_end_of_span else 0
+        end_of_span = MagnetSettings.of(model.config).end_of_span if options.stop_at_end_of_span else 0
         positions, longest = model.config.max_position_embeddings, options.generation_config.max_length
         if longest not in (None, DEFAULT_MAX_LENGTH):
             positions = min(positions, longest)

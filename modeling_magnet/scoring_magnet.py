@@ -123,7 +123,7 @@ def scored_rows(
     )
     (healed,) = lay(span_lengths=[1]).healed
     # A model that was trained to end spans knows only multiples; spans with healed tokens have exact lengths.
-    multiple = 1 if heal == "token" else MagnetSettings.value(model.config, "end_of_span") or 1
+    multiple = 1 if heal == "token" else MagnetSettings.of(model.config).end_of_span or 1
     by_length: dict[int, dict[int, list[int]]] = {}
     for number, fill in enumerate(fills):
         whole = healed.start + fill + healed.end
