@@ -40,7 +40,8 @@ from examples.checkup.versions import version_findings
 from examples.checkup.vocabulary import vocabulary_findings
 from examples.command_line import OneLineParser, add_device, add_model, choose_device
 from examples.files import write_results
-from modeling_magnet.masking_magnet import MASKED_BACKENDS, MODES
+from modeling_magnet.configuration_magnet import MODES
+from modeling_magnet.masking_magnet import MASKED_BACKENDS
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MARKS = {"pass": "pass", "fail": "FAIL", "not applicable": "n/a"}
