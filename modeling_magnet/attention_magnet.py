@@ -36,6 +36,13 @@ def takes_float_masks(dtype: torch.dtype, device: torch.device) -> bool:
     return device.type == "cpu" and product_dtype(dtype, device) == torch.bfloat16
 
 
+def call_decoder(model: Any, mode: str, *, attention_mask: Any, **inputs: Any) -> Any:
+    """Call the decoder below the LM head: the one place where a forward, packed rows and decoding steps do."""
+    if mode != "causal":
+        inputs[MASK_IS_OURS] = True
+    return model.base_model(attention_mask=attention_mask, **inputs)
+
+
 def masked_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -112,4 +119,11 @@ AttentionInterface.register(DEFAULT_ATTENTION, masked_attention)
 AttentionMaskInterface.register(DEFAULT_ATTENTION, sdpa_mask)
 
 
-__all__ = ["DEFAULT_ATTENTION", "MASK_IS_OURS", "masked_attention", "product_dtype", "takes_float_masks"]
+__all__ = [
+    "DEFAULT_ATTENTION",
+    "MASK_IS_OURS",
+    "call_decoder",
+    "masked_attention",
+    "product_dtype",
+    "takes_float_masks",
+]

@@ -39,7 +39,7 @@ class TokenLosses(NamedTuple):
     """What became of the targets, in their shape."""
 
     losses: torch.Tensor  # float32, in nats; 0 where there is no target
-    hits: torch.Tensor | None  # whether the target was the likeliest token; None where a gradient is wanted
+    hits: torch.Tensor | None  # whether the target was the likeliest token; None while gradients are on
 
 
 def token_losses(
@@ -92,7 +92,8 @@ def token_losses(
         weight: torch.Tensor = head.weight.detach().to(dtype)  # type: ignore[union-attr, operator]
         losses, hits = _with_weight(weight, picked, wanted, softcap=softcap, rows=rows)
     else:
-        losses, hits = _with_any_head(project or _capped(head, softcap), picked, wanted, rows=rows)
+        project = project or (lambda states: soft_cap(head(states), softcap))
+        losses, hits = _with_any_head(project, picked, wanted, rows=rows)
     shape = target_ids.shape
     return TokenLosses(_put(losses, places, shape), None if hits is None else _put(hits, places, shape))
 
@@ -112,11 +113,6 @@ def _counted(is_set: torch.Tensor, num_targets: int | None) -> int:
 def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
     """Return logits softly limited to `cap` in size, or unchanged without a cap."""
     return logits if cap is None else torch.tanh(logits / cap) * cap
-
-
-def _capped(head: nn.Module, softcap: float | None) -> Project:
-    """Return the projection by a head and a soft cap."""
-    return head if softcap is None else lambda states: soft_cap(head(states), softcap)
 
 
 def _with_any_head(project: Project, states: torch.Tensor, targets: torch.Tensor, *, rows: int) -> Measured:

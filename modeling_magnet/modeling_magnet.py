@@ -23,7 +23,7 @@ from .adapters_magnet import (
     load_adapter,
     set_adapter_modes,
 )
-from .attention_magnet import DEFAULT_ATTENTION, MASK_IS_OURS
+from .attention_magnet import DEFAULT_ATTENTION, call_decoder
 from .checkpoint_magnet import load_model, publishing, save_model
 from .configuration_magnet import (
     AttentionMode,
@@ -199,7 +199,7 @@ class MagnetMixin(InfillingMixin, _Host):
                 inputs = _inputs_of_mode(self, mode, inputs, segment_ids, labels, kwargs.get("shift_labels"))
             elif segment_ids is not None:
                 check_segment_ids(segment_ids, mode=mode)
-            outputs = _call_decoder(self, mode, **inputs, **kwargs)
+            outputs = call_decoder(self, mode, **inputs, **kwargs)
             states = outputs.last_hidden_state  # (B, S, H)
             found: dict[str, Any] = {}
             if wants_logits and (target_ids is None or labels is not None):
@@ -225,7 +225,7 @@ class MagnetMixin(InfillingMixin, _Host):
             `BaseModelOutputWithPast`: of the decoder.
         """
         with adapters_for(self, mode):
-            return _call_decoder(self, mode, attention_mask=attention_mask, **inputs)
+            return call_decoder(self, mode, attention_mask=attention_mask, **inputs)
 
     def _project(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Project hidden states `(..., H)` to logits `(..., V)`; a family with more than a head overrides this."""
@@ -674,13 +674,6 @@ def _positions(
         counted = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         return counted[:, counted.shape[1] - shape[1] :]
     return past_length + torch.arange(shape[1], device=device)[None]
-
-
-def _call_decoder(model: Any, mode: AttentionMode, *, attention_mask: Any, **inputs: Any) -> Any:
-    """Call the decoder below the LM head: the one place where a forward, packed rows and decoding steps do."""
-    if mode != "causal":
-        inputs[MASK_IS_OURS] = True
-    return model.base_model(attention_mask=attention_mask, **inputs)
 
 
 def _states_to_keep(states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:

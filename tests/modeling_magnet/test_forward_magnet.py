@@ -3,7 +3,6 @@
 import copy
 import inspect
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -139,22 +138,6 @@ def test_threads_share_one_model(tiny_model):
         thread.join()
     assert failures == []
     assert tiny_model.config.to_dict() == config
-
-
-def test_threads_encode_and_infill_with_one_model(tiny_model):
-    texts = [f"The cat sat {'and sat ' * (n % 3)}{n}" for n in range(8)]
-    vectors = [tiny_model.encode(text) for text in texts]
-    fills = [tiny_model.infill(text, " mat.", max_new_tokens=4) for text in texts]
-
-    def encode(index):
-        return (tiny_model.encode(texts[index]) == vectors[index]).all()
-
-    def infill(index):
-        return tiny_model.infill(texts[index], " mat.", max_new_tokens=4) == fills[index]
-
-    with ThreadPoolExecutor(4) as pool:
-        calls = [pool.submit(work, index) for index in range(8) for work in (encode, infill)]
-        assert all(call.result() for call in calls)
 
 
 @torch.no_grad()

@@ -89,19 +89,6 @@ def test_losses_and_gradients_equal_those_of_all_logits(shape, ratio, chunk_size
         assert not any(gradient.any() for gradient in gradients(found.losses, *inputs)), "zeros, not nothing"
 
 
-@pytest.mark.parametrize("named", [True, False])
-def test_losses_pass_the_gradient_check_in_float64(named):
-    head = make_head(dtype=torch.float64)
-    states, targets = draw((2, 5), ratio=0.6, seed=3, dtype=torch.float64)
-
-    def losses(states: torch.Tensor) -> torch.Tensor:
-        project = None if named else head
-        return token_losses(states, targets, head=head, vocab_size=VOCAB, project=project, chunk_size=2).losses
-
-    assert losses(states).dtype == torch.float64
-    assert torch.autograd.gradcheck(losses, states)
-
-
 @pytest.mark.parametrize("named", [True, False], ids=["frozen head", "any head"])
 @pytest.mark.parametrize("autocast", [True, False])
 def test_half_precision_is_summed_in_float32(named, autocast):
