@@ -71,10 +71,10 @@ def masked_attention(
         mask = attention_mask.to(query.dtype)
         return sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
     with torch.autocast("cpu", enabled=False):
-        parts = [part.to(attention_mask.dtype) for part in (query, key, value)]
+        query, key, value = (part.to(attention_mask.dtype) for part in (query, key, value))
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         attend = _attend if fits else _attend_in_parts
-        attended = attend(*parts, attention_mask, scale=scale, dropout=dropout)
+        attended = attend(query, key, value, attention_mask, scale=scale, dropout=dropout)
     return attended.transpose(1, 2).contiguous(), None
 
 

@@ -89,7 +89,7 @@ def token_losses(
     picked = states.flatten(0, 1).index_select(0, places % states.shape[:2].numel())  # (N, H)
     trains_head = torch.is_grad_enabled() and any(weight.requires_grad for weight in head.parameters())
     if project is None and not trains_head and _is_plain_linear(head, states):
-        weight: torch.Tensor = head.weight.detach().to(dtype)  # type: ignore[union-attr, operator]
+        weight: torch.Tensor = head.weight.detach().to(dtype)  # type: ignore[operator]
         losses, hits = _with_weight(weight, picked, wanted, softcap=softcap, rows=rows)
     else:
         project = project or (lambda states: soft_cap(head(states), softcap))
