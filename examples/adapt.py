@@ -33,9 +33,9 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import unwrap_peft_model
 
 from modeling_magnet import AutoMagnetForCausalLM
-from modeling_magnet.configuration_magnet import resolve_mask_token
+from modeling_magnet.configuration_magnet import MODES, resolve_mask_token
 from modeling_magnet.families_magnet import open_without_weights
-from modeling_magnet.masking_magnet import MASKED_BACKENDS, MODES
+from modeling_magnet.masking_magnet import MASKED_BACKENDS
 from modeling_magnet.tokenization_magnet import context_length, join_prompt
 from trainer import (
     LoraArguments,

@@ -38,7 +38,8 @@ from examples.checkup.leaks import leak_findings, padding_findings
 from examples.checkup.opening import Opened, open_model, opening_findings
 from examples.checkup.round_trip import bound_findings, merge_findings, round_trip_findings
 from examples.command_line import OneLineParser, add_device, add_model, choose_device, start
-from modeling_magnet.masking_magnet import MASKED_BACKENDS, MODES
+from modeling_magnet.configuration_magnet import MODES
+from modeling_magnet.masking_magnet import MASKED_BACKENDS
 from trainer.whole_files import write_json
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -37,6 +37,13 @@ def takes_float_masks(dtype: torch.dtype, device: torch.device) -> bool:
     return device.type == "cpu" and product_dtype(dtype, device) == torch.bfloat16
 
 
+def call_decoder(model: Any, mode: str, *, attention_mask: Any, **inputs: Any) -> Any:
+    """Call the decoder below the LM head: the one place where a forward, packed rows and decoding steps do."""
+    if mode != "causal":
+        inputs[MASK_IS_OURS] = True
+    return model.base_model(attention_mask=attention_mask, **inputs)
+
+
 def masked_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -53,27 +60,23 @@ def masked_attention(
     to SDPA. Returns `(B, Q, A, D)`, and no weights.
     """
     is_ours = kwargs.pop(MASK_IS_OURS, False) and attention_mask is not None and attention_mask.is_floating_point()
-    others = any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "cache"))
-    if is_ours and not others and query.device.type == "cpu":
-        batch_size, num_heads, num_queries, _ = query.shape
-        row_bytes = num_heads * num_queries * key.shape[2] * 2
-        is_kept = torch.is_grad_enabled() and any(part.requires_grad for part in (query, key, value))
-        if not is_kept or batch_size * row_bytes <= _MOST_BYTES:
-            assert attention_mask is not None
-            dtype = attention_mask.dtype
-            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-            with torch.autocast("cpu", enabled=False):
-                parts = (query.to(dtype), key.to(dtype), value.to(dtype), attention_mask)
-                if is_kept or batch_size * row_bytes <= _MOST_BYTES:
-                    attended = _attend(*parts, scale=scale, dropout=dropout)
-                else:
-                    attended = _attend_in_parts(*parts, scale=scale, dropout=dropout)
-            return attended.transpose(1, 2).contiguous(), None
-    if is_ours and attention_mask is not None:
-        attention_mask = attention_mask.to(query.dtype)
-    return sdpa_attention_forward(
-        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-    )
+    if not is_ours:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    assert attention_mask is not None
+    fits = query.shape[:3].numel() * key.shape[2] * 2 <= _MOST_BYTES
+    is_kept = torch.is_grad_enabled() and any(part.requires_grad for part in (query, key, value))
+    is_plain = not any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "cache"))
+    if query.device.type != "cpu" or not is_plain or (is_kept and not fits):
+        mask = attention_mask.to(query.dtype)
+        return sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
+    with torch.autocast("cpu", enabled=False):
+        query, key, value = (part.to(attention_mask.dtype) for part in (query, key, value))
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        attend = _attend if fits else _attend_in_parts
+        attended = attend(query, key, value, attention_mask, scale=scale, dropout=dropout)
+    return attended.transpose(1, 2).contiguous(), None
 
 
 def _attend(
@@ -160,5 +163,5 @@ AttentionInterface.register(DEFAULT_ATTENTION, masked_attention)
 AttentionMaskInterface.register(DEFAULT_ATTENTION, sdpa_mask)
 
 
-__all__ = ["DEFAULT_ATTENTION", "MASK_IS_OURS", "ReservedCache", "masked_attention", "product_dtype",
+__all__ = ["DEFAULT_ATTENTION", "MASK_IS_OURS", "ReservedCache", "call_decoder", "masked_attention", "product_dtype",
            "takes_float_masks"]  # fmt: skip

@@ -1,11 +1,8 @@
 """Every rule of who sees whom, and its form for each attention back-end.
 
-Pure functions of tensors, but for `forward_mixed_modes`, which calls the model once for each mode.
-
-Shape legend: B batch, Q queries of this call, KV keys seen so far (cached ones included).
+Pure functions of tensors. Shapes: B batch, Q queries of this call, KV keys seen so far (cached ones included).
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,78 +18,6 @@ if TYPE_CHECKING:
 MASKED_BACKENDS = ("eager", "sdpa", "flex_attention")
 # These skip the blocks that a mask leaves out, so that packed rows cost no more than separate ones.
 PACKED_BACKENDS = ("flex_attention",)
-
-
-def mode_of_call(mode: Any, is_causal: bool | None) -> Any:
-    """Return the mode that a call asks for, by our name or by transformers' `is_causal` (`False`: bidirectional).
-
-    Raises:
-        ValueError: `is_causal` is not a boolean, or contradicts the mode.
-
-    Example:
-
-        >>> mode_of_call(None, False), mode_of_call("causal", True), mode_of_call("infill", None)
-        ('bidirectional', 'causal', 'infill')
-    """
-    if is_causal is None:
-        return mode
-    if not isinstance(is_causal, bool):
-        raise ValueError(f"`is_causal` is {is_causal!r}; expected True, False or None. Or pass `mode`.")
-    meant: AttentionMode = "causal" if is_causal else "bidirectional"
-    given = [] if mode is None else [mode] if isinstance(mode, str) else list(mode)
-    if any(one != meant for one in given):
-        raise ValueError(
-            f"`mode={mode!r}` and `is_causal={is_causal}`, which means mode={meant!r}, contradict each other. Pass "
-            "one of them."
-        )
-    return meant if mode is None else mode
-
-
-def check_segment_ids(segment_ids: torch.Tensor | None, *, mode: str, expected_shape: tuple[int, int]) -> None:
-    """Refuse segment ids that do not fit the mode, or are not a legal table of shape `expected_shape`, `(B, KV)`."""
-    if mode != "infill":
-        if segment_ids is not None:
-            raise ValueError(
-                f"`segment_ids` were given with mode={mode!r}, which has no spans. "
-                'Pass mode="infill", or leave `segment_ids` out.'
-            )
-        return
-    if segment_ids is None:
-        raise ValueError(
-            'mode="infill" needs `segment_ids` of shape (batch_size, sequence_length): 0 for context, k >= 1 for the '
-            'k-th span. Pass them, or use mode="bidirectional" for text without a span.'
-        )
-    if not isinstance(segment_ids, torch.Tensor):
-        raise ValueError(f"`segment_ids` is {type(segment_ids).__name__}; expected a tensor. Use `torch.tensor`.")
-    if segment_ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8):
-        raise ValueError(
-            f"`segment_ids` have dtype {segment_ids.dtype}; expected signed integers. Use `segment_ids.long()`."
-        )
-    if tuple(segment_ids.shape) != tuple(expected_shape):
-        raise ValueError(
-            f"`segment_ids` have shape {tuple(segment_ids.shape)}; expected {tuple(expected_shape)}, one id per token "
-            "seen so far (tokens in the cache included). Pass ids for every token."
-        )
-    # Reading a value back would break a compiled graph, and make the host wait for an accelerator in every step; there
-    # the caller vouches for the sign. (A negative id is a span like any other to the mask.)
-    is_readable = segment_ids.device.type == "cpu" and not torch.compiler.is_compiling()
-    if is_readable and segment_ids.numel() and int(segment_ids.min()) < 0:
-        raise ValueError(
-            f"`segment_ids` hold the negative value {int(segment_ids.min())}. Expected 0 for context and k >= 1 for "
-            "the k-th span; mark padding with `attention_mask`."
-        )
-
-
-def check_position_ids(position_ids: Any, *, expected_shape: tuple[int, int]) -> None:
-    """Refuse positions that are not a tensor of shape `expected_shape`, `(B, Q)`, or `(1, Q)`."""
-    batch_size, query_length = expected_shape
-    is_tensor = isinstance(position_ids, torch.Tensor)
-    given = f"has shape {tuple(position_ids.shape)}" if is_tensor else f"is {type(position_ids).__name__}"
-    if not is_tensor or tuple(position_ids.shape) not in ((batch_size, query_length), (1, query_length)):
-        raise ValueError(
-            f"`position_ids` {given}; expected a tensor of shape {(batch_size, query_length)} or {(1, query_length)}, "
-            "one position per token."
-        )
 
 
 def attention_pattern(
@@ -186,11 +111,12 @@ def layer_windows(config: Any) -> dict[str, int | None]:
             "full and sliding attention. Choose another base model."
         )
     window = _own(config, "sliding_window")
-    trained = MagnetSettings.of(config).bidirectional_window
-    if window is not None and trained is not None:
-        window = trained
-    elif window is not None and getattr(config, "use_bidirectional_attention", False):
-        window -= 1  # the library's masks of such a config leave the last position out
+    if window is not None:
+        trained = MagnetSettings.of(config).bidirectional_window
+        if trained is not None:
+            window = trained
+        elif getattr(config, "use_bidirectional_attention", False):
+            window -= 1  # the library's masks of such a config leave the last position out
     if "sliding_attention" in kinds:
         return {"full_attention": None, "sliding_attention": window}
     return {"": None if kinds else window}
@@ -219,32 +145,6 @@ def limit_to_window(
     return near
 
 
-def layer_masks(
-    config: Any,
-    allowed: torch.Tensor,
-    *,
-    query_positions: torch.Tensor,
-    key_positions: torch.Tensor,
-    dtype: torch.dtype,
-) -> Any:
-    """Render what a decoder is handed for a pattern.
-
-    Args:
-        config (`PreTrainedConfig`): Says which windows the layers have, and the attention back-end.
-        allowed (`torch.BoolTensor` of shape `(B, 1, Q, KV)`): True where the query may attend.
-        query_positions, key_positions (`torch.LongTensor` of shape `(B, Q)` and `(B, KV)`): For the windows.
-        dtype (`torch.dtype`): Of the hidden states.
-    """
-    return render_for_layers(
-        allowed,
-        windows=layer_windows(config),
-        query_positions=query_positions,
-        key_positions=key_positions,
-        implementation=str(config._attn_implementation),
-        dtype=dtype,
-    )
-
-
 def render_for_layers(
     allowed: torch.Tensor,
     *,
@@ -254,7 +154,13 @@ def render_for_layers(
     implementation: str,
     dtype: torch.dtype,
 ) -> Any:
-    """Render one mask, or a `dict` with one for each kind of layers: see `layer_windows` and `render_pattern`."""
+    """Render one mask, or a `dict` with one for each kind of layers: see `layer_windows` and `render_pattern`.
+
+    Args:
+        allowed (`torch.BoolTensor` of shape `(B, 1, Q, KV)`): True where the query may attend.
+        query_positions, key_positions (`torch.LongTensor` of shape `(B, Q)` and `(B, KV)`): For the windows.
+        dtype (`torch.dtype`): Of the hidden states.
+    """
     rendered: dict[int | None, Any] = {}  # kinds with the same window share one
     for window in windows.values():
         if window not in rendered:
@@ -268,6 +174,17 @@ def render_for_layers(
     return masks.get("", masks)
 
 
+def layer_masks(config: Any, allowed: torch.Tensor, **options: Any) -> Any:
+    """Render what a decoder is handed for a pattern, with the windows and the back-end of its config.
+
+    Args:
+        config (`PreTrainedConfig`): Of the model.
+        allowed, options: As in `render_for_layers`.
+    """
+    backend = str(config._attn_implementation)
+    return render_for_layers(allowed, windows=layer_windows(config), implementation=backend, **options)
+
+
 def mask_of_call(
     config: Any,
     *,
@@ -275,63 +192,70 @@ def mask_of_call(
     attention_mask: torch.Tensor | None,
     segment_ids: torch.Tensor | None,
     position_ids: torch.Tensor | None,
-    input_shape: tuple[int, int],
+    input_shape: tuple[int, int] | torch.Size,
     past_length: int,
     inputs_embeds: torch.Tensor,
-    is_training: bool,
 ) -> Any:
-    """Check that a bidirectional or infill forward can be masked, and render its mask: see `layer_masks`.
+    """Check the tables of a forward, and render its mask; in causal mode the given one comes back.
 
-    Args:
-        attention_mask (`torch.Tensor` of shape `(B, KV)`, *optional*): Zero for padding.
-        segment_ids (`torch.LongTensor` of shape `(B, KV)`, *optional*): In infill mode.
-        position_ids (`torch.LongTensor` of shape `(B or 1, Q)`, *optional*): For layers with a window.
-        input_shape (`tuple[int, int]`): `(B, Q)`.
-        inputs_embeds (`torch.Tensor`): Gives dtype and device.
-
-    Raises:
-        ValueError: shapes that do not agree, or a back-end, layers or a cache that the mode is not defined for.
+    Arguments and errors are those of the model's `_prepare_4d_causal_attention_mask`.
     """
-    (batch_size, query_length), device = input_shape, inputs_embeds.device
-    key_length = past_length + query_length
-    check_can_mask(config, mode=mode, past_length=past_length, is_training=is_training, device=device)
-    if attention_mask is not None:
-        is_tensor = isinstance(attention_mask, torch.Tensor)
-        given = f"has shape {tuple(attention_mask.shape)}" if is_tensor else f"is {type(attention_mask).__name__}"
-        if not is_tensor or attention_mask.shape != (batch_size, key_length):
-            raise ValueError(
-                f"`attention_mask` {given}; mode={mode!r} expects a tensor of shape {(batch_size, key_length)}, "
-                "cached tokens included. Pass the 2-D padding mask."
-            )
-    if segment_ids is None:
-        segment_ids = torch.zeros(batch_size, key_length, dtype=torch.long, device=device)
-    allowed = attention_pattern(segment_ids, query_length=query_length, attention_mask=attention_mask)
-    if position_ids is None:
-        position_ids = torch.arange(key_length, device=device)[None, past_length:]
-    return layer_masks(
-        config, allowed, query_positions=position_ids, key_positions=position_ids, dtype=inputs_embeds.dtype
-    )
-
-
-def check_can_mask(
-    config: Any, *, mode: AttentionMode, past_length: int, is_training: bool, device: torch.device
-) -> None:
-    """Refuse a back-end or a cache with which a mode other than causal cannot run."""
-    implementation = config._attn_implementation
-    if implementation not in (*MASKED_BACKENDS, DEFAULT_ATTENTION):
+    shape, device = (input_shape[0], past_length + input_shape[1]), inputs_embeds.device
+    if mode not in MODES:
+        check_mode(mode)
+    check_segment_ids(segment_ids, mode=mode, expected_shape=shape)
+    if mode == "causal":
+        return attention_mask
+    if config._attn_implementation not in (*MASKED_BACKENDS, DEFAULT_ATTENTION):
         raise ValueError(
-            f"Attention back-end {implementation!r} cannot do mode={mode!r}: it takes no such mask. Load the "
-            f"model with attn_implementation set to one of {', '.join(MASKED_BACKENDS)}."
+            f"Attention back-end {config._attn_implementation!r} cannot do mode={mode!r}: it takes no such mask. Load "
+            f"the model with attn_implementation set to one of {', '.join(MASKED_BACKENDS)}."
         )
     if past_length and any(window is not None for window in layer_windows(config).values()):
         raise ValueError(
             f"A cache of {past_length} tokens was given to a model with sliding windows; mode={mode!r} needs the "
             "positions of all tokens for them. Pass all tokens at once, or use `model.infill`."
         )
-    if implementation == "flex_attention" and is_training and device.type == "cpu":
+    if attention_mask is not None:
+        _check_table(attention_mask, shape, name="attention_mask")
+    if segment_ids is None:
+        segment_ids = torch.zeros(shape, dtype=torch.long, device=device)
+    allowed = attention_pattern(segment_ids, query_length=input_shape[1], attention_mask=attention_mask)
+    if position_ids is None:
+        position_ids = torch.arange(shape[1], device=device)[None, past_length:]
+    positions = {"query_positions": position_ids, "key_positions": position_ids}
+    return layer_masks(config, allowed, **positions, dtype=inputs_embeds.dtype)
+
+
+def _check_table(table: Any, shape: tuple[int, int], *, name: str) -> None:
+    """Refuse what is not a tensor with a cell for each token seen so far."""
+    given = tuple(table.shape) if isinstance(table, torch.Tensor) else type(table).__name__
+    if given != shape:
         raise ValueError(
-            "flex_attention has no backward pass on the CPU. Train with attn_implementation='sdpa', or call "
-            "`model.eval()` for inference."
+            f"`{name}` is {given}; expected a 2-D tensor of shape {shape}, with a cell for each token seen so far "
+            "(tokens in the cache included)."
+        )
+
+
+def check_segment_ids(
+    segment_ids: torch.Tensor | None, *, mode: str, expected_shape: tuple[int, int] = (0, 0)
+) -> None:
+    """Refuse segment ids that do not fit the mode, or are not a legal table of shape `expected_shape`, `(B, KV)`."""
+    if (segment_ids is None) == (mode == "infill"):
+        raise ValueError(
+            f"`segment_ids` is {'missing' if segment_ids is None else 'given'} with mode={mode!r}; infill mode, and "
+            "no other, reads them: 0 for context, k >= 1 for the k-th span."
+        )
+    if segment_ids is None:
+        return
+    _check_table(segment_ids, expected_shape, name="segment_ids")
+    # Reading a value back would break a compiled graph, and make the host wait for an accelerator in every step; there
+    # the caller vouches for the sign. (A negative id is a span like any other to the mask.)
+    is_readable = segment_ids.device.type == "cpu" and not torch.compiler.is_compiling()
+    if is_readable and segment_ids.numel() and int(segment_ids.min()) < 0:
+        raise ValueError(
+            f"`segment_ids` holds {int(segment_ids.min())}; expected 0 for context and k >= 1 for the k-th span. Mark "
+            "padding with `attention_mask`."
         )
 
 
@@ -340,136 +264,44 @@ def packed_pattern(row_ids: torch.Tensor) -> torch.Tensor:
     return row_ids[:, None, :, None] == row_ids[:, None, None, :]
 
 
-def positions_from_mask(attention_mask: torch.Tensor, *, query_length: int) -> torch.Tensor:
-    """Count real tokens only, so that padding on either side does not move a text.
-
-    Args:
-        attention_mask (`torch.Tensor` of shape `(B, KV)`): Nonzero for real tokens.
-        query_length (`int`): Q; the queries are the last Q tokens.
-
-    Example:
-
-        >>> import torch
-        >>> positions_from_mask(torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]]), query_length=5)
-        tensor([[0, 0, 0, 1, 2],
-                [0, 1, 2, 3, 3]])
-    """
-    positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-    return positions[:, positions.shape[1] - query_length :]
-
-
 def check_labels_are_hidden(
     labels: torch.Tensor,
     *,
-    mode: AttentionMode,
-    input_ids: torch.Tensor | None,
-    inputs_embeds: torch.Tensor | None,
+    mode: str,
+    inputs_embeds: torch.Tensor,
     embed: Any,
+    mask_token_id: int | None,
     shift_labels: torch.Tensor | None = None,
     attention_mask: torch.Tensor | None = None,
     segment_ids: torch.Tensor | None = None,
-    mask_token_id: int | None = None,
 ) -> None:
-    """Refuse labels of tokens that their own predictors read in the input.
+    """Refuse labels `(B, S)` of tokens that their own predictors read in the input.
 
     The logits of position i predict token i + 1. Outside causal mode every token sees the context, so that a context
     token with a label must be hidden in the input, by a mask token or another one. Up to half of those may be as in
     the input: BERT's corruption keeps a few of the tokens that it picks. Span tokens are not seen by what predicts
     them.
     """
-    # Reading a value back would break a compiled graph.
-    if mode == "causal" or torch.compiler.is_compiling():
+    tables = (labels, labels if shift_labels is None else shift_labels)
+    # Reading a value back would break a compiled graph. Of wrong shapes the loss says what is wrong with them.
+    if torch.compiler.is_compiling() or any(table.shape != inputs_embeds.shape[:2] for table in tables):
         return
-    given = input_ids if input_ids is not None else inputs_embeds
-    assert given is not None
-    if any(table is not None and table.shape != given.shape[:2] for table in (labels, shift_labels)):
-        return  # the loss says what is wrong with them
-    targets = (labels[:, 1:] if shift_labels is None else shift_labels[:, :-1]).to(given.device)  # (B, S - 1)
+    targets = (labels[:, 1:] if shift_labels is None else shift_labels[:, :-1]).to(inputs_embeds.device)  # (B, S - 1)
     is_open = targets != IGNORE_INDEX
     for table, is_visible in ((segment_ids, False), (attention_mask, True)):
         if table is not None:
-            is_open = is_open & (table[:, 1 - given.shape[1] :].bool() == is_visible).to(given.device)
-    if input_ids is not None:
-        is_seen = input_ids[:, 1:] == targets
-        if mask_token_id is not None:
-            is_seen = is_seen & (input_ids[:, 1:] != mask_token_id)
-    else:
-        with torch.no_grad():
-            is_seen = (embed(targets.clamp(min=0)) == given[:, 1:]).all(-1)
-    num_open, num_seen = int(is_open.sum()), int((is_seen & is_open).sum())
+            is_open = is_open & (table[:, 1 - labels.shape[1] :].bool() == is_visible).to(is_open.device)
+    with torch.no_grad():
+        is_seen = (embed(targets.clamp(min=0)) == inputs_embeds[:, 1:]).all(-1) & is_open
+    if mask_token_id is not None:
+        is_seen = is_seen & (targets != mask_token_id)
+    num_open, num_seen = int(is_open.sum()), int(is_seen.sum())
     if num_seen and 2 * num_seen >= num_open:
         raise ValueError(
-            f"`labels` ask for {num_seen} tokens that mode={mode!r} shows to what predicts them: position i sees "
-            "token i + 1, so the loss would only measure copying. For the loss from left to right pass "
-            'mode="causal" (`is_causal=True`). For masked tokens put the mask token into `input_ids` and give labels, '
-            'or `target_ids`, only to those positions. For a fill pass mode="infill" with its `segment_ids` and -100 '
-            "for every context token."
+            f"`labels` ask for {num_seen} tokens that mode={mode!r} shows to what predicts them: the loss would only "
+            'measure copying. Pass mode="causal" for the loss from left to right; else give labels, or `target_ids`, '
+            "only to positions whose token is hidden by the mask token or is in a span, and -100 to all others."
         )
-
-
-# Arguments with a row for each row of the batch.
-PER_ROW = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "segment_ids", "labels")
-# What a mixture cannot return, because it would have to be put together from parts of different shapes.
-NOT_MIXED = ("past_key_values", "use_cache", "output_hidden_states", "output_attentions")
-
-
-def forward_mixed_modes(model: Any, modes: Sequence[AttentionMode], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Run each mode on its rows and put the rows back in order.
-
-    A row's output is that of a batch of the rows of its mode, bit for bit.
-
-    Args:
-        model: The model; its forward is called once for each mode.
-        modes (sequence of `str`): One for each row.
-        arguments (`dict`): The other arguments of its forward. Segment ids of rows in other modes than infill are 0.
-
-    Returns:
-        `dict`: `logits` `(B, kept, V)` and `last_hidden_state` `(B, S, H)`.
-
-    Raises:
-        ValueError: not one mode for each row, or an argument that rows of different modes cannot share.
-    """
-    for mode in modes:
-        check_mode(mode)
-    named = [arguments[name] for name in ("input_ids", "inputs_embeds") if arguments.get(name) is not None]
-    if not named:
-        raise ValueError("Neither `input_ids` nor `inputs_embeds` was given. Pass one of them.")
-    given = named[0]
-    if len(modes) != len(given):
-        raise ValueError(f"`mode` has {len(modes)} entries for a batch of {len(given)} rows. Pass one for each row.")
-    unfit = [name for name in NOT_MIXED if arguments.get(name) not in (None, False)]
-    unfit += [] if arguments.get("target_ids") is None else ["target_ids"]
-    keep = arguments.get("logits_to_keep")
-    if unfit or arguments.get("labels") is not None or (isinstance(keep, torch.Tensor) and keep.dtype == torch.bool):
-        unfit += [name for name in ("labels", "logits_to_keep") if isinstance(arguments.get(name), torch.Tensor)]
-        raise ValueError(f"A batch of mixed modes takes no {', '.join(unfit)}. Call the model once for each mode.")
-    segments = arguments.get("segment_ids")
-    if segments is not None and (not isinstance(segments, torch.Tensor) or segments.dim() != 2):
-        shape = f"of shape {tuple(segments.shape)}" if isinstance(segments, torch.Tensor) else type(segments).__name__
-        raise ValueError(f"`segment_ids` is {shape}; expected a tensor of shape (batch_size, key_length).")
-    if segments is not None and len(segments) != len(modes):
-        raise ValueError(f"`segment_ids` has {len(segments)} rows for a batch of {len(modes)}. Pass one for each.")
-    others = torch.tensor([mode != "infill" for mode in modes], device=given.device)
-    # Reading a value back would break a compiled graph; there the caller vouches for it.
-    if segments is not None and not torch.compiler.is_compiling() and bool(segments[others].any()):
-        raise ValueError("`segment_ids` has spans in rows that are not in infill mode. Set those rows to 0.")
-    logits: Any = None
-    states: Any = None
-    for mode in [mode for mode in MODES if mode in modes]:
-        rows = torch.tensor([index for index, other in enumerate(modes) if other == mode], device=given.device)
-        part = dict(arguments)
-        for name in PER_ROW:
-            if part.get(name) is not None and len(part[name]) == len(modes):
-                part[name] = part[name][rows]
-        part["segment_ids"] = part["segment_ids"] if mode == "infill" else None
-        output = model(**part, mode=mode)
-        if states is None:
-            states = output.last_hidden_state.new_empty(len(modes), *output.last_hidden_state.shape[1:])
-            logits = output.logits.new_empty(len(modes), *output.logits.shape[1:])
-        # Not in place: the parts may want their gradients.
-        states = states.index_copy(0, rows, output.last_hidden_state)
-        logits = logits.index_copy(0, rows, output.logits)
-    return {"logits": logits, "last_hidden_state": states}
 
 
 class StepMasks:
@@ -536,24 +368,17 @@ class StepMasks:
 
 
 __all__ = [
-    "AttentionMode",
     "MASKED_BACKENDS",
-    "MODES",
     "PACKED_BACKENDS",
     "StepMasks",
     "attention_pattern",
     "check_labels_are_hidden",
-    "check_mode",
-    "check_position_ids",
     "check_segment_ids",
-    "forward_mixed_modes",
     "layer_masks",
     "layer_windows",
     "limit_to_window",
     "mask_of_call",
-    "mode_of_call",
     "packed_pattern",
-    "positions_from_mask",
     "render_for_layers",
     "render_pattern",
 ]

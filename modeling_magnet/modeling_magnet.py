@@ -1,6 +1,7 @@
 """The model: a decoder whose forward takes a mode. Says only what differs from the parent class.
 
-`MagnetMixin` knows no architecture; `MagnetLlamaForCausalLM` lends it Llama's.
+`MagnetMixin` knows no architecture; `MagnetLlamaForCausalLM` lends it Llama's. Most methods only call a function that
+takes the model and is defined in the file of its subject.
 """
 
 import copy
@@ -22,12 +23,11 @@ from .adapters_magnet import (
     load_adapter,
     set_adapter_modes,
 )
-from .attention_magnet import DEFAULT_ATTENTION, MASK_IS_OURS
+from .attention_magnet import DEFAULT_ATTENTION, call_decoder
 from .checkpoint_magnet import load_model, publishing, save_model
 from .configuration_magnet import (
     AttentionMode,
     MagnetSettings,
-    check_mode,
     check_tokenizer_fits,
     make_causal,
     resolve_mask_token,
@@ -47,16 +47,8 @@ from .encoding_magnet import (
     token_budget,
 )
 from .infilling_magnet import fill, infill, infill_blanks, rewrite
-from .losses_magnet import TokenLosses, soft_cap, token_losses
-from .masking_magnet import (
-    check_labels_are_hidden,
-    check_position_ids,
-    check_segment_ids,
-    forward_mixed_modes,
-    mask_of_call,
-    mode_of_call,
-    positions_from_mask,
-)
+from .losses_magnet import soft_cap, token_losses
+from .masking_magnet import check_labels_are_hidden, check_segment_ids, mask_of_call
 from .pooling_magnet import ContrastiveHead, Similarity, similarity_matrix, similarity_pairs
 from .scoring_magnet import score_infill
 from .sources_magnet import CARD, ModelSource, TokenizerSource
@@ -68,17 +60,6 @@ SHORTEST_ROW = 3
 # Names of the functions below that are methods, too.
 _encode, _encode_tokens, _encode_words, _preprocess = encode, encode_tokens, encode_words, preprocess
 _infill, _infill_blanks, _fill, _rewrite, _score_infill = infill, infill_blanks, fill, rewrite, score_infill
-
-
-def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-    """Select the hidden states that logits are wanted of, as transformers does from 5.21 on."""
-    if isinstance(logits_to_keep, int):
-        return hidden_states[:, -logits_to_keep:]
-    if logits_to_keep.ndim == 1:
-        return hidden_states[:, logits_to_keep]
-    if logits_to_keep.dtype == torch.bool:
-        return hidden_states[logits_to_keep]
-    return torch.take_along_dim(hidden_states, logits_to_keep[..., None], dim=1)
 
 
 @dataclass
@@ -101,10 +82,7 @@ class MagnetCausalLMOutput(CausalLMOutputWithPast):
 
 @dataclass
 class MagnetModelOutput(ModelOutput):
-    """The fields of `MagnetCausalLMOutput`, hidden states before logits, as the outputs of `AutoModel` have them.
-
-    Whatever takes the first entry of an output, such as the pipeline for feature extraction, gets the hidden states.
-    """
+    """The fields of `MagnetCausalLMOutput` as `AutoModel` has them: what takes the first one gets hidden states."""
 
     loss: torch.FloatTensor | None = None
     last_hidden_state: torch.FloatTensor | None = None
@@ -136,8 +114,7 @@ class MagnetMixin(_Host):
     a new class on each load, whose models cannot be pickled, and sentence-transformers could not start processes.
 
     The mode is an argument of each call, so that threads can share one model: no call writes to the config, nor, in
-    evaluation mode, to the model. Most methods only call a function that takes the model and is defined in the file
-    of its subject.
+    evaluation mode, to the model.
     """
 
     # The contrastive head has a file of its own, so the main weights never hold it.
@@ -188,7 +165,7 @@ class MagnetMixin(_Host):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        mode: AttentionMode | Sequence[AttentionMode] | None = None,
+        mode: AttentionMode | None = None,
         segment_ids: torch.LongTensor | None = None,
         target_ids: torch.LongTensor | None = None,
         num_targets: int | None = None,
@@ -199,10 +176,10 @@ class MagnetMixin(_Host):
         Args:
             position_ids: Outside causal mode they count real tokens by default; in causal mode the parent chooses.
             logits_to_keep: As in transformers, or a boolean `(B, S)` mask, for logits `(num_true, vocab_size)`.
-            mode (`str`, or a sequence of one for each row, *optional*): `"causal"`: bit for bit the parent.
-                `"bidirectional"`: every token sees every token. `"infill"`: context tokens see the context, span
-                tokens see the context and their own span's past. Defaults to causal; in a model that was opened as an
-                encoder (`is_causal: false`) to bidirectional without logits. `is_causal` of transformers is read, too.
+            mode (`str`, *optional*): `"causal"`: bit for bit the parent. `"bidirectional"`: every token sees every
+                token. `"infill"`: context tokens see the context, span tokens see the context and their own span's
+                past. Defaults to causal; in a model that was opened as an encoder (`is_causal: false`) to
+                bidirectional without logits. `is_causal` of transformers is read, too.
             segment_ids (`torch.LongTensor` of shape `(B, KV)`): In infill mode: 0 for context, k >= 1 for the k-th
                 span; cached tokens included.
             target_ids (`torch.LongTensor` of shape `(B, S)` or `(K, B, S)`): What each position is to predict, or
@@ -212,175 +189,49 @@ class MagnetMixin(_Host):
         Raises:
             ValueError: a mode, segment ids, labels or a back-end that do not fit together.
         """
-        mode = mode_of_call(mode, kwargs.pop("is_causal", None))
-        inputs: dict[str, Any] = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-        } | {
-            "past_key_values": past_key_values,
-            "inputs_embeds": inputs_embeds,
-            "use_cache": use_cache,
-        }
-        outcome: dict[str, Any] = {"labels": labels, "logits_to_keep": logits_to_keep} | {
-            "target_ids": target_ids,
-            "num_targets": num_targets,
-        }
-        if mode is not None and not isinstance(mode, str):
-            arguments = {**inputs, **outcome, "segment_ids": segment_ids, **kwargs}
-            modes: Any = [str(one) for one in mode]
-            mixed: MagnetCausalLMOutput | MagnetModelOutput = self._output_class(
-                **forward_mixed_modes(self, modes, arguments)
-            )
-            return mixed
-        wants_logits = mode is not None or labels is not None or self.default_mode == "causal"
-        chosen = self.default_mode if mode is None else mode
-        check_mode(chosen)
-        with adapters_for(self, chosen):  # the head may have an adapter, too
-            outputs = self._run_in_mode(chosen, segment_ids, labels, **inputs, **kwargs)
-            return self._read_outputs(outputs, wants_logits=wants_logits, **outcome, **kwargs)
-
-    def _run_in_mode(
-        self,
-        mode: AttentionMode,
-        segment_ids: torch.Tensor | None,
-        labels: torch.Tensor | None,
-        *,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        past_key_values: Any | None,
-        inputs_embeds: torch.Tensor | None,
-        use_cache: bool | None,
-        **kwargs: Any,
-    ) -> Any:
-        """Complete and check the inputs of a whole batch in one mode, and run the decoder."""
-        given_ids, padding_mask = input_ids, attention_mask
-        if mode == "causal":
-            check_segment_ids(segment_ids, mode=mode, expected_shape=(0, 0))
-        else:
-            if inputs_embeds is None:
-                inputs_embeds, input_ids = self.get_input_embeddings()(input_ids), None
-            past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-            if past_key_values is not None and past_key_values.is_compileable:
-                raise ValueError(
-                    f"`past_key_values` is a {type(past_key_values).__name__}, whose free slots mode={mode!r} would "
-                    "attend to. Pass a DynamicCache."
-                )
-            position_ids = _positions(position_ids, padding_mask, inputs_embeds, past_length)
-            # A cache costs memory that a single bidirectional pass never reads: only on request.
-            use_cache = past_key_values is not None if use_cache is None else use_cache
-            attention_mask = self._prepare_4d_causal_attention_mask(
-                padding_mask,
-                inputs_embeds.shape[:2],
-                inputs_embeds,
-                past_length,
-                position_ids=position_ids,
-                segment_ids=segment_ids,
-                mode=mode,
-            )
+        asked = _mode_of_call(mode, kwargs.pop("is_causal", None))
+        wants_logits = asked is not None or labels is not None or self.default_mode == "causal"
+        mode = self.default_mode if asked is None else asked
+        inputs: dict[str, Any] = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "use_cache": use_cache}
+        inputs |= {"attention_mask": attention_mask, "position_ids": position_ids, "past_key_values": past_key_values}
+        with adapters_for(self, mode):  # embeddings and head may have an adapter, too
+            if mode != "causal":
+                inputs = _inputs_of_mode(self, mode, inputs, segment_ids, labels, kwargs.get("shift_labels"))
+            elif segment_ids is not None:
+                check_segment_ids(segment_ids, mode=mode)
+            outputs = call_decoder(self, mode, **inputs, **kwargs)
+            states = outputs.last_hidden_state  # (B, S, H)
+            found: dict[str, Any] = {}
+            if wants_logits and (target_ids is None or labels is not None):
+                found["logits"] = self._project(_states_to_keep(states, logits_to_keep))
+            if target_ids is not None:
+                found |= _losses_of_targets(self, states, target_ids, num_targets)
             if labels is not None:
-                self._check_labels(labels, mode, given_ids, inputs_embeds, padding_mask, segment_ids, kwargs)
-        return self.run_decoder(
-            mode,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
+                loss_inputs = {"logits": found["logits"], "labels": labels, "vocab_size": self.config.vocab_size}
+                found["loss"] = self.loss_function(**loss_inputs, **kwargs)
+        names = ("last_hidden_state", "past_key_values", "hidden_states", "attentions")
+        output: Any = self._output_class(**found, **{name: outputs[name] for name in names if name in outputs})
+        return output
 
     def run_decoder(self, mode: AttentionMode, *, attention_mask: Any, **inputs: Any) -> Any:
-        """Run the decoder below the LM head: the one place where a forward, packed rows and decoding steps do.
+        """Run the decoder below the LM head with a mask that is ready: packed rows and decoding steps.
 
         Args:
             mode (`str`): Of the call; the adapter is on or off by it.
-            attention_mask: In causal mode the parent's; in the others what `layer_masks` renders.
+            attention_mask: In causal mode the parent's; in the others what `render_for_layers` returns.
             inputs: The parent's.
 
         Returns:
             `BaseModelOutputWithPast`: of the decoder.
         """
-        if mode != "causal":
-            inputs[MASK_IS_OURS] = True
         with adapters_for(self, mode):
-            return self.base_model(attention_mask=attention_mask, **inputs)
-
-    def _read_outputs(
-        self,
-        outputs: Any,
-        *,
-        wants_logits: bool,
-        labels: torch.Tensor | None,
-        logits_to_keep: int | torch.Tensor,
-        target_ids: torch.Tensor | None,
-        num_targets: int | None,
-        **kwargs: Any,
-    ) -> MagnetCausalLMOutput | MagnetModelOutput:
-        """Make logits and losses of the decoder's outputs."""
-        hidden_states = outputs.last_hidden_state  # (B, S, H)
-        logits, loss, targets = None, None, None
-        if wants_logits and (target_ids is None or labels is not None):
-            logits = self._project(slice_logits_to_keep(hidden_states, logits_to_keep))
-        if target_ids is not None:
-            targets = self._token_losses(hidden_states, target_ids, num_targets)
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        found: MagnetCausalLMOutput | MagnetModelOutput = self._output_class(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            last_hidden_state=hidden_states,
-            token_losses=None if targets is None else targets.losses,
-            token_hits=None if targets is None else targets.hits,
-        )
-        return found
-
-    def _check_labels(
-        self,
-        labels: torch.Tensor,
-        mode: AttentionMode,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        segment_ids: torch.Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> None:
-        """Refuse labels that their own predictors see."""
-        check_labels_are_hidden(
-            labels,
-            mode=mode,
-            input_ids=input_ids,
-            inputs_embeds=inputs_embeds,
-            embed=self.get_input_embeddings(),
-            shift_labels=kwargs.get("shift_labels"),
-            attention_mask=attention_mask,
-            segment_ids=segment_ids,
-            mask_token_id=MagnetSettings.of(self.config).mask_token_id,
-        )
-
-    def _token_losses(
-        self, hidden_states: torch.Tensor, target_ids: torch.Tensor, num_targets: int | None
-    ) -> TokenLosses:
-        """Compute the cross entropy of the targets, by the shortest way that this family's head allows."""
-        is_plain = type(self)._project is MagnetMixin._project
-        return token_losses(
-            hidden_states,
-            target_ids,
-            head=self.get_output_embeddings(),
-            vocab_size=self.config.vocab_size,
-            project=None if is_plain else self._project,
-            softcap=self._softcap() if is_plain else None,
-            num_targets=num_targets,
-        )
+            return call_decoder(self, mode, attention_mask=attention_mask, **inputs)
 
     def _project(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Project hidden states `(..., H)` to logits `(..., V)`; a family with more than a head overrides this."""
-        return soft_cap(self.get_output_embeddings()(hidden_states), self._softcap())
+        logits: torch.Tensor = self.get_output_embeddings()(hidden_states)
+        cap = self._softcap()
+        return logits if cap is None else soft_cap(logits, cap)
 
     def _softcap(self) -> float | None:
         """Return the soft limit of the logits' size; a family whose config may have one overrides this."""
@@ -392,7 +243,6 @@ class MagnetMixin(_Host):
         input_shape: tuple[int, int] | torch.Size,
         inputs_embeds: torch.Tensor,
         past_key_values_length: int,
-        sliding_window: int | None = None,
         *,
         position_ids: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
@@ -405,29 +255,20 @@ class MagnetMixin(_Host):
             input_shape (`tuple[int, int]`): `(B, Q)` of this call.
             inputs_embeds (`torch.Tensor` of shape `(B, Q, H)`): Gives dtype and device.
             past_key_values_length (`int`): Tokens already in the cache.
-            sliding_window: Of the classic signature; the config says which layers have one.
             position_ids, segment_ids, mode: As in `forward`. In causal mode the given mask comes back unchanged.
 
         Raises:
             ValueError: shapes that do not agree, or a back-end, layers or a cache that the mode is not defined for.
         """
-        check_mode(mode)
-        key_length = past_key_values_length + input_shape[1]
-        check_segment_ids(segment_ids, mode=mode, expected_shape=(input_shape[0], key_length))
-        if mode == "causal":
-            return attention_mask
-        if sliding_window is not None:
-            raise ValueError(f"`sliding_window={sliding_window}` is not supported with mode={mode!r}. Pass None.")
         return mask_of_call(
             self.config,
             mode=mode,
             attention_mask=attention_mask,
             segment_ids=segment_ids,
             position_ids=position_ids,
-            input_shape=(input_shape[0], input_shape[1]),
+            input_shape=input_shape,
             past_length=past_key_values_length,
             inputs_embeds=inputs_embeds,
-            is_training=self.training,
         )
 
     def prepare_inputs_for_generation(
@@ -437,7 +278,7 @@ class MagnetMixin(_Host):
 
         `inputs_embeds` is named because `generate` looks for it in this signature.
         """
-        mode = mode_of_call(kwargs.pop("mode", None), kwargs.pop("is_causal", None))
+        mode = _mode_of_call(kwargs.pop("mode", None), kwargs.pop("is_causal", None))
         if mode not in (None, "causal") or kwargs.get("segment_ids") is not None:
             raise ValueError(
                 f"`generate` is left to right; it was given mode={mode!r} or segment ids. "
@@ -764,18 +605,109 @@ class MagnetMixin(_Host):
     _to_device = to_device
 
 
+def _mode_of_call(mode: AttentionMode | None, is_causal: bool | None) -> AttentionMode | None:
+    """Return the mode that a call asks for, by our name or by transformers' `is_causal` (`False`: bidirectional)."""
+    if is_causal is None:
+        return mode
+    meant: AttentionMode = "causal" if is_causal else "bidirectional"
+    if mode not in (None, meant):
+        raise ValueError(
+            f"`mode={mode!r}` and `is_causal={is_causal}`, which means mode={meant!r}, contradict each other. Pass "
+            "one of them."
+        )
+    return meant
+
+
+def _inputs_of_mode(
+    model: Any,
+    mode: AttentionMode,
+    inputs: dict[str, Any],
+    segment_ids: torch.Tensor | None,
+    labels: torch.Tensor | None,
+    shift_labels: torch.Tensor | None,
+) -> dict[str, Any]:
+    """Complete the decoder's inputs in bidirectional or infill mode: embeddings, positions and mask."""
+    cache, embeds, padding = (inputs[name] for name in ("past_key_values", "inputs_embeds", "attention_mask"))
+    if cache is not None and cache.is_compileable:
+        raise ValueError(
+            f"`past_key_values` is a {type(cache).__name__}, whose free slots mode={mode!r} would attend to. Pass a "
+            "DynamicCache."
+        )
+    if embeds is None:
+        embeds = model.get_input_embeddings()(inputs["input_ids"])
+    shape, past_length = embeds.shape[:2], 0 if cache is None else cache.get_seq_length()
+    positions = _positions(inputs["position_ids"], padding, shape, past_length, device=embeds.device)
+    mask = model._prepare_4d_causal_attention_mask(
+        padding, shape, embeds, past_length, position_ids=positions, segment_ids=segment_ids, mode=mode
+    )
+    if labels is not None:
+        check_labels_are_hidden(
+            labels,
+            mode=mode,
+            inputs_embeds=embeds,
+            embed=model.get_input_embeddings(),
+            mask_token_id=MagnetSettings.of(model.config).mask_token_id,
+            shift_labels=shift_labels,
+            attention_mask=padding,
+            segment_ids=segment_ids,
+        )
+    # A cache costs memory that a single bidirectional pass never reads: only on request.
+    use_cache = cache is not None if inputs["use_cache"] is None else inputs["use_cache"]
+    completed = {"input_ids": None, "inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}
+    return {**inputs, **completed, "use_cache": use_cache}
+
+
 def _positions(
-    position_ids: Any, attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor, past_length: int
+    position_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    shape: torch.Size,
+    past_length: int,
+    *,
+    device: torch.device,
 ) -> torch.Tensor:
-    """Return the given positions, or those that count real tokens, or all tokens where no mask says which are real."""
-    batch_size, length = inputs_embeds.shape[:2]
+    """Return the given positions `(B or 1, Q)`, or count real tokens, or all tokens where no mask says which are real.
+
+    Counting real tokens only, padding on either side does not move a text.
+    """
     if position_ids is not None:
-        check_position_ids(position_ids, expected_shape=(batch_size, length))
-        given: torch.Tensor = position_ids
-        return given
+        if position_ids.shape not in (shape, (1, shape[1])):  # others may broadcast
+            raise ValueError(
+                f"`position_ids` has shape {tuple(position_ids.shape)}; expected {tuple(shape)} or {(1, shape[1])}, "
+                "one position per token."
+            )
+        return position_ids
     if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
-        return positions_from_mask(attention_mask, query_length=length)
-    return past_length + torch.arange(length, device=inputs_embeds.device)[None]
+        counted = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        return counted[:, counted.shape[1] - shape[1] :]
+    return past_length + torch.arange(shape[1], device=device)[None]
+
+
+def _states_to_keep(states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """Select the hidden states that logits are wanted of, as transformers does from 5.21 on."""
+    if isinstance(logits_to_keep, int):
+        return states[:, -logits_to_keep:]
+    if logits_to_keep.ndim == 1:
+        return states[:, logits_to_keep]
+    if logits_to_keep.dtype == torch.bool:
+        return states[logits_to_keep]
+    return torch.take_along_dim(states, logits_to_keep[..., None], dim=1)
+
+
+def _losses_of_targets(
+    model: Any, states: torch.Tensor, target_ids: torch.Tensor, num_targets: int | None
+) -> dict[str, Any]:
+    """Compute the cross entropy of the targets, by the shortest way that this family's head allows."""
+    is_plain = type(model)._project is MagnetMixin._project
+    found = token_losses(
+        states,
+        target_ids,
+        head=model.get_output_embeddings(),
+        vocab_size=model.config.vocab_size,
+        project=None if is_plain else model._project,
+        softcap=model._softcap() if is_plain else None,
+        num_targets=num_targets,
+    )
+    return {"token_losses": found.losses, "token_hits": found.hits}
 
 
 class MagnetLlamaForCausalLM(MagnetMixin, LlamaForCausalLM, GenerationMixin):

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from examples.checkup.findings import Finding, judged
-from modeling_magnet.masking_magnet import MODES, AttentionMode, layer_windows
+from modeling_magnet.configuration_magnet import MODES, AttentionMode
+from modeling_magnet.masking_magnet import layer_windows
 
 
 def sees(query: int, key: int, *, mode: AttentionMode, segments: Sequence[int], window: int | None) -> bool:

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from examples.checkup.findings import Finding, examine, judged, not_applicable
 from modeling_magnet import MagnetSettings
-from modeling_magnet.masking_magnet import MODES, AttentionMode
+from modeling_magnet.configuration_magnet import MODES, AttentionMode
 from modeling_magnet.publishing.merging import HALF_TOLERANCE, TOLERANCES, largest_differences
 from modeling_magnet.sources_magnet import ModelSource
 

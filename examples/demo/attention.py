@@ -11,7 +11,8 @@ import torch
 from examples.demo.infill import BLANK
 from examples.demo.limits import LIMITS, Limits, checked_number, checked_text
 from examples.demo.tables import render_grid, render_heatmap
-from modeling_magnet.masking_magnet import MODES, AttentionMode, attention_pattern
+from modeling_magnet.configuration_magnet import MODES, AttentionMode
+from modeling_magnet.masking_magnet import attention_pattern
 from modeling_magnet.spans_magnet import decode_fill, lay_out, split_at_marks
 from modeling_magnet.tokenization_magnet import context_length, special_ids
 

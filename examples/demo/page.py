@@ -15,7 +15,7 @@ from examples.demo.fills import TOKEN_STYLE
 from examples.demo.generate import Runs, show_writing, write_on
 from examples.demo.infill import fill_text, render_filled
 from examples.demo.limits import LIMITS, shows_problems
-from modeling_magnet.masking_magnet import MODES
+from modeling_magnet.configuration_magnet import MODES
 
 FOLDER = Path(__file__).parent
 # Calls that the model works on at a time, and visitors who may wait for their turn.

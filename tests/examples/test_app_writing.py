@@ -9,7 +9,7 @@ pytest.importorskip("gradio", reason="the app needs gradio, of the extra `demo`"
 
 from examples.demo.attention import attention_weights, read_row, render_masks, render_weights, with_eager_attention
 from examples.demo.generate import Runs, render_meters, show_writing, write_on
-from modeling_magnet.masking_magnet import MODES
+from modeling_magnet.configuration_magnet import MODES
 
 from .app_answers import check_harmless
 

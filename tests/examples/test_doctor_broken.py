@@ -243,8 +243,8 @@ def test_windows_are_part_of_what_is_expected(doctor_models, monkeypatch, family
 
 def test_a_causal_mode_that_looks_ahead_is_found(doctor_models, monkeypatch):
     model = AutoMagnetForCausalLM.from_pretrained(doctor_models["llama"] / "plain").eval()
-    run = model._run_in_mode
-    monkeypatch.setattr(model, "_run_in_mode", lambda mode, *rest, **given: run("bidirectional", *rest, **given))
+    run = model.forward
+    monkeypatch.setattr(model, "forward", lambda *args, **given: run(*args, **{**given, "mode": "bidirectional"}))
     (found,) = leaks.leak_findings(model, "causal", "sdpa")
     assert found.outcome == "fail" and "token 23 moves positions 0-22, which must not see it" in found.detail
 

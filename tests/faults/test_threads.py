@@ -28,7 +28,7 @@ def calls_of(model):
         "infill, several": lambda: model.infill_blanks([BLANKS, BLANKS], max_new_tokens=3, num_return_sequences=2),
         "generate": lambda: model.generate(**prompt, max_new_tokens=6, do_sample=False, pad_token_id=0),
         "score": lambda: [one.logprobs for one in model.score_infill("The cat", [" sat", " ran"], " down.")],
-        "rows": lambda: model(prompt["input_ids"].repeat(2, 1), mode=["causal", "bidirectional"]).logits,
+        "forward": lambda: model(prompt["input_ids"], mode="bidirectional").logits,
     }
 
 

@@ -83,71 +83,6 @@ def test_causal_mode_is_the_base_bit_for_bit(base_folder, implementation, dtype)
     assert torch.equal(model(IDS).logits, always["causal"].logits)
 
 
-@torch.no_grad()
-def test_each_row_of_a_batch_may_have_its_own_mode(bound, stock):
-    modes = ["infill", "causal", "bidirectional", "causal"]
-    ids, segments = IDS[[0, 1, 2, 0]], torch.zeros(4, 6, dtype=torch.long)
-    segments[0, 2:4] = 1
-    mask = torch.ones_like(ids)
-    mask[1, -2:] = 0
-    mask[2, :1] = 0
-    output = bound(ids, attention_mask=mask, segment_ids=segments, mode=modes)
-    causal = [1, 3]
-    assert torch.equal(output.logits[causal], stock(ids[causal], attention_mask=mask[causal]).logits)
-    for row, mode in ((0, "infill"), (2, "bidirectional")):
-        alone = bound(
-            ids[[row]],
-            attention_mask=mask[[row]],
-            segment_ids=segments[[row]] if mode == "infill" else None,
-            mode=mode,
-        )
-        assert torch.equal(output.logits[[row]], alone.logits)
-        assert torch.equal(output.last_hidden_state[[row]], alone.last_hidden_state)
-    last = bound(ids, attention_mask=mask, segment_ids=segments, mode=modes, logits_to_keep=1)
-    assert last.logits.shape == (4, 1, 300)
-
-
-def test_a_mixed_batch_says_what_it_cannot_do(bound):
-    mixed = ["causal", "infill", "bidirectional"]
-    with pytest.raises(ValueError, match="`mode` has 2 entries for a batch of 3 rows"):
-        bound(IDS, mode=["causal", "causal"])
-    with pytest.raises(ValueError, match="Unknown mode 'sideways'"):
-        bound(IDS, mode=["causal", "causal", "sideways"])
-    with pytest.raises(ValueError, match="Neither `input_ids` nor `inputs_embeds`"):
-        bound(mode=mixed)
-    with pytest.raises(ValueError, match="`segment_ids` has 1 rows for a batch of 3"):
-        bound(IDS, mode=np.array(mixed), segment_ids=torch.zeros_like(IDS[:1]))
-    with pytest.raises(ValueError, match="takes no use_cache"):
-        bound(IDS, mode=mixed, segment_ids=torch.zeros_like(IDS), use_cache=True)
-    with pytest.raises(ValueError, match="takes no labels"):
-        bound(IDS, mode=mixed, segment_ids=torch.zeros_like(IDS), labels=IDS)
-    with pytest.raises(ValueError, match="takes no logits_to_keep"):
-        bound(IDS, mode=mixed, segment_ids=torch.zeros_like(IDS), logits_to_keep=IDS > 50)
-    with pytest.raises(ValueError, match="`segment_ids` is list; expected a tensor of shape"):
-        bound(IDS, mode=mixed, segment_ids=SEGMENTS.tolist())
-    with pytest.raises(ValueError, match=r"`segment_ids` is of shape \(3,\); expected a tensor of shape"):
-        bound(IDS, mode=mixed, segment_ids=SEGMENTS[:, 0])
-    with pytest.raises(ValueError, match="spans in rows that are not in infill mode"):
-        bound(IDS, mode=mixed, segment_ids=SEGMENTS)
-
-
-def test_a_mixed_batch_has_the_gradients_of_its_parts(tiny_model):
-    segments = torch.zeros_like(IDS)
-    segments[1, 2:4] = 1
-    modes = ["causal", "infill", "bidirectional"]
-    gradients = []
-    for together in (True, False):
-        tiny_model.zero_grad()
-        if together:
-            tiny_model(IDS, mode=modes, segment_ids=segments).logits.square().sum().backward()
-        else:
-            for row, mode in enumerate(modes):
-                segment_ids = segments[[row]] if mode == "infill" else None
-                tiny_model(IDS[[row]], mode=mode, segment_ids=segment_ids).logits.square().sum().backward()
-        gradients.append(tiny_model.model.layers[0].self_attn.q_proj.weight.grad.clone())
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-3)
-
-
 @pytest.mark.long
 def test_a_thousand_calls_of_four_threads_do_not_disturb_each_other(bound, stock):
     """Each thread mixes modes in an order of its own; every result is compared to the one of a quiet model."""
@@ -157,9 +92,6 @@ def test_a_thousand_calls_of_four_threads_do_not_disturb_each_other(bound, stock
             "causal": lambda: bound(IDS).logits,
             "bidirectional": lambda: bound(IDS, mode="bidirectional").last_hidden_state,
             "infill": lambda: bound(IDS, mode="infill", segment_ids=SEGMENTS).logits,
-            "rows": lambda: (
-                bound(IDS, mode=["causal", "bidirectional", "causal"], segment_ids=torch.zeros_like(IDS)).logits
-            ),
             "encode": lambda: torch.from_numpy(bound.encode(TEXTS)),
             "score": lambda: torch.tensor(bound.score_infill("The cat", [" sat", " ran"], " down.")[0].logprobs),
         }

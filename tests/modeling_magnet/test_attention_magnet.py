@@ -1,7 +1,6 @@
 """The default attention: the same bits alone and in a batch, equal to a loop in double precision, obeying the user."""
 
 import copy
-import threading
 from typing import Any
 
 import pytest
@@ -145,26 +144,6 @@ def test_a_back_end_that_is_asked_for_is_obeyed_and_none_is_saved(tmp_path, back
     assert MagnetGemma3ForCausalLM.from_pretrained(tmp_path).config._attn_implementation == DEFAULT_ATTENTION
     model.set_attn_implementation(backend)
     assert model.config._attn_implementation == backend
-
-
-@torch.no_grad()
-def test_threads_share_a_model_in_different_modes(model):
-    ids = torch.randint(5, 90, (2, 30))
-    expected = {mode: model(ids, mode=mode).last_hidden_state for mode in ("causal", "bidirectional")}
-    wrong = []
-
-    def read(mode: Any) -> None:
-        with torch.no_grad():
-            wrong.extend(
-                mode for _ in range(20) if not torch.equal(model(ids, mode=mode).last_hidden_state, expected[mode])
-            )
-
-    threads = [threading.Thread(target=read, args=(mode,)) for mode in expected]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
 
 
 def test_autocast_computes_the_products_of_a_float32_model_in_bfloat16(model):

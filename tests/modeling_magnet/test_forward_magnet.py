@@ -3,7 +3,6 @@
 import copy
 import inspect
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -53,7 +52,7 @@ def test_one_compiled_graph_gives_equal_logits(tiny_model, mode):
 # Tracing costs seconds.
 @pytest.mark.long
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("mode", ["causal", "bidirectional", "infill", "rows"])
+@pytest.mark.parametrize("mode", ["causal", "bidirectional", "infill"])
 @pytest.mark.parametrize("model_type", list(FAMILIES))
 @torch.no_grad()
 def test_so_does_that_of_every_family_and_its_export(model_type, mode, implementation):
@@ -62,12 +61,11 @@ def test_so_does_that_of_every_family_and_its_export(model_type, mode, implement
 
 def check_graphs(model, mode, implementation="sdpa", *, exports=True):
     model.set_attn_implementation(implementation)
-    spans = {"infill": MIXED_SEGMENTS, "rows": MIXED_SEGMENTS * torch.tensor([[0], [1]])}.get(mode)
     call = {
         "attention_mask": torch.tensor(PADDING["left"]),
-        "mode": ["causal", "infill"] if mode == "rows" else mode,
+        "mode": mode,
         "use_cache": False,
-        "segment_ids": spans,
+        "segment_ids": MIXED_SEGMENTS if mode == "infill" else None,
     }
     torch._dynamo.reset()
     expected = model(IDS, **call).logits
@@ -82,7 +80,7 @@ def check_graphs(model, mode, implementation="sdpa", *, exports=True):
 def test_is_causal_is_a_name_of_the_mode(tiny_model):
     ids, calls = IDS, {True: "causal", False: "bidirectional"}
     for is_causal, mode in calls.items():
-        for extra in ({}, {"mode": mode}, {"mode": [mode, mode]}):
+        for extra in ({}, {"mode": mode}):
             logits = tiny_model(ids, is_causal=is_causal, **extra).logits
             torch.testing.assert_close(logits, tiny_model(ids, mode=mode).logits, atol=1e-5, rtol=0)
     assert torch.equal(tiny_model(ids, is_causal=None).logits, tiny_model(ids).logits)
@@ -142,22 +140,6 @@ def test_threads_share_one_model(tiny_model):
     assert tiny_model.config.to_dict() == config
 
 
-def test_threads_encode_and_infill_with_one_model(tiny_model):
-    texts = [f"The cat sat {'and sat ' * (n % 3)}{n}" for n in range(8)]
-    vectors = [tiny_model.encode(text) for text in texts]
-    fills = [tiny_model.infill(text, " mat.", max_new_tokens=4) for text in texts]
-
-    def encode(index):
-        return (tiny_model.encode(texts[index]) == vectors[index]).all()
-
-    def infill(index):
-        return tiny_model.infill(texts[index], " mat.", max_new_tokens=4) == fills[index]
-
-    with ThreadPoolExecutor(4) as pool:
-        calls = [pool.submit(work, index) for index in range(8) for work in (encode, infill)]
-        assert all(call.result() for call in calls)
-
-
 @torch.no_grad()
 def test_no_call_writes_to_the_config_or_the_model(tiny_model):
     config, attributes = copy.deepcopy(tiny_model.config.to_dict()), set(vars(tiny_model))
@@ -190,37 +172,20 @@ def call_with(**arguments):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (call_with(mode="prefix"), r"Unknown mode 'prefix'. Expected one of 'causal', 'bidirectional', 'infill'"),
-        (call_with(mode="infill"), r'mode="infill" needs `segment_ids`'),
-        (call_with(segment_ids=MIXED_SEGMENTS), r"given with mode='causal'"),
-        (call_with(mode="bidirectional", segment_ids=MIXED_SEGMENTS), r"given with mode='bidirectional'"),
-        (call_with(mode="infill", segment_ids=MIXED_SEGMENTS[:1]), r"shape \(1, 12\); expected \(2, 12\)"),
-        (call_with(mode="infill", segment_ids=MIXED_SEGMENTS - 1), r"negative value -1"),
-        (call_with(mode="infill", segment_ids=MIXED_SEGMENTS.float()), r"dtype torch.float32"),
-        (call_with(mode="bidirectional", is_causal=True), r"mode='bidirectional'.*is_causal=True.*contradict"),
-        (call_with(mode="causal", is_causal=False), r"mode='causal'.*is_causal=False.*contradict"),
-        (call_with(mode="infill", is_causal=False, segment_ids=MIXED_SEGMENTS), r"mode='infill'.*is_causal=False"),
-        (call_with(mode=["causal", "bidirectional"], is_causal=True), r"'bidirectional'\].*is_causal=True"),
-        (call_with(is_causal=0), r"`is_causal` is 0; expected True, False or None"),
-        (
-            lambda model: model.generate(IDS, is_causal=False, max_new_tokens=1),
-            r"mode='bidirectional'.*`model.encode`",
-        ),
-        (call_with(mode="bidirectional", position_ids=[0]), r"`position_ids` is list; expected a tensor"),
-        (
-            call_with(mode="bidirectional", position_ids=torch.arange(4)[None]),
-            r"shape \(1, 4\); .* \(2, 12\) or \(1, 12\)",
-        ),
-        (call_with(target_ids=[[1]]), r"`target_ids` is list; expected a tensor of integers"),
-        (call_with(target_ids=torch.full((2, 12), 10**6)), r"`target_ids` hold 1000000; expected tokens from 0 to"),
-        (
-            call_with(mode="bidirectional", attention_mask=torch.ones(2, 9)),
-            r"\(2, 9\).*of shape \(2, 12\)",
-        ),
-        (call_with(mode="bidirectional", attention_mask=torch.ones(2, 1, 12, 12)), r"shape \(2, 1, 12, 12\).*2-D"),
-        (call_with(mode="bidirectional", attention_mask={"full_attention": None}), r"`attention_mask` is dict.*2-D"),
-        (lambda model: model.generate(IDS, mode="infill", max_new_tokens=1), r"Use `model.infill`"),
-        (lambda model: model.generate(IDS, segment_ids=MIXED_SEGMENTS, max_new_tokens=1), r"Use `model.infill`"),
+        (call_with(mode="prefix"), "'prefix'"),
+        (call_with(mode="infill"), "`segment_ids` is missing"),
+        (call_with(segment_ids=MIXED_SEGMENTS), "`segment_ids` is given with mode='causal'"),
+        (call_with(mode="infill", segment_ids=MIXED_SEGMENTS[:1]), r"\(1, 12\).*\(2, 12\)"),
+        (call_with(mode="bidirectional", is_causal=True), "mode='bidirectional'.*is_causal=True"),
+        (call_with(mode="infill", is_causal=False, segment_ids=MIXED_SEGMENTS), "mode='infill'.*is_causal=False"),
+        (call_with(mode="bidirectional", position_ids=torch.arange(4)[None]), r"`position_ids`.*\(1, 4\).*\(2, 12\)"),
+        (call_with(mode="bidirectional", attention_mask=torch.ones(2, 9)), r"`attention_mask`.*\(2, 9\).*\(2, 12\)"),
+        (call_with(mode="bidirectional", attention_mask=torch.ones(2, 1, 12, 12)), r"`attention_mask`.*2-D"),
+        (call_with(mode="bidirectional", attention_mask={"full_attention": None}), "`attention_mask` is dict"),
+        (call_with(target_ids=torch.ones(2, 7, dtype=torch.long)), r"`target_ids`.*\(2, 7\)"),
+        (lambda model: model.generate(IDS, is_causal=False, max_new_tokens=1), "mode='bidirectional'"),
+        (lambda model: model.generate(IDS, mode="infill", max_new_tokens=1), "mode='infill'"),
+        (lambda model: model.generate(IDS, segment_ids=MIXED_SEGMENTS, max_new_tokens=1), "segment ids"),
     ],
 )
 def test_what_forward_cannot_do_is_refused(tiny_model, call, message):
@@ -246,12 +211,6 @@ def test_a_backend_without_such_masks_is_named(tiny_model):
         tiny_model(IDS, mode="bidirectional")
 
 
-def test_flex_attention_refuses_to_train_on_a_cpu(tiny_model):
-    model = with_backend(tiny_model, "flex_attention").train()
-    with pytest.raises(ValueError, match="no backward pass on the CPU"):
-        model(IDS, mode="infill", segment_ids=MIXED_SEGMENTS)
-
-
 def test_the_classic_method_gives_the_pattern_for_hand_written_use(tiny_model):
     embeds = torch.zeros(2, 12, 32)
     mask = tiny_model._prepare_4d_causal_attention_mask(
@@ -259,8 +218,6 @@ def test_the_classic_method_gives_the_pattern_for_hand_written_use(tiny_model):
     )
     assert torch.equal(mask, attention_pattern(MIXED_SEGMENTS, query_length=12))
     assert tiny_model._prepare_4d_causal_attention_mask(None, (2, 12), embeds, 0) is None
-    with pytest.raises(ValueError, match="sliding_window=4"):
-        tiny_model._prepare_4d_causal_attention_mask(None, (2, 12), embeds, 0, 4, mode="bidirectional")
 
 
 @torch.no_grad()

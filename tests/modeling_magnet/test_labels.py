@@ -37,7 +37,7 @@ def masked(places):
 @pytest.mark.parametrize("given", ["input_ids", "inputs_embeds"])
 def test_labels_that_are_in_the_input_are_refused(tiny_model, call, given):
     inputs = {given: IDS if given == "input_ids" else tiny_model.get_input_embeddings()(IDS)}
-    with pytest.raises(ValueError, match=r"`labels` ask for \d+ tokens .*mode=\"causal\".*`target_ids`.*-100"):
+    with pytest.raises(ValueError, match=r"`labels` ask for \d+ tokens"):
         tiny_model(**inputs, labels=IDS, **call)
     prompt = IDS.clone()
     prompt[:, :6] = -100

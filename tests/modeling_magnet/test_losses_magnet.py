@@ -90,19 +90,6 @@ def test_losses_and_gradients_equal_those_of_all_logits(shape, ratio, chunk_size
         assert not any(gradient.any() for gradient in gradients(found.losses, *inputs)), "zeros, not nothing"
 
 
-@pytest.mark.parametrize("named", [True, False])
-def test_losses_pass_the_gradient_check_in_float64(named):
-    head = make_head(dtype=torch.float64)
-    states, targets = draw((2, 5), ratio=0.6, seed=3, dtype=torch.float64)
-
-    def losses(states: torch.Tensor) -> torch.Tensor:
-        project = None if named else head
-        return token_losses(states, targets, head=head, vocab_size=VOCAB, project=project, chunk_size=2).losses
-
-    assert losses(states).dtype == torch.float64
-    assert torch.autograd.gradcheck(losses, states)
-
-
 @pytest.mark.parametrize("named", [True, False], ids=["frozen head", "any head"])
 @pytest.mark.parametrize("autocast", [True, False])
 def test_half_precision_is_summed_in_float32(named, autocast):
@@ -216,30 +203,9 @@ def test_what_is_put_on_a_head_counts(put, trained):
     torch.testing.assert_close(gradients(found, states), gradients(expected, states))
 
 
-def test_a_bias_is_trained_beside_a_frozen_weight():
-    head = make_head(bias=True)
-    head.bias.requires_grad_(True)
-    states, targets = draw((2, 6), ratio=0.7, seed=4)
-    found = token_losses(states, targets, head=head, vocab_size=VOCAB, chunk_size=4).losses
-    expected = at_once(states, targets, head)
-    torch.testing.assert_close(gradients(found, states, head.bias), gradients(expected, states, head.bias))
-
-
-@pytest.mark.parametrize("trained", [True, False])
-@pytest.mark.parametrize("target", [-1, VOCAB])
-def test_a_target_outside_the_vocabulary_is_an_error(target, trained):
-    targets = torch.tensor([[0, target, -100]])
-    with pytest.raises(
-        ValueError, match=rf"`target_ids` hold {target}; expected tokens from 0 to {VOCAB - 1}, or -100"
-    ):
-        token_losses(
-            torch.zeros(1, 3, HIDDEN, requires_grad=True), targets, head=make_head(trained=trained), vocab_size=VOCAB
-        )
-
-
 @pytest.mark.parametrize("shape", [(2, 4), (3,), (2, 2, 2, 3), (3, 2)])
 def test_targets_that_do_not_fit_the_states_are_refused(shape):
-    with pytest.raises(ValueError, match=r"`target_ids` has shape .*pass \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"`target_ids`.*expected \(2, 3\)"):
         token_losses(
             torch.zeros(2, 3, HIDDEN), torch.zeros(shape, dtype=torch.long), head=make_head(), vocab_size=VOCAB
         )
@@ -289,13 +255,8 @@ def test_a_forward_takes_labels_and_targets_together(tiny_model):
     torch.testing.assert_close(both.token_losses[:, :-1].mean(), both.loss)
 
 
-def test_a_forward_refuses_more_targets_than_were_counted(tiny_model):
-    ids = torch.ones(2, 4, dtype=torch.long)
-    with pytest.raises(ValueError, match="`num_targets` is 7, but 8 targets"):
-        tiny_model(ids, mode="causal", target_ids=ids, num_targets=7)
-
-
-def test_a_head_that_is_more_than_its_layer_is_asked_as_a_whole():
+def make_gemma(cap: float | None) -> MagnetGemma3ForCausalLM:
+    """A model whose family caps its logits, with a frozen head."""
     torch.manual_seed(0)
     config = Gemma3TextConfig(
         vocab_size=90,
@@ -305,10 +266,15 @@ def test_a_head_that_is_more_than_its_layer_is_asked_as_a_whole():
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=8,
-        final_logit_softcapping=0.5,
+        final_logit_softcapping=cap,
     )
     model = MagnetGemma3ForCausalLM(config).eval().requires_grad_(False)
     model.model.layers[0].requires_grad_(True)
+    return model
+
+
+def test_a_head_that_is_more_than_its_layer_is_asked_as_a_whole():
+    model = make_gemma(0.5)
     ids = torch.randint(5, 90, (2, 9), generator=torch.Generator().manual_seed(0))
     logits = model(ids, mode="bidirectional").logits
     assert logits.abs().max() < 0.5
@@ -337,16 +303,15 @@ def test_a_soft_cap_has_the_losses_hits_and_gradients_of_all_logits(trained, dty
         torch.testing.assert_close(one.float() / scale, other.float() / scale, **close)
     with torch.no_grad():
         without = token_losses(states, targets, **asked)
-    assert torch.equal(without.losses, found)
+    torch.testing.assert_close(without.losses, found)
     assert torch.equal(without.hits, (logits.argmax(-1) == targets) & (targets != -100))
 
 
-@pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("no_grad", [False, True])
 @pytest.mark.parametrize("cap", [None, 0.5], ids=["no cap", "cap"])
-def test_the_weight_of_a_linear_head_is_converted_once(trained, no_grad, cap):
+def test_the_weight_of_a_frozen_head_is_converted_once(no_grad, cap):
     """Under autocast a head in float32 is projected in bfloat16; its weight is the only tensor of the shape (V, H)."""
-    head = nn.Linear(HIDDEN, 97, bias=False).requires_grad_(trained)
+    head = nn.Linear(HIDDEN, 97, bias=False).requires_grad_(False)
     states = torch.randn(4, 40, HIDDEN, requires_grad=True)
     targets = torch.randint(97, (4, 40))
     converted = []
@@ -365,25 +330,13 @@ def test_the_weight_of_a_linear_head_is_converted_once(trained, no_grad, cap):
     assert converted.count((97, HIDDEN)) == 1
 
 
-def test_a_gemma_without_a_cap_takes_the_path_of_a_frozen_head(monkeypatch):
+@pytest.mark.parametrize("cap", [None, 30.0])
+def test_a_gemma_takes_the_path_of_a_frozen_head(cap, monkeypatch):
     """`final_logit_softcapping` is null in Gemma 3."""
     monkeypatch.setattr(losses_magnet, "checkpoint", None)
-    for cap in (None, 30.0):
-        config = Gemma3TextConfig(
-            vocab_size=90,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=8,
-            final_logit_softcapping=cap,
-        )
-        model = MagnetGemma3ForCausalLM(config).requires_grad_(False)
-        model.model.layers[0].requires_grad_(True)
-        ids = torch.randint(5, 90, (2, 400))
-        losses = model(ids, mode="bidirectional", target_ids=ids).token_losses
-        assert any("FrozenHead" in name for name in nodes_of(losses.grad_fn))
+    ids = torch.randint(5, 90, (2, 400))
+    losses = make_gemma(cap)(ids, mode="bidirectional", target_ids=ids).token_losses
+    assert any("FrozenHead" in name for name in nodes_of(losses.grad_fn))
 
 
 def nodes_of(node: Any) -> set[str]:
@@ -419,9 +372,3 @@ def test_an_adapter_on_the_head_gets_its_gradient(tiny_model):
     found_gradients = gradients(found, *adapters)
     torch.testing.assert_close(found_gradients, gradients(expected, *adapters))
     assert all(gradient.any() for gradient in found_gradients)
-
-
-def test_rows_of_several_modes_take_no_targets(tiny_model):
-    ids = torch.ones(2, 4, dtype=torch.long)
-    with pytest.raises(ValueError, match="takes no target_ids"):
-        tiny_model(ids, mode=["causal", "bidirectional"], target_ids=ids)

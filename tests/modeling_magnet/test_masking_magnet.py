@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import BlockMask
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.masking_magnet import attention_pattern, check_segment_ids, positions_from_mask, render_pattern
+from modeling_magnet.masking_magnet import attention_pattern, check_segment_ids, render_pattern
 
 # Adjacent spans, a gap between ids, a span at either end, context alone, one span alone.
 SEGMENT_ROWS = [
@@ -40,21 +40,6 @@ def mask_by_loop(segments: list[list[int]], padding: list[list[int]] | None, que
                     allowed = ids[query] == ids[key] and key <= query
                 table[row, 0, cell, key] = allowed
     return table
-
-
-def test_the_five_kinds_of_cells_look_as_in_the_papers_figure():
-    pattern = attention_pattern(torch.tensor([[0, 1, 1, 0, 2, 2]]), query_length=6)
-    expected = ["x..x..", "xx.x..", "xxxx..", "x..x..", "x..xx.", "x..xxx"]
-    assert ["".join(".x"[int(cell)] for cell in row) for row in pattern[0, 0]] == expected
-
-
-@pytest.mark.parametrize("query_length", [10, 4, 1], ids=["uncached", "cached", "cached one token"])
-@pytest.mark.parametrize("padding", list(PADDING_ROWS))
-def test_pattern_equals_the_double_loop(padding, query_length):
-    rows = PADDING_ROWS[padding]
-    mask = None if rows is None else torch.tensor(rows)
-    pattern = attention_pattern(torch.tensor(SEGMENT_ROWS), query_length=query_length, attention_mask=mask)
-    assert torch.equal(pattern, mask_by_loop(SEGMENT_ROWS, rows, query_length))
 
 
 @settings(max_examples=60, deadline=None)
@@ -96,28 +81,19 @@ def test_every_backend_is_handed_the_same_table(padding, query_length, implement
 
 
 @pytest.mark.parametrize(
-    ("segment_ids", "mode", "message"),
+    ("segment_ids", "mode", "given"),
     [
-        (None, "infill", r'mode="infill" needs `segment_ids`'),
-        (torch.zeros(2, 5, dtype=torch.long), "causal", r"given with mode='causal'.*Pass mode=\"infill\""),
-        (torch.zeros(2, 5, dtype=torch.long), "bidirectional", r"given with mode='bidirectional'"),
-        (torch.zeros(2, 4, dtype=torch.long), "infill", r"shape \(2, 4\); expected \(2, 5\)"),
-        (torch.zeros(5, dtype=torch.long), "infill", r"shape \(5,\); expected \(2, 5\)"),
-        (torch.zeros(2, 5), "infill", r"dtype torch.float32; expected signed integers"),
-        (torch.zeros(2, 5, dtype=torch.bool), "infill", r"dtype torch.bool"),
-        (torch.tensor([[0, 1, -1, 0, 0]] * 2), "infill", r"negative value -1.*attention_mask"),
-        ([[0, 1, 1, 0, 0]] * 2, "infill", r"is list; expected a tensor"),
+        (None, "infill", "missing"),
+        (torch.zeros(2, 5, dtype=torch.long), "causal", "given with mode='causal'"),
+        (torch.zeros(2, 5, dtype=torch.long), "bidirectional", "given with mode='bidirectional'"),
+        (torch.zeros(2, 4, dtype=torch.long), "infill", r"\(2, 4\).*\(2, 5\)"),
+        (torch.tensor([[0, 1, -1, 0, 0]] * 2), "infill", "-1"),
+        ([[0, 1, 1, 0, 0]] * 2, "infill", "list"),
     ],
 )
-def test_segment_ids_that_do_not_fit_are_named(segment_ids, mode, message):
-    with pytest.raises(ValueError, match=message):
+def test_segment_ids_that_do_not_fit_are_named(segment_ids, mode, given):
+    with pytest.raises(ValueError, match=f"`segment_ids`.*{given}"):
         check_segment_ids(segment_ids, mode=mode, expected_shape=(2, 5))
-
-
-def test_positions_count_real_tokens_on_either_side():
-    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1]])
-    assert positions_from_mask(mask, query_length=4).tolist() == [[0, 0, 0, 1], [0, 1, 1, 1], [0, 1, 2, 3]]
-    assert positions_from_mask(mask, query_length=1).tolist() == [[1], [1], [3]]
 
 
 @pytest.mark.parametrize("mode", ["bidirectional", "infill"])
