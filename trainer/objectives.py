@@ -11,7 +11,7 @@ Shapes: B rows, S tokens in a row, K token objectives, H hidden size.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,6 @@ from .corruption import IGNORE_INDEX
 from .losses import sscl_loss, token_loss
 
 Batch = Mapping[str, Any]
-MntpNormalization = Literal["selected", "tokens"]
-MsgNormalization = Literal["token", "sequence"]
 
 
 def count_labels(labels: Tensor, batch: Batch, normalization: str | None) -> Tensor:
@@ -160,8 +158,6 @@ def forward_targets(model: nn.Module, batch: Batch) -> TargetLosses:
 __all__ = [
     "OBJECTIVES",
     "Batch",
-    "MntpNormalization",
-    "MsgNormalization",
     "Objective",
     "TargetLosses",
     "count_items",

@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             path = widened(args.model, vocab_size=vocab_size, folder=folder)
             model = open_magnet(path)
-            adapted = apply_lora(model, LoraArguments(use_lora=args.lora_r > 0, lora_r=max(1, args.lora_r)))
+            adapted = apply_lora(model, LoraArguments(lora_r=args.lora_r))
             blocks = texts_to_blocks(texts, model.tokenizer, max_length=args.max_length)
             trainer = make_trainer(adapted, args, blocks, pairs, folder)
         trainer.model.train()

@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         model = open_base(args, folder)
-    adapted = apply_lora(model, LoraArguments(use_lora=args.lora_r > 0, lora_r=max(1, args.lora_r)))
+    adapted = apply_lora(model, LoraArguments(lora_r=args.lora_r))
     texts, pairs = read_data(args)
     blocks = texts_to_blocks(texts, model.tokenizer, max_length=args.max_length, concatenate=True)
     documents = texts_to_blocks(texts, model.tokenizer, max_length=args.max_length)

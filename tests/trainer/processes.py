@@ -15,13 +15,13 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from transformers import TrainerCallback
 
-from modeling_magnet import token_losses_magnet
+from modeling_magnet import losses_magnet
 from trainer.distributed import whole
 from trainer.lora import LoraArguments, apply_lora
 
 from .tiny import tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_trainer
 
-FULL = LoraArguments(use_lora=False)
+FULL = LoraArguments(lora_r=0)
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])  # one import of torch and transformers for all processes
@@ -160,7 +160,7 @@ def _shard_on_cpus() -> None:
     With chunks of four labels, of which the processes then have different numbers; and small weights in parts, too.
     """
     DeepSpeedPlugin.__post_init__ = _with_small_parts(DeepSpeedPlugin.__post_init__)
-    token_losses_magnet._CPU_ROUND, token_losses_magnet._CPU_BYTES = 4, 1
+    losses_magnet._CPU_ROUND, losses_magnet._CPU_BYTES = 4, 1
     make = AcceleratorState.__init__
 
     def make_sharding(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
