@@ -46,7 +46,7 @@ def check_run(
     named: dict[str, Any] = dict(eval_dataset) if isinstance(eval_dataset, dict) else {"": eval_dataset}
     rows = {f"eval_dataset[{name!r}]" if name else "eval_dataset": given for name, given in named.items()}
     rows = {name: given for name, given in {"train_dataset": train_dataset, **rows}.items() if given is not None}
-    pairs = {"pair_dataset": pair_dataset, "eval_pair_dataset": eval_pair_dataset}
+    pairs: dict[str, Any] = {"pair_dataset": pair_dataset, "eval_pair_dataset": eval_pair_dataset}
     pairs = {name: given for name, given in pairs.items() if given is not None}
     unfit = [row_source_complaint(given, name=name) for name, given in (rows | pairs).items()]
     if any(unfit):
