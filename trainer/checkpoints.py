@@ -5,7 +5,7 @@ import shutil
 import zlib
 from pathlib import Path
 
-from accelerate import Accelerator
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
@@ -19,20 +19,13 @@ logger = logging.get_logger(__name__)
 
 
 def last_complete_checkpoint(output_dir: str | Path, *, num_processes: int = 1) -> Path | None:
-    """Find the newest checkpoint that is complete and undamaged.
+    """Find the newest checkpoint that is complete and undamaged, and warn of each that is passed over.
 
-    A process that is killed while it saves leaves a folder with half of its files, and disks lose data. A warning
-    names each checkpoint that is passed over and the reason.
-
-    Args:
-        output_dir (`str` or `Path`): Folder of the run.
-        num_processes (`int`): Processes of the run; the random state of each has to be there.
-
-    Returns:
-        `Path`, or `None` if there is no such checkpoint.
+    A process that is killed while it saves leaves a folder with half of its files, and disks lose data. A complete
+    checkpoint has the random state of each of `num_processes` processes.
     """
     for _, folder in sorted(_checkpoints(output_dir).items(), reverse=True):
-        reason = _why_not(folder, num_processes=num_processes)
+        reason = _incompleteness(folder, num_processes=num_processes) or _damage(folder)
         if reason is None:
             return folder
         logger.warning(f"{folder} is passed over: {reason}.")
@@ -48,14 +41,7 @@ def seal_checkpoint(checkpoint: str | Path) -> None:
 
 
 def check_checkpoint(checkpoint: str | Path) -> None:
-    """Raise if a checkpoint's files are not those that were sealed.
-
-    Args:
-        checkpoint (`str` or `Path`): Folder; one without a seal, as other trainers write it, is trusted.
-
-    Raises:
-        ValueError: naming the first file that differs.
-    """
+    """Raise if a file differs from what was sealed; a checkpoint without a seal, as others write it, is trusted."""
     reason = _damage(Path(checkpoint))
     if reason is not None:
         raise ValueError(
@@ -65,15 +51,7 @@ def check_checkpoint(checkpoint: str | Path) -> None:
 
 
 def check_processes(checkpoint: str | Path, *, num_processes: int) -> None:
-    """Raise if a run with another number of processes wrote a checkpoint, since its steps see other batches.
-
-    Args:
-        checkpoint (`str` or `Path`): Folder, with the random state of each process.
-        num_processes (`int`): Processes of this run.
-
-    Raises:
-        ValueError: naming both numbers.
-    """
+    """Raise if a run with another number of processes wrote a checkpoint, since its steps would see other batches."""
     written_by = len(list(Path(checkpoint).glob("rng_state_*.pth"))) or 1
     if written_by != num_processes:
         raise ValueError(
@@ -82,30 +60,35 @@ def check_processes(checkpoint: str | Path, *, num_processes: int) -> None:
         )
 
 
-def checkpoint_to_resume(choice: str | bool | None, *, output_dir: str | Path, accelerator: Accelerator) -> str | None:
+def checkpoint_to_resume(choice: str | bool | None, *, output_dir: str | Path) -> str | None:
     """Resolve and check `resume_from_checkpoint`; every process has to call this.
 
     Args:
         choice (`str` or `bool`, *optional*): A folder, `True` for the newest complete checkpoint, or nothing.
         output_dir (`str` or `Path`): Folder of the run.
-        accelerator (`Accelerator`): Of the run.
 
     Raises:
         ValueError: if there is no such checkpoint, it is damaged, or another number of processes wrote it.
     """
     if not choice:
         return None
+    state = PartialState()
     if choice is True:
         found: list[Path | None] = [None]
-        if accelerator.is_main_process:  # verifying reads every byte
-            found = [last_complete_checkpoint(output_dir, num_processes=accelerator.num_processes)]
+        if state.is_main_process:  # verifying reads every byte
+            found = [last_complete_checkpoint(output_dir, num_processes=state.num_processes)]
         (last,) = broadcast_object_list(found)
         if last is None:
-            raise ValueError(f"{output_dir} has no complete checkpoint to resume from. Name one, or start afresh.")
+            raise ValueError(
+                f"{output_dir} has no complete checkpoint of {state.num_processes} process(es) to resume from. Name "
+                "one, or delete what is there and leave `resume_from_checkpoint` out, to start afresh."
+            )
         choice = str(last)
+    elif not Path(choice).is_dir():
+        raise ValueError(f"`resume_from_checkpoint` is {choice!r}, which is not a folder. Name a checkpoint.")
     else:
         check_checkpoint(choice)
-    check_processes(choice, num_processes=accelerator.num_processes)
+    check_processes(choice, num_processes=state.num_processes)
     return choice
 
 
@@ -118,15 +101,10 @@ def forget_completeness(checkpoint: str | Path) -> None:
 def remove_old_checkpoints(
     output_dir: str | Path, *, step: int, limit: int | None, best: str | Path | None = None
 ) -> None:
-    """Delete the oldest checkpoints by their steps, not by file times, since clocks may be wrong.
+    """Delete the oldest checkpoints until `limit` are left, of which the ones of `step` and `best` always stay.
 
-    Checkpoints beyond the present step are left over from before the run was resumed; they are deleted first.
-
-    Args:
-        output_dir (`str` or `Path`): Folder of the run.
-        step (`int`): Step of the newest checkpoint, which always stays.
-        limit (`int`, *optional*): How many may stay; `None` or a number below 1 means all.
-        best (`str` or `Path`, *optional*): A further checkpoint that always stays.
+    Steps count, not file times, since clocks may be wrong. Checkpoints beyond the present step are left over from
+    before the run was resumed; they are deleted first. No limit, or one below 1, keeps all.
     """
     if limit is None or limit <= 0:
         return
@@ -149,17 +127,15 @@ def _checkpoints(output_dir: str | Path) -> dict[int, Path]:
     return {int(match[1]): path for match, path in found if match}
 
 
-def _why_not(folder: Path, *, num_processes: int) -> str | None:
-    """Say why a checkpoint cannot be resumed from; return `None` if it can."""
+def _incompleteness(folder: Path, *, num_processes: int) -> str | None:
+    """Say what a checkpoint lacks; return `None` if it is complete."""
     try:
         parse_json((folder / _STATE_FILE).read_bytes())
     except (OSError, ValueError):
         return f"it is incomplete, {_STATE_FILE} cannot be read"
     names = ["rng_state.pth"] if num_processes == 1 else [f"rng_state_{rank}.pth" for rank in range(num_processes)]
     missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        return f"it has no {missing[0]}"
-    return _damage(folder)
+    return f"it has no {missing[0]}" if missing else None
 
 
 def _damage(folder: Path) -> str | None:
@@ -178,10 +154,8 @@ def _damage(folder: Path) -> str | None:
                 return f"{name} has {found:,} bytes of {size:,}"
             if _checksum(folder / name) != checksum:
                 return f"{name} has other bytes than were written"
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
-        except ValueError:  # the seal names something that cannot be a file name
-            return f"{SEAL_FILE} names {name!r:.60}"
+        except (OSError, ValueError) as error:  # a ValueError for what cannot be the name of a file
+            return f"{name!r:.60} cannot be read ({error})"
     return None
 
 

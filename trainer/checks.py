@@ -22,64 +22,53 @@ from .training_args import MagnetTrainingArguments
 logger = logging.get_logger(__name__)
 
 _FORWARD_ARGUMENTS = ("mode", "segment_ids", "target_ids", "logits_to_keep")
+_HEADING = "This run cannot work:"
 
 
 def check_run(
     model: nn.Module,
     *,
     args: MagnetTrainingArguments,
-    data_collator: DataCollatorForMagnet | None,
     train_dataset: RowSource | None,
     pair_dataset: RowSource | None,
-    eval_pair_dataset: RowSource | None,
     tokenizer: PreTrainedTokenizerBase | None,
+    data_collator: DataCollatorForMagnet | None = None,
     eval_dataset: RowSource | dict[str, RowSource] | None = None,
+    eval_pair_dataset: RowSource | None = None,
 ) -> None:
     """Raise for a run that cannot work, before anything is written or trained.
 
-    Args:
-        model (`nn.Module`): The model itself, without its peft wrapper.
-        args (`MagnetTrainingArguments`): Valid arguments.
-        data_collator (`DataCollatorForMagnet`, *optional*): The caller's own collator.
-        train_dataset, pair_dataset (`RowSource`, *optional*): Rows and pairs to train on.
-        eval_pair_dataset (`RowSource`, *optional*): Held-out pairs.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): The tokenizer.
-        eval_dataset (`RowSource` or a `dict` of them, *optional*): Rows to evaluate on.
+    Takes what `MagnetTrainer` takes, but the model without its peft wrapper.
 
     Raises:
         ValueError: listing everything that does not fit.
     """
     named: dict[str, Any] = dict(eval_dataset) if isinstance(eval_dataset, dict) else {"": eval_dataset}
-    evaluated = {f"eval_dataset[{name!r}]" if name else "eval_dataset": rows for name, rows in named.items()}
-    given = {"train_dataset": train_dataset, "pair_dataset": pair_dataset, "eval_pair_dataset": eval_pair_dataset}
-    unfit = [row_source_complaint(rows, name=name) for name, rows in (given | evaluated).items() if rows is not None]
+    rows = {f"eval_dataset[{name!r}]" if name else "eval_dataset": given for name, given in named.items()}
+    rows = {name: given for name, given in {"train_dataset": train_dataset, **rows}.items() if given is not None}
+    pairs: dict[str, Any] = {"pair_dataset": pair_dataset, "eval_pair_dataset": eval_pair_dataset}
+    pairs = {name: given for name, given in pairs.items() if given is not None}
+    unfit = [row_source_complaint(given, name=name) for name, given in (rows | pairs).items()]
     if any(unfit):
-        raise ValueError("\n- ".join(["This run cannot work:", *filter(None, unfit)]))
+        raise ValueError("\n- ".join([_HEADING, *filter(None, unfit)]))
     settings = args.corruption_settings if data_collator is None else data_collator.settings
     complaints = [
         *_about_model(model, args=args, tokenizer=tokenizer, needs_mask_token=data_collator is None),
-        *_about_quantized_base(model),
-        *([] if train_dataset is None else _about_adapter(model)),
+        *_about_weights(model, trains=train_dataset is not None),
         *([] if train_dataset is None else _about_rows(train_dataset, args=args, settings=settings)),
     ]
-    for name, rows in (("train_dataset", train_dataset), *evaluated.items()):
-        complaints += [] if rows is None else _about_positions(rows, name=name, model=model, settings=settings)
+    for name, given in rows.items():
+        complaints += _about_positions(given, name=name, model=model, settings=settings)
     if args.uses_contrastive_loss or eval_pair_dataset is not None:
-        complaints += _about_prompt(args, tokenizer=tokenizer)
-        most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-        if most is not None and args.contrastive_max_length > most:
-            complaints.append(
-                f"`contrastive_max_length` is {args.contrastive_max_length}, and the model has positions for {most}. "
-                "Lower it."
-            )
-    for name, pairs in (("pair_dataset", pair_dataset), ("eval_pair_dataset", eval_pair_dataset)):
-        complaints += [] if pairs is None else _about_columns(pairs, name=name)
+        complaints += _about_pair_length(model, args=args, tokenizer=tokenizer)
+    for name, given in pairs.items():
+        complaints += _about_columns(given, name=name)
     if args.uses_contrastive_loss:
         complaints += _about_pairs(pair_dataset, args=args)
     elif pair_dataset is not None:
         logger.warning(f"Pairs were given, but no phase of {args.loss_phases} weighs sscl: they are not used.")
     if complaints:
-        raise ValueError("\n- ".join(["This run cannot work:", *complaints]))
+        raise ValueError("\n- ".join([_HEADING, *complaints]))
 
 
 def _about_model(
@@ -93,8 +82,8 @@ def _about_model(
     missing = [name for name in _FORWARD_ARGUMENTS if name not in inspect.signature(model.forward).parameters]
     if missing:
         yield (
-            f"The forward of {type(model).__name__} takes no {', '.join(missing)}; the objectives need "
-            f"{', '.join(_FORWARD_ARGUMENTS)}. Load the model with `MagnetLlamaForCausalLM.from_pretrained`."
+            f"The forward of {type(model).__name__} takes no {', '.join(missing)}, which the objectives need. Load "
+            "the model with `MagnetLlamaForCausalLM.from_pretrained`."
         )
         return
     config: Any = model.config
@@ -105,12 +94,8 @@ def _about_model(
             "The model's config names no mask token. Load the model with `MagnetLlamaForCausalLM.from_pretrained` "
             "from a folder with its tokenizer, or set `model.tokenizer`."
         )
-    if (
-        MagnetSettings.of(config).contrastive_head is not None
-        and args.uses_contrastive_loss
-        and args.contrastive_head == "none"
-    ):
-        head = MagnetSettings.of(config).contrastive_head
+    head = MagnetSettings.of(config).contrastive_head
+    if head is not None and args.uses_contrastive_loss and args.contrastive_head == "none":
         yield (
             f"The model was saved with a head, {head!r}, but `contrastive_head` is 'none'. Train with the head it "
             "has, or remove it first: `MagnetSettings.update(model.config, contrastive_head=None)`."
@@ -122,8 +107,8 @@ def _about_model(
             yield str(error)
     if args.n_gpu > 1:
         yield (
-            f"One process sees {args.n_gpu} GPUs; threads over them are not supported. Launch with `accelerate "
-            "launch` or `torchrun`, or show the process one GPU with CUDA_VISIBLE_DEVICES."
+            f"One process sees {args.n_gpu} GPUs; threads over them are not supported. Launch with `torchrun`, or "
+            "show it one GPU with CUDA_VISIBLE_DEVICES."
         )
     if args.view_dropout and config._attn_implementation == "flex_attention":
         yield (
@@ -132,21 +117,14 @@ def _about_model(
         )
 
 
-def _about_adapter(model: nn.Module) -> Iterator[str]:
-    """Yield a complaint about an adapter that could not be resumed: transformers resumes only a `PeftModel`."""
-    if getattr(model, "_hf_peft_config_loaded", False):  # set by transformers, not by a `PeftModel` around the model
+def _about_weights(model: Any, *, trains: bool) -> Iterator[str]:
+    """Yield complaints about an adapter or quantised base weights that cannot be trained."""
+    # transformers sets this for its own adapters, and resumes only a `PeftModel` around the model.
+    if trains and getattr(model, "_hf_peft_config_loaded", False):
         yield (
             "The model's adapter was added by `model.add_adapter` or loaded with the model; such a run could not be "
             "resumed. Wrap the model without one by `get_peft_model` of peft or `trainer.lora.apply_lora` instead."
         )
-
-
-def _about_quantized_base(model: Any) -> Iterator[str]:
-    """Yield a complaint about a quantised base whose layers pass no gradient on.
-
-    A layer is asked for a gradient, since quantisers' own statements are not reliable (torchao 0.18, 8-bit dynamic
-    activations).
-    """
     if not getattr(model, "is_quantized", False):
         return
     method = getattr(model.config.quantization_config, "quant_method", "unknown")
@@ -165,19 +143,20 @@ def _about_quantized_base(model: Any) -> Iterator[str]:
 
 
 def _passes_gradient(model: Any) -> bool:
-    """Whether the first quantised linear layer passes a gradient on to its input."""
+    """Whether the first quantised linear layer passes a gradient on to its input.
+
+    The layer is tried, since what quantisers say of themselves is not reliable (torchao 0.18, 8-bit dynamic
+    activations).
+    """
     layers = [getattr(module, "base_layer", module) for module in model.base_model.modules()]
     linear = next((layer for layer in layers if isinstance(layer, nn.Linear)), None)
     if linear is None:
         return True
     dtype = model.dtype if model.dtype.is_floating_point else torch.float32
     inputs = torch.ones(1, linear.in_features, device=model.device, dtype=dtype, requires_grad=True)
-    output = linear(inputs)
-    if not output.requires_grad:
-        return False
     try:
-        (gradient,) = torch.autograd.grad(output.sum(), inputs, allow_unused=True)
-    except RuntimeError:
+        (gradient,) = torch.autograd.grad(linear(inputs).sum(), inputs, allow_unused=True)
+    except RuntimeError:  # also raised if the output requires no gradient
         return False
     return gradient is not None and bool(gradient.any())
 
@@ -197,10 +176,9 @@ def _about_rows(rows: RowSource, *, args: MagnetTrainingArguments, settings: Cor
         yield f"`train_dataset` has the columns {sorted(rows[0])} but no `input_ids`; tokenise it first."
         return
     needed = settings.min_span_tokens + 2  # a context token on each side
-    weighs_msg = any(phase.msg > 0 for phase in args.phases)
     only_spans = settings.max_spans > 0 and settings.causal_ratio == 0
-    longest = max(row_lengths(rows)) if weighs_msg and only_spans else needed
-    if longest < needed:
+    trains_spans = only_spans and any(phase.msg > 0 for phase in args.phases)
+    if trains_spans and (longest := max(row_lengths(rows))) < needed:
         yield (
             f"`min_span_tokens` is {settings.min_span_tokens}, which takes a row of {needed} tokens with context on "
             f"both sides; the longest row of `train_dataset` has {longest}. Lower it, or make longer rows."
@@ -209,8 +187,7 @@ def _about_rows(rows: RowSource, *, args: MagnetTrainingArguments, settings: Cor
 
 def _about_positions(rows: RowSource, *, name: str, model: nn.Module, settings: CorruptionSettings) -> Iterator[str]:
     """Yield a complaint if rows, or the positions reserved for spans, exceed the model's positions."""
-    config: Any = model.config
-    most = getattr(config, "max_position_embeddings", None)
+    most = getattr(model.config, "max_position_embeddings", None)
     if most is None or not len(rows) or "input_ids" not in rows[0]:
         return
     longest, row = max((length, -index) for index, length in enumerate(row_lengths(rows)))
@@ -228,8 +205,16 @@ def _about_positions(rows: RowSource, *, name: str, model: nn.Module, settings: 
         )
 
 
-def _about_prompt(args: MagnetTrainingArguments, *, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[str]:
+def _about_pair_length(
+    model: nn.Module, *, args: MagnetTrainingArguments, tokenizer: PreTrainedTokenizerBase | None
+) -> Iterator[str]:
     """Yield complaints about what tokenising pairs needs."""
+    most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if most is not None and args.contrastive_max_length > most:
+        yield (
+            f"`contrastive_max_length` is {args.contrastive_max_length}, and the model has positions for {most}. "
+            "Lower it."
+        )
     if tokenizer is None:
         yield "`processing_class` is missing; pass the tokenizer, pairs are tokenised batch by batch."
     elif tokenizer.eos_token_id is None:
@@ -253,22 +238,18 @@ def _about_columns(pairs: RowSource, *, name: str) -> Iterator[str]:
 
 
 def _about_pairs(pairs: RowSource | None, *, args: MagnetTrainingArguments) -> Iterator[str]:
-    """Yield complaints about the pairs to train on."""
-    if pairs is None:
-        yield (
-            f"`loss_phases` {args.loss_phases} weigh sscl, but there is no `pair_dataset`. Pass pairs, or set the "
-            "weight to 0."
-        )
-        return
+    """Yield complaints about the number of pairs to train on."""
     batch_size = args.contrastive_batch_size * args.world_size
-    if batch_size < 2:
-        yield "`contrastive_batch_size` is 1 on one process: a pair alone has no negatives. Raise it."
-    if len(pairs) < batch_size:
+    if pairs is None:
+        yield f"`loss_phases` {args.loss_phases} weigh sscl, but there is no `pair_dataset`. Pass pairs, or drop sscl."
+    elif len(pairs) < batch_size:
         yield (
             f"`pair_dataset` has {len(pairs)} pairs, but one contrastive batch takes {batch_size} "
             f"({args.contrastive_batch_size} on each of {args.world_size} processes). Pass more pairs or lower "
             "`contrastive_batch_size`."
         )
+    if batch_size < 2:
+        yield "`contrastive_batch_size` is 1 on one process: a pair alone has no negatives. Raise it."
 
 
 __all__ = ["check_run"]

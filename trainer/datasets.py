@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_magnet.tokenization_magnet import read_texts
 
-from .sources import Source, as_texts, check_limit, naming_bytes, read_source
+from .sources import Source, as_texts, check_limit, map_texts, read_source
 
 # Enough work for the tokenizer's threads, and encodings of less than about 100 MB.
 _CHARACTERS_PER_CALL = 1_000_000
@@ -49,21 +49,17 @@ def load_texts(
     """
     check_limit(limit)
     rows = read_source(source, columns=[text_column], split=split, config_name=config_name)
-    with naming_bytes(source):
-        texts = rows.map(
-            _strip_texts,
-            batched=True,
-            fn_kwargs={"column": text_column},
-            remove_columns=rows.column_names,
-            features=Features({"text": Value("string")}),
-            desc="Reading texts",
-        )
-    if not len(texts):
-        raise ValueError(
-            f"`source` is {source!r}: its {len(rows)} rows hold nothing but whitespace in column {text_column!r}. "
-            "Give a source with at least one non-empty text, or another `text_column`."
-        )
-    return texts if limit is None else texts.select(range(min(limit, len(texts))))
+    return map_texts(
+        rows,
+        _strip_texts,
+        columns=["text"],
+        source=source,
+        empty=f"`source` is {source!r}: its {len(rows)} rows hold nothing but whitespace in column {text_column!r}. "
+        "Give a source with at least one non-empty text, or another `text_column`.",
+        limit=limit,
+        desc="Reading texts",
+        column=text_column,
+    )
 
 
 def texts_to_blocks(
@@ -99,7 +95,13 @@ def texts_to_blocks(
     Source: the training blocks of Khosla et al. 2025 (arXiv 2501.08648); grouping of lines as in LLM2Vec.
     """
     texts = as_texts(texts)
-    _check_block_arguments(texts, tokenizer, max_length=max_length, min_length=min_length)
+    if tokenizer.bos_token_id is None:
+        raise ValueError("`tokenizer` has no BOS, which begins every block. Set `tokenizer.bos_token`.")
+    if not 0 < min_length < max_length <= tokenizer.model_max_length:
+        raise ValueError(
+            f"`min_length` is {min_length} and `max_length` {max_length}; expected 1 <= `min_length` < `max_length`, "
+            f"and at most {tokenizer.model_max_length} tokens, the `model_max_length` of the tokenizer."
+        )
     blocks = texts.map(
         _cut_blocks,
         batched=True,
@@ -123,31 +125,6 @@ def texts_to_blocks(
     return blocks
 
 
-def _check_block_arguments(
-    texts: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int, min_length: int
-) -> None:
-    """Raise one error with all complaints about the arguments of `texts_to_blocks`."""
-    complaints = []
-    if "text" not in texts.column_names:
-        complaints.append(f"`texts` has the columns {texts.column_names}; expected 'text'. Rename the one to use.")
-    if tokenizer.bos_token_id is None:
-        complaints.append("`tokenizer` has no BOS, which begins every block. Set `tokenizer.bos_token`.")
-    if min_length < 1:
-        complaints.append(f"`min_length` is {min_length}; expected at least 1. Raise it.")
-    if max_length <= min_length:
-        complaints.append(
-            f"`max_length` is {max_length}; expected more than `min_length`={min_length}, since BOS takes one place. "
-            "Raise it or lower `min_length`."
-        )
-    if max_length > tokenizer.model_max_length:
-        complaints.append(
-            f"`max_length` is {max_length}; the model of this tokenizer reads at most {tokenizer.model_max_length} "
-            "tokens (`tokenizer.model_max_length`). Lower it."
-        )
-    if complaints:
-        raise ValueError("\n".join(complaints))
-
-
 def _strip_texts(batch: dict[str, list], *, column: str) -> dict[str, list[str]]:
     """Return the non-empty texts of a batch."""
     stripped = (text.strip() for text in batch[column] if text is not None)
@@ -164,40 +141,25 @@ def _cut_blocks(
     split_special_tokens: bool,
 ) -> dict[str, list[list[int]]]:
     """Cut a batch of texts into blocks; with `concatenate` the whole batch is one document."""
-    texts = _joined(batch["text"]) if concatenate else batch["text"]
-    documents = _tokenize(texts, tokenizer, split_special_tokens=split_special_tokens)
+    texts = batch["text"]
     if concatenate:
-        documents = iter([[token for document in documents for token in document]])
-    bos = [tokenizer.bos_token_id]
-    return {
-        "input_ids": [
-            bos + document[start : start + window]
-            for document in documents
-            if len(document) >= min_length
-            for start in _window_starts(len(document), window)
-        ]
-    }
-
-
-def _window_starts(length: int, window: int) -> list[int]:
-    """Return where the windows over `length` tokens begin; the last one ends with the last token."""
-    return [*range(0, length - window, window), max(0, length - window)]
-
-
-def _tokenize(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, split_special_tokens: bool
-) -> Iterator[list[int]]:
-    """Yield the token ids of each text without special tokens."""
-    for chunk in _chunks(texts, _CHARACTERS_PER_CALL):
-        yield from read_texts(tokenizer, chunk, split_special_tokens=split_special_tokens).input_ids
-
-
-def _joined(texts: Sequence[str]) -> list[str]:
-    """Join texts by newlines, in parts that the tokenizer can work on in parallel.
-
-    Parts begin with a word, so a pre-tokenizer that splits at whitespace gives the tokens of the whole.
-    """
-    return ["\n".join(chunk) + "\n" for chunk in _chunks(texts, _CHARACTERS_PER_PART)]
+        # Parts let the tokenizer work in parallel. Each begins with a word, so a pre-tokenizer that splits at
+        # whitespace gives the tokens of the whole.
+        texts = ["\n".join(chunk) + "\n" for chunk in _chunks(texts, _CHARACTERS_PER_PART)]
+    documents = [
+        document
+        for chunk in _chunks(texts, _CHARACTERS_PER_CALL)
+        for document in read_texts(tokenizer, chunk, split_special_tokens=split_special_tokens).input_ids
+    ]
+    if concatenate:
+        documents = [[token for document in documents for token in document]]
+    blocks = []
+    for document in documents:
+        if len(document) >= min_length:
+            last = max(0, len(document) - window)  # the last window ends with the last token
+            starts = [*range(0, last, window), last]
+            blocks += [[tokenizer.bos_token_id, *document[start : start + window]] for start in starts]
+    return {"input_ids": blocks}
 
 
 def _chunks(texts: Sequence[str], num_characters: int) -> Iterator[list[str]]:

@@ -34,6 +34,8 @@ from .training_args import MagnetTrainingArguments
 
 Sums = dict[str, float]
 
+# Seed of masks and spans, so that curves of different runs and steps can be compared.
+EVALUATION_SEED = 0
 # Logits that exist at one time while tokens are predicted.
 _MOST_LOGITS = 2**22
 
@@ -51,7 +53,7 @@ class EvaluationCollator:
     @classmethod
     def from_training(cls, collator: DataCollatorForMagnet, args: MagnetTrainingArguments) -> "EvaluationCollator":
         """Make the evaluation's collator from that of training."""
-        corruption = dataclasses.replace(collator, seed=args.eval_corruption_seed)
+        corruption = dataclasses.replace(collator, seed=EVALUATION_SEED)
         return cls(corruption, dataclasses.replace(corruption, settings=args.infilling_settings))
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -212,6 +214,7 @@ def predict_tokens(joint: TargetLosses, batch: dict[str, Tensor], *, head: nn.Mo
 
 
 __all__ = [
+    "EVALUATION_SEED",
     "EvaluationCollator",
     "PairEvaluationCollator",
     "Sums",

@@ -1,12 +1,9 @@
-"""Add low-rank adapters through peft, train them fast on a CPU, and measure what an adapter costs in use."""
+"""Add low-rank adapters through peft, and train them fast on a CPU."""
 
-import copy
-import statistics
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,14 +13,10 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from modeling_magnet.configuration_magnet import MagnetSettings
 from modeling_magnet.publishing.adapters import sets_in_order
-from modeling_magnet.publishing.merging import merged_weights
 
 from .contrastive import HEAD_NAME
-
-# Parameters up to which a merged twin is assumed to fit into memory beside the model.
-LARGEST_MODEL = 1_000_000_000
+from .training_args import option
 
 
 @dataclass
@@ -37,44 +30,43 @@ class LoraArguments:
     rank and alpha.
 
     Example:
-        >>> LoraArguments(lora_r=0)
+        >>> LoraArguments(lora_r=-1)
         Traceback (most recent call last):
         ...
         ValueError: The LoRA arguments cannot be used:
-        - `lora_r` is 0; the rank is at least 1. Pass a positive number, or `use_lora=False` to train all weights.
+        - `lora_r` is -1; pass 1 or more, or 0 to train all weights.
     """
 
-    use_lora: bool = field(default=True, metadata={"help": "Train low-rank adapters; false trains all weights."})
-    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters, >= 1."})
-    lora_alpha: int = field(default=32, metadata={"help": "The adapters' output is scaled by alpha / r, > 0."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters, in [0, 1)."})
+    lora_r: int = option(16, "Rank of the adapters; 0 trains all weights instead.")
+    lora_alpha: int = option(32, "The adapters' output is scaled by alpha / r, > 0.")
+    lora_dropout: float = option(0.0, "Dropout before the adapters, in [0, 1).")
 
     def __post_init__(self) -> None:
-        complaints = []
-        if self.lora_r < 1:
-            complaints.append(
-                f"`lora_r` is {self.lora_r}; the rank is at least 1. Pass a positive number, or `use_lora=False` to "
-                "train all weights."
+        complaints = [
+            f"`{name}` is {getattr(self, name)}; pass {expected}."
+            for name, expected, is_right in (
+                ("lora_r", "1 or more, or 0 to train all weights", self.lora_r >= 0),
+                ("lora_alpha", "a number above 0", self.lora_alpha > 0),
+                ("lora_dropout", "a number from 0 to below 1", 0 <= self.lora_dropout < 1),
             )
-        if self.lora_alpha <= 0:
-            complaints.append(f"`lora_alpha` is {self.lora_alpha}; pass 1 or more.")
-        if not 0 <= self.lora_dropout < 1:
-            complaints.append(f"`lora_dropout` is {self.lora_dropout}; pass a number from 0 to below 1.")
+            if not is_right
+        ]
         if complaints:
             raise ValueError("\n- ".join(["The LoRA arguments cannot be used:", *complaints]))
+
+    @property
+    def use_lora(self) -> bool:
+        """Whether adapters are trained, not all weights."""
+        return self.lora_r > 0
 
 
 def apply_lora(model: PreTrainedModel, args: LoraArguments) -> PreTrainedModel | PeftModel:
     """Freeze a model and put trainable adapters on all its linear layers but the LM head.
 
-    The initial adapters are drawn from torch's global generator.
-
-    Args:
-        model (`PreTrainedModel`): The model; its linear layers are replaced in place.
-        args (`LoraArguments`): Rank, scale and dropout.
+    The initial adapters are drawn from torch's global generator, and the linear layers replaced in place.
 
     Returns:
-        `PeftModel`: the wrapped model, or `model` itself if `args.use_lora` is false.
+        `PeftModel`: the wrapped model, or `model` itself if the rank is 0.
 
     Raises:
         ValueError: if the model has an adapter already.
@@ -232,74 +224,12 @@ def can_be_fused(layer: nn.Module) -> bool:
     return is_plain and is_whole and is_frozen and is_lora
 
 
-# ---- The cost of an unmerged adapter ----
-
-
-def merged_twin(model: Any) -> Any:
-    """Return a copy of one of our models with its adapters merged, in memory."""
-    config = copy.deepcopy(model.config)
-    MagnetSettings.update(config, adapter_modes=None)
-    with torch.device("meta"):
-        twin = type(model)(config)
-    # A contrastive head that was trained and is not kept is not part of the twin.
-    own = twin.state_dict().keys()
-    weights = {name: tensor.to(model.dtype) for name, tensor in merged_weights(model).items() if name in own}
-    twin = twin.to_empty(device=model.device).to(model.dtype)
-    # Buffers, such as the frequencies of positions, are not in the weights.
-    buffers = dict(model.named_buffers())
-    for name, buffer in twin.named_buffers():
-        buffer.copy_(buffers[name])
-    twin.load_state_dict(weights, strict=True, assign=True)
-    twin.tie_weights()
-    twin.generation_config = model.generation_config
-    twin.tokenizer = model.tokenizer
-    return twin.eval()
-
-
-def adapter_cost(model: Any, *, texts: list[str], new_tokens: int = 32, rounds: int = 5) -> dict[str, float]:
-    """Measure times with the adapter over times merged, as medians of alternating rounds.
-
-    Args:
-        model: One of our models, with an adapter.
-        texts (`list[str]`): What is encoded and continued.
-        new_tokens (`int`): Length of a continuation and of a fill.
-        rounds (`int`): How often everything is timed.
-
-    Returns:
-        `dict[str, float]`: ratios for `encode`, `infill` and `generate`.
-    """
-    twin = merged_twin(model)
-    inputs = model.tokenizer(texts[0], return_tensors="pt", return_token_type_ids=False).to(model.device)
-    calls: dict[str, Callable[[Any], Any]] = {
-        "encode": lambda one: one.encode(texts),
-        "infill": lambda one: one.infill(texts[0], texts[-1], max_new_tokens=new_tokens),
-        "generate": lambda one: one.generate(
-            **inputs, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False
-        ),
-    }
-    seconds: dict[tuple[str, bool], list[float]] = {}
-    with model._evaluating():
-        for number in range(rounds + 1):
-            for name, call in calls.items():
-                for one in (model, twin):
-                    started = time.perf_counter()
-                    call(one)
-                    if one.device.type == "cuda":
-                        torch.cuda.synchronize()
-                    if number:  # the first round warms up
-                        seconds.setdefault((name, one is twin), []).append(time.perf_counter() - started)
-    return {name: statistics.median(seconds[name, False]) / statistics.median(seconds[name, True]) for name in calls}
-
-
 __all__ = [
-    "LARGEST_MODEL",
     "AdaptedLinear",
     "LoraArguments",
-    "adapter_cost",
     "adapter_layers",
     "adapters_under_autocast",
     "apply_lora",
     "can_be_fused",
-    "merged_twin",
     "targets_in_order",
 ]

@@ -104,7 +104,7 @@ class MagnetTrainer(Trainer):
             MagnetSettings.update(base_model.config, end_of_span=data_collator.settings.end_of_span)
         self.head = contrastive.attach_contrastive_head(
             base_model,
-            kind=args.contrastive_head if args.uses_contrastive_loss else "none",
+            kind="none" if args.contrastive_head == "none" or not args.uses_contrastive_loss else "tanh",
             hidden_size=base_model.config.hidden_size,
             seed=args.seed,
         )
@@ -420,13 +420,11 @@ class MagnetTrainer(Trainer):
             ValueError: if there is none, it is damaged, or a run with another number of processes wrote it.
             FloatingPointError: as `training_step`.
         """
-        resume = checkpoints.checkpoint_to_resume(
-            resume_from_checkpoint, output_dir=str(self.args.output_dir), accelerator=self.accelerator
-        )
+        resume = checkpoints.checkpoint_to_resume(resume_from_checkpoint, output_dir=str(self.args.output_dir))
         output = super().train(resume, *args, **kwargs)
         self._guard.check()
         if self.args.uses_contrastive_loss:
-            kept = self.args.contrastive_head if self.args.keep_contrastive_head else None
+            kept = "tanh" if self.args.contrastive_head == "keep" else None
             MagnetSettings.update(self._inner_model.config, contrastive_head=kept)
         return output
 

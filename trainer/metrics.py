@@ -3,9 +3,6 @@
 import math
 import re
 from collections.abc import Hashable, Sequence
-from typing import TypeVar
-
-T = TypeVar("T")
 
 # A sentence ends at a line break, or at white space after a full stop, question or exclamation mark and its closing
 # quote or bracket.
@@ -60,7 +57,8 @@ def repetition_n(texts: str | Sequence[str] | Sequence[Sequence[Hashable]], *, n
     """
     if n < 1:
         raise ValueError(f"`n` is {n}; an n-gram has at least one token, pass 1 or more.")
-    token_lists = [text.split() if isinstance(text, str) else text for text in _as_list(texts)]
+    texts = [texts] if isinstance(texts, str) else texts
+    token_lists = [text.split() if isinstance(text, str) else text for text in texts]
     return _mean_share_repeated(
         [[tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)] for tokens in token_lists]
     )
@@ -84,9 +82,8 @@ def repetition_sentences(texts: str | Sequence[str]) -> float:
         >>> repetition_sentences("It rained. It rained. Then, at 3.5 degrees, it snowed. It rained.")
         0.5
     """
-    return _mean_share_repeated(
-        [[" ".join(sentence.split()) for sentence in split_sentences(text)] for text in _as_list(texts)]
-    )
+    texts = [texts] if isinstance(texts, str) else texts
+    return _mean_share_repeated([[" ".join(each.split()) for each in split_sentences(text)] for text in texts])
 
 
 def split_sentences(text: str) -> list[str]:
@@ -97,11 +94,6 @@ def split_sentences(text: str) -> list[str]:
         ['At 3.5 degrees it snowed.', '“Why?”', 'she asked.']
     """
     return [sentence.strip() for sentence in _SENTENCE_END.split(text) if sentence.strip()]
-
-
-def _as_list(texts: str | Sequence[T]) -> Sequence[str | T]:
-    """Wrap a single string in a list."""
-    return [texts] if isinstance(texts, str) else texts
 
 
 def _mean_share_repeated(units_per_text: Sequence[Sequence[Hashable]]) -> float:

@@ -15,15 +15,15 @@ from modeling_magnet.sources_magnet import CARD, CONFIG, ModelSource
 from .sources import is_hub_id, local_files
 
 # Metrics of an evaluation by their names in logs, with the card's metric type and description.
-MEASURES = {
+_MEASURES = {
     "eval_infilling_perplexity": ("perplexity", "infilling perplexity, span tokens from both sides"),
     "eval_left_to_right_perplexity": ("perplexity", "perplexity of the same tokens from the left alone"),
     "eval_causal_perplexity": ("perplexity", "causal perplexity of whole texts"),
     "eval_masked_accuracy": ("accuracy", "accuracy of masked next-token prediction"),
 }
-TASKS = {"perplexity": "text-generation", "accuracy": "fill-mask"}
+_TASKS = {"perplexity": "text-generation", "accuracy": "fill-mask"}
 # Training arguments that the card reports.
-RECIPE = (
+_RECIPE = (
     "loss_phases",
     "learning_rate",
     "lr_scheduler_type",
@@ -33,11 +33,10 @@ RECIPE = (
     "gradient_accumulation_steps",
     "world_size",
     "mask_ratio",
-    "span_ratio",
     "seed",
 )
 # Files of the training data that a card lists by name.
-MOST_FILES = 20
+_MOST_FILES = 20
 # First parts of relative paths that look like Hub ids.
 _FOLDERS = {"checkpoints", "checkpoint", "data", "model", "models", "output", "outputs", "results", "runs", "tmp"}
 
@@ -51,7 +50,10 @@ def run_card(
     merged: bool = False,
     base_model: str | None = None,
     recipe: Mapping[str, Any] | None = None,
-    **facts: Any,
+    train_texts: Sequence[str] = (),
+    eval_texts: Sequence[str] = (),
+    language: Sequence[str] = (),
+    license: str | None = None,
 ) -> str:
     """Return the card of a model that a run has trained.
 
@@ -59,81 +61,59 @@ def run_card(
         model (`PreTrainedModel`): The model, without its peft wrapper.
         name (`str`): Directory or Hub id that the card's code examples name.
         args (`TrainingArguments`): Arguments of the run.
-        log_history (`Sequence[dict]`): The trainer's, with its evaluations.
+        log_history (`Sequence[dict]`): The trainer's; the last evaluation is reported beside the first one.
         merged (`bool`, defaults to `False`): Whether adapters are merged in what the card describes.
         base_model (`str`, *optional*): Directory or Hub id; by default where the model was loaded from.
         recipe (`Mapping`, *optional*): Added to the arguments of the run.
-        facts: Passed to `run_facts`.
-    """
-    arguments = {key: getattr(args, key) for key in RECIPE if hasattr(args, key)}
-    for adapter, config in (getattr(model, "peft_config", None) or {}).items():
-        size = f"rank {getattr(config, 'r', None)}, alpha {getattr(config, 'lora_alpha', None)}"
-        arguments[f"adapter {adapter}"] = f"{config.peft_type.value}, {size}"
-    known = run_facts(
-        log_history,
-        base_model=base_model or model.config._name_or_path,
-        arguments=arguments | dict(recipe or {}),
-        **facts,
-    )
-    return write_card(model, name, known, merged=merged)
-
-
-def run_facts(
-    log_history: Sequence[dict[str, Any]],
-    *,
-    base_model: str,
-    arguments: dict[str, Any],
-    train_texts: Sequence[str] = (),
-    eval_texts: Sequence[str] = (),
-    language: Sequence[str] = (),
-    license: str | None = None,
-    notes: Sequence[str] = (),
-) -> CardFacts:
-    """Collect the facts of a run for `write_card`.
-
-    Args:
-        log_history (`Sequence[dict]`): The trainer's, with its evaluations.
-        base_model (`str`): Directory or Hub id; its card gives license and language where none is given.
-        arguments (`dict`): Arguments of the run that belong into the recipe, by name.
         train_texts (`Sequence[str]`): Files or Hub ids of the training data.
         eval_texts (`Sequence[str]`): Files or Hub ids of the held-out data.
-        language (`Sequence[str]`): Codes of the languages.
-        license (`str`, *optional*): The Hub's identifier of a license.
-        notes (`Sequence[str]`): Further sentences under "Limits".
-
-    Returns:
-        `CardFacts`: with the results of the last evaluation, beside those of the first one.
+        language (`Sequence[str]`): Codes of the languages; by default those of the base's card.
+        license (`str`, *optional*): The Hub's identifier of a license; by default that of the base's card.
     """
-    evaluations = [log for log in log_history if "eval_loss" in log]
-    held_out = describe_data(eval_texts) or "held-out texts"
-    results = [
-        EvalResult(
-            task_type=TASKS[kind],
-            dataset_type=eval_texts[0] if len(eval_texts) == 1 and is_hub_id(eval_texts[0]) else "held-out",
-            dataset_name=held_out,
-            metric_type=kind,
-            metric_name=_with_before(text, evaluations[0].get(name) if len(evaluations) > 1 else None),
-            metric_value=float(evaluations[-1][name]),
-        )
-        for name, (kind, text) in MEASURES.items()
-        if evaluations and name in evaluations[-1]
-    ]
-    own = _card_data(base_model)
-    recipe = [(name, _value(value)) for name, value in arguments.items() if value not in (None, "", [], {})]
-    if train_texts:
-        recipe.insert(0, ("training data", describe_data(train_texts)))
-    origin = _origin(base_model, own)
+    base_model = base_model or model.config._name_or_path
+    base_card = _card_data(base_model)
+    origin = _origin(base_model, base_card)
+    values: dict[str, Any] = {}
     if origin is not None:
-        recipe.insert(0, ("base model", f"{Path(base_model).name}, a directory whose files name {origin}"))
-    return CardFacts(
+        values["base model"] = f"{Path(base_model).name}, a directory whose files name {origin}"
+    values["training data"] = describe_data(train_texts)
+    values |= {key: getattr(args, key, None) for key in _RECIPE}
+    for adapter, config in (getattr(model, "peft_config", None) or {}).items():
+        size = f"rank {getattr(config, 'r', None)}, alpha {getattr(config, 'lora_alpha', None)}"
+        values[f"adapter {adapter}"] = f"{config.peft_type.value}, {size}"
+    values |= dict(recipe or {})
+    facts = CardFacts(
         base_model=origin or base_model,
-        datasets=[name for name in train_texts if is_hub_id(name)],
-        language=list(language) or as_list(own.get("language")),
-        license=license or next(iter(as_list(own.get("license"))), None),
-        recipe=recipe,
-        results=results,
-        notes=notes,
+        datasets=[text for text in train_texts if is_hub_id(text)],
+        language=list(language) or as_list(base_card.get("language")),
+        license=license or next(iter(as_list(base_card.get("license"))), None),
+        recipe=[(key, _shown(value)) for key, value in values.items() if value not in (None, "", [], {})],
+        results=_results([log for log in log_history if "eval_loss" in log], eval_texts),
     )
+    return write_card(model, name, facts, merged=merged)
+
+
+def _results(evaluations: Sequence[dict[str, Any]], eval_texts: Sequence[str]) -> list[EvalResult]:
+    """Return the metrics of the last evaluation, each with its value before training."""
+    if not evaluations:
+        return []
+    first, last = evaluations[0], evaluations[-1]
+    results = []
+    for name, (metric, description) in _MEASURES.items():
+        if name not in last:
+            continue
+        before = f" (before: {first[name]:.4g})" if len(evaluations) > 1 and name in first else ""
+        results.append(
+            EvalResult(
+                task_type=_TASKS[metric],
+                dataset_type=eval_texts[0] if len(eval_texts) == 1 and is_hub_id(eval_texts[0]) else "held-out",
+                dataset_name=describe_data(eval_texts) or "held-out texts",
+                metric_type=metric,
+                metric_name=description + before,
+                metric_value=float(last[name]),
+            )
+        )
+    return results
 
 
 def describe_data(names: Sequence[str]) -> str:
@@ -147,7 +127,7 @@ def describe_data(names: Sequence[str]) -> str:
             files += [file.name for file in local_files(name)]
         except ValueError:  # deleted since
             files.append(Path(name).name)
-    shown = files if len(files) <= MOST_FILES else [*files[: MOST_FILES - 1], "...", files[-1]]
+    shown = files if len(files) <= _MOST_FILES else [*files[: _MOST_FILES - 1], "...", files[-1]]
     described = f"{len(files)} files: {', '.join(shown)}" if len(files) > 1 else "".join(files)
     return ", ".join([*ids, *filter(None, [described])])
 
@@ -159,7 +139,7 @@ def _card_data(model: str) -> dict[str, Any]:
     try:
         text = ModelSource(model, {}).read_text(CARD)
         return {} if text is None else RepoCard(text, ignore_metadata_errors=True).data.to_dict()
-    except (OSError, ValueError, TypeError, yaml.YAMLError):  # a stranger's card may hold anything
+    except (OSError, ValueError, TypeError, yaml.YAMLError):  # a card of other people may hold anything
         return {}
 
 
@@ -182,11 +162,8 @@ def _is_full_id(name: Any) -> bool:
     return is_id and name.partition("/")[0].lower() not in _FOLDERS and not name.startswith(".")
 
 
-def _with_before(text: str, before: float | None) -> str:
-    return text if before is None else f"{text} (before: {before:.4g})"
-
-
-def _value(value: Any) -> str:
+def _shown(value: Any) -> str:
+    """Return a value of the recipe as the card shows it."""
     value = getattr(value, "value", value)  # of an enumeration
     if not isinstance(value, list | tuple):
         return str(value)
@@ -200,4 +177,4 @@ def as_list(value: Any) -> list[str]:
     return [one for one in values if isinstance(one, str)]
 
 
-__all__ = ["MEASURES", "as_list", "describe_data", "run_card", "run_facts"]
+__all__ = ["as_list", "describe_data", "run_card"]

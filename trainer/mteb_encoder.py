@@ -22,15 +22,9 @@ _OF_EVALUATE = ("batch_size", "batch_tokens", "precision", "show_progress_bar")
 # MTEB's own default, which would cap the budget of tokens.
 _MTEB_BATCH_SIZE = 32
 # Options of `encode` that the task or MTEB decides.
-_OF_THE_TASK = (
-    "inputs",
-    "sentences",
-    "prompt",
-    "prompt_name",
-    "output_value",
-    "convert_to_numpy",
-    "convert_to_tensor",
-)
+_OF_THE_TASK = {
+    "inputs", "sentences", "prompt", "prompt_name", "output_value", "convert_to_numpy", "convert_to_tensor"
+}  # fmt: skip
 
 
 class MagnetEncoder(AbsEncoder):
@@ -71,46 +65,34 @@ class MagnetEncoder(AbsEncoder):
                 "max_tokens": model.config.max_position_embeddings,
                 "framework": ["PyTorch"],
                 "use_instructions": True,
-                "experiment_kwargs": self.conditions(),
+                # The conditions under which vectors are made, for every result file.
+                "experiment_kwargs": {
+                    "dtype": str(model.dtype).removeprefix("torch."),
+                    "attn_implementation": model.config._attn_implementation,
+                    "pooling": settings.pooling,
+                    "prompts": self.prompts,
+                    "default_prompt": self.default_prompt,
+                    "transformers": transformers.__version__,
+                    "torch": torch.__version__,
+                    **encode_kwargs,
+                },
             }
         )
-
-    def conditions(self) -> dict[str, Any]:
-        """Return the conditions under which vectors are made, for every result file."""
-        return {
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "attn_implementation": self.model.config._attn_implementation,
-            "pooling": self.model.magnet_settings.pooling,
-            "prompts": self.prompts,
-            "default_prompt": self.default_prompt,
-            "transformers": transformers.__version__,
-            "torch": torch.__version__,
-            **self.encode_kwargs,
-        }
 
     def prompt_of(self, task_metadata: Any, prompt_type: Any = None) -> str:
         """Return the instruction before the texts of a task."""
         name = self.get_prompt_name(task_metadata, prompt_type)
         return self.default_prompt if name is None else self.prompts[name]
 
-    def encode(
-        self,
-        inputs: Any,
-        *,
-        task_metadata: Any,
-        hf_split: str,
-        hf_subset: str,
-        prompt_type: Any = None,
-        **kwargs: Any,
-    ) -> np.ndarray:
+    def encode(self, inputs: Any, *, task_metadata: Any, prompt_type: Any = None, **kwargs: Any) -> np.ndarray:
         """Embed the texts of a task.
 
         Args:
             inputs (`DataLoader`): Batches with a column `text`.
             task_metadata (`TaskMetadata`): Chooses the instruction.
-            hf_split, hf_subset: Not used.
             prompt_type (`PromptType`, *optional*): Query or document.
-            kwargs: From `mteb.evaluate(encode_kwargs=)`, passed to `encode`, except MTEB's default batch size of 32.
+            kwargs: From `mteb.evaluate(encode_kwargs=)`, passed to `encode`, except MTEB's default batch size of 32,
+                and MTEB's `hf_split` and `hf_subset`, which are not used.
 
         Returns:
             `numpy.ndarray` of shape `(num_texts, embed_dim)`, in float32.
@@ -118,6 +100,7 @@ class MagnetEncoder(AbsEncoder):
         Raises:
             ValueError: for options that change the vectors and that MTEB would not record.
         """
+        kwargs = {name: value for name, value in kwargs.items() if name not in ("hf_split", "hf_subset")}
         unrecorded = sorted(set(kwargs) - set(_OF_EVALUATE))
         if unrecorded:
             raise ValueError(
@@ -134,16 +117,13 @@ class MagnetEncoder(AbsEncoder):
 
 def _check_options(model: Any, options: dict[str, Any]) -> None:
     """Raise for options that `encode` does not have, that the task decides, or that are out of range."""
-    of_the_task = sorted(set(options) & set(_OF_THE_TASK))
-    if of_the_task:
+    if of_the_task := sorted(_OF_THE_TASK & set(options)):
         raise ValueError(
             f"{', '.join(map(repr, of_the_task))} cannot be chosen for all tasks. Store an instruction under the "
-            "task's name or type: "
-            'model.prompts["STS"] = "..."'
+            'task\'s name or type: model.prompts["STS"] = "..."'
         )
     known = [name for name in inspect.signature(model.encode).parameters if name not in _OF_THE_TASK]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
+    if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"`encode` has no option {', '.join(map(repr, unknown))}; expected some of {known}.")
     model.encode([], **{name: value for name, value in options.items() if name != "precision"})
 
@@ -159,10 +139,9 @@ def _revision_of(model: Any) -> str:
 
 def _name_of(model: Any) -> str:
     """Return `owner/name` from the last two parts of the path that a model was loaded from."""
-    parts = [
-        part for part in str(model.config._name_or_path).replace("\\", "/").split("/") if part not in ("", ".", "..")
-    ]
-    return "/".join((["local", "magnet"] if not parts else ["local", *parts])[-2:])
+    parts = str(model.config._name_or_path).replace("\\", "/").split("/")
+    named = [part for part in parts if part not in ("", ".", "..")]
+    return "/".join(["local", *(named or ["magnet"])][-2:])
 
 
 __all__ = ["MagnetEncoder"]

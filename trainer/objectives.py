@@ -29,8 +29,6 @@ from .corruption import IGNORE_INDEX
 from .distributed import gather_with_gradient
 
 Batch = Mapping[str, Any]
-MntpNormalization = Literal["selected", "tokens"]
-MsgNormalization = Literal["token", "sequence"]
 
 MOST_STEPS = 2**53  # the largest whole number that a float counts to
 _POSITIONS = ("mntp", "sscl", "msg")  # of the short spelling of a phase: the paper's l1, l2 and l3
@@ -450,8 +448,6 @@ __all__ = [
     "OBJECTIVES",
     "Batch",
     "LossPhase",
-    "MntpNormalization",
-    "MsgNormalization",
     "Objective",
     "TargetLosses",
     "contrastive_embeddings",

@@ -12,19 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, Features, Value
+from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .sources import Source, as_texts, check_are_text, check_columns, check_limit, is_text, naming_bytes, read_source
+from .sources import Source, as_texts, check_are_text, check_columns, check_limit, is_text, map_texts, read_source
 from .whole_files import append_rows, resume_rows
 
 logger = logging.get_logger(__name__)
 
 # How Parrot samples unless it is asked for diverse beams.
-PARROT_GENERATION: Mapping[str, Any] = {"do_sample": True, "top_k": 50, "top_p": 0.95}
-_PAIR = Features({"anchor": Value("string"), "positive": Value("string")})
+_GENERATION: dict[str, Any] = {"do_sample": True, "top_k": 50, "top_p": 0.95}
 
 
 def load_pairs(
@@ -63,22 +62,20 @@ def load_pairs(
         check_columns(source, [label_column], rows.column_names)
     anchor, positive = columns or _pair_columns(source, rows, label_column)
     check_are_text(source, (anchor, positive), rows)
-    with naming_bytes(source):
-        pairs = rows.map(
-            _pick_pairs,
-            batched=True,
-            fn_kwargs={"anchor": anchor, "positive": positive, "label": label_column},
-            remove_columns=rows.column_names,
-            features=_PAIR,
-            desc="Reading pairs",
-        )
-    if not len(pairs):
-        labels = "" if label_column is None else f" and 1 in {label_column!r} (it holds {rows[:3][label_column]}, ...)"
-        raise ValueError(
-            f"None of the {len(rows)} rows of {source!r} has text in {anchor!r} and {positive!r}{labels}. "
-            "Name other columns, or give another source."
-        )
-    return pairs if limit is None else pairs.select(range(min(limit, len(pairs))))
+    labels = "" if label_column is None else f" and 1 in {label_column!r} (it holds {rows[:3][label_column]}, ...)"
+    return map_texts(
+        rows,
+        _pick_pairs,
+        columns=["anchor", "positive"],
+        source=source,
+        empty=f"None of the {len(rows)} rows of {source!r} has text in {anchor!r} and {positive!r}{labels}. "
+        "Name other columns, or give another source.",
+        limit=limit,
+        desc="Reading pairs",
+        anchor=anchor,
+        positive=positive,
+        label=label_column,
+    )
 
 
 def dropout_pairs(texts: Dataset | Sequence[str], *, min_words: int = 21, limit: int | None = None) -> Dataset:
@@ -100,7 +97,7 @@ def dropout_pairs(texts: Dataset | Sequence[str], *, min_words: int = 21, limit:
     """
     lines = _long_lines(texts, min_words=min_words, limit=limit)
     return lines.rename_column("text", "anchor").map(
-        lambda batch: {"positive": batch["anchor"]}, batched=True, features=_PAIR, desc="Pairing lines"
+        lambda batch: {"positive": batch["anchor"]}, batched=True, desc="Pairing lines"
     )
 
 
@@ -115,7 +112,6 @@ def paraphrase_pairs(
     max_length: int = 128,
     batch_size: int = 32,
     num_candidates: int = 4,
-    generation_options: Mapping[str, Any] = PARROT_GENERATION,
     seed: int = 42,
     device: str | torch.device | None = None,
 ) -> Dataset:
@@ -132,7 +128,6 @@ def paraphrase_pairs(
         max_length (`int`): Tokens read of a line with its prefix, and tokens written; >= 8.
         batch_size (`int`): Lines per call of the model, >= 1.
         num_candidates (`int`): Outputs per line to choose from, >= 1.
-        generation_options (`Mapping[str, Any]`): Passed to `generate`; samples as Parrot does by default.
         seed (`int`): Seed of the sampling, >= 0.
         device (`str` or `torch.device`, *optional*): Where the model runs; a GPU by default.
 
@@ -147,16 +142,19 @@ def paraphrase_pairs(
         "max_length": max_length,
         "batch_size": batch_size,
         "num_candidates": num_candidates,
-        "generation_options": dict(generation_options),
+        "generation_options": _GENERATION,
         "seed": seed,
     }
-    _check_paraphrase_settings(output_path, settings)
+    if Path(output_path).suffix != ".jsonl":
+        raise ValueError(f"`output_path` is {str(output_path)!r}; expected a name that ends in '.jsonl'. Rename it.")
     lines = _long_lines(texts, min_words=min_words, limit=limit)["text"][:]
     settings |= {"num_lines": len(lines), "lines_sha256": hashlib.sha256(json.dumps(lines).encode()).hexdigest()}
     done = resume_rows(output_path, settings=settings)
     if [row.get("anchor") for row in done] != lines[: len(done)]:
-        what = f"The rows of {str(output_path)!r} are not the lines of `texts` in order"
-        raise ValueError(f"{what}: the file was edited. Restore it, or give another `output_path`.")
+        raise ValueError(
+            f"The rows of {str(output_path)!r} are not the lines of `texts` in order: it was edited. Restore it, or "
+            "give another `output_path`."
+        )
     if len(done) < len(lines):
         _write_paraphrases(output_path, lines, num_done=len(done), settings=settings, device=device)
     pairs = load_pairs(str(output_path), columns=("anchor", "positive"))
@@ -203,45 +201,23 @@ def _long_lines(texts: Dataset | Sequence[str], *, min_words: int, limit: int | 
     check_columns("texts", ["text"], texts.column_names)
     if min_words < 1:
         raise ValueError(f"`min_words` is {min_words}; expected at least 1. Raise it.")
-    lines = texts.map(
+    return map_texts(
+        texts,
         _split_lines,
-        batched=True,
-        fn_kwargs={"min_words": min_words},
-        remove_columns=texts.column_names,
-        features=Features({"text": Value("string")}),
+        columns=["text"],
+        source="texts",
+        empty=f"None of the {len(texts)} texts has a line of at least `min_words`={min_words} words. "
+        "Lower `min_words`, or give other texts.",
+        limit=limit,
         desc="Splitting lines",
+        min_words=min_words,
     )
-    if not len(lines):
-        raise ValueError(
-            f"None of the {len(texts)} texts has a line of at least `min_words`={min_words} words. "
-            "Lower `min_words`, or give other texts."
-        )
-    return lines if limit is None else lines.select(range(min(limit, len(lines))))
 
 
 def _split_lines(batch: dict[str, list], *, min_words: int) -> dict[str, list[str]]:
     """Return the long enough lines of a batch of texts."""
     lines = (line.strip() for text in batch["text"] for line in text.split("\n"))
     return {"text": [line for line in lines if len(line.split()) >= min_words]}
-
-
-def _check_paraphrase_settings(output_path: str | Path, settings: Mapping[str, Any]) -> None:
-    """Raise one error with all complaints about the file, numbers and options of `paraphrase_pairs`."""
-    complaints = [
-        f"`{name}` is {settings[name]}; expected at least {least}. Raise it."
-        for name, least in (("max_length", 8), ("batch_size", 1), ("num_candidates", 1), ("seed", 0))
-        if settings[name] < least
-    ]
-    own = {"max_length": "max_length", "max_new_tokens": "max_length", "num_return_sequences": "num_candidates"}
-    complaints += [
-        f"`generation_options` sets {option!r}; set `{argument}` instead."
-        for option, argument in own.items()
-        if option in settings["generation_options"]
-    ]
-    if Path(output_path).suffix != ".jsonl":
-        complaints.append(f"`output_path` is {str(output_path)!r}; expected a name that ends in '.jsonl'. Rename it.")
-    if complaints:
-        raise ValueError("\n".join(complaints))
 
 
 def _write_paraphrases(
@@ -254,28 +230,16 @@ def _write_paraphrases(
 ) -> None:
     """Paraphrase all lines from `num_done` on and append them, batch by batch."""
     tokenizer = AutoTokenizer.from_pretrained(settings["model_id"], trust_remote_code=False)
-    if settings["max_length"] > tokenizer.model_max_length:
-        raise ValueError(
-            f"`max_length` is {settings['max_length']}; {settings['model_id']!r} reads at most "
-            f"{tokenizer.model_max_length} tokens. Lower it."
-        )
     model = AutoModelForSeq2SeqLM.from_pretrained(settings["model_id"], trust_remote_code=False)
     model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     size = settings["batch_size"]
+    options = {name: settings[name] for name in ("prefix", "max_length", "num_candidates")}
     with tqdm(total=len(lines), initial=num_done, desc="Paraphrasing", unit="line") as progress:
         # A partly written batch is drawn again as a whole, since its lines share the draws.
         for start in range(num_done - num_done % size, len(lines), size):
             batch = lines[start : start + size]
-            paraphrases = paraphrase_batch(
-                batch,
-                model=model,
-                tokenizer=tokenizer,
-                prefix=settings["prefix"],
-                max_length=settings["max_length"],
-                num_candidates=settings["num_candidates"],
-                generation_options=settings["generation_options"],
-                seed=int(np.random.SeedSequence([settings["seed"], start]).generate_state(1)[0]),
-            )
+            seed = int(np.random.SeedSequence([settings["seed"], start]).generate_state(1)[0])
+            paraphrases = paraphrase_batch(batch, model=model, tokenizer=tokenizer, seed=seed, **options)
             pairs = [{"anchor": line, "positive": other} for line, other in zip(batch, paraphrases, strict=True)]
             new_pairs = pairs[max(0, num_done - start) :]
             append_rows(output_path, new_pairs)
@@ -291,17 +255,11 @@ def paraphrase_batch(
     prefix: str,
     max_length: int,
     num_candidates: int,
-    generation_options: Mapping[str, Any],
     seed: int,
 ) -> list[str]:
-    """Paraphrase each sentence by the first of its candidates that `choose_paraphrase` accepts.
+    """Paraphrase each of P sentences by the first of its candidates that `choose_paraphrase` accepts.
 
-    Args:
-        sentences (`Sequence[str]`): P sentences.
-        model (`PreTrainedModel`): A sequence-to-sequence model in evaluation mode, on its device.
-        tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the model.
-        prefix, max_length, num_candidates, generation_options: As for `paraphrase_pairs`.
-        seed (`int`): Seed of this call, 0 to 2^64 - 1; the caller's random state stays as it is.
+    Draws depend on the seed alone, and the caller's random state stays as it is.
 
     Source: Damodaran 2021, Parrot, https://github.com/PrithivirajDamodaran/Parrot_Paraphraser.
     """
@@ -321,7 +279,7 @@ def paraphrase_batch(
             attention_mask=encoded["attention_mask"],
             max_new_tokens=max_length,
             num_return_sequences=num_candidates,
-            **generation_options,
+            **_GENERATION,
         )  # (P * num_candidates, tokens)
     candidates = tokenizer.batch_decode(output, skip_special_tokens=True)
     return [
@@ -339,19 +297,14 @@ def choose_paraphrase(sentence: str, candidates: Sequence[str]) -> str:
         >>> choose_paraphrase("A cat sat.", ["a cat  sat"])
         'A cat sat.'
     """
-    for candidate in candidates:
-        if _words(candidate) not in ([], _words(sentence)):
+    words, *others = (re.findall(r"\w+", text.casefold()) for text in (sentence, *candidates))
+    for candidate, other in zip(candidates, others, strict=True):
+        if other not in ([], words):
             return " ".join(candidate.split())
     return sentence
 
 
-def _words(text: str) -> list[str]:
-    """Return the words of a text, without case, punctuation and spaces."""
-    return re.findall(r"\w+", text.casefold())
-
-
 __all__ = [
-    "PARROT_GENERATION",
     "choose_paraphrase",
     "dropout_pairs",
     "load_pairs",

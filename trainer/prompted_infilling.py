@@ -40,6 +40,18 @@ class SolvedGap(NamedTuple):
     suffix: str
 
 
+def _as_lists(prefix: Any, suffix: Any) -> tuple[list[str], list[str]]:
+    """Return the texts before and after each blank; raise unless there are as many of both."""
+    prefixes = check_texts([prefix] if isinstance(prefix, str) else prefix, name="prefix")
+    suffixes = check_texts([suffix] if isinstance(suffix, str) else suffix, name="suffix")
+    if isinstance(prefix, str) != isinstance(suffix, str) or len(prefixes) != len(suffixes):
+        raise ValueError(
+            f"{len(prefixes)} prefixes and {len(suffixes)} suffixes were given; pass two strings, or two lists of the "
+            "same length."
+        )
+    return prefixes, suffixes
+
+
 def _blank(prefix: str, suffix: str) -> str:
     return (
         f"Generate the missing line represented by _ in the given text: {_ended(_join(prefix, '_', suffix))}\n"
@@ -85,7 +97,8 @@ def _ended(text: str) -> str:
     return text if not text or text.rstrip("\"'”’)]").endswith((".", "!", "?")) else f"{text}."
 
 
-_PROMPTS: dict[str, Callable[[str, str], str]] = {
+# The paper's prompts for one blank, from the texts before and after it.
+PROMPTS: dict[str, Callable[[str, str], str]] = {
     "blank": _blank,
     "contextual": _contextual,
     "prefix_suffix": _prefix_suffix,
@@ -109,7 +122,7 @@ class PromptedInfiller:
 
     Example:
 
-        >>> print(prompt_for("prefix_suffix", "Tom fell.", "He cried."))
+        >>> print(PROMPTS["prefix_suffix"]("Tom fell.", "He cried."))
         Given the prefix and the suffix, generate the middle sentence.
         Prefix: Tom fell.
         Suffix: He cried.
@@ -158,15 +171,9 @@ class PromptedInfiller:
             `str` for strings, `list[str]` for lists.
         """
         single = isinstance(prefix, str) and isinstance(suffix, str)
-        prefixes = check_texts([prefix] if single else prefix, name="prefix")
-        suffixes = check_texts([suffix] if single else suffix, name="suffix")
-        if isinstance(prefix, str) != isinstance(suffix, str) or len(prefixes) != len(suffixes):
-            raise ValueError(
-                f"{len(prefixes)} prefixes and {len(suffixes)} suffixes were given; pass two strings, or two lists of "
-                "the same length."
-            )
+        prefixes, suffixes = _as_lists(prefix, suffix)
         prompts = [self.prompt(*pair) for pair in zip(prefixes, suffixes, strict=True)]
-        rows = [front_tokens(self.tokenizer) + self._ids(prompt.rstrip(" ")) for prompt in prompts]
+        rows = [front_tokens(self.tokenizer) + text_ids(self.tokenizer, prompt.rstrip(" ")) for prompt in prompts]
         pad = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         least = {"min_new_tokens": max_new_tokens} if self.family == "left_to_right" else {}
         special = special_ids(self.tokenizer)
@@ -200,8 +207,6 @@ class PromptedInfiller:
         prefix: str | Sequence[str],
         fills: Sequence[str] | Sequence[Sequence[str]],
         suffix: str | Sequence[str],
-        *,
-        with_suffix: bool = False,
     ) -> Any:
         """Score given fills by their log-probabilities after the prompt.
 
@@ -209,26 +214,20 @@ class PromptedInfiller:
             prefix (`str` or `list[str]`): Text before the blank.
             fills (`list[str]`, or a list of such lists): The candidates.
             suffix (`str` or `list[str]`): Text after it.
-            with_suffix (`bool`, defaults to `False`): Score the suffix after each fill as well, the best use that a
-                causal model can make of it. For `left_to_right` only.
 
         Returns:
             `list[Fill]`, or a list of them for lists.
         """
         single = isinstance(prefix, str) and isinstance(suffix, str)
-        prefixes = check_texts([prefix] if isinstance(prefix, str) else prefix, name="prefix")
-        suffixes = check_texts([suffix] if isinstance(suffix, str) else suffix, name="suffix")
+        prefixes, suffixes = _as_lists(prefix, suffix)
         candidates: Any = [fills] if single else fills
-        if with_suffix and self.family != "left_to_right":
-            raise ValueError(f"`with_suffix` needs 'left_to_right'; a prompt of {self.family!r} holds the suffix.")
         rows: list[tuple[list[int], list[int]]] = []
         for before, given, after in zip(prefixes, candidates, suffixes, strict=True):
             prompt = self.prompt(before, after)
-            front = front_tokens(self.tokenizer) + self._ids(prompt.rstrip(" "))
+            front = front_tokens(self.tokenizer) + text_ids(self.tokenizer, prompt.rstrip(" "))
             for fill in check_texts(given, name="fills"):
                 text = f" {fill.strip()}" if prompt.endswith(" ") or self.family != "left_to_right" else fill
-                target = fill_ids(self.tokenizer, text + after if with_suffix else text, prefix=prompt)
-                rows.append((front, target))
+                rows.append((front, fill_ids(self.tokenizer, text, prefix=prompt)))
         logprobs: list[list[float]] = [[] for _ in rows]
         budget = SCORED_TOKENS
         if not hasattr(self.model, "magnet_settings"):
@@ -242,20 +241,12 @@ class PromptedInfiller:
         return output[0] if single else output
 
     def prompt(self, prefix: str, suffix: str) -> str:
-        """Return the text that the model continues, after the solved examples.
-
-        Args:
-            prefix (`str`): Text before the blank.
-            suffix (`str`): Text after it.
-        """
+        """Return the text that the model continues for one blank, after the solved examples."""
         if self.family == "left_to_right":
             return prefix
-        solved = [f"{prompt_for(self.family, one.prefix, one.suffix)} {one.fill.strip()}" for one in self.examples]
-        return "\n\n".join([*solved, prompt_for(self.family, prefix, suffix)])
-
-    def _ids(self, text: str) -> list[int]:
-        """Return the token ids of a text without special tokens."""
-        return text_ids(self.tokenizer, text)
+        prompt = PROMPTS[self.family]
+        solved = [f"{prompt(one.prefix, one.suffix)} {one.fill.strip()}" for one in self.examples]
+        return "\n\n".join([*solved, prompt(prefix, suffix)])
 
     def _score(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
         """Return the log-probabilities of the second part of each row after the first."""
@@ -278,15 +269,4 @@ class PromptedInfiller:
         ]
 
 
-def prompt_for(family: str, prefix: str, suffix: str) -> str:
-    """Return the paper's prompt of a family for one blank.
-
-    Args:
-        family (`str`): `"blank"`, `"contextual"`, `"prefix_suffix"` or `"line_by_line"`.
-        prefix (`str`): Text before the blank.
-        suffix (`str`): Text after it.
-    """
-    return _PROMPTS[family](prefix, suffix)
-
-
-__all__ = ["FAMILIES", "FEW_SHOT_FAMILIES", "Family", "PromptedInfiller", "SolvedGap", "prompt_for"]
+__all__ = ["FAMILIES", "FEW_SHOT_FAMILIES", "PROMPTS", "Family", "PromptedInfiller", "SolvedGap"]

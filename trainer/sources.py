@@ -11,8 +11,7 @@ import lzma
 import re
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -42,9 +41,8 @@ _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 # The beginning of pandas' warning that it drops surplus cells.
 _CELLS_LOST = "Length of header or names does not match"
 _COMPRESSIONS = (".gz", ".xz")
-# Exceptions of damaged files, and of files that cannot be read.
-_DAMAGED = (ValueError, EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile)
-_UNREADABLE = (*_DAMAGED, OSError)
+# Exceptions of damaged files, and of numbers beyond 64 bits.
+_DAMAGED = (ValueError, OverflowError, EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile)
 
 
 def read_source(
@@ -63,23 +61,27 @@ def read_source(
     Raises:
         ValueError: if the source does not exist, mixes formats, is empty or lacks one of the columns.
     """
+    if not isinstance(source, (str, Path)) and len(source) == 1:
+        (source,) = source
     source = str(source) if isinstance(source, Path) else source
     if isinstance(source, str) and is_hub_id(source):
-        rows = _read_hub(source, split=split, config_name=config_name)
+        try:
+            rows = load_dataset(source, config_name, split=split)
+        except (DatasetNotFoundError, ConnectionError) as error:
+            raise ValueError(
+                f"`source` is {source!r}: there is no such file or folder here, and as a Hub dataset it cannot be "
+                f"read ({error}). Check the spelling, the connection and the access token, or pass a path."
+            ) from error
     else:
         files = local_files(source)
         builder, options = format_of(files)
         if split.partition("[")[0] != "train" or config_name is not None:
             raise ValueError(
-                f"`split` is {split!r} and `config_name` {config_name!r}, but `source` {source!r} is made of files, "
-                "which have one split, 'train' (or a slice such as 'train[:10%]'), and no configurations. "
-                "Leave both out, or pass the id of a Hub dataset."
+                f"`split` is {split!r} and `config_name` {config_name!r}, but the files of `source` {source!r} have "
+                "one split, 'train' (or a slice such as 'train[:10%]'), and no configurations. Leave both out."
             )
         data_files = [glob.escape(str(file)) for file in files]  # the library would read "[1]" in a name as a pattern
-        first_row = _first_row(builder, data_files, options)
-        if not first_row:
-            raise ValueError(f"`source` is {source!r}: these files hold no row. Give files with at least one.")
-        check_columns(source, columns, list(first_row))
+        check_columns(source, columns, list(_first_row(builder, data_files, options)))
         rows = _read_files(builder, data_files, options, split=split)
     check_columns(source, columns, rows.column_names)
     check_are_text(source, columns, rows)
@@ -91,20 +93,43 @@ def check_are_text(source: Source, columns: Sequence[str], rows: Dataset) -> Non
     for column in columns:
         if not is_text(rows.features[column]):
             raise ValueError(
-                f"Column {column!r} of {_said(source)!r} has type {rows.features[column]}; expected strings. Name one "
+                f"Column {column!r} of {str(source)!r} has type {rows.features[column]}; expected strings. Name one "
                 f"of its columns of text: {[name for name in rows.column_names if is_text(rows.features[name])]}."
             )
 
 
-@contextmanager
-def naming_bytes(source: Source) -> Iterator[None]:
-    """Name the source in the error for invalid UTF-8, which Parquet files raise only when their strings are used."""
+def map_texts(
+    rows: Dataset,
+    function: Callable[..., dict[str, list[str]]],
+    *,
+    columns: Sequence[str],
+    source: Source,
+    empty: str,
+    limit: int | None,
+    desc: str,
+    **options: Any,
+) -> Dataset:
+    """Make rows of text by a function of batches, and keep the first `limit`; raise the error `empty` for none.
+
+    `function` maps a batch and `options` to lists of strings by column.
+    """
+    features = Features({column: Value("string") for column in columns})
     try:
-        yield
-    except UnicodeDecodeError as error:
+        made = rows.map(
+            function,
+            batched=True,
+            fn_kwargs=options,
+            remove_columns=rows.column_names,
+            features=features,
+            desc=desc,
+        )
+    except UnicodeDecodeError as error:  # Parquet files raise it only when the string is used
         raise ValueError(
-            f"{_said(source)!r} has a string that is not UTF-8 ({error}). Write it anew, or leave it out."
+            f"{str(source)!r} has a string that is not UTF-8 ({error}). Write it anew, or leave it out."
         ) from error
+    if not len(made):
+        raise ValueError(empty)
+    return made if limit is None else made.select(range(min(limit, len(made))))
 
 
 def is_text(feature: Any) -> bool:
@@ -141,17 +166,6 @@ def is_hub_id(source: str | Path) -> bool:
     """Whether this is spelled like a Hub id (`name` or `owner/name`) and is not a local path."""
     spelled_like_one = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", str(source)) is not None
     return spelled_like_one and not Path(source).exists() and _data_suffix(Path(source)) not in _FORMATS
-
-
-def _read_hub(name: str, *, split: str, config_name: str | None) -> Dataset:
-    """Read one split of a Hub dataset, with one error for everything that can prevent it."""
-    try:
-        return load_dataset(name, config_name, split=split)
-    except (DatasetNotFoundError, ConnectionError) as error:
-        raise ValueError(
-            f"`source` is {name!r}: there is no such file or folder here, and as a Hub dataset it cannot be read "
-            f"({error}). Check the spelling, the connection and the access token, or pass a path."
-        ) from error
 
 
 def local_files(source: Source, *, name: str = "source") -> list[Path]:
@@ -198,19 +212,22 @@ def format_of(files: Sequence[Path]) -> tuple[str, dict[str, Any]]:
 
 
 def _first_row(builder: str, data_files: list[str], options: dict[str, Any]) -> dict[str, Any]:
-    """Read the first row without the rest; return an empty one if there is none."""
+    """Read the first row without the rest."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=_CELLS_LOST)
             rows = load_dataset(builder, data_files=data_files, split="train", streaming=True, **options)
-            return next(iter(rows), {})
+            row: dict[str, Any] = next(iter(rows), {})
     except StopIteration:  # an empty JSON file
-        return {}
-    except (*_UNREADABLE, Warning) as error:
+        row = {}
+    except (*_DAMAGED, OSError, Warning) as error:
         raise ValueError(
             f"`source` begins with {data_files[0]!r}, which cannot be read as {builder} ({error}). "
             "Check that the file is whole, is UTF-8 and is what its suffix says."
         ) from error
+    if not row:
+        raise ValueError(f"`source` begins with {data_files[0]!r}: its files hold no row. Give some with one.")
+    return row
 
 
 def _read_files(builder: str, data_files: list[str], options: dict[str, Any], *, split: str) -> Dataset:
@@ -220,20 +237,15 @@ def _read_files(builder: str, data_files: list[str], options: dict[str, Any], *,
             warnings.filterwarnings("error", message=_CELLS_LOST)
             return load_dataset(builder, data_files=data_files, split=split, **options)
     except (DatasetGenerationError, *_DAMAGED) as error:
-        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
-        if isinstance(error, DatasetGenerationCastError):  # rows with other columns than earlier ones
-            cause = error
-        elif not isinstance(cause, (*_DAMAGED, Warning)):  # a full disk, say
+        # The exception itself says what is wrong with rows of other columns; else its cause does.
+        has_cause = isinstance(error, DatasetGenerationError) and not isinstance(error, DatasetGenerationCastError)
+        cause = error.__cause__ if has_cause else error
+        if has_cause and not isinstance(cause, (*_DAMAGED, Warning)):  # a full disk, say
             raise
         raise ValueError(
             f"`source` begins with {data_files[0]!r} and cannot be read to its end as {builder} ({cause}). Check that "
             "each row has a cell for each column name, and that quotation marks are closed."
         ) from error
-
-
-def _said(source: Source) -> Source:
-    """Return a source as messages show it."""
-    return str(source) if isinstance(source, Path) else source
 
 
 def _data_suffix(path: Path) -> str:
@@ -266,6 +278,6 @@ __all__ = [
     "is_hub_id",
     "is_text",
     "local_files",
-    "naming_bytes",
+    "map_texts",
     "read_source",
 ]

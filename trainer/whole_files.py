@@ -11,14 +11,14 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def whole_file(path: Path, *, aside: Path | None = None) -> Iterator[BinaryIO]:
-    """Open a file that appears under its name when all of it is on the disk, or not at all.
+    """Open a file that replaces `path` when all of it is on the disk, or never.
 
     Args:
-        path (`Path`): Its name; a file of this name is replaced.
+        path (`Path`): Its name.
         aside (`Path`, *optional*): A folder of the same file system for the unfinished file; its own by default.
 
     Raises:
-        OSError: it cannot be written; the message has its name and the free space.
+        OSError: if it cannot be written, with its name and the free space.
     """
     unfinished = (path.parent if aside is None else aside) / f"{path.name}.unfinished"
     try:
@@ -82,9 +82,6 @@ def resume_rows(path: str | Path, *, settings: Mapping[str, Any]) -> list[dict[s
         path (`str` or `Path`): The JSONL file; it and its folder may not exist yet.
         settings (`Mapping[str, Any]`): Everything the rows depend on, as JSON can hold it.
 
-    Returns:
-        `list[dict]`: the complete rows, empty for a new file.
-
     Raises:
         ValueError: if the file was begun with other settings or elsewhere, or a line is not a JSON object.
     """
@@ -110,24 +107,7 @@ def resume_rows(path: str | Path, *, settings: Mapping[str, Any]) -> list[dict[s
             f"{str(path)!r} was begun with other settings: {'; '.join(differences)}. "
             "Repeat the call that began it, or give another path."
         )
-    return _complete_rows(path)
-
-
-def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append rows and hand them to the operating system, so that killing this process loses none of them.
-
-    Args:
-        path (`str` or `Path`): A file opened by `resume_rows`.
-        rows (`Iterable[Mapping[str, Any]]`): One JSON object each.
-    """
-    with open(path, "ab") as file:
-        file.write(b"".join(json_bytes(row) + b"\n" for row in rows))
-
-
-def _complete_rows(path: Path) -> list[dict[str, Any]]:
-    """Read all lines that end in a newline, and cut off what follows the last newline."""
-    rows = []
-    size = 0
+    rows, size = [], 0
     with open(path, "rb+") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
@@ -138,14 +118,20 @@ def _complete_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append JSON objects to a file of `resume_rows`; once this returns, killing the process loses none of them."""
+    with open(path, "ab") as file:
+        file.write(b"".join(json_bytes(row) + b"\n" for row in rows))
+
+
 def _parse_object(text: bytes, *, name: str) -> dict[str, Any]:
     """Parse a JSON object that this module wrote."""
     try:
         found = parse_json(text)
+        reason = f"{type(found).__name__}, not an object"
     except ValueError as error:
-        found = error
+        found, reason = None, f"not JSON ({error})"
     if not isinstance(found, dict):
-        reason = f"not JSON ({found})" if isinstance(found, ValueError) else f"{type(found).__name__}, not an object"
         raise ValueError(f"{name} is {reason}: it was edited or damaged. Restore it, or give another path.")
     return found
 

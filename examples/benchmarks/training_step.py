@@ -164,7 +164,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         model = open_shaped(args, folder)
-        model = apply_lora(model, LoraArguments(use_lora=args.lora_r > 0, lora_r=max(1, args.lora_r)))
+        model = apply_lora(model, LoraArguments(lora_r=args.lora_r))
         texts = load_texts(args.texts if len(args.texts) > 1 else args.texts[0], limit=60 * args.batch_size)
         pairs = load_pairs(args.pairs, label_column=args.pair_label_column, limit=2 * args.pairs_a_step)
         blocks = texts_to_blocks(texts, model.tokenizer, max_length=args.max_length, concatenate=True)

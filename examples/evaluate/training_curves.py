@@ -115,7 +115,7 @@ def curve_records(name: str, run: Path, *, replica: int) -> list[Record]:
             unit=UNIT,
             settings=settings,
             model={"name": run.resolve().name, "revision": None, "weights": None},
-            seed=int(arguments.get("eval_corruption_seed") or 0),
+            seed=0,  # every evaluation draws the same masks and spans
             replica=replica,
             step=step,
             metrics=metrics,

@@ -56,7 +56,7 @@ def _table(script: str, file: str, options: str) -> Command:
     )
 
 
-def _adapt(name: str, options: str, *unread: str) -> Command:
+def _adapt(name: str, options: str) -> Command:
     """A run of `adapt.py` of six steps, the last two with pairs."""
     return Command(
         "adapt",
@@ -64,23 +64,22 @@ def _adapt(name: str, options: str, *unread: str) -> Command:
         "--model_name_or_path={inputs}/plain --train_texts={inputs}/train.jsonl.xz --output_dir={output}/run "
         "--eval_texts={inputs}/held_out.jsonl.xz --loss_phases 4:1,0,1 2:1,9,1 --pairs=dropout --view_dropout=0.3 "
         "--contrastive_batch_size=4 --contrastive_max_length=96 --max_length=64 --max_span_tokens=8 "
-        "--eval_max_span_tokens=8 --per_device_train_batch_size=4 --learning_rate=1e-3 --logging_steps=2 "
+        "--per_device_train_batch_size=4 --learning_rate=1e-3 --logging_steps=2 "
         "--save_strategy=steps --save_steps=4 --keep_checkpoints=true "
         f"--report_to=none --use_cpu --disable_tqdm=true {options}",
         ("seconds", *LOGGED, *EVALUATED, *CHECKSUMS),
-        ("training_args.bin", *unread),
+        ("training_args.bin",),
         name,
     )
 
 
 COMMANDS = [
     Command("quickstart", "table.md", "--smoke --output_dir={output}"),
-    _adapt("all weights", "--use_lora=false"),
+    _adapt("all weights", "--lora_r=0"),
     _adapt(
         "adapters", "--lora_r=2 --lora_dropout=0.1 --contrastive_recompute=true --contrastive_mini_batch_tokens=200"
     ),
-    # An unmerged adapter's card says what it costs in time.
-    _adapt("unmerged", "--lora_r=2 --merge_adapter=false --adapter_modes bidirectional infill", "README.md"),
+    _adapt("unmerged", "--lora_r=2 --adapter_modes bidirectional infill"),
     _adapt(
         "paraphrases",
         "--lora_r=2 --pairs=paraphrase --view_dropout=0 --pair_limit=12 --paraphraser={inputs}/t5 "

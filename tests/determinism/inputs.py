@@ -85,7 +85,7 @@ def _write_plan(folder: Path) -> None:
     """A study of one run that is trained for two steps and asked once."""
     training = {
         **{"use_cpu": True, "train_texts": str(folder / "train.jsonl.xz"), "max_length": 64, "max_span_tokens": 8},
-        **{"eval_texts": str(folder / "held_out.jsonl.xz"), "eval_max_span_tokens": 8, "lora_r": 2},
+        **{"eval_texts": str(folder / "held_out.jsonl.xz"), "lora_r": 2},
         **{"loss_phases": ["2:1,0,1"], "per_device_train_batch_size": 4, "report_to": "none", "disable_tqdm": True},
         **{"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1},
     }

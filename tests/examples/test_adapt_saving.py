@@ -1,7 +1,6 @@
 """What a run of `adapt.py` saves and pushes: merged or as an adapter, with a card of its facts."""
 
 import json
-import lzma
 
 import numpy as np
 import pytest
@@ -41,7 +40,7 @@ def test_an_adapter_alone_leaves_generation_to_the_base(tmp_path, options):
     adapt.main([*options, *LORA])
     merged = AutoMagnetForCausalLM.from_pretrained(tmp_path / "run")
     bound_options = [option.replace("/run", "/bound") for option in options]
-    adapt.main([*bound_options, *LORA, "--merge_adapter=false", "--adapter_modes", "bidirectional", "infill"])
+    adapt.main([*bound_options, *LORA, "--adapter_modes", "bidirectional", "infill"])
     names = {file.name for file in (tmp_path / "bound").iterdir()}
     assert {"adapter_model.safetensors", "magnet_adapter.json", "adapt.json"} <= names and "config.json" not in names
     bound = AutoMagnetForCausalLM.from_pretrained(tmp_path / "bound")
@@ -71,6 +70,7 @@ def test_the_card_tells_the_run(tmp_path, options):
     assert card.data.license == "llama2" and card.data.language == ["en"]
     assert "| training data | train.jsonl.xz |" in card.text and "| loss_phases | 4:1,0,1 2:1,9,1 |" in card.text
     assert "(before: " in card.text and str(tmp_path) not in card.content
+    assert card.data.base_model is None and "adapted from `base`" in card.text
     loaded = AutoMagnetForCausalLM.from_pretrained(tmp_path / "run")
     loaded.save_pretrained(tmp_path / "copy")
     assert (tmp_path / "copy" / "README.md").read_text() == rename_card(
@@ -90,66 +90,11 @@ def test_checkpoints_of_a_lora_run_are_adapters_of_ours(tmp_path, options):
     assert not np.array_equal(loaded.encode(["the cat"], prompt=""), plain.encode(["the cat"], prompt=""))
 
 
-UNMERGED = [*LORA, "--merge_adapter=false"]
-
-
-@pytest.mark.long
-def test_the_cost_of_an_adapter_is_measured_on_what_the_run_read(tmp_path, options, capsys):
-    """A column of another name, and texts of many tokens before a small context."""
-    rows = [json.loads(line) for line in lzma.decompress((tmp_path / "train.jsonl.xz").read_bytes()).splitlines()]
-    long = [" ".join(row["text"] for row in rows[start : start + 8]) for start in range(8)]
-    for name in ("train", "held_out"):
-        lines = "".join(json.dumps({"body": text}) + "\n" for text in long)
-        (tmp_path / f"{name}.jsonl.xz").write_bytes(lzma.compress(lines.encode()))
-    given = ["--text_column=body", "--max_length=256", "--per_device_train_batch_size=2"]
-    adapt.main([*options, *UNMERGED, *given])
-    assert "Unmerged, the adapter costs time: `encode` " in (tmp_path / "run" / "README.md").read_text()
-    assert "warning" not in capsys.readouterr().out
-
-
-def test_a_cost_that_cannot_be_measured_is_a_warning(tmp_path, options, monkeypatch, capsys):
-    def fail(*args, **kwargs):
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(adapt, "adapter_cost", fail)
-    adapt.main([*options, *UNMERGED])
-    assert (
-        "warning: the cost of the adapter was not measured (RuntimeError('out of memory'))" in capsys.readouterr().out
-    )
-    assert {"adapter_model.safetensors", "adapt.json"} <= {file.name for file in (tmp_path / "run").iterdir()}
-    assert "costs time" not in (tmp_path / "run" / "README.md").read_text()
-
-
-@pytest.mark.parametrize(
-    "card",
-    [b"---\na: [\n---\n", b"---\n1: x\nlanguage: 5\n---\n", b"---\nlanguage: 5\nlicense: [a]\n---\n", b"\xff\xfe"],
-    ids=["broken", "numbers", "other types", "no text"],
-)
-def test_a_broken_card_of_the_base_does_not_end_a_run(tmp_path, options, card):
-    (tmp_path / "base" / "README.md").write_bytes(card)
-    adapt.main([*options, *LORA])
-    assert {"model.safetensors", "adapt.json", "README.md"} <= {file.name for file in (tmp_path / "run").iterdir()}
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (["--use_lora=false", "--merge_adapter=false"], "`use_lora` is false"),
-        (["--adapter_modes", "infill"], "`adapter_modes` is for an unmerged adapter"),
-        (["--merge_adapter=false", "--adapter_modes", "infil"], r"`adapter_modes` is \['infil'\]"),
-        (["--push_to_hub=true"], "no `hub_model_id` says where to"),
-    ],
-)
-def test_contradictions_are_refused_before_anything_is_read(options, given, message):
-    with pytest.raises(ValueError, match=message):
-        adapt.main([*options, *given])
-
-
 @pytest.mark.long
 def test_an_adapter_is_merged_before_it_is_trained_further(tmp_path, options):
-    adapt.main([*options, *LORA, "--merge_adapter=false"])
+    adapt.main([*options, *LORA, "--adapter_modes", "causal", "bidirectional", "infill"])
     again = [*options, *LORA, f"--output_dir={tmp_path / 'again'}"]  # the last of an option counts
-    for training in ([], ["--use_lora=false"]):
+    for training in ([], ["--lora_r=0"]):
         with pytest.raises(ValueError, match=r"has an adapter already[\s\S]* Merge it first"):
             adapt.main([*again, f"--model_name_or_path={tmp_path / 'run'}", *training])
     AutoMagnetForCausalLM.from_pretrained(tmp_path / "run").save_pretrained(tmp_path / "merged", merge_adapter=True)
@@ -173,47 +118,3 @@ def test_a_run_can_end_on_the_hub(tmp_path, options):
         files = hub.files("me/mine")
     assert files["model.safetensors"] == (tmp_path / "run" / "model.safetensors").read_bytes()
     assert ModelCard(files["README.md"].decode()).data.model_name == "me/mine"
-
-
-@pytest.mark.parametrize(
-    ("named", "told"),
-    [
-        ("train*.xz", "2 files: train.jsonl.xz, train2.jsonl.xz"),
-        ("data", "2 files: a.jsonl.xz, b.jsonl.xz"),
-        ("train.jsonl.xz", "train.jsonl.xz"),
-    ],
-    ids=["glob", "folder", "file"],
-)
-def test_the_card_names_the_files_of_the_training_data(tmp_path, options, named, told):
-    content = (tmp_path / "train.jsonl.xz").read_bytes()
-    (tmp_path / "data").mkdir()
-    for name in ("train2.jsonl.xz", "data/a.jsonl.xz", "data/b.jsonl.xz"):
-        (tmp_path / name).write_bytes(content)
-    adapt.main([*options, *LORA, f"--train_texts={tmp_path / named}"])
-    text = (tmp_path / "run" / "README.md").read_text()
-    assert f"| training data | {told} |" in text and "*" not in told and str(tmp_path) not in text
-
-
-@pytest.mark.parametrize(
-    ("config", "card", "found"),
-    [
-        ({"_name_or_path": "google/gemma-3-270m"}, "", "google/gemma-3-270m"),
-        ({}, "base_model: meta-llama/Llama-2-7b", "meta-llama/Llama-2-7b"),
-        ({}, "base_model:\n- meta-llama/Llama-2-7b", "meta-llama/Llama-2-7b"),
-        ({"_name_or_path": "outputs/mine"}, "", None),
-        ({"_name_or_path": "/home/me/model"}, "base_model:\n- a/b\n- c/d", None),
-        ({"_name_or_path": 3}, "base_model: 3", None),
-    ],
-    ids=["config", "card", "card-list", "path", "merge", "broken"],
-)
-def test_the_card_names_the_base_of_a_local_directory(tmp_path, options, config, card, found):
-    file = tmp_path / "base" / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
-    (tmp_path / "base" / "README.md").write_text(f"---\nlicense: llama2\n{card}\n---\n")
-    adapt.main([*options, *LORA])
-    written = ModelCard((tmp_path / "run" / "README.md").read_text())
-    assert written.data.base_model == found
-    assert f"adapted from `{found or 'base'}`" in written.text
-    told = f"| base model | base, a directory whose files name {found} |"
-    assert (told in written.text) == (found is not None)
-    assert str(tmp_path) not in written.content

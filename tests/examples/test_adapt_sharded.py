@@ -14,10 +14,10 @@ from .tiny_run import save_plain_llama, tiny_options
 
 TEXTS = ["the old dog ran", "a girl sat by the tree and ate", "cat"]
 CHANGES = {
-    "full": ["--use_lora", "false"],
+    "full": ["--lora_r", "0"],
     "merged": ["--lora_r", "2"],
-    "adapter": ["--lora_r", "2", "--merge_adapter", "false", "--adapter_modes", "bidirectional", "infill"],
-    "head": ["--lora_r", "2", "--keep_contrastive_head", "true"],
+    "adapter": ["--lora_r", "2", "--adapter_modes", "bidirectional", "infill"],
+    "head": ["--lora_r", "2", "--contrastive_head", "keep"],
 }
 
 

@@ -30,7 +30,6 @@ PAPER = {
     "contrastive_batch_size": 64,
     "contrastive_max_length": 128,
     "temperature": 0.1,
-    "use_lora": True,
     "lora_r": 16,
     "lora_alpha": 32,
     "learning_rate": 3e-5,

@@ -29,7 +29,7 @@ def base(tmp_path, tiny_tokenizer):
 
 def test_an_adapter_is_trained_on_a_file_and_opens_over_it(base, tmp_path, capsys):
     options = tiny_options(tmp_path, model=base)
-    adapt.main([*options, GGUF, "--merge_adapter=false", "--bf16=true", "--lora_r=4"])
+    adapt.main([*options, GGUF, "--adapter_modes", "causal", "bidirectional", "infill", "--bf16=true", "--lora_r=4"])
     run = tmp_path / "run"
     assert json.loads((run / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
     assert json.loads((run / "magnet_adapter.json").read_text())["gguf_file"]["name"] == "tiny.gguf"

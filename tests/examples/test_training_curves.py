@@ -14,7 +14,6 @@ ARGUMENTS = {
     "eval_texts": ["some/where/held_out.txt"],
     "max_length": 64,
     "dtype": "float32",
-    "eval_corruption_seed": 7,
 }
 LOG = [
     {"step": 0, "eval_loss_mntp": 5.5, "eval_masked_accuracy": 0.125, "eval_runtime": 9.0, "epoch": 0},
@@ -33,7 +32,7 @@ def write_run(folder, log=LOG, arguments=ARGUMENTS):
 def test_a_run_of_adapt_becomes_one_record_for_each_evaluated_step(tmp_path, tiny_tokenizer, monkeypatch, capsys):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     options = tiny_options(tmp_path, model=save_plain_llama(tmp_path / "base", tiny_tokenizer))
-    report = adapt.main([*options, "--use_lora=false", "--eval_strategy=steps", "--eval_steps=4"])
+    report = adapt.main([*options, "--lora_r=0", "--eval_strategy=steps", "--eval_steps=4"])
     given = ["--run", f"MNTP={tmp_path / 'run'}", "--results", str(tmp_path / "results")]
     records = training_curves.main(given)
     logged = {log["step"]: log for log in report["log_history"] if "eval_masked_accuracy" in log}
@@ -53,7 +52,7 @@ def test_records_hold_what_was_evaluated_and_nothing_of_its_clock(tmp_path):
     first, second = training_curves.main(
         ["--run", f"MTP={run}", "--results", str(tmp_path / "results"), "--replica", "2"]
     )
-    assert (first.table, first.system, first.unit, first.seed, first.replica) == ("curves", "MTP", "training", 7, 2)
+    assert (first.table, first.system, first.unit, first.seed, first.replica) == ("curves", "MTP", "training", 0, 2)
     assert (first.step, first.metrics) == (0, {"loss_mntp": 5.5, "masked_accuracy": 0.125})
     assert (second.step, second.metrics) == (10, {"loss_mntp": 4.5, "masked_accuracy": 0.25})
     assert first.settings["eval_texts"] == ["held_out.txt"] and first.settings["max_length"] == 64

@@ -23,14 +23,12 @@ def run_adaptation(tmp_path, tokenizer, monkeypatch, *more):
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize(
-    "training", [["--use_lora=false"], ["--lora_r=2", "--learning_rate=1e-2"]], ids=["full", "lora"]
-)
+@pytest.mark.parametrize("training", [["--lora_r=0"], ["--lora_r=2", "--learning_rate=1e-2"]], ids=["full", "lora"])
 def test_each_checkpoint_of_a_run_opens_as_the_model_of_its_step(tmp_path, tiny_tokenizer, monkeypatch, training):
     run = run_adaptation(tmp_path, tiny_tokenizer, monkeypatch, *training)
     found = models_by_step(run)
     assert found == {2: run / "checkpoint-2", 4: run / "checkpoint-4", 6: run}
-    assert (run / "checkpoint-4" / "adapter_config.json").is_file() == (training != ["--use_lora=false"])
+    assert (run / "checkpoint-4" / "adapter_config.json").is_file() == (training != ["--lora_r=0"])
 
     final = AutoMagnetForCausalLM.from_pretrained(run)
     logits = {}

@@ -83,7 +83,7 @@ def test_bytes_are_counted_as_by_hand():
 @pytest.mark.parametrize("lora", [True, False])
 def test_operations_are_counted_as_by_hand(lora):
     model = tiny_model()
-    adapted = apply_lora(model, LoraArguments(use_lora=lora, lora_r=2))
+    adapted = apply_lora(model, LoraArguments(lora_r=2 if lora else 0))
     batch = {
         "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
         "mntp_labels": torch.tensor([[7, -100, 7, -100, -100]] * 2),

@@ -50,7 +50,7 @@ def tiny_options(directory: Path, *, model: Path) -> list[str]:
         f"--output_dir={directory / 'run'}",
         *("--loss_phases", "4:1,0,1", "2:1,9,1"),
         *("--pairs=dropout", "--view_dropout=0.3", "--contrastive_batch_size=4", "--contrastive_max_length=96"),
-        *("--max_length=64", "--max_span_tokens=8", "--eval_max_span_tokens=8"),
+        *("--max_length=64", "--max_span_tokens=8"),
         *("--per_device_train_batch_size=4", "--learning_rate=1e-3", "--logging_steps=2", "--save_strategy=no"),
         *("--report_to=none", "--use_cpu", "--disable_tqdm=true"),
     ]

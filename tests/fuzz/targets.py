@@ -253,10 +253,10 @@ def forward(draw: random.Random, folder: Path) -> None:
 # ---- Training and measuring ----
 
 NUMBERS = (0, 1, 2, 3, 5, 8, -1, 2**40, 0.0, 0.5, 1.0, 1.5, -0.1, 1e308, math.nan, math.inf, -math.inf)
-FLAGS = ("contrastive_recompute", "keep_contrastive_head", "gradient_checkpointing", "remove_unused_columns")
+FLAGS = ("contrastive_recompute", "losses_as_printed", "gradient_checkpointing", "remove_unused_columns")
 SHARES = ("mask_ratio", "mask_token_share", "random_token_share", "causal_ratio", "view_dropout", "temperature")
-COUNTS = ("max_spans", "min_span_tokens", "max_span_tokens", "end_of_span", "eval_max_spans")
-NAMED = ("similarity", "contrastive_head", "mntp_shift", "msg_normalization")
+COUNTS = ("max_spans", "min_span_tokens", "max_span_tokens", "end_of_span")
+NAMED = ("contrastive_head", "mntp_shift")
 ARGUMENTS: Values = {
     **{"loss_phases": (["2:1,0,1"], ["1:1,1,1", "1:1,9,1"], ["1:0,1,0"], ["0:1,1,1"], [], ["x"])},
     **{"contrastive_max_length": (2, 3, 128, -1), "contrastive_batch_size": (0, 1, 2, -1, 2**40)},
@@ -265,7 +265,7 @@ ARGUMENTS: Values = {
     **dict.fromkeys(SHARES, NUMBERS),
     **dict.fromkeys(COUNTS, (0, 1, 4, -1, 2**40)),
     **dict.fromkeys(FLAGS, (True, False)),
-    **dict.fromkeys(NAMED, ("cosine", "none", "tanh", "", "same", "token")),
+    **dict.fromkeys(NAMED, ("keep", "none", "tanh", "", "same", "token")),
 }
 WEIGHTS = ("0", "1", "9", "0.5", "1e-3", "-1", "nan", "1e999", "", " 1", "1_0", "٣", "x", "-0")
 

@@ -21,7 +21,7 @@ from trainer.lora import LoraArguments, apply_lora
 
 from .tiny import tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_trainer
 
-FULL = LoraArguments(use_lora=False)
+FULL = LoraArguments(lora_r=0)
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])  # one import of torch and transformers for all processes

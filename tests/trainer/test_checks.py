@@ -27,15 +27,13 @@ def stream(rows):
 @pytest.mark.parametrize(
     ("name", "given"),
     [
-        ("train_dataset", stream(tiny_rows())),
         ("train_dataset", TorchStream()),
         ("train_dataset", iter(tiny_rows())),
-        ("eval_dataset", stream(tiny_rows())),
         ("eval_dataset['wiki']", {"wiki": stream(tiny_rows()), "other": tiny_rows()}),
         ("pair_dataset", stream(tiny_pairs())),
         ("eval_pair_dataset", stream(tiny_pairs())),
     ],
-    ids=["train", "torch", "iterator", "eval", "eval-dict", "pairs", "eval-pairs"],
+    ids=["torch", "iterator", "eval-dict", "pairs", "eval-pairs"],
 )
 def test_a_stream_is_refused_with_what_to_do(tmp_path, name, given):
     with pytest.raises(ValueError) as caught:
@@ -69,21 +67,11 @@ def test_rows_longer_than_the_positions_of_the_model_are_refused(tmp_path, name,
     tiny_trainer(tiny_args(tmp_path), train_dataset=[*tiny_rows(), {"input_ids": [1] * 64}])
 
 
-def test_pairs_longer_than_the_positions_of_the_model_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="`contrastive_max_length` is 65, and the model has positions for 64"):
-        tiny_trainer(tiny_args(tmp_path, contrastive_max_length=65))
-
-
 def test_the_longest_row_may_be_anywhere_in_a_large_data_set(tmp_path):
     lengths = [20] * 25_000 + [70] + [20] * 10
     rows = Dataset.from_dict({"input_ids": [[1] * length for length in lengths]})
     with pytest.raises(ValueError, match="Row 25000 of `train_dataset` has 70 tokens"):
         tiny_trainer(tiny_args(tmp_path), train_dataset=rows)
-
-
-def test_metrics_by_the_batch_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="`batch_eval_metrics` is True"):
-        tiny_args(tmp_path, batch_eval_metrics=True)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +94,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, chang
     assert not output_dir.exists()
 
 
+@pytest.mark.parametrize(("length", "message"), [(65, "and the model has positions for 64"), (5, "but prompt, BOS")])
+def test_lengths_of_pairs_that_cannot_work_are_refused(tmp_path, length, message):
+    with pytest.raises(ValueError, match=f"`contrastive_max_length` is {length}, {message}"):
+        tiny_trainer(tiny_args(tmp_path, contrastive_max_length=length))
+
+
 def test_gaps_beyond_the_positions_of_the_model_are_refused(tmp_path):
     rows = [{"input_ids": [1, *range(4, 33)]}] * 8
     args = tiny_args(tmp_path / "run", loss_phases=["2:1,0,1"], end_of_span=32)
@@ -114,17 +108,6 @@ def test_gaps_beyond_the_positions_of_the_model_are_refused(tmp_path):
     ):
         tiny_trainer(args, train_dataset=rows)
     tiny_trainer(tiny_args(tmp_path / "run", loss_phases=["2:1,0,1"], end_of_span=16), train_dataset=rows)
-
-
-def test_all_misfits_come_in_one_error(tmp_path):
-    with pytest.raises(ValueError) as caught:
-        tiny_trainer(tiny_args(tmp_path), train_dataset=[], pair_dataset=None)
-    assert "no rows" in str(caught.value) and "no `pair_dataset`" in str(caught.value)
-
-
-def test_a_prompt_that_leaves_no_room_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="`contrastive_max_length` is 5, but prompt, BOS and EOS take"):
-        tiny_trainer(tiny_args(tmp_path, contrastive_max_length=5))
 
 
 def test_a_stock_model_is_refused_with_the_way_to_load_it(tmp_path):

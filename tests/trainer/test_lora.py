@@ -1,22 +1,18 @@
-"""Adapters are where they should be, train fused with their layers on a CPU, and cost what is measured."""
+"""Adapters are where they should be, and train fused with their layers on a CPU."""
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.publishing.merging import largest_differences
 from trainer.contrastive import attach_contrastive_head
 from trainer.lora import (
     AdaptedLinear,
     LoraArguments,
-    adapter_cost,
     adapter_layers,
     adapters_under_autocast,
     apply_lora,
     can_be_fused,
-    merged_twin,
 )
 
 from .tiny import tiny_args, tiny_model, tiny_trainer
@@ -31,13 +27,9 @@ def test_all_linear_layers_but_the_lm_head_get_adapters():
     assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
     assert len(trained) == 2 * 2 * 7  # A and B, two layers
-    assert all(".lora_A" in name or ".lora_B" in name for name in trained)
-
-
-def test_rank_and_scale_are_the_papers():
-    model = apply_lora(tiny_model(), LoraArguments())
     config = model.peft_config["default"]
     assert (config.r, config.lora_alpha, config.lora_dropout) == (16, 32, 0.0)
+    assert all(".lora_A" in name or ".lora_B" in name for name in trained)
 
 
 @pytest.mark.parametrize("mode", ["causal", "bidirectional", "infill"])
@@ -55,7 +47,7 @@ def test_fresh_adapters_change_nothing_in_any_mode(mode):
 
 def test_full_training_leaves_the_model_alone():
     model = tiny_model()
-    assert apply_lora(model, LoraArguments(use_lora=False)) is model
+    assert apply_lora(model, LoraArguments(lora_r=0)) is model
     assert all(weight.requires_grad for weight in model.parameters())
 
 
@@ -68,8 +60,8 @@ def test_a_head_that_is_there_already_is_not_adapted():
 
 def test_all_complaints_come_in_one_error():
     with pytest.raises(ValueError) as caught:
-        LoraArguments(lora_r=0, lora_alpha=0, lora_dropout=1.0)
-    assert all(name in str(caught.value) for name in ("`lora_r` is 0", "`lora_alpha` is 0", "`lora_dropout` is 1.0"))
+        LoraArguments(lora_r=-1, lora_alpha=0, lora_dropout=1.0)
+    assert all(name in str(caught.value) for name in ("`lora_r` is -1", "`lora_alpha` is 0", "`lora_dropout` is 1.0"))
 
 
 def test_only_an_adapter_that_can_be_resumed_is_trained(tmp_path):
@@ -196,38 +188,3 @@ def test_layers_that_hooks_or_devices_hold_are_left_to_peft():
     layer = adapted_layer()
     layer.base_layer.weight.ds_id = 1
     assert not can_be_fused(layer)
-
-
-# ---- The cost of an adapter ----
-
-
-@pytest.fixture
-def adapted(tiny_model):
-    torch.manual_seed(0)
-    tiny_model.add_adapter(
-        LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], r=4, init_lora_weights=False)
-    )
-    return tiny_model.eval()
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_the_twin_is_the_merged_model(tiny_model, adapted, tied):
-    if tied:
-        config = tiny_model.config
-        config.tie_word_embeddings = True
-        model = MagnetLlamaForCausalLM(config)
-        model.tokenizer = tiny_model.tokenizer
-        model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False))
-        adapted = model.eval()
-    twin = merged_twin(adapted)
-    assert not twin.has_adapter and adapted.has_adapter
-    assert max(largest_differences(adapted, twin).values()) < 1e-5
-
-
-def test_times_are_ratios(adapted):
-    adapted.train()
-    adapted.model.layers[0].eval()  # as a user freezes a part
-    before = [module.training for module in adapted.modules()]
-    cost = adapter_cost(adapted, texts=["The cat sat.", "She ate."], new_tokens=2, rounds=1)
-    assert set(cost) == {"encode", "infill", "generate"} and all(0 < ratio < 100 for ratio in cost.values())
-    assert [module.training for module in adapted.modules()] == before

@@ -38,7 +38,7 @@ def joint_only(tmp_path, **changes):
     return tiny_args(tmp_path, **{"loss_phases": ["2:1,0,1"], "max_grad_norm": 0, **changes})
 
 
-@pytest.mark.parametrize("normalization", [{}, {"mntp_normalization": "tokens", "msg_normalization": "sequence"}])
+@pytest.mark.parametrize("normalization", [{}, {"losses_as_printed": True}])
 def test_four_accumulated_batches_give_loss_and_gradients_of_one_four_times_as_large(tmp_path, normalization):
     rows = tiny_rows(32)
     one, one_log = gradients(joint_only(tmp_path, per_device_train_batch_size=16, **normalization), train_dataset=rows)
@@ -81,7 +81,7 @@ def explicit_losses(model, batch, *, num_mntp, num_msg):
 @pytest.mark.parametrize("shift", ["next", "same"])
 @pytest.mark.parametrize("equations", [False, True])
 def test_the_joint_loss_equals_an_explicit_loop_with_its_gradients(tmp_path, equations, shift):
-    changes = {"mntp_normalization": "tokens", "msg_normalization": "sequence"} if equations else {}
+    changes = {"losses_as_printed": True} if equations else {}
     changes["mntp_shift"] = shift
     trainer = tiny_trainer(tiny_args(tmp_path, loss_phases=["1:0.5,0,3"], **changes))
     batch = next(iter(trainer.get_train_dataloader()))
@@ -104,7 +104,9 @@ def test_the_joint_loss_equals_an_explicit_loop_with_its_gradients(tmp_path, equ
 
 
 def test_the_contrastive_loss_equals_an_explicit_double_loop(tmp_path):
-    trainer = tiny_trainer(tiny_args(tmp_path, loss_phases=["1:0,2,0"], similarity="dot", contrastive_head="none"))
+    trainer = tiny_trainer(
+        tiny_args(tmp_path, loss_phases=["1:0,2,0"], losses_as_printed=True, contrastive_head="none")
+    )
     pairs = trainer._pair_stream.fetch(0)
     rows = next(iter(trainer.get_train_dataloader()))
     loss = trainer.compute_loss(trainer.model, {**rows, "pairs": pairs})
@@ -222,7 +224,7 @@ def test_batches_without_a_label_train_nothing_and_do_not_fail(tmp_path):
 def test_checkpointed_activations_give_the_same_gradients(tmp_path, lora):
     def model():
         torch.manual_seed(1)
-        return apply_lora(tiny_model(), LoraArguments(use_lora=lora, lora_r=2))
+        return apply_lora(tiny_model(), LoraArguments(lora_r=2 if lora else 0))
 
     plain, _ = gradients(tiny_args(tmp_path, loss_phases=["1:1,0,1", "2:1,9,1"], max_grad_norm=0), model=model())
     for kwargs in ({"use_reentrant": False}, {"use_reentrant": True}) if lora else ({"use_reentrant": False},):
@@ -273,7 +275,7 @@ def test_dropout_views_differ_in_the_contrastive_forward_alone(tmp_path):
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_bfloat16_trains_and_evaluates(tmp_path, lora):
-    model = apply_lora(tiny_model(), LoraArguments(use_lora=lora, lora_r=2))
+    model = apply_lora(tiny_model(), LoraArguments(lora_r=2 if lora else 0))
     trainer = tiny_trainer(
         tiny_args(tmp_path, bf16=True, eval_strategy="steps", eval_steps=4),
         model=model,
@@ -437,8 +439,8 @@ def test_a_model_that_came_from_nowhere_has_no_base(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_kept_head_is_saved_with_the_model_and_a_dropped_one_is_not(tmp_path, kept, lora):
     torch.manual_seed(1)
-    model = apply_lora(tiny_model(), LoraArguments(use_lora=lora, lora_r=2))
-    trainer = tiny_trainer(tiny_args(tmp_path / "run", keep_contrastive_head=kept), model=model)
+    model = apply_lora(tiny_model(), LoraArguments(lora_r=2 if lora else 0))
+    trainer = tiny_trainer(tiny_args(tmp_path / "run", contrastive_head="keep" if kept else "tanh"), model=model)
     trainer.train()
     final = model.merge_and_unload() if lora else model
     final.tokenizer = tiny_tokenizer()
@@ -461,7 +463,7 @@ def test_a_kept_head_goes_on_or_rests_as_the_run_asks(tmp_path):
     resting.train()
     assert torch.equal(model.sscl_head.linear.weight, before)
     assert model.config.magnet["contrastive_head"] == "tanh"
-    going_on = tiny_trainer(tiny_args(tmp_path, keep_contrastive_head=True), model=model)
+    going_on = tiny_trainer(tiny_args(tmp_path, contrastive_head="keep"), model=model)
     assert going_on.head is model.sscl_head
     going_on.train()
     assert not torch.equal(model.sscl_head.linear.weight, before)

@@ -9,22 +9,24 @@ from hypothesis import strategies as st
 from trainer.metrics import perplexity, repetition_n, repetition_sentences
 
 
-def test_perplexity_of_a_uniform_guess_is_the_size_of_the_vocabulary():
-    assert perplexity(5 * math.log(32_000), 5) == pytest.approx(32_000)
-
-
-def test_perplexity_of_certainty_is_one():
+def test_perplexity_by_hand():
+    assert perplexity(5 * math.log(32_000), 5) == pytest.approx(32_000), "a uniform guess"
     assert perplexity(0.0, 3) == 1.0
-
-
-def test_perplexity_beyond_a_float_is_infinite():
     assert perplexity(1e6, 1) == math.inf
 
 
-@pytest.mark.parametrize("num_tokens", [0, -1])
-def test_perplexity_of_nothing_is_refused(num_tokens):
-    with pytest.raises(ValueError, match=f"`num_tokens` is {num_tokens}"):
-        perplexity(1.0, num_tokens)
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        (lambda: perplexity(1.0, 0), "`num_tokens` is 0"),
+        (lambda: repetition_n([]), "no text to measure"),
+        (lambda: repetition_sentences([]), "no text to measure"),
+        (lambda: repetition_n(["a"], n=0), "`n` is 0"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(measure, message):
+    with pytest.raises(ValueError, match=message):
+        measure()
 
 
 @pytest.mark.parametrize(
@@ -41,11 +43,6 @@ def test_perplexity_of_nothing_is_refused(num_tokens):
 )
 def test_repetition_n_by_hand(texts, n, expected):
     assert repetition_n(texts, n=n) == pytest.approx(expected)
-
-
-def test_repetition_n_defaults_to_four_tokens():
-    text = "a b c d a b c d"
-    assert repetition_n([text]) == repetition_n([text], n=4) != repetition_n([text], n=3)
 
 
 def test_texts_that_share_their_words_do_not_repeat_each_other():
@@ -84,14 +81,3 @@ def test_repetition_sentences_by_hand(text, expected):
 
 def test_repetition_sentences_averages_over_texts():
     assert repetition_sentences(["Yes. Yes.", "Yes. No."]) == pytest.approx(1 / 4)
-
-
-@pytest.mark.parametrize("measure", [repetition_n, repetition_sentences])
-def test_repetition_of_no_text_is_refused(measure):
-    with pytest.raises(ValueError, match="no text to measure"):
-        measure([])
-
-
-def test_repetition_n_refuses_an_n_below_one():
-    with pytest.raises(ValueError, match="`n` is 0"):
-        repetition_n(["a"], n=0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trainer.prompted_infilling import PromptedInfiller, SolvedGap, prompt_for
+from trainer.prompted_infilling import PROMPTS, PromptedInfiller, SolvedGap
 
 PREFIX, SUFFIX = "Tom fell. It hurt.", " He cried. Mom came."
 
@@ -43,16 +43,16 @@ def stock(stories260k):
     ],
 )
 def test_the_prompts_are_the_papers(family, expected):
-    assert prompt_for(family, PREFIX, SUFFIX) == expected
+    assert PROMPTS[family](PREFIX, SUFFIX) == expected
 
 
 def test_a_full_stop_of_a_prompt_is_the_texts_own_where_it_has_one():
     """`Prefix: <past-context>.` and `... in the given text: <text>.`, never two marks behind each other."""
     for prefix, told in (("Tom fell", "Tom fell."), ('"Ow!"', '"Ow!"'), ("Why? ", "Why?"), ("", "")):
-        lines = prompt_for("prefix_suffix", prefix, " He cried").split("\n")
+        lines = PROMPTS["prefix_suffix"](prefix, " He cried").split("\n")
         assert lines[1:3] == [f"Prefix: {told}", "Suffix: He cried."]
-    assert prompt_for("blank", "Tom fell.", "").split("\n")[0].endswith("in the given text: Tom fell. _.")
-    assert prompt_for("blank", "Tom fell.", " He cried").split("\n")[0].endswith("text: Tom fell. _ He cried.")
+    assert PROMPTS["blank"]("Tom fell.", "").split("\n")[0].endswith("in the given text: Tom fell. _.")
+    assert PROMPTS["blank"]("Tom fell.", " He cried").split("\n")[0].endswith("text: Tom fell. _ He cried.")
 
 
 def test_solved_examples_stand_in_front_in_the_same_format(stock):
@@ -60,9 +60,9 @@ def test_solved_examples_stand_in_front_in_the_same_format(stock):
     infiller = PromptedInfiller(*stock, family="prefix_suffix", examples=examples)
     blocks = infiller.prompt(PREFIX, SUFFIX).split("\n\n")
     assert blocks == [
-        prompt_for("prefix_suffix", "A cat.", "A cow.") + " A dog.",
-        prompt_for("prefix_suffix", "Up.", "Down.") + " Left.",
-        prompt_for("prefix_suffix", PREFIX, SUFFIX),
+        PROMPTS["prefix_suffix"]("A cat.", "A cow.") + " A dog.",
+        PROMPTS["prefix_suffix"]("Up.", "Down.") + " Left.",
+        PROMPTS["prefix_suffix"](PREFIX, SUFFIX),
     ]
 
 
@@ -105,11 +105,8 @@ def test_scores_are_those_of_plain_forwards(stock):
     for prefix, scored in zip([PREFIX, "Once"], together, strict=True):
         for fill in scored:
             assert fill.logprob == pytest.approx(plain_logprob(model, tokenizer, prefix, fill.text), abs=1e-3)
-    for fill in infiller.score_infill(PREFIX, fills, SUFFIX, with_suffix=True):
-        expected = plain_logprob(model, tokenizer, PREFIX, fill.text + SUFFIX)
-        assert fill.logprob == pytest.approx(expected, abs=1e-3)
     prompted = PromptedInfiller(model, tokenizer, family="contextual").score_infill(PREFIX, fills, SUFFIX)
-    expected = plain_logprob(model, tokenizer, prompt_for("contextual", PREFIX, SUFFIX), fills[0])
+    expected = plain_logprob(model, tokenizer, PROMPTS["contextual"](PREFIX, SUFFIX), fills[0])
     assert prompted[0].logprob == pytest.approx(expected, abs=1e-3)
 
 
@@ -118,5 +115,5 @@ def test_what_cannot_be_is_named(stock):
         PromptedInfiller(*stock, family="fim")
     with pytest.raises(ValueError, match="`examples` were given for 'contextual'"):
         PromptedInfiller(*stock, family="contextual", examples=[SolvedGap("a", "b", "c")])
-    with pytest.raises(ValueError, match="a prompt of 'blank' holds the suffix"):
-        PromptedInfiller(*stock, family="blank").score_infill("a", ["b"], "c", with_suffix=True)
+    with pytest.raises(ValueError, match="2 prefixes and 1 suffixes"):
+        PromptedInfiller(*stock).infill(["a", "b"], ["c"], max_new_tokens=1)

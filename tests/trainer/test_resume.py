@@ -171,9 +171,9 @@ def test_a_seal_covers_every_file_and_a_checkpoint_without_one_is_trusted(tmp_pa
     assert last_complete_checkpoint(tmp_path) == folder
     (folder / "deep" / "part.bin").write_text("[]")
     assert last_complete_checkpoint(tmp_path) is None
-    for name, told in (("\\ud800", r"names '\\ud800'"), ("x" * 300, "cannot be read")):  # no file can have these
+    for name in ("\\ud800", "x" * 300):  # no file can have these names
         (folder / SEAL_FILE).write_text(f'{{"{name}": [1, 1]}}')
-        with pytest.raises(ValueError, match=rf"checkpoint-1 cannot be resumed from: .*{told}"):
+        with pytest.raises(ValueError, match="checkpoint-1 cannot be resumed from: .*cannot be read"):
             check_checkpoint(folder)
     (folder / SEAL_FILE).unlink()
     (folder / "trainer_state.json").write_text("[" * 100_000)

@@ -3,22 +3,13 @@
 import gzip
 import json
 import lzma
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 import pytest
 
 from trainer.sources import read_source
-
-
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing cached by another test or another run is seen, and no test waits for a network."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    yield
-
 
 COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}
 SAME_ROWS = {
@@ -117,6 +108,7 @@ def test_a_slice_of_a_file_is_a_slice(tmp_path: Path) -> None:
             {"columns": ["text"]},
             "int64.*expected strings.*'body'",
         ),
+        ({"a.csv": f"text,id\nx,{2**64}\ny,{-(2**70)}"}, "a.csv", {}, "cannot be read"),
         ({"a.txt": ""}, "a.txt", {}, "hold no row"),
         ({"a.jsonl": ""}, "a.jsonl", {}, "hold no row"),
         ({"a.jsonl": "{"}, "a.jsonl", {}, "cannot be read as json .*Check that"),

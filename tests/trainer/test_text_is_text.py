@@ -15,11 +15,6 @@ from .tiny import tiny_args, tiny_pairs, tiny_trainer
 TYPED = "a </s> b <unk> c <s> d <start_of_turn> e <eos>"
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-
-
 @pytest.fixture(params=["bytes", "wiki-7m"])
 def tokenizer(request):
     """A Llama's fast tokenizer with Gemma's further control tokens."""

@@ -50,6 +50,7 @@ def test_half_precision_needs_no_further_option_where_there_is_only_a_cpu(tmp_pa
 def test_the_phases_decide_how_many_steps_there_are(tmp_path):
     assert make(tmp_path, loss_phases=["30:1,0,1", "12:0,1,0"]).max_steps == 42
     assert make(tmp_path, loss_phases=["30:1,0,1"], max_steps=30).max_steps == 30
+    assert make(tmp_path, loss_phases=["5:0,0,1"], max_spans=0, causal_ratio=1).max_steps == 5
 
 
 @pytest.mark.parametrize("phases", [["3:1,0,1"], ["3: mntp=1 msg=1", " 2:1,9,1"]])
@@ -67,20 +68,12 @@ def test_arguments_survive_saving_and_loading_as_the_user_wrote_them(tmp_path, p
 def test_a_command_line_sets_every_kind_of_field(tmp_path):
     line = (
         f"--output_dir {tmp_path} --use_cpu --report_to none --loss_phases 3:1,0,1 '2: mntp=1 sscl=9' "
-        "--similarity dot --contrastive_head none "
-        "--mask_ratio 0.3 --max_spans 1 --msg_normalization sequence --view_dropout 0.3"
+        "--contrastive_head none --mask_ratio 0.3 --max_spans 1 --losses_as_printed --view_dropout 0.3"
     )
     (args,) = HfArgumentParser(MagnetTrainingArguments).parse_args_into_dataclasses(shlex.split(line))
     assert args.max_steps == 5
-    assert (args.similarity, args.contrastive_head, args.msg_normalization) == ("dot", "none", "sequence")
+    assert (args.similarity, args.contrastive_head, args.normalization["msg"]) == ("dot", "none", "sequence")
     assert (args.corruption_settings.mask_ratio, args.corruption_settings.max_spans) == (0.3, 1)
-
-
-def test_one_json_file_sets_the_same(tmp_path):
-    path = tmp_path / "recipe.json"
-    path.write_text(json.dumps({"output_dir": str(tmp_path), "use_cpu": True, "loss_phases": ["3:1,0,1", "2:1,9,1"]}))
-    (args,) = HfArgumentParser(MagnetTrainingArguments).parse_json_file(path)
-    assert (args.max_steps, args.phases[1].sscl) == (5, 9.0)
 
 
 def test_every_field_has_help_text_that_a_command_line_can_print(tmp_path):
@@ -98,7 +91,7 @@ def test_all_complaints_come_in_one_error(tmp_path):
             mask_ratio=1.5,
             max_span_tokens=1,
             temperature=0.0,
-            similarity="euclid",
+            contrastive_head="linear",
             remove_unused_columns=True,
             view_dropout=0.3,
             activation_checkpointing=True,
@@ -110,7 +103,7 @@ def test_all_complaints_come_in_one_error(tmp_path):
         "`mask_ratio` is 1.5",
         "`max_span_tokens` is 1",
         "`temperature` is 0.0",
-        "`similarity` is 'euclid'; pass one of ['cosine', 'dot']",
+        "`contrastive_head` is 'linear'; pass one of ('tanh', 'keep', 'none')",
         "`remove_unused_columns` is True",
         "`view_dropout` is 0.3 and activation checkpointing is on",
     ):
@@ -126,10 +119,9 @@ def test_all_complaints_come_in_one_error(tmp_path):
         ({"loss_phases": ["5:1,0,0"], "mask_ratio": 0}, "weigh mntp, but with `mask_ratio` 0"),
         ({"loss_phases": ["5:1,0,1"], "causal_ratio": 1}, "weigh mntp"),
         ({"loss_phases": ["5:0,0,1"], "max_spans": 0}, "weigh msg, but"),
-        ({"keep_contrastive_head": True, "contrastive_head": "none"}, "nothing to keep"),
-        ({"keep_contrastive_head": True, "loss_phases": ["5:1,0,1"]}, "never train it"),
-        ({"eval_max_spans": 0}, "`eval_max_spans` is 0"),
-        ({"eval_min_span_tokens": 9, "eval_max_span_tokens": 3}, "below `min_span_tokens` 9"),
+        ({"contrastive_head": "keep", "loss_phases": ["5:1,0,1"]}, "never train it"),
+        ({"contrastive_mini_batch_tokens": 64}, "less than a text of `contrastive_max_length` 128"),
+        ({"batch_eval_metrics": True}, "`batch_eval_metrics` is True"),
         ({"contrastive_batch_size": 0}, "`contrastive_batch_size` is 0"),
         ({"contrastive_max_length": 2}, "`contrastive_max_length` is 2"),
         ({"view_dropout": 1.0}, "`view_dropout` is 1.0"),
@@ -142,7 +134,3 @@ def test_what_cannot_work_is_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match="The training arguments cannot be used") as caught:
         make(tmp_path, **changes)
     assert message in str(caught.value)
-
-
-def test_causal_rows_alone_can_train_spans(tmp_path):
-    assert make(tmp_path, loss_phases=["5:0,0,1"], max_spans=0, causal_ratio=1).max_steps == 5

@@ -75,8 +75,6 @@ def tiny_args(output_dir: str | Path, **changes: Any) -> MagnetTrainingArguments
             "learning_rate": 1e-2,
             "min_span_tokens": 2,
             "max_span_tokens": 4,
-            "eval_min_span_tokens": 2,
-            "eval_max_span_tokens": 4,
             "contrastive_batch_size": 4,
             "contrastive_max_length": 24,
             "logging_steps": 1,

@@ -9,7 +9,6 @@ import evaluate
 from trainer.metric_modules import CITATION
 from trainer.metrics import perplexity
 
-_DESCRIPTION = "Infilling perplexity: over the tokens of removed spans in all texts. Lower is better."
 _INPUTS = """
 Args:
     predictions (`list` of `list` of `float`): For each text the log-probabilities of its removed tokens, in nats, such
@@ -32,7 +31,7 @@ class InfillingPerplexity(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description=_DESCRIPTION,
+            description="Infilling perplexity: over the tokens of removed spans in all texts. Lower is better.",
             citation=CITATION,
             inputs_description=_INPUTS,
             features=datasets.Features({"predictions": datasets.Sequence(datasets.Value("float64"))}),

@@ -23,8 +23,7 @@ def probe_scores(
     """Score the tags of sentences.
 
     Args:
-        predictions (`Sequence[Sequence[str]]`): Tags by sentence.
-        references (`Sequence[Sequence[str]]`): The right ones, as many.
+        predictions, references (`Sequence[Sequence[str]]`): Predicted and right tags by sentence.
         spans (`bool`): Whether tags are spans in IOB2. A predicted `I-` that continues nothing begins a span, as in
             the shared task's own script (`seqeval`'s default mode).
 
