@@ -61,7 +61,7 @@ def test_imports_go_from_examples_to_trainer_to_modeling_magnet(file):
     assert absolute_imports(file) & OURS <= allowed
 
 
-@pytest.mark.parametrize("name", ["losses", "corruption", "metrics"])
+@pytest.mark.parametrize("name", ["corruption", "metrics"])
 def test_what_is_pure_imports_torch_alone(name):
     file = REPOSITORY / "trainer" / f"{name}.py"
     assert absolute_imports(file) - set(sys.stdlib_module_names) <= {"torch"}

@@ -334,7 +334,7 @@ def test_too_little_memory_is_told_with_the_phase_before_the_first_step(tmp_path
     def run_out(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("trainer.magnet_trainer.contrastive_embeddings", run_out)
+    monkeypatch.setattr("trainer.objectives.contrastive_embeddings", run_out)
     with pytest.raises(SystemExit) as ended:
         start(lambda: adapt.main([*options, *FULL]), told=adapt.ArgumentError)
     out, err = capsys.readouterr()
