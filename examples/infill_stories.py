@@ -12,13 +12,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from tqdm import tqdm
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedConfig
 
 from examples.command_line import OneLineParser, add_device, add_dtype, add_model, at_least, choose_device, start
 from examples.demo.fills import describe, render_page
@@ -67,8 +68,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
             args.num_tokens = [int(length) for length in args.num_tokens]
         except ValueError:
             parser.error(f"--num_tokens {' '.join(args.num_tokens)}: expected auto, or whole numbers")
+    any_model = SimpleNamespace(config=PreTrainedConfig(), generation_config=GenerationConfig())
     try:
-        InfillOptions.of_call(infill_options(args), default_config=GenerationConfig(), end_of_span=0)
+        InfillOptions.of_call(any_model, infill_options(args))
     except ValueError as error:  # before a model is loaded or a row is written
         parser.error(str(error))
     return args

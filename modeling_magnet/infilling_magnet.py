@@ -240,8 +240,11 @@ class InfillOptions:
             )
         for name in ("batch_size", "chunk_size"):
             check_whole_number(getattr(self, name), name=name, least=1)
-        for length in () if lengths in (None, "auto") else lengths or [None]:
-            check_whole_number(length, name="num_tokens", least=1)
+        if lengths is not None and lengths != "auto":
+            if not lengths:
+                raise ValueError("`num_tokens` is empty. Pass the lengths to try, or 'auto'.")
+            for length in lengths:
+                check_whole_number(length, name="num_tokens", least=1)
 
 
 def _check_names(given: dict[str, Any], own: set[str]) -> None:

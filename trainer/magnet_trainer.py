@@ -94,7 +94,7 @@ class MagnetTrainer(Trainer):
             data_collator = DataCollatorForMagnet.from_tokenizer(
                 processing_class,
                 model_config=base_model.config,
-                mask_token_id=MagnetSettings.of(base_model.config).mask_token_id,
+                mask_token_id=int(MagnetSettings.of(base_model.config).mask_token_id or 0),
                 settings=args.corruption_settings,
                 seed=args.seed,
             )
@@ -159,12 +159,12 @@ class MagnetTrainer(Trainer):
         if self.train_dataset is None:
             raise ValueError("`train_dataset` is missing; pass rows with `input_ids` to train.")
         # Kept, since it has to be told the epoch.
-        self._row_sampler = samplers.EpochRowSampler(len(self.train_dataset), seed=self.args.order_seed)
+        sampler = self._row_sampler = samplers.EpochRowSampler(len(self.train_dataset), seed=self.args.order_seed)
         return self._get_dataloader(
             dataset=EpochRows(self.train_dataset),
             description="Training",
             batch_size=self._train_batch_size,
-            sampler_fn=lambda rows: self._row_sampler,
+            sampler_fn=lambda rows: sampler,
             is_training=True,
         )
 
@@ -365,12 +365,17 @@ class MagnetTrainer(Trainer):
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         samplers.check_row_source(rows, name="eval_dataset")
         collator = evaluation.EvaluationCollator.from_training(self.data_collator, self.args)
-        options = {"batch_size": self.args.eval_batch_size, "args": self.args}
-        return samplers.even_dataloader(EpochRows(rows), collator, **options)
+        return samplers.even_dataloader(
+            EpochRows(rows), collator, batch_size=self.args.eval_batch_size, args=self.args
+        )
 
-    get_test_dataloader = get_eval_dataloader
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """Load rows to predict as those of an evaluation."""
+        return self.get_eval_dataloader(test_dataset)
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+    def evaluation_loop(  # type: ignore[override]
+        self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
         """Run the parent's loop, whose `prediction_step` collects sums, and turn these into metrics.
 
         Metrics are `loss`, the losses of all objectives, `masked_accuracy`, `infilling_perplexity`,
@@ -381,7 +386,7 @@ class MagnetTrainer(Trainer):
         self._sums: Counter[str] = Counter()
         # Every gathered row counts; by default accelerate drops what it takes for repeated rows of the train loader.
         self.gather_function = self.accelerator.gather
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(*args, **{**kwargs, "metric_key_prefix": metric_key_prefix})
         assert output.metrics is not None
         metrics = evaluation.run_metrics(self, self._sums, weights=self._phase.weights)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})

@@ -207,6 +207,8 @@ class PromptedInfiller:
         prefix: str | Sequence[str],
         fills: Sequence[str] | Sequence[Sequence[str]],
         suffix: str | Sequence[str],
+        *,
+        with_suffix: bool = False,
     ) -> Any:
         """Score given fills by their log-probabilities after the prompt.
 
@@ -214,6 +216,8 @@ class PromptedInfiller:
             prefix (`str` or `list[str]`): Text before the blank.
             fills (`list[str]`, or a list of such lists): The candidates.
             suffix (`str` or `list[str]`): Text after it.
+            with_suffix (`bool`, defaults to `False`): Score the suffix after each fill as well, the best use that a
+                causal model can make of it. For `left_to_right` only.
 
         Returns:
             `list[Fill]`, or a list of them for lists.
@@ -221,13 +225,15 @@ class PromptedInfiller:
         single = isinstance(prefix, str) and isinstance(suffix, str)
         prefixes, suffixes = _as_lists(prefix, suffix)
         candidates: Any = [fills] if single else fills
+        if with_suffix and self.family != "left_to_right":
+            raise ValueError(f"`with_suffix` needs 'left_to_right'; a prompt of {self.family!r} holds the suffix.")
         rows: list[tuple[list[int], list[int]]] = []
         for before, given, after in zip(prefixes, candidates, suffixes, strict=True):
             prompt = self.prompt(before, after)
             front = front_tokens(self.tokenizer) + text_ids(self.tokenizer, prompt.rstrip(" "))
             for fill in check_texts(given, name="fills"):
                 text = f" {fill.strip()}" if prompt.endswith(" ") or self.family != "left_to_right" else fill
-                rows.append((front, fill_ids(self.tokenizer, text, prefix=prompt)))
+                rows.append((front, fill_ids(self.tokenizer, text + after if with_suffix else text, prefix=prompt)))
         logprobs: list[list[float]] = [[] for _ in rows]
         budget = SCORED_TOKENS
         if not hasattr(self.model, "magnet_settings"):

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def complaints_of(attempts: Mapping[str, Callable[[], Any]]) -> list[str]:
 
 def about_models(models: Mapping[str, str], look: Callable[[str], Any]) -> list[str]:
     """Return what `look` finds wrong with the models, before weights are read."""
-    return complaints_of({f"`--model` {name}": lambda path=path: look(path) for name, path in models.items()})
+    return complaints_of({f"`--model` {name}": partial(look, path) for name, path in models.items()})
 
 
 __all__ = [

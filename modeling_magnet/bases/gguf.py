@@ -105,7 +105,7 @@ def read_tokenizer(file: Path) -> PreTrainedTokenizerBase:
         if state["model"].get("unk_token") not in state["model"]["vocab"]:
             state["model"]["unk_token"] = None
         tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(state))
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def load_arguments(file: Path, config_class: Any, arguments: dict[str, Any]) -> dict[str, Any]:

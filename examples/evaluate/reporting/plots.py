@@ -144,9 +144,10 @@ def _draw_bars(axes: Axes, rows: Sequence[Row], values: Sequence[Value | float |
     for place, (row, value) in enumerate(zip(rows, values, strict=True)):
         if value is None:
             continue
-        number, spread, color = value, None, QUOTED_COLOR
         if isinstance(value, Value):
             number, spread, color = value.mean, value.spread, _look_of(row.name)[0]
+        else:
+            number, spread, color = value, None, QUOTED_COLOR
         axes.barh(place, number, xerr=spread, height=0.7, capsize=2, color=color)
         end = (number + (spread or 0), place)
         axes.annotate(f"{number:.{digits}f}", end, (3, 0), textcoords="offset points", va="center", fontsize=7)
