@@ -115,7 +115,7 @@ def test_what_cannot_be_opened_is_told_in_one_line(saved, tmp_path):
     code, out, err = run_script(doctor, str(saved))
     assert (code, out) == (2, "")
     (line,) = err.splitlines()
-    assert line.startswith(f"error: {str(saved)!r} cannot be opened: ") and "where its header promises" in line
+    assert line.startswith(f"error: {str(saved)!r} cannot be opened: ") and "model.safetensors" in line
 
 
 def test_a_vocabulary_without_a_mask_token_is_told_and_one_may_be_named(babyllama, tmp_path, capsys):
