@@ -151,7 +151,7 @@ def language_metrics(sums: Sums) -> dict[str, float]:
     return metrics
 
 
-def run_metrics(trainer: Any, sums: Sums, *, weights: Mapping[str, float]) -> dict[str, float]:
+def run_metrics(trainer: Any, sums: Mapping[str, float], *, weights: Mapping[str, float]) -> dict[str, float]:
     """Return the metrics of an evaluation: of its rows, of held-out pairs, and the loss of all objectives.
 
     Args:

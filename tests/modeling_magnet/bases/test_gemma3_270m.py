@@ -197,7 +197,7 @@ def test_several_processes_get_one_whole_checkpoint(package, gguf_file):
 @pytest.mark.long  # a process that imports torch
 def test_a_failed_conversion_says_why_and_leaves_nothing(tmp_path):
     (tmp_path / "bad.gguf").write_bytes(b"GGUF")
-    with pytest.raises(OSError, match=r"bad.gguf' could not be converted to safetensors: .*cannot be read as GGUF"):
+    with pytest.raises(OSError, match=r"bad.gguf' could not be converted to safetensors: .*cannot be read"):
         conversion.convert_apart(tmp_path / "bad.gguf", tmp_path / "target")
     assert contents(tmp_path) == ["bad.gguf"]
 
