@@ -373,9 +373,7 @@ class MagnetTrainer(Trainer):
         """Load rows to predict as those of an evaluation."""
         return self.get_eval_dataloader(test_dataset)
 
-    def evaluation_loop(
-        self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
-    ) -> EvalLoopOutput:
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Run the parent's loop, whose `prediction_step` collects sums, and turn these into metrics.
 
         Metrics are `loss`, the losses of all objectives, `masked_accuracy`, `infilling_perplexity`,
