@@ -81,8 +81,7 @@ def texts_to_blocks(
         tokenizer (`PreTrainedTokenizerBase`): Its BOS begins every block; no EOS is added.
         max_length (`int`): Tokens of a block, BOS included; `min_length + 1` to `tokenizer.model_max_length`.
         min_length (`int`): Texts of fewer tokens, without BOS, are dropped; >= 1.
-        concatenate (`bool`):
-            Join each thousand texts with newlines before cutting, for corpora with one line per row such as WikiText.
+        concatenate (`bool`): Join each thousand texts with newlines first, for corpora of one line per row (WikiText).
         split_special_tokens (`bool`, defaults to `True`):
             Read what looks like a control token, such as `</s>`, as text; `False` reads the token.
 

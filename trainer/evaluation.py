@@ -159,7 +159,7 @@ def run_metrics(trainer: Any, sums: Mapping[str, float], *, weights: Mapping[str
         sums (`dict`): What `language_sums` returned, added up over this process's batches.
         weights (`Mapping[str, float]`): Weights of the objectives in `loss`.
     """
-    metrics = language_metrics(add_up(sums, trainer.accelerator))
+    metrics = language_metrics(add_up(dict(sums), trainer.accelerator))
     if trainer.eval_pair_dataset is not None:
         metrics |= _pair_metrics(trainer)
     losses = {name: metrics[f"loss_{name}"] for name in OBJECTIVES if f"loss_{name}" in metrics}

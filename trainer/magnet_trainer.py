@@ -90,14 +90,7 @@ class MagnetTrainer(Trainer):
         pairs: dict[str, Any] = {"pair_dataset": pair_dataset, "eval_pair_dataset": eval_pair_dataset}
         check_run(base_model, args=args, data_collator=data_collator, tokenizer=processing_class, **rows, **pairs)
         if data_collator is None:
-            assert processing_class is not None
-            data_collator = DataCollatorForMagnet.from_tokenizer(
-                processing_class,
-                model_config=base_model.config,
-                mask_token_id=int(MagnetSettings.of(base_model.config).mask_token_id or 0),
-                settings=args.corruption_settings,
-                seed=args.seed,
-            )
+            data_collator = _collator_for_rows(base_model.config, processing_class, args)
         self.phases, self._normalization = args.phases, args.normalization
         self._phase_ends = list(accumulate(phase.steps for phase in self.phases))
         if any(phase.msg > 0 for phase in self.phases):
@@ -123,14 +116,7 @@ class MagnetTrainer(Trainer):
 
         self.pair_dataset: Any = pair_dataset
         self.eval_pair_dataset = eval_pair_dataset
-        self.pair_collator = DataCollatorForPairs(
-            tokenizer=self.processing_class,
-            prompt=args.contrastive_prompt or None,
-            max_length=args.contrastive_max_length,
-            pad_token_id=data_collator.pad_token_id,
-            mini_batch_tokens=args.contrastive_mini_batch_tokens,
-            split_special_tokens=args.split_special_tokens,
-        )
+        self.pair_collator = _collator_for_pairs(self.processing_class, args, pad_token_id=data_collator.pad_token_id)
         self._pair_stream = samplers.PairStream(pair_dataset, self.pair_collator, args=args)
         self._row_sampler: samplers.EpochRowSampler | None = None
 
@@ -503,6 +489,31 @@ class MagnetTrainer(Trainer):
                 inner.card = None
         if self.args.should_save and isinstance(model, PeftModel):
             write_adapter_settings(inner, Path(str(output_dir or self.args.output_dir)))
+
+
+def _collator_for_rows(config: Any, tokenizer: Any, args: MagnetTrainingArguments) -> DataCollatorForMagnet:
+    """Make the collator that corrupts training rows; `check_run` has seen that there are tokenizer and mask token."""
+    mask_token_id = MagnetSettings.of(config).mask_token_id
+    assert tokenizer is not None and mask_token_id is not None
+    return DataCollatorForMagnet.from_tokenizer(
+        tokenizer,
+        model_config=config,
+        mask_token_id=mask_token_id,
+        settings=args.corruption_settings,
+        seed=args.seed,
+    )
+
+
+def _collator_for_pairs(tokenizer: Any, args: MagnetTrainingArguments, *, pad_token_id: int) -> DataCollatorForPairs:
+    """Make the collator that tokenizes pairs."""
+    return DataCollatorForPairs(
+        tokenizer=tokenizer,
+        prompt=args.contrastive_prompt or None,
+        max_length=args.contrastive_max_length,
+        pad_token_id=pad_token_id,
+        mini_batch_tokens=args.contrastive_mini_batch_tokens,
+        split_special_tokens=args.split_special_tokens,
+    )
 
 
 __all__ = ["MagnetTrainer"]

@@ -126,8 +126,7 @@ def paraphrase_pairs(
         output_path (`str` or `Path`): A `.jsonl` file of `anchor` and `positive`, which `load_pairs` reads too.
         model_id, prefix (`str`): A sequence-to-sequence model, and what it expects before every line.
         max_length (`int`): Tokens read of a line with its prefix, and tokens written; >= 8.
-        batch_size (`int`): Lines per call of the model, >= 1.
-        num_candidates (`int`): Outputs per line to choose from, >= 1.
+        batch_size, num_candidates (`int`): Lines per call of the model, and outputs per line to choose from; >= 1.
         seed (`int`): Seed of the sampling, >= 0.
         device (`str` or `torch.device`, *optional*): Where the model runs; a GPU by default.
 
