@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers.utils import logging
 
-from examples.command_line import OneLineParser, add_device, add_model, need, start
+from examples.command_line import OneLineParser, add_device, add_model, require_extra, start
 from examples.models import not_adapted
 from examples.toy.model import describe_model, open_model
 
@@ -46,7 +46,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Open the model, then serve the page until somebody ends it."""
     args = parse_arguments(arguments)
-    need("demo", "gradio")
+    require_extra("demo", "gradio")
     from examples.demo.page import build_page, launch_options
 
     logging.disable_progress_bar()  # of reading weights; training keeps its own

@@ -110,7 +110,7 @@ def named_items(items: Sequence[str], *, option: str, what: str = "DIR") -> tupl
     return found, complaints
 
 
-def need(extra: str, *modules: str) -> None:
+def require_extra(extra: str, *modules: str) -> None:
     """Refuse to go on without the packages of an extra."""
     missing = {}
     for module in modules:
@@ -186,10 +186,3 @@ def keep_freed_memory() -> bool:
         return False
     # Before glibc 2.35 the first is refused; the second alone would stop the threshold from growing.
     return all(mallopt(name, _MOST_BYTES) == 1 for name in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))
-
-
-__all__ = [
-    "DTYPES", "OneLineParser", "add_data", "add_device", "add_dtype", "add_model", "add_output_dir",
-    "at_least", "check", "choose_device", "in_lines", "keep_freed_memory",
-    "named_items", "need", "start",
-]  # fmt: skip

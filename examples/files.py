@@ -40,6 +40,3 @@ def data_file(folder: Path, name: str) -> Path:
     """Return a file of a folder or of one of its sub-folders; if there is none, its path in the folder."""
     places = (folder / name, *sorted(folder.glob(f"*/{name}")))
     return next((file for file in places if file.is_file()), places[0])
-
-
-__all__ = ["UNREADABLE", "data_file", "open_bytes", "whole_text"]

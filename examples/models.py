@@ -62,6 +62,3 @@ def not_adapted(path: str, *, gguf_file: str | None = None) -> str | None:
         f"note: {path} was never adapted by MAGNET ({lacks}): what it fills from both sides means nothing. Adapt it "
         "with examples/adapt.py first."
     )
-
-
-__all__ = ["is_here", "not_adapted", "offline_where_unreachable", "open_magnet"]

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from transformers.utils import logging
 
-from examples.command_line import OneLineParser, add_output_dir, at_least, need, start
+from examples.command_line import OneLineParser, add_output_dir, at_least, require_extra, start
 from examples.toy.table import LEGEND, fill_table, render_table, show_infills
 from examples.toy.training import SMOKE, Budget, train_models
 from modeling_magnet.masking_magnet import attention_pattern
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the quickstart."""
     started = time.monotonic()
     arguments = parse_arguments(argv)
-    need("plots", "matplotlib")
+    require_extra("plots", "matplotlib")
     from examples.tour.pictures import draw_attention, draw_objectives
 
     logging.disable_progress_bar()  # of reading and writing weights; training keeps its own

@@ -17,10 +17,11 @@ import time
 import warnings
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from examples.command_line import OneLineParser, add_output_dir, need, start
+from examples.command_line import OneLineParser, add_output_dir, require_extra, start
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("modeling_magnet", "trainer")
@@ -35,10 +36,19 @@ def documented_modules() -> list[ModuleType]:
     return [importlib.import_module(name) for name in names]
 
 
+def public_names(module: ModuleType) -> dict[str, Any]:
+    """Return what a package exports, or the functions and classes of a module without an underscore, by name."""
+    if hasattr(module, "__all__"):
+        return {name: getattr(module, name) for name in module.__all__}
+    own = {
+        name: member for name, member in vars(module).items() if getattr(member, "__module__", "") == module.__name__
+    }
+    return {name: member for name, member in own.items() if not name.startswith("_") and callable(member)}
+
+
 def explain_fields(module: ModuleType) -> None:
     """Put the help texts of a module's dataclasses into their docstrings, which is where pdoc looks."""
-    for name in getattr(module, "__all__", ()):
-        member = getattr(module, name)
+    for member in vars(module).values():
         # A package repeats the names of its modules.
         if not dataclasses.is_dataclass(member) or member.__module__ != module.__name__:
             continue
@@ -79,8 +89,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = OneLineParser(description=__doc__)
     add_output_dir(parser, default=Path("outputs/reference"), help="folder of the pages")
     options = parser.parse_args(arguments)
-    need("dev", "pdoc")
-    need("eval", "mteb")
+    require_extra("dev", "pdoc")
+    require_extra("eval", "mteb")
     started = time.perf_counter()
     pages = write_reference(options.output.resolve())
     print(f"reference: OK ({len(pages)} pages; {time.perf_counter() - started:.0f} s)")

@@ -18,7 +18,7 @@ from .sources_magnet import (
     CheckpointError,
     ModelSource,
     check_tensors,
-    reading,
+    wrap_read_errors,
 )
 
 try:  # needed only by models that have an adapter
@@ -44,7 +44,7 @@ class _BaseOnly:
 _base_only: ContextVar[_BaseOnly | None] = ContextVar("magnet_base_only", default=None)
 
 
-def _ask_for_base(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _disable_adapter_hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Forward pre-hook of an adapter layer: peft's own name for no adapter, where the running call says so."""
     call = _base_only.get()
     if call is None:
@@ -83,8 +83,8 @@ def bind_adapters(model: Any) -> None:
                 "or embedding layers, or `set_adapter_modes(None)`."
             )
         hooked: Any = layer
-        if _ask_for_base not in hooked._forward_pre_hooks.values():
-            hooked.register_forward_pre_hook(_ask_for_base, with_kwargs=True)
+        if _disable_adapter_hook not in hooked._forward_pre_hooks.values():
+            hooked.register_forward_pre_hook(_disable_adapter_hook, with_kwargs=True)
     model._bound_adapters = tuple(model.peft_config)
 
 
@@ -182,7 +182,7 @@ def load_adapter(
     conversions = getattr(model, "_weight_conversions", None)
     try:
         # Of an adapter in memory, all errors are the caller's.
-        with nullcontext() if source is None else reading(f"The adapter at {source}", arguments=kwargs):
+        with nullcontext() if source is None else wrap_read_errors(f"The adapter at {source}", arguments=kwargs):
             # Told to go on, transformers names the tensors that do not fit.
             report = load(peft_model_id, *args, **{**kwargs, "ignore_mismatched_sizes": True})
         _check_report(model, report, source, name)
@@ -227,7 +227,7 @@ def _check_report(model: Any, report: Any, source: ModelSource | None, name: str
     file = None if source is None else source.file(ADAPTER_WEIGHTS)
     if (missing or unexpected) and file is not None:  # kinds of adapters whose names only peft knows
         stored = {key.removeprefix(ADAPTER_PREFIX): tensor for key, tensor in load_file(str(file)).items()}
-        with reading(what, arguments=()):
+        with wrap_read_errors(what, arguments=()):
             result: Any = set_peft_model_state_dict(model, stored, adapter_name=name)
         missing = [key for key in result.missing_keys if f".{name}." in f"{key}."]
         unexpected = list(result.unexpected_keys)
@@ -275,21 +275,3 @@ def load_head(model: Any, source: ModelSource) -> None:
     # Made anew: it may have come with an adapter, and what quantised the base may have quantised it.
     model.sscl_head = ContrastiveHead(model.config.hidden_size).to(device=model.device, dtype=model.dtype)
     model.sscl_head.load_state_dict(load_file(str(file)))
-
-
-__all__ = [
-    "ADAPTER_PREFIX",
-    "BASE_SHAPE",
-    "HEAD_PREFIX",
-    "ADAPTER_LAYERS",
-    "adapter_layers",
-    "adapters_for",
-    "bind_adapters",
-    "check_adapter_fits",
-    "forget_deleted_adapter",
-    "has_adapter",
-    "load_adapter",
-    "load_head",
-    "set_adapter_modes",
-    "write_head",
-]

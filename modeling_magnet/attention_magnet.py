@@ -38,7 +38,7 @@ def takes_float_masks(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def call_decoder(model: Any, mode: str, *, attention_mask: Any, **inputs: Any) -> Any:
-    """Call the decoder below the LM head: the one place where a forward, packed rows and decoding steps do."""
+    """Call the decoder below the LM head. `forward` and the decoding loop both go through this function."""
     if mode != "causal":
         inputs[MASK_IS_OURS] = True
     return model.base_model(attention_mask=attention_mask, **inputs)
@@ -161,7 +161,3 @@ class ReservedCache(Cache):
 
 AttentionInterface.register(DEFAULT_ATTENTION, masked_attention)
 AttentionMaskInterface.register(DEFAULT_ATTENTION, sdpa_mask)
-
-
-__all__ = ["DEFAULT_ATTENTION", "MASK_IS_OURS", "ReservedCache", "call_decoder", "masked_attention", "product_dtype",
-           "takes_float_masks"]  # fmt: skip

@@ -25,8 +25,8 @@ from .sources_magnet import (
     TokenizerSource,
     bases,
     check_tensors,
-    reading,
     tokenizer_place,
+    wrap_read_errors,
 )
 
 try:  # what does not travel with a checkpoint: whole directories, model cards, merging, pushing, diagnosis
@@ -189,7 +189,7 @@ def _read_weights(
 ) -> tuple[Any, dict[str, Any]]:
     """Return the model that `load`, the parent's `from_pretrained`, loads, and what it reports of the tensors."""
     path, gguf = source.path, source.gguf()
-    with reading(f"The model at {source}", arguments=tuple(kwargs)):
+    with wrap_read_errors(f"The model at {source}", arguments=tuple(kwargs)):
         if gguf is None:
             kwargs["use_safetensors"] = True
         else:
@@ -295,14 +295,14 @@ def _write_checkpoint(
     stock_save(directory, is_main_process=is_main_process, state_dict=main_weights, **kwargs)
     if not is_main_process:
         return
-    _name_both_lives(model, directory)
+    _write_auto_map(model, directory)
     tokenizer = model._tokenizer_source.find()
     if tokenizer is not None:
         tokenizer.save_pretrained(str(directory))
     write_head(model, directory, weights)
 
 
-def _name_both_lives(model: Any, directory: Path) -> None:
+def _write_auto_map(model: Any, directory: Path) -> None:
     """Write the code into a directory of stock weights, and name it in config.json beside the stock class."""
     ours = write_code(type(model), directory)
     config_file = directory / "config.json"
@@ -345,10 +345,3 @@ def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
             f"`dtype={dtype!r}` is not a floating-point dtype of torch; expected one such as torch.bfloat16."
         )
     return found
-
-
-__all__ = [
-    "load_model",
-    "publishing",
-    "save_model",
-]

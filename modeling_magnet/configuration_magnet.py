@@ -262,15 +262,3 @@ def _halves_windows(config_class: type[Any]) -> bool:
     """Return whether a family's config changes its window when attention is bidirectional."""
     probe = config_class(sliding_window=64, use_bidirectional_attention=True)
     return bool(probe.sliding_window != 64)
-
-
-__all__ = [
-    "MODES",
-    "SCHEMA",
-    "AttentionMode",
-    "MagnetSettings",
-    "check_mode",
-    "check_tokenizer_fits",
-    "make_causal",
-    "resolve_mask_token",
-]

@@ -18,9 +18,10 @@ from transformers import PreTrainedTokenizerBase
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer, TextStreamer
 
-from .attention_magnet import ReservedCache
+from .attention_magnet import ReservedCache, call_decoder
+from .batching_magnet import to_device
 from .configuration_magnet import MagnetSettings
-from .encoding_magnet import sentence_vectors, to_device
+from .encoding_magnet import sentence_vectors
 from .masking_magnet import StepMasks, attention_pattern, layer_masks
 from .sampling_magnet import ByteTokens, Choice, TokenChooser
 from .spans_magnet import Span, SpanRow, decode_fill, fill_text
@@ -231,7 +232,7 @@ class _Loop:
             )
         capacity = length + self.num_slots * self.num_steps
         self.cache = ReservedCache(num_layers=model.config.num_hidden_layers, capacity=capacity)
-        self.run_tokens = partial(model.run_decoder, "infill", past_key_values=self.cache, use_cache=True)
+        self.run_tokens = partial(call_decoder, model, "infill", past_key_values=self.cache, use_cache=True)
         outputs = self.run_tokens(input_ids=batch["input_ids"], attention_mask=masks, position_ids=positions)
         states = outputs.last_hidden_state  # (B, C, H)
         row_of, slot_of, predictor_of = batch["cells"]  # (N,) each
@@ -334,6 +335,3 @@ class _Loop:
                 grown.append(span)
         if self.rules is not None:
             self.rules.after_step(spans, grown, choice, chooser=self.chooser)
-
-
-__all__ = ["SENTENCE_END", "SpanStream", "StopRules", "decode"]

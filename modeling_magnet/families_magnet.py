@@ -20,7 +20,7 @@ from transformers import (
 
 from .configuration_magnet import check_tokenizer_fits
 from .modeling_magnet import MagnetLlamaForCausalLM, MagnetMixin
-from .sources_magnet import SOURCE_ARGUMENTS, ModelSource, TokenizerSource, reading, tokenizer_place
+from .sources_magnet import SOURCE_ARGUMENTS, ModelSource, TokenizerSource, tokenizer_place, wrap_read_errors
 
 
 class MagnetMistralForCausalLM(MagnetMixin, MistralForCausalLM, GenerationMixin):
@@ -116,23 +116,10 @@ def open_without_weights(
     family = AutoMagnetForCausalLM.family_of(path, **where)
     source = ModelSource(path, where)
     base = source.adapter_base()
-    with reading(f"config.json of {base or source}"):
+    with wrap_read_errors(f"config.json of {base or source}"):
         config = family.config_class.from_dict((base or source).config_values())
     own = source if base is None else tokenizer_place(base, source)
-    with reading(f"The tokenizer of {own}"):
+    with wrap_read_errors(f"The tokenizer of {own}"):
         tokenizer = TokenizerSource(own.path, own.arguments).load()
     check_tokenizer_fits(tokenizer, config.vocab_size)
     return config, tokenizer
-
-
-__all__ = [
-    "FAMILIES",
-    "AutoMagnetForCausalLM",
-    "MagnetGemma3ForCausalLM",
-    "MagnetMistralForCausalLM",
-    "MagnetOlmo2ForCausalLM",
-    "MagnetQwen2ForCausalLM",
-    "MagnetQwen3ForCausalLM",
-    "MagnetSmolLM3ForCausalLM",
-    "open_without_weights",
-]

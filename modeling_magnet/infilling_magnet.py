@@ -20,18 +20,17 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils.logging import tqdm
 
 from .adapters_magnet import adapters_for
-from .configuration_magnet import MagnetSettings
-from .decoding_magnet import SpanStream, StopRules, decode
-from .encoding_magnet import (
+from .batching_magnet import (
     PROGRESS_FROM_BATCHES,
-    check_whole_number,
     evaluating,
-    hides_bar,
+    is_progress_hidden,
     pad_token_id,
-    probe_attention,
     target_logprobs,
     to_device,
 )
+from .configuration_magnet import MagnetSettings
+from .decoding_magnet import SpanStream, StopRules, decode
+from .probe_magnet import probe_attention
 from .sampling_magnet import CharacterRule, TokenChooser, byte_tokens
 from .spans_magnet import (
     Fill,
@@ -50,7 +49,7 @@ from .spans_magnet import (
     token_texts,
     trim_overlap,
 )
-from .tokenization_magnet import check_texts, pad_token_rows, special_ids
+from .tokenization_magnet import check_texts, check_whole_number, pad_token_rows, special_ids
 
 Ranges = Sequence[tuple[int, int]]
 # Tokens after a span that count for the score of its length.
@@ -467,7 +466,7 @@ def _split_texts(
 
 
 @dataclass(frozen=True)
-class _Call:
+class _InfillCall:
     """What filling needs everywhere, read once for each call."""
 
     model: Any
@@ -479,7 +478,7 @@ class _Call:
     max_positions: int  # of a text and its fills
 
     @classmethod
-    def of(cls, model: Any, options: InfillOptions) -> "_Call":
+    def of(cls, model: Any, options: InfillOptions) -> "_InfillCall":
         probe_attention(model)
         filler, tokenizer = pad_token_id(model), model.tokenizer
         end_of_span = MagnetSettings.of(model.config).end_of_span if options.stop_at_end_of_span else 0
@@ -508,7 +507,7 @@ def fill_parts(model: Any, texts: Sequence[Sequence[str]], options: InfillOption
         asked = options.max_new_tokens
         lengths = [_span_lengths(asked, index, parts, num_texts=len(texts)) for index, parts in enumerate(texts)]
     with evaluating(model):
-        call = _Call.of(model, options)
+        call = _InfillCall.of(model, options)
         if options.num_tokens is None:
             filled = fill_texts(call, texts, span_lengths=lengths)
         else:
@@ -589,7 +588,7 @@ class FilledText:
 
 
 def fill_texts(
-    call: _Call, texts: Sequence[Sequence[str]], *, span_lengths: Sequence[Sequence[int]]
+    call: _InfillCall, texts: Sequence[Sequence[str]], *, span_lengths: Sequence[Sequence[int]]
 ) -> list[FilledText]:
     """Fill the blanks between the parts of texts with spans of given lengths.
 
@@ -603,7 +602,9 @@ def fill_texts(
     embeds = bool(options.return_dict_in_generate) and call.tokenizer.eos_token_id is not None
     rows = [(text, SpanRow(text.layout, [s for answers in text.spans for s in answers])) for text in filled]
     is_first, settled = True, 0  # counted here: a bar that `disable_progress_bar` took away keeps no count
-    hide = hides_bar(options.show_progress_bar, -(-len(rows) // options.batch_size), least=PROGRESS_FROM_BATCHES)
+    hide = is_progress_hidden(
+        options.show_progress_bar, -(-len(rows) // options.batch_size), least=PROGRESS_FROM_BATCHES
+    )
     bar = tqdm(total=sum(span.length for span in spans), desc="Filling", unit="token", disable=hide)
     with bar, adapters_for(model, "infill"):  # the head may have an adapter, too
         while rows:
@@ -624,7 +625,7 @@ def fill_texts(
 
 
 def _lay_out_texts(
-    call: _Call, texts: Sequence[Sequence[str]], span_lengths: Sequence[Sequence[int]]
+    call: _InfillCall, texts: Sequence[Sequence[str]], span_lengths: Sequence[Sequence[int]]
 ) -> list[FilledText]:
     """Lay out all texts, with empty spans numbered in the order of texts, blanks and answers."""
     answers, vocab_size = call.options.num_answers, call.model.config.vocab_size
@@ -648,7 +649,7 @@ def _lay_out_texts(
     return filled
 
 
-def _chooser(call: _Call, spans: Sequence[Span]) -> TokenChooser:
+def _chooser(call: _InfillCall, spans: Sequence[Span]) -> TokenChooser:
     """Make what chooses the tokens of all spans of a call."""
     barred = _ids_outside_text(call)
     in_bytes = byte_tokens(call.tokenizer, call.model.config.vocab_size)
@@ -664,7 +665,7 @@ def _chooser(call: _Call, spans: Sequence[Span]) -> TokenChooser:
     )
 
 
-def _stop_rules(call: _Call, filled: Sequence[FilledText], texts: Sequence[Sequence[str]]) -> StopRules | None:
+def _stop_rules(call: _InfillCall, filled: Sequence[FilledText], texts: Sequence[Sequence[str]]) -> StopRules | None:
     """Make what ends spans early and streams their tokens, if anything does."""
     options, streamer = call.options, call.options.streamer
     stop_strings, criteria = options.stop_strings, options.all_criteria()
@@ -680,7 +681,7 @@ def _stop_rules(call: _Call, filled: Sequence[FilledText], texts: Sequence[Seque
     return rules
 
 
-def _ids_outside_text(call: _Call) -> list[int]:
+def _ids_outside_text(call: _InfillCall) -> list[int]:
     """Return the ids that no fill has: EOS, other special tokens, suppressed tokens, and ids without a token."""
     ids = {*call.special_ids, *(call.options.generation_config.suppress_tokens or ())}
     for config in (call.options.generation_config, call.model.generation_config, call.model.config):
@@ -719,7 +720,7 @@ def _settled(span: Span) -> int:
 
 
 def fill_best_lengths(
-    call: _Call, texts: Sequence[Sequence[str]]
+    call: _InfillCall, texts: Sequence[Sequence[str]]
 ) -> tuple[list[FilledText], list[list[dict[int, float]]]]:
     """Try every candidate length greedily for all blanks of a text at once, then fill each blank at its best.
 
@@ -750,7 +751,7 @@ def fill_best_lengths(
     return fill_texts(call, texts, span_lengths=chosen), tables
 
 
-def _fitting(call: _Call, parts: Sequence[str]) -> list[int]:
+def _fitting(call: _InfillCall, parts: Sequence[str]) -> list[int]:
     """Return the candidates that fit the context; if none does, the shortest, which is then refused."""
     candidates, num_spans = call.options.candidate_lengths(end_of_span=call.end_of_span), len(parts) - 1
     layout = call.lay_out(parts, [1] * num_spans, max_positions=sys.maxsize)
@@ -759,7 +760,7 @@ def _fitting(call: _Call, parts: Sequence[str]) -> list[int]:
     return [one for one in candidates if num_spans * round_up(one, multiple) <= capacity] or [min(candidates)]
 
 
-def _length_scores(call: _Call, texts: Sequence[FilledText]) -> list[list[float]]:
+def _length_scores(call: _InfillCall, texts: Sequence[FilledText]) -> list[list[float]]:
     """Return the score of each blank of texts with one answer to each."""
     scores: list[list[float]] = [[] for _ in texts]
     batch_size = call.options.batch_size
@@ -775,7 +776,7 @@ def _length_scores(call: _Call, texts: Sequence[FilledText]) -> list[list[float]
     return scores
 
 
-def _join_logprobs(call: _Call, texts: Sequence[FilledText]) -> list[list[float]]:
+def _join_logprobs(call: _InfillCall, texts: Sequence[FilledText]) -> list[list[float]]:
     """Return the causal mean log-probability of the first tokens after each span; 0 at the end of a text."""
     rows: list[list[int]] = []
     joins: list[list[range]] = []
@@ -797,8 +798,3 @@ def _join_logprobs(call: _Call, texts: Sequence[FilledText]) -> list[list[float]
     ]
     remaining = iter(target_logprobs(call.model, batch, targets, mode="causal"))
     return [[sum(next(remaining) for _ in indices) / max(len(indices), 1) for indices in after] for after in joins]
-
-
-__all__ = ["AUTO_LENGTHS", "HONOURED_IN_CONFIG", "IRRELEVANT", "JOIN_TOKENS", "SUPPORTED", "InfillOptions",
-           "InfillOutput", "check_pairs", "fill", "infill", "infill_blanks", "merge_generation_config",
-           "rewrite"]  # fmt: skip

@@ -272,6 +272,3 @@ def _product_dtype(head: nn.Module, states: torch.Tensor) -> torch.dtype:
 def _wide(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of sums."""
     return torch.promote_types(dtype, torch.float32)
-
-
-__all__ = ["IGNORE_INDEX", "TokenLosses", "soft_cap", "token_losses"]

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 
 MASKED_BACKENDS = ("eager", "sdpa", "flex_attention")
-# These skip the blocks that a mask leaves out, so that packed rows cost no more than separate ones.
-PACKED_BACKENDS = ("flex_attention",)
 
 
 def attention_pattern(
@@ -103,14 +101,14 @@ def layer_windows(config: Any) -> dict[str, int | None]:
         >>> layer_windows(MistralConfig(sliding_window=64)), layer_windows(Qwen3Config())
         ({'': 64}, {'': None})
     """
-    kinds = set(_own(config, "layer_types") or ())
+    kinds = set(_declared_field(config, "layer_types") or ())
     unknown = sorted(kinds - {"full_attention", "sliding_attention"})
     if unknown:
         raise ValueError(
             f"This {config.model_type} has layers of {unknown}; bidirectional and infill mode are only defined for "
             "full and sliding attention. Choose another base model."
         )
-    window = _own(config, "sliding_window")
+    window = _declared_field(config, "sliding_window")
     if window is not None:
         trained = MagnetSettings.of(config).bidirectional_window
         if trained is not None:
@@ -122,7 +120,7 @@ def layer_windows(config: Any) -> dict[str, int | None]:
     return {"": None if kinds else window}
 
 
-def _own(config: Any, name: str) -> Any:
+def _declared_field(config: Any, name: str) -> Any:
     """Return a field that a config's class has; decoders of the library do not read other fields of a file."""
     kind = type(config)
     is_read = hasattr(kind, name) or not kind.__module__.startswith("transformers.")
@@ -259,11 +257,6 @@ def check_segment_ids(
         )
 
 
-def packed_pattern(row_ids: torch.Tensor) -> torch.Tensor:
-    """Let packed rows `(1, L)`, given by the number of each token's row, see only themselves: `(1, 1, L, L)`."""
-    return row_ids[:, None, :, None] == row_ids[:, None, None, :]
-
-
 def check_labels_are_hidden(
     labels: torch.Tensor,
     *,
@@ -342,7 +335,7 @@ class StepMasks:
             reaches_all = {kind for kind, window in self.windows.items() if window is None or window >= farthest}
             self.windows = {kind: None if kind in reaches_all else self.windows[kind] for kind in self.windows}
         # Rendered once, to be cut; not block masks, which cannot be cut, and not windows, which move.
-        renders_once = config._attn_implementation not in PACKED_BACKENDS and not any(self.windows.values())
+        renders_once = config._attn_implementation != "flex_attention" and not any(self.windows.values())
         self.rendered = self._render(self.allowed, starts, self.key_positions) if renders_once else None
 
     def at(self, step: int, *, num_rows: int) -> Any:
@@ -365,20 +358,3 @@ class StepMasks:
             implementation=str(self.config._attn_implementation),
             dtype=self.dtype,
         )
-
-
-__all__ = [
-    "MASKED_BACKENDS",
-    "PACKED_BACKENDS",
-    "StepMasks",
-    "attention_pattern",
-    "check_labels_are_hidden",
-    "check_segment_ids",
-    "layer_masks",
-    "layer_windows",
-    "limit_to_window",
-    "mask_of_call",
-    "packed_pattern",
-    "render_for_layers",
-    "render_pattern",
-]

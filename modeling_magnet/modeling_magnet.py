@@ -24,6 +24,9 @@ from .adapters_magnet import (
     set_adapter_modes,
 )
 from .attention_magnet import DEFAULT_ATTENTION, call_decoder
+from .batching_magnet import (
+    hidden_states,
+)
 from .checkpoint_magnet import load_model, publishing, save_model
 from .configuration_magnet import (
     AttentionMode,
@@ -32,20 +35,7 @@ from .configuration_magnet import (
     make_causal,
     resolve_mask_token,
 )
-from .encoding_magnet import (
-    encode,
-    encode_as,
-    evaluating,
-    hidden_states,
-    infill_batch,
-    pad_token_id,
-    preprocess,
-    probe_attention,
-    sentence_vectors,
-    target_logprobs,
-    to_device,
-    token_budget,
-)
+from .encoding_magnet import encode, encode_as, preprocess
 from .infilling_magnet import fill, infill, infill_blanks, rewrite
 from .losses_magnet import soft_cap, token_losses
 from .masking_magnet import check_labels_are_hidden, check_segment_ids, mask_of_call
@@ -212,20 +202,6 @@ class MagnetMixin(_Host):
         names = ("last_hidden_state", "past_key_values", "hidden_states", "attentions")
         output: Any = self._output_class(**found, **{name: outputs[name] for name in names if name in outputs})
         return output
-
-    def run_decoder(self, mode: AttentionMode, *, attention_mask: Any, **inputs: Any) -> Any:
-        """Run the decoder below the LM head with a mask that is ready: packed rows and decoding steps.
-
-        Args:
-            mode (`str`): Of the call; the adapter is on or off by it.
-            attention_mask: In causal mode the parent's; in the others what `render_for_layers` returns.
-            inputs: The parent's.
-
-        Returns:
-            `BaseModelOutputWithPast`: of the decoder.
-        """
-        with adapters_for(self, mode):
-            return call_decoder(self, mode, attention_mask=attention_mask, **inputs)
 
     def _project(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Project hidden states `(..., H)` to logits `(..., V)`; a family with more than a head overrides this."""
@@ -576,7 +552,7 @@ class MagnetMixin(_Host):
         Raises:
             ValueError: there is none where the model came from.
         """
-        tokenizer = self._tokenizer_source.find()
+        tokenizer = self._tokenizer_source.tokenizer or self._tokenizer_source.find()
         if tokenizer is None:
             raise ValueError(
                 f"No tokenizer at {self._tokenizer_source.path!r}, where the model came from. "
@@ -592,17 +568,8 @@ class MagnetMixin(_Host):
             mask_token, mask_token_id = resolve_mask_token(tokenizer)
             MagnetSettings.update(self.config, mask_token=mask_token, mask_token_id=mask_token_id)
 
-    # What the infill side, the trainer and the examples call as methods.
-    _adapters_for = adapters_for
-    _batch_tokens = token_budget
-    _evaluating = evaluating
-    _infill_batch = infill_batch
-    _pad_token_id = pad_token_id
-    _probe_attention = probe_attention
+    # A method, so that `encode_corpus.py` can count the batches of a call.
     _row_states = hidden_states
-    _sentence_vectors = sentence_vectors
-    _target_logprobs = target_logprobs
-    _to_device = to_device
 
 
 def _mode_of_call(mode: AttentionMode | None, is_causal: bool | None) -> AttentionMode | None:
@@ -724,6 +691,3 @@ class MagnetLlamaForCausalLM(MagnetMixin, LlamaForCausalLM, GenerationMixin):
         >>> model(ids, mode="infill", segment_ids=torch.tensor([[0, 1, 1, 0]])).logits.shape
         torch.Size([1, 4, 32])
     """
-
-
-__all__ = ["MagnetCausalLMOutput", "MagnetLlamaForCausalLM", "MagnetMixin", "MagnetModelOutput"]

@@ -192,21 +192,3 @@ class ContrastiveHead(nn.Module):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Project states `(..., H)` to `(..., H)`, in the head's own dtype."""
         return torch.tanh(self.linear(states.to(self.linear.weight.dtype)))
-
-
-__all__ = [
-    "ContrastiveHead",
-    "POOLINGS",
-    "PRECISIONS",
-    "Pooling",
-    "Precision",
-    "SIMILARITIES",
-    "Similarity",
-    "check_choice",
-    "check_pooling",
-    "last_token_states",
-    "pool_states",
-    "quantize_embeddings",
-    "similarity_matrix",
-    "similarity_pairs",
-]

@@ -575,7 +575,3 @@ def _log_totals(scores: torch.Tensor) -> torch.Tensor:
     """Return `logsumexp` of each row, a few rows at a time: it copies them."""
     rows = max(1, _CPU_SCORES // scores.shape[-1])
     return torch.cat([group.logsumexp(-1) for group in scores.split(rows)])
-
-
-__all__ = ["ByteTokens", "CharacterRule", "Choice", "TokenChooser", "byte_tokens", "draw_tokens", "fitting_tokens",
-           "read_vocabulary", "text_processors", "warpers"]  # fmt: skip

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from transformers.utils.logging import tqdm
 
-from .configuration_magnet import MagnetSettings
-from .encoding_magnet import (
+from .batching_magnet import (
     PROGRESS_FROM_BATCHES,
     evaluating,
-    hides_bar,
     infill_batch,
-    probe_attention,
+    is_progress_hidden,
     target_logprobs,
     token_budget,
 )
+from .configuration_magnet import MagnetSettings
 from .infilling_magnet import check_pairs
+from .probe_magnet import probe_attention
 from .spans_magnet import Fill, Healing, SpanLayout, fill_ids, lay_out, round_up
 from .tokenization_magnet import check_texts, plan_batches
 
@@ -86,7 +86,7 @@ def score_infill(
     probe_attention(model)
     scored: list[list[Fill]] = [[Fill(fill) for fill in given] for given in candidates]
     batches = plan_batches([row.length for row in rows], max_tokens=token_budget(model, batch_tokens))
-    hide = hides_bar(show_progress_bar, len(batches), least=PROGRESS_FROM_BATCHES)
+    hide = is_progress_hidden(show_progress_bar, len(batches), least=PROGRESS_FROM_BATCHES)
     with tqdm(total=len(rows), desc="Scoring", unit="row", disable=hide) as bar, evaluating(model):
         for batch in batches:
             by_row = _score_rows(model, [rows[index] for index in batch])
@@ -156,6 +156,3 @@ def _score_rows(model: Any, rows: Sequence[ScoredRow]) -> list[list[list[float]]
         raise ValueError("The model gave NaN logits for a token of a fill. Check its weights and dtype.")
     logprobs = iter(scores)
     return [[[next(logprobs) for _ in fill] for fill in row.fills.values()] for row in rows]
-
-
-__all__ = ["score_infill", "scored_rows"]

@@ -50,7 +50,7 @@ class CheckpointError(OSError, ValueError):
 
 
 @contextmanager
-def reading(what: str, *, arguments: Collection[str] | None = None) -> Iterator[None]:
+def wrap_read_errors(what: str, *, arguments: Collection[str] | None = None) -> Iterator[None]:
     """Turn any error of the block into a `CheckpointError` that says what was read.
 
     Args:
@@ -107,7 +107,7 @@ class TokenizerSource:
         place = ModelSource(self.path, self.arguments)
         gguf = place.gguf()
         if gguf is not None:
-            with reading(f"The tokenizer in {str(gguf)!r}"):
+            with wrap_read_errors(f"The tokenizer in {str(gguf)!r}"):
                 return bases.gguf.read_tokenizer(gguf)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             place.path, trust_remote_code=False, **place.arguments
@@ -139,7 +139,7 @@ class ModelSource:
         object.__setattr__(self, "name", self.path)
         if bases is None or self.directory is not None:
             return
-        with reading(f"The packaged model {self.path!r}"):
+        with wrap_read_errors(f"The packaged model {self.path!r}"):
             found = bases.locate(self.path, on_hub=any(self.arguments.get(key) for key in _OF_ONE_REPOSITORY))
         if found is not None:
             path, is_cached = found
@@ -185,7 +185,7 @@ class ModelSource:
             return None
         if bases is None:
             raise CheckpointError("`gguf_file` needs the installed package: `pip install` it, or leave it out.")
-        with reading(f"`gguf_file` {name!r:.80}"):
+        with wrap_read_errors(f"`gguf_file` {name!r:.80}"):
             return bases.gguf.find(self, str(name))
 
     def read_text(self, name: str) -> str | None:
@@ -198,7 +198,7 @@ class ModelSource:
         file = self.file(name)
         if file is None:
             return None
-        with reading(repr(str(file))):
+        with wrap_read_errors(repr(str(file))):
             values = json.loads(file.read_text(encoding="utf-8"))
             if not isinstance(values, dict):
                 raise TypeError(f"it holds {values!r:.60}; expected an object")
@@ -252,7 +252,7 @@ class ModelSource:
         place = self if config is None else ModelSource(str(config), self.arguments)
         gguf = self.gguf() if config is None else None
         if gguf is not None:
-            with reading(repr(str(gguf))):
+            with wrap_read_errors(repr(str(gguf))):
                 return bases.gguf.config_values(gguf)
         values = place.read_json(CONFIG)
         if values is None:
@@ -284,22 +284,3 @@ def first_line(error: Exception) -> str:
     """Return the first line of an error's message, or its type."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-__all__ = [
-    "ADAPTER_CONFIG",
-    "ADAPTER_SETTINGS",
-    "ADAPTER_WEIGHTS",
-    "CARD",
-    "CONFIG",
-    "HEAD_WEIGHTS",
-    "SOURCE_ARGUMENTS",
-    "CheckpointError",
-    "ModelSource",
-    "TokenizerSource",
-    "bases",
-    "check_tensors",
-    "first_line",
-    "reading",
-    "tokenizer_place",
-]

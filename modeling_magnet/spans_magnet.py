@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from transformers import PreTrainedTokenizerBase
 
-from .tokenization_magnet import front_tokens, special_ids, text_ids
+from .tokenization_magnet import bos_ids, special_ids, text_ids
 
 ESCAPE = "\\"
 
@@ -258,7 +258,7 @@ def lay_out(
     token_ids = [text_ids(tokenizer, parts[0], split_special_tokens=split_special_tokens)]
     token_ids += [continuation_ids(tokenizer, part, split_special_tokens=split_special_tokens) for part in parts[1:]]
     special = special_ids(tokenizer) - {tokenizer.unk_token_id}
-    front = front_tokens(tokenizer)
+    front = bos_ids(tokenizer)
     _check_parts(tokenizer, parts, token_ids, special=special, has_front=bool(front))
     token_ids[0] = [*front, *token_ids[0]]
     if heal == "token":
@@ -389,8 +389,3 @@ def _longest_overlap(left: list[str], right: list[str]) -> int:
         if left[-count:] == right[:count] and any(word[0].isalnum() for word in right[:count]):
             return count
     return 0
-
-
-__all__ = ["Fill", "Healed", "Healing", "Span", "SpanLayout", "SpanRow", "continuation_ids", "decode_fill", "fill_ids",
-           "fill_text", "lay_out", "round_up", "space_to_heal", "split_at_marks", "split_at_ranges", "token_texts",
-           "trim_overlap"]  # fmt: skip

@@ -118,7 +118,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return _known(tokenizer).special
 
 
-def front_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return BOS, where the tokenizer has one."""
     return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
@@ -204,7 +204,7 @@ def tokenize_texts(
         lost (`list[int]`, *optional*): Takes, for each text that was cut, how many tokens it lost.
     """
     check_room(tokenizer, prompt=None, max_length=max_length)
-    front = front_tokens(tokenizer)
+    front = bos_ids(tokenizer)
     space = max_length - len(front) - 1
     rows: list[list[int]] = []
     for start in range(0, len(texts), TEXTS_AT_ONCE):
@@ -264,7 +264,7 @@ def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str | None, *, spl
     if not prompt:
         return 0
     ids = text_ids(tokenizer, join_prompt(prompt, ""), split_special_tokens=split_special_tokens)
-    return len(front_tokens(tokenizer)) + len(ids)
+    return len(bos_ids(tokenizer)) + len(ids)
 
 
 def plan_batches(lengths: Sequence[int], *, max_tokens: int, max_rows: int | None = None) -> list[list[int]]:
@@ -312,27 +312,3 @@ def pad_token_rows(
         input_ids[index, cells] = torch.tensor(row, dtype=torch.long)
         attention_mask[index, cells] = 1
     return {"input_ids": input_ids, "attention_mask": attention_mask}
-
-
-__all__ = [
-    "DEFAULT_PROMPT",
-    "PAPER_PROMPTS",
-    "check_room",
-    "check_text",
-    "check_texts",
-    "check_whole_number",
-    "choose_prompt",
-    "context_length",
-    "default_prompts",
-    "front_tokens",
-    "items_of",
-    "join_prompt",
-    "longest_row",
-    "pad_token_rows",
-    "plan_batches",
-    "prompt_length",
-    "read_texts",
-    "special_ids",
-    "text_ids",
-    "tokenize_texts",
-]

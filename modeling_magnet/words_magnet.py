@@ -11,20 +11,13 @@ import numpy as np
 import torch
 from transformers.utils.logging import tqdm
 
-from .encoding_magnet import (
-    ReadingMode,
-    check_vectors,
-    evaluating,
-    hidden_states,
-    hides_bar,
-    probe_attention,
-    token_budget,
-)
+from .batching_magnet import ReadingMode, evaluating, hidden_states, is_progress_hidden, token_budget
 from .pooling_magnet import check_choice
+from .probe_magnet import check_vectors, probe_attention
 from .tokenization_magnet import (
+    bos_ids,
     check_texts,
     choose_prompt,
-    front_tokens,
     items_of,
     join_prompt,
     longest_row,
@@ -196,7 +189,7 @@ def _plan_rows(
 ) -> tuple[list[_Row], list[np.ndarray]]:
     """Tokenise texts and cut them into windows, each with BOS and prompt in front; return each text's offsets, too."""
     tokenizer = model.tokenizer
-    longest, bos = longest_row(model.config, tokenizer, max_length), front_tokens(tokenizer)
+    longest, bos = longest_row(model.config, tokenizer, max_length), bos_ids(tokenizer)
     joined = [before + text for text in texts]
     read = read_texts(tokenizer, joined, split_special_tokens=split_special_tokens, return_offsets=True)
     rows, offsets = [], []
@@ -222,7 +215,7 @@ def _read_rows(
 ) -> None:
     """Fill in the vectors of the tokens of each text."""
     probe_attention(model)
-    hide = hides_bar(show_progress_bar, len(rows))
+    hide = is_progress_hidden(show_progress_bar, len(rows))
     options: dict[str, Any] = {"batch_tokens": batch_tokens, "batch_size": None, "mode": mode}
     with evaluating(model), tqdm(total=len(rows), desc="Encoding", unit="window", disable=hide) as bar:
         for batch in hidden_states(model, [row.token_ids for row in rows], **options):
@@ -317,6 +310,3 @@ def _tokens_of_words(words: Spans, offsets: Spans, text: str) -> list[list[int]]
             if word in without:
                 found[word].append(token)
     return found
-
-
-__all__ = ["PlacedVectors", "Shift", "Window", "encode_tokens", "encode_words", "owners_of_tokens", "plan_windows"]

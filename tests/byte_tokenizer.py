@@ -32,6 +32,3 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="</s>",
         model_max_length=256,
     )
-
-
-__all__ = ["SENTENCES", "SPECIAL_TOKENS", "byte_tokenizer"]

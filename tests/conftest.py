@@ -31,7 +31,7 @@ SHARED_MODELS = REPOSITORY.parent / "shared" / "models"
 
 
 @pytest.fixture(autouse=True)
-def bars_of_progress_as_they_were() -> Iterator[None]:
+def restore_progress_bars() -> Iterator[None]:
     """Scripts hide the bars of the process that they think is theirs."""
     were_shown = logging.is_progress_bar_enabled()
     yield

@@ -100,6 +100,3 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer) -> None:
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_pad_token_id(tokenizer.pad_token_id)
     writer.add_add_bos_token(True)
-
-
-__all__ = ["SHAPE", "write_gguf"]

@@ -43,6 +43,3 @@ def gluing_tokenizer(kind: str, *, vocab_size: int = 420) -> PreTrainedTokenizer
         pad_token="</s>",
         model_max_length=256,
     )
-
-
-__all__ = ["SPLITS", "TEXTS", "gluing_tokenizer"]

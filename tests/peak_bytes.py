@@ -40,6 +40,3 @@ class PeakBytes(TorchDispatchMode):
 def _storages(values: Any) -> list[torch.UntypedStorage]:
     """Return where the tensors among some values have their numbers."""
     return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
-
-
-__all__ = ["MIB", "PeakBytes"]

@@ -35,6 +35,3 @@ def run_script(script: ModuleType | Path, *arguments: str) -> tuple[int, str, st
         err.write(code + "\n")
         code = 1
     return code or 0, out.getvalue(), err.getvalue()
-
-
-__all__ = ["run_script"]

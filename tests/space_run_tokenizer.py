@@ -26,6 +26,3 @@ def space_run_tokenizer() -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         mask_token="<mask>",
     )
-
-
-__all__ = ["NAMED", "RESERVED", "space_run_tokenizer"]

@@ -14,6 +14,7 @@ import pytest
 
 import modeling_magnet
 import trainer
+from examples import reference
 from examples.adapt import main
 
 from .examples.tiny_run import WORDS, save_plain_llama, tiny_options
@@ -109,8 +110,7 @@ def test_everything_public_is_explained(name):
     module = importlib.import_module(name)
     assert inspect.getdoc(module)
     silent = []
-    for public in module.__all__:
-        member = getattr(module, public)
+    for public, member in reference.public_names(module).items():
         parts = {public: member}
         if inspect.isclass(member):
             parts |= {f"{public}.{key}": value for key, value in vars(member).items() if not key.startswith("_")}

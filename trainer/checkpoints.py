@@ -166,16 +166,3 @@ def _checksum(file: Path) -> int:
         while block := stream.read(_BLOCK):
             checksum = zlib.crc32(block, checksum)
     return checksum
-
-
-__all__ = [
-    "SEAL_FILE",
-    "check_checkpoint",
-    "check_processes",
-    "checkpoint_to_resume",
-    "forget_completeness",
-    "last_complete_checkpoint",
-    "remove_checkpoints",
-    "remove_old_checkpoints",
-    "seal_checkpoint",
-]

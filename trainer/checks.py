@@ -250,6 +250,3 @@ def _about_pairs(pairs: RowSource | None, *, args: MagnetTrainingArguments) -> I
         )
     if batch_size < 2:
         yield "`contrastive_batch_size` is 1 on one process: a pair alone has no negatives. Raise it."
-
-
-__all__ = ["check_run"]

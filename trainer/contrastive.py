@@ -84,12 +84,3 @@ def load_head(head: nn.Module, *, directory: str | Path) -> None:
         )
     for name, weight in weights.items():
         weight.copy_(sharded_like(saved[name], weight))
-
-
-__all__ = [
-    "HEAD_FILE",
-    "HEAD_NAME",
-    "attach_contrastive_head",
-    "load_head",
-    "save_head",
-]

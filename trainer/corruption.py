@@ -204,13 +204,3 @@ def _next_token_labels(input_ids: Tensor, is_target: Tensor) -> Tensor:
 def _draw_integer(low: int, high: int, generator: torch.Generator) -> int:
     """Draw a whole number uniformly from low..high, both included."""
     return int(torch.randint(low, high + 1, (), generator=generator).item())
-
-
-__all__ = [
-    "IGNORE_INDEX",
-    "CorruptedRow",
-    "CorruptionSettings",
-    "MntpShift",
-    "corrupt_row",
-    "sample_spans",
-]

@@ -224,6 +224,3 @@ def _check_fields(rows: Sequence[dict[str, Any]], fields: tuple[str, ...]) -> No
                 f"Row {index} of the batch has the fields {sorted(row)}, but not {missing}. Name the columns of the "
                 f"data set {list(fields)}, and keep `remove_unused_columns=False`."
             )
-
-
-__all__ = ["DataCollatorForMagnet", "DataCollatorForPairs"]

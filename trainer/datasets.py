@@ -173,6 +173,3 @@ def _chunks(texts: Sequence[str], num_characters: int) -> Iterator[list[str]]:
             chunk, size = [], 0
     if chunk:
         yield chunk
-
-
-__all__ = ["load_texts", "texts_to_blocks"]

@@ -147,16 +147,3 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     """Gather rows `(P, H)` of all processes into `(W * P, H)`; gradients flow back to each row's process."""
     gathered: Tensor = _GatherWithGradient.apply(rows)
     return gathered
-
-
-__all__ = [
-    "add_up",
-    "compile_layers",
-    "compiled",
-    "configure_sharding",
-    "gather_with_gradient",
-    "sharded_like",
-    "take_over_compilation",
-    "whole",
-    "whole_weights",
-]

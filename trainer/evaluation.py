@@ -211,15 +211,3 @@ def predict_tokens(joint: TargetLosses, batch: dict[str, Tensor], *, head: nn.Mo
     tokens = torch.cat([head(part).argmax(-1) for part in parts]) if len(asked) else labels.new_zeros(0)
     predictions = torch.full_like(labels[..., 0], IGNORE_INDEX).masked_scatter(is_asked, tokens)  # (B, S)
     return predictions[..., None].where(labels != IGNORE_INDEX, IGNORE_INDEX), labels
-
-
-__all__ = [
-    "EVALUATION_SEED",
-    "EvaluationCollator",
-    "PairEvaluationCollator",
-    "Sums",
-    "language_metrics",
-    "language_sums",
-    "predict_tokens",
-    "run_metrics",
-]

@@ -254,15 +254,3 @@ def out_of_memory(error: BaseException, *, where: str, of_pairs: bool) -> torch.
     return torch.OutOfMemoryError(
         f"Memory ran out {where}. {remedy}; or turn on `activation_checkpointing`. ({error})"
     )
-
-
-__all__ = [
-    "NanGuard",
-    "is_out_of_memory",
-    "longest_pairs",
-    "longest_rows",
-    "out_of_memory",
-    "reserve_for_optimizer",
-    "row_lengths",
-    "try_phases",
-]

@@ -222,14 +222,3 @@ def can_be_fused(layer: nn.Module) -> bool:
     is_frozen = not any(weight.requires_grad for weight in base.parameters())
     is_lora = isinstance(layer.lora_dropout[name], nn.Identity) and layer.lora_B[name].bias is None
     return is_plain and is_whole and is_frozen and is_lora
-
-
-__all__ = [
-    "AdaptedLinear",
-    "LoraArguments",
-    "adapter_layers",
-    "adapters_under_autocast",
-    "apply_lora",
-    "can_be_fused",
-    "targets_in_order",
-]

@@ -514,6 +514,3 @@ def _collator_for_pairs(tokenizer: Any, args: MagnetTrainingArguments, *, pad_to
         mini_batch_tokens=args.contrastive_mini_batch_tokens,
         split_special_tokens=args.split_special_tokens,
     )
-
-
-__all__ = ["MagnetTrainer"]

@@ -102,6 +102,3 @@ def _mean_share_repeated(units_per_text: Sequence[Sequence[Hashable]]) -> float:
         raise ValueError("There is no text to measure; pass at least one generated text.")
     shares = [(len(units) - len(set(units))) / len(units) if units else 0.0 for units in units_per_text]
     return sum(shares) / len(shares)
-
-
-__all__ = ["perplexity", "repetition_n", "repetition_sentences", "split_sentences"]

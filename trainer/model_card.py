@@ -175,6 +175,3 @@ def as_list(value: Any) -> list[str]:
     """Return the strings of a value that may be one string, a list, or something else."""
     values = [value] if isinstance(value, str) else value if isinstance(value, list) else []
     return [one for one in values if isinstance(one, str)]
-
-
-__all__ = ["as_list", "describe_data", "run_card"]

@@ -142,6 +142,3 @@ def _name_of(model: Any) -> str:
     parts = str(model.config._name_or_path).replace("\\", "/").split("/")
     named = [part for part in parts if part not in ("", ".", "..")]
     return "/".join(["local", *(named or ["magnet"])][-2:])
-
-
-__all__ = ["MagnetEncoder"]

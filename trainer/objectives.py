@@ -407,7 +407,7 @@ def pair_losses(
         positives, first = gather_with_gradient(positives), args.process_index * len(anchors)
     options = {
         "temperature": args.temperature,
-        "similarity": args.similarity,
+        "similarity": "dot" if args.losses_as_printed else "cosine",
         "targets": torch.arange(first, first + len(anchors), device=anchors.device),
     }
     return {name: each.loss(anchors, positives, **options) for name, each in pair_objectives().items()}
@@ -441,24 +441,3 @@ def _forward_then_repeat(embed: Callable[..., Tensor], model: nn.Module) -> Call
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     models = chain([model], repeat(inner))
     return lambda *part: embed(next(models), *part)
-
-
-__all__ = [
-    "MOST_STEPS",
-    "OBJECTIVES",
-    "Batch",
-    "LossPhase",
-    "Objective",
-    "TargetLosses",
-    "contrastive_embeddings",
-    "count_items",
-    "count_labels",
-    "forward_targets",
-    "pair_losses",
-    "pair_objectives",
-    "pair_steps_before",
-    "parse_phases",
-    "sscl_loss",
-    "token_labels",
-    "token_loss",
-]

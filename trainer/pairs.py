@@ -301,12 +301,3 @@ def choose_paraphrase(sentence: str, candidates: Sequence[str]) -> str:
         if other not in ([], words):
             return " ".join(candidate.split())
     return sentence
-
-
-__all__ = [
-    "choose_paraphrase",
-    "dropout_pairs",
-    "load_pairs",
-    "paraphrase_batch",
-    "paraphrase_pairs",
-]

@@ -10,12 +10,12 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling_magnet.encoding_magnet import PROGRESS_FROM_BATCHES
+from modeling_magnet.batching_magnet import PROGRESS_FROM_BATCHES
 from modeling_magnet.losses_magnet import IGNORE_INDEX
 from modeling_magnet.spans_magnet import Fill, decode_fill, fill_ids
 from modeling_magnet.tokenization_magnet import (
+    bos_ids,
     check_texts,
-    front_tokens,
     pad_token_rows,
     plan_batches,
     special_ids,
@@ -173,7 +173,7 @@ class PromptedInfiller:
         single = isinstance(prefix, str) and isinstance(suffix, str)
         prefixes, suffixes = _as_lists(prefix, suffix)
         prompts = [self.prompt(*pair) for pair in zip(prefixes, suffixes, strict=True)]
-        rows = [front_tokens(self.tokenizer) + text_ids(self.tokenizer, prompt.rstrip(" ")) for prompt in prompts]
+        rows = [bos_ids(self.tokenizer) + text_ids(self.tokenizer, prompt.rstrip(" ")) for prompt in prompts]
         pad = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         least = {"min_new_tokens": max_new_tokens} if self.family == "left_to_right" else {}
         special = special_ids(self.tokenizer)
@@ -230,7 +230,7 @@ class PromptedInfiller:
         rows: list[tuple[list[int], list[int]]] = []
         for before, given, after in zip(prefixes, candidates, suffixes, strict=True):
             prompt = self.prompt(before, after)
-            front = front_tokens(self.tokenizer) + text_ids(self.tokenizer, prompt.rstrip(" "))
+            front = bos_ids(self.tokenizer) + text_ids(self.tokenizer, prompt.rstrip(" "))
             for fill in check_texts(given, name="fills"):
                 text = f" {fill.strip()}" if prompt.endswith(" ") or self.family != "left_to_right" else fill
                 rows.append((front, fill_ids(self.tokenizer, text + after if with_suffix else text, prefix=prompt)))
@@ -273,6 +273,3 @@ class PromptedInfiller:
             logprobs[row, len(front) - 1 : len(front) + len(target) - 1].tolist()
             for row, (front, target) in enumerate(rows)
         ]
-
-
-__all__ = ["FAMILIES", "FEW_SHOT_FAMILIES", "PROMPTS", "Family", "PromptedInfiller", "SolvedGap"]

@@ -231,17 +231,3 @@ def _dataloader(dataset: Any, batches: Iterable[list[int]], collator: Any, *, ar
         prefetch_factor=args.dataloader_prefetch_factor,
         generator=torch.Generator(),
     )
-
-
-__all__ = [
-    "EpochRowSampler",
-    "EpochRows",
-    "PairStream",
-    "RowSource",
-    "check_row_source",
-    "even_batches",
-    "even_dataloader",
-    "pair_batches",
-    "row_generator",
-    "row_source_complaint",
-]

@@ -266,18 +266,3 @@ def check_columns(source: Source, columns: Sequence[str], present: Sequence[str]
             f"{source!r} has no column {', '.join(map(repr, missing))}; its columns are "
             f"{', '.join(map(repr, present))}. Name one of these."
         )
-
-
-__all__ = [
-    "Source",
-    "as_texts",
-    "check_are_text",
-    "check_columns",
-    "check_limit",
-    "format_of",
-    "is_hub_id",
-    "is_text",
-    "local_files",
-    "map_texts",
-    "read_source",
-]

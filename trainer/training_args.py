@@ -186,11 +186,6 @@ class MagnetTrainingArguments(TrainingArguments):
         return {"mntp": "tokens", "msg": "sequence"} if self.losses_as_printed else {}
 
     @property
-    def similarity(self) -> str:
-        """How the contrastive loss compares embeddings."""
-        return "dot" if self.losses_as_printed else "cosine"
-
-    @property
     def order_seed(self) -> int:
         """The seed of the order of rows and pairs."""
         return self.seed if self.data_seed is None else self.data_seed
@@ -254,6 +249,3 @@ class MagnetTrainingArguments(TrainingArguments):
                 f"`view_dropout` is {self.view_dropout} and activation checkpointing is on: layers would be "
                 "recomputed with a different dropout. Turn one of them off."
             )
-
-
-__all__ = ["MagnetTrainingArguments", "option"]

@@ -134,6 +134,3 @@ def _parse_object(text: bytes, *, name: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{name} is {reason}: it was edited or damaged. Restore it, or give another path.")
     return found
-
-
-__all__ = ["append_rows", "json_bytes", "parse_json", "resume_rows", "whole_file", "write_json"]

@@ -34,7 +34,16 @@ from examples.benchmarks.measuring import (
     seconds,
     write_report,
 )
-from examples.command_line import OneLineParser, add_device, add_dtype, add_model, at_least, choose_device, need, start
+from examples.command_line import (
+    OneLineParser,
+    add_device,
+    add_dtype,
+    add_model,
+    at_least,
+    choose_device,
+    require_extra,
+    start,
+)
 from modeling_magnet.tokenization_magnet import tokenize_texts
 from trainer import load_texts
 
@@ -81,7 +90,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     add_results(parser, name="encoding_throughput", rounds=5)
     args = parser.parse_args(arguments)
-    need("eval", "sentence_transformers")
+    require_extra("eval", "sentence_transformers")
     args.device = choose_device(args.device)
     return args
 

@@ -114,9 +114,3 @@ def machine(device: torch.device, *, dtype: str) -> dict[str, dict[str, Any]]:
         "hardware": {"device": name, "threads": torch.get_num_threads(), "dtype": dtype},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
-
-
-__all__ = [
-    "PAPER_STEPS", "SHAPES", "add_results", "copy_rate", "machine", "matrix_rate", "open_shaped", "quartiles",
-    "random_llama", "seconds", "write_report",
-]  # fmt: skip

@@ -26,7 +26,16 @@ import transformers
 
 from examples.benchmarks.measuring import PAPER_STEPS, SHAPES, machine, random_llama
 from examples.benchmarks.training_systems import COMPILED, JOINT, MNTP, ROWS
-from examples.command_line import OneLineParser, add_device, add_dtype, add_model, at_least, choose_device, need, start
+from examples.command_line import (
+    OneLineParser,
+    add_device,
+    add_dtype,
+    add_model,
+    at_least,
+    choose_device,
+    require_extra,
+    start,
+)
 from trainer.whole_files import write_json
 
 HERE = Path(__file__).parent
@@ -115,7 +124,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", default="gpu", help="how the names of the JSON files begin")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="where they go")
     args = parser.parse_args(arguments)
-    need("eval", "sentence_transformers")
+    require_extra("eval", "sentence_transformers")
     args.device = choose_device(args.device)
     return args
 

@@ -171,9 +171,3 @@ def step_operations(model: Any, batch: dict[str, Any], *, weights: LossPhase) ->
     lengths = torch.cat(rows).double()
     of_label = (6 if head.requires_grad else 4) * head.numel()
     return float(of_token * lengths.sum() + scores * lengths.square().sum() + of_label * labels)
-
-
-__all__ = [
-    "COMPILED", "FULL", "JOINT", "KINDS", "MNTP", "NAIVE", "NAIVE_ROWS", "ROWS", "collate", "compare", "language_loss",
-    "layers_of", "loss_of", "make_trainer", "phase_of", "step_operations",
-]  # fmt: skip

@@ -144,6 +144,3 @@ def _file_names(source: ModelSource) -> set[str]:
         config = source.file(CONFIG)
         return set() if config is None else {file.name for file in config.parent.iterdir()}
     return {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
-
-
-__all__ = ["file_findings", "tokenizer_findings"]

@@ -40,6 +40,3 @@ def in_one_line(error: BaseException) -> str:
     """Return the message of an error without line breaks, cut where it is a log."""
     text = " ".join(str(error).split()) or repr(error)
     return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}..."
-
-
-__all__ = ["Finding", "examine", "in_one_line", "judged", "not_applicable"]

@@ -82,6 +82,3 @@ def embedder_findings(opened: Opened) -> list[Finding]:
     ours = model.encode(list(TEXTS), normalize_embeddings=True)
     good, figure = vectors_agree(ours, theirs.astype("float32"), model.dtype)
     return [judged(name, good, f"its vectors of {len(TEXTS)} texts and `encode`'s: {figure}")]
-
-
-__all__ = ["TEXTS", "embedder_findings", "encode_findings", "infill_findings", "vectors_agree"]

@@ -210,6 +210,3 @@ def _ranges(positions: list[int]) -> str:
         else:
             runs.append([position])
     return "positions " + ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-
-
-__all__ = ["leak_findings", "padding_findings", "windows_by_layer"]

@@ -91,6 +91,3 @@ def opening_findings(opened: Opened, *, trust_remote_code: bool) -> Iterator[Fin
     odd = [name for name, tensor in model.named_parameters() if not bool(tensor.isfinite().all())]
     told = f"{len(odd)} tensors with NaN or infinity" + "".join(f", such as {name}" for name in odd[:1])
     yield judged("weights are numbers", not odd, told)
-
-
-__all__ = ["Opened", "open_model", "opening_findings"]

@@ -117,6 +117,3 @@ def bound_findings(model: Any, base: ModelSource | None) -> list[Finding]:
     same, distance = equality(logits_of(base_model.to(model.device).eval(), None), logits_of(model, "causal"))
     told = f"on in {', '.join(modes) or 'no mode'}; to the base {distance:.1e} (limit 0)"
     return [judged(BOUND, same, told)]
-
-
-__all__ = ["bound_findings", "merge_findings", "round_trip_findings"]

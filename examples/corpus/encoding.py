@@ -150,6 +150,3 @@ def _repeatable(threads: int) -> Iterator[None]:
         torch.set_num_threads(num_threads)
         torch.use_deterministic_algorithms(enabled, warn_only=warns)
         memory.fill_uninitialized_memory = fills
-
-
-__all__ = ["ChunkEncoder", "ModelFacts", "complaints_about", "inspect_model"]

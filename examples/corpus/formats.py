@@ -197,5 +197,3 @@ def _undecoded(column: pa.Array) -> pa.Array:
 
 
 Format = TextLines | DelimitedText | ParquetRows
-
-__all__ = ["CorruptRow", "DelimitedText", "Format", "JsonLines", "ParquetRows", "TextLines"]

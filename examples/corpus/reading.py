@@ -173,6 +173,3 @@ def _id_of(record: Mapping[str, Any], column: str) -> str | None:
         return None
     text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-__all__ = ["Chunk", "Complaint", "Corpus", "describe_files", "open_corpus"]

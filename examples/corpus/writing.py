@@ -139,6 +139,3 @@ def _merge_parquet(file: BinaryIO, folder: WorkFolder, *, width: int, dtype: np.
             arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=embedding))
             writer.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(columns)))
             first_row += len(vectors)
-
-
-__all__ = ["SUFFIXES", "WorkFolder", "merge_parts"]

@@ -121,6 +121,3 @@ def render_weights(row: Row, weights: torch.Tensor, *, caption: str) -> str:
     return render_heatmap(
         weights.tolist(), caption=caption, rows=row.names, columns=row.names, corner="looks at", least=0.0, most=1.0
     )
-
-
-__all__ = ["attention_weights", "read_row", "render_masks", "render_weights", "with_eager_attention"]

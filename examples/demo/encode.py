@@ -64,6 +64,3 @@ def render_likeness(likeness: Likeness) -> str:
 
 def _shortened(line: str, length: int = 24) -> str:
     return line if len(line) <= length else line[: length - 1].rstrip() + "…"
-
-
-__all__ = ["compare_sentences", "render_likeness"]

@@ -105,6 +105,3 @@ def _token(text: str, logprob: float) -> str:
         f'<span class="token" style="--hue:{hue:.0f}" title="{math.exp(logprob):.2%}, {logprob:.2f} nats">'
         f"{html.escape(text)}</span>"
     )
-
-
-__all__ = ["TOKEN_STYLE", "describe", "render_fill", "render_page", "render_scale"]

@@ -16,7 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from examples.demo.limits import LIMITS, Limits, checked_number, checked_text, problem, render_error
 from modeling_magnet.spans_magnet import decode_fill
-from modeling_magnet.tokenization_magnet import context_length, front_tokens, special_ids, text_ids
+from modeling_magnet.tokenization_magnet import bos_ids, context_length, special_ids, text_ids
 from trainer.metrics import repetition_n, repetition_sentences
 
 
@@ -71,7 +71,7 @@ def write_on(
     if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 <= temperature <= 2:
         raise ValueError(f"Temperature is {temperature!r}; expected a number from 0 to 2.")
     tokenizer = model.tokenizer
-    row = front_tokens(tokenizer) + text_ids(tokenizer, given)
+    row = bos_ids(tokenizer) + text_ids(tokenizer, given)
     room = context_length(model.config, tokenizer) - len(row)
     if room < 1:
         raise ValueError(
@@ -188,6 +188,3 @@ def render_meters(written: Written) -> str:
         for name, share in shares.items()
     )
     return f'<div class="meters"><span>{written.tokens} tokens</span>{items}</div>'
-
-
-__all__ = ["Runs", "Written", "render_meters", "show_writing", "write_on"]

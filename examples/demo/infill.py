@@ -12,7 +12,7 @@ import torch
 from examples.demo.fills import describe, render_fill, render_scale
 from examples.demo.limits import LIMITS, Limits, checked_number, checked_text
 from modeling_magnet.spans_magnet import Fill, decode_fill, split_at_marks
-from modeling_magnet.tokenization_magnet import front_tokens, special_ids, text_ids
+from modeling_magnet.tokenization_magnet import bos_ids, special_ids, text_ids
 
 BLANK = "[blank]"
 
@@ -52,7 +52,7 @@ def fill_from_left(model: Any, pieces: Sequence[str], numbers: Sequence[int]) ->
     before, fills = pieces[0], []
     for number, piece in zip(numbers, pieces[1:], strict=True):
         ids = text_ids(model.tokenizer, before.rstrip(" "))
-        row = front_tokens(model.tokenizer) + ids
+        row = bos_ids(model.tokenizer) + ids
         if not row:
             return None
         fill = _continue(model, row, number)
@@ -123,6 +123,3 @@ def _answers(number: int, answers: Sequence[Mapping[str, Any]]) -> str:
         for answer in answers
     )
     return f"<h3>Blank {number}</h3><ol>{items}</ol>"
-
-
-__all__ = ["BLANK", "Filled", "fill_from_left", "fill_text", "render_filled"]

@@ -76,6 +76,3 @@ def problem(error: BaseException) -> str:
         return str(error)
     traceback.print_exception(error)
     return "Something went wrong on the server. Its terminal says what; try another text."
-
-
-__all__ = ["LIMITS", "Limits", "checked_number", "checked_text", "problem", "render_error", "shows_problems"]

@@ -199,6 +199,3 @@ def _attention_tab(handlers: Handlers) -> None:
     shown = _answer("attention-answer")
     given = [text, mode, layer, head]
     gr.on([show.click, text.submit], shows_problems(handlers.attend), given, shown, api_name="attention")
-
-
-__all__ = ["Handlers", "build_page", "launch_options"]

@@ -69,6 +69,3 @@ def render_grid(
         f'<caption><span>{title}</span></caption><thead><tr><th scope="col"><span class="unseen">token</span></th>'
         f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
-
-
-__all__ = ["render_grid", "render_heatmap"]

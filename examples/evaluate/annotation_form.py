@@ -116,6 +116,3 @@ def _read_json(file: Path) -> Any:
 def _digest(value: Any) -> str:
     """Return a digest of a value that JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-__all__ = ["make_form", "read_answers", "read_key", "render_form"]

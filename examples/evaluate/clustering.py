@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from datasets import load_dataset
 
-from examples.command_line import at_least, need, start
+from examples.command_line import at_least, require_extra, start
 from examples.evaluate.driver import Measurement, NotAvailableError, Unit
 from examples.evaluate.options import make_parser, parse
 from examples.evaluate.reading_options import (
@@ -240,7 +240,7 @@ def parse_arguments(arguments: list[str] | None) -> list[argparse.Namespace]:
     parser.add_argument("--subset_size", type=at_least(2), help="texts of a subset, drawn with the seed; or all")
     add_reading_options(parser)
     args = parse(parser, arguments)
-    need("eval", "mteb")
+    require_extra("eval", "mteb")
     complaints = [] if args.data is None else data_complaints(args.tasks, lambda task: read_file(task, args.data))
     return by_reading(args, tasks=args.tasks, complaints=complaints)
 

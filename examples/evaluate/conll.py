@@ -126,9 +126,3 @@ def _sentence(rows: Sequence[Sequence[str]]) -> TaggedSentence:
     """Return one sentence from its lines' cells."""
     words, pos, chunks, entities = (list(column) for column in zip(*rows, strict=True))
     return TaggedSentence(words=words, pos=pos, chunking=to_iob2(chunks), ner=to_iob2(entities))
-
-
-__all__ = [
-    "HUB_ID", "TASKS", "TaggedSentence", "missing_files", "read_conll", "read_lines", "sentences_of",
-    "split_file", "split_to_test", "to_iob2",
-]  # fmt: skip

@@ -13,9 +13,9 @@ from transformers import GenerationConfig
 
 from modeling_magnet.spans_magnet import decode_fill
 from modeling_magnet.tokenization_magnet import (
+    bos_ids,
     check_texts,
     context_length,
-    front_tokens,
     pad_token_rows,
     read_texts,
     special_ids,
@@ -39,7 +39,7 @@ def continue_texts(
     Source: Khosla et al. 2025, section on repetition.
     """
     tokenizer = model.tokenizer
-    rows = [front_tokens(tokenizer) + row for row in read_texts(tokenizer, check_texts(texts, name="texts")).input_ids]
+    rows = [bos_ids(tokenizer) + row for row in read_texts(tokenizer, check_texts(texts, name="texts")).input_ids]
     positions, longest = context_length(model.config, tokenizer), max(map(len, rows), default=0)
     if longest + max_new_tokens > positions:
         raise ValueError(
@@ -80,6 +80,3 @@ def _finish(tokenizer: Any, row: Sequence[int], ids: list[int], ends: Sequence[i
     special = special_ids(tokenizer)
     before, new = ([token for token in part if token not in special] for part in (row, ids[:length]))
     return Continuation(decode_fill(tokenizer, before, new), ids[:length], length < len(ids))
-
-
-__all__ = ["continue_texts"]

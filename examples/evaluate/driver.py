@@ -155,6 +155,3 @@ def _last_line(table: str, args: argparse.Namespace, records: Sequence[Record], 
     where = "the Hub, since `--data` was left out" if args.data is None else f"`--data` {str(args.data)!r}"
     missing = ", ".join(dict.fromkeys(record.unit for record in records)) or "all"
     return f"{table}: FAILED (nothing measured; not available: {missing}; looked for in {where})"
-
-
-__all__ = ["Measurement", "NotAvailableError", "Unit", "open_magnet", "print_table", "run", "unless_absent"]

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from examples.command_line import check
-from modeling_magnet.tokenization_magnet import front_tokens, read_texts
+from modeling_magnet.tokenization_magnet import bos_ids, read_texts
 from trainer.metrics import split_sentences
 from trainer.prompted_infilling import FAMILIES, FEW_SHOT_FAMILIES, Family, PromptedInfiller, SolvedGap
 from trainer.whole_files import append_rows, resume_rows
@@ -65,7 +65,7 @@ class FillSystem:
         asked = self._asked(model, examples)
         texts = [asked.prompt(blank.prefix, blank.suffix) for blank in blanks]
         rows = read_texts(model.tokenizer, texts).input_ids
-        longest = len(front_tokens(model.tokenizer)) + max(map(len, rows), default=0) + new_tokens
+        longest = len(bos_ids(model.tokenizer)) + max(map(len, rows), default=0) + new_tokens
         return max(longest - int(model.config.max_position_embeddings), 0)
 
     def fill(
@@ -194,6 +194,3 @@ def _check_lengths(
             if tokens
         ]
     )
-
-
-__all__ = ["FillSystem", "SHOTS", "StoryBlank", "draw_blanks", "fill_all", "fill_systems", "first_sentence"]

@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.command_line import OneLineParser, add_output_dir, at_least, check, need, start
+from examples.command_line import OneLineParser, add_output_dir, at_least, check, require_extra, start
 from examples.evaluate import options
 from examples.evaluate.annotation_form import make_form, read_answers, read_key, render_form
 from examples.evaluate.driver import open_magnet, print_table
@@ -100,7 +100,7 @@ def _check_sample(args: argparse.Namespace) -> tuple[list[Any], dict[str, dict[s
 
 def score(args: argparse.Namespace) -> list[Record]:
     """Check the answers, print the table, and append what is not on record yet."""
-    need("eval", "scipy", "sklearn")
+    require_extra("eval", "scipy", "sklearn")
     key = read_key(args.key)
     answers = read_answers(key, args.answers)
     given = json.dumps({name: answers[name] for name in sorted(answers)}, sort_keys=True)

@@ -107,9 +107,3 @@ def _majority(table: np.ndarray) -> np.ndarray:
     """Return which stories more than half of the annotators find appropriate."""
     majority: np.ndarray = table.mean(axis=0) > 0.5
     return majority
-
-
-__all__ = [
-    "CONFIDENCE", "RESAMPLES", "agreement", "answers_by_system", "mcnemar", "overall_agreement",
-    "score_systems", "share_interval",
-]  # fmt: skip

@@ -102,6 +102,3 @@ def predict(layer: torch.nn.Linear, states: np.ndarray) -> np.ndarray:
         for start in range(0, len(states), _ROWS_AT_ONCE)
     ]
     return torch.cat(parts).numpy() if parts else np.empty(0, dtype=np.int64)
-
-
-__all__ = ["ProbeSettings", "predict", "train_probe"]

@@ -26,7 +26,7 @@ import torch
 from datasets import DatasetDict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from examples.command_line import at_least, check, need, start
+from examples.command_line import at_least, check, require_extra, start
 from examples.evaluate.driver import Measurement, NotAvailableError, Unit, open_magnet, run
 from examples.evaluate.mmlu_data import (
     EXAMPLES_PER_SUBJECT,
@@ -200,7 +200,7 @@ def _check_model(path: str, args: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> list[Record]:
     """Measure the models that were named."""
     args = parse_arguments(arguments)
-    need("eval", "lm_eval.models.huggingface")
+    require_extra("eval", "lm_eval.models.huggingface")
     complaints, questions = about_models(args.model, lambda path: _check_model(path, args)), None
     if args.data is not None:
         try:

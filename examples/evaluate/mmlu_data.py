@@ -156,9 +156,3 @@ def _find(folder: Path, name: str) -> Path:
         if file.is_file():
             return file
     raise ValueError(f"{str(folder)!r} has no {name}, plain, .gz or .xz. Put it there.")
-
-
-__all__ = [
-    "EXAMPLES_PER_SUBJECT", "GROUPS", "load_group", "name_questions", "only_errors", "read_questions",
-    "task_configs", "task_manager",
-]  # fmt: skip

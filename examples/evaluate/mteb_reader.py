@@ -43,6 +43,3 @@ def scores_by_mteb(
         result = mteb.evaluate(encoder, task, cache=None, co2_tracker=False, show_progress_bar=False)
     scores: dict[str, float] = dict(result.task_results[0].scores["test"][0])
     return scores
-
-
-__all__ = ["scores_by_mteb"]

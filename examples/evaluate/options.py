@@ -130,9 +130,3 @@ def complaints_of(attempts: Mapping[str, Callable[[], Any]]) -> list[str]:
 def about_models(models: Mapping[str, str], look: Callable[[str], Any]) -> list[str]:
     """Return what `look` finds wrong with the models, before weights are read."""
     return complaints_of({f"`--model` {name}": partial(look, path) for name, path in models.items()})
-
-
-__all__ = [
-    "about_models", "add_batch_size", "add_limit", "add_max_new_tokens", "add_measuring", "add_replica", "add_results",
-    "add_seed", "checked", "complaints_of", "make_parser", "named_models", "parse",
-]  # fmt: skip

@@ -5,7 +5,7 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from examples.command_line import check, need
+from examples.command_line import check, require_extra
 from examples.evaluate.driver import NotAvailableError, Unit, open_magnet, print_table, run
 from examples.evaluate.records import Record
 from examples.evaluate.sentence_readers import (
@@ -100,7 +100,7 @@ def by_reading(
             )
     check(complaints)
     if "encoder" in groups:
-        need("eval", "sentence_transformers")
+        require_extra("eval", "sentence_transformers")
     return list(groups.values())
 
 
@@ -146,9 +146,3 @@ def _check_model(path: str, group: argparse.Namespace, tasks: Sequence[str]) -> 
     check_frame = check_echo_room if group.reading == "echo" else check_room
     for prompt in dict.fromkeys(prompt_of(group, task) for task in tasks):
         check_frame(tokenizer, prompt=prompt, max_length=context_length(config, tokenizer))
-
-
-__all__ = [
-    "add_reading_options", "by_reading", "data_complaints", "default_reading", "prompt_of", "reading_settings",
-    "run_readings",
-]  # fmt: skip

@@ -203,6 +203,3 @@ def _key(record: Record, *more: Any) -> str:
     """Return what tells records apart, as one string."""
     parts = [record.table, record.system, record.unit, record.seed, record.replica, record.step, *more]
     return json.dumps(parts, sort_keys=True)
-
-
-__all__ = ["Record", "RecordFile", "answered", "conditions", "digest_files", "identify", "newest", "read_records"]

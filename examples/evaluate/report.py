@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.command_line import OneLineParser, add_output_dir, check, named_items, need, start
+from examples.command_line import OneLineParser, add_output_dir, check, named_items, require_extra, start
 from examples.evaluate.options import add_results
 from examples.evaluate.reporting.blocks import Page
 from examples.evaluate.reporting.cells import Results, read_results
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> Page:
         "--compare", nargs="+", default=[], metavar="NAME=DIR", help="records of the study on other base models"
     )
     args = parser.parse_args(arguments)
-    need("eval", "matplotlib", "scipy")
+    require_extra("eval", "matplotlib", "scipy")
     folders, complaints = named_items(args.compare, option="--compare")
     found: dict[str, Results] = {}
     for option, name, folder in [("--results", "", args.results), *(("--compare", *item) for item in folders.items())]:

@@ -14,12 +14,12 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from modeling_magnet.encoding_magnet import ACCELERATOR_BATCH_TOKENS, CPU_BATCH_TOKENS, PROGRESS_FROM_TEXTS
+from modeling_magnet.batching_magnet import ACCELERATOR_BATCH_TOKENS, CPU_BATCH_TOKENS, PROGRESS_FROM_TEXTS
 from modeling_magnet.pooling_magnet import Pooling, pool_states
 from modeling_magnet.tokenization_magnet import (
+    bos_ids,
     check_text,
     context_length,
-    front_tokens,
     join_prompt,
     pad_token_rows,
     plan_batches,
@@ -56,7 +56,7 @@ def echo_rows(
     """
     check_echo_room(tokenizer, prompt=prompt, max_length=max_length)
     before, between = echo_frame(prompt)
-    front = front_tokens(tokenizer)
+    front = bos_ids(tokenizer)
     if not texts:
         return []
     encoded = read_texts(tokenizer, [before + text + between + text for text in texts], return_offsets=True)
@@ -88,7 +88,7 @@ def check_echo_room(tokenizer: PreTrainedTokenizerBase, *, prompt: str, max_leng
     """Refuse a template that leaves no room for two tokens of text."""
     check_text(prompt, name="prompt")
     frame = "".join(echo_frame(prompt))
-    length = len(front_tokens(tokenizer)) + len(text_ids(tokenizer, frame))
+    length = len(bos_ids(tokenizer)) + len(text_ids(tokenizer, frame))
     if length + 2 > max_length:
         raise ValueError(
             f"BOS and the template of the echo with the prompt {prompt!r:.60} take {length} tokens of rows of "
@@ -246,9 +246,3 @@ def _pooled_causally(
             vectors[indices] = pooled.cpu().numpy()
             bar.update(len(indices))
     return vectors
-
-
-__all__ = [
-    "CausalReader", "ECHO_TEMPLATE", "EchoReader", "MagnetReader", "PLAIN_ECHO_TEMPLATE", "POOLINGS",
-    "SentenceReader", "check_echo_room", "echo_frame", "echo_rows", "open_encoder",
-]  # fmt: skip

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from modeling_magnet.losses_magnet import IGNORE_INDEX
 from modeling_magnet.spans_magnet import continuation_ids, fill_ids
-from modeling_magnet.tokenization_magnet import front_tokens, pad_token_rows, plan_batches
+from modeling_magnet.tokenization_magnet import bos_ids, pad_token_rows, plan_batches
 from trainer.corruption import sample_spans
 from trainer.samplers import row_generator
 
@@ -33,7 +33,7 @@ def story_row(tokenizer: Any, sentences: Sequence[str], place: int, *, after: Se
     """Remove sentence number `place` from a story; its three parts are tokenised apart, as in `score_infill`."""
     prefix = " ".join(sentences[:place])
     suffix = " ".join(sentences[place + 1 :] if after is None else after)
-    before = front_tokens(tokenizer) + fill_ids(tokenizer, prefix, prefix="")
+    before = bos_ids(tokenizer) + fill_ids(tokenizer, prefix, prefix="")
     if not before:
         raise ValueError("A first sentence is missing and the tokenizer has no BOS to predict it from. Set one.")
     fill = fill_ids(tokenizer, f" {sentences[place]}" if prefix else sentences[place], prefix=prefix)
@@ -139,6 +139,3 @@ def _read(model: Any, rows: Sequence[_RowInput], reading: Reading) -> list[list[
     losses = model(**batch, **how, target_ids=target_ids, use_cache=False).token_losses[wanted]  # (N,)
     found = iter((-losses).tolist())
     return [[next(found) for _ in range(sum(row.is_source))] for row in rows]
-
-
-__all__ = ["SpanRow", "READINGS", "block_rows", "span_logprobs", "story_row"]

@@ -114,9 +114,3 @@ def _read_rocstories(file: Path) -> list[list[str]]:
             )
         stories.append(sentences)
     return stories
-
-
-__all__ = [
-    "CORPORA", "Corpus", "FILE_NAMES", "SENTENCES", "TITLES", "derange", "read_stories", "read_story_cloze",
-    "stories_source",
-]  # fmt: skip

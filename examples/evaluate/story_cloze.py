@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from examples.command_line import check, need, start
+from examples.command_line import check, require_extra, start
 from examples.evaluate.driver import Measurement, Unit, run
 from examples.evaluate.human_scores import mcnemar
 from examples.evaluate.options import about_models, add_limit, complaints_of, make_parser, parse
@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     parser.add_argument("--tasks", nargs="+", default=list(READINGS), choices=list(READINGS), help="what is removed")
     add_limit(parser, "stories, from the first on; all if left out", least=2)
     args = parse(parser, arguments)
-    need("eval", "scipy")
+    require_extra("eval", "scipy")
     check_arguments(args)
     records = run("story_cloze", args, make_units(args))
     print_tests(records)

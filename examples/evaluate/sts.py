@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from datasets import load_dataset
 
-from examples.command_line import need, start
+from examples.command_line import require_extra, start
 from examples.evaluate.driver import Measurement, NotAvailableError, Unit
 from examples.evaluate.options import add_limit, make_parser, parse
 from examples.evaluate.reading_options import (
@@ -171,7 +171,7 @@ def parse_arguments(arguments: list[str] | None) -> list[argparse.Namespace]:
     parser.add_argument("--mteb", action="store_true", help="run mteb on the same pairs, too")
     add_reading_options(parser)
     args = parse(parser, arguments)
-    need("eval", "scipy", *(["mteb"] if args.mteb else []))
+    require_extra("eval", "scipy", *(["mteb"] if args.mteb else []))
     complaints = (
         [] if args.data is None else data_complaints(args.tasks, lambda task: read_sts(task, folder=args.data))
     )

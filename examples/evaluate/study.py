@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.command_line import OneLineParser, add_output_dir, at_least, need, start
+from examples.command_line import OneLineParser, add_output_dir, at_least, require_extra, start
 from examples.evaluate import report, training_curves
 from examples.evaluate.study_plan import ADAPTER, BASE, Call, Plan, Run, read_plan
 from examples.evaluate.training_curves import REPORT, models_by_step
@@ -201,7 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     args = parser.parse_args(arguments)
     if args.only != "train":
-        need("eval", "matplotlib", "scipy")  # of the report: a study of hours shall not end without it
+        require_extra("eval", "matplotlib", "scipy")  # of the report: a study of hours shall not end without it
     compared = ["--compare", *args.compare] if args.compare else []
     plan = read_plan(args.plan, preset=args.preset, output=args.output)
     plan = plan if args.runs is None else plan.narrowed(args.runs)

@@ -193,6 +193,3 @@ def _scaled(arguments: dict[str, Any], *, factor: float) -> dict[str, Any]:
     scaled: dict[str, Any] = {"loss_phases": [f"{scale(int(steps))}:{weights}" for steps, weights in phases]}
     scaled |= {key: scale(arguments[key]) for key in STEPS if key in arguments}
     return {**arguments, **scaled}
-
-
-__all__ = ["ADAPTER", "BASE", "Call", "Plan", "Run", "read_plan"]

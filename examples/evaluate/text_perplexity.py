@@ -22,7 +22,7 @@ from examples.evaluate.records import Record
 from examples.evaluate.span_rows import SpanRow, span_logprobs
 from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights
-from modeling_magnet.tokenization_magnet import context_length, front_tokens, text_ids
+from modeling_magnet.tokenization_magnet import bos_ids, context_length, text_ids
 from trainer import load_texts
 from trainer.metrics import perplexity
 from trainer.sources import local_files
@@ -30,7 +30,7 @@ from trainer.sources import local_files
 
 def make_windows(tokenizer: Any, texts: list[str], *, size: int) -> list[SpanRow]:
     """Cut texts into windows of which every token counts but the first, which is BOS where there is one."""
-    front = front_tokens(tokenizer)
+    front = bos_ids(tokenizer)
     step = size - len(front)
     rows = []
     for text in texts:

@@ -92,6 +92,3 @@ def read_text(file: Path) -> str:
     """Return all of a text file, plain, `.gz` or `.xz`."""
     with whole_text(file, newline="") as stream:
         return stream.read()
-
-
-__all__ = ["FILE_NAME", "detokenize", "find_file", "read_text", "read_wikitext", "wikitext_form", "wikitext_source"]

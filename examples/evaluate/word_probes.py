@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from examples.command_line import at_least, check, need, start
+from examples.command_line import at_least, check, require_extra, start
 from examples.evaluate.conll import HUB_ID, TASKS, TaggedSentence, missing_files, read_conll, split_file, split_to_test
 from examples.evaluate.driver import Measurement, NotAvailableError, Unit, print_table, run
 from examples.evaluate.linear_probe import ProbeSettings, predict, train_probe
@@ -166,7 +166,7 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, di
     parser.add_argument("--train_sentences", type=at_least(), help="drawn from the training set; all if left out")
     parser.add_argument("--test_sentences", type=at_least(), help="drawn from the test set; all if left out")
     args = parse(parser, arguments)
-    need("eval", "evaluate", "seqeval")
+    require_extra("eval", "evaluate", "seqeval")
     complaints = missing_files(args.data) if args.data is not None else []
     found: dict[str, str] = {}
     complaints += about_models(args.model, lambda path: found.setdefault(path, reading_of(path, args.reading)))

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 
 from examples.evaluate.driver import open_magnet
 from modeling_magnet import AutoMagnetForCausalLM
-from modeling_magnet.encoding_magnet import ACCELERATOR_BATCH_TOKENS, CPU_BATCH_TOKENS, ReadingMode
+from modeling_magnet.batching_magnet import ACCELERATOR_BATCH_TOKENS, CPU_BATCH_TOKENS, ReadingMode
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.tokenization_magnet import context_length, plan_batches
 from modeling_magnet.words_magnet import PlacedVectors, Shift, owners_of_tokens
@@ -137,9 +137,3 @@ def mean_over_words(tokens: PlacedVectors, words: Sequence[str]) -> tuple[np.nda
     sums = np.zeros((len(words), tokens.vectors.shape[1]), dtype=np.float32)
     np.add.at(sums, owners[owners >= 0], tokens.vectors[owners >= 0])
     return sums / np.maximum(counts, 1)[:, None].astype(np.float32), counts
-
-
-__all__ = [
-    "READINGS", "SHIFTS", "WordStates", "encoder_tokens", "mean_over_words", "open_reader",
-    "reading_of", "tabulate",
-]  # fmt: skip

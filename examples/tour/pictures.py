@@ -187,9 +187,3 @@ def _name_ticks(axes: Axes, columns: Sequence[str], rows: Sequence[str] | None) 
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
     if rows is not None:
         axes.set_yticks(range(len(rows)), rows, fontsize=8)
-
-
-__all__ = [
-    "CONTEXT_COLOR", "SPAN_COLOR", "draw_answers", "draw_attention", "draw_grids", "draw_objectives", "draw_tokens",
-    "probability_colors", "role_colors",
-]  # fmt: skip

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.command_line import OneLineParser, need, start
+from examples.command_line import OneLineParser, require_extra, start
 from trainer.whole_files import whole_file
 
 try:
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="where to write it; over the notebook if left out")
     parser.add_argument("--folder", type=Path, help="where its cells work; beside the notebook if left out")
     arguments = parser.parse_args(argv)
-    need("notebook", "nbformat", "nbclient", "ipykernel")
+    require_extra("notebook", "nbformat", "nbclient", "ipykernel")
     started = time.monotonic()
     output = arguments.output or arguments.notebook
     try:

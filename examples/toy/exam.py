@@ -206,6 +206,3 @@ def _batches(rows: Sequence[Any]) -> Iterator[range]:
     """Yield indices of the rows, in batches."""
     for start in range(0, len(rows), BATCH_SIZE):
         yield range(start, min(start + BATCH_SIZE, len(rows)))
-
-
-__all__ = ["Exam", "fact_accuracy", "retrieval_accuracy"]

@@ -199,6 +199,3 @@ def write_corpus(output_dir: Path, *, seed: int, stories: int, pairs: int, tests
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Read a file of `write_corpus`."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-__all__ = ["CONSEQUENCES", "MISSING", "Story", "THINGS", "draw_pair", "draw_story", "read_rows", "write_corpus"]

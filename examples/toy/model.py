@@ -69,6 +69,3 @@ def describe_model(model: Any, *, named: str | None) -> str:
     millions = f"{size / 1e6:.1f} million parameters" if size < 1e9 else f"{size / 1e9:.1f} billion parameters"
     name = Path(named).resolve().name if named and Path(named).is_dir() else named
     return f"{name or 'the model of the quickstart'}, {millions}"
-
-
-__all__ = ["describe_model", "open_model", "quickstart_model"]

@@ -144,6 +144,3 @@ def show_infills(exam: Exam, models: Models, *, count: int = 4) -> str:
             f"{story.prefix} [...]{story.suffix}\n    missing:{story.missing}\n    base:   {guess}\n    MAGNET: {fill}"
         )
     return "\n".join(paragraphs)
-
-
-__all__ = ["COLUMNS", "LEGEND", "Models", "fill_table", "render_table", "show_infills"]

@@ -256,6 +256,3 @@ def _llama_config(tokenizer: PreTrainedTokenizerFast, *, hidden_size: int) -> Ll
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-
-
-__all__ = ["Budget", "SMOKE", "build_tokenizer", "show_losses", "train_magnet", "train_models"]

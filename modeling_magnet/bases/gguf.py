@@ -137,14 +137,3 @@ def forget_quantization(model: Any) -> None:
     model.is_quantized = False
     for name in ("quantization_config", "_is_quantized"):
         vars(model.config).pop(name, None)
-
-
-__all__ = [
-    "base_of_adapter",
-    "config_values",
-    "find",
-    "forget_quantization",
-    "load_arguments",
-    "note",
-    "read_tokenizer",
-]

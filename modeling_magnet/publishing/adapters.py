@@ -120,10 +120,3 @@ def _has_tokenizer_of_base(model: Any) -> bool:
         for one in (own, tokenizer)
     )
     return bool(first == second)
-
-
-__all__ = [
-    "sets_in_order",
-    "write_adapter",
-    "write_adapter_settings",
-]

@@ -331,18 +331,3 @@ def _item(note: str) -> str:
 def _table(head: tuple[str, str], rows: Sequence[tuple[Any, Any]]) -> str:
     lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
     return "\n".join(lines + [f"| {_plain(name)} | {_plain(value)} |" for name, value in rows])
-
-
-__all__ = [
-    "MARK",
-    "NOT_RECORDED",
-    "CardFacts",
-    "card_bytes",
-    "is_hub_id",
-    "parse_card",
-    "read_card",
-    "rename_card",
-    "with_tags",
-    "write_card",
-    "write_card_beside",
-]

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from ..sources_magnet import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, CheckpointError, ModelSource, reading
+from ..sources_magnet import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, CheckpointError, ModelSource, wrap_read_errors
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -27,13 +27,13 @@ def check_weights(source: ModelSource) -> None:
     if source.file(ADAPTER_CONFIG) is not None and source.file(CONFIG) is None:
         names = {ADAPTER_WEIGHTS}
     elif source.file(WEIGHTS) is None and source.file(WEIGHTS_INDEX) is not None:
-        with reading(repr(str(folder / WEIGHTS_INDEX))):
+        with wrap_read_errors(repr(str(folder / WEIGHTS_INDEX))):
             names = set((source.read_json(WEIGHTS_INDEX) or {})["weight_map"].values())
             if any(Path(name).is_absolute() or ".." in Path(name).parts for name in names):
                 raise ValueError("`weight_map` names a file outside of its directory")
     for name in sorted(names):
         # A pickle, which can run any code when it is read, is never read in its place.
-        with reading(repr(str(folder / name))), safe_open(folder / name, "pt"):
+        with wrap_read_errors(repr(str(folder / name))), safe_open(folder / name, "pt"):
             pass
 
 
@@ -45,6 +45,3 @@ def check_not_packed(model: torch.nn.Module) -> None:
                 f"{name} was repacked by the 4-bit kernels of bitsandbytes in a forward on this CPU, and would be "
                 "saved wrongly. Load the model again and save it before any forward, or quantise it otherwise."
             )
-
-
-__all__ = ["check_not_packed", "check_weights"]

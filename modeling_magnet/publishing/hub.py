@@ -75,6 +75,3 @@ def _prepare_card(
     file.write_bytes(card_bytes(text))
     if text == there or (model._card is None and parse_card(text) is None):
         file.unlink()  # the same card is there already; or the Hub would refuse the whole push for it
-
-
-__all__ = ["push_model"]

@@ -236,16 +236,3 @@ def _says_something_else(what: str) -> CheckpointError:
         f"The files written do not say what the model in memory says: {what}. Nothing was saved; report this with the "
         "versions of torch, transformers and peft."
     )
-
-
-__all__ = [
-    "HALF_TOLERANCE",
-    "TOLERANCES",
-    "are_tied",
-    "changed_checkpoint",
-    "check_can_merge",
-    "in_dtype",
-    "largest_differences",
-    "merged_weights",
-    "verify_files",
-]

@@ -154,6 +154,3 @@ def _with_choices(magnet: dict[str, Any], chosen: dict[str, Any]) -> dict[str, A
             stacklevel=2,
         )
     return settings.to_dict()
-
-
-__all__ = ["POOLING_MODES", "complete", "refusing_contents", "sidecar_contents"]

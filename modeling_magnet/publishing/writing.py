@@ -178,6 +178,3 @@ def _remove_leftovers(place: Path) -> None:
     for folder in [*beside, *place.glob(".saving-*")]:
         with suppress(OSError), _lock(folder, wait=False):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-__all__ = ["move_into_place", "stale_files", "written_aside"]

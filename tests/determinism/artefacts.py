@@ -54,6 +54,3 @@ def _keys(value: Any) -> Iterator[str]:
         yield from value
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _keys(inner)
-
-
-__all__ = ["artefacts", "fields"]

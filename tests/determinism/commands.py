@@ -185,5 +185,3 @@ LEFT_OUT = {
     "app": "a server: it writes nothing but the model that the quickstart's own entry checks",
     "benchmarks/on_gpu": "it calls the other benchmarks",
 }
-
-__all__ = ["COMMANDS", "LEFT_OUT", "OFTEN", "PRINTED", "Command"]

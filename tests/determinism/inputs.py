@@ -151,6 +151,3 @@ def _write_data(folder: Path) -> None:
     (folder / "20news_bydate_train.jsonl.xz").write_bytes(lzma.compress(topics.encode()))
     write(folder / "mmlu_dev.jsonl.gz", make_rows(count=lambda place: 5))
     write(folder / "mmlu_test.jsonl.xz", make_rows(count=lambda place: 1))
-
-
-__all__ = ["write_inputs"]

@@ -52,6 +52,3 @@ def write_all(folder: Path) -> Path:
     write_story_cloze(folder / "stories")
     write_wikitext(folder / "wikitext2")
     return folder
-
-
-__all__ = ["PARAGRAPH", "write_all", "write_rocstories", "write_story_cloze", "write_wikitext"]

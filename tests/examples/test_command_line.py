@@ -20,7 +20,7 @@ from examples.command_line import (
     in_lines,
     keep_freed_memory,
     named_items,
-    need,
+    require_extra,
     start,
 )
 from examples.models import not_adapted
@@ -192,11 +192,11 @@ def test_lists_of_names_are_split_and_doubled_or_empty_ones_named():
 
 
 def test_what_an_extra_lacks_is_said_with_how_to_install_it():
-    need("eval", "json")
+    require_extra("eval", "json")
     with pytest.raises(
         ValueError, match=r"no_such_thing cannot be imported \(.*\). Install it: pip install -e '\.\[eval\]'"
     ):
-        need("eval", "json", "no_such_thing")
+        require_extra("eval", "json", "no_such_thing")
 
 
 def test_a_plain_decoder_is_told_from_a_checkpoint(stories260k, tiny_model, tmp_path):

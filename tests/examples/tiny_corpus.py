@@ -71,6 +71,3 @@ def _run(options: list[str], largest_file: int | None, outcome: Connection) -> N
     except (ValueError, OSError, RuntimeError) as raised:
         error = raised.with_traceback(None)
     outcome.send((error, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
-
-
-__all__ = ["finish_run", "make_texts", "start_run", "write_jsonl"]

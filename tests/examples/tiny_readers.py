@@ -56,6 +56,3 @@ def write_corpora(folder: Path) -> Path:
     (folder / "rocstories_dev.titlesepkeysepstory.txt.gz").write_bytes(gzip.compress(stories.encode()))
     (folder / "wiki.valid.tokens.xz").write_bytes(lzma.compress("\n".join(PARAGRAPHS).encode()))
     return folder
-
-
-__all__ = ["save_chain", "write_corpora"]

@@ -54,6 +54,3 @@ def tiny_options(directory: Path, *, model: Path) -> list[str]:
         *("--per_device_train_batch_size=4", "--learning_rate=1e-3", "--logging_steps=2", "--save_strategy=no"),
         *("--report_to=none", "--use_cpu", "--disable_tqdm=true"),
     ]
-
-
-__all__ = ["save_plain_llama", "tiny_options", "write_corpus"]

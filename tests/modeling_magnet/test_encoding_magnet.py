@@ -10,8 +10,8 @@ import torch
 from torch.nn.functional import normalize
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.encoding_magnet import check_attention
 from modeling_magnet.pooling_magnet import SIMILARITIES, last_token_states
+from modeling_magnet.probe_magnet import check_attention
 from modeling_magnet.tokenization_magnet import pad_token_rows, tokenize_texts
 
 NOUNS = ("cat", "king", "river", "old house")

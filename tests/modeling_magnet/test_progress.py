@@ -5,7 +5,7 @@ import re
 import pytest
 from transformers.utils import logging
 
-from modeling_magnet.encoding_magnet import PROGRESS_FROM_BATCHES
+from modeling_magnet.batching_magnet import PROGRESS_FROM_BATCHES
 
 TEXTS = [f"The cat number {number} sat" for number in range(PROGRESS_FROM_BATCHES)]
 

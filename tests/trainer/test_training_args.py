@@ -72,7 +72,7 @@ def test_a_command_line_sets_every_kind_of_field(tmp_path):
     )
     (args,) = HfArgumentParser(MagnetTrainingArguments).parse_args_into_dataclasses(shlex.split(line))
     assert args.max_steps == 5
-    assert (args.similarity, args.contrastive_head, args.normalization["msg"]) == ("dot", "none", "sequence")
+    assert (args.losses_as_printed, args.contrastive_head, args.normalization["msg"]) == (True, "none", "sequence")
     assert (args.corruption_settings.mask_ratio, args.corruption_settings.max_spans) == (0.3, 1)
 
 

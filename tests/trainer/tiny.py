@@ -100,6 +100,3 @@ def tiny_trainer(args: MagnetTrainingArguments, **changes: Any) -> MagnetTrainer
             **changes,
         }
     )
-
-
-__all__ = ["tiny_args", "tiny_model", "tiny_pairs", "tiny_rows", "tiny_tokenizer", "tiny_trainer"]

@@ -35,6 +35,3 @@ def sentences(count: int) -> Dataset:
         step = row // 20 + 1
         lines.append(" ".join(WORDS[(row * 7 + place * step) % 20] for place in range(3 + row % 6)))
     return Dataset.from_dict({"text": lines})
-
-
-__all__ = ["WORDS", "save_tiny_t5", "sentences"]

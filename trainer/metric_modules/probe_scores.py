@@ -76,6 +76,3 @@ class ProbeScores(evaluate.Metric):
         self, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]], spans: bool = True
     ) -> dict[str, float]:
         return probe_scores(predictions, references, spans=spans)
-
-
-__all__ = ["ProbeScores", "probe_scores"]

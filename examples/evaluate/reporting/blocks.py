@@ -101,6 +101,3 @@ def anchor(text: str) -> str:
         'sentence-level-clustering-table-3'
     """
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-__all__ = ["Block", "Bullets", "Details", "Grid", "Heading", "Notes", "Page", "Picture", "Text", "anchor", "clean"]

@@ -225,8 +225,3 @@ def list_counts(records: Sequence[Record]) -> list[str]:
 def _written(value: object) -> str:
     """Return a setting's value as text."""
     return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, sort_keys=True)
-
-
-__all__ = [
-    "Cells", "Results", "Value", "list_counts", "list_settings", "read_results", "reading_of", "settings_warnings",
-]  # fmt: skip

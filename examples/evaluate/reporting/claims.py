@@ -279,6 +279,3 @@ def _higher(rival: tuple[str, ...]) -> list[Term]:
 def _lower(rival: tuple[str, ...], ours: tuple[str, ...] = MAGNET) -> list[Term]:
     """Return the sum that is positive where MAGNET is below a rival."""
     return [(rival, 1), (ours, -1)]
-
-
-__all__ = ["Claim", "ONE_RUN", "RULE", "TRIAL", "judge_claims"]

@@ -89,6 +89,3 @@ def _grid(grid: Grid) -> str:
 def _escape(text: str) -> str:
     """Escape text for elements and attributes alike."""
     return html.escape(clean(text))
-
-
-__all__ = ["render_html"]

@@ -62,6 +62,3 @@ def _escape(text: str) -> str:
 def _mark(text: str) -> str:
     """Put text into one line and escape the marks that mean something anywhere."""
     return _MARKS.sub(r"\\\1", clean(" ".join(text.split())))
-
-
-__all__ = ["FIGURES", "render_markdown"]

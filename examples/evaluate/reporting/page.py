@@ -282,6 +282,3 @@ def _conditions(results: Results) -> Iterator[Block]:
     yield Details("Hardware, versions and models", [*counted, grid])
     if results.problems:
         yield Bullets("Skipped or odd in the files of records:", results.problems)
-
-
-__all__ = ["TITLE", "build_page"]

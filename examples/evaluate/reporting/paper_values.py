@@ -93,6 +93,3 @@ def _table(entry: dict[str, Any]) -> PaperTable:
         means={unit: tuple(parts) for unit, parts in entry.get("means", {}).items()},
         note=entry.get("note", ""),
     )
-
-
-__all__ = ["Column", "FILE", "PaperRow", "PaperTable", "PaperValues", "read_paper_values"]

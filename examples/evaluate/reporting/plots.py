@@ -192,6 +192,3 @@ def _save(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
     return buffer.getvalue()
-
-
-__all__ = ["draw_bars", "draw_infilling", "draw_objectives", "draw_repetition"]

@@ -179,6 +179,3 @@ def _notes(records: Sequence[Record], paper: PaperTable | None) -> list[str]:
         if r.unavailable is not None and (r.system, r.unit) in answered
     }
     return notes + sorted(partly)
-
-
-__all__ = ["MEASURED", "QUOTED", "Row", "Table", "build_table"]
