@@ -40,10 +40,11 @@ def public_names(module: ModuleType) -> dict[str, Any]:
     """Return what a package exports, or the functions and classes of a module without an underscore, by name."""
     if hasattr(module, "__all__"):
         return {name: getattr(module, name) for name in module.__all__}
-    own = {
-        name: member for name, member in vars(module).items() if getattr(member, "__module__", "") == module.__name__
+    return {
+        name: member
+        for name, member in vars(module).items()
+        if not name.startswith("_") and callable(member) and member.__module__ == module.__name__
     }
-    return {name: member for name, member in own.items() if not name.startswith("_") and callable(member)}
 
 
 def explain_fields(module: ModuleType) -> None:

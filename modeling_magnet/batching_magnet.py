@@ -29,7 +29,7 @@ PROGRESS_FROM_BATCHES = 8
 ReadingMode = Literal["bidirectional", "causal"]
 
 
-def hides_bar(show_progress_bar: bool | None, number: int, *, least: int = PROGRESS_FROM_TEXTS) -> bool:
+def is_progress_hidden(show_progress_bar: bool | None, number: int, *, least: int = PROGRESS_FROM_TEXTS) -> bool:
     """Return whether to show no progress over so many texts or batches."""
     return number < least if show_progress_bar is None else not show_progress_bar
 

@@ -602,9 +602,8 @@ def fill_texts(
     embeds = bool(options.return_dict_in_generate) and call.tokenizer.eos_token_id is not None
     rows = [(text, SpanRow(text.layout, [s for answers in text.spans for s in answers])) for text in filled]
     is_first, settled = True, 0  # counted here: a bar that `disable_progress_bar` took away keeps no count
-    hide = is_progress_hidden(
-        options.show_progress_bar, -(-len(rows) // options.batch_size), least=PROGRESS_FROM_BATCHES
-    )
+    num_batches = -(-len(rows) // options.batch_size)
+    hide = is_progress_hidden(options.show_progress_bar, num_batches, least=PROGRESS_FROM_BATCHES)
     bar = tqdm(total=sum(span.length for span in spans), desc="Filling", unit="token", disable=hide)
     with bar, adapters_for(model, "infill"):  # the head may have an adapter, too
         while rows:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import transformers
 
-from .tokenization_magnet import front_tokens
+from .tokenization_magnet import bos_ids
 
 # Tokens that any vocabulary has; special ones would do as well.
 PROBE_IDS = (3, 7, 4, 9, 5, 8)
@@ -43,7 +43,7 @@ def check_attention(model: Any) -> None:
     ids = torch.tensor([PROBE_IDS] * 3) % vocab_size
     ids[1, NUM_KEPT:] = (ids[1, NUM_KEPT:] + 1) % vocab_size
     try:
-        front = front_tokens(model.tokenizer)
+        front = bos_ids(model.tokenizer)
     except ValueError:  # a model without a tokenizer
         front = []
     ids = torch.cat([torch.tensor([front] * 3, dtype=torch.long), ids], dim=1).to(model.device)
