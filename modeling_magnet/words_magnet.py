@@ -61,7 +61,7 @@ def plan_windows(
     Example:
 
         >>> [tuple(window) for window in plan_windows(13, size=8)]
-        [(0, 8, 0, 7), (5, 13, 7, 13)]
+        [(0, 8, 0, 6), (5, 13, 6, 13)]
     """
     in_front = int(shift == "next")
     if size < 1 or (length > size and in_front >= size):

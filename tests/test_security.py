@@ -242,7 +242,7 @@ def test_an_index_names_no_file_outside_its_directory(tiny_model, tmp_path, name
     shard.rename(tmp_path / "elsewhere.safetensors")
     index = tmp_path / "sharded" / "model.safetensors.index.json"
     index.write_text(index.read_text().replace(shard.name, name))
-    with pytest.raises(ValueError, match=r"elsewhere"):
+    with pytest.raises(ValueError, match="outside of its directory"):
         AutoMagnetForCausalLM.from_pretrained(tmp_path / "sharded")
 
 

@@ -109,6 +109,11 @@ class DataCollatorForMagnet:
         """Read the vocabulary, the special tokens and the padding from a tokenizer and a model's config.
 
         The collator pads with the tokenizer's pad token if the model embeds it, else with EOS, else with token 0.
+
+        Args:
+            tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
+            model_config (`PreTrainedConfig`): Its `vocab_size` bounds the tokens that are drawn.
+            mask_token_id, settings, seed: As in the class.
         """
         vocab_size = min(len(tokenizer), model_config.vocab_size)
         padding = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]

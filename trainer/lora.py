@@ -65,6 +65,10 @@ def apply_lora(model: PreTrainedModel, args: LoraArguments) -> PreTrainedModel |
 
     The initial adapters are drawn from torch's global generator, and the linear layers replaced in place.
 
+    Args:
+        model (`PreTrainedModel`): A model without adapters.
+        args (`LoraArguments`): Rank, scale and dropout.
+
     Returns:
         `PeftModel`: the wrapped model, or `model` itself if the rank is 0.
 

@@ -317,7 +317,13 @@ class MagnetTrainer(Trainer):
         return prepared
 
     def try_step(self, model: nn.Module, phase: LossPhase, batch: dict[str, Any]) -> None:
-        """Run forward and backward of a micro-batch as a phase does, without a log or a count."""
+        """Run forward and backward of a micro-batch as a phase does, without a log or a count.
+
+        Args:
+            model (`nn.Module`): The model as it is called in training.
+            phase (`LossPhase`): Weights of the losses.
+            batch (`dict`): A micro-batch of the training loader.
+        """
         logged, self._parts, self._tried_phase, self.is_in_train = self._parts, {}, phase, False
         try:
             # Not compiled: layers compiled for these shapes first would compute other bits in the run.
@@ -463,7 +469,12 @@ class MagnetTrainer(Trainer):
     # ---- The saved model and its card ----
 
     def card_text(self, name: str, *, merged: bool = False, **facts: Any) -> str:
-        """Return the card of this run for a directory or Hub id `name`; for `merged` and `facts` see `run_card`."""
+        """Return the model card of this run.
+
+        Args:
+            name (`str`): Directory or Hub id of the model.
+            merged, facts: As in `run_card`.
+        """
         facts = {"args": self.args, "log_history": self.state.log_history, **facts}
         return run_card(self._inner_model, name, merged=merged, **facts)
 

@@ -100,6 +100,10 @@ def count_labels(labels: Tensor, batch: Batch, normalization: str | None) -> Ten
     return (labels != IGNORE_INDEX).sum()
 
 
+def _no_remedy(settings: Any) -> None:
+    """Return `None`: labels of this objective do not depend on the corruption."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """One loss and how it reads a batch; its name is its key in `OBJECTIVES`.
@@ -118,7 +122,7 @@ class Objective:
     labels: Callable[[Batch], Tensor] | None = None
     count: Callable[[Tensor, Batch, str | None], Tensor] = count_labels
     loss: Callable[..., Tensor] = token_loss
-    remedy: Callable[[Any], str | None] = lambda settings: None
+    remedy: Callable[[Any], str | None] = _no_remedy
 
 
 def _count_mntp(labels: Tensor, batch: Batch, normalization: str | None) -> Tensor:

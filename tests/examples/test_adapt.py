@@ -349,7 +349,7 @@ def test_other_errors_in_a_run_keep_their_traceback(options, monkeypatch):
     def fail(*args, **kwargs):
         raise ValueError("a fault")
 
-    monkeypatch.setattr("trainer.magnet_trainer.forward_targets", fail)
+    monkeypatch.setattr("trainer.objectives.forward_targets", fail)
     with pytest.raises(ValueError, match="a fault"):
         start(lambda: adapt.main([*options, *FULL]), told=adapt.ArgumentError)
 

@@ -15,7 +15,7 @@ PAPER = {
     "model_name_or_path": "meta-llama/Llama-2-7b-hf",
     "train_texts": ["Salesforce/wikitext"],
     "dataset_config": "wikitext-103-raw-v1",
-    "loss_phases": ["3400:1,0,1", "800:1,9,1"],
+    "loss_phases": ["3400: mntp=1 msg=1", "800: mntp=1 sscl=9 msg=1"],
     "max_steps": 4200,
     "per_device_train_batch_size": 32,
     "max_length": 512,
@@ -44,7 +44,7 @@ PAPER = {
 LLM2VEC_MNTP = {
     "model_name_or_path": "meta-llama/Llama-2-7b-chat-hf",
     "dataset_config": "wikitext-103-raw-v1",
-    "loss_phases": ["1000:1,0,0"],
+    "loss_phases": ["1000: mntp=1"],
     "per_device_train_batch_size": 32,
     "max_length": 512,
     "mask_ratio": 0.2,
@@ -55,7 +55,7 @@ LLM2VEC_MNTP = {
     "dtype": "bfloat16",
 }
 LLM2VEC_SIMCSE = {
-    "loss_phases": ["1000:0,1,0"],
+    "loss_phases": ["1000: sscl=1"],
     "pairs": "dropout",
     "view_dropout": 0.3,
     "contrastive_batch_size": 128,

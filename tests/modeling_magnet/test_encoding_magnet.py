@@ -503,7 +503,7 @@ def test_token_rows_are_those_of_encode(tiny_model):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("prompts", {"query": 3}, r"Prompt 'query' is 3; expected a string"),
+        ("prompts", {"query": 3}, "`prompts` is .'query': 3."),
         ("prompts", {}, r"`default_prompt_name` is 'sentence', but the stored prompts are \[\]"),
         ("default_prompt_name", "nothing", r"`default_prompt_name` is 'nothing'"),
         ("similarity_fn_name", "cos", r"`similarity_fn_name` is 'cos'; expected one of"),
@@ -606,7 +606,7 @@ def test_states_that_are_not_finite_are_reported(tiny_model, number):
 
 def test_it_runs_once_for_each_back_end(tiny_model, monkeypatch):
     calls = []
-    monkeypatch.setattr("modeling_magnet.encoding_magnet.check_attention", lambda model: calls.append(model))
+    monkeypatch.setattr("modeling_magnet.probe_magnet.check_attention", lambda model: calls.append(model))
     for implementation in ("sdpa", "sdpa", "eager", "sdpa"):
         tiny_model.set_attn_implementation(implementation)
         tiny_model.encode("A cat.")

@@ -180,7 +180,7 @@ def test_a_fill_that_ends_by_itself_has_the_least_tokens(tiny_model, do_sample):
     [
         ({"max_new_tokens": 3, "num_tokens": "auto"}, "`max_new_tokens` and `num_tokens`"),
         ({"num_tokens": "any"}, "`num_tokens` is 'a'"),
-        ({"num_tokens": []}, "`num_tokens` is None"),
+        ({"num_tokens": []}, "`num_tokens` is empty"),
         ({"num_tokens": [2, 0]}, "`num_tokens` is 0"),
         ({"max_new_tokens": 3, "num_return_sequence": 2}, "Did you mean `num_return_sequences`"),
         ({"max_new_tokens": 3, "num_return_sequences": 0}, "`num_return_sequences` is 0"),
@@ -193,7 +193,6 @@ def test_a_fill_that_ends_by_itself_has_the_least_tokens(tiny_model, do_sample):
         ({"max_new_tokens": 3, "streamer": object(), "num_return_sequences": 2}, "`streamer`"),
         ({"num_tokens": "auto", "streamer": object()}, "`streamer`"),
         ({"max_new_tokens": 3, "streamer": object(), "trim_overlap": True}, "`streamer` .*`trim_overlap`"),
-        ({"max_new_tokens": 3, "split_special_tokens": "no"}, "`split_special_tokens` is 'no'"),
         ({"max_new_tokens": 3, "do_sample": True, "top_p": 7.0}, "top_p"),
     ],
 )
