@@ -139,8 +139,11 @@ def test_bfloat16_fills_whole_spans(tiny_model):
     [
         (lambda m: m.infill("", "", max_new_tokens=4), "prefix and suffix.*`model.generate`"),
         (lambda m: m.infill("a", "b", max_new_tokens=254), r"257 positions .* 256"),
-        (lambda m: m.infill(["a"], ["b", "c"], max_new_tokens=4), "`prefix` is list of 1, `suffix` list of 2"),
-        (lambda m: m.infill("a", ["b"], max_new_tokens=4), "`prefix` is str of 1, `suffix` list"),
+        (
+            lambda m: m.infill(["a"], ["b", "c"], max_new_tokens=4),
+            "`prefix` is .*1, `suffix` is .*2",
+        ),
+        (lambda m: m.infill("a", ["b"], max_new_tokens=4), "`prefix` is a str of length 1, `suffix` is a list"),
         (lambda m: m.infill(["a", 3], ["b", "c"], max_new_tokens=4), r"`prefix\[1\]` is int"),
         (lambda m: m.infill("a", "b", max_new_tokens=0), "`max_new_tokens` is 0"),
         (lambda m: m.infill("a", "b", max_new_tokens=True), "`max_new_tokens` is True"),
@@ -151,7 +154,7 @@ def test_bfloat16_fills_whole_spans(tiny_model):
         (lambda m: m.infill_blanks("a [blank][blank] b", max_new_tokens=4), "between two blanks"),
     ],
 )
-def test_what_cannot_be_filled_is_named(tiny_model, call, message):
+def test_invalid_infill_arguments_raise(tiny_model, call, message):
     with pytest.raises(ValueError, match=message):
         call(tiny_model)
 
@@ -358,7 +361,7 @@ def test_a_selection_is_rewritten_in_as_many_tokens(small_model):
     assert small_model.rewrite(text, start, start + 4, logits_processor=barred) != fill
     inserted = small_model.rewrite(text, start, start, max_new_tokens=2)
     assert isinstance(inserted, str)
-    with pytest.raises(ValueError, match=f"Nothing is selected at {start}"):
+    with pytest.raises(ValueError, match=rf"start == end == {start}.*`max_new_tokens`"):
         small_model.rewrite(text, start, start)
     with pytest.raises(ValueError, match=r"`text`.*\(3, 99\)"):
         small_model.rewrite(text, 3, 99)
@@ -373,7 +376,7 @@ def test_ranges_are_blanks(small_model):
     )
     both = small_model.infill_blanks([text, text], ranges=[ranges, ranges[:1]], max_new_tokens=2)
     assert [len(blanks) for blanks in both] == [2, 1]
-    with pytest.raises(ValueError, match="2 texts and 1 lists of ranges"):
+    with pytest.raises(ValueError, match="`ranges` has 1 lists for 2 texts"):
         small_model.infill_blanks([text, text], ranges=[ranges], max_new_tokens=2)
 
 
@@ -484,7 +487,7 @@ def test_nan_weights_give_no_fill(tiny_model):
 
 
 def test_a_streamer_takes_one_text(tiny_model):
-    with pytest.raises(ValueError, match="`streamer` takes one text; 2"):
+    with pytest.raises(ValueError, match="`streamer` .* 2"):
         tiny_model.infill(["a", "b"], ["c", "d"], max_new_tokens=2, streamer=object())
 
 

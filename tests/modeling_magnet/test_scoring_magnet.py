@@ -30,7 +30,7 @@ def one_by_one(model, prefix, fill, suffix):
     return logprobs.gather(-1, torch.tensor(ids)[:, None])[:, 0]
 
 
-def test_each_score_is_that_of_a_forward_of_its_own(model):
+def test_each_score_equals_a_separate_forward_pass(model):
     prefix, suffix = "Lily saw", " in the park. She was happy."
     scored = model.score_infill(prefix, FILLS, suffix)
     assert [fill.text for fill in scored] == FILLS
@@ -55,7 +55,7 @@ def test_a_batch_scores_what_single_calls_score(model, batch_tokens):
     assert model.score_infill([], [], []) == []
 
 
-def test_a_fill_at_the_beginning_of_a_text_is_spelt_as_one(model):
+def test_a_fill_at_the_beginning_of_a_text_is_tokenized_as_a_beginning(model):
     output = model.infill("", " was a little girl. She was happy.", max_new_tokens=4, return_dict_in_generate=True)
     decoded = output.fills[0][0][0]
     (scored,) = model.score_infill("", [decoded.text], " was a little girl. She was happy.")
@@ -65,7 +65,7 @@ def test_a_fill_at_the_beginning_of_a_text_is_spelt_as_one(model):
     assert scored.token_ids == model.tokenizer(decoded.text, add_special_tokens=False)["input_ids"]
 
 
-def test_a_taught_model_is_asked_in_the_gap_it_would_decode_in(tiny_model):
+def test_end_of_span_rounds_scored_spans_up_as_decoding_does(tiny_model):
     tiny_model.config.magnet["end_of_span"] = 8
 
     def bar_end(module, inputs, output):
@@ -84,7 +84,7 @@ def test_a_taught_model_is_asked_in_the_gap_it_would_decode_in(tiny_model):
     assert [len(row.fills) for row in rows] == [2]
 
 
-def test_a_score_that_is_no_number_is_an_error(tiny_model):
+def test_nan_logits_raise(tiny_model):
     tiny_model.score_infill("The cat", [" sat"], " mat.")
     with torch.no_grad():
         tiny_model.lm_head.weight[7] = torch.nan
@@ -94,7 +94,7 @@ def test_a_score_that_is_no_number_is_an_error(tiny_model):
 
 @settings(max_examples=15, deadline=None)
 @given(words=st.lists(st.sampled_from(["cat", "a dog", "it", "ran and ran", "é"]), min_size=1, max_size=6))
-def test_other_candidates_do_not_move_a_score(stories260k, words):
+def test_scores_do_not_depend_on_other_candidates(stories260k, words):
     model = _MODEL.setdefault(stories260k, MagnetLlamaForCausalLM.from_pretrained(stories260k))
     fills = [f" {word}" for word in words]
     together = model.score_infill("The", fills, " away.")
@@ -113,13 +113,13 @@ _MODEL: dict = {}
         (("a", [], "c"), r"`fills` of text 0 are \[\]"),
         (("a", ["b", ""], "c"), "`fills` of text 0 are"),
         (("a", ["b", 3], "c"), r"`fills\[1\]` is int"),
-        ((["a"], [["b"], ["c"]], ["d"]), "1 texts and 2 lists of `fills`"),
+        ((["a"], [["b"], ["c"]], ["d"]), "`fills` has 2 lists for 1 texts"),
         ((["a"], ["b"], ["d"]), "`fills` of text 0 are 'b'"),
         (("", ["b"], ""), "prefix and suffix"),
         (("a", ["b" * 400], "c"), "256"),
     ],
 )
-def test_what_cannot_be_scored_is_named(tiny_model, arguments, message):
+def test_invalid_score_arguments_raise(tiny_model, arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny_model.score_infill(*arguments)
 
