@@ -236,7 +236,7 @@ class _Loop:
         outputs = self.run_tokens(input_ids=batch["input_ids"], attention_mask=masks, position_ids=positions)
         states = outputs.last_hidden_state  # (B, C, H)
         row_of, slot_of, predictor_of = batch["cells"]  # (N,) each
-        self.everywhere = (row_of, slot_of)
+        self.all_cells = (row_of, slot_of)
         first = states[row_of, predictor_of]
         if not embed:
             return first, None
@@ -259,10 +259,11 @@ class _Loop:
 
     def run(self, states: torch.Tensor) -> None:
         """Choose tokens from states `(N, H)` and feed them to the model until no span continues."""
-        active, where, num_rows = list(range(len(self.spans))), self.everywhere, len(self.starts)
+        active, active_cells = list(range(len(self.spans))), self.all_cells
+        num_rows = len(self.starts)
         for step in range(self.num_steps):
             choice = self._choose(states, active, step)
-            self._write(choice, active, where, step)
+            self._write(choice, active, active_cells, step)
             if self.reads_tokens:
                 if bool(self.is_nan):
                     break  # before a token is streamed; `finish` raises
@@ -273,7 +274,7 @@ class _Loop:
             if len(unfinished) < len(active) and not self.keeps_rows:
                 active = unfinished
                 cells = torch.tensor([self.cells[i] for i in active]).T.contiguous()
-                where = tuple(to_device(self.model, {"cells": cells})["cells"])
+                active_cells = tuple(to_device(self.model, {"cells": cells})["cells"])
             rows_left = 1 + max(self.cells[i][0] for i in active)
             if rows_left < num_rows:
                 num_rows = rows_left
@@ -283,16 +284,16 @@ class _Loop:
                 attention_mask=self.masks.at(step, num_rows=num_rows),
                 position_ids=self.starts[:num_rows] + step,
             )
-            states = outputs.last_hidden_state[where]
+            states = outputs.last_hidden_state[active_cells]
 
     def finish(self) -> None:
         """Write the chosen tokens into the spans; if the steps did not, read all of them from the device at once."""
         if bool(self.is_nan):
             raise ValueError("The model gave NaN logits for a token of a fill. Check its weights and dtype.")
-        for span, possible in zip(self.spans, self.is_possible[self.everywhere].tolist(), strict=True):
+        for span, possible in zip(self.spans, self.is_possible[self.all_cells].tolist(), strict=True):
             span.is_possible = span.is_possible and possible
         if not self.reads_tokens:
-            tokens, logprobs = self.tokens[self.everywhere].tolist(), self.logprobs[self.everywhere].tolist()
+            tokens, logprobs = self.tokens[self.all_cells].tolist(), self.logprobs[self.all_cells].tolist()
             for span, limit, ids, scores in zip(self.spans, self.limits, tokens, logprobs, strict=True):
                 span.token_ids += ids[:limit]
                 span.logprobs += scores[:limit]
@@ -310,14 +311,14 @@ class _Loop:
             groups.append(self.chooser.choose(logits, spans, indices=indices, with_scores=self.with_scores))
         return Choice.join(groups)
 
-    def _write(self, choice: Choice, active: list[int], where: tuple[torch.Tensor, ...], step: int) -> None:
+    def _write(self, choice: Choice, active: list[int], active_cells: tuple[torch.Tensor, ...], step: int) -> None:
         """Store the tokens of a step on the device."""
-        self.tokens[:, :, step].index_put_(where, choice.tokens)
-        self.logprobs[:, :, step].index_put_(where, choice.logprobs)
+        self.tokens[:, :, step].index_put_(active_cells, choice.tokens)
+        self.logprobs[:, :, step].index_put_(active_cells, choice.logprobs)
         possible = choice.is_possible
         if self.keeps_rows:  # the batch includes full spans, whose new tokens do not count
             possible = possible | torch.tensor([self.spans[i].is_full for i in active], device=possible.device)
-        self.is_possible.index_put_(where, self.is_possible[where] & possible)
+        self.is_possible.index_put_(active_cells, self.is_possible[active_cells] & possible)
         self.is_nan |= choice.is_nan
 
     def _append(self, choice: Choice, spans: Sequence[Span]) -> None:

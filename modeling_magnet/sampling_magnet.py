@@ -93,7 +93,7 @@ def byte_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> ByteToke
     following = torch.full((_INVALID + 1, len(known)), _INVALID, dtype=torch.long)
     for column, part in enumerate(known.values()):
         for state in _TRANSITIONS:
-            following[state, column] = _after(state, part)
+            following[state, column] = _next_state(state, part)
     return ByteTokens(tuple(known), following)
 
 
@@ -120,12 +120,12 @@ def _read_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
         if not token or token.isascii() or token_id in added or any(letter not in bytes_of for letter in token):
             continue
         part = bytes(bytes_of[letter] for letter in token)
-        if _after(0, part) != 0:
+        if _next_state(0, part) != 0:
             partial[token_id] = part
     return partial
 
 
-def _after(state: int, part: bytes) -> int:
+def _next_state(state: int, part: bytes) -> int:
     """Return the state after reading bytes from a state."""
     for byte in part:
         state = next((to for low, high, to in _TRANSITIONS.get(state, []) if low <= byte <= high), _INVALID)
@@ -294,16 +294,14 @@ def _decode_rows(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]) -> l
 
 def text_processors(config: GenerationConfig) -> LogitsProcessorList:
     """Build the processors that read the tokens of a span and the tokens before it."""
-    processors = LogitsProcessorList()
-    if config.sequence_bias is not None:
-        processors.append(SequenceBiasLogitsProcessor(config.sequence_bias))
-    if config.repetition_penalty not in (None, 1.0):
-        processors.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
-    if config.no_repeat_ngram_size:
-        processors.append(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
-    if config.bad_words_ids is not None:
-        processors.append(NoBadWordsLogitsProcessor(config.bad_words_ids))
-    return processors
+    penalty, ngram_size = config.repetition_penalty, config.no_repeat_ngram_size
+    chosen: list[Any] = [
+        SequenceBiasLogitsProcessor(config.sequence_bias) if config.sequence_bias is not None else None,
+        RepetitionPenaltyLogitsProcessor(penalty) if penalty not in (None, 1.0) else None,
+        NoRepeatNGramLogitsProcessor(ngram_size) if ngram_size else None,
+        NoBadWordsLogitsProcessor(config.bad_words_ids) if config.bad_words_ids is not None else None,
+    ]
+    return LogitsProcessorList(filter(None, chosen))
 
 
 def warpers(config: GenerationConfig) -> LogitsProcessorList:
@@ -321,7 +319,7 @@ def warpers(config: GenerationConfig) -> LogitsProcessorList:
         EpsilonLogitsWarper(config.epsilon_cutoff) if config.epsilon_cutoff else None,
         EtaLogitsWarper(config.eta_cutoff) if config.eta_cutoff else None,
     ]
-    return LogitsProcessorList([warper for warper in chosen if warper is not None])
+    return LogitsProcessorList(filter(None, chosen))
 
 
 # --- Sampling. A few rows at a time bound the memory, and each row is computed by itself, so that a sample does not
@@ -458,10 +456,10 @@ class TokenChooser:
         barred = [token_id for token_id in barred_ids if token_id != end_of_span_id or self.never_ends]
         self.barred = torch.tensor(barred, dtype=torch.long)
         self.characters = characters
-        self.least = max(config.min_new_tokens or 0, 1)  # minimum number of tokens of a span
-        self.goes_on = [1.0] * len(spans)  # for each span number, the probability that the span has not ended
+        self.min_tokens = max(config.min_new_tokens or 0, 1)  # minimum number of tokens of a span
+        self.continues = [1.0] * len(spans)  # for each span number, the probability that the span has not ended
         self.tokenizer = tokenizer
-        self.spells = any(len(span.healed.start) > 1 for span in spans)
+        self.reads_start = any(len(span.healed.start) > 1 for span in spans)  # see `healing_tokens`
         self.remembers_rows = bool(processors)  # the caller's may; those of the config treat each row by itself
         self.processors = LogitsProcessorList([*(processors or []), *text_processors(config)])
         self.warpers = warpers(config)
@@ -476,7 +474,7 @@ class TokenChooser:
     @property
     def reads_tokens(self) -> bool:
         """Whether a choice depends on the tokens of the spans."""
-        return bool(self.processors) or self.spells or self.end_of_span_id is not None
+        return bool(self.processors) or self.reads_start or self.end_of_span_id is not None
 
     def left_contexts(self, spans: Sequence[Span]) -> torch.Tensor:
         """Return the equivalent of `input_ids` in `generate`, `(N, longest)`: tokens before each span and its own."""
@@ -502,15 +500,15 @@ class TokenChooser:
         scores.copy_(logits)
         if self.processors:
             scores = self.processors(self.left_contexts(spans).to(scores.device), scores)  # type: ignore[arg-type]
-        end_chances = None
+        end_probabilities = None
         if self.end_of_span_id is not None and self.uniforms is None and not self.never_ends:
-            end_chances = (scores[:, self.end_of_span_id] - _log_totals(scores)).exp()
+            end_probabilities = (scores[:, self.end_of_span_id] - _log_totals(scores)).exp()
         self._bar(scores, spans, indices)
         if self.uniforms is None:
-            tokens = likeliest = self._most_likely(scores, spans, indices)
-            if end_chances is not None:
-                tokens = self._end_at_median(tokens, end_chances, spans, indices)
-            has_ended = tokens != likeliest
+            tokens = most_likely = self._most_likely(scores, spans, indices)
+            if end_probabilities is not None:
+                tokens = self._end_at_median(tokens, end_probabilities, spans, indices)
+            has_ended = tokens != most_likely
         else:
             # Full spans stay in the batch if processors index state by row; their tokens are ignored.
             steps = (min(index, span.length - 1) for span, index in zip(spans, indices, strict=True))
@@ -537,7 +535,7 @@ class TokenChooser:
         """Set the scores of all tokens that may not come next to minus infinity, in place."""
         scores.index_fill_(1, self.barred, -torch.inf)
         if self.end_of_span_id is not None:
-            never = [row for row, index in enumerate(indices) if index < self.least or self.uniforms is None]
+            never = [row for row, index in enumerate(indices) if index < self.min_tokens or self.uniforms is None]
             scores[never, self.end_of_span_id] = -torch.inf
         for row, (span, index) in enumerate(zip(spans, indices, strict=True)):
             if index == 0 and self.config.begin_suppress_tokens:
@@ -558,15 +556,15 @@ class TokenChooser:
         return ordered.gather(-1, torch.tensor(ranks, device=scores.device)[:, None])[:, 0]
 
     def _end_at_median(
-        self, tokens: torch.Tensor, end_chances: torch.Tensor, spans: Sequence[Span], indices: Sequence[int]
+        self, tokens: torch.Tensor, end_probabilities: torch.Tensor, spans: Sequence[Span], indices: Sequence[int]
     ) -> torch.Tensor:
         """Replace tokens by the end of the span if the probability that it continues falls below one half."""
         chosen = tokens.clone()
         may_end = [True] * len(spans) if self.characters is None else self.characters.are_whole(spans)
-        for row, (span, index, chance) in enumerate(zip(spans, indices, end_chances.tolist(), strict=True)):
-            if index >= self.least:
-                self.goes_on[span.number] *= 1.0 - chance
-            if self.goes_on[span.number] < 0.5 and may_end[row]:
+        for row, (span, index, probability) in enumerate(zip(spans, indices, end_probabilities.tolist(), strict=True)):
+            if index >= self.min_tokens:
+                self.continues[span.number] *= 1.0 - probability
+            if self.continues[span.number] < 0.5 and may_end[row]:
                 chosen[row] = int(self.end_of_span_id or 0)
         return chosen
 

@@ -111,22 +111,16 @@ def scored_rows(
     """Tokenize the fills of one text, and return one row for each length of a fill."""
     if isinstance(fills, str) or not len(check_texts(fills, name="fills")) or "" in fills:
         raise ValueError(f"`fills` of text {text} are {fills!r:.60}; expected a list of non-empty strings.")
-    tokenizer = model.tokenizer
-    lay = partial(
-        lay_out,
-        tokenizer,
-        [prefix, suffix],
-        context_length=model.config.max_position_embeddings,
-        heal=heal,
-        split_special_tokens=split_special_tokens,
-    )
+    tokenizer, max_positions = model.tokenizer, model.config.max_position_embeddings
+    read: dict[str, Any] = {"split_special_tokens": split_special_tokens}
+    lay = partial(lay_out, tokenizer, [prefix, suffix], context_length=max_positions, heal=heal, **read)
     (healed,) = lay(span_lengths=[1]).healed
     # A model trained to end spans has only seen multiples; spans with healed tokens have exact lengths.
     multiple = 1 if heal == "token" else MagnetSettings.of(model.config).end_of_span or 1
     by_length: dict[int, dict[int, list[int]]] = {}
     for number, fill in enumerate(fills):
         whole = healed.start + fill + healed.end
-        ids = fill_ids(tokenizer, whole, prefix=prefix, split_special_tokens=split_special_tokens)
+        ids = fill_ids(tokenizer, whole, prefix=prefix, **read)
         by_length.setdefault(round_up(len(ids), multiple), {})[number] = ids
     return [ScoredRow(text, lay(span_lengths=[length]), tokens) for length, tokens in by_length.items()]
 

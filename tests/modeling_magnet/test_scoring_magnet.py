@@ -1,4 +1,4 @@
-"""Scores of given fills, against one full-mask forward for each, and against decoding."""
+"""Compare scores of fills with a full-mask forward pass per fill, and with decoding."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def model(real_llama, request):
 
 @torch.no_grad()
 def one_by_one(model, prefix, fill, suffix):
-    """Log-probabilities of a fill from a forward of its own, in the order of the text."""
+    """Return the log-probabilities of a fill from a separate forward pass, in the order of the text."""
     ids = continuation_ids(model.tokenizer, fill)
     layout = lay_out(model.tokenizer, [prefix, suffix], span_lengths=[len(ids)], context_length=10**6)
     cut = layout.predictors[0] + 1
@@ -44,12 +44,12 @@ def test_each_score_equals_a_separate_forward_pass(model):
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 60, 4096])
-def test_a_batch_scores_what_single_calls_score(model, batch_tokens):
+def test_a_batch_gives_the_scores_of_single_calls(model, batch_tokens):
     prefixes, suffixes = ["Lily saw", "", "Once upon a time,"], [" in the park.", " was sad.", ""]
     fills = [FILLS, FILLS[:1], FILLS[2:4]]
     together = model.score_infill(prefixes, fills, suffixes, batch_tokens=batch_tokens)
-    for prefix, own, suffix, scored in zip(prefixes, fills, suffixes, together, strict=True):
-        for fill, alone in zip(scored, model.score_infill(prefix, own, suffix), strict=True):
+    for prefix, candidates, suffix, scored in zip(prefixes, fills, suffixes, together, strict=True):
+        for fill, alone in zip(scored, model.score_infill(prefix, candidates, suffix), strict=True):
             assert fill.token_ids == alone.token_ids
             torch.testing.assert_close(torch.tensor(fill.logprobs), torch.tensor(alone.logprobs), atol=1e-4, rtol=0)
     assert model.score_infill([], [], []) == []
@@ -79,7 +79,7 @@ def test_end_of_span_rounds_scored_spans_up_as_decoding_does(tiny_model):
     (scored,) = tiny_model.score_infill("The cat", [decoded.text], " mat.")
     if scored.token_ids == decoded.token_ids:
         torch.testing.assert_close(torch.tensor(scored.logprobs), torch.tensor(decoded.logprobs), atol=1e-4, rtol=0)
-    # Fills of 3 and of 5 tokens share a span of 8, and so a row.
+    # Fills of 3 and of 5 tokens share a span of 8 and therefore a row.
     rows = scored_rows(tiny_model, 0, "The cat", ["abc", "abcde"], " mat.")
     assert [len(row.fills) for row in rows] == [2]
 
@@ -124,7 +124,7 @@ def test_invalid_score_arguments_raise(tiny_model, arguments, message):
         tiny_model.score_infill(*arguments)
 
 
-def test_healing_can_be_switched_off_in_scoring(space_run_model):
+def test_scoring_without_healing(space_run_model):
     """As decoding does: the same fill is scored in the tokens that decoding with the same option gives."""
     for heal in ("space", "token", None):
         for prefix, suffix in (("She ate ", " bread."), ("if x:\n    ", "\n    y = x"), ("the c", "t sat")):
