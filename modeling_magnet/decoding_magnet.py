@@ -274,7 +274,8 @@ class _Loop:
             if len(unfinished) < len(active) and not self.keeps_rows:
                 active = unfinished
                 cells = torch.tensor([self.cells[i] for i in active]).T.contiguous()
-                active_cells = tuple(to_device(self.model, {"cells": cells})["cells"])
+                row_of, slot_of = to_device(self.model, {"cells": cells})["cells"]
+                active_cells = (row_of, slot_of)
             rows_left = 1 + max(self.cells[i][0] for i in active)
             if rows_left < num_rows:
                 num_rows = rows_left
