@@ -1,10 +1,10 @@
-"""The decoding loop: read the context once, then all spans of all rows advance together, one token a step.
+"""Decode spans: read the context once, then extend all spans of all rows together, one token per step.
 
-This is exact: hidden states of the context never depend on a span, and spans never see each other. After each step,
-rules may end spans early, and a streamer gets what is new.
+The result is exact, because hidden states of the context never depend on a span and spans never see each other. After
+each step, rules may end spans early, and a streamer receives the new tokens.
 
-Shapes: B rows, C context tokens in the longest row, K spans in the row with most, T steps, N spans in all, H hidden
-size.
+Shapes: B rows, C context tokens of the longest row, K spans of the row with the most spans, T steps, N spans in total,
+H hidden size.
 """
 
 import re
@@ -27,20 +27,20 @@ from .sampling_magnet import ByteTokens, Choice, TokenChooser
 from .spans_magnet import Span, SpanRow, decode_fill, fill_text
 from .tokenization_magnet import pad_token_rows
 
-# Closing quotes and brackets belong to the sentence; the white space after it tells an end from a decimal point.
-# Scripts without spaces have full stops of their own.
+# Closing quotes and brackets belong to the sentence. The white space after it distinguishes an end from a decimal
+# point. Scripts without spaces have their own full stops.
 SENTENCE_END = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s)|[。！？]+[”’」』）]*""")
 
 
-# --- Rules that end spans early, and streaming.
+# --- Streaming, and rules that end spans early.
 
 
 @dataclass
 class SpanStream:
-    """Hands the spans of one text to a streamer one after another, though all of them advance together.
+    """Streams the spans of one text one after another, although all of them are decoded together.
 
-    Each span is streamed as `generate` streams an output: the text since the last span as its prompt, its tokens, its
-    end. A `TextStreamer` is given the text of the fill instead, character for character.
+    Each span is streamed like an output of `generate`: first the text since the previous span as its prompt, then its
+    tokens, then the end. A `TextStreamer` receives the text of the fill, character for character, instead of tokens.
     """
 
     streamer: BaseStreamer
@@ -48,17 +48,17 @@ class SpanStream:
     texts: Sequence[str]  # text before each blank
     spans: Sequence[Span]  # one for each blank, in order
     blank: int = 0
-    sent: int | None = None  # tokens or characters of the current span; `None` before its prompt
+    sent: int | None = None  # streamed tokens or characters of the current span; `None` before its prompt
 
     def update(self, rules: "StopRules") -> None:
-        """Stream what is new."""
+        """Stream the tokens or the text added since the last call."""
         while self.blank < len(self.spans):
             span = self.spans[self.blank]
             whole = rules.byte_tokens.count_whole(span.token_ids)
             if isinstance(self.streamer, TextStreamer):
                 self._send_text(span, fill_text(rules.tokenizer, span) if whole == len(span.token_ids) else "")
             else:
-                # The last token waits for the next one where a rule may show that it does not belong.
+                # A rule that reads the next token may still drop the last one, so hold the last one back.
                 self._send_tokens(span, whole - (1 if rules.reads_text and not span.is_full else 0))
             if not span.is_full:
                 return
@@ -86,12 +86,12 @@ class SpanStream:
 
 @dataclass
 class StopRules:
-    """The rules of one call."""
+    """Rules of one call that end spans early."""
 
     tokenizer: PreTrainedTokenizerBase
-    byte_tokens: ByteTokens  # no criterion ends a span inside a character
-    stop_strings: Sequence[str]  # a span ends after the first of these, as the outputs of `generate` do
-    sentence_end: bool  # a span ends after its first sentence; an abbreviation counts as one
+    byte_tokens: ByteTokens  # a criterion must not end a span inside a character
+    stop_strings: Sequence[str]  # a span ends after the first of these, like an output of `generate`
+    sentence_end: bool  # a span ends after its first sentence; an abbreviation counts as a sentence
     criteria: StoppingCriteriaList | None  # their rows are the spans of a batch, see `TokenChooser.left_contexts`
     stream: SpanStream | None = None
 
@@ -103,15 +103,14 @@ class StopRules:
     def after_step(
         self, spans: Sequence[Span], grown: Sequence[Span], choice: Choice, *, chooser: TokenChooser
     ) -> None:
-        """End spans of a batch, of which some have `grown` in this step, and stream what is new."""
+        """End spans of a batch and stream new tokens; `grown` are the spans that received a token in this step."""
         if self.reads_text:
             for span in grown:
                 self._end_in_text(span)
         if self.criteria:
-            ended = self.criteria(chooser.left_contexts(spans).to(choice.tokens.device), choice.scores)
-            ended = torch.as_tensor(ended).expand(len(spans)).tolist()
-            for span, ends in zip(spans, ended, strict=True):
-                if ends and not span.is_full:
+            is_done = self.criteria(chooser.left_contexts(spans).to(choice.tokens.device), choice.scores)
+            for span, is_ended in zip(spans, torch.as_tensor(is_done).expand(len(spans)).tolist(), strict=True):
+                if is_ended and not span.is_full:
                     span.is_full = True
                     whole = self.byte_tokens.count_whole(span.token_ids)
                     del span.token_ids[whole:], span.logprobs[whole:]
@@ -119,16 +118,17 @@ class StopRules:
             self.stream.update(self)
 
     def _end_in_text(self, span: Span) -> None:
-        """End a span where the first rule does in its text; drop the tokens after it."""
+        """End a span at the first match of a rule in its text, and drop the tokens after it."""
         text = decode_fill(self.tokenizer, span.before, span.token_ids)
-        own = len(span.healed.start)  # text of the context ends nothing
-        ends = [text.index(stop, own) + len(stop) for stop in self.stop_strings if stop in text[own:]]
-        if self.sentence_end and (match := SENTENCE_END.search(text, own)):
+        first = len(span.healed.start)  # healed characters belong to the context and end nothing
+        ends = [text.index(stop, first) + len(stop) for stop in self.stop_strings if stop in text[first:]]
+        if self.sentence_end and (match := SENTENCE_END.search(text, first)):
             ends.append(match.end())
         if not ends:
             return
         span.is_full, span.text_length = True, min(ends)
         kept = len(span.token_ids)
+        # Keep the fewest tokens whose text reaches the end, which may lie inside the last of them.
         while kept > 1:
             shorter = decode_fill(self.tokenizer, span.before, span.token_ids[: kept - 1])
             if shorter[: min(ends)] != text[: min(ends)]:
@@ -149,27 +149,27 @@ def decode(
     max_steps: int,
     embed: bool = False,
 ) -> torch.Tensor | None:
-    """Append up to `max_steps` tokens to each span, in place; every row has a span that is not full.
+    """Append up to `max_steps` tokens to each span, in place. Every row needs a span that is not full.
 
     Args:
         model (`PreTrainedModel`): The model.
         rows (`Sequence[SpanRow]`): Rows with their spans.
         chooser (`TokenChooser`): Chooses tokens.
         rules (`StopRules`, *optional*): End spans early.
-        max_steps (`int`): Most tokens to append to a span.
+        max_steps (`int`): Maximum number of tokens to append to a span.
         embed (`bool`, defaults to `False`): Whether to return embeddings of the texts around the spans.
 
     Returns:
         `torch.FloatTensor` of shape `(B, H)` in the order of the rows, or `None`.
 
     Raises:
-        ValueError: NaN logits.
+        ValueError: If the model returns NaN logits.
     """
-    # Rows with most steps come first, so that the rows still active are always the first ones of the batch.
+    # Sort rows by descending number of steps, so that the active rows are always the first rows of the batch.
     steps = [max(min(max_steps, span.length - len(span.token_ids)) for span in row.spans) for row in rows]
     order = sorted(range(len(rows)), key=lambda index: -steps[index])
     new_row = {index: row for row, index in enumerate(order)}
-    # Spans stay in the order of the call, in which processors and criteria get them.
+    # Spans stay in the order of the call, because processors and criteria may identify them by their row.
     spans = [span for row in rows for span in row.spans]
     cells = [(new_row[index], slot) for index, row in enumerate(rows) for slot in range(len(row.spans))]
     loop = _Loop(model, spans, cells, num_steps=max(steps), chooser=chooser, rules=rules)
@@ -180,7 +180,7 @@ def decode(
 
 
 class _Loop:
-    """The N spans of a batch, their cells (row and slot in the batch), and what was chosen for them."""
+    """The state of one call of `decode`: the N spans, their cells (row and slot) in the batch, and their tokens."""
 
     def __init__(
         self,
@@ -199,21 +199,21 @@ class _Loop:
         self.num_slots = 1 + max(slot for _, slot in cells)
         shape = (1 + max(row for row, _ in cells), self.num_slots)  # (B, K)
         self.tokens = torch.zeros(*shape, num_steps, dtype=torch.long, device=model.device)
-        # An explicit dtype: while any thread loads a model, torch's default dtype is that model's, for all threads.
+        # Set the dtype explicitly: while a thread loads a model, torch's default dtype is that model's in all threads.
         self.logprobs = torch.zeros(*shape, num_steps, dtype=torch.float32, device=model.device)
         self.is_possible = torch.ones(shape, dtype=torch.bool, device=model.device)
         self.is_nan = torch.zeros((), dtype=torch.bool, device=model.device)
         self.with_scores = rules is not None and bool(rules.criteria)
         self.reads_tokens = rules is not None or chooser.reads_tokens
         most_spans = chooser.most_spans(model.config.vocab_size, device=model.device)
-        self.most_spans = len(spans) if self.with_scores else most_spans  # stopping criteria get all scores
-        self.keeps_rows = bool(chooser.processors) or self.with_scores  # these may remember rows by their number
+        self.most_spans = len(spans) if self.with_scores else most_spans  # criteria need the scores of all spans
+        self.keeps_rows = bool(chooser.processors) or self.with_scores  # these may index their state by row
 
     def read_context(self, rows: Sequence[SpanRow], *, embed: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Run the context through the model, with a cache that can hold all steps.
+        """Run the context through the model, with a cache that has capacity for all steps.
 
-        An embedding needs an EOS after the text. It is read as a span: it sees the whole context and no context token
-        sees it, so that fills do not depend on whether an embedding is requested.
+        An embedding needs an EOS after the text. The EOS is a segment like a span: it sees the whole context but no
+        context token sees it, so fills do not depend on whether an embedding is requested.
 
         Returns:
             The states `(N, H)` that predict the first token of each span, and the embeddings `(B, H)` or `None`.
@@ -236,7 +236,7 @@ class _Loop:
         outputs = self.run_tokens(input_ids=batch["input_ids"], attention_mask=masks, position_ids=positions)
         states = outputs.last_hidden_state  # (B, C, H)
         row_of, slot_of, predictor_of = batch["cells"]  # (N,) each
-        self.everywhere = (row_of, slot_of)
+        self.all_cells = (row_of, slot_of)
         first = states[row_of, predictor_of]
         if not embed:
             return first, None
@@ -244,12 +244,12 @@ class _Loop:
         return first, sentence_vectors(model, states, batch["attention_mask"], pooling=pooling, prompt_length=0)
 
     def _context_batch(self, rows: Sequence[SpanRow], *, end: list[int]) -> dict[str, torch.Tensor]:
-        """Return the context tokens of rows, and where their spans are, on the device of the model."""
+        """Return the context tokens of rows and the cells and start positions of their spans, on the device."""
         ids = [[*row.layout.token_ids, *end] for row in rows]
         positions = [[*row.layout.positions, *[row.layout.length] * len(end)] for row in rows]
         segments = [[0] * len(row.layout.token_ids) + [1] * len(end) for row in rows]
         starts = [[row.layout.span_starts[span.blank] for span in row.spans] for row in rows]
-        # For each span its row, its slot, and the context token that predicts its first token.
+        # For each span: its row, its slot, and the index of the context token that predicts its first token.
         cells = [[row, slot, rows[row].layout.predictors[rows[row].spans[slot].blank]] for row, slot in self.cells]
         batch = pad_token_rows(ids, pad_token_id=self.chooser.pad_token_id)
         for name, table in (("positions", positions), ("segments", segments), ("starts", starts)):
@@ -258,23 +258,24 @@ class _Loop:
         return to_device(self.model, batch)
 
     def run(self, states: torch.Tensor) -> None:
-        """Choose tokens by states `(N, H)` and feed them back until no span goes on."""
-        active, where, num_rows = list(range(len(self.spans))), self.everywhere, len(self.starts)
+        """Choose tokens from states `(N, H)` and feed them to the model until no span continues."""
+        active, active_cells = list(range(len(self.spans))), self.all_cells
+        num_rows = len(self.starts)
         for step in range(self.num_steps):
             choice = self._choose(states, active, step)
-            self._write(choice, active, where, step)
+            self._write(choice, active, active_cells, step)
             if self.reads_tokens:
                 if bool(self.is_nan):
-                    break  # before a token of it is streamed
+                    break  # before a token is streamed; `finish` raises
                 self._append(choice, [self.spans[i] for i in active])
-            going_on = [i for i in active if self.limits[i] > step + 1 and not self.spans[i].is_full]
-            if not going_on:
+            unfinished = [i for i in active if self.limits[i] > step + 1 and not self.spans[i].is_full]
+            if not unfinished:
                 break
-            if len(going_on) < len(active) and not self.keeps_rows:
-                active = going_on
+            if len(unfinished) < len(active) and not self.keeps_rows:
+                active = unfinished
                 cells = torch.tensor([self.cells[i] for i in active]).T.contiguous()
-                rows, slots = to_device(self.model, {"cells": cells})["cells"]
-                where = (rows, slots)
+                row_of, slot_of = to_device(self.model, {"cells": cells})["cells"]
+                active_cells = (row_of, slot_of)
             rows_left = 1 + max(self.cells[i][0] for i in active)
             if rows_left < num_rows:
                 num_rows = rows_left
@@ -284,23 +285,23 @@ class _Loop:
                 attention_mask=self.masks.at(step, num_rows=num_rows),
                 position_ids=self.starts[:num_rows] + step,
             )
-            states = outputs.last_hidden_state[where]
+            states = outputs.last_hidden_state[active_cells]
 
     def finish(self) -> None:
-        """Write what was chosen into the spans, in one read from the device unless each step was read."""
+        """Write the chosen tokens into the spans; if the steps did not, read all of them from the device at once."""
         if bool(self.is_nan):
             raise ValueError("The model gave NaN logits for a token of a fill. Check its weights and dtype.")
-        for span, possible in zip(self.spans, self.is_possible[self.everywhere].tolist(), strict=True):
+        for span, possible in zip(self.spans, self.is_possible[self.all_cells].tolist(), strict=True):
             span.is_possible = span.is_possible and possible
         if not self.reads_tokens:
-            tokens, logprobs = self.tokens[self.everywhere].tolist(), self.logprobs[self.everywhere].tolist()
+            tokens, logprobs = self.tokens[self.all_cells].tolist(), self.logprobs[self.all_cells].tolist()
             for span, limit, ids, scores in zip(self.spans, self.limits, tokens, logprobs, strict=True):
                 span.token_ids += ids[:limit]
                 span.logprobs += scores[:limit]
                 span.is_full = len(span.token_ids) == span.length
 
     def _choose(self, states: torch.Tensor, active: list[int], step: int) -> Choice:
-        """Choose a token for each active span from states `(N, H)`, with logits of a few spans at a time."""
+        """Choose a token for each active span from states `(N, H)`, in groups that bound the memory for logits."""
         num_groups = -(-len(active) // self.most_spans)
         size = -(-len(active) // num_groups)
         groups = []
@@ -311,24 +312,25 @@ class _Loop:
             groups.append(self.chooser.choose(logits, spans, indices=indices, with_scores=self.with_scores))
         return Choice.join(groups)
 
-    def _write(self, choice: Choice, active: list[int], where: tuple[torch.Tensor, ...], step: int) -> None:
-        """Keep the tokens of a step on the device."""
-        self.tokens[:, :, step].index_put_(where, choice.tokens)
-        self.logprobs[:, :, step].index_put_(where, choice.logprobs)
+    def _write(self, choice: Choice, active: list[int], active_cells: tuple[torch.Tensor, ...], step: int) -> None:
+        """Store the tokens of a step on the device."""
+        self.tokens[:, :, step].index_put_(active_cells, choice.tokens)
+        self.logprobs[:, :, step].index_put_(active_cells, choice.logprobs)
         possible = choice.is_possible
-        if self.keeps_rows:  # full spans are among them, whose tokens no longer count
+        if self.keeps_rows:  # the batch includes full spans, whose new tokens do not count
             possible = possible | torch.tensor([self.spans[i].is_full for i in active], device=possible.device)
-        self.is_possible.index_put_(where, self.is_possible[where] & possible)
+        self.is_possible.index_put_(active_cells, self.is_possible[active_cells] & possible)
         self.is_nan |= choice.is_nan
 
     def _append(self, choice: Choice, spans: Sequence[Span]) -> None:
-        """Append its token to each span that is not full, and let the rules end spans."""
+        """Append the chosen token to each span that is not full, then apply the rules."""
         grown = []
         for span, token, logprob in zip(spans, choice.tokens.tolist(), choice.logprobs.tolist(), strict=True):
-            grows = not span.is_full
-            if grows and token == self.chooser.end_of_span_id:
+            if span.is_full:
+                continue
+            if token == self.chooser.end_of_span_id:
                 span.is_full = True
-            elif grows:
+            else:
                 span.token_ids.append(token)
                 span.logprobs.append(logprob)
                 span.is_full = len(span.token_ids) == span.length

@@ -1,4 +1,4 @@
-"""Score given fills. Those of equal length share one row, as spans that do not see each other."""
+"""Score given fills. Fills of equal length share one row as spans that do not see each other."""
 
 import math
 from collections.abc import Sequence
@@ -26,15 +26,15 @@ from .tokenization_magnet import check_texts, plan_batches
 
 @dataclass(frozen=True)
 class ScoredRow:
-    """One text and all its fills of one length: number of the fill -> tokens."""
+    """One text with all its fills of one length."""
 
     text: int
     layout: SpanLayout
-    fills: dict[int, list[int]]
+    fills: dict[int, list[int]]  # index of the fill -> its tokens
 
     @property
     def length(self) -> int:
-        """Tokens of the row."""
+        """Number of tokens in the row."""
         return len(self.layout.token_ids) + sum(map(len, self.fills.values()))
 
 
@@ -52,49 +52,48 @@ def score_infill(
 ) -> list[Fill] | list[list[Fill]]:
     """Return the log-probabilities of given fills between a prefix and a suffix.
 
-    They are exactly those of decoding. A fill is scored in a span of its own length. A model that was trained to
-    end spans is asked in the next multiple of its spans, as in decoding; the chance that the span ends there does
-    not count.
+    They equal the log-probabilities of decoding. Each fill is scored in a span of its own length. With `end_of_span`,
+    span lengths are rounded up as in decoding, and the probability of the end token is excluded.
 
     Args:
-        model: One of our models.
+        model: A MAGNET model.
         prefix (`str` or `list[str]`): Text before the blank; may be empty.
         fills (`list[str]`, or a list of such lists): The candidates; none may be empty.
         suffix (`str` or `list[str]`): Text after the blank.
         heal (`str`, *optional*, defaults to `"space"`): As in `infill`.
         split_special_tokens (`bool`, defaults to `True`): As in `infill`.
-        batch_tokens (`int`, *optional*): Tokens of a forward, padding included; defaults to what suits the device.
-        show_progress_bar (`bool`, *optional*): Defaults to showing one over many batches.
+        batch_tokens (`int`, *optional*): Maximum number of tokens per forward pass, including padding. The default
+            depends on the device.
+        show_progress_bar (`bool`, *optional*): Whether to show a progress bar. Defaults to `True` for many batches.
 
     Returns:
-        `list[Fill]`, or a list of them for lists, in the order given: `logprob` compares fills of equal length,
-        `mean_logprob` fills of different lengths.
+        `list[Fill]`, or a list of them for lists, in the given order. Compare fills of equal length by `logprob` and
+        fills of different lengths by `mean_logprob`.
 
     Raises:
-        ValueError: lists of different lengths, no fill or an empty one, no text around the blank, or a text beyond
-            the context.
+        ValueError: If lists differ in length, a fill is missing or empty, there is no text around the blank, or a text
+            exceeds the context.
 
     Source: Khosla et al. 2025, section 3.3; the shared row follows from the mask (Figure 2).
     """
     single, prefixes, suffixes = check_pairs(prefix, suffix)
     candidates: Any = [fills] if single else fills
     if len(candidates) != len(prefixes):
-        raise ValueError(f"{len(prefixes)} texts and {len(candidates)} lists of `fills` were given; expected as many.")
+        raise ValueError(f"`fills` has {len(candidates)} lists for {len(prefixes)} texts. Pass one list per text.")
     read = partial(scored_rows, model, heal=heal, split_special_tokens=split_special_tokens)
-    texts = zip(prefixes, candidates, suffixes, strict=True)
-    rows = [row for text, (before, given, after) in enumerate(texts) for row in read(text, before, given, after)]
+    texts = enumerate(zip(prefixes, candidates, suffixes, strict=True))
+    rows = [row for text, (before, strings, after) in texts for row in read(text, before, strings, after)]
     probe_attention(model)
-    scored: list[list[Fill]] = [[Fill(fill) for fill in given] for given in candidates]
+    scored: list[list[Fill]] = [[Fill(string) for string in strings] for strings in candidates]
     batches = plan_batches([row.length for row in rows], max_tokens=token_budget(model, batch_tokens))
-    hide = is_progress_hidden(show_progress_bar, len(batches), least=PROGRESS_FROM_BATCHES)
-    with tqdm(total=len(rows), desc="Scoring", unit="row", disable=hide) as bar, evaluating(model):
+    is_hidden = is_progress_hidden(show_progress_bar, len(batches), least=PROGRESS_FROM_BATCHES)
+    with tqdm(total=len(rows), desc="Scoring", unit="row", disable=is_hidden) as bar, evaluating(model):
         for batch in batches:
-            by_row = _score_rows(model, [rows[index] for index in batch])
-            for index, logprobs in zip(batch, by_row, strict=True):
+            for index, logprobs in zip(batch, _score_rows(model, [rows[index] for index in batch]), strict=True):
                 row = rows[index]
-                for (number, ids), own in zip(row.fills.items(), logprobs, strict=True):
+                for (number, ids), logprobs_of_fill in zip(row.fills.items(), logprobs, strict=True):
                     fill = scored[row.text][number]
-                    fill.token_ids, fill.logprobs = ids, own
+                    fill.token_ids, fill.logprobs = ids, logprobs_of_fill
             bar.update(len(batch))
     return scored[0] if single else scored
 
@@ -109,41 +108,35 @@ def scored_rows(
     heal: Healing | None = "space",
     split_special_tokens: bool = True,
 ) -> list[ScoredRow]:
-    """Tokenize the fills of one text; those of equal length get one row."""
+    """Tokenize the fills of one text, and return one row for each length of a fill."""
     if isinstance(fills, str) or not len(check_texts(fills, name="fills")) or "" in fills:
-        raise ValueError(f"`fills` of text {text} are {fills!r:.60}; expected a list of strings, none of them empty.")
-    tokenizer = model.tokenizer
-    lay = partial(
-        lay_out,
-        tokenizer,
-        [prefix, suffix],
-        context_length=model.config.max_position_embeddings,
-        heal=heal,
-        split_special_tokens=split_special_tokens,
-    )
+        raise ValueError(f"`fills` of text {text} are {fills!r:.60}; expected a list of non-empty strings.")
+    tokenizer, max_positions = model.tokenizer, model.config.max_position_embeddings
+    read: dict[str, Any] = {"split_special_tokens": split_special_tokens}
+    lay = partial(lay_out, tokenizer, [prefix, suffix], context_length=max_positions, heal=heal, **read)
     (healed,) = lay(span_lengths=[1]).healed
-    # A model that was trained to end spans knows only multiples; spans with healed tokens have exact lengths.
+    # A model trained to end spans has only seen multiples; spans with healed tokens have exact lengths.
     multiple = 1 if heal == "token" else MagnetSettings.of(model.config).end_of_span or 1
     by_length: dict[int, dict[int, list[int]]] = {}
     for number, fill in enumerate(fills):
         whole = healed.start + fill + healed.end
-        ids = fill_ids(tokenizer, whole, prefix=prefix, split_special_tokens=split_special_tokens)
+        ids = fill_ids(tokenizer, whole, prefix=prefix, **read)
         by_length.setdefault(round_up(len(ids), multiple), {})[number] = ids
-    return [ScoredRow(text, lay(span_lengths=[length]), own) for length, own in by_length.items()]
+    return [ScoredRow(text, lay(span_lengths=[length]), tokens) for length, tokens in by_length.items()]
 
 
 def _score_rows(model: Any, rows: Sequence[ScoredRow]) -> list[list[list[float]]]:
-    """Return per row and fill the log-probability of each token, from one forward."""
+    """Return the log-probability of each token, for each row and fill, from one forward pass."""
     ids, positions, segments = [], [], []
-    targets: list[tuple[int, int, int, int]] = []  # number of the fill, row, place, token
+    targets: list[tuple[int, int, int, int]] = []  # index of the fill, row, index of the predicting token, token
     for row_number, row in enumerate(rows):
         layout = row.layout
         row_ids, row_positions = list(layout.token_ids), list(layout.positions)
         row_segments = [0] * len(row_ids)
         for segment, fill in enumerate(row.fills.values(), start=1):
-            # The output before a token predicts it; the context predicts the first token of each fill.
-            places = [layout.predictors[0], *range(len(row_ids), len(row_ids) + len(fill) - 1)]
-            targets += [(segment - 1, row_number, place, token) for place, token in zip(places, fill, strict=True)]
+            # The output at the previous token predicts a token; the context predicts the first token of each fill.
+            predictors = [layout.predictors[0], *range(len(row_ids), len(row_ids) + len(fill) - 1)]
+            targets += [(segment - 1, row_number, index, token) for index, token in zip(predictors, fill, strict=True)]
             row_ids += fill
             row_positions += range(layout.span_starts[0], layout.span_starts[0] + len(fill))
             row_segments += [segment] * len(fill)

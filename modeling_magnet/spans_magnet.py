@@ -1,7 +1,7 @@
-"""From blanks in a text to spans of tokens with reserved positions, and from decoded spans back to text.
+"""Convert blanks in a text to spans of tokens with reserved positions, and decoded spans back to text.
 
-In the order of a call: split a text at its blanks; tokenize the parts and reserve positions for the spans; decode
-spans so that their text joins its surroundings exactly.
+The functions follow the order of a call: split a text at its blanks, tokenize the parts and reserve positions for the
+spans, and decode the spans so that their text joins the surrounding text exactly.
 """
 
 import re
@@ -16,9 +16,9 @@ from .tokenization_magnet import bos_ids, special_ids, text_ids
 
 ESCAPE = "\\"
 
-# Texts whose tokens rarely merge with what follows; they are tried in turn to hide the beginning of a text.
+# Texts whose tokens rarely merge with the text after them. They are tried in turn, in front of a continuation.
 ANCHORS = ("\n", "a", "0", ".", " ")
-# Tokens before a fill that can change how its first token is written. More are taken if these begin in a character.
+# Number of tokens before a fill that are decoded with it. More are used if these begin inside a character.
 DECODE_CONTEXT = 8
 WORDS = re.compile(r"\w+|[^\w\s]", re.UNICODE)
 
@@ -27,7 +27,7 @@ Healing = Literal["space", "token"]
 
 @dataclass(frozen=True)
 class Healed:
-    """Text that was moved from the context into a span, which its tokens must spell again; see `lay_out`."""
+    """Text moved from the context into a span, whose tokens must spell it again; see `lay_out`."""
 
     start: str = ""
     end: str = ""
@@ -39,13 +39,13 @@ class SpanLayout:
 
     parts: list[list[int]]  # tokens before the first span (BOS first), between spans, and after the last one
     span_lengths: list[int]  # positions reserved for each span
-    filled: list[list[int]]  # tokens at the beginning of each span that have become context
+    filled: list[list[int]]  # first tokens of each span, which have become context
     healed: list[Healed]
     token_ids: list[int] = field(init=False)  # context tokens in order
-    positions: list[int] = field(init=False)  # of the context tokens; those of free parts of spans are left out
-    predictors: list[int] = field(init=False)  # for each span, which context token's output predicts its next token
+    positions: list[int] = field(init=False)  # of the context tokens, without the reserved positions
+    predictors: list[int] = field(init=False)  # index of the context token that predicts the next token of each span
     span_starts: list[int] = field(init=False)  # position of the first free token of each span
-    length: int = field(init=False)  # positions of the whole text
+    length: int = field(init=False)  # number of positions of the whole text
 
     def __post_init__(self) -> None:
         self.token_ids, self.predictors, self.span_starts = list(self.parts[0]), [], []
@@ -63,19 +63,19 @@ class SpanLayout:
 
 @dataclass(kw_only=True)
 class Span:
-    """One answer to one blank while it is decoded."""
+    """One answer to one blank during decoding."""
 
     blank: int  # index of the blank in its text
-    before: list[int]  # context tokens before it, without special tokens and without other spans
-    length: int  # most tokens it may have
-    number: int  # its number in the call, which selects its random numbers
-    rank: int = 0  # greedy answers to one blank begin with different tokens: 0 with the likeliest, 1 with the next
+    before: list[int]  # context tokens before the span, without special tokens and other spans
+    length: int  # maximum number of tokens
+    number: int  # index in the call, which selects the random generator
+    rank: int = 0  # a greedy answer begins with the most likely token (0), the second most likely (1), and so on
     healed: Healed = Healed()
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    is_full: bool = False  # takes no further token: its length is reached, or a rule ended it
-    is_possible: bool = True  # false once a token was not allowed: then it is not an answer
-    text_length: int | None = None  # characters of its text to keep, if a rule ended it inside a token
+    is_full: bool = False  # whether the span has its full length or a rule ended it
+    is_possible: bool = True  # false once all tokens were barred; such a span is not an answer
+    text_length: int | None = None  # number of characters to keep, if a rule ended the span inside a token
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,13 @@ class Fill:
     """One answer to one blank.
 
     Args:
-        text (`str`): The text to insert; the text before the blank, this, and the text after it join as they are.
-        token_ids (`list[int]`): The tokens that were decoded or scored. Where a rule cut the text, overlap was trimmed
-            or tokens were healed, they spell more than `text`.
+        text (`str`): The text to insert between the text before the blank and the text after it.
+        token_ids (`list[int]`): The decoded or scored tokens. They spell more than `text` if a rule or `trim_overlap`
+            shortened the text, or if tokens were healed.
         logprobs (`list[float]`): Log-probability of each token in nats under the model's own distribution, before
             temperature, truncation and processors.
-        tokens (`list[str]`): What each token adds to `text`; joined they are the text. A character made of several
-            tokens counts for the last of them. Set with `return_dict_in_generate=True`.
+        tokens (`list[str]`): The text that each token adds; joined, they equal `text`. A character of several
+            tokens belongs to the last of them. Set with `return_dict_in_generate=True`.
     """
 
     text: str
@@ -116,16 +116,16 @@ class Fill:
         return self.logprob / max(len(self.logprobs), 1)
 
 
-# --- Blanks: where a text is split. Strings only.
+# --- From a text to its parts around blanks.
 
 
 def split_at_marks(text: str, blank: str, *, name: str) -> list[str]:
-    r"""Split a text at its blanks; a backslash before a mark makes it text, two are a backslash and a blank.
+    r"""Split a text at its blanks. A backslash escapes a mark, and two backslashes are a backslash before a blank.
 
-    Errors call the text by `name`.
+    Error messages refer to the text as `name`.
 
     Raises:
-        ValueError: an empty mark, or a text without one.
+        ValueError: If the mark is empty or the text does not contain it.
 
     Example:
 
@@ -133,7 +133,7 @@ def split_at_marks(text: str, blank: str, *, name: str) -> list[str]:
         ['Write [blank] where ', ' is missing.']
     """
     if not isinstance(blank, str) or not blank:
-        raise ValueError(f"`blank` is {blank!r}; expected the mark of a blank, such as '[blank]'.")
+        raise ValueError(f"`blank` is {blank!r}; expected a non-empty string, such as '[blank]'.")
     parts = [""]
     for run in re.split(rf"(\\*{re.escape(blank)})", text):
         if not run.endswith(blank):
@@ -147,15 +147,15 @@ def split_at_marks(text: str, blank: str, *, name: str) -> list[str]:
             parts.append("")
     if len(parts) == 1:
         escaped = f" except after a backslash, which makes it text ({ESCAPE + blank!r})" if blank in text else ""
-        raise ValueError(f"{name} has no blank {blank!r}{escaped}. Mark one, or pass `blank=` or `ranges=`.")
+        raise ValueError(f"{name} has no blank {blank!r}{escaped}. Add a blank, or pass `blank` or `ranges`.")
     return parts
 
 
 def split_at_ranges(text: str, ranges: Sequence[tuple[int, int]], *, name: str) -> list[str]:
-    """Split a text around ascending, half-open ranges of its characters, which are dropped; see `split_at_marks`.
+    """Split a text around half-open character ranges, which are removed. See `split_at_marks` for `name`.
 
     Raises:
-        ValueError: no range, one outside the text, or ranges that overlap or are out of order.
+        ValueError: If there is no range, or ranges are outside the text, overlap or do not ascend.
 
     Example:
 
@@ -165,23 +165,23 @@ def split_at_ranges(text: str, ranges: Sequence[tuple[int, int]], *, name: str) 
     edges = [0, *(edge for start, end in ranges for edge in (start, end)), len(text)]
     if len(edges) == 2 or edges != sorted(edges):
         raise ValueError(
-            f"The ranges of {name} are {ranges!r:.80}; expected ascending pairs (start, end) of characters, 0 to "
-            f"{len(text)}, that do not overlap."
+            f"The ranges of {name} are {ranges!r:.80}; expected ascending pairs (start, end) of indices from 0 to "
+            f"{len(text)} that do not overlap."
         )
     return [text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
-# --- Parts of a text to tokens, with positions reserved for the spans.
+# --- From parts to tokens, with positions reserved for the spans.
 
 
 def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, split_special_tokens: bool = True) -> list[int]:
-    """Tokenize a text that continues another one: without BOS and without a dummy space in front.
+    """Tokenize a text that continues another text, without BOS and without a dummy space in front.
 
-    SentencePiece puts a space before whatever it is given. The text is therefore tokenized after an anchor, whose own
-    tokens are then dropped.
+    SentencePiece adds a space before any text. The text is therefore tokenized after an anchor, whose tokens are then
+    removed.
 
     Raises:
-        ValueError: every anchor merges with the first characters of the text.
+        ValueError: If every anchor merges with the first characters of the text.
     """
     if not text:
         return []
@@ -196,7 +196,7 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, split_spe
 def fill_ids(
     tokenizer: PreTrainedTokenizerBase, fill: str, *, prefix: str, split_special_tokens: bool = True
 ) -> list[int]:
-    """Tokenize a fill that follows a prefix, or that begins a text if the prefix is empty."""
+    """Tokenize a fill that continues a prefix, or begins a text if the prefix is empty."""
     read = continuation_ids if prefix else text_ids
     return read(tokenizer, fill, split_special_tokens=split_special_tokens)
 
@@ -204,17 +204,17 @@ def fill_ids(
 def space_to_heal(
     tokenizer: PreTrainedTokenizerBase, part: str, *, is_first: bool, split_special_tokens: bool = True
 ) -> str:
-    """Return the space at the end of the text before a blank that belongs to the first token of the fill, or `""`.
+    """Return the space before a blank if it belongs to the first token of the fill, otherwise `""`.
 
-    The space moves only if the tokens of the part change once a letter follows. Vocabularies with tokens for runs of
-    spaces keep indentation apart from the next word; taking one space off such a run would leave an unusual width.
+    The space moves only if the tokens of the part change when a letter follows. Vocabularies with tokens for runs of
+    spaces separate indentation from the next word; moving one space out of such a run would leave an unusual width.
     """
     if not part.endswith(" ") or not part.strip():
         return ""
     read = text_ids if is_first else continuation_ids
-    alone = read(tokenizer, part, split_special_tokens=split_special_tokens)
+    ids = read(tokenizer, part, split_special_tokens=split_special_tokens)
     followed = read(tokenizer, part + "a", split_special_tokens=split_special_tokens)
-    return "" if followed[: len(alone)] == alone else " "
+    return "" if followed[: len(ids)] == ids else " "
 
 
 def lay_out(
@@ -228,76 +228,69 @@ def lay_out(
 ) -> SpanLayout:
     """Tokenize the parts of a text around its blanks and reserve positions for the spans.
 
-    In most vocabularies words begin with their space, so a model has hardly ever seen a text that ends in one.
-    `heal="space"` moves that space into the span (see `space_to_heal`). `heal="token"` moves one token on either side
-    into the span, so that a blank may begin and end inside a word. The span has to spell again what was moved.
+    In most vocabularies words begin with a space, so a model has rarely seen a text that ends in one. `heal="space"`
+    moves that space into the span (see `space_to_heal`). `heal="token"` moves one token on either side into the span,
+    so that a blank may begin and end inside a word. The span must spell the moved text again.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the model.
         parts (`Sequence[str]`): The text before the first blank, between blanks, and after the last one.
-        span_lengths (`Sequence[int]`): Tokens of each span, one fewer than parts.
-        context_length (`int`): Positions of the model.
+        span_lengths (`Sequence[int]`): Number of tokens of each span, one number for each blank.
+        context_length (`int`): Maximum number of positions.
         heal (`str`, *optional*): `"space"` or `"token"`.
-        split_special_tokens (`bool`, defaults to `True`): Read control tokens in a part as text.
+        split_special_tokens (`bool`, defaults to `True`): Read special tokens in a part as characters.
 
     Raises:
-        ValueError: nothing around the blanks, adjacent blanks, or a text that is too long.
+        ValueError: If there is no text around the blanks, blanks are adjacent, or the text is too long.
     """
     if heal not in (None, *get_args(Healing)):
         raise ValueError(f"`heal` is {heal!r}; expected 'space', 'token' or None.")
     if not any(parts):
         raise ValueError("There is no text around the blank: prefix and suffix are empty. Use `model.generate`.")
+    read = {"split_special_tokens": split_special_tokens}
     healed = [Healed() for _ in span_lengths]
     if heal == "space":
-        spaces = [
-            space_to_heal(tokenizer, part, is_first=not index, split_special_tokens=split_special_tokens)
-            for index, part in enumerate(parts[:-1])
-        ]
+        spaces = [space_to_heal(tokenizer, part, is_first=not index, **read) for index, part in enumerate(parts[:-1])]
         healed = [Healed(start=space) for space in spaces]
         parts = [*map(str.removesuffix, parts[:-1], spaces), parts[-1]]
-    token_ids = [text_ids(tokenizer, parts[0], split_special_tokens=split_special_tokens)]
-    token_ids += [continuation_ids(tokenizer, part, split_special_tokens=split_special_tokens) for part in parts[1:]]
-    special = special_ids(tokenizer) - {tokenizer.unk_token_id}
+    token_ids = [text_ids(tokenizer, parts[0], **read)]
+    token_ids += [continuation_ids(tokenizer, part, **read) for part in parts[1:]]
     front = bos_ids(tokenizer)
-    _check_parts(tokenizer, parts, token_ids, special=special, has_front=bool(front))
+    _check_parts(tokenizer, parts, token_ids, has_bos=bool(front))
     token_ids[0] = [*front, *token_ids[0]]
     if heal == "token":
-        neighbours = enumerate(pairwise(token_ids), start=2)
-        healed = [_take_back(tokenizer, *pair, is_last=index == len(token_ids)) for index, pair in neighbours]
+        neighbors = enumerate(pairwise(token_ids), start=2)
+        healed = [_move_tokens(tokenizer, *pair, is_last=index == len(token_ids)) for index, pair in neighbors]
     layout = SpanLayout(
         parts=token_ids, span_lengths=list(map(int, span_lengths)), filled=[[] for _ in span_lengths], healed=healed
     )
     if layout.length > context_length:
         raise ValueError(
-            f"Text and fills need {layout.length} positions ({len(layout.token_ids)} tokens of context and fills of "
-            f"{list(span_lengths)}); the limit of the model or of `max_length` is {context_length}. Shorten them."
+            f"The text and its fills need {layout.length} positions ({len(layout.token_ids)} tokens of context and "
+            f"fills of {list(span_lengths)}); the limit of the model or of `max_length` is {context_length}."
         )
     return layout
 
 
 def _check_parts(
-    tokenizer: PreTrainedTokenizerBase,
-    parts: Sequence[str],
-    token_ids: Sequence[Sequence[int]],
-    *,
-    special: frozenset[int],
-    has_front: bool,
+    tokenizer: PreTrainedTokenizerBase, parts: Sequence[str], token_ids: Sequence[Sequence[int]], *, has_bos: bool
 ) -> None:
-    """Refuse parts that a model cannot predict from."""
-    if not token_ids[0] and not has_front:
+    """Raise on parts that the model cannot predict a span from."""
+    special = special_ids(tokenizer) - {tokenizer.unk_token_id}
+    if not token_ids[0] and not has_bos:
         raise ValueError("The prefix is empty and the tokenizer has no BOS token to predict from. Pass a prefix.")
     if not all(token_ids[1:-1]):
-        raise ValueError("There is no text between two blanks. Make them one longer blank.")
+        raise ValueError("There is no text between two blanks. Merge them into one blank.")
     for part, ids in zip(parts, token_ids, strict=True):
         rest = [token_id for token_id in ids if token_id not in special]
         if len(rest) < len(ids) and not str(tokenizer.decode(rest)).strip():
-            raise ValueError(f"{part!r} beside a blank has only special tokens. Pass text, or nothing at all.")
+            raise ValueError(f"{part!r} next to a blank has only special tokens. Pass text or an empty string.")
 
 
-def _take_back(tokenizer: PreTrainedTokenizerBase, before: list[int], after: list[int], *, is_last: bool) -> Healed:
-    """Remove the token before a blank and the one after it, in place; return their texts.
+def _move_tokens(tokenizer: PreTrainedTokenizerBase, before: list[int], after: list[int], *, is_last: bool) -> Healed:
+    """Remove the tokens next to a blank from the context, in place, and return their texts for the span to spell.
 
-    Special tokens and parts of characters stay, and so does one token before every blank, to predict from.
+    Special tokens and parts of characters stay. One token stays before every blank, because it predicts the span.
     """
     special = special_ids(tokenizer)
     start = end = ""
@@ -315,22 +308,21 @@ def _take_back(tokenizer: PreTrainedTokenizerBase, before: list[int], after: lis
 
 
 def round_up(length: int, multiple: int) -> int:
-    """Return the next multiple."""
+    """Round a length up to a multiple."""
     return -(-length // multiple) * multiple
 
 
-# --- Decoded spans to text.
+# --- From decoded spans to text.
 
 
 def decode_fill(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], fill: Sequence[int]) -> str:
-    """Return the text that tokens add to the tokens before them.
+    """Return the text that the tokens of a fill add to the tokens before them, which contain no special tokens.
 
-    Decoding a fill by itself would lose the space that SentencePiece strips from the beginning of a text. `before`
-    holds no special tokens.
+    Decoding a fill by itself would lose the space that SentencePiece strips from the beginning of a text.
     """
     context = list(before[-DECODE_CONTEXT:])
     without = str(tokenizer.decode(context, clean_up_tokenization_spaces=False))
-    # A context that begins inside a character garbles the byte tokens after it, also those of the fill.
+    # If the context begins inside a character, the bytes after it, including those of the fill, decode wrongly.
     while without.startswith("\ufffd") and len(context) < len(before):
         context = list(before[-2 * len(context) :])
         without = str(tokenizer.decode(context, clean_up_tokenization_spaces=False))
@@ -341,29 +333,29 @@ def decode_fill(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], fill:
 
 
 def fill_text(tokenizer: PreTrainedTokenizerBase, span: Span) -> str:
-    """Return the text of a span, without what a rule cut off and without its healed ends, which are context."""
+    """Return the text of a span up to the end set by a rule, without its healed ends, which belong to the context."""
     text = decode_fill(tokenizer, span.before, span.token_ids)[: span.text_length]
     return text[len(span.healed.start) : max(len(text) - len(span.healed.end), 0)]
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, span: Span, text: str, *, start: int = 0) -> list[str]:
-    """Return what each token of a complete span adds to its text, of which `start` characters were trimmed."""
+    """Return the part of `text` that each token of a complete span adds, after `start` trimmed characters."""
     whole = decode_fill(tokenizer, span.before, span.token_ids)
     first = len(span.healed.start) + start
     ends, end = [], 0
     for count in range(1, len(span.token_ids) + 1):
         so_far = decode_fill(tokenizer, span.before, span.token_ids[:count])
-        if whole.startswith(so_far):  # otherwise it ends inside a character
+        if whole.startswith(so_far):  # otherwise the last token ends inside a character
             end = len(so_far)
         ends.append(min(max(end - first, 0), len(text)))
     return [text[start:end] for start, end in pairwise([0, *ends])]
 
 
 def trim_overlap(fill: str, *, before: str, after: str) -> str:
-    """Remove from a fill what repeats the end of the text before it or the beginning of the text after it.
+    """Remove words from a fill that repeat the end of the text before it or the beginning of the text after it.
 
-    Only whole words and punctuation marks count, at least one word among them: letters or a full stop that happen to
-    be the same stay. White space between fill and context stays with the context.
+    Only whole words and punctuation marks are compared, and at least one must be a word, so that single letters or a
+    full stop that match by chance stay. White space between the fill and its context stays with the context.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""The reserved cache holds what a growing one holds."""
+"""Compare the reserved cache with a growing cache."""
 
 import torch
 from transformers import DynamicCache
@@ -6,20 +6,20 @@ from transformers import DynamicCache
 from modeling_magnet.attention_magnet import ReservedCache
 
 
-def test_it_returns_what_a_growing_cache_returns():
+def test_updates_equal_those_of_a_growing_cache():
     reserved, growing = ReservedCache(num_layers=2, capacity=9), DynamicCache()
     for new in (5, 1, 3):
         for layer in range(2):
             keys, values = torch.randn(2, 3, 2, new, 4)
-            for own, expected in zip(
+            for states, expected in zip(
                 reserved.update(keys, values, layer), growing.update(keys, values, layer), strict=True
             ):
-                assert torch.equal(own, expected)
+                assert torch.equal(states, expected)
         assert reserved.get_seq_length() == growing.get_seq_length()
     assert reserved.get_seq_length() == 9
 
 
-def test_rows_are_forgotten_without_a_copy():
+def test_rows_are_dropped_without_a_copy():
     cache = ReservedCache(num_layers=1, capacity=4)
     states = torch.randn(3, 2, 2, 5)
     cache.update(states, states, 0)

@@ -1,4 +1,4 @@
-"""Options and fields of a GenerationConfig: honoured, refused by name, or unable to change a fill."""
+"""Test the options of infilling and the fields of a GenerationConfig."""
 
 import time
 
@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import GenerationConfig, WatermarkingConfig
 
-from modeling_magnet.infilling_magnet import HONOURED_IN_CONFIG, IRRELEVANT, SUPPORTED
+from modeling_magnet.infilling_magnet import ACCEPTED_IN_CONFIG, SUPPORTED
 from modeling_magnet.sampling_magnet import byte_tokens, text_processors, warpers
 
 PREFIX, SUFFIX = "The cat sat on the mat", " the dog."
-# Fields that a fill cannot have, with a value that asks for something.
+# Unsupported fields, each with a value that would have an effect.
 REFUSED = {
     "num_beams": 2,
     "diversity_penalty": 0.5,
@@ -29,18 +29,18 @@ REFUSED = {
 
 
 def tokens_of(model, *, suffix=SUFFIX, **options):
-    """The tokens of the best fill."""
+    """Return the tokens of the best fill."""
     options = {"max_new_tokens": 6, "return_dict_in_generate": True, **options}
     return model.infill(PREFIX, suffix, **options).fills[0][0][0].token_ids
 
 
 def test_no_field_is_in_two_groups():
-    groups = [*SUPPORTED, *HONOURED_IN_CONFIG, *IRRELEVANT, *REFUSED]
+    groups = [*SUPPORTED, *ACCEPTED_IN_CONFIG, *REFUSED]
     assert len(groups) == len({*groups})
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_a_fill_cannot_have_is_refused_by_name(tiny_model, name):
+def test_unsupported_config_fields_raise(tiny_model, name):
     config = GenerationConfig()
     setattr(config, name, REFUSED[name])
     with pytest.raises(ValueError, match=rf"`{name}="):
@@ -52,8 +52,8 @@ def test_what_a_fill_cannot_have_is_refused_by_name(tiny_model, name):
         tiny_model.infill(PREFIX, SUFFIX, max_new_tokens=2, **{name: REFUSED[name]})
 
 
-def test_values_that_ask_for_nothing_are_fine(tiny_model):
-    """All values that `generate` itself uses where nobody says anything."""
+def test_neutral_config_values_are_accepted(tiny_model):
+    """Set all fields to the defaults of `generate`."""
     expected = tokens_of(tiny_model)
     config = GenerationConfig()
     for name, value in GenerationConfig._get_default_generation_params().items():
@@ -61,7 +61,9 @@ def test_values_that_ask_for_nothing_are_fine(tiny_model):
     assert tokens_of(tiny_model, generation_config=config) == expected
     tiny_model.generation_config = config
     assert tokens_of(tiny_model) == expected
-    assert tiny_model.infill(PREFIX, SUFFIX, num_tokens=[2, 30]) is not None, "its max_length of 20 bounds nothing"
+    assert tiny_model.infill(PREFIX, SUFFIX, num_tokens=[2, 30]) is not None, (
+        "20 is the default of max_length, not a limit"
+    )
 
 
 def test_irrelevant_fields_change_nothing(tiny_model):
@@ -76,7 +78,7 @@ def test_irrelevant_fields_change_nothing(tiny_model):
 
 @pytest.mark.parametrize("as_argument", [True, False])
 @pytest.mark.parametrize("kind", ["suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias"])
-def test_tokens_can_be_kept_out(tiny_model, kind, as_argument):
+def test_tokens_can_be_excluded(tiny_model, kind, as_argument):
     first, second, *_ = plain = tokens_of(tiny_model)
     value = {
         "suppress_tokens": [first, second],
@@ -96,19 +98,19 @@ def test_tokens_can_be_kept_out(tiny_model, kind, as_argument):
     }[kind]
 
 
-def test_the_checkpoints_own_fields_count(tiny_model):
+def test_fields_of_the_checkpoints_config_take_effect(tiny_model):
     first = tokens_of(tiny_model)[0]
     tiny_model.generation_config.suppress_tokens = [first]
     tiny_model.generation_config.max_new_tokens = 3
     assert first not in tokens_of(tiny_model)
     output = tiny_model.infill(PREFIX, SUFFIX, return_dict_in_generate=True)
-    assert list(output.length_scores[0][0]) == [1, 2, 3], "it bounds what is tried"
+    assert list(output.length_scores[0][0]) == [1, 2, 3], "the config bounds the lengths tried"
     tiny_model.generation_config.max_length = 12
     with pytest.raises(ValueError, match="`max_length`.* 12"):
         tokens_of(tiny_model)
 
 
-def test_a_callers_config_says_how_long_a_fill_is(tiny_model):
+def test_max_new_tokens_of_a_passed_config_is_the_length(tiny_model):
     config = GenerationConfig(max_new_tokens=5)
     output = tiny_model.infill(PREFIX, SUFFIX, generation_config=config, return_dict_in_generate=True)
     assert len(output.fills[0][0][0].token_ids) == 5
@@ -117,15 +119,15 @@ def test_a_callers_config_says_how_long_a_fill_is(tiny_model):
     assert len(tiny_model.infill(PREFIX, SUFFIX, generation_config=config).fills[0][0][0].token_ids) == 2
 
 
-def test_eos_of_a_config_is_not_part_of_a_fill(tiny_model):
+def test_eos_of_a_config_is_excluded_from_fills(tiny_model):
     first = tokens_of(tiny_model)[0]
     assert first not in tokens_of(tiny_model, generation_config=GenerationConfig(eos_token_id=[2, first]))
     tiny_model.generation_config.eos_token_id = [2, first]
     assert first not in tokens_of(tiny_model)
 
 
-def test_processors_are_those_of_generate(tiny_model):
-    """The same classes in the same order; what depends on the length of a prompt is applied by place."""
+def test_processors_equal_those_of_generate(tiny_model):
+    """Compare the classes and their order; rules that depend on the prompt length are applied by index instead."""
     knobs = {"temperature": 0.7, "top_h": 0.4, "top_k": 7, "top_p": 0.9, "min_p": 0.1, "typical_p": 0.8}
     knobs |= {"epsilon_cutoff": 3e-4, "eta_cutoff": 1e-3, "repetition_penalty": 1.2, "no_repeat_ngram_size": 2}
     knobs |= {"bad_words_ids": [[5, 6]], "sequence_bias": [[[7], 1.0]]}
@@ -133,16 +135,16 @@ def test_processors_are_those_of_generate(tiny_model):
     config._eos_token_tensor = None
     theirs = tiny_model._get_logits_processor(config, input_ids_seq_length=4, device="cpu")
     ours = [*text_processors(config), *warpers(config)]
-    assert [type(one) for one in ours] == [type(one) for one in theirs]
+    assert [*map(type, ours)] == [*map(type, theirs)]
     ids, scores = torch.tensor([[5, 7, 8, 5]]), torch.randn(1, 300, generator=torch.Generator().manual_seed(0))
     expected = theirs(ids, scores.clone())
     result = scores.clone()
-    for one in ours:
-        result = one(ids, result)
+    for processor in ours:
+        result = processor(ids, result)
     torch.testing.assert_close(result, expected)
 
 
-def test_time_runs_out(tiny_model):
+def test_max_time_ends_a_fill(tiny_model):
     start = time.perf_counter()
     fill = tokens_of(tiny_model, max_new_tokens=200, max_time=1e-6)
     assert len(fill) == 1
@@ -150,6 +152,8 @@ def test_time_runs_out(tiny_model):
 
 
 def likely_end(model, amount):
+    """Raise the logit of EOS in all outputs of a model."""
+
     def push(module, inputs, output):
         output = output.clone()
         output[..., model.tokenizer.eos_token_id] += amount
@@ -159,10 +163,10 @@ def likely_end(model, amount):
 
 
 @pytest.mark.parametrize("do_sample", [False, True])
-def test_a_fill_that_ends_by_itself_has_the_least_tokens(tiny_model, do_sample):
+def test_min_new_tokens_bounds_a_fill_that_the_model_ends(tiny_model, do_sample):
     tiny_model.config.magnet["end_of_span"] = 8
     likely_end(tiny_model, 50.0)
-    # Without parts of characters, which would have to be completed first.
+    # Exclude parts of characters, which would have to be completed first.
     parts = list(byte_tokens(tiny_model.tokenizer, tiny_model.config.vocab_size).token_ids)
     options = {"do_sample": do_sample, "suppress_tokens": parts}
     assert len(tokens_of(tiny_model, **options)) == 1
@@ -196,6 +200,6 @@ def test_a_fill_that_ends_by_itself_has_the_least_tokens(tiny_model, do_sample):
         ({"max_new_tokens": 3, "do_sample": True, "top_p": 7.0}, "top_p"),
     ],
 )
-def test_options_that_cannot_be_are_named(tiny_model, options, message):
+def test_invalid_options_raise(tiny_model, options, message):
     with pytest.raises(ValueError, match=message):
         tiny_model.infill("The cat", " mat.", **options)

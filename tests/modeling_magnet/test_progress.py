@@ -1,4 +1,4 @@
-"""Bars of progress over fills: what they count, and when they show."""
+"""Test what progress bars count and when they are shown."""
 
 import re
 
@@ -11,7 +11,7 @@ TEXTS = [f"The cat number {number} sat" for number in range(PROGRESS_FROM_BATCHE
 
 
 def last_bar(capsys):
-    """Name, what is done, what is to do and the unit of the last bar that was drawn."""
+    """Return the name, the count, the total and the unit of the last progress bar."""
     drawn = re.findall(
         r"(\w+): 100%\|.*?\| (\d+)/(\d+) \[[\d:]+<[\d:]+, [^\]]*?([a-z]+)(?:/s)?\]", capsys.readouterr().err
     )
@@ -27,13 +27,13 @@ def last_bar(capsys):
     ],
     ids=["at once", "in chunks", "ended early"],
 )
-def test_the_bar_over_fills_ends_at_all_tokens_of_all_gaps(tiny_model, capsys, options):
+def test_the_bar_ends_at_the_tokens_of_all_spans(tiny_model, capsys, options):
     tiny_model.infill(TEXTS[:3], [" on the mat."] * 3, batch_size=2, show_progress_bar=True, **options)
     tokens = str(3 * 5 * options.get("num_return_sequences", 1))
     assert last_bar(capsys) == ("Filling", tokens, tokens, "token")
 
 
-def test_bars_show_by_themselves_from_many_batches_on(tiny_model, capsys):
+def test_bars_are_shown_from_a_number_of_batches(tiny_model, capsys):
     suffixes = [" on the mat."] * len(TEXTS)
     tiny_model.infill(TEXTS[1:], suffixes[1:], max_new_tokens=2, batch_size=1)
     tiny_model.score_infill(TEXTS, [[" there"]] * len(TEXTS), suffixes)
@@ -46,7 +46,7 @@ def test_bars_show_by_themselves_from_many_batches_on(tiny_model, capsys):
     assert last_bar(capsys) is None
 
 
-def test_bars_that_transformers_was_told_to_hide_are_not_asked_how_far_they_are(tiny_model, capsys):
+def test_bars_disabled_in_transformers_are_hidden(tiny_model, capsys):
     suffixes = [" on the mat."] * len(TEXTS)
     shown = tiny_model.infill(TEXTS, suffixes, max_new_tokens=2, batch_size=1)
     assert logging.is_progress_bar_enabled() and last_bar(capsys) is not None

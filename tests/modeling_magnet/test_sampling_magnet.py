@@ -1,4 +1,4 @@
-"""The next token: what may come, how often, and what a span's random numbers depend on. Fills of whole characters."""
+"""Test the choice of tokens: barred tokens, sampling frequencies, random generators and whole characters."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def make_chooser(spans, *, barred=(), **knobs):
 
 
 def draws(number, *, barred=(), **knobs):
-    """How often each token comes out of as many spans of one token."""
+    """Return the frequency of each token in `number` spans of one token."""
     torch.manual_seed(0)
     spans = make_spans([1] * number)
     chooser = make_chooser(spans, barred=barred, do_sample=True, **knobs)
@@ -40,7 +40,7 @@ def draws(number, *, barred=(), **knobs):
     return torch.bincount(choice.tokens, minlength=5) / number
 
 
-def test_greedy_takes_the_likeliest_token_that_is_allowed():
+def test_greedy_takes_the_most_likely_token_that_is_not_barred():
     spans = make_spans([1])
     choice = make_chooser(spans, barred=[1]).choose(LOGITS, spans, indices=[0])
     assert choice.tokens.tolist() == [2]
@@ -48,7 +48,7 @@ def test_greedy_takes_the_likeliest_token_that_is_allowed():
     assert choice.is_possible.tolist() == [True]
 
 
-def test_several_greedy_answers_begin_with_different_tokens_and_go_on_alike():
+def test_greedy_answers_differ_only_in_the_rank_of_their_first_token():
     spans = [Span(blank=0, before=[], length=2, number=rank, rank=rank) for rank in range(4)]
     chooser = make_chooser(spans, barred=[3])
     logits = LOGITS.expand(4, -1)
@@ -56,7 +56,7 @@ def test_several_greedy_answers_begin_with_different_tokens_and_go_on_alike():
     assert chooser.choose(logits, spans, indices=[1] * 4).tokens.tolist() == [1] * 4
 
 
-def test_a_choice_among_nothing_is_impossible():
+def test_a_choice_is_impossible_if_all_tokens_are_barred():
     spans = [Span(blank=0, before=[], length=1, number=rank, rank=rank) for rank in range(3)]
     choice = make_chooser(spans, barred=[0, 1, 2]).choose(LOGITS.expand(3, -1), spans, indices=[0] * 3)
     assert choice.is_possible.tolist() == [True, True, False]
@@ -65,7 +65,7 @@ def test_a_choice_among_nothing_is_impossible():
 
 
 def test_a_greedy_span_ends_at_the_median_of_its_length():
-    """Chances of 0.4, 0.15 and 0.05 that it ends at a step: it goes on with 0.6, 0.51, 0.4845."""
+    """With probabilities of 0.4, 0.15 and 0.05 to end at a step, a span continues with 0.6, 0.51 and 0.4845."""
     spans = make_spans([9])
     chooser = TokenChooser(GenerationConfig(), spans=spans, barred_ids=[2], end_of_span_id=1)
     chances = (0.99, 0.4, 0.15, 0.05)
@@ -76,10 +76,10 @@ def test_a_greedy_span_ends_at_the_median_of_its_length():
         choice = chooser.choose(logits, spans, indices=[index])
         assert choice.is_possible.all()
         tokens.append(choice.tokens.item())
-    assert tokens == [3, 3, 3, 1], "the first token is never the end, and the likeliest one ends nothing by itself"
+    assert tokens == [3, 3, 3, 1], "the first token is never the end, and a most likely end does not suffice"
 
 
-def test_a_sample_ends_where_the_end_is_drawn():
+def test_a_sampled_span_ends_when_the_end_token_is_drawn():
     torch.manual_seed(0)
     spans = make_spans([4] * 3000)
     chooser = TokenChooser(GenerationConfig(do_sample=True, top_k=0), spans=spans, barred_ids=[1, 2], end_of_span_id=1)
@@ -100,13 +100,13 @@ def test_a_sample_ends_where_the_end_is_drawn():
         ({"top_k": 1}, [0.0, 1.0, 0.0, 0.0, 0.0]),
     ],
 )
-def test_samples_follow_the_distribution_of_the_knobs(knobs, expected):
+def test_samples_follow_the_configured_distribution(knobs, expected):
     frequencies = draws(4000, **knobs)
     torch.testing.assert_close(frequencies, torch.tensor(expected), atol=0.03, rtol=0)
     assert frequencies[torch.tensor(expected) == 0].sum() == 0
 
 
-def test_top_k_is_what_generate_uses_unless_it_is_set():
+def test_top_k_defaults_to_that_of_generate():
     flat = torch.zeros(1, 200)
     flat[0, :50] = 0.1
     spans = make_spans([1] * 2000)
@@ -116,7 +116,7 @@ def test_top_k_is_what_generate_uses_unless_it_is_set():
         assert int(chooser.choose(flat.expand(2000, -1), spans, indices=[0] * 2000).tokens.max()) == highest
 
 
-def test_a_span_has_its_own_random_numbers():
+def test_random_numbers_depend_only_on_the_span():
     lengths = [4, 2, 5]
     spans = make_spans(lengths)
     torch.manual_seed(3)
@@ -126,13 +126,13 @@ def test_a_span_has_its_own_random_numbers():
     for number, chooser in enumerate(apart):
         for index in range(lengths[number]):
             alone = chooser.choose(LOGITS, make_spans([lengths[number]]), indices=[index]).tokens
-            # Beside other rows, in any order.
+            # Next to another row.
             other = 0 if index < 4 else 2
             rows = together.choose(LOGITS.expand(2, -1), [spans[number], spans[other]], indices=[index, index]).tokens
             assert rows[0] == alone[0]
 
 
-def test_processors_see_what_generate_would_show_them():
+def test_processors_receive_the_input_ids_of_generate():
     spans = make_spans([3, 3])
     spans[0].before, spans[0].token_ids = [4, 2], [1]
     spans[1].before, spans[1].token_ids = [3], []
@@ -151,7 +151,7 @@ def test_processors_see_what_generate_would_show_them():
     assert seen == [[[4, 2, 1], [0, 0, 3]]]
 
 
-def test_penalties_count_what_stands_in_front_and_what_was_written():
+def test_penalties_count_tokens_before_the_span_and_in_it():
     spans = make_spans([3, 3])
     spans[0].token_ids, spans[1].before = [1], [1]
     chooser = make_chooser(spans, repetition_penalty=1.5)
@@ -161,7 +161,7 @@ def test_penalties_count_what_stands_in_front_and_what_was_written():
     assert chooser.choose(LOGITS.expand(2, -1), spans, indices=[2, 0]).tokens.tolist() == [2, 2]
 
 
-def test_logits_that_are_no_numbers_are_reported():
+def test_nan_logits_are_reported():
     spans = make_spans([3])
     for do_sample in (False, True):
         choice = make_chooser(spans, do_sample=do_sample).choose(torch.full((1, 5), torch.nan), spans, indices=[2])
@@ -183,7 +183,7 @@ CUTS = {
 
 
 class StableTopP(LogitsProcessor):
-    """Top-p by its definition, in double precision: a stable sort cuts the first of equally likely tokens."""
+    """Apply top-p by definition, in double precision; a stable sort removes the first of equally likely tokens."""
 
     def __init__(self, share):
         self.share = share
@@ -196,14 +196,14 @@ class StableTopP(LogitsProcessor):
 
 
 def whole(scores, numbers, warpers):
-    """The definition: cut the whole distribution, sum it in the order of the vocabulary, look the number up."""
+    """Sample by definition: truncate the whole distribution, sum it in vocabulary order and look up the number."""
     warped = warpers(torch.empty(0, dtype=torch.long), scores)
     cumulative = torch.softmax(warped.double(), -1).cumsum(-1)
     return torch.searchsorted(cumulative, (numbers * cumulative[:, -1])[:, None], right=True)[:, 0]
 
 
 def make_scores(kind):
-    """Peaked and flat rows; those of a bfloat16 model have many ties, and token healing leaves few tokens."""
+    """Return peaked and flat rows, with ties as from a bfloat16 model or few tokens as from token healing."""
     generator = torch.Generator().manual_seed(0)
     spread = torch.tensor([0.1, 1.0, 3.0, 8.0] * 6)[:, None]
     scores = torch.randn(24, 5000, generator=generator) * spread
@@ -216,26 +216,26 @@ def make_scores(kind):
 
 @pytest.mark.parametrize("kind", ["plain", "ties", "few"])
 @pytest.mark.parametrize("cut", list(CUTS))
-def test_draws_are_those_of_the_whole_distribution(cut, kind):
+def test_samples_equal_those_of_the_whole_distribution(cut, kind):
     scores, numbers = make_scores(kind)
     before, warpers = scores.clone(), LogitsProcessorList(CUTS[cut])
     found = draw_tokens(scores, numbers, warpers=warpers)
     reference = LogitsProcessorList(warpers)
-    if kind == "ties":  # which of them stay, the sort of transformers leaves to chance
+    if kind == "ties":  # transformers leaves the order of ties undefined
         reference = LogitsProcessorList(
             [StableTopP(one.top_p) if isinstance(one, TopPLogitsWarper) else one for one in warpers]
         )
     assert found.tolist() == whole(scores, numbers, reference).tolist()
-    assert torch.equal(scores, before), "nothing is written to"
+    assert torch.equal(scores, before), "scores are not modified"
 
 
 @pytest.mark.parametrize("kind", ["plain", "ties", "few"])
 @pytest.mark.parametrize("cut", list(CUTS))
-def test_a_draw_does_not_depend_on_the_rows_beside_it(cut, kind, monkeypatch):
+def test_a_sample_does_not_depend_on_other_rows(cut, kind, monkeypatch):
     scores, numbers = make_scores(kind)
     warpers = LogitsProcessorList(CUTS[cut])
     together = draw_tokens(scores, numbers, warpers=warpers).tolist()
-    monkeypatch.setattr(sampling_magnet, "_CPU_DRAWN", 1)  # a row at a time
+    monkeypatch.setattr(sampling_magnet, "_CPU_DRAWN", 1)  # one row at a time
     assert draw_tokens(scores, numbers, warpers=warpers).tolist() == together
     order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
     monkeypatch.setattr(sampling_magnet, "_CPU_DRAWN", 5 * 5000)
@@ -245,7 +245,7 @@ def test_a_draw_does_not_depend_on_the_rows_beside_it(cut, kind, monkeypatch):
 
 @pytest.mark.parametrize("cut", list(CUTS))
 @pytest.mark.parametrize("value", [-torch.inf, torch.nan])
-def test_a_row_without_a_possible_token_leaves_the_others_alone(cut, value):
+def test_a_row_without_a_possible_token_does_not_change_other_rows(cut, value):
     scores, numbers = make_scores("plain")
     warpers = LogitsProcessorList(CUTS[cut])
     expected = draw_tokens(scores, numbers, warpers=warpers)
@@ -257,7 +257,7 @@ def test_a_row_without_a_possible_token_leaves_the_others_alone(cut, value):
 
 
 @pytest.mark.parametrize("cut", list(CUTS))
-def test_the_ends_of_the_interval_give_tokens_that_are_left(cut):
+def test_the_ends_of_the_interval_give_possible_tokens(cut):
     scores, _ = make_scores("few")
     for number in (0.0, 1 - 2**-53):
         numbers = torch.full((24,), number, dtype=torch.float64)
@@ -265,25 +265,25 @@ def test_the_ends_of_the_interval_give_tokens_that_are_left(cut):
         assert bool((scores.gather(-1, found[:, None]) > -torch.inf).all())
 
 
-# Characters of one to four bytes, and what is not UTF-8: overlong, a surrogate, beyond Unicode, a lone byte.
+# Characters of one to four bytes, and invalid UTF-8: overlong, a surrogate, beyond Unicode, a lone byte.
 WHOLE = ["a", "é", "߿", "ࠀ", "你", "\ud7ff", "\ue000", "😀", "\U00010000", "\U0010ffff"]
 BROKEN = [b"\xc0\x80", b"\xe0\x80\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xf0\x80\x80\x80", b"\x80", b"\xff"]
 
 
 @pytest.fixture(params=["space_run_model", "tiny_model"])
 def model(request):
-    """A random model whose vocabulary has `<0xE4>`, and one of byte-level BPE."""
+    """Return a random model with byte tokens such as `<0xE4>`, and one with byte-level BPE."""
     return request.getfixturevalue(request.param)
 
 
 def byte_ids(tokenizer):
-    """The token of each byte."""
+    """Return the token of each byte."""
     found = {part: token_id for token_id, part in reversed([*enumerate(bytes_of_tokens(tokenizer))])}
     return [found[bytes([byte])] for byte in range(256)]
 
 
 def lift(ids, amount=200.0):
-    """A processor that makes some tokens likely."""
+    """Return a processor that makes some tokens likely."""
 
     def process(input_ids, scores):
         scores = scores.clone()
@@ -293,7 +293,7 @@ def lift(ids, amount=200.0):
     return LogitsProcessorList([process])
 
 
-def test_the_parts_of_a_vocabulary_are_its_tokens_that_are_no_text(model, wiki_7m):
+def test_byte_tokens_are_the_tokens_that_are_not_valid_text(model, wiki_7m):
     for tokenizer in (model.tokenizer, AutoTokenizer.from_pretrained(wiki_7m)):
         expected = []
         for token_id, part in enumerate(bytes_of_tokens(tokenizer)):
@@ -305,13 +305,13 @@ def test_the_parts_of_a_vocabulary_are_its_tokens_that_are_no_text(model, wiki_7
         assert list(byte_tokens(tokenizer, len(tokenizer)).token_ids) == expected
 
 
-def test_characters_alone_need_no_rule(babyllama):
+def test_a_character_vocabulary_has_no_byte_tokens(babyllama):
     tokenizer = AutoTokenizer.from_pretrained(babyllama)
     assert byte_tokens(tokenizer, len(tokenizer)).token_ids == ()
 
 
-def test_what_may_come_next_is_what_a_decoder_accepts(model):
-    """Against Python's own incremental decoder, byte by byte."""
+def test_allowed_bytes_equal_those_of_an_incremental_decoder(model):
+    """Compare with Python's incremental decoder, byte by byte."""
     ids = byte_ids(model.tokenizer)
     written = [bytes(text.encode()[:count]) for text in WHOLE for count in range(len(text.encode()))]
     written += [part[:1] for part in BROKEN if keeps_characters(part[:1], 3)]
@@ -325,15 +325,15 @@ def test_what_may_come_next_is_what_a_decoder_accepts(model):
                 rule.advance(torch.tensor([ids[byte]]), spans)
             scores.zero_()
             rule.bar(scores, spans, indices=[len(start)])
-            left = length - len(start) - 1
-            expected = [keeps_characters(start + bytes([byte]), left) for byte in range(256)]
+            remaining = length - len(start) - 1
+            expected = [keeps_characters(start + bytes([byte]), remaining) for byte in range(256)]
             assert (scores[0, ids] == 0).tolist() == expected, (start, length)
 
 
 @pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_return_sequences": 5}, {"chunk_size": 2}])
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 7])
 def test_a_fill_never_ends_inside_a_character(model, length, options):
-    """Bytes of no ASCII character are made certain wherever they are allowed."""
+    """Make bytes beyond ASCII certain wherever they are allowed."""
     parts = byte_ids(model.tokenizer)[0x80:]
     torch.manual_seed(length)
     for text in ("北[blank]京", "a [blank] b [blank]\n\tc", "👍[blank]"):
@@ -347,7 +347,7 @@ def test_a_fill_never_ends_inside_a_character(model, length, options):
     assert length == 1 or not fill.text.isascii()
 
 
-def test_the_search_for_a_length_has_no_broken_fill_to_prefer(wiki_7m):
+def test_the_search_for_a_length_gives_whole_characters(wiki_7m):
     model = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)
     text = "The Chinese name is 北[blank] (Beijing)."
     for options in ({"max_new_tokens": 1}, {"max_new_tokens": 2}, {"num_tokens": [1, 2, 3, 4]}):
@@ -375,7 +375,7 @@ def test_a_criterion_that_ends_a_fill_inside_a_character_drops_the_part(model):
 
 
 def test_a_stop_string_of_several_bytes_stays_whole(model):
-    """A rule that counts characters must not take the broken text of all but one byte for the whole one."""
+    """A rule that counts characters must not confuse an incomplete character with a complete one."""
     ids = byte_ids(model.tokenizer)
     wanted = [ids[byte] for byte in "a。b".encode()]
     seen = [0]

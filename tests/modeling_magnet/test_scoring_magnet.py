@@ -1,4 +1,4 @@
-"""Scores of given fills, against one full-mask forward for each, and against decoding."""
+"""Compare scores of fills with a full-mask forward pass per fill, and with decoding."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def model(real_llama, request):
 
 @torch.no_grad()
 def one_by_one(model, prefix, fill, suffix):
-    """Log-probabilities of a fill from a forward of its own, in the order of the text."""
+    """Return the log-probabilities of a fill from a separate forward pass, in the order of the text."""
     ids = continuation_ids(model.tokenizer, fill)
     layout = lay_out(model.tokenizer, [prefix, suffix], span_lengths=[len(ids)], context_length=10**6)
     cut = layout.predictors[0] + 1
@@ -30,7 +30,7 @@ def one_by_one(model, prefix, fill, suffix):
     return logprobs.gather(-1, torch.tensor(ids)[:, None])[:, 0]
 
 
-def test_each_score_is_that_of_a_forward_of_its_own(model):
+def test_each_score_equals_a_separate_forward_pass(model):
     prefix, suffix = "Lily saw", " in the park. She was happy."
     scored = model.score_infill(prefix, FILLS, suffix)
     assert [fill.text for fill in scored] == FILLS
@@ -44,18 +44,18 @@ def test_each_score_is_that_of_a_forward_of_its_own(model):
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 60, 4096])
-def test_a_batch_scores_what_single_calls_score(model, batch_tokens):
+def test_a_batch_gives_the_scores_of_single_calls(model, batch_tokens):
     prefixes, suffixes = ["Lily saw", "", "Once upon a time,"], [" in the park.", " was sad.", ""]
     fills = [FILLS, FILLS[:1], FILLS[2:4]]
     together = model.score_infill(prefixes, fills, suffixes, batch_tokens=batch_tokens)
-    for prefix, own, suffix, scored in zip(prefixes, fills, suffixes, together, strict=True):
-        for fill, alone in zip(scored, model.score_infill(prefix, own, suffix), strict=True):
+    for prefix, candidates, suffix, scored in zip(prefixes, fills, suffixes, together, strict=True):
+        for fill, alone in zip(scored, model.score_infill(prefix, candidates, suffix), strict=True):
             assert fill.token_ids == alone.token_ids
             torch.testing.assert_close(torch.tensor(fill.logprobs), torch.tensor(alone.logprobs), atol=1e-4, rtol=0)
     assert model.score_infill([], [], []) == []
 
 
-def test_a_fill_at_the_beginning_of_a_text_is_spelt_as_one(model):
+def test_a_fill_at_the_beginning_of_a_text_is_tokenized_as_a_beginning(model):
     output = model.infill("", " was a little girl. She was happy.", max_new_tokens=4, return_dict_in_generate=True)
     decoded = output.fills[0][0][0]
     (scored,) = model.score_infill("", [decoded.text], " was a little girl. She was happy.")
@@ -65,7 +65,7 @@ def test_a_fill_at_the_beginning_of_a_text_is_spelt_as_one(model):
     assert scored.token_ids == model.tokenizer(decoded.text, add_special_tokens=False)["input_ids"]
 
 
-def test_a_taught_model_is_asked_in_the_gap_it_would_decode_in(tiny_model):
+def test_end_of_span_rounds_scored_spans_up_as_decoding_does(tiny_model):
     tiny_model.config.magnet["end_of_span"] = 8
 
     def bar_end(module, inputs, output):
@@ -79,12 +79,12 @@ def test_a_taught_model_is_asked_in_the_gap_it_would_decode_in(tiny_model):
     (scored,) = tiny_model.score_infill("The cat", [decoded.text], " mat.")
     if scored.token_ids == decoded.token_ids:
         torch.testing.assert_close(torch.tensor(scored.logprobs), torch.tensor(decoded.logprobs), atol=1e-4, rtol=0)
-    # Fills of 3 and of 5 tokens share a span of 8, and so a row.
+    # Fills of 3 and of 5 tokens share a span of 8 and therefore a row.
     rows = scored_rows(tiny_model, 0, "The cat", ["abc", "abcde"], " mat.")
     assert [len(row.fills) for row in rows] == [2]
 
 
-def test_a_score_that_is_no_number_is_an_error(tiny_model):
+def test_nan_logits_raise(tiny_model):
     tiny_model.score_infill("The cat", [" sat"], " mat.")
     with torch.no_grad():
         tiny_model.lm_head.weight[7] = torch.nan
@@ -94,7 +94,7 @@ def test_a_score_that_is_no_number_is_an_error(tiny_model):
 
 @settings(max_examples=15, deadline=None)
 @given(words=st.lists(st.sampled_from(["cat", "a dog", "it", "ran and ran", "é"]), min_size=1, max_size=6))
-def test_other_candidates_do_not_move_a_score(stories260k, words):
+def test_scores_do_not_depend_on_other_candidates(stories260k, words):
     model = _MODEL.setdefault(stories260k, MagnetLlamaForCausalLM.from_pretrained(stories260k))
     fills = [f" {word}" for word in words]
     together = model.score_infill("The", fills, " away.")
@@ -113,18 +113,18 @@ _MODEL: dict = {}
         (("a", [], "c"), r"`fills` of text 0 are \[\]"),
         (("a", ["b", ""], "c"), "`fills` of text 0 are"),
         (("a", ["b", 3], "c"), r"`fills\[1\]` is int"),
-        ((["a"], [["b"], ["c"]], ["d"]), "1 texts and 2 lists of `fills`"),
+        ((["a"], [["b"], ["c"]], ["d"]), "`fills` has 2 lists for 1 texts"),
         ((["a"], ["b"], ["d"]), "`fills` of text 0 are 'b'"),
         (("", ["b"], ""), "prefix and suffix"),
         (("a", ["b" * 400], "c"), "256"),
     ],
 )
-def test_what_cannot_be_scored_is_named(tiny_model, arguments, message):
+def test_invalid_score_arguments_raise(tiny_model, arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny_model.score_infill(*arguments)
 
 
-def test_healing_can_be_switched_off_in_scoring(space_run_model):
+def test_scoring_without_healing(space_run_model):
     """As decoding does: the same fill is scored in the tokens that decoding with the same option gives."""
     for heal in ("space", "token", None):
         for prefix, suffix in (("She ate ", " bread."), ("if x:\n    ", "\n    y = x"), ("the c", "t sat")):

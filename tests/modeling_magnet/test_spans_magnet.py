@@ -1,4 +1,4 @@
-"""Blanks to spans and back: parts of a text, reserved positions, token healing, and texts that join exactly."""
+"""Test blanks, reserved positions, token healing, and that fills join the text around them exactly."""
 
 import copy
 import gc
@@ -31,8 +31,8 @@ MARKED = "ab [blank]\\\n日🙂"
 
 @settings(max_examples=200, deadline=None)
 @given(parts=st.lists(st.text(MARKED, max_size=8), min_size=2, max_size=5))
-def test_escaped_parts_around_marks_come_back(parts):
-    """A backslash in front of a mark makes it text; those that stand there themselves are doubled."""
+def test_splitting_inverts_escaping_and_joining(parts):
+    """Escape marks with a backslash and double the backslashes before marks."""
     parts = [part.replace("[blank]", "") for part in parts]
     parts[0] = "say [blank] " + parts[0]
 
@@ -47,11 +47,11 @@ def test_escaped_parts_around_marks_come_back(parts):
 
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(min_size=1, max_size=20), data=st.data())
-def test_ranges_take_out_what_they_name(text, data):
-    places = sorted(
+def test_parts_and_ranges_join_to_the_text(text, data):
+    edges = sorted(
         data.draw(st.lists(st.integers(0, len(text)), min_size=2, max_size=6).filter(lambda x: len(x) % 2 == 0))
     )
-    ranges = list(zip(places[::2], places[1::2], strict=True))
+    ranges = list(zip(edges[::2], edges[1::2], strict=True))
     parts = split_at_ranges(text, ranges, name="text")
     filled = parts[0]
     for (start, end), part in zip(ranges, parts[1:], strict=True):
@@ -70,7 +70,7 @@ def test_ranges_take_out_what_they_name(text, data):
         ([(3, 4), (0, 1)], r"\(3, 4\).*\(0, 1\)"),
     ],
 )
-def test_ranges_that_cannot_be_are_named(ranges, message):
+def test_invalid_ranges_raise(ranges, message):
     with pytest.raises(ValueError, match=message):
         split_at_ranges("abcde", ranges, name="text")
 
@@ -84,7 +84,7 @@ def test_ranges_that_cannot_be_are_named(ranges, message):
         ("a", None, "`blank` is None"),
     ],
 )
-def test_marks_that_cannot_be_are_named(text, blank, message):
+def test_invalid_marks_raise(text, blank, message):
     with pytest.raises(ValueError, match=message):
         split_at_marks(text, blank, name="text")
 
@@ -111,7 +111,7 @@ def test_any_text_continues_any_other_exactly(tokenizer, before, after):
 
 @settings(max_examples=150, deadline=None)
 @given(text=st.text(CHARACTERS, min_size=2, max_size=20), data=st.data())
-def test_a_part_that_was_cut_out_is_written_back_exactly(tokenizer, text, data):
+def test_decoding_a_removed_part_restores_the_text(tokenizer, text, data):
     """Cut tokens out of a text and decode them as a fill: the parts join to the text."""
     ids = plain(tokenizer, text)
     start = data.draw(st.integers(0, len(ids)))
@@ -125,8 +125,8 @@ def test_a_part_that_was_cut_out_is_written_back_exactly(tokenizer, text, data):
         assert prefix + fill + suffix == text
 
 
-def test_a_fill_behind_a_split_character_keeps_its_space(stories260k):
-    """Byte tokens in front of a fill must not swallow the fill's own bytes or spaces."""
+def test_a_fill_after_a_split_character_keeps_its_space(stories260k):
+    """Byte tokens before a fill must not change the bytes or spaces of the fill."""
     tokenizer = AutoTokenizer.from_pretrained(stories260k)
     before = plain(tokenizer, "日本")
     fill = plain(tokenizer, "日本 was")[len(before) :]
@@ -158,7 +158,7 @@ def test_spans_keep_their_positions_free(tiny_tokenizer):
     assert text.length == len(text.token_ids) + 5
 
 
-def test_the_very_first_token_may_be_missing(tiny_tokenizer):
+def test_a_text_may_begin_with_a_blank(tiny_tokenizer):
     text = lay_out(tiny_tokenizer, ["", "cd"], span_lengths=[2], context_length=64)
     assert (text.token_ids[0], text.positions[:2], text.span_starts, text.predictors) == (1, [0, 3], [1], [0])
 
@@ -184,8 +184,8 @@ def test_an_empty_prefix_needs_a_bos(tiny_tokenizer):
         ("no space", ""),
     ],
 )
-def test_a_space_is_healed_where_the_tokenizer_joins_it_with_a_word(part, healed):
-    """Runs of two and four spaces are tokens of this vocabulary; one space belongs to the letter behind it."""
+def test_a_space_is_healed_if_the_tokenizer_joins_it_with_a_word(part, healed):
+    """Runs of two and four spaces are tokens of this vocabulary; one space belongs to the letter after it."""
     tokenizer = space_run_tokenizer()
     for is_first in (True, False):
         assert space_to_heal(tokenizer, part, is_first=is_first) == healed
@@ -194,8 +194,8 @@ def test_a_space_is_healed_where_the_tokenizer_joins_it_with_a_word(part, healed
 
 
 @pytest.mark.parametrize("indent", ["    ", "  ", "        "])
-def test_indentation_keeps_the_tokens_that_it_has_in_code(indent):
-    """Around the blank stand the very tokens of the whole text."""
+def test_healing_keeps_the_tokens_of_indentation(indent):
+    """The tokens around the blank equal those of the whole text."""
     tokenizer = space_run_tokenizer()
     prefix, fill, suffix = f"def area(width):\n{indent}", "area = width", f"\n{indent}return area\n"
     layout = lay_out(tokenizer, [prefix, suffix], span_lengths=[9], context_length=256, heal="space")
@@ -206,7 +206,7 @@ def test_indentation_keeps_the_tokens_that_it_has_in_code(indent):
 
 
 def test_a_vocabulary_without_runs_heals_one_space_of_indentation(wiki_7m):
-    """Byte-level BPE puts the last of several spaces into the next word's token, whatever stands in front of it."""
+    """Byte-level BPE puts the last of several spaces into the next word's token, whatever comes before it."""
     tokenizer = AutoTokenizer.from_pretrained(wiki_7m)
     prefix, fill = "def f(x):\n    ", "return x"
     layout = lay_out(tokenizer, [prefix, ""], span_lengths=[4], context_length=256, heal="space")
@@ -214,7 +214,7 @@ def test_a_vocabulary_without_runs_heals_one_space_of_indentation(wiki_7m):
     assert layout.token_ids[1:] + continuation_ids(tokenizer, " " + fill) == plain(tokenizer, prefix + fill)
 
 
-def test_characters_alone_are_not_healed(babyllama):
+def test_a_character_vocabulary_is_not_healed(babyllama):
     assert space_to_heal(AutoTokenizer.from_pretrained(babyllama), "the cat ", is_first=True) == ""
 
 
@@ -227,7 +227,7 @@ def test_characters_alone_are_not_healed(babyllama):
         ("She ate", " an apple for lunch", "for lunch.", " an apple "),
         ("She ate the", " the apple for lunch.", " for lunch.", " apple"),
         ("She ate the", " red apple", " for lunch.", " red apple"),
-        # Letters and a full stop alone are no repetition.
+        # Single letters and a full stop do not count as repetition.
         ("It is hot.", ". Then", " rain", ". Then"),
         ("a cat", "ate", " tea", "ate"),
         ("I think that", " that", " was all", ""),
@@ -253,8 +253,7 @@ def test_a_healed_fill_spells_the_text_on_both_sides(real_llama, prefix, suffix,
         (((fill,),),) = output.fills
         assert len(fill.token_ids) == length
         text = model.tokenizer.decode(fill.token_ids, clean_up_tokenization_spaces=False)
-        # What the tokens spell begins with the end of the prefix, ends with the beginning of the suffix,
-        # and has the fill between.
+        # The tokens spell the end of the prefix, the fill and the beginning of the suffix.
         left, found, right = text.partition(fill.text) if fill.text else (text, "", "")
         assert found == fill.text
         assert prefix.endswith(left.strip()) or fill.text == ""
@@ -262,7 +261,7 @@ def test_a_healed_fill_spells_the_text_on_both_sides(real_llama, prefix, suffix,
 
 
 def test_healing_never_runs_into_a_dead_end(real_llama):
-    """With two tokens there is always a way: those that were taken back. A greedy choice must not leave it."""
+    """Two tokens can always spell the moved text, by the moved tokens; greedy choices must keep that possible."""
     model = MagnetLlamaForCausalLM.from_pretrained(real_llama)
     words = ["overlook", "butterflies", "understand", "Saturday", "wonderful", "sometimes", "everybody", "together"]
     texts = [(f"One day, {word[:cut]}", f"{word[cut:]} and then she") for word in words for cut in range(1, len(word))]
@@ -280,7 +279,7 @@ def test_the_beginning_of_a_text_is_not_healed(stories260k):
         assert not (prefix + fill.text + suffix).endswith("  " + suffix.strip())
 
 
-def test_healing_that_nothing_fits_is_named(real_llama):
+def test_healing_without_a_fitting_token_raises(real_llama):
     model = MagnetLlamaForCausalLM.from_pretrained(real_llama)
     with pytest.raises(ValueError, match=r"No 1 tokens .*'.*'.*`heal`"):
         model.infill("Once upon a time", "qx the end", max_new_tokens=1, heal="token")
@@ -289,14 +288,14 @@ def test_healing_that_nothing_fits_is_named(real_llama):
 
 
 def by_batch_decode(tokenizer, size):
-    """What each token adds behind an "a", a token at a time."""
+    """Return the text that each token adds after an "a"."""
     anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
-    front = tokenizer.decode(anchor, clean_up_tokenization_spaces=False)
+    first = len(tokenizer.decode(anchor, clean_up_tokenization_spaces=False))
     rows = [[*anchor, token] for token in range(size)]
-    return [text[len(front) :] for text in tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False)]
+    return [text[first:] for text in tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False)]
 
 
-def test_a_vocabulary_is_read_in_one_call_as_token_by_token(real_llama):
+def test_the_fast_path_reads_the_same_vocabulary(real_llama):
     tokenizer = AutoTokenizer.from_pretrained(real_llama)
     texts, special = read_vocabulary(tokenizer, len(tokenizer) + 3).texts, special_ids(tokenizer)
     for token, text in enumerate(by_batch_decode(tokenizer, len(tokenizer))):
@@ -304,15 +303,15 @@ def test_a_vocabulary_is_read_in_one_call_as_token_by_token(real_llama):
     assert texts[len(tokenizer) :] == ("",) * 3
 
 
-def test_a_tokenizer_with_a_decoder_of_its_own_is_asked_itself(tiny_tokenizer):
+def test_an_overridden_decoder_is_used(tiny_tokenizer):
     class Upper(type(tiny_tokenizer)):
         def _decode(self, token_ids, **kwargs):
             return super()._decode(token_ids, **kwargs).upper()
 
-    own = Upper(tokenizer_object=tiny_tokenizer.backend_tokenizer)
-    expected = by_batch_decode(own, len(own))
-    expected = ["" if token in special_ids(own) else text for token, text in enumerate(expected)]
-    assert list(read_vocabulary(own, len(own)).texts) == expected and "A" in expected and "a" not in expected
+    upper = Upper(tokenizer_object=tiny_tokenizer.backend_tokenizer)
+    expected = by_batch_decode(upper, len(upper))
+    expected = ["" if token in special_ids(upper) else text for token, text in enumerate(expected)]
+    assert list(read_vocabulary(upper, len(upper)).texts) == expected and "A" in expected and "a" not in expected
 
 
 def test_a_vocabulary_is_read_once_by_all_threads_and_again_when_it_grows(tiny_tokenizer, monkeypatch):
@@ -327,13 +326,13 @@ def test_a_vocabulary_is_read_once_by_all_threads_and_again_when_it_grows(tiny_t
     size = len(tokenizer) + 1
     with ThreadPoolExecutor(4) as pool:
         texts = list(pool.map(lambda _: read_vocabulary(tokenizer, size).texts, range(8)))
-    assert read == [len(tokenizer)] and all(one is texts[0] for one in texts)
+    assert read == [len(tokenizer)] and all(result is texts[0] for result in texts)
     tokenizer.add_tokens(["zebra"])
     assert read_vocabulary(tokenizer, size).texts[-1] == "zebra" and len(read) == 2
     reference = weakref.ref(tokenizer)
     tokenizer = texts = None
     gc.collect()
-    assert reference() is None, "what was read goes with its tokenizer"
+    assert reference() is None, "the cache does not keep the tokenizer alive"
 
 
 def test_a_call_without_healing_does_not_read_the_vocabulary(tiny_model, monkeypatch):
@@ -344,7 +343,7 @@ def test_a_call_without_healing_does_not_read_the_vocabulary(tiny_model, monkeyp
 
 @pytest.mark.parametrize("is_last", [False, True])
 @pytest.mark.parametrize("may_go_on", [False, True])
-def test_fitting_tokens_are_those_of_a_loop(real_llama, is_last, may_go_on):
+def test_fitting_tokens_equal_those_of_a_loop(real_llama, is_last, may_go_on):
     tokenizer = AutoTokenizer.from_pretrained(real_llama)
     texts = read_vocabulary(tokenizer, len(tokenizer)).texts
     known = set(texts) - {""}

@@ -1,4 +1,4 @@
-"""Rules that end a fill early, and streaming, on real models."""
+"""Test rules that end a fill early, and streaming, on real models."""
 
 import pytest
 import torch
@@ -30,13 +30,13 @@ def model(stories260k):
         ("他吃了苹果。然后他走了。", "他吃了苹果。"),
     ],
 )
-def test_where_a_sentence_ends(text, sentence):
+def test_sentence_ends(text, sentence):
     match = SENTENCE_END.search(text)
     assert (match and text[: match.end()]) == sentence
 
 
-def test_a_fill_ends_behind_its_first_sentence(model):
-    """The rule cuts what the same call without it writes; its reserved positions are as many."""
+def test_a_fill_ends_after_its_first_sentence(model):
+    """The rule truncates the fill of the same call without it, because the reserved positions are equal."""
     arguments = {"max_new_tokens": 60, "chunk_size": 60}
     whole = model.infill(PREFIX, SUFFIX, **arguments)
     output = model.infill(PREFIX, SUFFIX, stop_at_sentence_end=True, return_dict_in_generate=True, **arguments)
@@ -46,7 +46,7 @@ def test_a_fill_ends_behind_its_first_sentence(model):
     assert decode_fill(model.tokenizer, model.tokenizer(PREFIX)["input_ids"][1:], fill.token_ids) == fill.text
 
 
-def test_a_fill_ends_behind_a_stop_string(model):
+def test_a_fill_ends_after_a_stop_string(model):
     arguments = {"max_new_tokens": 40, "chunk_size": 40}
     whole = model.infill([PREFIX, "Lily saw"], [SUFFIX, " dog."], **arguments)
     stops = [whole[0][12:15], "no such text"]
@@ -72,7 +72,7 @@ def test_criteria_get_left_contexts_and_end_spans(model):
         return_dict_in_generate=True,
     )
     first, second = (answers[0].token_ids for answers in output.fills[0])
-    # The second span has the longer left context: its row is the one without padding.
+    # The second span has the longer left context, so its row has no padding.
     assert (len(first), len(second)) == (6, 3)
     bare = model.tokenizer("Lily saw ", add_special_tokens=False)["input_ids"]
     assert rows[0][0][-len(bare) - 1 :] == [*bare, first[0]]
@@ -93,7 +93,7 @@ class Recorder(BaseStreamer):
         self.events.append("end")
 
 
-def test_a_space_of_the_context_ends_nothing(model):
+def test_a_healed_space_does_not_match_a_stop_string(model):
     arguments = {"max_new_tokens": 6}
     whole = model.infill("Lily went to the ", " with her mom.", **arguments)
     assert model.infill("Lily went to the ", " with her mom.", stop_strings=[" "], **arguments) == (
@@ -101,7 +101,7 @@ def test_a_space_of_the_context_ends_nothing(model):
     )
 
 
-def test_nothing_is_streamed_of_a_model_that_gives_no_numbers(tiny_model):
+def test_nothing_is_streamed_if_logits_are_nan(tiny_model):
     recorder = Recorder()
 
     def spoil(module, inputs, output):
@@ -144,8 +144,8 @@ def test_a_token_that_a_rule_drops_is_not_streamed(model):
     assert tokens == output.fills[0][0][0].token_ids
 
 
-def test_a_model_that_was_taught_to_ends_its_fills_by_itself(tiny_model):
-    """With EOS made likely, a fill ends at its second token: the first is never the end."""
+def test_a_model_trained_with_end_of_span_ends_its_fills(tiny_model):
+    """With a likely EOS, a fill ends after one token, because the first token is never the end."""
     tiny_model.config.magnet["end_of_span"] = 8
     plain = tiny_model.infill("The cat", " mat.", max_new_tokens=6, return_dict_in_generate=True).fills[0][0][0]
     assert 1 <= len(plain.token_ids) <= 6
@@ -173,7 +173,7 @@ def test_a_model_that_was_taught_to_ends_its_fills_by_itself(tiny_model):
 
 
 class Collector(TextStreamer):
-    """Collects what a TextStreamer would print."""
+    """Collects the text that a TextStreamer would print."""
 
     def __init__(self, tokenizer, **options):
         super().__init__(tokenizer, **options)
@@ -199,8 +199,8 @@ STREAMED = [
 
 @pytest.mark.parametrize("streamed", STREAMED)
 @pytest.mark.parametrize("skip_prompt", [True, False])
-def test_the_streamed_text_is_the_fill(real_llama, streamed, skip_prompt):
-    """Character for character: with the prompt, each fill comes after the text before it."""
+def test_the_streamed_text_equals_the_fill(real_llama, streamed, skip_prompt):
+    """Compare each character; with the prompt, each fill follows the text before it."""
     model = MagnetLlamaForCausalLM.from_pretrained(real_llama)
     text, options = streamed[0], {"max_new_tokens": 6, **streamed[1]}
     collector = Collector(model.tokenizer, skip_prompt=skip_prompt)
@@ -212,8 +212,8 @@ def test_the_streamed_text_is_the_fill(real_llama, streamed, skip_prompt):
     assert model.infill_blanks(text, **options) == fills
 
 
-def test_a_stream_cuts_no_character(space_run_model):
-    """Bytes of characters wait for the rest of theirs."""
+def test_streaming_keeps_characters_whole(space_run_model):
+    """Bytes are held back until their character is complete."""
     ids = [space_run_model.tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in range(0xE4, 0xEA)]
 
     def lift(input_ids, scores):
@@ -230,4 +230,4 @@ def test_a_stream_cuts_no_character(space_run_model):
     assert parts == [*fill, ""]
     recorder = Recorder()
     space_run_model.infill("北", "京", streamer=recorder, **options)
-    assert len(recorder.events) == 11, "a streamer of tokens gets them all"
+    assert len(recorder.events) == 11, "a token streamer receives all tokens"
