@@ -42,7 +42,7 @@ _MAX_LOGITS = 2**22  # held at a time while tokens are predicted
 class EvaluationCollator:
     """Corrupt each row twice: as in training, and with missing spans but without masking.
 
-    An empty list of rows gives a batch of one token without labels, so that all processes run as many batches.
+    An empty list gives a batch of one token without labels, so that all processes run the same number of batches.
     """
 
     corruption: DataCollatorForMagnet
@@ -173,9 +173,8 @@ def _pair_metrics(trainer: Any) -> dict[str, float]:
     """
     pairs, args, accelerator = trainer.eval_pair_dataset, trainer.args, trainer.accelerator
     size = args.contrastive_batch_size
-    num_pairs = len(pairs) - len(pairs) % size or len(
-        pairs
-    )  # a smaller last batch would have fewer negatives and a lower loss
+    # A smaller last batch would have fewer negatives and thus a lower loss.
+    num_pairs = len(pairs) - len(pairs) % size or len(pairs)
     collator = PairEvaluationCollator(trainer.pair_collator, min(size, num_pairs))
     loader = even_dataloader(pairs, collator, batch_size=size, args=args, num_rows=num_pairs)
     hide = args.disable_tqdm or not accelerator.is_local_main_process
