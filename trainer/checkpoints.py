@@ -19,16 +19,16 @@ logger = logging.get_logger(__name__)
 
 
 def last_complete_checkpoint(output_dir: str | Path, *, num_processes: int = 1) -> Path | None:
-    """Find the newest checkpoint that is complete and undamaged, and warn of each that is passed over.
+    """Find the newest complete and undamaged checkpoint, and warn about each one that is skipped.
 
-    A process that is killed while it saves leaves a folder with half of its files, and disks lose data. A complete
-    checkpoint has the random state of each of `num_processes` processes.
+    A process killed during a save leaves an incomplete folder, and disks lose data. A complete checkpoint has the
+    random state of each of `num_processes` processes.
     """
     for _, folder in sorted(_checkpoints(output_dir).items(), reverse=True):
         reason = _incompleteness(folder, num_processes=num_processes) or _damage(folder)
         if reason is None:
             return folder
-        logger.warning(f"{folder} is passed over: {reason}.")
+        logger.warning(f"Skipping {folder}: {reason}.")
     return None
 
 
@@ -41,30 +41,30 @@ def seal_checkpoint(checkpoint: str | Path) -> None:
 
 
 def check_checkpoint(checkpoint: str | Path) -> None:
-    """Raise if a file differs from what was sealed; a checkpoint without a seal, as others write it, is trusted."""
+    """Raise if a file differs from the seal; a checkpoint without one, such as from another trainer, is trusted."""
     reason = _damage(Path(checkpoint))
     if reason is not None:
         raise ValueError(
             f"{checkpoint} cannot be resumed from: {reason}. Resume from an earlier one; "
-            "`--resume_from_checkpoint true` finds the newest that is whole."
+            "`--resume_from_checkpoint true` finds the newest intact one."
         )
 
 
 def check_processes(checkpoint: str | Path, *, num_processes: int) -> None:
-    """Raise if a run with another number of processes wrote a checkpoint, since its steps would see other batches."""
+    """Raise if a run with another number of processes wrote a checkpoint: its steps would see other batches."""
     written_by = len(list(Path(checkpoint).glob("rng_state_*.pth"))) or 1
     if written_by != num_processes:
         raise ValueError(
-            f"{checkpoint} was written by {written_by} processes, and this run has {num_processes}: a step would see "
-            f"other rows and other negatives. Start as many, or start a new run from its weights."
+            f"{checkpoint} was written by {written_by} processes, but this run has {num_processes}, whose steps see "
+            f"other rows and negatives. Start {written_by} processes, or a new run from the checkpoint's weights."
         )
 
 
 def checkpoint_to_resume(choice: str | bool | None, *, output_dir: str | Path) -> str | None:
-    """Resolve and check `resume_from_checkpoint`; every process has to call this.
+    """Resolve and check `resume_from_checkpoint`; every process must call this.
 
     Args:
-        choice (`str` or `bool`, *optional*): A folder, `True` for the newest complete checkpoint, or nothing.
+        choice (`str` or `bool`, *optional*): A folder, or `True` for the newest complete checkpoint.
         output_dir (`str` or `Path`): Folder of the run.
 
     Raises:
@@ -74,18 +74,18 @@ def checkpoint_to_resume(choice: str | bool | None, *, output_dir: str | Path) -
         return None
     state = PartialState()
     if choice is True:
-        found: list[Path | None] = [None]
-        if state.is_main_process:  # verifying reads every byte
-            found = [last_complete_checkpoint(output_dir, num_processes=state.num_processes)]
-        (last,) = broadcast_object_list(found)
+        newest: list[Path | None] = [None]
+        if state.is_main_process:  # only one process, because the verification reads every byte
+            newest = [last_complete_checkpoint(output_dir, num_processes=state.num_processes)]
+        (last,) = broadcast_object_list(newest)
         if last is None:
             raise ValueError(
-                f"{output_dir} has no complete checkpoint of {state.num_processes} process(es) to resume from. Name "
-                "one, or delete what is there and leave `resume_from_checkpoint` out, to start afresh."
+                f"{output_dir} has no complete checkpoint of {state.num_processes} process(es) to resume from. "
+                "Pass the path of a checkpoint, or clear the folder and omit `resume_from_checkpoint` to start anew."
             )
         choice = str(last)
     elif not Path(choice).is_dir():
-        raise ValueError(f"`resume_from_checkpoint` is {choice!r}, which is not a folder. Name a checkpoint.")
+        raise ValueError(f"`resume_from_checkpoint` is {choice!r}, which is not a folder. Pass a checkpoint.")
     else:
         check_checkpoint(choice)
     check_processes(choice, num_processes=state.num_processes)
@@ -93,7 +93,7 @@ def checkpoint_to_resume(choice: str | bool | None, *, output_dir: str | Path) -
 
 
 def forget_completeness(checkpoint: str | Path) -> None:
-    """Mark a checkpoint that is about to be overwritten as incomplete."""
+    """Mark a checkpoint as incomplete before it is overwritten."""
     for name in (SEAL_FILE, _STATE_FILE):
         (Path(checkpoint) / name).unlink(missing_ok=True)
 
@@ -101,17 +101,18 @@ def forget_completeness(checkpoint: str | Path) -> None:
 def remove_old_checkpoints(
     output_dir: str | Path, *, step: int, limit: int | None, best: str | Path | None = None
 ) -> None:
-    """Delete the oldest checkpoints until `limit` are left, of which the ones of `step` and `best` always stay.
+    """Delete the oldest checkpoints until `limit` are left, but never those of `step` and `best`.
 
-    Steps count, not file times, since clocks may be wrong. Checkpoints beyond the present step are left over from
-    before the run was resumed; they are deleted first. No limit, or one below 1, keeps all.
+    Age is measured in steps, since clocks may be wrong. Checkpoints beyond the current step are left over from before
+    the run was resumed; they are deleted first. A limit of `None` or below 1 keeps all.
     """
     if limit is None or limit <= 0:
         return
-    oldest = sorted(_checkpoints(output_dir).items(), key=lambda found: (found[0] <= step, found[0]))
+    oldest = sorted(_checkpoints(output_dir).items(), key=lambda item: (item[0] <= step, item[0]))
     kept = {step, *(number for number, folder in oldest if best is not None and folder.name == Path(best).name)}
     excess = len(oldest) - max(limit, len(kept))
-    for _, folder in [(number, folder) for number, folder in oldest if number not in kept][: max(0, excess)]:
+    removable = [folder for number, folder in oldest if number not in kept]
+    for folder in removable[: max(0, excess)]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -122,13 +123,13 @@ def remove_checkpoints(output_dir: str | Path) -> None:
 
 
 def _checkpoints(output_dir: str | Path) -> dict[int, Path]:
-    """Return the folders of checkpoints by their steps."""
-    found = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in Path(output_dir).glob("checkpoint-*"))
-    return {int(match[1]): path for match, path in found if match}
+    """Map the step of each checkpoint to its folder."""
+    folders = Path(output_dir).glob("checkpoint-*")
+    return {int(match[1]): path for path in folders if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))}
 
 
 def _incompleteness(folder: Path, *, num_processes: int) -> str | None:
-    """Say what a checkpoint lacks; return `None` if it is complete."""
+    """Describe what a checkpoint lacks; return `None` if it is complete."""
     try:
         parse_json((folder / _STATE_FILE).read_bytes())
     except (OSError, ValueError):
@@ -139,7 +140,7 @@ def _incompleteness(folder: Path, *, num_processes: int) -> str | None:
 
 
 def _damage(folder: Path) -> str | None:
-    """Say which file differs from the seal; return `None` if none does or there is no seal."""
+    """Describe the first file that differs from the seal; return `None` if all match or there is no seal."""
     try:
         seal = parse_json((folder / SEAL_FILE).read_bytes())
         expected = {str(name): (int(size), int(checksum)) for name, (size, checksum) in seal.items()}
@@ -149,12 +150,12 @@ def _damage(folder: Path) -> str | None:
         return f"{SEAL_FILE} cannot be read"
     for name, (size, checksum) in expected.items():
         try:
-            found = (folder / name).stat().st_size
-            if found != size:
-                return f"{name} has {found:,} bytes of {size:,}"
+            actual_size = (folder / name).stat().st_size
+            if actual_size != size:
+                return f"{name} has {actual_size:,} of {size:,} bytes"
             if _checksum(folder / name) != checksum:
-                return f"{name} has other bytes than were written"
-        except (OSError, ValueError) as error:  # a ValueError for what cannot be the name of a file
+                return f"the content of {name} has changed"
+        except (OSError, ValueError) as error:  # ValueError: the name is not a valid file name
             return f"{name!r:.60} cannot be read ({error})"
     return None
 

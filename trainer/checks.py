@@ -1,4 +1,4 @@
-"""Check before a run starts that model, arguments, tokenizer, rows and pairs fit together."""
+"""Check that model, arguments, tokenizer, rows and pairs fit together before a run starts."""
 
 import inspect
 from collections.abc import Iterator
@@ -38,35 +38,37 @@ def check_run(
 ) -> None:
     """Raise for a run that cannot work, before anything is written or trained.
 
-    Takes what `MagnetTrainer` takes, but the model without its peft wrapper.
+    The arguments are those of `MagnetTrainer`, with the model unwrapped from peft.
 
     Raises:
-        ValueError: listing everything that does not fit.
+        ValueError: listing all problems.
     """
-    named: dict[str, Any] = dict(eval_dataset) if isinstance(eval_dataset, dict) else {"": eval_dataset}
-    rows = {f"eval_dataset[{name!r}]" if name else "eval_dataset": given for name, given in named.items()}
-    rows = {name: given for name, given in {"train_dataset": train_dataset, **rows}.items() if given is not None}
+    rows: dict[str, Any] = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+    if isinstance(eval_dataset, dict):
+        del rows["eval_dataset"]
+        rows |= {f"eval_dataset[{name!r}]": dataset for name, dataset in eval_dataset.items()}
+    rows = {name: dataset for name, dataset in rows.items() if dataset is not None}
     pairs: dict[str, Any] = {"pair_dataset": pair_dataset, "eval_pair_dataset": eval_pair_dataset}
-    pairs = {name: given for name, given in pairs.items() if given is not None}
-    unfit = [row_source_complaint(given, name=name) for name, given in (rows | pairs).items()]
-    if any(unfit):
-        raise ValueError("\n- ".join([_HEADING, *filter(None, unfit)]))
+    pairs = {name: dataset for name, dataset in pairs.items() if dataset is not None}
+    unusable = [row_source_complaint(dataset, name=name) for name, dataset in (rows | pairs).items()]
+    if any(unusable):
+        raise ValueError("\n- ".join([_HEADING, *filter(None, unusable)]))
     settings = args.corruption_settings if data_collator is None else data_collator.settings
     complaints = [
         *_about_model(model, args=args, tokenizer=tokenizer, needs_mask_token=data_collator is None),
         *_about_weights(model, trains=train_dataset is not None),
         *([] if train_dataset is None else _about_rows(train_dataset, args=args, settings=settings)),
     ]
-    for name, given in rows.items():
-        complaints += _about_positions(given, name=name, model=model, settings=settings)
+    for name, dataset in rows.items():
+        complaints += _about_positions(dataset, name=name, model=model, settings=settings)
     if args.uses_contrastive_loss or eval_pair_dataset is not None:
         complaints += _about_pair_length(model, args=args, tokenizer=tokenizer)
-    for name, given in pairs.items():
-        complaints += _about_columns(given, name=name)
+    for name, dataset in pairs.items():
+        complaints += _about_columns(dataset, name=name)
     if args.uses_contrastive_loss:
         complaints += _about_pairs(pair_dataset, args=args)
     elif pair_dataset is not None:
-        logger.warning(f"Pairs were given, but no phase of {args.loss_phases} weighs sscl: they are not used.")
+        logger.warning(f"`pair_dataset` is not used: no phase of `loss_phases` {args.loss_phases} weights sscl.")
     if complaints:
         raise ValueError("\n- ".join([_HEADING, *complaints]))
 
@@ -82,8 +84,8 @@ def _about_model(
     missing = [name for name in _FORWARD_ARGUMENTS if name not in inspect.signature(model.forward).parameters]
     if missing:
         yield (
-            f"The forward of {type(model).__name__} takes no {', '.join(missing)}, which the objectives need. Load "
-            "the model with `MagnetLlamaForCausalLM.from_pretrained`."
+            f"The objectives need {', '.join(missing)}, which the forward of {type(model).__name__} does not accept. "
+            "Load the model with `MagnetLlamaForCausalLM.from_pretrained`."
         )
         return
     config: Any = model.config
@@ -91,14 +93,14 @@ def _about_model(
         yield "`processing_class` is missing; pass the tokenizer, or a `data_collator` made from it."
     if needs_mask_token and MagnetSettings.of(config).mask_token_id is None:
         yield (
-            "The model's config names no mask token. Load the model with `MagnetLlamaForCausalLM.from_pretrained` "
+            "The model's config has no mask token. Load the model with `MagnetLlamaForCausalLM.from_pretrained` "
             "from a folder with its tokenizer, or set `model.tokenizer`."
         )
     head = MagnetSettings.of(config).contrastive_head
     if head is not None and args.uses_contrastive_loss and args.contrastive_head == "none":
         yield (
-            f"The model was saved with a head, {head!r}, but `contrastive_head` is 'none'. Train with the head it "
-            "has, or remove it first: `MagnetSettings.update(model.config, contrastive_head=None)`."
+            f"The model was saved with the head {head!r}, but `contrastive_head` is 'none'. Train with the same head, "
+            "or remove it first: `MagnetSettings.update(model.config, contrastive_head=None)`."
         )
     if tokenizer is not None:
         try:
@@ -107,46 +109,45 @@ def _about_model(
             yield str(error)
     if args.n_gpu > 1:
         yield (
-            f"One process sees {args.n_gpu} GPUs; threads over them are not supported. Launch with `torchrun`, or "
-            "show it one GPU with CUDA_VISIBLE_DEVICES."
+            f"One process sees {args.n_gpu} GPUs, and `nn.DataParallel` is not supported. Launch one process per GPU "
+            "with `torchrun`, or set CUDA_VISIBLE_DEVICES to one GPU."
         )
     if args.view_dropout and config._attn_implementation == "flex_attention":
         yield (
-            f"`view_dropout` is {args.view_dropout}, but flex_attention drops nothing. Load the model with "
+            f"`view_dropout` is {args.view_dropout}, but flex_attention has no dropout. Load the model with "
             "attn_implementation='sdpa', or set `view_dropout` to 0."
         )
 
 
 def _about_weights(model: Any, *, trains: bool) -> Iterator[str]:
-    """Yield complaints about an adapter or quantised base weights that cannot be trained."""
-    # transformers sets this for its own adapters, and resumes only a `PeftModel` around the model.
+    """Yield complaints about adapters and quantized base weights that cannot be trained."""
+    # transformers sets this for adapters that it added itself, but resumes a run only from a `PeftModel`.
     if trains and getattr(model, "_hf_peft_config_loaded", False):
         yield (
-            "The model's adapter was added by `model.add_adapter` or loaded with the model; such a run could not be "
-            "resumed. Wrap the model without one by `get_peft_model` of peft or `trainer.lora.apply_lora` instead."
+            "The model's adapter was added by `model.add_adapter` or loaded with the model, so the run could not be "
+            "resumed. Load the model without it, and use peft's `get_peft_model` or `trainer.lora.apply_lora`."
         )
     if not getattr(model, "is_quantized", False):
         return
     method = getattr(model.config.quantization_config, "quant_method", "unknown")
     method = getattr(method, "value", method)
     if getattr(model, "is_loaded_in_4bit", False) and model.device.type == "cpu":
-        # Its first forward without gradients repacks the weights for good, and evaluations are such forwards.
+        # The first forward without gradients, such as in an evaluation, repacks the weights irreversibly.
         yield (
-            f"The base is quantised to 4 bits by {method} on a CPU, where evaluation would end all gradients. Train "
-            "it on a GPU, or load 8-bit weights."
+            f"The base is quantized to 4 bits by {method} on a CPU, where an evaluation would disable all gradients. "
+            "Train it on a GPU, or load 8-bit weights."
         )
     elif not _passes_gradient(model):
         yield (
-            f"The base is quantised by {method} in a way that lets no gradient through its layers, so adapters would "
-            "learn nothing. Quantise only the weights (8-bit weight-only), or nothing."
+            f"The base is quantized by {method}, and its layers pass no gradient on, so adapters would learn nothing. "
+            "Quantize only the weights (8-bit weight-only), or nothing."
         )
 
 
 def _passes_gradient(model: Any) -> bool:
-    """Whether the first quantised linear layer passes a gradient on to its input.
+    """Whether the first quantized linear layer passes a gradient on to its input.
 
-    The layer is tried, since what quantisers say of themselves is not reliable (torchao 0.18, 8-bit dynamic
-    activations).
+    The layer is run, because the flags of quantizers are not reliable (torchao 0.18, 8-bit dynamic activations).
     """
     layers = [getattr(module, "base_layer", module) for module in model.base_model.modules()]
     linear = next((layer for layer in layers if isinstance(layer, nn.Linear)), None)
@@ -173,50 +174,50 @@ def _about_rows(rows: RowSource, *, args: MagnetTrainingArguments, settings: Cor
             "`dataloader_drop_last` leaves them out. Pass more rows, or lower `per_device_train_batch_size`."
         )
     if "input_ids" not in rows[0]:
-        yield f"`train_dataset` has the columns {sorted(rows[0])} but no `input_ids`; tokenise it first."
+        yield f"`train_dataset` has the columns {sorted(rows[0])} but no `input_ids`; tokenize it first."
         return
     needed = settings.min_span_tokens + 2  # a context token on each side
     only_spans = settings.max_spans > 0 and settings.causal_ratio == 0
-    trains_spans = only_spans and any(phase.msg > 0 for phase in args.phases)
+    trains_spans = only_spans and any("msg" in phase.weights for phase in args.phases)
     if trains_spans and (longest := max(row_lengths(rows))) < needed:
         yield (
-            f"`min_span_tokens` is {settings.min_span_tokens}, which takes a row of {needed} tokens with context on "
+            f"`min_span_tokens` is {settings.min_span_tokens}, which needs rows of {needed} tokens, with context on "
             f"both sides; the longest row of `train_dataset` has {longest}. Lower it, or make longer rows."
         )
 
 
 def _about_positions(rows: RowSource, *, name: str, model: nn.Module, settings: CorruptionSettings) -> Iterator[str]:
     """Yield a complaint if rows, or the positions reserved for spans, exceed the model's positions."""
-    most = getattr(model.config, "max_position_embeddings", None)
-    if most is None or not len(rows) or "input_ids" not in rows[0]:
+    max_positions = getattr(model.config, "max_position_embeddings", None)
+    if max_positions is None or not len(rows) or "input_ids" not in rows[0]:
         return
     longest, row = max((length, -index) for index, length in enumerate(row_lengths(rows)))
     needed = longest + settings.max_spans * (settings.end_of_span - 1) if settings.end_of_span else longest
-    if longest > most:
+    if longest > max_positions:
         yield (
-            f"Row {-row} of `{name}` has {longest} tokens, and the model has positions for {most}. Make shorter rows: "
-            "`texts_to_blocks` cuts texts to its `max_length`."
+            f"Row {-row} of `{name}` has {longest} tokens, but the model has {max_positions} positions. Make shorter "
+            "rows: `texts_to_blocks` cuts texts to its `max_length`."
         )
-    elif needed > most:
+    elif needed > max_positions:
         yield (
             f"`end_of_span` is {settings.end_of_span}: rows of {longest} tokens with up to {settings.max_spans} spans "
-            f"need {needed} positions, and the model has {most}. Make shorter rows, or lower `end_of_span` or "
-            "`max_spans`."
+            f"need {needed} positions, but the model has {max_positions}. Make shorter rows, or lower `end_of_span` "
+            "or `max_spans`."
         )
 
 
 def _about_pair_length(
     model: nn.Module, *, args: MagnetTrainingArguments, tokenizer: PreTrainedTokenizerBase | None
 ) -> Iterator[str]:
-    """Yield complaints about what tokenising pairs needs."""
-    most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if most is not None and args.contrastive_max_length > most:
+    """Yield complaints about the lengths and the tokenizer of pairs."""
+    max_positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if max_positions is not None and args.contrastive_max_length > max_positions:
         yield (
-            f"`contrastive_max_length` is {args.contrastive_max_length}, and the model has positions for {most}. "
+            f"`contrastive_max_length` is {args.contrastive_max_length}, but the model has {max_positions} positions. "
             "Lower it."
         )
     if tokenizer is None:
-        yield "`processing_class` is missing; pass the tokenizer, pairs are tokenised batch by batch."
+        yield "`processing_class` is missing; pass the tokenizer, which tokenizes each batch of pairs."
     elif tokenizer.eos_token_id is None:
         yield "The tokenizer has no EOS token, whose state embeds a sentence. Set `tokenizer.eos_token`."
     else:
@@ -225,7 +226,7 @@ def _about_pair_length(
         if length >= args.contrastive_max_length:
             yield (
                 f"`contrastive_max_length` is {args.contrastive_max_length}, but prompt, BOS and EOS take {length} "
-                "tokens and leave none for the sentence. Raise it, or shorten `contrastive_prompt`."
+                "tokens, which leaves none for the sentence. Raise it, or shorten `contrastive_prompt`."
             )
 
 
@@ -241,7 +242,7 @@ def _about_pairs(pairs: RowSource | None, *, args: MagnetTrainingArguments) -> I
     """Yield complaints about the number of pairs to train on."""
     batch_size = args.contrastive_batch_size * args.world_size
     if pairs is None:
-        yield f"`loss_phases` {args.loss_phases} weigh sscl, but there is no `pair_dataset`. Pass pairs, or drop sscl."
+        yield f"`loss_phases` {args.loss_phases} weight sscl, but `pair_dataset` is missing. Pass pairs, or drop sscl."
     elif len(pairs) < batch_size:
         yield (
             f"`pair_dataset` has {len(pairs)} pairs, but one contrastive batch takes {batch_size} "
@@ -249,4 +250,4 @@ def _about_pairs(pairs: RowSource | None, *, args: MagnetTrainingArguments) -> I
             "`contrastive_batch_size`."
         )
     if batch_size < 2:
-        yield "`contrastive_batch_size` is 1 on one process: a pair alone has no negatives. Raise it."
+        yield "`contrastive_batch_size` is 1 on one process: a single pair has no negatives. Raise it."

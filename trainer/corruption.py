@@ -1,7 +1,7 @@
-"""Corrupt one tokenised row: mark spans as missing and mask part of the remaining context.
+"""Corrupt one tokenized row: mark spans as missing and mask part of the remaining context.
 
-All randomness comes from a generator that is passed in, see `trainer.samplers.row_generator`. S is the number of
-tokens in the row.
+All randomness comes from the generator that the caller passes, see `trainer.samplers.row_generator`. S is the number
+of tokens in the row.
 """
 
 from dataclasses import dataclass
@@ -20,12 +20,11 @@ def sample_spans(
 ) -> list[tuple[int, int]]:
     """Draw the missing spans of a row.
 
-    Their number is uniform over 1..`max_spans`, or up to what the row can hold. Each length is uniform over its range,
-    with the upper limit lowered to leave room for the spans still to be drawn. The placement is uniform over all that
-    leave a context token before, between and after the spans: position 0 is in no span, and no two are adjacent.
+    Their number is uniform over 1..`max_spans`, or fewer if the row is too short. Each length is uniform over its
+    range, whose upper limit leaves enough tokens for the remaining spans. The placement is uniform over all that leave
+    a context token before, between and after the spans: position 0 is in no span, and no two spans are adjacent.
 
-    The limits are those of `CorruptionSettings`. Spans are half-open `(start, end)`, ascending; there are none if not
-    even one fits.
+    The limits are those of `CorruptionSettings`. Returns half-open, ascending `(start, end)`, empty if no span fits.
 
     Source: MAGNET (Khosla et al. 2025), missing-span generation; the placement is this project's choice.
 
@@ -33,26 +32,26 @@ def sample_spans(
         >>> sample_spans(6, max_spans=1, min_span_tokens=4, max_span_tokens=128, generator=torch.Generator())
         [(1, 5)]
     """
-    most = min(max_spans, (length - 1) // (min_span_tokens + 1))  # each span needs a context token after it
-    if most < 1:
+    capacity = (length - 1) // (min_span_tokens + 1)  # each span needs a context token after it
+    if min(max_spans, capacity) < 1:
         return []
-    num_spans = _draw_integer(1, most, generator)
+    num_spans = _draw_integer(1, min(max_spans, capacity), generator)
 
-    room = length - (num_spans + 1)  # tokens not needed as context
+    num_free = length - (num_spans + 1)  # tokens not needed as context
     lengths = []
-    for num_to_come in reversed(range(num_spans)):
-        longest = min(max_span_tokens, room - num_to_come * min_span_tokens)
+    for num_remaining in reversed(range(num_spans)):
+        longest = min(max_span_tokens, num_free - num_remaining * min_span_tokens)
         lengths.append(_draw_integer(min_span_tokens, longest, generator))
-        room -= lengths[-1]
-    # In a tight row the first draws are the longest; without shuffling they would always be on the left.
+        num_free -= lengths[-1]
+    # In a short row the first draws tend to be longer; without shuffling they would always be on the left.
     lengths = [lengths[index] for index in torch.randperm(num_spans, generator=generator).tolist()]
 
-    # Stars and bars: each choice of `num_spans` bars among room + num_spans positions distributes the room.
-    bars = sorted(torch.randperm(room + num_spans, generator=generator)[:num_spans].tolist())
+    # Stars and bars: each choice of `num_spans` bars among num_free + num_spans positions distributes the free tokens.
+    bars = sorted(torch.randperm(num_free + num_spans, generator=generator)[:num_spans].tolist())
     spans = []
     num_span_tokens = 0
     for bar, span_length in zip(bars, lengths, strict=True):
-        start = 1 + bar + num_span_tokens  # a bar counts the context tokens before it, but for position 0
+        start = 1 + bar + num_span_tokens  # a bar counts the context tokens before it, except position 0
         spans.append((start, start + span_length))
         num_span_tokens += span_length
     return spans
@@ -60,13 +59,13 @@ def sample_spans(
 
 @dataclass(frozen=True, kw_only=True)
 class CorruptionSettings:
-    """How much of a row is masked, and which spans are removed.
+    """Settings of the masking and of the removed spans of a row.
 
     Args:
         mask_ratio (`float`): Chance of a context token to be selected for MNTP, in [0, 1]; 0 turns masking off.
         mask_token_share (`float`): Share of the selected tokens that become the mask token, in [0, 1].
-        random_token_share (`float`): Share of the selected tokens that become a random one, in [0, 1]; the rest
-            stays as it is.
+        random_token_share (`float`): Share of the selected tokens that become a random token, in [0, 1]; the rest
+            is unchanged.
         max_spans (`int`): Upper limit of the number of missing spans, >= 0; 0 turns spans off.
         min_span_tokens (`int`): Lower limit of the length of a span, >= 1.
         max_span_tokens (`int`): Upper limit of the length of a span, >= `min_span_tokens`.
@@ -95,43 +94,43 @@ class CorruptionSettings:
 
     def __post_init__(self) -> None:
         complaints = [
-            f"`{name}` is {getattr(self, name)}; it is a share, pass a number from 0 to 1."
+            f"`{name}` is {getattr(self, name)}; pass a share from 0 to 1."
             for name in ("mask_ratio", "mask_token_share", "random_token_share", "causal_ratio")
             if not 0 <= getattr(self, name) <= 1
         ]
         complaints += [
-            f"`{name}` is {getattr(self, name)}; pass a whole number, {least} or more."
-            for name, least in (("max_spans", 0), ("min_span_tokens", 1), ("end_of_span", 0))
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < least
+            f"`{name}` is {getattr(self, name)}; pass a whole number, {minimum} or more."
+            for name, minimum in (("max_spans", 0), ("min_span_tokens", 1), ("end_of_span", 0))
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < minimum
         ]
         if self.mask_token_share + self.random_token_share > 1 + 1e-9:
             complaints.append(
                 f"`mask_token_share` {self.mask_token_share} and `random_token_share` {self.random_token_share} add "
-                "up to more than 1; they divide the selected tokens, lower one of them."
+                "up to more than 1; they are shares of the selected tokens. Lower one of them."
             )
         if self.mntp_shift not in get_args(MntpShift):
             complaints.append(f"`mntp_shift` is {self.mntp_shift!r}; pass one of {list(get_args(MntpShift))}.")
         if self.max_span_tokens < self.min_span_tokens:
             complaints.append(
                 f"`max_span_tokens` is {self.max_span_tokens}, below `min_span_tokens` {self.min_span_tokens}; "
-                "raise the one or lower the other."
+                "raise the first or lower the second."
             )
         if complaints:
             raise ValueError("\n- ".join(["The corruption settings cannot be used:", *complaints]))
 
 
 class CorruptedRow(NamedTuple):
-    """One row as the model reads it, and its labels; each field is a `torch.LongTensor` of shape `(S,)`.
+    """The inputs and labels of one row; each field is a `torch.LongTensor` of shape `(S,)`.
 
-    Labels are shifted: the output at position l predicts the original token l + 1, or for masked tokens with
-    `mntp_shift="same"` the token l.
+    Labels are shifted: the output at position l predicts the original token l + 1, or the token l for masked
+    tokens with `mntp_shift="same"`.
     """
 
     input_ids: Tensor
     segment_ids: Tensor  # 0 context, k >= 1 the k-th span
-    mntp_labels: Tensor  # -100 where the next token (or with `mntp_shift="same"` this one) was not selected
+    mntp_labels: Tensor  # -100 where the next token (this token with `mntp_shift="same"`) was not selected
     msg_labels: Tensor  # -100 where the next token is not in a span
-    position_ids: Tensor  # 0..S - 1, or further where spans reserve more positions than they have tokens
+    position_ids: Tensor  # 0..S - 1, or larger if spans reserve more positions than they have tokens
 
 
 def corrupt_row(
@@ -147,11 +146,11 @@ def corrupt_row(
     """Mark spans of a row as missing and mask some of its context, and make the labels of MNTP and MSG.
 
     Span tokens keep their ids, since attention hides them. No position has both labels, except before a span with
-    `mntp_shift="same"`. Everything but the spans is drawn whatever the settings say, so that changing one setting does
-    not redraw what another governs.
+    `mntp_shift="same"`. All draws except those of the spans are made with any settings, so that changing one setting
+    does not change the draws of another.
 
     Args:
-        input_ids (`torch.LongTensor` of shape `(S,)`): The original tokens; not modified.
+        input_ids (`torch.LongTensor` of shape `(S,)`): Original tokens; not modified.
         settings, mask_token_id, end_of_span_id: As for `DataCollatorForMagnet`.
         special_token_ids (`torch.LongTensor`): Tokens that are never selected.
         replacement_ids (`torch.LongTensor`): Tokens for random replacements, at least one.
@@ -187,9 +186,9 @@ def corrupt_row(
 
 
 def _may_be_masked(input_ids: Tensor, in_span: Tensor, special_token_ids: Tensor, *, shift: MntpShift) -> Tensor:
-    """Mark the tokens that can be targets: context that is not special and, for `"next"`, follows context."""
+    """Mark the tokens that can be targets: non-special context which, for `"next"`, follows context."""
     has_predictor = torch.zeros_like(in_span)
-    # A span token does not predict context, and nothing predicts position 0, which is never masked.
+    # A span token does not predict context, and no output predicts position 0, so neither target is ever masked.
     has_predictor[1:] = ~in_span[:-1] if shift == "next" else True
     return has_predictor & ~in_span & ~torch.isin(input_ids, special_token_ids)
 

@@ -1,4 +1,4 @@
-"""Collate rows of a data set: corrupted text for the token objectives, and pairs of sentences for the contrastive one.
+"""Collate batches: corrupted rows for the token objectives, and pairs of sentences for the contrastive objective.
 
 Shapes: B rows, P pairs, S tokens in the longest row.
 """
@@ -21,19 +21,19 @@ from .samplers import row_generator
 
 @dataclass
 class DataCollatorForMagnet:
-    """Corrupt each row by its own generator and pad the rows on the right.
+    """Corrupt each row with its own generator, and pad the rows on the right.
 
     The result for a row depends only on `seed`, its `row_id` and its `epoch`, not on the other rows, the batch size,
     the worker or the process.
 
     Args:
         settings (`CorruptionSettings`): How much to mask and which spans to draw.
-        mask_token_id (`int`): Token that stands for a masked one, in 0..`vocab_size` - 1.
+        mask_token_id (`int`): Token that replaces a masked one, in 0..`vocab_size` - 1.
         pad_token_id (`int`): Token at padded positions, in 0..`vocab_size` - 1.
         special_token_ids (`list[int]`): Tokens that are never masked and never a random replacement.
         vocab_size (`int`): Random replacements are drawn from 0..`vocab_size` - 1.
         seed (`int`): Seed of all draws.
-        end_of_span_id (`int`, *optional*): Token that ends a span, where the settings' `end_of_span` is on.
+        end_of_span_id (`int`, *optional*): Token that ends a span, if the settings' `end_of_span` is on.
 
     Raises:
         ValueError: listing every id that is not in the vocabulary.
@@ -41,7 +41,7 @@ class DataCollatorForMagnet:
     Source: MAGNET (Khosla et al. 2025), section 3: x -> x_m.
 
     Example:
-        The first row has room for exactly one span of two tokens. The second is too short for a span, so its tokens
+        The first row has exactly one possible span of two tokens. The second is too short for a span, so its tokens
         can be masked.
 
         >>> collate = DataCollatorForMagnet(
@@ -77,12 +77,12 @@ class DataCollatorForMagnet:
     _replacement_ids: Tensor = field(init=False, repr=False, compare=False)  # (num_replacements,)
 
     def __post_init__(self) -> None:
-        used = {"mask_token_id": self.mask_token_id, "pad_token_id": self.pad_token_id}
+        required = {"mask_token_id": self.mask_token_id, "pad_token_id": self.pad_token_id}
         if self.settings.end_of_span:
-            used["end_of_span_id"] = -1 if self.end_of_span_id is None else self.end_of_span_id
+            required["end_of_span_id"] = -1 if self.end_of_span_id is None else self.end_of_span_id
         complaints = [
             f"`{name}` is {getattr(self, name)}; pass the id of a token, from 0 to {self.vocab_size - 1}."
-            for name, token_id in used.items()
+            for name, token_id in required.items()
             if not 0 <= token_id < self.vocab_size
         ]
         vocabulary = torch.arange(max(self.vocab_size, 0))
@@ -106,7 +106,7 @@ class DataCollatorForMagnet:
         settings: CorruptionSettings,
         seed: int,
     ) -> Self:
-        """Read the vocabulary, the special tokens and the padding from a tokenizer and a model's config.
+        """Make a collator with the vocabulary, special tokens and padding of a tokenizer and a model's config.
 
         The collator pads with the tokenizer's pad token if the model embeds it, else with EOS, else with token 0.
 
@@ -120,7 +120,7 @@ class DataCollatorForMagnet:
         return cls(
             settings=settings,
             mask_token_id=mask_token_id,
-            pad_token_id=next(each for each in padding if each is not None and each < vocab_size),
+            pad_token_id=next(token for token in padding if token is not None and token < vocab_size),
             special_token_ids=sorted(special_ids(tokenizer)),
             vocab_size=vocab_size,
             seed=seed,
@@ -137,7 +137,7 @@ class DataCollatorForMagnet:
         """
         _check_fields(rows, ("input_ids", "row_id", "epoch"))
         if empty := [row["row_id"] for row in rows if not len(row["input_ids"])]:
-            raise ValueError(f"Rows without tokens: {empty}; drop empty rows from the data set.")
+            raise ValueError(f"Rows {empty} have no tokens; drop empty rows from the data set.")
         corrupted = [
             corrupt_row(
                 torch.as_tensor(row["input_ids"], dtype=torch.long),
@@ -150,13 +150,8 @@ class DataCollatorForMagnet:
             )
             for row in rows
         ]
-        padding_values = {
-            "input_ids": self.pad_token_id,
-            "segment_ids": 0,
-            "position_ids": 0,
-            "mntp_labels": IGNORE_INDEX,
-            "msg_labels": IGNORE_INDEX,
-        }
+        padding_values = {"input_ids": self.pad_token_id, "segment_ids": 0, "position_ids": 0}
+        padding_values |= dict.fromkeys(("mntp_labels", "msg_labels"), IGNORE_INDEX)
         batch: dict[str, Any] = {
             name: pad_sequence([getattr(row, name) for row in corrupted], batch_first=True, padding_value=value)
             for name, value in padding_values.items()
@@ -169,12 +164,12 @@ class DataCollatorForMagnet:
 
 @dataclass
 class DataCollatorForPairs:
-    """Tokenise both sides of pairs for one forward: all anchors, then all positives.
+    """Tokenize both sides of pairs for one forward: all anchors, then all positives.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): Needs an EOS token, whose state is the embedding.
-        prompt (`str` or `None`): Put in front of both sides.
-        max_length (`int`): Limit of a side in tokens, with prompt and special tokens, >= 3; EOS is never cut off.
+        prompt (`str` or `None`): Prefix of both sides.
+        max_length (`int`): Limit of a side in tokens, with prompt and special tokens, >= 3; EOS is always kept.
         pad_token_id (`int`): Token at padded positions, on the right.
         mini_batch_tokens (`int`, *optional*): Limit of the tokens of a mini-batch with padding, >= `max_length`.
         split_special_tokens (`bool`, defaults to `True`): Read `</s>` and the like in a text as text.
@@ -194,10 +189,10 @@ class DataCollatorForPairs:
 
         Returns:
             `dict`: `input_ids` and `attention_mask`, `torch.LongTensor` of shape `(2P, S)`, right padded; row i is the
-            anchor of pair i, row P + i its positive. With a limit of tokens also `order`, a `torch.LongTensor` of
-            shape `(2P,)` with the rows from the longest to the shortest, and `mini_batches`, a list of each
-            mini-batch's rows and columns. Their number follows from P, so that processes that gather weights for each
-            forward run equally many.
+            anchor of pair i, row P + i its positive. With `mini_batch_tokens` also `order`, a `torch.LongTensor` of
+            shape `(2P,)` with the rows from the longest to the shortest, and `mini_batches`, a list of the numbers of
+            rows and columns of each mini-batch. Its length depends only on P, so that all processes run the same
+            number of forwards, in each of which sharded weights are gathered.
         """
         _check_fields(rows, ("anchor", "positive"))
         texts = [row["anchor"] for row in rows] + [row["positive"] for row in rows]
@@ -219,7 +214,7 @@ class DataCollatorForPairs:
 
 
 def _check_fields(rows: Sequence[dict[str, Any]], fields: tuple[str, ...]) -> None:
-    """Raise for an empty batch and for rows that lack a field."""
+    """Raise if there are no rows, or a row lacks a field."""
     if not rows:
         raise ValueError("There are no rows to collate; pass at least one.")
     for index, row in enumerate(rows):

@@ -1,6 +1,6 @@
 """Load the texts of a corpus and cut them into blocks of token ids.
 
-The `datasets` library caches each result under a fingerprint of the rows, the tokenizer and all arguments.
+The `datasets` library caches each result by a fingerprint of the rows, the tokenizer and all arguments.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from modeling_magnet.tokenization_magnet import read_texts
 
 from .sources import Source, as_texts, check_limit, map_texts, read_source
 
-# Enough work for the tokenizer's threads, and encodings of less than about 100 MB.
+# Large enough to keep the tokenizer's threads busy, with encodings of less than about 100 MB.
 _CHARACTERS_PER_CALL = 1_000_000
 _CHARACTERS_PER_PART = 10_000
 _TEXTS_PER_STREAM = 1000  # joined by `concatenate`
@@ -26,7 +26,7 @@ def load_texts(
     config_name: str | None = None,
     limit: int | None = None,
 ) -> Dataset:
-    """Read the texts of a corpus, stripped of surrounding whitespace, without the empty ones.
+    """Read the non-empty texts of a corpus, stripped of surrounding whitespace.
 
     A plain text file gives one text per line, the other formats one per record; the first line of a `.csv` or `.tsv`
     names its columns.
@@ -73,17 +73,17 @@ def texts_to_blocks(
 ) -> Dataset:
     """Cut texts into blocks of at most `max_length` token ids that begin with BOS.
 
-    A text of more than `max_length - 1` tokens fills several blocks. The last one is moved back until it is full, so
-    that no token is lost, none is padding, and only the overlap occurs twice.
+    A text of more than `max_length - 1` tokens fills several blocks. The last block starts earlier so that it is full:
+    no token is lost, there is no padding, and only the overlap occurs twice.
 
     Args:
         texts (`datasets.Dataset` or list of `str`): Column `text` as of `load_texts`, or the texts themselves.
         tokenizer (`PreTrainedTokenizerBase`): Its BOS begins every block; no EOS is added.
         max_length (`int`): Tokens of a block, BOS included; `min_length + 1` to `tokenizer.model_max_length`.
         min_length (`int`): Texts of fewer tokens, without BOS, are dropped; >= 1.
-        concatenate (`bool`): Join each thousand texts with newlines first, for corpora of one line per row (WikiText).
+        concatenate (`bool`): Join every 1,000 texts with newlines first, for corpora of one line per row (WikiText).
         split_special_tokens (`bool`, defaults to `True`):
-            Read what looks like a control token, such as `</s>`, as text; `False` reads the token.
+            Read control tokens in a text, such as `</s>`, as text; `False` reads them as tokens.
 
     Returns:
         `datasets.Dataset`: one column, `input_ids`, of at least one row, lengths `min_length + 1` to `max_length`.
@@ -95,7 +95,7 @@ def texts_to_blocks(
     """
     texts = as_texts(texts)
     if tokenizer.bos_token_id is None:
-        raise ValueError("`tokenizer` has no BOS, which begins every block. Set `tokenizer.bos_token`.")
+        raise ValueError("`tokenizer` has no BOS token, with which every block begins. Set `tokenizer.bos_token`.")
     if not 0 < min_length < max_length <= tokenizer.model_max_length:
         raise ValueError(
             f"`min_length` is {min_length} and `max_length` {max_length}; expected 1 <= `min_length` < `max_length`, "
@@ -139,11 +139,11 @@ def _cut_blocks(
     concatenate: bool,
     split_special_tokens: bool,
 ) -> dict[str, list[list[int]]]:
-    """Cut a batch of texts into blocks; with `concatenate` the whole batch is one document."""
+    """Cut a batch of texts into blocks; with `concatenate` the batch is one document."""
     texts = batch["text"]
     if concatenate:
-        # Parts let the tokenizer work in parallel. Each begins with a word, so a pre-tokenizer that splits at
-        # whitespace gives the tokens of the whole.
+        # The tokenizer processes parts in parallel. Each part begins with a word, so a pre-tokenizer that splits at
+        # whitespace gives the same tokens as for the joined text.
         texts = ["\n".join(chunk) + "\n" for chunk in _chunks(texts, _CHARACTERS_PER_PART)]
     documents = [
         document

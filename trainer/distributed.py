@@ -1,4 +1,4 @@
-"""Work with accelerate: configure its sharding and compilation, gather rows and weights, and add up sums.
+"""Configure the sharding and compilation of accelerate, gather rows and weights, and add up sums.
 
 Shapes: P rows of a process, W processes, H hidden size.
 """
@@ -20,17 +20,17 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def configure_sharding(plugin: Any, *, view_dropout: float = 0.0) -> None:
-    """Refuse settings of FSDP that cannot train the objectives, and leave losses in float32.
+    """Raise for FSDP settings that cannot train the objectives, and keep losses in float32.
 
-    accelerate has each sharded module convert its outputs to half precision. Losses would then keep two digits,
-    although they are summed over thousands of tokens.
+    By default accelerate makes each sharded module convert its outputs to half precision. Losses, which are summed
+    over thousands of tokens, would then keep two digits.
 
     Args:
-        plugin (`FullyShardedDataParallelPlugin` or `None`): accelerate's settings, where it shards; modified.
+        plugin (`FullyShardedDataParallelPlugin` or `None`): Settings of accelerate if it shards; modified in place.
         view_dropout (`float`, defaults to 0.0): Dropout of the contrastive forward.
 
     Raises:
-        ValueError: for FSDP1, whose flat weights cannot hold the contrastive head apart, and for recomputed dropout.
+        ValueError: for FSDP1, whose flat weights include the contrastive head, and for recomputed dropout.
     """
     version = getattr(plugin, "fsdp_version", 2)
     if version != 2:
@@ -49,28 +49,26 @@ def configure_sharding(plugin: Any, *, view_dropout: float = 0.0) -> None:
 
 
 def take_over_compilation(plugin: TorchDynamoPlugin, args: TrainingArguments) -> dict[str, Any] | None:
-    """Return the compiler's settings from the arguments or `accelerate launch`, and turn accelerate's own use off.
+    """Return the compiler settings of the arguments or `accelerate launch`, and turn off compilation by accelerate.
 
-    Layers are compiled one by one instead: one compilation serves all of a kind and takes half a minute. Compiled as
-    a whole, the model breaks into graphs where modes are switched and losses picked, which takes minutes and is not
+    Layers are compiled one by one instead: all layers of a class share one compilation of half a minute. The model
+    as a whole would break into graphs where it switches modes and selects losses, which takes minutes and is not
     faster (`examples/benchmarks/LOG.md`).
     """
     if plugin.backend != DynamoBackend.NO:
-        # Kept in the arguments, since a second trainer with them finds the plugin turned off.
-        asked = plugin.to_kwargs()
+        # Stored in the arguments, because a second trainer with the same arguments finds the plugin turned off.
+        launched = plugin.to_kwargs()
         args.torch_compile = True
-        args.torch_compile_backend, args.torch_compile_mode = asked["backend"], asked.get("mode")
+        args.torch_compile_backend, args.torch_compile_mode = launched["backend"], launched.get("mode")
     plugin.backend = DynamoBackend.NO
     settings = {"backend": args.torch_compile_backend, "mode": args.torch_compile_mode}
     return settings if args.torch_compile else None
 
 
 def compile_layers(model: nn.Module, settings: dict[str, Any] | None) -> list[tuple[nn.Module, Any]]:
-    """Return a decoder's layers with their compiled forms, which `compiled` puts to use; none without settings.
+    """Compile each decoder layer with the settings for `nn.Module.compile`, and return layers and compiled forms.
 
-    Args:
-        model (`nn.Module`): Its `GradientCheckpointingLayer`s are compiled.
-        settings (`dict`, *optional*): For `nn.Module.compile`.
+    Layers stay uncompiled outside of `compiled`. Without settings the result is empty.
     """
     forms: list[tuple[nn.Module, Any]] = []
     for layer in model.modules():
@@ -82,7 +80,10 @@ def compile_layers(model: nn.Module, settings: dict[str, Any] | None) -> list[tu
 
 @contextmanager
 def compiled(forms: Sequence[tuple[nn.Module, Any]]) -> Iterator[None]:
-    """Use the compiled forms of layers until the context ends; evaluation's many lengths would each be compiled."""
+    """Use the compiled forms of layers in this context.
+
+    They are not used in evaluation, whose varying lengths would each trigger a recompilation.
+    """
     for layer, form in forms:
         vars(layer)["_compiled_call_impl"] = form
     try:
@@ -96,19 +97,19 @@ def compiled(forms: Sequence[tuple[nn.Module, Any]]) -> Iterator[None]:
 
 
 def whole(weight: Tensor) -> Tensor:
-    """Gather a sharded weight; every process has to call this."""
+    """Gather a sharded weight; every process must call this."""
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 def sharded_like(tensor: Tensor, weight: Tensor) -> Tensor:
-    """Shard a tensor as a weight is sharded; return it unchanged if the weight is not."""
+    """Shard a tensor like a weight; return it unchanged if the weight is not sharded."""
     if not isinstance(weight, DTensor):
         return tensor
     return distribute_tensor(tensor.to(weight.device), weight.device_mesh, weight.placements)
 
 
 def whole_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
-    """Gather all weights of a model in CPU memory; every process has to call this, and keeps them if it wants."""
+    """Gather all weights in CPU memory; every process must call this, and those with `keep` get the weights."""
     weights = {}
     for name, weight in model.state_dict().items():
         gathered = whole(weight)
@@ -118,7 +119,7 @@ def whole_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
 
 
 def add_up(sums: dict[str, float], accelerator: Accelerator) -> dict[str, float]:
-    """Add sums over all processes, in float64."""
+    """Add up sums over all processes, in float64."""
     if accelerator.num_processes == 1:
         return sums
     totals = torch.tensor(list(sums.values()), dtype=torch.float64, device=accelerator.device)
@@ -126,7 +127,11 @@ def add_up(sums: dict[str, float], accelerator: Accelerator) -> dict[str, float]
 
 
 class _GatherWithGradient(torch.autograd.Function):
-    """Gather rows of all processes; the backward pass sums the gradients of a row and hands them to its owner."""
+    """Gather rows of all processes; the backward pass returns the summed gradient of each row to its process.
+
+    Every process computes its part of the loss from all rows, so a row has a gradient on every process.
+    `torch.distributed.all_gather` itself passes no gradient on.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

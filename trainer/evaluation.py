@@ -1,7 +1,7 @@
-"""Evaluate a model with sums over tokens that processes can add up.
+"""Evaluate a model with sums over tokens that can be added up over batches and processes.
 
-Results do not depend on the loss weights, and rows lose the same tokens in every evaluation, so that curves of
-different runs and steps can be compared.
+Every evaluation corrupts rows identically, and only `loss` depends on the loss weights, so that curves of different
+runs and steps can be compared.
 
 Shapes: B rows, S tokens in a row, K token objectives.
 """
@@ -34,17 +34,15 @@ from .training_args import MagnetTrainingArguments
 
 Sums = dict[str, float]
 
-# Seed of masks and spans, so that curves of different runs and steps can be compared.
-EVALUATION_SEED = 0
-# Logits that exist at one time while tokens are predicted.
-_MOST_LOGITS = 2**22
+EVALUATION_SEED = 0  # of masks and spans
+_MAX_LOGITS = 2**22  # held at a time while tokens are predicted
 
 
 @dataclass
 class EvaluationCollator:
-    """Corrupt each row twice: as in training, and with spans missing from clean context, without masking.
+    """Corrupt each row twice: as in training, and with missing spans but without masking.
 
-    An empty list of rows becomes a batch of one token without labels, so that every process has as many batches.
+    An empty list gives a batch of one token without labels, so that all processes run the same number of batches.
     """
 
     corruption: DataCollatorForMagnet
@@ -52,23 +50,23 @@ class EvaluationCollator:
 
     @classmethod
     def from_training(cls, collator: DataCollatorForMagnet, args: MagnetTrainingArguments) -> "EvaluationCollator":
-        """Make the evaluation's collator from that of training."""
+        """Make the collator of evaluation from that of training."""
         corruption = dataclasses.replace(collator, seed=EVALUATION_SEED)
         return cls(corruption, dataclasses.replace(corruption, settings=args.infilling_settings))
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         rows = rows or [{"input_ids": [0], "row_id": 0, "epoch": 0}]
         corrupted, infilling = self.corruption(rows), self.infilling(rows)
-        # transformers looks for `input_ids` where `include_for_metrics` asks for inputs.
+        # transformers reads `input_ids` if `include_for_metrics` contains "inputs".
         return {"corrupted": corrupted, "infilling": infilling, "input_ids": corrupted["input_ids"]}
 
 
 @dataclass
 class PairEvaluationCollator:
-    """Collate pairs; an empty list of them becomes a full batch of empty texts that counts as 0 pairs.
+    """Collate pairs; an empty list gives a full batch of empty texts that counts as 0 pairs.
 
-    Every process then runs as many mini-batches. Sharded weights are gathered in each forward, so a process with fewer
-    forwards would make the others wait forever.
+    All processes then run the same number of mini-batches. Each forward gathers sharded weights, so a process with
+    fewer forwards would block the others.
     """
 
     pairs: DataCollatorForPairs
@@ -87,17 +85,17 @@ def language_sums(
 
     Args:
         model (`nn.Module`): The model in evaluation mode.
-        batch (`dict`): What `EvaluationCollator` returns, on the model's device.
+        batch (`dict`): Output of `EvaluationCollator`, on the model's device.
         normalization (`Mapping[str, str]`): See `count_items`.
 
     Returns:
-        `tuple`: sums in nats and counts that `language_metrics` reads, and the `TargetLosses` of the corrupted rows.
+        `tuple`: sums in nats and counts for `language_metrics`, and the `TargetLosses` of the corrupted rows.
     """
     corrupted, infilling = batch["corrupted"], batch["infilling"]
     items = count_items(corrupted, normalization=normalization)
     joint, fills = forward_targets(model, corrupted), forward_targets(model, infilling)
     assert joint.hits is not None
-    # The single token of an empty batch counts for nothing.
+    # The single token of an empty batch does not count.
     is_real = float(corrupted["input_ids"].numel() > 1)
     sums: Sums = {}
     for (name, losses), count in zip(joint.losses.items(), items, strict=True):
@@ -113,7 +111,7 @@ def language_sums(
 
 
 def _causal_sums(model: nn.Module, batch: dict[str, Tensor]) -> Sums:
-    """Read a clean batch causally and sum the cross entropy of all tokens, and of the span tokens."""
+    """Sum the cross entropies of all tokens and of the span tokens in causal mode, without corruption."""
     input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
     targets = torch.full_like(input_ids, IGNORE_INDEX)
     targets[:, :-1] = input_ids[:, 1:].where(attention_mask[:, 1:].bool(), IGNORE_INDEX)  # (B, S)
@@ -129,7 +127,7 @@ def _causal_sums(model: nn.Module, batch: dict[str, Tensor]) -> Sums:
 
 
 def language_metrics(sums: Sums) -> dict[str, float]:
-    """Turn sums over all batches and processes into metrics, leaving out those without a token.
+    """Convert sums over all batches and processes to metrics; omit metrics without a token.
 
     Example:
         >>> language_metrics({"mntp_loss": 6.0, "mntp_items": 3, "mntp_tokens": 3, "mntp_hits": 1, "msg_items": 0,
@@ -152,11 +150,11 @@ def language_metrics(sums: Sums) -> dict[str, float]:
 
 
 def run_metrics(trainer: Any, sums: Mapping[str, float], *, weights: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics of an evaluation: of its rows, of held-out pairs, and the loss of all objectives.
+    """Return the metrics of the rows and held-out pairs of an evaluation, and the weighted loss.
 
     Args:
-        trainer (`MagnetTrainer`): With the model in evaluation mode.
-        sums (`dict`): What `language_sums` returned, added up over this process's batches.
+        trainer (`MagnetTrainer`): Its model is in evaluation mode.
+        sums (`dict`): Sums of `language_sums` over the batches of this process.
         weights (`Mapping[str, float]`): Weights of the objectives in `loss`.
     """
     metrics = language_metrics(add_up(dict(sums), trainer.accelerator))
@@ -171,11 +169,12 @@ def run_metrics(trainer: Any, sums: Mapping[str, float], *, weights: Mapping[str
 def _pair_metrics(trainer: Any) -> dict[str, float]:
     """Return the losses of the pair objectives over held-out pairs.
 
-    Batches have the training size, whatever the number of processes, and each has its own negatives.
+    With any number of processes, batches have the size of training batches, and negatives come from the same batch.
     """
     pairs, args, accelerator = trainer.eval_pair_dataset, trainer.args, trainer.accelerator
     size = args.contrastive_batch_size
-    num_pairs = len(pairs) - len(pairs) % size or len(pairs)  # a smaller batch would be easier
+    # A smaller last batch would have fewer negatives and thus a lower loss.
+    num_pairs = len(pairs) - len(pairs) % size or len(pairs)
     collator = PairEvaluationCollator(trainer.pair_collator, min(size, num_pairs))
     loader = even_dataloader(pairs, collator, batch_size=size, args=args, num_rows=num_pairs)
     hide = args.disable_tqdm or not accelerator.is_local_main_process
@@ -191,23 +190,23 @@ def _pair_metrics(trainer: Any) -> dict[str, float]:
 
 @torch.no_grad()
 def predict_tokens(joint: TargetLosses, batch: dict[str, Tensor], *, head: nn.Module) -> tuple[Tensor, Tensor]:
-    """Predict the likeliest token at each position with a label, a few positions at a time.
+    """Predict the most likely token at each position with a label, in chunks of positions.
 
     Args:
-        joint (`TargetLosses`): Of the batch, with the input of the LM head.
+        joint (`TargetLosses`): Losses of the batch, with the input of the LM head.
         batch (`dict`): A collated batch.
-        head (`nn.Module`): The LM head. What models do to its logits, such as a soft cap, keeps their order.
+        head (`nn.Module`): The LM head. Transformations of its logits, such as a soft cap, keep their order.
 
     Returns:
-        `tuple[Tensor, Tensor]`: the predicted and the right tokens, `(B, S, K)` each; -100 where there is no label.
+        `tuple[Tensor, Tensor]`: predicted and correct tokens, `(B, S, K)` each; -100 at positions without a label.
     """
     labels = torch.stack(list(token_labels(batch).values()), dim=-1)  # (B, S, K)
-    is_asked = (labels != IGNORE_INDEX).any(-1)  # (B, S)
+    has_label = (labels != IGNORE_INDEX).any(-1)  # (B, S)
     assert joint.states is not None
-    asked = joint.states[is_asked]  # (N, H)
+    states = joint.states[has_label]  # (N, H)
     weight: Any = head.weight
-    size = max(1, _MOST_LOGITS // len(weight))
-    parts = asked.to(weight.dtype).split(size)  # accelerate returns states in float32, whatever the model's dtype
-    tokens = torch.cat([head(part).argmax(-1) for part in parts]) if len(asked) else labels.new_zeros(0)
-    predictions = torch.full_like(labels[..., 0], IGNORE_INDEX).masked_scatter(is_asked, tokens)  # (B, S)
+    size = max(1, _MAX_LOGITS // len(weight))
+    parts = states.to(weight.dtype).split(size)  # accelerate returns float32 states for any dtype of the model
+    tokens = torch.cat([head(part).argmax(-1) for part in parts]) if len(states) else labels.new_zeros(0)
+    predictions = torch.full_like(labels[..., 0], IGNORE_INDEX).masked_scatter(has_label, tokens)  # (B, S)
     return predictions[..., None].where(labels != IGNORE_INDEX, IGNORE_INDEX), labels

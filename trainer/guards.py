@@ -1,9 +1,9 @@
-"""Stop a run that cannot go on, and say where: values that are not finite, and phases that do not fit into memory.
+"""Stop a run at a NaN or infinite loss or gradient, and before it runs out of memory, and report where.
 
-On a CPU the losses and gradients of every step are checked before the optimizer sees them. On an accelerator a check
-would synchronise with the host, so it waits for the next log, evaluation or checkpoint; none of these runs after a bad
-step. The heaviest micro-batch of each kind of phase runs once before the first step, so that a phase that does not fit
-is found after seconds and not when it begins, hours later.
+On a CPU the losses and gradients of every step are checked before the optimizer step. On an accelerator a check would
+synchronize with the host, so it happens at the next log, evaluation or checkpoint, before any of them runs. The
+largest micro-batch of each kind of phase runs once before the first step, so that a phase that does not fit into
+memory fails after seconds, not when it begins hours later.
 """
 
 import heapq
@@ -26,10 +26,10 @@ from .samplers import RowSource
 from .whole_files import write_json
 
 _GRADIENTS = "gradients"
-# How many rows are looked at where looking at one may tokenise it.
-_MOST_ROWS = 100_000
+# Most rows to inspect if access may tokenize.
+_MAX_ROWS = 100_000
 _TABLE_ROWS = 10_000
-# How allocators begin their messages; the types of their errors differ.
+# Parts of the messages of allocators, whose errors have different types.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
 
@@ -44,9 +44,9 @@ class _Step(NamedTuple):
 
 
 class NanGuard:
-    """Collect losses and gradient norms of steps, and raise when one of them is not finite.
+    """Collect losses and gradient norms of steps, and raise if one of them is NaN or infinite.
 
-    The report of a bad step is written to `output_dir`.
+    The report of such a step is written to `output_dir`.
     """
 
     def __init__(self, output_dir: str | Path, *, process_index: int = 0) -> None:
@@ -64,9 +64,9 @@ class NanGuard:
 
         Args:
             number (`int`): Number of the step, from 1.
-            losses (list of `tuple`): Objectives and their losses `()`.
-            rows (list of `dict`): Names to numbers of the rows of each micro-batch.
-            parameters (iterable of `nn.Parameter`): Whose gradients are checked.
+            losses (list of `tuple`): Names of objectives and their losses `()`.
+            rows (list of `dict`): Row numbers of each micro-batch, by the name of the field.
+            parameters (iterable of `nn.Parameter`): Parameters whose gradients are checked.
         """
         names, values = [name for name, _ in losses], [value.float() for _, value in losses]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -80,26 +80,26 @@ class NanGuard:
         """Check all steps since the last call.
 
         Raises:
-            FloatingPointError: naming the first step that has a value that is not finite, and its report.
+            FloatingPointError: naming the first step with a NaN or infinite value, and its report.
         """
         steps, self._steps = self._steps, []
         if not steps:
             return
-        is_finite = torch.isfinite(torch.cat([step.values for step in steps])).tolist()  # one synchronisation
+        is_finite = torch.isfinite(torch.cat([step.values for step in steps])).tolist()  # one synchronization
         for step in steps:
-            own, is_finite = is_finite[: len(step.names)], is_finite[len(step.names) :]
-            bad = list(dict.fromkeys(name for name, finite in zip(step.names, own, strict=True) if not finite))
+            of_step, is_finite = is_finite[: len(step.names)], is_finite[len(step.names) :]
+            bad = list(dict.fromkeys(name for name, finite in zip(step.names, of_step, strict=True) if not finite))
             if bad:
                 raise FloatingPointError(
-                    f"Step {step.number}: not finite: {', '.join(bad)}. The numbers of its rows are in "
-                    f"{self._write_report(step, bad)}. Look at them, or lower the learning rate, and resume from the "
-                    "last checkpoint."
+                    f"Non-finite {', '.join(bad)} in step {step.number}. The numbers of its rows are in "
+                    f"{self._write_report(step, bad)}. Inspect those rows or lower the learning rate, then resume "
+                    "from the last checkpoint."
                 )
 
     def _write_report(self, step: _Step, bad: list[str]) -> Path:
         suffix = f"-process-{self.process_index}" if self.process_index else ""
         file = self.output_dir / f"not-finite-step-{step.number}{suffix}.json"
-        rows = [{name: torch.as_tensor(ids).tolist() for name, ids in each.items()} for each in step.rows]
+        rows = [{name: torch.as_tensor(ids).tolist() for name, ids in fields.items()} for fields in step.rows]
         report = {
             "step": step.number,
             "process_index": self.process_index,
@@ -115,7 +115,7 @@ class NanGuard:
 
 
 def _phases_to_try(phases: Sequence[LossPhase], *, step: int) -> Iterator[tuple[int, LossPhase]]:
-    """Yield the number and the first phase of each kind, without kinds that a run has begun before `step`."""
+    """Yield the number and first phase of each kind, except kinds that a run has begun before `step`."""
     first, tried = 0, set()
     for number, phase in enumerate(phases):
         kind = (phase.uses_tokens, phase.uses_pairs)
@@ -126,56 +126,54 @@ def _phases_to_try(phases: Sequence[LossPhase], *, step: int) -> Iterator[tuple[
 
 
 def row_lengths(rows: RowSource) -> Iterator[int]:
-    """Yield the number of tokens of each row; for a `datasets.Dataset` without making Python lists.
-
-    Of an object that is neither a `datasets.Dataset` nor a list only the first 100,000 rows are read, since each may
-    be tokenised on access.
-    """
-    # A transform makes the columns on access.
+    """Yield the number of tokens of each row, or of the first 100,000 if access to a row may tokenize it."""
+    # A dataset with a transform, format "custom", computes its columns on access.
     if isinstance(rows, Dataset) and "input_ids" in rows.column_names and rows.format["type"] != "custom":
         for table in rows.select_columns(["input_ids"]).with_format("arrow").iter(_TABLE_ROWS):
             yield from pyarrow.compute.list_value_length(table["input_ids"]).to_pylist()
         return
-    limit = None if isinstance(rows, (list, tuple)) else _MOST_ROWS
+    limit = None if isinstance(rows, (list, tuple)) else _MAX_ROWS
     yield from (len(rows[index]["input_ids"]) for index in islice(range(len(rows)), limit))
 
 
 def longest_rows(rows: RowSource, *, count: int) -> list[int]:
-    """Return the numbers of the `count` longest rows; see `row_lengths`."""
+    """Return the indices of the `count` longest rows; see `row_lengths`."""
     return _largest(row_lengths(rows), count=count)
 
 
 def longest_pairs(pairs: RowSource, *, count: int) -> list[int]:
-    """Return the numbers of the `count` pairs whose longer side has the most bytes.
+    """Return the indices of the `count` pairs whose longer side has the most bytes.
 
-    Bytes, not characters: a character outside the vocabulary takes one token for each of its bytes.
+    Bytes are counted because a character outside the vocabulary takes one token per byte.
     """
-    limit = None if isinstance(pairs, (list, tuple, Dataset)) else _MOST_ROWS
-    sides = (pairs[index] for index in islice(range(len(pairs)), limit))
-    sizes = (max(len(str(side[name]).encode("utf-8", "replace")) for name in ("anchor", "positive")) for side in sides)
+    limit = None if isinstance(pairs, (list, tuple, Dataset)) else _MAX_ROWS
+    rows = (pairs[index] for index in islice(range(len(pairs)), limit))
+    sizes = (max(len(str(row[side]).encode("utf-8", "replace")) for side in ("anchor", "positive")) for row in rows)
     return _largest(sizes, count=count)
 
 
 def _largest(sizes: Iterator[int], *, count: int) -> list[int]:
-    """Return the numbers of the largest sizes, the largest first."""
+    """Return the indices of the `count` largest sizes, in descending order."""
     best: Sequence[tuple[int, int]] = heapq.nlargest(count, ((size, -index) for index, size in enumerate(sizes)))
     return [-index for _, index in best]
 
 
 def try_phases(trainer: Any, model: nn.Module) -> None:
-    """Run the heaviest micro-batch of each kind of phase that a resumed run has not begun yet.
+    """Run the largest micro-batch of each kind of phase that has not begun yet, to find out whether it fits in memory.
 
-    No gradient or change of a random state is left behind. `model` is the trainer's as it is called in training.
+    Gradients and random states are restored. `model` is the trainer's model as training calls it.
 
     Raises:
-        torch.OutOfMemoryError: naming the phase that does not fit and what to lower.
+        torch.OutOfMemoryError: naming the phase that does not fit and the arguments to lower.
     """
     was_training = trainer.model.training
     try:
         for number, phase in _phases_to_try(trainer.phases, step=trainer.state.global_step):
             with _random_state_kept():
-                batch = _heaviest_batch(trainer, phase)
-                if trainer.is_world_process_zero():  # printed, since a process killed for its memory logs nothing
+                batch = _largest_batch(trainer, phase)
+                if (
+                    trainer.is_world_process_zero()
+                ):  # printed, since the log may be lost if the system kills the process
                     name = f"phase {number + 1} ({trainer.args.loss_phases[number]})"
                     print(f"trying the memory of {name}: {_batch_sizes(batch)}", flush=True)
                 reserved = reserve_for_optimizer(trainer.optimizer)
@@ -189,7 +187,7 @@ def try_phases(trainer: Any, model: nn.Module) -> None:
 
 @contextmanager
 def _random_state_kept() -> Iterator[None]:
-    """Restore every random state that training draws from when the context ends."""
+    """Restore all random states that training uses when the context ends."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
@@ -201,16 +199,16 @@ def _random_state_kept() -> Iterator[None]:
 
 
 def reserve_for_optimizer(optimizer: Any) -> list[Tensor]:
-    """Allocate what Adam will allocate in its first step; nothing for other optimizers or after that step."""
+    """Allocate as much as Adam in its first step; nothing for other optimizers or after that step."""
     inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     if not isinstance(inner, torch.optim.Adam) or inner.state:
         return []
     weights = [weight for group in inner.param_groups for weight in group["params"]]
-    # Ones: the system hands out pages of zeros only when they are written to.
+    # Not zeros, for which the system reserves no memory until they are written to.
     return [torch.ones_like(weight, requires_grad=False) for weight in weights for _ in range(2)]
 
 
-def _heaviest_batch(trainer: Any, phase: LossPhase) -> dict[str, Any]:
+def _largest_batch(trainer: Any, phase: LossPhase) -> dict[str, Any]:
     """Make a micro-batch of the longest rows, and of the longest pairs if the phase uses pairs."""
     rows = trainer.train_dataset
     numbers = longest_rows(rows, count=trainer._train_batch_size)
@@ -233,24 +231,26 @@ def _batch_sizes(batch: dict[str, Any]) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on a CPU."""
+    """Whether an error reports that a GPU or the CPU is out of memory."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def out_of_memory(error: BaseException, *, where: str, of_pairs: bool) -> torch.OutOfMemoryError:
-    """Return an error that says where memory ran out and what to lower.
+    """Return an error that names where memory ran out and the arguments to lower.
 
-    It keeps the original message, which accelerate reads to lower batch sizes.
+    It includes the original message, which accelerate reads to lower batch sizes.
     """
     remedy = (
-        "Lower `contrastive_batch_size` or `contrastive_max_length`; or keep the batch and read it in parts, with "
-        "`contrastive_mini_batch_tokens` and `contrastive_recompute`"
-        if of_pairs
-        else "Lower `per_device_train_batch_size` and raise `gradient_accumulation_steps` by as much, or make shorter "
-        "rows"
+        "Lower `per_device_train_batch_size` and raise `gradient_accumulation_steps` by the same factor, or make "
+        "shorter rows"
     )
+    if of_pairs:
+        remedy = (
+            "Lower `contrastive_batch_size` or `contrastive_max_length`, or process the batch in parts with "
+            "`contrastive_mini_batch_tokens` and `contrastive_recompute`"
+        )
     return torch.OutOfMemoryError(
         f"Memory ran out {where}. {remedy}; or turn on `activation_checkpointing`. ({error})"
     )

@@ -1,4 +1,4 @@
-"""Add low-rank adapters through peft, and train them fast on a CPU."""
+"""Add low-rank adapters with peft, and speed up their training on a CPU."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from .training_args import option
 
 @dataclass
 class LoraArguments:
-    """Whether and how to train low-rank adapters instead of all weights.
+    """Arguments of low-rank adapters.
 
     Raises:
         ValueError: listing every field that is out of its range.
@@ -56,38 +56,38 @@ class LoraArguments:
 
     @property
     def use_lora(self) -> bool:
-        """Whether adapters are trained, not all weights."""
+        """Whether adapters are trained instead of all weights."""
         return self.lora_r > 0
 
 
 def apply_lora(model: PreTrainedModel, args: LoraArguments) -> PreTrainedModel | PeftModel:
-    """Freeze a model and put trainable adapters on all its linear layers but the LM head.
+    """Freeze a model and add trainable adapters to all its linear layers except the LM head.
 
-    The initial adapters are drawn from torch's global generator, and the linear layers replaced in place.
+    The adapters are initialized from torch's global generator. The linear layers are replaced in place.
 
     Args:
         model (`PreTrainedModel`): A model without adapters.
         args (`LoraArguments`): Rank, scale and dropout.
 
     Returns:
-        `PeftModel`: the wrapped model, or `model` itself if the rank is 0.
+        `PeftModel`: the wrapped model, or `model` if the rank is 0.
 
     Raises:
-        ValueError: if the model has an adapter already.
+        ValueError: if the model already has an adapter.
     """
     if getattr(model, "has_adapter", False):
         raise ValueError(
-            "The model has an adapter already, and a second one on top could not be saved with its base. Merge it "
-            "first: `model.save_pretrained(directory, merge_adapter=True)`, and train the saved model."
+            "The model already has an adapter, and a second one could not be saved with its base. Merge it first: "
+            "`model.save_pretrained(directory, merge_adapter=True)`, and train the saved model."
         )
     if not args.use_lora:
         return model
-    # A head from an earlier contrastive training gets no adapter. peft warns of names that match nothing.
-    kept_head = rf"(.*\.)?{HEAD_NAME}\..*" if HEAD_NAME in dict(model.named_children()) else None
+    # A contrastive head gets no adapter. Without one nothing is excluded, since peft warns about unmatched names.
+    head_name = rf"(.*\.)?{HEAD_NAME}\..*" if HEAD_NAME in dict(model.named_children()) else None
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         target_modules="all-linear",
-        exclude_modules=kept_head,
+        exclude_modules=head_name,
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
@@ -98,20 +98,20 @@ def apply_lora(model: PreTrainedModel, args: LoraArguments) -> PreTrainedModel |
 
 
 def adapter_layers(model: nn.Module) -> list[Any]:
-    """Return the layers of a model with a peft adapter that converts its input."""
+    """Return the layers with a peft adapter that casts its input."""
     return [module for module in model.modules() if hasattr(module, "cast_input_dtype_enabled")]
 
 
 @contextmanager
 def adapters_under_autocast(layers: Sequence[Any]) -> Iterator[None]:
-    """Let autocast convert the inputs of adapters, and fuse adapters with their layers where that is faster.
+    """Let only autocast cast the inputs of adapters, and fuse adapters with their layers if possible.
 
-    peft converts inputs to the adapter's dtype, float32, from which autocast converts them back to half precision. The
-    values are the same, but every adapted layer keeps a copy of its input for the backward pass: for seven layers of a
-    block and 16,384 tokens of width 4,096, a gigabyte a block.
+    peft casts inputs to float32, the adapter's dtype, and autocast casts them back to half precision. The values are
+    the same, but every adapted layer keeps a copy of its input for the backward pass: one gigabyte per block with
+    seven layers and 16,384 tokens of width 4,096.
 
     Args:
-        layers (sequence): What `adapter_layers` returned; they must be called under autocast until the context ends.
+        layers (sequence): Layers of `adapter_layers`; in this context they must be called under autocast.
     """
     before = [layer.cast_input_dtype_enabled for layer in layers]
     fused = [layer for layer in layers if can_be_fused(layer)]
@@ -130,7 +130,10 @@ def adapters_under_autocast(layers: Sequence[Any]) -> Iterator[None]:
 
 @contextmanager
 def targets_in_order(model: Any) -> Iterator[None]:
-    """Save the adapters of a `PeftModel` alike in every process: with sorted lists of targets instead of sets."""
+    """Sort the target modules of adapters in this context, so that every process saves the same config.
+
+    peft stores them in sets, whose order differs between processes.
+    """
     configs = list(model.peft_config.values()) if isinstance(model, PeftModel) else []
     before = [dict(vars(config)) for config in configs]
     for config in configs:
@@ -142,18 +145,17 @@ def targets_in_order(model: Any) -> Iterator[None]:
             vars(config).update(values)
 
 
-# ---- A linear layer and its adapter as one step of autograd, for training on a CPU in half precision ----
+# ---- Linear layers fused with their adapters, for training on a CPU in half precision ----
 
 
 class _AdaptedLinear(torch.autograd.Function):
     """Compute `x W^T + b + (x A^T) B^T` with a frozen W and b.
 
     peft computes `W x`, `A x`, `B (A x)`, a multiplication by the scale and an addition. At rank 16 the last three
-    take longer than the layer itself, since they move memory and compute little. Here the adapter is part of the
-    layer's own product, as rows added to its inner dimension: `[x, A x] [W, B]^T` if the output is wider than the
-    input, else `x W^T + (x A^T) B^T`, with the scale in A, and the gradient of x likewise. On two cores, 4,096 tokens
-    from 640 to 2,048 in bfloat16 take 7 ms instead of 54 forward and 15 instead of 24 backward; a training step of
-    Gemma 3 270M became 1.22 times as fast.
+    take longer than the layer itself, since they are bound by memory. If the output is wider than the input, this
+    function computes one product, `[x, A x] [W, B]^T`, else `x W^T + (x A^T) B^T`, with the scale in A; likewise for
+    the gradient of x. On two cores, 4,096 tokens from 640 to 2,048 in bfloat16 take 7 ms instead of 54 forward and 15
+    instead of 24 backward; a training step of Gemma 3 270M is 1.22 times as fast.
 
     Shapes: inputs `(N, I)`, weight `(O, I)`, bias `(O,)` or `None`, down `(R, I)` with the scale, up `(O, R)`.
     """
@@ -177,27 +179,27 @@ class _AdaptedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         inputs, weight, down, up, reduced = ctx.saved_tensors
-        of_outputs = grads[0]
-        of_reduced = of_outputs @ up  # (N, R)
-        of_down = of_reduced.t() @ inputs
-        of_up = (reduced.t() @ of_outputs).t()
+        grad_outputs = grads[0]  # (N, O)
+        grad_reduced = grad_outputs @ up  # (N, R)
+        grad_down = grad_reduced.t() @ inputs
+        grad_up = (reduced.t() @ grad_outputs).t()
         if not ctx.needs_input_grad[0]:
-            return None, None, None, of_down, of_up
+            return None, None, None, grad_down, grad_up
         if weight.shape[1] > weight.shape[0]:
-            of_inputs = torch.cat([of_outputs, of_reduced], 1) @ torch.cat([weight, down])
+            grad_inputs = torch.cat([grad_outputs, grad_reduced], 1) @ torch.cat([weight, down])
         else:
-            of_inputs = torch.addmm(of_outputs @ weight, of_reduced, down)
-        return of_inputs, None, None, of_down, of_up
+            grad_inputs = torch.addmm(grad_outputs @ weight, grad_reduced, down)
+        return grad_inputs, None, None, grad_down, grad_up
 
 
 class AdaptedLinear(LoraLinear):
-    """The class that a layer has during training if it `can_be_fused`.
+    """Replaces the class of layers that `can_be_fused` during training.
 
-    A class instead of a `forward` for each layer, since compiled code is shared by layers of one class.
+    A class, not a `forward` set on each layer, since only layers of the same class share compiled code.
     """
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Compute what peft computes in autocast's dtype; leave calls with further arguments to peft."""
+        """Compute the same as peft in autocast's dtype; calls with further arguments are left to peft."""
         is_plain = not (args or kwargs or self.merged or self.disable_adapters)
         if not is_plain or not torch.is_autocast_enabled("cpu"):
             return super().forward(x, *args, **kwargs)
@@ -213,7 +215,7 @@ class AdaptedLinear(LoraLinear):
 
 
 def can_be_fused(layer: nn.Module) -> bool:
-    """Whether a layer is plain LoRA on a frozen linear layer, with unsharded weights in CPU memory."""
+    """Whether a layer is a frozen linear layer with plain LoRA and unsharded weights on the CPU."""
     if type(layer) is not LoraLinear or layer.lora_variant or len(layer.active_adapters) != 1:
         return False
     base, name = layer.base_layer, layer.active_adapters[0]

@@ -1,6 +1,6 @@
 """Train a decoder to generate, encode and infill at once: `MagnetTrainer`.
 
-The trainer knows a model by what its forward takes and returns, not by its class.
+The trainer relies on the arguments and outputs of the model's forward, not on its class.
 """
 
 from bisect import bisect_right
@@ -38,32 +38,32 @@ _ROW_NUMBERS = ("row_ids", "epochs", "pair_micro_batch")
 
 
 class MagnetTrainer(Trainer):
-    """transformers' `Trainer` with the objectives of `OBJECTIVES`, their data, their evaluation and the model card.
+    """Extends transformers' `Trainer` by the objectives of `OBJECTIVES`, their data and evaluation, and a model card.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): Its forward takes `mode`, `segment_ids`, `target_ids` and
             `logits_to_keep`.
-        args (`MagnetTrainingArguments`): The schedule, the corruption and everything else.
-        data_collator (`DataCollatorForMagnet`, *optional*): Corrupts rows; by default made from the other arguments.
+        args (`MagnetTrainingArguments`): Schedule, corruption and all other settings.
+        data_collator (`DataCollatorForMagnet`, *optional*): Corrupts rows; by default made from `args`.
         train_dataset (`RowSource`, *optional*): Rows with `input_ids`.
-        eval_dataset (`RowSource` or a `dict` of them, *optional*): Likewise.
+        eval_dataset (`RowSource` or a `dict` of them, *optional*): Held-out rows with `input_ids`.
         pair_dataset, eval_pair_dataset (`RowSource`, *optional*): Rows with the strings `anchor` and `positive`.
         processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer; saved with the model.
         compute_metrics (`Callable`, *optional*): Maps the `EvalPrediction` of an evaluation to further metrics.
-            `predictions` are the likeliest tokens and `label_ids` the right ones, aligned arrays of shape
-            `(rows, S, objectives)`, -100 where nothing was predicted; several processes may add rows of -100.
+            `predictions` are the most likely tokens and `label_ids` the correct ones, aligned arrays of shape
+            `(rows, S, objectives)`, -100 at positions without a label; several processes may add rows of -100.
             `include_for_metrics=["inputs"]` adds the corrupted rows.
         options: Further arguments of `Trainer`, such as `callbacks` and `optimizers`.
 
     Raises:
-        ValueError: listing everything that does not fit together, before any training.
+        ValueError: listing all problems, before any training.
 
     Source: MAGNET (Khosla et al. 2025), section 3: `L = l1 * MNTP + l2 * SSCL + l3 * MSG`.
     """
 
     # `compute_loss` divides by counts over the whole accumulation window.
     loss_is_scaled_for_ga = True
-    # Narrower types than the parent's.
+    # Narrow the types of the parent.
     args: MagnetTrainingArguments
     data_collator: DataCollatorForMagnet
     model: Any
@@ -93,7 +93,7 @@ class MagnetTrainer(Trainer):
             data_collator = _collator_for_rows(base_model.config, processing_class, args)
         self.phases, self._normalization = args.phases, args.normalization
         self._phase_ends = list(accumulate(phase.steps for phase in self.phases))
-        if any(phase.msg > 0 for phase in self.phases):
+        if any("msg" in phase.weights for phase in self.phases):
             MagnetSettings.update(base_model.config, end_of_span=data_collator.settings.end_of_span)
         self.head = contrastive.attach_contrastive_head(
             base_model,
@@ -102,12 +102,12 @@ class MagnetTrainer(Trainer):
             seed=args.seed,
         )
         if args.gradient_checkpointing and base_model is not model:
-            # Adapters in checkpointed layers get no gradient unless the layers' inputs require one.
+            # Adapters in checkpointed layers get a gradient only if the inputs of the layers require one.
             base_model.enable_input_require_grads()
         data = {"data_collator": data_collator, "processing_class": processing_class, **rows}
         super().__init__(model, args, compute_metrics=compute_metrics, **data, **options)
         if compute_metrics is not None and self.shares_weights:
-            raise ValueError("`compute_metrics` needs the LM head whole; FSDP and ZeRO-3 shard it. Leave it out.")
+            raise ValueError("`compute_metrics` needs the whole LM head, but FSDP and ZeRO-3 shard it. Omit it.")
         state = self.accelerator.state
         distributed.configure_sharding(getattr(state, "fsdp_plugin", None), view_dropout=args.view_dropout)
         compiler = distributed.take_over_compilation(state.dynamo_plugin, args)
@@ -123,28 +123,28 @@ class MagnetTrainer(Trainer):
         self._guard = guards.NanGuard(args.output_dir or ".", process_index=args.process_index)
         self._losses: list[tuple[str, Tensor]] = []  # of the micro-batches of the current step
         self._rows: list[dict[str, Any]] = []
-        self._parts: dict[str, tuple[Tensor, float]] = {}  # sum of each loss since the last log, and its steps
+        self._parts: dict[str, tuple[Tensor, float]] = {}  # sum and number of steps of each loss since the last log
         self._part: Literal["all", "tokens", "pairs"] = "all"  # what `compute_loss` computes
-        self._tried_phase: LossPhase | None = None
-        # Optimizers that change weights within each backward pass.
+        self._tried_phase: LossPhase | None = None  # during the memory trial
+        # Some optimizers update the weights during each backward pass.
         optimizer = str(getattr(args.optim, "value", args.optim))
         self._steps_in_backward = "lomo" in optimizer or optimizer.endswith("layerwise")
 
     @property
     def _phase(self) -> LossPhase:
-        """The phase of the coming step, or the one that the memory trial tries; the last phase never ends."""
+        """The phase of the next step, or of the memory trial; the last phase does not end."""
         if self._tried_phase is not None:
             return self._tried_phase
         number = bisect_right(self._phase_ends, self.state.global_step)
         return self.phases[min(number, len(self.phases) - 1)]
 
-    # ---- Data: rows follow from seed and epoch, pairs from seed and step, so that a resumed run repeats them ----
+    # ---- Data. Seed and epoch determine the rows, seed and step the pairs, so that resumed runs repeat them ----
 
     def get_train_dataloader(self) -> DataLoader:
         """Load training rows with their numbers and epochs, shuffled by seed and epoch."""
         if self.train_dataset is None:
             raise ValueError("`train_dataset` is missing; pass rows with `input_ids` to train.")
-        # Kept, since it has to be told the epoch.
+        # Kept, so that `_run_epoch` can set the epoch.
         sampler = self._row_sampler = samplers.EpochRowSampler(len(self.train_dataset), seed=self.args.order_seed)
         return self._get_dataloader(
             dataset=EpochRows(self.train_dataset),
@@ -155,11 +155,11 @@ class MagnetTrainer(Trainer):
         )
 
     def _run_epoch(self, model: nn.Module, epoch: int, *args: Any, **kwargs: Any) -> None:
-        """Tell the sampler the epoch and run it; run nothing where a finished run is resumed."""
+        """Run an epoch after telling the sampler its number; run nothing if a finished run is resumed."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        # transformers and accelerate do not reach a sampler wrapped by both a shard and a skip of batches.
+        # transformers and accelerate set no epoch if the sampler is wrapped for sharding and for skipping batches.
         assert self._row_sampler is not None
         self._row_sampler.set_epoch(epoch)
         super()._run_epoch(model, epoch, *args, **kwargs)
@@ -167,12 +167,12 @@ class MagnetTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], Any]:
-        """Collect the micro-batches of a step, with pairs where the phase uses them."""
+        """Collect the micro-batches of a step, with pairs if the phase uses them."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not self._phase.uses_pairs:
             self._pair_stream.stop()
             return batches, num_items
-        # Short windows at the end of an epoch skip numbers, so that these depend on the step only.
+        # The last window of an epoch may be shorter. It skips numbers, so that they depend only on the step.
         steps = objectives.pair_steps_before(self.phases, self.state.global_step)
         first = steps * self.args.gradient_accumulation_steps
         return [
@@ -187,11 +187,11 @@ class MagnetTrainer(Trainer):
     ) -> Tensor:
         """Run forward and backward of a micro-batch.
 
-        Token losses are back-propagated before the contrastive forward, so that the two graphs never exist together.
+        Token losses are back-propagated before the contrastive forward, so that only one graph exists at a time.
 
         Raises:
-            FloatingPointError: for a loss or gradient that is not finite; on a CPU at once, elsewhere by the next log.
-            torch.OutOfMemoryError: naming the phase and what to lower.
+            FloatingPointError: for a NaN or infinite loss or gradient; on a GPU not before the next log.
+            torch.OutOfMemoryError: naming the phase and the arguments to lower.
         """
         with ExitStack() as stack:
             if self._autocast_layers:
@@ -200,7 +200,7 @@ class MagnetTrainer(Trainer):
                 stack.enter_context(distributed.compiled(self.compiled_layers))
             loss = self._forward_and_backward(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients and self.is_in_train:
-            # DeepSpeed keeps no gradient after its step, and fp16 gradients overflow while their scale is sought.
+            # DeepSpeed keeps no gradients after its step, and fp16 gradients may overflow until the scale is found.
             parameters = [] if self.is_deepspeed_enabled or self.args.fp16 else self.model.parameters()
             self._guard.end_step(self.state.global_step + 1, self._losses, self._rows, parameters)
             self._losses, self._rows = [], []
@@ -209,21 +209,23 @@ class MagnetTrainer(Trainer):
         return loss
 
     def _forward_and_backward(self, model: nn.Module, inputs: dict[str, Any], num_items: Any) -> Tensor:
-        """Run the parent's step once, or once for the token losses and once for the pair losses."""
-        # A subclass that adds a term to the loss or scales it has to do so once and to all of it.
-        is_own = getattr(self.compute_loss, "__func__", None) is MagnetTrainer.compute_loss
-        # DeepSpeed counts a backward pass as a micro-batch, and makes its optimizer step in the last one.
+        """Run the parent's step once, or separately for the token losses and the pair losses."""
+        # A subclass may add a term to the loss or scale it, which has to happen once and to the whole loss.
+        is_original = getattr(self.compute_loss, "__func__", None) is MagnetTrainer.compute_loss
+        # DeepSpeed counts each backward pass as a micro-batch, and runs its optimizer step in the last one.
         keeps_gradients = not (self.is_deepspeed_enabled or self._steps_in_backward)
-        if not ("pairs" in inputs and self._phase.uses_tokens and is_own and keeps_gradients):
+        if not ("pairs" in inputs and self._phase.uses_tokens and is_original and keeps_gradients):
             return self._run_part("all", model, inputs, num_items)
-        with self._gradients_kept_back(model):
+        # DDP averages gradients during a backward pass, but both passes add to the same gradients. The first one must
+        # not communicate, or its gradients would be averaged again with those of the second.
+        with self._without_gradient_sync(model):
             token_loss = self._run_part("tokens", model, inputs, num_items)
         return token_loss + self._run_part("pairs", model, inputs, num_items)
 
     def _run_part(
         self, part: Literal["all", "tokens", "pairs"], model: nn.Module, inputs: dict[str, Any], num_items: Any
     ) -> Tensor:
-        """Run the parent's step on a part of the loss, and explain where memory ran out."""
+        """Run the parent's step on a part of the loss, and report where memory ran out."""
         self._part = part
         try:
             return super().training_step(model, inputs, num_items)
@@ -239,11 +241,11 @@ class MagnetTrainer(Trainer):
         finally:
             self._part = "all"
 
-    def _gradients_kept_back(self, model: nn.Module) -> Any:
-        """Delay DDP's averaging of gradients, which would otherwise average the first pass's gradients twice.
+    def _without_gradient_sync(self, model: nn.Module) -> Any:
+        """Delay the averaging of gradients over processes to the next backward pass.
 
-        FSDP2 reduces and adds up shards after every backward pass, which is right as it is; delayed, every process
-        would hold the gradients whole.
+        FSDP2 may reduce after every pass, since it adds reduced shards up; delayed, every process would hold the whole
+        gradients.
         """
         return nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model)
 
@@ -258,7 +260,7 @@ class MagnetTrainer(Trainer):
 
         Each token loss is divided by its items in the whole window on all processes, `num_items_in_batch` of shape
         `(K,)`; by default by those of this batch. A pair loss is a mean over micro-batches, each with its own
-        negatives. With `return_outputs` the unweighted losses come as well.
+        negatives. With `return_outputs` the unweighted losses are returned, too.
         """
         phase, part = self._phase, self._part
         losses: dict[str, Tensor] = {}
@@ -266,29 +268,29 @@ class MagnetTrainer(Trainer):
             num_items = num_items_in_batch if isinstance(num_items_in_batch, Tensor) else self._count(inputs)
             joint = objectives.forward_targets(model, inputs)
             for (name, token_losses), items in zip(joint.losses.items(), num_items, strict=True):
-                # Wrappers average gradients over processes, but sums over a global count have to be added up.
+                # Wrappers average gradients over processes, but losses divided by a global count have to be summed.
                 scale = self.accelerator.num_processes
                 losses[name] = scale * OBJECTIVES[name].loss(token_losses, num_items=items)
         if "pairs" in inputs and part != "tokens":
             pair_losses = objectives.pair_losses(
                 model, inputs["pairs"], head=self.head, args=self.args, num_processes=self.accelerator.num_processes
             )
-            losses |= {name: each / self._num_micro_batches for name, each in pair_losses.items()}
+            losses |= {name: pair_loss / self._num_micro_batches for name, pair_loss in pair_losses.items()}
         loss = torch.zeros((), dtype=torch.float32, device=self.args.device)
-        for name, each in losses.items():
-            loss = loss + phase.weights.get(name, 0.0) * each
+        for name, term in losses.items():
+            loss = loss + phase.weights.get(name, 0.0) * term
         if "pairs" not in inputs and part == "all" and list(self.head.parameters()):
-            # Some optimizers and wrappers treat a head that lacks a gradient in some steps differently. The head is
-            # called, since ZeRO-3 gathers its weights only then.
+            # Give the head a gradient of 0, since some optimizers and wrappers need one in every step. The head has to
+            # be called, since ZeRO-3 gathers its weights only then.
             width = unwrap_peft_model(self.accelerator.unwrap_model(model)).config.hidden_size
             loss = loss + 0.0 * self.head(torch.zeros(1, width, device=loss.device)).sum()
         if model.training:
-            # Kept for the next log and the NaN guard without a synchronisation.
-            for name, each in losses.items():
-                total, steps = self._parts.get(name, (torch.zeros_like(each), 0.0))
-                self._parts[name] = (total + each.detach(), steps + 1 / self._num_micro_batches)
+            # Kept as tensors for the next log and the NaN guard, since reading them would synchronize with the device.
+            for name, term in losses.items():
+                total, steps = self._parts.get(name, (torch.zeros_like(term), 0.0))
+                self._parts[name] = (total + term.detach(), steps + 1 / self._num_micro_batches)
             if self.is_in_train:
-                self._losses += [(name, each.detach()) for name, each in losses.items()]
+                self._losses += [(name, term.detach()) for name, term in losses.items()]
                 if part != "pairs":
                     self._rows.append({name: inputs[name] for name in _ROW_NUMBERS if name in inputs})
         return (loss, losses) if return_outputs else loss
@@ -305,19 +307,19 @@ class MagnetTrainer(Trainer):
 
     @property
     def _num_micro_batches(self) -> int:
-        """The micro-batches of the current step; the last window of an epoch may be shorter."""
+        """The number of micro-batches of the current step; the last window of an epoch may be shorter."""
         return self.current_gradient_accumulation_steps if self.is_in_train else 1
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        """Prepare as the parent does, then find out whether the phases fit into memory."""
+        """Prepare like the parent, then find out whether the phases fit in memory."""
         prepared = super()._prepare_for_training(*args, **kwargs)
-        # DeepSpeed keeps gradients until its next step, and some optimizers step in each backward pass.
+        # With DeepSpeed and optimizers that step during a backward pass, a trial could not be undone.
         if self.args.memory_trial and not self.is_deepspeed_enabled and not self._steps_in_backward:
             guards.try_phases(self, prepared[0])
         return prepared
 
     def try_step(self, model: nn.Module, phase: LossPhase, batch: dict[str, Any]) -> None:
-        """Run forward and backward of a micro-batch as a phase does, without a log or a count.
+        """Run forward and backward of a micro-batch as in a phase, without logging or counting it.
 
         Args:
             model (`nn.Module`): The model as it is called in training.
@@ -326,8 +328,8 @@ class MagnetTrainer(Trainer):
         """
         logged, self._parts, self._tried_phase, self.is_in_train = self._parts, {}, phase, False
         try:
-            # Not compiled: layers compiled for these shapes first would compute other bits in the run.
-            with adapters_under_autocast(self._autocast_layers), self._gradients_kept_back(model):
+            # Not compiled: layers first compiled for these shapes would give other results in the last bits.
+            with adapters_under_autocast(self._autocast_layers), self._without_gradient_sync(model):
                 self._forward_and_backward(model, batch, None)
         finally:
             self._parts, self._tried_phase, self.is_in_train = logged, None, True
@@ -335,7 +337,7 @@ class MagnetTrainer(Trainer):
     # ---- Logs and evaluation ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as the parent does, with the unweighted mean of each objective's loss."""
+        """Log like the parent, and add the unweighted mean loss of each objective."""
         self._guard.check()
         if "loss" in logs and self._parts:
             totals = torch.stack([total for total, _ in self._parts.values()])
@@ -346,35 +348,34 @@ class MagnetTrainer(Trainer):
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate as the parent does, unless the last step was not finite."""
+        """Evaluate like the parent, after checking that the last steps were finite."""
         self._guard.check()
         return super().evaluate(*args, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Load each evaluation row once over all processes, corrupted in the same way every time."""
+        """Load each evaluation row on one process, corrupted in the same way every time."""
         if isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset]
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         samplers.check_row_source(rows, name="eval_dataset")
         collator = evaluation.EvaluationCollator.from_training(self.data_collator, self.args)
-        return samplers.even_dataloader(
-            EpochRows(rows), collator, batch_size=self.args.eval_batch_size, args=self.args
-        )
+        size = self.args.eval_batch_size
+        return samplers.even_dataloader(EpochRows(rows), collator, batch_size=size, args=self.args)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """Load rows to predict as those of an evaluation."""
+        """Load test rows like evaluation rows."""
         return self.get_eval_dataloader(test_dataset)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Run the parent's loop, whose `prediction_step` collects sums, and turn these into metrics.
+        """Run the parent's loop, whose `prediction_step` collects sums, and convert these to metrics.
 
         Metrics are `loss`, the losses of all objectives, `masked_accuracy`, `infilling_perplexity`,
-        `left_to_right_perplexity` (of the same span tokens) and `causal_perplexity`. `loss` weighs the others by the
-        current phase. Metrics without a token are left out. The random state of training stays as it is.
+        `left_to_right_perplexity` (of the same span tokens) and `causal_perplexity`. `loss` weights the losses as
+        the current phase does. Metrics without a token are omitted. The random state of training does not change.
         """
         was_training = self.model.training
         self._sums: Counter[str] = Counter()
-        # Every gathered row counts; by default accelerate drops what it takes for repeated rows of the train loader.
+        # accelerate's default drops the last rows, taking them for repeated rows of its own loader.
         self.gather_function = self.accelerator.gather
         output = super().evaluation_loop(*args, **{**kwargs, "metric_key_prefix": metric_key_prefix})
         assert output.metrics is not None
@@ -386,7 +387,7 @@ class MagnetTrainer(Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[None, Tensor | None, Tensor | None]:
-        """Add one batch's sums to the current evaluation, and predict tokens for `compute_metrics`."""
+        """Add the sums of one batch to the current evaluation, and predict tokens for `compute_metrics`."""
         batch: dict[str, Any] = self._prepare_inputs(inputs)
         sums, joint = evaluation.language_sums(model, batch, normalization=self._normalization)
         self._sums.update(sums)
@@ -403,18 +404,13 @@ class MagnetTrainer(Trainer):
         return self.is_fsdp_enabled or (self.is_deepspeed_enabled and is_deepspeed_zero3_enabled())
 
     def whole_weights(self) -> dict[str, Tensor]:
-        """Gather all weights in CPU memory; every process has to call this, and the first one gets them."""
-        if self.is_deepspeed_enabled:  # in half precision, if it trains in it
+        """Gather all weights in CPU memory; every process must call this, and the first one gets them."""
+        if self.is_deepspeed_enabled:  # in the training's precision
             return self.accelerator.get_state_dict(self.deepspeed) or {}
         return distributed.whole_weights(self.model, keep=self.args.should_save)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train, or resume from a checkpoint; `True` takes the newest complete one.
-
-        Raises:
-            ValueError: if there is none, it is damaged, or a run with another number of processes wrote it.
-            FloatingPointError: as `training_step`.
-        """
+        """Train, or resume from a checkpoint; see `checkpoint_to_resume` and `training_step` for errors."""
         resume = checkpoints.checkpoint_to_resume(resume_from_checkpoint, output_dir=str(self.args.output_dir))
         output = super().train(resume, *args, **kwargs)
         self._guard.check()
@@ -425,16 +421,16 @@ class MagnetTrainer(Trainer):
 
     @property
     def _inner_model(self) -> Any:
-        """The model without wrappers of several processes and of peft."""
+        """The model without the wrappers of accelerate and peft."""
         return unwrap_peft_model(self.accelerator.unwrap_model(self.model))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save and seal a checkpoint; older ones are removed only then."""
+        """Save and seal a checkpoint, then remove older ones."""
         self._guard.check()
         step, run = self.state.global_step, Path(self._get_output_dir(trial))
         if self.args.should_save:
             checkpoints.forget_completeness(run / f"checkpoint-{step}")
-        # The parent would remove older ones before the seal, and by file times.
+        # The parent would remove older ones before this one is sealed, in the order of file times.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
@@ -442,14 +438,14 @@ class MagnetTrainer(Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            torch.save(self.args, run / f"checkpoint-{step}" / TRAINING_ARGS_NAME)  # with the limit
+            torch.save(self.args, run / f"checkpoint-{step}" / TRAINING_ARGS_NAME)  # with the original limit
             checkpoints.seal_checkpoint(run / f"checkpoint-{step}")
             checkpoints.remove_old_checkpoints(run, step=step, limit=limit, best=self.state.best_model_checkpoint)
 
-    # The head has a file of its own; with DeepSpeed it is part of the weights.
+    # The head has its own file; with DeepSpeed it is part of the weights.
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Save the contrastive head with the rest of what only resuming needs."""
+        """Save the contrastive head with the states that only resuming needs."""
         super()._save_optimizer_and_scheduler(output_dir)
         if not self.is_deepspeed_enabled:
             contrastive.save_head(self.head, directory=output_dir, should_save=self.args.should_save)
@@ -486,9 +482,9 @@ class MagnetTrainer(Trainer):
             (directory / CARD).write_text(text, encoding="utf-8")
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save as the parent does, with the card of this run and the settings of adapters."""
+        """Save like the parent, with the card of this run and the settings of adapters."""
         model, inner = self.accelerator.unwrap_model(self.model), self._inner_model
-        # By itself the model carries the card of its base; one that was set by hand stays.
+        # By default the model would save the card of its base; a card that the user set is kept.
         writes_card = self.args.should_save and getattr(inner, "_card", "") is None
         if writes_card:
             inner.card = self.card_text(self.args.hub_model_id or Path(str(self.args.output_dir)).name)
@@ -503,9 +499,9 @@ class MagnetTrainer(Trainer):
 
 
 def _collator_for_rows(config: Any, tokenizer: Any, args: MagnetTrainingArguments) -> DataCollatorForMagnet:
-    """Make the collator that corrupts training rows; `check_run` has seen that there are tokenizer and mask token."""
+    """Make the collator that corrupts training rows."""
     mask_token_id = MagnetSettings.of(config).mask_token_id
-    assert tokenizer is not None and mask_token_id is not None
+    assert tokenizer is not None and mask_token_id is not None, "checked by `check_run`"
     return DataCollatorForMagnet.from_tokenizer(
         tokenizer,
         model_config=config,

@@ -1,31 +1,31 @@
-"""Measure generated text with pure functions of sums, strings and tokens."""
+"""Compute metrics of generated text."""
 
 import math
 import re
 from collections.abc import Hashable, Sequence
 
-# A sentence ends at a line break, or at white space after a full stop, question or exclamation mark and its closing
-# quote or bracket.
+# A sentence ends at a line break, or at white space after a full stop, question mark or exclamation mark, with an
+# optional closing quote or bracket.
 _SENTENCE_END = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["'”’)\]]))\s+|\n+""")
 
 
 def perplexity(loss_sum: float, num_tokens: int) -> float:
-    """Turn a summed cross entropy into a perplexity, `exp(loss_sum / num_tokens)`.
+    """Convert a summed cross entropy to a perplexity, `exp(loss_sum / num_tokens)`.
 
     Args:
         loss_sum (`float`): Cross entropy summed over tokens, in nats.
         num_tokens (`int`): Number of tokens in the sum, >= 1.
 
     Returns:
-        `float`: 1 for a certain prediction, V for a guess among V tokens; infinite on overflow.
+        `float`: 1 for a certain prediction, V for a uniform one over V tokens; infinite on overflow.
 
     Raises:
         ValueError: if there are no tokens.
 
-    Source: MAGNET (Khosla et al. 2025), infilling perplexity, where only the tokens of the removed spans count.
+    Source: MAGNET (Khosla et al. 2025), infilling perplexity, over the tokens of removed spans.
 
     Example:
-        >>> round(perplexity(2 * math.log(10), 2), 6)  # each of two tokens had a chance of one in ten
+        >>> round(perplexity(2 * math.log(10), 2), 6)  # two tokens with probability 0.1 each
         10.0
     """
     if num_tokens < 1:
@@ -40,7 +40,7 @@ def repetition_n(texts: str | Sequence[str] | Sequence[Sequence[Hashable]], *, n
     """Compute Rep-n: the share of n-grams that repeat another one of the same text, averaged over the texts.
 
     Args:
-        texts (`str`, or a list of `str` or of token lists): What was generated; strings are split at white space.
+        texts (`str`, or a list of `str` or of token lists): Generated texts; strings are split at white space.
         n (`int`): Tokens in an n-gram, >= 1.
 
     Returns:
@@ -68,7 +68,7 @@ def repetition_sentences(texts: str | Sequence[str]) -> float:
     """Compute Rep-Sen: the share of sentences that repeat another one of the same text, averaged over the texts.
 
     Args:
-        texts (`str` or a list of `str`): What was generated; see `split_sentences`. White space does not count.
+        texts (`str` or a list of `str`): Generated texts, see `split_sentences`. Whitespace is ignored.
 
     Returns:
         `float`: mean of `1 - unique sentences / sentences`, in [0, 1); an empty text counts as 0.
@@ -83,7 +83,7 @@ def repetition_sentences(texts: str | Sequence[str]) -> float:
         0.5
     """
     texts = [texts] if isinstance(texts, str) else texts
-    return _mean_share_repeated([[" ".join(each.split()) for each in split_sentences(text)] for text in texts])
+    return _mean_share_repeated([[" ".join(sentence.split()) for sentence in split_sentences(text)] for text in texts])
 
 
 def split_sentences(text: str) -> list[str]:

@@ -17,7 +17,7 @@ from .sources import is_hub_id, local_files
 # Metrics of an evaluation by their names in logs, with the card's metric type and description.
 _MEASURES = {
     "eval_infilling_perplexity": ("perplexity", "infilling perplexity, span tokens from both sides"),
-    "eval_left_to_right_perplexity": ("perplexity", "perplexity of the same tokens from the left alone"),
+    "eval_left_to_right_perplexity": ("perplexity", "perplexity of the same tokens from the left only"),
     "eval_causal_perplexity": ("perplexity", "causal perplexity of whole texts"),
     "eval_masked_accuracy": ("accuracy", "accuracy of masked next-token prediction"),
 }
@@ -35,8 +35,8 @@ _RECIPE = (
     "mask_ratio",
     "seed",
 )
-# Files of the training data that a card lists by name.
-_MOST_FILES = 20
+# Limit of the training files that a card lists by name.
+_MAX_FILES = 20
 # First parts of relative paths that look like Hub ids.
 _FOLDERS = {"checkpoints", "checkpoint", "data", "model", "models", "output", "outputs", "results", "runs", "tmp"}
 
@@ -55,15 +55,15 @@ def run_card(
     language: Sequence[str] = (),
     license: str | None = None,
 ) -> str:
-    """Return the card of a model that a run has trained.
+    """Return the model card of a run.
 
     Args:
         model (`PreTrainedModel`): The model, without its peft wrapper.
         name (`str`): Directory or Hub id that the card's code examples name.
         args (`TrainingArguments`): Arguments of the run.
-        log_history (`Sequence[dict]`): The trainer's; the last evaluation is reported beside the first one.
-        merged (`bool`, defaults to `False`): Whether adapters are merged in what the card describes.
-        base_model (`str`, *optional*): Directory or Hub id; by default where the model was loaded from.
+        log_history (`Sequence[dict]`): Logs of the trainer; the card reports the first and the last evaluation.
+        merged (`bool`, defaults to `False`): Whether the card is for a model with merged adapters.
+        base_model (`str`, *optional*): Directory or Hub id; by default from where the model was loaded.
         recipe (`Mapping`, *optional*): Added to the arguments of the run.
         train_texts (`Sequence[str]`): Files or Hub ids of the training data.
         eval_texts (`Sequence[str]`): Files or Hub ids of the held-out data.
@@ -117,7 +117,7 @@ def _results(evaluations: Sequence[dict[str, Any]], eval_texts: Sequence[str]) -
 
 
 def describe_data(names: Sequence[str]) -> str:
-    """Name data sets by their Hub ids, and files by their names and number, without their directories."""
+    """Describe data by the ids of Hub datasets, and the number and names of files without directories."""
     ids = [name for name in names if is_hub_id(name)]
     files: list[str] = []
     for name in names:
@@ -125,26 +125,26 @@ def describe_data(names: Sequence[str]) -> str:
             continue
         try:
             files += [file.name for file in local_files(name)]
-        except ValueError:  # deleted since
+        except ValueError:  # deleted in the meantime
             files.append(Path(name).name)
-    shown = files if len(files) <= _MOST_FILES else [*files[: _MOST_FILES - 1], "...", files[-1]]
+    shown = files if len(files) <= _MAX_FILES else [*files[: _MAX_FILES - 1], "...", files[-1]]
     described = f"{len(files)} files: {', '.join(shown)}" if len(files) > 1 else "".join(files)
     return ", ".join([*ids, *filter(None, [described])])
 
 
 def _card_data(model: str) -> dict[str, Any]:
-    """Return the metadata of a model's own card, if it has a name and a readable card."""
-    if not model:  # made, not loaded; an empty path would be the current directory
+    """Return the metadata of a model's card, or nothing if there is no readable card."""
+    if not model:  # created, not loaded; an empty path would be the current directory
         return {}
     try:
         text = ModelSource(model, {}).read_text(CARD)
         return {} if text is None else RepoCard(text, ignore_metadata_errors=True).data.to_dict()
-    except (OSError, ValueError, TypeError, yaml.YAMLError):  # a card of other people may hold anything
+    except (OSError, ValueError, TypeError, yaml.YAMLError):  # cards of others may contain anything
         return {}
 
 
 def _origin(base_model: str, card: dict[str, Any]) -> str | None:
-    """Return the Hub id that a local base names in its config, or in its card as its own base."""
+    """Return the Hub id of a local base model, from its config or from the base model of its card."""
     if not base_model or not Path(base_model).is_dir():
         return None
     try:
@@ -157,21 +157,21 @@ def _origin(base_model: str, card: dict[str, Any]) -> str | None:
 
 
 def _is_full_id(name: Any) -> bool:
-    """Whether this is a Hub id with an owner, not a path that looks like one."""
+    """Whether this is a Hub id with an owner, not a relative path."""
     is_id = isinstance(name, str) and name.count("/") == 1 and is_model_id(name)
     return is_id and name.partition("/")[0].lower() not in _FOLDERS and not name.startswith(".")
 
 
 def _shown(value: Any) -> str:
-    """Return a value of the recipe as the card shows it."""
+    """Format a value of the recipe for the card."""
     value = getattr(value, "value", value)  # of an enumeration
     if not isinstance(value, list | tuple):
         return str(value)
-    texts = [str(each) for each in value]
+    texts = [str(item) for item in value]
     return ("; " if any(" " in text for text in texts) else " ").join(texts)
 
 
 def as_list(value: Any) -> list[str]:
     """Return the strings of a value that may be one string, a list, or something else."""
     values = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-    return [one for one in values if isinstance(one, str)]
+    return [text for text in values if isinstance(text, str)]

@@ -1,6 +1,6 @@
-"""Wrap a MAGNET model for `mteb.evaluate`, with the paper's instructions and a record of the conditions.
+"""Wrap a MAGNET model for `mteb.evaluate`, with the paper's instructions.
 
-This needs the `eval` extra, so `trainer` does not import it.
+`trainer` does not import this module, which requires the `eval` extra.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ from mteb.models.model_meta import ScoringFunction
 from modeling_magnet.tokenization_magnet import PAPER_PROMPTS
 
 _SCORING = {"cosine": ScoringFunction.COSINE, "dot": ScoringFunction.DOT_PRODUCT}
-# Options of `mteb.evaluate(encode_kwargs=)` that do not change the vectors, and the precision, which MTEB records.
+# Options of `mteb.evaluate(encode_kwargs=)` that do not change embeddings, and the precision, which MTEB records.
 _OF_EVALUATE = ("batch_size", "batch_tokens", "precision", "show_progress_bar")
-# MTEB's own default, which would cap the budget of tokens.
+# Default of MTEB; it is dropped, since it would limit batches more than the token budget of `encode`.
 _MTEB_BATCH_SIZE = 32
-# Options of `encode` that the task or MTEB decides.
+# Options of `encode` that the task or MTEB sets.
 _OF_THE_TASK = {
     "inputs", "sentences", "prompt", "prompt_name", "output_value", "convert_to_numpy", "convert_to_tensor"
 }  # fmt: skip
@@ -30,19 +30,18 @@ _OF_THE_TASK = {
 class MagnetEncoder(AbsEncoder):
     """Wrap a model for MTEB, as `mteb.evaluate(MagnetEncoder(model), tasks)`.
 
-    The instruction of a task is the first that exists of the model's prompts under the task's name, its type
-    (`"STS"`), `query` or `document`; the paper's prompts under these keys; and the model's default prompt.
+    The instruction of a task is the first prompt that exists under the task's name, its type (`"STS"`), or `query` or
+    `document`, where the model's prompts override the paper's; otherwise the model's default prompt.
 
     Args:
         model (`PreTrainedModel`): With `encode` and `tokenizer`.
-        name (`str`, *optional*): `owner/name` in the result files; by default from where the model was loaded.
-        revision (`str`, *optional*): Commit of the model; by default that of the load, or `local`, with a digest of
-            the weights: MTEB caches scores by name and revision, so wrap a model again after training it.
+        name (`str`, *optional*): `owner/name` in the result files; by default from the path of the model.
+        revision (`str`, *optional*): Commit of the model; by default the loaded one, or `local`, with a digest of the
+            weights. MTEB caches scores by name and revision, so wrap a model again after training it.
         encode_kwargs: Passed to `encode`, such as `pooling` or `normalize_embeddings`.
 
     Raises:
-        ValueError: for options that `encode` does not have or cannot use, or that belong to the task, such as
-            `prompt`.
+        ValueError: for options that `encode` rejects, or that the task sets, such as `prompt`.
     """
 
     def __init__(
@@ -59,13 +58,13 @@ class MagnetEncoder(AbsEncoder):
             overwrites={
                 "name": name or _name_of(model),
                 "revision": revision or _revision_of(model),
-                # MTEB does not know the other functions; it then asks the model.
+                # MTEB does not have the other functions; for `None` it asks the model.
                 "similarity_fn_name": _SCORING.get(settings.similarity_fn_name),
                 "embed_dim": model.config.hidden_size,
                 "max_tokens": model.config.max_position_embeddings,
                 "framework": ["PyTorch"],
                 "use_instructions": True,
-                # The conditions under which vectors are made, for every result file.
+                # Recorded in every result file.
                 "experiment_kwargs": {
                     "dtype": str(model.dtype).removeprefix("torch."),
                     "attn_implementation": model.config._attn_implementation,
@@ -80,7 +79,7 @@ class MagnetEncoder(AbsEncoder):
         )
 
     def prompt_of(self, task_metadata: Any, prompt_type: Any = None) -> str:
-        """Return the instruction before the texts of a task."""
+        """Return the prompt of the texts of a task."""
         name = self.get_prompt_name(task_metadata, prompt_type)
         return self.default_prompt if name is None else self.prompts[name]
 
@@ -89,16 +88,16 @@ class MagnetEncoder(AbsEncoder):
 
         Args:
             inputs (`DataLoader`): Batches with a column `text`.
-            task_metadata (`TaskMetadata`): Chooses the instruction.
+            task_metadata (`TaskMetadata`): Selects the prompt.
             prompt_type (`PromptType`, *optional*): Query or document.
-            kwargs: From `mteb.evaluate(encode_kwargs=)`, passed to `encode`, except MTEB's default batch size of 32,
-                and MTEB's `hf_split` and `hf_subset`, which are not used.
+            kwargs: From `mteb.evaluate(encode_kwargs=)`, passed to `encode`, except `hf_split`, `hf_subset` and MTEB's
+                default batch size of 32.
 
         Returns:
             `numpy.ndarray` of shape `(num_texts, embed_dim)`, in float32.
 
         Raises:
-            ValueError: for options that change the vectors and that MTEB would not record.
+            ValueError: for options that change embeddings but that MTEB does not record.
         """
         kwargs = {name: value for name, value in kwargs.items() if name not in ("hf_split", "hf_subset")}
         unrecorded = sorted(set(kwargs) - set(_OF_EVALUATE))
@@ -116,11 +115,11 @@ class MagnetEncoder(AbsEncoder):
 
 
 def _check_options(model: Any, options: dict[str, Any]) -> None:
-    """Raise for options that `encode` does not have, that the task decides, or that are out of range."""
+    """Raise for options that `encode` does not have, that the task sets, or that are out of range."""
     if of_the_task := sorted(_OF_THE_TASK & set(options)):
         raise ValueError(
-            f"{', '.join(map(repr, of_the_task))} cannot be chosen for all tasks. Store an instruction under the "
-            'task\'s name or type: model.prompts["STS"] = "..."'
+            f"{', '.join(map(repr, of_the_task))} cannot be set for all tasks. Store a prompt under the name or type "
+            'of a task: model.prompts["STS"] = "..."'
         )
     known = [name for name in inspect.signature(model.encode).parameters if name not in _OF_THE_TASK]
     if unknown := sorted(set(options) - set(known)):
@@ -129,7 +128,7 @@ def _check_options(model: Any, options: dict[str, Any]) -> None:
 
 
 def _revision_of(model: Any) -> str:
-    """Return the commit of the load, if it is known, and a digest of all weights in memory."""
+    """Return the loaded commit, or `local`, and a digest of all weights in memory."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -140,5 +139,5 @@ def _revision_of(model: Any) -> str:
 def _name_of(model: Any) -> str:
     """Return `owner/name` from the last two parts of the path that a model was loaded from."""
     parts = str(model.config._name_or_path).replace("\\", "/").split("/")
-    named = [part for part in parts if part not in ("", ".", "..")]
-    return "/".join(["local", *(named or ["magnet"])][-2:])
+    names = [part for part in parts if part not in ("", ".", "..")]
+    return "/".join(["local", *(names or ["magnet"])][-2:])

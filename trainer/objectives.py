@@ -1,9 +1,9 @@
-"""Define the training objectives as entries of one table, the phases that weigh them, and what they compute.
+"""Define the training objectives, as entries of one table, the phases that weight them, and their forwards.
 
 A token objective labels positions of a corrupted row; all token objectives share one forward in infill mode. A pair
-objective compares embeddings of anchors and positives. Phases, losses, item counts, logs, checks and evaluation walk
-`OBJECTIVES`, so a new token objective is one entry, `OBJECTIVES["mtp"] = Objective(labels=two_ahead)`. Register it
-before making `MagnetTrainingArguments`, whose `loss_phases` name it.
+objective compares embeddings of anchors and positives. Phases, losses, item counts, logs, checks and evaluation
+iterate over `OBJECTIVES`, so a new token objective is one entry, `OBJECTIVES["mtp"] = Objective(labels=two_ahead)`.
+Register it before making `MagnetTrainingArguments`, whose `loss_phases` name it.
 
 Shapes: B rows, S tokens in a row, K token objectives, P pairs, H hidden size.
 """
@@ -30,25 +30,25 @@ from .distributed import gather_with_gradient
 
 Batch = Mapping[str, Any]
 
-MOST_STEPS = 2**53  # the largest whole number that a float counts to
-_POSITIONS = ("mntp", "sscl", "msg")  # of the short spelling of a phase: the paper's l1, l2 and l3
+MOST_STEPS = 2**53  # a float represents all integers up to here
+_POSITIONS = ("mntp", "sscl", "msg")  # order of the weights in the short spelling: the paper's l1, l2 and l3
 _SPELLING = "'800: mntp=1 sscl=9 msg=1', or as 'steps:mntp,sscl,msg' in short"
 
 
-# ---- Losses: functions of tensors, summed in float32 for half-precision inputs too ----
+# ---- Losses, summed in float32 even if the inputs have half precision ----
 
 
 def token_loss(token_losses: Tensor, *, num_items: float | Tensor) -> Tensor:
-    """Divide summed cross entropies by a number of items; the loss of MNTP and MSG.
+    """Compute the loss of MNTP and MSG: summed cross entropies divided by a number of items.
 
     Args:
-        token_losses (`torch.FloatTensor` of any shape): Cross entropy of each label in nats, 0 where there is none.
+        token_losses (`torch.FloatTensor` of any shape): Cross entropy of each label in nats, 0 without a label.
         num_items (`float` or `torch.Tensor` of shape `()`): The divisor, for example the labels of the whole
             accumulation window and all processes.
 
     Returns:
-        `torch.FloatTensor` of shape `()`: nats per item. Without items it is a 0 that can be back-propagated, so that
-        no process of a distributed run is missing from a collective.
+        `torch.FloatTensor` of shape `()`: nats per item; without items a 0 that can be back-propagated, so that
+        every process of a distributed run takes part in the collectives.
 
     Source: MAGNET (Khosla et al. 2025), Eq. 2 (divides by all tokens) and Eq. 4 (by sequences).
     """
@@ -65,16 +65,16 @@ def sscl_loss(
     similarity: Literal["cosine", "dot"] = "cosine",
     targets: Tensor | None = None,
 ) -> Tensor:
-    """Compute InfoNCE: the other anchors' positives are an anchor's negatives.
+    """Compute InfoNCE, where the positives of the other anchors are the negatives of an anchor.
 
     The result is the mean over anchors of `-log softmax(similarity(anchor, positives) / temperature)[target]`.
 
     Args:
         anchors (`torch.FloatTensor` of shape `(P, H)`): Embeddings of the sentences.
-        positives (`torch.FloatTensor` of shape `(Q, H)`): Embeddings of their partners and of further negatives.
+        positives (`torch.FloatTensor` of shape `(Q, H)`): Embeddings of their positives, and of further negatives.
         temperature (`float`): Divides the similarity, > 0.
         similarity (`str`): `"cosine"`, or `"dot"` for Eq. 3 as printed.
-        targets (`torch.LongTensor` of shape `(P,)`): Row of each anchor's own positive; 0..P-1 by default.
+        targets (`torch.LongTensor` of shape `(P,)`): Row of the positive of each anchor; 0..P-1 by default.
 
     Returns:
         `torch.FloatTensor` of shape `()`: nats per anchor; 0 without anchors.
@@ -106,17 +106,17 @@ def _no_remedy(settings: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """One loss and how it reads a batch; its name is its key in `OBJECTIVES`.
+    """A loss, and how it reads a batch; its name is its key in `OBJECTIVES`.
 
     Args:
         labels (`Callable`, *optional*): Maps a collated batch to a `torch.LongTensor` of shape `(B, S)`: the token
-            that the output at each position predicts, -100 for none. Left out for an objective of pairs.
+            that the output at each position predicts, -100 for none. `None` for an objective of pairs.
         count (`Callable`): Maps labels, batch and the name of a normalization to the number `()` of items by which the
             summed loss is divided, over the accumulation window and all processes.
         loss (`Callable`): For tokens, maps cross entropies `(B, S)` and `num_items` to the loss `()`; for pairs, maps
             anchors `(P, H)`, positives `(Q, H)`, `temperature`, `similarity` and `targets` to it.
-        remedy (`Callable`): Maps the fields of `CorruptionSettings` to what the user should change if they never
-            produce a label, else to `None`.
+        remedy (`Callable`): Maps an object with the fields of `CorruptionSettings` to the advice for the user if these
+            never produce a label, else to `None`.
     """
 
     labels: Callable[[Batch], Tensor] | None = None
@@ -158,18 +158,18 @@ OBJECTIVES: dict[str, Objective] = {
 
 def token_labels(batch: Batch) -> dict[str, Tensor]:
     """Return the labels `(B, S)` of each token objective, in the order of the table."""
-    return {name: each.labels(batch) for name, each in OBJECTIVES.items() if each.labels is not None}
+    return {name: entry.labels(batch) for name, entry in OBJECTIVES.items() if entry.labels is not None}
 
 
 def pair_objectives() -> dict[str, Objective]:
     """Return the objectives that read pairs."""
-    return {name: each for name, each in OBJECTIVES.items() if each.labels is None}
+    return {name: entry for name, entry in OBJECTIVES.items() if entry.labels is None}
 
 
 def count_items(batch: Batch, *, normalization: Mapping[str, str]) -> Tensor:
-    """Count what the sum of each token objective is divided by, for one batch of one process.
+    """Count the items of each token objective, by which its summed loss is divided, in one batch of one process.
 
-    `normalization` says for each objective how its items are counted. The result has the shape `(K,)`.
+    `normalization` maps objectives to the way their items are counted. The result has the shape `(K,)`.
 
     Example:
         >>> batch = {
@@ -188,7 +188,7 @@ def count_items(batch: Batch, *, normalization: Mapping[str, str]) -> Tensor:
     return torch.stack(counts).float()
 
 
-# ---- Phases: how much each objective weighs, for how many optimizer steps ----
+# ---- Phases ----
 
 
 @dataclass(frozen=True, init=False)
@@ -197,12 +197,12 @@ class LossPhase:
 
     Args:
         steps (`int`): Optimizer steps, >= 1.
-        weights (`float`): One keyword for each objective, >= 0; objectives left out weigh 0.
+        weights (`float`): One keyword for each objective, >= 0; 0 for the others.
 
     Example:
         >>> phase = LossPhase(800, mntp=1, sscl=9)
-        >>> phase.weights, phase.sscl, phase.msg, phase.uses_pairs
-        ({'mntp': 1, 'sscl': 9}, 9, 0.0, True)
+        >>> phase.weights, phase.uses_pairs
+        ({'mntp': 1, 'sscl': 9}, True)
     """
 
     steps: int
@@ -211,12 +211,6 @@ class LossPhase:
     def __init__(self, steps: int, **weights: float) -> None:
         object.__setattr__(self, "steps", steps)
         object.__setattr__(self, "weights", {name: weight for name, weight in weights.items() if weight != 0})
-
-    def __getattr__(self, name: str) -> float:
-        # Copying and unpickling look attributes up before there are any.
-        if name in OBJECTIVES and "weights" in vars(self):
-            return self.weights.get(name, 0.0)
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     @cached_property
     def uses_tokens(self) -> bool:
@@ -230,11 +224,11 @@ class LossPhase:
 
 
 def parse_phases(entries: Sequence[str]) -> tuple[LossPhase, ...]:
-    """Read phases as they are written on a command line.
+    """Parse phases as written on a command line.
 
     Args:
-        entries (list of `str`): One for each phase, in order: `"800: mntp=1 sscl=9 msg=1"`, or in short
-            `"800:1,9,1"` with the weights of MNTP, SSCL and MSG.
+        entries (list of `str`): One for each phase, in order: `"800: mntp=1 sscl=9 msg=1"`, or in short `"800:1,9,1"`,
+            with the weights of MNTP, SSCL and MSG.
 
     Raises:
         ValueError: listing every mistake in every entry.
@@ -248,8 +242,8 @@ def parse_phases(entries: Sequence[str]) -> tuple[LossPhase, ...]:
     phases, complaints = [], []
     for number, entry in enumerate(entries, start=1):
         try:
-            phase = _read_phase(str(entry))
-        except (ValueError, TypeError):  # a TypeError for an objective called `steps`
+            phase = _parse_phase(str(entry))
+        except (ValueError, TypeError):  # TypeError: an objective is called `steps`
             complaints.append(f"phase {number}, {entry!r}: write it as {_SPELLING}.")
             continue
         phases.append(phase)
@@ -262,8 +256,8 @@ def parse_phases(entries: Sequence[str]) -> tuple[LossPhase, ...]:
 def pair_steps_before(phases: Sequence[LossPhase], step: int) -> int:
     """Count the steps with pairs among the first `step` optimizer steps.
 
-    This is the position in the sequence of pair batches, so that no checkpoint needs to hold it. The last phase stays
-    in force after its end.
+    This is the position in the sequence of pair batches, so that checkpoints need not store it. The last phase does
+    not end.
 
     Example:
         >>> pair_steps_before(parse_phases(["3400: mntp=1 msg=1", "800: mntp=1 sscl=9"]), 3500)
@@ -277,7 +271,7 @@ def pair_steps_before(phases: Sequence[LossPhase], step: int) -> int:
     return count + (step if phases[-1].uses_pairs else 0)
 
 
-def _read_phase(entry: str) -> LossPhase:
+def _parse_phase(entry: str) -> LossPhase:
     """Parse one entry of either spelling; raise a ValueError if it is malformed."""
     steps, text = entry.split(":")
     named: Iterable[Sequence[str]] = zip(_POSITIONS, text.split(","), strict=True)
@@ -292,34 +286,34 @@ def _read_phase(entry: str) -> LossPhase:
 
 
 def _complaints_about(phase: LossPhase) -> Iterator[str]:
-    """Yield what is wrong with the steps and weights of a phase."""
+    """Yield complaints about the steps and weights of a phase."""
     if not 1 <= phase.steps <= MOST_STEPS:
         digits = str(phase.steps)
         yield f"{digits if len(digits) < 20 else f'{len(digits)} digits of'} steps; pass 1 to {MOST_STEPS}."
     for name, weight in phase.weights.items():
         if name not in OBJECTIVES:
-            yield f"there is no objective {name!r}; name some of {', '.join(OBJECTIVES)}."
+            yield f"{name!r} is not an objective; pass some of {', '.join(OBJECTIVES)}."
         if not (weight >= 0 and math.isfinite(weight)):
             yield f"the weight of {name} is {weight}; pass a finite number, 0 or above."
     if not phase.weights:
-        yield "all weights are 0; give one objective a weight."
+        yield "all weights are 0; give at least one objective a weight."
 
 
 # ---- Forwards ----
 
 
 class TargetLosses(NamedTuple):
-    """What one forward gives for the labels of all token objectives, by name."""
+    """The results of one forward for the labels of all token objectives, by name."""
 
-    losses: dict[str, Tensor]  # (B, S), cross entropy in nats, in float32; 0 where there is no label
-    hits: dict[str, Tensor] | None  # (B, S), whether the label is the likeliest token; only where gradients are off
-    states: Tensor | None  # (B, S, H), the input of the LM head; only where gradients are off
+    losses: dict[str, Tensor]  # (B, S), cross entropy in nats, in float32; 0 without a label
+    hits: dict[str, Tensor] | None  # (B, S), whether the label is the most likely token; only without gradients
+    states: Tensor | None  # (B, S, H), the input of the LM head; only without gradients
 
 
 def forward_targets(model: nn.Module, batch: Batch) -> TargetLosses:
     """Run the model, wrapped or not, once in infill mode and return the losses of all token objectives.
 
-    They are part of the graph even where there is no label.
+    Losses without a label are part of the graph, too.
     """
     labels = token_labels(batch)
     outputs: Any = model(
@@ -329,7 +323,7 @@ def forward_targets(model: nn.Module, batch: Batch) -> TargetLosses:
         position_ids=batch["position_ids"],
         mode="infill",
         target_ids=torch.stack(list(labels.values())),  # (K, B, S)
-        num_targets=batch.get("num_labels"),  # spares a GPU a synchronisation
+        num_targets=batch.get("num_labels"),  # otherwise counting them synchronizes with the device
         use_cache=False,
     )
     hits = None if outputs.token_hits is None else dict(zip(labels, outputs.token_hits.unbind(), strict=True))
@@ -340,22 +334,21 @@ def forward_targets(model: nn.Module, batch: Batch) -> TargetLosses:
 def contrastive_embeddings(
     model: nn.Module, pairs: dict[str, Any], *, head: nn.Module, dropout: float = 0.0, recompute: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Embed both sides of pairs by bidirectional attention, the state of the last token and the head.
+    """Embed both sides of pairs: bidirectional attention, the state of the last token, and the head.
 
     Args:
-        model (`nn.Module`): The model as it is called in training, wrapped or not.
-        pairs (`dict`): What `DataCollatorForPairs` returns: `input_ids` and `attention_mask` of shape `(2P, S)`, all
-            anchors before all positives, and optionally the `order` and sizes of `mini_batches`.
+        model (`nn.Module`): The model as training calls it, wrapped or not.
+        pairs (`dict`): Output of `DataCollatorForPairs`.
         head (`nn.Module`): Projection of the states.
         dropout (`float`, defaults to 0.0): Chance of an attention weight to be dropped in training, in [0, 1).
-        recompute (`bool`, defaults to `False`): Keep the activations of no mini-batch and run each again in the
+        recompute (`bool`, defaults to `False`): Discard the activations of each mini-batch and run it again in the
             backward pass, with the same dropout. The gradients are those of the whole batch.
 
     Returns:
         `tuple[Tensor, Tensor]`: anchors and positives, `(P, H)` each.
 
     Source: MAGNET (Khosla et al. 2025), SSCL; for `recompute` GradCache (Gao et al. 2021,
-    https://huggingface.co/papers/2101.06983), which stores the embeddings' gradient where this leaves it to autograd.
+    https://huggingface.co/papers/2101.06983), which stores the gradients of the embeddings; here autograd does.
     """
 
     def embed(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -364,12 +357,12 @@ def contrastive_embeddings(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 mode="bidirectional",
-                # No position; a boolean mask would synchronise.
+                # No position. A boolean mask would synchronize with the device.
                 logits_to_keep=torch.arange(0, device=attention_mask.device),
                 use_cache=False,
             )
             states = last_token_states(outputs.last_hidden_state, attention_mask)  # (rows, H)
-            # The LM head's empty output keeps it in the graph: some wrappers wait for the gradients of all weights.
+            # Some wrappers wait for the gradients of all weights, so the LM head's empty output stays in the graph.
             return head(states + 0.0 * outputs.logits.sum())
 
     ids, mask = pairs["input_ids"], pairs["attention_mask"]
@@ -382,7 +375,7 @@ def contrastive_embeddings(
         part = ids[rows, :width], mask[rows, :width]
         start += num_rows
         if recompute and torch.is_grad_enabled():
-            # An early stop would leave wrappers such as DDP in the middle of a forward.
+            # An early stop would abort the forward of wrappers such as DDP.
             with set_checkpoint_early_stop(False):
                 vectors.append(checkpoint(_forward_then_repeat(embed, model), *part, use_reentrant=False))
         else:
@@ -396,12 +389,12 @@ def contrastive_embeddings(
 def pair_losses(
     model: nn.Module, pairs: dict[str, Any], *, head: nn.Module, args: Any, num_processes: int = 1
 ) -> dict[str, Tensor]:
-    """Return the loss `()` of each pair objective: this process's anchors against the positives of all processes.
+    """Return the loss `()` of each pair objective, of this process's anchors with the positives of all processes.
 
     Args:
         model, pairs, head: As for `contrastive_embeddings`.
         args (`MagnetTrainingArguments`): Temperature, similarity, dropout and recomputation.
-        num_processes (`int`, defaults to 1): Processes whose positives are negatives.
+        num_processes (`int`, defaults to 1): Number of processes that share positives as negatives.
     """
     anchors, positives = contrastive_embeddings(
         model, pairs, head=head, dropout=args.view_dropout, recompute=args.contrastive_recompute
@@ -414,14 +407,14 @@ def pair_losses(
         "similarity": "dot" if args.losses_as_printed else "cosine",
         "targets": torch.arange(first, first + len(anchors), device=anchors.device),
     }
-    return {name: each.loss(anchors, positives, **options) for name, each in pair_objectives().items()}
+    return {name: entry.loss(anchors, positives, **options) for name, entry in pair_objectives().items()}
 
 
 @contextmanager
 def _attention_dropout(model: nn.Module, *, dropout: float) -> Iterator[None]:
-    """Drop attention weights inside the context, so that two forwards of one text give two embeddings.
+    """Drop attention weights in this context, so that equal texts get different embeddings.
 
-    This acts in training mode only. Layers that the backward pass recomputes would run without it.
+    This only has an effect in training mode. Layers recomputed in the backward pass would run without it.
 
     Source: SimCSE (Gao et al. 2021, https://huggingface.co/papers/2104.08821); Llama has no other dropout.
     """
@@ -437,10 +430,9 @@ def _attention_dropout(model: nn.Module, *, dropout: float) -> Iterator[None]:
 
 
 def _forward_then_repeat(embed: Callable[..., Tensor], model: nn.Module) -> Callable[..., Tensor]:
-    """Call `embed` with the wrapped model first and with the inner one in its repetition.
+    """Return a function that calls `embed` with the wrapped model first, and with the inner one in its repetition.
 
-    DDP takes each forward for the beginning of a step: in the middle of a backward pass it would wait for all
-    gradients anew.
+    DDP prepares for a new backward pass in each forward. During a backward pass it would wait for all gradients again.
     """
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     models = chain([model], repeat(inner))

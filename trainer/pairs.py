@@ -1,4 +1,4 @@
-"""Make pairs of sentences for the contrastive loss: given ones, pairs by dropout, and paraphrases.
+"""Load pairs of sentences for the contrastive loss, or make them by dropout or paraphrasing.
 
 Every function returns a `datasets.Dataset` of two columns, `anchor` and `positive`.
 """
@@ -22,7 +22,7 @@ from .whole_files import append_rows, resume_rows
 
 logger = logging.get_logger(__name__)
 
-# How Parrot samples unless it is asked for diverse beams.
+# The sampling options of Parrot without diverse beams.
 _GENERATION: dict[str, Any] = {"do_sample": True, "top_k": 50, "top_p": 0.95}
 
 
@@ -35,15 +35,15 @@ def load_pairs(
     config_name: str | None = None,
     limit: int | None = None,
 ) -> Dataset:
-    """Read pairs of sentences from two columns of files or of a Hub dataset, without those with an empty side.
+    """Read pairs of sentences from two columns of files or of a Hub dataset; pairs with an empty side are dropped.
 
     Args:
         source (`str`, `Path` or a list of these): As for `load_texts`, for example a `.tsv.gz` file.
         columns (`tuple[str, str]`, *optional*):
-            Columns of the anchor and of the positive; by default `anchor` and `positive`, else the only two columns
-            of text.
+            Columns of the anchor and the positive; by default `anchor` and `positive`, or the only two columns of
+            text.
         label_column (`str`, *optional*):
-            Column that holds 1 in the rows to keep. A source with a column `label` needs this, or `columns` to use
+            Column that is 1 in the rows to keep. A source with a column `label` requires this, or `columns` to use
             every row.
         split, config_name: As for `load_texts`.
         limit (`int`, *optional*): Keep the first `limit` usable pairs, >= 1.
@@ -79,12 +79,12 @@ def load_pairs(
 
 
 def dropout_pairs(texts: Dataset | Sequence[str], *, min_words: int = 21, limit: int | None = None) -> Dataset:
-    """Pair every long enough line with itself; the model's dropout makes the two embeddings differ.
+    """Pair every line of enough words with itself; dropout in the model makes the two embeddings differ.
 
     Args:
         texts (`datasets.Dataset` or list of `str`): Column `text` as of `load_texts`, or the texts themselves; a
             text may have several lines.
-        min_words (`int`): Lines of fewer words, split at whitespace, are left out; >= 1.
+        min_words (`int`): Lines of fewer words, split at whitespace, are dropped; >= 1.
         limit (`int`, *optional*): Keep the first `limit` lines, >= 1.
 
     Returns:
@@ -115,20 +115,20 @@ def paraphrase_pairs(
     seed: int = 42,
     device: str | torch.device | None = None,
 ) -> Dataset:
-    """Pair every long enough line with a paraphrase, in a JSONL file that a killed job continues.
+    """Pair every line of enough words with a paraphrase, and store the pairs in a JSONL file that can be resumed.
 
-    The positive is the first of `num_candidates` outputs that differs from the line in more than case, punctuation and
-    spaces, or the line itself if none does. Draws depend only on the seed and the batch, so a resumed file equals an
-    uninterrupted one byte for byte on the same kind of machine. In a distributed job, call this in one process first.
+    The positive is the first of `num_candidates` outputs that `choose_paraphrase` accepts, or the line itself. Draws
+    depend only on the seed and the batch, so a resumed file equals an uninterrupted one byte for byte on the same kind
+    of machine. In a distributed job, call this in one process first.
 
     Args:
         texts, min_words, limit: As for `dropout_pairs`.
-        output_path (`str` or `Path`): A `.jsonl` file of `anchor` and `positive`, which `load_pairs` reads too.
-        model_id, prefix (`str`): A sequence-to-sequence model, and what it expects before every line.
-        max_length (`int`): Tokens read of a line with its prefix, and tokens written; >= 8.
+        output_path (`str` or `Path`): A `.jsonl` file of `anchor` and `positive`, which `load_pairs` can read.
+        model_id, prefix (`str`): A sequence-to-sequence model, and its prefix of every line.
+        max_length (`int`): Limit of input tokens, prefix included, and of output tokens; >= 8.
         batch_size, num_candidates (`int`): Lines per call of the model, and outputs per line to choose from; >= 1.
         seed (`int`): Seed of the sampling, >= 0.
-        device (`str` or `torch.device`, *optional*): Where the model runs; a GPU by default.
+        device (`str` or `torch.device`, *optional*): Device of the model; defaults to CUDA if available.
 
     Raises:
         ValueError: if an argument is out of range, no line is long enough, or the file belongs to another job.
@@ -151,24 +151,24 @@ def paraphrase_pairs(
     done = resume_rows(output_path, settings=settings)
     if [row.get("anchor") for row in done] != lines[: len(done)]:
         raise ValueError(
-            f"The rows of {str(output_path)!r} are not the lines of `texts` in order: it was edited. Restore it, or "
-            "give another `output_path`."
+            f"The rows of {str(output_path)!r} are not the lines of `texts` in order: the file was edited. Restore "
+            "it, or pass another `output_path`."
         )
     if len(done) < len(lines):
         _write_paraphrases(output_path, lines, num_done=len(done), settings=settings, device=device)
     pairs = load_pairs(str(output_path), columns=("anchor", "positive"))
     num_copies = sum(anchor == positive for anchor, positive in zip(pairs["anchor"], pairs["positive"], strict=True))
     if num_copies:
-        logger.warning(f"{num_copies} of {len(pairs)} lines found no paraphrase and are paired with themselves.")
+        logger.warning(f"{num_copies} of {len(pairs)} lines have no paraphrase and are paired with themselves.")
     return pairs
 
 
 def _pair_columns(source: Source, rows: Dataset, label_column: str | None) -> tuple[str, str]:
-    """Return the columns to use where the caller named none; raise where they are ambiguous."""
+    """Return the columns to use if the caller passed none; raise if they are ambiguous."""
     if "label" in rows.column_names and label_column is None:
         raise ValueError(
-            f"{source!r} has a column 'label', which may mark pairs that do not mean the same. Pass "
-            "`label_column='label'` to keep the rows that hold 1 there, or `columns` to keep every row."
+            f"{source!r} has a column 'label', which may mark pairs of different meaning. Pass "
+            "`label_column='label'` to keep the rows in which it is 1, or `columns` to keep every row."
         )
     if {"anchor", "positive"} <= set(rows.column_names):
         return "anchor", "positive"
@@ -182,7 +182,7 @@ def _pair_columns(source: Source, rows: Dataset, label_column: str | None) -> tu
 
 
 def _pick_pairs(batch: dict[str, list], *, anchor: str, positive: str, label: str | None) -> dict[str, list[str]]:
-    """Return the pairs of a batch that have two sides and, with a label column, a 1 there."""
+    """Return the pairs of a batch with two non-empty sides and, with a label column, the label 1."""
     labels = [1] * len(batch[anchor]) if label is None else batch[label]
     sides = [
         (left.strip(), right.strip())
@@ -214,7 +214,7 @@ def _long_lines(texts: Dataset | Sequence[str], *, min_words: int, limit: int | 
 
 
 def _split_lines(batch: dict[str, list], *, min_words: int) -> dict[str, list[str]]:
-    """Return the long enough lines of a batch of texts."""
+    """Return the lines of a batch of texts with at least `min_words` words."""
     lines = (line.strip() for text in batch["text"] for line in text.split("\n"))
     return {"text": [line for line in lines if len(line.split()) >= min_words]}
 
@@ -227,14 +227,14 @@ def _write_paraphrases(
     settings: Mapping[str, Any],
     device: str | torch.device | None,
 ) -> None:
-    """Paraphrase all lines from `num_done` on and append them, batch by batch."""
+    """Paraphrase the lines from `num_done` on, and append each batch to the file."""
     tokenizer = AutoTokenizer.from_pretrained(settings["model_id"], trust_remote_code=False)
     model = AutoModelForSeq2SeqLM.from_pretrained(settings["model_id"], trust_remote_code=False)
     model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     size = settings["batch_size"]
     options = {name: settings[name] for name in ("prefix", "max_length", "num_candidates")}
     with tqdm(total=len(lines), initial=num_done, desc="Paraphrasing", unit="line") as progress:
-        # A partly written batch is drawn again as a whole, since its lines share the draws.
+        # A partly written batch is generated again as a whole, since its lines share a seed.
         for start in range(num_done - num_done % size, len(lines), size):
             batch = lines[start : start + size]
             seed = int(np.random.SeedSequence([settings["seed"], start]).generate_state(1)[0])
@@ -256,9 +256,9 @@ def paraphrase_batch(
     num_candidates: int,
     seed: int,
 ) -> list[str]:
-    """Paraphrase each of P sentences by the first of its candidates that `choose_paraphrase` accepts.
+    """Paraphrase each of P sentences by the first candidate that `choose_paraphrase` accepts.
 
-    Draws depend on the seed alone, and the caller's random state stays as it is.
+    Draws depend only on the seed, and the global random state does not change.
 
     Source: Damodaran 2021, Parrot, https://github.com/PrithivirajDamodaran/Parrot_Paraphraser.
     """
@@ -270,7 +270,7 @@ def paraphrase_batch(
         max_length=max_length,
         return_tensors="pt",
     ).to(model.device)
-    # `generate` draws from the global generators only.
+    # `generate` only draws from the global generators.
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         output = model.generate(  # type: ignore[operator]

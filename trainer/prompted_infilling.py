@@ -1,6 +1,6 @@
-"""Infill with a causal language model as a baseline: by continuing the left context, or by the paper's prompts.
+"""Infill with any causal language model as a baseline, by continuing the left context or by the paper's prompts.
 
-`PromptedInfiller` has the calls `infill` and `score_infill` of our models, for any causal language model.
+`PromptedInfiller` has the methods `infill` and `score_infill` of MAGNET models.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_magnet.batching_magnet import PROGRESS_FROM_BATCHES
+from modeling_magnet.infilling_magnet import check_pairs
 from modeling_magnet.losses_magnet import IGNORE_INDEX
 from modeling_magnet.spans_magnet import Fill, decode_fill, fill_ids
 from modeling_magnet.tokenization_magnet import (
@@ -26,30 +27,18 @@ from .metrics import split_sentences
 
 Family = Literal["left_to_right", "blank", "contextual", "prefix_suffix", "line_by_line"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
-# The families with few-shot examples in the paper.
+# Families with few-shot examples in the paper.
 FEW_SHOT_FAMILIES = ("blank", "prefix_suffix", "line_by_line")
-# Limits of a scoring forward: its tokens, and the logits of a stock class, which computes those of all tokens.
+# Limits of a scoring forward: tokens, and logits of a stock class, which computes them for all tokens.
 SCORED_TOKENS, SCORED_LOGITS = 2048, 2**27
 
 
 class SolvedGap(NamedTuple):
-    """A text with its fill, as an example in a prompt."""
+    """A text with its fill, as a few-shot example."""
 
     prefix: str
     fill: str
     suffix: str
-
-
-def _as_lists(prefix: Any, suffix: Any) -> tuple[list[str], list[str]]:
-    """Return the texts before and after each blank; raise unless there are as many of both."""
-    prefixes = check_texts([prefix] if isinstance(prefix, str) else prefix, name="prefix")
-    suffixes = check_texts([suffix] if isinstance(suffix, str) else suffix, name="suffix")
-    if isinstance(prefix, str) != isinstance(suffix, str) or len(prefixes) != len(suffixes):
-        raise ValueError(
-            f"{len(prefixes)} prefixes and {len(suffixes)} suffixes were given; pass two strings, or two lists of the "
-            "same length."
-        )
-    return prefixes, suffixes
 
 
 def _blank(prefix: str, suffix: str) -> str:
@@ -92,12 +81,12 @@ def _join(prefix: str, middle: str, suffix: str) -> str:
 
 
 def _ended(text: str) -> str:
-    """Add the full stop that the paper's prompts put after a text, unless the text ends a sentence itself."""
+    """Add the full stop of the paper's prompts, unless the text already ends a sentence."""
     text = text.strip()
     return text if not text or text.rstrip("\"'”’)]").endswith((".", "!", "?")) else f"{text}."
 
 
-# The paper's prompts for one blank, from the texts before and after it.
+# The paper's prompts for one blank, as functions of the texts before and after it.
 PROMPTS: dict[str, Callable[[str, str], str]] = {
     "blank": _blank,
     "contextual": _contextual,
@@ -112,11 +101,11 @@ class PromptedInfiller:
     Args:
         model (`PreTrainedModel`): Any causal language model.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
-        family (`str`): `"left_to_right"` continues the prefix and never reads the suffix; the others are prompts.
-        examples (`Sequence[SolvedGap]`): Solved examples before the prompt; the paper has five.
+        family (`str`): `"left_to_right"` continues the prefix and ignores the suffix; the others are prompts.
+        examples (`Sequence[SolvedGap]`): Few-shot examples before the prompt; five in the paper.
 
     Raises:
-        ValueError: for an unknown family, or examples for a family without any.
+        ValueError: for an unknown family, or a family that takes no examples.
 
     Source: Khosla et al. 2025, Table 5 and its prompts.
 
@@ -157,25 +146,23 @@ class PromptedInfiller:
         batch_size: int = 16,
         **generation_arguments: Any,
     ) -> Any:
-        """Fill blanks: with exactly `max_new_tokens` from the left, or with one line of at most that many for a
-        prompt.
+        """Fill blanks with exactly `max_new_tokens` for `left_to_right`, or with one line of at most that for prompts.
 
         Args:
             prefix (`str` or `list[str]`): Text before the blank.
             suffix (`str` or `list[str]`): Text after it.
-            max_new_tokens (`int`): Tokens at most.
+            max_new_tokens (`int`): Most tokens of a fill.
             batch_size (`int`, defaults to 16): Texts decoded together.
-            generation_arguments: As `generate` takes them.
+            generation_arguments: Passed to `generate`.
 
         Returns:
             `str` for strings, `list[str]` for lists.
         """
-        single = isinstance(prefix, str) and isinstance(suffix, str)
-        prefixes, suffixes = _as_lists(prefix, suffix)
+        single, prefixes, suffixes = check_pairs(prefix, suffix)
         prompts = [self.prompt(*pair) for pair in zip(prefixes, suffixes, strict=True)]
         rows = [bos_ids(self.tokenizer) + text_ids(self.tokenizer, prompt.rstrip(" ")) for prompt in prompts]
         pad = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
-        least = {"min_new_tokens": max_new_tokens} if self.family == "left_to_right" else {}
+        minimum = {"min_new_tokens": max_new_tokens} if self.family == "left_to_right" else {}
         special = special_ids(self.tokenizer)
         fills: list[str] = []
         starts = range(0, len(rows), batch_size)
@@ -186,7 +173,7 @@ class PromptedInfiller:
                 **{"do_sample": False, **generation_arguments},
                 max_new_tokens=max_new_tokens,
                 pad_token_id=pad,
-                **least,
+                **minimum,
             )
             new = output[:, batch["input_ids"].shape[1] :].tolist()
             for front, ids in zip(rows[start : start + batch_size], new, strict=True):
@@ -210,28 +197,29 @@ class PromptedInfiller:
         *,
         with_suffix: bool = False,
     ) -> Any:
-        """Score given fills by their log-probabilities after the prompt.
+        """Score fills by their log-probabilities after the prompt.
 
         Args:
             prefix (`str` or `list[str]`): Text before the blank.
             fills (`list[str]`, or a list of such lists): The candidates.
             suffix (`str` or `list[str]`): Text after it.
-            with_suffix (`bool`, defaults to `False`): Score the suffix after each fill as well, the best use that a
+            with_suffix (`bool`, defaults to `False`): Also score the suffix after each fill, the best use that a
                 causal model can make of it. For `left_to_right` only.
 
         Returns:
             `list[Fill]`, or a list of them for lists.
         """
-        single = isinstance(prefix, str) and isinstance(suffix, str)
-        prefixes, suffixes = _as_lists(prefix, suffix)
+        single, prefixes, suffixes = check_pairs(prefix, suffix)
         candidates: Any = [fills] if single else fills
         if with_suffix and self.family != "left_to_right":
-            raise ValueError(f"`with_suffix` needs 'left_to_right'; a prompt of {self.family!r} holds the suffix.")
+            raise ValueError(
+                f"`with_suffix` requires 'left_to_right'; a prompt of {self.family!r} contains the suffix."
+            )
         rows: list[tuple[list[int], list[int]]] = []
-        for before, given, after in zip(prefixes, candidates, suffixes, strict=True):
+        for before, fills_of_text, after in zip(prefixes, candidates, suffixes, strict=True):
             prompt = self.prompt(before, after)
             front = bos_ids(self.tokenizer) + text_ids(self.tokenizer, prompt.rstrip(" "))
-            for fill in check_texts(given, name="fills"):
+            for fill in check_texts(fills_of_text, name="fills"):
                 text = f" {fill.strip()}" if prompt.endswith(" ") or self.family != "left_to_right" else fill
                 rows.append((front, fill_ids(self.tokenizer, text + after if with_suffix else text, prefix=prompt)))
         logprobs: list[list[float]] = [[] for _ in rows]
@@ -240,22 +228,22 @@ class PromptedInfiller:
             budget = max(1, min(budget, SCORED_LOGITS // self.model.config.get_text_config().vocab_size))
         batches = plan_batches([len(front) + len(target) for front, target in rows], max_tokens=budget)
         for batch in tqdm(batches, desc="Scoring", unit="batch", disable=len(batches) < PROGRESS_FROM_BATCHES):
-            for index, own in zip(batch, self._score([rows[index] for index in batch]), strict=True):
-                logprobs[index] = own
+            for index, values in zip(batch, self._score([rows[index] for index in batch]), strict=True):
+                logprobs[index] = values
         scored = iter(zip((target for _, target in rows), logprobs, strict=True))
-        output = [[Fill(fill, *next(scored)) for fill in given] for given in candidates]
+        output = [[Fill(fill, *next(scored)) for fill in fills_of_text] for fills_of_text in candidates]
         return output[0] if single else output
 
     def prompt(self, prefix: str, suffix: str) -> str:
-        """Return the text that the model continues for one blank, after the solved examples."""
+        """Return the text that the model continues for one blank, with the examples before it."""
         if self.family == "left_to_right":
             return prefix
         prompt = PROMPTS[self.family]
-        solved = [f"{prompt(one.prefix, one.suffix)} {one.fill.strip()}" for one in self.examples]
+        solved = [f"{prompt(example.prefix, example.suffix)} {example.fill.strip()}" for example in self.examples]
         return "\n\n".join([*solved, prompt(prefix, suffix)])
 
     def _score(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
-        """Return the log-probabilities of the second part of each row after the first."""
+        """Return the log-probabilities of the second part of each row given the first."""
         batch = pad_token_rows([front + target for front, target in rows], pad_token_id=0)
         batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
         if hasattr(self.model, "magnet_settings"):  # computes logits in chunks

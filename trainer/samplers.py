@@ -1,7 +1,8 @@
 """Draw the rows and pairs of each step as pure functions of the seed and of the position in the run.
 
-Checkpoints hold no sampler state. A row's epoch travels in its index, so that data loader workers that started long
-ago corrupt it as the current epoch asks; the pairs of a micro-batch follow from its number.
+Samplers therefore have no state that a checkpoint would need to store. The index of a row contains its epoch, so that
+data loader workers, which may have started in an earlier epoch, corrupt it for the current one. The number of a
+micro-batch determines its pairs.
 """
 
 import operator
@@ -13,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import TrainingArguments
 
-# Orders are drawn like the corruption of rows, under row numbers that no row has.
+# Orders are drawn by `row_generator`, too, with row numbers that no row has.
 _ORDER_OF_ROWS = -1
 _ORDER_OF_PAIRS = -2
 
@@ -21,7 +22,7 @@ _UINT64 = 0xFFFF_FFFF_FFFF_FFFF
 
 
 def row_generator(seed: int, *, epoch: int, row_id: int) -> torch.Generator:
-    """Make the generator for everything random about one row in one epoch, the same in any process.
+    """Make the generator for all draws of one row in one epoch; it is the same in every process.
 
     Source: SplitMix64 (Steele, Lea and Flood 2014), applied once per number.
 
@@ -33,7 +34,7 @@ def row_generator(seed: int, *, epoch: int, row_id: int) -> torch.Generator:
     state = 0
     for number in (seed, epoch, row_id):
         state = _splitmix64(state ^ (operator.index(number) & _UINT64))
-    # The CPU generator keeps the low 32 bits only. All 64 are mixed into them, so neighbours stay unrelated.
+    # The CPU generator only uses the low 32 bits. They depend on all 64, so neighboring rows are unrelated.
     return torch.Generator().manual_seed(state)
 
 
@@ -52,28 +53,28 @@ class RowSource(Sized, Protocol):
 
 
 def row_source_complaint(rows: Any, *, name: str) -> str | None:
-    """Say why the argument `name` cannot serve as a data set of rows; return `None` if it can."""
+    """Describe why the argument `name` cannot be a data set of rows; return `None` if it can."""
     kind = f"{type(rows).__module__.partition('.')[0]}.{type(rows).__name__}"
     if isinstance(rows, Mapping):
         return f"`{name}` is {kind} of {sorted(map(str, rows))}; pass one of them."
     if hasattr(rows, "__len__") and hasattr(rows, "__getitem__") and not isinstance(rows, IterableDataset):
         return None
-    if not hasattr(rows, "__iter__"):  # `None` too
+    if not hasattr(rows, "__iter__"):
         return f"`{name}` is {kind}; expected a `datasets.Dataset` or a list."
     return (
-        f"`{name}` is a stream ({kind}), but rows are drawn by their numbers, so that runs can be repeated. Read it "
+        f"`{name}` is a stream ({kind}), but rows are drawn by index, so that runs can be repeated. Read it "
         "first: `datasets.Dataset.from_list(list(stream.take(100_000)))`, or `Dataset.from_generator`."
     )
 
 
 def check_row_source(rows: Any, *, name: str) -> None:
-    """Raise if an object cannot serve as a data set of rows."""
+    """Raise if an object cannot be a data set of rows."""
     if (complaint := row_source_complaint(rows, name=name)) is not None:
         raise ValueError(complaint)
 
 
 class EpochRows(Dataset):
-    """Add row number and epoch to rows with `input_ids`, as the corruption needs them.
+    """Add the row number and epoch, which the corruption needs, to rows with `input_ids`.
 
     Example:
         >>> rows = EpochRows([{"input_ids": [1, 5]}, {"input_ids": [1, 6]}])
@@ -93,7 +94,7 @@ class EpochRows(Dataset):
 
 
 class EpochRowSampler(Sampler[int]):
-    """Shuffle rows in an order that (seed, epoch) decides, and yield each as `epoch * num_rows + row`.
+    """Shuffle rows by seed and epoch, and yield each as `epoch * num_rows + row`.
 
     Example:
         >>> sampler = EpochRowSampler(4, seed=0)
@@ -109,7 +110,7 @@ class EpochRowSampler(Sampler[int]):
         return self.num_rows
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration, from 0."""
+        """Set the epoch of the next iteration, from 0."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -122,14 +123,14 @@ class EpochRowSampler(Sampler[int]):
 def pair_batches(
     num_pairs: int, *, seed: int, batch_size: int, first: int = 0, num_processes: int = 1, process_index: int = 0
 ) -> Iterator[list[int]]:
-    """Draw the pairs of each contrastive micro-batch for one of several processes, without an end.
+    """Draw the pairs of each contrastive micro-batch of one process, without end.
 
-    A pass over the pairs is a permutation that (seed, pass) decides, cut into global batches of `batch_size` times
-    `num_processes`. The rest of a pass is left out, so that no pair meets itself as a negative. `first` is the number
-    of the first micro-batch, from 0.
+    A pass over the pairs is a permutation drawn by seed and pass, cut into global batches of `batch_size` times
+    `num_processes`. The remainder is dropped, so that no batch contains a pair twice, as its own negative. `first` is
+    the number of the first micro-batch, from 0.
 
     Raises:
-        ValueError: if the pairs do not fill one global batch.
+        ValueError: if there are fewer pairs than in one global batch.
 
     Example:
         >>> both = pair_batches(5, seed=0, batch_size=4)
@@ -146,21 +147,21 @@ def pair_batches(
     order: list[int] = []
     current_pass = -1
     for micro_batch in count(first):
-        number_of_pass, batch = divmod(micro_batch, batches_per_pass)
-        if number_of_pass != current_pass:
-            generator = row_generator(seed, epoch=number_of_pass, row_id=_ORDER_OF_PAIRS)
+        pass_number, batch = divmod(micro_batch, batches_per_pass)
+        if pass_number != current_pass:
+            generator = row_generator(seed, epoch=pass_number, row_id=_ORDER_OF_PAIRS)
             order = torch.randperm(num_pairs, generator=generator).tolist()
-            current_pass = number_of_pass
+            current_pass = pass_number
         start = (batch * num_processes + process_index) * batch_size
         yield order[start : start + batch_size]
 
 
 class PairStream:
-    """Fetch contrastive micro-batches by their number from a loader that stays open between calls.
+    """Fetch contrastive micro-batches by number from a loader that stays open between calls.
 
     Args:
         pairs (`RowSource`): The pairs.
-        collator (`Callable`): Makes a batch of a list of pairs.
+        collator (`Callable`): Collates a list of pairs.
         args (`MagnetTrainingArguments`): Seed, batch size and workers.
     """
 
@@ -174,7 +175,7 @@ class PairStream:
         self._next = -1
 
     def fetch(self, micro_batch: int) -> dict[str, Any]:
-        """Return a micro-batch; numbers may be skipped, and a smaller number than the last one opens a new loader."""
+        """Return a micro-batch. Numbers may be skipped; a number below the last one opens a new loader."""
         if not 0 <= self._next <= micro_batch:
             batches = pair_batches(
                 len(self.pairs),
@@ -193,10 +194,10 @@ class PairStream:
 
 
 def even_batches(num_rows: int, *, batch_size: int, num_processes: int = 1, process_index: int = 0) -> list[list[int]]:
-    """Share all rows among processes, in the same number of batches on each of them.
+    """Distribute all rows over processes, with the same number of batches for each.
 
     Sharded models run collectives in every forward, so no process may run out of batches before the others: a process
-    without a row left gets an empty batch. `batch_size` is that of one process.
+    without remaining rows gets an empty batch. `batch_size` is the size per process.
 
     Example:
         >>> [even_batches(5, batch_size=2, num_processes=2, process_index=rank) for rank in range(2)]
@@ -209,7 +210,7 @@ def even_batches(num_rows: int, *, batch_size: int, num_processes: int = 1, proc
 def even_dataloader(
     rows: Any, collator: Any, *, batch_size: int, args: TrainingArguments, num_rows: int | None = None
 ) -> DataLoader:
-    """Load this process's share of the first `num_rows` rows, all by default; see `even_batches`."""
+    """Load this process's part of the first `num_rows` rows, by default of all rows; see `even_batches`."""
     batches = even_batches(
         len(rows) if num_rows is None else num_rows,
         batch_size=batch_size,
@@ -220,7 +221,11 @@ def even_dataloader(
 
 
 def _dataloader(dataset: Any, batches: Iterable[list[int]], collator: Any, *, args: TrainingArguments) -> DataLoader:
-    """Load batches that are already this process's own, without drawing from torch's global generator."""
+    """Load the batches of this process.
+
+    A generator is passed because a loader otherwise draws the seed of its workers from torch's global generator, which
+    would change the random state of training.
+    """
     return DataLoader(
         dataset,
         batch_sampler=batches,

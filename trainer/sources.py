@@ -1,7 +1,7 @@
 """Read rows from local files of one format, plain or compressed, or from a dataset of the Hub.
 
-The `datasets` library reads, decompresses and caches. This module chooses the reader of a file, and rejects what
-cannot work before it is read in full.
+The `datasets` library reads, decompresses and caches. This module selects the reader of a file, and rejects unusable
+sources before they are read in full.
 """
 
 import csv
@@ -25,38 +25,31 @@ from .samplers import check_row_source
 
 Source = str | Path | Sequence[str | Path]
 
-# Suffix -> builder of the `datasets` library and its options. Cells such as "NA" are words, not missing values.
-# Without `index_col`, rows with a surplus cell would be read shifted by a column. In `.tsv` files, quotation marks
-# belong to the text.
+# Suffix -> builder of the `datasets` library and its options. Cells such as "NA" are text, not missing values. Without
+# `index_col`, rows with an extra cell would be shifted by a column. In `.tsv` files, quotation marks are text.
 _CSV_OPTIONS: dict[str, Any] = {"keep_default_na": False, "index_col": False}
 _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".txt": ("text", {}),
-    ".tokens": ("text", {}),  # WikiText's own suffix: one paragraph or heading per line
+    ".tokens": ("text", {}),  # suffix of WikiText: one paragraph or heading per line
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
     ".csv": ("csv", _CSV_OPTIONS),
     ".tsv": ("csv", {**_CSV_OPTIONS, "sep": "\t", "quoting": csv.QUOTE_NONE}),
 }
-# The beginning of pandas' warning that it drops surplus cells.
+# Begins the warning of pandas that it drops extra cells.
 _CELLS_LOST = "Length of header or names does not match"
 _COMPRESSIONS = (".gz", ".xz")
-# Exceptions of damaged files, and of numbers beyond 64 bits.
+# Raised for damaged files, and for numbers beyond 64 bits.
 _DAMAGED = (ValueError, OverflowError, EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile)
 
 
 def read_source(
     source: Source, *, columns: Sequence[str] = (), split: str = "train", config_name: str | None = None
 ) -> Dataset:
-    """Read all columns of local files or of a Hub dataset, as `load_texts` describes its source.
+    """Read all columns of local files or of a Hub dataset; see `load_texts` for the source, split and configuration.
 
-    Args:
-        source (`str`, `Path` or a list of these): As for `load_texts`.
-        columns (`Sequence[str]`): Columns of text that must be there; checked before files are read in full.
-        split, config_name: As for `load_texts`.
-
-    Returns:
-        `datasets.Dataset`: the rows, unchanged.
+    `columns` are required columns of text. They are checked before files are read in full.
 
     Raises:
         ValueError: if the source does not exist, mixes formats, is empty or lacks one of the columns.
@@ -69,8 +62,8 @@ def read_source(
             rows = load_dataset(source, config_name, split=split)
         except (DatasetNotFoundError, ConnectionError) as error:
             raise ValueError(
-                f"`source` is {source!r}: there is no such file or folder here, and as a Hub dataset it cannot be "
-                f"read ({error}). Check the spelling, the connection and the access token, or pass a path."
+                f"`source` is {source!r}, which is not a local file or folder and cannot be read as a Hub dataset "
+                f"({error}). Check the spelling, the connection and the access token, or pass a path."
             ) from error
     else:
         files = local_files(source)
@@ -78,9 +71,9 @@ def read_source(
         if split.partition("[")[0] != "train" or config_name is not None:
             raise ValueError(
                 f"`split` is {split!r} and `config_name` {config_name!r}, but the files of `source` {source!r} have "
-                "one split, 'train' (or a slice such as 'train[:10%]'), and no configurations. Leave both out."
+                "one split, 'train' (or a slice such as 'train[:10%]'), and no configurations. Omit both."
             )
-        data_files = [glob.escape(str(file)) for file in files]  # the library would read "[1]" in a name as a pattern
+        data_files = [glob.escape(str(file)) for file in files]  # "[1]" in a name would be a pattern
         check_columns(source, columns, list(_first_row(builder, data_files, options)))
         rows = _read_files(builder, data_files, options, split=split)
     check_columns(source, columns, rows.column_names)
@@ -89,11 +82,11 @@ def read_source(
 
 
 def check_are_text(source: Source, columns: Sequence[str], rows: Dataset) -> None:
-    """Raise for columns that do not hold strings, naming those that do."""
+    """Raise for columns that are not text, naming those that are."""
     for column in columns:
         if not is_text(rows.features[column]):
             raise ValueError(
-                f"Column {column!r} of {str(source)!r} has type {rows.features[column]}; expected strings. Name one "
+                f"Column {column!r} of {str(source)!r} has type {rows.features[column]}; expected strings. Pass one "
                 f"of its columns of text: {[name for name in rows.column_names if is_text(rows.features[name])]}."
             )
 
@@ -109,27 +102,19 @@ def map_texts(
     desc: str,
     **options: Any,
 ) -> Dataset:
-    """Make rows of text by a function of batches, and keep the first `limit`; raise the error `empty` for none.
+    """Map batches of rows to rows of text, and keep the first `limit`; raise the error `empty` if none are left.
 
     `function` maps a batch and `options` to lists of strings by column.
     """
     features = Features({column: Value("string") for column in columns})
     try:
-        made = rows.map(
-            function,
-            batched=True,
-            fn_kwargs=options,
-            remove_columns=rows.column_names,
-            features=features,
-            desc=desc,
-        )
+        names = rows.column_names
+        texts = rows.map(function, batched=True, fn_kwargs=options, remove_columns=names, features=features, desc=desc)
     except UnicodeDecodeError as error:  # Parquet files raise it only when the string is used
-        raise ValueError(
-            f"{str(source)!r} has a string that is not UTF-8 ({error}). Write it anew, or leave it out."
-        ) from error
-    if not len(made):
+        raise ValueError(f"{str(source)!r} has a string that is not UTF-8 ({error}). Correct or drop it.") from error
+    if not len(texts):
         raise ValueError(empty)
-    return made if limit is None else made.select(range(min(limit, len(made))))
+    return texts if limit is None else texts.select(range(min(limit, len(texts))))
 
 
 def is_text(feature: Any) -> bool:
@@ -138,7 +123,7 @@ def is_text(feature: Any) -> bool:
 
 
 def as_texts(texts: Any) -> Dataset:
-    """Make a data set with a column `text` of a list of strings; return a `datasets.Dataset` unchanged.
+    """Convert a list of strings to a data set with a column `text`; return a `datasets.Dataset` unchanged.
 
     Raises:
         ValueError: for a stream, a single string, a `DatasetDict`, an empty list, or items that are not strings.
@@ -146,9 +131,7 @@ def as_texts(texts: Any) -> Dataset:
     if isinstance(texts, Dataset):
         return texts
     if isinstance(texts, str):
-        raise ValueError(
-            f"`texts` is one string ({texts!r:.60}); expected a list. Pass `[text]`, or `load_texts(file)`."
-        )
+        raise ValueError(f"`texts` is a string ({texts!r:.60}); pass a list, `[text]`, or `load_texts(file)`.")
     check_row_source(texts, name="texts")
     checked = check_texts(texts, name="texts")
     if not checked:
@@ -157,24 +140,19 @@ def as_texts(texts: Any) -> Dataset:
 
 
 def check_limit(limit: int | None) -> None:
-    """Raise for a `limit` that would leave nothing."""
+    """Raise for a `limit` below 1."""
     if limit is not None and limit < 1:
-        raise ValueError(f"`limit` is {limit}; expected at least 1. Leave it out to read everything.")
+        raise ValueError(f"`limit` is {limit}; expected at least 1. Omit it to read everything.")
 
 
 def is_hub_id(source: str | Path) -> bool:
-    """Whether this is spelled like a Hub id (`name` or `owner/name`) and is not a local path."""
-    spelled_like_one = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", str(source)) is not None
-    return spelled_like_one and not Path(source).exists() and _data_suffix(Path(source)) not in _FORMATS
+    """Whether a source has the form of a Hub id (`name` or `owner/name`) and is not a local path."""
+    has_form = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", str(source)) is not None
+    return has_form and not Path(source).exists() and _data_suffix(Path(source)) not in _FORMATS
 
 
 def local_files(source: Source, *, name: str = "source") -> list[Path]:
-    """List the files of a path, folder, pattern or list of paths in a fixed order.
-
-    Args:
-        source (`str`, `Path` or a list of these): As for `load_texts`.
-        name (`str`, defaults to `"source"`): Name of the argument, for messages.
-    """
+    """List the files of a path, folder, pattern or list of paths in a fixed order; `name` is the argument's name."""
     if not isinstance(source, (str, Path)):
         if not source:
             raise ValueError(f"`{name}` is an empty list; expected files. Pass at least one path.")
@@ -188,7 +166,7 @@ def local_files(source: Source, *, name: str = "source") -> list[Path]:
         files = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
     if not files:
         raise ValueError(
-            f"`{name}` is {str(source)!r}: no data file there (working folder {str(Path.cwd())!r}). Give an existing "
+            f"`{name}` is {str(source)!r}: no data file found (working folder {str(Path.cwd())!r}). Pass an existing "
             f"file, folder or pattern of {_supported()} files, or the id of a Hub dataset."
         )
     return files
@@ -198,21 +176,19 @@ def format_of(files: Sequence[Path]) -> tuple[str, dict[str, Any]]:
     """Return the builder and options that all these files share."""
     unknown = [str(file) for file in files if _data_suffix(file) not in _FORMATS]
     if unknown:
-        raise ValueError(
-            f"`source` holds {unknown[:3]}, whose type is unknown; expected {_supported()}. Convert them."
-        )
+        raise ValueError(f"`source` has files of unknown type, {unknown[:3]}; expected {_supported()}. Convert them.")
     suffixes = sorted({_data_suffix(file) for file in files})
     formats = [_FORMATS[suffix] for suffix in suffixes]
     if any(left != right for left, right in pairwise(formats)):
         raise ValueError(
             f"`source` mixes {', '.join(suffixes)} files; files read together must share one format. Narrow it down "
-            f"with a pattern such as '*{suffixes[0]}*', or read them one after the other."
+            f"with a pattern such as '*{suffixes[0]}*', or read each format separately."
         )
     return formats[0]
 
 
 def _first_row(builder: str, data_files: list[str], options: dict[str, Any]) -> dict[str, Any]:
-    """Read the first row without the rest."""
+    """Read only the first row."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=_CELLS_LOST)
@@ -223,10 +199,10 @@ def _first_row(builder: str, data_files: list[str], options: dict[str, Any]) -> 
     except (*_DAMAGED, OSError, Warning) as error:
         raise ValueError(
             f"`source` begins with {data_files[0]!r}, which cannot be read as {builder} ({error}). "
-            "Check that the file is whole, is UTF-8 and is what its suffix says."
+            "Check that the file is complete, is UTF-8 and has the format of its suffix."
         ) from error
     if not row:
-        raise ValueError(f"`source` begins with {data_files[0]!r}: its files hold no row. Give some with one.")
+        raise ValueError(f"`source` begins with {data_files[0]!r}: its files have no rows. Pass a source with rows.")
     return row
 
 
@@ -237,14 +213,14 @@ def _read_files(builder: str, data_files: list[str], options: dict[str, Any], *,
             warnings.filterwarnings("error", message=_CELLS_LOST)
             return load_dataset(builder, data_files=data_files, split=split, **options)
     except (DatasetGenerationError, *_DAMAGED) as error:
-        # The exception itself says what is wrong with rows of other columns; else its cause does.
+        # For rows with other columns the exception itself is informative, otherwise its cause.
         has_cause = isinstance(error, DatasetGenerationError) and not isinstance(error, DatasetGenerationCastError)
         cause = error.__cause__ if has_cause else error
-        if has_cause and not isinstance(cause, (*_DAMAGED, Warning)):  # a full disk, say
+        if has_cause and not isinstance(cause, (*_DAMAGED, Warning)):  # such as a full disk
             raise
         raise ValueError(
-            f"`source` begins with {data_files[0]!r} and cannot be read to its end as {builder} ({cause}). Check that "
-            "each row has a cell for each column name, and that quotation marks are closed."
+            f"`source` begins with {data_files[0]!r}, which cannot be read to its end as {builder} ({cause}). Check "
+            "that each row has a cell for each column name, and that quotation marks are closed."
         ) from error
 
 
@@ -259,10 +235,10 @@ def _supported() -> str:
 
 
 def check_columns(source: Source, columns: Sequence[str], present: Sequence[str]) -> None:
-    """Raise for a source that lacks one of the columns, naming those it has."""
+    """Raise if a source lacks one of the columns, naming those that it has."""
     missing = [column for column in columns if column not in present]
     if missing:
         raise ValueError(
             f"{source!r} has no column {', '.join(map(repr, missing))}; its columns are "
-            f"{', '.join(map(repr, present))}. Name one of these."
+            f"{', '.join(map(repr, present))}. Pass one of these."
         )

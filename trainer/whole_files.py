@@ -1,4 +1,4 @@
-"""Write JSON files that appear whole or not at all, and JSONL logs that a killed job continues."""
+"""Write files atomically, and JSONL logs that an interrupted job can resume."""
 
 import json
 import os
@@ -11,14 +11,14 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def whole_file(path: Path, *, aside: Path | None = None) -> Iterator[BinaryIO]:
-    """Open a file that replaces `path` when all of it is on the disk, or never.
+    """Open a temporary file that replaces `path` once it is complete on disk.
 
     Args:
-        path (`Path`): Its name.
-        aside (`Path`, *optional*): A folder of the same file system for the unfinished file; its own by default.
+        path (`Path`): The final path.
+        aside (`Path`, *optional*): Folder of the unfinished file, on the same file system; that of `path` by default.
 
     Raises:
-        OSError: if it cannot be written, with its name and the free space.
+        OSError: if the file cannot be written, with its path and the free space.
     """
     unfinished = (path.parent if aside is None else aside) / f"{path.name}.unfinished"
     try:
@@ -29,7 +29,7 @@ def whole_file(path: Path, *, aside: Path | None = None) -> Iterator[BinaryIO]:
         os.replace(unfinished, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # the name, too
+            os.fsync(folder)  # so that the renaming is on disk, too
         finally:
             os.close(folder)
     except BaseException as error:
@@ -40,20 +40,20 @@ def whole_file(path: Path, *, aside: Path | None = None) -> Iterator[BinaryIO]:
         free = shutil.disk_usage(path.parent).free
         raise OSError(
             error.errno,
-            f"{str(path)!r} cannot be written ({error.strerror or error}); {free:,} bytes are free there. What was "
-            "finished before is kept: make room or lift the limit, then run the same command again",
+            f"{str(path)!r} cannot be written ({error.strerror or error}); {free:,} bytes are free there. "
+            "Finished work is kept: free some space or raise the limit, then run the same command to resume",
         ) from error
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Write a JSON file under a temporary name and move it into place; a missing folder is made."""
+    """Write a JSON file atomically, and create its folder if missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as stream:
         stream.write(json_bytes(content, indent=2) + b"\n")
 
 
 def json_bytes(content: Any, *, indent: int | None = None) -> bytes:
-    """Encode as JSON in UTF-8, with escapes where a text holds a lone surrogate, as shell arguments may."""
+    """Encode as JSON in UTF-8; escape non-ASCII characters if there is a lone surrogate, as in shell arguments."""
     try:
         return json.dumps(content, indent=indent, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -64,7 +64,7 @@ def parse_json(text: str | bytes) -> Any:
     """Parse untrusted JSON.
 
     Raises:
-        ValueError: if it is not JSON, or nested deeper than Python's recursion limit.
+        ValueError: if it is not JSON, or is nested too deeply.
     """
     try:
         return json.loads(text)
@@ -73,17 +73,17 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def resume_rows(path: str | Path, *, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Open a JSONL log for a job: check that it belongs to the job, drop a half-written last line, return its rows.
+    """Check that a JSONL log belongs to a job, drop an incomplete last line, and return its rows.
 
-    `rows.jsonl.settings.json` beside `rows.jsonl` records what the rows were made from, so that two different jobs
-    never share a file. One process writes at a time.
+    `rows.jsonl.settings.json`, next to `rows.jsonl`, records the settings of the job, so that different jobs cannot
+    share a file. Only one process may write at a time.
 
     Args:
-        path (`str` or `Path`): The JSONL file; it and its folder may not exist yet.
-        settings (`Mapping[str, Any]`): Everything the rows depend on, as JSON can hold it.
+        path (`str` or `Path`): The JSONL file; it and its folder need not exist.
+        settings (`Mapping[str, Any]`): Everything that the rows depend on, as JSON values.
 
     Raises:
-        ValueError: if the file was begun with other settings or elsewhere, or a line is not a JSON object.
+        ValueError: if the file has other or no settings, or a line is not a JSON object.
     """
     path = Path(path)
     sidecar = path.with_name(path.name + ".settings.json")
@@ -93,8 +93,8 @@ def resume_rows(path: str | Path, *, settings: Mapping[str, Any]) -> list[dict[s
         return []
     if not sidecar.exists():
         raise ValueError(
-            f"{str(path)!r} has rows but no {sidecar.name!r} beside it, so what they were made from is unknown. "
-            "Give another path, or move the file away."
+            f"{str(path)!r} has rows, but {sidecar.name!r} with their settings is missing. Pass another path, or move "
+            "the file away."
         )
     begun = _parse_object(sidecar.read_bytes(), name=repr(str(sidecar)))
     differences = [
@@ -104,8 +104,8 @@ def resume_rows(path: str | Path, *, settings: Mapping[str, Any]) -> list[dict[s
     ]
     if differences:
         raise ValueError(
-            f"{str(path)!r} was begun with other settings: {'; '.join(differences)}. "
-            "Repeat the call that began it, or give another path."
+            f"{str(path)!r} was begun with other settings: {'; '.join(differences)}. Use these again, or pass "
+            "another path."
         )
     rows, size = [], 0
     with open(path, "rb+") as file:
@@ -119,7 +119,7 @@ def resume_rows(path: str | Path, *, settings: Mapping[str, Any]) -> list[dict[s
 
 
 def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append JSON objects to a file of `resume_rows`; once this returns, killing the process loses none of them."""
+    """Append JSON objects to a file of `resume_rows`; they survive if the process is killed afterwards."""
     with open(path, "ab") as file:
         file.write(b"".join(json_bytes(row) + b"\n" for row in rows))
 
@@ -127,10 +127,10 @@ def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def _parse_object(text: bytes, *, name: str) -> dict[str, Any]:
     """Parse a JSON object that this module wrote."""
     try:
-        found = parse_json(text)
-        reason = f"{type(found).__name__}, not an object"
+        content = parse_json(text)
+        reason = f"{type(content).__name__}, not an object"
     except ValueError as error:
-        found, reason = None, f"not JSON ({error})"
-    if not isinstance(found, dict):
-        raise ValueError(f"{name} is {reason}: it was edited or damaged. Restore it, or give another path.")
-    return found
+        content, reason = None, f"not JSON ({error})"
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} is {reason}: it was edited or damaged. Restore it, or pass another path.")
+    return content

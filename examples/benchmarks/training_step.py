@@ -181,7 +181,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for system, (name, _) in systems.items():
         batch, weights = batches[name], phase_of(trainer, name)
         tokens[system] = int(batch["attention_mask"].sum())
-        tokens[system] += int(batch["pairs"]["attention_mask"].sum()) if weights.sscl else 0
+        tokens[system] += int(batch["pairs"]["attention_mask"].sum()) if weights.uses_pairs else 0
         floors[system] = step_operations(model, batch, weights=weights)
     settings = ["shape", "lora_r", "batch_size", "max_length", "pairs_a_step", "rounds", "attn_implementation"]
     report = {

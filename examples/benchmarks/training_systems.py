@@ -27,17 +27,17 @@ def naive_loss(
         `torch.FloatTensor` of shape `()`.
     """
     loss = torch.zeros((), device=batch["input_ids"].device)
-    for weight, name in ((weights.mntp, "mntp_labels"), (weights.msg, "msg_labels")):
-        if weight:
+    for objective, name in (("mntp", "mntp_labels"), ("msg", "msg_labels")):
+        if weight := weights.weights.get(objective):
             loss = loss + weight * language_loss(model, batch, labels=batch[name])
-    if weights.sscl:
+    if weight := weights.weights.get("sscl"):
         sides = zip(*(batch["pairs"][name].chunk(2) for name in ("input_ids", "attention_mask")), strict=True)
         vectors = []
         for ids, mask in sides:
             ids, mask = (F.pad(tensor, (0, length - tensor.shape[1])) for tensor in (ids, mask))
             states: Any = model(input_ids=ids, attention_mask=mask, mode="bidirectional").last_hidden_state
             vectors.append(head(last_token_states(states, mask)))
-        loss = loss + weights.sscl * sscl_loss(vectors[0], vectors[1], temperature=temperature)
+        loss = loss + weight * sscl_loss(vectors[0], vectors[1], temperature=temperature)
     return loss
 
 
@@ -161,13 +161,13 @@ def step_operations(model: Any, batch: dict[str, Any], *, weights: LossPhase) ->
     layers = [parameter for name, parameter in model.named_parameters() if parameter.dim() == 2 and ".layers." in name]
     of_token = sum((6 if parameter.requires_grad else 4) * parameter.numel() for parameter in layers)
     scores = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
-    rows = [batch["attention_mask"].sum(1)] if weights.mntp or weights.msg else []
+    rows = [batch["attention_mask"].sum(1)] if weights.uses_tokens else []
     labels = sum(
         int((batch[name] != IGNORE_INDEX).sum())
-        for weight, name in ((weights.mntp, "mntp_labels"), (weights.msg, "msg_labels"))
-        if weight
+        for objective, name in (("mntp", "mntp_labels"), ("msg", "msg_labels"))
+        if objective in weights.weights
     )
-    rows += [batch["pairs"]["attention_mask"].sum(1)] if weights.sscl else []
+    rows += [batch["pairs"]["attention_mask"].sum(1)] if weights.uses_pairs else []
     lengths = torch.cat(rows).double()
     of_label = (6 if head.requires_grad else 4) * head.numel()
     return float(of_token * lengths.sum() + scores * lengths.square().sum() + of_label * labels)

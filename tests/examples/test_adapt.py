@@ -199,7 +199,7 @@ def test_a_killed_run_that_is_resumed_ends_with_the_same_bytes(tmp_path, options
 def test_a_run_killed_in_its_first_checkpoint_starts_afresh_with_the_same_command(tmp_path, options):
     (tmp_path / "run" / "checkpoint-2").mkdir(parents=True)
     (tmp_path / "run" / "checkpoint-2" / "model.safetensors").write_bytes(b"half of")
-    with pytest.raises(ValueError, match="has no complete checkpoint .* out, to start afresh"):
+    with pytest.raises(ValueError, match="has no complete checkpoint .*`resume_from_checkpoint`"):
         adapt.main([*options, *FULL, "--resume_from_checkpoint=true"])
     adapt.main([*options, *FULL])
     assert (tmp_path / "run" / "adapt.json").exists()
@@ -223,7 +223,7 @@ def test_a_finished_run_is_never_overwritten(tmp_path, options):
         (["--min_span_tokens=70", "--max_span_tokens=80"], "`min_span_tokens` is 70.*longest row of `train_dataset`"),
         (["--view_dropout=0"], "both views would be the same"),
         (["--pair_columns", "a"], "name two columns"),
-        (["--pairs=nowhere.tsv", "--view_dropout=0"], "nowhere.tsv.*no data file there"),
+        (["--pairs=nowhere.tsv", "--view_dropout=0"], "nowhere.tsv.*no data file found"),
         (["--pair_min_words=1000"], "line of at least `min_words`=1000 words"),
         (["--dtype=int8"], "--dtype: invalid choice: 'int8'"),
         (["--attn_implementation=flash_attention_2"], "invalid choice.*sdpa"),
@@ -234,7 +234,7 @@ def test_a_finished_run_is_never_overwritten(tmp_path, options):
         (["--max_length=512"], "`max_length` is 512, but the model has positions for 256"),
         (["--mask_token=absent"], "No mask token"),
         (["--text_column=body"], "no column 'body'; its columns are 'text'"),
-        (["--train_texts=nowhere.txt"], "nowhere.txt.*no data file there"),
+        (["--train_texts=nowhere.txt"], "nowhere.txt.*no data file found"),
         (["--model_name_or_path=./nowhere"], "./nowhere.*cannot be read"),
         (["--eval_limit=0"], "`eval_limit` is 0"),
         (["--resume_from_checkpoint=true"], "no complete checkpoint"),

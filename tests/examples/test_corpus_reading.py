@@ -207,7 +207,7 @@ def test_a_file_that_is_cut_short_stops_the_reading_with_its_name(tmp_path, name
         ({"a.parquet.gz": "PAR"}, {}, "Decompress it"),
         ({"a.xz.jsonl.xz": "not compressed"}, {}, "cannot be read"),
         ({"a.txt": "a\n", "b.jsonl": ""}, {}, "mixes .jsonl, .txt files"),
-        ({}, {}, "no data file there"),
+        ({}, {}, "no data file found"),
     ],
 )
 def test_what_cannot_be_read_is_refused_at_once(tmp_path, content, options, message):

@@ -224,7 +224,7 @@ def test_a_full_disk_is_told_and_what_is_finished_is_kept(tmp_path, options, und
 
     error, _ = finish_run(options, largest_file=ALL_VECTORS)  # the output does not fit
     assert isinstance(error, OSError) and error.errno == errno.EFBIG
-    assert "out.npy' cannot be written" in str(error) and "run the same command again" in str(error)
+    assert "out.npy' cannot be written" in str(error) and "run the same command" in str(error)
     assert len(parts_of(folder)) == NUM_CHUNKS and list(folder.glob("*.unfinished")) == []
     assert not (tmp_path / "out.npy").exists() and not (tmp_path / "out.npy.json").exists()
 

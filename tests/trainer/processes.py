@@ -1,4 +1,4 @@
-"""Runs of the tiny trainer in processes of their own: several that work together, or one that is killed."""
+"""Run the tiny trainer in subprocesses: several that train together, or one that is killed."""
 
 import multiprocessing
 import os
@@ -51,7 +51,7 @@ class KeepGradients(TrainerCallback):
 def train_once(
     report: str, output_dir: str, lora: LoraArguments, resume: bool, kill_at: int | None, changes: dict[str, Any]
 ) -> None:
-    """Train, evaluate where there is an evaluation strategy, and write what happened to a file."""
+    """Train, evaluate if there is an evaluation strategy, and write the results to a file."""
     # As where a user trains on Linux. Workers of a loader that the fork server starts would outlive a killed trainer,
     # which is not their parent, and keep the server.
     multiprocessing.set_start_method("fork", force=True)
@@ -97,7 +97,7 @@ def run_together(
     config: Path | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Train in several processes over gloo, and return what the first reported; nothing if they were killed.
+    """Train in several processes over gloo, and return the report of the first; nothing if they were killed.
 
     With a configuration of accelerate in the environment that `accelerate launch` makes of it.
     """
@@ -114,7 +114,7 @@ def run_together(
 def call_together(
     num_processes: int, function: Callable[..., Any], arguments: tuple[Any, ...], *, config: Path | None = None
 ) -> list[int | None]:
-    """Call a function in several processes that work together, and return how they ended."""
+    """Call a function in several processes of one group, and return their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -129,7 +129,7 @@ def call_together(
 def run_alone(
     *, directory: Path, lora: LoraArguments = FULL, resume: bool = False, kill_at: int | None = None, **changes: Any
 ) -> dict[str, Any]:
-    """Train in one process, and return what it reported; nothing if it was killed as asked."""
+    """Train in one process, and return its report; nothing if it was killed."""
     report = directory / "report.pt"
     process = CONTEXT.Process(
         target=train_once, args=(str(report), str(directory / "run"), lora, resume, kill_at, changes)
@@ -143,7 +143,7 @@ def run_alone(
 
 
 def launch_environment(config: Path) -> dict[str, str]:
-    """What `accelerate launch` sets for the processes of a configuration, in float32."""
+    """Return the environment that `accelerate launch` sets for a configuration, in float32."""
     arguments = launch_command_parser().parse_args(["--config_file", str(config), "script.py"])
     arguments, defaults, _ = _validate_launch_command(arguments)
     if arguments.use_deepspeed:
@@ -155,7 +155,7 @@ def launch_environment(config: Path) -> dict[str, str]:
 
 
 def _shard_on_cpus() -> None:
-    """Let accelerate shard on CPUs too: it does so on GPUs alone, and gloo can.
+    """Let accelerate shard on CPUs too: it only does so on GPUs, but gloo supports it.
 
     With chunks of four labels, of which the processes then have different numbers; and small weights in parts, too.
     """
@@ -172,7 +172,7 @@ def _shard_on_cpus() -> None:
 
 
 def _with_small_parts(prepare: Callable[..., None]) -> Callable[..., None]:
-    """DeepSpeed leaves weights below a hundred thousand numbers whole, which all of these are."""
+    """Make DeepSpeed shard small weights, too; by default it keeps those below 100,000 elements whole."""
 
     def prepare_small(self: DeepSpeedPlugin, *args: Any, **kwargs: Any) -> None:
         prepare(self, *args, **kwargs)
@@ -189,7 +189,7 @@ def _join(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
-    """Become one of several processes and call a function."""
+    """Join a group of processes and call a function."""
     if config is not None:
         os.environ |= launch_environment(config)
         _shard_on_cpus()
@@ -206,7 +206,7 @@ def _join(
 
 
 def _wait_for(processes: list[Any]) -> None:
-    """Start processes and end them all if they hang."""
+    """Start processes, and kill them all if they hang."""
     for process in processes:
         process.start()
     for process in processes:

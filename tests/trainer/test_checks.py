@@ -1,4 +1,4 @@
-"""What does not fit together is refused before a run writes anything."""
+"""Invalid combinations of model, data and arguments raise before a run writes anything."""
 
 import pytest
 from datasets import Dataset, DatasetDict
@@ -11,7 +11,7 @@ from .tiny import tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_tokenizer, 
 
 
 class TorchStream(IterableDataset):
-    """Has a length, as some streams do."""
+    """A stream with a length."""
 
     def __len__(self):
         return 24
@@ -35,21 +35,21 @@ def stream(rows):
     ],
     ids=["torch", "iterator", "eval-dict", "pairs", "eval-pairs"],
 )
-def test_a_stream_is_refused_with_what_to_do(tmp_path, name, given):
+def test_stream_raises_with_remedy(tmp_path, name, given):
     with pytest.raises(ValueError) as caught:
         tiny_trainer(tiny_args(tmp_path), **{name.partition("[")[0]: given})
     assert f"`{name}` is a stream" in str(caught.value) and "Dataset.from_list(list(stream.take(" in str(caught.value)
     assert str(caught.value).count("\n- ") == 1
 
 
-def test_a_stream_is_refused_by_evaluate_too(tmp_path):
+def test_evaluate_raises_for_a_stream(tmp_path):
     trainer = tiny_trainer(tiny_args(tmp_path))
     for given in (stream(tiny_rows()), TorchStream()):
         with pytest.raises(ValueError, match="`eval_dataset` is a stream"):
             trainer.evaluate(given)
 
 
-def test_several_splits_are_no_rows(tmp_path):
+def test_dataset_dict_raises(tmp_path):
     splits = DatasetDict({"train": Dataset.from_list(tiny_rows()), "test": Dataset.from_list(tiny_rows())})
     for name in ("train_dataset", "pair_dataset"):
         with pytest.raises(ValueError, match=rf"`{name}` is datasets.DatasetDict of \['test', 'train'\]; pass one"):
@@ -58,16 +58,16 @@ def test_several_splits_are_no_rows(tmp_path):
 
 @pytest.mark.parametrize("as_dataset", [False, True])
 @pytest.mark.parametrize("name", ["train_dataset", "eval_dataset", "eval_dataset['wiki']"])
-def test_rows_longer_than_the_positions_of_the_model_are_refused(tmp_path, name, as_dataset):
+def test_rows_longer_than_the_model_positions_raise(tmp_path, name, as_dataset):
     rows = [*tiny_rows(), {"input_ids": [1] * 65}, *tiny_rows(4)]
     given = Dataset.from_list(rows) if as_dataset else rows
     with pytest.raises(ValueError) as caught:
         tiny_trainer(tiny_args(tmp_path), **{name.partition("[")[0]: {"wiki": given} if "[" in name else given})
-    assert f"Row 24 of `{name}` has 65 tokens, and the model has positions for 64" in str(caught.value)
+    assert f"Row 24 of `{name}` has 65 tokens, but the model has 64 positions" in str(caught.value)
     tiny_trainer(tiny_args(tmp_path), train_dataset=[*tiny_rows(), {"input_ids": [1] * 64}])
 
 
-def test_the_longest_row_may_be_anywhere_in_a_large_data_set(tmp_path):
+def test_longest_row_is_found_in_a_large_data_set(tmp_path):
     lengths = [20] * 25_000 + [70] + [20] * 10
     rows = Dataset.from_dict({"input_ids": [[1] * length for length in lengths]})
     with pytest.raises(ValueError, match="Row 25000 of `train_dataset` has 70 tokens"):
@@ -77,60 +77,60 @@ def test_the_longest_row_may_be_anywhere_in_a_large_data_set(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pair_dataset": None}, "weigh sscl, but there is no `pair_dataset`"),
+        ({"pair_dataset": None}, "weight sscl, but `pair_dataset` is missing"),
         ({"pair_dataset": tiny_pairs(3)}, "`pair_dataset` has 3 pairs, but one contrastive batch takes 4"),
         ({"pair_dataset": [{"a": "x", "positive": "y"}] * 8}, r"columns \['a', 'positive'\] but no anchor"),
         ({"train_dataset": []}, "`train_dataset` has no rows"),
         ({"train_dataset": [{"text": "x"}]}, r"has the columns \['text'\] but no `input_ids`"),
-        ({"train_dataset": [{"input_ids": [1, 5, 6]}] * 9}, "takes a row of 4 tokens .* longest .* has 3"),
+        ({"train_dataset": [{"input_ids": [1, 5, 6]}] * 9}, "rows of 4 tokens.* longest .* has 3"),
         ({"processing_class": None}, "`processing_class` is missing"),
         ({"eval_pair_dataset": []}, "`eval_pair_dataset` has no rows"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, changes, message):
+def test_invalid_data_raises_before_anything_is_written(tmp_path, changes, message):
     output_dir = tmp_path / "run"
     with pytest.raises(ValueError, match=message):
         tiny_trainer(tiny_args(output_dir), **changes)
     assert not output_dir.exists()
 
 
-@pytest.mark.parametrize(("length", "message"), [(65, "and the model has positions for 64"), (5, "but prompt, BOS")])
-def test_lengths_of_pairs_that_cannot_work_are_refused(tmp_path, length, message):
+@pytest.mark.parametrize(("length", "message"), [(65, "but the model has 64 positions"), (5, "but prompt, BOS")])
+def test_invalid_contrastive_max_length_raises(tmp_path, length, message):
     with pytest.raises(ValueError, match=f"`contrastive_max_length` is {length}, {message}"):
         tiny_trainer(tiny_args(tmp_path, contrastive_max_length=length))
 
 
-def test_gaps_beyond_the_positions_of_the_model_are_refused(tmp_path):
+def test_end_of_span_beyond_the_model_positions_raises(tmp_path):
     rows = [{"input_ids": [1, *range(4, 33)]}] * 8
     args = tiny_args(tmp_path / "run", loss_phases=["2:1,0,1"], end_of_span=32)
     with pytest.raises(
-        ValueError, match="rows of 30 tokens with up to 2 spans need 92 positions, and the model has 64"
+        ValueError, match="rows of 30 tokens with up to 2 spans need 92 positions, but the model has 64"
     ):
         tiny_trainer(args, train_dataset=rows)
     tiny_trainer(tiny_args(tmp_path / "run", loss_phases=["2:1,0,1"], end_of_span=16), train_dataset=rows)
 
 
-def test_a_stock_model_is_refused_with_the_way_to_load_it(tmp_path):
-    with pytest.raises(ValueError, match="LlamaForCausalLM takes no mode, segment_ids.*from_pretrained"):
+def test_stock_model_raises_with_remedy(tmp_path):
+    with pytest.raises(ValueError, match="mode, segment_ids.* LlamaForCausalLM .*from_pretrained"):
         tiny_trainer(tiny_args(tmp_path), model=LlamaForCausalLM(tiny_model().config))
 
 
-def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
+def test_tokenizer_larger_than_the_embeddings_raises(tmp_path):
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["new"])
     with pytest.raises(ValueError, match="45 tokens, but the model embeds 44"):
         tiny_trainer(tiny_args(tmp_path), processing_class=tokenizer)
 
 
-def test_a_model_without_a_mask_token_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="names no mask token"):
+def test_model_without_mask_token_raises(tmp_path):
+    with pytest.raises(ValueError, match="no mask token"):
         tiny_trainer(tiny_args(tmp_path), model=tiny_model(magnet={}))
 
 
-def test_pairs_that_no_phase_uses_are_worth_a_warning(tmp_path, caplog):
+def test_unused_pairs_warn(tmp_path, caplog):
     logging.enable_propagation()
     try:
         tiny_trainer(tiny_args(tmp_path, loss_phases=["2:1,0,1"]), pair_dataset=tiny_pairs())
     finally:
         logging.disable_propagation()
-    assert "they are not used" in caplog.text
+    assert "`pair_dataset` is not used" in caplog.text

@@ -1,4 +1,4 @@
-"""Compiled layers train as layers do, in training steps alone."""
+"""Compiled layers train like plain layers, and run only in training steps."""
 
 from types import SimpleNamespace
 
@@ -74,7 +74,7 @@ def test_two_processes_with_compiled_layers_equal_one_without(tmp_path, config):
 
 
 @pytest.mark.long
-def test_layers_are_compiled_whole_once_for_all_and_in_training_steps_alone(tmp_path):
+def test_layers_share_one_compilation_used_only_in_training_steps(tmp_path):
     trainer = tiny_trainer(
         tiny_args(tmp_path, torch_compile_backend="eager", loss_phases=["6:1,1,1"]),
         model=tiny_model(num_hidden_layers=3),
@@ -91,7 +91,7 @@ def test_layers_are_compiled_whole_once_for_all_and_in_training_steps_alone(tmp_
     assert counters["stats"]["unique_graphs"] == graphs
 
 
-def test_a_second_trainer_with_the_same_arguments_compiles_as_well(tmp_path):
+def test_second_trainer_with_the_same_arguments_compiles(tmp_path):
     args = tiny_args(tmp_path, torch_compile_backend="eager")
     for _ in range(2):
         trainer = tiny_trainer(args)
@@ -103,7 +103,7 @@ def test_without_the_argument_nothing_is_compiled(tmp_path):
     assert not counters["stats"]
 
 
-def test_what_the_launcher_asks_for_is_taken_over():
+def test_compiler_settings_of_the_launcher_are_used():
     plugin = TorchDynamoPlugin(backend="eager", mode="reduce-overhead", use_regional_compilation=True)
     args = SimpleNamespace(torch_compile=False)
     arguments = take_over_compilation(plugin, args)

@@ -1,4 +1,4 @@
-"""Spans, masks and labels of one row: every invariant by property, every number by hand or by a plain loop."""
+"""Spans, masks and labels of one row, by property tests, by hand and by explicit loops."""
 
 from collections import Counter
 from itertools import combinations
@@ -36,7 +36,7 @@ def corrupt(input_ids: Tensor, *, seed: int = 0, end_of_span_id: int | None = No
 
 
 def placements(length: int, lengths: tuple[int, ...]) -> set[tuple[tuple[int, int], ...]]:
-    """Every way to lay spans of these lengths, in this order, with context before, between and after."""
+    """Return all placements of spans of these lengths, in order, with context before, between and after."""
     found = set()
     for starts in combinations(range(1, length), len(lengths)):
         spans = tuple((start, start + size) for start, size in zip(starts, lengths, strict=True))
@@ -57,7 +57,7 @@ def placements(length: int, lengths: tuple[int, ...]) -> set[tuple[tuple[int, in
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=300, deadline=None)
-def test_spans_keep_every_promise(length, max_spans, min_span_tokens, more_tokens, seed):
+def test_spans_satisfy_their_constraints(length, max_spans, min_span_tokens, more_tokens, seed):
     max_span_tokens = min_span_tokens + more_tokens
     spans = sample_spans(
         length,
@@ -115,7 +115,7 @@ def test_number_and_length_are_uniform_when_the_row_is_long():
     assert lengths == {length: pytest.approx(sum(lengths.values()) / 5, rel=0.08) for length in (4, 5, 6, 7, 8)}
 
 
-def test_a_tight_row_does_not_favour_long_spans_on_the_left():
+def test_short_rows_do_not_favor_long_spans_on_the_left():
     generator = torch.Generator().manual_seed(0)
     pairs = [
         spans
@@ -135,7 +135,7 @@ def test_the_shortest_row_with_a_span(length, expected):
 # --- CorruptionSettings ----------------------------------------------------------------------------------------------
 
 
-def test_settings_name_every_bad_field_in_one_error():
+def test_invalid_settings_raise_in_one_error():
     with pytest.raises(ValueError) as error:
         CorruptionSettings(
             mask_ratio=1.5,
@@ -154,7 +154,7 @@ def test_settings_name_every_bad_field_in_one_error():
         assert expected in str(error.value)
 
 
-def test_shares_that_fill_the_whole_are_accepted_in_spite_of_rounding():
+def test_shares_that_sum_to_one_with_rounding_errors_are_valid():
     CorruptionSettings(mask_token_share=0.7, random_token_share=0.1 + 0.2)
 
 
@@ -216,7 +216,7 @@ def corruption_fields(draw) -> dict:
 
 @given(tokens=st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=40), fields=corruption_fields(), seed=st.integers(0))
 @settings(max_examples=300, deadline=None)
-def test_a_corrupted_row_keeps_every_promise(tokens, fields, seed):
+def test_corrupted_row_satisfies_its_invariants(tokens, fields, seed):
     input_ids = torch.tensor(tokens, dtype=torch.long)
     row = corrupt(input_ids, seed=seed, **fields)
 
@@ -279,7 +279,7 @@ def test_the_causal_ratio_is_the_share_of_causal_rows():
     assert share == pytest.approx(0.3, abs=0.03)
 
 
-def test_a_masked_token_may_be_predicted_at_its_own_place_by_hand():
+def test_mntp_shift_same_by_hand():
     sure = dict(mask_ratio=1.0, mask_token_share=1.0, random_token_share=0.0, max_spans=1, min_span_tokens=2)
     row = corrupt(torch.tensor([BOS, 10, 11, 12]), mntp_shift="same", **sure)
     assert row.segment_ids.tolist() == [0, 1, 1, 0]
@@ -290,7 +290,7 @@ def test_a_masked_token_may_be_predicted_at_its_own_place_by_hand():
 
 @given(tokens=st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=40), fields=corruption_fields(), seed=st.integers(0))
 @settings(max_examples=100, deadline=None)
-def test_the_shift_moves_labels_and_adds_what_follows_a_span_and_nothing_else(tokens, fields, seed):
+def test_mntp_shift_moves_labels_and_adds_tokens_after_spans(tokens, fields, seed):
     input_ids = torch.tensor(tokens, dtype=torch.long)
     there = corrupt(input_ids, seed=seed, **fields)
     here = corrupt(input_ids, seed=seed, mntp_shift="same", **fields)
@@ -306,7 +306,7 @@ def test_the_shift_moves_labels_and_adds_what_follows_a_span_and_nothing_else(to
             assert position > 0 and segments[position] == 0
 
 
-def test_changing_one_setting_does_not_redraw_what_another_governs():
+def test_changing_one_setting_keeps_the_draws_of_others():
     input_ids = torch.randint(3, VOCAB_SIZE, (64,), generator=torch.Generator().manual_seed(0))
     plain = corrupt(input_ids)
     assert torch.equal(corrupt(input_ids, mask_ratio=0.0).segment_ids, plain.segment_ids)
@@ -318,7 +318,7 @@ def test_changing_one_setting_does_not_redraw_what_another_governs():
 
 @given(st.integers(0, 2**30), st.integers(1, 9), st.integers(4, 40))
 @settings(max_examples=80, deadline=None)
-def test_ended_spans_leave_a_rounded_gap_and_change_nothing_else(seed, multiple, length):
+def test_end_of_span_rounds_reserved_positions(seed, multiple, length):
     input_ids = torch.arange(3, 3 + length) % VOCAB_SIZE
     fields = {"seed": seed, "max_spans": 3, "min_span_tokens": 1, "max_span_tokens": 6}
     plain = corrupt(input_ids, **fields)
@@ -326,7 +326,7 @@ def test_ended_spans_leave_a_rounded_gap_and_change_nothing_else(seed, multiple,
     assert torch.equal(plain.position_ids, torch.arange(length))
     for name in ("input_ids", "segment_ids", "mntp_labels"):
         assert torch.equal(getattr(ended, name), getattr(plain, name))
-    # Walk the row: a gap starts behind its context and takes the next multiple of positions.
+    # Walk the row: a span starts after its context and reserves the next multiple of positions.
     position, expected_labels = 0, plain.msg_labels.tolist()
     segments = [*plain.segment_ids.tolist(), 0]
     for place, segment in enumerate(segments[:-1]):
@@ -342,7 +342,7 @@ def test_ended_spans_leave_a_rounded_gap_and_change_nothing_else(seed, multiple,
     assert ended.msg_labels.tolist() == expected_labels
 
 
-def test_a_causal_row_is_cut_and_not_ended():
+def test_causal_rows_have_no_end_of_span_label():
     input_ids = torch.arange(3, 20)
     row = corrupt(input_ids, causal_ratio=1.0, end_of_span=8, end_of_span_id=EOS)
     assert row.msg_labels.tolist() == [*range(4, 20), -100]

@@ -1,4 +1,4 @@
-"""The curves of a run: a scalar for each objective where TensorBoard or trackio is installed."""
+"""TensorBoard and trackio, if installed, get a scalar for each objective."""
 
 import importlib.util
 import json
@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def train(folder, tracker):
-    """Four steps, the last two with pairs, and an evaluation behind each second one."""
+    """Four steps, the last two with pairs, and an evaluation after every second step."""
     changes = {"loss_phases": ["2:1,0,1", "2:1,9,1"], "eval_strategy": "steps", "eval_steps": 2}
     args = tiny_args(folder, report_to=tracker, project="magnet", run_name="a run", **changes)
     trainer = tiny_trainer(args, eval_dataset=tiny_rows(5, seed=3), eval_pair_dataset=tiny_pairs(8))
@@ -25,7 +25,7 @@ def train(folder, tracker):
 
 
 def curves_of(log_history):
-    """What is to be found: steps and values of each objective, in training and on what was held out."""
+    """Return the expected steps and values of each objective in training and evaluation."""
     return {
         f"{kind}/loss_{name}": [(log["step"], log[key]) for log in log_history if key in log]
         for name in OBJECTIVES

@@ -1,4 +1,4 @@
-"""Batches: literal tensors, padding, and the same corruption whoever collates a row."""
+"""Collated batches, their padding, and corruption that does not depend on the batch."""
 
 import pickle
 from typing import Any
@@ -21,7 +21,7 @@ WORDS = "find it : a cat sat and one dog ran".split()  # tokens 3, 4, ..
 
 
 def make_tokenizer(**special_tokens: str) -> PreTrainedTokenizerFast:
-    """A tokenizer of one token per word, and no pad token unless one is given."""
+    """Make a tokenizer with one token per word, without a pad token by default."""
     vocabulary = {token: number for number, token in enumerate(["<unk>", "<s>", "</s>", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -41,7 +41,7 @@ def make_collator(*, seed: int = 0, **fields) -> DataCollatorForMagnet:
 
 
 @pytest.mark.parametrize("end_of_span_id", [None, -1, VOCAB_SIZE])
-def test_ended_spans_need_a_token_of_the_vocabulary(end_of_span_id):
+def test_end_of_span_id_outside_the_vocabulary_raises(end_of_span_id):
     fields = {"mask_token_id": MASK, "pad_token_id": EOS, "special_token_ids": [EOS], "vocab_size": VOCAB_SIZE}
     with pytest.raises(ValueError, match="`end_of_span_id` is"):
         DataCollatorForMagnet(
@@ -62,7 +62,7 @@ def make_rows(lengths: list[int], *, epoch: int = 0) -> list[dict]:
 
 
 def unpad(batch: dict[str, Any]) -> list[dict[str, list[int]]]:
-    """The rows of a batch without their padding, whose labels are as many as it says."""
+    """Return the rows of a batch without padding, after checking its number of labels."""
     assert batch.pop("num_labels") == sum((batch[name] != -100).sum() for name in ("mntp_labels", "msg_labels"))
     assert len(batch.pop("row_ids")) == len(batch.pop("epochs")) == len(batch["input_ids"])
     lengths = batch["attention_mask"].sum(1).tolist()
@@ -117,7 +117,7 @@ def test_a_batch_is_its_rows_corrupted_one_by_one(lengths, seed):
         assert (batch[name][padding] == value).all()
 
 
-def test_neighbours_order_and_batch_size_do_not_change_a_row():
+def test_other_rows_order_and_batch_size_do_not_change_a_row():
     collate, rows = make_collator(), make_rows([30, 12, 25, 40, 8, 33])
     together = unpad(collate(rows))
     assert [unpad(collate([row]))[0] for row in rows] == together
@@ -141,7 +141,7 @@ def test_collating_does_not_draw_from_the_global_generator():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_each_epoch_row_and_seed_is_corrupted_anew():
+def test_epoch_row_and_seed_change_the_corruption():
     collate, (row,) = make_collator(), make_rows([200])
     batches = [
         collate([row]),
@@ -171,22 +171,22 @@ def test_a_collator_survives_pickling():
     assert unpad(pickle.loads(pickle.dumps(collate))(rows)) == unpad(collate(rows))
 
 
-def test_an_empty_batch_is_refused():
+def test_empty_batch_raises():
     with pytest.raises(ValueError, match="no rows to collate"):
         make_collator()([])
 
 
-def test_a_row_without_tokens_is_named():
+def test_row_without_tokens_raises():
     with pytest.raises(ValueError, match="7"):
         make_collator()([*make_rows([5]), {"input_ids": [], "row_id": 7, "epoch": 0}])
 
 
-def test_a_row_without_its_number_is_refused():
+def test_row_without_row_id_raises():
     with pytest.raises(ValueError, match=r"Row 1 .* \['input_ids'\], but not \['row_id', 'epoch'\]"):
         make_collator()([*make_rows([5]), {"input_ids": [1, 5]}])
 
 
-def test_every_id_outside_the_vocabulary_is_named():
+def test_ids_outside_the_vocabulary_raise_in_one_error():
     with pytest.raises(ValueError) as error:
         DataCollatorForMagnet(
             settings=CorruptionSettings(),
@@ -268,7 +268,7 @@ def test_the_prompt_is_put_before_both_sides():
     assert batch["input_ids"].tolist() == [[BOS, 3, 4, 5, 6, 7, 8, EOS], [BOS, 3, 4, 5, 10, 7, EOS, UNK]]
 
 
-def test_no_pairs_and_pairs_of_one_are_refused():
+def test_empty_batch_and_missing_side_raise():
     collate = DataCollatorForPairs(make_tokenizer(), prompt=None, max_length=6, pad_token_id=UNK)
     with pytest.raises(ValueError, match="no rows to collate"):
         collate([])

@@ -1,4 +1,4 @@
-"""Texts come out stripped and in order; blocks hold every token, none of padding, and fit the model."""
+"""Loading and cutting texts: order, whitespace, and blocks with every token and without padding."""
 
 import json
 import os
@@ -24,7 +24,7 @@ BOS = 0
 
 @pytest.fixture(scope="module")
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """`w7` is token 7; 0 is BOS, which the tokenizer itself would put in front; context of 16."""
+    """Make a tokenizer in which `w7` is token 7 and 0 is BOS, with a context of 16."""
     words = Tokenizer(models.WordLevel({"<s>": BOS, **{f"w{i}": i for i in range(1, 100)}}, unk_token="<s>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
@@ -33,7 +33,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Every byte a token, and a newline seen as one."""
+    """Make a tokenizer of one token per byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     byte_level = Tokenizer(models.BPE({"<s>": BOS, **{char: i + 1 for i, char in enumerate(alphabet)}}, []))
     byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -78,7 +78,7 @@ def test_limit_counts_usable_texts_and_may_exceed_them(tmp_path: Path) -> None:
         (10, [[BOS, 1, 2, 3, 4], [BOS, 5, 6, 7, 8], [BOS, 7, 8, 9, 10]]),
     ],
 )
-def test_long_texts_are_cut_and_the_last_block_is_shifted_back(
+def test_long_texts_are_cut_and_the_last_block_overlaps(
     word_tokenizer: PreTrainedTokenizerFast, num_tokens: int, expected: list[list[int]]
 ) -> None:
     padding = [words(range(90, 94))]  # a text that always stays, so that there is a block
@@ -116,7 +116,7 @@ def test_every_token_of_every_text_is_kept_in_order(
     assert blocks == expected
 
 
-def test_pieces_of_a_joined_stream_give_the_tokens_of_the_whole() -> None:
+def test_parts_of_a_joined_stream_have_the_tokens_of_the_whole() -> None:
     if not SHARED.is_dir():
         pytest.skip("needs the shared data and models beside the repository")
     tokenizer = AutoTokenizer.from_pretrained(SHARED / "models" / "wiki-7m")
@@ -131,7 +131,7 @@ def test_pieces_of_a_joined_stream_give_the_tokens_of_the_whole() -> None:
     assert {len(block) for block in blocks} == {512}
 
 
-def test_changed_arguments_never_meet_cached_blocks(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_changed_arguments_do_not_use_cached_blocks(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
     (tmp_path / "a.txt").write_text("abcdefgh\nij\n")
     texts = load_texts(tmp_path / "a.txt")
     variants: list[dict[str, int | bool]] = [
@@ -149,7 +149,7 @@ def test_changed_arguments_never_meet_cached_blocks(tmp_path: Path, byte_tokeniz
 
 
 @pytest.mark.nightly
-def test_another_process_finds_the_cached_blocks(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_another_process_uses_the_cached_blocks(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
     (tmp_path / "a.txt").write_text("abcdefgh\n" * 20)
     byte_tokenizer.save_pretrained(tmp_path / "tokenizer")
     program = """
@@ -175,20 +175,20 @@ print(texts_to_blocks(texts, tokenizer, max_length=5, min_length=1).cache_files[
         ({"max_length": 9, "min_length": 8}, "None of the 1 texts has `min_length`=8 tokens.*concatenate=True"),
     ],
 )
-def test_lengths_that_cannot_work_are_refused(
+def test_invalid_lengths_raise(
     word_tokenizer: PreTrainedTokenizerFast, arguments: dict[str, int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         blocks_of([words(range(1, 5))], word_tokenizer, **{"min_length": 3, **arguments})
 
 
-def test_a_tokenizer_without_bos_is_refused(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_tokenizer_without_bos_raises(byte_tokenizer: PreTrainedTokenizerFast) -> None:
     plain = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer.backend_tokenizer)
     with pytest.raises(ValueError, match="no BOS"):
         texts_to_blocks(["a"], plain, max_length=20)
 
 
-def test_a_string_of_parquet_that_is_no_utf8_is_named_with_its_source(tmp_path: Path) -> None:
+def test_invalid_utf8_in_parquet_raises(tmp_path: Path) -> None:
     offsets = pa.array([0, 1, 4], type=pa.int32()).buffers()[1]
     parts = [None, offsets, pa.py_buffer(b"xa\xff\xed")]
     pq.write_table(pa.table({"text": pa.Array.from_buffers(pa.string(), 2, parts)}), tmp_path / "a.parquet")

@@ -1,4 +1,4 @@
-"""Two processes with half the batch each do what one does with the whole batch."""
+"""Two processes with half the batch each equal one process with the whole batch."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def run_both(directory, *, lora=FULL, **changes):
 
 
 def assert_a_killed_run_goes_on(directory, *, save_steps, **changes):
-    """Killed one step behind a checkpoint, two processes end with the bits of a run that was left alone."""
+    """Two processes killed one step after a checkpoint end with the bits of an uninterrupted run."""
     changes |= {"per_device_train_batch_size": 2, "contrastive_batch_size": 2}
     whole, killed = directory / "whole", directory / "killed"
     whole.mkdir()
@@ -117,7 +117,7 @@ def test_recomputed_mini_batches_in_two_processes_equal_one_that_reads_all_pairs
         pytest.param(LoraArguments(lora_r=2, lora_alpha=2), id="lora", marks=pytest.mark.long),
     ],
 )
-def test_two_processes_that_share_the_weights_equal_one_that_has_them_all(tmp_path, lora):
+def test_two_fsdp_processes_equal_one_process(tmp_path, lora):
     changes = {**CONTRASTIVE, "temperature": 0.5, "lora": lora}
     one = run_alone(directory=tmp_path, per_device_train_batch_size=4, contrastive_batch_size=4, **changes)
     halves = {"per_device_train_batch_size": 2, "contrastive_batch_size": 2}
@@ -138,34 +138,34 @@ def test_evaluation_in_two_processes_equals_one(tmp_path):
 
 
 @pytest.mark.long
-def test_a_run_of_two_processes_killed_inside_an_epoch_goes_on_with_the_same_bits(tmp_path):
-    # The parent leaves a sampler behind a shard and a skip of batches at epoch 0; step 9 is inside epoch 1.
+def test_two_processes_killed_inside_an_epoch_resume_bit_for_bit(tmp_path):
+    # The parent does not set the epoch of a sampler wrapped for sharding and skipping; step 9 is inside epoch 1.
     assert_a_killed_run_goes_on(tmp_path, save_steps=9, loss_phases=["7:1,0,1", "5:1,9,1"])
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda config: config.stem)
-def test_a_configuration_says_what_its_name_says(config):
+def test_accelerate_configurations_match_their_names(config):
     environment = launch_environment(config)
     assert environment.get("FSDP_VERSION") == ("2" if config.stem == "fsdp2" else None)
     stages = {"deepspeed_zero2": "2", "deepspeed_zero3": "3"}
     assert environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == stages.get(config.stem)
 
 
-def test_the_first_version_of_fsdp_is_refused():
+def test_fsdp1_raises():
     with pytest.raises(ValueError, match=r"`fsdp_version` is 1.*fsdp2\.yaml"):
         configure_sharding(FullyShardedDataParallelPlugin(fsdp_version=1))
     configure_sharding(FullyShardedDataParallelPlugin(fsdp_version=2))
     configure_sharding(None)
 
 
-def test_layers_that_are_recomputed_and_dropout_of_views_are_refused():
+def test_view_dropout_with_activation_checkpointing_raises():
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, activation_checkpointing=True)
     configure_sharding(plugin)
     with pytest.raises(ValueError, match="`view_dropout` is 0.3 and `fsdp_activation_checkpointing` is true"):
         configure_sharding(plugin, view_dropout=0.3)
 
 
-def test_losses_of_weights_shared_in_half_precision_stay_in_float32(tmp_path, monkeypatch):
+def test_fsdp_losses_in_half_precision_stay_in_float32(tmp_path, monkeypatch):
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
     plugin.set_mixed_precision("bf16")
     assert plugin.mixed_precision_policy.output_dtype == torch.bfloat16, "so accelerate has it"
@@ -182,7 +182,7 @@ def test_losses_of_weights_shared_in_half_precision_stay_in_float32(tmp_path, mo
         pytest.param(LoraArguments(lora_r=2, lora_alpha=2), id="lora", marks=pytest.mark.long),
     ],
 )
-def test_two_killed_processes_that_share_the_weights_go_on_with_the_same_bits(tmp_path, lora):
+def test_two_killed_fsdp_processes_resume_bit_for_bit(tmp_path, lora):
     phases = ["3:1,0,1", "4:1,9,1"]
     assert_a_killed_run_goes_on(tmp_path, save_steps=5, loss_phases=phases, lora=lora, config=FSDP2)
 
@@ -198,7 +198,7 @@ CACHED = {"contrastive_mini_batch_tokens": 24, "contrastive_recompute": True}
         pytest.param(ZERO[1], FULL, CACHED, id="zero3-full-cached", marks=pytest.mark.nightly),
     ],
 )
-def test_two_processes_of_deepspeed_equal_one_without(tmp_path, config, lora, more):
+def test_two_deepspeed_processes_equal_one_process(tmp_path, config, lora, more):
     changes = {**CONTRASTIVE, "temperature": 0.5, "lora": lora}
     one = run_alone(directory=tmp_path, per_device_train_batch_size=4, contrastive_batch_size=4, **changes)
     halves = {"per_device_train_batch_size": 2, "contrastive_batch_size": 2}
@@ -225,7 +225,7 @@ def test_two_processes_of_deepspeed_equal_one_without(tmp_path, config, lora, mo
         pytest.param(ZERO[1], LORA, id="zero3-lora", marks=pytest.mark.nightly),
     ],
 )
-def test_two_killed_processes_of_deepspeed_go_on_with_the_same_bits(tmp_path, config, lora):
+def test_two_killed_deepspeed_processes_resume_bit_for_bit(tmp_path, config, lora):
     phases = ["3:1,0,1", "4:1,9,1"]
     assert_a_killed_run_goes_on(tmp_path, save_steps=5, loss_phases=phases, lora=lora, config=config)
 

@@ -1,4 +1,4 @@
-"""Evaluation equals explicit loops over rows and positions, and leaves training as it found it."""
+"""Evaluation equals explicit loops over rows and positions, and does not change training."""
 
 import math
 
@@ -30,7 +30,7 @@ def corrupted(row_id, row, *, settings, seed):
 
 
 def reference(model, rows, args):
-    """One row and one position at a time."""
+    """Compute the metrics for one row and position at a time."""
     sums = dict.fromkeys(("mntp", "mntp_n", "hits", "msg", "msg_n", "infill", "left", "span_n", "causal", "n"), 0.0)
     for row_id, row in enumerate(rows):
         masked = corrupted(row_id, row, settings=args.corruption_settings, seed=EVALUATION_SEED)
@@ -78,7 +78,7 @@ def test_every_metric_equals_an_explicit_loop(tmp_path):
     assert metrics["eval_infilling_perplexity"] != pytest.approx(metrics["eval_left_to_right_perplexity"], rel=1e-3)
 
 
-def test_the_papers_normalisations_reach_the_reported_losses(tmp_path):
+def test_losses_as_printed_change_the_reported_losses(tmp_path):
     rows = tiny_rows(11, seed=5)
     by_label = tiny_trainer(tiny_args(tmp_path, loss_phases=["4:1,0,1"]), eval_dataset=rows).evaluate()
     args = tiny_args(tmp_path, loss_phases=["4:1,0,1"], losses_as_printed=True)
@@ -111,7 +111,7 @@ def test_the_contrastive_loss_is_that_of_whole_batches(tmp_path):
     assert trainer.evaluate()["eval_loss_sscl"] == pytest.approx(sum(losses) / 8, rel=1e-5)
 
 
-def test_evaluating_twice_or_in_between_changes_nothing(tmp_path):
+def test_evaluation_does_not_change_training_or_later_evaluations(tmp_path):
     extras = {"eval_dataset": tiny_rows(6, seed=2), "eval_pair_dataset": tiny_pairs(9)}
     plain = tiny_trainer(tiny_args(tmp_path / "plain", view_dropout=0.3))
     plain.train()
@@ -149,7 +149,7 @@ def test_several_evaluation_sets_are_reported_by_name(tmp_path):
     assert trainer.predict(tiny_rows(4)).metrics["test_causal_perplexity"] == metrics["eval_a_causal_perplexity"]
 
 
-def test_rows_too_short_for_a_span_leave_the_infilling_perplexity_out(tmp_path):
+def test_rows_too_short_for_a_span_omit_infilling_perplexity(tmp_path):
     rows = [{"input_ids": row["input_ids"][:8]} for row in tiny_rows(4)]
     metrics = tiny_trainer(tiny_args(tmp_path), eval_dataset=rows).evaluate()
     assert "eval_infilling_perplexity" not in metrics
@@ -157,7 +157,7 @@ def test_rows_too_short_for_a_span_leave_the_infilling_perplexity_out(tmp_path):
     assert metrics["eval_causal_perplexity"] > 1
 
 
-def test_metrics_without_any_token_are_left_out():
+def test_metrics_without_tokens_are_omitted():
     names = ("mntp_loss", "mntp_items", "mntp_tokens", "mntp_hits", "msg_loss", "msg_items")
     sums = dict.fromkeys((*names, "infilling_loss", "span_tokens", "left_to_right_loss", "causal_loss"), 0.0)
     assert language_metrics({**sums, "causal_tokens": 0}) == {}
@@ -171,7 +171,7 @@ def test_the_tokenizer_of_the_tests_has_the_ids_they_assume():
 
 
 def explicit_predictions(trainer, rows):
-    """The likeliest token at each label of the corrupted rows, one row and position at a time, from all logits."""
+    """Predict the token at each label of the corrupted rows, one row and position at a time."""
     expected = []
     for batch in trainer.get_eval_dataloader(rows):
         corrupted = batch["corrupted"]
@@ -194,7 +194,7 @@ def explicit_predictions(trainer, rows):
 
 
 @pytest.mark.parametrize("shift", ["next", "same"])
-def test_compute_metrics_gets_the_likeliest_tokens_beside_the_right_ones(tmp_path, shift):
+def test_compute_metrics_gets_predicted_and_correct_tokens(tmp_path, shift):
     got = {}
 
     def compute_metrics(evaluated):
@@ -232,7 +232,7 @@ def test_compute_metrics_gets_the_likeliest_tokens_beside_the_right_ones(tmp_pat
     assert metrics["eval_accuracy"] == pytest.approx(np.mean([guess == label for _, _, guess, label in found]))
 
 
-def test_metrics_of_a_user_are_logged_during_training_and_serve_to_choose_a_model(tmp_path):
+def test_user_metrics_are_logged_and_select_the_best_model(tmp_path):
     trainer = tiny_trainer(
         tiny_args(
             tmp_path,
@@ -254,7 +254,7 @@ def test_metrics_of_a_user_are_logged_during_training_and_serve_to_choose_a_mode
     assert "test_mine" in predicted.metrics
 
 
-def test_nothing_as_large_as_tokens_times_vocabulary_is_held_for_metrics(tmp_path):
+def test_compute_metrics_keeps_no_logits(tmp_path):
     vocab_size, rows = 70_000, [{"input_ids": [1, *range(4, 44)]}] * 64
     args = tiny_args(tmp_path, loss_phases=["1:1,0,1"], per_device_eval_batch_size=64, mask_ratio=0.5)
     trainer = tiny_trainer(

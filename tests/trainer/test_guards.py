@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite ends a run before it spoils anything; what does not fit is found before it."""
+"""Non-finite losses and gradients stop a run, and the memory trial finds phases that do not fit."""
 
 import json
 import random
@@ -19,7 +19,7 @@ POISON = 43
 
 
 class CountSteps(TrainerCallback):
-    """How often the optimizer made a step."""
+    """Count the steps of the optimizer."""
 
     def __init__(self):
         self.steps = 0
@@ -29,7 +29,7 @@ class CountSteps(TrainerCallback):
 
 
 def poisoned_model():
-    """One token has no numbers."""
+    """Make a model in which the embedding of one token is NaN."""
     model = tiny_model()
     with torch.no_grad():
         model.model.embed_tokens.weight[POISON] = torch.nan
@@ -37,7 +37,7 @@ def poisoned_model():
 
 
 def rows_with(poisoned, *, num_rows=24):
-    """Rows of which some hold the token, in every other place, so that a mask does not hide it."""
+    """Make rows, some of which have the token at every other position, so that a mask does not hide it."""
     rows = [
         {"input_ids": [token if token != POISON else 4 for token in row["input_ids"]]} for row in tiny_rows(num_rows)
     ]
@@ -47,12 +47,12 @@ def rows_with(poisoned, *, num_rows=24):
 
 
 def no_replacements(**changes):
-    """Random tokens could be the poison."""
+    """Turn off random replacements, which could be the poisoned token."""
     return {"mask_token_share": 1.0, "random_token_share": 0.0, "loss_phases": ["6:1,0,1"], **changes}
 
 
 def stopped(trainer):
-    """What a run that has to stop says, with its report."""
+    """Return the message and the report of a run that has to stop."""
     with pytest.raises(FloatingPointError) as caught:
         trainer.train()
     (file,) = trainer._guard.output_dir.glob("not-finite-step-*.json")
@@ -62,7 +62,7 @@ def stopped(trainer):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_the_step_the_objectives_and_the_rows_are_named_before_the_optimizer_steps(tmp_path, accumulation):
+def test_non_finite_step_raises_before_the_optimizer_step(tmp_path, accumulation):
     counter = CountSteps()
     trainer = tiny_trainer(
         tiny_args(tmp_path, **no_replacements(gradient_accumulation_steps=accumulation)),
@@ -70,9 +70,9 @@ def test_the_step_the_objectives_and_the_rows_are_named_before_the_optimizer_ste
         train_dataset=rows_with([13]),
         callbacks=[counter],
     )
-    said, report = stopped(trainer)
+    message, report = stopped(trainer)
     assert counter.steps == report["step"] - 1
-    assert f"Step {report['step']}: " in said
+    assert f"in step {report['step']}." in message
     assert set(report["not_finite"]) <= {"mntp", "msg", "gradients"} and "gradients" in report["not_finite"]
     assert len(report["micro_batches"]) == accumulation
     assert sum(13 in rows["row_ids"] for rows in report["micro_batches"]) == 1
@@ -81,47 +81,47 @@ def test_the_step_the_objectives_and_the_rows_are_named_before_the_optimizer_ste
     )
 
 
-def test_a_contrastive_loss_and_its_pairs_are_named(tmp_path):
+def test_non_finite_contrastive_loss_raises(tmp_path):
     trainer = tiny_trainer(
         tiny_args(tmp_path, **no_replacements(loss_phases=["1:1,0,1", "3:1,1,1"])), train_dataset=rows_with([])
     )
     trainer.head.register_forward_hook(
         lambda *call: call[2] * (torch.inf if trainer.state.global_step == 2 and len(call[2]) > 1 else 1)
     )
-    said, report = stopped(trainer)
-    assert report["step"] == 3 and "sscl" in report["not_finite"] and "Step 3: " in said
+    message, report = stopped(trainer)
+    assert report["step"] == 3 and "sscl" in report["not_finite"] and "in step 3." in message
     assert report["micro_batches"][0]["pair_micro_batch"] == 1
 
 
-def test_gradients_alone_are_noticed(tmp_path):
+def test_non_finite_gradient_raises(tmp_path):
     model = tiny_model()
     trainer = tiny_trainer(tiny_args(tmp_path, **no_replacements()), model=model)
     weight = model.model.layers[1].mlp.up_proj.weight
     weight.register_hook(lambda gradient: gradient * (torch.inf if trainer.state.global_step == 3 else 1))
-    said, report = stopped(trainer)
+    message, report = stopped(trainer)
     assert (report["step"], report["not_finite"]) == (4, ["gradients"])
-    assert "Step 4: " in said
+    assert "in step 4." in message
 
 
-def test_a_run_in_which_all_is_finite_leaves_no_report(tmp_path):
+def test_finite_run_writes_no_report(tmp_path):
     tiny_trainer(tiny_args(tmp_path)).train()
     assert not list(tmp_path.glob("not-finite*"))
 
 
-def test_the_first_of_several_steps_is_named(tmp_path):
+def test_first_non_finite_step_is_reported(tmp_path):
     guard = NanGuard(tmp_path / "new", process_index=1)
     for step, loss in enumerate([1.0, torch.inf, torch.nan], start=1):
         losses = [("mntp", torch.tensor(2.0)), ("msg", torch.tensor(loss))]
         guard.end_step(step, losses, [{"row_ids": [step], "epochs": [0]}])
-    with pytest.raises(FloatingPointError, match="Step 2: .*msg"):
+    with pytest.raises(FloatingPointError, match="msg in step 2"):
         guard.check()
     report = json.loads((tmp_path / "new" / "not-finite-step-2-process-1.json").read_text())
     assert report["micro_batches"] == [{"row_ids": [2], "epochs": [0]}]
     assert report["values"] == [["mntp", "2.0"], ["msg", "inf"]]
-    guard.check()  # it was told
+    guard.check()  # does not raise again
 
 
-def test_nothing_is_saved_or_evaluated_after_a_bad_step(tmp_path, monkeypatch):
+def test_nothing_is_saved_or_evaluated_after_a_non_finite_step(tmp_path, monkeypatch):
     trainer = tiny_trainer(tiny_args(tmp_path), eval_dataset=tiny_rows(4))
     saved = []
     monkeypatch.setattr("transformers.Trainer._save_checkpoint", lambda *_: saved.append(1))
@@ -133,13 +133,13 @@ def test_nothing_is_saved_or_evaluated_after_a_bad_step(tmp_path, monkeypatch):
 
 
 def train_poisoned(output_dir):
-    """In a process of several: rows of which one process meets the poison."""
+    """Run in each of several processes, only one of which reads the poisoned row."""
     torch.set_num_threads(1)
     args = tiny_args(output_dir, ddp_backend="gloo", **no_replacements())
     tiny_trainer(args, model=poisoned_model(), train_dataset=rows_with([13])).train()
 
 
-def test_every_process_stops_where_one_met_what_is_no_number(tmp_path):
+def test_all_processes_stop_if_one_has_a_non_finite_value(tmp_path):
     exits = call_together(2, train_poisoned, (str(tmp_path),))
     assert exits == [1, 1], "neither waits for the other"
     reports = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("not-finite-step-*.json"))]
@@ -156,7 +156,7 @@ def test_every_process_stops_where_one_met_what_is_no_number(tmp_path):
     [{}, {"view_dropout": 0.3}, {"gradient_accumulation_steps": 2, "bf16": True}],
     ids=["plain", "dropout", "accumulated"],
 )
-def test_a_run_with_the_trial_has_the_bits_of_one_without(tmp_path, changes, capsys):
+def test_memory_trial_does_not_change_the_run(tmp_path, changes, capsys):
     phases = ["3:1,0,1", "3:1,9,1", "2:0,1,0"]
     found = []
     for tries in (True, False):
@@ -166,8 +166,8 @@ def test_a_run_with_the_trial_has_the_bits_of_one_without(tmp_path, changes, cap
         np.random.seed(3)
         run = trained(args, lora=True)
         found.append((*run, torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()))
-        told = [line for line in capsys.readouterr().out.splitlines() if "trying the memory" in line]
-        assert len(told) == (3 if tries else 0)
+        trials = [line for line in capsys.readouterr().out.splitlines() if "trying the memory" in line]
+        assert len(trials) == (3 if tries else 0)
     with_trial, without = found
     for step, expected in zip(with_trial[0], without[0], strict=True):
         assert all(torch.equal(step[name], expected[name]) for name in expected) and step.keys() == expected.keys()
@@ -178,7 +178,7 @@ def test_a_run_with_the_trial_has_the_bits_of_one_without(tmp_path, changes, cap
     assert torch.equal(with_trial[3], without[3]) and with_trial[4:] == without[4:]
 
 
-def test_the_trial_takes_the_longest_rows_and_pairs_of_each_kind_of_phase(tmp_path, capsys):
+def test_memory_trial_runs_the_longest_rows_and_pairs(tmp_path, capsys):
     rows = tiny_rows(30)
     rows[17] = {"input_ids": [1, *range(4, 44)]}
     pairs = [*tiny_pairs(), {"anchor": "w1", "positive": " ".join(["w2"] * 12)}]
@@ -196,8 +196,8 @@ def test_the_trial_takes_the_longest_rows_and_pairs_of_each_kind_of_phase(tmp_pa
     width = min(24, prompt + 12)
     assert seen[:3] == [("infill", (4, 41)), ("infill", (4, 41)), ("bidirectional", (8, width))]
     assert [mode for mode, _ in seen[3:]] == ["infill", *["infill", "bidirectional"] * 2]
-    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("trying")]
-    assert told == [
+    trials = [line for line in capsys.readouterr().out.splitlines() if line.startswith("trying")]
+    assert trials == [
         "trying the memory of phase 1 (1:1,0,1): 4 rows of 41 tokens",
         f"trying the memory of phase 2 (1:1,9,1): 4 rows of 41 tokens, then 4 pairs of {width} tokens a side",
     ]
@@ -210,7 +210,7 @@ def test_the_trial_takes_the_longest_rows_and_pairs_of_each_kind_of_phase(tmp_pa
         ("bidirectional", "phase 2 of `loss_phases` ('3:1,9,1')", "Lower `contrastive_batch_size`"),
     ],
 )
-def test_running_out_of_memory_is_found_before_the_first_step(tmp_path, mode, phase, remedy):
+def test_out_of_memory_raises_before_the_first_step(tmp_path, mode, phase, remedy):
     trainer = tiny_trainer(tiny_args(tmp_path, loss_phases=["3:1,0,1", "3:1,9,1"], memory_trial=True))
     before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
 
@@ -221,14 +221,14 @@ def test_running_out_of_memory_is_found_before_the_first_step(tmp_path, mode, ph
     trainer.model.register_forward_pre_hook(run_out, with_kwargs=True)
     with pytest.raises(torch.OutOfMemoryError) as caught:
         trainer.train()
-    said = str(caught.value)
-    assert f"before step 1 in {phase}" in said and remedy in said and "Tried to allocate 20.00 GiB" in said
+    message = str(caught.value)
+    assert f"before step 1 in {phase}" in message and remedy in message and "Tried to allocate 20.00 GiB" in message
     assert trainer.state.global_step == 0
     assert all(torch.equal(weight, before[name]) for name, weight in trainer.model.named_parameters())
     assert all(weight.grad is None for weight in trainer.model.parameters())
 
 
-def test_running_out_of_memory_in_a_step_names_it(tmp_path):
+def test_out_of_memory_in_a_step_names_the_step(tmp_path):
     trainer = tiny_trainer(tiny_args(tmp_path, loss_phases=["2:1,0,1", "3:1,9,1"]))
 
     def run_out(*args):
@@ -240,7 +240,7 @@ def test_running_out_of_memory_in_a_step_names_it(tmp_path):
         trainer.train()
 
 
-def test_other_errors_stay_what_they_are(tmp_path):
+def test_other_errors_are_not_changed(tmp_path):
     trainer = tiny_trainer(tiny_args(tmp_path, memory_trial=True))
 
     def fail(*args):
@@ -252,7 +252,7 @@ def test_other_errors_stay_what_they_are(tmp_path):
     assert not is_out_of_memory(ValueError("out of memory")) and is_out_of_memory(MemoryError())
 
 
-def test_a_resumed_run_tries_only_what_it_has_not_begun(tmp_path, capsys):
+def test_resumed_run_tries_only_new_kinds_of_phases(tmp_path, capsys):
     changes = {"loss_phases": ["4:1,0,1", "4:1,9,1"], "save_strategy": "steps", "save_steps": 2, "memory_trial": True}
     tiny_trainer(tiny_args(tmp_path, **changes)).train()
     counts = {}
@@ -263,7 +263,7 @@ def test_a_resumed_run_tries_only_what_it_has_not_begun(tmp_path, capsys):
     assert counts == {2: 1, 6: 0}
 
 
-def test_the_longest_are_found_in_lists_and_in_data_sets_in_any_order():
+def test_longest_rows_and_pairs_of_lists_and_data_sets():
     rows = [{"input_ids": [1] * length} for length in (3, 9, 5, 9, 1)]
     data = Dataset.from_list(rows)
     assert longest_rows(rows, count=3) == longest_rows(data, count=3) == [1, 3, 2]
@@ -273,7 +273,7 @@ def test_the_longest_are_found_in_lists_and_in_data_sets_in_any_order():
     assert longest_pairs(pairs, count=1) == [1], "six bytes"
 
 
-def test_room_is_held_for_what_adam_will_keep():
+def test_memory_of_adam_is_reserved():
     weight = torch.nn.Parameter(torch.zeros(3, 4))
     optimizer = torch.optim.AdamW([weight])
     assert [tuple(room.shape) for room in reserve_for_optimizer(optimizer)] == [(3, 4)] * 2

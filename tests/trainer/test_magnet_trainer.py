@@ -1,4 +1,4 @@
-"""The step: what it computes, what it leaves out, and what it refuses before it starts."""
+"""Losses, gradients, logs and saved models of training steps."""
 
 import collections
 import math
@@ -177,7 +177,7 @@ def test_the_contrastive_forward_does_not_run_while_its_weight_is_0(tmp_path):
     assert steps == [4, 5]
 
 
-def test_without_a_contrastive_phase_there_is_neither_head_nor_pair(tmp_path, caplog):
+def test_without_contrastive_phase_no_head_or_pairs(tmp_path, caplog):
     trainer = tiny_trainer(tiny_args(tmp_path, loss_phases=["2:1,0,1"]), pair_dataset=tiny_pairs())
     trainer.train()
     assert not [name for name, _ in trainer.model.named_parameters() if "sscl_head" in name]
@@ -193,7 +193,7 @@ def test_the_lm_head_is_applied_to_labelled_positions_only(tmp_path):
     assert calls.head_inputs == [(32, 16), (8, 0, 16)]  # of the eight texts of the pairs no position
 
 
-def test_a_phase_of_pairs_alone_runs_no_infill_forward(tmp_path):
+def test_phase_with_only_pairs_runs_no_infill_forward(tmp_path):
     trainer = tiny_trainer(tiny_args(tmp_path, loss_phases=["2:0,1,0"]))
     calls = Calls(trainer)
     trainer.train()
@@ -238,7 +238,7 @@ def test_checkpointed_activations_give_the_same_gradients(tmp_path, lora):
         assert_same_gradients(gradients(args, model=model())[0], plain)
 
 
-def test_the_head_is_trained_beside_adapters_and_drawn_from_the_seed(tmp_path):
+def test_head_is_trained_with_adapters_and_initialized_from_the_seed(tmp_path):
     torch.manual_seed(1)
     model = apply_lora(tiny_model(), LoraArguments(lora_r=2))
     state = torch.get_rng_state()
@@ -256,7 +256,7 @@ def test_the_head_is_trained_beside_adapters_and_drawn_from_the_seed(tmp_path):
     assert not torch.equal(trainer.head.linear.weight, before)
 
 
-def test_dropout_views_differ_in_the_contrastive_forward_alone(tmp_path):
+def test_view_dropout_acts_only_in_the_contrastive_forward(tmp_path):
     seen = []
     trainer = tiny_trainer(tiny_args(tmp_path, loss_phases=["2:1,1,1"], view_dropout=0.5))
     attention = trainer.model.model.layers[0].self_attn
@@ -293,7 +293,7 @@ class KeptTensor:
 
 
 class KeptBytes(torch.autograd.graph.saved_tensors_hooks):
-    """The most bytes that autograd kept at one time. A storage that several nodes keep counts once."""
+    """Measure the most bytes that autograd kept at a time; shared storages count once."""
 
     def __init__(self):
         self.owners: collections.Counter[int] = collections.Counter()
@@ -357,7 +357,7 @@ def test_the_losses_are_logged_as_means_over_the_steps_they_ran_in(tmp_path):
     assert two[1]["loss_sscl"] == pytest.approx(one[3]["loss_sscl"], rel=1e-5)  # step 3 had none
 
 
-def test_training_learns_what_the_rows_repeat(tmp_path):
+def test_training_learns_repeated_rows(tmp_path):
     rows = [{"input_ids": [1, *[4 + n % 3 + k % 8 for k in range(15)]]} for n in range(24)]
     args = tiny_args(tmp_path, loss_phases=["60:1,0,1"], learning_rate=2e-2)
     trainer = tiny_trainer(args, train_dataset=rows, eval_dataset=rows[:8])
@@ -370,7 +370,7 @@ def test_training_learns_what_the_rows_repeat(tmp_path):
 
 @pytest.mark.long
 def test_a_model_learns_where_its_fills_end(tmp_path):
-    """Words come in a circle of eight, so that the text around a gap tells how many are missing."""
+    """Words repeat in a cycle of eight, so that the text around a span determines its length."""
     rows = [{"input_ids": [1, *[4 + (n + k) % 8 for k in range(18)]]} for n in range(8)]
     args = tiny_args(
         tmp_path,
@@ -407,7 +407,7 @@ def test_a_model_learns_where_its_fills_end(tmp_path):
 
 
 def test_a_saved_model_has_the_card_of_its_run(tmp_path):
-    """Not that of the checkpoint it started from, unless one was set by hand."""
+    """The card of the base is not saved, but a card set by hand is."""
     first = tiny_model()
     first.tokenizer = tiny_tokenizer()
     first.card = "---\nlicense: mit\n---\n\n# First\n"
@@ -425,8 +425,8 @@ def test_a_saved_model_has_the_card_of_its_run(tmp_path):
     assert (tmp_path / "second" / "README.md").read_text() == "# By hand\n" == model.card
 
 
-def test_a_model_that_came_from_nowhere_has_no_base(tmp_path, monkeypatch):
-    """Its empty name is not the current directory, whose card is another's."""
+def test_card_of_a_new_model_has_no_base(tmp_path, monkeypatch):
+    """The empty name of the model is not read as the current directory, which has an unrelated card."""
     (tmp_path / "README.md").write_text("---\nlicense: mit\nlanguage: en\n---\n\n# Another\n")
     monkeypatch.chdir(tmp_path)
     trainer = tiny_trainer(tiny_args(tmp_path / "run", loss_phases=["1:1,0,1"]))
@@ -456,7 +456,7 @@ def test_a_kept_head_is_saved_with_the_model_and_a_dropped_one_is_not(tmp_path, 
     assert not info["missing_keys"] and not info["unexpected_keys"]
 
 
-def test_a_kept_head_goes_on_or_rests_as_the_run_asks(tmp_path):
+def test_kept_head_is_trained_further_or_frozen(tmp_path):
     model = tiny_model(magnet={"mask_token": "_", "mask_token_id": 3, "contrastive_head": "tanh"})
     before = model.sscl_head.linear.weight.detach().clone()
     resting = tiny_trainer(tiny_args(tmp_path, loss_phases=["2:1,0,1"]), model=model)
@@ -467,5 +467,5 @@ def test_a_kept_head_goes_on_or_rests_as_the_run_asks(tmp_path):
     assert going_on.head is model.sscl_head
     going_on.train()
     assert not torch.equal(model.sscl_head.linear.weight, before)
-    with pytest.raises(ValueError, match="saved with a head, 'tanh', but `contrastive_head` is 'none'"):
+    with pytest.raises(ValueError, match="the head 'tanh', but `contrastive_head` is 'none'"):
         tiny_trainer(tiny_args(tmp_path, contrastive_head="none"), model=model)

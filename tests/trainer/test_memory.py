@@ -1,4 +1,4 @@
-"""A contrastive step holds one graph at a time, and its two backward passes give the gradients of one."""
+"""A contrastive step keeps one graph at a time; its two backward passes equal a single one."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ PHASES = ["1:1,0,1", "2:0.5,9,2"]
 
 
 class OneBackward(MagnetTrainer):
-    """A subclass that changes the loss, as users write it."""
+    """A user's subclass that changes the loss."""
 
     factor = 1.0
 
@@ -25,7 +25,7 @@ class OneBackward(MagnetTrainer):
 
 
 def trained(args, *, trainer_class=MagnetTrainer, lora=False, factor=1.0):
-    """Gradients of each step, weights, and logs of a run."""
+    """Return the gradients of each step, the weights and the logs of a run."""
     keep = KeepGradients()
     torch.manual_seed(1)
     model = apply_lora(tiny_model(), LoraArguments(lora_r=2 if lora else 0, lora_dropout=0.1))
@@ -94,7 +94,7 @@ def test_bfloat16_gives_the_gradients_of_one_backward_pass(tmp_path):
             assert difference <= 2e-2 * max(1e-3, expected[name].abs().max().item()), name
 
 
-def test_what_a_subclass_does_to_the_loss_reaches_all_of_it_once(tmp_path):
+def test_subclass_changes_the_whole_loss_once(tmp_path):
     args = {"loss_phases": ["1:1,9,1"], "max_grad_norm": 0}
     (expected,), _, _ = trained(tiny_args(tmp_path, **args))
     (halved,), _, _ = trained(tiny_args(tmp_path, **args), trainer_class=OneBackward, factor=0.5)
@@ -124,8 +124,8 @@ def test_the_loss_of_a_call_has_all_parts_in_its_graph(tmp_path):
     assert_same_gradients([{name: p.grad for name, p in trainer.model.named_parameters()}], [whole])
 
 
-def test_a_contrastive_step_takes_the_memory_of_its_larger_half(tmp_path):
-    """Every tensor counted, weights not: the sum of the halves would be about twice as much."""
+def test_contrastive_step_needs_the_memory_of_its_larger_part(tmp_path):
+    """Count all tensors except weights; both graphs together would need about twice as much."""
     peaks = {}
     for name, phase in (("tokens", "1:1,0,1"), ("pairs", "1:0,9,0"), ("both", "1:1,9,1")):
         model = tiny_model(hidden_size=32, intermediate_size=64, num_hidden_layers=4)

@@ -1,4 +1,4 @@
-"""The metric modules, loaded as users load them: by path, without a network, alone and combined."""
+"""The metric modules, loaded by path without a network, one by one and combined."""
 
 import math
 from collections import Counter
@@ -14,7 +14,7 @@ TEXTS = ["a b c d a b c d. a b c d a b c d.", "He left. He left! She stayed. He 
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory):
-    """Copies of the modules and what they keep go into a folder of the test."""
+    """Keep copies and caches of the modules in a folder of the test."""
     cache = str(tmp_path_factory.mktemp("metrics"))
     return lambda name: evaluate.load(str(METRIC_MODULES / f"{name}.py"), cache_dir=cache)
 
@@ -58,6 +58,6 @@ def test_infilling_perplexity_is_that_of_scored_fills(load, tiny_model):
 
 
 @pytest.mark.parametrize("values", [[[0.5]], [[-1.0, math.nan]]])
-def test_losses_are_no_log_probabilities(load, values):
-    with pytest.raises(ValueError, match="expected log-probabilities in nats"):
+def test_invalid_log_probabilities_raise(load, values):
+    with pytest.raises(ValueError, match="1 of . values of `predictions`"):
         load("infilling_perplexity").compute(predictions=values)

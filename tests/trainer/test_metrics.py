@@ -1,4 +1,4 @@
-"""Perplexity and repetition: worked by hand, and by property."""
+"""Perplexity and repetition, by hand and by property tests."""
 
 import math
 
@@ -24,7 +24,7 @@ def test_perplexity_by_hand():
         (lambda: repetition_n(["a"], n=0), "`n` is 0"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(measure, message):
+def test_invalid_input_raises(measure, message):
     with pytest.raises(ValueError, match=message):
         measure()
 

@@ -1,4 +1,4 @@
-"""What a card says of the base and the data, and that no card of other people ends a run."""
+"""The base and data in the card of a run; invalid cards of a base do not stop a run."""
 
 import json
 
@@ -11,7 +11,7 @@ from .tiny import tiny_args, tiny_model, tiny_tokenizer
 
 @pytest.fixture
 def write(tmp_path):
-    """A function that writes the card of a run on a base with this config and card."""
+    """Return a function that writes the card of a run on a base with this config and card."""
 
     def make(config, card):
         (tmp_path / "base").mkdir()
@@ -31,7 +31,7 @@ def write(tmp_path):
     [b"---\na: [\n---\n", b"---\n1: x\nlanguage: 5\n---\n", b"---\nlanguage: 5\nlicense: [a]\n---\n", b"\xff\xfe"],
     ids=["broken", "numbers", "other types", "no text"],
 )
-def test_a_broken_card_of_the_base_is_passed_over(write, card):
+def test_broken_base_card_is_ignored(write, card):
     assert "adapted from `base`" in write({}, card)
 
 
@@ -50,18 +50,18 @@ def test_a_broken_card_of_the_base_is_passed_over(write, card):
 def test_the_card_names_the_base_of_a_local_directory(write, tmp_path, config, card, found):
     text = write(config, f"---\nlicense: llama2\n{card}\n---\n".encode())
     assert f"adapted from `{found or 'base'}`" in text and "license: llama2" in text
-    told = f"| base model | base, a directory whose files name {found} |"
-    assert (told in text) == (found is not None)
+    expected = f"| base model | base, a directory whose files name {found} |"
+    assert (expected in text) == (found is not None)
     assert str(tmp_path) not in text
 
 
 @pytest.mark.parametrize(
-    ("named", "told"),
+    ("named", "expected"),
     [("train*.xz", "2 files: train.xz, train2.xz"), ("data", "2 files: a.txt, b.txt"), ("train.xz", "train.xz")],
     ids=["glob", "folder", "file"],
 )
-def test_the_card_names_the_files_of_the_training_data(tmp_path, named, told):
+def test_the_card_names_the_files_of_the_training_data(tmp_path, named, expected):
     (tmp_path / "data").mkdir()
     for name in ("train.xz", "train2.xz", "data/a.txt", "data/b.txt"):
         (tmp_path / name).touch()
-    assert describe_data([str(tmp_path / named)]) == told
+    assert describe_data([str(tmp_path / named)]) == expected

@@ -1,4 +1,4 @@
-"""A model as MTEB sees it: which instruction a task gets, and what stands in the record."""
+"""The MTEB wrapper: the instruction of each task and the recorded settings."""
 
 import json
 
@@ -35,7 +35,7 @@ def test_a_model_without_default_prompt_has_none_for_other_tasks(tiny_model):
     assert MagnetEncoder(tiny_model).prompt_of(metadata("Banking77Classification")) == ""
 
 
-def test_a_clustering_task_runs_and_its_record_tells_the_conditions(tiny_model, tmp_path):
+def test_clustering_task_runs_and_records_the_settings(tiny_model, tmp_path):
     topics = {"cat": ["The cat sat.", "A cat slept."], "stock": ["Stocks fell.", "The market rose."]}
     sentences = [text for texts in topics.values() for text in texts] * 4
     labels = [label for label, texts in topics.items() for _ in texts] * 4
@@ -66,7 +66,7 @@ def task():
     return task
 
 
-def test_a_model_that_was_trained_on_is_measured_again(tiny_model, task, tmp_path):
+def test_changed_weights_are_evaluated_again(tiny_model, task, tmp_path):
     cache = mteb.ResultCache(cache_path=tmp_path)
     calls, encode = [], tiny_model.encode
 
@@ -95,7 +95,7 @@ def test_a_model_that_was_trained_on_is_measured_again(tiny_model, task, tmp_pat
     assert MagnetEncoder(tiny_model.bfloat16()).mteb_model_meta.revision != second
 
 
-def test_options_that_mteb_does_not_put_on_record_are_refused(tiny_model, task):
+def test_options_that_mteb_does_not_record_raise(tiny_model, task):
     encoder = MagnetEncoder(tiny_model)
     for options in ({"pooling": "mean"}, {"prompt": "X: "}, {"truncate_dim": 8, "normalize_embeddings": True}):
         with pytest.raises(ValueError, match=r"`encode_kwargs` has '.*expected batch_size, .*MagnetEncoder\(model"):
@@ -105,15 +105,15 @@ def test_options_that_mteb_does_not_put_on_record_are_refused(tiny_model, task):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt": "X: "}, r"'prompt' cannot be chosen for all tasks.*model\.prompts"),
-        ({"prompt_name": "STS"}, r"'prompt_name' cannot be chosen"),
-        ({"convert_to_tensor": True}, r"'convert_to_tensor' cannot be chosen"),
+        ({"prompt": "X: "}, r"'prompt' cannot be set for all tasks.*model\.prompts"),
+        ({"prompt_name": "STS"}, r"'prompt_name' cannot be set"),
+        ({"convert_to_tensor": True}, r"'convert_to_tensor' cannot be set"),
         ({"poling": "mean"}, r"`encode` has no option 'poling'; expected some of .*'pooling'"),
         ({"pooling": "cls"}, r"`pooling` is 'cls'"),
         ({"truncate_dim": 99}, r"`truncate_dim` is 99"),
     ],
 )
-def test_options_that_cannot_be_used_are_refused_at_once(tiny_model, options, message):
+def test_invalid_options_raise_in_the_constructor(tiny_model, options, message):
     with pytest.raises(ValueError, match=message):
         MagnetEncoder(tiny_model, **options)
 
@@ -126,7 +126,7 @@ def test_options_that_cannot_be_used_are_refused_at_once(tiny_model, options, me
         ({"batch_size": 8}, {"batch_size": 32}, 8),
     ],
 )
-def test_the_batch_size_is_not_mtebs_own(tiny_model, given, asked, rows):
+def test_default_batch_size_of_mteb_is_ignored(tiny_model, given, asked, rows):
     encoder = MagnetEncoder(tiny_model, **given)
     seen, states = [], tiny_model._row_states
     tiny_model._row_states = lambda *a, **kw: seen.append(kw["batch_size"]) or states(*a, **kw)
@@ -148,7 +148,7 @@ def test_vectors_are_those_of_encode(tiny_model):
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
 
-def test_the_name_comes_from_where_the_model_was(tiny_model, tmp_path):
+def test_name_comes_from_the_path_of_the_model(tiny_model, tmp_path):
     tiny_model.config._name_or_path = str(tmp_path / "runs" / "mine")
     assert MagnetEncoder(tiny_model).mteb_model_meta.name == "runs/mine"
     tiny_model.config._name_or_path = ""

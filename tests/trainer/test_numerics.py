@@ -1,4 +1,4 @@
-"""Where numbers could cease to be any: half precision, nothing to learn from, pairs without a difference, extremes."""
+"""Numerical edge cases: half precision, no labels, identical pairs, extreme values."""
 
 import math
 
@@ -17,7 +17,7 @@ from .tiny import tiny_args, tiny_model, tiny_trainer
 
 
 def many_labels():
-    """Rows with 20,000 labels of each objective, about."""
+    """Make rows with about 20,000 labels of each objective."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(4, 44, (1100, 20), generator=generator)
     is_set = torch.rand((2, *ids.shape), generator=generator) < 0.95
@@ -103,7 +103,7 @@ BARE, SPANS_ALONE, MASKS_ALONE = [1, 2], [1, *[2] * 9], [1, 5, 6]
 
 
 def steps_on(tmp_path, row, *, phase, accumulation=1, **changes):
-    """Two steps on copies of a row; one that could be trained on makes the run pass its checks, and is not drawn."""
+    """Run two steps on copies of a row; a valid row, which is not drawn, passes the checks of the run."""
     rows = [{"input_ids": row}] * 400 + [{"input_ids": [1, *range(5, 20)]}]
     args = tiny_args(
         tmp_path,
@@ -128,7 +128,7 @@ def steps_on(tmp_path, row, *, phase, accumulation=1, **changes):
         ("1,0,1", 2, {"bf16": True}),
     ],
 )
-def test_rows_too_short_for_anything_give_0_and_move_nothing(tmp_path, phase, accumulation, changes):
+def test_rows_without_labels_give_zero_loss_and_gradients(tmp_path, phase, accumulation, changes):
     logs, gradients, moved = steps_on(tmp_path, BARE, phase=phase, accumulation=accumulation, **changes)
     assert {log[name] for log in logs for name in ("loss", "loss_mntp", "loss_msg", "grad_norm")} == {0.0}
     assert all(not gradient.any() for step in gradients for gradient in step.values()), "zeros, and no NaN"
@@ -138,7 +138,7 @@ def test_rows_too_short_for_anything_give_0_and_move_nothing(tmp_path, phase, ac
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize(("row", "empty", "full"), [(SPANS_ALONE, "mntp", "msg"), (MASKS_ALONE, "msg", "mntp")])
 @pytest.mark.parametrize("phase", ["1,0,1", "1,9,1"])
-def test_an_objective_without_a_label_is_0_beside_one_that_has_some(tmp_path, row, empty, full, phase, accumulation):
+def test_objective_without_labels_is_0_with_another_that_has_some(tmp_path, row, empty, full, phase, accumulation):
     logs, gradients, moved = steps_on(tmp_path, row, phase=phase, accumulation=accumulation)
     for log in logs:
         assert log[f"loss_{empty}"] == 0.0 and 1 < log[f"loss_{full}"] < 10
@@ -148,7 +148,7 @@ def test_an_objective_without_a_label_is_0_beside_one_that_has_some(tmp_path, ro
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("phase", ["0,1,0", "1,1,1"])
-def test_pairs_train_where_rows_have_nothing_to_tell(tmp_path, phase, accumulation):
+def test_pairs_train_if_rows_have_no_labels(tmp_path, phase, accumulation):
     logs, gradients, moved = steps_on(tmp_path, BARE, phase=phase, accumulation=accumulation)
     for log in logs:
         assert log.get("loss_mntp", 0.0) == log.get("loss_msg", 0.0) == 0.0
@@ -160,7 +160,7 @@ def test_pairs_train_where_rows_have_nothing_to_tell(tmp_path, phase, accumulati
 
 
 @pytest.mark.parametrize(("head", "mini_batch_tokens"), [("tanh", None), ("tanh", 60), ("none", None)])
-def test_a_batch_of_one_sentence_over_and_over_trains(tmp_path, head, mini_batch_tokens):
+def test_batch_of_one_repeated_sentence_trains(tmp_path, head, mini_batch_tokens):
     args = tiny_args(
         tmp_path,
         loss_phases=["3:0,1,0"],
@@ -180,7 +180,7 @@ def test_a_batch_of_one_sentence_over_and_over_trains(tmp_path, head, mini_batch
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_vectors_of_zeros_have_no_direction_and_no_gradient(similarity, dtype):
+def test_zero_vectors_have_no_gradient(similarity, dtype):
     anchors, positives = torch.zeros(2, 6, 8, dtype=dtype).requires_grad_().unbind()
     loss = sscl_loss(anchors, positives, temperature=0.05, similarity=similarity)
     assert loss.item() == pytest.approx(math.log(6))
@@ -188,7 +188,7 @@ def test_vectors_of_zeros_have_no_direction_and_no_gradient(similarity, dtype):
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
-def test_one_vector_of_zeros_among_others_leaves_all_gradients_finite(similarity):
+def test_one_zero_vector_keeps_all_gradients_finite(similarity):
     generator = torch.Generator().manual_seed(0)
     anchors, positives = torch.randn(2, 6, 8, generator=generator)
     anchors[2] = 0
@@ -207,22 +207,22 @@ def test_a_tiny_temperature_leaves_loss_and_gradients_finite(similarity, tempera
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_pair_without_negatives_has_nothing_to_tell(tmp_path, dtype):
+def test_one_pair_without_negatives_has_zero_loss(tmp_path, dtype):
     anchors, positives = torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
     loss = sscl_loss(anchors, positives, temperature=0.05)
     assert loss.item() == 0.0
     assert all(not gradient.any() for gradient in torch.autograd.grad(loss, (anchors, positives)))
-    with pytest.raises(ValueError, match="a pair alone has no negatives"):
+    with pytest.raises(ValueError, match="`contrastive_batch_size` is 1"):
         tiny_trainer(tiny_args(tmp_path, contrastive_batch_size=1))
 
 
-# ---- Rows of padding alone ----
+# ---- Rows of only padding ----
 
 
 @pytest.mark.parametrize("mode", ["causal", "bidirectional", "infill"])
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_of_padding_alone_is_finite_and_changes_nothing_for_others(mode, implementation, dtype):
+def test_row_of_only_padding_is_finite_and_does_not_change_others(mode, implementation, dtype):
     model = tiny_model(attn_implementation=implementation).to(dtype)
     ids = torch.randint(4, 44, (3, 9), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
@@ -243,7 +243,7 @@ def test_a_row_of_padding_alone_is_finite_and_changes_nothing_for_others(mode, i
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_a_row_of_padding_alone_has_a_vector(pooling):
+def test_row_of_only_padding_has_a_vector(pooling):
     states = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
     vectors = pool_states(states, torch.tensor([[0, 0, 0, 0], [1, 1, 0, 0]]), pooling=pooling)
     assert vectors.isfinite().all() and (pooling == "last" or not vectors[0].any())

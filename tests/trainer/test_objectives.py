@@ -1,4 +1,4 @@
-"""Losses against explicit loops, phases in both spellings, and a further objective in one file and one entry."""
+"""Losses against explicit loops, phases in both spellings, and a fourth objective in one file and one entry."""
 
 import copy
 import importlib
@@ -65,12 +65,12 @@ def test_a_fourth_objective_s_loss_equals_an_explicit_loop(tmp_path, mtp):
     torch.testing.assert_close(loss, 2 * F.cross_entropy(logits.flatten(0, 1), labels.flatten()))
 
 
-def test_a_run_that_names_an_objective_that_is_not_registered_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no objective 'mtp'"):
+def test_unregistered_objective_raises(tmp_path):
+    with pytest.raises(ValueError, match="'mtp' is not an objective"):
         tiny_args(tmp_path, loss_phases=["2: msg=1 mtp=0.5"])
 
 
-def test_an_objective_may_count_its_items_and_say_where_it_has_none(tmp_path, monkeypatch):
+def test_objective_with_own_count_and_remedy(tmp_path, monkeypatch):
     rare = Objective(
         labels=lambda batch: batch["msg_labels"],
         count=lambda labels, batch, normalization: torch.tensor(3 if normalization == "three" else 4),
@@ -80,7 +80,7 @@ def test_an_objective_may_count_its_items_and_say_where_it_has_none(tmp_path, mo
     batch = {name: torch.ones(1, 2, dtype=torch.long) for name in ("attention_mask", "mntp_labels", "msg_labels")}
     assert count_items(batch, normalization={"rare": "three"}).tolist() == [2, 2, 3]
     assert count_items(batch, normalization={}).tolist() == [2, 2, 4]
-    with pytest.raises(ValueError, match="weigh rare, .* Lower `mask_ratio`, or set its weight to 0"):
+    with pytest.raises(ValueError, match="weight rare, .* Lower `mask_ratio`, or set its weight to 0"):
         tiny_args(tmp_path, loss_phases=["2: rare=1"], mask_ratio=0.6)
 
 
@@ -110,17 +110,15 @@ phases = st.lists(
         ("5: mntp=1 msg=0", "5:1,0,0"),
     ],
 )
-def test_both_spellings_read_alike(named, short):
+def test_both_spellings_give_the_same_phase(named, short):
     assert parse_phases([named]) == parse_phases([short])
 
 
 def test_a_phase_has_a_weight_for_every_objective():
     phase = parse_phases(PAPER)[0]
     assert phase == LossPhase(3400, mntp=1, sscl=0, msg=1.0) == copy.deepcopy(pickle.loads(pickle.dumps(phase)))
-    assert (phase.mntp, phase.sscl, phase.msg) == (1.0, 0.0, 1.0)
+    assert phase.weights == {"mntp": 1.0, "msg": 1.0}
     assert phase.uses_tokens and not phase.uses_pairs
-    with pytest.raises(AttributeError, match="'mtp'"):
-        phase.mtp  # noqa: B018
 
 
 @pytest.mark.parametrize(
@@ -128,13 +126,13 @@ def test_a_phase_has_a_weight_for_every_objective():
     ["", "800", "1,9,1", "800:1,9", "800:1,9,1,1", "800.5:1,9,1", "800:1;9;1", "8:1:1", 800, ["8"], "8: mntp"]
     + ["8: mntp=1 1", "8: mntp=1 mntp=2", "8: mntp=x", "8: steps=1", "8: mntp=1, msg=1", "8: mntp = 1"],
 )
-def test_a_malformed_entry_is_shown(entry):
+def test_malformed_entry_raises(entry):
     with pytest.raises(ValueError) as error:
         parse_phases([*PAPER, entry])
     assert f"phase 3, {entry!r}: write it as '800: mntp=1 sscl=9 msg=1'" in str(error.value)
 
 
-def test_all_complaints_come_in_one_error():
+def test_invalid_arguments_raise_in_one_error():
     with pytest.raises(ValueError) as error:
         parse_phases(["0:1,0,1", "oops", "10:nan,-9,inf", "10:1,0,1", "-5:0,0,0", "9: mtp=1", "9" * 400 + ":1,0,1"])
     lines = str(error.value).splitlines()[1:]
@@ -146,7 +144,7 @@ def test_all_complaints_come_in_one_error():
         ("phase 3", "msg is inf"),
         ("phase 5", "-5 steps"),
         ("phase 5", "all weights are 0"),
-        ("phase 6", "no objective 'mtp'"),
+        ("phase 6", "'mtp' is not an objective"),
         ("phase 7", "400 digits of steps"),
     ]
     assert len(lines) == len(expected)
@@ -155,7 +153,7 @@ def test_all_complaints_come_in_one_error():
 
 
 @pytest.mark.parametrize("entries", [[], "3400:1,0,1", 3400, None, {"3400": "1,0,1"}])
-def test_phases_come_as_a_list_of_at_least_one(entries):
+def test_empty_or_single_string_phases_raise(entries):
     with pytest.raises(ValueError, match="pass a list"):
         parse_phases(entries)
 
@@ -168,10 +166,10 @@ def test_contrastive_steps_of_the_paper_s_schedule(step, count):
 @given(phases, st.integers(0, 40))
 def test_pair_steps_are_those_whose_phase_has_the_weight(schedule, step):
     unrolled = [phase for phase in schedule for _ in range(phase.steps)] + [schedule[-1]] * 40
-    assert pair_steps_before(schedule, step) == sum(phase.sscl > 0 for phase in unrolled[:step])
+    assert pair_steps_before(schedule, step) == sum("sscl" in phase.weights for phase in unrolled[:step])
 
 
-def test_each_phase_is_in_force_for_its_steps_and_the_last_one_after_them(tmp_path):
+def test_each_phase_lasts_for_its_steps_and_the_last_does_not_end(tmp_path):
     trainer = tiny_trainer(tiny_args(tmp_path, loss_phases=["2: mntp=1", "1: msg=1", "3: mntp=1 msg=2"]))
     found = []
     for trainer.state.global_step in range(8):
@@ -182,9 +180,8 @@ def test_each_phase_is_in_force_for_its_steps_and_the_last_one_after_them(tmp_pa
 # ---- Losses ----
 
 
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    states = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    return states.requires_grad_()
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
 
 
 def value_and_gradients(loss: Tensor, *inputs: Tensor) -> list[Tensor]:
@@ -280,17 +277,3 @@ def test_no_anchor_gives_zero_that_can_be_back_propagated(num_positives):
     value, *gradients = value_and_gradients(sscl_loss(anchors, positives, temperature=0.1), anchors, positives)
     assert value.item() == 0 and value.shape == ()
     assert all(not gradient.any() for gradient in gradients)
-
-
-def test_sscl_loss_reduces_half_precision_in_float32():
-    anchors, positives = draw(16, 8, dtype=torch.bfloat16), draw(16, 8, seed=1, dtype=torch.bfloat16)
-    loss = sscl_loss(anchors, positives, temperature=0.1)
-    assert loss.dtype == torch.float32
-    assert loss == sscl_loss(anchors.float(), positives.float(), temperature=0.1)
-
-
-def test_sscl_loss_keeps_float32_under_autocast():
-    anchors, positives = draw(16, 8), draw(16, 8, seed=1)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = sscl_loss(anchors, positives, temperature=0.1)
-    assert loss == sscl_loss(anchors, positives, temperature=0.1)

@@ -1,4 +1,4 @@
-"""Pairs are the rows they should be; a paraphrasing that is killed and resumed gives the file it would have given."""
+"""Loading pairs; a killed and resumed paraphrasing writes the same file as an uninterrupted one."""
 
 import json
 import os
@@ -29,7 +29,7 @@ SHARED = ROOT.parent / "shared"
 
 @pytest.fixture(scope="module")
 def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with a random T5 and a tokenizer of whole words."""
+    """Return a folder with a random T5 and a tokenizer of whole words."""
     return save_tiny_t5(tmp_path_factory.mktemp("tiny-t5"))
 
 
@@ -41,7 +41,7 @@ def paraphrase(texts: Dataset, output_path: Path, model_id: str, **changes: Any)
 # Columns
 
 
-def test_the_only_two_columns_of_text_or_those_of_the_usual_names_are_the_pair(tmp_path: Path) -> None:
+def test_default_columns_of_pairs(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("id\tleft\tright\n1\t a \tb\n2\tc\t \n3\td\te\n")
     assert load_pairs(tmp_path / "a.tsv")[:] == {"anchor": ["a", "d"], "positive": ["b", "e"]}
     (tmp_path / "a.jsonl").write_text('{"negative": "n", "positive": "p", "anchor": "a"}\n')
@@ -77,7 +77,7 @@ def test_a_label_column_keeps_the_rows_that_hold_one(tmp_path: Path, labels: tup
         ("a\tanchor\tpositive\nx\t1\ty\n", {}, r"Column 'anchor' .* expected strings.*: \['a', 'positive'\]"),
     ],
 )
-def test_pairs_that_cannot_work_are_refused(tmp_path: Path, content: str, arguments: dict, message: str) -> None:
+def test_invalid_pairs_raise(tmp_path: Path, content: str, arguments: dict, message: str) -> None:
     (tmp_path / "a.tsv").write_text(content)
     with pytest.raises(ValueError, match=message):
         load_pairs(tmp_path / "a.tsv", **arguments)
@@ -103,7 +103,7 @@ def test_long_lines_of_a_text_are_paired_with_themselves() -> None:
     assert dropout_pairs(texts, min_words=3, limit=2)["anchor"][:] == lines[:2]
 
 
-def test_texts_without_a_long_line_are_refused() -> None:
+def test_texts_without_a_long_line_raise() -> None:
     with pytest.raises(ValueError, match="None of the 1 texts has a line of at least `min_words`=21 words"):
         dropout_pairs(Dataset.from_dict({"text": ["too short"]}))
     with pytest.raises(ValueError, match="`min_words` is 0; expected at least 1"):
@@ -117,8 +117,8 @@ def test_texts_without_a_long_line_are_refused() -> None:
 # Paraphrases
 
 
-def test_each_line_gets_a_candidate_of_its_own(tiny_t5: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outputs of beams are those of a line alone: none is mixed up, and padding changes nothing."""
+def test_each_line_gets_one_of_its_candidates(tiny_t5: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs of beams are the same as for a single line: rows are not mixed up and padding has no effect."""
     monkeypatch.setattr("trainer.pairs._GENERATION", {"num_beams": 2})
     model = T5ForConditionalGeneration.from_pretrained(tiny_t5).eval()
     arguments: dict[str, Any] = {"model": model, "tokenizer": AutoTokenizer.from_pretrained(tiny_t5), "prefix": ""}
@@ -198,13 +198,13 @@ paraphrase(sentences(1200), Path(sys.argv[1]), sys.argv[2])
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 7}, "seed was 42 and is now 7. Repeat the call"),
+        ({"seed": 7}, "seed was 42 and is now 7"),
         ({"prefix": ""}, "prefix was 'paraphrase: ' and is now ''"),
         ({"batch_size": 2, "num_candidates": 3}, "batch_size was 4 and is now 2; num_candidates was 2 and is now 3"),
         ({"texts": ["word1 word2 word3"] * 5}, "lines_sha256 was"),
     ],
 )
-def test_a_file_of_another_job_is_refused_and_left_alone(
+def test_file_of_another_job_raises_and_is_not_changed(
     tiny_t5: str, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     paraphrase(sentences(5), tmp_path / "a.jsonl", tiny_t5)
@@ -216,7 +216,7 @@ def test_a_file_of_another_job_is_refused_and_left_alone(
     assert (tmp_path / "a.jsonl").read_bytes() == before
 
 
-def test_an_edited_file_is_refused(tiny_t5: str, tmp_path: Path) -> None:
+def test_edited_file_raises(tiny_t5: str, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     paraphrase(sentences(5), path, tiny_t5)
     lines = path.read_text().splitlines(keepends=True)
@@ -227,5 +227,5 @@ def test_an_edited_file_is_refused(tiny_t5: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Line 2 of .* is not JSON"):
         paraphrase(sentences(5), path, tiny_t5)
     path.with_name("a.jsonl.settings.json").unlink()
-    with pytest.raises(ValueError, match="no 'a.jsonl.settings.json' beside it"):
+    with pytest.raises(ValueError, match="'a.jsonl.settings.json' .* is missing"):
         paraphrase(sentences(5), path, tiny_t5)

@@ -1,4 +1,4 @@
-"""Scores of tagged words: by hand, by seqeval and scikit-learn, and through Hugging Face `evaluate`."""
+"""Scores of tagged words, by hand, by seqeval and scikit-learn, and with Hugging Face `evaluate`."""
 
 import random
 
@@ -57,6 +57,6 @@ def test_it_is_a_metric_of_evaluate(tmp_path):
         ([[]], [[]], "no words to score"),
     ],
 )
-def test_what_cannot_be_scored_is_named(guess, truth, message):
+def test_invalid_tags_raise(guess, truth, message):
     with pytest.raises(ValueError, match=message):
         probe_scores(guess, truth)

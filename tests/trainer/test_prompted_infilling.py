@@ -1,4 +1,4 @@
-"""The baselines: the paper's prompts word for word, and scores against plain forwards of a stock Llama."""
+"""The prompted baselines: exact prompts of the paper, and scores against plain forwards of a stock Llama."""
 
 import pytest
 import torch
@@ -46,16 +46,16 @@ def test_the_prompts_are_the_papers(family, expected):
     assert PROMPTS[family](PREFIX, SUFFIX) == expected
 
 
-def test_a_full_stop_of_a_prompt_is_the_texts_own_where_it_has_one():
-    """`Prefix: <past-context>.` and `... in the given text: <text>.`, never two marks behind each other."""
-    for prefix, told in (("Tom fell", "Tom fell."), ('"Ow!"', '"Ow!"'), ("Why? ", "Why?"), ("", "")):
+def test_prompt_adds_no_second_full_stop():
+    """`Prefix: <past-context>.` and `... in the given text: <text>.`, without two marks in a row."""
+    for prefix, expected in (("Tom fell", "Tom fell."), ('"Ow!"', '"Ow!"'), ("Why? ", "Why?"), ("", "")):
         lines = PROMPTS["prefix_suffix"](prefix, " He cried").split("\n")
-        assert lines[1:3] == [f"Prefix: {told}", "Suffix: He cried."]
+        assert lines[1:3] == [f"Prefix: {expected}", "Suffix: He cried."]
     assert PROMPTS["blank"]("Tom fell.", "").split("\n")[0].endswith("in the given text: Tom fell. _.")
     assert PROMPTS["blank"]("Tom fell.", " He cried").split("\n")[0].endswith("text: Tom fell. _ He cried.")
 
 
-def test_solved_examples_stand_in_front_in_the_same_format(stock):
+def test_examples_come_first_in_the_same_format(stock):
     examples = [SolvedGap("A cat.", " A dog.", "A cow."), SolvedGap("Up.", "Left.", "Down.")]
     infiller = PromptedInfiller(*stock, family="prefix_suffix", examples=examples)
     blocks = infiller.prompt(PREFIX, SUFFIX).split("\n\n")
@@ -66,7 +66,7 @@ def test_solved_examples_stand_in_front_in_the_same_format(stock):
     ]
 
 
-def test_from_the_left_it_is_greedy_generation(stock):
+def test_left_to_right_equals_greedy_generation(stock):
     model, tokenizer = stock
     infiller = PromptedInfiller(model, tokenizer)
     prefixes = [PREFIX, "Once upon a time"]
@@ -89,7 +89,7 @@ def test_the_answer_to_a_prompt_is_one_line_that_joins(stock, family):
 
 @torch.no_grad()
 def plain_logprob(model, tokenizer, front, target):
-    """Log-probability of one text behind another, from one forward."""
+    """Log-probability of one text after another, from one forward."""
     front_ids = tokenizer(front)["input_ids"]
     ids = tokenizer(front + target)["input_ids"]
     assert ids[: len(front_ids)] == front_ids
@@ -110,10 +110,10 @@ def test_scores_are_those_of_plain_forwards(stock):
     assert prompted[0].logprob == pytest.approx(expected, abs=1e-3)
 
 
-def test_what_cannot_be_is_named(stock):
+def test_invalid_arguments_raise(stock):
     with pytest.raises(ValueError, match="`family` is 'fim'"):
         PromptedInfiller(*stock, family="fim")
     with pytest.raises(ValueError, match="`examples` were given for 'contextual'"):
         PromptedInfiller(*stock, family="contextual", examples=[SolvedGap("a", "b", "c")])
-    with pytest.raises(ValueError, match="2 prefixes and 1 suffixes"):
+    with pytest.raises(ValueError, match="`prefix` is list of 2, `suffix` list of 1"):
         PromptedInfiller(*stock).infill(["a", "b"], ["c"], max_new_tokens=1)

@@ -1,4 +1,4 @@
-"""A run that was killed twice ends with the same bits as one that was not."""
+"""Resuming killed runs bit for bit, and skipping damaged checkpoints."""
 
 import os
 import shutil
@@ -43,7 +43,7 @@ RUN = {
         pytest.param(LoraArguments(lora_r=2, lora_dropout=0.1), id="lora", marks=pytest.mark.long),
     ],
 )
-def test_a_run_killed_before_and_inside_the_contrastive_phase_ends_with_the_same_bits(tmp_path, lora):
+def test_killed_run_resumes_bit_for_bit(tmp_path, lora):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
@@ -67,7 +67,7 @@ def test_a_run_killed_before_and_inside_the_contrastive_phase_ends_with_the_same
         assert files[0].read_bytes() == files[1].read_bytes(), name
 
 
-def test_resuming_without_the_file_of_the_head_is_refused(tmp_path):
+def test_resuming_without_the_head_file_raises(tmp_path):
     trainer = tiny_trainer(tiny_args(tmp_path, save_strategy="steps", save_steps=6))
     trainer.train()
     (tmp_path / "checkpoint-6" / SEAL_FILE).unlink()
@@ -77,7 +77,7 @@ def test_resuming_without_the_file_of_the_head_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["missing", "surplus", "shape"])
-def test_resuming_with_another_head_is_refused(tmp_path, change):
+def test_resuming_with_another_head_raises(tmp_path, change):
     trainer = tiny_trainer(tiny_args(tmp_path, save_strategy="steps", save_steps=6))
     trainer.train()
     file = tmp_path / "checkpoint-6" / HEAD_FILE
@@ -95,7 +95,7 @@ def test_resuming_with_another_head_is_refused(tmp_path, change):
         tiny_trainer(tiny_args(tmp_path)).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
 
 
-def test_a_half_written_checkpoint_is_passed_over(tmp_path):
+def test_incomplete_checkpoint_is_skipped(tmp_path):
     tiny_trainer(tiny_args(tmp_path, save_strategy="steps", save_steps=3)).train()
     assert last_complete_checkpoint(tmp_path).name == "checkpoint-8"
     (tmp_path / "checkpoint-8" / "trainer_state.json").write_text('{"epoch": 1.')
@@ -126,16 +126,14 @@ def damage(file, how):
     [(name, "a bit") for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", HEAD_FILE)]
     + [("model.safetensors", how) for how in ("cut short", "gone", "empty")],
 )
-def test_a_damaged_checkpoint_is_passed_over_saying_so_and_the_run_ends_with_the_same_bits(
-    tmp_path, sealed_run, name, how, caplog
-):
+def test_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, sealed_run, name, how, caplog):
     folder, weights = sealed_run
     shutil.copytree(folder, tmp_path / "run")
     damage(tmp_path / "run" / "checkpoint-6" / name, how)
     trainer = tiny_trainer(tiny_args(tmp_path / "run"))
     with caplog.at_level("WARNING", logger="trainer.checkpoints"):
         trainer.train(resume_from_checkpoint=True)
-    assert "checkpoint-6 is passed over: " in caplog.text and name in caplog.text
+    assert "checkpoint-6: " in caplog.text and name in caplog.text
     for key, weight in weights.items():
         assert torch.equal(trainer.model.state_dict()[key], weight), key
     with pytest.raises(ValueError, match=r"checkpoint-6 cannot be resumed from: .*Resume from an earlier one"):
@@ -153,12 +151,12 @@ def sealed_run(tmp_path_factory):
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', '{"a": [1]}', '{"a": [1e999, 1]}', "[" * 100_000])
-def test_a_damaged_seal_is_damage(tmp_path, content, caplog):
+def test_damaged_seal_counts_as_damage(tmp_path, content, caplog):
     tiny_trainer(tiny_args(tmp_path, save_strategy="steps", save_steps=4)).train()
     (tmp_path / "checkpoint-8" / SEAL_FILE).write_text(content)
     with caplog.at_level("WARNING", logger="trainer.checkpoints"):
         assert last_complete_checkpoint(tmp_path).name == "checkpoint-4"
-    assert f"checkpoint-8 is passed over: {SEAL_FILE} cannot be read." in caplog.text
+    assert f"checkpoint-8: {SEAL_FILE} cannot be read." in caplog.text
 
 
 def test_a_seal_covers_every_file_and_a_checkpoint_without_one_is_trusted(tmp_path):
@@ -186,13 +184,13 @@ def test_a_seal_covers_every_file_and_a_checkpoint_without_one_is_trusted(tmp_pa
         ([2, 4, 6], 6, 2, None, [4, 6]),
         ([2, 4, 6], 6, 1, 2, [2, 6]),
         ([2, 4, 6], 6, 2, 2, [2, 6]),
-        ([2, 4, 8, 10], 4, 2, None, [2, 4]),  # resumed at 2, behind which a run had come to 10
+        ([2, 4, 8, 10], 4, 2, None, [2, 4]),  # resumed at 2, after an earlier run had reached 10
         ([9, 10, 100], 100, 2, None, [10, 100]),
         ([2, 4], 4, None, None, [2, 4]),
         ([2, 4], 4, 0, None, [2, 4]),
     ],
 )
-def test_old_checkpoints_go_by_their_steps_and_not_by_the_clock(tmp_path, there, step, limit, best, left):
+def test_old_checkpoints_are_removed_by_step_not_by_time(tmp_path, there, step, limit, best, left):
     for time, number in enumerate(reversed(there)):
         (tmp_path / f"checkpoint-{number}").mkdir()
         os.utime(tmp_path / f"checkpoint-{number}", (1e9 * time, 1e9 * time))
@@ -203,7 +201,7 @@ def test_old_checkpoints_go_by_their_steps_and_not_by_the_clock(tmp_path, there,
     )
 
 
-def test_a_run_keeps_its_newest_checkpoints_whatever_the_times_of_files_say(tmp_path):
+def test_run_keeps_its_newest_checkpoints_with_any_file_times(tmp_path):
     class FromTheFuture(TrainerCallback):
         def on_save(self, args, state, control, **kwargs):
             future = 4e9 - state.global_step * 1e6
@@ -219,16 +217,16 @@ def test_a_run_keeps_its_newest_checkpoints_whatever_the_times_of_files_say(tmp_
 
 
 @pytest.mark.parametrize(("written_by", "num_processes"), [(1, 2), (2, 1), (4, 2), (2, 4)])
-def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path, written_by, num_processes):
+def test_checkpoint_of_another_number_of_processes_raises(tmp_path, written_by, num_processes):
     ranks = [""] if written_by == 1 else [f"_{rank}" for rank in range(written_by)]
     for rank in ranks:
         (tmp_path / f"rng_state{rank}.pth").touch()
     check_processes(tmp_path, num_processes=written_by)
-    with pytest.raises(ValueError, match=f"written by {written_by} processes, and this run has {num_processes}"):
+    with pytest.raises(ValueError, match=f"written by {written_by} processes, but this run has {num_processes}"):
         check_processes(tmp_path, num_processes=num_processes)
 
 
-def test_the_trainer_looks_at_who_wrote_a_checkpoint(tmp_path):
+def test_trainer_checks_the_number_of_processes(tmp_path):
     tiny_trainer(tiny_args(tmp_path, save_strategy="steps", save_steps=3)).train()
     (tmp_path / "checkpoint-3" / SEAL_FILE).unlink()
     (tmp_path / "checkpoint-3" / "rng_state.pth").rename(tmp_path / "checkpoint-3" / "rng_state_0.pth")
@@ -237,7 +235,7 @@ def test_the_trainer_looks_at_who_wrote_a_checkpoint(tmp_path):
         tiny_trainer(tiny_args(tmp_path)).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
 
-def test_resuming_a_finished_run_trains_no_further(tmp_path):
+def test_resuming_a_finished_run_does_not_train(tmp_path):
     args = tiny_args(tmp_path, save_strategy="steps", save_steps=8)
     first = tiny_trainer(args)
     first.train()
@@ -248,7 +246,7 @@ def test_resuming_a_finished_run_trains_no_further(tmp_path):
         assert torch.equal(again.model.state_dict()[name], weight), name
 
 
-def test_the_main_weights_know_nothing_of_the_head(tmp_path):
+def test_main_weights_do_not_include_the_head(tmp_path):
     tiny_trainer(tiny_args(tmp_path, save_strategy="steps", save_steps=8)).train()
     with safe_open(tmp_path / "checkpoint-8" / "model.safetensors", "pt") as weights:
         assert not [name for name in weights.keys() if "sscl_head" in name]
@@ -256,7 +254,7 @@ def test_the_main_weights_know_nothing_of_the_head(tmp_path):
         assert sorted(weights.keys()) == ["linear.bias", "linear.weight"]
 
 
-def test_the_best_model_comes_back_with_its_head(tmp_path):
+def test_best_model_is_loaded_with_its_head(tmp_path):
     args = tiny_args(
         tmp_path,
         loss_phases=["6:1,9,1"],

@@ -1,4 +1,4 @@
-"""Rows and pairs follow from the seed and the position alone."""
+"""Rows and pairs depend only on the seed and the position in the run."""
 
 from itertools import islice
 
@@ -43,7 +43,7 @@ def test_the_order_does_not_touch_the_global_generator():
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_rows_know_their_epoch_in_workers_that_started_in_an_earlier_one(num_workers):
+def test_workers_of_an_earlier_epoch_get_the_current_epoch(num_workers):
     sampler = EpochRowSampler(4, seed=0)
     loader = DataLoader(
         EpochRows([{"input_ids": [1, row], "text": "unused"} for row in range(4)]),
@@ -71,9 +71,7 @@ def micro_batches(num_pairs, *, end, first=0, **options):
     first=st.integers(0, 30),
     num_processes=st.sampled_from([1, 2, 4]),
 )
-def test_a_stream_joined_late_and_split_over_processes_gives_the_same_pairs(
-    num_pairs, batch_size, first, num_processes
-):
+def test_pair_batches_from_any_start_and_process_are_the_same(num_pairs, batch_size, first, num_processes):
     total = batch_size * num_processes
     if num_pairs < total:
         return
@@ -94,13 +92,13 @@ def test_no_pair_comes_twice_in_a_pass_nor_in_a_batch():
     assert batches[0] + batches[1] != batches[2] + batches[3]
 
 
-def test_a_batch_larger_than_the_pairs_is_refused():
+def test_batch_larger_than_the_pairs_raises():
     with pytest.raises(ValueError, match=r"There are 7 pairs, but one contrastive batch takes 8 \(4 on each of 2"):
         micro_batches(7, batch_size=4, end=1, num_processes=2)
 
 
 class Pairs(list):
-    """Pairs that are their own numbers."""
+    """Pairs that equal their indices."""
 
     def __init__(self):
         super().__init__(range(20))
@@ -111,7 +109,7 @@ class Pairs(list):
         return super().__len__()
 
 
-def test_a_stream_goes_on_without_starting_anew(tmp_path):
+def test_pair_stream_continues_without_a_new_loader(tmp_path):
     args = tiny_args(tmp_path, contrastive_batch_size=2)
     pairs, expected = Pairs(), list(islice(pair_batches(20, seed=args.seed, batch_size=2), 12))
     stream = PairStream(pairs, list, args=args)
@@ -124,7 +122,7 @@ def test_a_stream_goes_on_without_starting_anew(tmp_path):
 
 @pytest.mark.parametrize("num_items", [0, 1, 7, 8, 9])
 @pytest.mark.parametrize("num_processes", [1, 2, 3])
-def test_evaluation_sees_each_item_once_in_as_many_batches_on_each_process(num_items, num_processes):
+def test_even_batches_cover_each_item_once(num_items, num_processes):
     shares = [
         even_batches(num_items, batch_size=2, num_processes=num_processes, process_index=rank)
         for rank in range(num_processes)
@@ -146,7 +144,7 @@ def test_row_generator_depends_on_all_three_numbers_and_on_nothing_else(one, oth
     assert (draws(*one) == draws(*other)) == (one == other)
 
 
-def test_row_generator_tells_permuted_arguments_apart():
+def test_row_generator_differs_for_permuted_arguments():
     seeds = {row_generator(a, epoch=b, row_id=c).initial_seed() for a, b, c in [(1, 2, 3), (3, 2, 1), (2, 1, 3)]}
     assert len(seeds) == 3
 
@@ -164,6 +162,6 @@ def test_neighbouring_rows_draw_unrelated_numbers():
     assert torch.corrcoef(torch.stack([first[:-1], first[1:]]))[0, 1].abs().item() < 0.05
 
 
-def test_row_generator_is_pinned_so_that_old_runs_can_be_repeated():
+def test_row_generator_values_are_pinned():
     assert _splitmix64(0) == 0xE220_A839_7B1D_CDAF  # the first output of the published generator, started at 0
     assert row_generator(42, epoch=1, row_id=7).initial_seed() == 1952419378684700410

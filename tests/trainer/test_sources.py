@@ -1,4 +1,4 @@
-"""Which files are read as what, and which sources are refused before anything is read in full."""
+"""Formats of files, and invalid sources that raise before they are read in full."""
 
 import gzip
 import json
@@ -50,13 +50,13 @@ def test_folder_pattern_and_list_read_the_same_files_in_name_order(tmp_path: Pat
     [
         "id,text\n1,a,x\n2,b,y\n",  # would be read with each cell under the next name
         "id,text\n1,a\n2,b,y\n",
-        "id,text\n" + "1,a\n" * 20_000 + "2,b,y\n",  # far behind the first rows
+        "id,text\n" + "1,a\n" * 20_000 + "2,b,y\n",  # far after the first rows
         'id,text\n1,a\n2,"never closed\n3,c\n',
     ],
     ids=["all", "one", "late", "quote"],
 )
 @pytest.mark.parametrize("first", ["", "id,text\n0,fine\n"])
-def test_rows_of_too_many_cells_and_open_quotes_are_refused(tmp_path: Path, text: str, first: str) -> None:
+def test_extra_cells_and_open_quotes_raise(tmp_path: Path, text: str, first: str) -> None:
     (tmp_path / "b.csv").write_text(text)
     if first:
         (tmp_path / "a.csv").write_text(first)
@@ -64,7 +64,7 @@ def test_rows_of_too_many_cells_and_open_quotes_are_refused(tmp_path: Path, text
         read_source(tmp_path, columns=["text"])
 
 
-def test_brackets_in_a_file_name_are_no_pattern(tmp_path: Path) -> None:
+def test_brackets_in_a_file_name_are_not_a_pattern(tmp_path: Path) -> None:
     (tmp_path / "part[1].txt").write_text("a\n")
     assert read_source(tmp_path / "part[1].txt")["text"][:] == ["a"]
 
@@ -90,10 +90,10 @@ def test_a_slice_of_a_file_is_a_slice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "source", "arguments", "message"),
     [
-        ({}, "absent.jsonl", {}, r"absent\.jsonl': no data file there .*Give an existing"),
-        ({}, "absent/*.txt", {}, r"absent/\*\.txt': no data file there"),
-        ({"README.md": "x"}, ".", {}, r"no data file there .* of \.txt, \.tokens,"),
-        ({"a.docx": "x"}, "a.docx", {}, r"a\.docx'\], whose type is unknown; expected \.txt"),
+        ({}, "absent.jsonl", {}, r"absent\.jsonl': no data file found .*existing"),
+        ({}, "absent/*.txt", {}, r"absent/\*\.txt': no data file found"),
+        ({"README.md": "x"}, ".", {}, r"no data file found .* of \.txt, \.tokens,"),
+        ({"a.docx": "x"}, "a.docx", {}, r"unknown type, .*a\.docx'\]; expected \.txt"),
         ({"a.txt": "x", "b.csv": "y\nz"}, ".", {}, r"mixes \.csv, \.txt files; .*'\*\.csv\*'"),
         ({"a.csv": "y\nz", "b.tsv": "y\nz"}, ".", {}, r"mixes \.csv, \.tsv"),
         (
@@ -109,8 +109,8 @@ def test_a_slice_of_a_file_is_a_slice(tmp_path: Path) -> None:
             "int64.*expected strings.*'body'",
         ),
         ({"a.csv": f"text,id\nx,{2**64}\ny,{-(2**70)}"}, "a.csv", {}, "cannot be read"),
-        ({"a.txt": ""}, "a.txt", {}, "hold no row"),
-        ({"a.jsonl": ""}, "a.jsonl", {}, "hold no row"),
+        ({"a.txt": ""}, "a.txt", {}, "no rows"),
+        ({"a.jsonl": ""}, "a.jsonl", {}, "no rows"),
         ({"a.jsonl": "{"}, "a.jsonl", {}, "cannot be read as json .*Check that"),
         ({"a.txt.gz": "plain"}, "a.txt.gz", {}, "cannot be read as text .*Check that"),
         ({"a.txt.xz": "plain"}, "a.txt.xz", {}, "cannot be read as text .*Check that"),
@@ -118,7 +118,7 @@ def test_a_slice_of_a_file_is_a_slice(tmp_path: Path) -> None:
         ({"a.txt": "x"}, "a.txt", {"config_name": "raw"}, "`config_name` 'raw'.*no configurations"),
     ],
 )
-def test_a_source_that_cannot_work_is_refused(
+def test_invalid_source_raises(
     tmp_path: Path, files: dict[str, str], source: str, arguments: dict, message: str
 ) -> None:
     for name, content in files.items():
@@ -127,19 +127,19 @@ def test_a_source_that_cannot_work_is_refused(
         read_source(tmp_path / source, **arguments)
 
 
-def test_an_empty_list_is_refused() -> None:
+def test_empty_list_raises() -> None:
     with pytest.raises(ValueError, match="empty list; expected files"):
         read_source([])
 
 
-def test_a_name_that_is_neither_here_nor_on_the_hub_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'nobody/nothing-of-this-name': .*cannot be read .*Check the spelling"):
+def test_unknown_hub_id_raises() -> None:
+    with pytest.raises(ValueError, match=r"'nobody/nothing-of-this-name', .*cannot be read .*Check the spelling"):
         read_source("nobody/nothing-of-this-name")
 
 
-def test_damaged_archives_and_late_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
+def test_damaged_archives_and_invalid_bytes_raise(tmp_path: Path) -> None:
     raw = bytearray(gzip.compress(b"id,text\n" + b"1,some text\n" * 400))
-    for place in range(12, len(raw) - 8):  # the stream of the archive, behind its header
+    for place in range(12, len(raw) - 8):  # the stream of the archive, after its header
         damaged = bytearray(raw)
         damaged[place] ^= 0xFF
         (tmp_path / "a.csv.gz").write_bytes(damaged)
@@ -150,12 +150,12 @@ def test_damaged_archives_and_late_bytes_that_are_no_text_are_named(tmp_path: Pa
         read_source(tmp_path / "b.csv", columns=["text"])
 
 
-def test_rows_of_other_columns_than_those_in_front_of_them_are_refused(tmp_path: Path) -> None:
+def test_rows_with_different_columns_raise(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     (tmp_path / "b.jsonl").write_text('{"text": "b", "more": 1}\n')
-    told = r"(?s)a\.jsonl' and cannot be read to its end as json .*(column names don't|1 new columns)"
-    with pytest.raises(ValueError, match=told):
+    message = r"(?s)a\.jsonl', which cannot be read to its end as json .*(column names don't|1 new columns)"
+    with pytest.raises(ValueError, match=message):
         read_source(tmp_path / "*.jsonl", columns=["text"])
     (tmp_path / "c.tsv").write_bytes(b'\0a\r\n","a\r\n","')  # the streaming reader and the other name its column apart
-    with pytest.raises(ValueError, match=r"(?s)c\.tsv' and cannot be read to its end as csv .*1 new columns"):
+    with pytest.raises(ValueError, match=r"(?s)c\.tsv', which cannot be read to its end as csv .*1 new columns"):
         read_source(tmp_path / "c.tsv")

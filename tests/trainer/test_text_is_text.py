@@ -1,4 +1,4 @@
-"""What looks like a control token in a corpus is text, wherever training reads a text."""
+"""Control tokens in a corpus are read as text wherever training reads texts."""
 
 import copy
 
@@ -17,7 +17,7 @@ TYPED = "a </s> b <unk> c <s> d <start_of_turn> e <eos>"
 
 @pytest.fixture(params=["bytes", "wiki-7m"])
 def tokenizer(request):
-    """A Llama's fast tokenizer with Gemma's further control tokens."""
+    """Make a Llama tokenizer with additional control tokens of Gemma."""
     made = (
         byte_tokenizer()
         if request.param == "bytes"
@@ -34,7 +34,7 @@ def control_tokens(tokenizer, ids):
 
 
 @pytest.mark.parametrize("concatenate", [False, True])
-def test_a_corpus_has_no_control_tokens_but_bos(tokenizer, concatenate):
+def test_blocks_have_no_control_tokens_except_bos(tokenizer, concatenate):
     arguments = {"max_length": 256, "min_length": 1, "concatenate": concatenate}
     (row,) = texts_to_blocks([TYPED], tokenizer, **arguments)["input_ids"]
     assert control_tokens(tokenizer, row) == [tokenizer.bos_token]
@@ -45,7 +45,7 @@ def test_a_corpus_has_no_control_tokens_but_bos(tokenizer, concatenate):
     assert old[1:] == plain or concatenate, "another call reads as the tokenizer always does"
 
 
-def test_a_side_of_a_pair_has_no_control_tokens_but_its_own(tokenizer):
+def test_pairs_have_only_their_own_control_tokens(tokenizer):
     collate = DataCollatorForPairs(tokenizer=tokenizer, prompt="Say:", max_length=200, pad_token_id=0)
     pairs = [{"anchor": TYPED, "positive": "a b"}]
     (row, _) = collate(pairs)["input_ids"].tolist()
@@ -62,7 +62,7 @@ def test_a_long_side_keeps_its_eos(tokenizer):
     assert batch["input_ids"].shape == (2, 12) and batch["input_ids"][:, -1].tolist() == [tokenizer.eos_token_id] * 2
 
 
-def test_the_trainer_reads_pairs_as_its_argument_says(tmp_path):
+def test_trainer_passes_split_special_tokens_to_pairs(tmp_path):
     for split in (True, False):
         trainer = tiny_trainer(tiny_args(tmp_path, split_special_tokens=split), pair_dataset=tiny_pairs())
         assert trainer.pair_collator.split_special_tokens is split
@@ -86,7 +86,7 @@ def test_a_list_of_strings_gives_the_blocks_of_a_data_set():
     [
         (IterableDataset.from_generator(lambda: iter([{"text": "a"}])), r"`texts` is a stream \(datasets.IterableD"),
         (iter(["a"]), "`texts` is a stream .*from_list"),
-        ("one text", "`texts` is one string"),
+        ("one text", "`texts` is a string"),
         (["a", 3], r"`texts\[1\]` is int"),
         ([], "`texts` is empty"),
         ({"train": ["a"]}, r"`texts` is builtins.dict of \['train'\]; pass one of them"),
@@ -94,7 +94,7 @@ def test_a_list_of_strings_gives_the_blocks_of_a_data_set():
     ],
     ids=["stream", "iterator", "string", "number", "empty", "dict", "none"],
 )
-def test_what_are_no_texts_is_refused_by_name(texts, message):
+def test_invalid_texts_raise(texts, message):
     for read in (lambda: texts_to_blocks(texts, byte_tokenizer(), max_length=16), lambda: dropout_pairs(texts)):
         with pytest.raises(ValueError, match=message):
             read()

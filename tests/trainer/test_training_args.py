@@ -1,4 +1,4 @@
-"""The paper's values are the defaults, and what cannot work is refused with everything that is wrong at once."""
+"""Defaults of the training arguments, and invalid values, which raise in one error."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ def test_the_defaults_are_the_papers(tmp_path):
 
 
 @pytest.mark.parametrize("is_there", [False, True])
-def test_half_precision_needs_no_further_option_where_there_is_only_a_cpu(tmp_path, monkeypatch, is_there):
+def test_half_precision_works_on_a_cpu_without_other_options(tmp_path, monkeypatch, is_there):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: is_there)
     monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: is_there)
     args = MagnetTrainingArguments(output_dir=str(tmp_path), bf16=True, report_to="none")
@@ -83,7 +83,7 @@ def test_every_field_has_help_text_that_a_command_line_can_print(tmp_path):
     assert "--loss_phases" in HfArgumentParser(MagnetTrainingArguments).format_help()
 
 
-def test_all_complaints_come_in_one_error(tmp_path):
+def test_invalid_arguments_raise_in_one_error(tmp_path):
     with pytest.raises(ValueError) as caught:
         make(
             tmp_path,
@@ -115,12 +115,13 @@ def test_all_complaints_come_in_one_error(tmp_path):
     [
         ({"max_steps": 7}, "`max_steps` is 7, but"),
         ({"loss_phases": []}, "at least one"),
-        ({"num_train_epochs": 1}, "`num_train_epochs` is 1, but `loss_phases` say how long"),
-        ({"loss_phases": ["5:1,0,0"], "mask_ratio": 0}, "weigh mntp, but with `mask_ratio` 0"),
-        ({"loss_phases": ["5:1,0,1"], "causal_ratio": 1}, "weigh mntp"),
-        ({"loss_phases": ["5:0,0,1"], "max_spans": 0}, "weigh msg, but"),
+        ({"num_train_epochs": 1}, "`num_train_epochs` is 1, but `loss_phases` determine"),
+        ({"loss_phases": ["5:1,0,0"], "mask_ratio": 0}, "weight mntp, but with `mask_ratio` 0"),
+        ({"loss_phases": ["5:1,0,1"], "causal_ratio": 1}, "weight mntp"),
+        ({"loss_phases": ["5:0,0,1"], "max_spans": 0}, "weight msg, but"),
         ({"contrastive_head": "keep", "loss_phases": ["5:1,0,1"]}, "never train it"),
-        ({"contrastive_mini_batch_tokens": 64}, "less than a text of `contrastive_max_length` 128"),
+        ({"contrastive_recompute": True}, "Pass `contrastive_mini_batch_tokens`"),
+        ({"contrastive_mini_batch_tokens": 127}, "less than a text of `contrastive_max_length` 128"),
         ({"batch_eval_metrics": True}, "`batch_eval_metrics` is True"),
         ({"contrastive_batch_size": 0}, "`contrastive_batch_size` is 0"),
         ({"contrastive_max_length": 2}, "`contrastive_max_length` is 2"),
@@ -130,7 +131,7 @@ def test_all_complaints_come_in_one_error(tmp_path):
         ({"ddp_find_unused_parameters": True}, "two forwards in one step"),
     ],
 )
-def test_what_cannot_work_is_refused(tmp_path, changes, message):
+def test_invalid_arguments_raise(tmp_path, changes, message):
     with pytest.raises(ValueError, match="The training arguments cannot be used") as caught:
         make(tmp_path, **changes)
     assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""A log keeps its rows whatever text they hold, and names what is damaged."""
+"""JSONL logs keep rows with any text, and raise for damaged rows."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def test_rows_survive_any_characters(tmp_path: Path) -> None:
     assert resume_rows(str(tmp_path / "a.jsonl"), settings={"shape": (1, 2)}) == rows
 
 
-def test_rows_and_settings_are_kept_whatever_text_they_hold(tmp_path: Path) -> None:
+def test_rows_and_settings_may_hold_any_text(tmp_path: Path) -> None:
     path, wanted = tmp_path / "rows.jsonl", {"name": "\ud800 é"}
     assert resume_rows(path, settings=wanted) == []
     rows = [{"text": "\udc80"}, {"text": "\u2028 é"}]
@@ -34,7 +34,7 @@ def test_rows_and_settings_are_kept_whatever_text_they_hold(tmp_path: Path) -> N
         ("rows.jsonl.settings.json", "[" * 100_000, "settings.json' is not JSON .*nested too deeply"),
     ],
 )
-def test_damaged_rows_and_settings_are_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+def test_damaged_rows_and_settings_raise(tmp_path: Path, name: str, content: str, message: str) -> None:
     path = tmp_path / "rows.jsonl"
     resume_rows(path, settings={"a": 1})
     append_rows(path, [{"b": 2}])

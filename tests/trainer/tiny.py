@@ -1,4 +1,4 @@
-"""The smallest real things a trainer can run on, built without a network; also imported by the tests' subprocesses."""
+"""Tiny models, tokenizers, data and trainers, built without a network; subprocesses of tests import them, too."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ MASK_TOKEN_ID = 3
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word."""
+    """Make a tokenizer of one token per word."""
     vocabulary = {token: number for number, token in enumerate(SPECIAL_TOKENS + WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -27,7 +27,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_model(**changes: Any) -> MagnetLlamaForCausalLM:
-    """Two layers of width 16, the same weights every time."""
+    """Make a model of two layers of width 16 with fixed weights."""
     torch.manual_seed(0)
     config = LlamaConfig(
         **{
@@ -50,7 +50,7 @@ def tiny_model(**changes: Any) -> MagnetLlamaForCausalLM:
 
 
 def tiny_rows(num_rows: int = 24, *, seed: int = 0) -> list[dict[str, list[int]]]:
-    """Rows of 8 to 20 tokens, BOS in front."""
+    """Make rows of 8 to 20 tokens with BOS."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(8, 21, (num_rows,), generator=generator).tolist()
     rows = [torch.randint(4, 44, (length - 1,), generator=generator).tolist() for length in lengths]
@@ -58,14 +58,14 @@ def tiny_rows(num_rows: int = 24, *, seed: int = 0) -> list[dict[str, list[int]]
 
 
 def tiny_pairs(num_pairs: int = 20) -> list[dict[str, str]]:
-    """Pairs that share two of their three words."""
+    """Make pairs that share two of three words."""
     return [
         {"anchor": f"w{n} w{n + 1} w{n + 2}", "positive": f"w{n} w{n + 1} w{(n + 9) % 40}"} for n in range(num_pairs)
     ]
 
 
 def tiny_args(output_dir: str | Path, **changes: Any) -> MagnetTrainingArguments:
-    """Four joint steps, then four with the contrastive loss; nothing written but what is asked for."""
+    """Make arguments for four joint steps and four with the contrastive loss, without logs and checkpoints."""
     return MagnetTrainingArguments(
         **{
             "output_dir": str(output_dir),
@@ -89,7 +89,7 @@ def tiny_args(output_dir: str | Path, **changes: Any) -> MagnetTrainingArguments
 
 
 def tiny_trainer(args: MagnetTrainingArguments, **changes: Any) -> MagnetTrainer:
-    """A trainer of the tiny things; what is passed replaces one of them."""
+    """Make a trainer of tiny parts; arguments replace them."""
     return MagnetTrainer(
         **{
             "model": tiny_model(),

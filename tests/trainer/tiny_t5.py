@@ -1,4 +1,4 @@
-"""The smallest paraphraser, and lines for it; also for processes that tests start."""
+"""A tiny paraphraser and lines for it; subprocesses of tests import them, too."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ WORDS = [f"word{number}" for number in range(20)] + ["paraphrase:"]
 
 
 def save_tiny_t5(folder: Path) -> str:
-    """A random T5 and a tokenizer of whole words, in a folder; its path."""
+    """Save a random T5 and a tokenizer of whole words, and return the folder."""
     vocabulary = {word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -29,7 +29,7 @@ def save_tiny_t5(folder: Path) -> str:
 
 
 def sentences(count: int) -> Dataset:
-    """`count` different lines of 3 to 8 words."""
+    """Make `count` different lines of 3 to 8 words."""
     lines = []
     for row in range(count):
         step = row // 20 + 1

@@ -1,4 +1,4 @@
-"""A fourth objective, as a user adds one: multi-token prediction, an output also predicts the token after the next.
+"""A fourth objective as a user would add it: multi-token prediction of the token after the next.
 
 Import this module before the training arguments are made, and name the objective in a phase: `"800: msg=1 mtp=0.5"`.
 """

@@ -1,4 +1,4 @@
-"""Measure infilling perplexity, over the tokens of removed spans only, as a module of `evaluate`."""
+"""Compute infilling perplexity, over only the tokens of removed spans, as a module of `evaluate`."""
 
 import math
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from trainer.metrics import perplexity
 
 _INPUTS = """
 Args:
-    predictions (`list` of `list` of `float`): For each text the log-probabilities of its removed tokens, in nats, such
-        as `Fill.logprobs` of `score_infill`.
+    predictions (`list` of `list` of `float`): Log-probabilities of the removed tokens of each text, in nats, such as
+        `Fill.logprobs` of `score_infill`.
 Returns:
     infilling_perplexity (`float`): >= 1.
     tokens (`int`): Number of removed tokens.
@@ -39,9 +39,9 @@ class InfillingPerplexity(evaluate.Metric):
 
     def _compute(self, *, predictions: Sequence[Sequence[float]]) -> dict[str, float]:
         values = [value for text in predictions for value in text]
-        if wrong := [value for value in values if not value <= 0]:
+        if invalid := [value for value in values if not value <= 0]:
             raise ValueError(
-                f"`predictions` has {wrong[0]}, {len(wrong)} of {len(values)} values; expected log-probabilities in "
-                "nats, which are 0 at most. Pass logarithms of probabilities, not losses."
+                f"{len(invalid)} of {len(values)} values of `predictions` are above 0, such as {invalid[0]}. Pass "
+                "log-probabilities in nats, not losses."
             )
         return {"infilling_perplexity": perplexity(-math.fsum(values), len(values)), "tokens": len(values)}

@@ -5,7 +5,7 @@
 
 The paper follows LLM2Vec (experiments/test_word_task.py of its repository), which reports micro-averaged precision
 over words for all three tasks. With one tag a word this equals the accuracy, and micro-averaged recall and F1. The F1
-of spans, CoNLL's own measure, is reported beside it; for parts of speech, which are not spans, it equals the accuracy.
+of spans, the measure of CoNLL, is also reported; for parts of speech, which are not spans, it equals the accuracy.
 """
 
 from collections.abc import Sequence
@@ -23,16 +23,16 @@ def probe_scores(
     """Score the tags of sentences.
 
     Args:
-        predictions, references (`Sequence[Sequence[str]]`): Predicted and right tags by sentence.
-        spans (`bool`): Whether tags are spans in IOB2. A predicted `I-` that continues nothing begins a span, as in
-            the shared task's own script (`seqeval`'s default mode).
+        predictions, references (`Sequence[Sequence[str]]`): Predicted and correct tags by sentence.
+        spans (`bool`): Whether tags are spans in IOB2. A predicted `I-` without a preceding tag begins a span, as in
+            the script of the shared task (`seqeval`'s default mode).
 
     Returns:
-        `dict[str, float]`: `accuracy` over all words and `f1`, both in [0, 100]; F1 is micro-averaged over all spans,
-        or over words where there are no spans, and 0 where neither side has a span.
+        `dict[str, float]`: `accuracy` over all words and `f1`, both in [0, 100]. F1 is micro-averaged over all spans,
+        or over words if `spans` is `False`, and 0 if there are no spans.
 
     Raises:
-        ValueError: no words, or other numbers of sentences or words on the two sides.
+        ValueError: if there are no words, or the numbers of sentences or words differ.
 
     Source: section 4.1 and table 1 of the paper; LLM2Vec, as above.
 
@@ -49,9 +49,9 @@ def probe_scores(
     if not sum(lengths[0]):
         raise ValueError("There are no words to score; pass at least one sentence.")
     hits = [
-        one == other
-        for guesses, truths in zip(predictions, references, strict=True)
-        for one, other in zip(guesses, truths, strict=True)
+        predicted == correct
+        for predicted_tags, correct_tags in zip(predictions, references, strict=True)
+        for predicted, correct in zip(predicted_tags, correct_tags, strict=True)
     ]
     accuracy = 100 * sum(hits) / len(hits)
     if not spans:
@@ -61,7 +61,7 @@ def probe_scores(
 
 
 class ProbeScores(evaluate.Metric):
-    """`probe_scores` as a metric of Hugging Face `evaluate`."""
+    """Compute `probe_scores` as a metric of Hugging Face `evaluate`."""
 
     def _info(self) -> evaluate.MetricInfo:
         tags = datasets.Sequence(datasets.Value("string"))
