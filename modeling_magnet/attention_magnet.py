@@ -1,8 +1,8 @@
-"""The default attention of our models: SDPA, but in bfloat16 on a CPU plain products under the masks of our modes.
+"""The default attention back-end: SDPA, except for plain matrix products in bfloat16 on a CPU outside causal mode.
 
-With a mask the CPU's fused SDPA is twice as slow there, forward and backward, and rounds differently with the padded
-length; these products give a row the same bits alone and in a batch. The choice is made for each call, by the mask, so
-that one model can move between devices. Causal mode is SDPA everywhere.
+With a mask, the CPU's fused SDPA is twice as slow in bfloat16, forward and backward, and its rounding depends on the
+padded length; plain products give a row the same bits alone and in a batch. The mask of each call decides, so that a
+model can move between devices.
 
 Shapes: B rows, A heads, KV key-value heads, Q queries, K keys, D width of a head.
 """
@@ -16,18 +16,19 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-# What `config._attn_implementation` says in a loaded model; it is not written to config.json.
+# Value of `config._attn_implementation` in a loaded model; it is not written to config.json.
 DEFAULT_ATTENTION = "sdpa_magnet"
-# The argument of a decoder's call that says that the mask is ours.
+# Argument of a decoder's call that marks a mask as rendered by `masking_magnet.py`.
 MASK_IS_OURS = "magnet_mask"
-# Bytes of scores at once. More are computed in parts, or, where they would be kept for a backward pass, by SDPA.
+# Limit in bytes of the attention scores in memory. Larger ones are computed in parts, or, if a backward pass would
+# need them, by SDPA.
 _MOST_BYTES = 2**26
 
 
 def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the dtype in which products of tensors of a dtype are computed: autocast's, where it is on."""
-    is_known = torch.amp.is_autocast_available(device.type)
-    if is_known and torch.is_autocast_enabled(device.type) and dtype.is_floating_point:
+    """Return the dtype in which products of tensors of a dtype are computed: that of autocast if it is enabled."""
+    is_supported = torch.amp.is_autocast_available(device.type)
+    if is_supported and torch.is_autocast_enabled(device.type) and dtype.is_floating_point:
         return torch.get_autocast_dtype(device.type)
     return dtype
 
@@ -54,10 +55,10 @@ def masked_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend as transformers' attention functions do.
+    """Compute attention with the interface of transformers' attention functions.
 
-    A float mask that is ours (see `MASK_IS_OURS`), `(B, 1, Q, K)`, is added to products computed here; any other goes
-    to SDPA. Returns `(B, Q, A, D)`, and no weights.
+    A float mask `(B, 1, Q, K)` marked by `MASK_IS_OURS` is added to scores computed here; any other mask is passed to
+    SDPA. Returns `(B, Q, A, D)`, and `None` instead of weights.
     """
     is_ours = kwargs.pop(MASK_IS_OURS, False) and attention_mask is not None and attention_mask.is_floating_point()
     if not is_ours:
@@ -80,21 +81,15 @@ def masked_attention(
 
 
 def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor,
-    *,
-    scale: float,
-    dropout: float,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, *, scale: float, dropout: float
 ) -> torch.Tensor:
-    """Attend with heads that share keys side by side as queries; returns `(B, A, Q, D)`."""
+    """Return the attended values `(B, A, Q, D)`. Heads that share keys are folded into the queries of one product."""
     batch_size, num_heads, num_queries, width = query.shape
     groups, num_keys = key.shape[1:3]
     folded = (query * scale).reshape(batch_size, groups, -1, width)  # (B, KV, A / KV * Q, D)
     scores = folded @ key.transpose(2, 3)
     scores = scores.view(batch_size, groups, -1, num_queries, num_keys) + mask[:, :, None]
-    weights = torch.softmax(scores, dim=-1)  # sums in float32, as all softmax kernels of half precision
+    weights = torch.softmax(scores, dim=-1)  # half-precision softmax kernels sum in float32
     weights = F.dropout(weights, p=dropout, training=dropout > 0)
     attended = weights.view(batch_size, groups, -1, num_keys) @ value
     return attended.view(batch_size, num_heads, num_queries, width)
@@ -103,7 +98,7 @@ def _attend(
 def _attend_in_parts(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, *, scale: float, dropout: float
 ) -> torch.Tensor:
-    """Attend without gradients, a row and some of its queries at a time."""
+    """Call `_attend` on some queries of one row at a time, without gradients."""
     attended = torch.empty_like(query)
     rows = max(1, _MOST_BYTES // (2 * query.shape[1] * key.shape[2]))
     for index in range(len(query)):
@@ -117,10 +112,10 @@ def _attend_in_parts(
 
 
 class ReservedLayer(DynamicLayer):
-    """Keys and values of one layer, written in place.
+    """Preallocate the keys and values of one layer for a known number of tokens, and write them in place.
 
-    The number of tokens to come is known. `DynamicCache` copies all it holds at every step: for 32 rows of 256 tokens
-    more bytes than the weights of a small model.
+    `DynamicCache` copies its whole content at every step: with 32 rows of 256 tokens, more bytes than the weights of a
+    small model.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -131,7 +126,7 @@ class ReservedLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append states `(B, heads, new, D)`; returns views `(B, heads, seen, D)` of all keys and values."""
+        """Append states `(B, heads, new, D)`, and return views `(B, heads, seen, D)` of all keys and values."""
         if not self.buffers:
             self.dtype, self.device = key_states.dtype, key_states.device
             self.buffers = tuple(
@@ -147,14 +142,14 @@ class ReservedLayer(DynamicLayer):
 
 
 class ReservedCache(Cache):
-    """A cache that can hold `capacity` tokens a row in each of `num_layers` layers."""
+    """A cache with space for `capacity` tokens per row in each of `num_layers` layers."""
 
     def __init__(self, *, num_layers: int, capacity: int) -> None:
         self.reserved = [ReservedLayer(capacity) for _ in range(num_layers)]
         super().__init__(layers=list(self.reserved))
 
     def keep_first_rows(self, rows: int) -> None:
-        """Drop all rows but the first ones, without a copy."""
+        """Keep only the first `rows` rows, without a copy."""
         for layer in self.reserved:
             layer.buffers = tuple(buffer[:rows] for buffer in layer.buffers)
 

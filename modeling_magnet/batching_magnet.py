@@ -1,4 +1,4 @@
-"""Rows of token ids -> batches on a device -> hidden states or log-probabilities, for encoding and infilling.
+"""Run rows of token ids through a model in batches, for hidden states or log-probabilities.
 
 Shapes: B rows of a batch, S tokens of the longest, H hidden size.
 """
@@ -14,15 +14,15 @@ from .configuration_magnet import AttentionMode, check_tokenizer_fits
 from .losses_magnet import IGNORE_INDEX
 from .tokenization_magnet import check_whole_number, pad_token_rows, plan_batches
 
-# Tokens of a forward. On a CPU they should stay in its caches; an accelerator needs more work to be busy.
+# Tokens per forward. On a CPU their states should fit its caches; an accelerator needs more tokens to be fully used.
 CPU_BATCH_TOKENS = 2048
 ACCELERATOR_BATCH_TOKENS = 16_384
-# In bfloat16 on a CPU the kernels of matrix products change with the shape, and sum in another order. 18 layers turn
-# that into cosines of 0.994 between a text alone and in a batch. These shapes get kernels with the same sums (torch
-# 2.13, AMX): at least so many positions in all, in rows of 16 or of a multiple of 32.
+# In bfloat16 on a CPU, the shape of a matrix product selects the kernel and so the order of its sums. Over 18 layers
+# this leads to a cosine of 0.994 between the vectors of a text alone and in a batch. All shapes with at least
+# this many positions, in rows of 16 or a multiple of 32, use the same order (torch 2.13, AMX).
 LEAST_BFLOAT16_POSITIONS = 1024
 BFLOAT16_ROWS = (16, 32)
-# A progress bar over fewer texts only flickers; fewer batches suffice for fills, each of which takes many forwards.
+# A progress bar over fewer texts would only flicker. Infilling runs many forwards per batch, so it counts batches.
 PROGRESS_FROM_TEXTS = 1000
 PROGRESS_FROM_BATCHES = 8
 
@@ -30,15 +30,15 @@ ReadingMode = Literal["bidirectional", "causal"]
 
 
 def is_progress_hidden(show_progress_bar: bool | None, number: int, *, least: int = PROGRESS_FROM_TEXTS) -> bool:
-    """Return whether to show no progress over so many texts or batches."""
+    """Return whether to hide the progress bar over `number` texts or batches."""
     return number < least if show_progress_bar is None else not show_progress_bar
 
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Run a block without dropout; modules that were in training mode are so again afterwards.
+    """Put a model into evaluation mode for a block, and restore the training mode of each module afterwards.
 
-    A model that is not in training mode is not written to, so that threads can share it.
+    A model in evaluation mode is not written to, so that threads can share it.
     """
     training = [module for module in model.modules() if module.training]
     for module in training:
@@ -51,7 +51,7 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 def token_budget(model: Any, batch_tokens: int | None = None, batch_size: int | None = None) -> int:
-    """Check both limits of a batch, and return how many tokens it may have."""
+    """Check both limits of a batch, and return the limit in tokens."""
     for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
         if value is not None:
             check_whole_number(value, name=name, least=1)
@@ -60,26 +60,26 @@ def token_budget(model: Any, batch_tokens: int | None = None, batch_size: int | 
 
 
 def pad_token_id(model: Any) -> int:
-    """Return the token that fills up a batch; it is never attended to.
+    """Return the token that pads a batch: PAD, else EOS, else 0. No token attends to it.
 
     Raises:
-        ValueError: tokens were added to the tokenizer that the model has no embeddings for.
+        ValueError: the tokenizer has tokens for which the model has no embeddings.
     """
     tokenizer = model.tokenizer
     check_tokenizer_fits(tokenizer, model.config.vocab_size)
-    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(token_id for token_id in known if token_id is not None)
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token_id for token_id in candidates if token_id is not None)
 
 
 def to_device(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Move a batch to the model's device; a GPU fetches pinned memory without the host waiting."""
+    """Move a batch to the model's device, on a GPU from pinned memory, so that the copy is asynchronous."""
     if model.device.type == "cuda":
         batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
     return {name: tensor.to(model.device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def even_shape(longest: int, num_rows: int) -> tuple[int, int]:
-    """Return the width and the number of rows with which a bfloat16 batch has the same sums as any other.
+    """Return the padded width and row count that make bfloat16 results independent of the batch.
 
     Example:
 
@@ -94,8 +94,8 @@ def even_shape(longest: int, num_rows: int) -> tuple[int, int]:
 class HiddenStates(NamedTuple):
     """Hidden states of some rows of a call."""
 
-    indices: list[int]  # which rows these are
-    rows: list[Sequence[int]]  # their token ids
+    indices: list[int]  # of these rows in the call
+    rows: list[Sequence[int]]  # token ids
     states: torch.Tensor  # (B, S, H)
     attention_mask: torch.Tensor  # (B, S), right padded
 
@@ -108,26 +108,24 @@ def hidden_states(
     batch_size: int | None,
     mode: ReadingMode = "bidirectional",
 ) -> Iterator[HiddenStates]:
-    """Yield the hidden states of all rows, batch by batch, without waiting for the device.
+    """Yield the hidden states of all rows, batch by batch, without synchronizing with the device.
 
     Args:
-        model: One of our models.
         rows (`Sequence[Sequence[int]]`): Token ids.
-        batch_tokens (`int`): Tokens of a forward, padding included.
-        batch_size (`int`, *optional*): Rows of a forward.
+        batch_tokens, batch_size (`int`): Most tokens, padding included, and most rows of a forward.
         mode (`str`): Of the forwards.
     """
-    filler = pad_token_id(model)
+    padding = pad_token_id(model)
     is_evened = mode == "bidirectional" and takes_float_masks(model.dtype, model.device)
     for indices in plan_batches([len(row) for row in rows], max_tokens=batch_tokens, max_rows=batch_size):
-        own = [rows[index] for index in indices]
-        longest, shortest = len(own[0]), len(own[-1])
-        width, num_rows = even_shape(longest, len(own)) if is_evened else (longest, len(own))
-        fillers = [[filler]] * (num_rows - len(own))
-        batch = to_device(model, pad_token_rows([*own, *fillers], pad_token_id=filler, width=width))
+        chosen = [rows[index] for index in indices]
+        longest, shortest = len(chosen[0]), len(chosen[-1])
+        width, num_rows = even_shape(longest, len(chosen)) if is_evened else (longest, len(chosen))
+        extra_rows = [[padding]] * (num_rows - len(chosen))
+        batch = to_device(model, pad_token_rows([*chosen, *extra_rows], pad_token_id=padding, width=width))
         attention_mask = batch["attention_mask"]
-        # Read off the lists: the device is not waited for.
-        is_padded = shortest < width or len(fillers) > 0
+        # Computed from the lists, because reading the mask would synchronize with the device.
+        is_padded = shortest < width or len(extra_rows) > 0
         outputs = model(
             batch["input_ids"],
             attention_mask=attention_mask if is_padded else None,
@@ -135,14 +133,14 @@ def hidden_states(
             use_cache=False,
             logits_to_keep=torch.arange(0, device=model.device),
         )
-        states = outputs.last_hidden_state[: len(own), :longest]
-        yield HiddenStates(indices, own, states, attention_mask[: len(own), :longest])
+        states = outputs.last_hidden_state[: len(chosen), :longest]
+        yield HiddenStates(indices, chosen, states, attention_mask[: len(chosen), :longest])
 
 
 def infill_batch(
     model: Any, ids: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], segments: Sequence[Sequence[int]]
 ) -> dict[str, torch.Tensor]:
-    """Return rows with their positions and segments as arguments of an infill forward, on the model's device."""
+    """Pad rows with their positions and segments to the arguments of an infill forward, on the model's device."""
     batch = pad_token_rows(ids, pad_token_id=pad_token_id(model))
     batch["position_ids"] = pad_token_rows(positions, pad_token_id=0)["input_ids"]
     batch["segment_ids"] = pad_token_rows(segments, pad_token_id=0)["input_ids"]
@@ -152,13 +150,12 @@ def infill_batch(
 def target_logprobs(
     model: Any, batch: dict[str, torch.Tensor], targets: Sequence[tuple[int, int, int, int]], *, mode: AttentionMode
 ) -> list[float]:
-    """Return the log-probabilities of tokens in one forward, with memory for the logits of a few of them.
+    """Return the log-probabilities of tokens in one forward, without holding all their logits in memory.
 
     Args:
-        model: One of our models.
         batch (`dict`): Arguments of the forward, on the model's device.
         targets (`Sequence[tuple[int, int, int, int]]`): Layer, row, position and token: the output at the position
-            predicts the token. Tokens of one position are in different layers, numbered from 0.
+            predicts the token. Several tokens at one position go to different layers, counted from 0.
         mode (`str`): Of the forward.
     """
     if not targets:
@@ -168,5 +165,5 @@ def target_logprobs(
     target_ids = torch.full(shape, IGNORE_INDEX, device=model.device)
     target_ids[layers, rows, columns] = tokens
     outputs = model(**batch, mode=mode, target_ids=target_ids, num_targets=len(targets), use_cache=False)
-    found: list[float] = (-outputs.token_losses[layers, rows, columns]).tolist()
-    return found
+    logprobs: list[float] = (-outputs.token_losses[layers, rows, columns]).tolist()
+    return logprobs

@@ -1,6 +1,6 @@
-"""Encode texts as sentence embeddings, with sentence-transformers' names, defaults and vectors.
+"""Encode texts as sentence embeddings, with the names, defaults and results of sentence-transformers.
 
-The sidecar files of a checkpoint tell that library to tokenize, truncate and pool as the functions here do.
+The sidecar files of a checkpoint configure that library to tokenize, truncate and pool as this module does.
 
 Shapes: B rows of a batch, S tokens of the longest, H hidden size.
 """
@@ -35,9 +35,9 @@ from .tokenization_magnet import (
     tokenize_texts,
 )
 
-# Token ids of this many texts are held at once; their lengths vary little, because texts are sorted before.
+# Number of texts whose token ids are in memory. Texts are sorted by length first, so these have similar lengths.
 TEXTS_TOKENIZED_AT_ONCE = 8192
-# Moving vectors from the device waits for it, so those of many batches are moved at once.
+# Copying vectors from the device synchronizes with it, so the vectors of several batches are copied together.
 BATCHES_MOVED_AT_ONCE = 16
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
 
@@ -64,33 +64,33 @@ def encode(
     batch_tokens: int | None = None,
     split_special_tokens: bool = True,
 ) -> Any:
-    """Embed texts: bidirectional attention over `BOS prompt text EOS`, one vector from the hidden states.
+    """Run bidirectional attention over `BOS prompt text EOS`, and pool the hidden states of each text to a vector.
 
     Args:
-        inputs, sentences (`str` or `list[str]`): Texts, by the new or the older name.
+        inputs, sentences (`str` or `list[str]`): Texts; `sentences` is the older name.
         prompt_name, prompt (`str`, *optional*): Name of a stored prompt, or the prompt itself (`""` for none).
-        batch_size, batch_tokens (`int`, *optional*): Texts, and tokens with padding, of a forward at most.
+        batch_size, batch_tokens (`int`, *optional*): Most texts, and most tokens with padding, of a forward.
         output_value (`str`, *optional*): `"sentence_embedding"`, `"token_embeddings"` (a tensor for each text) or
             `None` (a `dict` for each text); the last two ignore `convert_to_*` and `precision`.
         precision, pooling: See `quantize_embeddings` and `pool_states`.
-        convert_to_numpy, convert_to_tensor: An array, or one tensor; without either a list of tensors.
-        truncate_dim, normalize_embeddings: Dimensions to keep, and whether to scale what is kept to unit length.
-        show_progress_bar (`bool`, *optional*): Defaults to showing one on long lists.
-        device (`str` or `torch.device`, *optional*): Move the model there first.
-        max_length (`int`, *optional*): Longest row in tokens; longer texts are cut, and a warning counts them.
-        split_special_tokens (`bool`): Read control tokens in a text, such as `</s>`, as plain characters.
+        convert_to_numpy, convert_to_tensor: Return an array, or one tensor, or, if both are false, a list of tensors.
+        truncate_dim, normalize_embeddings: Number of dimensions to keep, and whether to scale these to unit length.
+        show_progress_bar (`bool`, *optional*): Defaults to showing one for long lists.
+        device (`str` or `torch.device`, *optional*): Device to which the model is moved first.
+        max_length (`int`, *optional*): Longest row in tokens; longer texts are truncated, with a warning.
+        split_special_tokens (`bool`): Read control tokens in a text, such as `</s>`, as plain text.
 
     Returns:
         Float32 `(hidden_size,)` for a string, `(len(inputs), hidden_size)` for a list, in the order of `inputs`.
 
     Raises:
         ValueError: an input that is not text, an invalid option, or a prompt that leaves no space for text.
-        RuntimeError: the back-end does not attend as the mode says, or vectors are not finite.
+        RuntimeError: the attention back-end does not implement the mode, or vectors are not finite.
     """
     single, texts = _checked_texts(inputs, sentences)
     _check_output(output_value, precision)
-    how: dict[str, Any] = {"pooling": pooling, "truncate_dim": truncate_dim, "normalize": normalize_embeddings}
-    call = _EncodeCall(model, texts, prompt, prompt_name, max_length, split_special_tokens, **how)
+    options: dict[str, Any] = {"pooling": pooling, "truncate_dim": truncate_dim, "normalize": normalize_embeddings}
+    call = _EncodeCall(model, texts, prompt, prompt_name, max_length, split_special_tokens, **options)
     if device is not None:
         model.to(device)
     budget, hide = token_budget(model, batch_tokens, batch_size), is_progress_hidden(show_progress_bar, len(texts))
@@ -105,7 +105,7 @@ def encode(
 
 
 def encode_as(model: Any, role: str, inputs: Any, prompt_name: str | None, **kwargs: Any) -> Any:
-    """Encode with the stored prompt of a role, where there is one and no other is asked for."""
+    """Encode with the prompt that is stored under the name of a role, if any, unless another prompt is passed."""
     if kwargs.get("prompt") is None and prompt_name is None and role in model.prompts:
         prompt_name = role
     return model.encode(inputs, prompt_name, **kwargs)
@@ -114,20 +114,16 @@ def encode_as(model: Any, role: str, inputs: Any, prompt_name: str | None, **kwa
 def preprocess(
     model: Any, inputs: Sequence[str], prompt: str | None = None, *, split_special_tokens: bool = True
 ) -> dict[str, torch.Tensor]:
-    """Tokenise texts as `encode` does, for `model(**features, mode="bidirectional")`.
+    """Tokenize texts as `encode` does, for `model(**features, mode="bidirectional")`.
 
     Args:
-        model: One of our models.
         inputs (`list[str]`): Texts.
-        prompt (`str`, *optional*): Put in front of each; none by default, the model's default prompt included.
+        prompt (`str`, *optional*): Prepended to each text; by default not even the model's default prompt is.
         split_special_tokens (`bool`, defaults to `True`): As in `encode`.
 
     Returns:
         `dict`: `input_ids` and `attention_mask` of shape `(len(inputs), longest)`, padded on the right, on the CPU;
-        empty for no texts.
-
-    Raises:
-        ValueError: the inputs are not a list of texts.
+        empty without texts.
     """
     texts = check_texts(inputs, name="inputs")
     if not texts:
@@ -140,7 +136,7 @@ def preprocess(
 def sentence_vectors(
     model: Any, states: torch.Tensor, attention_mask: torch.Tensor, *, pooling: Pooling, prompt_length: int
 ) -> torch.Tensor:
-    """Pool hidden states `(B, S, H)` to float32 vectors `(B, H)`, through the contrastive head where one was kept."""
+    """Pool hidden states `(B, S, H)` to float32 vectors `(B, H)`, and apply the contrastive head if there is one."""
     vectors = pool_states(states, attention_mask, pooling=pooling, prompt_length=prompt_length)
     if MagnetSettings.of(model.config).contrastive_head is not None:
         vectors = model.sscl_head(vectors.to(model.dtype)).float()
@@ -148,7 +144,7 @@ def sentence_vectors(
 
 
 class _EncodeCall:
-    """A call of `encode`: its options, checked, or the model's settings in place of those that were not given."""
+    """The validated options of one `encode` call; missing ones are taken from the model's settings."""
 
     def __init__(
         self,
@@ -170,8 +166,8 @@ class _EncodeCall:
             "max_length": longest_row(model.config, tokenizer, max_length),
             "split_special_tokens": split_special_tokens,
         }
-        self.prompt_length = check_room(tokenizer, **self.reading)  # tokens that a mean leaves out
-        self.lost: list[int] = []  # takes how many tokens each text that was cut has lost
+        self.prompt_length = check_room(tokenizer, **self.reading)  # tokens that a mean excludes
+        self.lost: list[int] = []  # tokens removed from each truncated text
         self.pooling: Pooling = settings.pooling if pooling is None else pooling
         check_pooling(self.pooling)
         self.width: int = model.config.hidden_size
@@ -189,18 +185,18 @@ class _EncodeCall:
                 chosen = longest_first[start : start + TEXTS_TOKENIZED_AT_ONCE]
                 texts = [self.texts[index] for index in chosen]
                 rows = tokenize_texts(self.tokenizer, texts, **self.reading, lost=self.lost)
-                # A method, so that whoever encodes a corpus can count the batches.
+                # Called as a method, so that `encode_corpus.py` can count the batches.
                 for batch in self.model._row_states(rows, batch_tokens=batch_tokens, batch_size=batch_size):
                     yield batch._replace(indices=[chosen[index] for index in batch.indices])
                     bar.update(len(batch.indices))
 
     def pool(self, batch: HiddenStates) -> torch.Tensor:
         """Return the sentence vectors of a batch."""
-        how: dict[str, Any] = {"pooling": self.pooling, "prompt_length": self.prompt_length}
-        return self.shorten(sentence_vectors(self.model, batch.states, batch.attention_mask, **how))
+        options: dict[str, Any] = {"pooling": self.pooling, "prompt_length": self.prompt_length}
+        return self.shorten(sentence_vectors(self.model, batch.states, batch.attention_mask, **options))
 
     def shorten(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Keep the first dimensions, and scale to unit length where that was asked for."""
+        """Truncate vectors to `truncate_dim`, and normalize them if requested."""
         vectors = vectors[..., : self.width]
         return torch.nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
 
@@ -208,73 +204,73 @@ class _EncodeCall:
         self, batches: Iterator[HiddenStates], precision: Precision, *, to_numpy: bool, to_tensor: bool
     ) -> Any:
         """Return sentence embeddings `(number of texts, width)` in the order of the texts."""
-        # The dtype is explicit: while any thread loads a model, torch's default is that model's, for all threads.
+        # The dtype is explicit, because a thread that loads a model changes torch's default dtype for all threads.
         device = self.model.device if to_tensor else "cpu"
         table = torch.empty(len(self.texts), self.width, dtype=torch.float32, device=device)
-        waiting: list[tuple[list[int], torch.Tensor]] = []
+        pending: list[tuple[list[int], torch.Tensor]] = []
         for batch in batches:
-            waiting.append((batch.indices, self.pool(batch)))
-            if len(waiting) == BATCHES_MOVED_AT_ONCE:
-                self._move(waiting, table)
-        self._move(waiting, table)
+            pending.append((batch.indices, self.pool(batch)))
+            if len(pending) == BATCHES_MOVED_AT_ONCE:
+                self._move(pending, table)
+        self._move(pending, table)
         if precision != "float32":
             table = torch.from_numpy(quantize_embeddings(table.cpu().numpy(), precision=precision)).to(device)
         return table if to_tensor else table.numpy() if to_numpy else list(table)
 
-    def _move(self, waiting: list[tuple[list[int], torch.Tensor]], table: torch.Tensor) -> None:
-        """Check the vectors that wait, and write them into the table."""
-        if waiting:
-            indices = [index for batch, _ in waiting for index in batch]
-            vectors = torch.cat([vectors for _, vectors in waiting]).to(table.device)
+    def _move(self, pending: list[tuple[list[int], torch.Tensor]], table: torch.Tensor) -> None:
+        """Check the pending vectors, and move them to the table."""
+        if pending:
+            indices = [index for batch, _ in pending for index in batch]
+            vectors = torch.cat([vectors for _, vectors in pending]).to(table.device)
             check_vectors(self.model, vectors.isfinite().all(-1), texts=self.texts, indices=indices)
             table[torch.tensor(indices, device=table.device)] = vectors
-            waiting.clear()
+            pending.clear()
 
     def outputs(self, batches: Iterator[HiddenStates], output_value: OutputValue | None) -> list[Any]:
-        """Return float32 states `(S, width)` of each text, or all it has under sentence-transformers' names."""
+        """Return float32 states `(S, width)` of each text, or all its outputs, named as in sentence-transformers."""
         outputs: list[Any] = [None] * len(self.texts)
         is_finite = torch.ones(len(self.texts), dtype=torch.bool)
         for batch in batches:
             for index, row, states, mask, vector in zip(*batch, self.pool(batch), strict=True):
-                own = states[mask.bool()].float()
-                is_finite[index] = own.isfinite().all() & vector.isfinite().all()
+                token_states = states[mask.bool()].float()
+                is_finite[index] = token_states.isfinite().all() & vector.isfinite().all()
                 outputs[index] = {
                     "input_ids": torch.tensor(row, device=states.device),
                     "attention_mask": mask[mask.bool()],
-                    "token_embeddings": own,
+                    "token_embeddings": token_states,
                     "sentence_embedding": vector,
                 }
         check_vectors(self.model, is_finite, texts=self.texts, indices=range(len(self.texts)))
-        return [self.shorten(each["token_embeddings"]) for each in outputs] if output_value else outputs
+        return [self.shorten(output["token_embeddings"]) for output in outputs] if output_value else outputs
 
     def warn_of_cuts(self) -> None:
-        """Say how many texts were cut, and by how much."""
+        """Warn of truncated texts."""
         if self.lost:
             context, limit = context_length(self.model.config, self.tokenizer), self.reading["max_length"]
             remedy = f"Raise `max_length` up to {context}, split" if limit < context else "Split"
             warnings.warn(
                 f"{len(self.lost)} of {len(self.texts)} texts were longer than {limit} tokens with BOS, prompt and "
-                f"EOS, and lost their ends: at most {max(self.lost)} tokens, {sum(self.lost)} in all. {remedy} them, "
-                "or use `encode_words` or `encode_tokens`, which read long texts in windows.",
+                f"EOS, and were truncated by up to {max(self.lost)} tokens each ({sum(self.lost)} in total). {remedy} "
+                "them, or use `encode_words` or `encode_tokens`, which read long texts in windows.",
                 stacklevel=4,
             )
 
 
 def _checked_texts(inputs: Any, sentences: Any) -> tuple[bool, list[str]]:
-    """Return whether a single string was given, and the texts."""
+    """Return whether a single string was passed, and the texts as a list."""
     if inputs is not None and sentences is not None:
-        raise ValueError("Both `inputs` and its older name `sentences` were given. Pass the texts once.")
+        raise ValueError("Both `inputs` and its older name `sentences` were passed. Pass one of them.")
     inputs = sentences if inputs is None else inputs
     single = isinstance(inputs, str)
     return single, check_texts([inputs] if single else inputs, name="inputs")
 
 
 def _check_output(output_value: Any, precision: Any) -> None:
-    """Refuse an output or a precision that does not exist, or both where they do not go together."""
+    """Raise for an unknown output or precision, or for quantized outputs other than sentence embeddings."""
     check_choice(output_value, (*get_args(OutputValue), None), name="output_value")
     check_choice(precision, PRECISIONS, name="precision")
     if output_value != "sentence_embedding" and precision != "float32":
         raise ValueError(
-            f"precision={precision!r} was given with output_value={output_value!r}; only sentence embeddings are "
-            "quantised. Leave it out, or pass token vectors to `quantize_embeddings`."
+            f"precision={precision!r} was passed with output_value={output_value!r}; only sentence embeddings are "
+            "quantized. Omit it, or pass token vectors to `quantize_embeddings`."
         )

@@ -1,9 +1,9 @@
-"""Cross entropy of positions that have a target, whose logits never exist all at once.
+"""Compute cross entropy at the positions that have a target, without holding all logits in memory.
 
 Logits are the largest tensor of a training step: with a vocabulary of 262,144 they are 400 times as large as states of
-width 640. Here the LM head runs on a few positions at a time, and one number of each is kept. A frozen linear head has
-the gradient of its input computed at once, while the logits exist; any other one projects again during the backward
-pass.
+width 640. The LM head therefore runs on one chunk of positions at a time, and only the losses are kept. For a frozen
+linear head, the gradient of the states is computed in the forward pass, while the logits exist; any other head
+projects the chunk again in the backward pass.
 
 Shapes: T targets, set or not; N positions with a target, padded; C positions of a chunk; H hidden size; V vocabulary.
 """
@@ -21,14 +21,13 @@ from .attention_magnet import product_dtype
 
 IGNORE_INDEX = -100
 
-# Chunks have a multiple of this many positions: few shapes, for libraries that prepare a product for each.
+# The number of positions of a chunk is a multiple of these, because libraries prepare a kernel for each new shape.
 _CPU_ROUND, _DEVICE_ROUND = 16, 64
-# On a CPU a product repacks the whole weight, so that more positions at a time make it faster: with a weight of
-# 262,144 x 640 in bfloat16, 64 positions run at 0.33 TFLOP/s, 256 at 0.54, 512 at 0.85, 1,024 at 0.98. The bytes are
-# those of the logits of a chunk.
+# On a CPU each product repacks the whole weight, so larger chunks are faster: with a weight of 262,144 x 640 in
+# bfloat16, 64 positions run at 0.33 TFLOP/s, 256 at 0.54, 512 at 0.85, 1,024 at 0.98. `_CPU_BYTES` limits the logits.
 _CPU_POSITIONS, _CPU_BYTES = 512, 2**28
 _DEVICE_LOGITS = 2**26
-# What is computed in float32 of a chunk on a CPU, a few positions at a time, so that it stays in the cache.
+# On a CPU, at most this many logits are converted to float32 at a time, so that they stay in the cache.
 _CPU_BLOCK_LOGITS = 2**18
 
 Project = Callable[[torch.Tensor], torch.Tensor]
@@ -36,10 +35,10 @@ Measured = tuple[torch.Tensor, torch.Tensor | None]  # losses, hits
 
 
 class TokenLosses(NamedTuple):
-    """What became of the targets, in their shape."""
+    """Losses and hits in the shape of the targets."""
 
-    losses: torch.Tensor  # float32, in nats; 0 where there is no target
-    hits: torch.Tensor | None  # whether the target was the likeliest token; None while gradients are on
+    losses: torch.Tensor  # float32, in nats; 0 without a target
+    hits: torch.Tensor | None  # whether the target was the likeliest token; None if gradients are enabled
 
 
 def token_losses(
@@ -59,69 +58,70 @@ def token_losses(
         states (`torch.FloatTensor` of shape `(B, S, H)`): Output of the last layer.
         target_ids (`torch.LongTensor` of shape `(B, S)` or `(K, B, S)`): The token to predict at each position, or
             -100.
-        head (`nn.Module`): The layer that makes logits `(C, V)` of states `(C, H)`.
-        project (`Callable`, *optional*): What makes logits of states, where that is more than the head and `softcap`.
+        head (`nn.Module`): The layer that maps states `(C, H)` to logits `(C, V)`.
+        project (`Callable`, *optional*): Maps states to logits if the head and `softcap` do not suffice.
         softcap (`float`, *optional*): Logits x of the head become `softcap * tanh(x / softcap)`; not with `project`.
-        num_targets (`int`, *optional*): At least how many targets are set. Without it, a device is waited for.
-        chunk_size (`int`, *optional*): C; by default what `_chunk_size` returns.
+        num_targets (`int`, *optional*): Upper bound on the number of targets. If omitted, they are counted, which
+            synchronizes with the device.
+        chunk_size (`int`, *optional*): C; defaults to `_chunk_size`.
 
     Returns:
-        `TokenLosses`: part of the graph even where no target is set.
+        `TokenLosses`: part of the graph even if no target is set.
 
     Raises:
-        ValueError: targets that are not of the states' shape; on a CPU also more of them than `num_targets`.
+        ValueError: the shapes of targets and states differ, or, on a CPU, more than `num_targets` targets are set.
     """
     if target_ids.dim() not in (2, 3) or target_ids.shape[-2:] != states.shape[:2]:
         raise ValueError(
-            f"`target_ids` has shape {tuple(target_ids.shape)}; expected {tuple(states.shape[:2])}, or several of "
-            "that: one token or -100 for each position."
+            f"`target_ids` has shape {tuple(target_ids.shape)}; expected {tuple(states.shape[:2])} or "
+            f"{('K', *states.shape[:2])}: a token or -100 for each position."
         )
     targets = target_ids.to(states.device).long().flatten()  # (T,)
     is_set = targets != IGNORE_INDEX
-    num_targets = max(1, _counted(is_set, num_targets))
+    num_targets = max(1, _bound_of_targets(is_set, num_targets))
     dtype = _product_dtype(head, states)
     rows = chunk_size or _chunk_size(num_targets, vocab_size=vocab_size, dtype=dtype, device=states.device)
-    if _is_gathered(head):  # from several processes, for each call: one call for all positions
+    if _is_gathered(head):  # every call gathers the weight from all processes: call the head once
         rows = num_targets
     size = -(-num_targets // rows) * rows  # N
-    places = torch.nonzero_static(is_set, size=size, fill_value=len(targets))[:, 0]  # (N,), T for padding
-    wanted = F.pad(targets, (0, 1), value=IGNORE_INDEX)[places]  # (N,)
-    picked = states.flatten(0, 1).index_select(0, places % states.shape[:2].numel())  # (N, H)
+    indices = torch.nonzero_static(is_set, size=size, fill_value=len(targets))[:, 0]  # (N,), T for padding
+    set_targets = F.pad(targets, (0, 1), value=IGNORE_INDEX)[indices]  # (N,)
+    set_states = states.flatten(0, 1).index_select(0, indices % states.shape[:2].numel())  # (N, H)
     trains_head = torch.is_grad_enabled() and any(weight.requires_grad for weight in head.parameters())
     if project is None and not trains_head and _is_plain_linear(head, states):
         weight: torch.Tensor = head.weight.detach().to(dtype)  # type: ignore[operator]
-        losses, hits = _with_weight(weight, picked, wanted, softcap=softcap, rows=rows)
+        losses, hits = _with_weight(weight, set_states, set_targets, softcap=softcap, rows=rows)
     else:
         project = project or (lambda states: soft_cap(head(states), softcap))
-        losses, hits = _with_any_head(project, picked, wanted, rows=rows)
+        losses, hits = _with_any_head(project, set_states, set_targets, rows=rows)
     shape = target_ids.shape
-    return TokenLosses(_put(losses, places, shape), None if hits is None else _put(hits, places, shape))
+    return TokenLosses(_put(losses, indices, shape), None if hits is None else _put(hits, indices, shape))
 
 
-def _counted(is_set: torch.Tensor, num_targets: int | None) -> int:
-    """Return how many targets are set, or the caller's limit, which is checked on a CPU."""
-    # Reading a value back would break a compiled graph, and make the host wait for an accelerator.
+def _bound_of_targets(is_set: torch.Tensor, num_targets: int | None) -> int:
+    """Return the caller's bound on the number of targets, checked on a CPU, or count them."""
+    # Reading a value back would break a compiled graph and synchronize with an accelerator.
     is_readable = is_set.device.type == "cpu" and not torch.compiler.is_compiling()
     if num_targets is not None and not is_readable:
         return num_targets
-    found = int(is_set.sum())
-    if num_targets is not None and num_targets < found:
-        raise ValueError(f"`num_targets` is {num_targets}, but {found} targets are set. Pass as many, or None.")
-    return found if num_targets is None else num_targets
+    num_set = int(is_set.sum())
+    if num_targets is not None and num_targets < num_set:
+        raise ValueError(f"`num_targets` is {num_targets}, but {num_set} targets are set. Pass {num_set} or None.")
+    return num_set if num_targets is None else num_targets
 
 
 def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """Return logits softly limited to `cap` in size, or unchanged without a cap."""
+    """Limit the absolute value of logits smoothly to `cap`, if there is one."""
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def _with_any_head(project: Project, states: torch.Tensor, targets: torch.Tensor, *, rows: int) -> Measured:
-    """Return losses `(N,)`, and hits `(N,)` where gradients are off, of a projection that is called for each chunk."""
+    """Return losses `(N,)`, and hits `(N,)` if gradients are disabled, by calling `project` for each chunk."""
     parts = list(zip(states.split(rows), targets.split(rows), strict=True))
     if not torch.is_grad_enabled():
         losses, hits = zip(*[_losses_and_hits(project, *part) for part in parts], strict=True)
         return torch.cat(losses), torch.cat(hits)
-    if len(parts) == 1:  # needs as much memory kept as made again
+    if len(parts) == 1:  # recomputing a single chunk would save no memory
         return _losses(project, states, targets), None
     return torch.cat([checkpoint(_losses, project, *part, use_reentrant=False) for part in parts]), None
 
@@ -129,7 +129,7 @@ def _with_any_head(project: Project, states: torch.Tensor, targets: torch.Tensor
 def _losses(project: Project, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the cross entropy `(C,)` of one chunk; 0 for padding."""
     logits = project(states)
-    # The dtype argument converts inside the kernel: no float32 copy of the logits beside their logarithms.
+    # The `dtype` argument converts inside the kernel, which avoids a float32 copy of the logits.
     logprobs = F.log_softmax(logits, dim=-1, dtype=_wide(logits.dtype))
     return F.nll_loss(logprobs, targets, reduction="none", ignore_index=IGNORE_INDEX)
 
@@ -137,7 +137,7 @@ def _losses(project: Project, states: torch.Tensor, targets: torch.Tensor) -> to
 def _losses_and_hits(
     project: Project, states: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the losses, and whether each target is the likeliest token."""
+    """Return the losses of one chunk, and whether each target is the likeliest token."""
     logits = project(states)
     return _losses(lambda _: logits, states, targets), logits.argmax(-1) == targets
 
@@ -145,19 +145,17 @@ def _losses_and_hits(
 def _with_weight(
     weight: torch.Tensor, states: torch.Tensor, targets: torch.Tensor, *, softcap: float | None, rows: int
 ) -> Measured:
-    """Return losses `(N,)`, and hits `(N,)` where gradients are off, of a linear head that is not trained."""
+    """Return losses `(N,)`, and hits `(N,)` if gradients are disabled, of a linear head that is not trained."""
     if torch.is_grad_enabled():
         return _FrozenHead.apply(states, targets, weight, softcap, rows), None
-    found = [
-        _measure(logits, targets[place], softcap=softcap, hits=True)
-        for place, logits in _logits_in_chunks(weight, states, rows=rows)
-    ]
-    losses, hits = zip(*found, strict=True)
+    chunks = _logits_in_chunks(weight, states, rows=rows)
+    measured = [_measure(logits, targets[chunk], softcap=softcap, hits=True) for chunk, logits in chunks]
+    losses, hits = zip(*measured, strict=True)
     return torch.cat(losses), torch.cat(hits)
 
 
 class _FrozenHead(torch.autograd.Function):
-    """Losses `(N,)` of a linear layer without gradient; that of the states is made beside them, chunk by chunk."""
+    """Compute losses `(N,)` of a frozen linear head, and already in the forward pass the gradient of its states."""
 
     @staticmethod
     def forward(
@@ -165,9 +163,9 @@ class _FrozenHead(torch.autograd.Function):
     ) -> torch.Tensor:
         losses = torch.empty(len(states), dtype=_wide(weight.dtype), device=states.device)
         gradient = torch.empty_like(states)
-        for place, logits in _logits_in_chunks(weight, states, rows=rows):
-            losses[place] = _measure(logits, targets[place], softcap=softcap, errors=True)[0]
-            gradient[place] = logits @ weight
+        for chunk, logits in _logits_in_chunks(weight, states, rows=rows):
+            losses[chunk] = _measure(logits, targets[chunk], softcap=softcap, errors=True)[0]
+            gradient[chunk] = logits @ weight  # `_measure` replaced the logits by the gradient of the losses
         ctx.save_for_backward(gradient)
         return losses
 
@@ -181,9 +179,9 @@ class _FrozenHead(torch.autograd.Function):
 def _logits_in_chunks(
     weight: torch.Tensor, states: torch.Tensor, *, rows: int
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield each chunk's place and its logits `(C, V)` before the cap.
+    """Yield the slice of each chunk and its logits `(C, V)` before the cap.
 
-    On a CPU all chunks use the same memory, for fresh memory costs as much time as the product.
+    On a CPU all chunks share one buffer, because allocating memory takes as much time as the product.
     """
     is_cpu = weight.device.type == "cpu"
     buffer = weight.new_empty(min(rows, len(states)), len(weight)) if is_cpu else None
@@ -196,28 +194,33 @@ def _logits_in_chunks(
 def _measure(
     logits: torch.Tensor, targets: torch.Tensor, *, softcap: float | None, errors: bool = False, hits: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return losses and hits `(C,)` of a chunk; with `errors`, its logits become the gradient of the losses."""
-    # On a CPU a few positions at a time, which fit a cache in float32.
+    """Return losses and hits `(C,)` of a chunk; with `errors`, overwrite its logits by the gradient of the losses."""
+    # On a CPU, split into blocks whose float32 copies fit the cache.
     step = max(1, _CPU_BLOCK_LOGITS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     parts = zip(logits.split(step), targets.split(step), strict=True)
     blocks = [_measure_block(*part, softcap=softcap, errors=errors, hits=hits) for part in parts]
-    losses, found = zip(*blocks, strict=True)
-    return torch.cat(losses), torch.cat(found)
+    losses, is_hit = zip(*blocks, strict=True)
+    return torch.cat(losses), torch.cat(is_hit)
 
 
 def _measure_block(
     logits: torch.Tensor, targets: torch.Tensor, *, softcap: float | None, errors: bool, hits: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Measure positions at once."""
+    """Compute one block of `_measure`.
+
+    With capped logits c = cap * tanh(x / cap) and target t, the loss is logsumexp(c) - c[t], so that
+    d loss / d c = softmax(c) - onehot(t) and d c / d x = 1 - tanh(x / cap)^2 = 1 - (c / cap)^2. Padding has the target
+    0 here: `_put` drops its loss, so that backward multiplies its gradient by 0.
+    """
     capped = soft_cap(logits, softcap)
-    found = capped.argmax(-1) == targets if hits else targets.new_empty(0)
+    is_hit = capped.argmax(-1) == targets if hits else targets.new_empty(0)
     wide = capped.to(_wide(logits.dtype))
     if wide is logits and not errors:
         wide = logits.clone()
     slope = None if softcap is None or not errors else 1 - (wide / softcap).square_()
     chosen = targets.masked_fill(targets == IGNORE_INDEX, 0)[:, None]
     largest = wide.amax(-1, keepdim=True)
-    distances = largest - wide.gather(1, chosen)  # before the exponentials take their place
+    distances = largest - wide.gather(1, chosen)  # before the exponentials overwrite `wide`
     exponentials = wide.sub_(largest).exp_()
     sums = exponentials.sum(-1, keepdim=True)
     if errors:
@@ -227,16 +230,16 @@ def _measure_block(
             probabilities.mul_(slope)
         if probabilities is not logits:
             logits.copy_(probabilities)
-    return (distances + sums.log())[:, 0], found
+    return (distances + sums.log())[:, 0], is_hit
 
 
-def _put(values: torch.Tensor, places: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Return values of the chosen positions in a shape, without the padding; a copy: FSDP2 warns of views."""
-    return values.new_zeros(shape.numel() + 1).index_copy(0, places, values)[:-1].reshape(shape).clone()
+def _put(values: torch.Tensor, indices: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Scatter values to their indices in a tensor of a shape, without the padding; a copy, as FSDP2 warns of views."""
+    return values.new_zeros(shape.numel() + 1).index_copy(0, indices, values)[:-1].reshape(shape).clone()
 
 
 def _chunk_size(num_targets: int, *, vocab_size: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Return the positions of a chunk: few chunks, of one size, with little padding."""
+    """Return the number of positions of a chunk, chosen for few chunks of equal size with little padding."""
     if device.type == "cpu":
         most, unit = min(_CPU_POSITIONS, _CPU_BYTES // (vocab_size * dtype.itemsize)), _CPU_ROUND
     else:
@@ -247,19 +250,19 @@ def _chunk_size(num_targets: int, *, vocab_size: int, dtype: torch.dtype, device
 
 
 def _is_gathered(head: nn.Module) -> bool:
-    """Return whether several processes share a head's weight: by FSDP2 or by DeepSpeed's third stage."""
+    """Return whether the weight is sharded over several processes, by FSDP2 or by DeepSpeed ZeRO-3."""
     return hasattr(head, "set_reshard_after_backward") or any(hasattr(weight, "ds_id") for weight in head.parameters())
 
 
 def _is_plain_linear(head: nn.Module, states: torch.Tensor) -> bool:
-    """Return whether calling a head only multiplies by a weight that is here, so that its call can be left out."""
+    """Return whether calling a head only multiplies by a local weight, so that the call can be bypassed."""
     if type(head).forward is not nn.Linear.forward or "forward" in vars(head) or head.bias is not None:
         return False
     if any((head._forward_pre_hooks, head._forward_hooks, head._backward_pre_hooks, head._backward_hooks)):
         return False
-    # A quantised weight is of another type.
-    is_here = type(head.weight) is nn.Parameter and head.weight.device == states.device
-    return is_here and not _is_gathered(head)
+    # A quantized weight is not exactly an `nn.Parameter`.
+    is_local = type(head.weight) is nn.Parameter and head.weight.device == states.device
+    return is_local and not _is_gathered(head)
 
 
 def _product_dtype(head: nn.Module, states: torch.Tensor) -> torch.dtype:
@@ -270,5 +273,5 @@ def _product_dtype(head: nn.Module, states: torch.Tensor) -> torch.dtype:
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of sums."""
+    """Return the dtype in which sums are accumulated: float32 or wider."""
     return torch.promote_types(dtype, torch.float32)

@@ -1,7 +1,7 @@
-"""The model: a decoder whose forward takes a mode. Says only what differs from the parent class.
+"""The model: a decoder whose forward takes a mode. Contains only what differs from the parent class.
 
-`MagnetMixin` knows no architecture; `MagnetLlamaForCausalLM` lends it Llama's. Most methods only call a function that
-takes the model and is defined in the file of its subject.
+`MagnetMixin` does not depend on an architecture; `MagnetLlamaForCausalLM` combines it with Llama. Most methods only
+call a function of another module that takes the model.
 """
 
 import copy
@@ -24,9 +24,7 @@ from .adapters_magnet import (
     set_adapter_modes,
 )
 from .attention_magnet import DEFAULT_ATTENTION, call_decoder
-from .batching_magnet import (
-    hidden_states,
-)
+from .batching_magnet import hidden_states
 from .checkpoint_magnet import load_model, publishing, save_model
 from .configuration_magnet import (
     AttentionMode,
@@ -47,22 +45,22 @@ from .words_magnet import encode_tokens, encode_words
 
 # BOS, a token of text and EOS.
 SHORTEST_ROW = 3
-# Names of the functions below that are methods, too.
+# Aliases, under which the class body assigns these functions as methods of the same names.
 _encode, _encode_tokens, _encode_words, _preprocess = encode, encode_tokens, encode_words, preprocess
 _infill, _infill_blanks, _fill, _rewrite, _score_infill = infill, infill_blanks, fill, rewrite, score_infill
 
 
 @dataclass
 class MagnetCausalLMOutput(CausalLMOutputWithPast):
-    """`CausalLMOutputWithPast` with the hidden states that embeddings are read from, and the losses of `target_ids`.
+    """`CausalLMOutputWithPast` with the hidden states that embeddings are pooled from, and the losses of `target_ids`.
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
             Output of the last layer after the final norm.
         token_losses (`torch.FloatTensor` of the shape of `target_ids`):
-            Cross entropy of each target in nats, in float32; 0 where there is none.
+            Cross entropy of each target in nats, in float32; 0 without a target.
         token_hits (`torch.BoolTensor` of the shape of `target_ids`):
-            Whether a target is the likeliest token; only where gradients are off.
+            Whether a target is the likeliest token; only if gradients are disabled.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -72,7 +70,7 @@ class MagnetCausalLMOutput(CausalLMOutputWithPast):
 
 @dataclass
 class MagnetModelOutput(ModelOutput):
-    """The fields of `MagnetCausalLMOutput` as `AutoModel` has them: what takes the first one gets hidden states."""
+    """The fields of `MagnetCausalLMOutput` in `AutoModel`'s order, so that `output[0]` is the hidden states."""
 
     loss: torch.FloatTensor | None = None
     last_hidden_state: torch.FloatTensor | None = None
@@ -84,7 +82,7 @@ class MagnetModelOutput(ModelOutput):
     token_hits: torch.BoolTensor | None = None
 
 
-# A mixin is checked as what it is mixed into.
+# For type checking, treat the mixin as a `PreTrainedModel`.
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Host
 else:
@@ -92,41 +90,40 @@ else:
 
 
 class MagnetMixin(_Host):
-    """Three attention modes, `encode`, `infill` and the checkpoint format for any decoder of transformers.
+    """Add three attention modes, `encode`, `infill` and the checkpoint format to any decoder of transformers.
 
-    Put it in front of a `...ForCausalLM` class whose layers have full or sliding attention:
+    Inherit from it first, and then from a `...ForCausalLM` class whose layers have full or sliding attention:
 
         >>> from transformers import GenerationMixin, MistralForCausalLM
         >>> class MagnetMistralForCausalLM(MagnetMixin, MistralForCausalLM, GenerationMixin):
         ...     pass
 
-    `GenerationMixin` is a base of the second class already; but where remote code does not name it, transformers makes
-    a new class on each load, whose models cannot be pickled, and sentence-transformers could not start processes.
+    `GenerationMixin` must be named although the second class inherits from it: otherwise transformers creates a new
+    class on each load of remote code, whose models cannot be pickled, as multi-process encoding requires.
 
     The mode is an argument of each call, so that threads can share one model: no call writes to the config, nor, in
     evaluation mode, to the model.
     """
 
-    # The contrastive head has a file of its own, so the main weights never hold it.
+    # The contrastive head is saved in its own file, so the main weights never contain it.
     _keys_to_ignore_on_load_missing = [r"^sscl_head\."]
 
     config: Any
     sscl_head: ContrastiveHead
     _tokenizer_source: TokenizerSource
-    # Where the weights came from, which an adapter is stored with, and the size of the vocabulary there.
+    # The source of the weights, which is stored with an adapter, and the vocabulary size in that source.
     _weights_source: ModelSource | None = None
     _stored_vocab_size: int | None = None
     _card: str | None = None
     _card_source: ModelSource | None = None
-    # The adapters whose layers take part in `set_adapter_modes`: peft may add others without telling.
+    # The adapters whose layers follow `set_adapter_modes`; peft can add others without calling this class.
     _bound_adapters: tuple[str, ...] = ()
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
-        # A config object may be shared with other models; ours is changed here, once, and by no call afterwards.
+        # Other models may share the config object, so change a copy, and only here.
         config = copy.deepcopy(config)
-        # `is_causal: false` is how sentence-transformers opens a decoder as an encoder. It picks our default mode and
-        # is then removed: the library would otherwise write to the config during every forward, which is not
-        # thread-safe.
+        # sentence-transformers opens a decoder as an encoder by `is_causal: false`. It selects the default mode and is
+        # then removed, because transformers would write to the config in every forward, which is not thread-safe.
         opened_as_encoder = config.__dict__.pop("is_causal", True) is False
         settings = MagnetSettings.validated(config)
         opened_as_encoder |= make_causal(config, settings, opened_as_encoder=opened_as_encoder)
@@ -138,7 +135,7 @@ class MagnetMixin(_Host):
         self._tokenizer_source = TokenizerSource(config._name_or_path)
         self._probed: set[tuple[str, ...]] = set()
         self.default_mode: AttentionMode = "bidirectional" if opened_as_encoder else "causal"
-        # An Auto class registers itself with a remote class just before it opens a model of it.
+        # With remote code, an Auto class sets `_auto_class` just before it loads a model.
         self._output_class: Any = MagnetModelOutput if self._auto_class == "AutoModel" else MagnetCausalLMOutput
         if settings.contrastive_head is not None:
             self.sscl_head = ContrastiveHead(config.hidden_size)
@@ -161,56 +158,57 @@ class MagnetMixin(_Host):
         num_targets: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MagnetCausalLMOutput | MagnetModelOutput:
-        """Run the parent's forward in a mode. Arguments that are not listed are the parent's.
+        """Run the parent's forward in a mode. Arguments that are not listed are passed to the parent.
 
         Args:
-            position_ids: Outside causal mode they count real tokens by default; in causal mode the parent chooses.
+            position_ids: By default, positions of real tokens outside causal mode, and the parent's in causal mode.
             logits_to_keep: As in transformers, or a boolean `(B, S)` mask, for logits `(num_true, vocab_size)`.
-            mode (`str`, *optional*): `"causal"`: bit for bit the parent. `"bidirectional"`: every token sees every
-                token. `"infill"`: context tokens see the context, span tokens see the context and their own span's
-                past. Defaults to causal; in a model that was opened as an encoder (`is_causal: false`) to
-                bidirectional without logits. `is_causal` of transformers is read, too.
-            segment_ids (`torch.LongTensor` of shape `(B, KV)`): In infill mode: 0 for context, k >= 1 for the k-th
+            mode (`str`, *optional*): `"causal"`: bit for bit the parent. `"bidirectional"`: every token attends to
+                every token. `"infill"`: every token attends to the context, and a span token also to its span's past.
+                Defaults to causal, or, in a model opened as an encoder (`is_causal: false`), to bidirectional without
+                logits. The argument `is_causal` of transformers is supported, too.
+            segment_ids (`torch.LongTensor` of shape `(B, KV)`): For infill mode: 0 for context, k >= 1 for the k-th
                 span; cached tokens included.
-            target_ids (`torch.LongTensor` of shape `(B, S)` or `(K, B, S)`): What each position is to predict, or
-                -100. Gives `token_losses` instead of logits, a few positions at a time.
-            num_targets (`int`): At least how many targets are set; without it a GPU is waited for.
+            target_ids (`torch.LongTensor` of shape `(B, S)` or `(K, B, S)`): The token to predict at each position,
+                or -100. Returns `token_losses` instead of logits, computed in chunks.
+            num_targets (`int`): Upper bound on the number of targets. If omitted, it is counted, which synchronizes
+                with the device.
 
         Raises:
             ValueError: a mode, segment ids, labels or a back-end that do not fit together.
         """
-        asked = _mode_of_call(mode, kwargs.pop("is_causal", None))
-        wants_logits = asked is not None or labels is not None or self.default_mode == "causal"
-        mode = self.default_mode if asked is None else asked
+        mode_of_call = _mode_of_call(mode, kwargs.pop("is_causal", None))
+        wants_logits = mode_of_call is not None or labels is not None or self.default_mode == "causal"
+        mode = self.default_mode if mode_of_call is None else mode_of_call
         inputs: dict[str, Any] = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "use_cache": use_cache}
         inputs |= {"attention_mask": attention_mask, "position_ids": position_ids, "past_key_values": past_key_values}
         with adapters_for(self, mode):  # embeddings and head may have an adapter, too
             if mode != "causal":
                 inputs = _inputs_of_mode(self, mode, inputs, segment_ids, labels, kwargs.get("shift_labels"))
             elif segment_ids is not None:
-                check_segment_ids(segment_ids, mode=mode)
+                check_segment_ids(segment_ids, mode=mode, expected_shape=(0, 0))  # raises: causal mode takes none
             outputs = call_decoder(self, mode, **inputs, **kwargs)
             states = outputs.last_hidden_state  # (B, S, H)
-            found: dict[str, Any] = {}
+            fields: dict[str, Any] = {}
             if wants_logits and (target_ids is None or labels is not None):
-                found["logits"] = self._project(_states_to_keep(states, logits_to_keep))
+                fields["logits"] = self._project(_states_to_keep(states, logits_to_keep))
             if target_ids is not None:
-                found |= _losses_of_targets(self, states, target_ids, num_targets)
+                fields |= _losses_of_targets(self, states, target_ids, num_targets)
             if labels is not None:
-                loss_inputs = {"logits": found["logits"], "labels": labels, "vocab_size": self.config.vocab_size}
-                found["loss"] = self.loss_function(**loss_inputs, **kwargs)
+                loss_inputs = {"logits": fields["logits"], "labels": labels, "vocab_size": self.config.vocab_size}
+                fields["loss"] = self.loss_function(**loss_inputs, **kwargs)
         names = ("last_hidden_state", "past_key_values", "hidden_states", "attentions")
-        output: Any = self._output_class(**found, **{name: outputs[name] for name in names if name in outputs})
+        output: Any = self._output_class(**fields, **{name: outputs[name] for name in names if name in outputs})
         return output
 
     def _project(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Project hidden states `(..., H)` to logits `(..., V)`; a family with more than a head overrides this."""
+        """Project hidden states `(..., H)` to logits `(..., V)`; families that do more than this override it."""
         logits: torch.Tensor = self.get_output_embeddings()(hidden_states)
         cap = self._softcap()
         return logits if cap is None else soft_cap(logits, cap)
 
     def _softcap(self) -> float | None:
-        """Return the soft limit of the logits' size; a family whose config may have one overrides this."""
+        """Return the soft cap of the logits; families with one override this."""
         return None
 
     def _prepare_4d_causal_attention_mask(
@@ -224,56 +222,45 @@ class MagnetMixin(_Host):
         segment_ids: torch.Tensor | None = None,
         mode: AttentionMode = "causal",
     ) -> Any:
-        """Return the mask of a mode, in the form that the active attention back-end needs: see `mask_of_call`.
+        """Render the mask of a mode for the active attention back-end; in causal mode return the given mask.
 
         Args:
             attention_mask (`torch.Tensor` of shape `(B, KV)`, *optional*): Zero for padding.
             input_shape (`tuple[int, int]`): `(B, Q)` of this call.
-            inputs_embeds (`torch.Tensor` of shape `(B, Q, H)`): Gives dtype and device.
+            inputs_embeds (`torch.Tensor` of shape `(B, Q, H)`): Determines dtype and device.
             past_key_values_length (`int`): Tokens already in the cache.
-            position_ids, segment_ids, mode: As in `forward`. In causal mode the given mask comes back unchanged.
+            position_ids, segment_ids, mode: As in `forward`.
 
         Raises:
-            ValueError: shapes that do not agree, or a back-end, layers or a cache that the mode is not defined for.
+            ValueError: shapes that do not agree, or a back-end, layers or a cache for which the mode is not defined.
         """
-        return mask_of_call(
-            self.config,
-            mode=mode,
-            attention_mask=attention_mask,
-            segment_ids=segment_ids,
-            position_ids=position_ids,
-            input_shape=input_shape,
-            past_length=past_key_values_length,
-            inputs_embeds=inputs_embeds,
-        )
+        inputs = (attention_mask, input_shape, inputs_embeds, past_key_values_length)
+        return mask_of_call(self.config, *inputs, position_ids=position_ids, segment_ids=segment_ids, mode=mode)
 
     def prepare_inputs_for_generation(
         self, *args: Any, inputs_embeds: torch.Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Prepare the parent's inputs; generation is causal, also in a model that was opened as an encoder.
+        """Prepare the parent's inputs in causal mode, even in a model opened as an encoder.
 
-        `inputs_embeds` is named because `generate` looks for it in this signature.
+        `generate` looks for the name `inputs_embeds` in this signature.
         """
         mode = _mode_of_call(kwargs.pop("mode", None), kwargs.pop("is_causal", None))
         if mode not in (None, "causal") or kwargs.get("segment_ids") is not None:
             raise ValueError(
-                f"`generate` is left to right; it was given mode={mode!r} or segment ids. "
-                "Use `model.infill` to fill a gap and `model.encode` for embeddings."
+                f"`generate` supports causal mode only, but mode={mode!r} or segment ids were passed. "
+                "Use `model.infill` to fill a span and `model.encode` for embeddings."
             )
         if inputs_embeds is not None:
             kwargs["inputs_embeds"] = inputs_embeds
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         return {**inputs, "mode": "causal"}
 
-    # Embeddings. These functions take the model first, so that they are methods as they are.
+    # The first parameter of these functions is the model, so they can be assigned as methods.
 
     encode = _encode
     encode_tokens = _encode_tokens
     encode_words = _encode_words
     preprocess = _preprocess
-
-    # Filling, likewise.
-
     infill = _infill
     infill_blanks = _infill_blanks
     fill = _fill
@@ -283,61 +270,51 @@ class MagnetMixin(_Host):
     def encode_query(
         self, inputs: str | Sequence[str] | None = None, prompt_name: str | None = None, **kwargs: Any
     ) -> Any:
-        """Encode queries: with the stored prompt `query`, where there is one and no other is asked for.
+        """Encode queries with the stored prompt `query`, if any, unless another prompt is passed.
 
         Args:
-            inputs (`str` or `list[str]`): Queries.
-            prompt_name, kwargs: As in `encode`.
+            inputs, prompt_name, kwargs: As in `encode`.
         """
         return encode_as(self, "query", inputs, prompt_name, **kwargs)
 
     def encode_document(
         self, inputs: str | Sequence[str] | None = None, prompt_name: str | None = None, **kwargs: Any
     ) -> Any:
-        """Encode documents: with the stored prompt `document`, where there is one and no other is asked for.
+        """Encode documents with the stored prompt `document`, if any, unless another prompt is passed.
 
         Args:
-            inputs (`str` or `list[str]`): Documents.
-            prompt_name, kwargs: As in `encode`.
+            inputs, prompt_name, kwargs: As in `encode`.
         """
         return encode_as(self, "document", inputs, prompt_name, **kwargs)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
-        """Compare every embedding of one set with every one of another, by the model's similarity.
+        """Compute the similarities `(N, M)` of every pair of embeddings of two sets.
 
         Args:
             embeddings1, embeddings2 (`numpy.ndarray` or `torch.Tensor` of shape `(N, H)` and `(M, H)`): Embeddings.
-
-        Returns:
-            `torch.FloatTensor` of shape `(N, M)`; larger is more alike.
         """
         return similarity_matrix(embeddings1, embeddings2, name=self.similarity_fn_name)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
-        """Compare each embedding of one set with the one in the same row of another, by the model's similarity.
+        """Compute the similarities `(N,)` of the embeddings in the same row of two sets.
 
         Args:
             embeddings1, embeddings2 (`numpy.ndarray` or `torch.Tensor` of shape `(N, H)`): Embeddings.
-
-        Returns:
-            `torch.FloatTensor` of shape `(N,)`; larger is more alike.
         """
         return similarity_pairs(embeddings1, embeddings2, name=self.similarity_fn_name)
 
     def tokenize(self, texts: Sequence[str], **kwargs: Any) -> dict[str, torch.Tensor]:
-        """Call `preprocess`, whose older name this is.
+        """Call `preprocess` by its older name.
 
         Args:
-            texts (`list[str]`): Texts.
-            kwargs: As in `preprocess`.
+            texts, kwargs: As in `preprocess`.
         """
         return preprocess(self, texts, **kwargs)
 
     @property
     def prompts(self) -> dict[str, str]:
         """The stored prompts by name. Change them in place, or set a new `dict`."""
-        prompts: dict[str, str] = MagnetSettings.of(self.config).prompts
-        return prompts
+        return self.magnet_settings.prompts
 
     @prompts.setter
     def prompts(self, prompts: Mapping[str, str]) -> None:
@@ -345,9 +322,8 @@ class MagnetMixin(_Host):
 
     @property
     def default_prompt_name(self) -> str | None:
-        """Name of the prompt that `encode` uses unless another is asked for; `None` for no prompt."""
-        name: str | None = MagnetSettings.of(self.config).default_prompt_name
-        return name
+        """Name of the prompt that `encode` uses by default; `None` for no prompt."""
+        return self.magnet_settings.default_prompt_name
 
     @default_prompt_name.setter
     def default_prompt_name(self, name: str | None) -> None:
@@ -355,18 +331,17 @@ class MagnetMixin(_Host):
 
     @property
     def similarity_fn_name(self) -> Similarity:
-        """How `similarity` compares: `"cosine"`, `"dot"`, `"euclidean"` or `"manhattan"`."""
-        name: Similarity = MagnetSettings.of(self.config).similarity_fn_name
-        return name
+        """The function of `similarity`: `"cosine"`, `"dot"`, `"euclidean"` or `"manhattan"`."""
+        return self.magnet_settings.similarity_fn_name
 
     @similarity_fn_name.setter
     def similarity_fn_name(self, name: Any) -> None:
-        # sentence-transformers also takes a member of its enumeration, whose value is the name.
+        # sentence-transformers also accepts a member of its enumeration, whose value is the name.
         MagnetSettings.update(self.config, similarity_fn_name=getattr(name, "value", name))
 
     @property
     def max_seq_length(self) -> int:
-        """Longest row of `encode` in tokens, BOS, prompt and EOS included; longer texts are cut.
+        """Longest row of `encode` in tokens, BOS, prompt and EOS included; longer texts are truncated.
 
         Setting it writes to the tokenizer's `model_max_length`, as sentence-transformers does.
         """
@@ -380,14 +355,11 @@ class MagnetMixin(_Host):
 
     def get_embedding_dimension(self) -> int:
         """Return the number of dimensions of an embedding."""
-        width: int = self.config.hidden_size
-        return width
+        return int(self.config.hidden_size)
 
     def get_sentence_embedding_dimension(self) -> int:
-        """Call `get_embedding_dimension`, whose older name this is."""
+        """Call `get_embedding_dimension` by its older name."""
         return self.get_embedding_dimension()
-
-    # Adapters.
 
     @property
     def has_adapter(self) -> bool:
@@ -395,65 +367,61 @@ class MagnetMixin(_Host):
         return has_adapter(self)
 
     def set_adapter_modes(self, modes: Sequence[AttentionMode] | None) -> None:
-        """Choose the modes in which the adapter is on.
+        """Choose the modes in which the adapter is enabled.
 
-        With `["bidirectional", "infill"]` generation is the base model's, bit for bit, while the same weights in
-        memory encode and infill with the adapter. Each call decides, so that threads can mix modes. The choice is
-        stored with the adapter.
+        With `["bidirectional", "infill"]`, the model generates bit for bit like its base, and encodes and infills with
+        the adapter. Each call applies the choice, so that threads can mix modes. It is stored with the adapter.
 
         Args:
             modes (sequence of `str`, *optional*): `None` for every mode.
 
         Raises:
-            ValueError: an unknown mode, or an adapter that changes the base's own weights or cannot be left out of a
-                call.
+            ValueError: an unknown mode, or an adapter that changes the base's weights or cannot be disabled per call.
         """
         set_adapter_modes(self, modes)
 
     def load_adapter(self, peft_model_id: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Load an adapter as transformers does; a directory of ours brings the settings that are stored with it.
+        """Load an adapter as transformers does, with the MAGNET settings that are stored with it, if any.
 
         Raises:
-            ValueError: the adapter is of another base or not in safetensors, or its tensors do not fit. The model is
-                then as it was.
+            ValueError: the adapter has another base, is not in safetensors, or has tensors that do not fit. The model
+                is unchanged then.
         """
         return load_adapter(self, super().load_adapter, peft_model_id, *args, **kwargs)
 
     def add_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Add an adapter as transformers does; a model that is bound to modes binds it as well."""
+        """Add an adapter as transformers does, and apply the modes of `set_adapter_modes` to it, if any."""
         super().add_adapter(*args, **kwargs)
-        if MagnetSettings.of(self.config).adapter_modes is not None:
+        if self.magnet_settings.adapter_modes is not None:
             bind_adapters(self)
 
     def delete_adapter(self, adapter_names: list[str] | str) -> None:
-        """Delete adapters as transformers does; without its last one the model is the base again."""
+        """Delete adapters as transformers does; after the last one, the model is the base again."""
         super().delete_adapter(adapter_names)
         forget_deleted_adapter(self)
-
-    # Loading and saving.
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *model_args: Any, mask_token: str | None = None, **kwargs: Any
     ) -> Any:
-        """Load a MAGNET checkpoint, a plain decoder with default settings, or an adapter of peft over either.
+        """Load a MAGNET checkpoint, a plain decoder with default settings, or a PEFT adapter of either.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): Directory or Hub id of the model or the adapter.
-            mask_token (`str`, *optional*): For a plain decoder, the token that hides a context token; defaults to
-                the tokenizer's own, else to an underscore.
-            kwargs: As in transformers. Revision, token and subfolder reach the tokenizer, too; of an adapter, revision
-                and subfolder are the adapter's own, and its base is read at the `revision` of adapter_config.json.
-                With `gguf_file`, weights, config and tokenizer are those of that file, de-quantised.
+            mask_token (`str`, *optional*): For a plain decoder, the token that replaces masked tokens; defaults to the
+                tokenizer's mask token, or to an underscore.
+            kwargs: As in transformers. `revision`, `token` and `subfolder` also apply to the tokenizer. If the path is
+                an adapter, `revision` and `subfolder` locate it; adapter_config.json names the `revision` of its base.
+                With `gguf_file`, weights, config and tokenizer are read from that file, and weights are dequantized.
 
         Raises:
             ValueError: another architecture, files that are missing, damaged or pickles, tensors that do not fit, or a
-                vocabulary without a mask token. What transformers raises for its own arguments is raised as it is.
+                vocabulary without a mask token. Errors of transformers about its arguments are not converted.
         """
         if kwargs.get("use_safetensors") is False:
             raise ValueError(
-                "`use_safetensors=False` asks for a pickle, which is never read here. Leave it out; convert the "
-                "weights where you trust them: load them with the stock class and `save_pretrained`."
+                "`use_safetensors=False` requests a pickle, which MAGNET never loads. If you trust it, load it with "
+                "the stock class, convert it with `save_pretrained`, and omit the argument."
             )
         path, load = pretrained_model_name_or_path, super().from_pretrained
         if path is None:  # weights in memory
@@ -472,27 +440,28 @@ class MagnetMixin(_Host):
         verify: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        """Save a checkpoint, or the adapter of a model that has one: all of it or nothing.
+        """Save a checkpoint, or only the adapter if the model has one, completely or not at all.
 
-        A checkpoint is the stock class's weights, config, code, tokenizer and sentence-transformers sidecars; a
-        contrastive head has its own file. An adapter is the files of peft with our settings and the tokenizer. With
-        the package installed, files are written beside the target and moved into place, the config last; otherwise
-        they are copied. In a model that sentence-transformers saves, card and sidecars are that library's.
+        A checkpoint contains the stock class's weights and config, our code, the tokenizer, the sidecar files of
+        sentence-transformers, and the contrastive head, if any, in its own file. An adapter contains PEFT's files, our
+        settings and the tokenizer. The installed package writes all files beside the target and moves them into
+        place, the config last; remote code copies them. If sentence-transformers saves the model, it writes card and
+        sidecar files itself.
 
         Args:
             save_directory (`str` or `os.PathLike`): Created, or overwritten file by file.
             is_main_process (`bool`, defaults to `True`): Whether this process writes.
-            state_dict (`dict`, *optional*): Weights to write instead of the model's own.
-            merge_adapter (`bool`, defaults to `False`): Save a whole checkpoint with the adapter merged into it, in
-                float32, and leave the model as it is.
-            dtype (`torch.dtype` or `str`, *optional*): What the weights are written in; defaults to their own.
-            verify (`bool`, *optional*): Whether to load what was written and compare it to this model before it is
-                moved into place. Done by default where weights were merged or changed their dtype.
+            state_dict (`dict`, *optional*): Weights to write instead of the model's.
+            merge_adapter (`bool`, defaults to `False`): Save a full checkpoint with the adapter merged in float32. The
+                model is not changed.
+            dtype (`torch.dtype` or `str`, *optional*): Dtype of the saved weights; unchanged by default.
+            verify (`bool`, *optional*): Whether to load the saved files and compare them with the model before they
+                are moved into place. Defaults to true if weights were merged or converted.
             kwargs: As in transformers (`max_shard_size` and so on).
 
         Raises:
             ValueError: a target that cannot be written, `push_to_hub=True`, an adapter that cannot be merged, a
-                tokenizer that is gone, or files that do not say what the model says.
+                missing tokenizer, or saved files that differ from the model.
         """
         if push_to_hub:
             raise ValueError("`push_to_hub=True` is not supported here. Call `model.push_to_hub(repo_id)` instead.")
@@ -500,15 +469,14 @@ class MagnetMixin(_Host):
         def stock_save(host: Any, *args: Any, **kwargs: Any) -> None:
             super().save_pretrained(*args, **kwargs)
 
-        given: dict[str, Any] = {"is_main_process": is_main_process, "state_dict": state_dict, **kwargs}
-        save_model(self, stock_save, save_directory, merge_adapter=merge_adapter, dtype=dtype, verify=verify, **given)
+        kwargs |= {"is_main_process": is_main_process, "state_dict": state_dict}
+        save_model(self, stock_save, save_directory, merge_adapter=merge_adapter, dtype=dtype, verify=verify, **kwargs)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:  # type: ignore[override]
-        """Save the model and upload it to a repository of the Hub, which is created where there is none.
+        """Save the model and upload it to a repository of the Hub, which is created if it does not exist.
 
-        A model card that was written by hand is kept: that of the repository first, then that of the directory the
-        model came from, unless `model.card` was set; otherwise one is written from the model. Without the package
-        installed, transformers' own `push_to_hub` uploads what `save_pretrained` writes.
+        The model card is `model.card` if it was set, else a hand-written card of the repository, else one of the
+        model's source, else a generated one. Remote code without the installed package uses transformers' method.
 
         Args:
             repo_id (`str`): Name on the Hub, such as `me/mine`.
@@ -519,7 +487,7 @@ class MagnetMixin(_Host):
             `CommitInfo`: of `huggingface_hub`.
 
         Raises:
-            ValueError: the Hub refuses, with its reason, or the model cannot be saved.
+            ValueError: the Hub rejects the upload, or the model cannot be saved.
         """
         if publishing is None:
             return super().push_to_hub(repo_id, **options)
@@ -532,10 +500,10 @@ class MagnetMixin(_Host):
 
     @property
     def card(self) -> str | None:
-        """The model card, content of README.md: the one that was set, else that of where this model came from.
+        """The model card, the content of README.md: the one that was set, or that of the model's source.
 
-        Without one, `save_pretrained` writes a card from the model, unless somebody's own lies there. The card
-        of an adapter is not that of the model it is merged into, nor the other way round.
+        If this is `None`, `save_pretrained` generates a card, unless the target has a hand-written one. An adapter and
+        the model into which it is merged do not share a card.
         """
         if self._card is not None or self._card_source is None:
             return self._card
@@ -547,15 +515,15 @@ class MagnetMixin(_Host):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer of the checkpoint, loaded on first use, or the one that was set.
+        """The tokenizer that was set, or that of the checkpoint, loaded on first use.
 
         Raises:
-            ValueError: there is none where the model came from.
+            ValueError: the checkpoint has no tokenizer.
         """
         tokenizer = self._tokenizer_source.tokenizer or self._tokenizer_source.find()
         if tokenizer is None:
             raise ValueError(
-                f"No tokenizer at {self._tokenizer_source.path!r}, where the model came from. "
+                f"No tokenizer at {self._tokenizer_source.path!r}, the model's source. "
                 "Set one: `model.tokenizer = AutoTokenizer.from_pretrained(...)`."
             )
         return tokenizer
@@ -564,7 +532,7 @@ class MagnetMixin(_Host):
     def tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         check_tokenizer_fits(tokenizer, self.config.vocab_size)
         self._tokenizer_source.tokenizer = tokenizer
-        if MagnetSettings.of(self.config).mask_token_id is None:
+        if self.magnet_settings.mask_token_id is None:
             mask_token, mask_token_id = resolve_mask_token(tokenizer)
             MagnetSettings.update(self.config, mask_token=mask_token, mask_token_id=mask_token_id)
 
@@ -573,16 +541,15 @@ class MagnetMixin(_Host):
 
 
 def _mode_of_call(mode: AttentionMode | None, is_causal: bool | None) -> AttentionMode | None:
-    """Return the mode that a call asks for, by our name or by transformers' `is_causal` (`False`: bidirectional)."""
+    """Return the mode of a call, named by `mode` or by transformers' `is_causal`, or `None` for the default."""
     if is_causal is None:
         return mode
-    meant: AttentionMode = "causal" if is_causal else "bidirectional"
-    if mode not in (None, meant):
+    implied: AttentionMode = "causal" if is_causal else "bidirectional"
+    if mode not in (None, implied):
         raise ValueError(
-            f"`mode={mode!r}` and `is_causal={is_causal}`, which means mode={meant!r}, contradict each other. Pass "
-            "one of them."
+            f"mode={mode!r} contradicts is_causal={is_causal}, which implies mode={implied!r}. Pass one of them."
         )
-    return meant
+    return implied
 
 
 def _inputs_of_mode(
@@ -593,11 +560,11 @@ def _inputs_of_mode(
     labels: torch.Tensor | None,
     shift_labels: torch.Tensor | None,
 ) -> dict[str, Any]:
-    """Complete the decoder's inputs in bidirectional or infill mode: embeddings, positions and mask."""
+    """Add embeddings, positions and mask to the decoder's inputs in bidirectional or infill mode."""
     cache, embeds, padding = (inputs[name] for name in ("past_key_values", "inputs_embeds", "attention_mask"))
     if cache is not None and cache.is_compileable:
         raise ValueError(
-            f"`past_key_values` is a {type(cache).__name__}, whose free slots mode={mode!r} would attend to. Pass a "
+            f"`past_key_values` is a {type(cache).__name__}, to whose empty slots mode={mode!r} would attend. Pass a "
             "DynamicCache."
         )
     if embeds is None:
@@ -618,7 +585,7 @@ def _inputs_of_mode(
             attention_mask=padding,
             segment_ids=segment_ids,
         )
-    # A cache costs memory that a single bidirectional pass never reads: only on request.
+    # Create a cache only on request, because a single bidirectional pass never reads it.
     use_cache = cache is not None if inputs["use_cache"] is None else inputs["use_cache"]
     completed = {"input_ids": None, "inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}
     return {**inputs, **completed, "use_cache": use_cache}
@@ -632,12 +599,12 @@ def _positions(
     *,
     device: torch.device,
 ) -> torch.Tensor:
-    """Return the given positions `(B or 1, Q)`, or count real tokens, or all tokens where no mask says which are real.
+    """Return the given positions `(B or 1, Q)`, or count real tokens, or all tokens if there is no padding mask.
 
-    Counting real tokens only, padding on either side does not move a text.
+    Counting only real tokens makes the positions of a text independent of padding on either side.
     """
     if position_ids is not None:
-        if position_ids.shape not in (shape, (1, shape[1])):  # others may broadcast
+        if position_ids.shape not in (shape, (1, shape[1])):  # other shapes could broadcast silently
             raise ValueError(
                 f"`position_ids` has shape {tuple(position_ids.shape)}; expected {tuple(shape)} or {(1, shape[1])}, "
                 "one position per token."
@@ -650,7 +617,7 @@ def _positions(
 
 
 def _states_to_keep(states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-    """Select the hidden states that logits are wanted of, as transformers does from 5.21 on."""
+    """Select the hidden states that are projected to logits, as transformers does from 5.21 on."""
     if isinstance(logits_to_keep, int):
         return states[:, -logits_to_keep:]
     if logits_to_keep.ndim == 1:
@@ -663,9 +630,9 @@ def _states_to_keep(states: torch.Tensor, logits_to_keep: int | torch.Tensor) ->
 def _losses_of_targets(
     model: Any, states: torch.Tensor, target_ids: torch.Tensor, num_targets: int | None
 ) -> dict[str, Any]:
-    """Compute the cross entropy of the targets, by the shortest way that this family's head allows."""
+    """Compute the cross entropy of the targets; call `_project` only if the family overrides it."""
     is_plain = type(model)._project is MagnetMixin._project
-    found = token_losses(
+    computed = token_losses(
         states,
         target_ids,
         head=model.get_output_embeddings(),
@@ -674,7 +641,7 @@ def _losses_of_targets(
         softcap=model._softcap() if is_plain else None,
         num_targets=num_targets,
     )
-    return {"token_losses": found.losses, "token_hits": found.hits}
+    return {"token_losses": computed.losses, "token_hits": computed.hits}
 
 
 class MagnetLlamaForCausalLM(MagnetMixin, LlamaForCausalLM, GenerationMixin):

@@ -1,6 +1,4 @@
-"""Hidden states -> one vector per text, and what is done with vectors: similarity and quantisation.
-
-The rules are sentence-transformers', so that both give the same vectors.
+"""Pool hidden states to vectors, compare vectors, and quantize them, with the results of sentence-transformers.
 
 Shapes: B texts, S tokens in the longest, H hidden size.
 """
@@ -21,28 +19,28 @@ PRECISIONS = get_args(Precision)
 
 
 def check_choice(value: Any, choices: Sequence[Any], *, name: str) -> None:
-    """Refuse a value that is not one of the choices."""
+    """Raise unless a value is one of the choices."""
     if value not in choices:
         raise ValueError(f"`{name}` is {value!r:.60}; expected one of {list(choices)}.")
 
 
 def check_pooling(pooling: str) -> None:
-    """Refuse a pooling that does not exist."""
+    """Raise unless `pooling` is one of `POOLINGS`."""
     check_choice(pooling, POOLINGS, name="pooling")
 
 
 def pool_states(
     hidden_states: torch.Tensor, attention_mask: torch.Tensor, *, pooling: Pooling, prompt_length: int = 0
 ) -> torch.Tensor:
-    """Pool the hidden states of each text to one float32 vector, by sentence-transformers' rules.
+    """Pool the hidden states of each text to one float32 vector.
 
     Args:
         hidden_states (`torch.FloatTensor` of shape `(B, S, H)`): Output of the last layer.
         attention_mask (`torch.Tensor` of shape `(B, S)`): Nonzero for real tokens; padding on either side.
-        pooling (`str`): `"last"`: the last real token, EOS. `"mean"`: all real tokens. `"weighted_mean"`: the same
-            with weights 1, 2, 3, ... by position.
-        prompt_length (`int`, defaults to 0): Tokens in front, BOS included, that a mean leaves out; the last token
-            always counts.
+        pooling (`str`): `"last"`: the last real token, EOS. `"mean"`: all real tokens. `"weighted_mean"`: all real
+            tokens, weighted 1, 2, 3, ... by position.
+        prompt_length (`int`, defaults to 0): Leading tokens, BOS included, that a mean excludes. The last token is
+            never excluded.
 
     Returns:
         `torch.FloatTensor` of shape `(B, H)`; the mean of a row without real tokens is 0.
@@ -59,7 +57,7 @@ def pool_states(
     if pooling == "last":
         return last_token_states(hidden_states, attention_mask).float()
     position = attention_mask.cumsum(-1) * attention_mask  # 1 for the first real token, 0 for padding
-    # Where a tokenizer joins the prompt's end to the text, a row may be shorter than the prompt alone.
+    # If the tokenizer merges the prompt's end with the text, a row can be shorter than the tokenized prompt.
     counted = position > (attention_mask.sum(-1, keepdim=True) - 1).clamp(0, prompt_length)
     weights = (position if pooling == "weighted_mean" else torch.ones_like(position)) * counted  # (B, S)
     total = torch.einsum("bs,bsh->bh", weights.float(), hidden_states.float())
@@ -67,20 +65,20 @@ def pool_states(
 
 
 def last_token_states(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Return the hidden state `(B, H)` of each row's last real token, wherever the padding is."""
+    """Return the hidden state `(B, H)` of each row's last real token, with padding on either side."""
     last = attention_mask.shape[1] - 1 - attention_mask.bool().flip(-1).long().argmax(-1)  # (B,)
     return hidden_states[torch.arange(len(hidden_states), device=hidden_states.device), last]
 
 
 def similarity_matrix(left: Any, right: Any, *, name: Similarity) -> torch.Tensor:
-    """Compare every embedding of one set with every one of another.
+    """Compute the similarity of every pair of embeddings of two sets.
 
     Args:
         left, right (`numpy.ndarray` or `torch.Tensor` of shape `(N, H)` and `(M, H)`, or `(H,)`): Embeddings.
-        name (`str`): `"cosine"`, `"dot"`, or the negative of a distance: `"euclidean"`, `"manhattan"`.
+        name (`str`): `"cosine"`, `"dot"`, or a negated distance, `"euclidean"` or `"manhattan"`.
 
     Returns:
-        `torch.FloatTensor` of shape `(N, M)`, in float32.
+        `torch.FloatTensor` of shape `(N, M)`.
 
     Example:
 
@@ -94,17 +92,17 @@ def similarity_matrix(left: Any, right: Any, *, name: Similarity) -> torch.Tenso
 
 
 def similarity_pairs(left: Any, right: Any, *, name: Similarity) -> torch.Tensor:
-    """Compare each embedding of one set with the one in the same row of another: `(N,)`, as `similarity_matrix`."""
+    """Compute the similarity `(N,)` of the embeddings in the same row of two sets, as in `similarity_matrix`."""
     left, right = _comparable(left, right, name=name)
     if len(left) != len(right):
-        raise ValueError(f"{len(left)} and {len(right)} embeddings do not make pairs; pass as many of each.")
+        raise ValueError(f"{len(left)} and {len(right)} embeddings do not make pairs; pass equal numbers of them.")
     if name in ("euclidean", "manhattan"):
         return -(left - right).norm(p=2 if name == "euclidean" else 1, dim=-1)
     return (left * right).sum(-1)
 
 
 def _comparable(left: Any, right: Any, *, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return two float32 matrices, with rows of unit length for cosines."""
+    """Convert both sets to float32 matrices, with rows of unit length for `"cosine"`."""
     check_choice(name, SIMILARITIES, name="similarity_fn_name")
     left, right = _rows(left), _rows(right)
     if name == "cosine":
@@ -113,11 +111,11 @@ def _comparable(left: Any, right: Any, *, name: str) -> tuple[torch.Tensor, torc
 
 
 def _rows(embeddings: Any) -> torch.Tensor:
-    """Return embeddings as a float32 matrix."""
+    """Convert embeddings to a float32 matrix."""
     if isinstance(embeddings, list) and embeddings and isinstance(embeddings[0], torch.Tensor):
         embeddings = torch.stack(embeddings)
     elif not isinstance(embeddings, torch.Tensor):
-        embeddings = torch.from_numpy(np.asarray(embeddings, order="C"))  # torch has no reversed views
+        embeddings = torch.from_numpy(np.asarray(embeddings, order="C"))  # torch has no negative strides
     if embeddings.dim() not in (1, 2):
         raise ValueError(f"Embeddings have shape {tuple(embeddings.shape)}; expected (width,) or (number, width).")
     return torch.atleast_2d(embeddings).float()
@@ -126,20 +124,20 @@ def _rows(embeddings: Any) -> torch.Tensor:
 def quantize_embeddings(
     embeddings: np.ndarray, *, precision: Precision, ranges: np.ndarray | None = None
 ) -> np.ndarray:
-    """Quantise embeddings to a byte or a bit per dimension, by sentence-transformers' rules.
+    """Quantize embeddings to a byte or a bit per dimension.
 
     Args:
         embeddings (`numpy.ndarray` of shape `(N, H)`): In floating point.
-        precision (`str`): `"uint8"` and `"int8"` split each dimension's range into 256 buckets. `"ubinary"` keeps the
-            signs, eight to a byte; `"binary"` is the same less 128 as a signed byte. `"float32"` changes nothing.
-        ranges (`numpy.ndarray` of shape `(2, H)`, *optional*): Lowest and highest value of each dimension, for the
-            bytes; by default those of `embeddings`. Queries and documents need the same ones.
+        precision (`str`): `"uint8"` and `"int8"` split each dimension's range into 256 buckets. `"ubinary"` packs the
+            signs, eight to a byte; `"binary"` subtracts 128 from these bytes. `"float32"` does not quantize.
+        ranges (`numpy.ndarray` of shape `(2, H)`, *optional*): Lowest and highest value of each dimension for
+            `"uint8"` and `"int8"`; defaults to those of `embeddings`. Use the same ones for queries and documents.
 
     Returns:
         `numpy.ndarray`: `(N, H)`, or for bits `(N, ceil(H / 8))`.
 
     Raises:
-        ValueError: an unknown precision, numbers that are not finite, or the ranges of a single embedding.
+        ValueError: an unknown precision, embeddings that are not finite, or a single embedding without `ranges`.
 
     Example:
 
@@ -152,8 +150,8 @@ def quantize_embeddings(
     is_finite = np.isfinite(embeddings).all(axis=-1)
     if not is_finite.all():
         raise ValueError(
-            f"{(~is_finite).sum()} of {len(embeddings)} embeddings are not finite, row {is_finite.argmin()} first; as "
-            "bytes or bits they would look like any other. Often the cause is the dtype float16."
+            f"{(~is_finite).sum()} of {len(embeddings)} embeddings are not finite, row {is_finite.argmin()} first; "
+            "quantizing would hide that. The dtype float16 is a common cause."
         )
     if precision == "float32":
         return embeddings.astype(np.float32)
@@ -163,8 +161,8 @@ def quantize_embeddings(
     if ranges is None:
         if len(embeddings) == 1:
             raise ValueError(
-                f"precision={precision!r} takes each dimension's range from the embeddings, but there is one only. "
-                "Encode more texts in a call, or quantise with `quantize_embeddings(..., ranges=)`."
+                f"precision={precision!r} takes each dimension's range from the embeddings, but there is only one. "
+                "Encode more texts in a call, or call `quantize_embeddings(..., ranges=)`."
             )
         empty = np.zeros((2, embeddings.shape[-1]))
         ranges = np.stack([embeddings.min(0), embeddings.max(0)]) if len(embeddings) else empty
@@ -175,13 +173,14 @@ def quantize_embeddings(
 
 
 class ContrastiveHead(nn.Module):
-    """The projection that the contrastive loss trains on top of the last token's state: a linear layer and a tanh.
+    """Project the last token's state for the contrastive loss: a linear layer and a tanh.
 
     Source: Gao et al. 2021 (SimCSE, https://huggingface.co/papers/2104.08821), section 3.
     """
 
-    # transformers collects both from a model's modules. It takes a quantised model's state dict by itself, whatever
-    # `save_pretrained` is handed; quantisation leaves the head alone, which is loaded afterwards in the model's dtype.
+    # transformers collects both attributes from a model's modules. `save_pretrained` of a quantized model ignores the
+    # `state_dict` that is passed, so the head must be excluded here; quantization must skip it, because its own file
+    # is loaded afterwards in the model's dtype.
     _keys_to_ignore_on_save = frozenset({"linear.weight", "linear.bias"})
     _keep_in_fp32_modules = frozenset({"sscl_head"})
 

@@ -1,4 +1,4 @@
-"""Check that a model attends as its modes say, and that its vectors are finite."""
+"""Check that a model's attention follows its modes, and that its vectors are finite."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,20 +8,20 @@ import transformers
 
 from .tokenization_magnet import bos_ids
 
-# Tokens that any vocabulary has; special ones would do as well.
+# Tokens of any vocabulary; special tokens work as well.
 PROBE_IDS = (3, 7, 4, 9, 5, 8)
 NUM_KEPT = 3
 # Equal rows of one batch may differ in their last bits.
 NOISE_FACTOR = 10
 
 _REMEDY = (
-    "Either its weights are damaged: look for NaN in the checkpoint. Or its states are too large for this dtype: load "
-    "it with dtype='bfloat16' or dtype='float32'."
+    "Either the weights are damaged (check the checkpoint for NaN), or the states overflow in this dtype (load the "
+    "model with dtype='bfloat16' or dtype='float32')."
 )
 
 
 def probe_attention(model: Any) -> None:
-    """Check the modes once for each back-end, device and dtype that a model is used with."""
+    """Call `check_attention` once for each back-end, device and dtype with which a model is used."""
     used_with = (str(model.config._attn_implementation), model.device.type, str(model.dtype))
     if used_with not in model._probed:
         check_attention(model)
@@ -30,14 +30,13 @@ def probe_attention(model: Any) -> None:
 
 @torch.no_grad()
 def check_attention(model: Any) -> None:
-    """Check by two short forwards that later tokens change earlier hidden states in bidirectional mode only.
+    """Check with two short forwards that later tokens change earlier hidden states in bidirectional mode only.
 
-    The batch holds a row, the same row with other tokens at its end, and the row again, which shows the rounding noise
-    of the back-end. Each row begins with BOS as real texts do: its hidden state is far larger than the others.
+    The batch contains a row, the same row with other tokens at its end, and the first row again, which measures the
+    rounding noise of the back-end. Rows begin with BOS like real texts, because its state is the first to overflow.
 
     Raises:
-        RuntimeError: a mode attends to too much or too little, or hidden states are not finite; names back-end and
-            versions.
+        RuntimeError: a mode attends to too many or too few tokens, or hidden states are not finite.
     """
     vocab_size = model.config.vocab_size
     ids = torch.tensor([PROBE_IDS] * 3) % vocab_size
@@ -48,11 +47,11 @@ def check_attention(model: Any) -> None:
         front = []
     ids = torch.cat([torch.tensor([front] * 3, dtype=torch.long), ids], dim=1).to(model.device)
     moved, noise = {}, {}
-    for mode in ("bidirectional", "causal"):  # a back-end without the first raises
+    for mode in ("bidirectional", "causal"):  # a back-end without bidirectional attention raises
         outputs = model(ids, mode=mode, use_cache=False, logits_to_keep=torch.arange(0))
         kept = outputs.last_hidden_state[:, : len(front) + NUM_KEPT]
         if not kept.isfinite().all():
-            raise RuntimeError(f"The hidden states of the model are not finite, with {_used_with(model)}. {_REMEDY}")
+            raise RuntimeError(f"The model's hidden states are not finite, with {_used_with(model)}. {_REMEDY}")
         moved[mode], noise[mode] = (float((kept[row] - kept[0]).abs().max()) for row in (1, 2))
     complaints = []
     if not moved["bidirectional"] > NOISE_FACTOR * noise["bidirectional"]:
@@ -61,20 +60,19 @@ def check_attention(model: Any) -> None:
         complaints.append("causal mode sees later tokens: generation would silently be wrong")
     if complaints:
         raise RuntimeError(
-            f"Attention is not what the mode says, with {_used_with(model)}: {'; '.join(complaints)} (hidden states "
-            f"moved by {moved}, noise {noise}). Choose another back-end with `model.set_attn_implementation(...)` or "
-            "other versions, and report it."
+            f"The attention back-end does not implement the requested mode, with {_used_with(model)}: "
+            f"{'; '.join(complaints)} (hidden states moved by {moved}, noise {noise}). Choose another back-end with "
+            "`model.set_attn_implementation(...)` or other versions, and report this error."
         )
 
 
 def check_vectors(model: Any, is_finite: torch.Tensor, *, texts: Sequence[str], indices: Sequence[int]) -> None:
-    """Raise a RuntimeError that names the first texts whose vectors are not finite; waits for the device once.
+    """Raise a RuntimeError that names the first texts whose vectors are not finite. Synchronizes with the device once.
 
     Args:
-        model (`PreTrainedModel`): The model that made them.
         is_finite (`torch.BoolTensor` of shape `(N,)`): Whether all vectors of a text are finite.
         texts (`Sequence[str]`): All texts of the call.
-        indices (`Sequence[int]`): Which N of them were embedded.
+        indices (`Sequence[int]`): The N texts that were embedded.
     """
     if bool(is_finite.all()):
         return
@@ -87,7 +85,7 @@ def check_vectors(model: Any, is_finite: torch.Tensor, *, texts: Sequence[str], 
 
 
 def _used_with(model: Any) -> str:
-    """Return back-end, device, dtype and versions for a message."""
+    """Describe back-end, device, dtype and versions for an error message."""
     return (
         f"attn_implementation={model.config._attn_implementation!r} on {model.device.type} in {model.dtype}, "
         f"transformers {transformers.__version__}, torch {torch.__version__}"

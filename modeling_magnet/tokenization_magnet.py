@@ -1,4 +1,4 @@
-"""Texts -> rows of tokens -> batches: prompts, special tokens, truncation, padding and packing."""
+"""Tokenize texts and batch the rows: prompts, special tokens, truncation and padding."""
 
 import copy
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTo
 
 DEFAULT_PROMPT = "Given the sentence, find its representation: "
 
-# The paper's instructions under the names of their MTEB tasks, where its evaluators look for them: first under the
-# task's own name, then under its type. Source: Khosla et al. 2025, Table 8.
+# The paper's instructions, under names of MTEB tasks or task types, by which its evaluators select them.
+# Source: Khosla et al. 2025, Table 8.
 PAPER_PROMPTS = {
     "STS": "Retrieve semantically similar text: ",
     "BiorxivClusteringP2P": "Identify the main category of Biorxiv papers based on the titles and abstracts: ",
@@ -22,19 +22,17 @@ PAPER_PROMPTS = {
     "MedrxivClusteringS2S": "Identify the main category of Medrxiv papers based on the titles: ",
     "TwentyNewsgroupsClustering": "Identify the topic or theme of the given news articles: ",
 }
-# Texts that a tokenizer is handed in one call: until it returns, it keeps far more of each text than its ids.
+# Texts per call of the tokenizer, which until it returns needs far more memory for each text than the ids.
 TEXTS_AT_ONCE = 1024
 
 
 def default_prompts() -> dict[str, str]:
-    """Return what a new checkpoint stores: the prompt of the contrastive training, and the paper's for its tasks."""
+    """Return the prompts of a new checkpoint: that of the contrastive training, and those of the paper's tasks."""
     return {"sentence": DEFAULT_PROMPT, **PAPER_PROMPTS}
 
 
 def join_prompt(prompt: str | None, text: str) -> str:
-    """Join prompt and text before tokenising.
-
-    A prompt that ends in white space is used as it is; otherwise a colon is added where there is none, and a space.
+    """Join prompt and text, with a colon and a space between them unless the prompt ends in a colon or white space.
 
     Example:
 
@@ -47,13 +45,13 @@ def join_prompt(prompt: str | None, text: str) -> str:
 
 
 def choose_prompt(settings: Any, *, prompt: str | None, prompt_name: str | None) -> str | None:
-    """Return the prompt of a call: given (`""` for none), named among those of the `MagnetSettings`, or their default.
+    """Return the prompt of a call: `prompt` (`""` for none), else the stored prompt of that name, else the default.
 
     Raises:
-        ValueError: both were given, one is not a Unicode string, or the name is unknown.
+        ValueError: both were passed, the prompt is not a Unicode string, or the name is unknown.
     """
     if prompt is not None and prompt_name is not None:
-        raise ValueError(f"Both prompt={prompt!r} and prompt_name={prompt_name!r} were given. Choose one.")
+        raise ValueError(f"Both prompt={prompt!r} and prompt_name={prompt_name!r} were passed. Choose one.")
     if prompt is not None:
         check_text(prompt, name="prompt")
         return prompt
@@ -64,7 +62,7 @@ def choose_prompt(settings: Any, *, prompt: str | None, prompt_name: str | None)
 
 
 def check_texts(texts: Any, *, name: str) -> list[str]:
-    """Return a column of strings (a list, an array, a column of a data set) as a list; refuse what is not a string."""
+    """Convert a column of strings (a list, an array, a column of a data set) to a list; raise for other items."""
     checked = items_of(texts, name=name)
     for index, text in enumerate(checked):
         check_text(text, name=f"{name}[{index}]")
@@ -72,7 +70,7 @@ def check_texts(texts: Any, *, name: str) -> list[str]:
 
 
 def check_text(text: Any, *, name: str) -> None:
-    """Refuse what is not a string, or holds half of a surrogate pair, which no tokenizer can read."""
+    """Raise unless a text is a string without lone surrogates, which no tokenizer can read."""
     try:
         str.encode(text)
     except (TypeError, UnicodeEncodeError) as error:
@@ -83,9 +81,9 @@ def check_text(text: Any, *, name: str) -> None:
 
 
 def items_of(column: Any, *, name: str) -> list[Any]:
-    """Return the items of a column of any kind; refuse what is not one: of a table, its column names would be read."""
+    """Convert a column of any kind to a list; raise for other objects."""
     items = column.tolist() if hasattr(column, "tolist") else column
-    is_table = hasattr(items, "columns")
+    is_table = hasattr(items, "columns")  # iterating it would yield the names of its columns
     if is_table or isinstance(items, (str, bytes, dict, set)) or not hasattr(items, "__len__"):
         raise ValueError(f"`{name}` is {type(column).__name__} ({column!r:.60}); expected a list of strings.")
     return list(items)
@@ -93,33 +91,33 @@ def items_of(column: Any, *, name: str) -> list[Any]:
 
 @dataclass
 class _Known:
-    """What was read of a tokenizer, which takes 30 ms where the vocabulary is large."""
+    """Cached properties of a tokenizer; collecting them takes 30 ms with a large vocabulary."""
 
-    state: tuple[list[int], int]  # BOS, EOS and their like, and the size of the vocabulary: tokens may be added
+    state: tuple[list[int], int]  # `all_special_ids` and the vocabulary size, which change if tokens are added
     special: frozenset[int]
-    splitter: PreTrainedTokenizerBase | None = None  # a copy that reads control tokens as text, made when one is typed
+    splitter: PreTrainedTokenizerBase | None = None  # reads control tokens as text; copied when first needed
 
 
 _KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, _Known] = WeakKeyDictionary()
 
 
 def _known(tokenizer: PreTrainedTokenizerBase) -> _Known:
-    """Return what is known of a tokenizer, read again if it changed."""
+    """Return the cached properties of a tokenizer, and update them if it changed."""
     known, state = _KNOWN.get(tokenizer), (tokenizer.all_special_ids, len(tokenizer))
     if known is None or known.state != state:
-        # `all_special_ids` lacks chat marks and reserved tokens, 6,249 of them in Gemma's.
+        # `all_special_ids` lacks chat markers and reserved tokens: 6,249 of them in Gemma's tokenizer.
         flagged = (index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
         known = _KNOWN[tokenizer] = _Known(state, frozenset((*flagged, *state[0])))
     return known
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the ids of all special tokens: BOS, EOS and their like, and every added token that is flagged as one."""
+    """Return the ids of all special tokens, including every added token that is flagged as special."""
     return _known(tokenizer).special
 
 
 def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return BOS, where the tokenizer has one."""
+    """Return a list of BOS, or an empty list if the tokenizer has none."""
     return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
 
@@ -127,7 +125,7 @@ class ReadTexts(NamedTuple):
     """Tokens of several texts, without BOS and EOS."""
 
     input_ids: list[list[int]]
-    offsets: list[list[tuple[int, int]]]  # characters start and end of each token; empty unless asked for
+    offsets: list[list[tuple[int, int]]]  # start and end of each token in characters; empty unless requested
 
 
 def read_texts(
@@ -137,12 +135,11 @@ def read_texts(
     split_special_tokens: bool = True,
     return_offsets: bool = False,
 ) -> ReadTexts:
-    """Tokenise texts without BOS and EOS, and without writing to the tokenizer, which threads share.
+    """Tokenize texts without BOS and EOS, and without writing to the tokenizer, which threads share.
 
     Args:
-        split_special_tokens (`bool`, defaults to `True`): Read control tokens in a text, such as `</s>`, as plain
-            characters; `False` reads them as control tokens.
-        return_offsets (`bool`, defaults to `False`): Also return the characters of each token; needs a fast tokenizer.
+        split_special_tokens (`bool`, defaults to `True`): Read control tokens in a text, such as `</s>`, as text.
+        return_offsets (`bool`, defaults to `False`): Also return offsets; requires a fast tokenizer.
     """
     if not len(texts):
         return ReadTexts([], [])
@@ -156,23 +153,23 @@ def read_texts(
     if not split_special_tokens:
         return read
     special, unknown = special_ids(tokenizer), {tokenizer.unk_token_id}
-    typed = [
+    with_control = [
         index
         for index, (text, ids) in enumerate(zip(texts, read.input_ids, strict=True))
-        # The unknown token may also be an unknown character.
-        if (found := special.intersection(ids)) and (found != unknown or str(tokenizer.unk_token) in text)
+        # The unknown token can also stem from an unknown character.
+        if (in_text := special.intersection(ids)) and (in_text != unknown or str(tokenizer.unk_token) in text)
     ]
-    if typed:
-        again = _splitter(tokenizer)([texts[index] for index in typed], **options)
-        for number, index in enumerate(typed):
-            read.input_ids[index] = again["input_ids"][number]
+    if with_control:
+        encoded = _splitter(tokenizer)([texts[index] for index in with_control], **options)
+        for number, index in enumerate(with_control):
+            read.input_ids[index] = encoded["input_ids"][number]
             if return_offsets:
-                read.offsets[index] = again["offset_mapping"][number]
+                read.offsets[index] = encoded["offset_mapping"][number]
     return read
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, split_special_tokens: bool = True) -> list[int]:
-    """Return the token ids of one text, as `read_texts` reads it; none for an empty text."""
+    """Tokenize one text as `read_texts` does."""
     return read_texts(tokenizer, [text], split_special_tokens=split_special_tokens).input_ids[0] if text else []
 
 
@@ -182,7 +179,7 @@ def _splitter(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     if known.splitter is None:
         splitter = copy.deepcopy(tokenizer)
         splitter.split_special_tokens = True
-        if isinstance(splitter, PreTrainedTokenizerFast):  # else the first call sets it, maybe in several threads
+        if isinstance(splitter, PreTrainedTokenizerFast):  # set now; the first call would set it, maybe in two threads
             splitter.backend_tokenizer.encode_special_tokens = True
         known.splitter = splitter
     return known.splitter
@@ -197,32 +194,32 @@ def tokenize_texts(
     split_special_tokens: bool = True,
     lost: list[int] | None = None,
 ) -> list[list[int]]:
-    """Return the token ids of `BOS prompt text EOS`, one row for each text; a text that is too long loses its end.
+    """Tokenize each text to a row `BOS prompt text EOS`, and truncate the text to `max_length`.
 
     Args:
         max_length (`int`): Longest row in tokens, special tokens included, >= 3.
-        lost (`list[int]`, *optional*): Takes, for each text that was cut, how many tokens it lost.
+        lost (`list[int]`, *optional*): Receives the number of tokens removed from each truncated text.
     """
     check_room(tokenizer, prompt=None, max_length=max_length)
-    front = bos_ids(tokenizer)
-    space = max_length - len(front) - 1
+    bos = bos_ids(tokenizer)
+    space = max_length - len(bos) - 1
     rows: list[list[int]] = []
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         joined = [join_prompt(prompt, text) for text in texts[start : start + TEXTS_AT_ONCE]]
         ids = read_texts(tokenizer, joined, split_special_tokens=split_special_tokens).input_ids
-        rows += [front + row[:space] + [tokenizer.eos_token_id] for row in ids]
+        rows += [bos + row[:space] + [tokenizer.eos_token_id] for row in ids]
         if lost is not None:
             lost += [len(row) - space for row in ids if len(row) > space]
     return rows
 
 
 def context_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the longest row in tokens that model and tokenizer allow."""
+    """Return the length in tokens of the longest row that model and tokenizer support."""
     return int(min(config.max_position_embeddings, tokenizer.model_max_length))
 
 
 def longest_row(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int:
-    """Return the context in tokens, or the shorter `max_length`."""
+    """Return `max_length` after checking it, or the context length by default."""
     context = context_length(config, tokenizer)
     if max_length is None:
         return context
@@ -231,7 +228,7 @@ def longest_row(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, ma
 
 
 def check_whole_number(value: Any, *, name: str, least: int, most: int | None = None) -> None:
-    """Refuse a value that is not a whole number (`True` is not one) from `least` to `most`."""
+    """Raise unless a value is a whole number from `least` to `most`; `True` and `False` are not numbers here."""
     is_whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not is_whole or value < least or (most is not None and value > most):
         limit = f"of at least {least}" if most is None else f"from {least} to {most}"
@@ -241,25 +238,25 @@ def check_whole_number(value: Any, *, name: str, least: int, most: int | None = 
 def check_room(
     tokenizer: PreTrainedTokenizerBase, *, prompt: str | None, max_length: int, split_special_tokens: bool = True
 ) -> int:
-    """Return the length of the prompt; refuse one that leaves no space for text, as all embeddings would be alike."""
+    """Return the length of the prompt; raise if it leaves no space for text, because all embeddings would be equal."""
     if tokenizer.eos_token_id is None:
-        raise ValueError("The tokenizer has no EOS token, whose output is the embedding. Set `tokenizer.eos_token`.")
+        raise ValueError("The tokenizer has no EOS token, whose state is the embedding. Set `tokenizer.eos_token`.")
     if max_length < 3:
         raise ValueError(f"`max_length` is {max_length}; expected at least 3 (BOS, one token, EOS).")
     length = prompt_length(tokenizer, prompt, split_special_tokens=split_special_tokens)
     if length and length + 2 > max_length:
         raise ValueError(
-            f"BOS and the prompt {prompt!r:.60} take {length} tokens of rows of {max_length}, which leaves no "
-            "room for a token of text and EOS. Shorten the prompt, or raise `max_length` up to the context."
+            f"BOS and the prompt {prompt!r:.60} take {length} of {max_length} tokens, which leaves no room for a "
+            "token of text and EOS. Shorten the prompt, or raise `max_length` up to the context length."
         )
     return length
 
 
 def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str | None, *, split_special_tokens: bool = True) -> int:
-    """Count the tokens in front of a text that are the prompt's, BOS included; 0 without a prompt.
+    """Count the tokens of BOS and prompt; 0 without a prompt.
 
-    The prompt is tokenised without a text, as in sentence-transformers: where its last space would join the first
-    word's token, that token counts as the prompt's.
+    The prompt is tokenized without a text, as in sentence-transformers. If its last space would become part of the
+    first word's token, that token therefore counts as part of the prompt.
     """
     if not prompt:
         return 0
@@ -268,13 +265,13 @@ def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str | None, *, spl
 
 
 def plan_batches(lengths: Sequence[int], *, max_tokens: int, max_rows: int | None = None) -> list[list[int]]:
-    """Group rows so that no batch holds more than `max_tokens`, padding included, or `max_rows` rows.
+    """Group rows into batches of at most `max_tokens` tokens, padding included, and at most `max_rows` rows.
 
-    Rows of like length come together, the longest first: what cannot fit into memory fails at once. A row that is
-    longer than the budget makes a batch of its own.
+    Rows are sorted by length, the longest first, so that a batch that does not fit into memory fails at once. A row
+    longer than `max_tokens` is a batch by itself.
 
     Returns:
-        `list[list[int]]`: indices of rows; each occurs once.
+        `list[list[int]]`: indices of the rows of each batch; each row occurs once.
 
     Example:
 
@@ -284,7 +281,7 @@ def plan_batches(lengths: Sequence[int], *, max_tokens: int, max_rows: int | Non
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         batch = batches[-1] if batches else []
-        # The first row of a batch is its longest: all others are padded to it.
+        # The first row of a batch is its longest, and all others are padded to it.
         if not batch or (len(batch) + 1) * lengths[batch[0]] > max_tokens or len(batch) == max_rows:
             batches.append([])
         batches[-1].append(index)
@@ -294,7 +291,7 @@ def plan_batches(lengths: Sequence[int], *, max_tokens: int, max_rows: int | Non
 def pad_token_rows(
     rows: Sequence[Sequence[int]], *, pad_token_id: int, padding_side: str = "right", width: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """Pad token rows to one batch, `width` or the longest row wide.
+    """Pad token rows to `width` or the length of the longest row.
 
     Returns:
         `dict`: `input_ids` and `attention_mask`, both `torch.LongTensor` of shape `(len(rows), width)`.

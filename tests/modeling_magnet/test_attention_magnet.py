@@ -1,4 +1,4 @@
-"""The default attention: the same bits alone and in a batch, equal to a loop in double precision, obeying the user."""
+"""Test the default attention: independence of the batch, equality with a loop in float64, and the user's choice."""
 
 import copy
 from typing import Any
@@ -14,7 +14,7 @@ from modeling_magnet.families_magnet import MagnetGemma3ForCausalLM
 
 
 def make_config(**changes: Any) -> Gemma3TextConfig:
-    """A tiny model with shared key-value heads and a sliding window."""
+    """Build a tiny model with shared key-value heads and a sliding window."""
     values = {
         "vocab_size": 90,
         "hidden_size": 32,
@@ -37,7 +37,7 @@ def model() -> MagnetGemma3ForCausalLM:
 
 
 def draw(num_queries: int = 7, *, groups: int = 2, seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """Query, key, value, and a mask of floats for three rows, four heads."""
+    """Draw query, key, value and a float mask for three rows and four heads."""
     generator = torch.Generator().manual_seed(seed)
     query = torch.randn(3, 4, num_queries, 16, generator=generator).bfloat16().requires_grad_()
     key, value = (torch.randn(3, groups, 9, 16, generator=generator).bfloat16().requires_grad_() for _ in range(2))
@@ -48,7 +48,7 @@ def draw(num_queries: int = 7, *, groups: int = 2, seed: int = 0) -> tuple[torch
 
 
 def by_hand(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Each head by itself, in double precision."""
+    """Compute attention head by head in double precision."""
     heads = []
     for head in range(query.shape[1]):
         shared = head * key.shape[1] // query.shape[1]
@@ -58,7 +58,7 @@ def by_hand(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: t
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_values_and_gradients_are_those_of_each_head_by_itself(groups):
+def test_values_and_gradients_equal_those_of_single_heads(groups):
     query, key, value, mask = draw(groups=groups)
     found, weights = masked_attention(torch.nn.Module(), query, key, value, mask, **{MASK_IS_OURS: True})
     expected = by_hand(query, key, value, mask)
@@ -71,7 +71,7 @@ def test_values_and_gradients_are_those_of_each_head_by_itself(groups):
         torch.testing.assert_close(one.float(), other.float(), rtol=3e-2, atol=3e-2)
 
 
-def test_scores_over_the_limit_are_computed_in_parts(monkeypatch):
+def test_large_scores_are_computed_in_parts(monkeypatch):
     parts, layer = draw(), torch.nn.Module()
     layer.num_key_value_groups = 2  # type: ignore[assignment]
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_scores_over_the_limit_are_computed_in_parts(monkeypatch):
 
 
 @pytest.mark.parametrize("boolean", [True, False])
-def test_a_mask_that_is_not_ours_goes_to_sdpa(boolean):
+def test_an_unmarked_mask_is_passed_to_sdpa(boolean):
     query, key, value, mask = draw(groups=4)
     mask = mask == 0 if boolean else mask
     found, _ = masked_attention(torch.nn.Module(), query, key, value, mask)
@@ -93,7 +93,7 @@ def test_a_mask_that_is_not_ours_goes_to_sdpa(boolean):
 
 @torch.no_grad()
 def test_a_row_has_the_same_states_alone_and_in_a_batch(model):
-    """Rows shorter and longer than the window, beside one of 200 tokens."""
+    """Draw rows shorter and longer than the window, and one of 200 tokens."""
     lengths = [1, 2, 5, 8, 33, 120, 200]
     rows = [torch.randint(5, 90, (length,), generator=torch.Generator().manual_seed(length)) for length in lengths]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -134,7 +134,7 @@ def test_causal_mode_is_sdpa_bit_for_bit(dtype):
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
-def test_a_back_end_that_is_asked_for_is_obeyed_and_none_is_saved(tmp_path, backend):
+def test_a_requested_backend_is_used_and_not_saved(tmp_path, backend):
     model = MagnetGemma3ForCausalLM(make_config())
     model.save_pretrained(tmp_path)
     assert DEFAULT_ATTENTION not in (tmp_path / "config.json").read_text()

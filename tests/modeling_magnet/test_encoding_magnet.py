@@ -1,4 +1,4 @@
-"""Texts to vectors: the same for a text whatever stands beside it, and what may be asked of `encode`."""
+"""Test `encode`: independence of the batch, options and errors, and the attention check."""
 
 import itertools
 import warnings
@@ -32,7 +32,7 @@ def wiki(wiki_7m):
 
 @torch.no_grad()
 def vectors_by_hand(model, texts, *, padding_side):
-    """Unit vectors through forward and the last real token."""
+    """Compute unit vectors by forward from the last real token."""
     prompt = model.magnet_settings.prompts["sentence"]
     rows = tokenize_texts(model.tokenizer, texts, prompt=prompt, max_length=512)
     batch = pad_token_rows(rows, pad_token_id=2, padding_side=padding_side)
@@ -41,7 +41,7 @@ def vectors_by_hand(model, texts, *, padding_side):
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_a_text_has_one_vector_alone_in_a_batch_and_padded_on_either_side(wiki, implementation):
+def test_a_vector_does_not_depend_on_batch_or_padding_side(wiki, implementation):
     wiki.set_attn_implementation("sdpa")
     assert len(TEXTS) == 64
     alone = np.stack([wiki.encode(text, normalize_embeddings=True) for text in TEXTS[:12]])
@@ -68,7 +68,7 @@ def test_bfloat16_stays_near_float32(wiki_7m, wiki):
     assert (batched * wiki.encode(TEXTS, normalize_embeddings=True)).sum(1).min() > 0.999
 
 
-def test_a_string_gives_a_vector_and_a_list_rows_in_its_order(tiny_model):
+def test_a_string_returns_a_vector_and_a_list_a_matrix(tiny_model):
     texts = ["A much longer text about the bread for lunch.", "A cat.", "", "The dog barked."]
     rows = tiny_model.encode(texts, batch_size=2)
     assert rows.shape == (4, 32) and rows.dtype == np.float32
@@ -92,7 +92,7 @@ def test_an_empty_text_has_the_vector_of_its_prompt(tiny_model):
     np.testing.assert_allclose(tiny_model.encode(""), tiny_model.encode(prompt, prompt=""), atol=1e-6)
 
 
-def test_an_over_long_text_loses_its_end_and_keeps_its_eos(tiny_model, tiny_tokenizer):
+def test_a_long_text_is_truncated_before_its_eos(tiny_model, tiny_tokenizer):
     text = "the cat sat on the mat " * 200
     rows = tokenize_texts(tiny_tokenizer, [text, "the cat"], prompt=None, max_length=20)
     assert len(rows[0]) == 20 and (rows[0][0], rows[0][-1]) == (1, 2)
@@ -102,7 +102,7 @@ def test_an_over_long_text_loses_its_end_and_keeps_its_eos(tiny_model, tiny_toke
     assert np.abs(tiny_model.encode(text, max_length=40) - vector).max() > 1e-3
 
 
-def test_prompts_are_given_named_or_stored(tiny_model):
+def test_prompts_are_passed_named_or_default(tiny_model):
     tiny_model.config.magnet["prompts"]["query"] = "Find: "
     default = tiny_model.encode("A cat.")
     np.testing.assert_allclose(tiny_model.encode("A cat.", prompt_name="sentence"), default)
@@ -115,7 +115,7 @@ def test_prompts_are_given_named_or_stored(tiny_model):
     assert np.abs(named - default).max() > 1e-3
 
 
-def test_the_name_of_a_prompt_may_come_second_as_in_sentence_transformers(tiny_model):
+def test_prompt_name_is_the_second_argument_as_in_sentence_transformers(tiny_model):
     named = tiny_model.encode("A cat.", prompt_name="STS")
     np.testing.assert_array_equal(tiny_model.encode("A cat.", "STS"), named)
     np.testing.assert_array_equal(tiny_model.encode_query("A cat.", "STS"), named)
@@ -124,7 +124,7 @@ def test_the_name_of_a_prompt_may_come_second_as_in_sentence_transformers(tiny_m
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "weighted_mean"])
-def test_a_prompt_that_leaves_no_room_for_text_is_refused(tiny_model, pooling):
+def test_a_prompt_without_room_for_text_raises(tiny_model, pooling):
     ids = tiny_model.tokenizer("Find: ", add_special_tokens=False)["input_ids"]
     least = 1 + len(ids) + 1 + 1
     vectors = tiny_model.encode(["A cat.", "The dog", ""], prompt="Find", pooling=pooling, max_length=least)
@@ -135,7 +135,7 @@ def test_a_prompt_that_leaves_no_room_for_text_is_refused(tiny_model, pooling):
             tiny_model.encode("A cat.", prompt=prompt, pooling=pooling, max_length=short)
 
 
-def test_in_training_mode_nothing_is_dropped_and_training_goes_on(tiny_model):
+def test_encode_disables_dropout_and_restores_training_mode(tiny_model):
     expected = tiny_model.encode(["A cat.", "A dog sat."])
     states = tiny_model.encode("A cat.", output_value="token_embeddings")
     for layer in tiny_model.model.layers:
@@ -165,7 +165,7 @@ def test_in_training_mode_nothing_is_dropped_and_training_goes_on(tiny_model):
         (["a", "b\ud800"], r"`inputs\[1\]` .*surrogate"),
     ],
 )
-def test_what_is_no_text_is_named(tiny_model, inputs, message):
+def test_inputs_that_are_not_texts_raise(tiny_model, inputs, message):
     for name in ("inputs", "sentences"):
         with pytest.raises(ValueError, match=message):
             tiny_model.encode(**{name: inputs})
@@ -190,15 +190,15 @@ def test_what_is_no_text_is_named(tiny_model, inputs, message):
         ({"precision": "fp8"}, r"`precision` is 'fp8'"),
         ({"precision": "int8"}, r"precision='int8' takes each dimension's range"),
         ({"output_value": "words"}, r"`output_value` is 'words'"),
-        ({"output_value": None, "precision": "binary"}, r"precision='binary' was given with output_value=None"),
+        ({"output_value": None, "precision": "binary"}, r"precision='binary' was passed with output_value=None"),
     ],
 )
-def test_what_cannot_be_encoded_is_named(tiny_model, options, message):
+def test_invalid_encode_arguments_raise(tiny_model, options, message):
     with pytest.raises(ValueError, match=message):
         tiny_model.encode("a", **options)
 
 
-def test_a_model_without_a_tokenizer_or_an_eos_says_so(tiny_config, tiny_model, tiny_tokenizer):
+def test_a_missing_tokenizer_or_eos_raises(tiny_config, tiny_model, tiny_tokenizer):
     with pytest.raises(ValueError, match=r"No tokenizer at ''.*model.tokenizer ="):
         MagnetLlamaForCausalLM(tiny_config).encode("a")
     without_eos = type(tiny_tokenizer)(tokenizer_object=tiny_tokenizer._tokenizer, bos_token="<s>")
@@ -222,13 +222,13 @@ def test_odd_texts_have_vectors(tiny_model, text):
     np.testing.assert_allclose(tiny_model.encode([text, "A cat."])[0], vector, atol=1e-5)
 
 
-def test_dimensions_are_cut_before_vectors_are_scaled(tiny_model):
+def test_dimensions_are_truncated_before_normalization(tiny_model):
     full = tiny_model.encode(TEXTS[:3])
     cut = tiny_model.encode(TEXTS[:3], truncate_dim=8, normalize_embeddings=True)
     np.testing.assert_allclose(cut, full[:, :8] / np.linalg.norm(full[:, :8], axis=1, keepdims=True), atol=1e-6)
 
 
-def test_vectors_can_be_quantised(tiny_model):
+def test_encode_quantizes_vectors(tiny_model):
     full = tiny_model.encode(TEXTS)
     np.testing.assert_array_equal(tiny_model.encode(TEXTS, precision="ubinary"), np.packbits(full > 0, axis=-1))
     assert tiny_model.encode(TEXTS, precision="int8").dtype == np.int8
@@ -260,7 +260,7 @@ def test_a_mean_leaves_the_prompt_out(tiny_model):
     np.testing.assert_array_equal(tiny_model.encode("A cat sat.", prompt=prompt), mean)
 
 
-def test_queries_and_documents_have_prompts_of_their_own_if_stored(tiny_model):
+def test_encode_query_and_document_use_stored_prompts(tiny_model):
     default = tiny_model.encode("A cat.")
     np.testing.assert_array_equal(tiny_model.encode_query("A cat."), default)
     np.testing.assert_array_equal(tiny_model.encode_document("A cat."), default)
@@ -280,14 +280,14 @@ def test_a_long_list_has_one_bar_that_counts_texts(tiny_model, capsys, monkeypat
     assert capsys.readouterr().err == ""
 
 
-def test_a_device_is_where_the_model_goes(tiny_model):
+def test_device_moves_the_model(tiny_model):
     np.testing.assert_array_equal(tiny_model.encode("A cat.", device="cpu"), tiny_model.encode("A cat."))
     assert tiny_model.encode("A cat.", convert_to_tensor=True, device=torch.device("cpu")).device.type == "cpu"
 
 
 @pytest.fixture
 def overflowing(tiny_model):
-    """In float16, with a BOS whose residual passes 65,504 in the first layer, as Gemma's does; nothing else's does."""
+    """Build a float16 model in which only the state of BOS exceeds 65,504, as in Gemma."""
     tiny_model.model.embed_tokens.weight.data[1] = 65_000.0
     tiny_model.model.layers[0].mlp.down_proj.weight.data *= 1000
     assert np.isfinite(tiny_model.encode(["A cat sat."])).all(), "in float32"
@@ -316,7 +316,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_a_bos_too_large_for_float16_is_an_error_and_no_vector(overflowing, call):
+def test_a_bos_that_overflows_float16_raises(overflowing, call):
     with pytest.raises(RuntimeError, match=r"not finite, with .*float16.*dtype='bfloat16' or dtype='float32'"):
         call(overflowing)
 
@@ -326,15 +326,15 @@ def test_a_bos_too_large_for_float16_is_an_error_and_no_vector(overflowing, call
     [CALLS[name] for name in CALLS if "infill" not in name],
     ids=[name for name in CALLS if "infill" not in name],
 )
-def test_vectors_that_the_probe_did_not_foresee_are_checked_too(tiny_model, monkeypatch, call):
-    """A token that only some texts have: here the one of `A`."""
+def test_non_finite_vectors_raise_after_a_passed_probe(tiny_model, monkeypatch, call):
+    """Return a token that only some texts contain: `A`."""
     (letter,) = tiny_model.tokenizer("A", add_special_tokens=False)["input_ids"]
     tiny_model.model.embed_tokens.weight.data[letter] = float("nan")
     with pytest.raises(RuntimeError, match=r"vectors of \d of \d texts are not finite: texts 0 \('A cat"):
         call(tiny_model)
 
 
-def test_texts_without_a_finite_vector_are_named(tiny_model, monkeypatch):
+def test_texts_with_non_finite_vectors_are_listed(tiny_model, monkeypatch):
     monkeypatch.setattr("modeling_magnet.encoding_magnet.TEXTS_TOKENIZED_AT_ONCE", 3)
     monkeypatch.setattr("modeling_magnet.encoding_magnet.BATCHES_MOVED_AT_ONCE", 1)
     (letter,) = tiny_model.tokenizer("Z", add_special_tokens=False)["input_ids"]
@@ -349,13 +349,15 @@ def test_texts_without_a_finite_vector_are_named(tiny_model, monkeypatch):
         tiny_model.encode_words(texts)
 
 
-def test_a_text_beyond_the_context_is_counted_in_one_warning(tiny_model, monkeypatch):
+def test_truncated_texts_are_counted_in_one_warning(tiny_model, monkeypatch):
     monkeypatch.setattr("modeling_magnet.encoding_magnet.TEXTS_TOKENIZED_AT_ONCE", 2)
     texts = ["the cat sat " * 100, "A cat.", "the dog " * 200, "a " * 90]
     lengths = [len(tiny_model.tokenizer(text)["input_ids"]) + 1 for text in texts]
     lost = [length - 256 for length in lengths if length > 256]
     assert len(lost) == 2
-    told = rf"2 of 4 texts were longer than 256 tokens .* at most {max(lost)} tokens, {sum(lost)} in all\. Split"
+    told = (
+        rf"2 of 4 texts were longer than 256 tokens .* up to {max(lost)} tokens each \({sum(lost)} in total\)\. Split"
+    )
     for output_value in ("sentence_embedding", "token_embeddings", None):
         with pytest.warns(UserWarning, match=told) as caught:
             tiny_model.encode(texts, prompt="", batch_size=1, output_value=output_value)
@@ -366,11 +368,11 @@ def test_a_text_beyond_the_context_is_counted_in_one_warning(tiny_model, monkeyp
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tiny_model.encode("a " * 60, prompt="", max_length=length)
-    with pytest.warns(UserWarning, match="at most 1 tokens, 1 in all"):
+    with pytest.warns(UserWarning, match=r"up to 1 tokens each \(1 in total\)"):
         tiny_model.encode("a " * 60, prompt="", max_length=length - 1)
 
 
-def test_token_embeddings_are_cut_and_scaled_where_asked(tiny_model):
+def test_token_embeddings_are_truncated_and_normalized_on_request(tiny_model):
     texts = ["A cat sat.", ""]
     full = tiny_model.encode(texts, output_value="token_embeddings")
     cut = tiny_model.encode(texts, output_value="token_embeddings", truncate_dim=4, normalize_embeddings=True)
@@ -378,7 +380,7 @@ def test_token_embeddings_are_cut_and_scaled_where_asked(tiny_model):
         torch.testing.assert_close(own, normalize(whole[:, :4], dim=-1))
 
 
-def test_all_outputs_of_a_text_are_those_of_each(tiny_model):
+def test_output_value_none_returns_all_outputs(tiny_model):
     texts = ["The dog sat on the mat.", "", "A cat."]
     outputs = tiny_model.encode(texts, output_value=None, normalize_embeddings=True, truncate_dim=8, pooling="mean")
     states = tiny_model.encode(texts, output_value="token_embeddings")
@@ -395,7 +397,7 @@ def test_all_outputs_of_a_text_are_those_of_each(tiny_model):
     assert tiny_model.encode([], output_value=None) == [] == tiny_model.encode([], output_value="token_embeddings")
 
 
-def test_texts_may_be_passed_under_their_older_name(tiny_model):
+def test_sentences_is_an_alias_of_inputs(tiny_model):
     expected = tiny_model.encode(["A cat.", "A dog."])
     np.testing.assert_array_equal(tiny_model.encode(sentences=["A cat.", "A dog."]), expected)
     assert tiny_model.encode(sentences="A cat.").shape == (32,)
@@ -403,7 +405,7 @@ def test_texts_may_be_passed_under_their_older_name(tiny_model):
     np.testing.assert_array_equal(tiny_model.encode_document(sentences=["A cat.", "A dog."]), expected)
 
 
-def test_a_typed_control_token_is_text_unless_asked_for(tiny_model):
+def test_a_control_token_in_a_text_is_plain_text_by_default(tiny_model):
     typed = "A cat.</s> <s>sat"
     one, other = (tiny_model.encode(typed, output_value=None, split_special_tokens=split) for split in (True, False))
     assert one["input_ids"].tolist().count(2) == 1 and one["input_ids"].tolist().count(1) == 1, "BOS and EOS we add"
@@ -433,7 +435,7 @@ def test_a_control_token_in_a_prompt_is_counted_as_it_is_read(tiny_model):
 
 
 def test_the_first_word_under_a_prompt_that_ends_in_a_space_is_left_out_of_a_mean_but_has_a_vector(tiny_model):
-    """` A` is one token, of which `Find: ` alone already counts the space: so does sentence-transformers."""
+    """` A` is one token, whose space counts as part of the prompt `Find: `, as in sentence-transformers."""
     ids = tiny_model.tokenizer("Find: the cat", add_special_tokens=False)["input_ids"]
     alone = tiny_model.tokenizer("Find: ", add_special_tokens=False)["input_ids"]
     word = tiny_model.tokenizer(" the", add_special_tokens=False)["input_ids"]
@@ -481,7 +483,7 @@ def test_the_longest_row_is_read_and_set(tiny_model):
     assert tiny_model.preprocess([text])["input_ids"].shape == (1, 16)
 
 
-def test_the_width_is_told_under_both_names(tiny_model):
+def test_the_embedding_dimension_has_two_names(tiny_model):
     width = tiny_model.encode("A cat.").shape[-1]
     assert tiny_model.get_embedding_dimension() == tiny_model.get_sentence_embedding_dimension() == width
 
@@ -503,7 +505,7 @@ def test_token_rows_are_those_of_encode(tiny_model):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("prompts", {"query": 3}, "`prompts` is .'query': 3."),
+        ("prompts", {"query": 3}, r"'query'.* 3"),
         ("prompts", {}, r"`default_prompt_name` is 'sentence', but the stored prompts are \[\]"),
         ("default_prompt_name", "nothing", r"`default_prompt_name` is 'nothing'"),
         ("similarity_fn_name", "cos", r"`similarity_fn_name` is 'cos'; expected one of"),
@@ -512,27 +514,27 @@ def test_token_rows_are_those_of_encode(tiny_model):
         ("max_seq_length", None, r"`max_seq_length` is None"),
     ],
 )
-def test_what_cannot_be_is_refused_and_changes_nothing(tiny_model, name, value, message):
+def test_invalid_settings_raise_and_change_nothing(tiny_model, name, value, message):
     before = dict(tiny_model.config.magnet), tiny_model.max_seq_length
     with pytest.raises(ValueError, match=message):
         setattr(tiny_model, name, value)
     assert (tiny_model.config.magnet, tiny_model.max_seq_length) == before
 
 
-def test_a_single_text_is_no_list(tiny_model):
+def test_preprocess_raises_for_a_single_string(tiny_model):
     for call in (tiny_model.preprocess, tiny_model.tokenize):
         with pytest.raises(ValueError, match=r"`inputs` is str \('A cat.'\)"):
             call("A cat.")
 
 
-def test_a_back_end_without_a_bidirectional_mask_is_refused(tiny_model):
+def test_encode_raises_for_a_backend_without_bidirectional_masks(tiny_model):
     tiny_model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="flash_attention_2"):
         tiny_model.encode("A cat.")
 
 
 @pytest.mark.parametrize("texts", [["a dog"], ["a dog", "the dog " * 5], ["word " * 90] * 3])
-def test_shapes_in_bfloat16_on_a_cpu_are_those_with_one_order_of_sums(tiny_model, monkeypatch, texts):
+def test_bfloat16_batches_on_a_cpu_are_padded_to_even_shapes(tiny_model, monkeypatch, texts):
     seen = []
     model = tiny_model.to(torch.bfloat16)
     forward = type(model.base_model).forward
@@ -551,14 +553,14 @@ def test_shapes_in_bfloat16_on_a_cpu_are_those_with_one_order_of_sums(tiny_model
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_real_models_pass(real_llama, implementation, dtype):
+def test_check_attention_passes_for_real_models(real_llama, implementation, dtype):
     check_attention(
         MagnetLlamaForCausalLM.from_pretrained(real_llama, attn_implementation=implementation, dtype=dtype)
     )
 
 
 @pytest.mark.parametrize("initializer_range", [0.02, 0.2])
-def test_untrained_models_pass(tiny_config, initializer_range):
+def test_check_attention_passes_for_untrained_models(tiny_config, initializer_range):
     tiny_config = type(tiny_config).from_dict({**tiny_config.to_dict(), "initializer_range": initializer_range})
     for seed in range(5):
         torch.manual_seed(seed)
@@ -566,13 +568,13 @@ def test_untrained_models_pass(tiny_config, initializer_range):
 
 
 def lose_mask(model):
-    """What an upgrade has done to others: the model's mask goes unheard, and the layers are causal by themselves."""
+    """Ignore the model's mask, so that all modes are causal, as an upgrade of transformers could."""
     forward = model.base_model.forward
     model.base_model.forward = lambda **kwargs: forward(**{**kwargs, "attention_mask": None})
 
 
 def lose_causality(model):
-    """The opposite: every forward sees everything."""
+    """Replace every mask, so that all modes are bidirectional."""
     forward = model.base_model.forward
 
     def see_all(**kwargs):
@@ -590,7 +592,7 @@ def lose_causality(model):
         (lose_causality, "causal mode sees later tokens"),
     ],
 )
-def test_a_model_that_lost_its_mask_is_caught_before_it_encodes(tiny_model, break_it, complaint):
+def test_encode_raises_if_the_mask_is_ignored(tiny_model, break_it, complaint):
     break_it(tiny_model)
     for call in (lambda: tiny_model.encode("A cat."), lambda: tiny_model.encode_words("A cat.")):
         with pytest.raises(RuntimeError, match=rf"'sdpa_magnet' on cpu in torch.float32, tr.*{complaint}"):
@@ -604,7 +606,7 @@ def test_states_that_are_not_finite_are_reported(tiny_model, number):
         tiny_model.encode("A cat.")
 
 
-def test_it_runs_once_for_each_back_end(tiny_model, monkeypatch):
+def test_the_probe_runs_once_per_backend(tiny_model, monkeypatch):
     calls = []
     monkeypatch.setattr("modeling_magnet.probe_magnet.check_attention", lambda model: calls.append(model))
     for implementation in ("sdpa", "sdpa", "eager", "sdpa"):

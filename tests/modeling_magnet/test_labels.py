@@ -1,4 +1,4 @@
-"""Labels that their predictors see are refused; those that they do not see give the stock class's loss."""
+"""Test that visible labels raise, and that hidden labels give the loss of the stock class."""
 
 import pytest
 import torch
@@ -10,14 +10,14 @@ MASK = 5
 
 
 def loss_by_loop(logits, labels):
-    """The mean over positions with a label of what the position before each says."""
+    """Compute the mean cross entropy of labels, each predicted by the position before it."""
     cells = [(row, place) for row, place in (labels != -100).nonzero().tolist() if place]
     losses = [F.cross_entropy(logits[row, place - 1], labels[row, place]) for row, place in cells]
     return torch.stack(losses).mean()
 
 
 def masked(places):
-    """Ids with a mask token at some places of each row, and the labels of those places."""
+    """Mask some positions of each row, and return ids and labels."""
     ids, labels = IDS.clone(), torch.full_like(IDS, -100)
     ids[:, places], labels[:, places] = MASK, IDS[:, places]
     return ids, labels
@@ -35,27 +35,27 @@ def masked(places):
     ids=["bidirectional", "is_causal", "infill", "no-span", "padded"],
 )
 @pytest.mark.parametrize("given", ["input_ids", "inputs_embeds"])
-def test_labels_that_are_in_the_input_are_refused(tiny_model, call, given):
+def test_visible_labels_raise(tiny_model, call, given):
     inputs = {given: IDS if given == "input_ids" else tiny_model.get_input_embeddings()(IDS)}
-    with pytest.raises(ValueError, match=r"`labels` ask for \d+ tokens"):
+    with pytest.raises(ValueError, match=r"\d+ labeled tokens of `labels`"):
         tiny_model(**inputs, labels=IDS, **call)
     prompt = IDS.clone()
     prompt[:, :6] = -100
-    with pytest.raises(ValueError, match="`labels` ask for"):
+    with pytest.raises(ValueError, match="tokens of `labels`"):
         tiny_model(**inputs, labels=prompt, **call)
 
 
-def test_so_are_those_of_a_few_masked_tokens_among_all(tiny_model):
+def test_labels_of_all_tokens_with_few_masked_raise(tiny_model):
     ids, _ = masked([4])
-    with pytest.raises(ValueError, match="`labels` ask for"):
+    with pytest.raises(ValueError, match="tokens of `labels`"):
         tiny_model(ids, mode="bidirectional", labels=IDS)
-    with pytest.raises(ValueError, match="`labels` ask for"):
+    with pytest.raises(ValueError, match="tokens of `labels`"):
         tiny_model(IDS, mode="bidirectional", labels=IDS, shift_labels=F.pad(IDS[:, 1:], (0, 1), value=-100))
 
 
-def test_a_model_opened_as_an_encoder_refuses_them_without_a_mode(tiny_model):
+def test_visible_labels_raise_in_a_model_opened_as_an_encoder(tiny_model):
     tiny_model.default_mode = "bidirectional"
-    with pytest.raises(ValueError, match="mode='bidirectional' shows"):
+    with pytest.raises(ValueError, match="mode='bidirectional'"):
         tiny_model(IDS, labels=IDS)
     assert tiny_model(IDS, labels=IDS, is_causal=True).loss.isfinite()
 
@@ -70,7 +70,7 @@ def test_labels_of_masked_tokens_are_scored(tiny_model, given):
 
 
 @torch.no_grad()
-def test_a_few_tokens_that_bert_s_corruption_keeps_are_scored(tiny_model):
+def test_tokens_kept_by_bert_corruption_are_scored(tiny_model):
     ids, labels = masked([2, 4, 6, 8, 10])
     ids[0, 4] = IDS[0, 4]
     output = tiny_model(ids, mode="bidirectional", labels=labels)
@@ -95,5 +95,5 @@ def test_labels_of_span_tokens_are_scored(tiny_model):
 
 
 @torch.no_grad()
-def test_no_label_at_all_is_not_refused(tiny_model):
+def test_labels_that_are_all_ignored_do_not_raise(tiny_model):
     tiny_model(IDS, mode="bidirectional", labels=torch.full_like(IDS, -100))

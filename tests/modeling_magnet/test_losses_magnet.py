@@ -1,4 +1,4 @@
-"""Losses in chunks against all logits at once: values, gradients, hits, and what is held in memory."""
+"""Test chunked losses against all logits at once: values, gradients, hits and memory."""
 
 import copy
 from typing import Any
@@ -29,7 +29,7 @@ def make_head(*, bias: bool = False, trained: bool = False, dtype: torch.dtype =
 
 
 def draw(shape: tuple[int, ...], *, ratio: float, seed: int, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """States and targets of the shape (B, S) or (K, B, S), of which about a share is set."""
+    """Draw states, and targets `(B, S)` or `(K, B, S)` of which about the given ratio is set."""
     generator = torch.Generator().manual_seed(seed)
     states = torch.randn(*shape[-2:], HIDDEN, generator=generator).to(dtype).requires_grad_()
     targets = torch.randint(VOCAB, shape, generator=generator)
@@ -37,7 +37,7 @@ def draw(shape: tuple[int, ...], *, ratio: float, seed: int, dtype: torch.dtype 
 
 
 def at_once(states: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> torch.Tensor:
-    """All logits, and one cross entropy after the other."""
+    """Compute all logits, and the cross entropy target by target."""
     logits = head(states)
     losses = torch.zeros(targets.shape, dtype=torch.promote_types(logits.dtype, torch.float32))
     for place in (targets != -100).nonzero().tolist():
@@ -48,7 +48,7 @@ def at_once(states: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> tor
 
 
 def gradients(losses: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Of a sum in which each loss has a weight of its own."""
+    """Compute the gradients of a weighted sum of the losses."""
     weights = torch.linspace(0.5, 2.0, losses.numel(), dtype=losses.dtype).view(losses.shape)
     return torch.autograd.grad((losses * weights).sum(), inputs)
 
@@ -109,7 +109,7 @@ def test_half_precision_is_summed_in_float32(named, autocast):
 
 
 @torch.no_grad()
-def test_hits_are_targets_that_are_the_likeliest_token():
+def test_hits_are_targets_with_the_largest_logit():
     head = make_head()
     states, targets = draw((2, 4, 9), ratio=0.8, seed=2)
     targets[0, :, ::2] = head(states).argmax(-1)[:, ::2]
@@ -120,7 +120,7 @@ def test_hits_are_targets_that_are_the_likeliest_token():
 
 
 @pytest.mark.parametrize("trained", [True, False])
-def test_no_more_than_a_chunk_of_logits_is_made_or_kept(trained):
+def test_at_most_one_chunk_of_logits_is_in_memory(trained):
     head, sizes, kept = make_head(trained=trained), [], []
 
     class Counted(nn.Linear):
@@ -140,7 +140,7 @@ def test_no_more_than_a_chunk_of_logits_is_made_or_kept(trained):
     assert len(sizes) == (20 if trained else 0), "ten chunks, each made again for its gradient"
 
 
-def test_chunks_are_of_one_size_and_follow_the_vocabulary():
+def test_chunk_size_depends_on_the_vocabulary():
     head, sizes = make_head(), []
     head.register_forward_hook(lambda _, arguments, output: sizes.append(len(output)))
     states, targets = draw((4, 40), ratio=1.0, seed=5)
@@ -174,7 +174,7 @@ def test_a_head_that_is_gathered_for_each_call_is_called_once(trained, named, no
 
 
 class Doubled(nn.Linear):
-    """A family's own kind of head."""
+    """A head whose class is not `nn.Linear`."""
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         return 2 * super().forward(states)
@@ -182,7 +182,7 @@ class Doubled(nn.Linear):
 
 @pytest.mark.parametrize("put", ["hook", "forward", "gathered forward", "class"])
 @pytest.mark.parametrize("trained", [True, False])
-def test_what_is_put_on_a_head_counts(put, trained):
+def test_hooks_and_wrappers_of_a_head_are_called(put, trained):
     head = make_head(trained=trained)
     plain = head.forward
     if put == "hook":
@@ -204,14 +204,14 @@ def test_what_is_put_on_a_head_counts(put, trained):
 
 
 @pytest.mark.parametrize("shape", [(2, 4), (3,), (2, 2, 2, 3), (3, 2)])
-def test_targets_that_do_not_fit_the_states_are_refused(shape):
+def test_targets_of_another_shape_raise(shape):
     with pytest.raises(ValueError, match=r"`target_ids`.*expected \(2, 3\)"):
         token_losses(
             torch.zeros(2, 3, HIDDEN), torch.zeros(shape, dtype=torch.long), head=make_head(), vocab_size=VOCAB
         )
 
 
-def test_too_small_a_number_of_targets_is_refused():
+def test_num_targets_below_the_count_raises():
     with pytest.raises(ValueError, match="`num_targets` is 5, but 6 targets"):
         token_losses(
             torch.zeros(2, 3, HIDDEN),
@@ -256,7 +256,7 @@ def test_a_forward_takes_labels_and_targets_together(tiny_model):
 
 
 def make_gemma(cap: float | None) -> MagnetGemma3ForCausalLM:
-    """A model whose family caps its logits, with a frozen head."""
+    """Build a model with capped logits and a frozen head."""
     torch.manual_seed(0)
     config = Gemma3TextConfig(
         vocab_size=90,
@@ -273,7 +273,7 @@ def make_gemma(cap: float | None) -> MagnetGemma3ForCausalLM:
     return model
 
 
-def test_a_head_that_is_more_than_its_layer_is_asked_as_a_whole():
+def test_an_overridden_project_is_called():
     model = make_gemma(0.5)
     ids = torch.randint(5, 90, (2, 9), generator=torch.Generator().manual_seed(0))
     logits = model(ids, mode="bidirectional").logits
@@ -310,7 +310,7 @@ def test_a_soft_cap_has_the_losses_hits_and_gradients_of_all_logits(trained, dty
 @pytest.mark.parametrize("no_grad", [False, True])
 @pytest.mark.parametrize("cap", [None, 0.5], ids=["no cap", "cap"])
 def test_the_weight_of_a_frozen_head_is_converted_once(no_grad, cap):
-    """Under autocast a head in float32 is projected in bfloat16; its weight is the only tensor of the shape (V, H)."""
+    """Under autocast a float32 head projects in bfloat16; its weight is the only tensor of shape (V, H)."""
     head = nn.Linear(HIDDEN, 97, bias=False).requires_grad_(False)
     states = torch.randn(4, 40, HIDDEN, requires_grad=True)
     targets = torch.randint(97, (4, 40))
@@ -340,7 +340,7 @@ def test_a_gemma_takes_the_path_of_a_frozen_head(cap, monkeypatch):
 
 
 def nodes_of(node: Any) -> set[str]:
-    """Names of what a graph is made of."""
+    """Return the names of the nodes of a graph."""
     names, waiting = set(), [node]
     while waiting:
         node = waiting.pop()
@@ -351,7 +351,7 @@ def nodes_of(node: Any) -> set[str]:
 
 @pytest.mark.long
 def test_logits_of_a_wide_vocabulary_take_a_quarter_of_a_gibibyte():
-    """512 positions of 262,144 tokens in bfloat16; the gradient takes their place."""
+    """512 positions of 262,144 tokens in bfloat16; the gradient overwrites the logits."""
     head = nn.Linear(2, 262_144, bias=False).to(torch.bfloat16).requires_grad_(False)
     states = torch.randn(1, 1100, 2).to(torch.bfloat16).requires_grad_()
     with PeakBytes() as counted:

@@ -1,4 +1,4 @@
-"""Who may attend to whom, against an explicit double loop, in the form every attention back-end needs."""
+"""Test attention masks against an explicit double loop, rendered for every attention back-end."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ PADDING_ROWS = {
 
 
 def mask_by_loop(segments: list[list[int]], padding: list[list[int]] | None, query_length: int) -> torch.Tensor:
-    """The table of the paper, cell by cell; padding is seen by itself alone."""
+    """Build the paper's pattern cell by cell; a padding token attends only to itself."""
     key_length = len(segments[0])
     table = torch.zeros(len(segments), 1, query_length, key_length, dtype=torch.bool)
     for row, ids in enumerate(segments):
@@ -44,7 +44,7 @@ def mask_by_loop(segments: list[list[int]], padding: list[list[int]] | None, que
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), length=st.integers(1, 9), rows=st.integers(1, 3))
-def test_any_legal_table_equals_the_double_loop(data, length, rows):
+def test_attention_pattern_equals_a_double_loop(data, length, rows):
     table = [data.draw(st.lists(st.integers(0, 3), min_size=length, max_size=length)) for _ in range(rows)]
     padding = [data.draw(st.lists(st.integers(0, 1), min_size=length, max_size=length)) for _ in range(rows)]
     query_length = data.draw(st.integers(1, length))
@@ -57,7 +57,7 @@ def test_any_legal_table_equals_the_double_loop(data, length, rows):
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
 @pytest.mark.parametrize("query_length", [10, 4], ids=["uncached", "cached"])
 @pytest.mark.parametrize("padding", list(PADDING_ROWS))
-def test_every_backend_is_handed_the_same_table(padding, query_length, implementation, dtype):
+def test_every_backend_gets_the_same_mask(padding, query_length, implementation, dtype):
     rows = PADDING_ROWS[padding]
     mask = None if rows is None else torch.tensor(rows)
     expected = mask_by_loop(SEGMENT_ROWS, rows, query_length)
@@ -91,14 +91,14 @@ def test_every_backend_is_handed_the_same_table(padding, query_length, implement
         ([[0, 1, 1, 0, 0]] * 2, "infill", "list"),
     ],
 )
-def test_segment_ids_that_do_not_fit_are_named(segment_ids, mode, given):
+def test_invalid_segment_ids_raise(segment_ids, mode, given):
     with pytest.raises(ValueError, match=f"`segment_ids`.*{given}"):
         check_segment_ids(segment_ids, mode=mode, expected_shape=(2, 5))
 
 
 @pytest.mark.parametrize("mode", ["bidirectional", "infill"])
-def test_the_forward_of_a_training_step_does_not_wait_for_the_device(mode):
-    """On the meta device there is nothing to read, and whoever does raises, as transformers in causal mode."""
+def test_a_training_forward_does_not_synchronize_with_the_device(mode):
+    """Run on the meta device, where reading a value raises, as transformers does in causal mode."""
     config = MagnetLlamaForCausalLM.config_class(
         vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2
     )

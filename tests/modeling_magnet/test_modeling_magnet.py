@@ -1,4 +1,4 @@
-"""The three modes of forward: which mask it uses and who influences whom."""
+"""Test the three modes of forward: the masks, and which tokens influence which."""
 
 import copy
 
@@ -10,7 +10,7 @@ from modeling_magnet import MagnetLlamaForCausalLM
 
 from .test_masking_magnet import mask_by_loop
 
-# Context first, spans behind, so that one table serves a full and a cached forward; positions put them in their gaps.
+# Context first, spans after it, so that one table serves a full and a cached forward; positions place the spans.
 CONTEXT = 7
 SEGMENTS = [[0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2], [0, 0, 0, 0, 0, 0, 0, 4, 4, 4, 4, 4]]
 POSITIONS = [[0, 1, 2, 6, 7, 10, 11, 3, 4, 5, 8, 9], [0, 1, 7, 8, 9, 10, 11, 2, 3, 4, 5, 6]]
@@ -25,14 +25,14 @@ MIXED_SEGMENTS = torch.tensor([[0, 0, 1, 1, 1, 0, 0, 2, 2, 2, 0, 0]] * 2)
 
 
 def with_backend(model, implementation, dtype=torch.float32):
-    """A copy of the model on one attention back-end."""
+    """Copy the model, with another attention back-end."""
     model = copy.deepcopy(model).to(dtype)
     model.set_attn_implementation(implementation)
     return model
 
 
 def stock_twin(model, implementation="eager"):
-    """A stock Llama with the weights of a model of ours."""
+    """Build a stock Llama with the weights of our model."""
     config = copy.deepcopy(model.config)
     config._attn_implementation = implementation
     stock = LlamaForCausalLM(config).to(model.dtype).eval()
@@ -41,7 +41,7 @@ def stock_twin(model, implementation="eager"):
 
 
 def our_logits(model, *, padding, cached):
-    """Infill forward over the table above, in one call or as context and then spans."""
+    """Run an infill forward over `SEGMENTS`, in one call or as context and then spans."""
     segments, positions = torch.tensor(SEGMENTS), torch.tensor(POSITIONS)
     mask = torch.tensor(PADDING[padding])
     if not cached:
@@ -121,7 +121,7 @@ def test_forward_uses_the_mask_that_the_method_returns(tiny_model, implementatio
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("rows", [1, 2])
 @torch.no_grad()
-def test_bidirectional_sees_the_future_without_any_padding(tiny_model, implementation, rows):
+def test_bidirectional_attends_to_later_tokens_without_padding(tiny_model, implementation, rows):
     model = with_backend(tiny_model, implementation)
     changed = IDS[:rows].clone()
     changed[:, -1] = (changed[:, -1] + 1) % 300
@@ -133,7 +133,7 @@ def test_bidirectional_sees_the_future_without_any_padding(tiny_model, implement
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @torch.no_grad()
-def test_a_row_is_the_same_whatever_its_neighbours_are_padded_to(tiny_model, implementation):
+def test_a_row_does_not_depend_on_padding(tiny_model, implementation):
     model = with_backend(tiny_model, implementation)
     alone = model(IDS[:1, :8], mode="bidirectional").last_hidden_state
     for side in ("left", "right"):
@@ -150,7 +150,7 @@ def test_a_row_is_the_same_whatever_its_neighbours_are_padded_to(tiny_model, imp
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("position", [3, 8])
 @torch.no_grad()
-def test_a_changed_span_token_moves_its_own_spans_future_only(tiny_model, implementation, position):
+def test_a_span_token_changes_only_later_tokens_of_its_span(tiny_model, implementation, position):
     model = with_backend(tiny_model, implementation)
     changed = IDS.clone()
     changed[:, position] = (changed[:, position] + 1) % 300
@@ -165,7 +165,7 @@ def test_a_changed_span_token_moves_its_own_spans_future_only(tiny_model, implem
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @torch.no_grad()
-def test_a_changed_context_token_moves_everything(tiny_model, implementation):
+def test_a_context_token_changes_all_tokens(tiny_model, implementation):
     model = with_backend(tiny_model, implementation)
     changed = IDS.clone()
     changed[:, 10] = (changed[:, 10] + 1) % 300
@@ -176,7 +176,7 @@ def test_a_changed_context_token_moves_everything(tiny_model, implementation):
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @torch.no_grad()
-def test_one_span_over_all_is_causal_and_no_span_is_bidirectional(tiny_model, implementation):
+def test_one_span_equals_causal_mode_and_no_span_equals_bidirectional_mode(tiny_model, implementation):
     model = with_backend(tiny_model, implementation)
     ones = torch.ones_like(IDS)
     infill = [model(IDS, mode="infill", segment_ids=ids).logits for ids in (ones, 0 * ones)]

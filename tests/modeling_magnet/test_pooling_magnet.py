@@ -1,4 +1,4 @@
-"""States to one vector: against a loop, wherever the padding is, and as sentence-transformers pools."""
+"""Test pooling, similarity and quantization against loops and sentence-transformers."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from modeling_magnet.tokenization_magnet import pad_token_rows
 
 
 def by_loop(states, mask, *, pooling, prompt_length):
-    """The definition, one text at a time."""
+    """Pool one text at a time."""
     vectors = []
     for row, real in zip(states.double(), mask.bool(), strict=True):
         tokens = row[real]
@@ -43,7 +43,7 @@ def by_loop(states, mask, *, pooling, prompt_length):
     padding_side=st.sampled_from(["left", "right"]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
-def test_pooling_is_its_definition(lengths, pooling, prompt_length, padding_side, dtype):
+def test_pooling_equals_a_loop(lengths, pooling, prompt_length, padding_side, dtype):
     batch = pad_token_rows([[1] * length for length in lengths], pad_token_id=0, padding_side=padding_side)
     states = torch.randn(*batch["input_ids"].shape, 5, generator=torch.Generator().manual_seed(sum(lengths))).to(dtype)
     arguments = {"pooling": pooling, "prompt_length": prompt_length}
@@ -56,7 +56,7 @@ def test_pooling_is_its_definition(lengths, pooling, prompt_length, padding_side
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("prompt_length", [0, 2])
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_pooling_is_that_of_sentence_transformers(pooling, prompt_length, padding_side):
+def test_pooling_equals_sentence_transformers(pooling, prompt_length, padding_side):
     modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules", reason="an optional extra")
     theirs = modules.Pooling(5, pooling_mode=POOLING_MODES[pooling], include_prompt=False)
     batch = pad_token_rows([[1] * 7, [1] * 4, [1] * 5], pad_token_id=0, padding_side=padding_side)
@@ -83,13 +83,13 @@ def test_a_row_that_is_no_longer_than_the_prompt_has_the_vector_of_its_last_toke
     assert vectors.tolist() == [[8.0], [9.0]]
 
 
-def test_an_unknown_pooling_is_named():
+def test_an_unknown_pooling_raises():
     with pytest.raises(ValueError, match=r"`pooling` is 'cls'"):
         pool_states(torch.zeros(1, 1, 1), torch.ones(1, 1), pooling="cls")
 
 
 @pytest.mark.parametrize("name", SIMILARITIES)
-def test_similarities_are_those_of_sentence_transformers(name):
+def test_similarities_equal_sentence_transformers(name):
     functions = pytest.importorskip("sentence_transformers", reason="an optional extra").SimilarityFunction
     left, right = np.random.default_rng(0).normal(size=(2, 4, 6)).astype(np.float32)
     expected = functions.to_similarity_fn(name)(left, right[:3])
@@ -100,7 +100,7 @@ def test_similarities_are_those_of_sentence_transformers(name):
     np.testing.assert_allclose(pairs, functions.to_similarity_pairwise_fn(name)(left, right), atol=1e-5)
 
 
-def test_lists_tensors_and_single_vectors_will_do(tiny_model):
+def test_similarity_accepts_lists_tensors_and_single_vectors(tiny_model):
     vectors = tiny_model.encode(["A cat.", "A dog.", "A cat."])
     scores = tiny_model.similarity(vectors, [torch.from_numpy(row) for row in vectors])
     assert scores[0, 2] == pytest.approx(1.0, abs=1e-6) and scores[0, 1] < 0.9999
@@ -113,7 +113,7 @@ def test_lists_tensors_and_single_vectors_will_do(tiny_model):
 
 
 @pytest.mark.parametrize("compare", [similarity_matrix, similarity_pairs])
-def test_what_cannot_be_compared_is_named(compare):
+def test_invalid_similarity_arguments_raise(compare):
     with pytest.raises(ValueError, match=r"`similarity_fn_name` is 'jaccard'"):
         compare(np.zeros((1, 3)), np.zeros((1, 3)), name="jaccard")
     for rows in (np.zeros((1, 2, 3)), torch.zeros(1, 2, 3), 5):
@@ -121,7 +121,7 @@ def test_what_cannot_be_compared_is_named(compare):
             compare(rows, np.zeros((2, 3)), name="cosine")
 
 
-def test_sets_of_different_lengths_do_not_make_pairs():
+def test_pairwise_similarity_of_different_lengths_raises():
     with pytest.raises(ValueError, match=r"2 and 3 embeddings do not make pairs"):
         similarity_pairs(np.zeros((2, 3)), np.zeros((3, 3)), name="dot")
 
@@ -135,7 +135,7 @@ VECTORS = arrays(
 
 @settings(max_examples=100, deadline=None)
 @given(vectors=VECTORS, precision=st.sampled_from(PRECISIONS))
-def test_quantised_vectors_are_those_of_sentence_transformers(vectors, precision):
+def test_quantized_vectors_equal_sentence_transformers(vectors, precision):
     theirs = pytest.importorskip("sentence_transformers.util", reason="an optional extra").quantize_embeddings
     expected = theirs(vectors, precision=precision)
     ours = quantize_embeddings(vectors, precision=precision)
@@ -152,12 +152,12 @@ def test_given_ranges_make_queries_and_documents_comparable():
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_no_vectors_stay_none(precision):
+def test_quantizing_no_vectors_returns_none(precision):
     assert len(quantize_embeddings(np.zeros((0, 16), dtype=np.float32), precision=precision)) == 0
 
 
-def test_what_cannot_be_quantised_is_named():
-    with pytest.raises(ValueError, match=r"precision='int8' .* one only"):
+def test_invalid_quantization_arguments_raise():
+    with pytest.raises(ValueError, match=r"precision='int8' .* only one"):
         quantize_embeddings(np.zeros((1, 4)), precision="int8")
     with pytest.raises(ValueError, match=r"`precision` is 'int4'"):
         quantize_embeddings(np.zeros((2, 4)), precision="int4")
@@ -165,7 +165,7 @@ def test_what_cannot_be_quantised_is_named():
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_refused(precision, number):
+def test_quantizing_non_finite_vectors_raises(precision, number):
     embeddings = np.ones((3, 4), dtype=np.float32)
     embeddings[1, 2] = number
     with pytest.raises(ValueError, match="1 of 3 embeddings are not finite, row 1 first"):

@@ -1,4 +1,4 @@
-"""Prompts: the paper's, the stored ones, and what is said of one that is not there."""
+"""Test prompts, special tokens, batches and padding."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -40,13 +40,13 @@ def test_the_papers_prompts_have_names_that_mteb_looks_for():
     assert mteb.get_task("STSBenchmark").metadata.type == "STS"
 
 
-def test_every_added_token_that_is_flagged_is_special(space_run_model):
+def test_flagged_added_tokens_are_special(space_run_model):
     tokenizer = space_run_model.tokenizer
     assert special_ids(tokenizer) == set(tokenizer.convert_tokens_to_ids([*NAMED, *RESERVED]))
     assert len(tokenizer.all_special_ids) == len(NAMED), "transformers names only these"
 
 
-def test_a_token_that_is_added_later_counts(tiny_tokenizer):
+def test_a_token_added_later_is_special(tiny_tokenizer):
     tokenizer = copy.deepcopy(tiny_tokenizer)
     before = special_ids(tokenizer)
     tokenizer.add_tokens(["<later>"], special_tokens=True)
@@ -72,7 +72,7 @@ def test_a_processor_cannot_lift_a_special_token_into_a_fill(space_run_model, op
         assert not {*fill.token_ids} & {*special}
 
 
-def test_rows_of_the_matrix_without_a_token_are_no_answer(space_run_model):
+def test_ids_without_a_token_are_never_generated(space_run_model):
     size = len(space_run_model.tokenizer)
     space_run_model.resize_token_embeddings(size + 8)
 
@@ -104,7 +104,7 @@ def test_batches_hold_every_row_once_within_the_budget(lengths, max_tokens, max_
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_padding_goes_to_its_side(padding_side):
+def test_padding_is_on_the_requested_side(padding_side):
     batch = pad_token_rows([[5, 6, 7], [8]], pad_token_id=0, padding_side=padding_side)
     assert batch["input_ids"].tolist() == [[5, 6, 7], [0, 0, 8] if padding_side == "left" else [8, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1] if padding_side == "left" else [1, 0, 0]]
@@ -114,7 +114,7 @@ TYPED = ["a </s> b", "<s>", "<unk>, he said", "</s></s>", "x<unk>y\n<s>"]
 
 
 def ids_of_characters(tokenizer, text):
-    """The ids by a tokenizer of the same vocabulary and merges that has no control tokens at all."""
+    """Tokenize with the same vocabulary and merges, but without any control tokens."""
     bare = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     bare.encode_special_tokens = True
     return bare.encode(text, add_special_tokens=False).ids
@@ -122,7 +122,7 @@ def ids_of_characters(tokenizer, text):
 
 @pytest.fixture(params=["tiny", "wiki-7m", "stories260K", "added later"])
 def tokenizer(request):
-    """Byte-level and SentencePiece vocabularies; control tokens in front of the vocabulary, and after it."""
+    """Return tokenizers with byte-level and SentencePiece vocabularies, and control tokens before or after them."""
     if request.param == "tiny":
         return byte_tokenizer()
     if request.param == "added later":
@@ -132,7 +132,7 @@ def tokenizer(request):
     return AutoTokenizer.from_pretrained(request.getfixturevalue(request.param.replace("-", "_").lower()))
 
 
-def test_typed_control_tokens_are_their_characters(tokenizer):
+def test_control_tokens_in_a_text_are_read_as_characters(tokenizer):
     special = set(tokenizer.all_special_ids)
     plain = ["The cat sat.", "1 < 2 > 0"]
     rows, _ = read_texts(tokenizer, [*TYPED, *plain, "<|im_start|>user <start_of_turn>"])
@@ -146,7 +146,7 @@ def test_typed_control_tokens_are_their_characters(tokenizer):
     assert tokenizer.eos_token_id in as_before[0]
 
 
-def test_offsets_go_with_them(tokenizer):
+def test_offsets_of_control_tokens_match_their_characters(tokenizer):
     rows, offsets = read_texts(tokenizer, [*TYPED, "The cat"], return_offsets=True)
     for text, row, places in zip([*TYPED, "The cat"], rows, offsets, strict=True):
         assert len(row) == len(places)
@@ -210,6 +210,6 @@ def test_threads_may_read_one_tokenizer_both_ways():
     assert not tokenizer.backend_tokenizer.encode_special_tokens, "its own switch, which all threads share"
 
 
-def test_no_texts_and_no_text_have_no_tokens(tokenizer):
+def test_empty_inputs_have_no_tokens(tokenizer):
     assert read_texts(tokenizer, []) == ([], [])
     assert text_ids(tokenizer, "") == []

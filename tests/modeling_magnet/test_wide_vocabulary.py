@@ -1,4 +1,4 @@
-"""With a large vocabulary nothing of (tokens x vocabulary) exists at once outside a bounded chunk."""
+"""Test that memory of logits and masks stays bounded with a large vocabulary."""
 
 import copy
 
@@ -26,7 +26,7 @@ def wide(tiny_config, tiny_tokenizer):
 
 
 def peak(call):
-    """Most MiB of the tensors that a call makes and has not let go."""
+    """Return the peak memory in MiB of the tensors that a call creates."""
     with PeakBytes() as counted:
         call()
     return counted.most / MIB

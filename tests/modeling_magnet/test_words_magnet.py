@@ -1,4 +1,4 @@
-"""Tokens and words to vectors: the shift, the places, the mean over sub-words, windows over long texts."""
+"""Test token and word embeddings: shift, offsets, means over sub-words, and windows over long texts."""
 
 import re
 import warnings
@@ -35,7 +35,7 @@ def test_a_token_is_the_output_before_it_or_its_own(real_llama, shift):
 
 @torch.no_grad()
 @pytest.mark.parametrize("shift", ["next", "same"])
-def test_read_causally_a_token_knows_what_is_before_it_alone(tiny_model, shift):
+def test_in_causal_mode_a_token_depends_on_preceding_tokens_only(tiny_model, shift):
     words = ["The", "cat", "unbelievably", "slept", "."]
     text = " ".join(words)
     encoded = tiny_model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -60,7 +60,7 @@ def test_read_causally_a_token_knows_what_is_before_it_alone(tiny_model, shift):
         np.testing.assert_allclose(vector, np.mean(own, axis=0), atol=1e-5)
 
 
-def test_read_causally_a_later_window_keeps_what_has_the_whole_overlap_before_it(tiny_model):
+def test_in_causal_mode_a_later_window_keeps_tokens_after_the_overlap(tiny_model):
     text = "The cat sat on the mat, and the dog barked at the king. " * 6
     ids = tiny_model.tokenizer(text, add_special_tokens=False)["input_ids"]
     vectors, _ = tiny_model.encode_tokens(text, max_length=41, mode="causal")
@@ -70,7 +70,7 @@ def test_read_causally_a_later_window_keeps_what_has_the_whole_overlap_before_it
     np.testing.assert_allclose(vectors[40:70], own[10:-1], atol=1e-5)
 
 
-def test_a_prompt_is_read_but_has_no_vectors(wiki_7m):
+def test_prompt_tokens_get_no_vectors(wiki_7m):
     wiki = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)
     text = "The cat slept."
     vectors, offsets = wiki.encode_tokens(text, prompt="Find the names")
@@ -99,7 +99,7 @@ def test_a_word_is_the_mean_of_its_tokens(wiki_7m):
         np.testing.assert_allclose(vector, np.mean(own, axis=0), atol=1e-5)
 
 
-def test_raw_text_has_the_words_between_its_white_space(wiki_7m):
+def test_raw_text_is_split_at_white_space(wiki_7m):
     wiki = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)
     text = "  The cat\n slept,  then left. "
     vectors, offsets = wiki.encode_words(text)
@@ -159,14 +159,14 @@ def test_the_first_token_of_a_later_window_is_the_output_of_the_token_before_it(
     assert len(same) == len(vectors) == len(ids)
 
 
-def test_a_window_of_one_token_has_none_in_front(tiny_model):
+def test_a_window_of_one_token_raises(tiny_model):
     assert tiny_model.encode_tokens("a", max_length=2).vectors.shape == (1, 32)
     assert len(tiny_model.encode_tokens("a b c", max_length=2, shift="same").vectors) > 1
     with pytest.raises(ValueError, match=r"windows of 1 with shift='next'. Raise `max_length`.*shift='same'"):
         tiny_model.encode_tokens("a b c", max_length=2)
 
 
-def test_words_may_stand_in_any_column(tiny_model):
+def test_words_can_be_passed_in_any_column(tiny_model):
     pandas = pytest.importorskip("pandas", reason="comes with datasets")
     expected = tiny_model.encode_words(["A cat", "A dog"])
     for column in (("A cat", "A dog"), np.array(["A cat", "A dog"]), pandas.Series(["A cat", "A dog"], index=[5, 6])):
@@ -180,7 +180,7 @@ def test_words_may_stand_in_any_column(tiny_model):
     assert tiny_model.encode_words([], is_split_into_words=True) == []
 
 
-def test_in_training_mode_nothing_is_dropped(tiny_model):
+def test_encode_words_disables_dropout(tiny_model):
     expected = tiny_model.encode_words("The cat sat").vectors
     for layer in tiny_model.model.layers:
         layer.self_attn.attention_dropout = 0.5
@@ -189,14 +189,14 @@ def test_in_training_mode_nothing_is_dropped(tiny_model):
     assert tiny_model.training and all(module.training for module in tiny_model.modules())
 
 
-def test_many_windows_have_a_bar(tiny_model, capsys):
+def test_many_windows_show_a_progress_bar(tiny_model, capsys):
     tiny_model.encode_words("The cat sat. " * 10, max_length=9, show_progress_bar=True)
     assert "window" in capsys.readouterr().err
     tiny_model.encode_tokens("The cat sat. " * 10, max_length=9)
     assert capsys.readouterr().err == ""
 
 
-def test_a_misspelt_option_is_an_error(tiny_model):
+def test_an_unknown_option_raises(tiny_model):
     with pytest.raises(TypeError, match="'shif'"):
         tiny_model.encode_words("a", shif="same")
 
@@ -237,7 +237,7 @@ def split(*words):
         (lambda m: m.encode_tokens("a", prompt="\ud800"), r"`prompt` .*surrogate"),
     ],
 )
-def test_what_cannot_be_encoded_is_named(tiny_model, call, message):
+def test_invalid_word_arguments_raise(tiny_model, call, message):
     with pytest.raises(ValueError, match=message):
         call(tiny_model)
 
@@ -247,12 +247,12 @@ def spans_of(text):
 
 
 def inked(text, token):
-    """The places of a token's characters that are no white space."""
+    """Return the indices of a token's characters that are not white space."""
     return {place for place in range(*token) if not text[place].isspace()}
 
 
 def owner_by_count(text, words, token):
-    """The word with most of a token's inked characters, of equal ones the last, by comparing all of them."""
+    """Find the word with most of a token's visible characters, the last one in a tie, by comparing all words."""
     held = [len(inked(text, token) & {*range(*word)}) for word in words]
     most = max(held, default=0)
     return max(number for number, count in enumerate(held) if count == most) if most else -1
@@ -265,7 +265,7 @@ def gluing(request):
 
 @pytest.fixture
 def gluing_model(gluing):
-    """A random model over a vocabulary whose tokens reach over the ends of words."""
+    """Build a random model over a vocabulary with tokens that cross word boundaries."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(gluing),
@@ -284,7 +284,7 @@ def gluing_model(gluing):
     return model
 
 
-def test_words_of_such_texts_are_the_means_of_their_inked_tokens(gluing_model):
+def test_words_are_means_of_tokens_with_visible_characters(gluing_model):
     texts = [
         "First line.\nSecond line.",
         "The end .\n\nA new part begins",
@@ -320,7 +320,7 @@ def test_words_of_such_texts_are_the_means_of_their_inked_tokens(gluing_model):
         max_size=14,
     ).map("".join)
 )
-def test_every_inked_token_is_owned_by_a_word_it_overlaps_and_every_word_has_one(gluing, text):
+def test_every_visible_token_has_an_overlapping_word(gluing, text):
     words = spans_of(text)
     places = gluing(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"] if text else []
     owners = owners_of_tokens(words, places, text)
@@ -333,7 +333,7 @@ def test_every_inked_token_is_owned_by_a_word_it_overlaps_and_every_word_has_one
 
 
 @pytest.mark.parametrize("gluing", ["unsplit"], indirect=True)
-def test_words_that_share_a_token_all_have_its_vector(gluing_model):
+def test_words_that_share_a_token_get_its_vector(gluing_model):
     text = "A cat, a dog."
     tokens, places = gluing_model.encode_tokens(text)
     assert places.tolist() == [[0, 11], [11, 12], [12, 13]], "`A cat, a do`, `g` and `.`"
@@ -343,7 +343,7 @@ def test_words_that_share_a_token_all_have_its_vector(gluing_model):
         np.testing.assert_allclose(vector, tokens[own].mean(0), atol=1e-5)
 
 
-def test_a_word_whose_characters_the_tokenizer_drops_is_zeros_and_named(tiny_model):
+def test_a_dropped_word_is_zeros_with_a_warning(tiny_model):
     normalizer = normalizers.Replace("\u200b", "")
     tiny_model.tokenizer.backend_tokenizer.normalizer = normalizer
     for inputs, options in (
@@ -360,7 +360,7 @@ def test_a_word_whose_characters_the_tokenizer_drops_is_zeros_and_named(tiny_mod
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_owners_are_those_of_a_count_over_all_words(data):
+def test_owners_equal_a_count_over_all_words(data):
     text = data.draw(st.text("ab. \n", min_size=1, max_size=20))
     edges = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=8)))
     words = list(zip(edges[::2], edges[1::2], strict=False))
