@@ -255,7 +255,7 @@ class ModelSource:
         values = place.read_json(CONFIG)
         if values is None:
             raise CheckpointError(
-                f"{place} has no readable config.json: it is not a model, or a save was interrupted. Check the name, "
+                f"{place} has no config.json that can be read: not a model, or an interrupted save. Check the name, "
                 "`revision` and `subfolder`; offline, only files downloaded before are available."
             )
         return values

@@ -194,21 +194,21 @@ def _limits(model: Any, *, is_adapter: bool) -> list[str]:
     default, modes = settings.default_prompt_name, settings.adapter_modes
     prompts = ", ".join(map(_as_code, sorted(settings.prompts)))
     limits = [
-        f"A text has at most {model.config.max_position_embeddings} tokens; `encode_words` reads longer ones in "
+        f"A text may have up to {model.config.max_position_embeddings} tokens; `encode_words` splits longer ones into "
         "windows.",
-        f"The prompts of `encode` are part of the model: {prompts}; "
-        f"{'none' if default is None else _as_code(default)} is used where none is named.",
+        f"The prompts of `encode` are part of the model: {prompts}. The default is "
+        f"{'no prompt' if default is None else _as_code(default)}.",
     ]
     if is_adapter and modes is None:
         limits.append("The adapter is on in every mode, so generation differs from the base model's.")
     elif is_adapter:
         limits.append(
-            f"The adapter is on in {' and '.join(modes) or 'no'} mode and off in all others: opened with the library, "
-            "the model generates as its base does, bit for bit, where causal mode is one of those. Opened as a plain "
-            "decoder with its adapter, the adapter is always on."
+            f"The adapter is on in {' and '.join(modes) or 'no'} mode and off in all others. If it is off in causal "
+            "mode, the model loaded with the library generates exactly as its base does. In a plain decoder loaded "
+            "with PEFT, the adapter is always on."
         )
     if settings.end_of_span == 0:
-        limits.append("A fill is as long as the blank it is asked for; the model was not taught where fills end.")
+        limits.append("A fill has exactly the requested length; the model was not trained to end it earlier.")
     return limits
 
 

@@ -100,7 +100,7 @@ def test_the_tokenizers_own_mask_token_comes_first(tiny_tokenizer):
 
 @pytest.mark.parametrize("token", ["<unk>", "no such token"])
 def test_a_mask_token_outside_the_vocabulary_raises(tiny_tokenizer, token):
-    with pytest.raises(ValueError, match=rf"none of \['{token}'\] is one token"):
+    with pytest.raises(ValueError, match=rf"none of \['{token}'\] is a single token"):
         resolve_mask_token(tiny_tokenizer, token)
 
 
