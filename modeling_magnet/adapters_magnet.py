@@ -1,4 +1,11 @@
-"""Adapters of peft on our models: opened with the settings stored beside them, taken off, and written."""
+"""Load PEFT adapters with their MAGNET settings, disable them per call, and save their contrastive head.
+
+How an adapter is off in some modes: `bind_adapters` registers one pre-hook on every adapter layer. `adapters_for`
+wraps each forward; if the adapter is off in its mode, it sets the context variable `_base_only` during the call. The
+hooks read the variable and then ask PEFT to skip the adapter. A context variable isolates calls in other threads and
+leaves the model unchanged. It holds the model that set it, so that nested calls of the same model reuse it, and counts
+the layers that skipped their adapter, so that a call raises an error if no layer has the hook.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,7 +28,7 @@ from .sources_magnet import (
     wrap_read_errors,
 )
 
-try:  # needed only by models that have an adapter
+try:  # only needed by models with an adapter
     from peft import set_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -45,7 +52,7 @@ _base_only: ContextVar[_BaseOnly | None] = ContextVar("magnet_base_only", defaul
 
 
 def _disable_adapter_hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Forward pre-hook of an adapter layer: peft's own name for no adapter, where the running call says so."""
+    """Forward pre-hook: pass PEFT's name for "no adapter" to the layer if the current call is base-only."""
     call = _base_only.get()
     if call is None:
         return None
@@ -54,7 +61,7 @@ def _disable_adapter_hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs
 
 
 def set_adapter_modes(model: Any, modes: Sequence[AttentionMode] | None) -> None:
-    """Choose the modes in which the adapter is on: see `MagnetMixin.set_adapter_modes`."""
+    """Implement `MagnetMixin.set_adapter_modes`."""
     if isinstance(modes, str):
         raise ValueError(f"`modes` is {modes!r}; expected a list of modes, such as [{modes!r}], or None.")
     chosen = None if modes is None else [str(mode) for mode in modes]
@@ -66,25 +73,24 @@ def set_adapter_modes(model: Any, modes: Sequence[AttentionMode] | None) -> None
 
 
 def bind_adapters(model: Any) -> None:
-    """Make every adapter layer listen to what a call wants; once, not in a call."""
+    """Register a pre-hook on every adapter layer that lets a call bypass it. Idempotent."""
     layers: list[Any] = list(adapter_layers(model))
     if not layers:
         raise ValueError("This model has no adapter to bind to modes. Load one first: `model.load_adapter(...)`.")
     for config in model.peft_config.values():
         if getattr(config, "bias", "none") != "none":
             raise ValueError(
-                f"The adapter trains biases of the base itself (bias={config.bias!r}), so no call can leave it "
-                "out. Train it with bias='none', or `set_adapter_modes(None)`."
+                f"The adapter trains biases of the base model (bias={config.bias!r}), so a call cannot bypass it. "
+                "Train it with bias='none', or call `set_adapter_modes(None)`."
             )
     for layer in layers:
         if not isinstance(layer, BINDABLE_LAYERS) or hasattr(layer, "parameter_name"):
             raise ValueError(
-                f"Adapter layers of type {type(layer).__name__} cannot be left out of a call. Use LoRA on linear "
-                "or embedding layers, or `set_adapter_modes(None)`."
+                f"A call cannot bypass adapter layers of type {type(layer).__name__}. Use LoRA on linear or embedding "
+                "layers, or call `set_adapter_modes(None)`."
             )
-        hooked: Any = layer
-        if _disable_adapter_hook not in hooked._forward_pre_hooks.values():
-            hooked.register_forward_pre_hook(_disable_adapter_hook, with_kwargs=True)
+        if _disable_adapter_hook not in layer._forward_pre_hooks.values():
+            layer.register_forward_pre_hook(_disable_adapter_hook, with_kwargs=True)
     model._bound_adapters = tuple(model.peft_config)
 
 
@@ -94,16 +100,13 @@ def adapter_layers(model: Any) -> Iterator[Any]:
 
 
 def has_adapter(model: Any) -> bool:
-    """Return whether an adapter of peft is attached, by transformers or by a `PeftModel` around the model."""
+    """Return whether the model has a PEFT adapter, attached by transformers or by a `PeftModel` around the model."""
     return bool(getattr(model, "peft_config", None)) and next(adapter_layers(model), None) is not None
 
 
 def adapters_for(model: Any, mode: AttentionMode) -> AbstractContextManager[None]:
-    """Return the context in which a forward of this mode runs.
-
-    Where no adapter layer listens there is nothing to tell: the context variable is not read, because a graph that
-    is compiled or exported whole cannot hold it.
-    """
+    """Return the context in which a forward of this mode runs."""
+    # `torch.compile(fullgraph=True)` and `torch.export` cannot read a context variable: avoid it if no layer is bound.
     modes = MagnetSettings.of(model.config).adapter_modes
     if modes is None and not model._bound_adapters:
         return nullcontext()
@@ -112,14 +115,14 @@ def adapters_for(model: Any, mode: AttentionMode) -> AbstractContextManager[None
 
 @contextmanager
 def _adapters_as_bound(model: Any, mode: AttentionMode, *, is_on: bool) -> Iterator[None]:
-    """Switch the adapter on or off for a call of a model whose adapter is, or was, bound to modes."""
+    """Switch the adapter on or off during one call."""
     outer = _base_only.get()
-    if not is_on and outer is not None and outer.owner is model:  # a part of a call that has said so
+    if not is_on and outer is not None and outer.owner is model:  # nested in a base-only call of this model
         yield
         return
     if not is_on:
         _check_can_be_off(model, mode)
-    # Where it is on, the caller may be a callback of a call that wants no adapter.
+    # Set the variable to None if the adapter is on: this may be a callback inside a base-only call.
     call = None if is_on else _BaseOnly(model)
     token = _base_only.set(call)
     try:
@@ -131,46 +134,44 @@ def _adapters_as_bound(model: Any, mode: AttentionMode, *, is_on: bool) -> Itera
 
 
 _UNBOUND = (
-    "The adapter should be off in mode={mode!r}, but its layers were attached without the model's knowledge or were "
-    "merged. Call `model.set_adapter_modes(...)` again: the same modes, or None after merging."
+    "The adapter is set to be off in mode={mode!r}, but some adapter layer has no hook, or the adapter was merged. "
+    "Call `model.set_adapter_modes(...)` again, with the same modes, or with None after merging."
 )
 
 
 def _check_can_be_off(model: Any, mode: AttentionMode) -> None:
-    """Refuse a call without adapters where a layer would not hear of it."""
+    """Raise an error if some adapter layer has no hook, or gradient checkpointing would run it outside the call."""
     if tuple(getattr(model, "peft_config", None) or ()) != model._bound_adapters:
         raise ValueError(_UNBOUND.format(mode=mode))
     checkpoints = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     if torch.is_grad_enabled() and model.training and checkpoints:
         raise ValueError(
-            f"The adapter is off in mode={mode!r}, and gradient checkpointing would run the layers again without "
-            "knowing it. Use torch.no_grad(), `gradient_checkpointing_disable()` or `set_adapter_modes(None)`."
+            f"The adapter is off in mode={mode!r}, but gradient checkpointing would recompute the layers with it. Use "
+            "torch.no_grad(), `gradient_checkpointing_disable()` or `set_adapter_modes(None)`."
         )
 
 
-# What an adapter must agree on with its base before any weight is read.
+# The values that an adapter and its base must have in common; checked before any weights are read.
 BASE_SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 
 
 def check_adapter_fits(source: ModelSource, settings: dict[str, Any] | None, values: dict[str, Any]) -> None:
-    """Refuse an adapter whose `adapter_settings()` name another base than the one of this config.json."""
+    """Raise an error if the settings of an adapter describe another base than these values of config.json."""
     stored = (settings or {}).get("base") or {}
     differing = [key for key in BASE_SHAPE if stored.get(key) not in (None, values.get(key))]
     if differing:
-        parts = ", ".join(f"{key} {stored[key]!r} where this base has {values.get(key)!r}" for key in differing)
-        raise CheckpointError(
-            f"The adapter at {source} was trained on another base: {parts}. Load it on its own base."
-        )
+        parts = ", ".join(f"{key} {stored[key]!r} (this base has {values.get(key)!r})" for key in differing)
+        raise CheckpointError(f"The adapter at {source} was trained on a base with {parts}. Load it on that base.")
 
 
-# How peft names the weights of an adapter of a model that it wraps.
+# Prefix of the names in PEFT's adapter files.
 ADAPTER_PREFIX = "base_model.model."
 
 
 def load_adapter(
     model: Any, load: Callable[..., Any], peft_model_id: str | None = None, *args: Any, **kwargs: Any
 ) -> Any:
-    """Load an adapter by `load`, the parent's method, with its settings: see `MagnetMixin.load_adapter`."""
+    """Implement `MagnetMixin.load_adapter`; `load` is the method of the parent class."""
     source, stored = None, None
     if peft_model_id is not None:
         source = ModelSource(str(peft_model_id), dict(kwargs.get("adapter_kwargs") or {}))
@@ -178,12 +179,12 @@ def load_adapter(
     settings = None if stored is None else MagnetSettings.from_dict(stored["magnet"], source=str(source))
     name = (args[0] if args else kwargs.get("adapter_name")) or "default"
     is_known = name in (getattr(model, "peft_config", None) or {})
-    # Of the base's names, which transformers forgets over those of the adapter and would save the base by.
+    # transformers overwrites the name conversions of the base, which `save_pretrained` needs, by the adapter's.
     conversions = getattr(model, "_weight_conversions", None)
     try:
-        # Of an adapter in memory, all errors are the caller's.
+        # An adapter from memory has no files, so its errors are raised unchanged.
         with nullcontext() if source is None else wrap_read_errors(f"The adapter at {source}", arguments=kwargs):
-            # Told to go on, transformers names the tensors that do not fit.
+            # With `ignore_mismatched_sizes`, transformers reports all such tensors, and `_check_report` raises.
             report = load(peft_model_id, *args, **{**kwargs, "ignore_mismatched_sizes": True})
         _check_report(model, report, source, name)
         if source is not None and settings is not None:
@@ -202,30 +203,31 @@ def load_adapter(
 
 
 def _check_files(source: ModelSource, model: Any, *, has_weights: bool) -> dict[str, Any] | None:
-    """Return our settings beside an adapter; refuse one of another base, or by which code would be run."""
+    """Return the MAGNET settings of an adapter. Raise an error if it is unsafe or incomplete, or fits another base."""
     stored = source.adapter_settings()
     check_adapter_fits(source, stored, model.config.to_dict())
     if (source.read_json(ADAPTER_CONFIG) or {}).get("megatron_config"):
         raise CheckpointError(
-            f"{ADAPTER_CONFIG} of {source} has a `megatron_config`, for which peft would import a module that the "
-            "file names. Remove it there: no model here is one of Megatron's."
+            f"{ADAPTER_CONFIG} of {source} has a `megatron_config`, for which PEFT would import a module that the "
+            "file names. Remove the key; MAGNET does not support Megatron."
         )
     if not has_weights and source.file(ADAPTER_WEIGHTS) is None:
         raise CheckpointError(
-            f"The adapter at {source} has no {ADAPTER_WEIGHTS}; a pickle such as adapter_model.bin is never read "
-            "here. Fetch the file again, or convert the adapter with peft where you trust it."
+            f"The adapter at {source} has no {ADAPTER_WEIGHTS}, and pickles such as adapter_model.bin are not read. "
+            "Download the file again, or convert the adapter with PEFT if you trust it."
         )
     return stored
 
 
 def _check_report(model: Any, report: Any, source: ModelSource | None, name: str) -> None:
-    """Refuse what transformers would have gone on with."""
+    """Raise an error for tensors that do not fit; transformers only reports them."""
     what = f"the adapter {'in memory' if source is None else f'at {source}'}"
     check_tensors(what, mismatched=[key for key, *_ in report.mismatched_keys])
     missing = [key for key in report.missing_keys if f".{name}." in f"{key}."]
     unexpected = list(report.unexpected_keys)
     file = None if source is None else source.file(ADAPTER_WEIGHTS)
-    if (missing or unexpected) and file is not None:  # kinds of adapters whose names only peft knows
+    # transformers does not know the tensor names of every adapter type, so let PEFT load them before giving up.
+    if (missing or unexpected) and file is not None:
         stored = {key.removeprefix(ADAPTER_PREFIX): tensor for key, tensor in load_file(str(file)).items()}
         with wrap_read_errors(what, arguments=()):
             result: Any = set_peft_model_state_dict(model, stored, adapter_name=name)
@@ -235,43 +237,43 @@ def _check_report(model: Any, report: Any, source: ModelSource | None, name: str
 
 
 def forget_deleted_adapter(model: Any) -> None:
-    """Make a model that has lost its last adapter the plain base again, bound to no modes."""
+    """Unwrap the layers and reset the adapter modes of a model whose last adapter was deleted."""
     if getattr(model, "peft_config", None):
         model._bound_adapters = tuple(model.peft_config) if model._bound_adapters else ()
         return
-    layers: list[tuple[str, Any]] = [
-        (name, module) for name, module in model.named_modules() if isinstance(module, ADAPTER_LAYERS)
-    ]
-    for name, module in layers:
-        parent, _, child = name.rpartition(".")
-        base = module.get_base_layer() if hasattr(module, "get_base_layer") else module.original_module
-        setattr(model.get_submodule(parent), child, base)
-    model._hf_peft_config_loaded = False  # transformers' own mark, by which it would save an adapter
+    module: Any
+    for name, module in list(model.named_modules()):
+        if isinstance(module, ADAPTER_LAYERS):
+            parent, _, child = name.rpartition(".")
+            base = module.get_base_layer() if hasattr(module, "get_base_layer") else module.original_module
+            setattr(model.get_submodule(parent), child, base)
+    model._hf_peft_config_loaded = False  # otherwise transformers would save an adapter
     model._bound_adapters = ()
     MagnetSettings.update(model.config, adapter_modes=None)
 
 
-# How a state dict names the weights of the contrastive head, which has a file of its own.
-HEAD_PREFIX = "sscl_head."
+# Name of the contrastive head in the model, and its prefix in state dicts. On disk it has the file HEAD_WEIGHTS.
+HEAD_NAME = "sscl_head"
+HEAD_PREFIX = f"{HEAD_NAME}."
 
 
 def write_head(model: Any, directory: Path, weights: dict[str, Any]) -> None:
-    """Write the contrastive head out of a state dict, where the model has one, into its own file."""
+    """Write the contrastive head of a state dict to its file, if the settings say that the model has one."""
     if MagnetSettings.of(model.config).contrastive_head is not None:
-        head = {name[len(HEAD_PREFIX) :]: weights[name] for name in weights if name.startswith(HEAD_PREFIX)}
+        names = [name for name in weights if name.startswith(HEAD_PREFIX)]
         file = directory / HEAD_WEIGHTS
         file.parent.mkdir(exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in head.items()}, file)
+        save_file({name.removeprefix(HEAD_PREFIX): weights[name].contiguous() for name in names}, file)
 
 
 def load_head(model: Any, source: ModelSource) -> None:
-    """Load the contrastive head from its own file."""
+    """Load the contrastive head from its file."""
     file = source.file(HEAD_WEIGHTS)
     if file is None:
         raise CheckpointError(
-            f"{source} keeps its contrastive head in {HEAD_WEIGHTS}, which is missing. Fetch it again, or set "
+            f"{source} has no {HEAD_WEIGHTS}, the file of its contrastive head. Download it again, or set "
             "`contrastive_head` in its settings to null to encode without it."
         )
-    # Made anew: it may have come with an adapter, and what quantised the base may have quantised it.
+    # Always build a new head: the one of the model may be missing (adapters) or quantized with the base.
     model.sscl_head = ContrastiveHead(model.config.hidden_size).to(device=model.device, dtype=model.dtype)
     model.sscl_head.load_state_dict(load_file(str(file)))

@@ -1,4 +1,4 @@
-"""One directory, two lives: a MAGNET model with remote code, a stock decoder without it, an embedder beside both."""
+"""Save and load checkpoints that open as MAGNET, as a stock decoder, and in sentence-transformers."""
 
 import json
 import os
@@ -29,92 +29,91 @@ from .sources_magnet import (
     wrap_read_errors,
 )
 
-try:  # what does not travel with a checkpoint: whole directories, model cards, merging, pushing, diagnosis
+try:  # the remote code of a checkpoint comes without it, and then saves and loads as transformers does
     from modeling_magnet import publishing
 except ImportError:
     publishing = None  # type: ignore[assignment]
 
-# How a class outside the package names what it builds on; in a checkpoint all files lie side by side.
+# The imports of this package by a class outside of it. In a checkpoint, all modules are siblings.
 _OUR_IMPORT = re.compile(r"^(from )modeling_magnet(?:\.(\w+_magnet))?( import)", flags=re.MULTILINE)
 
 
 def write_code(kind: type, directory: Path) -> str | None:
-    """Copy the files of a class, with everything they import from siblings, into a checkpoint.
+    """Copy the module of a class, and the modules that it imports relatively, into a checkpoint.
 
-    A class outside the package imports `MagnetMixin` by `from modeling_magnet import MagnetMixin`; in the copy that is
-    a sibling's.
+    In the copy of a class outside the package, imports from `modeling_magnet` become relative.
 
     Returns:
-        `str`: module and class as `auto_map` names them; `None`, with a warning, for a class that is in no file.
+        `str`: module and class, as in `auto_map`; `None`, with a warning, if the class is not defined in a file.
     """
     module = sys.modules[kind.__module__]
     file = getattr(module, "__file__", None)
     if kind.__module__ == "__main__" or file is None:
         warnings.warn(
-            f"The code of {kind.__name__} cannot be saved with its model: it was defined in the running program. "
-            "Move it into a file of its own and import it; until then the checkpoint opens as a stock decoder.",
+            f"The code of {kind.__name__} cannot be saved with its model, because it is defined in the main program. "
+            "Move the class to a module and import it; until then the checkpoint opens as a stock decoder.",
             stacklevel=2,
         )
         return None
     mixin = next(base for base in kind.__mro__ if base.__name__ == "MagnetMixin")
     ours = Path(str(sys.modules[mixin.__module__].__file__))
     text = Path(file).read_text(encoding="utf-8")
-    siblings = _OUR_IMPORT.sub(lambda found: f"{found[1]}.{found[2] or ours.stem}{found[3]}", text)
+    relative = _OUR_IMPORT.sub(lambda match: f"{match[1]}.{match[2] or ours.stem}{match[3]}", text)
     needed = {file, *get_relative_import_files(file)}
-    if siblings != text:
+    if relative != text:
         needed |= {str(ours), *get_relative_import_files(ours)}
     for name in needed:
         shutil.copy(name, directory)
-    (directory / Path(file).name).write_text(siblings, encoding="utf-8")
+    (directory / Path(file).name).write_text(relative, encoding="utf-8")
     return f"{Path(file).stem}.{kind.__name__}"
 
 
-# Arguments of transformers by which weights are not where they usually are.
+# Arguments of `from_pretrained` that take the weights from elsewhere than model.safetensors.
 _OTHER_WEIGHTS = ("gguf_file", "variant", "state_dict")
 # Keys of config.json that may name a repository of compiled attention code, which transformers would run.
 _ATTENTION = ("attn_implementation", "_attn_implementation")
 
 
 def check_is_our_decoder(values: dict[str, Any], *, expected: str, path: str) -> None:
-    """Refuse a checkpoint of another architecture before its weights are read."""
+    """Raise a `ValueError` if a config.json is of another architecture."""
     if values.get("model_type") != expected:
         raise ValueError(
-            f"{path!r} holds a model of type {values.get('model_type')!r}; this class adapts {expected!r}. "
-            "Choose a decoder-only checkpoint of that type, or the MAGNET class of its family."
+            f"{path!r} contains a model of type {values.get('model_type')!r}; this class expects {expected!r}. "
+            "Choose a checkpoint of that type, or load this one with `AutoMagnetForCausalLM`."
         )
 
 
 def check_names_no_kernel(values: dict[str, Any], *, path: str) -> None:
-    """Refuse a config that has attention computed by code of a repository: that is for the user to ask for."""
+    """Refuse a config.json that requests an attention kernel from the Hub; only the user may opt in to that."""
     for key in _ATTENTION:
         if "/" in json.dumps(values.get(key)):
             raise ValueError(
                 f"config.json of {path!r} has {key!r} {values[key]!r:.80}, a repository whose code would be run. "
-                "Remove it there; where you trust that code, pass `attn_implementation` yourself."
+                "Remove the key, or pass `attn_implementation` yourself if you trust that code."
             )
 
 
 class _Opened(NamedTuple):
-    """What lies at a path, as far as it is known before any weight is read."""
+    """The sources and the settings of a load, found without reading any weights."""
 
     model: ModelSource  # the model, or the base of the adapter
     adapter: ModelSource | None
     settings: MagnetSettings
-    is_ours: bool  # whether a checkpoint or an adapter of ours, with its settings, is there
+    is_ours: bool  # whether the checkpoint, or the adapter if there is one, has MAGNET settings
 
 
 def load_model(
     kind: Any, load: Callable[..., Any], path: Any, *model_args: Any, mask_token: str | None = None, **kwargs: Any
 ) -> Any:
-    """Load a checkpoint of ours, a plain decoder or an adapter: see `MagnetMixin.from_pretrained`."""
+    """Implement `MagnetMixin.from_pretrained`; `load` is the method of the parent class."""
     arguments = {name: kwargs[name] for name in SOURCE_ARGUMENTS if kwargs.get(name) is not None}
-    given_adapter = _adapter_of_auto_class(kwargs.pop("adapter_kwargs", None))
-    opened = _open(kind, ModelSource(str(path), arguments), given_adapter, config=kwargs.get("config"))
+    adapter = _adapter_of_auto_class(kwargs.pop("adapter_kwargs", None))
+    opened = _open(kind, ModelSource(str(path), arguments), adapter, config=kwargs.get("config"))
     source, adapter, settings = opened.model, opened.adapter, opened.settings
     kwargs = {name: value for name, value in kwargs.items() if name not in arguments} | source.arguments
     if publishing is not None and not any(kwargs.get(name) for name in _OTHER_WEIGHTS):
         publishing.check_weights(source)
-    # Before the weights: a missing mask token must not cost the time of loading them.
+    # Find the tokenizer before loading the weights, so that a missing mask token fails fast.
     tokenizer_source = _find_tokenizer(opened, mask_token)
     wants_info = kwargs.pop("output_loading_info", False)
     may_differ = kwargs.pop("ignore_mismatched_sizes", False)
@@ -123,10 +122,10 @@ def load_model(
     model._tokenizer_source, model._weights_source = tokenizer_source, source
     model._stored_vocab_size = model.config.vocab_size
     if adapter is not None:
-        of_base = ("force_download", "gguf_file")
-        where = {name: value for name, value in adapter.arguments.items() if name not in of_base}
-        model.load_adapter(adapter.path, adapter_kwargs=where)
-    # An adapter that came with the weights has brought its own settings.
+        of_base = ("force_download", "gguf_file")  # these apply only to the base
+        adapter_kwargs = {name: value for name, value in adapter.arguments.items() if name not in of_base}
+        model.load_adapter(adapter.path, adapter_kwargs=adapter_kwargs)
+    # `load_adapter` replaced the settings, including a mask token that `_find_tokenizer` resolved.
     MagnetSettings.update(model.config, mask_token=settings.mask_token, mask_token_id=settings.mask_token_id)
     model._card_source = (adapter or source) if opened.is_ours else None
     adapter_is_ours = adapter is not None and opened.is_ours
@@ -136,7 +135,7 @@ def load_model(
 
 
 def _open(kind: Any, source: ModelSource, adapter: ModelSource | None, *, config: Any) -> _Opened:
-    """Find the model and the adapter at a path, and refuse what cannot work without reading a weight."""
+    """Find the model and the adapter of a source, and check all that can be checked without reading weights."""
     if adapter is None:
         base = source.adapter_base()
         if base is not None:
@@ -157,7 +156,7 @@ def _open(kind: Any, source: ModelSource, adapter: ModelSource | None, *, config
 
 
 def _find_tokenizer(opened: _Opened, mask_token: str | None) -> TokenizerSource:
-    """Find the tokenizer, and look the mask token up in it where the settings do not have it."""
+    """Return the source of the tokenizer, and complete the settings with the mask token if they lack it."""
     place, settings = tokenizer_place(opened.model, opened.adapter), opened.settings
     source = TokenizerSource(place.path, place.arguments)
     tokenizer = source.find() if settings.mask_token_id is None or mask_token is not None else None
@@ -165,21 +164,21 @@ def _find_tokenizer(opened: _Opened, mask_token: str | None) -> TokenizerSource:
         settings.mask_token, settings.mask_token_id = resolve_mask_token(tokenizer, mask_token)
     elif mask_token is not None:
         raise ValueError(
-            f"mask_token={mask_token!r} was given, but there is no tokenizer at {opened.model} to look it up in. Put "
-            "the tokenizer's files there, or set `model.tokenizer` after loading."
+            f"mask_token={mask_token!r} was passed, but {opened.model} has no tokenizer to look it up in. Add the "
+            "tokenizer's files, or set `model.tokenizer` after loading."
         )
     return source
 
 
 def _check_report(source: ModelSource, info: dict[str, Any], *, may_differ: bool) -> None:
-    """Refuse tensors that do not fit or would be random; warn of those that the model has no place for."""
+    """Raise an error for tensors of the wrong shape or missing ones; warn of unexpected ones."""
     mismatched = [] if may_differ else [name for name, *_ in info["mismatched_keys"]]
     check_tensors(source, mismatched=mismatched, missing=info["missing_keys"])
     unexpected = [key for key in info["unexpected_keys"] if not key.startswith(HEAD_PREFIX)]
     if unexpected:
         warnings.warn(
-            f"The weights of {source} hold {sorted(unexpected)[:3]} ({len(unexpected)} tensors), for which the "
-            "model has no place. If its config.json was changed, restore it.",
+            f"The weights of {source} contain {len(unexpected)} tensors that the model does not use, such as "
+            f"{sorted(unexpected)[:3]}. If its config.json was edited, restore it.",
             stacklevel=4,
         )
 
@@ -187,33 +186,33 @@ def _check_report(source: ModelSource, info: dict[str, Any], *, may_differ: bool
 def _read_weights(
     kind: Any, load: Callable[..., Any], source: ModelSource, *model_args: Any, **kwargs: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """Return the model that `load`, the parent's `from_pretrained`, loads, and what it reports of the tensors."""
+    """Return the model that `load` loads, and its report on missing, unexpected and mismatched tensors."""
     path, gguf = source.path, source.gguf()
     with wrap_read_errors(f"The model at {source}", arguments=tuple(kwargs)):
         if gguf is None:
             kwargs["use_safetensors"] = True
         else:
             path = str(gguf.parent)
-            kept = {name: value for name, value in kwargs.items() if name not in SOURCE_ARGUMENTS}
-            kwargs = bases.gguf.load_arguments(gguf, kind.config_class, kept)
-        # Told to go on, transformers names the tensors that do not fit.
+            others = {name: value for name, value in kwargs.items() if name not in SOURCE_ARGUMENTS}
+            kwargs = bases.gguf.load_arguments(gguf, kind.config_class, others)
+        # With `ignore_mismatched_sizes`, transformers reports all such tensors, and `_check_report` raises the error.
         model, info = load(path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
     if gguf is not None:
         bases.gguf.forget_quantization(model)
-    if path != source.name:  # what an adapter names as its base
+    if path != source.name:  # adapters store this name as that of their base
         model.config._name_or_path = model.name_or_path = source.name
     return model, info
 
 
 def _adapter_of_auto_class(arguments: dict[str, Any] | None) -> ModelSource | None:
-    """Return the adapter that an Auto class found before it handed us the base."""
+    """Return the adapter in the `adapter_kwargs` of an Auto class, which resolves adapters to their bases."""
     arguments = dict(arguments or {})
     path = arguments.pop("_adapter_model_path", None)
     known = {name: arguments[name] for name in SOURCE_ARGUMENTS if arguments.get(name) is not None}
     return None if path is None else ModelSource(str(path), known)
 
 
-# An attribute of a config that transformers leaves out of what it saves.
+# An attribute that `PreTrainedConfig` never writes to config.json.
 UNWRITTEN = "kwargs"
 
 
@@ -229,23 +228,23 @@ def save_model(
     verify: bool | None = None,
     **kwargs: Any,
 ) -> None:
-    """Save a checkpoint, or the adapter of a model that has one: see `MagnetMixin.save_pretrained`."""
+    """Implement `MagnetMixin.save_pretrained`; `stock_save` is the unbound method of the parent class."""
     target = Path(save_directory)
     if target.is_file():
         raise ValueError(f"`save_directory` {str(target)!r} is a file; expected a directory. Choose another name.")
-    adapter_alone = model.has_adapter and not merge_adapter
+    adapter_only = model.has_adapter and not merge_adapter
     adapter_dtype = None if dtype is None else _as_dtype(dtype)
-    dtype = model.dtype if adapter_dtype is None or adapter_alone else adapter_dtype
+    dtype = model.dtype if adapter_dtype is None or adapter_only else adapter_dtype
     changes = merge_adapter or dtype != model.dtype
     if changes and publishing is None:
-        raise ValueError("`merge_adapter` and another `dtype` need the package: install it, or leave them out.")
+        raise ValueError("`merge_adapter` and `dtype` need the `modeling_magnet` package: install it, or omit them.")
     if merge_adapter:
         publishing.check_can_merge(model, state_dict)
 
     def write(directory: Path) -> None:
-        if adapter_alone and publishing is None:
+        if adapter_only and publishing is None:
             stock_save(model, directory, state_dict=state_dict, **kwargs)
-        elif adapter_alone:
+        elif adapter_only:
             publishing.write_adapter(model, directory, state_dict, adapter_dtype)
         else:
             host, weights = model, state_dict
@@ -253,31 +252,33 @@ def save_model(
                 host, weights = publishing.changed_checkpoint(model, state_dict, dtype)
             _write_checkpoint(model, partial(stock_save, host), directory, weights, is_main_process, **kwargs)
 
-    if not is_main_process:  # it may have to take part, where weights are spread over processes
+    if not is_main_process:  # other processes must take part in gathering sharded weights
         with tempfile.TemporaryDirectory() as scratch:
-            if not adapter_alone:
+            if not adapter_only:
                 write(Path(scratch))
         return
     _check_tokenizer(model)
-    if publishing is not None:
-        publishing.check_not_packed(model)
     if publishing is None:
         write(target)
         return
+    publishing.check_not_packed(model)
     with publishing.written_aside(target) as finished:
         write(finished)
-        publishing.complete(model, finished, target, adapter_alone=adapter_alone, by_library=is_saved_by_library())
+        publishing.complete(model, finished, target, adapter_only=adapter_only, by_library=is_saved_by_library())
         if changes if verify is None else verify:
             publishing.verify_files(model, finished, dtype=dtype)
 
 
 def _check_tokenizer(model: Any) -> None:
-    """Refuse to save without the tokenizer that there was when the model was loaded: its mask token is known."""
+    """Raise an error if the model was loaded with a tokenizer that can no longer be read.
+
+    A known mask token shows that there was one.
+    """
     source = model._tokenizer_source
     if source.path and MagnetSettings.of(model.config).mask_token_id is not None and source.find() is None:
         raise CheckpointError(
-            f"The tokenizer at {source.path!r}, where the model came from, cannot be read any more. Nothing was "
-            "saved. Restore it, or set one: `model.tokenizer = AutoTokenizer.from_pretrained(...)`."
+            f"The tokenizer at {source.path!r}, which the model was loaded with, can no longer be read. Nothing was "
+            "saved. Restore its files, or set `model.tokenizer = AutoTokenizer.from_pretrained(...)`."
         )
 
 
@@ -289,7 +290,7 @@ def _write_checkpoint(
     is_main_process: bool,
     **kwargs: Any,
 ) -> None:
-    """Write weights, config, code, tokenizer and contrastive head."""
+    """Write the weights, the config, the code, the tokenizer and the contrastive head."""
     weights = model.state_dict() if state_dict is None else state_dict
     main_weights = {name: tensor for name, tensor in weights.items() if not name.startswith(HEAD_PREFIX)}
     stock_save(directory, is_main_process=is_main_process, state_dict=main_weights, **kwargs)
@@ -303,7 +304,7 @@ def _write_checkpoint(
 
 
 def _write_auto_map(model: Any, directory: Path) -> None:
-    """Write the code into a directory of stock weights, and name it in config.json beside the stock class."""
+    """Write the code into a directory, and edit config.json so that stock classes can open it, too."""
     ours = write_code(type(model), directory)
     config_file = directory / "config.json"
     values = json.loads(config_file.read_text(encoding="utf-8"))
@@ -313,21 +314,25 @@ def _write_auto_map(model: Any, directory: Path) -> None:
     values.pop("attribute_map", None)
     if ours is not None:
         values["auto_map"] = {"AutoModel": ours, "AutoModelForCausalLM": ours}
-        # A stock class that opens this and saves it again does not write our code, so that it must not write this
-        # key either: nobody could open the copy with `trust_remote_code=True`. Read under another name, one that
-        # transformers never writes, it is only in the first file; the copy opens as a stock decoder.
+        # A stock class that opens this checkpoint and saves it does not copy our code. It must not copy `auto_map`
+        # either, or the copy could not be opened with `trust_remote_code=True`. This relies on two behaviors of
+        # `PreTrainedConfig`: it stores a key of config.json under the name that `attribute_map` gives, and it omits
+        # the attribute UNWRITTEN from the files that it writes. The Auto classes read `auto_map` from the raw dict.
         values["attribute_map"] = {**type(model.config).attribute_map, "auto_map": UNWRITTEN}
-    # sentence-transformers drops its override of a key that the file does not have. Where it saves the model, no file
-    # of its own says that the model is read bidirectionally.
+    # sentence-transformers ignores its `config_kwargs` for keys that config.json does not have.
     values["is_causal"] = True
+    # If it saves the model itself, it does not write `config_kwargs`, so config.json has to be bidirectional.
     if model.default_mode == "bidirectional" and is_saved_by_library():
         values.update(MagnetSettings.of(model.config).encoder_config())
-    values["magnet"]["adapter_modes"] = None  # of an adapter, which no whole checkpoint has
+    values["magnet"]["adapter_modes"] = None  # a full checkpoint has no adapter
     config_file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def is_saved_by_library() -> bool:
-    """Return whether sentence-transformers is saving a model that ours is a part of: only its callers tell."""
+    """Return whether sentence-transformers is saving a model that contains ours.
+
+    There is no hook, so the call stack is inspected.
+    """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         is_save = frame.f_code.co_name == "save"
@@ -338,10 +343,8 @@ def is_saved_by_library() -> bool:
 
 
 def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """Return a floating-point dtype by torch's name for it."""
-    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(
-            f"`dtype={dtype!r}` is not a floating-point dtype of torch; expected one such as torch.bfloat16."
-        )
-    return found
+    """Return a floating-point dtype, which may be passed by name."""
+    resolved = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
+        raise ValueError(f"`dtype={dtype!r}` is not a floating-point dtype of torch, such as torch.bfloat16.")
+    return resolved

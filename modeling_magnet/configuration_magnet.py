@@ -1,6 +1,7 @@
-"""What a MAGNET checkpoint stores beyond its base model: one nested dict of `config.json`, validated once."""
+"""The settings that a MAGNET checkpoint adds to its base model, stored as one nested dict of `config.json`."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -13,12 +14,12 @@ AttentionMode = Literal["causal", "bidirectional", "infill"]
 MODES: tuple[AttentionMode, ...] = ("causal", "bidirectional", "infill")
 MASK_TOKEN_CANDIDATES = ("_", "▁_", "<0x5F>")
 CONTRASTIVE_HEADS = (None, "tanh")
-# Raised by one when settings change their meaning, so that older code cannot read them rightly.
+# Incremented when a setting changes its meaning, so that older code can warn.
 SCHEMA = 1
 
 
 def check_mode(mode: str) -> None:
-    """Refuse a mode that does not exist."""
+    """Raise a `ValueError` if the mode does not exist."""
     if not isinstance(mode, str) or mode not in MODES:
         raise ValueError(f"Unknown mode {mode!r}. Expected one of {', '.join(map(repr, MODES))}.")
 
@@ -29,23 +30,22 @@ class MagnetSettings:
 
     Args:
         mask_token (`str`, *optional*): Token that hides a context token in masked next-token prediction.
-        mask_token_id (`int`, *optional*): Its id; `None` only while no tokenizer is known.
-        prompts (`dict[str, str]`): Named prompts of `encode`, put in front by `join_prompt`.
-        default_prompt_name (`str`, *optional*): The prompt `encode` uses when none is asked for; `None` for no prompt.
-        pooling (`str`, defaults to `"last"`): How `encode` makes one vector of a text's states: see `pool_states`.
-        similarity_fn_name (`str`, defaults to `"cosine"`): What `similarity` computes.
-        contrastive_head (`str`, *optional*): `"tanh"` when the projection trained with the contrastive loss was kept
-            and applies to sentence embeddings; `None` when it was dropped (SimCSE's practice, the default).
-        end_of_span (`int`, defaults to 0): m >= 1 where the model was taught to end a fill with EOS inside a gap of a
-            multiple of m positions; 0 where a fill is as long as its gap.
+        mask_token_id (`int`, *optional*): Id of `mask_token`; `None` until a tokenizer is known.
+        prompts (`dict[str, str]`): Named prompts of `encode`; `join_prompt` prepends them.
+        default_prompt_name (`str`, *optional*): The prompt that `encode` uses by default; `None` for no prompt.
+        pooling (`str`, defaults to `"last"`): How `encode` pools the hidden states of a text: see `pool_states`.
+        similarity_fn_name (`str`, defaults to `"cosine"`): The function that `similarity` computes.
+        contrastive_head (`str`, *optional*): `"tanh"` if sentence embeddings pass through the projection trained with
+            the contrastive loss; `None` if the projection was dropped, as SimCSE does (the default).
+        end_of_span (`int`, defaults to 0): m >= 1 if the model was trained to end a fill with EOS within a span whose
+            length is a multiple of m; 0 if a fill is as long as its span.
         adapter_modes (`list[str]`, *optional*): The modes in which an unmerged adapter is on; `None` for every mode.
-        bidirectional_window (`int`, *optional*): How many positions to either side layers with a sliding window see
-            outside causal mode, where the base was trained as an encoder of such a window; `None` for as many as the
-            window counts.
-        schema (`int`): Version of these settings' meaning.
+        bidirectional_window (`int`, *optional*): Positions to either side that a sliding-window layer sees outside
+            causal mode, if the base was trained as an encoder; `None` for the full `sliding_window`.
+        schema (`int`): Version of the meaning of these settings.
 
     Raises:
-        ValueError: an unknown default prompt, pooling, similarity or head, or a prompt that is not text.
+        ValueError: an invalid value, or a default prompt that is not in `prompts`.
 
     Example:
 
@@ -67,9 +67,9 @@ class MagnetSettings:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        for name, expected in _EXPECTED.items():
+        for name, (expected, is_valid) in _RULES.items():
             value = getattr(self, name)
-            if not _is_valid(name, value):
+            if not is_valid(value):
                 raise ValueError(f"`{name}` is {value!r:.60}; expected {expected}.")
         if self.default_prompt_name is not None and self.default_prompt_name not in self.prompts:
             raise ValueError(
@@ -79,26 +79,26 @@ class MagnetSettings:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], *, source: str = "the configuration") -> "MagnetSettings":
-        """Validate the settings of a dict.
+        """Build validated settings from a dict.
 
         Args:
-            values (`dict`): What was stored; keys that are left out have their defaults.
-            source (`str`): Where it was stored, for messages.
+            values (`dict`): The stored settings; missing keys take their defaults.
+            source (`str`): Name of the source, for messages.
 
         Raises:
-            ValueError: not a dict, an invalid value, or a key that this schema does not know. Of another schema, such
-                keys are left out with a warning.
+            ValueError: not a dict, an invalid value, or an unknown key. If the dict has another schema, unknown keys
+                are dropped with a warning.
         """
         if not isinstance(values, dict):
             raise ValueError(f"`magnet` of {source} is {values!r:.60}; expected an object of settings.")
-        known = [one.name for one in fields(cls)]
+        known = [setting.name for setting in fields(cls)]
         unknown = sorted(set(values) - set(known))
         schema = values.get("schema", SCHEMA)
         if schema != SCHEMA and _is_count(schema):
             warnings.warn(
                 f"The MAGNET settings of {source} were written in schema {schema}; this code reads schema {SCHEMA}. "
-                f"They may mean something else, and {unknown} are left out. Update the library, or pin the revision "
-                "of the checkpoint that goes with it.",
+                f"Their meaning may differ, and {unknown} are ignored. Update the library, or pin the checkpoint "
+                "revision that matches it.",
                 stacklevel=2,
             )
             values = {name: value for name, value in values.items() if name in known and name != "schema"}
@@ -117,148 +117,127 @@ class MagnetSettings:
         return asdict(self)
 
     def encoder_config(self) -> dict[str, Any]:
-        """Return the config values by which stock classes read a checkpoint of ours bidirectionally."""
+        """Return the config values that make stock classes read a MAGNET checkpoint bidirectionally."""
         window = self.bidirectional_window
         return {"is_causal": False} | ({} if window is None else {"sliding_window": window})
 
     @classmethod
     def of(cls, config: Any) -> "MagnetSettings":
-        """Return the settings of a model's config, or the defaults where it has none.
+        """Return the settings of a model's config, or the defaults if it has none.
 
-        They were validated when the model was made, and are not again: every forward reads them. `prompts` is the
-        config's own dict.
-
-        Args:
-            config (`PreTrainedConfig`): Of a model.
+        `prompts` is the dict of the config, not a copy.
         """
+        # Every forward reads the settings, and the model validated them when it was built: skip `__post_init__`.
         settings = cls.__new__(cls)
         vars(settings).update(getattr(config, "magnet", None) or asdict(cls()))
         return settings
 
     @classmethod
     def validated(cls, config: Any) -> "MagnetSettings":
-        """Validate the settings of a config that no model was made of yet.
-
-        Args:
-            config (`PreTrainedConfig`): With some of our settings, or without any.
-        """
+        """Validate the settings of a config before a model is built from it; missing ones take their defaults."""
         return cls.from_dict(getattr(config, "magnet", None) or {}, source=repr(getattr(config, "_name_or_path", "")))
 
     @classmethod
     def update(cls, config: Any, **values: Any) -> None:
-        """Change some settings of a config; where one of them is invalid, raise a ValueError and change none.
-
-        Args:
-            config (`PreTrainedConfig`): Of a model.
-            values: The settings by name.
-        """
+        """Change settings of a model's config by name. If one is invalid, raise a `ValueError` and change nothing."""
         cls.from_dict({**config.magnet, **values})
         config.magnet.update(values)
 
     def store(self, config: Any) -> None:
-        """Replace all settings of a config by these.
-
-        Args:
-            config (`PreTrainedConfig`): Of a model.
-        """
+        """Replace all MAGNET settings of a config by these."""
         config.magnet = self.to_dict()
 
 
-# What each setting may be; a file that was edited by hand may hold anything.
-_EXPECTED = {
-    "mask_token": "a string or None",
-    "mask_token_id": "an id of the vocabulary, or None",
-    "prompts": "strings by name",
-    "default_prompt_name": "a string or None",
-    "pooling": f"one of {list(POOLINGS)}",
-    "similarity_fn_name": f"one of {list(SIMILARITIES)}",
-    "contrastive_head": f"one of {CONTRASTIVE_HEADS}",
-    "end_of_span": "0, or a multiple such as 32",
-    "adapter_modes": f"None or a list of some of {list(MODES)}",
-    "bidirectional_window": "a number of positions, or None",
-    "schema": f"a whole number, {SCHEMA} for this version",
-}
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "pooling": POOLINGS,
-    "similarity_fn_name": SIMILARITIES,
-    "contrastive_head": CONTRASTIVE_HEADS,
-}
-
-
-def _is_valid(name: str, value: Any) -> bool:
-    """Return whether a setting may have a value, whatever its type."""
-    if name in _CHOICES:
-        return value in _CHOICES[name]
-    if name == "prompts":
-        return isinstance(value, dict) and all(isinstance(one, str) for item in value.items() for one in item)
-    if name in ("end_of_span", "schema"):
-        return _is_count(value)
-    if value is None:
-        return True
-    if name == "adapter_modes":
-        return isinstance(value, list | tuple) and all(mode in MODES for mode in value)
-    return isinstance(value, str) if name in ("mask_token", "default_prompt_name") else _is_count(value)
-
-
 def _is_count(value: Any) -> bool:
-    """Return whether a value is a whole number of at least 0; `True` is not."""
+    """Return whether a value is a non-negative integer; booleans are not."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _is_optional_count(value: Any) -> bool:
+    return value is None or _is_count(value)
+
+
+def _is_optional_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _are_prompts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for item in value.items() for text in item)
+
+
+def _are_modes(value: Any) -> bool:
+    return value is None or (isinstance(value, list | tuple) and all(mode in MODES for mode in value))
+
+
+# What each setting may be, for the message, and the test for it. A config.json edited by hand may hold any type.
+_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "mask_token": ("a string or None", _is_optional_text),
+    "mask_token_id": ("an id of the vocabulary, or None", _is_optional_count),
+    "prompts": ("a dict of strings by name", _are_prompts),
+    "default_prompt_name": ("a string or None", _is_optional_text),
+    "pooling": (f"one of {list(POOLINGS)}", lambda value: value in POOLINGS),
+    "similarity_fn_name": (f"one of {list(SIMILARITIES)}", lambda value: value in SIMILARITIES),
+    "contrastive_head": (f"one of {CONTRASTIVE_HEADS}", lambda value: value in CONTRASTIVE_HEADS),
+    "end_of_span": ("0, or a multiple such as 32", _is_count),
+    "adapter_modes": (f"None or a list of some of {list(MODES)}", _are_modes),
+    "bidirectional_window": ("a number of positions, or None", _is_optional_count),
+    "schema": (f"an integer, {SCHEMA} for this version", _is_count),
+}
+
+
 def resolve_mask_token(tokenizer: PreTrainedTokenizerBase, mask_token: str | None = None) -> tuple[str, int]:
-    """Return the token that hides a context token, and its id: the one asked for, the tokenizer's own, or an
-    underscore.
+    """Return the mask token and its id: the requested token, the tokenizer's own mask token, or an underscore.
+
+    The paper uses `_` for Llama 2 (section 4.1); other vocabularies spell it differently.
 
     Raises:
-        ValueError: no candidate is one real token (`<unk>` is not).
-
-    Source: the paper uses `_` for Llama-2 (section 4.1); other vocabularies spell it differently.
+        ValueError: no candidate is a single token other than `<unk>`.
     """
-    own = (tokenizer.mask_token,) if tokenizer.mask_token is not None else ()
-    candidates = (mask_token,) if mask_token is not None else own + MASK_TOKEN_CANDIDATES
+    defaults = (
+        MASK_TOKEN_CANDIDATES if tokenizer.mask_token is None else (tokenizer.mask_token, *MASK_TOKEN_CANDIDATES)
+    )
+    candidates = defaults if mask_token is None else (mask_token,)
     for token in candidates:
         token_id = tokenizer.convert_tokens_to_ids(token)
         if isinstance(token_id, int) and token_id >= 0 and token_id != tokenizer.unk_token_id:
             return token, token_id
     raise ValueError(
-        f"No mask token: none of {list(candidates)} is one token of this vocabulary of {len(tokenizer)} (the unknown "
-        "token does not count). Name a rare token of the vocabulary with `mask_token=`."
+        f"No mask token: none of {list(candidates)} is a single token of this vocabulary of {len(tokenizer)} (the "
+        "unknown token does not count). Pass a rare token of the vocabulary as `mask_token`."
     )
 
 
 def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """Refuse a tokenizer whose ids the embedding matrix does not have."""
+    """Raise a `ValueError` if the tokenizer has ids beyond the embedding matrix."""
     if len(tokenizer) > vocab_size:
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} tokens, but the model embeds {vocab_size}. Pass the model's own "
-            "tokenizer; where tokens were added to it, call `model.resize_token_embeddings(len(tokenizer))` first."
+            "tokenizer; if you added tokens to it, call `model.resize_token_embeddings(len(tokenizer))` first."
         )
 
 
 def make_causal(config: Any, settings: MagnetSettings, *, opened_as_encoder: bool) -> bool:
-    """Turn a base that was trained as an encoder, such as EmbeddingGemma, into the causal decoder below the modes.
+    """Turn the config of a base trained as an encoder, such as EmbeddingGemma, into that of a causal decoder.
 
-    Gemma 3 reads a window of w in such a config as `w // 2` positions to either side. Bidirectional and infill mode
-    keep them, as `settings.bidirectional_window`; causal mode gets w back, as the family's causal models have it. Our
-    own checkpoints hand sentence-transformers, which opens them with `is_causal: false`, that window, too.
-
-    Returns:
-        `bool`: whether the base says that it is an encoder. `config` and `settings` are changed in place.
+    Changes `config` and `settings` in place, and returns whether the base declares itself an encoder.
     """
-    # Where the class does not have the field, its decoder does not read it.
+    # Config classes without the field accept it as an extra attribute, but their decoders do not read it.
     is_encoder = hasattr(type(config), "use_bidirectional_attention") and bool(config.use_bidirectional_attention)
     window = getattr(config, "sliding_window", None)
     if is_encoder:
         config.use_bidirectional_attention = False
+        # Such a Gemma 3 config turns a stored window of w into w // 2 + 1, itself included, to either side. The
+        # bidirectional modes keep those w // 2 neighbors; causal mode gets w back, as in the causal Gemma 3 models.
         if window is not None and _halves_windows(type(config)):
             settings.bidirectional_window = window - 1
             config.sliding_window = 2 * (window - 1)
+    # sentence-transformers opens our checkpoints with `is_causal=False` and the window of the bidirectional modes
+    # (see `encoder_config`), so the causal window is derived from it in the same way.
     elif opened_as_encoder and settings.bidirectional_window is not None:
         config.sliding_window = 2 * settings.bidirectional_window
     return is_encoder
 
 
 def _halves_windows(config_class: type[Any]) -> bool:
-    """Return whether a family's config changes its window when attention is bidirectional."""
-    probe = config_class(sliding_window=64, use_bidirectional_attention=True)
-    return bool(probe.sliding_window != 64)
+    """Return whether the config class changes `sliding_window` if attention is bidirectional."""
+    return bool(config_class(sliding_window=64, use_bidirectional_attention=True).sliding_window != 64)

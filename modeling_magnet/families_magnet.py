@@ -1,7 +1,8 @@
-"""Further families: each lends `MagnetMixin` its decoder. A family of your own takes as many lines.
+"""MAGNET classes of further families: each class combines `MagnetMixin` with a stock decoder.
 
-Where layers have a sliding window of w, causal mode has the family's: a token sees itself and w - 1 before it. In the
-other modes it sees w to either side, as the stock classes do with `is_causal=False`.
+Your own family needs two lines, too. In layers with a sliding window of w, a token sees itself and the w - 1 tokens
+before it in causal mode, and w tokens to either side in the other modes, as in the stock classes with
+`is_causal=False`.
 """
 
 from typing import Any
@@ -47,7 +48,7 @@ class MagnetGemma3ForCausalLM(MagnetMixin, Gemma3ForCausalLM, GenerationMixin):
     """A text-only Gemma 3 in three modes."""
 
     def _softcap(self) -> float | None:
-        """Return the soft limit of the logits' size, where the config has one."""
+        """Return the soft cap of the logits; `None` if the config has none."""
         cap: float | None = self.config.final_logit_softcapping
         return cap
 
@@ -64,11 +65,11 @@ FAMILIES: dict[str, type[Any]] = {
         MagnetSmolLM3ForCausalLM,
     )
 }
-"""The class of each `model_type`; one of your own is added here."""
+"""The MAGNET class of each `model_type`. Add the class of your own family here."""
 
 
 class AutoMagnetForCausalLM:
-    """Opens a checkpoint as the MAGNET class of its family, as the Auto classes of transformers do."""
+    """Loads a checkpoint with the MAGNET class of its family, as the Auto classes of transformers do."""
 
     @staticmethod
     def family_of(path: str, **arguments: Any) -> type[Any]:
@@ -76,28 +77,23 @@ class AutoMagnetForCausalLM:
 
         Args:
             path (`str`): Directory or Hub id.
-            arguments: `revision`, `token` and others that say where its config is.
+            arguments: `revision`, `token` and others that locate its config.
 
         Raises:
-            ValueError: no model there, or a family without a class here.
+            ValueError: there is no model, or its family has no MAGNET class.
         """
         source = ModelSource(path, arguments)
         model_type = str((source.adapter_base() or source).config_values().get("model_type"))
         if model_type not in FAMILIES:
             raise ValueError(
-                f"{str(path)!r} holds a model of type {model_type!r}; there are MAGNET classes for "
-                f"{sorted(FAMILIES)}. Choose one of these, or write its class: `class Mine(MagnetMixin, Theirs)`."
+                f"{str(path)!r} contains a model of type {model_type!r}; there are MAGNET classes for "
+                f"{sorted(FAMILIES)}. Choose one of these, or define `class Mine(MagnetMixin, Theirs)`."
             )
         return FAMILIES[model_type]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Call `from_pretrained` of the family's class.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): Directory or Hub id.
-            args, kwargs: Handed on.
-        """
+        """Call `from_pretrained` of the family's class with the same arguments."""
         where = {name: kwargs[name] for name in SOURCE_ARGUMENTS if kwargs.get(name) is not None}
         family = cls.family_of(str(pretrained_model_name_or_path), **where)
         return family.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
@@ -106,20 +102,20 @@ class AutoMagnetForCausalLM:
 def open_without_weights(
     path: str, *, revision: str | None = None, gguf_file: str | None = None
 ) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """Read config and tokenizer of a checkpoint, so that what cannot work is refused before its weights are read.
+    """Return the config and the tokenizer of a checkpoint, to fail fast without loading the weights.
 
     Raises:
-        ValueError: no model there, another family, no tokenizer, or one whose ids the model does not embed.
+        ValueError: no model, an unsupported family, no tokenizer, or a tokenizer with more tokens than embeddings.
     """
-    given = {"revision": revision, "gguf_file": gguf_file}
-    where = {name: value for name, value in given.items() if value is not None}
+    optional = {"revision": revision, "gguf_file": gguf_file}
+    where = {name: value for name, value in optional.items() if value is not None}
     family = AutoMagnetForCausalLM.family_of(path, **where)
     source = ModelSource(path, where)
     base = source.adapter_base()
     with wrap_read_errors(f"config.json of {base or source}"):
         config = family.config_class.from_dict((base or source).config_values())
-    own = source if base is None else tokenizer_place(base, source)
-    with wrap_read_errors(f"The tokenizer of {own}"):
-        tokenizer = TokenizerSource(own.path, own.arguments).load()
+    place = source if base is None else tokenizer_place(base, source)
+    with wrap_read_errors(f"The tokenizer of {place}"):
+        tokenizer = TokenizerSource(place.path, place.arguments).load()
     check_tokenizer_fits(tokenizer, config.vocab_size)
     return config, tokenizer

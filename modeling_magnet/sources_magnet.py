@@ -1,4 +1,4 @@
-"""What lies at a path or under a Hub id: a plain decoder, a MAGNET checkpoint, or an adapter and its base."""
+"""Locate and read the files of a checkpoint or an adapter in a directory or on the Hub."""
 
 import json
 from collections.abc import Collection, Iterator
@@ -17,84 +17,80 @@ try:  # a saved checkpoint needs neither packaged bases nor GGUF files
 except ImportError:
     bases = None  # type: ignore[assignment]
 
-# What a load says about where its files are; the tokenizer must come from the same place.
+# Arguments of `from_pretrained` that locate the files; the tokenizer is read with the same ones.
 SOURCE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "gguf_file")
-# Those that say which files of a repository, and so hold for an adapter and not for its base.
+# Those that select files of one repository. They apply to an adapter, but not to its base.
 _OF_ONE_REPOSITORY = ("revision", "subfolder", "gguf_file")
-# Arguments of a load that say only where files are, and those that are checked before anything is read, or by which
-# it does not fail.
-_OF_PLACES = (*SOURCE_ARGUMENTS, "adapter_kwargs")
+# Arguments that only locate files, and arguments that cannot make a load fail.
+_LOCATING = (*SOURCE_ARGUMENTS, "adapter_kwargs")
 _HARMLESS = (
     *("attn_implementation", "dtype", "torch_dtype", "use_safetensors", "trust_remote_code", "low_cpu_mem_usage"),
     *("adapter_name", "hotswap", "ignore_mismatched_sizes", "is_trainable"),
 )
-# Files with a vocabulary, beside those that the class of a tokenizer names. transformers makes up an empty tokenizer
-# for some families where there is none.
+# Vocabulary files, besides those that a tokenizer class names. For some families transformers creates an empty
+# tokenizer if none of them exists.
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "tekken.json", "tiktoken.model")
 
 CONFIG = "config.json"
 CARD = "README.md"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-# Our settings beside an adapter: a config.json there would hide the base from the Auto classes.
+# MAGNET settings of an adapter. They are not in a config.json, which would hide the base from the Auto classes.
 ADAPTER_SETTINGS = "magnet_adapter.json"
-# The contrastive head, in the folder where sentence-transformers looks for its `Dense` module.
+# Weights of the contrastive head, in the folder where sentence-transformers looks for its `Dense` module.
 HEAD_WEIGHTS = "2_Dense/model.safetensors"
 
 
 class CheckpointError(OSError, ValueError):
-    """A checkpoint that cannot be read or written: names the file and says what to do.
+    """Raised if a checkpoint cannot be read or written; names the file and the remedy.
 
-    It is an `OSError`, because transformers raises that for the same, and a `ValueError` as all our errors.
+    An `OSError` like the one transformers raises, and a `ValueError` like all errors of this package.
     """
 
 
 @contextmanager
 def wrap_read_errors(what: str, *, arguments: Collection[str] | None = None) -> Iterator[None]:
-    """Turn any error of the block into a `CheckpointError` that says what was read.
+    """Turn any error of the block into a `CheckpointError` about `what`.
 
     Args:
-        what (`str`): The file or source, for the message.
-        arguments (collection of `str`, *optional*): What the caller has passed to a load. An error of theirs, or of
-            the machine, is raised as it is.
+        what (`str`): Name of the file or source, for the message.
+        arguments (collection of `str`, *optional*): Names of the caller's arguments of a load. Errors that an argument
+            or the machine may have caused are then raised unchanged.
     """
     try:
         yield
     except CheckpointError:
         raise
-    except Exception as error:  # each reader complains in its own way
-        if arguments is not None and _is_of_caller(error, arguments):
+    except Exception as error:  # damaged files raise KeyError, JSONDecodeError, RuntimeError and others
+        if arguments is not None and not _is_about_files(error, arguments):
             raise
         raise CheckpointError(
-            f"{what} cannot be read ({type(error).__name__}: {first_line(error)}). Restore the files that belong "
-            "together, or save the model anew."
+            f"{what} cannot be read ({type(error).__name__}: {first_line(error)}). Restore its files, or save the "
+            "model again."
         ) from error
 
 
-def _is_of_caller(error: Exception, arguments: Collection[str]) -> bool:
-    """Return whether a load failed for want of memory or for an argument that only it checks, not for its files."""
+def _is_about_files(error: Exception, arguments: Collection[str]) -> bool:
+    """Return whether a load failed because of its files, and not because of memory or an argument."""
     if isinstance(error, SafetensorError | OSError):
+        return True
+    passed = {name for name in arguments if name not in _LOCATING and not name.startswith("_")}
+    if isinstance(error, MemoryError | ImportError) or "memory" in str(error).lower():
         return False
-    given = {name for name in arguments if name not in _OF_PLACES and not name.startswith("_")}
-    of_machine = isinstance(error, MemoryError | ImportError) or "memory" in str(error).lower()
-    return (
-        of_machine
-        or torch.get_default_device().type == "meta"
-        or not given <= set(_HARMLESS)
-        or (isinstance(error, ValueError) and bool(given))
-    )
+    is_on_meta = torch.get_default_device().type == "meta"
+    return not is_on_meta and passed <= set(_HARMLESS) and not (isinstance(error, ValueError) and passed)
 
 
 @dataclass
 class TokenizerSource:
-    """Where the tokenizer of a model is, and the tokenizer once it was needed."""
+    """Location of a model's tokenizer, which is loaded on first use."""
 
     path: str
     arguments: dict[str, Any] = field(default_factory=dict)
     tokenizer: PreTrainedTokenizerBase | None = None
 
     def find(self) -> PreTrainedTokenizerBase | None:
-        """Return the tokenizer, loaded on first use; `None` if it cannot be read."""
+        """Return the tokenizer; `None` if it cannot be read."""
         if self.tokenizer is None and self.path:
             try:
                 self.tokenizer = self.load()
@@ -103,7 +99,7 @@ class TokenizerSource:
         return self.tokenizer
 
     def load(self) -> PreTrainedTokenizerBase:
-        """Read the tokenizer from its files, and refuse the empty one that transformers makes up without them."""
+        """Read the tokenizer. Raise a `CheckpointError` if transformers would create an empty one."""
         place = ModelSource(self.path, self.arguments)
         gguf = place.gguf()
         if gguf is not None:
@@ -113,26 +109,28 @@ class TokenizerSource:
             place.path, trust_remote_code=False, **place.arguments
         )
         names = list(dict.fromkeys([*_VOCABULARIES, *type(tokenizer).vocab_files_names.values()]))
-        known = {name: value for name, value in place.arguments.items() if name != "force_download"}
-        place = ModelSource(place.path, known)
-        # A tokenizer of bytes needs no vocabulary, only the file that names its class.
-        without = not type(tokenizer).vocab_files_names and place.file("tokenizer_config.json") is not None
-        if not without and not any(place.file(name) for name in names):
-            raise CheckpointError(f"{place} has none of {names}, so it holds no tokenizer.")
+        # The files were just downloaded: do not download them again.
+        arguments = {name: value for name, value in place.arguments.items() if name != "force_download"}
+        place = ModelSource(place.path, arguments)
+        # A byte-level tokenizer such as ByT5's has no vocabulary file, only the file that names its class.
+        if not type(tokenizer).vocab_files_names and place.file("tokenizer_config.json") is not None:
+            return tokenizer
+        if not any(place.file(name) for name in names):
+            raise CheckpointError(f"{place} has none of {names}, so it does not contain a tokenizer.")
         return tokenizer
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """One place with the arguments that find its files.
+    """A directory or Hub id, with the arguments that locate its files.
 
-    The short name of a packaged base, such as `gemma-3-270m`, is its directory in the user's cache, or its
-    repository on the Hub where the package is not installed; a directory of that name comes first.
+    `path` may be the short name of a packaged base, such as `gemma-3-270m`, unless a directory has that name. It
+    resolves to a directory in the user's cache, or to the Hub id if the package is not installed.
     """
 
     path: str
     arguments: dict[str, Any]
-    # What the source is called where it is stored: the path, unless it stands for a directory in a cache.
+    # The name to store in files: the short name for a directory in the cache, otherwise the path.
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -140,51 +138,51 @@ class ModelSource:
         if bases is None or self.directory is not None:
             return
         with wrap_read_errors(f"The packaged model {self.path!r}"):
-            found = bases.locate(self.path, on_hub=any(self.arguments.get(key) for key in _OF_ONE_REPOSITORY))
-        if found is not None:
-            path, is_cached = found
+            location = bases.locate(self.path, on_hub=any(self.arguments.get(key) for key in _OF_ONE_REPOSITORY))
+        if location is not None:
+            path, is_cached = location
             object.__setattr__(self, "path", path)
             if not is_cached:
                 object.__setattr__(self, "name", path)
 
     @property
     def directory(self) -> Path | None:
-        """The local directory, subfolder included; `None` for a Hub id."""
+        """The local directory, including the subfolder; `None` for a Hub id."""
         folder = Path(self.path) / str(self.arguments.get("subfolder") or "")
         try:
             return folder if Path(self.path).is_dir() else None
-        except OSError:  # a name that no directory can have
+        except OSError:  # too long for a file name, for example
             return None
 
     @property
     def is_packaged(self) -> bool:
-        """Whether the path is in a cache, and so must not be stored in a file."""
+        """Whether the path is in the user's cache, so that files must store `name` instead."""
         return self.name != self.path
 
     def __str__(self) -> str:
         return repr(self.name if self.is_packaged or self.directory is None else str(self.directory))
 
     def file(self, name: str) -> Path | None:
-        """Return a file of the source, downloaded if necessary; `None` if it does not exist."""
+        """Return the path of a file, downloaded if necessary; `None` if it does not exist."""
         if self.directory is not None:
             return self.directory / name if (self.directory / name).is_file() else None
-        where = {key: value for key, value in self.arguments.items() if key != "gguf_file"}
+        arguments = {key: value for key, value in self.arguments.items() if key != "gguf_file"}
         try:
-            found = cached_file(self.path, name, **where, _raise_exceptions_for_missing_entries=False)
+            file = cached_file(self.path, name, **arguments, _raise_exceptions_for_missing_entries=False)
         except (OSError, ValueError) as error:
             raise CheckpointError(
-                f"{self} is not a directory here, and cannot be read as a repository ({first_line(error)}). Check the "
-                "name and `revision`; for a private repository pass `token`; without a network, name a directory."
+                f"{self} is not a local directory and cannot be read from the Hub ({first_line(error)}). Check the "
+                "name and `revision`; for a private repository pass `token`; offline, pass a directory."
             ) from error
-        return None if found is None else Path(found)
+        return None if file is None else Path(file)
 
     def gguf(self) -> Path | None:
-        """Return the GGUF file that the model is in; `None` where none was asked for."""
+        """Return the path of the GGUF file named by `gguf_file`; `None` without that argument."""
         name = self.arguments.get("gguf_file")
         if name is None:
             return None
         if bases is None:
-            raise CheckpointError("`gguf_file` needs the installed package: `pip install` it, or leave it out.")
+            raise CheckpointError("`gguf_file` needs the `modeling_magnet` package: install it, or omit the argument.")
         with wrap_read_errors(f"`gguf_file` {name!r:.80}"):
             return bases.gguf.find(self, str(name))
 
@@ -194,7 +192,7 @@ class ModelSource:
         return None if file is None else file.read_text(encoding="utf-8")
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """Return the object in a JSON file; `None` where there is no file."""
+        """Return the object in a JSON file; `None` if it does not exist."""
         file = self.file(name)
         if file is None:
             return None
@@ -205,11 +203,11 @@ class ModelSource:
         return values
 
     def adapter_base(self) -> "ModelSource | None":
-        """Return the model an adapter here was trained on; `None` without an adapter, or with one beside its base."""
+        """Return the base of the adapter at this source; `None` if there is no adapter, or a model beside it."""
         if self.directory is not None and (self.directory / CONFIG).is_file():
             return None
-        asked = self.arguments.get("gguf_file")
-        if asked and self.file(str(asked)) is not None:
+        requested = self.arguments.get("gguf_file")
+        if requested and self.file(str(requested)) is not None:
             return None
         values = self.read_json(ADAPTER_CONFIG)
         if values is None:
@@ -217,18 +215,18 @@ class ModelSource:
         base, revision = values.get("base_model_name_or_path"), values.get("revision")
         if not base or not isinstance(base, str) or not isinstance(revision, str | None):
             raise CheckpointError(
-                f"{ADAPTER_CONFIG} of {self} names the base {base!r:.60} at revision {revision!r:.60}; expected the "
-                "directory or Hub id of a model, as `base_model_name_or_path`."
+                f"{ADAPTER_CONFIG} of {self} names the base {base!r:.60} at revision {revision!r:.60}; expected a "
+                "directory or Hub id as `base_model_name_or_path`."
             )
         arguments = {name: value for name, value in self.arguments.items() if name not in _OF_ONE_REPOSITORY}
         try:
             source = ModelSource(base, arguments | ({"revision": revision} if revision else {}))
             if bases is not None:
                 stored = (self.read_json(ADAPTER_SETTINGS) or {}).get("gguf_file")
-                source = bases.gguf.base_of_adapter(source, asked=asked, stored=stored)
+                source = bases.gguf.base_of_adapter(source, requested=requested, stored=stored)
             if source.gguf() is None and source.file(CONFIG) is None:
                 raise ValueError(f"{source} has no config.json, so it is not a model; merge an adapter first")
-        except Exception as error:  # whatever it is, it is found in a place that the caller did not name
+        except Exception as error:  # the caller did not name the base: every message must say where it is named
             raise CheckpointError(
                 f"{self} is an adapter, and its base cannot be read: {first_line(error)} Correct "
                 f"`base_model_name_or_path` in {ADAPTER_CONFIG}."
@@ -236,17 +234,17 @@ class ModelSource:
         return source
 
     def adapter_settings(self) -> dict[str, Any] | None:
-        """Return our settings beside an adapter and the shape of its `base`; `None` beside adapters of others."""
+        """Return the content of magnet_adapter.json; `None` if the adapter is not one of MAGNET."""
         values = self.read_json(ADAPTER_SETTINGS)
         if values is not None and not all(isinstance(values.get(name), dict) for name in ("magnet", "base")):
             raise CheckpointError(
                 f"{ADAPTER_SETTINGS} of {self} lacks `magnet` or `base`, or one is not an object. Restore the file, "
-                "or save the adapter anew."
+                "or save the adapter again."
             )
         return values
 
     def config_values(self, config: PreTrainedConfig | str | None = None) -> dict[str, Any]:
-        """Return the content of config.json, or of a config that is given in its place."""
+        """Return the content of config.json, or of `config` if it is passed."""
         if isinstance(config, PreTrainedConfig):
             return config.to_dict()
         place = self if config is None else ModelSource(str(config), self.arguments)
@@ -257,26 +255,24 @@ class ModelSource:
         values = place.read_json(CONFIG)
         if values is None:
             raise CheckpointError(
-                f"{place} has no config.json that can be read, so it holds no model, or one whose saving was "
-                "interrupted. Check the name, `revision` and `subfolder`; offline, only what was downloaded before is "
-                "there."
+                f"{place} has no config.json that can be read: not a model, or an interrupted save. Check the name, "
+                "`revision` and `subfolder`; offline, only files downloaded before are available."
             )
         return values
 
 
 def tokenizer_place(model: ModelSource, adapter: ModelSource | None) -> ModelSource:
-    """Return where the tokenizer is: an adapter's own goes before that of its base."""
-    has_own = adapter is not None and adapter.file("tokenizer_config.json") is not None
-    return adapter if adapter is not None and has_own else model
+    """Return the source of the tokenizer: the adapter if it has one, otherwise the model."""
+    return adapter if adapter is not None and adapter.file("tokenizer_config.json") is not None else model
 
 
-def check_tensors(source: Any, **wrong: Collection[str]) -> None:
-    """Refuse tensors, named by what is wrong with them, that transformers only warns of."""
-    for kind, names in wrong.items():
+def check_tensors(source: Any, **names_by_fault: Collection[str]) -> None:
+    """Raise a `CheckpointError` for tensors that are, for example, `missing=`; transformers only warns of them."""
+    for fault, names in names_by_fault.items():
         if names:
             raise CheckpointError(
-                f"The weights of {source} do not fit: {len(names)} {kind} tensors, such as {sorted(names)[:3]}. They "
-                "are of another model or a part of one, or were cut short. Restore the files that belong together."
+                f"The weights of {source} do not fit: {len(names)} {fault} tensors, such as {sorted(names)[:3]}. They "
+                "belong to another model, or are incomplete. Restore the files of this model."
             )
 
 

@@ -1,22 +1,22 @@
-"""Base models from Python packages and GGUF files. This folder does not travel as remote code."""
+"""Base models from Python packages and GGUF files. This folder is not part of the remote code of a checkpoint."""
 
 from . import gguf
 from .gemma3_270m import HUB_ID, NAME, packaged_checkpoint
 
 
 def locate(name: str, *, on_hub: bool = False) -> tuple[str, bool] | None:
-    """Return where a base with a short name is.
+    """Resolve the short name of a packaged base.
 
     Args:
-        name (`str`): What was asked for, such as `gemma-3-270m`.
-        on_hub (`bool`): Whether the one on the Hub is meant, since the caller named a revision or a file.
+        name (`str`): A short name such as `gemma-3-270m`; any other name gives `None`.
+        on_hub (`bool`): Whether to skip the package, because the caller named a revision or a file of the Hub.
 
     Returns:
-        `tuple[str, bool]`, *optional*: directory of the checkpoint of an installed package, and true; the Hub id and
-        false where the package is not installed; `None` for any other name.
+        `tuple[str, bool]`, *optional*: the cached checkpoint of the installed package and `True`, otherwise the Hub id
+        and `False`.
 
     Raises:
-        OSError: the package is installed, but damaged, or its model cannot be written to the cache.
+        OSError: the installed package is damaged, or the cache cannot be written.
     """
     if name != NAME:
         return None

@@ -1,6 +1,6 @@
-"""A GGUF file as an ordinary checkpoint of the stock class, which opens in seconds: float32 safetensors and tokenizer.
+"""Convert a GGUF file to a checkpoint of the stock class in float32, which opens in seconds.
 
-A process of its own writes it: where weights are shared out over processes, what one of them loads is not whole.
+The conversion runs in a separate process, because a process that shards weights (DeepSpeed, FSDP) loads only a part.
 """
 
 import os
@@ -15,40 +15,24 @@ from .gguf import config_values
 
 
 def convert_apart(file: Path, target: Path) -> None:
-    """Call `convert` in another process.
-
-    Args:
-        file (`Path`): The GGUF file.
-        target (`Path`): The directory of the checkpoint.
-
-    Raises:
-        OSError: the conversion failed; it says why.
-    """
+    """Call `convert` in another process, and raise an `OSError` with its last line if it fails."""
     root = str(Path(__file__).resolve().parents[2])
     search = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-P", "-m", __name__, str(file.resolve()), str(target.resolve())]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": search}, capture_output=True, text=True)
     if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or ["it was killed, perhaps for want of memory"]
+        lines = done.stderr.strip().splitlines() or ["the process was killed, possibly out of memory"]
         raise OSError(f"{str(file)!r} could not be converted to safetensors: {lines[-1]}")
 
 
 def convert(file: Path, target: Path) -> None:
-    """Write the model of a GGUF file as a checkpoint, whole or not at all.
-
-    Args:
-        file (`Path`): The GGUF file.
-        target (`Path`): The directory of the checkpoint.
-
-    Raises:
-        ValueError, OSError: the file cannot be read, or the checkpoint cannot be written.
-    """
-    # Not at the top: these modules import this package.
+    """Write the model of the GGUF file `file` as a checkpoint to the directory `target`, atomically."""
+    # These modules import this package.
     from modeling_magnet.families_magnet import AutoMagnetForCausalLM
     from modeling_magnet.publishing.writing import written_aside
 
     opened = AutoMagnetForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
-    with torch.device("meta"):  # the weights of the other model take their places
+    with torch.device("meta"):  # the opened weights are assigned below
         config = AutoConfig.for_model(**config_values(file))
         stock = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=torch.float32)
     stock.load_state_dict(opened.state_dict(), assign=True)

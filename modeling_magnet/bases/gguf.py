@@ -1,4 +1,4 @@
-"""GGUF files as base models: found, read as transformers reads them, and opened de-quantised."""
+"""Find GGUF files, read their config and tokenizer, and load them dequantized."""
 
 import copy
 import json
@@ -13,20 +13,12 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 
 def find(source: Any, name: str) -> Path:
-    """Return the GGUF file of a `ModelSource`.
-
-    Args:
-        source (`ModelSource`): Where to look.
-        name (`str`): Of the file; in a directory a path that does not leave it.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
+    """Return a GGUF file of a `ModelSource`; raise an error if it does not exist or is outside of the directory."""
     file = source.file(name) if name else None
-    outside = file is not None and source.directory is not None and _relative(source, file).startswith("..")
-    if file is None or outside:
-        there = [] if source.directory is None else sorted(path.name for path in source.directory.glob("*.gguf"))
-        raise FileNotFoundError(f"{source} has no such file; it has {there[:5]}")
+    is_outside = file is not None and source.directory is not None and _relative(source, file).startswith("..")
+    if file is None or is_outside:
+        present = [] if source.directory is None else sorted(path.name for path in source.directory.glob("*.gguf"))
+        raise FileNotFoundError(f"{source} has no such file; it has {present[:5]}")
     return Path(file)
 
 
@@ -35,7 +27,7 @@ def _relative(source: Any, file: Path) -> str:
 
 
 def note(source: Any) -> dict[str, Any] | None:
-    """Return the name and size of the GGUF file of a base, which an adapter stores; `None` for another base."""
+    """Return the name and size of a base's GGUF file, which its adapters store; `None` without such a file."""
     file = None if source is None or source.is_packaged else source.gguf()
     if file is None:
         return None
@@ -43,57 +35,53 @@ def note(source: Any) -> dict[str, Any] | None:
     return {"name": name, "size": file.stat().st_size}
 
 
-def base_of_adapter(base: Any, *, asked: str | None, stored: Any) -> Any:
-    """Return the base of an adapter with the GGUF file that was asked for, or that the adapter was trained on.
+def base_of_adapter(base: Any, *, requested: str | None, stored: Any) -> Any:
+    """Return the base of an adapter, with the requested GGUF file or the one that the adapter was trained on.
 
-    Args:
-        base (`ModelSource`): As the adapter names it.
-        asked (`str`, *optional*): The `gguf_file` that the caller named.
-        stored (`dict`, *optional*): The `note` that was stored with the adapter.
+    `requested` is the `gguf_file` that the caller passed; `stored` is the `note` that was stored with the adapter.
 
     Raises:
-        ValueError: the file of that name has another size.
+        ValueError: the file that the adapter was trained on has another size now.
     """
-    if base.is_packaged or not (asked or stored):
+    if base.is_packaged or not (requested or stored):
         return base
-    name = asked or stored["name"]
-    found = type(base)(base.path, {**base.arguments, "gguf_file": name})
-    if asked:
-        return found
+    name = requested or stored["name"]
+    in_gguf = type(base)(base.path, {**base.arguments, "gguf_file": name})
+    if requested:
+        return in_gguf
     if base.file(name) is None and base.file("config.json") is not None:
         warnings.warn(
-            f"The adapter was trained on {name!r}, which {base} does not hold; its base is opened from the other "
-            "weights there.",
+            f"The adapter was trained on {name!r}, which {base} does not contain; other weights of {base} are loaded.",
             stacklevel=2,
         )
         return base
-    size = found.gguf().stat().st_size
+    size = in_gguf.gguf().stat().st_size
     if size != stored["size"]:
         raise ValueError(
-            f"it was trained on {name!r} of {stored['size']} bytes; the one at {base} has {size}. Restore that file, "
-            "or pass `gguf_file` to take this one."
+            f"it was trained on {name!r} of {stored['size']} bytes; the file in {base} has {size}. Restore that file, "
+            "or pass `gguf_file` to use this one."
         )
-    return found
+    return in_gguf
 
 
 def config_values(file: Path) -> dict[str, Any]:
-    """Return what config.json would hold for the model in a GGUF file, as transformers reads its header."""
+    """Return the values of config.json that transformers derives from the header of a GGUF file."""
     state = file.stat()
     return copy.deepcopy(_config_values(str(file), state.st_size, state.st_mtime_ns))
 
 
-@lru_cache(maxsize=8)  # of a large vocabulary, each reading takes seconds
+@lru_cache(maxsize=8)  # parsing the header takes seconds if the vocabulary is large
 def _config_values(file: str, size: int, changed: int) -> dict[str, Any]:
     values: dict[str, Any] = PreTrainedConfig.get_config_dict(file, gguf_file=file)[0]
-    values.pop("_model_name_or_path", None)  # a title, not the name of a place
+    values.pop("_model_name_or_path", None)  # a title, not a path or an id
     return values
 
 
 def read_tokenizer(file: Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer in a GGUF file, without the `<|endoftext|>` that transformers adds to some."""
+    """Return the tokenizer of a GGUF file, without the tokens that transformers adds beyond the vocabulary."""
     values = config_values(file)
     kind = str(values.get("model_type"))
-    # Told the type, transformers does not read the header once more; Mistral's class depends on further files.
+    # Given `tokenizer_type`, transformers does not parse the header again. Mistral's class depends on further files.
     known = {"tokenizer_type": kind} if TOKENIZER_MAPPING_NAMES.get(kind) and kind != "mistral" else {}
     tokenizer: Any = AutoTokenizer.from_pretrained(
         str(file.parent), gguf_file=str(file), trust_remote_code=False, **known
@@ -109,29 +97,24 @@ def read_tokenizer(file: Path) -> PreTrainedTokenizerBase:
 
 
 def load_arguments(file: Path, config_class: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` that open a GGUF file de-quantised and read its header only once.
-
-    Args:
-        file (`Path`): The GGUF file.
-        config_class (`type`): Of the family.
-        arguments (`dict`): Of the caller, without those that say where the files are.
-    """
-    kept = dict(arguments)
-    if not isinstance(kept.get("config"), PreTrainedConfig):
-        given = kept.get("config")
-        config = config_class.from_dict(config_values(file)) if given is None else config_class.from_pretrained(given)
+    """Return the caller's arguments of `from_pretrained`, completed to load a GGUF file dequantized."""
+    arguments = dict(arguments)
+    passed = arguments.get("config")
+    if not isinstance(passed, PreTrainedConfig):  # without a config, transformers would parse the header again
+        read = config_class.from_pretrained
+        config = config_class.from_dict(config_values(file)) if passed is None else read(passed)
         known = config.to_dict()
-        for name in [name for name in kept if name in known and name not in ("dtype", "torch_dtype")]:
-            setattr(config, name, kept.pop(name))
-        kept["config"] = config
-    kept["gguf_file"] = str(file)
-    # Where a kernel is installed, transformers would otherwise leave the weights quantised.
-    kept["quantization_config"] = kept.get("quantization_config") or GgufConfig(dequantize=True)
-    return kept
+        for name in [name for name in arguments if name in known and name not in ("dtype", "torch_dtype")]:
+            setattr(config, name, arguments.pop(name))
+        arguments["config"] = config
+    arguments["gguf_file"] = str(file)
+    # If a GGUF kernel is installed, transformers would otherwise keep the weights quantized.
+    arguments["quantization_config"] = arguments.get("quantization_config") or GgufConfig(dequantize=True)
+    return arguments
 
 
 def forget_quantization(model: Any) -> None:
-    """Make a model that was read from a GGUF file the plain one that it is, which can be saved and trained."""
+    """Remove the quantization marks of a model loaded from a GGUF file, so that it can be saved and trained."""
     for name in ("hf_quantizer", "quantization_method"):
         vars(model).pop(name, None)
     model.is_quantized = False

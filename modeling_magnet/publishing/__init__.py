@@ -1,6 +1,6 @@
-"""What does not travel with a checkpoint: model cards, merging with verification, whole directories, and the Hub.
+"""Write model cards and sentence-transformers' files, merge and verify adapters, save atomically, push to the Hub.
 
-The code of a checkpoint reaches this folder only where the package is installed.
+This folder is not part of the remote code of a checkpoint, which uses it only if the package is installed.
 """
 
 from .adapters import write_adapter

@@ -1,4 +1,4 @@
-"""An adapter in a directory: weights and configuration as peft reads them, and our settings beside them."""
+"""Write an adapter in PEFT's format, with the MAGNET settings beside it."""
 
 import copy
 import json
@@ -18,21 +18,21 @@ from ..sources_magnet import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, TokenizerSource
 def write_adapter(
     model: Any, directory: Path, weights: dict[str, Any] | None, dtype: torch.dtype | None = None
 ) -> None:
-    """Write the active adapter as peft reads it, with our settings, the tokenizer and the contrastive head.
+    """Write the active adapter in PEFT's format, with its settings, the tokenizer and the contrastive head.
 
     Args:
-        model: One of our models with an adapter.
-        directory (`Path`): Where to; it is made.
-        weights (`dict`, *optional*): In place of the model's.
-        dtype (`torch.dtype`, *optional*): What the tensors are written in; their own by default.
+        model: A MAGNET model with an adapter.
+        directory (`Path`): The directory to create.
+        weights (`dict`, *optional*): State dict to use instead of the model's.
+        dtype (`torch.dtype`, *optional*): Dtype of the file; defaults to that of each tensor.
 
     Raises:
-        ValueError: several adapters are active, or the base has no name or is not the one of that name.
+        ValueError: several adapters are active, or the base has no name, or differs from the model of that name.
     """
     names = {name for layer in adapter_layers(model) for name in layer.active_adapters}
     if len(names) != 1:
         raise ValueError(
-            f"The active adapters are {sorted(names)}; a directory holds one. Choose it with `model.set_adapter`."
+            f"The active adapters are {sorted(names)}; only one can be saved. Choose it with `model.set_adapter`."
         )
     (name,) = names
     config = copy.deepcopy(model.peft_config[name])
@@ -40,13 +40,12 @@ def write_adapter(
     config.inference_mode = True
     vars(config).update(sets_in_order(config))
     state = get_peft_model_state_dict(model, state_dict=weights, adapter_name=name, save_embedding_layers=False)
-    tensors = {
-        f"{ADAPTER_PREFIX}{key}": (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor)
-        for key, tensor in state.items()
-    }
     directory.mkdir(parents=True)
-    kept = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    save_file(kept, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    tensors = {}
+    for key, tensor in state.items():
+        converted = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+        tensors[f"{ADAPTER_PREFIX}{key}"] = converted.detach().cpu().contiguous()
+    save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(str(directory))
     write_adapter_settings(model, directory)
     tokenizer = model._tokenizer_source.find()
@@ -56,12 +55,7 @@ def write_adapter(
 
 
 def write_adapter_settings(model: Any, directory: Path) -> None:
-    """Write our settings and the shape of the base beside the files of peft.
-
-    Args:
-        model: One of our models.
-        directory (`Path`): The adapter's.
-    """
+    """Write the MAGNET settings and the shape of the base to magnet_adapter.json."""
     values = model.config.to_dict()
     contents: dict[str, Any] = {
         "magnet": MagnetSettings.of(model.config).to_dict(),
@@ -74,27 +68,26 @@ def write_adapter_settings(model: Any, directory: Path) -> None:
 
 
 def sets_in_order(config: Any) -> dict[str, list[Any]]:
-    """Return the fields that peft keeps as sets, such as `target_modules`, sorted: processes order sets differently.
+    """Return the fields of a `PeftConfig` that are sets, as sorted lists.
 
-    Args:
-        config (`PeftConfig`): It is not changed.
+    The order of a set of strings differs between processes; sorted lists make the file reproducible.
     """
     return {name: sorted(value) for name, value in vars(config).items() if isinstance(value, set)}
 
 
 def _name_base(model: Any, config: Any) -> None:
-    """Write into an adapter's configuration where its base is; refuse a base that cannot be named."""
+    """Store the name of the base in an adapter's config; raise an error if there is no valid name."""
     config.base_model_name_or_path = config.base_model_name_or_path or model.config._name_or_path
     if not config.base_model_name_or_path:
         raise ValueError(
-            "An adapter is stored with the name of its base, and this model has none: it was not loaded from "
-            "anywhere. Save it with `merge_adapter=True`, or load the base from a directory."
+            "An adapter is stored with the name of its base, but this model was not loaded from a directory or the "
+            "Hub. Save it with `merge_adapter=True`, or save the base and load it from there."
         )
     if model._stored_vocab_size not in (None, model.config.vocab_size):
         raise ValueError(
-            f"The vocabulary was resized from {model._stored_vocab_size} to {model.config.vocab_size} tokens, so this "
-            "is not the base that the adapter would be loaded on. Save it with `merge_adapter=True`; or save the "
-            "resized base first, load it from there and add the adapter."
+            f"The vocabulary was resized from {model._stored_vocab_size} to {model.config.vocab_size} tokens, so the "
+            "adapter does not fit the stored base. Save it with `merge_adapter=True`; or save the resized base first, "
+            "load it from there and add the adapter."
         )
     source = model._weights_source
     if source is None or source.is_packaged or config.base_model_name_or_path != source.path:
@@ -103,20 +96,21 @@ def _name_base(model: Any, config: Any) -> None:
         config.base_model_name_or_path = str(source.directory)
     elif source.arguments.get("subfolder"):
         raise ValueError(
-            f"The base is the folder {source.arguments['subfolder']!r} of {source}, and peft has no way to name "
-            "it. Save with `merge_adapter=True`, or load the base from a directory or repository of its own."
+            f"The base is the folder {source.arguments['subfolder']!r} of {source}, and PEFT does not store the "
+            "subfolder of a base. Save with `merge_adapter=True`, or load the base from a separate repository."
         )
     config.revision = source.arguments.get("revision") or config.revision
 
 
 def _has_tokenizer_of_base(model: Any) -> bool:
-    """Return whether the tokenizer is, unchanged, that of a base which is installed as a package."""
+    """Return whether the base is a packaged one and the tokenizer is its unchanged tokenizer."""
     tokenizer, source = model._tokenizer_source.find(), model._weights_source
     if source is None or not source.is_packaged or not tokenizer.is_fast:
         return False
-    own: Any = TokenizerSource(source.path, source.arguments).load()
-    first, second = (
-        (one.backend_tokenizer.to_str(), one.special_tokens_map, one.padding_side, one.model_max_length)
-        for one in (own, tokenizer)
+    original: Any = TokenizerSource(source.path, source.arguments).load()
+    return bool(
+        original.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+        and original.special_tokens_map == tokenizer.special_tokens_map
+        and original.padding_side == tokenizer.padding_side
+        and original.model_max_length == tokenizer.model_max_length
     )
-    return bool(first == second)

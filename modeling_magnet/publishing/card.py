@@ -1,4 +1,4 @@
-"""The model card of a checkpoint: what it is, what was measured, how to use it, what it cannot do."""
+"""Write, read and edit the model card of a checkpoint."""
 
 import json
 import math
@@ -12,20 +12,20 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..sources_magnet import CARD, CONFIG, CheckpointError
 
-# What tells our cards from those of people, which nothing replaces.
+# Marks generated cards. Cards without it are hand-written, and are never replaced.
 MARK = "<!-- written by magnet"
 NOT_RECORDED = "Not recorded: this card was written only from the model."
-# What the Hub calls a base that has a shorter name here.
+# Hub ids of packaged bases.
 _ON_HUB = {"gemma-3-270m": "google/gemma-3-270m"}
-# Gemmas have vocabularies of 256,000 tokens and more; a model that only has the architecture need not.
+# Smallest vocabulary of a Gemma model by Google; other models may share the architecture.
 _GEMMA_VOCABULARY = 256_000
 _GEMMA_NOTICE = """
 Gemma is provided under and subject to the Gemma Terms of Use, https://ai.google.dev/gemma/terms. They hold for weights
 made from it and for adapters trained on it, too.
 """
-# Between single backticks, where nothing else means anything.
+# Inline code, in which Markdown has no other markup.
 _CODE = re.compile(r"((?<!`)`[^`]+`(?!`))")
-# What means something in Markdown; an underscore inside a word does not.
+# Markdown's special characters; an underscore inside a word is not special.
 _MARKS = re.compile(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_]))")
 
 _CARD = """---
@@ -113,16 +113,16 @@ model.save_pretrained("merged", merge_adapter=True)
 
 @dataclass
 class CardFacts:
-    """What a card says beyond what the model itself tells.
+    """The content of a card that cannot be derived from the model.
 
     Args:
         base_model (`str`, *optional*): Directory or Hub id of the model that was adapted.
-        datasets (`Sequence[str]`): Hub ids, or names of local files, of the training data.
+        datasets (`Sequence[str]`): Hub ids or local file names of the training data.
         language (`Sequence[str]`): Two-letter codes.
-        license (`str`, *optional*): The Hub's identifier, such as `apache-2.0`; the base model's binds, too.
-        recipe (`Sequence[tuple[str, str]]`): What was set in training, a name and a value each.
-        results (`Sequence[EvalResult]`): What was measured, for the Hub's structured evaluation results.
-        notes (`Sequence[str]`): Sentences under "Limits", in which backticks mark code and nothing else is markup.
+        license (`str`, *optional*): The Hub's identifier, such as `apache-2.0`; the base model's license applies, too.
+        recipe (`Sequence[tuple[str, str]]`): Names and values of the training settings.
+        results (`Sequence[EvalResult]`): Evaluation results, also written to the Hub's metadata.
+        notes (`Sequence[str]`): Sentences for "Limits"; backticks mark code, and other markup is escaped.
     """
 
     base_model: str | None = None
@@ -135,20 +135,20 @@ class CardFacts:
 
 
 def write_card(model: Any, name: str, facts: CardFacts | None = None, *, merged: bool = False) -> str:
-    """Return the card of a model, as Markdown with the Hub's metadata in front.
+    """Return the card of a model as Markdown, with the Hub's metadata at the top.
 
     Args:
-        model: One of our models, with its tokenizer.
-        name (`str`): Hub id or directory that the code examples name.
-        facts (`CardFacts`, *optional*): What is known of its making.
-        merged (`bool`, defaults to `False`): Whether the model's adapter is merged into what the card is for.
+        model: A MAGNET model with a tokenizer.
+        name (`str`): Hub id or directory to use in the code examples.
+        facts (`CardFacts`, *optional*): Training data, recipe and results.
+        merged (`bool`, defaults to `False`): Whether the model's adapter is merged in the checkpoint.
     """
     facts = CardFacts() if facts is None else facts
     is_adapter = bool(model.has_adapter) and not merged
     adapters = (getattr(model, "peft_config", None) or {}).values()
-    base = facts.base_model or next((one.base_model_name_or_path for one in adapters), None)
+    base = facts.base_model or next((adapter.base_model_name_or_path for adapter in adapters), None)
     base_id = _ON_HUB.get(base or "", base)
-    # Without the directories of the machine that it was made on.
+    # Do not publish local directories.
     shown = base if not base or is_hub_id(base) else _one_line(Path(base).name).replace("`", "'")
     use = _USE_ADAPTER if is_adapter else _USE_CHECKPOINT
     of_gemma = str(model.config.model_type).startswith("gemma") and (
@@ -163,14 +163,15 @@ def write_card(model: Any, name: str, facts: CardFacts | None = None, *, merged:
         datasets=list(facts.datasets) or None,
         pipeline_tag="text-generation" if is_adapter else "feature-extraction",
         model_name=name,
-        # JSON, and so the Hub, has no other numbers.
-        eval_results=[one for one in facts.results if math.isfinite(one.metric_value)] or None,
+        # JSON, and therefore the Hub, has only finite numbers.
+        eval_results=[result for result in facts.results if math.isfinite(result.metric_value)] or None,
         base_model_relation=("adapter" if is_adapter else "finetune") if is_hub_id(base_id) else None,
     )
-    measured = [
-        (f"{one.dataset_name}: {one.metric_name or one.metric_type}", one.metric_value) for one in facts.results
-    ]
-    results = [(what, f"{value:.4g}" if isinstance(value, float) else value) for what, value in measured]
+    results = []
+    for result in facts.results:
+        value = result.metric_value
+        label = f"{result.dataset_name}: {result.metric_name or result.metric_type}"
+        results.append((label, f"{value:.4g}" if isinstance(value, float) else value))
     limits = [*_limits(model, is_adapter=is_adapter), *map(_item, facts.notes)]
     return _CARD.format(
         metadata=metadata.to_yaml(),
@@ -188,100 +189,96 @@ def write_card(model: Any, name: str, facts: CardFacts | None = None, *, merged:
 
 
 def _limits(model: Any, *, is_adapter: bool) -> list[str]:
-    """Return what the model cannot do, by its settings."""
+    """Return sentences on the limits of the model that follow from its settings."""
     settings = model.magnet_settings
     default, modes = settings.default_prompt_name, settings.adapter_modes
     prompts = ", ".join(map(_as_code, sorted(settings.prompts)))
     limits = [
-        f"A text has at most {model.config.max_position_embeddings} tokens; `encode_words` reads longer ones in "
+        f"A text may have up to {model.config.max_position_embeddings} tokens; `encode_words` splits longer ones into "
         "windows.",
-        f"The prompts of `encode` are part of the model: {prompts}; "
-        f"{'none' if default is None else _as_code(default)} is used where none is named.",
+        f"The prompts of `encode` are part of the model: {prompts}. The default is "
+        f"{'no prompt' if default is None else _as_code(default)}.",
     ]
     if is_adapter and modes is None:
         limits.append("The adapter is on in every mode, so generation differs from the base model's.")
     elif is_adapter:
         limits.append(
-            f"The adapter is on in {' and '.join(modes) or 'no'} mode and off in all others: opened with the library, "
-            "the model generates as its base does, bit for bit, where causal mode is one of those. Opened as a plain "
-            "decoder with its adapter, the adapter is always on."
+            f"The adapter is on in {' and '.join(modes) or 'no'} mode and off in all others. If it is off in causal "
+            "mode, the model loaded with the library generates exactly as its base does. In a plain decoder loaded "
+            "with PEFT, the adapter is always on."
         )
     if settings.end_of_span == 0:
-        limits.append("A fill is as long as the blank it is asked for; the model was not taught where fills end.")
+        limits.append("A fill has exactly the requested length; the model was not trained to end it earlier.")
     return limits
 
 
-def write_card_beside(model: Any, finished: Path, place: Path, *, adapter_alone: bool) -> None:
-    """Write the card of a checkpoint or an adapter that is being saved, where it is to have another than it has.
+def write_card_beside(model: Any, finished: Path, place: Path, *, adapter_only: bool) -> None:
+    """Write a card into the directory `finished`, which is going to replace `place`.
 
-    Args:
-        model: The model that is saved; its explicitly set card goes before all others.
-        finished (`Path`): Where its files were written.
-        place (`Path`): Where they will be. A card there that a person wrote stays.
-        adapter_alone (`bool`): Whether they are an adapter's.
+    It is the card set on the model, otherwise the card of the loaded checkpoint, otherwise a generated one. Without a
+    card set on the model, a hand-written card in `place` is kept.
     """
     card = model._card
     if card is None:
-        there = read_card(place / CARD)
-        if there is not None and MARK not in there:
+        present = read_card(place / CARD)
+        if present is not None and MARK not in present:
             return
-        card = _inherited(model, adapter_alone=adapter_alone)
-        if card is None:
-            card = write_card(model, place.name, merged=not adapter_alone)
+        loaded = _inherited(model, adapter_only=adapter_only)
+        if loaded is None:
+            card = write_card(model, place.name, merged=not adapter_only)
         else:
-            card = rename_card(card, place.name)
+            card = rename_card(loaded, place.name)
     (finished / CARD).write_bytes(card_bytes(card))
 
 
-def _inherited(model: Any, *, adapter_alone: bool) -> str | None:
-    """Return the card of where the model came from, where it holds for what is saved."""
+def _inherited(model: Any, *, adapter_only: bool) -> str | None:
+    """Return the card of the loaded checkpoint or adapter; `None` if the other kind is being saved."""
     source = model._card_source
     if source is None:
         return None
     try:
-        return read_card(source.file(CARD)) if (source.file(CONFIG) is None) == adapter_alone else None
-    except CheckpointError:  # gone meanwhile, which must not end a save
+        return read_card(source.file(CARD)) if (source.file(CONFIG) is None) == adapter_only else None
+    except CheckpointError:  # a source that is no longer there must not prevent a save
         return None
 
 
 def read_card(file: Path | None) -> str | None:
-    """Return a card, or `None` without a file; any encoding survives `card_bytes`."""
+    """Return a card, or `None` without a file. Bytes that are not UTF-8 are restored by `card_bytes`."""
     if file is None or not file.is_file():
         return None
     return file.read_bytes().decode("utf-8", "surrogateescape")
 
 
 def card_bytes(text: str) -> bytes:
-    """Return the content of a card's file."""
+    """Encode a card, the inverse of `read_card`."""
     return text.encode("utf-8", "surrogateescape")
 
 
 def parse_card(text: str) -> ModelCard | None:
-    """Return a card and its metadata; `None` if it is not UTF-8 or they cannot be read: the Hub takes no such card."""
+    """Parse a card; return `None` if the text is not UTF-8 or its metadata are invalid, which the Hub rejects."""
     try:
         text.encode("utf-8")
         return ModelCard(text, ignore_metadata_errors=True)
-    except Exception:  # of the YAML reader, which is no package that we name, and of whatever the metadata hold
+    except Exception:  # the YAML parser and the metadata classes raise many types
         return None
 
 
 def rename_card(text: str, name: str) -> str:
-    """Rename the model of a card that we wrote, in its code examples too; any other card comes back unchanged."""
+    """Rename the model in a generated card and its code examples; return any other card unchanged."""
     card = parse_card(text) if MARK in text else None
     old = None if card is None else card.data.get("model_name")
     if card is None or not old or str(old) == name:
         return text
     card.data["model_name"] = name
-    title, quoted = f"# {_plain(str(old))}", _quoted(str(old))
+    title, quoted = f"# {_plain(old)}", _quoted(str(old))
     lines = card.text.split("\n")
-    card.text = "\n".join(
-        f"# {_plain(name)}" if line == title else line.replace(quoted, _quoted(name)) for line in lines
-    )
+    renamed = [f"# {_plain(name)}" if line == title else line.replace(quoted, _quoted(name)) for line in lines]
+    card.text = "\n".join(renamed)
     return str(card)
 
 
 def with_tags(text: str, tags: Sequence[str]) -> str:
-    """Add tags to a card's metadata; a card whose metadata cannot be read comes back unchanged."""
+    """Add tags to a card's metadata; return a card with invalid metadata unchanged."""
     card = parse_card(text)
     if card is None:
         return text
@@ -292,7 +289,7 @@ def with_tags(text: str, tags: Sequence[str]) -> str:
 
 
 def is_hub_id(name: str | None) -> bool:
-    """Return whether a model's name is one of the Hub and not a directory here."""
+    """Return whether a name is a Hub id and not a local directory."""
     return name is not None and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not Path(name).exists()
 
 
@@ -301,7 +298,7 @@ def _one_line(text: Any) -> str:
 
 
 def _plain(text: Any) -> str:
-    """Return one line of text without markup."""
+    """Return text in one line with escaped markup."""
     return _escaped(_one_line(text))
 
 
@@ -310,20 +307,20 @@ def _escaped(text: str) -> str:
 
 
 def _quoted(name: str) -> str:
-    """Return a name as a string of Python."""
+    """Return a name as a Python string literal."""
     return json.dumps(name, ensure_ascii=False)
 
 
 def _as_code(name: str) -> str:
-    """Return a name as code in a sentence."""
+    """Return a name as inline code."""
     return f"`{_one_line(name).replace('`', chr(39))}`"
 
 
 def _item(note: str) -> str:
-    """Return a note as one item of a list, in which only backticks are markup."""
-    parts = _CODE.split(_one_line(note))  # every second one is code
-    line = "".join(part if place % 2 else _escaped(part) for place, part in enumerate(parts))
-    # What would open something else at the beginning of a line.
+    """Return a note as a list item, in which only backticks are markup."""
+    parts = _CODE.split(_one_line(note))  # parts at odd indices are code
+    line = "".join(part if index % 2 else _escaped(part) for index, part in enumerate(parts))
+    # Escape what would start a heading, a quotation or a list.
     line = re.sub(r"^(#|>|[-+](?=[-\s]|$))", r"\\\1", line)
     return re.sub(r"^(\d+)(?=[.)])", r"\1\\", line)
 

@@ -1,4 +1,4 @@
-"""What is wrong with files or weights, found before anything is read or written for long."""
+"""Check files and weights before a long load or save."""
 
 from pathlib import Path
 
@@ -12,13 +12,9 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 
 
 def check_weights(source: ModelSource) -> None:
-    """Refuse a local directory whose weights are missing, cut short or outside of it. Reads headers only.
+    """Raise an error if weights of a local directory are missing, truncated or outside of it. Reads only headers.
 
-    Args:
-        source (`ModelSource`): A model or an adapter; nothing is checked for one of the Hub or in a GGUF file.
-
-    Raises:
-        CheckpointError: it names the file.
+    Sources on the Hub and GGUF files are not checked.
     """
     folder = source.directory
     if folder is None or source.arguments.get("gguf_file"):
@@ -32,16 +28,16 @@ def check_weights(source: ModelSource) -> None:
             if any(Path(name).is_absolute() or ".." in Path(name).parts for name in names):
                 raise ValueError("`weight_map` names a file outside of its directory")
     for name in sorted(names):
-        # A pickle, which can run any code when it is read, is never read in its place.
+        # There is no fallback to pickles, which can run arbitrary code.
         with wrap_read_errors(repr(str(folder / name))), safe_open(folder / name, "pt"):
             pass
 
 
 def check_not_packed(model: torch.nn.Module) -> None:
-    """Refuse weights that bitsandbytes repacked for a CPU: what it gives back of them is not what they were."""
+    """Raise an error for weights that bitsandbytes repacked for a CPU, because it does not restore them exactly."""
     for name, parameter in model.named_parameters():
         if getattr(getattr(parameter, "quant_state", None), "packing_format_for_cpu", False):
             raise CheckpointError(
-                f"{name} was repacked by the 4-bit kernels of bitsandbytes in a forward on this CPU, and would be "
-                "saved wrongly. Load the model again and save it before any forward, or quantise it otherwise."
+                f"{name} was repacked by the 4-bit CPU kernels of bitsandbytes in a forward, and would be saved "
+                "incorrectly. Load the model again and save it before any forward, or use another quantization."
             )

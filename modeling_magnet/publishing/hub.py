@@ -1,4 +1,4 @@
-"""To the Hub in one commit: code, sidecars, tokenizer, weights, model card, and the deletion of what they replace."""
+"""Push a checkpoint to the Hub in one commit, which also deletes the files that it replaces."""
 
 import tempfile
 from collections.abc import Sequence
@@ -27,14 +27,7 @@ def push_model(
     tags: str | Sequence[str] | None = None,
     **saving: Any,
 ) -> Any:
-    """Save a model and upload it: see `MagnetMixin.push_to_hub`, which has the same arguments.
-
-    Returns:
-        `CommitInfo`: of `huggingface_hub`.
-
-    Raises:
-        ValueError: the Hub refuses, with its reason, or the model cannot be saved.
-    """
+    """Implement `MagnetMixin.push_to_hub`."""
     api, tags = HfApi(token=token), [tags] if isinstance(tags, str) else list(tags or ())
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -44,7 +37,7 @@ def push_model(
             folder = Path(scratch) / repo_id.split("/")[-1]
             model.save_pretrained(folder, **saving)
             _prepare_card(model, folder / CARD, api, repo_id, revision=revision, tags=tags)
-            there = [name for name in api.list_repo_files(repo_id, revision=revision) if "/" not in name]
+            present = [name for name in api.list_repo_files(repo_id, revision=revision) if "/" not in name]
             new = [file.name for file in folder.iterdir() if file.is_file()]
             return api.upload_folder(
                 repo_id=repo_id,
@@ -53,25 +46,26 @@ def push_model(
                 commit_description=commit_description,
                 revision=revision,
                 create_pr=create_pr,
-                # Exact names: a `*` of these patterns would reach into folders.
-                delete_patterns=stale_files(there, new),
+                # Exact names, because a `*` would match files in subfolders, too.
+                delete_patterns=stale_files(present, new),
             )
     except (httpx.HTTPError, HFValidationError, ConnectionError) as error:
         raise CheckpointError(
-            f"{repo_id!r} was not pushed: {first_line(error).removesuffix('.')}. Check the name, the network, and "
-            "that the token may write there. No file of the repository was changed."
+            f"{repo_id!r} was not pushed: {first_line(error).removesuffix('.')}. Check the name, the network, and the "
+            "token's write permission. No file of the repository was changed."
         ) from error
 
 
 def _prepare_card(
     model: Any, file: Path, api: HfApi, repo_id: str, *, revision: str | None, tags: Sequence[str]
 ) -> None:
-    """Name the repository in the card; one that a person wrote into the repository stays, unless one was set."""
-    text, there = rename_card(read_card(file) or "", repo_id), None
+    """Rename the card to the repository. Unless a card is set on the model, keep a hand-written one there."""
+    text, present = rename_card(read_card(file) or "", repo_id), None
     if model._card is None and api.file_exists(repo_id, CARD, revision=revision):
-        there = read_card(Path(api.hf_hub_download(repo_id, CARD, revision=revision)))
-        text = text if there is None or MARK in there else there
+        present = read_card(Path(api.hf_hub_download(repo_id, CARD, revision=revision)))
+        text = text if present is None or MARK in present else present
     text = with_tags(text, tags) if tags else text
     file.write_bytes(card_bytes(text))
-    if text == there or (model._card is None and parse_card(text) is None):
-        file.unlink()  # the same card is there already; or the Hub would refuse the whole push for it
+    # Do not push an unchanged card, nor one with invalid metadata, for which the Hub would reject the whole commit.
+    if text == present or (model._card is None and parse_card(text) is None):
+        file.unlink()

@@ -1,4 +1,4 @@
-"""An adapter merged into its base, and the proof that the files written say the same as the model in memory."""
+"""Merge an adapter into its base, and verify that a written checkpoint equals the model in memory."""
 
 import copy
 from collections.abc import Iterator
@@ -10,15 +10,15 @@ import torch
 from safetensors import safe_open
 from transformers.utils import logging
 
-from ..adapters_magnet import ADAPTER_LAYERS
-from ..configuration_magnet import MagnetSettings
+from ..adapters_magnet import ADAPTER_LAYERS, HEAD_PREFIX
+from ..configuration_magnet import MODES, MagnetSettings
 from ..encoding_magnet import evaluating
 from ..sources_magnet import CONFIG, CheckpointError
 
 logger = logging.get_logger(__name__)
 
-# Largest difference that rounding explains, relative to the largest value: of sums in another order, or of weights
-# that were rounded to 8 bits of mantissa.
+# Largest difference that rounding explains, relative to the largest value: from the order of a sum in single and
+# double precision, or from rounding the weights to a mantissa of 8 bits.
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}
 HALF_TOLERANCE = 0.2
 PROBE_TEXTS = ("The cat sat on the mat.", "She ate")
@@ -26,9 +26,9 @@ PROBE_LENGTH = 16
 
 
 def check_can_merge(model: Any, state_dict: dict[str, Any] | None) -> None:
-    """Refuse to merge where there is nothing to merge, or where the adapter would be lost or on in further modes."""
+    """Raise a `ValueError` if there is no adapter, or if merging would lose it or switch it on in further modes."""
     if not model.has_adapter:
-        raise ValueError("`merge_adapter=True` was given, but this model has no adapter. Leave it out.")
+        raise ValueError("`merge_adapter=True` was passed, but this model has no adapter. Omit the argument.")
     modes = MagnetSettings.of(model.config).adapter_modes
     if modes is not None:
         raise ValueError(
@@ -37,25 +37,20 @@ def check_can_merge(model: Any, state_dict: dict[str, Any] | None) -> None:
         )
     if getattr(model, "is_quantized", False):
         raise ValueError(
-            "The base is quantised, and merging into rounded weights would lose the adapter. Load the adapter on "
-            "the base without `quantization_config`, and merge it there."
+            "The base is quantized, and merging into its rounded weights would lose the adapter. Load the base "
+            "without `quantization_config`, load the adapter, and merge it there."
         )
     if state_dict is not None:
-        raise ValueError("`merge_adapter=True` merges the model's own weights; pass it or `state_dict`.")
+        raise ValueError("`merge_adapter=True` merges the weights of the model; do not pass `state_dict` with it.")
 
 
 def changed_checkpoint(
     model: Any, state_dict: dict[str, Any] | None, dtype: torch.dtype
 ) -> tuple[Any, dict[str, Any]]:
-    """Merge the adapter and change the dtype of what is to be saved; the model is left as it is.
+    """Return a model whose `save_pretrained` writes the config, and the weights to save, merged and in `dtype`.
 
-    Args:
-        model: One of our models.
-        state_dict (`dict`, *optional*): Weights in place of its own.
-        dtype (`torch.dtype`): Of the result.
-
-    Returns:
-        A model of this class and config without adapters or weights, which says what is saved, and the weights.
+    The returned model is on the meta device, without adapters. `model` stays unchanged. A `state_dict` replaces its
+    weights.
     """
     if state_dict is None:
         state_dict = merged_weights(model) if model.has_adapter else model.state_dict()
@@ -70,28 +65,26 @@ def changed_checkpoint(
 
 
 def merged_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return the state dict of a model with its adapters merged, under the names without them.
+    """Return the state dict of a model with merged adapters, under the names of the base: see `_iterate_merged`."""
+    return dict(_iterate_merged(model))
 
-    Each adapted layer is merged in float32, in a copy: memory grows by one layer and the merged weights, and the model
-    is left as it is.
+
+def _iterate_merged(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the merged weights by name.
+
+    Merges a copy of one adapted layer at a time, in float32, and leaves the model unchanged.
 
     Raises:
         ValueError: the adapter is switched off by `disable_adapters()`.
     """
-    return dict(_merged_pieces(model))
-
-
-def _merged_pieces(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the merged weights, with one merged layer at a time in memory."""
     adapted: dict[str, Any] = {}
     for name, module in model.named_modules():
         if isinstance(module, ADAPTER_LAYERS) and not any(name.startswith(f"{outer}.") for outer in adapted):
             adapted[name] = module
     if any(getattr(module, "disable_adapters", False) for module in adapted.values()):
         raise ValueError(
-            "The adapter is switched off, so merging it would only save the base. Switch it on first: "
-            "`model.enable_adapters()`, or `enable_adapter_layers()` of a PeftModel; where `modules_to_save` stay "
-            "off, load the adapter anew."
+            "The adapter is switched off, so merging would save the base. Call `model.enable_adapters()`, or "
+            "`enable_adapter_layers()` of a PeftModel; if that leaves `modules_to_save` off, load the adapter again."
         )
     for name, tensor in model.state_dict().items():
         if not any(name.startswith(f"{outer}.") for outer in adapted):
@@ -102,9 +95,7 @@ def _merged_pieces(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]
 
 
 def are_tied(weights: dict[str, torch.Tensor], model: Any) -> bool:
-    """Return whether the LM head is the embedding matrix: as the config says, unless an adapter has changed one of
-    them.
-    """
+    """Return whether LM head and embeddings are tied: as in the config, unless an adapter has changed one of them."""
     if not model.config.tie_word_embeddings:
         return False
     names = {id(module): name for name, module in model.named_modules()}
@@ -114,7 +105,7 @@ def are_tied(weights: dict[str, torch.Tensor], model: Any) -> bool:
 
 
 def in_dtype(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Convert floating-point weights to a dtype; one tensor under two names stays one."""
+    """Convert floating-point weights to a dtype, and keep tied weights tied."""
     cast: dict[tuple[Any, ...], torch.Tensor] = {}
     for tensor in weights.values():
         wanted = dtype if tensor.is_floating_point() else tensor.dtype
@@ -127,37 +118,37 @@ def _memory(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 def _merge(layer: Any) -> torch.nn.Module:
-    """Return a plain layer in place of an adapted one, which is used up."""
+    """Merge the adapter of a layer in place, and return the plain layer."""
     layer.float()
+    merged: torch.nn.Module
     if hasattr(layer, "unload_and_optionally_merge_module"):
-        merged: torch.nn.Module = layer.unload_and_optionally_merge_module(
-            merge=True, safe_merge=True, adapter_names=None
-        )
-        return merged
-    layer.merge(safe_merge=True)
-    base: torch.nn.Module = layer.get_base_layer()
-    return base
+        merged = layer.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
+    else:
+        layer.merge(safe_merge=True)
+        merged = layer.get_base_layer()
+    return merged
 
 
 @torch.no_grad()
 def largest_differences(model: Any, other: Any) -> dict[str, float]:
-    """Return how far two models are apart in each mode and in embeddings, relative to the largest value."""
+    """Return the largest differences of two models in each mode and in embeddings, relative to the largest value."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (2, PROBE_LENGTH), generator=generator)
     segments = torch.zeros_like(ids)
     segments[:, 5:9] = 1
     differences = {}
-    for mode in ("causal", "bidirectional", "infill"):
-        segment_ids = segments if mode == "infill" else None
-        first, second = (
-            one(
-                ids.to(one.device), mode=mode, segment_ids=None if segment_ids is None else segment_ids.to(one.device)
-            ).logits.float()
-            for one in (model, other)
-        )
+
+    def compute_logits(decoder: Any, mode: str) -> torch.Tensor:
+        options = {"segment_ids": segments.to(decoder.device)} if mode == "infill" else {}
+        logits: torch.Tensor = decoder(ids.to(decoder.device), mode=mode, **options).logits.float()
+        return logits
+
+    for mode in MODES:
+        first, second = compute_logits(model, mode), compute_logits(other, mode)
         differences[f"logits, {mode}"] = _relative(first, second.to(first.device))
     if model._tokenizer_source.find() is not None:
-        first, second = (one.encode(list(PROBE_TEXTS), convert_to_tensor=True).float() for one in (model, other))
+        first = model.encode(list(PROBE_TEXTS), convert_to_tensor=True).float()
+        second = other.encode(list(PROBE_TEXTS), convert_to_tensor=True).float()
         differences["embeddings"] = _relative(first, second.to(first.device))
     return differences
 
@@ -167,34 +158,26 @@ def _relative(first: torch.Tensor, second: torch.Tensor) -> float:
 
 
 def verify_files(model: Any, directory: Path, *, dtype: torch.dtype) -> dict[str, float]:
-    """Load what was written and compare it to the model in memory.
-
-    Args:
-        model: The model that was saved.
-        directory (`Path`): Where to.
-        dtype (`torch.dtype`): What the weights were written in.
+    """Load a checkpoint that was written in `dtype`, and compare it to the model in memory.
 
     Returns:
-        `dict[str, float]`: the largest differences.
+        `dict[str, float]`: see `largest_differences`.
 
     Raises:
-        CheckpointError: a tensor is not what was to be written, or the differences are more than rounding explains.
+        CheckpointError: a written tensor is wrong, or a difference is larger than rounding explains.
     """
-    loaded = (
-        type(model)
-        .from_pretrained(directory, dtype=dtype, attn_implementation=model.config._attn_implementation)
-        .to(model.device)
-    )
+    attention = model.config._attn_implementation
+    loaded = type(model).from_pretrained(directory, dtype=dtype, attn_implementation=attention).to(model.device)
     _check_written(model, loaded, directory, dtype=dtype)
     with evaluating(model):
         differences = largest_differences(model, loaded)
     coarser = max((model.dtype, dtype), key=lambda kind: TOLERANCES.get(kind, HALF_TOLERANCE))
     limit = TOLERANCES.get(coarser, HALF_TOLERANCE)
-    found = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
-    logger.info(f"saved; largest differences: {found}")
+    listed = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
+    logger.info(f"saved; largest differences: {listed}")
     worst = max(differences, key=lambda name: differences[name])
-    if not differences[worst] <= limit:
-        raise _says_something_else(
+    if not differences[worst] <= limit:  # also true of NaN
+        raise _verification_error(
             f"{worst} differ by {differences[worst]:.2g} of the largest value; rounding to {dtype} explains {limit:g}"
         )
     return differences
@@ -202,7 +185,7 @@ def verify_files(model: Any, directory: Path, *, dtype: torch.dtype) -> dict[str
 
 @torch.no_grad()
 def _check_written(model: Any, loaded: Any, directory: Path, *, dtype: torch.dtype) -> None:
-    """Compare the files of a checkpoint to what was to be written, bit for bit and one tensor at a time."""
+    """Compare the files of a checkpoint to the weights of the model, bit for bit and one tensor at a time."""
     if not (directory / CONFIG).is_file() or getattr(model, "is_quantized", False):
         return
     with ExitStack() as opened:
@@ -211,16 +194,16 @@ def _check_written(model: Any, loaded: Any, directory: Path, *, dtype: torch.dty
             file = opened.enter_context(safe_open(path, "pt"))
             stored.update(dict.fromkeys(file.keys(), file))
         loaded_weights = loaded.state_dict()
-        for name, tensor in _merged_pieces(model):
-            if name.startswith("sscl_head."):  # has a file of its own
+        for name, tensor in _iterate_merged(model):
+            if name.startswith(HEAD_PREFIX):  # stored in a separate file
                 continue
             file = stored.pop(name, None)
             written = loaded_weights.get(name) if file is None else file.get_tensor(name)
-            wanted = tensor.to(dtype) if tensor.is_floating_point() else tensor
-            if written is None or not _are_same_bits(wanted, written):
-                raise _says_something_else(f"{name} is {'missing' if written is None else 'another tensor'}")
+            expected = tensor.to(dtype) if tensor.is_floating_point() else tensor
+            if written is None or not _are_same_bits(expected, written):
+                raise _verification_error(f"{name} is {'missing' if written is None else 'another tensor'}")
         if stored:
-            raise _says_something_else(f"they have {sorted(stored)[:3]}, which the model has not")
+            raise _verification_error(f"the files have {sorted(stored)[:3]}, which the model does not have")
 
 
 def _are_same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
@@ -231,8 +214,8 @@ def _are_same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
     return torch.equal(first, second)
 
 
-def _says_something_else(what: str) -> CheckpointError:
+def _verification_error(difference: str) -> CheckpointError:
     return CheckpointError(
-        f"The files written do not say what the model in memory says: {what}. Nothing was saved; report this with the "
-        "versions of torch, transformers and peft."
+        f"The written files differ from the model in memory: {difference}. Nothing was saved; please report this with "
+        "the versions of torch, transformers and peft."
     )

@@ -1,4 +1,4 @@
-"""What a saved directory has beside weights, code and tokenizer: sentence-transformers' files, and the model card."""
+"""Write the files of sentence-transformers and the model card beside a saved checkpoint."""
 
 import json
 import shutil
@@ -14,9 +14,9 @@ from .card import write_card_beside
 POOLING_FOLDER = "1_Pooling"
 HEAD_FOLDER = "2_Dense"
 LIBRARY_CONFIG = "config_sentence_transformers.json"
-# What the library reads at the top of a directory, and writes there itself when it saves.
+# The files of sentence-transformers at the top of a directory, which it writes itself when it saves a model.
 TOP_FILES = (LIBRARY_CONFIG, "modules.json", "sentence_bert_config.json")
-# Our pooling by the library's name.
+# The names of our poolings in sentence-transformers.
 POOLING_MODES = {"last": "lasttoken", "mean": "mean", "weighted_mean": "weightedmean"}
 
 
@@ -25,11 +25,11 @@ def sidecar_contents(
 ) -> dict[str, Any]:
     """Return the JSON content of each sidecar by file name."""
     processor = {"add_bos_token": has_bos, "add_eos_token": True, "split_special_tokens": True}
-    # The library puts a prompt in front as it is, and without one of these names its `encode_query` and
-    # `encode_document` use none.
+    # `encode_query` and `encode_document` of sentence-transformers look up these names, and use no prompt otherwise.
     default = "" if settings.default_prompt_name is None else settings.prompts[settings.default_prompt_name]
     named = {"query": default, "document": default, **settings.prompts}
-    prompts = {name: join_prompt(named[name], "") for name in sorted(named)}  # as config.json sorts them
+    # sentence-transformers prepends a prompt without a separator, so add it here. Sorted as in config.json.
+    prompts = {name: join_prompt(named[name], "") for name in sorted(named)}
     modules = [
         ("", "sentence_transformers.base.modules.transformer.Transformer"),
         (POOLING_FOLDER, "sentence_transformers.sentence_transformer.modules.pooling.Pooling"),
@@ -37,7 +37,7 @@ def sidecar_contents(
     contents: dict[str, Any] = {
         "sentence_bert_config.json": {
             "transformer_task": "feature-extraction",
-            # The library reads these over config.json's own values, which stay a causal decoder's for other readers.
+            # Overrides for sentence-transformers; in config.json the values stay those of a causal decoder.
             "config_kwargs": settings.encoder_config(),
             "processor_kwargs": processor if pad_token is None else {**processor, "pad_token": pad_token},
             "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
@@ -69,31 +69,23 @@ def sidecar_contents(
     return contents
 
 
-# sentence-transformers takes an adapter's config from its base and drops an override of what that does not have: over
-# a plain decoder the vectors would silently be causal. This module cannot be imported; its name is the message.
+# sentence-transformers applies `config_kwargs` only to keys of the base's config. On a plain decoder, an adapter would
+# silently give causal vectors. This module cannot be imported, and the error shows its name.
 REFUSAL = "merge_this_adapter_first.save_pretrained_with_merge_adapter"
 
 
 def refusing_contents() -> dict[str, Any]:
-    """Return sidecars that say why sentence-transformers cannot open an adapter correctly."""
+    """Return sidecars that make sentence-transformers refuse an adapter with an explanation."""
     return {"modules.json": [{"idx": 0, "name": "0", "path": "", "type": REFUSAL}]}
 
 
-def complete(model: Any, finished: Path, target: Path, *, adapter_alone: bool, by_library: bool) -> None:
-    """Write the sidecars and the card of a checkpoint or an adapter that is being saved.
-
-    Args:
-        model: The model that is saved.
-        finished (`Path`): Where its files were written.
-        target (`Path`): Where they will be.
-        adapter_alone (`bool`): Whether they are an adapter's.
-        by_library (`bool`): Whether sentence-transformers saves the model: it writes card and sidecars itself, before
-            and after our save, with what its user has set.
-    """
+def complete(model: Any, finished: Path, target: Path, *, adapter_only: bool, by_library: bool) -> None:
+    """Write the sidecars and the card into the directory `finished`, which is going to replace `target`."""
+    # If sentence-transformers saves the model, it writes the sidecars and the card itself, partly before our save.
     if by_library:
         _keep_library_files(finished, target)
         return
-    if adapter_alone and not _opens_as_embedder(model, finished):
+    if adapter_only and not _opens_as_embedder(model, finished):
         contents = refusing_contents()
     else:
         tokenizer = model._tokenizer_source.find()
@@ -107,14 +99,13 @@ def complete(model: Any, finished: Path, target: Path, *, adapter_alone: bool, b
         file = finished / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_card_beside(model, finished, target.resolve(), adapter_alone=adapter_alone)
+    write_card_beside(model, finished, target.resolve(), adapter_only=adapter_only)
 
 
 def _opens_as_embedder(model: Any, directory: Path) -> bool:
-    """Return whether sentence-transformers can open an adapter correctly.
+    """Return whether an adapter gives correct embeddings in sentence-transformers.
 
-    It would have the adapter always on, and takes the config of the base, which has to be one of our checkpoints to
-    be read bidirectionally.
+    There, the adapter is always on, and attention is bidirectional only if the base is a MAGNET checkpoint.
     """
     modes = model.magnet_settings.adapter_modes
     if modes is not None and "bidirectional" not in modes:
@@ -127,7 +118,7 @@ def _opens_as_embedder(model: Any, directory: Path) -> bool:
 
 
 def _keep_library_files(finished: Path, target: Path) -> None:
-    """Copy what sentence-transformers has written, and take the prompts and the similarity of its user over."""
+    """Copy the files that sentence-transformers has written, and adopt their prompts and similarity function."""
     for name in TOP_FILES:
         if (target / name).is_file():
             shutil.copy(target / name, finished)
@@ -139,18 +130,18 @@ def _keep_library_files(finished: Path, target: Path) -> None:
 
 
 def _with_choices(magnet: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
-    """Return our settings with what the library's user has chosen, as far as `encode` knows it."""
+    """Return the settings with the values of sentence-transformers' config, or unchanged if those are invalid here."""
     names = ("prompts", "default_prompt_name", "similarity_fn_name")
     try:
         settings = MagnetSettings.from_dict(magnet | {name: chosen[name] for name in names if name in chosen})
     except ValueError as error:
-        warnings.warn(f"`encode` keeps the prompts and the similarity that it had: {error}", stacklevel=2)
+        warnings.warn(f"The prompts and the similarity of `encode` stay unchanged: {error}", stacklevel=2)
         return magnet
     spaced = sorted(name for name, prompt in settings.prompts.items() if join_prompt(prompt, "") != prompt)
     if spaced:
         warnings.warn(
-            f"The prompts {spaced} do not end in a space. sentence-transformers puts them right in front of a text, "
-            "`encode` puts a space between. Give them one for equal vectors.",
+            f"The prompts {spaced} do not end in a space, which `encode` inserts before the text and "
+            "sentence-transformers does not. Append a space to them to get equal vectors.",
             stacklevel=2,
         )
     return settings.to_dict()

@@ -1,4 +1,4 @@
-"""A checkpoint directory appears whole: written aside, moved into place, its config last."""
+"""Write a checkpoint directory atomically: to a temporary directory first, which is moved with its config last."""
 
 import errno
 import glob
@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -14,15 +14,14 @@ from safetensors import SafetensorError
 
 from ..sources_magnet import ADAPTER_CONFIG, CONFIG, CheckpointError
 
-try:  # not on Windows, where what a killed save left behind stays until it is deleted by hand
+try:  # not available on Windows, where the temporary directory of a killed save has to be deleted by hand
     import fcntl
 except ImportError:
     fcntl = None  # type: ignore[assignment]
 
-# Without one of these a directory is not a checkpoint to any loader: they go first and come last.
+# No loader opens a directory without one of these, so they are deleted first and written last.
 IDENTITIES = (CONFIG, ADAPTER_CONFIG)
-# What a former checkpoint may have had and the new one not: it would be read beside it. Exact names, because whatever
-# else lies there is the user's.
+# Files of an old checkpoint that a loader would mix with the new one. Exact names: other files belong to the user.
 _REPLACED = re.compile(
     r"(adapter_)?config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
     r"|adapter_model\.(safetensors|bin)|magnet_adapter\.json|modules\.json|sentence_bert_config\.json"
@@ -38,25 +37,27 @@ _TOKENIZER_FILES = frozenset(
 
 @contextmanager
 def written_aside(target: Path) -> Iterator[Path]:
-    """Yield a directory that replaces the target at the end of the block; after an error nothing is left of it.
+    """Yield a directory that replaces the target at the end of the block, and is deleted after an error.
 
-    Saves to one target may run at once: each is moved into place whole, and the last one stays.
+    Concurrent saves to one target are safe: each is moved as a whole, and the last one remains.
 
     Args:
         target (`Path`): The checkpoint directory, or a link to it; other files in it are kept.
 
     Yields:
-        `Path`: a directory that does not exist yet, on the target's file system.
+        `Path`: a directory on the target's file system, which the block has to create.
 
     Raises:
-        CheckpointError: no permission to write, or no space left; it says whether the target was changed.
+        CheckpointError: the target cannot be written; the message says whether it was changed.
     """
     held, changed = ExitStack(), list[Path]()
     try:
         place = target.resolve()
         place.parent.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as alone:
-            _lock_if_possible(alone, place.parent)
+        # The lock on the parent excludes other saves only while directories appear and move; the lock on the scratch
+        # directory tells them that this save is still running.
+        with ExitStack() as exclusive:
+            _lock_if_possible(exclusive, place.parent)
             _remove_leftovers(place)
             scratch = _make_scratch(place)
             _lock_if_possible(held, scratch)
@@ -64,39 +65,31 @@ def written_aside(target: Path) -> Iterator[Path]:
         finished = scratch / "checkpoint"
         yield finished
         if finished.is_dir():
-            with ExitStack() as alone:
-                _lock_if_possible(alone, place.parent)
+            with ExitStack() as exclusive:
+                _lock_if_possible(exclusive, place.parent)
                 move_into_place(finished, place, changed)
     except CheckpointError:
         raise
     except (OSError, SafetensorError) as error:
-        state = (
-            "It was changed: its config is gone or its files are not all of one save, so save to it again."
-            if changed
-            else "Nothing in it was changed."
-        )
+        state = "It is incomplete now: save to it again." if changed else "It was not changed."
         existing = next(folder for folder in (target, *target.absolute().parents) if folder.is_dir())
         raise CheckpointError(
-            f"{str(target)!r} could not be written ({error}). {state} Check the permissions and the "
-            f"{shutil.disk_usage(existing).free / 1e9:.1f} GB that are free there, or name another directory."
+            f"{str(target)!r} could not be written ({error}). {state} Check the permissions and the free space, "
+            f"{shutil.disk_usage(existing).free / 1e9:.1f} GB, or choose another directory."
         ) from error
     finally:
         held.close()
 
 
 def move_into_place(finished: Path, target: Path, changed: list[Path]) -> None:
-    """Replace a checkpoint directory by a finished one on the same file system, its config last.
+    """Replace a checkpoint directory by a finished one on the same file system.
 
-    The old config goes first: an interruption leaves the old checkpoint, the new one, or a directory that loaders
-    refuse because it has no config, never a mixture.
-
-    Args:
-        finished (`Path`): The new one.
-        target (`Path`): The one to replace, or none.
-        changed (`list[Path]`): Collects what was changed in the target, for whom this fails.
+    The old config is deleted first and the new one is moved last. An interruption leaves the old checkpoint, the new
+    one, or a directory without a config, which loaders refuse; never a mixture. `changed` receives the files changed
+    in the target, for the message of a failure.
 
     Raises:
-        CheckpointError: a directory in the place of a file, or the other way round; nothing was changed.
+        CheckpointError: a directory has the name of a file, or a file that of a directory; nothing was changed.
     """
     if not target.exists():
         finished.rename(target)
@@ -115,36 +108,33 @@ def move_into_place(finished: Path, target: Path, changed: list[Path]) -> None:
         changed.append(target / name)
 
 
-def stale_files(there: Collection[str], new: Iterator[str] | Collection[str]) -> list[str]:
-    """Return the names in `there` that a loader would read beside the `new` files of a checkpoint."""
+def stale_files(present: Collection[str], new: Iterable[str]) -> list[str]:
+    """Return the `present` files that a loader would mix with the `new` files of a checkpoint."""
     added = set(new)
-    replaces_tokenizer = bool(added & _TOKENIZER_FILES) or not set(IDENTITIES).isdisjoint(there)
-    return sorted(
-        name
-        for name in set(there) - added
-        if _REPLACED.fullmatch(name) or (replaces_tokenizer and name in _TOKENIZER_FILES)
-    )
+    replaces_tokenizer = bool(added & _TOKENIZER_FILES) or not set(IDENTITIES).isdisjoint(present)
+    tokenizer_files = _TOKENIZER_FILES if replaces_tokenizer else frozenset()
+    return sorted(name for name in set(present) - added if _REPLACED.fullmatch(name) or name in tokenizer_files)
 
 
 def _check_free(target: Path, name: Path) -> None:
-    """Refuse what a move would only find out after the old config is gone."""
+    """Raise an error if a file cannot be moved into the target, before the old config is deleted."""
     blocking = [target / name] if (target / name).is_dir() else []
     blocking += [target / part for part in name.parents if (target / part).exists() and not (target / part).is_dir()]
     if blocking:
         raise CheckpointError(
-            f"{str(blocking[0])!r} is in the way of a checkpoint's {str(name)!r}. Nothing was changed. Move it away, "
-            "or name another directory."
+            f"{str(blocking[0])!r} blocks the file {str(name)!r} of the checkpoint. Nothing was changed. Move it, or "
+            "choose another directory."
         )
 
 
 def _make_scratch(place: Path) -> Path:
-    """Make a directory from which files can be moved into the target: beside it, or in it if it is a mount."""
-    with suppress(PermissionError):  # where nothing may be made beside the target
+    """Create a directory on the target's file system: beside the target, or in it if it is a mount point."""
+    with suppress(PermissionError):  # the parent may be read-only
         scratch = Path(tempfile.mkdtemp(prefix=f".{place.name}-saving-", dir=place.parent))
         if not place.is_dir():
             return scratch
         try:
-            os.rename(scratch / "absent", place / scratch.name)  # changes nothing: the mounts are compared first
+            os.rename(scratch / "absent", place / scratch.name)  # always fails, with EXDEV across file systems
         except OSError as error:
             if error.errno != errno.EXDEV:
                 return scratch
@@ -165,13 +155,13 @@ def _lock(folder: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def _lock_if_possible(held: ExitStack, folder: Path) -> None:
-    """Lock a directory until `held` is closed. Where a file system locks none, saves must not run at once."""
+    """Lock a directory until `held` is closed. If the file system has no locks, concurrent saves are not safe."""
     with suppress(OSError):
         held.enter_context(_lock(folder))
 
 
 def _remove_leftovers(place: Path) -> None:
-    """Delete what a killed save to the same target left; a save that runs holds its lock."""
+    """Delete the temporary directories of killed saves to this target; those of running saves are locked."""
     if fcntl is None:
         return
     beside = place.parent.glob(f".{glob.escape(place.name)}-saving-*")

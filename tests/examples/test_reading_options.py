@@ -71,7 +71,7 @@ def test_all_complaints_come_at_once_before_weights_are_read(folders):
         "`--model` d: BOS and the prompt 'long",
     ):
         assert complaint in str(raised.value)
-    with pytest.raises(ValueError, match="`--model` bert: .* holds a model of type 'bert'"):
+    with pytest.raises(ValueError, match="`--model` bert: .* a model of type 'bert'"):
         groups("--model", str(folders / "bert"), "--reading", "magnet")
     with pytest.raises(ValueError, match="`--model` saved: BOS and the template of the echo"):
         groups("--model", str(folders / "saved"), "--reading", "echo", "--prompt", "long " * 300)

@@ -50,7 +50,7 @@ def test_a_directory_says_how_it_is_read(tmp_path, tiny_model):
     assert reading_of(str(tmp_path / "bert"), None) == reading_of(str(tmp_path / "bert"), "encoder") == "encoder"
     with pytest.raises(ValueError, match="is a decoder; expected --reading bidirectional or causal"):
         reading_of(str(tmp_path / "decoder"), "encoder")
-    with pytest.raises(ValueError, match="holds a model of type 'bert'"):
+    with pytest.raises(ValueError, match="a model of type 'bert'"):
         reading_of(str(tmp_path / "bert"), "causal")
     with pytest.raises(ValueError, match="As an encoder: "):
         reading_of(str(tmp_path), None)

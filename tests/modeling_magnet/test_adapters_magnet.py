@@ -1,4 +1,4 @@
-"""An adapter bound to modes leaves the base as it was, in every call, whatever other threads do."""
+"""An adapter that is off in some modes leaves the base unchanged in every call, also with concurrent threads."""
 
 import copy
 import json
@@ -22,7 +22,7 @@ TEXTS = ["The cat sat.", "She ate the apple for breakfast.", "dog"]
 
 
 def lora(**changes):
-    """An adapter that moves outputs visibly from its first step on."""
+    """Return the config of an adapter that changes outputs from its first step on."""
     return LoraConfig(
         **{"task_type": "CAUSAL_LM", "target_modules": "all-linear", "r": 4, "init_lora_weights": False, **changes}
     )
@@ -85,7 +85,7 @@ def test_causal_mode_is_the_base_bit_for_bit(base_folder, implementation, dtype)
 
 @pytest.mark.long
 def test_a_thousand_calls_of_four_threads_do_not_disturb_each_other(bound, stock):
-    """Each thread mixes modes in an order of its own; every result is compared to the one of a quiet model."""
+    """Each thread uses the modes in a different order; each result is compared to that of a single-threaded model."""
     before = copy.deepcopy(bound.config.to_dict())
     with torch.no_grad():
         calls = {
@@ -120,7 +120,7 @@ def test_a_thousand_calls_of_four_threads_do_not_disturb_each_other(bound, stock
 
 @torch.no_grad()
 def test_a_callback_may_use_another_mode(bound, stock):
-    """The running call wants no adapter; what it calls is asked anew."""
+    """The outer call is base-only; the mode of the inner call decides for itself."""
     seen = {}
 
     def look(module, args, output):
@@ -166,7 +166,7 @@ def test_an_adapter_may_be_on_in_any_set_of_modes(adapted, stock):
     ids=["embeddings", "saved module", "dora", "rslora"],
 )
 @torch.no_grad()
-def test_other_kinds_of_lora_can_be_left_out_too(base_folder, stock, changes):
+def test_other_lora_variants_can_be_bypassed(base_folder, stock, changes):
     torch.manual_seed(3)
     model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
     model.add_adapter(lora(**changes))
@@ -180,7 +180,7 @@ def test_other_kinds_of_lora_can_be_left_out_too(base_folder, stock, changes):
     assert differs(model(IDS, mode="infill", segment_ids=SEGMENTS).logits, model(IDS).logits)
 
 
-def test_what_cannot_be_left_out_is_refused(base_folder, tiny_model):
+def test_adapters_that_cannot_be_bypassed_raise(base_folder, tiny_model):
     with pytest.raises(ValueError, match="has no adapter to bind"):
         tiny_model.set_adapter_modes(BOUND)
     with pytest.raises(ValueError, match="Unknown mode 'off'"):
@@ -189,29 +189,29 @@ def test_what_cannot_be_left_out_is_refused(base_folder, tiny_model):
         tiny_model.set_adapter_modes("infill")
     model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
     model.add_adapter(lora(bias="all"))
-    with pytest.raises(ValueError, match=r"biases of the base itself \(bias='all'\)"):
+    with pytest.raises(ValueError, match=r"biases of the base model \(bias='all'\)"):
         model.set_adapter_modes(BOUND)
     model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
     model.add_adapter(
         IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
     )
-    with pytest.raises(ValueError, match="cannot be left out of a call"):
+    with pytest.raises(ValueError, match="cannot bypass"):
         model.set_adapter_modes(BOUND)
 
 
-def test_layers_that_came_behind_the_models_back_are_noticed(tiny_model, adapted):
+def test_layers_without_a_hook_raise(tiny_model, adapted):
     adapted.set_adapter_modes(BOUND)
     merged = copy.deepcopy(adapted)
     for layer in (layer for layer in merged.modules() if isinstance(layer, ADAPTER_LAYERS)):
         layer._forward_pre_hooks.clear()
-    with pytest.raises(ValueError, match="attached without the model's knowledge"):
+    with pytest.raises(ValueError, match="some adapter layer has no hook"):
         merged(IDS)
 
 
-def test_gradient_checkpointing_is_refused_where_it_would_forget(bound):
+def test_gradient_checkpointing_raises_if_the_adapter_is_off(bound):
     bound.train()
     bound.gradient_checkpointing_enable()
-    with pytest.raises(ValueError, match="gradient checkpointing would run the layers again"):
+    with pytest.raises(ValueError, match="gradient checkpointing would recompute"):
         bound(IDS)
     bound(IDS, mode="bidirectional").last_hidden_state.sum().backward()
     with torch.no_grad():
@@ -281,7 +281,7 @@ def test_a_kept_head_travels_with_the_adapter(base_folder, adapted, tmp_path):
 
 
 @torch.no_grad()
-def test_an_adapter_of_pefts_own_making_loads(base_folder, tmp_path):
+def test_an_adapter_saved_by_peft_loads(base_folder, tmp_path):
     torch.manual_seed(3)
     wrapped = get_peft_model(MagnetLlamaForCausalLM.from_pretrained(base_folder), lora()).eval()
     wrapped.save_pretrained(tmp_path / "adapter")
@@ -293,13 +293,13 @@ def test_an_adapter_of_pefts_own_making_loads(base_folder, tmp_path):
     np.testing.assert_array_equal(again.encode(TEXTS), wrapped.encode(TEXTS))
 
 
-def test_an_adapter_of_another_base_is_refused(adapted, base_folder, tmp_path):
+def test_an_adapter_of_another_base_raises(adapted, base_folder, tmp_path):
     folder = tmp_path / "adapter"
     adapted.save_pretrained(folder)
     stored = json.loads((folder / "magnet_adapter.json").read_text())
     stored["base"]["hidden_size"] = 64
     (folder / "magnet_adapter.json").write_text(json.dumps(stored))
-    with pytest.raises(ValueError, match="trained on another base: hidden_size 64 where this base has 32"):
+    with pytest.raises(ValueError, match="hidden_size 64 .this base has 32"):
         MagnetLlamaForCausalLM.from_pretrained(folder)
     (folder / "magnet_adapter.json").unlink()  # one of peft's own making
     config = copy.deepcopy(adapted.config)
@@ -315,27 +315,27 @@ def test_an_adapter_of_another_base_is_refused(adapted, base_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"target_modules": [["q_proj"]]}, r"cannot be read \(TypeError: unhashable type"),
-        ({"megatron_config": {"a": 1}, "megatron_core": "theirs"}, "peft would import a module"),
+        ({"megatron_config": {"a": 1}, "megatron_core": "theirs"}, "`megatron_config`"),
         (None, "cannot be read"),
     ],
     ids=["type", "module", "no JSON"],
 )
-def test_a_configuration_that_peft_cannot_use_is_named(adapted, base_folder, tmp_path, monkeypatch, changes, told):
+def test_an_adapter_config_that_peft_cannot_use_raises(adapted, base_folder, tmp_path, monkeypatch, changes, message):
     adapted.save_pretrained(tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_config.json"
     file.write_text("{" if changes is None else json.dumps({**json.loads(file.read_text()), **changes}))
     (tmp_path / "theirs.py").write_text("raise SystemExit('it was imported')")
     monkeypatch.syspath_prepend(tmp_path)
     model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
-    with pytest.raises(ValueError, match=rf"adapter.*{told}"):
+    with pytest.raises(ValueError, match=rf"adapter.*{message}"):
         model.load_adapter(str(tmp_path / "adapter"))
     assert not getattr(model, "peft_config", None)
 
 
-def test_weights_that_are_none_are_named_and_leave_the_model(adapted, base_folder, tmp_path):
+def test_invalid_adapter_weights_raise_and_leave_the_model_unchanged(adapted, base_folder, tmp_path):
     adapted.save_pretrained(tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
@@ -345,7 +345,7 @@ def test_weights_that_are_none_are_named_and_leave_the_model(adapted, base_folde
     assert not getattr(model, "peft_config", None)
 
 
-def test_an_adapter_without_its_base_says_so(adapted, tmp_path):
+def test_an_adapter_without_its_base_raises(adapted, tmp_path):
     folder = tmp_path / "adapter"
     adapted.save_pretrained(folder)
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -400,19 +400,19 @@ def test_an_adapter_that_is_added_later_is_bound_as_well(bound, stock):
 
 
 @torch.no_grad()
-def test_what_peft_does_behind_the_models_back_is_noticed(base_folder):
+def test_changes_made_through_peft_raise(base_folder):
     torch.manual_seed(3)
     wrapped = get_peft_model(MagnetLlamaForCausalLM.from_pretrained(base_folder), lora()).eval()
     wrapped.set_adapter_modes(BOUND)
     wrapped(input_ids=IDS)
     wrapped.add_adapter("second", lora(target_modules=["v_proj"]))
     wrapped.set_adapter("second")
-    with pytest.raises(ValueError, match="attached without the model's knowledge"):
+    with pytest.raises(ValueError, match="some adapter layer has no hook"):
         wrapped(input_ids=IDS)
     wrapped.set_adapter_modes(BOUND)
     wrapped(input_ids=IDS)
     merged = wrapped.merge_and_unload()
-    with pytest.raises(ValueError, match="or were merged"):
+    with pytest.raises(ValueError, match="the adapter was merged"):
         merged(IDS)
     merged.set_adapter_modes(None)
     merged(IDS)
@@ -438,7 +438,7 @@ def test_an_adapter_that_fails_to_load_leaves_the_model_as_it_was(base_folder, t
     "changes", [{"use_dora": True}, {"trainable_token_indices": [40, 41]}], ids=["dora", "tokens"]
 )
 @torch.no_grad()
-def test_kinds_whose_names_only_peft_knows_come_back(base_folder, tmp_path, changes):
+def test_adapter_types_with_names_only_peft_knows_survive_a_round_trip(base_folder, tmp_path, changes):
     torch.manual_seed(1)
     model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
     model.add_adapter(lora(**changes))
@@ -465,7 +465,7 @@ def test_an_adapter_remembers_which_files_its_base_is(tiny_model, tmp_path):
 
 
 @torch.no_grad()
-def test_modes_are_kept_however_the_adapter_is_opened(bound, base_folder, stock, tmp_path):
+def test_adapter_modes_survive_every_way_of_loading(bound, base_folder, stock, tmp_path):
     from transformers import AutoConfig
 
     bound.save_pretrained(tmp_path / "adapter")
@@ -483,8 +483,8 @@ def test_modes_are_kept_however_the_adapter_is_opened(bound, base_folder, stock,
 
 
 @torch.no_grad()
-def test_a_call_of_another_model_inside_is_its_own(bound, base_folder):
-    """What one model wants is nothing to another that runs within it."""
+def test_a_nested_call_of_another_model_is_independent(bound, base_folder):
+    """A base-only call of one model does not affect another model that is called within it."""
     torch.manual_seed(8)
     other = MagnetLlamaForCausalLM.from_pretrained(base_folder)
     other.add_adapter(lora())
@@ -503,17 +503,17 @@ def test_a_call_of_another_model_inside_is_its_own(bound, base_folder):
         assert torch.equal(logits, expected[1])
 
 
-def test_weights_in_memory_need_no_place(tiny_model):
+def test_adapter_weights_load_from_memory(tiny_model):
     other = MagnetLlamaForCausalLM.from_pretrained(None, config=tiny_model.config, state_dict=tiny_model.state_dict())
     with torch.no_grad():
         assert torch.equal(other(IDS).logits, tiny_model(IDS).logits)
 
 
-def test_weights_without_a_place_are_warned_of(base_folder):
+def test_unexpected_weights_warn(base_folder):
     values = json.loads((base_folder / "config.json").read_text())
     values["num_hidden_layers"] = 2
     (base_folder / "config.json").write_text(json.dumps(values))
-    with pytest.warns(UserWarning, match=r"hold \['model.layers.2.*for which the model has no place"):
+    with pytest.warns(UserWarning, match=r"that the model does not use.*'model.layers.2"):
         MagnetLlamaForCausalLM.from_pretrained(base_folder)
 
 
@@ -551,7 +551,7 @@ def test_an_adapter_over_a_vocabulary_resized_in_memory_is_saved_merged(base_fol
 
 
 @torch.no_grad()
-def test_an_adapter_is_written_in_the_dtype_that_is_asked_for(base_folder, tmp_path):
+def test_an_adapter_is_saved_in_the_requested_dtype(base_folder, tmp_path):
     model = MagnetLlamaForCausalLM.from_pretrained(base_folder)
     model.add_adapter(LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False, target_modules="all-linear"))
     model.eval()

@@ -1,4 +1,4 @@
-"""Saved and loaded: what is in the directory, who can read it, and what is left when a save is interrupted."""
+"""Test the content of saved directories, their readers, and interrupted saves."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ IDS = torch.tensor([[1, 40, 41, 42, 43, 44]])
 
 
 def variant(model, *, tied=False, head=None):
-    """A model of the tiny size with tied embeddings or a contrastive head, and the same tokenizer."""
+    """Build a tiny model with tied embeddings or a contrastive head."""
     config = copy.deepcopy(model.config)
     config.tie_word_embeddings = tied
     config.magnet["contrastive_head"] = head
@@ -30,7 +30,7 @@ def variant(model, *, tied=False, head=None):
 
 
 def stored_keys(directory):
-    """Names of all tensors in the main weights."""
+    """Return the names of all tensors in the main weights."""
     keys = set()
     for file in directory.glob("model*.safetensors"):
         with safe_open(file, "pt") as tensors:
@@ -40,7 +40,7 @@ def stored_keys(directory):
 
 @torch.no_grad()
 def behaviour(model):
-    """Everything that must survive a round trip, as numbers and text."""
+    """Return everything that must survive a round trip, as numbers and text."""
     return {
         "causal": model(IDS).logits.numpy(),
         "bidirectional": model(IDS, mode="bidirectional").last_hidden_state.numpy(),
@@ -78,7 +78,7 @@ def test_a_round_trip_changes_nothing(tiny_model, tmp_path, tied, head):
 
 @pytest.mark.parametrize("head", [None, "tanh"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_without_remote_code_it_is_a_stock_llama(tiny_model, tmp_path, tied, head):
+def test_a_checkpoint_opens_as_a_stock_llama_without_remote_code(tiny_model, tmp_path, tied, head):
     model = variant(tiny_model, tied=tied, head=head)
     model.save_pretrained(tmp_path)
     stock, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True, trust_remote_code=False)
@@ -102,7 +102,7 @@ def test_a_plain_llama_becomes_a_checkpoint(real_llama, tmp_path):
     assert loaded.magnet_settings.mask_token == model.magnet_settings.mask_token
 
 
-def test_config_json_names_both_lives(tiny_model, tmp_path):
+def test_config_json_names_the_stock_and_the_magnet_class(tiny_model, tmp_path):
     tiny_model.config.magnet["prompts"]["query"] = "Find: "
     before = copy.deepcopy(tiny_model.config.to_dict())
     tiny_model.save_pretrained(tmp_path)
@@ -226,7 +226,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tiny_model, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_save_that_stops_among_the_renames_is_never_a_mixture(tiny_model, tmp_path, monkeypatch):
+def test_a_save_interrupted_between_renames_leaves_no_mixture(tiny_model, tmp_path, monkeypatch):
     import os
 
     other, replace = variant(tiny_model, tied=True), os.replace
@@ -259,7 +259,7 @@ def test_only_the_main_process_writes(tiny_model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_may_be_handed_in(tiny_model, tmp_path):
+def test_a_state_dict_may_be_passed(tiny_model, tmp_path):
     weights = {name: tensor * 2 for name, tensor in variant(tiny_model, head="tanh").state_dict().items()}
     assert any(name.startswith("sscl_head.") for name in weights)
     tiny_model.save_pretrained(tmp_path, state_dict=weights)
@@ -278,20 +278,20 @@ def test_half_precision_and_subfolders_survive(tiny_model, tmp_path):
     assert MagnetLlamaForCausalLM.from_pretrained(tmp_path / "inner", dtype=torch.float32).dtype == torch.float32
 
 
-def test_a_model_that_is_no_llama_is_refused_before_its_weights_are_read(tmp_path):
+def test_another_model_type_raises_before_weights_are_read(tmp_path):
     BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"holds a model of type 'bert'; this class adapts 'llama'"):
+    with pytest.raises(ValueError, match=r"of type 'bert'; this class expects 'llama'"):
         MagnetLlamaForCausalLM.from_pretrained(tmp_path)
 
 
 def test_a_mask_token_needs_a_tokenizer(tiny_config, tmp_path):
     LlamaForCausalLM(tiny_config).save_pretrained(tmp_path)
     assert MagnetLlamaForCausalLM.from_pretrained(tmp_path).magnet_settings.mask_token is None
-    with pytest.raises(ValueError, match=r"mask_token='_' was given, but there is no tokenizer at"):
+    with pytest.raises(ValueError, match=r"mask_token='_' was passed"):
         MagnetLlamaForCausalLM.from_pretrained(tmp_path, mask_token="_")
 
 
-def test_a_tokenizer_that_does_not_fit_is_refused(tiny_model, tmp_path):
+def test_a_tokenizer_that_does_not_fit_raises(tiny_model, tmp_path):
     tiny_model.save_pretrained(tmp_path)
     larger = copy.deepcopy(tiny_model.tokenizer)
     larger.add_tokens(["<new>"])
@@ -300,7 +300,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tiny_model, tmp_path):
         MagnetLlamaForCausalLM.from_pretrained(tmp_path).encode("A cat.")
 
 
-def test_a_target_that_is_a_file_is_refused(tiny_model, tmp_path):
+def test_a_target_that_is_a_file_raises(tiny_model, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file; expected a directory"):
         tiny_model.save_pretrained(tmp_path / "file")
@@ -308,7 +308,7 @@ def test_a_target_that_is_a_file_is_refused(tiny_model, tmp_path):
         tiny_model.save_pretrained(tmp_path / "other", push_to_hub=True)
 
 
-def test_a_dtype_may_be_a_name(tiny_model, tmp_path):
+def test_a_dtype_may_be_passed_by_name(tiny_model, tmp_path):
     for name in ("bfloat16", "torch.bfloat16"):
         tiny_model.save_pretrained(tmp_path / name, dtype=name)
         assert MagnetLlamaForCausalLM.from_pretrained(tmp_path / name).dtype == torch.bfloat16
@@ -317,9 +317,9 @@ def test_a_dtype_may_be_a_name(tiny_model, tmp_path):
             tiny_model.save_pretrained(tmp_path / "wrong", dtype=wrong)
 
 
-def test_merging_takes_the_models_own_weights(tiny_model, tmp_path):
+def test_merging_with_a_state_dict_raises(tiny_model, tmp_path):
     tiny_model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
-    with pytest.raises(ValueError, match="pass it or `state_dict`"):
+    with pytest.raises(ValueError, match="do not pass `state_dict`"):
         tiny_model.save_pretrained(tmp_path / "merged", merge_adapter=True, state_dict=tiny_model.state_dict())
 
 
@@ -342,18 +342,18 @@ def test_a_model_whose_adapters_were_deleted_is_a_checkpoint(tiny_model, tmp_pat
         tiny_model.save_pretrained(tmp_path, merge_adapter=True)
 
 
-def test_modes_of_an_adapter_are_in_no_checkpoint(tiny_model, tmp_path):
+def test_a_full_checkpoint_has_no_adapter_modes(tiny_model, tmp_path):
     tiny_model.config.magnet["adapter_modes"] = ["bidirectional"]
     tiny_model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["magnet"]["adapter_modes"] is None
     assert tiny_model.config.magnet["adapter_modes"] == ["bidirectional"]
 
 
-def test_a_tokenizer_that_is_gone_is_missed(tiny_model, tiny_config, tmp_path):
+def test_saving_without_the_loaded_tokenizer_raises(tiny_model, tiny_config, tmp_path):
     tiny_model.save_pretrained(tmp_path / "mine")
     loaded = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "mine")
     shutil.rmtree(tmp_path / "mine")
-    with pytest.raises(ValueError, match=r"The tokenizer at '.*mine', .* cannot be read any more"):
+    with pytest.raises(ValueError, match=r"The tokenizer at '.*mine', .* can no longer be read"):
         loaded.save_pretrained(tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
     loaded.tokenizer = tiny_model.tokenizer

@@ -48,7 +48,7 @@ def test_settings_survive_a_round_trip():
         ({"temperature": 0.1}, r"\['temperature'\] in 'here'; this version knows"),
     ],
 )
-def test_settings_that_cannot_be_are_named_with_their_source(values, message):
+def test_invalid_settings_raise_and_name_their_source(values, message):
     with pytest.raises(ValueError, match=f"'here'.*{message}|{message}.*"):
         MagnetSettings.from_dict(values, source="'here'")
 
@@ -63,7 +63,7 @@ KNOWN = st.sampled_from(sorted(MagnetSettings().to_dict()))
 
 @settings(max_examples=400, deadline=None)
 @given(values=JSON | st.dictionaries(KNOWN, JSON, max_size=3))
-def test_any_json_is_settings_or_a_value_error(values):
+def test_any_json_gives_settings_or_a_value_error(values):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of newer schemas
         try:
@@ -77,11 +77,11 @@ def test_any_json_is_settings_or_a_value_error(values):
 def test_default_mask_tokens_of_real_llamas(wiki_7m, stories260k, babyllama):
     assert resolve_mask_token(AutoTokenizer.from_pretrained(wiki_7m))[0] == "_"
     assert resolve_mask_token(AutoTokenizer.from_pretrained(stories260k)) == ("<0x5F>", 98)
-    with pytest.raises(ValueError, match=r"vocabulary of 105.*Name a rare token.*`mask_token=`"):
+    with pytest.raises(ValueError, match=r"vocabulary of 105.*Pass a rare token.*`mask_token`"):
         resolve_mask_token(AutoTokenizer.from_pretrained(babyllama))
 
 
-def test_a_plain_llama_is_given_its_mask_token_when_it_is_loaded(wiki_7m, stories260k, babyllama):
+def test_loading_a_plain_llama_finds_its_mask_token(wiki_7m, stories260k, babyllama):
     for directory, token in ((wiki_7m, "_"), (stories260k, "<0x5F>")):
         model = MagnetLlamaForCausalLM.from_pretrained(directory)
         assert model.magnet_settings.mask_token == token
@@ -99,12 +99,12 @@ def test_the_tokenizers_own_mask_token_comes_first(tiny_tokenizer):
 
 
 @pytest.mark.parametrize("token", ["<unk>", "no such token"])
-def test_a_wish_that_is_no_real_token_is_refused(tiny_tokenizer, token):
-    with pytest.raises(ValueError, match=rf"none of \['{token}'\] is one token"):
+def test_a_mask_token_outside_the_vocabulary_raises(tiny_tokenizer, token):
+    with pytest.raises(ValueError, match=rf"none of \['{token}'\] is a single token"):
         resolve_mask_token(tiny_tokenizer, token)
 
 
-def test_a_tokenizer_with_more_tokens_than_the_model_embeds_is_refused(tiny_model, tiny_tokenizer):
+def test_a_tokenizer_with_more_tokens_than_embeddings_raises(tiny_model, tiny_tokenizer):
     check_tokenizer_fits(tiny_tokenizer, 300)
     with pytest.raises(ValueError, match=r"has 300 tokens, but the model embeds 299.*resize_token_embeddings"):
         check_tokenizer_fits(tiny_tokenizer, 299)

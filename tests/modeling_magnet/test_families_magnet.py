@@ -1,7 +1,7 @@
 """Every family x mode x back-end on tiny random weights of the real configuration classes.
 
 Causal mode against the stock class bit for bit, with windows shorter than the text; the other modes against the stock
-class that is handed masks drawn by a double loop.
+class with masks computed by a double loop.
 """
 
 import json
@@ -55,7 +55,7 @@ def make_config(model_type):
 
 
 def write_decoder(folder, model_type, tokenizer):
-    """A plain decoder of a family on disk."""
+    """Write a plain decoder of a family."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(make_config(model_type))
     with torch.no_grad():  # norms begin as ones, which hides a forgotten one
@@ -117,7 +117,7 @@ def test_generation_from_embeddings_is_the_stock_class_s(checkpoint):
 
 
 def looped_masks(config, segments, positions, mask):
-    """Additive masks for each kind of layer, one cell at a time."""
+    """Return additive masks for each layer type, computed one cell at a time."""
     batch, length = segments.shape
     masks = {}
     for kind, window in layer_windows(config).items():
@@ -155,7 +155,7 @@ def test_other_modes_are_the_stock_class_with_masks_by_loop(checkpoint, implemen
 
 
 @torch.no_grad()
-def test_a_later_token_moves_what_its_window_reaches_and_nothing_else(checkpoint):
+def test_a_later_token_affects_only_positions_in_its_window(checkpoint):
     ours, _ = twins(checkpoint, "sdpa")
     ids, _ = make_batch(None, length=30)
     ids = ids[:1]
@@ -188,7 +188,7 @@ def test_blanks_equal_a_loop_of_full_mask_forwards(checkpoint, implementation):
         torch.testing.assert_close(torch.tensor(gap[0].logprobs), torch.tensor(logprobs), atol=1e-4, rtol=0)
 
 
-def test_a_text_has_one_vector_whatever_stands_beside_it(checkpoint):
+def test_an_embedding_does_not_depend_on_the_batch(checkpoint):
     ours, _ = twins(checkpoint, "sdpa")
     texts = ["The cat sat.", "She ate the apple for breakfast and the bread for lunch.", "dog"]
     together = ours.encode(texts, normalize_embeddings=True)
@@ -219,14 +219,14 @@ def test_checkpoints_of_all_families_open_in_a_clean_process(tiny_tokenizer, tmp
     assert json.loads(done.stdout.splitlines()[-1]) == expected
 
 
-def test_a_family_without_a_class_is_named(tmp_path):
+def test_a_family_without_a_class_raises(tmp_path):
     PreTrainedConfig.from_dict({"model_type": "gpt2"}).save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(ValueError, match=r"type 'gpt2'; there are MAGNET classes for \['gemma3_text'"):
         AutoMagnetForCausalLM.from_pretrained(tmp_path)
 
 
-def test_layers_of_another_kind_are_refused():
+def test_unknown_layer_types_raise():
     config = make_config("qwen3")
     config.layer_types = ["full_attention", "linear_attention", "full_attention"]
     with pytest.raises(ValueError, match=r"layers of \['linear_attention'\]"):
@@ -235,7 +235,7 @@ def test_layers_of_another_kind_are_refused():
 
 @pytest.mark.parametrize("model_type", WINDOWED)
 @torch.no_grad()
-def test_a_cache_without_positions_is_refused_where_there_are_windows(model_type):
+def test_a_cache_without_positions_raises_with_sliding_windows(model_type):
     model = FAMILIES[model_type](make_config(model_type)).eval()
     ids, _ = make_batch(None)
     cache = model(ids, mode="causal", use_cache=True).past_key_values

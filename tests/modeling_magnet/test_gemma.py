@@ -1,4 +1,4 @@
-"""The real Gemma 3 270M shows what tiny models cannot: texts beyond a window of 512, a vocabulary of 262,144."""
+"""Test the real Gemma 3 270M with texts longer than its window of 512 and its vocabulary of 262,144."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ BEHIND = " is a city on the Seine." + " It has bridges, museums and a tower." * 
 
 
 def sees(length, *, is_span, positions, order, window):
-    """Which tokens attend to which, by a loop: context to all context, the span to context and to its own past."""
+    """Return which tokens attend to which, by a loop: context to all context, the span to context and its past."""
     mask = torch.zeros(length, length, dtype=torch.bool)
     for query in range(length):
         for key in range(length):
@@ -30,14 +30,14 @@ def sees(length, *, is_span, positions, order, window):
 
 
 def read_with_masks(model, ids, *, keep, **masks):
-    """Logits `(num_kept, V)` of the stock layers under masks of our own; no cache, no mode."""
+    """Return the logits `(num_kept, V)` of the stock layers under explicit masks, without a cache."""
     with torch.no_grad():
         full = {kind: mask[None, None] for kind, mask in masks.items()}
         states = model.base_model(input_ids=torch.tensor([ids]), attention_mask=full, use_cache=False)
         return model.lm_head(states.last_hidden_state[0, list(keep)])
 
 
-def test_it_opens_as_the_plain_model_it_is(gemma):
+def test_it_loads_as_a_plain_model(gemma):
     assert gemma.config._name_or_path == "gemma-3-270m" and not hasattr(gemma.config, "quantization_config")
     assert (gemma.magnet_settings.mask_token, len(gemma.tokenizer)) == ("<mask>", 262_144)
     assert gemma.config.sliding_window == WINDOW and gemma.dtype == torch.float32
@@ -110,7 +110,7 @@ def test_it_saves_and_loads_and_embeds_as_sentence_transformers_does(gemma, tmp_
     assert "license: gemma" in (tmp_path / "README.md").read_text()
 
 
-def test_in_bfloat16_a_text_has_one_vector_alone_and_in_a_batch(gemma):
+def test_in_bfloat16_an_embedding_does_not_depend_on_the_batch(gemma):
     model = copy.deepcopy(gemma).to(torch.bfloat16)
     texts = ["A cat.", "Hi", FACT, FACT * 3 + "It rains.", "It has bridges, museums and a tower. " * 12, FRONT[:2400]]
     together = model.encode(texts, convert_to_tensor=True, normalize_embeddings=True, prompt="")

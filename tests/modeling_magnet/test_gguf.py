@@ -1,4 +1,4 @@
-"""A GGUF file is a base like others: it opens de-quantised, trains, saves, and an adapter over it finds it again."""
+"""Test GGUF files as bases: they load dequantized, train and save, and their adapters find them again."""
 
 import json
 
@@ -48,7 +48,7 @@ def random_model(name):
 
 @pytest.fixture
 def folder(tmp_path, tiny_tokenizer):
-    """A directory with one Llama in Q8_0 and nothing else."""
+    """Write a directory with only a Llama in Q8_0."""
     place = tmp_path / "base"
     place.mkdir()
     write_gguf(random_model("llama"), tiny_tokenizer, place / "tiny.Q8_0.gguf", quantized=True)
@@ -70,7 +70,7 @@ def test_each_family_opens_as_the_stock_class_does(name, tmp_path, tiny_tokenize
     assert torch.equal(logits(opened), logits(stock))
 
 
-def test_quantised_weights_are_those_of_the_stock_class(folder):
+def test_quantized_weights_are_those_of_the_stock_class(folder):
     stock = LlamaForCausalLM.from_pretrained(folder, gguf_file="tiny.Q8_0.gguf", dtype=torch.bfloat16)
     opened = MagnetLlamaForCausalLM.from_pretrained(folder, gguf_file="tiny.Q8_0.gguf", dtype=torch.bfloat16)
     assert opened.dtype == torch.bfloat16
@@ -78,7 +78,7 @@ def test_quantised_weights_are_those_of_the_stock_class(folder):
     assert not torch.equal(logits(opened), logits(random_model("llama").bfloat16())), "it was quantised"
 
 
-def test_what_was_opened_saves_and_opens_as_an_ordinary_checkpoint(folder, tmp_path):
+def test_a_model_from_gguf_saves_as_an_ordinary_checkpoint(folder, tmp_path):
     opened = AutoMagnetForCausalLM.from_pretrained(folder, gguf_file="tiny.Q8_0.gguf")
     assert not hasattr(opened.config, "quantization_config") and not opened.is_quantized
     opened.save_pretrained(tmp_path / "saved")
@@ -94,7 +94,7 @@ def test_what_was_opened_saves_and_opens_as_an_ordinary_checkpoint(folder, tmp_p
     assert AutoMagnetForCausalLM.from_pretrained(tmp_path / "half").dtype == torch.bfloat16
 
 
-def test_the_tokenizer_is_the_files(folder, tiny_tokenizer):
+def test_the_tokenizer_is_that_of_the_file(folder, tiny_tokenizer):
     config, tokenizer = open_without_weights(str(folder), gguf_file="tiny.Q8_0.gguf")
     assert config.vocab_size == len(tokenizer) == 300
     stock = AutoTokenizer.from_pretrained(folder, gguf_file="tiny.Q8_0.gguf")
@@ -135,20 +135,20 @@ def test_an_adapter_opens_over_the_same_weights_as_safetensors(folder, tmp_path)
     assert torch.equal(logits(over), logits(model))
 
 
-def test_another_file_than_the_adapters_is_refused_unless_it_is_asked_for(folder, tmp_path, tiny_tokenizer):
+def test_another_file_than_the_adapters_raises_unless_requested(folder, tmp_path, tiny_tokenizer):
     adapted_over(folder, gguf_file="tiny.Q8_0.gguf").save_pretrained(tmp_path / "adapter")
     write_gguf(random_model("llama"), tiny_tokenizer, folder / "tiny.F32.gguf")
     other = AutoMagnetForCausalLM.from_pretrained(tmp_path / "adapter", gguf_file="tiny.F32.gguf")
     assert other.has_adapter and other._weights_source.arguments["gguf_file"] == "tiny.F32.gguf"
     (folder / "tiny.F32.gguf").replace(folder / "tiny.Q8_0.gguf")
-    with pytest.raises(CheckpointError, match=r"was trained on 'tiny.Q8_0.gguf' of \d+ bytes; the one at .* has \d+"):
+    with pytest.raises(CheckpointError, match=r"was trained on 'tiny.Q8_0.gguf' of \d+ bytes; the file in .* has \d+"):
         AutoMagnetForCausalLM.from_pretrained(tmp_path / "adapter")
     (folder / "tiny.Q8_0.gguf").unlink()
     with pytest.raises(CheckpointError, match="its base cannot be read: `gguf_file` 'tiny.Q8_0.gguf'"):
         AutoMagnetForCausalLM.from_pretrained(tmp_path / "adapter")
 
 
-def test_a_file_of_that_name_in_the_working_directory_is_not_taken(folder, tmp_path, tiny_tokenizer, monkeypatch):
+def test_a_file_of_that_name_in_the_working_directory_is_ignored(folder, tmp_path, tiny_tokenizer, monkeypatch):
     expected = logits(AutoMagnetForCausalLM.from_pretrained(folder, gguf_file="tiny.Q8_0.gguf"))
     torch.manual_seed(9)
     other = LlamaForCausalLM(FAMILIES["llama"][1])
@@ -159,20 +159,20 @@ def test_a_file_of_that_name_in_the_working_directory_is_not_taken(folder, tmp_p
 
 
 @pytest.mark.parametrize("kept", [0, 3, 100, 5000, -300])
-def test_a_damaged_file_is_named(folder, kept):
+def test_a_damaged_file_raises(folder, kept):
     file = folder / "tiny.Q8_0.gguf"
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(CheckpointError, match="tiny.Q8_0.gguf' cannot be read"):
         AutoMagnetForCausalLM.from_pretrained(folder, gguf_file="tiny.Q8_0.gguf")
 
 
-def test_a_file_that_is_not_there_is_named_with_those_that_are(folder):
+def test_a_missing_file_raises_and_lists_the_others(folder):
     for name in ("tiny.gguf", "", "../tiny.gguf"):
         with pytest.raises(CheckpointError, match=r"has no such file; it has \['tiny.Q8_0.gguf'\]"):
             AutoMagnetForCausalLM.from_pretrained(folder, gguf_file=name)
 
 
-def test_a_path_is_kept_within_its_directory(folder, tmp_path):
+def test_a_path_outside_of_the_directory_raises(folder, tmp_path):
     inside = AutoMagnetForCausalLM.from_pretrained(folder, gguf_file=str(folder / "tiny.Q8_0.gguf"))
     assert gguf.note(inside._weights_source)["name"] == "tiny.Q8_0.gguf"
     (tmp_path / "other").mkdir()
@@ -181,7 +181,7 @@ def test_a_path_is_kept_within_its_directory(folder, tmp_path):
             AutoMagnetForCausalLM.from_pretrained(tmp_path / "other", gguf_file=name)
 
 
-def test_options_of_the_config_are_taken(folder):
+def test_config_options_are_applied(folder):
     model = AutoMagnetForCausalLM.from_pretrained(
         folder, gguf_file="tiny.Q8_0.gguf", attn_implementation="eager", rms_norm_eps=0.5
     )

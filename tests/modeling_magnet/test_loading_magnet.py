@@ -1,4 +1,4 @@
-"""What opening a model raises: stock errors for arguments and for the machine, errors that name files for files."""
+"""Loading raises stock errors for arguments and memory, and errors that name the file for damaged files."""
 
 import json
 
@@ -45,7 +45,7 @@ def test_a_folder_without_a_tokenizer_opens_without_one(model_type, tmp_path):
     assert AutoMagnetForCausalLM.from_pretrained(tmp_path / "again")._tokenizer_source.find() is None
 
 
-def test_a_tokenizer_without_its_vocabulary_is_none(tiny_tokenizer, tmp_path):
+def test_a_tokenizer_without_a_vocabulary_is_not_loaded(tiny_tokenizer, tmp_path):
     tiny_tokenizer.save_pretrained(tmp_path)
     assert len(TokenizerSource(str(tmp_path)).find()) == 300
     (tmp_path / "tokenizer.json").unlink()
@@ -53,7 +53,7 @@ def test_a_tokenizer_without_its_vocabulary_is_none(tiny_tokenizer, tmp_path):
     assert TokenizerSource(str(tmp_path)).find() is None
 
 
-def test_a_tokenizer_of_bytes_needs_no_vocabulary(tmp_path):
+def test_a_byte_level_tokenizer_needs_no_vocabulary(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3"}))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
     found = TokenizerSource(str(tmp_path)).find()
@@ -70,7 +70,7 @@ def test_a_tokenizer_of_bytes_needs_no_vocabulary(tmp_path):
     ],
     ids=["unknown", "dtype", "device", "config"],
 )
-def test_an_argument_that_cannot_be_is_the_callers_error(saved, arguments, kind):
+def test_an_invalid_argument_raises_its_own_error(saved, arguments, kind):
     with pytest.raises(kind) as stock:
         LlamaForCausalLM.from_pretrained(saved, **arguments)
     with pytest.raises(kind) as ours:
@@ -83,7 +83,7 @@ def test_an_argument_that_cannot_be_is_the_callers_error(saved, arguments, kind)
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
     ids=["device", "host"],
 )
-def test_want_of_memory_is_told_as_such(saved, monkeypatch, error):
+def test_out_of_memory_errors_are_raised_unchanged(saved, monkeypatch, error):
     def fail(*args, **kwargs):
         raise error
 
@@ -93,13 +93,13 @@ def test_want_of_memory_is_told_as_such(saved, monkeypatch, error):
     assert caught.value is error
 
 
-def test_a_context_of_the_meta_device_is_refused_as_by_the_stock_class(saved):
+def test_a_meta_device_context_raises_as_in_the_stock_class(saved):
     for kind in (LlamaForCausalLM, MagnetLlamaForCausalLM):
         with torch.device("meta"), pytest.raises(RuntimeError, match="meta device context"):
             kind.from_pretrained(saved)
 
 
-def test_values_of_the_file_that_cannot_be_are_the_files_fault(saved):
+def test_invalid_values_of_a_file_raise_a_checkpoint_error(saved):
     values = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps({**values, "hidden_act": "none such"}))
     for arguments in ({}, {"dtype": torch.bfloat16, "attn_implementation": "eager"}):
@@ -107,7 +107,7 @@ def test_values_of_the_file_that_cannot_be_are_the_files_fault(saved):
             MagnetLlamaForCausalLM.from_pretrained(saved, **arguments)
 
 
-def test_an_adapters_load_blames_no_file_for_an_argument_or_memory(saved, tmp_path, monkeypatch):
+def test_loading_an_adapter_raises_argument_and_memory_errors_unchanged(saved, tmp_path, monkeypatch):
     from peft import LoraConfig
 
     model = MagnetLlamaForCausalLM.from_pretrained(saved)

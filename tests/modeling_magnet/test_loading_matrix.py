@@ -1,4 +1,4 @@
-"""The README's table of what opens what, cell by cell, for every family."""
+"""Test each cell of the README's table of loaders and checkpoints, for every family."""
 
 import re
 from pathlib import Path
@@ -32,7 +32,7 @@ LOADERS = {
 
 
 def read_table():
-    """Line, column and cell of the README's table."""
+    """Return line, column and cell of the README's table."""
     lines = README.read_text(encoding="utf-8").splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("| opened with |"))
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in take_table(lines[start:]))
@@ -46,7 +46,7 @@ def take_table(lines):
 TABLE = read_table()
 
 
-def test_the_table_is_whole():
+def test_the_table_is_complete():
     assert {column for _, column, _ in TABLE} == set(SOURCES)
     assert {line for line, _, _ in TABLE} == set(LOADERS)
 
@@ -65,7 +65,7 @@ def open_peft(path):
 
 @torch.no_grad()
 def behaviour(model):
-    """What a model of ours does in its three lives."""
+    """Return what a MAGNET model generates, encodes and infills."""
     segments = torch.tensor([[0, 0, 1, 1, 0, 0]])
     return {
         "causal": model(input_ids=IDS).logits.numpy(),
@@ -77,7 +77,7 @@ def behaviour(model):
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def sources(request, tiny_tokenizer, tmp_path_factory):
-    """A directory of each kind, and what the model in memory did."""
+    """Write a directory of each kind, and record the results of the model in memory."""
     root = tmp_path_factory.mktemp("matrix") / request.param
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(make_config(request.param)).save_pretrained(root / SOURCES[0])
@@ -97,7 +97,7 @@ def sources(request, tiny_tokenizer, tmp_path_factory):
 
 @pytest.mark.parametrize(("line", "source", "cell"), TABLE, ids=lambda value: re.sub(r"\W+", "-", value).strip("-"))
 @torch.no_grad()
-def test_a_cell_is_what_it_says(sources, line, source, cell):
+def test_each_cell_holds(sources, line, source, cell):
     root, expected = sources
     if cell == "none":
         assert not (root / source / "adapter_config.json").exists()

@@ -1,4 +1,4 @@
-"""Checkpoints that were saved before the code was rearranged open with the code of today, and with their own."""
+"""Checkpoints saved before the restructuring load with the current code and with their own."""
 
 import io
 import os

@@ -1,6 +1,6 @@
-"""Tools that know nothing of us read a checkpoint: transformers' stock class, lm-eval, peft, sentence-transformers.
+"""Test tools without support for MAGNET on a checkpoint: lm-eval and PEFT.
 
-The first and the last are compared cell by cell in test_loading_matrix; here are those with readers of their own.
+The stock classes and sentence-transformers are tested in test_loading_matrix.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ CONTINUATIONS = [("Once upon a time there was a little", " girl"), ("The cat sat
 
 
 def by_hand(model, context, continuation):
-    """Log-probability of a continuation, token by token."""
+    """Return the log-probability of a continuation, token by token."""
     prefix = model.tokenizer(context).input_ids
     ids = prefix + model.tokenizer(continuation, add_special_tokens=False).input_ids
     with torch.no_grad():
@@ -37,7 +37,7 @@ def test_lm_eval_gives_the_likelihoods_of_the_model(wiki_7m, tmp_path, remote):
     np.testing.assert_allclose(given, [by_hand(model, *pair) for pair in CONTINUATIONS], atol=1e-4)
 
 
-def test_peft_opens_an_adapter_by_itself(tiny_model, tmp_path):
+def test_peft_alone_opens_an_adapter(tiny_model, tmp_path):
     tiny_model.save_pretrained(tmp_path / "base")
     model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "base")
     model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False))

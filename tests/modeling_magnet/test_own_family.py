@@ -1,4 +1,4 @@
-"""A decoder class of one's own takes ten lines, and travels with its checkpoint: the guide's example, run."""
+"""Run the guide's example of a user's family, whose code is saved with its checkpoint."""
 
 import re
 import subprocess
@@ -18,7 +18,7 @@ IDS = torch.tensor([[1, 40, 41, 42, 43, 44]])
 
 @pytest.fixture
 def own_class(tmp_path, monkeypatch):
-    """The class of the guide, from a file as its author has it."""
+    """Return the class of the guide, imported from a file."""
     [code] = [
         block
         for block in re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
@@ -98,7 +98,7 @@ def test_its_code_travels_with_the_checkpoint(own_class, plain, tmp_path):
     assert not info["missing_keys"] and not info["unexpected_keys"] and not hasattr(stock, "infill")
 
 
-def test_a_class_in_no_file_is_saved_as_a_stock_decoder_with_a_warning(tiny_tokenizer, tmp_path):
+def test_a_class_of_the_main_program_is_saved_as_a_stock_decoder_with_a_warning(tiny_tokenizer, tmp_path):
     kind = type("Mine", (MagnetMixin, MistralForCausalLM, GenerationMixin), {"__module__": "__main__"})
     config = MistralConfig(
         vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=8

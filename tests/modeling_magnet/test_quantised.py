@@ -1,4 +1,4 @@
-"""Quantised bases, by transformers' own configurations: what they do, what is saved, and what is refused.
+"""Test bases quantized by transformers: their results, what is saved, and which calls raise.
 
 torchao is tested everywhere; bitsandbytes where it is installed.
 """
@@ -33,7 +33,7 @@ def bitsandbytes_int8():
 
 
 @pytest.mark.parametrize("config", [torchao_int8, bitsandbytes_int8])
-def test_a_quantised_base_does_everything_and_is_saved_as_it_is(tiny_model, tmp_path, config):
+def test_a_quantized_base_supports_all_calls_and_is_saved_unchanged(tiny_model, tmp_path, config):
     attach_contrastive_head(tiny_model, kind="tanh", hidden_size=32, seed=0)
     tiny_model.config.magnet["contrastive_head"] = "tanh"
     tiny_model.save_pretrained(tmp_path / "plain")
@@ -92,7 +92,7 @@ def test_an_adapter_is_trained_on_it_bound_and_carried_to_the_exact_base(quantis
     with pytest.raises(ValueError, match="is only on in"):
         model.save_pretrained(tmp_path / "merged", merge_adapter=True)
     model.set_adapter_modes(None)
-    with pytest.raises(ValueError, match="The base is quantised, and merging into rounded weights"):
+    with pytest.raises(ValueError, match="The base is quantized"):
         model.save_pretrained(tmp_path / "merged", merge_adapter=True)
     model.save_pretrained(tmp_path / "adapter")
     exact = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "adapter")
@@ -104,7 +104,7 @@ def test_an_adapter_is_trained_on_it_bound_and_carried_to_the_exact_base(quantis
     np.testing.assert_array_equal(again.encode(TEXTS), model.encode(TEXTS))
 
 
-def test_a_base_that_lets_no_gradient_through_is_not_trained(tiny_model, tmp_path):
+def test_training_a_base_that_passes_no_gradient_raises(tiny_model, tmp_path):
     tiny_model.save_pretrained(tmp_path / "plain")
     config = TorchAoConfig(Int8DynamicActivationInt8WeightConfig())
     model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=config)
@@ -123,7 +123,7 @@ def test_an_adapter_loads_onto_a_quantised_base(quantised, tiny_model, tmp_path)
     assert (first * second).sum(1).min() > 0.99
 
 
-def test_four_bits_that_a_forward_repacked_are_not_saved(wiki_7m, tmp_path):
+def test_saving_repacked_four_bit_weights_raises(wiki_7m, tmp_path):
     pytest.importorskip("bitsandbytes", reason="an optional library")
     from transformers import BitsAndBytesConfig
 
@@ -133,7 +133,7 @@ def test_four_bits_that_a_forward_repacked_are_not_saved(wiki_7m, tmp_path):
     states = [parameter.quant_state for parameter in model.parameters() if hasattr(parameter, "quant_state")]
     if not any(getattr(state, "packing_format_for_cpu", False) for state in states):
         pytest.skip("this CPU has no kernels that repack")
-    with pytest.raises(ValueError, match="was repacked by the 4-bit kernels"):
+    with pytest.raises(ValueError, match="was repacked by the 4-bit CPU kernels"):
         model.save_pretrained(tmp_path / "saved")
     with pytest.raises(ValueError, match="quantised to 4 bits by bitsandbytes on a CPU"):
         train(model, tmp_path / "run")

@@ -1,4 +1,4 @@
-"""A saved directory in a clean process: outside the repository, without the package, with remote code and without."""
+"""Load saved directories in a clean process without the package, with remote code and without."""
 
 import copy
 import json
@@ -71,7 +71,7 @@ Path(sys.argv[1]).write_text(json.dumps(report))
 
 @pytest.fixture(scope="module")
 def saved(_tiny_weights, tiny_tokenizer, tmp_path_factory):
-    """Checkpoints of every kind, and what a clean process made of them."""
+    """Return checkpoints of every kind, and the results of a clean process."""
     folder = tmp_path_factory.mktemp("checkpoints")
     base = copy.deepcopy(_tiny_weights)  # what was encoded once is not probed again, in copies neither
     base.tokenizer = tiny_tokenizer
@@ -149,7 +149,7 @@ def test_a_process_that_imported_the_package_loads_either_kind(saved):
 
 
 def test_a_model_of_remote_code_can_be_pickled(saved):
-    """As sentence-transformers does to start its processes."""
+    """sentence-transformers pickles the model to start its worker processes."""
     from transformers import AutoModel, AutoModelForCausalLM
 
     models, folder, _ = saved

@@ -24,7 +24,7 @@ LONG = "the dog barked at the cat " * 200
 
 @pytest.fixture(params=["tiny", "tied", "headed", "stories260K", "wiki-7m"])
 def model(request, tiny_model):
-    """Byte-level and SentencePiece tokenizers, with and without padding token, tied or not, with and without head."""
+    """Return models with different tokenizers, with and without padding token, tied weights and head."""
     if request.param == "stories260K":
         return MagnetLlamaForCausalLM.from_pretrained(request.getfixturevalue("stories260k"))
     if request.param == "wiki-7m":
@@ -66,7 +66,7 @@ def test_vectors_are_those_of_encode(model, tmp_path, trust_remote_code):
 
 
 @pytest.mark.parametrize("trust_remote_code", [False, True])
-def test_what_its_user_set_is_saved(tiny_model, tmp_path, trust_remote_code):
+def test_values_set_by_its_user_are_saved(tiny_model, tmp_path, trust_remote_code):
     tiny_model.save_pretrained(tmp_path / "ours")
     embedder = sentence_transformers.SentenceTransformer(
         str(tmp_path / "ours"), trust_remote_code=trust_remote_code, device="cpu"
@@ -101,7 +101,7 @@ def test_what_its_user_set_is_saved(tiny_model, tmp_path, trust_remote_code):
         assert ours.magnet_settings.similarity_fn_name == "dot"
 
 
-def test_a_prompt_that_encode_reads_otherwise_is_told(tiny_model, tmp_path):
+def test_a_prompt_that_encode_reads_differently_warns(tiny_model, tmp_path):
     tiny_model.save_pretrained(tmp_path / "ours")
     embedder = sentence_transformers.SentenceTransformer(str(tmp_path / "ours"), trust_remote_code=True, device="cpu")
     embedder.prompts = {"bare": "Find this", "document": ""}

@@ -1,4 +1,4 @@
-"""What cannot be opened is refused by the name of its file, with a remedy, and before anything is read for long."""
+"""Damaged or incomplete files raise an error that names the file and a remedy, before weights are read."""
 
 import json
 
@@ -32,7 +32,7 @@ def refused(folder, message):
         assert isinstance(caught.value, OSError), "as transformers' own errors about files"
 
 
-def test_a_missing_file(single, sharded):
+def test_missing_weights_raise(single, sharded):
     (single / "model.safetensors").unlink()
     refused(single, "model.safetensors")
     shard = sorted(sharded.glob("model-*.safetensors"))[2]
@@ -41,7 +41,7 @@ def test_a_missing_file(single, sharded):
 
 
 @pytest.mark.parametrize("kept", [0, 4, 200, -1])
-def test_a_file_that_was_cut_short(single, sharded, kept):
+def test_truncated_weights_raise(single, sharded, kept):
     for file in (single / "model.safetensors", sorted(sharded.glob("model-*.safetensors"))[0]):
         file.write_bytes(file.read_bytes()[:kept])
         refused(file.parent, rf"{file.name}' cannot be read \(SafetensorError")
@@ -58,19 +58,19 @@ def test_a_file_that_was_cut_short(single, sharded, kept):
         ('{"weight_map": {"lm_head.weight": "other.safetensors"}}', "other.safetensors"),
     ],
 )
-def test_an_index_that_names_no_files(sharded, content, message):
+def test_an_invalid_index_raises(sharded, content, message):
     (sharded / "model.safetensors.index.json").write_text(content)
     refused(sharded, message)
 
 
-def test_a_tensor_of_another_shape(single):
+def test_a_tensor_of_another_shape_raises(single):
     weights = load_file(single / "model.safetensors")
     weights["model.norm.weight"] = torch.ones(7)
     save_file(weights, single / "model.safetensors", metadata={"format": "pt"})
     refused(single, r"1 mismatched tensors, such as \['model.norm.weight'\]")
 
 
-def test_a_tensor_that_is_missing(single):
+def test_a_missing_tensor_raises(single):
     weights = load_file(single / "model.safetensors")
     del weights["lm_head.weight"]
     save_file(weights, single / "model.safetensors", metadata={"format": "pt"})
@@ -88,7 +88,7 @@ def test_a_pickle_is_never_read(single):
     refused(single, "model.safetensors' cannot be read")
 
 
-def test_an_adapter_that_is_a_pickle_or_cut_short(single, tmp_path):
+def test_a_pickled_or_truncated_adapter_raises(single, tmp_path):
     from peft import LoraConfig
 
     model = MagnetLlamaForCausalLM.from_pretrained(single)
@@ -106,7 +106,7 @@ def test_an_adapter_that_is_a_pickle_or_cut_short(single, tmp_path):
     refused(tmp_path / "adapter", "missing tensors.*lora_A")
 
 
-def test_a_newer_schema_is_warned_of_by_name(single):
+def test_a_newer_schema_warns(single):
     values = json.loads((single / "config.json").read_text())
     values["magnet"] |= {"schema": 2, "telepathy": True}
     (single / "config.json").write_text(json.dumps(values))
@@ -118,7 +118,7 @@ def test_a_newer_schema_is_warned_of_by_name(single):
     assert MagnetLlamaForCausalLM.from_pretrained(single).config.magnet["schema"] == 1, "one from before schemas"
 
 
-def test_a_config_that_is_none(single):
+def test_an_invalid_config_raises(single):
     for content in ("{", "[" * 100_000, "[]"):
         (single / "config.json").write_text(content)
         refused(single, "config.json' cannot be read")
@@ -135,22 +135,22 @@ def refused_as_another_type(folder):
             load(folder)
 
 
-def test_a_name_that_is_nowhere(tmp_path):
+def test_an_unknown_name_raises(tmp_path):
     refused("me/not-a-model-at-all", "'me/not-a-model-at-all'.* config.json")
-    refused(str(tmp_path / "nowhere"), "nowhere' is not a directory here")
+    refused(str(tmp_path / "nowhere"), "nowhere' is not a local directory")
 
 
-def test_a_missing_head_is_named(tiny_model, tmp_path):
+def test_a_missing_head_raises(tiny_model, tmp_path):
     from modeling_magnet.pooling_magnet import ContrastiveHead
 
     tiny_model.config.magnet["contrastive_head"] = "tanh"
     tiny_model.sscl_head = ContrastiveHead(32)
     tiny_model.save_pretrained(tmp_path)
     (tmp_path / "2_Dense" / "model.safetensors").unlink()
-    refused(tmp_path, "2_Dense/model.safetensors, which is missing")
+    refused(tmp_path, "has no 2_Dense/model.safetensors")
 
 
-def test_a_subfolder_is_looked_into(tiny_model, tmp_path):
+def test_a_subfolder_is_searched(tiny_model, tmp_path):
     tiny_model.save_pretrained(tmp_path / "inner")
     source = ModelSource(str(tmp_path), {"subfolder": "inner"})
     assert source.directory == tmp_path / "inner" and source.read_json("config.json")["model_type"] == "llama"
@@ -170,21 +170,21 @@ def test_settings_beside_an_adapter_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("content", [{"base": {}}, {"magnet": {}}, GOOD | {"base": [32]}, GOOD | {"magnet": None}, []])
-def test_settings_beside_an_adapter_that_are_none(tmp_path, content):
+def test_invalid_adapter_settings_raise(tmp_path, content):
     (tmp_path / "magnet_adapter.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="magnet_adapter.json"):
         ModelSource(str(tmp_path), {}).adapter_settings()
 
 
 @pytest.mark.parametrize("key", ["base_model_name_or_path", "revision"])
-def test_an_adapter_whose_base_is_no_name(tmp_path, key):
+def test_an_adapter_with_an_invalid_base_name_raises(tmp_path, key):
     values = {"base_model_name_or_path": "me/base", key: ["main"]}
     (tmp_path / "adapter_config.json").write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match=r"adapter_config.json of '.*' names .*\['main'\]"):
         ModelSource(str(tmp_path), {}).adapter_base()
 
 
-def test_an_error_without_a_message_is_told_by_its_type(monkeypatch):
+def test_an_error_without_a_message_shows_its_type(monkeypatch):
     def fail(*args, **kwargs):
         raise OSError
 
@@ -198,7 +198,7 @@ def test_an_error_without_a_message_is_told_by_its_type(monkeypatch):
     [{"intermediate_size": {}}, {"num_key_value_heads": ["", []]}, {"rms_norm_eps": "x"}],
     ids=lambda changes: next(iter(changes)),
 )
-def test_a_config_with_a_value_that_it_cannot_have_is_named(single, changes):
+def test_an_invalid_value_in_a_config_raises(single, changes):
     values = json.loads((single / "config.json").read_text())
     (single / "config.json").write_text(json.dumps({**values, **changes}))
     refused(single, "single' cannot be read")
@@ -206,6 +206,6 @@ def test_a_config_with_a_value_that_it_cannot_have_is_named(single, changes):
         open_without_weights(str(single))
 
 
-def test_a_base_whose_name_no_directory_can_have_is_no_base(tmp_path):
+def test_a_base_name_too_long_for_a_directory_raises(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "x" * 300}))
     refused(tmp_path, "is an adapter, and its base cannot be read")

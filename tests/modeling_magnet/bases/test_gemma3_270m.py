@@ -1,4 +1,4 @@
-"""A model that comes as a Python package: found, joined, checked, and kept where caches are."""
+"""Test a packaged model: its chunks are found, joined, checked, converted and cached."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ IDS = torch.tensor([[1, 5, 9, 40, 200, 7]])
 
 @pytest.fixture(scope="module")
 def gguf_file(tmp_path_factory, tiny_tokenizer):
-    """A Llama in Q8_0, so that what is stored in bfloat16 would differ."""
+    """Write a Llama in Q8_0, whose values bfloat16 could not represent."""
     torch.manual_seed(0)
     config = LlamaConfig(**SHAPE, tie_word_embeddings=True)
     file = tmp_path_factory.mktemp("own") / "tiny.gguf"
@@ -41,7 +41,7 @@ def gguf_file(tmp_path_factory, tiny_tokenizer):
 
 @pytest.fixture
 def package(gguf_file, tmp_path, monkeypatch):
-    """A package of a small file's chunks in place of the real one, and an empty cache; no other process converts."""
+    """Replace the package by one with the chunks of a small file, empty the cache, and convert in this process."""
     place = tmp_path / "site" / "small_model"
     place.mkdir(parents=True)
     content = gguf_file.read_bytes()
@@ -71,7 +71,7 @@ def contents(folder):
 
 
 def opened_again():
-    """The checkpoint, as another process finds it."""
+    """Return the checkpoint as another process finds it."""
     gemma3_270m._checkpoint.cache_clear()
     return gemma3_270m.packaged_checkpoint()
 
@@ -131,7 +131,7 @@ def test_an_adapter_over_the_short_name_opens_over_it_and_over_a_directory(packa
     assert torch.equal(logits(over), logits(model))
 
 
-def test_scripts_do_not_ask_the_hub_for_it(package, monkeypatch):
+def test_scripts_do_not_request_it_from_the_hub(package, monkeypatch):
     def ask():
         raise AssertionError("the Hub was asked")
 
@@ -141,14 +141,14 @@ def test_scripts_do_not_ask_the_hub_for_it(package, monkeypatch):
     assert "gemma-3-270m was never adapted" in not_adapted(NAME)
 
 
-def test_a_corpus_is_encoded_and_a_record_is_kept_of_it_by_the_short_name(package):
+def test_encoding_a_corpus_records_the_short_name(package):
     facts = inspect_model(parse_arguments([f"--model={NAME}", "--texts=a.txt", "--output=a.npy"]))
     assert facts.revision is None and facts.width == 32
     assert "model.safetensors" in {Path(file).name for file in facts.files}
     assert identify(NAME)["weights"] == gemma3_270m.SHA256[:16] and identify(NAME)["name"] == NAME
 
 
-def test_another_version_of_transformers_converts_anew(package, monkeypatch):
+def test_another_version_of_transformers_converts_again(package, monkeypatch):
     first = gemma3_270m.packaged_checkpoint()
     monkeypatch.setattr(gemma3_270m.transformers, "__version__", "5.99.1")
     second = opened_again()
@@ -156,13 +156,13 @@ def test_another_version_of_transformers_converts_anew(package, monkeypatch):
     assert opened_again() == second != first and contents(first.parent) == sorted([first.name, second.name])
 
 
-def test_a_cache_that_cannot_be_written_is_named(package, tmp_path):
+def test_an_unwritable_cache_raises(package, tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(CheckpointError, match="packaged model 'gemma-3-270m' cannot be read .*cache"):
         ModelSource(NAME, {})
 
 
-def test_what_a_killed_process_left_is_cleared(package):
+def test_leftovers_of_a_killed_process_are_deleted(package):
     half = gemma3_270m.cache_directory() / gemma3_270m.FILE
     half.parent.mkdir(parents=True)
     half.write_bytes(b"GGUF")
@@ -178,7 +178,7 @@ def test_damaged_chunks_leave_nothing(package, change):
 
 
 @pytest.mark.long  # processes that import torch
-def test_several_processes_get_one_whole_checkpoint(package, gguf_file):
+def test_concurrent_processes_share_one_complete_checkpoint(package, gguf_file):
     code = f"""
         import sys
         sys.path.insert(0, {str(package.parent)!r})
@@ -202,7 +202,7 @@ def test_a_failed_conversion_says_why_and_leaves_nothing(tmp_path):
     assert contents(tmp_path) == ["bad.gguf"]
 
 
-def test_the_cache_is_where_the_user_keeps_caches(monkeypatch, tmp_path):
+def test_the_cache_is_in_the_users_cache_directory(monkeypatch, tmp_path):
     for name in ("HF_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -214,7 +214,7 @@ def test_the_cache_is_where_the_user_keeps_caches(monkeypatch, tmp_path):
     assert gemma3_270m.cache_directory() == tmp_path.joinpath("hf", *own)
 
 
-def test_without_the_package_the_name_is_that_of_the_hub(monkeypatch):
+def test_without_the_package_the_name_resolves_to_the_hub_id(monkeypatch):
     monkeypatch.setattr(gemma3_270m, "PACKAGE", "no_such_package")
     assert locate("gemma-3-270m") == ("google/gemma-3-270m", False)
     assert locate("google/gemma-3-270m") is None and locate("gemma") is None

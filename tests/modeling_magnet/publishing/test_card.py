@@ -1,4 +1,4 @@
-"""The model card: metadata the Hub takes, facts of the run, code that runs, no markup from data."""
+"""Test the model card: valid metadata, facts of the run, code that runs, escaped markup."""
 
 import re
 
@@ -55,7 +55,7 @@ def test_values_cannot_break_the_table(tiny_model):
     assert r"| odd \| value | &lt;b>bold&lt;/b> next line |" in text
 
 
-def test_a_directory_is_no_hub_id_and_its_path_stays_private(tiny_model, tmp_path):
+def test_a_directory_is_not_a_hub_id_and_its_path_is_not_published(tiny_model, tmp_path):
     text = write_card(tiny_model, "mine", CardFacts(base_model=str(tmp_path)))
     assert ModelCard(text).data.get("base_model") is None
     assert str(tmp_path) not in text and f"`{tmp_path.name}`" in text
@@ -87,7 +87,7 @@ def test_an_adapters_card_says_in_which_modes_it_is_on(tiny_model, tmp_path):
 
 
 def test_the_code_of_a_card_runs(tiny_model, tmp_path, monkeypatch):
-    """All but vLLM's, which is not installed here and has to be Python at least."""
+    """Run all examples except vLLM's, which is only compiled."""
     folder = tmp_path / "mine"
     tiny_model.save_pretrained(folder)
     card = (folder / "README.md").read_text()
@@ -129,7 +129,7 @@ def test_a_card_stays_with_its_model(tiny_model, tmp_path):
     assert "By hand" not in (tmp_path / "adapter" / "README.md").read_text()
 
 
-def test_a_card_of_a_person_is_replaced_by_none_but_one_that_was_set(tiny_model, tmp_path):
+def test_only_a_card_set_on_the_model_replaces_a_hand_written_one(tiny_model, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     tiny_model.save_pretrained(first)
     (first / "README.md").write_text("# Mine\n\nBy hand.\n")
@@ -146,7 +146,7 @@ def test_a_card_of_a_person_is_replaced_by_none_but_one_that_was_set(tiny_model,
     [b"---\ntags: [a\n---\n# Mine\n", b"---\n- a\n---\n# Mine\n", b"# Mine \xff\xfe\r\n", b"---\neval: \xff\n---\n"],
     ids=["yaml", "list", "encoding", "metadata"],
 )
-def test_a_card_that_cannot_be_read_is_left_as_it_is(tiny_model, tmp_path, content):
+def test_a_card_that_cannot_be_parsed_is_kept(tiny_model, tmp_path, content):
     tiny_model.save_pretrained(tmp_path / "first")
     (tmp_path / "first" / "README.md").write_bytes(content)
     loaded = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "first")
@@ -158,11 +158,11 @@ def test_a_card_that_cannot_be_read_is_left_as_it_is(tiny_model, tmp_path, conte
     assert rename_card(f"{broken}{MARK} -->\n", "b") == f"{broken}{MARK} -->\n"
 
 
-def test_tags_that_are_one_word():
+def test_a_tag_may_be_a_single_string():
     assert ModelCard(with_tags("---\ntags: cool\n---\n# Mine\n", ["mine"])).data.tags == ["cool", "mine"]
 
 
-def test_a_card_of_ours_is_named_after_where_it_is_saved(tiny_model, tmp_path, monkeypatch):
+def test_a_generated_card_is_named_after_its_directory(tiny_model, tmp_path, monkeypatch):
     tiny_model.card = write_card(tiny_model, "first", FACTS)
     tiny_model.save_pretrained(tmp_path / "first")
     (tmp_path / "here").mkdir()
@@ -174,7 +174,7 @@ def test_a_card_of_ours_is_named_after_where_it_is_saved(tiny_model, tmp_path, m
     assert "# here\n" in (tmp_path / "here" / "README.md").read_text()
 
 
-def test_the_card_of_an_adapter_gives_way_to_that_of_a_checkpoint(tiny_model, tmp_path):
+def test_the_card_of_an_adapter_is_replaced_by_that_of_a_checkpoint(tiny_model, tmp_path):
     tiny_model.save_pretrained(tmp_path / "base")
     plain = ModelCard((tmp_path / "base" / "README.md").read_text())
     model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "base")
@@ -198,7 +198,7 @@ def test_odd_names_break_neither_code_nor_metadata(tiny_model, tmp_path, name):
     assert rename_card(renamed, "mine") == write_card(tiny_model, "mine", FACTS)
 
 
-def test_notes_and_numbers_stay_what_they_are(tiny_model):
+def test_notes_and_numbers_are_escaped(tiny_model):
     results = [
         EvalResult("text-generation", "held-out", "Texts", "perplexity", value)
         for value in (float("inf"), float("nan"), 2.0)
@@ -226,7 +226,7 @@ GEMMA_TERMS = "https://ai.google.dev/gemma/terms"
         ("llama", 262_144, "gemma-like", False),
     ],
 )
-def test_what_is_made_of_gemma_names_its_terms(tiny_model, model_type, vocab_size, base, of_gemma):
+def test_models_derived_from_gemma_name_its_terms(tiny_model, model_type, vocab_size, base, of_gemma):
     tiny_model.config.model_type, tiny_model.config.vocab_size = model_type, vocab_size
     text = write_card(tiny_model, "mine", CardFacts(base_model=base))
     assert (ModelCard(text).data.license == "gemma") == of_gemma == (GEMMA_TERMS in text)
@@ -234,6 +234,6 @@ def test_what_is_made_of_gemma_names_its_terms(tiny_model, model_type, vocab_siz
     assert other.data.license == "other" and (GEMMA_TERMS in other.text) == of_gemma
 
 
-def test_a_packaged_base_is_named_as_the_hub_does(tiny_model):
+def test_a_packaged_base_has_its_hub_id(tiny_model):
     data = ModelCard(write_card(tiny_model, "mine", CardFacts(base_model="gemma-3-270m"))).data
     assert data.base_model == "google/gemma-3-270m"

@@ -1,4 +1,4 @@
-"""To a Hub and back over HTTP: pushed by the real client, loaded by name where nobody has the package."""
+"""Push to a local Hub over HTTP with the real client, and load by name without the package."""
 
 import json
 import subprocess
@@ -46,7 +46,7 @@ def push(folder, repo, *options):
 
 
 def push_adapter(base, repo, modes):
-    """Train nothing, push a random adapter over a base on the Hub; returns a fingerprint of what it does."""
+    """Push a random adapter of a base on the Hub, and return a fingerprint of its results."""
     import torch
     from peft import LoraConfig
 
@@ -62,7 +62,7 @@ def push_adapter(base, repo, modes):
 
 
 def open_adapter(repo, base, revision):
-    """What the pushed adapter does, and whether its generation is the base's."""
+    """Return the results of the pushed adapter, and whether it generates as the base does."""
     import torch
     from transformers import AutoModel, AutoModelForCausalLM
 
@@ -80,7 +80,7 @@ def open_adapter(repo, base, revision):
 
 
 def open_with_token(repo, token):
-    """A model of a private repository, its tokenizer fetched with the token of the load alone."""
+    """Load a model and its tokenizer from a private repository with the `token` argument."""
     from modeling_magnet import AutoMagnetForCausalLM
 
     model = AutoMagnetForCausalLM.from_pretrained(repo, token=token)
@@ -88,7 +88,7 @@ def open_with_token(repo, token):
 
 
 def push_cards(folder, repo):
-    """Push over files and cards of a person; returns the card after each push, and the files at the end."""
+    """Push over hand-written files and cards; return the card after each push, and the files at the end."""
     from huggingface_hub import HfApi, hf_hub_download
 
     from modeling_magnet import AutoMagnetForCausalLM
@@ -115,7 +115,7 @@ def push_cards(folder, repo):
 
 
 def refusals(folder, repo):
-    """The errors of loads and pushes that cannot work."""
+    """Return the errors of invalid loads and pushes."""
     from modeling_magnet import AutoMagnetForCausalLM
 
     model = AutoMagnetForCausalLM.from_pretrained(folder)
@@ -142,7 +142,7 @@ def checkpoint(tiny_model, tmp_path):
 
 
 def as_user(hub, tmp_path, *arguments):
-    """Run the user's program in a home and a directory of its own."""
+    """Run a user's program with a separate home and working directory."""
     folder = tmp_path / "user"
     folder.mkdir()
     environment = hub.environment(folder)
@@ -220,16 +220,16 @@ def test_a_private_repository_and_its_token(hub, checkpoint, tmp_path):
 
 
 @pytest.mark.nightly
-def test_what_the_hub_refuses_is_told_with_its_remedy(hub, checkpoint, tmp_path):
+def test_errors_of_the_hub_name_a_remedy(hub, checkpoint, tmp_path):
     assert run_client(push, str(checkpoint), REPO, hub=hub, home=tmp_path, token="hf_owner") is None
     answers = run_client(refusals, str(checkpoint), REPO, hub=hub, home=tmp_path, token="hf_owner")
     kinds, _, texts = zip(*answers, strict=True)
     assert set(kinds) == {"CheckpointError"}
     unknown, revision, subfolder, stranger, odd = texts
-    assert "'me/unknown' is not a directory here" in unknown
+    assert "'me/unknown' is not a local directory" in unknown
     assert "unknown" in revision and "`revision`" in revision
     assert "has no config.json" in subfolder
-    assert "'stranger/mine' was not pushed" in stranger and "the token may write there" in stranger
+    assert "'stranger/mine' was not pushed" in stranger and "the token's write permission" in stranger
     assert "'a/b/c' was not pushed" in odd
     name, _, text = run_client(push, str(checkpoint), REPO, hub=hub, home=tmp_path / "reader", token="hf_reader")
     assert name == "CheckpointError" and "was not pushed" in text
@@ -239,14 +239,14 @@ def test_what_the_hub_refuses_is_told_with_its_remedy(hub, checkpoint, tmp_path)
 
 
 @pytest.mark.long
-def test_files_and_cards_of_a_person_stay(hub, checkpoint, tmp_path):
+def test_hand_written_files_and_cards_are_kept(hub, checkpoint, tmp_path):
     cards, files = run_client(push_cards, str(checkpoint), REPO, hub=hub, home=tmp_path, token="hf_owner")
     assert cards == ["# Mine\n", "---\ntags:\n- new\n---\n# Mine\n", "# Set\n"]
     assert {"model_ema.safetensors", "old/model.safetensors", "old/adapter_config.json"} <= set(files)
     assert "vocab.json" not in files
 
 
-def test_an_error_without_words_is_told_by_its_name(tiny_model, monkeypatch):
+def test_an_error_without_a_message_shows_its_type(tiny_model, monkeypatch):
     def fail(*args, **kwargs):
         raise ConnectionError
 

@@ -1,4 +1,4 @@
-"""Merged in float32, written in the dtype that was chosen, and checked before it takes its place."""
+"""Adapters are merged in float32, written in the requested dtype, and verified before the target is replaced."""
 
 import copy
 
@@ -36,7 +36,7 @@ def adapt(model, kind):
 
 @pytest.fixture
 def reports(monkeypatch):
-    """What verification reports, at level INFO."""
+    """Return the reports of the verification, at level INFO."""
     said: list[str] = []
     monkeypatch.setattr(merging.logger, "info", said.append)
     return said
@@ -54,7 +54,7 @@ def load(folder, **options):
 
 @pytest.mark.parametrize("kind", list(KINDS))
 @torch.no_grad()
-def test_merged_files_say_what_the_model_said(base_folder, tmp_path, kind, reports):
+def test_a_merged_checkpoint_equals_the_model(base_folder, tmp_path, kind, reports):
     model = adapt(load(base_folder), kind)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.save_pretrained(tmp_path / "merged", merge_adapter=True)
@@ -73,8 +73,8 @@ def test_merged_files_say_what_the_model_said(base_folder, tmp_path, kind, repor
 
 
 @torch.no_grad()
-def test_single_tokens_that_were_trained_are_merged(base_folder, tmp_path):
-    """Their layer is merged by another method of peft than LoRA's, and few texts have such a token."""
+def test_trained_token_embeddings_are_merged(base_folder, tmp_path):
+    """PEFT merges their layer by another method than LoRA layers, and few texts contain such a token."""
     model = load(base_folder)
     model.add_adapter(
         LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["v_proj"], trainable_token_indices=[40, 41])
@@ -90,7 +90,7 @@ def test_single_tokens_that_were_trained_are_merged(base_folder, tmp_path):
 
 @torch.no_grad()
 def test_merging_is_done_in_float32(base_folder, tmp_path):
-    """A half-precision base is merged as float32 and rounded once, which peft's own merge of it is not."""
+    """A half-precision base is merged in float32 and rounded once; PEFT's merge rounds more often."""
     model = adapt(load(base_folder, dtype=torch.bfloat16), "linear")
     for parameter in model.parameters():
         assert parameter.dtype == torch.bfloat16
@@ -128,7 +128,7 @@ def test_tied_weights_are_written_once_in_any_dtype(wiki_7m, tmp_path):
     assert (tmp_path / "model.safetensors").stat().st_size < 2.01 * model.num_parameters()
 
 
-def test_merged_shards_are_whole(base_folder, tmp_path):
+def test_merged_shards_are_complete(base_folder, tmp_path):
     model = adapt(load(base_folder), "linear")
     model.save_pretrained(tmp_path / "merged", merge_adapter=True, max_shard_size="20KB")
     assert len(list((tmp_path / "merged").glob("model-*.safetensors"))) > 3
@@ -146,7 +146,7 @@ def test_a_tied_model_stays_tied(tiny_model, tmp_path):
     assert max(largest_differences(model, loaded).values()) < 1e-4
 
 
-def test_tied_embeddings_that_an_adapter_parts_are_written_apart(tiny_model, tmp_path):
+def test_embeddings_untied_by_an_adapter_are_written_separately(tiny_model, tmp_path):
     config = copy.deepcopy(tiny_model.config)
     config.tie_word_embeddings = True
     model = MagnetLlamaForCausalLM(config)
@@ -164,10 +164,10 @@ def test_tied_embeddings_that_an_adapter_parts_are_written_apart(tiny_model, tmp
         assert torch.equal(stock(IDS).logits, loaded(IDS).logits)
 
 
-def test_files_that_say_something_else_are_not_kept(base_folder, tmp_path, monkeypatch):
+def test_files_that_fail_verification_are_deleted(base_folder, tmp_path, monkeypatch):
     model = adapt(load(base_folder), "linear")
     monkeypatch.setattr(merging, "merged_weights", lambda model: load(base_folder).state_dict())  # forgot to merge
-    with pytest.raises(ValueError, match="do not say what the model in memory says"):
+    with pytest.raises(ValueError, match="differ from the model in memory"):
         model.save_pretrained(tmp_path / "merged", merge_adapter=True)
     assert not (tmp_path / "merged").exists()
     model.save_pretrained(tmp_path / "merged", merge_adapter=True, verify=False)
@@ -175,7 +175,7 @@ def test_files_that_say_something_else_are_not_kept(base_folder, tmp_path, monke
 
 
 def weak_adapter(base_folder, **options):
-    """One that moves logits by about a percent, and the logits of the base."""
+    """Return an adapter that changes logits by about a percent, and the logits of the base."""
     model = load(base_folder, **options)
     torch.manual_seed(5)
     model.add_adapter(LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False, target_modules="all-linear"))
@@ -188,21 +188,21 @@ def weak_adapter(base_folder, **options):
 
 @pytest.mark.parametrize("size", ["50GB", "20KB"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_weak_adapter_that_is_lost_is_found_in_half_precision(base_folder, tmp_path, monkeypatch, dtype, size):
+def test_a_lost_weak_adapter_is_detected_in_half_precision(base_folder, tmp_path, monkeypatch, dtype, size):
     model = weak_adapter(base_folder)
     assert max(largest_differences(model, load(base_folder)).values()) < 0.2, "logits alone do not tell"
     model.save_pretrained(tmp_path / "right", merge_adapter=True, dtype=dtype, max_shard_size=size)
     monkeypatch.setattr(merging, "merged_weights", lambda model: load(base_folder).state_dict())
-    with pytest.raises(ValueError, match="do not say what the model in memory says: .*_proj.weight is another tensor"):
+    with pytest.raises(ValueError, match="differ from the model in memory: .*_proj.weight is another tensor"):
         model.save_pretrained(tmp_path / "lost", merge_adapter=True, dtype=dtype, max_shard_size=size)
     assert not (tmp_path / "lost").exists()
 
 
-def test_files_with_more_or_other_tensors_are_found(tiny_model, base_folder, tmp_path):
+def test_unexpected_and_different_tensors_are_detected(tiny_model, base_folder, tmp_path):
     file = base_folder / "model.safetensors"
     weights = load_file(file)
     save_file({**weights, "more": torch.ones(2)}, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"they have \['more'\], which the model has not"):
+    with pytest.raises(ValueError, match=r"the files have \['more'\], which the model does not have"):
         verify_files(tiny_model, base_folder, dtype=torch.float32)
     weights["model.norm.weight"] = weights["model.norm.weight"].double()
     save_file(weights, file, metadata={"format": "pt"})
@@ -210,7 +210,7 @@ def test_files_with_more_or_other_tensors_are_found(tiny_model, base_folder, tmp
         verify_files(tiny_model, base_folder, dtype=torch.float32)
 
 
-def test_an_adapter_that_is_switched_off_is_not_merged(base_folder, tmp_path):
+def test_merging_a_disabled_adapter_raises(base_folder, tmp_path):
     model = adapt(load(base_folder), "linear")
     model.disable_adapters()
     with pytest.raises(ValueError, match=r"is switched off.*`model.enable_adapters\(\)`"):
@@ -220,7 +220,7 @@ def test_an_adapter_that_is_switched_off_is_not_merged(base_folder, tmp_path):
     model.save_pretrained(tmp_path / "merged", merge_adapter=True)
 
 
-def test_verification_leaves_every_part_in_its_mode(tiny_model, tmp_path):
+def test_verification_restores_training_modes(tiny_model, tmp_path):
     tiny_model.train()
     tiny_model.model.layers[0].eval()  # as a user freezes a part
     before = [module.training for module in tiny_model.modules()]
@@ -228,7 +228,7 @@ def test_verification_leaves_every_part_in_its_mode(tiny_model, tmp_path):
     assert [module.training for module in tiny_model.modules()] == before
 
 
-def test_verification_is_there_for_any_save(tiny_model, base_folder, tmp_path, reports):
+def test_verification_is_available_for_any_save(tiny_model, base_folder, tmp_path, reports):
     tiny_model.save_pretrained(tmp_path / "plain")
     assert reports == []
     tiny_model.train()
@@ -239,8 +239,8 @@ def test_verification_is_there_for_any_save(tiny_model, base_folder, tmp_path, r
     assert "embeddings 0.0e+00" in reports[-1]
 
 
-def test_what_cannot_be_merged_is_refused(tiny_model, base_folder, tmp_path):
-    with pytest.raises(ValueError, match="`merge_adapter=True` was given, but this model has no adapter"):
+def test_invalid_merges_raise(tiny_model, base_folder, tmp_path):
+    with pytest.raises(ValueError, match="`merge_adapter=True` was passed, but this model has no adapter"):
         tiny_model.save_pretrained(tmp_path / "merged", merge_adapter=True)
     model = adapt(load(base_folder), "linear")
     model.set_adapter_modes(["infill"])
@@ -249,10 +249,10 @@ def test_what_cannot_be_merged_is_refused(tiny_model, base_folder, tmp_path):
     model.set_adapter_modes(None)
     model.add_adapter(LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]), adapter_name="second")
     model.set_adapter(["default", "second"])
-    with pytest.raises(ValueError, match=r"active adapters are \['default', 'second'\]; a directory holds one"):
+    with pytest.raises(ValueError, match=r"active adapters are \['default', 'second'\]; only one can be saved"):
         model.save_pretrained(tmp_path / "adapter")
     nameless = MagnetLlamaForCausalLM(tiny_model.config)
-    with pytest.raises(ValueError, match="stored with the name of its base, and this model has none"):
+    with pytest.raises(ValueError, match="stored with the name of its base"):
         adapt(nameless, "linear").save_pretrained(tmp_path / "adapter")
 
 
@@ -265,8 +265,8 @@ def test_a_peft_model_around_ours_is_merged_by_its_inner_one(base_folder, tmp_pa
     assert max(largest_differences(wrapped, load(tmp_path / "merged")).values()) < 1e-4
 
 
-def test_encoding_minds_no_default_dtype(tiny_model):
-    """Saving in another dtype verifies by a load, which sets torch's default for the whole process meanwhile."""
+def test_encoding_ignores_the_default_dtype(tiny_model):
+    """Verification loads the model, which temporarily sets torch's default dtype for the whole process."""
     tiny_model.eval()
     texts = ["The cat sat on the mat.", "She ate"]
     vectors, empty = tiny_model.encode(texts), tiny_model.encode([])
