@@ -54,21 +54,21 @@ def relative_imports(file):
 
 
 @pytest.mark.parametrize("file", PACKAGE_FILES + EXAMPLES, ids=relative)
-def test_imports_go_from_examples_to_trainer_to_modeling_magnet(file):
+def test_imports_follow_the_layering(file):
     folder = file.relative_to(REPOSITORY).parts[0]
     allowed = MAY_IMPORT.get(folder, OURS - {"tests"})
     assert absolute_imports(file) & OURS <= allowed
 
 
 @pytest.mark.parametrize("name", ["corruption", "metrics"])
-def test_what_is_pure_imports_torch_alone(name):
+def test_pure_modules_import_only_torch(name):
     file = REPOSITORY / "trainer" / f"{name}.py"
     assert absolute_imports(file) - set(sys.stdlib_module_names) <= {"torch"}
     assert relative_imports(file) == []
 
 
 @pytest.mark.parametrize("file", HUB_FILES, ids=relative)
-def test_the_hub_finds_every_import(file):
+def test_hub_resolves_every_import(file):
     outside = absolute_imports(file) - set(sys.stdlib_module_names) - optional_imports(file)
     assert outside <= HUB_REQUIREMENTS, "each would become a requirement of the Hub copy"
     assert optional_imports(file) <= {"fcntl", "modeling_magnet", "peft"}
@@ -78,7 +78,7 @@ def test_the_hub_finds_every_import(file):
 
 
 @pytest.mark.parametrize("file", HUB_FILES, ids=relative)
-def test_no_prose_looks_like_an_import_to_the_hub(file):
+def test_docstrings_contain_nothing_like_a_relative_import(file):
     """transformers reads relative imports by a regular expression, docstrings included."""
     text = file.read_text(encoding="utf-8")
     found = re.findall(r"^\s*from\s+\.(\S+)\s+import", text, flags=re.MULTILINE)
@@ -89,11 +89,11 @@ def test_no_prose_looks_like_an_import_to_the_hub(file):
             assert not re.search(r"^\s*(from|import)\s+\.", node.value, flags=re.MULTILINE)
 
 
-def test_hub_files_have_names_of_their_own():
+def test_remote_files_have_distinct_names():
     assert all(file.stem.endswith("_magnet") for file in HUB_FILES)
 
 
-def test_nothing_below_the_model_imports_the_model():
+def test_modules_below_the_model_do_not_import_it():
     for file in HUB_FILES:
         if file.name not in ("modeling_magnet.py", "families_magnet.py"):
             assert "modeling_magnet" not in {node.module for node in relative_imports(file)}, file.name

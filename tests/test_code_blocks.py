@@ -119,7 +119,7 @@ def options_of_scripts():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_a_page_has_no_block_that_is_not_run(page, monkeypatch):
+def test_pages_contain_no_untested_block(page, monkeypatch):
     """The Python of the README and of the guides is run by `test_documentation.py`; no other page has any."""
     monkeypatch.chdir(REPOSITORY)
     text = text_of(page)
@@ -147,7 +147,7 @@ def test_a_page_has_no_block_that_is_not_run(page, monkeypatch):
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=name_of)
-def test_a_docstring_has_no_block_that_is_not_run(file, monkeypatch):
+def test_docstrings_contain_no_untested_block(file, monkeypatch):
     """Pytest runs the examples of the packages, and the next test those of the scripts; the rest are commands."""
     monkeypatch.chdir(REPOSITORY)
     for docstring in docstrings_of(file):
@@ -162,7 +162,7 @@ def test_a_docstring_has_no_block_that_is_not_run(file, monkeypatch):
 
 
 @pytest.mark.parametrize("file", [file for file in SCRIPTS if ">>> " in file.read_text(encoding="utf-8")], ids=name_of)
-def test_the_examples_of_a_script_are_true(file):
+def test_doctests_of_scripts_pass(file):
     module = importlib.import_module(name_of(file).removesuffix(".py").replace("/", "."))
     outcome = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert outcome.failed == 0

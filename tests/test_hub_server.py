@@ -40,7 +40,7 @@ def push_and_ask(*tokens):
     return [read, second, api.list_repo_files(name), tree, refused]
 
 
-def test_commits_are_kept_and_refusals_are_the_clients_own_exceptions(tmp_path, monkeypatch):
+def test_server_keeps_commits_and_refuses_like_the_hub(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_of_somebody")
     with HubServer(TOKENS, read_only={"hf_reader"}) as hub:
         seen = run_client(

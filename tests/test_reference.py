@@ -59,7 +59,7 @@ def constructor(cls):
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
-def test_every_parameter_of_a_public_name_is_explained(package):
+def test_parameters_of_public_names_are_documented(package):
     asked, silent = 0, []
     for name in package.__all__:
         member = getattr(package, name)
@@ -76,7 +76,7 @@ def test_every_parameter_of_a_public_name_is_explained(package):
 
 
 @pytest.mark.parametrize("package", ["modeling_magnet", "trainer", "trainer.metric_modules"])
-def test_every_public_constant_is_explained(package):
+def test_public_constants_are_documented(package):
     module = importlib.import_module(package)
     explained = set()
     for file in (reference.REPOSITORY / package.replace(".", "/")).glob("*.py"):
@@ -92,7 +92,7 @@ def test_every_public_constant_is_explained(package):
 # ---- The pages ----
 
 
-def test_a_warning_of_pdoc_and_a_folder_of_this_machine_end_the_reference(tmp_path, monkeypatch):
+def test_pdoc_warnings_and_local_paths_fail_the_reference(tmp_path, monkeypatch):
     pytest.importorskip("pdoc", reason="pdoc is not installed")
     monkeypatch.syspath_prepend(tmp_path)
     below = sys.prefix + os.sep  # pdoc hides what is also the value of an environment variable
@@ -104,7 +104,7 @@ def test_a_warning_of_pdoc_and_a_folder_of_this_machine_end_the_reference(tmp_pa
 
 
 @pytest.mark.long
-def test_the_pages_have_every_public_name_with_its_docstring(tmp_path):
+def test_reference_pages_contain_every_public_docstring(tmp_path):
     pytest.importorskip("pdoc", reason="pdoc is not installed")
     # A process of its own: docstrings are changed on the way.
     command = [sys.executable, str(reference.REPOSITORY / "examples" / "reference.py"), f"--output_dir={tmp_path}"]

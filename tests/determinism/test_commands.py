@@ -65,7 +65,7 @@ def test_every_script_has_an_entry():
         for command in COMMANDS
     ],
 )
-def test_a_command_writes_the_same_bytes_twice(command, interpreters, inputs, request):
+def test_commands_write_identical_bytes_twice(command, interpreters, inputs, request):
     folders = {"inputs": inputs}
     if "{longer}" in command.options:
         folders["longer"] = request.getfixturevalue("longer")
@@ -80,7 +80,7 @@ def test_a_command_writes_the_same_bytes_twice(command, interpreters, inputs, re
 
 
 @pytest.mark.long
-def test_the_librarys_own_functions_write_the_same_bytes_twice(interpreters, inputs):
+def test_library_calls_write_identical_bytes_twice(interpreters, inputs):
     given = [inputs / "magnet", inputs / "t5", inputs / "train.jsonl.xz"]
     outputs = run_twice(
         interpreters,

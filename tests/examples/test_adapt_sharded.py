@@ -30,7 +30,7 @@ CHANGES = {
     + [pytest.param(ZERO[1], CHANGES[name], marks=pytest.mark.nightly) for name in ("full", "head")],
     ids=[*CHANGES, "zero3-full", "zero3-head"],
 )
-def test_what_two_processes_save_is_what_one_saves(tmp_path, tiny_tokenizer, config, changes, monkeypatch):
+def test_two_sharded_processes_save_what_one_process_saves(tmp_path, tiny_tokenizer, config, changes, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     model = save_plain_llama(tmp_path / "base", tiny_tokenizer)
     pairs = tmp_path / "pairs.tsv"

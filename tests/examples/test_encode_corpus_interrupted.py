@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import gzip
 import json
 import os
 import random
@@ -71,9 +70,7 @@ def wait_for_parts(folder: Path, number: int, process) -> None:
 
 
 @pytest.mark.long
-def test_a_run_killed_at_random_moments_ends_with_the_bytes_of_an_undisturbed_one(
-    tmp_path, options, undisturbed, capsys
-):
+def test_run_killed_at_random_moments_resumes_to_identical_bytes(tmp_path, options, undisturbed, capsys):
     seed = random.randrange(10**6)
     print(f"seed {seed}")  # shown when the test fails
     draw = random.Random(seed)
@@ -104,9 +101,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_bytes_of_an_undisturbed_on
     assert not folder.exists()
 
 
-def test_a_run_killed_while_it_writes_the_output_leaves_all_of_it_or_nothing(
-    tmp_path, options, interrupted, undisturbed
-):
+def test_run_killed_during_the_merge_leaves_a_whole_output_or_none(tmp_path, options, interrupted, undisturbed):
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     draw = random.Random(seed)
@@ -132,45 +127,10 @@ def test_a_run_killed_while_it_writes_the_output_leaves_all_of_it_or_nothing(
         shutil.copytree(tmp_path / "copy", interrupted)
 
 
-def test_a_run_killed_before_it_tidied_up_is_finished_by_the_next(tmp_path, options, interrupted, capsys):
-    shutil.copytree(interrupted, tmp_path / "copy")
-    main(options)
-    before = (tmp_path / "out.npy").read_bytes()
-    (tmp_path / "copy").rename(interrupted)
-    capsys.readouterr()
-    main(options)
-    assert "encode_corpus: OK" in capsys.readouterr().out
-    assert (tmp_path / "out.npy").read_bytes() == before
-    assert not interrupted.exists()
-
-
-@pytest.mark.parametrize("calls", range(2))
-def test_a_run_killed_while_it_tidies_up_leaves_no_folder_without_its_manifest(
-    tmp_path, options, interrupted, undisturbed, monkeypatch, calls
-):
-    rmtree, left = shutil.rmtree, [None] * calls
-
-    def killed(*arguments, **named):
-        if not left:
-            raise KeyboardInterrupt
-        left.pop()
-        rmtree(*arguments, **named)
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("examples.corpus.writing.shutil.rmtree", killed)
-        main(options)
-    assert (tmp_path / "out.npy").read_bytes() == undisturbed.read_bytes()
-    assert interrupted.exists() == (interrupted / "chunks.jsonl").exists()
-    if interrupted.exists():
-        main(options)
-    assert not interrupted.exists()
-    assert json.loads((tmp_path / "out.npy.json").read_text())["rows"] == NUM_TEXTS
-
-
 # ---- Going on ----
 
 
-def test_a_run_goes_on_only_with_the_same_arguments_inputs_and_alone(tmp_path, options, interrupted):
+def test_run_resumes_only_with_the_same_arguments_and_inputs_and_exclusively(tmp_path, options, interrupted):
     before = {file: file.stat().st_mtime_ns for file in parts_of(interrupted)}
     assert len(before) == NUM_CHUNKS
     for change, message in (
@@ -195,27 +155,11 @@ def test_a_run_goes_on_only_with_the_same_arguments_inputs_and_alone(tmp_path, o
     assert main(options)["rows_encoded"] == 0
 
 
-def test_a_corpus_that_is_cut_short_is_refused_before_anything_is_encoded(tmp_path, options):
-    file = tmp_path / "texts.jsonl.gz"
-    whole = gzip.compress((tmp_path / "texts.jsonl").read_bytes())
-    file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="cut short.*Restore it"):
-        main([*options, f"--texts={file}"])
-    file.write_bytes(whole)
-    assert main([*options, f"--texts={file}"])["rows"] == NUM_TEXTS
-
-
-def test_where_no_chunk_is_finished_other_arguments_begin_afresh(tmp_path, options):
-    error, _ = finish_run([*options, LARGE_CHUNK], largest_file=NO_ROOM)
-    assert isinstance(error, OSError)
-    assert main([*options, "--pooling=mean"])["pooling"] == "mean"
-
-
 # ---- Full disk ----
 
 
 @pytest.mark.long
-def test_a_full_disk_is_told_and_what_is_finished_is_kept(tmp_path, options, undisturbed):
+def test_full_disk_is_reported_and_finished_chunks_are_kept(tmp_path, options, undisturbed):
     folder = tmp_path / "out.npy.parts"
     error, _ = finish_run([*options, LARGE_CHUNK], largest_file=NO_ROOM)
     assert isinstance(error, OSError) and error.errno == errno.EFBIG
@@ -271,7 +215,7 @@ def children_of(pid: int) -> set[int]:
 
 @pytest.mark.nightly
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for orphans in /proc")
-def test_two_processes_killed_and_started_again_write_the_bytes_of_one(tmp_path, options, undisturbed):
+def test_two_killed_processes_resume_to_the_bytes_of_one(tmp_path, options, undisturbed):
     options = [*options, "--num_processes=2"]
     process, _ = start_run(options)
     wait_for_parts(tmp_path / "out.npy.parts", 3, process)

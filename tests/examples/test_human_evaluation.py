@@ -60,7 +60,7 @@ def files_of(folder):
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_from_stories_to_records_and_again(models, data, tmp_path, capsys):
+def test_sample_and_score_produce_records(models, data, tmp_path, capsys):
     output, results = tmp_path / "out", tmp_path / "results"
     key = sample(models, data, output)
     assert list(key["systems"]) == list(SYSTEMS) == list(key["fills"])
@@ -100,7 +100,7 @@ def test_from_stories_to_records_and_again(models, data, tmp_path, capsys):
         main([*ask[:4], files[0], files[0], *ask[6:]])
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(models, data, tmp_path, monkeypatch):
+def test_resumed_sample_writes_identical_bytes(models, data, tmp_path, monkeypatch):
     calls, dies_at = [], None
     fill = FillSystem.fill
 
@@ -133,7 +133,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(models, data, tmp_path, monkeypa
     assert len(calls) == 2 and set(calls) <= set(all_calls)
 
 
-def test_a_form_that_people_may_be_answering_is_not_overwritten(models, data, tmp_path):
+def test_form_in_use_is_not_overwritten(models, data, tmp_path):
     output = tmp_path / "out"
     sample(models, data, output)
     before = files_of(output)
@@ -153,29 +153,3 @@ def test_a_form_that_people_may_be_answering_is_not_overwritten(models, data, tm
         sample(models, data, output, "--max_new_tokens", "7")
     with pytest.raises(ValueError, match="was begun with other settings: texts was"):
         sample(models, data, output, "--seed", "1")
-
-
-def test_prompts_that_do_not_fit_are_refused_before_anything_is_written(models, data, tmp_path):
-    config = tmp_path / "base" / "config.json"
-    settings = json.loads(config.read_text())
-    settings["max_position_embeddings"] = 200
-    config.write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match="longest prompt of 'one-shot, prefix_suffix' exceeds the model's context by"):
-        sample(models, data, tmp_path / "out")
-    assert not any((tmp_path / "out" / "fills").glob("unidirectional.jsonl"))
-
-
-def test_real_models_fill_cased_stories(wiki_7m, tmp_path):
-    data = wiki_7m.parents[1] / "data"
-    if not (data / "stories").is_dir():
-        pytest.skip("no stories at ../shared/data beside the repository")
-    main([
-        "sample", "--model", f"base={wiki_7m}", f"MAGNET={wiki_7m}", "--data", str(data), "--corpus", "story_cloze",
-        "--preset", "smoke", "--limit", "2", "--systems", "unidirectional", "two-shot, line_by_line", "MAGNET",
-        "--output", str(tmp_path / "out"),
-    ])  # fmt: skip
-    key = json.loads((tmp_path / "out" / "key.json").read_text())
-    assert key["settings"]["number"] == 2 and key["systems"]["two-shot, line_by_line"]["settings"]["shots"] == 2
-    for fills in key["fills"].values():
-        assert len(fills) == 2 and all(any(c.isalnum() for c in fill) and "\n" not in fill for fill in fills)
-    assert key["fills"]["unidirectional"] != key["fills"]["MAGNET"]

@@ -24,7 +24,7 @@ def run_adaptation(tmp_path, tokenizer, monkeypatch, *more):
 
 
 @pytest.mark.parametrize("training", [["--lora_r=0"], ["--lora_r=2", "--learning_rate=1e-2"]], ids=["full", "lora"])
-def test_each_checkpoint_of_a_run_opens_as_the_model_of_its_step(tmp_path, tiny_tokenizer, monkeypatch, training):
+def test_checkpoints_load_as_the_model_of_their_step(tmp_path, tiny_tokenizer, monkeypatch, training):
     run = run_adaptation(tmp_path, tiny_tokenizer, monkeypatch, *training)
     found = models_by_step(run)
     assert found == {2: run / "checkpoint-2", 4: run / "checkpoint-4", 6: run}
@@ -53,7 +53,7 @@ def write_checkpoint(run, step, *, state=None):
     return folder
 
 
-def test_half_written_checkpoints_are_left_out_and_an_unfinished_run_has_what_it_saved(tmp_path):
+def test_incomplete_checkpoints_are_skipped(tmp_path):
     whole = {step: write_checkpoint(tmp_path, step, state=json.dumps({"global_step": step})) for step in (10, 9)}
     write_checkpoint(tmp_path, 11)
     write_checkpoint(tmp_path, 12, state='{"global_st')

@@ -28,7 +28,7 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("job", "fault"), disturbances())
-def test_a_disturbed_job_ends_as_an_undisturbed_one(tmp_path, undisturbed, job, fault, seed):
+def test_disturbed_job_ends_like_an_undisturbed_one(tmp_path, undisturbed, job, fault, seed):
     try:
         differing, errors = disturb(undisturbed(job), FAULTS[fault], seed=seed, base=tmp_path)
     except NotPossibleError as reason:

@@ -98,7 +98,7 @@ def bound_to_modes(path):
         pytest.param("eager", True, marks=pytest.mark.long),
     ],
 )
-def test_results_are_those_of_one_thread_and_nothing_is_written(stories260k, adapted, implementation, monkeypatch):
+def test_threads_give_single_thread_results_and_write_nothing(stories260k, adapted, implementation, monkeypatch):
     model = bound_to_modes(stories260k) if adapted else MagnetLlamaForCausalLM.from_pretrained(stories260k)
     model.set_attn_implementation(implementation)
     model.eval()
@@ -133,7 +133,7 @@ def test_results_are_those_of_one_thread_and_nothing_is_written(stories260k, ada
     assert watch.is_untouched(), watch.written
 
 
-def test_the_watch_sees_what_is_written(stories260k, monkeypatch):
+def test_watch_detects_writes(stories260k, monkeypatch):
     model = MagnetLlamaForCausalLM.from_pretrained(stories260k)
     watch = Watch(model, monkeypatch)
     assert watch.is_untouched()
