@@ -284,7 +284,7 @@ def run_script(*arguments, **environment):
 def refused(capsys, *arguments):
     """What a script that runs `main` prints, and how it ends."""
     with pytest.raises(SystemExit) as ended:
-        start(lambda: adapt.main(list(arguments)), told=adapt.ArgumentError)
+        start(lambda: adapt.main(list(arguments)), reported=adapt.ArgumentError)
     return ended.value.code, capsys.readouterr().err
 
 
@@ -324,7 +324,7 @@ def test_memory_shortage_is_reported_with_its_phase_before_the_first_step(tmp_pa
 
     monkeypatch.setattr("trainer.objectives.contrastive_embeddings", run_out)
     with pytest.raises(SystemExit) as ended:
-        start(lambda: adapt.main([*options, *FULL]), told=adapt.ArgumentError)
+        start(lambda: adapt.main([*options, *FULL]), reported=adapt.ArgumentError)
     out, err = capsys.readouterr()
     assert ended.value.code == 1
     told = "Memory ran out before step 1 in phase 2 of `loss_phases` ('2:1,9,1'). Lower `contrastive_batch_size`"
