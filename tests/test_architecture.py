@@ -1,4 +1,4 @@
-"""Rules that the source itself must keep: who imports whom, and what the Hub can follow."""
+"""Test rules about the source: the direction of imports, and what the Hub can resolve."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ PACKAGE_FILES = sorted(
 )
 EXAMPLES = sorted((REPOSITORY / "examples").rglob("*.py"))
 OURS = {"modeling_magnet", "trainer", "examples", "tests"}
-# What a user of the Hub copy has installed; transformers itself requires the last three.
+# Packages that a user of the Hub copy has; transformers itself requires the last three.
 HUB_REQUIREMENTS = {"torch", "transformers", "numpy", "safetensors", "huggingface_hub"}
 MAY_IMPORT = {"modeling_magnet": {"modeling_magnet"}, "trainer": {"trainer", "modeling_magnet"}}
 
@@ -28,7 +28,7 @@ def parse(file):
 
 
 def absolute_imports(file):
-    """Return top-level names of every absolute import, those inside functions included."""
+    """Return the top-level names of every absolute import, including those inside functions."""
     names = set()
     for node in ast.walk(parse(file)):
         if isinstance(node, ast.Import):
@@ -39,7 +39,7 @@ def absolute_imports(file):
 
 
 def optional_imports(file):
-    """Return those whose absence is caught; the Hub does not ask for them."""
+    """Return imports whose absence is caught; the Hub does not require them."""
     names = set()
     for node in parse(file).body:
         if isinstance(node, ast.Try):
@@ -79,7 +79,7 @@ def test_hub_resolves_every_import(file):
 
 @pytest.mark.parametrize("file", HUB_FILES, ids=relative)
 def test_docstrings_contain_nothing_like_a_relative_import(file):
-    """transformers reads relative imports by a regular expression, docstrings included."""
+    """Check docstrings, because transformers finds relative imports by a regular expression over the whole file."""
     text = file.read_text(encoding="utf-8")
     found = re.findall(r"^\s*from\s+\.(\S+)\s+import", text, flags=re.MULTILINE)
     found += re.findall(r"^\s*import\s+\.(\S+)\s*$", text, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What is written about the code is true: pages run from top to bottom, name what exists, and explain what is public.
+"""Test the documentation: pages run, name existing files, and explain everything public.
 
 Pytest itself runs the examples in docstrings (`--doctest-modules`); `test_code_blocks.py` checks that no block is left
 out, and `test_reference.py` that every parameter is explained.
@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 README, GUIDES, CONTRIBUTING = (
     (REPOSITORY / page).read_text(encoding="utf-8") for page in ("README.md", "examples/README.md", "CONTRIBUTING.md")
 )
-# Files that a page names and that do not exist before a run.
+# Files that a page names and that exist only after a run.
 WRITTEN_BY_RUNS = {"adapt.json", "NAME.json", "config.json"}
 MODULES = sorted(
     f"{package.__name__}.{module.name}"
@@ -81,7 +81,7 @@ def test_map_names_existing_files():
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "examples/README.md"])
 def test_files_and_folders_named_in_pages_exist(page):
-    """Names are searched in every folder, because a sentence may leave out the folder that it is about."""
+    """Search names in every folder, because a sentence may omit the folder that it is about."""
     existing = {f"/{path.relative_to(REPOSITORY)}" for path in REPOSITORY.rglob("*") if ".git" not in path.parts}
     existing |= {f"{path}/" for path in existing if (REPOSITORY / path[1:]).is_dir()}
     text = re.sub(r"^```.*?^```$", "", (REPOSITORY / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
@@ -116,7 +116,7 @@ def test_public_names_are_documented(name):
             part = part.fget if isinstance(part, property) else inspect.unwrap(getattr(part, "__func__", part))
             if inspect.isclass(part) or inspect.isfunction(part):
                 text = (part.__doc__ or "").strip()
-                # A dataclass without a docstring gets its signature as one.
+                # A dataclass without a docstring gets its signature as docstring.
                 silent += [key] if not text or text.startswith(f"{part.__name__}(") else []
     assert not silent
 

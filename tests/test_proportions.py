@@ -1,4 +1,4 @@
-"""The counts of the code are counts of the code."""
+"""Test the counts of `proportions.py`."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The reference: all that is public is explained to its last parameter, and its pages are built without a warning."""
+"""Test the reference: every public name and parameter is explained, and the pages build without warnings."""
 
 import ast
 import dataclasses
@@ -35,7 +35,7 @@ def is_ours(cls):
 
 
 def own_methods(cls):
-    """Yield public methods of a class and of our mixins; parameters of a stock method are explained there."""
+    """Yield the public methods of a class and of our mixins; parameters of stock methods are explained there."""
     for owner in filter(is_ours, cls.__mro__):
         for name, member in vars(owner).items():
             is_static = isinstance(member, staticmethod)
@@ -66,7 +66,7 @@ def test_parameters_of_public_names_are_documented(package):
         parts = []
         if inspect.isfunction(member):
             parts = [(name, member.__doc__, parameters(member))]
-        elif inspect.isclass(member) and member is not modeling_magnet.MagnetMixin:  # all of it is in its subclasses
+        elif inspect.isclass(member) and member is not modeling_magnet.MagnetMixin:  # defined by its subclasses
             parts = [(name, member.__doc__, constructor(member)), *own_methods(member)]
         for label, docstring, needed in parts:
             asked += len(needed)
@@ -106,7 +106,7 @@ def test_pdoc_warnings_and_local_paths_fail_the_reference(tmp_path, monkeypatch)
 @pytest.mark.long
 def test_reference_pages_contain_every_public_docstring(tmp_path):
     pytest.importorskip("pdoc", reason="pdoc is not installed")
-    # A process of its own: docstrings are changed on the way.
+    # A separate process, because the script changes docstrings.
     command = [sys.executable, str(reference.REPOSITORY / "examples" / "reference.py"), f"--output_dir={tmp_path}"]
     last = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
     assert last.startswith("reference: OK")

@@ -1,4 +1,4 @@
-"""What SECURITY.md promises: no pickle is read, no code of a checkpoint is run, text is text, versions are locked."""
+"""Test the promises of SECURITY.md: no pickle is read, no remote code runs, text is escaped, versions are locked."""
 
 import ast
 import contextlib
@@ -30,12 +30,12 @@ HUB_FILES = sorted(file for file in (REPOSITORY / "modeling_magnet").glob("*.py"
 
 PICKLE_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
-# What the pushed files must not import, save `huggingface_hub`: `push_to_hub` and the metadata of the card need it.
+# Modules that remote files must not import, except `huggingface_hub` for `push_to_hub` and card metadata.
 PROCESSES_AND_NETWORK = {
     *"asyncio ctypes ftplib http importlib multiprocessing pty runpy signal smtplib socket socketserver ssl".split(),
     *"subprocess telnetlib urllib webbrowser xmlrpc aiohttp httpx requests urllib3".split(),
 }
-# What touches files, processes or the environment: functions by name, methods of whatever object, and all of modules.
+# Operations on files, processes or the environment: functions by name, methods of any object, whole modules.
 FUNCTIONS = {*"open exec eval compile __import__ input breakpoint load_file safe_open save_file".split()}
 METHODS = {
     *"open read_text read_bytes write_text write_bytes mkdir rmdir rename unlink touch symlink_to hardlink_to".split(),
@@ -46,9 +46,9 @@ MODULES = {"os", "shutil", "tempfile", "fcntl", "sys", "torch.hub", "torch.seria
 MAY_REACH = {
     *"os.PathLike os.O_RDONLY os.W_OK os.X_OK fcntl.LOCK_EX fcntl.LOCK_NB sys.modules sys.maxsize".split(),  # names
     *"open read_text read_bytes load_file safe_open os.path os.pardir".split(),  # to open what the user names
-    # To save where the user names.
+    # saves to the requested directory
     *"save_file write_text write_bytes mkdir shutil.copy shutil.copytree sys._getframe".split(),
-    # A saved checkpoint is moved into place, and what it replaces is removed.
+    # moves a saved checkpoint into place and removes the one that it replaces
     *"os.open os.close os.access os.replace os.rename rename rmdir unlink fcntl.flock shutil.disk_usage".split(),
     *"shutil.rmtree tempfile.mkdtemp tempfile.TemporaryDirectory".split(),
     *"create_branch create_repo hf_hub_download upload_folder".split(),  # `push_to_hub`, when the user calls it
@@ -73,7 +73,7 @@ def parse(file):
 
 
 def imported(file):
-    """Yield top-level names of all absolute imports, those inside functions included."""
+    """Yield the top-level names of all absolute imports, including those inside functions."""
     for node in ast.walk(parse(file)):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
@@ -82,7 +82,7 @@ def imported(file):
 
 
 def calls(file):
-    """Yield the name of every call as it is written, and its keywords."""
+    """Yield every call as written, with its keywords."""
     for node in ast.walk(parse(file)):
         if isinstance(node, ast.Call):
             keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
@@ -90,7 +90,7 @@ def calls(file):
 
 
 def reached(file):
-    """Yield what a file names that touches files, processes or the environment."""
+    """Yield the names in a file that access files, processes or the environment."""
     for node in ast.walk(parse(file)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS:
             yield node.func.id
@@ -142,7 +142,7 @@ def test_remote_files_access_only_declared_resources(file):
 
 
 class Bomb:
-    """Makes a file where it is unpickled."""
+    """Create a file when it is unpickled."""
 
     def __init__(self, marker):
         self.marker = str(marker)
@@ -159,7 +159,7 @@ def saved(tiny_model, tmp_path):
 
 @pytest.fixture
 def marker(tmp_path):
-    """Appears where a test's hostile code has run."""
+    """Return the file that a test's hostile code would create."""
     yield tmp_path / "marker"
     assert not (tmp_path / "marker").exists()
 
@@ -192,7 +192,7 @@ def change(file, **values):
 
 
 def write_remote_code(folder, marker):
-    """Write code that leaves a mark, named by config and tokenizer."""
+    """Write code that creates a marker file, named by config and tokenizer."""
     base = "from transformers import LlamaForCausalLM, PreTrainedTokenizerFast\n"
     classes = "class Theirs(LlamaForCausalLM): pass\nclass TheirsFast(PreTrainedTokenizerFast): pass\n"
     (folder / "theirs.py").write_text(f"import os\nos.mkdir({str(marker)!r})\n{base}{classes}")
@@ -250,7 +250,7 @@ def test_index_cannot_name_files_outside_its_directory(tiny_model, tmp_path, nam
 
 
 class Elements(HTMLParser):
-    """The elements of a page, and its text."""
+    """Collect the elements of a page and its text."""
 
     def __init__(self, page):
         super().__init__(convert_charrefs=True)
@@ -312,7 +312,7 @@ def test_model_card_escapes_data(tiny_model, text):
 
 
 def pins(name):
-    """Package -> version, without what names a build; and how often each has a hash."""
+    """Return package -> version without build tags, and the number of hashes of each."""
     text = (REPOSITORY / name).read_text(encoding="utf-8")
     text = re.sub(r"\\\n", " ", text)
     for line in text.splitlines():

@@ -1,4 +1,4 @@
-"""Every command twice, in two processes that hash strings differently: the same files to the byte, but for times."""
+"""Run every command in two processes with different hash seeds, and compare all files except for times."""
 
 import pytest
 
@@ -12,7 +12,7 @@ EXAMPLES = REPOSITORY / "examples"
 
 
 def run_twice(interpreters, script, arguments, *, name, printed=None):
-    """Run a script in both interpreters at a time; the folders written. `printed` names a file for what it prints."""
+    """Run a script in both interpreters and return the output folders; `printed` names a file for its output."""
     outputs, logs = [], []
     for interpreter in interpreters:
         outputs.append(interpreter.folder / name.replace("/", "_").replace(" ", "_"))
@@ -25,7 +25,7 @@ def run_twice(interpreters, script, arguments, *, name, printed=None):
 
 
 def check_same(outputs, *, dropped, unread, writes):
-    """The same files with the same bytes, and nothing left out that is not there."""
+    """Check that both folders contain the same files with the same bytes, and that all dropped names exist."""
     one, other = (artefacts(output, dropped=dropped, unread=unread) for output in outputs)
     assert list(one) == list(other)
     assert writes in one and any(one.values())
@@ -35,7 +35,7 @@ def check_same(outputs, *, dropped, unread, writes):
 
 @pytest.fixture
 def longer(tmp_path, stories260k):
-    """The tokenizer and a layer of a real model, for 2048 tokens."""
+    """Return the tokenizer and one layer of a real model with 2048 positions."""
     model = AutoMagnetForCausalLM.from_pretrained(stories260k)
     model.model.layers = model.model.layers[:1]
     model.config.num_hidden_layers = 1
@@ -88,6 +88,6 @@ def test_library_calls_write_identical_bytes_twice(interpreters, inputs):
         lambda output: [str(path) for path in (*given, output)],
         name="library",
     )
-    # What the arguments of training hold of the folder.
+    # The training arguments contain the name of the folder.
     folder = "training_args.bin"
     check_same(outputs, dropped=[folder], unread=[folder], writes="adapter/adapter_config.json")

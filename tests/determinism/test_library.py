@@ -1,4 +1,4 @@
-"""One process: the same again behind other calls, and nothing of the caller's random state is moved."""
+"""Repeat calls in one process after other calls, and check that the caller's random state does not change."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from .commands import CHECKSUMS, EVALUATED
 
 
 def states():
-    """Where the global generators stand."""
+    """Return the states of the global generators."""
     kind, keys, place, *rest = np.random.get_state()
     return torch.get_rng_state().tolist(), random.getstate(), (kind, keys.tolist(), place, *rest)
 
@@ -88,7 +88,7 @@ def test_adapter_config_in_a_checkpoint_lists_layers_in_order(tmp_path):
 
 @pytest.fixture
 def own_switches(monkeypatch):
-    """What `full_determinism` turns on in the whole process is off again behind a test."""
+    """Restore the process-wide settings that `full_determinism` changes."""
     before = dict(os.environ)
     yield
     torch.use_deterministic_algorithms(False)

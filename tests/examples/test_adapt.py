@@ -1,4 +1,4 @@
-"""`examples/adapt.py`, from its command line to the checkpoint it leaves."""
+"""Test `examples/adapt.py` from its command line to the saved checkpoint."""
 
 import json
 import os
@@ -33,7 +33,7 @@ FULL, LORA = ["--lora_r=0"], ["--lora_r=2", "--lora_dropout=0.1"]
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
-    """No cached data set of another test."""
+    """Isolate the data set cache of each test."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
@@ -126,7 +126,7 @@ def test_pairs_load_from_two_columns_of_a_file(tmp_path, options):
 
 @pytest.fixture
 def paraphraser(tmp_path, tiny_tokenizer) -> Path:
-    """A random T5 that reads and writes the tokens of the tiny Llama."""
+    """Return a random T5 that reads and writes the tokens of the tiny Llama."""
     torch.manual_seed(0)
     config = T5Config(vocab_size=len(tiny_tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
     model = T5ForConditionalGeneration(config)
@@ -189,7 +189,7 @@ def test_resumed_run_ends_with_identical_bytes(tmp_path, options, training):
         for run in (whole, killed)
     ]
     assert losses[0] == losses[1]
-    # The whole curve, also of the steps before the interruption, in the same bytes.
+    # The whole curve, including the steps before the interruption, is written with the same bytes.
     pictures = [(run / "curves.png").read_bytes() for run in (whole, killed)]
     assert pictures[0].startswith(b"\x89PNG") and pictures[0] == pictures[1]
 
@@ -274,7 +274,7 @@ def test_options_after_a_recipe_override_it(tmp_path):
 
 
 def run_script(*arguments, **environment):
-    """The script in a process of its own."""
+    """Run the script in a subprocess."""
     command = [sys.executable, str(REPOSITORY / "examples" / "adapt.py"), *arguments]
     return subprocess.run(
         command, cwd=REPOSITORY, env={**os.environ, **environment}, capture_output=True, text=True, check=False
@@ -282,7 +282,7 @@ def run_script(*arguments, **environment):
 
 
 def refused(capsys, *arguments):
-    """What a script that runs `main` prints, and how it ends."""
+    """Return the output and the exit status of a script that runs `main`."""
     with pytest.raises(SystemExit) as ended:
         start(lambda: adapt.main(list(arguments)), reported=adapt.ArgumentError)
     return ended.value.code, capsys.readouterr().err

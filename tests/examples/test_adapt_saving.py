@@ -1,4 +1,4 @@
-"""What a run of `adapt.py` saves and pushes: merged or as an adapter, with a card of its facts."""
+"""Test what `adapt.py` saves and pushes: a merged model or an adapter, with the card of the run."""
 
 import json
 
@@ -24,7 +24,7 @@ LORA = ["--lora_r=2", "--learning_rate=1e-2"]
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
-    """No cached data set of another test."""
+    """Isolate the data set cache of each test."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
@@ -36,7 +36,7 @@ def options(tmp_path, tiny_tokenizer):
 
 
 def test_bound_adapter_leaves_generation_to_the_base(tmp_path, options):
-    """The same run merged and unmerged: the same embeddings; generation is the base's where the adapter is bound."""
+    """Compare a merged and an unmerged run: equal embeddings; with a bound adapter, generation equals the base."""
     adapt.main([*options, *LORA])
     merged = AutoMagnetForCausalLM.from_pretrained(tmp_path / "run")
     bound_options = [option.replace("/run", "/bound") for option in options]
@@ -93,7 +93,7 @@ def test_checkpoints_of_a_lora_run_are_magnet_adapters(tmp_path, options):
 @pytest.mark.long
 def test_adapter_is_merged_before_further_training(tmp_path, options):
     adapt.main([*options, *LORA, "--adapter_modes", "causal", "bidirectional", "infill"])
-    again = [*options, *LORA, f"--output_dir={tmp_path / 'again'}"]  # the last of an option counts
+    again = [*options, *LORA, f"--output_dir={tmp_path / 'again'}"]  # the last value of an option counts
     for training in ([], ["--lora_r=0"]):
         with pytest.raises(ValueError, match=r"has an adapter already[\s\S]* Merge it first"):
             adapt.main([*again, f"--model_name_or_path={tmp_path / 'run'}", *training])
@@ -103,7 +103,7 @@ def test_adapter_is_merged_before_further_training(tmp_path, options):
 
 
 def run_and_push(*options):
-    """A run as its user starts it, and what it printed of its push."""
+    """Run `adapt.py` as a user does and return what it printed about the push."""
     adapt.main(list(options))
     return "done"
 

@@ -1,4 +1,4 @@
-"""The form shows texts as texts, nothing of who wrote them, keeps answers, and refuses what it did not give."""
+"""Test that the form escapes texts, hides authors, keeps answers, and that foreign answers are refused."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def form_of(blanks=GAPS, fills=FILLS, annotators=2, seed=0):
 
 
 def act(tmp_path, shown, *actions):
-    """What the page shows when its own JavaScript is run, outside a browser."""
+    """Run the page's JavaScript outside a browser and return what the page shows."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("no node to run the form's JavaScript with")
@@ -126,7 +126,7 @@ def test_form_supports_keys_buttons_and_undo_and_stores_answers(tmp_path):
     shown, key = form_of()
     states = act(
         tmp_path, shown,
-        ["show"], ["key", "1"],  # nobody has said who they are: no answer
+        ["show"], ["key", "1"],  # no annotator name, so no answer file
         ["choose", "1"], ["show"],
         ["key", "1"], ["key", "2"], ["click", "no"], ["show"],
         ["key", "ArrowLeft"], ["show"], ["click", "back"], ["show"], ["click", "yes"],

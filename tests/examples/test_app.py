@@ -1,4 +1,4 @@
-"""What stands behind the app's tabs: the library's own answers, everything escaped, and no request that breaks it."""
+"""Test the functions of the app's tabs: the library's results, escaping, and invalid requests."""
 
 import threading
 
@@ -96,7 +96,7 @@ def test_hostile_text_is_escaped_in_every_tab(tiny_model):
 def test_model_is_built_once_and_a_killed_build_is_ignored(tmp_path, capfd):
     folder = tmp_path / "quickstart"
     (folder / "magnet").mkdir(parents=True)
-    (folder / "magnet" / "model.safetensors").write_bytes(b"half")  # of a build that was killed
+    (folder / "magnet" / "model.safetensors").write_bytes(b"half")  # left by a killed build
     checkpoint = quickstart_model(folder, budget=SMOKE)
     told = capfd.readouterr().out
     assert "It is built once" in told and "3/3 MAGNET" in told and "is ready" in told

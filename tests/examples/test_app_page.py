@@ -1,4 +1,4 @@
-"""The app in a real browser, used as people use it: by mouse and keyboard, and on a phone."""
+"""Test the app in a real browser by mouse, by keyboard, and at the size of a phone."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ QUIET = (
     *("--disable-component-update", "--disable-sync"),
 )
 HOSTILE = "<img src=x onerror=alert(1)>"
-# Notes how many tokens are shown each time, and presses Stop behind the second.
+# Records how many tokens are shown each time, and presses Stop after the second.
 STOP_SOON = """() => {
   window.seen = [];
   new MutationObserver(() => {
@@ -37,7 +37,7 @@ STOP_SOON = """() => {
 
 @pytest.fixture(scope="module")
 def address(wiki_7m, tmp_path_factory):
-    """The app on a real small model, started as its user starts it."""
+    """Start the app on a small real model, as a user does."""
     folder = tmp_path_factory.mktemp("app")
     AutoMagnetForCausalLM.from_pretrained(wiki_7m).save_pretrained(folder / "model")
     with socket.socket() as free:
@@ -62,7 +62,7 @@ def address(wiki_7m, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    """One headless chromium for all tests."""
+    """Return one headless chromium for all tests."""
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
         pytest.skip("no chromium on this machine")
@@ -74,7 +74,7 @@ def browser():
 
 @pytest.fixture
 def visit(browser, address):
-    """Opens the app as a new visitor; at the end nobody's console has an error and no other host was asked."""
+    """Open the app as a new visitor; finally check that no console shows an error and no other host was contacted."""
     contexts, asked, complaints = [], set(), []
 
     def open_page(**options):
@@ -103,7 +103,7 @@ def open_tab(page, name):
 
 
 def problem(page, tab):
-    """What a tab complains of."""
+    """Return the problem that a tab reports."""
     alert = page.locator(f"#{tab}-answer [role=alert]")
     alert.wait_for()
     return alert.inner_text()

@@ -1,4 +1,4 @@
-"""The app writes token by token until somebody stops it, and shows the masks and weights that the model has."""
+"""Test that the app streams tokens until it is stopped, and shows the model's masks and attention weights."""
 
 import threading
 

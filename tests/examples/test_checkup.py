@@ -1,4 +1,4 @@
-"""Each check of the doctor can fail."""
+"""Test that each check of the doctor can fail."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from .doctor_runs import BOUND, edit_weights
 
 
 class Careless:
-    """An encoder and infiller whose answers depend on the batch."""
+    """Encode and infill with results that depend on the batch."""
 
     def __init__(self, dtype=torch.float32, error=2e-5):
         self.dtype, self.error = dtype, error

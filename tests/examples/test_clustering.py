@@ -1,4 +1,4 @@
-"""Clustering: MTEB's figure is scikit-learn's by a plain loop; files that replace its sets are drawn and named."""
+"""Compare clustering with scikit-learn, and test how files that replace MTEB's sets are drawn and named."""
 
 import gzip
 import json
@@ -21,7 +21,7 @@ ROWS = [(text, topic) for topic, texts in TOPICS.items() for text in texts]
 
 @pytest.fixture
 def folder(tmp_path):
-    """Both files, as small as can be."""
+    """Write both files with minimal contents."""
     lines = [json.dumps({"id": "1", "label": topic, "subject": f"Re: {text}", "text": "-"}) for text, topic in ROWS]
     lines += [json.dumps({"id": "2", "label": "food", "subject": subject}) for subject in ("RE: re: ham", "x" * 121)]
     (tmp_path / "20news_bydate_train.jsonl.xz").write_bytes(lzma.compress("\n".join(lines).encode()))
@@ -40,7 +40,7 @@ def test_v_measure_equals_scikit_learn(tmp_path, folder, tiny_model):
     for name in ("TwentyNewsgroupsClustering", "BiorxivClusteringS2S"):
         scores = []
         for texts, labels in subsets_of(name, folder=folder, subsets=3, size=9, seed=5):
-            # In one batch, as the driver does: one text at a time rounds differently, and a text may change clusters.
+            # One batch, as in the driver: single texts round differently, and a text may change clusters.
             vectors = tiny_model.encode(texts, prompt=PAPER_PROMPTS[name])
             means = cluster.MiniBatchKMeans(len(set(labels)), batch_size=500, n_init="auto", random_state=42)
             scores.append(metrics.v_measure_score(labels, means.fit(vectors).labels_))

@@ -1,4 +1,4 @@
-"""What all scripts share at the command line: one spelling for one thing, errors in a line, extras said by name."""
+"""Test the shared command line: one spelling per option, errors in one line, and reports of missing extras."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ SCRIPTS = sorted(
     for path in EXAMPLES.rglob("*.py")
     if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
 )
-# One thing a line: its spelling first, then what it must not be called elsewhere.
+# One option per line: its spelling, then the names that must not be used for it.
 SPELLINGS = (
     ("--model_name_or_path", "--model_path", "--model_name", "--checkpoint"),
     ("--magnet", "--adapted"),
@@ -49,12 +49,12 @@ SPELLINGS = (
 
 
 class Captured(Exception):
-    """Carries a script's parser out of it."""
+    """Carry a script's parser out of the script."""
 
 
 @pytest.fixture(scope="module")
 def parsers():
-    """The parser of each script, with those of its subcommands, and which model-opening scripts there are."""
+    """Return the parsers of each script, those of subcommands included, and the scripts that open models."""
     found = {}
 
     def capture(parser, *args, **kwargs):
@@ -71,7 +71,7 @@ def parsers():
 
 
 def options_of(parsers):
-    """Script, spelling and action of every option."""
+    """Return script, spelling and action of every option."""
     for script, group in parsers.items():
         for parser in group:
             for action in parser._actions:
@@ -79,7 +79,7 @@ def options_of(parsers):
                     yield script, action.option_strings[0], action
 
 
-@pytest.mark.long  # lm_eval and others are imported: 8 s
+@pytest.mark.long  # imports lm_eval and others: 8 s
 def test_options_have_one_spelling_each(parsers):
     used = defaultdict(set)
     for script, name, action in options_of(parsers):
@@ -94,7 +94,7 @@ def test_options_have_one_spelling_each(parsers):
     for script, name, action in options_of(parsers):
         if script != "adapt.py" and action.help:
             by_help[action.help].add(name)
-    # A role or a unit in few words may stand for several things; whole sentences may not.
+    # A role or a unit of a few words may describe several options; a whole sentence may not.
     doubled = {told: names for told, names in by_help.items() if len(names) > 1 and len(told.split()) > 4}
     assert doubled == {}
 
@@ -114,7 +114,7 @@ def test_device_model_and_dtype_options_agree_in_all_scripts(parsers):
             assert action.help.startswith("such as cpu or cuda:1; ")
         if name == "--data":
             assert action.help.startswith("folder of the data's files, in it or in its sub-folders")
-    # These choose by themselves: the Trainer's own options, a device for each process, a plan.
+    # These choose in other ways: the Trainer's own options, a device per process, a plan.
     others = {"adapt.py", "encode_corpus.py", "evaluate/study.py"}
     assert model - others <= device
 

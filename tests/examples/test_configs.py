@@ -1,4 +1,4 @@
-"""Each recipe is understood by `adapt.py`, and holds the values of the publication it is named after."""
+"""Test that `adapt.py` accepts each recipe, and that recipes contain the published values."""
 
 import json
 from pathlib import Path
@@ -72,7 +72,7 @@ PUBLISHED = {"llama2_7b_paper": PAPER, "llm2vec_mntp": LLM2VEC_MNTP, "llm2vec_si
 
 
 def read(name: str, output_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The JSON object, and all arguments it leads to, on a machine without a GPU."""
+    """Return the JSON object and the resulting arguments, on a machine without a GPU."""
     options = [str(CONFIGS / f"{name}.json"), f"--output_dir={output_dir}", "--use_cpu"]
     adapt, lora, training = parse_arguments(options)
     check_arguments(adapt, lora, training)

@@ -1,4 +1,4 @@
-"""CoNLL-2003 from lines by hand, from the Hub's columns, and from the real files where they are."""
+"""Read CoNLL-2003 from handwritten lines, from the Hub's columns, and from the real files if available."""
 
 import gzip
 
@@ -84,7 +84,7 @@ def test_real_files_have_published_counts():
     train, testa = (read_conll(split, folder=CONLL_FOLDER) for split in ("train", "testa"))
     assert (len(train), len(testa)) == (14_041, 3_250)
     assert sum(len(sentence.words) for sentence in train) == 203_621
-    # Entities of the shared task's introduction: LOC, MISC, ORG, PER.
+    # Entities in the introduction of the shared task: LOC, MISC, ORG, PER.
     begins = [tag for sentence in train for tag in sentence.ner if tag.startswith("B-")]
     assert {kind: begins.count(f"B-{kind}") for kind in ("LOC", "MISC", "ORG", "PER")} == {
         "LOC": 7140,

@@ -1,4 +1,4 @@
-"""Greedy continuations against stock `generate`, and of words that are known in advance."""
+"""Compare greedy continuations with stock `generate`."""
 
 import pytest
 from transformers import LlamaForCausalLM

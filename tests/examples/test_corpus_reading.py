@@ -1,4 +1,4 @@
-"""`examples/corpus/`: every row keeps its number, also one that cannot be read."""
+"""Test that `examples/corpus/` numbers every row, unreadable ones included."""
 
 import csv
 import gzip
@@ -24,12 +24,12 @@ def open_tiny(source, *, text_column="text", id_column=None, limit=None):
 
 
 def read(source, *, chunk_size=2, skip=(), **options):
-    """All chunks of a corpus."""
+    """Return all chunks of a corpus."""
     return list(open_tiny(source, **options).chunks(chunk_size, skip=skip))
 
 
 def rows_of(chunks):
-    """Texts and complaints by row number."""
+    """Return texts and complaints by row number."""
     texts = {
         chunk.first_row + place: text
         for chunk in chunks
@@ -39,7 +39,7 @@ def rows_of(chunks):
 
 
 def write_as(path: Path, texts: list[str]) -> Path:
-    """The texts in the format of the file's suffix."""
+    """Write the texts in the format of the file's suffix."""
     suffix = Path(path.stem if path.suffix in (".gz", ".xz") else path.name).suffix
     if suffix == ".parquet":
         pq.write_table(pa.table({"other": range(len(texts)), "text": texts}), path, row_group_size=2)

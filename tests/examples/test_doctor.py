@@ -1,4 +1,4 @@
-"""The doctor passes what is sound, whatever kind and family, and says in a line what it cannot open."""
+"""Test that the doctor passes sound models of every kind and family, and reports those it cannot open."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ KINDS = ("plain", "saved", "adapter", "bound", "adapter over plain")
 FILE_ROWS = {"remote code", "config.json", "sidecars", "sentence-transformers"}
 NUM_ROWS = 23
 MERGED, CAUSAL_IS_BASE = round_trip.MERGED, round_trip.BOUND
-# The rows that say "not applicable", and no others.
+# Exactly these rows say "not applicable".
 SKIPPED = {
     "plain": {MERGED, CAUSAL_IS_BASE, *FILE_ROWS},
     "saved": {MERGED, CAUSAL_IS_BASE},
@@ -57,7 +57,7 @@ def test_remote_code_is_checked_instead_of_the_package(doctor_models, tmp_path, 
 
 
 def examine_on_the_hub(folder):
-    """A sound commit and one whose code was edited, each by its name."""
+    """Check a sound commit and one whose code was edited, each by its id."""
     from huggingface_hub import HfApi
 
     api, name, results = HfApi(), "owner/model", {}

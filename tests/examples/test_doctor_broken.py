@@ -1,4 +1,4 @@
-"""What is broken in files or masks fails in the row that says so."""
+"""Test that broken files and masks fail in the corresponding row."""
 
 import json
 
@@ -159,11 +159,11 @@ def test_non_finite_weights_fail_without_stopping_the_run(saved, tmp_path):
 
 
 class Changed(MagnetLlamaForCausalLM):
-    """A class whose mask differs in one mode."""
+    """Represent a class whose mask differs in one mode."""
 
     @staticmethod
     def change(mode, arguments):
-        """What the library's method is asked instead; `None` for no mask at all."""
+        """Return the arguments that replace those of the library's method; `None` for no mask."""
         return arguments
 
     def _prepare_4d_causal_attention_mask(self, attention_mask, *args, mode="causal", **kwargs):
@@ -210,7 +210,7 @@ def test_broken_mask_is_found(doctor_models, monkeypatch, backend, change, row, 
     rows += leaks.padding_findings(model, backend)
     failed = {finding.name: finding.detail for finding in rows if finding.outcome == "fail"}
     assert detail in failed[f"{row}, {backend}"]
-    if change is not no_mask_in_bidirectional_mode:  # which forgets the padding, too
+    if change is not no_mask_in_bidirectional_mode:  # which also omits the padding
         assert set(failed) == {f"{row}, {backend}"}
     assert model.config._attn_implementation == DEFAULT_ATTENTION
 
@@ -220,11 +220,11 @@ def test_expected_reach_includes_attention_windows(doctor_models, monkeypatch, f
     model = AutoMagnetForCausalLM.from_pretrained(doctor_models[family] / "plain").eval()
     assert leaks.leak_findings(model, "bidirectional", "sdpa")[0].outcome == "pass"
     monkeypatch.setattr(modeling_magnet.masking_magnet, "layer_windows", lambda config: {"": None})
-    if family == "gemma3_text":  # hands each kind of layer its own
+    if family == "gemma3_text":  # gives each kind of layer its own mask
         full = {"full_attention": None, "sliding_attention": None}
         monkeypatch.setattr(modeling_magnet.masking_magnet, "layer_windows", lambda config: full)
     (found,) = leaks.leak_findings(model, "bidirectional", "sdpa")
-    if family == "mistral":  # three layers of one window reach 12 positions
+    if family == "mistral":  # three layers with the same window reach 12 positions
         assert "token 1 moves positions 14-23, which must not see it" in found.detail
-    else:  # one layer of all attends to everything, so that no window shows in what moves
+    else:  # a layer without a window attends to everything, so that windows do not limit the reach
         assert found.outcome == "pass"

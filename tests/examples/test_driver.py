@@ -1,4 +1,4 @@
-"""The drivers' command line and records: what is on record is not measured again, what is lost half is skipped."""
+"""Test the drivers' command line and records: recorded cells are not measured again, incomplete lines are skipped."""
 
 import json
 import weakref
@@ -24,7 +24,7 @@ def saved(tmp_path, tiny_model):
 
 
 class Counter:
-    """A unit's measurement that counts its calls."""
+    """Count the calls of a unit's measurement."""
 
     def __init__(self, **metrics):
         self.metrics, self.calls = metrics, 0
@@ -81,7 +81,7 @@ def test_resumed_run_appends_missing_records(tmp_path, saved, capsys):
 
 
 def _given(args):
-    """The arguments that were parsed."""
+    """Return the parsed arguments."""
     name, path = next(iter(args.model.items()))
     return ["--model", f"{name}={path}", "--results", str(args.results), "--device", "cpu"]
 

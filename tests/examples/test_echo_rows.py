@@ -1,4 +1,4 @@
-"""Echo's rows: the second occurrence is found, whole or cut, as decoding the tokens one by one finds it."""
+"""Compare the start of echo's second occurrence with decoding token by token, for whole and truncated texts."""
 
 import pytest
 from transformers import AutoTokenizer
@@ -10,7 +10,7 @@ TEXTS = ["The cat sat on the mat.", "x", "She ate 2 apples, 'quickly'; the dog: 
 
 
 def start_by_decoding(tokenizer, ids, characters):
-    """Place of the first token that goes beyond so many characters, of a row with BOS in front."""
+    """Return the first token that ends after the given number of characters, in a row with BOS."""
     for place in range(1, len(ids)):
         if len(tokenizer.decode(ids[1 : place + 1], clean_up_tokenization_spaces=False)) > characters:
             return place

@@ -1,4 +1,4 @@
-"""`examples/encode_corpus.py`: which vectors it writes, what it tells, what it refuses."""
+"""Test the vectors, reports and refusals of `examples/encode_corpus.py`."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def model(tmp_path, tiny_model) -> Path:
 
 @pytest.fixture
 def options(tmp_path, model) -> list[str]:
-    """The options of every run: 40 texts in three chunks; later ones override these."""
+    """Return the options of every run: 40 texts in three chunks; later options override these."""
     texts = write_jsonl(tmp_path / "texts.jsonl", make_texts(40))
     return [
         f"--model_name_or_path={model}",
@@ -36,7 +36,7 @@ def options(tmp_path, model) -> list[str]:
 
 
 def encode_in_chunks(model: Path, texts: list[str], *, dtype=torch.float32, **options) -> np.ndarray:
-    """What `encode` itself makes of each chunk."""
+    """Return the result of `encode` for each chunk."""
     loaded = MagnetLlamaForCausalLM.from_pretrained(model, dtype=dtype)
     starts = range(0, len(texts), CHUNK_SIZE)
     return np.concatenate([loaded.encode(texts[start : start + CHUNK_SIZE], **options) for start in starts])

@@ -1,4 +1,4 @@
-"""`examples/encode_corpus.py` killed, out of disk, in several processes: always the bytes of a quiet run."""
+"""Interrupt `examples/encode_corpus.py` by kills and full disks, and compare with an uninterrupted run."""
 
 import errno
 import fcntl
@@ -19,7 +19,7 @@ from .tiny_corpus import finish_run, make_texts, start_run, write_jsonl
 NUM_TEXTS, CHUNK_SIZE = 600, 8
 NUM_CHUNKS = NUM_TEXTS // CHUNK_SIZE
 ALL_VECTORS = NUM_TEXTS * 32 * 4  # bytes
-# A chunk that does not fit into a file where the manifest does.
+# A chunk that is too large for a file that can hold the manifest.
 LARGE_CHUNK, NO_ROOM = "--chunk_size=300", 20_000
 
 
@@ -40,26 +40,26 @@ def options(tmp_path, tiny_model) -> list[str]:
 
 @pytest.fixture
 def undisturbed(tmp_path, options) -> Path:
-    """The output of a quiet run."""
+    """Return the output of an uninterrupted run."""
     main([*options, f"--output={tmp_path / 'undisturbed.npy'}"])
     return tmp_path / "undisturbed.npy"
 
 
 @pytest.fixture
 def interrupted(tmp_path, options) -> Path:
-    """The work folder of a run whose chunks are finished but whose output did not fit."""
+    """Return the work folder of a run whose chunks are finished but whose output did not fit on the disk."""
     error, _ = finish_run(options, largest_file=ALL_VECTORS)
     assert isinstance(error, OSError)
     return tmp_path / "out.npy.parts"
 
 
 def parts_of(folder: Path) -> list[Path]:
-    """Finished chunks."""
+    """Return the finished chunks."""
     return sorted(folder.glob("*.npy"))
 
 
 def wait_for_parts(folder: Path, number: int, process) -> None:
-    """Look until so many chunks are finished."""
+    """Wait until the given number of chunks is finished."""
     deadline = time.monotonic() + 120
     while len(parts_of(folder)) < number and process.is_alive():
         assert time.monotonic() < deadline
@@ -85,7 +85,7 @@ def test_run_killed_at_random_moments_resumes_to_identical_bytes(tmp_path, optio
         assert not (tmp_path / "out.npy").exists() and not (tmp_path / "out.npy.json").exists()
     found = parts_of(folder)
     assert 0 < len(found) <= NUM_CHUNKS
-    # As after a crash of the machine: a row of the log that is not whole is none.
+    # As after a crash of the machine: an incomplete row of the log does not count.
     log = folder / "chunks.jsonl"
     before = log.read_bytes().splitlines(keepends=True)[:-1]
     log.write_bytes(b"".join(before) + b'{"chunk": 7')
@@ -110,7 +110,7 @@ def test_run_killed_during_the_merge_leaves_a_whole_output_or_none(tmp_path, opt
     for attempt in range(8):
         started = time.monotonic()
         process, _ = start_run(options)
-        if attempt:  # the first shows how long it takes
+        if attempt:  # the first run measures the duration
             time.sleep(draw.uniform(0.5, 1) * seconds)
             process.kill()
         process.join()
@@ -201,7 +201,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, options, suffix):
 
 
 def children_of(pid: int) -> set[int]:
-    """Processes that this one started."""
+    """Return the child processes."""
     children = set()
     for file in Path("/proc").glob("[0-9]*/stat"):
         try:

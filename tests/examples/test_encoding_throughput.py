@@ -1,4 +1,4 @@
-"""The throughput benchmark: what it counts, and that it runs to its end on a tiny model and on a random one."""
+"""Test the throughput benchmark: its counts, and complete runs on a tiny and a random model."""
 
 import json
 

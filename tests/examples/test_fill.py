@@ -1,4 +1,4 @@
-"""One text of one's own, filled in the terminal."""
+"""Test filling one text in the terminal."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""The systems of Table 5: what each is asked, that it sees what it should, and one sentence of each."""
+"""Test the systems of Table 5: their prompts, their visible context, and their single sentence."""
 
 import pytest
 
@@ -10,7 +10,7 @@ STORIES = [[f"Story {n} {word}." for word in ("begins", "goes on", "turns", "slo
 
 @pytest.fixture
 def long_model(tiny_model):
-    """The tiny model, with room for prompts."""
+    """Return the tiny model with enough positions for prompts."""
     tiny_model.config.max_position_embeddings = 2048
     return tiny_model
 

@@ -1,4 +1,4 @@
-"""The scripts on a base in a GGUF file: examined, filled with, adapted, and found again under the adapter."""
+"""Run the scripts on a base in a GGUF file: check it, fill with it, adapt it, and open the adapter over it."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""From stories to records: fills of real systems, a form, answers, figures; killed and wrong runs included."""
+"""Test the way from stories to records: fills, a form, answers and figures, with interrupted and invalid runs."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ SYSTEMS = ("unidirectional", "zero-shot, blank", "one-shot, prefix_suffix", "MAG
 
 @pytest.fixture
 def data(tmp_path):
-    """Stories as the file of ROCStories has them."""
+    """Write stories in the format of ROCStories."""
     folder = tmp_path / "data"
     folder.mkdir()
     words = ("begins", "goes on", "turns", "slows", "ends")
@@ -28,7 +28,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def models(tmp_path, tiny_model):
-    """A base and two models that infill, with different weights."""
+    """Save a base and two models that infill, with different weights."""
     tiny_model.config.max_position_embeddings = 2048  # prompts are long in bytes
     folders = {}
     for name in ("base", "MAGNET", "other"):
@@ -49,7 +49,7 @@ def sample(models, data, output, *options):
 
 
 def answer(key, folder, annotator, rule):
-    """Answers by a rule, in place of a person's."""
+    """Answer by a rule instead of a person."""
     answers = {item: rule(owner) for item, owner in key["items"].items()}
     file = folder / f"answers_{annotator}.json"
     file.write_text(json.dumps({"form": key["form"], "annotator": annotator, "answers": answers}))
@@ -72,7 +72,7 @@ def test_sample_and_score_produce_records(models, data, tmp_path, capsys):
         assert item in page
         assert all(key["fills"][system][owner["story"]] is not None for system in owner["systems"])
 
-    # One likes whatever MAGNET wrote, the other its fills of the first three stories alone.
+    # One annotator likes every fill of MAGNET, the other only its fills of the first three stories.
     files = [
         answer(key, output, "1", lambda owner: "MAGNET" in owner["systems"]),
         answer(key, output, "2", lambda owner: "MAGNET" in owner["systems"] and owner["story"] < 3),
@@ -114,7 +114,7 @@ def test_resumed_sample_writes_identical_bytes(models, data, tmp_path, monkeypat
     sample(models, data, tmp_path / "whole")
     whole, all_calls = files_of(tmp_path / "whole"), sorted(calls)
     assert len(all_calls) == 3 * len(SYSTEMS)
-    calls, dies_at, cut = [], 7, tmp_path / "cut"  # in the third system, behind its first batch
+    calls, dies_at, cut = [], 7, tmp_path / "cut"  # in the third system, after its first batch
     with pytest.raises(KeyboardInterrupt):
         sample(models, data, cut)
     dies_at = None
@@ -123,8 +123,8 @@ def test_resumed_sample_writes_identical_bytes(models, data, tmp_path, monkeypat
         file.write(b'{"fill": "half a l')
     sample(models, data, cut)
     assert files_of(cut) == whole
-    assert sorted(calls) == all_calls  # none twice
-    # Cut off within a batch: its batch is filled again as it was, and what was kept of it stays.
+    assert sorted(calls) == all_calls  # no duplicates
+    # After a cut within a batch, the batch is filled again with the same result.
     kept = cut / "fills" / "MAGNET.jsonl"
     kept.write_bytes(b"".join(whole["fills/MAGNET.jsonl"].splitlines(keepends=True)[:3]))
     calls = []

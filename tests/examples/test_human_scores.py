@@ -1,4 +1,4 @@
-"""Shares, intervals, agreement and tests, each against a computation of its own."""
+"""Compare shares, intervals, agreement and tests with independent computations."""
 
 import random
 
@@ -22,7 +22,7 @@ from examples.evaluate.human_scores import (
 
 
 def two_by_two(both, first, second, neither):
-    """Answers of two annotators from the four counts."""
+    """Return the answers of two annotators from the four counts."""
     one = [True] * both + [True] * first + [False] * second + [False] * neither
     other = [True] * both + [False] * first + [True] * second + [False] * neither
     return np.array([one, other])

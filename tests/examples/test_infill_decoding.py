@@ -1,4 +1,4 @@
-"""The decoding benchmark on a small real model: its checks, its ratios, its file."""
+"""Test the checks, ratios and report of the decoding benchmark on a small real model."""
 
 import json
 

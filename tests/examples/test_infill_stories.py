@@ -1,4 +1,4 @@
-"""The script that fills blanks: rows, resumption, rows that cannot be filled, and a page that escapes text."""
+"""Test the script that fills blanks: rows, resumption, invalid rows, and an escaped page."""
 
 import json
 import re
@@ -78,7 +78,7 @@ def test_html_page_shows_fills_in_place_and_escapes_text(checkpoint, corpus, tmp
     assert "&lt;b&gt;" in text
     assert text.count("<article>") == len(rows)
     assert 'class="error"' in text
-    # Without tags the best fills stand in their texts.
+    # Without tags, the best fills appear within their texts.
     shown = re.sub(r"<[^>]*>", "", text)
     assert rows[0]["filled"] in shown
     bad = {"row": 0, "text": "<script>", "error": "<script>alert(1)</script>"}
@@ -86,7 +86,7 @@ def test_html_page_shows_fills_in_place_and_escapes_text(checkpoint, corpus, tmp
 
 
 def test_tokens_of_a_row_join_to_its_fill(wiki_7m, tmp_path):
-    """Characters of several tokens, and fills that rules cut: no token's text is lost or doubled."""
+    """Check characters of several tokens and truncated fills: no token's text is lost or doubled."""
     texts = tmp_path / "texts.jsonl"
     given = ["The Chinese name is 北[blank] (Beijing).", "日本の[blank]は 😀 [blank]!", "def f(x):\n    [blank]\n"]
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in given))

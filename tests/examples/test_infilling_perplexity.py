@@ -1,4 +1,4 @@
-"""Table 4: the driver's figures are those of explicit loops over the texts."""
+"""Compare the figures of Table 4 with explicit loops over the texts."""
 
 import argparse
 import json
@@ -34,7 +34,7 @@ def measure(data, saved, tmp_path, *more):
 
 @torch.no_grad()
 def perplexity_by_loop(model, rows):
-    """From the left, one row at a time."""
+    """Compute the perplexity from the left, one row at a time."""
     losses = []
     for ids, start, end in rows:
         logprobs = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
@@ -120,7 +120,7 @@ def test_unreachable_hub_is_recorded(saved, tmp_path, capsys):
 
 
 def test_wikitext_contains_no_control_tokens(data, tiny_model):
-    """`<unk>` is token 0 of this vocabulary, as it is token 3 of Gemma's and in 9 of 10 paragraphs of the file."""
+    """Check `<unk>`, which is token 0 of this vocabulary, 3 of Gemma's, and in 9 of 10 paragraphs of the file."""
     tokenizer = tiny_model.tokenizer
     assert tokenizer("is <unk>.", add_special_tokens=False)["input_ids"].count(0) == 1
     args = argparse.Namespace(max_length=100, limit=None, seed=0, suffix="own")

@@ -1,4 +1,4 @@
-"""The layout of `examples/`: few scripts on top, and folders of parts that do not import each other."""
+"""Test the layout of `examples/`: few top-level scripts, and folders of parts that do not import each other."""
 
 import ast
 

@@ -1,4 +1,4 @@
-"""The probe: the same weights as an optimiser by hand, what scikit-learn finds, and nothing but the seed's draws."""
+"""Compare the probe with explicit Adam and with scikit-learn, and test that it depends only on the seed."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from examples.evaluate.linear_probe import ProbeSettings, predict, train_probe
 
 
 def make_words(number=60, *, hidden=6, num_labels=3, noise=1.0, seed=0):
-    """Words around a centre of their label, in sentences of one to four words."""
+    """Return words around a center per label, in sentences of one to four words."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, num_labels, size=number)
     centres = random.normal(size=(num_labels, hidden)) * 3
@@ -21,7 +21,7 @@ def make_words(number=60, *, hidden=6, num_labels=3, noise=1.0, seed=0):
 
 
 def by_hand(states, labels, bounds, *, num_labels, settings, seed):
-    """Adam on softmax regression in float64, written out; without dropout."""
+    """Run Adam on softmax regression in float64 without dropout."""
     torch.manual_seed(seed)
     layer = torch.nn.Linear(states.shape[1], num_labels)
     params = [layer.weight.detach().double().numpy().copy(), layer.bias.detach().double().numpy().copy()]

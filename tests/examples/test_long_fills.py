@@ -1,4 +1,4 @@
-"""The evaluations of infilling on tiny stories and texts: spans, judges, tests and tables."""
+"""Evaluate infilling on tiny stories and texts: spans, judges, tests and tables."""
 
 import json
 

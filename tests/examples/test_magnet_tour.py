@@ -1,4 +1,4 @@
-"""The tour runs from a fresh folder to its last line, and what is committed of it is a clean run of its own cells."""
+"""Test that the tour runs in a fresh folder, and that the committed outputs come from one clean run."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from examples.toy.language import THINGS
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOK = REPOSITORY / "examples" / "magnet_tour.ipynb"
 LARGEST_FILE = 600_000
-# Folders of somebody's machine: absolute paths of Linux, macOS and Windows, and of any environment.
+# Patterns of local paths: absolute paths of Linux, macOS and Windows, and of any environment.
 MACHINE_PATHS = re.compile(
     r"/(home|root|tmp|Users|opt|usr|var|private|mnt)/|[A-Za-z]:\\\\?Users|site-packages|file://"
 )
@@ -38,7 +38,7 @@ def cell_of(notebook, name):
 
 
 def printed(cell):
-    """What a cell wrote to its standard output, and its last value as text."""
+    """Return what a cell printed, and its last value as text."""
     texts = [output.text for output in cell.outputs if output.output_type == "stream" and output.name == "stdout"]
     return "".join([*texts, *(output.data.get("text/plain", "") for output in cell.outputs if "data" in output)])
 
@@ -48,7 +48,7 @@ def shares(text):
 
 
 def kinds(cell):
-    """The kinds of output that a reader sees; progress and warnings differ from machine to machine."""
+    """Return the kinds of visible output; progress and warnings differ between machines."""
     return [
         (output.output_type, output.get("name"), sorted(output.get("data", {})))
         for output in cell.outputs
@@ -57,7 +57,7 @@ def kinds(cell):
 
 
 def check_story(notebook):
-    """What every run has to end with: the gap filled, by both sides alone; and the sentences told apart."""
+    """Check the results of every run: the filled span, only from both sides, and the separated sentences."""
     assert re.fullmatch(r"tour: OK \(MAGNET \d+%; \d+ s\)\n", printed(cell_of(notebook, "end")))
     fills = printed(cell_of(notebook, "fill")).splitlines()[1:]
     assert fills and all(" kite " in fill for fill in fills)
@@ -88,7 +88,7 @@ def test_committed_notebook_contains_no_machine_details_or_widgets(committed):
     assert len(text.encode()) < LARGEST_FILE
     assert set(committed.metadata) <= {"kernelspec", "language_info"}
     assert committed.metadata.kernelspec == {"display_name": "Python 3", "language": "python", "name": "python3"}
-    assert not any(cell.metadata for cell in committed.cells)  # where timings would stand
+    assert not any(cell.metadata for cell in committed.cells)  # the places of timings
     for cell in code_cells(committed):
         for output in cell.outputs:
             shown = {kind: value for kind, value in output.get("data", {}).items() if not kind.startswith("image/")}
@@ -113,7 +113,7 @@ def test_notebook_cells_pass_ruff(command):
 
 @pytest.fixture
 def small(tmp_path) -> Path:
-    """A notebook that writes a file, a bar and a value."""
+    """Write a notebook that creates a file, a bar and a value."""
     bar = "import sys\nfor step in range(3):\n    sys.stderr.write(f'\\rstep {step}')"
     sources = ["from pathlib import Path\nPath('here.txt').write_text('x')", bar, "40 + 2"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
@@ -147,7 +147,7 @@ def test_failing_cell_is_reported_and_leaves_the_file_unchanged(small, capsys):
 
 @pytest.mark.long
 def test_tour_runs_in_a_fresh_folder(tmp_path, committed, monkeypatch):
-    """From plain Llama to a filled blank, by a kernel of this interpreter, without a network."""
+    """Run from a plain Llama to a filled blank with a kernel of this interpreter and without a network."""
     for name, value in {
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(tmp_path / "cache"),

@@ -1,4 +1,4 @@
-"""MMLU: the prompts, the figures and the averages are lm-eval's own, also where the questions come from files."""
+"""Compare prompts, figures and averages of MMLU with lm-eval, also for questions from files."""
 
 import gzip
 import json
@@ -26,7 +26,7 @@ SUBJECTS = [subject for group in GROUPS.values() for subject in task_configs(tas
 
 
 def make_rows(*, count):
-    """Questions of all subjects; `count` says how many a subject has, by its place."""
+    """Return questions of all subjects; `count` gives the number per subject by its index."""
     draw = random.Random(0)
     return [
         {
@@ -47,7 +47,7 @@ def write(file, rows):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Five examples a subject, and two to five questions: an average has to weigh them."""
+    """Write five examples per subject and two to five questions, so that averages need weights."""
     folder = tmp_path_factory.mktemp("mmlu")
     write(folder / "mmlu_dev.jsonl.gz", make_rows(count=lambda place: 5))
     write(folder / "mmlu_test.jsonl.xz", make_rows(count=lambda place: 2 + place % 4))
@@ -67,7 +67,7 @@ def saved(tmp_path, tiny_model):
 
 @pytest.fixture
 def hub(monkeypatch, questions):
-    """lm-eval's own tasks find these questions where they ask for the Hub's."""
+    """Provide these questions to lm-eval's own tasks in place of the Hub."""
 
     def load(path, name, **kwargs):
         assert path == "cais/mmlu" and not kwargs
@@ -77,7 +77,7 @@ def hub(monkeypatch, questions):
 
 
 def measure(model, folder, results, *options):
-    """The records by unit."""
+    """Return the records by unit."""
     arguments = ["--model", str(model), "--data", str(folder), "--results", str(results), "--device", "cpu"]
     return {record.unit: record for record in mmlu.main([*arguments, *options])}
 

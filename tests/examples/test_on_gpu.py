@@ -1,4 +1,4 @@
-"""The command for a GPU, run on a CPU with tiny weights: every benchmark ends, or says why not."""
+"""Run the GPU command on a CPU with tiny weights: every benchmark ends or reports why it did not run."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ def test_figures_are_extracted_from_reports():
     assert [bar.figure(decoding) for bar in on_gpu.DECODING] == [0.7]
 
 
-@pytest.mark.nightly  # every benchmark in a process of its own: minutes
+@pytest.mark.nightly  # every benchmark in a separate process: minutes
 def test_every_bar_reports_a_figure_or_that_it_did_not_run(tmp_path, wiki_7m, monkeypatch, capfd):
     monkeypatch.setitem(on_gpu.SHAPES, "7b", (16, 24, 2, 2, 2))
     texts, pairs = tmp_path / "texts.txt", tmp_path / "pairs.tsv"

@@ -1,4 +1,4 @@
-"""The paper's numbers: every table whole, spot values as printed, averages that agree with their parts."""
+"""Test the numbers of the paper: spot values as printed, and averages that agree with their parts."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The quickstart runs from end to end on its smallest budget, and its questions count what they say they count."""
+"""Run the quickstart on its smallest budget, and test its questions against explicit counts."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def magnet(config, llama, exam) -> MagnetLlamaForCausalLM:
 
 @pytest.fixture(scope="module")
 def smoke_run(tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path]:
-    """The command of the README's first line, outside the repository."""
+    """Run the command of the README's first line outside the repository."""
     folder = tmp_path_factory.mktemp("quickstart")
     process = subprocess.run(
         [sys.executable, str(SCRIPT), "--smoke", "--output_dir", "run", "--seed", "3"],
@@ -121,7 +121,7 @@ def test_quickstart_saves_plots_and_a_stock_checkpoint(smoke_run) -> None:
 
 
 def test_train_magnet_equals_the_quickstart_model(smoke_run, tmp_path, monkeypatch) -> None:
-    """Training no control in between changes nothing."""
+    """Check that training no control does not change the result."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     alone = train_magnet(tmp_path, budget=SMOKE, seed=3)
     of_the_quickstart = smoke_run[1] / "magnet" / "model.safetensors"
@@ -204,7 +204,7 @@ def test_final_command_uses_the_language_of_the_corpus(tmp_path):
     texts = [row["text"] for row in read_rows(paths["stories_train"])]
     words = {word for text in texts for word in re.findall(r"\w+", text)}
     assert set(re.findall(r"\w+", TEXT.replace("[blank]", ""))) <= words
-    # Whole sentences of it, and only one thing has what follows.
+    # Whole sentences of the corpus, with a consequence of only one thing.
     sentences = {sentence for text in texts for sentence in re.split(r"(?<=\.) ", text)}
     opening, middle, following = re.split(r"(?<=\.) ", TEXT)
     assert {opening, middle.replace("[blank]", "raincoat"), following} <= sentences

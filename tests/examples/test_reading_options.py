@@ -1,4 +1,4 @@
-"""Which reading a model gets, and what is refused before its weights are read."""
+"""Test the choice of a reading, and refusals before weights are read."""
 
 import json
 
@@ -17,7 +17,7 @@ def groups(*arguments, tasks=("STS",)):
 
 @pytest.fixture
 def folders(tmp_path, tiny_model, tiny_tokenizer):
-    """One model of each kind, whose weights cannot be read."""
+    """Save one model of each kind with unreadable weights."""
     tiny_model.save_pretrained(tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     plain = {key: value for key, value in config.items() if key not in ("magnet", "auto_map")}

@@ -1,4 +1,4 @@
-"""Repetition of continuations that are known word by word, from the command line to the records."""
+"""Measure the repetition of known continuations, from the command line to the records."""
 
 import pytest
 
@@ -36,11 +36,11 @@ def test_beginnings_are_the_first_five_words_unchanged(text, expected):
 def test_repetition_of_a_word_chain_matches_manual_count(chain, common, tmp_path, capsys):
     given = ["--model", f"base={chain}", "--limit", "5", "--max_new_tokens", "12", *common]
     wikitext, stories = repetition.main(given)
-    # Of "b c d.", "a b c d.", "a b c d." and "a" one sentence repeats another; of 9 4-grams 4 differ.
+    # Of "b c d.", "a b c d.", "a b c d." and "a", one sentence repeats another; 4 of 9 4-grams differ.
     assert wikitext.samples == [{"prefix": "a b c d. a", "continuation": " b c d. a b c d. a b c d. a"}]
     assert wikitext.metrics == pytest.approx({"rep_sen": 1 / 4, "rep_4": 5 / 9, "rep_4_tokens": 5 / 9})
     assert wikitext.counts == {"texts": 1, "tokens": 12, "ended": 0}
-    # "a b c d." three times: two sentences of three repeat the first; the second story ends at once.
+    # "a b c d." three times: two sentences of three repeat the first; the second story ends immediately.
     assert [sample["continuation"] for sample in stories.samples] == [" a b c d. a b c d. a b c d.", ""]
     assert stories.metrics == pytest.approx({"rep_sen": 2 / 3 / 2, "rep_4": 5 / 18, "rep_4_tokens": 5 / 18})
     assert stories.counts == {"texts": 2, "tokens": 12, "ended": 1}

@@ -1,4 +1,4 @@
-"""The page: its numbers are those of the records, no text breaks out of it, the same records give the same bytes."""
+"""Test the page: it contains the recorded numbers, escapes all text, and is reproducible."""
 
 import ast
 import base64
@@ -37,7 +37,7 @@ HOSTILE = [
 
 
 class Reader(HTMLParser):
-    """Tables as lists of cells, all text, all tags; complains of elements that are not closed in order."""
+    """Collect tables as lists of cells, all text and all tags; check that elements are closed in order."""
 
     def __init__(self, page):
         super().__init__(convert_charrefs=True)
@@ -67,13 +67,13 @@ class Reader(HTMLParser):
 
 
 def markdown(text):
-    """A Markdown page, by a reader of its own."""
+    """Parse a Markdown page with an independent reader."""
     options = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
     return Reader(options.render(text))
 
 
 def report(folder, records, *options):
-    """The page of records, and its text as Markdown."""
+    """Return the page of some records, and its text as Markdown."""
     write(folder / "results", records)
     main(["--results", str(folder / "results"), "--output", str(folder / "page"), *options])
     return Reader((folder / "page/report.html").read_text()), (folder / "page/report.md").read_text()
@@ -86,7 +86,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def study(folder):
-    """The page of all records made by hand."""
+    """Return the page of all handmade records."""
     notes = folder / "notes.md"
     notes.write_text("Ran *by hand*. <script>alert(2)</script>\n")
     return report(folder, whole_study(), "--notes", str(notes))
@@ -129,7 +129,7 @@ def test_page_runs_no_script_and_loads_nothing_external(study):
         ElementTree.fromstring(base64.b64decode(source.partition(",")[2]))
     for part in ("MAGNET: <script>alert('x')</script>", "He won </article>.", "Ran *by hand*. <script>"):
         assert part in "".join(page.texts)
-    assert "Ran *by hand*. <script>" in text  # notes are Markdown as it was written
+    assert "Ran *by hand*. <script>" in text  # notes are copied as Markdown
 
 
 def test_figures_are_saved_beside_markdown_and_bytes_are_reproducible(study, folder):
@@ -214,7 +214,7 @@ def test_failed_write_keeps_the_previous_page(tmp_path, monkeypatch):
 
 
 def test_reporting_is_independent_of_the_drivers():
-    """Only `report.py`, and `study.py` through it, use the folder; from outside it the folder imports records."""
+    """Check that only `report.py` and `study.py` use the folder, which imports only records from outside."""
     for file in EVALUATE.rglob("*.py"):
         nodes = [one for one in ast.walk(ast.parse(file.read_text())) if isinstance(one, ast.ImportFrom)]
         modules = {str(node.module) for node in nodes if str(node.module).startswith("examples.")}

@@ -1,4 +1,4 @@
-"""Verdicts on constructed cases: they follow the rule that the page states, and nothing else."""
+"""Test verdicts on constructed cases against the rule that the page states."""
 
 import pytest
 
@@ -50,7 +50,10 @@ def test_claims_hold_if_all_comparisons_do():
     ],
 )
 def test_difference_requires_two_standard_errors(magnet, recipe, outcome):
-    """Errors by hand: of two runs that are `d` apart the error of the mean is `d / 2`."""
+    """Compute errors by hand: of two runs at distance `d`, the error of the mean is `d
+
+    2`.
+    """
     claim = claims(words(magnet, recipe))["Representations"]
     assert {one.outcome for one in claim.findings if one.what.startswith("words")} == {outcome}
     difference = sum(magnet) / 2 - sum(recipe) / 2
@@ -76,7 +79,7 @@ def test_sentence_tasks_are_compared_on_common_sets():
 
 def test_repetition_is_compared_with_recipe_base_and_steps():
     records = [record for record in whole_study() if record.table == "repetition"]
-    # Less than the recipe, but nearer to it than to the base, and growing.
+    # Less than the recipe, but closer to it than to the base, and growing.
     grown = [
         make_record("repetition", "MAGNET", unit, metrics={"rep_sen": value, "rep_4": value}, step=step)
         for unit in ("WikiText", "ROCStories")

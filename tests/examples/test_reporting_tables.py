@@ -1,4 +1,4 @@
-"""Cells and tables of the report: mean and spread by hand, quoted and measured apart, what differs is reported."""
+"""Test cells and tables of the report: means and spreads by hand, quoted values kept apart, differences reported."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Every way to read a sentence against a plain loop over one text at a time, or against another library."""
+"""Compare every sentence reader with a plain loop over single texts, or with another library."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ TEXTS = [
 
 @pytest.fixture
 def stock(tiny_model, tmp_path):
-    """The same weights as transformers reads them."""
+    """Return the same weights as transformers reads them."""
     tiny_model.save_pretrained(tmp_path / "stock")
     return LlamaForCausalLM.from_pretrained(tmp_path / "stock").eval()
 
@@ -71,7 +71,7 @@ def test_echo_equals_single_text_second_occurrence(tiny_model, stock, prompt, po
 
 
 def test_template_words_are_never_pooled(tiny_model):
-    """Where layers add nothing, a state is its own token's, and the instruction can only be seen by pooling it."""
+    """Use layers that add nothing: each state depends only on its token, so only pooling could show the template."""
     for layer in tiny_model.model.layers:
         layer.self_attn.o_proj.weight.data.zero_()
         layer.mlp.down_proj.weight.data.zero_()
@@ -87,7 +87,7 @@ def test_template_words_are_never_pooled(tiny_model):
 
 @pytest.fixture
 def bert(tmp_path):
-    """Directory of a tiny BERT as SimCSE's are saved: weights and tokenizer alone."""
+    """Save a tiny BERT like SimCSE's: only weights and tokenizer."""
     words = [
         "[PAD]",
         "[UNK]",

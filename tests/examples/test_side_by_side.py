@@ -1,4 +1,4 @@
-"""Texts side by side: the user's or drawn ones, of every system what it writes by itself, once on record."""
+"""Test the side-by-side output: the user's or drawn texts, the output of every system, recorded once."""
 
 import csv
 import gzip
@@ -32,7 +32,7 @@ def own(tmp_path):
 
 @pytest.fixture
 def ask(tmp_path, tiny_model):
-    """Arguments of a small run."""
+    """Return the arguments of a small run."""
     folder = tmp_path / "data"
     folder.mkdir()
     columns = [f"InputSentence{k}" for k in range(1, 5)] + [f"RandomFifthSentenceQuiz{k}" for k in (1, 2)]

@@ -1,4 +1,4 @@
-"""Log-probabilities of missing tokens: one forward a token, the stock Llama, and the model's own scoring agree."""
+"""Compare log-probabilities of missing tokens with one forward per token, the stock Llama, and the model's scoring."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def blocks(magnet):
 
 @torch.no_grad()
 def stock_logprobs(stock, row):
-    """One row at a time, one position at a time."""
+    """Compute one position of one row at a time."""
     logprobs = torch.log_softmax(stock(torch.tensor([row.input_ids])).logits[0], -1)
     return [
         logprobs[place - 1, row.input_ids[place]].item()
@@ -45,7 +45,7 @@ def stock_logprobs(stock, row):
 
 
 def infill_logprobs(model, row):
-    """One forward for each token of each span; the other spans are empty."""
+    """Run one forward per token of each span; the other spans are empty."""
     edges = [0, *(edge for span in row.spans for edge in span), len(row.input_ids)]
     parts = [row.input_ids[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
     lengths = [end - start for start, end in row.spans]

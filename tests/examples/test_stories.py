@@ -1,4 +1,4 @@
-"""Readers of stories: five sentences each, as they stand in the files, on disk or by the loader of the Hub."""
+"""Read stories of five sentences, unchanged, from disk or through the loader of the Hub."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Story Cloze, and the third sentence: choices, accuracies by hand, and the tests between systems."""
+"""Test Story Cloze and the third sentence: choices, accuracies by hand, and tests between systems."""
 
 import pytest
 
@@ -51,7 +51,7 @@ def test_accuracies_are_computed_from_scores(stories260k, folder, stories, tmp_p
     assert found.metrics["accuracy"] == pytest.approx(100 * sum(hits) / 6)
     assert found.samples == [{"hits": "".join(str(int(hit)) for hit in hits)}]
     assert found.metrics["interval_low"] <= found.metrics["accuracy"] <= found.metrics["interval_high"]
-    assert found.metrics == cells["base", "third sentence, infilling"].metrics  # here they are one model
+    assert found.metrics == cells["base", "third sentence, infilling"].metrics  # both systems are the same model here
     printed = capsys.readouterr().out
     assert printed.count("p = ") == 11 - 1  # every other cell of the same task
     same = "MAGNET, third sentence, infilling, against base, third sentence, infilling: only the first 0, "

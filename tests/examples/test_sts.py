@@ -1,4 +1,4 @@
-"""STS by our own figure, by scipy and by MTEB: the same from the same files, without a network."""
+"""Compare our STS figure with scipy and MTEB on the same files, without a network."""
 
 import gzip
 import importlib
@@ -26,7 +26,7 @@ PAIRS = [
 
 
 def write_files(folder):
-    """The three kinds of files: named columns in any order, other names, no header."""
+    """Write the three kinds of files: named columns in any order, other names, no header."""
     tsv = "".join(f"news\t{score}\t{one}\t{two}\n" for one, two, score in PAIRS)
     sick = "".join(f"{n}\t{one}\t{two}\t{score}\tNEUTRAL\n" for n, (one, two, score) in enumerate(PAIRS))
     csv = "".join('"{}","{}",{}\n'.format(one.replace('"', '""'), two, score) for one, two, score in PAIRS)

@@ -1,4 +1,4 @@
-"""The study: a plan that is checked whole, trainings that go on, the commands of the drivers."""
+"""Test the study: validation of the plan, resumed trainings, and the commands of the drivers."""
 
 import fcntl
 import importlib
@@ -18,7 +18,7 @@ PLAN = REPOSITORY / "examples" / "evaluate" / "study_wiki7m.json"
 
 
 def write_plan(folder, **changes):
-    """A plan with one run upon another, on a tiny Llama."""
+    """Write a plan with a run that starts from another, on a tiny Llama."""
     values = {
         "title": "A trial",
         "base": str(folder / "base"),
@@ -100,7 +100,7 @@ def test_plan_errors_are_reported_together(tmp_path):
 
 @pytest.fixture
 def tiny_plan(tmp_path, tiny_tokenizer):
-    """A plan whose runs really train, in seconds."""
+    """Write a plan whose runs train in seconds."""
     base = save_plain_llama(tmp_path / "base", tiny_tokenizer)
     given = [option.removeprefix("--") for option in tiny_options(tmp_path, model=base) if "=" in option]
     options = {"use_cpu": True, **dict(option.split("=", 1) for option in given)}
@@ -129,7 +129,7 @@ def test_runs_train_once_and_after_their_base(tmp_path, tiny_plan, capsys):
     assert "2 of 2 runs are finished" in capsys.readouterr().out
     assert (second / "adapt.json").read_bytes() == before
 
-    # Killed after its first checkpoint: it goes on there; at its first checkpoint: it begins anew.
+    # Killed after its first checkpoint: it resumes there. Killed during it: it starts again.
     plan = read_plan(tiny_plan, preset="paper", output=output)
     (second / "adapt.json").unlink()
     assert "--resume_from_checkpoint=true" in study.training_command(plan, plan.runs[1])
@@ -157,7 +157,7 @@ def test_small_study_runs_from_plan_to_page(tmp_path, tiny_plan, capsys):
         pytest.skip("no data at ../shared/data beside the repository")
     values = json.loads(tiny_plan.read_text())
     own = json.loads(PLAN.read_text())
-    kept = {  # of each driver one call, on less than its smoke preset where that takes seconds
+    kept = {  # one call of each driver, below its smoke preset if that takes seconds
         "word_probes": ["--steps", "20", "--train_sentences", "40", "--test_sentences", "20"],
         "sts": ["--tasks", "STSBenchmark", "STS13", "--limit", "20"],
         "clustering": ["--tasks", "TwentyNewsgroupsClustering", "--subset_size", "60"],

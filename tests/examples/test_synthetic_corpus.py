@@ -1,4 +1,4 @@
-"""The corpus of the quickstart: its one fact is told by the end of a story alone, and its pairs share no wording."""
+"""Test the quickstart's corpus: only the end of a story reveals its fact, and pairs share no wording."""
 
 import random
 import re
@@ -29,7 +29,7 @@ def test_each_consequence_belongs_to_one_thing() -> None:
 
 @pytest.mark.parametrize("part", ["opening", "gap"])
 def test_opening_and_wording_do_not_reveal_the_thing(stories: list[Story], part: str) -> None:
-    """Guessing the commonest thing after each frame must do no better than chance on fresh stories."""
+    """Check on fresh stories that guessing the most common thing after each frame is no better than chance."""
     seen: dict[str, Counter[str]] = defaultdict(Counter)
 
     def frame(story: Story) -> str:

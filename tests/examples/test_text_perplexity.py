@@ -1,4 +1,4 @@
-"""Perplexity of whole texts: every token once, as a loop over the windows with the stock Llama finds it."""
+"""Compare the perplexity of whole texts with a loop over windows and the stock Llama."""
 
 import json
 import math
@@ -21,7 +21,7 @@ def saved(tmp_path, tiny_model):
 
 @torch.no_grad()
 def by_loop(model, tokenizer, texts, *, size):
-    """Windows of BOS and `size - 1` tokens, a position at a time."""
+    """Loop over windows of BOS and `size - 1` tokens, a position at a time."""
     losses = []
     for text in texts:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -1,4 +1,4 @@
-"""The tour's pictures show the numbers that they were given."""
+"""Test that the tour's pictures show the given numbers."""
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ def test_each_objective_has_a_panel_with_training_and_evaluation(tmp_path) -> No
         pictures[name] = draw_objectives(tmp_path / f"{name}.png", part).read_bytes()
     assert pictures["whole"] == pictures["again"]
     assert len(set(pictures.values())) == 3
-    # 4.5 inches of 120 dots for each objective that the log has.
+    # 4.5 inches of 120 dots for each objective in the log.
     widths = {name: int.from_bytes(picture[16:20]) for name, picture in pictures.items()}
     assert (widths["whole"], widths["without a step"]) == (1080, 540)
     assert b"Software" not in pictures["whole"] and b"atplotlib" not in pictures["whole"]

@@ -1,4 +1,4 @@
-"""Evaluations of runs become records, one for each step, once."""
+"""Test that the evaluations of a run become one record per step."""
 
 import json
 

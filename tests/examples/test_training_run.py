@@ -1,4 +1,4 @@
-"""The models of a run by step: what `adapt.py` saved on its way can be opened and measured."""
+"""Test that the intermediate and final models saved by `adapt.py` can be opened by step."""
 
 import json
 
@@ -35,7 +35,7 @@ def test_checkpoints_load_as_the_model_of_their_step(tmp_path, tiny_tokenizer, m
     for step, place in {**found, "last checkpoint": run / "checkpoint-6"}.items():
         model = AutoMagnetForCausalLM.from_pretrained(place).eval()
         assert model.tokenizer.decode([model.magnet_settings.mask_token_id]) == "the"
-        # The head is there to resume from, in checkpoints alone.
+        # Only checkpoints contain the head, which resuming needs.
         settings = {**model.magnet_settings.to_dict(), "contrastive_head": None}
         assert settings == {**final.magnet_settings.to_dict(), "contrastive_head": None}
         assert settings["prompts"]["sentence"] == "Represent this: "

@@ -1,4 +1,4 @@
-"""The benchmarks of a training step: what they count, that their two steps are one, and that they run to their end."""
+"""Test the training-step benchmark: its counts, the equality of both steps, and a complete run."""
 
 import json
 

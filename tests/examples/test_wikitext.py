@@ -1,4 +1,4 @@
-"""WikiText as running text, by hand and against another project's rules on the real file."""
+"""Compare WikiText as running text with handwritten results and with another project's rules on the real file."""
 
 import json
 
@@ -59,7 +59,7 @@ def test_real_file_is_read_like_the_evaluation_harness():
     tokens = [line for line in lines if line and not wikitext._HEADING.fullmatch(line)]
     assert len(ours) == 1841
     theirs = [harness({"page": text + " "}).strip() for text in tokens]
-    # It leaves marks at a line's end, contractions other than 's, and signs of money and percent apart.
+    # It keeps marks at line ends, contractions other than 's, and currency and percent signs separate.
     same = sum("".join(a.split()) == "".join(b.split()) for a, b in zip(ours, theirs, strict=True))
     words = sum(len(set(a.split()) & set(b.split())) for a, b in zip(ours, theirs, strict=True))
     assert same / len(ours) > 0.95

@@ -1,4 +1,4 @@
-"""Table 1 from files to records: one pass over the words for three probes, and the same figures after a break."""
+"""Test Table 1 from files to records: three probes share one pass, and a resumed run gives the same figures."""
 
 import gzip
 import random
@@ -12,7 +12,7 @@ from examples.evaluate.records import RecordFile
 
 from .tiny_encoder import save_bert
 
-# Words with their tags: a word tells them all, so that a probe can learn them.
+# Words with their tags: a word determines all tags, so that a probe can learn them.
 WORDS = {
     "the": ("DT", "I-NP", "O"),
     "cat": ("NN", "I-NP", "O"),
@@ -26,7 +26,7 @@ WORDS = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A folder with the files of the shared task, without its test set."""
+    """Write the files of the shared task without the test set."""
     folder = tmp_path_factory.mktemp("conll")
     draw = random.Random(0)
     for name, number in (("train", 60), ("testa", 20)):
@@ -45,7 +45,7 @@ def command(tmp_path, tiny_model, data):
 
 @pytest.fixture
 def openings(monkeypatch):
-    """The readings in which models were opened."""
+    """Record the readings in which models are opened."""
     seen, opened = [], word_probes.open_reader
     monkeypatch.setattr(
         word_probes, "open_reader", lambda *a, reading: seen.append(reading) or opened(*a, reading=reading)

@@ -1,4 +1,4 @@
-"""Vectors of tokens by encoders and decoders: windows, padding on either side, and which reading fits which model."""
+"""Test token vectors of encoders and decoders: windows, padding on either side, and the default reading."""
 
 import argparse
 
@@ -16,7 +16,7 @@ TEXTS = ["The cat sat on the mat .", "A king", "Unbelievably , the little girl l
 
 @torch.no_grad()
 def states_of(model, ids):
-    """Of one row, without padding; `[CLS]` and `[SEP]` around it left out."""
+    """Return the states of one row without padding, `[CLS]` and `[SEP]`."""
     return model(torch.tensor([[2, *ids, 3]])).last_hidden_state[0, 1:-1].numpy()
 
 

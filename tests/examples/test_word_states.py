@@ -1,4 +1,4 @@
-"""One state a word: the mean over its sub-words at the positions that an explicit forward says, in its place."""
+"""Compare word states with the mean over sub-words of an explicit forward."""
 
 from functools import partial
 
@@ -24,7 +24,7 @@ def test_decoder_word_is_the_mean_of_shifted_outputs(tmp_path, tiny_model, mode)
     for words in SENTENCES:
         ids, owners = [1], [None]
         for number, word in enumerate(words):
-            # Byte-level: the space in front of a word is in its first token, or a token of its own.
+            # Byte-level: the space before a word is in its first token, or a separate token.
             for token in tiny_model.tokenizer(" " * bool(number) + word, add_special_tokens=False)["input_ids"]:
                 ids.append(token)
                 owners.append(number if tiny_model.tokenizer.decode([token]).strip(" ") else None)

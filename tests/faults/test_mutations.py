@@ -1,4 +1,4 @@
-"""The deliberate bugs fit the source as it is now, and one that no test catches is reported."""
+"""Test that the mutations fit the current source, and that an uncaught mutation is reported."""
 
 import shutil
 import subprocess
@@ -33,7 +33,7 @@ STALE = CAUGHT._replace(name="stale", text="total(numbers)")
 
 @pytest.fixture
 def repository(tmp_path):
-    """A checkout of two files, and one that git was not told of."""
+    """Return a checkout of two files and an untracked file."""
     if shutil.which("git") is None:
         pytest.skip("no git")
     folder = tmp_path / "repository"

@@ -1,4 +1,4 @@
-"""A fixed set of hostile inputs for each target, and proof that the judge finds what it is there for."""
+"""Run a fixed set of hostile inputs for each target, and test that the judge reports findings."""
 
 import faulthandler
 import json
@@ -20,7 +20,7 @@ from trainer.whole_files import json_bytes, parse_json
 
 @pytest.fixture(scope="module", autouse=True)
 def quiet():
-    """No library warns of what it is given, or draws a progress bar for each of a thousand inputs."""
+    """Silence warnings and progress bars of libraries for thousands of inputs."""
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
     logging.disable(logging.CRITICAL)
@@ -96,7 +96,7 @@ def crash(draw, folder):
 
 
 def hang(draw, folder):
-    """Stay in C, where no handler of a signal runs."""
+    """Block in C code, where no signal handler runs."""
     if draw.random() < 0.25:
         sum(range(10**12))
 

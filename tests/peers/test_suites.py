@@ -1,4 +1,4 @@
-"""What passes on a stock class passes on ours."""
+"""Test that whatever passes on a stock class passes on ours."""
 
 import pytest
 
