@@ -30,9 +30,7 @@ from examples.toy.model import describe_model, open_model
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options; see `--help`."""
     parser = OneLineParser(description=__doc__)
-    add_model(
-        parser, required=False, help="a MAGNET checkpoint: directory or Hub id; defaults to the quickstart model"
-    )
+    add_model(parser, required=False, help="a MAGNET directory or Hub id; defaults to the quickstart model")
     add_device(parser)
     # A Space sets these variables to the address that it serves.
     port, host = os.environ.get("GRADIO_SERVER_PORT", "7860"), os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")

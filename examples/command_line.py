@@ -88,11 +88,7 @@ def choose_device(name: str | None) -> str:
     device = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1, device=device).tolist()
-    except (
-        RuntimeError,
-        AssertionError,
-        NotImplementedError,
-    ) as error:  # the latter: torch built without CUDA
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: torch without CUDA
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"`--device` is {device!r}, which cannot be used ({reason}). Pass another, such as cpu."

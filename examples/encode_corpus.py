@@ -56,11 +56,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=at_least(), help="rows, from the first on")
     parser.add_argument("--chunk_size", type=at_least(), default=4096, help="rows that are encoded and kept together")
     parser.add_argument("--num_processes", type=at_least(), default=1, help="processes with a model each, one a GPU")
-    parser.add_argument(
-        "--threads",
-        type=at_least(),
-        help="CPU threads of each process; the number affects the last bits of the vectors",
-    )
+    parser.add_argument("--threads", type=at_least(), help="CPU threads per process; affects the last bits of vectors")
     add_dtype(parser)
     parser.add_argument(
         "--output_dtype", default="float32", choices=["float32", "float16"], help="dtype of the stored vectors"

@@ -37,13 +37,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options; see `--help`."""
     parser = OneLineParser(description=__doc__)
     parser.add_argument("text", nargs="?", help="a text with [blank] in place of each missing part")
-    add_model(
-        parser, required=False, help="a MAGNET checkpoint: directory or Hub id; defaults to the quickstart model"
-    )
+    add_model(parser, required=False, help="a MAGNET directory or Hub id; defaults to the quickstart model")
     parser.add_argument("--gguf_file", help="the GGUF file there that holds the model")
-    parser.add_argument(
-        "--max_new_tokens", type=at_least(), help="tokens of each fill; chosen by the model by default"
-    )
+    parser.add_argument("--max_new_tokens", type=at_least(), help="tokens of each fill; default: the model chooses")
     parser.add_argument("--num_return_sequences", type=at_least(), default=3, help="answers to each blank")
     add_device(parser)
     return parser.parse_args(arguments)

@@ -74,10 +74,7 @@ class JsonLines(TextLines):
         """Return the object of a line."""
         try:
             record = json.loads(_decode(raw))
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # also huge numbers and deeply nested brackets
+        except (ValueError, RecursionError) as error:  # also huge numbers and deeply nested brackets
             raise CorruptRow(f"not JSON that can be read ({error})") from error
         if not isinstance(record, dict):
             raise CorruptRow(f"a JSON {type(record).__name__}, not an object")

@@ -157,9 +157,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     add_output_dir(sampling, required=True, help="folder to write, or to go on with")
     scoring = commands.add_parser("score", help="check answers, and append their figures to the records")
     scoring.add_argument("--key", type=Path, required=True, help="key.json of the form")
-    scoring.add_argument(
-        "--answers", type=Path, nargs="+", required=True, help="the files that the annotators downloaded"
-    )
+    scoring.add_argument("--answers", type=Path, nargs="+", required=True, help="files that annotators downloaded")
     options.add_results(scoring)
     options.add_seed(scoring)
     args = parser.parse_args(arguments)

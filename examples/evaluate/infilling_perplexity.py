@@ -153,9 +153,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     parser.add_argument("--units", nargs="+", default=list(UNITS), choices=UNITS, help="corpora")
     parser.add_argument("--reading", default="infill", choices=READINGS, help="both sides of a span, or its left")
     parser.add_argument("--suffix", default="own", choices=["own", "other"], help="the text after a span")
-    parser.add_argument(
-        "--corpus", default="rocstories", choices=CORPORA, help="the stories to use; each corpus is a separate unit"
-    )
+    parser.add_argument("--corpus", default="rocstories", choices=CORPORA, help="stories; each corpus is a unit")
     add_limit(parser, "stories and blocks, drawn at random; all if left out")
     parser.add_argument("--max_length", type=int, help="tokens of a block of WikiText, BOS included")
     args = parse(parser, arguments)

@@ -54,9 +54,7 @@ def add_results(parser: argparse.ArgumentParser) -> None:
 
 def add_replica(parser: argparse.ArgumentParser) -> None:
     """Add `--replica`."""
-    parser.add_argument(
-        "--replica", type=at_least(0), default=0, help="index among several trainings of the same system"
-    )
+    parser.add_argument("--replica", type=at_least(0), default=0, help="index among several trainings of a system")
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:

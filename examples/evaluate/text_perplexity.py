@@ -94,9 +94,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     parser = make_parser(__doc__, smoke={"limit": 16}, paper={"limit": None})
     parser.add_argument("--texts", nargs="+", default=[], metavar="NAME=FILE", help="further corpora, as .jsonl.xz")
     add_limit(parser, "windows of each corpus, from the first on; all if left out")
-    parser.add_argument(
-        "--max_length", type=at_least(2), help="tokens per window; defaults to the context of the model"
-    )
+    parser.add_argument("--max_length", type=at_least(2), help="tokens per window; defaults to the model's context")
     args = parse(parser, arguments)
     check_arguments(args)
     return run("perplexity", args, make_units(args))
