@@ -98,16 +98,16 @@ def choose_device(name: str | None) -> str:
 
 def named_items(items: Sequence[str], *, option: str, what: str = "DIR") -> tuple[dict[str, str], list[str]]:
     """Parse a list of `NAME=VALUE`."""
-    found: dict[str, str] = {}
+    named: dict[str, str] = {}
     complaints = []
     for item in items:
         name, _, value = item.partition("=")
         if not (name and value):
             complaints.append(f"`{option}` has {item!r}; expected NAME={what}.")
-        elif name in found:
+        elif name in named:
             complaints.append(f"`{option}` has {name!r} twice. Give each a name of its own: NAME={what}.")
-        found[name] = value
-    return found, complaints
+        named[name] = value
+    return named, complaints
 
 
 def require_extra(extra: str, *modules: str) -> None:

@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"{len(texts)} texts, {sum(lengths):,} tokens with prompts, lengths {np.percentile(lengths, [5, 50, 95])}; "
         f"{floor / 1e9:.0f} GFLOP, {rate / 1e9:.0f} GFLOP/s: floor {floor / rate:.2f} s"
     )
-    ours, theirs = (one.encode(texts, normalize_embeddings=True) for one in (model, embedder))
+    ours, theirs = (encoder.encode(texts, normalize_embeddings=True) for encoder in (model, embedder))
     difference = np.abs(ours - theirs).max()
     print(f"largest difference of unit vectors: {difference:.1e}")
     if difference > (1e-5 if dtype == torch.float32 else 5e-2):

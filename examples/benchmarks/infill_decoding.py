@@ -183,12 +183,12 @@ def main(arguments: list[str] | None = None) -> None:
         call()
     rounds = [{name: seconds(call, device) for name, call in calls.items()} for _ in range(args.rounds)]
     floor = step_bytes(model, context=256 + FILL_TOKENS + DECODE_TOKENS // 2) / copy_rate(device)
-    ratios = [measured_ratios(one, floor=floor) for one in rounds]
+    ratios = [measured_ratios(times, floor=floor) for times in rounds]
     report: dict[str, Any] = {"seconds": {}, "ratios": {}}
     for kind, values in (("seconds", rounds), ("ratios", ratios)):
         print(f"{kind:52s}{'median':>9s}{'quartiles':>20s}")
         for name in values[0]:
-            low, median, high = quartiles([one[name] for one in values])
+            low, median, high = quartiles([ratio_set[name] for ratio_set in values])
             report[kind][name] = {"median": median, "quartiles": [low, high]}
             print(f"  {name:50s}{median:9.4f}{f'{low:.4f} .. {high:.4f}':>20s}")
     report |= {

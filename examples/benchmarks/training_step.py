@@ -115,12 +115,12 @@ def check_equal(trainer: MagnetTrainer, blocks: Any, args: argparse.Namespace) -
     apart: dict[str, float] = {}
     for with_compiled in (False, True) if args.compiler else (False,):
         # In float32 the losses are equal without half precision; half-precision weights are compared as timed.
-        found = compare(trainer, few, kind=kind, with_compiled=with_compiled, autocast=args.autocast and not is_exact)
-        print(f"apart: loss {found['loss']:.1e}, gradients {found['gradients']:.1e} of the largest")
+        errors = compare(trainer, few, kind=kind, with_compiled=with_compiled, autocast=args.autocast and not is_exact)
+        print(f"apart: loss {errors['loss']:.1e}, gradients {errors['gradients']:.1e} of the largest")
         limit = 1e-4 if is_exact else 0.1
-        if not all(difference <= limit for difference in found.values()):  # also fails if a difference is NaN
+        if not all(difference <= limit for difference in errors.values()):  # also fails if a difference is NaN
             raise SystemExit("The steps differ: there is nothing to compare.")
-        apart |= {name + COMPILED * with_compiled: difference for name, difference in found.items()}
+        apart |= {name + COMPILED * with_compiled: difference for name, difference in errors.items()}
     torch.compiler.reset()  # depends on the lengths of a few rows
     return apart
 

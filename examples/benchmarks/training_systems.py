@@ -109,7 +109,7 @@ def compare(
     autocast: bool,
 ) -> dict[str, float]:
     """Return the differences of loss and gradients between trainer and naive step, relative to the largest."""
-    found = []
+    results = []
     for system in (kind, NAIVE if kind == JOINT else NAIVE_ROWS):
         trainer.model.zero_grad()
         with layers_of(system, trainer, with_compiled=with_compiled and system == kind, autocast=autocast):
@@ -117,8 +117,8 @@ def compare(
                 loss = loss_of(system, trainer, batch)
             loss.backward()
         gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
-        found.append((loss.item(), gradients))
-    (ours, our_gradients), (theirs, their_gradients) = found
+        results.append((loss.item(), gradients))
+    (ours, our_gradients), (theirs, their_gradients) = results
     largest = max(gradient.abs().max().item() for gradient in their_gradients.values())
     apart = max((our_gradients[name] - their_gradients[name]).abs().max().item() for name in their_gradients)
     return {"loss": abs(ours - theirs) / theirs, "gradients": apart / largest}

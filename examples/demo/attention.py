@@ -67,7 +67,7 @@ def read_row(model: Any, text: object, *, limits: Limits = LIMITS) -> Row:
     special = special_ids(tokenizer)
     names = []
     for index, token in enumerate(token_ids):
-        before = [one for one in token_ids[:index] if one not in special]
+        before = [token for token in token_ids[:index] if token not in special]
         name = str(tokenizer.decode([token])) if token in special else decode_fill(tokenizer, before, [token])
         names.append(name.replace(" ", "·").replace("\n", "↵") or "·")
     return Row(token_ids, segments, names)

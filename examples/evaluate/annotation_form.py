@@ -71,10 +71,10 @@ def read_answers(key: Mapping[str, Any], files: Sequence[Path]) -> dict[str, dic
     for file in files:
         try:
             given = _read_json(file)
-            annotator, found = given["annotator"], given["answers"]
-            faults = _faults(key, form=given["form"], annotator=annotator, answers=found, known=answers)
+            annotator, chosen = given["annotator"], given["answers"]
+            faults = _faults(key, form=given["form"], annotator=annotator, answers=chosen, known=answers)
             if not faults:
-                answers[annotator] = found
+                answers[annotator] = chosen
         except ValueError as error:
             complaints.append(str(error))
         except (KeyError, TypeError, AttributeError):

@@ -30,8 +30,8 @@ class TaggedSentence(NamedTuple):
 
     def tags(self, task: str) -> list[str]:
         """Return the tags of one of `TASKS`."""
-        found: list[str] = getattr(self, task)
-        return found
+        tags: list[str] = getattr(self, task)
+        return tags
 
 
 def split_file(folder: Path, split: str) -> Path:

@@ -122,10 +122,10 @@ def _measured(unit: Unit, asked: Record, model: Any, *, device: str) -> Record:
     """Measure one cell."""
     started = time.perf_counter()
     try:
-        found: dict[str, Any] = vars(unit.measure(model))
+        outcome: dict[str, Any] = vars(unit.measure(model))
     except NotAvailableError as error:
-        found = {"unavailable": str(error)}
-    return replace(asked, **found, **conditions(device), seconds=round(time.perf_counter() - started, 3))
+        outcome = {"unavailable": str(error)}
+    return replace(asked, **outcome, **conditions(device), seconds=round(time.perf_counter() - started, 3))
 
 
 def print_table(records: Sequence[Record]) -> None:

@@ -75,10 +75,10 @@ def agreement(table: np.ndarray) -> float | None:
     from sklearn.metrics import cohen_kappa_score  # needs the extra `eval`
 
     kappas = []
-    for one, other in combinations(table, 2):
-        if len(np.unique([one, other])) == 1:
+    for first, second in combinations(table, 2):
+        if len(np.unique([first, second])) == 1:
             return None
-        kappas.append(cohen_kappa_score(one, other))
+        kappas.append(cohen_kappa_score(first, second))
     return float(np.mean(kappas)) if kappas else None
 
 

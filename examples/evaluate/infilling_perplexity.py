@@ -88,8 +88,8 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
 
     @cache
     def stories() -> list[list[str]]:
-        found = unless_absent(lambda: read_stories(args.data, corpus=args.corpus), folder=args.data)
-        full = [story for story in found if len(story) >= SENTENCES]  # the five sentences that may be drawn
+        stories = unless_absent(lambda: read_stories(args.data, corpus=args.corpus), folder=args.data)
+        full = [story for story in stories if len(story) >= SENTENCES]  # the five sentences that may be drawn
         return [full[index] for index in draw(len(full), limit=args.limit, seed=args.seed)]
 
     @cache
@@ -120,20 +120,20 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Refuse invalid arguments before weights are read."""
-    found = []
+    complaints = []
     if args.reading == "left" and args.suffix == "other":
-        found.append("`--suffix other` changes nothing with `--reading left`, which sees no suffix. Drop one of them.")
+        complaints.append("`--suffix other` changes nothing with `--reading left`, which sees no suffix. Drop one.")
     if args.suffix == "other" and args.limit == 1:
-        found.append("`--limit` is 1, but `--suffix other` takes each suffix from another text. Raise it.")
+        complaints.append("`--limit` is 1, but `--suffix other` takes each suffix from another text. Raise it.")
     if args.max_length <= SPANS["max_span_tokens"] + 1:
-        found.append(f"`--max_length` is {args.max_length}; a block must hold a span of 32 tokens. Raise it.")
+        complaints.append(f"`--max_length` is {args.max_length}; a block must hold a span of 32 tokens. Raise it.")
     sources = {
         "ROCStories": lambda: stories_source(args.data, corpus=args.corpus),
         "WikiText": lambda: wikitext_source(args.data),
     }
-    found += complaints_of({unit: sources[unit] for unit in args.units})
-    found += about_models(args.model, lambda path: _check_model(path, args))
-    check(found)
+    complaints += complaints_of({unit: sources[unit] for unit in args.units})
+    complaints += about_models(args.model, lambda path: _check_model(path, args))
+    check(complaints)
 
 
 def _check_model(path: str, args: argparse.Namespace) -> None:

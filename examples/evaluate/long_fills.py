@@ -100,8 +100,8 @@ def continuation_perplexity(judge: Any, tokenizer: Any, spans: Sequence[HeldOutS
             [[start] for start in starts],
             [""] * len(spans),
         )
-    total = -sum(one[0].logprob for one in scored)
-    return perplexity(total, sum(len(one[0].token_ids) for one in scored))
+    total = -sum(candidates[0].logprob for candidates in scored)
+    return perplexity(total, sum(len(candidates[0].token_ids) for candidates in scored))
 
 
 PREFIX_TOKENS, SUFFIX_TOKENS = 192, 128
@@ -142,9 +142,9 @@ class Judge:
         metrics["rep_4"] = repetition_n(fills)
         if any(fills):
             reader = PromptedInfiller(judge, judge.tokenizer)
-            scored = [one[0] for one in reader.score_infill(*_around(spans, fills=[[fill] for fill in fills]))]
-            tokens = sum(len(one.token_ids) for one in scored)
-            metrics["fill_perplexity"] = perplexity(-sum(one.logprob for one in scored), tokens)
+            scored = [row[0] for row in reader.score_infill(*_around(spans, fills=[[fill] for fill in fills]))]
+            tokens = sum(len(fill.token_ids) for fill in scored)
+            metrics["fill_perplexity"] = perplexity(-sum(fill.logprob for fill in scored), tokens)
         shown = [span._asdict() | {"fill": fill} for span, fill in zip(spans[:3], fills, strict=False)]
         return Measurement(metrics=metrics, counts={"gaps": len(spans)}, samples=shown)
 
@@ -208,17 +208,17 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Refuse invalid arguments before weights are read."""
-    found = []
+    complaints = []
     if wrong := [chunk for chunk in args.chunks if chunk > args.span_tokens]:
-        found.append(
+        complaints.append(
             f"`--chunks` has {wrong}; expected 1 to {args.span_tokens}, the tokens of a span. Leave them out."
         )
-    found += about_models({**args.model, "the judge": args.judge}, lambda path: _check_model(path, args))
+    complaints += about_models({**args.model, "the judge": args.judge}, lambda path: _check_model(path, args))
     if args.texts is None:
-        found += complaints_of({"WikiText": lambda: wikitext_source(args.data)})
+        complaints += complaints_of({"WikiText": lambda: wikitext_source(args.data)})
     elif not is_hub_id(args.texts):
-        found += complaints_of({"`--texts`": lambda: local_files(args.texts, name="--texts")})
-    check(found)
+        complaints += complaints_of({"`--texts`": lambda: local_files(args.texts, name="--texts")})
+    check(complaints)
 
 
 def _check_model(path: str, args: argparse.Namespace) -> None:

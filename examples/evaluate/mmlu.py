@@ -103,16 +103,16 @@ def evaluate_group(lm: CausalLM, group: Group, *, num_fewshot: int, limit: int |
     for task in tasks.values():
         task.set_config("num_fewshot", num_fewshot)
     with only_errors():
-        found: Any = evaluate(lm, {"tasks": tasks, "groups": {group.name: group}}, limit=limit)
+        output: Any = evaluate(lm, {"tasks": tasks, "groups": {group.name: group}}, limit=limit)
     counts = {"questions": 0, "truncated": 0}
     for name, task in tasks.items():
-        samples = found["samples"][name]
+        samples = output["samples"][name]
         subject = task.config.dataset_name
         counts["questions"] += len(samples)
         counts["truncated"] += sum(sample["arguments"][0][0] in lm.cut for sample in samples)
         counts[f"questions, {subject}"] = len(samples)
         counts[f"correct, {subject}"] = sum(round(sample["acc"]) for sample in samples)
-    accuracy, stderr = found["groups"][group.name]["acc,none"], found["groups"][group.name]["acc_stderr,none"]
+    accuracy, stderr = output["groups"][group.name]["acc,none"], output["groups"][group.name]["acc_stderr,none"]
     metrics = {"accuracy": accuracy, "stderr": stderr}  # a single question has no standard error
     return Measurement(metrics={name: 100 * float(x) for name, x in metrics.items() if x != "N/A"}, counts=counts)
 
@@ -156,11 +156,11 @@ def make_units(args: argparse.Namespace, questions: dict[str, DatasetDict] | Non
         return opened.groups[name]
 
     def measure_average(opened: OpenedModel) -> Measurement:
-        found = {name: opened.groups.get(name) or _on_record(args, opened.path, name, settings) for name in GROUPS}
-        missing = [name for name, group in found.items() if group is None]
+        groups = {name: opened.groups.get(name) or _on_record(args, opened.path, name, settings) for name in GROUPS}
+        missing = [name for name, group in groups.items() if group is None]
         if missing:
             raise NotAvailableError(f"not measured: {', '.join(missing)}")
-        return average_groups([group for group in found.values() if group is not None])
+        return average_groups([group for group in groups.values() if group is not None])
 
     groups = [Unit(name, settings, partial(measure_group, name)) for name in GROUPS]
     return [*groups, Unit("average", settings, measure_average)]

@@ -112,7 +112,7 @@ def read_questions(folder: Path) -> dict[str, DatasetDict]:
                 f"at least {least} of each, since a group's figure is that of all its subjects. Put them there."
             )
     return {
-        subject: DatasetDict({split: Dataset.from_list(found, features=_FEATURES) for split, found in splits.items()})
+        subject: DatasetDict({split: Dataset.from_list(rows, features=_FEATURES) for split, rows in splits.items()})
         for subject, splits in rows.items()
     }
 

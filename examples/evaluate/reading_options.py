@@ -106,15 +106,15 @@ def by_reading(
 
 def data_complaints(tasks: Sequence[str], read: Callable[[str], Any]) -> list[str]:
     """Return what is wrong with the data of tasks; missing data is reported in the cells instead."""
-    found = []
+    complaints = []
     for task in tasks:
         try:
             read(task)
         except ValueError as error:
-            found.append(f"`--data`: {error}")
+            complaints.append(f"`--data`: {error}")
         except NotAvailableError:
             continue
-    return found
+    return complaints
 
 
 def run_readings(

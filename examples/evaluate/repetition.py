@@ -50,9 +50,9 @@ _FIRST_WORDS = re.compile(rf"\s*(\S+(?:\s+\S+){{{PREFIX_WORDS - 1}}})(?=\s+\S)")
 
 def wikitext_beginnings(folder: Path | None) -> list[str]:
     """Return the first five words of each paragraph that has more words and no `<unk>` among the five."""
-    found = map(first_words, wikitext.read_wikitext(folder, keep_unknown=True))
+    beginnings = map(first_words, wikitext.read_wikitext(folder, keep_unknown=True))
     # The raw texts on the Hub contain rare words; those of a folder have `<unk>`, which no text would continue.
-    return [words for words in found if words is not None and wikitext.UNKNOWN not in words]
+    return [words for words in beginnings if words is not None and wikitext.UNKNOWN not in words]
 
 
 def rocstories_beginnings(folder: Path | None) -> list[str]:
@@ -101,17 +101,17 @@ def measure(model: Any, *, read: Callable[[], list[str]], args: argparse.Namespa
     if not beginnings:
         raise ValueError("`--data` has a corpus with nothing to continue. Name a folder with its texts.")
     written = continue_texts(model, beginnings, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size)
-    texts = [one.text for one in written]
+    texts = [continuation.text for continuation in written]
     return Measurement(
         metrics={
             "rep_sen": repetition_sentences(texts),
             "rep_4": repetition_n(texts, n=4),
-            "rep_4_tokens": repetition_n([one.token_ids for one in written], n=4),
+            "rep_4_tokens": repetition_n([continuation.token_ids for continuation in written], n=4),
         },
         counts={
             "texts": len(texts),
-            "tokens": sum(len(one.token_ids) for one in written),
-            "ended": sum(one.has_ended for one in written),
+            "tokens": sum(len(continuation.token_ids) for continuation in written),
+            "ended": sum(continuation.has_ended for continuation in written),
         },
         samples=[
             {"prefix": prefix, "continuation": text}

@@ -39,16 +39,16 @@ def main(arguments: list[str] | None = None) -> Page:
     args = parser.parse_args(arguments)
     require_extra("eval", "matplotlib", "scipy")
     folders, complaints = named_items(args.compare, option="--compare")
-    found: dict[str, Results] = {}
+    studies: dict[str, Results] = {}
     for option, name, folder in [("--results", "", args.results), *(("--compare", *item) for item in folders.items())]:
         try:
-            found[name] = read_results(Path(folder), option)
+            studies[name] = read_results(Path(folder), option)
         except ValueError as error:
             complaints.append(str(error))
     check(complaints)
-    results = found.pop("")
+    results = studies.pop("")
     notes = args.notes.read_text(encoding="utf-8") if args.notes is not None else None
-    page = build_page(results, read_paper_values(), title=args.title, notes=notes, name=args.name, compared=found)
+    page = build_page(results, read_paper_values(), title=args.title, notes=notes, name=args.name, compared=studies)
     write_page(page, args.output)
     tables = len({record.table for record in results.records})
     print(f"report: OK ({len(results.records)} cells of {tables} tables; {args.output / 'report.html'})")

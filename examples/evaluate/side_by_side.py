@@ -120,7 +120,7 @@ def continue_beginnings(model: Any, *, texts: Texts, args: argparse.Namespace) -
     except ValueError as error:
         raise NotAvailableError(str(error)) from error
     pairs = zip(beginnings.items(), written, strict=True)
-    samples = [{"title": title, "prefix": prefix, "continuation": one.text} for (title, prefix), one in pairs]
+    samples = [{"title": title, "prefix": prefix, "continuation": written.text} for (title, prefix), written in pairs]
     return Measurement(metrics={}, counts={"texts": len(samples)}, samples=samples)
 
 
@@ -142,12 +142,12 @@ def print_texts(records: Sequence[Record]) -> None:
     """Print the output of each system, text by text."""
     width = max((len(record.system) for record in records), default=0) + 2
     for unit, key in (("infilling", "fill"), ("continuation", "continuation")):
-        found: dict[str, list[str]] = {}
+        lines_by_head: dict[str, list[str]] = {}
         for record in records:
             for sample in record.samples if record.unit == unit else ():
                 head = f"\n{unit}, {sample['title']}: {sample['prefix']} [...] {sample.get('suffix', '')}".rstrip()
-                found.setdefault(head, []).append(f"  {record.system:{width}s}{' '.join(sample[key].split())}")
-        for head, lines in found.items():
+                lines_by_head.setdefault(head, []).append(f"  {record.system:{width}s}{' '.join(sample[key].split())}")
+        for head, lines in lines_by_head.items():
             print("\n".join([head, *lines]))
     for record in records:
         if record.unavailable:

@@ -137,5 +137,5 @@ def _read(model: Any, rows: Sequence[_RowInput], reading: Reading) -> list[list[
         how = {"mode": "infill", "segment_ids": segments, "position_ids": positions}
     target_ids = batch["input_ids"].roll(-1, dims=1).masked_fill(~wanted, IGNORE_INDEX)
     losses = model(**batch, **how, target_ids=target_ids, use_cache=False).token_losses[wanted]  # (N,)
-    found = iter((-losses).tolist())
-    return [[next(found) for _ in range(sum(row.is_source))] for row in rows]
+    logprobs = iter((-losses).tolist())
+    return [[next(logprobs) for _ in range(sum(row.is_source))] for row in rows]

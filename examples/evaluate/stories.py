@@ -72,10 +72,10 @@ def read_story_cloze(file: Path) -> list[ClozeStory]:
             if right not in ("1", "2") or None in sentences:
                 raise ValueError(
                     f"The row that ends with line {rows.line_num} of {str(file)!r} has the right ending {right!r} and "
-                    f"{sum(one is not None for one in sentences)} sentences; expected '1' or '2', and 6. Correct it."
+                    f"{sum(part is not None for part in sentences)} sentences; expected '1' or '2', and 6. Correct it."
                 )
-            *first, one, two = sentences
-            stories.append(ClozeStory(first, *((one, two) if right == "1" else (two, one))))
+            *first, ending_1, ending_2 = sentences
+            stories.append(ClozeStory(first, *((ending_1, ending_2) if right == "1" else (ending_2, ending_1))))
     except KeyError as error:
         raise ValueError(f"{str(file)!r} has no column {error}; expected the columns of Story Cloze.") from error
     except csv.Error as error:

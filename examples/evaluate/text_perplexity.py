@@ -74,13 +74,13 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Refuse invalid arguments before weights are read; convert `--texts` to names and files."""
-    args.texts, found = named_items(args.texts, option="--texts", what="FILE")
+    args.texts, faults = named_items(args.texts, option="--texts", what="FILE")
     if "WikiText" in args.texts:
-        found.append("`--texts` has a corpus named WikiText, which is measured anyway. Give it another name.")
-    found += complaints_of({name: partial(local_files, file, name="--texts") for name, file in args.texts.items()})
-    found += complaints_of({"WikiText": lambda: wikitext_source(args.data)})
-    found += about_models(args.model, lambda path: _check_model(path, args))
-    check(found)
+        faults.append("`--texts` has a corpus named WikiText, which is measured anyway. Give it another name.")
+    faults += complaints_of({name: partial(local_files, file, name="--texts") for name, file in args.texts.items()})
+    faults += complaints_of({"WikiText": lambda: wikitext_source(args.data)})
+    faults += about_models(args.model, lambda path: _check_model(path, args))
+    check(faults)
 
 
 def _check_model(path: str, args: argparse.Namespace) -> None:

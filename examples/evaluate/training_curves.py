@@ -51,21 +51,21 @@ def models_by_step(run: str | Path) -> dict[int, Path]:
     drivers open both. Incomplete checkpoints are skipped.
     """
     folder = Path(run)
-    found = {}
+    models = {}
     for state in folder.glob(f"checkpoint-*/{_STATE}"):
         try:
-            found[int(parse_json(state.read_bytes())["global_step"])] = state.parent
+            models[int(parse_json(state.read_bytes())["global_step"])] = state.parent
         except (ValueError, KeyError, TypeError, OverflowError):
             continue
     if (folder / REPORT).is_file():
         # The last checkpoint holds the same weights (LoRA: not merged); all other tables measure the saved result.
-        found[max(int(row["step"]) for row in read_report(folder)["log_history"])] = folder
-    if not found:
+        models[max(int(row["step"]) for row in read_report(folder)["log_history"])] = folder
+    if not models:
         raise ValueError(
             f"{str(run)!r} has no whole checkpoint and no {REPORT}; name the output folder of adapt.py, of a run with "
             "`save_strategy` steps."
         )
-    return dict(sorted(found.items()))
+    return dict(sorted(models.items()))
 
 
 TABLE, UNIT = "curves", "training"
@@ -81,7 +81,7 @@ def evaluations_by_step(report: dict[str, Any]) -> dict[int, dict[str, float]]:
         >>> evaluations_by_step({"log_history": [{"step": 0, "eval_loss_mntp": 5.5}, {"step": 1, "loss": 5.0}]})
         {0: {'loss_mntp': 5.5}}
     """
-    found: dict[int, dict[str, float]] = {}
+    metrics_by_step: dict[int, dict[str, float]] = {}
     for row in report["log_history"]:
         metrics = {
             name.removeprefix(PREFIX): float(value)
@@ -89,8 +89,8 @@ def evaluations_by_step(report: dict[str, Any]) -> dict[int, dict[str, float]]:
             if name.startswith(PREFIX) and name not in NOT_METRICS
         }
         if metrics:
-            found.setdefault(int(row["step"]), {}).update(metrics)
-    return dict(sorted(found.items()))
+            metrics_by_step.setdefault(int(row["step"]), {}).update(metrics)
+    return dict(sorted(metrics_by_step.items()))
 
 
 def curve_records(name: str, run: Path, *, replica: int) -> list[Record]:

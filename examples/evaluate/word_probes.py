@@ -168,10 +168,10 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, di
     args = parse(parser, arguments)
     require_extra("eval", "evaluate", "seqeval")
     complaints = missing_files(args.data) if args.data is not None else []
-    found: dict[str, str] = {}
-    complaints += about_models(args.model, lambda path: found.setdefault(path, reading_of(path, args.reading)))
+    readings: dict[str, str] = {}
+    complaints += about_models(args.model, lambda path: readings.setdefault(path, reading_of(path, args.reading)))
     check(complaints)
-    return args, {name: found[path] for name, path in args.model.items()}
+    return args, {name: readings[path] for name, path in args.model.items()}
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:

@@ -74,7 +74,7 @@ def encoder_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[s
         raise ValueError(f"A text has {max(lengths)} tokens, but the encoder reads {context} at most. Split it.")
     inputs = [name for name in tokenizer.model_input_names if name in rows]
     budget = CPU_BATCH_TOKENS if model.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
-    found: dict[int, PlacedVectors] = {}
+    vectors: dict[int, PlacedVectors] = {}
     for batch in plan_batches(lengths, max_tokens=budget):
         chosen = {name: [rows[name][index] for index in batch] for name in inputs}
         padded: Any = tokenizer.pad(chosen, return_tensors="pt", return_attention_mask=True)
@@ -83,8 +83,8 @@ def encoder_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[s
         for index, states, mask in zip(batch, hidden, padded["attention_mask"].bool().cpu().numpy(), strict=True):
             is_text = np.array(rows["special_tokens_mask"][index]) == 0
             offsets = np.array(rows["offset_mapping"][index], dtype=np.int64).reshape(-1, 2)
-            found[index] = PlacedVectors(states[mask][is_text], offsets[is_text])
-    return [found[index] for index in range(len(texts))]
+            vectors[index] = PlacedVectors(states[mask][is_text], offsets[is_text])
+    return [vectors[index] for index in range(len(texts))]
 
 
 # Number of sentences whose token vectors are in memory at once.

@@ -82,8 +82,8 @@ def draw_objectives(path: Path, log_history: Sequence[Mapping[str, Any]]) -> Pat
 
 def _curve(log_history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
     """Return steps and values of one logged quantity."""
-    found = [(int(row["step"]), float(row[key])) for row in log_history if key in row]
-    return [step for step, _ in found], [value for _, value in found]
+    points = [(int(row["step"]), float(row[key])) for row in log_history if key in row]
+    return [step for step, _ in points], [value for _, value in points]
 
 
 def draw_tokens(

@@ -87,7 +87,9 @@ def _questions(exam: Exam, models: Models) -> Questions:
         "perplexity of whole stories, causal": {
             name: partial(exam.causal_perplexity, model) for name, model in causal.items()
         },
-        "repetition (Rep-4), greedy, causal": {name: partial(exam.repetition, one) for name, one in causal.items()},
+        "repetition (Rep-4), greedy, causal": {
+            name: partial(exam.repetition, model) for name, model in causal.items()
+        },
     }
 
 

@@ -49,20 +49,20 @@ def read_results(folder: Path, option: str = "--results") -> Results:
     for path in sorted(folder.glob("*.jsonl")):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            found = list(read_records(path))
-        problems += [str(one.message).replace(str(path), path.name) for one in caught]
-        for record in found:
+            lines = list(read_records(path))
+        problems += [str(warning.message).replace(str(path), path.name) for warning in caught]
+        for record in lines:
             problems += [
                 f"{path.name}, {record.system}, {record.unit}: {metric} is {value!r}, not a finite number; left out."
                 for metric, value in record.metrics.items()
                 if not _is_figure(value)
             ]
-        records += found
+        records += lines
     if not records:
         raise ValueError(f"`{option}` {str(folder)!r} has no records (*.jsonl). Run the drivers of the tables first.")
     # A system that is measured in several readings has a cell for each.
     readings = dict.fromkeys(reading_of(record) for record in records)
-    kept = [one for reading in readings for one in newest([r for r in records if reading_of(r) == reading])]
+    kept = [record for reading in readings for record in newest([r for r in records if reading_of(r) == reading])]
     return Results(kept, list(dict.fromkeys(problems)))
 
 
@@ -82,7 +82,7 @@ class Cells:
         for record in records:
             self._readings[record.table, record.system].add(reading_of(record))
         self._all: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
-        for record in sorted(records, key=lambda one: (one.step or 0, one.replica, one.seed)):
+        for record in sorted(records, key=lambda r: (r.step or 0, r.replica, r.seed)):
             self._all[record.table, self.row_of(record), record.unit].append(record)
 
     def row_of(self, record: Record) -> str:
@@ -130,34 +130,34 @@ class Cells:
             for record in self.final(table, row, unit):
                 if _is_figure(record.metrics.get(metric)):
                     by_run[record.replica, record.seed].append(record)
-        whole = [found for found in by_run.values() if len(found) == len(units)]
-        return _value([(found[0], statistics.fmean(one.metrics[metric] for one in found)) for found in whole])
+        whole = [run for run in by_run.values() if len(run) == len(units)]
+        return _value([(run[0], statistics.fmean(record.metrics[metric] for record in run)) for run in whole])
 
     def points(self, table: str, row: str, unit: str, metric: str) -> list[tuple[Record, float]]:
         """Return single measurements over training steps, of all replicas and seeds."""
         records = self._all.get((table, row, unit), [])
         return [
-            (one, one.metrics[metric])
-            for one in records
-            if one.step is not None and _is_figure(one.metrics.get(metric))
+            (record, record.metrics[metric])
+            for record in records
+            if record.step is not None and _is_figure(record.metrics.get(metric))
         ]
 
     def curve(self, table: str, row: str, unit: str, metric: str) -> dict[int, Value]:
         """Return the figure by training step."""
         points = self.points(table, row, unit, metric)
         steps = sorted({record.step or 0 for record, _ in points})
-        found = {step: _value([point for point in points if point[0].step == step]) for step in steps}
-        return {step: value for step, value in found.items() if value is not None}
+        values = {step: _value([point for point in points if point[0].step == step]) for step in steps}
+        return {step: value for step, value in values.items() if value is not None}
 
 
-def _value(found: Sequence[tuple[Record, float]]) -> Value | None:
+def _value(points: Sequence[tuple[Record, float]]) -> Value | None:
     """Return mean and spread; trainings that gave the same weights count once."""
-    if not found:
+    if not points:
         return None
     runs: dict[object, list[float]] = defaultdict(list)
-    for record, value in found:
+    for record, value in points:
         runs[record.model.get("weights") or ("replica", record.replica)].append(value)
-    values = [value for _, value in found]
+    values = [value for _, value in points]
     spread = statistics.stdev(values) if len(values) > 1 else None
     return Value(statistics.fmean(values), spread, len(values), tuple(map(statistics.fmean, runs.values())))
 
@@ -172,7 +172,7 @@ def settings_warnings(records: Sequence[Record], name_of: Callable[[Record], str
     units: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         units[record.table, record.unit].append(record)
-    found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    settings: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for group in units.values():
         for key in sorted({key for record in group for key in record.settings} - set(NOT_COMPARED)):
             values: dict[str, set[str]] = defaultdict(set)
@@ -180,9 +180,9 @@ def settings_warnings(records: Sequence[Record], name_of: Callable[[Record], str
                 values[_written(record.settings.get(key, "not given"))].add(name_of(record))
             if len(values) > 1:
                 for value, rows in values.items():
-                    found[key][value] |= rows
+                    settings[key][value] |= rows
     texts = []
-    for key, values in found.items():
+    for key, values in settings.items():
         parts = [
             f"{value if len(value) <= 40 else f'{value[:39]}…'}: "
             + (" and ".join(sorted(rows)) if len(rows) < 3 else f"{len(rows)} rows")
@@ -195,12 +195,12 @@ def settings_warnings(records: Sequence[Record], name_of: Callable[[Record], str
 
 def list_settings(records: Sequence[Record], name_of: Callable[[Record], str]) -> list[str]:
     """List every setting with its value, or with its values and their rows and units if they differ."""
-    found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    settings: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for record in records:
         for key, value in record.settings.items():
-            found[key][_written(value)].add(f"{name_of(record)} on {record.unit}")
+            settings[key][_written(value)].add(f"{name_of(record)} on {record.unit}")
     texts = []
-    for key, values in sorted(found.items()):
+    for key, values in sorted(settings.items()):
         parts = [f"{value} ({', '.join(sorted(places))})" for value, places in sorted(values.items())]
         texts.append(f"{key}: {'; '.join(parts) if len(values) > 1 else next(iter(values))}")
     return texts
@@ -208,12 +208,12 @@ def list_settings(records: Sequence[Record], name_of: Callable[[Record], str]) -
 
 def list_counts(records: Sequence[Record]) -> list[str]:
     """List the counts of sentences, tokens, ... of each unit over all rows."""
-    found: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    counts_by_unit: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         for key, count in record.counts.items():
-            found[record.unit][key].append(count)
+            counts_by_unit[record.unit][key].append(count)
     texts = []
-    for unit, counts in sorted(found.items()):
+    for unit, counts in sorted(counts_by_unit.items()):
         parts = [
             f"{key} {min(values):,}" + (f" to {max(values):,}, differing by row" if len(set(values)) > 1 else "")
             for key, values in sorted(counts.items())

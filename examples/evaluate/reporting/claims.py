@@ -83,17 +83,17 @@ def judge(
 ) -> Finding:
     """Compare a weighted sum of figures (each a mean over units) plus an offset with zero."""
     rows = [cells.find(table, names) for names, _ in terms]
-    found = [cells.mean(table, row, units, metric) if row and units else None for row in rows]
-    numbers = [_shown(row, value) for row, value in zip(rows, found, strict=True) if value is not None]
-    numbers[:1] = [f"mean over {', '.join(units)}: {one}" if len(units) > 1 else one for one in numbers[:1]]
+    figures = [cells.mean(table, row, units, metric) if row and units else None for row in rows]
+    numbers = [_shown(row, value) for row, value in zip(rows, figures, strict=True) if value is not None]
+    numbers[:1] = [f"mean over {', '.join(units)}: {number}" if len(units) > 1 else number for number in numbers[:1]]
     absent = [
         f"{row or names[0]}{_reason(cells, table, row, units)}"
-        for (names, _), row, value in zip(terms, rows, found, strict=True)
+        for (names, _), row, value in zip(terms, rows, figures, strict=True)
         if value is None
     ]
     if absent:
         return Finding(what, "not measured", "; ".join([*numbers, f"not measured: {', '.join(absent)}"]))
-    values = [value for value in found if value is not None]
+    values = [value for value in figures if value is not None]
     total = offset + sum(weight * value.mean for (_, weight), value in zip(terms, values, strict=True))
     error = math.hypot(
         *(
@@ -138,8 +138,8 @@ def _training_error(row: str | None, value: Value) -> float:
 
 def question_error(cells: Cells, table: str, row: str | None, units: Sequence[str]) -> float:
     """Return the recorded standard error of the measurement, such as that of MMLU's questions, if there is one."""
-    found = [cells.value(table, str(row), unit, "stderr") for unit in units]
-    return math.hypot(*(value.mean for value in found if value)) / max(len(units), 1)
+    errors = [cells.value(table, str(row), unit, "stderr") for unit in units]
+    return math.hypot(*(value.mean for value in errors if value)) / max(len(units), 1)
 
 
 def _is_untrained(row: str | None) -> bool:
@@ -155,8 +155,8 @@ def _shown(row: str | None, value: Value) -> str:
 
 def _reason(cells: Cells, table: str, row: str | None, units: Sequence[str]) -> str:
     """Return the recorded reason why a figure is missing."""
-    found = [r.unavailable for unit in units for r in cells.final(table, str(row), unit) if r.unavailable]
-    return f" ({'; '.join(dict.fromkeys(found))})" if found else ""
+    reasons = [r.unavailable for unit in units for r in cells.final(table, str(row), unit) if r.unavailable]
+    return f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
 
 
 def _representations(cells: Cells) -> Claim:
@@ -189,10 +189,10 @@ def _infilling(cells: Cells) -> Claim:
         parts = []
         for rival, names in (("the base from the left", LEFT), ("the base reading both sides", BASE_FILLED)):
             what, terms = f"{unit}: perplexity against {rival}", _lower(names, FILLED)
-            found = judge(cells, what, "infilling", [unit], "perplexity", terms)
-            findings.append(found)
-            parts.append(_share(found.figures[1], found.figures[0]) if found.figures else "not measured")
-        if any(found.figures for found in findings[-2:]):
+            finding = judge(cells, what, "infilling", [unit], "perplexity", terms)
+            findings.append(finding)
+            parts.append(_share(finding.figures[1], finding.figures[0]) if finding.figures else "not measured")
+        if any(finding.figures for finding in findings[-2:]):
             shares.append(f"{unit} {parts[0]} ({parts[1]})")
     return Claim(
         "Infilling",
@@ -248,9 +248,9 @@ def _knowledge(cells: Cells, paper: PaperValues) -> Claim:
     changes = [f"MMLU's average {mmlu.figures[0] - mmlu.figures[1]:+.2f} points"] if mmlu.figures else []
     for unit in cells.units("perplexity") or ["WikiText"]:
         terms = [(BASE, ratio), (MAGNET, -1)]
-        found = judge(cells, f"{unit}: text perplexity", "perplexity", [unit], "perplexity", terms)
-        findings.append(found)
-        changes += [f"perplexity of {unit} {_share(found.figures[1], found.figures[0])}"] if found.figures else []
+        judged = judge(cells, f"{unit}: text perplexity", "perplexity", [unit], "perplexity", terms)
+        findings.append(judged)
+        changes += [f"perplexity of {unit} {_share(judged.figures[1], judged.figures[0])}"] if judged.figures else []
     return Claim(
         "Knowledge",
         "Are knowledge and perplexity of the base kept?",

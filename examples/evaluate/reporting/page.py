@@ -47,7 +47,7 @@ def build_page(
     name = name or _base_name(results.records) or "this model"
     sections = [*_claims(claims)]
     if compared:
-        judged = {other: judge_claims(Cells(found.records), paper) for other, found in compared.items()}
+        judged = {other: judge_claims(Cells(study.records), paper) for other, study in compared.items()}
         sections += _other_models({name: claims, **judged})
     if notes:
         sections += [Heading(2, "Notes"), Notes(notes)]
@@ -97,8 +97,8 @@ def _opening(
 
 def _warnings(claim: Claim) -> str:
     """Return the limitations of the verdict."""
-    warnings = dict.fromkeys(w for one in claim.findings if one.outcome != "not measured" for w in one.warnings)
-    left_out = sum(one.outcome == "not measured" for one in claim.findings)
+    warnings = dict.fromkeys(w for f in claim.findings if f.outcome != "not measured" for w in f.warnings)
+    left_out = sum(f.outcome == "not measured" for f in claim.findings)
     absent = [f"{left_out} of {len(claim.findings)} comparisons not measured"] if left_out else []
     return "; ".join([*warnings, *absent]) or ABSENT
 
@@ -113,7 +113,7 @@ def _missing(tables: Sequence[Table], claims: Sequence[Claim]) -> Iterator[str]:
             what = f"no {', '.join(absent)}" if len(absent) < len(table.paper.columns) else "nothing was measured"
             yield f"{table.paper.number}, {table.name}: {what}"
     for claim in claims:
-        unknown = [one.what for one in claim.findings if one.outcome == "not measured"]
+        unknown = [finding.what for finding in claim.findings if finding.outcome == "not measured"]
         if unknown:
             yield f"Claim {claim.name}: not measured: {'; '.join(unknown)}"
 
@@ -138,8 +138,8 @@ def _other_models(judged: Mapping[str, Sequence[Claim]]) -> Iterator[Block]:
     rows = []
     for claims in by_claim:
         outcomes = [{finding.what: finding.outcome for finding in claim.findings} for claim in claims]
-        for what in dict.fromkeys(what for one in outcomes for what in one):
-            rows.append([claims[0].name, what, *(one.get(what, ABSENT) for one in outcomes)])
+        for what in dict.fromkeys(what for outcome in outcomes for what in outcome):
+            rows.append([claims[0].name, what, *(outcome.get(what, ABSENT) for outcome in outcomes)])
     yield Details("Comparisons", [Grid(["Claim", "Comparison", *judged], rows)])
 
 
@@ -195,7 +195,7 @@ def _long_grid(table: Table, reasons: Sequence[str]) -> Grid:
         for unit in units:
             columns = [Column(unit, metric, table.name) for metric in metrics or [""]]
             if any(column in row.values or column in row.missing for column in columns):
-                rows.append([row.name, row.model, unit, *(_cell(table, row, one, reasons) for one in columns)])
+                rows.append([row.name, row.model, unit, *(_cell(table, row, column, reasons) for column in columns)])
     return Grid(["System", "Model", "Measured on", *(metrics or [""])], rows)
 
 
@@ -228,10 +228,10 @@ def _comparisons(table: Table) -> Iterator[Block]:
     form = "{:+.1f} %" if paper.gain_is_share else f"{{:+.{table.digits}f}}"
     rows = [
         [
-            *(one.theirs, one.ours, one.column.title, f"{one.paper:g}", _shown(one.value, table.digits)),
-            *(ABSENT if gain is None else form.format(gain) for gain in (one.paper_gain, one.gain)),
+            *(item.theirs, item.ours, item.column.title, f"{item.paper:g}", _shown(item.value, table.digits)),
+            *(ABSENT if gain is None else form.format(gain) for gain in (item.paper_gain, item.gain)),
         ]
-        for one in table.comparisons
+        for item in table.comparisons
     ]
     yield Grid(["Row of the paper", "Our row", "Figure", "Paper", "Ours", "Gain, paper", "Gain, ours"], rows)
 
@@ -243,10 +243,10 @@ def _samples(cells: Cells, records: Sequence[Record]) -> Iterator[Block]:
         yield Heading(2, "Side by side")
     for unit in dict.fromkeys(sorted(record.unit for record in records)):
         yield Heading(3, SAMPLE_HEADINGS.get(unit, unit))
-        found = [record for record in records if record.unit == unit]
+        chosen = [record for record in records if record.unit == unit]
         texts: dict[str, list[str]] = defaultdict(list)
-        for record in sorted(found, key=lambda one: (one.system, one.replica, one.seed)):
-            readings = {reading_of(one) for one in found if one.system == record.system}
+        for record in sorted(chosen, key=lambda r: (r.system, r.replica, r.seed)):
+            readings = {reading_of(r) for r in chosen if r.system == record.system}
             # Units may differ in their reading; only differences within this one are named.
             name = cells.row_of(record) if len(readings) > 1 else record.system
             for sample in record.samples:
@@ -255,7 +255,7 @@ def _samples(cells: Cells, records: Sequence[Record]) -> Iterator[Block]:
                 )
                 texts[place].append(f"{name}: {sample.get('fill', sample.get('continuation', ABSENT))}")
         yield from (Bullets(place, written) for place, written in texts.items())
-        missing = [f"{r.system}: not available here: {r.unavailable}" for r in found if r.unavailable is not None]
+        missing = [f"{r.system}: not available here: {r.unavailable}" for r in chosen if r.unavailable is not None]
         if missing:
             yield Bullets("Not shown:", sorted(missing))
 
@@ -267,8 +267,8 @@ def _conditions(results: Results) -> Iterator[Block]:
     seconds = sum(record.seconds for record in records)
     yield Text(f"The cells shown took {seconds:,.0f} seconds in all ({seconds / 3600:.1f} hours).")
     lists = {
-        "Hardware (cells):": (", ".join(f"{k} {v}" for k, v in sorted(one.hardware.items())) for one in records),
-        "Versions (cells):": (f"{library} {version}" for one in records for library, version in one.versions.items()),
+        "Hardware (cells):": (", ".join(f"{k} {v}" for k, v in sorted(record.hardware.items())) for record in records),
+        "Versions (cells):": (f"{library} {version}" for r in records for library, version in r.versions.items()),
     }
     counted = [
         Bullets(head, [f"{name or 'unknown'} ({count})" for name, count in sorted(Counter(names).items())])

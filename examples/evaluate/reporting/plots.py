@@ -133,9 +133,9 @@ def draw_objectives(cells: Cells) -> Picture | None:
 
 def _panel(cells: Cells, table: str, unit: str, metric: str, base: str | None, *, title: str, label: str) -> Panel:
     """Collect the curves of all systems that have one, and the level of the base."""
-    found = {row: cells.curve(table, row, unit, metric) for row in cells.rows(table)}
+    all_curves = {row: cells.curve(table, row, unit, metric) for row in cells.rows(table)}
     level = cells.value(table, base, unit, metric) if base else None
-    curves = {row: curve for row, curve in found.items() if len(curve) > 1}
+    curves = {row: curve for row, curve in all_curves.items() if len(curve) > 1}
     return Panel(title, label, curves, (str(base), level.mean) if level else None)
 
 

@@ -69,12 +69,12 @@ def build_table(cells: Cells, name: str, paper: PaperTable | None) -> Table:
     """Combine the records and the paper's values of a table."""
     columns = list(paper.columns) if paper else []
     if paper is None or all(column.table == name for column in columns):
-        found = [
+        own_columns = [
             Column(unit, metric, name) for unit in cells.units(name) for metric in cells.metrics(name, unit) or [""]
         ]
-        columns += [column for column in found if column not in columns]
+        columns += [column for column in own_columns if column not in columns]
         # Drop a unit that could not be measured in any row and that the paper does not have.
-        columns = [one for one in columns if one.metric or one.unit not in {c.unit for c in columns if c.metric}]
+        columns = [item for item in columns if item.metric or item.unit not in {c.unit for c in columns if c.metric}]
     measured = [row for row in _measured_rows(cells, columns, paper) if row.values or row.missing]
     quoted = [Row(row.name, QUOTED, row.name, dict(row.values)) for row in paper.rows] if paper else []
     records = [
@@ -136,7 +136,7 @@ def _compare(cells: Cells, paper: PaperTable, measured: Sequence[Row]) -> list[C
     answers = {row.name: _answer(cells, row.answers, row.values, rows) for row in paper.rows}
     base = paper.row(paper.base) if paper.base else None
     our_base = answers[base.name] if base else None
-    found = []
+    comparisons = []
     for row in paper.rows:
         answer = answers[row.name]
         for column, number in row.values.items() if answer else ():
@@ -147,14 +147,14 @@ def _compare(cells: Cells, paper: PaperTable, measured: Sequence[Row]) -> list[C
             if base and row != base:  # a base has no gain over itself
                 paper_gain = _gain(paper, number, base.values.get(column))
                 gain = _gain(paper, value.mean, our_base.values.get(column) if our_base else None)
-            found.append(Comparison(row.name, answer.name, column, number, value, paper_gain, gain))
-    return found
+            comparisons.append(Comparison(row.name, answer.name, column, number, value, paper_gain, gain))
+    return comparisons
 
 
 def _answer(cells: Cells, names: Sequence[str], columns: dict[Column, float], rows: dict[str, Row]) -> Row | None:
     """Return our row that corresponds to a row of the paper."""
-    found = [cells.find(table, names) for table in dict.fromkeys(column.table for column in columns)]
-    return next((rows[name] for name in found if name in rows), None)
+    names_found = [cells.find(table, names) for table in dict.fromkeys(column.table for column in columns)]
+    return next((rows[name] for name in names_found if name in rows), None)
 
 
 def _gain(paper: PaperTable, value: float, base: Value | float | None) -> float | None:
