@@ -55,25 +55,25 @@ from trainer.whole_files import parse_json, write_json
 
 try:
     from examples.tour.pictures import draw_objectives
-except ImportError:  # of matplotlib, in the extra `plots`
+except ImportError:  # raised by matplotlib, of the extra `plots`
     draw_objectives = None  # type: ignore[assignment]
 
 
 class ArgumentError(ValueError):
-    """An option that cannot be used; the script reports it in one message and without a traceback."""
+    """Signal an unusable option; the script prints its message without a traceback."""
 
 
 class _Parser(HfArgumentParser):
-    """Raises what argparse would print below pages of usage."""
+    """Parse arguments and raise errors that argparse would print below pages of usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Refuse an option or its value."""
+        """Raise the message as an `ArgumentError`."""
         raise ArgumentError(message)
 
 
 @dataclass
 class AdaptArguments:
-    """Which model, which texts and which pairs."""
+    """Hold the options that select the model, the texts and the pairs."""
 
     model_name_or_path: str = field(
         metadata={"help": "Directory or Hub id of a plain decoder or a MAGNET checkpoint, or gemma-3-270m."}
@@ -119,7 +119,7 @@ class AdaptArguments:
 
 
 def check_arguments(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTrainingArguments) -> None:
-    """Refuse values out of range and contradictions between the argument groups before anything is read."""
+    """Refuse values out of range and contradictory options before anything is read."""
     output = Path(str(training.output_dir))
     complaints = []
     if adapt.attn_implementation == "flex_attention" and training.device.type == "cpu":
@@ -147,7 +147,7 @@ def check_arguments(adapt: AdaptArguments, lora: LoraArguments, training: Magnet
 
 
 def resume_point(training: MagnetTrainingArguments) -> str | bool | None:
-    """Return `resume_from_checkpoint` as the trainer takes it: `True` for the newest, a folder, or `None`."""
+    """Convert `resume_from_checkpoint` to what the trainer expects: `True` (the newest), a folder, or `None`."""
     wish = training.resume_from_checkpoint
     return {"true": True, "false": None}.get(str(wish).lower(), wish)
 
@@ -159,7 +159,7 @@ def parse_arguments(arguments: list[str]) -> tuple[AdaptArguments, LoraArguments
         ArgumentError: an option that is not known, or a value that cannot be used.
     """
     parser = _Parser((AdaptArguments, LoraArguments, MagnetTrainingArguments))  # type: ignore[arg-type]
-    # transformers also raises the errors of packages that an option asks for.
+    # transformers also raises the errors of packages that an option requires.
     with refusing(ValueError, TypeError, KeyError, ImportError, RuntimeError):
         if arguments and arguments[0].endswith(".json"):
             arguments = [*_options_of(Path(arguments[0])), *arguments[1:]]
@@ -168,7 +168,7 @@ def parse_arguments(arguments: list[str]) -> tuple[AdaptArguments, LoraArguments
 
 @contextmanager
 def refusing(*errors: type[Exception]) -> Iterator[None]:
-    """Turn errors about the user's arguments into an `ArgumentError` with the same message."""
+    """Convert errors about the user's arguments to an `ArgumentError` with the same message."""
     try:
         yield
     except ArgumentError:
@@ -178,7 +178,7 @@ def refusing(*errors: type[Exception]) -> Iterator[None]:
 
 
 def _options_of(recipe: Path) -> list[str]:
-    """Return a JSON file as options; keys that begin with an underscore are comments."""
+    """Read a JSON file as options; keys that begin with an underscore are comments."""
     try:
         values = parse_json(recipe.read_bytes())
     except (OSError, ValueError) as error:
@@ -199,9 +199,9 @@ def _options_of(recipe: Path) -> list[str]:
 def open_tokenizer(
     adapt: AdaptArguments, lora: LoraArguments, training: MagnetTrainingArguments
 ) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a model that can be adapted, and choose the dtype; no weights are read."""
+    """Load the tokenizer, choose the dtype and refuse models that cannot be adapted, without reading weights."""
     config, tokenizer = open_without_weights(adapt.model_name_or_path, gguf_file=adapt.gguf_file)
-    # Frozen weights lose nothing in bfloat16 if they are stored so, and need no conversion in each product.
+    # Frozen weights lose nothing in bfloat16 if they are stored in it, and need no conversion for each product.
     is_half = str(getattr(config, "dtype", None)).endswith("bfloat16")
     adapt.dtype = adapt.dtype or ("bfloat16" if training.bf16 and lora.use_lora and is_half else "float32")
     known = (getattr(config, "magnet", None) or {}).get("mask_token_id")
@@ -216,9 +216,9 @@ def open_tokenizer(
 
 
 def read_pairs(adapt: AdaptArguments, training: MagnetTrainingArguments, texts: Dataset) -> Dataset | None:
-    """Return the contrastive pairs the arguments ask for; none if no phase uses them.
+    """Load the contrastive pairs that the arguments request; return `None` if no phase uses pairs.
 
-    For paraphrases these are the lines that will be paraphrased, paired with themselves: as many as there will be.
+    For `paraphrase`, pair each line with itself, so that the number of pairs is known before paraphrasing.
     """
     if not training.uses_contrastive_loss:
         return None
@@ -231,7 +231,7 @@ def read_pairs(adapt: AdaptArguments, training: MagnetTrainingArguments, texts: 
 
 
 def open_model(adapt: AdaptArguments, training: MagnetTrainingArguments, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Return the model to adapt, with its tokenizer and the prompt of its training as the default of `encode`."""
+    """Load the model and set its tokenizer; the training prompt becomes the default prompt of `encode`."""
     model = AutoMagnetForCausalLM.from_pretrained(
         adapt.model_name_or_path,
         gguf_file=adapt.gguf_file,
@@ -249,13 +249,13 @@ def open_model(adapt: AdaptArguments, training: MagnetTrainingArguments, tokeniz
 
 
 def bind_adapter(model: Any, adapt: AdaptArguments) -> None:
-    """Limit the adapter to the modes that were asked for, unless these are all."""
+    """Limit the adapter to the requested modes, unless these are all modes."""
     if adapt.adapter_modes is not None and set(adapt.adapter_modes) != set(MODES):
         model.set_adapter_modes(adapt.adapter_modes)
 
 
 def build_trainer(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTrainingArguments) -> MagnetTrainer:
-    """Read everything a run needs, cheap things first, so that what cannot work is refused early."""
+    """Load everything that a run needs, cheap parts first, so that invalid input is refused early."""
     tokenizer = open_tokenizer(adapt, lora, training)
     read: dict[str, Any] = {"text_column": adapt.text_column, "config_name": adapt.dataset_config}
     cut: dict[str, Any] = {
@@ -263,7 +263,7 @@ def build_trainer(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTr
         "concatenate": adapt.concatenate_texts,
         "split_special_tokens": training.split_special_tokens,
     }
-    # One process fills the cache of the data sets, the others read it.
+    # The main process fills the cache of the data sets; the others read it.
     with training.main_process_first(desc="reading texts"):
         texts = load_texts(adapt.train_texts, split=adapt.train_split, **read)
         pairs = read_pairs(adapt, training, texts)
@@ -275,7 +275,7 @@ def build_trainer(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTr
                 eval_blocks = eval_blocks.select(range(min(len(eval_blocks), adapt.eval_limit)))
     model = open_model(adapt, training, tokenizer)
     if training.uses_contrastive_loss and adapt.pairs == "paraphrase":
-        # Paraphrasing takes hours, so whatever the trainer would refuse is refused before.
+        # Paraphrasing takes hours, so everything that the trainer would refuse is refused before it.
         check_run(model, args=training, train_dataset=blocks, pair_dataset=pairs, tokenizer=tokenizer)
         with training.main_process_first(desc="paraphrasing"):
             pairs = paraphrase_pairs(
@@ -285,10 +285,10 @@ def build_trainer(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTr
                 min_words=adapt.pair_min_words,
                 limit=adapt.pair_limit,
             )
-    # The first evaluation shows what the base can do; a resumed run has it in its history.
+    # The first evaluation measures the base model; a resumed run has it in its history.
     training.eval_on_start = eval_blocks is not None and resume_point(training) is None
     adapted = apply_lora(model, lora)
-    bind_adapter(model, adapt)  # before training, so that evaluations see what will be saved
+    bind_adapter(model, adapt)  # before training, so that evaluations measure the model as it will be saved
     return MagnetTrainer(
         model=adapted,
         args=training,
@@ -303,20 +303,20 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Run an adaptation.
 
     Raises:
-        ArgumentError: what cannot work, before the first step.
+        ArgumentError: An invalid argument, before the first step.
     """
     adapt, lora, training = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     check_arguments(adapt, lora, training)
     set_seed(training.seed)
     started = time.perf_counter()
-    # The result is pushed once, at the end; the trainer would push every checkpoint on the way.
+    # The result is pushed once, at the end; the trainer would push every checkpoint.
     wants_push, training.push_to_hub = training.push_to_hub, False
     with refusing(ValueError, ImportError):
         trainer = build_trainer(adapt, lora, training)
     rows, pairs = len(trainer.train_dataset), len(trainer.pair_dataset or ())
     if training.should_save:
         print(f"{rows:,} rows of up to {adapt.max_length} tokens, {pairs:,} pairs", flush=True)
-    with refusing(ImportError):  # of an optimiser whose package is not there
+    with refusing(ImportError):  # raised by an optimizer whose package is missing
         trainer.train(resume_from_checkpoint=resume_point(training))
     history, last = trainer.state.log_history, trainer.state.global_step
     if trainer.eval_dataset is not None and not any("eval_loss" in log and log["step"] == last for log in history):
@@ -345,15 +345,15 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 def whole_model(trainer: MagnetTrainer, adapt: AdaptArguments, lora: LoraArguments) -> Any:
-    """Return the adapted model; where processes share its weights, the first process alone gets the whole model.
+    """Return the adapted model, with all weights on the first process if processes share them.
 
-    Every process has to call this. The others get the parts that they have.
+    Every process has to call this function; processes other than the first get their own parts of the model.
     """
     trained: Any = unwrap_peft_model(trainer.accelerator.unwrap_model(trainer.model))
     if not trainer.shares_weights:
         return trained
     weights = trainer.whole_weights()
-    unset_hf_deepspeed_config()  # from here on a single process opens a model, in one part
+    unset_hf_deepspeed_config()  # from here on a single process opens the model, unsharded
     if not trainer.args.should_save:
         return trained
     model = open_model(adapt, trainer.args, trained.tokenizer)
@@ -368,7 +368,7 @@ def whole_model(trainer: MagnetTrainer, adapt: AdaptArguments, lora: LoraArgumen
 def save_and_push(
     model: Any, trainer: MagnetTrainer, adapt: AdaptArguments, lora: LoraArguments, *, wants_push: bool
 ) -> None:
-    """Write the checkpoint or the adapter with the card of the run, and push it if that was asked for."""
+    """Save the checkpoint or adapter with the card of the run, and push it if requested."""
     training = trainer.args
     merged = lora.use_lora and adapt.adapter_modes is None
     model.card = trainer.card_text(
@@ -381,8 +381,8 @@ def save_and_push(
             "pairs": describe_data([adapt.pairs]) if training.uses_contrastive_loss else "none",
         },
     )
-    # Under autocast an adapter is computed in half precision; its float32 copy is only for the optimiser. Merged into
-    # half-precision weights, most of what it adds would be rounded away.
+    # Under autocast an adapter is computed in half precision; its float32 copy serves only the optimizer. Merging it
+    # into half-precision weights would round most of its contribution away.
     dtype = None if not (lora.use_lora and training.bf16) else torch.float32 if merged else torch.bfloat16
     model.save_pretrained(training.output_dir, merge_adapter=merged, dtype=dtype)
     if wants_push:
@@ -398,5 +398,5 @@ def save_and_push(
 
 
 if __name__ == "__main__":
-    keep_freed_memory()  # of the whole process, so not in `main`
-    start(main, told=ArgumentError)
+    keep_freed_memory()  # applies to the whole process, so it is not set in `main`
+    start(main, reported=ArgumentError)

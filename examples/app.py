@@ -1,4 +1,4 @@
-"""MAGNET in a browser: infill, encode, generate, and look at attention. Ready to be a Space of the Hub.
+"""Serve MAGNET in a browser: infill, encode, generate, and inspect attention. Can be used as a Space of the Hub.
 
     python examples/app.py
     python examples/app.py --model DIR_OR_HUB_ID --port 7860
@@ -14,9 +14,9 @@ import os
 import sys
 from pathlib import Path
 
-# Before gradio is imported, which would report that it was.
+# Set before gradio is imported, which would send analytics.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-# Threads that wait by spinning slow a tiny model down many times over where other jobs share the cores.
+# Busy-waiting threads slow a tiny model down many times if other jobs share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -30,11 +30,11 @@ from examples.toy.model import describe_model, open_model
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options; see `--help`."""
     parser = OneLineParser(description=__doc__)
-    add_model(parser, required=False, help="a MAGNET checkpoint: directory or Hub id; left out, the quickstart's")
+    add_model(parser, required=False, help="a MAGNET directory or Hub id; defaults to the quickstart model")
     add_device(parser)
-    # A Space says by these which address it looks at.
+    # A Space sets these variables to the address that it serves.
     port, host = os.environ.get("GRADIO_SERVER_PORT", "7860"), os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
-    parser.add_argument("--port", type=int, default=port, help="where to listen")
+    parser.add_argument("--port", type=int, default=port, help="address to listen on")
     parser.add_argument("--host", default=host, help="0.0.0.0 lets other machines in")
     parser.add_argument("--share", choices=["yes", "no"], default="no", help="a public address, through gradio's host")
     args = parser.parse_args(arguments)
@@ -44,12 +44,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Open the model, then serve the page until somebody ends it."""
+    """Open the model and serve the page until it is interrupted."""
     args = parse_arguments(arguments)
     require_extra("demo", "gradio")
     from examples.demo.page import build_page, launch_options
 
-    logging.disable_progress_bar()  # of reading weights; training keeps its own
+    logging.disable_progress_bar()  # hides the bar of reading weights; training keeps its own
     model = open_model(args.model, device=args.device)
     if args.model is not None and (note := not_adapted(args.model)):
         print(note, file=sys.stderr)
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
             **launch_options(),
         )
     except OSError as error:
-        raise ValueError(f"{args.host}:{args.port} cannot be listened at ({error}). Pass another `--port`.") from error
+        raise ValueError(f"Cannot listen on {args.host}:{args.port} ({error}). Pass another `--port`.") from error
     print(f"app: OK (http://{args.host}:{args.port}; end it with Ctrl+C)", flush=True)
     page.block_thread()
 

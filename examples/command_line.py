@@ -1,4 +1,4 @@
-"""The command line of all scripts: option names, devices, extras, and how errors are reported.
+"""Define the command line that all scripts share: option names, devices, extras, and error reports.
 
 Imports only the standard library, so that `--help` works without extras.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-# transformers imports torchao where it is installed, which then reports GPU kernels that do not load here, and torch
+# transformers imports torchao if it is installed. torchao then reports GPU kernels that do not load here, and torch
 # how its classes are registered. Neither concerns a run that does not use torchao.
 for _name in ("torchao", "torch.utils._pytree"):
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -21,25 +21,25 @@ for _name in ("torchao", "torch.utils._pytree"):
 HEADING = "The arguments cannot be used:"
 DTYPES = ("float32", "bfloat16")
 _LISTED = "\n- "
-# Parameters of `mallopt`, from malloc.h, and the largest C int.
+# Parameters of `mallopt` from malloc.h, and the largest C int.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MOST_BYTES = 2**31 - 1
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser that complains in one line; its help keeps the line breaks of the script's docstring."""
+    """Parse arguments and report errors in one line; the help keeps the line breaks of the script's docstring."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        """Exit with code 2 and one line, without argparse's summary of all options."""
+        """Print one line without argparse's summary of all options, and exit with code 2."""
         self.exit(2, f"error: {' '.join(message.split())}. See --help.\n")
 
 
 def at_least(least: int = 1, most: int | None = None) -> Callable[[str], int]:
-    """Return the `type` of an option that takes whole numbers in a range."""
+    """Return an argparse `type` for whole numbers in a range."""
     upper = "" if most is None else f" and at most {most}"
 
     def convert(text: str) -> int:
@@ -62,18 +62,18 @@ def add_model(parser: Any, *, help: str, required: bool = True, **options: Any) 
 
 def add_device(parser: Any) -> None:
     """Add `--device`; pass `args.device` to `choose_device`."""
-    parser.add_argument("--device", help="such as cpu or cuda:1; CUDA where there is some if left out")
+    parser.add_argument("--device", help="such as cpu or cuda:1; defaults to CUDA if available")
 
 
 def add_dtype(parser: Any) -> None:
-    """Add `--dtype`, of the weights."""
+    """Add `--dtype`, the dtype of the weights."""
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="dtype of the weights")
 
 
 def add_data(parser: Any) -> None:
-    """Add `--data`, which is the same folder for all scripts."""
-    told = "folder of the data's files, in it or in its sub-folders; the Hub if left out"
-    parser.add_argument("--data", type=Path, help=told)
+    """Add `--data`, the folder with the data files."""
+    help_text = "folder with the data files, searched recursively; defaults to the Hub"
+    parser.add_argument("--data", type=Path, help=help_text)
 
 
 def add_output_dir(parser: Any, *, help: str, **options: Any) -> None:
@@ -82,13 +82,13 @@ def add_output_dir(parser: Any, *, help: str, **options: Any) -> None:
 
 
 def choose_device(name: str | None) -> str:
-    """Return the device that was asked for, or CUDA where there is some, else the CPU."""
-    import torch  # imported here, so that `--help` does not wait for it
+    """Return the requested device; by default CUDA if available, else the CPU."""
+    import torch  # imported here, so that `--help` does not wait for torch
 
     device = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1, device=device).tolist()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # the second: torch built without CUDA
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: torch without CUDA
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"`--device` is {device!r}, which cannot be used ({reason}). Pass another, such as cpu."
@@ -97,21 +97,21 @@ def choose_device(name: str | None) -> str:
 
 
 def named_items(items: Sequence[str], *, option: str, what: str = "DIR") -> tuple[dict[str, str], list[str]]:
-    """Split a list of `NAME=VALUE`."""
-    found: dict[str, str] = {}
+    """Parse a list of `NAME=VALUE`."""
+    named: dict[str, str] = {}
     complaints = []
     for item in items:
         name, _, value = item.partition("=")
         if not (name and value):
             complaints.append(f"`{option}` has {item!r}; expected NAME={what}.")
-        elif name in found:
+        elif name in named:
             complaints.append(f"`{option}` has {name!r} twice. Give each a name of its own: NAME={what}.")
-        found[name] = value
-    return found, complaints
+        named[name] = value
+    return named, complaints
 
 
 def require_extra(extra: str, *modules: str) -> None:
-    """Refuse to go on without the packages of an extra."""
+    """Raise an error if packages of an extra are missing."""
     missing = {}
     for module in modules:
         try:
@@ -126,13 +126,13 @@ def require_extra(extra: str, *modules: str) -> None:
 
 
 def check(complaints: Sequence[str]) -> None:
-    """Refuse arguments before weights are read or anything is measured."""
+    """Raise one error with all complaints, before weights are read or anything is measured."""
     if complaints:
         raise ValueError(_LISTED.join([HEADING, *complaints]))
 
 
 def in_lines(error: BaseException) -> str:
-    """Return what an error says: one complaint in one line, several below their heading.
+    """Format an error: one complaint in one line, several below their heading.
 
     Example:
         >>> in_lines(ValueError("The arguments cannot be used:\\n- `--limit` is 0.\\n  Pass more."))
@@ -145,20 +145,20 @@ def in_lines(error: BaseException) -> str:
 
 
 def start(
-    main: Callable[[], Any], *, told: type[Exception] | tuple[type[Exception], ...] = (ValueError, OSError)
+    main: Callable[[], Any], *, reported: type[Exception] | tuple[type[Exception], ...] = (ValueError, OSError)
 ) -> None:
     """Run a script and turn errors that the user can fix into a short message.
 
-    Exit code 2 with one line for an error that the user can fix, 1 with one line where memory ran out, 130 after
-    Ctrl+C. Any other error keeps its traceback.
+    Exit with code 2 and one line for such an error, with 1 and one line if memory ran out, with 130 after Ctrl+C.
+    Any other error keeps its traceback.
     """
     try:
         result = main()
-    except told as error:
+    except reported as error:
         print(f"error: {in_lines(error)}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+        if type(error).__name__ != "OutOfMemoryError":  # raised by torch, which is not imported here
             raise
         print(f"error: {in_lines(error)}", file=sys.stderr)
         sys.exit(1)
@@ -184,5 +184,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    # Before glibc 2.35 the first is refused; the second alone would stop the threshold from growing.
+    # Before glibc 2.35 the first setting is refused; the second on its own would stop the threshold from growing.
     return all(mallopt(name, _MOST_BYTES) == 1 for name in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))

@@ -75,7 +75,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def open_named(args: argparse.Namespace) -> Opened:
-    """Open what the command line names."""
+    """Open the model named on the command line."""
     try:
         return open_model(
             args.model,
@@ -86,7 +86,7 @@ def open_named(args: argparse.Namespace) -> Opened:
             mask_token=args.mask_token,
             trust_remote_code=args.trust_remote_code,
         )
-    except Exception as error:  # code and files of others: anything may be wrong with them
+    except Exception as error:  # code and files of third parties may raise anything
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
         hint = " Here: `--mask_token`." if "mask_token=" in str(error) and args.mask_token is None else ""
         raise ValueError(f"{args.model!r} cannot be opened: {kind}{in_one_line(error)}{hint}") from error
@@ -95,7 +95,7 @@ def open_named(args: argparse.Namespace) -> Opened:
 def plan(
     opened: Opened, folder: Path, args: argparse.Namespace
 ) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
-    """Yield all checks in their order, each with the name of the row that it fails as."""
+    """Yield all checks in order, each with the name of the row that it fails as."""
     model = opened.model
     yield "opens", partial(opening_findings, opened, trust_remote_code=args.trust_remote_code)
     yield "tokenizer", partial(tokenizer_findings, model)
@@ -114,7 +114,7 @@ def plan(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the warnings and bars of libraries: what is wrong has a row of its own."""
+    """Silence warnings and progress bars of libraries; problems have rows of their own."""
     transformers_logging.disable_progress_bar()
     logging.disable(logging.WARNING)
     try:
@@ -126,7 +126,7 @@ def quiet() -> Iterator[None]:
 
 
 def describe(opened: Opened, findings: list[Finding], args: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """Return the results as JSON holds them."""
+    """Return the results as JSON values."""
     return {
         "model": Path(args.model).name if Path(args.model).is_dir() else args.model,
         "kind": opened.kind,
@@ -143,13 +143,13 @@ def describe(opened: Opened, findings: list[Finding], args: argparse.Namespace, 
 def summary(args: argparse.Namespace, findings: list[Finding], seconds: float) -> str:
     """Return the last line."""
     counts = Counter(finding.outcome for finding in findings)
-    told = f"{args.model}; {counts['pass']} passed, {counts['not applicable']} not applicable; {seconds:.0f} s"
+    totals = f"{args.model}; {counts['pass']} passed, {counts['not applicable']} not applicable; {seconds:.0f} s"
     failed = [finding.name for finding in findings if finding.outcome == "fail"]
-    return f"doctor: {len(failed)} FAILED ({told}): {'; '.join(failed)}" if failed else f"doctor: OK ({told})"
+    return f"doctor: {len(failed)} FAILED ({totals}): {'; '.join(failed)}" if failed else f"doctor: OK ({totals})"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Examine the model that was named, and return the exit code."""
+    """Check the named model and return the exit code."""
     args = parse_arguments(arguments)
     args.device = choose_device(args.device)
     started = time.monotonic()

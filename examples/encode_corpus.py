@@ -35,8 +35,8 @@ from modeling_magnet.masking_magnet import MASKED_BACKENDS
 from modeling_magnet.pooling_magnet import POOLINGS
 from trainer.whole_files import write_json
 
-COMPLAINTS_TOLD = 20
-# The only arguments on which the bytes of the output do not depend.
+MAX_PRINTED_COMPLAINTS = 20
+# The only arguments that do not affect the bytes of the output.
 NOT_RECORDED = ("num_processes", "output")
 
 
@@ -56,13 +56,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=at_least(), help="rows, from the first on")
     parser.add_argument("--chunk_size", type=at_least(), default=4096, help="rows that are encoded and kept together")
     parser.add_argument("--num_processes", type=at_least(), default=1, help="processes with a model each, one a GPU")
-    parser.add_argument("--threads", type=at_least(), help="CPU threads of each process; they decide the last bits")
+    parser.add_argument("--threads", type=at_least(), help="CPU threads per process; affects the last bits of vectors")
     add_dtype(parser)
     parser.add_argument(
         "--output_dtype", default="float32", choices=["float32", "float16"], help="dtype of the stored vectors"
     )
     parser.add_argument("--attn_implementation", default="sdpa", choices=MASKED_BACKENDS, help="attention back-end")
-    parser.add_argument("--prompt", help="instruction in front of each text; '' for none")
+    parser.add_argument("--prompt", help="instruction before each text; '' for none")
     parser.add_argument("--prompt_name", help="name of an instruction stored with the model")
     parser.add_argument("--pooling", choices=POOLINGS, help="by default the model's own")
     parser.add_argument("--normalize_embeddings", action="store_true", help="scale each vector to unit length")
@@ -85,7 +85,7 @@ def check_output(args: argparse.Namespace, folder: WorkFolder) -> None:
         complaints.append(f"`--output` would replace {', '.join(existing)}. Choose another, or move it away.")
     if args.id_column is not None and output.suffix == ".npy":
         complaints.append(f"`--id_column` is {args.id_column!r}, but a .npy file has no ids. Write .parquet.")
-    # Its folders are inputs: with the output in them, the run that goes on would have others.
+    # An output in an input folder would add itself to the inputs of a resumed run.
     for source in (*args.texts, args.model):
         if Path(source).is_dir() and output.resolve().is_relative_to(Path(source).resolve()):
             complaints.append(f"`--output` {str(output)!r} is in {source!r}, which is read. Write it elsewhere.")
@@ -93,7 +93,7 @@ def check_output(args: argparse.Namespace, folder: WorkFolder) -> None:
 
 
 def describe_run(args: argparse.Namespace, corpus: Corpus, facts: ModelFacts) -> dict[str, Any]:
-    """Return all that the output's bytes depend on."""
+    """Return everything that the output's bytes depend on."""
     return {
         **{f"`{name}`": value for name, value in vars(args).items() if name not in NOT_RECORDED},
         **describe_files(corpus.files),
@@ -110,26 +110,26 @@ def _versions() -> dict[str, str]:
 
 
 def encode_missing(corpus: Corpus, folder: WorkFolder, args: argparse.Namespace, facts: ModelFacts) -> int:
-    """Encode and keep the chunks that are not there yet, and return the number of their rows."""
+    """Encode and save the missing chunks, and return the number of their rows."""
     done = sum(row["rows"] for row in folder.chunks.values())
     chunks = corpus.chunks(args.chunk_size, skip=frozenset(folder.chunks))
-    encoded = told = 0
+    encoded = printed = 0
     with tqdm(desc="Encoding", unit="row", initial=done, total=corpus.count(), mininterval=0.5) as bar:
         with closing(encode_chunks(chunks, args, facts, tell=bar.update)) as results:
             for chunk, vectors in results:
-                bar.update(len(chunk.complaints))  # rows without a text, which no batch has
+                bar.update(len(chunk.complaints))  # rows without a text are in no batch
                 chunk.complaints.extend(complaints_about(chunk, vectors))
                 folder.keep(chunk, vectors)
                 encoded += chunk.num_rows
-                for complaint in chunk.complaints[: max(0, COMPLAINTS_TOLD - told)]:
+                for complaint in chunk.complaints[: max(0, MAX_PRINTED_COMPLAINTS - printed)]:
                     place = "" if complaint.file is None else f" ({complaint.file}, line {complaint.line})"
                     bar.write(f"Row {complaint.row}{place}: {complaint.reason}", file=sys.stderr)
-                told += len(chunk.complaints)
+                printed += len(chunk.complaints)
     return encoded
 
 
 def describe_result(folder: WorkFolder, args: argparse.Namespace, facts: ModelFacts) -> dict[str, Any]:
-    """Return what the report holds, except times."""
+    """Return the contents of the report except times."""
     corrupt = list(_corrupt_rows(folder))
     return {
         "rows": folder.num_rows,
@@ -158,13 +158,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     args = parse_arguments(arguments)
     folder = WorkFolder(args.output)
     check_output(args, folder)
-    logging.disable_progress_bar()  # of reading weights, which would interrupt the bar of rows
+    logging.disable_progress_bar()  # hides the bar of reading weights, which would interrupt the bar of rows
     corpus = open_corpus(args.texts, text_column=args.text_column, id_column=args.id_column, limit=args.limit)
     facts = inspect_model(args)
     run = describe_run(args, corpus, facts)
     encoded = 0
     with folder.opened(run):
-        # With the output in place, an earlier run was killed before it removed the folder.
+        # The output exists, so an earlier run was killed before it removed the folder.
         if not args.output.exists():
             encoded = encode_missing(corpus, folder, args, facts)
             if not describe_files(corpus.files).items() <= run.items():

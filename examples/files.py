@@ -9,24 +9,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
-# Errors of reading a file that is cut short, damaged or of another format.
+# Errors of reading a file that is truncated, damaged or of another format.
 UNREADABLE = (OSError, EOFError, UnicodeError, lzma.LZMAError, zlib.error)
 
 
 def open_bytes(file: Path) -> BinaryIO:
-    """Return the bytes of a file."""
+    """Read a file, decompressed."""
     opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(file.suffix.lower(), open)
     return cast(BinaryIO, opener(file, "rb"))
 
 
 def open_text(file: Path, *, newline: str | None = None) -> TextIO:
-    """Return the text of a file in UTF-8."""
+    """Read a UTF-8 text file, decompressed."""
     return io.TextIOWrapper(open_bytes(file), encoding="utf-8", newline=newline)
 
 
 @contextmanager
 def whole_text(file: Path, *, newline: str | None = None) -> Iterator[TextIO]:
-    """Open a text file in UTF-8, for a block that reads it to its end."""
+    """Open a UTF-8 text file for a block that reads it to its end."""
     try:
         with open_text(file, newline=newline) as stream:
             yield stream
@@ -37,6 +37,6 @@ def whole_text(file: Path, *, newline: str | None = None) -> Iterator[TextIO]:
 
 
 def data_file(folder: Path, name: str) -> Path:
-    """Return a file of a folder or of one of its sub-folders; if there is none, its path in the folder."""
+    """Find a file in a folder or one of its subfolders; if there is none, return its path in the folder."""
     places = (folder / name, *sorted(folder.glob(f"*/{name}")))
     return next((file for file in places if file.is_file()), places[0])

@@ -1,4 +1,4 @@
-"""Fill the blanks of a text of your own, from both sides, beside what the same weights write from the left only.
+"""Fill the blanks of your own text from both sides, beside what the same weights write from the left only.
 
     python examples/fill.py "Nora was at the market. She found a [blank] there. When the storm broke, she stayed dry."
     python examples/fill.py --model DIR_OR_HUB_ID --max_new_tokens 4 --num_return_sequences 5
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Threads that wait by spinning slow a tiny model down many times over where other jobs share the cores.
+# Busy-waiting threads slow a tiny model down many times if other jobs share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -29,26 +29,26 @@ from examples.demo.infill import Filled, fill_text
 from examples.models import not_adapted
 from examples.toy.model import describe_model, open_model
 
-# Below, one digit after the point would say "0.0 %".
+# Below this, one digit after the point would print "0.0 %".
 SMALLEST_PERCENT = 0.05
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options; see `--help`."""
     parser = OneLineParser(description=__doc__)
-    parser.add_argument("text", nargs="?", help="a text with [blank] wherever something is missing")
-    add_model(parser, required=False, help="a MAGNET checkpoint: directory or Hub id; left out, the quickstart's")
+    parser.add_argument("text", nargs="?", help="a text with [blank] in place of each missing part")
+    add_model(parser, required=False, help="a MAGNET directory or Hub id; defaults to the quickstart model")
     parser.add_argument("--gguf_file", help="the GGUF file there that holds the model")
-    parser.add_argument("--max_new_tokens", type=at_least(), help="of each fill; left out, the model chooses")
+    parser.add_argument("--max_new_tokens", type=at_least(), help="tokens of each fill; default: the model chooses")
     parser.add_argument("--num_return_sequences", type=at_least(), default=3, help="answers to each blank")
     add_device(parser)
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Fill what is given; returns the exit status."""
+    """Fill the given texts and return the exit status."""
     args = parse_arguments(arguments)
-    logging.disable_progress_bar()  # of reading weights; training keeps its own
+    logging.disable_progress_bar()  # hides the bar of reading weights; training keeps its own
     model = open_model(args.model, gguf_file=args.gguf_file, device=args.device)
     print(f"Filling with {describe_model(model, named=args.model)}.")
     if args.model is not None and (note := not_adapted(args.model, gguf_file=args.gguf_file)):
@@ -57,14 +57,14 @@ def main(arguments: list[str] | None = None) -> int:
     for text in given_texts(args.text):
         try:
             print("\n" + render(fill_text(model, text, length=args.max_new_tokens, answers=args.num_return_sequences)))
-        except ValueError as error:  # the next text may be better
+        except ValueError as error:  # a later text may be valid
             print(f"error: {error}", file=sys.stderr)
             failed += 1
     return 1 if failed else 0
 
 
 def given_texts(text: str | None) -> Iterator[str]:
-    """Yield the text of the command line, or the lines of the standard input until it ends."""
+    """Yield the text of the command line, or the lines of standard input until it ends."""
     if text is not None:
         yield text
         return
@@ -78,7 +78,7 @@ def given_texts(text: str | None) -> Iterator[str]:
 
 
 def render(filled: Filled) -> str:
-    """Return the text as it reads from both sides and from the left only, and all answers to each blank.
+    """Render the text as filled from both sides and from the left only, and all candidates for each blank.
 
     Example:
         >>> fill = {"text": "stayed", "logprob": -0.5, "mean_logprob": -0.5}
@@ -96,7 +96,7 @@ def render(filled: Filled) -> str:
 
 
 def how_likely(answer: dict[str, Any]) -> str:
-    """Say the probability of a fill; where its many tokens make it tiny, that of a token (geometric mean) as well.
+    """Format the probability of a fill; if many tokens make it tiny, add the geometric mean per token.
 
     Example:
         >>> how_likely({"logprob": -0.5, "mean_logprob": -0.5}), how_likely({"logprob": -20.0, "mean_logprob": -2.0})
@@ -111,7 +111,7 @@ def how_likely(answer: dict[str, Any]) -> str:
 
 
 def _in_place(pieces: list[str], fills: list[dict[str, Any]]) -> str:
-    """Return the text with its fills between angle brackets."""
+    """Return the text with its fills in angle brackets."""
     parts = [pieces[0]]
     for fill, piece in zip(fills, pieces[1:], strict=True):
         text = fill["text"]

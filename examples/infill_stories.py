@@ -1,4 +1,4 @@
-"""Fill the blanks of many texts: JSONL in, JSONL with fills and scores out, and a page that shows them in place.
+"""Fill the blanks of many texts: read JSONL, write JSONL with fills and scores, and a page that shows them in place.
 
     python examples/infill_stories.py --model DIR --texts stories.jsonl --output fills.jsonl --max_new_tokens 12
     python examples/infill_stories.py --model DIR --texts stories.jsonl --output fills.jsonl --num_tokens auto \
@@ -46,12 +46,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=1.0, help="of sampling")
     parser.add_argument("--top_p", type=float, default=1.0, help="of sampling")
     parser.add_argument("--stop_at_sentence_end", action="store_true", help="end a fill after its first sentence")
-    parser.add_argument("--trim_overlap", action="store_true", help="cut off what repeats the context")
+    parser.add_argument("--trim_overlap", action="store_true", help="remove repetitions of the context")
     parser.add_argument(
         "--heal",
         choices=["space", "token", "none"],
         default="space",
-        help="what may be spelt anew where a blank begins: the space in front of it, a token on either side, nothing",
+        help="what may be retokenized at a blank: the space before it, a token on either side, or nothing",
     )
     parser.add_argument("--limit", type=at_least(), help="rows, from the first on")
     parser.add_argument("--batch_size", type=at_least(), default=16, help="texts filled together")
@@ -77,7 +77,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def infill_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what every call of `infill_blanks` is given."""
+    """Return the options of every `infill_blanks` call."""
     lengths = {"max_new_tokens": args.max_new_tokens} if args.num_tokens is None else {"num_tokens": args.num_tokens}
     sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p} if args.do_sample else {}
     return {
@@ -92,10 +92,10 @@ def infill_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def fill_rows(model: Any, texts: Sequence[str], *, first: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the output rows of some texts; if one of them cannot be filled, each is tried by itself."""
+    """Return the output rows of some texts; if one of them cannot be filled, try each separately."""
     torch.manual_seed(args.seed + first)
     try:
-        # A single text is passed as one, so that errors do not call it the first of a list.
+        # A single text is passed as a string, so that errors do not call it the first of a list.
         given = texts[0] if len(texts) == 1 else list(texts)
         output = model.infill_blanks(given, blank=args.blank, **infill_options(args))
     except ValueError as error:
@@ -116,7 +116,7 @@ def fill_rows(model: Any, texts: Sequence[str], *, first: int, args: argparse.Na
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Fill, resume, render."""
+    """Fill, resume, and render."""
     args = parse_arguments(arguments)
     for path in (args.output, args.html):
         if path is not None and not path.parent.is_dir():
@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(note, file=sys.stderr)
         with tqdm(total=len(texts), initial=done, desc="Filling", unit="text") as progress:
             while done < len(texts):
-                # Batches begin at multiples of their size, so that a resumed run draws what an undisturbed one draws.
+                # Batches begin at multiples of their size, so that a resumed run draws the same numbers.
                 end = min((done // args.batch_size + 1) * args.batch_size, len(texts))
                 start = done // args.batch_size * args.batch_size
                 new = fill_rows(model, texts[start:end], first=start, args=args)[done - start :]

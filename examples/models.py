@@ -1,4 +1,4 @@
-"""Open the model that is named on the command line, and use the Hub only if it answers."""
+"""Open the model named on the command line, and use the Hub only if it answers."""
 
 import functools
 import os
@@ -10,13 +10,13 @@ import torch
 from modeling_magnet import AutoMagnetForCausalLM
 from modeling_magnet.sources_magnet import ADAPTER_SETTINGS, CONFIG, ModelSource
 
-# Long enough for a slow connection, and no more than one try of the libraries.
+# Long enough for a slow connection, shorter than one attempt of the libraries.
 SECONDS = 5.0
 
 
 @functools.cache
 def offline_where_unreachable() -> None:
-    """Let the Hub's libraries use only what was downloaded before, and say so, where the Hub does not answer."""
+    """Restrict the Hub's libraries to their cache, with a message, if the Hub does not answer."""
     import datasets
     from huggingface_hub import constants, get_session
 
@@ -24,7 +24,7 @@ def offline_where_unreachable() -> None:
         return
     try:
         get_session().head(constants.ENDPOINT, timeout=SECONDS)
-    except Exception as error:  # of sockets, of proxies, of certificates, of the client
+    except Exception as error:  # errors of sockets, proxies, certificates and the HTTP client
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
         os.environ["HF_HUB_OFFLINE"] = "1"  # for processes that are started from here
         reason = str(error) or type(error).__name__
@@ -39,7 +39,7 @@ def is_here(path: str) -> bool:
 
 
 def open_magnet(path: str, *, dtype: str = "auto", device: str = "cpu", **options: Any) -> Any:
-    """Open a MAGNET checkpoint, an adapter or a plain decoder as our class, in evaluation mode on a device."""
+    """Open a MAGNET checkpoint, adapter or plain decoder in evaluation mode on a device."""
     if not is_here(path):
         offline_where_unreachable()
     wanted = dtype if dtype == "auto" else getattr(torch, dtype)
@@ -48,12 +48,12 @@ def open_magnet(path: str, *, dtype: str = "auto", device: str = "cpu", **option
 
 
 def not_adapted(path: str, *, gguf_file: str | None = None) -> str | None:
-    """Return a line that says that a model was never adapted; `None` for a MAGNET checkpoint or adapter."""
+    """Return a warning if a model was never adapted; `None` for a MAGNET checkpoint or adapter."""
     source = ModelSource(path, {})
     try:
         base = None if gguf_file else source.adapter_base()
         values = {} if gguf_file else (base or source).config_values()
-    except (ValueError, OSError):  # not a directory of safetensors: nothing can be said of it
+    except (ValueError, OSError):  # not a directory of safetensors, so the kind is unknown
         return None
     if "magnet" in values or (base is not None and source.file(ADAPTER_SETTINGS)):
         return None

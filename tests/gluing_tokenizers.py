@@ -1,16 +1,16 @@
-"""Small byte-level vocabularies that split text as Qwen2, Llama 3 and later ones do, or not at all."""
+"""Train small byte-level vocabularies that split text like Qwen2, Llama 3 and later models, or not at all."""
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-# Punctuation takes the line breaks after it along.
+# Punctuation includes the line breaks after it.
 SPLITS = {
     "qwen2": rf"{_LETTERS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}",
     "llama3": rf"{_LETTERS}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}",
     "o200k": rf"{_LETTERS}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}",
-    "unsplit": None,  # tokens reach over several words
+    "unsplit": None,  # tokens span several words
 }
 TEXTS = [
     "First line.\nSecond line.\n\nA third one!\r\nAnd more,\nwith (brackets)\nor\ttabs.\n",
@@ -21,7 +21,7 @@ TEXTS = [
 
 
 def gluing_tokenizer(kind: str, *, vocab_size: int = 420) -> PreTrainedTokenizerFast:
-    """A vocabulary trained under one of `SPLITS`."""
+    """Train a vocabulary under one of `SPLITS`."""
     pattern = SPLITS[kind]
     tokenizer = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -1,4 +1,4 @@
-"""Functions of a test called in a process of its own, in which the Hub is the test's server."""
+"""Call functions of a test in a subprocess whose Hub is the test's server."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""A small Hugging Face Hub on this machine for the real client: repositories in memory, and a record of requests."""
+"""Serve a small Hugging Face Hub on this machine: repositories in memory, and a record of requests."""
 
 import base64
 import hashlib
@@ -23,7 +23,7 @@ Answer = tuple[int, dict[str, str], bytes]
 
 
 class RefusedError(Exception):
-    """A refusal: a status, a message, and the code by which the client chooses its exception."""
+    """Signal a refusal with a status, a message, and the code by which the client chooses its exception."""
 
     def __init__(self, status: int, message: str, code: str = "", commit: str = "") -> None:
         super().__init__(message)
@@ -33,7 +33,7 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked for, with which token, and the status it got; `path` has no query."""
+    """Record what a client requested, its token, and the returned status; `path` has no query."""
 
     method: str
     path: str
@@ -43,7 +43,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Commit:
-    """A state of all files."""
+    """Hold a state of all files."""
 
     files: Mapping[str, bytes]
     title: str
@@ -51,14 +51,14 @@ class Commit:
 
     @property
     def id(self) -> str:
-        """40 hexadecimal digits that depend on the files, the title and the history."""
+        """Return 40 hexadecimal digits that depend on the files, the title and the history."""
         digests = [f"{path} {hashlib.sha1(content).hexdigest()}" for path, content in sorted(self.files.items())]
         return hashlib.sha1("\n".join([self.title, self.parent, *digests]).encode()).hexdigest()
 
 
 @dataclass
 class Repository:
-    """The history of each branch, newest commit first."""
+    """Hold the history of each branch, newest commit first."""
 
     private: bool
     branches: dict[str, list[Commit]] = field(
@@ -78,7 +78,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class Call:
-    """A request whose path fitted a route: the parts that the route names, the query, the body, the sender."""
+    """Hold a routed request: the named parts of its path, the query, the body, the sender."""
 
     method: str
     parts: Mapping[str, str]
@@ -89,7 +89,7 @@ class Call:
 
 
 class HubServer:
-    """Serve a Hub for the time of a `with` block.
+    """Serve a Hub within a `with` block.
 
     Files travel inside commits, never through LFS or Xet. Not implemented: pull requests, tags, ranges of bytes.
 
@@ -116,12 +116,12 @@ class HubServer:
 
     @property
     def url(self) -> str:
-        """The address that `HF_ENDPOINT` names."""
+        """Return the address for `HF_ENDPOINT`."""
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def environment(self, home: Path, *, token: str | None = None) -> dict[str, str]:
-        """Return the variables of a process that knows no other Hub, no cache outside `home` and no other token."""
-        foreign = ("HF_", "HUGGINGFACE", "HUGGING_FACE", "TRANSFORMERS_")  # offline mode and caches among them
+        """Return variables of a process that knows no other Hub, no cache outside `home` and no other token."""
+        foreign = ("HF_", "HUGGINGFACE", "HUGGING_FACE", "TRANSFORMERS_")  # including offline mode and caches
         variables = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         switches = ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS")
         variables |= dict.fromkeys((*switches, "HF_HUB_DISABLE_UPDATE_CHECK"), "1")
@@ -154,7 +154,7 @@ class HubServer:
             return error.status, error.headers, json.dumps({"error": str(error)}).encode()
 
     def repository(self, call: Call, *, write: bool = False) -> Repository:
-        """Return the repository of a request, if its sender may read it and, with `write`, change it."""
+        """Return the repository of a request if its sender may read it and, with `write`, change it."""
         name = call.parts["name"]
         repository, is_owner = self.repositories.get(name), name.split("/")[0] == call.user
         if repository is None or (repository.private and not is_owner) or (write and call.user is None):
@@ -169,7 +169,7 @@ def _json(value: Any, status: int = 200) -> Answer:
 
 
 def card_errors(card: str) -> list[str]:
-    """Return why the Hub refuses a model card: unreadable metadata, tags or base models that are not names."""
+    """Return why the Hub refuses a model card: unreadable metadata, or invalid tags or base models."""
     found = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$", card.replace("\r\n", "\n"), flags=re.DOTALL | re.MULTILINE)
     try:
         metadata = (yaml.safe_load(found[1]) or {}) if found else {}
@@ -212,7 +212,7 @@ def _create_branch(hub: HubServer, call: Call) -> Answer:
 
 
 def _preupload(hub: HubServer, call: Call) -> Answer:
-    """Send every file through the commit itself."""
+    """Let every file be sent in the commit itself."""
     hub.repository(call, write=True).history(call.parts["revision"])
     paths = [file["path"] for file in json.loads(call.body)["files"]]
     return _json({"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]})
@@ -294,10 +294,10 @@ ROUTES: tuple[tuple[str, str, Callable[[HubServer, Call], Answer]], ...] = (
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One connection: read requests, have them answered, keep a record."""
+    """Read requests of one connection, have them answered, and record them."""
 
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # headers and body go out separately; the second would wait for the first
+    disable_nagle_algorithm = True  # headers and body are sent separately; the second would wait for the first
 
     def __init__(self, hub: HubServer, *arguments: Any) -> None:
         self.hub = hub
@@ -319,7 +319,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle
 
     def _read(self) -> bytes:
-        """Return the body, whose length is in the headers or before each chunk."""
+        """Read the body, whose length is in the headers or before each chunk."""
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         chunks = []
@@ -330,4 +330,4 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(chunks)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing; `requests` has it."""
+        """Print nothing; `requests` records everything."""

@@ -1,4 +1,4 @@
-"""Count the bytes of the tensors that a block makes, for tests of memory."""
+"""Count the bytes of the tensors that a block allocates, for tests of memory."""
 
 import weakref
 from typing import Any
@@ -11,7 +11,7 @@ MIB = 2**20
 
 
 class PeakBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made inside, and remembers when there were most."""
+    """Count the bytes of the tensors that are allocated inside, and remember the maximum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,5 +38,5 @@ class PeakBytes(TorchDispatchMode):
 
 
 def _storages(values: Any) -> list[torch.UntypedStorage]:
-    """Return where the tensors among some values have their numbers."""
+    """Return the addresses of the tensors among some values."""
     return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, torch.Tensor)]

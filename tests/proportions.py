@@ -1,4 +1,4 @@
-"""Count how large and how tangled the code is, and print it beside its limits.
+"""Measure the size and coupling of the code, and print the figures beside their limits.
 
     python -m tests.proportions
 
@@ -29,7 +29,7 @@ LONGEST_FUNCTION = 60
 
 
 class Trace(NamedTuple):
-    """What a call passed through."""
+    """Record what a call passed through."""
 
     files: int
     functions: int
@@ -37,7 +37,7 @@ class Trace(NamedTuple):
 
 
 def trace(call: Callable[[], Any]) -> Trace:
-    """Run a call and count the files and functions of ours that it enters, and the switches between files."""
+    """Run a call and record our files and functions that it enters, and the switches between files."""
     ours = tuple(str(ROOT / name) for name in PACKAGES[:2])
     entered: list[tuple[str, str]] = []
 
@@ -56,26 +56,26 @@ def trace(call: Callable[[], Any]) -> Trace:
 
 
 def lines_of(folder: Path) -> tuple[int, int]:
-    """Number of Python files under a folder, and of their lines."""
+    """Count the Python files under a folder, and their lines."""
     files = [file for file in folder.rglob("*.py") if ".venv" not in file.parts]
     return len(files), sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
 
 
 def remote_code() -> tuple[int, int]:
-    """Python files that travel with a checkpoint, and their lines."""
+    """Count the Python files of a checkpoint, and their lines."""
     with tempfile.TemporaryDirectory() as folder:
         tiny_model("llama").save_pretrained(folder)
         return lines_of(Path(folder))
 
 
 def classes_before_llama() -> int:
-    """Classes of ours in the method resolution order before the family's own."""
+    """Count our classes before the family's own in the method resolution order."""
     order = type(tiny_model("llama")).__mro__[1:]
     return sum(each.__module__.startswith("modeling_magnet") for each in order)
 
 
 def traces() -> dict[str, Trace]:
-    """One call of each kind, after one that warmed up what is cached."""
+    """Trace one call of each kind, after one that fills the caches."""
     model = tiny_model("llama")
 
     def infill() -> None:
@@ -118,7 +118,7 @@ def _training_step(folder: str) -> Callable[[], Any]:
 
 
 def raw_settings() -> int:
-    """Reads and writes of the nested dict of settings outside the file that defines it."""
+    """Count reads and writes of the nested settings outside the file that defines them."""
     found = 0
     for folder in PACKAGES[:3]:
         for file in (ROOT / folder).rglob("*.py"):
@@ -129,14 +129,14 @@ def raw_settings() -> int:
 
 
 def own_options() -> int:
-    """Options of `adapt.py` that are not transformers' own."""
+    """List the options of `adapt.py` that are not transformers' own."""
     classes = (AdaptArguments, LoraArguments, MagnetTrainingArguments)
     own = {field.name for each in classes for field in dataclasses.fields(each)}
     return len(own - {field.name for field in dataclasses.fields(TrainingArguments)})
 
 
 def long_functions() -> list[str]:
-    """Functions of more than 60 lines, with their file."""
+    """List functions of more than 60 lines, with their file."""
     found = []
     for folder in PACKAGES:
         for file in sorted((ROOT / folder).rglob("*.py")):

@@ -1,4 +1,4 @@
-"""A script run as `python SCRIPT ARGUMENTS` does, without another process that has to import torch."""
+"""Run a script like `python SCRIPT ARGUMENTS`, in this process, which has already imported torch."""
 
 import contextlib
 import io

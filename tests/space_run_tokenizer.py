@@ -1,4 +1,4 @@
-"""A tokenizer of Gemma's kind: tokens for runs of spaces, bytes as `<0xE4>`, and reserved special tokens."""
+"""Build a tokenizer like Gemma's: tokens for runs of spaces, bytes as `<0xE4>`, and reserved special tokens."""
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
@@ -9,7 +9,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;!?(
 
 
 def space_run_tokenizer() -> PreTrainedTokenizerFast:
-    """BPE over characters: runs of spaces are joined first, then a single space with the letter behind it."""
+    """Build character BPE: runs of spaces are merged first, then a single space with the letter after it."""
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     merges = [("▁", "▁"), ("▁▁", "▁▁"), *(("▁", letter) for letter in LETTERS if letter.isalpha()), ("t", "h")]
     tokens = [*NAMED, *RESERVED, *bytes_, "▁", *LETTERS, *("".join(pair) for pair in merges)]

@@ -1,4 +1,4 @@
-"""Rules that the source itself must keep: who imports whom, and what the Hub can follow."""
+"""Test rules about the source: the direction of imports, and what the Hub can resolve."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ PACKAGE_FILES = sorted(
 )
 EXAMPLES = sorted((REPOSITORY / "examples").rglob("*.py"))
 OURS = {"modeling_magnet", "trainer", "examples", "tests"}
-# What a user of the Hub copy has installed; transformers itself requires the last three.
+# Packages that a user of the Hub copy has; transformers itself requires the last three.
 HUB_REQUIREMENTS = {"torch", "transformers", "numpy", "safetensors", "huggingface_hub"}
 MAY_IMPORT = {"modeling_magnet": {"modeling_magnet"}, "trainer": {"trainer", "modeling_magnet"}}
 
@@ -28,7 +28,7 @@ def parse(file):
 
 
 def absolute_imports(file):
-    """Return top-level names of every absolute import, those inside functions included."""
+    """Return the top-level names of every absolute import, including those inside functions."""
     names = set()
     for node in ast.walk(parse(file)):
         if isinstance(node, ast.Import):
@@ -39,7 +39,7 @@ def absolute_imports(file):
 
 
 def optional_imports(file):
-    """Return those whose absence is caught; the Hub does not ask for them."""
+    """Return imports whose absence is caught; the Hub does not require them."""
     names = set()
     for node in parse(file).body:
         if isinstance(node, ast.Try):
@@ -54,21 +54,21 @@ def relative_imports(file):
 
 
 @pytest.mark.parametrize("file", PACKAGE_FILES + EXAMPLES, ids=relative)
-def test_imports_go_from_examples_to_trainer_to_modeling_magnet(file):
+def test_imports_follow_the_layering(file):
     folder = file.relative_to(REPOSITORY).parts[0]
     allowed = MAY_IMPORT.get(folder, OURS - {"tests"})
     assert absolute_imports(file) & OURS <= allowed
 
 
 @pytest.mark.parametrize("name", ["corruption", "metrics"])
-def test_what_is_pure_imports_torch_alone(name):
+def test_pure_modules_import_only_torch(name):
     file = REPOSITORY / "trainer" / f"{name}.py"
     assert absolute_imports(file) - set(sys.stdlib_module_names) <= {"torch"}
     assert relative_imports(file) == []
 
 
 @pytest.mark.parametrize("file", HUB_FILES, ids=relative)
-def test_the_hub_finds_every_import(file):
+def test_hub_resolves_every_import(file):
     outside = absolute_imports(file) - set(sys.stdlib_module_names) - optional_imports(file)
     assert outside <= HUB_REQUIREMENTS, "each would become a requirement of the Hub copy"
     assert optional_imports(file) <= {"fcntl", "modeling_magnet", "peft"}
@@ -78,8 +78,8 @@ def test_the_hub_finds_every_import(file):
 
 
 @pytest.mark.parametrize("file", HUB_FILES, ids=relative)
-def test_no_prose_looks_like_an_import_to_the_hub(file):
-    """transformers reads relative imports by a regular expression, docstrings included."""
+def test_docstrings_contain_nothing_like_a_relative_import(file):
+    """Check docstrings, because transformers finds relative imports by a regular expression over the whole file."""
     text = file.read_text(encoding="utf-8")
     found = re.findall(r"^\s*from\s+\.(\S+)\s+import", text, flags=re.MULTILINE)
     found += re.findall(r"^\s*import\s+\.(\S+)\s*$", text, flags=re.MULTILINE)
@@ -89,11 +89,11 @@ def test_no_prose_looks_like_an_import_to_the_hub(file):
             assert not re.search(r"^\s*(from|import)\s+\.", node.value, flags=re.MULTILINE)
 
 
-def test_hub_files_have_names_of_their_own():
+def test_remote_files_have_distinct_names():
     assert all(file.stem.endswith("_magnet") for file in HUB_FILES)
 
 
-def test_nothing_below_the_model_imports_the_model():
+def test_modules_below_the_model_do_not_import_it():
     for file in HUB_FILES:
         if file.name not in ("modeling_magnet.py", "families_magnet.py"):
             assert "modeling_magnet" not in {node.module for node in relative_imports(file)}, file.name

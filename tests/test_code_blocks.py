@@ -1,4 +1,4 @@
-"""Every block of code in pages and docstrings runs, or where it is a command names scripts and options that exist."""
+"""Test that every code block in pages and docstrings runs, or names existing scripts and options."""
 
 import ast
 import contextlib
@@ -26,7 +26,7 @@ SOURCES = sorted(
     file for folder in ("modeling_magnet", "trainer", "examples") for file in (REPOSITORY / folder).rglob("*.py")
 )
 SCRIPTS = [file for file in SOURCES if file.is_relative_to(REPOSITORY / "examples")]
-# Programs of others: their options are not looked up.
+# Other programs, whose options are not checked.
 PROGRAMS = {"pip", "pre-commit", "lm_eval", ".", "pytest", "venv", "pip-audit"}
 
 
@@ -35,7 +35,7 @@ def name_of(path):
 
 
 def text_of(page):
-    """Return a page as Markdown; of a notebook what is between its cells of code, which run in a test of their own."""
+    """Return a page as Markdown; of a notebook, the text between its code cells, which are tested elsewhere."""
     text = page.read_text(encoding="utf-8")
     if page.suffix != ".ipynb":
         return text
@@ -44,7 +44,7 @@ def text_of(page):
 
 
 def blocks_of(text):
-    """Return language and content of each block (`None` for one that is only indented), and code in sentences."""
+    """Return language and content of each block (`None` for an indented one), and inline code."""
     tokens = MarkdownIt().enable("table").parse(text)
     found = [(token.info.strip() if token.type == "fence" else None, token.content)
              for token in tokens if token.type in ("fence", "code_block")]  # fmt: skip
@@ -59,7 +59,7 @@ def docstrings_of(file):
 
 
 def commands_of(text):
-    """Yield the words of each command of a shell script; it has to be one."""
+    """Yield the words of each command of a shell script."""
     assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True).returncode == 0, text
     for line in text.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars="&|")
@@ -74,7 +74,7 @@ def commands_of(text):
 
 
 def check_command(words):
-    """Check that a command names a script that exists and options that it has, or a program of others."""
+    """Check that a command names an existing script and its options, or another program."""
     words = words[1:] if re.fullmatch(r"[A-Z_]+=\S*", words[0]) else words
     if words[:2] == ["python", "-m"]:
         words = words[2:]
@@ -88,7 +88,7 @@ def check_command(words):
 
 
 def check_options(script, options):
-    """Let a script parse the options before `--help`, and look for them in what it prints."""
+    """Parse the options before `--help` with the script, and look for them in the help."""
     assert script.is_file(), script
     if options[:1] and options[0].endswith(".json") and not (REPOSITORY / options[0]).is_file():
         options = options[1:]  # a recipe of the reader's own
@@ -109,7 +109,7 @@ def check_options(script, options):
 
 @functools.cache
 def options_of_scripts():
-    """Return the names of all options: of parsers, and of the dataclasses that `adapt.py` makes options of."""
+    """Return the names of all options: of parsers, and of the dataclasses that `adapt.py` converts to options."""
     source = "\n".join(file.read_text(encoding="utf-8") for file in SCRIPTS)
     written = re.findall(r'"--(\w+)"', source) + re.findall(r"^    (\w+): ", source, flags=re.MULTILINE)
     return {*written, *MagnetTrainingArguments.__dataclass_fields__, *LoraArguments.__dataclass_fields__}
@@ -119,7 +119,7 @@ def options_of_scripts():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_a_page_has_no_block_that_is_not_run(page, monkeypatch):
+def test_pages_contain_no_untested_block(page, monkeypatch):
     """The Python of the README and of the guides is run by `test_documentation.py`; no other page has any."""
     monkeypatch.chdir(REPOSITORY)
     text = text_of(page)
@@ -147,7 +147,7 @@ def test_a_page_has_no_block_that_is_not_run(page, monkeypatch):
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=name_of)
-def test_a_docstring_has_no_block_that_is_not_run(file, monkeypatch):
+def test_docstrings_contain_no_untested_block(file, monkeypatch):
     """Pytest runs the examples of the packages, and the next test those of the scripts; the rest are commands."""
     monkeypatch.chdir(REPOSITORY)
     for docstring in docstrings_of(file):
@@ -162,7 +162,7 @@ def test_a_docstring_has_no_block_that_is_not_run(file, monkeypatch):
 
 
 @pytest.mark.parametrize("file", [file for file in SCRIPTS if ">>> " in file.read_text(encoding="utf-8")], ids=name_of)
-def test_the_examples_of_a_script_are_true(file):
+def test_doctests_of_scripts_pass(file):
     module = importlib.import_module(name_of(file).removesuffix(".py").replace("/", "."))
     outcome = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert outcome.failed == 0

@@ -1,4 +1,4 @@
-"""What is written about the code is true: pages run from top to bottom, name what exists, and explain what is public.
+"""Test the documentation: pages run, name existing files, and explain everything public.
 
 Pytest itself runs the examples in docstrings (`--doctest-modules`); `test_code_blocks.py` checks that no block is left
 out, and `test_reference.py` that every parameter is explained.
@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 README, GUIDES, CONTRIBUTING = (
     (REPOSITORY / page).read_text(encoding="utf-8") for page in ("README.md", "examples/README.md", "CONTRIBUTING.md")
 )
-# Files that a page names and that do not exist before a run.
+# Files that a page names and that exist only after a run.
 WRITTEN_BY_RUNS = {"adapt.json", "NAME.json", "config.json"}
 MODULES = sorted(
     f"{package.__name__}.{module.name}"
@@ -37,9 +37,7 @@ def blocks(language: str, page: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
 
 
-def test_the_python_of_both_pages_runs_from_top_to_bottom_on_an_adapted_model(
-    tmp_path, monkeypatch, capsys, tiny_tokenizer
-):
+def test_python_blocks_of_pages_run_on_an_adapted_model(tmp_path, monkeypatch, capsys, tiny_tokenizer):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     base = save_plain_llama(tmp_path / "path/to/llama", tiny_tokenizer)
@@ -61,18 +59,18 @@ def test_the_python_of_both_pages_runs_from_top_to_bottom_on_an_adapted_model(
     assert Path("outputs/by_hand/config.json").exists()
 
 
-def test_the_readmes_two_commands_do_their_own_set_up_on_one_line():
+def test_readme_commands_set_themselves_up_in_one_line():
     """`.ci/run` takes the second from the page."""
     set_up = "python -m venv --upgrade-deps .venv && . .venv/bin/activate && pip install -c constraints.txt -e '.["
     quickstart, tests = [line for line in README.splitlines() if line.startswith(set_up)]
     assert "examples/quickstart.py" in quickstart and "pytest" in tests
 
 
-def test_the_readme_has_at_most_150_lines():
+def test_readme_has_at_most_150_lines():
     assert len(README.splitlines()) <= 150
 
 
-def test_the_map_names_files_that_exist():
+def test_map_names_existing_files():
     folders = {0: ""}
     for line in blocks("text", CONTRIBUTING)[0].splitlines():
         depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
@@ -82,8 +80,8 @@ def test_the_map_names_files_that_exist():
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "examples/README.md"])
-def test_files_and_folders_that_a_page_names_exist(page):
-    """Names are searched in every folder, because a sentence may leave out the folder that it is about."""
+def test_files_and_folders_named_in_pages_exist(page):
+    """Search names in every folder, because a sentence may omit the folder that it is about."""
     existing = {f"/{path.relative_to(REPOSITORY)}" for path in REPOSITORY.rglob("*") if ".git" not in path.parts}
     existing |= {f"{path}/" for path in existing if (REPOSITORY / path[1:]).is_dir()}
     text = re.sub(r"^```.*?^```$", "", (REPOSITORY / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
@@ -93,20 +91,20 @@ def test_files_and_folders_that_a_page_names_exist(page):
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md", "SECURITY.md"])
-def test_relative_links_lead_somewhere(page):
+def test_relative_links_resolve(page):
     path = REPOSITORY / page
     for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists(), target
 
 
-def test_the_table_of_examples_names_every_script_and_recipe():
+def test_examples_table_lists_every_script_and_recipe():
     scripts = [path for path in REPOSITORY.glob("examples/**/*.py") if "__main__" in path.read_text(encoding="utf-8")]
     for path in [*REPOSITORY.glob("examples/configs/*.json"), *scripts]:
         assert f"`{path.relative_to(REPOSITORY / 'examples')}`" in GUIDES
 
 
 @pytest.mark.parametrize("name", [*MODULES, "modeling_magnet", "trainer"])
-def test_everything_public_is_explained(name):
+def test_public_names_are_documented(name):
     module = importlib.import_module(name)
     assert inspect.getdoc(module)
     silent = []
@@ -118,12 +116,12 @@ def test_everything_public_is_explained(name):
             part = part.fget if isinstance(part, property) else inspect.unwrap(getattr(part, "__func__", part))
             if inspect.isclass(part) or inspect.isfunction(part):
                 text = (part.__doc__ or "").strip()
-                # A dataclass without a docstring gets its signature as one.
+                # A dataclass without a docstring gets its signature as docstring.
                 silent += [key] if not text or text.startswith(f"{part.__name__}(") else []
     assert not silent
 
 
-def test_every_training_argument_has_its_help_text():
+def test_training_arguments_have_help_texts():
     fields = trainer.MagnetTrainingArguments.__dataclass_fields__
     own = trainer.MagnetTrainingArguments.__annotations__
     assert [name for name in own if not fields[name].metadata["help"].endswith((".", ")"))] == []

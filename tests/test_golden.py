@@ -10,7 +10,7 @@ from modeling_magnet import FAMILIES
 from . import golden
 
 
-def test_a_digest_depends_on_dtype_shape_and_bits():
+def test_digest_depends_on_dtype_shape_and_bits():
     value = torch.zeros(2, 3)
     others = [value.half(), value.view(3, 2), value - 0.0, torch.full((2, 3), 1e-45), [value], {"a": value}, b"", "0"]
     digests = [golden.digest(other) for other in [value, *others]]
@@ -19,7 +19,7 @@ def test_a_digest_depends_on_dtype_shape_and_bits():
     assert golden.digest(value.t()) == golden.digest(value.t().contiguous()), "strides are no part of a value"
 
 
-def test_a_changed_value_is_named(tmp_path, monkeypatch, capsys):
+def test_changed_value_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(golden, "FAMILIES", {"llama": FAMILIES["llama"]})
     monkeypatch.setattr(golden, "training_values", lambda model_type, lora: iter([("loss", 1.5)]))
     record = tmp_path / "golden.json"

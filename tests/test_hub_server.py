@@ -1,4 +1,4 @@
-"""The test server `hub_server` behaves like a Hub to the real client: it keeps commits and knows who may do what."""
+"""Test that `hub_server` behaves like a Hub for the real client: it keeps commits and checks permissions."""
 
 from .hub_client import refusal, run_client
 from .hub_server import HubServer
@@ -7,7 +7,7 @@ TOKENS = {"hf_owner": "owner", "hf_reader": "owner", "hf_other": "other"}
 
 
 def push_and_ask(*tokens):
-    """Two commits to a private and a public repository; what the client then reads, and what it is refused."""
+    """Push two commits to a private and a public repository, and return what the client reads and is refused."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 
     api, name = HfApi(), "owner/public"
@@ -40,7 +40,7 @@ def push_and_ask(*tokens):
     return [read, second, api.list_repo_files(name), tree, refused]
 
 
-def test_commits_are_kept_and_refusals_are_the_clients_own_exceptions(tmp_path, monkeypatch):
+def test_server_keeps_commits_and_refuses_like_the_hub(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_of_somebody")
     with HubServer(TOKENS, read_only={"hf_reader"}) as hub:
         seen = run_client(

@@ -1,4 +1,4 @@
-"""The counts of the code are counts of the code."""
+"""Test the counts of `proportions.py`."""
 
 import json
 
@@ -11,13 +11,13 @@ from . import proportions
 from .golden import tiny_model
 
 
-def test_a_trace_sees_our_functions_and_no_others():
+def test_trace_sees_only_our_functions():
     assert proportions.trace(lambda: json.dumps([1])) == (0, 0, 0)
     files, functions, switches = proportions.trace(lambda: parse_phases(["4:1,0,1"]))
     assert files == 1 and functions >= 1 and switches == 0
 
 
-def test_a_forward_passes_through_few_files():
+def test_forward_passes_through_few_files():
     model, ids = tiny_model("llama"), torch.tensor([[1, 5, 6]])
     with torch.no_grad():
         causal = proportions.trace(lambda: model(ids))
@@ -26,7 +26,7 @@ def test_a_forward_passes_through_few_files():
     assert causal.switches >= causal.files - 1
 
 
-def test_long_functions_are_named(tmp_path, monkeypatch):
+def test_long_functions_are_listed(tmp_path, monkeypatch):
     (tmp_path / "trainer").mkdir()
     body = "    pass\n" * (proportions.LONGEST_FUNCTION - 1)
     (tmp_path / "trainer" / "some.py").write_text(f"def fits():\n{body}\n\ndef too_long():\n{body}    pass\n")
@@ -38,7 +38,7 @@ def test_long_functions_are_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "line", ["model.config.magnet['pooling']", 'config.magnet["pooling"] = 1', "config.magnet.get(1)"]
 )
-def test_raw_uses_of_the_settings_are_counted(tmp_path, monkeypatch, line):
+def test_raw_settings_accesses_are_counted(tmp_path, monkeypatch, line):
     (tmp_path / "trainer").mkdir()
     (tmp_path / "trainer" / "configuration_magnet.py").write_text(line)
     monkeypatch.setattr(proportions, "ROOT", tmp_path)

@@ -1,4 +1,4 @@
-"""The reference: all that is public is explained to its last parameter, and its pages are built without a warning."""
+"""Test the reference: every public name and parameter is explained, and the pages build without warnings."""
 
 import ast
 import dataclasses
@@ -35,7 +35,7 @@ def is_ours(cls):
 
 
 def own_methods(cls):
-    """Yield public methods of a class and of our mixins; parameters of a stock method are explained there."""
+    """Yield the public methods of a class and of our mixins; parameters of stock methods are explained there."""
     for owner in filter(is_ours, cls.__mro__):
         for name, member in vars(owner).items():
             is_static = isinstance(member, staticmethod)
@@ -59,14 +59,14 @@ def constructor(cls):
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
-def test_every_parameter_of_a_public_name_is_explained(package):
+def test_parameters_of_public_names_are_documented(package):
     asked, silent = 0, []
     for name in package.__all__:
         member = getattr(package, name)
         parts = []
         if inspect.isfunction(member):
             parts = [(name, member.__doc__, parameters(member))]
-        elif inspect.isclass(member) and member is not modeling_magnet.MagnetMixin:  # all of it is in its subclasses
+        elif inspect.isclass(member) and member is not modeling_magnet.MagnetMixin:  # defined by its subclasses
             parts = [(name, member.__doc__, constructor(member)), *own_methods(member)]
         for label, docstring, needed in parts:
             asked += len(needed)
@@ -76,7 +76,7 @@ def test_every_parameter_of_a_public_name_is_explained(package):
 
 
 @pytest.mark.parametrize("package", ["modeling_magnet", "trainer", "trainer.metric_modules"])
-def test_every_public_constant_is_explained(package):
+def test_public_constants_are_documented(package):
     module = importlib.import_module(package)
     explained = set()
     for file in (reference.REPOSITORY / package.replace(".", "/")).glob("*.py"):
@@ -92,7 +92,7 @@ def test_every_public_constant_is_explained(package):
 # ---- The pages ----
 
 
-def test_a_warning_of_pdoc_and_a_folder_of_this_machine_end_the_reference(tmp_path, monkeypatch):
+def test_pdoc_warnings_and_local_paths_fail_the_reference(tmp_path, monkeypatch):
     pytest.importorskip("pdoc", reason="pdoc is not installed")
     monkeypatch.syspath_prepend(tmp_path)
     below = sys.prefix + os.sep  # pdoc hides what is also the value of an environment variable
@@ -104,9 +104,9 @@ def test_a_warning_of_pdoc_and_a_folder_of_this_machine_end_the_reference(tmp_pa
 
 
 @pytest.mark.long
-def test_the_pages_have_every_public_name_with_its_docstring(tmp_path):
+def test_reference_pages_contain_every_public_docstring(tmp_path):
     pytest.importorskip("pdoc", reason="pdoc is not installed")
-    # A process of its own: docstrings are changed on the way.
+    # A separate process, because the script changes docstrings.
     command = [sys.executable, str(reference.REPOSITORY / "examples" / "reference.py"), f"--output_dir={tmp_path}"]
     last = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
     assert last.startswith("reference: OK")

@@ -1,4 +1,4 @@
-"""What SECURITY.md promises: no pickle is read, no code of a checkpoint is run, text is text, versions are locked."""
+"""Test the promises of SECURITY.md: no pickle is read, no remote code runs, text is escaped, versions are locked."""
 
 import ast
 import contextlib
@@ -30,12 +30,12 @@ HUB_FILES = sorted(file for file in (REPOSITORY / "modeling_magnet").glob("*.py"
 
 PICKLE_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
-# What the pushed files must not import, save `huggingface_hub`: `push_to_hub` and the metadata of the card need it.
+# Modules that remote files must not import, except `huggingface_hub` for `push_to_hub` and card metadata.
 PROCESSES_AND_NETWORK = {
     *"asyncio ctypes ftplib http importlib multiprocessing pty runpy signal smtplib socket socketserver ssl".split(),
     *"subprocess telnetlib urllib webbrowser xmlrpc aiohttp httpx requests urllib3".split(),
 }
-# What touches files, processes or the environment: functions by name, methods of whatever object, and all of modules.
+# Operations on files, processes or the environment: functions by name, methods of any object, whole modules.
 FUNCTIONS = {*"open exec eval compile __import__ input breakpoint load_file safe_open save_file".split()}
 METHODS = {
     *"open read_text read_bytes write_text write_bytes mkdir rmdir rename unlink touch symlink_to hardlink_to".split(),
@@ -46,9 +46,9 @@ MODULES = {"os", "shutil", "tempfile", "fcntl", "sys", "torch.hub", "torch.seria
 MAY_REACH = {
     *"os.PathLike os.O_RDONLY os.W_OK os.X_OK fcntl.LOCK_EX fcntl.LOCK_NB sys.modules sys.maxsize".split(),  # names
     *"open read_text read_bytes load_file safe_open os.path os.pardir".split(),  # to open what the user names
-    # To save where the user names.
+    # saves to the requested directory
     *"save_file write_text write_bytes mkdir shutil.copy shutil.copytree sys._getframe".split(),
-    # A saved checkpoint is moved into place, and what it replaces is removed.
+    # moves a saved checkpoint into place and removes the one that it replaces
     *"os.open os.close os.access os.replace os.rename rename rmdir unlink fcntl.flock shutil.disk_usage".split(),
     *"shutil.rmtree tempfile.mkdtemp tempfile.TemporaryDirectory".split(),
     *"create_branch create_repo hf_hub_download upload_folder".split(),  # `push_to_hub`, when the user calls it
@@ -73,7 +73,7 @@ def parse(file):
 
 
 def imported(file):
-    """Yield top-level names of all absolute imports, those inside functions included."""
+    """Yield the top-level names of all absolute imports, including those inside functions."""
     for node in ast.walk(parse(file)):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
@@ -82,7 +82,7 @@ def imported(file):
 
 
 def calls(file):
-    """Yield the name of every call as it is written, and its keywords."""
+    """Yield every call as written, with its keywords."""
     for node in ast.walk(parse(file)):
         if isinstance(node, ast.Call):
             keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
@@ -90,7 +90,7 @@ def calls(file):
 
 
 def reached(file):
-    """Yield what a file names that touches files, processes or the environment."""
+    """Yield the names in a file that access files, processes or the environment."""
     for node in ast.walk(parse(file)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS:
             yield node.func.id
@@ -120,7 +120,7 @@ def test_no_pickle_is_loaded(file):
     assert not loaders
 
 
-def test_nobody_is_asked_whether_code_may_run():
+def test_trust_remote_code_is_never_left_to_a_prompt():
     """Left out, `trust_remote_code` has transformers ask at the terminal; only False is an answer by itself."""
     trusted = []
     for file in SOURCES:
@@ -133,7 +133,7 @@ def test_nobody_is_asked_whether_code_may_run():
 
 
 @pytest.mark.parametrize("file", HUB_FILES, ids=relative)
-def test_pushed_files_reach_no_further_than_they_say(file):
+def test_remote_files_access_only_declared_resources(file):
     assert not set(imported(file)) & PROCESSES_AND_NETWORK
     assert set(reached(file)) <= MAY_REACH
 
@@ -142,7 +142,7 @@ def test_pushed_files_reach_no_further_than_they_say(file):
 
 
 class Bomb:
-    """Makes a file where it is unpickled."""
+    """Create a file when it is unpickled."""
 
     def __init__(self, marker):
         self.marker = str(marker)
@@ -159,13 +159,13 @@ def saved(tiny_model, tmp_path):
 
 @pytest.fixture
 def marker(tmp_path):
-    """Appears where a test's hostile code has run."""
+    """Return the file that a test's hostile code would create."""
     yield tmp_path / "marker"
     assert not (tmp_path / "marker").exists()
 
 
 @pytest.mark.parametrize("options", [{"use_safetensors": False}, {"variant": "odd"}], ids=["asked for", "variant"])
-def test_options_lead_to_no_pickle(saved, marker, options):
+def test_options_never_load_a_pickle(saved, marker, options):
     (saved / "model.safetensors").unlink()
     torch.save({"model.norm.weight": Bomb(marker)}, saved / "pytorch_model.bin")
     torch.save({"model.norm.weight": torch.ones(32)}, saved / "pytorch_model.odd.bin")
@@ -174,7 +174,7 @@ def test_options_lead_to_no_pickle(saved, marker, options):
             load(saved, **options)
 
 
-def test_an_adapter_that_is_added_is_no_pickle(saved, marker, tmp_path):
+def test_added_adapter_never_loads_a_pickle(saved, marker, tmp_path):
     model = MagnetLlamaForCausalLM.from_pretrained(saved)
     model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
     model.save_pretrained(tmp_path / "adapter")
@@ -192,7 +192,7 @@ def change(file, **values):
 
 
 def write_remote_code(folder, marker):
-    """Write code that leaves a mark, named by config and tokenizer."""
+    """Write code that creates a marker file, named by config and tokenizer."""
     base = "from transformers import LlamaForCausalLM, PreTrainedTokenizerFast\n"
     classes = "class Theirs(LlamaForCausalLM): pass\nclass TheirsFast(PreTrainedTokenizerFast): pass\n"
     (folder / "theirs.py").write_text(f"import os\nos.mkdir({str(marker)!r})\n{base}{classes}")
@@ -203,7 +203,7 @@ def write_remote_code(folder, marker):
     (folder / "custom_generate" / "generate.py").write_text((folder / "theirs.py").read_text())
 
 
-def test_code_beside_a_model_does_not_run_even_where_the_terminal_would_say_yes(saved, marker, monkeypatch):
+def test_remote_code_does_not_run_even_if_the_terminal_agrees(saved, marker, monkeypatch):
     write_remote_code(saved, marker)
     monkeypatch.setattr("builtins.input", lambda *prompt: "y")
     for load in (AutoMagnetForCausalLM.from_pretrained, MagnetLlamaForCausalLM.from_pretrained):
@@ -214,7 +214,7 @@ def test_code_beside_a_model_does_not_run_even_where_the_terminal_would_say_yes(
 
 
 @pytest.mark.parametrize("value", ["some/kernel", {"": "some/kernel@v1:name"}], ids=["one", "by part"])
-def test_a_config_that_names_attention_code_is_refused(saved, value):
+def test_config_that_names_attention_code_is_refused(saved, value):
     change(saved / "config.json", attn_implementation=value)
     for load in (AutoMagnetForCausalLM.from_pretrained, MagnetLlamaForCausalLM.from_pretrained):
         with pytest.raises(ValueError, match=r"attn_implementation.*some/kernel"):
@@ -222,7 +222,7 @@ def test_a_config_that_names_attention_code_is_refused(saved, value):
 
 
 @pytest.mark.parametrize("name", ["training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_resuming_does_not_run_what_a_pickle_holds(tmp_path, marker, name):
+def test_resuming_does_not_execute_pickles(tmp_path, marker, name):
     tiny_trainer(tiny_args(tmp_path, save_strategy="steps", save_steps=2)).train()
     folder = tmp_path / "checkpoint-2"
     torch.save({"state": Bomb(marker)}, folder / name)
@@ -236,7 +236,7 @@ def test_resuming_does_not_run_what_a_pickle_holds(tmp_path, marker, name):
 
 
 @pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/elsewhere.safetensors", "a/../../elsewhere"])
-def test_an_index_names_no_file_outside_its_directory(tiny_model, tmp_path, name):
+def test_index_cannot_name_files_outside_its_directory(tiny_model, tmp_path, name):
     tiny_model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
     shard = sorted((tmp_path / "sharded").glob("model-*.safetensors"))[0]
     shard.rename(tmp_path / "elsewhere.safetensors")
@@ -250,7 +250,7 @@ def test_an_index_names_no_file_outside_its_directory(tiny_model, tmp_path, name
 
 
 class Elements(HTMLParser):
-    """The elements of a page, and its text."""
+    """Collect the elements of a page and its text."""
 
     def __init__(self, page):
         super().__init__(convert_charrefs=True)
@@ -277,7 +277,7 @@ def check_harmless(page):
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_fills_are_text_on_their_page(text):
+def test_fills_are_escaped_on_their_page(text):
     fill = {"text": text, "tokens": [text], "logprobs": [-1.0], "mean_logprob": -1.0, "logprob": -1.0}
     other = {**fill, "tokens": ["other"]}
     rows = [
@@ -289,7 +289,7 @@ def test_fills_are_text_on_their_page(text):
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_a_model_card_is_no_markup_from_data(tiny_model, text):
+def test_model_card_escapes_data(tiny_model, text):
     tiny_model.config.magnet["prompts"] = {text: "Prompt:", **tiny_model.config.magnet["prompts"]}
     tiny_model.config.magnet["default_prompt_name"] = text
     facts = CardFacts(
@@ -312,7 +312,7 @@ def test_a_model_card_is_no_markup_from_data(tiny_model, text):
 
 
 def pins(name):
-    """Package -> version, without what names a build; and how often each has a hash."""
+    """Return package -> version without build tags, and the number of hashes of each."""
     text = (REPOSITORY / name).read_text(encoding="utf-8")
     text = re.sub(r"\\\n", " ", text)
     for line in text.splitlines():
@@ -322,12 +322,12 @@ def pins(name):
             yield re.sub(r"[-_.]+", "-", package).lower(), version.partition("+")[0], hashes
 
 
-def test_the_lock_has_the_versions_of_the_constraints():
+def test_lock_matches_constraints():
     locked = {package: version for package, version, _ in pins("requirements.lock")}
     assert {package: version for package, version, _ in pins("constraints.txt")}.items() <= locked.items()
 
 
-def test_everything_locked_has_a_hash_and_comes_from_nowhere_else():
+def test_locked_packages_have_hashes():
     names = [package for package, _, _ in pins("requirements.lock")]
     assert len(names) == len(set(names)) > 100
     for package, _, hashes in pins("requirements.lock"):

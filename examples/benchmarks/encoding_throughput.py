@@ -1,4 +1,4 @@
-"""How fast is `encode` against sentence-transformers on the same weights and texts, and against the arithmetic?
+"""Compare the speed of `encode` with sentence-transformers on the same weights and texts, and with the arithmetic.
 
     python examples/benchmarks/encoding_throughput.py --model DIR --texts FILE
     python examples/benchmarks/encoding_throughput.py --model DIR --texts FILE --shape 7b --device cuda \
@@ -52,7 +52,7 @@ DEFAULT_BATCH_SIZE = 32
 
 
 def sample_texts(file: str, *, number: int, seed: int) -> list[str]:
-    """Draw texts, half of them sentences, half paragraphs of several, in random order."""
+    """Draw texts in random order: half of them sentences, half paragraphs."""
     paragraphs = [line.strip() for text in load_texts(file)["text"] for line in text.split("\n")]
     paragraphs = [line for line in paragraphs if len(re.findall(r"[.!?] [A-Z]", line)) >= 1]
     draw = np.random.default_rng(seed)
@@ -64,7 +64,7 @@ def sample_texts(file: str, *, number: int, seed: int) -> list[str]:
 
 
 def operations(lengths: list[int], config: Any) -> float:
-    """Count the floating-point operations of reading rows of these lengths once, without the LM head."""
+    """Count the floating-point operations of one forward over rows of these lengths, without the LM head."""
     width, heads = config.hidden_size, config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or width // heads
     attention = width * head_dim * (2 * heads + 2 * config.num_key_value_heads)
@@ -96,7 +96,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def open_both(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Open the same weights as our model and by sentence-transformers."""
+    """Open the same weights with this library and with sentence-transformers."""
     from sentence_transformers import SentenceTransformer
 
     dtype = getattr(torch, args.dtype)
@@ -108,7 +108,7 @@ def open_both(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def named_calls(model: Any, embedder: Any, texts: list[str], args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    """Return what is timed, by name."""
+    """Return the timed calls by name."""
     systems: dict[str, Callable[[], Any]] = {"encode": partial(model.encode, texts)}
     for size in args.batch_sizes:
         name = f"sentence-transformers, {size}"
@@ -117,7 +117,7 @@ def named_calls(model: Any, embedder: Any, texts: list[str], args: argparse.Name
 
 
 def summary(times: dict[str, list[float]], tokens: int, *, floor: float, rate: float) -> dict[str, Any]:
-    """Print the table and return what goes to the file."""
+    """Print the table and return the contents of the report."""
     medians = {name: statistics.median(values) for name, values in times.items()}
     best = min((name for name in medians if name.startswith("sentence-transformers")), key=lambda name: medians[name])
     print(f"\n{'':28s}{'seconds':>9s}{'quartiles':>16s}{'tokens/s':>11s}{'of the floor':>14s}{'encode is':>11s}")
@@ -137,7 +137,7 @@ def summary(times: dict[str, list[float]], tokens: int, *, floor: float, rate: f
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Compare, time, print, write."""
+    """Compare the vectors, time the calls, print the table, and write the report."""
     args = parse_arguments(arguments)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     texts = sample_texts(args.texts, number=args.number, seed=0)
@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"{len(texts)} texts, {sum(lengths):,} tokens with prompts, lengths {np.percentile(lengths, [5, 50, 95])}; "
         f"{floor / 1e9:.0f} GFLOP, {rate / 1e9:.0f} GFLOP/s: floor {floor / rate:.2f} s"
     )
-    ours, theirs = (one.encode(texts, normalize_embeddings=True) for one in (model, embedder))
+    ours, theirs = (encoder.encode(texts, normalize_embeddings=True) for encoder in (model, embedder))
     difference = np.abs(ours - theirs).max()
     print(f"largest difference of unit vectors: {difference:.1e}")
     if difference > (1e-5 if dtype == torch.float32 else 5e-2):

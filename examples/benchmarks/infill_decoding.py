@@ -1,4 +1,4 @@
-"""What does infilling cost: more blanks, more texts, more candidates, and all of it against doing without a cache?
+"""Measure what infilling costs with more blanks, texts and candidates, and what the cache saves.
 
     python examples/benchmarks/infill_decoding.py --model DIR
     python examples/benchmarks/infill_decoding.py --model DIR --shape 7b --device cuda --dtype bfloat16
@@ -39,7 +39,7 @@ from modeling_magnet.tokenization_magnet import special_ids
 
 WORDS = "The river runs through the old town and its bridges were built in the last century .".split()
 FILL_TOKENS = 16
-DECODE_TOKENS = 64  # tokens of the comparison with generate
+DECODE_TOKENS = 64  # tokens for the comparison with generate
 BATCH = 32
 CONTEXTS = (32, 256)  # tokens around the blanks of a batch
 LONG_CONTEXT = 512
@@ -47,7 +47,7 @@ CANDIDATES = 16
 
 
 def make_text(model: Any, *, context_tokens: int, blanks: int) -> str:
-    """Return words of about so many tokens in all, with blanks spread evenly."""
+    """Return words of about `context_tokens` tokens with evenly spread blanks."""
     text = [WORDS[index % len(WORDS)] for index in range(context_tokens)]
     while len(model.tokenizer(" ".join(text))["input_ids"]) > context_tokens:
         text.pop()
@@ -72,7 +72,7 @@ def make_fills(model: Any, *, number: int) -> list[str]:
 
 @torch.no_grad()
 def full_mask_logits(model: Any, layout: Any, fill: list[int], *, last_only: bool) -> torch.Tensor:
-    """Return logits of the outputs that predict a fill and what follows it, from one forward without a cache."""
+    """Return the logits that predict a fill and the token after it, from one forward without a cache."""
     cut = layout.predictors[0] + 1
     ids = torch.tensor([layout.token_ids[:cut] + fill + layout.token_ids[cut:]], device=model.device)
     segments = torch.tensor([[0] * cut + [1] * len(fill) + [0] * (len(layout.token_ids) - cut)], device=model.device)
@@ -85,7 +85,7 @@ def full_mask_logits(model: Any, layout: Any, fill: list[int], *, last_only: boo
 
 
 def fill_without_cache(model: Any, layout: Any, *, first: int) -> list[int]:
-    """Return greedy tokens, the whole row read again for each; the first is given, which token healing changed."""
+    """Fill greedily without a cache, reading the whole row for each token; token healing gives the first token."""
     special = sorted(special_ids(model.tokenizer))
     fill = [first]
     while len(fill) < FILL_TOKENS:
@@ -96,7 +96,7 @@ def fill_without_cache(model: Any, layout: Any, *, first: int) -> list[int]:
 
 
 def check(model: Any, *, prefix: str, suffix: str, fills: list[str], layout: Any) -> tuple[int, float]:
-    """Return the first token of a fill, and how far scores are from one forward for each fill.
+    """Return the first token of a fill, and the largest difference between scores and one forward per fill.
 
     Raises:
         SystemExit: the tokens differ, or in float32 the scores do.
@@ -132,7 +132,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def timed_calls(
     model: Any, prefix: str, suffix: str, *, fills: list[str], layout: Any, first: int
 ) -> dict[str, Callable[[], Any]]:
-    """Return what is timed, by name."""
+    """Return the timed calls by name."""
     fill: Callable[..., Any] = partial(model.infill_blanks, max_new_tokens=FILL_TOKENS, batch_size=BATCH)
     texts = {(n, k): make_text(model, context_tokens=n, blanks=k) for n in CONTEXTS for k in (1, 8)}
     prompt = model.tokenizer(texts[256, 1].replace("[blank]", ""), return_tensors="pt").to(model.device)
@@ -160,7 +160,7 @@ def timed_calls(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Check, measure, print the medians, write JSON."""
+    """Check, measure, print the medians, and write JSON."""
     args = parse_arguments(arguments)
     torch.manual_seed(0)
     device = torch.device(args.device)
@@ -183,12 +183,12 @@ def main(arguments: list[str] | None = None) -> None:
         call()
     rounds = [{name: seconds(call, device) for name, call in calls.items()} for _ in range(args.rounds)]
     floor = step_bytes(model, context=256 + FILL_TOKENS + DECODE_TOKENS // 2) / copy_rate(device)
-    ratios = [measured_ratios(one, floor=floor) for one in rounds]
+    ratios = [measured_ratios(times, floor=floor) for times in rounds]
     report: dict[str, Any] = {"seconds": {}, "ratios": {}}
     for kind, values in (("seconds", rounds), ("ratios", ratios)):
         print(f"{kind:52s}{'median':>9s}{'quartiles':>20s}")
         for name in values[0]:
-            low, median, high = quartiles([one[name] for one in values])
+            low, median, high = quartiles([ratio_set[name] for ratio_set in values])
             report[kind][name] = {"median": median, "quartiles": [low, high]}
             print(f"  {name:50s}{median:9.4f}{f'{low:.4f} .. {high:.4f}':>20s}")
     report |= {
@@ -203,7 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def step_bytes(model: Any, *, context: int) -> int:
-    """Return the bytes that a step of one row has to read: weights without the input embedding, keys and values."""
+    """Count the bytes that a decoding step of one row reads: weights without the input embedding, keys and values."""
     config, embedding, head = model.config, model.get_input_embeddings().weight, model.get_output_embeddings().weight
     weights = sum(p.numel() for p in model.base_model.parameters()) - embedding.numel() + head.numel()
     states = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * context
@@ -211,7 +211,7 @@ def step_bytes(model: Any, *, context: int) -> int:
 
 
 def measured_ratios(one: dict[str, float], *, floor: float) -> dict[str, float]:
-    """Return the ratios of one round; a long call minus a short one is only decoding, without the context."""
+    """Return the ratios of one round. A long call minus a short one leaves only decoding, without the context."""
     infill_token = one["one blank, long"] - one["one blank"]
     generate_token = one["generate, long"] - one["generate"]
     ratios = {

@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: random Llamas of known sizes, timing, and what the machine is and does."""
+"""Provide what the benchmarks share: random Llamas of known sizes, timing, and facts about the machine."""
 
 import argparse
 import platform
@@ -15,14 +15,14 @@ from examples.command_line import at_least
 from examples.models import open_magnet
 from trainer.whole_files import write_json
 
-# Llamas with random weights: hidden size, width of the MLP, layers, heads, key-value heads.
+# Llamas with random weights: hidden size, MLP width, layers, heads, key-value heads.
 SHAPES = {"1b": (2048, 5632, 22, 32, 4), "7b": (4096, 11008, 32, 32, 32)}
-# Steps of the paper's recipe, without pairs and with them (Khosla et al. 2025, training details).
+# Steps of the paper's recipe without pairs and with them (Khosla et al. 2025, training details).
 PAPER_STEPS = (3400, 800)
 
 
 def random_llama(shape: str, tokenizer: Any, folder: Path, *, dtype: torch.dtype) -> str:
-    """Return a Llama of a well-known size on disk, its weights random, the same ones each time."""
+    """Save a Llama of a known size with reproducible random weights and return its folder."""
     hidden_size, intermediate_size, layers, heads, key_value_heads = SHAPES[shape]
     config = transformers.LlamaConfig(
         vocab_size=max(32_000, len(tokenizer)),
@@ -41,12 +41,12 @@ def random_llama(shape: str, tokenizer: Any, folder: Path, *, dtype: torch.dtype
     tokenizer.save_pretrained(str(folder))
     del model
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # the caller may start others on the same device
+        torch.cuda.empty_cache()  # the caller may start other processes on the same device
     return str(folder)
 
 
 def open_shaped(args: argparse.Namespace, folder: str) -> Any:
-    """Open the model that was named, or random weights of the shape that was asked for, with its tokenizer."""
+    """Open the named model, or random weights of the requested shape, with its tokenizer."""
     path = args.model
     if args.shape is not None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
@@ -58,20 +58,20 @@ def open_shaped(args: argparse.Namespace, folder: str) -> Any:
 
 
 def add_results(parser: argparse.ArgumentParser, *, name: str, rounds: int) -> None:
-    """Add the options of timing, and of the JSON file that `write_report` writes."""
+    """Add the options of timing and of the report that `write_report` writes."""
     parser.add_argument("--rounds", type=at_least(), default=rounds, help="rounds that are timed")
     parser.add_argument("--name", default=name, help="name of the JSON file")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where it goes")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="output folder")
 
 
 def write_report(args: argparse.Namespace, report: dict[str, Any], *, script: str) -> None:
-    """Write the results of a benchmark, and print its last line."""
+    """Write the results of a benchmark and print its last line."""
     write_json(args.results / f"{args.name}.json", report)
     print(f"{script}: OK ({args.name}.json)")
 
 
 def seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Return the time of one call."""
+    """Measure the time of one call."""
     started = time.perf_counter()
     call()
     if device.type == "cuda":
@@ -80,13 +80,13 @@ def seconds(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
-    """Return lower quartile, median and upper quartile; of a single value, that value."""
+    """Return the lower quartile, the median and the upper quartile; of a single value, that value."""
     low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
     return low, middle, high
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Return the operations per second of one large matrix product, the best of a few."""
+    """Return the operations per second of one large matrix product, the best of a few runs."""
     size = 2048 if device.type == "cpu" else 8192
     left, right = torch.randn(2, size, size, device=device).to(dtype)
     best = float("inf")
@@ -100,7 +100,7 @@ def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def copy_rate(device: torch.device) -> float:
-    """Return bytes per second that a copy of a large tensor reads and writes, the best of a few."""
+    """Return the bytes per second that a copy of a large tensor reads and writes, the best of a few runs."""
     source = torch.zeros(2**26 if device.type == "cpu" else 2**31, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     best = min(seconds(lambda: target.copy_(source), device) for _ in range(6))
@@ -108,7 +108,7 @@ def copy_rate(device: torch.device) -> float:
 
 
 def machine(device: torch.device, *, dtype: str) -> dict[str, dict[str, Any]]:
-    """Return hardware and versions, as the JSON files name them."""
+    """Return hardware and versions for the reports."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "hardware": {"device": name, "threads": torch.get_num_threads(), "dtype": dtype},

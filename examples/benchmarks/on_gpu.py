@@ -1,4 +1,4 @@
-"""Run each benchmark at the size of 7B on a GPU, and print a table of figures and what they should reach.
+"""Run each benchmark at the size of 7B on a GPU, and compare the figures with their targets.
 
     python examples/benchmarks/on_gpu.py --model DIR --texts FILE --pairs FILE --pair_label_column COLUMN
 
@@ -43,7 +43,7 @@ Report = dict[str, Any]
 
 
 class Bar(NamedTuple):
-    """A figure of a benchmark, and the least that it should be; `None` if there is no aim."""
+    """Compare a figure of a benchmark with its minimum; `None` if there is no target."""
 
     what: str
     at_least: float | None
@@ -51,25 +51,25 @@ class Bar(NamedTuple):
 
 
 def training_share(report: Report, system: str) -> float:
-    """Return the operations a second of a step, without those it could avoid, over the rate of a matrix product."""
+    """Return the necessary operations per second of a training step, over the rate of a matrix product."""
     seconds = statistics.median(report["seconds"][system])
     return float(report["floor_flop"][system] / report["matrix_flop_per_second"] / seconds)
 
 
 def recipes_an_hour(report: Report, end: str) -> float:
-    """Return how many runs of as many steps as the paper's fit into an hour."""
+    """Return how many runs with the steps of the paper's recipe fit into an hour."""
     steps = zip(PAPER_STEPS, (ROWS, JOINT), strict=True)
     return 3600 / sum(number * statistics.median(report["seconds"][system + end]) for number, system in steps)
 
 
 def encoding_share(report: Report) -> float:
-    """Return the operations a second of `encode`, without padding, over the rate of a matrix product."""
+    """Return the operations per second of `encode`, padding excluded, over the rate of a matrix product."""
     seconds = statistics.median(report["seconds"]["encode"])
     return float(report["floor_flop"] / report["matrix_flop_per_second"] / seconds)
 
 
 def decoding_share(report: Report) -> float:
-    """Return the bytes a second that decoding has to read over those of a large copy."""
+    """Return the bytes per second that decoding has to read, over the rate of a large copy."""
     return float(report["ratios"]["share of the copying rate"]["median"])
 
 
@@ -91,7 +91,7 @@ ENCODING = [
 
 
 def benchmarks(args: argparse.Namespace) -> list[tuple[str, str, list[str], list[Bar]]]:
-    """Return the script of each benchmark, the end of its file's name, its options and bars; the most wanted first."""
+    """Return script, file suffix, options and bars of each benchmark, the most important first."""
     step = ["--texts", args.texts, "--pairs", args.pairs, "--compiler", args.compiler, "--autocast", "--recompute"]
     step += ["--batch_size", str(args.batch_size), "--rounds", "5"]
     step += ["--pair_label_column", args.pair_label_column] if args.pair_label_column else []
@@ -103,7 +103,7 @@ def benchmarks(args: argparse.Namespace) -> list[tuple[str, str, list[str], list
         ("encoding_throughput", "", encode, ENCODING),
         ("training_step", "_flex", [*step, "--systems", ROWS, "--attn_implementation", "flex_attention"], flex),
     ]
-    return asked if args.device == "cuda" else asked[:-1]  # elsewhere flex attention has no backward pass
+    return asked if args.device == "cuda" else asked[:-1]  # flex attention has a backward pass only on CUDA
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -112,7 +112,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add_model(parser, help="directory or Hub id of the model whose tokenizer is used")
     parser.add_argument("--texts", required=True, help="texts with paragraphs")
     parser.add_argument("--pairs", required=True, help="pairs of texts")
-    parser.add_argument("--pair_label_column", help="1 where the two are paraphrases")
+    parser.add_argument("--pair_label_column", help="1 for paraphrases")
     parser.add_argument("--shape", choices=list(SHAPES), default="7b", help="of the random weights")
     parser.add_argument("--batch_size", type=at_least(), default=32, help="rows a step")
     parser.add_argument("--number", type=at_least(), default=1000, help="texts to embed")
@@ -122,7 +122,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.set_defaults(dtype="bfloat16")
     parser.add_argument("--seconds", type=float, default=560, help="for all of it")
     parser.add_argument("--name", default="gpu", help="how the names of the JSON files begin")
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="where they go")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="output folder")
     args = parser.parse_args(arguments)
     require_extra("eval", "sentence_transformers")
     args.device = choose_device(args.device)
@@ -130,7 +130,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
-    """Run all, print the table, write it.
+    """Run all benchmarks, print the table, and write it.
 
     Raises:
         SystemExit: a figure that has an aim is missing.
@@ -164,13 +164,13 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def run(call: list[str], *, seconds: float, file: Path) -> Report | None:
-    """Run a benchmark and return what it wrote; `None` if it failed or took longer than is left."""
-    file.unlink(missing_ok=True)  # of an earlier run
+    """Run a benchmark and return its report; return `None` if it fails or exceeds the remaining time."""
+    file.unlink(missing_ok=True)  # left by an earlier run
     if seconds <= 0:
         print(f"{file.stem}: no time was left for it", flush=True)
         return None
     try:
-        # What it prints is seen as it comes; its bars of progress would hide the rest.
+        # The benchmark prints to this terminal; its progress bars would hide the other output.
         ended = subprocess.run(call, timeout=seconds, stderr=subprocess.PIPE, text=True, check=False)
     except subprocess.TimeoutExpired:
         print(f"{file.stem} was ended after {seconds:.0f} s", flush=True)
@@ -183,7 +183,7 @@ def run(call: list[str], *, seconds: float, file: Path) -> Report | None:
 
 
 def print_table(table: list[dict[str, Any]]) -> None:
-    """Print the figures beside what they should reach."""
+    """Print the figures beside their targets."""
     print(f"\n{'':68s}{'at least':>10s}{'figure':>10s}")
     for row in table:
         bar = "" if row["at_least"] is None else f"{row['at_least']:.2f}"

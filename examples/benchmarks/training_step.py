@@ -1,4 +1,4 @@
-"""What does a joint training step cost, against the same losses written naively and against the arithmetic?
+"""Compare a joint training step with the same losses written naively and with the arithmetic.
 
     python examples/benchmarks/training_step.py --model DIR --texts FILES --pairs FILE
     python examples/benchmarks/training_step.py --model DIR --texts FILES --pairs FILE --shape 7b --device cuda \
@@ -79,7 +79,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add_model(parser, help="directory or Hub id of a plain decoder or a MAGNET checkpoint")
     parser.add_argument("--texts", nargs="+", required=True, help="texts to train on")
     parser.add_argument("--pairs", required=True, help="pairs of texts")
-    parser.add_argument("--pair_label_column", help="1 where the two are paraphrases")
+    parser.add_argument("--pair_label_column", help="1 for paraphrases")
     parser.add_argument("--shape", choices=list(SHAPES), help="random weights of this size, with the tokenizer")
     names = list(KINDS)
     parser.add_argument(
@@ -114,21 +114,21 @@ def check_equal(trainer: MagnetTrainer, blocks: Any, args: argparse.Namespace) -
     is_exact = args.dtype == "float32"
     apart: dict[str, float] = {}
     for with_compiled in (False, True) if args.compiler else (False,):
-        # In float32 the losses are equal without half precision; weights in it have to be compared as they are timed.
-        found = compare(trainer, few, kind=kind, with_compiled=with_compiled, autocast=args.autocast and not is_exact)
-        print(f"apart: loss {found['loss']:.1e}, gradients {found['gradients']:.1e} of the largest")
+        # In float32 the losses are equal without half precision; half-precision weights are compared as timed.
+        errors = compare(trainer, few, kind=kind, with_compiled=with_compiled, autocast=args.autocast and not is_exact)
+        print(f"apart: loss {errors['loss']:.1e}, gradients {errors['gradients']:.1e} of the largest")
         limit = 1e-4 if is_exact else 0.1
-        if not all(difference <= limit for difference in found.values()):  # nor where one is not a number
+        if not all(difference <= limit for difference in errors.values()):  # also fails if a difference is NaN
             raise SystemExit("The steps differ: there is nothing to compare.")
-        apart |= {name + COMPILED * with_compiled: difference for name, difference in found.items()}
-    torch.compiler.reset()  # of the few rows' lengths
+        apart |= {name + COMPILED * with_compiled: difference for name, difference in errors.items()}
+    torch.compiler.reset()  # depends on the lengths of a few rows
     return apart
 
 
 def time_steps(
     trainer: MagnetTrainer, blocks: Any, batches: dict[str, Any], systems: dict[str, tuple[str, bool]], args: Any
 ) -> tuple[dict[str, list[float]], dict[str, float], list[float]]:
-    """Return the seconds of each system's timed steps, of its first step, and of collating, in alternating rounds."""
+    """Time the systems in alternating rounds: their first step, their later steps, and collating."""
     device = torch.device(args.device)
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
@@ -150,7 +150,7 @@ def time_steps(
             if turn:
                 times[system].append(spent)
             else:
-                first[system] = spent  # warms up, and compiles
+                first[system] = spent  # warms up and compiles
         started = time.perf_counter()
         collate(trainer, blocks, kind=JOINT)
         collating.append(time.perf_counter() - started)
@@ -158,7 +158,7 @@ def time_steps(
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Compare, time, print, write."""
+    """Compare, time, print, and write the report."""
     args = parse_arguments(arguments)
     device = torch.device(args.device)
     torch.manual_seed(0)
@@ -203,7 +203,7 @@ def summary(
     rate: float,
     collating: list[float],
 ) -> dict[str, Any]:
-    """Print the table and return what goes to the file."""
+    """Print the table and return the contents of the report."""
     speeds = {name: tokens[name] / statistics.median(spent) for name, spent in times.items()}
     print(f"\n{'':32s}{'seconds':>9s}{'quartiles':>16s}{'tokens/s':>10s}{'of the floor':>14s}")
     for name, spent in times.items():

@@ -1,4 +1,4 @@
-"""What `training_step.py` compares: a step of the trainer, the same written naively, and the least arithmetic."""
+"""Provide the systems that `training_step.py` compares: the trainer's step, a naive one, and the least arithmetic."""
 
 import argparse
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from trainer.objectives import LossPhase, sscl_loss
 def naive_loss(
     model: nn.Module, batch: dict[str, Any], *, head: nn.Module, weights: LossPhase, temperature: float, length: int
 ) -> Tensor:
-    """Return the weighted sum of MNTP, MSG and SSCL of one micro-batch, as the trainer's `compute_loss` has it.
+    """Return the weighted sum of MNTP, MSG and SSCL of one micro-batch, as the trainer's `compute_loss` defines it.
 
     Returns:
         `torch.FloatTensor` of shape `()`.
@@ -42,7 +42,7 @@ def naive_loss(
 
 
 def language_loss(model: nn.Module, batch: dict[str, Any], *, labels: Tensor) -> Tensor:
-    """Return the mean cross entropy of one objective's labels, from the logits of all positions in float32."""
+    """Return the mean cross entropy of one objective, from float32 logits of all positions."""
     outputs: Any = model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
@@ -57,14 +57,14 @@ def language_loss(model: nn.Module, batch: dict[str, Any], *, labels: Tensor) ->
 
 JOINT, ROWS, MNTP = "joint", "MNTP and MSG", "MNTP alone"
 NAIVE, NAIVE_ROWS, FULL = "naive, the same rows", "naive, MNTP and MSG", "MNTP, all logits"
-# The run that the trainer is made for has a step of each kind, in this order.
+# The trainer is made for a run that has a step of each kind, in this order.
 PHASES = {MNTP: "1:1,0,0", ROWS: "1:0.5,0,1", JOINT: "1:0.5,1,1"}
 KINDS = {JOINT: JOINT, ROWS: ROWS, MNTP: MNTP, NAIVE: JOINT, FULL: MNTP, NAIVE_ROWS: ROWS}
-COMPILED = ", compiled"  # after the name of a system
+COMPILED = ", compiled"  # appended to the name of a system
 
 
 def make_trainer(model: Any, args: argparse.Namespace, rows: Any, pairs: Any, folder: str) -> MagnetTrainer:
-    """Return a trainer whose losses are asked for step by step; it does not train."""
+    """Make a trainer whose losses are computed step by step, without training."""
     training = MagnetTrainingArguments(
         output_dir=folder,
         loss_phases=list(PHASES.values()),
@@ -87,7 +87,7 @@ def make_trainer(model: Any, args: argparse.Namespace, rows: Any, pairs: Any, fo
 
 
 def collate(trainer: MagnetTrainer, rows: Any, *, kind: str, size: int | None = None) -> dict[str, Any]:
-    """Collate the first rows for a step of a kind: without spans for MNTP only, with pairs for a joint one."""
+    """Collate the first rows for one kind of step: without spans for MNTP only, with pairs for a joint step."""
     size = trainer.args.per_device_train_batch_size if size is None else size
     collator: DataCollatorForMagnet = trainer.data_collator
     if kind == MNTP:
@@ -108,8 +108,8 @@ def compare(
     with_compiled: bool,
     autocast: bool,
 ) -> dict[str, float]:
-    """Return how far loss and gradients of the trainer and of the naive step are apart, relative to the largest."""
-    found = []
+    """Return the differences of loss and gradients between trainer and naive step, relative to the largest."""
+    results = []
     for system in (kind, NAIVE if kind == JOINT else NAIVE_ROWS):
         trainer.model.zero_grad()
         with layers_of(system, trainer, with_compiled=with_compiled and system == kind, autocast=autocast):
@@ -117,8 +117,8 @@ def compare(
                 loss = loss_of(system, trainer, batch)
             loss.backward()
         gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
-        found.append((loss.item(), gradients))
-    (ours, our_gradients), (theirs, their_gradients) = found
+        results.append((loss.item(), gradients))
+    (ours, our_gradients), (theirs, their_gradients) = results
     largest = max(gradient.abs().max().item() for gradient in their_gradients.values())
     apart = max((our_gradients[name] - their_gradients[name]).abs().max().item() for name in their_gradients)
     return {"loss": abs(ours - theirs) / theirs, "gradients": apart / largest}
@@ -130,7 +130,7 @@ def phase_of(trainer: MagnetTrainer, system: str) -> LossPhase:
 
 
 def loss_of(system: str, trainer: MagnetTrainer, batch: dict[str, Any]) -> torch.Tensor:
-    """Return the loss of one step of a system: the trainer's own, or the same as one would first write it."""
+    """Return the loss of one step: the trainer's, or that of the naive implementation."""
     if system in PHASES:
         trainer.state.global_step = list(PHASES).index(system)
         return trainer.compute_loss(trainer.model, batch)
@@ -148,14 +148,14 @@ def loss_of(system: str, trainer: MagnetTrainer, batch: dict[str, Any]) -> torch
 
 @contextmanager
 def layers_of(system: str, trainer: MagnetTrainer, *, with_compiled: bool, autocast: bool) -> Iterator[None]:
-    """Run layers as a system does: ours as the trainer runs them, and any compiled."""
+    """Run layers as a system does: as the trainer runs them, or compiled."""
     adapted = adapter_layers(trainer.model) if system in PHASES and autocast else []
     with adapters_under_autocast(adapted), compiled(trainer.compiled_layers if with_compiled else []):
         yield
 
 
 def step_operations(model: Any, batch: dict[str, Any], *, weights: LossPhase) -> float:
-    """Count the floating-point operations that a step cannot do without."""
+    """Count the floating-point operations that a step needs at least."""
     config = model.config
     head = model.get_output_embeddings().weight
     layers = [parameter for name, parameter in model.named_parameters() if parameter.dim() == 2 and ".layers." in name]

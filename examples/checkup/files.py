@@ -1,4 +1,4 @@
-"""Check the tokenizer, and compare remote code, config and sidecars with those that this library would write."""
+"""Check the tokenizer, and compare remote code, config and sidecar files with those that this library would write."""
 
 import importlib
 import json
@@ -18,17 +18,17 @@ CODE, SIDECARS = "remote code", "sidecars"
 
 
 def tokenizer_findings(model: Any) -> Iterator[Finding]:
-    """Yield whether the model embeds all tokens, and whether name and id of the mask token are of one real token."""
+    """Check that the model embeds all tokens, and that name and id of the mask token denote the same real token."""
     tokenizer = model._tokenizer_source.find()
     if tokenizer is None:
         yield judged("tokenizer", False, f"none at {model._tokenizer_source.path!r}; put its files there")
         return
     embedded = model.config.vocab_size
-    told = f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens of {embedded:,} that the model embeds"
-    yield judged("tokenizer", len(tokenizer) <= embedded, told)
+    detail = f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens of {embedded:,} that the model embeds"
+    yield judged("tokenizer", len(tokenizer) <= embedded, detail)
     settings = model.magnet_settings
     token, token_id = settings.mask_token, settings.mask_token_id
-    told = f"{token!r} ({token_id})"
+    detail = f"{token!r} ({token_id})"
     faults = []
     if not isinstance(token_id, int) or not 0 <= token_id < embedded:
         faults.append(f"its id is not one of the {embedded:,} that the model embeds")
@@ -36,11 +36,11 @@ def tokenizer_findings(model: Any) -> Iterator[Finding]:
         faults.append(f"the tokenizer has {tokenizer.convert_ids_to_tokens(token_id)!r} at this id")
     if token_id in (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id):
         faults.append("it is the unknown, BOS or EOS token")
-    yield judged("mask token", not faults, "; ".join([told, *faults]))
+    yield judged("mask token", not faults, "; ".join([detail, *faults]))
 
 
 def file_findings(opened: Opened) -> Iterator[Finding]:
-    """Yield rows for code, config and sidecars; a plain decoder has none of them."""
+    """Check code, config and sidecar files; a plain decoder has none of them."""
     if opened.kind == "plain decoder":
         for name in (CODE, CONFIG, SIDECARS):
             yield not_applicable(name, "a plain decoder; saved, it would have them")
@@ -55,13 +55,13 @@ def file_findings(opened: Opened) -> Iterator[Finding]:
 
 
 def expected_code(own_class: type[Any]) -> dict[str, Path]:
-    """Return the files that a checkpoint of a class is saved with, by name: its module and what that imports."""
+    """Return the files that a checkpoint of a class is saved with, by name: its module and the imports of that."""
     module = str(importlib.import_module(own_class.__module__).__file__)
     return {Path(file).name: Path(file) for file in [module, *get_relative_import_files(module)]}
 
 
 def code_findings(opened: Opened) -> list[Finding]:
-    """Return one row: the code beside the weights, byte for byte, against the installed package's."""
+    """Compare the code beside the weights with that of the installed package, byte for byte."""
     expected = expected_code(opened.own_class)
     present = {name for name in _file_names(opened.source) if name.endswith("_magnet.py")}
     if not present and not opened.values.get("auto_map"):
@@ -74,20 +74,20 @@ def code_findings(opened: Opened) -> list[Finding]:
         "missing": expected.keys() - present,
         "extra": present - expected.keys(),
     }
-    told = _listed(faults)
-    if not told:
+    detail = _listed(faults)
+    if not detail:
         return [judged(CODE, True, f"{len(present)} files, the installed package's")]
     advice = "Save the model anew into an empty directory, or install the version that wrote it"
-    return [judged(CODE, False, f"{told}. {advice}")]
+    return [judged(CODE, False, f"{detail}. {advice}")]
 
 
 def _listed(faults: dict[str, Any]) -> str:
-    """Return the names of each fault that has some."""
+    """List the names under each fault that has some."""
     return "; ".join(f"{fault}: {', '.join(sorted(names))}" for fault, names in faults.items() if names)
 
 
 def config_findings(values: dict[str, Any], own_class: type[Any]) -> list[Finding]:
-    """Return one row: the keys by which other libraries know what to do with the checkpoint."""
+    """Check the keys that tell other libraries how to open the checkpoint."""
     stock = next(base for base in own_class.__mro__ if base.__module__.startswith("transformers.models."))
     code = f"{own_class.__module__.rsplit('.', 1)[-1]}.{own_class.__name__}"
     expected = {
@@ -104,7 +104,7 @@ def config_findings(values: dict[str, Any], own_class: type[Any]) -> list[Findin
 
 
 def sidecar_findings(opened: Opened) -> list[Finding]:
-    """Compare the files of sentence-transformers with those that the library writes for this model."""
+    """Compare the sentence-transformers files with those that this library writes for this model."""
     if opened.is_causal_embedder():
         expected = refusing_contents()
     else:
@@ -122,25 +122,25 @@ def sidecar_findings(opened: Opened) -> list[Finding]:
         "missing": [name for name, content in stored.items() if content is None],
         "different": [name for name, content in stored.items() if content not in (None, expected[name])],
     }
-    told = _listed(faults)
-    return [judged(SIDECARS, not told, told or f"{len(expected)} files as the library writes them")]
+    detail = _listed(faults)
+    return [judged(SIDECARS, not detail, detail or f"{len(expected)} files as the library writes them")]
 
 
 def _read(source: ModelSource, name: str) -> Any:
-    """Return the content of a JSON file, whatever it holds; `None` where there is none."""
+    """Return the content of a JSON file, or `None` if it does not exist."""
     file = source.file(name)
     return None if file is None else json.loads(file.read_text(encoding="utf-8"))
 
 
 def _file_names(source: ModelSource) -> set[str]:
-    """Return the files at the top of a directory, or of a repository."""
+    """List the files at the top of a directory or repository."""
     if source.directory is not None:
         return {file.name for file in source.directory.iterdir()}
     folder = str(source.arguments.get("subfolder") or "")
     prefix = f"{folder}/" if folder else ""
     try:
         names = list_repo_files(source.path, revision=source.arguments.get("revision"))
-    except Exception:  # whatever keeps the Hub out of reach: those that were fetched before
+    except Exception:  # if the Hub cannot be reached for any reason, list the files that were fetched before
         config = source.file(CONFIG)
         return set() if config is None else {file.name for file in config.parent.iterdir()}
     return {name.removeprefix(prefix) for name in names if name.startswith(prefix)}

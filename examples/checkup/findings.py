@@ -1,17 +1,17 @@
-"""A finding is one row of the table; a check that raises an error is a failed row."""
+"""Represent findings: each is one row of the table, and a check that raises an error becomes a failed row."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 Outcome = Literal["pass", "fail", "not applicable"]
-# A compiler's message can be a whole log; a row is a line.
+# A compiler's message can be a whole log, but a row is one line.
 LONGEST_MESSAGE = 400
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One row."""
+    """Represent one row of the table."""
 
     name: str
     outcome: Outcome
@@ -24,12 +24,12 @@ def judged(name: str, good: bool, detail: str) -> Finding:
 
 
 def not_applicable(name: str, reason: str) -> Finding:
-    """Return a row for what this model does not have; it counts neither way."""
+    """Return a row for something that this model does not have; it counts neither as passed nor as failed."""
     return Finding(name=name, outcome="not applicable", detail=reason)
 
 
 def examine(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """Yield the rows of a check as they come; an exception is a failed row, so that the checks after it still run."""
+    """Yield the rows of a check; an exception becomes a failed row, so that later checks still run."""
     try:
         yield from check()
     except Exception as error:
@@ -37,6 +37,6 @@ def examine(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Findi
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return the message of an error without line breaks, cut where it is a log."""
+    """Return the message of an error without line breaks, shortened if it is a log."""
     text = " ".join(str(error).split()) or repr(error)
     return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}..."

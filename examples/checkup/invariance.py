@@ -18,13 +18,13 @@ TEXTS = (
 )
 BLANKS = (("The cat", " the mat."), ("She ate the apple", " for lunch, and the dog barked at the cat."), ("", " dog."))
 FILL_LENGTH = 4
-# Unit vectors in float32; in half precision their cosine.
+# Tolerance of float32 unit vectors; in half precision, the least cosine.
 VECTORS = 1e-5
 HALF_COSINE = 0.999
 
 
 def vectors_agree(first: np.ndarray, second: np.ndarray, dtype: torch.dtype) -> tuple[bool, str]:
-    """Return whether two tables of unit vectors say the same, and the figure that tells.
+    """Return whether two tables of unit vectors agree, and the figure that shows it.
 
     Args:
         first, second (`np.ndarray` of shape `(N, hidden size)`): Unit vectors.
@@ -32,14 +32,14 @@ def vectors_agree(first: np.ndarray, second: np.ndarray, dtype: torch.dtype) -> 
     if dtype in (torch.float32, torch.float64):
         furthest = float(np.abs(first - second).max())
         return furthest <= VECTORS, f"unit vectors differ by {furthest:.1e} (limit {VECTORS:.0e})"
-    # sentence-transformers scales vectors in the model's own precision, so that their length is not quite one.
+    # sentence-transformers normalizes in the model's own precision, so that lengths differ slightly from one.
     lengths = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
     cosine = float(((first * second).sum(-1) / lengths).min())
     return cosine >= HALF_COSINE, f"cosine {cosine:.5f} or more (limit {HALF_COSINE})"
 
 
 def encode_findings(model: Any) -> list[Finding]:
-    """Return one row: texts together, in another order, and one by one."""
+    """Compare the vectors of texts encoded together, in another order, and one by one."""
     texts = list(TEXTS)
     together = model.encode(texts, normalize_embeddings=True)
     backwards = model.encode(texts[::-1], normalize_embeddings=True)[::-1]
@@ -52,20 +52,20 @@ def encode_findings(model: Any) -> list[Finding]:
 
 
 def infill_findings(model: Any) -> list[Finding]:
-    """Return one row: blanks filled together and one by one."""
+    """Compare blanks filled together with blanks filled one by one."""
     name = "infill, batch invariance"
     if model.dtype not in (torch.float32, torch.float64):
         return [not_applicable(name, f"in {model.dtype} the likeliest of two like tokens may change with the batch")]
     prefixes, suffixes = (list(column) for column in zip(*BLANKS, strict=True))
     together = model.infill(prefixes, suffixes, max_new_tokens=FILL_LENGTH, do_sample=False)
     alone = [model.infill(prefix, suffix, max_new_tokens=FILL_LENGTH, do_sample=False) for prefix, suffix in BLANKS]
-    told = f"{len(BLANKS)} blanks of {FILL_LENGTH} tokens, alone and together: "
+    detail = f"{len(BLANKS)} blanks of {FILL_LENGTH} tokens, alone and together: "
     differing = [f"{one!r} and {other!r}" for one, other in zip(alone, together, strict=True) if one != other]
-    return [judged(name, not differing, told + ("; ".join(differing) or "the same fills"))]
+    return [judged(name, not differing, detail + ("; ".join(differing) or "the same fills"))]
 
 
 def embedder_findings(opened: Opened) -> list[Finding]:
-    """Return one row: the vectors of sentence-transformers against those of `encode`, both with the default prompt."""
+    """Compare the vectors of sentence-transformers with those of `encode`, both with the default prompt."""
     name = "sentence-transformers"
     if opened.is_causal_embedder():
         return [not_applicable(name, f"{opened.kind} that it would read causally; save or merge it first")]

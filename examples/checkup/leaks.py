@@ -17,7 +17,7 @@ from modeling_magnet.masking_magnet import layer_windows
 
 
 def sees(query: int, key: int, *, mode: AttentionMode, segments: Sequence[int], window: int | None) -> bool:
-    """Return whether a token may attend to another."""
+    """Return whether one token may attend to another."""
     if window is not None and abs(query - key) > window - (mode == "causal"):
         return False
     if mode == "bidirectional":
@@ -28,7 +28,7 @@ def sees(query: int, key: int, *, mode: AttentionMode, segments: Sequence[int], 
 
 
 def windows_by_layer(config: Any) -> list[int | None]:
-    """Return the window of each layer, from the first to the last."""
+    """Return the attention window of each layer, from the first to the last."""
     windows = layer_windows(config)
     kinds = getattr(config, "layer_types", None)
     if kinds is None or "" in windows:
@@ -39,7 +39,7 @@ def windows_by_layer(config: Any) -> list[int | None]:
 def reached_from(
     place: int, *, mode: AttentionMode, segments: Sequence[int], windows: Sequence[int | None]
 ) -> set[int]:
-    """Return the positions whose last state depends on a token, through all layers.
+    """Return the positions whose last state depends on a token through all layers.
 
     Example:
 
@@ -59,16 +59,16 @@ def reached_from(
 
 
 LENGTH = 24
-# Two spans, and the tokens that are changed: in the context before, between and after them, and inside each.
+# Two spans, and the tokens that are changed: in the context before, between and after the spans, and inside each.
 SEGMENTS = [0] * 6 + [1] * 4 + [0] * 5 + [2] * 3 + [0] * 6
 CHANGED = (1, 7, 12, 16, 23)
-# In a trained model another token may happen to change nothing; of two, one does.
+# In a trained model, changing one token may happen to change nothing; of two changes, one shows.
 DRAWS = 2
 PADS = 5
-# How far a state may move, relative to the largest value, and count as still. The same bits are expected in every
-# precision; if a back-end is not deterministic, its own noise is measured.
+# Largest movement of an unchanged state, relative to the largest value. Equal bits are expected in every precision;
+# if a back-end is not deterministic, its noise is measured and allowed.
 STILL = 1e-6
-# And how far when the row is padded, which changes the order of sums.
+# The same for padded rows, because padding changes the order of sums.
 PADDED = {torch.float64: 1e-9, torch.float32: 1e-4}
 HALF_PADDED = 0.15
 NOISE_FACTOR = 10
@@ -76,7 +76,7 @@ NOISE_FACTOR = 10
 
 @contextmanager
 def attention_backend(model: Any, backend: str) -> Iterator[None]:
-    """Let a model use a back-end; afterwards it has its own again."""
+    """Use an attention back-end within the context, then restore the model's own."""
     before = model.config._attn_implementation
     model.set_attn_implementation(backend)
     try:
@@ -86,7 +86,7 @@ def attention_backend(model: Any, backend: str) -> Iterator[None]:
 
 
 def leak_findings(model: Any, mode: AttentionMode, backend: str) -> list[Finding]:
-    """Return one row: the states that moved against those that had to."""
+    """Compare the states that moved with those that had to move."""
     windows = windows_by_layer(model.config)
     ids = _random_ids(model, len(CHANGED) * DRAWS, LENGTH)
     changed = ids.clone()
@@ -97,7 +97,7 @@ def leak_findings(model: Any, mode: AttentionMode, backend: str) -> list[Finding
         first, again, other = (_states(model, rows, mode) for rows in (ids, ids, changed))
     scale = float(first.abs().max())
     noise = NOISE_FACTOR * float((first - again).abs().max()) / scale
-    # The strongest movement of the draws, for each token that was changed: (places, positions).
+    # The largest movement over the draws for each changed token: (changed tokens, positions).
     moved = ((first - other).abs().amax(-1) / scale).view(len(CHANGED), DRAWS, LENGTH).amax(1)
     still = max(STILL, noise)
     faults, least, most = [], float("inf"), 0.0
@@ -120,7 +120,7 @@ def leak_findings(model: Any, mode: AttentionMode, backend: str) -> list[Finding
 
 
 def padding_findings(model: Any, backend: str) -> list[Finding]:
-    """Return one row: padding on either side, and what is in it, moves no state of a real token in any mode."""
+    """Check that padding on either side, and its content, moves no state of a real token in any mode."""
     ids = _random_ids(model, DRAWS, LENGTH)
     limit = PADDED.get(model.dtype, HALF_PADDED)
     contents, sides, noise = 0.0, 0.0, 0.0
@@ -142,7 +142,7 @@ def padding_findings(model: Any, backend: str) -> list[Finding]:
 
 
 def _padded(model: Any, ids: torch.Tensor, mode: AttentionMode, side: str, content: int) -> torch.Tensor:
-    """Return states of the real tokens of padded rows."""
+    """Return the states of the real tokens of padded rows."""
     pads = torch.full((len(ids), PADS), content, device=ids.device) % model.config.vocab_size
 
     def beside(filling: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
@@ -155,7 +155,7 @@ def _padded(model: Any, ids: torch.Tensor, mode: AttentionMode, side: str, conte
 
 
 def _random_ids(model: Any, rows: int, length: int) -> torch.Tensor:
-    """Return the same ordinary tokens in every run."""
+    """Return ordinary tokens, the same in every run."""
     lowest, size = min(3, model.config.vocab_size - 1), model.config.vocab_size
     generator = torch.Generator().manual_seed(0)
     return torch.randint(lowest, size, (rows, length), generator=generator).to(model.device)
@@ -176,7 +176,7 @@ def _states(
         RuntimeError: they are not finite.
     """
     if model.config._attn_implementation == "flex_attention":
-        torch.compiler.reset()  # on a CPU, it may not build for a second length or mask (torch 2.13)
+        torch.compiler.reset()  # on a CPU, compilation may fail for a second length or mask (torch 2.13)
     table = torch.tensor(SEGMENTS if segments is None else segments, device=ids.device).expand(len(ids), -1)
     output = model(
         ids,
@@ -196,7 +196,7 @@ def _states(
 
 
 def _ranges(positions: list[int]) -> str:
-    """Describe positions, neighbours joined.
+    """Format positions and join consecutive ones.
 
     Example:
 

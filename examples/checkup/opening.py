@@ -1,4 +1,4 @@
-"""Open a directory or Hub id, and collect what is known of its files."""
+"""Open a directory or Hub id and collect facts about its files."""
 
 import time
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ Kind = Literal["plain decoder", "checkpoint", "adapter"]
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A model and where it came from."""
+    """Hold a model and where it came from."""
 
     model: Any
     loading: dict[str, Any]
@@ -30,11 +30,11 @@ class Opened:
 
     @property
     def own_class(self) -> type[Any]:
-        """The class of the installed package for this family, also where remote code was loaded."""
+        """Return the class of the installed package for this family, even if remote code was loaded."""
         return FAMILIES[self.values["model_type"]]
 
     def is_causal_embedder(self) -> bool:
-        """Return whether sentence-transformers would read these files causally: no decoder of ours is beneath."""
+        """Return whether sentence-transformers would use these files without a decoder of ours, causally."""
         return self.kind == "plain decoder" or (self.kind == "adapter" and "is_causal" not in self.values)
 
 
@@ -72,7 +72,7 @@ def open_model(
 
 
 def opening_findings(opened: Opened, *, trust_remote_code: bool) -> Iterator[Finding]:
-    """Yield rows for the kind of model, missing and unexpected tensors, and weights that are not finite."""
+    """Report the kind of model, missing and unexpected tensors, and non-finite weights."""
     model = opened.model
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     code = "remote code" if trust_remote_code else "the package"
@@ -86,8 +86,8 @@ def opening_findings(opened: Opened, *, trust_remote_code: bool) -> Iterator[Fin
     yield judged("opens", is_remote == trust_remote_code, described)
     missing, unexpected = (sorted(opened.loading[kind]) for kind in ("missing_keys", "unexpected_keys"))
     keys = f"{len(missing)} missing, {len(unexpected)} unexpected"
-    told = "".join(f"; {name}" for name in [*missing, *unexpected][:3])
-    yield judged("weights fit the class", not missing and not unexpected, keys + told)
+    detail = "".join(f"; {name}" for name in [*missing, *unexpected][:3])
+    yield judged("weights fit the class", not missing and not unexpected, keys + detail)
     odd = [name for name, tensor in model.named_parameters() if not bool(tensor.isfinite().all())]
-    told = f"{len(odd)} tensors with NaN or infinity" + "".join(f", such as {name}" for name in odd[:1])
-    yield judged("weights are numbers", not odd, told)
+    detail = f"{len(odd)} tensors with NaN or infinity" + "".join(f", such as {name}" for name in odd[:1])
+    yield judged("weights are numbers", not odd, detail)

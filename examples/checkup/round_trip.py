@@ -1,4 +1,4 @@
-"""Merge, save and load: check that every mode and the stock decoder give the same results as before."""
+"""Merge, save and load, and check that every mode and the stock decoder give the same results as before."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ SEGMENTS = [0] * 5 + [1] * 4 + [0] * 7
 
 @torch.no_grad()
 def logits_of(model: Any, mode: AttentionMode | None) -> torch.Tensor:
-    """Return the logits of a padded and an unpadded row, only of real tokens."""
+    """Return the logits of the real tokens of a padded and an unpadded row."""
     generator = torch.Generator().manual_seed(1)
     size = model.config.vocab_size
     ids = torch.randint(min(3, size - 1), size, (2, LENGTH), generator=generator).to(model.device)
@@ -33,13 +33,13 @@ def logits_of(model: Any, mode: AttentionMode | None) -> torch.Tensor:
 
 
 def equality(first: torch.Tensor, second: torch.Tensor) -> tuple[bool, float]:
-    """Return whether two tables are the same bits, and how far apart, of the largest value."""
+    """Return whether two tables are bitwise equal, and their largest difference relative to the largest value."""
     second = second.to(first.device)
     return torch.equal(first, second), float((first - second).abs().max() / first.abs().max().clamp_min(1e-30))
 
 
 def round_trip_findings(model: Any, folder: Path) -> Iterator[Finding]:
-    """Save to a folder, load with the same class and with the stock one, and compare."""
+    """Save to a folder, load with the same class and with the stock class, and compare."""
     target = folder / "saved"
     model.save_pretrained(target)
     like = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation}
@@ -50,9 +50,9 @@ def round_trip_findings(model: Any, folder: Path) -> Iterator[Finding]:
 def _loaded_findings(model: Any, target: Path, like: dict[str, Any]) -> Iterator[Finding]:
     again = type(model).from_pretrained(target, **like).to(model.device).eval()
     compared = {mode: equality(logits_of(model, mode), logits_of(again, mode)) for mode in MODES}
-    told = ", ".join(f"{mode} {distance:.1e}" for mode, (_, distance) in compared.items())
+    detail = ", ".join(f"{mode} {distance:.1e}" for mode, (_, distance) in compared.items())
     same = all(equal for equal, _ in compared.values())
-    yield judged("saved and loaded", same, f"largest differences: {told} (limit 0)")
+    yield judged("saved and loaded", same, f"largest differences: {detail} (limit 0)")
 
 
 def _stock_findings(model: Any, target: Path, like: dict[str, Any]) -> Iterator[Finding]:
@@ -66,24 +66,24 @@ def _stock_findings(model: Any, target: Path, like: dict[str, Any]) -> Iterator[
     stock.to(model.device).eval()
     missing, unexpected = (sorted(loading[kind]) for kind in ("missing_keys", "unexpected_keys"))
     same, distance = equality(logits_of(model, "causal"), logits_of(stock, None))
-    told = f"{type(stock).__name__}: {len(missing)} missing, {len(unexpected)} unexpected"
-    told += "".join(f"; {name}" for name in [*missing, *unexpected][:3])
-    told += f"; causal logits differ by {distance:.1e} (limit 0)"
-    yield judged("stock class", same and not missing and not unexpected, told)
+    detail = f"{type(stock).__name__}: {len(missing)} missing, {len(unexpected)} unexpected"
+    detail += "".join(f"; {name}" for name in [*missing, *unexpected][:3])
+    detail += f"; causal logits differ by {distance:.1e} (limit 0)"
+    yield judged("stock class", same and not missing and not unexpected, detail)
 
 
 MERGED, BOUND = "adapter, merged", "adapter, causal mode is the base"
 
 
 def merge_findings(model: Any, folder: Path) -> list[Finding]:
-    """Return one row: the merged checkpoint against the model with its adapter on, in each mode."""
+    """Compare the merged checkpoint with the model and its enabled adapter, in each mode."""
     if not model.has_adapter:
         return [not_applicable(MERGED, "no adapter")]
     if getattr(model, "is_quantized", False):
         return [not_applicable(MERGED, "the base is quantised; load the adapter on the base as it was")]
     target = folder / "merged"
     modes = MagnetSettings.of(model.config).adapter_modes
-    model.set_adapter_modes(None)  # with modes of its own, an adapter cannot be merged
+    model.set_adapter_modes(None)  # an adapter that is limited to some modes cannot be merged
     try:
         model.save_pretrained(target, merge_adapter=True, verify=False)
         merged = type(model).from_pretrained(
@@ -93,13 +93,13 @@ def merge_findings(model: Any, folder: Path) -> list[Finding]:
     finally:
         model.set_adapter_modes(modes)
     limit = TOLERANCES.get(model.dtype, HALF_TOLERANCE)
-    told = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
-    good = all(value <= limit for value in differences.values())  # so that a NaN fails
-    return [judged(MERGED, good, f"largest differences, of the largest value: {told} (limit {limit:g})")]
+    detail = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
+    good = all(value <= limit for value in differences.values())  # written so that a NaN fails
+    return [judged(MERGED, good, f"largest differences, of the largest value: {detail} (limit {limit:g})")]
 
 
 def bound_findings(model: Any, base: ModelSource | None) -> list[Finding]:
-    """Return one row: causal logits against those of the base without the adapter."""
+    """Compare causal logits with those of the base without the adapter."""
     modes = MagnetSettings.of(model.config).adapter_modes if model.has_adapter else None
     if modes is None:
         return [not_applicable(BOUND, "on in every mode" if model.has_adapter else "no adapter")]
@@ -115,5 +115,5 @@ def bound_findings(model: Any, base: ModelSource | None) -> list[Finding]:
         **base.arguments,
     )
     same, distance = equality(logits_of(base_model.to(model.device).eval(), None), logits_of(model, "causal"))
-    told = f"on in {', '.join(modes) or 'no mode'}; to the base {distance:.1e} (limit 0)"
-    return [judged(BOUND, same, told)]
+    detail = f"on in {', '.join(modes) or 'no mode'}; to the base {distance:.1e} (limit 0)"
+    return [judged(BOUND, same, detail)]

@@ -23,17 +23,17 @@ from modeling_magnet.tokenization_magnet import check_room, choose_prompt, conte
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What is known of a model before its weights are read."""
+    """Hold facts about a model that are known before its weights are read."""
 
-    width: int  # numbers of a stored vector
-    prompt: str | None  # before each text
+    width: int  # numbers per stored vector
+    prompt: str | None  # prepended to each text
     pooling: str
-    revision: str | None  # of a model of the Hub
-    files: dict[str, Any]  # what tells this state of a model on disk from another
+    revision: str | None  # of a model on the Hub
+    files: dict[str, Any]  # distinguishes this state of a model on disk from others
 
 
 def inspect_model(args: argparse.Namespace) -> ModelFacts:
-    """Check that a model, a MAGNET checkpoint or a plain decoder, can do what is asked, without reading weights."""
+    """Check, without reading weights, that a MAGNET checkpoint or plain decoder supports the requested options."""
     source = ModelSource(args.model, {})
     try:
         revision = None if source.directory else extract_commit_hash(cached_file(source.path, "config.json"), None)
@@ -61,18 +61,18 @@ def inspect_model(args: argparse.Namespace) -> ModelFacts:
 
 
 class ChunkEncoder:
-    """A model that encodes chunks; it is loaded when the first text comes."""
+    """Encode chunks with a model that is loaded for the first text."""
 
     def __init__(self, args: argparse.Namespace, facts: ModelFacts, *, device: str) -> None:
         self.args = args
         self.facts = facts
         self.device = device
-        # Read when cuBLAS starts: its fast but unrepeatable workspaces are not used.
+        # Read when cuBLAS starts: excludes its fast but nondeterministic workspaces.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
     @cached_property
     def model(self) -> Any:
-        """The model, from the revision that was inspected."""
+        """Load the model at the revision that was inspected."""
         where = {} if self.facts.revision is None else {"revision": self.facts.revision}
         model = AutoMagnetForCausalLM.from_pretrained(
             self.args.model,
@@ -107,7 +107,7 @@ class ChunkEncoder:
 
 
 def complaints_about(chunk: Chunk, vectors: np.ndarray) -> Iterator[Complaint]:
-    """Yield texts whose vector is not finite in the stored dtype; their files and lines are not kept.
+    """Yield a complaint for each text whose vector is not finite in the stored dtype; files and lines are not kept.
 
     Args:
         vectors (`numpy.ndarray` of shape `(chunk.num_rows, width)`): What a `ChunkEncoder` made of it.
@@ -131,19 +131,19 @@ def _telling(model: Any, tell: Callable[[int], object]) -> Iterator[None]:
     try:
         yield
     finally:
-        del model._row_states  # the method of the class is there again
+        del model._row_states  # restores the method of the class
 
 
 @contextlib.contextmanager
 def _repeatable(threads: int) -> Iterator[None]:
-    """Use kernels that repeat their results bit for bit, on so many CPU threads."""
+    """Use deterministic kernels on the given number of CPU threads."""
     memory: Any = torch.utils.deterministic
     num_threads, fills = torch.get_num_threads(), memory.fill_uninitialized_memory
     enabled = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    memory.fill_uninitialized_memory = False  # it costs time, and nothing here reads memory before writing it
+    memory.fill_uninitialized_memory = False  # nothing here reads memory before writing it
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Read the rows of one file, never holding more of it in memory than a row or a batch of rows.
+"""Read the rows of one file, with at most a row or a batch of rows in memory.
 
 A format first yields raw rows, which are cheap to skip, and parses only those that are wanted.
 """
@@ -20,28 +20,28 @@ import pyarrow.parquet as pq
 from examples.files import open_bytes
 from trainer.sources import check_columns
 
-# So many lines of a JSONL file are asked which columns there are.
+# Number of lines of a JSONL file in which columns are looked for.
 _LINES_LOOKED_AT = 100
 _ROWS_PER_BATCH = 256
 _BYTES_AT_ONCE = 1 << 20
-# A longer cell means an error: somewhere before it, a quotation mark was not closed.
+# A longer cell means that an earlier quotation mark was not closed.
 _LONGEST_CELL = 1 << 26
 _ARRAY_BEGINS = re.compile(rb"\s*\[\s*(\{|$)")
 
 
 class CorruptRow(ValueError):
-    """One row that cannot be read; the rows around it can."""
+    """Signal one row that cannot be read; the rows around it can."""
 
 
 class TextLines:
-    """Plain text: a line is a row, an empty line an empty text. Its only column is `text`."""
+    """Read plain text: each line is a row, and an empty line is an empty text. The only column is `text`."""
 
     def check(self, file: Path, columns: list[str]) -> None:
         """Refuse a file that lacks a column."""
         check_columns(str(file), columns, ["text"])
 
     def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, bytes]]:
-        """Yield lines without their ends, numbered from 1; only a newline ends one."""
+        """Yield lines without their ends, numbered from 1; only a newline ends a line."""
         with open_bytes(file) as stream:
             for number, line in enumerate(stream, start=1):
                 yield number, (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).rstrip(b"\r\n")
@@ -52,10 +52,10 @@ class TextLines:
 
 
 class JsonLines(TextLines):
-    """One JSON object a line. A line is a row whatever is in it, so that line n of a file is always its row n."""
+    """Read one JSON object per line. Every line is a row, so that line n of a file is its row n."""
 
     def check(self, file: Path, columns: list[str]) -> None:
-        """Refuse a file whose first lines have no such columns."""
+        """Refuse a file if no object in its first lines has these columns."""
         present: dict[str, None] = {}
         for number, raw in itertools.islice(self.rows(file, columns), _LINES_LOOKED_AT):
             if number == 1 and _ARRAY_BEGINS.match(raw):
@@ -74,7 +74,7 @@ class JsonLines(TextLines):
         """Return the object of a line."""
         try:
             record = json.loads(_decode(raw))
-        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, brackets nested as deep
+        except (ValueError, RecursionError) as error:  # also huge numbers and deeply nested brackets
             raise CorruptRow(f"not JSON that can be read ({error})") from error
         if not isinstance(record, dict):
             raise CorruptRow(f"a JSON {type(record).__name__}, not an object")
@@ -82,10 +82,10 @@ class JsonLines(TextLines):
 
 
 class DelimitedText:
-    """Comma- or tab-separated values under a line of column names.
+    """Read comma- or tab-separated values below a line of column names.
 
-    A line that begins no row, such as one whose quotation mark is never closed, is a row that cannot be read; the next
-    line begins a row again.
+    A line that begins no record, for example because its quotation mark is never closed, is a row that cannot be read;
+    the next line begins a new record.
     """
 
     def __init__(self, *, delimiter: str, quoting: int) -> None:
@@ -102,7 +102,7 @@ class DelimitedText:
             check_columns(str(file), columns, header)
 
     def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, tuple[list[str], list[str] | str]]]:
-        """Yield the header with the cells of each row, or with why they cannot be read; a blank line is not a row."""
+        """Yield the header with the cells of each row, or with the reason why it cannot be read; skip blank lines."""
         with open_bytes(file) as stream:
             records = self._records(stream)
             _, header = next(records, (1, []))
@@ -121,11 +121,11 @@ class DelimitedText:
         return dict(zip(header, cells, strict=False))
 
     def _records(self, stream: BinaryIO) -> Iterator[tuple[int, list[str] | str]]:
-        """Yield the cells of each record, or why a line begins none, with the number of its first line."""
-        csv.field_size_limit(_LONGEST_CELL)  # the module's own limit is 128 KiB, less than a long document
+        """Yield the first line number of each record with its cells, or with the reason why no record begins there."""
+        csv.field_size_limit(_LONGEST_CELL)  # the default, 128 KiB, is less than a long document
         lines = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
         put_back: deque[str] = deque()
-        taken: list[str] = []  # by the present record
+        taken: list[str] = []  # lines read by the current record
 
         def next_lines() -> Iterator[str]:
             while line := put_back.popleft() if put_back else lines.readline():
@@ -153,10 +153,10 @@ class DelimitedText:
 
 
 class ParquetRows:
-    """Parquet, a few hundred rows at a time; only the wanted columns are read."""
+    """Read Parquet in batches of a few hundred rows; only the requested columns are read."""
 
     def check(self, file: Path, columns: list[str]) -> None:
-        """Refuse a file that lacks a column, or whose first column, the text's, does not hold strings."""
+        """Refuse a file that lacks a column, or whose text column (the first) does not hold strings."""
         schema = pq.read_schema(file)
         check_columns(str(file), columns, schema.names)
         kind = schema.field(columns[0]).type
@@ -167,7 +167,7 @@ class ParquetRows:
             )
 
     def rows(self, file: Path, columns: list[str]) -> Iterator[tuple[int, tuple[pa.RecordBatch, int]]]:
-        """Yield each row, numbered from 1, as its batch and its place there."""
+        """Yield each row, numbered from 1, as its batch and its index in the batch."""
         with pq.ParquetFile(file, buffer_size=_BYTES_AT_ONCE) as table:
             row = 0
             for batch in table.iter_batches(batch_size=_ROWS_PER_BATCH, columns=columns):
@@ -184,12 +184,12 @@ class ParquetRows:
 
 
 def _decode(raw: bytes) -> str:
-    """Decode a row; invalid UTF-8 becomes half of a surrogate pair, which marks its text as corrupt."""
+    """Decode a row; invalid UTF-8 becomes a lone surrogate, which marks its text as corrupt."""
     return raw.decode("utf-8", "surrogateescape")
 
 
 def _undecoded(column: pa.Array) -> pa.Array:
-    """Cast strings to bytes, so that one with invalid UTF-8 does not spoil its batch."""
+    """Cast strings to bytes, so that one with invalid UTF-8 does not break its batch."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     undecoded = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}

@@ -17,18 +17,18 @@ from examples.corpus.formats import CorruptRow, DelimitedText, Format, JsonLines
 from examples.files import UNREADABLE
 from trainer.sources import format_of, local_files
 
-# What a file that is cut short, damaged or of another format raises.
+# Errors of a file that is truncated, damaged or of another format.
 _UNREADABLE = (*UNREADABLE, csv.Error, pa.ArrowException)
 
 
 def describe_files(files: list[Path]) -> dict[str, Any]:
-    """Return size and time of the last change of each file, under its full path."""
+    """Return size and modification time of each file by its full path."""
     states = {file.resolve(): file.stat() for file in files}
     return {str(file): f"{state.st_size} bytes of {state.st_mtime_ns} ns" for file, state in states.items()}
 
 
 def format_for(files: list[Path]) -> Format:
-    """Return the format that files share."""
+    """Return the format that the files share."""
     builder, options = format_of(files)
     packed = [str(file) for file in files if builder == "parquet" and file.suffix.lower() != ".parquet"]
     if packed:
@@ -39,30 +39,30 @@ def format_for(files: list[Path]) -> Format:
 
 
 class Complaint(NamedTuple):
-    """What is wrong with a row."""
+    """Describe what is wrong with a row."""
 
-    row: int  # of the corpus, from 0
+    row: int  # in the corpus, from 0
     file: str | None  # known while the row is read
-    line: int | None  # of the file, from 1
+    line: int | None  # in the file, from 1
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Consecutive rows of a corpus, encoded together."""
+    """Hold consecutive rows of a corpus that are encoded together."""
 
     index: int
     first_row: int
     num_rows: int
-    texts: list[str] = field(default_factory=list)  # those that can be encoded
-    places: list[int] = field(default_factory=list)  # where they belong, counted from `first_row`
-    ids: list[str | None] = field(default_factory=list)  # of all rows, where ids are wanted
+    texts: list[str] = field(default_factory=list)  # texts that can be encoded
+    places: list[int] = field(default_factory=list)  # their rows, counted from `first_row`
+    ids: list[str | None] = field(default_factory=list)  # of all rows, if ids are requested
     complaints: list[Complaint] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """The rows of files that share a format, in order, as texts."""
+    """Iterate over the rows of files that share a format, in order, as texts."""
 
     files: list[Path]
     format: Format
@@ -72,11 +72,11 @@ class Corpus:
 
     @property
     def columns(self) -> list[str]:
-        """Those that are read, each once."""
+        """Return the columns that are read, without duplicates."""
         return list(dict.fromkeys([self.text_column, *([] if self.id_column is None else [self.id_column])]))
 
     def check(self) -> None:
-        """Refuse files that lack a column, as far as their beginnings tell, and a corpus without a row."""
+        """Refuse a corpus without rows, and files whose beginnings lack a column."""
         for file in self.files:
             try:
                 self.format.check(file, self.columns)
@@ -90,7 +90,7 @@ class Corpus:
             )
 
     def rows(self) -> Iterator[tuple[str, int, Any]]:
-        """Yield raw rows, each with its file and its line from 1, up to the limit."""
+        """Yield raw rows with their file and line (from 1), up to the limit."""
         return itertools.islice(self._all_rows(), self.limit)
 
     def _all_rows(self) -> Iterator[tuple[str, int, Any]]:
@@ -106,7 +106,7 @@ class Corpus:
                 ) from error
 
     def count(self) -> int:
-        """Count the rows by reading them; a damaged file is refused before anything is encoded."""
+        """Count the rows by reading them, so that a damaged file is refused before anything is encoded."""
         return sum(1 for _ in self.rows())
 
     def chunks(self, chunk_size: int, *, skip: Collection[int] = ()) -> Iterator[Chunk]:
@@ -121,7 +121,7 @@ class Corpus:
             first_row += len(raw_rows)
 
     def chunk(self, index: int, first_row: int, raw_rows: list[tuple[str, int, Any]]) -> Chunk:
-        """Make texts and ids of raw rows."""
+        """Convert raw rows to texts and ids."""
         chunk = Chunk(index=index, first_row=first_row, num_rows=len(raw_rows))
         for place, (file, line, raw) in enumerate(raw_rows):
             record: Mapping[str, Any] = {}
@@ -137,7 +137,7 @@ class Corpus:
 
 
 def open_corpus(source: list[str], *, text_column: str, id_column: str | None, limit: int | None) -> Corpus:
-    """Find the rows of a corpus and check that it can be read."""
+    """Find the files of a corpus and check that they can be read."""
     files = local_files(source, name="texts")
     corpus = Corpus(files=files, format=format_for(files), text_column=text_column, id_column=id_column, limit=limit)
     corpus.check()
@@ -167,7 +167,7 @@ def _text_of(record: Mapping[str, Any], column: str) -> str:
 
 
 def _id_of(record: Mapping[str, Any], column: str) -> str | None:
-    """Return the id of a record as text: a string as it is, anything else as JSON, nothing as null."""
+    """Return the id of a record as text: strings unchanged, other values as JSON, null as `None`."""
     value = record.get(column)
     if value is None:
         return None

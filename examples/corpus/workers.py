@@ -1,4 +1,4 @@
-"""Encode chunks in this process, or in several with a device each."""
+"""Encode chunks in this process, or in several processes with a device each."""
 
 import argparse
 import multiprocessing
@@ -17,18 +17,18 @@ from transformers.utils import logging
 from examples.corpus.encoding import ChunkEncoder, ModelFacts
 from examples.corpus.reading import Chunk
 
-# Chunks that wait for each process, so that none waits for the reader.
+# Chunks queued for each process, so that none waits for the reader.
 CHUNKS_AHEAD = 2
 TOLD_EVERY = 0.5  # seconds
 
-# What a worker process knows about itself.
+# State of a worker process.
 _own: dict[str, Any] = {}
 
 
 def encode_chunks(
     chunks: Iterable[Chunk], args: argparse.Namespace, facts: ModelFacts, *, tell: Callable[[int], object]
 ) -> Generator[tuple[Chunk, np.ndarray], None, None]:
-    """Encode chunks in order, and call `tell` with the number of texts that were encoded since the last call.
+    """Encode chunks in order, and call `tell` with the number of texts encoded since the last call.
 
     Raises:
         RuntimeError: a process died.
@@ -42,21 +42,21 @@ def encode_chunks(
     numbers = context.SimpleQueue()
     for number in range(args.num_processes):
         numbers.put(number)
-    encoded = context.Value("q", 0)  # texts, by all processes
+    encoded = context.Value("q", 0)  # number of texts encoded by all processes
     executor = ProcessPoolExecutor(
         args.num_processes, mp_context=context, initializer=_start_worker, initargs=(args, facts, numbers, encoded)
     )
     waiting: deque[tuple[Chunk, Future[np.ndarray]]] = deque()
-    told = 0
+    reported = 0
 
     def next_result() -> tuple[Chunk, np.ndarray]:
-        nonlocal told
+        nonlocal reported
         chunk, future = waiting.popleft()
         is_done = False
         while not is_done:
             is_done = bool(wait([future], timeout=TOLD_EVERY).done)
-            told, before = encoded.value, told
-            tell(told - before)
+            reported, before = encoded.value, reported
+            tell(reported - before)
         return chunk, future.result()
 
     try:
@@ -76,18 +76,18 @@ def encode_chunks(
 
 
 def _device(number: int) -> str:
-    """Return where the worker of this number computes."""
+    """Return the device of the worker with this number."""
     return f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 
 def _start_worker(args: argparse.Namespace, facts: ModelFacts, numbers: Any, encoded: Any) -> None:
-    """Prepare a worker process; its model is loaded with its first chunk, whose future can carry an error back."""
+    """Prepare a worker process. The model is loaded with the first chunk, whose future can return an error."""
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    # Read by the tokenizer's thread pool when it starts: processes share the cores.
+    # Read by the tokenizer's thread pool when it starts; processes share the cores.
     os.environ.setdefault("RAYON_NUM_THREADS", str(args.threads))
     _own["encoder"] = ChunkEncoder(args, facts, device=_device(numbers.get()))
     _own["encoded"] = encoded
-    logging.disable_progress_bar()  # of reading weights: the parent has one of rows
+    logging.disable_progress_bar()  # hides the bar of reading weights; the parent has a bar of rows
 
 
 def _leave_with_parent() -> None:

@@ -28,7 +28,7 @@ _BYTES_AT_ONCE = 1 << 20
 
 
 class WorkFolder:
-    """The work folder beside an output.
+    """Manage the work folder beside an output.
 
     Attributes:
         chunks (`dict[int, dict]`): Rows of the log by the index of their chunk, once the folder is open.
@@ -47,12 +47,12 @@ class WorkFolder:
 
     @property
     def num_rows(self) -> int:
-        """Rows of all finished chunks."""
+        """Count the rows of all finished chunks."""
         return sum(chunk["rows"] for chunk in self.chunks.values())
 
     @contextmanager
     def opened(self, run: Mapping[str, Any]) -> Iterator[None]:
-        """Make the folder, or resume the run that is in it; no other process can until the context is left."""
+        """Create the folder, or resume the run in it; hold an exclusive lock until the context is left."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = open(self.path / "lock", "ab")
@@ -62,7 +62,7 @@ class WorkFolder:
             ) from error
         with lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # however this process ends, the system unlocks it
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released however this process ends
             except BlockingIOError as error:
                 raise ValueError(
                     f"Another run is at work in {str(self.path)!r}. Wait for it, or choose another `--output`."
@@ -73,7 +73,7 @@ class WorkFolder:
             yield
 
     def keep(self, chunk: Chunk, vectors: np.ndarray) -> None:
-        """Keep a finished chunk.
+        """Save a finished chunk.
 
         Args:
             vectors (`numpy.ndarray` of shape `(chunk.num_rows, width)`): Contiguous.
@@ -87,25 +87,25 @@ class WorkFolder:
         self.chunks[chunk.index] = json.loads(json.dumps(row))
 
     def vectors_file(self, index: int) -> Path:
-        """Return where the vectors of a chunk are."""
+        """Return the path of the vectors of a chunk."""
         return self.path / f"{index:08d}.npy"
 
     def ids_file(self, index: int) -> Path:
-        """Return where the ids of a chunk are."""
+        """Return the path of the ids of a chunk."""
         return self.path / f"{index:08d}.ids.json"
 
     def remove(self) -> None:
-        """Remove the folder: its chunks, then in one step its name, so that it is never there without its log."""
+        """Remove the folder: first its chunks, then its name in one step, so that it never exists without its log."""
         for file in self.path.glob("[0-9]*"):
             file.unlink()
         gone = self.path.with_name(f"{self.path.name}.removed")
-        shutil.rmtree(gone, ignore_errors=True)  # of a run that was killed just here
+        shutil.rmtree(gone, ignore_errors=True)  # left by a run that was killed at this point
         os.replace(self.path, gone)
         shutil.rmtree(gone, ignore_errors=True)  # a network file system keeps an open lock under another name
 
 
 def merge_parts(folder: WorkFolder, *, width: int, dtype: str, with_ids: bool) -> None:
-    """Write the output file, which appears whole or not at all."""
+    """Write the output file atomically."""
     with whole_file(folder.output, aside=folder.path) as file:
         if folder.output.suffix == ".npy":
             _merge_npy(file, folder, width=width, dtype=np.dtype(dtype))
@@ -114,7 +114,7 @@ def merge_parts(folder: WorkFolder, *, width: int, dtype: str, with_ids: bool) -
 
 
 def _merge_npy(file: BinaryIO, folder: WorkFolder, *, width: int, dtype: np.dtype) -> None:
-    """Write one header, then the data of all chunks; a memory map would end in SIGBUS on a full disk."""
+    """Write one header, then the data of all chunks. A memory map would raise SIGBUS on a full disk."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (folder.num_rows, width)}
     np.lib.format.write_array_header_1_0(file, header)
     for index in range(len(folder.chunks)):
@@ -125,11 +125,11 @@ def _merge_npy(file: BinaryIO, folder: WorkFolder, *, width: int, dtype: np.dtyp
 
 
 def _merge_parquet(file: BinaryIO, folder: WorkFolder, *, width: int, dtype: np.dtype, with_ids: bool) -> None:
-    """Write the columns `row`, `id` if ids are kept, and `embedding`; each chunk is a row group."""
+    """Write the columns `row`, `id` (if ids are kept) and `embedding`; each chunk is a row group."""
     embedding = pa.list_(pa.from_numpy_dtype(dtype), width)
     columns = {"row": pa.int64(), **({"id": pa.string()} if with_ids else {}), "embedding": embedding}
     first_row = 0
-    # Vectors neither compress nor repeat.
+    # Vectors neither compress nor repeat, so encodings would only cost time.
     with pq.ParquetWriter(file, pa.schema(columns), compression="none", use_dictionary=False) as writer:
         for index in range(len(folder.chunks)):
             vectors = np.load(folder.vectors_file(index))

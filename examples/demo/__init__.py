@@ -1,1 +1,1 @@
-"""The app's parts: what each tab does, and the page that shows it."""
+"""Implement the app: the work of each tab, and the page that shows it."""

@@ -1,4 +1,4 @@
-"""The tab Attention: the mask of each mode, and the attention weights of one head."""
+"""Implement the Attention tab: the mask of each mode, and the attention weights of one head."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from modeling_magnet.masking_magnet import attention_pattern
 from modeling_magnet.spans_magnet import decode_fill, lay_out, split_at_marks
 from modeling_magnet.tokenization_magnet import context_length, special_ids
 
-# Tokens that are written into each blank.
+# Number of tokens that fill each blank.
 SPAN_TOKENS = 3
 TITLES: dict[AttentionMode, str] = {
     "causal": "causal: each token sees itself and all tokens before it",
@@ -27,19 +27,19 @@ TITLES: dict[AttentionMode, str] = {
 
 @dataclass(frozen=True)
 class Row:
-    """A text as the model reads it, its blanks filled."""
+    """Hold a text with filled blanks as the model reads it."""
 
     token_ids: list[int]
     segments: list[int]
     names: list[str]
 
     def segments_in(self, mode: AttentionMode) -> list[int]:
-        """Return the segments that make a mode: all context, all one span, or what the blanks say."""
+        """Return the segments of a mode: all context, all one span, or spans at the blanks."""
         return {"causal": [1] * len(self.segments), "bidirectional": [0] * len(self.segments)}.get(mode, self.segments)
 
 
 def read_row(model: Any, text: object, *, limits: Limits = LIMITS) -> Row:
-    """Return tokens of a text; blanks are filled by the model."""
+    """Tokenize a text and fill its blanks with the model."""
     given = checked_text(text, what="The text", limits=limits)
     tokenizer = model.tokenizer
     pieces = split_at_marks(given, BLANK, name="The text") if BLANK in given else [given]
@@ -67,14 +67,14 @@ def read_row(model: Any, text: object, *, limits: Limits = LIMITS) -> Row:
     special = special_ids(tokenizer)
     names = []
     for index, token in enumerate(token_ids):
-        before = [one for one in token_ids[:index] if one not in special]
+        before = [token for token in token_ids[:index] if token not in special]
         name = str(tokenizer.decode([token])) if token in special else decode_fill(tokenizer, before, [token])
         names.append(name.replace(" ", "·").replace("\n", "↵") or "·")
     return Row(token_ids, segments, names)
 
 
 def render_masks(row: Row) -> str:
-    """Return the three masks of a row, as in Figure 2 of the paper."""
+    """Render the three masks of a row as in Figure 2 of the paper."""
     grids = ""
     for mode in MODES:
         segments = row.segments_in(mode)
@@ -86,7 +86,7 @@ def render_masks(row: Row) -> str:
 
 
 def with_eager_attention(model: Any) -> Any:
-    """Return the same weights in a model whose attention can be looked at; the one that others use stays as it is."""
+    """Return a model that shares the weights and uses eager attention; the original model is not changed."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
     twin.set_attn_implementation("eager")
@@ -95,7 +95,7 @@ def with_eager_attention(model: Any) -> Any:
 
 @torch.no_grad()
 def attention_weights(model: Any, row: Row, *, mode: object, layer: object, head: object) -> torch.Tensor:
-    """Return what each token of a row looks at.
+    """Return the attention weights of one head of a layer.
 
     Returns:
         `torch.Tensor` of shape `(S, S)`: row looks at column; rows sum to 1.
@@ -113,7 +113,7 @@ def attention_weights(model: Any, row: Row, *, mode: object, layer: object, head
 
 
 def render_weights(row: Row, weights: torch.Tensor, *, caption: str) -> str:
-    """Return one head's weights as a table.
+    """Render one head's weights as a table.
 
     Args:
         weights (`torch.Tensor` of shape `(S, S)`): From `attention_weights`.

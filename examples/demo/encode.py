@@ -1,4 +1,4 @@
-"""The tab Encode: the similarity of lines."""
+"""Implement the Encode tab: the similarity of lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from examples.demo.tables import render_heatmap
 
 @dataclass(frozen=True)
 class Likeness:
-    """Lines, and the cosines of their embeddings.
+    """Hold lines and the cosines of their embeddings.
 
     Args:
         lines (`list[str]`): The texts.
@@ -26,7 +26,7 @@ class Likeness:
 
 
 def compare_sentences(model: Any, text: object, *, limits: Limits = LIMITS) -> Likeness:
-    """Return the cosines between the embeddings of the lines of a text; empty lines are skipped."""
+    """Compute the cosines between the embeddings of the lines of a text; empty lines are skipped."""
     given = checked_text(text, what="The list of lines", limits=limits)
     lines = [line.strip() for line in given.splitlines() if line.strip()]
     if not 2 <= len(lines) <= limits.lines:
@@ -36,7 +36,7 @@ def compare_sentences(model: Any, text: object, *, limits: Limits = LIMITS) -> L
 
 
 def render_likeness(likeness: Likeness) -> str:
-    """Return each line with its nearest neighbour, then a table of all cosines."""
+    """Render each line with its nearest neighbor, then a table of all cosines."""
     items = ""
     for number, line in enumerate(likeness.lines):
         others = likeness.cosines[number].copy()
@@ -46,7 +46,7 @@ def render_likeness(likeness: Likeness) -> str:
             f"<li>{html.escape(line)}<br><span class='note'>nearest: line {nearest + 1}, "
             f"“{html.escape(likeness.lines[nearest])}” ({others[nearest]:.2f})</span></li>"
         )
-    # Shades cover the range that different texts have.
+    # Shades cover the range of cosines between different texts.
     apart = likeness.cosines[~np.eye(len(likeness.cosines), dtype=bool)]
     least, most = float(apart.min()), float(apart.max())
     numbers = [str(number) for number in range(1, len(likeness.lines) + 1)]

@@ -1,4 +1,4 @@
-"""Fills as JSON rows, and as an HTML page that colours each token by its probability."""
+"""Convert fills to JSON rows, and to an HTML page that colors each token by its probability."""
 
 import html
 import math
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-# A token's colour, from the hue that `render_token` gives it.
+# Style of a token; `render_token` sets the hue.
 TOKEN_STYLE = """
 .token { border-radius: 0.2em; background: color-mix(in srgb, hsl(var(--hue) 75% 50%) 40%, transparent); }
 """
@@ -22,7 +22,7 @@ small, summary {{ opacity: 0.75; }}
 
 
 def describe(model: Any, fill: Any) -> dict[str, Any]:
-    """Return a fill as JSON holds it, with the text of each token; joined they are the fill's."""
+    """Return a fill as JSON values, with the text of each token; the texts join to the fill."""
     return {
         "text": fill.text,
         "tokens": fill.tokens or spell(model.tokenizer, fill),
@@ -35,7 +35,7 @@ def describe(model: Any, fill: Any) -> dict[str, Any]:
 def spell(tokenizer: Any, fill: Any) -> list[str]:
     """Return the text of each token of a causal fill; a character belongs to its last token."""
     whole = tokenizer.decode(fill.token_ids)
-    left_out = len(whole) - len(fill.text)  # a space in front, which a decoder strips or the context has
+    left_out = len(whole) - len(fill.text)  # the leading space, which a decoder strips or the context contains
     ends, end = [], 0
     for count in range(1, len(fill.token_ids) + 1):
         so_far = tokenizer.decode(fill.token_ids[:count])
@@ -47,7 +47,7 @@ def spell(tokenizer: Any, fill: Any) -> list[str]:
 
 
 def render_page(rows: Iterable[Mapping[str, Any]], *, title: str) -> str:
-    """Return one HTML page that needs no other file; all text is escaped."""
+    """Render one self-contained HTML page; all text is escaped."""
     body = "\n".join(_article(row) for row in rows)
     return (
         "<!DOCTYPE html>\n"
@@ -59,13 +59,13 @@ def render_page(rows: Iterable[Mapping[str, Any]], *, title: str) -> str:
 
 
 def render_scale() -> str:
-    """Return a legend of the tokens' colours."""
+    """Render a legend of the tokens' colors."""
     shares = (0.9, 0.5, 0.1, 0.01, 0.001)
     return "Probability of a token: " + " ".join(_token(f"{100 * share:g}%", math.log(share)) for share in shares)
 
 
 def _article(row: Mapping[str, Any]) -> str:
-    """Return one text: its best fills in place, the other answers below."""
+    """Render one text: its best fills in place, other candidates below."""
     label = f"<small>{int(row['row']) + 1}</small>"
     if "error" in row:
         text, error = html.escape(row["text"]), html.escape(row["error"])
@@ -83,7 +83,7 @@ def _article(row: Mapping[str, Any]) -> str:
 
 
 def _alternatives(number: int, answers: Sequence[Mapping[str, Any]]) -> str:
-    """Return the answers to one blank with their log-probabilities."""
+    """Render the candidates of one blank with their log-probabilities."""
     items = "".join(
         f"<li>{render_fill(answer)} <small>{answer['logprob']:.2f} nats</small></li>" for answer in answers
     )
@@ -91,7 +91,7 @@ def _alternatives(number: int, answers: Sequence[Mapping[str, Any]]) -> str:
 
 
 def render_fill(fill: Mapping[str, Any]) -> str:
-    """Return the tokens of a fill; one colour for all if the tokens do not join to its text."""
+    """Render the tokens of a fill; in one color if the tokens do not join to its text."""
     if "".join(fill["tokens"]) == fill["text"]:
         shown = zip(fill["tokens"], fill["logprobs"], strict=True)
         return "".join(_token(text, logprob) for text, logprob in shown if text)
@@ -99,7 +99,7 @@ def render_fill(fill: Mapping[str, Any]) -> str:
 
 
 def _token(text: str, logprob: float) -> str:
-    """Return a token whose hue goes from red (a thousandth) to green (certain), with its probability as a tooltip."""
+    """Render a token with a hue from red (a thousandth) to green (certain) and its probability as a tooltip."""
     hue = 120 * min(max(1 + logprob / math.log(1000), 0.0), 1.0)
     return (
         f'<span class="token" style="--hue:{hue:.0f}" title="{math.exp(logprob):.2%}, {logprob:.2f} nats">'

@@ -1,4 +1,4 @@
-"""The tab Generate: a continuation token by token, with meters of repetition, which a visitor can stop."""
+"""Implement the Generate tab: stream a continuation with measures of repetition until the visitor stops it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainer.metrics import repetition_n, repetition_sentences
 
 @dataclass(frozen=True)
 class Written:
-    """What has been written so far."""
+    """Hold what has been written so far."""
 
     prompt: str
     text: str
@@ -31,7 +31,7 @@ class Written:
 
 
 class _TokenQueue(BaseStreamer):
-    """Hands on the ids of new tokens; the prompt comes first and is left out."""
+    """Stream the ids of new tokens; the prompt, which comes first, is skipped."""
 
     def __init__(self, queue: Queue[Any]) -> None:
         self.queue = queue
@@ -47,7 +47,7 @@ class _TokenQueue(BaseStreamer):
 
 
 class _Stopped(StoppingCriteria):
-    """True for all rows as soon as the event is set."""
+    """Stop all rows when the event is set."""
 
     def __init__(self, stop: threading.Event) -> None:
         self.stop = stop
@@ -94,7 +94,7 @@ def write_on(
                 break
             ids += new
             yield Written(given, _text(tokenizer, row, ids), len(ids))
-            if stop.is_set():  # what was written ahead is not shown
+            if stop.is_set():  # tokens generated after a stop are not shown
                 break
         if stop.is_set():
             state = "stopped"
@@ -113,7 +113,7 @@ def write_on(
 def _write(
     model: Any, row: list[int], number: int, choice: dict[str, Any], queue: Queue[Any], stop: threading.Event
 ) -> None:
-    """Run `generate`; errors are passed to the thread that reads."""
+    """Run `generate` and pass its errors to the reading thread."""
     input_ids = torch.tensor([row], device=model.device)
     pad = model.tokenizer.eos_token_id if model.tokenizer.pad_token_id is None else model.tokenizer.pad_token_id
     try:
@@ -131,21 +131,21 @@ def _write(
 
 
 def _text(tokenizer: Any, row: Sequence[int], ids: Sequence[int]) -> str:
-    """Return the text of the new tokens, without an unfinished character at its end."""
+    """Decode the new tokens without an incomplete character at the end."""
     special = special_ids(tokenizer)
     before, new = ([token for token in part if token not in special] for part in (row, ids))
     return decode_fill(tokenizer, before, new).rstrip("\ufffd")
 
 
 class Runs:
-    """The running continuation of each visitor, which only this visitor can stop."""
+    """Track the running continuation of each visitor, which only this visitor can stop."""
 
     def __init__(self) -> None:
         self._stops: dict[str, threading.Event] = {}
         self._lock = threading.Lock()
 
     def begin(self, visitor: str) -> threading.Event:
-        """Stop the visitor's earlier run, and return the event that stops the new one."""
+        """Stop the visitor's earlier run and return the event that stops the new one."""
         with self._lock:
             if visitor in self._stops:
                 self._stops[visitor].set()
@@ -153,7 +153,7 @@ class Runs:
             return self._stops[visitor]
 
     def stop(self, visitor: str) -> None:
-        """Stop a visitor's run, if there is one."""
+        """Stop a visitor's run if there is one."""
         with self._lock:
             stop = self._stops.pop(visitor, None)
         if stop is not None:
@@ -161,10 +161,10 @@ class Runs:
 
 
 def show_writing(states: Generator[Written, None, None]) -> Iterator[tuple[str, str]]:
-    """Yield text and meters as they grow; an error takes the place of the text."""
+    """Yield text and measures as they grow; an error replaces the text."""
     last = ""
     try:
-        with closing(states):  # a visitor who leaves stops the model
+        with closing(states):  # stops the model if the visitor leaves
             for written in states:
                 last = render_text(written)
                 yield last, render_meters(written)
@@ -179,7 +179,7 @@ def render_text(written: Written) -> str:
 
 
 def render_meters(written: Written) -> str:
-    """Return how much of the continuation repeats itself."""
+    """Render how much of the continuation repeats itself."""
     shares = {f"Rep-{n}": repetition_n(written.text, n=n) for n in (2, 3, 4)}
     shares["Rep-Sen"] = repetition_sentences(written.text)
     items = "".join(

@@ -1,4 +1,4 @@
-"""The tab Infill: blanks filled from both sides, and by the same model from the left only."""
+"""Implement the Infill tab: fill blanks from both sides, and by the same model only from the left."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLANK = "[blank]"
 
 @dataclass(frozen=True)
 class Filled:
-    """One text with its blanks filled."""
+    """Hold one text with filled blanks."""
 
     pieces: list[str]
     fills: list[list[dict[str, Any]]]
@@ -48,7 +48,7 @@ def fill_text(model: Any, text: object, *, length: object, answers: object, limi
 
 
 def fill_from_left(model: Any, pieces: Sequence[str], numbers: Sequence[int]) -> list[dict[str, Any]] | None:
-    """Fill blank after blank in causal mode; each sees only the text before it."""
+    """Fill the blanks in order in causal mode; each sees only the text before it."""
     before, fills = pieces[0], []
     for number, piece in zip(numbers, pieces[1:], strict=True):
         ids = text_ids(model.tokenizer, before.rstrip(" "))
@@ -65,8 +65,8 @@ def fill_from_left(model: Any, pieces: Sequence[str], numbers: Sequence[int]) ->
 
 @torch.no_grad()
 def _continue(model: Any, row: list[int], number: int) -> Fill:
-    """Continue a row greedily, with log-probabilities from before any processor, as infilling has."""
-    if number == 0:  # the model ended its fill at once
+    """Continue a row greedily and return log-probabilities from before any processor, as infilling does."""
+    if number == 0:  # the model ended its fill immediately
         return Fill("")
     input_ids = torch.tensor([row], device=model.device)
     tokenizer = model.tokenizer
@@ -89,7 +89,7 @@ def _continue(model: Any, row: list[int], number: int) -> Fill:
 
 
 def render_filled(filled: Filled) -> str:
-    """Render both fillings side by side, and all answers below."""
+    """Render both fillings side by side, and all candidates below."""
     best = [answers[0] for answers in filled.fills]
     if filled.from_left is None:
         left = "<p>The text begins with the blank and this model has no BOS token: nothing to go on from.</p>"
@@ -105,7 +105,7 @@ def render_filled(filled: Filled) -> str:
 
 
 def _in_place(pieces: Sequence[str], fills: Sequence[Mapping[str, Any]]) -> str:
-    """Return a text with its fills, and how likely the model finds all of them."""
+    """Render a text with its fills and their joint probability."""
     parts = [html.escape(pieces[0])]
     for fill, piece in zip(fills, pieces[1:], strict=True):
         parts += [f"<mark>{render_fill(fill)}</mark>", html.escape(piece)]
@@ -116,7 +116,7 @@ def _in_place(pieces: Sequence[str], fills: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _answers(number: int, answers: Sequence[Mapping[str, Any]]) -> str:
-    """Return the answers to one blank with their log-probabilities."""
+    """Render the candidates of one blank with their log-probabilities."""
     items = "".join(
         f'<li>{render_fill(answer)} <span class="note">{answer["logprob"]:.2f} nats, '
         f"{answer['mean_logprob']:.2f} a token</span></li>"

@@ -1,4 +1,4 @@
-"""Limits on what a visitor may ask for, and how errors are shown."""
+"""Limit what a visitor may request, and show errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from modeling_magnet.tokenization_magnet import check_text
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one call may take, so that no visitor keeps the others waiting for long."""
+    """Limit one call, so that no visitor keeps the others waiting for long."""
 
     characters: int = 4000
     blanks: int = 8
@@ -28,7 +28,7 @@ LIMITS = Limits()
 
 
 def checked_text(text: object, *, what: str, limits: Limits = LIMITS) -> str:
-    """Return a visitor's text, if it is one."""
+    """Return a visitor's text if it is a string within the limits."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{what} is empty. Type some text first.")
     if len(text) > limits.characters:
@@ -40,7 +40,7 @@ def checked_text(text: object, *, what: str, limits: Limits = LIMITS) -> str:
 
 
 def checked_number(value: object, *, what: str, least: int, most: int) -> int:
-    """Return a whole number of a visitor's, which need not come from the slider that the page offers.
+    """Return a visitor's whole number, which may not come from the slider on the page.
 
     Example:
         >>> checked_number(3.0, what="answers", least=1, most=5)
@@ -53,12 +53,12 @@ def checked_number(value: object, *, what: str, least: int, most: int) -> int:
 
 
 def render_error(message: str) -> str:
-    """Return what could not be done, as the page shows it."""
+    """Render an error for the page."""
     return f'<p class="problem" role="alert">{html.escape(message)}</p>'
 
 
 def shows_problems(function: Callable[..., str]) -> Callable[..., str]:
-    """Show what is wrong with a request in the place of its answer; anything unforeseen goes to the terminal."""
+    """Show errors of a request in place of its answer; print unexpected errors only in the terminal."""
 
     @functools.wraps(function)
     def shown(*arguments: object) -> str:
@@ -71,7 +71,7 @@ def shows_problems(function: Callable[..., str]) -> Callable[..., str]:
 
 
 def problem(error: BaseException) -> str:
-    """Return what a visitor is told of an error; whatever is not a `ValueError` is the operator's, in full."""
+    """Return the message for the visitor; print any error but a `ValueError` in full for the operator."""
     if isinstance(error, ValueError):
         return str(error)
     traceback.print_exception(error)

@@ -1,4 +1,4 @@
-"""The page: four tabs over one model, its queue, and its style, which loads nothing from other hosts."""
+"""Build the page: four tabs over one model, its queue, and its style, which loads nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from examples.demo.limits import LIMITS, shows_problems
 from modeling_magnet.configuration_magnet import MODES
 
 FOLDER = Path(__file__).parent
-# Calls that the model works on at a time, and visitors who may wait for their turn.
+# Concurrent calls of the model, and visitors who may wait in the queue.
 AT_A_TIME = 4
 WAITING = 64
 
@@ -34,7 +34,7 @@ BLANKED = "She bought a[blank] and stayed dry."
 
 
 class Handlers:
-    """What the buttons call."""
+    """Handle the buttons of the page."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -42,12 +42,12 @@ class Handlers:
         self.runs = Runs()
 
     def fill(self, text: object, length: object, tokens: object, answers: object) -> str:
-        """Return answers to the blanks of a text."""
+        """Return candidates for the blanks of a text."""
         filled = fill_text(self.model, text, length=None if length == "automatic" else tokens, answers=answers)
         return render_filled(filled)
 
     def compare(self, text: object) -> str:
-        """Return how similar lines are."""
+        """Return the similarities of lines."""
         return render_likeness(compare_sentences(self.model, text))
 
     def write(self, prompt: object, tokens: object, temperature: object, request: gr.Request) -> Iterator[Any]:
@@ -56,11 +56,11 @@ class Handlers:
         yield from show_writing(write_on(self.model, prompt, new_tokens=tokens, temperature=temperature, stop=stop))
 
     def stop(self, request: gr.Request) -> None:
-        """End the continuation of the visitor who asks, or has left."""
+        """End the continuation of a visitor who stops it or leaves."""
         self.runs.stop(str(request.session_hash))
 
     def attend(self, text: object, mode: object, layer: object, head: object) -> str:
-        """Return masks, and one head's weights."""
+        """Return masks and one head's weights."""
         row = read_row(self.model, text)
         weights = attention_weights(self.eager, row, mode=mode, layer=layer, head=head)
         caption = f"Attention of layer {layer}, head {head}, {mode} mode: each row sums to 1"
@@ -71,7 +71,7 @@ class Handlers:
 
 
 def build_page(model: Any, *, described: str) -> gr.Blocks:
-    """Return the page of a model, its queue set; `launch_options` has what it is launched with."""
+    """Build the page of a model and set its queue; launch it with `launch_options`."""
     handlers = Handlers(model)
     with gr.Blocks(title="MAGNET", analytics_enabled=False) as page:
         gr.HTML(
@@ -92,9 +92,9 @@ def build_page(model: Any, *, described: str) -> gr.Blocks:
 
 
 def launch_options() -> dict[str, Any]:
-    """Return the look and the behaviour of the page: fonts of the visitor's system, its own style and script."""
+    """Return style and behavior of the page: system fonts, its own style sheet and script."""
     fonts = ["system-ui", "sans-serif"]
-    # The usual grey of small print is too pale to be read.
+    # The default gray of small print has too little contrast.
     small = {"body_text_color_subdued": "*neutral_600", "block_info_text_color": "*neutral_600"}
     small |= {f"{name}_dark": "*neutral_300" for name in small}
     script = (FOLDER / "page.js").read_text(encoding="utf-8")
@@ -110,7 +110,7 @@ def launch_options() -> dict[str, Any]:
 
 
 def _answer(name: str) -> gr.HTML:
-    """Return where a tab's answer appears."""
+    """Return the element that shows a tab's answer."""
     return gr.HTML(elem_id=name, elem_classes="answer")
 
 
@@ -177,7 +177,7 @@ def _generate_tab(handlers: Handlers) -> None:
         show_progress="hidden",
         api_name="generate",
     )
-    # Outside the queue, in which it would wait for what it is to stop.
+    # Not queued, because it would wait for the call that it stops.
     stop.click(handlers.stop, queue=False, api_visibility="private")
 
 

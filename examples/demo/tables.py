@@ -1,4 +1,4 @@
-"""Accessible HTML tables of numbers: each cell has its number and a shade."""
+"""Render accessible HTML tables of numbers: each cell has its number and a shade."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def shade(value: float, *, least: float, most: float) -> int:
-    """Return how dark a cell is, in per cent.
+    """Return the shade of a cell in percent.
 
     Example:
         >>> shade(0.75, least=0.5, most=1.0), shade(0.3, least=0.5, most=1.0), shade(1.0, least=1.0, most=1.0)
@@ -29,7 +29,7 @@ def render_heatmap(
     most: float,
     digits: int = 2,
 ) -> str:
-    """Return a table with a caption and headings, which scrolls sideways on its own where the page is narrow."""
+    """Render a table with a caption and headings that scrolls sideways on a narrow page."""
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in columns)
     body = ""
     for name, row in zip(rows, values, strict=True):
@@ -48,7 +48,7 @@ def render_heatmap(
 def render_grid(
     allowed: Sequence[Sequence[bool]], *, caption: str, names: Sequence[str], segments: Sequence[int]
 ) -> str:
-    """Return an attention mask: a cell is filled where the row's token attends to the column's."""
+    """Render an attention mask: a cell is filled if the row's token attends to the column's."""
     kinds = ["span" if segment else "context" for segment in segments]
     head = "".join(
         f'<th scope="col" class="{kind}"><span>{html.escape(name)}</span></th>'

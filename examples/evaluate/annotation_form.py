@@ -1,9 +1,9 @@
-"""The form in which people judge fills without knowing who wrote them, its key, and the answers that come back.
+"""Create the form in which people judge fills blindly, its key, and read the returned answers.
 
-The form holds texts and nothing else: items are in the order of digests of their texts, and annotators see them in
-random orders that do not depend on systems either. So the form would be the same bytes if two systems had swapped all
-their fills, and nobody can read from it who wrote what, not even knowing the seed. Systems that wrote the same
-sentence into a story share one item. Only the key says which item is whose.
+The form contains only texts. Items are ordered by digests of their texts, and annotators see them in random orders
+that do not depend on systems. The form would therefore be the same bytes if two systems swapped all their fills, and
+nobody can infer the author of a fill from it, even with the seed. Systems that wrote the same sentence into a story
+share one item. Only the key assigns items to systems.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ from trainer.whole_files import parse_json
 
 TEMPLATE = Path(__file__).with_name("annotation_form.html")
 DATA_MARK = "__FORM_DATA__"
-# In JSON inside a script element: what could end the element or begin a comment in it.
+# Characters that could end the script element around the JSON, or begin a comment in it.
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
 def make_form(
     blanks: Sequence[StoryBlank], fills: Mapping[str, Sequence[str]], *, annotators: int, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Blind and shuffle."""
+    """Make a blinded, shuffled form and its key."""
     owners: dict[str, dict[str, Any]] = {}
     texts: dict[str, dict[str, str]] = {}
     for system, written in fills.items():
@@ -46,8 +46,8 @@ def make_form(
 
 
 def render_form(shown: Mapping[str, Any]) -> str:
-    """Return one HTML page without anything outside it."""
-    data = json.dumps(shown)  # only ASCII: marks of direction and line separators are escaped
+    """Render a self-contained HTML page."""
+    data = json.dumps(shown)  # ASCII only: escapes direction marks and line separators
     for character, escape in _ESCAPES.items():
         data = data.replace(character, escape)
     before, after = TEMPLATE.read_text(encoding="utf-8").split(DATA_MARK)
@@ -55,7 +55,7 @@ def render_form(shown: Mapping[str, Any]) -> str:
 
 
 def read_key(file: Path) -> dict[str, Any]:
-    """Return the key of a form."""
+    """Read the key of a form."""
     key = _read_json(file)
     if not isinstance(key, dict) or not {"form", "annotators", "items", "systems"} <= key.keys():
         raise ValueError(
@@ -65,16 +65,16 @@ def read_key(file: Path) -> dict[str, Any]:
 
 
 def read_answers(key: Mapping[str, Any], files: Sequence[Path]) -> dict[str, dict[str, bool]]:
-    """Return the answers of each annotator, checked."""
+    """Read and check the answers of each annotator."""
     answers: dict[str, dict[str, bool]] = {}
     complaints: list[str] = []
     for file in files:
         try:
             given = _read_json(file)
-            annotator, found = given["annotator"], given["answers"]
-            faults = _faults(key, form=given["form"], annotator=annotator, answers=found, known=answers)
+            annotator, chosen = given["annotator"], given["answers"]
+            faults = _faults(key, form=given["form"], annotator=annotator, answers=chosen, known=answers)
             if not faults:
-                answers[annotator] = found
+                answers[annotator] = chosen
         except ValueError as error:
             complaints.append(str(error))
         except (KeyError, TypeError, AttributeError):
@@ -106,7 +106,7 @@ def _faults(
 
 
 def _read_json(file: Path) -> Any:
-    """Return what a JSON file holds."""
+    """Read a JSON file."""
     try:
         return parse_json(file.read_bytes())
     except (OSError, ValueError) as error:
@@ -114,5 +114,5 @@ def _read_json(file: Path) -> Any:
 
 
 def _digest(value: Any) -> str:
-    """Return a digest of a value that JSON can hold."""
+    """Return a digest of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Table 3 of the paper: do embeddings of texts on one topic lie together? V-measure x 100.
+"""Reproduce Table 3 of the paper: V-measure x 100 of clustered text embeddings.
 
     python examples/evaluate/clustering.py --model "base, causal=LLAMA" magnet=outputs/mine
     python examples/evaluate/clustering.py --model magnet=outputs/mine --data FOLDER --preset smoke
@@ -39,37 +39,37 @@ from examples.evaluate.sentence_readers import SentenceReader
 from examples.files import data_file, whole_text
 from trainer.whole_files import parse_json
 
-# As many subsets as MTEB's sets have.
+# MTEB's sets have this number of subsets.
 NUM_SUBSETS = 10
-# Length of the subject lines that MTEB's set of newsgroups has, in characters.
+# Range of subject lengths in MTEB's set of newsgroups, in characters.
 SUBJECT_LENGTHS = (11, 120)
 
 
 class LabelledText(NamedTuple):
-    """A text and its topic."""
+    """Hold a text and its topic."""
 
     text: str
     label: str
 
 
 class Subset(NamedTuple):
-    """Texts that are clustered together."""
+    """Hold texts that are clustered together."""
 
     texts: list[str]
     labels: list[str]
 
 
 class LocalFile(NamedTuple):
-    """A file that replaces a set of MTEB's."""
+    """Describe a file that replaces a set of MTEB's."""
 
     name: str
     read: Callable[[Path], list[LabelledText]]
-    size: int  # of a subset
-    what: str  # for the record
+    size: int  # texts per subset
+    what: str  # description for the record
 
 
 class ClusteringSet(NamedTuple):
-    """Where a set is: on the Hub at the revision that MTEB reads, and in a local folder."""
+    """Locate a set: on the Hub at the revision that MTEB reads, and in a local folder."""
 
     hub_id: str
     revision: str
@@ -77,9 +77,9 @@ class ClusteringSet(NamedTuple):
 
 
 def _read_newsgroups(file: Path) -> list[LabelledText]:
-    """Read subject lines as MTEB's set has them: without the `Re:` of answers, neither very short nor very long.
+    """Read subject lines filtered as in MTEB's set: without the `Re:` of replies, neither very short nor very long.
 
-    With this the file has 5,239 different texts of 32.1 characters on average, MTEB's set 5,242 of 32.0.
+    The file then has 5,239 different texts of 32.1 characters on average, MTEB's set 5,242 of 32.0.
     """
     rows = []
     with whole_text(file) as stream:
@@ -97,7 +97,7 @@ def _read_newsgroups(file: Path) -> list[LabelledText]:
 
 
 def _read_titles(file: Path) -> list[LabelledText]:
-    """Read titles and subjects of a tab-separated file with a header."""
+    """Read titles and subjects from a tab-separated file with a header."""
     with whole_text(file, newline="") as stream:
         lines = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
         rows = [LabelledText(str(line.get("title") or ""), str(line.get("subject") or "")) for line in lines]
@@ -151,7 +151,7 @@ def subsets_of(
 
 
 def read_file(name: str, folder: Path) -> list[LabelledText]:
-    """Return the texts of the file that replaces a set.
+    """Read the file that replaces a set.
 
     Raises:
         NotAvailableError: no file replaces it, or the folder lacks it.
@@ -169,7 +169,7 @@ def read_file(name: str, folder: Path) -> list[LabelledText]:
 
 
 def describe_texts(name: str, args: argparse.Namespace) -> dict[str, str | int | None]:
-    """Return which texts these are, for the record: a file is not MTEB's own set."""
+    """Describe the texts for the record, because a file is not MTEB's own set."""
     source = CLUSTERING_SETS[name]
     settings = {"data": f"{source.hub_id}@{source.revision[:7]}", "files": None}
     sizes = {"subsets": args.subsets, "subset_size": args.subset_size}
@@ -181,7 +181,7 @@ def describe_texts(name: str, args: argparse.Namespace) -> dict[str, str | int |
 
 
 def _drawn(texts: list[str], labels: list[str], size: int | None, seed: str) -> Subset:
-    """Draw a given number of texts without replacement; keep all, in their order, where there are no more."""
+    """Draw texts without replacement; if there are no more than requested, return all in order."""
     if size is None or size >= len(texts):
         return Subset(list(texts), list(labels))
     places = random.Random(seed).sample(range(len(texts)), size)
@@ -189,7 +189,7 @@ def _drawn(texts: list[str], labels: list[str], size: int | None, seed: str) -> 
 
 
 def v_measure_by_mteb(reader: SentenceReader, name: str, subsets: list[Subset], *, prompt: str) -> tuple[float, float]:
-    """Return the V-measure x 100 of a legacy task of MTEB's, on the given texts.
+    """Compute the V-measure x 100 of a legacy MTEB task on the given texts.
 
     Source: Rosenberg and Hirschberg 2007 for the measure; Muennighoff et al. 2022 (MTEB) for the k-means.
     """
@@ -201,7 +201,7 @@ def v_measure_by_mteb(reader: SentenceReader, name: str, subsets: list[Subset], 
 
 
 def measure(reader: SentenceReader, task: str, args: argparse.Namespace) -> Measurement:
-    """Return one set on one model."""
+    """Measure one set on one model."""
     subsets = subsets_of(task, folder=args.data, subsets=args.subsets, size=args.subset_size, seed=args.seed)
     mean, spread = v_measure_by_mteb(reader, task, subsets, prompt=prompt_of(args, task))
     return Measurement(
@@ -230,7 +230,7 @@ def units(args: argparse.Namespace) -> list[Unit]:
 
 
 def parse_arguments(arguments: list[str] | None) -> list[argparse.Namespace]:
-    """Read and check the command line: the arguments of each reading that the models need."""
+    """Parse and check the command line once per reading that the models need."""
     parser = make_parser(
         __doc__, smoke={"subsets": 2, "subset_size": 500}, paper={"subsets": None, "subset_size": None}
     )
@@ -246,7 +246,7 @@ def parse_arguments(arguments: list[str] | None) -> list[argparse.Namespace]:
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Measure the models that were named."""
+    """Measure the named models."""
     return run_readings("clustering", parse_arguments(arguments), units)
 
 

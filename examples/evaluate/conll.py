@@ -1,7 +1,7 @@
-"""CoNLL-2003: sentences whose words have a part of speech, a chunk tag and an entity tag.
+"""Read CoNLL-2003: sentences whose words have a part of speech, a chunk tag and an entity tag.
 
-The files of the shared task tag in IOB1 (`B-` only where two spans of a type meet), the Hub's copy in IOB2 (`B-` at
-every beginning). Both are read as IOB2, which is what LLM2Vec trained on: an accuracy over tags depends on it.
+The files of the shared task use IOB1 (`B-` only between two adjacent spans of a type), the copy on the Hub uses IOB2
+(`B-` at every beginning). Both are converted to IOB2, as in LLM2Vec, because an accuracy over tags depends on it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,14 +14,14 @@ from examples.files import data_file, whole_text
 
 HUB_ID = "lhoestq/conll2003"
 TASKS = ("chunking", "ner", "pos")
-# What the splits are called in the files, with their names on the Hub.
+# Names of the splits in the files, with their names on the Hub.
 SPLITS = {"train": "train", "testa": "validation", "testb": "test"}
 _COLUMNS = {"chunking": "chunk_tags", "ner": "ner_tags", "pos": "pos_tags"}
 _DOCUMENT_START = "-DOCSTART-"
 
 
 class TaggedSentence(NamedTuple):
-    """Words with one tag each for every task; spans in IOB2."""
+    """Hold words with one tag per task; spans are in IOB2."""
 
     words: list[str]
     chunking: list[str]
@@ -29,23 +29,23 @@ class TaggedSentence(NamedTuple):
     pos: list[str]
 
     def tags(self, task: str) -> list[str]:
-        """Return its tags of one of `TASKS`."""
-        found: list[str] = getattr(self, task)
-        return found
+        """Return the tags of one of `TASKS`."""
+        tags: list[str] = getattr(self, task)
+        return tags
 
 
 def split_file(folder: Path, split: str) -> Path:
-    """Return where a split's file is: in the folder or one of its sub-folders."""
+    """Return the path of a split's file, in the folder or a subfolder."""
     return data_file(folder, f"eng.{split}.gz")
 
 
 def split_to_test(folder: Path | None) -> str:
-    """Return the split that a probe is tested on: `testb` as in the paper, `testa` in a folder that has no `testb`."""
+    """Return the split that probes are tested on: `testb` as in the paper, `testa` if the folder has no `testb`."""
     return "testb" if folder is None or split_file(folder, "testb").is_file() else "testa"
 
 
 def missing_files(folder: Path) -> list[str]:
-    """Return what a folder lacks, as complaints."""
+    """List missing files as complaints."""
     needed = ("train", split_to_test(folder))
     files = [split_file(folder, split).name for split in needed if not split_file(folder, split).is_file()]
     return [
@@ -54,7 +54,7 @@ def missing_files(folder: Path) -> list[str]:
 
 
 def read_conll(split: str, *, folder: Path | None = None) -> list[TaggedSentence]:
-    """Return the sentences of a split, without the lines that begin a document.
+    """Read the sentences of a split, without the lines that begin a document.
 
     Source: Tjong Kim Sang and De Meulder 2003; section 4.1 of the paper.
     """
@@ -70,7 +70,7 @@ def read_conll(split: str, *, folder: Path | None = None) -> list[TaggedSentence
 
 
 def read_lines(lines: Iterable[str], *, name: str) -> Iterator[TaggedSentence]:
-    """Yield sentences from lines of `word POS chunk entity`, an empty line after each."""
+    """Yield sentences from lines of `word POS chunk entity`; an empty line ends a sentence."""
     rows: list[list[str]] = []
     for number, line in enumerate(lines, start=1):
         cells = line.split()
@@ -90,7 +90,7 @@ def read_lines(lines: Iterable[str], *, name: str) -> Iterator[TaggedSentence]:
 
 
 def sentences_of(data: Dataset) -> list[TaggedSentence]:
-    """Return sentences from the rows of the Hub's copy, whose tags are numbers with names in the features."""
+    """Read sentences from rows of the Hub's copy, whose tags are numbers that index names in the features."""
     names = {task: data.features[column].feature.names for task, column in _COLUMNS.items()}
     columns: dict[str, Sequence[Any]] = {task: data[column] for task, column in _COLUMNS.items()}
     sentences = []
@@ -104,7 +104,7 @@ def sentences_of(data: Dataset) -> list[TaggedSentence]:
 
 
 def to_iob2(tags: Sequence[str]) -> list[str]:
-    """Return the tags of one sentence with `B-` at the beginning of every span.
+    """Convert the tags of one sentence to IOB2, with `B-` at the beginning of every span.
 
     Example:
 
@@ -123,6 +123,6 @@ def _is_span_tag(tag: str) -> bool:
 
 
 def _sentence(rows: Sequence[Sequence[str]]) -> TaggedSentence:
-    """Return one sentence from its lines' cells."""
+    """Make a sentence from the cells of its lines."""
     words, pos, chunks, entities = (list(column) for column in zip(*rows, strict=True))
     return TaggedSentence(words=words, pos=pos, chunking=to_iob2(chunks), ner=to_iob2(entities))

@@ -1,6 +1,6 @@
-"""Greedy continuations of texts from left to right.
+"""Continue texts greedily from left to right.
 
-Nothing is sampled and nothing is forbidden: no penalty, no ban, whatever a model's generation config says.
+The generation config of a model is ignored: no sampling, no penalty, and no forbidden tokens.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ from modeling_magnet.tokenization_magnet import (
 
 
 class Continuation(NamedTuple):
-    """What was written after a text."""
+    """Hold the text written after a prefix."""
 
     text: str
     token_ids: list[int]  # without the token that ended it
@@ -34,7 +34,7 @@ class Continuation(NamedTuple):
 def continue_texts(
     model: Any, texts: Sequence[str], *, max_new_tokens: int, batch_size: int = 16
 ) -> list[Continuation]:
-    """Continue each text by the most likely token, again and again, up to an end of text.
+    """Continue each text with the most likely tokens up to an end of text.
 
     Source: Khosla et al. 2025, section on repetition.
     """
@@ -66,7 +66,7 @@ def continue_texts(
 
 @contextmanager
 def _generation_config(model: Any, settings: GenerationConfig) -> Iterator[None]:
-    """Replace the model's own config: what a call leaves unset, `generate` takes from there, bans included."""
+    """Return a config that replaces the model's own, from which `generate` would take unset values, bans included."""
     own, model.generation_config = model.generation_config, settings
     try:
         yield
@@ -75,7 +75,7 @@ def _generation_config(model: Any, settings: GenerationConfig) -> Iterator[None]
 
 
 def _finish(tokenizer: Any, row: Sequence[int], ids: list[int], ends: Sequence[int]) -> Continuation:
-    """Cut off the end of text and the padding after it, and decode."""
+    """Remove the end of text and the padding after it, and decode."""
     length = next((place for place, token in enumerate(ids) if token in ends), len(ids))
     special = special_ids(tokenizer)
     before, new = ([token for token in part if token not in special] for part in (row, ids[:length]))

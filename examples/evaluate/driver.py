@@ -1,7 +1,7 @@
 """Measure the cells of a table that have no record yet; shared by the scripts of the paper's tables.
 
-A script names its cells as `Unit`s and how a model is opened; `run` measures what no record answers yet, appends one
-record per cell, and prints the table. The same command resumes an interrupted run.
+A script defines its cells as `Unit`s and how to open a model. `run` measures the missing cells, appends one record per
+cell, and prints the table. The same command resumes an interrupted run.
 """
 
 import argparse
@@ -22,12 +22,12 @@ T = TypeVar("T")
 
 
 class NotAvailableError(Exception):
-    """Data or a model that cannot be had here; the reason becomes part of the record."""
+    """Signal data or a model that is not available here; the reason becomes part of the record."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """The figures of one cell; see `Record` for the fields."""
+    """Hold the figures of one cell; see `Record` for the fields."""
 
     metrics: dict[str, float]
     counts: dict[str, int] = field(default_factory=dict)
@@ -36,9 +36,9 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Unit:
-    """One column of a table: its name, all settings that change its figures, and how it is measured.
+    """Define one column of a table: its name, all settings that affect its figures, and its measurement.
 
-    `measure` takes the opened model and may raise `NotAvailableError`.
+    `measure` receives the opened model and may raise `NotAvailableError`.
     """
 
     name: str
@@ -61,7 +61,7 @@ def unless_absent(read: Callable[[], T], *, folder: Path | None) -> T:
 
 
 def open_magnet(path: str, args: argparse.Namespace) -> Any:
-    """Return a MAGNET checkpoint, an adapter or a plain decoder, as our class, in evaluation mode on the device."""
+    """Open a MAGNET checkpoint, adapter or plain decoder in evaluation mode on the device."""
     return models.open_magnet(path, dtype=args.dtype, device=args.device)
 
 
@@ -74,7 +74,7 @@ def run(
 ) -> list[Record]:
     """Measure the cells that have no record yet, model by model, and print the table.
 
-    The file's last record of each cell is then the one that was asked for.
+    The last record of each cell in the file is then the requested one.
     """
     file = RecordFile(args.results, table)
     on_record = file.read()
@@ -104,7 +104,7 @@ def run(
             bar.set_postfix_str(unit.name)
             if record.question in known:
                 record = known[record.question]
-                # A record of other settings may have taken the cell over since.
+                # A later record with other settings may have replaced this cell.
                 is_news = last[record.place].question != record.question or last[record.place].unavailable is not None
             else:
                 record = _measured(unit, record, model, device=args.device)
@@ -112,7 +112,7 @@ def run(
             if is_news:
                 file.append(record)
             records.append(record)
-        model = None  # so that two models are never held at once
+        model = None  # so that two models are never in memory together
     print_table(records)
     print("\n" + _last_line(table, args, records, file.path))
     return records
@@ -122,14 +122,14 @@ def _measured(unit: Unit, asked: Record, model: Any, *, device: str) -> Record:
     """Measure one cell."""
     started = time.perf_counter()
     try:
-        found: dict[str, Any] = vars(unit.measure(model))
+        outcome: dict[str, Any] = vars(unit.measure(model))
     except NotAvailableError as error:
-        found = {"unavailable": str(error)}
-    return replace(asked, **found, **conditions(device), seconds=round(time.perf_counter() - started, 3))
+        outcome = {"unavailable": str(error)}
+    return replace(asked, **outcome, **conditions(device), seconds=round(time.perf_counter() - started, 3))
 
 
 def print_table(records: Sequence[Record]) -> None:
-    """Print systems by units and metrics, and below them why cells could not be measured."""
+    """Print systems by units and metrics, then the reasons why cells could not be measured."""
     columns = list(dict.fromkeys((record.unit, metric) for record in records for metric in record.metrics))
     cells = {(record.system, record.unit, metric): x for record in records for metric, x in record.metrics.items()}
     width = max([len(record.system) for record in records], default=0) + 2
@@ -147,7 +147,7 @@ def print_table(records: Sequence[Record]) -> None:
 
 
 def _last_line(table: str, args: argparse.Namespace, records: Sequence[Record], path: Path) -> str:
-    """Say what was measured; where nothing was, what is missing and where it was looked for."""
+    """Report how much was measured; if nothing was, what is missing and where it was looked for."""
     if any(record.metrics for record in records):
         absent = sum(not record.metrics for record in records)
         note = f", {absent} not available" if absent else ""

@@ -1,10 +1,10 @@
-"""The systems of Table 5, each of which puts one sentence into the blank of a story.
+"""Define the systems of Table 5, each of which fills the blank of a story with one sentence.
 
-A base model that continues the prefix (unidirectional), the same model asked by the paper's prompts, without and
-with solved examples, and models that infill. All write greedily up to the same number of tokens, and all fills are cut
-after their first sentence by the same rule. The paper does not say how long MAGNET's fills may be. Here they end with
-their first sentence (`stop_at_sentence_end`) and not at the best of several lengths (`num_tokens="auto"`), whose fills
-can stop amid a sentence.
+The systems are a base model that continues the prefix (unidirectional), the same model with the paper's prompts,
+without and with solved examples, and models that infill. All write greedily up to the same number of tokens, and all
+fills are cut after their first sentence by the same rule. The paper does not state the length of MAGNET's fills. Here
+they end with their first sentence (`stop_at_sentence_end`), not at the best of several lengths (`num_tokens="auto"`),
+because such fills can stop in the middle of a sentence.
 """
 
 import hashlib
@@ -29,13 +29,13 @@ BASE, MAGNET = "base", "MAGNET"
 UNIDIRECTIONAL = "unidirectional"
 PROMPTS: tuple[Family, ...] = tuple(family for family in FAMILIES if family != "left_to_right")
 PROMPTS_WITH_SHOTS: tuple[Family, ...] = tuple(family for family in PROMPTS if family in FEW_SHOT_FAMILIES)
-# Solved examples of the paper's prompts.
+# Solved examples in the paper's prompts.
 SHOTS = 5
 _NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
 
 
 class StoryBlank(NamedTuple):
-    """A story without one of its sentences; `prefix`, a space, `truth` and `suffix` are the story."""
+    """Hold a story without one of its sentences; `prefix`, a space, `truth` and `suffix` join to the story."""
 
     prefix: str
     truth: str
@@ -44,7 +44,7 @@ class StoryBlank(NamedTuple):
 
 @dataclass(frozen=True)
 class FillSystem:
-    """One row of Table 5."""
+    """Define one row of Table 5."""
 
     name: str
     model: str
@@ -52,16 +52,16 @@ class FillSystem:
     shots: int = 0
 
     def settings(self, *, max_new_tokens: int) -> dict[str, Any]:
-        """Return all that changes what it writes, but for weights, stories and examples."""
+        """Return all settings that affect the fills, except weights, stories and examples."""
         how = {"stop_at_sentence_end": True} if self.family is None else {"family": self.family, "shots": self.shots}
         return {**how, "max_new_tokens": max_new_tokens, "do_sample": False}
 
     def overflow(
         self, model: Any, blanks: Sequence[StoryBlank], examples: Sequence[SolvedGap], *, new_tokens: int
     ) -> int:
-        """Return by how many tokens the longest prompt and its answer exceed the context; 0 where all fit."""
+        """Return by how many tokens the longest prompt and its answer exceed the context; 0 if all fit."""
         if self.family is None:
-            return 0  # `infill` refuses by itself what is too long
+            return 0  # `infill` itself refuses texts that are too long
         asked = self._asked(model, examples)
         texts = [asked.prompt(blank.prefix, blank.suffix) for blank in blanks]
         rows = read_texts(model.tokenizer, texts).input_ids
@@ -77,7 +77,7 @@ class FillSystem:
         max_new_tokens: int,
         batch_size: int,
     ) -> list[str]:
-        """Return one sentence for each blank."""
+        """Write one sentence for each blank."""
         prefixes, suffixes = [blank.prefix for blank in blanks], [blank.suffix for blank in blanks]
         options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "do_sample": False}
         if self.family is None:
@@ -87,13 +87,13 @@ class FillSystem:
         return [first_sentence(text) for text in written]
 
     def _asked(self, model: Any, examples: Sequence[SolvedGap]) -> PromptedInfiller:
-        """Return a causal model that is asked as this system asks."""
+        """Return the causal model that this system prompts."""
         assert self.family is not None
         return PromptedInfiller(model, model.tokenizer, family=self.family, examples=examples[: self.shots])
 
 
 def fill_systems(*, shots: int = SHOTS, more: Iterable[str] = ()) -> list[FillSystem]:
-    """Return the rows of Table 5 in its order.
+    """Return the rows of Table 5 in order.
 
     Source: Khosla et al. 2025, Table 5.
     """
@@ -109,7 +109,7 @@ def fill_systems(*, shots: int = SHOTS, more: Iterable[str] = ()) -> list[FillSy
 def draw_blanks(
     stories: Sequence[Sequence[str]], *, number: int, shots: int, seed: int
 ) -> tuple[list[StoryBlank], list[SolvedGap]]:
-    """Draw stories without a random middle sentence, and solved ones of other stories for the prompts."""
+    """Remove a random middle sentence from drawn stories; draw solved examples from other stories."""
     distinct = list(dict.fromkeys(tuple(story) for story in stories if len(story) > 2))
     if len(distinct) < number + shots:
         raise ValueError(
@@ -126,7 +126,7 @@ def draw_blanks(
 
 
 def first_sentence(text: str) -> str:
-    """Return the first sentence of a text on one line; all of it where no sentence ends.
+    """Return the first sentence of a text on one line; the whole text if no sentence ends.
 
     Example:
         >>> first_sentence(' He fell.  "Why?" she')
@@ -145,7 +145,7 @@ def fill_all(
     open_model: Callable[[str], Any],
     options: Mapping[str, Any],
 ) -> dict[str, list[str]]:
-    """Fill what is not on disk yet."""
+    """Write the fills that are not on disk yet."""
     digest = hashlib.sha256(json.dumps([blanks, examples]).encode()).hexdigest()[:16]
     files = {system.name: folder / f"{quote(system.name, safe=' ,')}.jsonl" for system in systems}
     fills: dict[str, list[str]] = {}
@@ -164,7 +164,7 @@ def fill_all(
                 bar.set_postfix_str(system.name)
                 written = fills[system.name]
                 while len(written) < len(blanks):
-                    # Batches begin at multiples of their size, so that a resumed run writes what a whole one writes.
+                    # Batches begin at multiples of their size, so that a resumed run writes the same fills.
                     first = len(written) // size * size
                     batch = blanks[first : first + size]
                     new = system.fill(
@@ -184,7 +184,7 @@ def _check_lengths(
     *,
     new_tokens: int,
 ) -> None:
-    """Refuse prompts that the model cannot read, before anything is written with it."""
+    """Refuse prompts that the model cannot read, before anything is written."""
     over = {system.name: system.overflow(model, blanks, examples, new_tokens=new_tokens) for system in systems}
     check(
         [

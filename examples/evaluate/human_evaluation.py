@@ -1,4 +1,4 @@
-"""Table 5: infilling judged by people. Stories are filled by every system, blinded, judged in a browser and scored.
+"""Reproduce Table 5, infilling judged by people: fill stories with every system, blind, collect judgments, score.
 
     python examples/evaluate/human_evaluation.py sample --model base=DIR MAGNET=DIR --output_dir outputs/people
     # people open outputs/people/form.html, and hand back what its button downloads
@@ -34,7 +34,7 @@ SMOKE, PAPER = {"limit": 4, "shots": 2}, {"limit": 100, "shots": SHOTS}
 
 
 def sample(args: argparse.Namespace) -> dict[str, Any]:
-    """Draw stories, fill them by every system, and write the form and its key."""
+    """Draw stories, fill them with every system, and write the form and its key."""
     chosen, identities = _check_sample(args)
     stories = read_stories(args.data, corpus=args.corpus)
     blanks, examples = draw_blanks(stories, number=args.limit, shots=args.shots, seed=args.seed)
@@ -80,7 +80,7 @@ def sample(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_sample(args: argparse.Namespace) -> tuple[list[Any], dict[str, dict[str, str | None]]]:
-    """Return the systems that were chosen and the identities of their models; refuse what cannot work."""
+    """Return the selected systems and the identities of their models, after checking the arguments."""
     more = [name for name in args.model if name not in (BASE, MAGNET)]
     systems = [system for system in fill_systems(shots=args.shots, more=more) if system.model in args.model]
     names = [system.name for system in systems]
@@ -99,7 +99,7 @@ def _check_sample(args: argparse.Namespace) -> tuple[list[Any], dict[str, dict[s
 
 
 def score(args: argparse.Namespace) -> list[Record]:
-    """Check the answers, print the table, and append what is not on record yet."""
+    """Check the answers, print the table, and append missing records."""
     require_extra("eval", "scipy", "sklearn")
     key = read_key(args.key)
     answers = read_answers(key, args.answers)
@@ -142,12 +142,12 @@ def score(args: argparse.Namespace) -> list[Record]:
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Run either command; `sample` makes no records."""
+    """Run either command; `sample` writes no records."""
     parser = OneLineParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     sampling = commands.add_parser("sample", help="fill stories, and write the form and its key")
     options.add_measuring(sampling, smoke=SMOKE, paper=PAPER)
-    sampling.add_argument("--systems", nargs="+", help="rows of the table to have judged, all if left out")
+    sampling.add_argument("--systems", nargs="+", help="rows of the table to be judged; defaults to all")
     sampling.add_argument("--corpus", default="rocstories", choices=["rocstories", "story_cloze"], help="the stories")
     options.add_limit(sampling, "stories")
     sampling.add_argument("--shots", type=at_least(0), help="solved examples in the prompts that take some")
@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     add_output_dir(sampling, required=True, help="folder to write, or to go on with")
     scoring = commands.add_parser("score", help="check answers, and append their figures to the records")
     scoring.add_argument("--key", type=Path, required=True, help="key.json of the form")
-    scoring.add_argument("--answers", type=Path, nargs="+", required=True, help="what the annotators downloaded")
+    scoring.add_argument("--answers", type=Path, nargs="+", required=True, help="files that annotators downloaded")
     options.add_results(scoring)
     options.add_seed(scoring)
     args = parser.parse_args(arguments)

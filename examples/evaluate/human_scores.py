@@ -1,9 +1,9 @@
-"""From people's answers to the figures of Table 5: shares, their intervals, agreement, and a test against MAGNET.
+"""Compute the figures of Table 5 from people's answers: shares, intervals, agreement, and a test against MAGNET.
 
-The interval is a percentile bootstrap over stories, by scipy. Stories are what was drawn at random, and the answers of
-several people to one story depend on each other: an interval that counts answers one by one would be too narrow.
-Where all stories have the same share, as with a system that nobody ever found appropriate, resampling has no width;
-there the interval is Wilson's for as many stories.
+The interval is a percentile bootstrap over stories (scipy), because stories were drawn at random and several answers
+to one story depend on each other; an interval over single answers would be too narrow. If all stories have the same
+share, for example if no fill of a system was found appropriate, resampling gives width zero; the interval is then
+Wilson's for the number of stories.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,8 +19,8 @@ RESAMPLES = 9999
 
 
 def mcnemar(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
-    """Run McNemar's exact test of two systems on the same stories."""
-    from scipy.stats import binomtest  # of the extra `eval`
+    """Run McNemar's exact test on two systems and the same stories."""
+    from scipy.stats import binomtest  # needs the extra `eval`
 
     only_one, only_other = int((one & ~other).sum()), int((~one & other).sum())
     discordant = only_one + only_other
@@ -29,7 +29,7 @@ def mcnemar(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
 
 
 def answers_by_system(key: Mapping[str, Any], answers: Mapping[str, Mapping[str, bool]]) -> dict[str, np.ndarray]:
-    """Return who found what appropriate, unblinded.
+    """Unblind the answers.
 
     Returns:
         `dict[str, numpy.ndarray]`: Of each system `bool` of shape `(annotators, stories)`.
@@ -49,7 +49,7 @@ def share_interval(shares: np.ndarray, *, seed: int) -> tuple[float, float]:
     Args:
         shares (`numpy.ndarray` of shape `(stories,)`): Of each story the share of annotators who said yes, 0 to 1.
     """
-    from scipy.stats import binomtest, bootstrap  # of the extra `eval`
+    from scipy.stats import binomtest, bootstrap  # needs the extra `eval`
 
     if np.all(shares == shares[0]):
         yes = round(float(shares[0]) * len(shares))
@@ -67,23 +67,23 @@ def share_interval(shares: np.ndarray, *, seed: int) -> tuple[float, float]:
 
 
 def agreement(table: np.ndarray) -> float | None:
-    """Return Cohen's kappa of two annotators; of more, the mean over their pairs.
+    """Return Cohen's kappa of two annotators, or its mean over all pairs of annotators.
 
     Args:
         table (`numpy.ndarray` of shape `(annotators, items)`): Their answers.
     """
-    from sklearn.metrics import cohen_kappa_score  # of the extra `eval`
+    from sklearn.metrics import cohen_kappa_score  # needs the extra `eval`
 
     kappas = []
-    for one, other in combinations(table, 2):
-        if len(np.unique([one, other])) == 1:
+    for first, second in combinations(table, 2):
+        if len(np.unique([first, second])) == 1:
             return None
-        kappas.append(cohen_kappa_score(one, other))
+        kappas.append(cohen_kappa_score(first, second))
     return float(np.mean(kappas)) if kappas else None
 
 
 def score_systems(tables: Mapping[str, np.ndarray], *, seed: int) -> dict[str, dict[str, float]]:
-    """Return the figures of each system."""
+    """Compute the figures of each system."""
     scores: dict[str, dict[str, float]] = {}
     for system, table in tables.items():
         low, high = share_interval(table.mean(axis=0), seed=seed)
@@ -104,6 +104,6 @@ def overall_agreement(key: Mapping[str, Any], answers: Mapping[str, Mapping[str,
 
 
 def _majority(table: np.ndarray) -> np.ndarray:
-    """Return which stories more than half of the annotators find appropriate."""
+    """Return for each story whether more than half of the annotators find the fill appropriate."""
     majority: np.ndarray = table.mean(axis=0) > 0.5
     return majority

@@ -1,4 +1,4 @@
-"""Table 4 of the paper: infilling perplexity, over the tokens of the removed spans.
+"""Reproduce Table 4 of the paper: infilling perplexity over the tokens of the removed spans.
 
     python examples/evaluate/infilling_perplexity.py --model base=DIR --reading left
     python examples/evaluate/infilling_perplexity.py --model MAGNET=DIR
@@ -39,7 +39,7 @@ SPANS = {"max_spans": 3, "min_span_tokens": 8, "max_span_tokens": 32}
 
 
 def draw(number: int, *, limit: int | None, seed: int) -> list[int]:
-    """Return which texts are measured: all, or as many as the limit says, drawn at random."""
+    """Return the texts to measure: all, or a random sample of the size of the limit."""
     if limit is None:
         return list(range(number))
     order = torch.randperm(number, generator=row_generator(seed, epoch=1, row_id=0))
@@ -47,7 +47,7 @@ def draw(number: int, *, limit: int | None, seed: int) -> list[int]:
 
 
 def make_story_rows(tokenizer: Any, stories: list[list[str]], *, foreign: bool, seed: int) -> list[SpanRow]:
-    """Remove a random sentence from each story; with `foreign`, another story's end follows it."""
+    """Remove a random sentence from each story; with `foreign`, follow it by the end of another story."""
     others = derange(len(stories), seed=seed) if foreign else None
     rows = []
     for number, story in enumerate(stories):
@@ -84,12 +84,12 @@ def measure(model: Any, rows: list[SpanRow], *, texts: int, reading: Any) -> Mea
 
 
 def make_units(args: argparse.Namespace) -> list[Unit]:
-    """Return the columns that were asked for; a corpus is read when the first model needs it."""
+    """Return the requested columns; a corpus is read when the first model needs it."""
 
     @cache
     def stories() -> list[list[str]]:
-        found = unless_absent(lambda: read_stories(args.data, corpus=args.corpus), folder=args.data)
-        full = [story for story in found if len(story) >= SENTENCES]  # the five that may be drawn
+        stories = unless_absent(lambda: read_stories(args.data, corpus=args.corpus), folder=args.data)
+        full = [story for story in stories if len(story) >= SENTENCES]  # the five sentences that may be drawn
         return [full[index] for index in draw(len(full), limit=args.limit, seed=args.seed)]
 
     @cache
@@ -106,7 +106,7 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
         return measure(model, rows, texts=texts, reading=args.reading)
 
     shared = {"reading": args.reading, "suffix": args.suffix, "limit": args.limit}
-    settings: dict[str, dict[str, Any]] = {}  # of what was asked for: only its files must be there
+    settings: dict[str, dict[str, Any]] = {}  # only the files of requested corpora have to exist
     if "ROCStories" in args.units:
         source, form = stories_source(args.data, corpus=args.corpus)
         settings["ROCStories"] = {"source": source, "text": form, "removed": "one sentence of the first five"}
@@ -119,21 +119,21 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse what cannot work, before weights are read."""
-    found = []
+    """Refuse invalid arguments before weights are read."""
+    complaints = []
     if args.reading == "left" and args.suffix == "other":
-        found.append("`--suffix other` changes nothing with `--reading left`, which sees no suffix. Drop one of them.")
+        complaints.append("`--suffix other` changes nothing with `--reading left`, which sees no suffix. Drop one.")
     if args.suffix == "other" and args.limit == 1:
-        found.append("`--limit` is 1, but `--suffix other` takes each suffix from another text. Raise it.")
+        complaints.append("`--limit` is 1, but `--suffix other` takes each suffix from another text. Raise it.")
     if args.max_length <= SPANS["max_span_tokens"] + 1:
-        found.append(f"`--max_length` is {args.max_length}; a block must hold a span of 32 tokens. Raise it.")
+        complaints.append(f"`--max_length` is {args.max_length}; a block must hold a span of 32 tokens. Raise it.")
     sources = {
         "ROCStories": lambda: stories_source(args.data, corpus=args.corpus),
         "WikiText": lambda: wikitext_source(args.data),
     }
-    found += complaints_of({unit: sources[unit] for unit in args.units})
-    found += about_models(args.model, lambda path: _check_model(path, args))
-    check(found)
+    complaints += complaints_of({unit: sources[unit] for unit in args.units})
+    complaints += about_models(args.model, lambda path: _check_model(path, args))
+    check(complaints)
 
 
 def _check_model(path: str, args: argparse.Namespace) -> None:
@@ -148,12 +148,12 @@ def _check_model(path: str, args: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Measure the models that were named."""
+    """Measure the named models."""
     parser = make_parser(__doc__, smoke={"limit": 64, "max_length": 256}, paper={"limit": None, "max_length": 512})
     parser.add_argument("--units", nargs="+", default=list(UNITS), choices=UNITS, help="corpora")
     parser.add_argument("--reading", default="infill", choices=READINGS, help="both sides of a span, or its left")
     parser.add_argument("--suffix", default="own", choices=["own", "other"], help="the text after a span")
-    parser.add_argument("--corpus", default="rocstories", choices=CORPORA, help="which stories, a unit of their own")
+    parser.add_argument("--corpus", default="rocstories", choices=CORPORA, help="stories; each corpus is a unit")
     add_limit(parser, "stories and blocks, drawn at random; all if left out")
     parser.add_argument("--max_length", type=int, help="tokens of a block of WikiText, BOS included")
     args = parse(parser, arguments)

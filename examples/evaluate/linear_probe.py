@@ -1,12 +1,12 @@
-"""Frozen states of words and their labels -> a trained linear layer -> predicted labels.
+"""Train a linear layer that predicts the labels of words from frozen states.
 
-Pure functions of arrays and a seed: nothing here knows about models, texts or tasks.
+These are pure functions of arrays and a seed, without models, texts or tasks.
 
-How LLM2Vec trains its classifiers (experiments/run_word_task.py and train_configs/word-task of its repository) is
-followed: AdamW without weight decay, which is Adam, at its default moments; the rate falls in a line that would reach
-0 after 10 epochs and is cut off at 4000 steps; gradients are clipped at norm 1; dropout on the states; cross entropy
-over the words of the batch; each epoch is a new order, and its last batch may be smaller. Not followed: their layer is
-kept in bfloat16, ours in float32.
+Training follows the classifiers of LLM2Vec (experiments/run_word_task.py and train_configs/word-task of its
+repository): AdamW without weight decay, which is Adam, with default moments; a learning rate that decreases linearly
+to 0 after 10 epochs, cut off at 4000 steps; gradients clipped at norm 1; dropout on the states; cross entropy over the
+words of the batch; a new order in each epoch, whose last batch may be smaller. One difference: their layer is kept in
+bfloat16, ours in float32.
 """
 
 import math
@@ -22,7 +22,7 @@ _ROWS_AT_ONCE = 16_384
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSettings:
-    """How a probe is trained; the paper's values.
+    """Configure the training of a probe; the defaults are the paper's values.
 
     Args:
         steps (`int`): Updates, >= 1.
@@ -54,7 +54,7 @@ def train_probe(
     device: str = "cpu",
     description: str | None = None,
 ) -> torch.nn.Linear:
-    """Train a linear layer to tell the labels of words from their states.
+    """Train a linear layer to predict the labels of words from their states.
 
     Args:
         states (`numpy.ndarray` of shape `(num_words, hidden_size)`): Float32; a memory map is read batch by batch.

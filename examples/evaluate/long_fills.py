@@ -1,4 +1,4 @@
-"""Appendix E of the paper: long spans, filled at once or in chunks. Does a chunk gain from the fills before it?
+"""Reproduce Appendix E of the paper: long spans, filled at once or in chunks that can use earlier chunks.
 
     python examples/evaluate/long_fills.py --model MAGNET=DIR --judge BASE
     python examples/evaluate/long_fills.py --model MAGNET=DIR --judge BASE --texts articles.jsonl.xz --chunks 128 32
@@ -33,17 +33,17 @@ from trainer.metrics import perplexity, repetition_n
 from trainer.prompted_infilling import PromptedInfiller
 from trainer.sources import is_hub_id, local_files
 
-# Tokens after a span that are judged.
+# Number of tokens after a span that are judged.
 CONTINUATION_TOKENS = 32
 
 
 class HeldOutSpan(NamedTuple):
-    """A span of a text and what is around it."""
+    """Hold a span of a text and its surroundings."""
 
     prefix: str
     truth: str
     suffix: str
-    length: int  # tokens of the truth
+    length: int  # number of tokens of the original span
 
 
 def draw_spans(
@@ -55,7 +55,7 @@ def draw_spans(
     suffix_tokens: int,
     seed: int,
 ) -> list[HeldOutSpan]:
-    """Return a span of each of as many texts as there are lengths; span and suffix begin at a space, as words do."""
+    """Draw one span per text for the given lengths; span and suffix begin at a space, as words do."""
     draw = np.random.default_rng(seed)
     name = repr(source) if isinstance(source, str) else f"A list of {len(source)} texts"
     texts = load_texts(source)["text"] if isinstance(source, str) else source
@@ -71,7 +71,7 @@ def draw_spans(
             after = ids[first + length : first + length + suffix_tokens]
             prefix = str(tokenizer.decode(before, clean_up_tokenization_spaces=False))
             truth, suffix = decode_fill(tokenizer, before, own), decode_fill(tokenizer, [*before, *own], after)
-            # Texts that tokenise back to the very tokens, so that the truth has the length it is said to have.
+            # Only texts that tokenize back to the same tokens, so that the original span has the stated length.
             same = continuation_ids(tokenizer, truth) == own and "\n" not in truth
             if same and truth.startswith(" ") and suffix.startswith(" "):
                 spans.append(HeldOutSpan(prefix.lstrip(), truth, suffix, length))
@@ -84,7 +84,7 @@ def draw_spans(
 def continuation_perplexity(judge: Any, tokenizer: Any, spans: Sequence[HeldOutSpan], fills: Sequence[str]) -> float:
     """Return the perplexity of the text after the spans to a causal model that has read prefix and fill.
 
-    The first `CONTINUATION_TOKENS` tokens of each suffix count. A fill that leads nowhere makes them surprising.
+    The first `CONTINUATION_TOKENS` tokens of each suffix count. An incoherent fill makes them surprising.
     """
     reader = PromptedInfiller(judge, tokenizer)
     starts = [
@@ -100,19 +100,19 @@ def continuation_perplexity(judge: Any, tokenizer: Any, spans: Sequence[HeldOutS
             [[start] for start in starts],
             [""] * len(spans),
         )
-    total = -sum(one[0].logprob for one in scored)
-    return perplexity(total, sum(len(one[0].token_ids) for one in scored))
+    total = -sum(candidates[0].logprob for candidates in scored)
+    return perplexity(total, sum(len(candidates[0].token_ids) for candidates in scored))
 
 
 PREFIX_TOKENS, SUFFIX_TOKENS = 192, 128
 SAMPLING: dict[str, Any] = {"do_sample": True, "top_p": 0.9, "temperature": 0.8, "top_k": 0}
 KINDS: dict[str, dict[str, Any]] = {"greedy": {}, "sampled": SAMPLING}
-# Characters of joined WikiText paragraphs that hold a span and what is around it.
+# Characters of joined WikiText paragraphs, enough for a span and its surroundings.
 TEXT_CHARACTERS = 4000
 
 
 class Judge:
-    """The model that reads the fills, opened when the first unit needs it, and the spans of each model's tokens."""
+    """Hold the model that reads the fills, opened for the first unit, and the spans in each model's tokens."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -121,7 +121,7 @@ class Judge:
         self.drawn: tuple[Any, list[HeldOutSpan]] = (None, [])
 
     def spans(self, model: Any) -> list[HeldOutSpan]:
-        """Return the spans, drawn in the tokens of a model; kept for the model that is being measured."""
+        """Draw the spans in the tokens of a model, and keep them while that model is measured."""
         if self.drawn[0] is not model.tokenizer:
             spans = draw_spans(
                 self.texts(),
@@ -135,27 +135,27 @@ class Judge:
         return self.drawn[1]
 
     def measure(self, model: Any, *, write: Callable[[Any, list[HeldOutSpan]], list[str]]) -> Measurement:
-        """Return how the judge reads the fills that `write` returns, and the text after them."""
+        """Measure the judge's perplexity of the fills that `write` returns, and of the text after them."""
         judge, spans = self.opened(), self.spans(model)
         fills = write(model, spans)
         metrics = {"continuation_perplexity": continuation_perplexity(judge, judge.tokenizer, spans, fills)}
         metrics["rep_4"] = repetition_n(fills)
         if any(fills):
             reader = PromptedInfiller(judge, judge.tokenizer)
-            scored = [one[0] for one in reader.score_infill(*_around(spans, fills=[[fill] for fill in fills]))]
-            tokens = sum(len(one.token_ids) for one in scored)
-            metrics["fill_perplexity"] = perplexity(-sum(one.logprob for one in scored), tokens)
+            scored = [row[0] for row in reader.score_infill(*_around(spans, fills=[[fill] for fill in fills]))]
+            tokens = sum(len(fill.token_ids) for fill in scored)
+            metrics["fill_perplexity"] = perplexity(-sum(fill.logprob for fill in scored), tokens)
         shown = [span._asdict() | {"fill": fill} for span, fill in zip(spans[:3], fills, strict=False)]
         return Measurement(metrics=metrics, counts={"gaps": len(spans)}, samples=shown)
 
 
 def _around(spans: list[HeldOutSpan], *, fills: Any = None) -> list[Any]:
-    """Return prefixes, fills where there are some, and suffixes."""
+    """Return prefixes, fills if there are any, and suffixes."""
     return [[span.prefix for span in spans], *([] if fills is None else [fills]), [span.suffix for span in spans]]
 
 
 def joined_wikitext(args: argparse.Namespace) -> list[str]:
-    """Join neighbouring paragraphs of WikiText until they are long enough for a span."""
+    """Join neighboring paragraphs of WikiText until they are long enough for a span."""
     texts = [""]
     for paragraph in unless_absent(lambda: read_wikitext(args.data), folder=args.data):
         if len(texts[-1]) >= TEXT_CHARACTERS:
@@ -165,7 +165,7 @@ def joined_wikitext(args: argparse.Namespace) -> list[str]:
 
 
 def make_units(args: argparse.Namespace) -> list[Unit]:
-    """Return a unit for each way to fill, and what they are compared with."""
+    """Return a unit for each way to fill, and for each baseline."""
     judge = Judge(args)
     settings = {
         "judge": identify(args.judge),
@@ -207,18 +207,18 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse what cannot work, before weights are read."""
-    found = []
+    """Refuse invalid arguments before weights are read."""
+    complaints = []
     if wrong := [chunk for chunk in args.chunks if chunk > args.span_tokens]:
-        found.append(
+        complaints.append(
             f"`--chunks` has {wrong}; expected 1 to {args.span_tokens}, the tokens of a span. Leave them out."
         )
-    found += about_models({**args.model, "the judge": args.judge}, lambda path: _check_model(path, args))
+    complaints += about_models({**args.model, "the judge": args.judge}, lambda path: _check_model(path, args))
     if args.texts is None:
-        found += complaints_of({"WikiText": lambda: wikitext_source(args.data)})
+        complaints += complaints_of({"WikiText": lambda: wikitext_source(args.data)})
     elif not is_hub_id(args.texts):
-        found += complaints_of({"`--texts`": lambda: local_files(args.texts, name="--texts")})
-    check(found)
+        complaints += complaints_of({"`--texts`": lambda: local_files(args.texts, name="--texts")})
+    check(complaints)
 
 
 def _check_model(path: str, args: argparse.Namespace) -> None:
@@ -229,11 +229,11 @@ def _check_model(path: str, args: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Fill, judge, print, record."""
+    """Fill, judge, print, and record."""
     paper = {"limit": 200, "span_tokens": 128, "chunks": [128, 64, 32, 16, 8], "kinds": list(KINDS)}
     parser = make_parser(__doc__, smoke={**paper, "limit": 8, "chunks": [128, 32], "kinds": ["greedy"]}, paper=paper)
     parser.add_argument("--judge", required=True, help="a causal model that reads the fills and the text after them")
-    parser.add_argument("--texts", help="held-out texts, a file or a data set of the Hub; WikiText if left out")
+    parser.add_argument("--texts", help="held-out texts, a file or a data set of the Hub; defaults to WikiText")
     add_limit(parser, "spans")
     parser.add_argument("--span_tokens", type=at_least(), help="tokens of a span")
     parser.add_argument("--chunks", type=at_least(), nargs="+", help="tokens filled at once")

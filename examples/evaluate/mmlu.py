@@ -1,4 +1,4 @@
-"""Table 6 of the paper: knowledge, the accuracy on MMLU in percent, by lm-eval.
+"""Reproduce Table 6 of the paper: accuracy on MMLU in percent, by lm-eval.
 
     python examples/evaluate/mmlu.py --model base=DIR MAGNET=DIR --data FOLDER
     python examples/evaluate/mmlu.py --model "MAGNET, adapter off=ADAPTER" --reading adapter_off --preset smoke
@@ -46,7 +46,7 @@ try:
     from lm_eval.api.group import Group
     from lm_eval.api.metrics import aggregate_subtask_metrics, mean_stderr, pooled_sample_stderr
     from lm_eval.models.huggingface import HFLM
-except ImportError:  # `main` says what to install; `--help` works without it
+except ImportError:  # `main` reports the missing extra, so that `--help` works without it
     HFLM = Group = object
 
 TABLE = "mmlu"
@@ -56,15 +56,15 @@ PAPER = {"num_fewshot": 5, "limit": None, "batch_size": 8}
 
 
 class CausalLM(HFLM):
-    """lm-eval's reader of a model that is open already; remembers the prompts that lm-eval cuts."""
+    """Adapt an opened model for lm-eval, and remember the prompts that lm-eval truncates."""
 
     def __init__(self, model: Any, tokenizer: Any, *, batch_size: int) -> None:
-        with only_errors():  # that it was not given a path
+        with only_errors():  # that it received a model and not a path
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         self.cut: set[str] = set()
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
-        """Remember cut prompts instead of logging each of them, as lm-eval does."""
+        """Count truncated prompts instead of logging each of them, as lm-eval does."""
         for (context, _), context_ids, choice_ids in requests:
             if len(context_ids) + len(choice_ids) > self.max_length + 1:  # the last token is not read
                 self.cut.add(context)
@@ -73,7 +73,7 @@ class CausalLM(HFLM):
 
 @dataclass
 class OpenedModel:
-    """A model as all columns share it, with the groups that this run has measured."""
+    """Hold a model for all columns, with the groups that this run has measured."""
 
     lm: CausalLM
     path: str
@@ -81,7 +81,7 @@ class OpenedModel:
 
 
 def open_reader(path: str, args: argparse.Namespace) -> OpenedModel:
-    """Return the model, in the reading that is asked for."""
+    """Open the model in the requested reading."""
     if args.reading == "stock":
         place = ModelSource(path, {})
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -92,28 +92,28 @@ def open_reader(path: str, args: argparse.Namespace) -> OpenedModel:
     model = open_magnet(path, args)
     if args.reading == "adapter_off":
         model.set_adapter_modes(["bidirectional", "infill"])
-    elif model.has_adapter:  # it may be stored with modes that leave it out of the causal one
+    elif model.has_adapter:  # the stored adapter modes may exclude causal
         model.set_adapter_modes(None)
     return OpenedModel(CausalLM(model, model.tokenizer, batch_size=args.batch_size), path)
 
 
 def evaluate_group(lm: CausalLM, group: Group, *, num_fewshot: int, limit: int | None) -> Measurement:
-    """Return the accuracy on the subjects of a group, each weighed by its questions."""
+    """Return the accuracy on the subjects of a group, each weighted by its questions."""
     tasks = {task.task_name: task for task in group.get_all_tasks()}
     for task in tasks.values():
         task.set_config("num_fewshot", num_fewshot)
     with only_errors():
-        found: Any = evaluate(lm, {"tasks": tasks, "groups": {group.name: group}}, limit=limit)
+        output: Any = evaluate(lm, {"tasks": tasks, "groups": {group.name: group}}, limit=limit)
     counts = {"questions": 0, "truncated": 0}
     for name, task in tasks.items():
-        samples = found["samples"][name]
+        samples = output["samples"][name]
         subject = task.config.dataset_name
         counts["questions"] += len(samples)
         counts["truncated"] += sum(sample["arguments"][0][0] in lm.cut for sample in samples)
         counts[f"questions, {subject}"] = len(samples)
         counts[f"correct, {subject}"] = sum(round(sample["acc"]) for sample in samples)
-    accuracy, stderr = found["groups"][group.name]["acc,none"], found["groups"][group.name]["acc_stderr,none"]
-    metrics = {"accuracy": accuracy, "stderr": stderr}  # a single question has no error
+    accuracy, stderr = output["groups"][group.name]["acc,none"], output["groups"][group.name]["acc_stderr,none"]
+    metrics = {"accuracy": accuracy, "stderr": stderr}  # a single question has no standard error
     return Measurement(metrics={name: 100 * float(x) for name, x in metrics.items() if x != "N/A"}, counts=counts)
 
 
@@ -148,7 +148,7 @@ def make_units(args: argparse.Namespace, questions: dict[str, DatasetDict] | Non
     def measure_group(name: str, opened: OpenedModel) -> Measurement:
         try:
             group = load_group(GROUPS[name], questions)
-        except (OSError, ValueError) as error:  # the second where only some subjects were downloaded before
+        except (OSError, ValueError) as error:  # the latter if only some subjects were downloaded before
             if questions is not None:
                 raise
             raise NotAvailableError(f"{settings['data']} cannot be had from the Hub ({error})") from error
@@ -156,18 +156,18 @@ def make_units(args: argparse.Namespace, questions: dict[str, DatasetDict] | Non
         return opened.groups[name]
 
     def measure_average(opened: OpenedModel) -> Measurement:
-        found = {name: opened.groups.get(name) or _on_record(args, opened.path, name, settings) for name in GROUPS}
-        missing = [name for name, group in found.items() if group is None]
+        groups = {name: opened.groups.get(name) or _on_record(args, opened.path, name, settings) for name in GROUPS}
+        missing = [name for name, group in groups.items() if group is None]
         if missing:
             raise NotAvailableError(f"not measured: {', '.join(missing)}")
-        return average_groups([group for group in found.values() if group is not None])
+        return average_groups([group for group in groups.values() if group is not None])
 
     groups = [Unit(name, settings, partial(measure_group, name)) for name in GROUPS]
     return [*groups, Unit("average", settings, measure_average)]
 
 
 def _on_record(args: argparse.Namespace, path: str, unit: str, settings: dict[str, Any]) -> Record | None:
-    """Return a group that an earlier run has measured on the same weights, in the same way."""
+    """Return a group that an earlier run has measured with the same weights and settings."""
     identity = identify(path)
     settings = {**settings, "dtype": args.dtype, "preset": args.preset}
     for record in reversed(RecordFile(args.results, TABLE).read()):
@@ -187,7 +187,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _check_model(path: str, args: argparse.Namespace) -> None:
-    """Refuse a model that cannot be read so."""
+    """Refuse a model that does not support the reading."""
     source = ModelSource(path, {})
     if args.reading == "stock":
         (source.adapter_base() or source).config_values()
@@ -198,7 +198,7 @@ def _check_model(path: str, args: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Measure the models that were named."""
+    """Measure the named models."""
     args = parse_arguments(arguments)
     require_extra("eval", "lm_eval.models.huggingface")
     complaints, questions = about_models(args.model, lambda path: _check_model(path, args)), None

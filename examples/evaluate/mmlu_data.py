@@ -1,7 +1,7 @@
-"""MMLU as lm-eval defines it, with the questions of the Hub or of files on disk.
+"""Load MMLU as lm-eval defines it, with questions from the Hub or from files on disk.
 
-Descriptions, templates, choice of the examples and groups are read from the installed lm-eval; from here comes at most
-where the questions are.
+Descriptions, templates, choice of the examples and groups are read from the installed lm-eval; this module replaces
+only the source of the questions.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _FEATURES = Features(
 
 
 def task_manager() -> TaskManager:
-    """Return lm-eval's index of its own MMLU tasks only, which is read at once."""
+    """Return lm-eval's index restricted to its MMLU tasks, which loads fast."""
     import lm_eval.tasks
     from lm_eval.tasks import TaskManager
 
@@ -64,7 +64,7 @@ def task_configs(manager: TaskManager, group: str) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def only_errors() -> Iterator[None]:
-    """Silence lm-eval's warnings that a model or a data set was passed as an object."""
+    """Silence lm-eval's warnings that a model or data set was passed as an object."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -75,7 +75,7 @@ def only_errors() -> Iterator[None]:
 
 
 def load_group(group: str, questions: dict[str, DatasetDict] | None) -> Group:
-    """Return a group of subjects, ready to be evaluated."""
+    """Load a group of subjects for evaluation."""
     from lm_eval.api.group import Group
 
     manager = task_manager()
@@ -112,13 +112,13 @@ def read_questions(folder: Path) -> dict[str, DatasetDict]:
                 f"at least {least} of each, since a group's figure is that of all its subjects. Put them there."
             )
     return {
-        subject: DatasetDict({split: Dataset.from_list(found, features=_FEATURES) for split, found in splits.items()})
+        subject: DatasetDict({split: Dataset.from_list(rows, features=_FEATURES) for split, rows in splits.items()})
         for subject, splits in rows.items()
     }
 
 
 def _question(line: str) -> dict[str, Any] | None:
-    """Return the columns of a question, or `None` where the line is not one."""
+    """Return the columns of a question, or `None` if the line is invalid."""
     try:
         values = parse_json(line)
         row = {name: values[name] for name in _FEATURES}
@@ -130,7 +130,7 @@ def _question(line: str) -> dict[str, Any] | None:
 
 
 def name_questions(questions: dict[str, DatasetDict] | None) -> str:
-    """Return what tells other questions apart, for the settings of a record: the Hub id, or a digest of all rows."""
+    """Identify the questions in the settings of a record: the Hub id, or a digest of all rows."""
     if questions is None:
         return HUB_ID
     digest = hashlib.sha256()
@@ -141,7 +141,7 @@ def name_questions(questions: dict[str, DatasetDict] | None) -> str:
 
 
 def _giver(rows: DatasetDict) -> Callable[..., DatasetDict]:
-    """Return what lm-eval calls, with the task's metadata, in place of loading from the Hub."""
+    """Return the function that lm-eval calls, with the task's metadata, instead of loading from the Hub."""
 
     def give(**metadata: Any) -> DatasetDict:
         return rows
@@ -150,7 +150,7 @@ def _giver(rows: DatasetDict) -> Callable[..., DatasetDict]:
 
 
 def _find(folder: Path, name: str) -> Path:
-    """Return a file of a folder or one of its sub-folders, compressed or not."""
+    """Find a file in a folder or one of its subfolders, compressed or not."""
     for suffix in _SUFFIXES:
         file = data_file(folder, f"{name}{suffix}")
         if file.is_file():

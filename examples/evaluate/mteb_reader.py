@@ -1,6 +1,6 @@
-"""A sentence reader as `mteb.evaluate` takes it, on data that was put into the task.
+"""Wrap a sentence reader for `mteb.evaluate` on data that was put into the task.
 
-`trainer/mteb_encoder.py` is what users wrap a MAGNET model with; this one takes any reader, and says its instruction.
+Users wrap a MAGNET model with `trainer/mteb_encoder.py`; this class wraps any reader and passes its instruction.
 """
 
 import warnings
@@ -32,13 +32,13 @@ class ReaderEncoder(AbsEncoder):
 def scores_by_mteb(
     reader: SentenceReader, task_name: str, columns: dict[str, list[Any]], *, prompt: str
 ) -> dict[str, float]:
-    """Return the scores of MTEB's own evaluator, without its download and its cache."""
+    """Compute the scores of MTEB's own evaluator, without its download and its cache."""
     task = mteb.get_task(task_name)
     task.dataset = {"default": {"test": Dataset.from_dict(columns)}}
     task.data_loaded = True
     encoder: Any = ReaderEncoder(reader, prompt=prompt)
     with warnings.catch_warnings():
-        # The paper's tasks are the legacy ones; figures of their second versions cannot be compared with its own.
+        # The paper uses the legacy tasks; figures of their second versions are not comparable.
         warnings.filterwarnings("ignore", message=".*is superseded by")
         result = mteb.evaluate(encoder, task, cache=None, co2_tracker=False, show_progress_bar=False)
     scores: dict[str, float] = dict(result.task_results[0].scores["test"][0])

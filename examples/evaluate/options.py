@@ -1,4 +1,4 @@
-"""The options that the scripts of the paper's tables share, and the checks of their values."""
+"""Define the options that the scripts of the paper's tables share, and check their values."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -20,18 +20,18 @@ from examples.models import is_here, offline_where_unreachable
 
 
 def make_parser(doc: str | None, *, smoke: dict[str, Any], paper: dict[str, Any]) -> argparse.ArgumentParser:
-    """Return the options that every driver has; add its own after them, without defaults where a preset has one."""
+    """Make a parser with the options of every driver; options whose default comes from a preset must not set one."""
     parser = OneLineParser(description=doc)
     add_results(parser)
     add_replica(parser)
     parser.add_argument("--step", type=at_least(0), help="training step of the model, for curves")
-    parser.add_argument("--again", action="store_true", help="measure anew what is on record; both stay on record")
+    parser.add_argument("--again", action="store_true", help="measure recorded cells again; the old records are kept")
     add_measuring(parser, smoke=smoke, paper=paper)
     return parser
 
 
 def add_measuring(parser: argparse.ArgumentParser, *, smoke: dict[str, Any], paper: dict[str, Any]) -> None:
-    """Add what is measured: models, data, sizes, draws, and on what."""
+    """Add the options of the measurement: models, data, sizes, seeds, and device."""
     add_model(
         parser,
         nargs="+",
@@ -54,7 +54,7 @@ def add_results(parser: argparse.ArgumentParser) -> None:
 
 def add_replica(parser: argparse.ArgumentParser) -> None:
     """Add `--replica`."""
-    parser.add_argument("--replica", type=at_least(0), default=0, help="which of several trainings of the same system")
+    parser.add_argument("--replica", type=at_least(0), default=0, help="index among several trainings of a system")
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +63,7 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
 
 
 def add_limit(parser: argparse.ArgumentParser, what: str, *, least: int = 1) -> None:
-    """Add `--limit`, how much is measured."""
+    """Add `--limit`, the size of the measurement."""
     parser.add_argument("--limit", type=at_least(least), help=what)
 
 
@@ -78,12 +78,12 @@ def add_max_new_tokens(parser: argparse.ArgumentParser, what: str, *, default: i
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read and check the command line of a driver."""
+    """Parse and check the command line of a driver."""
     return checked(parser.parse_args(arguments))
 
 
 def checked(args: argparse.Namespace) -> argparse.Namespace:
-    """Take from the preset what was not given, check what is shared, and turn `model` into paths by name."""
+    """Fill unset options from the preset, check the shared ones, and convert `model` to paths by name."""
     for name, value in args.presets[args.preset].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -103,7 +103,7 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def named_models(items: Sequence[str], complaints: list[str], *, option: str = "--model") -> dict[str, str]:
-    """Return models by name from items `[NAME=]MODEL`; what is wrong with them is added to the complaints."""
+    """Parse items `[NAME=]MODEL` to models by name; append errors to the complaints."""
     models: dict[str, str] = {}
     for item in items:
         name, separator, path = item.partition("=")
@@ -117,7 +117,7 @@ def named_models(items: Sequence[str], complaints: list[str], *, option: str = "
 
 
 def complaints_of(attempts: Mapping[str, Callable[[], Any]]) -> list[str]:
-    """Try each function and return the messages of those that fail, with their names."""
+    """Call each function and return the messages of those that fail, with their names."""
     complaints = []
     for name, attempt in attempts.items():
         try:

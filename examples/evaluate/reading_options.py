@@ -1,4 +1,4 @@
-"""The options of the drivers that embed sentences: how a model reads, checked before weights are read."""
+"""Define the options of the drivers that embed sentences, and check them before weights are read."""
 
 import argparse
 import copy
@@ -35,11 +35,11 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     )
     choices = "; ".join(f"{reading}: {', '.join(poolings)}" for reading, poolings in POOLINGS.items())
     parser.add_argument("--pooling", help=f"states that make the vector, the first by default ({choices})")
-    parser.add_argument("--prompt", help="instruction, '' for none; the paper's if left out, none for an encoder")
+    parser.add_argument("--prompt", help="instruction, '' for none; defaults to the paper's, for an encoder to none")
 
 
 def default_reading(path: str) -> str:
-    """Return how a model is read where nobody says it."""
+    """Return the default reading of a model."""
     source = ModelSource(path, {})
     if source.adapter_base() is not None:
         return "magnet"
@@ -58,7 +58,7 @@ def prompt_of(args: argparse.Namespace, task: str) -> str:
 
 
 def reading_settings(args: argparse.Namespace, prompt: str) -> dict[str, Any]:
-    """Return what of the reading changes a figure, for the record."""
+    """Return the settings of the reading that affect a figure, for the record."""
     settings = {"reading": args.reading, "pooling": args.pooling, "prompt": prompt}
     if args.reading == "echo":
         settings["template"] = ECHO_TEMPLATE if prompt.strip() else PLAIN_ECHO_TEMPLATE
@@ -66,7 +66,7 @@ def reading_settings(args: argparse.Namespace, prompt: str) -> dict[str, Any]:
 
 
 def open_reader(path: str, args: argparse.Namespace) -> SentenceReader:
-    """Return the model of a directory or Hub id in the reading of `args`."""
+    """Open the model of a directory or Hub id in the reading of `args`."""
     if args.reading == "encoder":
         return open_encoder(path, pooling=args.pooling, dtype=args.dtype, device=args.device)
     readers: dict[str, Callable[..., SentenceReader]] = {
@@ -105,22 +105,22 @@ def by_reading(
 
 
 def data_complaints(tasks: Sequence[str], read: Callable[[str], Any]) -> list[str]:
-    """Return what is wrong with the data of tasks; of what is not there the cells will say so."""
-    found = []
+    """Return what is wrong with the data of tasks; missing data is reported in the cells instead."""
+    complaints = []
     for task in tasks:
         try:
             read(task)
         except ValueError as error:
-            found.append(f"`--data`: {error}")
+            complaints.append(f"`--data`: {error}")
         except NotAvailableError:
             continue
-    return found
+    return complaints
 
 
 def run_readings(
     table: str, groups: Sequence[argparse.Namespace], units_of: Callable[[argparse.Namespace], list[Unit]]
 ) -> list[Record]:
-    """Measure all models, reading by reading, and print one table of all."""
+    """Measure all models, reading by reading, and print one table."""
     records = []
     for group in groups:
         records += run(table, group, units_of(group), open_model=open_reader)
@@ -130,7 +130,7 @@ def run_readings(
 
 
 def _with_reading(args: argparse.Namespace, reading: str) -> argparse.Namespace:
-    """Return the arguments for models of one reading, none of them yet."""
+    """Return the arguments for a reading, with an empty list of models."""
     group = copy.copy(args)
     group.reading, group.model = reading, {}
     group.pooling = POOLINGS[reading][0] if args.pooling is None else args.pooling
@@ -138,7 +138,7 @@ def _with_reading(args: argparse.Namespace, reading: str) -> argparse.Namespace:
 
 
 def _check_model(path: str, group: argparse.Namespace, tasks: Sequence[str]) -> None:
-    """Refuse a model that cannot be read so, or whose context the instructions fill."""
+    """Refuse a model that does not support the reading, or whose context the instructions fill."""
     if group.reading == "encoder":
         ModelSource(path, {}).config_values()
         return

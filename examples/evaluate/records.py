@@ -1,6 +1,6 @@
-"""Records of measurements, one JSON line each: appended, never overwritten, and found again by a resumed run.
+"""Store records of measurements, one JSON line each, appended, never overwritten, and found by a resumed run.
 
-A process that is killed while it writes leaves half a line, which readers skip with a warning and which the next
+A process that is killed while writing leaves an incomplete line, which readers skip with a warning and which the next
 record does not continue.
 """
 
@@ -23,7 +23,7 @@ from modeling_magnet.bases import gemma3_270m
 from modeling_magnet.sources_magnet import ADAPTER_CONFIG, ADAPTER_SETTINGS, CONFIG, ModelSource
 from trainer.whole_files import json_bytes, parse_json
 
-# What else of a folder changes what its weights compute.
+# Further files of a folder that change the output of its weights.
 _SETTINGS = (
     *(CONFIG, ADAPTER_CONFIG, ADAPTER_SETTINGS, "tokenizer.json", "tokenizer.model", "tokenizer_config.json"),
     *("modules.json", "sentence_bert_config.json", "*_Pooling/config.json"),
@@ -72,17 +72,17 @@ class Record:
 
     @property
     def place(self) -> str:
-        """The cell of a table. A later record of the same cell, with other weights or settings, takes it over."""
+        """Return the cell of a table. A later record of the cell replaces it, even with other weights."""
         return _key(self)
 
     @property
     def question(self) -> str:
-        """What was asked of which weights: two records with the same question have the same answer."""
+        """Return what identifies the question: two records with the same question have the same answer."""
         return _key(self, self.settings, self.model)
 
 
 class RecordFile:
-    """The records of one table, `<folder>/<table>.jsonl`.
+    """Manage the records of one table, `<folder>/<table>.jsonl`.
 
     Args:
         folder (`str` or `Path`): Made when the first record is written.
@@ -97,20 +97,20 @@ class RecordFile:
         return list(read_records(self.path)) if self.path.is_file() else []
 
     def append(self, record: Record) -> None:
-        """Write one record after the others, in one piece, and wait until the disk has it."""
+        """Append one record in one write, and wait until it is on disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json_bytes(asdict(record)) + b"\n"
         with open(self.path, "ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 line = line if file.read(1) == b"\n" else b"\n" + line
-            file.write(line)  # one write at the end of the file: several processes may share it
+            file.write(line)  # one write at the end of the file, because several processes may share it
             file.flush()
             os.fsync(file.fileno())
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """Yield the whole lines of a file of records."""
+    """Yield the complete lines of a file of records."""
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
@@ -126,7 +126,7 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def answered(records: Sequence[Record]) -> dict[str, Record]:
-    """Return the newest record of each question that was answered."""
+    """Return the newest record of each answered question."""
     return {record.question: record for record in records if record.unavailable is None}
 
 
@@ -136,7 +136,7 @@ def newest(records: Sequence[Record]) -> list[Record]:
 
 
 def identify(model: str) -> dict[str, str | None]:
-    """Name a model so that other weights are another model."""
+    """Identify a model so that other weights count as another model."""
     source = ModelSource(model, {})
     if source.is_packaged:
         return {"name": model, "revision": None, "weights": _of_base(source), "config": None}
@@ -157,7 +157,7 @@ def identify(model: str) -> dict[str, str | None]:
 
 
 def digest_files(files: Sequence[Path]) -> str:
-    """Return what tells other files of the same names apart, such as a driver's data: for the settings of a record."""
+    """Return digests that distinguish files of the same names, such as a driver's data, for settings of records."""
     digest = hashlib.sha256()
     for file in filter(Path.is_file, files):
         with file.open("rb") as stream:
@@ -166,7 +166,7 @@ def digest_files(files: Sequence[Path]) -> str:
 
 
 def conditions(device: str) -> dict[str, Any]:
-    """Return versions, hardware and time, as keywords of a record."""
+    """Return versions, hardware and time as keywords of a record."""
     versions = {"python": platform.python_version()}
     for library in LIBRARIES:
         try:
@@ -192,7 +192,7 @@ def _digest(folder: Path) -> str:
 
 
 def _of_base(base: ModelSource) -> Any:
-    """Return what identifies a base: the digest of a GGUF file, or what `identify` returns."""
+    """Identify a base: by the digest of a GGUF file, or by `identify`."""
     if base.is_packaged:
         return gemma3_270m.SHA256[:16]
     gguf = base.gguf()
@@ -200,6 +200,6 @@ def _of_base(base: ModelSource) -> Any:
 
 
 def _key(record: Record, *more: Any) -> str:
-    """Return what tells records apart, as one string."""
+    """Return the values that distinguish records, as one string."""
     parts = [record.table, record.system, record.unit, record.seed, record.replica, record.step, *more]
     return json.dumps(parts, sort_keys=True)

@@ -1,4 +1,4 @@
-"""Table 11 and Figures 5 and 6 of the paper: how much greedy open-ended generation repeats itself.
+"""Reproduce Table 11 and Figures 5 and 6 of the paper: how much greedy open-ended generation repeats itself.
 
     python examples/evaluate/repetition.py --model base=meta-llama/Llama-2-7b-hf MAGNET=outputs/magnet
     python examples/evaluate/repetition.py --model MAGNET=outputs/magnet/checkpoint-400 --step 400
@@ -49,10 +49,10 @@ _FIRST_WORDS = re.compile(rf"\s*(\S+(?:\s+\S+){{{PREFIX_WORDS - 1}}})(?=\s+\S)")
 
 
 def wikitext_beginnings(folder: Path | None) -> list[str]:
-    """Return the first five words of each paragraph that has more of them, and no `<unk>` among them."""
-    found = map(first_words, wikitext.read_wikitext(folder, keep_unknown=True))
-    # The raw texts of the Hub have their rare words; those of a folder have `<unk>`, which nobody would go on from.
-    return [words for words in found if words is not None and wikitext.UNKNOWN not in words]
+    """Return the first five words of each paragraph that has more words and no `<unk>` among the five."""
+    beginnings = map(first_words, wikitext.read_wikitext(folder, keep_unknown=True))
+    # The raw texts on the Hub contain rare words; those of a folder have `<unk>`, which no text would continue.
+    return [words for words in beginnings if words is not None and wikitext.UNKNOWN not in words]
 
 
 def rocstories_beginnings(folder: Path | None) -> list[str]:
@@ -61,7 +61,7 @@ def rocstories_beginnings(folder: Path | None) -> list[str]:
 
 
 def first_words(text: str) -> str | None:
-    """Return five words as they are in the text, or `None` where nothing would be left to say.
+    """Return the first five words unchanged, or `None` if no words follow them.
 
     Example:
         >>> first_words("One, two  three 4.5 five, six.")
@@ -72,7 +72,7 @@ def first_words(text: str) -> str | None:
 
 
 class Corpus(NamedTuple):
-    """How its beginnings are read, what they are, and where its texts come from."""
+    """Describe a corpus: its reader, its beginnings, and its source."""
 
     read: Callable[[Path | None], list[str]]
     beginning: str
@@ -86,13 +86,13 @@ CORPORA = {
 
 
 def draw(beginnings: Sequence[str], *, limit: int, seed: int) -> list[str]:
-    """Return a given number of beginnings at random, in the order of the corpus; all where there are fewer."""
+    """Draw beginnings at random, in the order of the corpus; if there are no more than requested, return all."""
     order = np.random.default_rng(seed).permutation(len(beginnings))[:limit]
     return [beginnings[int(index)] for index in sorted(order)]
 
 
 def measure(model: Any, *, read: Callable[[], list[str]], args: argparse.Namespace) -> Measurement:
-    """Continue the beginnings of a corpus and count what repeats.
+    """Continue the beginnings of a corpus and measure the repetition.
 
     Raises:
         NotAvailableError: a corpus of the Hub that cannot be had.
@@ -101,17 +101,17 @@ def measure(model: Any, *, read: Callable[[], list[str]], args: argparse.Namespa
     if not beginnings:
         raise ValueError("`--data` has a corpus with nothing to continue. Name a folder with its texts.")
     written = continue_texts(model, beginnings, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size)
-    texts = [one.text for one in written]
+    texts = [continuation.text for continuation in written]
     return Measurement(
         metrics={
             "rep_sen": repetition_sentences(texts),
             "rep_4": repetition_n(texts, n=4),
-            "rep_4_tokens": repetition_n([one.token_ids for one in written], n=4),
+            "rep_4_tokens": repetition_n([continuation.token_ids for continuation in written], n=4),
         },
         counts={
             "texts": len(texts),
-            "tokens": sum(len(one.token_ids) for one in written),
-            "ended": sum(one.has_ended for one in written),
+            "tokens": sum(len(continuation.token_ids) for continuation in written),
+            "ended": sum(continuation.has_ended for continuation in written),
         },
         samples=[
             {"prefix": prefix, "continuation": text}
@@ -121,14 +121,14 @@ def measure(model: Any, *, read: Callable[[], list[str]], args: argparse.Namespa
 
 
 def _check_model(path: str, args: argparse.Namespace) -> None:
-    """Refuse a model that has no positions for the new tokens."""
+    """Refuse a model without enough positions for the new tokens."""
     positions = context_length(*open_without_weights(path))
     if args.max_new_tokens >= positions:
         raise ValueError(f"`--max_new_tokens` is {args.max_new_tokens}, but it has {positions} positions. Lower it.")
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Measure the models that were named."""
+    """Measure the named models."""
     parser = make_parser(__doc__, smoke=SMOKE, paper=PAPER)
     add_limit(parser, "beginnings of each corpus, drawn at random")
     add_max_new_tokens(parser, "continuation")

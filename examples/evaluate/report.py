@@ -1,4 +1,4 @@
-"""Write one page of all recorded tables and figures, beside the numbers of the paper.
+"""Write one page with all recorded tables and figures, beside the numbers of the paper.
 
     python examples/evaluate/report.py --results outputs/results --output_dir outputs/report
     python examples/evaluate/report.py --results outputs/results --output_dir outputs/report --notes notes.md
@@ -26,7 +26,7 @@ from trainer.whole_files import whole_file
 
 
 def main(arguments: list[str] | None = None) -> Page:
-    """Read the records, write the page."""
+    """Read the records and write the page."""
     parser = OneLineParser(description=__doc__)
     add_results(parser)
     add_output_dir(parser, default=Path("outputs/report"), help="folder of the page")
@@ -39,16 +39,16 @@ def main(arguments: list[str] | None = None) -> Page:
     args = parser.parse_args(arguments)
     require_extra("eval", "matplotlib", "scipy")
     folders, complaints = named_items(args.compare, option="--compare")
-    found: dict[str, Results] = {}
+    studies: dict[str, Results] = {}
     for option, name, folder in [("--results", "", args.results), *(("--compare", *item) for item in folders.items())]:
         try:
-            found[name] = read_results(Path(folder), option)
+            studies[name] = read_results(Path(folder), option)
         except ValueError as error:
             complaints.append(str(error))
     check(complaints)
-    results = found.pop("")
+    results = studies.pop("")
     notes = args.notes.read_text(encoding="utf-8") if args.notes is not None else None
-    page = build_page(results, read_paper_values(), title=args.title, notes=notes, name=args.name, compared=found)
+    page = build_page(results, read_paper_values(), title=args.title, notes=notes, name=args.name, compared=studies)
     write_page(page, args.output)
     tables = len({record.table for record in results.records})
     print(f"report: OK ({len(results.records)} cells of {tables} tables; {args.output / 'report.html'})")
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> Page:
 
 
 def write_page(page: Page, folder: Path) -> None:
-    """Write figures and both pages, each whole or not at all; the pages last, when all they show is there."""
+    """Write figures and both pages atomically; the pages last, when all files that they show exist."""
     files = {folder / FIGURES / f"{picture.name}.svg": picture.svg for picture in page.pictures}
     files[folder / "report.md"] = render_markdown(page).encode()
     files[folder / "report.html"] = render_html(page).encode()

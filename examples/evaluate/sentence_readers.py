@@ -1,4 +1,4 @@
-"""The ways in which Tables 2 and 3 of the paper turn a sentence into a vector: one reader each, all with `encode`.
+"""Implement the ways in which Tables 2 and 3 of the paper turn a sentence into a vector, one reader each.
 
 magnet    attention in both directions, last token; `mean` is LLM2Vec's recipe
 causal    a decoder as it was pretrained, last token
@@ -29,18 +29,18 @@ from modeling_magnet.tokenization_magnet import (
     tokenize_texts,
 )
 
-# With a task's instruction as in the authors' code; there each part is tokenised by itself, which puts a space in
-# front of it in a vocabulary such as Llama's. Here the space is written.
+# With a task's instruction as in the authors' code. There, each part is tokenized separately, so that a vocabulary
+# such as Llama's puts a space in front of it; here, the space is written.
 ECHO_TEMPLATE = "Instruct: {prompt},\nQuery: {text}\nQuery again: {text}"
-# Without one as in section 3 of their paper.
+# Without an instruction, as in section 3 of their paper.
 PLAIN_ECHO_TEMPLATE = "Rewrite the sentence: {text}, rewritten sentence: {text}"
 
 
 class EchoRow(NamedTuple):
-    """A text twice."""
+    """Hold a text twice as tokens."""
 
-    ids: list[int]  # BOS where there is one, template and texts; no EOS
-    start: int  # place of the first token of the second occurrence, which goes to the row's end
+    ids: list[int]  # BOS if the tokenizer adds one, template and texts; no EOS
+    start: int  # position of the first token of the second occurrence, which extends to the row's end
 
 
 def echo_rows(
@@ -72,7 +72,7 @@ def echo_rows(
 
 
 def echo_frame(prompt: str) -> tuple[str, str]:
-    """Return what is before a text, and between its two occurrences.
+    """Return the text before a sentence, and between its two occurrences.
 
     Example:
 
@@ -99,7 +99,7 @@ def check_echo_room(tokenizer: PreTrainedTokenizerBase, *, prompt: str, max_leng
 def _cut(
     tokenizer: PreTrainedTokenizerBase, text: str, *, prompt: str, room: int
 ) -> tuple[str, list[int], list[tuple[int, int]]]:
-    """Return the front of a text with ids and places of its row of at most `room` tokens."""
+    """Truncate a text to at most `room` tokens, and return it with its ids and offsets."""
     before, between = echo_frame(prompt)
     frame = len(text_ids(tokenizer, before + between))
     (places,) = read_texts(tokenizer, [text], return_offsets=True).offsets
@@ -110,11 +110,11 @@ def _cut(
         (ids,), (spans,) = read_texts(tokenizer, [row], return_offsets=True)
         if len(ids) <= room:
             return front, ids, spans
-        kept -= max(1, (len(ids) - room) // 2)  # a cut can take a token apart into several
+        kept -= max(1, (len(ids) - room) // 2)  # truncation can split a token into several
     raise ValueError(f"No token of the text {text!r:.60} fits twice into {room} tokens with the echo's template.")
 
 
-# What each reader can pool; the first is the default.
+# Poolings of each reader; the first is the default.
 POOLINGS = {
     "magnet": ("last", "mean", "weighted_mean"),
     "causal": ("last", "mean", "weighted_mean"),
@@ -124,7 +124,7 @@ POOLINGS = {
 
 
 class SentenceReader(Protocol):
-    """Anything that embeds sentences."""
+    """Define the interface of readers that embed sentences."""
 
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> np.ndarray:
         """Embed texts.
@@ -136,7 +136,7 @@ class SentenceReader(Protocol):
 
 
 class MagnetReader:
-    """Attention in both directions, as `model.encode` reads; a mean leaves the instruction's tokens out.
+    """Read in both directions as `model.encode` does; mean pooling excludes the instruction's tokens.
 
     Source: Khosla et al. 2025, section 4.2; BehnamGhader et al. 2024 (LLM2Vec) for the mean.
     """
@@ -150,7 +150,7 @@ class MagnetReader:
 
 
 class CausalReader:
-    """From left to right, as a decoder was pretrained, with the tokens of `MagnetReader`; `"last"` is that of EOS.
+    """Read from left to right with the tokens of `MagnetReader`; pooling `"last"` takes the state of EOS.
 
     Source: Khosla et al. 2025, Table 2, the row "LLaMA-2-7B (last token)".
     """
@@ -166,10 +166,10 @@ class CausalReader:
 
 
 class EchoReader:
-    """Echo embeddings: the text twice, from left to right, so that the second occurrence has read all of the first.
+    """Read the text twice from left to right, so that the second occurrence has seen all of the first.
 
-    Only the second occurrence is pooled, as the paper says; the authors' code counts an EOS after it as well, which
-    their models were trained with.
+    Only the second occurrence is pooled, as the paper says. The authors' code also pools an EOS after it, with which
+    their models were trained.
 
     Source: Springer et al. 2024 (https://huggingface.co/papers/2402.15449), section 3; the template is in `echo_rows`.
     """
@@ -185,7 +185,7 @@ class EchoReader:
 
 
 class EncoderReader:
-    """A model of sentence-transformers. Encoders of the paper's tables get no instruction.
+    """Wrap a sentence-transformers model. The encoders of the paper's tables get no instruction.
 
     Args:
         model (`SentenceTransformer`): See `open_encoder`.
@@ -195,7 +195,7 @@ class EncoderReader:
         self.model = model
 
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> np.ndarray:
-        # An empty prompt says none; without one the model's own default would be put in front.
+        # An empty prompt disables prompts; otherwise the model's own default would be prepended.
         vectors: np.ndarray = self.model.encode(
             list(texts), prompt=join_prompt(prompt, ""), show_progress_bar=len(texts) >= PROGRESS_FROM_TEXTS
         )
@@ -203,7 +203,7 @@ class EncoderReader:
 
 
 def open_encoder(path: str, *, pooling: str = "own", dtype: str = "float32", device: str = "cpu") -> EncoderReader:
-    """Open a directory or Hub id by sentence-transformers.
+    """Open a directory or Hub id with sentence-transformers.
 
     Source: Gao et al. 2021 (SimCSE, https://huggingface.co/papers/2104.08821), section 6.3, for the first token.
     """

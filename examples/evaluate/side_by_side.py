@@ -1,4 +1,4 @@
-"""Tables 9 to 11: what the systems write, side by side: sentences in the blanks of stories, and continuations.
+"""Reproduce Tables 9 to 11: the systems' sentences in the blanks of stories, and their continuations, side by side.
 
     python examples/evaluate/side_by_side.py --model base=meta-llama/Llama-2-7b-hf MAGNET=outputs/magnet \
         "LLM2Vec recipe=outputs/llm2vec"
@@ -45,7 +45,7 @@ BATCH_SIZE = 16
 
 
 class Texts(NamedTuple):
-    """What is filled and continued, with titles."""
+    """Hold the texts to fill and to continue, with titles."""
 
     blanks: dict[str, StoryBlank]
     examples: list[SolvedGap]
@@ -53,7 +53,7 @@ class Texts(NamedTuple):
 
 
 def read_own(file: Path) -> tuple[dict[str, StoryBlank], dict[str, str]]:
-    """Return the user's blanks and beginnings by title."""
+    """Read the user's blanks and beginnings by title."""
     blanks: dict[str, StoryBlank] = {}
     beginnings: dict[str, str] = {}
     for number, line in enumerate(read_text(file).split("\n"), start=1):
@@ -75,7 +75,7 @@ def read_own(file: Path) -> tuple[dict[str, StoryBlank], dict[str, str]]:
 
 
 def read_texts(args: argparse.Namespace) -> Texts:
-    """Return the texts of a run: the user's, and drawn ones of a kind that the user gave none of."""
+    """Return the user's texts; draw texts of each kind that the user gave none of."""
     blanks, beginnings = read_own(args.stories) if args.stories is not None else ({}, {})
     stories = read_stories(args.data, corpus="rocstories" if args.data is None else "story_cloze")
     drawn, examples = draw_blanks(stories, number=args.limit, shots=args.shots, seed=args.seed)
@@ -86,7 +86,7 @@ def read_texts(args: argparse.Namespace) -> Texts:
 
 
 def fill(model: Any, *, system: FillSystem, texts: Texts, args: argparse.Namespace) -> Measurement:
-    """Return what a system writes into the blanks.
+    """Fill the blanks with a system.
 
     Raises:
         NotAvailableError: prompts or texts that the model cannot read.
@@ -109,7 +109,7 @@ def fill(model: Any, *, system: FillSystem, texts: Texts, args: argparse.Namespa
 
 
 def continue_beginnings(model: Any, *, texts: Texts, args: argparse.Namespace) -> Measurement:
-    """Return how a system continues the beginnings.
+    """Continue the beginnings with a system.
 
     Raises:
         NotAvailableError: a text that leaves no room in the model's context.
@@ -120,12 +120,12 @@ def continue_beginnings(model: Any, *, texts: Texts, args: argparse.Namespace) -
     except ValueError as error:
         raise NotAvailableError(str(error)) from error
     pairs = zip(beginnings.items(), written, strict=True)
-    samples = [{"title": title, "prefix": prefix, "continuation": one.text} for (title, prefix), one in pairs]
+    samples = [{"title": title, "prefix": prefix, "continuation": written.text} for (title, prefix), written in pairs]
     return Measurement(metrics={}, counts={"texts": len(samples)}, samples=samples)
 
 
 def units_of(name: str, args: argparse.Namespace, texts: Texts) -> dict[str, list[Unit]]:
-    """Return the rows of the table that a model has, with their columns."""
+    """Return the rows of the table for a model, with their columns."""
     digest = {"texts": hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]}
     rows: dict[str, list[Unit]] = {}
     for system in fill_systems(shots=args.shots):
@@ -139,15 +139,15 @@ def units_of(name: str, args: argparse.Namespace, texts: Texts) -> dict[str, lis
 
 
 def print_texts(records: Sequence[Record]) -> None:
-    """Print what each system wrote, text by text."""
+    """Print the output of each system, text by text."""
     width = max((len(record.system) for record in records), default=0) + 2
     for unit, key in (("infilling", "fill"), ("continuation", "continuation")):
-        found: dict[str, list[str]] = {}
+        lines_by_head: dict[str, list[str]] = {}
         for record in records:
             for sample in record.samples if record.unit == unit else ():
                 head = f"\n{unit}, {sample['title']}: {sample['prefix']} [...] {sample.get('suffix', '')}".rstrip()
-                found.setdefault(head, []).append(f"  {record.system:{width}s}{' '.join(sample[key].split())}")
-        for head, lines in found.items():
+                lines_by_head.setdefault(head, []).append(f"  {record.system:{width}s}{' '.join(sample[key].split())}")
+        for head, lines in lines_by_head.items():
             print("\n".join([head, *lines]))
     for record in records:
         if record.unavailable:
@@ -155,7 +155,7 @@ def print_texts(records: Sequence[Record]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Write, print, keep."""
+    """Write, print, and record."""
     parser = options.make_parser(__doc__, smoke=SMOKE, paper=PAPER)
     parser.add_argument("--stories", type=Path, help="your own texts, see above: .jsonl, also .gz or .xz")
     options.add_limit(parser, "texts of each kind that are drawn")
@@ -168,12 +168,12 @@ def main(arguments: list[str] | None = None) -> list[Record]:
         check([f"`--model` has {taken}, the names of rows of the table. Give the models other names."])
     texts = read_texts(args)
 
-    open_once = lru_cache(maxsize=1)(lambda path: open_magnet(path, args))  # several rows have one model
+    open_once = lru_cache(maxsize=1)(lambda path: open_magnet(path, args))  # several rows share one model
     records = []
     for name, path in args.model.items():
         for system, units in units_of(name, args, texts).items():
             own = argparse.Namespace(**{**vars(args), "model": {system: path}})
-            with contextlib.redirect_stdout(io.StringIO()):  # a table of figures has nothing to show of texts
+            with contextlib.redirect_stdout(io.StringIO()):  # a table of figures cannot show texts
                 records += run("side_by_side", own, units, open_model=lambda path, own: open_once(path))
     print_texts(records)
     for name in [name for name in (BASE, MAGNET) if name not in args.model]:

@@ -1,4 +1,4 @@
-"""Token rows with missing spans, and how probable a model finds what is missing, from both sides or the left only.
+"""Make token rows with missing spans, and compute their log-probabilities from both sides or from the left only.
 
 Shapes: B rows, S tokens in the longest row, N tokens that count.
 """
@@ -17,20 +17,20 @@ from trainer.samplers import row_generator
 
 Reading = Literal["infill", "left"]
 READINGS: tuple[Reading, ...] = get_args(Reading)
-# Tokens of a forward, padding included. Logits are made for those that count, a chunk of them at a time.
+# Tokens per forward, padding included. Logits are computed in chunks, only for tokens that count.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 
 class SpanRow(NamedTuple):
-    """One text as tokens, and the spans of it that are missing."""
+    """Hold one text as tokens, and its missing spans."""
 
     input_ids: list[int]
     spans: list[tuple[int, int]]  # half-open, ascending, none at position 0
-    first_counted: int = 0  # spans before this one are missing, but do not count
+    first_counted: int = 0  # spans before this index are missing, but do not count
 
 
 def story_row(tokenizer: Any, sentences: Sequence[str], place: int, *, after: Sequence[str] | None = None) -> SpanRow:
-    """Remove sentence number `place` from a story; its three parts are tokenised apart, as in `score_infill`."""
+    """Remove sentence number `place` from a story; its three parts are tokenized separately, as in `score_infill`."""
     prefix = " ".join(sentences[:place])
     suffix = " ".join(sentences[place + 1 :] if after is None else after)
     before = bos_ids(tokenizer) + fill_ids(tokenizer, prefix, prefix="")
@@ -50,10 +50,10 @@ def block_rows(
     seed: int,
     after: Sequence[list[int]] | None = None,
 ) -> list[SpanRow]:
-    """Remove spans from blocks of tokens, by the seed and the index of each block.
+    """Remove spans from blocks of tokens, depending on the seed and the index of each block.
 
-    With `after`, another block for each, every span gets a row of its own that continues with the other block's
-    tokens; earlier spans of the row are missing as before, but do not count.
+    With `after`, another block for each block, every span gets a row of its own that continues with the other block's
+    tokens; earlier spans of the row are missing too, but do not count.
     """
     rows = []
     for number, ids in enumerate(blocks):
@@ -102,7 +102,7 @@ def span_logprobs(
 
 
 class _RowInput(NamedTuple):
-    """One row as the model is given it; all of the same length."""
+    """Hold one row as model input; all arrays have the same length."""
 
     ids: list[int]
     positions: list[int]
@@ -111,7 +111,7 @@ class _RowInput(NamedTuple):
 
     @classmethod
     def of(cls, row: SpanRow, *, multiple: int) -> "_RowInput":
-        """Lay out a row; after each span, positions go on at the next multiple of its length."""
+        """Make the input of a row; after each span, positions resume at the next multiple of its length."""
         length = len(row.input_ids)
         positions, segments, is_source = list(range(length)), [0] * length, [False] * length
         for number, (start, end) in enumerate(row.spans):
@@ -124,7 +124,7 @@ class _RowInput(NamedTuple):
 
 
 def _read(model: Any, rows: Sequence[_RowInput], reading: Reading) -> list[list[float]]:
-    """Return one forward."""
+    """Run one forward."""
     batch = pad_token_rows([row.ids for row in rows], pad_token_id=0)
     segments, positions, is_source = (
         pad_token_rows(column, pad_token_id=0)["input_ids"].to(model.device)
@@ -137,5 +137,5 @@ def _read(model: Any, rows: Sequence[_RowInput], reading: Reading) -> list[list[
         how = {"mode": "infill", "segment_ids": segments, "position_ids": positions}
     target_ids = batch["input_ids"].roll(-1, dims=1).masked_fill(~wanted, IGNORE_INDEX)
     losses = model(**batch, **how, target_ids=target_ids, use_cache=False).token_losses[wanted]  # (N,)
-    found = iter((-losses).tolist())
-    return [[next(found) for _ in range(sum(row.is_source))] for row in rows]
+    logprobs = iter((-losses).tolist())
+    return [[next(logprobs) for _ in range(sum(row.is_source))] for row in rows]

@@ -1,7 +1,7 @@
-"""Short stories for evaluation, sentence by sentence: ROCStories, Story Cloze and TinyStories.
+"""Read short stories sentence by sentence: ROCStories, Story Cloze and TinyStories.
 
-ROCStories comes from one of its mirrors on the Hub, `mintujupally/ROCStories`, a story a row, cut at its sentences'
-ends; the file of a folder is lower-cased and tokenised, and is put back into running text, still in lower case.
+ROCStories comes from one of its mirrors on the Hub, `mintujupally/ROCStories`, with one story per row, which is split
+into sentences. The file of a folder is lower-cased and tokenized, and is converted to running text in lower case.
 """
 
 import csv
@@ -22,12 +22,12 @@ FILE_NAMES: dict[str, str] = {
     "story_cloze": "storycloze_spring2016_val.csv.gz",
     "tinystories": "tinystories_train_head_2MiB.txt.xz",
 }
-# Id and split of the Hub; Story Cloze is handed out on request only.
+# Id and split on the Hub; Story Cloze is available on request only.
 HUB_SOURCES = {
     "rocstories": ("mintujupally/ROCStories", "test"),
     "tinystories": ("roneneldan/TinyStories", "validation"),
 }
-# How their figures are named in tables; the paper has those of ROCStories.
+# Names of their figures in tables; the paper has those of ROCStories.
 TITLES: dict[str, str] = {"rocstories": "ROCStories", "story_cloze": "Story Cloze", "tinystories": "TinyStories"}
 SENTENCES = 5
 _CLOZE_COLUMNS = (
@@ -38,7 +38,7 @@ _CLOZE_COLUMNS = (
 
 
 class ClozeStory(NamedTuple):
-    """Four sentences, and a right and a wrong fifth one."""
+    """Hold four sentences, a right fifth one and a wrong fifth one."""
 
     first: list[str]
     right: str
@@ -46,7 +46,7 @@ class ClozeStory(NamedTuple):
 
 
 def read_stories(folder: Path | None = None, *, corpus: Corpus = "rocstories") -> list[list[str]]:
-    """Return the sentences of each story; five of each, but for TinyStories."""
+    """Return the sentences of each story: five per story, except for TinyStories."""
     if corpus not in CORPORA:
         raise ValueError(f"No stories are named {corpus!r}; expected one of {list(CORPORA)}.")
     if folder is None:
@@ -72,10 +72,10 @@ def read_story_cloze(file: Path) -> list[ClozeStory]:
             if right not in ("1", "2") or None in sentences:
                 raise ValueError(
                     f"The row that ends with line {rows.line_num} of {str(file)!r} has the right ending {right!r} and "
-                    f"{sum(one is not None for one in sentences)} sentences; expected '1' or '2', and 6. Correct it."
+                    f"{sum(part is not None for part in sentences)} sentences; expected '1' or '2', and 6. Correct it."
                 )
-            *first, one, two = sentences
-            stories.append(ClozeStory(first, *((one, two) if right == "1" else (two, one))))
+            *first, ending_1, ending_2 = sentences
+            stories.append(ClozeStory(first, *((ending_1, ending_2) if right == "1" else (ending_2, ending_1))))
     except KeyError as error:
         raise ValueError(f"{str(file)!r} has no column {error}; expected the columns of Story Cloze.") from error
     except csv.Error as error:
@@ -84,7 +84,7 @@ def read_story_cloze(file: Path) -> list[ClozeStory]:
 
 
 def stories_source(folder: Path | None, *, corpus: Corpus = "rocstories") -> tuple[str, str]:
-    """Return where stories come from and how they are written, for records."""
+    """Return source and form of the stories, for records."""
     if folder is not None:
         form = "lower case, detokenised" if corpus == "rocstories" else "cased"
         return find_file(folder, FILE_NAMES[corpus]).name, form
@@ -94,7 +94,7 @@ def stories_source(folder: Path | None, *, corpus: Corpus = "rocstories") -> tup
 
 
 def derange(number: int, *, seed: int) -> list[int]:
-    """Return another text for each of several: the next in a random order."""
+    """Return a different text for each of several: the next one in a random order."""
     order = np.random.default_rng(seed).permutation(number)
     other = np.empty(number, dtype=int)
     other[order] = np.roll(order, 1)
@@ -102,7 +102,7 @@ def derange(number: int, *, seed: int) -> list[int]:
 
 
 def _read_rocstories(file: Path) -> list[list[str]]:
-    """Read lines of `title <EOT> keywords <EOL> </s> sentence </s> sentence ...`."""
+    """Parse lines of `title <EOT> keywords <EOL> </s> sentence </s> sentence ...`."""
     stories = []
     lines = read_text(file).removesuffix("\n").split("\n")
     for number, line in enumerate(lines, start=1):

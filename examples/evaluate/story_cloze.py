@@ -1,4 +1,4 @@
-"""Choose the sentence that belongs into a story: the fifth one, or the third one, which has text on both sides.
+"""Choose the sentence that belongs to a story: the fifth one, or the third one, which has text on both sides.
 
     python examples/evaluate/story_cloze.py --model MAGNET=DIR base=DIR --data FOLDER
 
@@ -37,7 +37,7 @@ READINGS = {FIFTH: (INFILLING, LEFT), THIRD: (INFILLING, LEFT, OTHER_SUFFIX, LEF
 
 
 class Choice(NamedTuple):
-    """A story with a blank and two candidates for it, the right one first."""
+    """Hold a story with a blank and two candidates, the right one first."""
 
     prefix: str
     candidates: list[str]
@@ -45,7 +45,7 @@ class Choice(NamedTuple):
 
 
 def make_choices(stories: Sequence[ClozeStory], *, task: str, seed: int) -> list[Choice]:
-    """Return the choices of a task; the wrong third sentence is that of a story drawn at random."""
+    """Return the choices of a task; the wrong third sentence comes from a random other story."""
     if task == FIFTH:
         return [Choice(" ".join(first), [f" {right}", f" {wrong}"], "") for first, right, wrong in stories]
     others = [stories[index].first[2] for index in derange(len(stories), seed=seed)]
@@ -56,22 +56,22 @@ def make_choices(stories: Sequence[ClozeStory], *, task: str, seed: int) -> list
 
 
 def score_choices(model: Any, choices: Sequence[Choice], *, reading: str, seed: int) -> np.ndarray:
-    """Return sum and mean of the log-probabilities of both candidates of each story, of shape `(stories, 2, 2)`."""
+    """Return sums and means of the log-probabilities of both candidates of each story, of shape `(stories, 2, 2)`."""
     suffixes = [choice.suffix for choice in choices]
     score: Callable[..., Any] = model.score_infill
     if reading in (LEFT, LEFT_WITH_SUFFIX):
         reader = PromptedInfiller(model, model.tokenizer)
         score = partial(reader.score_infill, with_suffix=reading == LEFT_WITH_SUFFIX)
     elif reading == OTHER_SUFFIX:
-        # Another draw than that of the wrong sentences: otherwise the suffix would speak for the wrong candidate.
+        # Drawn separately from the wrong sentences; otherwise the suffix would favor the wrong candidate.
         suffixes = [suffixes[other] for other in derange(len(choices), seed=seed + 1)]
     scored = score([choice.prefix for choice in choices], [choice.candidates for choice in choices], suffixes)
     return np.array([[(fill.logprob, fill.mean_logprob) for fill in fills] for fills in scored])
 
 
 def measure(model: Any, *, read: Callable[[], list[ClozeStory]], task: str, reading: str, seed: int) -> Measurement:
-    """Return how often the right sentence is preferred; the sample has a digit for each story, 1 where it is."""
-    from scipy.stats import binomtest  # of the extra `eval`
+    """Return how often the right sentence is preferred; the sample has a digit per story, 1 for a right choice."""
+    from scipy.stats import binomtest  # needs the extra `eval`
 
     values = score_choices(model, make_choices(read(), task=task, seed=seed), reading=reading, seed=seed)
     in_all, per_token = (values[:, 0] > values[:, 1]).T
@@ -115,7 +115,7 @@ def print_tests(records: Sequence[Record]) -> None:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse what cannot work, before weights are read."""
+    """Refuse invalid arguments before weights are read."""
     complaints = about_models(args.model, open_without_weights)
     if args.data is None:
         complaints.append("`--data` is left out, but Story Cloze is not on the Hub. Name the folder that has it.")
@@ -125,7 +125,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Measure the models that were named."""
+    """Measure the named models."""
     parser = make_parser(__doc__, smoke={"limit": 32}, paper={"limit": None})
     parser.add_argument("--tasks", nargs="+", default=list(READINGS), choices=list(READINGS), help="what is removed")
     add_limit(parser, "stories, from the first on; all if left out", least=2)

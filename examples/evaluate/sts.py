@@ -1,4 +1,4 @@
-"""Table 2 of the paper: semantic textual similarity without task training, Spearman's rank correlation x 100.
+"""Reproduce Table 2 of the paper: Spearman correlation x 100 of semantic textual similarity without task training.
 
     python examples/evaluate/sts.py --model "base, causal=LLAMA" magnet=outputs/mine
     python examples/evaluate/sts.py --model Echo=LLAMA --reading echo --data FOLDER --tasks STS12 STSBenchmark
@@ -39,15 +39,15 @@ from modeling_magnet.pooling_magnet import similarity_pairs
 
 
 class StsSet(NamedTuple):
-    """Where a set is, and what its columns are called."""
+    """Locate a set and its columns."""
 
     hub_id: str
     file_name: str  # in a local folder
-    columns: tuple[str, str, str]  # sentence, sentence, score in the file; by place where it has no header
+    columns: tuple[str, str, str]  # sentence, sentence, score in the file; by index if it has no header
 
 
 class StsPair(NamedTuple):
-    """Two sentences and how alike people find them."""
+    """Hold two sentences and their similarity as judged by people."""
 
     sentence1: str
     sentence2: str
@@ -63,7 +63,7 @@ STS_SETS = {
 
 
 def read_sts(name: str, *, folder: Path | None = None) -> list[StsPair]:
-    """Return the test pairs of a set.
+    """Read the test pairs of a set.
 
     Raises:
         NotAvailableError: no such file, or the Hub cannot be reached.
@@ -107,8 +107,8 @@ def _read_file(file: Path, columns: tuple[str, str, str]) -> Iterator[StsPair]:
 
 
 def sts_correlation(reader: SentenceReader, pairs: list[StsPair], *, prompt: str) -> float:
-    """Return Spearman's rank correlation of cosine and human score, x 100."""
-    from scipy.stats import spearmanr  # of the extra `eval`
+    """Compute Spearman's rank correlation of cosine and human score, x 100."""
+    from scipy.stats import spearmanr  # needs the extra `eval`
 
     left = reader.encode([pair.sentence1 for pair in pairs], prompt=prompt)
     right = reader.encode([pair.sentence2 for pair in pairs], prompt=prompt)
@@ -117,7 +117,7 @@ def sts_correlation(reader: SentenceReader, pairs: list[StsPair], *, prompt: str
 
 
 def sts_correlation_by_mteb(reader: SentenceReader, name: str, pairs: list[StsPair], *, prompt: str) -> float:
-    """Return the same figure by `mteb.evaluate`, on the same pairs, so that no network is needed."""
+    """Compute the same figure with `mteb.evaluate` on the same pairs, so that no network is needed."""
     from examples.evaluate.mteb_reader import scores_by_mteb
 
     columns = {field: [getattr(pair, field) for pair in pairs] for field in StsPair._fields}
@@ -126,7 +126,7 @@ def sts_correlation_by_mteb(reader: SentenceReader, name: str, pairs: list[StsPa
 
 @functools.cache
 def sts_pairs(task: str, folder: Path | None, limit: int | None, seed: int) -> list[StsPair]:
-    """Return the test pairs of a set, or so many of them, drawn with the seed; read once for all models.
+    """Return the test pairs of a set, or a sample drawn with the seed; they are read once for all models.
 
     Raises:
         NotAvailableError: there is none, here or on the Hub.
@@ -136,7 +136,7 @@ def sts_pairs(task: str, folder: Path | None, limit: int | None, seed: int) -> l
 
 
 def measure(reader: SentenceReader, task: str, args: argparse.Namespace) -> Measurement:
-    """Return one set on one model."""
+    """Measure one set on one model."""
     pairs = sts_pairs(task, args.data, args.limit, args.seed)
     prompt = prompt_of(args, "STS")
     metrics = {"spearman": sts_correlation(reader, pairs, prompt=prompt)}
@@ -164,7 +164,7 @@ def units(args: argparse.Namespace) -> list[Unit]:
 
 
 def parse_arguments(arguments: list[str] | None) -> list[argparse.Namespace]:
-    """Read and check the command line: the arguments of each reading that the models need."""
+    """Parse and check the command line once per reading that the models need."""
     parser = make_parser(__doc__, smoke={"limit": 200}, paper={"limit": None})
     parser.add_argument("--tasks", nargs="+", default=list(STS_SETS), choices=list(STS_SETS), help="sets to run")
     add_limit(parser, "pairs of a set, drawn with the seed; all if left out", least=2)
@@ -179,7 +179,7 @@ def parse_arguments(arguments: list[str] | None) -> list[argparse.Namespace]:
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Measure the models that were named."""
+    """Measure the named models."""
     return run_readings("sts", parse_arguments(arguments), units)
 
 

@@ -36,8 +36,8 @@ from trainer.checkpoints import last_complete_checkpoint
 
 ADAPT = Path(__file__).resolve().parents[1] / "adapt.py"
 STAGES = ("train", "evaluate", "report")
-# Of a training on a CPU: a bound for oneDNN's cache of bfloat16 products, which has an entry for each shape, and glibc
-# keeps what is freed, where it would give large tensors back and have every page of the next ones cleared.
+# Settings of a training on a CPU. The first bounds oneDNN's cache of bfloat16 products, which has an entry per shape.
+# The second keeps glibc from returning freed memory, which the kernel would clear for the next large tensor.
 MEMORY = {
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
@@ -47,7 +47,7 @@ MEMORY = {
 
 
 def training_command(plan: Plan, run: Run) -> list[str]:
-    """Return the `adapt.py` command of a run; it goes on where there is a checkpoint."""
+    """Return the `adapt.py` command of a run; it resumes from a checkpoint if there is one."""
     command = [sys.executable, str(ADAPT)]
     options = {
         **run.arguments,
@@ -92,9 +92,9 @@ def train(plan: Plan, *, jobs: int) -> None:
 
 
 def evaluate(plan: Plan, *, results: Path) -> None:
-    """Ask every driver about its systems; what is on record is not measured again. A curve of each run comes first.
+    """Run every driver on its systems, beginning with the curves; recorded cells are not measured again.
 
-    Runs that have not finished are left out, and reported.
+    Unfinished runs are skipped and reported.
     """
     open_runs = [f"{run.name}, replica {run.replica}" for run in plan.runs if not is_finished(run)]
     if open_runs:
@@ -126,12 +126,12 @@ def is_finished(run: Run) -> bool:
 
 
 def log_of(run: Run) -> Path:
-    """Return where a training's output goes."""
+    """Return the path of a training's log."""
     return run.folder.with_suffix(".log")
 
 
 def _models(plan: Plan, call: Call) -> Iterator[tuple[int, int | None, list[str]]]:
-    """Yield what one command can be asked about: replica, step, and models as `NAME=MODEL`."""
+    """Yield the models of one command each: replica, step, and models as `NAME=MODEL`."""
     groups: dict[tuple[int, int | None], list[str]] = {}
     for name, wanted in call.systems.items():
         system = wanted.removesuffix(ADAPTER)
@@ -155,17 +155,17 @@ def _models(plan: Plan, call: Call) -> Iterator[tuple[int, int | None, list[str]
 
 
 def _train(plan: Plan, run: Run, *, threads: int) -> int:
-    """Train in a process of its own; its output goes to a log. Returns the exit status."""
+    """Train in a subprocess, write its output to a log, and return the exit status."""
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     environment = {**MEMORY, "OMP_NUM_THREADS": str(threads), **os.environ}
     started = time.perf_counter()
     with log_of(run).open("ab") as log:
-        # The training holds the lock, too: one that outlives a killed study is waited for, not run twice.
+        # The training inherits the lock: one that outlives a killed study is waited for, not run twice.
         fcntl.flock(log, fcntl.LOCK_EX)
         if is_finished(run):
             return 0
         for unfinished in run.folder.glob("checkpoint-*") if last_complete_checkpoint(run.folder) is None else []:
-            shutil.rmtree(unfinished)  # killed at its first checkpoint; `adapt.py` would take it for another run's
+            shutil.rmtree(unfinished)  # killed in its first checkpoint; `adapt.py` would refuse the folder
         print(f"training {run.name}, replica {run.replica} ({log_of(run)})", flush=True)
         status = subprocess.run(
             training_command(plan, run), env=environment, stdout=log, stderr=subprocess.STDOUT, check=False
@@ -176,13 +176,13 @@ def _train(plan: Plan, run: Run, *, threads: int) -> int:
 
 
 def _bases(plan: Plan, run: Run) -> list[Run]:
-    """Return the run that a run starts from, the same replica or the first; none for the base model."""
+    """Return the run that a run starts from (the same replica or the first); `None` for the base model."""
     runs = plan.replicas(run.base)
     return [base for base in runs if base.replica == run.replica] or runs[:1]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train, evaluate, report.
+    """Train, evaluate, and report.
 
     Raises:
         ChildProcessError: a training that failed.
@@ -201,7 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     args = parser.parse_args(arguments)
     if args.only != "train":
-        require_extra("eval", "matplotlib", "scipy")  # of the report: a study of hours shall not end without it
+        require_extra("eval", "matplotlib", "scipy")  # checked first: a study of hours must not end without a report
     compared = ["--compare", *args.compare] if args.compare else []
     plan = read_plan(args.plan, preset=args.preset, output=args.output)
     plan = plan if args.runs is None else plan.narrowed(args.runs)

@@ -1,7 +1,7 @@
-"""The plan of a study as a JSON file: which models are trained from which, and which tables are made of them.
+"""Read the plan of a study from JSON: the models to train, their bases, and the tables to make.
 
-A plan names a base model, training arguments that all runs share, the runs, and the calls of the drivers. What a
-preset changes is in the plan, too. `read_plan` checks the whole of it before anything runs.
+A plan names a base model, training arguments that all runs share, the runs, the calls of the drivers, and what each
+preset changes. `read_plan` checks all of it before anything runs.
 """
 
 import re
@@ -16,16 +16,16 @@ from trainer.whole_files import parse_json
 DRIVERS = Path(__file__).parent
 KEYS = {"title", "base", "data", "training", "runs", "calls", "presets"}
 BASE = "base"
-# After the name of a run: its last checkpoint, which is only the adapter, instead of the merged result.
+# Suffix of a run that selects its last checkpoint, which is only the adapter, instead of the merged result.
 ADAPTER = "@adapter"
-# A bound for what a damaged plan may ask for; a study has a few trainings of a system.
+# Bound on the replicas that a damaged plan may request; a study has a few trainings per system.
 MOST_REPLICAS = 1000
 STEPS = ("eval_steps", "save_steps", "warmup_steps")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training."""
+    """Describe a training."""
 
     name: str
     base: str
@@ -36,7 +36,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Call:
-    """A driver and what it is asked about some systems, which are runs by the name of their row."""
+    """Describe a call of a driver on some systems, which are runs by the name of their row."""
 
     driver: str
     data: str | None
@@ -48,7 +48,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `read_plan` returns; `runs` are in an order in which each comes after its base."""
+    """Hold the result of `read_plan`; each of the `runs` comes after its base."""
 
     title: str
     base: str
@@ -57,7 +57,7 @@ class Plan:
     calls: tuple[Call, ...]
 
     def replicas(self, system: str) -> list[Run]:
-        """Return the trainings of a system; none of the base."""
+        """Return the trainings of a system; the base has none."""
         return [run for run in self.runs if run.name == system]
 
     def narrowed(self, names: Sequence[str]) -> "Plan":
@@ -76,7 +76,7 @@ class Plan:
 
 
 def read_plan(path: Path, *, preset: str, output: Path) -> Plan:
-    """Read a plan and report all that is wrong with it at once."""
+    """Read a plan and report all errors in it at once."""
     try:
         values = parse_json(path.read_text(encoding="utf-8").replace("{output}", str(output)))
     except (OSError, ValueError) as error:
@@ -92,7 +92,7 @@ def read_plan(path: Path, *, preset: str, output: Path) -> Plan:
 
 
 def _complaints_about(values: dict[str, Any], *, preset: str) -> Iterator[str]:
-    """Yield what is wrong with a plan."""
+    """Yield the errors of a plan."""
     present = {key for key in values if not key.startswith("_")}
     if present != KEYS:
         yield f"it has the keys {sorted(present)}; expected {sorted(KEYS)}."
@@ -119,7 +119,7 @@ def _complaints_about(values: dict[str, Any], *, preset: str) -> Iterator[str]:
 
 
 def _complaints_about_training(values: dict[str, Any], *, chosen: dict[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the numbers of the runs under a preset."""
+    """Yield the errors in the numbers of the runs under a preset."""
     if not 0 < chosen.get("steps", 1) <= MOST_STEPS:
         yield f"the preset has `steps` {chosen['steps']!r:.60}; expected a factor above 0."
     for name, run in values["runs"].items():
@@ -136,7 +136,7 @@ def _complaints_about_training(values: dict[str, Any], *, chosen: dict[str, Any]
 
 
 def _make_plan(values: dict[str, Any], *, preset: str, output: Path) -> Plan:
-    """Return the plan that checked values describe."""
+    """Build the plan from checked values."""
     chosen = values["presets"][preset]
     factor, sizes = float(chosen.get("steps", 1)), chosen.get("drivers", preset)
     shared = {**values["training"], **chosen.get("training", {})}
@@ -151,7 +151,7 @@ def _make_plan(values: dict[str, Any], *, preset: str, output: Path) -> Plan:
         for name, run in values["runs"].items()
         for replica in range(_number_of_replicas(run, chosen))
     ]
-    runs.sort(key=lambda run: run.replica)  # one training of every system before the second of any
+    runs.sort(key=lambda run: run.replica)  # one training of every system before the second of any system
     calls = [
         Call(
             driver=call["driver"],
@@ -167,19 +167,19 @@ def _make_plan(values: dict[str, Any], *, preset: str, output: Path) -> Plan:
 
 
 def _number_of_replicas(run: dict[str, Any], chosen: dict[str, Any]) -> int:
-    """Return how often a run is trained under a preset."""
+    """Return the number of trainings of a run under a preset."""
     replicas: int = run.get("replicas", 1)
     return min(replicas, chosen.get("replicas", replicas))
 
 
 def _named_systems(systems: list[str]) -> dict[str, str]:
-    """Return the run of each row of the table, from items `ROW=RUN`, or `RUN` where the row has its name."""
+    """Return the run of each row of the table, from items `ROW=RUN`, or `RUN` if the row has its name."""
     pairs = [item.rpartition("=") for item in systems]
     return {row or run: run for row, _, run in pairs}
 
 
 def _folder_name(name: str) -> str:
-    """Return a name as a folder."""
+    """Convert a name to a folder name."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 

@@ -1,4 +1,4 @@
-"""Section 5 of the paper: perplexity of whole texts read from left to right, before and after adaptation.
+"""Reproduce section 5 of the paper: perplexity of whole texts from left to right, before and after adaptation.
 
     python examples/evaluate/text_perplexity.py --model base=DIR MAGNET=DIR
     python examples/evaluate/text_perplexity.py --model base=DIR MAGNET=DIR --texts Wikipedia=articles.jsonl.xz
@@ -29,7 +29,7 @@ from trainer.sources import local_files
 
 
 def make_windows(tokenizer: Any, texts: list[str], *, size: int) -> list[SpanRow]:
-    """Cut texts into windows of which every token counts but the first, which is BOS where there is one."""
+    """Split texts into windows in which every token counts except the first, which is BOS if the tokenizer has one."""
     front = bos_ids(tokenizer)
     step = size - len(front)
     rows = []
@@ -41,7 +41,7 @@ def make_windows(tokenizer: Any, texts: list[str], *, size: int) -> list[SpanRow
 
 
 def measure(model: Any, read: Any, args: argparse.Namespace) -> Measurement:
-    """Return the perplexity of all tokens of a corpus."""
+    """Measure the perplexity of all tokens of a corpus."""
     texts = read()
     size = args.max_length or context_length(model.config, model.tokenizer)
     rows = make_windows(model.tokenizer, texts, size=size)[: args.limit]
@@ -53,7 +53,7 @@ def measure(model: Any, read: Any, args: argparse.Namespace) -> Measurement:
 
 
 def make_units(args: argparse.Namespace) -> list[Unit]:
-    """Return the columns: WikiText, and the files that were named."""
+    """Return the columns: WikiText, and the named files."""
 
     @cache
     def wikitext() -> list[str]:
@@ -73,14 +73,14 @@ def make_units(args: argparse.Namespace) -> list[Unit]:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse what cannot work, before weights are read; turns `--texts` into names and files."""
-    args.texts, found = named_items(args.texts, option="--texts", what="FILE")
+    """Refuse invalid arguments before weights are read; convert `--texts` to names and files."""
+    args.texts, faults = named_items(args.texts, option="--texts", what="FILE")
     if "WikiText" in args.texts:
-        found.append("`--texts` has a corpus named WikiText, which is measured anyway. Give it another name.")
-    found += complaints_of({name: partial(local_files, file, name="--texts") for name, file in args.texts.items()})
-    found += complaints_of({"WikiText": lambda: wikitext_source(args.data)})
-    found += about_models(args.model, lambda path: _check_model(path, args))
-    check(found)
+        faults.append("`--texts` has a corpus named WikiText, which is measured anyway. Give it another name.")
+    faults += complaints_of({name: partial(local_files, file, name="--texts") for name, file in args.texts.items()})
+    faults += complaints_of({"WikiText": lambda: wikitext_source(args.data)})
+    faults += about_models(args.model, lambda path: _check_model(path, args))
+    check(faults)
 
 
 def _check_model(path: str, args: argparse.Namespace) -> None:
@@ -90,11 +90,11 @@ def _check_model(path: str, args: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Measure the models that were named."""
+    """Measure the named models."""
     parser = make_parser(__doc__, smoke={"limit": 16}, paper={"limit": None})
     parser.add_argument("--texts", nargs="+", default=[], metavar="NAME=FILE", help="further corpora, as .jsonl.xz")
     add_limit(parser, "windows of each corpus, from the first on; all if left out")
-    parser.add_argument("--max_length", type=at_least(2), help="tokens of a window; the model's context if left out")
+    parser.add_argument("--max_length", type=at_least(2), help="tokens per window; defaults to the model's context")
     args = parse(parser, arguments)
     check_arguments(args)
     return run("perplexity", args, make_units(args))

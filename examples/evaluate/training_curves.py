@@ -1,4 +1,4 @@
-"""Figure 7 of the paper: losses and masked accuracy over the steps of training, MNTP against MTP.
+"""Reproduce Figure 7 of the paper: losses and masked accuracy over the training steps, MNTP against MTP.
 
     python examples/evaluate/training_curves.py --runs MNTP=outputs/mntp MTP=outputs/mtp
     python examples/evaluate/training_curves.py --runs MAGNET=outputs/magnet --replica 1 --results outputs/results
@@ -22,11 +22,11 @@ from examples.evaluate.records import Record, RecordFile, answered
 from trainer.whole_files import parse_json
 
 REPORT = "adapt.json"
-_STATE = "trainer_state.json"  # the last file of a checkpoint that is written
+_STATE = "trainer_state.json"  # the last file that a checkpoint writes
 
 
 def read_report(run: str | Path) -> dict[str, Any]:
-    """Return what `adapt.json` of a finished run holds."""
+    """Read `adapt.json` of a finished run."""
     file = Path(run) / REPORT
     if not file.is_file():
         raise ValueError(f"{str(run)!r} has no {REPORT}; name the output folder of a finished run of adapt.py.")
@@ -45,43 +45,43 @@ def read_report(run: str | Path) -> dict[str, Any]:
 
 
 def models_by_step(run: str | Path) -> dict[int, Path]:
-    """Return the models of a run by training step: checkpoints, and at its last step what the run saved.
+    """Return the models of a run by training step: checkpoints, and at its last step the saved result.
 
-    A checkpoint of a full training is a model, one of LoRA an adapter; `AutoMagnetForCausalLM` and `--model` of the
-    drivers open both. What was killed while it was written is left out.
+    A checkpoint of full training is a model, one of LoRA an adapter; `AutoMagnetForCausalLM` and `--model` of the
+    drivers open both. Incomplete checkpoints are skipped.
     """
     folder = Path(run)
-    found = {}
+    models = {}
     for state in folder.glob(f"checkpoint-*/{_STATE}"):
         try:
-            found[int(parse_json(state.read_bytes())["global_step"])] = state.parent
+            models[int(parse_json(state.read_bytes())["global_step"])] = state.parent
         except (ValueError, KeyError, TypeError, OverflowError):
             continue
     if (folder / REPORT).is_file():
-        # The last checkpoint holds the same weights, of LoRA not merged; all other tables measure what was saved.
-        found[max(int(row["step"]) for row in read_report(folder)["log_history"])] = folder
-    if not found:
+        # The last checkpoint holds the same weights (LoRA: not merged); all other tables measure the saved result.
+        models[max(int(row["step"]) for row in read_report(folder)["log_history"])] = folder
+    if not models:
         raise ValueError(
             f"{str(run)!r} has no whole checkpoint and no {REPORT}; name the output folder of adapt.py, of a run with "
             "`save_strategy` steps."
         )
-    return dict(sorted(found.items()))
+    return dict(sorted(models.items()))
 
 
 TABLE, UNIT = "curves", "training"
 PREFIX = "eval_"
-# Of the evaluation's clock, not of the model.
+# Timings of the evaluation, not metrics of the model.
 NOT_METRICS = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
 
 
 def evaluations_by_step(report: dict[str, Any]) -> dict[int, dict[str, float]]:
-    """Return the metrics of each evaluation, without `eval_` in front of their names.
+    """Return the metrics of each evaluation, without the prefix `eval_`.
 
     Example:
         >>> evaluations_by_step({"log_history": [{"step": 0, "eval_loss_mntp": 5.5}, {"step": 1, "loss": 5.0}]})
         {0: {'loss_mntp': 5.5}}
     """
-    found: dict[int, dict[str, float]] = {}
+    metrics_by_step: dict[int, dict[str, float]] = {}
     for row in report["log_history"]:
         metrics = {
             name.removeprefix(PREFIX): float(value)
@@ -89,12 +89,12 @@ def evaluations_by_step(report: dict[str, Any]) -> dict[int, dict[str, float]]:
             if name.startswith(PREFIX) and name not in NOT_METRICS
         }
         if metrics:
-            found.setdefault(int(row["step"]), {}).update(metrics)
-    return dict(sorted(found.items()))
+            metrics_by_step.setdefault(int(row["step"]), {}).update(metrics)
+    return dict(sorted(metrics_by_step.items()))
 
 
 def curve_records(name: str, run: Path, *, replica: int) -> list[Record]:
-    """Return one record for each step of a run that was evaluated."""
+    """Return one record for each evaluated step of a run."""
     report = read_report(run)
     evaluations = evaluations_by_step(report)
     if not evaluations:
@@ -103,7 +103,7 @@ def curve_records(name: str, run: Path, *, replica: int) -> list[Record]:
     logged = [{name: value for name, value in row.items() if not _is_time(name)} for row in report["log_history"]]
     log = hashlib.sha256(json.dumps(logged, sort_keys=True).encode()).hexdigest()[:16]
     settings = {
-        "log": log,  # another run in the same folder is another question, but not the same one at another speed
+        "log": log,  # another run in the same folder is another question; the same run at another speed is not
         "eval_texts": [Path(text).name for text in arguments.get("eval_texts") or ()],
         **{key: arguments.get(key) for key in ("eval_limit", "max_length", "dtype")},
     }
@@ -128,12 +128,12 @@ def curve_records(name: str, run: Path, *, replica: int) -> list[Record]:
 
 
 def _is_time(name: str) -> bool:
-    """Return whether a log's field says how long something took."""
+    """Return whether a field of a log is a timing."""
     return name.endswith(("_runtime", "_per_second"))
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Put the evaluations of the runs that were named on record."""
+    """Record the evaluations of the named runs."""
     parser = OneLineParser(description=__doc__)
     parser.add_argument("--runs", nargs="+", required=True, metavar="NAME=DIR", help="output folders of adapt.py")
     add_results(parser)

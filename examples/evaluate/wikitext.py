@@ -1,8 +1,8 @@
-"""WikiText for evaluation, from the Hub or from a file on disk, and tokenised English put back into running text.
+"""Read WikiText from the Hub or a file on disk, and convert tokenized English to running text.
 
-WikiText is tokenised: ` @-@ ` is a hyphen inside a word, and marks are set apart from words. Perplexity is usually
-measured on text without these traces, for no model was trained on them. Rare words, which the files of WikiText-2 and
-WikiText-103 hold as `<unk>`, become a plain word: models have a control token of that name, or read it as three.
+In WikiText, ` @-@ ` is a hyphen inside a word, and punctuation is separated from words. Perplexity is usually measured
+on text without these traces, because models were not trained on them. Rare words, which are `<unk>` in the files of
+WikiText-2 and WikiText-103, become an ordinary word: models have a control token of that name, or split it into three.
 """
 
 import re
@@ -14,26 +14,27 @@ from trainer.sources import read_source
 HUB_ID, HUB_CONFIG, HUB_SPLIT = "Salesforce/wikitext", "wikitext-103-raw-v1", "test"
 FILE_NAME = "wiki.valid.tokens.xz"
 
-# What the corpus wrote in place of rare words, and what is read instead of it.
+# The corpus's placeholder of rare words, and its replacement.
 UNKNOWN, UNKNOWN_WORD = "<unk>", "unknown"
 
 _HEADING = re.compile(r"((?:= )+)(.*?)((?: =)+)")
-# In turn: what is replaced, and by what.
+# Patterns and replacements, applied in order.
 _RULES = [
     (re.compile(r" @([-,.])@(?: |$)"), r"\1"),
     (re.compile(r"``|''"), '"'),
-    (re.compile(r" +(\.\.\.|[.,;:!?%°)\]}])(?= |$)"), r"\1"),  # marks join what is before them,
-    (re.compile(r"(^| )([(\[{$£]) +"), r"\1\2"),  # or after them
+    (re.compile(r" +(\.\.\.|[.,;:!?%°)\]}])(?= |$)"), r"\1"),  # punctuation that attaches to the left
+    (re.compile(r"(^| )([(\[{$£]) +"), r"\1\2"),  # or to the right
     (re.compile(r" +(n't|'(?:[stdm]|ll|re|ve))\b"), r"\1"),
     (re.compile(r"(^| )' (?=\d0s\b)"), r"\1'"),
-    (re.compile(r"(^| |\")' ?([^' ][^']*?) '(?=\W|$)"), r"\1'\2'"),  # quotations before possessives: the same mark
+    # Quotations come before possessives, which use the same mark.
+    (re.compile(r"(^| |\")' ?([^' ][^']*?) '(?=\W|$)"), r"\1'\2'"),
     (re.compile(r"(?<=s) '(?= |$)"), "'"),
     (re.compile(r'" *([^"]*?) *"'), r'"\1"'),
 ]
 
 
 def detokenize(text: str) -> str:
-    """Turn tokens with spaces between them, as WikiText and lower-cased ROCStories have, into running text.
+    """Convert space-separated tokens, as in WikiText and lower-cased ROCStories, to running text.
 
     Example:
         >>> detokenize('It weighs 0 @.@ 7 – 2 @.@ 2 kg ( 1 @.@ 5 lb ) , " red @-@ tipped " .')
@@ -76,12 +77,12 @@ def wikitext_form() -> str:
 
 
 def wikitext_source(folder: Path | None) -> str:
-    """Return where WikiText comes from, for records."""
+    """Return the source of WikiText, for records."""
     return f"{HUB_ID}, {HUB_CONFIG}, {HUB_SPLIT}" if folder is None else find_file(folder, FILE_NAME).name
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """Return a file of this name in a folder, or in one of its subfolders."""
+    """Find a file of this name in a folder or one of its subfolders."""
     file = data_file(folder, name)
     if not file.is_file():
         raise ValueError(f"{str(folder)!r} has no {name}, nor has a folder in it. Put it there.")
@@ -89,6 +90,6 @@ def find_file(folder: Path, name: str) -> Path:
 
 
 def read_text(file: Path) -> str:
-    """Return all of a text file, plain, `.gz` or `.xz`."""
+    """Read a text file, plain, `.gz` or `.xz`."""
     with whole_text(file, newline="") as stream:
         return stream.read()

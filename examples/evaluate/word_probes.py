@@ -1,4 +1,4 @@
-"""Table 1 of the paper: linear probes for chunking, entities and parts of speech on frozen states of CoNLL-2003.
+"""Reproduce Table 1 of the paper: linear probes for chunking, entities and parts of speech on states of CoNLL-2003.
 
     python examples/evaluate/word_probes.py --model MAGNET=DIR "base, bidirectional=DIR" --data FOLDER
     python examples/evaluate/word_probes.py --model "base, causal=DIR" --reading causal --data FOLDER
@@ -54,14 +54,14 @@ Corpus = dict[str, list[TaggedSentence]]
 
 
 class FrozenStates:
-    """The states of all words by one model: computed when a probe first asks, then shared; the model is let go."""
+    """Hold the states of all words from one model: computed for the first probe, then shared without the model."""
 
     def __init__(self, path: str, args: argparse.Namespace, *, reading: str, corpus: Callable[[], Corpus]) -> None:
         self.path, self.args, self.reading, self.corpus = path, args, reading, corpus
 
     @functools.cached_property
     def tables(self) -> dict[str, WordStates]:
-        """By part of the corpus."""
+        """Return the states by part of the corpus."""
         corpus = self.corpus()
         reader = open_reader(self.path, self.args, reading=self.reading)
         return {
@@ -71,14 +71,14 @@ class FrozenStates:
 
 
 def draw(sentences: list[TaggedSentence], number: int | None, *, seed: int) -> list[TaggedSentence]:
-    """Return so many of the sentences, in their order; all if there are no more, or with `None`."""
+    """Draw sentences in order; return all if there are no more than requested, or with `None`."""
     if number is None or number >= len(sentences):
         return sentences
     return [sentences[index] for index in sorted(random.Random(seed).sample(range(len(sentences)), number))]
 
 
 def read_corpus(args: argparse.Namespace) -> Corpus:
-    """Return the sentences to train on and to test on.
+    """Return the sentences for training and for testing.
 
     Raises:
         NotAvailableError: the Hub cannot be reached.
@@ -93,13 +93,13 @@ def read_corpus(args: argparse.Namespace) -> Corpus:
 
 
 def probe_settings(args: argparse.Namespace) -> ProbeSettings:
-    """Return how the probes are trained, from the command line."""
+    """Return the probe settings of the command line."""
     names = ("steps", "batch_size", "learning_rate", "dropout")
     return ProbeSettings(**{name: getattr(args, name) for name in names})
 
 
 def measure(frozen: FrozenStates, *, task: str, settings: ProbeSettings, args: argparse.Namespace) -> Measurement:
-    """Train a probe for one task, and score what it predicts."""
+    """Train a probe for one task and score its predictions."""
     from trainer.metric_modules.probe_scores import probe_scores  # needs the extra `eval`
 
     corpus = frozen.corpus()
@@ -133,7 +133,7 @@ def measure(frozen: FrozenStates, *, task: str, settings: ProbeSettings, args: a
 
 
 def make_units(args: argparse.Namespace, reading: str) -> list[Unit]:
-    """Return the three columns of the table for models that are read in one way."""
+    """Return the three columns of the table for models with the same reading."""
     probe = probe_settings(args)
     splits = ("train", split_to_test(args.data))
     settings = {
@@ -151,9 +151,9 @@ def make_units(args: argparse.Namespace, reading: str) -> list[Unit]:
 
 
 def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, dict[str, str]]:
-    """Return the command line, checked, and how each model is read."""
+    """Return the checked command line and the reading of each model."""
     parser = make_parser(__doc__, smoke=SMOKE, paper=PAPER)
-    parser.add_argument("--reading", choices=READINGS, help="of all models; by what each is if left out")
+    parser.add_argument("--reading", choices=READINGS, help="the reading of all models; defaults to the type of each")
     parser.add_argument(
         "--shift",
         choices=get_args(Shift),
@@ -163,24 +163,24 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, di
     add_batch_size(parser, "sentences of an update", default=None)
     parser.add_argument("--learning_rate", type=float, help="at the first step")
     parser.add_argument("--dropout", type=float, help="on the states")
-    parser.add_argument("--train_sentences", type=at_least(), help="drawn from the training set; all if left out")
-    parser.add_argument("--test_sentences", type=at_least(), help="drawn from the test set; all if left out")
+    parser.add_argument("--train_sentences", type=at_least(), help="drawn from the training set; defaults to all")
+    parser.add_argument("--test_sentences", type=at_least(), help="drawn from the test set; defaults to all")
     args = parse(parser, arguments)
     require_extra("eval", "evaluate", "seqeval")
     complaints = missing_files(args.data) if args.data is not None else []
-    found: dict[str, str] = {}
-    complaints += about_models(args.model, lambda path: found.setdefault(path, reading_of(path, args.reading)))
+    readings: dict[str, str] = {}
+    complaints += about_models(args.model, lambda path: readings.setdefault(path, reading_of(path, args.reading)))
     check(complaints)
-    return args, {name: found[path] for name, path in args.model.items()}
+    return args, {name: readings[path] for name, path in args.model.items()}
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
-    """Probe the models that were named."""
+    """Probe the named models."""
     args, readings = parse_arguments(arguments)
     corpus = functools.cache(partial(read_corpus, args))
     records = []
     kinds = list(dict.fromkeys(readings.values()))
-    for reading in kinds:  # a record's settings say how its model was read
+    for reading in kinds:  # the settings of a record name the reading of its model
         models = {name: path for name, path in args.model.items() if readings[name] == reading}
         shift = SHIFTS[reading] if reading == "encoder" or args.shift is None else args.shift
         some = argparse.Namespace(**{**vars(args), "model": models, "shift": shift})

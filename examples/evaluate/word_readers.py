@@ -18,8 +18,8 @@ from modeling_magnet.tokenization_magnet import context_length, plan_batches
 from modeling_magnet.words_magnet import PlacedVectors, Shift, owners_of_tokens
 
 READINGS = (*get_args(ReadingMode), "encoder")
-# Which output a token is represented by where nobody says it. From left to right the output before a word has not read
-# it: LLM2Vec, too, takes a causal model's own outputs, and so must a control that is to be compared.
+# The default output that represents a token. From left to right, the output before a word has not read the word;
+# LLM2Vec also takes a causal model's own outputs, and a control that is compared with it must do the same.
 SHIFTS: dict[str, Shift] = {"bidirectional": "next", "causal": "same", "encoder": "same"}
 
 TokenReader = Callable[[list[str]], list[PlacedVectors]]
@@ -37,7 +37,7 @@ def open_reader(path: str, args: argparse.Namespace, *, reading: str) -> TokenRe
 
 
 def reading_of(path: str, asked: str | None) -> str:
-    """Choose how a model is read: as asked, else a supported decoder bidirectionally, any other as an encoder."""
+    """Choose the reading of a model: as requested, else bidirectional for a supported decoder, encoder for others."""
     try:
         AutoMagnetForCausalLM.family_of(path)
     except ValueError as error:
@@ -59,7 +59,7 @@ def reading_of(path: str, asked: str | None) -> str:
 
 @torch.no_grad()
 def encoder_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[PlacedVectors]:
-    """Return the last hidden states of every token of texts, special tokens left out.
+    """Return the last hidden states of every token of texts, without special tokens.
 
     Returns:
         `list[PlacedVectors]`: `vectors` of shape `(num_tokens, hidden_size)` in float32 and `offsets` of shape
@@ -70,11 +70,11 @@ def encoder_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[s
     )
     lengths = [len(row) for row in rows["input_ids"]]
     context = context_length(model.config, tokenizer)
-    if 0 < context < max(lengths, default=0):  # XLNet, which has no limit, says -1
+    if 0 < context < max(lengths, default=0):  # XLNet, which has no limit, returns -1
         raise ValueError(f"A text has {max(lengths)} tokens, but the encoder reads {context} at most. Split it.")
     inputs = [name for name in tokenizer.model_input_names if name in rows]
     budget = CPU_BATCH_TOKENS if model.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
-    found: dict[int, PlacedVectors] = {}
+    vectors: dict[int, PlacedVectors] = {}
     for batch in plan_batches(lengths, max_tokens=budget):
         chosen = {name: [rows[name][index] for index in batch] for name in inputs}
         padded: Any = tokenizer.pad(chosen, return_tensors="pt", return_attention_mask=True)
@@ -83,20 +83,20 @@ def encoder_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[s
         for index, states, mask in zip(batch, hidden, padded["attention_mask"].bool().cpu().numpy(), strict=True):
             is_text = np.array(rows["special_tokens_mask"][index]) == 0
             offsets = np.array(rows["offset_mapping"][index], dtype=np.int64).reshape(-1, 2)
-            found[index] = PlacedVectors(states[mask][is_text], offsets[is_text])
-    return [found[index] for index in range(len(texts))]
+            vectors[index] = PlacedVectors(states[mask][is_text], offsets[is_text])
+    return [vectors[index] for index in range(len(texts))]
 
 
-# Of these many sentences the token vectors are held at once.
+# Number of sentences whose token vectors are in memory at once.
 _SENTENCES_AT_ONCE = 512
 
 
 class WordStates(NamedTuple):
-    """States of the words of several sentences, end to end."""
+    """Hold the states of the words of several sentences, concatenated."""
 
     states: np.ndarray  # (num_words, hidden_size), float32
     bounds: np.ndarray  # (num_sentences + 1,): words bounds[i] to bounds[i + 1] are sentence i
-    num_without_tokens: int  # words that the tokenizer makes nothing of
+    num_without_tokens: int  # words without tokens
 
 
 def tabulate(
@@ -105,7 +105,7 @@ def tabulate(
     *,
     description: str,
 ) -> WordStates:
-    """Read the states of all words, once."""
+    """Compute the states of all words once."""
     bounds = np.cumsum([0, *map(len, sentences)])
     states = np.empty((0, 0), dtype=np.float32)
     missing = 0

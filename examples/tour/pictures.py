@@ -1,4 +1,4 @@
-"""Plots of the tour, of `quickstart.py` and of `adapt.py`: masks, training curves, tokens, answers, similarities."""
+"""Plot masks, training curves, tokens, answers and similarities for the tour, `quickstart.py` and `adapt.py`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ OBJECTIVES = {
     "loss_msg": "missing span (MSG)",
     "loss_sscl": "contrastive (SSCL)",
 }
-# Size of the page: characters of a line, and inches of one character and one line.
+# Size of the page: characters per line, and inches per character and line.
 COLUMNS, CHARACTER, LINE = 100, 0.095, 0.5
 
 
 def draw_attention(panels: Mapping[str, tuple[Any, Sequence[int]]], tokens: Sequence[str]) -> Figure:
-    """Return who attends to whom, a panel for each mode, in the colour of what is attended to.
+    """Draw which tokens attend to which: a panel per mode, in the color of the attended token.
 
     Args:
         panels (`Mapping[str, tuple]`): Title -> what may be seen, of shape `(S, S)`, row sees column; and the segment
@@ -82,14 +82,14 @@ def draw_objectives(path: Path, log_history: Sequence[Mapping[str, Any]]) -> Pat
 
 def _curve(log_history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
     """Return steps and values of one logged quantity."""
-    found = [(int(row["step"]), float(row[key])) for row in log_history if key in row]
-    return [step for step, _ in found], [value for _, value in found]
+    points = [(int(row["step"]), float(row[key])) for row in log_history if key in row]
+    return [step for step, _ in points], [value for _, value in points]
 
 
 def draw_tokens(
     tokens: Sequence[str], *, colors: Sequence[Any], notes: Sequence[str] = (), columns: int = COLUMNS
 ) -> Figure:
-    """Return tokens in boxes, line by line, with a note below those that have one."""
+    """Draw tokens in boxes, line by line, with a note below those that have one."""
     notes = list(notes) or [""] * len(tokens)
     widths = [max(len(token), len(note)) + 1.6 for token, note in zip(tokens, notes, strict=True)]
     places, line, start = [], 0, 0.0
@@ -98,7 +98,7 @@ def draw_tokens(
             line, start = line + 1, 0.0
         places.append((start, line))
         start += width
-    step = 1.75 if any(notes) else 1.0  # a line of boxes, and where there are notes a line of these
+    step = 1.75 if any(notes) else 1.0  # a line of boxes, followed by a line of notes if there are any
     figure = Figure(figsize=(columns * CHARACTER, (line + 1) * step * LINE * 0.8), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
@@ -115,7 +115,7 @@ def draw_tokens(
 
 
 def role_colors(segments: Sequence[int], masked: Sequence[bool]) -> list[str]:
-    """Return the colour of each token of a training row: of a span, masked, or plain context.
+    """Return the color of each token of a training row: span, masked, or plain context.
 
     Example:
         >>> role_colors([0, 0, 1], [False, True, False]) == [PLAIN_COLOR, MASKED_COLOR, SPAN_COLOR]
@@ -128,21 +128,21 @@ def role_colors(segments: Sequence[int], masked: Sequence[bool]) -> list[str]:
 
 
 def probability_colors(probabilities: Sequence[float | None]) -> list[Any]:
-    """Return colours from red (impossible) to green (certain); grey where a token was given.
+    """Return colors from red (impossible) to green (certain); gray for given tokens.
 
     Example:
         >>> given, sure = probability_colors([None, 1.0])
         >>> given == PLAIN_COLOR, sure == colormaps["RdYlGn"](0.9)
         (True, True)
     """
-    # The ends of the map are too dark to read black letters on.
+    # The ends of the map are too dark for black letters.
     return [PLAIN_COLOR if share is None else colormaps["RdYlGn"](0.1 + 0.8 * share) for share in probabilities]
 
 
 def draw_answers(
     bars: Mapping[str, Mapping[str, float]], *, title: str = "", truth: str | None = None, chance: bool = True
 ) -> Figure:
-    """Return how probable each answer is, side by side for each that was asked."""
+    """Draw the probabilities of the answers side by side, grouped by model."""
     figure = Figure(figsize=(9.5, 2.9), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     answers = list(next(iter(bars.values())))
@@ -167,7 +167,7 @@ def draw_answers(
 def draw_grids(
     grids: Mapping[str, Any], *, rows: Sequence[str], columns: Sequence[str], label: str, low: float = 0.0
 ) -> Figure:
-    """Return numbers as colours, a panel for each grid, on one scale.
+    """Draw numbers as colors, a panel per grid, on one scale.
 
     Args:
         grids (`Mapping[str, array]`): Title -> numbers up to 1, of shape `(len(rows), len(columns))`.
@@ -183,7 +183,7 @@ def draw_grids(
 
 
 def _name_ticks(axes: Axes, columns: Sequence[str], rows: Sequence[str] | None) -> None:
-    """Write names along the axes; those below lean, so that long ones have room."""
+    """Label the axes; tilt the lower labels to make room for long names."""
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
     if rows is not None:
         axes.set_yticks(range(len(rows)), rows, fontsize=8)

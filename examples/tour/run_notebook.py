@@ -1,4 +1,4 @@
-"""Execute a notebook and keep outputs that can be committed.
+"""Execute a notebook and keep only outputs that can be committed.
 
     python examples/tour/run_notebook.py examples/magnet_tour.ipynb
 
@@ -26,11 +26,11 @@ try:
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
-except ImportError:  # `main` says what to install; `--help` works without it
+except ImportError:  # `main` reports the missing extra, so that `--help` works without it
     pass
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TIMEOUT = 900  # seconds for one cell
+TIMEOUT = 900  # seconds per cell
 
 
 def run_notebook(path: Path, *, folder: Path) -> Any:
@@ -54,7 +54,7 @@ def run_notebook(path: Path, *, folder: Path) -> Any:
             km=kernel,
             timeout=TIMEOUT,
             record_timing=False,
-            coalesce_streams=True,  # bars overwrite their line, as they do on a screen
+            coalesce_streams=True,  # bars overwrite their line, as on a screen
             resources={"metadata": {"path": str(folder)}},
             on_cell_executed=lambda **_: bar.update(),
         )
@@ -72,11 +72,11 @@ def run_notebook(path: Path, *, folder: Path) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Execute the notebook that was named, and return the exit code."""
+    """Execute the named notebook and return the exit code."""
     parser = OneLineParser(description=__doc__)
     parser.add_argument("notebook", type=Path, help="the file to execute")
-    parser.add_argument("--output", type=Path, help="where to write it; over the notebook if left out")
-    parser.add_argument("--folder", type=Path, help="where its cells work; beside the notebook if left out")
+    parser.add_argument("--output", type=Path, help="output file; overwrites the notebook by default")
+    parser.add_argument("--folder", type=Path, help="working directory of the cells; defaults to that of the notebook")
     arguments = parser.parse_args(argv)
     require_extra("notebook", "nbformat", "nbclient", "ipykernel")
     started = time.monotonic()

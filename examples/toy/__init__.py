@@ -1,1 +1,1 @@
-"""The parts of `quickstart.py`: a made-up language, and tiny models trained on it."""
+"""Implement `quickstart.py`: a made-up language, and tiny models trained on it."""

@@ -1,4 +1,4 @@
-"""The questions of the quickstart: the same texts, missing sentences and masked tokens for each model.
+"""Ask each model the questions of the quickstart: the same texts, missing sentences and masked tokens.
 
 A causal model sees the text to the left; `mode` and `suffixes` say what else a model sees.
 """
@@ -25,7 +25,7 @@ IGNORED = -100
 
 
 def fact_accuracy(fills: Sequence[str], stories: Sequence[Story]) -> float:
-    """Return the share of the fills that name the story's thing and no other.
+    """Return the share of the fills that name the story's thing and no other thing.
 
     Example:
         >>> story = Story(prefix="Tom was there.", missing=" He found a kite.", suffix=" It flew.", answer="kite")
@@ -38,7 +38,7 @@ def fact_accuracy(fills: Sequence[str], stories: Sequence[Story]) -> float:
 
 
 def retrieval_accuracy(anchors: Tensor, positives: Tensor) -> float:
-    """Return the share of the anchors whose own paraphrase has the highest cosine of all.
+    """Return the share of the anchors whose paraphrase has the highest cosine.
 
     Args:
         anchors, positives (`torch.FloatTensor` of shape `(P, H)`): Row i of one is a paraphrase of row i of the other.
@@ -53,7 +53,7 @@ def retrieval_accuracy(anchors: Tensor, positives: Tensor) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Exam:
-    """The questions; each method asks one of them of a model in evaluation mode."""
+    """Hold the questions; each method asks a model in evaluation mode one of them."""
 
     tokenizer: PreTrainedTokenizerBase
     stories: list[Story]
@@ -62,18 +62,18 @@ class Exam:
 
     @property
     def other_suffixes(self) -> list[str]:
-        """For each story the suffix of the next one."""
+        """Return for each story the suffix of the next one."""
         suffixes = [story.suffix for story in self.stories]
         return suffixes[1:] + suffixes[:1]
 
     @property
     def span_tokens(self) -> float:
-        """Tokens of a missing sentence, on average."""
+        """Return the mean number of tokens of a missing sentence."""
         lengths = self._span_lengths()
         return sum(lengths) / len(lengths)
 
     def left_to_right_fills(self, model: Any) -> list[str]:
-        """Fill each blank greedily from its prefix only, with as many tokens as are missing."""
+        """Fill each blank greedily from its prefix only, with the length of the missing sentence."""
         prefixes = self.tokenizer([story.prefix for story in self.stories])["input_ids"]
         fills: dict[int, str] = {}
         for chosen, num_tokens in self._by_length():
@@ -82,7 +82,7 @@ class Exam:
         return [fills[index] for index in range(len(self.stories))]
 
     def infills(self, model: Any, *, suffixes: Sequence[str] | None = None) -> list[str]:
-        """Fill each blank greedily from both sides, with as many tokens as are missing."""
+        """Fill each blank greedily from both sides, with the length of the missing sentence."""
         suffixes = [story.suffix for story in self.stories] if suffixes is None else suffixes
         fills: dict[int, str] = {}
         for chosen, num_tokens in self._by_length():
@@ -96,7 +96,7 @@ class Exam:
 
     @torch.no_grad()
     def scored_facts(self, model: Any) -> float:
-        """Return the share of stories that the true thing, of all things in its place, makes most likely."""
+        """Return the share of stories in which the true thing is the most likely of all things in its place."""
         texts = [story.text.replace(f" {story.answer} ", f" {thing} ") for story in self.stories for thing in THINGS]
         rows = self.tokenizer(texts)["input_ids"]
         losses = []
@@ -159,11 +159,11 @@ class Exam:
         return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
     def _span_lengths(self) -> list[int]:
-        """Return tokens of each missing sentence."""
+        """Return the number of tokens of each missing sentence."""
         return [len(ids) for ids in self._continuations([story.missing for story in self.stories])]
 
     def _by_length(self) -> Iterator[tuple[list[int], int]]:
-        """Yield batches of stories whose missing sentences have equally many tokens, and how many these are."""
+        """Yield batches of stories whose missing sentences have equal token counts, with that count."""
         lengths = self._span_lengths()
         for length in sorted(set(lengths)):
             indices = [index for index, other in enumerate(lengths) if other == length]
@@ -171,11 +171,11 @@ class Exam:
                 yield [indices[index] for index in chosen], length
 
     def _batch(self, rows: Sequence[list[int]], *, padding_side: str = "right") -> dict[str, Tensor]:
-        """Return rows as one batch."""
+        """Collate rows to one batch."""
         return pad_token_rows(rows, pad_token_id=self.tokenizer.pad_token_id, padding_side=padding_side)
 
     def _generate(self, model: Any, rows: Sequence[list[int]], *, max_new_tokens: int) -> list[str]:
-        """Return greedy continuations, without special tokens."""
+        """Return greedy continuations without special tokens."""
         batch = self._batch(rows, padding_side="left")
         output = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
         return self.tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -184,7 +184,7 @@ class Exam:
     def _perplexity(
         self, model: Any, rows: Sequence[list[int]], counted: Sequence[list[int]], *, mode: str | None
     ) -> float:
-        """Return the perplexity of the tokens marked 1; in mode "infill" they are also the span."""
+        """Return the perplexity of the tokens marked 1; in mode "infill" these are also the span."""
         loss_sum, num_tokens = 0.0, 0
         for chosen in _batches(rows):
             batch = self._batch([rows[index] for index in chosen])
@@ -198,11 +198,11 @@ class Exam:
 
 
 def _token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross entropy of each token given the output before it, `(B, S - 1)`; 0 where it is ignored."""
+    """Return the cross entropy of each token given the output before it, `(B, S - 1)`; 0 at ignored positions."""
     return F.cross_entropy(logits[:, :-1].float().mT, labels[:, 1:], reduction="none", ignore_index=IGNORED)
 
 
 def _batches(rows: Sequence[Any]) -> Iterator[range]:
-    """Yield indices of the rows, in batches."""
+    """Yield the indices of the rows in batches."""
     for start in range(0, len(rows), BATCH_SIZE):
         yield range(start, min(start + BATCH_SIZE, len(rows)))

@@ -1,4 +1,4 @@
-"""A corpus of tiny stories whose missing sentence follows only from the sentences after it.
+"""Write a corpus of tiny stories whose missing sentence follows only from the sentences after it.
 
 Each story names one thing, drawn at random, in its second sentence; what happens later follows from that thing, and
 nothing before it does. A left-to-right model must therefore guess the thing, one time in `len(THINGS)`; a model that
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-# Every thing takes the article "a", so that the article tells nothing; after it, its other wording.
+# Every thing takes the article "a", so that the article reveals nothing; after each thing, a synonym.
 THINGS = {
     "raincoat": "a coat for wet days",
     "kite": "a toy for windy days",
@@ -34,7 +34,7 @@ THINGS = {
     "cake": "something sweet from the oven",
     "hammer": "a tool to hit nails with",
 }
-# What follows from each thing, and from no other.
+# Consequences of each thing, which follow from no other.
 CONSEQUENCES = {
     "raincoat": ("Soon it rained hard, but she stayed dry.", "When the storm broke, not a drop reached her."),
     "kite": ("The wind lifted it high above the trees.", "She let out the string and it flew up to the clouds."),
@@ -56,7 +56,7 @@ CONSEQUENCES = {
     "cake": ("She cut it into eight slices and ate two.", "By evening only a few sweet crumbs were left."),
     "hammer": ("She drove nine nails into the fence.", "One careless blow of it hurt her thumb."),
 }
-# All are "she": which pronoun goes with a name is not what the stories are about.
+# All names are female, so that pronouns carry no information.
 PEOPLE = ("Anna", "Clara", "Emma", "Julia", "Laura", "Maria", "Nora", "Sara")
 PLACES = {
     "market": "row of stalls",
@@ -83,7 +83,7 @@ OPENINGS = (
     "{Time} {name} was alone at the {place}.",
     "It was {name} who came to the {place} {time}.",
 )
-# Equally long, so that the length of a span tells nothing.
+# Frames have equal lengths, so that the length of a span reveals nothing.
 MISSING = (
     "She found a {thing} under a bench.",
     "She bought a {thing} from a stranger.",
@@ -116,7 +116,7 @@ FACTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Story:
-    """A story in three parts that join exactly: `prefix + missing + suffix`."""
+    """Hold a story in three parts that join exactly: `prefix + missing + suffix`."""
 
     prefix: str
     missing: str
@@ -125,12 +125,12 @@ class Story:
 
     @property
     def text(self) -> str:
-        """The whole story."""
+        """Return the whole story."""
         return self.prefix + self.missing + self.suffix
 
 
 def draw_story(generator: random.Random) -> Story:
-    """Return one story; its thing is independent of everything up to and including the opening.
+    """Draw a story; its thing is independent of everything up to and including the opening.
 
     Example:
         >>> story = draw_story(random.Random(0))
@@ -159,7 +159,7 @@ def draw_story(generator: random.Random) -> Story:
 
 
 def draw_pair(generator: random.Random) -> tuple[str, str]:
-    """Return one fact in two wordings that share no more than the name and the small words."""
+    """Draw one fact in two wordings that share only the name and function words."""
     name = generator.choice(PEOPLE)
     thing, place = generator.choice(tuple(THINGS)), generator.choice(tuple(PLACES))
     time, verb = generator.choice(tuple(TIMES)), generator.choice(tuple(VERBS))
@@ -173,7 +173,7 @@ def draw_pair(generator: random.Random) -> tuple[str, str]:
 
 
 def write_corpus(output_dir: Path, *, seed: int, stories: int, pairs: int, tests: int) -> dict[str, Path]:
-    """Write stories and pairs as JSON lines, each once, with a test part that training never sees."""
+    """Write distinct stories and pairs as JSON lines, with a test part that training never sees."""
     generator = random.Random(seed)
     drawn_stories: dict[str, dict[str, str]] = {}
     drawn_pairs: dict[frozenset[str], dict[str, str]] = {}
@@ -184,7 +184,7 @@ def write_corpus(output_dir: Path, *, seed: int, stories: int, pairs: int, tests
             bar.update(len(drawn_stories) + len(drawn_pairs) - bar.n)
         while len(drawn_pairs) < pairs:
             anchor, positive = draw_pair(generator)
-            fact = frozenset(re.findall(r"\w+", anchor.lower()))  # one fact in another word order is the same fact
+            fact = frozenset(re.findall(r"\w+", anchor.lower()))  # a fact in another word order is the same fact
             drawn_pairs.setdefault(fact, {"anchor": anchor, "positive": positive})
             bar.update(len(drawn_stories) + len(drawn_pairs) - bar.n)
     output_dir.mkdir(parents=True, exist_ok=True)

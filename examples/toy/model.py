@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from examples.toy.training import Budget
 
 DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / "outputs" / "quickstart"
-# Saved last: where it is, the rest of the checkpoint is.
+# Saved last, so that it exists only if the rest of the checkpoint does.
 CONFIG = "config.json"
 
 
@@ -37,20 +37,20 @@ def open_model(
             f"`--model` is {source!r}, which cannot be opened ({error}). Pass a directory with a checkpoint, or an id "
             "of the Hub."
         ) from error
-    _ = model.tokenizer  # raises now if there is none, not at the first request
+    _ = model.tokenizer  # raises now if there is no mask token, not at the first request
     return model
 
 
 def quickstart_model(folder: Path, *, budget: Budget | None = None, seed: int = 0) -> Path:
-    """Return the quickstart's checkpoint, trained if it is missing.
+    """Return the quickstart's checkpoint, and train it if it is missing.
 
-    It is trained in a temporary folder and then saved, its config last, so that a killed build is never taken for a
-    model, and two builds at once do not disturb each other.
+    Train in a temporary folder, then save with the config last. A killed build is therefore never taken for a model,
+    and two simultaneous builds do not disturb each other.
     """
     checkpoint = folder / "magnet"
     if (checkpoint / CONFIG).is_file():
         return checkpoint
-    # Imported here, since a start that trains nothing need not wait for it.
+    # Imported here, because a start that trains nothing need not wait for it.
     from examples.toy.training import Budget, train_magnet
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def quickstart_model(folder: Path, *, budget: Budget | None = None, seed: int = 
 
 
 def describe_model(model: Any, *, named: str | None) -> str:
-    """Return a line that says which model answers."""
+    """Describe in a line which model answers."""
     size = sum(parameter.numel() for parameter in model.parameters())
     millions = f"{size / 1e6:.1f} million parameters" if size < 1e9 else f"{size / 1e9:.1f} billion parameters"
     name = Path(named).resolve().name if named and Path(named).is_dir() else named

@@ -1,4 +1,4 @@
-"""The table of the quickstart: a row for each question, a column for each model, and a few fills."""
+"""Build the table of the quickstart: a row per question, a column per model, and a few fills."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Table = dict[str, dict[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """Who is asked, all in evaluation mode."""
+    """Hold the models to ask, all in evaluation mode."""
 
     base: Any
     control: Any
@@ -37,9 +37,9 @@ Questions = dict[str, dict[str, Callable[[], float]]]
 
 
 def _questions(exam: Exam, models: Models) -> Questions:
-    """Return all questions, by row and column."""
+    """Return all questions by row and column."""
     others = exam.other_suffixes
-    # Nothing before the blank determines the thing, and nothing anywhere the wording of the missing sentence.
+    # Nothing before the blank determines the thing, and nothing determines the wording of the missing sentence.
     wordings, things, chance = len(MISSING), len(THINGS), 1 / len(THINGS)
     causal = {BASE: models.base, CONTROL: models.control, MAGNET: models.magnet}
 
@@ -87,12 +87,14 @@ def _questions(exam: Exam, models: Models) -> Questions:
         "perplexity of whole stories, causal": {
             name: partial(exam.causal_perplexity, model) for name, model in causal.items()
         },
-        "repetition (Rep-4), greedy, causal": {name: partial(exam.repetition, one) for name, one in causal.items()},
+        "repetition (Rep-4), greedy, causal": {
+            name: partial(exam.repetition, model) for name, model in causal.items()
+        },
     }
 
 
 def fill_table(exam: Exam, models: Models) -> Table:
-    """Ask everything; a share is a number from 0 to 1."""
+    """Ask all questions; shares are numbers from 0 to 1."""
     questions = _questions(exam, models)
     with tqdm(total=sum(map(len, questions.values())), desc="questions", leave=False) as bar:
         table: Table = {}
@@ -105,7 +107,7 @@ def fill_table(exam: Exam, models: Models) -> Table:
 
 
 def render_table(table: Table) -> str:
-    """Return the table as Markdown, aligned to be read as it is.
+    """Render the table as aligned Markdown.
 
     Example:
         >>> print(render_table({"perplexity": {"base": 3.0}}))
@@ -126,7 +128,7 @@ def render_table(table: Table) -> str:
 
 
 def _format(row: str, value: float | None) -> str:
-    """Return a perplexity or a repetition as a number, anything else in percent."""
+    """Format a perplexity or repetition as a number, anything else in percent."""
     if value is None:
         return ""
     if row.startswith("perplexity"):
@@ -135,7 +137,7 @@ def _format(row: str, value: float | None) -> str:
 
 
 def show_infills(exam: Exam, models: Models, *, count: int = 4) -> str:
-    """Return a few stories, and what the base and MAGNET put into their blanks."""
+    """Show a few stories with the fills of the base and of MAGNET."""
     few = Exam(tokenizer=exam.tokenizer, stories=exam.stories[:count], pairs=[], max_length=exam.max_length)
     guesses, fills = few.left_to_right_fills(models.base), few.infills(models.magnet)
     paragraphs = []

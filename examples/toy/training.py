@@ -36,19 +36,19 @@ MAX_LENGTH = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How much of everything."""
+    """Hold the sizes of corpus and training."""
 
     stories: int = 16_000
     pairs: int = 8_000
     tests: int = 256
     hidden_size: int = 128
     causal_steps: int = 200
-    infill_steps: int = 350  # MNTP and MSG
-    contrastive_steps: int = 150  # MNTP, MSG and SSCL
+    infill_steps: int = 350  # steps with MNTP and MSG
+    contrastive_steps: int = 150  # steps with MNTP, MSG and SSCL
 
     @property
     def adaptation_steps(self) -> int:
-        """Steps of the adaptation, and of the control."""
+        """Return the steps of the adaptation, and of the control."""
         return self.infill_steps + self.contrastive_steps
 
 
@@ -56,7 +56,7 @@ SMOKE = Budget(stories=300, pairs=200, tests=16, hidden_size=32, causal_steps=4,
 
 
 def build_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE that puts BOS in front; it has EOS, PAD, and the mask token `_`."""
+    """Train a byte-level BPE that prepends BOS; it has EOS, PAD, and the mask token `_`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -87,7 +87,7 @@ def build_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 @dataclass(frozen=True)
 class Material:
-    """What the models are trained on and asked."""
+    """Hold the training data and the questions."""
 
     tokenizer: PreTrainedTokenizerFast
     exam: Exam
@@ -124,24 +124,24 @@ BATCH_SIZE = 32
 
 
 class LossProgress(ProgressCallback):
-    """A progress bar that shows the losses instead of printing them line by line."""
+    """Show the losses in a progress bar instead of printing them line by line."""
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
-        """Put the losses after the bar."""
+        """Show the losses after the bar."""
         shown = {key: f"{float(value):.2f}" for key, value in (logs or {}).items() if key.startswith("loss")}
         if self.training_bar is not None and shown:
             self.training_bar.set_postfix(shown)
 
     def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
-        """Show no second bar: two bars on one line break each other."""
+        """Show no second bar, because two bars on one line garble each other."""
 
 
 def _train_causally(
     model: LlamaForCausalLM, rows: Dataset, tokenizer: PreTrainedTokenizerFast, *, steps: int, seed: int, folder: Path
 ) -> None:
-    """Train a model from left to right, in place, with the plain Trainer."""
+    """Train a model in place from left to right with the plain Trainer."""
     args = TrainingArguments(output_dir=str(folder), max_steps=steps, **_common(seed, steps))
     collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
     trainer = Trainer(model=model, args=args, train_dataset=rows, data_collator=collator)
@@ -150,7 +150,7 @@ def _train_causally(
 
 
 def _common(seed: int, steps: int) -> dict[str, Any]:
-    """Return what all three trainings share."""
+    """Return the arguments that all three trainings share."""
     return {
         "per_device_train_batch_size": BATCH_SIZE,
         "learning_rate": 4e-3,
@@ -165,7 +165,7 @@ def _common(seed: int, steps: int) -> dict[str, Any]:
 
 
 def show_losses(trainer: Trainer) -> None:
-    """Give a trainer a quiet progress bar, a line of text in a notebook as well."""
+    """Give a trainer a quiet progress bar; a text bar in a notebook as well."""
     trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
     trainer.add_callback(LossProgress)
 
@@ -207,7 +207,7 @@ def train_models(output_dir: Path, *, budget: Budget, seed: int) -> tuple[Exam, 
 
 
 def _train_base(material: Material, folder: Path, *, budget: Budget, seed: int) -> LlamaForCausalLM:
-    """Return a plain Llama; both it and its tokenizer are saved."""
+    """Return a plain Llama, after saving it with its tokenizer."""
     tokenizer = material.tokenizer
     base = LlamaForCausalLM(_llama_config(tokenizer, hidden_size=budget.hidden_size))
     _train_causally(base, material.everything, tokenizer, steps=budget.causal_steps, seed=seed, folder=folder)
@@ -217,15 +217,15 @@ def _train_base(material: Material, folder: Path, *, budget: Budget, seed: int) 
 
 
 def _adapt_base(material: Material, output_dir: Path, *, budget: Budget, seed: int) -> list[dict[str, Any]]:
-    """Adapt the saved base with MNTP and MSG, then with SSCL as well, save it, and return the log history."""
+    """Adapt the saved base with MNTP and MSG, then also with SSCL; save it, and return the log history."""
     tokenizer, folder = material.tokenizer, output_dir / "magnet"
     adapted = MagnetLlamaForCausalLM.from_pretrained(output_dir / "base")
-    # The paper adapts seven billion parameters by LoRA, with 3e-5 and 4200 steps; so few train in full, and faster.
+    # The paper adapts seven billion parameters by LoRA (3e-5, 4200 steps); these few train in full, and faster.
     args = MagnetTrainingArguments(
         output_dir=str(folder),
         loss_phases=[f"{budget.infill_steps}:1,0,1", f"{budget.contrastive_steps}:1,5,1"],
-        max_span_tokens=10,  # a missing sentence has 8
-        causal_ratio=0.05,  # three rows of two batches; without them this base forgets how to go on from the left
+        max_span_tokens=10,  # a missing sentence has 8 tokens
+        causal_ratio=0.05,  # three rows of two batches; without MSG this base forgets to continue from the left
         contrastive_batch_size=BATCH_SIZE,
         **_common(seed, budget.adaptation_steps),
     )
@@ -243,7 +243,7 @@ def _adapt_base(material: Material, output_dir: Path, *, budget: Budget, seed: i
 
 
 def _llama_config(tokenizer: PreTrainedTokenizerFast, *, hidden_size: int) -> LlamaConfig:
-    """Return a Llama of two layers; four learn these stories no better and take twice as long."""
+    """Return the config of a Llama of two layers; four layers learn these stories no better and take twice as long."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,

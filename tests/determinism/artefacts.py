@@ -1,4 +1,4 @@
-"""What a command leaves behind, as bytes that two runs can be compared by."""
+"""Read the output of a command as bytes that can be compared between runs."""
 
 import json
 from collections.abc import Collection, Iterator
@@ -32,7 +32,7 @@ def artefacts(folder: Path, *, dropped: Collection[str], unread: Collection[str]
 
 
 def fields(folder: Path) -> set[str]:
-    """Names of all files and of all fields in its JSON, so that nothing is dropped that is not there."""
+    """Collect the names of all files and JSON fields, so that only existing names can be dropped."""
     names = set()
     for file in folder.rglob("*"):
         names.add(file.name)

@@ -1,22 +1,22 @@
-"""Every script under `examples/` with the least that makes it do all it does, and what of its files is time."""
+"""List a minimal command for every script under `examples/`, and the parts of its output that contain times."""
 
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Of the logs of a Trainer, of an evaluation, and of a record.
+# Timings in the logs of a Trainer, in an evaluation, and in a record.
 LOGGED = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
 EVALUATED = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
 RECORDED = ("seconds", "time")
-# Checksums of the two files of a training checkpoint that hold times and the name of its folder.
+# Checksums of the two files of a training checkpoint that contain times and the name of its folder.
 CHECKSUMS = ("trainer_state.json", "training_args.bin")
 PRINTED = "printed.log"
 
 
 @dataclass(frozen=True)
 class Command:
-    """How a script is called.
+    """Describe how to call a script.
 
     Args:
         script (`str`): Below `examples/`, without its suffix.
@@ -37,7 +37,7 @@ class Command:
     name: str = ""
 
     def arguments(self, **folders: Path) -> list[str]:
-        """The options with the names of folders in them."""
+        """Return the options with folder names filled in."""
         return [option.format(**folders) for option in shlex.split(self.options)]
 
     @property
@@ -46,7 +46,7 @@ class Command:
 
 
 def _table(script: str, file: str, options: str) -> Command:
-    """A driver of a table, asked about two models."""
+    """Return a table driver's command for two models."""
     models = "--model base={inputs}/base magnet={inputs}/magnet"
     return Command(
         f"evaluate/{script}",
@@ -57,7 +57,7 @@ def _table(script: str, file: str, options: str) -> Command:
 
 
 def _adapt(name: str, options: str) -> Command:
-    """A run of `adapt.py` of six steps, the last two with pairs."""
+    """Return an `adapt.py` run of six steps, the last two with pairs."""
     return Command(
         "adapt",
         "run/adapt.json",
@@ -144,7 +144,7 @@ COMMANDS = [
         "page/report.md",
         "{inputs}/plan.json --output={output} --preset=smoke",
         [*RECORDED, *LOGGED, *EVALUATED, *CHECKSUMS],
-        # The page says when the newest of its records was written. Its own bytes are those of `report` above.
+        # The page contains the time of its newest record. The `report` entry above compares the page itself.
         ["training_args.bin", "first-0.log", "report.md", "report.html"],
     ),
     Command(
@@ -169,7 +169,7 @@ COMMANDS = [
     ),
 ]
 
-# The labels of those that CI runs, by what they do: train, adapt, encode, fill, measure, execute. A night runs all.
+# Labels that CI runs, by activity: train, adapt, encode, fill, measure, execute. The nightly run covers all.
 OFTEN = {
     "quickstart",
     "adapt all weights",
@@ -180,7 +180,7 @@ OFTEN = {
     "evaluate/infilling_perplexity",
 }
 
-# Not run here, and why.
+# Scripts without an entry, with the reason.
 LEFT_OUT = {
     "app": "a server: it writes nothing but the model that the quickstart's own entry checks",
     "benchmarks/on_gpu": "it calls the other benchmarks",

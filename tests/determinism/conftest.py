@@ -1,4 +1,4 @@
-"""Two interpreters and what commands read, once for all tests of a worker."""
+"""Provide two interpreters and the inputs of the commands, once per worker."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from .interpreters import Interpreter
 
 @pytest.fixture(scope="session")
 def interpreters(tmp_path_factory):
-    """Two that share nothing: hashes of strings, random states, folders, caches."""
+    """Return two interpreters that share no hash seed, random state, folder or cache."""
     one, other = (tmp_path_factory.mktemp(name) for name in ("one", "quite_another"))
     with (
         Interpreter(hash_seed=0, folder=one) as first,
@@ -18,6 +18,6 @@ def interpreters(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory, _tiny_weights, tiny_tokenizer):
-    from .inputs import write_inputs  # which imports lm-eval; most tests of this folder have no need of it
+    from .inputs import write_inputs  # imports lm-eval, which most of these tests do not need
 
     return write_inputs(tmp_path_factory.mktemp("inputs"), _tiny_weights, tiny_tokenizer)

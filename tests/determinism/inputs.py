@@ -1,4 +1,4 @@
-"""What the commands read: tiny models, texts, and files that look like the paper's corpora."""
+"""Write the inputs of the commands: tiny models, texts, and files in the format of the paper's corpora."""
 
 import copy
 import gzip
@@ -59,7 +59,7 @@ def write_inputs(folder: Path, model: MagnetLlamaForCausalLM, tokenizer: PreTrai
 
 
 def _write_paraphraser(folder: Path, model: MagnetLlamaForCausalLM) -> None:
-    """A random T5 that reads and writes the tokens of the tiny Llama."""
+    """Save a random T5 that reads and writes the tokens of the tiny Llama."""
     torch.manual_seed(0)
     size = len(model.tokenizer)
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=size, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
@@ -69,7 +69,7 @@ def _write_paraphraser(folder: Path, model: MagnetLlamaForCausalLM) -> None:
 
 
 def _write_form(folder: Path) -> None:
-    """A form as `human_evaluation.py sample` writes it, and two people's answers."""
+    """Write a form as `human_evaluation.py sample` does, and the answers of two people."""
     human_evaluation.main([
         "sample", "--model", f"base={folder / 'base'}", f"MAGNET={folder / 'magnet'}", f"--data={folder / 'data'}",
         "--preset=smoke", "--shots=1", "--max_new_tokens=6", "--device=cpu", f"--output={folder / 'form'}",
@@ -82,7 +82,7 @@ def _write_form(folder: Path) -> None:
 
 
 def _write_plan(folder: Path) -> None:
-    """A study of one run that is trained for two steps and asked once."""
+    """Write a study of one run with two training steps and one driver call."""
     training = {
         **{"use_cpu": True, "train_texts": str(folder / "train.jsonl.xz"), "max_length": 64, "max_span_tokens": 8},
         **{"eval_texts": str(folder / "held_out.jsonl.xz"), "lora_r": 2},
@@ -98,7 +98,7 @@ def _write_plan(folder: Path) -> None:
 
 
 def _write_notebook(folder: Path) -> None:
-    """Cells that open the model beside them, fill a blank, and draw vectors; warnings and bars hold times."""
+    """Write cells that open the model, fill a blank, and draw vectors; warnings and bars contain times."""
     cells = [
         "%%capture\nimport matplotlib.pyplot as plt\nfrom modeling_magnet import AutoMagnetForCausalLM\n"
         "model = AutoMagnetForCausalLM.from_pretrained('magnet')",
@@ -110,7 +110,7 @@ def _write_notebook(folder: Path) -> None:
 
 
 def _write_texts(folder: Path) -> None:
-    """Long texts, paragraphs of sentences, and pairs."""
+    """Write long texts, paragraphs of sentences, and pairs."""
     draw = random.Random(2)
     sentences = [" ".join(draw.choices([*WORDS, "breakfast", "yellow"], k=12)).capitalize() + "." for _ in range(600)]
     long = [" ".join(sentences[start : start + 75]) for start in range(0, 600, 75)]
@@ -124,7 +124,7 @@ def _write_texts(folder: Path) -> None:
 
 
 def _write_data(folder: Path) -> None:
-    """The corpora of the tables, under the names that the drivers look for."""
+    """Write the corpora of the tables under the names that the drivers look for."""
     draw = random.Random(3)
     write_rocstories(folder)
     write_story_cloze(folder)

@@ -59,20 +59,20 @@ class Interpreter:
         self._process.wait()
 
     def begin(self, script: Path, arguments: Sequence[str], *, log: Path) -> None:
-        """Start `python SCRIPT ARGUMENTS`; one at a time."""
+        """Start `python SCRIPT ARGUMENTS`; one command at a time."""
         assert self._process.stdin is not None
         order = {"argv": [str(script), *arguments], "cwd": str(self.folder), "log": str(log)}
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
 
     def end(self) -> int:
-        """Wait for what was begun; its exit status."""
+        """Wait for the started command and return its exit status."""
         assert self._process.stdout is not None
         return int(self._process.stdout.readline())
 
 
 def _serve(seed: int) -> None:
-    """Fork for every order, and answer with the exit status."""
+    """Fork for every request and reply with the exit status."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     import datasets  # noqa: F401
@@ -86,12 +86,12 @@ def _serve(seed: int) -> None:
         child = os.fork()
         if not child:
             answers.close()
-            # A command that seeds what it draws from is not moved by where the generators stand.
+            # The initial state of the generators must not affect a command that seeds what it draws from.
             random.seed(seed)
             np.random.seed(seed)
             torch.manual_seed(seed)
             _become(order)
-            return  # the end of the interpreter, as behind a script
+            return  # the end of the interpreter, as after a script
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
 

@@ -1,4 +1,4 @@
-"""What the library's own functions write, run as a script with MODEL, PARAPHRASER, TEXTS and OUTPUT."""
+"""Write the results of library functions; run as a script with MODEL, PARAPHRASER, TEXTS and OUTPUT."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 0.9, "top_p": 0.95,
 
 
 def encode(model: Any, output: Path) -> None:
-    """Vectors of texts and words."""
+    """Write vectors of texts and words."""
     np.save(output / "texts.npy", model.encode(TEXTS, batch_tokens=32))
     words, places = model.encode_words(TEXTS[0])
     np.save(output / "words.npy", words)
@@ -28,7 +28,7 @@ def encode(model: Any, output: Path) -> None:
 
 
 def infill(model: Any, output: Path) -> None:
-    """Fills, greedy and sampled, with their scores."""
+    """Write fills, greedy and sampled, with their scores."""
     found: dict[str, Any] = {}
     for name, options in (("greedy", {"num_return_sequences": 2}), ("sampled", SAMPLED)):
         set_seed(5)
@@ -40,7 +40,7 @@ def infill(model: Any, output: Path) -> None:
 
 
 def generate(model: Any, output: Path) -> None:
-    """Left to right."""
+    """Write generated text."""
     set_seed(5)
     inputs = model.tokenizer(TEXTS[:1], return_tensors="pt", return_token_type_ids=False)
     ids = model.generate(**inputs, max_new_tokens=12, do_sample=True)
@@ -48,14 +48,14 @@ def generate(model: Any, output: Path) -> None:
 
 
 def pairs(texts: Path, paraphraser: Path, output: Path) -> None:
-    """By dropout and by a paraphraser."""
+    """Write pairs from dropout and from a paraphraser."""
     lines = load_texts(str(texts))
     paraphrase_pairs(lines, model_id=str(paraphraser), output_path=output / "pairs.jsonl", limit=6, batch_size=4)
     (output / "dropout.json").write_text(json.dumps(dropout_pairs(lines)[:]))
 
 
 def train(output: Path, *, name: str, **changes: Any) -> None:
-    """Steps with all objectives; what is saved behind them, and the losses."""
+    """Train with all objectives; write the losses and the saved files."""
     fixed = {"save_strategy": "steps", "save_steps": 8, "view_dropout": 0.1}
     args = tiny_args(output / name, **{**fixed, **changes})
     set_seed(args.seed)
@@ -69,7 +69,7 @@ def train(output: Path, *, name: str, **changes: Any) -> None:
 
 
 def save(path: Path, texts: Path, output: Path) -> None:
-    """A checkpoint, an adapter, and both as one."""
+    """Save a checkpoint, an adapter, and a merged model."""
     model = AutoMagnetForCausalLM.from_pretrained(path)
     model.save_pretrained(output / "whole")
     set_seed(5)
@@ -81,7 +81,7 @@ def save(path: Path, texts: Path, output: Path) -> None:
 
 
 def main(path: Path, paraphraser: Path, texts: Path, output: Path) -> None:
-    """Everything, one after another."""
+    """Run all calls in order."""
     model = AutoMagnetForCausalLM.from_pretrained(path).eval()
     encode(model, output)
     infill(model, output)

@@ -1,4 +1,4 @@
-"""Every command twice, in two processes that hash strings differently: the same files to the byte, but for times."""
+"""Run every command in two processes with different hash seeds, and compare all files except for times."""
 
 import pytest
 
@@ -12,7 +12,7 @@ EXAMPLES = REPOSITORY / "examples"
 
 
 def run_twice(interpreters, script, arguments, *, name, printed=None):
-    """Run a script in both interpreters at a time; the folders written. `printed` names a file for what it prints."""
+    """Run a script in both interpreters and return the output folders; `printed` names a file for its output."""
     outputs, logs = [], []
     for interpreter in interpreters:
         outputs.append(interpreter.folder / name.replace("/", "_").replace(" ", "_"))
@@ -25,7 +25,7 @@ def run_twice(interpreters, script, arguments, *, name, printed=None):
 
 
 def check_same(outputs, *, dropped, unread, writes):
-    """The same files with the same bytes, and nothing left out that is not there."""
+    """Check that both folders contain the same files with the same bytes, and that all dropped names exist."""
     one, other = (artefacts(output, dropped=dropped, unread=unread) for output in outputs)
     assert list(one) == list(other)
     assert writes in one and any(one.values())
@@ -35,7 +35,7 @@ def check_same(outputs, *, dropped, unread, writes):
 
 @pytest.fixture
 def longer(tmp_path, stories260k):
-    """The tokenizer and a layer of a real model, for 2048 tokens."""
+    """Return the tokenizer and one layer of a real model with 2048 positions."""
     model = AutoMagnetForCausalLM.from_pretrained(stories260k)
     model.model.layers = model.model.layers[:1]
     model.config.num_hidden_layers = 1
@@ -65,7 +65,7 @@ def test_every_script_has_an_entry():
         for command in COMMANDS
     ],
 )
-def test_a_command_writes_the_same_bytes_twice(command, interpreters, inputs, request):
+def test_commands_write_identical_bytes_twice(command, interpreters, inputs, request):
     folders = {"inputs": inputs}
     if "{longer}" in command.options:
         folders["longer"] = request.getfixturevalue("longer")
@@ -80,7 +80,7 @@ def test_a_command_writes_the_same_bytes_twice(command, interpreters, inputs, re
 
 
 @pytest.mark.long
-def test_the_librarys_own_functions_write_the_same_bytes_twice(interpreters, inputs):
+def test_library_calls_write_identical_bytes_twice(interpreters, inputs):
     given = [inputs / "magnet", inputs / "t5", inputs / "train.jsonl.xz"]
     outputs = run_twice(
         interpreters,
@@ -88,6 +88,6 @@ def test_the_librarys_own_functions_write_the_same_bytes_twice(interpreters, inp
         lambda output: [str(path) for path in (*given, output)],
         name="library",
     )
-    # What the arguments of training hold of the folder.
+    # The training arguments contain the name of the folder.
     folder = "training_args.bin"
     check_same(outputs, dropped=[folder], unread=[folder], writes="adapter/adapter_config.json")

@@ -1,4 +1,4 @@
-"""One process: the same again behind other calls, and nothing of the caller's random state is moved."""
+"""Repeat calls in one process after other calls, and check that the caller's random state does not change."""
 
 import json
 import os
@@ -19,12 +19,12 @@ from .commands import CHECKSUMS, EVALUATED
 
 
 def states():
-    """Where the global generators stand."""
+    """Return the states of the global generators."""
     kind, keys, place, *rest = np.random.get_state()
     return torch.get_rng_state().tolist(), random.getstate(), (kind, keys.tolist(), place, *rest)
 
 
-def test_the_same_seed_gives_the_same_twice_in_a_process(tiny_model, tmp_path):
+def test_same_seed_gives_same_result_twice_in_a_process(tiny_model, tmp_path):
     found = []
     for name in ("once", "again"):
         folder = tmp_path / name
@@ -54,14 +54,14 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_what_draws_nothing_leaves_the_global_generators_alone(tiny_model, tmp_path, name):
+def test_deterministic_calls_do_not_touch_global_generators(tiny_model, tmp_path, name):
     tiny_model.save_pretrained(tmp_path / "before")
     before = states()
     CALLS[name](tiny_model, tmp_path)
     assert states() == before
 
 
-def test_sampled_fills_take_one_number_a_gap_from_torchs_global_generator(tiny_model):
+def test_sampling_draws_one_number_per_span_from_the_global_generator(tiny_model):
     texts = ["The [blank] sat on [blank].", "She [blank]."]
     after = []
     for calls in ([texts], [[text] for text in texts]):
@@ -74,7 +74,7 @@ def test_sampled_fills_take_one_number_a_gap_from_torchs_global_generator(tiny_m
     assert torch.get_rng_state().tolist() == after[0][1]
 
 
-def test_an_adapter_in_a_training_checkpoint_names_its_layers_in_order(tmp_path):
+def test_adapter_config_in_a_checkpoint_lists_layers_in_order(tmp_path):
     model = apply_lora(tiny_model(), LoraArguments(lora_r=2))
     names = model.peft_config["default"].target_modules
     trainer = tiny_trainer(tiny_args(tmp_path), model=model)
@@ -88,7 +88,7 @@ def test_an_adapter_in_a_training_checkpoint_names_its_layers_in_order(tmp_path)
 
 @pytest.fixture
 def own_switches(monkeypatch):
-    """What `full_determinism` turns on in the whole process is off again behind a test."""
+    """Restore the process-wide settings that `full_determinism` changes."""
     before = dict(os.environ)
     yield
     torch.use_deterministic_algorithms(False)
@@ -97,7 +97,7 @@ def own_switches(monkeypatch):
 
 
 @pytest.mark.parametrize("more", [{"contrastive_recompute": True}, {"bf16": True, "gradient_checkpointing": True}])
-def test_full_determinism_runs_through_training_encoding_and_infilling(tmp_path, tiny_model, own_switches, more):
+def test_full_determinism_supports_training_encoding_and_infilling(tmp_path, tiny_model, own_switches, more):
     losses = []
     for full in (False, True):
         phases = ["1:1,0,1", "1:1,9,1"]

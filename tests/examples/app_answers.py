@@ -1,10 +1,10 @@
-"""Answers of the app as a test reads them."""
+"""Parse the app's answers for tests."""
 
 from html.parser import HTMLParser
 
 
 class Page(HTMLParser):
-    """Elements and text of a piece of HTML; checks that what is opened is closed."""
+    """Parse elements and text of HTML, and check that every element is closed."""
 
     def __init__(self, page):
         super().__init__(convert_charrefs=True)
@@ -29,7 +29,7 @@ class Page(HTMLParser):
 
 
 def check_harmless(page):
-    """No element or attribute that a text brought in."""
+    """Check that a text added no element or attribute."""
     parsed = Page(page)
     assert {tag for tag, _ in parsed.found} <= {
         *("p", "span", "div", "section", "h2", "h3", "ol", "li", "mark", "br", "button", "label", "meter", "output"),

@@ -1,4 +1,4 @@
-"""Models of several kinds and families on disk, as users have them."""
+"""Save models of several kinds and families."""
 
 import shutil
 
@@ -15,7 +15,7 @@ from .doctor_runs import BOUND, FAMILY_NAMES
 
 @pytest.fixture(scope="session")
 def doctor_models(tiny_tokenizer, tmp_path_factory):
-    """Folders by family and kind."""
+    """Return folders by family and kind."""
     made = {}
     for family in FAMILY_NAMES:
         folder = tmp_path_factory.mktemp(family)
@@ -37,6 +37,6 @@ def doctor_models(tiny_tokenizer, tmp_path_factory):
 
 @pytest.fixture
 def saved(doctor_models, tmp_path):
-    """A checkpoint that a test may break."""
+    """Return a checkpoint that a test may break."""
     shutil.copytree(doctor_models["llama"] / "saved", tmp_path / "saved")
     return tmp_path / "saved"

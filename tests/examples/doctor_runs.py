@@ -1,4 +1,4 @@
-"""Runs of the doctor for tests, and ways to break what it examines."""
+"""Run the doctor for tests, and break the models that it checks."""
 
 import json
 
@@ -11,7 +11,7 @@ BOUND = ["bidirectional", "infill"]
 
 
 def rows_of(tmp_path, *arguments):
-    """Exit code and findings by name."""
+    """Return the exit code and the findings by name."""
     file = tmp_path / "doctor.json"
     code = doctor.main([*map(str, arguments), "--output", str(file)])
     rows = {row["name"]: row for row in json.loads(file.read_text())["findings"]} if file.exists() else {}

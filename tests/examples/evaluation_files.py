@@ -1,4 +1,4 @@
-"""Small files that look like those the drivers read, and the drivers' common arguments."""
+"""Write small files in the formats that the drivers read, and provide common arguments."""
 
 import csv
 import gzip
@@ -9,7 +9,7 @@ PARAGRAPH = "The cat sat on the mat , and the dog barked at the cat . She ate th
 
 
 def write_rocstories(folder: Path, *, number: int = 8) -> None:
-    """Lower-cased and tokenised, as the corpus is handed around."""
+    """Write lower-cased, tokenized stories, as the corpus is distributed."""
     file = folder / "rocstories_dev.titlesepkeysepstory.txt.gz"
     with gzip.open(file, "wt", encoding="utf-8") as lines:
         for n in range(number):
@@ -24,7 +24,7 @@ def write_rocstories(folder: Path, *, number: int = 8) -> None:
 
 
 def write_story_cloze(folder: Path, *, number: int = 6) -> None:
-    """The columns of the Spring 2016 validation set."""
+    """Write the columns of the Spring 2016 validation set."""
     names = [f"InputSentence{k}" for k in range(1, 5)]
     names += ["RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2", "AnswerRightEnding"]
     with gzip.open(folder / "storycloze_spring2016_val.csv.gz", "wt", newline="", encoding="utf-8") as lines:
@@ -36,7 +36,7 @@ def write_story_cloze(folder: Path, *, number: int = 6) -> None:
 
 
 def write_wikitext(folder: Path, *, number: int = 12) -> None:
-    """Headings and paragraphs, tokenised."""
+    """Write tokenized headings and paragraphs."""
     lines = [" \n", " = The cat = \n", " \n"]
     for n in range(number):
         lines += [f" {PARAGRAPH} Number {n} is <unk> . \n", " \n", " = = More of it = = \n", " \n"][: 1 + 3 * (n % 2)]
@@ -45,7 +45,7 @@ def write_wikitext(folder: Path, *, number: int = 12) -> None:
 
 
 def write_all(folder: Path) -> Path:
-    """A folder with subfolders, as data usually lie."""
+    """Write a data folder with subfolders."""
     for name in ("stories", "wikitext2"):
         (folder / name).mkdir(parents=True)
     write_rocstories(folder / "stories")

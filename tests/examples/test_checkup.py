@@ -1,4 +1,4 @@
-"""Each check of the doctor can fail."""
+"""Test that each check of the doctor can fail."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from .doctor_runs import BOUND, edit_weights
 
 
 class Careless:
-    """An encoder and infiller whose answers depend on the batch."""
+    """Encode and infill with results that depend on the batch."""
 
     def __init__(self, dtype=torch.float32, error=2e-5):
         self.dtype, self.error = dtype, error
@@ -26,7 +26,7 @@ class Careless:
         return "alone" if isinstance(prefix, str) else ["together"] * len(prefix)
 
 
-def test_answers_that_depend_on_the_batch_are_found():
+def test_batch_dependence_is_found():
     (found,) = invariance.encode_findings(Careless())
     assert found.outcome == "fail" and "differ by 2.0e-05 (limit 1e-05)" in found.detail
     assert invariance.encode_findings(Careless(error=5e-6))[0].outcome == "pass"
@@ -36,7 +36,7 @@ def test_answers_that_depend_on_the_batch_are_found():
     assert found.outcome == "fail" and "'alone' and 'together'" in found.detail
 
 
-def test_a_save_that_loses_bits_is_found(doctor_models, tmp_path, monkeypatch):
+def test_lossy_save_is_found(doctor_models, tmp_path, monkeypatch):
     model = AutoMagnetForCausalLM.from_pretrained(doctor_models["llama"] / "saved").eval()
     save = model.save_pretrained
 
@@ -53,7 +53,7 @@ def test_a_save_that_loses_bits_is_found(doctor_models, tmp_path, monkeypatch):
     assert failed == {"saved and loaded", "stock class"}
 
 
-def test_a_merge_that_says_something_else_is_found(doctor_models, tmp_path, monkeypatch):
+def test_wrong_merge_is_found(doctor_models, tmp_path, monkeypatch):
     model = AutoMagnetForCausalLM.from_pretrained(doctor_models["llama"] / "bound").eval()
     assert round_trip.merge_findings(model, tmp_path / "first")[0].outcome == "pass"
     merged = modeling_magnet.publishing.merging.merged_weights
@@ -68,7 +68,7 @@ def test_a_merge_that_says_something_else_is_found(doctor_models, tmp_path, monk
     assert model.config.magnet["adapter_modes"] == BOUND
 
 
-def test_a_bound_adapter_on_another_base_is_found(doctor_models, saved):
+def test_bound_adapter_that_changes_the_base_is_found(doctor_models, saved):
     def move(weights):
         weights["model.norm.weight"] += 1e-6
 
@@ -78,7 +78,7 @@ def test_a_bound_adapter_on_another_base_is_found(doctor_models, saved):
     assert round_trip.bound_findings(model, ModelSource(str(saved), {}))[0].outcome == "fail"
 
 
-def test_a_check_that_breaks_is_a_failed_row_behind_those_it_has_found():
+def test_failing_check_becomes_a_failed_row_after_earlier_findings():
     def check():
         yield findings.judged("first", True, "fine")
         raise RuntimeError("a log\n" + "of many words " * 100)

@@ -1,4 +1,4 @@
-"""What all scripts share at the command line: one spelling for one thing, errors in a line, extras said by name."""
+"""Test the shared command line: one spelling per option, errors in one line, and reports of missing extras."""
 
 import argparse
 import json
@@ -14,16 +14,10 @@ from examples import models
 from examples.command_line import (
     OneLineParser,
     add_device,
-    at_least,
-    check,
     choose_device,
-    in_lines,
-    keep_freed_memory,
-    named_items,
     require_extra,
     start,
 )
-from examples.models import not_adapted
 
 from ..conftest import REPOSITORY
 from ..scripts import run_script
@@ -35,7 +29,7 @@ SCRIPTS = sorted(
     for path in EXAMPLES.rglob("*.py")
     if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
 )
-# One thing a line: its spelling first, then what it must not be called elsewhere.
+# One option per line: its spelling, then the names that must not be used for it.
 SPELLINGS = (
     ("--model_name_or_path", "--model_path", "--model_name", "--checkpoint"),
     ("--magnet", "--adapted"),
@@ -55,12 +49,12 @@ SPELLINGS = (
 
 
 class Captured(Exception):
-    """Carries a script's parser out of it."""
+    """Carry a script's parser out of the script."""
 
 
 @pytest.fixture(scope="module")
 def parsers():
-    """The parser of each script, with those of its subcommands, and which model-opening scripts there are."""
+    """Return the parsers of each script, those of subcommands included, and the scripts that open models."""
     found = {}
 
     def capture(parser, *args, **kwargs):
@@ -77,7 +71,7 @@ def parsers():
 
 
 def options_of(parsers):
-    """Script, spelling and action of every option."""
+    """Return script, spelling and action of every option."""
     for script, group in parsers.items():
         for parser in group:
             for action in parser._actions:
@@ -85,8 +79,8 @@ def options_of(parsers):
                     yield script, action.option_strings[0], action
 
 
-@pytest.mark.long  # lm_eval and others are imported: 8 s
-def test_no_two_spellings_for_one_thing(parsers):
+@pytest.mark.long  # imports lm_eval and others: 8 s
+def test_options_have_one_spelling_each(parsers):
     used = defaultdict(set)
     for script, name, action in options_of(parsers):
         used[name].add(script)
@@ -100,13 +94,13 @@ def test_no_two_spellings_for_one_thing(parsers):
     for script, name, action in options_of(parsers):
         if script != "adapt.py" and action.help:
             by_help[action.help].add(name)
-    # A role or a unit in few words may stand for several things; whole sentences may not.
+    # A role or a unit of a few words may describe several options; a whole sentence may not.
     doubled = {told: names for told, names in by_help.items() if len(names) > 1 and len(told.split()) > 4}
     assert doubled == {}
 
 
 @pytest.mark.long
-def test_device_model_and_dtype_are_chosen_alike_in_all_scripts(parsers):
+def test_device_model_and_dtype_options_agree_in_all_scripts(parsers):
     model, device = set(), set()
     for script, name, action in options_of(parsers):
         if name == "--model_name_or_path":
@@ -120,14 +114,14 @@ def test_device_model_and_dtype_are_chosen_alike_in_all_scripts(parsers):
             assert action.help.startswith("such as cpu or cuda:1; ")
         if name == "--data":
             assert action.help.startswith("folder of the data's files, in it or in its sub-folders")
-    # These choose by themselves: the Trainer's own options, a device for each process, a plan.
+    # These choose in other ways: the Trainer's own options, a device per process, a plan.
     others = {"adapt.py", "encode_corpus.py", "evaluate/study.py"}
     assert model - others <= device
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_wrong_option_is_one_line_in_every_script(script):
+def test_wrong_option_prints_one_line_in_every_script(script):
     if script == "adapt.py":
         pytest.skip("tested with it")
     code, out, err = run_script(EXAMPLES / script, "--no_such_option=1")
@@ -135,34 +129,8 @@ def test_a_wrong_option_is_one_line_in_every_script(script):
     assert err.startswith("error: ") and len(err.splitlines()) == 1
 
 
-def test_an_error_of_argparse_is_one_line(capsys):
-    parser = OneLineParser()
-    parser.add_argument("--limit", type=at_least(1, 9))
-    for wrong in ("0", "10", "x", "1.5"):
-        with pytest.raises(SystemExit, match="2"):
-            parser.parse_args(["--limit", wrong])
-        err = capsys.readouterr().err
-        expected = (
-            f"error: argument --limit: '{wrong}'; expected a whole number of at least 1 and at most 9. See --help."
-        )
-        assert err == expected + "\n"
-    assert parser.parse_args(["--limit", "9"]).limit == 9
-
-
-def test_complaints_are_one_line_each():
-    with pytest.raises(ValueError) as one:
-        check(["`--limit` is 0; pass 1\n  or more."])
-    assert in_lines(one.value) == "`--limit` is 0; pass 1 or more."
-    with pytest.raises(ValueError) as two:
-        check(["first", "second"])
-    assert in_lines(two.value) == "The arguments cannot be used:\n- first\n- second"
-    assert in_lines(OSError("many\nlines\nof a library")) == "many lines of a library"
-    assert in_lines(ValueError()) == "ValueError"
-    check([])
-
-
 @pytest.mark.parametrize("error", [ValueError("what to do"), OSError("what to do")])
-def test_what_can_be_mended_is_told_in_a_line_with_code_2(error, capsys):
+def test_fixable_errors_print_one_line_and_exit_with_2(error, capsys):
     def fails():
         raise error
 
@@ -173,7 +141,7 @@ def test_what_can_be_mended_is_told_in_a_line_with_code_2(error, capsys):
         start(lambda: 1 / 0)
 
 
-def test_the_device_is_cuda_where_there_is_some_and_wrong_ones_are_named():
+def test_device_defaults_to_cuda_and_invalid_devices_raise():
     parser = OneLineParser()
     add_device(parser)
     assert parser.parse_args([]).device is None
@@ -185,13 +153,7 @@ def test_the_device_is_cuda_where_there_is_some_and_wrong_ones_are_named():
             choose_device(wrong)
 
 
-def test_lists_of_names_are_split_and_doubled_or_empty_ones_named():
-    assert named_items(["a=x", "b=y=z"], option="--runs") == ({"a": "x", "b": "y=z"}, [])
-    _, complaints = named_items(["a", "=x", "b=", "c=1", "c=2"], option="--runs")
-    assert len(complaints) == 4 and all("NAME=DIR" in one and one.startswith("`--runs` has ") for one in complaints)
-
-
-def test_what_an_extra_lacks_is_said_with_how_to_install_it():
+def test_missing_extra_raises_with_install_command():
     require_extra("eval", "json")
     with pytest.raises(
         ValueError, match=r"no_such_thing cannot be imported \(.*\). Install it: pip install -e '\.\[eval\]'"
@@ -199,19 +161,7 @@ def test_what_an_extra_lacks_is_said_with_how_to_install_it():
         require_extra("eval", "json", "no_such_thing")
 
 
-def test_a_plain_decoder_is_told_from_a_checkpoint(stories260k, tiny_model, tmp_path):
-    tiny_model.save_pretrained(tmp_path / "ours")
-    assert not_adapted(str(tmp_path / "ours")) is None
-    assert "was never adapted" in not_adapted(str(stories260k))
-    plain = tmp_path / "adapter"  # peft's own, over a plain decoder
-    plain.mkdir()
-    (plain / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(stories260k)}))
-    assert "was never adapted" in not_adapted(str(plain))
-    (plain / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "ours")}))
-    assert not_adapted(str(plain)) is None
-
-
-def test_a_hub_that_does_not_answer_is_asked_once(capsys, monkeypatch):
+def test_unreachable_hub_is_asked_once(capsys, monkeypatch):
     import datasets
     from huggingface_hub import constants
 
@@ -236,7 +186,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(capsys, monkeypatch):
 
 
 @pytest.mark.long  # another process imports torch: 6 s
-def test_without_extras_help_works_and_what_to_install_is_said(tmp_path, stories260k):
+def test_help_works_without_extras_and_missing_extras_are_reported(tmp_path, stories260k):
     model, data = str(stories260k), str(tmp_path)
     needing = {
         "quickstart.py": ([], "plots"),
@@ -286,17 +236,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.long
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
-def test_large_tensors_made_again_cause_no_page_faults():
+def test_reallocating_large_tensors_causes_no_page_faults():
     faults = {
         way: int(subprocess.run([sys.executable, "-c", COUNT, way], capture_output=True, check=True, text=True).stdout)
         for way in ("kept", "usual")
     }
     assert faults["kept"] < 0.3 * faults["usual"]  # 64 MiB are 16,384 pages, once instead of four times
-
-
-@pytest.mark.parametrize("system, library", [("Darwin", "glibc"), ("Linux", "musl")])
-def test_other_systems_are_left_alone(monkeypatch, system, library):
-    monkeypatch.setattr("platform.system", lambda: system)
-    monkeypatch.setattr("platform.libc_ver", lambda: (library, ""))
-    monkeypatch.setattr("ctypes.CDLL", None)
-    assert keep_freed_memory() is False

@@ -1,4 +1,4 @@
-"""Each recipe is understood by `adapt.py`, and holds the values of the publication it is named after."""
+"""Test that `adapt.py` accepts each recipe, and that recipes contain the published values."""
 
 import json
 from pathlib import Path
@@ -72,7 +72,7 @@ PUBLISHED = {"llama2_7b_paper": PAPER, "llm2vec_mntp": LLM2VEC_MNTP, "llm2vec_si
 
 
 def read(name: str, output_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The JSON object, and all arguments it leads to, on a machine without a GPU."""
+    """Return the JSON object and the resulting arguments, on a machine without a GPU."""
     options = [str(CONFIGS / f"{name}.json"), f"--output_dir={output_dir}", "--use_cpu"]
     adapt, lora, training = parse_arguments(options)
     check_arguments(adapt, lora, training)
@@ -81,7 +81,7 @@ def read(name: str, output_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.json")))
-def test_every_value_of_a_recipe_arrives_as_it_is_written(name, tmp_path):
+def test_recipe_values_reach_the_arguments(name, tmp_path):
     values, arguments = read(name, tmp_path)
     for key, value in values.items():
         if not key.startswith("_") and key not in ("output_dir", "report_to", "use_cpu"):
@@ -89,19 +89,19 @@ def test_every_value_of_a_recipe_arrives_as_it_is_written(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_recipe_has_the_published_values(name, tmp_path):
+def test_published_recipe_has_published_values(name, tmp_path):
     _, arguments = read(name, tmp_path)
     assert {key: arguments[key] for key in PUBLISHED[name]} == PUBLISHED[name]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_every_value_of_a_published_recipe_names_its_source(name):
+def test_published_recipe_values_name_their_source(name):
     values = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
     settings = {key for key in values if not key.startswith("_")}
     assert set(values["_sources"]) - {"paper"} == settings
 
 
-def test_the_papers_recipe_is_the_default_of_every_argument_of_the_method(tmp_path):
+def test_argument_defaults_equal_the_recipe_of_the_paper(tmp_path):
     _, recipe = read("llama2_7b_paper", tmp_path)
     _, _, plain = parse_arguments(
         ["--model_name_or_path=m", "--train_texts=t", f"--output_dir={tmp_path}", "--use_cpu"]
@@ -110,6 +110,6 @@ def test_the_papers_recipe_is_the_default_of_every_argument_of_the_method(tmp_pa
         assert getattr(plain, name) == recipe[name]
 
 
-def test_the_second_stage_of_llm2vec_begins_where_the_first_ends():
+def test_second_llm2vec_stage_starts_from_the_first():
     first, second = (json.loads((CONFIGS / f"llm2vec_{stage}.json").read_text()) for stage in ("mntp", "simcse"))
     assert second["model_name_or_path"] == first["output_dir"]

@@ -1,4 +1,4 @@
-"""The drivers' command line and records: what is on record is not measured again, what is lost half is skipped."""
+"""Test the drivers' command line and records: recorded cells are not measured again, incomplete lines are skipped."""
 
 import json
 import weakref
@@ -6,12 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from examples import command_line
 from examples.evaluate import driver, options
 from examples.evaluate.driver import Measurement, NotAvailableError, Unit
 from examples.evaluate.records import Record, RecordFile, identify, newest
-from tests.hub_client import run_client
-from tests.hub_server import HubServer
 
 
 def parse(*arguments, smoke=None, paper=None):
@@ -27,7 +24,7 @@ def saved(tmp_path, tiny_model):
 
 
 class Counter:
-    """A unit's measurement that counts its calls."""
+    """Count the calls of a unit's measurement."""
 
     def __init__(self, **metrics):
         self.metrics, self.calls = metrics, 0
@@ -37,7 +34,7 @@ class Counter:
         return Measurement(metrics=self.metrics, counts={"texts": 3})
 
 
-def test_a_preset_gives_the_values_that_are_not_said():
+def test_preset_fills_unset_options():
     sizes = {"smoke": {"limit": 3}, "paper": {"limit": None}}
     assert parse("--model", "x", "--preset", "smoke", **sizes).limit == 3
     assert parse("--model", "x", "--preset", "smoke", "--limit", "5", **sizes).limit == 5
@@ -45,7 +42,7 @@ def test_a_preset_gives_the_values_that_are_not_said():
     assert parse("--model", "some/where", "b=c").model == {"where": "some/where", "b": "c"}
 
 
-def test_all_complaints_come_at_once():
+def test_complaints_are_reported_together():
     with pytest.raises(ValueError, match="The arguments cannot be used") as raised:
         parse("--model", "a=x", "a=y", "=", "--device", "warp", "--data", "nowhere")
     for complaint in (
@@ -57,7 +54,7 @@ def test_all_complaints_come_at_once():
         assert complaint in str(raised.value)
 
 
-def test_a_run_goes_on_where_it_was_and_appends(tmp_path, saved, capsys):
+def test_resumed_run_appends_missing_records(tmp_path, saved, capsys):
     args = parse("--model", f"m={saved}", "--results", str(tmp_path / "results"), "--device", "cpu")
     one, broken = Counter(score=0.25), Counter(score=0.5)
 
@@ -84,12 +81,12 @@ def test_a_run_goes_on_where_it_was_and_appends(tmp_path, saved, capsys):
 
 
 def _given(args):
-    """The arguments that were parsed."""
+    """Return the parsed arguments."""
     name, path = next(iter(args.model.items()))
     return ["--model", f"{name}={path}", "--results", str(args.results), "--device", "cpu"]
 
 
-def test_other_settings_or_weights_are_measured_anew_and_take_the_cell_over(tmp_path, saved, tiny_model):
+def test_changed_settings_or_weights_are_measured_again(tmp_path, saved, tiny_model):
     args = parse("--model", f"m={saved}", "--results", str(tmp_path / "results"), "--device", "cpu")
     unit = Counter(score=1.0)
     driver.run("table", args, [Unit("one", {"prompt": "a"}, unit)])
@@ -110,49 +107,7 @@ def test_other_settings_or_weights_are_measured_anew_and_take_the_cell_over(tmp_
     assert newest(found) == records[-1:]
 
 
-def identify_pushed(base, other):
-    """A model of the Hub, and an adapter of it on one base and on another."""
-    from huggingface_hub import HfApi  # what the process of the test must not
-
-    api, found = HfApi(), []
-    api.create_repo("me/base")
-    api.upload_folder(repo_id="me/base", folder_path=base)
-    found.append(identify("me/base"))
-    api.create_repo("me/adapter")
-    for name in (base, other):
-        values = json.dumps({"base_model_name_or_path": name}).encode()
-        api.upload_file(repo_id="me/adapter", path_in_repo="adapter_config.json", path_or_fileobj=values)
-        found.append(identify("me/adapter"))
-    return found
-
-
-@pytest.mark.long
-def test_models_of_the_hub_are_named_by_their_commit_and_the_base_of_an_adapter(tmp_path, saved, tiny_model):
-    tiny_model.lm_head.weight.data += 1
-    tiny_model.save_pretrained(tmp_path / "other")
-    with HubServer({"hf_me": "me"}) as hub:
-        given = {"hub": hub, "home": tmp_path / "home", "token": "hf_me"}
-        model, one, other = run_client(identify_pushed, saved, str(tmp_path / "other"), **given)
-    assert (model["name"], model["weights"], len(model["revision"])) == ("me/base", None, 40)
-    assert one["name"] == other["name"] == "me/adapter"
-    assert one["weights"] and one["weights"] != other["weights"] and one["revision"] != other["revision"]
-
-
-def test_settings_and_tokenizer_tell_models_apart_as_weights_do(tmp_path, saved):
-    before = identify(saved)
-    (tmp_path / "mine" / "training_args.bin").write_bytes(b"where it was trained")
-    assert identify(saved) == before
-    for name in ("config.json", "tokenizer.json"):
-        file = tmp_path / "mine" / name
-        values = json.loads(file.read_text())
-        values["rms_norm_eps" if name == "config.json" else "version"] = 0.5
-        file.write_text(json.dumps(values))
-        after = identify(saved)
-        assert after["weights"] == before["weights"] and after["config"] != before["config"]
-        before = after
-
-
-def test_no_model_is_measured_where_one_is_not_there(tmp_path, saved):
+def test_no_model_is_measured_if_one_is_missing(tmp_path, saved):
     unit = Counter(score=1.0)
     args = parse("--model", f"m={saved}", "--model", "b=./nowhere", "c=./neither", "--device", "cpu")
     args.results = tmp_path
@@ -161,13 +116,7 @@ def test_no_model_is_measured_where_one_is_not_there(tmp_path, saved):
     assert unit.calls == 0
 
 
-@pytest.mark.parametrize("dtype", command_line.DTYPES)
-def test_a_model_is_opened_in_the_dtype_that_is_asked_for(saved, dtype):
-    model = driver.open_magnet(saved, parse("--model", saved, "--dtype", dtype, "--device", "cpu"))
-    assert str(model.dtype) == f"torch.{dtype}" and not model.training
-
-
-def test_one_model_at_a_time_is_held(tmp_path, saved):
+def test_only_one_model_is_loaded_at_a_time(tmp_path, saved):
     class Opened:
         pass
 
@@ -184,25 +133,7 @@ def test_one_model_at_a_time_is_held(tmp_path, saved):
     assert len(held) == 2
 
 
-def test_a_break_is_reported_in_a_line(capsys):
-    def broken():
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as left:
-        command_line.start(broken)
-    assert left.value.code == 130 and "the same command goes on" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("option", ["--seed", "--replica", "--step"])
-def test_another_draw_training_or_step_is_another_cell(tmp_path, saved, option):
-    args = parse("--model", f"m={saved}", "--results", str(tmp_path), "--device", "cpu")
-    unit = Counter(score=1.0)
-    for given in ([], [option, "1"], [option, "2"]):
-        driver.run("table", parse(*_given(args), *given), [Unit("one", {}, unit)])
-    assert unit.calls == len(newest(RecordFile(tmp_path, "table").read())) == 3
-
-
-def test_what_cannot_be_had_is_on_record_and_tried_again(tmp_path, saved, capsys):
+def test_unavailable_data_is_recorded_and_retried(tmp_path, saved, capsys):
     args = parse("--model", f"m={saved}", "--results", str(tmp_path / "results"), "--device", "cpu")
 
     def missing(model):
@@ -223,21 +154,7 @@ def test_what_cannot_be_had_is_on_record_and_tried_again(tmp_path, saved, capsys
     assert "table: OK (1 models, 2 cells each, 1 not available; " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("metrics", "code"), [([{}, {}], 1), ([{}, {"score": 1.0}], 0), ([], 0)])
-def test_where_nothing_was_measured_the_exit_code_says_so(metrics, code):
-    records = [
-        Record(table="t", system="s", unit="u", settings={}, model={}, metrics=one, unavailable="no data")
-        for one in metrics
-    ]
-    try:
-        command_line.start(lambda: records)
-    except SystemExit as left:
-        assert left.code == code
-    else:
-        assert code == 0
-
-
-def test_half_a_line_is_skipped_and_cut_off(tmp_path):
+def test_incomplete_line_is_skipped_and_truncated(tmp_path):
     file = RecordFile(tmp_path, "table")
     record = Record(table="table", system="s", unit="u", settings={}, model={"name": "m"}, metrics={"score": 1.0})
     file.append(record)
@@ -260,7 +177,7 @@ def test_half_a_line_is_skipped_and_cut_off(tmp_path):
         file.read()
 
 
-def test_a_model_is_named_by_its_weights_and_those_of_its_base(tmp_path, saved, tiny_model):
+def test_identity_of_a_model_includes_its_weights_and_base(tmp_path, saved, tiny_model):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": saved}))

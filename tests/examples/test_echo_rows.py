@@ -1,4 +1,4 @@
-"""Echo's rows: the second occurrence is found, whole or cut, as decoding the tokens one by one finds it."""
+"""Compare the start of echo's second occurrence with decoding token by token, for whole and truncated texts."""
 
 import pytest
 from transformers import AutoTokenizer
@@ -10,7 +10,7 @@ TEXTS = ["The cat sat on the mat.", "x", "She ate 2 apples, 'quickly'; the dog: 
 
 
 def start_by_decoding(tokenizer, ids, characters):
-    """Place of the first token that goes beyond so many characters, of a row with BOS in front."""
+    """Return the first token that ends after the given number of characters, in a row with BOS."""
     for place in range(1, len(ids)):
         if len(tokenizer.decode(ids[1 : place + 1], clean_up_tokenization_spaces=False)) > characters:
             return place
@@ -25,7 +25,7 @@ def tokenizer(request, tiny_tokenizer):
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, ""])
-def test_the_second_occurrence_begins_where_decoding_finds_it(tokenizer, prompt):
+def test_echo_start_equals_decoded_start(tokenizer, prompt):
     before, between = echo_frame(prompt)
     for text, (ids, start) in zip(TEXTS, echo_rows(tokenizer, TEXTS, prompt=prompt, max_length=256), strict=True):
         assert ids[0] == tokenizer.bos_token_id and tokenizer.eos_token_id not in ids
@@ -36,13 +36,8 @@ def test_the_second_occurrence_begins_where_decoding_finds_it(tokenizer, prompt)
         assert second in (text, " " + text)
 
 
-def test_the_templates_are_the_authors():
-    assert "{}x{}x".format(*echo_frame("Find it:")) == "Instruct: Find it,\nQuery: x\nQuery again: x"
-    assert "{}x{}x".format(*echo_frame("")) == "Rewrite the sentence: x, rewritten sentence: x"
-
-
 @pytest.mark.parametrize("text", ["The cat sat on the mat, and " * 30, "日本語の文、" * 40, "naïve café " * 40])
-def test_a_long_text_is_cut_so_that_both_occurrences_fit(tokenizer, text):
+def test_long_text_is_truncated_so_that_both_occurrences_fit(tokenizer, text):
     before, between = echo_frame(PROMPT)
     ((ids, start),) = echo_rows(tokenizer, [text], prompt=PROMPT, max_length=100)
     assert 90 <= len(ids) <= 100
@@ -51,17 +46,3 @@ def test_a_long_text_is_cut_so_that_both_occurrences_fit(tokenizer, text):
     assert length > 0 and row == before + text[:length] + between + text[:length]
     second = tokenizer.decode(ids[start:], clean_up_tokenization_spaces=False)
     assert second in (text[:length], " " + text[:length])
-
-
-def test_an_empty_text_has_the_templates_last_token(tiny_tokenizer):
-    ((ids, start),) = echo_rows(tiny_tokenizer, [""], prompt="", max_length=256)
-    assert start == len(ids) - 1
-    assert echo_rows(tiny_tokenizer, [], prompt="", max_length=256) == []
-
-
-def test_a_template_without_room_for_text_is_refused(tiny_tokenizer):
-    with pytest.raises(ValueError, match="leaves no room for a text twice. Shorten the prompt"):
-        echo_rows(tiny_tokenizer, ["x"], prompt="long " * 100, max_length=256)
-    length = len(echo_rows(tiny_tokenizer, [""], prompt="", max_length=256)[0].ids)
-    with pytest.raises(ValueError, match="No token of the text '日本' fits twice"):
-        echo_rows(tiny_tokenizer, ["日本"], prompt="", max_length=length + 2)

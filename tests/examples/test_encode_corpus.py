@@ -1,4 +1,4 @@
-"""`examples/encode_corpus.py`: which vectors it writes, what it tells, what it refuses."""
+"""Test the vectors, reports and refusals of `examples/encode_corpus.py`."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from examples import encode_corpus
 from examples.encode_corpus import main
 from modeling_magnet import MagnetLlamaForCausalLM
 
@@ -26,7 +25,7 @@ def model(tmp_path, tiny_model) -> Path:
 
 @pytest.fixture
 def options(tmp_path, model) -> list[str]:
-    """The options of every run: 40 texts in three chunks; later ones override these."""
+    """Return the options of every run: 40 texts in three chunks; later options override these."""
     texts = write_jsonl(tmp_path / "texts.jsonl", make_texts(40))
     return [
         f"--model_name_or_path={model}",
@@ -37,7 +36,7 @@ def options(tmp_path, model) -> list[str]:
 
 
 def encode_in_chunks(model: Path, texts: list[str], *, dtype=torch.float32, **options) -> np.ndarray:
-    """What `encode` itself makes of each chunk."""
+    """Return the result of `encode` for each chunk."""
     loaded = MagnetLlamaForCausalLM.from_pretrained(model, dtype=dtype)
     starts = range(0, len(texts), CHUNK_SIZE)
     return np.concatenate([loaded.encode(texts[start : start + CHUNK_SIZE], **options) for start in starts])
@@ -46,7 +45,7 @@ def encode_in_chunks(model: Path, texts: list[str], *, dtype=torch.float32, **op
 # ---- What a run writes ----
 
 
-def test_each_row_is_the_vector_that_encode_gives_its_text(tmp_path, options, model, capsys):
+def test_rows_equal_encode(tmp_path, options, model, capsys):
     report = main(options)
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"encode_corpus: OK ({tmp_path / 'out.npy'}; 40 rows;")
     vectors = np.load(tmp_path / "out.npy", mmap_mode="r")
@@ -65,7 +64,7 @@ def test_each_row_is_the_vector_that_encode_gives_its_text(tmp_path, options, mo
     assert {path.name for path in tmp_path.iterdir()} == {"model", "texts.jsonl", "out.npy", "out.npy.json"}
 
 
-def test_parquet_holds_row_numbers_ids_and_the_same_vectors(tmp_path, options):
+def test_parquet_contains_row_numbers_ids_and_vectors(tmp_path, options):
     main(options)
     main([*options, f"--output={tmp_path / 'out.parquet'}", "--id_column=key"])
     table = pq.read_table(tmp_path / "out.parquet")
@@ -97,7 +96,7 @@ def test_parquet_holds_row_numbers_ids_and_the_same_vectors(tmp_path, options):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_options_are_those_of_encode(tmp_path, options, model, flags, same, dtype):
+def test_options_match_encode(tmp_path, options, model, flags, same, dtype):
     main([*options, *flags])
     vectors = np.load(tmp_path / "out.npy")
     assert vectors.dtype == dtype
@@ -111,7 +110,7 @@ def test_options_are_those_of_encode(tmp_path, options, model, flags, same, dtyp
 # ---- Rows that cannot be read ----
 
 
-def test_a_corrupt_row_keeps_its_place_and_is_reported(tmp_path, options, model, capsys):
+def test_corrupt_row_keeps_its_place_and_is_reported(tmp_path, options, model, capsys):
     texts = make_texts(40)
     file = write_jsonl(tmp_path / "texts.jsonl", texts)
     lines = file.read_text().splitlines()
@@ -139,7 +138,7 @@ def test_a_corrupt_row_keeps_its_place_and_is_reported(tmp_path, options, model,
     assert "23 of 40 rows could not be encoded" in told
 
 
-def test_a_vector_that_does_not_fit_its_dtype_is_reported_like_a_corrupt_row(tmp_path, options, model):
+def test_vector_outside_its_dtype_is_reported_as_corrupt(tmp_path, options, model):
     loaded = MagnetLlamaForCausalLM.from_pretrained(model)
     loaded.model.norm.weight.data *= 1e6
     loaded.save_pretrained(model)
@@ -172,63 +171,19 @@ def test_a_vector_that_does_not_fit_its_dtype_is_reported_like_a_corrupt_row(tmp
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_what_cannot_work_is_refused_before_the_weights_are_read(tmp_path, options, model, changes, message):
+def test_invalid_arguments_are_refused_before_weights_are_read(tmp_path, options, model, changes, message):
     (model / "model.safetensors").write_bytes(b"not read")
     with pytest.raises(ValueError, match=f"(?s){message}"):
         main([*options, *changes])
     assert {path.name for path in tmp_path.iterdir()} == {"model", "texts.jsonl"}
 
 
-@pytest.mark.parametrize(
-    "option", ["--chunk_size=0", "--limit=0", "--dtype=int8", "--pooling=max", "--no_such_option=1"]
-)
-def test_a_wrong_value_is_named_with_its_option(options, capsys, option):
-    with pytest.raises(SystemExit, match="2"):
-        main([*options, option])
-    assert option.partition("=")[0] in capsys.readouterr().err
-
-
-def test_an_output_that_cannot_be_written_is_refused_before_the_weights_are_read(tmp_path, options, model):
-    (model / "model.safetensors").write_bytes(b"not read")
-    for folder in ("/proc", "/dev/null"):  # also closed to root
-        with pytest.raises(ValueError, match=f"`--output` is '{folder}/out.npy', beside which nothing can be written"):
-            main([*options, f"--output={folder}/out.npy"])
-
-
-def test_an_output_among_what_is_read_is_refused(tmp_path, options, model):
-    write_jsonl(tmp_path / "a.jsonl", ["a"])
-    for more, read in (([f"--texts={tmp_path}"], tmp_path), ([f"--output={model / 'out.npy'}"], model)):
-        with pytest.raises(ValueError, match=f"is in '{read}', which is read"):
-            main([*options, *more])
-
-
 @pytest.mark.parametrize("name", ["out.npy", "out.npy.json"])
 @pytest.mark.parametrize("has_folder", [False, True])
-def test_what_exists_is_never_overwritten(tmp_path, options, name, has_folder):
+def test_existing_output_is_never_overwritten(tmp_path, options, name, has_folder):
     (tmp_path / name).write_text("precious")
     if has_folder:
         (tmp_path / "out.npy.parts").mkdir()
     with pytest.raises(ValueError, match=f"`--output` would replace .*{name}'?. Choose another"):
         main(options)
     assert (tmp_path / name).read_text() == "precious"
-
-
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])  # two start anew: 10 s
-def test_progress_moves_with_each_batch_and_knows_the_total(tmp_path, options, monkeypatch, processes):
-    seen = []
-
-    class Bar(encode_corpus.tqdm):
-        def update(self, n=1):
-            super().update(n)
-            seen.append((self.n, self.total))
-
-    monkeypatch.setattr(encode_corpus, "tqdm", Bar)
-    lines = [json.dumps({"key": str(n), "text": f"the cat sat {n}"}) for n in range(40)]
-    lines[7] = "broken"
-    (tmp_path / "many.jsonl").write_text("\n".join(lines) + "\n")
-    arguments = [f"--texts={tmp_path / 'many.jsonl'}", f"--output={tmp_path / 'many.npy'}", "--batch_tokens=200"]
-    main([*options, *arguments, f"--num_processes={processes}", "--threads=1"])
-    rows, totals = zip(*seen, strict=True)
-    assert rows[-1] == 40 and set(totals) == {40}, "a row that cannot be read counts as well"
-    assert list(rows) == sorted(rows)
-    assert processes > 1 or len({row for row in rows if 0 < row < 39}) > 3, "one chunk, told in several batches"

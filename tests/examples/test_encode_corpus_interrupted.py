@@ -1,8 +1,7 @@
-"""`examples/encode_corpus.py` killed, out of disk, in several processes: always the bytes of a quiet run."""
+"""Interrupt `examples/encode_corpus.py` by kills and full disks, and compare with an uninterrupted run."""
 
 import errno
 import fcntl
-import gzip
 import json
 import os
 import random
@@ -20,7 +19,7 @@ from .tiny_corpus import finish_run, make_texts, start_run, write_jsonl
 NUM_TEXTS, CHUNK_SIZE = 600, 8
 NUM_CHUNKS = NUM_TEXTS // CHUNK_SIZE
 ALL_VECTORS = NUM_TEXTS * 32 * 4  # bytes
-# A chunk that does not fit into a file where the manifest does.
+# A chunk that is too large for a file that can hold the manifest.
 LARGE_CHUNK, NO_ROOM = "--chunk_size=300", 20_000
 
 
@@ -41,26 +40,26 @@ def options(tmp_path, tiny_model) -> list[str]:
 
 @pytest.fixture
 def undisturbed(tmp_path, options) -> Path:
-    """The output of a quiet run."""
+    """Return the output of an uninterrupted run."""
     main([*options, f"--output={tmp_path / 'undisturbed.npy'}"])
     return tmp_path / "undisturbed.npy"
 
 
 @pytest.fixture
 def interrupted(tmp_path, options) -> Path:
-    """The work folder of a run whose chunks are finished but whose output did not fit."""
+    """Return the work folder of a run whose chunks are finished but whose output did not fit on the disk."""
     error, _ = finish_run(options, largest_file=ALL_VECTORS)
     assert isinstance(error, OSError)
     return tmp_path / "out.npy.parts"
 
 
 def parts_of(folder: Path) -> list[Path]:
-    """Finished chunks."""
+    """Return the finished chunks."""
     return sorted(folder.glob("*.npy"))
 
 
 def wait_for_parts(folder: Path, number: int, process) -> None:
-    """Look until so many chunks are finished."""
+    """Wait until the given number of chunks is finished."""
     deadline = time.monotonic() + 120
     while len(parts_of(folder)) < number and process.is_alive():
         assert time.monotonic() < deadline
@@ -71,9 +70,7 @@ def wait_for_parts(folder: Path, number: int, process) -> None:
 
 
 @pytest.mark.long
-def test_a_run_killed_at_random_moments_ends_with_the_bytes_of_an_undisturbed_one(
-    tmp_path, options, undisturbed, capsys
-):
+def test_run_killed_at_random_moments_resumes_to_identical_bytes(tmp_path, options, undisturbed, capsys):
     seed = random.randrange(10**6)
     print(f"seed {seed}")  # shown when the test fails
     draw = random.Random(seed)
@@ -88,7 +85,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_bytes_of_an_undisturbed_on
         assert not (tmp_path / "out.npy").exists() and not (tmp_path / "out.npy.json").exists()
     found = parts_of(folder)
     assert 0 < len(found) <= NUM_CHUNKS
-    # As after a crash of the machine: a row of the log that is not whole is none.
+    # As after a crash of the machine: an incomplete row of the log does not count.
     log = folder / "chunks.jsonl"
     before = log.read_bytes().splitlines(keepends=True)[:-1]
     log.write_bytes(b"".join(before) + b'{"chunk": 7')
@@ -104,9 +101,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_bytes_of_an_undisturbed_on
     assert not folder.exists()
 
 
-def test_a_run_killed_while_it_writes_the_output_leaves_all_of_it_or_nothing(
-    tmp_path, options, interrupted, undisturbed
-):
+def test_run_killed_during_the_merge_leaves_a_whole_output_or_none(tmp_path, options, interrupted, undisturbed):
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     draw = random.Random(seed)
@@ -115,7 +110,7 @@ def test_a_run_killed_while_it_writes_the_output_leaves_all_of_it_or_nothing(
     for attempt in range(8):
         started = time.monotonic()
         process, _ = start_run(options)
-        if attempt:  # the first shows how long it takes
+        if attempt:  # the first run measures the duration
             time.sleep(draw.uniform(0.5, 1) * seconds)
             process.kill()
         process.join()
@@ -132,45 +127,10 @@ def test_a_run_killed_while_it_writes_the_output_leaves_all_of_it_or_nothing(
         shutil.copytree(tmp_path / "copy", interrupted)
 
 
-def test_a_run_killed_before_it_tidied_up_is_finished_by_the_next(tmp_path, options, interrupted, capsys):
-    shutil.copytree(interrupted, tmp_path / "copy")
-    main(options)
-    before = (tmp_path / "out.npy").read_bytes()
-    (tmp_path / "copy").rename(interrupted)
-    capsys.readouterr()
-    main(options)
-    assert "encode_corpus: OK" in capsys.readouterr().out
-    assert (tmp_path / "out.npy").read_bytes() == before
-    assert not interrupted.exists()
-
-
-@pytest.mark.parametrize("calls", range(2))
-def test_a_run_killed_while_it_tidies_up_leaves_no_folder_without_its_manifest(
-    tmp_path, options, interrupted, undisturbed, monkeypatch, calls
-):
-    rmtree, left = shutil.rmtree, [None] * calls
-
-    def killed(*arguments, **named):
-        if not left:
-            raise KeyboardInterrupt
-        left.pop()
-        rmtree(*arguments, **named)
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("examples.corpus.writing.shutil.rmtree", killed)
-        main(options)
-    assert (tmp_path / "out.npy").read_bytes() == undisturbed.read_bytes()
-    assert interrupted.exists() == (interrupted / "chunks.jsonl").exists()
-    if interrupted.exists():
-        main(options)
-    assert not interrupted.exists()
-    assert json.loads((tmp_path / "out.npy.json").read_text())["rows"] == NUM_TEXTS
-
-
 # ---- Going on ----
 
 
-def test_a_run_goes_on_only_with_the_same_arguments_inputs_and_alone(tmp_path, options, interrupted):
+def test_run_resumes_only_with_the_same_arguments_and_inputs_and_exclusively(tmp_path, options, interrupted):
     before = {file: file.stat().st_mtime_ns for file in parts_of(interrupted)}
     assert len(before) == NUM_CHUNKS
     for change, message in (
@@ -195,27 +155,11 @@ def test_a_run_goes_on_only_with_the_same_arguments_inputs_and_alone(tmp_path, o
     assert main(options)["rows_encoded"] == 0
 
 
-def test_a_corpus_that_is_cut_short_is_refused_before_anything_is_encoded(tmp_path, options):
-    file = tmp_path / "texts.jsonl.gz"
-    whole = gzip.compress((tmp_path / "texts.jsonl").read_bytes())
-    file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="cut short.*Restore it"):
-        main([*options, f"--texts={file}"])
-    file.write_bytes(whole)
-    assert main([*options, f"--texts={file}"])["rows"] == NUM_TEXTS
-
-
-def test_where_no_chunk_is_finished_other_arguments_begin_afresh(tmp_path, options):
-    error, _ = finish_run([*options, LARGE_CHUNK], largest_file=NO_ROOM)
-    assert isinstance(error, OSError)
-    assert main([*options, "--pooling=mean"])["pooling"] == "mean"
-
-
 # ---- Full disk ----
 
 
 @pytest.mark.long
-def test_a_full_disk_is_told_and_what_is_finished_is_kept(tmp_path, options, undisturbed):
+def test_full_disk_is_reported_and_finished_chunks_are_kept(tmp_path, options, undisturbed):
     folder = tmp_path / "out.npy.parts"
     error, _ = finish_run([*options, LARGE_CHUNK], largest_file=NO_ROOM)
     assert isinstance(error, OSError) and error.errno == errno.EFBIG
@@ -257,7 +201,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, options, suffix):
 
 
 def children_of(pid: int) -> set[int]:
-    """Processes that this one started."""
+    """Return the child processes."""
     children = set()
     for file in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -271,7 +215,7 @@ def children_of(pid: int) -> set[int]:
 
 @pytest.mark.nightly
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for orphans in /proc")
-def test_two_processes_killed_and_started_again_write_the_bytes_of_one(tmp_path, options, undisturbed):
+def test_two_killed_processes_resume_to_the_bytes_of_one(tmp_path, options, undisturbed):
     options = [*options, "--num_processes=2"]
     process, _ = start_run(options)
     wait_for_parts(tmp_path / "out.npy.parts", 3, process)

@@ -1,4 +1,4 @@
-"""One text of one's own, filled in the terminal."""
+"""Test filling one text in the terminal."""
 
 import io
 import math
@@ -6,7 +6,6 @@ import math
 import pytest
 
 from examples import fill
-from examples.demo.infill import fill_text
 from examples.toy.model import open_model
 
 from ..scripts import run_script
@@ -26,7 +25,7 @@ def run(capsys, *arguments):
     return status, out, err
 
 
-def test_it_prints_what_infill_blanks_finds_and_how_likely(checkpoint, capsys):
+def test_printed_fills_and_probabilities_equal_infill_blanks(checkpoint, capsys):
     sizes = ["--max_new_tokens", "2", "--num_return_sequences", "2"]
     status, out, err = run(capsys, TEXT, "--model_name_or_path", checkpoint, *sizes)
     assert (status, err) == (0, "")
@@ -49,13 +48,7 @@ def test_it_prints_what_infill_blanks_finds_and_how_likely(checkpoint, capsys):
     assert sum(line.startswith("from the left only:") for line in lines) == 1
 
 
-def test_the_model_chooses_the_length_where_none_is_given(checkpoint, capsys):
-    _, out, _ = run(capsys, "The cat [blank] mat.", "--model", checkpoint, "--num_return_sequences", "1")
-    filled = fill_text(open_model(checkpoint), "The cat [blank] mat.", length=None, answers=1)
-    assert fill.render(filled) in out
-
-
-def test_lines_are_read_where_no_text_is_given_and_a_bad_one_stops_nothing(checkpoint, capsys, monkeypatch):
+def test_standard_input_is_read_and_a_bad_line_does_not_stop_it(checkpoint, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("The cat [blank] mat.\nno blank here\n\nShe [blank].\n"))
     status, out, err = run(capsys, "--model", checkpoint, "--max_new_tokens", "1")
     assert status == 1
@@ -63,23 +56,15 @@ def test_lines_are_read_where_no_text_is_given_and_a_bad_one_stops_nothing(check
     assert err.startswith("error: ") and "blank" in err and len(err.splitlines()) == 1
 
 
-def test_what_cannot_be_opened_is_one_line(tmp_path):
+def test_unopenable_model_prints_one_line(tmp_path):
     code, out, err = run_script(fill, "a [blank]", "--model", str(tmp_path))
     assert (code, out) == (2, "")
     assert err.startswith("error: ") and len(err.splitlines()) == 1
 
 
-def test_a_decoder_that_was_never_adapted_is_named_in_a_line(checkpoint, stories260k, capsys):
+def test_unadapted_decoder_is_reported(checkpoint, stories260k, capsys):
     _, out, _ = run(capsys, "The cat [blank] mat.", "--model", str(stories260k), "--max_new_tokens", "1")
     (note,) = (line for line in out.splitlines() if line.startswith("note: "))
     assert "was never adapted by MAGNET (config.json has no `magnet` block)" in note and "adapt.py" in note
     _, out, _ = run(capsys, "The cat [blank] mat.", "--model", checkpoint, "--max_new_tokens", "1")
     assert "note: " not in out
-
-
-@pytest.mark.parametrize(("logprob", "tokens"), [(-20.0, 10), (-9.0, 1), (-0.1, 2), (-100.0, 4), (-800.0, 3)])
-def test_no_probability_is_told_as_zero(logprob, tokens):
-    told = fill.how_likely({"logprob": logprob, "mean_logprob": logprob / tokens})
-    assert " 0.0 %" not in f" {told}" and " 0 %" not in f" {told}"
-    if logprob > -700:  # a double has no smaller share
-        assert float(told.split()[0]) == pytest.approx(100 * math.exp(logprob), rel=0.05)

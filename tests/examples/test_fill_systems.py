@@ -1,4 +1,4 @@
-"""The systems of Table 5: what each is asked, that it sees what it should, and one sentence of each."""
+"""Test the systems of Table 5: their prompts, their visible context, and their single sentence."""
 
 import pytest
 
@@ -10,12 +10,12 @@ STORIES = [[f"Story {n} {word}." for word in ("begins", "goes on", "turns", "slo
 
 @pytest.fixture
 def long_model(tiny_model):
-    """The tiny model, with room for prompts."""
+    """Return the tiny model with enough positions for prompts."""
     tiny_model.config.max_position_embeddings = 2048
     return tiny_model
 
 
-def test_the_rows_are_those_of_the_table():
+def test_systems_match_the_rows_of_table_5():
     assert [(system.name, system.model) for system in fill_systems(more=["other"])] == [
         ("unidirectional", "base"),
         *[(f"zero-shot, {f}", "base") for f in ("blank", "contextual", "prefix_suffix", "line_by_line")],
@@ -28,7 +28,7 @@ def test_the_rows_are_those_of_the_table():
     assert not any(system.shots for system in fill_systems(shots=0)) and len(fill_systems(shots=0)) == 6
 
 
-def test_a_middle_sentence_is_taken_out_and_examples_are_other_stories():
+def test_middle_sentence_is_removed_and_examples_use_other_stories():
     blanks, examples = draw_blanks(STORIES, number=7, shots=5, seed=0)
     assert (blanks, examples) == draw_blanks(STORIES, number=7, shots=5, seed=0)
     assert blanks != draw_blanks(STORIES, number=7, shots=5, seed=1)[0]
@@ -44,14 +44,14 @@ def test_a_middle_sentence_is_taken_out_and_examples_are_other_stories():
         draw_blanks(STORIES + STORIES, number=10, shots=5, seed=0)
 
 
-def test_a_fill_is_its_first_sentence_whatever_stands_around_it():
+def test_fill_is_reduced_to_its_first_sentence():
     assert first_sentence("\nHe fell. He rose.") == "He fell."
     assert first_sentence(' "Why?" she asked.') == '"Why?"'
     assert first_sentence(" It is 3.5  degrees\nand") == "It is 3.5 degrees"
     assert first_sentence(" \n") == ""
 
 
-def test_every_system_writes_what_its_model_writes_when_asked_so(long_model):
+def test_fills_equal_direct_model_calls(long_model):
     blanks, examples = draw_blanks(STORIES, number=3, shots=2, seed=0)
     prefixes, suffixes = [blank.prefix for blank in blanks], [blank.suffix for blank in blanks]
     options = {"max_new_tokens": 6, "do_sample": False}
@@ -69,7 +69,7 @@ def test_every_system_writes_what_its_model_writes_when_asked_so(long_model):
 
 
 @pytest.mark.long
-def test_the_suffix_is_seen_by_all_but_the_first_and_examples_by_those_that_have_them(long_model):
+def test_only_the_unidirectional_system_ignores_the_suffix(long_model):
     blanks, examples = draw_blanks(STORIES, number=6, shots=2, seed=0)
     others = [blank._replace(suffix=" Quite another end, of cats and dogs.") for blank in blanks]
     for system in fill_systems(shots=2):
@@ -82,16 +82,7 @@ def test_the_suffix_is_seen_by_all_but_the_first_and_examples_by_those_that_have
         assert (fills(blanks, examples[::-1]) == own) == (system.shots == 0), system.name
 
 
-def test_a_prompt_shows_no_more_examples_than_its_shots(long_model):
-    blanks, examples = draw_blanks(STORIES, number=3, shots=4, seed=0)
-    one = FillSystem("one-shot, blank", "base", "blank", 1)
-    options = {"max_new_tokens": 8, "batch_size": 3}
-    fills = one.fill(long_model, blanks, examples=examples, **options)
-    assert fills == one.fill(long_model, blanks, examples=examples[:1], **options)
-    assert fills != FillSystem("", "base", "blank", 4).fill(long_model, blanks, examples=examples, **options)
-
-
-def test_a_prompt_that_exceeds_the_context_is_found(long_model):
+def test_prompt_longer_than_the_context_is_found(long_model):
     blanks, examples = draw_blanks(STORIES, number=3, shots=2, seed=0)
     system = FillSystem("two-shot, blank", "base", "blank", 2)
     assert system.overflow(long_model, blanks, examples, new_tokens=8) == 0

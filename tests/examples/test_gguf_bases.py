@@ -1,4 +1,4 @@
-"""The scripts on a base in a GGUF file: examined, filled with, adapted, and found again under the adapter."""
+"""Run the scripts on a base in a GGUF file: check it, fill with it, adapt it, and open the adapter over it."""
 
 import json
 
@@ -27,7 +27,7 @@ def base(tmp_path, tiny_tokenizer):
     return place
 
 
-def test_an_adapter_is_trained_on_a_file_and_opens_over_it(base, tmp_path, capsys):
+def test_adapter_trains_on_a_gguf_file_and_loads_over_it(base, tmp_path, capsys):
     options = tiny_options(tmp_path, model=base)
     adapt.main([*options, GGUF, "--adapter_modes", "causal", "bidirectional", "infill", "--bf16=true", "--lora_r=4"])
     run = tmp_path / "run"
@@ -39,12 +39,12 @@ def test_an_adapter_is_trained_on_a_file_and_opens_over_it(base, tmp_path, capsy
     assert "from both sides" in capsys.readouterr().out
 
 
-def test_a_file_is_filled_with(base, capsys):
+def test_fill_accepts_a_gguf_file(base, capsys):
     assert fill.main(["the [blank] saw a cat.", f"--model={base}", GGUF, "--max_new_tokens=1"]) == 0
     assert "from both sides" in capsys.readouterr().out
 
 
 @pytest.mark.long
-def test_a_file_is_examined(base, capsys):
+def test_doctor_accepts_a_gguf_file(base, capsys):
     assert doctor.main([str(base), GGUF, "--backends", "sdpa"]) == 0, capsys.readouterr().out
     assert "plain decoder, as MagnetLlamaForCausalLM" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""From stories to records: fills of real systems, a form, answers, figures; killed and wrong runs included."""
+"""Test the way from stories to records: fills, a form, answers and figures, with interrupted and invalid runs."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ SYSTEMS = ("unidirectional", "zero-shot, blank", "one-shot, prefix_suffix", "MAG
 
 @pytest.fixture
 def data(tmp_path):
-    """Stories as the file of ROCStories has them."""
+    """Write stories in the format of ROCStories."""
     folder = tmp_path / "data"
     folder.mkdir()
     words = ("begins", "goes on", "turns", "slows", "ends")
@@ -28,7 +28,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def models(tmp_path, tiny_model):
-    """A base and two models that infill, with different weights."""
+    """Save a base and two models that infill, with different weights."""
     tiny_model.config.max_position_embeddings = 2048  # prompts are long in bytes
     folders = {}
     for name in ("base", "MAGNET", "other"):
@@ -49,7 +49,7 @@ def sample(models, data, output, *options):
 
 
 def answer(key, folder, annotator, rule):
-    """Answers by a rule, in place of a person's."""
+    """Answer by a rule instead of a person."""
     answers = {item: rule(owner) for item, owner in key["items"].items()}
     file = folder / f"answers_{annotator}.json"
     file.write_text(json.dumps({"form": key["form"], "annotator": annotator, "answers": answers}))
@@ -60,7 +60,7 @@ def files_of(folder):
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_from_stories_to_records_and_again(models, data, tmp_path, capsys):
+def test_sample_and_score_produce_records(models, data, tmp_path, capsys):
     output, results = tmp_path / "out", tmp_path / "results"
     key = sample(models, data, output)
     assert list(key["systems"]) == list(SYSTEMS) == list(key["fills"])
@@ -72,7 +72,7 @@ def test_from_stories_to_records_and_again(models, data, tmp_path, capsys):
         assert item in page
         assert all(key["fills"][system][owner["story"]] is not None for system in owner["systems"])
 
-    # One likes whatever MAGNET wrote, the other its fills of the first three stories alone.
+    # One annotator likes every fill of MAGNET, the other only its fills of the first three stories.
     files = [
         answer(key, output, "1", lambda owner: "MAGNET" in owner["systems"]),
         answer(key, output, "2", lambda owner: "MAGNET" in owner["systems"] and owner["story"] < 3),
@@ -100,7 +100,7 @@ def test_from_stories_to_records_and_again(models, data, tmp_path, capsys):
         main([*ask[:4], files[0], files[0], *ask[6:]])
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(models, data, tmp_path, monkeypatch):
+def test_resumed_sample_writes_identical_bytes(models, data, tmp_path, monkeypatch):
     calls, dies_at = [], None
     fill = FillSystem.fill
 
@@ -114,7 +114,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(models, data, tmp_path, monkeypa
     sample(models, data, tmp_path / "whole")
     whole, all_calls = files_of(tmp_path / "whole"), sorted(calls)
     assert len(all_calls) == 3 * len(SYSTEMS)
-    calls, dies_at, cut = [], 7, tmp_path / "cut"  # in the third system, behind its first batch
+    calls, dies_at, cut = [], 7, tmp_path / "cut"  # in the third system, after its first batch
     with pytest.raises(KeyboardInterrupt):
         sample(models, data, cut)
     dies_at = None
@@ -123,8 +123,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(models, data, tmp_path, monkeypa
         file.write(b'{"fill": "half a l')
     sample(models, data, cut)
     assert files_of(cut) == whole
-    assert sorted(calls) == all_calls  # none twice
-    # Cut off within a batch: its batch is filled again as it was, and what was kept of it stays.
+    assert sorted(calls) == all_calls  # no duplicates
+    # After a cut within a batch, the batch is filled again with the same result.
     kept = cut / "fills" / "MAGNET.jsonl"
     kept.write_bytes(b"".join(whole["fills/MAGNET.jsonl"].splitlines(keepends=True)[:3]))
     calls = []
@@ -133,7 +133,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(models, data, tmp_path, monkeypa
     assert len(calls) == 2 and set(calls) <= set(all_calls)
 
 
-def test_a_form_that_people_may_be_answering_is_not_overwritten(models, data, tmp_path):
+def test_form_in_use_is_not_overwritten(models, data, tmp_path):
     output = tmp_path / "out"
     sample(models, data, output)
     before = files_of(output)
@@ -153,29 +153,3 @@ def test_a_form_that_people_may_be_answering_is_not_overwritten(models, data, tm
         sample(models, data, output, "--max_new_tokens", "7")
     with pytest.raises(ValueError, match="was begun with other settings: texts was"):
         sample(models, data, output, "--seed", "1")
-
-
-def test_prompts_that_do_not_fit_are_refused_before_anything_is_written(models, data, tmp_path):
-    config = tmp_path / "base" / "config.json"
-    settings = json.loads(config.read_text())
-    settings["max_position_embeddings"] = 200
-    config.write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match="longest prompt of 'one-shot, prefix_suffix' exceeds the model's context by"):
-        sample(models, data, tmp_path / "out")
-    assert not any((tmp_path / "out" / "fills").glob("unidirectional.jsonl"))
-
-
-def test_real_models_fill_cased_stories(wiki_7m, tmp_path):
-    data = wiki_7m.parents[1] / "data"
-    if not (data / "stories").is_dir():
-        pytest.skip("no stories at ../shared/data beside the repository")
-    main([
-        "sample", "--model", f"base={wiki_7m}", f"MAGNET={wiki_7m}", "--data", str(data), "--corpus", "story_cloze",
-        "--preset", "smoke", "--limit", "2", "--systems", "unidirectional", "two-shot, line_by_line", "MAGNET",
-        "--output", str(tmp_path / "out"),
-    ])  # fmt: skip
-    key = json.loads((tmp_path / "out" / "key.json").read_text())
-    assert key["settings"]["number"] == 2 and key["systems"]["two-shot, line_by_line"]["settings"]["shots"] == 2
-    for fills in key["fills"].values():
-        assert len(fills) == 2 and all(any(c.isalnum() for c in fill) and "\n" not in fill for fill in fills)
-    assert key["fills"]["unidirectional"] != key["fills"]["MAGNET"]

@@ -1,4 +1,4 @@
-"""The script that fills blanks: rows, resumption, rows that cannot be filled, and a page that escapes text."""
+"""Test the script that fills blanks: rows, resumption, invalid rows, and an escaped page."""
 
 import json
 import re
@@ -6,9 +6,8 @@ import re
 import pytest
 
 from examples.demo.fills import render_page
-from examples.infill_stories import describe, main
+from examples.infill_stories import main
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.spans_magnet import Fill
 
 TEXTS = [
     "Lily went to the [blank] with her mom. They saw a [blank].",
@@ -37,7 +36,7 @@ def run(checkpoint, corpus, output, *options):
     return [json.loads(line) for line in output.read_text().splitlines()]
 
 
-def test_rows_are_filled_in_their_order_and_bad_ones_reported(checkpoint, corpus, tmp_path, capsys):
+def test_rows_are_filled_in_order_and_bad_rows_reported(checkpoint, corpus, tmp_path, capsys):
     rows = run(checkpoint, corpus, tmp_path / "out.jsonl", "--max_new_tokens", "4", "--num_return_sequences", "2")
     assert [row["row"] for row in rows] == [0, 1, 2, 3]
     assert "has no blank" in rows[1]["error"]
@@ -56,7 +55,7 @@ def test_rows_are_filled_in_their_order_and_bad_ones_reported(checkpoint, corpus
 
 
 @pytest.mark.parametrize("lines", [1, 2, 3])
-def test_a_killed_run_goes_on_to_the_same_bytes(checkpoint, corpus, tmp_path, lines):
+def test_resumed_run_writes_identical_bytes(checkpoint, corpus, tmp_path, lines):
     options = ("--num_tokens", "2", "5", "--do_sample", "--top_p", "0.9")
     run(checkpoint, corpus, tmp_path / "whole.jsonl", *options)
     whole = (tmp_path / "whole.jsonl").read_bytes()
@@ -70,7 +69,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(checkpoint, corpus, tmp_path, li
         run(checkpoint, corpus, cut, "--num_tokens", "auto")
 
 
-def test_the_page_shows_fills_in_place_and_escapes_text(checkpoint, corpus, tmp_path):
+def test_html_page_shows_fills_in_place_and_escapes_text(checkpoint, corpus, tmp_path):
     page = tmp_path / "page.html"
     rows = run(checkpoint, corpus, tmp_path / "out.jsonl", "--max_new_tokens", "3", "--html", str(page),
                "--num_return_sequences", "2", "--stop_at_sentence_end")  # fmt: skip
@@ -79,15 +78,15 @@ def test_the_page_shows_fills_in_place_and_escapes_text(checkpoint, corpus, tmp_
     assert "&lt;b&gt;" in text
     assert text.count("<article>") == len(rows)
     assert 'class="error"' in text
-    # Without tags the best fills stand in their texts.
+    # Without tags, the best fills appear within their texts.
     shown = re.sub(r"<[^>]*>", "", text)
     assert rows[0]["filled"] in shown
     bad = {"row": 0, "text": "<script>", "error": "<script>alert(1)</script>"}
     assert "<script" not in render_page([bad], title="<script>")
 
 
-def test_the_tokens_of_a_row_join_to_its_fill(wiki_7m, tmp_path):
-    """Characters of several tokens, and fills that rules cut: no token's text is lost or doubled."""
+def test_tokens_of_a_row_join_to_its_fill(wiki_7m, tmp_path):
+    """Check characters of several tokens and truncated fills: no token's text is lost or doubled."""
     texts = tmp_path / "texts.jsonl"
     given = ["The Chinese name is 北[blank] (Beijing).", "日本の[blank]は 😀 [blank]!", "def f(x):\n    [blank]\n"]
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in given))
@@ -97,22 +96,3 @@ def test_the_tokens_of_a_row_join_to_its_fill(wiki_7m, tmp_path):
         for fill in (fill for row in rows for gap in row["fills"] for fill in gap):
             assert "".join(fill["tokens"]) == fill["text"]
             assert "\ufffd" not in fill["text"]
-
-
-def test_healing_can_be_chosen(checkpoint, tmp_path):
-    texts = tmp_path / "texts.jsonl"
-    texts.write_text(json.dumps({"text": "Lily saw the [blank]"}) + "\n")
-    model = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
-    for name, heal in (("space", "space"), ("none", None), ("token", "token")):
-        (row,) = run(checkpoint, texts, tmp_path / f"{name}.jsonl", "--max_new_tokens", "4", "--heal", name)
-        assert [row["fills"][0][0]["text"]] == model.infill_blanks("Lily saw the [blank]", max_new_tokens=4, heal=heal)
-
-
-@pytest.mark.parametrize("text", [" apple", "apple 北京 pie", "😀", "a\n\tb", ""])
-def test_tokens_of_a_fill_from_elsewhere_join_to_it(checkpoint, text):
-    """As a page shows what the same weights wrote from the left alone."""
-    model = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
-    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-    for shown in (text, text.lstrip(" ")):
-        tokens = describe(model, Fill(shown, ids, [0.0] * len(ids)))["tokens"]
-        assert ("".join(tokens), len(tokens)) == (shown, len(ids))

@@ -1,4 +1,4 @@
-"""The layout of `examples/`: few scripts on top, and folders of parts that do not import each other."""
+"""Test the layout of `examples/`: few top-level scripts, and folders of parts that do not import each other."""
 
 import ast
 
@@ -7,11 +7,11 @@ from ..conftest import REPOSITORY
 EXAMPLES = REPOSITORY / "examples"
 
 
-def test_at_most_eight_scripts_are_on_top():
+def test_examples_has_at_most_eight_scripts():
     assert sum("__main__" in file.read_text(encoding="utf-8") for file in EXAMPLES.glob("*.py")) <= 8
 
 
-def test_no_folder_imports_from_another():
+def test_folders_do_not_import_each_other():
     folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
     for file in EXAMPLES.glob("*/**/*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

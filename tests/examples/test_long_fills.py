@@ -1,4 +1,4 @@
-"""The evaluations of infilling on tiny stories and texts: spans, judges, tests and tables."""
+"""Evaluate infilling on tiny stories and texts: spans, judges, tests and tables."""
 
 import json
 
@@ -8,7 +8,6 @@ import torch
 from transformers import AutoTokenizer
 
 from examples.evaluate import long_fills
-from examples.evaluate.human_scores import mcnemar
 from examples.evaluate.long_fills import (
     CONTINUATION_TOKENS,
     HeldOutSpan,
@@ -41,7 +40,7 @@ def tokenizer(stories260k):
     return AutoTokenizer.from_pretrained(stories260k)
 
 
-def test_spans_join_to_the_text_and_have_their_lengths(texts, tokenizer):
+def test_spans_have_requested_lengths_and_rejoin_to_the_text(texts, tokenizer):
     lengths = [3, 8, 5, 12]
     spans = draw_spans(texts, tokenizer, lengths=lengths, prefix_tokens=20, suffix_tokens=40, seed=3)
     whole = STORY * 6
@@ -55,7 +54,7 @@ def test_spans_join_to_the_text_and_have_their_lengths(texts, tokenizer):
         draw_spans(texts, tokenizer, lengths=[3] * 31, prefix_tokens=20, suffix_tokens=40, seed=3)
 
 
-def test_the_judge_reads_on_after_prefix_and_fill(stories260k, tokenizer):
+def test_judge_continues_after_prefix_and_fill(stories260k, tokenizer):
     model = MagnetLlamaForCausalLM.from_pretrained(stories260k)
     span = HeldOutSpan("Once upon a time, there was", " a little girl", " named Lily. She loved to play.", 3)
     value = continuation_perplexity(model, tokenizer, [span], [" a big dog"])
@@ -68,20 +67,13 @@ def test_the_judge_reads_on_after_prefix_and_fill(stories260k, tokenizer):
     assert value == pytest.approx(np.exp(-np.mean(own)), rel=1e-4)
 
 
-def test_mcnemar_counts_where_two_systems_differ():
-    one, other = np.array([1, 1, 1, 0, 0], bool), np.array([0, 0, 1, 1, 0], bool)
-    assert mcnemar(one, other) == {"only_first": 2, "only_second": 1, "p": 1.0}
-    assert mcnemar(np.ones(10, bool), np.zeros(10, bool))["p"] == pytest.approx(2 / 2**10)
-    assert mcnemar(one, one)["p"] == 1.0
-
-
 @pytest.fixture
 def short_context(monkeypatch):
     monkeypatch.setattr(long_fills, "PREFIX_TOKENS", 40)
     monkeypatch.setattr(long_fills, "SUFFIX_TOKENS", 40)
 
 
-def test_long_fills_are_filled_at_once_and_in_chunks(stories260k, texts, tmp_path, short_context, tokenizer, capsys):
+def test_long_fills_are_written_whole_and_in_chunks(stories260k, texts, tmp_path, short_context, tokenizer, capsys):
     options = ["--judge", str(stories260k), "--texts", texts, "--limit", "3", "--span_tokens", "16"]
     records = long_fills.main(
         ["--model", f"m={stories260k}", *options, "--chunks", "16", "8", "--results", str(tmp_path), "--device", "cpu"]

@@ -1,4 +1,4 @@
-"""The command for a GPU, run on a CPU with tiny weights: every benchmark ends, or says why not."""
+"""Run the GPU command on a CPU with tiny weights: every benchmark ends or reports why it did not run."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from examples.benchmarks import on_gpu
 pytest.importorskip("sentence_transformers", reason="an optional extra: pip install .[eval]")
 
 
-def test_figures_are_read_off_the_reports():
+def test_figures_are_extracted_from_reports():
     seconds = {name + end: [2.0, 1.0, 9.0] for name in (on_gpu.JOINT, on_gpu.ROWS) for end in ("", on_gpu.COMPILED)}
     training = {
         "seconds": seconds,
@@ -28,8 +28,8 @@ def test_figures_are_read_off_the_reports():
     assert [bar.figure(decoding) for bar in on_gpu.DECODING] == [0.7]
 
 
-@pytest.mark.nightly  # every benchmark in a process of its own: minutes
-def test_every_bar_has_a_figure_or_says_that_it_was_not_run(tmp_path, wiki_7m, monkeypatch, capfd):
+@pytest.mark.nightly  # every benchmark in a separate process: minutes
+def test_every_bar_reports_a_figure_or_that_it_did_not_run(tmp_path, wiki_7m, monkeypatch, capfd):
     monkeypatch.setitem(on_gpu.SHAPES, "7b", (16, 24, 2, 2, 2))
     texts, pairs = tmp_path / "texts.txt", tmp_path / "pairs.tsv"
     texts.write_text("\n".join(f"The cat number {n} sat on the mat. Then it slept for a while." for n in range(400)))
@@ -45,7 +45,7 @@ def test_every_bar_has_a_figure_or_says_that_it_was_not_run(tmp_path, wiki_7m, m
     assert len(figures) == len(table)
 
 
-def test_what_fails_or_takes_too_long_has_no_figure(tmp_path, capsys):
+def test_failed_or_slow_benchmark_has_no_figure(tmp_path, capsys):
     kept = tmp_path / "report.json"
     for call, seconds, said in (
         (["sleep", "60"], -5, "no time was left"),
@@ -59,7 +59,7 @@ def test_what_fails_or_takes_too_long_has_no_figure(tmp_path, capsys):
         assert not kept.exists(), "it would be taken for this run's"
 
 
-def test_a_wanted_figure_that_is_missing_is_an_error(tmp_path, wiki_7m, monkeypatch, capsys):
+def test_missing_required_figure_is_an_error(tmp_path, wiki_7m, monkeypatch, capsys):
     monkeypatch.setitem(on_gpu.SHAPES, "7b", (16, 24, 2, 2, 2))
     options = ["--model", str(wiki_7m), "--texts", "t", "--pairs", "p", "--results", str(tmp_path), "--device", "cpu"]
     with pytest.raises(SystemExit, match="There is no figure for: rows of MNTP and MSG"):

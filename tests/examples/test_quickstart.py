@@ -1,4 +1,4 @@
-"""The quickstart runs from end to end on its smallest budget, and its questions count what they say they count."""
+"""Run the quickstart on its smallest budget, and test its questions against explicit counts."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from examples import quickstart
 from examples.demo.infill import fill_text
 from examples.quickstart import TEXT, verdict
-from examples.toy.exam import Exam, fact_accuracy, retrieval_accuracy
+from examples.toy.exam import Exam
 from examples.toy.language import CONSEQUENCES, MISSING, THINGS, Story, read_rows, write_corpus
 from examples.toy.model import open_model, quickstart_model
 from examples.toy.table import COLUMNS
@@ -83,7 +83,7 @@ def magnet(config, llama, exam) -> MagnetLlamaForCausalLM:
 
 @pytest.fixture(scope="module")
 def smoke_run(tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path]:
-    """The command of the README's first line, outside the repository."""
+    """Run the command of the README's first line outside the repository."""
     folder = tmp_path_factory.mktemp("quickstart")
     process = subprocess.run(
         [sys.executable, str(SCRIPT), "--smoke", "--output_dir", "run", "--seed", "3"],
@@ -95,13 +95,7 @@ def smoke_run(tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path]:
     return process, folder / "run"
 
 
-def test_the_last_line_promises_and_the_exit_code_agrees(smoke_run) -> None:
-    process, _ = smoke_run
-    assert process.returncode == 0, process.stderr[-2000:]
-    assert re.fullmatch(r"quickstart: OK \(MAGNET \d+ %, a smoke run; \d+ s\)", process.stdout.splitlines()[-1])
-
-
-def test_the_table_asks_every_question_of_every_model_it_fits(smoke_run) -> None:
+def test_table_asks_every_applicable_question(smoke_run) -> None:
     process, folder = smoke_run
     figures = json.loads((folder / "figures.json").read_text())
     assert tuple(figures) == ROWS
@@ -119,15 +113,15 @@ def test_the_table_asks_every_question_of_every_model_it_fits(smoke_run) -> None
     assert len(lines) == len(ROWS) + 2 and len({len(line) for line in lines}) == 1
 
 
-def test_it_leaves_plots_and_a_checkpoint_that_opens_as_a_stock_llama(smoke_run) -> None:
+def test_quickstart_saves_plots_and_a_stock_checkpoint(smoke_run) -> None:
     _, folder = smoke_run
     for name in ("masks.png", "curves.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     assert type(AutoModelForCausalLM.from_pretrained(folder / "magnet")) is LlamaForCausalLM
 
 
-def test_the_model_alone_is_the_quickstarts(smoke_run, tmp_path, monkeypatch) -> None:
-    """Training no control in between changes nothing."""
+def test_train_magnet_equals_the_quickstart_model(smoke_run, tmp_path, monkeypatch) -> None:
+    """Check that training no control does not change the result."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     alone = train_magnet(tmp_path, budget=SMOKE, seed=3)
     of_the_quickstart = smoke_run[1] / "magnet" / "model.safetensors"
@@ -143,14 +137,14 @@ def test_the_model_alone_is_the_quickstarts(smoke_run, tmp_path, monkeypatch) ->
         (0.0, True, "quickstart: OK (MAGNET 0 %, a smoke run; 99 s)", 0),
     ],
 )
-def test_a_full_run_below_ninety_percent_fails(accuracy, smoke, line, exit_code) -> None:
+def test_full_run_below_90_percent_fails(accuracy, smoke, line, exit_code) -> None:
     assert verdict(accuracy, smoke=smoke, seconds=99.4) == (line, exit_code)
 
 
 # ---- The tokenizer ----
 
 
-def test_every_missing_sentence_has_the_same_number_of_tokens(exam) -> None:
+def test_missing_sentences_have_equal_token_counts(exam) -> None:
     for thing in THINGS:
         for sentence in MISSING:
             ids = exam.tokenizer(" " + sentence.format(thing=thing), add_special_tokens=False)["input_ids"]
@@ -159,7 +153,7 @@ def test_every_missing_sentence_has_the_same_number_of_tokens(exam) -> None:
             assert exam.tokenizer.decode(ids) == " " + sentence.format(thing=thing)
 
 
-def test_the_tokenizer_puts_bos_in_front_and_knows_the_mask_token(exam) -> None:
+def test_tokenizer_prepends_bos_and_defines_the_mask_token(exam) -> None:
     ids = exam.tokenizer("Anna was there.")["input_ids"]
     assert ids[0] == exam.tokenizer.bos_token_id and exam.tokenizer.eos_token_id not in ids
     assert exam.tokenizer.convert_ids_to_tokens(exam.tokenizer.convert_tokens_to_ids("_")) == "_"
@@ -168,19 +162,7 @@ def test_the_tokenizer_puts_bos_in_front_and_knows_the_mask_token(exam) -> None:
 # ---- The questions ----
 
 
-def test_a_fill_counts_only_with_the_right_thing_alone() -> None:
-    stories = [Story(prefix="A.", missing=" B.", suffix=" C.", answer="kite")] * 5
-    fills = [" She found a kite.", " A Kite, there", " a kite and a cake", " a kites", " nothing"]
-    assert fact_accuracy(fills, stories) == 2 / 5
-
-
-def test_retrieval_looks_for_the_highest_cosine_and_not_the_highest_product() -> None:
-    anchors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-    positives = torch.tensor([[0.1, 0.0], [5.0, 5.0], [2.0, 2.1]])
-    assert retrieval_accuracy(anchors, positives) == pytest.approx(1 / 3)
-
-
-def test_the_spans_perplexity_from_the_left_is_that_of_an_explicit_loop(exam, llama) -> None:
+def test_causal_span_perplexity_equals_an_explicit_loop(exam, llama) -> None:
     losses = []
     for story in exam.stories:
         ids = exam.tokenizer(story.prefix + story.missing)["input_ids"]
@@ -190,28 +172,7 @@ def test_the_spans_perplexity_from_the_left_is_that_of_an_explicit_loop(exam, ll
     assert exam.missing_perplexity(llama) == pytest.approx(torch.tensor(losses).double().mean().exp().item(), rel=1e-4)
 
 
-def test_the_spans_perplexity_from_both_sides_depends_on_the_suffix_and_from_the_left_does_not(exam, magnet) -> None:
-    others = exam.other_suffixes
-    assert others != [story.suffix for story in exam.stories] and sorted(others) == sorted(
-        story.suffix for story in exam.stories
-    )
-    both, left = exam.missing_perplexity(magnet, mode="infill"), exam.missing_perplexity(magnet)
-    assert exam.missing_perplexity(magnet, mode="infill", suffixes=others) != pytest.approx(both, rel=1e-3)
-    assert exam.missing_perplexity(magnet, suffixes=others) == pytest.approx(left, rel=1e-5)
-
-
-def test_fills_come_back_in_the_order_of_the_stories_and_as_long_as_the_spans(exam, llama, magnet) -> None:
-    for fills, one in (
-        (exam.left_to_right_fills(llama), lambda single: single.left_to_right_fills(llama)),
-        (exam.infills(magnet), lambda single: single.infills(magnet)),
-    ):
-        assert len(fills) == len(exam.stories)
-        for story, fill in zip(exam.stories, fills, strict=True):
-            alone = Exam(tokenizer=exam.tokenizer, stories=[story], pairs=[], max_length=128)
-            assert one(alone) == [fill]
-
-
-def test_trying_every_thing_scores_whole_texts(exam, llama) -> None:
+def test_scored_facts_equal_whole_text_scores(exam, llama) -> None:
     hits = 0
     for story in exam.stories:
         scores = {}
@@ -223,15 +184,10 @@ def test_trying_every_thing_scores_whole_texts(exam, llama) -> None:
     assert exam.scored_facts(llama) == hits / len(exam.stories)
 
 
-def test_an_unadapted_magnet_answers_causal_questions_as_its_base(exam, llama, magnet) -> None:
-    assert exam.causal_perplexity(magnet) == pytest.approx(exam.causal_perplexity(llama), rel=1e-6)
-    assert exam.repetition(magnet) == exam.repetition(llama)
-
-
 # ---- The table and the masks ----
 
 
-def test_the_drawn_masks_are_those_of_figure_two() -> None:
+def test_drawn_masks_equal_figure_2() -> None:
     drawn = [
         ["".join(".x"[int(cell)] for cell in row) for row in allowed]
         for allowed, _ in quickstart.mask_panels().values()
@@ -243,12 +199,12 @@ def test_the_drawn_masks_are_those_of_figure_two() -> None:
     ]
 
 
-def test_the_command_at_its_end_speaks_the_language_of_the_corpus(tmp_path):
+def test_final_command_uses_the_language_of_the_corpus(tmp_path):
     paths = write_corpus(tmp_path, seed=0, stories=8000, pairs=10, tests=8)
     texts = [row["text"] for row in read_rows(paths["stories_train"])]
     words = {word for text in texts for word in re.findall(r"\w+", text)}
     assert set(re.findall(r"\w+", TEXT.replace("[blank]", ""))) <= words
-    # Whole sentences of it, and only one thing has what follows.
+    # Whole sentences of the corpus, with a consequence of only one thing.
     sentences = {sentence for text in texts for sentence in re.split(r"(?<=\.) ", text)}
     opening, middle, following = re.split(r"(?<=\.) ", TEXT)
     assert {opening, middle.replace("[blank]", "raincoat"), following} <= sentences
@@ -256,7 +212,7 @@ def test_the_command_at_its_end_speaks_the_language_of_the_corpus(tmp_path):
 
 
 @pytest.mark.nightly  # trains the quickstart's model: three minutes
-def test_the_fill_of_the_command_is_right(tmp_path):
+def test_final_command_prints_the_right_fill(tmp_path):
     model = open_model(str(quickstart_model(tmp_path)), device="cpu")
     filled = fill_text(model, TEXT, length=None, answers=1)
     assert filled.fills[0][0]["text"].strip() == "raincoat"

@@ -1,13 +1,12 @@
-"""Which reading a model gets, and what is refused before its weights are read."""
+"""Test the choice of a reading, and refusals before weights are read."""
 
 import json
 
 import pytest
-from transformers import BertConfig, LlamaForCausalLM
+from transformers import BertConfig
 
 from examples.evaluate.options import make_parser, parse
-from examples.evaluate.reading_options import add_reading_options, by_reading, default_reading, prompt_of
-from modeling_magnet.tokenization_magnet import PAPER_PROMPTS
+from examples.evaluate.reading_options import add_reading_options, by_reading, default_reading
 
 
 def groups(*arguments, tasks=("STS",)):
@@ -18,7 +17,7 @@ def groups(*arguments, tasks=("STS",)):
 
 @pytest.fixture
 def folders(tmp_path, tiny_model, tiny_tokenizer):
-    """One model of each kind, whose weights cannot be read."""
+    """Save one model of each kind with unreadable weights."""
     tiny_model.save_pretrained(tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     plain = {key: value for key, value in config.items() if key not in ("magnet", "auto_map")}
@@ -35,7 +34,7 @@ def folders(tmp_path, tiny_model, tiny_tokenizer):
     return tmp_path
 
 
-def test_the_reading_follows_what_the_directory_is(folders):
+def test_reading_defaults_to_the_type_of_the_directory(folders):
     kinds = ("saved", "adapter", "plain", "embedder", "bert")
     found = {name: default_reading(str(folders / name)) for name in kinds}
     assert found == dict(zip(kinds, ("magnet", "magnet", "causal", "encoder", "encoder"), strict=True))
@@ -51,15 +50,7 @@ def test_the_reading_follows_what_the_directory_is(folders):
     assert (list(group.model), group.pooling) == (["saved", "adapter", "plain"], "mean")
 
 
-def test_an_encoder_gets_no_instruction_unless_asked(folders):
-    decoder, encoder = groups("--model", str(folders / "plain"), str(folders / "bert"))
-    assert prompt_of(decoder, "STS") == PAPER_PROMPTS["STS"]
-    assert prompt_of(encoder, "STS") == ""
-    (encoder,) = groups("--model", str(folders / "bert"), "--prompt", "Find it")
-    assert prompt_of(encoder, "STS") == "Find it"
-
-
-def test_all_complaints_come_at_once_before_weights_are_read(folders):
+def test_complaints_are_reported_together_before_weights_are_read(folders):
     given = ["--model", f"a={folders / 'saved'}", "b=./nowhere", f"c={folders / 'bert'}", f"d={folders / 'plain'}"]
     with pytest.raises(ValueError, match="The arguments cannot be used") as raised:
         groups(*given, "--pooling", "foo", "--prompt", "long " * 300)
@@ -75,8 +66,3 @@ def test_all_complaints_come_at_once_before_weights_are_read(folders):
         groups("--model", str(folders / "bert"), "--reading", "magnet")
     with pytest.raises(ValueError, match="`--model` saved: BOS and the template of the echo"):
         groups("--model", str(folders / "saved"), "--reading", "echo", "--prompt", "long " * 300)
-
-
-def test_a_stock_llama_that_transformers_saved_is_a_plain_decoder(tmp_path, tiny_config, tiny_tokenizer):
-    LlamaForCausalLM(tiny_config).save_pretrained(tmp_path / "llama")
-    assert default_reading(str(tmp_path / "llama")) == "causal"

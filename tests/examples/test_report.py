@@ -1,4 +1,4 @@
-"""The page: its numbers are those of the records, no text breaks out of it, the same records give the same bytes."""
+"""Test the page: it contains the recorded numbers, escapes all text, and is reproducible."""
 
 import ast
 import base64
@@ -37,7 +37,7 @@ HOSTILE = [
 
 
 class Reader(HTMLParser):
-    """Tables as lists of cells, all text, all tags; complains of elements that are not closed in order."""
+    """Collect tables as lists of cells, all text and all tags; check that elements are closed in order."""
 
     def __init__(self, page):
         super().__init__(convert_charrefs=True)
@@ -67,13 +67,13 @@ class Reader(HTMLParser):
 
 
 def markdown(text):
-    """A Markdown page, by a reader of its own."""
+    """Parse a Markdown page with an independent reader."""
     options = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
     return Reader(options.render(text))
 
 
 def report(folder, records, *options):
-    """The page of records, and its text as Markdown."""
+    """Return the page of some records, and its text as Markdown."""
     write(folder / "results", records)
     main(["--results", str(folder / "results"), "--output", str(folder / "page"), *options])
     return Reader((folder / "page/report.html").read_text()), (folder / "page/report.md").read_text()
@@ -86,13 +86,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def study(folder):
-    """The page of all records made by hand."""
+    """Return the page of all handmade records."""
     notes = folder / "notes.md"
     notes.write_text("Ran *by hand*. <script>alert(2)</script>\n")
     return report(folder, whole_study(), "--notes", str(notes))
 
 
-def test_both_pages_have_the_numbers_of_the_records(study):
+def test_both_pages_contain_the_recorded_numbers(study):
     page, text = study
     words = next(table for table in page.tables if "chunking accuracy" in table[0])
     rows = {(row[0], row[1]): dict(zip(words[0], row, strict=True)) for row in words[1:]}
@@ -119,42 +119,7 @@ def test_both_pages_have_the_numbers_of_the_records(study):
     assert markdown(text).tables == page.tables
 
 
-def test_gains_in_perplexity_are_shares_of_the_base(study):
-    rows = [row for table in study[0].tables if table[0][0] == "Row of the paper" for row in table[1:]]
-    # By hand: 4.4186 of 13.9347, 6.5826 of 22.0399 (the paper's own 29.9 %), -1.2 of 6.4; ours 9.5 of 40, -1 of 20.
-    kinds = {"30.5": "infilling", "21.0": "text"}
-    gains = {
-        (kinds[row[4][:4]], row[2]): row[-2:] for row in rows if row[2].endswith("perplexity") and row[0] == "MAGNET"
-    }
-    assert gains == {
-        ("infilling", "ROCStories perplexity"): ["+31.7 %", "+23.8 %"],
-        ("infilling", "WikiText perplexity"): ["+29.9 %", "+23.8 %"],
-        ("text", "WikiText perplexity"): ["-18.7 %", "-5.0 %"],
-    }
-    assert study[1].count("over the base of the same table, in percent of that base") == 2
-
-
-def test_the_top_names_the_model_and_what_is_missing(study):
-    top = study[1][: study[1].index("- [The four claims](#the-four-claims)")]
-    assert "Studied: tiny. " in top and "2026-11-21T12:00:00" in top and "may differ in size" in top
-    assert [line for line in top.splitlines() if line.startswith("- ")] == [
-        "- Table 3, clustering: no Biorxiv v_measure, Medrxiv v_measure",
-        "- Table 5, people: nothing was measured",
-        "- Table 6, mmlu: no humanities accuracy, stem accuracy, social sciences accuracy, other accuracy",
-    ]
-    assert top.index("| Claim |") < top.index("Missing:") < 2500
-
-
-def test_conditions_are_on_the_page_and_links_lead_to_its_sections(study):
-    page, text = study
-    for part in ("torch 2.13", "device cpu", f"The cells shown took {2 * len(whole_study()):,} seconds"):
-        assert part in text and part in " ".join(page.texts)
-    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
-    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
-    assert len(ids) == len(set(ids)) and links and {link.removeprefix("#") for link in links} <= set(ids)
-
-
-def test_nothing_runs_and_nothing_comes_from_elsewhere(study):
+def test_page_runs_no_script_and_loads_nothing_external(study):
     page, text = study
     assert {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "svg"} == set()
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
@@ -164,10 +129,10 @@ def test_nothing_runs_and_nothing_comes_from_elsewhere(study):
         ElementTree.fromstring(base64.b64decode(source.partition(",")[2]))
     for part in ("MAGNET: <script>alert('x')</script>", "He won </article>.", "Ran *by hand*. <script>"):
         assert part in "".join(page.texts)
-    assert "Ran *by hand*. <script>" in text  # notes are Markdown as it was written
+    assert "Ran *by hand*. <script>" in text  # notes are copied as Markdown
 
 
-def test_figures_are_files_beside_the_markdown_and_the_same_records_give_the_same_bytes(study, folder):
+def test_figures_are_saved_beside_markdown_and_bytes_are_reproducible(study, folder):
     linked = set(re.findall(r"\]\((figures/[a-z0-9_]+\.svg)\)", study[1]))
     assert linked == {str(path.relative_to(folder / "page")) for path in (folder / "page/figures").iterdir()}
     again = folder / "again"
@@ -179,7 +144,7 @@ def test_figures_are_files_beside_the_markdown_and_the_same_records_give_the_sam
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_no_text_means_anything_on_a_page(text):
+def test_text_is_escaped_on_both_pages(text):
     def page_of(part):
         blocks = [Text(part), Bullets(part, [part]), Grid([part], [[part]])]
         return Page(part, [Heading(2, part), *blocks], [Heading(2, f"x{part}"), Details(part, blocks)])
@@ -195,7 +160,7 @@ def test_no_text_means_anything_on_a_page(text):
     (render_html(page) + render_markdown(page)).encode()
 
 
-def test_tables_that_the_paper_does_not_have_have_a_row_for_each_unit(tmp_path, capsys):
+def test_tables_outside_the_paper_have_a_row_per_unit(tmp_path, capsys):
     made = {
         ("riddles", "MAGNET", "hard"): {"solved": 0.5},
         ("long_fills", "base", "at once"): {"a": 1.0},
@@ -215,13 +180,7 @@ def test_tables_that_the_paper_does_not_have_have_a_row_for_each_unit(tmp_path, 
     assert text.count("Nothing of this table was measured here.") == 9
 
 
-def test_presets_that_are_not_the_papers_are_named(tmp_path):
-    records = [make_record("words", "MAGNET", "ner", metrics={"accuracy": 50.0}, settings={"preset": "smoke"})]
-    records.append(make_record("sts", "MAGNET", "STS12", metrics={"spearman": 50.0}))
-    assert "Presets (paper: sts; smoke: words)" in report(tmp_path, records)[1]
-
-
-def test_other_models_are_judged_beside_and_enter_no_cell(folder, study, tmp_path):
+def test_other_models_are_judged_side_by_side_and_enter_no_table(folder, study, tmp_path):
     other = []
     for system, reading, values in (
         ("base", "left", [40.0]),
@@ -244,7 +203,7 @@ def test_other_models_are_judged_beside_and_enter_no_cell(folder, study, tmp_pat
         report(tmp_path, [], "--compare", f"none={tmp_path / 'nowhere'}")
 
 
-def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_previous_page(tmp_path, monkeypatch):
     write_page(Page("old", [Text("first")], []), tmp_path / "page")
     before = (tmp_path / "page/report.html").read_bytes()
     monkeypatch.setattr("os.fsync", lambda file: (_ for _ in ()).throw(OSError("disk full")))
@@ -254,8 +213,8 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
     assert not list((tmp_path / "page").glob("*.unfinished"))
 
 
-def test_reporting_reads_records_and_no_driver_imports_it():
-    """Only `report.py`, and `study.py` through it, use the folder; from outside it the folder imports records."""
+def test_reporting_is_independent_of_the_drivers():
+    """Check that only `report.py` and `study.py` use the folder, which imports only records from outside."""
     for file in EVALUATE.rglob("*.py"):
         nodes = [one for one in ast.walk(ast.parse(file.read_text())) if isinstance(one, ast.ImportFrom)]
         modules = {str(node.module) for node in nodes if str(node.module).startswith("examples.")}

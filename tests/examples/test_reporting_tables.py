@@ -1,4 +1,4 @@
-"""Cells and tables of the report: mean and spread by hand, quoted and measured apart, what differs is reported."""
+"""Test cells and tables of the report: means and spreads by hand, quoted values kept apart, differences reported."""
 
 import math
 
@@ -8,7 +8,7 @@ from examples.evaluate.reporting.cells import Cells, Value, read_results
 from examples.evaluate.reporting.paper_values import Column, read_paper_values
 from examples.evaluate.reporting.tables import MEASURED, QUOTED, build_table
 
-from .report_records import make_record, replicas, whole_study, write
+from .report_records import make_record, whole_study, write
 
 PAPER = read_paper_values()
 
@@ -21,7 +21,7 @@ def row(built, name, origin=MEASURED):
     return next(row for row in built.rows if (row.name, row.origin) == (name, origin))
 
 
-def test_mean_and_spread_are_over_replicas_and_seeds_and_the_error_over_trainings():
+def test_mean_spread_and_error_use_the_right_replicas():
     records = [
         make_record("words", "MAGNET", "ner", metrics={"accuracy": value}, replica=replica, seed=seed)
         for replica, seed, value in ((0, 0, 90.0), (0, 1, 92.0), (1, 0, 94.0), (1, 1, 96.0))
@@ -32,12 +32,7 @@ def test_mean_and_spread_are_over_replicas_and_seeds_and_the_error_over_training
     assert value.run_error == pytest.approx(math.sqrt(8) / math.sqrt(2))
 
 
-def test_replicas_of_the_same_weights_are_one_training():
-    records = replicas("words", "MAGNET", "ner", "accuracy", [90.0, 91.0], weights="same")
-    assert Cells(records).value("words", "MAGNET", "ner", "accuracy").run_error is None
-
-
-def test_the_newest_record_of_a_cell_counts_and_readings_are_rows(tmp_path):
+def test_newest_record_wins_and_readings_are_separate_rows(tmp_path):
     old, new = (make_record("infilling", "base", "WikiText", metrics={"perplexity": p}) for p in (9.0, 8.0))
     left, both = (
         make_record("infilling", "MAGNET", "WikiText", metrics={"perplexity": p}, settings={"reading": reading})
@@ -60,7 +55,7 @@ def test_the_newest_record_of_a_cell_counts_and_readings_are_rows(tmp_path):
     assert cells.find("infilling", ["nobody"]) is None
 
 
-def test_a_row_takes_records_without_a_step_else_those_of_the_last_step():
+def test_row_prefers_records_without_a_step_then_the_last_step():
     steps = [make_record("repetition", "A", "WikiText", metrics={"rep_4": s / 1000}, step=s) for s in (100, 300, 200)]
     plain = make_record("repetition", "B", "WikiText", metrics={"rep_4": 0.9})
     other = make_record("repetition", "B", "WikiText", metrics={"rep_4": 0.1}, step=900)
@@ -71,7 +66,7 @@ def test_a_row_takes_records_without_a_step_else_those_of_the_last_step():
     assert any("A (step 300)" in note for note in table([*steps, plain], "repetition").notes)
 
 
-def test_quoted_and_measured_never_share_a_row():
+def test_quoted_and_measured_values_never_share_a_row():
     built = table(whole_study(), "words")
     for one in built.rows:
         kinds = {type(value) for value in one.values.values()}
@@ -82,7 +77,7 @@ def test_quoted_and_measured_never_share_a_row():
     assert row(built, "tiny-bert").missing[ner] == "no CoNLL-2003 <here>"
 
 
-def test_differences_and_gains_are_those_by_hand():
+def test_differences_and_gains_match_manual_calculation():
     built = table(whole_study(), "words")
     (one,) = (c for c in built.comparisons if (c.ours, c.column.unit) == ("LLM2Vec recipe", "pos"))
     assert one.theirs == "LLM2Vec"
@@ -97,7 +92,7 @@ def test_differences_and_gains_are_those_by_hand():
     assert fill.paper_gain == pytest.approx(29.9, abs=0.05) and fill.gain == pytest.approx(100 * 9.5 / 40)
 
 
-def test_an_average_needs_all_its_parts_of_the_same_replica():
+def test_average_requires_all_parts_of_the_same_replica():
     records = [record for record in whole_study() if record.table == "sts"]
     average = Column("average", "spearman", "sts")
     assert row(table(records, "sts"), "MAGNET").values[average].mean == pytest.approx(38.0 + 3.0 + 0.25)
@@ -107,16 +102,7 @@ def test_an_average_needs_all_its_parts_of_the_same_replica():
     assert average not in row(table(none, "sts"), "MAGNET").values
 
 
-def test_the_ablation_takes_its_figures_from_words_and_sts():
-    built = table(whole_study(), "ablation")
-    assert [one.name for one in built.rows if one.origin == MEASURED] == ["MNTP", "MAGNET"]
-    assert {(c.theirs, c.column.unit) for c in built.comparisons if c.ours == "MNTP"} == {
-        ("MNTP", unit) for unit in ("chunking", "ner", "pos")
-    }
-    assert all(c.paper_gain is None and c.gain is None for c in built.comparisons)
-
-
-def test_different_settings_of_a_unit_are_reported_and_readings_are_not():
+def test_settings_that_differ_are_reported_except_readings():
     units = [("MAGNET", {"prompt": "a", "reading": "magnet"}), ("Echo", {"prompt": "b", "reading": "echo"})]
     records = [make_record("sts", s, "STS12", metrics={"spearman": 1.0}, settings=settings) for s, settings in units]
     built = table(records, "sts")
@@ -127,30 +113,3 @@ def test_different_settings_of_a_unit_are_reported_and_readings_are_not():
     assert table([records[0], smoke], "sts").warnings == []  # of another unit
     logs = [make_record("curves", s, "training", metrics={"loss": 1.0}, settings={"log": s}) for s in "AB"]
     assert table(logs, "curves").warnings == []
-
-
-def test_many_rows_and_long_values_are_shortened_in_the_warning():
-    long = "Instruct: embed this sentence, whatever it may say"
-    settings = [("A", "b"), ("B", "b"), ("C, left", "b"), ("D", long)]
-    records = [make_record("sts", s, "STS12", metrics={"spearman": 1.0}, settings={"prompt": p}) for s, p in settings]
-    warning = f"The rows have different settings: prompt ({long[:39]}…: D; b: 3 rows)."
-    assert table(records, "sts").warnings == [warning]
-    many = [make_record("sts", s, "STS12", metrics={"spearman": 1.0}, settings={"prompt": s}) for s in "ABCDE"]
-    assert table(many, "sts").warnings == ["The rows have different settings: prompt (5 values)."]
-
-
-def test_counts_say_where_rows_differ():
-    records = [
-        make_record("sts", s, "STS12", metrics={"spearman": 1.0}, counts={"pairs": n}) for s, n in (("A", 5), ("B", 9))
-    ]
-    assert table(records, "sts").counts == ["STS12: pairs 5 to 9, differing by row"]
-
-
-def test_what_one_replica_lacks_is_reported_beside_the_mean():
-    records = [
-        *replicas("words", "MAGNET", "ner", "accuracy", [90.0]),
-        make_record("words", "MAGNET", "ner", replica=1, unavailable="disk full"),
-    ]
-    built = table(records, "words")
-    assert row(built, "MAGNET").values[Column("ner", "accuracy", "words")].n == 1
-    assert built.notes == ["MAGNET, ner: without replica 1, seed 0: disk full."]

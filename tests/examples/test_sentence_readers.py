@@ -1,4 +1,4 @@
-"""Every way to read a sentence against a plain loop over one text at a time, or against another library."""
+"""Compare every sentence reader with a plain loop over single texts, or with another library."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, BertConfig, BertModel, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from examples.evaluate.sentence_readers import CausalReader, EchoReader, MagnetReader, echo_frame, open_encoder
-from modeling_magnet import MagnetLlamaForCausalLM
 
 from .test_echo_rows import start_by_decoding
 
@@ -22,7 +21,7 @@ TEXTS = [
 
 @pytest.fixture
 def stock(tiny_model, tmp_path):
-    """The same weights as transformers reads them."""
+    """Return the same weights as transformers reads them."""
     tiny_model.save_pretrained(tmp_path / "stock")
     return LlamaForCausalLM.from_pretrained(tmp_path / "stock").eval()
 
@@ -33,7 +32,7 @@ def stock_states(stock, ids):
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, ""])
-def test_causal_is_the_last_state_of_the_stock_decoder(tiny_model, stock, prompt):
+def test_causal_reader_returns_last_state_of_the_stock_decoder(tiny_model, stock, prompt):
     tokenizer = tiny_model.tokenizer
     expected = []
     for text in TEXTS:
@@ -45,7 +44,7 @@ def test_causal_is_the_last_state_of_the_stock_decoder(tiny_model, stock, prompt
     assert np.abs(vectors - MagnetReader(tiny_model).encode(TEXTS, prompt=prompt)).max() > 0.01
 
 
-def test_a_causal_mean_is_over_the_text_and_eos(tiny_model, stock):
+def test_causal_mean_covers_the_text_and_eos(tiny_model, stock):
     front = len(tiny_model.tokenizer(PROMPT, add_special_tokens=False)["input_ids"]) + 1
     text = "It rained."
     ids = [1, *tiny_model.tokenizer(PROMPT + text, add_special_tokens=False)["input_ids"], 2]
@@ -55,7 +54,7 @@ def test_a_causal_mean_is_over_the_text_and_eos(tiny_model, stock):
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 @pytest.mark.parametrize("prompt", [PROMPT, ""])
-def test_echo_is_the_second_occurrence_read_one_text_at_a_time(tiny_model, stock, prompt, pooling):
+def test_echo_equals_single_text_second_occurrence(tiny_model, stock, prompt, pooling):
     tokenizer = tiny_model.tokenizer
     before, between = echo_frame(prompt)
     expected = []
@@ -71,35 +70,8 @@ def test_echo_is_the_second_occurrence_read_one_text_at_a_time(tiny_model, stock
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
-def test_echo_on_a_real_decoder_with_a_text_that_must_be_cut(wiki_7m):
-    model = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)
-    stock = LlamaForCausalLM.from_pretrained(wiki_7m).eval()
-    model.config.max_position_embeddings = 80
-    before, between = echo_frame(PROMPT)
-    text = "The astronomer's telescope was built in 1789, and it was the largest of its time. " * 5
-    long, _ = EchoReader(model).encode([text, "A cat."], prompt=PROMPT)
-    tokenizer = AutoTokenizer.from_pretrained(wiki_7m)
-    by_cut = {}
-    for length in range(60, 140):
-        whole = before + text[:length] + between + text[:length]
-        ids = [1, *tokenizer(whole, add_special_tokens=False)["input_ids"]]
-        start = start_by_decoding(tokenizer, ids, len(whole) - length)
-        by_cut[length] = (len(ids), np.abs(stock_states(stock, ids)[start:].mean(axis=0) - long).max())
-    cut = min(by_cut, key=lambda length: by_cut[length][1])
-    assert by_cut[cut][1] < 1e-4
-    assert 77 <= by_cut[cut][0] <= 80
-
-
-def test_a_word_of_the_text_moves_an_echo_from_its_first_token_on(tiny_model):
-    """The first token of the second occurrence has read the text's last word: the point of the method."""
-    reader = EchoReader(tiny_model)
-    one, other = reader.encode(["The cat sat on the mat", "The cat sat on the apple"], prompt=PROMPT)
-    assert np.abs(one - other).max() > 0.01
-    assert np.abs(one - reader.encode(["The cat sat on the mat"], prompt="Another")[0]).max() > 0.01
-
-
-def test_no_word_of_the_template_is_pooled(tiny_model):
-    """Where layers add nothing, a state is its own token's, and the instruction can only be seen by pooling it."""
+def test_template_words_are_never_pooled(tiny_model):
+    """Use layers that add nothing: each state depends only on its token, so only pooling could show the template."""
     for layer in tiny_model.model.layers:
         layer.self_attn.o_proj.weight.data.zero_()
         layer.mlp.down_proj.weight.data.zero_()
@@ -115,7 +87,7 @@ def test_no_word_of_the_template_is_pooled(tiny_model):
 
 @pytest.fixture
 def bert(tmp_path):
-    """Directory of a tiny BERT as SimCSE's are saved: weights and tokenizer alone."""
+    """Save a tiny BERT like SimCSE's: only weights and tokenizer."""
     words = [
         "[PAD]",
         "[UNK]",
@@ -150,7 +122,7 @@ def bert(tmp_path):
     return str(tmp_path / "bert")
 
 
-def test_an_encoder_reads_as_sentence_transformers_does_and_as_simcse(bert):
+def test_encoder_equals_sentence_transformers_and_simcse(bert):
     library = pytest.importorskip("sentence_transformers", reason="an optional extra: pip install .[eval]")
     texts = ["the cat sat on the mat", "x", "she ate the apple and the dog barked"]
     tokenizer, model = AutoTokenizer.from_pretrained(bert), BertModel.from_pretrained(bert).eval()
@@ -167,12 +139,3 @@ def test_an_encoder_reads_as_sentence_transformers_does_and_as_simcse(bert):
     vectors = open_encoder(bert, pooling="cls").encode(texts)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, first, atol=1e-5)
-
-
-def test_a_magnet_checkpoint_gives_the_same_as_an_encoder(tiny_model, tmp_path):
-    pytest.importorskip("sentence_transformers", reason="an optional extra: pip install .[eval]")
-    tiny_model.save_pretrained(tmp_path / "saved")
-    encoder = open_encoder(str(tmp_path / "saved"))
-    for prompt in (PROMPT, ""):
-        ours = MagnetReader(tiny_model).encode(TEXTS, prompt=prompt)
-        np.testing.assert_allclose(encoder.encode(TEXTS, prompt=prompt), ours, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Log-probabilities of missing tokens: one forward a token, the stock Llama, and the model's own scoring agree."""
+"""Compare log-probabilities of missing tokens with one forward per token, the stock Llama, and the model's scoring."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def blocks(magnet):
 
 @torch.no_grad()
 def stock_logprobs(stock, row):
-    """One row at a time, one position at a time."""
+    """Compute one position of one row at a time."""
     logprobs = torch.log_softmax(stock(torch.tensor([row.input_ids])).logits[0], -1)
     return [
         logprobs[place - 1, row.input_ids[place]].item()
@@ -45,7 +45,7 @@ def stock_logprobs(stock, row):
 
 
 def infill_logprobs(model, row):
-    """One forward for each token of each span; the other spans are empty."""
+    """Run one forward per token of each span; the other spans are empty."""
     edges = [0, *(edge for span in row.spans for edge in span), len(row.input_ids)]
     parts = [row.input_ids[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
     lengths = [end - start for start, end in row.spans]
@@ -65,13 +65,13 @@ def assert_same(found, expected):
         torch.testing.assert_close(torch.tensor(own), torch.tensor(other), atol=1e-4, rtol=0)
 
 
-def test_from_the_left_the_stock_llama_reads(stock, magnet, blocks):
+def test_left_reading_equals_the_stock_llama(stock, magnet, blocks):
     rows = block_rows(blocks, **SPANS, seed=4)
     assert max(len(row.spans) for row in rows) > 1
     assert_same(span_logprobs(magnet, rows, reading="left"), [stock_logprobs(stock, row) for row in rows])
 
 
-def test_infilling_is_one_forward_for_each_token(magnet, blocks):
+def test_infill_reading_equals_one_forward_per_token(magnet, blocks):
     foreign = block_rows(blocks, **SPANS, seed=4, after=[*blocks[1:], blocks[0]])
     assert any(row.first_counted for row in foreign)
     rows = block_rows(blocks, **SPANS, seed=4) + foreign
@@ -83,7 +83,7 @@ def test_infilling_is_one_forward_for_each_token(magnet, blocks):
     )
 
 
-def test_the_size_of_a_batch_changes_nothing(magnet, blocks, monkeypatch):
+def test_batch_size_does_not_change_results(magnet, blocks, monkeypatch):
     rows = block_rows(blocks, **SPANS, seed=4)
     found = span_logprobs(magnet, rows, reading="infill")
     monkeypatch.setitem(span_rows.BATCH_TOKENS, "cpu", 1)
@@ -91,7 +91,7 @@ def test_the_size_of_a_batch_changes_nothing(magnet, blocks, monkeypatch):
 
 
 @pytest.mark.parametrize("place", range(5))
-def test_a_story_is_scored_as_score_infill_does(real_llama, place):
+def test_story_score_equals_score_infill(real_llama, place):
     model = MagnetLlamaForCausalLM.from_pretrained(real_llama).eval()
     prefix, suffix = " ".join(STORY[:place]), "".join(f" {sentence}" for sentence in STORY[place + 1 :])
     fill = f" {STORY[place]}" if place else STORY[place]
@@ -106,7 +106,7 @@ def test_a_story_is_scored_as_score_infill_does(real_llama, place):
     assert left.token_ids == row.input_ids[slice(*row.spans[0])]
 
 
-def test_a_model_that_ends_spans_gets_spans_of_its_multiples(tiny_model):
+def test_end_of_span_model_gets_rounded_span_lengths(tiny_model):
     tiny_model.config.magnet["end_of_span"] = 8
     row = story_row(tiny_model.tokenizer, STORY, 1)
     expected = tiny_model.score_infill(STORY[0], [" " + STORY[1]], " " + " ".join(STORY[2:]))
@@ -116,7 +116,7 @@ def test_a_model_that_ends_spans_gets_spans_of_its_multiples(tiny_model):
     assert exact != pytest.approx(expected[0].logprobs, abs=1e-3)
 
 
-def test_spans_are_those_of_the_seed_and_another_text_follows_each():
+def test_spans_depend_on_the_seed_and_other_text_follows_each():
     blocks = [list(range(100 * n, 100 * n + 40)) for n in range(6)]
     rows = block_rows(blocks, **SPANS, seed=1)
     assert rows == block_rows(blocks, **SPANS, seed=1) != block_rows(blocks, **SPANS, seed=2)

@@ -1,4 +1,4 @@
-"""Readers of stories: five sentences each, as they stand in the files, on disk or by the loader of the Hub."""
+"""Read stories of five sentences, unchanged, from disk or through the loader of the Hub."""
 
 import gzip
 import json
@@ -13,7 +13,7 @@ from ..conftest import REPOSITORY
 from .evaluation_files import write_rocstories, write_story_cloze
 
 
-def test_rocstories_are_five_sentences_of_running_text(tmp_path):
+def test_rocstories_yields_five_sentences_of_running_text(tmp_path):
     (tmp_path / "stories").mkdir()
     write_rocstories(tmp_path / "stories", number=3)
     read = read_stories(tmp_path)
@@ -23,7 +23,7 @@ def test_rocstories_are_five_sentences_of_running_text(tmp_path):
     assert stories_source(tmp_path) == ("rocstories_dev.titlesepkeysepstory.txt.gz", "lower case, detokenised")
 
 
-def test_story_cloze_stories_end_rightly(tmp_path):
+def test_story_cloze_stories_use_the_right_ending(tmp_path):
     write_story_cloze(tmp_path)
     first, second = read_stories(tmp_path, corpus="story_cloze")[:2]
     assert first == ["Tom 0 was sad, and cold.", "He ran.", "He saw dog 0.", "They played.", "He was happy."]
@@ -32,14 +32,14 @@ def test_story_cloze_stories_end_rightly(tmp_path):
     assert (cloze[1].first, cloze[1].right, cloze[1].wrong) == (second[:4], "He cried.", "He was happy.")
 
 
-def test_tinystories_are_cut_at_their_mark_and_their_sentences(tmp_path):
+def test_tinystories_is_split_at_its_separator_and_sentences(tmp_path):
     file = tmp_path / "tinystories_train_head_2MiB.txt.xz"
     with lzma.open(file, "wt") as stream:
         stream.write("\nTom ran. He fell.\nHe cried.\n<|endoftext|>\nA dog sat.\n<|endoftext|>\n")
     assert read_stories(tmp_path, corpus="tinystories") == [["Tom ran.", "He fell.", "He cried."], ["A dog sat."]]
 
 
-def test_stories_of_the_hub_are_cut_into_sentences_and_others_left_out(tmp_path, monkeypatch):
+def test_hub_stories_are_split_into_sentences_or_skipped(tmp_path, monkeypatch):
     file = tmp_path / "rows.jsonl"
     texts = ["One is. Two is! Three is? Four is. Five is.", "This has one."]
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -48,14 +48,14 @@ def test_stories_of_the_hub_are_cut_into_sentences_and_others_left_out(tmp_path,
 
 
 @pytest.mark.parametrize("number", [2, 3, 10])
-def test_each_text_lends_itself_to_one_other(number):
+def test_derange_pairs_each_text_with_another(number):
     others = derange(number, seed=3)
     assert sorted(others) == list(range(number))
     assert all(other != own for own, other in enumerate(others))
     assert others == derange(number, seed=3)
 
 
-def test_the_real_files_have_their_counts():
+def test_real_files_have_expected_counts():
     folder = REPOSITORY.parent / "shared" / "data" / "stories"
     if not folder.is_dir():
         pytest.skip("no data at ../shared/data beside the repository")
@@ -69,7 +69,7 @@ def test_the_real_files_have_their_counts():
 
 
 @pytest.mark.parametrize("corpus", ["rocstories", "story_cloze"])
-def test_a_damaged_archive_or_bytes_that_are_no_text_are_named(tmp_path, corpus):
+def test_damaged_archive_or_invalid_utf8_raises_with_the_file_name(tmp_path, corpus):
     (write_rocstories if corpus == "rocstories" else write_story_cloze)(tmp_path)
     file = tmp_path / stories.FILE_NAMES[corpus]
     whole = file.read_bytes()
@@ -79,7 +79,7 @@ def test_a_damaged_archive_or_bytes_that_are_no_text_are_named(tmp_path, corpus)
             read_stories(tmp_path, corpus=corpus)
 
 
-def test_ends_of_lines_that_are_none_in_these_formats_stay_in_the_text(tmp_path):
+def test_unusual_line_separators_stay_in_the_text(tmp_path):
     write_story_cloze(tmp_path, number=1)
     file = tmp_path / stories.FILE_NAMES["story_cloze"]
     for sign in ("\u2028", "\x85", "\x0c"):
@@ -87,14 +87,3 @@ def test_ends_of_lines_that_are_none_in_these_formats_stay_in_the_text(tmp_path)
         file.write_bytes(gzip.compress(raw.replace("He ran.", f"He{sign}ran.").encode()))
         assert read_stories(tmp_path, corpus="story_cloze")[0][1] == f"He{sign}ran."
         file.write_bytes(gzip.compress(raw.encode()))
-
-
-@pytest.mark.parametrize("right", ["0", "3", "", "x", "-1", "٢"])
-def test_a_right_ending_is_the_first_or_the_second(tmp_path, right):
-    names = ",".join(stories._CLOZE_COLUMNS)
-    (tmp_path / "cloze.csv").write_text(f"{names}\n{right},a,b,c,d,e,f\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"The row that ends with line 2 of .* has the right ending '{right}'"):
-        read_story_cloze(tmp_path / "cloze.csv")
-    (tmp_path / "cloze.csv").write_text(f"{names}\n1,a,b\n")
-    with pytest.raises(ValueError, match="has the right ending '1' and 2 sentences"):
-        read_story_cloze(tmp_path / "cloze.csv")

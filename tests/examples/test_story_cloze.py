@@ -1,4 +1,4 @@
-"""Story Cloze, and the third sentence: choices, accuracies by hand, and the tests between systems."""
+"""Test Story Cloze and the third sentence: choices, accuracies by hand, and tests between systems."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def stories(folder):
     return read_story_cloze(folder / "storycloze_spring2016_val.csv.gz")
 
 
-def test_choices_have_the_right_candidate_first_and_a_wrong_one_of_another_story(stories):
+def test_choices_put_the_right_candidate_first(stories):
     fifth, third = (story_cloze.make_choices(stories, task=task, seed=0) for task in story_cloze.READINGS)
     assert fifth[1] == (
         "Tom 1 was sad, and cold. He ran. He saw dog 1. They played.",
@@ -35,7 +35,7 @@ def test_choices_have_the_right_candidate_first_and_a_wrong_one_of_another_story
     assert len({choice.candidates[1] for choice in third}) == len(stories), "each story lends its sentence once"
 
 
-def test_accuracies_are_those_of_the_scores(stories260k, folder, stories, tmp_path, capsys):
+def test_accuracies_are_computed_from_scores(stories260k, folder, stories, tmp_path, capsys):
     models = [f"MAGNET={stories260k}", f"base={stories260k}"]
     records = story_cloze.main(
         ["--model", *models, "--data", str(folder), "--results", str(tmp_path), "--device", "cpu"]
@@ -51,13 +51,8 @@ def test_accuracies_are_those_of_the_scores(stories260k, folder, stories, tmp_pa
     assert found.metrics["accuracy"] == pytest.approx(100 * sum(hits) / 6)
     assert found.samples == [{"hits": "".join(str(int(hit)) for hit in hits)}]
     assert found.metrics["interval_low"] <= found.metrics["accuracy"] <= found.metrics["interval_high"]
-    assert found.metrics == cells["base", "third sentence, infilling"].metrics  # here they are one model
+    assert found.metrics == cells["base", "third sentence, infilling"].metrics  # both systems are the same model here
     printed = capsys.readouterr().out
     assert printed.count("p = ") == 11 - 1  # every other cell of the same task
     same = "MAGNET, third sentence, infilling, against base, third sentence, infilling: only the first 0, "
     assert f"{same}only the second 0, p = 1" in printed
-
-
-def test_story_cloze_needs_a_folder(stories260k):
-    with pytest.raises(ValueError, match="`--data`"):
-        story_cloze.main(["--model", str(stories260k), "--device", "cpu"])

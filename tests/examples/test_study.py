@@ -1,11 +1,10 @@
-"""The study: a plan that is checked whole, trainings that go on, the commands of the drivers."""
+"""Test the study: validation of the plan, resumed trainings, and the commands of the drivers."""
 
 import fcntl
 import importlib
 import json
 import shutil
 import threading
-from dataclasses import replace
 
 import pytest
 
@@ -19,7 +18,7 @@ PLAN = REPOSITORY / "examples" / "evaluate" / "study_wiki7m.json"
 
 
 def write_plan(folder, **changes):
-    """A plan with one run upon another, on a tiny Llama."""
+    """Write a plan with a run that starts from another, on a tiny Llama."""
     values = {
         "title": "A trial",
         "base": str(folder / "base"),
@@ -37,7 +36,7 @@ def write_plan(folder, **changes):
     return folder / "plan.json"
 
 
-def test_the_committed_plan_can_be_read_with_every_preset(tmp_path):
+def test_committed_plan_is_valid_with_every_preset(tmp_path):
     for preset, sizes in (("paper", "paper"), ("gpu", "paper"), ("smoke", "smoke")):
         plan = read_plan(PLAN, preset=preset, output=tmp_path)
         assert all(call.arguments[-2:] == ["--preset", sizes] for call in plan.calls)
@@ -48,7 +47,7 @@ def test_the_committed_plan_can_be_read_with_every_preset(tmp_path):
         assert len({run.folder for run in plan.runs}) == len(plan.runs)
 
 
-def test_every_system_of_the_committed_plan_has_the_same_steps_texts_and_adapters(tmp_path):
+def test_systems_of_the_committed_plan_share_steps_texts_and_adapters(tmp_path):
     runs = {run.name: run for run in read_plan(PLAN, preset="paper", output=tmp_path).runs}
 
     def steps(name):
@@ -64,7 +63,7 @@ def test_every_system_of_the_committed_plan_has_the_same_steps_texts_and_adapter
         assert len(values) == 1, name
 
 
-def test_a_preset_scales_steps_and_replaces_arguments(tmp_path):
+def test_preset_scales_steps_and_replaces_arguments(tmp_path):
     plan = read_plan(write_plan(tmp_path), preset="smoke", output=tmp_path / "out")
     assert [(run.name, run.base, run.replica) for run in plan.runs] == [
         ("first", "base", 0),
@@ -76,18 +75,7 @@ def test_a_preset_scales_steps_and_replaces_arguments(tmp_path):
     assert plan.runs[1].folder == tmp_path / "out" / "runs" / "second-one-0"
 
 
-def test_a_call_asks_about_all_replicas_or_so_many(tmp_path):
-    call = {"driver": "sts", "systems": ["first"]}
-    path = write_plan(tmp_path, calls=[call, {**call, "replicas": 1}])
-    plan = read_plan(path, preset="paper", output=tmp_path / "out")
-    for run in plan.runs:
-        run.folder.mkdir(parents=True)
-        (run.folder / study.REPORT).touch()
-    asked = [command[command.index("--replica") + 1] for _, command in study.driver_commands(plan, results=tmp_path)]
-    assert asked == ["0", "1", "0"]
-
-
-def test_all_that_is_wrong_with_a_plan_is_reported_at_once(tmp_path):
+def test_plan_errors_are_reported_together(tmp_path):
     path = write_plan(
         tmp_path,
         runs={"first": {"base": "later"}, "later": {}},
@@ -110,28 +98,9 @@ def test_all_that_is_wrong_with_a_plan_is_reported_at_once(tmp_path):
         read_plan(tmp_path / "missing.json", preset="paper", output=tmp_path)
 
 
-def test_a_plan_can_be_narrowed_to_some_runs_and_what_they_start_from(tmp_path):
-    whole = read_plan(PLAN, preset="paper", output=tmp_path)
-    some = whole.narrowed(["LLM2Vec recipe"])
-    assert {run.name for run in some.runs} == {"LLM2Vec recipe", "LLM2Vec, first stage"}
-    asked = {run for call in some.calls for run in call.systems.values()}
-    assert asked == {"base", "LLM2Vec recipe", "LLM2Vec, first stage"}
-    assert all(call.systems for call in some.calls)
-    with pytest.raises(ValueError, match=r"no run \['Magnet'\]; choose from \['LLM2Vec recipe'"):
-        whole.narrowed(["Magnet"])
-
-
-def test_the_base_may_be_another_in_commands_and_their_arguments(tmp_path):
-    plan = replace(read_plan(PLAN, preset="paper", output=tmp_path), base="other").narrowed(["MNTP", "SSCL"])
-    commands = [arguments for _, arguments in study.driver_commands(plan, results=tmp_path)]
-    assert any("base=other" in arguments for arguments in commands)
-    assert not any("wiki-7m" in part or "{base}" in part for arguments in commands for part in arguments)
-    assert "--model_name_or_path=other" in study.training_command(plan, plan.runs[0])
-
-
 @pytest.fixture
 def tiny_plan(tmp_path, tiny_tokenizer):
-    """A plan whose runs really train, in seconds."""
+    """Write a plan whose runs train in seconds."""
     base = save_plain_llama(tmp_path / "base", tiny_tokenizer)
     given = [option.removeprefix("--") for option in tiny_options(tmp_path, model=base) if "=" in option]
     options = {"use_cpu": True, **dict(option.split("=", 1) for option in given)}
@@ -149,7 +118,7 @@ def tiny_plan(tmp_path, tiny_tokenizer):
 
 
 @pytest.mark.nightly
-def test_runs_are_trained_after_their_base_and_not_twice(tmp_path, tiny_plan, capsys):
+def test_runs_train_once_and_after_their_base(tmp_path, tiny_plan, capsys):
     output = tmp_path / "out"
     study.main([str(tiny_plan), "--output", str(output), "--only", "train", "--jobs", "2"])
     first, second = (output / "runs" / name for name in ("first-0", "second-0"))
@@ -160,7 +129,7 @@ def test_runs_are_trained_after_their_base_and_not_twice(tmp_path, tiny_plan, ca
     assert "2 of 2 runs are finished" in capsys.readouterr().out
     assert (second / "adapt.json").read_bytes() == before
 
-    # Killed after its first checkpoint: it goes on there; at its first checkpoint: it begins anew.
+    # Killed after its first checkpoint: it resumes there. Killed during it: it starts again.
     plan = read_plan(tiny_plan, preset="paper", output=output)
     (second / "adapt.json").unlink()
     assert "--resume_from_checkpoint=true" in study.training_command(plan, plan.runs[1])
@@ -182,13 +151,13 @@ def test_runs_are_trained_after_their_base_and_not_twice(tmp_path, tiny_plan, ca
 
 
 @pytest.mark.long
-def test_a_slice_of_the_study_from_nothing_to_the_page(tmp_path, tiny_plan, capsys):
+def test_small_study_runs_from_plan_to_page(tmp_path, tiny_plan, capsys):
     data = REPOSITORY.parent / "shared" / "data"
     if not data.is_dir():
         pytest.skip("no data at ../shared/data beside the repository")
     values = json.loads(tiny_plan.read_text())
     own = json.loads(PLAN.read_text())
-    kept = {  # of each driver one call, on less than its smoke preset where that takes seconds
+    kept = {  # one call of each driver, below its smoke preset if that takes seconds
         "word_probes": ["--steps", "20", "--train_sentences", "40", "--test_sentences", "20"],
         "sts": ["--tasks", "STSBenchmark", "STS13", "--limit", "20"],
         "clustering": ["--tasks", "TwentyNewsgroupsClustering", "--subset_size", "60"],
@@ -245,14 +214,14 @@ def test_a_slice_of_the_study_from_nothing_to_the_page(tmp_path, tiny_plan, caps
 
 
 @pytest.mark.nightly
-def test_a_failed_run_is_reported_with_its_log(tmp_path, capsys):
+def test_failed_run_is_reported_with_its_log(tmp_path, capsys):
     plan = write_plan(tmp_path, runs={"first": {}})
     with pytest.raises(ChildProcessError, match=r"Did not finish: first \(.*first-0\.log\)"):
         study.main([str(plan), "--output", str(tmp_path / "out"), "--only", "train"])
     assert "required: --train_texts" in (tmp_path / "out" / "runs" / "first-0.log").read_text()
 
 
-def test_a_training_that_outlived_a_killed_study_is_waited_for(tmp_path):
+def test_training_that_outlived_a_killed_study_is_waited_for(tmp_path):
     plan = read_plan(write_plan(tmp_path), preset="paper", output=tmp_path / "out")
     run = plan.runs[0]
     under_way = run.folder / "checkpoint-1"
@@ -270,7 +239,7 @@ def test_a_training_that_outlived_a_killed_study_is_waited_for(tmp_path):
     assert statuses == [0]
 
 
-def test_runs_that_have_not_finished_are_left_out_and_reported(tmp_path, monkeypatch, capsys):
+def test_unfinished_runs_are_skipped_and_reported(tmp_path, monkeypatch, capsys):
     calls = [{"driver": "mmlu", "systems": ["b=base", "f=first", "s=second one", "a=first@adapter"]}]
     plan = read_plan(write_plan(tmp_path, calls=calls), preset="smoke", output=tmp_path / "out")
     first = plan.runs[0].folder

@@ -1,4 +1,4 @@
-"""Perplexity of whole texts: every token once, as a loop over the windows with the stock Llama finds it."""
+"""Compare the perplexity of whole texts with a loop over windows and the stock Llama."""
 
 import json
 import math
@@ -21,7 +21,7 @@ def saved(tmp_path, tiny_model):
 
 @torch.no_grad()
 def by_loop(model, tokenizer, texts, *, size):
-    """Windows of BOS and `size - 1` tokens, a position at a time."""
+    """Loop over windows of BOS and `size - 1` tokens, a position at a time."""
     losses = []
     for text in texts:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -32,7 +32,7 @@ def by_loop(model, tokenizer, texts, *, size):
     return math.exp(sum(losses) / len(losses)), len(losses)
 
 
-def test_figures_are_those_of_the_stock_llama(tmp_path, saved, tiny_model, capsys):
+def test_figures_equal_the_stock_llama(tmp_path, saved, tiny_model, capsys):
     write_wikitext(tmp_path, number=5)
     texts = ["The cat sat on the mat. " * 20, "The dog barked."]
     (tmp_path / "more.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -51,7 +51,7 @@ def test_figures_are_those_of_the_stock_llama(tmp_path, saved, tiny_model, capsy
     assert "perplexity: OK (1 models, 2 cells each" in capsys.readouterr().out
 
 
-def test_windows_are_the_context_by_default(tmp_path, saved):
+def test_windows_default_to_the_context_length(tmp_path, saved):
     write_wikitext(tmp_path)
     options = ["--results", str(tmp_path / "results"), "--device", "cpu", "--data", str(tmp_path)]
     (record,) = main(["--model", f"m={saved}", *options])
@@ -74,7 +74,7 @@ def test_each_token_counts_once(tiny_model):
     assert [token for row in rows for token in row.input_ids][:70] == ids[:70], "the first is read, but not predicted"
 
 
-def test_marks_of_a_corpus_are_read_as_text(tiny_model):
+def test_corpus_marks_are_read_as_text(tiny_model):
     text = "the cat <unk> sat </s> on <s>"
     (row,) = make_windows(tiny_model.tokenizer, [text], size=256)
     assert row.input_ids[0] == 1 and not {0, 1, 2} & set(row.input_ids[1:])

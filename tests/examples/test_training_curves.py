@@ -1,4 +1,4 @@
-"""Evaluations of runs become records, one for each step, once."""
+"""Test that the evaluations of a run become one record per step."""
 
 import json
 
@@ -29,7 +29,7 @@ def write_run(folder, log=LOG, arguments=ARGUMENTS):
     return folder
 
 
-def test_a_run_of_adapt_becomes_one_record_for_each_evaluated_step(tmp_path, tiny_tokenizer, monkeypatch, capsys):
+def test_adapt_run_yields_one_record_per_evaluated_step(tmp_path, tiny_tokenizer, monkeypatch, capsys):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     options = tiny_options(tmp_path, model=save_plain_llama(tmp_path / "base", tiny_tokenizer))
     report = adapt.main([*options, "--lora_r=0", "--eval_strategy=steps", "--eval_steps=4"])
@@ -47,7 +47,7 @@ def test_a_run_of_adapt_becomes_one_record_for_each_evaluated_step(tmp_path, tin
     assert RecordFile(tmp_path / "results", "curves").read() == records
 
 
-def test_records_hold_what_was_evaluated_and_nothing_of_its_clock(tmp_path):
+def test_records_contain_metrics_without_timings(tmp_path):
     run = write_run(tmp_path / "mine")
     first, second = training_curves.main(
         ["--run", f"MTP={run}", "--results", str(tmp_path / "results"), "--replica", "2"]
@@ -67,7 +67,7 @@ def test_records_hold_what_was_evaluated_and_nothing_of_its_clock(tmp_path):
     ]
 
 
-def test_a_half_written_file_is_completed_and_another_run_in_the_folder_is_new(tmp_path):
+def test_incomplete_file_is_completed_and_another_run_is_new(tmp_path):
     given = ["--run", f"MTP={write_run(tmp_path / 'mine')}", "--results", str(tmp_path / "results")]
     records = training_curves.main(given)
     file = RecordFile(tmp_path / "results", "curves")

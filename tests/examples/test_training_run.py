@@ -1,4 +1,4 @@
-"""The models of a run by step: what `adapt.py` saved on its way can be opened and measured."""
+"""Test that the intermediate and final models saved by `adapt.py` can be opened by step."""
 
 import json
 
@@ -24,7 +24,7 @@ def run_adaptation(tmp_path, tokenizer, monkeypatch, *more):
 
 
 @pytest.mark.parametrize("training", [["--lora_r=0"], ["--lora_r=2", "--learning_rate=1e-2"]], ids=["full", "lora"])
-def test_each_checkpoint_of_a_run_opens_as_the_model_of_its_step(tmp_path, tiny_tokenizer, monkeypatch, training):
+def test_checkpoints_load_as_the_model_of_their_step(tmp_path, tiny_tokenizer, monkeypatch, training):
     run = run_adaptation(tmp_path, tiny_tokenizer, monkeypatch, *training)
     found = models_by_step(run)
     assert found == {2: run / "checkpoint-2", 4: run / "checkpoint-4", 6: run}
@@ -35,7 +35,7 @@ def test_each_checkpoint_of_a_run_opens_as_the_model_of_its_step(tmp_path, tiny_
     for step, place in {**found, "last checkpoint": run / "checkpoint-6"}.items():
         model = AutoMagnetForCausalLM.from_pretrained(place).eval()
         assert model.tokenizer.decode([model.magnet_settings.mask_token_id]) == "the"
-        # The head is there to resume from, in checkpoints alone.
+        # Only checkpoints contain the head, which resuming needs.
         settings = {**model.magnet_settings.to_dict(), "contrastive_head": None}
         assert settings == {**final.magnet_settings.to_dict(), "contrastive_head": None}
         assert settings["prompts"]["sentence"] == "Represent this: "
@@ -53,7 +53,7 @@ def write_checkpoint(run, step, *, state=None):
     return folder
 
 
-def test_half_written_checkpoints_are_left_out_and_an_unfinished_run_has_what_it_saved(tmp_path):
+def test_incomplete_checkpoints_are_skipped(tmp_path):
     whole = {step: write_checkpoint(tmp_path, step, state=json.dumps({"global_step": step})) for step in (10, 9)}
     write_checkpoint(tmp_path, 11)
     write_checkpoint(tmp_path, 12, state='{"global_st')

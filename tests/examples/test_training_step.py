@@ -1,4 +1,4 @@
-"""The benchmarks of a training step: what they count, that their two steps are one, and that they run to their end."""
+"""Test the training-step benchmark: its counts, the equality of both steps, and a complete run."""
 
 import json
 
@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from examples.benchmarks import training_step
-from examples.benchmarks.training_systems import language_loss, step_operations
+from examples.benchmarks.training_systems import step_operations
 from trainer import LoraArguments, apply_lora
 from trainer.objectives import LossPhase
 
-from ..peak_bytes import PeakBytes
 from ..trainer.tiny import tiny_model
 from .tiny_run import save_plain_llama, write_corpus
 
@@ -28,7 +27,7 @@ def options(tmp_path, tiny_tokenizer, monkeypatch) -> list[str]:
     ]
 
 
-def test_the_step_is_timed_against_the_naive_one(options, tmp_path, capsys):
+def test_step_is_timed_against_the_naive_one(options, tmp_path, capsys):
     report = training_step.main([*options, "--rounds", "2", "--name", "step"])
     assert capsys.readouterr().out.splitlines()[-1] == "training_step: OK (step.json)"
     assert json.loads((tmp_path / "step.json").read_text())["ratios"] == report["ratios"]
@@ -42,7 +41,7 @@ def test_the_step_is_timed_against_the_naive_one(options, tmp_path, capsys):
 
 
 @pytest.mark.nightly
-def test_compiled_layers_are_timed_beside_the_others(options):
+def test_compiled_layers_are_timed(options):
     chosen = ["--systems", "MNTP alone", "MNTP, all logits", "--rounds", "1", "--compiler", "aot_eager", "--autocast"]
     report = training_step.main([*options, *chosen])
     assert set(report["ratios"]) >= {
@@ -54,7 +53,7 @@ def test_compiled_layers_are_timed_beside_the_others(options):
     assert report["first_seconds"]["MNTP alone, compiled"] > report["seconds"]["MNTP alone, compiled"][0]
 
 
-def test_steps_that_differ_are_not_timed(options, monkeypatch):
+def test_differing_steps_are_not_timed(options, monkeypatch):
     monkeypatch.setattr(
         "examples.benchmarks.training_systems.language_loss", lambda *_, **__: torch.ones((), requires_grad=True)
     )
@@ -62,26 +61,8 @@ def test_steps_that_differ_are_not_timed(options, monkeypatch):
         training_step.main(options)
 
 
-def test_bytes_are_counted_as_by_hand():
-    weight = torch.ones(100)  # 400 bytes, from outside
-    with PeakBytes() as counted:
-        doubled = weight * 2
-        assert counted.held == 400
-        view = doubled[:10]
-        doubled += 1
-        assert counted.held == 400, "neither a view nor a change in place takes memory"
-        large = torch.zeros(1000)
-        del large
-        other = torch.zeros(10)
-    assert (counted.held, counted.most) == (440, 4400)
-    del doubled
-    assert counted.held == 440, "the view holds it"
-    del view, other
-    assert counted.held == 0
-
-
 @pytest.mark.parametrize("lora", [True, False])
-def test_operations_are_counted_as_by_hand(lora):
+def test_operation_counts_match_manual_calculation(lora):
     model = tiny_model()
     adapted = apply_lora(model, LoraArguments(lora_r=2 if lora else 0))
     batch = {
@@ -101,14 +82,3 @@ def test_operations_are_counted_as_by_hand(lora):
     assert step_operations(adapted, batch, weights=joint) == of_token * 13 + scores * (25 + 9 + 9 + 4) + of_label * 5
     alone = LossPhase(steps=1, mntp=1, sscl=0, msg=0)
     assert step_operations(adapted, batch, weights=alone) == of_token * 8 + scores * (25 + 9) + of_label * 4
-
-
-def test_a_naive_loss_without_labels_is_zero():
-    model, ids = tiny_model(), torch.tensor([[1, 5, 6]])
-    batch = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "position_ids": torch.arange(3)[None],
-        "segment_ids": torch.zeros_like(ids),
-    }
-    assert language_loss(model, batch, labels=torch.full_like(ids, -100)).item() == 0

@@ -1,4 +1,4 @@
-"""WikiText as running text, by hand and against another project's rules on the real file."""
+"""Compare WikiText as running text with handwritten results and with another project's rules on the real file."""
 
 import json
 
@@ -26,12 +26,12 @@ from .evaluation_files import write_wikitext
         ("plain words stay", "plain words stay"),
     ],
 )
-def test_tokens_become_running_text(tokens, text):
+def test_detokenize_restores_running_text(tokens, text):
     assert detokenize(tokens) == text
     assert detokenize(text) == text
 
 
-def test_paragraphs_come_without_headings_unless_asked_for(tmp_path):
+def test_headings_are_skipped_by_default(tmp_path):
     write_wikitext(tmp_path, number=2)
     plain = "The cat sat on the mat, and the dog barked at the cat. She ate the bread-like apple."
     assert read_wikitext(tmp_path) == [f"{plain} Number 0 is unknown.", f"{plain} Number 1 is unknown."]
@@ -40,7 +40,7 @@ def test_paragraphs_come_without_headings_unless_asked_for(tmp_path):
     assert wikitext_source(tmp_path) == "wiki.valid.tokens.xz"
 
 
-def test_rows_of_the_hub_are_lines(tmp_path, monkeypatch):
+def test_hub_rows_are_lines(tmp_path, monkeypatch):
     file = tmp_path / "rows.jsonl"
     rows = ["", " = A title = \n", " One @-@ off . \n", ""]
     file.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
@@ -49,7 +49,7 @@ def test_rows_of_the_hub_are_lines(tmp_path, monkeypatch):
     assert read_wikitext(headings=True) == ["= A title =", "One-off."]
 
 
-def test_the_real_file_is_read_nearly_as_by_the_evaluation_harness():
+def test_real_file_is_read_like_the_evaluation_harness():
     folder = REPOSITORY.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("no data at ../shared/data beside the repository")
@@ -59,7 +59,7 @@ def test_the_real_file_is_read_nearly_as_by_the_evaluation_harness():
     tokens = [line for line in lines if line and not wikitext._HEADING.fullmatch(line)]
     assert len(ours) == 1841
     theirs = [harness({"page": text + " "}).strip() for text in tokens]
-    # It leaves marks at a line's end, contractions other than 's, and signs of money and percent apart.
+    # It keeps marks at line ends, contractions other than 's, and currency and percent signs separate.
     same = sum("".join(a.split()) == "".join(b.split()) for a, b in zip(ours, theirs, strict=True))
     words = sum(len(set(a.split()) & set(b.split())) for a, b in zip(ours, theirs, strict=True))
     assert same / len(ours) > 0.95

@@ -1,4 +1,4 @@
-"""Vectors of tokens by encoders and decoders: windows, padding on either side, and which reading fits which model."""
+"""Test token vectors of encoders and decoders: windows, padding on either side, and the default reading."""
 
 import argparse
 
@@ -16,12 +16,12 @@ TEXTS = ["The cat sat on the mat .", "A king", "Unbelievably , the little girl l
 
 @torch.no_grad()
 def states_of(model, ids):
-    """Of one row, without padding; `[CLS]` and `[SEP]` around it left out."""
+    """Return the states of one row without padding, `[CLS]` and `[SEP]`."""
     return model(torch.tensor([[2, *ids, 3]])).last_hidden_state[0, 1:-1].numpy()
 
 
 @pytest.mark.parametrize("kind", ["bert", "xlnet"])
-def test_tokens_have_the_states_of_a_row_alone_in_their_places(kind):
+def test_token_states_equal_single_rows(kind):
     model, tokenizer = (make_bert(), make_wordpiece()) if kind == "bert" else (make_xlnet(), make_wordpiece())
     tokenizer.padding_side = "right" if kind == "bert" else "left"
     for text, (vectors, offsets) in zip(TEXTS, encoder_tokens(model, tokenizer, TEXTS), strict=True):
@@ -31,12 +31,7 @@ def test_tokens_have_the_states_of_a_row_alone_in_their_places(kind):
         np.testing.assert_allclose(vectors, states_of(model, encoded["input_ids"]), atol=1e-5)
 
 
-def test_a_text_beyond_the_context_is_refused():
-    with pytest.raises(ValueError, match="has .* tokens, but the encoder reads 48"):
-        encoder_tokens(make_bert(), make_wordpiece(), [TEXTS[1], " ".join(TEXTS * 4)])
-
-
-def test_a_directory_says_how_it_is_read(tmp_path, tiny_model):
+def test_reading_is_detected_from_the_directory(tmp_path, tiny_model):
     tiny_model.save_pretrained(tmp_path / "decoder")
     tiny_model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=2))
     adapter = tmp_path / "adapter"
@@ -60,7 +55,7 @@ def test_a_directory_says_how_it_is_read(tmp_path, tiny_model):
         reading_of(str(tmp_path / "decoder"), None)
 
 
-def test_a_model_on_disk_is_opened_in_its_reading(tmp_path, tiny_model):
+def test_saved_model_is_opened_in_its_reading(tmp_path, tiny_model):
     args = argparse.Namespace(dtype="float32", device="cpu", shift="same")
     tiny_model.save_pretrained(tmp_path / "decoder")
     for mode in ("bidirectional", "causal"):

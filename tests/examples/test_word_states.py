@@ -1,4 +1,4 @@
-"""One state a word: the mean over its sub-words at the positions that an explicit forward says, in its place."""
+"""Compare word states with the mean over sub-words of an explicit forward."""
 
 from functools import partial
 
@@ -7,8 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from examples.evaluate.word_readers import encoder_tokens, mean_over_words, tabulate
-from modeling_magnet.words_magnet import PlacedVectors
+from examples.evaluate.word_readers import encoder_tokens, tabulate
 
 from .tiny_encoder import make_bert, make_wordpiece
 
@@ -16,7 +15,7 @@ SENTENCES = [["The", "naïve", "cat", "'s", "mat", "."], ["Unbelievably", ",", "
 
 
 @pytest.mark.parametrize("mode", ["bidirectional", "causal"])
-def test_a_decoders_word_is_the_mean_of_the_outputs_before_its_sub_words(tmp_path, tiny_model, mode):
+def test_decoder_word_is_the_mean_of_shifted_outputs(tmp_path, tiny_model, mode):
     tiny_model.save_pretrained(tmp_path)
     stock = AutoModelForCausalLM.from_pretrained(tmp_path).model.eval()
     table = tabulate(partial(tiny_model.encode_tokens, mode=mode), SENTENCES, description="states")
@@ -25,7 +24,7 @@ def test_a_decoders_word_is_the_mean_of_the_outputs_before_its_sub_words(tmp_pat
     for words in SENTENCES:
         ids, owners = [1], [None]
         for number, word in enumerate(words):
-            # Byte-level: the space in front of a word is in its first token, or a token of its own.
+            # Byte-level: the space before a word is in its first token, or a separate token.
             for token in tiny_model.tokenizer(" " * bool(number) + word, add_special_tokens=False)["input_ids"]:
                 ids.append(token)
                 owners.append(number if tiny_model.tokenizer.decode([token]).strip(" ") else None)
@@ -42,7 +41,7 @@ def test_a_decoders_word_is_the_mean_of_the_outputs_before_its_sub_words(tmp_pat
         np.testing.assert_allclose(table.states[first:last], expected, atol=1e-5)
 
 
-def test_an_encoders_word_is_the_mean_over_its_sub_words_by_word_ids():
+def test_encoder_word_is_the_mean_by_word_ids():
     model, tokenizer = make_bert(), make_wordpiece()
     sentences = [["The", "cat-like", "king", "'s", "mat", "."], ["Unbelievably", ",", "girls"]]
     table = tabulate(partial(encoder_tokens, model, tokenizer), sentences, description="states")
@@ -56,24 +55,10 @@ def test_an_encoders_word_is_the_mean_over_its_sub_words_by_word_ids():
             np.testing.assert_allclose(vector, np.mean(own, axis=0), atol=1e-5)
 
 
-def test_a_word_that_the_tokenizer_drops_keeps_its_place():
+def test_word_without_tokens_keeps_its_place():
     read = partial(encoder_tokens, make_bert(), make_wordpiece())
     plain = tabulate(read, [["The", "cat", "sat"]], description="states")
     table = tabulate(read, [["\u200b"], ["The", "\u200b", "cat", "sat", "\u200b\u200b"]], description="states")
     assert table.bounds.tolist() == [0, 1, 6] and table.num_without_tokens == 3
     assert not table.states[[0, 2, 5]].any()
     np.testing.assert_allclose(table.states[[1, 3, 4]], plain.states, atol=1e-5)
-
-
-def test_means_by_hand():
-    vectors = np.array([[1, 0], [3, 2], [9, 9], [5, 4]], dtype=np.float32)
-    # "ab cd e": two tokens of ab, the space alone, e; cd has none.
-    offsets = np.array([[0, 1], [1, 2], [2, 3], [5, 7]])
-    found, counts = mean_over_words(PlacedVectors(vectors, offsets), ["ab", "cd", "e"])
-    assert found.tolist() == [[2, 1], [0, 0], [5, 4]] and found.dtype == np.float32
-    assert counts.tolist() == [2, 0, 1]
-
-
-def test_more_sentences_than_are_read_at_once_have_the_same_states(tiny_model):
-    table = tabulate(tiny_model.encode_tokens, SENTENCES * 200, description="states")
-    np.testing.assert_allclose(table.states[-10:], table.states[:10], atol=1e-5)

@@ -1,4 +1,4 @@
-"""A tiny corpus on disk, and runs of `encode_corpus.py` in processes of their own that may be killed."""
+"""Write a tiny corpus, and run `encode_corpus.py` in subprocesses that may be killed."""
 
 import io
 import json
@@ -20,20 +20,20 @@ _forkserver.set_forkserver_preload(["examples.encode_corpus"])
 
 
 def make_texts(number: int, *, seed: int = 0, longest: int = 20) -> list[str]:
-    """Texts of 0 to `longest` words."""
+    """Return texts of 0 to `longest` words."""
     draw = random.Random(seed)
     return [" ".join(draw.choices(WORDS, k=draw.randint(0, longest))) for _ in range(number)]
 
 
 def write_jsonl(path: Path, texts: Sequence[Any]) -> Path:
-    """One object a line, with a column `key` beside the text."""
+    """Write one object per line, with a column `key` beside the text."""
     lines = [json.dumps({"key": 100 + number, "text": text}) for number, text in enumerate(texts)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
 def start_run(options: Sequence[str], *, largest_file: int | None = None) -> tuple[Any, Connection]:
-    """Begin a run in a process of its own.
+    """Start a run in a subprocess.
 
     Args:
         options (`Sequence[str]`): Of `encode_corpus.py`.
@@ -51,7 +51,7 @@ def start_run(options: Sequence[str], *, largest_file: int | None = None) -> tup
 
 
 def finish_run(options: Sequence[str], *, largest_file: int | None = None) -> tuple[Exception | None, int]:
-    """Run to the end in a process of its own; the error, if there was one, and the peak of memory in bytes."""
+    """Run to the end in a subprocess; return its error, if any, and its peak memory in bytes."""
     process, outcome = start_run(options, largest_file=largest_file)
     error, peak = outcome.recv()
     process.join()
@@ -59,7 +59,7 @@ def finish_run(options: Sequence[str], *, largest_file: int | None = None) -> tu
 
 
 def _run(options: list[str], largest_file: int | None, outcome: Connection) -> None:
-    """What the process does."""
+    """Run the command in the subprocess."""
     from examples.encode_corpus import main
 
     sys.stdout = sys.stderr = io.TextIOWrapper(open(os.devnull, "wb"))

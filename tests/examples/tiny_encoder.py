@@ -1,18 +1,18 @@
-"""Encoders of a few thousand weights with a WordPiece tokenizer, as users have them on disk."""
+"""Save encoders of a few thousand weights with a WordPiece tokenizer."""
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, XLNetConfig, XLNetModel
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# By hand: a trained vocabulary is another one each time, for ties are broken at random.
+# Handwritten, because training breaks ties at random and would change the vocabulary each time.
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 PIECES = [*LETTERS, *(f"##{letter}" for letter in LETTERS), *".,;:'-"]
 PIECES += ["the", "cat", "sat", "##at", "##ing", "##ably", "##ttle", "##est", "##fast"]
 
 
 def make_wordpiece(*, padding_side="right"):
-    """A tokenizer as BERT's: control characters vanish, punctuation stands alone, words are split into pieces."""
+    """Build a tokenizer like BERT's: it drops control characters, separates punctuation, and splits words."""
     vocabulary = {piece: place for place, piece in enumerate([*SPECIAL, *PIECES])}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -30,7 +30,7 @@ def make_wordpiece(*, padding_side="right"):
 
 
 def make_bert():
-    """A random BERT of two layers with a context of 48 tokens, in evaluation mode."""
+    """Build a random BERT of two layers with a context of 48 tokens, in evaluation mode."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     vocab_size = len(make_wordpiece())
@@ -40,14 +40,14 @@ def make_bert():
 
 
 def make_xlnet():
-    """A random XLNet, which has no longest text and whose rows are padded on the left."""
+    """Build a random XLNet, which has no maximum length and pads on the left."""
     torch.manual_seed(0)
     config = XLNetConfig(vocab_size=len(make_wordpiece()), d_model=16, n_layer=2, n_head=2, d_inner=24)
     return XLNetModel(config).eval()
 
 
 def save_bert(folder):
-    """The BERT and its tokenizer in a folder."""
+    """Save the BERT and its tokenizer in a folder."""
     make_bert().save_pretrained(folder)
     make_wordpiece().save_pretrained(folder)
     return folder

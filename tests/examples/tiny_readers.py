@@ -1,4 +1,4 @@
-"""A small model whose continuations are known in advance, and the corpora it continues."""
+"""Provide a small model with known continuations, and the corpora that it continues."""
 
 import gzip
 import lzma
@@ -8,14 +8,14 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-# What each word is followed by.
+# The successor of each word.
 FOLLOWS = {"a": "b", "b": "c", "c": "d.", "d.": "a", "x.": "</s>"}
 STORIES = [["a b c d .", "x .", "x .", "x .", "x ."], ["a x .", "a .", "a .", "a .", "a ."]]
 PARAGRAPHS = ["a b c d . a b c", " = a b c d . a b c = ", "a b c d . a", "a <unk> b c d . a b", "too short ."]
 
 
 def save_chain(folder: Path) -> Path:
-    """A Llama that sees its last token alone: each word of `FOLLOWS` has one successor, round and round."""
+    """Save a Llama that sees only its last token: each word of `FOLLOWS` has one successor, in a cycle."""
     vocabulary = ["<unk>", "<s>", "</s>", "_", *FOLLOWS]
     words = {word: index for index, word in enumerate(vocabulary)}
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
@@ -50,7 +50,7 @@ def save_chain(folder: Path) -> Path:
 
 
 def write_corpora(folder: Path) -> Path:
-    """Two stories and five lines of WikiText, as the files of a folder of data."""
+    """Write two stories and five lines of WikiText as data files."""
     folder.mkdir()
     stories = "".join("title <EOT> key <EOL> " + "".join(f" </s> {s}" for s in story) + "\n" for story in STORIES)
     (folder / "rocstories_dev.titlesepkeysepstory.txt.gz").write_bytes(gzip.compress(stories.encode()))

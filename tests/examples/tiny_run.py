@@ -1,4 +1,4 @@
-"""A tiny Llama on disk and texts to adapt it to; also what the documentation's examples run on."""
+"""Save a tiny Llama and texts to adapt it to; the documentation's examples also run on them."""
 
 import json
 import lzma
@@ -12,7 +12,7 @@ WORDS = "the a small old red girl boy dog cat house tree river ran saw ate sat a
 
 
 def save_plain_llama(directory: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A stock Llama with random weights and its tokenizer, as a user has it."""
+    """Save a stock Llama with random weights and its tokenizer."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -32,7 +32,7 @@ def save_plain_llama(directory: Path, tokenizer: PreTrainedTokenizerFast) -> Pat
 
 
 def write_corpus(path: Path, *, num_texts: int, seed: int) -> Path:
-    """Sentences of 24 to 40 words, as `.jsonl.xz`."""
+    """Write sentences of 24 to 40 words as `.jsonl.xz`."""
     draw = random.Random(seed)
     texts = [" ".join(draw.choices(WORDS, k=draw.randint(24, 40))) + "." for _ in range(num_texts)]
     path.write_bytes(lzma.compress("".join(json.dumps({"text": text}) + "\n" for text in texts).encode()))
@@ -40,7 +40,7 @@ def write_corpus(path: Path, *, num_texts: int, seed: int) -> Path:
 
 
 def tiny_options(directory: Path, *, model: Path) -> list[str]:
-    """Options of `adapt.py` for a run of six steps, the last two with pairs by dropout."""
+    """Return `adapt.py` options for a run of six steps, the last two with dropout pairs."""
     train = write_corpus(directory / "train.jsonl.xz", num_texts=40, seed=0)
     held_out = write_corpus(directory / "held_out.jsonl.xz", num_texts=6, seed=1)
     return [

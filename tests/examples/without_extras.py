@@ -1,4 +1,4 @@
-"""Runs scripts in a process in which no package of an extra can be imported; prints a line of JSON for each.
+"""Run scripts in a process that cannot import packages of extras, and print a line of JSON for each.
 
 python tests/examples/without_extras.py '[["fill.py", ["--help"]]]'
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# What setup.cfg lists for its extras, by the names that are imported.
+# The extras in setup.cfg, by import names.
 EXTRAS = (
     *("matplotlib", "ipykernel", "nbclient", "nbformat", "jupyter_client", "traitlets", "evaluate", "lm_eval", "mteb"),
     *("sklearn", "scipy", "sentence_transformers", "seqeval", "gradio", "torchao", "deepspeed", "pdoc"),
@@ -18,7 +18,7 @@ EXTRAS = (
 
 
 def hide_extras() -> None:
-    """Let no module of an extra be found, as where it is not installed."""
+    """Hide all modules of extras, as if they were not installed."""
     find: Any = PathFinder.find_spec
 
     def find_others(name: str, *args: Any) -> Any:
@@ -28,7 +28,7 @@ def hide_extras() -> None:
 
 
 def main() -> None:
-    """Run what the command line names."""
+    """Run the scripts named on the command line."""
     sys.path.insert(0, str(REPOSITORY))
     hide_extras()
     from tests.scripts import run_script
@@ -36,7 +36,7 @@ def main() -> None:
     for script, arguments in json.loads(sys.argv[1]):
         try:
             code, out, err = run_script(REPOSITORY / "examples" / script, *arguments)
-        except Exception as error:  # a traceback, where a person would see it
+        except Exception as error:  # stands for the traceback that a user would see
             code, out, err = -1, "", f"Traceback: {type(error).__name__}: {error}"
         print(json.dumps({"script": script, "code": code, "out": out, "err": err}), flush=True)
 

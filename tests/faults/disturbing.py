@@ -1,4 +1,4 @@
-"""Disturb a job at random moments until it ends, and compare what it made with that of a run that was left alone."""
+"""Disturb a job at random moments until it ends, and compare its results with those of an undisturbed run."""
 
 import ctypes
 import faulthandler
@@ -27,19 +27,19 @@ TEN_YEARS = 10 * 365 * 24 * 3600
 
 
 class NotPossibleError(Exception):
-    """This machine does not let a fault be made; the reason."""
+    """Signal that this machine does not support a fault."""
 
 
 class Job(NamedTuple):
-    """A long job, as a command that is given again until it ends."""
+    """Describe a long job as a command that is repeated until it ends."""
 
     prepare: Callable[[Path], None]  # writes its inputs to a folder, once
-    run: Callable[[Path, Path], None]  # from the inputs, in a folder; begins, or goes on with what it finds there
-    made: Callable[[Path], dict[str, bytes]]  # what it made, without what depends on the attempt, by name
+    run: Callable[[Path, Path], None]  # runs from the inputs in a folder; starts, or resumes from what it finds there
+    made: Callable[[Path], dict[str, bytes]]  # returns its results by name, without what depends on the attempt
 
 
 class Whole(NamedTuple):
-    """A job that was left alone: its inputs, what it made, how long it took."""
+    """Hold an undisturbed job: its inputs, results and duration."""
 
     job: Job
     inputs: Path
@@ -52,13 +52,13 @@ class Whole(NamedTuple):
 
 @contextmanager
 def plain_folder(folder: Path) -> Iterator[None]:
-    """Make the folder in which a job works."""
+    """Create the folder of a job."""
     folder.mkdir(parents=True)
     yield
 
 
 def nothing(*_: Any) -> None:
-    """Leave all as it is."""
+    """Do nothing."""
 
 
 def kill(pid: int, folder: Path, moments: random.Random) -> None:
@@ -67,33 +67,33 @@ def kill(pid: int, folder: Path, moments: random.Random) -> None:
 
 
 class Fault(NamedTuple):
-    """What disturbs a job; by default it is killed."""
+    """Describe a disturbance; by default the job is killed."""
 
     strike: Callable[[int, Path, random.Random], None] = kill  # at a random moment
-    # A job that ends by itself has to name one of these.
+    # An error that ends the job has to contain one of these texts.
     told: tuple[str, ...] = ()
     place: Callable[[Path], Any] = plain_folder
-    inside: Callable[[Path], None] = nothing  # in the job's process, before it begins
+    inside: Callable[[Path], None] = nothing  # in the job's process, before it starts
     heal: Callable[[Path, random.Random], None] = nothing  # before the job is started again
-    # A thread that finds no memory when it begins leaves `Thread.start` waiting for ever: somebody has to kill it.
+    # A thread without memory for its start leaves `Thread.start` waiting forever, so the job has to be killed.
     may_hang: bool = False
 
 
 def take_memory(pid: int, folder: Path, moments: random.Random) -> None:
-    """Limit the address space to what the process has, or a little more."""
+    """Limit the address space to the current size or a little more."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + moments.choice([0, 0, 2**18, 2**20, 2**22])
     resource.prlimit(pid, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
 
 
 def limit_files(pid: int, folder: Path, moments: random.Random) -> None:
-    """Let no file grow beyond so many bytes, at a moment when some are larger and some smaller."""
+    """Limit the size of files, at a moment when some are larger and some smaller."""
     limit = moments.randint(0, moments.choice([0, 3_000, 30_000]))
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
 
 def fail_on_large_files(folder: Path) -> None:
-    """Turn the signal of a too large file into an error of writing, as on a full disk."""
+    """Convert the signal for too large files to a write error, as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 
@@ -111,16 +111,16 @@ def small_disk(folder: Path) -> Iterator[None]:
 
 
 def fill_disk(pid: int, folder: Path, moments: random.Random) -> None:
-    """Fill the disk but for some kilobytes."""
+    """Fill the disk up to some kilobytes."""
     left = moments.choice([0, moments.randint(0, 4_000), moments.randint(0, 60_000)])
     with open(folder / ".filler", "wb") as file:
         while (free := shutil.disk_usage(folder).free) > left:
-            with suppress(OSError):  # the job writes meanwhile
+            with suppress(OSError):  # the job writes at the same time
                 os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END) + free - left)
 
 
 def allow(folder: Path, *, files: int, folders: int) -> None:
-    """Set the permissions of everything in a folder; what disappears meanwhile is passed over."""
+    """Set the permissions of everything in a folder; entries that disappear are skipped."""
     for place, _, names in os.walk(folder):
         for path, mode in [(place, folders), *((os.path.join(place, name), files) for name in names)]:
             with suppress(FileNotFoundError):
@@ -128,7 +128,7 @@ def allow(folder: Path, *, files: int, folders: int) -> None:
 
 
 def obey_permissions(folder: Path) -> None:
-    """Let permissions hold for this process although it is root's: give CAP_DAC_OVERRIDE away."""
+    """Enforce permissions for this process even if it is root, by dropping CAP_DAC_OVERRIDE."""
     if os.getuid():
         return
     libc: Any = ctypes.CDLL(None, use_errno=True)
@@ -141,7 +141,7 @@ def obey_permissions(folder: Path) -> None:
 
 
 def follow_clock(folder: Path) -> None:
-    """Add to the time of day what a file beside the folder says."""
+    """Shift the time of day by the content of a file beside the folder."""
     clock = folder.with_name("clock")
     if not clock.exists():
         clock.write_bytes(bytes(8))
@@ -153,7 +153,7 @@ def follow_clock(folder: Path) -> None:
 
 
 def jump(pid: int, folder: Path, moments: random.Random) -> None:
-    """Move the clock by up to ten years, and mostly kill the job then."""
+    """Move the clock by up to ten years, and usually kill the job afterwards."""
     with suppress(FileNotFoundError), open(folder.with_name("clock"), "r+b") as file:
         file.write(struct.pack("q", moments.randint(-TEN_YEARS, TEN_YEARS)))
     if moments.random() < 0.7:
@@ -161,7 +161,7 @@ def jump(pid: int, folder: Path, moments: random.Random) -> None:
 
 
 def redate(folder: Path, moments: random.Random) -> None:
-    """Give all files any times."""
+    """Set random modification times on all files."""
     for path in sorted(folder.rglob("*")):
         then = 1_700_000_000 + moments.randint(-TEN_YEARS, TEN_YEARS)
         os.utime(path, (then, then), follow_symlinks=False)
@@ -193,7 +193,7 @@ FAULTS = {
 
 
 def leave_alone(job: Job, base: Path) -> Whole:
-    """Prepare a job's inputs and run it without a disturbance."""
+    """Prepare a job's inputs and run it undisturbed."""
     inputs, folder = base / "inputs", base / "whole" / "job"
     inputs.mkdir(parents=True)
     job.prepare(inputs)
@@ -204,7 +204,7 @@ def leave_alone(job: Job, base: Path) -> Whole:
 
 
 def disturb(whole: Whole, fault: Fault, *, seed: int, base: Path) -> tuple[list[str], list[str]]:
-    """Disturb a job until it ends; a run that ended before it met the fault is tried again, and struck sooner.
+    """Disturb a job until it ends; if a run ends before its fault, repeat it with an earlier fault.
 
     Args:
         whole (`Whole`): The same job, left alone.
@@ -233,7 +233,7 @@ def disturb(whole: Whole, fault: Fault, *, seed: int, base: Path) -> tuple[list[
 
 
 def _run_until_done(whole: Whole, fault: Fault, folder: Path, moments: random.Random, *, within: float) -> list[str]:
-    """Disturb attempts, and heal, until one ends well; the last is left alone. Returns what the others told."""
+    """Disturb attempts until one succeeds, the last one undisturbed, and return the errors of the others."""
     errors: list[str] = []
     for number in range(MOST_DISTURBED + 3):
         alone = len(errors) >= MOST_DISTURBED or number == MOST_DISTURBED + 2
@@ -256,7 +256,7 @@ def _run_until_done(whole: Whole, fault: Fault, folder: Path, moments: random.Ra
 def attempt(
     job: Job, fault: Fault, inputs: Path, folder: Path, *, meanwhile: Callable[[Any], None]
 ) -> tuple[int, float, str]:
-    """Start a job in a process of its own, do something meanwhile, wait for its end.
+    """Run a job in a subprocess, call a function meanwhile, and wait for its end.
 
     Returns:
         Its exit code, the seconds from the beginning of its work, and the error that it told.
@@ -264,7 +264,7 @@ def attempt(
     started, terminal = folder.with_name("started"), folder.with_name("terminal")
     started.unlink(missing_ok=True)
     terminal.unlink(missing_ok=True)
-    os.mkfifo(terminal)  # a file would be cut off by the faults themselves
+    os.mkfifo(terminal)  # a file would be truncated by the faults themselves
     context: Any = multiprocessing.get_context("forkserver")
     process = context.Process(target=_work, args=(job.run, fault.inside, inputs, folder))
     with ThreadPoolExecutor(1) as reader:

@@ -30,12 +30,12 @@ from trainer import paraphrase_pairs
 from trainer.checkpoints import last_complete_checkpoint
 
 ATTEMPT = "an attempt begins"
-# What depends on the attempt and not on what was made: times, and what it was left to do.
+# Times and remaining work, which depend on the attempt and not on the result.
 OF_THE_ATTEMPT = {"time", "rows_encoded", "train_loss", "resume_from_checkpoint", "eval_on_start"}
 
 
 def json_bytes(value: Any) -> bytes:
-    """Write JSON in one form, without what differs between two attempts at the same."""
+    """Serialize JSON in one form, without fields that differ between equal attempts."""
 
     def kept(value: Any) -> Any:
         if isinstance(value, list):
@@ -50,7 +50,7 @@ def json_bytes(value: Any) -> bytes:
 
 
 def own_caches(folder: Path) -> None:
-    """Keep the caches of `datasets` in the job's folder, where they are disturbed, too."""
+    """Put the caches of `datasets` into the job's folder, where they are disturbed, too."""
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
     datasets.config.HF_HUB_OFFLINE = True
     datasets.disable_progress_bars()
@@ -58,7 +58,7 @@ def own_caches(folder: Path) -> None:
 
 
 def save_model(inputs: Path) -> Any:
-    """Save a tiny model of ours."""
+    """Save a tiny MAGNET model."""
     plain = save_plain_llama(inputs / "plain", byte_tokenizer())
     model = AutoMagnetForCausalLM.from_pretrained(plain)
     model.save_pretrained(inputs / "model")
@@ -74,7 +74,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
 
 
 def train(inputs: Path, folder: Path) -> None:
-    """Train for thirty steps with a checkpoint at every fifth; record the rows of every step beside the folder."""
+    """Train for thirty steps with a checkpoint every five; record the rows of every step beside the folder."""
     torch.set_num_threads(1)
     saving = {"save_strategy": "steps", "save_steps": 5, "save_total_limit": 2}
     phases = ["18:1,0,1", "12:1,9,1"]
@@ -82,7 +82,7 @@ def train(inputs: Path, folder: Path) -> None:
     trainer = tiny_trainer(args, model=tiny_model(), train_dataset=tiny_rows(40), pair_dataset=tiny_pairs(20))
     compute = trainer.compute_loss
     with (folder.parent / "rows.jsonl").open("a", encoding="utf-8") as record:
-        record.write(f"\n{ATTEMPT}\n")  # a line of its own, also after one that was cut off
+        record.write(f"\n{ATTEMPT}\n")  # starts a new line, also after a truncated one
 
         def compute_and_record(model: Any, batch: Any, *arguments: Any, **more: Any) -> Any:
             step = [trainer.state.global_step, batch["row_ids"], batch["epochs"], batch.get("pair_micro_batch")]
@@ -96,7 +96,7 @@ def train(inputs: Path, folder: Path) -> None:
 
 
 def trained(folder: Path) -> dict[str, bytes]:
-    """Read the checkpoints, the model at the end, and the micro-batches of each step, as they were made last."""
+    """Read the checkpoints, the final model, and the last micro-batches of each step."""
     steps: dict[int, list[str]] = {}
     begins = False
     for line in (folder.parent / "rows.jsonl").read_text().splitlines():
@@ -106,12 +106,12 @@ def trained(folder: Path) -> dict[str, bytes]:
         try:
             step = json.loads(line)[0]
         except (ValueError, IndexError):
-            continue  # cut off with the process
-        if begins:  # an attempt undoes the steps that it makes again
+            continue  # truncated with the process
+        if begins:  # an attempt repeats steps of earlier attempts
             steps = {number: made for number, made in steps.items() if number < step}
             begins = False
         steps.setdefault(step, []).append(line)
-    attempt = {"training_args.bin", "trainer_state.json", "checksums.json"}  # have times and paths
+    attempt = {"training_args.bin", "trainer_state.json", "checksums.json"}  # contain times and paths
     files = {name: data for name, data in files_below(folder / "run").items() if Path(name).name not in attempt}
     return files | {"rows of all steps": json.dumps(sorted(steps.items())).encode()}
 
@@ -125,13 +125,13 @@ def prepare_adaptation(inputs: Path) -> None:
 
 
 def run_adaptation(inputs: Path, folder: Path) -> None:
-    """Train for six steps with a checkpoint at each second one, then save the merged model with its card."""
+    """Train for six steps with a checkpoint every two, then save the merged model with its card."""
     own_caches(folder)
     options = json.loads((inputs / "options.json").read_text())
     options += [f"--output_dir={folder / 'run'}", "--save_strategy=steps", "--save_steps=2", "--save_total_limit=2"]
     if last_complete_checkpoint(folder / "run") is not None:
         options.append("--resume_from_checkpoint=true")
-    else:  # as its message says, where the first checkpoint was not written to its end
+    else:  # as its message says, if the first checkpoint is incomplete
         for checkpoint in (folder / "run").glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
     if not (folder / "run" / "adapt.json").exists():
@@ -178,13 +178,13 @@ def encode(inputs: Path, folder: Path) -> None:
     own_caches(folder)
     output = folder / "out.parquet"
     if (folder / "out.parquet.json").exists() and not (folder / "out.parquet.parts").exists():
-        return  # killed after its last deed; the command would say that the output is there
+        return  # killed after its last operation; the command would report that the output exists
     named = [f"--model_name_or_path={inputs / 'model'}", f"--texts={inputs / 'texts.jsonl'}", f"--output={output}"]
     encode_corpus.main([*named, "--chunk_size=8", "--threads=1", "--prompt=", "--id_column=key"])
 
 
 def encoded(folder: Path) -> dict[str, bytes]:
-    """Read vectors with their ids, and the report; any other file would be a difference, too."""
+    """Read vectors, ids and report; any other file is a difference."""
     files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "cache"}
     report = files["out.parquet.json"].decode().replace(str(folder), "")
     return files | {"out.parquet.json": json_bytes(json.loads(report))}
@@ -201,7 +201,7 @@ def prepare_tables(inputs: Path) -> None:
 
 
 def evaluate(inputs: Path, folder: Path) -> None:
-    """Measure two models, five cells each."""
+    """Measure two models in five cells each."""
     own_caches(folder)
     models = ("--model", f"base={inputs / 'plain'}", f"MAGNET={inputs / 'model'}", "--data", str(inputs))
     texts = ("--texts", *(f"{name}={inputs / name}.jsonl" for name in "abcd"))
@@ -210,7 +210,7 @@ def evaluate(inputs: Path, folder: Path) -> None:
 
 
 def cells(folder: Path) -> dict[str, bytes]:
-    """Read the records in their order, without times, and without half a line."""
+    """Read the records in order, without times and incomplete lines."""
     records = read_records(folder / "results" / "perplexity.jsonl")
     return {"perplexity.jsonl": b"\n".join(json_bytes(asdict(record)) for record in records)}
 
@@ -226,7 +226,7 @@ def prepare_models(inputs: Path) -> None:
 
 
 def save(inputs: Path, folder: Path) -> None:
-    """Save merged and in shards over another checkpoint, eight times, for one time is soon over."""
+    """Save merged and sharded over another checkpoint eight times, because a single save is too short."""
     torch.set_num_threads(1)
     model: Any = AutoMagnetForCausalLM.from_pretrained(inputs / "adapter")
     old: Any = AutoMagnetForCausalLM.from_pretrained(inputs / "model")

@@ -28,14 +28,14 @@ _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+?::.+?)(?: - .*)?$", flags=re.MULTI
 
 
 class Mutation(NamedTuple):
-    """A bug, as a change of the source."""
+    """Describe a bug as a change of the source."""
 
     name: str
-    bug: str  # what is wrong then
+    bug: str  # the wrong behavior
     file: str
-    text: str  # stands in the file exactly once
+    text: str  # occurs exactly once in the file
     replacement: str
-    tests: tuple[str, ...]  # the nearest files, which are to catch it
+    tests: tuple[str, ...]  # the nearest test files, which have to catch the bug
 
 
 MUTATIONS = (
@@ -93,7 +93,7 @@ MUTATIONS = (
         file="modeling_magnet/decoding_magnet.py",
         text="position_ids=self.starts[:num_rows] + step,",
         replacement="position_ids=self.starts[:num_rows] + step + 1,",
-        # The first needs models that not every machine has.
+        # The first test file needs models that may be missing on a machine.
         tests=("tests/modeling_magnet/test_infilling_magnet.py", "tests/modeling_magnet/test_families_magnet.py"),
     ),
     Mutation(
@@ -138,13 +138,13 @@ def apply_mutation(mutation: Mutation, repository: Path) -> str:
 
 @contextmanager
 def copy_of(repository: Path) -> Iterator[Path]:
-    """Copy the tracked files as they are now to a temporary folder, with `../shared` beside it if there is one."""
+    """Copy the current tracked files to a temporary folder, with `../shared` beside it if it exists."""
     command = ["git", "-C", str(repository), "ls-files", "-z"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "repository"
         for name in filter(None, listed.split("\0")):
-            if (repository / name).is_file():  # else it was deleted and not yet committed
+            if (repository / name).is_file():  # otherwise it was deleted and not yet committed
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(repository / name, copy / name)
         shared = repository.parent / "shared"
@@ -154,7 +154,7 @@ def copy_of(repository: Path) -> Iterator[Path]:
 
 
 def run_tests(copy: Path, tests: Sequence[str]) -> tuple[str | None, str]:
-    """Run test files of a copy, which imports its own packages, up to the first test that fails.
+    """Run test files of a copy, which imports its own packages, up to the first failing test.
 
     Returns:
         `tuple[str | None, str]`: node id of that test, or `None`; and the last line of pytest, or why it did not run.
@@ -170,13 +170,13 @@ def run_tests(copy: Path, tests: Sequence[str]) -> tuple[str | None, str]:
     found = _FAILED.search(ended.stdout)
     if ended.returncode == 1 and found:
         return found[1], ""
-    if ended.returncode:  # a file that cannot be imported: the mutation is a crash, and that proves nothing
+    if ended.returncode:  # the file cannot be imported: the mutation is a crash, which proves nothing
         return None, f"the tests could not run:\n{(ended.stdout + ended.stderr)[-2000:]}"
     return None, (ended.stdout.splitlines() or ["no output"])[-1].strip("= ")
 
 
 def try_mutation(mutation: Mutation, repository: Path = REPOSITORY) -> tuple[str | None, str]:
-    """Put a bug into a copy of the repository and run its tests there; returns what `run_tests` does."""
+    """Put a bug into a copy of the repository and run its tests there; return the result of `run_tests`."""
     try:
         source = apply_mutation(mutation, repository)
     except ValueError as error:
@@ -189,7 +189,7 @@ def try_mutation(mutation: Mutation, repository: Path = REPOSITORY) -> tuple[str
 def main(
     arguments: list[str] | None = None, *, mutations: Sequence[Mutation] = MUTATIONS, repository: Path = REPOSITORY
 ) -> int:
-    """Try the mutations and print what caught each; returns the exit status."""
+    """Try the mutations, print what caught each, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [mutation.name for mutation in mutations]
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))

@@ -1,4 +1,4 @@
-"""Each long job, disturbed at random moments and begun again, ends with the bytes of a run that was left alone."""
+"""Disturb each long job at random moments, restart it, and compare with the bytes of an undisturbed run."""
 
 import functools
 import os
@@ -12,7 +12,7 @@ SEEDS = range(int(os.environ.get("MAGNET_FAULT_SEEDS", "1")))
 
 
 def disturbances():
-    """Every fault of every job; CI takes a kill of each and a third of the others, and a night all of them."""
+    """Return every fault of every job; CI runs a kill of each job and a third of the others, the nightly run all."""
     for job_number, job in enumerate(JOBS):
         for fault_number, fault in enumerate(FAULTS):
             is_often = fault_number == 0 or (fault_number + job_number) % 3 == 0
@@ -22,13 +22,13 @@ def disturbances():
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """By job, made when it is first asked for."""
+    """Return undisturbed jobs by name, run on first access."""
     return functools.cache(lambda job: leave_alone(JOBS[job], tmp_path_factory.mktemp("undisturbed")))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("job", "fault"), disturbances())
-def test_a_disturbed_job_ends_as_an_undisturbed_one(tmp_path, undisturbed, job, fault, seed):
+def test_disturbed_job_ends_like_an_undisturbed_one(tmp_path, undisturbed, job, fault, seed):
     try:
         differing, errors = disturb(undisturbed(job), FAULTS[fault], seed=seed, base=tmp_path)
     except NotPossibleError as reason:

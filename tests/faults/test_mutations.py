@@ -1,4 +1,4 @@
-"""The deliberate bugs fit the source as it is now, and one that no test catches is reported."""
+"""Test that the mutations fit the current source, and that an uncaught mutation is reported."""
 
 import shutil
 import subprocess
@@ -33,7 +33,7 @@ STALE = CAUGHT._replace(name="stale", text="total(numbers)")
 
 @pytest.fixture
 def repository(tmp_path):
-    """A checkout of two files, and one that git was not told of."""
+    """Return a checkout of two files and an untracked file."""
     if shutil.which("git") is None:
         pytest.skip("no git")
     folder = tmp_path / "repository"
@@ -46,12 +46,12 @@ def repository(tmp_path):
     return folder
 
 
-def test_there_are_ten_and_each_has_a_name_of_its_own():
+def test_ten_mutations_have_distinct_names():
     assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS) == 10
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=[mutation.name for mutation in MUTATIONS])
-def test_a_mutation_fits_the_source_and_is_a_program(mutation):
+def test_mutation_fits_the_source_and_compiles(mutation):
     source = apply_mutation(mutation, REPOSITORY)
     assert source != (REPOSITORY / mutation.file).read_text(encoding="utf-8")
     compile(source, mutation.file, "exec")
@@ -59,7 +59,7 @@ def test_a_mutation_fits_the_source_and_is_a_program(mutation):
     assert all((REPOSITORY / file).is_file() for file in mutation.tests)
 
 
-def test_what_no_test_catches_is_reported_and_only_copies_are_changed(repository, capsys):
+def test_uncaught_mutation_is_reported_and_only_copies_change(repository, capsys):
     assert main([], mutations=[CAUGHT, HARMLESS, STALE, CRASH], repository=repository) == 1
     unchanged, lost, reworded, stale, crash, *_ = capsys.readouterr().out.splitlines()
     assert unchanged.startswith("unchanged: 2 passed")
@@ -71,7 +71,7 @@ def test_what_no_test_catches_is_reported_and_only_copies_are_changed(repository
     assert main(["--no_baseline", "--only", "lost"], mutations=[CAUGHT, CRASH], repository=repository) == 0
 
 
-def test_tests_that_fail_anyway_prove_nothing(repository, capsys):
+def test_failing_tests_are_not_counted_as_proof(repository, capsys):
     (repository / "adding.py").write_text(ADDING.replace("START = 0", "START = 1"))
     assert main([], mutations=[CAUGHT], repository=repository) == 1
     printed = capsys.readouterr()

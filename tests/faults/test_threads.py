@@ -1,4 +1,4 @@
-"""Eight threads share one model: results as of one, and nothing of the model is written by a call."""
+"""Share one model between eight threads: results equal those of one thread, and no call writes to the model."""
 
 import copy
 import random
@@ -18,7 +18,7 @@ BLANKS = "The king lived in [blank] with his daughter, and [blank] died there."
 
 
 def calls_of(model):
-    """Return every kind of call that users mix, by name; `same` compares what they return."""
+    """Return every kind of call that users mix, by name; `same` compares the results."""
     prompt = model.tokenizer(TEXTS[:1], return_tensors="pt")
     return {
         "encode": lambda: model.encode(TEXTS),
@@ -77,7 +77,7 @@ class Watch:
 
 
 def bound_to_modes(path):
-    """Return a model whose adapter encodes and infills, and leaves generation to the base."""
+    """Return a model whose adapter is limited to encoding and infilling."""
     torch.manual_seed(0)
     model = MagnetLlamaForCausalLM.from_pretrained(path)
     adapted = apply_lora(model, LoraArguments(lora_r=2, lora_alpha=4))
@@ -98,12 +98,12 @@ def bound_to_modes(path):
         pytest.param("eager", True, marks=pytest.mark.long),
     ],
 )
-def test_results_are_those_of_one_thread_and_nothing_is_written(stories260k, adapted, implementation, monkeypatch):
+def test_threads_give_single_thread_results_and_write_nothing(stories260k, adapted, implementation, monkeypatch):
     model = bound_to_modes(stories260k) if adapted else MagnetLlamaForCausalLM.from_pretrained(stories260k)
     model.set_attn_implementation(implementation)
     model.eval()
     calls = calls_of(model)
-    expected = {name: call() for name, call in calls.items()}  # the tokenizer and the probe of masks come first
+    expected = {name: call() for name, call in calls.items()}  # initializes the tokenizer and the mask check first
     watch = Watch(model, monkeypatch)
     wrong, done, failed = [], [], []
     begin = threading.Barrier(THREADS)
@@ -133,7 +133,7 @@ def test_results_are_those_of_one_thread_and_nothing_is_written(stories260k, ada
     assert watch.is_untouched(), watch.written
 
 
-def test_the_watch_sees_what_is_written(stories260k, monkeypatch):
+def test_watch_detects_writes(stories260k, monkeypatch):
     model = MagnetLlamaForCausalLM.from_pretrained(stories260k)
     watch = Watch(model, monkeypatch)
     assert watch.is_untouched()

@@ -1,4 +1,4 @@
-"""Draw hostile values from a `random.Random`: what nobody would type, and what files and callers do hold."""
+"""Draw hostile values from a `random.Random`, including those that files and callers really contain."""
 
 import json
 import random
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-# Each on its own has broken some reader of text once. Words are separated by spaces here, the rest stands one by one.
+# Each piece has broken a reader of text. Words are separated by spaces here, the others are listed one by one.
 _WORDS = r"""[blank] \[blank] \\[blank] [blank blank] [[blank]] _ ▁ <s> </s> <unk> <pad> <script>alert(1)</script>
 </textarea> --> &lt; &#x3c; ' " ` ``` --- # {{x}} {output} ${x} ](javascript:x) ![x](y) &a *a %s %n \ \\ \u0000 ß İ ǆ
 !!python/object:os.system ../../etc/x /dev/zero NaN null true 0 -1 1e999 {} [] {"a":1} , ; = ~ $ ^ (a+)+$ w1 a A ﬃ
@@ -30,7 +30,7 @@ ODD = (b"bytes", (), {1}, object, 1j, np.zeros((1, 2)), range(3), ..., np.int64(
 
 
 def text(draw: random.Random, most: int = 8) -> str:
-    """Join odd pieces, characters from anywhere, and now and then a very long word."""
+    """Join odd pieces, random characters, and occasionally a very long word."""
     parts = []
     for _ in range(draw.randrange(most + 1)):
         kind = draw.random()
@@ -45,12 +45,12 @@ def text(draw: random.Random, most: int = 8) -> str:
 
 
 def unicode_text(draw: random.Random, most: int = 8) -> str:
-    """Draw the same without halves of surrogate pairs."""
+    """Draw text without lone surrogates."""
     return text(draw, most).encode("utf-8", "replace").decode("utf-8")
 
 
 def value(draw: random.Random, depth: int = 2, *, of_json: bool = False) -> Any:
-    """Draw anything; with `of_json` what JSON can say."""
+    """Draw any value; with `of_json`, any JSON value."""
     kind = draw.randrange(10 if depth else 6)
     if kind < 2:
         return draw.choice(NUMBERS)
@@ -64,7 +64,7 @@ def value(draw: random.Random, depth: int = 2, *, of_json: bool = False) -> Any:
 
 
 def changed(draw: random.Random, values: Any, *, chance: float = 0.3) -> Any:
-    """Replace, drop, rename, double or wrap some parts of a value of JSON."""
+    """Replace, drop, rename, double or wrap some parts of a JSON value."""
     if draw.random() < chance / 3:
         return draw.choice((value(draw, of_json=True), [values], {"a": values}))
     if isinstance(values, dict):
@@ -84,7 +84,7 @@ def changed(draw: random.Random, values: Any, *, chance: float = 0.3) -> Any:
 
 
 def json_bytes(draw: random.Random, values: Any, *, chance: float = 0.3) -> bytes:
-    """Write changed values as a JSON file, or what is left of one; most are whole, to get beyond parsing."""
+    """Write changed values as JSON, sometimes damaged; most are valid, to get beyond parsing."""
     written = json.dumps(changed(draw, values, chance=chance), ensure_ascii=draw.random() < 0.5)
     raw = written.encode("utf-8", "surrogatepass")
     if draw.random() < 0.75:
@@ -99,7 +99,7 @@ def json_bytes(draw: random.Random, values: Any, *, chance: float = 0.3) -> byte
 
 
 def mutated(draw: random.Random, raw: bytes) -> bytes:
-    """Flip bits of bytes, cut, double or overwrite them, or insert others."""
+    """Flip bits of bytes, truncate, double or overwrite them, or insert others."""
     data = bytearray(raw)
     for _ in range(draw.choice((1, 1, 1, 2, 5))):
         place, kind, length = draw.randrange(len(data) + 1), draw.randrange(5), draw.randint(1, 16)
@@ -118,5 +118,5 @@ def mutated(draw: random.Random, raw: bytes) -> bytes:
 
 
 def some(draw: random.Random, options: Sequence[Any], most: int) -> list[Any]:
-    """Draw up to so many of these, with repetitions."""
+    """Draw up to the given number of items with replacement."""
     return [draw.choice(options) for _ in range(draw.randrange(most + 1))]

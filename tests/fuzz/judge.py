@@ -1,4 +1,4 @@
-"""Decide what becomes of a hostile input: a right result, a clear error, or a finding.
+"""Classify the result of a hostile input: a right result, a clear error, or a finding.
 
     python tests/fuzz/judge.py --inputs 100000
     python tests/fuzz/judge.py --inputs 2000 --target settings --seed 5000000
@@ -26,34 +26,34 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
-    # Python puts only a script's own folder on the path. No input may reach a network.
+    # Python puts only a script's folder on the path. No input may reach a network.
     sys.path.insert(0, str(REPOSITORY))
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cpu"}
 
 Target = Callable[[random.Random, Path], None]
 OWN = tuple(str(REPOSITORY / folder) + os.sep for folder in ("modeling_magnet", "trainer", "examples"))
-# Files of transformers whose own errors name the argument.
+# Files of transformers whose errors name the argument.
 SPEAK_FOR_US = ("logits_process.py", "hf_argparser.py")
 LIMIT_SECONDS, LIMIT_SPACE = 10.0, 4 << 30
 
 
 class BrokenError(Exception):
-    """A result that is not right, or an error that does not say enough."""
+    """Signal a wrong result, or an error that does not say enough."""
 
 
 class HungError(BaseException):
-    """Time is up; `except Exception` in the library must not catch it."""
+    """Signal a timeout; `except Exception` in the library must not catch it."""
 
 
 def check(is_right: Any, told: str) -> None:
-    """Refuse a result that is not right."""
+    """Raise an error if a result is wrong."""
     if not is_right:
         raise BrokenError(told)
 
 
 @contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Require that errors of the block name what was given: a file, a column, an argument."""
+    """Require that errors in the block name the given file, column or argument."""
     try:
         yield
     except ValueError as error:
@@ -63,7 +63,7 @@ def naming(name: str) -> Iterator[None]:
 
 
 def is_clear(error: BaseException) -> bool:
-    """Return whether an error was raised on purpose, by this library or by a file that may speak for it."""
+    """Return whether an error was raised on purpose by this library, or by a file listed in `SPEAK_FOR_US`."""
     frames = traceback.extract_tb(error.__traceback__)
     if not isinstance(error, ValueError | OSError) or len(str(error)) < 15 or not frames:
         return False
@@ -74,7 +74,7 @@ def is_clear(error: BaseException) -> bool:
 
 
 def judge(target: Target, draw: random.Random, *, seconds: float = LIMIT_SECONDS) -> str | None:
-    """Give a target one input, a folder, bounded time and bounded address space.
+    """Run a target on one input with a folder, bounded time and bounded address space.
 
     Returns:
         `None` for a right result, `"refused"` for a clear error, else the finding.
@@ -113,12 +113,12 @@ def _limits(seconds: float) -> Iterator[None]:
 
 
 def draw_of(name: str, seed: int) -> random.Random:
-    """Return what an input is drawn from, the same whenever it is asked for."""
+    """Return the generator of an input, the same for each call."""
     return random.Random(f"{name}:{seed}")
 
 
 def judge_all(target: Target, name: str, seeds: range, *, seconds: float = LIMIT_SECONDS) -> Iterator[str | None]:
-    """Judge inputs in a forked process; where that one ends or hangs, the input is a finding, and the next follows."""
+    """Judge inputs in a forked process; if it crashes or hangs, report a finding and continue with the next input."""
     context: Any = multiprocessing.get_context("fork")
     while seeds:
         near, far = context.Pipe(duplex=False)
@@ -132,7 +132,7 @@ def judge_all(target: Target, name: str, seeds: range, *, seconds: float = LIMIT
         far.close()
         judged = 0
         try:
-            while near.poll(2 * seconds):  # native code does not notice that its time is up
+            while near.poll(2 * seconds):  # native code does not notice the timeout
                 verdict = near.recv()
                 judged += 1
                 yield verdict
@@ -146,7 +146,7 @@ def judge_all(target: Target, name: str, seeds: range, *, seconds: float = LIMIT
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Judge many inputs and print a table with the findings; returns the exit status."""
+    """Judge many inputs, print a table with the findings, and return the exit status."""
     from tests.fuzz.targets import TARGETS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

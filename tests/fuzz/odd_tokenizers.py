@@ -1,4 +1,4 @@
-"""Tokenizers of all kinds, made of those of the tests: some lose text, some lack special tokens or take few tokens."""
+"""Build tokenizers of many kinds: some lose text, lack special tokens or have few tokens."""
 
 import random
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from tests.gluing_tokenizers import SPLITS, gluing_tokenizer
 from tests.space_run_tokenizer import space_run_tokenizer
 from tests.trainer.tiny import tiny_tokenizer
 
-SIZE = 440  # of the embedding matrix, more than any of these tokenizers has
+SIZE = 440  # size of the embedding matrix, larger than any of these vocabularies
 TOKENIZERS = 40
 LETTERS = [
     *"abcdefghijklmnopqrstuvwxyzABDFINS012.,:!? \n",

@@ -1,4 +1,4 @@
-"""Public calls with hostile texts, options and tensors; and the table of all targets."""
+"""Call public functions with hostile texts, options and tensors; list all targets."""
 
 import functools
 import math
@@ -30,7 +30,7 @@ def _tiny(**changes: Any) -> Any:
 
 
 def _model(draw: random.Random) -> Any:
-    """Return a tiny model with one of the odd tokenizers, and settings that go with it."""
+    """Return a tiny model with one of the odd tokenizers and matching settings."""
     made = _tiny(vocab_size=SIZE, num_hidden_layers=1)
     made.tokenizer = tokenizer(draw.randrange(TOKENIZERS))
     made.config.magnet["end_of_span"] = draw.choice((0, 0, 0, 4)) if made.tokenizer.eos_token_id is not None else 0
@@ -38,7 +38,7 @@ def _model(draw: random.Random) -> Any:
 
 
 def _options(draw: random.Random, good: Values, bad: Values) -> dict[str, Any]:
-    """Draw some good options; now and then a bad one, or a value of any kind."""
+    """Draw some valid options; occasionally an invalid one, or a value of any kind."""
     given = {name: draw.choice(values) for name, values in good.items() if draw.random() < 0.25}
     if draw.random() < 0.15:
         name = draw.choice([*bad])
@@ -63,7 +63,7 @@ BAD_ENCODING: Values = {
 
 
 def encoding(draw: random.Random, folder: Path) -> None:
-    """Encode any texts: a vector of numbers for each, the same alone as in a list."""
+    """Encode texts: each has a finite vector, the same alone as in a list."""
     chosen = _model(draw)
     texts: Any = [inputs.unicode_text(draw, 4) for _ in range(draw.randrange(4))]
     if draw.random() < 0.15:
@@ -91,7 +91,7 @@ BAD_WORDS: Values = {"shift": ("x",), "mode": ("infill",), "max_length": (0, 4, 
 
 
 def words(draw: random.Random, folder: Path) -> None:
-    """Encode words and tokens: each has its offsets in the text, in order, and a vector of numbers."""
+    """Encode words and tokens: each has ordered offsets in the text and a finite vector."""
     chosen, text, kind = _model(draw), inputs.unicode_text(draw, 6), draw.randrange(3)
     options = _options(draw, WORDS, BAD_WORDS)
     if kind == 0:
@@ -119,7 +119,7 @@ FILLING: Values = {
     "return_dict_in_generate": (True, False),
 }
 BAD_FILLING: Values = {
-    "stop_strings": ("a", ".", "", ["the", " "]),  # not beside heal="token", as the next two
+    "stop_strings": ("a", ".", "", ["the", " "]),  # not together with heal="token", like the next two
     **{
         "stop_at_sentence_end": (True,),
         "stop_at_end_of_span": (True,),
@@ -131,7 +131,7 @@ BAD_FILLING: Values = {
 
 
 def split_by_hand(text: str, blank: str) -> list[str]:
-    """Split a text at its marks, read from left to right; a backslash before a mark makes it text."""
+    """Split a text at its marks from left to right; a backslash before a mark makes it text."""
     pieces, place = [""], 0
     while place < len(text):
         end = place
@@ -150,7 +150,7 @@ def split_by_hand(text: str, blank: str) -> list[str]:
 
 
 def infilling(draw: random.Random, folder: Path) -> None:
-    """Infill any text: the fills are text, as many as blanks, each with a log-probability per token."""
+    """Infill a text: one text per blank, each with a log-probability per token."""
     chosen, options = _model(draw), _options(draw, FILLING, BAD_FILLING)
     if draw.random() < 0.1:
         options["num_tokens"] = draw.choice(("auto", [1, 3], [0], []))
@@ -189,7 +189,7 @@ def _check_fills(fills: list[Any], length: Any = None) -> None:
 
 
 def scoring(draw: random.Random, folder: Path) -> None:
-    """Score given fills: log-probabilities, one for each token, in their order."""
+    """Score given fills: one log-probability per token, in order."""
     chosen = _model(draw)
     fills: Any = [inputs.unicode_text(draw, 3) or "a" for _ in range(draw.randint(1, 3))]
     if draw.random() < 0.15:
@@ -209,7 +209,7 @@ DTYPES = (torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool, torch.f
 
 
 def _tensor(draw: random.Random, shape: tuple[int, ...], values: tuple[int, ...]) -> Any:
-    """Draw a tensor of about this shape: now and then of another, of another type, or a list."""
+    """Draw a tensor of about this shape: occasionally of another shape or type, or a list."""
     if draw.random() < 0.1:
         shape = draw.choice((shape[:-1], (*shape, 1), shape[::-1], (shape[0], 0), (0, shape[-1]), (shape[0], 70)))
     tensor = torch.tensor([draw.choice(values) for _ in range(math.prod(shape))], dtype=torch.long).reshape(shape)
@@ -220,7 +220,7 @@ def _tensor(draw: random.Random, shape: tuple[int, ...], values: tuple[int, ...]
 def forward(draw: random.Random, folder: Path) -> None:
     """Run a forward with hostile tables: states that depend on nothing hidden, or a clear error."""
     shape = (draw.randint(1, 3), draw.randint(1, 8))
-    # Ids are torch's to refuse, and so is what causal mode hands on to the parent as it is.
+    # torch refuses invalid ids, and causal mode passes other input on to the parent class.
     ids = torch.tensor([draw.choice((1, 4, 5, 20, 43)) for _ in range(math.prod(shape))]).reshape(shape)
     given: dict[str, Any] = {"input_ids": ids}
     mode: Any = draw.choice(MODES)
@@ -271,7 +271,7 @@ WEIGHTS = ("0", "1", "9", "0.5", "1e-3", "-1", "nan", "1e999", "", " 1", "1_0", 
 
 
 def arguments(draw: random.Random, folder: Path) -> None:
-    """Accept arguments of a training that fit each other, and name all that do not."""
+    """Accept training arguments that are consistent, and name all that are not."""
     LoraArguments(**{name: draw.choice(NUMBERS) for name in inputs.some(draw, ("lora_r", "lora_dropout"), 1)})
     given = {name: draw.choice(ARGUMENTS[name]) for name in inputs.some(draw, tuple(ARGUMENTS), 3)}
     if draw.random() < 0.5:
@@ -286,7 +286,7 @@ def arguments(draw: random.Random, folder: Path) -> None:
 
 
 def sentences(draw: random.Random, folder: Path) -> None:
-    """Split and measure any text: no character is lost, and repetition is a share."""
+    """Split and measure a text: no character is lost, and repetition is a share."""
     text = inputs.text(draw)
     parts = split_sentences(text)
     check("".join("".join(parts).split()) == "".join(text.split()), f"sentences of {text!r}: {parts!r}")
@@ -305,7 +305,7 @@ METADATA = (
 
 
 def cards(draw: random.Random, folder: Path) -> None:
-    """Write a model card: it has the metadata that it was given, no other, and shows text, not markup."""
+    """Write a model card: it has exactly the given metadata, and shows text, not markup."""
 
     def one() -> str:
         return inputs.unicode_text(draw, 3)
@@ -327,7 +327,7 @@ def cards(draw: random.Random, folder: Path) -> None:
         parsed = ModelCard(card)
         data = parsed.data.to_dict()
         check(data["tags"][:1] == ["magnet"] and len(data["tags"]) == 4, f"tags {data['tags']}")
-        # PyYAML reads some ends of lines as spaces.
+        # PyYAML reads some line ends as spaces.
         check((data.get("license") or "").split() == (facts.license or "").split(), f"license {data.get('license')!r}")
         rendered = MARKDOWN.render(parsed.text.partition("-->")[2])
         check_harmless(rendered)
@@ -335,7 +335,7 @@ def cards(draw: random.Random, folder: Path) -> None:
 
 
 def foreign_cards(draw: random.Random, folder: Path) -> None:
-    """Rename and tag cards of people: those that cannot be read stay as they are, and nothing raises."""
+    """Rename and tag foreign cards: unreadable ones are not changed, and nothing raises."""
     extra = inputs.text(draw, 2) if draw.random() < 0.3 else ""
     text = f"---\n{draw.choice(METADATA)}{extra}---\n{inputs.text(draw)}"
     text += draw.choice(("", "\n<!-- written by magnet -->\n# x\n", "<!-- written by magnet"))
@@ -347,7 +347,7 @@ def foreign_cards(draw: random.Random, folder: Path) -> None:
 
 
 def fills_pages(draw: random.Random, folder: Path) -> None:
-    """Show fills on a page: as text."""
+    """Show fills on a page as text."""
 
     def fill() -> dict[str, Any]:
         parts = [inputs.unicode_text(draw, 2) for _ in range(draw.randrange(3))]
@@ -360,11 +360,11 @@ def fills_pages(draw: random.Random, folder: Path) -> None:
         {"row": 1, "text": inputs.unicode_text(draw), "error": inputs.unicode_text(draw)},
     ]
     text = check_harmless(render_page(rows, title=inputs.unicode_text(draw, 2)))
-    letters = "".join(filter(str.isalnum, text))  # readers of HTML change ends of lines and odd characters
+    letters = "".join(filter(str.isalnum, text))  # HTML parsers change line ends and odd characters
     check(all("".join(filter(str.isalnum, piece)) in letters for piece in pieces), f"a piece of {pieces} is missing")
 
 
-# By name, with the number of inputs that the tests give each; a nightly run divides its inputs likewise.
+# Targets by name, with the number of inputs per test; the nightly run divides its inputs likewise.
 TARGETS: dict[str, tuple[Target, int]] = {
     "loading": (targets_files.loading, 60),
     "adapting": (targets_files.adapting, 20),

@@ -1,4 +1,4 @@
-"""Files that people and other programs hand over, some of them damaged: read rightly, or refused by name."""
+"""Read files of other people and programs, some of them damaged: correctly, or with an error that names them."""
 
 import csv
 import dataclasses
@@ -45,7 +45,7 @@ from trainer import dropout_pairs, load_pairs, load_texts, texts_to_blocks
 
 @functools.cache
 def _saved(kind: str) -> Path:
-    """Return a directory with a tiny model, whole, in shards, or as an adapter over it."""
+    """Save a tiny model: whole, in shards, or as an adapter over it."""
     kept = tempfile.TemporaryDirectory(prefix="magnet-fuzz-")
     _KEPT.append(kept)
     made, place = tiny_model(), Path(kept.name) / kind
@@ -62,7 +62,7 @@ _READ = {".json", ".safetensors"}
 
 
 def _damage(draw: random.Random, kind: str, place: Path) -> Path:
-    """Link a saved directory to a new place, with up to two of its files changed."""
+    """Link a saved directory to a new one with up to two changed files."""
     place.mkdir()
     for file in _saved(kind).iterdir():
         if file.suffix != ".py":
@@ -83,7 +83,7 @@ def _damage(draw: random.Random, kind: str, place: Path) -> Path:
 
 
 def _other_header(draw: random.Random, raw: bytes) -> bytes:
-    """Change the header of safetensors; its length may be wrong, too."""
+    """Change the header of safetensors, and possibly its length."""
     (length,) = struct.unpack("<Q", raw[:8])
     header = json.loads(raw[8 : 8 + length])
     odd = {
@@ -104,7 +104,7 @@ def _other_header(draw: random.Random, raw: bytes) -> bytes:
 
 
 def loading(draw: random.Random, folder: Path) -> None:
-    """Open a directory in which something was changed: the model computes, or the error says what is wrong."""
+    """Open a changed directory: the model computes, or the error says what is wrong."""
     kind = draw.choice(("whole", "sharded", "adapter", "adapter"))
     opened = AutoMagnetForCausalLM.from_pretrained(_damage(draw, kind, folder / kind))
     with torch.no_grad():
@@ -118,7 +118,7 @@ def _base() -> Any:
 
 
 def adapting(draw: random.Random, folder: Path) -> None:
-    """Load a damaged adapter: a model that refuses it is as it was."""
+    """Load a damaged adapter: a model that refuses it does not change."""
     place, base = _damage(draw, "adapter", folder / "adapter"), _base()
     before = dict(base.config.magnet)
     try:
@@ -136,7 +136,7 @@ def adapting(draw: random.Random, folder: Path) -> None:
 
 
 def _read_recipe(file: Path) -> None:
-    """Read a recipe of `adapt.py`; `argparse` ends with status 2 where an option is wrong."""
+    """Read a recipe of `adapt.py`; `argparse` exits with status 2 if an option is invalid."""
     try:
         with redirect_stderr(io.StringIO()):
             parse_arguments([str(file)])
@@ -170,10 +170,10 @@ _JSON: tuple[tuple[str, Any, Callable[[Path], Any]], ...] = (
 
 
 def json_files(draw: random.Random, folder: Path) -> None:
-    """Read a JSON file of this repository in which something was changed."""
+    """Read a changed JSON file of this repository."""
     name, values, read = draw.choice(_JSON)
     (folder / name).write_bytes(inputs.json_bytes(draw, values, chance=draw.choice((0.0, 0.02, 0.1, 0.4))))
-    with naming("" if name == "recipe.json" else name):  # a wrong value of a recipe is named by its option
+    with naming("" if name == "recipe.json" else name):  # an invalid value of a recipe is named by its option
         read(folder / name)
 
 
@@ -183,7 +183,7 @@ _KINDS = ("txt", "jsonl", "jsonl", "csv", "tsv", "jsonl.gz", "csv.gz", "txt.xz",
 
 
 def _rows(draw: random.Random, columns: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Draw rows of texts under these columns, some of which are something else, or missing."""
+    """Draw rows of texts under these columns, some with other values or missing cells."""
     rows = []
     for _ in range(draw.randrange(5)):
         row: dict[str, Any] = {column: inputs.unicode_text(draw, 3) for column in columns}
@@ -198,7 +198,7 @@ def _rows(draw: random.Random, columns: tuple[str, ...]) -> list[dict[str, Any]]
 
 
 def _write(draw: random.Random, file: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the rows as a file of a kind, `.gz` or `.xz` after it, in some cases damaged."""
+    """Write the rows in the format of the suffix, possibly compressed, sometimes damaged."""
     _, kind, *packed = file.name.split(".")
     stream: Any = io.BytesIO() if kind == "parquet" else io.StringIO()
     if kind == "jsonl":
@@ -219,7 +219,7 @@ def _write(draw: random.Random, file: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _packed(draw: random.Random, raw: bytes, suffix: str, *, chance: float = 0.3) -> bytes:
-    """Damage the bytes or their archive now and then."""
+    """Compress the bytes; occasionally damage them or their archive."""
     raw = inputs.mutated(draw, raw) if draw.random() < chance else raw
     raw = {"gz": gzip.compress, "xz": lzma.compress}.get(suffix, bytes)(raw)
     return inputs.mutated(draw, raw) if draw.random() < 0.15 else raw
@@ -246,7 +246,7 @@ def corpora(draw: random.Random, folder: Path) -> None:
 
 
 def training_files(draw: random.Random, folder: Path) -> None:
-    """Read texts and pairs for training: texts are stripped and cut into blocks, and pairs have two sides."""
+    """Read texts and pairs for training: texts are stripped and split into blocks, and pairs have two sides."""
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
     if draw.random() < 0.5:
         file = folder / f"corpus.{draw.choice(_KINDS)}"
@@ -280,7 +280,7 @@ def _cloze(draw: random.Random) -> bytes:
 
 
 def evaluations(draw: random.Random, folder: Path) -> None:
-    """Read the file of an evaluation set, damaged in its text or its archive: read, or named."""
+    """Read the file of an evaluation set, damaged in its text or archive: it is read, or named in the error."""
     sentence, corpus, sts = inputs.unicode_text(draw, 2), draw.choice(CORPORA), draw.choice([*STS_SETS])
     story = {
         "rocstories": f"a title <EOT> keys <EOL> </s> {' </s> '.join([sentence] * 5)}\n".encode() * 2,

@@ -1,4 +1,4 @@
-"""A fixed set of hostile inputs for each target, and proof that the judge finds what it is there for."""
+"""Run a fixed set of hostile inputs for each target, and test that the judge reports findings."""
 
 import faulthandler
 import json
@@ -20,7 +20,7 @@ from trainer.whole_files import json_bytes, parse_json
 
 @pytest.fixture(scope="module", autouse=True)
 def quiet():
-    """No library warns of what it is given, or draws a progress bar for each of a thousand inputs."""
+    """Silence warnings and progress bars of libraries for thousands of inputs."""
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
     logging.disable(logging.CRITICAL)
@@ -47,7 +47,7 @@ def test_hostile_inputs_give_right_results_or_clear_errors(name):
         max_leaves=5,
     )
 )
-def test_json_is_read_as_it_was_written(value):
+def test_json_round_trips(value):
     assert parse_json(json_bytes(value)) == value
     assert json.loads(json_bytes(value, indent=2)) == value
 
@@ -86,7 +86,7 @@ def endless(draw, folder):
     ],
     ids="clear right operator below unnamed wrong endless memory".split(),
 )
-def test_the_judge_tells_right_and_clear_from_findings(target, told):
+def test_judge_separates_right_results_and_clear_errors_from_findings(target, told):
     assert told in str(judge(target, draw_of("made", 0), seconds=0.2))
 
 
@@ -96,19 +96,19 @@ def crash(draw, folder):
 
 
 def hang(draw, folder):
-    """Stay in C, where no handler of a signal runs."""
+    """Block in C code, where no signal handler runs."""
     if draw.random() < 0.25:
         sum(range(10**12))
 
 
 @pytest.mark.parametrize(("target", "told"), [(crash, "ended with -11"), (hang, "ended with -9")])
-def test_a_process_that_ends_is_a_finding_and_not_the_end(target, told):
+def test_crashed_process_is_a_finding(target, told):
     verdicts = list(judging.judge_all(target, "made", range(5), seconds=0.2))
     ending = [draw_of("made", seed).random() < 0.25 for seed in range(5)]
     assert [told in str(verdict) for verdict in verdicts] == ending and any(ending) and not all(ending)
 
 
-def test_a_run_ends_with_a_table_and_the_findings(monkeypatch, capsys):
+def test_run_prints_a_table_and_the_findings(monkeypatch, capsys):
     made = {"bad": (lambda draw, folder: [][0], 1), "good": (lambda draw, folder: None, 3)}
     monkeypatch.setattr("tests.fuzz.targets.TARGETS", made)
     assert judging.main(["--inputs", "8", "--seed", "5"]) == 1

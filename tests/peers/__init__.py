@@ -1,1 +1,1 @@
-"""The test suites of transformers and peft, run on our classes and on the stock ones as the control."""
+"""Run the test suites of transformers and peft on our classes, with the stock classes as the control."""

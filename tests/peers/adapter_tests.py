@@ -1,4 +1,4 @@
-"""The tests of peft for decoders, on stock classes and on ours.
+"""Run the decoder tests of peft on stock classes and on ours.
 
 `suites.py` copies this file beside the tests of the source package of peft and runs it there.
 """
@@ -8,7 +8,7 @@ from types import ModuleType
 
 from modeling_magnet import AutoMagnetForCausalLM
 
-# Their helpers name one class of a library for images, which no test of a decoder needs.
+# Their helpers name a class of an image library, which no decoder test needs.
 _images = ModuleType("diffusers")
 _images.StableDiffusionPipeline = type("StableDiffusionPipeline", (), {})  # type: ignore[attr-defined]
 sys.modules["diffusers"] = _images
@@ -18,10 +18,10 @@ del sys.modules["diffusers"]
 
 
 class TestAdaptersStock(theirs.TestDecoderModels):
-    """As peft has it: `AutoModelForCausalLM`."""
+    """Test `AutoModelForCausalLM`, as peft does."""
 
 
 class TestAdaptersOurs(theirs.TestDecoderModels):
-    """The same on the MAGNET class of each family."""
+    """Test the MAGNET class of each family."""
 
     transformers_class = AutoMagnetForCausalLM

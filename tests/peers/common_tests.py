@@ -1,4 +1,4 @@
-"""The common tests of transformers, on a stock class and on ours, for each family.
+"""Run the common tests of transformers on a stock class and on ours, for each family.
 
 `suites.py` copies this file beside the tests of the source package of transformers and runs it there: it imports
 them, and nothing of this repository but the model classes.
@@ -56,7 +56,7 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any], Any, Any]] = {
 
 
 class TinyModel:
-    """What the common tests ask of a model under test: its config, and inputs for it."""
+    """Provide what the common tests need of a model: its config and inputs."""
 
     batch_size, seq_length, is_training = 3, 7, True
     hidden_size, num_hidden_layers, num_attention_heads = 32, 2, 4
@@ -67,21 +67,21 @@ class TinyModel:
         self.config_class, self.own = config_class, own
 
     def get_config(self) -> Any:
-        """A config that the caller may change."""
+        """Return a config that the caller may change."""
         return self.config_class(**SIZES, **self.own)
 
     def prepare_config_and_inputs_for_common(self) -> tuple[Any, dict[str, Any]]:
-        """The config, and a batch without padding."""
+        """Return the config and a batch without padding."""
         ids = torch.randint(3, SIZES["vocab_size"], (self.batch_size, self.seq_length))
         return self.get_config(), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def prepare_config_and_inputs_for_model_class(self, model_class: Any) -> tuple[Any, dict[str, Any]]:
-        """The same for every class."""
+        """Return the same for every class."""
         return self.prepare_config_and_inputs_for_common()
 
 
 def _case(config_class: Any, own: dict[str, Any], model_class: Any) -> type:
-    """The test case of one class."""
+    """Return the test case of one class."""
 
     def set_up(self: Any) -> None:
         self.model_tester = TinyModel(config_class, own)
@@ -91,10 +91,10 @@ def _case(config_class: Any, own: dict[str, Any], model_class: Any) -> type:
 
 
 for family, (config_class, own, stock, ours) in FAMILIES.items():
-    # Some tests know by its name what a class is for.
+    # Some tests infer the purpose of a class from its name.
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[f"magnet_{family}"] = ours.__name__
     for side, model_class in (("Stock", stock), ("Ours", ours)):
         case = _case(config_class, own, model_class)
         case.__name__ = case.__qualname__ = f"Test{family}{side}"
         globals()[case.__name__] = case
-del case  # or it would be collected under this name as well
+del case  # otherwise it would also be collected under this name

@@ -1,3 +1,3 @@
-"""Leaves out what runs beside the peers' own tests only."""
+"""Exclude files that run only beside the peers' own tests."""
 
 collect_ignore = ["adapter_tests.py", "common_tests.py"]

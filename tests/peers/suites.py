@@ -46,12 +46,12 @@ ALLOWED = {
 }
 """Tests that pass on stock classes and may fail on ours."""
 
-# Modules that the tests import and the source packages leave out.
+# Modules that the tests import and the source packages lack.
 _LEFT_OUT = {
     "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
     "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
 }
-# The Hub ids of peft's tests; a folder of that name in the working directory is read instead.
+# The Hub ids in peft's tests; a folder of that name in the working directory is read instead.
 _TINY: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "trl-internal-testing/tiny-random-LlamaForCausalLM": (LlamaConfig, LlamaForCausalLM, {}),
     "peft-internal-testing/tiny-dummy-qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
@@ -69,7 +69,7 @@ _TINY: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 
 
 class Outcome(NamedTuple):
-    """How a suite ended."""
+    """Hold the result of a suite."""
 
     stock_passed: int
     complaints: list[str]
@@ -100,7 +100,7 @@ def source_package(name: str, folder: Path) -> Path:
 
 
 def lay_out_common_tests(folder: Path) -> None:
-    """Put the tests of transformers and our file beside them into `folder/tests`."""
+    """Copy the tests of transformers and our file to `folder/tests`."""
     shutil.copytree(source_package("transformers", folder), folder / "tests")
     for name, text in _LEFT_OUT.items():
         file = folder / "tests" / name
@@ -113,7 +113,7 @@ def lay_out_common_tests(folder: Path) -> None:
 
 
 def lay_out_adapter_tests(folder: Path) -> None:
-    """Put the tests of peft, our file, and tiny models under the names that they ask for into `folder`."""
+    """Copy the tests of peft, our file, and tiny models under the requested names to `folder`."""
     shutil.copytree(source_package("peft", folder), folder / "tests")
     (folder / "tests" / "__init__.py").touch()
     shutil.copy(HERE / "adapter_tests.py", folder / "tests" / "test_both.py")
@@ -202,7 +202,7 @@ def run(*, quick: bool) -> Iterator[tuple[str, Outcome]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print what passes on stock classes only; returns the exit code."""
+    """Print the tests that pass on stock classes only, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two families, transformers only")
     complaints = []

@@ -1,11 +1,11 @@
-"""What passes on a stock class passes on ours."""
+"""Test that whatever passes on a stock class passes on ours."""
 
 import pytest
 
 from . import suites
 
 
-def test_a_test_that_fails_on_ours_only_is_a_complaint_unless_it_is_allowed():
+def test_unexpected_failure_of_ours_is_a_complaint():
     allowed = next(iter(suites.ALLOWED))
     passed = {
         ("TestLlamaStock", "test_a"): True,
@@ -27,7 +27,7 @@ def test_a_test_that_fails_on_ours_only_is_a_complaint_unless_it_is_allowed():
     assert suites.compare({}).complaints
 
 
-def test_the_list_of_what_may_fail_is_short_and_gives_reasons():
+def test_allowed_failures_are_few_and_explained():
     assert len(suites.ALLOWED) <= 10
     assert all(len(reason.split()) > 5 for reason in suites.ALLOWED.values())
 
@@ -41,10 +41,10 @@ def complaints(*, quick: bool) -> list[str]:
 
 
 @pytest.mark.long
-def test_the_common_tests_of_transformers_pass_on_ours():
+def test_common_tests_of_transformers_pass():
     assert complaints(quick=True) == []
 
 
 @pytest.mark.nightly
-def test_the_suites_of_transformers_and_peft_pass_on_ours():
+def test_suites_of_transformers_and_peft_pass():
     assert complaints(quick=False) == []

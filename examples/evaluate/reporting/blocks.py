@@ -1,17 +1,16 @@
-"""The blocks of a page, before they are rendered as Markdown or HTML."""
+"""Define the blocks of a page, before they are rendered as Markdown or HTML."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Lone surrogates cannot be written; control characters and marks that reverse the direction of text could disguise
-# what a page says.
+# Lone surrogates cannot be written; control characters and direction marks could disguise the text of a page.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading; those of level 2 are listed in the table of contents."""
+    """Represent a heading; those of level 2 are listed in the table of contents."""
 
     level: int
     text: str
@@ -19,7 +18,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph."""
+    """Represent a paragraph."""
 
     text: str
     is_warning: bool = False
@@ -27,7 +26,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Bullets:
-    """A list under a line of its own."""
+    """Represent a list below a line of its own."""
 
     head: str
     items: Sequence[str]
@@ -35,7 +34,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table; quoted rows look different from measured ones."""
+    """Represent a table; quoted rows look different from measured ones."""
 
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -44,7 +43,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Details:
-    """Blocks that are folded under a line until a reader opens it."""
+    """Represent blocks that are folded below a line until a reader opens it."""
 
     head: str
     blocks: Sequence[Text | Bullets | Grid]
@@ -52,14 +51,14 @@ class Details:
 
 @dataclass(frozen=True)
 class Notes:
-    """Markdown of those who ran the study; the HTML page shows its source."""
+    """Represent Markdown of the people who ran the study; the HTML page shows its source."""
 
     markdown: str
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as SVG."""
+    """Represent a figure as SVG."""
 
     name: str
     caption: str
@@ -71,7 +70,7 @@ Block = Heading | Text | Bullets | Grid | Details | Notes | Picture
 
 @dataclass(frozen=True)
 class Page:
-    """A title, the blocks of the first screen, and the sections after the table of contents."""
+    """Represent a page: a title, the blocks of the first screen, and the sections after the table of contents."""
 
     title: str
     opening: Sequence[Block]
@@ -79,22 +78,22 @@ class Page:
 
     @property
     def contents(self) -> list[str]:
-        """The headings of the table of contents."""
+        """Return the headings of the table of contents."""
         return [block.text for block in self.sections if isinstance(block, Heading) and block.level == 2]
 
     @property
     def pictures(self) -> list[Picture]:
-        """All figures."""
+        """Return all figures."""
         return [block for block in self.sections if isinstance(block, Picture)]
 
 
 def clean(text: str) -> str:
-    """Replace characters that must not reach a page."""
+    """Replace characters that must not appear on a page."""
     return _UNSAFE.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def anchor(text: str) -> str:
-    """Return the name of a section in links.
+    """Return the link target of a section.
 
     Example:
         >>> anchor("Sentence level: clustering (Table 3)")

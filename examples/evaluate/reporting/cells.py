@@ -1,4 +1,4 @@
-"""Records as cells of tables: means and spreads over replicas and seeds, curves, differing settings."""
+"""Aggregate records to cells of tables: means and spreads over replicas and seeds, curves, differing settings."""
 
 import json
 import math
@@ -11,17 +11,17 @@ from pathlib import Path
 
 from examples.evaluate.records import Record, newest, read_records
 
-# How a model was read makes a row of its own, not a difference in settings.
+# The reading of a model makes a row of its own, not a difference in settings.
 READINGS = ("reading", "mode")
-# Digests of a training's log differ from row to row.
+# Digests of a training's log differ between rows.
 NOT_COMPARED = (*READINGS, "suffix", "log")
-# The reading that the bare name of a system means, where it was read in several ways.
+# The reading that a system's bare name denotes if it was measured in several readings.
 USUAL = ("bidirectional", "magnet", "infill", "causal")
 
 
 @dataclass(frozen=True)
 class Value:
-    """A figure measured here: mean, standard deviation over `n` measurements, and the mean of each training."""
+    """Hold a measured figure: mean, standard deviation over `n` measurements, and the mean of each training."""
 
     mean: float
     spread: float | None
@@ -30,81 +30,81 @@ class Value:
 
     @property
     def run_error(self) -> float | None:
-        """Standard error of the mean over trainings; none of a single one."""
+        """Return the standard error of the mean over trainings; `None` for a single training."""
         return None if len(self.runs) < 2 else statistics.stdev(self.runs) / math.sqrt(len(self.runs))
 
 
 @dataclass(frozen=True)
 class Results:
-    """The newest record of each cell of a folder, and what was wrong with its files."""
+    """Hold the newest record of each cell of a folder, and the problems of its files."""
 
     records: list[Record]
     problems: list[str] = field(default_factory=list)
 
 
 def read_results(folder: Path, option: str = "--results") -> Results:
-    """Return all tables of a folder."""
+    """Read all tables of a folder."""
     records: list[Record] = []
     problems: list[str] = []
     for path in sorted(folder.glob("*.jsonl")):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            found = list(read_records(path))
-        problems += [str(one.message).replace(str(path), path.name) for one in caught]
-        for record in found:
+            lines = list(read_records(path))
+        problems += [str(warning.message).replace(str(path), path.name) for warning in caught]
+        for record in lines:
             problems += [
                 f"{path.name}, {record.system}, {record.unit}: {metric} is {value!r}, not a finite number; left out."
                 for metric, value in record.metrics.items()
                 if not _is_figure(value)
             ]
-        records += found
+        records += lines
     if not records:
         raise ValueError(f"`{option}` {str(folder)!r} has no records (*.jsonl). Run the drivers of the tables first.")
-    # One system may be measured in several readings: a cell each.
+    # A system that is measured in several readings has a cell for each.
     readings = dict.fromkeys(reading_of(record) for record in records)
-    kept = [one for reading in readings for one in newest([r for r in records if reading_of(r) == reading])]
+    kept = [record for reading in readings for record in newest([r for r in records if reading_of(r) == reading])]
     return Results(kept, list(dict.fromkeys(problems)))
 
 
 def reading_of(record: Record) -> str | None:
-    """Return how the model was read, such as `"left"`; `None` where the record does not say."""
-    # A control that shows the end of another text is not a second measurement of the same cell.
+    """Return the reading of a record, such as `"left"`; `None` if it has none."""
+    # A control with another text's end is not a second measurement of the same cell.
     if record.settings.get("suffix") == "other":
         return "other suffix"
     return next((str(record.settings[key]) for key in READINGS if record.settings.get(key)), None)
 
 
 class Cells:
-    """The figures of all tables, by row, unit and metric."""
+    """Look up the figures of all tables by row, unit and metric."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         self._readings: dict[tuple[str, str], set[str | None]] = defaultdict(set)
         for record in records:
             self._readings[record.table, record.system].add(reading_of(record))
         self._all: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
-        for record in sorted(records, key=lambda one: (one.step or 0, one.replica, one.seed)):
+        for record in sorted(records, key=lambda r: (r.step or 0, r.replica, r.seed)):
             self._all[record.table, self.row_of(record), record.unit].append(record)
 
     def row_of(self, record: Record) -> str:
-        """Return the system, with its reading where it was read in several ways."""
+        """Return the row's name: the system, with its reading if it was measured in several."""
         has_several = len(self._readings[record.table, record.system]) > 1
         return f"{record.system}, {reading_of(record) or 'as it is'}" if has_several else record.system
 
     def rows(self, table: str) -> list[str]:
-        """Return the rows of a table, by name."""
+        """Return the row names of a table."""
         return sorted({row for name, row, _ in self._all if name == table})
 
     def units(self, table: str) -> list[str]:
-        """Return the units of a table, by name."""
+        """Return the unit names of a table."""
         return sorted({unit for name, _, unit in self._all if name == table})
 
     def metrics(self, table: str, unit: str) -> list[str]:
-        """Return the metrics that some row has."""
+        """Return the metrics that occur in some row."""
         records = [record for row in self.rows(table) for record in self.final(table, row, unit)]
         return sorted({metric for record in records for metric in record.metrics})
 
     def find(self, table: str, names: Iterable[str]) -> str | None:
-        """Find the first of these rows that has records, by its name or by its system and reading."""
+        """Return the first of these rows that has records, by its name or by its system and reading."""
         known = {row: row for row in self.rows(table)}
         for (name, row, _), records in self._all.items():
             if name == table:
@@ -120,44 +120,44 @@ class Cells:
         return plain or [record for record in records if record.step == last]
 
     def value(self, table: str, row: str, unit: str, metric: str) -> Value | None:
-        """Return the figure of a cell; `None` where it was not measured."""
+        """Return the figure of a cell, or `None` if it was not measured."""
         return self.mean(table, row, [unit], metric)
 
     def mean(self, table: str, row: str, units: Sequence[str], metric: str) -> Value | None:
-        """Return the mean over several units of the same replica and seed; only where all of them were measured."""
+        """Return the mean over several units of the same replica and seed, only if all of them were measured."""
         by_run: dict[tuple[int, int], list[Record]] = defaultdict(list)
         for unit in units:
             for record in self.final(table, row, unit):
                 if _is_figure(record.metrics.get(metric)):
                     by_run[record.replica, record.seed].append(record)
-        whole = [found for found in by_run.values() if len(found) == len(units)]
-        return _value([(found[0], statistics.fmean(one.metrics[metric] for one in found)) for found in whole])
+        whole = [run for run in by_run.values() if len(run) == len(units)]
+        return _value([(run[0], statistics.fmean(record.metrics[metric] for record in run)) for run in whole])
 
     def points(self, table: str, row: str, unit: str, metric: str) -> list[tuple[Record, float]]:
-        """Return each single measurement over training steps, all replicas and seeds."""
+        """Return single measurements over training steps, of all replicas and seeds."""
         records = self._all.get((table, row, unit), [])
         return [
-            (one, one.metrics[metric])
-            for one in records
-            if one.step is not None and _is_figure(one.metrics.get(metric))
+            (record, record.metrics[metric])
+            for record in records
+            if record.step is not None and _is_figure(record.metrics.get(metric))
         ]
 
     def curve(self, table: str, row: str, unit: str, metric: str) -> dict[int, Value]:
         """Return the figure by training step."""
         points = self.points(table, row, unit, metric)
         steps = sorted({record.step or 0 for record, _ in points})
-        found = {step: _value([point for point in points if point[0].step == step]) for step in steps}
-        return {step: value for step, value in found.items() if value is not None}
+        values = {step: _value([point for point in points if point[0].step == step]) for step in steps}
+        return {step: value for step, value in values.items() if value is not None}
 
 
-def _value(found: Sequence[tuple[Record, float]]) -> Value | None:
-    """Return mean and spread of what was measured; trainings that gave the same weights count once."""
-    if not found:
+def _value(points: Sequence[tuple[Record, float]]) -> Value | None:
+    """Return mean and spread; trainings that gave the same weights count once."""
+    if not points:
         return None
     runs: dict[object, list[float]] = defaultdict(list)
-    for record, value in found:
+    for record, value in points:
         runs[record.model.get("weights") or ("replica", record.replica)].append(value)
-    values = [value for _, value in found]
+    values = [value for _, value in points]
     spread = statistics.stdev(values) if len(values) > 1 else None
     return Value(statistics.fmean(values), spread, len(values), tuple(map(statistics.fmean, runs.values())))
 
@@ -168,11 +168,11 @@ def _is_figure(value: object) -> bool:
 
 
 def settings_warnings(records: Sequence[Record], name_of: Callable[[Record], str]) -> list[str]:
-    """Describe in short how the measurements of the rows of one unit differ, readings left out."""
+    """Summarize how the settings of the rows of one unit differ, except for readings."""
     units: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         units[record.table, record.unit].append(record)
-    found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    settings: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for group in units.values():
         for key in sorted({key for record in group for key in record.settings} - set(NOT_COMPARED)):
             values: dict[str, set[str]] = defaultdict(set)
@@ -180,9 +180,9 @@ def settings_warnings(records: Sequence[Record], name_of: Callable[[Record], str
                 values[_written(record.settings.get(key, "not given"))].add(name_of(record))
             if len(values) > 1:
                 for value, rows in values.items():
-                    found[key][value] |= rows
+                    settings[key][value] |= rows
     texts = []
-    for key, values in found.items():
+    for key, values in settings.items():
         parts = [
             f"{value if len(value) <= 40 else f'{value[:39]}…'}: "
             + (" and ".join(sorted(rows)) if len(rows) < 3 else f"{len(rows)} rows")
@@ -194,26 +194,26 @@ def settings_warnings(records: Sequence[Record], name_of: Callable[[Record], str
 
 
 def list_settings(records: Sequence[Record], name_of: Callable[[Record], str]) -> list[str]:
-    """Return every setting with its value, or with its values and the rows and units where they hold."""
-    found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    """List every setting with its value, or with its values and their rows and units if they differ."""
+    settings: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for record in records:
         for key, value in record.settings.items():
-            found[key][_written(value)].add(f"{name_of(record)} on {record.unit}")
+            settings[key][_written(value)].add(f"{name_of(record)} on {record.unit}")
     texts = []
-    for key, values in sorted(found.items()):
+    for key, values in sorted(settings.items()):
         parts = [f"{value} ({', '.join(sorted(places))})" for value, places in sorted(values.items())]
         texts.append(f"{key}: {'; '.join(parts) if len(values) > 1 else next(iter(values))}")
     return texts
 
 
 def list_counts(records: Sequence[Record]) -> list[str]:
-    """Return on how many sentences, tokens, ... each unit was measured, over all rows."""
-    found: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    """List the counts of sentences, tokens, ... of each unit over all rows."""
+    counts_by_unit: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         for key, count in record.counts.items():
-            found[record.unit][key].append(count)
+            counts_by_unit[record.unit][key].append(count)
     texts = []
-    for unit, counts in sorted(found.items()):
+    for unit, counts in sorted(counts_by_unit.items()):
         parts = [
             f"{key} {min(values):,}" + (f" to {max(values):,}, differing by row" if len(set(values)) > 1 else "")
             for key, values in sorted(counts.items())
@@ -223,5 +223,5 @@ def list_counts(records: Sequence[Record]) -> list[str]:
 
 
 def _written(value: object) -> str:
-    """Return a setting's value as text."""
+    """Format the value of a setting."""
     return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, sort_keys=True)

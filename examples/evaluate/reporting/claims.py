@@ -10,7 +10,7 @@ from examples.evaluate.reporting.paper_values import PaperValues
 
 Outcome = Literal["for", "against", "within the spread", "not measured"]
 Verdict = Literal["holds", "holds in part", "does not hold", "not measured"]
-# A figure of a weighted sum: the names that its row may have, and its weight.
+# One figure of a weighted sum: the possible names of its row, and its weight.
 Term = tuple[tuple[str, ...], float]
 
 RULE = (
@@ -23,7 +23,7 @@ RULE = (
 ERRORS = 2.0
 ONE_RUN = "one training run each"
 TRIAL = "preset smoke: sizes of a trial"
-# Systems whose weights nobody trained here; their replicas have no spread.
+# Systems that were not trained here; their replicas have no spread.
 UNTRAINED = ("base", "Echo")
 # Accuracy in percent on questions with four choices.
 CHANCE = 25.0
@@ -33,7 +33,7 @@ FILLED, LEFT, BASE_FILLED = ("MAGNET, infill",), ("base, left", "base, causal"),
 
 @dataclass(frozen=True)
 class Finding:
-    """One comparison; `figures` are those of its terms, none where one is missing."""
+    """Hold one comparison; `figures` are those of its terms, empty if one is missing."""
 
     what: str
     outcome: Outcome
@@ -44,7 +44,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim with its comparisons; `in_short` is one sentence of their figures."""
+    """Hold one claim with its comparisons; `in_short` is one sentence with their figures."""
 
     name: str
     question: str
@@ -54,7 +54,7 @@ class Claim:
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict by `RULE`."""
+        """Return the verdict by `RULE`."""
         outcomes = {finding.outcome for finding in self.findings}
         if outcomes == {"for"}:
             return "holds"
@@ -64,7 +64,7 @@ class Claim:
 
 
 def judge_claims(cells: Cells, paper: PaperValues) -> list[Claim]:
-    """Answer the four claims.
+    """Judge the four claims.
 
     Source: Khosla et al. 2025, section 4.
     """
@@ -81,19 +81,19 @@ def judge(
     *,
     offset: float = 0.0,
 ) -> Finding:
-    """Compare a weighted sum of figures, each a mean over units, plus an offset with zero."""
+    """Compare a weighted sum of figures (each a mean over units) plus an offset with zero."""
     rows = [cells.find(table, names) for names, _ in terms]
-    found = [cells.mean(table, row, units, metric) if row and units else None for row in rows]
-    numbers = [_shown(row, value) for row, value in zip(rows, found, strict=True) if value is not None]
-    numbers[:1] = [f"mean over {', '.join(units)}: {one}" if len(units) > 1 else one for one in numbers[:1]]
+    figures = [cells.mean(table, row, units, metric) if row and units else None for row in rows]
+    numbers = [_shown(row, value) for row, value in zip(rows, figures, strict=True) if value is not None]
+    numbers[:1] = [f"mean over {', '.join(units)}: {number}" if len(units) > 1 else number for number in numbers[:1]]
     absent = [
         f"{row or names[0]}{_reason(cells, table, row, units)}"
-        for (names, _), row, value in zip(terms, rows, found, strict=True)
+        for (names, _), row, value in zip(terms, rows, figures, strict=True)
         if value is None
     ]
     if absent:
         return Finding(what, "not measured", "; ".join([*numbers, f"not measured: {', '.join(absent)}"]))
-    values = [value for value in found if value is not None]
+    values = [value for value in figures if value is not None]
     total = offset + sum(weight * value.mean for (_, weight), value in zip(terms, values, strict=True))
     error = math.hypot(
         *(
@@ -118,7 +118,7 @@ def judge(
 
 def growth(cells: Cells, what: str, table: str, unit: str, metric: str, system: tuple[str, ...]) -> Finding:
     """Judge whether the figure of a system grows over training steps."""
-    from scipy.stats import linregress  # of the extra `eval`
+    from scipy.stats import linregress  # needs the extra `eval`
 
     row = cells.find(table, system)
     points = cells.points(table, row, unit, metric) if row else []
@@ -137,26 +137,26 @@ def _training_error(row: str | None, value: Value) -> float:
 
 
 def question_error(cells: Cells, table: str, row: str | None, units: Sequence[str]) -> float:
-    """Return the standard error of the measurement itself where it is on record, such as that of MMLU's questions."""
-    found = [cells.value(table, str(row), unit, "stderr") for unit in units]
-    return math.hypot(*(value.mean for value in found if value)) / max(len(units), 1)
+    """Return the recorded standard error of the measurement, such as that of MMLU's questions, if there is one."""
+    errors = [cells.value(table, str(row), unit, "stderr") for unit in units]
+    return math.hypot(*(value.mean for value in errors if value)) / max(len(units), 1)
 
 
 def _is_untrained(row: str | None) -> bool:
-    """Return whether the row is of weights that nobody trained here."""
+    """Return whether the weights of a row were not trained here."""
     return str(row).split(",")[0] in UNTRAINED
 
 
 def _shown(row: str | None, value: Value) -> str:
-    """Return a figure with its spread."""
+    """Format a figure with its spread."""
     spread = f" ± {value.spread:.4f}" if value.spread is not None else ""
     return f"{row} {value.mean:.4f}{spread} (n = {value.n})"
 
 
 def _reason(cells: Cells, table: str, row: str | None, units: Sequence[str]) -> str:
-    """Return why a figure is not there, as far as the records say."""
-    found = [r.unavailable for unit in units for r in cells.final(table, str(row), unit) if r.unavailable]
-    return f" ({'; '.join(dict.fromkeys(found))})" if found else ""
+    """Return the recorded reason why a figure is missing."""
+    reasons = [r.unavailable for unit in units for r in cells.final(table, str(row), unit) if r.unavailable]
+    return f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
 
 
 def _representations(cells: Cells) -> Claim:
@@ -189,10 +189,10 @@ def _infilling(cells: Cells) -> Claim:
         parts = []
         for rival, names in (("the base from the left", LEFT), ("the base reading both sides", BASE_FILLED)):
             what, terms = f"{unit}: perplexity against {rival}", _lower(names, FILLED)
-            found = judge(cells, what, "infilling", [unit], "perplexity", terms)
-            findings.append(found)
-            parts.append(_share(found.figures[1], found.figures[0]) if found.figures else "not measured")
-        if any(found.figures for found in findings[-2:]):
+            finding = judge(cells, what, "infilling", [unit], "perplexity", terms)
+            findings.append(finding)
+            parts.append(_share(finding.figures[1], finding.figures[0]) if finding.figures else "not measured")
+        if any(finding.figures for finding in findings[-2:]):
             shares.append(f"{unit} {parts[0]} ({parts[1]})")
     return Claim(
         "Infilling",
@@ -248,9 +248,9 @@ def _knowledge(cells: Cells, paper: PaperValues) -> Claim:
     changes = [f"MMLU's average {mmlu.figures[0] - mmlu.figures[1]:+.2f} points"] if mmlu.figures else []
     for unit in cells.units("perplexity") or ["WikiText"]:
         terms = [(BASE, ratio), (MAGNET, -1)]
-        found = judge(cells, f"{unit}: text perplexity", "perplexity", [unit], "perplexity", terms)
-        findings.append(found)
-        changes += [f"perplexity of {unit} {_share(found.figures[1], found.figures[0])}"] if found.figures else []
+        judged = judge(cells, f"{unit}: text perplexity", "perplexity", [unit], "perplexity", terms)
+        findings.append(judged)
+        changes += [f"perplexity of {unit} {_share(judged.figures[1], judged.figures[0])}"] if judged.figures else []
     return Claim(
         "Knowledge",
         "Are knowledge and perplexity of the base kept?",
@@ -262,20 +262,20 @@ def _knowledge(cells: Cells, paper: PaperValues) -> Claim:
 
 
 def _sentence(head: str, parts: Sequence[str]) -> str:
-    """Return one sentence of figures."""
+    """Format figures as one sentence."""
     return f"{head}: {', '.join(parts)}." if parts else "Nothing was measured."
 
 
 def _share(value: float, base: float) -> str:
-    """Return how much more than the base, in percent of it."""
+    """Return the increase over the base in percent of the base."""
     return f"{100 * (value - base) / base:+.1f} %" if base else f"{value:.4g} where the base has 0"
 
 
 def _higher(rival: tuple[str, ...]) -> list[Term]:
-    """Return the sum that is positive where MAGNET is above a rival."""
+    """Return a sum that is positive if MAGNET is above a rival."""
     return [(MAGNET, 1), (rival, -1)]
 
 
 def _lower(rival: tuple[str, ...], ours: tuple[str, ...] = MAGNET) -> list[Term]:
-    """Return the sum that is positive where MAGNET is below a rival."""
+    """Return a sum that is positive if MAGNET is below a rival."""
     return [(rival, 1), (ours, -1)]

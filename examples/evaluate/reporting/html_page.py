@@ -34,7 +34,7 @@ img { max-width: 100%; height: auto; background: white; }
 
 
 def render_html(page: Page) -> str:
-    """Return the page as HTML."""
+    """Render the page as HTML."""
     title = _escape(page.title)
     items = "".join(f'<li><a href="#{anchor(text)}">{_escape(text)}</a></li>' for text in page.contents)
     contents = [f'<nav aria-label="Contents"><ul>{items}</ul></nav>'] if items else []
@@ -73,7 +73,7 @@ def _block(block: Block) -> str:
 
 
 def _grid(grid: Grid) -> str:
-    """Return a table that scrolls by itself where the page is too narrow."""
+    """Render a table that scrolls on its own if the page is too narrow."""
     head = "".join(f'<th scope="col">{_escape(text)}</th>' for text in grid.heads)
     lines = []
     for row, is_quoted in zip(grid.rows, grid.quoted or [False] * len(grid.rows), strict=True):

@@ -17,15 +17,15 @@ from examples.evaluate.reporting.blocks import (
 )
 
 FIGURES = "figures"
-# An underscore inside a word means nothing.
+# An underscore inside a word has no effect.
 _MARKS = re.compile(r"([\\`*{}\[\]<>#|~&$]|(?<![^\W_])_|_(?![^\W_]))")
-# Only at the start of a line do these open a list, or underline a heading.
+# These open a list or underline a heading only at the start of a line.
 _STARTS = re.compile(r"^([-+=])")
 _NUMBERS = re.compile(r"^(\d+)([.)])")
 
 
 def render_markdown(page: Page) -> str:
-    """Return the page as Markdown."""
+    """Render the page as Markdown."""
     contents = "\n".join(f"- [{_escape(text)}](#{anchor(text)})" for text in page.contents)
     parts = [f"# {_escape(page.title)}", *map(_block, page.opening), contents, *map(_block, page.sections)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -35,7 +35,7 @@ def _block(block: Block) -> str:
     """Render any block."""
     match block:
         case Heading(level, text):
-            # Readers derive their own anchors from headings; the contents link to these.
+            # Renderers derive their own anchors from headings; the contents link to these.
             return f'<a id="{anchor(text)}"></a>\n\n{"#" * level} {_escape(text)}'
         case Text(text, is_warning):
             return f"> **Note:** {_escape(text)}" if is_warning else _escape(text)
@@ -46,7 +46,7 @@ def _block(block: Block) -> str:
             lines.insert(1, ["---"] * len(heads))
             return "\n".join(f"| {' | '.join(line)} |" for line in lines)
         case Details(head, blocks):
-            # The line is inside HTML; below an empty line there is Markdown again.
+            # The summary is inside HTML; Markdown resumes after an empty line.
             line = html.escape(clean(" ".join(head.split())))
             return "\n\n".join([f"<details>\n<summary>{line}</summary>", *map(_block, blocks), "</details>"])
         case Notes(markdown):
@@ -60,5 +60,5 @@ def _escape(text: str) -> str:
 
 
 def _mark(text: str) -> str:
-    """Put text into one line and escape the marks that mean something anywhere."""
+    """Join text to one line and escape the characters that have a meaning anywhere."""
     return _MARKS.sub(r"\\\1", clean(" ".join(text.split())))

@@ -17,7 +17,7 @@ SIZES = (
     "compared; the differences BETWEEN systems are."
 )
 ABSENT = "–"
-# Tables that the paper does not have; any other that is on record is shown under its name.
+# Tables that the paper does not have; any other recorded table is shown under its own name.
 HEADINGS = {
     "story_cloze": "Story Cloze: which sentence belongs into the story",
     "long_fills": "Long fills: at once or in chunks",
@@ -38,7 +38,7 @@ def build_page(
     name: str | None = None,
     compared: Mapping[str, Results] | None = None,
 ) -> Page:
-    """Return all blocks in their order; `compared` are records of the same study on other base models."""
+    """Return all blocks in order; `compared` are records of the same study on other base models."""
     cells = Cells(results.records)
     claims = judge_claims(cells, paper)
     tables = [build_table(cells, table, values) for table, values in paper.tables.items()]
@@ -47,7 +47,7 @@ def build_page(
     name = name or _base_name(results.records) or "this model"
     sections = [*_claims(claims)]
     if compared:
-        judged = {other: judge_claims(Cells(found.records), paper) for other, found in compared.items()}
+        judged = {other: judge_claims(Cells(study.records), paper) for other, study in compared.items()}
         sections += _other_models({name: claims, **judged})
     if notes:
         sections += [Heading(2, "Notes"), Notes(notes)]
@@ -60,7 +60,7 @@ def build_page(
 
 
 def _base_name(records: Sequence[Record]) -> str | None:
-    """Return the name of the base model; `None` where none or several were measured."""
+    """Return the name of the base model, or `None` if none or several were measured."""
     names = {str(record.model.get("name")) for record in records if record.system.split(",")[0] == "base"}
     return names.pop() if len(names) == 1 else None
 
@@ -68,7 +68,7 @@ def _base_name(records: Sequence[Record]) -> str | None:
 def _opening(
     results: Results, paper: PaperValues, claims: Sequence[Claim], tables: Sequence[Table], *, name: str
 ) -> Iterator[Block]:
-    """Yield what a reader has to know before the first table."""
+    """Yield the facts that a reader needs before the first table."""
     records = results.records
     latest = max(record.time for record in records)
     yield Text(
@@ -81,7 +81,7 @@ def _opening(
     )
     presets: dict[str, set[str]] = defaultdict(set)
     for record in records:
-        if "preset" in record.settings:  # curves are of trainings, which have none
+        if "preset" in record.settings:  # curves describe trainings, which have no curves of their own
             presets[str(record.settings["preset"])].add(record.table)
     if set(presets) - {"paper"}:
         parts = "; ".join(f"{preset}: {', '.join(sorted(names))}" for preset, names in sorted(presets.items()))
@@ -96,9 +96,9 @@ def _opening(
 
 
 def _warnings(claim: Claim) -> str:
-    """Return what weakens the verdict."""
-    warnings = dict.fromkeys(w for one in claim.findings if one.outcome != "not measured" for w in one.warnings)
-    left_out = sum(one.outcome == "not measured" for one in claim.findings)
+    """Return the limitations of the verdict."""
+    warnings = dict.fromkeys(w for f in claim.findings if f.outcome != "not measured" for w in f.warnings)
+    left_out = sum(f.outcome == "not measured" for f in claim.findings)
     absent = [f"{left_out} of {len(claim.findings)} comparisons not measured"] if left_out else []
     return "; ".join([*warnings, *absent]) or ABSENT
 
@@ -113,7 +113,7 @@ def _missing(tables: Sequence[Table], claims: Sequence[Claim]) -> Iterator[str]:
             what = f"no {', '.join(absent)}" if len(absent) < len(table.paper.columns) else "nothing was measured"
             yield f"{table.paper.number}, {table.name}: {what}"
     for claim in claims:
-        unknown = [one.what for one in claim.findings if one.outcome == "not measured"]
+        unknown = [finding.what for finding in claim.findings if finding.outcome == "not measured"]
         if unknown:
             yield f"Claim {claim.name}: not measured: {'; '.join(unknown)}"
 
@@ -130,7 +130,7 @@ def _claims(claims: Sequence[Claim]) -> Iterator[Block]:
 
 
 def _other_models(judged: Mapping[str, Sequence[Claim]]) -> Iterator[Block]:
-    """Yield the verdicts on several base models side by side, then how every comparison counts on each."""
+    """Yield the verdicts on several base models side by side, then the outcome of each comparison."""
     yield Heading(2, "Model size")
     yield Text("Each model is judged by the same rule from its own records; no figure of one is part of another's.")
     by_claim = list(zip(*judged.values(), strict=True))
@@ -138,8 +138,8 @@ def _other_models(judged: Mapping[str, Sequence[Claim]]) -> Iterator[Block]:
     rows = []
     for claims in by_claim:
         outcomes = [{finding.what: finding.outcome for finding in claim.findings} for claim in claims]
-        for what in dict.fromkeys(what for one in outcomes for what in one):
-            rows.append([claims[0].name, what, *(one.get(what, ABSENT) for one in outcomes)])
+        for what in dict.fromkeys(what for outcome in outcomes for what in outcome):
+            rows.append([claims[0].name, what, *(outcome.get(what, ABSENT) for outcome in outcomes)])
     yield Details("Comparisons", [Grid(["Claim", "Comparison", *judged], rows)])
 
 
@@ -162,7 +162,7 @@ def _section(cells: Cells, table: Table) -> Iterator[Block]:
 
 
 def _table(table: Table) -> Iterator[Block]:
-    """Yield rows, then what is missing, then under what conditions the figures were measured."""
+    """Yield rows, then missing figures, then the conditions of the measurements."""
     reasons = list(dict.fromkeys(reason for row in table.rows for reason in row.missing.values()))
     yield (
         _long_grid(table, reasons)
@@ -195,12 +195,12 @@ def _long_grid(table: Table, reasons: Sequence[str]) -> Grid:
         for unit in units:
             columns = [Column(unit, metric, table.name) for metric in metrics or [""]]
             if any(column in row.values or column in row.missing for column in columns):
-                rows.append([row.name, row.model, unit, *(_cell(table, row, one, reasons) for one in columns)])
+                rows.append([row.name, row.model, unit, *(_cell(table, row, column, reasons) for column in columns)])
     return Grid(["System", "Model", "Measured on", *(metrics or [""])], rows)
 
 
 def _cell(table: Table, row: Row, column: Column, reasons: Sequence[str]) -> str:
-    """Return a figure, as precise as it is, or why there is none."""
+    """Format a figure according to its precision, or the reason why it is missing."""
     value = row.values.get(column)
     if isinstance(value, Value):
         return _shown(value, table.digits)
@@ -211,7 +211,7 @@ def _cell(table: Table, row: Row, column: Column, reasons: Sequence[str]) -> str
 
 
 def _shown(value: Value, digits: int) -> str:
-    """Return a figure measured here."""
+    """Format a measured figure."""
     spread = "" if value.spread is None else f" ± {value.spread:.{digits}f} (n = {value.n})"
     return f"{value.mean:.{digits}f}{spread}"
 
@@ -228,26 +228,26 @@ def _comparisons(table: Table) -> Iterator[Block]:
     form = "{:+.1f} %" if paper.gain_is_share else f"{{:+.{table.digits}f}}"
     rows = [
         [
-            *(one.theirs, one.ours, one.column.title, f"{one.paper:g}", _shown(one.value, table.digits)),
-            *(ABSENT if gain is None else form.format(gain) for gain in (one.paper_gain, one.gain)),
+            *(item.theirs, item.ours, item.column.title, f"{item.paper:g}", _shown(item.value, table.digits)),
+            *(ABSENT if gain is None else form.format(gain) for gain in (item.paper_gain, item.gain)),
         ]
-        for one in table.comparisons
+        for item in table.comparisons
     ]
     yield Grid(["Row of the paper", "Our row", "Figure", "Paper", "Ours", "Gain, paper", "Gain, ours"], rows)
 
 
 def _samples(cells: Cells, records: Sequence[Record]) -> Iterator[Block]:
-    """Yield what the systems wrote, text by text; nothing where there are no samples."""
+    """Yield what the systems wrote, text by text, if there are samples."""
     records = [record for record in records if record.table == SAMPLES]
     if records:
         yield Heading(2, "Side by side")
     for unit in dict.fromkeys(sorted(record.unit for record in records)):
         yield Heading(3, SAMPLE_HEADINGS.get(unit, unit))
-        found = [record for record in records if record.unit == unit]
+        chosen = [record for record in records if record.unit == unit]
         texts: dict[str, list[str]] = defaultdict(list)
-        for record in sorted(found, key=lambda one: (one.system, one.replica, one.seed)):
-            readings = {reading_of(one) for one in found if one.system == record.system}
-            # Another unit may have been read in another way; only what differs within this one needs to be named.
+        for record in sorted(chosen, key=lambda r: (r.system, r.replica, r.seed)):
+            readings = {reading_of(r) for r in chosen if r.system == record.system}
+            # Units may differ in their reading; only differences within this one are named.
             name = cells.row_of(record) if len(readings) > 1 else record.system
             for sample in record.samples:
                 place = (
@@ -255,20 +255,20 @@ def _samples(cells: Cells, records: Sequence[Record]) -> Iterator[Block]:
                 )
                 texts[place].append(f"{name}: {sample.get('fill', sample.get('continuation', ABSENT))}")
         yield from (Bullets(place, written) for place, written in texts.items())
-        missing = [f"{r.system}: not available here: {r.unavailable}" for r in found if r.unavailable is not None]
+        missing = [f"{r.system}: not available here: {r.unavailable}" for r in chosen if r.unavailable is not None]
         if missing:
             yield Bullets("Not shown:", sorted(missing))
 
 
 def _conditions(results: Results) -> Iterator[Block]:
-    """Yield time, hardware, versions, models, and what was skipped."""
+    """Yield time, hardware, versions, models, and skipped records."""
     records = results.records
     yield Heading(2, "Conditions")
     seconds = sum(record.seconds for record in records)
     yield Text(f"The cells shown took {seconds:,.0f} seconds in all ({seconds / 3600:.1f} hours).")
     lists = {
-        "Hardware (cells):": (", ".join(f"{k} {v}" for k, v in sorted(one.hardware.items())) for one in records),
-        "Versions (cells):": (f"{library} {version}" for one in records for library, version in one.versions.items()),
+        "Hardware (cells):": (", ".join(f"{k} {v}" for k, v in sorted(record.hardware.items())) for record in records),
+        "Versions (cells):": (f"{library} {version}" for r in records for library, version in r.versions.items()),
     }
     counted = [
         Bullets(head, [f"{name or 'unknown'} ({count})" for name, count in sorted(Counter(names).items())])

@@ -1,4 +1,4 @@
-"""The numbers of the paper's tables, from `paper_values.json`, with our row that each row is compared with."""
+"""Load the numbers of the paper's tables from `paper_values.json`, each row with our corresponding row."""
 
 import json
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ FILE = Path(__file__).with_suffix(".json")
 
 
 class Column(NamedTuple):
-    """One figure of a table: where its records are and which of their metrics it is."""
+    """Locate one figure of a table: its records and their metric."""
 
     unit: str
     metric: str
@@ -17,13 +17,13 @@ class Column(NamedTuple):
 
     @property
     def title(self) -> str:
-        """As the head of a column."""
+        """Return the head of the column."""
         return f"{self.unit} {self.metric}"
 
 
 @dataclass(frozen=True)
 class PaperRow:
-    """One row as printed."""
+    """Hold one row as printed."""
 
     name: str
     answers: tuple[str, ...]
@@ -32,7 +32,7 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One table of the paper."""
+    """Hold one table of the paper."""
 
     name: str
     number: str
@@ -54,7 +54,7 @@ class PaperTable:
 
 @dataclass(frozen=True)
 class PaperValues:
-    """All tables, and what they are from."""
+    """Hold all tables and their source."""
 
     source: str
     model: str
@@ -69,7 +69,7 @@ def read_paper_values() -> PaperValues:
 
 
 def _table(entry: dict[str, Any]) -> PaperTable:
-    """Return one table of the file."""
+    """Parse one table of the file."""
     columns = tuple(Column(unit, metric, *(table or [entry["table"]])) for unit, metric, *table in entry["columns"])
     rows = tuple(
         PaperRow(

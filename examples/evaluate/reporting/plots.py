@@ -1,4 +1,4 @@
-"""The figures of the page, as SVG: bars of tables, and curves over training steps with error bars over replicas."""
+"""Draw the figures of the page as SVG: bars of tables, and curves over training steps with error bars."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ try:
     import matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-except ImportError:  # the scripts say what to install; their `--help` works without it
+except ImportError:  # the scripts report the missing extra; their `--help` works without it
     pass
 
 from examples.evaluate.reporting.blocks import Picture
 from examples.evaluate.reporting.cells import Cells, Value
 from examples.evaluate.reporting.tables import MEASURED, Row, Table
 
-# The salt gives the same bytes from the same records; a dollar sign in a name is not a formula.
+# The salt makes the bytes reproducible; a dollar sign in a name is not a formula.
 STYLE: Any = {"svg.hashsalt": "magnet", "text.parse_math": False, "font.size": 9}
-# A system has one colour in all figures; its reading is shown by the line. Okabe and Ito's colours, which can be told
-# apart with any colour vision, without yellow, which is too light for lines; the last two are Tol's.
+# A system has the same color in all figures; the line style shows its reading. These are Okabe and Ito's colors, which
+# suit any color vision, without yellow, which is too light for lines; the last two are from Tol's palette.
 COLORS = {
     "base": "#000000",
     "MAGNET": "#0072b2",
@@ -40,7 +40,7 @@ BAR_COLUMNS = 4
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes of curves; `level` is the figure of the base, which was not trained."""
+    """Hold one pair of axes of curves; `level` is the figure of the untrained base."""
 
     title: str
     label: str
@@ -49,7 +49,7 @@ class Panel:
 
 
 def draw_bars(table: Table) -> Picture | None:
-    """Draw one panel for each column that has figures of ours and of the paper, one bar for each row."""
+    """Draw a panel for each column with figures of ours and of the paper, one bar per row."""
     assert table.paper is not None
     measured, quoted = (
         {column for row in table.rows if (row.origin == MEASURED) is is_ours for column in row.values}
@@ -113,7 +113,7 @@ def draw_repetition(cells: Cells, base: str | None) -> Picture | None:
 
 
 def draw_infilling(cells: Cells, base: str | None) -> Picture | None:
-    """Draw the perplexity of what was removed over training steps."""
+    """Draw the perplexity of the removed tokens over training steps."""
     panels = [
         _panel(cells, "infilling", unit, "perplexity", base, title=unit, label="perplexity per token removed")
         for unit in cells.units("infilling")
@@ -132,15 +132,15 @@ def draw_objectives(cells: Cells) -> Picture | None:
 
 
 def _panel(cells: Cells, table: str, unit: str, metric: str, base: str | None, *, title: str, label: str) -> Panel:
-    """Return the curves of all systems that have one, and the level of the base."""
-    found = {row: cells.curve(table, row, unit, metric) for row in cells.rows(table)}
+    """Collect the curves of all systems that have one, and the level of the base."""
+    all_curves = {row: cells.curve(table, row, unit, metric) for row in cells.rows(table)}
     level = cells.value(table, base, unit, metric) if base else None
-    curves = {row: curve for row, curve in found.items() if len(curve) > 1}
+    curves = {row: curve for row, curve in all_curves.items() if len(curve) > 1}
     return Panel(title, label, curves, (str(base), level.mean) if level else None)
 
 
 def _draw_bars(axes: Axes, rows: Sequence[Row], values: Sequence[Value | float | None], *, digits: int) -> None:
-    """Draw one column of a table, its first row on top."""
+    """Draw one column of a table, with its first row on top."""
     for place, (row, value) in enumerate(zip(rows, values, strict=True)):
         if value is None:
             continue
@@ -175,19 +175,19 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
 
 
 def _look_of(name: str) -> tuple[str, str]:
-    """Return colour and line of a row."""
+    """Return color and line style of a row."""
     system, _, reading = name.partition(", ")
     return COLORS.get(system, OTHER_COLOR), LINES.get(reading, "--")
 
 
 def _short(name: str) -> str:
-    """Return a name as a figure has room for it, without characters that fonts lack."""
+    """Shorten a name for a figure and remove characters that fonts lack."""
     name = "".join(character if character.isprintable() else "?" for character in name)
     return name if len(name) <= 32 else f"{name[:31]}…"
 
 
 def _save(figure: Figure) -> bytes:
-    """Save as SVG, without the time."""
+    """Save as SVG without the time."""
     figure.set_layout_engine("constrained")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")

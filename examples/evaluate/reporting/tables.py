@@ -1,4 +1,4 @@
-"""One table of the page: what was measured here beside what the paper prints, never mixed in a cell."""
+"""Build one table of the page: measured and quoted figures, never mixed in a row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from examples.evaluate.reporting.cells import Cells, Value, list_counts, list_se
 from examples.evaluate.reporting.paper_values import Column, PaperTable
 
 MEASURED, QUOTED = "measured here", "quoted from the paper"
-# The systems of the study in their order; what else was measured follows by name.
+# The order of the study's systems; other systems follow by name.
 OURS = (
     *("base", "MNTP", "MTP", "SSCL", "MNTP + MSG", "SSCL + MSG", "MAGNET", "LLM2Vec recipe"),
     *("unidirectional", "zero-shot", "five-shot"),
@@ -17,7 +17,7 @@ OURS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One row: a system measured here, or one of the paper's; `missing` says why a figure could not be measured."""
+    """Hold one row, measured here or quoted; `missing` gives the reasons for missing figures."""
 
     name: str
     origin: str
@@ -28,7 +28,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One figure of the paper and ours; the gains are improvements over the base of the same table."""
+    """Compare one figure of the paper with ours; gains are improvements over the base of the same table."""
 
     theirs: str
     ours: str
@@ -41,7 +41,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with all that a reader needs to judge it."""
+    """Hold a table with all that a reader needs to judge it."""
 
     name: str
     columns: list[Column]
@@ -56,25 +56,25 @@ class Table:
 
     @property
     def title(self) -> str:
-        """The heading of its section."""
+        """Return the heading of its section."""
         return f"{self.paper.title} ({self.paper.number})" if self.paper else self.name
 
     @property
     def is_measured(self) -> bool:
-        """Whether any of its figures was measured here."""
+        """Return whether any of its figures was measured here."""
         return any(row.values for row in self.rows if row.origin == MEASURED)
 
 
 def build_table(cells: Cells, name: str, paper: PaperTable | None) -> Table:
-    """Combine what the records and the paper say of a table."""
+    """Combine the records and the paper's values of a table."""
     columns = list(paper.columns) if paper else []
     if paper is None or all(column.table == name for column in columns):
-        found = [
+        own_columns = [
             Column(unit, metric, name) for unit in cells.units(name) for metric in cells.metrics(name, unit) or [""]
         ]
-        columns += [column for column in found if column not in columns]
-        # A unit that nobody could measure needs no column of its own beside the paper's.
-        columns = [one for one in columns if one.metric or one.unit not in {c.unit for c in columns if c.metric}]
+        columns += [column for column in own_columns if column not in columns]
+        # Drop a unit that could not be measured in any row and that the paper does not have.
+        columns = [item for item in columns if item.metric or item.unit not in {c.unit for c in columns if c.metric}]
     measured = [row for row in _measured_rows(cells, columns, paper) if row.values or row.missing]
     quoted = [Row(row.name, QUOTED, row.name, dict(row.values)) for row in paper.rows] if paper else []
     records = [
@@ -105,9 +105,9 @@ def _units(column: Column, paper: PaperTable | None) -> tuple[str, ...]:
 
 
 def _measured_rows(cells: Cells, columns: Sequence[Column], paper: PaperTable | None) -> list[Row]:
-    """Return the study's systems in its order, then the others by name."""
+    """Return the study's systems in order, then the others by name."""
     names = sorted({row for column in columns for row in cells.rows(column.table)})
-    if paper and any(column.table != paper.name for column in columns):  # it repeats some rows of other tables
+    if paper and any(column.table != paper.name for column in columns):  # repeats rows of other tables
         asked = {cells.find(column.table, row.answers) for row in paper.rows for column in row.values}
         names = [name for name in names if name in asked]
     order = {name: place for place, name in enumerate(OURS)}
@@ -136,7 +136,7 @@ def _compare(cells: Cells, paper: PaperTable, measured: Sequence[Row]) -> list[C
     answers = {row.name: _answer(cells, row.answers, row.values, rows) for row in paper.rows}
     base = paper.row(paper.base) if paper.base else None
     our_base = answers[base.name] if base else None
-    found = []
+    comparisons = []
     for row in paper.rows:
         answer = answers[row.name]
         for column, number in row.values.items() if answer else ():
@@ -144,21 +144,21 @@ def _compare(cells: Cells, paper: PaperTable, measured: Sequence[Row]) -> list[C
             if answer is None or not isinstance(value, Value):
                 continue
             paper_gain = gain = None
-            if base and row != base:  # a base gains nothing over itself
+            if base and row != base:  # a base has no gain over itself
                 paper_gain = _gain(paper, number, base.values.get(column))
                 gain = _gain(paper, value.mean, our_base.values.get(column) if our_base else None)
-            found.append(Comparison(row.name, answer.name, column, number, value, paper_gain, gain))
-    return found
+            comparisons.append(Comparison(row.name, answer.name, column, number, value, paper_gain, gain))
+    return comparisons
 
 
 def _answer(cells: Cells, names: Sequence[str], columns: dict[Column, float], rows: dict[str, Row]) -> Row | None:
-    """Return our row that a row of the paper is compared with."""
-    found = [cells.find(table, names) for table in dict.fromkeys(column.table for column in columns)]
-    return next((rows[name] for name in found if name in rows), None)
+    """Return our row that corresponds to a row of the paper."""
+    names_found = [cells.find(table, names) for table in dict.fromkeys(column.table for column in columns)]
+    return next((rows[name] for name in names_found if name in rows), None)
 
 
 def _gain(paper: PaperTable, value: float, base: Value | float | None) -> float | None:
-    """Return how much better than the base: in the table's unit, or in percent of the base."""
+    """Return the improvement over the base, in the table's unit or in percent of the base."""
     level = base.mean if isinstance(base, Value) else base
     if level is None or (paper.gain_is_share and not level):
         return None
@@ -167,7 +167,7 @@ def _gain(paper: PaperTable, value: float, base: Value | float | None) -> float 
 
 
 def _notes(records: Sequence[Record], paper: PaperTable | None) -> list[str]:
-    """Return what a reader has to know of the rows."""
+    """Return notes that a reader needs about the rows."""
     notes = [paper.note] if paper and paper.note else []
     steps = sorted({f"{record.system} (step {record.step})" for record in records if record.step is not None})
     if steps:
