@@ -34,8 +34,8 @@ try:  # only needed by models with an adapter
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
-    ADAPTER_LAYERS: tuple[type, ...] = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-    BINDABLE_LAYERS: tuple[type, ...] = (LoraLayer, AuxiliaryTrainingWrapper)
+    ADAPTER_LAYERS: tuple[Any, ...] = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    BINDABLE_LAYERS: tuple[Any, ...] = (LoraLayer, AuxiliaryTrainingWrapper)
 except ImportError:
     ADAPTER_LAYERS = BINDABLE_LAYERS = ()
 

@@ -78,6 +78,7 @@ def token_losses(
         )
     targets = target_ids.to(states.device).long().flatten()  # (T,)
     is_set = targets != IGNORE_INDEX
+    _check_targets(targets, vocab_size=vocab_size)
     num_targets = max(1, _bound_of_targets(is_set, num_targets))
     dtype = _product_dtype(head, states)
     rows = chunk_size or _chunk_size(num_targets, vocab_size=vocab_size, dtype=dtype, device=states.device)
@@ -96,6 +97,18 @@ def token_losses(
         losses, hits = _with_any_head(project, set_states, set_targets, rows=rows)
     shape = target_ids.shape
     return TokenLosses(_put(losses, indices, shape), None if hits is None else _put(hits, indices, shape))
+
+
+def _check_targets(targets: torch.Tensor, *, vocab_size: int) -> None:
+    """Refuse tokens outside the vocabulary on a CPU, where PyTorch names an index of an inner tensor."""
+    if targets.device.type != "cpu" or torch.compiler.is_compiling() or not targets.numel():
+        return
+    least, most = int(targets.min()), int(targets.max())
+    if most >= vocab_size or (least < 0 and least != IGNORE_INDEX):
+        raise ValueError(
+            f"`target_ids` holds {most if most >= vocab_size else least}; expected tokens from 0 to {vocab_size - 1}, "
+            "or -100 for none."
+        )
 
 
 def _bound_of_targets(is_set: torch.Tensor, num_targets: int | None) -> int:

@@ -337,6 +337,11 @@ class StepMasks:
         return self._render(allowed, self.starts[:num_rows] + step, keys)
 
     def _render(self, allowed: torch.Tensor, query_positions: torch.Tensor, key_positions: torch.Tensor) -> Any:
-        options: dict[str, Any] = {"implementation": str(self.config._attn_implementation), "dtype": self.dtype}
-        positions = {"query_positions": query_positions, "key_positions": key_positions}
-        return render_for_layers(allowed, windows=self.windows, **positions, **options)
+        return render_for_layers(
+            allowed,
+            windows=self.windows,
+            query_positions=query_positions,
+            key_positions=key_positions,
+            implementation=str(self.config._attn_implementation),
+            dtype=self.dtype,
+        )
