@@ -88,7 +88,7 @@ def open_named(args: argparse.Namespace) -> Opened:
         )
     except Exception as error:  # code and files of third parties may raise anything
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-        hint = " Here: `--mask_token`." if "mask_token=" in str(error) and args.mask_token is None else ""
+        hint = " Here: `--mask_token`." if "`mask_token`" in str(error) and args.mask_token is None else ""
         raise ValueError(f"{args.model!r} cannot be opened: {kind}{in_one_line(error)}{hint}") from error
 
 

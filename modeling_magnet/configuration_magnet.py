@@ -139,7 +139,7 @@ class MagnetSettings:
 
     @classmethod
     def update(cls, config: Any, **values: Any) -> None:
-        """Change settings of a model's config by name. If one is invalid, raise a `ValueError` and change nothing."""
+        """Change `values` in the settings of a model's config, or raise a `ValueError` and change nothing."""
         cls.from_dict({**config.magnet, **values})
         config.magnet.update(values)
 

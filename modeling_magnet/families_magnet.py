@@ -93,7 +93,11 @@ class AutoMagnetForCausalLM:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Call `from_pretrained` of the family's class with the same arguments."""
+        """Call `from_pretrained` of the family's class.
+
+        Args:
+            pretrained_model_name_or_path, args, kwargs: As in `MagnetMixin.from_pretrained`.
+        """
         where = {name: kwargs[name] for name in SOURCE_ARGUMENTS if kwargs.get(name) is not None}
         family = cls.family_of(str(pretrained_model_name_or_path), **where)
         return family.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)

@@ -161,7 +161,7 @@ def test_vector_outside_its_dtype_is_reported_as_corrupt(tmp_path, options, mode
     [
         (["--output=out.txt"], "`--output` is 'out.txt'; its name must end in .npy or .parquet"),
         (["--id_column=key"], "`--id_column` is 'key'"),
-        (["--texts=nowhere.jsonl"], "`texts` is 'nowhere.jsonl': no data file there"),
+        (["--texts=nowhere.jsonl"], "`texts` is 'nowhere.jsonl': no data file found"),
         (["--text_column=body"], "no column 'body'; its columns are 'key', 'text'"),
         (["--model_name_or_path=./nowhere"], "./nowhere.*no model can be read"),
         (["--prompt=a", "--prompt_name=STS"], "Choose one"),

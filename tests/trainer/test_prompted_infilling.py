@@ -115,5 +115,5 @@ def test_invalid_arguments_raise(stock):
         PromptedInfiller(*stock, family="fim")
     with pytest.raises(ValueError, match="`examples` were given for 'contextual'"):
         PromptedInfiller(*stock, family="contextual", examples=[SolvedGap("a", "b", "c")])
-    with pytest.raises(ValueError, match="`prefix` is list of 2, `suffix` list of 1"):
+    with pytest.raises(ValueError, match="`prefix` is a list of length 2, `suffix` is a list of length 1"):
         PromptedInfiller(*stock).infill(["a", "b"], ["c"], max_new_tokens=1)
