@@ -148,20 +148,24 @@ def long_functions() -> list[str]:
     return found
 
 
-def main() -> None:
-    """Print the table."""
+def table() -> list[tuple[str, int, int]]:
+    """Return the name of each row, its count and its limit."""
     files, lines = remote_code()
     rows = [("remote code: files", files, 20), ("remote code: lines", lines, 4600)]
     limits = {"modeling_magnet": 6000, "trainer": 4500, "examples": 13_000, "tests": 24_000}
     rows += [(f"{name}: lines", lines_of(ROOT / name)[1], limit) for name, limit in limits.items()]
     rows += [("classes of ours before Llama's", classes_before_llama(), 3)]
-    found = traces()
+    traced = traces()
     for name, most_files, most_switches in (("infill of one gap", 12, 60), ("training step", 13, 50)):
-        rows += [(f"{name}: files", found[name].files, most_files)]
-        rows += [(f"{name}: switches", found[name].switches, most_switches)]
+        rows += [(f"{name}: files", traced[name].files, most_files)]
+        rows += [(f"{name}: switches", traced[name].switches, most_switches)]
     rows += [("own options of adapt.py", own_options(), 45), ("raw uses of the settings", raw_settings(), 0)]
-    rows += [(f"functions above {LONGEST_FUNCTION} lines", len(long_functions()), 0)]
-    for name, count, limit in rows:
+    return [*rows, (f"functions above {LONGEST_FUNCTION} lines", len(long_functions()), 0)]
+
+
+def main() -> None:
+    """Print the table."""
+    for name, count, limit in table():
         print(f"{name:36s}{count:8,}{limit:10,}{'' if count <= limit else '  above'}")
 
 

@@ -10,6 +10,19 @@ from trainer.objectives import parse_phases
 from . import proportions
 from .golden import tiny_model
 
+# Rows above their limit, as of 2026-11-30: these numbers may only fall.
+STILL_ABOVE = {
+    "remote code: lines": 6250,
+    "modeling_magnet: lines": 7800,
+    "trainer: lines": 5050,
+    "tests: lines": 27_900,
+}
+
+
+def test_every_row_is_within_its_limit_or_does_not_grow():
+    above = {name: count for name, count, limit in proportions.table() if count > STILL_ABOVE.get(name, limit)}
+    assert not above
+
 
 def test_trace_sees_only_our_functions():
     assert proportions.trace(lambda: json.dumps([1])) == (0, 0, 0)
