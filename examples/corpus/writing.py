@@ -81,7 +81,9 @@ class WorkFolder:
         if chunk.ids:
             write_json(self.ids_file(chunk.index), chunk.ids)
         with whole_file(self.vectors_file(chunk.index)) as file:
-            np.save(file, vectors)
+            # Not `np.save`: if the disk is full, its error lacks the number and the cause.
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(vectors))
+            file.write(vectors.view(np.uint8).data)
         row = {"chunk": chunk.index, "rows": chunk.num_rows, "complaints": chunk.complaints}
         append_rows(self.log, [row])
         self.chunks[chunk.index] = json.loads(json.dumps(row))

@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     options.add_limit(parser, "texts of each kind that are drawn")
     parser.add_argument("--shots", type=at_least(0), help="solved examples in the prompts that take some")
     options.add_max_new_tokens(parser, "fill", default=32)
-    parser.add_argument("--continuation_tokens", type=at_least(), help="tokens of a continuation at most")
+    parser.add_argument("--continuation_tokens", type=at_least(), help="tokens of a written continuation, at most")
     args = options.parse(parser, arguments)
     rows = {system.name for system in fill_systems(shots=args.shots)} - {MAGNET}
     if taken := sorted(rows & args.model.keys()):

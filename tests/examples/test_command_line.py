@@ -32,7 +32,6 @@ SCRIPTS = sorted(
 # One option per line: its spelling, then the names that must not be used for it.
 SPELLINGS = (
     ("--model_name_or_path", "--model_path", "--model_name", "--checkpoint"),
-    ("--magnet", "--adapted"),
     ("--output_dir", "--out_dir", "--output_folder"),
     ("--device", "--devices", "--use_gpu"),
     ("--texts", "--text_files", "--corpora"),
@@ -106,14 +105,14 @@ def test_device_model_and_dtype_options_agree_in_all_scripts(parsers):
         if name == "--model_name_or_path":
             model.add(script)
             assert script == "adapt.py" or "--model" in action.option_strings, script
-        if name in ("--magnet", "--base", "--judge"):
+        if name in ("--base", "--judge"):
             model.add(script)
         if name == "--device":
             device.add(script)
             assert action.default is None
             assert action.help.startswith("such as cpu or cuda:1; ")
         if name == "--data":
-            assert action.help.startswith("folder of the data's files, in it or in its sub-folders")
+            assert action.help.startswith("folder with the data files")
     # These choose in other ways: the Trainer's own options, a device per process, a plan.
     others = {"adapt.py", "encode_corpus.py", "evaluate/study.py"}
     assert model - others <= device
@@ -222,10 +221,10 @@ def test_help_works_without_extras_and_missing_extras_are_reported(tmp_path, sto
 
 COUNT = """
 import resource, sys
+import torch
 from examples.command_line import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
-import torch
 torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(4):

@@ -18,7 +18,7 @@ from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.publishing.merging import largest_differences
 from modeling_magnet.publishing.writing import stale_files
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def kills(folder, old, new, how, count):
