@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -96,7 +97,8 @@ def test_public_constants_are_documented(package):
 def test_pdoc_warnings_and_local_paths_fail_the_reference(tmp_path, monkeypatch):
     pytest.importorskip("pdoc", reason="pdoc is not installed")
     monkeypatch.syspath_prepend(tmp_path)
-    below = sys.prefix + os.sep  # pdoc hides what is also the value of an environment variable
+    # Below a folder: pdoc hides what is also the value of an environment variable.
+    below = os.path.join(tempfile.gettempdir(), "somewhere")
     for name, line in (("an_unknown_type", "def speak(to: 'Nobody'): ..."), ("a_folder", f"PLACE = {below!r}")):
         (tmp_path / f"{name}.py").write_text(f'"""A module."""\n\n{line}\n')
         monkeypatch.setattr(reference, "documented_modules", lambda name=name: [importlib.import_module(name)])
