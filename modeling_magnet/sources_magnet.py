@@ -225,7 +225,7 @@ class ModelSource:
                 stored = (self.read_json(ADAPTER_SETTINGS) or {}).get("gguf_file")
                 source = bases.gguf.base_of_adapter(source, requested=requested, stored=stored)
             if source.gguf() is None and source.file(CONFIG) is None:
-                raise ValueError(f"{source} has no config.json, so it is not a model; merge an adapter first")
+                raise ValueError(f"{source} has no readable config.json: it is not a model or not reachable.")
         except Exception as error:  # the caller did not name the base: every message must say where it is named
             raise CheckpointError(
                 f"{self} is an adapter, and its base cannot be read: {first_line(error)} Correct "

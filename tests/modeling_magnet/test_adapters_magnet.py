@@ -352,7 +352,7 @@ def test_an_adapter_without_its_base_raises(adapted, tmp_path):
     for base, message in (
         (None, "names the base None"),
         (str(tmp_path / "gone"), "is an adapter, and its base cannot be read"),
-        (str(folder), "has no config.json, so it is not a model"),
+        (str(folder), "has no readable config.json"),
     ):
         (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
         with pytest.raises(ValueError, match=message):
