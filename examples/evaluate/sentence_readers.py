@@ -14,15 +14,13 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from modeling_magnet.batching_magnet import ACCELERATOR_BATCH_TOKENS, CPU_BATCH_TOKENS, PROGRESS_FROM_TEXTS
+from modeling_magnet.batching_magnet import PROGRESS_FROM_TEXTS, hidden_states, token_budget
 from modeling_magnet.pooling_magnet import Pooling, pool_states
 from modeling_magnet.tokenization_magnet import (
     bos_ids,
     check_text,
     context_length,
     join_prompt,
-    pad_token_rows,
-    plan_batches,
     prompt_length,
     read_texts,
     text_ids,
@@ -228,21 +226,15 @@ def _pooled_causally(
     starts: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Return a vector of each token row in causal mode, pooled over its tokens from `starts` on."""
-    known = (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id, 0)
-    pad_token_id = next(token_id for token_id in known if token_id is not None)
-    budget = CPU_BATCH_TOKENS if model.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
-    no_logits = torch.arange(0, device=model.device)
     vectors = np.empty((len(rows), model.config.hidden_size), dtype=np.float32)
     with tqdm(total=len(rows), desc="Encoding", unit="text", disable=len(rows) < PROGRESS_FROM_TEXTS) as bar:
-        for indices in plan_batches([len(row) for row in rows], max_tokens=budget):
-            padded = pad_token_rows([rows[index] for index in indices], pad_token_id=pad_token_id)
-            batch = {name: tensor.to(model.device) for name, tensor in padded.items()}
-            states = model(**batch, mode="causal", use_cache=False, logits_to_keep=no_logits).last_hidden_state
-            counted = batch["attention_mask"]  # (B, S)
+        for batch in hidden_states(model, rows, batch_tokens=token_budget(model), batch_size=None, mode="causal"):
+            counted = batch.attention_mask  # (B, S)
             if starts is not None:
-                place = torch.arange(states.shape[1], device=model.device)
-                counted = counted * (place >= torch.tensor([starts[i] for i in indices], device=model.device)[:, None])
-            pooled = pool_states(states, counted, pooling=pooling, prompt_length=prompt_length)
-            vectors[indices] = pooled.cpu().numpy()
-            bar.update(len(indices))
+                place = torch.arange(counted.shape[1], device=model.device)
+                first = torch.tensor([starts[index] for index in batch.indices], device=model.device)
+                counted = counted * (place >= first[:, None])
+            pooled = pool_states(batch.states, counted, pooling=pooling, prompt_length=prompt_length)
+            vectors[batch.indices] = pooled.cpu().numpy()
+            bar.update(len(batch.indices))
     return vectors

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 
 from examples.evaluate.driver import open_magnet
 from modeling_magnet import AutoMagnetForCausalLM
-from modeling_magnet.batching_magnet import ACCELERATOR_BATCH_TOKENS, CPU_BATCH_TOKENS, ReadingMode
+from modeling_magnet.batching_magnet import ReadingMode, token_budget
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.tokenization_magnet import context_length, plan_batches
 from modeling_magnet.words_magnet import PlacedVectors, Shift, owners_of_tokens
@@ -73,9 +73,8 @@ def encoder_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[s
     if 0 < context < max(lengths, default=0):  # XLNet, which has no limit, returns -1
         raise ValueError(f"A text has {max(lengths)} tokens, but the encoder reads {context} at most. Split it.")
     inputs = [name for name in tokenizer.model_input_names if name in rows]
-    budget = CPU_BATCH_TOKENS if model.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
     vectors: dict[int, PlacedVectors] = {}
-    for batch in plan_batches(lengths, max_tokens=budget):
+    for batch in plan_batches(lengths, max_tokens=token_budget(model)):
         chosen = {name: [rows[name][index] for index in batch] for name in inputs}
         padded: Any = tokenizer.pad(chosen, return_tensors="pt", return_attention_mask=True)
         hidden = model(**padded.to(model.device)).last_hidden_state.float().cpu().numpy()
