@@ -31,7 +31,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import unwrap_peft_model
 
 from modeling_magnet import AutoMagnetForCausalLM
-from modeling_magnet.configuration_magnet import MODES, resolve_mask_token
+from modeling_magnet.configuration_magnet import MODES, MagnetSettings, resolve_mask_token
 from modeling_magnet.families_magnet import open_without_weights
 from modeling_magnet.masking_magnet import MASKED_BACKENDS
 from modeling_magnet.tokenization_magnet import join_prompt
@@ -204,8 +204,7 @@ def open_tokenizer(
     # Frozen weights lose nothing in bfloat16 if they are stored in it, and need no conversion for each product.
     is_half = str(getattr(config, "dtype", None)).endswith("bfloat16")
     adapt.dtype = adapt.dtype or ("bfloat16" if training.bf16 and lora.use_lora and is_half else "float32")
-    known = (getattr(config, "magnet", None) or {}).get("mask_token_id")
-    if known is None or adapt.mask_token is not None:
+    if MagnetSettings.of(config).mask_token_id is None or adapt.mask_token is not None:
         resolve_mask_token(tokenizer, adapt.mask_token)
     if adapt.max_length > config.max_position_embeddings:
         raise ValueError(

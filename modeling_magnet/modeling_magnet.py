@@ -16,6 +16,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .adapters_magnet import (
+    HEAD_NAME,
     adapters_for,
     bind_adapters,
     forget_deleted_adapter,
@@ -106,7 +107,7 @@ class MagnetMixin(_Host):
     """
 
     # The contrastive head is saved in its own file, so the main weights never contain it.
-    _keys_to_ignore_on_load_missing = [r"^sscl_head\."]
+    _keys_to_ignore_on_load_missing = [rf"^{HEAD_NAME}\."]
 
     config: Any
     sscl_head: ContrastiveHead

@@ -125,6 +125,7 @@ def raw_settings() -> int:
             if file.name != "configuration_magnet.py":
                 text = file.read_text(encoding="utf-8")
                 found += text.count("config.magnet[") + text.count("config.magnet.") + text.count("config.magnet =")
+                found += text.count('config, "magnet"')
     return found
 
 

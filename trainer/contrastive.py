@@ -7,12 +7,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from modeling_magnet.adapters_magnet import HEAD_PREFIX
+from modeling_magnet.adapters_magnet import HEAD_NAME, HEAD_PREFIX
 from modeling_magnet.pooling_magnet import ContrastiveHead
 
 from .distributed import sharded_like, whole
 
-HEAD_NAME = HEAD_PREFIX.removesuffix(".")
 HEAD_FILE = f"{HEAD_NAME}.safetensors"
 
 
