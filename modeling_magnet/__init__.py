@@ -11,8 +11,10 @@ from .families_magnet import (
     MagnetQwen3ForCausalLM,
     MagnetSmolLM3ForCausalLM,
 )
-from .infilling_magnet import InfillOptions, InfillOutput
-from .modeling_magnet import MagnetCausalLMOutput, MagnetLlamaForCausalLM, MagnetMixin
+from .infill_options_magnet import InfillOptions
+from .infilling_magnet import InfillOutput
+from .modeling_magnet import MagnetCausalLMOutput, MagnetLlamaForCausalLM, MagnetMixin, MagnetModelOutput
+from .pooling_magnet import quantize_embeddings
 from .spans_magnet import Fill
 
 __version__ = "0.1.0"
@@ -28,9 +30,11 @@ __all__ = [
     "MagnetLlamaForCausalLM",
     "MagnetMistralForCausalLM",
     "MagnetMixin",
+    "MagnetModelOutput",
     "MagnetOlmo2ForCausalLM",
     "MagnetQwen2ForCausalLM",
     "MagnetQwen3ForCausalLM",
     "MagnetSettings",
     "MagnetSmolLM3ForCausalLM",
+    "quantize_embeddings",
 ]

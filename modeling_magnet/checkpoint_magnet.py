@@ -109,12 +109,12 @@ def load_model(
     arguments = {name: kwargs[name] for name in SOURCE_ARGUMENTS if kwargs.get(name) is not None}
     adapter = _adapter_of_auto_class(kwargs.pop("adapter_kwargs", None))
     opened = _open(kind, ModelSource(str(path), arguments), adapter, config=kwargs.get("config"))
-    source, adapter, settings = opened.model, opened.adapter, opened.settings
+    source, adapter = opened.model, opened.adapter
     kwargs = {name: value for name, value in kwargs.items() if name not in arguments} | source.arguments
     if publishing is not None and not any(kwargs.get(name) for name in _OTHER_WEIGHTS):
         publishing.check_weights(source)
     # Find the tokenizer before loading the weights, so that a missing mask token fails fast.
-    tokenizer_source = _find_tokenizer(opened, mask_token)
+    tokenizer_source, mask = _find_tokenizer(opened, mask_token)
     wants_info = kwargs.pop("output_loading_info", False)
     may_differ = kwargs.pop("ignore_mismatched_sizes", False)
     model, info = _read_weights(kind, load, source, *model_args, **kwargs)
@@ -125,8 +125,8 @@ def load_model(
         of_base = ("force_download", "gguf_file")  # these apply only to the base
         adapter_kwargs = {name: value for name, value in adapter.arguments.items() if name not in of_base}
         model.load_adapter(adapter.path, adapter_kwargs=adapter_kwargs)
-    # `load_adapter` replaced the settings, including a mask token that `_find_tokenizer` resolved.
-    MagnetSettings.update(model.config, mask_token=settings.mask_token, mask_token_id=settings.mask_token_id)
+    if mask is not None:  # last, because `load_adapter` replaces the settings
+        MagnetSettings.update(model.config, mask_token=mask[0], mask_token_id=mask[1])
     model._card_source = (adapter or source) if opened.is_ours else None
     adapter_is_ours = adapter is not None and opened.is_ours
     if MagnetSettings.of(model.config).contrastive_head is not None and not adapter_is_ours:
@@ -155,19 +155,20 @@ def _open(kind: Any, source: ModelSource, adapter: ModelSource | None, *, config
     return _Opened(source, adapter, settings, is_ours=bool(stored))
 
 
-def _find_tokenizer(opened: _Opened, mask_token: str | None) -> TokenizerSource:
-    """Return the source of the tokenizer, and complete the settings with the mask token if they lack it."""
-    place, settings = tokenizer_place(opened.model, opened.adapter), opened.settings
+def _find_tokenizer(opened: _Opened, mask_token: str | None) -> tuple[TokenizerSource, tuple[str, int] | None]:
+    """Return the source of the tokenizer, and the mask token with its id if the settings need one."""
+    place = tokenizer_place(opened.model, opened.adapter)
     source = TokenizerSource(place.path, place.arguments)
-    tokenizer = source.find() if settings.mask_token_id is None or mask_token is not None else None
+    needs_mask = opened.settings.mask_token_id is None or mask_token is not None
+    tokenizer = source.find() if needs_mask else None
     if tokenizer is not None:
-        settings.mask_token, settings.mask_token_id = resolve_mask_token(tokenizer, mask_token)
-    elif mask_token is not None:
+        return source, resolve_mask_token(tokenizer, mask_token)
+    if mask_token is not None:
         raise ValueError(
             f"mask_token={mask_token!r} was passed, but {opened.model} has no tokenizer to look it up in. Add the "
             "tokenizer's files, or set `model.tokenizer` after loading."
         )
-    return source
+    return source, None
 
 
 def _check_report(source: ModelSource, info: dict[str, Any], *, may_differ: bool) -> None:

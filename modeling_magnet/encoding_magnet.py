@@ -12,7 +12,15 @@ from typing import Any, Literal, get_args
 import torch
 from transformers.utils.logging import tqdm
 
-from .batching_magnet import HiddenStates, evaluating, is_progress_hidden, pad_token_id, token_budget
+from .batching_magnet import (
+    HiddenStates,
+    check_vectors,
+    evaluating,
+    is_progress_hidden,
+    pad_token_id,
+    probe_attention,
+    token_budget,
+)
 from .configuration_magnet import MagnetSettings
 from .pooling_magnet import (
     PRECISIONS,
@@ -20,10 +28,9 @@ from .pooling_magnet import (
     Precision,
     check_choice,
     check_pooling,
-    pool_states,
     quantize_embeddings,
+    sentence_vectors,
 )
-from .probe_magnet import check_vectors, probe_attention
 from .tokenization_magnet import (
     check_room,
     check_texts,
@@ -131,16 +138,6 @@ def preprocess(
     options: dict[str, Any] = {"prompt": prompt, "split_special_tokens": split_special_tokens}
     rows = tokenize_texts(model.tokenizer, texts, max_length=model.max_seq_length, **options)
     return pad_token_rows(rows, pad_token_id=pad_token_id(model))
-
-
-def sentence_vectors(
-    model: Any, states: torch.Tensor, attention_mask: torch.Tensor, *, pooling: Pooling, prompt_length: int
-) -> torch.Tensor:
-    """Pool hidden states `(B, S, H)` to float32 vectors `(B, H)`, and apply the contrastive head if there is one."""
-    vectors = pool_states(states, attention_mask, pooling=pooling, prompt_length=prompt_length)
-    if MagnetSettings.of(model.config).contrastive_head is not None:
-        vectors = model.sscl_head(vectors.to(model.dtype)).float()
-    return vectors
 
 
 class _EncodeCall:

@@ -225,6 +225,8 @@ class MagnetMixin(_Host):
     ) -> Any:
         """Render the mask of a mode for the active attention back-end; in causal mode return the given mask.
 
+        The name is that of transformers' former method, which subclasses override to change who attends to whom.
+
         Args:
             attention_mask (`torch.Tensor` of shape `(B, KV)`, *optional*): Zero for padding.
             input_shape (`tuple[int, int]`): `(B, Q)` of this call.

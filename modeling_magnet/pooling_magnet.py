@@ -70,6 +70,16 @@ def last_token_states(hidden_states: torch.Tensor, attention_mask: torch.Tensor)
     return hidden_states[torch.arange(len(hidden_states), device=hidden_states.device), last]
 
 
+def sentence_vectors(
+    model: Any, states: torch.Tensor, attention_mask: torch.Tensor, *, pooling: Pooling, prompt_length: int
+) -> torch.Tensor:
+    """Pool hidden states `(B, S, H)` to float32 vectors `(B, H)`, and apply the contrastive head if there is one."""
+    vectors = pool_states(states, attention_mask, pooling=pooling, prompt_length=prompt_length)
+    if model.magnet_settings.contrastive_head is not None:
+        vectors = model.sscl_head(vectors.to(model.dtype)).float()
+    return vectors
+
+
 def similarity_matrix(left: Any, right: Any, *, name: Similarity) -> torch.Tensor:
     """Compute the similarity of every pair of embeddings of two sets.
 

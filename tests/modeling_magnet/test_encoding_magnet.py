@@ -10,8 +10,8 @@ import torch
 from torch.nn.functional import normalize
 
 from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet.batching_magnet import check_attention
 from modeling_magnet.pooling_magnet import SIMILARITIES, last_token_states
-from modeling_magnet.probe_magnet import check_attention
 from modeling_magnet.tokenization_magnet import pad_token_rows, tokenize_texts
 
 NOUNS = ("cat", "king", "river", "old house")
@@ -608,7 +608,7 @@ def test_states_that_are_not_finite_are_reported(tiny_model, number):
 
 def test_the_probe_runs_once_per_backend(tiny_model, monkeypatch):
     calls = []
-    monkeypatch.setattr("modeling_magnet.probe_magnet.check_attention", lambda model: calls.append(model))
+    monkeypatch.setattr("modeling_magnet.batching_magnet.check_attention", lambda model: calls.append(model))
     for implementation in ("sdpa", "sdpa", "eager", "sdpa"):
         tiny_model.set_attn_implementation(implementation)
         tiny_model.encode("A cat.")

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import GenerationConfig, WatermarkingConfig
 
-from modeling_magnet.infilling_magnet import ACCEPTED_IN_CONFIG, SUPPORTED
-from modeling_magnet.sampling_magnet import byte_tokens, text_processors, warpers
+from modeling_magnet.infill_options_magnet import ACCEPTED_IN_CONFIG, SUPPORTED
+from modeling_magnet.sampling_magnet import text_processors, warpers
+from modeling_magnet.spelling_magnet import byte_tokens
 
 PREFIX, SUFFIX = "The cat sat on the mat", " the dog."
 # Unsupported fields, each with a value that would have an effect.

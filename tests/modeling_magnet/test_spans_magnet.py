@@ -1,18 +1,13 @@
 """Test blanks, reserved positions, token healing, and that fills join the text around them exactly."""
 
-import copy
-import gc
 import re
-import weakref
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from modeling_magnet import MagnetLlamaForCausalLM, sampling_magnet
-from modeling_magnet.sampling_magnet import fitting_tokens, read_vocabulary
+from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.spans_magnet import (
     Healed,
     continuation_ids,
@@ -23,7 +18,6 @@ from modeling_magnet.spans_magnet import (
     split_at_ranges,
     trim_overlap,
 )
-from modeling_magnet.tokenization_magnet import special_ids
 from tests.space_run_tokenizer import space_run_tokenizer
 
 MARKED = "ab [blank]\\\n日🙂"
@@ -285,79 +279,3 @@ def test_healing_without_a_fitting_token_raises(real_llama):
         model.infill("Once upon a time", "qx the end", max_new_tokens=1, heal="token")
     with pytest.raises(ValueError, match="`heal='token'`"):
         model.infill("Once upon a ti", "me.", max_new_tokens=4, heal="token", stop_at_sentence_end=True)
-
-
-def by_batch_decode(tokenizer, size):
-    """Return the text that each token adds after an "a"."""
-    anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
-    first = len(tokenizer.decode(anchor, clean_up_tokenization_spaces=False))
-    rows = [[*anchor, token] for token in range(size)]
-    return [text[first:] for text in tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False)]
-
-
-def test_the_fast_path_reads_the_same_vocabulary(real_llama):
-    tokenizer = AutoTokenizer.from_pretrained(real_llama)
-    texts, special = read_vocabulary(tokenizer, len(tokenizer) + 3).texts, special_ids(tokenizer)
-    for token, text in enumerate(by_batch_decode(tokenizer, len(tokenizer))):
-        assert texts[token] == ("" if token in special else text)
-    assert texts[len(tokenizer) :] == ("",) * 3
-
-
-def test_an_overridden_decoder_is_used(tiny_tokenizer):
-    class Upper(type(tiny_tokenizer)):
-        def _decode(self, token_ids, **kwargs):
-            return super()._decode(token_ids, **kwargs).upper()
-
-    upper = Upper(tokenizer_object=tiny_tokenizer.backend_tokenizer)
-    expected = by_batch_decode(upper, len(upper))
-    expected = ["" if token in special_ids(upper) else text for token, text in enumerate(expected)]
-    assert list(read_vocabulary(upper, len(upper)).texts) == expected and "A" in expected and "a" not in expected
-
-
-def test_a_vocabulary_is_read_once_by_all_threads_and_again_when_it_grows(tiny_tokenizer, monkeypatch):
-    tokenizer, read = copy.deepcopy(tiny_tokenizer), []
-
-    def decode(tokenizer, rows):
-        read.append(len(rows))
-        return decode_rows(tokenizer, rows)
-
-    decode_rows = sampling_magnet._decode_rows
-    monkeypatch.setattr(sampling_magnet, "_decode_rows", decode)
-    size = len(tokenizer) + 1
-    with ThreadPoolExecutor(4) as pool:
-        texts = list(pool.map(lambda _: read_vocabulary(tokenizer, size).texts, range(8)))
-    assert read == [len(tokenizer)] and all(result is texts[0] for result in texts)
-    tokenizer.add_tokens(["zebra"])
-    assert read_vocabulary(tokenizer, size).texts[-1] == "zebra" and len(read) == 2
-    reference = weakref.ref(tokenizer)
-    tokenizer = texts = None
-    gc.collect()
-    assert reference() is None, "the cache does not keep the tokenizer alive"
-
-
-def test_a_call_without_healing_does_not_read_the_vocabulary(tiny_model, monkeypatch):
-    monkeypatch.setattr(sampling_magnet, "read_vocabulary", None)
-    tiny_model.infill("the dog", " ran", max_new_tokens=2)
-    tiny_model.score_infill("the dog", [" old"], " ran")
-
-
-@pytest.mark.parametrize("is_last", [False, True])
-@pytest.mark.parametrize("may_go_on", [False, True])
-def test_fitting_tokens_equal_those_of_a_loop(real_llama, is_last, may_go_on):
-    tokenizer = AutoTokenizer.from_pretrained(real_llama)
-    texts = read_vocabulary(tokenizer, len(tokenizer)).texts
-    known = set(texts) - {""}
-    cases = [(" ", ""), ("th", ""), (" th", ""), ("", "e"), ("", "ing"), ("a", "e"), (" wo", "d"), ("日", "")]
-    for rest, end in cases:
-        end = end if is_last else ""
-        if not rest and not end:
-            continue
-        found = fitting_tokens(tokenizer, len(tokenizer), rest=rest, end=end, is_last=is_last, may_go_on=may_go_on)
-        for token, text in enumerate(texts):
-            if is_last:
-                fits = text.startswith(rest) and text.endswith(end) and len(text) >= len(rest) + len(end)
-                fits = fits and not (text == rest == " " and not end)
-            else:
-                goes_on = may_go_on and rest.startswith(text) and rest[len(text) :] in known
-                fits = text.startswith(rest) or goes_on
-            assert bool(found[token]) == (fits and text != ""), (rest, end, text)

@@ -18,8 +18,9 @@ from examples.encode_corpus import parse_arguments
 from examples.evaluate.records import identify
 from examples.models import is_here, not_adapted, open_magnet
 from modeling_magnet import AutoMagnetForCausalLM
-from modeling_magnet.bases import conversion, gemma3_270m, gguf, locate
+from modeling_magnet.bases import gemma3_270m, gguf, locate
 from modeling_magnet.families_magnet import open_without_weights
+from modeling_magnet.publishing import conversion
 from modeling_magnet.sources_magnet import CheckpointError, ModelSource
 
 pytest.importorskip("gguf", reason="GGUF files are read and written by the package gguf")
@@ -198,7 +199,7 @@ def test_concurrent_processes_share_one_complete_checkpoint(package, gguf_file):
 def test_a_failed_conversion_says_why_and_leaves_nothing(tmp_path):
     (tmp_path / "bad.gguf").write_bytes(b"GGUF")
     with pytest.raises(OSError, match=r"bad.gguf' could not be converted to safetensors: .*cannot be read"):
-        conversion.convert_apart(tmp_path / "bad.gguf", tmp_path / "target")
+        gemma3_270m.convert_apart(tmp_path / "bad.gguf", tmp_path / "target")
     assert contents(tmp_path) == ["bad.gguf"]
 
 
