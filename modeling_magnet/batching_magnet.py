@@ -75,7 +75,7 @@ def pad_token_id(model: Any) -> int:
     """Return the token that pads a batch: PAD, else EOS, else 0. No token attends to it.
 
     Raises:
-        ValueError: the tokenizer has tokens for which the model has no embeddings.
+        ValueError: If the tokenizer has tokens for which the model has no embeddings.
     """
     tokenizer = model.tokenizer
     check_tokenizer_fits(tokenizer, model.config.vocab_size)
@@ -200,7 +200,7 @@ def check_attention(model: Any) -> None:
     rounding noise of the back-end. Rows begin with BOS like real texts, because its state is the first to overflow.
 
     Raises:
-        RuntimeError: a mode attends to too many or too few tokens, or hidden states are not finite.
+        RuntimeError: If a mode attends to too many or too few tokens, or hidden states are not finite.
     """
     vocab_size = model.config.vocab_size
     ids = torch.tensor([PROBE_IDS] * 3) % vocab_size

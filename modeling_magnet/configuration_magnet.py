@@ -45,7 +45,7 @@ class MagnetSettings:
         schema (`int`): Version of the meaning of these settings.
 
     Raises:
-        ValueError: an invalid value, or a default prompt that is not in `prompts`.
+        ValueError: If a value is invalid, or the default prompt is not in `prompts`.
 
     Example:
 
@@ -86,8 +86,8 @@ class MagnetSettings:
             source (`str`): Name of the source, for messages.
 
         Raises:
-            ValueError: not a dict, an invalid value, or an unknown key. If the dict has another schema, unknown keys
-                are dropped with a warning.
+            ValueError: If `values` is not a dict, or has an invalid value or an unknown key. If the dict has another
+                schema, unknown keys are dropped with a warning.
         """
         if not isinstance(values, dict):
             raise ValueError(f"`magnet` of {source} is {values!r:.60}; expected an object of settings.")
@@ -191,7 +191,7 @@ def resolve_mask_token(tokenizer: PreTrainedTokenizerBase, mask_token: str | Non
     The paper uses `_` for Llama 2 (section 4.1); other vocabularies spell it differently.
 
     Raises:
-        ValueError: no candidate is a single token other than `<unk>`.
+        ValueError: If no candidate is a single token other than `<unk>`.
     """
     defaults = (
         MASK_TOKEN_CANDIDATES if tokenizer.mask_token is None else (tokenizer.mask_token, *MASK_TOKEN_CANDIDATES)

@@ -91,8 +91,8 @@ def encode(
         Float32 `(hidden_size,)` for a string, `(len(inputs), hidden_size)` for a list, in the order of `inputs`.
 
     Raises:
-        ValueError: an input that is not text, an invalid option, or a prompt that leaves no space for text.
-        RuntimeError: the attention back-end does not implement the mode, or vectors are not finite.
+        ValueError: If an input is not text, an option is invalid, or the prompt leaves no space for text.
+        RuntimeError: If the attention back-end does not implement the mode, or vectors are not finite.
     """
     single, texts = _checked_texts(inputs, sentences)
     _check_output(output_value, precision)

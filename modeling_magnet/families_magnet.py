@@ -80,7 +80,7 @@ class AutoMagnetForCausalLM:
             arguments: `revision`, `token` and others that locate its config.
 
         Raises:
-            ValueError: there is no model, or its family has no MAGNET class.
+            ValueError: If there is no model, or its family has no MAGNET class.
         """
         source = ModelSource(path, arguments)
         model_type = str((source.adapter_base() or source).config_values().get("model_type"))
@@ -109,7 +109,7 @@ def open_without_weights(
     """Return the config and the tokenizer of a checkpoint, to fail fast without loading the weights.
 
     Raises:
-        ValueError: no model, an unsupported family, no tokenizer, or a tokenizer with more tokens than embeddings.
+        ValueError: If there is no model or no tokenizer, the family is unsupported, or tokens exceed embeddings.
     """
     optional = {"revision": revision, "gguf_file": gguf_file}
     where = {name: value for name, value in optional.items() if value is not None}

@@ -69,7 +69,7 @@ def token_losses(
         `TokenLosses`: part of the graph even if no target is set.
 
     Raises:
-        ValueError: the shapes of targets and states differ, or, on a CPU, more than `num_targets` targets are set.
+        ValueError: If the shapes of targets and states differ, or, on a CPU, more than `num_targets` are set.
     """
     if target_ids.dim() not in (2, 3) or target_ids.shape[-2:] != states.shape[:2]:
         raise ValueError(

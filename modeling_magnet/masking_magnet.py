@@ -91,7 +91,7 @@ def layer_windows(config: Any) -> dict[str, int | None]:
         `dict`: kind of layer to window in positions, `None` for no limit; only the key `""` if all layers are alike.
 
     Raises:
-        ValueError: a kind of layer for which bidirectional and infill mode are not defined.
+        ValueError: If bidirectional and infill mode are not defined for a kind of layer.
 
     Example:
 

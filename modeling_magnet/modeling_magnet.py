@@ -176,7 +176,7 @@ class MagnetMixin(_Host):
                 with the device.
 
         Raises:
-            ValueError: a mode, segment ids, labels or a back-end that do not fit together.
+            ValueError: If mode, segment ids, labels and back-end do not fit together.
         """
         mode_of_call = _mode_of_call(mode, kwargs.pop("is_causal", None))
         wants_logits = mode_of_call is not None or labels is not None or self.default_mode == "causal"
@@ -235,7 +235,7 @@ class MagnetMixin(_Host):
             position_ids, segment_ids, mode: As in `forward`.
 
         Raises:
-            ValueError: shapes that do not agree, or a back-end, layers or a cache for which the mode is not defined.
+            ValueError: If shapes do not agree, or the mode is not defined for the back-end, the layers or the cache.
         """
         inputs = (attention_mask, input_shape, inputs_embeds, past_key_values_length)
         return mask_of_call(self.config, *inputs, position_ids=position_ids, segment_ids=segment_ids, mode=mode)
@@ -379,7 +379,7 @@ class MagnetMixin(_Host):
             modes (sequence of `str`, *optional*): `None` for every mode.
 
         Raises:
-            ValueError: an unknown mode, or an adapter that changes the base's weights or cannot be disabled per call.
+            ValueError: If a mode is unknown, or the adapter changes the base's weights or cannot be disabled per call.
         """
         set_adapter_modes(self, modes)
 
@@ -387,8 +387,8 @@ class MagnetMixin(_Host):
         """Load an adapter as transformers does, with the MAGNET settings that are stored with it, if any.
 
         Raises:
-            ValueError: the adapter has another base, is not in safetensors, or has tensors that do not fit. The model
-                is unchanged then.
+            ValueError: If the adapter has another base, is not in safetensors, or has tensors that do not fit. The
+                model is unchanged then.
         """
         return load_adapter(self, super().load_adapter, peft_model_id, *args, **kwargs)
 
@@ -418,8 +418,8 @@ class MagnetMixin(_Host):
                 With `gguf_file`, weights, config and tokenizer are read from that file, and weights are dequantized.
 
         Raises:
-            ValueError: another architecture, files that are missing, damaged or pickles, tensors that do not fit, or a
-                vocabulary without a mask token. Errors of transformers about its arguments are not converted.
+            ValueError: If the architecture is another, files are missing, damaged or pickles, tensors do not fit, or
+                the vocabulary has no mask token. Errors of transformers about its arguments are not converted.
         """
         if kwargs.get("use_safetensors") is False:
             raise ValueError(
@@ -463,8 +463,8 @@ class MagnetMixin(_Host):
             kwargs: As in transformers (`max_shard_size` and so on).
 
         Raises:
-            ValueError: a target that cannot be written, `push_to_hub=True`, an adapter that cannot be merged, a
-                missing tokenizer, or saved files that differ from the model.
+            ValueError: If the target cannot be written, `push_to_hub=True` is passed, the adapter cannot be merged,
+                the tokenizer is missing, or the saved files differ from the model.
         """
         if push_to_hub:
             raise ValueError("`push_to_hub=True` is not supported here. Call `model.push_to_hub(repo_id)` instead.")
@@ -490,7 +490,7 @@ class MagnetMixin(_Host):
             `CommitInfo`: of `huggingface_hub`.
 
         Raises:
-            ValueError: the Hub rejects the upload, or the model cannot be saved.
+            ValueError: If the Hub rejects the upload, or the model cannot be saved.
         """
         if publishing is None:
             return super().push_to_hub(repo_id, **options)
@@ -521,7 +521,7 @@ class MagnetMixin(_Host):
         """The tokenizer that was set, or that of the checkpoint, loaded on first use.
 
         Raises:
-            ValueError: the checkpoint has no tokenizer.
+            ValueError: If the checkpoint has no tokenizer.
         """
         tokenizer = self._tokenizer_source.tokenizer or self._tokenizer_source.find()
         if tokenizer is None:

@@ -147,7 +147,7 @@ def quantize_embeddings(
         `numpy.ndarray`: `(N, H)`, or for bits `(N, ceil(H / 8))`.
 
     Raises:
-        ValueError: an unknown precision, embeddings that are not finite, or a single embedding without `ranges`.
+        ValueError: If the precision is unknown, embeddings are not finite, or one is quantized without `ranges`.
 
     Example:
 

@@ -48,7 +48,7 @@ def choose_prompt(settings: Any, *, prompt: str | None, prompt_name: str | None)
     """Return the prompt of a call: `prompt` (`""` for none), else the stored prompt of that name, else the default.
 
     Raises:
-        ValueError: both were passed, the prompt is not a Unicode string, or the name is unknown.
+        ValueError: If both were passed, the prompt is not a Unicode string, or the name is unknown.
     """
     if prompt is not None and prompt_name is not None:
         raise ValueError(f"Both prompt={prompt!r} and prompt_name={prompt_name!r} were passed. Choose one.")

@@ -157,7 +157,7 @@ def encode_tokens(
         `(num_tokens, 2)` in characters of the text.
 
     Raises:
-        ValueError: an input that is not text, an invalid option, or windows without space for text.
+        ValueError: If an input is not text, an option is invalid, or windows have no space for text.
         RuntimeError: As in `encode`.
 
     Source: Khosla et al. 2025, section 4.1; BehnamGhader et al. 2024 (LLM2Vec) for the shift.

@@ -16,7 +16,7 @@ def locate(name: str, *, on_hub: bool = False) -> tuple[str, bool] | None:
         and `False`.
 
     Raises:
-        OSError: the installed package is damaged, or the cache cannot be written.
+        OSError: If the installed package is damaged, or the cache cannot be written.
     """
     if name != NAME:
         return None

@@ -41,7 +41,7 @@ def base_of_adapter(base: Any, *, requested: str | None, stored: Any) -> Any:
     `requested` is the `gguf_file` that the caller passed; `stored` is the `note` that was stored with the adapter.
 
     Raises:
-        ValueError: the file that the adapter was trained on has another size now.
+        ValueError: If the file that the adapter was trained on has another size now.
     """
     if base.is_packaged or not (requested or stored):
         return base

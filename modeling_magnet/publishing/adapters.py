@@ -27,7 +27,7 @@ def write_adapter(
         dtype (`torch.dtype`, *optional*): Dtype of the file; defaults to that of each tensor.
 
     Raises:
-        ValueError: several adapters are active, or the base has no name, or differs from the model of that name.
+        ValueError: If several adapters are active, or the base has no name or differs from the model of that name.
     """
     names = {name for layer in adapter_layers(model) for name in layer.active_adapters}
     if len(names) != 1:

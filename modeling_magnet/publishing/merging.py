@@ -75,7 +75,7 @@ def _iterate_merged(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]
     Merges a copy of one adapted layer at a time, in float32, and leaves the model unchanged.
 
     Raises:
-        ValueError: the adapter is switched off by `disable_adapters()`.
+        ValueError: If the adapter is switched off by `disable_adapters()`.
     """
     adapted: dict[str, Any] = {}
     for name, module in model.named_modules():
@@ -164,7 +164,7 @@ def verify_files(model: Any, directory: Path, *, dtype: torch.dtype) -> dict[str
         `dict[str, float]`: see `largest_differences`.
 
     Raises:
-        CheckpointError: a written tensor is wrong, or a difference is larger than rounding explains.
+        CheckpointError: If a written tensor is wrong, or a difference is larger than rounding explains.
     """
     attention = model.config._attn_implementation
     loaded = type(model).from_pretrained(directory, dtype=dtype, attn_implementation=attention).to(model.device)

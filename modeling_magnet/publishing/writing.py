@@ -48,7 +48,7 @@ def written_aside(target: Path) -> Iterator[Path]:
         `Path`: a directory on the target's file system, which the block has to create.
 
     Raises:
-        CheckpointError: the target cannot be written; the message says whether it was changed.
+        CheckpointError: If the target cannot be written; the message says whether it was changed.
     """
     held, changed = ExitStack(), list[Path]()
     try:
@@ -89,7 +89,7 @@ def move_into_place(finished: Path, target: Path, changed: list[Path]) -> None:
     in the target, for the message of a failure.
 
     Raises:
-        CheckpointError: a directory has the name of a file, or a file that of a directory; nothing was changed.
+        CheckpointError: If a directory has the name of a file, or a file that of a directory; nothing was changed.
     """
     if not target.exists():
         finished.rename(target)
