@@ -325,7 +325,7 @@ def _write_auto_map(model: Any, directory: Path) -> None:
     # If it saves the model itself, it does not write `config_kwargs`, so config.json has to be bidirectional.
     if model.default_mode == "bidirectional" and is_saved_by_library():
         values.update(MagnetSettings.of(model.config).encoder_config())
-    values["magnet"]["adapter_modes"] = None  # a full checkpoint has no adapter
+    MagnetSettings.update(values, adapter_modes=None)  # a full checkpoint has no adapter
     config_file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -139,9 +139,14 @@ class MagnetSettings:
 
     @classmethod
     def update(cls, config: Any, **values: Any) -> None:
-        """Change `values` in the settings of a model's config, or raise a `ValueError` and change nothing."""
-        cls.from_dict({**config.magnet, **values})
-        config.magnet.update(values)
+        """Change `values` in the settings of a config, or raise a `ValueError` and change nothing.
+
+        Args:
+            config (`PreTrainedConfig` or `dict`): A model's config, or the content of a config.json.
+        """
+        stored = config["magnet"] if isinstance(config, dict) else config.magnet
+        cls.from_dict({**stored, **values})
+        stored.update(values)
 
     def store(self, config: Any) -> None:
         """Replace all MAGNET settings of a config by these."""

@@ -125,23 +125,23 @@ def _keep_library_files(finished: Path, target: Path) -> None:
     if (finished / CONFIG).is_file() and (target / LIBRARY_CONFIG).is_file():
         values = json.loads((finished / CONFIG).read_text(encoding="utf-8"))
         chosen = json.loads((target / LIBRARY_CONFIG).read_text(encoding="utf-8"))
-        values["magnet"] = _with_choices(values["magnet"], chosen)
+        _adopt_choices(values, chosen)
         (finished / CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _with_choices(magnet: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings with the values of sentence-transformers' config, or unchanged if those are invalid here."""
+def _adopt_choices(values: dict[str, Any], chosen: dict[str, Any]) -> None:
+    """Adopt the values of sentence-transformers' config in those of config.json, unless they are invalid here."""
     names = ("prompts", "default_prompt_name", "similarity_fn_name")
     try:
-        settings = MagnetSettings.from_dict(magnet | {name: chosen[name] for name in names if name in chosen})
+        MagnetSettings.update(values, **{name: chosen[name] for name in names if name in chosen})
     except ValueError as error:
         warnings.warn(f"The prompts and the similarity of `encode` stay unchanged: {error}", stacklevel=2)
-        return magnet
-    spaced = sorted(name for name, prompt in settings.prompts.items() if join_prompt(prompt, "") != prompt)
+        return
+    prompts = chosen.get("prompts") or {}
+    spaced = sorted(name for name, prompt in prompts.items() if join_prompt(prompt, "") != prompt)
     if spaced:
         warnings.warn(
             f"The prompts {spaced} do not end in a space, which `encode` inserts before the text and "
             "sentence-transformers does not. Append a space to them to get equal vectors.",
             stacklevel=2,
         )
-    return settings.to_dict()
