@@ -63,7 +63,9 @@ def options(tmp_path, plain_llama) -> list[str]:
 )
 def test_bf16_run_keeps_frozen_weights_as_stored_and_adapters_in_float32(plain_llama, options, stored, given, held):
     LlamaForCausalLM.from_pretrained(plain_llama).to(stored).save_pretrained(plain_llama)
-    model = adapt.build_trainer(*parse_arguments([*options, *given])).model
+    arguments, lora, training = parse_arguments([*options, *given])
+    arguments, tokenizer = adapt.inspect_model(arguments, lora, training)
+    model = adapt.build_trainer(arguments, lora, training, tokenizer).model
     dtypes = {"lora_" in name: weight.dtype for name, weight in model.named_parameters() if "layers" in name}
     assert dtypes[False] == held
     assert dtypes.get(True, torch.float32) == torch.float32
