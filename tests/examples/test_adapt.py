@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,8 +14,6 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     LlamaForCausalLM,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 from examples import adapt
@@ -25,26 +21,10 @@ from examples.adapt import parse_arguments
 from examples.command_line import start
 from modeling_magnet.tokenization_magnet import PAPER_PROMPTS
 
-from .tiny_run import save_plain_llama, tiny_options
+from ..trainer.tiny_t5 import save_tiny_t5
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FULL, LORA = ["--lora_r=0"], ["--lora_r=2", "--lora_dropout=0.1"]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    """Isolate the data set cache of each test."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-@pytest.fixture
-def plain_llama(tmp_path, tiny_tokenizer) -> Path:
-    return save_plain_llama(tmp_path / "base", tiny_tokenizer)
-
-
-@pytest.fixture
-def options(tmp_path, plain_llama) -> list[str]:
-    return tiny_options(tmp_path, model=plain_llama)
 
 
 # ---- What a run holds ----
@@ -127,15 +107,8 @@ def test_pairs_load_from_two_columns_of_a_file(tmp_path, options):
 
 
 @pytest.fixture
-def paraphraser(tmp_path, tiny_tokenizer) -> Path:
-    """Return a random T5 that reads and writes the tokens of the tiny Llama."""
-    torch.manual_seed(0)
-    config = T5Config(vocab_size=len(tiny_tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    model = T5ForConditionalGeneration(config)
-    model.generation_config.decoder_start_token_id = tiny_tokenizer.pad_token_id
-    model.save_pretrained(tmp_path / "t5")
-    tiny_tokenizer.save_pretrained(str(tmp_path / "t5"))
-    return tmp_path / "t5"
+def paraphraser(tmp_path) -> str:
+    return save_tiny_t5(tmp_path / "t5")
 
 
 def test_paraphrased_pairs_are_saved_beside_the_checkpoint(tmp_path, options, paraphraser):
@@ -153,47 +126,6 @@ def test_invalid_options_are_refused_before_paraphrasing(tmp_path, options):
 
 
 # ---- Interruption ----
-
-
-@pytest.mark.parametrize(
-    "training",
-    [pytest.param(FULL, id="full", marks=pytest.mark.nightly), pytest.param(LORA, id="lora", marks=pytest.mark.long)],
-)
-def test_resumed_run_ends_with_identical_bytes(tmp_path, options, training):
-    options = [*options, *training, "--save_strategy=steps", "--save_steps=6", "--save_total_limit=3"]
-    options += ["--loss_phases", "10:1,0,1", "80:1,9,1"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    adapt.main([*options, f"--output_dir={whole}"])
-
-    command = [sys.executable, str(REPOSITORY / "examples" / "adapt.py"), *options, f"--output_dir={killed}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 300
-        while not (killed / "checkpoint-18" / "trainer_state.json").exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert not (killed / "adapt.json").exists()
-
-    with pytest.raises(ValueError, match="holds checkpoints of a run. Pass `--resume_from_checkpoint true`"):
-        adapt.main([*options, f"--output_dir={killed}"])
-    adapt.main([*options, f"--output_dir={killed}", "--resume_from_checkpoint=true"])
-    assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    losses = [
-        [
-            (log["step"], log["loss"])
-            for log in json.loads((run / "adapt.json").read_text())["log_history"]
-            if "loss" in log
-        ]
-        for run in (whole, killed)
-    ]
-    assert losses[0] == losses[1]
-    # The whole curve, including the steps before the interruption, is written with the same bytes.
-    pictures = [(run / "curves.png").read_bytes() for run in (whole, killed)]
-    assert pictures[0].startswith(b"\x89PNG") and pictures[0] == pictures[1]
 
 
 def test_run_killed_in_its_first_checkpoint_restarts_from_scratch(tmp_path, options):
@@ -223,6 +155,7 @@ def test_finished_run_is_never_overwritten(tmp_path, options):
         (["--min_span_tokens=70", "--max_span_tokens=80"], "`min_span_tokens` is 70.*longest row of `train_dataset`"),
         (["--view_dropout=0"], "both views would be the same"),
         (["--pair_columns", "a"], "name two columns"),
+        (["--save_strategy=never"], "--save_strategy.*invalid choice: 'never'"),
         (["--pairs=nowhere.tsv", "--view_dropout=0"], "nowhere.tsv.*no data file found"),
         (["--pair_min_words=1000"], "line of at least `min_words`=1000 words"),
         (["--dtype=int8"], "--dtype: invalid choice: 'int8'"),
@@ -248,12 +181,6 @@ def test_bad_input_raises_value_error_and_writes_nothing(tmp_path, options, chan
     with pytest.raises(ValueError, match=f"(?s){message}"):
         adapt.main([*options, *changes])
     assert not (tmp_path / "run").exists()
-
-
-def test_contradictions_are_reported_together(options):
-    with pytest.raises(ValueError) as error:
-        adapt.main([*options, "--view_dropout=0", "--push_to_hub=true", "--eval_limit=0"])
-    assert str(error.value).count("\n- ") == 3
 
 
 def test_unsupported_model_is_refused_before_weights_are_read(tmp_path, options):
@@ -283,41 +210,23 @@ def run_script(*arguments, **environment):
     )
 
 
-def refused(capsys, *arguments):
-    """Return the output and the exit status of a script that runs `main`."""
-    with pytest.raises(SystemExit) as ended:
-        start(lambda: adapt.main(list(arguments)), reported=adapt.ArgumentError)
-    return ended.value.code, capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (["--learning_rate=abc"], "error: argument --learning_rate/--learning-rate: invalid float value: 'abc'\n"),
-        (["--max_lenght=3"], "not used by the HfArgumentParser: ['--max_lenght=3']"),
-        (["--save_strategy=never"], "error: argument --save_strategy/--save-strategy: invalid choice: 'never'"),
         (["--loss_phases", "4:0,0,0"], "error: The training arguments cannot be used:\n- The loss phases"),
-        (["--lora_r=-1"], "error: The LoRA arguments cannot be used:\n- `lora_r` is -1"),
-        (["--view_dropout=0"], "error: `pairs` is dropout and `view_dropout`"),
+        (["--view_dropout=0", "--push_to_hub=true"], "\n- `pairs` is dropout and `view_dropout`"),
         (["--contrastive_batch_size=64"], "error: This run cannot work:\n- `pair_dataset` has 40 pairs"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_invalid_arguments_print_one_message_and_exit_with_2(options, changes, message, capsys):
     capsys.readouterr()
-    code, said = refused(capsys, *options, *changes)
-    assert code == 2 and message in said and said.count("error: ") == 1
+    with pytest.raises(SystemExit, match="2"):
+        start(lambda: adapt.main([*options, *changes]), reported=adapt.ArgumentError)
+    said = capsys.readouterr().err
+    assert message in said and said.count("error: ") == 1
     assert "Traceback" not in said and "usage:" not in said
-
-
-def test_damaged_resume_checkpoint_prints_one_message(tmp_path, options, capsys):
-    saved = [*options, *FULL, "--save_strategy=steps", "--save_steps=4"]
-    adapt.main([*saved, "--keep_checkpoints"])
-    folder = tmp_path / "run" / "checkpoint-4"
-    (folder / "optimizer.pt").write_bytes(b"")
-    (tmp_path / "run" / "adapt.json").unlink()
-    code, said = refused(capsys, *saved, f"--resume_from_checkpoint={folder}")
-    assert code == 2 and "optimizer.pt has 0 of" in said
 
 
 def test_memory_shortage_is_reported_with_its_phase_before_the_first_step(tmp_path, options, capsys, monkeypatch):
@@ -371,6 +280,8 @@ def test_checkpoints_are_kept_if_the_result_cannot_be_saved(tmp_path, options, m
         with pytest.raises(OSError, match="no space left"):
             adapt.main(saving)
     assert (tmp_path / "run" / "checkpoint-6").is_dir()
+    with pytest.raises(ValueError, match="holds checkpoints of a run. Pass `--resume_from_checkpoint true`"):
+        adapt.main(saving)
     adapt.main([*saving, "--resume_from_checkpoint=true"])
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert not list((tmp_path / "run").glob("checkpoint-*"))

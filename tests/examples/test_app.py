@@ -13,7 +13,7 @@ from examples.demo.page import Handlers
 from examples.toy.model import describe_model, open_model, quickstart_model
 from examples.toy.training import SMOKE
 
-from .app_answers import Page, check_harmless
+from .html_page import ParsedPage, check_harmless
 
 TEXT = "Tom fell.[blank] He cried[blank]."
 HOSTILE = "<script>alert(1)</script> <img src=x onerror='alert(1)'> & \" ' </mark>"
@@ -87,7 +87,7 @@ def test_hostile_text_is_escaped_in_every_tab(tiny_model):
     ]  # fmt: skip
     for page in pages:
         check_harmless(page)
-    assert HOSTILE in Page(pages[0]).text and HOSTILE in Page(pages[-1]).text
+    assert HOSTILE in ParsedPage(pages[0]).text and HOSTILE in ParsedPage(pages[-1]).text
 
 
 # ---- The model ----

@@ -11,7 +11,7 @@ from examples.demo.attention import attention_weights, read_row, render_masks, r
 from examples.demo.generate import show_writing, write_on
 from modeling_magnet.configuration_magnet import MODES
 
-from .app_answers import check_harmless
+from .html_page import check_harmless
 
 TEXT = "Tom fell.[blank] He cried[blank]."
 

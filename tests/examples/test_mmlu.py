@@ -60,12 +60,6 @@ def questions(folder):
 
 
 @pytest.fixture
-def saved(tmp_path, tiny_model):
-    tiny_model.save_pretrained(tmp_path / "tiny")
-    return tmp_path / "tiny"
-
-
-@pytest.fixture
 def hub(monkeypatch, questions):
     """Provide these questions to lm-eval's own tasks in place of the Hub."""
 
@@ -110,9 +104,9 @@ def test_tasks_and_prompts_equal_lm_eval_except_for_the_source(hub, questions):
 # ---- Figures ----
 
 
-def test_figures_equal_lm_eval_on_the_stock_model(tmp_path, saved, folder, hub):
-    records = measure(saved, folder, tmp_path, "--num_fewshot=1")
-    stock = HFLM(pretrained=str(saved), device="cpu", dtype="float32", batch_size=8)
+def test_figures_equal_lm_eval_on_the_stock_model(tmp_path, checkpoint, folder, hub):
+    records = measure(checkpoint, folder, tmp_path, "--num_fewshot=1")
+    stock = HFLM(pretrained=str(checkpoint), device="cpu", dtype="float32", batch_size=8)
     found = simple_evaluate(model=stock, tasks=["mmlu"], num_fewshot=1, task_manager=task_manager())
     accuracies = set()
     for unit, name in {**GROUPS, "average": "mmlu"}.items():
@@ -162,9 +156,9 @@ def test_choices_are_scored_in_one_row_by_their_letters(wiki_7m):
 # ---- Adapters ----
 
 
-def test_disabled_adapter_scores_like_the_base(tmp_path, saved, questions):
+def test_disabled_adapter_scores_like_the_base(tmp_path, checkpoint, questions):
     torch.manual_seed(1)
-    model = MagnetLlamaForCausalLM.from_pretrained(saved)
+    model = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
     model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False))
     model.eval().save_pretrained(tmp_path / "always on")
     model.set_adapter_modes(["bidirectional", "infill"])
@@ -177,7 +171,7 @@ def test_disabled_adapter_scores_like_the_base(tmp_path, saved, questions):
         mmlu.evaluate_group(lm, group, num_fewshot=0, limit=2)
         return [request.resps[0][0] for task in group.get_all_tasks() for request in task.instances]
 
-    base = likelihoods(saved, "adapted")
+    base = likelihoods(checkpoint, "adapted")
     assert likelihoods(tmp_path / "adapter", "adapter_off") == base
     assert likelihoods(tmp_path / "always on", "adapter_off") == base
     adapted = likelihoods(tmp_path / "adapter", "adapted")
@@ -189,8 +183,8 @@ def test_disabled_adapter_scores_like_the_base(tmp_path, saved, questions):
 
 
 @pytest.mark.long
-def test_killed_run_resumes_at_its_group(tmp_path, saved, folder, monkeypatch):
-    whole = measure(saved, folder, tmp_path / "whole", "--preset=smoke")
+def test_killed_run_resumes_at_its_group(tmp_path, checkpoint, folder, monkeypatch):
+    whole = measure(checkpoint, folder, tmp_path / "whole", "--preset=smoke")
     evaluated, evaluate_group = [], mmlu.evaluate_group
 
     def killed(lm, group, **options):
@@ -201,13 +195,13 @@ def test_killed_run_resumes_at_its_group(tmp_path, saved, folder, monkeypatch):
 
     monkeypatch.setattr(mmlu, "evaluate_group", killed)
     with pytest.raises(KeyboardInterrupt):
-        measure(saved, folder, tmp_path / "results", "--preset=smoke")
-    records = measure(saved, folder, tmp_path / "results", "--preset=smoke")
+        measure(checkpoint, folder, tmp_path / "results", "--preset=smoke")
+    records = measure(checkpoint, folder, tmp_path / "results", "--preset=smoke")
     assert evaluated == [*list(GROUPS.values())[:3], *list(GROUPS.values())[2:]], "each once, the third begun twice"
     assert {unit: record.metrics for unit, record in records.items()} == {u: r.metrics for u, r in whole.items()}
     assert records["average"].counts == whole["average"].counts
 
-    measure(saved, folder, tmp_path / "results", "--preset=smoke")
+    measure(checkpoint, folder, tmp_path / "results", "--preset=smoke")
     assert len(evaluated) == 5
     assert len(RecordFile(tmp_path / "results", "mmlu").read()) == 5
 

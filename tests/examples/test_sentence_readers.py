@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, BertConfig, BertModel, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertModel, LlamaForCausalLM
 
 from examples.evaluate.sentence_readers import CausalReader, EchoReader, MagnetReader, echo_frame, open_encoder
 
 from .test_echo_rows import start_by_decoding
+from .tiny_encoder import save_bert
 
 PROMPT = "Retrieve semantically similar text: "
 TEXTS = [
@@ -20,10 +20,9 @@ TEXTS = [
 
 
 @pytest.fixture
-def stock(tiny_model, tmp_path):
+def stock(checkpoint):
     """Return the same weights as transformers reads them."""
-    tiny_model.save_pretrained(tmp_path / "stock")
-    return LlamaForCausalLM.from_pretrained(tmp_path / "stock").eval()
+    return LlamaForCausalLM.from_pretrained(checkpoint).eval()
 
 
 @torch.no_grad()
@@ -87,39 +86,7 @@ def test_template_words_are_never_pooled(tiny_model):
 
 @pytest.fixture
 def bert(tmp_path):
-    """Save a tiny BERT like SimCSE's: only weights and tokenizer."""
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        *"the cat sat on mat and dog barked at she ate apple for x it".split(),
-    ]
-    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_max_length=64,
-    ).save_pretrained(str(tmp_path / "bert"))
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-    )
-    BertModel(config).save_pretrained(tmp_path / "bert")
-    return str(tmp_path / "bert")
+    return str(save_bert(tmp_path / "bert"))
 
 
 def test_encoder_equals_sentence_transformers_and_simcse(bert):

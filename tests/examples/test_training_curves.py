@@ -8,8 +8,6 @@ from examples import adapt
 from examples.evaluate import training_curves
 from examples.evaluate.records import RecordFile
 
-from .tiny_run import save_plain_llama, tiny_options
-
 ARGUMENTS = {
     "eval_texts": ["some/where/held_out.txt"],
     "max_length": 64,
@@ -29,9 +27,7 @@ def write_run(folder, log=LOG, arguments=ARGUMENTS):
     return folder
 
 
-def test_adapt_run_yields_one_record_per_evaluated_step(tmp_path, tiny_tokenizer, monkeypatch, capsys):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    options = tiny_options(tmp_path, model=save_plain_llama(tmp_path / "base", tiny_tokenizer))
+def test_adapt_run_yields_one_record_per_evaluated_step(tmp_path, options, capsys):
     report = adapt.main([*options, "--lora_r=0", "--eval_strategy=steps", "--eval_steps=4"])
     given = ["--run", f"MNTP={tmp_path / 'run'}", "--results", str(tmp_path / "results")]
     records = training_curves.main(given)

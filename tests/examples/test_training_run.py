@@ -9,23 +9,15 @@ from examples import adapt
 from examples.evaluate.training_curves import models_by_step
 from modeling_magnet import AutoMagnetForCausalLM
 
-from .tiny_run import save_plain_llama, tiny_options
-
 IDS = torch.tensor([[1, 40, 41, 42]])
 SAVING = ["--save_strategy=steps", "--save_steps=2", "--mask_token=the", "--contrastive_prompt=Represent this"]
 SAVING += ["--keep_checkpoints"]
 
 
-def run_adaptation(tmp_path, tokenizer, monkeypatch, *more):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    options = tiny_options(tmp_path, model=save_plain_llama(tmp_path / "base", tokenizer))
-    adapt.main([*(option for option in options if option != "--save_strategy=no"), *SAVING, *more])
-    return tmp_path / "run"
-
-
 @pytest.mark.parametrize("training", [["--lora_r=0"], ["--lora_r=2", "--learning_rate=1e-2"]], ids=["full", "lora"])
-def test_checkpoints_load_as_the_model_of_their_step(tmp_path, tiny_tokenizer, monkeypatch, training):
-    run = run_adaptation(tmp_path, tiny_tokenizer, monkeypatch, *training)
+def test_checkpoints_load_as_the_model_of_their_step(tmp_path, options, training):
+    adapt.main([*(option for option in options if option != "--save_strategy=no"), *SAVING, *training])
+    run = tmp_path / "run"
     found = models_by_step(run)
     assert found == {2: run / "checkpoint-2", 4: run / "checkpoint-4", 6: run}
     assert (run / "checkpoint-4" / "adapter_config.json").is_file() == (training != ["--lora_r=0"])

@@ -11,18 +11,16 @@ from trainer import LoraArguments, apply_lora
 from trainer.objectives import LossPhase
 
 from ..trainer.tiny import tiny_model
-from .tiny_run import save_plain_llama, write_corpus
+from .tiny_run import write_corpus
 
 
 @pytest.fixture
-def options(tmp_path, tiny_tokenizer, monkeypatch) -> list[str]:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    model = save_plain_llama(tmp_path / "base", tiny_tokenizer)
+def options(tmp_path, plain_llama) -> list[str]:
     texts = write_corpus(tmp_path / "texts.jsonl.xz", num_texts=60, seed=0)
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("first\tsecond\n" + "".join(f"the old dog ran {n}\tthe dog sat then {n}\n" for n in range(20)))
     return [
-        *("--model", str(model), "--texts", str(texts), "--pairs", str(pairs), "--results", str(tmp_path)),
+        *("--model", str(plain_llama), "--texts", str(texts), "--pairs", str(pairs), "--results", str(tmp_path)),
         *("--batch_size", "3", "--max_length", "200", "--pairs_a_step", "4", "--lora_r", "2"),
     ]
 

@@ -37,10 +37,9 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def command(tmp_path, tiny_model, data):
-    tiny_model.save_pretrained(tmp_path / "model")
+def command(tmp_path, checkpoint, data):
     sizes = ["--steps", "100", "--learning_rate", "0.05", "--device", "cpu"]
-    return ["--model", f"m={tmp_path / 'model'}", "--data", str(data), "--results", str(tmp_path / "results"), *sizes]
+    return ["--model", f"m={checkpoint}", "--data", str(data), "--results", str(tmp_path / "results"), *sizes]
 
 
 @pytest.fixture
@@ -105,10 +104,10 @@ def test_causal_control_has_read_the_probed_word(command):
     assert blind[2].metrics["accuracy"] < 60, "what stands before a random word does not"
 
 
-def test_encoders_and_decoders_can_share_one_command(command, tmp_path, openings, capsys):
+def test_encoders_and_decoders_can_share_one_command(command, checkpoint, tmp_path, openings, capsys):
     save_bert(tmp_path / "bert")
     command.insert(2, f"bert={tmp_path / 'bert'}")
-    command.insert(3, f"again={tmp_path / 'model'}")
+    command.insert(3, f"again={checkpoint}")
     records = word_probes.main(command)
     assert openings == ["bidirectional", "bidirectional", "encoder"]
     assert [(record.system, record.settings["reading"], record.settings["shift"]) for record in records[::3]] == [

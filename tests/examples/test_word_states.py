@@ -15,9 +15,8 @@ SENTENCES = [["The", "naïve", "cat", "'s", "mat", "."], ["Unbelievably", ",", "
 
 
 @pytest.mark.parametrize("mode", ["bidirectional", "causal"])
-def test_decoder_word_is_the_mean_of_shifted_outputs(tmp_path, tiny_model, mode):
-    tiny_model.save_pretrained(tmp_path)
-    stock = AutoModelForCausalLM.from_pretrained(tmp_path).model.eval()
+def test_decoder_word_is_the_mean_of_shifted_outputs(tiny_model, checkpoint, mode):
+    stock = AutoModelForCausalLM.from_pretrained(checkpoint).model.eval()
     table = tabulate(partial(tiny_model.encode_tokens, mode=mode), SENTENCES, description="states")
     assert table.bounds.tolist() == [0, 6, 9, 10] and table.num_without_tokens == 0
     row = 0
