@@ -9,12 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    BertConfig,
-    LlamaForCausalLM,
-)
+from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaForCausalLM
 
 from examples import adapt
 from examples.adapt import parse_arguments

@@ -73,12 +73,7 @@ NEED_TOKENIZER = {"tokenizer", "encode, batch invariance", "infill, batch invari
             "config.json",
             "auto_map is {'AutoModel': 'x.Y'} instead of {'AutoModel': 'modeling_magnet.MagnetLlamaForCausalLM'",
         ),
-        (
-            lambda folder: edit_settings(folder, mask_token_id=70),
-            {"mask token"},
-            "mask token",
-            "the tokenizer has ",
-        ),
+        (lambda folder: edit_settings(folder, mask_token_id=70), {"mask token"}, "mask token", "the tokenizer has "),
         (
             lambda folder: edit_settings(folder, mask_token_id=300),
             {"mask token"},
@@ -103,12 +98,7 @@ NEED_TOKENIZER = {"tokenizer", "encode, batch invariance", "infill, batch invari
             "sidecars",
             "missing: config_sentence_transformers.json",
         ),
-        (
-            enlarge_tokenizer,
-            NEED_TOKENIZER,
-            "tokenizer",
-            "302 tokens of 300 that the model embeds",
-        ),
+        (enlarge_tokenizer, NEED_TOKENIZER, "tokenizer", "302 tokens of 300 that the model embeds"),
         (remove_tokenizer, {*NEED_TOKENIZER, "sidecars", "saved and loaded"}, "tokenizer", "none at "),
         (
             lambda folder: edit_weights(folder, add_tensor),

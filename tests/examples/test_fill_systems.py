@@ -15,17 +15,11 @@ def long_model(tiny_model):
     return tiny_model
 
 
-def test_systems_match_the_rows_of_table_5():
-    assert [(system.name, system.model) for system in fill_systems(more=["other"])] == [
-        ("unidirectional", "base"),
-        *[(f"zero-shot, {f}", "base") for f in ("blank", "contextual", "prefix_suffix", "line_by_line")],
-        *[(f"five-shot, {f}", "base") for f in ("blank", "prefix_suffix", "line_by_line")],
-        ("MAGNET", "MAGNET"),
-        ("other", "other"),
-    ]
+def test_systems_depend_on_the_number_of_examples():
     assert [system.shots for system in fill_systems(shots=2)] == [0] * 5 + [2] * 3 + [0]
     assert fill_systems(shots=2)[5].name == "two-shot, blank"
-    assert not any(system.shots for system in fill_systems(shots=0)) and len(fill_systems(shots=0)) == 6
+    assert len(fill_systems(shots=0)) == 6
+    assert fill_systems(more=["other"])[-1] == FillSystem("other", "other", None, 0)
 
 
 def test_middle_sentence_is_removed_and_examples_use_other_stories():

@@ -1,6 +1,5 @@
 """Test the way from stories to records: fills, a form, answers and figures, with interrupted and invalid runs."""
 
-import gzip
 import json
 
 import pytest
@@ -11,19 +10,16 @@ from examples.evaluate.fill_systems import FillSystem
 from examples.evaluate.human_evaluation import main
 from examples.evaluate.records import RecordFile, identify
 
+from .evaluation_files import write_rocstories
+
 SYSTEMS = ("unidirectional", "zero-shot, blank", "one-shot, prefix_suffix", "MAGNET", "other")
 
 
 @pytest.fixture
 def data(tmp_path):
-    """Write stories in the format of ROCStories."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    words = ("begins", "goes on", "turns", "slows", "ends")
-    lines = [f"title <EOT> keys <EOL>  </s> {' </s> '.join(f'tale {n} {word} .' for word in words)}" for n in range(9)]
-    with gzip.open(folder / "rocstories_dev.titlesepkeysepstory.txt.gz", "wt") as file:
-        file.write("\n".join(lines) + "\n")
-    return folder
+    (tmp_path / "data").mkdir()
+    write_rocstories(tmp_path / "data", number=9)
+    return tmp_path / "data"
 
 
 @pytest.fixture

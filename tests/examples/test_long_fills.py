@@ -8,12 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from examples.evaluate import long_fills
-from examples.evaluate.long_fills import (
-    CONTINUATION_TOKENS,
-    HeldOutSpan,
-    continuation_perplexity,
-    draw_spans,
-)
+from examples.evaluate.long_fills import CONTINUATION_TOKENS, HeldOutSpan, continuation_perplexity, draw_spans
 from examples.evaluate.records import RecordFile
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.spans_magnet import continuation_ids

@@ -11,16 +11,11 @@ import torch
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples.evaluate import mmlu
 from examples.evaluate.mmlu_data import GROUPS, load_group, read_questions, task_configs, task_manager
-from examples.evaluate.records import RecordFile
 from modeling_magnet import MagnetLlamaForCausalLM
 
-from ..conftest import REPOSITORY
-
-SHARED = REPOSITORY.parent / "shared" / "data" / "mmlu"
 WORDS = "cat mat dog apple bread girl forest lunch sat barked little sentence".split()
 SUBJECTS = [subject for group in GROUPS.values() for subject in task_configs(task_manager(), group)]
 
@@ -122,37 +117,6 @@ def test_figures_equal_lm_eval_on_the_stock_model(tmp_path, checkpoint, folder, 
         assert group.counts[f"correct, {subject}"] == sum(sample["acc"] for sample in samples)
 
 
-@pytest.mark.long
-def test_choices_are_scored_in_one_row_by_their_letters(wiki_7m):
-    if not SHARED.is_dir():
-        pytest.skip("no questions at ../shared/data/mmlu beside the repository")
-    model = MagnetLlamaForCausalLM.from_pretrained(wiki_7m).eval()
-    rows = []
-    model.model.embed_tokens.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
-    lm = mmlu.CausalLM(model, model.tokenizer, batch_size=4)
-    group = load_group("mmlu_other", read_questions(SHARED))
-    measured = mmlu.evaluate_group(lm, group, num_fewshot=0, limit=2)
-    assert sum(rows) == measured.counts["questions"] == 26
-
-    plain = AutoModelForCausalLM.from_pretrained(wiki_7m).eval()
-    tokenizer = AutoTokenizer.from_pretrained(wiki_7m)
-    letters = [tokenizer(f" {letter}", add_special_tokens=False).input_ids for letter in "ABCD"]
-    assert all(len(letter) == 1 for letter in letters)
-    for task in group.get_all_tasks():
-        correct = 0
-        for number, row in enumerate(task.dataset["test"].select(range(2))):
-            instances = [instance for instance in task.instances if instance.doc_id == number]
-            prompt = f"{task.config.description}{row['question'].strip()}"
-            prompt += "".join(f"\n{x}. {choice}" for x, choice in zip("ABCD", row["choices"], strict=True))
-            ids = tokenizer(f"{prompt}\nAnswer:", return_tensors="pt").input_ids
-            with torch.no_grad():
-                logprobs = plain(ids).logits[0, -1].log_softmax(-1)
-            by_hand = [float(logprobs[letter[0]]) for letter in letters]
-            np.testing.assert_allclose([instance.resps[0][0] for instance in instances], by_hand, atol=1e-4)
-            correct += int(np.argmax(by_hand)) == row["answer"]
-        assert measured.counts[f"correct, {task.config.dataset_name}"] == correct
-
-
 # ---- Adapters ----
 
 
@@ -177,33 +141,6 @@ def test_disabled_adapter_scores_like_the_base(tmp_path, checkpoint, questions):
     adapted = likelihoods(tmp_path / "adapter", "adapted")
     assert max(abs(one - two) for one, two in zip(adapted, base, strict=True)) > 0.1, "on, though it was stored off"
     np.testing.assert_allclose(likelihoods(tmp_path / "adapter", "stock"), adapted, atol=1e-4)
-
-
-# ---- Records ----
-
-
-@pytest.mark.long
-def test_killed_run_resumes_at_its_group(tmp_path, checkpoint, folder, monkeypatch):
-    whole = measure(checkpoint, folder, tmp_path / "whole", "--preset=smoke")
-    evaluated, evaluate_group = [], mmlu.evaluate_group
-
-    def killed(lm, group, **options):
-        evaluated.append(group.name)
-        if len(evaluated) == 3:
-            raise KeyboardInterrupt
-        return evaluate_group(lm, group, **options)
-
-    monkeypatch.setattr(mmlu, "evaluate_group", killed)
-    with pytest.raises(KeyboardInterrupt):
-        measure(checkpoint, folder, tmp_path / "results", "--preset=smoke")
-    records = measure(checkpoint, folder, tmp_path / "results", "--preset=smoke")
-    assert evaluated == [*list(GROUPS.values())[:3], *list(GROUPS.values())[2:]], "each once, the third begun twice"
-    assert {unit: record.metrics for unit, record in records.items()} == {u: r.metrics for u, r in whole.items()}
-    assert records["average"].counts == whole["average"].counts
-
-    measure(checkpoint, folder, tmp_path / "results", "--preset=smoke")
-    assert len(evaluated) == 5
-    assert len(RecordFile(tmp_path / "results", "mmlu").read()) == 5
 
 
 # ---- Bad input ----

@@ -19,7 +19,6 @@ from examples.toy.language import CONSEQUENCES, MISSING, THINGS, Story, read_row
 from examples.toy.model import open_model, quickstart_model
 from examples.toy.table import COLUMNS
 from examples.toy.training import SMOKE, build_tokenizer, train_magnet
-from modeling_magnet import MagnetLlamaForCausalLM
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "quickstart.py"
 ROWS = (
@@ -68,14 +67,6 @@ def config(exam) -> LlamaConfig:
 def llama(config) -> LlamaForCausalLM:
     torch.manual_seed(0)
     return LlamaForCausalLM(config).eval()
-
-
-@pytest.fixture(scope="module")
-def magnet(config, llama, exam) -> MagnetLlamaForCausalLM:
-    model = MagnetLlamaForCausalLM(config).eval()
-    model.load_state_dict(llama.state_dict())
-    model.tokenizer = exam.tokenizer
-    return model
 
 
 # ---- From end to end ----

@@ -9,7 +9,6 @@ import pytest
 from examples.evaluate import stories
 from examples.evaluate.stories import derange, read_stories, read_story_cloze, stories_source
 
-from ..conftest import REPOSITORY
 from .evaluation_files import write_rocstories, write_story_cloze
 
 
@@ -53,19 +52,6 @@ def test_derange_pairs_each_text_with_another(number):
     assert sorted(others) == list(range(number))
     assert all(other != own for own, other in enumerate(others))
     assert others == derange(number, seed=3)
-
-
-def test_real_files_have_expected_counts():
-    folder = REPOSITORY.parent / "shared" / "data" / "stories"
-    if not folder.is_dir():
-        pytest.skip("no data at ../shared/data beside the repository")
-    read = read_stories(folder)
-    assert len(read) == 9816
-    text = " ".join(" ".join(story) for story in read)
-    assert text == text.lower()
-    assert " ." not in text.replace("...", "") and " n't" not in text and "''" not in text
-    assert len(read_stories(folder, corpus="story_cloze")) == 1871
-    assert len(read_stories(folder, corpus="tinystories")) == 2317
 
 
 @pytest.mark.parametrize("corpus", ["rocstories", "story_cloze"])

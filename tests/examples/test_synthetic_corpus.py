@@ -51,16 +51,6 @@ def test_paraphrases_share_only_the_name_and_function_words() -> None:
         assert len(anchor & positive - small) == 1
 
 
-def test_same_seed_writes_same_files(tmp_path) -> None:
-    folders = [tmp_path / name for name in ("first", "again", "other")]
-    for folder, seed in zip(folders, (0, 0, 1), strict=True):
-        write_corpus(folder, seed=seed, stories=30, pairs=30, tests=5)
-    first, again, other = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
-    assert first == again
-    assert sorted(first) == ["pairs_test.jsonl", "pairs_train.jsonl", "stories_test.jsonl", "stories_train.jsonl"]
-    assert all(first[name] != other[name] for name in first)
-
-
 def test_training_excludes_test_stories_and_facts(tmp_path) -> None:
     paths = write_corpus(tmp_path, seed=0, stories=2000, pairs=2000, tests=200)
     rows = {name: read_rows(path) for name, path in paths.items()}
