@@ -80,8 +80,9 @@ def test_other_suffix_comes_from_another_story(data, tiny_model):
 
 
 def test_unreachable_hub_is_recorded(checkpoint, tmp_path, capsys):
-    records = main(["--model", f"m={checkpoint}", "--results", str(tmp_path / "results"), "--device", "cpu"])
-    assert "mintujupally/ROCStories" in records[0].unavailable and "Salesforce/wikitext" in records[1].unavailable
+    options = ["--results", str(tmp_path / "results"), "--device", "cpu", "--max_length", "100"]
+    stories, wikitext = main(["--model", f"m={checkpoint}", *options])
+    assert "mintujupally/ROCStories" in stories.unavailable and "Salesforce/wikitext" in wikitext.unavailable
     assert "not available here" in capsys.readouterr().out
 
 

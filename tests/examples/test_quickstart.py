@@ -1,6 +1,7 @@
 """Run the quickstart on its smallest budget, and test its questions against explicit counts."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -88,12 +89,12 @@ def smoke_run(tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path]:
 
 def test_table_asks_every_applicable_question(smoke_run) -> None:
     process, folder = smoke_run
+    assert process.stdout.splitlines()[-1].startswith("quickstart: OK (MAGNET ")
     figures = json.loads((folder / "figures.json").read_text())
     assert tuple(figures) == ROWS
-    assert all(set(cells) <= set(COLUMNS) for cells in figures.values())
-    shares = [row for row in ROWS if not row.startswith("perplexity")]
-    assert all(0 <= share <= 1 for row in shares for share in figures[row].values())
-    assert all(value >= 1 for row in set(ROWS) - set(shares) for value in figures[row].values())
+    for row, cells in figures.items():
+        least, most = (1, math.inf) if row.startswith("perplexity") else (0, 1)
+        assert set(cells) <= set(COLUMNS) and all(least <= value <= most for value in cells.values()), row
     assert figures["hidden fact, from both sides"]["chance"] == 1 / len(THINGS)
     span = "perplexity of the span, from"
     assert figures[f"{span} the left"]["best possible"] == pytest.approx((6 * 16) ** (1 / 8))
@@ -111,25 +112,16 @@ def test_quickstart_saves_plots_and_a_stock_checkpoint(smoke_run) -> None:
     assert type(AutoModelForCausalLM.from_pretrained(folder / "magnet")) is LlamaForCausalLM
 
 
-def test_train_magnet_equals_the_quickstart_model(smoke_run, tmp_path, monkeypatch) -> None:
+def test_train_magnet_equals_the_quickstart_model(smoke_run, tmp_path) -> None:
     """Check that training no control does not change the result."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     alone = train_magnet(tmp_path, budget=SMOKE, seed=3)
     of_the_quickstart = smoke_run[1] / "magnet" / "model.safetensors"
     assert (alone / "model.safetensors").read_bytes() == of_the_quickstart.read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("accuracy", "smoke", "line", "exit_code"),
-    [
-        (1.0, False, "quickstart: OK (MAGNET 100 %; 99 s)", 0),
-        (0.9, False, "quickstart: OK (MAGNET 90 %; 99 s)", 0),
-        (0.89, False, "quickstart: FAILED (MAGNET 89 %, not the 90 % it should reach; 99 s)", 1),
-        (0.0, True, "quickstart: OK (MAGNET 0 %, a smoke run; 99 s)", 0),
-    ],
-)
-def test_full_run_below_90_percent_fails(accuracy, smoke, line, exit_code) -> None:
-    assert verdict(accuracy, smoke=smoke, seconds=99.4) == (line, exit_code)
+def test_full_run_below_90_percent_fails() -> None:
+    assert verdict(0.9, smoke=False, seconds=99.4) == ("quickstart: OK (MAGNET 90 %; 99 s)", 0)
+    assert verdict(0.89, smoke=False, seconds=1)[1] == 1 and verdict(0.0, smoke=True, seconds=1)[1] == 0
 
 
 # ---- The tokenizer ----
@@ -142,12 +134,6 @@ def test_missing_sentences_have_equal_token_counts(exam) -> None:
             assert len(exam.tokenizer(" " + thing, add_special_tokens=False)["input_ids"]) == 1
             assert len(sentence.split()) == 7 and sentence.endswith(".")
             assert exam.tokenizer.decode(ids) == " " + sentence.format(thing=thing)
-
-
-def test_tokenizer_prepends_bos_and_defines_the_mask_token(exam) -> None:
-    ids = exam.tokenizer("Anna was there.")["input_ids"]
-    assert ids[0] == exam.tokenizer.bos_token_id and exam.tokenizer.eos_token_id not in ids
-    assert exam.tokenizer.convert_ids_to_tokens(exam.tokenizer.convert_tokens_to_ids("_")) == "_"
 
 
 # ---- The questions ----

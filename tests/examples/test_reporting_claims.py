@@ -50,10 +50,7 @@ def test_claims_hold_if_all_comparisons_do():
     ],
 )
 def test_difference_requires_two_standard_errors(magnet, recipe, outcome):
-    """Compute errors by hand: of two runs at distance `d`, the error of the mean is `d
-
-    2`.
-    """
+    """Compute errors by hand: of two runs at distance `d`, the error of the mean is `d / 2`."""
     claim = claims(words(magnet, recipe))["Representations"]
     assert {one.outcome for one in claim.findings if one.what.startswith("words")} == {outcome}
     difference = sum(magnet) / 2 - sum(recipe) / 2

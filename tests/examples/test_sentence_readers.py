@@ -5,9 +5,15 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertModel, LlamaForCausalLM
 
-from examples.evaluate.sentence_readers import CausalReader, EchoReader, MagnetReader, echo_frame, open_encoder
+from examples.evaluate.sentence_readers import (
+    CausalReader,
+    EchoReader,
+    MagnetReader,
+    echo_frame,
+    echo_rows,
+    open_encoder,
+)
 
-from .test_echo_rows import start_by_decoding
 from .tiny_encoder import save_bert
 
 PROMPT = "Retrieve semantically similar text: "
@@ -17,6 +23,14 @@ TEXTS = [
     "She ate the apple for breakfast.",
     "It rained.",
 ]
+
+
+def start_by_decoding(tokenizer, ids, characters):
+    """Return the first token that ends after the given number of characters, in a row with BOS."""
+    for place in range(1, len(ids)):
+        if len(tokenizer.decode(ids[1 : place + 1], clean_up_tokenization_spaces=False)) > characters:
+            return place
+    raise AssertionError("the row has no second occurrence")
 
 
 @pytest.fixture
@@ -106,3 +120,37 @@ def test_encoder_equals_sentence_transformers_and_simcse(bert):
     vectors = open_encoder(bert, pooling="cls").encode(texts)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, first, atol=1e-5)
+
+
+ECHOED = ["The cat sat on the mat.", "x", "She ate 2 apples, 'quickly'; the dog: not.", "(a) the  cat\nsat"]
+
+
+@pytest.fixture(params=["tiny", "wiki"])
+def tokenizer(request, tiny_tokenizer):
+    if request.param == "tiny":
+        return tiny_tokenizer
+    return AutoTokenizer.from_pretrained(request.getfixturevalue("wiki_7m"))
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, ""])
+def test_echo_start_equals_decoded_start(tokenizer, prompt):
+    before, between = echo_frame(prompt)
+    for text, (ids, start) in zip(ECHOED, echo_rows(tokenizer, ECHOED, prompt=prompt, max_length=256), strict=True):
+        assert ids[0] == tokenizer.bos_token_id and tokenizer.eos_token_id not in ids
+        whole = before + text + between + text
+        assert tokenizer.decode(ids[1:], clean_up_tokenization_spaces=False) == whole
+        assert start == start_by_decoding(tokenizer, ids, len(whole) - len(text))
+        second = tokenizer.decode(ids[start:], clean_up_tokenization_spaces=False)
+        assert second in (text, " " + text)
+
+
+@pytest.mark.parametrize("text", ["The cat sat on the mat, and " * 30, "日本語の文、" * 40, "naïve café " * 40])
+def test_long_text_is_truncated_so_that_both_occurrences_fit(tokenizer, text):
+    before, between = echo_frame(PROMPT)
+    ((ids, start),) = echo_rows(tokenizer, [text], prompt=PROMPT, max_length=100)
+    assert 90 <= len(ids) <= 100
+    row = tokenizer.decode(ids[1:], clean_up_tokenization_spaces=False)
+    length = (len(row) - len(before) - len(between)) // 2
+    assert length > 0 and row == before + text[:length] + between + text[:length]
+    second = tokenizer.decode(ids[start:], clean_up_tokenization_spaces=False)
+    assert second in (text[:length], " " + text[:length])

@@ -1,10 +1,15 @@
-"""Test that the evaluations of a run become one record per step."""
+"""Test the evaluations of a run as one record per step, and the models of its steps."""
 
 import json
+
+import pytest
+import torch
 
 from examples import adapt
 from examples.evaluate import training_curves
 from examples.evaluate.records import RecordFile
+from examples.evaluate.training_curves import models_by_step
+from modeling_magnet import AutoMagnetForCausalLM
 
 ARGUMENTS = {"eval_texts": ["some/where/held_out.txt"], "max_length": 64, "dtype": "float32"}
 LOG = [
@@ -63,3 +68,47 @@ def test_another_run_is_recorded_beside_the_first(tmp_path):
     write_run(tmp_path / "mine", [{**LOG[0], "eval_loss_mntp": 5.0}, *LOG[1:]])
     assert training_curves.main(given)[0].metrics["loss_mntp"] == 5.0
     assert [record.step for record in RecordFile(tmp_path / "results", "curves").read()] == [0, 10, 0, 10]
+
+
+SAVING = ["--save_strategy=steps", "--save_steps=2", "--mask_token=the", "--contrastive_prompt=Represent this"]
+SAVING += ["--keep_checkpoints"]
+
+
+@pytest.mark.parametrize("training", [["--lora_r=0"], ["--lora_r=2", "--learning_rate=1e-2"]], ids=["full", "lora"])
+def test_checkpoints_load_as_the_model_of_their_step(tmp_path, options, training):
+    adapt.main([*(option for option in options if option != "--save_strategy=no"), *SAVING, *training])
+    run = tmp_path / "run"
+    found = models_by_step(run)
+    assert found == {2: run / "checkpoint-2", 4: run / "checkpoint-4", 6: run}
+    assert (run / "checkpoint-4" / "adapter_config.json").is_file() == (training != ["--lora_r=0"])
+
+    final = AutoMagnetForCausalLM.from_pretrained(run)
+    logits = {}
+    for step, place in {**found, "last checkpoint": run / "checkpoint-6"}.items():
+        model = AutoMagnetForCausalLM.from_pretrained(place).eval()
+        assert model.tokenizer.decode([model.magnet_settings.mask_token_id]) == "the"
+        # Only checkpoints contain the head, which resuming needs.
+        settings = {**model.magnet_settings.to_dict(), "contrastive_head": None}
+        assert settings == {**final.magnet_settings.to_dict(), "contrastive_head": None}
+        assert settings["prompts"]["sentence"] == "Represent this: "
+        with torch.no_grad():
+            logits[step] = model(torch.tensor([[1, 40, 41, 42]]), mode="bidirectional").logits
+    torch.testing.assert_close(logits["last checkpoint"], logits[6], atol=1e-4, rtol=1e-4)
+    assert (logits[2] - logits[4]).abs().max() > 1e-3 and (logits[4] - logits[6]).abs().max() > 1e-3
+
+
+def write_checkpoint(run, step, *, state=None):
+    folder = run / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    if state is not None:
+        (folder / "trainer_state.json").write_text(state)
+    return folder
+
+
+def test_incomplete_checkpoints_are_skipped(tmp_path):
+    whole = {step: write_checkpoint(tmp_path, step, state=json.dumps({"global_step": step})) for step in (10, 9)}
+    write_checkpoint(tmp_path, 11)
+    write_checkpoint(tmp_path, 12, state='{"global_st')
+    write_checkpoint(tmp_path, 13, state='{"global_step": 1e999}')
+    write_checkpoint(tmp_path, 14, state="[" * 100_000)
+    assert list(models_by_step(tmp_path).items()) == [(9, whole[9]), (10, whole[10])]

@@ -38,19 +38,6 @@ def test_step_is_timed_against_the_naive_one(options, tmp_path, capsys):
     assert floors["joint"] == floors["naive, the same rows"] > floors["MNTP alone"] == floors["MNTP, all logits"] > 0
 
 
-@pytest.mark.nightly
-def test_compiled_layers_are_timed(options):
-    chosen = ["--systems", "MNTP alone", "MNTP, all logits", "--rounds", "1", "--compiler", "aot_eager", "--autocast"]
-    report = training_step.main([*options, *chosen])
-    assert set(report["ratios"]) >= {
-        "MNTP alone, compiled over MNTP, all logits",
-        "MNTP alone, compiled over MNTP, all logits, compiled",
-        "MNTP alone, compiled over MNTP alone",
-    }
-    assert report["floor_flop"]["MNTP alone, compiled"] == report["floor_flop"]["MNTP alone"]
-    assert report["first_seconds"]["MNTP alone, compiled"] > report["seconds"]["MNTP alone, compiled"][0]
-
-
 def test_differing_steps_are_not_timed(options, monkeypatch):
     monkeypatch.setattr(
         "examples.benchmarks.training_systems.language_loss", lambda *_, **__: torch.ones((), requires_grad=True)
