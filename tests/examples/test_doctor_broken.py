@@ -174,16 +174,10 @@ def test_broken_mask_is_found(doctor_models, monkeypatch, backend, change, row, 
     assert model.config._attn_implementation == DEFAULT_ATTENTION
 
 
-@pytest.mark.parametrize("family", ["gemma3_text", "mistral"])
-def test_expected_reach_includes_attention_windows(doctor_models, monkeypatch, family):
-    model = AutoMagnetForCausalLM.from_pretrained(doctor_models[family] / "plain").eval()
+def test_expected_reach_includes_attention_windows(doctor_models, monkeypatch):
+    model = AutoMagnetForCausalLM.from_pretrained(doctor_models["mistral"] / "plain").eval()
     assert leaks.leak_findings(model, "bidirectional", "sdpa")[0].outcome == "pass"
     monkeypatch.setattr(modeling_magnet.masking_magnet, "layer_windows", lambda config: {"": None})
-    if family == "gemma3_text":  # gives each kind of layer its own mask
-        full = {"full_attention": None, "sliding_attention": None}
-        monkeypatch.setattr(modeling_magnet.masking_magnet, "layer_windows", lambda config: full)
     (found,) = leaks.leak_findings(model, "bidirectional", "sdpa")
-    if family == "mistral":  # three layers with the same window reach 12 positions
-        assert "token 1 moves positions 14-23, which must not see it" in found.detail
-    else:  # a layer without a window attends to everything, so that windows do not limit the reach
-        assert found.outcome == "pass"
+    # Three layers with the same window reach 12 positions.
+    assert "token 1 moves positions 14-23, which must not see it" in found.detail

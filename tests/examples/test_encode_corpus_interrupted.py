@@ -3,12 +3,14 @@
 `tests/faults` kills it at random moments.
 """
 
-import errno
 import fcntl
 import json
 import os
 import re
+import resource
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,7 +20,8 @@ from examples import encode_corpus
 from examples.corpus.writing import WorkFolder
 from examples.encode_corpus import main
 
-from .tiny_corpus import finish_run, make_texts, start_run, write_jsonl
+from ..conftest import REPOSITORY
+from .tiny_corpus import make_texts, write_jsonl
 
 NUM_TEXTS, CHUNK_SIZE = 600, 8
 NUM_CHUNKS = NUM_TEXTS // CHUNK_SIZE
@@ -68,12 +71,19 @@ def parts_of(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.npy"))
 
 
-def wait_for_parts(folder: Path, number: int, process) -> None:
-    """Wait until the given number of chunks is finished."""
-    deadline = time.monotonic() + 120
-    while len(parts_of(folder)) < number and process.is_alive():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+def start_run(options: list[str], **more) -> subprocess.Popen:
+    """Start the script in a subprocess."""
+    command = [sys.executable, str(REPOSITORY / "examples" / "encode_corpus.py"), *options]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **more)
+
+
+def error_of_full_disk(options: list[str], *, largest_file: int) -> str:
+    """Return the error of a run in which writing beyond so many bytes of a file fails."""
+    limits = (largest_file, largest_file)
+    process = start_run(options, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
+    error = process.communicate()[1].splitlines()[-1]
+    assert process.returncode == 2 and "(File too large)" in error
+    return error
 
 
 # ---- Killed ----
@@ -154,15 +164,13 @@ def test_run_resumes_only_with_the_same_arguments_and_inputs_and_exclusively(tmp
 @pytest.mark.long
 def test_full_disk_is_reported_and_finished_chunks_are_kept(tmp_path, options):
     folder = tmp_path / "out.npy.parts"
-    error, _ = finish_run([*options, LARGE_CHUNK], largest_file=NO_ROOM)
-    assert isinstance(error, OSError) and error.errno == errno.EFBIG
-    assert re.search(r"00000000.npy' cannot be written \(File too large\); [\d,]+ bytes are free", str(error))
+    error = error_of_full_disk([*options, LARGE_CHUNK], largest_file=NO_ROOM)
+    assert re.search(r"00000000.npy' cannot be written \(File too large\); [\d,]+ bytes are free", error)
     assert parts_of(folder) == [] and list(folder.glob("*.unfinished")) == []
 
     for output in ("out.npy", "out.parquet"):  # does not fit
-        error, _ = finish_run([*options, f"--output={tmp_path / output}"], largest_file=ALL_VECTORS)
-        assert isinstance(error, OSError) and error.errno == errno.EFBIG
-        assert f"{output}' cannot be written" in str(error) and "run the same command" in str(error)
+        error = error_of_full_disk([*options, f"--output={tmp_path / output}"], largest_file=ALL_VECTORS)
+        assert f"{output}' cannot be written" in error and "run the same command" in error
         assert len(parts_of(tmp_path / f"{output}.parts")) == NUM_CHUNKS
         assert not (tmp_path / output).exists() and not (tmp_path / f"{output}.json").exists()
 
@@ -177,9 +185,11 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, options, suffix):
     for number in (200, 20_000):
         file = write_jsonl(tmp_path / "texts.jsonl", make_texts(number, longest=4))
         output = tmp_path / f"{number}{suffix}"
-        error, peak = finish_run([*options, f"--texts={file}", f"--output={output}", "--chunk_size=100"])
-        assert error is None
-        peaks.append(peak)
+        process = start_run([*options, f"--texts={file}", f"--output={output}", "--chunk_size=100"])
+        process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        assert status == 0
+        peaks.append(usage.ru_maxrss)
     assert peaks[1] < 1.2 * peaks[0]
 
 
@@ -195,12 +205,14 @@ def children_of(pid: int) -> list[str]:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for orphans in /proc")
 def test_two_killed_processes_resume_to_the_bytes_of_one(tmp_path, options, undisturbed):
     options = [*options, "--num_processes=2"]
-    process, _ = start_run(options)
-    wait_for_parts(tmp_path / "out.npy.parts", 3, process)
+    process = start_run(options)
+    while len(parts_of(tmp_path / "out.npy.parts")) < 3:
+        assert process.poll() is None
+        time.sleep(0.001)
     workers = children_of(process.pid)
     assert len(workers) >= 2
     process.kill()
-    process.join()
+    process.wait()
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{worker}").exists() for worker in workers):
         assert time.monotonic() < deadline, "a worker outlived its parent"

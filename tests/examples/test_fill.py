@@ -6,8 +6,6 @@ import math
 from examples import fill
 from examples.toy.model import open_model
 
-from ..scripts import run_script
-
 TEXT = "The cat [blank] the mat. She [blank] it."
 
 
@@ -27,12 +25,11 @@ def test_printed_fills_and_probabilities_equal_infill_blanks(checkpoint, capsys)
     lines = out.splitlines()
     assert lines[0].startswith("Filling with tiny, ")
     answers = [line for line in lines if line.startswith("blank ")]
-    for line, (number, answer) in zip(
-        answers, [(n, one) for n, many in enumerate(expected.fills[0], 1) for one in many], strict=True
-    ):
-        share, each = (100 * math.exp(value) for value in (answer.logprob, answer.mean_logprob))
+    fills = [(number, one) for number, many in enumerate(expected.fills[0], start=1) for one in many]
+    for line, (number, one) in zip(answers, fills, strict=True):
+        share, each = (100 * math.exp(value) for value in (one.logprob, one.mean_logprob))
         told = f"{share:5.1f} %" if share >= 0.05 else f"{share:.2g} %, {each:.1f} % a token"
-        assert line == f"blank {number}: {told}  {' '.join(answer.text.split())}"
+        assert line == f"blank {number}: {told}  {' '.join(one.text.split())}"
     assert "0.0 %" not in out
     first, second = (" ".join(many[0].text.split()) for many in expected.fills[0])
     (both,) = (line for line in lines if line.startswith("from both sides:"))
@@ -46,12 +43,6 @@ def test_standard_input_is_read_and_a_bad_line_does_not_stop_it(checkpoint, caps
     assert status == 1
     assert out.count("from both sides:") == 2
     assert err.startswith("error: ") and "blank" in err and len(err.splitlines()) == 1
-
-
-def test_unopenable_model_prints_one_line(tmp_path):
-    code, out, err = run_script(fill, "a [blank]", "--model", str(tmp_path))
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ") and len(err.splitlines()) == 1
 
 
 def test_unadapted_decoder_is_reported(checkpoint, stories260k, capsys):

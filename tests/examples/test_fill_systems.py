@@ -74,16 +74,3 @@ def test_only_the_unidirectional_system_ignores_the_suffix(long_model):
         own = fills(blanks, examples)
         assert (fills(others, examples) == own) == (system.name == "unidirectional"), system.name
         assert (fills(blanks, examples[::-1]) == own) == (system.shots == 0), system.name
-
-
-def test_prompt_longer_than_the_context_is_found(long_model):
-    blanks, examples = draw_blanks(STORIES, number=3, shots=2, seed=0)
-    system = FillSystem("two-shot, blank", "base", "blank", 2)
-    assert system.overflow(long_model, blanks, examples, new_tokens=8) == 0
-    prompts = PromptedInfiller(long_model, long_model.tokenizer, family="blank", examples=examples)
-    longest = max(
-        len(long_model.tokenizer(prompts.prompt(blank.prefix, blank.suffix))["input_ids"]) for blank in blanks
-    )
-    long_model.config.max_position_embeddings = longest + 5  # with the BOS that the tokenizer sets
-    assert system.overflow(long_model, blanks, examples, new_tokens=5) == 0
-    assert system.overflow(long_model, blanks, examples, new_tokens=8) == 3

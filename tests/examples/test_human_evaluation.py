@@ -64,9 +64,7 @@ def test_sample_and_score_produce_records(models, data, tmp_path, capsys):
     assert key["systems"]["zero-shot, blank"]["model"] == identify(models["base"])
     page = (output / "form.html").read_text()
     assert not any(name in page for name in ("MAGNET", "shot", "unidirectional", "other"))
-    for item, owner in key["items"].items():
-        assert item in page
-        assert all(key["fills"][system][owner["story"]] is not None for system in owner["systems"])
+    assert all(item in page for item in key["items"])
 
     # One annotator likes every fill of MAGNET, the other only its fills of the first three stories.
     files = [
@@ -78,8 +76,6 @@ def test_sample_and_score_produce_records(models, data, tmp_path, capsys):
     by_system = {record.system: record for record in records}
     magnet = by_system["MAGNET"]
     assert (magnet.table, magnet.unit, magnet.counts) == ("people", "ROCStories", {"stories": 5, "annotators": 2})
-    assert magnet.settings["source"] == "rocstories_dev.titlesepkeysepstory.txt.gz"
-    assert magnet.settings["text"] == "lower case, detokenised"
     assert magnet.metrics["appropriate"] == pytest.approx(80)
     assert magnet.metrics["interval_low"] < 80 < magnet.metrics["interval_high"]
     assert magnet.metrics["kappa"] == pytest.approx(0)  # one of them always says yes
@@ -92,8 +88,6 @@ def test_sample_and_score_produce_records(models, data, tmp_path, capsys):
     main([*ask[:4], files[0], *ask[6:]])
     assert len(RecordFile(results, "people").read()) == 2 * len(SYSTEMS)
     assert "pairs of annotators: -" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="is of annotator 1, as is another file"):
-        main([*ask[:4], files[0], files[0], *ask[6:]])
 
 
 def test_resumed_sample_writes_identical_bytes(models, data, tmp_path, monkeypatch):

@@ -71,31 +71,6 @@ def measure(model, folder, results, *options):
     return {record.unit: record for record in mmlu.main([*arguments, *options])}
 
 
-def prompts(task, num_fewshot):
-    task.set_config("num_fewshot", num_fewshot)
-    task.build_all_requests()
-    return [instance.args for instance in task.instances]
-
-
-# ---- Tasks ----
-
-
-@pytest.mark.long
-def test_tasks_and_prompts_equal_lm_eval_except_for_the_source(hub, questions):
-    theirs = task_manager().load(["mmlu"])
-    for name in GROUPS.values():
-        ours = load_group(name, questions)
-        assert ours.child_names == [task.task_name for task in theirs["groups"][name].get_all_tasks()]
-        for task in ours.get_all_tasks():
-            other = theirs["tasks"][task.task_name]
-            one, two = task.dump_config(), other.dump_config()
-            assert "give" in one.pop("custom_dataset")
-            one["metadata"].pop("config_source"), two["metadata"].pop("config_source")
-            assert one == two
-            for num_fewshot in (0, 5):
-                assert prompts(task, num_fewshot) == prompts(other, num_fewshot)
-
-
 # ---- Figures ----
 
 

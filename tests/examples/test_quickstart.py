@@ -12,61 +12,28 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from examples import quickstart
 from examples.demo.infill import fill_text
 from examples.quickstart import TEXT, verdict
 from examples.toy.exam import Exam
-from examples.toy.language import CONSEQUENCES, MISSING, THINGS, Story, read_rows, write_corpus
+from examples.toy.language import CONSEQUENCES, MISSING, THINGS, read_rows, write_corpus
 from examples.toy.model import open_model, quickstart_model
 from examples.toy.table import COLUMNS
-from examples.toy.training import SMOKE, build_tokenizer, train_magnet
+from examples.toy.training import SMOKE, Budget, prepare, train_magnet
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "quickstart.py"
-ROWS = (
-    "hidden fact, from the left",
-    "hidden fact, from both sides",
-    "hidden fact, every thing tried",
-    "perplexity of the span, from the left",
-    "perplexity of the span, from both sides",
-    "paraphrase found, last token",
-    "perplexity of whole stories, causal",
-    "repetition (Rep-4), greedy, causal",
-)
 
 
 @pytest.fixture(scope="module")
 def exam(tmp_path_factory) -> Exam:
-    paths = write_corpus(tmp_path_factory.mktemp("corpus"), seed=0, stories=300, pairs=200, tests=8)
-    rows = {name: read_rows(path) for name, path in paths.items()}
-    texts = [row["text"] for row in rows["stories_train"]]
-    texts += [f"{row['anchor']} {row['positive']}" for row in rows["pairs_train"]]
-    parts = ("prefix", "missing", "suffix", "answer")
-    return Exam(
-        tokenizer=build_tokenizer(texts),
-        stories=[Story(**{part: row[part] for part in parts}) for row in rows["stories_test"]],
-        pairs=rows["pairs_test"],
-        max_length=128,
-    )
+    budget = Budget(stories=300, pairs=200, tests=8)
+    return prepare(tmp_path_factory.mktemp("corpus"), budget=budget, seed=0).exam
 
 
 @pytest.fixture(scope="module")
-def config(exam) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=len(exam.tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        initializer_range=0.5,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
-    )
-
-
-@pytest.fixture(scope="module")
-def llama(config) -> LlamaForCausalLM:
+def llama(exam) -> LlamaForCausalLM:
     torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(exam.tokenizer), initializer_range=0.5, **sizes)
     return LlamaForCausalLM(config).eval()
 
 
@@ -91,7 +58,6 @@ def test_table_asks_every_applicable_question(smoke_run) -> None:
     process, folder = smoke_run
     assert process.stdout.splitlines()[-1].startswith("quickstart: OK (MAGNET ")
     figures = json.loads((folder / "figures.json").read_text())
-    assert tuple(figures) == ROWS
     for row, cells in figures.items():
         least, most = (1, math.inf) if row.startswith("perplexity") else (0, 1)
         assert set(cells) <= set(COLUMNS) and all(least <= value <= most for value in cells.values()), row
@@ -102,7 +68,7 @@ def test_table_asks_every_applicable_question(smoke_run) -> None:
     table = (folder / "table.md").read_text().strip()
     assert table in process.stdout
     lines = [line for line in table.splitlines() if line.startswith("|")]
-    assert len(lines) == len(ROWS) + 2 and len({len(line) for line in lines}) == 1
+    assert len(lines) == len(figures) + 2 > 2 and len({len(line) for line in lines}) == 1
 
 
 def test_quickstart_saves_plots_and_a_stock_checkpoint(smoke_run) -> None:
@@ -162,18 +128,6 @@ def test_scored_facts_equal_whole_text_scores(exam, llama) -> None:
 
 
 # ---- The table and the masks ----
-
-
-def test_drawn_masks_equal_figure_2() -> None:
-    drawn = [
-        ["".join(".x"[int(cell)] for cell in row) for row in allowed]
-        for allowed, _ in quickstart.mask_panels().values()
-    ]
-    assert drawn == [
-        ["xxxxxxx"] * 7,
-        ["x......", "xx.....", "xxx....", "xxxx...", "xxxxx..", "xxxxxx.", "xxxxxxx"],
-        ["x..x..x", "xx.x..x", "xxxx..x", "x..x..x", "x..xx.x", "x..xxxx", "x..x..x"],
-    ]
 
 
 def test_final_command_uses_the_language_of_the_corpus(tmp_path):

@@ -60,12 +60,6 @@ def test_difference_requires_two_standard_errors(magnet, recipe, outcome):
     assert claim.verdict == ("holds in part" if outcome == "for" else "does not hold")  # sts was not measured
 
 
-def test_single_training_is_judged_by_sign_with_a_warning():
-    claim = claims(words([80.0], [79.0, 79.1]))["Representations"]
-    assert claim.findings[0].outcome == "for" and ONE_RUN in claim.findings[0].warnings
-    assert claims(words([78.0], [79.0]))["Representations"].verdict == "does not hold"
-
-
 def test_sentence_tasks_are_compared_on_common_sets():
     records = [record for record in whole_study() if record.table == "sts"]
     records = [record for record in records if (record.system, record.unit) != ("LLM2Vec recipe", "STS16")]

@@ -76,23 +76,17 @@ def test_preset_scales_steps_and_replaces_arguments(tmp_path):
 
 
 def test_plan_errors_are_reported_together(tmp_path):
-    path = write_plan(
-        tmp_path,
-        runs={"first": {"base": "later"}, "later": {}},
-        calls=[{"driver": "no_such", "systems": ["nobody"], "replicas": 0}],
-    )
+    calls = [{"driver": "no_such", "systems": ["nobody"], "replicas": 0}]
+    path = write_plan(tmp_path, runs={"first": {"base": "later"}, "later": {}}, calls=calls)
     with pytest.raises(ValueError, match="cannot be used") as raised:
         read_plan(path, preset="huge", output=tmp_path)
-    for complaint in (
-        "no preset 'huge'; choose one of ['paper', 'smoke']",
-        "the run 'first' starts from 'later', which is not a run before it",
-        "no driver 'no_such'",
-        "'no_such' is asked about 'nobody', which is not a run",
-        "'no_such' is asked about 0 replicas; expected one at least",
+    complaints = str(raised.value).split("\n- ")[1:]
+    for complaint, values in zip(
+        complaints, ("'huge'", "'later'", "'no_such'", "0 replicas", "'nobody'"), strict=True
     ):
-        assert complaint in str(raised.value)
+        assert values in complaint
+    (tmp_path / "plan.json").write_text('{"title": ""}')
     with pytest.raises(ValueError, match=r"it has the keys \['title'\]; expected"):
-        (tmp_path / "plan.json").write_text('{"title": ""}')
         read_plan(tmp_path / "plan.json", preset="paper", output=tmp_path)
     with pytest.raises(ValueError, match="cannot be read as a plan"):
         read_plan(tmp_path / "missing.json", preset="paper", output=tmp_path)

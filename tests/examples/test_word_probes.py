@@ -3,11 +3,9 @@
 import gzip
 import random
 
-import numpy as np
 import pytest
 
 from examples.evaluate import word_probes
-from examples.evaluate.linear_probe import ProbeSettings, predict, train_probe
 
 from .tiny_encoder import save_bert
 
@@ -102,32 +100,3 @@ def test_encoders_and_decoders_can_share_one_command(command, checkpoint, tmp_pa
     assert records[8].metrics["accuracy"] > 60, "far above a guess among six"
     table = capsys.readouterr().out.split("words: OK")[-1]
     assert all(name in table for name in ("m ", "again ", "bert "))
-
-
-def test_figures_equal_the_composed_parts(command, tiny_model, data):
-    record = word_probes.main([*command, "--train_sentences", "30", "--test_sentences", "9", "--seed", "3"])[1]
-    parts = {}
-    for part, file, number in (("train", "train", 30), ("test", "testa", 9)):
-        sentences = word_probes.read_conll(file, folder=data)
-        chosen = [sentences[index] for index in sorted(random.Random(3).sample(range(len(sentences)), number))]
-        vectors = tiny_model.encode_words([sentence.words for sentence in chosen], is_split_into_words=True)
-        parts[part] = (
-            np.concatenate([row.vectors for row in vectors]),
-            [tag for sentence in chosen for tag in sentence.ner],
-            np.cumsum([0, *(len(row.vectors) for row in vectors)]),
-        )
-    names = sorted(set(parts["train"][1]))
-    states, tags, bounds = parts["train"]
-    probe = train_probe(
-        states,
-        np.array([names.index(tag) for tag in tags]),
-        bounds,
-        num_labels=len(names),
-        settings=ProbeSettings(steps=100, learning_rate=0.05),
-        seed=3,
-    )
-    found = [names[number] for number in predict(probe, parts["test"][0])]
-    hits = [one == other for one, other in zip(found, parts["test"][1], strict=True)]
-    assert record.metrics["accuracy"] == pytest.approx(100 * np.mean(hits), abs=0.01)
-    assert (record.counts["train_sentences"], record.counts["test_sentences"]) == (30, 9)
-    assert record.counts["test_words"] == len(hits) and 50 < record.metrics["accuracy"] < 100
