@@ -269,10 +269,7 @@ def bind_adapter(model: Any, adapt: AdaptArguments) -> None:
 
 
 def build_trainer(
-    adapt: AdaptArguments,
-    lora: LoraArguments,
-    training: MagnetTrainingArguments,
-    tokenizer: PreTrainedTokenizerBase,
+    adapt: AdaptArguments, lora: LoraArguments, training: MagnetTrainingArguments, tokenizer: PreTrainedTokenizerBase
 ) -> MagnetTrainer:
     """Load the texts, the pairs and the model, cheap parts first, so that invalid input is refused early."""
     read: dict[str, Any] = {"text_column": adapt.text_column, "config_name": adapt.dataset_config}

@@ -39,7 +39,7 @@ def sample(models, data, output, *options):
     main([
         "sample", "--model", *(f"{name}={path}" for name, path in models.items()),
         "--data", str(data), "--preset", "smoke", "--limit", "5", "--shots", "1", "--max_new_tokens", "6",
-        "--batch_size", "2", "--device", "cpu", "--output", str(output), "--systems", *SYSTEMS, *options,
+        "--batch_size", "2", "--device", "cpu", "--output_dir", str(output), "--systems", *SYSTEMS, *options,
     ])  # fmt: skip
     return json.loads((output / "key.json").read_text())
 

@@ -5,7 +5,6 @@ import json
 import lzma
 import random
 
-import numpy as np
 import pytest
 import torch
 from lm_eval import simple_evaluate
@@ -115,7 +114,6 @@ def test_disabled_adapter_scores_like_the_base(tmp_path, checkpoint, questions):
     assert likelihoods(tmp_path / "always on", "adapter_off") == base
     adapted = likelihoods(tmp_path / "adapter", "adapted")
     assert max(abs(one - two) for one, two in zip(adapted, base, strict=True)) > 0.1, "on, though it was stored off"
-    np.testing.assert_allclose(likelihoods(tmp_path / "adapter", "stock"), adapted, atol=1e-4)
 
 
 # ---- Bad input ----

@@ -41,7 +41,7 @@ def markdown(text):
 def report(folder, records, *options):
     """Return the page of some records, and its text as Markdown."""
     write(folder / "results", records)
-    main(["--results", str(folder / "results"), "--output", str(folder / "page"), *options])
+    main(["--results", str(folder / "results"), "--output_dir", str(folder / "page"), *options])
     return ParsedPage((folder / "page/report.html").read_text()), (folder / "page/report.md").read_text()
 
 

@@ -132,7 +132,7 @@ def test_small_study_runs_from_plan_to_page(tmp_path, tiny_plan, capsys):
     curve = {**calls[5], "systems": ["MAGNET=first"], "over_steps": 1}
     values = {**json.loads(tiny_plan.read_text()), "data": str(data), "calls": [*calls, curve]}
     tiny_plan.write_text(json.dumps(values))
-    command = [str(tiny_plan), "--output", str(tmp_path / "out"), "--preset", "smoke"]
+    command = [str(tiny_plan), "--output_dir", str(tmp_path / "out"), "--preset", "smoke"]
     results, page = tmp_path / "out" / "results", tmp_path / "out" / "page" / "report.md"
     study.main([*command, "--jobs", "2"])
 
