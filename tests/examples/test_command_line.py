@@ -122,7 +122,9 @@ def test_commands_of_the_readme_use_options_that_exist(parsers):
     commands = re.findall(r"python examples/(\S+\.py)(.*)", text)
     assert len(commands) > 10
     for script, rest in commands:
-        assert set(re.findall(r"(?<!\S)--\w+", rest.partition("#")[0])) <= known[script], f"{script}{rest}"
+        assert set(re.findall(r"(?<!\S)--\w+", rest.partition("#")[0])) <= {*known[script], "--help"}, (
+            f"{script}{rest}"
+        )
 
 
 @pytest.mark.long

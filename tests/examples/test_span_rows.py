@@ -77,9 +77,7 @@ def test_infill_reading_equals_one_forward_per_token(magnet, blocks):
     found = span_logprobs(magnet, rows, reading="infill")
     assert_same(found, [infill_logprobs(magnet, row) for row in rows])
     left = span_logprobs(magnet, rows, reading="left")
-    assert (
-        max(abs(a - b) for one, other in zip(found, left, strict=True) for a, b in zip(one, other, strict=True)) > 0.1
-    )
+    assert max(abs(a[0] - b[0]) for a, b in zip(found, left, strict=True)) > 0.1
 
 
 @pytest.mark.parametrize("place", range(5))

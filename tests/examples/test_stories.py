@@ -63,13 +63,3 @@ def test_damaged_archive_or_invalid_utf8_raises_with_the_file_name(tmp_path, cor
         file.write_bytes(raw)
         with pytest.raises(ValueError, match=f"{file.name}' cannot be read to its end"):
             read_stories(tmp_path, corpus=corpus)
-
-
-def test_unusual_line_separators_stay_in_the_text(tmp_path):
-    write_story_cloze(tmp_path, number=1)
-    file = tmp_path / stories.FILE_NAMES["story_cloze"]
-    for sign in ("\u2028", "\x85", "\x0c"):
-        raw = gzip.decompress(file.read_bytes()).decode()
-        file.write_bytes(gzip.compress(raw.replace("He ran.", f"He{sign}ran.").encode()))
-        assert read_stories(tmp_path, corpus="story_cloze")[0][1] == f"He{sign}ran."
-        file.write_bytes(gzip.compress(raw.encode()))

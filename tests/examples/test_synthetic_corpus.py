@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from examples.toy.language import CONSEQUENCES, THINGS, Story, draw_pair, draw_story, read_rows, write_corpus
+from examples.toy.language import THINGS, Story, draw_pair, draw_story, read_rows, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -19,12 +19,6 @@ def test_story_names_its_thing_only_in_the_missing_sentence(stories: list[Story]
     for story in stories:
         assert [thing for thing in THINGS if thing in story.missing] == [story.answer]
         assert not [thing for thing in THINGS if thing in story.prefix + story.suffix]
-
-
-def test_each_consequence_belongs_to_one_thing() -> None:
-    consequences = [sentence for sentences in CONSEQUENCES.values() for sentence in sentences]
-    assert set(CONSEQUENCES) == set(THINGS)
-    assert len(consequences) == len(set(consequences)) == 2 * len(THINGS)
 
 
 @pytest.mark.parametrize("part", ["opening", "gap"])
