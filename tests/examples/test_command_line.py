@@ -3,7 +3,6 @@
 import argparse
 import json
 import platform
-import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -111,20 +110,6 @@ def test_device_model_and_dtype_options_agree_in_all_scripts(parsers):
     # These choose in other ways: the Trainer's own options, a device per process, a plan.
     others = {"adapt.py", "encode_corpus.py", "evaluate/study.py"}
     assert model - others <= device
-
-
-@pytest.mark.long
-def test_commands_of_the_readme_use_options_that_exist(parsers):
-    known = defaultdict(set)
-    for script, _, action in options_of(parsers):
-        known[script].update(action.option_strings)
-    text = (EXAMPLES / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    commands = re.findall(r"python examples/(\S+\.py)(.*)", text)
-    assert len(commands) > 10
-    for script, rest in commands:
-        assert set(re.findall(r"(?<!\S)--\w+", rest.partition("#")[0])) <= {*known[script], "--help"}, (
-            f"{script}{rest}"
-        )
 
 
 @pytest.mark.long
