@@ -97,12 +97,12 @@ def tiny_plan(tmp_path, tiny_tokenizer):
     """Write a plan whose runs train in seconds."""
     base = save_plain_llama(tmp_path / "base", tiny_tokenizer)
     given = [option.removeprefix("--") for option in tiny_options(tmp_path, model=base) if "=" in option]
-    options = {"use_cpu": True, **dict(option.split("=", 1) for option in given)}
+    options = {"use_cpu": True, **dict(option.split("=", 1) for option in given), "save_strategy": "steps"}
     for name in ("model_name_or_path", "output_dir", "loss_phases", "save_steps"):
         options.pop(name, None)
     return write_plan(
         tmp_path,
-        training={**options, "loss_phases": ["2:1,0,1"], "save_strategy": "steps", "save_steps": 1},
+        training={**options, "loss_phases": ["2:1,0,1"], "save_steps": 1, "keep_checkpoints": True},
         runs={"first": {}, "second": {"base": "first"}},
         calls=[
             {"driver": "word_probes", "data": ".", "systems": ["b=base", "f=first"], "arguments": ["--x", "1"]},
