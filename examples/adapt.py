@@ -9,12 +9,13 @@ given; `adapt.json` with all arguments and measurements; and `curves.png` with t
 matplotlib is installed.
 """
 
+import copy
 import json
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -196,14 +197,25 @@ def _options_of(recipe: Path) -> list[str]:
     return options
 
 
-def open_tokenizer(
+def arguments_of_trainer(adapt: AdaptArguments, training: MagnetTrainingArguments) -> MagnetTrainingArguments:
+    """Return a copy of the arguments that evaluates at the start and does not push."""
+    changed = copy.copy(training)  # `dataclasses.replace` would set up devices and DeepSpeed a second time
+    # The first evaluation measures the base model; a resumed run has it in its history.
+    changed.eval_on_start = bool(adapt.eval_texts) and resume_point(training) is None
+    # The result is pushed once, at the end; the trainer would push every checkpoint.
+    changed.push_to_hub = False
+    return changed
+
+
+def inspect_model(
     adapt: AdaptArguments, lora: LoraArguments, training: MagnetTrainingArguments
-) -> PreTrainedTokenizerBase:
-    """Load the tokenizer, choose the dtype and refuse models that cannot be adapted, without reading weights."""
+) -> tuple[AdaptArguments, PreTrainedTokenizerBase]:
+    """Return the arguments with the dtype of the weights, and the tokenizer. Weights are not read.
+
+    Raises:
+        ValueError: The model cannot be adapted as requested.
+    """
     config, tokenizer = open_without_weights(adapt.model_name_or_path, gguf_file=adapt.gguf_file)
-    # Frozen weights lose nothing in bfloat16 if they are stored in it, and need no conversion for each product.
-    is_half = str(getattr(config, "dtype", None)).endswith("bfloat16")
-    adapt.dtype = adapt.dtype or ("bfloat16" if training.bf16 and lora.use_lora and is_half else "float32")
     if MagnetSettings.of(config).mask_token_id is None or adapt.mask_token is not None:
         resolve_mask_token(tokenizer, adapt.mask_token)
     if adapt.max_length > config.max_position_embeddings:
@@ -211,7 +223,10 @@ def open_tokenizer(
             f"`max_length` is {adapt.max_length}, but the model has positions for {config.max_position_embeddings} "
             "tokens. Lower it."
         )
-    return tokenizer
+    # Frozen weights lose nothing in bfloat16 if they are stored in it, and need no conversion for each product.
+    is_half = str(getattr(config, "dtype", None)).endswith("bfloat16")
+    dtype = adapt.dtype or ("bfloat16" if training.bf16 and lora.use_lora and is_half else "float32")
+    return replace(adapt, dtype=dtype), tokenizer
 
 
 def read_pairs(adapt: AdaptArguments, training: MagnetTrainingArguments, texts: Dataset) -> Dataset | None:
@@ -253,9 +268,10 @@ def bind_adapter(model: Any, adapt: AdaptArguments) -> None:
         model.set_adapter_modes(adapt.adapter_modes)
 
 
-def build_trainer(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTrainingArguments) -> MagnetTrainer:
-    """Load everything that a run needs, cheap parts first, so that invalid input is refused early."""
-    tokenizer = open_tokenizer(adapt, lora, training)
+def build_trainer(
+    adapt: AdaptArguments, lora: LoraArguments, training: MagnetTrainingArguments, tokenizer: PreTrainedTokenizerBase
+) -> MagnetTrainer:
+    """Load the texts, the pairs and the model, cheap parts first, so that invalid input is refused early."""
     read: dict[str, Any] = {"text_column": adapt.text_column, "config_name": adapt.dataset_config}
     cut: dict[str, Any] = {
         "max_length": adapt.max_length,
@@ -284,8 +300,6 @@ def build_trainer(adapt: AdaptArguments, lora: LoraArguments, training: MagnetTr
                 min_words=adapt.pair_min_words,
                 limit=adapt.pair_limit,
             )
-    # The first evaluation measures the base model; a resumed run has it in its history.
-    training.eval_on_start = eval_blocks is not None and resume_point(training) is None
     adapted = apply_lora(model, lora)
     bind_adapter(model, adapt)  # before training, so that evaluations measure the model as it will be saved
     return MagnetTrainer(
@@ -308,10 +322,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     check_arguments(adapt, lora, training)
     set_seed(training.seed)
     started = time.perf_counter()
-    # The result is pushed once, at the end; the trainer would push every checkpoint.
-    wants_push, training.push_to_hub = training.push_to_hub, False
     with refusing(ValueError, ImportError):
-        trainer = build_trainer(adapt, lora, training)
+        adapt, tokenizer = inspect_model(adapt, lora, training)
+        trainer = build_trainer(adapt, lora, arguments_of_trainer(adapt, training), tokenizer)
     rows, pairs = len(trainer.train_dataset), len(trainer.pair_dataset or ())
     if training.should_save:
         print(f"{rows:,} rows of up to {adapt.max_length} tokens, {pairs:,} pairs", flush=True)
@@ -321,7 +334,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if trainer.eval_dataset is not None and not any("eval_loss" in log and log["step"] == last for log in history):
         trainer.evaluate()
     report = {
-        "arguments": {**training.to_dict(), **vars(lora), **vars(adapt)},
+        "arguments": {**trainer.args.to_dict(), **vars(lora), **vars(adapt)},
         "log_history": history,
         "rows": rows,
         "pairs": pairs,
@@ -333,7 +346,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     finished = whole_model(trainer, adapt, lora)
     if training.should_save:
         output = Path(str(training.output_dir))
-        save_and_push(finished, trainer, adapt, lora, wants_push=wants_push)
+        save_and_push(finished, trainer, adapt, lora, push=training.push_to_hub)
         if draw_objectives is not None:
             draw_objectives(output / "curves.png", history)
         write_json(output / "adapt.json", report)
@@ -365,7 +378,7 @@ def whole_model(trainer: MagnetTrainer, adapt: AdaptArguments, lora: LoraArgumen
 
 
 def save_and_push(
-    model: Any, trainer: MagnetTrainer, adapt: AdaptArguments, lora: LoraArguments, *, wants_push: bool
+    model: Any, trainer: MagnetTrainer, adapt: AdaptArguments, lora: LoraArguments, *, push: bool
 ) -> None:
     """Save the checkpoint or adapter with the card of the run, and push it if requested."""
     training = trainer.args
@@ -384,7 +397,7 @@ def save_and_push(
     # into half-precision weights would round most of its contribution away.
     dtype = None if not (lora.use_lora and training.bf16) else torch.float32 if merged else torch.bfloat16
     model.save_pretrained(training.output_dir, merge_adapter=merged, dtype=dtype)
-    if wants_push:
+    if push:
         commit = model.push_to_hub(
             training.hub_model_id,
             private=training.hub_private_repo,

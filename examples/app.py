@@ -7,8 +7,6 @@ Without `--model` it shows the quickstart's model, which the first start trains.
 hosts; only a model of the Hub is downloaded.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

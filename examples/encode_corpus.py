@@ -115,12 +115,12 @@ def encode_missing(corpus: Corpus, folder: WorkFolder, args: argparse.Namespace,
     chunks = corpus.chunks(args.chunk_size, skip=frozenset(folder.chunks))
     encoded = printed = 0
     with tqdm(desc="Encoding", unit="row", initial=done, total=corpus.count(), mininterval=0.5) as bar:
-        with closing(encode_chunks(chunks, args, facts, tell=bar.update)) as results:
+        with closing(encode_chunks(chunks, args, facts)) as results:
             for chunk, vectors in results:
-                bar.update(len(chunk.complaints))  # rows without a text are in no batch
                 chunk.complaints.extend(complaints_about(chunk, vectors))
                 folder.keep(chunk, vectors)
                 encoded += chunk.num_rows
+                bar.update(chunk.num_rows)
                 for complaint in chunk.complaints[: max(0, MAX_PRINTED_COMPLAINTS - printed)]:
                     place = "" if complaint.file is None else f" ({complaint.file}, line {complaint.line})"
                     bar.write(f"Row {complaint.row}{place}: {complaint.reason}", file=sys.stderr)

@@ -8,8 +8,6 @@ Without a text it asks for one after another, or reads lines. Without `--model` 
 knows a small made-up language, and trains it on the first start. `infill_stories.py` fills files.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import os

@@ -6,8 +6,6 @@ left to right, adapts it with all three objectives, saves it, loads it as a user
     python examples/quickstart.py --output_dir outputs/quickstart
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -101,12 +101,7 @@ def collate(trainer: MagnetTrainer, rows: Any, *, kind: str, size: int | None = 
 
 
 def compare(
-    trainer: MagnetTrainer,
-    batch: dict[str, Any],
-    *,
-    kind: str,
-    with_compiled: bool,
-    autocast: bool,
+    trainer: MagnetTrainer, batch: dict[str, Any], *, kind: str, with_compiled: bool, autocast: bool
 ) -> dict[str, float]:
     """Return the differences of loss and gradients between trainer and naive step, relative to the largest."""
     results = []

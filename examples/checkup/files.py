@@ -19,9 +19,9 @@ CODE, SIDECARS = "remote code", "sidecars"
 
 def tokenizer_findings(model: Any) -> Iterator[Finding]:
     """Check that the model embeds all tokens, and that name and id of the mask token denote the same real token."""
-    tokenizer = model._tokenizer_source.find()
+    tokenizer = _tokenizer_of(model)
     if tokenizer is None:
-        yield judged("tokenizer", False, f"none at {model._tokenizer_source.path!r}; put its files there")
+        yield judged("tokenizer", False, f"none at {model.name_or_path!r}; put its files there")
         return
     embedded = model.config.vocab_size
     detail = f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens of {embedded:,} that the model embeds"
@@ -108,7 +108,7 @@ def sidecar_findings(opened: Opened) -> list[Finding]:
     if opened.is_causal_embedder():
         expected = refusing_contents()
     else:
-        tokenizer = opened.model._tokenizer_source.find()
+        tokenizer = _tokenizer_of(opened.model)
         expected = sidecar_contents(
             hidden_size=opened.model.config.hidden_size,
             settings=opened.model.magnet_settings,
@@ -124,6 +124,14 @@ def sidecar_findings(opened: Opened) -> list[Finding]:
     }
     detail = _listed(faults)
     return [judged(SIDECARS, not detail, detail or f"{len(expected)} files as the library writes them")]
+
+
+def _tokenizer_of(model: Any) -> Any | None:
+    """Return the tokenizer, or `None` if the model's source has none."""
+    try:
+        return model.tokenizer
+    except ValueError:
+        return None
 
 
 def _read(source: ModelSource, name: str) -> Any:

@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,7 +82,7 @@ class ChunkEncoder:
         )
         return model.to(self.device).eval()
 
-    def __call__(self, chunk: Chunk, *, tell: Callable[[int], object]) -> np.ndarray:
+    def __call__(self, chunk: Chunk) -> np.ndarray:
         """Encode the texts of a chunk. The result depends only on the chunk, arguments, device and threads.
 
         Returns:
@@ -91,7 +91,7 @@ class ChunkEncoder:
         """
         vectors = np.full((chunk.num_rows, self.facts.width), np.nan, dtype=self.args.output_dtype)
         if chunk.texts:
-            with _repeatable(self.args.threads), np.errstate(over="ignore"), _telling(self.model, tell):
+            with _repeatable(self.args.threads), np.errstate(over="ignore"):
                 vectors[chunk.places] = self.model.encode(
                     chunk.texts,
                     prompt="" if self.facts.prompt is None else self.facts.prompt,
@@ -115,23 +115,6 @@ def complaints_about(chunk: Chunk, vectors: np.ndarray) -> Iterator[Complaint]:
     for place in chunk.places:
         if np.isnan(vectors[place, 0]):
             yield Complaint(chunk.first_row + place, None, None, f"the vector is not finite in {vectors.dtype}")
-
-
-@contextlib.contextmanager
-def _telling(model: Any, tell: Callable[[int], object]) -> Iterator[None]:
-    """Call `tell` with the number of texts of each batch that the model has read."""
-    run = model._row_states
-
-    def counted(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        for batch in run(*args, **kwargs):
-            yield batch
-            tell(len(batch.indices))
-
-    model._row_states = counted
-    try:
-        yield
-    finally:
-        del model._row_states  # restores the method of the class
 
 
 @contextlib.contextmanager

@@ -5,8 +5,8 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -19,16 +19,15 @@ from examples.corpus.reading import Chunk
 
 # Chunks queued for each process, so that none waits for the reader.
 CHUNKS_AHEAD = 2
-TOLD_EVERY = 0.5  # seconds
 
-# State of a worker process.
-_own: dict[str, Any] = {}
+# The encoder of a worker process.
+_own: dict[str, ChunkEncoder] = {}
 
 
 def encode_chunks(
-    chunks: Iterable[Chunk], args: argparse.Namespace, facts: ModelFacts, *, tell: Callable[[int], object]
+    chunks: Iterable[Chunk], args: argparse.Namespace, facts: ModelFacts
 ) -> Generator[tuple[Chunk, np.ndarray], None, None]:
-    """Encode chunks in order, and call `tell` with the number of texts encoded since the last call.
+    """Encode chunks in order.
 
     Raises:
         RuntimeError: a process died.
@@ -36,27 +35,19 @@ def encode_chunks(
     if args.num_processes == 1:
         encoder = ChunkEncoder(args, facts, device=_device(0))
         for chunk in chunks:
-            yield chunk, encoder(chunk, tell=tell)
+            yield chunk, encoder(chunk)
         return
     context = multiprocessing.get_context("spawn")  # a forked process could not use CUDA
     numbers = context.SimpleQueue()
     for number in range(args.num_processes):
         numbers.put(number)
-    encoded = context.Value("q", 0)  # number of texts encoded by all processes
     executor = ProcessPoolExecutor(
-        args.num_processes, mp_context=context, initializer=_start_worker, initargs=(args, facts, numbers, encoded)
+        args.num_processes, mp_context=context, initializer=_start_worker, initargs=(args, facts, numbers)
     )
     waiting: deque[tuple[Chunk, Future[np.ndarray]]] = deque()
-    reported = 0
 
     def next_result() -> tuple[Chunk, np.ndarray]:
-        nonlocal reported
         chunk, future = waiting.popleft()
-        is_done = False
-        while not is_done:
-            is_done = bool(wait([future], timeout=TOLD_EVERY).done)
-            reported, before = encoded.value, reported
-            tell(reported - before)
         return chunk, future.result()
 
     try:
@@ -80,13 +71,12 @@ def _device(number: int) -> str:
     return f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 
-def _start_worker(args: argparse.Namespace, facts: ModelFacts, numbers: Any, encoded: Any) -> None:
+def _start_worker(args: argparse.Namespace, facts: ModelFacts, numbers: Any) -> None:
     """Prepare a worker process. The model is loaded with the first chunk, whose future can return an error."""
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     # Read by the tokenizer's thread pool when it starts; processes share the cores.
     os.environ.setdefault("RAYON_NUM_THREADS", str(args.threads))
     _own["encoder"] = ChunkEncoder(args, facts, device=_device(numbers.get()))
-    _own["encoded"] = encoded
     logging.disable_progress_bar()  # hides the bar of reading weights; the parent has a bar of rows
 
 
@@ -99,10 +89,4 @@ def _leave_with_parent() -> None:
 
 
 def _encode(chunk: Chunk) -> np.ndarray:
-    vectors: np.ndarray = _own["encoder"](chunk, tell=_add)
-    return vectors
-
-
-def _add(number: int) -> None:
-    with _own["encoded"].get_lock():
-        _own["encoded"].value += number
+    return _own["encoder"](chunk)

@@ -1,7 +1,5 @@
 """Implement the Attention tab: the mask of each mode, and the attention weights of one head."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 import torch
 
 from examples.demo.infill import BLANK
-from examples.demo.limits import LIMITS, Limits, checked_number, checked_text
+from examples.demo.limits import LIMITS, checked_number, checked_text
 from examples.demo.tables import render_grid, render_heatmap
 from modeling_magnet.configuration_magnet import MODES, AttentionMode
 from modeling_magnet.masking_magnet import attention_pattern
@@ -38,13 +36,13 @@ class Row:
         return {"causal": [1] * len(self.segments), "bidirectional": [0] * len(self.segments)}.get(mode, self.segments)
 
 
-def read_row(model: Any, text: object, *, limits: Limits = LIMITS) -> Row:
+def read_row(model: Any, text: object) -> Row:
     """Tokenize a text and fill its blanks with the model."""
-    given = checked_text(text, what="The text", limits=limits)
+    given = checked_text(text, what="The text")
     tokenizer = model.tokenizer
     pieces = split_at_marks(given, BLANK, name="The text") if BLANK in given else [given]
-    if len(pieces) - 1 > limits.blanks:
-        raise ValueError(f"The text has {len(pieces) - 1} blanks; this page fills {limits.blanks} at most.")
+    if len(pieces) - 1 > LIMITS.blanks:
+        raise ValueError(f"The text has {len(pieces) - 1} blanks; this page fills {LIMITS.blanks} at most.")
     layout = lay_out(
         tokenizer,
         pieces,
@@ -52,9 +50,9 @@ def read_row(model: Any, text: object, *, limits: Limits = LIMITS) -> Row:
         context_length=context_length(model.config, tokenizer),
         heal="space",
     )
-    if layout.length > limits.grid_tokens:
+    if layout.length > LIMITS.grid_tokens:
         raise ValueError(
-            f"The text has {layout.length} tokens, {SPAN_TOKENS} for each blank; a table shows {limits.grid_tokens} "
+            f"The text has {layout.length} tokens, {SPAN_TOKENS} for each blank; a table shows {LIMITS.grid_tokens} "
             "at most. Shorten it."
         )
     token_ids, segments = list(layout.parts[0]), [0] * len(layout.parts[0])

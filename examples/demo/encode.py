@@ -1,14 +1,12 @@
 """Implement the Encode tab: the similarity of lines."""
 
-from __future__ import annotations
-
 import html
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from examples.demo.limits import LIMITS, Limits, checked_text
+from examples.demo.limits import LIMITS, checked_text
 from examples.demo.tables import render_heatmap
 
 
@@ -25,12 +23,12 @@ class Likeness:
     cosines: np.ndarray
 
 
-def compare_sentences(model: Any, text: object, *, limits: Limits = LIMITS) -> Likeness:
+def compare_sentences(model: Any, text: object) -> Likeness:
     """Compute the cosines between the embeddings of the lines of a text; empty lines are skipped."""
-    given = checked_text(text, what="The list of lines", limits=limits)
+    given = checked_text(text, what="The list of lines")
     lines = [line.strip() for line in given.splitlines() if line.strip()]
-    if not 2 <= len(lines) <= limits.lines:
-        raise ValueError(f"There are {len(lines)} lines of text; write 2 to {limits.lines}, one text in each.")
+    if not 2 <= len(lines) <= LIMITS.lines:
+        raise ValueError(f"There are {len(lines)} lines of text; write 2 to {LIMITS.lines}, one text in each.")
     vectors = model.encode(lines, normalize_embeddings=True)
     return Likeness(lines, vectors @ vectors.T)
 

@@ -1,7 +1,5 @@
 """Implement the Generate tab: stream a continuation with measures of repetition until the visitor stops it."""
 
-from __future__ import annotations
-
 import html
 import threading
 from collections.abc import Generator, Iterator, Sequence
@@ -14,7 +12,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from examples.demo.limits import LIMITS, Limits, checked_number, checked_text, problem, render_error
+from examples.demo.limits import LIMITS, checked_number, checked_text, problem, render_error
 from modeling_magnet.spans_magnet import decode_fill
 from modeling_magnet.tokenization_magnet import bos_ids, context_length, special_ids, text_ids
 from trainer.metrics import repetition_n, repetition_sentences
@@ -57,17 +55,11 @@ class _Stopped(StoppingCriteria):
 
 
 def write_on(
-    model: Any,
-    prompt: object,
-    *,
-    new_tokens: object,
-    temperature: object,
-    stop: threading.Event,
-    limits: Limits = LIMITS,
+    model: Any, prompt: object, *, new_tokens: object, temperature: object, stop: threading.Event
 ) -> Generator[Written, None, None]:
     """Continue a prompt from left to right; closing the iterator stops the model."""
-    given = checked_text(prompt, what="The prompt", limits=limits)
-    number = checked_number(new_tokens, what="New tokens", least=1, most=limits.new_tokens)
+    given = checked_text(prompt, what="The prompt")
+    number = checked_number(new_tokens, what="New tokens", least=1, most=LIMITS.new_tokens)
     if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 <= temperature <= 2:
         raise ValueError(f"Temperature is {temperature!r}; expected a number from 0 to 2.")
     tokenizer = model.tokenizer

@@ -1,7 +1,5 @@
 """Implement the Infill tab: fill blanks from both sides, and by the same model only from the left."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +8,7 @@ from typing import Any
 import torch
 
 from examples.demo.fills import describe, render_fill, render_scale
-from examples.demo.limits import LIMITS, Limits, checked_number, checked_text
+from examples.demo.limits import LIMITS, checked_number, checked_text
 from modeling_magnet.spans_magnet import Fill, decode_fill, split_at_marks
 from modeling_magnet.tokenization_magnet import bos_ids, special_ids, text_ids
 
@@ -26,16 +24,16 @@ class Filled:
     from_left: list[dict[str, Any]] | None
 
 
-def fill_text(model: Any, text: object, *, length: object, answers: object, limits: Limits = LIMITS) -> Filled:
+def fill_text(model: Any, text: object, *, length: object, answers: object) -> Filled:
     """Fill every blank of a text."""
-    given = checked_text(text, what="The text", limits=limits)
-    count = checked_number(answers, what="Answers", least=1, most=limits.answers)
+    given = checked_text(text, what="The text")
+    count = checked_number(answers, what="Answers", least=1, most=LIMITS.answers)
     pieces = split_at_marks(given, BLANK, name="The text")
-    if len(pieces) - 1 > limits.blanks:
-        raise ValueError(f"The text has {len(pieces) - 1} blanks; this page fills {limits.blanks} at most.")
+    if len(pieces) - 1 > LIMITS.blanks:
+        raise ValueError(f"The text has {len(pieces) - 1} blanks; this page fills {LIMITS.blanks} at most.")
     lengths: dict[str, Any] = {"num_tokens": "auto"}
     if length is not None:
-        most = limits.fill_tokens
+        most = LIMITS.fill_tokens
         lengths = {"max_new_tokens": checked_number(length, what="Tokens of a fill", least=1, most=most)}
     output = model.infill_blanks(given, num_return_sequences=count, return_dict_in_generate=True, **lengths)
     fills = output.fills[0]

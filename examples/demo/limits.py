@@ -1,7 +1,5 @@
 """Limit what a visitor may request, and show errors."""
 
-from __future__ import annotations
-
 import functools
 import html
 import traceback
@@ -27,13 +25,13 @@ class Limits:
 LIMITS = Limits()
 
 
-def checked_text(text: object, *, what: str, limits: Limits = LIMITS) -> str:
-    """Return a visitor's text if it is a string within the limits."""
+def checked_text(text: object, *, what: str) -> str:
+    """Return a visitor's text if it is a string within the LIMITS."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{what} is empty. Type some text first.")
-    if len(text) > limits.characters:
+    if len(text) > LIMITS.characters:
         raise ValueError(
-            f"{what} has {len(text):,} characters; this page takes {limits.characters:,} at most. Shorten it."
+            f"{what} has {len(text):,} characters; this page takes {LIMITS.characters:,} at most. Shorten it."
         )
     check_text(text, name=what)
     return text

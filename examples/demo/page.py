@@ -1,7 +1,5 @@
 """Build the page: four tabs over one model, its queue, and its style, which loads nothing from other hosts."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Render accessible HTML tables of numbers: each cell has its number and a shade."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Sequence
 

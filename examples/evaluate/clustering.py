@@ -219,10 +219,7 @@ def units(args: argparse.Namespace) -> list[Unit]:
     return [
         Unit(
             task,
-            {
-                **reading_settings(args, prompt_of(args, task)),
-                **describe_texts(task, args),
-            },
+            {**reading_settings(args, prompt_of(args, task)), **describe_texts(task, args)},
             functools.partial(measure, task=task, args=args),
         )
         for task in args.tasks

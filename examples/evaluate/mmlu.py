@@ -22,9 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import torch
 from datasets import DatasetDict
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples.command_line import at_least, check, require_extra, start
 from examples.evaluate.driver import Measurement, NotAvailableError, Unit, open_magnet, run
@@ -50,7 +48,7 @@ except ImportError:  # `main` reports the missing extra, so that `--help` works 
     HFLM = Group = object
 
 TABLE = "mmlu"
-READINGS = ("adapted", "adapter_off", "stock")
+READINGS = ("adapted", "adapter_off")
 SMOKE = {"num_fewshot": 0, "limit": 2, "batch_size": 8}
 PAPER = {"num_fewshot": 5, "limit": None, "batch_size": 8}
 
@@ -82,13 +80,6 @@ class OpenedModel:
 
 def open_reader(path: str, args: argparse.Namespace) -> OpenedModel:
     """Open the model in the requested reading."""
-    if args.reading == "stock":
-        place = ModelSource(path, {})
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            place.path, dtype=getattr(torch, args.dtype), trust_remote_code=False, **place.arguments
-        )
-        tokenizer = AutoTokenizer.from_pretrained(place.path, trust_remote_code=False, **place.arguments)
-        return OpenedModel(CausalLM(model.to(args.device).eval(), tokenizer, batch_size=args.batch_size), path)
     model = open_magnet(path, args)
     if args.reading == "adapter_off":
         model.set_adapter_modes(["bidirectional", "infill"])
@@ -179,7 +170,7 @@ def _on_record(args: argparse.Namespace, path: str, unit: str, settings: dict[st
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__, smoke=SMOKE, paper=PAPER)
-    parser.add_argument("--reading", default="adapted", choices=READINGS, help="adapter on, off, or without our code")
+    parser.add_argument("--reading", default="adapted", choices=READINGS, help="adapter on or off")
     parser.add_argument("--num_fewshot", type=at_least(0, EXAMPLES_PER_SUBJECT), help="examples before a question")
     add_limit(parser, "first questions of each subject; all if left out")
     add_batch_size(parser, "prompts of one forward", default=None)
@@ -188,12 +179,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def _check_model(path: str, args: argparse.Namespace) -> None:
     """Refuse a model that does not support the reading."""
-    source = ModelSource(path, {})
-    if args.reading == "stock":
-        (source.adapter_base() or source).config_values()
-    else:
-        open_without_weights(path)
-    if args.reading == "adapter_off" and source.file(ADAPTER_CONFIG) is None:
+    open_without_weights(path)
+    if args.reading == "adapter_off" and ModelSource(path, {}).file(ADAPTER_CONFIG) is None:
         raise ValueError(f"{path!r} has no adapter that could be off. Pass `--reading adapted`.")
 
 

@@ -15,6 +15,7 @@ from examples.command_line import (
     at_least,
     check,
     choose_device,
+    named_items,
 )
 from examples.models import is_here, offline_where_unreachable
 
@@ -93,27 +94,15 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
         args.device = choose_device(args.device)
     except ValueError as error:
         complaints.append(str(error))
-    args.model = named_models(args.model, complaints)
+    named = [item if "=" in item else f"{Path(item).name}={item}" for item in args.model]
+    args.model, faults = named_items(named, option="--model", what="MODEL")
+    complaints += faults
     if args.data is not None and not args.data.is_dir():
         complaints.append(f"`--data` {str(args.data)!r} is not a folder. Name one, or leave it out for the Hub.")
     check(complaints)
     if args.data is None or not all(map(is_here, args.model.values())):
         offline_where_unreachable()
     return args
-
-
-def named_models(items: Sequence[str], complaints: list[str], *, option: str = "--model") -> dict[str, str]:
-    """Parse items `[NAME=]MODEL` to models by name; append errors to the complaints."""
-    models: dict[str, str] = {}
-    for item in items:
-        name, separator, path = item.partition("=")
-        name, path = (name, path) if separator else (Path(item).name, item)
-        if not (name and path):
-            complaints.append(f"`{option}` has {item!r}; expected NAME=MODEL, such as magnet=outputs/mine.")
-        elif name in models:
-            complaints.append(f"`{option}` has two models named {name!r}. Give each a name: NAME=MODEL.")
-        models[name] = path
-    return models
 
 
 def complaints_of(attempts: Mapping[str, Callable[[], Any]]) -> list[str]:

@@ -3,7 +3,7 @@
     python examples/evaluate/study.py examples/evaluate/study_wiki7m.json --output_dir outputs/study
     python examples/evaluate/study.py examples/evaluate/study_wiki7m.json --output_dir outputs/trial --preset smoke
     python examples/evaluate/study.py PLAN.json --output_dir DIR --only train --jobs 2
-    python examples/evaluate/study.py PLAN.json --output_dir OTHER --base outputs/llama-2m --runs MAGNET
+    python examples/evaluate/study.py PLAN.json --output_dir OTHER --base outputs/llama-2m
 
 All systems have the same data, steps and parameters; the plan says what differs. The same command resumes an
 interrupted study: a training at its last checkpoint, a table at its first missing cell. `--jobs` trainings run at a
@@ -194,7 +194,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", choices=STAGES, help="only this stage")
     parser.add_argument("--jobs", type=at_least(), default=1, help="trainings at a time")
     parser.add_argument("--base", help="another base model than the plan's, such as one of another size")
-    parser.add_argument("--runs", nargs="+", metavar="RUN", help="only these runs, and those they start from")
     parser.add_argument("--title", help="of the page, instead of the plan's")
     parser.add_argument(
         "--compare", nargs="+", default=[], metavar="NAME=DIR", help="results on other bases, for the page"
@@ -204,7 +203,6 @@ def main(arguments: list[str] | None = None) -> None:
         require_extra("eval", "matplotlib", "scipy")  # checked first: a study of hours must not end without a report
     compared = ["--compare", *args.compare] if args.compare else []
     plan = read_plan(args.plan, preset=args.preset, output=args.output)
-    plan = plan if args.runs is None else plan.narrowed(args.runs)
     plan = replace(plan, base=args.base or plan.base, title=args.title or plan.title)
     results, started = args.output / "results", time.perf_counter()
     stages: dict[str, Callable[[], Any]] = {

@@ -5,8 +5,8 @@ preset changes. `read_plan` checks all of it before anything runs.
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,20 +59,6 @@ class Plan:
     def replicas(self, system: str) -> list[Run]:
         """Return the trainings of a system; the base has none."""
         return [run for run in self.runs if run.name == system]
-
-    def narrowed(self, names: Sequence[str]) -> "Plan":
-        """Return the plan with only some runs and those they start from."""
-        unknown = sorted(set(names) - {run.name for run in self.runs})
-        if unknown:
-            raise ValueError(f"The plan has no run {unknown}; choose from {sorted({run.name for run in self.runs})}.")
-        kept = set(names)
-        for run in reversed(self.runs):
-            kept |= {run.base} if run.name in kept else set()
-        calls = []
-        for call in self.calls:
-            systems = {row: run for row, run in call.systems.items() if run.removesuffix(ADAPTER) in {BASE, *kept}}
-            calls += [replace(call, systems=systems)] if systems else []
-        return replace(self, runs=tuple(run for run in self.runs if run.name in kept), calls=tuple(calls))
 
 
 def read_plan(path: Path, *, preset: str, output: Path) -> Plan:

@@ -30,14 +30,7 @@ from examples.evaluate.driver import Measurement, NotAvailableError, Unit, print
 from examples.evaluate.linear_probe import ProbeSettings, predict, train_probe
 from examples.evaluate.options import about_models, add_batch_size, make_parser, parse
 from examples.evaluate.records import Record, digest_files
-from examples.evaluate.word_readers import (
-    READINGS,
-    SHIFTS,
-    WordStates,
-    open_reader,
-    reading_of,
-    tabulate,
-)
+from examples.evaluate.word_readers import READINGS, SHIFTS, WordStates, open_reader, reading_of, tabulate
 from modeling_magnet.words_magnet import Shift
 
 PAPER = {

@@ -98,12 +98,7 @@ class WordStates(NamedTuple):
     num_without_tokens: int  # words without tokens
 
 
-def tabulate(
-    read_tokens: TokenReader,
-    sentences: Sequence[Sequence[str]],
-    *,
-    description: str,
-) -> WordStates:
+def tabulate(read_tokens: TokenReader, sentences: Sequence[Sequence[str]], *, description: str) -> WordStates:
     """Compute the states of all words once."""
     bounds = np.cumsum([0, *map(len, sentences)])
     states = np.empty((0, 0), dtype=np.float32)

@@ -1,7 +1,5 @@
 """Plot masks, training curves, tokens, answers and similarities for the tour, `quickstart.py` and `adapt.py`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

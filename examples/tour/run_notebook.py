@@ -7,8 +7,6 @@ line of each progress bar, without times of cells or ids of widgets. If a cell f
 the extra `notebook`.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import time

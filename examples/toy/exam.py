@@ -3,8 +3,6 @@
 A causal model sees the text to the left; `mode` and `suffixes` say what else a model sees.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -5,8 +5,6 @@ nothing before it does. A left-to-right model must therefore guess the thing, on
 reads the end of the story need not. Beside the stories there are pairs of sentences that say one fact in two wordings.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import re

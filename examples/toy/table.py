@@ -1,7 +1,5 @@
 """Build the table of the quickstart: a row per question, a column per model, and a few fills."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Train the models of the quickstart: a tiny Llama, the same trained for longer, and the same adapted."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Save models of several kinds and families."""
+"""Provide saved models: a tiny checkpoint, a plain Llama to adapt, and several kinds and families for the doctor."""
 
 import shutil
 
@@ -11,6 +11,32 @@ from modeling_magnet import AutoMagnetForCausalLM
 
 from ..modeling_magnet.test_families_magnet import make_config
 from .doctor_runs import BOUND, FAMILY_NAMES
+from .tiny_run import save_plain_llama, tiny_options
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    """Isolate the data set cache of each test."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def checkpoint(tmp_path, tiny_model):
+    """Return the folder of the saved tiny model, whose weights a test may change."""
+    tiny_model.save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+@pytest.fixture
+def plain_llama(tmp_path, tiny_tokenizer):
+    """Return the folder of a stock Llama."""
+    return save_plain_llama(tmp_path / "base", tiny_tokenizer)
+
+
+@pytest.fixture
+def options(tmp_path, plain_llama):
+    """Return the options of a run of `adapt.py`, to `tmp_path / "run"`; later options override them."""
+    return tiny_options(tmp_path, model=plain_llama)
 
 
 @pytest.fixture(scope="session")

@@ -2,49 +2,24 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    BertConfig,
-    LlamaForCausalLM,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaForCausalLM
 
 from examples import adapt
 from examples.adapt import parse_arguments
 from examples.command_line import start
 from modeling_magnet.tokenization_magnet import PAPER_PROMPTS
 
-from .tiny_run import save_plain_llama, tiny_options
+from ..trainer.tiny_t5 import save_tiny_t5
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FULL, LORA = ["--lora_r=0"], ["--lora_r=2", "--lora_dropout=0.1"]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    """Isolate the data set cache of each test."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-@pytest.fixture
-def plain_llama(tmp_path, tiny_tokenizer) -> Path:
-    return save_plain_llama(tmp_path / "base", tiny_tokenizer)
-
-
-@pytest.fixture
-def options(tmp_path, plain_llama) -> list[str]:
-    return tiny_options(tmp_path, model=plain_llama)
 
 
 # ---- What a run holds ----
@@ -63,7 +38,9 @@ def options(tmp_path, plain_llama) -> list[str]:
 )
 def test_bf16_run_keeps_frozen_weights_as_stored_and_adapters_in_float32(plain_llama, options, stored, given, held):
     LlamaForCausalLM.from_pretrained(plain_llama).to(stored).save_pretrained(plain_llama)
-    model = adapt.build_trainer(*parse_arguments([*options, *given])).model
+    arguments, lora, training = parse_arguments([*options, *given])
+    arguments, tokenizer = adapt.inspect_model(arguments, lora, training)
+    model = adapt.build_trainer(arguments, lora, training, tokenizer).model
     dtypes = {"lora_" in name: weight.dtype for name, weight in model.named_parameters() if "layers" in name}
     assert dtypes[False] == held
     assert dtypes.get(True, torch.float32) == torch.float32
@@ -125,15 +102,8 @@ def test_pairs_load_from_two_columns_of_a_file(tmp_path, options):
 
 
 @pytest.fixture
-def paraphraser(tmp_path, tiny_tokenizer) -> Path:
-    """Return a random T5 that reads and writes the tokens of the tiny Llama."""
-    torch.manual_seed(0)
-    config = T5Config(vocab_size=len(tiny_tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    model = T5ForConditionalGeneration(config)
-    model.generation_config.decoder_start_token_id = tiny_tokenizer.pad_token_id
-    model.save_pretrained(tmp_path / "t5")
-    tiny_tokenizer.save_pretrained(str(tmp_path / "t5"))
-    return tmp_path / "t5"
+def paraphraser(tmp_path) -> str:
+    return save_tiny_t5(tmp_path / "t5")
 
 
 def test_paraphrased_pairs_are_saved_beside_the_checkpoint(tmp_path, options, paraphraser):
@@ -144,54 +114,7 @@ def test_paraphrased_pairs_are_saved_beside_the_checkpoint(tmp_path, options, pa
     assert all(len(row["anchor"].split()) > 20 for row in rows)
 
 
-def test_invalid_options_are_refused_before_paraphrasing(tmp_path, options):
-    with pytest.raises(ValueError, match="40 pairs, but one contrastive batch takes 64"):
-        adapt.main([*options, "--pairs=paraphrase", "--paraphraser=nowhere", "--contrastive_batch_size=64"])
-    assert not (tmp_path / "run").exists()
-
-
 # ---- Interruption ----
-
-
-@pytest.mark.parametrize(
-    "training",
-    [pytest.param(FULL, id="full", marks=pytest.mark.nightly), pytest.param(LORA, id="lora", marks=pytest.mark.long)],
-)
-def test_resumed_run_ends_with_identical_bytes(tmp_path, options, training):
-    options = [*options, *training, "--save_strategy=steps", "--save_steps=6", "--save_total_limit=3"]
-    options += ["--loss_phases", "10:1,0,1", "80:1,9,1"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    adapt.main([*options, f"--output_dir={whole}"])
-
-    command = [sys.executable, str(REPOSITORY / "examples" / "adapt.py"), *options, f"--output_dir={killed}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 300
-        while not (killed / "checkpoint-18" / "trainer_state.json").exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert not (killed / "adapt.json").exists()
-
-    with pytest.raises(ValueError, match="holds checkpoints of a run. Pass `--resume_from_checkpoint true`"):
-        adapt.main([*options, f"--output_dir={killed}"])
-    adapt.main([*options, f"--output_dir={killed}", "--resume_from_checkpoint=true"])
-    assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    losses = [
-        [
-            (log["step"], log["loss"])
-            for log in json.loads((run / "adapt.json").read_text())["log_history"]
-            if "loss" in log
-        ]
-        for run in (whole, killed)
-    ]
-    assert losses[0] == losses[1]
-    # The whole curve, including the steps before the interruption, is written with the same bytes.
-    pictures = [(run / "curves.png").read_bytes() for run in (whole, killed)]
-    assert pictures[0].startswith(b"\x89PNG") and pictures[0] == pictures[1]
 
 
 def test_run_killed_in_its_first_checkpoint_restarts_from_scratch(tmp_path, options):
@@ -203,15 +126,6 @@ def test_run_killed_in_its_first_checkpoint_restarts_from_scratch(tmp_path, opti
     assert (tmp_path / "run" / "adapt.json").exists()
 
 
-def test_finished_run_is_never_overwritten(tmp_path, options):
-    adapt.main([*options, *FULL])
-    before = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
-    for more in ([], ["--resume_from_checkpoint=true"]):
-        with pytest.raises(ValueError, match="holds a finished run. Choose another directory"):
-            adapt.main([*options, *FULL, *more])
-    assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == before
-
-
 # ---- Bad input: one clear error, and nothing written ----
 
 
@@ -221,8 +135,8 @@ def test_finished_run_is_never_overwritten(tmp_path, options):
         (["--min_span_tokens=70", "--max_span_tokens=80"], "`min_span_tokens` is 70.*longest row of `train_dataset`"),
         (["--view_dropout=0"], "both views would be the same"),
         (["--pair_columns", "a"], "name two columns"),
-        (["--pairs=nowhere.tsv", "--view_dropout=0"], "nowhere.tsv.*no data file found"),
-        (["--pair_min_words=1000"], "line of at least `min_words`=1000 words"),
+        (["--save_strategy=never"], "--save_strategy.*invalid choice: 'never'"),
+        (["--pairs=paraphrase", "--paraphraser=nowhere", "--contrastive_batch_size=64"], "40 pairs, but one .* 64"),
         (["--dtype=int8"], "--dtype: invalid choice: 'int8'"),
         (["--attn_implementation=flash_attention_2"], "invalid choice.*sdpa"),
         (["--adapter_modes", "infil"], "--adapter_modes.*invalid choice: 'infil'"),
@@ -230,8 +144,6 @@ def test_finished_run_is_never_overwritten(tmp_path, options):
         (["--push_to_hub=true"], "without `hub_model_id`"),
         (["--attn_implementation=flex_attention"], "no backward pass on the CPU"),
         (["--max_length=512"], "`max_length` is 512, but the model has positions for 256"),
-        (["--mask_token=absent"], "No mask token"),
-        (["--text_column=body"], "no column 'body'; its columns are 'text'"),
         (["--train_texts=nowhere.txt"], "nowhere.txt.*no data file found"),
         (["--model_name_or_path=./nowhere"], "./nowhere.*cannot be read"),
         (["--eval_limit=0"], "`eval_limit` is 0"),
@@ -246,12 +158,6 @@ def test_bad_input_raises_value_error_and_writes_nothing(tmp_path, options, chan
     with pytest.raises(ValueError, match=f"(?s){message}"):
         adapt.main([*options, *changes])
     assert not (tmp_path / "run").exists()
-
-
-def test_contradictions_are_reported_together(options):
-    with pytest.raises(ValueError) as error:
-        adapt.main([*options, "--view_dropout=0", "--push_to_hub=true", "--eval_limit=0"])
-    assert str(error.value).count("\n- ") == 3
 
 
 def test_unsupported_model_is_refused_before_weights_are_read(tmp_path, options):
@@ -273,49 +179,23 @@ def test_options_after_a_recipe_override_it(tmp_path):
 # ---- As a script ----
 
 
-def run_script(*arguments, **environment):
-    """Run the script in a subprocess."""
-    command = [sys.executable, str(REPOSITORY / "examples" / "adapt.py"), *arguments]
-    return subprocess.run(
-        command, cwd=REPOSITORY, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
-
-
-def refused(capsys, *arguments):
-    """Return the output and the exit status of a script that runs `main`."""
-    with pytest.raises(SystemExit) as ended:
-        start(lambda: adapt.main(list(arguments)), reported=adapt.ArgumentError)
-    return ended.value.code, capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (["--learning_rate=abc"], "error: argument --learning_rate/--learning-rate: invalid float value: 'abc'\n"),
-        (["--max_lenght=3"], "not used by the HfArgumentParser: ['--max_lenght=3']"),
-        (["--save_strategy=never"], "error: argument --save_strategy/--save-strategy: invalid choice: 'never'"),
         (["--loss_phases", "4:0,0,0"], "error: The training arguments cannot be used:\n- The loss phases"),
-        (["--lora_r=-1"], "error: The LoRA arguments cannot be used:\n- `lora_r` is -1"),
-        (["--view_dropout=0"], "error: `pairs` is dropout and `view_dropout`"),
+        (["--view_dropout=0", "--push_to_hub=true"], "\n- `pairs` is dropout and `view_dropout`"),
         (["--contrastive_batch_size=64"], "error: This run cannot work:\n- `pair_dataset` has 40 pairs"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_invalid_arguments_print_one_message_and_exit_with_2(options, changes, message, capsys):
     capsys.readouterr()
-    code, said = refused(capsys, *options, *changes)
-    assert code == 2 and message in said and said.count("error: ") == 1
+    with pytest.raises(SystemExit, match="2"):
+        start(lambda: adapt.main([*options, *changes]), reported=adapt.ArgumentError)
+    said = capsys.readouterr().err
+    assert message in said and said.count("error: ") == 1
     assert "Traceback" not in said and "usage:" not in said
-
-
-def test_damaged_resume_checkpoint_prints_one_message(tmp_path, options, capsys):
-    saved = [*options, *FULL, "--save_strategy=steps", "--save_steps=4"]
-    adapt.main([*saved, "--keep_checkpoints"])
-    folder = tmp_path / "run" / "checkpoint-4"
-    (folder / "optimizer.pt").write_bytes(b"")
-    (tmp_path / "run" / "adapt.json").unlink()
-    code, said = refused(capsys, *saved, f"--resume_from_checkpoint={folder}")
-    assert code == 2 and "optimizer.pt has 0 of" in said
 
 
 def test_memory_shortage_is_reported_with_its_phase_before_the_first_step(tmp_path, options, capsys, monkeypatch):
@@ -334,28 +214,33 @@ def test_memory_shortage_is_reported_with_its_phase_before_the_first_step(tmp_pa
 
 
 @pytest.mark.long
-def test_ordinary_run_emits_no_warnings(tmp_path, options):
+def test_ordinary_run_emits_no_warnings(options):
     given = [option for option in options if option != "--use_cpu"]
-    run = run_script(*given, *LORA, CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
+    command = [sys.executable, str(REPOSITORY / "examples" / "adapt.py"), *given, *LORA]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    run = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     for words in ("is_gradient_checkpointing", "pin_memory", "Failed to load", "_pytree", "Warning", "WARNING"):
         assert words not in run.stdout + run.stderr, run.stderr
-    refused = run_script(*options, "--lora_r=-1")
-    assert refused.returncode == 2 and "Traceback" not in refused.stderr
-    assert refused.stderr.splitlines()[0] == "error: The LoRA arguments cannot be used:"
 
 
 # ---- Checkpoints of a finished run ----
 
 
-def test_finished_run_removes_checkpoints_by_default(tmp_path, options):
+def test_finished_run_removes_its_checkpoints_and_is_never_overwritten(tmp_path, options):
     saving = [*options, *FULL, "--save_strategy=steps", "--save_steps=2"]
     adapt.main(saving)
     assert not list((tmp_path / "run").glob("checkpoint-*"))
     kept = tmp_path / "kept"
     adapt.main([*saving, f"--output_dir={kept}", "--keep_checkpoints"])
     assert sorted(path.name for path in kept.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
-    assert (kept / "model.safetensors").read_bytes() == (tmp_path / "run" / "model.safetensors").read_bytes()
+    weights = kept / "model.safetensors"
+    assert weights.read_bytes() == (tmp_path / "run" / "model.safetensors").read_bytes()
+    before = weights.stat().st_mtime_ns
+    for more in ([], ["--resume_from_checkpoint=true"]):
+        with pytest.raises(ValueError, match="holds a finished run. Choose another directory"):
+            adapt.main([*saving, f"--output_dir={kept}", *more])
+    assert weights.stat().st_mtime_ns == before
 
 
 def test_checkpoints_are_kept_if_the_result_cannot_be_saved(tmp_path, options, monkeypatch):
@@ -369,6 +254,8 @@ def test_checkpoints_are_kept_if_the_result_cannot_be_saved(tmp_path, options, m
         with pytest.raises(OSError, match="no space left"):
             adapt.main(saving)
     assert (tmp_path / "run" / "checkpoint-6").is_dir()
+    with pytest.raises(ValueError, match="holds checkpoints of a run. Pass `--resume_from_checkpoint true`"):
+        adapt.main(saving)
     adapt.main([*saving, "--resume_from_checkpoint=true"])
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert not list((tmp_path / "run").glob("checkpoint-*"))

@@ -2,11 +2,9 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from examples import adapt
@@ -16,23 +14,15 @@ from modeling_magnet.publishing.merging import largest_differences
 from tests.hub_client import run_client
 from tests.hub_server import HubServer
 
-from .tiny_run import save_plain_llama, tiny_options
-
 IDS = torch.tensor([[1, 40, 41, 42]])
 LORA = ["--lora_r=2", "--learning_rate=1e-2"]
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    """Isolate the data set cache of each test."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-
-
 @pytest.fixture
-def options(tmp_path, tiny_tokenizer):
-    base = save_plain_llama(tmp_path / "base", tiny_tokenizer)
-    (base / "README.md").write_text("---\nlicense: llama2\nlanguage: en\n---\n\n# Its own card\n")
-    return tiny_options(tmp_path, model=base)
+def plain_llama(plain_llama):
+    """Add a card."""
+    (plain_llama / "README.md").write_text("---\nlicense: llama2\nlanguage: en\n---\n\n# Its own card\n")
+    return plain_llama
 
 
 def test_bound_adapter_leaves_generation_to_the_base(tmp_path, options):
@@ -76,18 +66,6 @@ def test_card_describes_the_run(tmp_path, options):
     assert (tmp_path / "copy" / "README.md").read_text() == rename_card(
         (tmp_path / "run" / "README.md").read_text(), "copy"
     )
-
-
-def test_checkpoints_of_a_lora_run_are_magnet_adapters(tmp_path, options):
-    given = [*options, *LORA, "--save_strategy=steps", "--save_steps=4", "--keep_checkpoints"]
-    adapt.main([option for option in given if option != "--save_strategy=no"])
-    folder = tmp_path / "run" / "checkpoint-4"
-    assert (folder / "magnet_adapter.json").is_file()
-    loaded = AutoMagnetForCausalLM.from_pretrained(folder)
-    plain = AutoMagnetForCausalLM.from_pretrained(tmp_path / "base")
-    wrapped = PeftModel.from_pretrained(AutoMagnetForCausalLM.from_pretrained(tmp_path / "base"), folder).eval()
-    np.testing.assert_array_equal(loaded.encode(["the cat"], prompt=""), wrapped.encode(["the cat"], prompt=""))
-    assert not np.array_equal(loaded.encode(["the cat"], prompt=""), plain.encode(["the cat"], prompt=""))
 
 
 @pytest.mark.long

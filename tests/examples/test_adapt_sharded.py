@@ -10,7 +10,6 @@ from modeling_magnet import AutoMagnetForCausalLM
 
 from ..trainer.processes import call_together
 from ..trainer.test_distributed import FSDP2, ZERO
-from .tiny_run import save_plain_llama, tiny_options
 
 TEXTS = ["the old dog ran", "a girl sat by the tree and ate", "cat"]
 CHANGES = {
@@ -30,14 +29,12 @@ CHANGES = {
     + [pytest.param(ZERO[1], CHANGES[name], marks=pytest.mark.nightly) for name in ("full", "head")],
     ids=[*CHANGES, "zero3-full", "zero3-head"],
 )
-def test_two_sharded_processes_save_what_one_process_saves(tmp_path, tiny_tokenizer, config, changes, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    model = save_plain_llama(tmp_path / "base", tiny_tokenizer)
+def test_two_sharded_processes_save_what_one_process_saves(tmp_path, plain_llama, options, config, changes):
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("first\tsecond\n" + "".join(f"the dog ran {n}\tthe dog sat then {n}\n" for n in range(20)))
     # Plain gradient descent without dropout, which each process draws separately.
     plain = ["--optim=sgd", "--max_grad_norm=0", "--view_dropout=0", f"--pairs={pairs}"]
-    told = [*tiny_options(tmp_path, model=model), *plain, *changes]
+    told = [*options, *plain, *changes]
     (alone := tmp_path / "alone").mkdir()
     adapt.main([*told, f"--output_dir={alone}"])
     halves = ["--per_device_train_batch_size=2", "--contrastive_batch_size=2", "--ddp_backend=gloo"]
@@ -52,5 +49,5 @@ def test_two_sharded_processes_save_what_one_process_saves(tmp_path, tiny_tokeni
         torch.testing.assert_close(
             torch.as_tensor(found.encode(text)), torch.as_tensor(expected.encode(text)), atol=1e-4, rtol=1e-4
         )
-    base = AutoMagnetForCausalLM.from_pretrained(model, mask_token="_").eval()
+    base = AutoMagnetForCausalLM.from_pretrained(plain_llama, mask_token="_").eval()
     assert abs(torch.as_tensor(base.encode(TEXTS[1])) - torch.as_tensor(expected.encode(TEXTS[1]))).max() > 1e-3

@@ -30,11 +30,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_v_measure_equals_scikit_learn(tmp_path, folder, tiny_model):
+def test_v_measure_equals_scikit_learn(tmp_path, folder, tiny_model, checkpoint):
     pytest.importorskip("mteb", reason="an optional extra: pip install .[eval]")
     cluster, metrics = (pytest.importorskip(f"sklearn.{name}") for name in ("cluster", "metrics"))
-    tiny_model.save_pretrained(tmp_path / "model")
-    arguments = ["--model", f"tiny={tmp_path / 'model'}", "--data", str(folder), "--results", str(tmp_path)]
+    arguments = ["--model", f"tiny={checkpoint}", "--data", str(folder), "--results", str(tmp_path)]
     arguments += ["--device", "cpu", "--subsets", "3", "--subset_size", "9", "--seed", "5"]
     records = {record.unit: record for record in clustering.main(arguments)}
     for name in ("TwentyNewsgroupsClustering", "BiorxivClusteringS2S"):
@@ -61,12 +60,11 @@ def test_newsgroup_subjects_are_read_like_mteb(folder):
     assert [row.text for row in read_file("BiorxivClusteringS2S", folder)] == [f'"{text}' for text, _ in ROWS]
 
 
-def test_hub_is_read_at_the_revision_of_mteb(tmp_path, tiny_model):
+def test_hub_is_read_at_the_revision_of_mteb(tmp_path, checkpoint):
     mteb = pytest.importorskip("mteb", reason="an optional extra: pip install .[eval]")
     for name, source in clustering.CLUSTERING_SETS.items():
         assert mteb.get_task(name).metadata.dataset == {"path": source.hub_id, "revision": source.revision}
-    tiny_model.save_pretrained(tmp_path / "model")
-    arguments = ["--model", str(tmp_path / "model"), "--results", str(tmp_path), "--device", "cpu"]
+    arguments = ["--model", str(checkpoint), "--results", str(tmp_path), "--device", "cpu"]
     (record,) = clustering.main([*arguments, "--tasks", "MedrxivClusteringP2P"])  # the tests have no network
     assert record.unavailable.startswith("mteb/medrxiv-clustering-p2p of the Hub: ")
     assert record.settings["data"] == "mteb/medrxiv-clustering-p2p@e7a26af"

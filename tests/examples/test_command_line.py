@@ -11,13 +11,7 @@ from unittest import mock
 import pytest
 
 from examples import models
-from examples.command_line import (
-    OneLineParser,
-    add_device,
-    choose_device,
-    require_extra,
-    start,
-)
+from examples.command_line import OneLineParser, add_device, choose_device, require_extra, start
 
 from ..conftest import REPOSITORY
 from ..scripts import run_script

@@ -5,13 +5,9 @@ import gzip
 import pytest
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
 from seqeval.metrics.sequence_labeling import get_entities
-from seqeval.scheme import IOB1, IOB2, Entities
 
 from examples.evaluate.conll import read_conll, read_lines, sentences_of, to_iob2
 
-from ..conftest import REPOSITORY
-
-CONLL_FOLDER = REPOSITORY.parent / "shared" / "data" / "conll2003"
 LINES = """-DOCSTART- -X- O O
 
 EU NNP I-NP I-ORG
@@ -70,26 +66,3 @@ def test_to_iob2_keeps_spans_and_marks_each_beginning(iob1, iob2):
     assert converted == iob2.split()
     assert to_iob2(converted) == converted
     assert get_entities(converted) == get_entities(tags)
-    spans = [
-        [(span.tag, span.start, span.end) for row in Entities([given], scheme=scheme).entities for span in row]
-        for given, scheme in ((converted, IOB2), (tags, IOB1))
-        if given
-    ]
-    assert len(spans) == 0 or spans[0] == spans[1]
-
-
-def test_real_files_have_published_counts():
-    if not CONLL_FOLDER.is_dir():
-        pytest.skip("no CoNLL-2003 files at ../shared/data/conll2003 beside the repository")
-    train, testa = (read_conll(split, folder=CONLL_FOLDER) for split in ("train", "testa"))
-    assert (len(train), len(testa)) == (14_041, 3_250)
-    assert sum(len(sentence.words) for sentence in train) == 203_621
-    # Entities in the introduction of the shared task: LOC, MISC, ORG, PER.
-    begins = [tag for sentence in train for tag in sentence.ner if tag.startswith("B-")]
-    assert {kind: begins.count(f"B-{kind}") for kind in ("LOC", "MISC", "ORG", "PER")} == {
-        "LOC": 7140,
-        "MISC": 3438,
-        "ORG": 6321,
-        "PER": 6600,
-    }
-    assert len({tag for sentence in train for tag in sentence.tags("ner")}) == 9

@@ -10,9 +10,8 @@ NEW = 12
 
 
 @pytest.fixture
-def stock(tiny_model, tmp_path):
-    tiny_model.save_pretrained(tmp_path / "tiny")
-    return LlamaForCausalLM.from_pretrained(tmp_path / "tiny").eval()
+def stock(checkpoint):
+    return LlamaForCausalLM.from_pretrained(checkpoint).eval()
 
 
 def test_causal_continuation_equals_stock_generate(tiny_model, tiny_tokenizer, stock):

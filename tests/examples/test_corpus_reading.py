@@ -104,37 +104,26 @@ def test_malformed_csv_rows_are_reported_and_swallow_no_other_row(tmp_path, comp
 
 
 def test_unreadable_line_is_reported_with_its_number_and_keeps_its_row(tmp_path):
-    lines = [
-        b'{"text": "fine"}',
-        b"{broken",
-        b"",
-        b"[1]",
-        b'{"txt": "a"}',
-        b'{"text": null}',
-        b'{"text": 5}',
-        rb'{"text": "\ud800"}',
-        b'{"text": "\xff"}',
-        b"[" * 100_000,
-        b'{"text": "also fine", "junk": "\xff"}',
-    ]
+    lines = {  # each with the reason why it cannot be read
+        b'{"text": "fine"}': None,
+        b"{broken": "not JSON",
+        b"": "not JSON",
+        b"[1]": "JSON list",
+        b'{"txt": "a"}': "no column 'text'",
+        b'{"text": null}': "is null",
+        b'{"text": 5}': "type int",
+        rb'{"text": "\ud800"}': "not Unicode",
+        b'{"text": "\xff"}': "not Unicode",
+        b"[" * 100_000: "not JSON",
+        b'{"text": "also fine", "junk": "\xff"}': None,
+    }
     file = tmp_path / "a.jsonl"
     file.write_bytes(b"\xef\xbb\xbf" + b"\n".join(lines))
     texts, complaints = rows_of(read(file, chunk_size=4))
     assert texts == {0: "fine", 10: "also fine"}
     assert sorted(complaints) == list(range(1, 10))
-    assert all(complaint.file == str(file) and complaint.line == row + 1 for row, complaint in complaints.items())
-    expected = {
-        1: "not JSON",
-        2: "not JSON",
-        3: "JSON list",
-        4: "no column 'text'",
-        5: "is null",
-        6: "type int",
-        7: "not Unicode",
-        8: "not Unicode",
-        9: "not JSON",
-    }
-    for row, reason in expected.items():
+    for row, reason in list(enumerate(lines.values()))[1:10]:
+        assert (complaints[row].file, complaints[row].line) == (str(file), row + 1)
         assert reason in complaints[row].reason
 
 

@@ -1,14 +1,10 @@
 """Test that the doctor passes sound models of every kind and family, and reports those it cannot open."""
 
-from pathlib import Path
-
 import pytest
 
 from examples import doctor
 from examples.checkup import round_trip
 
-from ..hub_client import run_client
-from ..hub_server import HubServer
 from ..scripts import run_script
 from .doctor_runs import FAMILY_NAMES, names_of, rows_of
 
@@ -54,31 +50,6 @@ def test_remote_code_is_checked_instead_of_the_package(doctor_models, tmp_path, 
     assert (code, names_of(rows, "fail")) == (0, set())
     assert "as MagnetMistralForCausalLM of remote code" in rows["opens"]["detail"]
     assert "leaks, infill, sdpa" in rows and "leaks, infill, eager" not in rows
-
-
-def examine_on_the_hub(folder):
-    """Check a sound commit and one whose code was edited, each by its id."""
-    from huggingface_hub import HfApi
-
-    api, name, results = HfApi(), "owner/model", {}
-    api.create_repo(name)
-    api.upload_folder(repo_id=name, folder_path=folder)
-    api.create_tag(name, tag="v1")
-    api.upload_file(repo_id=name, path_or_fileobj=b"", path_in_repo="old_magnet.py")
-    for revision in ("v1", "main"):
-        code, rows = rows_of(Path(folder).parent, name, "--revision", revision, "--backends", "sdpa")
-        results[revision] = [code, sorted(names_of(rows, "fail")), rows["remote code"]["detail"]]
-    return results
-
-
-@pytest.mark.nightly
-def test_hub_repository_is_checked_at_its_revision(saved, tmp_path):
-    with HubServer({"hf_owner": "owner"}) as hub:
-        results = run_client(examine_on_the_hub, str(saved), hub=hub, home=tmp_path / "home", token="hf_owner")
-    code, failed, detail = results["v1"]
-    assert (code, failed) == (0, []) and detail.endswith(" files, the installed package's")
-    code, failed, detail = results["main"]
-    assert (code, failed) == (1, ["remote code"]) and detail.startswith("extra: old_magnet.py. Save the model anew")
 
 
 def test_real_model_passes(wiki_7m, tmp_path):

@@ -18,26 +18,20 @@ CHUNK_SIZE = 16
 
 
 @pytest.fixture
-def model(tmp_path, tiny_model) -> Path:
-    tiny_model.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
-@pytest.fixture
-def options(tmp_path, model) -> list[str]:
+def options(tmp_path, checkpoint) -> list[str]:
     """Return the options of every run: 40 texts in three chunks; later options override these."""
     texts = write_jsonl(tmp_path / "texts.jsonl", make_texts(40))
     return [
-        f"--model_name_or_path={model}",
+        f"--model_name_or_path={checkpoint}",
         f"--texts={texts}",
         f"--output={tmp_path / 'out.npy'}",
         f"--chunk_size={CHUNK_SIZE}",
     ]
 
 
-def encode_in_chunks(model: Path, texts: list[str], *, dtype=torch.float32, **options) -> np.ndarray:
+def encode_in_chunks(checkpoint: Path, texts: list[str], *, dtype=torch.float32, **options) -> np.ndarray:
     """Return the result of `encode` for each chunk."""
-    loaded = MagnetLlamaForCausalLM.from_pretrained(model, dtype=dtype)
+    loaded = MagnetLlamaForCausalLM.from_pretrained(checkpoint, dtype=dtype)
     starts = range(0, len(texts), CHUNK_SIZE)
     return np.concatenate([loaded.encode(texts[start : start + CHUNK_SIZE], **options) for start in starts])
 
@@ -45,13 +39,13 @@ def encode_in_chunks(model: Path, texts: list[str], *, dtype=torch.float32, **op
 # ---- What a run writes ----
 
 
-def test_rows_equal_encode(tmp_path, options, model, capsys):
+def test_rows_equal_encode(tmp_path, options, checkpoint, capsys):
     report = main(options)
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"encode_corpus: OK ({tmp_path / 'out.npy'}; 40 rows;")
     vectors = np.load(tmp_path / "out.npy", mmap_mode="r")
     assert (vectors.shape, vectors.dtype) == ((40, 32), np.float32)
-    assert np.array_equal(vectors, encode_in_chunks(model, make_texts(40)))
-    alone = MagnetLlamaForCausalLM.from_pretrained(model)
+    assert np.array_equal(vectors, encode_in_chunks(checkpoint, make_texts(40)))
+    alone = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
     for row, text in enumerate(make_texts(40)):
         np.testing.assert_allclose(vectors[row], alone.encode(text), atol=1e-5)
 
@@ -61,7 +55,7 @@ def test_rows_equal_encode(tmp_path, options, model, capsys):
     assert report["rows_per_second"] == pytest.approx(40 / report["seconds"])
     assert report["versions"]["torch"] == torch.__version__
     assert report["arguments"]["threads"] == torch.get_num_threads()
-    assert {path.name for path in tmp_path.iterdir()} == {"model", "texts.jsonl", "out.npy", "out.npy.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny", "texts.jsonl", "out.npy", "out.npy.json"}
 
 
 def test_parquet_contains_row_numbers_ids_and_vectors(tmp_path, options):
@@ -96,11 +90,11 @@ def test_parquet_contains_row_numbers_ids_and_vectors(tmp_path, options):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_options_match_encode(tmp_path, options, model, flags, same, dtype):
+def test_options_match_encode(tmp_path, options, checkpoint, flags, same, dtype):
     main([*options, *flags])
     vectors = np.load(tmp_path / "out.npy")
     assert vectors.dtype == dtype
-    expected = encode_in_chunks(model, make_texts(40), **same).astype(dtype)
+    expected = encode_in_chunks(checkpoint, make_texts(40), **same).astype(dtype)
     if "--dtype=bfloat16" in flags:  # another back-end
         np.testing.assert_allclose(vectors, expected, atol=0.1)
     else:
@@ -110,7 +104,7 @@ def test_options_match_encode(tmp_path, options, model, flags, same, dtype):
 # ---- Rows that cannot be read ----
 
 
-def test_corrupt_row_keeps_its_place_and_is_reported(tmp_path, options, model, capsys):
+def test_corrupt_row_keeps_its_place_and_is_reported(tmp_path, options, checkpoint, capsys):
     texts = make_texts(40)
     file = write_jsonl(tmp_path / "texts.jsonl", texts)
     lines = file.read_text().splitlines()
@@ -124,7 +118,7 @@ def test_corrupt_row_keeps_its_place_and_is_reported(tmp_path, options, model, c
     vectors = np.array(table["embedding"].to_pylist(), dtype=np.float32)
     assert np.flatnonzero(np.isnan(vectors).all(1)).tolist() == broken
     assert np.flatnonzero(np.isnan(vectors).any(1)).tolist() == broken
-    alone = MagnetLlamaForCausalLM.from_pretrained(model)
+    alone = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
     for row in set(range(40)) - set(broken):
         np.testing.assert_allclose(vectors[row], alone.encode(texts[row]), atol=1e-5)
     assert [row for row, key in enumerate(table["id"].to_pylist()) if key is None] == broken
@@ -138,19 +132,14 @@ def test_corrupt_row_keeps_its_place_and_is_reported(tmp_path, options, model, c
     assert "23 of 40 rows could not be encoded" in told
 
 
-def test_vector_outside_its_dtype_is_reported_as_corrupt(tmp_path, options, model):
-    loaded = MagnetLlamaForCausalLM.from_pretrained(model)
+def test_vector_outside_its_dtype_is_reported_as_corrupt(tmp_path, options, checkpoint):
+    loaded = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
     loaded.model.norm.weight.data *= 1e6
-    loaded.save_pretrained(model)
+    loaded.save_pretrained(checkpoint)
     report = main([*options, "--output_dtype=float16", "--limit=20"])
     assert np.isnan(np.load(tmp_path / "out.npy")).all()
     assert report["corrupt_rows"] == 20
-    assert report["corrupt"][3] == {
-        "row": 3,
-        "file": None,
-        "line": None,
-        "reason": "the vector is not finite in float16",
-    }
+    assert (report["corrupt"][3]["row"], report["corrupt"][3]["reason"]) == (3, "the vector is not finite in float16")
 
 
 # ---- What is refused, before the weights are read or anything is written ----
@@ -162,7 +151,6 @@ def test_vector_outside_its_dtype_is_reported_as_corrupt(tmp_path, options, mode
         (["--output=out.txt"], "`--output` is 'out.txt'; its name must end in .npy or .parquet"),
         (["--id_column=key"], "`--id_column` is 'key'"),
         (["--texts=nowhere.jsonl"], "`texts` is 'nowhere.jsonl': no data file found"),
-        (["--text_column=body"], "no column 'body'; its columns are 'key', 'text'"),
         (["--model_name_or_path=./nowhere"], "./nowhere.*no model can be read"),
         (["--prompt=a", "--prompt_name=STS"], "Choose one"),
         (["--prompt=" + "a long prompt " * 99], "leaves no room for a token of text and EOS"),
@@ -171,11 +159,11 @@ def test_vector_outside_its_dtype_is_reported_as_corrupt(tmp_path, options, mode
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_invalid_arguments_are_refused_before_weights_are_read(tmp_path, options, model, changes, message):
-    (model / "model.safetensors").write_bytes(b"not read")
+def test_invalid_arguments_are_refused_before_weights_are_read(tmp_path, options, checkpoint, changes, message):
+    (checkpoint / "model.safetensors").write_bytes(b"not read")
     with pytest.raises(ValueError, match=f"(?s){message}"):
         main([*options, *changes])
-    assert {path.name for path in tmp_path.iterdir()} == {"model", "texts.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny", "texts.jsonl"}
 
 
 @pytest.mark.parametrize("name", ["out.npy", "out.npy.json"])

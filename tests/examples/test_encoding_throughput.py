@@ -7,8 +7,6 @@ from transformers import LlamaConfig
 
 from examples.benchmarks import encoding_throughput as benchmark
 
-from .tiny_run import save_plain_llama
-
 pytest.importorskip("sentence_transformers", reason="an optional extra: pip install .[eval]")
 
 
@@ -24,13 +22,11 @@ def test_operation_counts_match_manual_calculation():
 
 @pytest.mark.long
 @pytest.mark.parametrize("shape", [None, "tiny"])
-def test_script_writes_its_report(tmp_path, tiny_tokenizer, capsys, monkeypatch, shape):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+def test_script_writes_its_report(tmp_path, plain_llama, capsys, monkeypatch, shape):
     monkeypatch.setitem(benchmark.SHAPES, "tiny", (16, 24, 2, 2, 2))
-    model = save_plain_llama(tmp_path / "base", tiny_tokenizer)
     (tmp_path / "texts.txt").write_text("\n".join(["The cat sat on the mat. Then it slept."] * 20))
     arguments = [
-        *("--model", str(model), "--texts", str(tmp_path / "texts.txt"), "--results", str(tmp_path)),
+        *("--model", str(plain_llama), "--texts", str(tmp_path / "texts.txt"), "--results", str(tmp_path)),
         *("--number", "12", "--rounds", "2", "--name", "speed"),
     ]
     benchmark.main(arguments if shape is None else [*arguments, "--shape", shape])

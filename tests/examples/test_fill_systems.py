@@ -15,17 +15,11 @@ def long_model(tiny_model):
     return tiny_model
 
 
-def test_systems_match_the_rows_of_table_5():
-    assert [(system.name, system.model) for system in fill_systems(more=["other"])] == [
-        ("unidirectional", "base"),
-        *[(f"zero-shot, {f}", "base") for f in ("blank", "contextual", "prefix_suffix", "line_by_line")],
-        *[(f"five-shot, {f}", "base") for f in ("blank", "prefix_suffix", "line_by_line")],
-        ("MAGNET", "MAGNET"),
-        ("other", "other"),
-    ]
+def test_systems_depend_on_the_number_of_examples():
     assert [system.shots for system in fill_systems(shots=2)] == [0] * 5 + [2] * 3 + [0]
     assert fill_systems(shots=2)[5].name == "two-shot, blank"
-    assert not any(system.shots for system in fill_systems(shots=0)) and len(fill_systems(shots=0)) == 6
+    assert len(fill_systems(shots=0)) == 6
+    assert fill_systems(more=["other"])[-1] == FillSystem("other", "other", None, 0)
 
 
 def test_middle_sentence_is_removed_and_examples_use_other_stories():
@@ -80,16 +74,3 @@ def test_only_the_unidirectional_system_ignores_the_suffix(long_model):
         own = fills(blanks, examples)
         assert (fills(others, examples) == own) == (system.name == "unidirectional"), system.name
         assert (fills(blanks, examples[::-1]) == own) == (system.shots == 0), system.name
-
-
-def test_prompt_longer_than_the_context_is_found(long_model):
-    blanks, examples = draw_blanks(STORIES, number=3, shots=2, seed=0)
-    system = FillSystem("two-shot, blank", "base", "blank", 2)
-    assert system.overflow(long_model, blanks, examples, new_tokens=8) == 0
-    prompts = PromptedInfiller(long_model, long_model.tokenizer, family="blank", examples=examples)
-    longest = max(
-        len(long_model.tokenizer(prompts.prompt(blank.prefix, blank.suffix))["input_ids"]) for blank in blanks
-    )
-    long_model.config.max_position_embeddings = longest + 5  # with the BOS that the tokenizer sets
-    assert system.overflow(long_model, blanks, examples, new_tokens=5) == 0
-    assert system.overflow(long_model, blanks, examples, new_tokens=8) == 3

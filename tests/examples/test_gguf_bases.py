@@ -35,13 +35,9 @@ def test_adapter_trains_on_a_gguf_file_and_loads_over_it(base, tmp_path, capsys)
     assert json.loads((run / "magnet_adapter.json").read_text())["gguf_file"]["name"] == "tiny.gguf"
     model = AutoMagnetForCausalLM.from_pretrained(run)
     assert model.has_adapter and model.infill("the dog", " the cat.", max_new_tokens=2)
-    assert fill.main(["the [blank] saw a cat.", f"--model={run}", "--max_new_tokens=1"]) == 0
-    assert "from both sides" in capsys.readouterr().out
-
-
-def test_fill_accepts_a_gguf_file(base, capsys):
-    assert fill.main(["the [blank] saw a cat.", f"--model={base}", GGUF, "--max_new_tokens=1"]) == 0
-    assert "from both sides" in capsys.readouterr().out
+    for opened in ([f"--model={run}"], [f"--model={base}", GGUF]):
+        assert fill.main(["the [blank] saw a cat.", *opened, "--max_new_tokens=1"]) == 0
+        assert "from both sides" in capsys.readouterr().out
 
 
 @pytest.mark.long

@@ -1,6 +1,5 @@
 """Test the way from stories to records: fills, a form, answers and figures, with interrupted and invalid runs."""
 
-import gzip
 import json
 
 import pytest
@@ -11,19 +10,16 @@ from examples.evaluate.fill_systems import FillSystem
 from examples.evaluate.human_evaluation import main
 from examples.evaluate.records import RecordFile, identify
 
+from .evaluation_files import write_rocstories
+
 SYSTEMS = ("unidirectional", "zero-shot, blank", "one-shot, prefix_suffix", "MAGNET", "other")
 
 
 @pytest.fixture
 def data(tmp_path):
-    """Write stories in the format of ROCStories."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    words = ("begins", "goes on", "turns", "slows", "ends")
-    lines = [f"title <EOT> keys <EOL>  </s> {' </s> '.join(f'tale {n} {word} .' for word in words)}" for n in range(9)]
-    with gzip.open(folder / "rocstories_dev.titlesepkeysepstory.txt.gz", "wt") as file:
-        file.write("\n".join(lines) + "\n")
-    return folder
+    (tmp_path / "data").mkdir()
+    write_rocstories(tmp_path / "data", number=9)
+    return tmp_path / "data"
 
 
 @pytest.fixture
@@ -43,7 +39,7 @@ def sample(models, data, output, *options):
     main([
         "sample", "--model", *(f"{name}={path}" for name, path in models.items()),
         "--data", str(data), "--preset", "smoke", "--limit", "5", "--shots", "1", "--max_new_tokens", "6",
-        "--batch_size", "2", "--device", "cpu", "--output", str(output), "--systems", *SYSTEMS, *options,
+        "--batch_size", "2", "--device", "cpu", "--output_dir", str(output), "--systems", *SYSTEMS, *options,
     ])  # fmt: skip
     return json.loads((output / "key.json").read_text())
 
@@ -68,9 +64,7 @@ def test_sample_and_score_produce_records(models, data, tmp_path, capsys):
     assert key["systems"]["zero-shot, blank"]["model"] == identify(models["base"])
     page = (output / "form.html").read_text()
     assert not any(name in page for name in ("MAGNET", "shot", "unidirectional", "other"))
-    for item, owner in key["items"].items():
-        assert item in page
-        assert all(key["fills"][system][owner["story"]] is not None for system in owner["systems"])
+    assert all(item in page for item in key["items"])
 
     # One annotator likes every fill of MAGNET, the other only its fills of the first three stories.
     files = [
@@ -82,8 +76,6 @@ def test_sample_and_score_produce_records(models, data, tmp_path, capsys):
     by_system = {record.system: record for record in records}
     magnet = by_system["MAGNET"]
     assert (magnet.table, magnet.unit, magnet.counts) == ("people", "ROCStories", {"stories": 5, "annotators": 2})
-    assert magnet.settings["source"] == "rocstories_dev.titlesepkeysepstory.txt.gz"
-    assert magnet.settings["text"] == "lower case, detokenised"
     assert magnet.metrics["appropriate"] == pytest.approx(80)
     assert magnet.metrics["interval_low"] < 80 < magnet.metrics["interval_high"]
     assert magnet.metrics["kappa"] == pytest.approx(0)  # one of them always says yes
@@ -96,8 +88,6 @@ def test_sample_and_score_produce_records(models, data, tmp_path, capsys):
     main([*ask[:4], files[0], *ask[6:]])
     assert len(RecordFile(results, "people").read()) == 2 * len(SYSTEMS)
     assert "pairs of annotators: -" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="is of annotator 1, as is another file"):
-        main([*ask[:4], files[0], files[0], *ask[6:]])
 
 
 def test_resumed_sample_writes_identical_bytes(models, data, tmp_path, monkeypatch):
@@ -124,32 +114,18 @@ def test_resumed_sample_writes_identical_bytes(models, data, tmp_path, monkeypat
     sample(models, data, cut)
     assert files_of(cut) == whole
     assert sorted(calls) == all_calls  # no duplicates
-    # After a cut within a batch, the batch is filled again with the same result.
-    kept = cut / "fills" / "MAGNET.jsonl"
-    kept.write_bytes(b"".join(whole["fills/MAGNET.jsonl"].splitlines(keepends=True)[:3]))
-    calls = []
-    sample(models, data, cut)
-    assert files_of(cut) == whole
-    assert len(calls) == 2 and set(calls) <= set(all_calls)
 
 
 def test_form_in_use_is_not_overwritten(models, data, tmp_path):
     output = tmp_path / "out"
     sample(models, data, output)
     before = files_of(output)
-    for options in (["--annotators", "3"], ["--systems", "MAGNET"]):
-        with pytest.raises(ValueError, match="holds the form of another run, which people may be answering"):
-            sample(models, data, output, *options)
+    with pytest.raises(ValueError, match="holds the form of another run, which people may be answering"):
+        sample(models, data, output, "--annotators", "3")
     assert files_of(output) == before
-    for name in ("form.html", "key.json"):
-        (output / name).unlink()
-    sample(models, data, output, "--annotators", "3")
-    assert files_of(output / "fills") == {
-        name.removeprefix("fills/"): content for name, content in before.items() if name.startswith("fills/")
-    }
     for name in ("form.html", "key.json"):
         (output / name).unlink()
     with pytest.raises(ValueError, match="was begun with other settings: max_new_tokens was 6 and is now 7"):
         sample(models, data, output, "--max_new_tokens", "7")
-    with pytest.raises(ValueError, match="was begun with other settings: texts was"):
-        sample(models, data, output, "--seed", "1")
+    sample(models, data, output, "--annotators", "3")
+    assert all(file.read_bytes() == before[f"fills/{file.name}"] for file in (output / "fills").iterdir())

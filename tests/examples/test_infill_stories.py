@@ -71,11 +71,10 @@ def test_resumed_run_writes_identical_bytes(checkpoint, corpus, tmp_path, lines)
 
 def test_html_page_shows_fills_in_place_and_escapes_text(checkpoint, corpus, tmp_path):
     page = tmp_path / "page.html"
-    rows = run(checkpoint, corpus, tmp_path / "out.jsonl", "--max_new_tokens", "3", "--html", str(page),
-               "--num_return_sequences", "2", "--stop_at_sentence_end")  # fmt: skip
+    options = ["--max_new_tokens=3", "--num_return_sequences=2", "--stop_at_sentence_end", f"--html={page}"]
+    rows = run(checkpoint, corpus, tmp_path / "out.jsonl", *options)
     text = page.read_text()
-    assert "<b>" not in text
-    assert "&lt;b&gt;" in text
+    assert "<b>" not in text and "&lt;b&gt;" in text
     assert text.count("<article>") == len(rows)
     assert 'class="error"' in text
     # Without tags, the best fills appear within their texts.

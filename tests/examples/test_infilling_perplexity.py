@@ -21,75 +21,45 @@ def data(tmp_path_factory):
     return write_all(tmp_path_factory.mktemp("data") / "all")
 
 
-@pytest.fixture
-def saved(tmp_path, tiny_model):
-    tiny_model.save_pretrained(tmp_path / "tiny")
-    return str(tmp_path / "tiny")
-
-
-def measure(data, saved, tmp_path, *more):
+def measure(data, checkpoint, tmp_path, *more):
     options = ["--results", str(tmp_path / "results"), "--device", "cpu", "--max_length", "100"]
-    return main(["--model", f"system={saved}", "--data", str(data), *options, *more])
+    return main(["--model", f"system={checkpoint}", "--data", str(data), *options, *more])
 
 
-@torch.no_grad()
-def perplexity_by_loop(model, rows):
-    """Compute the perplexity from the left, one row at a time."""
-    losses = []
-    for ids, start, end in rows:
-        logprobs = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
-        losses += [-logprobs[place - 1, ids[place]].item() for place in range(start, end)]
-    return math.exp(sum(losses) / len(losses)), len(losses)
-
-
-def test_left_reading_equals_stock_llama_perplexity(data, saved, tmp_path, tiny_model):
-    (record,) = measure(data, saved, tmp_path, "--reading", "left", "--units", "ROCStories", "--corpus", "story_cloze")
+def test_left_reading_equals_stock_llama_perplexity(data, checkpoint, tmp_path, tiny_model):
+    told = ["--reading", "left", "--units", "ROCStories"]
+    (record,) = measure(data, checkpoint, tmp_path, *told, "--corpus", "story_cloze")
+    stock, losses = LlamaForCausalLM.from_pretrained(checkpoint).eval(), []
     stories = read_stories(data, corpus="story_cloze")
-    tokenizer, rows = tiny_model.tokenizer, []
-    for number, row in enumerate(make_story_rows(tokenizer, stories, foreign=False, seed=0)):
+    for row in make_story_rows(tiny_model.tokenizer, stories, foreign=False, seed=0):
         ((start, end),) = row.spans
-        removed = tokenizer.decode(row.input_ids[start:end]).strip()
-        assert removed in stories[number]
-        place = stories[number].index(removed)
-        prefix = " ".join(stories[number][:place])
-        ids = tokenizer(" ".join(stories[number]))["input_ids"]
-        assert ids == row.input_ids, "no token of these stories spans two parts"
-        assert len(tokenizer(prefix)["input_ids"]) == start
-        rows.append((ids, start, end))
-    value, tokens = perplexity_by_loop(LlamaForCausalLM.from_pretrained(saved).eval(), rows)
-    assert record.metrics == {"perplexity": pytest.approx(value, rel=1e-4)}
-    assert record.counts == {"texts": 6, "spans": 6, "tokens": tokens}
+        with torch.no_grad():
+            logprobs = stock(torch.tensor([row.input_ids])).logits[0].log_softmax(-1)
+        losses += [-logprobs[place - 1, row.input_ids[place]].item() for place in range(start, end)]
+    assert record.metrics == {"perplexity": pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)}
+    assert record.counts == {"texts": 6, "spans": 6, "tokens": len(losses)}
     assert (record.table, record.system, record.unit) == ("infilling", "system", "Story Cloze")
-    (other,) = measure(data, saved, tmp_path, "--reading", "left", "--units", "ROCStories")
+    (other,) = measure(data, checkpoint, tmp_path, *told)
     assert other.unit == "ROCStories", "only these stand in the paper's column"
 
 
-def test_both_corpora_are_measured_and_recorded(data, saved, tmp_path, capsys):
-    stories, wikitext = measure(data, saved, tmp_path)
+def test_both_corpora_are_measured_and_recorded(data, checkpoint, tmp_path, capsys):
+    stories, wikitext = measure(data, checkpoint, tmp_path)
     assert "infilling: OK (1 models, 2 cells each" in capsys.readouterr().out
     assert stories.settings["removed"] == "one sentence of the first five"
     assert stories.settings["text"] == "lower case, detokenised"
-    assert wikitext.settings["max_spans"] == 3
-    assert (wikitext.settings["min_span_tokens"], wikitext.settings["max_span_tokens"]) == (8, 32)
-    assert wikitext.settings["reading"] == stories.settings["reading"] == "infill"
+    settings = wikitext.settings
+    assert [settings[f"{name}_tokens"] for name in ("min_span", "max_span")] == [8, 32] and settings["max_spans"] == 3
+    assert settings["reading"] == stories.settings["reading"] == "infill"
+    assert (settings["max_length"], settings["text"]) == (100, "detokenised, <unk> replaced by 'unknown'")
     assert 8 * wikitext.counts["spans"] <= wikitext.counts["tokens"] <= 32 * wikitext.counts["spans"]
-    assert (wikitext.settings["max_length"], wikitext.settings["text"]) == (
-        100,
-        "detokenised, <unk> replaced by 'unknown'",
-    )
-    left = measure(data, saved, tmp_path, "--reading", "left")
-    assert [one.counts for one in left] == [stories.counts, wikitext.counts]
-    assert all(a.metrics != b.metrics for a, b in zip(left, (stories, wikitext), strict=True))
+    for change in (["--reading", "left"], ["--suffix", "other"]):
+        changed = measure(data, checkpoint, tmp_path, *change)
+        for own, other in zip((stories, wikitext), changed, strict=True):
+            assert (other.counts["texts"], other.counts["tokens"]) == (own.counts["texts"], own.counts["tokens"])
+            assert other.metrics != own.metrics
     lines = (tmp_path / "results" / "infilling.jsonl").read_text().splitlines()
-    assert [json.loads(line)["unit"] for line in lines] == ["ROCStories", "WikiText"] * 2
-
-
-def test_other_suffix_scores_the_same_tokens(data, saved, tmp_path):
-    own = measure(data, saved, tmp_path)
-    other = measure(data, saved, tmp_path, "--suffix", "other")
-    assert [one.counts["tokens"] for one in own] == [one.counts["tokens"] for one in other]
-    assert [one.counts["texts"] for one in own] == [one.counts["texts"] for one in other]
-    assert all(a.metrics["perplexity"] != b.metrics["perplexity"] for a, b in zip(own, other, strict=True))
+    assert [json.loads(line)["unit"] for line in lines] == ["ROCStories", "WikiText"] * 3
 
 
 def test_other_suffix_comes_from_another_story(data, tiny_model):
@@ -109,13 +79,10 @@ def test_other_suffix_comes_from_another_story(data, tiny_model):
     assert len(places) > 1
 
 
-def test_unreachable_hub_is_recorded(saved, tmp_path, capsys):
-    results = str(tmp_path / "results")
-    records = main(["--model", f"m={saved}", "--results", results, "--device", "cpu", "--max_length", "100"])
-    assert ["mintujupally/ROCStories" in records[0].unavailable, "Salesforce/wikitext" in records[1].unavailable] == [
-        True,
-        True,
-    ]
+def test_unreachable_hub_is_recorded(checkpoint, tmp_path, capsys):
+    options = ["--results", str(tmp_path / "results"), "--device", "cpu", "--max_length", "100"]
+    stories, wikitext = main(["--model", f"m={checkpoint}", *options])
+    assert "mintujupally/ROCStories" in stories.unavailable and "Salesforce/wikitext" in wikitext.unavailable
     assert "not available here" in capsys.readouterr().out
 
 

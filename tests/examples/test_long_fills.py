@@ -8,12 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from examples.evaluate import long_fills
-from examples.evaluate.long_fills import (
-    CONTINUATION_TOKENS,
-    HeldOutSpan,
-    continuation_perplexity,
-    draw_spans,
-)
+from examples.evaluate.long_fills import CONTINUATION_TOKENS, HeldOutSpan, continuation_perplexity, draw_spans
 from examples.evaluate.records import RecordFile
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.spans_magnet import continuation_ids
@@ -98,11 +93,8 @@ def test_long_fills_are_written_whole_and_in_chunks(stories260k, texts, tmp_path
         expected = continuation_perplexity(model, tokenizer, spans, fills)
         assert record.metrics["continuation_perplexity"] == pytest.approx(expected)
         assert record.metrics["rep_4"] == repetition_n(fills)
-        logprobs = [
-            value
-            for one in PromptedInfiller(model, tokenizer).score_infill(prefixes, [[fill] for fill in fills], suffixes)
-            for value in one[0].logprobs
-        ]
+        scored = PromptedInfiller(model, tokenizer).score_infill(prefixes, [[fill] for fill in fills], suffixes)
+        logprobs = [value for (one,) in scored for value in one.logprobs]
         assert record.metrics["fill_perplexity"] == pytest.approx(np.exp(-np.mean(logprobs)))
     for name in ("at once", "chunks of 8", "judge, left to right"):
         greedy, sampled = by_unit[f"{name}, greedy"], by_unit[f"{name}, sampled"]

@@ -5,22 +5,16 @@ import json
 import lzma
 import random
 
-import numpy as np
 import pytest
 import torch
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples.evaluate import mmlu
 from examples.evaluate.mmlu_data import GROUPS, load_group, read_questions, task_configs, task_manager
-from examples.evaluate.records import RecordFile
 from modeling_magnet import MagnetLlamaForCausalLM
 
-from ..conftest import REPOSITORY
-
-SHARED = REPOSITORY.parent / "shared" / "data" / "mmlu"
 WORDS = "cat mat dog apple bread girl forest lunch sat barked little sentence".split()
 SUBJECTS = [subject for group in GROUPS.values() for subject in task_configs(task_manager(), group)]
 
@@ -60,12 +54,6 @@ def questions(folder):
 
 
 @pytest.fixture
-def saved(tmp_path, tiny_model):
-    tiny_model.save_pretrained(tmp_path / "tiny")
-    return tmp_path / "tiny"
-
-
-@pytest.fixture
 def hub(monkeypatch, questions):
     """Provide these questions to lm-eval's own tasks in place of the Hub."""
 
@@ -82,37 +70,12 @@ def measure(model, folder, results, *options):
     return {record.unit: record for record in mmlu.main([*arguments, *options])}
 
 
-def prompts(task, num_fewshot):
-    task.set_config("num_fewshot", num_fewshot)
-    task.build_all_requests()
-    return [instance.args for instance in task.instances]
-
-
-# ---- Tasks ----
-
-
-@pytest.mark.long
-def test_tasks_and_prompts_equal_lm_eval_except_for_the_source(hub, questions):
-    theirs = task_manager().load(["mmlu"])
-    for name in GROUPS.values():
-        ours = load_group(name, questions)
-        assert ours.child_names == [task.task_name for task in theirs["groups"][name].get_all_tasks()]
-        for task in ours.get_all_tasks():
-            other = theirs["tasks"][task.task_name]
-            one, two = task.dump_config(), other.dump_config()
-            assert "give" in one.pop("custom_dataset")
-            one["metadata"].pop("config_source"), two["metadata"].pop("config_source")
-            assert one == two
-            for num_fewshot in (0, 5):
-                assert prompts(task, num_fewshot) == prompts(other, num_fewshot)
-
-
 # ---- Figures ----
 
 
-def test_figures_equal_lm_eval_on_the_stock_model(tmp_path, saved, folder, hub):
-    records = measure(saved, folder, tmp_path, "--num_fewshot=1")
-    stock = HFLM(pretrained=str(saved), device="cpu", dtype="float32", batch_size=8)
+def test_figures_equal_lm_eval_on_the_stock_model(tmp_path, checkpoint, folder, hub):
+    records = measure(checkpoint, folder, tmp_path, "--num_fewshot=1")
+    stock = HFLM(pretrained=str(checkpoint), device="cpu", dtype="float32", batch_size=8)
     found = simple_evaluate(model=stock, tasks=["mmlu"], num_fewshot=1, task_manager=task_manager())
     accuracies = set()
     for unit, name in {**GROUPS, "average": "mmlu"}.items():
@@ -128,43 +91,12 @@ def test_figures_equal_lm_eval_on_the_stock_model(tmp_path, saved, folder, hub):
         assert group.counts[f"correct, {subject}"] == sum(sample["acc"] for sample in samples)
 
 
-@pytest.mark.long
-def test_choices_are_scored_in_one_row_by_their_letters(wiki_7m):
-    if not SHARED.is_dir():
-        pytest.skip("no questions at ../shared/data/mmlu beside the repository")
-    model = MagnetLlamaForCausalLM.from_pretrained(wiki_7m).eval()
-    rows = []
-    model.model.embed_tokens.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
-    lm = mmlu.CausalLM(model, model.tokenizer, batch_size=4)
-    group = load_group("mmlu_other", read_questions(SHARED))
-    measured = mmlu.evaluate_group(lm, group, num_fewshot=0, limit=2)
-    assert sum(rows) == measured.counts["questions"] == 26
-
-    plain = AutoModelForCausalLM.from_pretrained(wiki_7m).eval()
-    tokenizer = AutoTokenizer.from_pretrained(wiki_7m)
-    letters = [tokenizer(f" {letter}", add_special_tokens=False).input_ids for letter in "ABCD"]
-    assert all(len(letter) == 1 for letter in letters)
-    for task in group.get_all_tasks():
-        correct = 0
-        for number, row in enumerate(task.dataset["test"].select(range(2))):
-            instances = [instance for instance in task.instances if instance.doc_id == number]
-            prompt = f"{task.config.description}{row['question'].strip()}"
-            prompt += "".join(f"\n{x}. {choice}" for x, choice in zip("ABCD", row["choices"], strict=True))
-            ids = tokenizer(f"{prompt}\nAnswer:", return_tensors="pt").input_ids
-            with torch.no_grad():
-                logprobs = plain(ids).logits[0, -1].log_softmax(-1)
-            by_hand = [float(logprobs[letter[0]]) for letter in letters]
-            np.testing.assert_allclose([instance.resps[0][0] for instance in instances], by_hand, atol=1e-4)
-            correct += int(np.argmax(by_hand)) == row["answer"]
-        assert measured.counts[f"correct, {task.config.dataset_name}"] == correct
-
-
 # ---- Adapters ----
 
 
-def test_disabled_adapter_scores_like_the_base(tmp_path, saved, questions):
+def test_disabled_adapter_scores_like_the_base(tmp_path, checkpoint, questions):
     torch.manual_seed(1)
-    model = MagnetLlamaForCausalLM.from_pretrained(saved)
+    model = MagnetLlamaForCausalLM.from_pretrained(checkpoint)
     model.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False))
     model.eval().save_pretrained(tmp_path / "always on")
     model.set_adapter_modes(["bidirectional", "infill"])
@@ -177,39 +109,11 @@ def test_disabled_adapter_scores_like_the_base(tmp_path, saved, questions):
         mmlu.evaluate_group(lm, group, num_fewshot=0, limit=2)
         return [request.resps[0][0] for task in group.get_all_tasks() for request in task.instances]
 
-    base = likelihoods(saved, "adapted")
+    base = likelihoods(checkpoint, "adapted")
     assert likelihoods(tmp_path / "adapter", "adapter_off") == base
     assert likelihoods(tmp_path / "always on", "adapter_off") == base
     adapted = likelihoods(tmp_path / "adapter", "adapted")
     assert max(abs(one - two) for one, two in zip(adapted, base, strict=True)) > 0.1, "on, though it was stored off"
-    np.testing.assert_allclose(likelihoods(tmp_path / "adapter", "stock"), adapted, atol=1e-4)
-
-
-# ---- Records ----
-
-
-@pytest.mark.long
-def test_killed_run_resumes_at_its_group(tmp_path, saved, folder, monkeypatch):
-    whole = measure(saved, folder, tmp_path / "whole", "--preset=smoke")
-    evaluated, evaluate_group = [], mmlu.evaluate_group
-
-    def killed(lm, group, **options):
-        evaluated.append(group.name)
-        if len(evaluated) == 3:
-            raise KeyboardInterrupt
-        return evaluate_group(lm, group, **options)
-
-    monkeypatch.setattr(mmlu, "evaluate_group", killed)
-    with pytest.raises(KeyboardInterrupt):
-        measure(saved, folder, tmp_path / "results", "--preset=smoke")
-    records = measure(saved, folder, tmp_path / "results", "--preset=smoke")
-    assert evaluated == [*list(GROUPS.values())[:3], *list(GROUPS.values())[2:]], "each once, the third begun twice"
-    assert {unit: record.metrics for unit, record in records.items()} == {u: r.metrics for u, r in whole.items()}
-    assert records["average"].counts == whole["average"].counts
-
-    measure(saved, folder, tmp_path / "results", "--preset=smoke")
-    assert len(evaluated) == 5
-    assert len(RecordFile(tmp_path / "results", "mmlu").read()) == 5
 
 
 # ---- Bad input ----

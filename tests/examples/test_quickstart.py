@@ -1,6 +1,7 @@
 """Run the quickstart on its smallest budget, and test its questions against explicit counts."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -11,71 +12,29 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from examples import quickstart
 from examples.demo.infill import fill_text
 from examples.quickstart import TEXT, verdict
 from examples.toy.exam import Exam
-from examples.toy.language import CONSEQUENCES, MISSING, THINGS, Story, read_rows, write_corpus
+from examples.toy.language import CONSEQUENCES, MISSING, THINGS, read_rows, write_corpus
 from examples.toy.model import open_model, quickstart_model
 from examples.toy.table import COLUMNS
-from examples.toy.training import SMOKE, build_tokenizer, train_magnet
-from modeling_magnet import MagnetLlamaForCausalLM
+from examples.toy.training import SMOKE, Budget, prepare, train_magnet
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "quickstart.py"
-ROWS = (
-    "hidden fact, from the left",
-    "hidden fact, from both sides",
-    "hidden fact, every thing tried",
-    "perplexity of the span, from the left",
-    "perplexity of the span, from both sides",
-    "paraphrase found, last token",
-    "perplexity of whole stories, causal",
-    "repetition (Rep-4), greedy, causal",
-)
 
 
 @pytest.fixture(scope="module")
 def exam(tmp_path_factory) -> Exam:
-    paths = write_corpus(tmp_path_factory.mktemp("corpus"), seed=0, stories=300, pairs=200, tests=8)
-    rows = {name: read_rows(path) for name, path in paths.items()}
-    texts = [row["text"] for row in rows["stories_train"]]
-    texts += [f"{row['anchor']} {row['positive']}" for row in rows["pairs_train"]]
-    parts = ("prefix", "missing", "suffix", "answer")
-    return Exam(
-        tokenizer=build_tokenizer(texts),
-        stories=[Story(**{part: row[part] for part in parts}) for row in rows["stories_test"]],
-        pairs=rows["pairs_test"],
-        max_length=128,
-    )
+    budget = Budget(stories=300, pairs=200, tests=8)
+    return prepare(tmp_path_factory.mktemp("corpus"), budget=budget, seed=0).exam
 
 
 @pytest.fixture(scope="module")
-def config(exam) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=len(exam.tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        initializer_range=0.5,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
-    )
-
-
-@pytest.fixture(scope="module")
-def llama(config) -> LlamaForCausalLM:
+def llama(exam) -> LlamaForCausalLM:
     torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(exam.tokenizer), initializer_range=0.5, **sizes)
     return LlamaForCausalLM(config).eval()
-
-
-@pytest.fixture(scope="module")
-def magnet(config, llama, exam) -> MagnetLlamaForCausalLM:
-    model = MagnetLlamaForCausalLM(config).eval()
-    model.load_state_dict(llama.state_dict())
-    model.tokenizer = exam.tokenizer
-    return model
 
 
 # ---- From end to end ----
@@ -97,12 +56,11 @@ def smoke_run(tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path]:
 
 def test_table_asks_every_applicable_question(smoke_run) -> None:
     process, folder = smoke_run
+    assert process.stdout.splitlines()[-1].startswith("quickstart: OK (MAGNET ")
     figures = json.loads((folder / "figures.json").read_text())
-    assert tuple(figures) == ROWS
-    assert all(set(cells) <= set(COLUMNS) for cells in figures.values())
-    shares = [row for row in ROWS if not row.startswith("perplexity")]
-    assert all(0 <= share <= 1 for row in shares for share in figures[row].values())
-    assert all(value >= 1 for row in set(ROWS) - set(shares) for value in figures[row].values())
+    for row, cells in figures.items():
+        least, most = (1, math.inf) if row.startswith("perplexity") else (0, 1)
+        assert set(cells) <= set(COLUMNS) and all(least <= value <= most for value in cells.values()), row
     assert figures["hidden fact, from both sides"]["chance"] == 1 / len(THINGS)
     span = "perplexity of the span, from"
     assert figures[f"{span} the left"]["best possible"] == pytest.approx((6 * 16) ** (1 / 8))
@@ -110,7 +68,7 @@ def test_table_asks_every_applicable_question(smoke_run) -> None:
     table = (folder / "table.md").read_text().strip()
     assert table in process.stdout
     lines = [line for line in table.splitlines() if line.startswith("|")]
-    assert len(lines) == len(ROWS) + 2 and len({len(line) for line in lines}) == 1
+    assert len(lines) == len(figures) + 2 > 2 and len({len(line) for line in lines}) == 1
 
 
 def test_quickstart_saves_plots_and_a_stock_checkpoint(smoke_run) -> None:
@@ -120,25 +78,16 @@ def test_quickstart_saves_plots_and_a_stock_checkpoint(smoke_run) -> None:
     assert type(AutoModelForCausalLM.from_pretrained(folder / "magnet")) is LlamaForCausalLM
 
 
-def test_train_magnet_equals_the_quickstart_model(smoke_run, tmp_path, monkeypatch) -> None:
+def test_train_magnet_equals_the_quickstart_model(smoke_run, tmp_path) -> None:
     """Check that training no control does not change the result."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     alone = train_magnet(tmp_path, budget=SMOKE, seed=3)
     of_the_quickstart = smoke_run[1] / "magnet" / "model.safetensors"
     assert (alone / "model.safetensors").read_bytes() == of_the_quickstart.read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("accuracy", "smoke", "line", "exit_code"),
-    [
-        (1.0, False, "quickstart: OK (MAGNET 100 %; 99 s)", 0),
-        (0.9, False, "quickstart: OK (MAGNET 90 %; 99 s)", 0),
-        (0.89, False, "quickstart: FAILED (MAGNET 89 %, not the 90 % it should reach; 99 s)", 1),
-        (0.0, True, "quickstart: OK (MAGNET 0 %, a smoke run; 99 s)", 0),
-    ],
-)
-def test_full_run_below_90_percent_fails(accuracy, smoke, line, exit_code) -> None:
-    assert verdict(accuracy, smoke=smoke, seconds=99.4) == (line, exit_code)
+def test_full_run_below_90_percent_fails() -> None:
+    assert verdict(0.9, smoke=False, seconds=99.4) == ("quickstart: OK (MAGNET 90 %; 99 s)", 0)
+    assert verdict(0.89, smoke=False, seconds=1)[1] == 1 and verdict(0.0, smoke=True, seconds=1)[1] == 0
 
 
 # ---- The tokenizer ----
@@ -151,12 +100,6 @@ def test_missing_sentences_have_equal_token_counts(exam) -> None:
             assert len(exam.tokenizer(" " + thing, add_special_tokens=False)["input_ids"]) == 1
             assert len(sentence.split()) == 7 and sentence.endswith(".")
             assert exam.tokenizer.decode(ids) == " " + sentence.format(thing=thing)
-
-
-def test_tokenizer_prepends_bos_and_defines_the_mask_token(exam) -> None:
-    ids = exam.tokenizer("Anna was there.")["input_ids"]
-    assert ids[0] == exam.tokenizer.bos_token_id and exam.tokenizer.eos_token_id not in ids
-    assert exam.tokenizer.convert_ids_to_tokens(exam.tokenizer.convert_tokens_to_ids("_")) == "_"
 
 
 # ---- The questions ----
@@ -185,18 +128,6 @@ def test_scored_facts_equal_whole_text_scores(exam, llama) -> None:
 
 
 # ---- The table and the masks ----
-
-
-def test_drawn_masks_equal_figure_2() -> None:
-    drawn = [
-        ["".join(".x"[int(cell)] for cell in row) for row in allowed]
-        for allowed, _ in quickstart.mask_panels().values()
-    ]
-    assert drawn == [
-        ["xxxxxxx"] * 7,
-        ["x......", "xx.....", "xxx....", "xxxx...", "xxxxx..", "xxxxxx.", "xxxxxxx"],
-        ["x..x..x", "xx.x..x", "xxxx..x", "x..x..x", "x..xx.x", "x..xxxx", "x..x..x"],
-    ]
 
 
 def test_final_command_uses_the_language_of_the_corpus(tmp_path):

@@ -64,5 +64,3 @@ def test_complaints_are_reported_together_before_weights_are_read(folders):
         assert complaint in str(raised.value)
     with pytest.raises(ValueError, match="`--model` bert: .* a model of type 'bert'"):
         groups("--model", str(folders / "bert"), "--reading", "magnet")
-    with pytest.raises(ValueError, match="`--model` saved: BOS and the template of the echo"):
-        groups("--model", str(folders / "saved"), "--reading", "echo", "--prompt", "long " * 300)

@@ -38,13 +38,8 @@ def test_newest_record_wins_and_readings_are_separate_rows(tmp_path):
         make_record("infilling", "MAGNET", "WikiText", metrics={"perplexity": p}, settings={"reading": reading})
         for p, reading in ((5.0, "left"), (4.0, "infill"))
     )
-    control = make_record(
-        "infilling",
-        "MAGNET",
-        "WikiText",
-        metrics={"perplexity": 6.0},
-        settings={"reading": "infill", "suffix": "other"},
-    )
+    cell, settings = ("infilling", "MAGNET", "WikiText"), {"reading": "infill", "suffix": "other"}
+    control = make_record(*cell, metrics={"perplexity": 6.0}, settings=settings)
     results = read_results(write(tmp_path, [old, left, new, both, control]))
     assert len(results.records) == 4
     cells = Cells(results.records)

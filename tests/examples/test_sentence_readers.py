@@ -3,12 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, BertConfig, BertModel, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertModel, LlamaForCausalLM
 
-from examples.evaluate.sentence_readers import CausalReader, EchoReader, MagnetReader, echo_frame, open_encoder
+from examples.evaluate.sentence_readers import (
+    CausalReader,
+    EchoReader,
+    MagnetReader,
+    echo_frame,
+    echo_rows,
+    open_encoder,
+)
 
-from .test_echo_rows import start_by_decoding
+from .tiny_encoder import save_bert
 
 PROMPT = "Retrieve semantically similar text: "
 TEXTS = [
@@ -19,11 +25,18 @@ TEXTS = [
 ]
 
 
+def start_by_decoding(tokenizer, ids, characters):
+    """Return the first token that ends after the given number of characters, in a row with BOS."""
+    for place in range(1, len(ids)):
+        if len(tokenizer.decode(ids[1 : place + 1], clean_up_tokenization_spaces=False)) > characters:
+            return place
+    raise AssertionError("the row has no second occurrence")
+
+
 @pytest.fixture
-def stock(tiny_model, tmp_path):
+def stock(checkpoint):
     """Return the same weights as transformers reads them."""
-    tiny_model.save_pretrained(tmp_path / "stock")
-    return LlamaForCausalLM.from_pretrained(tmp_path / "stock").eval()
+    return LlamaForCausalLM.from_pretrained(checkpoint).eval()
 
 
 @torch.no_grad()
@@ -70,56 +83,9 @@ def test_echo_equals_single_text_second_occurrence(tiny_model, stock, prompt, po
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
-def test_template_words_are_never_pooled(tiny_model):
-    """Use layers that add nothing: each state depends only on its token, so only pooling could show the template."""
-    for layer in tiny_model.model.layers:
-        layer.self_attn.o_proj.weight.data.zero_()
-        layer.mlp.down_proj.weight.data.zero_()
-    text = "the cat sat."  # whose first token holds the space in front
-    vectors = [EchoReader(tiny_model).encode([text], prompt=prompt)[0] for prompt in (PROMPT, "Another one", "")]
-    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
-    np.testing.assert_allclose(vectors[0], vectors[2], atol=1e-6)
-    ids = tiny_model.tokenizer(" " + text, add_special_tokens=False)["input_ids"]
-    with torch.no_grad():
-        tokens = tiny_model.model.norm(tiny_model.model.embed_tokens(torch.tensor(ids))).numpy()
-    np.testing.assert_allclose(vectors[0], tokens.mean(axis=0), atol=1e-6)
-
-
 @pytest.fixture
 def bert(tmp_path):
-    """Save a tiny BERT like SimCSE's: only weights and tokenizer."""
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        *"the cat sat on mat and dog barked at she ate apple for x it".split(),
-    ]
-    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_max_length=64,
-    ).save_pretrained(str(tmp_path / "bert"))
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-    )
-    BertModel(config).save_pretrained(tmp_path / "bert")
-    return str(tmp_path / "bert")
+    return str(save_bert(tmp_path / "bert"))
 
 
 def test_encoder_equals_sentence_transformers_and_simcse(bert):
@@ -139,3 +105,37 @@ def test_encoder_equals_sentence_transformers_and_simcse(bert):
     vectors = open_encoder(bert, pooling="cls").encode(texts)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, first, atol=1e-5)
+
+
+ECHOED = ["The cat sat on the mat.", "x", "She ate 2 apples, 'quickly'; the dog: not.", "(a) the  cat\nsat"]
+
+
+@pytest.fixture(params=["tiny", "wiki"])
+def tokenizer(request, tiny_tokenizer):
+    if request.param == "tiny":
+        return tiny_tokenizer
+    return AutoTokenizer.from_pretrained(request.getfixturevalue("wiki_7m"))
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, ""])
+def test_echo_start_equals_decoded_start(tokenizer, prompt):
+    before, between = echo_frame(prompt)
+    for text, (ids, start) in zip(ECHOED, echo_rows(tokenizer, ECHOED, prompt=prompt, max_length=256), strict=True):
+        assert ids[0] == tokenizer.bos_token_id and tokenizer.eos_token_id not in ids
+        whole = before + text + between + text
+        assert tokenizer.decode(ids[1:], clean_up_tokenization_spaces=False) == whole
+        assert start == start_by_decoding(tokenizer, ids, len(whole) - len(text))
+        second = tokenizer.decode(ids[start:], clean_up_tokenization_spaces=False)
+        assert second in (text, " " + text)
+
+
+@pytest.mark.parametrize("text", ["The cat sat on the mat, and " * 30, "日本語の文、" * 40, "naïve café " * 40])
+def test_long_text_is_truncated_so_that_both_occurrences_fit(tokenizer, text):
+    before, between = echo_frame(PROMPT)
+    ((ids, start),) = echo_rows(tokenizer, [text], prompt=PROMPT, max_length=100)
+    assert 90 <= len(ids) <= 100
+    row = tokenizer.decode(ids[1:], clean_up_tokenization_spaces=False)
+    length = (len(row) - len(before) - len(between)) // 2
+    assert length > 0 and row == before + text[:length] + between + text[:length]
+    second = tokenizer.decode(ids[start:], clean_up_tokenization_spaces=False)
+    assert second in (text[:length], " " + text[:length])

@@ -1,9 +1,6 @@
 """Test the side-by-side output: the user's or drawn texts, the output of every system, recorded once."""
 
-import csv
-import gzip
 import json
-import lzma
 
 import pytest
 
@@ -14,13 +11,13 @@ from examples.evaluate.side_by_side import main
 from modeling_magnet import AutoMagnetForCausalLM
 from trainer.prompted_infilling import PromptedInfiller
 
+from .evaluation_files import write_story_cloze, write_wikitext
+
 OWN = [
     {"prefix": "Tom fell.", "suffix": "Mum came.", "title": "A fall"},
     {"prefix": "a b c"},
     {"prefix": "She ate the apple. ", "suffix": " It was good."},
 ]
-STORIES = [[f"Tale {n} {word}." for word in ("begins", "goes on", "turns", "slows", "ends")] for n in range(6)]
-PARAGRAPHS = [" = A heading = ", *[f" Paragraph {n} has more than five words ." for n in range(4)]]
 
 
 @pytest.fixture
@@ -35,12 +32,8 @@ def ask(tmp_path, tiny_model):
     """Return the arguments of a small run."""
     folder = tmp_path / "data"
     folder.mkdir()
-    columns = [f"InputSentence{k}" for k in range(1, 5)] + [f"RandomFifthSentenceQuiz{k}" for k in (1, 2)]
-    with gzip.open(folder / "storycloze_spring2016_val.csv.gz", "wt", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*columns, "AnswerRightEnding"])
-        writer.writerows([*story, "Wrong.", 1] for story in STORIES)
-    (folder / "wiki.valid.tokens.xz").write_bytes(lzma.compress("\n".join(PARAGRAPHS).encode()))
+    write_story_cloze(folder)
+    write_wikitext(folder)
     tiny_model.config.max_position_embeddings = 2048  # prompts are long in bytes
     for name in ("base", "magnet"):
         tiny_model.lm_head.weight.data = tiny_model.lm_head.weight.data.roll(1, 0)  # another token each time

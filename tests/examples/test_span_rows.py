@@ -4,7 +4,6 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from examples.evaluate import span_rows
 from examples.evaluate.span_rows import SpanRow, block_rows, span_logprobs, story_row
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.spans_magnet import Healed, SpanLayout
@@ -78,16 +77,7 @@ def test_infill_reading_equals_one_forward_per_token(magnet, blocks):
     found = span_logprobs(magnet, rows, reading="infill")
     assert_same(found, [infill_logprobs(magnet, row) for row in rows])
     left = span_logprobs(magnet, rows, reading="left")
-    assert (
-        max(abs(a - b) for one, other in zip(found, left, strict=True) for a, b in zip(one, other, strict=True)) > 0.1
-    )
-
-
-def test_batch_size_does_not_change_results(magnet, blocks, monkeypatch):
-    rows = block_rows(blocks, **SPANS, seed=4)
-    found = span_logprobs(magnet, rows, reading="infill")
-    monkeypatch.setitem(span_rows.BATCH_TOKENS, "cpu", 1)
-    assert_same(span_logprobs(magnet, rows, reading="infill"), found)
+    assert max(abs(a[0] - b[0]) for a, b in zip(found, left, strict=True)) > 0.1
 
 
 @pytest.mark.parametrize("place", range(5))

@@ -1,21 +1,14 @@
 """Compare our STS figure with scipy and MTEB on the same files, without a network."""
 
 import gzip
-import importlib
 
 import numpy as np
 import pytest
-from datasets import Dataset
 from scipy.stats import spearmanr
 
 from examples.evaluate import sts
-from examples.evaluate.sentence_readers import MagnetReader
 from examples.evaluate.sts import read_sts
-from modeling_magnet import MagnetLlamaForCausalLM
 
-from ..conftest import REPOSITORY
-
-STS_FOLDER = REPOSITORY.parent / "shared" / "data" / "sts"
 PAIRS = [
     ("The cat sat.", "A cat was sitting.", 4.5),
     ('He said "no" to it.', "She went home.", 0.5),
@@ -45,10 +38,9 @@ def test_every_file_format_is_read(tmp_path, name):
 
 
 @pytest.mark.parametrize("reading", ["magnet", "causal", "echo"])
-def test_mteb_gives_the_same_figure_and_the_record_names_the_reading(tmp_path, tiny_model, capsys, reading):
+def test_mteb_gives_the_same_figure_and_the_record_names_the_reading(tmp_path, checkpoint, capsys, reading):
     pytest.importorskip("mteb", reason="an optional extra: pip install .[eval]")
-    tiny_model.save_pretrained(tmp_path / "model")
-    arguments = ["--model", f"tiny={tmp_path / 'model'}", "--data", str(write_files(tmp_path)), "--mteb"]
+    arguments = ["--model", f"tiny={checkpoint}", "--data", str(write_files(tmp_path)), "--mteb"]
     arguments += ["--results", str(tmp_path / "results"), "--device", "cpu", "--reading", reading]
     records = sts.main([*arguments, "--tasks", "STS12", "SICK-R", "--pooling", "mean"])
     for record in records:
@@ -62,9 +54,8 @@ def test_mteb_gives_the_same_figure_and_the_record_names_the_reading(tmp_path, t
     assert (settings["data"], settings["limit"], settings["mteb"]) == ("sts12.test.tsv.gz", None, True)
 
 
-def test_correlation_equals_scipy_on_single_vectors(tmp_path, tiny_model):
-    tiny_model.save_pretrained(tmp_path / "model")
-    arguments = ["--model", str(tmp_path / "model"), "--data", str(write_files(tmp_path)), "--device", "cpu"]
+def test_correlation_equals_scipy_on_single_vectors(tmp_path, tiny_model, checkpoint):
+    arguments = ["--model", str(checkpoint), "--data", str(write_files(tmp_path)), "--device", "cpu"]
     (record,) = sts.main([*arguments, "--results", str(tmp_path), "--tasks", "STS12", "--prompt", "Find it"])
     cosines = []
     for one, other, _ in PAIRS:
@@ -74,9 +65,8 @@ def test_correlation_equals_scipy_on_single_vectors(tmp_path, tiny_model):
     assert record.metrics["spearman"] == pytest.approx(100 * expected)
 
 
-def test_missing_sets_are_recorded_as_unavailable(tmp_path, tiny_model, capsys):
-    tiny_model.save_pretrained(tmp_path / "model")
-    arguments = ["--model", f"tiny={tmp_path / 'model'}", "--results", str(tmp_path), "--device", "cpu"]
+def test_missing_sets_are_recorded_as_unavailable(tmp_path, checkpoint, capsys):
+    arguments = ["--model", f"tiny={checkpoint}", "--results", str(tmp_path), "--device", "cpu"]
     here, missing = sts.main([*arguments, "--data", str(write_files(tmp_path)), "--tasks", "STS12", "STS13"])
     assert here.unavailable is None
     assert (missing.unavailable, missing.metrics) == ("the folder of the data has no sts13.test.tsv.gz", {})
@@ -84,21 +74,3 @@ def test_missing_sets_are_recorded_as_unavailable(tmp_path, tiny_model, capsys):
     assert offline.unavailable.startswith("mteb/sts13-sts of the Hub: ")
     assert offline.settings["data"] == "mteb/sts13-sts"
     assert "tiny, STS13: not available here: mteb/sts13-sts of the Hub" in capsys.readouterr().out
-
-
-@pytest.mark.long
-def test_real_pairs_match_the_mteb_encoder(wiki_7m):
-    mteb = pytest.importorskip("mteb", reason="an optional extra: pip install .[eval]")
-    if not STS_FOLDER.is_dir():
-        pytest.skip("no STS files at ../shared/data/sts beside the repository")
-    model = MagnetLlamaForCausalLM.from_pretrained(wiki_7m)
-    pairs = read_sts("STSBenchmark", folder=STS_FOLDER)[:200]
-    prompt = model.magnet_settings.prompts["STS"]
-    ours = sts.sts_correlation(MagnetReader(model), pairs, prompt=prompt)
-    task = mteb.get_task("STSBenchmark")
-    columns = {field: [getattr(pair, field) for pair in pairs] for field in sts.StsPair._fields}
-    task.dataset, task.data_loaded = {"default": {"test": Dataset.from_dict(columns)}}, True
-    encoder = importlib.import_module("trainer.mteb_encoder").MagnetEncoder(model, pooling="last")
-    theirs = mteb.evaluate(encoder, task, cache=None, co2_tracker=False).task_results[0].get_score()
-    assert ours == pytest.approx(100 * theirs, abs=1e-3)
-    assert 20 < ours < 90

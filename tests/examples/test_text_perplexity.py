@@ -13,12 +13,6 @@ from examples.evaluate.wikitext import read_wikitext
 from .evaluation_files import write_wikitext
 
 
-@pytest.fixture
-def saved(tmp_path, tiny_model):
-    tiny_model.save_pretrained(tmp_path / "tiny")
-    return str(tmp_path / "tiny")
-
-
 @torch.no_grad()
 def by_loop(model, tokenizer, texts, *, size):
     """Loop over windows of BOS and `size - 1` tokens, a position at a time."""
@@ -32,14 +26,14 @@ def by_loop(model, tokenizer, texts, *, size):
     return math.exp(sum(losses) / len(losses)), len(losses)
 
 
-def test_figures_equal_the_stock_llama(tmp_path, saved, tiny_model, capsys):
+def test_figures_equal_the_stock_llama(tmp_path, checkpoint, tiny_model, capsys):
     write_wikitext(tmp_path, number=5)
     texts = ["The cat sat on the mat. " * 20, "The dog barked."]
     (tmp_path / "more.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     options = ["--results", str(tmp_path / "results"), "--device", "cpu", "--max_length", "40"]
     more = ["--data", str(tmp_path), "--texts", f"More={tmp_path / 'more.jsonl'}"]
-    wikitext, other = main(["--model", f"m={saved}", *options, *more])
-    stock = LlamaForCausalLM.from_pretrained(saved).eval()
+    wikitext, other = main(["--model", f"m={checkpoint}", *options, *more])
+    stock = LlamaForCausalLM.from_pretrained(checkpoint).eval()
     whole = "\n".join(read_wikitext(tmp_path, headings=True))
     for record, read in ((wikitext, [whole]), (other, [text.strip() for text in texts])):
         value, tokens = by_loop(stock, tiny_model.tokenizer, read, size=40)
@@ -51,13 +45,13 @@ def test_figures_equal_the_stock_llama(tmp_path, saved, tiny_model, capsys):
     assert "perplexity: OK (1 models, 2 cells each" in capsys.readouterr().out
 
 
-def test_windows_default_to_the_context_length(tmp_path, saved):
+def test_windows_default_to_the_context_length(tmp_path, checkpoint):
     write_wikitext(tmp_path)
     options = ["--results", str(tmp_path / "results"), "--device", "cpu", "--data", str(tmp_path)]
-    (record,) = main(["--model", f"m={saved}", *options])
+    (record,) = main(["--model", f"m={checkpoint}", *options])
     assert record.counts["window"] == 256
     assert record.settings["window"] == "the model's context"
-    (first,) = main(["--model", f"m={saved}", *options, "--limit", "1"])
+    (first,) = main(["--model", f"m={checkpoint}", *options, "--limit", "1"])
     assert first.counts == {"texts": 1, "windows": 1, "window": 256, "tokens": 255}
 
 

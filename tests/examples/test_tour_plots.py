@@ -4,12 +4,7 @@ import numpy as np
 import torch
 from matplotlib.colors import to_rgb
 
-from examples.tour.pictures import (
-    CONTEXT_COLOR,
-    SPAN_COLOR,
-    draw_attention,
-    draw_objectives,
-)
+from examples.tour.pictures import CONTEXT_COLOR, SPAN_COLOR, draw_attention, draw_objectives
 
 
 def test_mask_is_drawn_in_the_color_of_the_visible_token() -> None:

@@ -1,20 +1,17 @@
-"""Test that the evaluations of a run become one record per step."""
+"""Test the evaluations of a run as one record per step, and the models of its steps."""
 
 import json
 
 import pytest
+import torch
 
 from examples import adapt
 from examples.evaluate import training_curves
 from examples.evaluate.records import RecordFile
+from examples.evaluate.training_curves import models_by_step
+from modeling_magnet import AutoMagnetForCausalLM
 
-from .tiny_run import save_plain_llama, tiny_options
-
-ARGUMENTS = {
-    "eval_texts": ["some/where/held_out.txt"],
-    "max_length": 64,
-    "dtype": "float32",
-}
+ARGUMENTS = {"eval_texts": ["some/where/held_out.txt"], "max_length": 64, "dtype": "float32"}
 LOG = [
     {"step": 0, "eval_loss_mntp": 5.5, "eval_masked_accuracy": 0.125, "eval_runtime": 9.0, "epoch": 0},
     {"step": 10, "loss": 4.0, "loss_mntp": 3.75},
@@ -27,24 +24,6 @@ def write_run(folder, log=LOG, arguments=ARGUMENTS):
     folder.mkdir(exist_ok=True)
     (folder / "adapt.json").write_text(json.dumps({"arguments": arguments, "log_history": log, "torch": "2.0"}))
     return folder
-
-
-def test_adapt_run_yields_one_record_per_evaluated_step(tmp_path, tiny_tokenizer, monkeypatch, capsys):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    options = tiny_options(tmp_path, model=save_plain_llama(tmp_path / "base", tiny_tokenizer))
-    report = adapt.main([*options, "--lora_r=0", "--eval_strategy=steps", "--eval_steps=4"])
-    given = ["--run", f"MNTP={tmp_path / 'run'}", "--results", str(tmp_path / "results")]
-    records = training_curves.main(given)
-    logged = {log["step"]: log for log in report["log_history"] if "eval_masked_accuracy" in log}
-    assert [record.step for record in records] == [0, 4, 6] == list(logged)
-    for record in records:
-        names = {"loss", "loss_mntp", "loss_msg", "masked_accuracy", "infilling_perplexity"}
-        assert record.metrics.keys() == names | {"left_to_right_perplexity", "causal_perplexity"}
-        assert record.metrics == {name: logged[record.step][f"eval_{name}"] for name in record.metrics}
-    assert RecordFile(tmp_path / "results", "curves").read() == records
-    assert capsys.readouterr().out.splitlines()[-1].startswith("curves: OK (3 evaluations, 3 of them new; ")
-    assert training_curves.main(given) == records
-    assert RecordFile(tmp_path / "results", "curves").read() == records
 
 
 def test_records_contain_metrics_without_timings(tmp_path):
@@ -67,16 +46,55 @@ def test_records_contain_metrics_without_timings(tmp_path):
     ]
 
 
-def test_incomplete_file_is_completed_and_another_run_is_new(tmp_path):
+def test_another_run_is_recorded_beside_the_first(tmp_path):
     given = ["--run", f"MTP={write_run(tmp_path / 'mine')}", "--results", str(tmp_path / "results")]
-    records = training_curves.main(given)
-    file = RecordFile(tmp_path / "results", "curves")
-    lines = file.path.read_text().splitlines(keepends=True)
-    file.path.write_text(lines[0] + lines[1][:20])
-    with pytest.warns(UserWarning, match="Line 2"):
-        assert training_curves.main(given) == records
+    training_curves.main(given)
     write_run(tmp_path / "mine", [{**LOG[0], "eval_loss_mntp": 5.0}, *LOG[1:]])
-    with pytest.warns(UserWarning, match="Line 2"):
-        assert training_curves.main(given)[0].metrics["loss_mntp"] == 5.0
-    with pytest.warns(UserWarning, match="Line 2"):
-        assert [record.step for record in file.read()] == [0, 10, 0, 10]
+    assert training_curves.main(given)[0].metrics["loss_mntp"] == 5.0
+    assert [record.step for record in RecordFile(tmp_path / "results", "curves").read()] == [0, 10, 0, 10]
+
+
+SAVING = ["--save_strategy=steps", "--save_steps=2", "--mask_token=the", "--contrastive_prompt=Represent this"]
+SAVING += ["--keep_checkpoints"]
+
+
+@pytest.mark.parametrize("training", [["--lora_r=0"], ["--lora_r=2", "--learning_rate=1e-2"]], ids=["full", "lora"])
+def test_checkpoints_load_as_the_model_of_their_step(tmp_path, options, training):
+    adapt.main([*(option for option in options if option != "--save_strategy=no"), *SAVING, *training])
+    run = tmp_path / "run"
+    first, last = training_curves.main(["--runs", f"MNTP={run}", "--results", str(tmp_path / "results")])
+    assert (first.step, last.step) == (0, 6) and "infilling_perplexity" in last.metrics.keys() == first.metrics.keys()
+    found = models_by_step(run)
+    assert found == {2: run / "checkpoint-2", 4: run / "checkpoint-4", 6: run}
+    assert (run / "checkpoint-4" / "adapter_config.json").is_file() == (training != ["--lora_r=0"])
+
+    final = AutoMagnetForCausalLM.from_pretrained(run)
+    logits = {}
+    for step, place in {**found, "last checkpoint": run / "checkpoint-6"}.items():
+        model = AutoMagnetForCausalLM.from_pretrained(place).eval()
+        assert model.tokenizer.decode([model.magnet_settings.mask_token_id]) == "the"
+        # Only checkpoints contain the head, which resuming needs.
+        settings = {**model.magnet_settings.to_dict(), "contrastive_head": None}
+        assert settings == {**final.magnet_settings.to_dict(), "contrastive_head": None}
+        assert settings["prompts"]["sentence"] == "Represent this: "
+        with torch.no_grad():
+            logits[step] = model(torch.tensor([[1, 40, 41, 42]]), mode="bidirectional").logits
+    torch.testing.assert_close(logits["last checkpoint"], logits[6], atol=1e-4, rtol=1e-4)
+    assert (logits[2] - logits[4]).abs().max() > 1e-3 and (logits[4] - logits[6]).abs().max() > 1e-3
+
+
+def write_checkpoint(run, step, *, state=None):
+    folder = run / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    if state is not None:
+        (folder / "trainer_state.json").write_text(state)
+    return folder
+
+
+def test_incomplete_checkpoints_are_skipped(tmp_path):
+    whole = {step: write_checkpoint(tmp_path, step, state=json.dumps({"global_step": step})) for step in (10, 9)}
+    write_checkpoint(tmp_path, 11)
+    write_checkpoint(tmp_path, 12, state='{"global_st')
+    write_checkpoint(tmp_path, 13, state='{"global_step": 1e999}')
+    write_checkpoint(tmp_path, 14, state="[" * 100_000)
+    assert list(models_by_step(tmp_path).items()) == [(9, whole[9]), (10, whole[10])]

@@ -11,18 +11,16 @@ from trainer import LoraArguments, apply_lora
 from trainer.objectives import LossPhase
 
 from ..trainer.tiny import tiny_model
-from .tiny_run import save_plain_llama, write_corpus
+from .tiny_run import write_corpus
 
 
 @pytest.fixture
-def options(tmp_path, tiny_tokenizer, monkeypatch) -> list[str]:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    model = save_plain_llama(tmp_path / "base", tiny_tokenizer)
+def options(tmp_path, plain_llama) -> list[str]:
     texts = write_corpus(tmp_path / "texts.jsonl.xz", num_texts=60, seed=0)
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("first\tsecond\n" + "".join(f"the old dog ran {n}\tthe dog sat then {n}\n" for n in range(20)))
     return [
-        *("--model", str(model), "--texts", str(texts), "--pairs", str(pairs), "--results", str(tmp_path)),
+        *("--model", str(plain_llama), "--texts", str(texts), "--pairs", str(pairs), "--results", str(tmp_path)),
         *("--batch_size", "3", "--max_length", "200", "--pairs_a_step", "4", "--lora_r", "2"),
     ]
 
@@ -38,19 +36,6 @@ def test_step_is_timed_against_the_naive_one(options, tmp_path, capsys):
     floors = report["floor_flop"]
     assert floors["joint"] > floors["MNTP and MSG"]
     assert floors["joint"] == floors["naive, the same rows"] > floors["MNTP alone"] == floors["MNTP, all logits"] > 0
-
-
-@pytest.mark.nightly
-def test_compiled_layers_are_timed(options):
-    chosen = ["--systems", "MNTP alone", "MNTP, all logits", "--rounds", "1", "--compiler", "aot_eager", "--autocast"]
-    report = training_step.main([*options, *chosen])
-    assert set(report["ratios"]) >= {
-        "MNTP alone, compiled over MNTP, all logits",
-        "MNTP alone, compiled over MNTP, all logits, compiled",
-        "MNTP alone, compiled over MNTP alone",
-    }
-    assert report["floor_flop"]["MNTP alone, compiled"] == report["floor_flop"]["MNTP alone"]
-    assert report["first_seconds"]["MNTP alone, compiled"] > report["seconds"]["MNTP alone, compiled"][0]
 
 
 def test_differing_steps_are_not_timed(options, monkeypatch):

@@ -7,7 +7,6 @@ import pytest
 from examples.evaluate import wikitext
 from examples.evaluate.wikitext import detokenize, read_wikitext, wikitext_source
 
-from ..conftest import REPOSITORY
 from .evaluation_files import write_wikitext
 
 
@@ -23,7 +22,6 @@ from .evaluation_files import write_wikitext
         ("a 'do-it-yourself ' razor", "a 'do-it-yourself' razor"),
         ("she called '' nanny '' , for $ 10 ...", 'she called "nanny", for $10...'),
         ("U.S. troops – 24 / 7", "U.S. troops – 24 / 7"),
-        ("plain words stay", "plain words stay"),
     ],
 )
 def test_detokenize_restores_running_text(tokens, text):
@@ -47,21 +45,3 @@ def test_hub_rows_are_lines(tmp_path, monkeypatch):
     for name, value in (("HUB_ID", str(file)), ("HUB_CONFIG", None), ("HUB_SPLIT", "train")):
         monkeypatch.setattr(wikitext, name, value)
     assert read_wikitext(headings=True) == ["= A title =", "One-off."]
-
-
-def test_real_file_is_read_like_the_evaluation_harness():
-    folder = REPOSITORY.parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("no data at ../shared/data beside the repository")
-    harness = pytest.importorskip("lm_eval.tasks.wikitext.preprocess_wikitext").wikitext_detokenizer
-    ours = read_wikitext(folder, keep_unknown=True)
-    lines = map(str.strip, wikitext.read_text(wikitext.find_file(folder, wikitext.FILE_NAME)).splitlines())
-    tokens = [line for line in lines if line and not wikitext._HEADING.fullmatch(line)]
-    assert len(ours) == 1841
-    theirs = [harness({"page": text + " "}).strip() for text in tokens]
-    # It keeps marks at line ends, contractions other than 's, and currency and percent signs separate.
-    same = sum("".join(a.split()) == "".join(b.split()) for a, b in zip(ours, theirs, strict=True))
-    words = sum(len(set(a.split()) & set(b.split())) for a, b in zip(ours, theirs, strict=True))
-    assert same / len(ours) > 0.95
-    assert words / sum(len(set(text.split())) for text in ours) > 0.97
-    assert not any(mark in text for text in ours for mark in ("@-@", "@,@", "@.@", " n't", " ,", "( "))

@@ -3,18 +3,7 @@
 import base64
 import html
 
-from examples.evaluate.reporting.blocks import (
-    Block,
-    Bullets,
-    Details,
-    Grid,
-    Heading,
-    Notes,
-    Page,
-    Text,
-    anchor,
-    clean,
-)
+from examples.evaluate.reporting.blocks import Block, Bullets, Details, Grid, Heading, Notes, Page, Text, anchor, clean
 
 STYLE = """
 :root { color-scheme: light dark; }

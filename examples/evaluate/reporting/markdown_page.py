@@ -3,18 +3,7 @@
 import html
 import re
 
-from examples.evaluate.reporting.blocks import (
-    Block,
-    Bullets,
-    Details,
-    Grid,
-    Heading,
-    Notes,
-    Page,
-    Text,
-    anchor,
-    clean,
-)
+from examples.evaluate.reporting.blocks import Block, Bullets, Details, Grid, Heading, Notes, Page, Text, anchor, clean
 
 FIGURES = "figures"
 # An underscore inside a word has no effect.
