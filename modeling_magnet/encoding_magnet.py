@@ -16,6 +16,7 @@ from .batching_magnet import (
     HiddenStates,
     check_vectors,
     evaluating,
+    hidden_states,
     is_progress_hidden,
     pad_token_id,
     probe_attention,
@@ -182,8 +183,7 @@ class _EncodeCall:
                 chosen = longest_first[start : start + TEXTS_TOKENIZED_AT_ONCE]
                 texts = [self.texts[index] for index in chosen]
                 rows = tokenize_texts(self.tokenizer, texts, **self.reading, lost=self.lost)
-                # Called as a method, so that `encode_corpus.py` can count the batches.
-                for batch in self.model._row_states(rows, batch_tokens=batch_tokens, batch_size=batch_size):
+                for batch in hidden_states(self.model, rows, batch_tokens=batch_tokens, batch_size=batch_size):
                     yield batch._replace(indices=[chosen[index] for index in batch.indices])
                     bar.update(len(batch.indices))
 

@@ -25,7 +25,6 @@ from .adapters_magnet import (
     set_adapter_modes,
 )
 from .attention_magnet import DEFAULT_ATTENTION, call_decoder
-from .batching_magnet import hidden_states
 from .checkpoint_magnet import load_model, publishing, save_model
 from .configuration_magnet import (
     AttentionMode,
@@ -538,9 +537,6 @@ class MagnetMixin(_Host):
         if self.magnet_settings.mask_token_id is None:
             mask_token, mask_token_id = resolve_mask_token(tokenizer)
             MagnetSettings.update(self.config, mask_token=mask_token, mask_token_id=mask_token_id)
-
-    # A method, so that `encode_corpus.py` can count the batches of a call.
-    _row_states = hidden_states
 
 
 def _mode_of_call(mode: AttentionMode | None, is_causal: bool | None) -> AttentionMode | None:
