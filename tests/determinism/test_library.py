@@ -14,8 +14,8 @@ from trainer import LoraArguments, apply_lora
 
 from ..trainer.tiny import tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_trainer
 from . import library_calls
-from .artefacts import artefacts
-from .commands import CHECKSUMS, EVALUATED
+from .commands import CHECKSUMS
+from .comparing import check_same
 
 
 def states():
@@ -25,19 +25,16 @@ def states():
 
 
 def test_same_seed_gives_same_result_twice_in_a_process(tiny_model, tmp_path):
-    found = []
-    for name in ("once", "again"):
-        folder = tmp_path / name
+    outputs = [tmp_path / "once", tmp_path / "again"]
+    for folder in outputs:
         folder.mkdir()
         for call in (library_calls.encode, library_calls.infill, library_calls.generate):
             call(tiny_model, folder)
         library_calls.train(folder, name="run", loss_phases=["1:1,0,1", "2:1,9,1"], save_steps=3)
-        found.append(artefacts(folder, dropped=[*EVALUATED, *CHECKSUMS], unread=["training_args.bin"]))
         torch.manual_seed(1)
         random.seed(1)
         tiny_model.infill("The cat", " sat.", max_new_tokens=9, do_sample=True)
-    assert found[0].keys() == found[1].keys()
-    assert [name for name in found[0] if found[0][name] != found[1][name]] == []
+    check_same(outputs, writes="run.json", dropped=CHECKSUMS, unread=["training_args.bin"])
 
 
 CALLS = {
