@@ -16,7 +16,7 @@ import json
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,8 @@ from transformers import CONFIG_MAPPING, TrainerCallback
 from transformers.utils import logging
 
 from modeling_magnet import FAMILIES, AutoMagnetForCausalLM
+from tests.byte_tokenizer import byte_tokenizer
 from trainer import LoraArguments, MagnetTrainer, MagnetTrainingArguments, apply_lora
-
-from .byte_tokenizer import byte_tokenizer
 
 TEXTS = [
     "The river runs through the old town.",
@@ -190,9 +189,9 @@ def saved_values(model: Any) -> Named:
                 yield f"saved/{path.relative_to(folder).as_posix()}", path.read_bytes()
 
 
-def all_values(models: dict[str, str]) -> Named:
+def all_values(models: dict[str, str], families: Iterable[str] = FAMILIES) -> Named:
     """Every value of a record, in order: tiny models first."""
-    for model_type in FAMILIES:
+    for model_type in families:
         model = tiny_model(model_type)
         for part in (forward_values, embedding_values, infill_values, saved_values):
             for name, value in part(model):
@@ -241,12 +240,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("action", choices=["record", "check"])
     parser.add_argument("file", type=Path, help="the record, in JSON")
     parser.add_argument("--model", action="append", default=[], metavar="NAME=DIRECTORY", help="a trained checkpoint")
+    parser.add_argument("--family", action="append", choices=FAMILIES, help="only tiny models of this family")
     args = parser.parse_args(arguments)
     logging.set_verbosity_error()
     recorded = json.loads(args.file.read_text()) if args.action == "check" else {}
     models = recorded.get("models") or dict(each.split("=", 1) for each in args.model)
     found = {}
-    for name, value in all_values(models):
+    for name, value in all_values(models, args.family or FAMILIES):
         found[name] = digest(value)
         print(f"{found[name][:12]}  {name}", flush=True)
     versions = {

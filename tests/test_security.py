@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 
 import pytest
 import torch
@@ -186,15 +187,21 @@ def test_config_that_names_attention_code_is_refused(saved, value):
             load(saved)
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    tiny_trainer(tiny_args(folder, save_strategy="steps", save_steps=2)).train()
+    return folder / "checkpoint-2"
+
+
 @pytest.mark.parametrize("name", ["training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_resuming_does_not_execute_pickles(tmp_path, marker, name):
-    tiny_trainer(tiny_args(tmp_path, save_strategy="steps", save_steps=2)).train()
-    folder = tmp_path / "checkpoint-2"
+def test_resuming_does_not_execute_pickles(checkpoint, tmp_path, marker, name):
+    folder = shutil.copytree(checkpoint, tmp_path / "run" / "checkpoint-2")
     torch.save({"state": Bomb(marker)}, folder / name)
     (folder / SEAL_FILE).unlink()  # whoever changes files can write another
     refused = pytest.raises(Exception, match="(?i)weights.only")
     with contextlib.nullcontext() if name == "training_args.bin" else refused:  # that one is never read
-        tiny_trainer(tiny_args(tmp_path)).train(resume_from_checkpoint=str(folder))
+        tiny_trainer(tiny_args(tmp_path / "run")).train(resume_from_checkpoint=str(folder))
 
 
 # ---- Paths ----

@@ -115,6 +115,7 @@ COMMANDS = [
 OFTEN = {
     "quickstart",
     "adapt all weights",
+    "adapt paraphrases",
     "encode_corpus",
     "infill_stories",
     "fill",

@@ -38,9 +38,6 @@ def test_commands_write_identical_bytes_twice(command, inputs, tmp_path):
 
 
 @pytest.mark.long
-def test_library_calls_write_identical_bytes_twice(inputs, tmp_path):
-    script = REPOSITORY / "tests" / "determinism" / "library_calls.py"
-    options = "{inputs}/magnet {inputs}/t5 {inputs}/train.jsonl.xz {output}"
-    outputs = run_twice(tmp_path, script, options, inputs=inputs)
-    # The training arguments contain the name of the folder.
-    check_same(outputs, writes="adapter/adapter_config.json", unread=["training_args.bin"])
+def test_library_computes_identical_bits_twice(tmp_path):
+    options = "record {output}/golden.json --family=llama --family=gemma3_text"
+    check_same(run_twice(tmp_path, REPOSITORY / "tests" / "golden.py", options), writes="golden.json")

@@ -110,6 +110,7 @@ def trained(folder: Path) -> dict[str, bytes]:
 
 
 def prepare_adaptation(inputs: Path) -> None:
+    """Write the options with the texts that they name."""
     options = tiny_options(inputs, model=save_plain_llama(inputs / "base", byte_tokenizer()))
     (inputs / "options.json").write_text(json.dumps(options))
 
