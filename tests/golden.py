@@ -50,22 +50,11 @@ Named = Iterator[tuple[str, Value]]
 def tiny_model(model_type: str) -> Any:
     """A model of two layers with weights that make it sensitive to its input, and its tokenizer."""
     torch.manual_seed(0)
-    config = CONFIG_MAPPING[model_type](
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=256,
-        sliding_window=8,
-        initializer_range=0.2,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        magnet={"mask_token": "_", "mask_token_id": byte_tokenizer().convert_tokens_to_ids("_")},
-    )
+    sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "sliding_window": 8}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    settings = {"mask_token": "_", "mask_token_id": byte_tokenizer().convert_tokens_to_ids("_")}
+    config = CONFIG_MAPPING[model_type](**sizes, **tokens, initializer_range=0.2, magnet=settings)
     model = FAMILIES[model_type](config).eval()
     model.tokenizer = byte_tokenizer()
     return model
@@ -249,11 +238,8 @@ def main(arguments: list[str] | None = None) -> None:
     for name, value in all_values(models, args.family or FAMILIES):
         found[name] = digest(value)
         print(f"{found[name][:12]}  {name}", flush=True)
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    versions["python"] = platform.python_version()
     if args.action == "record":
         args.file.write_text(json.dumps({"versions": versions, "models": models, "digests": found}, indent=1) + "\n")
         return

@@ -240,9 +240,7 @@ def _tree(hub: HubServer, call: Call) -> Answer:
     if folder and not inside:
         raise RefusedError(404, f"{folder} does not exist", "EntryNotFound")
     found = [(path, data) for path, data in inside.items() if recursive or "/" not in path.removeprefix(start)]
-    return _json(
-        [{"type": "file", "path": path, "oid": _etag(data), "size": len(data)} for path, data in found]
-    )
+    return _json([{"type": "file", "path": path, "oid": _etag(data), "size": len(data)} for path, data in found])
 
 
 def _etag(content: bytes) -> str:

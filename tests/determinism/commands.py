@@ -94,7 +94,11 @@ COMMANDS = [
     _table("mmlu", "mmlu", "--num_fewshot=0 --limit=1"),
     _table("repetition", "repetition", "--preset=smoke --max_new_tokens=9 --limit=4"),
     _table("side_by_side", "side_by_side", "--preset=smoke --shots=1 --max_new_tokens=6 --continuation_tokens=5"),
-    _table("long_fills", "long_fills", "--judge={inputs}/base --texts={inputs}/long.txt --limit=2 --span_tokens=16"),
+    _table(
+        "long_fills",
+        "long_fills",
+        "--judge={inputs}/base --texts={inputs}/long.txt --limit=2 --span_tokens=16 --chunks 16 8",
+    ),
     Command(
         "evaluate/human_evaluation",
         "form.html",

@@ -11,9 +11,9 @@ from ..conftest import REPOSITORY
 # `python SCRIPT ARGUMENTS`, but with other states of torch's generator at the beginning.
 START = """
 import runpy, sys, torch
-torch.manual_seed(int(sys.argv.pop(1)))
-del sys.argv[0]
-sys.path[0] = sys.argv[0].rpartition("/")[0]
+_, seed, root, *sys.argv = sys.argv
+torch.manual_seed(int(seed))
+sys.path[:1] = [root, sys.argv[0].rpartition("/")[0]]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -36,10 +36,11 @@ def run_twice(folder, script, options, *, printed=None, **folders):
         environment = os.environ | {name: str(place / "cache" / name) for name in caches}
         environment |= {"PYTHONHASHSEED": str(seed), "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
         arguments = [option.format(output=outputs[-1], **folders) for option in shlex.split(options)]
-        command = [sys.executable, "-c", START, str(seed), str(script), *arguments]
+        command = [sys.executable, "-c", START, str(seed), str(REPOSITORY), str(script), *arguments]
         with open(outputs[-1] / log, "wb") as stream:
             processes.append(subprocess.Popen(command, cwd=place, env=environment, stdout=stream, stderr=stream))
-    assert [process.wait() for process in processes] == [0, 0], (outputs[0] / log).read_text()
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.wait() == 0, (output / log).read_text()
     return outputs
 
 
@@ -50,7 +51,7 @@ def check_same(outputs, *, writes, dropped=(), unread=()):
     assert list(one) == list(other)
     assert writes in one and any(one.values())
     assert [name for name in one if one[name] != other[name]] == []
-    assert {*dropped, *unread} <= seen, "what is left out exists"
+    assert {*dropped, *unread} - seen == set(), "what is left out exists"
 
 
 def _contents(folder, dropped, unread, seen):

@@ -153,18 +153,12 @@ def attempt(job, fault, inputs, folder, *, meanwhile=nothing):
 
 
 def disturb(job, fault, inputs, *, seconds, seed, base):
-    """Disturb a job until it ends; if a run ends before its fault, repeat it with an earlier fault.
+    """Disturb a job, which takes some seconds if left alone, until it ends; `base` is an empty folder.
 
-    Args:
-        job (`str`): Its name.
-        fault (`str`): What happens.
-        inputs (`Path`): Of the job.
-        seconds (`float`): How long it takes when it is left alone.
-        seed (`int`): Of the moments.
-        base (`Path`): An empty folder.
+    If it ends before its fault, repeat it with an earlier one.
 
     Returns:
-        Its folder, and the errors told by attempts that ended by themselves.
+        Its results, and the errors told by attempts that ended by themselves.
     """
     from tests.faults.jobs import JOBS
 

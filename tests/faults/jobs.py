@@ -27,7 +27,6 @@ from tests.faults.disturbing import FAULTS, LIMIT_SECONDS, Job, nothing
 from tests.trainer.tiny import tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_trainer
 from trainer.checkpoints import last_complete_checkpoint
 
-ATTEMPT = "an attempt begins"
 # Times and remaining work, which depend on the attempt and not on the result.
 OF_THE_ATTEMPT = {"time", "rows_encoded", "train_loss", "resume_from_checkpoint", "eval_on_start"}
 
@@ -55,55 +54,25 @@ def own_caches(folder: Path) -> None:
     torch.set_num_threads(1)
 
 
-def files_below(folder: Path) -> dict[str, bytes]:
-    """Read all files of a folder."""
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
 # ---- Training ----
 
 
 def train(inputs: Path, folder: Path) -> None:
-    """Train for thirty steps with a checkpoint every five; record the rows of every step beside the folder."""
+    """Train for thirty steps with a checkpoint every five."""
     torch.set_num_threads(1)
     saving = {"save_strategy": "steps", "save_steps": 5, "save_total_limit": 2}
     phases = ["18:1,0,1", "12:1,9,1"]
     args = tiny_args(folder / "run", loss_phases=phases, gradient_accumulation_steps=2, **saving)
     trainer = tiny_trainer(args, model=tiny_model(), train_dataset=tiny_rows(40), pair_dataset=tiny_pairs(20))
-    compute = trainer.compute_loss
-    with (folder.parent / "rows.jsonl").open("a", encoding="utf-8") as record:
-        record.write(f"\n{ATTEMPT}\n")  # starts a new line, also after a truncated one
-
-        def compute_and_record(model: Any, batch: Any, *arguments: Any, **more: Any) -> Any:
-            step = [trainer.state.global_step, batch["row_ids"], batch["epochs"], batch.get("pair_micro_batch")]
-            record.write(json.dumps(step) + "\n")
-            record.flush()
-            return compute(model, batch, *arguments, **more)
-
-        trainer.compute_loss = compute_and_record
-        trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder / "run") is not None or None)
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder / "run") is not None or None)
     trainer.save_model(str(folder / "run" / "end"))
 
 
 def trained(folder: Path) -> dict[str, bytes]:
-    """Read the checkpoints, the final model, and the last micro-batches of each step."""
-    steps: dict[int, list[str]] = {}
-    begins = False
-    for line in (folder.parent / "rows.jsonl").read_text().splitlines():
-        if line == ATTEMPT:
-            begins = True
-            continue
-        try:
-            step = json.loads(line)[0]
-        except (ValueError, IndexError):
-            continue  # truncated with the process
-        if begins:  # an attempt repeats steps of earlier attempts
-            steps = {number: made for number, made in steps.items() if number < step}
-            begins = False
-        steps.setdefault(step, []).append(line)
+    """Read the checkpoints and the final model: their bits depend on the rows of all steps."""
     attempt = {"training_args.bin", "trainer_state.json", "checksums.json"}  # contain times and paths
-    files = {name: data for name, data in files_below(folder / "run").items() if Path(name).name not in attempt}
-    return files | {"rows of all steps": json.dumps(sorted(steps.items())).encode()}
+    files = {str(file.relative_to(folder)): file for file in (folder / "run").rglob("*") if file.is_file()}
+    return {name: file.read_bytes() for name, file in files.items() if file.name not in attempt}
 
 
 # ---- The command that adapts ----

@@ -23,7 +23,6 @@ def calls_of(model):
     prompt = model.tokenizer(TEXTS[:1], return_tensors="pt")
     return {
         "encode": lambda: model.encode(TEXTS),
-        "encode one": lambda: model.encode(TEXTS[1], normalize_embeddings=True, convert_to_tensor=True),
         "words": lambda: model.encode_words(TEXTS[0].split()),
         "infill": lambda: model.infill("The king lived in", " with his daughter.", max_new_tokens=4),
         "infill, several": lambda: model.infill_blanks([BLANKS, BLANKS], max_new_tokens=3, num_return_sequences=2),
