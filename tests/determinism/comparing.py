@@ -40,7 +40,7 @@ def run_twice(folder, script, options, *, printed=None, **folders):
         with open(outputs[-1] / log, "wb") as stream:
             processes.append(subprocess.Popen(command, cwd=place, env=environment, stdout=stream, stderr=stream))
     for process, output in zip(processes, outputs, strict=True):
-        assert process.wait() == 0, (output / log).read_text()
+        assert process.wait() == 0, f"{process.returncode} {(output / log).read_text()[-3000:]}"
     return outputs
 
 
@@ -51,7 +51,7 @@ def check_same(outputs, *, writes, dropped=(), unread=()):
     assert list(one) == list(other)
     assert writes in one and any(one.values())
     assert [name for name in one if one[name] != other[name]] == []
-    assert {*dropped, *unread} - seen == set(), "what is left out exists"
+    assert {*dropped, *unread} - seen == set()
 
 
 def _contents(folder, dropped, unread, seen):
