@@ -121,25 +121,14 @@ def tiny_model(
 
 
 @pytest.fixture(scope="session")
-def _space_run_weights() -> MagnetLlamaForCausalLM:
+def _space_run_weights(tiny_config: LlamaConfig) -> MagnetLlamaForCausalLM:
     """Build the weights once; tests get copies."""
-    tokenizer = space_run_tokenizer()
+    tokenizer, config = space_run_tokenizer(), copy.deepcopy(tiny_config)
+    config.vocab_size, config.num_hidden_layers = len(tokenizer), 2
+    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(0)
-    model = MagnetLlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            initializer_range=0.2,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    ).eval()
+    model = MagnetLlamaForCausalLM(config).eval()
     model.tokenizer = tokenizer
     return model
 

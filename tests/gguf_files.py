@@ -15,14 +15,10 @@ SHAPE = {
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
     "initializer_range": 0.2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
 }
+SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.2}
+SHAPE |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 
 
 def write_gguf(model, tokenizer, file: Path, *, quantized: bool = False, tokens: bool = True) -> Path:

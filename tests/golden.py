@@ -16,7 +16,7 @@ import json
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,8 @@ from transformers import CONFIG_MAPPING, TrainerCallback
 from transformers.utils import logging
 
 from modeling_magnet import FAMILIES, AutoMagnetForCausalLM
+from tests.byte_tokenizer import byte_tokenizer
 from trainer import LoraArguments, MagnetTrainer, MagnetTrainingArguments, apply_lora
-
-from .byte_tokenizer import byte_tokenizer
 
 TEXTS = [
     "The river runs through the old town.",
@@ -51,22 +50,11 @@ Named = Iterator[tuple[str, Value]]
 def tiny_model(model_type: str) -> Any:
     """A model of two layers with weights that make it sensitive to its input, and its tokenizer."""
     torch.manual_seed(0)
-    config = CONFIG_MAPPING[model_type](
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=256,
-        sliding_window=8,
-        initializer_range=0.2,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        magnet={"mask_token": "_", "mask_token_id": byte_tokenizer().convert_tokens_to_ids("_")},
-    )
+    sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "sliding_window": 8}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    settings = {"mask_token": "_", "mask_token_id": byte_tokenizer().convert_tokens_to_ids("_")}
+    config = CONFIG_MAPPING[model_type](**sizes, **tokens, initializer_range=0.2, magnet=settings)
     model = FAMILIES[model_type](config).eval()
     model.tokenizer = byte_tokenizer()
     return model
@@ -190,9 +178,9 @@ def saved_values(model: Any) -> Named:
                 yield f"saved/{path.relative_to(folder).as_posix()}", path.read_bytes()
 
 
-def all_values(models: dict[str, str]) -> Named:
+def all_values(models: dict[str, str], families: Iterable[str] = FAMILIES) -> Named:
     """Every value of a record, in order: tiny models first."""
-    for model_type in FAMILIES:
+    for model_type in families:
         model = tiny_model(model_type)
         for part in (forward_values, embedding_values, infill_values, saved_values):
             for name, value in part(model):
@@ -241,19 +229,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("action", choices=["record", "check"])
     parser.add_argument("file", type=Path, help="the record, in JSON")
     parser.add_argument("--model", action="append", default=[], metavar="NAME=DIRECTORY", help="a trained checkpoint")
+    parser.add_argument("--family", action="append", choices=FAMILIES, help="only tiny models of this family")
     args = parser.parse_args(arguments)
     logging.set_verbosity_error()
     recorded = json.loads(args.file.read_text()) if args.action == "check" else {}
     models = recorded.get("models") or dict(each.split("=", 1) for each in args.model)
     found = {}
-    for name, value in all_values(models):
+    for name, value in all_values(models, args.family or FAMILIES):
         found[name] = digest(value)
         print(f"{found[name][:12]}  {name}", flush=True)
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    versions["python"] = platform.python_version()
     if args.action == "record":
         args.file.write_text(json.dumps({"versions": versions, "models": models, "digests": found}, indent=1) + "\n")
         return

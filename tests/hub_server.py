@@ -7,10 +7,10 @@ import os
 import re
 import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote
 
@@ -52,26 +52,21 @@ class Commit:
     @property
     def id(self) -> str:
         """Return 40 hexadecimal digits that depend on the files, the title and the history."""
-        digests = [f"{path} {hashlib.sha1(content).hexdigest()}" for path, content in sorted(self.files.items())]
-        return hashlib.sha1("\n".join([self.title, self.parent, *digests]).encode()).hexdigest()
+        return hashlib.sha1(repr((self.title, self.parent, sorted(self.files.items()))).encode()).hexdigest()
 
 
-@dataclass
 class Repository:
     """Hold the history of each branch, newest commit first."""
 
-    private: bool
-    branches: dict[str, list[Commit]] = field(
-        default_factory=lambda: {"main": [Commit({".gitattributes": b""}, "initial commit")]}
-    )
+    def __init__(self, *, private: bool) -> None:
+        self.private = private
+        self.branches = {"main": [Commit({".gitattributes": b""}, "initial commit")]}
 
     def history(self, revision: str) -> list[Commit]:
         """Return the commits up to a branch or commit id, newest first."""
-        if revision in self.branches:
-            return self.branches[revision]
-        for commits in self.branches.values():
+        for branch, commits in self.branches.items():
             for index, commit in enumerate(commits):
-                if commit.id == revision:
+                if revision in (branch, commit.id):
                     return commits[index:]
         raise RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
@@ -80,12 +75,15 @@ class Repository:
 class Call:
     """Hold a routed request: the named parts of its path, the query, the body, the sender."""
 
-    method: str
     parts: Mapping[str, str]
     query: Mapping[str, list[str]]
     body: bytes
     user: str | None
     may_write: bool
+
+    def json(self) -> Any:
+        """Return the parsed body."""
+        return json.loads(self.body or b"{}")
 
 
 class HubServer:
@@ -108,16 +106,12 @@ class HubServer:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self))
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that left is not news
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
         return self
 
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
-
-    @property
-    def url(self) -> str:
-        """Return the address for `HF_ENDPOINT`."""
-        return f"http://127.0.0.1:{self._server.server_port}"
 
     def environment(self, home: Path, *, token: str | None = None) -> dict[str, str]:
         """Return variables of a process that knows no other Hub, no cache outside `home` and no other token."""
@@ -146,9 +140,8 @@ class HubServer:
                 if method in methods.split() and (found := re.fullmatch(pattern, path)):
                     parts = {key: unquote(part) for key, part in found.groupdict().items() if part is not None}
                     user = None if token is None else self.tokens[token]
-                    call = Call(method, parts, parse_qs(query), body, user, token not in self.read_only)
                     with self.lock:
-                        return function(self, call)
+                        return function(self, Call(parts, parse_qs(query), body, user, token not in self.read_only))
             raise RefusedError(501, f"The test server does not implement {method} {path}")
         except RefusedError as error:
             return error.status, error.headers, json.dumps({"error": str(error)}).encode()
@@ -163,6 +156,10 @@ class HubServer:
             raise RefusedError(403, f"Forbidden: {call.user} has no write access to {name} with this token")
         return repository
 
+    def head(self, call: Call) -> Commit:
+        """Return the commit that a request reads."""
+        return self.repository(call).history(call.parts.get("revision", "main"))[0]
+
 
 def _json(value: Any, status: int = 200) -> Answer:
     return status, {"Content-Type": "application/json"}, json.dumps(value).encode()
@@ -173,57 +170,48 @@ def card_errors(card: str) -> list[str]:
     found = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$", card.replace("\r\n", "\n"), flags=re.DOTALL | re.MULTILINE)
     try:
         metadata = (yaml.safe_load(found[1]) or {}) if found else {}
-    except yaml.YAMLError as error:
-        return [f"invalid YAML in the card's metadata: {error}"]
-    if not isinstance(metadata, dict):
-        return [f"metadata must be a mapping, not {metadata!r}"]
-    tags, bases = metadata.get("tags", []), metadata.get("base_model", [])
+        tags, bases = metadata.get("tags", []), metadata.get("base_model", [])
+    except (yaml.YAMLError, AttributeError) as error:
+        return [f"invalid metadata: {error}"]
     bases = [bases] if isinstance(bases, str) else bases
     errors = [] if isinstance(tags, list) and all(isinstance(tag, str) for tag in tags) else [f"tags: {tags!r}"]
     return errors + [f"base_model: {base!r} is not valid" for base in bases if not REPO_ID.fullmatch(str(base))]
 
 
 def _validate_card(hub: HubServer, call: Call) -> Answer:
-    errors = card_errors(json.loads(call.body)["content"])
+    errors = card_errors(call.json()["content"])
     return _json({"errors": [{"message": error} for error in errors], "warnings": []}, 400 if errors else 200)
 
 
 def _create_repository(hub: HubServer, call: Call) -> Answer:
-    given = json.loads(call.body)
+    given = call.json()
     name = f"{given.get('organization') or call.user}/{given['name']}"
-    if call.user is None:
-        raise RefusedError(401, "Invalid username or password.")
     if not call.may_write or name.split("/")[0] != call.user:
         raise RefusedError(403, f"You don't have the rights to create a model under this namespace: {name}")
-    made = {"url": f"{hub.url}/{name}", "name": name}
-    if name in hub.repositories:
-        return _json({"error": "You already created this model repo", **made}, 409)
-    hub.repositories[name] = Repository(private=given.get("visibility") == "private")
-    return _json(made)
+    is_new = name not in hub.repositories
+    hub.repositories.setdefault(name, Repository(private=given.get("visibility") == "private"))
+    return _json({"url": f"{hub.url}/{name}", "name": name}, 200 if is_new else 409)
 
 
 def _create_branch(hub: HubServer, call: Call) -> Answer:
     repository, branch = hub.repository(call, write=True), call.parts["branch"]
     if branch in repository.branches:
         raise RefusedError(409, f"Reference already exists: {branch}")
-    start = json.loads(call.body or b"{}").get("startingPoint", "main")
-    repository.branches[branch] = repository.history(start)
+    repository.branches[branch] = repository.history(call.json().get("startingPoint", "main"))
     return _json({})
 
 
 def _preupload(hub: HubServer, call: Call) -> Answer:
     """Let every file be sent in the commit itself."""
     hub.repository(call, write=True).history(call.parts["revision"])
-    paths = [file["path"] for file in json.loads(call.body)["files"]]
+    paths = [file["path"] for file in call.json()["files"]]
     return _json({"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]})
 
 
 def _commit(hub: HubServer, call: Call) -> Answer:
     """Apply all changes of the body, one JSON per line after that of the message, or none."""
     repository, branch = hub.repository(call, write=True), call.parts["revision"]
-    if branch not in repository.branches:
-        raise RefusedError(404, f"Invalid rev id: {branch}", "RevisionNotFound")
-    head, *_ = repository.history(branch)
+    head = repository.history(branch)[0]
     header, *changes = [json.loads(line) for line in call.body.splitlines()]
     files = dict(head.files)
     for change in changes:
@@ -245,18 +233,14 @@ def _commit(hub: HubServer, call: Call) -> Answer:
 
 
 def _tree(hub: HubServer, call: Call) -> Answer:
-    commit, *_ = hub.repository(call).history(call.parts["revision"])
-    folders = {str(parent) for path in commit.files for parent in PurePosixPath(path).parents} - {"."}
+    """List the files in a folder, or with `recursive` also those below; folders are left out."""
     folder, recursive = call.parts.get("path", "").strip("/"), call.query.get("recursive") == ["true"]
-    if folder and folder not in folders:
+    start = f"{folder}/" if folder else ""
+    inside = {path: data for path, data in hub.head(call).files.items() if path.startswith(start)}
+    if folder and not inside:
         raise RefusedError(404, f"{folder} does not exist", "EntryNotFound")
-    rows = [{"type": "directory", "path": path, "oid": "", "size": 0} for path in folders]
-    rows += [
-        {"type": "file", "path": path, "oid": _etag(data), "size": len(data)} for path, data in commit.files.items()
-    ]
-    inside = [row for row in rows if str(row["path"]).startswith(f"{folder}/" if folder else "")]
-    depth = folder.count("/") + bool(folder)
-    return _json([row for row in inside if row["path"] != folder and (recursive or row["path"].count("/") == depth)])
+    found = [(path, data) for path, data in inside.items() if recursive or "/" not in path.removeprefix(start)]
+    return _json([{"type": "file", "path": path, "oid": _etag(data), "size": len(data)} for path, data in found])
 
 
 def _etag(content: bytes) -> str:
@@ -264,7 +248,7 @@ def _etag(content: bytes) -> str:
 
 
 def _resolve(hub: HubServer, call: Call) -> Answer:
-    commit, *_ = hub.repository(call).history(call.parts["revision"])
+    commit = hub.head(call)
     content = commit.files.get(call.parts["path"])
     if content is None:
         raise RefusedError(404, "Entry not found", "EntryNotFound", commit.id)
@@ -272,11 +256,10 @@ def _resolve(hub: HubServer, call: Call) -> Answer:
 
 
 def _info(hub: HubServer, call: Call) -> Answer:
-    repository = hub.repository(call)
-    commit, *_ = repository.history(call.parts.get("revision", "main"))
+    commit, private = hub.head(call), hub.repository(call).private
+    known = {"private": private, "tags": [], "downloads": 0, "likes": 0}
     siblings = [{"rfilename": path} for path in sorted(commit.files)]
-    known = {"private": repository.private, "siblings": siblings, "tags": [], "downloads": 0, "likes": 0}
-    return _json({"id": call.parts["name"], "sha": commit.id, **known})
+    return _json({"id": call.parts["name"], "sha": commit.id, "siblings": siblings, **known})
 
 
 REVISION = "(?P<revision>[^/]+)"

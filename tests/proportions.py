@@ -90,18 +90,12 @@ def traces() -> dict[str, Trace]:
 
 def _training_step(folder: str) -> Callable[[], Any]:
     model = tiny_model("llama").train()
+    options: dict[str, Any] = {"loss_phases": ["4:1,9,1"], "report_to": "none", "use_cpu": True}
+    options |= {"per_device_train_batch_size": 2, "contrastive_batch_size": 2}
+    options |= {"min_span_tokens": 2, "max_span_tokens": 4}
     trainer = MagnetTrainer(
         model=model,
-        args=MagnetTrainingArguments(
-            output_dir=folder,
-            loss_phases=["4:1,9,1"],
-            per_device_train_batch_size=2,
-            contrastive_batch_size=2,
-            min_span_tokens=2,
-            max_span_tokens=4,
-            report_to="none",
-            use_cpu=True,
-        ),
+        args=MagnetTrainingArguments(folder, **options),
         train_dataset=[{"input_ids": [1, *range(10, 40)]}] * 4,
         pair_dataset=[{"anchor": TEXTS[0], "positive": TEXTS[1]}] * 4,
         processing_class=model.tokenizer,

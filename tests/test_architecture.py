@@ -1,13 +1,14 @@
 """Test rules about the source: the direction of imports, and what the Hub can resolve."""
 
 import ast
+import functools
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from .conftest import REPOSITORY
+
 HUB_FILES = sorted(file for file in (REPOSITORY / "modeling_magnet").glob("*.py") if file.name != "__init__.py")
 PACKAGE_FILES = sorted(
     file for folder in ("modeling_magnet", "trainer") for file in (REPOSITORY / folder).rglob("*.py")
@@ -23,6 +24,7 @@ def relative(file):
     return str(file.relative_to(REPOSITORY))
 
 
+@functools.cache
 def parse(file):
     return ast.parse(file.read_text(encoding="utf-8"))
 

@@ -12,26 +12,22 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
 
 from trainer import LoraArguments, MagnetTrainingArguments
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from .conftest import REPOSITORY
+from .test_architecture import EXAMPLES as SCRIPTS
+from .test_architecture import PACKAGE_FILES, parse
+from .test_architecture import relative as name_of
+
 EXAMPLES = REPOSITORY / "examples"
 PAGES = sorted([*REPOSITORY.glob("*.md"), *EXAMPLES.rglob("*.md"), *EXAMPLES.glob("*.ipynb")])
-SOURCES = sorted(
-    file for folder in ("modeling_magnet", "trainer", "examples") for file in (REPOSITORY / folder).rglob("*.py")
-)
-SCRIPTS = [file for file in SOURCES if file.is_relative_to(REPOSITORY / "examples")]
+SOURCES = [*PACKAGE_FILES, *SCRIPTS]
 # Other programs, whose options are not checked.
 PROGRAMS = {"pip", "pre-commit", "lm_eval", ".", "pytest", "venv", "pip-audit"}
-
-
-def name_of(path):
-    return str(path.relative_to(REPOSITORY))
 
 
 def text_of(page):
@@ -53,7 +49,7 @@ def blocks_of(text):
 
 
 def docstrings_of(file):
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(parse(file)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (found := ast.get_docstring(node)):
             yield found
 

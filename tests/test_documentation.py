@@ -17,9 +17,9 @@ import trainer
 from examples import reference
 from examples.adapt import main
 
+from .conftest import REPOSITORY
 from .examples.tiny_run import WORDS, save_plain_llama, tiny_options
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 README, GUIDES, CONTRIBUTING = (
     (REPOSITORY / page).read_text(encoding="utf-8") for page in ("README.md", "examples/README.md", "CONTRIBUTING.md")
 )

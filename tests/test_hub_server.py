@@ -40,6 +40,11 @@ def push_and_ask(*tokens):
     return [read, second, api.list_repo_files(name), tree, refused]
 
 
+def of_token(token, *outcomes):
+    kinds = ("reads private", "writes private", "reads public", "writes public")
+    return {f"{token} {kind}": outcome for kind, outcome in zip(kinds, outcomes, strict=True)}
+
+
 def test_server_keeps_commits_and_refuses_like_the_hub(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_of_somebody")
     with HubServer(TOKENS, read_only={"hf_reader"}) as hub:
@@ -53,13 +58,14 @@ def test_server_keeps_commits_and_refuses_like_the_hub(tmp_path, monkeypatch):
     hidden, forbidden, wrong = ("RepositoryNotFoundError", 404), ("HfHubHTTPError", 403), ("HfHubHTTPError", 401)
     unknown = ("RepositoryNotFoundError", 401)
     assert {name: one and (one[0], one[1]) for name, one in refused.items()} == {
-        **{"repository": hidden, "revision": ("RevisionNotFoundError", 404)},
-        **{"file": ("RemoteEntryNotFoundError", 404), "branch": ("RevisionNotFoundError", 404)},
-        **dict.fromkeys(("yaml", "base"), ("ValueError", None)),
-        **{"hf_reader reads private": None, "hf_reader writes private": forbidden},
-        **{"hf_reader reads public": None, "hf_reader writes public": forbidden},
-        **{"hf_other reads private": hidden, "hf_other writes private": hidden},
-        **{"hf_other reads public": None, "hf_other writes public": forbidden},
-        **{" reads private": unknown, " writes private": unknown, " reads public": None, " writes public": unknown},
-        **{f"hf_wrong {verb} {kind}": wrong for verb in ("reads", "writes") for kind in ("private", "public")},
+        "repository": hidden,
+        "revision": ("RevisionNotFoundError", 404),
+        "file": ("RemoteEntryNotFoundError", 404),
+        "branch": ("RevisionNotFoundError", 404),
+        "yaml": ("ValueError", None),
+        "base": ("ValueError", None),
+        **of_token("hf_reader", None, forbidden, None, forbidden),
+        **of_token("hf_other", hidden, hidden, None, forbidden),
+        **of_token("", unknown, unknown, None, unknown),
+        **of_token("hf_wrong", wrong, wrong, wrong, wrong),
     }

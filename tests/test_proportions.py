@@ -15,7 +15,7 @@ STILL_ABOVE = {
     "remote code: lines": 6250,
     "modeling_magnet: lines": 7800,
     "trainer: lines": 5050,
-    "tests: lines": 26_680,
+    "tests: lines": 26_800,
 }
 
 

@@ -1,33 +1,25 @@
-"""Test the promises of SECURITY.md: no pickle is read, no remote code runs, text is escaped, versions are locked."""
+"""Test the promises of SECURITY.md: no pickle is read, no remote code runs, versions are locked."""
 
 import ast
 import contextlib
 import json
 import os
 import re
-from html.parser import HTMLParser
-from pathlib import Path
+import shutil
 
 import pytest
 import torch
-from huggingface_hub import EvalResult, ModelCard
-from markdown_it import MarkdownIt
 from peft import LoraConfig
 from safetensors.torch import load_file
 
-from examples.demo.fills import render_page
 from modeling_magnet import AutoMagnetForCausalLM, MagnetLlamaForCausalLM
-from modeling_magnet.publishing.card import CardFacts, rename_card, write_card
 from trainer.checkpoints import SEAL_FILE
 
+from .conftest import REPOSITORY
+from .test_architecture import EXAMPLES, HUB_FILES, PACKAGE_FILES, absolute_imports, parse, relative
 from .trainer.tiny import tiny_args, tiny_trainer
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-SOURCES = sorted(
-    file for folder in ("modeling_magnet", "trainer", "examples") for file in (REPOSITORY / folder).rglob("*.py")
-)
-HUB_FILES = sorted(file for file in (REPOSITORY / "modeling_magnet").glob("*.py") if file.name != "__init__.py")
-
+SOURCES = [*PACKAGE_FILES, *EXAMPLES]
 PICKLE_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
 # Modules that remote files must not import, except `huggingface_hub` for `push_to_hub` and card metadata.
@@ -53,32 +45,6 @@ MAY_REACH = {
     *"shutil.rmtree tempfile.mkdtemp tempfile.TemporaryDirectory".split(),
     *"create_branch create_repo hf_hub_download upload_folder".split(),  # `push_to_hub`, when the user calls it
 }
-CARD_TAGS = {*"h1 h2 p code pre table thead tbody tr th td ul li a".split()}
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "\"><img src=x onerror='alert(1)'>",
-    "[link](javascript:alert(1)) ![image](http://x)",
-    "| cell | `code` *stars* __bold__ ~~gone~~ &lt;script> \\",
-    "`a``<script>alert(1)</script>` ```<script>`",
-    "# heading\n\n<script>alert(1)</script>\n\n- item\n---\n    code",
-]
-
-
-def relative(file):
-    return str(file.relative_to(REPOSITORY))
-
-
-def parse(file):
-    return ast.parse(file.read_text(encoding="utf-8"))
-
-
-def imported(file):
-    """Yield the top-level names of all absolute imports, including those inside functions."""
-    for node in ast.walk(parse(file)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield str(node.module).split(".")[0]
 
 
 def calls(file):
@@ -109,7 +75,7 @@ def reached(file):
 
 @pytest.mark.parametrize("file", SOURCES, ids=relative)
 def test_no_pickle_is_loaded(file):
-    loaders = set(imported(file)) & PICKLE_MODULES
+    loaders = absolute_imports(file) & PICKLE_MODULES
     for name, keywords in calls(file):
         if name.endswith("torch.load"):
             assert keywords.get("weights_only") == "True", name
@@ -134,7 +100,7 @@ def test_trust_remote_code_is_never_left_to_a_prompt():
 
 @pytest.mark.parametrize("file", HUB_FILES, ids=relative)
 def test_remote_files_access_only_declared_resources(file):
-    assert not set(imported(file)) & PROCESSES_AND_NETWORK
+    assert not absolute_imports(file) & PROCESSES_AND_NETWORK
     assert set(reached(file)) <= MAY_REACH
 
 
@@ -221,15 +187,21 @@ def test_config_that_names_attention_code_is_refused(saved, value):
             load(saved)
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    tiny_trainer(tiny_args(folder, save_strategy="steps", save_steps=2)).train()
+    return folder / "checkpoint-2"
+
+
 @pytest.mark.parametrize("name", ["training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_resuming_does_not_execute_pickles(tmp_path, marker, name):
-    tiny_trainer(tiny_args(tmp_path, save_strategy="steps", save_steps=2)).train()
-    folder = tmp_path / "checkpoint-2"
+def test_resuming_does_not_execute_pickles(checkpoint, tmp_path, marker, name):
+    folder = shutil.copytree(checkpoint, tmp_path / "run" / "checkpoint-2")
     torch.save({"state": Bomb(marker)}, folder / name)
     (folder / SEAL_FILE).unlink()  # whoever changes files can write another
     refused = pytest.raises(Exception, match="(?i)weights.only")
     with contextlib.nullcontext() if name == "training_args.bin" else refused:  # that one is never read
-        tiny_trainer(tiny_args(tmp_path)).train(resume_from_checkpoint=str(folder))
+        tiny_trainer(tiny_args(tmp_path / "run")).train(resume_from_checkpoint=str(folder))
 
 
 # ---- Paths ----
@@ -244,68 +216,6 @@ def test_index_cannot_name_files_outside_its_directory(tiny_model, tmp_path, nam
     index.write_text(index.read_text().replace(shard.name, name))
     with pytest.raises(ValueError, match="outside of its directory"):
         AutoMagnetForCausalLM.from_pretrained(tmp_path / "sharded")
-
-
-# ---- Texts ----
-
-
-class Elements(HTMLParser):
-    """Collect the elements of a page and its text."""
-
-    def __init__(self, page):
-        super().__init__(convert_charrefs=True)
-        self.tags, self.attributes, self.text = set(), [], ""
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.attributes += attrs
-
-    def handle_data(self, data):
-        self.text += data
-
-
-def check_harmless(page):
-    """Check that a page has no script, event handler or address that runs, and return its text."""
-    found = Elements(page)
-    assert not found.tags & {"script", "img", "iframe", "object", "svg"}
-    assert not [name for name, _ in found.attributes if name.startswith("on")]
-    addresses = [value or "" for name, value in found.attributes if name in ("href", "src")]
-    assert all(address.startswith(("https:", "data:image/svg+xml;base64,")) for address in addresses)
-    return found.text
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_fills_are_escaped_on_their_page(text):
-    fill = {"text": text, "tokens": [text], "logprobs": [-1.0], "mean_logprob": -1.0, "logprob": -1.0}
-    other = {**fill, "tokens": ["other"]}
-    rows = [
-        {"row": 0, "pieces": [text, text], "fills": [[fill, other]]},
-        {"row": 1, "text": text, "error": text},
-    ]
-    shown = check_harmless(render_page(rows, title=text))
-    assert shown.count(text) == 9  # twice the title, pieces, best fill, both answers, text and error
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_model_card_escapes_data(tiny_model, text):
-    tiny_model.config.magnet["prompts"] = {text: "Prompt:", **tiny_model.config.magnet["prompts"]}
-    tiny_model.config.magnet["default_prompt_name"] = text
-    facts = CardFacts(
-        base_model=f"/somewhere/{text.replace('/', ' ')}",
-        recipe=[(text, text)],
-        results=[EvalResult("text-generation", "held-out", text, "perplexity", 2.0, metric_name=text)],
-        notes=[text],
-    )
-    card = ModelCard(write_card(tiny_model, text, facts))
-    reader = MarkdownIt("commonmark").enable(["table", "strikethrough"])
-    rendered = reader.render(card.text.partition("-->")[2])
-    shown = " ".join(check_harmless(rendered).split())
-    line = " ".join(text.split())
-    assert shown.count(line) >= 5, "the title, a name and a value of the recipe, twice a result"
-    assert Elements(rendered).tags <= CARD_TAGS
-    assert rename_card(str(card), "me/other") == write_card(tiny_model, "me/other", facts)
 
 
 # ---- Versions ----

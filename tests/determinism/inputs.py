@@ -3,27 +3,19 @@
 import copy
 import gzip
 import json
-import lzma
 import random
 from pathlib import Path
 
 import nbformat
-import torch
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import PreTrainedTokenizerFast
 
-from examples.evaluate import human_evaluation
 from modeling_magnet import MagnetLlamaForCausalLM
 
 from ..examples.evaluation_files import write_rocstories, write_story_cloze, write_wikitext
-from ..examples.report_records import whole_study
-from ..examples.report_records import write as write_records
 from ..examples.test_mmlu import make_rows, write
+from ..examples.test_sts import write_files
 from ..examples.tiny_run import WORDS, save_plain_llama, write_corpus
-
-LOG = [
-    {"step": 0, "epoch": 0, **dict.fromkeys(("eval_loss", "eval_masked_accuracy", "eval_infilling_perplexity"), 2.0)},
-    {"step": 2, "epoch": 1, **dict.fromkeys(("eval_loss", "eval_masked_accuracy", "eval_infilling_perplexity"), 1.0)},
-]
+from ..trainer.tiny_t5 import save_tiny_t5
 
 
 def write_inputs(folder: Path, model: MagnetLlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Path:
@@ -46,39 +38,10 @@ def write_inputs(folder: Path, model: MagnetLlamaForCausalLM, tokenizer: PreTrai
     _write_texts(folder)
     (folder / "data").mkdir()
     _write_data(folder / "data")
-    for name in ("one", "other"):
-        (folder / name).mkdir()
-        run = {"arguments": {"seed": 7, "max_length": 64}, "log_history": LOG, "torch": "2.0"}
-        (folder / name / "adapt.json").write_text(json.dumps(run))
-    write_records(folder / "records", whole_study())
-    _write_paraphraser(folder / "t5", model)
-    _write_form(folder)
+    save_tiny_t5(folder / "t5")
     _write_plan(folder)
     _write_notebook(folder)
     return folder
-
-
-def _write_paraphraser(folder: Path, model: MagnetLlamaForCausalLM) -> None:
-    """Save a random T5 that reads and writes the tokens of the tiny Llama."""
-    torch.manual_seed(0)
-    size = len(model.tokenizer)
-    t5 = T5ForConditionalGeneration(T5Config(vocab_size=size, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
-    t5.generation_config.decoder_start_token_id = model.tokenizer.pad_token_id
-    t5.save_pretrained(folder)
-    model.tokenizer.save_pretrained(str(folder))
-
-
-def _write_form(folder: Path) -> None:
-    """Write a form as `human_evaluation.py sample` does, and the answers of two people."""
-    human_evaluation.main([
-        "sample", "--model", f"base={folder / 'base'}", f"MAGNET={folder / 'magnet'}", f"--data={folder / 'data'}",
-        "--preset=smoke", "--shots=1", "--max_new_tokens=6", "--device=cpu", f"--output={folder / 'form'}",
-    ])  # fmt: skip
-    key = json.loads((folder / "form" / "key.json").read_text())
-    for annotator in ("1", "2"):
-        answers = {item: (place + int(annotator)) % 3 > 0 for place, item in enumerate(key["items"])}
-        whole = {"form": key["form"], "annotator": annotator, "answers": answers}
-        (folder / "form" / f"answers_{annotator}.json").write_text(json.dumps(whole))
 
 
 def _write_plan(folder: Path) -> None:
@@ -110,17 +73,12 @@ def _write_notebook(folder: Path) -> None:
 
 
 def _write_texts(folder: Path) -> None:
-    """Write long texts, paragraphs of sentences, and pairs."""
+    """Write long texts, and texts with blanks."""
     draw = random.Random(2)
     sentences = [" ".join(draw.choices([*WORDS, "breakfast", "yellow"], k=12)).capitalize() + "." for _ in range(600)]
-    long = [" ".join(sentences[start : start + 75]) for start in range(0, 600, 75)]
-    (folder / "long.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in long))
-    paragraphs = [" ".join(sentences[start : start + 3]) for start in range(0, 120, 3)]
-    (folder / "paragraphs.txt").write_text("\n".join(paragraphs) + "\n")
+    (folder / "long.txt").write_text("".join(" ".join(sentences[at : at + 75]) + "\n" for at in range(0, 600, 75)))
     blanks = [{"text": f"{first} [blank] {last}"} for first, last in zip(sentences[:6], sentences[6:12], strict=True)]
     (folder / "blanks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in blanks))
-    pairs = "".join(f"the old dog ran {n}\tthe dog sat then {n}\n" for n in range(20))
-    (folder / "pairs.tsv").write_text("first\tsecond\n" + pairs)
 
 
 def _write_data(folder: Path) -> None:
@@ -129,25 +87,15 @@ def _write_data(folder: Path) -> None:
     write_rocstories(folder)
     write_story_cloze(folder)
     write_wikitext(folder)
+    write_files(folder)  # of STS
     tags = {"the": "DT I-NP O", "cat": "NN I-NP I-PER", "sat": "VBD I-VP O", ".": ". O I-LOC"}
     for name, number in (("train", 40), ("testa", 12)):
         rows = [[draw.choice(list(tags)) for _ in range(draw.randint(2, 8))] for _ in range(number)]
         text = "\n\n".join("\n".join(f"{word} {tags[word]}" for word in row) for row in rows)
         (folder / f"eng.{name}.gz").write_bytes(gzip.compress(f"-DOCSTART- -X- O O\n\n{text}\n".encode()))
-    texts = [" ".join(draw.choices(WORDS, k=6)) for _ in range(60)]
-    scored = "".join(
-        f"news\t{draw.uniform(0, 5):.1f}\t{one}\t{two}\n" for one, two in zip(texts, reversed(texts), strict=True)
-    )
-    (folder / "sts12.test.tsv.gz").write_bytes(gzip.compress(f"genre\tscore\tsentence1\tsentence2\n{scored}".encode()))
-    (folder / "stsb.dev.csv.gz").write_bytes(
-        gzip.compress(
-            "".join(
-                f"{one},{two},{place % 5}\n"
-                for place, (one, two) in enumerate(zip(texts, reversed(texts), strict=True))
-            ).encode()
-        )
-    )
-    topics = "".join(json.dumps({"label": draw.choice("abc"), "subject": text, "text": "-"}) + "\n" for text in texts)
-    (folder / "20news_bydate_train.jsonl.xz").write_bytes(lzma.compress(topics.encode()))
+    topics = [
+        {"label": draw.choice("abc"), "subject": " ".join(draw.choices(WORDS, k=6)), "text": "-"} for _ in range(60)
+    ]
+    write(folder / "20news_bydate_train.jsonl.xz", topics)
     write(folder / "mmlu_dev.jsonl.gz", make_rows(count=lambda place: 5))
     write(folder / "mmlu_test.jsonl.xz", make_rows(count=lambda place: 1))

@@ -3,6 +3,7 @@
 import copy
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -22,7 +23,6 @@ def calls_of(model):
     prompt = model.tokenizer(TEXTS[:1], return_tensors="pt")
     return {
         "encode": lambda: model.encode(TEXTS),
-        "encode one": lambda: model.encode(TEXTS[1], normalize_embeddings=True, convert_to_tensor=True),
         "words": lambda: model.encode_words(TEXTS[0].split()),
         "infill": lambda: model.infill("The king lived in", " with his daughter.", max_new_tokens=4),
         "infill, several": lambda: model.infill_blanks([BLANKS, BLANKS], max_new_tokens=3, num_return_sequences=2),
@@ -43,37 +43,33 @@ def same(one, other):
     return one == other
 
 
-class Watch:
-    """Record what is set on a model or its configs, and compare what they hold with what they held."""
+def watch(model, monkeypatch):
+    """Return a list in which every attribute that is set on the model or its configs is recorded."""
+    written = []
+    kept = {id(owner) for owner in (*model.modules(), model.config, model.generation_config)}
 
-    def __init__(self, model, monkeypatch):
-        self.model, self.written = model, []
-        self.configs = [model.config, model.generation_config]
-        kept = {id(owner) for owner in (*model.modules(), *self.configs)}
-        for owner in {nn.Module, *map(type, self.configs)}:
-            for name in ("__setattr__", "__delattr__"):
-                monkeypatch.setattr(owner, name, self._watched(getattr(owner, name), kept))
-        self.before = self._state()
-
-    def _watched(self, change, kept):
-        def watched(owner, name, *value):
+    def watched(change):
+        def set_or_delete(owner, name, *value):
             if id(owner) in kept:
-                self.written.append(f"{type(owner).__name__}.{name}")
+                written.append(f"{type(owner).__name__}.{name}")
             return change(owner, name, *value)
 
-        return watched
+        return set_or_delete
 
-    def _state(self):
-        """Return what every module and its dictionaries hold, by identity, and what the configs say."""
+    for owner in {nn.Module, type(model.config), type(model.generation_config)}:
+        for name in ("__setattr__", "__delattr__"):
+            monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
+    return written
 
-        def held(values):
-            return {key: held(value) if isinstance(value, dict) else id(value) for key, value in values.items()}
 
-        modules = {name: held(vars(module)) for name, module in self.model.named_modules()}
-        return modules, [copy.deepcopy(config.to_dict()) for config in self.configs]
+def held(model):
+    """Return what every module and its dictionaries hold, by identity, and what the configs say."""
 
-    def is_untouched(self):
-        return self.written == [] and self._state() == self.before
+    def ids(values):
+        return {key: ids(value) if isinstance(value, dict) else id(value) for key, value in values.items()}
+
+    modules = {name: ids(vars(module)) for name, module in model.named_modules()}
+    return modules, copy.deepcopy([model.config.to_dict(), model.generation_config.to_dict()])
 
 
 def bound_to_modes(path):
@@ -104,41 +100,26 @@ def test_threads_give_single_thread_results_and_write_nothing(stories260k, adapt
     model.eval()
     calls = calls_of(model)
     expected = {name: call() for name, call in calls.items()}  # initializes the tokenizer and the mask check first
-    watch = Watch(model, monkeypatch)
-    wrong, done, failed = [], [], []
+    written, before = watch(model, monkeypatch), held(model)
     begin = threading.Barrier(THREADS)
 
     def work(seed):
-        order = random.Random(seed)
+        names = random.Random(seed).choices(list(calls), k=CALLS)
         begin.wait()
-        for _ in range(CALLS):
-            name = order.choice(list(calls))
-            try:
-                is_same = same(calls[name](), expected[name])
-            except Exception as error:
-                failed.append(f"{name}: {error!r}")
-                return
-            done.append(name)
-            if not is_same:
-                wrong.append(name)
+        return [(name, same(calls[name](), expected[name])) for name in names]
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failed == []
-    assert wrong == []
-    assert len(done) == THREADS * CALLS and set(done) == set(calls)
-    assert watch.is_untouched(), watch.written
+    with ThreadPoolExecutor(THREADS) as threads:
+        results = [result for done in threads.map(work, range(THREADS)) for result in done]
+    assert [name for name, is_same in results if not is_same] == []
+    assert {name for name, _ in results} == set(calls)
+    assert written == [] and held(model) == before
 
 
-def test_watch_detects_writes(stories260k, monkeypatch):
+def test_writes_are_detected(stories260k, monkeypatch):
     model = MagnetLlamaForCausalLM.from_pretrained(stories260k)
-    watch = Watch(model, monkeypatch)
-    assert watch.is_untouched()
+    written, before = watch(model, monkeypatch), held(model)
+    assert held(model) == before
     model.config.use_cache = model.config.use_cache
-    assert not watch.is_untouched()
-    watch.written.clear()
+    assert written == ["LlamaConfig.use_cache"] and held(model) == before
     vars(model.model.layers[0])["note"] = 1
-    assert not watch.is_untouched()
+    assert held(model) != before

@@ -14,19 +14,7 @@ from tests.trainer.tiny import tiny_tokenizer
 
 SIZE = 440  # size of the embedding matrix, larger than any of these vocabularies
 TOKENIZERS = 40
-LETTERS = [
-    *"abcdefghijklmnopqrstuvwxyzABDFINS012.,:!? \n",
-    "▁",
-    "[",
-    "]",
-    "é",
-    "中",
-    "👍",
-    "▁the",
-    "▁cat",
-    "he",
-    "blank",
-]
+LETTERS = [*"abcdefghijklmnopqrstuvwxyzABDFINS012.,:!? \n▁[]é中👍", "▁the", "▁cat", "he", "blank"]
 NORMALIZERS: tuple[Callable[[], normalizers.Normalizer], ...] = (
     *(normalizers.Lowercase, normalizers.NFKC, normalizers.Strip, normalizers.StripAccents),
     lambda: normalizers.Replace("the", ""),

@@ -29,29 +29,15 @@ from modeling_magnet import (
 
 from .test_modeling_common import ModelTesterMixin
 
-SIZES = {
-    "vocab_size": 99,
-    "hidden_size": 32,
-    "intermediate_size": 37,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+SIZES = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "head_dim": 8}
+SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
+SIZES |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5, "query_pre_attn_scalar": 8}
 FAMILIES: dict[str, tuple[Any, dict[str, Any], Any, Any]] = {
     "Llama": (LlamaConfig, {}, LlamaForCausalLM, MagnetLlamaForCausalLM),
     "Mistral": (MistralConfig, {"sliding_window": None}, MistralForCausalLM, MagnetMistralForCausalLM),
     "Qwen3": (Qwen3Config, {}, Qwen3ForCausalLM, MagnetQwen3ForCausalLM),
-    "Gemma3": (
-        Gemma3TextConfig,
-        {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5, "query_pre_attn_scalar": 8},
-        Gemma3ForCausalLM,
-        MagnetGemma3ForCausalLM,
-    ),
+    "Gemma3": (Gemma3TextConfig, SLIDING, Gemma3ForCausalLM, MagnetGemma3ForCausalLM),
 }
 
 

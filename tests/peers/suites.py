@@ -1,26 +1,20 @@
 """Run the test suites of transformers and peft on our classes, with their own classes as the control.
 
-    python -m tests.peers.suites             # all of it, some minutes
-    python -m tests.peers.suites --quick     # the common tests of transformers on two families
-
 The suites come in the source packages of the installed versions, which pip downloads; none of their code is kept here.
 A test that passes on the stock class and not on ours is an error, unless `ALLOWED` gives a reason. The source package
 of transformers holds the common tests of models, but not those of `generate`: `test_causal_parity_magnet.py` compares
 it with the stock class's.
 """
 
-import argparse
 import importlib.metadata
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import (
@@ -52,41 +46,23 @@ _LEFT_OUT = {
     "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
 }
 # The Hub ids in peft's tests; a folder of that name in the working directory is read instead.
+_SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64, "query_pre_attn_scalar": 8}
 _TINY: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "trl-internal-testing/tiny-random-LlamaForCausalLM": (LlamaConfig, LlamaForCausalLM, {}),
     "peft-internal-testing/tiny-dummy-qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
     "hf-internal-testing/tiny-random-Gemma3ForCausalLM": (
         Gemma3TextConfig,
         Gemma3ForCausalLM,
-        {
-            "head_dim": 8,
-            "layer_types": ["sliding_attention", "full_attention"],
-            "sliding_window": 64,
-            "query_pre_attn_scalar": 8,
-        },
+        {"head_dim": 8, **_SLIDING},
     ),
 }
 
 
-class Outcome(NamedTuple):
-    """Hold the result of a suite."""
-
-    stock_passed: int
-    complaints: list[str]
-
-
-def source_package(name: str, folder: Path) -> Path:
-    """Download and unpack the source package of an installed library.
-
-    Args:
-        name (`str`): Of the library.
-        folder (`Path`): Where to put it.
-
-    Returns:
-        `Path`: its `tests` folder.
+def source_package(name: str, folder: Path) -> None:
+    """Download the source package of an installed library, and put its tests in `folder/tests`.
 
     Raises:
-        OSError: it cannot be had.
+        OSError: If there is no such package.
     """
     wanted = f"{name}=={importlib.metadata.version(name)}"
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(folder)]
@@ -96,40 +72,30 @@ def source_package(name: str, folder: Path) -> Path:
         raise OSError(f"the source package {wanted} cannot be downloaded: {done.stderr.strip()[-300:]}")
     with tarfile.open(archives[0]) as archive:
         archive.extractall(folder, filter="data")
-    return folder / archives[0].name.removesuffix(".tar.gz") / "tests"
+    (folder / archives[0].name.removesuffix(".tar.gz") / "tests").rename(folder / "tests")
+    (folder / "tests" / "__init__.py").touch()
 
 
 def lay_out_common_tests(folder: Path) -> None:
     """Copy the tests of transformers and our file to `folder/tests`."""
-    shutil.copytree(source_package("transformers", folder), folder / "tests")
+    source_package("transformers", folder)
     for name, text in _LEFT_OUT.items():
         file = folder / "tests" / name
         file.parent.mkdir(exist_ok=True)
         (file.parent / "__init__.py").touch()
         if not file.exists():
             file.write_text(text, encoding="utf-8")
-    (folder / "tests" / "__init__.py").touch()
     shutil.copy(HERE / "common_tests.py", folder / "tests" / "test_both.py")
 
 
 def lay_out_adapter_tests(folder: Path) -> None:
     """Copy the tests of peft, our file, and tiny models under the requested names to `folder`."""
-    shutil.copytree(source_package("peft", folder), folder / "tests")
-    (folder / "tests" / "__init__.py").touch()
+    source_package("peft", folder)
     shutil.copy(HERE / "adapter_tests.py", folder / "tests" / "test_both.py")
     tokenizer = byte_tokenizer()
-    sizes = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 37,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    sizes |= {"pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
     for name, (config_class, model_class, own) in _TINY.items():
         torch.manual_seed(0)
         model_class(config_class(**sizes, **own)).save_pretrained(folder / name)
@@ -137,26 +103,17 @@ def lay_out_adapter_tests(folder: Path) -> None:
 
 
 def outcomes(folder: Path, wanted: str) -> dict[tuple[str, str], bool]:
-    """Run the tests in `folder`.
-
-    Args:
-        folder (`Path`): With `tests/test_both.py`.
-        wanted (`str`): Expression for pytest's `-k`.
+    """Run the tests in `folder/tests/test_both.py` that pytest's `-k` selects.
 
     Returns:
         `dict`: class and name of each test that was not skipped, to whether it passed with all its subtests.
-
-    Raises:
-        RuntimeError: the tests cannot be run.
     """
     report = folder / "report.xml"
     command = [sys.executable, "-m", "pytest", "tests/test_both.py", "-q", "-p", "no:cacheprovider", "-W", "ignore"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [*command, "-k", wanted, f"--junitxml={report}"], cwd=folder, env=environment, capture_output=True, text=True
-    )
-    if done.returncode not in (0, 1):
-        raise RuntimeError(f"the tests in {folder} did not run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    command += ["-k", wanted, f"--junitxml={report}"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode in (0, 1), f"the tests did not run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
     passed: dict[tuple[str, str], bool] = {}
     for case in ElementTree.parse(report).iter("testcase"):
         test = (str(case.get("classname")).rpartition(".")[2], str(case.get("name")))
@@ -166,52 +123,13 @@ def outcomes(folder: Path, wanted: str) -> dict[tuple[str, str], bool]:
     return passed
 
 
-def compare(passed: dict[tuple[str, str], bool]) -> Outcome:
-    """Find the tests that pass on a stock class and not on ours.
-
-    Args:
-        passed (`dict`): As from `outcomes`.
-    """
+def compare(passed: dict[tuple[str, str], bool]) -> list[str]:
+    """Return complaints about tests that pass on a stock class and not on ours."""
     stock = [test for test, is_ok in passed.items() if test[0].endswith("Stock") and is_ok]
-    complaints = []
+    complaints = [] if stock else ["no test passed on a stock class: the suite did not run"]
     for case, name in stock:
-        ours = case.removesuffix("Stock") + "Ours"
-        if not passed.get((ours, name), False) and name not in ALLOWED:
-            told = "fails" if (ours, name) in passed else "is skipped"
-            complaints.append(f"{ours}::{name} {told}; it passes on the stock class")
-    if not stock:
-        complaints.append("no test passed on a stock class: the suite did not run")
-    return Outcome(len(stock), complaints)
-
-
-def run(*, quick: bool) -> Iterator[tuple[str, Outcome]]:
-    """Run the suites one after the other.
-
-    Args:
-        quick (`bool`): Whether to run the common tests of transformers on two families only.
-    """
-    with tempfile.TemporaryDirectory(prefix="peers-") as folder:
-        lay_out_common_tests(Path(folder))
-        wanted = "TestLlama or TestGemma3" if quick else "Test"
-        yield "transformers", compare(outcomes(Path(folder), wanted))
-    if quick:
-        return
-    with tempfile.TemporaryDirectory(prefix="peers-") as folder:
-        lay_out_adapter_tests(Path(folder))
-        yield "peft", compare(outcomes(Path(folder), "LoraConfig and (LlamaFor or qwen2 or Gemma3)"))
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Print the tests that pass on stock classes only, and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two families, transformers only")
-    complaints = []
-    for suite, outcome in run(quick=parser.parse_args(arguments).quick):
-        print(f"{suite}: {outcome.stock_passed} tests pass on stock, {len(outcome.complaints)} of them not on ours")
-        complaints += outcome.complaints
-    print("\n".join(complaints) or "peers: OK")
-    return int(bool(complaints))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        ours = (case.removesuffix("Stock") + "Ours", name)
+        if not passed.get(ours, False) and name not in ALLOWED:
+            told = "fails" if ours in passed else "is skipped"
+            complaints.append(f"{ours[0]}::{name} {told}; it passes on the stock class")
+    return complaints

@@ -7,44 +7,28 @@ from . import suites
 
 def test_unexpected_failure_of_ours_is_a_complaint():
     allowed = next(iter(suites.ALLOWED))
-    passed = {
-        ("TestLlamaStock", "test_a"): True,
-        ("TestLlamaOurs", "test_a"): True,
-        ("TestLlamaStock", "test_b"): True,
-        ("TestLlamaOurs", "test_b"): False,
-        ("TestLlamaStock", "test_c"): False,
-        ("TestLlamaOurs", "test_c"): False,
-        ("TestLlamaStock", "test_d"): True,
-        ("TestLlamaStock", allowed): True,
-        ("TestLlamaOurs", allowed): False,
-    }
-    stock_passed, complaints = suites.compare(passed)
-    assert stock_passed == 4
-    assert [complaint.split(";")[0] for complaint in complaints] == [
-        "TestLlamaOurs::test_b fails",
-        "TestLlamaOurs::test_d is skipped",
-    ]
-    assert suites.compare({}).complaints
+    stock = {("TestLlamaStock", name): name != "c" for name in ("a", "b", "c", "d", allowed)}
+    ours = {("TestLlamaOurs", name): name == "a" for name in ("a", "b", "c", allowed)}
+    fails, skipped = suites.compare(stock | ours)
+    assert "TestLlamaOurs::b fails" in fails and "TestLlamaOurs::d is skipped" in skipped
+    assert suites.compare({}), "nothing ran"
 
 
-def test_allowed_failures_are_few_and_explained():
-    assert len(suites.ALLOWED) <= 10
-    assert all(len(reason.split()) > 5 for reason in suites.ALLOWED.values())
-
-
-def complaints(*, quick: bool) -> list[str]:
+@pytest.mark.parametrize(
+    ("lay_out", "wanted"),
+    [
+        pytest.param(suites.lay_out_common_tests, "TestLlama or TestGemma3", marks=pytest.mark.long),
+        pytest.param(suites.lay_out_common_tests, "TestMistral or TestQwen3", marks=pytest.mark.nightly),
+        pytest.param(
+            suites.lay_out_adapter_tests, "LoraConfig and (LlamaFor or qwen2 or Gemma3)", marks=pytest.mark.nightly
+        ),
+    ],
+    ids=["transformers, often", "transformers, other families", "peft"],
+)
+def test_what_passes_on_stock_classes_passes_on_ours(tmp_path, lay_out, wanted):
     pytest.importorskip("parameterized", reason="the suite of transformers needs it: pip install -e '.[dev]'")
     try:
-        return [complaint for _, outcome in suites.run(quick=quick) for complaint in outcome.complaints]
+        lay_out(tmp_path)
     except OSError as error:
         pytest.skip(str(error))
-
-
-@pytest.mark.long
-def test_common_tests_of_transformers_pass():
-    assert complaints(quick=True) == []
-
-
-@pytest.mark.nightly
-def test_suites_of_transformers_and_peft_pass():
-    assert complaints(quick=False) == []
+    assert suites.compare(suites.outcomes(tmp_path, wanted)) == []
