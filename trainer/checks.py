@@ -2,9 +2,12 @@
 
 import inspect
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
+import pyarrow.compute
 import torch
+from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -15,7 +18,6 @@ from modeling_magnet.tokenization_magnet import tokenize_texts
 
 from .corruption import CorruptionSettings
 from .data_collator import DataCollatorForMagnet
-from .guards import row_lengths
 from .samplers import RowSource, row_source_complaint
 from .training_args import MagnetTrainingArguments
 
@@ -23,6 +25,9 @@ logger = logging.get_logger(__name__)
 
 _FORWARD_ARGUMENTS = ("mode", "segment_ids", "target_ids", "logits_to_keep")
 _HEADING = "This run cannot work:"
+# Most rows to inspect if access may tokenize.
+_MAX_ROWS = 100_000
+_TABLE_ROWS = 10_000
 
 
 def check_run(
@@ -162,6 +167,17 @@ def _passes_gradient(model: Any) -> bool:
     return gradient is not None and bool(gradient.any())
 
 
+def _row_lengths(rows: RowSource) -> Iterator[int]:
+    """Yield the number of tokens of each row, or of the first 100,000 if access to a row may tokenize it."""
+    # A dataset with a transform, format "custom", computes its columns on access.
+    if isinstance(rows, Dataset) and "input_ids" in rows.column_names and rows.format["type"] != "custom":
+        for table in rows.select_columns(["input_ids"]).with_format("arrow").iter(_TABLE_ROWS):
+            yield from pyarrow.compute.list_value_length(table["input_ids"]).to_pylist()
+        return
+    limit = None if isinstance(rows, (list, tuple)) else _MAX_ROWS
+    yield from (len(rows[index]["input_ids"]) for index in islice(range(len(rows)), limit))
+
+
 def _about_rows(rows: RowSource, *, args: MagnetTrainingArguments, settings: CorruptionSettings) -> Iterator[str]:
     """Yield complaints about the rows to train on."""
     if not len(rows):
@@ -179,7 +195,7 @@ def _about_rows(rows: RowSource, *, args: MagnetTrainingArguments, settings: Cor
     needed = settings.min_span_tokens + 2  # a context token on each side
     only_spans = settings.max_spans > 0 and settings.causal_ratio == 0
     trains_spans = only_spans and any("msg" in phase.weights for phase in args.phases)
-    if trains_spans and (longest := max(row_lengths(rows))) < needed:
+    if trains_spans and (longest := max(_row_lengths(rows))) < needed:
         yield (
             f"`min_span_tokens` is {settings.min_span_tokens}, which needs rows of {needed} tokens, with context on "
             f"both sides; the longest row of `train_dataset` has {longest}. Lower it, or make longer rows."
@@ -191,7 +207,7 @@ def _about_positions(rows: RowSource, *, name: str, model: nn.Module, settings: 
     max_positions = getattr(model.config, "max_position_embeddings", None)
     if max_positions is None or not len(rows) or "input_ids" not in rows[0]:
         return
-    longest, row = max((length, -index) for index, length in enumerate(row_lengths(rows)))
+    longest, row = max((length, -index) for index, length in enumerate(_row_lengths(rows)))
     needed = longest + settings.max_spans * (settings.end_of_span - 1) if settings.end_of_span else longest
     if longest > max_positions:
         yield (

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .corruption import IGNORE_INDEX
+from modeling_magnet.losses_magnet import IGNORE_INDEX
+
 from .data_collator import DataCollatorForMagnet, DataCollatorForPairs
 from .distributed import add_up
 from .metrics import perplexity
@@ -29,7 +31,7 @@ from .objectives import (
     pair_objectives,
     token_labels,
 )
-from .samplers import even_dataloader
+from .samplers import RowSource, even_dataloader
 from .training_args import MagnetTrainingArguments
 
 Sums = dict[str, float]
@@ -149,39 +151,35 @@ def language_metrics(sums: Sums) -> dict[str, float]:
     return metrics
 
 
-def run_metrics(trainer: Any, sums: Mapping[str, float], *, weights: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics of the rows and held-out pairs of an evaluation, and the weighted loss.
-
-    Args:
-        trainer (`MagnetTrainer`): Its model is in evaluation mode.
-        sums (`dict`): Sums of `language_sums` over the batches of this process.
-        weights (`Mapping[str, float]`): Weights of the objectives in `loss`.
-    """
-    metrics = language_metrics(add_up(dict(sums), trainer.accelerator))
-    if trainer.eval_pair_dataset is not None:
-        metrics |= _pair_metrics(trainer)
-    losses = {name: metrics[f"loss_{name}"] for name in OBJECTIVES if f"loss_{name}" in metrics}
-    metrics["loss"] = sum(weights.get(name, 0.0) * loss for name, loss in losses.items())
-    return metrics
+def weighted_loss(metrics: Mapping[str, float], *, weights: Mapping[str, float]) -> float:
+    """Sum the losses in the metrics of an evaluation, weighted by objective."""
+    return sum(weights.get(name, 0.0) * metrics[f"loss_{name}"] for name in OBJECTIVES if f"loss_{name}" in metrics)
 
 
 @torch.no_grad()
-def _pair_metrics(trainer: Any) -> dict[str, float]:
+def pair_metrics(
+    model: nn.Module,
+    pairs: RowSource,
+    *,
+    head: nn.Module,
+    collator: DataCollatorForPairs,
+    args: MagnetTrainingArguments,
+    accelerator: Accelerator,
+) -> dict[str, float]:
     """Return the losses of the pair objectives over held-out pairs.
 
     With any number of processes, batches have the size of training batches, and negatives come from the same batch.
     """
-    pairs, args, accelerator = trainer.eval_pair_dataset, trainer.args, trainer.accelerator
     size = args.contrastive_batch_size
     # A smaller last batch would have fewer negatives and thus a lower loss.
     num_pairs = len(pairs) - len(pairs) % size or len(pairs)
-    collator = PairEvaluationCollator(trainer.pair_collator, min(size, num_pairs))
-    loader = even_dataloader(pairs, collator, batch_size=size, args=args, num_rows=num_pairs)
+    even_collator = PairEvaluationCollator(collator, min(size, num_pairs))
+    loader = even_dataloader(pairs, even_collator, batch_size=size, args=args, num_rows=num_pairs)
     hide = args.disable_tqdm or not accelerator.is_local_main_process
     sums = {"pairs": 0.0, **dict.fromkeys(pair_objectives(), 0.0)}
     for batch in tqdm(loader, desc="Held-out pairs", unit="batch", leave=False, disable=hide, delay=1):
         inputs = send_to_device(batch["pairs"], accelerator.device)
-        for name, loss in pair_losses(trainer.model, inputs, head=trainer.head, args=args).items():
+        for name, loss in pair_losses(model, inputs, head=head, args=args).items():
             sums[name] += loss.item() * batch["num_pairs"]
         sums["pairs"] += batch["num_pairs"]
     sums = add_up(sums, accelerator)

@@ -11,7 +11,8 @@ from transformers.utils import is_torch_xla_available
 from modeling_magnet.tokenization_magnet import DEFAULT_PROMPT
 
 from .corruption import CorruptionSettings, MntpShift
-from .objectives import OBJECTIVES, LossPhase, parse_phases
+from .loss_phases import LossPhase, parse_phases
+from .objectives import OBJECTIVES
 
 # Arguments of the parent that must keep a value, and the reasons.
 _FIXED: dict[str, tuple[Any, str]] = {
@@ -87,11 +88,6 @@ class MagnetTrainingArguments(TrainingArguments):
     )
     split_special_tokens: bool = option(
         True, "Read control tokens in a text, such as `</s>`, as text; false reads them as tokens."
-    )
-    memory_trial: bool = option(
-        True,
-        "Run the largest micro-batch of each phase before the first step, to find out at once whether it "
-        "fits in memory. The results of the run do not change.",
     )
 
     # Corruption.

@@ -6,14 +6,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from trainer.contrastive import attach_contrastive_head
-from trainer.lora import (
-    AdaptedLinear,
-    LoraArguments,
-    adapter_layers,
-    adapters_under_autocast,
-    apply_lora,
-    can_be_fused,
-)
+from trainer.fused_adapters import AdaptedLinear, adapter_layers, adapters_under_autocast, can_be_fused
+from trainer.lora import LoraArguments, apply_lora
 
 from .tiny import tiny_args, tiny_model, tiny_trainer
 

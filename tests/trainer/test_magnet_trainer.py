@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
-from trainer.lora import LoraArguments, adapter_layers, apply_lora
+from trainer.fused_adapters import adapter_layers
+from trainer.lora import LoraArguments, apply_lora
 from trainer.objectives import contrastive_embeddings
 
 from .processes import KeepGradients

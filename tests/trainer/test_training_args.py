@@ -9,7 +9,7 @@ import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from trainer.corruption import CorruptionSettings
-from trainer.objectives import LossPhase
+from trainer.loss_phases import LossPhase
 from trainer.training_args import MagnetTrainingArguments
 
 
