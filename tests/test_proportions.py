@@ -14,7 +14,7 @@ from .golden import tiny_model
 STILL_ABOVE = {
     "remote code: lines": 6250,
     "modeling_magnet: lines": 7800,
-    "trainer: lines": 4840,
+    "trainer: lines": 4625,
     "tests: lines": 27_900,
 }
 

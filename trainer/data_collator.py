@@ -12,12 +12,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from modeling_magnet.configuration_magnet import MagnetSettings
 from modeling_magnet.losses_magnet import IGNORE_INDEX
 from modeling_magnet.tokenization_magnet import pad_token_rows, special_ids, tokenize_texts
 
 from .corruption import CorruptionSettings, corrupt_row
 from .objectives import token_labels
 from .samplers import row_generator
+
+PAIR_COLUMNS = ("anchor", "positive")
 
 
 @dataclass
@@ -103,7 +106,6 @@ class DataCollatorForMagnet:
         tokenizer: PreTrainedTokenizerBase,
         *,
         model_config: PreTrainedConfig,
-        mask_token_id: int,
         settings: CorruptionSettings,
         seed: int,
     ) -> Self:
@@ -113,9 +115,11 @@ class DataCollatorForMagnet:
 
         Args:
             tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
-            model_config (`PreTrainedConfig`): Its `vocab_size` bounds the tokens that are drawn.
-            mask_token_id, settings, seed: As in the class.
+            model_config (`PreTrainedConfig`): Of the mask token and the size of the vocabulary.
+            settings, seed: As in the class.
         """
+        mask_token_id = MagnetSettings.of(model_config).mask_token_id
+        assert mask_token_id is not None, "checked by `check_run`"
         vocab_size = min(len(tokenizer), model_config.vocab_size)
         padding = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
         return cls(
@@ -136,7 +140,6 @@ class DataCollatorForMagnet:
             `torch.LongTensor` of shape `(B, S)`; padding has segment 0, labels -100 and attention 0. Also `num_labels`
             (`int`), the number of labels of all token objectives, and the lists `row_ids` and `epochs`.
         """
-        _check_fields(rows, ("input_ids", "row_id", "epoch"))
         if empty := [row["row_id"] for row in rows if not len(row["input_ids"])]:
             raise ValueError(f"Rows {empty} have no tokens; drop empty rows from the data set.")
         corrupted = [
@@ -195,7 +198,6 @@ class DataCollatorForPairs:
             rows and columns of each mini-batch. Its length depends only on P, so that all processes run the same
             number of forwards, in each of which sharded weights are gathered.
         """
-        _check_fields(rows, ("anchor", "positive"))
         texts = [row["anchor"] for row in rows] + [row["positive"] for row in rows]
         token_rows = tokenize_texts(
             self.tokenizer,
@@ -212,16 +214,3 @@ class DataCollatorForPairs:
             parts = lengths[batch["order"]].tensor_split(number)
             batch["mini_batches"] = [(len(part), int(part[0])) for part in parts]
         return batch
-
-
-def _check_fields(rows: Sequence[dict[str, Any]], fields: tuple[str, ...]) -> None:
-    """Raise if there are no rows, or a row lacks a field."""
-    if not rows:
-        raise ValueError("There are no rows to collate; pass at least one.")
-    for index, row in enumerate(rows):
-        missing = [name for name in fields if name not in row]
-        if missing:
-            raise ValueError(
-                f"Row {index} of the batch has the fields {sorted(row)}, but not {missing}. Name the columns of the "
-                f"data set {list(fields)}, and keep `remove_unused_columns=False`."
-            )

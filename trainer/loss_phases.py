@@ -91,8 +91,7 @@ def _parse_phase(entry: str) -> LossPhase:
 def _complaints_about(phase: LossPhase) -> Iterator[str]:
     """Yield complaints about the steps and weights of a phase."""
     if not 1 <= phase.steps <= MOST_STEPS:
-        digits = str(phase.steps)
-        yield f"{digits if len(digits) < 20 else f'{len(digits)} digits of'} steps; pass 1 to {MOST_STEPS}."
+        yield f"{phase.steps} steps; pass 1 to {MOST_STEPS}."
     for name, weight in phase.weights.items():
         if name not in OBJECTIVES:
             yield f"{name!r} is not an objective; pass some of {', '.join(OBJECTIVES)}."

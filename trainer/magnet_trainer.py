@@ -28,7 +28,6 @@ from . import checkpoints, contrastive, distributed, evaluation, guards, objecti
 from .checks import check_run
 from .data_collator import DataCollatorForMagnet, DataCollatorForPairs
 from .fused_adapters import adapter_layers, adapters_under_autocast
-from .lora import targets_in_order
 from .loss_phases import LossPhase
 from .model_card import run_card
 from .objectives import OBJECTIVES
@@ -92,7 +91,10 @@ class MagnetTrainer(Trainer):
         pairs: dict[str, Any] = {"pair_dataset": pair_dataset, "eval_pair_dataset": eval_pair_dataset}
         check_run(base_model, args=args, data_collator=data_collator, tokenizer=processing_class, **rows, **pairs)
         if data_collator is None:
-            data_collator = _collator_for_rows(base_model.config, processing_class, args)
+            assert processing_class is not None, "checked by `check_run`"
+            data_collator = DataCollatorForMagnet.from_tokenizer(
+                processing_class, model_config=base_model.config, settings=args.corruption_settings, seed=args.seed
+            )
         self.phases, self._normalization = args.phases, args.normalization
         self._phase_ends = list(accumulate(phase.steps for phase in self.phases))
         if any("msg" in phase.weights for phase in self.phases):
@@ -393,12 +395,12 @@ class MagnetTrainer(Trainer):
         return unwrap_peft_model(self.accelerator.unwrap_model(self.model))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save and seal a checkpoint, then remove older ones."""
+        """Save a checkpoint, then remove older ones."""
         self._guard.check()
         step, run = self.state.global_step, Path(self._get_output_dir(trial))
         if self.args.should_save:
             checkpoints.forget_completeness(run / f"checkpoint-{step}")
-        # The parent would remove older ones before this one is sealed, in the order of file times.
+        # The parent would remove older ones in the order of file times, which a wrong clock changes.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
@@ -407,7 +409,6 @@ class MagnetTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             torch.save(self.args, run / f"checkpoint-{step}" / TRAINING_ARGS_NAME)  # with the original limit
-            checkpoints.seal_checkpoint(run / f"checkpoint-{step}")
             checkpoints.remove_old_checkpoints(run, step=step, limit=limit, best=self.state.best_model_checkpoint)
 
     # The head has its own file; with DeepSpeed it is part of the weights.
@@ -457,26 +458,12 @@ class MagnetTrainer(Trainer):
         if writes_card:
             inner.card = self.card_text(self.args.hub_model_id or Path(str(self.args.output_dir)).name)
         try:
-            with targets_in_order(model):
-                super()._save(output_dir, state_dict)
+            super()._save(output_dir, state_dict)
         finally:
             if writes_card:
                 inner.card = None
         if self.args.should_save and isinstance(model, PeftModel):
             write_adapter_settings(inner, Path(str(output_dir or self.args.output_dir)))
-
-
-def _collator_for_rows(config: Any, tokenizer: Any, args: MagnetTrainingArguments) -> DataCollatorForMagnet:
-    """Make the collator that corrupts training rows."""
-    mask_token_id = MagnetSettings.of(config).mask_token_id
-    assert tokenizer is not None and mask_token_id is not None, "checked by `check_run`"
-    return DataCollatorForMagnet.from_tokenizer(
-        tokenizer,
-        model_config=config,
-        mask_token_id=mask_token_id,
-        settings=args.corruption_settings,
-        seed=args.seed,
-    )
 
 
 def _collator_for_pairs(tokenizer: Any, args: MagnetTrainingArguments, *, pad_token_id: int) -> DataCollatorForPairs:

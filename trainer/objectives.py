@@ -94,10 +94,6 @@ def count_labels(labels: Tensor, batch: Batch, normalization: str | None) -> Ten
     return (labels != IGNORE_INDEX).sum()
 
 
-def _no_remedy(settings: Any) -> None:
-    """Return `None`: labels of this objective do not depend on the corruption."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """A loss, and how it reads a batch; its name is its key in `OBJECTIVES`.
@@ -109,14 +105,11 @@ class Objective:
             summed loss is divided, over the accumulation window and all processes.
         loss (`Callable`): For tokens, maps cross entropies `(B, S)` and `num_items` to the loss `()`; for pairs, maps
             anchors `(P, H)`, positives `(Q, H)`, `temperature`, `similarity` and `targets` to it.
-        remedy (`Callable`): Maps an object with the fields of `CorruptionSettings` to the advice for the user if these
-            never produce a label, else to `None`.
     """
 
     labels: Callable[[Batch], Tensor] | None = None
     count: Callable[[Tensor, Batch, str | None], Tensor] = count_labels
     loss: Callable[..., Tensor] = token_loss
-    remedy: Callable[[Any], str | None] = _no_remedy
 
 
 def _count_mntp(labels: Tensor, batch: Batch, normalization: str | None) -> Tensor:
@@ -132,20 +125,11 @@ def _count_msg(labels: Tensor, batch: Batch, normalization: str | None) -> Tenso
     return count_labels(labels, batch, normalization)
 
 
-def _mntp_remedy(settings: Any) -> str | None:
-    never = settings.mask_ratio == 0 or settings.causal_ratio == 1
-    return "Raise `mask_ratio`, lower `causal_ratio`" if never else None
-
-
-def _msg_remedy(settings: Any) -> str | None:
-    return "Raise `max_spans` or `causal_ratio`" if settings.max_spans == settings.causal_ratio == 0 else None
-
-
 # Masked next-token prediction, missing-span generation and self-supervised contrastive learning: MAGNET (Khosla et al.
 # 2025), section 3.
 OBJECTIVES: dict[str, Objective] = {
-    "mntp": Objective(labels=itemgetter("mntp_labels"), count=_count_mntp, remedy=_mntp_remedy),
-    "msg": Objective(labels=itemgetter("msg_labels"), count=_count_msg, remedy=_msg_remedy),
+    "mntp": Objective(labels=itemgetter("mntp_labels"), count=_count_mntp),
+    "msg": Objective(labels=itemgetter("msg_labels"), count=_count_msg),
     "sscl": Objective(loss=sscl_loss),
 }
 

@@ -126,11 +126,8 @@ def pair_batches(
     """Draw the pairs of each contrastive micro-batch of one process, without end.
 
     A pass over the pairs is a permutation drawn by seed and pass, cut into global batches of `batch_size` times
-    `num_processes`. The remainder is dropped, so that no batch contains a pair twice, as its own negative. `first` is
-    the number of the first micro-batch, from 0.
-
-    Raises:
-        ValueError: if there are fewer pairs than in one global batch.
+    `num_processes`, of which there has to be one. The remainder is dropped, so that no batch contains a pair twice, as
+    its own negative. `first` is the number of the first micro-batch, from 0.
 
     Example:
         >>> both = pair_batches(5, seed=0, batch_size=4)
@@ -139,11 +136,6 @@ def pair_batches(
         True
     """
     batches_per_pass = num_pairs // (batch_size * num_processes)
-    if not batches_per_pass:
-        raise ValueError(
-            f"There are {num_pairs} pairs, but one contrastive batch takes {batch_size * num_processes} ({batch_size} "
-            f"on each of {num_processes} processes). Pass more pairs or lower `contrastive_batch_size`."
-        )
     order: list[int] = []
     current_pass = -1
     for micro_batch in count(first):

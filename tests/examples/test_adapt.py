@@ -308,16 +308,6 @@ def test_invalid_arguments_print_one_message_and_exit_with_2(options, changes, m
     assert "Traceback" not in said and "usage:" not in said
 
 
-def test_damaged_resume_checkpoint_prints_one_message(tmp_path, options, capsys):
-    saved = [*options, *FULL, "--save_strategy=steps", "--save_steps=4"]
-    adapt.main([*saved, "--keep_checkpoints"])
-    folder = tmp_path / "run" / "checkpoint-4"
-    (folder / "optimizer.pt").write_bytes(b"")
-    (tmp_path / "run" / "adapt.json").unlink()
-    code, said = refused(capsys, *saved, f"--resume_from_checkpoint={folder}")
-    assert code == 2 and "optimizer.pt has 0 of" in said
-
-
 @pytest.mark.long
 def test_ordinary_run_emits_no_warnings(tmp_path, options):
     given = [option for option in options if option != "--use_cpu"]

@@ -111,7 +111,7 @@ def trained(folder: Path) -> dict[str, bytes]:
             steps = {number: made for number, made in steps.items() if number < step}
             begins = False
         steps.setdefault(step, []).append(line)
-    attempt = {"training_args.bin", "trainer_state.json", "checksums.json"}  # contain times and paths
+    attempt = {"training_args.bin", "trainer_state.json"}  # contain times and paths
     files = {name: data for name, data in files_below(folder / "run").items() if Path(name).name not in attempt}
     return files | {"rows of all steps": json.dumps(sorted(steps.items())).encode()}
 

@@ -81,7 +81,7 @@ def test_longest_row_is_found_in_a_large_data_set(tmp_path):
         ({"pair_dataset": tiny_pairs(3)}, "`pair_dataset` has 3 pairs, but one contrastive batch takes 4"),
         ({"pair_dataset": [{"a": "x", "positive": "y"}] * 8}, r"columns \['a', 'positive'\] but no anchor"),
         ({"train_dataset": []}, "`train_dataset` has no rows"),
-        ({"train_dataset": [{"text": "x"}]}, r"has the columns \['text'\] but no `input_ids`"),
+        ({"train_dataset": [{"text": "x"}]}, r"has the columns \['text'\] but no input_ids"),
         ({"train_dataset": [{"input_ids": [1, 5, 6]}] * 9}, "rows of 4 tokens.* longest .* has 3"),
         ({"processing_class": None}, "`processing_class` is missing"),
         ({"eval_pair_dataset": []}, "`eval_pair_dataset` has no rows"),

@@ -171,19 +171,9 @@ def test_a_collator_survives_pickling():
     assert unpad(pickle.loads(pickle.dumps(collate))(rows)) == unpad(collate(rows))
 
 
-def test_empty_batch_raises():
-    with pytest.raises(ValueError, match="no rows to collate"):
-        make_collator()([])
-
-
 def test_row_without_tokens_raises():
     with pytest.raises(ValueError, match="7"):
         make_collator()([*make_rows([5]), {"input_ids": [], "row_id": 7, "epoch": 0}])
-
-
-def test_row_without_row_id_raises():
-    with pytest.raises(ValueError, match=r"Row 1 .* \['input_ids'\], but not \['row_id', 'epoch'\]"):
-        make_collator()([*make_rows([5]), {"input_ids": [1, 5]}])
 
 
 def test_ids_outside_the_vocabulary_raise_in_one_error():
@@ -208,8 +198,7 @@ def test_ids_outside_the_vocabulary_raise_in_one_error():
 def from_tokenizer(tokenizer, *, vocab_size: int = VOCAB_SIZE) -> DataCollatorForMagnet:
     return DataCollatorForMagnet.from_tokenizer(
         tokenizer,
-        model_config=LlamaConfig(vocab_size=vocab_size),
-        mask_token_id=5,
+        model_config=LlamaConfig(vocab_size=vocab_size, magnet={"mask_token": "a", "mask_token_id": 5}),
         settings=CorruptionSettings(),
         seed=0,
     )
@@ -266,11 +255,3 @@ def test_the_prompt_is_put_before_both_sides():
     collate = DataCollatorForPairs(make_tokenizer(), prompt="find it", max_length=20, pad_token_id=UNK)
     batch = collate(PAIRS[:1])
     assert batch["input_ids"].tolist() == [[BOS, 3, 4, 5, 6, 7, 8, EOS], [BOS, 3, 4, 5, 10, 7, EOS, UNK]]
-
-
-def test_empty_batch_and_missing_side_raise():
-    collate = DataCollatorForPairs(make_tokenizer(), prompt=None, max_length=6, pad_token_id=UNK)
-    with pytest.raises(ValueError, match="no rows to collate"):
-        collate([])
-    with pytest.raises(ValueError, match=r"Row 0 .* \['anchor', 'text'\], but not \['positive'\]"):
-        collate([{"anchor": "a cat", "text": "a cat"}])

@@ -56,7 +56,7 @@ def test_invalid_arguments_raise_in_one_error():
         ("phase 5", "-5 steps"),
         ("phase 5", "all weights are 0"),
         ("phase 6", "'mtp' is not an objective"),
-        ("phase 7", "400 digits of steps"),
+        ("phase 7", "9 steps"),
     ]
     assert len(lines) == len(expected)
     for line, parts in zip(lines, expected, strict=True):

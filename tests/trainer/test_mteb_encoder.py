@@ -103,22 +103,6 @@ def test_options_that_mteb_does_not_record_raise(tiny_model, task):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"prompt": "X: "}, r"'prompt' cannot be set for all tasks.*model\.prompts"),
-        ({"prompt_name": "STS"}, r"'prompt_name' cannot be set"),
-        ({"convert_to_tensor": True}, r"'convert_to_tensor' cannot be set"),
-        ({"poling": "mean"}, r"`encode` has no option 'poling'; expected some of .*'pooling'"),
-        ({"pooling": "cls"}, r"`pooling` is 'cls'"),
-        ({"truncate_dim": 99}, r"`truncate_dim` is 99"),
-    ],
-)
-def test_invalid_options_raise_in_the_constructor(tiny_model, options, message):
-    with pytest.raises(ValueError, match=message):
-        MagnetEncoder(tiny_model, **options)
-
-
-@pytest.mark.parametrize(
     ("given", "asked", "rows"),
     [
         ({}, {"batch_size": 32}, None),

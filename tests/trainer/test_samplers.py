@@ -92,11 +92,6 @@ def test_no_pair_comes_twice_in_a_pass_nor_in_a_batch():
     assert batches[0] + batches[1] != batches[2] + batches[3]
 
 
-def test_batch_larger_than_the_pairs_raises():
-    with pytest.raises(ValueError, match=r"There are 7 pairs, but one contrastive batch takes 8 \(4 on each of 2"):
-        micro_batches(7, batch_size=4, end=1, num_processes=2)
-
-
 class Pairs(list):
     """Pairs that equal their indices."""
 
