@@ -5,12 +5,10 @@ import shutil
 from pathlib import Path
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 from .whole_files import parse_json
-
-_STATE_FILE = "trainer_state.json"  # the last file that transformers writes
 
 logger = logging.get_logger(__name__)
 
@@ -53,10 +51,7 @@ def checkpoint_to_resume(choice: str | bool | None, *, output_dir: str | Path) -
         return None
     state = PartialState()
     if choice is True:
-        newest: list[Path | None] = [None]
-        if state.is_main_process:  # all processes have to agree, even if one is late to see a file
-            newest = [last_complete_checkpoint(output_dir, num_processes=state.num_processes)]
-        (last,) = broadcast_object_list(newest)
+        last = last_complete_checkpoint(output_dir, num_processes=state.num_processes)
         if last is None:
             raise ValueError(
                 f"{output_dir} has no complete checkpoint of {state.num_processes} process(es) to resume from. "
@@ -67,11 +62,6 @@ def checkpoint_to_resume(choice: str | bool | None, *, output_dir: str | Path) -
         raise ValueError(f"`resume_from_checkpoint` is {choice!r}, which is not a folder. Pass a checkpoint.")
     check_processes(choice, num_processes=state.num_processes)
     return choice
-
-
-def forget_completeness(checkpoint: str | Path) -> None:
-    """Mark a checkpoint as incomplete before it is overwritten."""
-    (Path(checkpoint) / _STATE_FILE).unlink(missing_ok=True)
 
 
 def remove_old_checkpoints(
@@ -106,10 +96,10 @@ def _checkpoints(output_dir: str | Path) -> dict[int, Path]:
 
 def _incompleteness(folder: Path, *, num_processes: int) -> str | None:
     """Describe what a checkpoint lacks; return `None` if it is complete."""
-    try:
-        parse_json((folder / _STATE_FILE).read_bytes())
+    try:  # the last file that transformers writes
+        parse_json((folder / TRAINER_STATE_NAME).read_bytes())
     except (OSError, ValueError):
-        return f"it is incomplete, {_STATE_FILE} cannot be read"
+        return f"it is incomplete, {TRAINER_STATE_NAME} cannot be read"
     names = ["rng_state.pth"] if num_processes == 1 else [f"rng_state_{rank}.pth" for rank in range(num_processes)]
     missing = [name for name in names if not (folder / name).is_file()]
     return f"it has no {missing[0]}" if missing else None

@@ -18,8 +18,8 @@ from modeling_magnet.configuration_magnet import check_tokenizer_fits
 from modeling_magnet.tokenization_magnet import tokenize_texts
 
 from .corruption import CorruptionSettings
-from .data_collator import PAIR_COLUMNS, DataCollatorForMagnet
-from .samplers import RowSource, row_source_complaint
+from .data_collator import DataCollatorForMagnet
+from .sources import RowSource, row_source_complaint
 from .training_args import MagnetTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -27,7 +27,6 @@ logger = logging.get_logger(__name__)
 _FORWARD_ARGUMENTS = ("mode", "segment_ids", "target_ids", "logits_to_keep")
 # Most rows to inspect if access may tokenize.
 _MAX_ROWS = 100_000
-_TABLE_ROWS = 10_000
 
 
 def check_run(
@@ -65,7 +64,7 @@ def check_run(
         if args.uses_contrastive_loss or eval_pair_dataset is not None:
             complaints += _about_pair_length(model, args=args, tokenizer=tokenizer)
         for name, given in pairs.items():
-            complaints += _about_columns(given, name=name, columns=PAIR_COLUMNS)
+            complaints += _about_columns(given, name=name, columns=("anchor", "positive"))
         if args.uses_contrastive_loss:
             complaints += _about_pairs(pair_dataset, args=args)
         elif pair_dataset is not None:
@@ -90,8 +89,8 @@ def _about_model(
         )
         return
     config: Any = model.config
-    if needs_mask_token and tokenizer is None:
-        yield "`processing_class` is missing; pass the tokenizer, or a `data_collator` made from it."
+    if tokenizer is None and (needs_mask_token or args.uses_contrastive_loss):
+        yield "`processing_class` is missing; pass the tokenizer."
     if needs_mask_token and MagnetSettings.of(config).mask_token_id is None:
         yield (
             "The model's config has no mask token. Load the model with `MagnetLlamaForCausalLM.from_pretrained` "
@@ -157,7 +156,7 @@ def _row_lengths(rows: RowSource) -> Iterator[int]:
     """Yield the number of tokens of each row, or of the first 100,000 if access to a row may tokenize it."""
     # A dataset with a transform, format "custom", computes its columns on access.
     if isinstance(rows, Dataset) and "input_ids" in rows.column_names and rows.format["type"] != "custom":
-        for table in rows.select_columns(["input_ids"]).with_format("arrow").iter(_TABLE_ROWS):
+        for table in rows.select_columns(["input_ids"]).with_format("arrow").iter(10_000):
             yield from pyarrow.compute.list_value_length(table["input_ids"]).to_pylist()
         return
     limit = None if isinstance(rows, (list, tuple)) else _MAX_ROWS
@@ -210,8 +209,8 @@ def _about_pair_length(
             "Lower it."
         )
     if tokenizer is None:
-        yield "`processing_class` is missing; pass the tokenizer, which tokenizes each batch of pairs."
-    elif tokenizer.eos_token_id is None:
+        return
+    if tokenizer.eos_token_id is None:
         yield "The tokenizer has no EOS token, whose state embeds a sentence. Set `tokenizer.eos_token`."
     else:
         prompt = args.contrastive_prompt or None
@@ -235,4 +234,4 @@ def _about_pairs(pairs: RowSource | None, *, args: MagnetTrainingArguments) -> I
             "`contrastive_batch_size`."
         )
     if batch_size < 2:
-        yield "`contrastive_batch_size` is 1 on one process: a single pair has no negatives. Raise it."
+        yield f"`contrastive_batch_size` is {args.contrastive_batch_size}: a single pair has no negatives. Raise it."

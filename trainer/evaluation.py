@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from modeling_magnet.losses_magnet import IGNORE_INDEX
 
+from .corruption import CorruptionSettings
 from .data_collator import DataCollatorForMagnet, DataCollatorForPairs
 from .distributed import add_up
 from .metrics import perplexity
@@ -31,12 +32,15 @@ from .objectives import (
     pair_objectives,
     token_labels,
 )
-from .samplers import RowSource, even_dataloader
+from .samplers import even_dataloader
+from .sources import RowSource
 from .training_args import MagnetTrainingArguments
 
 Sums = dict[str, float]
 
 EVALUATION_SEED = 0  # of masks and spans
+# The corruption of rows for the infilling perplexity: spans without masking.
+INFILLING_SETTINGS = CorruptionSettings(mask_ratio=0.0, max_spans=3, min_span_tokens=8, max_span_tokens=32)
 _MAX_LOGITS = 2**22  # held at a time while tokens are predicted
 
 
@@ -51,10 +55,10 @@ class EvaluationCollator:
     infilling: DataCollatorForMagnet
 
     @classmethod
-    def from_training(cls, collator: DataCollatorForMagnet, args: MagnetTrainingArguments) -> "EvaluationCollator":
+    def from_training(cls, collator: DataCollatorForMagnet) -> "EvaluationCollator":
         """Make the collator of evaluation from that of training."""
         corruption = dataclasses.replace(collator, seed=EVALUATION_SEED)
-        return cls(corruption, dataclasses.replace(corruption, settings=args.infilling_settings))
+        return cls(corruption, dataclasses.replace(corruption, settings=INFILLING_SETTINGS))
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         rows = rows or [{"input_ids": [0], "row_id": 0, "epoch": 0}]
@@ -80,21 +84,19 @@ class PairEvaluationCollator:
 
 
 @torch.no_grad()
-def language_sums(
-    model: nn.Module, batch: dict[str, Any], *, normalization: Mapping[str, str]
-) -> tuple[Sums, TargetLosses]:
+def language_sums(model: nn.Module, batch: dict[str, Any], *, as_printed: bool) -> tuple[Sums, TargetLosses]:
     """Sum cross entropies and counts of one batch of text.
 
     Args:
         model (`nn.Module`): The model in evaluation mode.
         batch (`dict`): Output of `EvaluationCollator`, on the model's device.
-        normalization (`Mapping[str, str]`): See `count_items`.
+        as_printed (`bool`): See `count_items`.
 
     Returns:
         `tuple`: sums in nats and counts for `language_metrics`, and the `TargetLosses` of the corrupted rows.
     """
     corrupted, infilling = batch["corrupted"], batch["infilling"]
-    items = count_items(corrupted, normalization=normalization)
+    items = count_items(corrupted, as_printed=as_printed)
     joint, fills = forward_targets(model, corrupted), forward_targets(model, infilling)
     assert joint.hits is not None
     # The single token of an empty batch does not count.

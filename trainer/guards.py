@@ -14,8 +14,6 @@ from torch.distributed.tensor import DTensor
 
 from .whole_files import write_json
 
-_GRADIENTS = "gradients"
-
 
 class _Step(NamedTuple):
     number: int
@@ -53,7 +51,7 @@ class NanGuard:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if gradients:
             norm = torch.nn.utils.get_total_norm(gradients)
-            names.append(_GRADIENTS)
+            names.append("gradients")
             values.append((norm.full_tensor() if isinstance(norm, DTensor) else norm).to(values[0].device))
         self._steps.append(_Step(number, rows, names, torch.stack(values)))
 

@@ -21,13 +21,6 @@ class LoraArguments:
 
     Source: Hu et al. 2021 (https://huggingface.co/papers/2106.09685); MAGNET (Khosla et al. 2025), section 4 for
     rank and alpha.
-
-    Example:
-        >>> LoraArguments(lora_r=-1)
-        Traceback (most recent call last):
-        ...
-        ValueError: The LoRA arguments cannot be used:
-        - `lora_r` is -1; pass 1 or more, or 0 to train all weights.
     """
 
     lora_r: int = option(16, "Rank of the adapters; 0 trains all weights instead.")

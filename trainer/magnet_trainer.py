@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, unwrap_peft_model
 
 from modeling_magnet.configuration_magnet import MagnetSettings
@@ -31,7 +31,8 @@ from .fused_adapters import adapter_layers, adapters_under_autocast
 from .loss_phases import LossPhase
 from .model_card import run_card
 from .objectives import OBJECTIVES
-from .samplers import EpochRows, RowSource
+from .samplers import EpochRows
+from .sources import RowSource
 from .training_args import MagnetTrainingArguments
 
 # Fields of a batch that identify its rows and pairs.
@@ -95,7 +96,7 @@ class MagnetTrainer(Trainer):
             data_collator = DataCollatorForMagnet.from_tokenizer(
                 processing_class, model_config=base_model.config, settings=args.corruption_settings, seed=args.seed
             )
-        self.phases, self._normalization = args.phases, args.normalization
+        self.phases = args.phases
         self._phase_ends = list(accumulate(phase.steps for phase in self.phases))
         if any("msg" in phase.weights for phase in self.phases):
             MagnetSettings.update(base_model.config, end_of_span=data_collator.settings.end_of_span)
@@ -293,7 +294,7 @@ class MagnetTrainer(Trainer):
         return self.accelerator.reduce(counts, reduction="sum")
 
     def _count(self, batch: dict[str, Any]) -> Tensor:
-        return objectives.count_items(batch, normalization=self._normalization)
+        return objectives.count_items(batch, as_printed=self.args.losses_as_printed)
 
     @property
     def _num_micro_batches(self) -> int:
@@ -323,8 +324,7 @@ class MagnetTrainer(Trainer):
         if isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset]
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        samplers.check_row_source(rows, name="eval_dataset")
-        collator = evaluation.EvaluationCollator.from_training(self.data_collator, self.args)
+        collator = evaluation.EvaluationCollator.from_training(self.data_collator)
         size = self.args.eval_batch_size
         return samplers.even_dataloader(EpochRows(rows), collator, batch_size=size, args=self.args)
 
@@ -359,7 +359,7 @@ class MagnetTrainer(Trainer):
     ) -> tuple[None, Tensor | None, Tensor | None]:
         """Add the sums of one batch to the current evaluation, and predict tokens for `compute_metrics`."""
         batch: dict[str, Any] = self._prepare_inputs(inputs)
-        sums, joint = evaluation.language_sums(model, batch, normalization=self._normalization)
+        sums, joint = evaluation.language_sums(model, batch, as_printed=self.args.losses_as_printed)
         self._sums.update(sums)
         if self.compute_metrics is None or prediction_loss_only:
             return None, None, None
@@ -399,7 +399,8 @@ class MagnetTrainer(Trainer):
         self._guard.check()
         step, run = self.state.global_step, Path(self._get_output_dir(trial))
         if self.args.should_save:
-            checkpoints.forget_completeness(run / f"checkpoint-{step}")
+            # The last file that is written: without it, an overwritten checkpoint is incomplete.
+            (run / f"checkpoint-{step}" / TRAINER_STATE_NAME).unlink(missing_ok=True)
         # The parent would remove older ones in the order of file times, which a wrong clock changes.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:

@@ -71,12 +71,10 @@ def sscl_loss(
         targets (`torch.LongTensor` of shape `(P,)`): Row of the positive of each anchor; 0..P-1 by default.
 
     Returns:
-        `torch.FloatTensor` of shape `()`: nats per anchor; 0 without anchors.
+        `torch.FloatTensor` of shape `()`: nats per anchor.
     """
     dtype = torch.promote_types(anchors.dtype, torch.float32)
     anchors, positives = anchors.to(dtype), positives.to(dtype)
-    if not len(anchors):
-        return anchors.sum() + 0.0 * positives.sum()
     if similarity == "cosine":
         anchors, positives = F.normalize(anchors, dim=-1), F.normalize(positives, dim=-1)
     with torch.autocast(anchors.device.type, enabled=False):  # autocast would multiply in half precision
@@ -89,7 +87,7 @@ def sscl_loss(
 # ---- The table ----
 
 
-def count_labels(labels: Tensor, batch: Batch, normalization: str | None) -> Tensor:
+def count_labels(labels: Tensor, batch: Batch, as_printed: bool) -> Tensor:
     """Count the labelled positions."""
     return (labels != IGNORE_INDEX).sum()
 
@@ -101,28 +99,27 @@ class Objective:
     Args:
         labels (`Callable`, *optional*): Maps a collated batch to a `torch.LongTensor` of shape `(B, S)`: the token
             that the output at each position predicts, -100 for none. `None` for an objective of pairs.
-        count (`Callable`): Maps labels, batch and the name of a normalization to the number `()` of items by which the
-            summed loss is divided, over the accumulation window and all processes.
+        count (`Callable`): Maps labels, batch and `losses_as_printed` to the number `()` of items by which the summed
+            loss is divided, over the accumulation window and all processes.
         loss (`Callable`): For tokens, maps cross entropies `(B, S)` and `num_items` to the loss `()`; for pairs, maps
             anchors `(P, H)`, positives `(Q, H)`, `temperature`, `similarity` and `targets` to it.
     """
 
     labels: Callable[[Batch], Tensor] | None = None
-    count: Callable[[Tensor, Batch, str | None], Tensor] = count_labels
+    count: Callable[[Tensor, Batch, bool], Tensor] = count_labels
     loss: Callable[..., Tensor] = token_loss
 
 
-def _count_mntp(labels: Tensor, batch: Batch, normalization: str | None) -> Tensor:
-    """Count the selected tokens, or with `"tokens"` all real tokens (Eq. 2)."""
+def _count_mntp(labels: Tensor, batch: Batch, as_printed: bool) -> Tensor:
+    """Count the selected tokens, or as printed (Eq. 2) all real tokens."""
     tokens: Tensor = batch["attention_mask"].sum()
-    return tokens if normalization == "tokens" else count_labels(labels, batch, normalization)
+    return tokens if as_printed else count_labels(labels, batch, as_printed)
 
 
-def _count_msg(labels: Tensor, batch: Batch, normalization: str | None) -> Tensor:
-    """Count the span tokens, or with `"sequence"` the rows that have a span (Eq. 4)."""
-    if normalization == "sequence":
-        return (labels != IGNORE_INDEX).any(dim=1).sum()
-    return count_labels(labels, batch, normalization)
+def _count_msg(labels: Tensor, batch: Batch, as_printed: bool) -> Tensor:
+    """Count the span tokens, or as printed (Eq. 4) the rows that have a span."""
+    has_label = labels != IGNORE_INDEX
+    return (has_label.any(dim=1) if as_printed else has_label).sum()
 
 
 # Masked next-token prediction, missing-span generation and self-supervised contrastive learning: MAGNET (Khosla et al.
@@ -144,10 +141,10 @@ def pair_objectives() -> dict[str, Objective]:
     return {name: entry for name, entry in OBJECTIVES.items() if entry.labels is None}
 
 
-def count_items(batch: Batch, *, normalization: Mapping[str, str]) -> Tensor:
+def count_items(batch: Batch, *, as_printed: bool) -> Tensor:
     """Count the items of each token objective, by which its summed loss is divided, in one batch of one process.
 
-    `normalization` maps objectives to the way their items are counted. The result has the shape `(K,)`.
+    `as_printed` counts them as the paper's equations do. The result has the shape `(K,)`.
 
     Example:
         >>> batch = {
@@ -155,14 +152,12 @@ def count_items(batch: Batch, *, normalization: Mapping[str, str]) -> Tensor:
         ...     "mntp_labels": torch.tensor([[-100, -100, -100, -100], [7, -100, -100, -100]]),
         ...     "msg_labels": torch.tensor([[5, 6, -100, -100], [-100, -100, -100, -100]]),
         ... }
-        >>> count_items(batch, normalization={}).tolist()
+        >>> count_items(batch, as_printed=False).tolist()
         [1.0, 2.0]
-        >>> count_items(batch, normalization={"mntp": "tokens", "msg": "sequence"}).tolist()
+        >>> count_items(batch, as_printed=True).tolist()
         [7.0, 1.0]
     """
-    counts = [
-        OBJECTIVES[name].count(labels, batch, normalization.get(name)) for name, labels in token_labels(batch).items()
-    ]
+    counts = [OBJECTIVES[name].count(labels, batch, as_printed) for name, labels in token_labels(batch).items()]
     return torch.stack(counts).float()
 
 

@@ -8,17 +8,16 @@ import glob
 import gzip
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from datasets import Dataset, Features, Value, load_dataset
 from datasets.exceptions import DatasetGenerationCastError, DatasetGenerationError, DatasetNotFoundError
+from torch.utils.data import IterableDataset
 
 from modeling_magnet.tokenization_magnet import check_texts
-
-from .samplers import check_row_source
 
 Source = str | Path | Sequence[str | Path]
 
@@ -37,6 +36,25 @@ _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 # Begins the warning of pandas that it drops extra cells.
 _CELLS_LOST = "Length of header or names does not match"
 _COMPRESSIONS = (".gz", ".xz")
+
+
+class RowSource(Sized, Protocol):
+    """Anything with a length whose items are dicts, such as a `datasets.Dataset` or a list."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def row_source_complaint(rows: Any, *, name: str) -> str | None:
+    """Describe why the argument `name` cannot be a data set of rows; return `None` if it can."""
+    kind = f"{type(rows).__module__.partition('.')[0]}.{type(rows).__name__}"
+    if isinstance(rows, Mapping):
+        return f"`{name}` is {kind} of {sorted(map(str, rows))}; pass one of them."
+    if hasattr(rows, "__len__") and hasattr(rows, "__getitem__") and not isinstance(rows, IterableDataset):
+        return None
+    return (
+        f"`{name}` is {kind}, but rows are drawn by index, so that runs can be repeated. Pass a `datasets.Dataset` or "
+        "a list; read a stream first: `Dataset.from_list(list(stream.take(100_000)))`."
+    )
 
 
 def read_source(
@@ -125,7 +143,8 @@ def as_texts(texts: Any) -> Dataset:
         return texts
     if isinstance(texts, str):
         raise ValueError(f"`texts` is a string ({texts!r:.60}); pass a list, `[text]`, or `load_texts(file)`.")
-    check_row_source(texts, name="texts")
+    if (complaint := row_source_complaint(texts, name="texts")) is not None:
+        raise ValueError(complaint)
     checked = check_texts(texts, name="texts")
     if not checked:
         raise ValueError("`texts` is empty; expected at least one string.")

@@ -173,16 +173,6 @@ class MagnetTrainingArguments(TrainingArguments):
         return CorruptionSettings(**{name: getattr(self, name) for name in CorruptionSettings.__dataclass_fields__})
 
     @property
-    def infilling_settings(self) -> CorruptionSettings:
-        """The corruption of evaluation rows for the infilling perplexity: spans without masking."""
-        return CorruptionSettings(mask_ratio=0.0, max_spans=3, min_span_tokens=8, max_span_tokens=32)
-
-    @property
-    def normalization(self) -> dict[str, str]:
-        """The normalization of each objective, see `count_items`."""
-        return {"mntp": "tokens", "msg": "sequence"} if self.losses_as_printed else {}
-
-    @property
     def order_seed(self) -> int:
         """The seed of the order of rows and pairs."""
         return self.seed if self.data_seed is None else self.data_seed
@@ -228,10 +218,6 @@ class MagnetTrainingArguments(TrainingArguments):
             yield f"`contrastive_head` is {self.contrastive_head!r}; pass one of {get_args(HeadKind)}."
         if not self.temperature > 0:
             yield f"`temperature` is {self.temperature}; pass a number above 0, by which similarities are divided."
-        if self.contrastive_batch_size < 1:
-            yield f"`contrastive_batch_size` is {self.contrastive_batch_size}; pass 1 or more."
-        if self.contrastive_max_length < 3:
-            yield f"`contrastive_max_length` is {self.contrastive_max_length}; pass 3 or more: BOS, a token, EOS."
         limit = self.contrastive_mini_batch_tokens
         if limit is None and self.contrastive_recompute:
             yield "`contrastive_recompute` requires mini-batches. Pass `contrastive_mini_batch_tokens`."

@@ -40,13 +40,9 @@ def make_collator(*, seed: int = 0, **fields) -> DataCollatorForMagnet:
     )
 
 
-@pytest.mark.parametrize("end_of_span_id", [None, -1, VOCAB_SIZE])
-def test_end_of_span_id_outside_the_vocabulary_raises(end_of_span_id):
-    fields = {"mask_token_id": MASK, "pad_token_id": EOS, "special_token_ids": [EOS], "vocab_size": VOCAB_SIZE}
-    with pytest.raises(ValueError, match="`end_of_span_id` is"):
-        DataCollatorForMagnet(
-            settings=CorruptionSettings(end_of_span=8), seed=0, end_of_span_id=end_of_span_id, **fields
-        )
+def test_end_of_span_without_its_token_raises():
+    with pytest.raises(ValueError, match="`end_of_span_id`"):
+        make_collator(end_of_span=8)
 
 
 def make_rows(lengths: list[int], *, epoch: int = 0) -> list[dict]:
@@ -174,22 +170,6 @@ def test_a_collator_survives_pickling():
 def test_row_without_tokens_raises():
     with pytest.raises(ValueError, match="7"):
         make_collator()([*make_rows([5]), {"input_ids": [], "row_id": 7, "epoch": 0}])
-
-
-def test_ids_outside_the_vocabulary_raise_in_one_error():
-    with pytest.raises(ValueError) as error:
-        DataCollatorForMagnet(
-            settings=CorruptionSettings(),
-            mask_token_id=3,
-            pad_token_id=-1,
-            special_token_ids=[0, 1, 2],
-            vocab_size=3,
-            seed=0,
-        )
-    message = str(error.value)
-    assert "`mask_token_id` is 3; pass the id of a token, from 0 to 2" in message
-    assert "`pad_token_id` is -1" in message
-    assert "leave no token for random replacements" in message
 
 
 # --- from_tokenizer --------------------------------------------------------------------------------------------------

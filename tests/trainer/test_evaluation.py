@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from trainer.corruption import corrupt_row
-from trainer.evaluation import EVALUATION_SEED, language_metrics
+from trainer.evaluation import EVALUATION_SEED, INFILLING_SETTINGS, language_metrics
 from trainer.samplers import row_generator
 
 from ..peak_bytes import PeakBytes
@@ -34,7 +34,7 @@ def reference(model, rows, args):
     sums = dict.fromkeys(("mntp", "mntp_n", "hits", "msg", "msg_n", "infill", "left", "span_n", "causal", "n"), 0.0)
     for row_id, row in enumerate(rows):
         masked = corrupted(row_id, row, settings=args.corruption_settings, seed=EVALUATION_SEED)
-        gapped = corrupted(row_id, row, settings=args.infilling_settings, seed=EVALUATION_SEED)
+        gapped = corrupted(row_id, row, settings=INFILLING_SETTINGS, seed=EVALUATION_SEED)
         clean = torch.tensor([row["input_ids"]])
         assert torch.equal(gapped.input_ids, clean[0])
         with torch.no_grad():

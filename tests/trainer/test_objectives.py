@@ -54,12 +54,12 @@ def test_a_fourth_objective_s_loss_equals_an_explicit_loop(tmp_path, mtp):
 def test_objective_with_own_count(monkeypatch):
     rare = Objective(
         labels=lambda batch: batch["msg_labels"],
-        count=lambda labels, batch, normalization: torch.tensor(3 if normalization == "three" else 4),
+        count=lambda labels, batch, as_printed: torch.tensor(3 if as_printed else 4),
     )
     monkeypatch.setitem(OBJECTIVES, "rare", rare)
     batch = {name: torch.ones(1, 2, dtype=torch.long) for name in ("attention_mask", "mntp_labels", "msg_labels")}
-    assert count_items(batch, normalization={"rare": "three"}).tolist() == [2, 2, 3]
-    assert count_items(batch, normalization={}).tolist() == [2, 2, 4]
+    assert count_items(batch, as_printed=True).tolist() == [2, 1, 3]
+    assert count_items(batch, as_printed=False).tolist() == [2, 2, 4]
 
 
 # ---- Losses ----

@@ -111,9 +111,5 @@ def test_scores_are_those_of_plain_forwards(stock):
 
 
 def test_invalid_arguments_raise(stock):
-    with pytest.raises(ValueError, match="`family` is 'fim'"):
-        PromptedInfiller(*stock, family="fim")
-    with pytest.raises(ValueError, match="`examples` were given for 'contextual'"):
-        PromptedInfiller(*stock, family="contextual", examples=[SolvedGap("a", "b", "c")])
     with pytest.raises(ValueError, match="`prefix` is a list of length 2, `suffix` is a list of length 1"):
         PromptedInfiller(*stock).infill(["a", "b"], ["c"], max_new_tokens=1)

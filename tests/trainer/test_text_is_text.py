@@ -84,13 +84,13 @@ def test_a_list_of_strings_gives_the_blocks_of_a_data_set():
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (IterableDataset.from_generator(lambda: iter([{"text": "a"}])), r"`texts` is a stream \(datasets.IterableD"),
-        (iter(["a"]), "`texts` is a stream .*from_list"),
+        (IterableDataset.from_generator(lambda: iter([{"text": "a"}])), r"`texts` is datasets.IterableD"),
+        (iter(["a"]), "`texts` is builtins.list_iterator.*from_list"),
         ("one text", "`texts` is a string"),
         (["a", 3], r"`texts\[1\]` is int"),
         ([], "`texts` is empty"),
         ({"train": ["a"]}, r"`texts` is builtins.dict of \['train'\]; pass one of them"),
-        (None, "`texts` is builtins.NoneType; expected a"),
+        (None, "`texts` is builtins.NoneType, but"),
     ],
     ids=["stream", "iterator", "string", "number", "empty", "dict", "none"],
 )
