@@ -314,11 +314,6 @@ class MagnetTrainer(Trainer):
             self._parts = {}
         super().log(logs, start_time)
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate like the parent, after checking that the last steps were finite."""
-        self._guard.check()
-        return super().evaluate(*args, **kwargs)
-
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Load each evaluation row on one process, corrupted in the same way every time."""
         if isinstance(eval_dataset, str):
@@ -339,6 +334,7 @@ class MagnetTrainer(Trainer):
         `left_to_right_perplexity` (of the same span tokens) and `causal_perplexity`. `loss` weights the losses as
         the current phase does. Metrics without a token are omitted. The random state of training does not change.
         """
+        self._guard.check()
         was_training = self.model.training
         self._sums: Counter[str] = Counter()
         # accelerate's default drops the last rows, taking them for repeated rows of its own loader.
