@@ -108,8 +108,3 @@ def test_scores_are_those_of_plain_forwards(stock):
     prompted = PromptedInfiller(model, tokenizer, family="contextual").score_infill(PREFIX, fills, SUFFIX)
     expected = plain_logprob(model, tokenizer, PROMPTS["contextual"](PREFIX, SUFFIX), fills[0])
     assert prompted[0].logprob == pytest.approx(expected, abs=1e-3)
-
-
-def test_invalid_arguments_raise(stock):
-    with pytest.raises(ValueError, match="`prefix` is a list of length 2, `suffix` is a list of length 1"):
-        PromptedInfiller(*stock).infill(["a", "b"], ["c"], max_new_tokens=1)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from trainer.checkpoints import check_processes, last_complete_checkpoint, remove_old_checkpoints
+from trainer.checkpoints import checkpoint_to_resume, last_complete_checkpoint, remove_old_checkpoints
 from trainer.contrastive import HEAD_FILE
 from trainer.lora import LoraArguments
 
@@ -151,21 +152,17 @@ def test_run_keeps_its_newest_checkpoints_with_any_file_times(tmp_path):
 
 
 @pytest.mark.parametrize(("written_by", "num_processes"), [(1, 2), (2, 1), (4, 2), (2, 4)])
-def test_checkpoint_of_another_number_of_processes_raises(tmp_path, written_by, num_processes):
-    ranks = [""] if written_by == 1 else [f"_{rank}" for rank in range(written_by)]
-    for rank in ranks:
+def test_checkpoint_of_another_number_of_processes_raises(tmp_path, monkeypatch, written_by, num_processes):
+    for rank in [""] if written_by == 1 else [f"_{rank}" for rank in range(written_by)]:
         (tmp_path / f"rng_state{rank}.pth").touch()
-    check_processes(tmp_path, num_processes=written_by)
-    with pytest.raises(ValueError, match=f"written by {written_by} processes, but this run has {num_processes}"):
-        check_processes(tmp_path, num_processes=num_processes)
-
-
-def test_trainer_checks_the_number_of_processes(tmp_path):
-    tiny_trainer(tiny_args(tmp_path, save_strategy="steps", save_steps=3)).train()
-    (tmp_path / "checkpoint-3" / "rng_state.pth").rename(tmp_path / "checkpoint-3" / "rng_state_0.pth")
-    (tmp_path / "checkpoint-3" / "rng_state_1.pth").touch()
-    with pytest.raises(ValueError, match="written by 2 processes"):
-        tiny_trainer(tiny_args(tmp_path)).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    for number in (written_by, num_processes):
+        state = SimpleNamespace(num_processes=number)
+        monkeypatch.setattr("trainer.checkpoints.PartialState", lambda state=state: state)
+        if number == written_by:
+            assert checkpoint_to_resume(str(tmp_path), output_dir="unused") == str(tmp_path)
+        else:
+            with pytest.raises(ValueError, match=f"written by {written_by} processes, but this run has {number}"):
+                checkpoint_to_resume(str(tmp_path), output_dir="unused")
 
 
 def test_resuming_a_finished_run_does_not_train(tmp_path):
