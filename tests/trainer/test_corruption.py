@@ -18,13 +18,13 @@ SPECIAL = torch.tensor([0, BOS, EOS])
 ORDINARY = torch.arange(3, VOCAB_SIZE)
 
 
-def corrupt(input_ids: Tensor, *, seed: int = 0, end_of_span_id: int | None = None, **fields) -> CorruptedRow:
+def corrupt(input_ids: Tensor, *, seed=0, end_of_span_id=None, replacement_ids=ORDINARY, **fields) -> CorruptedRow:
     return corrupt_row(
         input_ids,
         settings=CorruptionSettings(**fields),
         mask_token_id=MASK,
         special_token_ids=SPECIAL,
-        replacement_ids=ORDINARY,
+        replacement_ids=replacement_ids,
         generator=row_generator(seed, epoch=0, row_id=0),
         end_of_span_id=end_of_span_id,
     )
@@ -214,23 +214,14 @@ def test_a_fifth_is_selected_and_split_80_10_10():
     num_tokens = 60_000
     input_ids = torch.full((num_tokens,), 5)
     replacement_ids = torch.arange(6, 38)  # neither the token itself nor the mask, so that the three kinds tell apart
-    row = corrupt_row(
-        input_ids,
-        settings=CorruptionSettings(max_spans=0),
-        mask_token_id=MASK,
-        special_token_ids=SPECIAL,
-        replacement_ids=replacement_ids,
-        generator=row_generator(0, epoch=0, row_id=0),
-    )
+    row = corrupt(input_ids, replacement_ids=replacement_ids, max_spans=0)
     selected = row.input_ids[1:][row.mntp_labels[:-1] != -100]
     counts = Counter(selected.tolist())
     assert len(selected) / num_tokens == pytest.approx(0.2, abs=0.005)
     assert counts[MASK] / len(selected) == pytest.approx(0.8, abs=0.012)
     assert counts[5] / len(selected) == pytest.approx(0.1, abs=0.01)
     assert set(counts) - {MASK, 5} == set(replacement_ids.tolist())
-    assert torch.equal(
-        row.input_ids[1:][row.mntp_labels[:-1] == -100], torch.full((num_tokens - len(selected) - 1,), 5)
-    )
+    assert (row.input_ids[1:][row.mntp_labels[:-1] == -100] == 5).all()
 
 
 def test_the_causal_ratio_is_the_share_of_causal_rows():

@@ -124,22 +124,14 @@ def test_evaluation_does_not_change_training_or_later_evaluations(tmp_path):
         plain.model.state_dict().items(), often.model.state_dict().values(), strict=True
     ):
         assert torch.equal(weight, expected), name
+    often.model.train()
     first, second = often.evaluate(), often.evaluate()
+    assert often.model.training
     speed = ("_runtime", "_per_second")
     assert {k: v for k, v in first.items() if not k.endswith(speed)} == {
         k: v for k, v in second.items() if not k.endswith(speed)
     }
     assert [log["eval_loss"] for log in often.state.log_history if "eval_loss" in log][-1] == first["eval_loss"]
-
-
-def test_the_model_goes_back_to_training_mode(tmp_path):
-    trainer = tiny_trainer(tiny_args(tmp_path), eval_dataset=tiny_rows(4))
-    trainer.model.train()
-    trainer.evaluate()
-    assert trainer.model.training
-    trainer.model.eval()
-    trainer.evaluate()
-    assert not trainer.model.training
 
 
 def test_several_evaluation_sets_are_reported_by_name(tmp_path):
