@@ -27,16 +27,6 @@ def last_complete_checkpoint(output_dir: str | Path, *, num_processes: int = 1) 
     return None
 
 
-def check_processes(checkpoint: str | Path, *, num_processes: int) -> None:
-    """Raise if a run with another number of processes wrote a checkpoint: its steps would see other batches."""
-    written_by = len(list(Path(checkpoint).glob("rng_state_*.pth"))) or 1
-    if written_by != num_processes:
-        raise ValueError(
-            f"{checkpoint} was written by {written_by} processes, but this run has {num_processes}, whose steps see "
-            f"other rows and negatives. Start {written_by} processes, or a new run from the checkpoint's weights."
-        )
-
-
 def checkpoint_to_resume(choice: str | bool | None, *, output_dir: str | Path) -> str | None:
     """Resolve and check `resume_from_checkpoint`; every process must call this.
 
@@ -60,7 +50,12 @@ def checkpoint_to_resume(choice: str | bool | None, *, output_dir: str | Path) -
         choice = str(last)
     elif not Path(choice).is_dir():
         raise ValueError(f"`resume_from_checkpoint` is {choice!r}, which is not a folder. Pass a checkpoint.")
-    check_processes(choice, num_processes=state.num_processes)
+    written_by = len(list(Path(choice).glob("rng_state_*.pth"))) or 1
+    if written_by != state.num_processes:
+        raise ValueError(
+            f"{choice} was written by {written_by} processes, but this run has {state.num_processes}, whose steps see "
+            f"other rows and negatives. Start {written_by} processes, or a new run from the checkpoint's weights."
+        )
     return choice
 
 

@@ -25,8 +25,6 @@ from .training_args import MagnetTrainingArguments
 logger = logging.get_logger(__name__)
 
 _FORWARD_ARGUMENTS = ("mode", "segment_ids", "target_ids", "logits_to_keep")
-# Most rows to inspect if access may tokenize.
-_MAX_ROWS = 100_000
 
 
 def check_run(
@@ -159,7 +157,7 @@ def _row_lengths(rows: RowSource) -> Iterator[int]:
         for table in rows.select_columns(["input_ids"]).with_format("arrow").iter(10_000):
             yield from pyarrow.compute.list_value_length(table["input_ids"]).to_pylist()
         return
-    limit = None if isinstance(rows, (list, tuple)) else _MAX_ROWS
+    limit = None if isinstance(rows, (list, tuple)) else 100_000
     yield from (len(rows[index]["input_ids"]) for index in islice(range(len(rows)), limit))
 
 

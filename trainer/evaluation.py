@@ -7,7 +7,6 @@ Shapes: B rows, S tokens in a row, K token objectives.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,21 +43,15 @@ INFILLING_SETTINGS = CorruptionSettings(mask_ratio=0.0, max_spans=3, min_span_to
 _MAX_LOGITS = 2**22  # held at a time while tokens are predicted
 
 
-@dataclass
 class EvaluationCollator:
     """Corrupt each row twice: as in training, and with missing spans but without masking.
 
     An empty list gives a batch of one token without labels, so that all processes run the same number of batches.
     """
 
-    corruption: DataCollatorForMagnet
-    infilling: DataCollatorForMagnet
-
-    @classmethod
-    def from_training(cls, collator: DataCollatorForMagnet) -> "EvaluationCollator":
-        """Make the collator of evaluation from that of training."""
-        corruption = dataclasses.replace(collator, seed=EVALUATION_SEED)
-        return cls(corruption, dataclasses.replace(corruption, settings=INFILLING_SETTINGS))
+    def __init__(self, training: DataCollatorForMagnet) -> None:
+        self.corruption = dataclasses.replace(training, seed=EVALUATION_SEED)
+        self.infilling = dataclasses.replace(self.corruption, settings=INFILLING_SETTINGS)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         rows = rows or [{"input_ids": [0], "row_id": 0, "epoch": 0}]
@@ -151,11 +144,6 @@ def language_metrics(sums: Sums) -> dict[str, float]:
     if sums["causal_tokens"]:
         metrics["causal_perplexity"] = perplexity(sums["causal_loss"], int(sums["causal_tokens"]))
     return metrics
-
-
-def weighted_loss(metrics: Mapping[str, float], *, weights: Mapping[str, float]) -> float:
-    """Sum the losses in the metrics of an evaluation, weighted by objective."""
-    return sum(weights.get(name, 0.0) * metrics[f"loss_{name}"] for name in OBJECTIVES if f"loss_{name}" in metrics)
 
 
 @torch.no_grad()

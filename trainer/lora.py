@@ -1,7 +1,10 @@
 """Add low-rank adapters with peft."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
@@ -80,7 +83,18 @@ def apply_lora(model: PreTrainedModel, args: LoraArguments) -> PreTrainedModel |
     )
     with warnings.catch_warnings():  # peft reads a property that transformers deprecates
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        adapted = get_peft_model(model, config)
-    for made in adapted.peft_config.values():
-        vars(made).update(sets_in_order(made))  # sets have another order in each process
-    return adapted
+        return get_peft_model(model, config)
+
+
+@contextmanager
+def targets_in_order(model: Any) -> Iterator[None]:
+    """Sort the target modules of adapters in this context: peft's sets have another order in every process."""
+    configs = list(model.peft_config.values()) if isinstance(model, PeftModel) else []
+    before = [dict(vars(config)) for config in configs]
+    for config in configs:
+        vars(config).update(sets_in_order(config))
+    try:
+        yield
+    finally:
+        for config, values in zip(configs, before, strict=True):
+            vars(config).update(values)

@@ -28,12 +28,14 @@ from . import checkpoints, contrastive, distributed, evaluation, guards, objecti
 from .checks import check_run
 from .data_collator import DataCollatorForMagnet, DataCollatorForPairs
 from .fused_adapters import adapter_layers, adapters_under_autocast
+from .lora import targets_in_order
 from .loss_phases import LossPhase
 from .model_card import run_card
 from .objectives import OBJECTIVES
 from .samplers import EpochRows
 from .sources import RowSource
 from .training_args import MagnetTrainingArguments
+from .whole_files import whole_file
 
 # Fields of a batch that identify its rows and pairs.
 _ROW_NUMBERS = ("row_ids", "epochs", "pair_micro_batch")
@@ -319,7 +321,7 @@ class MagnetTrainer(Trainer):
         if isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset]
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        collator = evaluation.EvaluationCollator.from_training(self.data_collator)
+        collator = evaluation.EvaluationCollator(self.data_collator)
         size = self.args.eval_batch_size
         return samplers.even_dataloader(EpochRows(rows), collator, batch_size=size, args=self.args)
 
@@ -345,7 +347,8 @@ class MagnetTrainer(Trainer):
         if self.eval_pair_dataset is not None:
             parts = {"head": self.head, "collator": self.pair_collator, "accelerator": self.accelerator}
             metrics |= evaluation.pair_metrics(self.model, self.eval_pair_dataset, args=self.args, **parts)
-        metrics["loss"] = evaluation.weighted_loss(metrics, weights=self._phase.weights)
+        weights = self._phase.weights
+        metrics["loss"] = sum(weights.get(name, 0.0) * metrics.get(f"loss_{name}", 0.0) for name in OBJECTIVES)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         self.model.train(was_training)
         return output
@@ -405,7 +408,8 @@ class MagnetTrainer(Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            torch.save(self.args, run / f"checkpoint-{step}" / TRAINING_ARGS_NAME)  # with the original limit
+            with whole_file(run / f"checkpoint-{step}" / TRAINING_ARGS_NAME) as file:
+                torch.save(self.args, file)  # with the original limit
             checkpoints.remove_old_checkpoints(run, step=step, limit=limit, best=self.state.best_model_checkpoint)
 
     # The head has its own file; with DeepSpeed it is part of the weights.
@@ -455,7 +459,8 @@ class MagnetTrainer(Trainer):
         if writes_card:
             inner.card = self.card_text(self.args.hub_model_id or Path(str(self.args.output_dir)).name)
         try:
-            super()._save(output_dir, state_dict)
+            with targets_in_order(model):
+                super()._save(output_dir, state_dict)
         finally:
             if writes_card:
                 inner.card = None
