@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 
 from modeling_magnet.families_magnet import FAMILIES
 from tests.modeling_magnet.test_families_magnet import make_config
-from trainer.distributed import compile_layers, take_over_compilation
+from trainer.distributed import compile_layers, compiled, take_over_compilation
 from trainer.lora import apply_lora
 
 from .processes import FULL, run_alone
@@ -101,3 +101,6 @@ def test_the_layers_of_every_family_are_compiled(model_type, lora):
     model = apply_lora(FAMILIES[model_type](make_config(model_type)), lora)
     forms = compile_layers(model, {"backend": "eager", "fullgraph": True})
     assert len(forms) == model.config.num_hidden_layers
+    with compiled(forms):
+        assert all("_compiled_call_impl" in vars(layer) for layer, _ in forms)
+    assert not any("_compiled_call_impl" in vars(layer) for layer, _ in forms)

@@ -127,9 +127,6 @@ def test_the_shortest_row_with_a_span(length, expected):
     assert sample_spans(length, max_spans=2, min_span_tokens=4, max_span_tokens=128, generator=generator) == expected
 
 
-# --- CorruptionSettings ----------------------------------------------------------------------------------------------
-
-
 def test_invalid_settings_raise_in_one_error():
     with pytest.raises(ValueError) as error:
         CorruptionSettings(

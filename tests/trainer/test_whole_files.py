@@ -19,6 +19,7 @@ def test_rows_and_settings_may_hold_any_text(tmp_path):
     [
         ("rows.jsonl", "[1]\n", "Line 1 of .*rows.jsonl' is list, not an object"),
         ("rows.jsonl", "[" * 100_000 + "\n", "Line 1 of .*rows.jsonl' is not JSON .*nested too deeply"),
+        ("rows.jsonl.settings.json", None, "'rows.jsonl.settings.json' .* is missing"),
         ("rows.jsonl.settings.json", "[]", "settings.json' is list, not an object"),
         ("rows.jsonl.settings.json", "{", "settings.json' is not JSON .*Expecting property name"),
         ("rows.jsonl.settings.json", "[" * 100_000, "settings.json' is not JSON .*nested too deeply"),
@@ -28,6 +29,6 @@ def test_damaged_rows_and_settings_raise(tmp_path, name, content, message):
     path = tmp_path / "rows.jsonl"
     resume_rows(path, settings={"a": 1})
     append_rows(path, [{"b": 2}])
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).unlink() if content is None else (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         resume_rows(path, settings={"a": 1})
