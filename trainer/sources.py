@@ -5,7 +5,6 @@ The `datasets` library reads, decompresses and caches. This module selects the r
 
 import csv
 import glob
-import gzip
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence, Sized
@@ -206,10 +205,10 @@ def _read_files(builder: str, files: Sequence[Path], options: dict[str, Any], *,
             warnings.filterwarnings("error", message=_CELLS_LOST)
             data_files = [glob.escape(str(file)) for file in files]  # "[1]" in a name would be a pattern
             return load_dataset(builder, data_files=data_files, split=split, **options)
-    except (DatasetGenerationError, ValueError, StopIteration) as error:  # StopIteration: an empty JSON file
+    except (DatasetGenerationError, OSError, ValueError, StopIteration) as error:  # the last for an empty JSON file
         # For rows with other columns the exception itself is informative, otherwise its cause.
         cause = error if isinstance(error, DatasetGenerationCastError) else error.__cause__ or error
-        if isinstance(cause, OSError) and not isinstance(cause, gzip.BadGzipFile):  # such as a full disk
+        if isinstance(cause, OSError) and cause.errno is not None:  # not of the content, such as a full disk
             raise
         raise ValueError(
             f"`source` begins with {str(files[0])!r}, which cannot be read as {builder} ({cause}). Check that it is "
