@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,16 @@ def test_pure_modules_import_only_torch_and_the_model(name):
     file = REPOSITORY / "trainer" / f"{name}.py"
     assert absolute_imports(file) - set(sys.stdlib_module_names) <= {"torch", "modeling_magnet"}
     assert relative_imports(file) == []
+
+
+def test_modules_of_the_trainer_form_no_circle():
+    imports = {}
+    for file in (REPOSITORY / "trainer").glob("*.py"):
+        nodes = relative_imports(file)
+        imports[file.stem] = {alias.name for node in nodes if node.module is None for alias in node.names}
+        imports[file.stem] |= {node.module for node in nodes if node.module}
+    order = list(TopologicalSorter(imports).static_order())
+    assert order.index("sources") < order.index("samplers") < order.index("magnet_trainer")
 
 
 @pytest.mark.parametrize("file", HUB_FILES, ids=relative)

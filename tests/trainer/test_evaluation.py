@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from trainer.corruption import corrupt_row
-from trainer.evaluation import EVALUATION_SEED, INFILLING_SETTINGS
+from trainer.evaluation import EVALUATION_SEED, INFILLING_SETTINGS, language_metrics
 from trainer.samplers import row_generator
 
 from ..peak_bytes import PeakBytes
@@ -141,12 +141,10 @@ def test_several_evaluation_sets_are_reported_by_name(tmp_path):
     assert trainer.predict(tiny_rows(4)).metrics["test_causal_perplexity"] == metrics["eval_a_causal_perplexity"]
 
 
-def test_rows_too_short_for_a_span_omit_infilling_perplexity(tmp_path):
-    rows = [{"input_ids": row["input_ids"][:8]} for row in tiny_rows(4)]
-    metrics = tiny_trainer(tiny_args(tmp_path), eval_dataset=rows).evaluate()
-    assert "eval_infilling_perplexity" not in metrics
-    assert "eval_left_to_right_perplexity" not in metrics
-    assert metrics["eval_causal_perplexity"] > 1
+def test_metrics_without_tokens_are_omitted():
+    names = ("mntp_loss", "mntp_items", "mntp_tokens", "mntp_hits", "msg_loss", "msg_items")
+    sums = dict.fromkeys((*names, "infilling_loss", "span_tokens", "left_to_right_loss", "causal_loss"), 0.0)
+    assert language_metrics({**sums, "causal_tokens": 0}) == {}
 
 
 # ---- compute_metrics ----
