@@ -4,6 +4,7 @@ import ast
 import functools
 import re
 import sys
+from graphlib import TopologicalSorter
 
 import pytest
 
@@ -63,10 +64,20 @@ def test_imports_follow_the_layering(file):
 
 
 @pytest.mark.parametrize("name", ["corruption", "metrics"])
-def test_pure_modules_import_only_torch(name):
+def test_pure_modules_import_only_torch_and_the_model(name):
     file = REPOSITORY / "trainer" / f"{name}.py"
-    assert absolute_imports(file) - set(sys.stdlib_module_names) <= {"torch"}
+    assert absolute_imports(file) - set(sys.stdlib_module_names) <= {"torch", "modeling_magnet"}
     assert relative_imports(file) == []
+
+
+def test_modules_of_the_trainer_form_no_circle():
+    imports = {}
+    for file in (REPOSITORY / "trainer").glob("*.py"):
+        nodes = relative_imports(file)
+        imports[file.stem] = {alias.name for node in nodes if node.module is None for alias in node.names}
+        imports[file.stem] |= {node.module for node in nodes if node.module}
+    order = list(TopologicalSorter(imports).static_order())
+    assert order.index("sources") < order.index("samplers") < order.index("magnet_trainer")
 
 
 @pytest.mark.parametrize("file", HUB_FILES, ids=relative)

@@ -1,63 +1,30 @@
-"""Seal, verify, find and remove the checkpoints of a run."""
+"""Find, check and remove the checkpoints of a run."""
 
 import re
 import shutil
-import zlib
 from pathlib import Path
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
-from .whole_files import parse_json, write_json
-
-_STATE_FILE = "trainer_state.json"  # the last file that transformers writes
-SEAL_FILE = "checksums.json"  # written after it
-_BLOCK = 2**24
+from .whole_files import parse_json
 
 logger = logging.get_logger(__name__)
 
 
 def last_complete_checkpoint(output_dir: str | Path, *, num_processes: int = 1) -> Path | None:
-    """Find the newest complete and undamaged checkpoint, and warn about each one that is skipped.
+    """Find the newest complete checkpoint, and warn about each one that is skipped.
 
-    A process killed during a save leaves an incomplete folder, and disks lose data. A complete checkpoint has the
-    random state of each of `num_processes` processes.
+    A process killed during a save leaves an incomplete folder. A complete checkpoint has the random state of each of
+    `num_processes` processes.
     """
     for _, folder in sorted(_checkpoints(output_dir).items(), reverse=True):
-        reason = _incompleteness(folder, num_processes=num_processes) or _damage(folder)
+        reason = _incompleteness(folder, num_processes=num_processes)
         if reason is None:
             return folder
         logger.warning(f"Skipping {folder}: {reason}.")
     return None
-
-
-def seal_checkpoint(checkpoint: str | Path) -> None:
-    """Record the size and checksum of every file of a checkpoint; this detects damage, not tampering."""
-    folder = Path(checkpoint)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL_FILE)
-    seal = {path.relative_to(folder).as_posix(): [path.stat().st_size, _checksum(path)] for path in files}
-    write_json(folder / SEAL_FILE, seal)
-
-
-def check_checkpoint(checkpoint: str | Path) -> None:
-    """Raise if a file differs from the seal; a checkpoint without one, such as from another trainer, is trusted."""
-    reason = _damage(Path(checkpoint))
-    if reason is not None:
-        raise ValueError(
-            f"{checkpoint} cannot be resumed from: {reason}. Resume from an earlier one; "
-            "`--resume_from_checkpoint true` finds the newest intact one."
-        )
-
-
-def check_processes(checkpoint: str | Path, *, num_processes: int) -> None:
-    """Raise if a run with another number of processes wrote a checkpoint: its steps would see other batches."""
-    written_by = len(list(Path(checkpoint).glob("rng_state_*.pth"))) or 1
-    if written_by != num_processes:
-        raise ValueError(
-            f"{checkpoint} was written by {written_by} processes, but this run has {num_processes}, whose steps see "
-            f"other rows and negatives. Start {written_by} processes, or a new run from the checkpoint's weights."
-        )
 
 
 def checkpoint_to_resume(choice: str | bool | None, *, output_dir: str | Path) -> str | None:
@@ -68,16 +35,13 @@ def checkpoint_to_resume(choice: str | bool | None, *, output_dir: str | Path) -
         output_dir (`str` or `Path`): Folder of the run.
 
     Raises:
-        ValueError: if there is no such checkpoint, it is damaged, or another number of processes wrote it.
+        ValueError: if there is no such checkpoint, or another number of processes wrote it.
     """
     if not choice:
         return None
     state = PartialState()
     if choice is True:
-        newest: list[Path | None] = [None]
-        if state.is_main_process:  # only one process, because the verification reads every byte
-            newest = [last_complete_checkpoint(output_dir, num_processes=state.num_processes)]
-        (last,) = broadcast_object_list(newest)
+        last = last_complete_checkpoint(output_dir, num_processes=state.num_processes)
         if last is None:
             raise ValueError(
                 f"{output_dir} has no complete checkpoint of {state.num_processes} process(es) to resume from. "
@@ -86,16 +50,13 @@ def checkpoint_to_resume(choice: str | bool | None, *, output_dir: str | Path) -
         choice = str(last)
     elif not Path(choice).is_dir():
         raise ValueError(f"`resume_from_checkpoint` is {choice!r}, which is not a folder. Pass a checkpoint.")
-    else:
-        check_checkpoint(choice)
-    check_processes(choice, num_processes=state.num_processes)
+    written_by = len(list(Path(choice).glob("rng_state_*.pth"))) or 1
+    if written_by != state.num_processes:
+        raise ValueError(
+            f"{choice} was written by {written_by} processes, but this run has {state.num_processes}, whose steps see "
+            f"other rows and negatives. Start {written_by} processes, or a new run from the checkpoint's weights."
+        )
     return choice
-
-
-def forget_completeness(checkpoint: str | Path) -> None:
-    """Mark a checkpoint as incomplete before it is overwritten."""
-    for name in (SEAL_FILE, _STATE_FILE):
-        (Path(checkpoint) / name).unlink(missing_ok=True)
 
 
 def remove_old_checkpoints(
@@ -130,40 +91,10 @@ def _checkpoints(output_dir: str | Path) -> dict[int, Path]:
 
 def _incompleteness(folder: Path, *, num_processes: int) -> str | None:
     """Describe what a checkpoint lacks; return `None` if it is complete."""
-    try:
-        parse_json((folder / _STATE_FILE).read_bytes())
+    try:  # the last file that transformers writes
+        parse_json((folder / TRAINER_STATE_NAME).read_bytes())
     except (OSError, ValueError):
-        return f"it is incomplete, {_STATE_FILE} cannot be read"
+        return f"it is incomplete, {TRAINER_STATE_NAME} cannot be read"
     names = ["rng_state.pth"] if num_processes == 1 else [f"rng_state_{rank}.pth" for rank in range(num_processes)]
     missing = [name for name in names if not (folder / name).is_file()]
     return f"it has no {missing[0]}" if missing else None
-
-
-def _damage(folder: Path) -> str | None:
-    """Describe the first file that differs from the seal; return `None` if all match or there is no seal."""
-    try:
-        seal = parse_json((folder / SEAL_FILE).read_bytes())
-        expected = {str(name): (int(size), int(checksum)) for name, (size, checksum) in seal.items()}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, AttributeError, OverflowError):
-        return f"{SEAL_FILE} cannot be read"
-    for name, (size, checksum) in expected.items():
-        try:
-            actual_size = (folder / name).stat().st_size
-            if actual_size != size:
-                return f"{name} has {actual_size:,} of {size:,} bytes"
-            if _checksum(folder / name) != checksum:
-                return f"the content of {name} has changed"
-        except (OSError, ValueError) as error:  # ValueError: the name is not a valid file name
-            return f"{name!r:.60} cannot be read ({error})"
-    return None
-
-
-def _checksum(file: Path) -> int:
-    """Return the CRC-32 of a file."""
-    checksum = 0
-    with file.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            checksum = zlib.crc32(block, checksum)
-    return checksum

@@ -1,10 +1,14 @@
 """Check that model, arguments, tokenizer, rows and pairs fit together before a run starts."""
 
 import inspect
+import math
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
+import pyarrow.compute
 import torch
+from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -15,14 +19,12 @@ from modeling_magnet.tokenization_magnet import tokenize_texts
 
 from .corruption import CorruptionSettings
 from .data_collator import DataCollatorForMagnet
-from .guards import row_lengths
-from .samplers import RowSource, row_source_complaint
+from .sources import RowSource, row_source_complaint
 from .training_args import MagnetTrainingArguments
 
 logger = logging.get_logger(__name__)
 
 _FORWARD_ARGUMENTS = ("mode", "segment_ids", "target_ids", "logits_to_keep")
-_HEADING = "This run cannot work:"
 
 
 def check_run(
@@ -43,34 +45,30 @@ def check_run(
     Raises:
         ValueError: listing all problems.
     """
-    rows: dict[str, Any] = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
-    if isinstance(eval_dataset, dict):
-        del rows["eval_dataset"]
-        rows |= {f"eval_dataset[{name!r}]": dataset for name, dataset in eval_dataset.items()}
-    rows = {name: dataset for name, dataset in rows.items() if dataset is not None}
+    evals = eval_dataset if isinstance(eval_dataset, dict) else {None: eval_dataset}
+    rows: dict[str, Any] = {"train_dataset": train_dataset}
+    rows |= {"eval_dataset" if key is None else f"eval_dataset[{key!r}]": given for key, given in evals.items()}
+    rows = {name: given for name, given in rows.items() if given is not None}
     pairs: dict[str, Any] = {"pair_dataset": pair_dataset, "eval_pair_dataset": eval_pair_dataset}
-    pairs = {name: dataset for name, dataset in pairs.items() if dataset is not None}
-    unusable = [row_source_complaint(dataset, name=name) for name, dataset in (rows | pairs).items()]
-    if any(unusable):
-        raise ValueError("\n- ".join([_HEADING, *filter(None, unusable)]))
-    settings = args.corruption_settings if data_collator is None else data_collator.settings
-    complaints = [
-        *_about_model(model, args=args, tokenizer=tokenizer, needs_mask_token=data_collator is None),
-        *_about_weights(model, trains=train_dataset is not None),
-        *([] if train_dataset is None else _about_rows(train_dataset, args=args, settings=settings)),
-    ]
-    for name, dataset in rows.items():
-        complaints += _about_positions(dataset, name=name, model=model, settings=settings)
-    if args.uses_contrastive_loss or eval_pair_dataset is not None:
-        complaints += _about_pair_length(model, args=args, tokenizer=tokenizer)
-    for name, dataset in pairs.items():
-        complaints += _about_columns(dataset, name=name)
-    if args.uses_contrastive_loss:
-        complaints += _about_pairs(pair_dataset, args=args)
-    elif pair_dataset is not None:
-        logger.warning(f"`pair_dataset` is not used: no phase of `loss_phases` {args.loss_phases} weights sscl.")
+    pairs = {name: given for name, given in pairs.items() if given is not None}
+    complaints = list(filter(None, (row_source_complaint(given, name=name) for name, given in (rows | pairs).items())))
+    if not complaints:  # otherwise the rows cannot be read
+        settings = args.corruption_settings if data_collator is None else data_collator.settings
+        complaints += _about_model(model, args=args, tokenizer=tokenizer, needs_mask_token=data_collator is None)
+        complaints += _about_weights(model, trains=train_dataset is not None)
+        for name, given in rows.items():
+            missing = list(_about_columns(given, name=name, columns=("input_ids",)))
+            complaints += missing or _about_lengths(given, name=name, model=model, args=args, settings=settings)
+        if args.uses_contrastive_loss or eval_pair_dataset is not None:
+            complaints += _about_pair_length(model, args=args, tokenizer=tokenizer)
+        for name, given in pairs.items():
+            complaints += _about_columns(given, name=name, columns=("anchor", "positive"))
+        if args.uses_contrastive_loss:
+            complaints += _about_pairs(pair_dataset, args=args)
+        elif pair_dataset is not None:
+            logger.warning(f"`pair_dataset` is not used: no phase of `loss_phases` {args.loss_phases} weights sscl.")
     if complaints:
-        raise ValueError("\n- ".join([_HEADING, *complaints]))
+        raise ValueError("\n- ".join(["This run cannot work:", *complaints]))
 
 
 def _about_model(
@@ -89,8 +87,8 @@ def _about_model(
         )
         return
     config: Any = model.config
-    if needs_mask_token and tokenizer is None:
-        yield "`processing_class` is missing; pass the tokenizer, or a `data_collator` made from it."
+    if tokenizer is None and (needs_mask_token or args.uses_contrastive_loss):
+        yield "`processing_class` is missing; pass the tokenizer."
     if needs_mask_token and MagnetSettings.of(config).mask_token_id is None:
         yield (
             "The model's config has no mask token. Load the model with `MagnetLlamaForCausalLM.from_pretrained` "
@@ -127,20 +125,10 @@ def _about_weights(model: Any, *, trains: bool) -> Iterator[str]:
             "The model's adapter was added by `model.add_adapter` or loaded with the model, so the run could not be "
             "resumed. Load the model without it, and use peft's `get_peft_model` or `trainer.lora.apply_lora`."
         )
-    if not getattr(model, "is_quantized", False):
-        return
-    method = getattr(model.config.quantization_config, "quant_method", "unknown")
-    method = getattr(method, "value", method)
-    if getattr(model, "is_loaded_in_4bit", False) and model.device.type == "cpu":
-        # The first forward without gradients, such as in an evaluation, repacks the weights irreversibly.
+    if getattr(model, "is_quantized", False) and not _passes_gradient(model):
         yield (
-            f"The base is quantized to 4 bits by {method} on a CPU, where an evaluation would disable all gradients. "
-            "Train it on a GPU, or load 8-bit weights."
-        )
-    elif not _passes_gradient(model):
-        yield (
-            f"The base is quantized by {method}, and its layers pass no gradient on, so adapters would learn nothing. "
-            "Quantize only the weights (8-bit weight-only), or nothing."
+            "The layers of the quantized base pass no gradient on, so adapters would learn nothing. Quantize only the "
+            "weights (8-bit weight-only), or nothing."
         )
 
 
@@ -162,46 +150,48 @@ def _passes_gradient(model: Any) -> bool:
     return gradient is not None and bool(gradient.any())
 
 
-def _about_rows(rows: RowSource, *, args: MagnetTrainingArguments, settings: CorruptionSettings) -> Iterator[str]:
-    """Yield complaints about the rows to train on."""
+def _row_lengths(rows: RowSource) -> Iterator[int]:
+    """Yield the number of tokens of each row, or of the first 100,000 if access to a row may tokenize it."""
+    # A dataset with a transform, format "custom", computes its columns on access.
+    if isinstance(rows, Dataset) and "input_ids" in rows.column_names and rows.format["type"] != "custom":
+        for table in rows.select_columns(["input_ids"]).with_format("arrow").iter(10_000):
+            yield from pyarrow.compute.list_value_length(table["input_ids"]).to_pylist()
+        return
+    limit = None if isinstance(rows, (list, tuple)) else 100_000
+    yield from (len(rows[index]["input_ids"]) for index in islice(range(len(rows)), limit))
+
+
+def _about_columns(rows: RowSource, *, name: str, columns: tuple[str, ...]) -> Iterator[str]:
+    """Yield a complaint if there are no rows, or they lack a column."""
     if not len(rows):
-        yield "`train_dataset` has no rows; check its source and its filters."
-        return
-    batch_size = args.per_device_train_batch_size * args.world_size
-    if args.dataloader_drop_last and len(rows) < batch_size:
-        yield (
-            f"`train_dataset` has {len(rows)} rows, fewer than the {batch_size} of one batch, and "
-            "`dataloader_drop_last` leaves them out. Pass more rows, or lower `per_device_train_batch_size`."
-        )
-    if "input_ids" not in rows[0]:
-        yield f"`train_dataset` has the columns {sorted(rows[0])} but no `input_ids`; tokenize it first."
-        return
+        yield f"`{name}` has no rows; check its source and its filters."
+    elif missing := [column for column in columns if column not in rows[0]]:
+        yield f"`{name}` has the columns {sorted(rows[0])} but no {' and no '.join(missing)}; add or rename them."
+
+
+def _about_lengths(
+    rows: RowSource, *, name: str, model: nn.Module, args: MagnetTrainingArguments, settings: CorruptionSettings
+) -> Iterator[str]:
+    """Yield complaints if no row can have a span, or rows and what spans reserve exceed the model's positions."""
+    longest, row = max((length, -index) for index, length in enumerate(_row_lengths(rows)))
+    needs_spans = any("msg" in phase.weights for phase in args.phases) and settings.causal_ratio == 0
     needed = settings.min_span_tokens + 2  # a context token on each side
-    only_spans = settings.max_spans > 0 and settings.causal_ratio == 0
-    trains_spans = only_spans and any("msg" in phase.weights for phase in args.phases)
-    if trains_spans and (longest := max(row_lengths(rows))) < needed:
+    if name == "train_dataset" and needs_spans and settings.max_spans and longest < needed:
         yield (
             f"`min_span_tokens` is {settings.min_span_tokens}, which needs rows of {needed} tokens, with context on "
             f"both sides; the longest row of `train_dataset` has {longest}. Lower it, or make longer rows."
         )
-
-
-def _about_positions(rows: RowSource, *, name: str, model: nn.Module, settings: CorruptionSettings) -> Iterator[str]:
-    """Yield a complaint if rows, or the positions reserved for spans, exceed the model's positions."""
-    max_positions = getattr(model.config, "max_position_embeddings", None)
-    if max_positions is None or not len(rows) or "input_ids" not in rows[0]:
-        return
-    longest, row = max((length, -index) for index, length in enumerate(row_lengths(rows)))
-    needed = longest + settings.max_spans * (settings.end_of_span - 1) if settings.end_of_span else longest
+    max_positions = getattr(model.config, "max_position_embeddings", None) or math.inf
+    reserved = longest + settings.max_spans * (settings.end_of_span - 1) if settings.end_of_span else longest
     if longest > max_positions:
         yield (
             f"Row {-row} of `{name}` has {longest} tokens, but the model has {max_positions} positions. Make shorter "
             "rows: `texts_to_blocks` cuts texts to its `max_length`."
         )
-    elif needed > max_positions:
+    elif reserved > max_positions:
         yield (
             f"`end_of_span` is {settings.end_of_span}: rows of {longest} tokens with up to {settings.max_spans} spans "
-            f"need {needed} positions, but the model has {max_positions}. Make shorter rows, or lower `end_of_span` "
+            f"need {reserved} positions, but the model has {max_positions}. Make shorter rows, or lower `end_of_span` "
             "or `max_spans`."
         )
 
@@ -217,8 +207,8 @@ def _about_pair_length(
             "Lower it."
         )
     if tokenizer is None:
-        yield "`processing_class` is missing; pass the tokenizer, which tokenizes each batch of pairs."
-    elif tokenizer.eos_token_id is None:
+        return
+    if tokenizer.eos_token_id is None:
         yield "The tokenizer has no EOS token, whose state embeds a sentence. Set `tokenizer.eos_token`."
     else:
         prompt = args.contrastive_prompt or None
@@ -228,14 +218,6 @@ def _about_pair_length(
                 f"`contrastive_max_length` is {args.contrastive_max_length}, but prompt, BOS and EOS take {length} "
                 "tokens, which leaves none for the sentence. Raise it, or shorten `contrastive_prompt`."
             )
-
-
-def _about_columns(pairs: RowSource, *, name: str) -> Iterator[str]:
-    """Yield complaints about the columns of pairs."""
-    if not len(pairs):
-        yield f"`{name}` has no rows; check its source and its filters."
-    elif missing := [column for column in ("anchor", "positive") if column not in pairs[0]]:
-        yield f"`{name}` has the columns {sorted(pairs[0])} but no {' and no '.join(missing)}; rename them."
 
 
 def _about_pairs(pairs: RowSource | None, *, args: MagnetTrainingArguments) -> Iterator[str]:
@@ -250,4 +232,4 @@ def _about_pairs(pairs: RowSource | None, *, args: MagnetTrainingArguments) -> I
             "`contrastive_batch_size`."
         )
     if batch_size < 2:
-        yield "`contrastive_batch_size` is 1 on one process: a single pair has no negatives. Raise it."
+        yield f"`contrastive_batch_size` is {args.contrastive_batch_size}: a single pair has no negatives. Raise it."

@@ -63,7 +63,8 @@ def load_head(head: nn.Module, *, directory: str | Path) -> None:
     """Load the weights that `save_head` wrote; each process keeps its shard.
 
     Raises:
-        ValueError: if there is no file, or the names or shapes of its weights differ.
+        ValueError: if there is no file.
+        RuntimeError: if the names or shapes of its weights differ.
     """
     weights = head.state_dict()
     if not weights:
@@ -75,12 +76,4 @@ def load_head(head: nn.Module, *, directory: str | Path) -> None:
             "checkpoint of a run with the same `loss_phases` and `contrastive_head`, or start a new run."
         )
     saved = safetensors.torch.load_file(path)
-    saved_shapes = {name: tuple(weight.shape) for name, weight in saved.items()}
-    expected = {name: tuple(weight.shape) for name, weight in weights.items()}
-    if saved_shapes != expected:
-        raise ValueError(
-            f"{path} holds {saved_shapes}, but the head of this run has {expected}. Resume from a checkpoint of a run "
-            "with the same base and `contrastive_head`."
-        )
-    for name, weight in weights.items():
-        weight.copy_(sharded_like(saved[name], weight))
+    head.load_state_dict({name: sharded_like(value, weights.get(name, value)) for name, value in saved.items()})

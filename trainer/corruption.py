@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-IGNORE_INDEX = -100
+from modeling_magnet.losses_magnet import IGNORE_INDEX
 
 MntpShift = Literal["next", "same"]
 

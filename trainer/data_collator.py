@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from modeling_magnet.configuration_magnet import MagnetSettings
+from modeling_magnet.losses_magnet import IGNORE_INDEX
 from modeling_magnet.tokenization_magnet import pad_token_rows, special_ids, tokenize_texts
 
-from .corruption import IGNORE_INDEX, CorruptionSettings, corrupt_row
+from .corruption import CorruptionSettings, corrupt_row
 from .objectives import token_labels
 from .samplers import row_generator
 
@@ -34,9 +36,6 @@ class DataCollatorForMagnet:
         vocab_size (`int`): Random replacements are drawn from 0..`vocab_size` - 1.
         seed (`int`): Seed of all draws.
         end_of_span_id (`int`, *optional*): Token that ends a span, if the settings' `end_of_span` is on.
-
-    Raises:
-        ValueError: listing every id that is not in the vocabulary.
 
     Source: MAGNET (Khosla et al. 2025), section 3: x -> x_m.
 
@@ -77,24 +76,11 @@ class DataCollatorForMagnet:
     _replacement_ids: Tensor = field(init=False, repr=False, compare=False)  # (num_replacements,)
 
     def __post_init__(self) -> None:
-        required = {"mask_token_id": self.mask_token_id, "pad_token_id": self.pad_token_id}
-        if self.settings.end_of_span:
-            required["end_of_span_id"] = -1 if self.end_of_span_id is None else self.end_of_span_id
-        complaints = [
-            f"`{name}` is {getattr(self, name)}; pass the id of a token, from 0 to {self.vocab_size - 1}."
-            for name, token_id in required.items()
-            if not 0 <= token_id < self.vocab_size
-        ]
-        vocabulary = torch.arange(max(self.vocab_size, 0))
+        if self.settings.end_of_span and self.end_of_span_id is None:
+            raise ValueError("`end_of_span` needs a token that ends a span. Set `end_of_span_id` to that of EOS.")
+        vocabulary = torch.arange(self.vocab_size)
         self._special_ids = torch.tensor(self.special_token_ids, dtype=torch.long)
         self._replacement_ids = vocabulary[~torch.isin(vocabulary, self._special_ids)]
-        if not len(self._replacement_ids):
-            complaints.append(
-                f"`vocab_size` is {self.vocab_size} and `special_token_ids` leave no token for random replacements; "
-                "pass the size of the whole vocabulary."
-            )
-        if complaints:
-            raise ValueError("\n- ".join(["The collator cannot be used:", *complaints]))
 
     @classmethod
     def from_tokenizer(
@@ -102,7 +88,6 @@ class DataCollatorForMagnet:
         tokenizer: PreTrainedTokenizerBase,
         *,
         model_config: PreTrainedConfig,
-        mask_token_id: int,
         settings: CorruptionSettings,
         seed: int,
     ) -> Self:
@@ -112,9 +97,11 @@ class DataCollatorForMagnet:
 
         Args:
             tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
-            model_config (`PreTrainedConfig`): Its `vocab_size` bounds the tokens that are drawn.
-            mask_token_id, settings, seed: As in the class.
+            model_config (`PreTrainedConfig`): Of the mask token and the size of the vocabulary.
+            settings, seed: As in the class.
         """
+        mask_token_id = MagnetSettings.of(model_config).mask_token_id
+        assert mask_token_id is not None, "checked by `check_run`"
         vocab_size = min(len(tokenizer), model_config.vocab_size)
         padding = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
         return cls(
@@ -135,7 +122,6 @@ class DataCollatorForMagnet:
             `torch.LongTensor` of shape `(B, S)`; padding has segment 0, labels -100 and attention 0. Also `num_labels`
             (`int`), the number of labels of all token objectives, and the lists `row_ids` and `epochs`.
         """
-        _check_fields(rows, ("input_ids", "row_id", "epoch"))
         if empty := [row["row_id"] for row in rows if not len(row["input_ids"])]:
             raise ValueError(f"Rows {empty} have no tokens; drop empty rows from the data set.")
         corrupted = [
@@ -194,7 +180,6 @@ class DataCollatorForPairs:
             rows and columns of each mini-batch. Its length depends only on P, so that all processes run the same
             number of forwards, in each of which sharded weights are gathered.
         """
-        _check_fields(rows, ("anchor", "positive"))
         texts = [row["anchor"] for row in rows] + [row["positive"] for row in rows]
         token_rows = tokenize_texts(
             self.tokenizer,
@@ -211,16 +196,3 @@ class DataCollatorForPairs:
             parts = lengths[batch["order"]].tensor_split(number)
             batch["mini_batches"] = [(len(part), int(part[0])) for part in parts]
         return batch
-
-
-def _check_fields(rows: Sequence[dict[str, Any]], fields: tuple[str, ...]) -> None:
-    """Raise if there are no rows, or a row lacks a field."""
-    if not rows:
-        raise ValueError("There are no rows to collate; pass at least one.")
-    for index, row in enumerate(rows):
-        missing = [name for name in fields if name not in row]
-        if missing:
-            raise ValueError(
-                f"Row {index} of the batch has the fields {sorted(row)}, but not {missing}. Name the columns of the "
-                f"data set {list(fields)}, and keep `remove_unused_columns=False`."
-            )

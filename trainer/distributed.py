@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -126,29 +127,9 @@ def add_up(sums: dict[str, float], accelerator: Accelerator) -> dict[str, float]
     return dict(zip(sums, accelerator.reduce(totals, reduction="sum").tolist(), strict=True))
 
 
-class _GatherWithGradient(torch.autograd.Function):
-    """Gather rows of all processes; the backward pass returns the summed gradient of each row to its process.
-
-    Every process computes its part of the loss from all rows, so a row has a gradient on every process.
-    `torch.distributed.all_gather` itself passes no gradient on.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        ctx.num_rows = len(rows)
-        parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].contiguous().clone()
-        torch.distributed.all_reduce(total)
-        first = torch.distributed.get_rank() * ctx.num_rows
-        return total[first : first + ctx.num_rows]
-
-
 def gather_with_gradient(rows: Tensor) -> Tensor:
-    """Gather rows `(P, H)` of all processes into `(W * P, H)`; gradients flow back to each row's process."""
-    gathered: Tensor = _GatherWithGradient.apply(rows)
-    return gathered
+    """Gather rows `(P, H)` of all processes into `(W * P, H)`; gradients flow back to each row's process.
+
+    Every process computes its part of the loss from all rows, so the gradients of a row are summed over processes.
+    """
+    return torch.cat(all_gather(rows))

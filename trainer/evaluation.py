@@ -7,16 +7,18 @@ Shapes: B rows, S tokens in a row, K token objectives.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .corruption import IGNORE_INDEX
+from modeling_magnet.losses_magnet import IGNORE_INDEX
+
+from .corruption import CorruptionSettings
 from .data_collator import DataCollatorForMagnet, DataCollatorForPairs
 from .distributed import add_up
 from .metrics import perplexity
@@ -30,29 +32,26 @@ from .objectives import (
     token_labels,
 )
 from .samplers import even_dataloader
+from .sources import RowSource
 from .training_args import MagnetTrainingArguments
 
 Sums = dict[str, float]
 
 EVALUATION_SEED = 0  # of masks and spans
+# The corruption of rows for the infilling perplexity: spans without masking.
+INFILLING_SETTINGS = CorruptionSettings(mask_ratio=0.0, max_spans=3, min_span_tokens=8, max_span_tokens=32)
 _MAX_LOGITS = 2**22  # held at a time while tokens are predicted
 
 
-@dataclass
 class EvaluationCollator:
     """Corrupt each row twice: as in training, and with missing spans but without masking.
 
     An empty list gives a batch of one token without labels, so that all processes run the same number of batches.
     """
 
-    corruption: DataCollatorForMagnet
-    infilling: DataCollatorForMagnet
-
-    @classmethod
-    def from_training(cls, collator: DataCollatorForMagnet, args: MagnetTrainingArguments) -> "EvaluationCollator":
-        """Make the collator of evaluation from that of training."""
-        corruption = dataclasses.replace(collator, seed=EVALUATION_SEED)
-        return cls(corruption, dataclasses.replace(corruption, settings=args.infilling_settings))
+    def __init__(self, training: DataCollatorForMagnet) -> None:
+        self.corruption = dataclasses.replace(training, seed=EVALUATION_SEED)
+        self.infilling = dataclasses.replace(self.corruption, settings=INFILLING_SETTINGS)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         rows = rows or [{"input_ids": [0], "row_id": 0, "epoch": 0}]
@@ -78,21 +77,19 @@ class PairEvaluationCollator:
 
 
 @torch.no_grad()
-def language_sums(
-    model: nn.Module, batch: dict[str, Any], *, normalization: Mapping[str, str]
-) -> tuple[Sums, TargetLosses]:
+def language_sums(model: nn.Module, batch: dict[str, Any], *, as_printed: bool) -> tuple[Sums, TargetLosses]:
     """Sum cross entropies and counts of one batch of text.
 
     Args:
         model (`nn.Module`): The model in evaluation mode.
         batch (`dict`): Output of `EvaluationCollator`, on the model's device.
-        normalization (`Mapping[str, str]`): See `count_items`.
+        as_printed (`bool`): See `count_items`.
 
     Returns:
         `tuple`: sums in nats and counts for `language_metrics`, and the `TargetLosses` of the corrupted rows.
     """
     corrupted, infilling = batch["corrupted"], batch["infilling"]
-    items = count_items(corrupted, normalization=normalization)
+    items = count_items(corrupted, as_printed=as_printed)
     joint, fills = forward_targets(model, corrupted), forward_targets(model, infilling)
     assert joint.hits is not None
     # The single token of an empty batch does not count.
@@ -149,39 +146,30 @@ def language_metrics(sums: Sums) -> dict[str, float]:
     return metrics
 
 
-def run_metrics(trainer: Any, sums: Mapping[str, float], *, weights: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics of the rows and held-out pairs of an evaluation, and the weighted loss.
-
-    Args:
-        trainer (`MagnetTrainer`): Its model is in evaluation mode.
-        sums (`dict`): Sums of `language_sums` over the batches of this process.
-        weights (`Mapping[str, float]`): Weights of the objectives in `loss`.
-    """
-    metrics = language_metrics(add_up(dict(sums), trainer.accelerator))
-    if trainer.eval_pair_dataset is not None:
-        metrics |= _pair_metrics(trainer)
-    losses = {name: metrics[f"loss_{name}"] for name in OBJECTIVES if f"loss_{name}" in metrics}
-    metrics["loss"] = sum(weights.get(name, 0.0) * loss for name, loss in losses.items())
-    return metrics
-
-
 @torch.no_grad()
-def _pair_metrics(trainer: Any) -> dict[str, float]:
+def pair_metrics(
+    model: nn.Module,
+    pairs: RowSource,
+    *,
+    head: nn.Module,
+    collator: DataCollatorForPairs,
+    args: MagnetTrainingArguments,
+    accelerator: Accelerator,
+) -> dict[str, float]:
     """Return the losses of the pair objectives over held-out pairs.
 
     With any number of processes, batches have the size of training batches, and negatives come from the same batch.
     """
-    pairs, args, accelerator = trainer.eval_pair_dataset, trainer.args, trainer.accelerator
     size = args.contrastive_batch_size
     # A smaller last batch would have fewer negatives and thus a lower loss.
     num_pairs = len(pairs) - len(pairs) % size or len(pairs)
-    collator = PairEvaluationCollator(trainer.pair_collator, min(size, num_pairs))
-    loader = even_dataloader(pairs, collator, batch_size=size, args=args, num_rows=num_pairs)
+    even_collator = PairEvaluationCollator(collator, min(size, num_pairs))
+    loader = even_dataloader(pairs, even_collator, batch_size=size, args=args, num_rows=num_pairs)
     hide = args.disable_tqdm or not accelerator.is_local_main_process
     sums = {"pairs": 0.0, **dict.fromkeys(pair_objectives(), 0.0)}
     for batch in tqdm(loader, desc="Held-out pairs", unit="batch", leave=False, disable=hide, delay=1):
         inputs = send_to_device(batch["pairs"], accelerator.device)
-        for name, loss in pair_losses(trainer.model, inputs, head=trainer.head, args=args).items():
+        for name, loss in pair_losses(model, inputs, head=head, args=args).items():
             sums[name] += loss.item() * batch["num_pairs"]
         sums["pairs"] += batch["num_pairs"]
     sums = add_up(sums, accelerator)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, unwrap_peft_model
 
 from modeling_magnet.configuration_magnet import MagnetSettings
@@ -27,11 +27,15 @@ from modeling_magnet.sources_magnet import CARD
 from . import checkpoints, contrastive, distributed, evaluation, guards, objectives, samplers
 from .checks import check_run
 from .data_collator import DataCollatorForMagnet, DataCollatorForPairs
-from .lora import adapter_layers, adapters_under_autocast, targets_in_order
+from .fused_adapters import adapter_layers, adapters_under_autocast
+from .lora import targets_in_order
+from .loss_phases import LossPhase
 from .model_card import run_card
-from .objectives import OBJECTIVES, LossPhase
-from .samplers import EpochRows, RowSource
+from .objectives import OBJECTIVES
+from .samplers import EpochRows
+from .sources import RowSource
 from .training_args import MagnetTrainingArguments
+from .whole_files import whole_file
 
 # Fields of a batch that identify its rows and pairs.
 _ROW_NUMBERS = ("row_ids", "epochs", "pair_micro_batch")
@@ -90,8 +94,11 @@ class MagnetTrainer(Trainer):
         pairs: dict[str, Any] = {"pair_dataset": pair_dataset, "eval_pair_dataset": eval_pair_dataset}
         check_run(base_model, args=args, data_collator=data_collator, tokenizer=processing_class, **rows, **pairs)
         if data_collator is None:
-            data_collator = _collator_for_rows(base_model.config, processing_class, args)
-        self.phases, self._normalization = args.phases, args.normalization
+            assert processing_class is not None, "checked by `check_run`"
+            data_collator = DataCollatorForMagnet.from_tokenizer(
+                processing_class, model_config=base_model.config, settings=args.corruption_settings, seed=args.seed
+            )
+        self.phases = args.phases
         self._phase_ends = list(accumulate(phase.steps for phase in self.phases))
         if any("msg" in phase.weights for phase in self.phases):
             MagnetSettings.update(base_model.config, end_of_span=data_collator.settings.end_of_span)
@@ -124,19 +131,25 @@ class MagnetTrainer(Trainer):
         self._losses: list[tuple[str, Tensor]] = []  # of the micro-batches of the current step
         self._rows: list[dict[str, Any]] = []
         self._parts: dict[str, tuple[Tensor, float]] = {}  # sum and number of steps of each loss since the last log
-        self._part: Literal["all", "tokens", "pairs"] = "all"  # what `compute_loss` computes
-        self._tried_phase: LossPhase | None = None  # during the memory trial
         # Some optimizers update the weights during each backward pass.
         optimizer = str(getattr(args.optim, "value", args.optim))
         self._steps_in_backward = "lomo" in optimizer or optimizer.endswith("layerwise")
 
     @property
     def _phase(self) -> LossPhase:
-        """The phase of the next step, or of the memory trial; the last phase does not end."""
-        if self._tried_phase is not None:
-            return self._tried_phase
-        number = bisect_right(self._phase_ends, self.state.global_step)
-        return self.phases[min(number, len(self.phases) - 1)]
+        """The phase of the next step; the last phase does not end."""
+        return self.phases[self._phase_number]
+
+    @property
+    def _phase_number(self) -> int:
+        return min(bisect_right(self._phase_ends, self.state.global_step), len(self.phases) - 1)
+
+    @property
+    def _num_pair_steps(self) -> int:
+        """The number of earlier steps with pairs. It determines the next pairs, so checkpoints need not store it."""
+        earlier = self.phases[: self._phase_number]
+        in_phase = self.state.global_step - sum(phase.steps for phase in earlier)
+        return sum(phase.steps for phase in earlier if phase.uses_pairs) + in_phase * self._phase.uses_pairs
 
     # ---- Data. Seed and epoch determine the rows, seed and step the pairs, so that resumed runs repeat them ----
 
@@ -173,8 +186,7 @@ class MagnetTrainer(Trainer):
             self._pair_stream.stop()
             return batches, num_items
         # The last window of an epoch may be shorter. It skips numbers, so that they depend only on the step.
-        steps = objectives.pair_steps_before(self.phases, self.state.global_step)
-        first = steps * self.args.gradient_accumulation_steps
+        first = self._num_pair_steps * self.args.gradient_accumulation_steps
         return [
             {**batch, "pairs": self._pair_stream.fetch(number), "pair_micro_batch": number}
             for number, batch in enumerate(batches, first)
@@ -191,7 +203,6 @@ class MagnetTrainer(Trainer):
 
         Raises:
             FloatingPointError: for a NaN or infinite loss or gradient; on a GPU not before the next log.
-            torch.OutOfMemoryError: naming the phase and the arguments to lower.
         """
         with ExitStack() as stack:
             if self._autocast_layers:
@@ -209,37 +220,19 @@ class MagnetTrainer(Trainer):
         return loss
 
     def _forward_and_backward(self, model: nn.Module, inputs: dict[str, Any], num_items: Any) -> Tensor:
-        """Run the parent's step once, or separately for the token losses and the pair losses."""
+        """Run the parent's step on the batch, or first on its rows and then on its pairs."""
         # A subclass may add a term to the loss or scale it, which has to happen once and to the whole loss.
         is_original = getattr(self.compute_loss, "__func__", None) is MagnetTrainer.compute_loss
         # DeepSpeed counts each backward pass as a micro-batch, and runs its optimizer step in the last one.
         keeps_gradients = not (self.is_deepspeed_enabled or self._steps_in_backward)
         if not ("pairs" in inputs and self._phase.uses_tokens and is_original and keeps_gradients):
-            return self._run_part("all", model, inputs, num_items)
+            return super().training_step(model, inputs, num_items)
+        rows = {name: value for name, value in inputs.items() if name != "pairs"}
         # DDP averages gradients during a backward pass, but both passes add to the same gradients. The first one must
         # not communicate, or its gradients would be averaged again with those of the second.
         with self._without_gradient_sync(model):
-            token_loss = self._run_part("tokens", model, inputs, num_items)
-        return token_loss + self._run_part("pairs", model, inputs, num_items)
-
-    def _run_part(
-        self, part: Literal["all", "tokens", "pairs"], model: nn.Module, inputs: dict[str, Any], num_items: Any
-    ) -> Tensor:
-        """Run the parent's step on a part of the loss, and report where memory ran out."""
-        self._part = part
-        try:
-            return super().training_step(model, inputs, num_items)
-        except (RuntimeError, MemoryError) as error:
-            if not guards.is_out_of_memory(error):
-                raise
-            phase = self._phase
-            number = self.phases.index(phase)
-            step = "before step 1" if self._tried_phase is not None else f"at step {self.state.global_step + 1}"
-            where = f"{step} in phase {number + 1} of `loss_phases` ({self.args.loss_phases[number]!r})"
-            of_pairs = part != "tokens" and phase.uses_pairs
-            raise guards.out_of_memory(error, where=where, of_pairs=of_pairs) from error
-        finally:
-            self._part = "all"
+            token_loss = super().training_step(model, rows, num_items)
+        return token_loss + super().training_step(model, {"pairs": inputs["pairs"]}, num_items)
 
     def _without_gradient_sync(self, model: nn.Module) -> Any:
         """Delay the averaging of gradients over processes to the next backward pass.
@@ -262,16 +255,16 @@ class MagnetTrainer(Trainer):
         `(K,)`; by default by those of this batch. A pair loss is a mean over micro-batches, each with its own
         negatives. With `return_outputs` the unweighted losses are returned, too.
         """
-        phase, part = self._phase, self._part
+        phase = self._phase
         losses: dict[str, Tensor] = {}
-        if part != "pairs" and phase.uses_tokens:
+        if phase.uses_tokens and "input_ids" in inputs:
             num_items = num_items_in_batch if isinstance(num_items_in_batch, Tensor) else self._count(inputs)
             joint = objectives.forward_targets(model, inputs)
             for (name, token_losses), items in zip(joint.losses.items(), num_items, strict=True):
                 # Wrappers average gradients over processes, but losses divided by a global count have to be summed.
                 scale = self.accelerator.num_processes
                 losses[name] = scale * OBJECTIVES[name].loss(token_losses, num_items=items)
-        if "pairs" in inputs and part != "tokens":
+        if "pairs" in inputs:
             pair_losses = objectives.pair_losses(
                 model, inputs["pairs"], head=self.head, args=self.args, num_processes=self.accelerator.num_processes
             )
@@ -279,7 +272,7 @@ class MagnetTrainer(Trainer):
         loss = torch.zeros((), dtype=torch.float32, device=self.args.device)
         for name, term in losses.items():
             loss = loss + phase.weights.get(name, 0.0) * term
-        if "pairs" not in inputs and part == "all" and list(self.head.parameters()):
+        if not phase.uses_pairs and list(self.head.parameters()):
             # Give the head a gradient of 0, since some optimizers and wrappers need one in every step. The head has to
             # be called, since ZeRO-3 gathers its weights only then.
             width = unwrap_peft_model(self.accelerator.unwrap_model(model)).config.hidden_size
@@ -291,8 +284,8 @@ class MagnetTrainer(Trainer):
                 self._parts[name] = (total + term.detach(), steps + 1 / self._num_micro_batches)
             if self.is_in_train:
                 self._losses += [(name, term.detach()) for name, term in losses.items()]
-                if part != "pairs":
-                    self._rows.append({name: inputs[name] for name in _ROW_NUMBERS if name in inputs})
+                if row_numbers := {name: inputs[name] for name in _ROW_NUMBERS if name in inputs}:
+                    self._rows.append(row_numbers)
         return (loss, losses) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
@@ -303,36 +296,12 @@ class MagnetTrainer(Trainer):
         return self.accelerator.reduce(counts, reduction="sum")
 
     def _count(self, batch: dict[str, Any]) -> Tensor:
-        return objectives.count_items(batch, normalization=self._normalization)
+        return objectives.count_items(batch, as_printed=self.args.losses_as_printed)
 
     @property
     def _num_micro_batches(self) -> int:
         """The number of micro-batches of the current step; the last window of an epoch may be shorter."""
         return self.current_gradient_accumulation_steps if self.is_in_train else 1
-
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        """Prepare like the parent, then find out whether the phases fit in memory."""
-        prepared = super()._prepare_for_training(*args, **kwargs)
-        # With DeepSpeed and optimizers that step during a backward pass, a trial could not be undone.
-        if self.args.memory_trial and not self.is_deepspeed_enabled and not self._steps_in_backward:
-            guards.try_phases(self, prepared[0])
-        return prepared
-
-    def try_step(self, model: nn.Module, phase: LossPhase, batch: dict[str, Any]) -> None:
-        """Run forward and backward of a micro-batch as in a phase, without logging or counting it.
-
-        Args:
-            model (`nn.Module`): The model as it is called in training.
-            phase (`LossPhase`): Weights of the losses.
-            batch (`dict`): A micro-batch of the training loader.
-        """
-        logged, self._parts, self._tried_phase, self.is_in_train = self._parts, {}, phase, False
-        try:
-            # Not compiled: layers first compiled for these shapes would give other results in the last bits.
-            with adapters_under_autocast(self._autocast_layers), self._without_gradient_sync(model):
-                self._forward_and_backward(model, batch, None)
-        finally:
-            self._parts, self._tried_phase, self.is_in_train = logged, None, True
 
     # ---- Logs and evaluation ----
 
@@ -347,18 +316,12 @@ class MagnetTrainer(Trainer):
             self._parts = {}
         super().log(logs, start_time)
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate like the parent, after checking that the last steps were finite."""
-        self._guard.check()
-        return super().evaluate(*args, **kwargs)
-
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Load each evaluation row on one process, corrupted in the same way every time."""
         if isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset]
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        samplers.check_row_source(rows, name="eval_dataset")
-        collator = evaluation.EvaluationCollator.from_training(self.data_collator, self.args)
+        collator = evaluation.EvaluationCollator(self.data_collator)
         size = self.args.eval_batch_size
         return samplers.even_dataloader(EpochRows(rows), collator, batch_size=size, args=self.args)
 
@@ -373,13 +336,19 @@ class MagnetTrainer(Trainer):
         `left_to_right_perplexity` (of the same span tokens) and `causal_perplexity`. `loss` weights the losses as
         the current phase does. Metrics without a token are omitted. The random state of training does not change.
         """
+        self._guard.check()
         was_training = self.model.training
         self._sums: Counter[str] = Counter()
         # accelerate's default drops the last rows, taking them for repeated rows of its own loader.
         self.gather_function = self.accelerator.gather
         output = super().evaluation_loop(*args, **{**kwargs, "metric_key_prefix": metric_key_prefix})
         assert output.metrics is not None
-        metrics = evaluation.run_metrics(self, self._sums, weights=self._phase.weights)
+        metrics = evaluation.language_metrics(distributed.add_up(dict(self._sums), self.accelerator))
+        if self.eval_pair_dataset is not None:
+            parts = {"head": self.head, "collator": self.pair_collator, "accelerator": self.accelerator}
+            metrics |= evaluation.pair_metrics(self.model, self.eval_pair_dataset, args=self.args, **parts)
+        weights = self._phase.weights
+        metrics["loss"] = sum(weights.get(name, 0.0) * metrics.get(f"loss_{name}", 0.0) for name in OBJECTIVES)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         self.model.train(was_training)
         return output
@@ -389,7 +358,7 @@ class MagnetTrainer(Trainer):
     ) -> tuple[None, Tensor | None, Tensor | None]:
         """Add the sums of one batch to the current evaluation, and predict tokens for `compute_metrics`."""
         batch: dict[str, Any] = self._prepare_inputs(inputs)
-        sums, joint = evaluation.language_sums(model, batch, normalization=self._normalization)
+        sums, joint = evaluation.language_sums(model, batch, as_printed=self.args.losses_as_printed)
         self._sums.update(sums)
         if self.compute_metrics is None or prediction_loss_only:
             return None, None, None
@@ -425,12 +394,13 @@ class MagnetTrainer(Trainer):
         return unwrap_peft_model(self.accelerator.unwrap_model(self.model))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save and seal a checkpoint, then remove older ones."""
+        """Save a checkpoint, then remove older ones."""
         self._guard.check()
         step, run = self.state.global_step, Path(self._get_output_dir(trial))
         if self.args.should_save:
-            checkpoints.forget_completeness(run / f"checkpoint-{step}")
-        # The parent would remove older ones before this one is sealed, in the order of file times.
+            # The last file that is written: without it, an overwritten checkpoint is incomplete.
+            (run / f"checkpoint-{step}" / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        # The parent would remove older ones in the order of file times, which a wrong clock changes.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
@@ -438,8 +408,8 @@ class MagnetTrainer(Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            torch.save(self.args, run / f"checkpoint-{step}" / TRAINING_ARGS_NAME)  # with the original limit
-            checkpoints.seal_checkpoint(run / f"checkpoint-{step}")
+            with whole_file(run / f"checkpoint-{step}" / TRAINING_ARGS_NAME) as file:
+                torch.save(self.args, file)  # with the original limit
             checkpoints.remove_old_checkpoints(run, step=step, limit=limit, best=self.state.best_model_checkpoint)
 
     # The head has its own file; with DeepSpeed it is part of the weights.
@@ -496,19 +466,6 @@ class MagnetTrainer(Trainer):
                 inner.card = None
         if self.args.should_save and isinstance(model, PeftModel):
             write_adapter_settings(inner, Path(str(output_dir or self.args.output_dir)))
-
-
-def _collator_for_rows(config: Any, tokenizer: Any, args: MagnetTrainingArguments) -> DataCollatorForMagnet:
-    """Make the collator that corrupts training rows."""
-    mask_token_id = MagnetSettings.of(config).mask_token_id
-    assert tokenizer is not None and mask_token_id is not None, "checked by `check_run`"
-    return DataCollatorForMagnet.from_tokenizer(
-        tokenizer,
-        model_config=config,
-        mask_token_id=mask_token_id,
-        settings=args.corruption_settings,
-        seed=args.seed,
-    )
 
 
 def _collator_for_pairs(tokenizer: Any, args: MagnetTrainingArguments, *, pad_token_id: int) -> DataCollatorForPairs:

@@ -9,7 +9,6 @@ from huggingface_hub import EvalResult
 from huggingface_hub.repocard import RepoCard
 
 from modeling_magnet.publishing.card import CardFacts, write_card
-from modeling_magnet.publishing.card import is_hub_id as is_model_id
 from modeling_magnet.sources_magnet import CARD, CONFIG, ModelSource
 
 from .sources import is_hub_id, local_files
@@ -48,12 +47,9 @@ def run_card(
     args: Any,
     log_history: Sequence[dict[str, Any]],
     merged: bool = False,
-    base_model: str | None = None,
     recipe: Mapping[str, Any] | None = None,
     train_texts: Sequence[str] = (),
     eval_texts: Sequence[str] = (),
-    language: Sequence[str] = (),
-    license: str | None = None,
 ) -> str:
     """Return the model card of a run.
 
@@ -63,14 +59,11 @@ def run_card(
         args (`TrainingArguments`): Arguments of the run.
         log_history (`Sequence[dict]`): Logs of the trainer; the card reports the first and the last evaluation.
         merged (`bool`, defaults to `False`): Whether the card is for a model with merged adapters.
-        base_model (`str`, *optional*): Directory or Hub id; by default from where the model was loaded.
         recipe (`Mapping`, *optional*): Added to the arguments of the run.
         train_texts (`Sequence[str]`): Files or Hub ids of the training data.
         eval_texts (`Sequence[str]`): Files or Hub ids of the held-out data.
-        language (`Sequence[str]`): Codes of the languages; by default those of the base's card.
-        license (`str`, *optional*): The Hub's identifier of a license; by default that of the base's card.
     """
-    base_model = base_model or model.config._name_or_path
+    base_model: str = model.config._name_or_path
     base_card = _card_data(base_model)
     origin = _origin(base_model, base_card)
     values: dict[str, Any] = {}
@@ -85,8 +78,8 @@ def run_card(
     facts = CardFacts(
         base_model=origin or base_model,
         datasets=[text for text in train_texts if is_hub_id(text)],
-        language=list(language) or as_list(base_card.get("language")),
-        license=license or next(iter(as_list(base_card.get("license"))), None),
+        language=as_list(base_card.get("language")),
+        license=next(iter(as_list(base_card.get("license"))), None),
         recipe=[(key, _shown(value)) for key, value in values.items() if value not in (None, "", [], {})],
         results=_results([log for log in log_history if "eval_loss" in log], eval_texts),
     )
@@ -158,8 +151,8 @@ def _origin(base_model: str, card: dict[str, Any]) -> str | None:
 
 def _is_full_id(name: Any) -> bool:
     """Whether this is a Hub id with an owner, not a relative path."""
-    is_id = isinstance(name, str) and name.count("/") == 1 and is_model_id(name)
-    return is_id and name.partition("/")[0].lower() not in _FOLDERS and not name.startswith(".")
+    is_id = isinstance(name, str) and name.count("/") == 1 and is_hub_id(name)
+    return is_id and name.partition("/")[0].lower() not in _FOLDERS
 
 
 def _shown(value: Any) -> str:

@@ -4,7 +4,6 @@
 """
 
 import hashlib
-import inspect
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,6 @@ _SCORING = {"cosine": ScoringFunction.COSINE, "dot": ScoringFunction.DOT_PRODUCT
 _OF_EVALUATE = ("batch_size", "batch_tokens", "precision", "show_progress_bar")
 # Default of MTEB; it is dropped, since it would limit batches more than the token budget of `encode`.
 _MTEB_BATCH_SIZE = 32
-# Options of `encode` that the task or MTEB sets.
-_OF_THE_TASK = {
-    "inputs", "sentences", "prompt", "prompt_name", "output_value", "convert_to_numpy", "convert_to_tensor"
-}  # fmt: skip
 
 
 class MagnetEncoder(AbsEncoder):
@@ -39,15 +34,11 @@ class MagnetEncoder(AbsEncoder):
         revision (`str`, *optional*): Commit of the model; by default the loaded one, or `local`, with a digest of the
             weights. MTEB caches scores by name and revision, so wrap a model again after training it.
         encode_kwargs: Passed to `encode`, such as `pooling` or `normalize_embeddings`.
-
-    Raises:
-        ValueError: for options that `encode` rejects, or that the task sets, such as `prompt`.
     """
 
     def __init__(
         self, model: Any, *, name: str | None = None, revision: str | None = None, **encode_kwargs: Any
     ) -> None:
-        _check_options(model, encode_kwargs)
         self.model = model
         self.encode_kwargs = encode_kwargs
         settings = model.magnet_settings
@@ -112,19 +103,6 @@ class MagnetEncoder(AbsEncoder):
         prompt = self.prompt_of(task_metadata, prompt_type)
         vectors: np.ndarray = self.model.encode(texts, prompt=prompt, **{**self.encode_kwargs, **kwargs})
         return vectors
-
-
-def _check_options(model: Any, options: dict[str, Any]) -> None:
-    """Raise for options that `encode` does not have, that the task sets, or that are out of range."""
-    if of_the_task := sorted(_OF_THE_TASK & set(options)):
-        raise ValueError(
-            f"{', '.join(map(repr, of_the_task))} cannot be set for all tasks. Store a prompt under the name or type "
-            'of a task: model.prompts["STS"] = "..."'
-        )
-    known = [name for name in inspect.signature(model.encode).parameters if name not in _OF_THE_TASK]
-    if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"`encode` has no option {', '.join(map(repr, unknown))}; expected some of {known}.")
-    model.encode([], **{name: value for name, value in options.items() if name != "precision"})
 
 
 def _revision_of(model: Any) -> str:

@@ -1,4 +1,4 @@
-"""Define the training objectives, as entries of one table, the phases that weight them, and their forwards.
+"""Define the training objectives, as entries of one table, and their forwards.
 
 A token objective labels positions of a corrupted row; all token objectives share one forward in infill mode. A pair
 objective compares embeddings of anchors and positives. Phases, losses, item counts, logs, checks and evaluation
@@ -8,11 +8,9 @@ Register it before making `MagnetTrainingArguments`, whose `loss_phases` name it
 Shapes: B rows, S tokens in a row, K token objectives, P pairs, H hidden size.
 """
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain, repeat
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
@@ -23,16 +21,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from modeling_magnet.losses_magnet import IGNORE_INDEX
 from modeling_magnet.pooling_magnet import last_token_states
 
-from .corruption import IGNORE_INDEX
 from .distributed import gather_with_gradient
 
 Batch = Mapping[str, Any]
-
-MOST_STEPS = 2**53  # a float represents all integers up to here
-_POSITIONS = ("mntp", "sscl", "msg")  # order of the weights in the short spelling: the paper's l1, l2 and l3
-_SPELLING = "'800: mntp=1 sscl=9 msg=1', or as 'steps:mntp,sscl,msg' in short"
 
 
 # ---- Losses, summed in float32 even if the inputs have half precision ----
@@ -77,12 +71,10 @@ def sscl_loss(
         targets (`torch.LongTensor` of shape `(P,)`): Row of the positive of each anchor; 0..P-1 by default.
 
     Returns:
-        `torch.FloatTensor` of shape `()`: nats per anchor; 0 without anchors.
+        `torch.FloatTensor` of shape `()`: nats per anchor.
     """
     dtype = torch.promote_types(anchors.dtype, torch.float32)
     anchors, positives = anchors.to(dtype), positives.to(dtype)
-    if not len(anchors):
-        return anchors.sum() + 0.0 * positives.sum()
     if similarity == "cosine":
         anchors, positives = F.normalize(anchors, dim=-1), F.normalize(positives, dim=-1)
     with torch.autocast(anchors.device.type, enabled=False):  # autocast would multiply in half precision
@@ -95,13 +87,9 @@ def sscl_loss(
 # ---- The table ----
 
 
-def count_labels(labels: Tensor, batch: Batch, normalization: str | None) -> Tensor:
+def count_labels(labels: Tensor, batch: Batch, as_printed: bool) -> Tensor:
     """Count the labelled positions."""
     return (labels != IGNORE_INDEX).sum()
-
-
-def _no_remedy(settings: Any) -> None:
-    """Return `None`: labels of this objective do not depend on the corruption."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,47 +99,34 @@ class Objective:
     Args:
         labels (`Callable`, *optional*): Maps a collated batch to a `torch.LongTensor` of shape `(B, S)`: the token
             that the output at each position predicts, -100 for none. `None` for an objective of pairs.
-        count (`Callable`): Maps labels, batch and the name of a normalization to the number `()` of items by which the
-            summed loss is divided, over the accumulation window and all processes.
+        count (`Callable`): Maps labels, batch and `losses_as_printed` to the number `()` of items by which the summed
+            loss is divided, over the accumulation window and all processes.
         loss (`Callable`): For tokens, maps cross entropies `(B, S)` and `num_items` to the loss `()`; for pairs, maps
             anchors `(P, H)`, positives `(Q, H)`, `temperature`, `similarity` and `targets` to it.
-        remedy (`Callable`): Maps an object with the fields of `CorruptionSettings` to the advice for the user if these
-            never produce a label, else to `None`.
     """
 
     labels: Callable[[Batch], Tensor] | None = None
-    count: Callable[[Tensor, Batch, str | None], Tensor] = count_labels
+    count: Callable[[Tensor, Batch, bool], Tensor] = count_labels
     loss: Callable[..., Tensor] = token_loss
-    remedy: Callable[[Any], str | None] = _no_remedy
 
 
-def _count_mntp(labels: Tensor, batch: Batch, normalization: str | None) -> Tensor:
-    """Count the selected tokens, or with `"tokens"` all real tokens (Eq. 2)."""
+def _count_mntp(labels: Tensor, batch: Batch, as_printed: bool) -> Tensor:
+    """Count the selected tokens, or as printed (Eq. 2) all real tokens."""
     tokens: Tensor = batch["attention_mask"].sum()
-    return tokens if normalization == "tokens" else count_labels(labels, batch, normalization)
+    return tokens if as_printed else count_labels(labels, batch, as_printed)
 
 
-def _count_msg(labels: Tensor, batch: Batch, normalization: str | None) -> Tensor:
-    """Count the span tokens, or with `"sequence"` the rows that have a span (Eq. 4)."""
-    if normalization == "sequence":
-        return (labels != IGNORE_INDEX).any(dim=1).sum()
-    return count_labels(labels, batch, normalization)
-
-
-def _mntp_remedy(settings: Any) -> str | None:
-    never = settings.mask_ratio == 0 or settings.causal_ratio == 1
-    return "Raise `mask_ratio`, lower `causal_ratio`" if never else None
-
-
-def _msg_remedy(settings: Any) -> str | None:
-    return "Raise `max_spans` or `causal_ratio`" if settings.max_spans == settings.causal_ratio == 0 else None
+def _count_msg(labels: Tensor, batch: Batch, as_printed: bool) -> Tensor:
+    """Count the span tokens, or as printed (Eq. 4) the rows that have a span."""
+    has_label = labels != IGNORE_INDEX
+    return (has_label.any(dim=1) if as_printed else has_label).sum()
 
 
 # Masked next-token prediction, missing-span generation and self-supervised contrastive learning: MAGNET (Khosla et al.
 # 2025), section 3.
 OBJECTIVES: dict[str, Objective] = {
-    "mntp": Objective(labels=itemgetter("mntp_labels"), count=_count_mntp, remedy=_mntp_remedy),
-    "msg": Objective(labels=itemgetter("msg_labels"), count=_count_msg, remedy=_msg_remedy),
+    "mntp": Objective(labels=itemgetter("mntp_labels"), count=_count_mntp),
+    "msg": Objective(labels=itemgetter("msg_labels"), count=_count_msg),
     "sscl": Objective(loss=sscl_loss),
 }
 
@@ -166,10 +141,10 @@ def pair_objectives() -> dict[str, Objective]:
     return {name: entry for name, entry in OBJECTIVES.items() if entry.labels is None}
 
 
-def count_items(batch: Batch, *, normalization: Mapping[str, str]) -> Tensor:
+def count_items(batch: Batch, *, as_printed: bool) -> Tensor:
     """Count the items of each token objective, by which its summed loss is divided, in one batch of one process.
 
-    `normalization` maps objectives to the way their items are counted. The result has the shape `(K,)`.
+    `as_printed` counts them as the paper's equations do. The result has the shape `(K,)`.
 
     Example:
         >>> batch = {
@@ -177,126 +152,13 @@ def count_items(batch: Batch, *, normalization: Mapping[str, str]) -> Tensor:
         ...     "mntp_labels": torch.tensor([[-100, -100, -100, -100], [7, -100, -100, -100]]),
         ...     "msg_labels": torch.tensor([[5, 6, -100, -100], [-100, -100, -100, -100]]),
         ... }
-        >>> count_items(batch, normalization={}).tolist()
+        >>> count_items(batch, as_printed=False).tolist()
         [1.0, 2.0]
-        >>> count_items(batch, normalization={"mntp": "tokens", "msg": "sequence"}).tolist()
+        >>> count_items(batch, as_printed=True).tolist()
         [7.0, 1.0]
     """
-    counts = [
-        OBJECTIVES[name].count(labels, batch, normalization.get(name)) for name, labels in token_labels(batch).items()
-    ]
+    counts = [OBJECTIVES[name].count(labels, batch, as_printed) for name, labels in token_labels(batch).items()]
     return torch.stack(counts).float()
-
-
-# ---- Phases ----
-
-
-@dataclass(frozen=True, init=False)
-class LossPhase:
-    """Weights of the objectives for a number of optimizer steps.
-
-    Args:
-        steps (`int`): Optimizer steps, >= 1.
-        weights (`float`): One keyword for each objective, >= 0; 0 for the others.
-
-    Example:
-        >>> phase = LossPhase(800, mntp=1, sscl=9)
-        >>> phase.weights, phase.uses_pairs
-        ({'mntp': 1, 'sscl': 9}, True)
-    """
-
-    steps: int
-    weights: dict[str, float]  # without zeros
-
-    def __init__(self, steps: int, **weights: float) -> None:
-        object.__setattr__(self, "steps", steps)
-        object.__setattr__(self, "weights", {name: weight for name, weight in weights.items() if weight != 0})
-
-    @cached_property
-    def uses_tokens(self) -> bool:
-        """Whether an objective of tokens has a weight."""
-        return any(OBJECTIVES[name].labels is not None for name in self.weights)
-
-    @cached_property
-    def uses_pairs(self) -> bool:
-        """Whether an objective of pairs has a weight."""
-        return any(OBJECTIVES[name].labels is None for name in self.weights)
-
-
-def parse_phases(entries: Sequence[str]) -> tuple[LossPhase, ...]:
-    """Parse phases as written on a command line.
-
-    Args:
-        entries (list of `str`): One for each phase, in order: `"800: mntp=1 sscl=9 msg=1"`, or in short `"800:1,9,1"`,
-            with the weights of MNTP, SSCL and MSG.
-
-    Raises:
-        ValueError: listing every mistake in every entry.
-
-    Example:
-        >>> parse_phases(["3400: mntp=1 msg=1", "800:1,9,1"])[1]
-        LossPhase(steps=800, weights={'mntp': 1.0, 'sscl': 9.0, 'msg': 1.0})
-    """
-    if isinstance(entries, str) or not isinstance(entries, Sequence) or not len(entries):
-        raise ValueError(f"The loss phases are {entries!r}; pass a list of at least one, such as {_SPELLING}.")
-    phases, complaints = [], []
-    for number, entry in enumerate(entries, start=1):
-        try:
-            phase = _parse_phase(str(entry))
-        except (ValueError, TypeError):  # TypeError: an objective is called `steps`
-            complaints.append(f"phase {number}, {entry!r}: write it as {_SPELLING}.")
-            continue
-        phases.append(phase)
-        complaints += [f"phase {number}, {entry!r}: {complaint}" for complaint in _complaints_about(phase)]
-    if complaints:
-        raise ValueError("\n- ".join(["The loss phases cannot be used:", *complaints]))
-    return tuple(phases)
-
-
-def pair_steps_before(phases: Sequence[LossPhase], step: int) -> int:
-    """Count the steps with pairs among the first `step` optimizer steps.
-
-    This is the position in the sequence of pair batches, so that checkpoints need not store it. The last phase does
-    not end.
-
-    Example:
-        >>> pair_steps_before(parse_phases(["3400: mntp=1 msg=1", "800: mntp=1 sscl=9"]), 3500)
-        100
-    """
-    count = 0
-    for phase in phases[:-1]:
-        steps_in_phase = min(step, phase.steps)
-        count += steps_in_phase if phase.uses_pairs else 0
-        step -= steps_in_phase
-    return count + (step if phases[-1].uses_pairs else 0)
-
-
-def _parse_phase(entry: str) -> LossPhase:
-    """Parse one entry of either spelling; raise a ValueError if it is malformed."""
-    steps, text = entry.split(":")
-    named: Iterable[Sequence[str]] = zip(_POSITIONS, text.split(","), strict=True)
-    if "=" in text:
-        named = [part.split("=") for part in text.split()]
-    weights: dict[str, float] = {}
-    for name, weight in named:
-        if name in weights:
-            raise ValueError(f"{name} is given twice")
-        weights[name] = float(weight)
-    return LossPhase(int(steps), **weights)
-
-
-def _complaints_about(phase: LossPhase) -> Iterator[str]:
-    """Yield complaints about the steps and weights of a phase."""
-    if not 1 <= phase.steps <= MOST_STEPS:
-        digits = str(phase.steps)
-        yield f"{digits if len(digits) < 20 else f'{len(digits)} digits of'} steps; pass 1 to {MOST_STEPS}."
-    for name, weight in phase.weights.items():
-        if name not in OBJECTIVES:
-            yield f"{name!r} is not an objective; pass some of {', '.join(OBJECTIVES)}."
-        if not (weight >= 0 and math.isfinite(weight)):
-            yield f"the weight of {name} is {weight}; pass a finite number, 0 or above."
-    if not phase.weights:
-        yield "all weights are 0; give at least one objective a weight."
 
 
 # ---- Forwards ----

@@ -6,13 +6,15 @@ micro-batch determines its pairs.
 """
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import TrainingArguments
+
+from .sources import RowSource
 
 # Orders are drawn by `row_generator`, too, with row numbers that no row has.
 _ORDER_OF_ROWS = -1
@@ -44,33 +46,6 @@ def _splitmix64(number: int) -> int:
     number = ((number ^ (number >> 30)) * 0xBF58_476D_1CE4_E5B9) & _UINT64
     number = ((number ^ (number >> 27)) * 0x94D0_49BB_1331_11EB) & _UINT64
     return number ^ (number >> 31)
-
-
-class RowSource(Sized, Protocol):
-    """Anything with a length whose items are dicts, such as a `datasets.Dataset` or a list."""
-
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-
-
-def row_source_complaint(rows: Any, *, name: str) -> str | None:
-    """Describe why the argument `name` cannot be a data set of rows; return `None` if it can."""
-    kind = f"{type(rows).__module__.partition('.')[0]}.{type(rows).__name__}"
-    if isinstance(rows, Mapping):
-        return f"`{name}` is {kind} of {sorted(map(str, rows))}; pass one of them."
-    if hasattr(rows, "__len__") and hasattr(rows, "__getitem__") and not isinstance(rows, IterableDataset):
-        return None
-    if not hasattr(rows, "__iter__"):
-        return f"`{name}` is {kind}; expected a `datasets.Dataset` or a list."
-    return (
-        f"`{name}` is a stream ({kind}), but rows are drawn by index, so that runs can be repeated. Read it "
-        "first: `datasets.Dataset.from_list(list(stream.take(100_000)))`, or `Dataset.from_generator`."
-    )
-
-
-def check_row_source(rows: Any, *, name: str) -> None:
-    """Raise if an object cannot be a data set of rows."""
-    if (complaint := row_source_complaint(rows, name=name)) is not None:
-        raise ValueError(complaint)
 
 
 class EpochRows(Dataset):
@@ -126,11 +101,8 @@ def pair_batches(
     """Draw the pairs of each contrastive micro-batch of one process, without end.
 
     A pass over the pairs is a permutation drawn by seed and pass, cut into global batches of `batch_size` times
-    `num_processes`. The remainder is dropped, so that no batch contains a pair twice, as its own negative. `first` is
-    the number of the first micro-batch, from 0.
-
-    Raises:
-        ValueError: if there are fewer pairs than in one global batch.
+    `num_processes`, of which there has to be one. The remainder is dropped, so that no batch contains a pair twice, as
+    its own negative. `first` is the number of the first micro-batch, from 0.
 
     Example:
         >>> both = pair_batches(5, seed=0, batch_size=4)
@@ -139,21 +111,14 @@ def pair_batches(
         True
     """
     batches_per_pass = num_pairs // (batch_size * num_processes)
-    if not batches_per_pass:
-        raise ValueError(
-            f"There are {num_pairs} pairs, but one contrastive batch takes {batch_size * num_processes} ({batch_size} "
-            f"on each of {num_processes} processes). Pass more pairs or lower `contrastive_batch_size`."
-        )
-    order: list[int] = []
-    current_pass = -1
-    for micro_batch in count(first):
-        pass_number, batch = divmod(micro_batch, batches_per_pass)
-        if pass_number != current_pass:
-            generator = row_generator(seed, epoch=pass_number, row_id=_ORDER_OF_PAIRS)
-            order = torch.randperm(num_pairs, generator=generator).tolist()
-            current_pass = pass_number
-        start = (batch * num_processes + process_index) * batch_size
-        yield order[start : start + batch_size]
+    first_pass, num_skipped = divmod(first, batches_per_pass)
+    for pass_number in count(first_pass):
+        generator = row_generator(seed, epoch=pass_number, row_id=_ORDER_OF_PAIRS)
+        order = torch.randperm(num_pairs, generator=generator).tolist()
+        for batch in range(num_skipped, batches_per_pass):
+            start = (batch * num_processes + process_index) * batch_size
+            yield order[start : start + batch_size]
+        num_skipped = 0
 
 
 class PairStream:

@@ -1,27 +1,22 @@
 """Read rows from local files of one format, plain or compressed, or from a dataset of the Hub.
 
-The `datasets` library reads, decompresses and caches. This module selects the reader of a file, and rejects unusable
-sources before they are read in full.
+The `datasets` library reads, decompresses and caches. This module selects the reader of a file.
 """
 
 import csv
 import glob
-import gzip
-import lzma
 import re
 import warnings
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from datasets import Dataset, Features, Value, load_dataset
 from datasets.exceptions import DatasetGenerationCastError, DatasetGenerationError, DatasetNotFoundError
+from torch.utils.data import IterableDataset
 
 from modeling_magnet.tokenization_magnet import check_texts
-
-from .samplers import check_row_source
 
 Source = str | Path | Sequence[str | Path]
 
@@ -40,8 +35,25 @@ _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 # Begins the warning of pandas that it drops extra cells.
 _CELLS_LOST = "Length of header or names does not match"
 _COMPRESSIONS = (".gz", ".xz")
-# Raised for damaged files, and for numbers beyond 64 bits.
-_DAMAGED = (ValueError, OverflowError, EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile)
+
+
+class RowSource(Sized, Protocol):
+    """Anything with a length whose items are dicts, such as a `datasets.Dataset` or a list."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def row_source_complaint(rows: Any, *, name: str) -> str | None:
+    """Describe why the argument `name` cannot be a data set of rows; return `None` if it can."""
+    kind = f"{type(rows).__module__.partition('.')[0]}.{type(rows).__name__}"
+    if isinstance(rows, Mapping):
+        return f"`{name}` is {kind} of {sorted(map(str, rows))}; pass one of them."
+    if hasattr(rows, "__len__") and hasattr(rows, "__getitem__") and not isinstance(rows, IterableDataset):
+        return None
+    return (
+        f"`{name}` is {kind}, but rows are drawn by index, so that runs can be repeated. Pass a `datasets.Dataset` or "
+        "a list; read a stream first: `Dataset.from_list(list(stream.take(100_000)))`."
+    )
 
 
 def read_source(
@@ -49,7 +61,7 @@ def read_source(
 ) -> Dataset:
     """Read all columns of local files or of a Hub dataset; see `load_texts` for the source, split and configuration.
 
-    `columns` are required columns of text. They are checked before files are read in full.
+    `columns` are required columns of text.
 
     Raises:
         ValueError: if the source does not exist, mixes formats, is empty or lacks one of the columns.
@@ -73,9 +85,7 @@ def read_source(
                 f"`split` is {split!r} and `config_name` {config_name!r}, but the files of `source` {source!r} have "
                 "one split, 'train' (or a slice such as 'train[:10%]'), and no configurations. Omit both."
             )
-        data_files = [glob.escape(str(file)) for file in files]  # "[1]" in a name would be a pattern
-        check_columns(source, columns, list(_first_row(builder, data_files, options)))
-        rows = _read_files(builder, data_files, options, split=split)
+        rows = _read_files(builder, files, options, split=split)
     check_columns(source, columns, rows.column_names)
     check_are_text(source, columns, rows)
     return rows
@@ -132,7 +142,8 @@ def as_texts(texts: Any) -> Dataset:
         return texts
     if isinstance(texts, str):
         raise ValueError(f"`texts` is a string ({texts!r:.60}); pass a list, `[text]`, or `load_texts(file)`.")
-    check_row_source(texts, name="texts")
+    if (complaint := row_source_complaint(texts, name="texts")) is not None:
+        raise ValueError(complaint)
     checked = check_texts(texts, name="texts")
     if not checked:
         raise ValueError("`texts` is empty; expected at least one string.")
@@ -187,40 +198,21 @@ def format_of(files: Sequence[Path]) -> tuple[str, dict[str, Any]]:
     return formats[0]
 
 
-def _first_row(builder: str, data_files: list[str], options: dict[str, Any]) -> dict[str, Any]:
-    """Read only the first row."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=_CELLS_LOST)
-            rows = load_dataset(builder, data_files=data_files, split="train", streaming=True, **options)
-            row: dict[str, Any] = next(iter(rows), {})
-    except StopIteration:  # an empty JSON file
-        row = {}
-    except (*_DAMAGED, OSError, Warning) as error:
-        raise ValueError(
-            f"`source` begins with {data_files[0]!r}, which cannot be read as {builder} ({error}). "
-            "Check that the file is complete, is UTF-8 and has the format of its suffix."
-        ) from error
-    if not row:
-        raise ValueError(f"`source` begins with {data_files[0]!r}: its files have no rows. Pass a source with rows.")
-    return row
-
-
-def _read_files(builder: str, data_files: list[str], options: dict[str, Any], *, split: str) -> Dataset:
+def _read_files(builder: str, files: Sequence[Path], options: dict[str, Any], *, split: str) -> Dataset:
     """Read all rows of the files."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=_CELLS_LOST)
+            data_files = [glob.escape(str(file)) for file in files]  # "[1]" in a name would be a pattern
             return load_dataset(builder, data_files=data_files, split=split, **options)
-    except (DatasetGenerationError, *_DAMAGED) as error:
+    except (DatasetGenerationError, OSError, ValueError, StopIteration) as error:  # the last for an empty JSON file
         # For rows with other columns the exception itself is informative, otherwise its cause.
-        has_cause = isinstance(error, DatasetGenerationError) and not isinstance(error, DatasetGenerationCastError)
-        cause = error.__cause__ if has_cause else error
-        if has_cause and not isinstance(cause, (*_DAMAGED, Warning)):  # such as a full disk
+        cause = error if isinstance(error, DatasetGenerationCastError) else error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno is not None:  # not of the content, such as a full disk
             raise
         raise ValueError(
-            f"`source` begins with {data_files[0]!r}, which cannot be read to its end as {builder} ({cause}). Check "
-            "that each row has a cell for each column name, and that quotation marks are closed."
+            f"`source` begins with {str(files[0])!r}, which cannot be read as {builder} ({cause}). Check that it is "
+            "whole, not empty and UTF-8, has a cell for each column name in each row, and closes quotation marks."
         ) from error
 
 

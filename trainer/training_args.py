@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import TrainingArguments
@@ -11,7 +11,9 @@ from transformers.utils import is_torch_xla_available
 from modeling_magnet.tokenization_magnet import DEFAULT_PROMPT
 
 from .corruption import CorruptionSettings, MntpShift
-from .objectives import OBJECTIVES, LossPhase, parse_phases
+from .loss_phases import LossPhase, parse_phases
+
+HeadKind = Literal["tanh", "keep", "none"]
 
 # Arguments of the parent that must keep a value, and the reasons.
 _FIXED: dict[str, tuple[Any, str]] = {
@@ -88,11 +90,6 @@ class MagnetTrainingArguments(TrainingArguments):
     split_special_tokens: bool = option(
         True, "Read control tokens in a text, such as `</s>`, as text; false reads them as tokens."
     )
-    memory_trial: bool = option(
-        True,
-        "Run the largest micro-batch of each phase before the first step, to find out at once whether it "
-        "fits in memory. The results of the run do not change.",
-    )
 
     # Corruption.
     mask_ratio: float = option(
@@ -137,7 +134,7 @@ class MagnetTrainingArguments(TrainingArguments):
     )
     contrastive_prompt: str = option(DEFAULT_PROMPT, "Prompt before both sides of a pair; empty for none.")
     temperature: float = option(0.1, "Divides the similarity in InfoNCE, > 0.")
-    contrastive_head: Literal["tanh", "keep", "none"] = option(
+    contrastive_head: HeadKind = option(
         "tanh",
         "Projection of the embeddings in training: a linear layer with `tanh`, or `none`. `keep` also "
         "saves the `tanh` head with the model, and `encode` applies it.",
@@ -176,16 +173,6 @@ class MagnetTrainingArguments(TrainingArguments):
         return CorruptionSettings(**{name: getattr(self, name) for name in CorruptionSettings.__dataclass_fields__})
 
     @property
-    def infilling_settings(self) -> CorruptionSettings:
-        """The corruption of evaluation rows for the infilling perplexity: spans without masking."""
-        return CorruptionSettings(mask_ratio=0.0, max_spans=3, min_span_tokens=8, max_span_tokens=32)
-
-    @property
-    def normalization(self) -> dict[str, str]:
-        """The normalization of each objective, see `count_items`."""
-        return {"mntp": "tokens", "msg": "sequence"} if self.losses_as_printed else {}
-
-    @property
     def order_seed(self) -> int:
         """The seed of the order of rows and pairs."""
         return self.seed if self.data_seed is None else self.data_seed
@@ -196,7 +183,7 @@ class MagnetTrainingArguments(TrainingArguments):
         return any(phase.uses_pairs for phase in self.phases)
 
     def _about_phases(self) -> Iterator[str]:
-        """Yield complaints about the schedule, and about objectives for which the corruption never makes a label."""
+        """Yield complaints about the schedule, and about objectives that never have a label."""
         try:
             phases = self.phases
         except ValueError as error:
@@ -208,14 +195,15 @@ class MagnetTrainingArguments(TrainingArguments):
                 f"`max_steps` is {self.max_steps}, but `loss_phases` {self.loss_phases} add up to {total} steps. "
                 "Omit `max_steps`, or change the phases."
             )
-        for name in OBJECTIVES:
-            # `self` has the fields of `CorruptionSettings`, which may be invalid here.
-            remedy = OBJECTIVES[name].remedy(self)
-            if remedy is not None and any(name in phase.weights for phase in phases):
+        never = {
+            "mntp": self.mask_ratio == 0 or self.causal_ratio == 1,
+            "msg": self.max_spans == self.causal_ratio == 0,
+        }
+        for name, has_no_label in never.items():
+            if has_no_label and any(name in phase.weights for phase in phases):
                 yield (
                     f"`loss_phases` {self.loss_phases} weight {name}, but with `mask_ratio` {self.mask_ratio}, "
-                    f"`max_spans` {self.max_spans} and `causal_ratio` {self.causal_ratio} it never has a label. "
-                    f"{remedy}, or set its weight to 0."
+                    f"`max_spans` {self.max_spans} and `causal_ratio` {self.causal_ratio} it never has a label."
                 )
         if self.contrastive_head == "keep" and not any(phase.uses_pairs for phase in phases):
             yield f"`contrastive_head` is 'keep', but `loss_phases` {self.loss_phases} never train it. Weight sscl."
@@ -226,14 +214,10 @@ class MagnetTrainingArguments(TrainingArguments):
             self.corruption_settings  # noqa: B018, for its errors
         except ValueError as error:
             yield str(error).replace("\n- ", " ")
-        if self.contrastive_head not in (kinds := ("tanh", "keep", "none")):
-            yield f"`contrastive_head` is {self.contrastive_head!r}; pass one of {kinds}."
+        if self.contrastive_head not in get_args(HeadKind):
+            yield f"`contrastive_head` is {self.contrastive_head!r}; pass one of {get_args(HeadKind)}."
         if not self.temperature > 0:
             yield f"`temperature` is {self.temperature}; pass a number above 0, by which similarities are divided."
-        if self.contrastive_batch_size < 1:
-            yield f"`contrastive_batch_size` is {self.contrastive_batch_size}; pass 1 or more."
-        if self.contrastive_max_length < 3:
-            yield f"`contrastive_max_length` is {self.contrastive_max_length}; pass 3 or more: BOS, a token, EOS."
         limit = self.contrastive_mini_batch_tokens
         if limit is None and self.contrastive_recompute:
             yield "`contrastive_recompute` requires mini-batches. Pass `contrastive_mini_batch_tokens`."

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modeling_magnet.losses_magnet import IGNORE_INDEX
 from modeling_magnet.pooling_magnet import last_token_states
 from trainer import DataCollatorForMagnet, MagnetTrainer, MagnetTrainingArguments
-from trainer.corruption import IGNORE_INDEX
 from trainer.distributed import compiled
-from trainer.lora import adapter_layers, adapters_under_autocast
-from trainer.objectives import LossPhase, sscl_loss
+from trainer.fused_adapters import adapter_layers, adapters_under_autocast
+from trainer.loss_phases import LossPhase
+from trainer.objectives import sscl_loss
 
 
 def naive_loss(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.objectives import MOST_STEPS, parse_phases
+from trainer.loss_phases import MOST_STEPS, parse_phases
 from trainer.whole_files import parse_json
 
 DRIVERS = Path(__file__).parent

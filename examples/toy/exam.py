@@ -13,13 +13,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from examples.toy.language import THINGS, Story
+from modeling_magnet.losses_magnet import IGNORE_INDEX
 from modeling_magnet.pooling_magnet import last_token_states
 from modeling_magnet.tokenization_magnet import pad_token_rows, tokenize_texts
 from trainer.metrics import perplexity, repetition_n
 
 BATCH_SIZE = 64
 CONTINUATION_TOKENS = 48
-IGNORED = -100
 
 
 def fact_accuracy(fills: Sequence[str], stories: Sequence[Story]) -> float:
@@ -100,7 +100,7 @@ class Exam:
         losses = []
         for chosen in _batches(rows):
             batch = self._batch([rows[index] for index in chosen])
-            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE_INDEX)
             losses.append(_token_losses(model(**batch).logits, labels).sum(1))
         best = torch.cat(losses).view(len(self.stories), len(THINGS)).argmin(1)
         things = list(THINGS)
@@ -188,7 +188,7 @@ class Exam:
             batch = self._batch([rows[index] for index in chosen])
             marks = pad_token_rows([counted[index] for index in chosen], pad_token_id=0)["input_ids"]
             spans = {"segment_ids": marks} if mode == "infill" else {}
-            labels = batch["input_ids"].masked_fill(marks == 0, IGNORED)
+            labels = batch["input_ids"].masked_fill(marks == 0, IGNORE_INDEX)
             options = {} if mode is None else {"mode": mode}  # a stock Llama has no modes
             loss_sum += _token_losses(model(**batch, **options, **spans).logits, labels).sum().item()
             num_tokens += int(marks.sum())
@@ -197,7 +197,7 @@ class Exam:
 
 def _token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the cross entropy of each token given the output before it, `(B, S - 1)`; 0 at ignored positions."""
-    return F.cross_entropy(logits[:, :-1].float().mT, labels[:, 1:], reduction="none", ignore_index=IGNORED)
+    return F.cross_entropy(logits[:, :-1].float().mT, labels[:, 1:], reduction="none", ignore_index=IGNORE_INDEX)
 
 
 def _batches(rows: Sequence[Any]) -> Iterator[range]:

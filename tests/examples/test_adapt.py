@@ -198,21 +198,6 @@ def test_invalid_arguments_print_one_message_and_exit_with_2(options, changes, m
     assert "Traceback" not in said and "usage:" not in said
 
 
-def test_memory_shortage_is_reported_with_its_phase_before_the_first_step(tmp_path, options, capsys, monkeypatch):
-    def run_out(*args, **kwargs):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr("trainer.objectives.contrastive_embeddings", run_out)
-    with pytest.raises(SystemExit) as ended:
-        start(lambda: adapt.main([*options, *FULL]), reported=adapt.ArgumentError)
-    out, err = capsys.readouterr()
-    assert ended.value.code == 1
-    told = "Memory ran out before step 1 in phase 2 of `loss_phases` ('2:1,9,1'). Lower `contrastive_batch_size`"
-    assert f"error: {told}" in err
-    assert "trying the memory of phase 2 (2:1,9,1): 4 rows of 64 tokens, then 4 pairs of" in out
-    assert not (tmp_path / "run" / "adapt.json").exists()
-
-
 @pytest.mark.long
 def test_ordinary_run_emits_no_warnings(options):
     given = [option for option in options if option != "--use_cpu"]

@@ -8,7 +8,7 @@ import torch
 from examples.benchmarks import training_step
 from examples.benchmarks.training_systems import step_operations
 from trainer import LoraArguments, apply_lora
-from trainer.objectives import LossPhase
+from trainer.loss_phases import LossPhase
 
 from ..trainer.tiny import tiny_model
 from .tiny_run import write_corpus

@@ -70,7 +70,7 @@ def train(inputs: Path, folder: Path) -> None:
 
 def trained(folder: Path) -> dict[str, bytes]:
     """Read the checkpoints and the final model: their bits depend on the rows of all steps."""
-    attempt = {"training_args.bin", "trainer_state.json", "checksums.json"}  # contain times and paths
+    attempt = {"training_args.bin", "trainer_state.json"}  # contain times and paths
     files = {str(file.relative_to(folder)): file for file in (folder / "run").rglob("*") if file.is_file()}
     return {name: file.read_bytes() for name, file in files.items() if file.name not in attempt}
 

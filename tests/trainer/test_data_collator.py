@@ -1,6 +1,5 @@
 """Collated batches, their padding, and corruption that does not depend on the batch."""
 
-import pickle
 from typing import Any
 
 import pytest
@@ -40,13 +39,9 @@ def make_collator(*, seed: int = 0, **fields) -> DataCollatorForMagnet:
     )
 
 
-@pytest.mark.parametrize("end_of_span_id", [None, -1, VOCAB_SIZE])
-def test_end_of_span_id_outside_the_vocabulary_raises(end_of_span_id):
-    fields = {"mask_token_id": MASK, "pad_token_id": EOS, "special_token_ids": [EOS], "vocab_size": VOCAB_SIZE}
-    with pytest.raises(ValueError, match="`end_of_span_id` is"):
-        DataCollatorForMagnet(
-            settings=CorruptionSettings(end_of_span=8), seed=0, end_of_span_id=end_of_span_id, **fields
-        )
+def test_end_of_span_without_its_token_raises():
+    with pytest.raises(ValueError, match="`end_of_span_id`"):
+        make_collator(end_of_span=8)
 
 
 def make_rows(lengths: list[int], *, epoch: int = 0) -> list[dict]:
@@ -135,12 +130,6 @@ def test_workers_and_the_global_seed_do_not_change_a_row():
     assert collated(num_workers=0) == collated(num_workers=2, prefetch_factor=1)
 
 
-def test_collating_does_not_draw_from_the_global_generator():
-    state = torch.get_rng_state()
-    make_collator()(make_rows([30, 12]))
-    assert torch.equal(torch.get_rng_state(), state)
-
-
 def test_epoch_row_and_seed_change_the_corruption():
     collate, (row,) = make_collator(), make_rows([200])
     batches = [
@@ -166,40 +155,9 @@ def test_random_replacements_are_the_whole_vocabulary_but_special_tokens():
     assert batch["input_ids"][0, 1:].unique().tolist() == list(range(3, VOCAB_SIZE))
 
 
-def test_a_collator_survives_pickling():
-    collate, rows = make_collator(), make_rows([30, 12])
-    assert unpad(pickle.loads(pickle.dumps(collate))(rows)) == unpad(collate(rows))
-
-
-def test_empty_batch_raises():
-    with pytest.raises(ValueError, match="no rows to collate"):
-        make_collator()([])
-
-
 def test_row_without_tokens_raises():
     with pytest.raises(ValueError, match="7"):
         make_collator()([*make_rows([5]), {"input_ids": [], "row_id": 7, "epoch": 0}])
-
-
-def test_row_without_row_id_raises():
-    with pytest.raises(ValueError, match=r"Row 1 .* \['input_ids'\], but not \['row_id', 'epoch'\]"):
-        make_collator()([*make_rows([5]), {"input_ids": [1, 5]}])
-
-
-def test_ids_outside_the_vocabulary_raise_in_one_error():
-    with pytest.raises(ValueError) as error:
-        DataCollatorForMagnet(
-            settings=CorruptionSettings(),
-            mask_token_id=3,
-            pad_token_id=-1,
-            special_token_ids=[0, 1, 2],
-            vocab_size=3,
-            seed=0,
-        )
-    message = str(error.value)
-    assert "`mask_token_id` is 3; pass the id of a token, from 0 to 2" in message
-    assert "`pad_token_id` is -1" in message
-    assert "leave no token for random replacements" in message
 
 
 # --- from_tokenizer --------------------------------------------------------------------------------------------------
@@ -208,8 +166,7 @@ def test_ids_outside_the_vocabulary_raise_in_one_error():
 def from_tokenizer(tokenizer, *, vocab_size: int = VOCAB_SIZE) -> DataCollatorForMagnet:
     return DataCollatorForMagnet.from_tokenizer(
         tokenizer,
-        model_config=LlamaConfig(vocab_size=vocab_size),
-        mask_token_id=5,
+        model_config=LlamaConfig(vocab_size=vocab_size, magnet={"mask_token": "a", "mask_token_id": 5}),
         settings=CorruptionSettings(),
         seed=0,
     )
@@ -266,11 +223,3 @@ def test_the_prompt_is_put_before_both_sides():
     collate = DataCollatorForPairs(make_tokenizer(), prompt="find it", max_length=20, pad_token_id=UNK)
     batch = collate(PAIRS[:1])
     assert batch["input_ids"].tolist() == [[BOS, 3, 4, 5, 6, 7, 8, EOS], [BOS, 3, 4, 5, 10, 7, EOS, UNK]]
-
-
-def test_empty_batch_and_missing_side_raise():
-    collate = DataCollatorForPairs(make_tokenizer(), prompt=None, max_length=6, pad_token_id=UNK)
-    with pytest.raises(ValueError, match="no rows to collate"):
-        collate([])
-    with pytest.raises(ValueError, match=r"Row 0 .* \['anchor', 'text'\], but not \['positive'\]"):
-        collate([{"anchor": "a cat", "text": "a cat"}])

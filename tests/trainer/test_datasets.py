@@ -1,9 +1,6 @@
 """Loading and cutting texts: order, whitespace, and blocks with every token and without padding."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -49,14 +46,14 @@ def blocks_of(texts: list[str], tokenizer: PreTrainedTokenizerBase, **arguments:
     return texts_to_blocks(Dataset.from_dict({"text": texts}), tokenizer, **arguments)["input_ids"][:]  # type: ignore[arg-type]
 
 
-def test_texts_are_stripped_and_empty_ones_dropped(tmp_path: Path) -> None:
+def test_texts_are_stripped_and_empty_ones_dropped(tmp_path):
     rows = [" one\n", " \n", None, "two\nlines"]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"body": row}) + "\n" for row in rows))
     texts = load_texts(tmp_path / "a.jsonl", text_column="body")
     assert texts[:] == {"text": ["one", "two\nlines"]}
 
 
-def test_limit_counts_usable_texts_and_may_exceed_them(tmp_path: Path) -> None:
+def test_limit_counts_usable_texts_and_may_exceed_them(tmp_path):
     (tmp_path / "a.txt").write_text("\n\na\n\nb\nc\n")
     assert load_texts(tmp_path / "a.txt", limit=2)["text"][:] == ["a", "b"]
     assert load_texts(tmp_path / "a.txt", limit=9)["text"][:] == ["a", "b", "c"]
@@ -78,15 +75,13 @@ def test_limit_counts_usable_texts_and_may_exceed_them(tmp_path: Path) -> None:
         (10, [[BOS, 1, 2, 3, 4], [BOS, 5, 6, 7, 8], [BOS, 7, 8, 9, 10]]),
     ],
 )
-def test_long_texts_are_cut_and_the_last_block_overlaps(
-    word_tokenizer: PreTrainedTokenizerFast, num_tokens: int, expected: list[list[int]]
-) -> None:
+def test_long_texts_are_cut_and_the_last_block_overlaps(word_tokenizer, num_tokens, expected):
     padding = [words(range(90, 94))]  # a text that always stays, so that there is a block
     blocks = blocks_of(padding + [words(range(1, num_tokens + 1))], word_tokenizer, max_length=5, min_length=3)
     assert blocks[1:] == expected
 
 
-def test_concatenation_joins_texts_with_newlines(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_concatenation_joins_texts_with_newlines(byte_tokenizer):
     blocks = blocks_of(["ab", "cd", "e"], byte_tokenizer, max_length=5, min_length=1, concatenate=True)
     assert [byte_tokenizer.decode(block[1:]) for block in blocks] == ["ab\nc", "d\ne\n"]
     assert [block[0] for block in blocks] == [BOS, BOS]
@@ -98,9 +93,7 @@ def test_concatenation_joins_texts_with_newlines(byte_tokenizer: PreTrainedToken
     max_length=st.integers(2, 16),
     min_length=st.integers(1, 15),
 )
-def test_every_token_of_every_text_is_kept_in_order(
-    word_tokenizer: PreTrainedTokenizerFast, lengths: list[int], max_length: int, min_length: int
-) -> None:
+def test_every_token_of_every_text_is_kept_in_order(word_tokenizer, lengths, max_length, min_length):
     min_length = min(min_length, max_length - 1)
     texts = [list(range(1, length + 1)) for length in [*lengths, 16]]
     blocks = blocks_of([words(text) for text in texts], word_tokenizer, max_length=max_length, min_length=min_length)
@@ -116,7 +109,7 @@ def test_every_token_of_every_text_is_kept_in_order(
     assert blocks == expected
 
 
-def test_parts_of_a_joined_stream_have_the_tokens_of_the_whole() -> None:
+def test_parts_of_a_joined_stream_have_the_tokens_of_the_whole():
     if not SHARED.is_dir():
         pytest.skip("needs the shared data and models beside the repository")
     tokenizer = AutoTokenizer.from_pretrained(SHARED / "models" / "wiki-7m")
@@ -131,7 +124,7 @@ def test_parts_of_a_joined_stream_have_the_tokens_of_the_whole() -> None:
     assert {len(block) for block in blocks} == {512}
 
 
-def test_changed_arguments_do_not_use_cached_blocks(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_changed_arguments_do_not_use_cached_blocks(tmp_path, byte_tokenizer):
     (tmp_path / "a.txt").write_text("abcdefgh\nij\n")
     texts = load_texts(tmp_path / "a.txt")
     variants: list[dict[str, int | bool]] = [
@@ -148,24 +141,6 @@ def test_changed_arguments_do_not_use_cached_blocks(tmp_path: Path, byte_tokeniz
     assert byte_tokenizer.decode(again[2]["input_ids"][1:]) == "ik"
 
 
-@pytest.mark.nightly
-def test_another_process_uses_the_cached_blocks(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
-    (tmp_path / "a.txt").write_text("abcdefgh\n" * 20)
-    byte_tokenizer.save_pretrained(tmp_path / "tokenizer")
-    program = """
-import sys
-from transformers import AutoTokenizer
-from trainer.datasets import load_texts, texts_to_blocks
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1] + "/tokenizer")
-texts = load_texts(sys.argv[1] + "/a.txt")
-print(texts_to_blocks(texts, tokenizer, max_length=5, min_length=1).cache_files[0]["filename"])
-"""
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
-    runs = [subprocess.run(command, env=environment, capture_output=True, text=True, check=True) for _ in range(2)]
-    assert runs[0].stdout == runs[1].stdout != ""
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -175,20 +150,18 @@ print(texts_to_blocks(texts, tokenizer, max_length=5, min_length=1).cache_files[
         ({"max_length": 9, "min_length": 8}, "None of the 1 texts has `min_length`=8 tokens.*concatenate=True"),
     ],
 )
-def test_invalid_lengths_raise(
-    word_tokenizer: PreTrainedTokenizerFast, arguments: dict[str, int], message: str
-) -> None:
+def test_invalid_lengths_raise(word_tokenizer, arguments, message):
     with pytest.raises(ValueError, match=message):
         blocks_of([words(range(1, 5))], word_tokenizer, **{"min_length": 3, **arguments})
 
 
-def test_tokenizer_without_bos_raises(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_tokenizer_without_bos_raises(byte_tokenizer):
     plain = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer.backend_tokenizer)
     with pytest.raises(ValueError, match="no BOS"):
         texts_to_blocks(["a"], plain, max_length=20)
 
 
-def test_invalid_utf8_in_parquet_raises(tmp_path: Path) -> None:
+def test_invalid_utf8_in_parquet_raises(tmp_path):
     offsets = pa.array([0, 1, 4], type=pa.int32()).buffers()[1]
     parts = [None, offsets, pa.py_buffer(b"xa\xff\xed")]
     pq.write_table(pa.table({"text": pa.Array.from_buffers(pa.string(), 2, parts)}), tmp_path / "a.parquet")

@@ -21,27 +21,29 @@ FSDP2 = CONFIGS / "fsdp2.yaml"
 ZERO = [CONFIGS / "deepspeed_zero2.yaml", CONFIGS / "deepspeed_zero3.yaml"]
 LORA = LoraArguments(lora_r=2, lora_alpha=2)
 JOINT = {**COMMON, "loss_phases": ["4:1,0,1"]}
-CONTRASTIVE = {**COMMON, "loss_phases": ["1:1,0,1", "3:1,9,1", "1:0,1,0"]}
+CONTRASTIVE = {**COMMON, "temperature": 0.5, "loss_phases": ["1:1,0,1", "3:1,9,1", "1:0,1,0"]}
+CACHED = {"contrastive_mini_batch_tokens": 24, "contrastive_recompute": True}
 
 
-def run_both(directory, *, lora=FULL, **changes):
-    one = run_alone(directory=directory, lora=lora, per_device_train_batch_size=4, contrastive_batch_size=4, **changes)
-    two = run_together(
-        2, directory=directory, lora=lora, per_device_train_batch_size=2, contrastive_batch_size=2, **changes
-    )
-    return one, two
+def run_one(directory, **changes):
+    return run_alone(directory=directory, **{"per_device_train_batch_size": 4, "contrastive_batch_size": 4, **changes})
+
+
+def run_two(directory, **changes):
+    """Two processes with half of the batch each."""
+    halves = {"per_device_train_batch_size": 2, "contrastive_batch_size": 2}
+    return run_together(2, directory=directory, **{**halves, **changes})
 
 
 def assert_a_killed_run_goes_on(directory, *, save_steps, **changes):
     """Two processes killed one step after a checkpoint end with the bits of an uninterrupted run."""
-    changes |= {"per_device_train_batch_size": 2, "contrastive_batch_size": 2}
     whole, killed = directory / "whole", directory / "killed"
     whole.mkdir()
     killed.mkdir()
     saving = {"save_strategy": "steps", "save_steps": save_steps}
-    expected = run_together(2, directory=whole, **saving, **changes)
-    run_together(2, directory=killed, kill_at=save_steps + 1, **saving, **changes)
-    actual = run_together(2, directory=killed, resume=True, **changes)
+    expected = run_two(whole, **saving, **changes)
+    run_two(killed, kill_at=save_steps + 1, **saving, **changes)
+    actual = run_two(killed, resume=True, **changes)
     for name, weight in expected["weights"].items():
         assert torch.equal(actual["weights"][name], weight), name
 
@@ -73,57 +75,40 @@ def assert_same_losses(two, one):
     ],
 )
 def test_joint_training_in_two_processes_equals_one_with_the_same_global_batch(tmp_path, changes):
-    one, two = run_both(tmp_path, **JOINT, **changes)
-    assert_same_training(two, one)
+    assert_same_training(run_two(tmp_path, **JOINT, **changes), run_one(tmp_path, **JOINT, **changes))
 
 
 @pytest.mark.parametrize(
     ("as_printed", "lora"),
     [
-        pytest.param(False, LoraArguments(lora_r=2, lora_alpha=2), id="cosine-lora"),
+        pytest.param(False, LORA, id="cosine-lora"),
         pytest.param(True, FULL, id="dot-full", marks=pytest.mark.long),
         pytest.param(False, FULL, id="cosine-full", marks=pytest.mark.long),
-        pytest.param(True, LoraArguments(lora_r=2, lora_alpha=2), id="dot-lora", marks=pytest.mark.long),
+        pytest.param(True, LORA, id="dot-lora", marks=pytest.mark.long),
     ],
 )
 def test_contrastive_training_in_two_processes_equals_one_with_the_same_global_batch(tmp_path, lora, as_printed):
-    one, two = run_both(tmp_path, lora=lora, losses_as_printed=as_printed, temperature=0.5, **CONTRASTIVE)
-    assert_same_training(two, one)
+    changes = {**CONTRASTIVE, "lora": lora, "losses_as_printed": as_printed}
+    one = run_one(tmp_path, **changes)
+    assert_same_training(run_two(tmp_path, **changes), one)
     head = {name: grad for name, grad in one["gradients"][2].items() if "sscl_head" in name}
     assert len(head) == 2 and all(grad.abs().max() > 0 for grad in head.values())
 
 
-@pytest.mark.long
-def test_checkpointed_activations_in_two_processes_equal_one_without(tmp_path):
-    changes = {**CONTRASTIVE, "temperature": 0.5}
-    one = run_alone(directory=tmp_path, per_device_train_batch_size=4, contrastive_batch_size=4, **changes)
-    halves = {"per_device_train_batch_size": 2, "contrastive_batch_size": 2, "activation_checkpointing": True}
-    assert_same_training(run_together(2, directory=tmp_path, **halves, **changes), one)
-
-
-@pytest.mark.long
-def test_recomputed_mini_batches_in_two_processes_equal_one_that_reads_all_pairs_at_once(tmp_path):
-    changes = {**CONTRASTIVE, "temperature": 0.5}
-    one = run_alone(directory=tmp_path, per_device_train_batch_size=4, contrastive_batch_size=4, **changes)
-    halves = {"per_device_train_batch_size": 2, "contrastive_batch_size": 2}
-    cached = {"contrastive_mini_batch_tokens": 24, "contrastive_recompute": True}
-    assert_same_training(run_together(2, directory=tmp_path, **halves, **cached, **changes), one)
-
-
 @pytest.mark.parametrize(
-    "lora",
+    ("config", "lora", "more"),
     [
-        pytest.param(FULL, id="full", marks=pytest.mark.nightly),
-        pytest.param(LoraArguments(lora_r=2, lora_alpha=2), id="lora", marks=pytest.mark.long),
+        pytest.param(None, FULL, {"activation_checkpointing": True}, id="checkpointed", marks=pytest.mark.long),
+        pytest.param(None, FULL, CACHED, id="cached", marks=pytest.mark.long),
+        pytest.param(FSDP2, LORA, {}, id="fsdp-lora", marks=pytest.mark.long),
+        pytest.param(FSDP2, LORA, CACHED, id="fsdp-lora-cached", marks=pytest.mark.long),
+        pytest.param(FSDP2, FULL, {}, id="fsdp-full", marks=pytest.mark.nightly),
+        pytest.param(FSDP2, FULL, CACHED, id="fsdp-full-cached", marks=pytest.mark.nightly),
     ],
 )
-def test_two_fsdp_processes_equal_one_process(tmp_path, lora):
-    changes = {**CONTRASTIVE, "temperature": 0.5, "lora": lora}
-    one = run_alone(directory=tmp_path, per_device_train_batch_size=4, contrastive_batch_size=4, **changes)
-    halves = {"per_device_train_batch_size": 2, "contrastive_batch_size": 2}
-    cached = {"contrastive_mini_batch_tokens": 24, "contrastive_recompute": True}
-    for more in ({}, cached):
-        assert_same_training(run_together(2, directory=tmp_path, config=FSDP2, **halves, **more, **changes), one)
+def test_options_and_sharding_in_two_processes_equal_a_plain_process(tmp_path, config, lora, more):
+    changes = {**CONTRASTIVE, "lora": lora}
+    assert_same_training(run_two(tmp_path, config=config, **more, **changes), run_one(tmp_path, **changes))
 
 
 @pytest.mark.long
@@ -177,17 +162,11 @@ def test_fsdp_losses_in_half_precision_stay_in_float32(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "lora",
-    [
-        pytest.param(FULL, id="full", marks=pytest.mark.nightly),
-        pytest.param(LoraArguments(lora_r=2, lora_alpha=2), id="lora", marks=pytest.mark.long),
-    ],
+    [pytest.param(FULL, id="full", marks=pytest.mark.nightly), pytest.param(LORA, id="lora", marks=pytest.mark.long)],
 )
 def test_two_killed_fsdp_processes_resume_bit_for_bit(tmp_path, lora):
     phases = ["3:1,0,1", "4:1,9,1"]
     assert_a_killed_run_goes_on(tmp_path, save_steps=5, loss_phases=phases, lora=lora, config=FSDP2)
-
-
-CACHED = {"contrastive_mini_batch_tokens": 24, "contrastive_recompute": True}
 
 
 @pytest.mark.parametrize(
@@ -199,10 +178,9 @@ CACHED = {"contrastive_mini_batch_tokens": 24, "contrastive_recompute": True}
     ],
 )
 def test_two_deepspeed_processes_equal_one_process(tmp_path, config, lora, more):
-    changes = {**CONTRASTIVE, "temperature": 0.5, "lora": lora}
-    one = run_alone(directory=tmp_path, per_device_train_batch_size=4, contrastive_batch_size=4, **changes)
-    halves = {"per_device_train_batch_size": 2, "contrastive_batch_size": 2}
-    two = run_together(2, directory=tmp_path, config=config, **halves, **more, **changes)
+    changes = {**CONTRASTIVE, "lora": lora}
+    one = run_one(tmp_path, **changes)
+    two = run_two(tmp_path, config=config, **more, **changes)
     assert two["distributed_type"] == DistributedType.DEEPSPEED
     assert bool(two["parts"]) == (config == ZERO[1]), "between the steps no process has a weight of the third stage"
     assert not list(tmp_path.rglob("sscl_head.safetensors")), "it is part of DeepSpeed's own files"
@@ -232,10 +210,9 @@ def test_two_killed_deepspeed_processes_resume_bit_for_bit(tmp_path, config, lor
 
 @pytest.mark.long
 def test_deepspeed_trains_in_half_precision(tmp_path):
-    config, changes = ZERO[1], {**CONTRASTIVE, "temperature": 0.5, "lora": LORA, "bf16": True}
-    one = run_alone(directory=tmp_path, per_device_train_batch_size=4, contrastive_batch_size=4, **changes)
-    halves = {"per_device_train_batch_size": 2, "contrastive_batch_size": 2}
-    two = run_together(2, directory=tmp_path, config=config, **halves, **changes)
+    changes = {**CONTRASTIVE, "lora": LORA, "bf16": True}
+    one = run_one(tmp_path, **changes)
+    two = run_two(tmp_path, config=ZERO[1], **changes)
     assert {weight.dtype for weight in two["weights"].values()} == {torch.bfloat16}, "so the configuration says"
     for actual, expected in zip(two["logs"], one["logs"], strict=True):
         assert actual["loss"] == pytest.approx(expected["loss"], rel=0.02)

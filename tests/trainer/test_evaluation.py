@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from trainer.corruption import corrupt_row
-from trainer.evaluation import EVALUATION_SEED, language_metrics
+from trainer.evaluation import EVALUATION_SEED, INFILLING_SETTINGS, language_metrics
 from trainer.samplers import row_generator
 
 from ..peak_bytes import PeakBytes
-from .tiny import MASK_TOKEN_ID, tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_tokenizer, tiny_trainer
+from .tiny import MASK_TOKEN_ID, tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_trainer
 
 SPECIAL_IDS = torch.tensor([0, 1, 2])
 REPLACEMENT_IDS = torch.arange(3, 44)
@@ -34,7 +34,7 @@ def reference(model, rows, args):
     sums = dict.fromkeys(("mntp", "mntp_n", "hits", "msg", "msg_n", "infill", "left", "span_n", "causal", "n"), 0.0)
     for row_id, row in enumerate(rows):
         masked = corrupted(row_id, row, settings=args.corruption_settings, seed=EVALUATION_SEED)
-        gapped = corrupted(row_id, row, settings=args.infilling_settings, seed=EVALUATION_SEED)
+        gapped = corrupted(row_id, row, settings=INFILLING_SETTINGS, seed=EVALUATION_SEED)
         clean = torch.tensor([row["input_ids"]])
         assert torch.equal(gapped.input_ids, clean[0])
         with torch.no_grad():
@@ -124,22 +124,14 @@ def test_evaluation_does_not_change_training_or_later_evaluations(tmp_path):
         plain.model.state_dict().items(), often.model.state_dict().values(), strict=True
     ):
         assert torch.equal(weight, expected), name
+    often.model.train()
     first, second = often.evaluate(), often.evaluate()
+    assert often.model.training
     speed = ("_runtime", "_per_second")
     assert {k: v for k, v in first.items() if not k.endswith(speed)} == {
         k: v for k, v in second.items() if not k.endswith(speed)
     }
     assert [log["eval_loss"] for log in often.state.log_history if "eval_loss" in log][-1] == first["eval_loss"]
-
-
-def test_the_model_goes_back_to_training_mode(tmp_path):
-    trainer = tiny_trainer(tiny_args(tmp_path), eval_dataset=tiny_rows(4))
-    trainer.model.train()
-    trainer.evaluate()
-    assert trainer.model.training
-    trainer.model.eval()
-    trainer.evaluate()
-    assert not trainer.model.training
 
 
 def test_several_evaluation_sets_are_reported_by_name(tmp_path):
@@ -149,48 +141,28 @@ def test_several_evaluation_sets_are_reported_by_name(tmp_path):
     assert trainer.predict(tiny_rows(4)).metrics["test_causal_perplexity"] == metrics["eval_a_causal_perplexity"]
 
 
-def test_rows_too_short_for_a_span_omit_infilling_perplexity(tmp_path):
-    rows = [{"input_ids": row["input_ids"][:8]} for row in tiny_rows(4)]
-    metrics = tiny_trainer(tiny_args(tmp_path), eval_dataset=rows).evaluate()
-    assert "eval_infilling_perplexity" not in metrics
-    assert "eval_left_to_right_perplexity" not in metrics
-    assert metrics["eval_causal_perplexity"] > 1
-
-
 def test_metrics_without_tokens_are_omitted():
     names = ("mntp_loss", "mntp_items", "mntp_tokens", "mntp_hits", "msg_loss", "msg_items")
     sums = dict.fromkeys((*names, "infilling_loss", "span_tokens", "left_to_right_loss", "causal_loss"), 0.0)
     assert language_metrics({**sums, "causal_tokens": 0}) == {}
 
 
-def test_the_tokenizer_of_the_tests_has_the_ids_they_assume():
-    assert sorted(tiny_tokenizer().all_special_ids) == SPECIAL_IDS.tolist()
-
-
 # ---- compute_metrics ----
 
 
 def explicit_predictions(trainer, rows):
-    """Predict the token at each label of the corrupted rows, one row and position at a time."""
-    expected = []
+    """Return position, objective, most likely token and label of each label of the corrupted rows."""
+    found = []
     for batch in trainer.get_eval_dataloader(rows):
         corrupted = batch["corrupted"]
-        for row in range(len(corrupted["input_ids"])):
-            length = int(corrupted["attention_mask"][row].sum())
-            with torch.no_grad():
-                logits = trainer.model(
-                    corrupted["input_ids"][row : row + 1, :length],
-                    segment_ids=corrupted["segment_ids"][row : row + 1, :length],
-                    position_ids=corrupted["position_ids"][row : row + 1, :length],
-                    mode="infill",
-                ).logits[0]
-            for position in range(length):
-                for objective, name in enumerate(("mntp_labels", "msg_labels")):
-                    label = int(corrupted[name][row, position])
-                    if label != -100:
-                        found = (len(expected), position, objective, int(logits[position].argmax()), label)
-                        expected.append(found)
-    return [entry[1:] for entry in expected]
+        inputs = {name: corrupted[name] for name in ("input_ids", "attention_mask", "segment_ids", "position_ids")}
+        with torch.no_grad():
+            tokens = trainer.model(**inputs, mode="infill").logits.argmax(-1)
+        labels = torch.stack([corrupted["mntp_labels"], corrupted["msg_labels"]], dim=-1)
+        for row, position, objective in (labels != -100).nonzero().tolist():
+            label = labels[row, position, objective].item()
+            found.append((position, objective, tokens[row, position].item(), label))
+    return found
 
 
 @pytest.mark.parametrize("shift", ["next", "same"])
@@ -216,15 +188,8 @@ def test_compute_metrics_gets_predicted_and_correct_tokens(tmp_path, shift):
     assert predictions.shape == labels.shape == (7, max(len(row["input_ids"]) for row in rows), 2)
     assert ((predictions == -100) == (labels == -100)).all()
     assert got["inputs"].shape == predictions.shape[:2]
-    found = [
-        (
-            int(position),
-            int(objective),
-            int(predictions[row, position, objective]),
-            int(labels[row, position, objective]),
-        )
-        for row, position, objective in np.argwhere(labels != -100)
-    ]
+    places = np.argwhere(labels != -100).tolist()
+    found = [(at[1], at[2], int(predictions[tuple(at)]), int(labels[tuple(at)])) for at in places]
     assert found == explicit_predictions(trainer, rows) and found
     assert metrics["eval_rows"] == 7
     first = labels[..., 0] != -100
@@ -232,23 +197,15 @@ def test_compute_metrics_gets_predicted_and_correct_tokens(tmp_path, shift):
     assert metrics["eval_accuracy"] == pytest.approx(np.mean([guess == label for _, _, guess, label in found]))
 
 
-def test_user_metrics_are_logged_and_select_the_best_model(tmp_path):
+def test_user_metrics_are_logged(tmp_path):
     trainer = tiny_trainer(
-        tiny_args(
-            tmp_path,
-            eval_strategy="steps",
-            eval_steps=4,
-            save_strategy="steps",
-            save_steps=4,
-            load_best_model_at_end=True,
-            metric_for_best_model="mine",
-        ),
+        tiny_args(tmp_path, eval_strategy="steps", eval_steps=4),
         eval_dataset=tiny_rows(5),
         compute_metrics=lambda evaluated: {"mine": float(evaluated.predictions.max())},
     )
     trainer.train()
-    assert [log["step"] for log in trainer.state.log_history if "eval_mine" in log] == [4, 8]
-    assert all("eval_loss_mntp" in log for log in trainer.state.log_history if "eval_mine" in log)
+    logs = [log for log in trainer.state.log_history if "eval_mine" in log]
+    assert [log["step"] for log in logs] == [4, 8] and all("eval_loss_mntp" in log for log in logs)
     predicted = trainer.predict(tiny_rows(3))
     assert predicted.predictions.shape == predicted.label_ids.shape and predicted.predictions.shape[::2] == (3, 2)
     assert "test_mine" in predicted.metrics

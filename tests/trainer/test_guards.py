@@ -1,19 +1,15 @@
-"""Non-finite losses and gradients stop a run, and the memory trial finds phases that do not fit."""
+"""Non-finite losses and gradients stop a run."""
 
 import json
-import random
 
-import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from transformers import TrainerCallback
 
-from trainer.guards import NanGuard, is_out_of_memory, longest_pairs, longest_rows, reserve_for_optimizer
+from trainer.guards import NanGuard
 
 from .processes import call_together
-from .test_memory import trained
-from .tiny import tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_trainer
+from .tiny import tiny_args, tiny_model, tiny_rows, tiny_trainer
 
 POISON = 43
 
@@ -146,138 +142,3 @@ def test_all_processes_stop_if_one_has_a_non_finite_value(tmp_path):
     assert len(reports) == 2 and len({report["step"] for report in reports}) == 1
     assert all("gradients" in report["not_finite"] for report in reports)
     assert sum(13 in rows["row_ids"] for report in reports for rows in report["micro_batches"]) == 1
-
-
-# ---- The memory trial ----
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"view_dropout": 0.3}, {"gradient_accumulation_steps": 2, "bf16": True}],
-    ids=["plain", "dropout", "accumulated"],
-)
-def test_memory_trial_does_not_change_the_run(tmp_path, changes, capsys):
-    phases = ["3:1,0,1", "3:1,9,1", "2:0,1,0"]
-    found = []
-    for tries in (True, False):
-        args = tiny_args(tmp_path, loss_phases=phases, memory_trial=tries, **changes)
-        torch.manual_seed(3)
-        random.seed(3)
-        np.random.seed(3)
-        run = trained(args, lora=True)
-        found.append((*run, torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()))
-        trials = [line for line in capsys.readouterr().out.splitlines() if "trying the memory" in line]
-        assert len(trials) == (3 if tries else 0)
-    with_trial, without = found
-    for step, expected in zip(with_trial[0], without[0], strict=True):
-        assert all(torch.equal(step[name], expected[name]) for name in expected) and step.keys() == expected.keys()
-    assert all(torch.equal(with_trial[1][name], weight) for name, weight in without[1].items())
-    timed = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
-    logs, expected_logs = ([{k: v for k, v in log.items() if k not in timed} for log in run[2]] for run in found)
-    assert logs == expected_logs
-    assert torch.equal(with_trial[3], without[3]) and with_trial[4:] == without[4:]
-
-
-def test_memory_trial_runs_the_longest_rows_and_pairs(tmp_path, capsys):
-    rows = tiny_rows(30)
-    rows[17] = {"input_ids": [1, *range(4, 44)]}
-    pairs = [*tiny_pairs(), {"anchor": "w1", "positive": " ".join(["w2"] * 12)}]
-    trainer = tiny_trainer(
-        tiny_args(tmp_path, loss_phases=["1:1,0,1", "1:1,9,1", "1:2,8,1"], memory_trial=True),
-        train_dataset=rows,
-        pair_dataset=pairs,
-    )
-    seen = []
-    trainer.model.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append((kwargs["mode"], tuple(kwargs["input_ids"].shape))), with_kwargs=True
-    )
-    trainer.train()
-    prompt = len(trainer.pair_collator([{"anchor": "", "positive": ""}])["input_ids"][0])
-    width = min(24, prompt + 12)
-    assert seen[:3] == [("infill", (4, 41)), ("infill", (4, 41)), ("bidirectional", (8, width))]
-    assert [mode for mode, _ in seen[3:]] == ["infill", *["infill", "bidirectional"] * 2]
-    trials = [line for line in capsys.readouterr().out.splitlines() if line.startswith("trying")]
-    assert trials == [
-        "trying the memory of phase 1 (1:1,0,1): 4 rows of 41 tokens",
-        f"trying the memory of phase 2 (1:1,9,1): 4 rows of 41 tokens, then 4 pairs of {width} tokens a side",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("mode", "phase", "remedy"),
-    [
-        ("infill", "phase 1 of `loss_phases` ('3:1,0,1')", "Lower `per_device_train_batch_size`"),
-        ("bidirectional", "phase 2 of `loss_phases` ('3:1,9,1')", "Lower `contrastive_batch_size`"),
-    ],
-)
-def test_out_of_memory_raises_before_the_first_step(tmp_path, mode, phase, remedy):
-    trainer = tiny_trainer(tiny_args(tmp_path, loss_phases=["3:1,0,1", "3:1,9,1"], memory_trial=True))
-    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
-
-    def run_out(_, args, kwargs):
-        if kwargs["mode"] == mode:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-
-    trainer.model.register_forward_pre_hook(run_out, with_kwargs=True)
-    with pytest.raises(torch.OutOfMemoryError) as caught:
-        trainer.train()
-    message = str(caught.value)
-    assert f"before step 1 in {phase}" in message and remedy in message and "Tried to allocate 20.00 GiB" in message
-    assert trainer.state.global_step == 0
-    assert all(torch.equal(weight, before[name]) for name, weight in trainer.model.named_parameters())
-    assert all(weight.grad is None for weight in trainer.model.parameters())
-
-
-def test_out_of_memory_in_a_step_names_the_step(tmp_path):
-    trainer = tiny_trainer(tiny_args(tmp_path, loss_phases=["2:1,0,1", "3:1,9,1"]))
-
-    def run_out(*args):
-        if trainer.state.global_step == 3:
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
-
-    trainer.head.register_forward_pre_hook(run_out)
-    with pytest.raises(torch.OutOfMemoryError, match=r"at step 4 in phase 2 .*`contrastive_batch_size`"):
-        trainer.train()
-
-
-def test_other_errors_are_not_changed(tmp_path):
-    trainer = tiny_trainer(tiny_args(tmp_path, memory_trial=True))
-
-    def fail(*args):
-        raise RuntimeError("shapes do not match")
-
-    trainer.model.register_forward_pre_hook(fail)
-    with pytest.raises(RuntimeError, match="shapes do not match"):
-        trainer.train()
-    assert not is_out_of_memory(ValueError("out of memory")) and is_out_of_memory(MemoryError())
-
-
-def test_resumed_run_tries_only_new_kinds_of_phases(tmp_path, capsys):
-    changes = {"loss_phases": ["4:1,0,1", "4:1,9,1"], "save_strategy": "steps", "save_steps": 2, "memory_trial": True}
-    tiny_trainer(tiny_args(tmp_path, **changes)).train()
-    counts = {}
-    for step in (2, 6):
-        capsys.readouterr()
-        tiny_trainer(tiny_args(tmp_path, **changes)).train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
-        counts[step] = capsys.readouterr().out.count("trying the memory")
-    assert counts == {2: 1, 6: 0}
-
-
-def test_longest_rows_and_pairs_of_lists_and_data_sets():
-    rows = [{"input_ids": [1] * length} for length in (3, 9, 5, 9, 1)]
-    data = Dataset.from_list(rows)
-    assert longest_rows(rows, count=3) == longest_rows(data, count=3) == [1, 3, 2]
-    assert longest_rows(data.select([4, 2, 0]), count=2) == [1, 2]
-    assert longest_rows(rows, count=9) == [1, 3, 2, 0, 4]
-    pairs = [{"anchor": "abc", "positive": "a"}, {"anchor": "a", "positive": "北北"}]
-    assert longest_pairs(pairs, count=1) == [1], "six bytes"
-
-
-def test_memory_of_adam_is_reserved():
-    weight = torch.nn.Parameter(torch.zeros(3, 4))
-    optimizer = torch.optim.AdamW([weight])
-    assert [tuple(room.shape) for room in reserve_for_optimizer(optimizer)] == [(3, 4)] * 2
-    weight.grad = torch.ones_like(weight)
-    optimizer.step()
-    assert reserve_for_optimizer(optimizer) == []
-    assert reserve_for_optimizer(torch.optim.SGD([weight], lr=0.1)) == []

@@ -70,30 +70,6 @@ def test_two_backward_passes_give_the_gradients_of_one(tmp_path, changes, lora):
             assert log[name] == pytest.approx(expected[name], rel=1e-5)
 
 
-def test_a_loss_scaler_scales_both_backward_passes(tmp_path, monkeypatch):
-    args = {"loss_phases": ["2:1,9,1"], "max_grad_norm": 0, "optim": "sgd", "learning_rate": 0.0}
-    expected, _, _ = trained(tiny_args(tmp_path, **args))
-    prepare = MagnetTrainer._prepare_for_training
-
-    def with_scaler(self, *given):
-        self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-        return prepare(self, *given)
-
-    monkeypatch.setattr(MagnetTrainer, "_prepare_for_training", with_scaler)
-    scaled, _, _ = trained(tiny_args(tmp_path, **args))
-    assert_same_gradients([{name: grad / 1024 for name, grad in step.items()} for step in scaled], expected)
-
-
-def test_bfloat16_gives_the_gradients_of_one_backward_pass(tmp_path):
-    args = {"loss_phases": PHASES, "max_grad_norm": 0, "optim": "sgd", "bf16": True}
-    two, _, _ = trained(tiny_args(tmp_path, **args))
-    one, _, _ = trained(tiny_args(tmp_path, **args), trainer_class=OneBackward)
-    for step, expected in zip(two, one, strict=True):
-        for name in step:
-            difference = (step[name] - expected[name]).abs().max().item()
-            assert difference <= 2e-2 * max(1e-3, expected[name].abs().max().item()), name
-
-
 def test_subclass_changes_the_whole_loss_once(tmp_path):
     args = {"loss_phases": ["1:1,9,1"], "max_grad_norm": 0}
     (expected,), _, _ = trained(tiny_args(tmp_path, **args))

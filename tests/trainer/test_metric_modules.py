@@ -34,30 +34,7 @@ def test_rep_sen_by_hand(load):
     assert load("rep_sen").compute(predictions=TEXTS) == {"rep_sen": pytest.approx((1 / 2 + 1 / 4 + 0) / 3)}
 
 
-def test_both_repetitions_combine(load):
-    both = evaluate.combine([load("rep_n"), load("rep_sen")])
-    for text in TEXTS:
-        both.add(predictions=text)
-    expected = load("rep_n").compute(predictions=TEXTS) | load("rep_sen").compute(predictions=TEXTS)
-    assert both.compute() == pytest.approx(expected)
-    assert set(expected) == {"rep_4", "rep_sen"}
-
-
 def test_infilling_perplexity_by_hand(load):
     logprobs = [[math.log(1 / 2), math.log(1 / 8)], [], [math.log(1 / 4)]]
     values = load("infilling_perplexity").compute(predictions=logprobs)
     assert values == {"infilling_perplexity": pytest.approx(4.0), "tokens": 3}
-
-
-def test_infilling_perplexity_is_that_of_scored_fills(load, tiny_model):
-    fills = tiny_model.score_infill(["She ate the", "The dog"], [[" apple"], [" barked at"]], [" for lunch.", " me."])
-    values = load("infilling_perplexity").compute(predictions=[one.logprobs for (one,) in fills])
-    flat = [value for (one,) in fills for value in one.logprobs]
-    assert values["infilling_perplexity"] == pytest.approx(math.exp(-sum(flat) / len(flat)))
-    assert values["tokens"] == len(flat) >= 2
-
-
-@pytest.mark.parametrize("values", [[[0.5]], [[-1.0, math.nan]]])
-def test_invalid_log_probabilities_raise(load, values):
-    with pytest.raises(ValueError, match="1 of . values of `predictions`"):
-        load("infilling_perplexity").compute(predictions=values)

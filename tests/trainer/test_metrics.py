@@ -77,7 +77,3 @@ def test_repetition_n_is_the_mean_of_an_explicit_count(token_lists, n):
 )
 def test_repetition_sentences_by_hand(text, expected):
     assert repetition_sentences(text) == pytest.approx(expected)
-
-
-def test_repetition_sentences_averages_over_texts():
-    assert repetition_sentences(["Yes. Yes.", "Yes. No."]) == pytest.approx(1 / 4)

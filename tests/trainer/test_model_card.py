@@ -19,9 +19,8 @@ def write(tmp_path):
         (tmp_path / "base" / "README.md").write_bytes(card)
         model = tiny_model()
         model.tokenizer = tiny_tokenizer()
-        return run_card(
-            model, "mine", args=tiny_args(tmp_path / "run"), log_history=[], base_model=str(tmp_path / "base")
-        )
+        model.config._name_or_path = str(tmp_path / "base")
+        return run_card(model, "mine", args=tiny_args(tmp_path / "run"), log_history=[])
 
     return make
 

@@ -1,4 +1,4 @@
-"""The prompted baselines: exact prompts of the paper, and scores against plain forwards of a stock Llama."""
+"""The prompted baselines: prompts of the paper, and scores against plain forwards of a stock Llama."""
 
 import pytest
 import torch
@@ -15,35 +15,13 @@ def stock(stories260k):
     return model, AutoTokenizer.from_pretrained(stories260k)
 
 
-@pytest.mark.parametrize(
-    ("family", "expected"),
-    [
-        (
-            "blank",
-            "Generate the missing line represented by _ in the given text: Tom fell. It hurt. _ He cried. Mom came.\n"
-            "Generate a single sentence.\nThe missing line is:",
-        ),
-        (
-            "contextual",
-            'Fill in the missing sentence between "Tom fell. It hurt." and "He cried. Mom came.". Generate only one '
-            "sentence. The missing sentence is:",
-        ),
-        (
-            "prefix_suffix",
-            "Given the prefix and the suffix, generate the middle sentence.\nPrefix: Tom fell. It hurt.\n"
-            "Suffix: He cried. Mom came.\nGenerate only one sentence.\nMiddle:",
-        ),
-        (
-            "line_by_line",
-            "You have a five-sentence story with some missing text.\nHere is the context for each line, with the "
-            "missing line indicated:\nLine 1: Tom fell.\nLine 2: It hurt.\nLine 3: [Missing Line]\nLine 4: He cried.\n"
-            "Line 5: Mom came.\nPlease generate the missing line of the story. Please generate only the missing line "
-            "and nothing else.\nThe missing line is: Line 3:",
-        ),
-    ],
-)
-def test_the_prompts_are_the_papers(family, expected):
-    assert PROMPTS[family](PREFIX, SUFFIX) == expected
+def test_a_line_of_a_story_is_missing_in_its_place():
+    assert PROMPTS["line_by_line"](PREFIX, SUFFIX) == (
+        "You have a five-sentence story with some missing text.\nHere is the context for each line, with the "
+        "missing line indicated:\nLine 1: Tom fell.\nLine 2: It hurt.\nLine 3: [Missing Line]\nLine 4: He cried.\n"
+        "Line 5: Mom came.\nPlease generate the missing line of the story. Please generate only the missing line "
+        "and nothing else.\nThe missing line is: Line 3:"
+    )
 
 
 def test_prompt_adds_no_second_full_stop():
@@ -108,12 +86,3 @@ def test_scores_are_those_of_plain_forwards(stock):
     prompted = PromptedInfiller(model, tokenizer, family="contextual").score_infill(PREFIX, fills, SUFFIX)
     expected = plain_logprob(model, tokenizer, PROMPTS["contextual"](PREFIX, SUFFIX), fills[0])
     assert prompted[0].logprob == pytest.approx(expected, abs=1e-3)
-
-
-def test_invalid_arguments_raise(stock):
-    with pytest.raises(ValueError, match="`family` is 'fim'"):
-        PromptedInfiller(*stock, family="fim")
-    with pytest.raises(ValueError, match="`examples` were given for 'contextual'"):
-        PromptedInfiller(*stock, family="contextual", examples=[SolvedGap("a", "b", "c")])
-    with pytest.raises(ValueError, match="`prefix` is a list of length 2, `suffix` is a list of length 1"):
-        PromptedInfiller(*stock).infill(["a", "b"], ["c"], max_new_tokens=1)

@@ -7,7 +7,7 @@ from datasets import Dataset, IterableDataset
 from transformers import AutoTokenizer
 
 from tests.byte_tokenizer import byte_tokenizer
-from trainer import dropout_pairs, load_texts, texts_to_blocks
+from trainer import dropout_pairs, texts_to_blocks
 from trainer.data_collator import DataCollatorForPairs
 
 from .tiny import tiny_args, tiny_pairs, tiny_trainer
@@ -56,12 +56,6 @@ def test_pairs_have_only_their_own_control_tokens(tokenizer):
     assert control_tokens(tokenizer, collate(pairs)["input_ids"][0].tolist()).count(tokenizer.eos_token) == 2
 
 
-def test_a_long_side_keeps_its_eos(tokenizer):
-    collate = DataCollatorForPairs(tokenizer=tokenizer, prompt=None, max_length=12, pad_token_id=0)
-    batch = collate([{"anchor": TYPED, "positive": TYPED}])
-    assert batch["input_ids"].shape == (2, 12) and batch["input_ids"][:, -1].tolist() == [tokenizer.eos_token_id] * 2
-
-
 def test_trainer_passes_split_special_tokens_to_pairs(tmp_path):
     for split in (True, False):
         trainer = tiny_trainer(tiny_args(tmp_path, split_special_tokens=split), pair_dataset=tiny_pairs())
@@ -84,13 +78,13 @@ def test_a_list_of_strings_gives_the_blocks_of_a_data_set():
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (IterableDataset.from_generator(lambda: iter([{"text": "a"}])), r"`texts` is a stream \(datasets.IterableD"),
-        (iter(["a"]), "`texts` is a stream .*from_list"),
+        (IterableDataset.from_generator(lambda: iter([{"text": "a"}])), r"`texts` is datasets.IterableD"),
+        (iter(["a"]), "`texts` is builtins.list_iterator.*from_list"),
         ("one text", "`texts` is a string"),
         (["a", 3], r"`texts\[1\]` is int"),
         ([], "`texts` is empty"),
         ({"train": ["a"]}, r"`texts` is builtins.dict of \['train'\]; pass one of them"),
-        (None, "`texts` is builtins.NoneType; expected a"),
+        (None, "`texts` is builtins.NoneType, but"),
     ],
     ids=["stream", "iterator", "string", "number", "empty", "dict", "none"],
 )
@@ -98,9 +92,3 @@ def test_invalid_texts_raise(texts, message):
     for read in (lambda: texts_to_blocks(texts, byte_tokenizer(), max_length=16), lambda: dropout_pairs(texts)):
         with pytest.raises(ValueError, match=message):
             read()
-
-
-def test_a_corpus_file_is_read_as_text(tmp_path):
-    (tmp_path / "texts.txt").write_text("the <unk> sat on the </s> mat\n")
-    (row,) = texts_to_blocks(load_texts(tmp_path / "texts.txt"), byte_tokenizer(), max_length=64)["input_ids"]
-    assert control_tokens(byte_tokenizer(), row) == ["<s>"]

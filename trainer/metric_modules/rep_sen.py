@@ -8,14 +8,6 @@ import evaluate
 from trainer.metric_modules import CITATION
 from trainer.metrics import repetition_sentences
 
-_DESCRIPTION = "Rep-Sen: 1 - unique sentences / sentences of a text, averaged over the texts. Lower is better."
-_INPUTS = """
-Args:
-    predictions (`list` of `str`): Generated texts.
-Returns:
-    rep_sen (`float`): in [0, 1).
-"""
-
 
 class RepSen(evaluate.Metric):
     """Compute Rep-Sen, named `rep_sen`.
@@ -28,9 +20,9 @@ class RepSen(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description=_DESCRIPTION,
+            description=__doc__ or "",
             citation=CITATION,
-            inputs_description=_INPUTS,
+            inputs_description=repetition_sentences.__doc__ or "",
             features=datasets.Features({"predictions": datasets.Value("string")}),
         )
 
