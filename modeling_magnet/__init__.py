@@ -13,7 +13,7 @@ from .families_magnet import (
 )
 from .infill_options_magnet import InfillOptions
 from .infilling_magnet import InfillOutput
-from .modeling_magnet import MagnetCausalLMOutput, MagnetLlamaForCausalLM, MagnetMixin, MagnetModelOutput
+from .modeling_magnet import MagnetCausalLMOutput, MagnetLlamaForCausalLM, MagnetMixin
 from .pooling_magnet import quantize_embeddings
 from .spans_magnet import Fill
 
@@ -30,7 +30,6 @@ __all__ = [
     "MagnetLlamaForCausalLM",
     "MagnetMistralForCausalLM",
     "MagnetMixin",
-    "MagnetModelOutput",
     "MagnetOlmo2ForCausalLM",
     "MagnetQwen2ForCausalLM",
     "MagnetQwen3ForCausalLM",

@@ -139,11 +139,7 @@ class MagnetSettings:
 
     @classmethod
     def update(cls, config: Any, **values: Any) -> None:
-        """Change `values` in the settings of a config, or raise a `ValueError` and change nothing.
-
-        Args:
-            config (`PreTrainedConfig` or `dict`): A model's config, or the content of a config.json.
-        """
+        """Change settings of a config or of the content of a config.json, or raise a `ValueError` and change none."""
         stored = config["magnet"] if isinstance(config, dict) else config.magnet
         cls.from_dict({**stored, **values})
         stored.update(values)

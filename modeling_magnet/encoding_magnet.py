@@ -24,11 +24,11 @@ from .batching_magnet import (
 )
 from .configuration_magnet import MagnetSettings
 from .pooling_magnet import (
+    POOLINGS,
     PRECISIONS,
     Pooling,
     Precision,
     check_choice,
-    check_pooling,
     quantize_embeddings,
     sentence_vectors,
 )
@@ -167,7 +167,7 @@ class _EncodeCall:
         self.prompt_length = check_room(tokenizer, **self.reading)  # tokens that a mean excludes
         self.lost: list[int] = []  # tokens removed from each truncated text
         self.pooling: Pooling = settings.pooling if pooling is None else pooling
-        check_pooling(self.pooling)
+        check_choice(self.pooling, POOLINGS, name="pooling")
         self.width: int = model.config.hidden_size
         if truncate_dim is not None:
             check_whole_number(truncate_dim, name="truncate_dim", least=1, most=self.width)

@@ -24,11 +24,6 @@ def check_choice(value: Any, choices: Sequence[Any], *, name: str) -> None:
         raise ValueError(f"`{name}` is {value!r:.60}; expected one of {list(choices)}.")
 
 
-def check_pooling(pooling: str) -> None:
-    """Raise unless `pooling` is one of `POOLINGS`."""
-    check_choice(pooling, POOLINGS, name="pooling")
-
-
 def pool_states(
     hidden_states: torch.Tensor, attention_mask: torch.Tensor, *, pooling: Pooling, prompt_length: int = 0
 ) -> torch.Tensor:
@@ -53,7 +48,7 @@ def pool_states(
         >>> [round(pool_states(states, torch.tensor([[1, 1, 1]]), pooling=p).item(), 2) for p in POOLINGS]
         [9.0, 4.67, 6.0]
     """
-    check_pooling(pooling)
+    check_choice(pooling, POOLINGS, name="pooling")
     if pooling == "last":
         return last_token_states(hidden_states, attention_mask).float()
     position = attention_mask.cumsum(-1) * attention_mask  # 1 for the first real token, 0 for padding

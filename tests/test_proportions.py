@@ -12,9 +12,9 @@ from .golden import tiny_model
 
 # Rows above their limit, as of 2026-11-30: these numbers may only fall.
 STILL_ABOVE = {
-    "remote code: lines": 6250,
+    "remote code: lines": 6240,
     "modeling_magnet: lines": 7800,
-    "tests: lines": 24_500,
+    "tests: lines": 24_480,
 }
 
 

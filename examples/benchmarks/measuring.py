@@ -36,7 +36,7 @@ def random_llama(shape: str, tokenizer: Any, folder: Path, *, dtype: torch.dtype
     )
     with torch.random.fork_rng(), torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         torch.manual_seed(0)
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(str(folder))
     del model

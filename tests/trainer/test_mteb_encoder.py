@@ -92,10 +92,10 @@ def test_options_that_mteb_does_not_record_raise(tiny_model, task):
     ("given", "asked", "rows"),
     [({}, {"batch_size": 32}, None), ({}, {"batch_size": 16}, 16), ({"batch_size": 8}, {"batch_size": 32}, 8)],
 )
-def test_default_batch_size_of_mteb_is_ignored(tiny_model, given, asked, rows):
+def test_default_batch_size_of_mteb_is_ignored(tiny_model, monkeypatch, given, asked, rows):
     encoder = MagnetEncoder(tiny_model, **given)
-    seen, states = [], tiny_model._row_states
-    tiny_model._row_states = lambda *a, **kw: seen.append(kw["batch_size"]) or states(*a, **kw)
+    seen, encode = [], tiny_model.encode
+    monkeypatch.setattr(tiny_model, "encode", lambda *a, **kw: seen.append(kw.get("batch_size")) or encode(*a, **kw))
     encoder.encode([{"text": ["A cat."]}], task_metadata=metadata("STS12"), hf_split="", hf_subset="", **asked)
     assert seen == [rows]
 
