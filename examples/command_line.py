@@ -165,7 +165,7 @@ def start(
     except KeyboardInterrupt:
         print("\nStopped. What was finished is kept; the same command goes on.", file=sys.stderr)
         sys.exit(130)
-    if isinstance(result, list) and result and not any(getattr(record, "metrics", True) for record in result):
+    if isinstance(result, list) and result and all(getattr(record, "unavailable", None) for record in result):
         sys.exit(1)
 
 

@@ -139,7 +139,7 @@ class MagnetSettings:
 
     @classmethod
     def update(cls, config: Any, **values: Any) -> None:
-        """Change settings of a config or of the content of a config.json, or raise a `ValueError` and change none."""
+        """Change `values` in a config or the content of a config.json, or raise a `ValueError` and change nothing."""
         stored = config["magnet"] if isinstance(config, dict) else config.magnet
         cls.from_dict({**stored, **values})
         stored.update(values)

@@ -101,8 +101,8 @@ class MagnetMixin(_Host):
     `GenerationMixin` must be named although the second class inherits from it: otherwise transformers creates a new
     class on each load of remote code, whose models cannot be pickled, as multi-process encoding requires.
 
-    The mode is an argument of each call, so that threads can share one model: no call writes to the config, nor, in
-    evaluation mode, to the model.
+    The mode is an argument of each call, so that threads can share one model: no call writes to the config, and in
+    evaluation mode only caches are filled (the tokenizer, the attention check); `encode(device=...)` moves the model.
     """
 
     # The contrastive head is saved in its own file, so the main weights never contain it.

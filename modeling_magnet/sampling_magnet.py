@@ -265,7 +265,7 @@ class TokenChooser:
     `torch.manual_seed`, a span gets the same sample in any batch.
 
     Args:
-        config (`GenerationConfig`): See `SUPPORTED` in `infilling_magnet.py` for the supported fields.
+        config (`GenerationConfig`): See `SUPPORTED` in `infill_options_magnet.py` for the supported fields.
         spans (`Sequence[Span]`): All spans of the call, ordered by `Span.number`.
         barred_ids (`Sequence[int]`): Tokens excluded from fills, including `suppress_tokens` of the config.
         pad_token_id (`int`): Pads the input ids of processors. It must be barred, so that penalties for it have no

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from transformers.utils import logging
 
 from ..adapters_magnet import ADAPTER_LAYERS, HEAD_PREFIX
+from ..batching_magnet import evaluating
 from ..configuration_magnet import MODES, MagnetSettings
-from ..encoding_magnet import evaluating
 from ..sources_magnet import CONFIG, CheckpointError
 
 logger = logging.get_logger(__name__)

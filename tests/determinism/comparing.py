@@ -51,7 +51,8 @@ def check_same(outputs, *, writes, dropped=(), unread=()):
     assert list(one) == list(other)
     assert writes in one and any(one.values())
     assert [name for name in one if one[name] != other[name]] == []
-    assert {*dropped, *unread} - seen == set()
+    absent = sorted({*dropped, *unread} - seen)
+    assert not absent, absent
 
 
 def _contents(folder, dropped, unread, seen):
