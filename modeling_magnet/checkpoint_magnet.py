@@ -265,7 +265,9 @@ def save_model(
     publishing.check_not_packed(model)
     with publishing.written_aside(target) as finished:
         write(finished)
-        publishing.complete(model, finished, target, adapter_only=adapter_only, by_library=is_saved_by_library())
+        publishing.write_sidecars_and_card(
+            model, finished, target, adapter_only=adapter_only, by_library=is_saved_by_library()
+        )
         if changes if verify is None else verify:
             publishing.verify_files(model, finished, dtype=dtype)
 

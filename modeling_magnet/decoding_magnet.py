@@ -23,7 +23,7 @@ from .batching_magnet import to_device
 from .configuration_magnet import MagnetSettings
 from .masking_magnet import StepMasks, attention_pattern, layer_masks
 from .pooling_magnet import sentence_vectors
-from .sampling_magnet import Choice, TokenChooser
+from .sampling_magnet import Choice, TokenChooser, left_contexts
 from .spans_magnet import Span, SpanRow, decode_fill, fill_text
 from .spelling_magnet import ByteTokens
 from .tokenization_magnet import pad_token_rows
@@ -45,22 +45,24 @@ class SpanStream:
     """
 
     streamer: BaseStreamer
+    tokenizer: PreTrainedTokenizerBase
+    byte_tokens: ByteTokens  # a token that ends inside a character is held back
+    holds_last: bool  # whether to hold the last token back, because a rule that reads the next one may drop it
     prompts: Sequence[list[int]]  # tokens before each blank
     texts: Sequence[str]  # text before each blank
     spans: Sequence[Span]  # one for each blank, in order
     blank: int = 0
     sent: int | None = None  # streamed tokens or characters of the current span; `None` before its prompt
 
-    def update(self, rules: "StopRules") -> None:
+    def update(self) -> None:
         """Stream the tokens or the text added since the last call."""
         while self.blank < len(self.spans):
             span = self.spans[self.blank]
-            whole = rules.byte_tokens.count_whole(span.token_ids)
+            whole = self.byte_tokens.count_whole(span.token_ids)
             if isinstance(self.streamer, TextStreamer):
-                self._send_text(span, fill_text(rules.tokenizer, span) if whole == len(span.token_ids) else "")
+                self._send_text(span, fill_text(self.tokenizer, span) if whole == len(span.token_ids) else "")
             else:
-                # A rule that reads the next token may still drop the last one, so hold the last one back.
-                self._send_tokens(span, whole - (1 if rules.reads_text and not span.is_full else 0))
+                self._send_tokens(span, whole - (1 if self.holds_last and not span.is_full else 0))
             if not span.is_full:
                 return
             self.streamer.end()
@@ -93,7 +95,7 @@ class StopRules:
     byte_tokens: ByteTokens  # a criterion must not end a span inside a character
     stop_strings: Sequence[str]  # a span ends after the first of these, like an output of `generate`
     sentence_end: bool  # a span ends after its first sentence; an abbreviation counts as a sentence
-    criteria: StoppingCriteriaList | None  # their rows are the spans of a batch, see `TokenChooser.left_contexts`
+    criteria: StoppingCriteriaList | None  # their rows are the spans of a batch, see `left_contexts`
     stream: SpanStream | None = None
 
     @property
@@ -101,22 +103,21 @@ class StopRules:
         """Whether a rule reads the text of the spans."""
         return bool(self.stop_strings) or self.sentence_end
 
-    def after_step(
-        self, spans: Sequence[Span], grown: Sequence[Span], choice: Choice, *, chooser: TokenChooser
-    ) -> None:
+    def after_step(self, spans: Sequence[Span], grown: Sequence[Span], choice: Choice, *, pad_token_id: int) -> None:
         """End spans of a batch and stream new tokens; `grown` are the spans that received a token in this step."""
         if self.reads_text:
             for span in grown:
                 self._end_in_text(span)
         if self.criteria:
-            is_done = self.criteria(chooser.left_contexts(spans).to(choice.tokens.device), choice.scores)
+            contexts = left_contexts(spans, pad_token_id=pad_token_id).to(choice.tokens.device)
+            is_done = self.criteria(contexts, choice.scores)
             for span, is_ended in zip(spans, torch.as_tensor(is_done).expand(len(spans)).tolist(), strict=True):
                 if is_ended and not span.is_full:
                     span.is_full = True
                     whole = self.byte_tokens.count_whole(span.token_ids)
                     del span.token_ids[whole:], span.logprobs[whole:]
         if self.stream is not None:
-            self.stream.update(self)
+            self.stream.update()
 
     def _end_in_text(self, span: Span) -> None:
         """End a span at the first match of a rule in its text, and drop the tokens after it."""
@@ -337,4 +338,4 @@ class _Loop:
                 span.is_full = len(span.token_ids) == span.length
                 grown.append(span)
         if self.rules is not None:
-            self.rules.after_step(spans, grown, choice, chooser=self.chooser)
+            self.rules.after_step(spans, grown, choice, pad_token_id=self.chooser.pad_token_id)

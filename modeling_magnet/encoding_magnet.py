@@ -108,7 +108,7 @@ def encode(
             output = call.embeddings(batches, precision, to_numpy=convert_to_numpy, to_tensor=convert_to_tensor)
         else:
             output = call.outputs(batches, output_value)
-    call.warn_of_cuts()
+    call.warn_of_truncation()
     return output[0] if single else output
 
 
@@ -240,7 +240,7 @@ class _EncodeCall:
         check_vectors(self.model, is_finite, texts=self.texts, indices=range(len(self.texts)))
         return [self.shorten(output["token_embeddings"]) for output in outputs] if output_value else outputs
 
-    def warn_of_cuts(self) -> None:
+    def warn_of_truncation(self) -> None:
         """Warn of truncated texts."""
         if self.lost:
             context, limit = context_length(self.model.config, self.tokenizer), self.reading["max_length"]

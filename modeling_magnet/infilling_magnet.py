@@ -448,14 +448,14 @@ def _stop_rules(call: _InfillCall, filled: Sequence[FilledText], texts: Sequence
     stop_strings, criteria = options.stop_strings, options.all_criteria()
     if not (stop_strings or options.stop_at_sentence_end or criteria or streamer is not None):
         return None
-    in_bytes = byte_tokens(call.tokenizer, call.model.config.vocab_size)
-    rules = StopRules(call.tokenizer, in_bytes, stop_strings, options.stop_at_sentence_end, criteria)
+    in_bytes, stream = byte_tokens(call.tokenizer, call.model.config.vocab_size), None
     if streamer is not None:
         if len(texts) != 1:
             raise ValueError(f"`streamer` supports one text, but {len(texts)} were passed. Make one call per text.")
         spans = [answers[0] for answers in filled[0].spans]
-        rules.stream = SpanStream(streamer, filled[0].layout.parts, texts[0], spans)
-    return rules
+        reads_text = bool(stop_strings) or options.stop_at_sentence_end
+        stream = SpanStream(streamer, call.tokenizer, in_bytes, reads_text, filled[0].layout.parts, texts[0], spans)
+    return StopRules(call.tokenizer, in_bytes, stop_strings, options.stop_at_sentence_end, criteria, stream)
 
 
 def _ids_outside_text(call: _InfillCall) -> list[int]:

@@ -96,7 +96,7 @@ def token_losses(
         project = project or (lambda states: soft_cap(head(states), softcap))
         losses, hits = _with_any_head(project, set_states, set_targets, rows=rows)
     shape = target_ids.shape
-    return TokenLosses(_put(losses, indices, shape), None if hits is None else _put(hits, indices, shape))
+    return TokenLosses(_scatter(losses, indices, shape), None if hits is None else _scatter(hits, indices, shape))
 
 
 def _check_targets(targets: torch.Tensor, *, vocab_size: int) -> None:
@@ -143,7 +143,7 @@ def _losses(project: Project, states: torch.Tensor, targets: torch.Tensor) -> to
     """Return the cross entropy `(C,)` of one chunk; 0 for padding."""
     logits = project(states)
     # The `dtype` argument converts inside the kernel, which avoids a float32 copy of the logits.
-    logprobs = F.log_softmax(logits, dim=-1, dtype=_wide(logits.dtype))
+    logprobs = F.log_softmax(logits, dim=-1, dtype=_accumulation_dtype(logits.dtype))
     return F.nll_loss(logprobs, targets, reduction="none", ignore_index=IGNORE_INDEX)
 
 
@@ -174,7 +174,7 @@ class _FrozenHead(torch.autograd.Function):
     def forward(
         ctx: Any, states: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, softcap: float | None, rows: int
     ) -> torch.Tensor:
-        losses = torch.empty(len(states), dtype=_wide(weight.dtype), device=states.device)
+        losses = torch.empty(len(states), dtype=_accumulation_dtype(weight.dtype), device=states.device)
         gradient = torch.empty_like(states)
         for chunk, logits in _logits_in_chunks(weight, states, rows=rows):
             losses[chunk] = _measure(logits, targets[chunk], softcap=softcap, errors=True)[0]
@@ -223,11 +223,11 @@ def _measure_block(
 
     With capped logits c = cap * tanh(x / cap) and target t, the loss is logsumexp(c) - c[t], so that
     d loss / d c = softmax(c) - onehot(t) and d c / d x = 1 - tanh(x / cap)^2 = 1 - (c / cap)^2. Padding has the target
-    0 here: `_put` drops its loss, so that backward multiplies its gradient by 0.
+    0 here: `_scatter` drops its loss, so that backward multiplies its gradient by 0.
     """
     capped = soft_cap(logits, softcap)
     is_hit = capped.argmax(-1) == targets if hits else targets.new_empty(0)
-    wide = capped.to(_wide(logits.dtype))
+    wide = capped.to(_accumulation_dtype(logits.dtype))
     if wide is logits and not errors:
         wide = logits.clone()
     slope = None if softcap is None or not errors else 1 - (wide / softcap).square_()
@@ -246,7 +246,7 @@ def _measure_block(
     return (distances + sums.log())[:, 0], is_hit
 
 
-def _put(values: torch.Tensor, indices: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+def _scatter(values: torch.Tensor, indices: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """Scatter values to their indices in a tensor of a shape, without the padding; a copy, as FSDP2 warns of views."""
     return values.new_zeros(shape.numel() + 1).index_copy(0, indices, values)[:-1].reshape(shape).clone()
 
@@ -285,6 +285,6 @@ def _product_dtype(head: nn.Module, states: torch.Tensor) -> torch.dtype:
     return product_dtype(weight.dtype if is_plain else states.dtype, states.device)  # type: ignore[union-attr]
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype in which sums are accumulated: float32 or wider."""
     return torch.promote_types(dtype, torch.float32)

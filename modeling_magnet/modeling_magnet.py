@@ -36,7 +36,7 @@ from .configuration_magnet import (
 from .encoding_magnet import encode, encode_as, preprocess
 from .infilling_magnet import fill, infill, infill_blanks, rewrite
 from .losses_magnet import soft_cap, token_losses
-from .masking_magnet import check_labels_are_hidden, check_segment_ids, mask_of_call
+from .masking_magnet import check_labels_are_hidden, mask_of_call
 from .pooling_magnet import ContrastiveHead, Similarity, similarity_matrix, similarity_pairs
 from .scoring_magnet import score_infill
 from .sources_magnet import CARD, ModelSource, TokenizerSource
@@ -186,7 +186,7 @@ class MagnetMixin(_Host):
             if mode != "causal":
                 inputs = _inputs_of_mode(self, mode, inputs, segment_ids, labels, kwargs.get("shift_labels"))
             elif segment_ids is not None:
-                check_segment_ids(segment_ids, mode=mode, expected_shape=(0, 0))  # raises: causal mode takes none
+                raise ValueError("`segment_ids` were passed with mode='causal'. Pass them in infill mode only.")
             outputs = call_decoder(self, mode, **inputs, **kwargs)
             states = outputs.last_hidden_state  # (B, S, H)
             fields: dict[str, Any] = {}

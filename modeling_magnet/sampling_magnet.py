@@ -258,6 +258,12 @@ class Choice(NamedTuple):
         return cls(tokens, logprobs, is_possible, torch.stack([group.is_nan for group in groups]).any())
 
 
+def left_contexts(spans: Sequence[Span], *, pad_token_id: int) -> torch.Tensor:
+    """Return the equivalent of `input_ids` in `generate`, `(N, longest)`: tokens before each span and its own."""
+    rows = [[*span.before, *span.token_ids] or [pad_token_id] for span in spans]
+    return pad_token_rows(rows, pad_token_id=pad_token_id, padding_side="left")["input_ids"]
+
+
 class TokenChooser:
     """Chooses tokens greedily or by sampling, with a random generator per span.
 
@@ -316,11 +322,6 @@ class TokenChooser:
         """Whether a choice depends on the tokens of the spans."""
         return bool(self.processors) or self.reads_start or self.end_of_span_id is not None
 
-    def left_contexts(self, spans: Sequence[Span]) -> torch.Tensor:
-        """Return the equivalent of `input_ids` in `generate`, `(N, longest)`: tokens before each span and its own."""
-        rows = [[*span.before, *span.token_ids] or [self.pad_token_id] for span in spans]
-        return pad_token_rows(rows, pad_token_id=self.pad_token_id, padding_side="left")["input_ids"]
-
     def most_spans(self, vocab_size: int, *, device: torch.device) -> int:
         """Return the maximum number of spans to process at once, which bounds the memory for their scores."""
         if self.remembers_rows:
@@ -339,7 +340,8 @@ class TokenChooser:
         log_total = scores.sub_(highest).exp_().sum(-1, keepdim=True).log_()  # (N, 1), minus the highest
         scores.copy_(logits)
         if self.processors:
-            scores = self.processors(self.left_contexts(spans).to(scores.device), scores)  # type: ignore[arg-type]
+            contexts: Any = left_contexts(spans, pad_token_id=self.pad_token_id).to(scores.device)
+            scores = self.processors(contexts, scores)
         end_probabilities = None
         if self.end_of_span_id is not None and self.uniforms is None and not self.never_ends:
             end_probabilities = (scores[:, self.end_of_span_id] - _log_totals(scores)).exp()

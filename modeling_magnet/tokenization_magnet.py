@@ -90,7 +90,7 @@ def items_of(column: Any, *, name: str) -> list[Any]:
 
 
 @dataclass
-class _Known:
+class _TokenizerCache:
     """Cached properties of a tokenizer; collecting them takes 30 ms with a large vocabulary."""
 
     state: tuple[list[int], int]  # `all_special_ids` and the vocabulary size, which change if tokens are added
@@ -98,22 +98,22 @@ class _Known:
     splitter: PreTrainedTokenizerBase | None = None  # reads control tokens as text; copied when first needed
 
 
-_KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, _Known] = WeakKeyDictionary()
+_CACHES: WeakKeyDictionary[PreTrainedTokenizerBase, _TokenizerCache] = WeakKeyDictionary()
 
 
-def _known(tokenizer: PreTrainedTokenizerBase) -> _Known:
+def _cache_of(tokenizer: PreTrainedTokenizerBase) -> _TokenizerCache:
     """Return the cached properties of a tokenizer, and update them if it changed."""
-    known, state = _KNOWN.get(tokenizer), (tokenizer.all_special_ids, len(tokenizer))
+    known, state = _CACHES.get(tokenizer), (tokenizer.all_special_ids, len(tokenizer))
     if known is None or known.state != state:
         # `all_special_ids` lacks chat markers and reserved tokens: 6,249 of them in Gemma's tokenizer.
         flagged = (index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
-        known = _KNOWN[tokenizer] = _Known(state, frozenset((*flagged, *state[0])))
+        known = _CACHES[tokenizer] = _TokenizerCache(state, frozenset((*flagged, *state[0])))
     return known
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Return the ids of all special tokens, including every added token that is flagged as special."""
-    return _known(tokenizer).special
+    return _cache_of(tokenizer).special
 
 
 def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -175,7 +175,7 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, split_special_tok
 
 def _splitter(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Return a copy of the tokenizer that reads control tokens as text."""
-    known = _known(tokenizer)
+    known = _cache_of(tokenizer)
     if known.splitter is None:
         splitter = copy.deepcopy(tokenizer)
         splitter.split_special_tokens = True

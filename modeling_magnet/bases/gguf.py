@@ -26,7 +26,7 @@ def _relative(source: Any, file: Path) -> str:
     return Path(os.path.relpath(file, source.directory)).as_posix()
 
 
-def note(source: Any) -> dict[str, Any] | None:
+def file_record(source: Any) -> dict[str, Any] | None:
     """Return the name and size of a base's GGUF file, which its adapters store; `None` without such a file."""
     file = None if source is None or source.is_packaged else source.gguf()
     if file is None:
@@ -38,7 +38,7 @@ def note(source: Any) -> dict[str, Any] | None:
 def base_of_adapter(base: Any, *, requested: str | None, stored: Any) -> Any:
     """Return the base of an adapter, with the requested GGUF file or the one that the adapter was trained on.
 
-    `requested` is the `gguf_file` that the caller passed; `stored` is the `note` that was stored with the adapter.
+    `requested` is the `gguf_file` of the caller; `stored` is the `file_record` that was stored with the adapter.
 
     Raises:
         ValueError: If the file that the adapter was trained on has another size now.

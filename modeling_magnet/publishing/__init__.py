@@ -7,7 +7,7 @@ from .adapters import write_adapter
 from .diagnosis import check_not_packed, check_weights
 from .hub import push_model
 from .merging import changed_checkpoint, check_can_merge, verify_files
-from .sidecars import complete
+from .sidecars import write_sidecars_and_card
 from .writing import written_aside
 
 __all__ = [
@@ -15,9 +15,9 @@ __all__ = [
     "check_can_merge",
     "check_not_packed",
     "check_weights",
-    "complete",
     "push_model",
     "verify_files",
     "write_adapter",
+    "write_sidecars_and_card",
     "written_aside",
 ]

@@ -61,9 +61,9 @@ def write_adapter_settings(model: Any, directory: Path) -> None:
         "magnet": MagnetSettings.of(model.config).to_dict(),
         "base": {key: values.get(key) for key in BASE_SHAPE},
     }
-    note = gguf.note(model._weights_source)
-    if note is not None:
-        contents["gguf_file"] = note
+    record = gguf.file_record(model._weights_source)
+    if record is not None:
+        contents["gguf_file"] = record
     (directory / ADAPTER_SETTINGS).write_text(json.dumps(contents, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -79,7 +79,7 @@ def refusing_contents() -> dict[str, Any]:
     return {"modules.json": [{"idx": 0, "name": "0", "path": "", "type": REFUSAL}]}
 
 
-def complete(model: Any, finished: Path, target: Path, *, adapter_only: bool, by_library: bool) -> None:
+def write_sidecars_and_card(model: Any, finished: Path, target: Path, *, adapter_only: bool, by_library: bool) -> None:
     """Write the sidecars and the card into the directory `finished`, which is going to replace `target`."""
     # If sentence-transformers saves the model, it writes the sidecars and the card itself, partly before our save.
     if by_library:

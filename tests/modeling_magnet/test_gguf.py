@@ -174,7 +174,7 @@ def test_a_missing_file_raises_and_lists_the_others(folder):
 
 def test_a_path_outside_of_the_directory_raises(folder, tmp_path):
     inside = AutoMagnetForCausalLM.from_pretrained(folder, gguf_file=str(folder / "tiny.Q8_0.gguf"))
-    assert gguf.note(inside._weights_source)["name"] == "tiny.Q8_0.gguf"
+    assert gguf.file_record(inside._weights_source)["name"] == "tiny.Q8_0.gguf"
     (tmp_path / "other").mkdir()
     for name in (str(folder / "tiny.Q8_0.gguf"), "../base/tiny.Q8_0.gguf"):
         with pytest.raises(CheckpointError, match="has no such file"):

@@ -13,7 +13,7 @@ from transformers.generation.logits_process import (
 )
 
 from modeling_magnet import sampling_magnet
-from modeling_magnet.sampling_magnet import TokenChooser, draw_tokens
+from modeling_magnet.sampling_magnet import TokenChooser, draw_tokens, left_contexts
 from modeling_magnet.spans_magnet import Span
 
 LOGITS = torch.log(torch.tensor([[0.05, 0.4, 0.3, 0.15, 0.1]]))
@@ -144,7 +144,7 @@ def test_processors_receive_the_input_ids_of_generate():
     chooser = TokenChooser(
         GenerationConfig(), spans=spans, barred_ids=[0, 1], processors=LogitsProcessorList([forbid_two])
     )
-    assert chooser.left_contexts(spans).tolist() == [[4, 2, 1], [0, 0, 3]]
+    assert left_contexts(spans, pad_token_id=0).tolist() == [[4, 2, 1], [0, 0, 3]]
     assert chooser.choose(LOGITS.expand(2, -1), spans, indices=[1, 0]).tokens.tolist() == [3, 3]
     assert seen == [[[4, 2, 1], [0, 0, 3]]]
 

@@ -227,7 +227,7 @@ def test_a_source_keeps_its_short_name(package, tmp_path, monkeypatch):
     source = ModelSource("gemma-3-270m", {"token": "secret"})
     assert source.name == "gemma-3-270m" and str(source) == "'gemma-3-270m'" and source.is_packaged
     assert source.directory == gemma3_270m.packaged_checkpoint() and source.arguments == {"token": "secret"}
-    assert source.gguf() is None and gguf.note(source) is None
+    assert source.gguf() is None and gguf.file_record(source) is None
     of_hub = ModelSource("gemma-3-270m", {"revision": "main"})
     assert of_hub.path == "google/gemma-3-270m" and not of_hub.is_packaged
     (tmp_path / "gemma-3-270m").mkdir()
