@@ -1,6 +1,6 @@
 """Base models from Python packages and GGUF files. This folder is not part of the remote code of a checkpoint."""
 
-from . import gguf
+from . import gguf as gguf
 from .gemma3_270m import HUB_ID, NAME, packaged_checkpoint
 
 
@@ -22,6 +22,3 @@ def locate(name: str, *, on_hub: bool = False) -> tuple[str, bool] | None:
         return None
     checkpoint = None if on_hub else packaged_checkpoint()
     return (HUB_ID, False) if checkpoint is None else (str(checkpoint), True)
-
-
-__all__ = ["gguf", "locate"]
