@@ -173,8 +173,8 @@ def keep_freed_memory() -> bool:
     """Let glibc reuse freed memory instead of returning it to the kernel, which would clear it page by page.
 
     By default glibc maps each tensor of more than 32 MiB anew, and a training step on a CPU spends a third of its time
-    in page faults. Call this after the imports and before the first large tensor. The process
-    then keeps its peak memory.
+    in page faults. Call this after the imports and before the first large tensor. The process then keeps
+    its peak memory.
 
     Returns:
         `bool`: whether the settings were taken; `False` outside Linux and with other C libraries.

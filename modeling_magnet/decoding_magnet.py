@@ -47,22 +47,21 @@ class SpanStream:
     streamer: BaseStreamer
     tokenizer: PreTrainedTokenizerBase
     byte_tokens: ByteTokens  # a token that ends inside a character is held back
-    holds_last: bool  # whether to hold the last token back, because a rule that reads the next one may drop it
     prompts: Sequence[list[int]]  # tokens before each blank
     texts: Sequence[str]  # text before each blank
     spans: Sequence[Span]  # one for each blank, in order
     blank: int = 0
     sent: int | None = None  # streamed tokens or characters of the current span; `None` before its prompt
 
-    def update(self) -> None:
-        """Stream the tokens or the text added since the last call."""
+    def update(self, *, holds_last: bool) -> None:
+        """Stream what was added since the last call; `holds_last` keeps back a token that a rule may still drop."""
         while self.blank < len(self.spans):
             span = self.spans[self.blank]
             whole = self.byte_tokens.count_whole(span.token_ids)
             if isinstance(self.streamer, TextStreamer):
                 self._send_text(span, fill_text(self.tokenizer, span) if whole == len(span.token_ids) else "")
             else:
-                self._send_tokens(span, whole - (1 if self.holds_last and not span.is_full else 0))
+                self._send_tokens(span, whole - (1 if holds_last and not span.is_full else 0))
             if not span.is_full:
                 return
             self.streamer.end()
@@ -117,7 +116,7 @@ class StopRules:
                     whole = self.byte_tokens.count_whole(span.token_ids)
                     del span.token_ids[whole:], span.logprobs[whole:]
         if self.stream is not None:
-            self.stream.update()
+            self.stream.update(holds_last=self.reads_text)
 
     def _end_in_text(self, span: Span) -> None:
         """End a span at the first match of a rule in its text, and drop the tokens after it."""

@@ -453,8 +453,7 @@ def _stop_rules(call: _InfillCall, filled: Sequence[FilledText], texts: Sequence
         if len(texts) != 1:
             raise ValueError(f"`streamer` supports one text, but {len(texts)} were passed. Make one call per text.")
         spans = [answers[0] for answers in filled[0].spans]
-        reads_text = bool(stop_strings) or options.stop_at_sentence_end
-        stream = SpanStream(streamer, call.tokenizer, in_bytes, reads_text, filled[0].layout.parts, texts[0], spans)
+        stream = SpanStream(streamer, call.tokenizer, in_bytes, filled[0].layout.parts, texts[0], spans)
     return StopRules(call.tokenizer, in_bytes, stop_strings, options.stop_at_sentence_end, criteria, stream)
 
 
