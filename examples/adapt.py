@@ -157,7 +157,7 @@ def parse_arguments(arguments: list[str]) -> tuple[AdaptArguments, LoraArguments
     """Parse one JSON file, JSON and options that override it, or options only.
 
     Raises:
-        ArgumentError: an option that is not known, or a value that cannot be used.
+        ArgumentError: If an option is unknown or a value cannot be used.
     """
     parser = _Parser((AdaptArguments, LoraArguments, MagnetTrainingArguments))  # type: ignore[arg-type]
     # transformers also raises the errors of packages that an option requires.
@@ -213,7 +213,7 @@ def inspect_model(
     """Return the arguments with the dtype of the weights, and the tokenizer. Weights are not read.
 
     Raises:
-        ValueError: The model cannot be adapted as requested.
+        ValueError: If the model cannot be adapted as requested.
     """
     config, tokenizer = open_without_weights(adapt.model_name_or_path, gguf_file=adapt.gguf_file)
     if MagnetSettings.of(config).mask_token_id is None or adapt.mask_token is not None:
@@ -316,7 +316,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Run an adaptation.
 
     Raises:
-        ArgumentError: An invalid argument, before the first step.
+        ArgumentError: If an argument is invalid, before the first step.
     """
     adapt, lora, training = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     check_arguments(adapt, lora, training)

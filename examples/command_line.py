@@ -23,7 +23,7 @@ DTYPES = ("float32", "bfloat16")
 _LISTED = "\n- "
 # Parameters of `mallopt` from malloc.h, and the largest C int.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_MOST_BYTES = 2**31 - 1
+_MAX_BYTES = 2**31 - 1
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -186,4 +186,4 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError):
         return False
     # Before glibc 2.35 the first setting is refused; the second on its own would stop the threshold from growing.
-    return all(mallopt(name, _MOST_BYTES) == 1 for name in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))
+    return all(mallopt(name, _MAX_BYTES) == 1 for name in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))

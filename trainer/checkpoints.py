@@ -35,7 +35,7 @@ def checkpoint_to_resume(choice: str | bool | None, *, output_dir: str | Path) -
         output_dir (`str` or `Path`): Folder of the run.
 
     Raises:
-        ValueError: if there is no such checkpoint, or another number of processes wrote it.
+        ValueError: If there is no such checkpoint, or another number of processes wrote it.
     """
     if not choice:
         return None

@@ -43,7 +43,7 @@ def check_run(
     The arguments are those of `MagnetTrainer`, with the model unwrapped from peft.
 
     Raises:
-        ValueError: listing all problems.
+        ValueError: If the run cannot work; the message lists all problems.
     """
     evals = eval_dataset if isinstance(eval_dataset, dict) else {None: eval_dataset}
     rows: dict[str, Any] = {"train_dataset": train_dataset}

@@ -63,8 +63,8 @@ def load_head(head: nn.Module, *, directory: str | Path) -> None:
     """Load the weights that `save_head` wrote; each process keeps its shard.
 
     Raises:
-        ValueError: if there is no file.
-        RuntimeError: if the names or shapes of its weights differ.
+        ValueError: If there is no file.
+        RuntimeError: If the names or shapes of its weights differ.
     """
     weights = head.state_dict()
     if not weights:

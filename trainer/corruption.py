@@ -77,7 +77,7 @@ class CorruptionSettings:
             Causal rows have no such end, since they were cut.
 
     Raises:
-        ValueError: listing every field that is out of its range.
+        ValueError: If a field is out of its range; the message lists all of them.
 
     Source: MAGNET (Khosla et al. 2025), section 3 and appendix (20 %, 80/10/10, up to 2 spans of 4 to 128 tokens).
     """

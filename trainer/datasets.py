@@ -45,7 +45,7 @@ def load_texts(
         `datasets.Dataset`: one column, `text`, of at least one row.
 
     Raises:
-        ValueError: if the source does not exist, mixes formats, lacks the column or holds no text.
+        ValueError: If the source does not exist, mixes formats, lacks the column or holds no text.
     """
     check_limit(limit)
     rows = read_source(source, columns=[text_column], split=split, config_name=config_name)
@@ -89,7 +89,7 @@ def texts_to_blocks(
         `datasets.Dataset`: one column, `input_ids`, of at least one row, lengths `min_length + 1` to `max_length`.
 
     Raises:
-        ValueError: if a length is out of range, the tokenizer has no BOS, or every text is too short.
+        ValueError: If a length is out of range, the tokenizer has no BOS, or every text is too short.
 
     Source: the training blocks of Khosla et al. 2025 (arXiv 2501.08648); grouping of lines as in LLM2Vec.
     """

@@ -31,7 +31,7 @@ def configure_sharding(plugin: Any, *, view_dropout: float = 0.0) -> None:
         view_dropout (`float`, defaults to 0.0): Dropout of the contrastive forward.
 
     Raises:
-        ValueError: for FSDP1, whose flat weights include the contrastive head, and for recomputed dropout.
+        ValueError: If this is FSDP1, whose flat weights include the contrastive head, or dropout is recomputed.
     """
     version = getattr(plugin, "fsdp_version", 2)
     if version != 2:

@@ -59,7 +59,7 @@ class NanGuard:
         """Check all steps since the last call.
 
         Raises:
-            FloatingPointError: naming the first step with a NaN or infinite value, and its report.
+            FloatingPointError: If a value is NaN or infinite; the message names the first such step and its report.
         """
         steps, self._steps = self._steps, []
         if not steps:

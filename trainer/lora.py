@@ -20,7 +20,7 @@ class LoraArguments:
     """Arguments of low-rank adapters.
 
     Raises:
-        ValueError: listing every field that is out of its range.
+        ValueError: If a field is out of its range; the message lists all of them.
 
     Source: Hu et al. 2021 (https://huggingface.co/papers/2106.09685); MAGNET (Khosla et al. 2025), section 4 for
     rank and alpha.
@@ -62,7 +62,7 @@ def apply_lora(model: PreTrainedModel, args: LoraArguments) -> PreTrainedModel |
         `PeftModel`: the wrapped model, or `model` if the rank is 0.
 
     Raises:
-        ValueError: if the model already has an adapter.
+        ValueError: If the model already has an adapter.
     """
     if getattr(model, "has_adapter", False):
         raise ValueError(

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from .objectives import OBJECTIVES
 
-MOST_STEPS = 2**53  # a float represents all integers up to here
+MAX_STEPS = 2**53  # a float represents all integers up to here
 _POSITIONS = ("mntp", "sscl", "msg")  # order of the weights in the short spelling: the paper's l1, l2 and l3
 _SPELLING = "'800: mntp=1 sscl=9 msg=1', or as 'steps:mntp,sscl,msg' in short"
 
@@ -52,7 +52,7 @@ def parse_phases(entries: Sequence[str]) -> tuple[LossPhase, ...]:
             with the weights of MNTP, SSCL and MSG.
 
     Raises:
-        ValueError: listing every mistake in every entry.
+        ValueError: If an entry cannot be used; the message lists every mistake in every entry.
 
     Example:
         >>> parse_phases(["3400: mntp=1 msg=1", "800:1,9,1"])[1]
@@ -90,8 +90,8 @@ def _parse_phase(entry: str) -> LossPhase:
 
 def _complaints_about(phase: LossPhase) -> Iterator[str]:
     """Yield complaints about the steps and weights of a phase."""
-    if not 1 <= phase.steps <= MOST_STEPS:
-        yield f"{phase.steps} steps; pass 1 to {MOST_STEPS}."
+    if not 1 <= phase.steps <= MAX_STEPS:
+        yield f"{phase.steps} steps; pass 1 to {MAX_STEPS}."
     for name, weight in phase.weights.items():
         if name not in OBJECTIVES:
             yield f"{name!r} is not an objective; pass some of {', '.join(OBJECTIVES)}."

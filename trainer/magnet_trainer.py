@@ -60,7 +60,7 @@ class MagnetTrainer(Trainer):
         options: Further arguments of `Trainer`, such as `callbacks` and `optimizers`.
 
     Raises:
-        ValueError: listing all problems, before any training.
+        ValueError: If the run cannot work; the message lists all problems, before any training.
 
     Source: MAGNET (Khosla et al. 2025), section 3: `L = l1 * MNTP + l2 * SSCL + l3 * MSG`.
     """
@@ -202,7 +202,7 @@ class MagnetTrainer(Trainer):
         Token losses are back-propagated before the contrastive forward, so that only one graph exists at a time.
 
         Raises:
-            FloatingPointError: for a NaN or infinite loss or gradient; on a GPU not before the next log.
+            FloatingPointError: If a loss or gradient is NaN or infinite; on a GPU not before the next log.
         """
         with ExitStack() as stack:
             if self._autocast_layers:

@@ -20,7 +20,7 @@ def perplexity(loss_sum: float, num_tokens: int) -> float:
         `float`: 1 for a certain prediction, V for a uniform one over V tokens; infinite on overflow.
 
     Raises:
-        ValueError: if there are no tokens.
+        ValueError: If there are no tokens.
 
     Source: MAGNET (Khosla et al. 2025), infilling perplexity, over the tokens of removed spans.
 
@@ -47,7 +47,7 @@ def repetition_n(texts: str | Sequence[str] | Sequence[Sequence[Hashable]], *, n
         `float`: mean of `1 - unique n-grams / n-grams`, in [0, 1); a text of fewer than n tokens counts as 0.
 
     Raises:
-        ValueError: if there is no text or `n` is below 1.
+        ValueError: If there is no text or `n` is below 1.
 
     Source: MAGNET (Khosla et al. 2025), section on repetition; Welleck et al. 2020, seq-rep-n.
 
@@ -74,7 +74,7 @@ def repetition_sentences(texts: str | Sequence[str]) -> float:
         `float`: mean of `1 - unique sentences / sentences`, in [0, 1); an empty text counts as 0.
 
     Raises:
-        ValueError: if there is no text.
+        ValueError: If there is no text.
 
     Source: MAGNET (Khosla et al. 2025), section on repetition.
 

@@ -88,7 +88,7 @@ class MagnetEncoder(AbsEncoder):
             `numpy.ndarray` of shape `(num_texts, embed_dim)`, in float32.
 
         Raises:
-            ValueError: for options that change embeddings but that MTEB does not record.
+            ValueError: If an option changes embeddings, but MTEB does not record it.
         """
         kwargs = {name: value for name, value in kwargs.items() if name not in ("hf_split", "hf_subset")}
         unrecorded = sorted(set(kwargs) - set(_OF_EVALUATE))

@@ -88,7 +88,7 @@ def sscl_loss(
 
 
 def count_labels(labels: Tensor, batch: Batch, as_printed: bool) -> Tensor:
-    """Count the labelled positions."""
+    """Count the labeled positions."""
     return (labels != IGNORE_INDEX).sum()
 
 

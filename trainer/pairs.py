@@ -52,7 +52,7 @@ def load_pairs(
         `datasets.Dataset`: columns `anchor` and `positive`, stripped, of at least one row.
 
     Raises:
-        ValueError: if the source or a column is missing, the columns are ambiguous, or no pair is left.
+        ValueError: If the source or a column is missing, the columns are ambiguous, or no pair is left.
     """
     check_limit(limit)
     if columns is not None and len(set(columns)) != 2:
@@ -91,7 +91,7 @@ def dropout_pairs(texts: Dataset | Sequence[str], *, min_words: int = 21, limit:
         `datasets.Dataset`: columns `anchor` and `positive`, equal in every row, of at least one row.
 
     Raises:
-        ValueError: if an argument is out of range or no line is long enough.
+        ValueError: If an argument is out of range or no line is long enough.
 
     Source: Gao et al. 2021, SimCSE, unsupervised; the length of the lines from Khosla et al. 2025 (arXiv 2501.08648).
     """
@@ -131,7 +131,7 @@ def paraphrase_pairs(
         device (`str` or `torch.device`, *optional*): Device of the model; defaults to CUDA if available.
 
     Raises:
-        ValueError: if an argument is out of range, no line is long enough, or the file belongs to another job.
+        ValueError: If an argument is out of range, no line is long enough, or the file belongs to another job.
 
     Source: Khosla et al. 2025 (arXiv 2501.08648), self-supervised contrastive learning.
     """

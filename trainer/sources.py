@@ -64,7 +64,7 @@ def read_source(
     `columns` are required columns of text.
 
     Raises:
-        ValueError: if the source does not exist, mixes formats, is empty or lacks one of the columns.
+        ValueError: If the source does not exist, mixes formats, is empty or lacks one of the columns.
     """
     if not isinstance(source, (str, Path)) and len(source) == 1:
         (source,) = source
@@ -136,7 +136,7 @@ def as_texts(texts: Any) -> Dataset:
     """Convert a list of strings to a data set with a column `text`; return a `datasets.Dataset` unchanged.
 
     Raises:
-        ValueError: for a stream, a single string, a `DatasetDict`, an empty list, or items that are not strings.
+        ValueError: If this is a stream, a single string, a `DatasetDict` or an empty list, or an item is not a string.
     """
     if isinstance(texts, Dataset):
         return texts

@@ -48,7 +48,7 @@ class MagnetTrainingArguments(TrainingArguments):
     Some defaults of the parent are changed to the paper's values, or to values that the objectives require.
 
     Raises:
-        ValueError: listing all fields out of range and all contradictions.
+        ValueError: If fields are out of range or contradict each other; the message lists all of them.
 
     Source: MAGNET (Khosla et al. 2025), section 4 and appendix.
 

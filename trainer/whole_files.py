@@ -18,7 +18,7 @@ def whole_file(path: Path, *, aside: Path | None = None) -> Iterator[BinaryIO]:
         aside (`Path`, *optional*): Folder of the unfinished file, on the same file system; that of `path` by default.
 
     Raises:
-        OSError: if the file cannot be written, with its path and the free space.
+        OSError: If the file cannot be written, with its path and the free space.
     """
     unfinished = (path.parent if aside is None else aside) / f"{path.name}.unfinished"
     try:
@@ -64,7 +64,7 @@ def parse_json(text: str | bytes) -> Any:
     """Parse untrusted JSON.
 
     Raises:
-        ValueError: if it is not JSON, or is nested too deeply.
+        ValueError: If it is not JSON, or is nested too deeply.
     """
     try:
         return json.loads(text)
@@ -83,7 +83,7 @@ def resume_rows(path: str | Path, *, settings: Mapping[str, Any]) -> list[dict[s
         settings (`Mapping[str, Any]`): Everything that the rows depend on, as JSON values.
 
     Raises:
-        ValueError: if the file has other or no settings, or a line is not a JSON object.
+        ValueError: If the file has other or no settings, or a line is not a JSON object.
     """
     path = Path(path)
     sidecar = path.with_name(path.name + ".settings.json")

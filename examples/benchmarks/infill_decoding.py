@@ -99,7 +99,7 @@ def check(model: Any, *, prefix: str, suffix: str, fills: list[str], layout: Any
     """Return the first token of a fill, and the largest difference between scores and one forward per fill.
 
     Raises:
-        SystemExit: the tokens differ, or in float32 the scores do.
+        SystemExit: If the tokens differ, or in float32 the scores.
     """
     output = model.infill(prefix, suffix, max_new_tokens=FILL_TOKENS, return_dict_in_generate=True)
     tokens = output.fills[0][0][0].token_ids

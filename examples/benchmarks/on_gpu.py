@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Run all benchmarks, print the table, and write it.
 
     Raises:
-        SystemExit: a figure that has an aim is missing.
+        SystemExit: If a figure that has a target is missing.
     """
     args = parse_arguments(arguments)
     started = time.monotonic()

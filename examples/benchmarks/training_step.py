@@ -7,7 +7,7 @@
         --dtype bfloat16 --autocast --systems "MNTP and MSG" "naive, MNTP and MSG"
 
 The floor: a frozen weight costs 4 operations a token, a trained one 6. The LM head costs that for
-labelled positions only, attention 12 x length x width a layer and token. Padding, projecting other positions and
+labeled positions only, attention 12 x length x width a layer and token. Padding, projecting other positions and
 reading the same rows again come on top. Its time is taken at the rate of one large matrix product of the same run.
 
 Systems, all with the same optimizer: the trainer's joint step, with and without pairs; the same losses naively on the
@@ -107,7 +107,7 @@ def check_equal(trainer: MagnetTrainer, blocks: Any, args: argparse.Namespace) -
     """Compare losses and gradients with those of the naive step.
 
     Raises:
-        SystemExit: they differ.
+        SystemExit: If they differ.
     """
     kind = JOINT if any(KINDS[name] == JOINT for name in args.systems) else ROWS
     few = send_to_device(collate(trainer, blocks, kind=kind, size=min(2, args.batch_size)), args.device)

@@ -173,7 +173,7 @@ def _states(
     """Return the last hidden states in float32.
 
     Raises:
-        RuntimeError: they are not finite.
+        RuntimeError: If they are not finite.
     """
     if model.config._attn_implementation == "flex_attention":
         torch.compiler.reset()  # on a CPU, compilation may fail for a second length or mask (torch 2.13)

@@ -80,7 +80,7 @@ def merge_findings(model: Any, folder: Path) -> list[Finding]:
     if not model.has_adapter:
         return [not_applicable(MERGED, "no adapter")]
     if getattr(model, "is_quantized", False):
-        return [not_applicable(MERGED, "the base is quantised; load the adapter on the base as it was")]
+        return [not_applicable(MERGED, "the base is quantized; load the adapter on the base as it was")]
     target = folder / "merged"
     modes = MagnetSettings.of(model.config).adapter_modes
     model.set_adapter_modes(None)  # an adapter that is limited to some modes cannot be merged

@@ -148,7 +148,7 @@ def _text_of(record: Mapping[str, Any], column: str) -> str:
     """Return the text of a record.
 
     Raises:
-        CorruptRow: there is none, or nothing a tokenizer can read.
+        CorruptRow: If there is none, or none that a tokenizer can read.
     """
     if column not in record:
         raise CorruptRow(f"no column {column!r}")

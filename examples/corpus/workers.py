@@ -30,7 +30,7 @@ def encode_chunks(
     """Encode chunks in order.
 
     Raises:
-        RuntimeError: a process died.
+        RuntimeError: If a process dies.
     """
     if args.num_processes == 1:
         encoder = ChunkEncoder(args, facts, device=_device(0))

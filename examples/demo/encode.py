@@ -57,7 +57,7 @@ def render_likeness(likeness: Likeness) -> str:
         least=least,
         most=most,
     )
-    return f"<h2>Nearest neighbours</h2><ol>{items}</ol><h2>Similarity</h2>{table}"
+    return f"<h2>Nearest neighbors</h2><ol>{items}</ol><h2>Similarity</h2>{table}"
 
 
 def _shortened(line: str, length: int = 24) -> str:

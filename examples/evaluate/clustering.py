@@ -45,7 +45,7 @@ NUM_SUBSETS = 10
 SUBJECT_LENGTHS = (11, 120)
 
 
-class LabelledText(NamedTuple):
+class LabeledText(NamedTuple):
     """Hold a text and its topic."""
 
     text: str
@@ -63,7 +63,7 @@ class LocalFile(NamedTuple):
     """Describe a file that replaces a set of MTEB's."""
 
     name: str
-    read: Callable[[Path], list[LabelledText]]
+    read: Callable[[Path], list[LabeledText]]
     size: int  # texts per subset
     what: str  # description for the record
 
@@ -76,7 +76,7 @@ class ClusteringSet(NamedTuple):
     file: LocalFile | None = None
 
 
-def _read_newsgroups(file: Path) -> list[LabelledText]:
+def _read_newsgroups(file: Path) -> list[LabeledText]:
     """Read subject lines filtered as in MTEB's set: without the `Re:` of replies, neither very short nor very long.
 
     The file then has 5,239 different texts of 32.1 characters on average, MTEB's set 5,242 of 32.0.
@@ -87,7 +87,7 @@ def _read_newsgroups(file: Path) -> list[LabelledText]:
             try:
                 values = parse_json(line)
                 subject = re.sub(r"^re:\s*", "", values["subject"], flags=re.IGNORECASE)
-                rows.append(LabelledText(subject, str(values["label"])))
+                rows.append(LabeledText(subject, str(values["label"])))
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"Line {number} of {str(file)!r} is not JSON with subject and label ({line!r:.80}). Correct it."
@@ -96,11 +96,11 @@ def _read_newsgroups(file: Path) -> list[LabelledText]:
     return [row for row in rows if shortest <= len(row.text) <= longest]
 
 
-def _read_titles(file: Path) -> list[LabelledText]:
+def _read_titles(file: Path) -> list[LabeledText]:
     """Read titles and subjects from a tab-separated file with a header."""
     with whole_text(file, newline="") as stream:
         lines = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
-        rows = [LabelledText(str(line.get("title") or ""), str(line.get("subject") or "")) for line in lines]
+        rows = [LabeledText(str(line.get("title") or ""), str(line.get("subject") or "")) for line in lines]
     empty = next((number for number, row in enumerate(rows, start=2) if not all(row)), None)
     if empty is not None:
         raise ValueError(f"Line {empty} of {str(file)!r} has no title or no subject. Correct it.")
@@ -130,7 +130,7 @@ def subsets_of(
     """Return the subsets of a set.
 
     Raises:
-        NotAvailableError: no such file, or the Hub cannot be reached.
+        NotAvailableError: If there is no such file, or the Hub cannot be reached.
     """
     source = CLUSTERING_SETS[name]
     if folder is not None:
@@ -150,11 +150,11 @@ def subsets_of(
     ]
 
 
-def read_file(name: str, folder: Path) -> list[LabelledText]:
+def read_file(name: str, folder: Path) -> list[LabeledText]:
     """Read the file that replaces a set.
 
     Raises:
-        NotAvailableError: no file replaces it, or the folder lacks it.
+        NotAvailableError: If no file replaces it, or the folder lacks it.
     """
     file = CLUSTERING_SETS[name].file
     if file is None:

@@ -50,7 +50,7 @@ def unless_absent(read: Callable[[], T], *, folder: Path | None) -> T:
     """Read a corpus.
 
     Raises:
-        NotAvailableError: it is on the Hub, which cannot be reached.
+        NotAvailableError: If it is on the Hub, which cannot be reached.
     """
     try:
         return read()

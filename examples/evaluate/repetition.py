@@ -95,7 +95,7 @@ def measure(model: Any, *, read: Callable[[], list[str]], args: argparse.Namespa
     """Continue the beginnings of a corpus and measure the repetition.
 
     Raises:
-        NotAvailableError: a corpus of the Hub that cannot be had.
+        NotAvailableError: If the corpus is on the Hub, which cannot be reached.
     """
     beginnings = draw(unless_absent(read, folder=args.data), limit=args.limit, seed=args.seed)
     if not beginnings:

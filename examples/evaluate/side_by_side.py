@@ -89,7 +89,7 @@ def fill(model: Any, *, system: FillSystem, texts: Texts, args: argparse.Namespa
     """Fill the blanks with a system.
 
     Raises:
-        NotAvailableError: prompts or texts that the model cannot read.
+        NotAvailableError: If a prompt or text is too long for the model.
     """
     blanks = list(texts.blanks.values())
     over = system.overflow(model, blanks, texts.examples, new_tokens=args.max_new_tokens)
@@ -112,7 +112,7 @@ def continue_beginnings(model: Any, *, texts: Texts, args: argparse.Namespace) -
     """Continue the beginnings with a system.
 
     Raises:
-        NotAvailableError: a text that leaves no room in the model's context.
+        NotAvailableError: If a text leaves no room in the model's context.
     """
     beginnings, tokens = texts.beginnings, args.continuation_tokens
     try:

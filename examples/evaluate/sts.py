@@ -66,7 +66,7 @@ def read_sts(name: str, *, folder: Path | None = None) -> list[StsPair]:
     """Read the test pairs of a set.
 
     Raises:
-        NotAvailableError: no such file, or the Hub cannot be reached.
+        NotAvailableError: If there is no such file, or the Hub cannot be reached.
     """
     if name not in STS_SETS:
         raise ValueError(f"No set is named {name!r}; expected one of {sorted(STS_SETS)}.")
@@ -129,7 +129,7 @@ def sts_pairs(task: str, folder: Path | None, limit: int | None, seed: int) -> l
     """Return the test pairs of a set, or a sample drawn with the seed; they are read once for all models.
 
     Raises:
-        NotAvailableError: there is none, here or on the Hub.
+        NotAvailableError: If there is none, here or on the Hub.
     """
     pairs = read_sts(task, folder=folder)
     return pairs if limit is None or limit >= len(pairs) else random.Random(seed).sample(pairs, limit)

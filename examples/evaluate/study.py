@@ -67,7 +67,7 @@ def train(plan: Plan, *, jobs: int) -> None:
     """Train every run that has not finished, each after its base.
 
     Raises:
-        ChildProcessError: naming the run that failed and its log; others that were under way are finished first.
+        ChildProcessError: If a run fails; the message names it and its log. Runs in progress are finished first.
     """
     waiting = [run for run in plan.runs if not is_finished(run)]
     print(f"{len(plan.runs) - len(waiting)} of {len(plan.runs)} runs are finished", flush=True)
@@ -185,7 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Train, evaluate, and report.
 
     Raises:
-        ChildProcessError: a training that failed.
+        ChildProcessError: If a training fails.
     """
     parser = OneLineParser(description=__doc__)
     parser.add_argument("plan", type=Path, help="JSON file, see study_plan.py")

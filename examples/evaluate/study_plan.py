@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.loss_phases import MOST_STEPS, parse_phases
+from trainer.loss_phases import MAX_STEPS, parse_phases
 from trainer.whole_files import parse_json
 
 DRIVERS = Path(__file__).parent
@@ -19,7 +19,7 @@ BASE = "base"
 # Suffix of a run that selects its last checkpoint, which is only the adapter, instead of the merged result.
 ADAPTER = "@adapter"
 # Bound on the replicas that a damaged plan may request; a study has a few trainings per system.
-MOST_REPLICAS = 1000
+MAX_REPLICAS = 1000
 STEPS = ("eval_steps", "save_steps", "warmup_steps")
 
 
@@ -106,14 +106,14 @@ def _complaints_about(values: dict[str, Any], *, preset: str) -> Iterator[str]:
 
 def _complaints_about_training(values: dict[str, Any], *, chosen: dict[str, Any]) -> Iterator[str]:
     """Yield the errors in the numbers of the runs under a preset."""
-    if not 0 < chosen.get("steps", 1) <= MOST_STEPS:
+    if not 0 < chosen.get("steps", 1) <= MAX_STEPS:
         yield f"the preset has `steps` {chosen['steps']!r:.60}; expected a factor above 0."
     for name, run in values["runs"].items():
-        if not 1 <= _number_of_replicas(run, chosen) <= MOST_REPLICAS:
-            yield f"the run {name!r} has {_number_of_replicas(run, chosen)} replicas; expected 1 to {MOST_REPLICAS}."
+        if not 1 <= _number_of_replicas(run, chosen) <= MAX_REPLICAS:
+            yield f"the run {name!r} has {_number_of_replicas(run, chosen)} replicas; expected 1 to {MAX_REPLICAS}."
         training = {**values["training"], **chosen.get("training", {}), **run.get("training", {})}
         for key in STEPS:
-            if not 0 <= training.get(key, 0) <= MOST_STEPS:
+            if not 0 <= training.get(key, 0) <= MAX_STEPS:
                 yield f"`{key}` of the training of {name!r} is {training[key]!r:.60}; expected a number of steps."
         try:
             parse_phases(training["loss_phases"])

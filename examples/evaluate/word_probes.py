@@ -74,7 +74,7 @@ def read_corpus(args: argparse.Namespace) -> Corpus:
     """Return the sentences for training and for testing.
 
     Raises:
-        NotAvailableError: the Hub cannot be reached.
+        NotAvailableError: If the Hub cannot be reached.
     """
     try:
         parts = {"train": read_conll("train", folder=args.data)}

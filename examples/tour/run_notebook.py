@@ -35,7 +35,7 @@ def run_notebook(path: Path, *, folder: Path) -> Any:
     """Execute a notebook.
 
     Raises:
-        CellExecutionError: a cell raised.
+        CellExecutionError: If a cell raises.
     """
     from jupyter_client.kernelspec import KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager

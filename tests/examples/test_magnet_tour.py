@@ -64,7 +64,7 @@ def check_story(notebook):
     still_left, guess, both, wrong_end = shares(printed(cell_of(notebook, "accuracy")))
     assert guess == pytest.approx(1 / len(THINGS), abs=5e-3)
     assert both >= 0.9 and max(left, lost, still_left, wrong_end) <= 0.2
-    before, after, _ = shares(printed(cell_of(notebook, "neighbours-claims")))
+    before, after, _ = shares(printed(cell_of(notebook, "neighbors-claims")))
     assert after >= 0.4 > 0.1 >= before
 
 

@@ -76,7 +76,7 @@ def test_large_scores_are_computed_in_parts(monkeypatch):
     layer.num_key_value_groups = 2  # type: ignore[assignment]
     with torch.no_grad():
         whole, _ = masked_attention(layer, *parts, **{MASK_IS_OURS: True})
-        monkeypatch.setattr(attention_magnet, "_MOST_BYTES", 2 * 4 * 9 * 2)  # two queries of one row
+        monkeypatch.setattr(attention_magnet, "_MAX_BYTES", 2 * 4 * 9 * 2)  # two queries of one row
         found, _ = masked_attention(layer, *parts, **{MASK_IS_OURS: True})
     torch.testing.assert_close(found, whole, rtol=1e-2, atol=1e-2)
     kept, _ = masked_attention(layer, *parts, **{MASK_IS_OURS: True})

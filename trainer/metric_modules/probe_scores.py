@@ -32,7 +32,7 @@ def probe_scores(
         or over words if `spans` is `False`, and 0 if there are no spans.
 
     Raises:
-        ValueError: if the numbers of sentences or words differ.
+        ValueError: If the numbers of sentences or words differ.
 
     Source: section 4.1 and table 1 of the paper; LLM2Vec, as above.
 

@@ -72,7 +72,7 @@ def draw_bars(table: Table) -> Picture | None:
         figure.supxlabel(table.paper.unit, fontsize=9)
         svg = _save(figure)
     direction = "higher is better" if table.paper.higher_is_better else "lower is better"
-    caption = f"{table.title}: {table.paper.unit}, {direction}. In colour measured here; grey and with a star quoted."
+    caption = f"{table.title}: {table.paper.unit}, {direction}. In color measured here; gray and with a star quoted."
     return Picture(f"{table.name}_bars", caption, svg)
 
 
