@@ -49,10 +49,10 @@ from trainer import (
 )
 from trainer.checkpoints import checkpoint_to_resume, remove_checkpoints
 from trainer.checks import check_run
-from trainer.contrastive import HEAD_NAME, attach_contrastive_head
+from trainer.contrastive_head import HEAD_NAME, attach_contrastive_head
+from trainer.files import parse_json, write_json
 from trainer.model_card import describe_data
 from trainer.training_args import option
-from trainer.whole_files import parse_json, write_json
 
 try:
     from examples.tour.pictures import draw_objectives
@@ -362,9 +362,9 @@ def whole_model(trainer: MagnetTrainer, adapt: AdaptArguments, lora: LoraArgumen
     Every process has to call this function; processes other than the first get their own parts of the model.
     """
     trained: Any = unwrap_peft_model(trainer.accelerator.unwrap_model(trainer.model))
-    if not trainer.shares_weights:
+    if not trainer.has_sharded_weights:
         return trained
-    weights = trainer.whole_weights()
+    weights = trainer.gather_weights()
     unset_hf_deepspeed_config()  # from here on a single process opens the model, unsharded
     if not trainer.args.should_save:
         return trained

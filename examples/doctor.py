@@ -40,7 +40,7 @@ from examples.checkup.round_trip import bound_findings, merge_findings, round_tr
 from examples.command_line import OneLineParser, add_device, add_model, choose_device, start
 from modeling_magnet.configuration_magnet import MODES
 from modeling_magnet.masking_magnet import MASKED_BACKENDS
-from trainer.whole_files import write_json
+from trainer.files import write_json
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MARKS = {"pass": "pass", "fail": "FAIL", "not applicable": "n/a"}

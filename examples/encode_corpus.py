@@ -33,7 +33,7 @@ from examples.corpus.workers import encode_chunks
 from examples.corpus.writing import SUFFIXES, WorkFolder, merge_parts
 from modeling_magnet.masking_magnet import MASKED_BACKENDS
 from modeling_magnet.pooling_magnet import POOLINGS
-from trainer.whole_files import write_json
+from trainer.files import write_json
 
 MAX_PRINTED_COMPLAINTS = 20
 # The only arguments that do not affect the bytes of the output.

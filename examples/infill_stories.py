@@ -26,8 +26,8 @@ from examples.demo.fills import describe, render_page
 from examples.models import not_adapted, offline_where_unreachable, open_magnet
 from modeling_magnet import InfillOptions
 from modeling_magnet.spans_magnet import split_at_marks
+from trainer.files import append_rows, atomic_write, resume_rows
 from trainer.sources import is_hub_id, read_source
-from trainer.whole_files import append_rows, resume_rows, whole_file
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -144,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
                 done = end
     errors = sum("error" in row for row in rows)
     if args.html is not None:
-        with whole_file(args.html) as file:
+        with atomic_write(args.html) as file:
             file.write(render_page(rows, title=f"{Path(args.texts).name}, filled").encode())
     print(f"infill_stories: OK ({args.output}; {len(rows)} rows, {errors} that could not be filled)")
 

@@ -8,7 +8,7 @@ from accelerate import PartialState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
-from .whole_files import parse_json
+from .files import parse_json
 
 logger = logging.get_logger(__name__)
 

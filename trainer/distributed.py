@@ -1,23 +1,16 @@
-"""Configure the sharding and compilation of accelerate, gather rows and weights, and add up sums.
+"""Configure sharding, gather rows and weights of all processes, and add up sums.
 
 Shapes: P rows of a process, W processes, H hidden size.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import TrainingArguments
-from transformers.modeling_layers import GradientCheckpointingLayer
-
-# ---- Configuration ----
 
 
 def configure_sharding(plugin: Any, *, view_dropout: float = 0.0) -> None:
@@ -49,77 +42,29 @@ def configure_sharding(plugin: Any, *, view_dropout: float = 0.0) -> None:
         plugin.mixed_precision_policy = replace(policy, output_dtype=None)
 
 
-def take_over_compilation(plugin: TorchDynamoPlugin, args: TrainingArguments) -> dict[str, Any] | None:
-    """Return the compiler settings of the arguments or `accelerate launch`, and turn off compilation by accelerate.
-
-    Layers are compiled one by one instead: all layers of a class share one compilation of half a minute. The model
-    as a whole would break into graphs where it switches modes and selects losses, which takes minutes and is not
-    faster (`examples/benchmarks/LOG.md`).
-    """
-    if plugin.backend != DynamoBackend.NO:
-        # Stored in the arguments, because a second trainer with the same arguments finds the plugin turned off.
-        launched = plugin.to_kwargs()
-        args.torch_compile = True
-        args.torch_compile_backend, args.torch_compile_mode = launched["backend"], launched.get("mode")
-    plugin.backend = DynamoBackend.NO
-    settings = {"backend": args.torch_compile_backend, "mode": args.torch_compile_mode}
-    return settings if args.torch_compile else None
-
-
-def compile_layers(model: nn.Module, settings: dict[str, Any] | None) -> list[tuple[nn.Module, Any]]:
-    """Compile each decoder layer with the settings for `nn.Module.compile`, and return layers and compiled forms.
-
-    Layers stay uncompiled outside of `compiled`. Without settings the result is empty.
-    """
-    forms: list[tuple[nn.Module, Any]] = []
-    for layer in model.modules():
-        if settings is not None and isinstance(layer, GradientCheckpointingLayer):
-            layer.compile(**settings)
-            forms.append((layer, vars(layer).pop("_compiled_call_impl")))
-    return forms
-
-
-@contextmanager
-def compiled(forms: Sequence[tuple[nn.Module, Any]]) -> Iterator[None]:
-    """Use the compiled forms of layers in this context.
-
-    They are not used in evaluation, whose varying lengths would each trigger a recompilation.
-    """
-    for layer, form in forms:
-        vars(layer)["_compiled_call_impl"] = form
-    try:
-        yield
-    finally:
-        for layer, _ in forms:
-            vars(layer).pop("_compiled_call_impl", None)
-
-
-# ---- Processes ----
-
-
-def whole(weight: Tensor) -> Tensor:
+def gather_weight(weight: Tensor) -> Tensor:
     """Gather a sharded weight; every process must call this."""
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
-def sharded_like(tensor: Tensor, weight: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, weight: Tensor) -> Tensor:
     """Shard a tensor like a weight; return it unchanged if the weight is not sharded."""
     if not isinstance(weight, DTensor):
         return tensor
     return distribute_tensor(tensor.to(weight.device), weight.device_mesh, weight.placements)
 
 
-def whole_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+def gather_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     """Gather all weights in CPU memory; every process must call this, and those with `keep` get the weights."""
     weights = {}
     for name, weight in model.state_dict().items():
-        gathered = whole(weight)
+        gathered = gather_weight(weight)
         if keep:
             weights[name] = gathered.cpu()
     return weights
 
 
-def add_up(sums: dict[str, float], accelerator: Accelerator) -> dict[str, float]:
+def sum_over_processes(sums: dict[str, float], accelerator: Accelerator) -> dict[str, float]:
     """Add up sums over all processes, in float64."""
     if accelerator.num_processes == 1:
         return sums

@@ -20,7 +20,7 @@ from modeling_magnet.losses_magnet import IGNORE_INDEX
 
 from .corruption import CorruptionSettings
 from .data_collator import DataCollatorForMagnet, DataCollatorForPairs
-from .distributed import add_up
+from .distributed import sum_over_processes
 from .metrics import perplexity
 from .objectives import (
     OBJECTIVES,
@@ -90,21 +90,21 @@ def language_sums(model: nn.Module, batch: dict[str, Any], *, as_printed: bool) 
     """
     corrupted, infilling = batch["corrupted"], batch["infilling"]
     items = count_items(corrupted, as_printed=as_printed)
-    joint, fills = forward_targets(model, corrupted), forward_targets(model, infilling)
-    assert joint.hits is not None
+    outputs, fills = forward_targets(model, corrupted), forward_targets(model, infilling)
+    assert outputs.hits is not None
     # The single token of an empty batch does not count.
     is_real = float(corrupted["input_ids"].numel() > 1)
     sums: Sums = {}
-    for (name, losses), count in zip(joint.losses.items(), items, strict=True):
+    for (name, losses), count in zip(outputs.losses.items(), items, strict=True):
         sums |= {f"{name}_loss": losses.sum().item(), f"{name}_items": count.item() * is_real}
     return {
         **sums,
         "mntp_tokens": (corrupted["mntp_labels"] != IGNORE_INDEX).sum().item(),
-        "mntp_hits": joint.hits["mntp"].sum().item(),
+        "mntp_hits": outputs.hits["mntp"].sum().item(),
         "infilling_loss": fills.losses["msg"].sum().item(),
         "span_tokens": (infilling["msg_labels"] != IGNORE_INDEX).sum().item(),
         **_causal_sums(model, infilling),
-    }, joint
+    }, outputs
 
 
 def _causal_sums(model: nn.Module, batch: dict[str, Tensor]) -> Sums:
@@ -172,16 +172,16 @@ def pair_metrics(
         for name, loss in pair_losses(model, inputs, head=head, args=args).items():
             sums[name] += loss.item() * batch["num_pairs"]
         sums["pairs"] += batch["num_pairs"]
-    sums = add_up(sums, accelerator)
+    sums = sum_over_processes(sums, accelerator)
     return {f"loss_{name}": sums[name] / sums["pairs"] for name in pair_objectives()}
 
 
 @torch.no_grad()
-def predict_tokens(joint: TargetLosses, batch: dict[str, Tensor], *, head: nn.Module) -> tuple[Tensor, Tensor]:
+def predict_tokens(outputs: TargetLosses, batch: dict[str, Tensor], *, head: nn.Module) -> tuple[Tensor, Tensor]:
     """Predict the most likely token at each position with a label, in chunks of positions.
 
     Args:
-        joint (`TargetLosses`): Losses of the batch, with the input of the LM head.
+        outputs (`TargetLosses`): Losses of the batch, with the input of the LM head.
         batch (`dict`): A collated batch.
         head (`nn.Module`): The LM head. Transformations of its logits, such as a soft cap, keep their order.
 
@@ -190,8 +190,8 @@ def predict_tokens(joint: TargetLosses, batch: dict[str, Tensor], *, head: nn.Mo
     """
     labels = torch.stack(list(token_labels(batch).values()), dim=-1)  # (B, S, K)
     has_label = (labels != IGNORE_INDEX).any(-1)  # (B, S)
-    assert joint.states is not None
-    states = joint.states[has_label]  # (N, H)
+    assert outputs.hidden_states is not None
+    states = outputs.hidden_states[has_label]  # (N, H)
     weight: Any = head.weight
     size = max(1, _MAX_LOGITS // len(weight))
     parts = states.to(weight.dtype).split(size)  # accelerate returns float32 states for any dtype of the model

@@ -24,18 +24,27 @@ from modeling_magnet.configuration_magnet import MagnetSettings
 from modeling_magnet.publishing.adapters import write_adapter_settings
 from modeling_magnet.sources_magnet import CARD
 
-from . import checkpoints, contrastive, distributed, evaluation, guards, objectives, samplers
+from . import (
+    checkpoints,
+    compilation,
+    contrastive_head,
+    distributed,
+    evaluation,
+    objectives,
+    samplers,
+)
 from .checks import check_run
 from .data_collator import DataCollatorForMagnet, DataCollatorForPairs
+from .files import atomic_write
 from .fused_adapters import adapter_layers, adapters_under_autocast
 from .lora import targets_in_order
 from .loss_phases import LossPhase
 from .model_card import run_card
+from .nan_guard import NanGuard
 from .objectives import OBJECTIVES
 from .samplers import EpochRows
 from .sources import RowSource
 from .training_args import MagnetTrainingArguments
-from .whole_files import whole_file
 
 # Fields of a batch that identify its rows and pairs.
 _ROW_NUMBERS = ("row_ids", "epochs", "pair_micro_batch")
@@ -102,7 +111,7 @@ class MagnetTrainer(Trainer):
         self._phase_ends = list(accumulate(phase.steps for phase in self.phases))
         if any("msg" in phase.weights for phase in self.phases):
             MagnetSettings.update(base_model.config, end_of_span=data_collator.settings.end_of_span)
-        self.head = contrastive.attach_contrastive_head(
+        self.head = contrastive_head.attach_contrastive_head(
             base_model,
             kind="none" if args.contrastive_head == "none" or not args.uses_contrastive_loss else "tanh",
             hidden_size=base_model.config.hidden_size,
@@ -113,12 +122,12 @@ class MagnetTrainer(Trainer):
             base_model.enable_input_require_grads()
         data = {"data_collator": data_collator, "processing_class": processing_class, **rows}
         super().__init__(model, args, compute_metrics=compute_metrics, **data, **options)
-        if compute_metrics is not None and self.shares_weights:
+        if compute_metrics is not None and self.has_sharded_weights:
             raise ValueError("`compute_metrics` needs the whole LM head, but FSDP and ZeRO-3 shard it. Omit it.")
         state = self.accelerator.state
         distributed.configure_sharding(getattr(state, "fsdp_plugin", None), view_dropout=args.view_dropout)
-        compiler = distributed.take_over_compilation(state.dynamo_plugin, args)
-        self.compiled_layers = distributed.compile_layers(model, compiler)
+        compiler = compilation.take_over_compilation(state.dynamo_plugin, args)
+        self.compiled_layers = compilation.compile_layers(model, compiler)
         self._autocast_layers = adapter_layers(model) if args.bf16 or args.fp16 else []
 
         self.pair_dataset: Any = pair_dataset
@@ -127,10 +136,12 @@ class MagnetTrainer(Trainer):
         self._pair_stream = samplers.PairStream(pair_dataset, self.pair_collator, args=args)
         self._row_sampler: samplers.EpochRowSampler | None = None
 
-        self._guard = guards.NanGuard(args.output_dir or ".", process_index=args.process_index)
+        self._guard = NanGuard(args.output_dir or ".", process_index=args.process_index)
         self._losses: list[tuple[str, Tensor]] = []  # of the micro-batches of the current step
         self._rows: list[dict[str, Any]] = []
-        self._parts: dict[str, tuple[Tensor, float]] = {}  # sum and number of steps of each loss since the last log
+        self._loss_totals: dict[
+            str, tuple[Tensor, float]
+        ] = {}  # sum and number of steps of each loss since the last log
         # Some optimizers update the weights during each backward pass.
         optimizer = str(getattr(args.optim, "value", args.optim))
         self._steps_in_backward = "lomo" in optimizer or optimizer.endswith("layerwise")
@@ -208,7 +219,7 @@ class MagnetTrainer(Trainer):
             if self._autocast_layers:
                 stack.enter_context(adapters_under_autocast(self._autocast_layers))
             if self.compiled_layers:
-                stack.enter_context(distributed.compiled(self.compiled_layers))
+                stack.enter_context(compilation.compiled(self.compiled_layers))
             loss = self._forward_and_backward(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients and self.is_in_train:
             # DeepSpeed keeps no gradients after its step, and fp16 gradients may overflow until the scale is found.
@@ -259,8 +270,8 @@ class MagnetTrainer(Trainer):
         losses: dict[str, Tensor] = {}
         if phase.uses_tokens and "input_ids" in inputs:
             num_items = num_items_in_batch if isinstance(num_items_in_batch, Tensor) else self._count(inputs)
-            joint = objectives.forward_targets(model, inputs)
-            for (name, token_losses), items in zip(joint.losses.items(), num_items, strict=True):
+            outputs = objectives.forward_targets(model, inputs)
+            for (name, token_losses), items in zip(outputs.losses.items(), num_items, strict=True):
                 # Wrappers average gradients over processes, but losses divided by a global count have to be summed.
                 scale = self.accelerator.num_processes
                 losses[name] = scale * OBJECTIVES[name].loss(token_losses, num_items=items)
@@ -280,8 +291,8 @@ class MagnetTrainer(Trainer):
         if model.training:
             # Kept as tensors for the next log and the NaN guard, since reading them would synchronize with the device.
             for name, term in losses.items():
-                total, steps = self._parts.get(name, (torch.zeros_like(term), 0.0))
-                self._parts[name] = (total + term.detach(), steps + 1 / self._num_micro_batches)
+                total, steps = self._loss_totals.get(name, (torch.zeros_like(term), 0.0))
+                self._loss_totals[name] = (total + term.detach(), steps + 1 / self._num_micro_batches)
             if self.is_in_train:
                 self._losses += [(name, term.detach()) for name, term in losses.items()]
                 if row_numbers := {name: inputs[name] for name in _ROW_NUMBERS if name in inputs}:
@@ -308,12 +319,12 @@ class MagnetTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log like the parent, and add the unweighted mean loss of each objective."""
         self._guard.check()
-        if "loss" in logs and self._parts:
-            totals = torch.stack([total for total, _ in self._parts.values()])
+        if "loss" in logs and self._loss_totals:
+            totals = torch.stack([total for total, _ in self._loss_totals.values()])
             means = self.accelerator.reduce(totals, reduction="mean").tolist()
-            for (name, (_, steps)), mean in zip(self._parts.items(), means, strict=True):
+            for (name, (_, steps)), mean in zip(self._loss_totals.items(), means, strict=True):
                 logs[f"loss_{name}"] = mean / steps
-            self._parts = {}
+            self._loss_totals = {}
         super().log(logs, start_time)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
@@ -343,7 +354,7 @@ class MagnetTrainer(Trainer):
         self.gather_function = self.accelerator.gather
         output = super().evaluation_loop(*args, **{**kwargs, "metric_key_prefix": metric_key_prefix})
         assert output.metrics is not None
-        metrics = evaluation.language_metrics(distributed.add_up(dict(self._sums), self.accelerator))
+        metrics = evaluation.language_metrics(distributed.sum_over_processes(dict(self._sums), self.accelerator))
         if self.eval_pair_dataset is not None:
             parts = {"head": self.head, "collator": self.pair_collator, "accelerator": self.accelerator}
             metrics |= evaluation.pair_metrics(self.model, self.eval_pair_dataset, args=self.args, **parts)
@@ -358,25 +369,25 @@ class MagnetTrainer(Trainer):
     ) -> tuple[None, Tensor | None, Tensor | None]:
         """Add the sums of one batch to the current evaluation, and predict tokens for `compute_metrics`."""
         batch: dict[str, Any] = self._prepare_inputs(inputs)
-        sums, joint = evaluation.language_sums(model, batch, as_printed=self.args.losses_as_printed)
+        sums, outputs = evaluation.language_sums(model, batch, as_printed=self.args.losses_as_printed)
         self._sums.update(sums)
         if self.compute_metrics is None or prediction_loss_only:
             return None, None, None
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        return None, *evaluation.predict_tokens(joint, batch["corrupted"], head=head)
+        return None, *evaluation.predict_tokens(outputs, batch["corrupted"], head=head)
 
     # ---- Checkpoints ----
 
     @property
-    def shares_weights(self) -> bool:
+    def has_sharded_weights(self) -> bool:
         """Whether each process holds only a shard of the weights, by FSDP2 or ZeRO-3."""
         return self.is_fsdp_enabled or (self.is_deepspeed_enabled and is_deepspeed_zero3_enabled())
 
-    def whole_weights(self) -> dict[str, Tensor]:
+    def gather_weights(self) -> dict[str, Tensor]:
         """Gather all weights in CPU memory; every process must call this, and the first one gets them."""
         if self.is_deepspeed_enabled:  # in the training's precision
             return self.accelerator.get_state_dict(self.deepspeed) or {}
-        return distributed.whole_weights(self.model, keep=self.args.should_save)
+        return distributed.gather_weights(self.model, keep=self.args.should_save)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, or resume from a checkpoint; see `checkpoint_to_resume` and `training_step` for errors."""
@@ -408,7 +419,7 @@ class MagnetTrainer(Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            with whole_file(run / f"checkpoint-{step}" / TRAINING_ARGS_NAME) as file:
+            with atomic_write(run / f"checkpoint-{step}" / TRAINING_ARGS_NAME) as file:
                 torch.save(self.args, file)  # with the original limit
             checkpoints.remove_old_checkpoints(run, step=step, limit=limit, best=self.state.best_model_checkpoint)
 
@@ -418,19 +429,19 @@ class MagnetTrainer(Trainer):
         """Save the contrastive head with the states that only resuming needs."""
         super()._save_optimizer_and_scheduler(output_dir)
         if not self.is_deepspeed_enabled:
-            contrastive.save_head(self.head, directory=output_dir, should_save=self.args.should_save)
+            contrastive_head.save_head(self.head, directory=output_dir, should_save=self.args.should_save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load the weights and the head."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if not self.is_deepspeed_enabled:
-            contrastive.load_head(self.head, directory=resume_from_checkpoint)
+            contrastive_head.load_head(self.head, directory=resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         """Load the best weights and their head."""
         super()._load_best_model()
         if not self.is_deepspeed_enabled:
-            contrastive.load_head(self.head, directory=str(self.state.best_model_checkpoint))
+            contrastive_head.load_head(self.head, directory=str(self.state.best_model_checkpoint))
 
     # ---- The saved model and its card ----
 

@@ -169,7 +169,7 @@ class TargetLosses(NamedTuple):
 
     losses: dict[str, Tensor]  # (B, S), cross entropy in nats, in float32; 0 without a label
     hits: dict[str, Tensor] | None  # (B, S), whether the label is the most likely token; only without gradients
-    states: Tensor | None  # (B, S, H), the input of the LM head; only without gradients
+    hidden_states: Tensor | None  # (B, S, H), the input of the LM head; only without gradients
 
 
 def forward_targets(model: nn.Module, batch: Batch) -> TargetLosses:
@@ -189,8 +189,8 @@ def forward_targets(model: nn.Module, batch: Batch) -> TargetLosses:
         use_cache=False,
     )
     hits = None if outputs.token_hits is None else dict(zip(labels, outputs.token_hits.unbind(), strict=True))
-    states = None if torch.is_grad_enabled() else outputs.last_hidden_state
-    return TargetLosses(dict(zip(labels, outputs.token_losses.unbind(), strict=True)), hits, states)
+    hidden_states = None if torch.is_grad_enabled() else outputs.last_hidden_state
+    return TargetLosses(dict(zip(labels, outputs.token_losses.unbind(), strict=True)), hits, hidden_states)
 
 
 def contrastive_embeddings(

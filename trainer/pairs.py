@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .files import append_rows, resume_rows
 from .sources import Source, as_texts, check_are_text, check_columns, check_limit, is_text, map_texts, read_source
-from .whole_files import append_rows, resume_rows
 
 logger = logging.get_logger(__name__)
 

@@ -13,7 +13,7 @@ import transformers
 
 from examples.command_line import at_least
 from examples.models import open_magnet
-from trainer.whole_files import write_json
+from trainer.files import write_json
 
 # Llamas with random weights: hidden size, MLP width, layers, heads, key-value heads.
 SHAPES = {"1b": (2048, 5632, 22, 32, 4), "7b": (4096, 11008, 32, 32, 32)}

@@ -36,7 +36,7 @@ from examples.command_line import (
     require_extra,
     start,
 )
-from trainer.whole_files import write_json
+from trainer.files import write_json
 
 HERE = Path(__file__).parent
 Report = dict[str, Any]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from modeling_magnet.losses_magnet import IGNORE_INDEX
 from modeling_magnet.pooling_magnet import last_token_states
 from trainer import DataCollatorForMagnet, MagnetTrainer, MagnetTrainingArguments
-from trainer.distributed import compiled
+from trainer.compilation import compiled
 from trainer.fused_adapters import adapter_layers, adapters_under_autocast
 from trainer.loss_phases import LossPhase
 from trainer.objectives import sscl_loss

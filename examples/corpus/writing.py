@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from examples.corpus.reading import Chunk
-from trainer.whole_files import append_rows, resume_rows, whole_file, write_json
+from trainer.files import append_rows, atomic_write, resume_rows, write_json
 
 SUFFIXES = (".npy", ".parquet")
 _BYTES_AT_ONCE = 1 << 20
@@ -80,7 +80,7 @@ class WorkFolder:
         """
         if chunk.ids:
             write_json(self.ids_file(chunk.index), chunk.ids)
-        with whole_file(self.vectors_file(chunk.index)) as file:
+        with atomic_write(self.vectors_file(chunk.index)) as file:
             # Not `np.save`: if the disk is full, its error lacks the number and the cause.
             np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(vectors))
             file.write(vectors.view(np.uint8).data)
@@ -108,7 +108,7 @@ class WorkFolder:
 
 def merge_parts(folder: WorkFolder, *, width: int, dtype: str, with_ids: bool) -> None:
     """Write the output file atomically."""
-    with whole_file(folder.output, aside=folder.path) as file:
+    with atomic_write(folder.output, aside=folder.path) as file:
         if folder.output.suffix == ".npy":
             _merge_npy(file, folder, width=width, dtype=np.dtype(dtype))
         else:

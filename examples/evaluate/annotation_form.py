@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from examples.evaluate.fill_systems import StoryBlank
-from trainer.whole_files import parse_json
+from trainer.files import parse_json
 
 TEMPLATE = Path(__file__).with_name("annotation_form.html")
 DATA_MARK = "__FORM_DATA__"

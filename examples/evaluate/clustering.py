@@ -37,7 +37,7 @@ from examples.evaluate.reading_options import (
 from examples.evaluate.records import Record, digest_files
 from examples.evaluate.sentence_readers import SentenceReader
 from examples.files import data_file, whole_text
-from trainer.whole_files import parse_json
+from trainer.files import parse_json
 
 # MTEB's sets have this number of subsets.
 NUM_SUBSETS = 10

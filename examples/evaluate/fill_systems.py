@@ -20,15 +20,21 @@ import numpy as np
 from tqdm import tqdm
 
 from examples.command_line import check
+from examples.evaluate.prompted_infilling import (
+    FEW_SHOT_FAMILIES,
+    PROMPT_FAMILIES,
+    PromptedInfiller,
+    PromptFamily,
+    SolvedBlank,
+)
 from modeling_magnet.tokenization_magnet import bos_ids, read_texts
+from trainer.files import append_rows, resume_rows
 from trainer.metrics import split_sentences
-from trainer.prompted_infilling import FAMILIES, FEW_SHOT_FAMILIES, Family, PromptedInfiller, SolvedGap
-from trainer.whole_files import append_rows, resume_rows
 
 BASE, MAGNET = "base", "MAGNET"
 UNIDIRECTIONAL = "unidirectional"
-PROMPTS: tuple[Family, ...] = tuple(family for family in FAMILIES if family != "left_to_right")
-PROMPTS_WITH_SHOTS: tuple[Family, ...] = tuple(family for family in PROMPTS if family in FEW_SHOT_FAMILIES)
+PROMPTS: tuple[PromptFamily, ...] = tuple(family for family in PROMPT_FAMILIES if family != "left_to_right")
+PROMPTS_WITH_SHOTS: tuple[PromptFamily, ...] = tuple(family for family in PROMPTS if family in FEW_SHOT_FAMILIES)
 # Solved examples in the paper's prompts.
 SHOTS = 5
 _NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
@@ -48,7 +54,7 @@ class FillSystem:
 
     name: str
     model: str
-    family: Family | None = None
+    family: PromptFamily | None = None
     shots: int = 0
 
     def settings(self, *, max_new_tokens: int) -> dict[str, Any]:
@@ -57,7 +63,7 @@ class FillSystem:
         return {**how, "max_new_tokens": max_new_tokens, "do_sample": False}
 
     def overflow(
-        self, model: Any, blanks: Sequence[StoryBlank], examples: Sequence[SolvedGap], *, new_tokens: int
+        self, model: Any, blanks: Sequence[StoryBlank], examples: Sequence[SolvedBlank], *, new_tokens: int
     ) -> int:
         """Return by how many tokens the longest prompt and its answer exceed the context; 0 if all fit."""
         if self.family is None:
@@ -73,7 +79,7 @@ class FillSystem:
         model: Any,
         blanks: Sequence[StoryBlank],
         *,
-        examples: Sequence[SolvedGap],
+        examples: Sequence[SolvedBlank],
         max_new_tokens: int,
         batch_size: int,
     ) -> list[str]:
@@ -86,7 +92,7 @@ class FillSystem:
             written = self._asked(model, examples).infill(prefixes, suffixes, **options)
         return [first_sentence(text) for text in written]
 
-    def _asked(self, model: Any, examples: Sequence[SolvedGap]) -> PromptedInfiller:
+    def _asked(self, model: Any, examples: Sequence[SolvedBlank]) -> PromptedInfiller:
         """Return the causal model that this system prompts."""
         assert self.family is not None
         return PromptedInfiller(model, model.tokenizer, family=self.family, examples=examples[: self.shots])
@@ -108,7 +114,7 @@ def fill_systems(*, shots: int = SHOTS, more: Iterable[str] = ()) -> list[FillSy
 
 def draw_blanks(
     stories: Sequence[Sequence[str]], *, number: int, shots: int, seed: int
-) -> tuple[list[StoryBlank], list[SolvedGap]]:
+) -> tuple[list[StoryBlank], list[SolvedBlank]]:
     """Remove a random middle sentence from drawn stories; draw solved examples from other stories."""
     distinct = list(dict.fromkeys(tuple(story) for story in stories if len(story) > 2))
     if len(distinct) < number + shots:
@@ -122,7 +128,7 @@ def draw_blanks(
     for story in drawn:
         place = int(draw.integers(1, len(story) - 1))
         blanks.append(StoryBlank(" ".join(story[:place]), story[place], " " + " ".join(story[place + 1 :])))
-    return blanks[:number], [SolvedGap(*blank) for blank in blanks[number:]]
+    return blanks[:number], [SolvedBlank(*blank) for blank in blanks[number:]]
 
 
 def first_sentence(text: str) -> str:
@@ -138,7 +144,7 @@ def first_sentence(text: str) -> str:
 def fill_all(
     systems: Sequence[FillSystem],
     blanks: Sequence[StoryBlank],
-    examples: Sequence[SolvedGap],
+    examples: Sequence[SolvedBlank],
     *,
     folder: Path,
     identities: Mapping[str, Mapping[str, Any]],
@@ -180,7 +186,7 @@ def _check_lengths(
     model: Any,
     systems: Sequence[FillSystem],
     blanks: Sequence[StoryBlank],
-    examples: Sequence[SolvedGap],
+    examples: Sequence[SolvedBlank],
     *,
     new_tokens: int,
 ) -> None:

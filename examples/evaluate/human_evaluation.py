@@ -28,7 +28,7 @@ from examples.evaluate.fill_systems import BASE, MAGNET, SHOTS, draw_blanks, fil
 from examples.evaluate.human_scores import CONFIDENCE, RESAMPLES, answers_by_system, overall_agreement, score_systems
 from examples.evaluate.records import Record, RecordFile, answered, conditions, identify
 from examples.evaluate.stories import TITLES, read_stories, stories_source
-from trainer.whole_files import whole_file
+from trainer.files import atomic_write
 
 SMOKE, PAPER = {"limit": 4, "shots": 2}, {"limit": 100, "shots": SHOTS}
 
@@ -68,9 +68,9 @@ def sample(args: argparse.Namespace) -> dict[str, Any]:
     )
     shown, key = make_form(blanks, fills, annotators=args.annotators, seed=args.seed)
     key = {**key, **asked, "fills": fills}
-    with whole_file(file) as stream:
+    with atomic_write(file) as stream:
         stream.write((json.dumps(key, indent=1, ensure_ascii=False) + "\n").encode())
-    with whole_file(args.output / "form.html") as stream:
+    with atomic_write(args.output / "form.html") as stream:
         stream.write(render_form(shown).encode())
     print(
         f"\nhuman_evaluation: OK ({args.output / 'form.html'}; {len(blanks)} stories, {len(fills)} systems, "

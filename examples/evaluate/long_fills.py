@@ -23,6 +23,7 @@ import torch
 from examples.command_line import at_least, check, start
 from examples.evaluate.driver import Measurement, Unit, open_magnet, run, unless_absent
 from examples.evaluate.options import about_models, add_limit, complaints_of, make_parser, parse
+from examples.evaluate.prompted_infilling import PromptedInfiller
 from examples.evaluate.records import Record, identify
 from examples.evaluate.wikitext import read_wikitext, wikitext_form, wikitext_source
 from modeling_magnet.families_magnet import open_without_weights
@@ -30,7 +31,6 @@ from modeling_magnet.spans_magnet import continuation_ids, decode_fill
 from modeling_magnet.tokenization_magnet import text_ids
 from trainer import load_texts
 from trainer.metrics import perplexity, repetition_n
-from trainer.prompted_infilling import PromptedInfiller
 from trainer.sources import is_hub_id, local_files
 
 # Number of tokens after a span that are judged.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from examples.files import data_file, whole_text
-from trainer.whole_files import parse_json
+from trainer.files import parse_json
 
 if TYPE_CHECKING:  # of the extra `eval`; imported where it is used
     from lm_eval.api.group import Group

@@ -21,7 +21,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from modeling_magnet.bases import gemma3_270m
 from modeling_magnet.sources_magnet import ADAPTER_CONFIG, ADAPTER_SETTINGS, CONFIG, ModelSource
-from trainer.whole_files import json_bytes, parse_json
+from trainer.files import json_bytes, parse_json
 
 # Further files of a folder that change the output of its weights.
 _SETTINGS = (

@@ -22,7 +22,7 @@ from examples.evaluate.reporting.html_page import render_html
 from examples.evaluate.reporting.markdown_page import FIGURES, render_markdown
 from examples.evaluate.reporting.page import TITLE, build_page
 from examples.evaluate.reporting.paper_values import read_paper_values
-from trainer.whole_files import whole_file
+from trainer.files import atomic_write
 
 
 def main(arguments: list[str] | None = None) -> Page:
@@ -62,7 +62,7 @@ def write_page(page: Page, folder: Path) -> None:
     files[folder / "report.html"] = render_html(page).encode()
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     for path, content in files.items():
-        with whole_file(path) as file:
+        with atomic_write(path) as file:
             file.write(content)
 
 

@@ -32,12 +32,12 @@ from examples.evaluate import options
 from examples.evaluate.continuing import continue_texts
 from examples.evaluate.driver import Measurement, NotAvailableError, Unit, open_magnet, run
 from examples.evaluate.fill_systems import BASE, MAGNET, SHOTS, FillSystem, StoryBlank, draw_blanks, fill_systems
+from examples.evaluate.prompted_infilling import SolvedBlank
 from examples.evaluate.records import Record
 from examples.evaluate.repetition import draw, wikitext_beginnings
 from examples.evaluate.stories import read_stories
 from examples.evaluate.wikitext import read_text
-from trainer.prompted_infilling import SolvedGap
-from trainer.whole_files import parse_json
+from trainer.files import parse_json
 
 SMOKE = {"limit": 2, "shots": 2, "continuation_tokens": 32}
 PAPER = {"limit": 5, "shots": SHOTS, "continuation_tokens": 128}
@@ -48,7 +48,7 @@ class Texts(NamedTuple):
     """Hold the texts to fill and to continue, with titles."""
 
     blanks: dict[str, StoryBlank]
-    examples: list[SolvedGap]
+    examples: list[SolvedBlank]
     beginnings: dict[str, str]
 
 

@@ -24,11 +24,11 @@ from examples.command_line import check, require_extra, start
 from examples.evaluate.driver import Measurement, Unit, run
 from examples.evaluate.human_scores import mcnemar
 from examples.evaluate.options import about_models, add_limit, complaints_of, make_parser, parse
+from examples.evaluate.prompted_infilling import PromptedInfiller
 from examples.evaluate.records import Record, digest_files
 from examples.evaluate.stories import FILE_NAMES, ClozeStory, derange, read_story_cloze
 from examples.evaluate.wikitext import find_file
 from modeling_magnet.families_magnet import open_without_weights
-from trainer.prompted_infilling import PromptedInfiller
 
 FIFTH, THIRD = "fifth sentence", "third sentence"
 INFILLING, LEFT = "infilling", "left to right"

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainer.files import parse_json
 from trainer.loss_phases import MAX_STEPS, parse_phases
-from trainer.whole_files import parse_json
 
 DRIVERS = Path(__file__).parent
 KEYS = {"title", "base", "data", "training", "runs", "calls", "presets"}

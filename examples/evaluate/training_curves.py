@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from examples.command_line import OneLineParser, check, named_items, start
 from examples.evaluate.options import add_replica, add_results
 from examples.evaluate.records import Record, RecordFile, answered
-from trainer.whole_files import parse_json
+from trainer.files import parse_json
 
 REPORT = "adapt.json"
 _STATE = "trainer_state.json"  # the last file that a checkpoint writes

@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from trainer.whole_files import whole_file
+from trainer.files import atomic_write
 
 CONTEXT_COLOR, SPAN_COLOR = "#4477aa", "#ee7733"
 MASKED_COLOR, PLAIN_COLOR = "#ccbb44", "#eeeeee"
@@ -73,7 +73,7 @@ def draw_objectives(path: Path, log_history: Sequence[Mapping[str, Any]]) -> Pat
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, dpi=120, format="png", metadata={"Software": None})
     return path
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.command_line import OneLineParser, require_extra, start
-from trainer.whole_files import whole_file
+from trainer.files import atomic_write
 
 try:
     import nbformat
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         print(f"run_notebook: FAILED ({arguments.notebook}; {error.ename}: {error.evalue})")
         return 1
-    with whole_file(output) as file:
+    with atomic_write(output) as file:
         file.write((nbformat.writes(notebook) + "\n").encode())
     print(f"run_notebook: OK ({output}; {time.monotonic() - started:.0f} s)")
     return 0

@@ -6,10 +6,10 @@ import pytest
 
 from examples.evaluate.continuing import continue_texts
 from examples.evaluate.fill_systems import fill_systems, first_sentence
+from examples.evaluate.prompted_infilling import PromptedInfiller
 from examples.evaluate.records import RecordFile
 from examples.evaluate.side_by_side import main
 from modeling_magnet import AutoMagnetForCausalLM
-from trainer.prompted_infilling import PromptedInfiller
 
 from .evaluation_files import write_story_cloze, write_wikitext
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from examples.evaluate.prompted_infilling import PromptedInfiller
 from examples.evaluate.span_rows import SpanRow, block_rows, span_logprobs, story_row
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.spans_magnet import Healed, SpanLayout
-from trainer.prompted_infilling import PromptedInfiller
 
 from ..modeling_magnet.infill_reference import next_logprobs
 

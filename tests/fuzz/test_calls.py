@@ -13,8 +13,8 @@ from modeling_magnet.spans_magnet import split_at_marks
 from tests.trainer.tiny import tiny_model
 from trainer import LoraArguments, MagnetTrainingArguments
 from trainer.corruption import MntpShift
+from trainer.files import json_bytes, parse_json
 from trainer.metrics import repetition_n, repetition_sentences, split_sentences
-from trainer.whole_files import json_bytes, parse_json
 
 from .odd_tokenizers import SIZE, TOKENIZERS, tokenizer
 from .strategies import any_text, clear_errors, fuzz, json_values, mostly, options, unicode_text, values

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, TorchAoConfig
 
 from modeling_magnet import MagnetLlamaForCausalLM
 from trainer import LoraArguments, MagnetTrainer, MagnetTrainingArguments, apply_lora, texts_to_blocks
-from trainer.contrastive import attach_contrastive_head
+from trainer.contrastive_head import attach_contrastive_head
 
 IDS = torch.tensor([[1, 40, 41, 42, 43, 44]])
 TEXTS = ["A cat.", "The dog barked at the cat, and the cat sat on the mat.", ""]

@@ -16,7 +16,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from transformers import TrainerCallback
 
 from modeling_magnet import losses_magnet
-from trainer.distributed import whole
+from trainer.distributed import gather_weight
 from trainer.lora import LoraArguments, apply_lora
 
 from .tiny import tiny_args, tiny_model, tiny_pairs, tiny_rows, tiny_trainer
@@ -45,7 +45,8 @@ class KeepGradients(TrainerCallback):
         self.steps: list[dict[str, torch.Tensor]] = []
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self.steps.append({name: whole(p.grad).clone() for name, p in model.named_parameters() if p.grad is not None})
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        self.steps.append({name: gather_weight(gradient).clone() for name, gradient in gradients.items()})
 
 
 def train_once(
@@ -71,7 +72,7 @@ def train_once(
     )
     trainer.train(resume_from_checkpoint=resume)
     metrics = trainer.evaluate()
-    weights = trainer.whole_weights()
+    weights = trainer.gather_weights()
     if trainer.is_world_process_zero():
         torch.save(
             {

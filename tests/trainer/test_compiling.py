@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 
 from modeling_magnet.families_magnet import FAMILIES
 from tests.modeling_magnet.test_families_magnet import make_config
-from trainer.distributed import compile_layers, compiled, take_over_compilation
+from trainer.compilation import compile_layers, compiled, take_over_compilation
 from trainer.lora import apply_lora
 
 from .processes import FULL, run_alone

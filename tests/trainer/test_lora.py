@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from trainer.contrastive import attach_contrastive_head
+from trainer.contrastive_head import attach_contrastive_head
 from trainer.fused_adapters import AdaptedLinear, adapter_layers, adapters_under_autocast, can_be_fused
 from trainer.lora import LoraArguments, apply_lora
 

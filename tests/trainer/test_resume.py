@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from trainer.checkpoints import checkpoint_to_resume, last_complete_checkpoint, remove_old_checkpoints
-from trainer.contrastive import HEAD_FILE
+from trainer.contrastive_head import HEAD_FILE
 from trainer.lora import LoraArguments
 
 from .processes import FULL, run_alone

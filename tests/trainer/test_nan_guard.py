@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from trainer.guards import NanGuard
+from trainer.nan_guard import NanGuard
 
 from .processes import call_together
 from .tiny import tiny_args, tiny_model, tiny_rows, tiny_trainer

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from modeling_magnet.adapters_magnet import HEAD_NAME, HEAD_PREFIX
 from modeling_magnet.pooling_magnet import ContrastiveHead
 
-from .distributed import sharded_like, whole
+from .distributed import gather_weight, shard_like
 
 HEAD_FILE = f"{HEAD_NAME}.safetensors"
 
@@ -52,7 +52,7 @@ def save_head(head: nn.Module, *, directory: str | Path, should_save: bool) -> N
 
     Every process must call this, since sharded weights are gathered; the one with `should_save` writes the file.
     """
-    weights = {name: whole(weight.detach()) for name, weight in head.state_dict().items()}
+    weights = {name: gather_weight(weight.detach()) for name, weight in head.state_dict().items()}
     if weights and should_save:
         weights = {name: weight.cpu().contiguous() for name, weight in weights.items()}
         safetensors.torch.save_file(weights, Path(directory) / HEAD_FILE)
@@ -76,4 +76,4 @@ def load_head(head: nn.Module, *, directory: str | Path) -> None:
             "checkpoint of a run with the same `loss_phases` and `contrastive_head`, or start a new run."
         )
     saved = safetensors.torch.load_file(path)
-    head.load_state_dict({name: sharded_like(value, weights.get(name, value)) for name, value in saved.items()})
+    head.load_state_dict({name: shard_like(value, weights.get(name, value)) for name, value in saved.items()})

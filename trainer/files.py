@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 
 @contextmanager
-def whole_file(path: Path, *, aside: Path | None = None) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, *, aside: Path | None = None) -> Iterator[BinaryIO]:
     """Open a temporary file that replaces `path` once it is complete on disk.
 
     Args:
@@ -48,7 +48,7 @@ def whole_file(path: Path, *, aside: Path | None = None) -> Iterator[BinaryIO]:
 def write_json(file: Path, content: Any) -> None:
     """Write a JSON file atomically, and create its folder if missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(file) as stream:
+    with atomic_write(file) as stream:
         stream.write(json_bytes(content, indent=2) + b"\n")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.whole_files import append_rows, resume_rows
+from trainer.files import append_rows, resume_rows
 
 
 def test_rows_and_settings_may_hold_any_text(tmp_path):

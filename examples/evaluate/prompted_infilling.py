@@ -22,18 +22,17 @@ from modeling_magnet.tokenization_magnet import (
     special_ids,
     text_ids,
 )
+from trainer.metrics import split_sentences
 
-from .metrics import split_sentences
-
-Family = Literal["left_to_right", "blank", "contextual", "prefix_suffix", "line_by_line"]
-FAMILIES: tuple[Family, ...] = get_args(Family)
+PromptFamily = Literal["left_to_right", "blank", "contextual", "prefix_suffix", "line_by_line"]
+PROMPT_FAMILIES: tuple[PromptFamily, ...] = get_args(PromptFamily)
 # Families with few-shot examples in the paper.
 FEW_SHOT_FAMILIES = ("blank", "prefix_suffix", "line_by_line")
 # Limits of a scoring forward: tokens, and logits of a stock class, which computes them for all tokens.
 SCORED_TOKENS, SCORED_LOGITS = 2048, 2**27
 
 
-class SolvedGap(NamedTuple):
+class SolvedBlank(NamedTuple):
     """A text with its fill, as a few-shot example."""
 
     prefix: str
@@ -102,7 +101,7 @@ class PromptedInfiller:
         model (`PreTrainedModel`): Any causal language model.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         family (`str`): `"left_to_right"` continues the prefix and ignores the suffix; the others are prompts.
-        examples (`Sequence[SolvedGap]`): Few-shot examples before the prompt; five in the paper.
+        examples (`Sequence[SolvedBlank]`): Few-shot examples before the prompt; five in the paper.
 
     Source: Khosla et al. 2025, Table 5 and its prompts.
 
@@ -121,8 +120,8 @@ class PromptedInfiller:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        family: Family = "left_to_right",
-        examples: Sequence[SolvedGap] = (),
+        family: PromptFamily = "left_to_right",
+        examples: Sequence[SolvedBlank] = (),
     ) -> None:
         self.model: Any = model
         self.tokenizer = tokenizer

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trainer.prompted_infilling import PROMPTS, PromptedInfiller, SolvedGap
+from examples.evaluate.prompted_infilling import PROMPTS, PromptedInfiller, SolvedBlank
 
 PREFIX, SUFFIX = "Tom fell. It hurt.", " He cried. Mom came."
 
@@ -34,7 +34,7 @@ def test_prompt_adds_no_second_full_stop():
 
 
 def test_examples_come_first_in_the_same_format(stock):
-    examples = [SolvedGap("A cat.", " A dog.", "A cow."), SolvedGap("Up.", "Left.", "Down.")]
+    examples = [SolvedBlank("A cat.", " A dog.", "A cow."), SolvedBlank("Up.", "Left.", "Down.")]
     infiller = PromptedInfiller(*stock, family="prefix_suffix", examples=examples)
     blocks = infiller.prompt(PREFIX, SUFFIX).split("\n\n")
     assert blocks == [

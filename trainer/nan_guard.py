@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from .whole_files import write_json
+from .files import write_json
 
 
 class _Step(NamedTuple):
